@@ -1,0 +1,57 @@
+"""streamstats: exact calibration statistics, out of core, and the bias corrections that follow from them.
+
+Names are imported when first used, so that correctors load with numpy and safetensors alone.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .calibration.recorder import Recorder
+    from .correction import BiasCorrector, MeanBiasCorrector, NullBiasCorrector
+    from .errors import StreamstatsError
+    from .job import reduce
+    from .ledger import LayerStatistics
+    from .quantization import Quantization, fake_quantize
+    from .statistics.mean import prepare_input_mean
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "BiasCorrector": "correction",
+    "LayerStatistics": "ledger",
+    "MeanBiasCorrector": "correction",
+    "NullBiasCorrector": "correction",
+    "Quantization": "quantization",
+    "Recorder": "calibration.recorder",
+    "StreamstatsError": "errors",
+    "fake_quantize": "quantization",
+    "prepare_input_mean": "statistics.mean",
+    "reduce": "job",
+}
+
+__all__ = [
+    "BiasCorrector",
+    "LayerStatistics",
+    "MeanBiasCorrector",
+    "NullBiasCorrector",
+    "Quantization",
+    "Recorder",
+    "StreamstatsError",
+    "__version__",
+    "fake_quantize",
+    "prepare_input_mean",
+    "reduce",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,221 @@
+"""The only code that writes and reads result files.
+
+A file is written whole or not at all: to a temporary name in the same folder, flushed to the disk, renamed,
+and the folder flushed. Tensors go into safetensors with the header in sorted order, so the same content has
+the same bytes; a SHA-256 of the content stands in the metadata, so a flipped bit is noticed on reading.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save as safetensors_bytes
+
+from .errors import DataError, OutputError, UsageError
+
+Tensors = Mapping[str, npt.NDArray[Any]]
+
+DIGEST_KEY = "sha256"
+
+
+def check_layer_name(layer: str) -> str:
+    """Return `layer` if it can safely name an array and a file; raise `UsageError` otherwise.
+
+    Refused: empty, a leading or trailing `/`, an empty, `.` or `..` part, and characters that do not print,
+    such as a newline.
+    """
+    parts = layer.split("/")
+    if any(part in ("", ".", "..") for part in parts) or any(not char.isprintable() for char in layer):
+        raise UsageError(
+            f"layer name {layer!r} is not usable: expected parts joined by single '/', none of them empty, "
+            "'.' or '..', of printable characters; rename the layer"
+        )
+    return layer
+
+
+def layer_path(folder: Path, layer: str, suffix: str = ".safetensors") -> Path:
+    """Where the file of `layer` lies below `folder`: `/` makes folders, unsafe characters are percent codes.
+
+    Different layers have different paths, and none is a folder on the way to another. Raises `UsageError` for
+    a name that `check_layer_name` refuses.
+
+    >>> layer_path(Path("out"), "block 1/conv").as_posix()
+    'out/block%201/conv.safetensors'
+    """
+    *folders, name = (quote(part, safe="") for part in check_layer_name(layer).split("/"))
+    return folder.joinpath(*(_unlike_a_file(part, suffix) for part in folders), name + suffix)
+
+
+def _unlike_a_file(part: str, suffix: str) -> str:
+    """A folder's name that no layer's file can have: the layers `a` and `a.safetensors/b` must both fit."""
+    return part.removesuffix(suffix) + suffix.replace(".", "%2E") if part.endswith(suffix) else part
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Put `content` at `path`, atomically and durably; the folders above are made. Raises `OutputError`."""
+    try:
+        _make_folder(path.parent)
+        _replace(path, content)
+    except OSError as error:
+        raise OutputError(
+            f"cannot write {path}: {error.strerror or error}; make the folder writable or choose another one"
+        ) from error
+
+
+def _make_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        _make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        _sync_folder(folder.parent)
+
+
+def _replace(path: Path, content: bytes) -> None:
+    temporary = path.parent / f".{uuid.uuid4().hex}.tmp"  # a process id is not unique: threads, other hosts
+    try:
+        with open(temporary, "xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove(path: Path) -> None:
+    """Take the file at `path` away, if it is there. Raises `OutputError`."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot remove {path}: {error.strerror or error}") from error
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of the file at `path`. Raises `DataError` where it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write `content` as JSON with sorted keys: equal content, equal bytes. Raises `OutputError`."""
+    write_bytes(path, (json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read an object that `write_json` wrote. Raises `DataError` for anything else."""
+    content = read_bytes(path)
+    try:
+        document = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise DataError(
+            f"{path} is not JSON ({error}); it was not written by streamstats, or is damaged"
+        ) from error
+    if not isinstance(document, dict):
+        raise DataError(f"{path} holds a JSON {type(document).__name__}, expected an object")
+    return document
+
+
+def write_tensors(path: Path, tensors: Tensors, metadata: Mapping[str, str]) -> None:
+    """Write named arrays and string metadata as safetensors, with a digest of both. Raises `OutputError`."""
+    write_bytes(path, tensors_bytes(tensors, metadata))
+
+
+def tensors_bytes(tensors: Tensors, metadata: Mapping[str, str]) -> bytes:
+    """The bytes of the safetensors file that `write_tensors` writes: equal content, equal bytes.
+
+    Raises `UsageError` for metadata under the key of the digest, `sha256`.
+    """
+    if DIGEST_KEY in metadata:
+        raise UsageError(
+            f"metadata has the key {DIGEST_KEY!r}, which is kept for the digest; use another key"
+        )
+    stored = {name: _as_stored(array) for name, array in tensors.items()}
+    content = safetensors_bytes(stored, {**metadata, DIGEST_KEY: content_digest(stored, metadata)})
+    return _with_sorted_header(content)
+
+
+def _as_stored(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The same values as safetensors keeps them: little-endian, in C order, scalars still scalars."""
+    return np.asarray(array, dtype=array.dtype.newbyteorder("<"), order="C")
+
+
+def _with_sorted_header(content: bytes) -> bytes:
+    """Sort the header's keys: the safetensors library writes metadata in the order of a hash table."""
+    length = int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8 : 8 + length]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + content[8 + length :]
+
+
+def read_tensors(path: Path, expected_format: str) -> tuple[dict[str, npt.NDArray[Any]], dict[str, str]]:
+    """Read what `write_tensors` wrote: (name → array, metadata without the digest).
+
+    Raises `DataError` if the file is missing, not safetensors, of another format or version than
+    `expected_format`, or does not have the digest written in it.
+    """
+    tensors, metadata = _read_safetensors(path)
+    found = metadata.get("format")
+    if found != expected_format:
+        raise DataError(
+            f"{path} has the format {found!r}, expected {expected_format!r}; make it again with this version"
+        )
+    digest = metadata.pop(DIGEST_KEY, None)
+    if digest != content_digest(tensors, metadata):
+        raise DataError(
+            f"{path} is damaged: its content does not have the SHA-256 written in it; make it again"
+        )
+    return tensors, metadata
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, str]]:
+    try:
+        with safe_open(path, framework="numpy") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+            return tensors, dict(file.metadata() or {})
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"cannot read {path} as safetensors: {error}; make it again") from error
+
+
+def content_digest(tensors: Tensors, metadata: Mapping[str, str]) -> str:
+    """SHA-256 (hex) over the metadata and the names, dtypes, shapes and values of the arrays."""
+    digest = hashlib.sha256(json.dumps(dict(metadata), sort_keys=True).encode())
+    for name in sorted(tensors):
+        array = _as_stored(tensors[name])
+        digest.update(json.dumps([name, array.dtype.str, array.shape]).encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 (hex) of the bytes of the file at `path`. Raises `DataError` where it cannot be read."""
+    return hashlib.sha256(read_bytes(path)).hexdigest()
+
+
+def check_writable(folder: Path) -> None:
+    """Make `folder` and try to write a file in it, so that a job fails before its work. Raises `OutputError`."""
+    probe = folder / ".streamstats-probe"
+    write_bytes(probe, b"")
+    remove(probe)

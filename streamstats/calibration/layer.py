@@ -1,0 +1,259 @@
+"""A layer: an array of a calibration store, its channel axis and its quantisation, and how a block of it is read.
+
+A `Layer` is a small description that travels to workers; each opens the array for itself. Samples are on axis 0,
+one axis holds the channels, every other axis is reduced. Nothing is rewritten: chunks are read as they lie.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+from zarr.abc.store import Store
+from zarr.core.buffer import default_buffer_prototype
+from zarr.errors import ArrayNotFoundError, ContainsArrayError, GroupNotFoundError
+from zarr.storage import LocalStore, ZipStore
+
+from ..artifacts import check_layer_name
+from ..errors import DataError, MismatchError, StreamstatsError, UsageError
+from ..quantization import Quantization
+
+ATTRIBUTES_KEY = "streamstats"
+ZARRS_PIPELINE = "zarrs.ZarrsCodecPipeline"
+DEFAULT_PIPELINE = "zarr.core.codec_pipeline.BatchedCodecPipeline"
+
+
+FETCHES = 4
+"""Chunks that zarr's own pipeline fetches and decodes at a time, for one read."""
+_OPENING = threading.Lock()  # zarr takes the pipeline from its configuration, which all threads share
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer of a store.
+
+    `shape` is that of the array with `rows` on axis 0; `chunks` is the part that is decoded at once and `shards`
+    the part that is stored at once (equal to `chunks` where there are none). `channel_axis` is not negative.
+    """
+
+    store: str
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    chunks: tuple[int, ...]
+    shards: tuple[int, ...]
+    channel_axis: int
+    quantization: Quantization | None = None
+    metadata: str = ""
+
+    @property
+    def rows(self) -> int:
+        """Samples that are committed: those to count."""
+        return self.shape[0]
+
+    @property
+    def channels(self) -> int:
+        """Extent of the channel axis."""
+        return self.shape[self.channel_axis]
+
+    @property
+    def decoded_at_once(self) -> int:
+        """Chunks that one read decodes at the same time (the compiled decoder shares its threads among all reads)."""
+        return 1 if self.compiled else FETCHES
+
+    @property
+    def compiled(self) -> bool:
+        """Whether compiled code reads and decodes it: local folders, native byte order."""
+        return "://" not in self.store and Path(self.store).is_dir() and self.dtype.isnative
+
+    @property
+    def row_bytes(self) -> int:
+        """Decoded bytes of one sample."""
+        return int(np.prod(self.shape[1:], dtype=object)) * self.dtype.itemsize
+
+    def with_channel_axis(self, axis: int) -> Layer:
+        """The layer with its channels on `axis`, negative counts from the end. Raises `UsageError`."""
+        ndim = len(self.shape)
+        if not -ndim <= axis < ndim or axis % ndim == 0:
+            raise UsageError(
+                f"layer {self.name}: channel_axis is {axis}, but the array has the shape {self.shape} with samples "
+                f"on axis 0; expected an axis from 1 to {ndim - 1}, or from {1 - ndim} to -1"
+            )
+        return replace(self, channel_axis=axis % ndim)
+
+    def with_quantization(self, quantization: Quantization | None) -> Layer:
+        """The layer with its codes mapped by `quantization`. Raises `UsageError`, `MismatchError`."""
+        if quantization is None:
+            return replace(self, quantization=None)
+        if self.dtype.kind not in "iu":
+            raise UsageError(
+                f"layer {self.name}: a quantisation is given, but its values are {self.dtype}, not integer codes; "
+                "leave the quantisation out"
+            )
+        try:
+            quantization.check_channels(self.channels)
+        except MismatchError as error:
+            raise MismatchError(f"layer {self.name}: {error}") from error
+        return replace(self, quantization=quantization)
+
+
+def open_store(location: str | Path) -> Store | str:
+    """What zarr opens for `location`: a local folder, a `.zip`, or any URL as it is. Raises `UsageError`."""
+    text = str(location)
+    if "://" in text or "::" in text:
+        return text
+    path = Path(text)
+    if not path.exists():
+        raise UsageError(f"calibration store {text} does not exist; check `source`")
+    if path.is_dir():
+        return LocalStore(path, read_only=True)
+    try:
+        return ZipStore(path, mode="r", read_only=True)
+    except Exception as error:
+        raise UsageError(f"calibration store {text} is a file, but not a zip archive; expected a zarr group") from error
+
+
+def find_arrays(location: str | Path) -> dict[str, zarr.Array[Any]]:
+    """Every array below the group at `location`, by name, in order.
+
+    Raises `UsageError` for a location that is not a zarr group or has no arrays.
+    """
+    group = _open_group(location)
+    members = _members(group, location)
+    if not members:
+        raise UsageError(f"{location} is a zarr group without arrays; record activations into it first")
+    return {name: members[name] for name in sorted(members)}
+
+
+def _members(group: zarr.Group, location: str | Path) -> dict[str, zarr.Array[Any]]:
+    try:
+        return {name: node for name, node in group.members(max_depth=None) if isinstance(node, zarr.Array)}
+    except Exception as error:
+        raise DataError(
+            f"{location}: the metadata of an array or group in it cannot be read: {_first_line(error)}; repair it"
+        ) from error
+
+
+def _open_group(location: str | Path) -> zarr.Group:
+    try:
+        return zarr.open_group(open_store(location), mode="r")
+    except ContainsArrayError as error:
+        raise UsageError(f"{location} is a zarr array; expected the group above it") from error
+    except (GroupNotFoundError, FileNotFoundError) as error:
+        if _is_array(location):
+            raise UsageError(f"{location} is a zarr array; give the group above it as the source") from error
+        raise UsageError(f"{location} is not a zarr group (no zarr.json or .zgroup in it)") from error
+    except StreamstatsError:
+        raise
+    except Exception as error:
+        raise DataError(f"{location} cannot be opened as a zarr group: {_first_line(error)}") from error
+
+
+def _is_array(location: str | Path) -> bool:
+    try:
+        zarr.open_array(open_store(location), mode="r")
+    except Exception:
+        return False
+    return True
+
+
+def describe(store: str, name: str, array: zarr.Array[Any]) -> Layer:
+    """The `Layer` of one array: shape, dtype, chunk grid, and the attributes under `streamstats` if there are any."""
+    check_layer_name(name)
+    _check_values(name, array)
+    layer = Layer(
+        store=store,
+        name=name,
+        shape=array.shape,
+        dtype=np.dtype(array.dtype),
+        chunks=array.chunks,
+        shards=array.shards or array.chunks,
+        channel_axis=array.ndim - 1,
+        metadata=fingerprint_text(array),
+    )
+    attributes = array.attrs.asdict().get(ATTRIBUTES_KEY)
+    return layer if attributes is None else _with_attributes(layer, attributes)
+
+
+def _check_values(name: str, array: zarr.Array[Any]) -> None:
+    dtype = np.dtype(array.dtype)
+    if dtype.kind not in "biuf" or dtype.itemsize > 8:
+        raise UsageError(
+            f"layer {name}: its values are {dtype}; expected bool, int8 to int64, uint8 to uint64, float16, float32 "
+            "or float64; name the layers to reduce under `layers`"
+        )
+    if array.ndim < 2:
+        raise UsageError(
+            f"layer {name}: the array has the shape {array.shape}; expected samples on axis 0 and at least one more "
+            "axis for the channels; name the layers to reduce under `layers`"
+        )
+
+
+def _with_attributes(layer: Layer, attributes: object) -> Layer:
+    try:
+        return _read_attributes(layer, attributes)
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"layer {layer.name}: its attributes under {ATTRIBUTES_KEY!r} are not usable ({_first_line(error)}); "
+            "repair or remove them"
+        ) from error
+
+
+def _read_attributes(layer: Layer, attributes: object) -> Layer:
+    if not isinstance(attributes, Mapping):
+        raise TypeError(f"expected a mapping, found {type(attributes).__name__}")
+    quantization = attributes.get("quantization")
+    rows = int(attributes.get("rows", layer.rows))
+    if not 0 <= rows <= layer.shape[0]:
+        raise ValueError(f"rows is {rows}, the array has {layer.shape[0]}")
+    layer = replace(layer, shape=(rows, *layer.shape[1:]))
+    layer = layer.with_channel_axis(int(attributes.get("channel_axis", -1)))
+    return layer.with_quantization(quantization and Quantization(quantization["step"], quantization["zero_point"]))
+
+
+def fingerprint_text(array: zarr.Array[Any]) -> str:
+    """What identifies the array whatever its number of rows: dtype, chunk grid, codecs, fill value; JSON."""
+    document = array.metadata.to_dict()
+    document.pop("attributes", None)
+    document["shape"] = [None, *array.shape[1:]]
+    return json.dumps(document, sort_keys=True, default=str)
+
+
+def open_array(layer: Layer) -> zarr.Array[Any]:
+    """Open the array of `layer` for reading, decoded by compiled code where the store allows it."""
+    pipeline = ZARRS_PIPELINE if layer.compiled else DEFAULT_PIPELINE
+    with _OPENING, zarr.config.set({"codec_pipeline.path": pipeline}), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # zarrs says so where it leaves a codec to zarr
+        return zarr.open_array(open_store(layer.store), path=layer.name, mode="r")
+
+
+def read_block(
+    layer: Layer, array: zarr.Array[Any], selection: tuple[slice, ...], buffer: npt.NDArray[np.uint8]
+) -> npt.NDArray[Any]:
+    """Decode `selection` of `array` into `buffer` (uint8, large enough) and return it as an array over that memory.
+
+    Raises `DataError` that names layer and rows for chunks that cannot be read or decoded.
+    """
+    shape = tuple(part.stop - part.start for part in selection)
+    size = int(np.prod(shape)) * layer.dtype.itemsize
+    block = buffer[:size].view(layer.dtype).reshape(shape)
+    try:
+        array.get_basic_selection(selection, out=default_buffer_prototype().nd_buffer.from_numpy_array(block))
+    except Exception as error:
+        rows = selection[0]
+        raise DataError(
+            f"layer {layer.name}: rows {rows.start}:{rows.stop} cannot be read: {_first_line(error)}; repair the store"
+        ) from error
+    return block
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__

@@ -1,0 +1,69 @@
+"""Selection: which arrays of a store are the layers of a job, and what the job says of them.
+
+Rules are tried in order and the first match wins. Without rules every array is a layer, as its attributes describe
+it; with rules, the arrays that no rule matches are left out.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import UsageError
+from ..quantization import Quantization
+from .layer import Layer, describe, find_arrays
+
+
+@dataclass(frozen=True)
+class LayerRule:
+    """Layers whose name fits the glob `match` (`*` also crosses `/`); None keeps what the store says."""
+
+    match: str
+    channel_axis: int | None = None
+    quantization: Quantization | None = None
+
+    def apply(self, layer: Layer) -> Layer:
+        """The layer as this rule describes it. Raises `UsageError`, `MismatchError`."""
+        if self.channel_axis is not None:
+            layer = layer.with_channel_axis(self.channel_axis)
+        if self.quantization is not None:
+            layer = layer.with_quantization(self.quantization)
+        return layer
+
+
+@dataclass(frozen=True)
+class Selected:
+    """The layers of a job, in the order of their names, and the names of the arrays that it leaves out."""
+
+    layers: tuple[Layer, ...]
+    left_out: tuple[str, ...]
+
+
+def select_layers(source: str | Path, rules: Sequence[LayerRule] = ()) -> Selected:
+    """The layers of the calibration store at `source` that `rules` choose.
+
+    Raises `UsageError` for a source that is not a zarr group with arrays, an array that cannot be a layer, and a
+    rule that matches nothing.
+    """
+    arrays = find_arrays(source)
+    for rule in rules:
+        if not any(fnmatch.fnmatchcase(name, rule.match) for name in arrays):
+            raise UsageError(f"no layer of {source} matches {rule.match!r}; the store has {_some(list(arrays))}")
+    chosen = {name: _first_match(name, rules) for name in arrays}
+    return Selected(
+        layers=tuple(rule.apply(describe(str(source), name, arrays[name])) for name, rule in chosen.items() if rule),
+        left_out=tuple(name for name, rule in chosen.items() if rule is None),
+    )
+
+
+def _first_match(name: str, rules: Sequence[LayerRule]) -> LayerRule | None:
+    if not rules:
+        return LayerRule("*")
+    return next((rule for rule in rules if fnmatch.fnmatchcase(name, rule.match)), None)
+
+
+def _some(names: Sequence[str], most: int = 8) -> str:
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest

@@ -1,0 +1,180 @@
+"""The configuration of a job: YAML in, checked models out. The only code that reads configuration.
+
+Unknown keys, wrong types and impossible values are refused with the path of the key, what was found and what was
+expected.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from .calibration.selection import LayerRule
+from .errors import UsageError
+from .quantization import Quantization
+
+LONGEST_CONFIG = 2**20
+UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12} | {
+    "KIB": 2**10,
+    "MIB": 2**20,
+    "GIB": 2**30,
+    "TIB": 2**40,
+}
+
+
+def parse_bytes(text: str | int) -> int:
+    """A number of bytes from "2GiB", "500 MB" or a number. Raises `ValueError`.
+
+    >>> parse_bytes("2GiB")
+    2147483648
+    """
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", str(text))
+    if isinstance(text, bool) or match is None or match[2].upper() not in UNITS:
+        raise ValueError("expected a size such as 2GiB, 500MB or a number of bytes")
+    return int(float(match[1]) * UNITS[match[2].upper()])
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class QuantizationConfig(_Model):
+    """The affine map of a layer's integer codes: `real = (code − zero_point) · step`."""
+
+    scale: Annotated[float | list[float], Field(description="A number, or one a channel.")]
+    scale_is: Annotated[
+        Literal["step", "reciprocal"],
+        Field(description="step: real units a code (ONNX, TFLite, torch); reciprocal: codes a real unit."),
+    ]
+    zero_point: Annotated[int | list[int], Field(description="The code of zero: an integer, or one a channel.")] = 0
+
+    def quantization(self) -> Quantization:
+        """The map. Raises `UsageError` for impossible scales or zero points."""
+        return Quantization.from_scale(self.scale, self.scale_is, self.zero_point)
+
+
+class LayerConfig(_Model):
+    """What the job says of the layers whose name matches; what it leaves out, the store's attributes say."""
+
+    match: Annotated[str, Field(description="A glob on the layer's name; `*` also crosses `/`. The first match wins.")]
+    channel_axis: Annotated[int | None, Field(description="The axis of the channels; default the last.")] = None
+    quantization: Annotated[QuantizationConfig | None, Field(description="For integer codes.")] = None
+
+    def rule(self) -> LayerRule:
+        """The rule for choosing and describing layers. Raises `UsageError` for an impossible quantisation."""
+        quantization = self.quantization.quantization() if self.quantization else None
+        return LayerRule(self.match, self.channel_axis, quantization)
+
+
+class ClusterConfig(_Model):
+    """Where the work is done."""
+
+    workers: Annotated[Literal["local"], Field(description="local: threads of this process.")] = "local"
+    threads: Annotated[int | None, Field(ge=1, description="How many; default one a core.")] = None
+
+    def thread_count(self) -> int:
+        """The number of threads: as configured, or the cores this process may use."""
+        return self.threads or available_cores()
+
+
+class JobConfig(_Model):
+    """A job: the statistics of the layers of a calibration store, and where they go."""
+
+    source: Annotated[str, Field(min_length=1, description="The zarr group: a folder, a .zip or a URL.")]
+    output: Annotated[str, Field(min_length=1, description="The folder for state, correctors and manifest.")]
+    layers: Annotated[list[LayerConfig], Field(description="Which arrays, and what they are; default all.")] = []
+    memory: Annotated[int, BeforeValidator(parse_bytes), Field(gt=0, description="The most memory, as in 2GiB.")] = (
+        2 * 2**30
+    )
+    nonfinite: Annotated[
+        Literal["error", "skip"], Field(description="NaN and infinities: refuse, or leave out and say so.")
+    ] = "error"
+    cluster: Annotated[ClusterConfig, Field(description="Where the work is done.")] = ClusterConfig()
+
+    def rules(self) -> list[LayerRule]:
+        """The rules of `layers`, in order. Raises `UsageError` naming the entry with an impossible quantisation."""
+        rules = []
+        for index, layer in enumerate(self.layers):
+            try:
+                rules.append(layer.rule())
+            except UsageError as error:
+                raise UsageError(f"layers[{index}] ({layer.match}): {error}") from error
+        return rules
+
+
+def available_cores() -> int:
+    """The cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def load_config(path: str | Path) -> JobConfig:
+    """Read the YAML file at `path`. Raises `UsageError` naming the file, the key, what was found and expected.
+
+    A relative `source` or `output` counts from the folder that the command is called in.
+    """
+    document = _load_yaml(Path(path))
+    if not isinstance(document, dict):
+        raise UsageError(f"{path}: found {type(document).__name__}, expected keys such as `source:` and `output:`")
+    try:
+        config = JobConfig.model_validate(document)
+        config.rules()
+    except ValidationError as error:
+        raise UsageError(f"{path}: " + "; ".join(_explain(problem) for problem in error.errors())) from error
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from error
+    return config
+
+
+def _load_yaml(path: Path) -> Any:
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"configuration {path} cannot be read: {error.strerror or error}") from error
+    if len(text) > LONGEST_CONFIG:
+        raise UsageError(f"configuration {path} has {len(text)} bytes; expected at most {LONGEST_CONFIG}")
+    try:
+        return yaml.load(text, Loader=_PlainLoader)  # noqa: S506 - a SafeLoader
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """YAML without aliases (a few lines of them can expand to gigabytes) and without repeated keys."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError(f"aliases are not supported: {self.peek_event().start_mark}")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        repeated = [key for index, key in enumerate(keys) if key in keys[:index]]
+        if repeated:
+            raise yaml.YAMLError(f"the key {repeated[0]!r} stands twice:{node.start_mark}")
+        return super().construct_mapping(node, deep)
+
+
+def _explain(problem: Any) -> str:
+    place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in problem["loc"]).lstrip(".")
+    if problem["type"] == "extra_forbidden":
+        return f"unknown key `{place}`; expected one of {', '.join(_keys_beside(problem['loc']))}"
+    if problem["type"] == "missing":
+        return f"the key `{place}` is missing"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"`{place}` is {problem['input']!r}: {message[0].lower()}{message[1:]}"
+
+
+def _keys_beside(location: tuple[int | str, ...]) -> list[str]:
+    homes: dict[str, type[BaseModel]] = {
+        "layers": LayerConfig,
+        "quantization": QuantizationConfig,
+        "cluster": ClusterConfig,
+    }
+    above = [part for part in location[:-1] if part in homes]
+    model = homes[str(above[-1])] if above else JobConfig
+    return list(model.model_fields)

@@ -1,0 +1,47 @@
+"""What can go wrong, grouped by what the caller can do about it.
+
+Every error says what was found, what was expected and what to do. The class decides the exit status of the
+command line, so a batch system can tell a job to be corrected (2) from data to be repaired (4).
+"""
+
+from __future__ import annotations
+
+
+class StreamstatsError(Exception):
+    """The root: a failure that trying again, on a healthy machine, may cure."""
+
+    exit_status = 1
+
+
+class UsageError(StreamstatsError, ValueError):
+    """The request cannot be met as it stands: correct the call, the arguments or the configuration."""
+
+    exit_status = 2
+
+
+class MismatchError(UsageError):
+    """Two things that should fit together do not: shapes, dtypes, channels, layouts."""
+
+
+class MissingDependencyError(UsageError):
+    """An optional library is needed: install the extra that the message names."""
+
+
+class DataError(StreamstatsError):
+    """The data is missing, damaged or not what it says: repair it, or choose a policy that leaves it out."""
+
+    exit_status = 4
+
+
+class NonFiniteError(DataError):
+    """The data holds NaN or infinities and the policy is to refuse them."""
+
+
+class OutputError(StreamstatsError):
+    """A result could not be written; what was there before is untouched."""
+
+
+class Interrupted(StreamstatsError):  # noqa: N818 - not a mistake, a request
+    """The user or the batch system asked to stop."""
+
+    exit_status = 130

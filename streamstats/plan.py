@@ -1,0 +1,207 @@
+"""The plan: which rows are still to be counted, as tasks, and the peak memory they need. Pure: it reads no data.
+
+A task is a list of parts; a part is a range of rows of one layer, cut at the borders of chunks (or shards). Small
+layers share a task, so the number of tasks follows the bytes. Within a part, blocks of whole chunks are read one
+after the other into one buffer a thread; no block is larger than the plan allows, so memory can be promised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from math import prod
+
+from .calibration.layer import Layer
+from .errors import UsageError
+from .statistics.exact import digit_count
+
+Rows = tuple[int, int]
+Selection = tuple[slice, ...]
+
+MiB = 2**20
+BASE_BYTES = 300 * MiB
+"""What Python takes with numpy, zarr, numba and dask loaded, before the first block."""
+BLOCK_BYTES = 32 * MiB
+"""Decoded bytes read at once: many chunks a call, in a buffer that is used again."""
+TASK_BYTES = 256 * MiB
+"""Decoded bytes of a task: enough to hide its overhead, few enough to show progress and to share the end evenly."""
+TASKS_A_THREAD = 16
+SMALLEST_TASK_BYTES = 4 * MiB
+"""A small job is cut into about TASKS_A_THREAD tasks a thread, but into none smaller than this."""
+TASKS_IN_FLIGHT = 3
+"""Tasks a thread that are submitted and not yet merged."""
+DECODE_COPIES = 2
+"""What decoding holds for a chunk, beside the block it goes to: its stored bytes and a decoded copy."""
+STATE_COPIES = 4
+"""Times the state of a layer is held while results are merged and written."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows `start` to `stop` of the layer called `layer`, read in blocks of at most `block_shape`."""
+
+    layer: str
+    start: int
+    stop: int
+    block_shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Task:
+    """Parts that one worker reduces one after the other; `bytes` is their decoded size."""
+
+    parts: tuple[Part, ...]
+    bytes: int
+
+    @property
+    def rows(self) -> int:
+        """Rows of all its parts."""
+        return sum(part.stop - part.start for part in self.parts)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Tasks in order, the threads that take them, and what the job adds up to.
+
+    `bytes` are decoded; `block_bytes` is the largest block and `peak_bytes` the most memory the process will take.
+    """
+
+    tasks: tuple[Task, ...]
+    threads: int
+    rows: int
+    bytes: int
+    block_bytes: int
+    peak_bytes: int
+
+
+def make_plan(layers: Sequence[Layer], missing: Mapping[str, Sequence[Rows]], *, memory: int, threads: int) -> Plan:
+    """Plan the `missing` row ranges (layer name → [(start, stop), …]) of `layers` for at most `threads` threads.
+
+    `memory` is the budget of the whole process in bytes; fewer threads are planned where it does not suffice for
+    all. Raises `UsageError` where it does not suffice for one chunk of a layer, which is named.
+    """
+    threads, block_budget = _fit(layers, memory, threads)
+    shapes = {layer.name: _block_shape(layer, block_budget) for layer in layers}
+    total = sum((stop - start) * layer.row_bytes for layer in layers for start, stop in missing.get(layer.name, ()))
+    task_bytes = min(TASK_BYTES, max(SMALLEST_TASK_BYTES, total // (threads * TASKS_A_THREAD)))
+    parts = [
+        (part, (part.stop - part.start) * layer.row_bytes)
+        for layer in layers
+        for part in _parts(layer, missing.get(layer.name, ()), shapes[layer.name], task_bytes)
+    ]
+    return Plan(
+        tasks=tuple(_tasks(parts, task_bytes)),
+        threads=threads,
+        rows=sum(part.stop - part.start for part, _ in parts),
+        bytes=total,
+        block_bytes=max((_size(layer, shapes[layer.name]) for layer in layers), default=0),
+        peak_bytes=_peak(layers, threads, block_budget),
+    )
+
+
+def blocks(layer: Layer, part: Part) -> Iterator[tuple[Rows, Iterator[Selection]]]:
+    """The blocks of `part`, grouped by range of channels: (channels, the selections that cover their rows)."""
+    axes = [range(part.start, part.stop), *(range(extent) for extent in layer.shape[1:])]
+    ranges = [list(_cuts(axis, step)) for axis, step in zip(axes, part.block_shape, strict=True)]
+    for channels in ranges[layer.channel_axis]:
+        chosen = [[channels] if axis == layer.channel_axis else cuts for axis, cuts in enumerate(ranges)]
+        yield (channels.start, channels.stop), iter(product(*chosen))
+
+
+def _cuts(axis: range, step: int) -> Iterator[slice]:
+    """Cut `axis` at the multiples of `step`, which are borders of chunks."""
+    start = axis.start
+    while start < axis.stop:
+        stop = min(axis.stop, (start // step + 1) * step)
+        yield slice(start, stop)
+        start = stop
+
+
+# Tasks
+
+
+def _parts(
+    layer: Layer, missing: Sequence[Rows], block_shape: tuple[int, ...], task_bytes: int
+) -> Iterator[Part]:
+    """Ranges of whole shards' rows, about `task_bytes` each."""
+    height = layer.shards[0]
+    rows = height * max(1, task_bytes // max(1, height * layer.row_bytes))
+    for start, stop in missing:
+        for cut in _cuts(range(start, stop), rows):
+            yield Part(layer.name, cut.start, cut.stop, block_shape)
+
+
+def _tasks(parts: Sequence[tuple[Part, int]], task_bytes: int) -> Iterator[Task]:
+    """Put neighbouring parts together until a task is full."""
+    waiting: list[Part] = []
+    size = 0
+    for part, part_bytes in parts:
+        if waiting and size + part_bytes > task_bytes:
+            yield Task(tuple(waiting), size)
+            waiting, size = [], 0
+        waiting.append(part)
+        size += part_bytes
+    if waiting:
+        yield Task(tuple(waiting), size)
+
+
+# Memory
+
+
+def _fit(layers: Sequence[Layer], memory: int, threads: int) -> tuple[int, int]:
+    """The most threads, and for them the largest block, that `memory` allows: (threads, block bytes)."""
+    for fewer in range(threads, 0, -1):
+        for halvings in range(BLOCK_BYTES.bit_length()):
+            if _peak(layers, fewer, BLOCK_BYTES >> halvings) <= memory:
+                return fewer, BLOCK_BYTES >> halvings
+    raise UsageError(_why_it_does_not_fit(layers, memory))
+
+
+def _peak(layers: Sequence[Layer], threads: int, block_budget: int) -> int:
+    states = [_state_bytes(layer) for layer in layers]
+    in_flight = threads * TASKS_IN_FLIGHT * max(states, default=0)
+    reading = threads * max((_reading_bytes(layer, block_budget) for layer in layers), default=0)
+    return BASE_BYTES + STATE_COPIES * sum(states) + in_flight + reading
+
+
+def _why_it_does_not_fit(layers: Sequence[Layer], memory: int) -> str:
+    needed = _peak(layers, 1, 1)
+    largest = max(layers, key=lambda layer: _reading_bytes(layer, 1))
+    return (
+        f"memory is {memory / MiB:.0f} MiB, but at least {-(-needed // MiB)} MiB are needed: "
+        f"{BASE_BYTES // MiB} MiB for the program, {_reading_bytes(largest, 1) / MiB:.1f} MiB to decode one chunk "
+        f"{largest.chunks} of layer {largest.name}, the rest for the sums of {len(layers)} layers; set `memory` to "
+        f"{-(-needed // MiB)}MiB or more, or store the layer in smaller chunks"
+    )
+
+
+def _reading_bytes(layer: Layer, block_budget: int) -> int:
+    """A thread's block, and what is held while its chunks are decoded."""
+    shape = _block_shape(layer, block_budget)
+    whole_shards = all(n >= min(shard, extent) for n, shard, extent in zip(shape, layer.shards, layer.shape, strict=True))
+    unit = prod(layer.shards if whole_shards else layer.chunks) * layer.dtype.itemsize
+    return _size(layer, shape) + DECODE_COPIES * layer.decoded_at_once * unit
+
+
+def _block_shape(layer: Layer, budget: int) -> tuple[int, ...]:
+    """Whole chunks, grown over whole samples and then over rows, as far as `budget` bytes allow; at least one chunk."""
+    shape = [max(1, min(chunk, extent)) for chunk, extent in zip(layer.chunks, layer.shape, strict=True)]
+    for axis in (*range(len(shape) - 1, 0, -1), 0):
+        others = prod(shape) // shape[axis] * layer.dtype.itemsize
+        if others * shape[axis] > budget:
+            continue
+        whole = layer.chunks[axis] * (budget // (others * layer.chunks[axis]))
+        if whole > layer.shards[axis]:
+            whole -= whole % layer.shards[axis]
+        shape[axis] = max(shape[axis], min(whole, max(1, layer.shape[axis])))
+    return tuple(shape)
+
+
+def _size(layer: Layer, shape: Sequence[int]) -> int:
+    return prod(shape) * layer.dtype.itemsize
+
+
+def _state_bytes(layer: Layer) -> int:
+    """Digits of the sum, three counts, minimum and maximum, 8 bytes each."""
+    return layer.channels * 8 * (digit_count(layer.dtype) + 5)

@@ -1,0 +1,238 @@
+"""Quantization: the affine map between integer codes and reals, `real = (code − zero_point) · step`.
+
+A step is the real value of one code. Some compilers call its reciprocal "scale"; `Quantization.from_scale`
+takes either and must be told which. Fake-quantising rounds real numbers to the nearest value that has a code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from numpy.lib.array_utils import normalize_axis_index, normalize_axis_tuple
+
+from .errors import MismatchError, UsageError
+
+Float64Array = npt.NDArray[np.float64]
+SCALE_CONVENTIONS = ("step", "reciprocal")
+LARGEST_ZERO_POINT = 2**53  # beyond it, float64 arithmetic on codes is not exact
+WIDEST_CODE = 4  # bytes; wider codes are not all float64 values
+
+
+@dataclass(frozen=True, eq=False)
+class Quantization:
+    """`step` (float64, scalar or [C], real units a code) and `zero_point` (int64, scalar or [C], in codes).
+
+    A scalar holds for the whole tensor, a vector for each channel of the channel axis. Both are read-only.
+
+    Raises `UsageError` for a step that is zero, negative or not finite, and for a zero point that is not an
+    integer or is beyond ±2^53; `MismatchError` for different numbers of steps and zero points.
+    """
+
+    step: Float64Array
+    zero_point: npt.NDArray[np.int64]
+
+    def __init__(self, step: npt.ArrayLike, zero_point: npt.ArrayLike = 0) -> None:
+        object.__setattr__(self, "step", _checked_positive("step", step))
+        object.__setattr__(self, "zero_point", _checked_zero_point(zero_point))
+        if self.step.ndim and self.zero_point.ndim and self.step.shape != self.zero_point.shape:
+            raise MismatchError(
+                f"{self.step.size} steps and {self.zero_point.size} zero points; expected as many of each, "
+                "or a single one"
+            )
+
+    @classmethod
+    def from_scale(cls, scale: npt.ArrayLike, scale_is: str, zero_point: npt.ArrayLike = 0) -> Quantization:
+        """Take `scale` as the step (`scale_is="step"`) or as its reciprocal (`scale_is="reciprocal"`).
+
+        A reciprocal becomes the nearest float64 to `1 / scale`. Raises `UsageError` as the class does.
+
+        >>> Quantization.from_scale(4.0, "reciprocal").step.item()
+        0.25
+        """
+        if scale_is not in SCALE_CONVENTIONS:
+            raise UsageError(f"scale_is is {scale_is!r}; expected one of {', '.join(SCALE_CONVENTIONS)}")
+        if scale_is == "step":
+            return cls(scale, zero_point)
+        with np.errstate(over="ignore"):  # an infinite step is refused by name
+            return cls(1.0 / _checked_positive("scale", scale), zero_point)
+
+    @property
+    def channels(self) -> int | None:
+        """The number of channels it is made for, or None when one map holds for all."""
+        sizes = [array.size for array in (self.step, self.zero_point) if array.ndim]
+        return sizes[0] if sizes else None
+
+    def check_channels(self, channels: int) -> None:
+        """Raise `MismatchError` unless the map is per tensor or for exactly `channels` channels."""
+        if self.channels not in (None, channels):
+            raise MismatchError(f"the quantisation has {self.channels} channels, the layer has {channels}")
+
+    def channel_maps(self, channels: int) -> list[tuple[Fraction, int]]:
+        """The exact (step, zero point) of each of `channels` channels."""
+        self.check_channels(channels)
+        steps = np.broadcast_to(self.step, (channels,)).tolist()
+        zero_points = np.broadcast_to(self.zero_point, (channels,)).tolist()
+        return [(Fraction(step), zero_point) for step, zero_point in zip(steps, zero_points, strict=True)]
+
+    def dequantize(self, codes: npt.NDArray[Any], channel_axis: int = -1) -> Float64Array:
+        """The real values (float64) of `codes`, any shape, channels on `channel_axis`.
+
+        Raises `MismatchError` for a channel axis that is not there or has another number of channels.
+        """
+        step, zero_point = self._along(codes.shape, channel_axis)
+        return np.asarray((codes - zero_point) * step)
+
+    def quantize(
+        self, real: npt.NDArray[Any], dtype: npt.DTypeLike, channel_axis: int = -1
+    ) -> npt.NDArray[Any]:
+        """The nearest codes (ties to even), saturated to the range of the integer `dtype`, infinities too.
+
+        Raises `UsageError` for NaN and for a `dtype` that is not an integer of at most 32 bits;
+        `MismatchError` as `dequantize`.
+        """
+        limits = _code_limits(np.dtype(dtype))
+        step, zero_point = self._along(real.shape, channel_axis)
+        if np.isnan(real).any():
+            raise UsageError("the numbers to quantise hold NaN, which has no code; take it out first")
+        with np.errstate(over="ignore"):  # beyond float64 is beyond the limits
+            codes = np.rint(real / step) + zero_point
+        return np.asarray(np.clip(codes, limits.min, limits.max)).astype(dtype)
+
+    def to_metadata(self) -> dict[str, Any]:
+        """JSON-ready `{"step": …, "zero_point": …}`; floats keep every bit."""
+        return {"step": self.step.tolist(), "zero_point": self.zero_point.tolist()}
+
+    def _along(self, shape: tuple[int, ...], axis: int) -> tuple[Float64Array, Float64Array]:
+        """Step and zero point as float64 that broadcast along `axis` of an array of `shape`."""
+        maps = self.step, self.zero_point.astype(np.float64)
+        if self.channels is None:
+            return maps
+        try:
+            index = normalize_axis_index(axis, len(shape))
+        except ValueError as error:
+            raise MismatchError(f"there is no channel axis {axis} in an array of shape {shape}") from error
+        self.check_channels(shape[index])
+        trailing = (1,) * (len(shape) - index - 1)
+        return maps[0].reshape(-1, *trailing), maps[1].reshape(-1, *trailing)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Quantization) and self.to_metadata() == other.to_metadata()
+
+    def __hash__(self) -> int:
+        return hash((self.step.tobytes(), self.zero_point.tobytes()))
+
+
+def _checked_positive(name: str, value: npt.ArrayLike) -> Float64Array:
+    numbers = _numbers(name, value).astype(np.float64)
+    bad = np.flatnonzero(~(np.isfinite(numbers) & (numbers > 0)))
+    if bad.size:
+        place = f" of channel {bad[0]}" if numbers.ndim else ""
+        raise UsageError(
+            f"quantisation {name}{place} is {numbers.reshape(-1)[bad[0]]}; expected a positive, finite number"
+        )
+    return _read_only(numbers)
+
+
+def _checked_zero_point(zero_point: npt.ArrayLike) -> npt.NDArray[np.int64]:
+    points = _numbers("zero point", zero_point)
+    whole = np.isfinite(points) & (points == np.rint(points))
+    if not (whole & (np.abs(points.astype(np.float64)) <= LARGEST_ZERO_POINT)).all():
+        raise UsageError(f"quantisation zero point is {points.tolist()}; expected integers within ±2^53")
+    return _read_only(points.astype(np.int64))
+
+
+def _numbers(name: str, value: npt.ArrayLike) -> npt.NDArray[Any]:
+    try:
+        array = np.asarray(value)
+    except ValueError:  # a ragged list
+        array = np.asarray(None)
+    if array.dtype.kind not in "iuf" or array.ndim > 1 or array.size == 0:
+        raise UsageError(
+            f"quantisation {name} is {value!r}; expected a number, or a list of one number a channel"
+        )
+    return array
+
+
+def _read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    array.flags.writeable = False
+    return array
+
+
+def _code_limits(dtype: np.dtype[Any]) -> np.iinfo[Any]:
+    if dtype.kind not in "iu" or dtype.itemsize > WIDEST_CODE:
+        raise UsageError(f"the dtype of the codes is {dtype}; expected an integer of at most 32 bits")
+    return np.iinfo(dtype)
+
+
+def fake_quantize(
+    weights: npt.NDArray[Any],
+    bits: int,
+    *,
+    axis: int | Sequence[int] | None = None,
+    symmetric: bool = False,
+) -> npt.NDArray[Any]:
+    """Round `weights` (real, any shape) to `2^bits` evenly spaced values and back; same shape and dtype.
+
+    The range is that of the tensor, or of each index of `axis` (per channel). Asymmetric: it is widened to
+    hold zero, and zero has a code. Symmetric: codes are −(2^(bits−1) − 1) … 2^(bits−1) − 1, zero is code 0.
+
+    Raises `UsageError` for bits outside 2…16, weights that are not floating-point or not finite, or whose
+    rounded values overflow their dtype; `MismatchError` for axes that are not there.
+    """
+    if not isinstance(bits, int | np.integer) or not 2 <= bits <= 16:
+        raise UsageError(f"bits is {bits}; expected an integer from 2 to 16")
+    if weights.dtype.kind != "f" or not np.isfinite(weights).all():
+        raise UsageError(f"the weights ({weights.dtype}) are not all finite floating-point numbers")
+    reduced = _reduced_axes(weights.shape, axis)
+    if weights.size == 0:
+        return weights.copy()
+    with np.errstate(over="ignore"):
+        rounded = _round(weights.astype(np.float64), int(bits), reduced, symmetric).astype(weights.dtype)
+    if not np.isfinite(rounded).all():
+        raise UsageError(
+            f"the nearest values to the weights overflow {weights.dtype}; scale the weights down first"
+        )
+    return rounded
+
+
+def _reduced_axes(shape: tuple[int, ...], kept: int | Sequence[int] | None) -> tuple[int, ...]:
+    try:
+        kept_axes = () if kept is None else normalize_axis_tuple(kept, len(shape))
+    except ValueError as error:
+        raise MismatchError(f"axis is {kept}, the weights have the shape {shape}: {error}") from error
+    return tuple(axis for axis in range(len(shape)) if axis not in kept_axes)
+
+
+def _round(real: Float64Array, bits: int, reduced: tuple[int, ...], symmetric: bool) -> Float64Array:
+    """Round after scaling to magnitudes below 1 by a power of two: no step underflows, no range overflows."""
+    _, exponent = np.frexp(np.abs(real).max(axis=reduced, keepdims=True))
+    scaled = np.ldexp(real, -exponent)
+    to_codes_and_back = _round_symmetric if symmetric else _round_asymmetric
+    return np.asarray(np.ldexp(to_codes_and_back(scaled, bits, reduced), exponent))
+
+
+def _round_symmetric(real: Float64Array, bits: int, reduced: tuple[int, ...]) -> Float64Array:
+    levels = 2 ** (bits - 1) - 1
+    step = _nonzero(np.abs(real).max(axis=reduced, keepdims=True) / levels)
+    codes: Float64Array = np.clip(np.rint(real / step), -levels, levels)
+    return codes * step
+
+
+def _round_asymmetric(real: Float64Array, bits: int, reduced: tuple[int, ...]) -> Float64Array:
+    levels = 2**bits - 1
+    low = np.minimum(real.min(axis=reduced, keepdims=True), 0.0)
+    high = np.maximum(real.max(axis=reduced, keepdims=True), 0.0)
+    step = _nonzero((high - low) / levels)
+    zero_point: Float64Array = np.rint(-low / step)
+    codes: Float64Array = np.clip(np.rint(real / step) + zero_point, 0, levels)
+    return (codes - zero_point) * step
+
+
+def _nonzero(step: Float64Array) -> Float64Array:
+    """A range of nothing but zeros is represented exactly by any step."""
+    return np.where(step > 0, step, np.float64(1.0))

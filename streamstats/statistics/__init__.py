@@ -1,0 +1,1 @@
+"""Statistics whose merging is exact; numpy and numba, no input or output."""

@@ -1,0 +1,89 @@
+"""ExactSum: the sum of each channel as an integer, so that adding is exact, associative and commutative.
+
+The unit is 2^e, e fixed by the dtype: 0 for integers, −24, −149, −1074 for float16, float32, float64 (their smallest
+denormal). The integer is held in base-2^32 digits, lowest first, carries done and every digit but the top one in
+[0, 2^32): one form for each value, so equal sums have equal bytes. (After Neal, Fast exact summation using small and
+large superaccumulators, arXiv 1505.05571; here the chunks are 32 bits of a 64-bit integer.)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+DIGIT_BITS = 32
+DIGIT_MASK = (1 << DIGIT_BITS) - 1
+TERMS_BITS = 64
+"""A sum has room for 2^64 of the largest terms."""
+
+UNIT_EXPONENT = {np.dtype(np.float16): -24, np.dtype(np.float32): -149, np.dtype(np.float64): -1074}
+
+
+def unit_exponent(dtype: np.dtype[Any]) -> int:
+    """e, where sums over `dtype` are integers in units of 2^e; 0 for integers and bool."""
+    return UNIT_EXPONENT.get(dtype, 0)
+
+
+def digit_count(dtype: np.dtype[Any]) -> int:
+    """Digits that hold 2^64 terms of the largest magnitude of `dtype`; the top digit holds 63 bits and the sign.
+
+    >>> [digit_count(np.dtype(kind)) for kind in ("i1", "u8", "f2", "f4", "f8")]
+    [2, 4, 3, 10, 67]
+    """
+    if dtype.kind == "f":
+        term_bits = int(np.finfo(dtype).maxexp) - unit_exponent(dtype)
+    else:
+        term_bits = dtype.itemsize * 8
+    return 1 + -(-(term_bits + TERMS_BITS - 63) // DIGIT_BITS)
+
+
+@dataclass(frozen=True, eq=False)
+class ExactSum:
+    """The sum of each of C channels: `digits` int64[digit_count(dtype), C], canonical."""
+
+    dtype: np.dtype[Any]
+    digits: npt.NDArray[np.int64]
+
+    @classmethod
+    def empty(cls, channels: int, dtype: np.dtype[Any]) -> Self:
+        """Zero in every channel."""
+        return cls(dtype, np.zeros((digit_count(dtype), channels), np.int64))
+
+    @classmethod
+    def from_raw(cls, dtype: np.dtype[Any], raw: npt.NDArray[np.int64]) -> Self:
+        """The sum with the value of `raw` digits, of any size and sign, int64[digit_count(dtype), C]."""
+        return cls(dtype, _carried(raw))
+
+    def __add__(self, other: Self) -> Self:
+        """The sum of both, over the same dtype and channels."""
+        return self.from_raw(self.dtype, self.digits + other.digits)
+
+    def units(self) -> list[int]:
+        """The sum of each channel in units of 2^`unit_exponent(dtype)`.
+
+        >>> ExactSum.from_raw(np.dtype("i1"), np.array([[-3, 5], [0, 1]])).units()
+        [-3, 4294967301]
+        """
+        low = np.ascontiguousarray(self.digits[:-1].T).astype("<u4")
+        shift = DIGIT_BITS * (len(self.digits) - 1)
+        return [
+            (int(top) << shift) + int.from_bytes(rest.tobytes(), "little")
+            for top, rest in zip(self.digits[-1], low, strict=True)
+        ]
+
+
+def is_canonical(digits: npt.NDArray[np.int64]) -> bool:
+    """Whether every digit but the top one is in [0, 2^32)."""
+    return bool((digits[:-1] & ~DIGIT_MASK == 0).all())
+
+
+def _carried(raw: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The canonical digits of the same value."""
+    digits = raw.copy()
+    for place in range(len(digits) - 1):
+        digits[place + 1] += digits[place] >> DIGIT_BITS
+        digits[place] &= DIGIT_MASK
+    return digits

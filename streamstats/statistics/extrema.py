@@ -1,0 +1,57 @@
+"""ChannelExtrema: the least and the greatest finite value of each channel.
+
+Zeros have no sign here (−0 counts as +0), so that the order in which they come cannot show in the bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from .pieces import extrema_piece, pieces
+from .statistic import Statistic, checked_block, checked_dtype
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelExtrema(Statistic):
+    """`minimum` and `maximum`, [C], of the dtype of the values; minimum > maximum where no finite value was seen."""
+
+    name: ClassVar[str] = "extrema"
+
+    minimum: npt.NDArray[Any]
+    maximum: npt.NDArray[Any]
+
+    @classmethod
+    def empty(cls, channels: int, dtype: npt.DTypeLike) -> Self:
+        """The identities: the greatest value as minimum and the least as maximum, ±∞ for floats."""
+        native = checked_dtype(dtype)
+        least, greatest = _limits(native)
+        return cls(native, np.full(channels, greatest, native), np.full(channels, least, native))
+
+    @classmethod
+    def measure(cls, block: npt.NDArray[Any], channel_axis: int = -1) -> Self:
+        """The extrema of each channel of `block`. Raises `MismatchError` for its dtype or axis."""
+        dtype, channels = checked_block(block, channel_axis)
+        measured = cls.empty(channels, dtype)
+        for piece in pieces(block, channel_axis):
+            measured = measured.merge(cls(dtype, *extrema_piece(piece)))
+        return measured
+
+    def merge(self, other: Self) -> Self:
+        """The extrema of both."""
+        self.check_mergeable(other)
+        return type(self)(
+            self.dtype, np.minimum(self.minimum, other.minimum), np.maximum(self.maximum, other.maximum)
+        )
+
+
+def _limits(dtype: np.dtype[Any]) -> tuple[Any, Any]:
+    if dtype.kind == "b":
+        return False, True
+    if dtype.kind == "f":
+        return -np.inf, np.inf
+    limits = np.iinfo(dtype)
+    return limits.min, limits.max
