@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -130,9 +132,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise DataError(
-            f"{path} is not JSON ({error}); it was not written by streamstats, or is damaged"
-        ) from error
+        raise DataError(f"{path} is not JSON ({error}); it was not written by streamstats, or is damaged") from error
     if not isinstance(document, dict):
         raise DataError(f"{path} holds a JSON {type(document).__name__}, expected an object")
     return document
@@ -149,9 +149,7 @@ def tensors_bytes(tensors: Tensors, metadata: Mapping[str, str]) -> bytes:
     Raises `UsageError` for metadata under the key of the digest, `sha256`.
     """
     if DIGEST_KEY in metadata:
-        raise UsageError(
-            f"metadata has the key {DIGEST_KEY!r}, which is kept for the digest; use another key"
-        )
+        raise UsageError(f"metadata has the key {DIGEST_KEY!r}, which is kept for the digest; use another key")
     stored = {name: _as_stored(array) for name, array in tensors.items()}
     content = safetensors_bytes(stored, {**metadata, DIGEST_KEY: content_digest(stored, metadata)})
     return _with_sorted_header(content)
@@ -184,9 +182,7 @@ def read_tensors(path: Path, expected_format: str) -> tuple[dict[str, npt.NDArra
         )
     digest = metadata.pop(DIGEST_KEY, None)
     if digest != content_digest(tensors, metadata):
-        raise DataError(
-            f"{path} is damaged: its content does not have the SHA-256 written in it; make it again"
-        )
+        raise DataError(f"{path} is damaged: its content does not have the SHA-256 written in it; make it again")
     return tensors, metadata
 
 
@@ -215,7 +211,27 @@ def file_digest(path: Path) -> str:
 
 
 def check_writable(folder: Path) -> None:
-    """Make `folder` and try to write a file in it, so that a job fails before its work. Raises `OutputError`."""
+    """Make `folder` and try to write a file in it, so that a job fails before its work. Raises `UsageError`."""
     probe = folder / ".streamstats-probe"
-    write_bytes(probe, b"")
+    try:
+        write_bytes(probe, b"")
+    except OutputError as error:
+        raise UsageError(str(error)) from error
     remove(probe)
+
+
+def remove_folder(folder: Path) -> None:
+    """Take `folder` and all in it away, if it is there. Raises `OutputError`."""
+    try:
+        shutil.rmtree(folder)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise OutputError(f"cannot remove {folder}: {error.strerror or error}") from error
+
+
+def write_array(path: Path, array: npt.NDArray[Any]) -> None:
+    """Write `array` to `path` as `.npy`, atomically. Raises `OutputError`."""
+    content = io.BytesIO()
+    np.save(content, array, allow_pickle=False)
+    write_bytes(path, content.getvalue())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,6 +20,7 @@ from .errors import UsageError
 from .quantization import Quantization
 
 LONGEST_CONFIG = 2**20
+DEFAULT_MEMORY = 2 * 2**30
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12} | {
     "KIB": 2**10,
     "MIB": 2**20,
@@ -40,7 +42,7 @@ def parse_bytes(text: str | int) -> int:
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class QuantizationConfig(_Model):
@@ -89,7 +91,7 @@ class JobConfig(_Model):
     output: Annotated[str, Field(min_length=1, description="The folder for state, correctors and manifest.")]
     layers: Annotated[list[LayerConfig], Field(description="Which arrays, and what they are; default all.")] = []
     memory: Annotated[int, BeforeValidator(parse_bytes), Field(gt=0, description="The most memory, as in 2GiB.")] = (
-        2 * 2**30
+        DEFAULT_MEMORY
     )
     nonfinite: Annotated[
         Literal["error", "skip"], Field(description="NaN and infinities: refuse, or leave out and say so.")
@@ -160,21 +162,25 @@ class _PlainLoader(yaml.SafeLoader):
 
 
 def _explain(problem: Any) -> str:
-    place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in problem["loc"]).lstrip(".")
+    location = [part for part in problem["loc"] if part not in _TYPES_OF_A_UNION]
+    place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
     if problem["type"] == "extra_forbidden":
-        return f"unknown key `{place}`; expected one of {', '.join(_keys_beside(problem['loc']))}"
+        return f"unknown key `{place}`; expected one of {', '.join(_keys_beside(location))}"
     if problem["type"] == "missing":
         return f"the key `{place}` is missing"
-    message = problem["msg"].removeprefix("Value error, ")
-    return f"`{place}` is {problem['input']!r}: {message[0].lower()}{message[1:]}"
+    message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    return f"`{place}` is {problem['input']!r}; it {message}" if message.startswith("should") else f"`{place}` is {problem['input']!r}; {message}"
 
 
-def _keys_beside(location: tuple[int | str, ...]) -> list[str]:
-    homes: dict[str, type[BaseModel]] = {
+_TYPES_OF_A_UNION = ("float", "int", "list[float]", "list[int]")
+"""Pydantic puts the alternative it tried into the path of a key."""
+
+
+def _keys_beside(location: Sequence[int | str]) -> list[str]:
+    homes: dict[int | str, type[BaseModel]] = {
         "layers": LayerConfig,
         "quantization": QuantizationConfig,
         "cluster": ClusterConfig,
     }
-    above = [part for part in location[:-1] if part in homes]
-    model = homes[str(above[-1])] if above else JobConfig
-    return list(model.model_fields)
+    above = [homes[part] for part in location[:-1] if part in homes]
+    return list((above[-1] if above else JobConfig).model_fields)

@@ -176,9 +176,7 @@ def _checked_provenance(provenance: Mapping[str, str]) -> dict[str, str]:
 
 def _stored_mean_corrector(path: Path, input_mean: Array, provenance: dict[str, str]) -> MeanBiasCorrector:
     if input_mean.dtype != np.float64:
-        raise DataError(
-            f"{path} holds an input_mean of dtype {input_mean.dtype}; expected float64; make it again"
-        )
+        raise DataError(f"{path} holds an input_mean of dtype {input_mean.dtype}; expected float64; make it again")
     try:
         return MeanBiasCorrector(input_mean, provenance)
     except UsageError as error:
@@ -189,8 +187,7 @@ def _weight_change(original: Array, fake_quantized: Array) -> Float64Array:
     """`W − Ŵ`, subtracted in float64 whatever the dtypes."""
     if original.shape != fake_quantized.shape:
         raise MismatchError(
-            f"weights have the shape {original.shape}, fake-quantised weights {fake_quantized.shape}; "
-            "expected the same"
+            f"weights have the shape {original.shape}, fake-quantised weights {fake_quantized.shape}; expected the same"
         )
     return _finite("weights", original) - _finite("fake-quantised weights", fake_quantized)
 
@@ -223,8 +220,7 @@ def tap_sums(
 def _check_axes(shape: tuple[int, ...], layout: str) -> None:
     if layout == "native" and len(shape) < 3:
         raise MismatchError(
-            f"weights have the shape {shape}; layout 'native' expects "
-            "(*spatial, in/groups, groups, out/groups)"
+            f"weights have the shape {shape}; layout 'native' expects (*spatial, in/groups, groups, out/groups)"
         )
     if layout != "native" and len(shape) != len(layout):
         raise MismatchError(f"weights have the shape {shape}; layout {layout!r} expects {len(layout)} axes")
@@ -247,9 +243,7 @@ def _positions_per_tap(layout: str, strides: Sequence[int] | None) -> int:
         )
     spatial = len(layout) - 2
     if len(strides) != spatial or any(not _is_positive_integer(stride) for stride in strides):
-        raise MismatchError(
-            f"strides are {tuple(strides)}; expected {spatial} positive integers, one a spatial axis"
-        )
+        raise MismatchError(f"strides are {tuple(strides)}; expected {spatial} positive integers, one a spatial axis")
     return math.prod(int(stride) for stride in strides)
 
 
@@ -289,9 +283,7 @@ def _transposed_by_group(channels: Float64Array, groups: int | None) -> Float64A
 
 def _check_groups_found(groups: int | None, found: int) -> None:
     if groups not in (None, found):
-        raise MismatchError(
-            f"groups is {groups}, but the weights' shape says {found}; expected the same or None"
-        )
+        raise MismatchError(f"groups is {groups}, but the weights' shape says {found}; expected the same or None")
 
 
 def _group_count(groups: int | None, channels: int, side: str) -> int:

@@ -17,7 +17,7 @@ import numpy as np
 from . import __version__, artifacts
 from .calibration.layer import Layer
 from .calibration.selection import LayerRule, Selected, select_layers
-from .config import JobConfig, available_cores, parse_bytes
+from .config import DEFAULT_MEMORY, JobConfig, available_cores, parse_bytes
 from .correction import MeanBiasCorrector
 from .errors import DataError, StreamstatsError, UsageError
 from .ledger import LayerStatistics, missing_rows, read_state, state_bytes
@@ -27,49 +27,78 @@ from .reduction import local_client, reduce_tasks
 MANIFEST = "manifest.json"
 MANIFEST_FORMAT = "streamstats.manifest/1"
 
-OnPlan = Callable[[Plan, Selected], None]
 OnProgress = Callable[[int, int], None]
 """Called with the rows and the decoded bytes that a finished task adds."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A reduction that is planned and not begun: the layers, what is counted of them so far, and the tasks."""
+
+    selected: Selected
+    ledger: Mapping[str, LayerStatistics]
+    plan: Plan
+
+
+def prepare(
+    source: str | Path,
+    *,
+    layers: Sequence[LayerRule] = (),
+    memory: str | int = DEFAULT_MEMORY,
+    threads: int | None = None,
+) -> Prepared:
+    """Choose the layers of `source` and plan their reduction; no data is read. Arguments and errors as `reduce`."""
+    selected = select_layers(source, layers)
+    ledger = {layer.name: LayerStatistics.empty(layer) for layer in selected.layers}
+    missing = {layer.name: missing_rows(ledger[layer.name].covered, layer.rows) for layer in selected.layers}
+    try:
+        budget = parse_bytes(memory)
+    except ValueError as error:
+        raise UsageError(f"memory is {memory!r}; {error}") from error
+    plan = make_plan(selected.layers, missing, memory=budget, threads=threads or available_cores())
+    return Prepared(selected, ledger, plan)
+
+
+def execute(
+    prepared: Prepared, *, nonfinite: Literal["error", "skip"] = "error", on_progress: OnProgress | None = None
+) -> dict[str, LayerStatistics]:
+    """Do the tasks of `prepared` and count what they measure. Arguments and errors as `reduce`."""
+    if nonfinite not in ("error", "skip"):
+        raise UsageError(f"nonfinite is {nonfinite!r}; expected 'error' or 'skip'")
+    described = {layer.name: layer for layer in prepared.selected.layers}
+    ledger = dict(prepared.ledger)
+    if prepared.plan.tasks:
+        with local_client(prepared.plan.threads) as client:
+            for task, results in reduce_tasks(prepared.plan, described, client, nonfinite=nonfinite):
+                for measured in results:
+                    counted = ledger[measured.layer].count(measured.rows, measured.sums, measured.extrema)
+                    ledger[measured.layer] = counted
+                if on_progress:
+                    on_progress(task.rows, task.bytes)
+    _check_complete(prepared.selected.layers, ledger)
+    return ledger
 
 
 def reduce(
     source: str | Path,
     *,
     layers: Sequence[LayerRule] = (),
-    memory: str | int = "2GiB",
+    memory: str | int = DEFAULT_MEMORY,
     nonfinite: Literal["error", "skip"] = "error",
     threads: int | None = None,
-    on_plan: OnPlan | None = None,
     on_progress: OnProgress | None = None,
 ) -> dict[str, LayerStatistics]:
     """The exact statistics of every layer of the calibration store at `source`, by name.
 
     `layers` chooses and describes layers (default: every array, as its attributes say); `memory` is the most the
     process may take; `nonfinite` "skip" leaves NaN and infinities out of sums and counts and counts them apart;
-    `threads` defaults to the cores.
+    `threads` defaults to the cores; `on_progress` is told of each finished task.
 
     Raises `UsageError` where the request cannot be met, `DataError` where the store cannot be read,
     `NonFiniteError` for NaN or infinities under "error".
     """
-    if nonfinite not in ("error", "skip"):
-        raise UsageError(f"nonfinite is {nonfinite!r}; expected 'error' or 'skip'")
-    selected = select_layers(source, layers)
-    described = {layer.name: layer for layer in selected.layers}
-    ledger = {name: LayerStatistics.empty(layer) for name, layer in described.items()}
-    plan = _plan(selected.layers, ledger, memory, threads)
-    if on_plan:
-        on_plan(plan, selected)
-    if not plan.tasks:
-        return ledger
-    with local_client(plan.threads) as client:
-        for task, results in reduce_tasks(plan, described, client, nonfinite=nonfinite):
-            for measured in results:
-                counted = ledger[measured.layer].count(measured.rows, measured.sums, measured.extrema)
-                ledger[measured.layer] = counted
-            if on_progress:
-                on_progress(task.rows, task.bytes)
-    _check_complete(selected.layers, ledger)
-    return ledger
+    prepared = prepare(source, layers=layers, memory=memory, threads=threads)
+    return execute(prepared, nonfinite=nonfinite, on_progress=on_progress)
 
 
 def _check_complete(layers: Sequence[Layer], ledger: Mapping[str, LayerStatistics]) -> None:
@@ -79,45 +108,32 @@ def _check_complete(layers: Sequence[Layer], ledger: Mapping[str, LayerStatistic
             raise StreamstatsError(f"layer {layer.name}: rows {missing} came back from no task; please report this")
 
 
-def _plan(
-    layers: Sequence[Layer], ledger: Mapping[str, LayerStatistics], memory: str | int, threads: int | None
-) -> Plan:
-    missing = {layer.name: missing_rows(ledger[layer.name].covered, layer.rows) for layer in layers}
-    try:
-        budget = parse_bytes(memory)
-    except ValueError as error:
-        raise UsageError(f"memory is {memory!r}; {error}") from error
-    return make_plan(layers, missing, memory=budget, threads=threads or available_cores())
-
-
 # A run that leaves files
 
 
 def run(
-    config: JobConfig, *, on_plan: OnPlan | None = None, on_progress: OnProgress | None = None
+    config: JobConfig, *, on_plan: Callable[[Prepared], None] | None = None, on_progress: OnProgress | None = None
 ) -> dict[str, LayerStatistics]:
     """Do the job that `config` describes and write `state/`, `correctors/` and `manifest.json` to its output.
 
-    Files of an earlier run stay as they are until the reduction is done. Raises as `reduce` does, and `OutputError`
-    where the output cannot be written, which is tried first.
+    `on_plan` is told the plan before any data is read. Files of an earlier run stay as they are until the reduction
+    is done. Raises as `reduce` does, `UsageError` for an output that cannot be written, which is tried first, and
+    `OutputError` for one that fails later.
     """
+    prepared = prepare(
+        config.source, layers=config.rules(), memory=config.memory, threads=config.cluster.thread_count()
+    )
     output = Path(config.output)
     artifacts.check_writable(output)
-    statistics = reduce(
-        config.source,
-        layers=config.rules(),
-        memory=config.memory,
-        nonfinite=config.nonfinite,
-        threads=config.cluster.thread_count(),
-        on_plan=on_plan,
-        on_progress=on_progress,
-    )
+    if on_plan:
+        on_plan(prepared)
+    statistics = execute(prepared, nonfinite=config.nonfinite, on_progress=on_progress)
     write_results(output, config.source, statistics)
     return statistics
 
 
 def write_results(output: Path, source: str, statistics: Mapping[str, LayerStatistics]) -> None:
-    """Write the state and the corrector of every layer, then the manifest; files of layers that are gone are removed."""
+    """Write the state and the corrector of every layer, then the manifest; remove the files of layers that are gone."""
     previous = _listed_files(output)
     layers = {name: _write_layer(output, statistics[name]) for name in sorted(statistics)}
     manifest = {
@@ -150,10 +166,10 @@ def _write_layer(output: Path, statistics: LayerStatistics) -> dict[str, Any]:
 def _write_corrector(output: Path, statistics: LayerStatistics) -> dict[str, Any]:
     """Write the corrector of a layer, or say why there is none."""
     without = np.flatnonzero(statistics.sums.count == 0)
+    if len(without) == statistics.channels:
+        return {"file": None, "reason": "no channel has a finite value, so there is no mean"}
     if len(without):
-        channels = "no channel" if len(without) == statistics.channels else f"channel {without[0]}"
-        has = "has a finite value" if len(without) == statistics.channels else "has no finite value"
-        return {"file": None, "reason": f"{channels} {has}, so there is no mean"}
+        return {"file": None, "reason": f"channel {without[0]} has no finite value, so there is no mean"}
     path = artifacts.layer_path(output / "correctors", statistics.layer)
     MeanBiasCorrector(statistics.mean, _provenance(statistics)).save(path)
     return {"file": path.relative_to(output).as_posix(), "sha256": artifacts.file_digest(path)}

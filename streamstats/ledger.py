@@ -101,18 +101,22 @@ class LayerStatistics:
 
 
 def add_rows(covered: Sequence[Rows], rows: Rows) -> tuple[Rows, ...]:
-    """`covered` with `rows` added, neighbours joined. Raises `MismatchError` where they overlap.
+    """`covered` with `rows` added, neighbours joined. Raises `MismatchError` where they overlap or are no range.
 
     >>> add_rows(((0, 4), (8, 9)), (4, 8))
     ((0, 9),)
     """
+    if not 0 <= rows[0] <= rows[1]:
+        raise MismatchError(f"rows {rows[0]}:{rows[1]} are not a range; expected 0 ≤ start ≤ stop")
+    if rows[0] == rows[1]:
+        return tuple(covered)
     merged: list[Rows] = []
     for start, stop in sorted([*covered, rows]):
         if merged and start < merged[-1][1]:
-            raise MismatchError(f"rows {start}:{min(stop, merged[-1][1])} are counted already; they count one time only")
+            raise MismatchError(f"rows {start}:{min(stop, merged[-1][1])} are counted already; expected each row once")
         if merged and start == merged[-1][1]:
             merged[-1] = (merged[-1][0], stop)
-        elif start < stop:
+        else:
             merged.append((start, stop))
     return tuple(merged)
 
@@ -172,6 +176,9 @@ def _from_file(tensors: dict[str, npt.NDArray[Any]], metadata: dict[str, str]) -
     sums = ChannelMean.from_arrays(parts["mean."], dtype)
     if not is_canonical(sums.digits):
         raise ValueError("the digits of the sums are not canonical")
+    extrema = ChannelExtrema.from_arrays(parts["extrema."], dtype)
+    if extrema.channels != sums.channels:
+        raise ValueError(f"there are sums of {sums.channels} channels and extrema of {extrema.channels}")
     quantization = json.loads(metadata["quantization"])
     covered: tuple[Rows, ...] = ()
     for start, stop in tensors["covered"].tolist():
@@ -182,6 +189,6 @@ def _from_file(tensors: dict[str, npt.NDArray[Any]], metadata: dict[str, str]) -
         quantization=quantization and Quantization(quantization["step"], quantization["zero_point"]),
         fingerprint=metadata["fingerprint"],
         sums=sums,
-        extrema=ChannelExtrema.from_arrays(parts["extrema."], dtype),
+        extrema=extrema,
         covered=covered,
     )

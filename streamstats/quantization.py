@@ -87,9 +87,7 @@ class Quantization:
         step, zero_point = self._along(codes.shape, channel_axis)
         return np.asarray((codes - zero_point) * step)
 
-    def quantize(
-        self, real: npt.NDArray[Any], dtype: npt.DTypeLike, channel_axis: int = -1
-    ) -> npt.NDArray[Any]:
+    def quantize(self, real: npt.NDArray[Any], dtype: npt.DTypeLike, channel_axis: int = -1) -> npt.NDArray[Any]:
         """The nearest codes (ties to even), saturated to the range of the integer `dtype`, infinities too.
 
         Raises `UsageError` for NaN and for a `dtype` that is not an integer of at most 32 bits;
@@ -152,9 +150,7 @@ def _numbers(name: str, value: npt.ArrayLike) -> npt.NDArray[Any]:
     except ValueError:  # a ragged list
         array = np.asarray(None)
     if array.dtype.kind not in "iuf" or array.ndim > 1 or array.size == 0:
-        raise UsageError(
-            f"quantisation {name} is {value!r}; expected a number, or a list of one number a channel"
-        )
+        raise UsageError(f"quantisation {name} is {value!r}; expected a number, or a list of one number a channel")
     return array
 
 
@@ -194,9 +190,7 @@ def fake_quantize(
     with np.errstate(over="ignore"):
         rounded = _round(weights.astype(np.float64), int(bits), reduced, symmetric).astype(weights.dtype)
     if not np.isfinite(rounded).all():
-        raise UsageError(
-            f"the nearest values to the weights overflow {weights.dtype}; scale the weights down first"
-        )
+        raise UsageError(f"the nearest values to the weights overflow {weights.dtype}; scale the weights down first")
     return rounded
 
 
@@ -219,7 +213,7 @@ def _round(real: Float64Array, bits: int, reduced: tuple[int, ...], symmetric: b
 def _round_symmetric(real: Float64Array, bits: int, reduced: tuple[int, ...]) -> Float64Array:
     levels = 2 ** (bits - 1) - 1
     step = _nonzero(np.abs(real).max(axis=reduced, keepdims=True) / levels)
-    codes: Float64Array = np.clip(np.rint(real / step), -levels, levels)
+    codes: Float64Array = np.rint(real / step)  # within ±levels: the largest weight is levels · step
     return codes * step
 
 
@@ -229,6 +223,7 @@ def _round_asymmetric(real: Float64Array, bits: int, reduced: tuple[int, ...]) -
     high = np.maximum(real.max(axis=reduced, keepdims=True), 0.0)
     step = _nonzero((high - low) / levels)
     zero_point: Float64Array = np.rint(-low / step)
+    # a tie of the zero point and one of a weight may both round up, past the last code
     codes: Float64Array = np.clip(np.rint(real / step) + zero_point, 0, levels)
     return (codes - zero_point) * step
 

@@ -48,7 +48,7 @@ def reduce_tasks(
     infinities under "error"; what is still under way is cancelled then, as it is when the caller stops iterating.
     """
     waiting = iter(plan.tasks)
-    tasks: dict[str, Task] = {}
+    tasks: dict[Any, Task] = {}
 
     def submit(task: Task) -> Any:
         described = {part.layer: layers[part.layer] for part in task.parts}
@@ -117,8 +117,8 @@ def _nonfinite_error(layer: Layer, selection: Selection, block: npt.NDArray[Any]
     channels = np.flatnonzero(found.any(axis=0)) + selection[layer.channel_axis].start
     more = f" and {len(channels) - 1} more" if len(channels) > 1 else ""
     return NonFiniteError(
-        f"layer {layer.name}, channel {channels[0]}{more}, rows {rows[0]}:{rows[-1] + 1}: {bad.sum()} values are NaN or "
-        "infinite; repair the data, or set `nonfinite: skip` to leave them out of sum and count"
+        f"layer {layer.name}, channel {channels[0]}{more}, rows {rows[0]}:{rows[-1] + 1}: {bad.sum()} values are NaN "
+        "or infinite; repair the data, or set `nonfinite: skip` to leave them out of sum and count"
     )
 
 

@@ -5,6 +5,7 @@ Integer codes are summed as codes; the affine map to real numbers is applied to 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
@@ -79,7 +80,8 @@ class ChannelMean(Statistic):
         """The mean of the finite values of each channel, float64[C], in real units; NaN where there are none.
 
         It is the float64 nearest to the exact rational `(S − n·zero_point)·step / n`, ties to even.
-        Raises `MismatchError` for a quantisation of another number of channels, `UsageError` for one of float data.
+        Raises `MismatchError` for a quantisation of another number of channels, `UsageError` for one of float
+        data or one whose step takes the mean beyond float64.
         """
         if quantization is not None and self.dtype.kind not in "iu":
             raise UsageError(f"a quantisation is given, but the values are {self.dtype}; expected integer codes")
@@ -92,7 +94,10 @@ class ChannelMean(Statistic):
 def _mean(total: Fraction, count: int, step: Fraction, zero_point: int) -> float:
     if count == 0:
         return float("nan")
-    return float((total - count * zero_point) * step / count)
+    try:
+        return float((total - count * zero_point) * step / count)
+    except OverflowError as error:
+        raise UsageError(f"a mean is beyond float64: the step is {float(step)}; expected a smaller one") from error
 
 
 def prepare_input_mean(
@@ -113,7 +118,9 @@ def prepare_input_mean(
     [1.0, 1.5]
     """
     measured: ChannelMean | None = None
-    for index, batch in enumerate(batches):
+    numbers = itertools.count()  # not enumerate: it holds the last batch while the next one is made
+    for batch in batches:
+        index = next(numbers)
         part = ChannelMean.measure(np.asarray(batch), channel_axis)
         if part.nonfinite.any():
             channel = int(np.flatnonzero(part.nonfinite)[0])

@@ -73,11 +73,17 @@ class Statistic(ABC):
 
     @classmethod
     def join(cls, parts: Sequence[Self]) -> Self:
-        """One statistic from those of neighbouring ranges of channels over the same rows, in order."""
+        """One statistic from those of neighbouring ranges of channels over the same rows, in order.
+
+        Raises `MismatchError`, with both sides in it, unless all are of this kind and of one dtype.
+        """
         first = parts[0]
-        for part in parts[1:]:
-            if part.dtype != first.dtype:
-                raise MismatchError(f"cannot join statistics of {first.dtype} and {part.dtype} data")
+        for part in parts:
+            if (type(part), part.dtype) != (cls, first.dtype):
+                raise MismatchError(
+                    f"cannot join {cls.__name__} of {first.dtype} and {type(part).__name__} of {part.dtype}; "
+                    "expected the same statistic and dtype"
+                )
         states = [part.arrays() for part in parts]
         return cls(first.dtype, **{name: np.concatenate([s[name] for s in states], axis=-1) for name in states[0]})
 

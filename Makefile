@@ -1,0 +1,38 @@
+# A fresh machine needs Python >= 3.11 and nothing else of ours. Each target makes what it needs below .venv.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+
+.PHONY: demo test lint types unit soak benchmark clean
+
+demo: $(VENV)/demo.installed
+	$(BIN)/streamstats demo streamstats-demo
+
+test: lint types unit
+
+lint: $(VENV)/test.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/test.installed
+	$(BIN)/mypy
+
+unit: $(VENV)/test.installed
+	$(BIN)/pytest -n auto
+
+soak: $(VENV)/test.installed
+	$(BIN)/pytest -m soak
+
+benchmark: $(VENV)/test.installed
+	$(BIN)/python benchmarks/throughput.py
+
+clean:
+	rm -rf $(VENV) streamstats-demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(VENV)/%.installed: pyproject.toml | $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[$*]'
+	touch $@
+
+$(VENV):
+	$(PYTHON) -m venv $(VENV)

@@ -1,0 +1,43 @@
+"""streamstats' own reduction, start-up excluded: from the plan being ready to the means of all layers.
+
+Opening the store, planning, and starting and stopping the dask client are outside the time; `command` has all
+of it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from unittest import mock
+
+from measuring import Run
+from stores import LayerSource, Source
+
+from streamstats import Quantization, job
+from streamstats.calibration.selection import LayerRule
+from streamstats.reduction import local_client
+
+
+@contextmanager
+def opened(source: Source, threads: int) -> Iterator[Callable[[], Run]]:
+    """What `streamstats.reduce` does, with a dask client that is there already."""
+    rules = [_rule(layer) for layer in source.layers]
+
+    def run() -> Run:
+        prepared = job.prepare(source.path, layers=rules, threads=threads)
+        start = time.perf_counter()
+        statistics = job.execute(prepared)
+        means = {name: layer.mean for name, layer in statistics.items()}
+        return Run(time.perf_counter() - start, means)
+
+    with (
+        local_client(threads) as client,
+        mock.patch.object(job, "local_client", return_value=nullcontext(client)),
+    ):
+        yield run
+
+
+def _rule(layer: LayerSource) -> LayerRule:
+    quantization = None if layer.step is None else Quantization(layer.step, layer.zero_point)
+    return LayerRule(layer.name, layer.channel_axis, quantization)

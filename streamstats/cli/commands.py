@@ -1,0 +1,260 @@
+"""What each command does: call the library, print what comes back. Heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.filesize import decimal
+
+from .progress import RowProgress
+from .tables import json_number, number, print_json, print_table, row_ranges
+
+if TYPE_CHECKING:
+    from ..job import Prepared
+    from ..ledger import LayerStatistics
+
+
+def say(message: str) -> None:
+    """Print a message for the person on stderr."""
+    print(f"streamstats: {message}", file=sys.stderr)
+
+
+# run and inspect
+
+
+def run(options: Namespace) -> None:
+    """`streamstats run CONFIG`."""
+    from .. import job
+    from ..config import load_config
+
+    config = load_config(options.config)
+    with ExitStack() as stack:
+        watch = _Watch(stack, config.memory)
+        statistics = job.run(config, on_plan=watch.plan, on_progress=watch.advance)
+    _print_layers(statistics, options.json)
+    say(f"wrote {config.output}; look at it with: streamstats inspect {config.output}")
+
+
+class _Watch:
+    """Says what is planned and shows how far it is; the bar is closed with `stack`."""
+
+    def __init__(self, stack: ExitStack, memory: int) -> None:
+        self._stack, self._memory = stack, memory
+
+    def plan(self, prepared: Prepared) -> None:
+        plan, selected = prepared.plan, prepared.selected
+        if selected.left_out:
+            say(f"left out, because no entry of `layers` matches: {', '.join(selected.left_out)}")
+        say(
+            f"plan: {len(selected.layers)} layers, {plan.rows:,} rows, {decimal(plan.bytes)} decoded, in "
+            f"{len(plan.tasks)} tasks on {plan.threads} threads; blocks of at most {_mib(plan.block_bytes)}, memory at "
+            f"most {_mib(plan.peak_bytes)} of {_mib(self._memory)}"
+        )
+        self._progress = self._stack.enter_context(RowProgress(plan.rows, plan.bytes))
+
+    def advance(self, rows: int, added_bytes: int) -> None:
+        self._progress.advance(rows, added_bytes)
+
+
+def _mib(size: int) -> str:
+    return f"{-(-size // 2**20)} MiB"
+
+
+def inspect(options: Namespace) -> None:
+    """`streamstats inspect OUT [LAYER]`."""
+    from ..errors import UsageError
+    from ..job import open_results
+
+    results = open_results(options.output)
+    if options.layer is None:
+        if options.plot:
+            raise UsageError(f"--plot shows the channels of one layer; name one of {', '.join(results.layers)}")
+        _print_layers({layer: results.statistics(layer) for layer in results.layers}, options.json)
+        return
+    statistics = results.statistics(options.layer)
+    if options.plot:
+        _plot(statistics, options.plot)
+    else:
+        _print_channels(statistics, options.json)
+
+
+def _plot(statistics: LayerStatistics, target: str) -> None:
+    from .. import report
+
+    if target == "-":
+        print(report.plot_channels_text(statistics, color=sys.stdout.isatty()))
+        return
+    report.plot_channels(statistics, Path(target))
+    say(f"wrote {target}")
+
+
+def _print_layers(statistics: Mapping[str, LayerStatistics], as_json: bool) -> None:
+    if as_json:
+        print_json({"layers": {layer: _layer_document(found) for layer, found in statistics.items()}})
+        return
+    print_table(
+        ["layer", "rows", "covered", "channels", "dtype", "mean", "minimum", "maximum", "NaN", "infinite"],
+        [_layer_row(found) for found in statistics.values()],
+    )
+
+
+def _layer_row(found: LayerStatistics) -> list[str]:
+    ranges = [_range(found.mean), number(_least(found.minimum)), number(_greatest(found.maximum))]
+    nonfinite = [f"{found.sums.nan.sum():,}", f"{found.sums.infinite.sum():,}"]
+    covered = row_ranges(found.covered)
+    return [found.layer, f"{found.rows:,}", covered, f"{found.channels:,}", str(found.sums.dtype), *ranges, *nonfinite]
+
+
+def _layer_document(found: LayerStatistics) -> dict[str, Any]:
+    return {
+        "rows": found.rows,
+        "covered": [list(rows) for rows in found.covered],
+        "channels": found.channels,
+        "channel_axis": found.channel_axis,
+        "dtype": str(found.sums.dtype),
+        "quantization": found.quantization and found.quantization.to_metadata(),
+        "least_mean": json_number(_least(found.mean)),
+        "greatest_mean": json_number(_greatest(found.mean)),
+        "minimum": json_number(_least(found.minimum)),
+        "maximum": json_number(_greatest(found.maximum)),
+        "nan": int(found.sums.nan.sum()),
+        "infinite": int(found.sums.infinite.sum()),
+    }
+
+
+def _range(values: np.ndarray[Any, np.dtype[np.float64]]) -> str:
+    return f"{number(_least(values))} … {number(_greatest(values))}"
+
+
+def _least(values: np.ndarray[Any, np.dtype[np.float64]]) -> float:
+    return float(np.fmin.reduce(values, initial=np.nan))
+
+
+def _greatest(values: np.ndarray[Any, np.dtype[np.float64]]) -> float:
+    return float(np.fmax.reduce(values, initial=np.nan))
+
+
+def _print_channels(found: LayerStatistics, as_json: bool) -> None:
+    names = ["mean", "minimum", "maximum", "count", "nan", "infinite"]
+    sums = found.sums
+    columns = [found.mean, found.minimum, found.maximum, sums.count, sums.nan, sums.infinite]
+    if as_json:
+        lists = [[json_number(value) for value in column.tolist()] for column in columns]
+        per_channel = dict(zip(names, lists, strict=True))
+        print_json({"layer": found.layer, **_layer_document(found), "per_channel": per_channel})
+        return
+    cells = [map(_cell, column.tolist()) for column in columns]
+    rows = [[str(channel), *row] for channel, row in enumerate(zip(*cells, strict=True))]
+    print_table(["channel", *names], rows, left=0)
+
+
+def _cell(value: float | int) -> str:
+    return number(value) if isinstance(value, float) else f"{value:,}"
+
+
+# record and correct
+
+
+def record(options: Namespace) -> None:
+    """`streamstats record MODEL.onnx --samples FILE -o STORE`."""
+    from ..models import onnx
+
+    with ExitStack() as stack:
+        recorded = onnx.record(
+            options.model,
+            options.samples,
+            options.output,
+            batch_size=options.batch_size,
+            storage=options.storage,
+            layers=options.layers,
+            append=options.append,
+            progress=_SampleProgress(stack),
+        )
+    if options.json:
+        print_json({"layers": [_recorded_document(layer) for layer in recorded]})
+    else:
+        rows = [[one.layer, one.op, str(one.samples), _shape(one.shape), one.dtype, one.reason] for one in recorded]
+        print_table(["layer", "operator", "samples", "shape", "dtype", "left out because"], rows)
+    say(f"wrote {options.output}; `streamstats run` reduces it, with `source: {options.output}` in its configuration")
+
+
+class _SampleProgress:
+    """Shows how many samples have been run; the bar is closed with `stack`."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self._stack, self._done = stack, 0
+        self._progress: RowProgress | None = None
+
+    def __call__(self, done: int, total: int) -> None:
+        if self._progress is None:
+            self._progress = self._stack.enter_context(RowProgress(total))
+        self._progress.advance(done - self._done)
+        self._done = done
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "×".join(map(str, shape))
+
+
+def _recorded_document(layer: Any) -> dict[str, Any]:
+    return {
+        "layer": layer.layer,
+        "operator": layer.op,
+        "samples": layer.samples,
+        "shape": list(layer.shape),
+        "dtype": layer.dtype,
+        "quantization": layer.quantization and layer.quantization.to_metadata(),
+        "reason": layer.reason,
+    }
+
+
+def correct(options: Namespace) -> None:
+    """`streamstats correct MODEL.onnx --bits N --correctors OUT -o FIXED.onnx`."""
+    from ..models import onnx
+
+    corrections = onnx.correct(
+        options.model,
+        options.correctors,
+        options.output,
+        bits=options.bits,
+        per_channel=options.per_channel,
+        symmetric=options.symmetric,
+        uncorrected=options.uncorrected,
+    )
+    if options.json:
+        print_json({"layers": [vars(correction) for correction in corrections]})
+    else:
+        print_table(
+            ["layer", "operator", "quantised", "corrected", "largest term", "note"],
+            [
+                [one.layer, one.op, _yes(one.quantized), _yes(one.corrected), number(one.largest), one.reason]
+                for one in corrections
+            ],
+            left=4,
+        )
+    for path in filter(None, (options.output, options.uncorrected)):
+        say(f"wrote {path}")
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
+
+
+# demo
+
+
+def demo(options: Namespace) -> None:
+    """`streamstats demo [DIR]`."""
+    from ..demo import show
+
+    outcome = show.run(Path(options.folder), say)
+    if options.json:
+        print_json(outcome.document())
+    else:
+        print(outcome.text(), end="")

@@ -1,0 +1,140 @@
+"""The commands and options, and the help that teaches them. Imports nothing heavy: `--help` answers at once."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+DESCRIPTION = """\
+Exact calibration statistics, out of core, and the bias corrections that follow from them.
+
+  record    run a model over samples and keep the input of each of its layers in a zarr store
+  run       reduce a store to exact per-channel statistics and a corrector for each layer
+  inspect   look at what a run left
+  correct   fake-quantise a model and correct its biases
+  demo      all of it, on a small real network
+"""
+
+EPILOG = """\
+Exit status: 0 done, 1 failure, 2 usage or configuration, 4 corrupt or missing data, 130 interrupted.
+Results go to stdout, progress and messages to stderr. Start with: streamstats demo
+"""
+
+RUN = """\
+Reduce every layer of a zarr calibration store to exact sums, counts and extrema of each channel.
+
+The plan is printed before any data is read: tasks, bytes, and the most memory the run will take. What it leaves:
+
+  OUT/correctors/LAYER.safetensors   the mean of each channel, for correcting the layer's bias
+  OUT/state/LAYER.safetensors        exact sums, counts and the rows behind them
+  OUT/manifest.json                  every file with its SHA-256
+
+A configuration needs two lines; the README explains the rest:
+
+  source: calibration.zarr
+  output: out
+"""
+
+INSPECT = """\
+Show what `streamstats run` left: its layers, or the channels of one of them.
+
+  streamstats inspect out                               layers, rows, coverage, ranges
+  streamstats inspect out block04/project               every channel: count, mean, minimum, maximum
+  streamstats inspect out block04/project --plot        the channels as a plot in the terminal
+  streamstats inspect out block04/project --plot p.svg  as a picture (.png or .svg)
+"""
+
+RECORD = """\
+Run an ONNX model over samples and append the input of every Conv, ConvTranspose, Gemm and MatMul with constant
+weights to a zarr store, a batch at a time.
+
+  streamstats record model.onnx --samples calibration.npy -o calibration.zarr
+
+Samples are a .npy file with samples on axis 0, or a .npz file with one array for each input of the model.
+"""
+
+CORRECT = """\
+Fake-quantise the weights of an ONNX model and add (W − Ŵ)·E[x] to each layer's bias, E[x] from `streamstats run`.
+
+  streamstats correct model.onnx --bits 5 --correctors out -o corrected.onnx --uncorrected quantised.onnx
+"""
+
+DEMO = """\
+Record, reduce and correct a small network trained on handwritten digits, and show its accuracy as a float network,
+quantised, and corrected. Its files stay in DIR, to look at and to try the commands on.
+"""
+
+
+class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """Descriptions as they are written, and defaults that mean something."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default in (None, False, argparse.SUPPRESS):
+            return action.help
+        return super()._get_help_string(action)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line; `command` names the function that does the work."""
+    parser = argparse.ArgumentParser(prog="streamstats", description=DESCRIPTION, epilog=EPILOG, formatter_class=_Help)
+    parser.add_argument("--version", action="version", version=_version())
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    _add_run(_command(commands, "run", RUN))
+    _add_inspect(_command(commands, "inspect", INSPECT))
+    _add_record(_command(commands, "record", RECORD))
+    _add_correct(_command(commands, "correct", CORRECT))
+    _add_demo(_command(commands, "demo", DEMO))
+    return parser
+
+
+def _version() -> str:
+    from .. import __version__
+
+    return f"streamstats {__version__}"
+
+
+def _command(commands: Any, name: str, description: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(name, description=description, formatter_class=_Help)
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    return parser
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", metavar="CONFIG", help="a YAML file")
+
+
+def _add_inspect(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("output", metavar="OUT", help="the output folder of a run")
+    parser.add_argument("layer", metavar="LAYER", nargs="?", help="show the channels of this layer")
+    parser.add_argument(
+        "--plot", metavar="FILE", nargs="?", const="-", help="plot the channels: in the terminal, or to a .png or .svg"
+    )
+
+
+def _add_record(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL.onnx", help="the float model")
+    parser.add_argument("--samples", metavar="FILE", required=True, help="a .npy or .npz file, samples on axis 0")
+    parser.add_argument("-o", "--output", metavar="STORE", required=True, help="the zarr store to append to")
+    parser.add_argument("--batch-size", metavar="N", type=int, default=16, help="samples run at a time")
+    parser.add_argument(
+        "--storage",
+        choices=("float", "int8"),
+        default="float",
+        help="keep values as they are, or as int8 codes (a quarter of the space; runs the model twice)",
+    )
+    parser.add_argument("--layers", metavar="GLOB", nargs="+", help="only the layers whose names match")
+    parser.add_argument("--append", action="store_true", help="add to layers that the store already has")
+
+
+def _add_correct(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL.onnx", help="the float model that was recorded")
+    parser.add_argument("--bits", metavar="N", type=int, required=True, help="bits of a weight, 2 to 16")
+    parser.add_argument("--correctors", metavar="OUT", required=True, help="the output folder of a run")
+    parser.add_argument("-o", "--output", metavar="FIXED.onnx", required=True, help="the corrected model")
+    parser.add_argument("--uncorrected", metavar="FILE", help="also write the model quantised, but not corrected")
+    parser.add_argument("--per-channel", action="store_true", help="one range an output channel, not one a tensor")
+    parser.add_argument("--symmetric", action="store_true", help="ranges symmetric about zero")
+
+
+def _add_demo(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", metavar="DIR", nargs="?", default="streamstats-demo", help="where its files go")

@@ -1,0 +1,67 @@
+"""Progress of long work on stderr: a bar on a terminal, a line every few seconds in a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.filesize import decimal
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+LINE_SECONDS = 5.0
+
+
+class RowProgress:
+    """Counts rows and bytes of `total_rows`, `total_bytes`; a context manager. Without bytes only rows are shown."""
+
+    def __init__(self, total_rows: int, total_bytes: int = 0) -> None:
+        self._rows, self._bytes = 0, 0
+        self._total_rows, self._total_bytes = total_rows, total_bytes
+        self._started = self._last_line = time.monotonic()
+        self._bar = _bar() if sys.stderr.isatty() else None
+        if self._bar is not None:
+            self._task = self._bar.add_task("", total=total_bytes or total_rows, text="")
+
+    def advance(self, rows: int, added_bytes: int = 0) -> None:
+        """Count `rows` and `added_bytes` more as done."""
+        self._rows += rows
+        self._bytes += added_bytes
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self._bytes or self._rows, text=self._text())
+        elif time.monotonic() - self._last_line >= LINE_SECONDS:
+            self._print_line()
+
+    def __enter__(self) -> Self:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        elif kind is None:
+            self._print_line()
+
+    def _text(self) -> str:
+        parts = [f"{self._rows:,}/{self._total_rows:,} rows"]
+        if self._total_bytes:
+            rate = self._bytes / max(time.monotonic() - self._started, 1e-9)
+            parts += [f"{decimal(self._bytes)} of {decimal(self._total_bytes)}", f"{decimal(int(rate))}/s"]
+        return ", ".join(parts)
+
+    def _print_line(self) -> None:
+        self._last_line = time.monotonic()
+        done = (self._bytes or self._rows) / max(1, self._total_bytes or self._total_rows)
+        elapsed = self._last_line - self._started
+        left = f", {elapsed / done - elapsed:.0f} s left" if 0 < done < 1 else f", {elapsed:.1f} s"
+        print(f"streamstats: {self._text()}{left}", file=sys.stderr, flush=True)
+
+
+def _bar() -> Progress:
+    columns = (BarColumn(), TextColumn("{task.fields[text]}"), TimeRemainingColumn())
+    return Progress(*columns, console=Console(stderr=True))

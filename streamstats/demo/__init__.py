@@ -1,0 +1,1 @@
+"""A small real network, and the whole way from recording to correction shown on it."""

@@ -1,0 +1,141 @@
+"""What `streamstats demo` does: record, reduce and correct the small network, and judge it on held-out digits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import artifacts, job, report
+from ..config import JobConfig
+from ..errors import MissingDependencyError, UsageError
+from ..models import onnx
+from .digits import calibration_digits, held_out_digits
+
+BITS = 5
+OTHER_BITS = (4, 6, 8)
+PICTURE = "accuracy.png"
+
+FILES = {
+    "model.onnx": "the float network, trained on the digits that are not held out",
+    "calibration.npy": "the digits it is calibrated with",
+    "calibration.zarr": "the input of every layer over them (streamstats record)",
+    "run.yaml": "the configuration of the reduction (paths count from where you call)",
+    "out": "exact sums, correctors and manifest (streamstats run)",
+    "quantized.onnx": f"the network with weights of {BITS} bits, one range a tensor",
+    "corrected.onnx": "the same, biases corrected (streamstats correct)",
+    PICTURE: "accuracy of the three on the held-out digits",
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Accuracy (0 to 1) on the held-out digits: of the float network, and by bits (quantised, corrected)."""
+
+    folder: Path
+    held_out: int
+    float_accuracy: float
+    by_bits: dict[int, tuple[float, float]]
+
+    def document(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {
+            "folder": str(self.folder),
+            "held_out_digits": self.held_out,
+            "float": self.float_accuracy,
+            "bits": {str(bits): {"quantized": q, "corrected": c} for bits, (q, c) in self.by_bits.items()},
+        }
+
+    def bars(self) -> list[tuple[str, float]]:
+        """(name, accuracy) of the float, the quantised and the corrected network at the demo's bit width."""
+        quantized, corrected = self.by_bits[BITS]
+        return [("float", self.float_accuracy), (f"{BITS}-bit weights", quantized), ("corrected", corrected)]
+
+    def text(self) -> str:
+        """The accuracies as a table and a picture, what each file is, and what to type next."""
+        table = [f"bits  quantised  corrected    (float {self.float_accuracy:.1%})"]
+        table += [f"{bits:>4}  {q:>9.1%}  {c:>9.1%}" for bits, (q, c) in self.by_bits.items()]
+        width = max(map(len, FILES))
+        return "\n".join(
+            [
+                f"Accuracy on {self.held_out} held-out digits; weights of N bits, one range a tensor:",
+                "",
+                *table,
+                "",
+                report.plot_accuracies_text(self.bars()).rstrip("\n"),
+                "",
+                f"In {self.folder}:",
+                *(f"  {name:<{width}}  {meaning}" for name, meaning in FILES.items()),
+                "",
+                "Next:",
+                f"  cd {self.folder}",
+                "  streamstats run run.yaml",
+                "  streamstats inspect out",
+                "  streamstats inspect out block1/depthwise --plot",
+                "  streamstats correct model.onnx --bits 4 --correctors out -o four-bits.onnx",
+                "",
+            ]
+        )
+
+
+def run(folder: Path, say: Callable[[str], None]) -> Outcome:
+    """Do the whole of it in `folder`, which is new, empty, or holds an earlier demo.
+
+    Raises `MissingDependencyError` without the extra `demo`, `UsageError` or `OutputError` for an unusable folder.
+    """
+    _require_sklearn()
+    _check_folder(folder)
+    model = folder / "model.onnx"
+    _write_inputs(folder, model)
+    say(f"record: the input of every layer over the calibration digits → {folder / 'calibration.zarr'}")
+    onnx.record(model, folder / "calibration.npy", folder / "calibration.zarr", batch_size=64)
+    say(f"run: exact means of every channel → {folder / 'out'}")
+    job.run(JobConfig(source=str(folder / "calibration.zarr"), output=str(folder / "out")))
+    say("correct: weights rounded, biases corrected → accuracy on digits that nothing has seen")
+    outcome = _judge(folder, model)
+    report.plot_accuracies(outcome.bars(), folder / PICTURE, f"Accuracy on {outcome.held_out} held-out digits")
+    return outcome
+
+
+def _judge(folder: Path, model: Path) -> Outcome:
+    """The accuracies at every bit width; the models of the demo's own, the last written, stay."""
+    digits = held_out_digits()
+    quantized, corrected = folder / "quantized.onnx", folder / "corrected.onnx"
+    by_bits = {}
+    for bits in (*OTHER_BITS, BITS):
+        onnx.correct(model, folder / "out", corrected, bits=bits, uncorrected=quantized)
+        by_bits[bits] = (_accuracy(quantized, digits), _accuracy(corrected, digits))
+    return Outcome(folder, len(digits.labels), _accuracy(model, digits), dict(sorted(by_bits.items())))
+
+
+def _accuracy(model: Path, digits: Any) -> float:
+    return float(np.mean(onnx.run_model(model, digits.images).argmax(axis=1) == digits.labels))
+
+
+def _require_sklearn() -> None:
+    try:
+        import sklearn  # noqa: F401
+    except ImportError as error:
+        raise MissingDependencyError(
+            "the demo needs scikit-learn for its digits; install it with: pip install 'streamstats[demo]'"
+        ) from error
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder with files in it that are not those of an earlier demo."""
+    artifacts.check_writable(folder)
+    if any(folder.iterdir()) and not (folder / "run.yaml").exists():
+        raise UsageError(f"{folder} has files in it that no demo left; name a new or an empty folder")
+
+
+def _write_inputs(folder: Path, model: Path) -> None:
+    """Put the network, the calibration digits and the configuration into `folder`."""
+    artifacts.remove_folder(folder / "calibration.zarr")
+    with as_file(files(__package__) / "digits.onnx") as shipped:
+        artifacts.write_bytes(model, shipped.read_bytes())
+    artifacts.write_array(folder / "calibration.npy", calibration_digits().images)
+    artifacts.write_bytes(folder / "run.yaml", b"source: calibration.zarr\noutput: out\n")

@@ -1,0 +1,278 @@
+"""Correcting: an ONNX model with fake-quantised weights, and each layer's correction added to its bias.
+
+Everything is computed before anything is written. What else uses a weight or a bias keeps the value it had: a
+tensor keeps its name only if the corrected layers were its only users. The same model and correctors give the
+same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
+
+import numpy as np
+import numpy.typing as npt
+
+from ..artifacts import layer_path, write_bytes
+from ..correction import BiasCorrector
+from ..errors import MismatchError, UsageError
+from ..quantization import fake_quantize
+from .onnx_edit import GraphEdit
+from .onnx_graph import LeftOut, LinearLayer, attributes, load_model, require, survey
+
+if TYPE_CHECKING:
+    import onnx
+
+CORRECTORS = "correctors"
+SUFFIX = ".safetensors"
+OLDEST_OPSET = 7
+SINGLE_FILE_BYTES = 2**31 - 2**24
+EXTERNAL_TENSOR_BYTES = 1024
+
+
+@dataclass(frozen=True)
+class LayerCorrection:
+    """What was done for one linear layer.
+
+    `largest` is the largest magnitude of what was added to its output, over its `outputs` channels. `reason`
+    says why a layer was not quantised or not corrected, and is empty where it was both.
+    """
+
+    layer: str
+    op: str
+    quantized: bool = False
+    corrected: bool = False
+    reason: str = ""
+    largest: float = 0.0
+    outputs: int = 0
+
+
+WeightKey = tuple[str, int, int]
+
+
+@dataclass(frozen=True)
+class _Levels:
+    """How weights are fake-quantised."""
+
+    bits: int
+    per_channel: bool
+    symmetric: bool
+
+    def key(self, layer: LinearLayer) -> WeightKey:
+        """Layers with the same key share one fake-quantised weight: the same tensor with the same ranges."""
+        return (layer.weight_name, *((layer.output_axis, layer.groups) if self.per_channel else (-1, 1)))
+
+    def apply(self, layer: LinearLayer) -> npt.NDArray[Any]:
+        """The layer's fake-quantised weight. Raises `UsageError` that names the layer."""
+        try:
+            return layer.fake_quantized(self.bits, per_channel=self.per_channel, symmetric=self.symmetric)
+        except UsageError as error:
+            raise type(error)(f"layer {layer.name}: {error}") from error
+
+
+@dataclass(frozen=True, eq=False)
+class _Change:
+    """A layer's fake-quantised weight, and the term (float64[outputs], or None) to add to its output."""
+
+    layer: LinearLayer
+    key: WeightKey
+    weight: npt.NDArray[Any]
+    term: npt.NDArray[np.float64] | None
+    reason: str
+
+
+def correct(
+    model_path: str | Path,
+    correctors: str | Path,
+    output: str | Path,
+    *,
+    bits: int,
+    per_channel: bool = False,
+    symmetric: bool = False,
+    uncorrected: str | Path | None = None,
+) -> list[LayerCorrection]:
+    """Write to `output` the model with fake-quantised weights and corrected biases; the outcome for each
+    layer.
+
+    `correctors` is the folder that `streamstats run` leaves. `uncorrected` is where to write the model with
+    fake-quantised weights alone, for comparison. A layer without a corrector is quantised and not corrected.
+    A model of more than 2 GB gets its tensors in a file beside it, of the same name with `.data` behind it.
+
+    Raises `UsageError` for bits outside 2…16, a model or a folder that is not usable; `MismatchError` for a
+    corrector whose channels are not the layer's; `DataError` for a damaged one; `OutputError`.
+    """
+    fake_quantize(np.zeros(0), bits)
+    _check_paths(model_path, output, uncorrected)
+    model = load_model(model_path)
+    _check_opset(model, model_path)
+    layers, skipped = survey(model)
+    folder = _corrector_folder(Path(correctors), layers)
+    changes = _changes(layers, folder, _Levels(bits, per_channel, symmetric))
+    files: list[tuple[Path, bytes]] = []
+    if uncorrected is not None:
+        files += _files(_edited(load_model(model_path), changes, corrected=False), Path(uncorrected))
+    files += _files(_edited(model, changes), Path(output))  # last: it changes the nodes of `layers`
+    for path, content in files:
+        write_bytes(path, content)
+    return [*map(_outcome, changes), *_passed_over(skipped), *_strays(folder, layers)]
+
+
+def _check_paths(*paths: str | Path | None) -> None:
+    given = [Path(path).resolve() for path in paths if path is not None]
+    if len(set(given)) < len(given):
+        raise UsageError(
+            "the model, the output and the uncorrected output are not all different files; name others"
+        )
+
+
+def _check_opset(model: onnx.ModelProto, path: str | Path) -> None:
+    version = next(
+        (opset.version for opset in model.opset_import if opset.domain in ("", "ai.onnx")), OLDEST_OPSET
+    )
+    if version < OLDEST_OPSET:
+        raise UsageError(
+            f"{path} has the operator set {version}; expected {OLDEST_OPSET} or later: convert it with "
+            "onnx.version_converter"
+        )
+
+
+def _corrector_folder(out: Path, layers: Sequence[LinearLayer]) -> Path:
+    folder = out / CORRECTORS
+    if not folder.is_dir():
+        raise UsageError(f"{out} has no folder {CORRECTORS}; expected what `streamstats run` leaves")
+    if not any(layer_path(folder, layer.name).is_file() for layer in layers):
+        names = ", ".join(layer.name for layer in layers) or "none"
+        raise UsageError(f"{folder} holds no corrector for a layer of the model; its layers are: {names}")
+    return folder
+
+
+def _changes(layers: Sequence[LinearLayer], folder: Path, levels: _Levels) -> list[_Change]:
+    weights: dict[WeightKey, npt.NDArray[Any]] = {}
+    changes = []
+    for layer in layers:
+        key = levels.key(layer)
+        if key not in weights:
+            weights[key] = levels.apply(layer)
+        changes.append(_Change(layer, key, weights[key], *_term(layer, weights[key], folder)))
+    return changes
+
+
+def _term(
+    layer: LinearLayer, quantized: npt.NDArray[Any], folder: Path
+) -> tuple[npt.NDArray[np.float64] | None, str]:
+    """(what to add to the layer's output, "") or (None, why there is nothing)."""
+    path = layer_path(folder, layer.name)
+    if not path.is_file():
+        return None, f"no corrector: there is no file {path}"
+    corrector = BiasCorrector.load(path)
+    try:
+        term = corrector.calculate(
+            layer.weight, quantized, layout=layer.layout, groups=layer.groups, strides=layer.strides
+        )
+    except MismatchError as error:
+        raise MismatchError(f"layer {layer.name}, corrector {path}: {error}") from error
+    if term is None:
+        return None, "its corrector is null"
+    return (term * attributes(layer.node).get("alpha", 1.0) if layer.op == "Gemm" else term), ""
+
+
+def _edited(model: onnx.ModelProto, changes: Sequence[_Change], *, corrected: bool = True) -> onnx.ModelProto:
+    """`model` with the weights of `changes` in it, and their terms if `corrected`; it is changed in place."""
+    edit = GraphEdit(model)
+    by_weight: dict[WeightKey, list[_Change]] = {}
+    for change in changes:
+        by_weight.setdefault(change.key, []).append(change)
+    for sharing in by_weight.values():
+        nodes = [edit.node(change.layer.node.output[0]) for change in sharing]
+        edit.replace_input(nodes, 1, sharing[0].weight, sharing[0].layer.weight_name)
+    for change in changes if corrected else ():
+        if change.term is not None:
+            _add_term(edit, change.layer, change.term)
+    return edit.finish()
+
+
+def _add_term(edit: GraphEdit, layer: LinearLayer, term: npt.NDArray[np.float64]) -> None:
+    node, dtype, label = edit.node(layer.node.output[0]), layer.weight.dtype, f"{layer.name}.bias"
+    if layer.op == "MatMul":
+        edit.add_behind(node, _cast(layer, term, dtype), label)
+        return
+    beta = attributes(node).get("beta", 1.0) if layer.op == "Gemm" else 1.0
+    bias = node.input[2] if len(node.input) > 2 else ""
+    if beta == 0.0 or not bias:
+        _set_beta(layer, node)
+        edit.replace_input([node], 2, _cast(layer, term, dtype), label)
+    elif (constant := edit.constant(bias)) is not None:
+        edit.replace_input([node], 2, _cast(layer, constant.astype(np.float64) + term / beta, dtype), bias)
+    else:
+        edit.add_before(node, 2, _cast(layer, term / beta, dtype), label)
+
+
+def _set_beta(layer: LinearLayer, node: onnx.NodeProto) -> None:
+    """A Gemm that had no bias, or ignored it, counts the one it gets once."""
+    if layer.op == "Gemm":
+        kept = [attribute for attribute in node.attribute if attribute.name != "beta"]
+        del node.attribute[:]
+        node.attribute.extend(kept)
+
+
+def _cast(layer: LinearLayer, values: npt.NDArray[np.float64], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    with np.errstate(over="ignore"):
+        cast = values.astype(dtype)
+    if not np.isfinite(cast).all():
+        raise UsageError(
+            f"layer {layer.name}: the corrected bias reaches {np.abs(values).max():g}, more than {dtype} can "
+            "hold; convert the model to float32 first"
+        )
+    return cast
+
+
+def _files(model: onnx.ModelProto, path: Path) -> Iterator[tuple[Path, bytes]]:
+    """The content of each file to write: the model, and first its tensors where one file cannot hold both."""
+    if sum(len(tensor.raw_data) for tensor in model.graph.initializer) > SINGLE_FILE_BYTES:
+        beside = path.with_name(f"{path.name}.data")
+        yield beside, _externalize(model, beside.name)
+    yield path, model.SerializeToString(deterministic=True)
+
+
+def _externalize(model: onnx.ModelProto, location: str) -> bytes:
+    """Move the large initializers out of `model`; returns the content of the file `location` for them."""
+    onnx = require("onnx")
+    content = bytearray()
+    for tensor in model.graph.initializer:
+        raw = tensor.raw_data
+        if len(raw) > EXTERNAL_TENSOR_BYTES:
+            onnx.external_data_helper.set_external_data(
+                tensor, location, offset=len(content), length=len(raw)
+            )
+            tensor.ClearField("raw_data")
+            content += raw
+    return bytes(content)
+
+
+def _outcome(change: _Change) -> LayerCorrection:
+    largest = 0.0 if change.term is None else float(np.abs(change.term).max(initial=0.0))
+    return LayerCorrection(
+        layer=change.layer.name,
+        op=change.layer.op,
+        quantized=True,
+        corrected=change.term is not None,
+        reason=change.reason,
+        largest=largest,
+        outputs=change.layer.outputs,
+    )
+
+
+def _passed_over(skipped: Sequence[LeftOut]) -> Iterator[LayerCorrection]:
+    for left in skipped:
+        yield LayerCorrection(left.name, left.op, reason=left.reason)
+
+
+def _strays(folder: Path, layers: Sequence[LinearLayer]) -> Iterator[LayerCorrection]:
+    """Correctors that belong to no layer of the model."""
+    expected = {layer_path(folder, layer.name) for layer in layers}
+    for path in sorted(set(folder.rglob(f"*{SUFFIX}")) - expected):
+        name = unquote(path.relative_to(folder).as_posix().removesuffix(SUFFIX))
+        yield LayerCorrection(name, "", reason=f"the model has no such layer; the corrector is {path}")

@@ -1,0 +1,327 @@
+"""The linear layers of an ONNX graph: the input, the weight and the output channels of each, and its name.
+
+Recording and correcting both start here, so a layer has one name in the store, in the correctors and in the
+model. Every linear operator is either a layer or left out with a reason; none is passed over in silence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import MissingDependencyError, UsageError
+from ..quantization import fake_quantize
+
+if TYPE_CHECKING:
+    import onnx
+
+STANDARD_DOMAINS = ("", "ai.onnx")
+WEIGHT_DTYPES = ("float16", "float32", "float64")
+CONVOLUTION_LAYOUTS = {3: "OIW", 4: "OIHW", 5: "OIDHW"}
+TRANSPOSED_LAYOUTS = {3: "IOW", 4: "IOHW", 5: "IODHW"}
+UNSUPPORTED_OPS = frozenset(
+    {
+        "ConvInteger",
+        "DeformConv",
+        "Einsum",
+        "FusedConv",
+        "FusedGemm",
+        "FusedMatMul",
+        "GRU",
+        "LSTM",
+        "MatMulInteger",
+    }
+    | {"MatMulNBits", "QLinearConv", "QLinearMatMul", "RNN"}
+)
+
+
+def require(module: str) -> ModuleType:
+    """Import the optional `onnx` or `onnxruntime`. Raises `MissingDependencyError`."""
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"{module} cannot be imported ({error}); pip install 'streamstats[onnx]'"
+        ) from error
+
+
+@dataclass(frozen=True, eq=False)
+class LinearLayer:
+    """A Conv, ConvTranspose, Gemm or MatMul with a constant weight.
+
+    `input` is the tensor whose channels, on `channel_axis`, the weight multiplies. `weight` (floating-point)
+    is in `layout`, a word of `MeanBiasCorrector.calculate`, as are `groups` and `strides` (None unless
+    transposed). `weight_name` is that of the initializer or of the Constant's output; `output_axis` is the
+    weight's axis of output channels (of a group, for a transposed convolution).
+    """
+
+    name: str
+    node: onnx.NodeProto
+    input: str
+    channel_axis: int
+    weight_name: str
+    weight: npt.NDArray[Any]
+    layout: str
+    output_axis: int
+    groups: int = 1
+    strides: tuple[int, ...] | None = None
+
+    @property
+    def op(self) -> str:
+        """The operator: Conv, ConvTranspose, Gemm or MatMul."""
+        return str(self.node.op_type)
+
+    @property
+    def outputs(self) -> int:
+        """Output channels over all groups."""
+        channels: int = self.weight.shape[self.output_axis]
+        return channels * self.groups if self.op == "ConvTranspose" else channels
+
+    def fake_quantized(self, bits: int, *, per_channel: bool, symmetric: bool) -> npt.NDArray[Any]:
+        """The weight on `2^bits` levels for the tensor or for each output channel; same shape and dtype.
+
+        A grouped transposed convolution keeps its output channels as (group, channel of the group), so the
+        groups are put on an axis of their own. Raises `UsageError` as `fake_quantize` does.
+        """
+        if not per_channel:
+            return fake_quantize(self.weight, bits, symmetric=symmetric)
+        if self.op != "ConvTranspose":
+            return fake_quantize(self.weight, bits, axis=self.output_axis, symmetric=symmetric)
+        grouped = self.weight.reshape(self.groups, -1, *self.weight.shape[1:])
+        return fake_quantize(grouped, bits, axis=(0, 2), symmetric=symmetric).reshape(self.weight.shape)
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A linear operator that is not handled, and why."""
+
+    name: str
+    op: str
+    reason: str
+
+
+class _NotALayerError(Exception):
+    """Carries the reason from where it is noticed to `survey`."""
+
+
+class Constant(NamedTuple):
+    """A tensor that does not change: the name of its initializer or Constant output, and its value."""
+
+    name: str
+    tensor: onnx.TensorProto
+
+
+def load_model(path: str | Path) -> onnx.ModelProto:
+    """Read the ONNX file at `path` with its external data. Raises `UsageError`, `MissingDependencyError`."""
+    library = require("onnx")
+    try:
+        model: onnx.ModelProto = library.load(str(path), format="protobuf")
+    except OSError as error:
+        raise UsageError(
+            f"cannot read the ONNX model {path}: {error.strerror or first_line(error)}"
+        ) from error
+    except Exception as error:
+        raise UsageError(
+            f"{path} is not an ONNX model, or its data is missing: {first_line(error)}"
+        ) from error
+    if not (model.ir_version and model.opset_import and model.graph.output):
+        raise UsageError(
+            f"{path} is not an ONNX model: it has no version, operator set or graph with outputs"
+        )
+    return model
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what `error` says, or its class."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
+def find_layers(model: onnx.ModelProto) -> list[LinearLayer]:
+    """The linear layers of the main graph, in its order. What is not among them is in `left_out(model)`."""
+    return survey(model)[0]
+
+
+def left_out(model: onnx.ModelProto) -> list[LeftOut]:
+    """The linear operators that `find_layers` does not list, each with the reason."""
+    return survey(model)[1]
+
+
+def survey(model: onnx.ModelProto) -> tuple[list[LinearLayer], list[LeftOut]]:
+    """(layers of the main graph, linear operators left out): together every linear operator of the model."""
+    nodes = [node for node in model.graph.node if _is_linear(node)]
+    names = layer_names([node.name or _first_output(node) or node.op_type for node in nodes])
+    known = constants(model.graph.initializer, model.graph.node)
+    found = [_describe(node, name, known) for node, name in zip(nodes, names, strict=True)]
+    layers = [layer for layer in found if isinstance(layer, LinearLayer)]
+    skipped = [layer for layer in found if isinstance(layer, LeftOut)]
+    return layers, [*skipped, *_nested(model)]
+
+
+def _is_linear(node: onnx.NodeProto) -> bool:
+    return node.op_type in UNSUPPORTED_OPS or (node.op_type in _BUILDERS and node.domain in STANDARD_DOMAINS)
+
+
+def _first_output(node: onnx.NodeProto) -> str:
+    return next((str(name) for name in node.output if name), "")
+
+
+def layer_names(labels: Sequence[str]) -> list[str]:
+    """A name for each label that can name an array and a file: safe, unique, and none a folder of another.
+
+    The first to have a name keeps it; a repetition, and a name that others lie below, get a number.
+
+    >>> layer_names(["/features/0/Conv", "a", "a", "block", "block/fc", "../x"])
+    ['features/0/Conv', 'a', 'a_2', 'block_2', 'block/fc', '__/x']
+    """
+    wanted = [_safe_name(label) for label in labels]
+    folders = {name[:end] for name in wanted for end, char in enumerate(name) if char == "/"}
+    taken: dict[str, None] = {}
+    for name in wanted:
+        free = name not in taken and name not in folders
+        taken[name if free else _numbered(name, {*wanted, *folders, *taken})] = None
+    return list(taken)
+
+
+def _safe_name(label: str) -> str:
+    """Without a leading `/`; what `check_layer_name` or zarr would refuse or change becomes `_`."""
+    printable = "".join(char if char.isprintable() and char != "\\" else "_" for char in label)
+    return "/".join(_safe_part(part) for part in (printable.lstrip("/") or "_").split("/"))
+
+
+def _safe_part(part: str) -> str:
+    if part in ("", ".", ".."):
+        return "_" * max(1, len(part))
+    return part.replace(".", "_") if part in ("zarr.json", ".zarray", ".zgroup", ".zattrs") else part
+
+
+def _numbered(name: str, refused: set[str]) -> str:
+    number = 2
+    while f"{name}_{number}" in refused:
+        number += 1
+    return f"{name}_{number}"
+
+
+def constants(
+    initializers: Iterable[onnx.TensorProto], nodes: Iterable[onnx.NodeProto]
+) -> dict[str, Constant]:
+    """Tensor name → constant: initializers, Constant nodes, and what Identity nodes hand on of them."""
+    found = {tensor.name: Constant(tensor.name, tensor) for tensor in initializers}
+    for node in nodes:
+        if node.op_type == "Constant":
+            name = node.output[0]
+            found |= {name: Constant(name, entry.t) for entry in node.attribute if entry.name == "value"}  # noqa: B035
+        elif node.op_type == "Identity" and node.input[0] in found:
+            found[node.output[0]] = found[node.input[0]]
+    return found
+
+
+def _describe(node: onnx.NodeProto, name: str, known: Mapping[str, Constant]) -> LinearLayer | LeftOut:
+    try:
+        if node.op_type in UNSUPPORTED_OPS:
+            raise _NotALayerError(f"{node.op_type} is not supported")
+        return _BUILDERS[node.op_type](node, name, *_weight(node, known))
+    except _NotALayerError as reason:
+        return LeftOut(name, node.op_type, str(reason))
+
+
+def _weight(node: onnx.NodeProto, known: Mapping[str, Constant]) -> tuple[str, npt.NDArray[Any]]:
+    """(name, value) of the second input. Raises `_NotALayerError` unless it is constant and real."""
+    if len(node.input) < 2:
+        raise _NotALayerError("it has fewer than two inputs")
+    if node.input[0] in known:
+        raise _NotALayerError(f"its input {node.input[0]} is a constant")
+    if node.input[1] not in known:
+        raise _NotALayerError(
+            f"its weight {node.input[1]} is computed, not constant; fold the constants on exporting"
+        )
+    name, tensor = known[node.input[1]]
+    weight = np.asarray(require("onnx").numpy_helper.to_array(tensor))
+    if weight.dtype.name not in WEIGHT_DTYPES:
+        raise _NotALayerError(
+            f"its weight {name} is {weight.dtype.name}; expected {', '.join(WEIGHT_DTYPES)}"
+        )
+    return name, weight
+
+
+def _convolution(node: onnx.NodeProto, name: str, weight_name: str, weight: npt.NDArray[Any]) -> LinearLayer:
+    layout, groups = _layout(weight, CONVOLUTION_LAYOUTS), int(attributes(node).get("group", 1))
+    _check_groups(groups, weight.shape[0], "output")
+    return LinearLayer(name, node, node.input[0], 1, weight_name, weight, layout, 0, groups)
+
+
+def _transposed(node: onnx.NodeProto, name: str, weight_name: str, weight: npt.NDArray[Any]) -> LinearLayer:
+    layout, groups = _layout(weight, TRANSPOSED_LAYOUTS), int(attributes(node).get("group", 1))
+    _check_groups(groups, weight.shape[0], "input")
+    strides = tuple(attributes(node).get("strides", (1,) * (weight.ndim - 2)))
+    return LinearLayer(name, node, node.input[0], 1, weight_name, weight, layout, 1, groups, strides)
+
+
+def _gemm(node: onnx.NodeProto, name: str, weight_name: str, weight: npt.NDArray[Any]) -> LinearLayer:
+    if attributes(node).get("transA", 0):
+        raise _NotALayerError("transA=1: its samples are not on axis 0")
+    layout = "OI" if attributes(node).get("transB", 0) else "IO"
+    _layout(weight, {2: layout})
+    return LinearLayer(name, node, node.input[0], -1, weight_name, weight, layout, layout.index("O"))
+
+
+def _matmul(node: onnx.NodeProto, name: str, weight_name: str, weight: npt.NDArray[Any]) -> LinearLayer:
+    return LinearLayer(name, node, node.input[0], -1, weight_name, weight, _layout(weight, {2: "IO"}), 1)
+
+
+_BUILDERS: Mapping[str, Callable[[Any, str, str, npt.NDArray[Any]], LinearLayer]] = {
+    "Conv": _convolution,
+    "ConvTranspose": _transposed,
+    "Gemm": _gemm,
+    "MatMul": _matmul,
+}
+
+
+def attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    """The attributes of `node`, name → value."""
+    value = require("onnx").helper.get_attribute_value
+    return {attribute.name: value(attribute) for attribute in node.attribute}
+
+
+def _layout(weight: npt.NDArray[Any], layouts: Mapping[int, str]) -> str:
+    if weight.ndim not in layouts:
+        expected = " or ".join(map(str, layouts))
+        raise _NotALayerError(f"its weight has the shape {weight.shape}; expected {expected} axes")
+    return layouts[weight.ndim]
+
+
+def _check_groups(groups: int, channels: int, side: str) -> None:
+    if groups < 1 or channels % groups:
+        raise _NotALayerError(f"its {channels} {side} channels do not divide into {groups} groups")
+
+
+def _nested(model: onnx.ModelProto) -> Iterator[LeftOut]:
+    """Linear operators in the branches of If, the bodies of Loop and Scan, and the model's own functions."""
+    for owner, graph in subgraphs(model.graph.node):
+        yield from _unreached(
+            graph.node, f"it is in a subgraph of the {owner.op_type} {owner.name or _first_output(owner)}"
+        )
+    for function in model.functions:
+        yield from _unreached(
+            function.node, f"it is in the function {function.name}; inline functions on exporting"
+        )
+
+
+def _unreached(nodes: Sequence[onnx.NodeProto], reason: str) -> Iterator[LeftOut]:
+    for node in filter(_is_linear, nodes):
+        yield LeftOut(_safe_name(node.name or _first_output(node) or node.op_type), node.op_type, reason)
+
+
+def subgraphs(nodes: Iterable[onnx.NodeProto]) -> Iterator[tuple[onnx.NodeProto, onnx.GraphProto]]:
+    """(node, graph) for every graph that a node of `nodes` holds, at any depth."""
+    for node in nodes:
+        for attribute in node.attribute:
+            for inner in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
+                yield node, inner
+                yield from subgraphs(inner.node)

@@ -1,0 +1,319 @@
+"""Pictures of results: the mean of every channel within its minimum and maximum, and accuracies side by side.
+
+A picture shows the statistics it is given and computes none. Files are the same bytes for the same input and the same
+matplotlib. matplotlib and plotext are optional; a function here imports the one it draws with, and raises
+`MissingDependencyError` without it. Both keep settings for the whole process: draw from one thread at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from importlib import import_module
+from pathlib import Path
+from textwrap import wrap
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from rich.cells import cell_len
+
+from .artifacts import write_bytes
+from .errors import MissingDependencyError, UsageError
+from .ledger import LayerStatistics
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Values = npt.NDArray[np.float64]
+
+SMALLEST_TEXT = (40, 12)
+"""The least width and height of a terminal plot, in characters."""
+BAR = 40
+"""The length of the bar of accuracy 1, in characters."""
+FLAT = 1e-8
+"""Values closer than this, relative to their size, are drawn as equal: tick labels could not tell them apart."""
+TITLE = 80
+"""The length of a line of a title, in characters."""
+MANY = 200
+"""More channels than this are drawn with a thin line."""
+NO_VALUES = "no channel has a finite value"
+
+BLUE, ORANGE, GREY, INK, FAINT = "#0072B2", "#D55E00", "#7F7F7F", "#333333", "#DDDDDD"
+"""Colours that colour-blind readers tell apart (Okabe and Ito), and greys."""
+
+LOOK = {
+    "figure.dpi": 150,
+    "savefig.dpi": 150,
+    "font.size": 11,
+    "text.color": INK,
+    "axes.titlesize": 13,
+    "axes.titleweight": "bold",
+    "axes.edgecolor": GREY,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": FAINT,
+    "grid.linewidth": 0.8,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "svg.fonttype": "none",  # text that can be searched
+    "svg.hashsalt": "streamstats",  # ids are random without
+}
+METADATA: dict[str, dict[str, Any]] = {"png": {"Software": None}, "svg": {"Date": None}}
+"""Per format, what would differ from day to day or place to place and is left out."""
+
+
+def _require(module: str) -> Any:
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"{module} cannot be imported ({error}); pip install 'streamstats[plot]'"
+        ) from error
+
+
+# What both kinds of picture say
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _subtitle(statistics: LayerStatistics) -> str:
+    """The rows and channels of the picture, and how many channels are not in it."""
+    left_out = int(np.isnan(statistics.mean).sum())
+    subtitle = f"{_count(statistics.rows, 'row')}, {_count(statistics.channels, 'channel')}"
+    return f"{subtitle}, {left_out} without finite values left out" if left_out else subtitle
+
+
+def _limits(statistics: LayerStatistics) -> tuple[float, float]:
+    """The least and the greatest value to show; apart also where all values are equal.
+
+    Raises `UsageError` where their difference is no float64.
+    """
+    low, high = float(np.nanmin(statistics.minimum)), float(np.nanmax(statistics.maximum))
+    size = max(abs(low), abs(high))
+    if size > np.finfo(np.float64).max / 4:
+        raise UsageError(
+            f"layer {statistics.layer}: its values reach from {low:g} to {high:g}, too far to plot; "
+            "expected calibration activations"
+        )
+    if high - low > FLAT * size and size > np.finfo(np.float64).tiny / FLAT:
+        return low, high
+    margin = 0.1 * size if size > np.finfo(np.float64).tiny / FLAT else 1.0
+    return low - margin, high + margin
+
+
+def _ticks(low: float, high: float, most: int) -> Values:
+    """At most `most` + 1 round numbers (1, 2 or 5 times a power of ten apart) from `low` to `high`."""
+    least = (high - low) / most
+    power = 10.0 ** math.floor(math.log10(least))
+    step = next(step for step in (power, 2 * power, 5 * power, 10 * power) if step >= least * (1 - FLAT))
+    multiples = np.arange(math.ceil(low / step), math.floor(high / step) + 1)
+    return np.asarray(multiples * step, np.float64)
+
+
+# For a terminal
+
+
+def plot_channels_text(
+    statistics: LayerStatistics, width: int = 80, height: int = 20, color: bool = True
+) -> str:
+    """The mean, minimum and maximum of every channel as `height` lines of at most `width` characters.
+
+    A column of the plot shows one channel, or several if they do not fit: the range of their means within the least
+    minimum and the greatest maximum. Channels without finite values are left out; the title says how many. With
+    `color` false there are no escape codes in the text.
+
+    Raises `UsageError` for less than 40 × 12 characters and for values too far apart, `MissingDependencyError`.
+    """
+    if width < SMALLEST_TEXT[0] or height < SMALLEST_TEXT[1]:
+        raise UsageError(
+            f"a plot of {width} × {height} characters is too small; "
+            f"expected at least {SMALLEST_TEXT[0]} × {SMALLEST_TEXT[1]}"
+        )
+    if np.isnan(statistics.mean).all():
+        return "\n".join(_title_lines(statistics, 1, width)) + f"\n{NO_VALUES}"
+    values = _ticks(*_limits(statistics), most=5)
+    labels = [f"{value:.10g}" for value in values]
+    columns = width - max(map(len, labels)) - 1  # the y axis is one column wide
+    title = _title_lines(statistics, columns, width)
+    with _terminal_figure(width, height - len(title)) as figure:
+        _draw_columns(figure, statistics, columns, color)
+        figure.ruler("y").ticks(values.tolist(), labels)
+        text = figure.build().string(colorless=not color)
+    return "\n".join([*title, *text.rstrip("\n").split("\n")])
+
+
+def _title_lines(statistics: LayerStatistics, columns: int, width: int) -> list[str]:
+    binned = statistics.channels > columns
+    subtitle = _subtitle(statistics)
+    if binned:
+        least, rest = divmod(statistics.channels, columns)
+        subtitle += f", {least} to {least + 1} a column" if rest else f", {least} a column"
+    key = f"█ {'range of means' if binned else 'mean'}  ░ minimum to maximum"
+    return [_shortened(statistics.layer, width), *wrap(subtitle, width), *wrap(key, width)]
+
+
+def _shortened(text: str, width: int) -> str:
+    """`text`, or … and its end, which tells layers apart, in at most `width` columns of a terminal."""
+    if cell_len(text) <= width:
+        return text
+    while cell_len(text) > width - 1:
+        text = text[1:]
+    return "…" + text
+
+
+@contextlib.contextmanager
+def _terminal_figure(width: int, height: int) -> Iterator[Any]:
+    """The only figure that plotext has, empty before and after, of this size whatever the terminal's."""
+    plotext = _require("plotext")
+    plotext.terminal.limit(False, False)
+    try:
+        yield plotext.figure.clear().plot_size(width, height)
+    finally:
+        plotext.terminal.limit()
+        plotext.figure.clear()
+
+
+def _draw_columns(figure: Any, statistics: LayerStatistics, columns: int, color: bool) -> None:
+    channels = statistics.channels
+    figure.theme("colorless").axes(False, side=1)
+    figure.label("channel", "x").label("value", "y")
+    low, high = _limits(statistics)
+    figure.ruler("y").lim(low, high)
+    figure.ruler("x").lim(0, columns - 1)
+    shown = _ticks(0, max(channels - 1, 1), most=max(columns // 10, 1)).astype(int)
+    shown = np.unique(shown[shown < channels])
+    figure.ruler("x").ticks(((2 * shown + 1) * columns // (2 * channels)).tolist(), [str(c) for c in shown])
+    starts = np.arange(columns) * channels // columns  # of the channels in a column; the same for a wide channel
+    for character, foreground, least, greatest in (
+        ("░", "blue+", statistics.minimum, statistics.maximum),
+        ("█", "orange", statistics.mean, statistics.mean),
+    ):
+        lower, upper = np.fmin.reduceat(least, starts), np.fmax.reduceat(greatest, starts)
+        there = np.flatnonzero(~np.isnan(lower))
+        marker = _require("plotext").marker(character, foreground)
+        foot, top = (figure.signal(there.tolist(), end[there].tolist(), marker=marker) for end in (lower, upper))
+        figure.draw(foot.fill(top))
+
+
+def plot_accuracies_text(rows: Sequence[tuple[str, float]]) -> str:
+    """A line for each (network, accuracy from 0 to 1): its name, a bar, the accuracy. Raises `UsageError`."""
+    _check_accuracies(rows)
+    widest = max(cell_len(name) for name, _ in rows)
+    return "\n".join(
+        f"{name}{' ' * (widest - cell_len(name))}  {_bar(accuracy):{BAR}}  {accuracy:6.1%}" for name, accuracy in rows
+    )
+
+
+def _bar(accuracy: float) -> str:
+    """`accuracy` in blocks, to an eighth of a character."""
+    whole, eighths = divmod(round(accuracy * BAR * 8), 8)
+    return "█" * whole + " ▏▎▍▌▋▊▉"[eighths].strip()
+
+
+def _check_accuracies(rows: Sequence[tuple[str, float]]) -> None:
+    if not rows:
+        raise UsageError("there are no accuracies to plot; expected at least one (network, accuracy)")
+    for name, accuracy in rows:
+        if not 0 <= accuracy <= 1:
+            raise UsageError(f"the accuracy of {name} is {accuracy}; expected a number from 0 to 1")
+
+
+# As a file
+
+
+def plot_channels(statistics: LayerStatistics, path: Path) -> None:
+    """Write the mean of every channel within its minimum and maximum to `path`, a PNG or SVG by its suffix.
+
+    Channels without finite values are gaps; the subtitle says how many.
+
+    Raises `UsageError` for another suffix and for values too far apart, `OutputError`, `MissingDependencyError`.
+    """
+    with _drawing(path, size=(10, 5)) as axes:
+        _draw_title(axes, statistics.layer, _subtitle(statistics))
+        axes.set_xlabel("channel")
+        axes.set_ylabel("value")
+        axes.set_xlim(-0.5, max(statistics.channels, 1) - 0.5)
+        axes.locator_params("x", integer=True)
+        if np.isnan(statistics.mean).all():
+            axes.text(0.5, 0.5, NO_VALUES, transform=axes.transAxes, ha="center", va="center")
+        else:
+            _draw_channels(axes, statistics)
+
+
+def _draw_channels(axes: Axes, statistics: LayerStatistics) -> None:
+    low, high = _limits(statistics)
+    margin = 0.04 * (high - low)
+    axes.set_ylim(low - margin, high + margin)
+    edges = np.arange(statistics.channels + 1) - 0.5
+    axes.stairs(
+        statistics.maximum,
+        edges,
+        baseline=statistics.minimum,
+        fill=True,
+        color=BLUE,
+        alpha=0.25,
+        linewidth=0,
+        label="minimum to maximum",
+        gid="band",
+    )
+    axes.stairs(
+        statistics.mean,
+        edges,
+        baseline=None,
+        color=BLUE,
+        linewidth=1.8 if statistics.channels <= MANY else 1.0,
+        label="mean",
+        gid="mean",
+    )
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False, borderpad=0, reverse=True)
+
+
+def plot_accuracies(rows: Sequence[tuple[str, float]], path: Path, title: str) -> None:
+    """Write a bar for each (network, accuracy from 0 to 1) to `path`, a PNG or SVG by its suffix.
+
+    Raises `UsageError` for another suffix, no rows, or an accuracy out of range, `OutputError`,
+    `MissingDependencyError`.
+    """
+    _check_accuracies(rows)
+    with _drawing(path, size=(max(6.0, 1.5 * len(rows)), 4.5)) as axes:
+        _draw_title(axes, title)
+        places = range(len(rows))
+        colors = [(GREY, ORANGE, BLUE)[place % 3] for place in places]
+        bars = axes.bar(places, [accuracy for _, accuracy in rows], width=0.6, color=colors)
+        axes.bar_label(bars, [f"{accuracy:.1%}" for _, accuracy in rows], padding=3, fontweight="bold")
+        axes.set_xticks(places, [name for name, _ in rows], parse_math=False)
+        axes.set_ylim(0, 1.08)
+        axes.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1])
+        axes.set_ylabel("accuracy")
+        axes.grid(False, axis="x")
+
+
+@contextlib.contextmanager
+def _drawing(path: Path, size: tuple[float, float]) -> Iterator[Axes]:
+    """Axes to draw on, `size` in inches; written to `path` at the end, unless drawing raised."""
+    kind = path.suffix.lower().removeprefix(".")
+    if kind not in METADATA:
+        raise UsageError(f"{path} has the suffix {path.suffix!r}; expected '.png' or '.svg'")
+    style = _require("matplotlib.style")
+    with style.context(["default", LOOK]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)  # a name in another script
+        figure = _require("matplotlib.figure").Figure(figsize=size, layout="constrained")
+        yield figure.add_subplot()
+        content = io.BytesIO()
+        figure.savefig(content, format=kind, metadata=METADATA[kind])
+    write_bytes(path, content.getvalue())
+
+
+def _draw_title(axes: Axes, title: str, subtitle: str = "") -> None:
+    """The title, in as many lines as it needs, and the subtitle, above the axes at their left end."""
+    axes.set_title("\n".join(wrap(title, TITLE)), loc="left", pad=26 if subtitle else 12, parse_math=False)
+    axes.annotate(subtitle, (0, 1), (0, 8), "axes fraction", "offset points", color=INK, parse_math=False)

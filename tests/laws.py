@@ -1,0 +1,414 @@
+"""The laws that every statistic keeps, hard blocks to try them on, and the exact answers to compare with.
+
+A new statistic is held to all of them by one line, `TestLaws = laws_of(NewStatistic, its_exact_answer)`, where the
+exact answer is written in Python's integers and fractions, term by term: slow, and short enough to be seen to be right.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import reduce
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streamstats.artifacts import write_bytes
+from streamstats.errors import DataError, MismatchError
+from streamstats.ledger import LayerStatistics, read_state, state_bytes
+from streamstats.statistics.extrema import ChannelExtrema
+from streamstats.statistics.mean import ChannelMean
+from streamstats.statistics.statistic import Statistic
+
+Array = np.ndarray[Any, np.dtype[Any]]
+ExactAnswer = Callable[[Array, int], Statistic]
+
+INTEGERS = [np.dtype(kind) for kind in ("i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8")]
+FLOATS = [np.dtype(kind) for kind in ("f2", "f4", "f8")]
+DTYPES = [np.dtype(bool), *INTEGERS, *FLOATS]
+SMALLEST = {"f2": -24, "f4": -149, "f8": -1074}
+"""The exponent of the smallest denormal."""
+DIGITS = {"b1": 2, "i1": 2, "u1": 2, "i2": 2, "u2": 2, "i4": 3, "u4": 3, "i8": 4, "u8": 4, "f2": 3, "f4": 10, "f8": 67}
+"""Digits of 32 bits that hold 2^64 of the largest value, the top one 63 bits and the sign."""
+
+
+# The exact answers
+
+
+def channel_values(block: Array, channel_axis: int) -> list[list[Any]]:
+    """The values of each channel as Python numbers."""
+    return [block.take(channel, channel_axis).ravel().tolist() for channel in range(block.shape[channel_axis])]
+
+
+def units(values: Sequence[Any], kind: str) -> int:
+    """The exact sum of the finite `values`, in units of the smallest denormal of `kind` or of 1."""
+    total = 0
+    for value, times in Counter(filter(math.isfinite, values)).items():
+        numerator, denominator = value.as_integer_ratio()
+        total += times * (numerator * 2 ** -SMALLEST.get(kind, 0) // denominator)
+    return total
+
+
+def as_digits(total: int, places: int) -> list[int]:
+    """`total` in base 2^32, lowest digit first; the top one takes what is left and the sign."""
+    low = [(total >> (32 * place)) & 0xFFFFFFFF for place in range(places - 1)]
+    return [*low, total >> (32 * (places - 1))]
+
+
+def exact_sums(block: Array, channel_axis: int) -> ChannelMean:
+    """What `ChannelMean.measure` is to give."""
+    kind = block.dtype.str[1:]
+    channels = channel_values(block, channel_axis)
+    digits = [as_digits(units(values, kind), DIGITS[kind]) for values in channels]
+    counts = [
+        [sum(map(test, values)) for values in channels] for test in (math.isfinite, math.isnan, math.isinf)
+    ]
+    return ChannelMean(
+        block.dtype.newbyteorder("="),
+        np.array(digits, np.int64).reshape(-1, DIGITS[kind]).T,
+        *np.array(counts, np.int64),
+    )
+
+
+def exact_extrema(block: Array, channel_axis: int) -> ChannelExtrema:
+    """What `ChannelExtrema.measure` is to give."""
+    dtype = block.dtype.newbyteorder("=")
+    finite = [[*filter(math.isfinite, values)] for values in channel_values(block, channel_axis)]
+    if dtype.kind == "f":
+        least, greatest = -math.inf, math.inf
+    else:
+        limits = [False, True] if dtype.kind == "b" else np.iinfo(dtype)
+        least, greatest = limits if dtype.kind == "b" else (limits.min, limits.max)
+    minimum = np.array([min(values, default=greatest) for values in finite], dtype)
+    maximum = np.array([max(values, default=least) for values in finite], dtype)
+    if dtype.kind == "f":
+        minimum[minimum == 0] = maximum[maximum == 0] = 0.0  # a zero has no sign
+    return ChannelExtrema(dtype, minimum, maximum)
+
+
+# Hard blocks
+
+
+def from_bits(bits: Any, dtype: np.dtype[Any]) -> Array:
+    """The values with these bit patterns (a NaN keeps its payload)."""
+    width = dtype.itemsize
+    return np.array(bits, np.uint64).astype(f"u{width}").view(dtype)
+
+
+def hard_bits(dtype: np.dtype[Any], finite: bool = False) -> list[int]:
+    """Bit patterns at the ends of things: zeros, denormals, limits, quiet, signalling and negative NaN, infinities."""
+    if dtype.kind == "b":
+        return [0, 1]
+    sign = 1 << (8 * dtype.itemsize - 1)
+    if dtype.kind in "iu":
+        edges = [0, 1, 2, sign - 1, sign - 2, 1 << 31, (1 << 32) - 1]
+        mask = 2 * sign - 1
+        return sorted({pattern & mask for edge in edges for pattern in (edge, -edge, ~edge)})
+    fraction_bits = np.finfo(dtype).nmant
+    infinity = sign - (1 << fraction_bits)
+    normal = 1 << fraction_bits
+    one = int(np.ones(1, dtype).view(f"u{dtype.itemsize}")[0])
+    magnitudes = [0, 1, 2, normal - 1, normal, normal + 1, one - 1, one, one + 1, infinity - normal, infinity - 1]
+    if not finite:
+        magnitudes += [infinity, infinity + 1, infinity + normal // 2, infinity + normal - 1]
+    return [magnitude | s for magnitude in magnitudes for s in (0, sign)]
+
+
+def _any_bits(rng: np.random.Generator, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:
+    if dtype.kind == "b":
+        return rng.integers(0, 2, shape).astype(bool)
+    return np.frombuffer(rng.bytes(math.prod(shape) * dtype.itemsize), dtype).reshape(shape).copy()
+
+
+def _close_values(rng: np.random.Generator, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:
+    """Terms of a few neighbouring sizes, as activations are; here and there a zero."""
+    if dtype.kind != "f":
+        return rng.integers(0, 2 if dtype.kind == "b" else 100, shape).astype(dtype)
+    span = rng.integers(1, 60)
+    exponent = rng.integers(np.finfo(dtype).minexp, np.finfo(dtype).maxexp) + rng.integers(-span, 1, shape)
+    with np.errstate(over="ignore", under="ignore"):
+        values = np.ldexp(rng.uniform(-1, 1, shape), exponent.clip(-1074, 1023)).astype(dtype)
+    return np.where(rng.random(shape) < 0.1, dtype.type(0), values)
+
+
+def _finite(block: Array) -> Array:
+    return np.where(np.isfinite(block), block, block.dtype.type(1)) if block.dtype.kind == "f" else block
+
+
+@st.composite
+def contents(draw: st.DrawFn, dtype: np.dtype[Any], shape: tuple[int, ...], finite: bool = False) -> Array:
+    """An array of `shape`: hard values, any bits, values of like size, cancelling pairs, or all the same."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    kind = draw(st.sampled_from(["hard", "any", "close", "cancelling", "same"]))
+    if kind in ("hard", "same"):
+        patterns = draw(st.lists(st.sampled_from(hard_bits(dtype, finite)), min_size=1, max_size=6))
+        return rng.choice(from_bits(patterns[:1] if kind == "same" else patterns, dtype), shape)
+    block = (_close_values if kind == "close" else _any_bits)(rng, dtype, shape)
+    if kind == "cancelling" and dtype.kind in "if":
+        flat = block.reshape(-1)
+        half = flat.size // 2
+        with np.errstate(over="ignore"):
+            flat[half : 2 * half] = -flat[:half]
+        block = rng.permutation(flat).reshape(shape)
+    return _finite(block) if finite else block
+
+
+def _strided(block: Array) -> Array:
+    roomy = np.zeros([2 * extent + 1 for extent in block.shape], block.dtype)
+    every_second = roomy[tuple(slice(1, None, 2) for _ in block.shape)]
+    every_second[...] = block
+    return every_second
+
+
+def _unaligned(block: Array) -> Array:
+    memory = np.zeros(block.nbytes + 1, np.uint8)
+    moved = memory[1:].view(block.dtype).reshape(block.shape)
+    moved[...] = block
+    return moved
+
+
+def _read_only(block: Array) -> Array:
+    locked = block.copy()
+    locked.flags.writeable = False
+    return locked
+
+
+def _permuted(block: Array) -> Array:
+    """Axes rolled by one in memory: neither C nor Fortran order from three axes on."""
+    order = [*range(1, block.ndim), 0]
+    return block.transpose(order).copy().transpose(np.argsort(order))
+
+
+LAYOUTS: dict[str, Callable[[Array], Array]] = {
+    "C order": lambda block: block.copy("C"),
+    "Fortran order": lambda block: block.copy("F"),
+    "permuted axes": _permuted,
+    "negative strides": lambda block: np.flip(np.flip(block).copy()),
+    "strided": _strided,
+    "foreign byte order": lambda block: block.byteswap().view(block.dtype.newbyteorder()),
+    "unaligned": _unaligned,
+    "read-only": _read_only,
+}
+"""Ways in which the same values may lie in memory."""
+
+
+@st.composite
+def shapes(draw: st.DrawFn, channels: int | None = None) -> tuple[tuple[int, ...], int]:
+    """2 to 5 small axes, one of them perhaps long or empty, and which is the channel's."""
+    extents = draw(st.lists(st.sampled_from([1, 2, 3]), min_size=2, max_size=5))
+    axis = draw(st.integers(0, len(extents) - 1))
+    extents[draw(st.integers(0, len(extents) - 1))] = draw(st.sampled_from([1, 2, 0, 16, 17, 31, 32, 33, 70]))
+    if channels is not None:
+        extents[axis] = channels
+    return tuple(extents), axis
+
+
+@st.composite
+def blocks(draw: st.DrawFn, dtypes: Sequence[np.dtype[Any]] = DTYPES, finite: bool = False) -> tuple[Array, int]:
+    """A block of any dtype, layout and contents, and its channel axis."""
+    shape, axis = draw(shapes())
+    block = draw(contents(draw(st.sampled_from(dtypes)), shape, finite))
+    repeated = draw(st.sampled_from([None] * 9 + list(range(len(shape)))))
+    if repeated is not None and shape[repeated]:
+        return np.broadcast_to(block.take([0], repeated), shape), axis  # a stride of zero
+    return draw(st.sampled_from([*LAYOUTS.values()]))(block), axis
+
+
+@st.composite
+def partitions(draw: st.DrawFn, block: Array, channel_axis: int) -> list[Array]:
+    """`block` cut along one reduced axis, and each part along another; parts may be empty; in any order."""
+    reduced = [axis for axis in range(block.ndim) if axis != channel_axis]
+    parts = draw(cuts(block, draw(st.sampled_from(reduced))))
+    parts = [smaller for part in parts for smaller in draw(cuts(part, draw(st.sampled_from(reduced))))]
+    return draw(st.permutations(parts))
+
+
+@st.composite
+def cuts(draw: st.DrawFn, block: Array, axis: int, places: int | None = None) -> list[Array]:
+    """`block` cut along `axis` at `places` places, or at up to 4."""
+    place = st.integers(0, block.shape[axis])
+    least, most = (0, 4) if places is None else (places, places)
+    return np.split(block, sorted(draw(st.lists(place, min_size=least, max_size=most))), axis)
+
+
+# The laws
+
+
+def laws_of(statistic: type[Statistic], exact_answer: ExactAnswer) -> type:
+    """The tests of all laws for `statistic`; equal means equal bytes."""
+
+    def measured_thirds(data: st.DataObject) -> list[Statistic]:
+        block, axis = data.draw(blocks())
+        reduced = next(a for a in range(block.ndim) if a != axis)
+        return [statistic.measure(part, axis) for part in data.draw(cuts(block, reduced, 2))]
+
+    class Laws:
+        @given(blocks())
+        def test_a_measure_is_the_exact_answer(self, case):
+            block, axis = case
+            assert statistic.measure(block, axis) == exact_answer(block, axis)
+
+        @given(st.sampled_from(DTYPES), st.integers(0, 4))
+        def test_empty_is_the_measure_of_no_rows(self, dtype, channels):
+            nothing = np.zeros((0, channels, 3), dtype)
+            assert statistic.empty(channels, dtype) == statistic.measure(nothing, 1) == exact_answer(nothing, 1)
+
+        @given(blocks())
+        def test_empty_is_the_identity(self, case):
+            block, axis = case
+            whole, nothing = statistic.measure(block, axis), statistic.empty(block.shape[axis], block.dtype)
+            assert whole.merge(nothing) == whole == nothing.merge(whole)
+
+        @given(st.data())
+        def test_merging_is_commutative(self, data):
+            a, b, _ = measured_thirds(data)
+            assert a.merge(b) == b.merge(a)
+
+        @given(st.data())
+        def test_merging_is_associative(self, data):
+            a, b, c = measured_thirds(data)
+            assert a.merge(b).merge(c) == a.merge(b.merge(c))
+
+        @given(st.data())
+        def test_any_partition_of_the_reduced_axes_in_any_order_equals_the_whole(self, data):
+            block, axis = data.draw(blocks())
+            parts = [statistic.measure(part, axis) for part in data.draw(partitions(block, axis))]
+            assert reduce(lambda a, b: a.merge(b), parts) == statistic.measure(block, axis)
+
+        @given(st.data())
+        def test_ranges_of_channels_join_to_the_whole(self, data):
+            block, axis = data.draw(blocks())
+            parts = [statistic.measure(part, axis) for part in data.draw(cuts(block, axis))]
+            assert statistic.join(parts) == statistic.measure(block, axis)
+
+        @given(blocks(), st.randoms(use_true_random=False))
+        def test_the_order_of_the_rows_does_not_matter(self, case, random):
+            block, axis = case
+            reduced = next(a for a in range(block.ndim) if a != axis)
+            shuffled = block.take(random.sample(range(block.shape[reduced]), block.shape[reduced]), reduced)
+            assert statistic.measure(shuffled, axis) == statistic.measure(block, axis)
+
+        @pytest.mark.parametrize("layout", LAYOUTS)
+        @given(st.data())
+        def test_the_layout_in_memory_does_not_matter(self, layout, data):
+            shape, axis = data.draw(shapes())
+            block = data.draw(contents(data.draw(st.sampled_from(DTYPES)), shape))
+            moved = LAYOUTS[layout](block)
+            assert statistic.measure(moved, axis) == statistic.measure(block, axis)
+
+        @given(blocks())
+        def test_a_negative_channel_axis_counts_from_the_end(self, case):
+            block, axis = case
+            assert statistic.measure(block, axis - block.ndim) == statistic.measure(block, axis)
+            assert statistic.measure(np.moveaxis(block, axis, -1)) == statistic.measure(block, axis)
+
+        @given(blocks())
+        def test_arrays_and_back_is_the_same_statistic(self, case):
+            block, axis = case
+            measured = statistic.measure(block, axis)
+            assert statistic.from_arrays(measured.arrays(), measured.dtype) == measured
+            assert {array.shape[-1] for array in measured.arrays().values()} == {block.shape[axis]}
+            assert measured.channels == block.shape[axis]
+
+        @given(blocks())
+        def test_the_state_file_and_back_is_the_same_statistic(self, case):
+            block, axis = case
+            written = LayerStatistics(
+                layer="layer",
+                channel_axis=axis,
+                quantization=None,
+                fingerprint="",
+                sums=ChannelMean.measure(block, axis),
+                extrema=ChannelExtrema.measure(block, axis),
+                covered=((0, 1),),
+            )
+            with TemporaryDirectory() as folder:
+                path = Path(folder, "state")
+                write_bytes(path, state_bytes(written))
+                read = read_state(path)
+            found = [value for value in vars(read).values() if type(value) is statistic]
+            assert found == [statistic.measure(block, axis)]
+
+        @given(blocks())
+        def test_measuring_and_merging_change_nothing(self, case):
+            block, axis = case
+            before, flags = block.tobytes(), str(block.flags)
+            measured = statistic.measure(block, axis)
+            assert (block.tobytes(), str(block.flags)) == (before, flags)
+            copy = statistic(measured.dtype, **{k: v.copy() for k, v in measured.arrays().items()})
+            measured.merge(measured)
+            assert measured == copy
+
+        @given(blocks())
+        def test_a_statistic_keeps_no_memory_of_its_block_or_of_what_was_merged(self, case):
+            block, axis = case
+            measured = statistic.measure(block, axis)
+            for array in measured.arrays().values():
+                assert not np.may_share_memory(array, block)
+            for array in measured.merge(measured).arrays().values():
+                assert not any(np.may_share_memory(array, other) for other in measured.arrays().values())
+
+        @given(st.data())
+        def test_another_value_is_not_equal(self, data):
+            block, axis = data.draw(blocks())
+            measured = statistic.measure(block, axis)
+            for name, array in measured.arrays().items():
+                if array.size:
+                    other = array.copy()
+                    place = data.draw(st.integers(0, array.nbytes - 1))
+                    other.reshape(-1).view(np.uint8)[place] ^= 1
+                    assert measured != statistic(measured.dtype, **{**measured.arrays(), name: other})
+
+        def test_other_dtypes_are_not_merged_and_both_are_named(self):
+            with pytest.raises(MismatchError, match=r"int8 with 3 channels and .* of uint8 with 3 channels"):
+                statistic.empty(3, "i1").merge(statistic.empty(3, "u1"))
+
+        def test_other_numbers_of_channels_are_not_merged_and_both_are_named(self):
+            with pytest.raises(MismatchError, match=r"float32 with 3 channels and .* of float32 with 1 channels"):
+                statistic.empty(3, "f4").merge(statistic.empty(1, "f4"))
+
+        def test_other_kinds_are_not_merged_and_both_are_named(self):
+            other = ChannelExtrema if statistic is not ChannelExtrema else ChannelMean
+            named = f"{statistic.__name__} of .* and {other.__name__} of .* expected the same"
+            with pytest.raises(MismatchError, match=named):
+                statistic.empty(3, "f4").merge(other.empty(3, "f4"))
+            with pytest.raises(MismatchError, match=named):
+                statistic.join([statistic.empty(3, "f4"), other.empty(3, "f4")])
+            assert statistic.empty(3, "f4") != other.empty(3, "f4")
+
+        def test_other_dtypes_are_not_joined_and_both_are_named(self):
+            with pytest.raises(MismatchError, match=r"of int8 and .* of uint8; expected the same"):
+                statistic.join([statistic.empty(3, "i1"), statistic.empty(3, "u1")])
+
+        @pytest.mark.parametrize("kind", ["c8", "g", "O", "U1", "S1", "M8[s]", "m8[s]", "V4", "i4,i4"])
+        def test_values_without_a_statistic_are_refused_with_the_dtypes_that_have_one(self, kind):
+            with pytest.raises(MismatchError, match=r"have no statistics; expected one of bool, int8, .*float64"):
+                statistic.measure(np.zeros((2, 3), kind))
+            with pytest.raises(MismatchError, match="have no statistics"):
+                statistic.empty(3, kind)
+
+        @pytest.mark.parametrize(("shape", "axis"), [((2, 3), 2), ((2, 3), -3), ((3,), 1), ((), 0), ((), -1)])
+        def test_a_channel_axis_out_of_range_is_refused_with_the_shape(self, shape, axis):
+            with pytest.raises(MismatchError, match=rf"channel axis {axis} is out of range .*shape \({shape}"[:-1]):
+                statistic.measure(np.zeros(shape), axis)
+
+        def test_arrays_that_are_not_a_state_are_refused_with_what_was_expected(self):
+            arrays = statistic.empty(3, "f4").arrays()
+            for name, array in arrays.items():
+                others = [array[..., :2], array[None], array.astype("c16"), array.astype(array.dtype.newbyteorder())]
+                for other in [*others, array[..., 0][..., None][..., 0]]:
+                    with pytest.raises(DataError, match=rf"stored {statistic.name} of float32 data: .* expected"):
+                        statistic.from_arrays({**arrays, name: other}, "f4")
+                without = {other: array for other, array in arrays.items() if other != name}
+                with pytest.raises(DataError, match=f"{name} is missing; expected"):
+                    statistic.from_arrays(without, "f4")
+            with pytest.raises(DataError, match="expected"):
+                statistic.from_arrays(arrays, "i1" if statistic is ChannelExtrema else "f8")
+
+    return Laws

@@ -1,0 +1,326 @@
+"""The command line, as a person or a batch system meets it: a process with arguments, two streams and a status."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+
+ENVIRONMENT = {**os.environ, "COLUMNS": "120"}
+
+
+def streamstats(*arguments: str | Path, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "streamstats", *map(str, arguments)]
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=folder, env=ENVIRONMENT, timeout=120, check=False
+    )
+
+
+def one_line(text: str) -> str:
+    assert "Traceback" not in text
+    lines = text.splitlines()
+    assert len(lines) == 1, text
+    return lines[0]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    group = zarr.open_group(tmp_path / "calibration.zarr", mode="w")
+    random = np.random.default_rng(0)
+    for name in ("block1/conv", "block2/conv"):
+        array = group.create_array(name, shape=(10, 4, 4, 8), chunks=(2, 4, 4, 8), dtype="float32")
+        array[...] = random.normal(size=array.shape)
+    return tmp_path / "calibration.zarr"
+
+
+@pytest.fixture
+def job(tmp_path: Path, store: Path) -> Path:
+    return write_config(tmp_path, f"source: {store}\noutput: {tmp_path / 'out'}\n")
+
+
+def write_config(folder: Path, text: str) -> Path:
+    path = folder / "run.yaml"
+    path.write_text(text)
+    return path
+
+
+# What comes out
+
+
+def test_run_prints_the_layers_to_stdout_and_the_plan_and_progress_to_stderr(tmp_path: Path, job: Path) -> None:
+    done = streamstats("run", job)
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["layer", "block1/conv", "block2/conv"]
+    plan, *progress, wrote = done.stderr.splitlines()
+    assert re.search(r"plan: 2 layers, 20 rows, 10\.2 kB decoded, in \d+ tasks on \d+ threads", plan)
+    assert re.search(r"memory at most \d+ MiB of 2048 MiB", plan)
+    assert "20/20 rows" in progress[-1]
+    assert str(tmp_path / "out") in wrote
+    assert "\x1b" not in done.stdout + done.stderr
+
+
+def test_json_is_all_that_stdout_holds(job: Path) -> None:
+    done = streamstats("run", job, "--json")
+    assert done.returncode == 0, done.stderr
+    layers = json.loads(done.stdout)["layers"]
+    assert layers["block1/conv"]["rows"] == 10
+    assert layers["block1/conv"]["covered"] == [[0, 10]]
+
+
+def test_inspect_shows_layers_and_channels_and_pictures(tmp_path: Path, store: Path, job: Path) -> None:
+    streamstats("run", job)
+    out = tmp_path / "out"
+    assert "0:10" in streamstats("inspect", out).stdout
+    channels = streamstats("inspect", out, "block1/conv").stdout.splitlines()
+    assert len(channels) == 1 + 8
+    document = json.loads(streamstats("inspect", out, "block1/conv", "--json").stdout)
+    values = zarr.open_array(store, path="block1/conv", mode="r")[...]
+    assert np.allclose(document["per_channel"]["mean"], np.asarray(values).mean(axis=(0, 1, 2)), atol=1e-6)
+    assert document["per_channel"]["count"] == [160] * 8
+    assert "channel" in streamstats("inspect", out, "block1/conv", "--plot").stdout
+    for picture, start in (("p.png", b"\x89PNG"), ("p.svg", b"<?xml")):
+        assert streamstats("inspect", out, "block1/conv", "--plot", tmp_path / picture).returncode == 0
+        assert (tmp_path / picture).read_bytes().startswith(start)
+
+
+def test_a_reader_that_stops_early_is_no_error(job: Path, tmp_path: Path) -> None:
+    streamstats("run", job)
+    shell = f"{sys.executable} -m streamstats inspect {tmp_path / 'out'} block1/conv | head -1; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.splitlines()[-1] == "0"
+    assert done.stderr == ""
+
+
+def test_a_terminal_gets_a_bar_with_rows_bytes_and_rate(job: Path) -> None:
+    screen = run_in_terminal(["run", str(job)])
+    assert "━" in screen
+    assert re.search(r"20/20 rows, 10\.2 kB of 10\.2 kB, .*B/s", screen)
+
+
+def test_no_color_is_honoured_on_a_terminal(job: Path) -> None:
+    assert re.search(r"\x1b\[[0-9;]*3[0-9]m", run_in_terminal(["run", str(job)]))
+    assert not re.search(r"\x1b\[[0-9;]*3[0-9]m", run_in_terminal(["run", str(job)], NO_COLOR="1"))
+
+
+def run_in_terminal(arguments: list[str], **environment: str) -> str:
+    """What a terminal of 120 columns shows of the command, escape codes included."""
+    terminal, end = pty.openpty()
+    command = [sys.executable, "-m", "streamstats", *arguments]
+    variables = {**ENVIRONMENT, "TERM": "xterm-256color", **environment}
+    process = subprocess.Popen(command, stdout=end, stderr=end, stdin=end, env=variables)
+    os.close(end)
+    shown = b""
+    while chunk := read_some(terminal):
+        shown += chunk
+    assert process.wait(60) == 0, shown.decode()
+    os.close(terminal)
+    return shown.decode()
+
+
+def read_some(terminal: int) -> bytes:
+    try:
+        return os.read(terminal, 65536)
+    except OSError:  # the other end is closed
+        return b""
+
+
+def test_help_teaches_every_command() -> None:
+    shown = streamstats("--help").stdout
+    for command in ("run", "inspect", "record", "correct", "demo"):
+        assert command in shown
+        assert "streamstats" in streamstats(command, "--help").stdout
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = (
+        "import sys\n"
+        "from streamstats.cli import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "print(sorted({'numpy', 'zarr', 'dask', 'numba', 'pydantic', 'rich', 'onnx'} & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_run_with_130_and_leaves_earlier_results(
+    tmp_path: Path, job: Path, stop: signal.Signals
+) -> None:
+    streamstats("run", job)
+    before = (tmp_path / "out/manifest.json").read_bytes()
+    process = start_held_up(job)
+    process.send_signal(stop)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted" in errors.splitlines()[-1]
+    assert "Traceback" not in errors
+    assert (tmp_path / "out/manifest.json").read_bytes() == before
+
+
+def start_held_up(job: Path) -> subprocess.Popen[str]:
+    """A run whose tasks never end, once one of them has begun."""
+    code = (
+        "import sys, threading\n"
+        "from streamstats import reduction\n"
+        "from streamstats.cli import main\n"
+        "def held_up(*_):\n"
+        "    print('held up', file=sys.stderr, flush=True)\n"
+        "    threading.Event().wait(5)\n"
+        "reduction.measure_part = held_up\n"
+        f"sys.exit(main(['run', {str(job)!r}]))\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "held up" in line:
+            return process
+    raise AssertionError("the run ended before a task began")
+
+
+# Bad input: one clear line, status 2 or 4, nothing half-written
+
+
+def array(folder: Path, dtype: Any, shape: tuple[int, ...] = (4, 3), name: str = "layer") -> None:
+    zarr.open_group(folder / "s.zarr", mode="a").create_array(name, shape=shape, dtype=dtype, chunks=shape)
+
+
+def no_store(_folder: Path) -> None: ...
+
+
+def not_a_group(folder: Path) -> None:
+    (folder / "s.zarr").mkdir()
+
+
+def no_arrays(folder: Path) -> None:
+    zarr.open_group(folder / "s.zarr", mode="w")
+
+
+def floats(folder: Path) -> None:
+    array(folder, "float32")
+
+
+def integers(folder: Path) -> None:
+    array(folder, "int8")
+
+
+def complex_values(folder: Path) -> None:
+    array(folder, "complex64")
+
+
+def strings(folder: Path) -> None:
+    array(folder, "U4")
+
+
+def structured(folder: Path) -> None:
+    array(folder, np.dtype([("a", "f4"), ("b", "i4")]))
+
+
+def one_axis(folder: Path) -> None:
+    array(folder, "float32", (4,))
+
+
+def newline_in_name(folder: Path) -> None:
+    array(folder, "float32", name="a\nb")
+
+
+def layers(*lines: str) -> str:
+    return "layers:\n  - match: layer\n" + "".join(f"    {line}\n" for line in lines)
+
+
+BAD_RUNS = {
+    "no such store": (no_store, "", "does not exist"),
+    "not a zarr group": (not_a_group, "", "not a zarr group"),
+    "no arrays": (no_arrays, "", "without arrays"),
+    "unknown key": (floats, "memry: 1GiB\n", "unknown key `memry`; expected one of source, output"),
+    "wrong type": (floats, "memory: [1]\n", "`memory` is [1]"),
+    "wrong type below": (floats, layers("channel_axis: last"), "`layers[0].channel_axis` is 'last'"),
+    "a glob that matches nothing": (floats, "layers:\n  - match: conv*\n", "'conv*'; the store has layer"),
+    "channel axis out of range": (floats, layers("channel_axis: 2"), "layer layer: channel_axis is 2"),
+    "samples as channels": (floats, layers("channel_axis: 0"), "layer layer: channel_axis is 0"),
+    "complex": (complex_values, "", "layer layer: its values are complex64"),
+    "strings": (strings, "", "layer layer: its values are"),
+    "structured": (structured, "", "layer layer: its values are"),
+    "one axis": (one_axis, "", "layer layer: the array has the shape (4,)"),
+    "quantised floats": (floats, layers("quantization: {scale: 0.1, scale_is: step}"), "float32, not integer codes"),
+    "scale 0": (integers, layers("quantization: {scale: 0, scale_is: step}"), "layers[0] (layer)"),
+    "scale below 0": (integers, layers("quantization: {scale: -1, scale_is: step}"), "layers[0] (layer)"),
+    "scale NaN": (integers, layers("quantization: {scale: .nan, scale_is: reciprocal}"), "layers[0] (layer)"),
+    "no convention": (integers, layers("quantization: {scale: 1}"), "`layers[0].quantization.scale_is` is missing"),
+    "steps for other channels": (integers, layers("quantization: {scale: [1, 2], scale_is: step}"), "2 channels"),
+    "too little memory": (floats, "memory: 10MiB\n", "set `memory` to"),
+    "a newline in a name": (newline_in_name, "", "'a\\nb'"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_RUNS)
+def test_bad_input_gets_one_clear_line_and_nothing_is_written(tmp_path: Path, case: str) -> None:
+    make, text, expected = BAD_RUNS[case]
+    with pytest.warns() if case in ("strings", "structured") else contextlib.nullcontext():
+        make(tmp_path)
+    job = write_config(tmp_path, f"source: {tmp_path / 's.zarr'}\noutput: {tmp_path / 'out'}\n{text}")
+    done = streamstats("run", job)
+    assert done.returncode in (2, 4), done.stderr
+    assert expected in one_line(done.stderr)
+    assert done.stdout == ""
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    floats(tmp_path)
+    (tmp_path / "file").write_text("in the way")
+    done = streamstats("run", write_config(tmp_path, f"source: {tmp_path / 's.zarr'}\noutput: {tmp_path}/file/out\n"))
+    assert done.returncode == 2
+    assert f"{tmp_path}/file/out" in one_line(done.stderr)
+
+
+@pytest.mark.parametrize("text", ["", "- 1", "{", "a: &a 1\nb: *a", "source: a\nsource: b", "\x00"])
+def test_a_configuration_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
+    done = streamstats("run", write_config(tmp_path, text))
+    assert done.returncode == 2
+    assert "run.yaml" in one_line(done.stderr)
+
+
+def test_files_that_are_not_models_samples_or_results_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"not a model")
+    np.save(tmp_path / "samples.npy", np.zeros((1, 1), np.float32))
+    commands = [
+        ["record", tmp_path / "model.onnx", "--samples", tmp_path / "samples.npy", "-o", tmp_path / "new.zarr"],
+        ["correct", tmp_path / "model.onnx", "--bits", "4", "--correctors", tmp_path, "-o", tmp_path / "fixed.onnx"],
+        ["inspect", tmp_path],
+        ["inspect", tmp_path / "nowhere"],
+        ["run", tmp_path / "nowhere.yaml"],
+    ]
+    for command in commands:
+        done = streamstats(*command)
+        assert done.returncode == 2, done.stderr
+        assert one_line(done.stderr)
+    assert not (tmp_path / "new.zarr").exists()
+    assert not (tmp_path / "fixed.onnx").exists()
+
+
+def test_inspect_of_a_layer_that_is_not_there_names_those_that_are(tmp_path: Path, job: Path) -> None:
+    streamstats("run", job)
+    done = streamstats("inspect", tmp_path / "out", "block3/conv")
+    assert done.returncode == 2
+    assert "block1/conv, block2/conv" in one_line(done.stderr)
+
+
+def test_a_damaged_chunk_is_status_4_and_names_layer_and_rows(tmp_path: Path, store: Path, job: Path) -> None:
+    chunk = next(path for path in (store / "block1/conv/c/2").rglob("*") if path.is_file())
+    chunk.write_bytes(chunk.read_bytes()[:10])
+    done = streamstats("run", job)
+    assert done.returncode == 4
+    assert re.search(r"layer block1/conv: rows \d+:\d+ cannot be read", done.stderr.splitlines()[-1])
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out/manifest.json").exists()
