@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError
 
 from .calibration.selection import LayerRule
 from .errors import UsageError
 from .quantization import Quantization
 
 LONGEST_CONFIG = 2**20
+LONGEST_SHOWN = 80
 DEFAULT_MEMORY = 2 * 2**30
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12} | {
     "KIB": 2**10,
@@ -35,25 +37,31 @@ def parse_bytes(text: str | int) -> int:
     >>> parse_bytes("2GiB")
     2147483648
     """
-    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", str(text))
+    match = re.fullmatch(r"\s*([0-9]{1,30}(?:\.[0-9]{1,30})?)\s*([A-Za-z]*)\s*", str(text))
     if isinstance(text, bool) or match is None or match[2].upper() not in UNITS:
         raise ValueError("expected a size such as 2GiB, 500MB or a number of bytes")
-    return int(float(match[1]) * UNITS[match[2].upper()])
+    return int(Fraction(match[1]) * UNITS[match[2].upper()])
 
 
 class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
+_ONE, _EACH = "one for all channels", "one a channel"
+_one_or_each = Discriminator(lambda value: _EACH if isinstance(value, list) else _ONE)
+Scale = Annotated[Annotated[float, Tag(_ONE)] | Annotated[list[float], Tag(_EACH)], _one_or_each]
+ZeroPoint = Annotated[Annotated[int, Tag(_ONE)] | Annotated[list[int], Tag(_EACH)], _one_or_each]
+
+
 class QuantizationConfig(_Model):
     """The affine map of a layer's integer codes: `real = (code − zero_point) · step`."""
 
-    scale: Annotated[float | list[float], Field(description="A number, or one a channel.")]
+    scale: Annotated[Scale, Field(description="A number, or one a channel.")]
     scale_is: Annotated[
         Literal["step", "reciprocal"],
         Field(description="step: real units a code (ONNX, TFLite, torch); reciprocal: codes a real unit."),
     ]
-    zero_point: Annotated[int | list[int], Field(description="The code of zero: an integer, or one a channel.")] = 0
+    zero_point: Annotated[ZeroPoint, Field(description="The code of zero: an integer, or one a channel.")] = 0
 
     def quantization(self) -> Quantization:
         """The map. Raises `UsageError` for impossible scales or zero points."""
@@ -90,9 +98,11 @@ class JobConfig(_Model):
     source: Annotated[str, Field(min_length=1, description="The zarr group: a folder, a .zip or a URL.")]
     output: Annotated[str, Field(min_length=1, description="The folder for state, correctors and manifest.")]
     layers: Annotated[list[LayerConfig], Field(description="Which arrays, and what they are; default all.")] = []
-    memory: Annotated[int, BeforeValidator(parse_bytes), Field(gt=0, description="The most memory, as in 2GiB.")] = (
-        DEFAULT_MEMORY
-    )
+    memory: Annotated[
+        int,
+        BeforeValidator(parse_bytes, json_schema_input_type=str | int),
+        Field(gt=0, description="The most memory, as in 2GiB."),
+    ] = DEFAULT_MEMORY
     nonfinite: Annotated[
         Literal["error", "skip"], Field(description="NaN and infinities: refuse, or leave out and say so.")
     ] = "error"
@@ -134,19 +144,22 @@ def load_config(path: str | Path) -> JobConfig:
 
 def _load_yaml(path: Path) -> Any:
     try:
-        text = path.read_bytes()
+        with path.open("rb") as file:
+            text = file.read(LONGEST_CONFIG + 1)
     except OSError as error:
         raise UsageError(f"configuration {path} cannot be read: {error.strerror or error}") from error
     if len(text) > LONGEST_CONFIG:
-        raise UsageError(f"configuration {path} has {len(text)} bytes; expected at most {LONGEST_CONFIG}")
+        raise UsageError(f"configuration {path} is too long; expected at most {LONGEST_CONFIG} bytes")
     try:
-        return yaml.load(text, Loader=_PlainLoader)  # noqa: S506 - a SafeLoader
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+        return yaml.load(text, Loader=_PlainLoader)
+    except RecursionError as error:
+        raise UsageError(f"{path} is nested too deeply; expected a few levels") from error
+    except Exception as error:  # the constructors of YAML's own types let any error through: dates, numbers, tags
+        raise UsageError(f"{path} is not YAML that can be read: {_one_line(error)}") from error
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """YAML without aliases (a few lines of them can expand to gigabytes) and without repeated keys."""
+    """YAML without aliases (a few lines of them can expand to gigabytes) and without repeated keys; 1e-3 is a number."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
@@ -154,26 +167,46 @@ class _PlainLoader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        repeated = [key for index, key in enumerate(keys) if key in keys[:index]]
-        if repeated:
-            raise yaml.YAMLError(f"the key {repeated[0]!r} stands twice:{node.start_mark}")
+        seen: set[Hashable] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                raise yaml.YAMLError(f"a key is a {type(key).__name__}, expected text:{key_node.start_mark}")
+            if key in seen:
+                raise yaml.YAMLError(f"the key {key!r} stands twice:{key_node.start_mark}")
+            seen.add(key)
         return super().construct_mapping(node, deep)
 
 
+_PlainLoader.add_implicit_resolver(  # YAML 1.1, which PyYAML reads, takes 1e-3 for text
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
 def _explain(problem: Any) -> str:
-    location = [part for part in problem["loc"] if part not in _TYPES_OF_A_UNION]
+    location = [part for part in problem["loc"] if part not in (_ONE, _EACH)]
     place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
-    if problem["type"] == "extra_forbidden":
+    kind = problem["type"]
+    if kind in ("extra_forbidden", "invalid_key"):
         return f"unknown key `{place}`; expected one of {', '.join(_keys_beside(location))}"
-    if problem["type"] == "missing":
+    if kind == "missing":
         return f"the key `{place}` is missing"
-    message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    return f"`{place}` is {problem['input']!r}; it {message}" if message.startswith("should") else f"`{place}` is {problem['input']!r}; {message}"
+    if kind == "model_type":
+        return f"`{place}` is {_shown(problem['input'])}; expected keys: {', '.join(_keys_beside([*location, '']))}"
+    message = re.sub("^(Value error, |(Input|String) (?=should))", "", problem["msg"])
+    return f"`{place}` is {_shown(problem['input'])}; {'it ' * message.startswith('should')}{message}"
 
 
-_TYPES_OF_A_UNION = ("float", "int", "list[float]", "list[int]")
-"""Pydantic puts the alternative it tried into the path of a key."""
+def _shown(value: object) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # Python does not print integers of thousands of digits
+        return f"a {type(value).__name__} that is too long to show"
+    return text if len(text) <= LONGEST_SHOWN else text[:LONGEST_SHOWN] + "…"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _keys_beside(location: Sequence[int | str]) -> list[str]:

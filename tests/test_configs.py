@@ -1,0 +1,25 @@
+"""The example configurations load, and the published schema is that of the code."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from streamstats.config import JobConfig, load_config
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
+def test_every_example_configuration_loads(path: Path) -> None:
+    assert load_config(path).rules()
+
+
+def test_the_published_schema_is_that_of_the_code() -> None:
+    published = json.loads((CONFIGS / "schema.json").read_text())
+    assert published == JobConfig.model_json_schema(), (
+        "write it again: python -c 'import json; from streamstats.config import JobConfig; "
+        'print(json.dumps(JobConfig.model_json_schema(), indent=2))\' > configs/schema.json'
+    )
