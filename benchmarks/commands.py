@@ -6,31 +6,55 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from measuring import RSS_UNIT
 from stores import LayerSource, Source
 
 COMMAND = (sys.executable, "-m", "streamstats")
 
 
-def streamstats(*arguments: str, environment: Mapping[str, str] | None = None) -> float:
-    """The seconds that the command takes. Raises `RuntimeError` with what it said if it fails."""
-    return timed_process([*COMMAND, *arguments], environment)
+@dataclass(frozen=True)
+class Finished:
+    """A process that has ended: seconds from start to end, peak resident bytes, exit status, and its stderr."""
+
+    seconds: float
+    peak_bytes: int
+    status: int
+    messages: str
 
 
-def timed_process(command: list[str], environment: Mapping[str, str] | None = None) -> float:
-    """The seconds that `command` takes. Raises `RuntimeError` with what it said if it fails."""
-    start = time.perf_counter()
-    done = subprocess.run(
-        command, env={**os.environ, **(environment or {})}, capture_output=True, check=False
-    )
-    seconds = time.perf_counter() - start
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)} exited with {done.returncode}: {done.stderr.decode()}")
-    return seconds
+def streamstats(*arguments: str) -> Finished:
+    """Run the command. Raises `RuntimeError` with what it said if it fails."""
+    return run_to_the_end([*COMMAND, *arguments])
+
+
+def run_to_the_end(command: Sequence[str], environment: Mapping[str, str] | None = None) -> Finished:
+    """Run `command`, its output discarded. Raises `RuntimeError` with what it said if it fails."""
+    finished = run_process(command, environment)
+    if finished.status:
+        raise RuntimeError(f"{' '.join(command)} exited with {finished.status}: {finished.messages}")
+    return finished
+
+
+def run_process(command: Sequence[str], environment: Mapping[str, str] | None = None) -> Finished:
+    """Run `command` whatever its exit status. The peak is at least that of this process, which stays small."""
+    with tempfile.TemporaryFile() as messages:
+        start = time.perf_counter()
+        process = subprocess.Popen(
+            command, env={**os.environ, **(environment or {})}, stdout=subprocess.DEVNULL, stderr=messages
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - start
+        process.returncode = os.waitstatus_to_exitcode(status)
+        messages.seek(0)
+        peak = usage.ru_maxrss * RSS_UNIT
+        return Finished(seconds, peak, process.returncode, messages.read().decode())
 
 
 def write_config(folder: Path, source: Source, **settings: Any) -> Path:

@@ -15,6 +15,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from importlib import import_module, metadata
 from pathlib import Path
@@ -27,6 +28,8 @@ import psutil
 from stores import Source
 
 SPAWN = multiprocessing.get_context("spawn")
+RSS_UNIT = 1 if sys.platform == "darwin" else 1024
+"""Bytes that `getrusage` counts peak memory in."""
 PACKAGES = ("streamstats", "numpy", "numba", "zarr", "zarrs", "numcodecs", "dask", "distributed", "xarray")
 
 
@@ -34,12 +37,14 @@ PACKAGES = ("streamstats", "numpy", "numba", "zarr", "zarrs", "numcodecs", "dask
 class Run:
     """One timed run: seconds, and the means it found, layer → [C].
 
-    `rows` is how many it read of each layer, empty where it read all.
+    `rows` is how many it read of each layer, empty where it read all. `peak_bytes` is given where
+    another process did the work.
     """
 
     seconds: float
     means: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
     rows: Mapping[str, int] = field(default_factory=dict)
+    peak_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,7 @@ def _serve(connection: Any, method: str, source: Source, threads: int) -> None:
             except Exception as error:
                 connection.send(f"{type(error).__name__}: {error}")
             else:
-                connection.send((answer, peak_memory()))
+                connection.send((answer, answer.peak_bytes or peak_memory()))
 
 
 def _asked(connection: Any) -> bool:
@@ -130,8 +135,8 @@ def _has_enough(measured: Measured | None, patience: float) -> bool:
 
 def in_own_process(function: Callable[..., Any], *arguments: Any) -> Any:
     """The result of `function(*arguments)`, whose memory is given back with its process."""
-    with SPAWN.Pool(1) as pool:
-        return pool.apply(function, arguments)
+    with ProcessPoolExecutor(1, mp_context=SPAWN) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 def peak_memory() -> int:
@@ -143,8 +148,7 @@ def peak_memory() -> int:
     if status.exists():
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
         return int(line.split()[1]) * 1024
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT
 
 
 def repeated_seconds(function: Callable[[], object], repeats: int) -> list[float]:
@@ -191,9 +195,7 @@ def _processor_name() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor()
-    return next(
-        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine()
-    )
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def _version(package: str) -> str:

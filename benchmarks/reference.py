@@ -80,6 +80,4 @@ def _weighted_by_exponent(mantissas: Array) -> Fraction:
 
 def largest_error(found: Mapping[str, Array], exact: Mapping[str, Array]) -> float:
     """The largest error of a channel, as a share of the largest mean of its layer; 0.0: the same bits."""
-    return max(
-        float(np.max(np.abs(found[name] - exact[name])) / np.max(np.abs(exact[name]))) for name in exact
-    )
+    return max(float(np.max(np.abs(found[name] - exact[name])) / np.max(np.abs(exact[name]))) for name in exact)

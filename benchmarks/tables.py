@@ -38,9 +38,7 @@ class Table:
         return table
 
 
-def show(
-    tables: Sequence[Table], machine: Mapping[str, str], notes: Sequence[str], *, markdown: bool
-) -> None:
+def show(tables: Sequence[Table], machine: Mapping[str, str], notes: Sequence[str], *, markdown: bool) -> None:
     """Print the tables, what they were measured on, and what to know of them."""
     about = ", ".join(f"{name}: {value}" for name, value in machine.items())
     if markdown:

@@ -48,10 +48,6 @@ def _rows(rows: int, share: float) -> int:
 
 def _mean(array: Any, layer: LayerSource, rows: int) -> npt.NDArray[np.float64]:
     codes = np.concatenate([array[start : min(start + BATCH, rows)] for start in range(0, rows, BATCH)])
-    values = (
-        codes
-        if layer.step is None
-        else (codes.astype(np.float32) - layer.zero_point) * np.float32(layer.step)
-    )
+    values = codes if layer.step is None else (codes.astype(np.float32) - layer.zero_point) * np.float32(layer.step)
     axes = tuple(axis for axis in range(values.ndim) if axis != layer.channel_axis)
     return float64_means(np.mean(values, axis=axes))
