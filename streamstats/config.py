@@ -136,7 +136,7 @@ def load_config(path: str | Path) -> JobConfig:
         config = JobConfig.model_validate(document)
         config.rules()
     except ValidationError as error:
-        raise UsageError(f"{path}: " + "; ".join(_explain(problem) for problem in error.errors())) from error
+        raise UsageError(f"{path}: {_explain_all(error.errors())}") from error
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
     return config
@@ -159,11 +159,11 @@ def _load_yaml(path: Path) -> Any:
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """YAML without aliases (a few lines of them can expand to gigabytes) and without repeated keys; 1e-3 is a number."""
+    """YAML without aliases (a few lines of them can expand to gigabytes) and repeated keys; 1e-3 is a number."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError(f"aliases are not supported: {self.peek_event().start_mark}")
+            raise yaml.YAMLError("aliases are not supported")
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -183,9 +183,15 @@ _PlainLoader.add_implicit_resolver(  # YAML 1.1, which PyYAML reads, takes 1e-3 
 )
 
 
+def _explain_all(problems: Sequence[Any], most: int = 5) -> str:
+    more = f"; and {len(problems) - most} more" if len(problems) > most else ""
+    return "; ".join(map(_explain, problems[:most])) + more
+
+
 def _explain(problem: Any) -> str:
     location = [part for part in problem["loc"] if part not in (_ONE, _EACH)]
     place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
+    place = _clipped(" ".join(place.split()))
     kind = problem["type"]
     if kind in ("extra_forbidden", "invalid_key"):
         return f"unknown key `{place}`; expected one of {', '.join(_keys_beside(location))}"
@@ -202,6 +208,10 @@ def _shown(value: object) -> str:
         text = repr(value)
     except ValueError:  # Python does not print integers of thousands of digits
         return f"a {type(value).__name__} that is too long to show"
+    return _clipped(text)
+
+
+def _clipped(text: str) -> str:
     return text if len(text) <= LONGEST_SHOWN else text[:LONGEST_SHOWN] + "…"
 
 

@@ -29,6 +29,10 @@ TASK_BYTES = 256 * MiB
 TASKS_A_THREAD = 16
 SMALLEST_TASK_BYTES = 4 * MiB
 """A small job is cut into about TASKS_A_THREAD tasks a thread, but into none smaller than this."""
+MOST_TASKS = 20_000
+"""A huge job is cut into about this many tasks, however large they get: a scheduler bears no more."""
+RESULT_BYTES = MiB
+"""What the results of a task may take, if one layer's alone do not take more: many tiny layers do not share one."""
 TASKS_IN_FLIGHT = 3
 """Tasks a thread that are submitted and not yet merged."""
 DECODE_COPIES = 2
@@ -81,19 +85,21 @@ def make_plan(layers: Sequence[Layer], missing: Mapping[str, Sequence[Rows]], *,
     `memory` is the budget of the whole process in bytes; fewer threads are planned where it does not suffice for
     all. Raises `UsageError` where it does not suffice for one chunk of a layer, which is named.
     """
+    if threads < 1:
+        raise UsageError(f"threads is {threads}; expected at least 1")
     threads, block_budget = _fit(layers, memory, threads)
     shapes = {layer.name: _block_shape(layer, block_budget) for layer in layers}
     total = sum((stop - start) * layer.row_bytes for layer in layers for start, stop in missing.get(layer.name, ()))
-    task_bytes = min(TASK_BYTES, max(SMALLEST_TASK_BYTES, total // (threads * TASKS_A_THREAD)))
+    task_bytes = max(SMALLEST_TASK_BYTES, min(TASK_BYTES, total // (threads * TASKS_A_THREAD)), total // MOST_TASKS)
     parts = [
-        (part, (part.stop - part.start) * layer.row_bytes)
+        (part, (part.stop - part.start) * layer.row_bytes, _state_bytes(layer))
         for layer in layers
         for part in _parts(layer, missing.get(layer.name, ()), shapes[layer.name], task_bytes)
     ]
     return Plan(
-        tasks=tuple(_tasks(parts, task_bytes)),
+        tasks=tuple(_tasks(parts, task_bytes, _result_bytes(layers))),
         threads=threads,
-        rows=sum(part.stop - part.start for part, _ in parts),
+        rows=sum(part.stop - part.start for part, _, _ in parts),
         bytes=total,
         block_bytes=max((_size(layer, shapes[layer.name]) for layer in layers), default=0),
         peak_bytes=_peak(layers, threads, block_budget),
@@ -102,11 +108,18 @@ def make_plan(layers: Sequence[Layer], missing: Mapping[str, Sequence[Rows]], *,
 
 def blocks(layer: Layer, part: Part) -> Iterator[tuple[Rows, Iterator[Selection]]]:
     """The blocks of `part`, grouped by range of channels: (channels, the selections that cover their rows)."""
-    axes = [range(part.start, part.stop), *(range(extent) for extent in layer.shape[1:])]
-    ranges = [list(_cuts(axis, step)) for axis, step in zip(axes, part.block_shape, strict=True)]
-    for channels in ranges[layer.channel_axis]:
-        chosen = [[channels] if axis == layer.channel_axis else cuts for axis, cuts in enumerate(ranges)]
-        yield (channels.start, channels.stop), iter(product(*chosen))
+    samples = [
+        list(_cuts(range(extent), step)) for extent, step in zip(layer.shape[1:], part.block_shape[1:], strict=True)
+    ]
+    for channels in samples[layer.channel_axis - 1]:
+        chosen = [[channels] if axis == layer.channel_axis else cuts for axis, cuts in enumerate(samples, start=1)]
+        yield (channels.start, channels.stop), _selections(part, chosen)
+
+
+def _selections(part: Part, samples: Sequence[Sequence[slice]]) -> Iterator[Selection]:
+    for rows in _cuts(range(part.start, part.stop), part.block_shape[0]):
+        for rest in product(*samples):
+            yield rows, *rest
 
 
 def _cuts(axis: range, step: int) -> Iterator[slice]:
@@ -121,9 +134,7 @@ def _cuts(axis: range, step: int) -> Iterator[slice]:
 # Tasks
 
 
-def _parts(
-    layer: Layer, missing: Sequence[Rows], block_shape: tuple[int, ...], task_bytes: int
-) -> Iterator[Part]:
+def _parts(layer: Layer, missing: Sequence[Rows], block_shape: tuple[int, ...], task_bytes: int) -> Iterator[Part]:
     """Ranges of whole shards' rows, about `task_bytes` each."""
     height = layer.shards[0]
     rows = height * max(1, task_bytes // max(1, height * layer.row_bytes))
@@ -132,16 +143,17 @@ def _parts(
             yield Part(layer.name, cut.start, cut.stop, block_shape)
 
 
-def _tasks(parts: Sequence[tuple[Part, int]], task_bytes: int) -> Iterator[Task]:
-    """Put neighbouring parts together until a task is full."""
+def _tasks(parts: Sequence[tuple[Part, int, int]], task_bytes: int, result_bytes: int) -> Iterator[Task]:
+    """Put neighbouring parts (part, its bytes, those of its result) together until a task is full."""
     waiting: list[Part] = []
-    size = 0
-    for part, part_bytes in parts:
-        if waiting and size + part_bytes > task_bytes:
+    size = results = 0
+    for part, part_bytes, state_bytes in parts:
+        if waiting and (size + part_bytes > task_bytes or results + state_bytes > result_bytes):
             yield Task(tuple(waiting), size)
-            waiting, size = [], 0
+            waiting, size, results = [], 0, 0
         waiting.append(part)
         size += part_bytes
+        results += state_bytes
     if waiting:
         yield Task(tuple(waiting), size)
 
@@ -159,17 +171,19 @@ def _fit(layers: Sequence[Layer], memory: int, threads: int) -> tuple[int, int]:
 
 
 def _peak(layers: Sequence[Layer], threads: int, block_budget: int) -> int:
-    states = [_state_bytes(layer) for layer in layers]
-    in_flight = threads * TASKS_IN_FLIGHT * max(states, default=0)
+    states = STATE_COPIES * sum(_state_bytes(layer) for layer in layers)
+    in_flight = threads * TASKS_IN_FLIGHT * _result_bytes(layers)
     reading = threads * max((_reading_bytes(layer, block_budget) for layer in layers), default=0)
-    return BASE_BYTES + STATE_COPIES * sum(states) + in_flight + reading
+    return BASE_BYTES + states + in_flight + reading
 
 
 def _why_it_does_not_fit(layers: Sequence[Layer], memory: int) -> str:
     needed = _peak(layers, 1, 1)
+    if not layers:
+        return f"memory is {memory // MiB} MiB, but at least {-(-needed // MiB)} MiB are needed for the program alone"
     largest = max(layers, key=lambda layer: _reading_bytes(layer, 1))
     return (
-        f"memory is {memory / MiB:.0f} MiB, but at least {-(-needed // MiB)} MiB are needed: "
+        f"memory is {memory // MiB} MiB, but at least {-(-needed // MiB)} MiB are needed: "
         f"{BASE_BYTES // MiB} MiB for the program, {_reading_bytes(largest, 1) / MiB:.1f} MiB to decode one chunk "
         f"{largest.chunks} of layer {largest.name}, the rest for the sums of {len(layers)} layers; set `memory` to "
         f"{-(-needed // MiB)}MiB or more, or store the layer in smaller chunks"
@@ -179,7 +193,9 @@ def _why_it_does_not_fit(layers: Sequence[Layer], memory: int) -> str:
 def _reading_bytes(layer: Layer, block_budget: int) -> int:
     """A thread's block, and what is held while its chunks are decoded."""
     shape = _block_shape(layer, block_budget)
-    whole_shards = all(n >= min(shard, extent) for n, shard, extent in zip(shape, layer.shards, layer.shape, strict=True))
+    whole_shards = all(
+        n >= min(shard, extent) for n, shard, extent in zip(shape, layer.shards, layer.shape, strict=True)
+    )
     unit = prod(layer.shards if whole_shards else layer.chunks) * layer.dtype.itemsize
     return _size(layer, shape) + DECODE_COPIES * layer.decoded_at_once * unit
 
@@ -200,6 +216,11 @@ def _block_shape(layer: Layer, budget: int) -> tuple[int, ...]:
 
 def _size(layer: Layer, shape: Sequence[int]) -> int:
     return prod(shape) * layer.dtype.itemsize
+
+
+def _result_bytes(layers: Sequence[Layer]) -> int:
+    """The most that the results of one task take."""
+    return max([RESULT_BYTES, *map(_state_bytes, layers)])
 
 
 def _state_bytes(layer: Layer) -> int:

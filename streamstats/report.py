@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from importlib import import_module
@@ -36,17 +37,23 @@ BAR = 40
 """The length of the bar of accuracy 1, in characters."""
 FLAT = 1e-8
 """Values closer than this, relative to their size, are drawn as equal: tick labels could not tell them apart."""
-TITLE = 80
-"""The length of a line of a title, in characters."""
+TITLE_LINE = r".{0,79}(?:[/ ]|.$)|.{80}"
+"""A line of a title: at most 80 characters, to the end of a part where there is one."""
+MOST = 1000
+"""More channels than this share columns in a file: thinner ones would fade between the pixels."""
 MANY = 200
-"""More channels than this are drawn with a thin line."""
+"""More columns than this are drawn with a thin line."""
+MEAN, MEANS, BAND = "mean", "range of means", "minimum to maximum"
 NO_VALUES = "no channel has a finite value"
 
-BLUE, ORANGE, GREY, INK, FAINT = "#0072B2", "#D55E00", "#7F7F7F", "#333333", "#DDDDDD"
+BLUE, BAND_BLUE, ORANGE = "#0072B2", "#B5D6EA", "#D55E00"
+GREY, INK, FAINT = "#7F7F7F", "#333333", "#DDDDDD"
 """Colours that colour-blind readers tell apart (Okabe and Ito), and greys."""
 
 LOOK = {
     "figure.dpi": 150,
+    "figure.constrained_layout.w_pad": 0.12,
+    "figure.constrained_layout.h_pad": 0.12,
     "savefig.dpi": 150,
     "font.size": 11,
     "text.color": INK,
@@ -119,12 +126,35 @@ def _ticks(low: float, high: float, most: int) -> Values:
     return np.asarray(multiples * step, np.float64)
 
 
+def _value_ticks(statistics: LayerStatistics) -> tuple[Values, list[str]]:
+    """Round values within the limits, and how they read."""
+    values = _ticks(*_limits(statistics), most=5)
+    return values, [f"{value:.10g}" for value in values]
+
+
+def _channel_ticks(channels: int, most: int) -> npt.NDArray[np.int64]:
+    """Round channel numbers, at most `most` + 1, at least channel 0."""
+    ticks = _ticks(0, max(channels - 1, 1), most)
+    return np.unique(ticks[ticks < channels].astype(np.int64))
+
+
+def _binned(statistics: LayerStatistics, starts: npt.NDArray[np.int64]) -> tuple[Values, Values, Values, Values]:
+    """Least minimum, least mean, greatest mean, greatest maximum of the channels from each of `starts` to the next.
+
+    The same start twice shows its channel twice. NaN where no channel of a bin has a finite value.
+    """
+    return (
+        np.fmin.reduceat(statistics.minimum, starts),
+        np.fmin.reduceat(statistics.mean, starts),
+        np.fmax.reduceat(statistics.mean, starts),
+        np.fmax.reduceat(statistics.maximum, starts),
+    )
+
+
 # For a terminal
 
 
-def plot_channels_text(
-    statistics: LayerStatistics, width: int = 80, height: int = 20, color: bool = True
-) -> str:
+def plot_channels_text(statistics: LayerStatistics, width: int = 80, height: int = 20, color: bool = True) -> str:
     """The mean, minimum and maximum of every channel as `height` lines of at most `width` characters.
 
     A column of the plot shows one channel, or several if they do not fit: the range of their means within the least
@@ -139,16 +169,15 @@ def plot_channels_text(
             f"expected at least {SMALLEST_TEXT[0]} × {SMALLEST_TEXT[1]}"
         )
     if np.isnan(statistics.mean).all():
-        return "\n".join(_title_lines(statistics, 1, width)) + f"\n{NO_VALUES}"
-    values = _ticks(*_limits(statistics), most=5)
-    labels = [f"{value:.10g}" for value in values]
+        return "\n".join([*_title_lines(statistics, statistics.channels, width)[:-1], NO_VALUES])
+    values, labels = _value_ticks(statistics)
     columns = width - max(map(len, labels)) - 1  # the y axis is one column wide
     title = _title_lines(statistics, columns, width)
     with _terminal_figure(width, height - len(title)) as figure:
-        _draw_columns(figure, statistics, columns, color)
+        _draw_columns(figure, statistics, columns)
         figure.ruler("y").ticks(values.tolist(), labels)
-        text = figure.build().string(colorless=not color)
-    return "\n".join([*title, *text.rstrip("\n").split("\n")])
+        lines = figure.build().string(colorless=not color).split("\n")
+    return "\n".join([*title, *(line.rstrip() for line in lines[: height - len(title)])])
 
 
 def _title_lines(statistics: LayerStatistics, columns: int, width: int) -> list[str]:
@@ -157,8 +186,8 @@ def _title_lines(statistics: LayerStatistics, columns: int, width: int) -> list[
     if binned:
         least, rest = divmod(statistics.channels, columns)
         subtitle += f", {least} to {least + 1} a column" if rest else f", {least} a column"
-    key = f"█ {'range of means' if binned else 'mean'}  ░ minimum to maximum"
-    return [_shortened(statistics.layer, width), *wrap(subtitle, width), *wrap(key, width)]
+    key = f"█ {MEANS if binned else MEAN}  ░ {BAND}"
+    return [_shortened(statistics.layer, width), *wrap(subtitle, width), key]
 
 
 def _shortened(text: str, width: int) -> str:
@@ -182,26 +211,25 @@ def _terminal_figure(width: int, height: int) -> Iterator[Any]:
         plotext.figure.clear()
 
 
-def _draw_columns(figure: Any, statistics: LayerStatistics, columns: int, color: bool) -> None:
+def _draw_columns(figure: Any, statistics: LayerStatistics, columns: int) -> None:
     channels = statistics.channels
     figure.theme("colorless").axes(False, side=1)
     figure.label("channel", "x").label("value", "y")
-    low, high = _limits(statistics)
-    figure.ruler("y").lim(low, high)
+    figure.ruler("y").lim(*_limits(statistics))
     figure.ruler("x").lim(0, columns - 1)
-    shown = _ticks(0, max(channels - 1, 1), most=max(columns // 10, 1)).astype(int)
-    shown = np.unique(shown[shown < channels])
-    figure.ruler("x").ticks(((2 * shown + 1) * columns // (2 * channels)).tolist(), [str(c) for c in shown])
-    starts = np.arange(columns) * channels // columns  # of the channels in a column; the same for a wide channel
-    for character, foreground, least, greatest in (
-        ("░", "blue+", statistics.minimum, statistics.maximum),
-        ("█", "orange", statistics.mean, statistics.mean),
-    ):
-        lower, upper = np.fmin.reduceat(least, starts), np.fmax.reduceat(greatest, starts)
-        there = np.flatnonzero(~np.isnan(lower))
-        marker = _require("plotext").marker(character, foreground)
-        foot, top = (figure.signal(there.tolist(), end[there].tolist(), marker=marker) for end in (lower, upper))
-        figure.draw(foot.fill(top))
+    ticks = _channel_ticks(channels, most=columns // 10)
+    figure.ruler("x").ticks(((2 * ticks + 1) * columns // (2 * channels)).tolist(), [str(tick) for tick in ticks])
+    least, lower, upper, greatest = _binned(statistics, np.arange(columns) * channels // columns)
+    _draw_stems(figure, least, greatest, "░", "blue+")
+    _draw_stems(figure, lower, upper, "█", "orange")
+
+
+def _draw_stems(figure: Any, lower: Values, upper: Values, character: str, foreground: str) -> None:
+    """In column i of the canvas, `character` from lower[i] to upper[i]; nothing for NaN."""
+    there = np.flatnonzero(~np.isnan(lower))
+    marker = _require("plotext").marker(character, foreground)
+    foot, top = (figure.signal(there.tolist(), end[there].tolist(), marker=marker) for end in (lower, upper))
+    figure.draw(foot.fill(top))
 
 
 def plot_accuracies_text(rows: Sequence[tuple[str, float]]) -> str:
@@ -237,43 +265,35 @@ def plot_channels(statistics: LayerStatistics, path: Path) -> None:
 
     Raises `UsageError` for another suffix and for values too far apart, `OutputError`, `MissingDependencyError`.
     """
+    together = math.ceil(statistics.channels / MOST)
+    subtitle = _subtitle(statistics) + (f", {together} a column" if together > 1 else "")
     with _drawing(path, size=(10, 5)) as axes:
-        _draw_title(axes, statistics.layer, _subtitle(statistics))
+        _draw_title(axes, statistics.layer, subtitle)
         axes.set_xlabel("channel")
         axes.set_ylabel("value")
-        axes.set_xlim(-0.5, max(statistics.channels, 1) - 0.5)
-        axes.locator_params("x", integer=True)
+        axes.set_xlim(-0.5, statistics.channels - 0.5)
+        axes.set_xticks(_channel_ticks(statistics.channels, most=10))
         if np.isnan(statistics.mean).all():
-            axes.text(0.5, 0.5, NO_VALUES, transform=axes.transAxes, ha="center", va="center")
+            axes.set_yticks([])
+            axes.text(0.5, 0.5, NO_VALUES, transform=axes.transAxes, ha="center", backgroundcolor="white")
         else:
-            _draw_channels(axes, statistics)
+            _draw_channels(axes, statistics, together)
 
 
-def _draw_channels(axes: Axes, statistics: LayerStatistics) -> None:
+def _draw_channels(axes: Axes, statistics: LayerStatistics, together: int) -> None:
     low, high = _limits(statistics)
     margin = 0.04 * (high - low)
     axes.set_ylim(low - margin, high + margin)
-    edges = np.arange(statistics.channels + 1) - 0.5
-    axes.stairs(
-        statistics.maximum,
-        edges,
-        baseline=statistics.minimum,
-        fill=True,
-        color=BLUE,
-        alpha=0.25,
-        linewidth=0,
-        label="minimum to maximum",
-        gid="band",
-    )
-    axes.stairs(
-        statistics.mean,
-        edges,
-        baseline=None,
-        color=BLUE,
-        linewidth=1.8 if statistics.channels <= MANY else 1.0,
-        label="mean",
-        gid="mean",
-    )
+    axes.set_yticks(*_value_ticks(statistics))
+    starts = np.arange(0, statistics.channels, together)
+    edges = np.append(starts, statistics.channels) - 0.5
+    least, lower, upper, greatest = _binned(statistics, starts)
+    axes.stairs(greatest, edges, baseline=least, fill=True, color=BAND_BLUE, lw=0, label=BAND, gid="band")
+    thick = 1.8 if len(starts) <= MANY else 1.0
+    if together == 1:
+        axes.stairs(lower, edges, baseline=None, color=BLUE, lw=thick, label=MEAN, gid="mean")
+    else:
+        axes.stairs(upper, edges, baseline=lower, fill=True, color=BLUE, lw=thick, label=MEANS, gid="mean")
     axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False, borderpad=0, reverse=True)
 
 
@@ -289,9 +309,11 @@ def plot_accuracies(rows: Sequence[tuple[str, float]], path: Path, title: str) -
         places = range(len(rows))
         colors = [(GREY, ORANGE, BLUE)[place % 3] for place in places]
         bars = axes.bar(places, [accuracy for _, accuracy in rows], width=0.6, color=colors)
-        axes.bar_label(bars, [f"{accuracy:.1%}" for _, accuracy in rows], padding=3, fontweight="bold")
+        figures = [f"{accuracy:.1%}" for _, accuracy in rows]
+        paper = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+        axes.bar_label(bars, figures, padding=4, fontweight="bold", bbox=paper)
         axes.set_xticks(places, [name for name, _ in rows], parse_math=False)
-        axes.set_ylim(0, 1.08)
+        axes.set_ylim(0, 1.1)
         axes.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1])
         axes.set_ylabel("accuracy")
         axes.grid(False, axis="x")
@@ -315,5 +337,5 @@ def _drawing(path: Path, size: tuple[float, float]) -> Iterator[Axes]:
 
 def _draw_title(axes: Axes, title: str, subtitle: str = "") -> None:
     """The title, in as many lines as it needs, and the subtitle, above the axes at their left end."""
-    axes.set_title("\n".join(wrap(title, TITLE)), loc="left", pad=26 if subtitle else 12, parse_math=False)
+    axes.set_title("\n".join(re.findall(TITLE_LINE, title)), loc="left", pad=26 if subtitle else 12, parse_math=False)
     axes.annotate(subtitle, (0, 1), (0, 8), "axes fraction", "offset points", color=INK, parse_math=False)

@@ -7,6 +7,7 @@ exact answer is written in Python's integers and fractions, term by term: slow, 
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import reduce
@@ -66,9 +67,7 @@ def exact_sums(block: Array, channel_axis: int) -> ChannelMean:
     kind = block.dtype.str[1:]
     channels = channel_values(block, channel_axis)
     digits = [as_digits(units(values, kind), DIGITS[kind]) for values in channels]
-    counts = [
-        [sum(map(test, values)) for values in channels] for test in (math.isfinite, math.isnan, math.isinf)
-    ]
+    counts = [[sum(map(test, values)) for values in channels] for test in (math.isfinite, math.isnan, math.isinf)]
     return ChannelMean(
         block.dtype.newbyteorder("="),
         np.array(digits, np.int64).reshape(-1, DIGITS[kind]).T,
@@ -395,7 +394,8 @@ def laws_of(statistic: type[Statistic], exact_answer: ExactAnswer) -> type:
 
         @pytest.mark.parametrize(("shape", "axis"), [((2, 3), 2), ((2, 3), -3), ((3,), 1), ((), 0), ((), -1)])
         def test_a_channel_axis_out_of_range_is_refused_with_the_shape(self, shape, axis):
-            with pytest.raises(MismatchError, match=rf"channel axis {axis} is out of range .*shape \({shape}"[:-1]):
+            named = re.escape(f"channel axis {axis} is out of range for a block of shape {shape}; expected")
+            with pytest.raises(MismatchError, match=named):
                 statistic.measure(np.zeros(shape), axis)
 
         def test_arrays_that_are_not_a_state_are_refused_with_what_was_expected(self):

@@ -13,7 +13,7 @@ from urllib.parse import unquote
 
 import numpy as np
 import pytest
-from hypothesis import assume, example, given, settings
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
@@ -37,8 +37,6 @@ from streamstats.artifacts import (
     write_tensors,
 )
 from streamstats.errors import DataError, OutputError, UsageError
-
-untimed = settings(deadline=None)  # speed belongs to the benchmarks
 
 # Layer names
 
@@ -338,7 +336,6 @@ json_values = st.recursive(
 )
 
 
-@untimed
 @given(st.dictionaries(st.text(), json_values, max_size=5))
 def test_equal_json_has_equal_bytes_and_comes_back(scratch, document):
     write_json(scratch / "one.json", document)
@@ -375,7 +372,6 @@ metadata = st.dictionaries(
 ).map(lambda drawn: {**drawn, **FORMAT})
 
 
-@untimed
 @given(tensors(), metadata)
 def test_tensors_come_back_with_every_bit_shape_and_kind(scratch, content, metadata):
     path = scratch / "tensors.safetensors"
@@ -389,7 +385,6 @@ def test_tensors_come_back_with_every_bit_shape_and_kind(scratch, content, metad
         assert found[name].tobytes() == native.tobytes()
 
 
-@untimed
 @given(tensors(), metadata)
 def test_equal_tensors_have_equal_bytes_whatever_their_order_in_memory(content, metadata):
     turned = {

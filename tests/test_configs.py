@@ -21,5 +21,5 @@ def test_the_published_schema_is_that_of_the_code() -> None:
     published = json.loads((CONFIGS / "schema.json").read_text())
     assert published == JobConfig.model_json_schema(), (
         "write it again: python -c 'import json; from streamstats.config import JobConfig; "
-        'print(json.dumps(JobConfig.model_json_schema(), indent=2))\' > configs/schema.json'
+        "print(json.dumps(JobConfig.model_json_schema(), indent=2))' > configs/schema.json"
     )

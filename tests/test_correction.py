@@ -20,7 +20,7 @@ import convolution
 import numpy as np
 import pytest
 from convolution import convolve, convolve_transposed, mean_output
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -101,7 +101,6 @@ def geometries(draw, min_rank=1, max_inputs=3):
     )
 
 
-untimed = settings(deadline=None)  # speed belongs to the benchmarks
 seeds = st.integers(0, 2**32 - 1)
 bit_widths = st.integers(2, 5)
 
@@ -129,7 +128,6 @@ def test_the_brute_force_itself_agrees_with_convolutions_worked_by_hand():
     assert doctest.testmod(convolution) == (0, 2)  # failed, attempted
 
 
-@untimed
 @given(geometries(), bit_widths, st.booleans(), seeds)
 def test_the_term_restores_the_mean_output_of_any_convolution(layer, bits, per_channel, seed):
     rng = np.random.default_rng(seed)
@@ -149,7 +147,6 @@ def test_the_term_restores_the_mean_output_of_any_convolution(layer, bits, per_c
     assert_same_mean(layer_mean(quantized, bias + term), layer_mean(weights, bias))
 
 
-@untimed
 @given(geometries(max_inputs=1), bit_widths, seeds)
 def test_the_term_restores_the_mean_output_of_a_depthwise_convolution(layer, bits, seed):
     rng = np.random.default_rng(seed)
@@ -166,7 +163,6 @@ def test_the_term_restores_the_mean_output_of_a_depthwise_convolution(layer, bit
     assert_same_mean(layer_mean(quantized) + term, layer_mean(weights))
 
 
-@untimed
 @given(geometries(), bit_widths, seeds)
 def test_the_term_restores_the_mean_output_of_a_transposed_convolution_that_tiles_its_output(layer, bits, seed):
     # kernel == stride, no dilation: every output position has exactly one tap of one input, for any inputs
@@ -184,7 +180,6 @@ def test_the_term_restores_the_mean_output_of_a_transposed_convolution_that_tile
     assert_same_mean(layer_mean(quantized) + term, layer_mean(weights))
 
 
-@untimed
 @given(geometries(), bit_widths, seeds)
 def test_the_term_restores_the_mean_output_of_any_transposed_convolution_away_from_its_edges(layer, bits, seed):
     # Periodic inputs give outputs of period stride·period; one such period, where no tap falls off the input.
@@ -208,7 +203,6 @@ def test_the_term_restores_the_mean_output_of_any_transposed_convolution_away_fr
     assert_same_mean(layer_mean(quantized) + term, layer_mean(weights))
 
 
-@untimed
 @given(st.integers(1, 5), st.integers(1, 5), st.integers(1, 4), bit_widths, seeds)
 def test_the_term_restores_the_mean_output_of_linear_and_matmul(inputs, outputs, tokens, bits, seed):
     rng = np.random.default_rng(seed)
@@ -248,7 +242,6 @@ def in_every_layout(weights, groups):
     return layouts
 
 
-@untimed
 @given(geometries(min_rank=0), seeds)
 def test_every_layout_gives_the_term_of_the_native_one(layer, seed):
     # small integers and eighths: every sum is exact, so the order of the additions cannot show
@@ -468,7 +461,6 @@ def saved(tmp_path):
     return path
 
 
-@untimed
 @given(mean=means, provenance=provenances)
 def test_a_saved_corrector_loads_with_every_bit_and_its_provenance(scratch, mean, provenance):
     path = scratch / "corrector.safetensors"

@@ -183,9 +183,7 @@ def test_a_corrected_layer_has_the_mean_output_of_the_float_layer(
     expected = mean_output(source, case.x, case.channel_axis)
     tolerance = TOLERANCE[case.x.dtype.name] * np.abs(expected).max()
     shift = mean_output(plain, case.x, case.channel_axis) - expected
-    np.testing.assert_allclose(
-        mean_output(target, case.x, case.channel_axis), expected, atol=tolerance, rtol=0
-    )
+    np.testing.assert_allclose(mean_output(target, case.x, case.channel_axis), expected, atol=tolerance, rtol=0)
     assert np.abs(shift).max() > 4 * tolerance
     assert outcome.corrected
     assert outcome.quantized
@@ -197,9 +195,7 @@ def test_a_corrected_layer_has_the_mean_output_of_the_float_layer(
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_a_corrected_model_is_valid_and_keeps_its_dtypes_and_weights_on_the_levels(
-    case: Case, tmp_path: Path
-) -> None:
+def test_a_corrected_model_is_valid_and_keeps_its_dtypes_and_weights_on_the_levels(case: Case, tmp_path: Path) -> None:
     _, target, plain, _ = corrected_case(case, tmp_path, bits=4, symmetric=True)
     for path in (target, plain):
         onnx.checker.check_model(str(path), full_check=True)
@@ -349,9 +345,7 @@ def test_a_weight_that_a_subgraph_reads_stays_as_it_was_for_it(direct: bool, tmp
 
 
 @pytest.mark.parametrize("through", [[], ["Identity"], ["Identity", "Identity"]], ids=len)
-def test_a_weight_in_a_constant_node_or_behind_identities_is_a_weight(
-    through: list[str], tmp_path: Path
-) -> None:
+def test_a_weight_in_a_constant_node_or_behind_identities_is_a_weight(through: list[str], tmp_path: Path) -> None:
     w, x = values(3, 5), values(32, 3)
     names = [f"w{index}" for index in range(len(through) + 1)]
     nodes = [
@@ -363,9 +357,7 @@ def test_a_weight_in_a_constant_node_or_behind_identities_is_a_weight(
     out = save_means(tmp_path / "out", {"layer": channel_mean(x, 1)})
     correct(source, out, tmp_path / "c.onnx", bits=3)
     onnx.checker.check_model(str(tmp_path / "c.onnx"), full_check=True)
-    np.testing.assert_allclose(
-        mean_output(tmp_path / "c.onnx", x, 1), mean_output(source, x, 1), rtol=1e-5, atol=1e-5
-    )
+    np.testing.assert_allclose(mean_output(tmp_path / "c.onnx", x, 1), mean_output(source, x, 1), rtol=1e-5, atol=1e-5)
     assert [each.op_type for each in onnx.load(tmp_path / "c.onnx").graph.node] == ["MatMul", "Add"]
 
 
@@ -405,9 +397,7 @@ def test_models_of_old_versions_list_their_new_tensors_as_inputs(tmp_path: Path)
     out = save_means(tmp_path / "out", {"layer": channel_mean(case.x, 1)})
     correct(source, out, tmp_path / "c.onnx", bits=3)
     onnx.checker.check_model(str(tmp_path / "c.onnx"))
-    np.testing.assert_allclose(
-        mean_output(tmp_path / "c.onnx", case.x, 1), mean_output(source, case.x, 1), atol=1e-5
-    )
+    np.testing.assert_allclose(mean_output(tmp_path / "c.onnx", case.x, 1), mean_output(source, case.x, 1), atol=1e-5)
 
 
 def test_external_data_is_read_and_a_model_too_large_for_one_file_is_written_as_two(
@@ -534,9 +524,7 @@ def test_every_linear_operator_is_a_layer_or_left_out_with_a_reason() -> None:
 
 def test_operators_in_functions_of_the_model_are_left_out_with_a_reason() -> None:
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)]
-    body = helper.make_function(
-        "own", "Twice", ["a", "b"], ["c"], [node("MatMul", ["a", "b"], "c", "mm")], opsets
-    )
+    body = helper.make_function("own", "Twice", ["a", "b"], ["c"], [node("MatMul", ["a", "b"], "c", "mm")], opsets)
     model = make_model([node("Twice", ["x", "w"], domain="own")], {"w": values(3, 3)}, {"x": ("N", 3)})
     model.functions.append(body)
     (left,) = left_out(model)
@@ -626,11 +614,7 @@ def test_two_recordings_leave_the_same_files(network: Network, tmp_path: Path) -
     for name, batch_size in (("a", 4), ("b", 4)):
         record(network.path, tmp_path / "x.npy", tmp_path / name, batch_size=batch_size, storage="int8")
     files = {
-        name: {
-            p.relative_to(tmp_path / name): p.read_bytes()
-            for p in (tmp_path / name).rglob("*")
-            if p.is_file()
-        }
+        name: {p.relative_to(tmp_path / name): p.read_bytes() for p in (tmp_path / name).rglob("*") if p.is_file()}
         for name in ("a", "b")
     }
     assert files["a"] == files["b"]
@@ -649,9 +633,7 @@ def test_int8_storage_is_within_half_a_step(network: Network, tmp_path: Path) ->
         assert error <= quantization.step * 0.5000001
         assert -128 <= quantization.zero_point <= 127
         assert quantization.step <= (max(real.max(), 0) - min(real.min(), 0)) / 255 * 1.0000001
-    assert [layer.quantization for layer in recorded] == [
-        layers[layer.layer].quantization for layer in recorded
-    ]
+    assert [layer.quantization for layer in recorded] == [layers[layer.layer].quantization for layer in recorded]
 
 
 def test_int8_progress_counts_both_passes(network: Network, tmp_path: Path) -> None:
@@ -732,9 +714,7 @@ def test_the_samples_of_several_inputs_come_from_an_npz(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="holds the arrays a, labels; the model's inputs are a, b"):
         record(source, tmp_path / "y.npz", tmp_path / "other")
     np.savez(tmp_path / "z.npz", a=a, b=b[:4])
-    one_line(
-        lambda: record(source, tmp_path / "z.npz", tmp_path / "other"), MismatchError, "{'a': 5, 'b': 4}"
-    )
+    one_line(lambda: record(source, tmp_path / "z.npz", tmp_path / "other"), MismatchError, "{'a': 5, 'b': 4}")
 
 
 def test_a_model_of_one_input_takes_the_only_array_of_an_npz(network: Network, tmp_path: Path) -> None:
@@ -751,9 +731,7 @@ def test_a_model_with_a_fixed_batch_is_fed_batches_of_it(tmp_path: Path) -> None
     np.testing.assert_array_equal(stored(tmp_path / "store")["layer"], x)
     np.testing.assert_array_equal(run_model(source, x), x @ integers(3, 2))
     np.save(tmp_path / "x.npy", x[:10])
-    with pytest.raises(
-        UsageError, match="10 samples, but the model takes batches of exactly 4; give a multiple"
-    ):
+    with pytest.raises(UsageError, match="10 samples, but the model takes batches of exactly 4; give a multiple"):
         record(source, tmp_path / "x.npy", tmp_path / "other")
 
 
@@ -770,9 +748,7 @@ def test_a_layer_whose_input_mixes_samples_is_left_out_with_a_reason(tmp_path: P
     constants = {"w": integers(3, 3), "shape": np.array([-1, 3], np.int64)}
     source = saved(make_model(nodes, constants, {"x": ("N", 2, 3)}, ["y", "z", "u"]), tmp_path)
     np.save(tmp_path / "x.npy", integers(6, 2, 3))
-    recorded = {
-        layer.layer: layer for layer in record(source, tmp_path / "x.npy", tmp_path / "store", batch_size=2)
-    }
+    recorded = {layer.layer: layer for layer in record(source, tmp_path / "x.npy", tmp_path / "store", batch_size=2)}
     assert recorded["good"].samples == 6
     for name in ("folded", "reduced", "swapped"):
         assert recorded[name].samples == 0
@@ -836,9 +812,7 @@ def one_line(call: Callable[[], object], kind: type[StreamstatsError], *fragment
         assert fragment in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"hello, world", b"\x00" * 64, bytes(range(256)), None, "folder"], ids=repr
-)
+@pytest.mark.parametrize("content", [b"", b"hello, world", b"\x00" * 64, bytes(range(256)), None, "folder"], ids=repr)
 def test_a_file_that_is_not_a_model_is_refused_in_one_line(content: Any, tmp_path: Path) -> None:
     path = tmp_path / "bad.onnx"
     if content == "folder":
@@ -926,9 +900,7 @@ def test_a_store_without_room_for_a_layer_is_refused_before_anything_is_written(
     one_line(attempt(tmp_path / "file"), OutputError, "file")
 
 
-def test_requests_to_record_that_make_no_sense_are_refused_in_one_line(
-    network: Network, tmp_path: Path
-) -> None:
+def test_requests_to_record_that_make_no_sense_are_refused_in_one_line(network: Network, tmp_path: Path) -> None:
     def attempt(**options: Any) -> Callable[[], object]:
         return lambda: record(network.path, tmp_path / "x.npy", tmp_path / "store", **options)
 
@@ -941,16 +913,12 @@ def test_requests_to_record_that_make_no_sense_are_refused_in_one_line(
 def test_a_model_that_cannot_be_run_is_refused_in_one_line(tmp_path: Path) -> None:
     model = make_model([node("MatMul", ["x", "w"], domain="")], {"w": values(3, 2)}, {"x": ("N", 4)})
     np.save(tmp_path / "x.npy", values(4, 4))
-    one_line(
-        lambda: record(saved(model, tmp_path), tmp_path / "x.npy", tmp_path / "s"), UsageError, "onnxruntime"
-    )
+    one_line(lambda: record(saved(model, tmp_path), tmp_path / "x.npy", tmp_path / "s"), UsageError, "onnxruntime")
     reshape = [node("Reshape", ["x", "shape"], "h"), node("MatMul", ["h", "w"])]
     constants = {"w": values(3, 2), "shape": np.array([1, 3], np.int64)}
     path = saved(make_model(reshape, constants, {"x": ("N", 3)}), tmp_path)
     np.save(tmp_path / "x.npy", values(4, 3))
-    one_line(
-        lambda: record(path, tmp_path / "x.npy", tmp_path / "s"), UsageError, "2 samples at once", "dynamic"
-    )
+    one_line(lambda: record(path, tmp_path / "x.npy", tmp_path / "s"), UsageError, "2 samples at once", "dynamic")
     assert not (tmp_path / "s").exists()
 
 
@@ -977,9 +945,7 @@ def test_requests_to_correct_that_make_no_sense_are_refused_in_one_line(tmp_path
     other = save_means(tmp_path / "other", {"elsewhere": np.ones(3)})
     (tmp_path / "bare" / "correctors").mkdir(parents=True)
 
-    def attempt(
-        folder: Path = out, target: Path = tmp_path / "c.onnx", **options: Any
-    ) -> Callable[[], object]:
+    def attempt(folder: Path = out, target: Path = tmp_path / "c.onnx", **options: Any) -> Callable[[], object]:
         return lambda: correct(source, folder, target, **{"bits": 4, **options})
 
     one_line(attempt(bits=1), UsageError, "bits is 1;")
@@ -1004,9 +970,7 @@ def test_weights_that_are_not_finite_are_refused_by_name(tmp_path: Path) -> None
 
 def test_a_bias_beyond_its_dtype_is_refused_by_name(tmp_path: Path) -> None:
     w = values(3, 3, dtype="float16")
-    model = make_model(
-        [node("Gemm", ["x", "w"], name="g")], {"w": w}, {"x": ("N", 3)}, dtype=onnx.TensorProto.FLOAT16
-    )
+    model = make_model([node("Gemm", ["x", "w"], name="g")], {"w": w}, {"x": ("N", 3)}, dtype=onnx.TensorProto.FLOAT16)
     out = save_means(tmp_path / "out", {"g": np.full(3, 1e9)})
     one_line(
         lambda: correct(saved(model, tmp_path), out, tmp_path / "c.onnx", bits=3),
@@ -1027,9 +991,7 @@ def test_a_model_without_linear_layers_has_nothing_to_record_or_correct(tmp_path
     np.save(tmp_path / "x.npy", values(4, 3))
     out = save_means(tmp_path / "out", {"layer": np.ones(3)})
     one_line(lambda: record(source, tmp_path / "x.npy", tmp_path / "s"), UsageError, "no linear layers")
-    one_line(
-        lambda: correct(source, out, tmp_path / "c.onnx", bits=3), UsageError, "no corrector for a layer"
-    )
+    one_line(lambda: correct(source, out, tmp_path / "c.onnx", bits=3), UsageError, "no corrector for a layer")
 
 
 # --- running

@@ -7,14 +7,13 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from streamstats import Quantization, fake_quantize
 from streamstats.errors import MismatchError, UsageError
 
-untimed = settings(deadline=None)  # speed belongs to the benchmarks
 steps = st.floats(1e-30, 1e30)
 zero_points = st.integers(-(2**31), 2**31)
 ALL_INT8 = np.arange(-128, 128, dtype=np.int8)
@@ -248,7 +247,6 @@ def exact_step(values, bits, symmetric):
     return (max(0, *numbers) - min(0, *numbers)) / (2**bits - 1)
 
 
-@untimed
 @given(weights(), bit_widths, st.booleans())
 def test_every_weight_moves_by_at_most_half_a_step(values, bits, symmetric):
     rounded = fake_quantize(values, bits, symmetric=symmetric)
@@ -259,7 +257,6 @@ def test_every_weight_moves_by_at_most_half_a_step(values, bits, symmetric):
         assert abs(Fraction(float(after)) - Fraction(float(before))) <= allowed
 
 
-@untimed
 @given(weights(), bit_widths, st.booleans())
 def test_there_are_at_most_two_to_the_bits_distinct_values(values, bits, symmetric):
     assert len(np.unique(fake_quantize(values, bits, symmetric=symmetric))) <= 2**bits
@@ -272,7 +269,6 @@ def test_a_fine_grid_uses_every_code(bits):
     assert len(np.unique(fake_quantize(grid - 0.5, bits, symmetric=True))) == 2**bits - 1
 
 
-@untimed
 @given(weights(), bit_widths, st.booleans())
 def test_zero_is_a_value_whatever_the_range(values, bits, symmetric):
     with_zero = np.append(values, values.dtype.type(0)).astype(values.dtype)
@@ -294,7 +290,6 @@ def test_two_ties_that_round_up_together_do_not_make_a_fifth_value_of_two_bits()
     assert fake_quantize(values, 2).tolist() == [-2.0, -1.0, 0.0, 1.0, 1.0]
 
 
-@untimed
 @given(weights(), bit_widths, st.booleans())
 def test_shape_and_dtype_are_kept_and_the_weights_are_not_written(values, bits, symmetric):
     values.flags.writeable = False
@@ -303,7 +298,6 @@ def test_shape_and_dtype_are_kept_and_the_weights_are_not_written(values, bits, 
     assert (rounded.dtype, rounded.shape) == (values.dtype, values.shape)
 
 
-@untimed
 @given(weights(), bit_widths, st.booleans(), st.data())
 def test_per_axis_rounding_is_the_per_tensor_rounding_of_every_slice(values, bits, symmetric, data):
     axes = data.draw(st.lists(st.sampled_from(range(values.ndim)), unique=True) if values.ndim else st.just([]))

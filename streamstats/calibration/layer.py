@@ -9,28 +9,29 @@ from __future__ import annotations
 import json
 import threading
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import numpy as np
 import numpy.typing as npt
 import zarr
 from zarr.abc.store import Store
 from zarr.core.buffer import default_buffer_prototype
-from zarr.errors import ArrayNotFoundError, ContainsArrayError, GroupNotFoundError
+from zarr.errors import ContainsArrayError, GroupNotFoundError
 from zarr.storage import LocalStore, ZipStore
 
 from ..artifacts import check_layer_name
-from ..errors import DataError, MismatchError, StreamstatsError, UsageError
+from ..errors import DataError, MismatchError, UsageError
 from ..quantization import Quantization
 
 ATTRIBUTES_KEY = "streamstats"
 ZARRS_PIPELINE = "zarrs.ZarrsCodecPipeline"
 DEFAULT_PIPELINE = "zarr.core.codec_pipeline.BatchedCodecPipeline"
-
-
 FETCHES = 4
 """Chunks that zarr's own pipeline fetches and decodes at a time, for one read."""
 _OPENING = threading.Lock()  # zarr takes the pipeline from its configuration, which all threads share
@@ -69,7 +70,7 @@ class Layer:
         """Chunks that one read decodes at the same time (the compiled decoder shares its threads among all reads)."""
         return 1 if self.compiled else FETCHES
 
-    @property
+    @cached_property
     def compiled(self) -> bool:
         """Whether compiled code reads and decodes it: local folders, native byte order."""
         return "://" not in self.store and Path(self.store).is_dir() and self.dtype.isnative
@@ -115,10 +116,9 @@ def open_store(location: str | Path) -> Store | str:
         raise UsageError(f"calibration store {text} does not exist; check `source`")
     if path.is_dir():
         return LocalStore(path, read_only=True)
-    try:
-        return ZipStore(path, mode="r", read_only=True)
-    except Exception as error:
-        raise UsageError(f"calibration store {text} is a file, but not a zip archive; expected a zarr group") from error
+    if not is_zipfile(path):  # ZipStore would say so only when it is read
+        raise UsageError(f"calibration store {text} is a file, but not a zip archive; expected a zarr group")
+    return ZipStore(path, mode="r", read_only=True)
 
 
 def find_arrays(location: str | Path) -> dict[str, zarr.Array[Any]]:
@@ -143,16 +143,16 @@ def _members(group: zarr.Group, location: str | Path) -> dict[str, zarr.Array[An
 
 
 def _open_group(location: str | Path) -> zarr.Group:
+    store = open_store(location)
+    consolidated = None if isinstance(store, str) else False  # a copy that appending leaves behind the arrays
     try:
-        return zarr.open_group(open_store(location), mode="r")
+        return zarr.open_group(store, mode="r", use_consolidated=consolidated)
     except ContainsArrayError as error:
         raise UsageError(f"{location} is a zarr array; expected the group above it") from error
     except (GroupNotFoundError, FileNotFoundError) as error:
         if _is_array(location):
             raise UsageError(f"{location} is a zarr array; give the group above it as the source") from error
         raise UsageError(f"{location} is not a zarr group (no zarr.json or .zgroup in it)") from error
-    except StreamstatsError:
-        raise
     except Exception as error:
         raise DataError(f"{location} cannot be opened as a zarr group: {_first_line(error)}") from error
 
@@ -168,7 +168,7 @@ def _is_array(location: str | Path) -> bool:
 def describe(store: str, name: str, array: zarr.Array[Any]) -> Layer:
     """The `Layer` of one array: shape, dtype, chunk grid, and the attributes under `streamstats` if there are any."""
     check_layer_name(name)
-    _check_values(name, array)
+    check_values(name, array.dtype, array.shape, "name the layers to reduce under `layers`")
     layer = Layer(
         store=store,
         name=name,
@@ -183,24 +183,24 @@ def describe(store: str, name: str, array: zarr.Array[Any]) -> Layer:
     return layer if attributes is None else _with_attributes(layer, attributes)
 
 
-def _check_values(name: str, array: zarr.Array[Any]) -> None:
-    dtype = np.dtype(array.dtype)
+def check_values(name: str, dtype: np.dtype[Any], shape: tuple[int, ...], remedy: str) -> None:
+    """Raise `UsageError`, which ends in `remedy`, unless values of `dtype` and `shape` can be a layer's."""
     if dtype.kind not in "biuf" or dtype.itemsize > 8:
         raise UsageError(
             f"layer {name}: its values are {dtype}; expected bool, int8 to int64, uint8 to uint64, float16, float32 "
-            "or float64; name the layers to reduce under `layers`"
+            f"or float64; {remedy}"
         )
-    if array.ndim < 2:
+    if len(shape) < 2:
         raise UsageError(
-            f"layer {name}: the array has the shape {array.shape}; expected samples on axis 0 and at least one more "
-            "axis for the channels; name the layers to reduce under `layers`"
+            f"layer {name}: the array has the shape {shape}; expected samples on axis 0 and at least one more "
+            f"axis for the channels; {remedy}"
         )
 
 
 def _with_attributes(layer: Layer, attributes: object) -> Layer:
     try:
         return _read_attributes(layer, attributes)
-    except (KeyError, TypeError, ValueError) as error:
+    except (TypeError, ValueError) as error:
         raise DataError(
             f"layer {layer.name}: its attributes under {ATTRIBUTES_KEY!r} are not usable ({_first_line(error)}); "
             "repair or remove them"
@@ -210,13 +210,27 @@ def _with_attributes(layer: Layer, attributes: object) -> Layer:
 def _read_attributes(layer: Layer, attributes: object) -> Layer:
     if not isinstance(attributes, Mapping):
         raise TypeError(f"expected a mapping, found {type(attributes).__name__}")
-    quantization = attributes.get("quantization")
-    rows = int(attributes.get("rows", layer.rows))
+    rows = _integer(attributes, "rows", layer.rows)
     if not 0 <= rows <= layer.shape[0]:
         raise ValueError(f"rows is {rows}, the array has {layer.shape[0]}")
     layer = replace(layer, shape=(rows, *layer.shape[1:]))
-    layer = layer.with_channel_axis(int(attributes.get("channel_axis", -1)))
-    return layer.with_quantization(quantization and Quantization(quantization["step"], quantization["zero_point"]))
+    layer = layer.with_channel_axis(_integer(attributes, "channel_axis", -1))
+    return layer.with_quantization(_quantization(attributes.get("quantization")))
+
+
+def _integer(attributes: Mapping[Any, Any], key: str, default: int) -> int:
+    value = attributes.get(key, default)
+    if type(value) is not int:
+        raise TypeError(f"{key} is {value!r}, expected an integer")
+    return value
+
+
+def _quantization(stored: object) -> Quantization | None:
+    if stored is None:
+        return None
+    if not isinstance(stored, Mapping) or not {"step", "zero_point"} <= stored.keys():
+        raise TypeError(f"quantization is {stored!r}, expected step and zero_point")
+    return Quantization(stored["step"], stored["zero_point"])
 
 
 def fingerprint_text(array: zarr.Array[Any]) -> str:
@@ -227,10 +241,17 @@ def fingerprint_text(array: zarr.Array[Any]) -> str:
     return json.dumps(document, sort_keys=True, default=str)
 
 
+@contextmanager
+def codec_pipeline(path: str) -> Iterator[None]:
+    """What is opened inside is decoded and encoded by the pipeline at `path`, whatever zarr's configuration says."""
+    with _OPENING, zarr.config.set({"codec_pipeline.path": path}):
+        yield
+
+
 def open_array(layer: Layer) -> zarr.Array[Any]:
     """Open the array of `layer` for reading, decoded by compiled code where the store allows it."""
     pipeline = ZARRS_PIPELINE if layer.compiled else DEFAULT_PIPELINE
-    with _OPENING, zarr.config.set({"codec_pipeline.path": pipeline}), warnings.catch_warnings():
+    with codec_pipeline(pipeline), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # zarrs says so where it leaves a codec to zarr
         return zarr.open_array(open_store(layer.store), path=layer.name, mode="r")
 

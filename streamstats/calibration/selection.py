@@ -26,11 +26,10 @@ class LayerRule:
 
     def apply(self, layer: Layer) -> Layer:
         """The layer as this rule describes it. Raises `UsageError`, `MismatchError`."""
+        quantization = layer.quantization if self.quantization is None else self.quantization
         if self.channel_axis is not None:
             layer = layer.with_channel_axis(self.channel_axis)
-        if self.quantization is not None:
-            layer = layer.with_quantization(self.quantization)
-        return layer
+        return layer.with_quantization(quantization)
 
 
 @dataclass(frozen=True)

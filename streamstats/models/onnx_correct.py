@@ -123,15 +123,11 @@ def correct(
 def _check_paths(*paths: str | Path | None) -> None:
     given = [Path(path).resolve() for path in paths if path is not None]
     if len(set(given)) < len(given):
-        raise UsageError(
-            "the model, the output and the uncorrected output are not all different files; name others"
-        )
+        raise UsageError("the model, the output and the uncorrected output are not all different files; name others")
 
 
 def _check_opset(model: onnx.ModelProto, path: str | Path) -> None:
-    version = next(
-        (opset.version for opset in model.opset_import if opset.domain in ("", "ai.onnx")), OLDEST_OPSET
-    )
+    version = next((opset.version for opset in model.opset_import if opset.domain in ("", "ai.onnx")), OLDEST_OPSET)
     if version < OLDEST_OPSET:
         raise UsageError(
             f"{path} has the operator set {version}; expected {OLDEST_OPSET} or later: convert it with "
@@ -160,9 +156,7 @@ def _changes(layers: Sequence[LinearLayer], folder: Path, levels: _Levels) -> li
     return changes
 
 
-def _term(
-    layer: LinearLayer, quantized: npt.NDArray[Any], folder: Path
-) -> tuple[npt.NDArray[np.float64] | None, str]:
+def _term(layer: LinearLayer, quantized: npt.NDArray[Any], folder: Path) -> tuple[npt.NDArray[np.float64] | None, str]:
     """(what to add to the layer's output, "") or (None, why there is nothing)."""
     path = layer_path(folder, layer.name)
     if not path.is_file():
@@ -244,9 +238,7 @@ def _externalize(model: onnx.ModelProto, location: str) -> bytes:
     for tensor in model.graph.initializer:
         raw = tensor.raw_data
         if len(raw) > EXTERNAL_TENSOR_BYTES:
-            onnx.external_data_helper.set_external_data(
-                tensor, location, offset=len(content), length=len(raw)
-            )
+            onnx.external_data_helper.set_external_data(tensor, location, offset=len(content), length=len(raw))
             tensor.ClearField("raw_data")
             content += raw
     return bytes(content)

@@ -27,9 +27,7 @@ class GraphEdit:
         self._model = model
         self._graph = model.graph
         self._nodes = list(model.graph.node)
-        self._by_output: dict[str, onnx.NodeProto] = {
-            node.output[0]: node for node in self._nodes if node.output
-        }
+        self._by_output: dict[str, onnx.NodeProto] = {node.output[0]: node for node in self._nodes if node.output}
         self._names = set(_tensor_names(model.graph))
 
     def node(self, output: str) -> onnx.NodeProto:
@@ -41,9 +39,7 @@ class GraphEdit:
         found = self._constants().get(name)
         return None if found is None else np.asarray(require("onnx").numpy_helper.to_array(found.tensor))
 
-    def replace_input(
-        self, nodes: Sequence[onnx.NodeProto], index: int, value: npt.NDArray[Any], label: str
-    ) -> None:
+    def replace_input(self, nodes: Sequence[onnx.NodeProto], index: int, value: npt.NDArray[Any], label: str) -> None:
         """Put the constant `value` at input `index` of all `nodes`, under a name like `label`."""
         before = []
         for node in nodes:
@@ -78,9 +74,7 @@ class GraphEdit:
         return self._model
 
     def _insert_add(self, place: int, left: str, right: str, output: str) -> None:
-        self._nodes.insert(
-            place, require("onnx").helper.make_node("Add", [left, right], [output], name=f"{right}.add")
-        )
+        self._nodes.insert(place, require("onnx").helper.make_node("Add", [left, right], [output], name=f"{right}.add"))
 
     def _place(self, node: onnx.NodeProto) -> int:
         return next(place for place, other in enumerate(self._nodes) if other is node)
@@ -97,9 +91,7 @@ class GraphEdit:
         tensor = onnx.numpy_helper.from_array(np.ascontiguousarray(value), self._fresh(label))
         self._graph.initializer.append(tensor)
         if self._model.ir_version <= NEWEST_IR_WITH_INITIALIZERS_AS_INPUTS:
-            self._graph.input.append(
-                onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
-            )
+            self._graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
         return str(tensor.name)
 
     def _drop_unused(self, name: str) -> None:

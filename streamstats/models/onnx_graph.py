@@ -124,17 +124,11 @@ def load_model(path: str | Path) -> onnx.ModelProto:
     try:
         model: onnx.ModelProto = library.load(str(path), format="protobuf")
     except OSError as error:
-        raise UsageError(
-            f"cannot read the ONNX model {path}: {error.strerror or first_line(error)}"
-        ) from error
+        raise UsageError(f"cannot read the ONNX model {path}: {error.strerror or first_line(error)}") from error
     except Exception as error:
-        raise UsageError(
-            f"{path} is not an ONNX model, or its data is missing: {first_line(error)}"
-        ) from error
+        raise UsageError(f"{path} is not an ONNX model, or its data is missing: {first_line(error)}") from error
     if not (model.ir_version and model.opset_import and model.graph.output):
-        raise UsageError(
-            f"{path} is not an ONNX model: it has no version, operator set or graph with outputs"
-        )
+        raise UsageError(f"{path} is not an ONNX model: it has no version, operator set or graph with outputs")
     return model
 
 
@@ -208,9 +202,7 @@ def _numbered(name: str, refused: set[str]) -> str:
     return f"{name}_{number}"
 
 
-def constants(
-    initializers: Iterable[onnx.TensorProto], nodes: Iterable[onnx.NodeProto]
-) -> dict[str, Constant]:
+def constants(initializers: Iterable[onnx.TensorProto], nodes: Iterable[onnx.NodeProto]) -> dict[str, Constant]:
     """Tensor name → constant: initializers, Constant nodes, and what Identity nodes hand on of them."""
     found = {tensor.name: Constant(tensor.name, tensor) for tensor in initializers}
     for node in nodes:
@@ -238,15 +230,11 @@ def _weight(node: onnx.NodeProto, known: Mapping[str, Constant]) -> tuple[str, n
     if node.input[0] in known:
         raise _NotALayerError(f"its input {node.input[0]} is a constant")
     if node.input[1] not in known:
-        raise _NotALayerError(
-            f"its weight {node.input[1]} is computed, not constant; fold the constants on exporting"
-        )
+        raise _NotALayerError(f"its weight {node.input[1]} is computed, not constant; fold the constants on exporting")
     name, tensor = known[node.input[1]]
     weight = np.asarray(require("onnx").numpy_helper.to_array(tensor))
     if weight.dtype.name not in WEIGHT_DTYPES:
-        raise _NotALayerError(
-            f"its weight {name} is {weight.dtype.name}; expected {', '.join(WEIGHT_DTYPES)}"
-        )
+        raise _NotALayerError(f"its weight {name} is {weight.dtype.name}; expected {', '.join(WEIGHT_DTYPES)}")
     return name, weight
 
 
@@ -308,9 +296,7 @@ def _nested(model: onnx.ModelProto) -> Iterator[LeftOut]:
             graph.node, f"it is in a subgraph of the {owner.op_type} {owner.name or _first_output(owner)}"
         )
     for function in model.functions:
-        yield from _unreached(
-            function.node, f"it is in the function {function.name}; inline functions on exporting"
-        )
+        yield from _unreached(function.node, f"it is in the function {function.name}; inline functions on exporting")
 
 
 def _unreached(nodes: Sequence[onnx.NodeProto], reason: str) -> Iterator[LeftOut]:

@@ -167,9 +167,7 @@ def _unfit(layer: LinearLayer, shapes: Mapping[int, tuple[int, ...]]) -> str:
             found = f"its input {layer.input} has the shape {shape} for {size} sample(s)"
             return f"{found}; expected samples on axis 0 and channels on another"
     if len({shape[1:] for shape in shapes.values()}) > 1:
-        return (
-            f"its input {layer.input} changes its shape with the number of samples: {list(shapes.values())}"
-        )
+        return f"its input {layer.input} changes its shape with the number of samples: {list(shapes.values())}"
     return ""
 
 

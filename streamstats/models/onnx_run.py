@@ -127,9 +127,7 @@ def load_samples(path: str | Path, session: Any) -> dict[str, npt.NDArray[Any]]:
         raise UsageError(f"the samples {path} are not a .npy or .npz file of numbers: {reason}") from error
 
 
-def _by_input(
-    archive: Arrays, files: Sequence[str], names: Sequence[str], source: str
-) -> dict[str, npt.NDArray[Any]]:
+def _by_input(archive: Arrays, files: Sequence[str], names: Sequence[str], source: str) -> dict[str, npt.NDArray[Any]]:
     if len(names) == len(files) == 1:
         return {names[0]: archive[files[0]]}
     missing = [name for name in names if name not in files]
@@ -172,9 +170,7 @@ def _shape_text(shape: Sequence[Any]) -> str:
 def _sample_count(arrays: Arrays, source: str) -> int:
     counts = {name: len(array) for name, array in arrays.items()}
     if len(set(counts.values())) > 1:
-        raise MismatchError(
-            f"{source}: the arrays differ in their number of samples: {counts}; expected the same"
-        )
+        raise MismatchError(f"{source}: the arrays differ in their number of samples: {counts}; expected the same")
     samples = next(iter(counts.values()), 0)
     if samples == 0:
         raise UsageError(f"{source} holds no samples; expected at least one")
@@ -183,13 +179,9 @@ def _sample_count(arrays: Arrays, source: str) -> int:
 
 def _fixed_batch(session: Any) -> int | None:
     """The batch that the model is fixed to, or None. Raises `UsageError` where its inputs differ in it."""
-    sizes = sorted(
-        {node.shape[0] for node in session.get_inputs() if node.shape and isinstance(node.shape[0], int)}
-    )
+    sizes = sorted({node.shape[0] for node in session.get_inputs() if node.shape and isinstance(node.shape[0], int)})
     if len(sizes) > 1:
-        raise UsageError(
-            f"the model's inputs are fixed to different extents on axis 0: {sizes}; expected one batch"
-        )
+        raise UsageError(f"the model's inputs are fixed to different extents on axis 0: {sizes}; expected one batch")
     return sizes[0] if sizes else None
 
 

@@ -33,10 +33,9 @@ def digit_count(dtype: np.dtype[Any]) -> int:
     >>> [digit_count(np.dtype(kind)) for kind in ("i1", "u8", "f2", "f4", "f8")]
     [2, 4, 3, 10, 67]
     """
+    term_bits = dtype.itemsize * 8
     if dtype.kind == "f":
         term_bits = int(np.finfo(dtype).maxexp) - unit_exponent(dtype)
-    else:
-        term_bits = dtype.itemsize * 8
     return 1 + -(-(term_bits + TERMS_BITS - 63) // DIGIT_BITS)
 
 

@@ -43,9 +43,7 @@ class ChannelExtrema(Statistic):
     def merge(self, other: Self) -> Self:
         """The extrema of both."""
         self.check_mergeable(other)
-        return type(self)(
-            self.dtype, np.minimum(self.minimum, other.minimum), np.maximum(self.maximum, other.maximum)
-        )
+        return type(self)(self.dtype, np.minimum(self.minimum, other.minimum), np.maximum(self.maximum, other.maximum))
 
 
 def _limits(dtype: np.dtype[Any]) -> tuple[Any, Any]:

@@ -18,6 +18,10 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
+Scalar = Any
+"""A compiled integer or float: its type is numba's to find."""
+
+compiled: Any = numba.njit
 
 LOW = (1 << 32) - 1
 TILE = 512
@@ -42,8 +46,8 @@ F16_INFINITY, F32_INFINITY, F64_INFINITY = 0x7C00, 0x7F800000, 0x7FF000000000000
 # Digits
 
 
-@numba.njit
-def _deposit(digits: Array, channel: int, mantissa: int, position: int) -> None:
+@compiled
+def _deposit(digits: Array, channel: Scalar, mantissa: Scalar, position: Scalar) -> None:
     """Add mantissa·2^position, |mantissa| at most 2^53, to the digits of `channel`."""
     k = position >> 5
     shift = position & 31
@@ -54,15 +58,15 @@ def _deposit(digits: Array, channel: int, mantissa: int, position: int) -> None:
     digits[k + 2, channel] += high >> 32
 
 
-@numba.njit
-def _power_of_two(exponent: int) -> float:
+@compiled
+def _power_of_two(exponent: Scalar) -> Scalar:
     """2^exponent for −1022 ≤ exponent ≤ 1023, made from its bits."""
     return np.int64((exponent + 1023) << 52).view(np.float64)
 
 
-@numba.njit
+@compiled
 def _deposit_term(
-    bits: int, fraction_bits: int, infinity: int, digits: Array, nan: Array, infinite: Array, channel: int
+    bits: Scalar, fraction_bits: Scalar, infinity: Scalar, digits: Array, nan: Array, infinite: Array, channel: Scalar
 ) -> None:
     """Add the float with the bit pattern `bits` to the digits, or count it as NaN or infinite."""
     magnitude = bits & (infinity | ((1 << fraction_bits) - 1))
@@ -83,7 +87,7 @@ def _deposit_term(
 # Sums of integers
 
 
-def sum_rows_narrow(data: Array, accumulator: Array, longest: int, digits: Array) -> None:
+def sum_rows_narrow(data: Array, accumulator: Array, longest: Scalar, digits: Array) -> None:
     """data [rows, channels]: `longest` rows at a time into narrow accumulators, those into the lowest digit."""
     rows, channels = data.shape
     for first in range(0, channels, TILE):
@@ -98,7 +102,7 @@ def sum_rows_narrow(data: Array, accumulator: Array, longest: int, digits: Array
                 digits[0, first + c] += accumulator[c]
 
 
-def sum_runs_narrow(data: Array, accumulator: Array, longest: int, digits: Array) -> None:
+def sum_runs_narrow(data: Array, accumulator: Array, longest: Scalar, digits: Array) -> None:
     """data [outer, channels, inner]: each run in lanes of narrow accumulators."""
     outer, channels, inner = data.shape
     whole = inner - inner % LANES
@@ -117,7 +121,7 @@ def sum_runs_narrow(data: Array, accumulator: Array, longest: int, digits: Array
             digits[0, c] += total
 
 
-def sum_rows_wide(data: Array, upper_mask: int, digits: Array) -> None:
+def sum_rows_wide(data: Array, upper_mask: Scalar, digits: Array) -> None:
     """data int64[rows, channels], or uint64 seen as int64: the halves of each term into two digits."""
     rows, channels = data.shape
     for row in range(rows):
@@ -126,7 +130,7 @@ def sum_rows_wide(data: Array, upper_mask: int, digits: Array) -> None:
             digits[1, c] += (data[row, c] >> 32) & upper_mask
 
 
-def sum_runs_wide(data: Array, upper_mask: int, digits: Array) -> None:
+def sum_runs_wide(data: Array, upper_mask: Scalar, digits: Array) -> None:
     """data int64[outer, channels, inner], as `sum_rows_wide`."""
     outer, channels, inner = data.shape
     for o in range(outer):
@@ -143,14 +147,14 @@ def sum_runs_wide(data: Array, upper_mask: int, digits: Array) -> None:
 # Sums of float16: to float32 by moving the bits, which scales by 2^−112; a strip's float64 sum is always exact
 
 
-@numba.njit
-def _scaled_from_half(bits: int) -> float:
+@compiled
+def _scaled_from_half(bits: Scalar) -> Scalar:
     """2^−112 times the float16 with the bit pattern `bits`, as float32."""
     return np.int32(((bits & 0x8000) << 16) | ((bits & 0x7FFF) << 13)).view(np.float32)
 
 
-@numba.njit
-def _deposit_half_sum(digits: Array, channel: int, scaled: float) -> None:
+@compiled
+def _deposit_half_sum(digits: Array, channel: Scalar, scaled: Scalar) -> None:
     _deposit(digits, channel, np.int64(scaled * _power_of_two(68) * _power_of_two(68)), 0)
 
 
@@ -205,12 +209,12 @@ def sum_runs_float16(bits: Array, digits: Array, nan: Array, infinite: Array) ->
 # Sums of float32: a strip's float64 sum is exact where the exponents are close
 
 
-@numba.njit
-def _deposit_f32_strip(digits: Array, channel: int, total: float, least: int, greatest: int) -> bool:
+@compiled
+def _deposit_f32_strip(digits: Array, channel: Scalar, total: Scalar, least: Scalar, greatest: Scalar) -> bool:
     """Deposit a strip's float64 sum if it is exact; `least` is the least nonzero magnitude less one, as uint32."""
     if greatest == 0:
         return True
-    lowest = max(((np.int64(least) + 1) >> 23), 1)
+    lowest: Scalar = max((np.int64(least) + 1) >> 23, 1)
     if greatest >= F32_INFINITY or (np.int64(greatest) >> 23) - lowest > F32_SPAN:
         return False
     _deposit(digits, channel, np.int64(total * _power_of_two(150 - lowest)), lowest - 1)
@@ -272,8 +276,8 @@ def sum_runs_float32(values: Array, bits: Array, digits: Array, nan: Array, infi
 # Sums of float64: each term is split in two, whose float64 sums are exact where the exponents are close
 
 
-@numba.njit
-def _f64_splitter(least: int, greatest: int) -> float:
+@compiled
+def _f64_splitter(least: Scalar, greatest: Scalar) -> Scalar:
     """1.5·2^(e−1018), to which adding and subtracting a term rounds it to 2^(e−1070); 0 where that is not exact."""
     lowest = (least + 1) >> 52
     highest = greatest >> 52
@@ -282,8 +286,10 @@ def _f64_splitter(least: int, greatest: int) -> float:
     return 1.5 * _power_of_two(highest - 1018)
 
 
-@numba.njit
-def _deposit_f64_strip(digits: Array, channel: int, upper: float, lower: float, least: int, greatest: int) -> None:
+@compiled
+def _deposit_f64_strip(
+    digits: Array, channel: Scalar, upper: Scalar, lower: Scalar, least: Scalar, greatest: Scalar
+) -> None:
     lowest = (least + 1) >> 52
     highest = greatest >> 52
     _deposit(digits, channel, np.int64(upper * _power_of_two(1070 - highest)), highest + 4)
@@ -389,7 +395,7 @@ def extrema_runs_integers(data: Array, minimum: Array, maximum: Array) -> None:
 
 
 def extrema_rows_floats(
-    bits: Array, shift: int, mask: int, infinity: int, minimum: Array, maximum: Array
+    bits: Array, shift: Scalar, mask: Scalar, infinity: Scalar, minimum: Array, maximum: Array
 ) -> None:
     """bits int[rows, channels]; `infinity` is the key of +∞ and minimum, maximum [channels] are keys."""
     rows, channels = bits.shape
@@ -405,7 +411,7 @@ def extrema_rows_floats(
 
 
 def extrema_runs_floats(
-    bits: Array, shift: int, mask: int, infinity: int, minimum: Array, maximum: Array
+    bits: Array, shift: Scalar, mask: Scalar, infinity: Scalar, minimum: Array, maximum: Array
 ) -> None:
     """bits int[outer, channels, inner], as `extrema_rows_floats`."""
     outer, channels, inner = bits.shape

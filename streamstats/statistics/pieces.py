@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import cache
+from math import prod
 from typing import Any
 
 import numba
@@ -59,13 +60,13 @@ def pieces(block: Array, channel_axis: int) -> Iterator[Array]:
     channel = order.index(channel_axis % block.ndim)
     for part in _split(ordered, channel, _piece_elements(ordered, channel)):
         native = np.require(part, part.dtype.newbyteorder("="), ["C", "A"])
-        yield native.reshape(_extent(part.shape[:channel]), part.shape[channel], _extent(part.shape[channel + 1 :]))
+        yield native.reshape(prod(part.shape[:channel]), part.shape[channel], prod(part.shape[channel + 1 :]))
 
 
 def _piece_elements(block: Array, channel: int) -> int:
     """How many elements a piece of `block` may have: many where it is only viewed, few where it is copied."""
     as_it_lies = block.flags.c_contiguous and block.flags.aligned and block.dtype.isnative
-    longest = LONGEST_PIECE * max(1, block.shape[channel])
+    longest: int = LONGEST_PIECE * max(1, block.shape[channel])
     if as_it_lies and (channel > 0 or block.size <= longest):
         return longest
     return max(1, COPIED_BYTES // block.itemsize)
@@ -82,10 +83,6 @@ def _split(block: Array, channel: int, limit: int) -> Iterator[Array]:
     step = max(1, block.shape[axis] * limit // block.size)
     for start in range(0, block.shape[axis], step):
         yield from _split(block[(slice(None),) * axis + (slice(start, start + step),)], channel, limit)
-
-
-def _extent(shape: tuple[int, ...]) -> int:
-    return int(np.prod(shape, dtype=np.int64))
 
 
 def sum_piece(piece: Array, digits: int) -> tuple[Array, Array, Array]:
@@ -160,14 +157,14 @@ def _float_extrema(part: Array, channels: int) -> tuple[Array, Array]:
     low, high = np.full(channels, infinity), np.full(channels, ~infinity)
     loop = (kernels.extrema_rows_floats, kernels.extrema_runs_floats)[part.ndim - 2]
     _run(loop, bits, shift, mask, infinity, low, high)
-    return tuple((key ^ ((key >> shift) & mask)).view(part.dtype) + 0.0 for key in (low, high))  # type: ignore[return-value]
+    return tuple((key ^ ((key >> shift) & mask)).view(part.dtype) + 0.0 for key in (low, high))
 
 
 def _as_integers(part: Array) -> Array:
     return part.view(np.uint8) if part.dtype.kind == "b" else part
 
 
-def _run(loop: Callable[..., None], *arguments: Any) -> None:
+def _run(loop: Any, *arguments: Any) -> None:
     _compiled(loop, tuple(_numba_type(argument) for argument in arguments))(*arguments)
 
 

@@ -21,8 +21,7 @@ from ..errors import DataError, MismatchError
 Array = npt.NDArray[Any]
 
 SUPPORTED_DTYPES = tuple(
-    np.dtype(kind)
-    for kind in ("?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")
+    np.dtype(kind) for kind in ("?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")
 )
 
 
@@ -101,8 +100,8 @@ class Statistic(ABC):
         """Equal means equal bytes."""
         if type(self) is not type(other) or not isinstance(other, Statistic) or self.dtype != other.dtype:
             return False
-        mine, theirs = self.arrays(), other.arrays()
-        return all(mine[name].shape == theirs[name].shape and mine[name].tobytes() == theirs[name].tobytes() for name in mine)
+        pairs = zip(self.arrays().values(), other.arrays().values(), strict=True)
+        return all(mine.shape == theirs.shape and mine.tobytes() == theirs.tobytes() for mine, theirs in pairs)
 
     __hash__ = None  # type: ignore[assignment]
 

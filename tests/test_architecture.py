@@ -1,0 +1,249 @@
+"""The house: who may import whom, who writes files. The sources are parsed; nothing is imported."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "streamstats"
+
+ORDER = (
+    "errors",
+    "quantization",
+    "statistics",
+    "artifacts",
+    "correction",
+    "calibration",
+    "plan",
+    "ledger",
+    "reduction",
+    "config",
+    "job",
+    "models",
+    "report",
+    "demo",
+    "cli",
+)
+"""A module imports from those before it, or from its own package."""
+FACES = ("", "__main__")
+FROM_THE_FACE = ("__version__",)
+STATISTICS_LEVELS = (("statistic", "exact", "kernels"), ("pieces",), ("mean", "extrema"))
+"""Inside statistics, a module imports from the levels before its own."""
+
+IMPORTERS = {
+    "dask": ("reduction",),
+    "distributed": ("reduction",),
+    "matplotlib": ("report",),
+    "plotext": ("report",),
+    "numba": ("statistics",),
+    "onnx": ("models", "demo.train"),  # which exports the small network that is shipped
+    "onnxruntime": ("models",),
+    "sklearn": ("demo",),
+    "torch": ("demo.train",),
+    "pydantic": ("config",),
+    "yaml": ("config",),
+    "safetensors": ("artifacts",),
+}
+"""The only modules, or packages, that import a library."""
+NOWHERE = ("pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve")
+IN_STATISTICS = (
+    *("__future__", "abc", "collections", "dataclasses", "fractions", "functools", "itertools", "math", "typing"),
+    *("numba", "numpy"),
+)
+"""All that statistics imports: nothing that reads, writes or runs something."""
+WITH_A_CORRECTOR = ("numpy", "safetensors")
+"""All that loading and applying a corrector needs, beside Python."""
+
+WRITERS = ("artifacts",)
+NOT_THE_CORE = ("cli",)
+IMPORTING_CALLS = ("import_module", "__import__", "require", "_require")
+WRITING_CALLS = frozenset(
+    ("write_text", "write_bytes", "touch", "mkdir", "makedirs", "unlink", "rename", "rmtree", "tofile", "fdopen")
+)
+
+
+class Module(NamedTuple):
+    """A source file: its dotted name below the package ("" is the package) and its syntax tree."""
+
+    name: str
+    package: str
+    tree: ast.Module
+
+    @property
+    def place(self) -> str:
+        return self.name.split(".")[0]
+
+    @property
+    def calls(self) -> list[ast.Call]:
+        return [node for node in ast.walk(self.tree) if isinstance(node, ast.Call)]
+
+
+@cache
+def modules() -> dict[str, Module]:
+    files = {path.relative_to(PACKAGE): path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py")}
+    return {module.name: module for module in (parsed(path, files[path]) for path in sorted(files))}
+
+
+def parsed(path: Path, text: str) -> Module:
+    *package, stem = path.with_suffix("").parts
+    name = package if stem == "__init__" else [*package, stem]
+    return Module(".".join(name), ".".join(package), ast.parse(text))
+
+
+def imports(module: Module) -> Iterator[str]:
+    """Every name that `module` imports, wherever it stands, from the package's root as `streamstats…`."""
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = module.package.split(".") if module.package else []
+            base = ["streamstats", *above[: len(above) - node.level + 1]] if node.level else []
+            origin = ".".join([*base, *([node.module] if node.module else [])])
+            yield from (f"{origin}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Call) and called(node) in IMPORTING_CALLS:
+            yield from (str(each.value) for each in node.args[:1] if isinstance(each, ast.Constant))
+
+
+def called(node: ast.Call) -> str:
+    function = node.func
+    return str(getattr(function, "attr", getattr(function, "id", "")))
+
+
+def inner_imports(module: Module, known: dict[str, Module]) -> Iterator[str]:
+    """The modules of the package that `module` imports; "" with a name after it for what the face gives."""
+    for name in imports(module):
+        top, _, inner = name.partition(".")
+        if top != "streamstats":
+            continue
+        while inner and inner not in known:
+            inner, _, _ = inner.rpartition(".")
+        yield inner or f":{name.rpartition('.')[2]}"
+
+
+def outer_imports(module: Module) -> set[str]:
+    return {name.split(".")[0] for name in imports(module)} - {"streamstats"}
+
+
+def problems(module: Module, known: dict[str, Module]) -> Iterator[str]:
+    if module.place not in ORDER:
+        yield "is not in the table of this test; give it a place in the order"
+        return
+    yield from imports_against_the_order(module, known)
+    for library in sorted(outer_imports(module)):
+        owners = IMPORTERS.get(library, (module.name,))
+        if library in NOWHERE or not any(f"{module.name}.".startswith(f"{owner}.") for owner in owners):
+            yield f"imports {library}"
+        if module.place == "statistics" and library not in IN_STATISTICS:
+            yield f"imports {library}"
+    if module.place not in (*WRITERS, *NOT_THE_CORE):
+        yield from writing_calls(module)
+    if module.place == "statistics":
+        yield from ("opens a file" for node in module.calls if called(node) == "open")
+
+
+def imports_against_the_order(module: Module, known: dict[str, Module]) -> Iterator[str]:
+    for name in inner_imports(module, known):
+        place = name.split(".")[0]
+        if name.startswith(":"):
+            if name[1:] not in FROM_THE_FACE:
+                yield f"imports {name[1:]} from the package's face"
+        elif place not in ORDER or ORDER.index(place) > ORDER.index(module.place):
+            yield f"imports {name}, which comes after it"
+        elif place == module.place == "statistics" and not level(name) < level(module.name):
+            yield f"imports {name}, which does not come before it"
+
+
+def level(name: str) -> int:
+    inner = name.partition(".")[2]
+    return next((place for place, names in enumerate(STATISTICS_LEVELS) if inner in names), len(STATISTICS_LEVELS))
+
+
+def writing_calls(module: Module) -> Iterator[str]:
+    from_artifacts = {name.rpartition(".")[2] for name in imports(module) if ".artifacts." in name}
+    for node in module.calls:
+        name, function = called(node), ast.unparse(node.func)
+        allowed = function in from_artifacts or function == f"artifacts.{name}"
+        if (name in WRITING_CALLS and not allowed) or (name == "open" and not reads(node)):
+            yield f"writes a file: {ast.unparse(node)}"
+
+
+def reads(node: ast.Call) -> bool:
+    """Whether the call of an `open` is plainly for reading."""
+    first = 1 if isinstance(node.func, ast.Name) else 0
+    modes = [*node.args[first : first + 1], *(word.value for word in node.keywords if word.arg == "mode")]
+    return all(isinstance(mode, ast.Constant) and not set(str(mode.value)) & set("wax+") for mode in modes)
+
+
+def reached(start: str, known: dict[str, Module]) -> set[str]:
+    """The modules of the package that importing `start` loads, itself among them."""
+    seen, waiting = set(), [start]
+    while waiting:
+        name = waiting.pop()
+        if name not in seen:
+            seen.add(name)
+            waiting += [inner for inner in inner_imports(known[name], known) if not inner.startswith(":")]
+    return seen
+
+
+def test_every_module_imports_only_what_comes_before_it_and_libraries_stay_in_their_places() -> None:
+    known = modules()
+    found = {name: list(problems(module, known)) for name, module in known.items() if name not in FACES}
+    assert {name: texts for name, texts in found.items() if texts} == {}
+
+
+def test_every_place_in_the_order_exists() -> None:
+    assert {module.place for module in modules().values()} - set(FACES) == set(ORDER)
+
+
+def test_a_corrector_needs_numpy_and_safetensors_alone() -> None:
+    known = modules()
+    libraries = set().union(*(outer_imports(known[name]) for name in reached("correction", known)))
+    assert libraries - sys.stdlib_module_names == set(WITH_A_CORRECTOR)
+
+
+PLANTED = {
+    "upwards": ("ledger.py", "from .reduction import local_client"),
+    "upwards, absolute": ("quantization.py", "import streamstats.artifacts"),
+    "upwards, absolute from": ("quantization.py", "from streamstats import artifacts"),
+    "upwards, in a function": ("plan.py", "def late():\n    from . import job"),
+    "upwards, from a package": ("calibration/layer.py", "from ..plan import Part"),
+    "upwards, by name": ("plan.py", "import_module('streamstats.job')"),
+    "through the face": ("ledger.py", "from . import reduce"),
+    "through the face, absolute": ("plan.py", "from streamstats import Recorder"),
+    "the command line": ("job.py", "from .cli.tables import number"),
+    "statistics, upwards inside": ("statistics/exact.py", "from .mean import ChannelMean"),
+    "statistics, sideways inside": ("statistics/extrema.py", "from .mean import ChannelMean"),
+    "statistics with zarr": ("statistics/mean.py", "import zarr"),
+    "statistics with files": ("statistics/mean.py", "from pathlib import Path"),
+    "statistics that read": ("statistics/mean.py", "open('x')"),
+    "dask elsewhere": ("job.py", "import dask.array as da"),
+    "distributed elsewhere": ("cli/commands.py", "from distributed import Client"),
+    "matplotlib elsewhere": ("demo/show.py", "import matplotlib.pyplot"),
+    "plotext elsewhere": ("cli/tables.py", "def plot():\n    import plotext"),
+    "numba elsewhere": ("correction.py", "from numba import njit"),
+    "onnx elsewhere": ("demo/show.py", "import onnx"),
+    "onnxruntime elsewhere": ("demo/train.py", "import_module('onnxruntime')"),
+    "sklearn elsewhere": ("models/onnx.py", "import sklearn"),
+    "torch elsewhere": ("demo/show.py", "import torch"),
+    "pickle": ("ledger.py", "import pickle"),
+    "pickle, from": ("artifacts.py", "from pickle import loads"),
+    "a file written": ("ledger.py", "open('x', 'w')"),
+    "a file written, by keyword": ("job.py", "open('x', mode='ab')"),
+    "a file written, in some mode": ("config.py", "Path('x').open(mode)"),
+    "a path written": ("job.py", "Path('x').write_text('y')"),
+    "a folder made": ("report.py", "Path('x').mkdir()"),
+    "a module without a place": ("helpers.py", "import math"),
+}
+
+
+@pytest.mark.parametrize(("file", "line"), PLANTED.values(), ids=PLANTED)
+def test_a_planted_violation_is_found(file: str, line: str) -> None:
+    path = PACKAGE / file
+    planted = parsed(Path(file), (path.read_text(encoding="utf-8") if path.exists() else "") + f"\n{line}\n")
+    assert list(problems(planted, {**modules(), planted.name: planted}))
