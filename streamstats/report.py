@@ -102,7 +102,7 @@ def _subtitle(statistics: LayerStatistics) -> str:
 def _limits(statistics: LayerStatistics) -> tuple[float, float]:
     """The least and the greatest value to show; apart also where all values are equal.
 
-    Raises `UsageError` where their difference is no float64.
+    Raises `UsageError` where they are too far apart for float64 to tell the difference.
     """
     low, high = float(np.nanmin(statistics.minimum)), float(np.nanmax(statistics.maximum))
     size = max(abs(low), abs(high))
@@ -271,7 +271,7 @@ def plot_channels(statistics: LayerStatistics, path: Path) -> None:
         _draw_title(axes, statistics.layer, subtitle)
         axes.set_xlabel("channel")
         axes.set_ylabel("value")
-        axes.set_xlim(-0.5, statistics.channels - 0.5)
+        axes.set_xlim(-0.5, max(statistics.channels, 1) - 0.5)
         axes.set_xticks(_channel_ticks(statistics.channels, most=10))
         if np.isnan(statistics.mean).all():
             axes.set_yticks([])
@@ -290,10 +290,10 @@ def _draw_channels(axes: Axes, statistics: LayerStatistics, together: int) -> No
     least, lower, upper, greatest = _binned(statistics, starts)
     axes.stairs(greatest, edges, baseline=least, fill=True, color=BAND_BLUE, lw=0, label=BAND, gid="band")
     thick = 1.8 if len(starts) <= MANY else 1.0
-    if together == 1:
-        axes.stairs(lower, edges, baseline=None, color=BLUE, lw=thick, label=MEAN, gid="mean")
-    else:
-        axes.stairs(upper, edges, baseline=lower, fill=True, color=BLUE, lw=thick, label=MEANS, gid="mean")
+    mean = MEAN if together == 1 else MEANS
+    axes.stairs(lower, edges, baseline=None, color=BLUE, lw=thick, label=mean, gid="mean")
+    if together > 1:
+        axes.stairs(upper, edges, baseline=lower, fill=True, color=BLUE, lw=0, gid="means")
     axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False, borderpad=0, reverse=True)
 
 
@@ -309,6 +309,8 @@ def plot_accuracies(rows: Sequence[tuple[str, float]], path: Path, title: str) -
         places = range(len(rows))
         colors = [(GREY, ORANGE, BLUE)[place % 3] for place in places]
         bars = axes.bar(places, [accuracy for _, accuracy in rows], width=0.6, color=colors)
+        for place, bar in enumerate(bars):
+            bar.set_gid(f"bar{place}")
         figures = [f"{accuracy:.1%}" for _, accuracy in rows]
         paper = {"facecolor": "white", "edgecolor": "none", "pad": 1}
         axes.bar_label(bars, figures, padding=4, fontweight="bold", bbox=paper)

@@ -187,7 +187,7 @@ def test_the_warning_of_zarr_about_such_values_is_the_one_that_is_ignored_here(t
 def test_an_array_without_an_axis_for_channels_is_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
     zarr.open_group(tmp_path, mode="w").create_array("odd", shape=shape, dtype="float32", chunks=shape)
     with pytest.raises(
-        UsageError, match="layer odd: the array has the shape .*; expected samples on axis 0 and at least"
+        UsageError, match=r"layer odd: the array has the shape .*; expected samples on axis 0 and at least"
     ):
         described(tmp_path, "odd")
 

@@ -49,7 +49,7 @@ def test_a_star_crosses_folders(store: Path, glob: str, expected: list[str]) -> 
 
 
 def test_the_case_of_letters_counts(store: Path) -> None:
-    with pytest.raises(UsageError, match="no layer of .* matches 'STEM'"):
+    with pytest.raises(UsageError, match=r"no layer of .* matches 'STEM'"):
         chosen(store, LayerRule("STEM"))
 
 
@@ -69,13 +69,13 @@ def test_the_first_rule_that_matches_wins(store: Path) -> None:
 
 
 def test_a_rule_that_matches_nothing_is_an_error_that_names_what_there_is(store: Path) -> None:
-    with pytest.raises(UsageError, match="matches 'tail'; the store has block/a/conv, block/b/conv, head, stem$"):
+    with pytest.raises(UsageError, match=r"matches 'tail'; the store has block/a/conv, block/b/conv, head, stem$"):
         chosen(store, LayerRule("*"), LayerRule("tail"))
 
 
 def test_of_many_names_a_few_are_shown(tmp_path: Path) -> None:
     build_store(tmp_path, {f"layer{index:02}": samples(2, 2) for index in range(11)})
-    with pytest.raises(UsageError, match="the store has layer00, .*, layer07 and 3 more$"):
+    with pytest.raises(UsageError, match=r"the store has layer00, .*, layer07 and 3 more$"):
         chosen(tmp_path, LayerRule("tail"))
 
 
