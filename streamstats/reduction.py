@@ -25,6 +25,7 @@ from .errors import NonFiniteError
 from .plan import TASKS_IN_FLIGHT, Part, Plan, Rows, Selection, Task, blocks
 from .statistics.extrema import ChannelExtrema
 from .statistics.mean import ChannelMean
+from .statistics.statistic import measure_pieces
 
 _BUFFERS = threading.local()  # one a thread, kept from task to task: fresh memory costs more than reading it
 
@@ -92,11 +93,11 @@ def _measure_channels(
     sums, extrema = ChannelMean.empty(channels, layer.dtype), ChannelExtrema.empty(channels, layer.dtype)
     for selection in selections:
         block = read_block(layer, array, selection, _buffer(layer, selection))
-        measured = ChannelMean.measure(block, layer.channel_axis)
-        if nonfinite == "error" and measured.nonfinite.any():
-            raise _nonfinite_error(layer, selection, block)
-        sums = sums.merge(measured)
-        extrema = extrema.merge(ChannelExtrema.measure(block, layer.channel_axis))
+        for measures in measure_pieces(block, layer.channel_axis):
+            if nonfinite == "error" and (measures.nan.any() or measures.infinite.any()):
+                raise _nonfinite_error(layer, selection, block)
+            sums = sums.merge(ChannelMean.from_measures(measures))
+            extrema = extrema.merge(ChannelExtrema.from_measures(measures))
     return sums, extrema
 
 

@@ -33,7 +33,7 @@ ORDER = (
 """A module imports from those before it, or from its own package."""
 FACES = ("", "__main__")
 FROM_THE_FACE = ("__version__",)
-STATISTICS_LEVELS = (("statistic", "exact", "kernels"), ("pieces",), ("mean", "extrema"))
+STATISTICS_LEVELS = (("exact", "kernels"), ("pieces",), ("statistic",), ("mean", "extrema"))
 """Inside statistics, a module imports from the levels before its own."""
 
 IMPORTERS = {

@@ -11,8 +11,8 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import numpy.typing as npt
 
-from .pieces import extrema_piece, pieces
-from .statistic import Statistic, checked_block, checked_dtype
+from .pieces import Measures
+from .statistic import Statistic, checked_dtype
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,13 +32,9 @@ class ChannelExtrema(Statistic):
         return cls(native, np.full(channels, greatest, native), np.full(channels, least, native))
 
     @classmethod
-    def measure(cls, block: npt.NDArray[Any], channel_axis: int = -1) -> Self:
-        """The extrema of each channel of `block`. Raises `MismatchError` for its dtype or axis."""
-        dtype, channels = checked_block(block, channel_axis)
-        measured = cls.empty(channels, dtype)
-        for piece in pieces(block, channel_axis):
-            measured = measured.merge(cls(dtype, *extrema_piece(piece)))
-        return measured
+    def from_measures(cls, measures: Measures) -> Self:
+        """The extrema of a piece."""
+        return cls(measures.dtype, measures.low, measures.high)
 
     def merge(self, other: Self) -> Self:
         """The extrema of both."""

@@ -9,16 +9,16 @@ import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import NonFiniteError, UsageError
 from ..quantization import Quantization
-from .exact import ExactSum, digit_count, unit_exponent
-from .pieces import pieces, sum_piece
-from .statistic import Statistic, checked_block, checked_dtype
+from .exact import ExactSum, unit_exponent
+from .pieces import Measures
+from .statistic import Statistic, checked_dtype
 
 Counts = npt.NDArray[np.int64]
 
@@ -45,15 +45,11 @@ class ChannelMean(Statistic):
         return cls(native, ExactSum.empty(channels, native).digits, count, nan, infinite)
 
     @classmethod
-    def measure(cls, block: npt.NDArray[Any], channel_axis: int = -1) -> Self:
-        """Sum and count of each channel of `block`. Raises `MismatchError` for its dtype or axis."""
-        dtype, channels = checked_block(block, channel_axis)
-        measured = cls.empty(channels, dtype)
-        for piece in pieces(block, channel_axis):
-            raw, nan, infinite = sum_piece(piece, digit_count(dtype))
-            count = piece.shape[0] * piece.shape[2] - nan - infinite
-            measured = measured.merge(cls(dtype, ExactSum.from_raw(dtype, raw).digits, count, nan, infinite))
-        return measured
+    def from_measures(cls, measures: Measures) -> Self:
+        """Sum and count of a piece."""
+        count = measures.values - measures.nan - measures.infinite
+        total = ExactSum.from_raw(measures.dtype, measures.digits)
+        return cls(measures.dtype, total.digits, count, measures.nan, measures.infinite)
 
     def merge(self, other: Self) -> Self:
         """Sums and counts added."""

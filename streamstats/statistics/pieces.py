@@ -8,6 +8,7 @@ of its memory.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import cache
 from math import prod
 from typing import Any
@@ -19,6 +20,7 @@ from numba import types
 
 from ..errors import MismatchError
 from . import kernels
+from .exact import digit_count
 
 Array = npt.NDArray[Any]
 
@@ -36,15 +38,18 @@ NARROWEST = 256
 INTEGER_OF_FLOAT = {np.dtype(np.float16): np.int16, np.dtype(np.float32): np.int32, np.dtype(np.float64): np.int64}
 """The signed integer of the same width, through which the bit patterns of a float are read."""
 
-SUM_OF_FLOAT = {
-    np.dtype(np.float16): (kernels.sum_rows_float16, kernels.sum_runs_float16),
-    np.dtype(np.float32): (kernels.sum_rows_float32, kernels.sum_runs_float32),
-    np.dtype(np.float64): (kernels.sum_rows_float64, kernels.sum_runs_float64),
+LOOPS = {
+    "narrow": (kernels.rows_narrow, kernels.runs_narrow),
+    "wide": (kernels.rows_wide, kernels.runs_wide),
+    "float16": (kernels.rows_float16, kernels.runs_float16),
+    "float32": (kernels.rows_float32, kernels.runs_float32),
+    "float64": (kernels.rows_float64, kernels.runs_float64),
 }
+"""How values are taken → the loop over rows, the loop over runs."""
 NARROW_ACCUMULATOR = {1: (np.int16, 128), 2: (np.int32, 2**15), 4: (np.int64, 2**31)}
 """Bytes of an integer → accumulator that holds this many of the largest."""
 
-REORDERED = {kernels.sum_runs_float16, kernels.sum_runs_float32}
+REORDERED = {kernels.runs_float16, kernels.runs_float32}
 """Loops whose float sums are used only where they are exact in any order: the compiler may choose the order."""
 
 
@@ -85,28 +90,104 @@ def _split(block: Array, channel: int, limit: int) -> Iterator[Array]:
         yield from _split(block[(slice(None),) * axis + (slice(start, start + step),)], channel, limit)
 
 
-def sum_piece(piece: Array, digits: int) -> tuple[Array, Array, Array]:
-    """Per channel of `piece`: raw sum int64[digits, C] (not carried), NaN count and infinity count int64[C]."""
-    channels = piece.shape[1]
-    total = np.zeros((digits + 2, channels), np.int64)
-    for part, joined, inner in _parts(piece):
-        raw = np.zeros((digits + 2, joined * channels * inner), np.int64)
-        _sum_part(part, raw[:-2], raw[-2], raw[-1])
-        total += raw.reshape(digits + 2, joined, channels, inner).sum(axis=(1, 3))
-    return total[:-2], total[-2], total[-1]
+@dataclass(frozen=True)
+class Measures:
+    """What one pass finds in each channel of a piece, [C]; `digits` int64[digit_count, C] is the sum, not carried.
 
-
-def extrema_piece(piece: Array) -> tuple[Array, Array]:
-    """Per channel of `piece` (not empty): its least and its greatest finite value, of its dtype, shape [C].
-
-    A channel without a finite value has the identities, +∞ and −∞; a zero has no sign.
+    `nan` and `infinite` count what is not finite and has no part in the rest; `low` and `high`, of the values' dtype,
+    are the extrema: ±∞, or the ends of the integer type, where there is no finite value. A zero has no sign.
     """
-    lows, highs = [], []
-    for part, joined, inner in _parts(piece):
-        low, high = _part_extrema(part, joined * piece.shape[1] * inner)
-        lows.append(low.reshape(joined, piece.shape[1], inner).min(axis=(0, 2)))
-        highs.append(high.reshape(joined, piece.shape[1], inner).max(axis=(0, 2)))
-    return np.min(lows, axis=0), np.max(highs, axis=0)
+
+    dtype: np.dtype[Any]
+    values: int
+    digits: npt.NDArray[np.int64]
+    nan: npt.NDArray[np.int64]
+    infinite: npt.NDArray[np.int64]
+    low: Array
+    high: Array
+
+
+def measure_piece(piece: Array) -> Measures:
+    """Measure `piece`, one of `pieces`. `values` is the number of values of a channel."""
+    outer, channels, inner = piece.shape
+    total = _Accumulators.empty(piece.dtype, channels)
+    for part, joined, run in _parts(piece):
+        found = _Accumulators.empty(piece.dtype, joined * channels * run)
+        found.measure(part)
+        total.add(found, (joined, channels, run))
+    low, high = (_to_values(bound, piece.dtype) for bound in (total.low, total.high))
+    return Measures(piece.dtype, outer * inner, *total.counts(), low, high)
+
+
+@dataclass(frozen=True)
+class _Accumulators:
+    """What a loop fills, for each of its channels; sums above, NaN and infinities in the last two rows."""
+
+    sums: npt.NDArray[np.int64]
+    low: Array
+    high: Array
+
+    @classmethod
+    def empty(cls, dtype: np.dtype[Any], channels: int) -> _Accumulators:
+        least, greatest = _bounds(dtype)
+        sums = np.zeros((digit_count(dtype) + 2, channels), np.int64)
+        return cls(sums, np.full(channels, greatest), np.full(channels, least))
+
+    def counts(self) -> tuple[Array, Array, Array]:
+        return self.sums[:-2], self.sums[-2], self.sums[-1]
+
+    def measure(self, part: Array) -> None:
+        digits, nan, infinite = self.counts()
+        dtype = part.dtype
+        if dtype.kind == "f":
+            views = (part,) if dtype != np.float16 else ()
+            bits = part.view(INTEGER_OF_FLOAT[dtype])
+            _run(dtype.name, part.ndim, *views, bits, digits, nan, infinite, self.low, self.high)
+            self._look_again(part, nan + infinite)
+        elif dtype.itemsize == 8:
+            upper_mask = -1 if dtype.kind == "i" else kernels.LOW
+            _run("wide", part.ndim, part, part.view(np.int64), upper_mask, digits, self.low, self.high)
+        else:
+            accumulator, longest = NARROW_ACCUMULATOR[dtype.itemsize]
+            codes = part.view(np.uint8) if dtype.kind == "b" else part
+            room = np.empty(kernels.TILE, accumulator)
+            _run("narrow", part.ndim, codes, room, longest, digits, self.low, self.high)
+
+    def _look_again(self, part: Array, nonfinite: Array) -> None:
+        """Find the extrema of the channels whose keys NaN and infinities have a part in, without them."""
+        for channel in np.flatnonzero(nonfinite):
+            values = part[:, channel]
+            finite = values[np.isfinite(values)]
+            bounds = [finite.min(initial=np.inf), finite.max(initial=-np.inf)]
+            self.low[channel], self.high[channel] = _keys(np.array(bounds, part.dtype))
+
+    def add(self, part: _Accumulators, shape: tuple[int, int, int]) -> None:
+        """Add the accumulators of a part, whose channels are those of `shape` (joined, channels, inner)."""
+        self.sums[...] += part.sums.reshape(-1, *shape).sum(axis=(1, 3))
+        np.minimum(self.low, part.low.reshape(shape).min(axis=(0, 2)), out=self.low)
+        np.maximum(self.high, part.high.reshape(shape).max(axis=(0, 2)), out=self.high)
+
+
+def _bounds(dtype: np.dtype[Any]) -> tuple[Any, Any]:
+    """The least and the greatest number of the type that the loops compare: keys of floats, uint8 for bool."""
+    limits = np.iinfo(np.uint8 if dtype.kind == "b" else INTEGER_OF_FLOAT.get(dtype, dtype))
+    return limits.dtype.type(limits.min), limits.dtype.type(limits.max)
+
+
+def _keys(floats: Array) -> Array:
+    """Integers of the same width whose order is that of `floats`."""
+    return _flipped(floats.view(INTEGER_OF_FLOAT[floats.dtype]))
+
+
+def _to_values(bound: Array, dtype: np.dtype[Any]) -> Array:
+    """Extrema as the loops hold them → values of `dtype`, zeros without sign."""
+    return _flipped(bound).view(dtype) + dtype.type(0) if dtype.kind == "f" else bound.astype(dtype)
+
+
+def _flipped(integers: Array) -> Array:
+    """Negative numbers with every bit but the sign flipped: bit patterns of floats → keys, and back."""
+    magnitude = integers.dtype.type(np.iinfo(integers.dtype).max)
+    return np.where(integers < 0, integers ^ magnitude, integers)
 
 
 def _parts(piece: Array) -> Iterator[tuple[Array, int, int]]:
@@ -124,47 +205,8 @@ def _parts(piece: Array) -> Iterator[tuple[Array, int, int]]:
         yield rows[whole:], 1, inner
 
 
-def _sum_part(part: Array, digits: Array, nan: Array, infinite: Array) -> None:
-    dtype = part.dtype
-    if dtype.kind == "f":
-        loop = SUM_OF_FLOAT[dtype][part.ndim - 2]
-        views = (part,) if dtype != np.float16 else ()
-        _run(loop, *views, part.view(INTEGER_OF_FLOAT[dtype]), digits, nan, infinite)
-    elif dtype.itemsize == 8:
-        wide = (kernels.sum_rows_wide, kernels.sum_runs_wide)[part.ndim - 2]
-        _run(wide, part.view(np.int64), -1 if dtype.kind == "i" else kernels.LOW, digits)
-    else:
-        accumulator, longest = NARROW_ACCUMULATOR[dtype.itemsize]
-        narrow = (kernels.sum_rows_narrow, kernels.sum_runs_narrow)[part.ndim - 2]
-        _run(narrow, _as_integers(part), np.empty(kernels.TILE, accumulator), longest, digits)
-
-
-def _part_extrema(part: Array, width: int) -> tuple[Array, Array]:
-    channels = width if part.ndim == 2 else part.shape[1]
-    if part.dtype.kind == "f":
-        return _float_extrema(part, channels)
-    codes = _as_integers(part)
-    limits = np.iinfo(codes.dtype)
-    low, high = np.full(channels, limits.max, codes.dtype), np.full(channels, limits.min, codes.dtype)
-    _run((kernels.extrema_rows_integers, kernels.extrema_runs_integers)[part.ndim - 2], codes, low, high)
-    return low.astype(part.dtype), high.astype(part.dtype)
-
-
-def _float_extrema(part: Array, channels: int) -> tuple[Array, Array]:
-    bits = part.view(INTEGER_OF_FLOAT[part.dtype])
-    shift, mask = bits.dtype.itemsize * 8 - 1, bits.dtype.type(np.iinfo(bits.dtype).max)
-    infinity = np.array(np.inf, part.dtype).view(bits.dtype)[()]
-    low, high = np.full(channels, infinity), np.full(channels, ~infinity)
-    loop = (kernels.extrema_rows_floats, kernels.extrema_runs_floats)[part.ndim - 2]
-    _run(loop, bits, shift, mask, infinity, low, high)
-    return tuple((key ^ ((key >> shift) & mask)).view(part.dtype) + 0.0 for key in (low, high))
-
-
-def _as_integers(part: Array) -> Array:
-    return part.view(np.uint8) if part.dtype.kind == "b" else part
-
-
-def _run(loop: Any, *arguments: Any) -> None:
+def _run(kind: str, ndim: int, *arguments: Any) -> None:
+    loop = LOOPS[kind][ndim - 2]
     _compiled(loop, tuple(_numba_type(argument) for argument in arguments))(*arguments)
 
 

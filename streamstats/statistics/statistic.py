@@ -2,14 +2,14 @@
 
 The law: `merge` is associative and commutative to the bit, `empty` is its identity, and the measure of a block is
 the merge of the measures of any partition of its rows. So chunking, order and interruptions cannot change a result.
-A new statistic is a frozen dataclass of arrays whose last axis is the channel; it writes `empty`, `measure` and
-`merge`, and gets storage, joining and comparison from here.
+A new statistic is a frozen dataclass of arrays whose last axis is the channel; it writes `empty`, `from_measures` and
+`merge`, and gets measuring, storage, joining and comparison from here. One pass over a block measures all statistics.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Self
 
@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import DataError, MismatchError
+from .pieces import Measures, measure_piece, pieces
 
 Array = npt.NDArray[Any]
 
@@ -40,12 +41,21 @@ class Statistic(ABC):
 
     @classmethod
     @abstractmethod
-    def measure(cls, block: Array, channel_axis: int = -1) -> Self:
-        """The statistic of `block`: any number of axes, any memory order; it is not changed and not copied."""
+    def from_measures(cls, measures: Measures) -> Self:
+        """The statistic of one piece of a block, from what the pass over it found."""
 
     @abstractmethod
     def merge(self, other: Self) -> Self:
         """The statistic of both sets of rows. Raises `MismatchError` unless dtype and channels agree."""
+
+    @classmethod
+    def measure(cls, block: Array, channel_axis: int = -1) -> Self:
+        """The statistic of `block`; arguments and errors as `measure_pieces`."""
+        dtype, channels = checked_block(block, channel_axis)
+        measured = cls.empty(channels, dtype)
+        for measures in measure_pieces(block, channel_axis):
+            measured = measured.merge(cls.from_measures(measures))
+        return measured
 
     @property
     def channels(self) -> int:
@@ -104,6 +114,16 @@ class Statistic(ABC):
         return all(mine.shape == theirs.shape and mine.tobytes() == theirs.tobytes() for mine, theirs in pairs)
 
     __hash__ = None  # type: ignore[assignment]
+
+
+def measure_pieces(block: Array, channel_axis: int) -> Iterator[Measures]:
+    """What one pass finds in `block` (any number of axes, any memory order), piece by piece, for `from_measures`.
+
+    The block is not changed, and copied, a piece at a time, only where its memory is not contiguous in any order.
+    Raises `MismatchError` for a dtype that has no statistics or an axis out of range.
+    """
+    checked_block(block, channel_axis)
+    return map(measure_piece, pieces(block, channel_axis))
 
 
 def checked_dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:
