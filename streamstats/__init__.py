@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .calibration.recorder import Recorder
+    from .calibration.selection import LayerRule
     from .correction import BiasCorrector, MeanBiasCorrector, NullBiasCorrector
     from .errors import StreamstatsError
     from .job import reduce
@@ -21,6 +22,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "BiasCorrector": "correction",
+    "LayerRule": "calibration.selection",
     "LayerStatistics": "ledger",
     "MeanBiasCorrector": "correction",
     "NullBiasCorrector": "correction",
@@ -34,6 +36,7 @@ _HOMES = {
 
 __all__ = [
     "BiasCorrector",
+    "LayerRule",
     "LayerStatistics",
     "MeanBiasCorrector",
     "NullBiasCorrector",

@@ -138,13 +138,8 @@ def read_json(path: Path) -> dict[str, Any]:
     return document
 
 
-def write_tensors(path: Path, tensors: Tensors, metadata: Mapping[str, str]) -> None:
-    """Write named arrays and string metadata as safetensors, with a digest of both. Raises `OutputError`."""
-    write_bytes(path, tensors_bytes(tensors, metadata))
-
-
 def tensors_bytes(tensors: Tensors, metadata: Mapping[str, str]) -> bytes:
-    """The bytes of the safetensors file that `write_tensors` writes: equal content, equal bytes.
+    """The bytes of a safetensors file with named arrays and string metadata: equal content, equal bytes.
 
     Raises `UsageError` for metadata under the key of the digest, `sha256`.
     """
@@ -169,7 +164,7 @@ def _with_sorted_header(content: bytes) -> bytes:
 
 
 def read_tensors(path: Path, expected_format: str) -> tuple[dict[str, npt.NDArray[Any]], dict[str, str]]:
-    """Read what `write_tensors` wrote: (name → array, metadata without the digest).
+    """Read a file with the content of `tensors_bytes`: (name → array, metadata without the digest).
 
     Raises `DataError` if the file is missing, not safetensors, of another format or version than
     `expected_format`, or does not have the digest written in it.

@@ -87,10 +87,6 @@ class ClusterConfig(_Model):
     workers: Annotated[Literal["local"], Field(description="local: threads of this process.")] = "local"
     threads: Annotated[int | None, Field(ge=1, description="How many; default one a core.")] = None
 
-    def thread_count(self) -> int:
-        """The number of threads: as configured, or the cores this process may use."""
-        return self.threads or available_cores()
-
 
 class JobConfig(_Model):
     """A job: the statistics of the layers of a calibration store, and where they go."""

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from .artifacts import DIGEST_KEY, read_tensors, write_tensors
+from .artifacts import DIGEST_KEY, read_tensors, tensors_bytes, write_bytes
 from .errors import DataError, MismatchError, UsageError
 
 Array = npt.NDArray[Any]
@@ -45,8 +45,12 @@ class BiasCorrector(ABC):
         """The term to add to the bias, float64[output channels], or None where there is nothing to add."""
 
     @abstractmethod
+    def to_bytes(self) -> bytes:
+        """The content of the safetensors file that `save` writes: equal correctors, equal bytes."""
+
     def save(self, path: str | Path) -> None:
         """Write the corrector to `path` as safetensors, atomically. Raises `OutputError`."""
+        write_bytes(Path(path), self.to_bytes())
 
     @staticmethod
     def load(path: str | Path) -> BiasCorrector:
@@ -81,9 +85,9 @@ class NullBiasCorrector(BiasCorrector):
         """None: there is nothing to add."""
         return
 
-    def save(self, path: str | Path) -> None:
-        """Write a file that loads as a `NullBiasCorrector`. Raises `OutputError`."""
-        write_tensors(Path(path), {}, {"format": FORMAT, "kind": self.kind})
+    def to_bytes(self) -> bytes:
+        """The file that `save` writes: nothing but its kind."""
+        return tensors_bytes({}, {"format": FORMAT, "kind": self.kind})
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,10 +148,10 @@ class MeanBiasCorrector(BiasCorrector):
             )
         return self.input_mean.reshape(groups, inputs)
 
-    def save(self, path: str | Path) -> None:
-        """Write the mean and its provenance to `path`. Raises `OutputError`."""
+    def to_bytes(self) -> bytes:
+        """The file that `save` writes: the mean and its provenance."""
         metadata = {**self.provenance, "format": FORMAT, "kind": self.kind}
-        write_tensors(Path(path), {"input_mean": self.input_mean}, metadata)
+        return tensors_bytes({"input_mean": self.input_mean}, metadata)
 
 
 def _checked_mean(input_mean: npt.ArrayLike) -> Float64Array:

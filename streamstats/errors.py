@@ -38,10 +38,4 @@ class NonFiniteError(DataError):
 
 
 class OutputError(StreamstatsError):
-    """A result could not be written; what was there before is untouched."""
-
-
-class Interrupted(StreamstatsError):  # noqa: N818 - not a mistake, a request
-    """The user or the batch system asked to stop."""
-
-    exit_status = 130
+    """A result could not be written; the file that was there before is untouched."""

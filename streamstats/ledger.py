@@ -95,6 +95,19 @@ class LayerStatistics:
         real = values.astype(np.float64) if self.quantization is None else self.quantization.dequantize(values)
         return np.where(self.sums.count > 0, real, np.nan)
 
+    def document(self) -> dict[str, Any]:
+        """What was counted, JSON-ready: rows, coverage, what the values are, NaN and infinities in all."""
+        return {
+            "rows": self.rows,
+            "covered": [list(rows) for rows in self.covered],
+            "channels": self.channels,
+            "channel_axis": self.channel_axis,
+            "dtype": str(self.sums.dtype),
+            "quantization": self.quantization.to_metadata() if self.quantization else None,
+            "nan": int(self.sums.nan.sum()),
+            "infinite": int(self.sums.infinite.sum()),
+        }
+
     def sums_digest(self) -> str:
         """SHA-256 (hex) of the exact sums and counts."""
         return content_digest(self.sums.arrays(), {"dtype": str(self.sums.dtype)})

@@ -155,7 +155,7 @@ def _binned(statistics: LayerStatistics, starts: npt.NDArray[np.int64]) -> tuple
 
 
 def plot_channels_text(statistics: LayerStatistics, width: int = 80, height: int = 20, color: bool = True) -> str:
-    """The mean, minimum and maximum of every channel as `height` lines of at most `width` characters.
+    """The mean, minimum and maximum of every channel in at most `height` lines of at most `width` characters.
 
     A column of the plot shows one channel, or several if they do not fit: the range of their means within the least
     minimum and the greatest maximum. Channels without finite values are left out; the title says how many. With

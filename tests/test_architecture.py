@@ -22,6 +22,7 @@ ORDER = (
     "calibration",
     "plan",
     "ledger",
+    "results",
     "reduction",
     "config",
     "job",

@@ -34,7 +34,6 @@ from streamstats.artifacts import (
     write_array,
     write_bytes,
     write_json,
-    write_tensors,
 )
 from streamstats.errors import DataError, OutputError, UsageError
 
@@ -199,7 +198,7 @@ def test_a_file_in_place_of_the_folder_is_an_output_error(tmp_path, below):
     for write in (
         lambda path: write_bytes(path, b"new"),
         lambda path: write_json(path, {}),
-        lambda path: write_tensors(path, {}, {}),
+        lambda path: write_bytes(path, tensors_bytes({}, {})),
     ):
         with pytest.raises(OutputError, match=r"cannot write .*result: .*; make the folder writable"):
             write(tmp_path / below)
@@ -375,7 +374,7 @@ metadata = st.dictionaries(
 @given(tensors(), metadata)
 def test_tensors_come_back_with_every_bit_shape_and_kind(scratch, content, metadata):
     path = scratch / "tensors.safetensors"
-    write_tensors(path, content, metadata)
+    write_bytes(path, tensors_bytes(content, metadata))
     found, found_metadata = read_tensors(path, "test/1")
     assert found_metadata == metadata
     assert set(found) == set(content)
@@ -415,7 +414,7 @@ def test_metadata_under_the_key_of_the_digest_is_refused():
 
 @pytest.mark.parametrize("found", ["test/2", "other/1", "", None])
 def test_tensors_of_another_format_are_a_data_error_that_names_both(tmp_path, found):
-    write_tensors(tmp_path / "file", {}, {} if found is None else {"format": found})
+    write_bytes(tmp_path / "file", tensors_bytes({}, {} if found is None else {"format": found}))
     with pytest.raises(DataError, match=f"format {found!r}, expected 'test/1'"):
         read_tensors(tmp_path / "file", "test/1")
 

@@ -26,7 +26,7 @@ from hypothesis.extra.numpy import arrays
 
 import streamstats
 from streamstats import BiasCorrector, MeanBiasCorrector, NullBiasCorrector, fake_quantize
-from streamstats.artifacts import write_tensors
+from streamstats.artifacts import tensors_bytes, write_bytes
 from streamstats.correction import FORMAT, tap_sums
 from streamstats.errors import DataError, MismatchError, OutputError, UsageError
 
@@ -594,7 +594,7 @@ MEAN = {"input_mean": np.ones(2)}
     ],
 )
 def test_a_whole_file_of_another_kind_or_version_is_a_data_error(tmp_path, tensors, metadata, reason):
-    write_tensors(tmp_path / "layer.safetensors", tensors, metadata)
+    write_bytes(tmp_path / "layer.safetensors", tensors_bytes(tensors, metadata))
     with pytest.raises(DataError, match=reason):
         BiasCorrector.load(tmp_path / "layer.safetensors")
 

@@ -51,6 +51,8 @@ def test_it_can_be_repeated_in_its_own_folder_and_refuses_another(outcome: show.
     again = show.run(outcome.folder, lambda _message: None)
     (outcome.folder / "four-bits.onnx").unlink()
     assert again == outcome
-    (tmp_path / "thesis.tex").write_text("work")
-    with pytest.raises(UsageError, match="no demo left"):
-        show.run(tmp_path, lambda _message: None)
+    for name in ("run.yaml", "model.onnx"):
+        (tmp_path / name).write_text("a person's work")
+        with pytest.raises(UsageError, match="no demo left"):
+            show.run(tmp_path, lambda _message: None)
+        assert (tmp_path / name).read_text() == "a person's work"

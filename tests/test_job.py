@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from fractions import Fraction
 from pathlib import Path
@@ -14,7 +15,7 @@ from zarr.codecs import BloscCodec, GzipCodec
 from zarr.storage import ZipStore
 
 import streamstats as ss
-from streamstats import job, reduction
+from streamstats import job, reduction, results
 from streamstats.calibration.selection import LayerRule
 from streamstats.config import ClusterConfig, JobConfig, LayerConfig, QuantizationConfig
 from streamstats.errors import DataError, NonFiniteError, OutputError, UsageError
@@ -288,16 +289,44 @@ def test_a_full_disk_is_an_output_error_that_names_the_file(tmp_path: Path, monk
     store = write_store(tmp_path / "s.zarr", {"layer": activations()})
     job.run(config(store, tmp_path / "out"))
     before = files(tmp_path / "out")
-
-    def full(_descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    prepared = job.prepare(store)
-    found = job.execute(prepared)
-    monkeypatch.setattr("os.fsync", full)
+    found = job.reduce(store)
+    monkeypatch.setattr("os.fsync", FailingCall(1))
     with pytest.raises(OutputError, match=r"layer\.safetensors: No space left on device"):
-        job.write_results(tmp_path / "out", str(store), found)
+        results.write_results(tmp_path / "out", str(store), found)
     assert files(tmp_path / "out") == before
+
+
+class FailingCall:
+    """Stands in for os.fsync: fails at the Nth call, as a full disk does."""
+
+    def __init__(self, which: int) -> None:
+        self.left = which
+
+    def __call__(self, _descriptor: int) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("which", range(1, 11))
+def test_results_that_are_half_new_and_half_old_are_never_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: int
+) -> None:
+    old, new = ({"a": activations(seed=seed), "b": activations(seed=seed + 1)} for seed in (1, 3))
+    output = tmp_path / "out"
+    job.run(config(write_store(tmp_path / "old.zarr", old), output))
+    found = job.reduce(write_store(tmp_path / "new.zarr", new))
+    with monkeypatch.context() as patched:
+        patched.setattr("os.fsync", FailingCall(which))
+        with pytest.raises(OutputError):
+            results.write_results(output, "new.zarr", found)
+    versions = set()
+    for layer in ("a", "b"):
+        with contextlib.suppress(DataError):
+            mean = results.open_results(output).statistics(layer).mean.tolist()
+            versions.add("old" if mean == exact_means(old[layer], 3) else "new")
+            assert mean in (exact_means(old[layer], 3), exact_means(new[layer], 3))
+    assert len(versions) <= 1
 
 
 # What a run left
@@ -306,10 +335,10 @@ def test_a_full_disk_is_an_output_error_that_names_the_file(tmp_path: Path, monk
 def test_results_are_read_back_as_they_were(tmp_path: Path) -> None:
     store = write_store(tmp_path / "s.zarr", {"a/b": activations(), "c": activations("int8")})
     statistics = job.run(config(store, tmp_path / "out"))
-    results = job.open_results(tmp_path / "out")
-    assert results.layers == ["a/b", "c"]
-    for layer in results.layers:
-        found = results.statistics(layer)
+    opened = results.open_results(tmp_path / "out")
+    assert opened.layers == ["a/b", "c"]
+    for layer in opened.layers:
+        found = opened.statistics(layer)
         assert found.sums == statistics[layer].sums
         assert found.extrema == statistics[layer].extrema
         assert found.covered == statistics[layer].covered
@@ -322,13 +351,48 @@ def test_a_flipped_byte_in_a_state_is_noticed(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[-3] ^= 4
     path.write_bytes(content)
-    with pytest.raises(DataError, match=r"layer\.safetensors has the SHA-256"):
-        job.open_results(tmp_path / "out").statistics("layer")
+    with pytest.raises(DataError, match=r"layer\.safetensors does not have the SHA-256"):
+        results.open_results(tmp_path / "out").statistics("layer")
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        "{",
+        "[]",
+        "{}",
+        '{"format": "streamstats.manifest/2", "layers": {}}',
+        '{"format": "streamstats.manifest/1"}',
+        '{"format": "streamstats.manifest/1", "layers": []}',
+        '{"format": "streamstats.manifest/1", "layers": {"a": {}}}',
+        '{"format": "streamstats.manifest/1", "layers": {"../a": {"state": {"sha256": ""}, "corrector": {}}}}',
+    ],
+)
+def test_a_damaged_manifest_is_an_error_that_names_it_before_any_work(tmp_path: Path, manifest: str) -> None:
+    store = write_store(tmp_path / "s.zarr", {"layer": activations()})
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/manifest.json").write_text(manifest)
+    with pytest.raises(DataError, match=r"manifest\.json"):
+        results.open_results(tmp_path / "out")
+    with pytest.raises(DataError, match=r"manifest\.json"):
+        job.run(config(store, tmp_path / "out"))
+    assert files(tmp_path / "out") == {"manifest.json": manifest.encode()}
+
+
+def test_a_manifest_cannot_make_a_run_remove_other_files(tmp_path: Path) -> None:
+    store = write_store(tmp_path / "s.zarr", {"layer": activations()})
+    job.run(config(store, tmp_path / "out"))
+    manifest = json.loads((tmp_path / "out/manifest.json").read_text())
+    (tmp_path / "victim").write_text("mine")
+    manifest["layers"]["gone"] = {"state": {"sha256": "", "file": "../victim"}, "corrector": {"file": "../victim"}}
+    (tmp_path / "out/manifest.json").write_text(json.dumps(manifest))
+    job.run(config(store, tmp_path / "out"))
+    assert (tmp_path / "victim").read_text() == "mine"
 
 
 def test_a_folder_without_results_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"manifest\.json"):
-        job.open_results(tmp_path)
+        results.open_results(tmp_path)
 
 
 def test_python_refuses_what_the_configuration_refuses(tmp_path: Path) -> None:
@@ -337,3 +401,5 @@ def test_python_refuses_what_the_configuration_refuses(tmp_path: Path) -> None:
         ss.reduce(store, memory="lots")
     with pytest.raises(UsageError, match="nonfinite"):
         ss.reduce(store, nonfinite="ignore")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="threads is 0"):
+        ss.reduce(store, threads=0)

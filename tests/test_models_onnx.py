@@ -703,6 +703,17 @@ def test_a_store_may_hold_other_layers(network: Network, tmp_path: Path) -> None
     assert sorted(stored_layers(tmp_path / "store")) == ["conv", "rows"]
 
 
+def test_consolidated_metadata_does_not_hide_a_layer_that_is_in_the_store(network: Network, tmp_path: Path) -> None:
+    x, store = tmp_path / "x.npy", tmp_path / "store"
+    record(network.path, x, store, layers=["conv"])
+    with pytest.warns(UserWarning, match="Consolidated metadata"):
+        zarr.consolidate_metadata(str(store))
+    record(network.path, x, store, layers=["rows"])
+    with pytest.raises(UsageError, match="holds 11 samples of layer rows already"):
+        record(network.path, x, store, layers=["rows"])
+    np.testing.assert_array_equal(stored(store)["rows"], network.activations()["rows"])
+
+
 def test_the_samples_of_several_inputs_come_from_an_npz(tmp_path: Path) -> None:
     nodes = [node("Add", ["a", "b"], "s"), node("MatMul", ["s", "w"], name="layer")]
     source = saved(make_model(nodes, {"w": integers(3, 2)}, {"a": ("N", 3), "b": ("N", 3)}), tmp_path)

@@ -274,6 +274,21 @@ def test_a_long_name_is_whole_and_breaks_at_a_slash(tmp_path: Path) -> None:
     assert [line[-1] for line in lines[:-1]] == ["/"]
 
 
+@pytest.mark.parametrize(
+    ("value", "ticks"), [(3.5, {"3.2", "3.4", "3.6", "3.8"}), (0.0, {"-1", "-0.5", "0", "0.5", "1"})]
+)
+def test_equal_values_are_a_line_in_the_middle(value: float, ticks: set[str], tmp_path: Path) -> None:
+    statistics = measured(np.full((3, 30), value))
+    text = plot_channels_text(statistics, color=False)
+    canvas = grid(text)
+    (row,) = (row for row, line in enumerate(canvas) if "█" in line)
+    assert row == pytest.approx((len(canvas) - 1) / 2, abs=0.5)
+    assert ticks == {line.split("┤")[0].strip() for line in text.split("\n") if "┤" in line}
+    plot_channels(statistics, tmp_path / "p.svg")
+    assert ticks < set(texts(tmp_path / "p.svg"))
+    assert {len(set(outline(tmp_path / "p.svg", name)[:, 1])) for name in ("mean", "band")} == {1}
+
+
 def test_values_too_far_apart_are_refused(tmp_path: Path) -> None:
     statistics = measured([[-1.7e308], [1.7e308]])
     for draw in (lambda: plot_channels(statistics, tmp_path / "p.svg"), lambda: plot_channels_text(statistics)):

@@ -69,8 +69,10 @@ def _mib(size: int) -> str:
 def inspect(options: Namespace) -> None:
     """`streamstats inspect OUT [LAYER]`."""
     from ..errors import UsageError
-    from ..job import open_results
+    from ..results import open_results
 
+    if options.plot and options.json:
+        raise UsageError("--plot and --json exclude each other; choose one")
     results = open_results(options.output)
     if options.layer is None:
         if options.plot:
@@ -113,18 +115,11 @@ def _layer_row(found: LayerStatistics) -> list[str]:
 
 def _layer_document(found: LayerStatistics) -> dict[str, Any]:
     return {
-        "rows": found.rows,
-        "covered": [list(rows) for rows in found.covered],
-        "channels": found.channels,
-        "channel_axis": found.channel_axis,
-        "dtype": str(found.sums.dtype),
-        "quantization": found.quantization and found.quantization.to_metadata(),
+        **found.document(),
         "least_mean": json_number(_least(found.mean)),
         "greatest_mean": json_number(_greatest(found.mean)),
         "minimum": json_number(_least(found.minimum)),
         "maximum": json_number(_greatest(found.maximum)),
-        "nan": int(found.sums.nan.sum()),
-        "infinite": int(found.sums.infinite.sum()),
     }
 
 
@@ -166,6 +161,7 @@ def record(options: Namespace) -> None:
     from ..models import onnx
 
     with ExitStack() as stack:
+        watch = _SampleWatch(stack)
         recorded = onnx.record(
             options.model,
             options.samples,
@@ -174,44 +170,32 @@ def record(options: Namespace) -> None:
             storage=options.storage,
             layers=options.layers,
             append=options.append,
-            progress=_SampleProgress(stack),
+            on_start=watch.start,
+            on_progress=watch.advance,
         )
     if options.json:
-        print_json({"layers": [_recorded_document(layer) for layer in recorded]})
+        print_json({"layers": [layer.document() for layer in recorded]})
     else:
         rows = [[one.layer, one.op, str(one.samples), _shape(one.shape), one.dtype, one.reason] for one in recorded]
-        print_table(["layer", "operator", "samples", "shape", "dtype", "left out because"], rows)
+        print_table(["layer", "operator", "samples", "shape", "dtype", "left out because"], rows, left=2)
     say(f"wrote {options.output}; `streamstats run` reduces it, with `source: {options.output}` in its configuration")
 
 
-class _SampleProgress:
+class _SampleWatch:
     """Shows how many samples have been run; the bar is closed with `stack`."""
 
     def __init__(self, stack: ExitStack) -> None:
-        self._stack, self._done = stack, 0
-        self._progress: RowProgress | None = None
+        self._stack = stack
 
-    def __call__(self, done: int, total: int) -> None:
-        if self._progress is None:
-            self._progress = self._stack.enter_context(RowProgress(total))
-        self._progress.advance(done - self._done)
-        self._done = done
+    def start(self, samples: int) -> None:
+        self._progress = self._stack.enter_context(RowProgress(samples))
+
+    def advance(self, samples: int, added_bytes: int) -> None:
+        self._progress.advance(samples, added_bytes)
 
 
 def _shape(shape: tuple[int, ...]) -> str:
     return "×".join(map(str, shape))
-
-
-def _recorded_document(layer: Any) -> dict[str, Any]:
-    return {
-        "layer": layer.layer,
-        "operator": layer.op,
-        "samples": layer.samples,
-        "shape": list(layer.shape),
-        "dtype": layer.dtype,
-        "quantization": layer.quantization and layer.quantization.to_metadata(),
-        "reason": layer.reason,
-    }
 
 
 def correct(options: Namespace) -> None:
@@ -228,7 +212,7 @@ def correct(options: Namespace) -> None:
         uncorrected=options.uncorrected,
     )
     if options.json:
-        print_json({"layers": [vars(correction) for correction in corrections]})
+        print_json({"layers": [correction.document() for correction in corrections]})
     else:
         print_table(
             ["layer", "operator", "quantised", "corrected", "largest term", "note"],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.resources import as_file, files
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from .. import artifacts, job, report
 from ..config import JobConfig
 from ..errors import MissingDependencyError, UsageError
 from ..models import onnx
-from .digits import calibration_digits, held_out_digits
+from .digits import Digits, calibration_digits, held_out_digits
 
 BITS = 5
 OTHER_BITS = (4, 6, 8)
@@ -66,7 +66,7 @@ class Outcome:
                 "",
                 *table,
                 "",
-                report.plot_accuracies_text(self.bars()).rstrip("\n"),
+                report.plot_accuracies_text(self.bars()),
                 "",
                 f"In {self.folder}:",
                 *(f"  {name:<{width}}  {meaning}" for name, meaning in FILES.items()),
@@ -112,7 +112,7 @@ def _judge(folder: Path, model: Path) -> Outcome:
     return Outcome(folder, len(digits.labels), _accuracy(model, digits), dict(sorted(by_bits.items())))
 
 
-def _accuracy(model: Path, digits: Any) -> float:
+def _accuracy(model: Path, digits: Digits) -> float:
     return float(np.mean(onnx.run_model(model, digits.images).argmax(axis=1) == digits.labels))
 
 
@@ -126,16 +126,22 @@ def _require_sklearn() -> None:
 
 
 def _check_folder(folder: Path) -> None:
-    """Refuse a folder with files in it that are not those of an earlier demo."""
+    """Refuse a folder with files in it, unless its model is the demo's own: then an earlier demo left them."""
     artifacts.check_writable(folder)
-    if any(folder.iterdir()) and not (folder / "run.yaml").exists():
+    if not any(folder.iterdir()):
+        return
+    model = folder / "model.onnx"
+    if not model.is_file() or model.read_bytes() != _shipped_model():
         raise UsageError(f"{folder} has files in it that no demo left; name a new or an empty folder")
+
+
+def _shipped_model() -> bytes:
+    return (files(__package__) / "digits.onnx").read_bytes()
 
 
 def _write_inputs(folder: Path, model: Path) -> None:
     """Put the network, the calibration digits and the configuration into `folder`."""
     artifacts.remove_folder(folder / "calibration.zarr")
-    with as_file(files(__package__) / "digits.onnx") as shipped:
-        artifacts.write_bytes(model, shipped.read_bytes())
+    artifacts.write_bytes(model, _shipped_model())
     artifacts.write_array(folder / "calibration.npy", calibration_digits().images)
     artifacts.write_bytes(folder / "run.yaml", b"source: calibration.zarr\noutput: out\n")

@@ -1,0 +1,149 @@
+"""What a run leaves in its output folder: state and corrector of each layer, and a manifest of them all.
+
+Each file is written whole, the manifest last. Reading checks every file against the manifest's SHA-256, so a set that
+a stopped run left half new and half old is noticed, and never used.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import __version__, artifacts
+from .correction import MeanBiasCorrector
+from .errors import DataError, UsageError
+from .ledger import LayerStatistics, read_state, state_bytes
+
+MANIFEST = "manifest.json"
+FORMAT = "streamstats.manifest/1"
+STATE, CORRECTORS = "state", "correctors"
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a run left in `output`: SHA-256 (hex) of the state and of the corrector, if there is one, by layer."""
+
+    output: Path
+    states: Mapping[str, str]
+    correctors: Mapping[str, str | None]
+
+    @property
+    def layers(self) -> list[str]:
+        """The names of the layers, in order."""
+        return sorted(self.states)
+
+    def statistics(self, layer: str) -> LayerStatistics:
+        """The statistics of `layer`. Raises `UsageError` if there is no such layer, `DataError` if it is damaged."""
+        self._check_layer(layer)
+        return read_state(self._checked(STATE, layer, self.states[layer]))
+
+    def corrector_path(self, layer: str) -> Path | None:
+        """The corrector's file, None where there is none. Raises as `statistics` does."""
+        self._check_layer(layer)
+        digest = self.correctors[layer]
+        return None if digest is None else self._checked(CORRECTORS, layer, digest)
+
+    def _check_layer(self, layer: str) -> None:
+        if layer not in self.states:
+            raise UsageError(f"{self.output} has no layer {layer!r}; it has {', '.join(self.layers)}")
+
+    def _checked(self, kind: str, layer: str, digest: str) -> Path:
+        path = artifacts.layer_path(self.output / kind, layer)
+        if artifacts.file_digest(path) != digest:
+            raise DataError(
+                f"{path} does not have the SHA-256 in {MANIFEST}: a run was stopped while it wrote its results, or the "
+                "file is damaged; run the job again"
+            )
+        return path
+
+
+def open_results(output: str | Path) -> Results:
+    """Open the folder that a run left. Raises `UsageError` if it is not one, `DataError` for a damaged manifest."""
+    path = Path(output) / MANIFEST
+    if not path.is_file():
+        raise UsageError(f"{output} has no {MANIFEST}; expected the output folder of `streamstats run`")
+    manifest = artifacts.read_json(path)
+    if manifest.get("format") != FORMAT:
+        raise DataError(
+            f"{path} has the format {manifest.get('format')!r}, expected {FORMAT!r}; remove it and run again"
+        )
+    try:
+        return _parsed(Path(output), manifest["layers"])
+    except (AttributeError, KeyError, TypeError, UsageError) as error:
+        raise DataError(f"{path} is damaged ({type(error).__name__}: {error}); remove it and run again") from error
+
+
+def _parsed(output: Path, layers: Mapping[str, Mapping[str, Any]]) -> Results:
+    for layer in layers:
+        artifacts.check_layer_name(layer)
+    states = {layer: str(entry["state"]["sha256"]) for layer, entry in layers.items()}
+    return Results(output, states, {layer: entry["corrector"].get("sha256") for layer, entry in layers.items()})
+
+
+def recorded_layers(output: Path) -> list[str]:
+    """The layers that an earlier run left in `output`, none if there was no run. Raises `DataError`."""
+    return open_results(output).layers if (output / MANIFEST).exists() else []
+
+
+def write_results(output: Path, source: str, statistics: Mapping[str, LayerStatistics]) -> None:
+    """Write state and corrector of every layer, then the manifest; remove the files of layers that are gone.
+
+    Raises `OutputError` where a file cannot be written, `DataError` for a damaged manifest of an earlier run.
+    """
+    gone = set(recorded_layers(output)) - set(statistics)
+    manifest = {
+        "format": FORMAT,
+        "layers": {layer: _write_layer(output, statistics[layer]) for layer in sorted(statistics)},
+        "source": source,
+        "versions": {"streamstats": __version__, "numpy": np.__version__},
+    }
+    artifacts.write_json(output / MANIFEST, manifest)
+    for layer in gone:
+        for kind in (STATE, CORRECTORS):
+            artifacts.remove(artifacts.layer_path(output / kind, layer))
+
+
+def _write_layer(output: Path, statistics: LayerStatistics) -> dict[str, Any]:
+    corrector = _corrector(statistics)
+    if isinstance(corrector, MeanBiasCorrector):
+        entry = _write(output, CORRECTORS, statistics.layer, corrector.to_bytes())
+    else:
+        artifacts.remove(artifacts.layer_path(output / CORRECTORS, statistics.layer))
+        entry = {"file": None, "reason": corrector}
+    state = _write(output, STATE, statistics.layer, state_bytes(statistics))
+    return {**statistics.document(), "state": state, "corrector": entry}
+
+
+def _write(output: Path, kind: str, layer: str, content: bytes) -> dict[str, Any]:
+    path = artifacts.layer_path(output / kind, layer)
+    artifacts.write_bytes(path, content)
+    return {"file": path.relative_to(output).as_posix(), "sha256": sha256(content).hexdigest()}
+
+
+def _corrector(statistics: LayerStatistics) -> MeanBiasCorrector | str:
+    """The corrector of a layer, or the reason why there is none."""
+    without = np.flatnonzero(statistics.sums.count == 0)
+    if len(without) == statistics.channels:
+        return "no channel has a finite value, so there is no mean"
+    if len(without):
+        return f"channel {without[0]} has no finite value, so there is no mean"
+    return MeanBiasCorrector(statistics.mean, _provenance(statistics))
+
+
+def _provenance(statistics: LayerStatistics) -> dict[str, str]:
+    counts = np.unique(statistics.sums.count)
+    document = statistics.document()
+    return {
+        "layer": statistics.layer,
+        "rows": str(statistics.rows),
+        "count": json.dumps(counts.item() if counts.size == 1 else statistics.sums.count.tolist()),
+        "dtype": document["dtype"],
+        "quantization": json.dumps(document["quantization"], sort_keys=True),
+        "sums_sha256": statistics.sums_digest(),
+    }
