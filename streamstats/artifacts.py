@@ -71,7 +71,7 @@ def write_bytes(path: Path, content: bytes) -> None:
         _replace(path, content)
     except OSError as error:
         raise OutputError(
-            f"cannot write {path}: {error.strerror or error}; make the folder writable or choose another one"
+            f"cannot write {path}: {error.strerror or error}; make room or choose another place"
         ) from error
 
 
@@ -213,6 +213,12 @@ def check_writable(folder: Path) -> None:
     except OutputError as error:
         raise UsageError(str(error)) from error
     remove(probe)
+
+
+def remove_if_empty(folder: Path) -> None:
+    """Take `folder` away if nothing is in it."""
+    with contextlib.suppress(OSError):  # it is not empty, or not there
+        folder.rmdir()
 
 
 def remove_folder(folder: Path) -> None:

@@ -127,7 +127,8 @@ def load_config(path: str | Path) -> JobConfig:
     """
     document = _load_yaml(Path(path))
     if not isinstance(document, dict):
-        raise UsageError(f"{path}: found {type(document).__name__}, expected keys such as `source:` and `output:`")
+        found = "nothing" if document is None else type(document).__name__
+        raise UsageError(f"{path}: found {found}, expected keys such as `source:` and `output:`")
     try:
         config = JobConfig.model_validate(document)
         config.rules()

@@ -144,7 +144,8 @@ class MeanBiasCorrector(BiasCorrector):
         if inputs * groups != self.input_mean.size:
             raise MismatchError(
                 f"weights of shape {shape} in layout {layout!r} with {groups} group(s) have "
-                f"{inputs * groups} input channels; the input_mean has the shape {self.input_mean.shape}"
+                f"{inputs * groups} input channels; the input_mean has the shape {self.input_mean.shape}; expected "
+                "as many (grouped and depthwise weights need `groups`)"
             )
         return self.input_mean.reshape(groups, inputs)
 

@@ -6,6 +6,9 @@ command line, so a batch system can tell a job to be corrected (2) from data to 
 
 from __future__ import annotations
 
+from importlib import import_module
+from types import ModuleType
+
 
 class StreamstatsError(Exception):
     """The root: a failure that trying again, on a healthy machine, may cure."""
@@ -39,3 +42,19 @@ class NonFiniteError(DataError):
 
 class OutputError(StreamstatsError):
     """A result could not be written; the file that was there before is untouched."""
+
+
+def require(module: str, extra: str) -> ModuleType:
+    """Import the optional `module`, which the extra `extra` installs. Raises `MissingDependencyError`."""
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"{module} cannot be imported ({error}); install streamstats with its extra, from a clone: "
+            f"pip install '.[{extra}]'"
+        ) from error
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what `error` says, or its class where it says nothing."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__

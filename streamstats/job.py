@@ -112,10 +112,22 @@ def run(
     """
     prepared = prepare(config.source, layers=config.rules(), memory=config.memory, threads=config.cluster.threads)
     output = Path(config.output)
+    _check_apart(config.source, output)
     artifacts.check_writable(output)
-    recorded_layers(output)  # a manifest that cannot be read is better known before the work than after it
-    if on_plan:
-        on_plan(prepared)
-    statistics = execute(prepared, nonfinite=config.nonfinite, on_progress=on_progress)
-    write_results(output, config.source, statistics)
+    try:
+        recorded_layers(output)  # a manifest that cannot be read is better known before the work than after it
+        if on_plan:
+            on_plan(prepared)
+        statistics = execute(prepared, nonfinite=config.nonfinite, on_progress=on_progress)
+        write_results(output, config.source, statistics)
+    except BaseException:
+        artifacts.remove_if_empty(output)
+        raise
     return statistics
+
+
+def _check_apart(source: str, output: Path) -> None:
+    """Refuse an output that would put files into the calibration store."""
+    store, folder = Path(source).resolve(), output.resolve()
+    if store in (folder, *folder.parents):
+        raise UsageError(f"output {output} lies in the calibration store {source}; choose a folder outside it")

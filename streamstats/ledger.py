@@ -10,7 +10,6 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +51,7 @@ class LayerStatistics:
             layer=layer.name,
             channel_axis=layer.channel_axis,
             quantization=layer.quantization,
-            fingerprint=sha256(layer.metadata.encode()).hexdigest(),
+            fingerprint=layer.fingerprint,
             sums=ChannelMean.empty(layer.channels, layer.dtype),
             extrema=ChannelExtrema.empty(layer.channels, layer.dtype),
         )
@@ -192,14 +191,13 @@ def _from_file(tensors: dict[str, npt.NDArray[Any]], metadata: dict[str, str]) -
     extrema = ChannelExtrema.from_arrays(parts["extrema."], dtype)
     if extrema.channels != sums.channels:
         raise ValueError(f"there are sums of {sums.channels} channels and extrema of {extrema.channels}")
-    quantization = json.loads(metadata["quantization"])
     covered: tuple[Rows, ...] = ()
     for start, stop in tensors["covered"].tolist():
         covered = add_rows(covered, (start, stop))
     return LayerStatistics(
         layer=metadata["layer"],
         channel_axis=int(metadata["channel_axis"]),
-        quantization=quantization and Quantization(quantization["step"], quantization["zero_point"]),
+        quantization=Quantization.from_metadata(json.loads(metadata["quantization"])),
         fingerprint=metadata["fingerprint"],
         sums=sums,
         extrema=extrema,

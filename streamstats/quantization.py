@@ -6,7 +6,7 @@ takes either and must be told which. Fake-quantising rounds real numbers to the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -60,6 +60,15 @@ class Quantization:
             return cls(scale, zero_point)
         with np.errstate(over="ignore"):  # an infinite step is refused by name
             return cls(1.0 / _checked_positive("scale", scale), zero_point)
+
+    @classmethod
+    def from_metadata(cls, stored: object) -> Quantization | None:
+        """What `to_metadata` gave, or None of None. Raises `UsageError` for anything else, and as the class does."""
+        if stored is None:
+            return None
+        if not isinstance(stored, Mapping) or not {"step", "zero_point"} <= stored.keys():
+            raise UsageError(f"quantization is {stored!r}; expected step and zero_point")
+        return cls(stored["step"], stored["zero_point"])
 
     @property
     def channels(self) -> int | None:
@@ -180,8 +189,7 @@ def fake_quantize(
     Raises `UsageError` for bits outside 2…16, weights that are not floating-point or not finite, or whose
     rounded values overflow their dtype; `MismatchError` for axes that are not there.
     """
-    if not isinstance(bits, int | np.integer) or not 2 <= bits <= 16:
-        raise UsageError(f"bits is {bits}; expected an integer from 2 to 16")
+    check_bits(bits)
     if weights.dtype.kind != "f" or not np.isfinite(weights).all():
         raise UsageError(f"the weights ({weights.dtype}) are not all finite floating-point numbers")
     reduced = _reduced_axes(weights.shape, axis)
@@ -192,6 +200,12 @@ def fake_quantize(
     if not np.isfinite(rounded).all():
         raise UsageError(f"the nearest values to the weights overflow {weights.dtype}; scale the weights down first")
     return rounded
+
+
+def check_bits(bits: int) -> None:
+    """Raise `UsageError` unless weights can be fake-quantised to `bits`: 2 to 16."""
+    if not isinstance(bits, int | np.integer) or not 2 <= bits <= 16:
+        raise UsageError(f"bits is {bits}; expected an integer from 2 to 16")
 
 
 def _reduced_axes(shape: tuple[int, ...], kept: int | Sequence[int] | None) -> tuple[int, ...]:

@@ -17,11 +17,11 @@ from typing import Any
 import dask
 import numpy as np
 import numpy.typing as npt
-import zarr
 from distributed import Client, LocalCluster, as_completed
 
-from .calibration.layer import FETCHES, Layer, open_array, read_block
-from .errors import NonFiniteError
+from .calibration.integrity import lost_chunk
+from .calibration.layer import Layer, decoding, open_array, read_block
+from .errors import DataError, NonFiniteError
 from .plan import TASKS_IN_FLIGHT, Part, Plan, Rows, Selection, Task, blocks
 from .statistics.extrema import ChannelExtrema
 from .statistics.mean import ChannelMean
@@ -92,6 +92,7 @@ def _measure_channels(
 ) -> tuple[ChannelMean, ChannelExtrema]:
     sums, extrema = ChannelMean.empty(channels, layer.dtype), ChannelExtrema.empty(channels, layer.dtype)
     for selection in selections:
+        _check_present(layer, array, selection)
         block = read_block(layer, array, selection, _buffer(layer, selection))
         for measures in measure_pieces(block, layer.channel_axis):
             if nonfinite == "error" and (measures.nan.any() or measures.infinite.any()):
@@ -99,6 +100,17 @@ def _measure_channels(
             sums = sums.merge(ChannelMean.from_measures(measures))
             extrema = extrema.merge(ChannelExtrema.from_measures(measures))
     return sums, extrema
+
+
+def _check_present(layer: Layer, array: Any, selection: Selection) -> None:
+    """Raise `DataError` if a chunk of `selection` is lost, in a layer where that can be known."""
+    lost = lost_chunk(layer, array, selection) if layer.recorded and layer.compiled else None
+    if lost is not None:
+        rows = selection[0]
+        raise DataError(
+            f"layer {layer.name}: chunk {lost}, in rows {rows.start}:{rows.stop}, was recorded and is missing or "
+            "empty; restore it, or record the layer again"
+        )
 
 
 def _buffer(layer: Layer, selection: Selection) -> npt.NDArray[np.uint8]:
@@ -132,8 +144,7 @@ def local_client(threads: int) -> Iterator[Client]:
         "distributed.worker.profile.enabled": False,
         "distributed.admin.tick.limit": "1h",
     }
-    decoding = {"threading.max_workers": threads, "async.concurrency": FETCHES}
-    with dask.config.set(quiet), zarr.config.set(decoding):
+    with dask.config.set(quiet), decoding(threads):
         cluster = LocalCluster(
             n_workers=1,
             threads_per_worker=threads,

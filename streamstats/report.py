@@ -13,7 +13,6 @@ import math
 import re
 import warnings
 from collections.abc import Iterator, Sequence
-from importlib import import_module
 from pathlib import Path
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
@@ -23,7 +22,7 @@ import numpy.typing as npt
 from rich.cells import cell_len
 
 from .artifacts import write_bytes
-from .errors import MissingDependencyError, UsageError
+from .errors import UsageError, require
 from .ledger import LayerStatistics
 
 if TYPE_CHECKING:
@@ -74,15 +73,6 @@ LOOK = {
 }
 METADATA: dict[str, dict[str, Any]] = {"png": {"Software": None}, "svg": {"Date": None}}
 """Per format, what would differ from day to day or place to place and is left out."""
-
-
-def _require(module: str) -> Any:
-    try:
-        return import_module(module)
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"{module} cannot be imported ({error}); pip install 'streamstats[plot]'"
-        ) from error
 
 
 # What both kinds of picture say
@@ -202,7 +192,7 @@ def _shortened(text: str, width: int) -> str:
 @contextlib.contextmanager
 def _terminal_figure(width: int, height: int) -> Iterator[Any]:
     """The only figure that plotext has, empty before and after, of this size whatever the terminal's."""
-    plotext = _require("plotext")
+    plotext = require("plotext", "plot")
     plotext.terminal.limit(False, False)
     try:
         yield plotext.figure.clear().plot_size(width, height)
@@ -227,7 +217,7 @@ def _draw_columns(figure: Any, statistics: LayerStatistics, columns: int) -> Non
 def _draw_stems(figure: Any, lower: Values, upper: Values, character: str, foreground: str) -> None:
     """In column i of the canvas, `character` from lower[i] to upper[i]; nothing for NaN."""
     there = np.flatnonzero(~np.isnan(lower))
-    marker = _require("plotext").marker(character, foreground)
+    marker = require("plotext", "plot").marker(character, foreground)
     foot, top = (figure.signal(there.tolist(), end[there].tolist(), marker=marker) for end in (lower, upper))
     figure.draw(foot.fill(top))
 
@@ -327,10 +317,10 @@ def _drawing(path: Path, size: tuple[float, float]) -> Iterator[Axes]:
     kind = path.suffix.lower().removeprefix(".")
     if kind not in METADATA:
         raise UsageError(f"{path} has the suffix {path.suffix!r}; expected '.png' or '.svg'")
-    style = _require("matplotlib.style")
+    style = require("matplotlib.style", "plot")
     with style.context(["default", LOOK]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)  # a name in another script
-        figure = _require("matplotlib.figure").Figure(figsize=size, layout="constrained")
+        figure = require("matplotlib.figure", "plot").Figure(figsize=size, layout="constrained")
         yield figure.add_subplot()
         content = io.BytesIO()
         figure.savefig(content, format=kind, metadata=METADATA[kind])

@@ -50,6 +50,8 @@ IMPORTERS = {
     "pydantic": ("config",),
     "yaml": ("config",),
     "safetensors": ("artifacts",),
+    "zarr": ("calibration",),
+    "zarrs": ("calibration",),
 }
 """The only modules, or packages, that import a library."""
 NOWHERE = ("pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve")
@@ -231,6 +233,9 @@ PLANTED = {
     "onnx elsewhere": ("demo/show.py", "import onnx"),
     "onnxruntime elsewhere": ("demo/train.py", "import_module('onnxruntime')"),
     "sklearn elsewhere": ("models/onnx.py", "import sklearn"),
+    "zarr elsewhere": ("models/onnx_record.py", "import zarr"),
+    "zarr elsewhere, from": ("reduction.py", "from zarr.errors import GroupNotFoundError"),
+    "zarrs elsewhere": ("plan.py", "import zarrs"),
     "torch elsewhere": ("demo/show.py", "import torch"),
     "pickle": ("ledger.py", "import pickle"),
     "pickle, from": ("artifacts.py", "from pickle import loads"),

@@ -200,7 +200,7 @@ def test_a_file_in_place_of_the_folder_is_an_output_error(tmp_path, below):
         lambda path: write_json(path, {}),
         lambda path: write_bytes(path, tensors_bytes({}, {})),
     ):
-        with pytest.raises(OutputError, match=r"cannot write .*result: .*; make the folder writable"):
+        with pytest.raises(OutputError, match=r"cannot write .*result: .*; make room or choose another place"):
             write(tmp_path / below)
     assert files_below(tmp_path) == ["file"]
     assert (tmp_path / "file").read_bytes() == b"old"

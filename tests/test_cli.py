@@ -129,7 +129,7 @@ def test_record_run_and_correct_follow_one_another(tmp_path: Path, demo: Path) -
     corrected = streamstats(*correct, "--json", folder=tmp_path)
     assert corrected.returncode == 0, corrected.stderr
     layers = json.loads(corrected.stdout)["layers"]
-    assert {layer["layer"] for layer in layers if layer["corrected"]} >= {"stem", "block1/depthwise", "classifier"}
+    assert {name for name, layer in layers.items() if layer["corrected"]} >= {"stem", "block1/depthwise", "classifier"}
     assert (tmp_path / "fixed.onnx").is_file()
 
 
@@ -138,9 +138,30 @@ def test_record_gives_what_it_stored_as_json(tmp_path: Path, demo: Path) -> None
     options = ["--samples", "samples.npy", "-o", "s.zarr", "--storage", "int8", "--layers", "block1/*", "--json"]
     done = streamstats("record", demo / "model.onnx", *options, folder=tmp_path)
     assert done.returncode == 0, done.stderr
-    stored = [layer for layer in json.loads(done.stdout)["layers"] if layer["samples"]]
-    assert [layer["layer"] for layer in stored] == ["block1/depthwise", "block1/project"]
-    assert all(layer["dtype"] == "int8" and layer["quantization"]["step"] > 0 for layer in stored)
+    layers = json.loads(done.stdout)["layers"]
+    assert list(layers) == ["block1/depthwise", "block1/project"]
+    assert all(layer["dtype"] == "int8" and layer["quantization"]["step"] > 0 for layer in layers.values())
+
+
+def test_integers_without_quantisation_and_uneven_rows_are_pointed_out(tmp_path: Path) -> None:
+    array(tmp_path, "int8", (4, 3), "codes")
+    array(tmp_path, "float32", (5, 3), "values")
+    done = streamstats("run", write_config(tmp_path, f"source: {tmp_path / 's.zarr'}\noutput: {tmp_path / 'out'}\n"))
+    assert done.returncode == 0
+    assert "note: integers without `quantization`, so their means are of the codes: codes" in done.stderr
+    assert "note: the layers have different numbers of rows, 4 to 5" in done.stderr
+
+
+@pytest.mark.parametrize("output", ["s.zarr", "s.zarr/out", "."])
+def test_an_output_in_the_calibration_store_is_refused(tmp_path: Path, output: str) -> None:
+    floats(tmp_path)
+    folder = tmp_path if output != "." else tmp_path / "s.zarr"
+    done = streamstats(
+        "run", write_config(tmp_path, f"source: {tmp_path / 's.zarr'}\noutput: {output}\n"), folder=folder
+    )
+    assert done.returncode == 2
+    assert "lies in the calibration store" in one_line(done.stderr)
+    assert sorted(path.name for path in (tmp_path / "s.zarr").iterdir()) == ["layer", "zarr.json"]
 
 
 def test_a_reader_that_stops_early_is_no_error(job: Path, tmp_path: Path) -> None:
@@ -212,7 +233,7 @@ def test_a_signal_ends_a_run_with_130_and_leaves_earlier_results(
     process.send_signal(stop)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "interrupted" in errors.splitlines()[-1]
+    assert "interrupted; nothing of this run is kept" in errors.splitlines()[-1]
     assert "Traceback" not in errors
     assert (tmp_path / "out/manifest.json").read_bytes() == before
 

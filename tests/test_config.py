@@ -259,7 +259,7 @@ REFUSED = {
         "`source` is 1; it should be a valid string; `output` is 2; it",
     ),
     "a list": ("- source: a", "found list, expected keys such as `source:` and `output:`"),
-    "empty": ("", "found NoneType, expected keys such as `source:` and `output:`"),
+    "empty": ("", "found nothing, expected keys such as `source:` and `output:`"),
     "text": ("source", "found str, expected keys such as `source:` and `output:`"),
 }
 

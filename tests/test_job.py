@@ -403,3 +403,38 @@ def test_python_refuses_what_the_configuration_refuses(tmp_path: Path) -> None:
         ss.reduce(store, nonfinite="ignore")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="threads is 0"):
         ss.reduce(store, threads=0)
+
+
+# Recorded stores
+
+
+def recorded_store(path: Path) -> Path:
+    with ss.Recorder(path, chunk_bytes=4 * 6 * 5 * 12 * 5) as recorder:
+        recorder.append("layer", np.maximum(activations(), 0))
+        recorder.append("zeros", np.zeros(SHAPE, np.float32))
+    return path
+
+
+def test_a_recorded_chunk_of_zeros_is_there_and_counted(tmp_path: Path) -> None:
+    assert ss.reduce(recorded_store(tmp_path / "s.zarr"))["zeros"].mean.tolist() == [0.0] * 12
+
+
+@pytest.mark.parametrize("damage", ["deleted", "emptied", "a folder in its place"])
+def test_a_lost_chunk_of_a_recorded_store_is_an_error_that_names_it(tmp_path: Path, damage: str) -> None:
+    chunk = recorded_store(tmp_path / "s.zarr") / "layer/c/2/0/0/0"
+    chunk.unlink()
+    if damage == "emptied":
+        chunk.touch()
+    elif damage != "deleted":
+        chunk.mkdir()
+    with pytest.raises(DataError, match=r"layer layer: chunk c/2/0/0/0, in rows \d+:\d+, was recorded and is missing"):
+        ss.reduce(tmp_path / "s.zarr")
+
+
+def test_a_flipped_bit_in_a_recorded_store_is_an_error(tmp_path: Path) -> None:
+    chunk = recorded_store(tmp_path / "s.zarr") / "layer/c/2/0/0/0"
+    content = bytearray(chunk.read_bytes())
+    content[len(content) // 2] ^= 8
+    chunk.write_bytes(content)
+    with pytest.raises(DataError, match=r"layer layer: rows \d+:\d+ cannot be read"):
+        ss.reduce(tmp_path / "s.zarr")

@@ -25,7 +25,7 @@ from streamstats.statistics.mean import ChannelMean
 RANGES = st.lists(st.integers(0, 30), min_size=2, max_size=2).map(sorted).map(tuple)
 
 
-def layer_of(block, axis=-1, quantization=None, metadata="{}"):
+def layer_of(block, axis=-1, quantization=None, fingerprint=""):
     """The layer that has `block` as its array."""
     return Layer(
         store="store",
@@ -36,7 +36,7 @@ def layer_of(block, axis=-1, quantization=None, metadata="{}"):
         shards=block.shape,
         channel_axis=axis % block.ndim,
         quantization=quantization,
-        metadata=metadata,
+        fingerprint=fingerprint,
     )
 
 
@@ -201,8 +201,8 @@ def test_the_file_gives_back_every_field(data):
 def test_the_fingerprint_tells_arrays_of_other_making_apart_whatever_their_rows():
     few, many = np.zeros((2, 3)), np.zeros((9, 3))
     fingerprints = [
-        LayerStatistics.empty(layer_of(block, metadata=metadata)).fingerprint
-        for block, metadata in ((few, "zstd"), (many, "zstd"), (few, "blosc"))
+        LayerStatistics.empty(layer_of(block, fingerprint=fingerprint)).fingerprint
+        for block, fingerprint in ((few, "zstd"), (many, "zstd"), (few, "blosc"))
     ]
     assert fingerprints[0] == fingerprints[1] != fingerprints[2]
 

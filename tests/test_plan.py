@@ -23,7 +23,6 @@ from streamstats.statistics.mean import ChannelMean
 
 GiB = 1024 * MiB
 DTYPES = ("bool", "int8", "float16", "int32", "float64")
-LOCAL, REMOTE = ".", "s3://bucket/store"
 Missing = dict[str, list[Rows]]
 
 
@@ -35,9 +34,10 @@ def layer(
     name: str = "layer",
     dtype: str = "float32",
     axis: int = -1,
-    store: str = LOCAL,
+    compiled: bool = True,
 ) -> Layer:
-    return Layer(store, name, shape, np.dtype(dtype), chunks, shards or chunks, axis % len(shape))
+    channel_axis = axis % len(shape)
+    return Layer("store", name, shape, np.dtype(dtype), chunks, shards or chunks, channel_axis, compiled=compiled)
 
 
 def all_rows(*layers: Layer) -> Missing:
@@ -82,7 +82,7 @@ def some_layers(draw: st.DrawFn, name: str) -> Layer:
         name=name,
         dtype=draw(st.sampled_from(DTYPES)),
         axis=draw(st.integers(1, len(shape) - 1)),
-        store=draw(st.sampled_from([LOCAL, REMOTE])),
+        compiled=draw(st.booleans()),
     )
 
 
@@ -297,7 +297,7 @@ def test_blocks_become_smaller_before_threads_become_fewer() -> None:
 
 
 def test_threads_become_fewer_where_memory_is_short() -> None:
-    each = layer((64, 1000, 1000), (4, 1000, 1000), store=LOCAL)
+    each = layer((64, 1000, 1000), (4, 1000, 1000))
     memories = [350, 400, 450, 550, 600]
     planned = [plan_all(each, memory=memory * MiB, threads=8) for memory in memories]
     assert [one.threads for one in planned] == sorted(one.threads for one in planned)
@@ -307,17 +307,17 @@ def test_threads_become_fewer_where_memory_is_short() -> None:
 
 
 def test_a_store_that_decodes_several_chunks_at_once_is_planned_with_more_memory() -> None:
-    local, remote = (plan_all(layer((64, 1000, 1000), (4, 1000, 1000), store=store)) for store in (LOCAL, REMOTE))
-    assert remote.peak_bytes > local.peak_bytes
+    one, several = (plan_all(layer((64, 1000, 1000), (4, 1000, 1000), compiled=compiled)) for compiled in (True, False))
+    assert several.peak_bytes > one.peak_bytes
 
 
-@pytest.mark.parametrize("store", [LOCAL, REMOTE])
+@pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize("shards", [None, (500, 100, 1000)])
 def test_a_chunk_that_does_not_fit_is_an_error_that_says_what_to_set_and_that_suffices(
-    store: str, shards: tuple[int, ...] | None
+    compiled: bool, shards: tuple[int, ...] | None
 ) -> None:
     small = layer((10, 4), (1, 4), name="small")
-    large = layer((1000, 200, 1000), (250, 100, 1000), shards, name="block/large", store=store)
+    large = layer((1000, 200, 1000), (250, 100, 1000), shards, name="block/large", compiled=compiled)
     with pytest.raises(UsageError) as caught:
         plan_all(small, large, memory=320 * MiB)
     message = str(caught.value)

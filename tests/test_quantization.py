@@ -211,7 +211,17 @@ def test_metadata_is_json_and_keeps_every_bit(maps):
     per_channel = Quantization(*zip(*maps, strict=True))
     per_tensor = Quantization(*maps[0])
     for quantization in (per_channel, per_tensor):
-        assert Quantization(**json.loads(json.dumps(quantization.to_metadata()))) == quantization
+        assert Quantization.from_metadata(json.loads(json.dumps(quantization.to_metadata()))) == quantization
+
+
+def test_no_metadata_is_no_quantization():
+    assert Quantization.from_metadata(None) is None
+
+
+@pytest.mark.parametrize("stored", [{}, [], "", 0, False, "int8", [1.0, 0], {"step": 1.0}, {"zero_point": 0}])
+def test_metadata_that_is_no_quantization_is_refused(stored):
+    with pytest.raises(UsageError, match="expected step and zero_point"):
+        Quantization.from_metadata(stored)
 
 
 def test_a_quantization_cannot_be_changed_through_its_arrays():

@@ -352,13 +352,13 @@ def test_without_matplotlib_the_error_names_the_extra(
     draw: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.style", None)
-    with pytest.raises(MissingDependencyError, match=re.escape("pip install 'streamstats[plot]'")):
+    with pytest.raises(MissingDependencyError, match=re.escape("pip install '.[plot]'")):
         draw(tmp_path / "p.png")
 
 
 def test_without_plotext_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "plotext", None)
-    with pytest.raises(MissingDependencyError, match=re.escape("pip install 'streamstats[plot]'")):
+    with pytest.raises(MissingDependencyError, match=re.escape("pip install '.[plot]'")):
         plot_channels_text(spread(4))
 
 

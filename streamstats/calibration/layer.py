@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 from zipfile import is_zipfile
@@ -26,8 +26,9 @@ from zarr.errors import ContainsArrayError, GroupNotFoundError
 from zarr.storage import LocalStore, ZipStore
 
 from ..artifacts import check_layer_name
-from ..errors import DataError, MismatchError, UsageError
+from ..errors import DataError, MismatchError, UsageError, first_line
 from ..quantization import Quantization
+from ..statistics.statistic import SUPPORTED_DTYPES
 
 ATTRIBUTES_KEY = "streamstats"
 ZARRS_PIPELINE = "zarrs.ZarrsCodecPipeline"
@@ -43,6 +44,9 @@ class Layer:
 
     `shape` is that of the array with `rows` on axis 0; `chunks` is the part that is decoded at once and `shards`
     the part that is stored at once (equal to `chunks` where there are none). `channel_axis` is not negative.
+    `compiled` says that compiled code reads and decodes it from a folder, `recorded` that our recorder wrote it, every
+    chunk of it. `fingerprint` (SHA-256, hex) identifies what the array is
+    made of (dtype, chunk grid, codecs), whatever its rows.
     """
 
     store: str
@@ -53,7 +57,9 @@ class Layer:
     shards: tuple[int, ...]
     channel_axis: int
     quantization: Quantization | None = None
-    metadata: str = ""
+    compiled: bool = False
+    recorded: bool = False
+    fingerprint: str = ""
 
     @property
     def rows(self) -> int:
@@ -69,11 +75,6 @@ class Layer:
     def decoded_at_once(self) -> int:
         """Chunks that one read decodes at the same time (the compiled decoder shares its threads among all reads)."""
         return 1 if self.compiled else FETCHES
-
-    @cached_property
-    def compiled(self) -> bool:
-        """Whether compiled code reads and decodes it: local folders, native byte order."""
-        return "://" not in self.store and Path(self.store).is_dir() and self.dtype.isnative
 
     @property
     def row_bytes(self) -> int:
@@ -138,7 +139,7 @@ def _members(group: zarr.Group, location: str | Path) -> dict[str, zarr.Array[An
         return {name: node for name, node in group.members(max_depth=None) if isinstance(node, zarr.Array)}
     except Exception as error:
         raise DataError(
-            f"{location}: the metadata of an array or group in it cannot be read: {_first_line(error)}; repair it"
+            f"{location}: the metadata of an array or group in it cannot be read: {first_line(error)}; repair it"
         ) from error
 
 
@@ -154,7 +155,7 @@ def _open_group(location: str | Path) -> zarr.Group:
             raise UsageError(f"{location} is a zarr array; give the group above it as the source") from error
         raise UsageError(f"{location} is not a zarr group (no zarr.json or .zgroup in it)") from error
     except Exception as error:
-        raise DataError(f"{location} cannot be opened as a zarr group: {_first_line(error)}") from error
+        raise DataError(f"{location} cannot be opened as a zarr group: {first_line(error)}") from error
 
 
 def _is_array(location: str | Path) -> bool:
@@ -169,15 +170,17 @@ def describe(store: str, name: str, array: zarr.Array[Any]) -> Layer:
     """The `Layer` of one array: shape, dtype, chunk grid, and the attributes under `streamstats` if there are any."""
     check_layer_name(name)
     check_values(name, array.dtype, array.shape, "name the layers to reduce under `layers`")
+    dtype = np.dtype(array.dtype)
     layer = Layer(
         store=store,
         name=name,
         shape=array.shape,
-        dtype=np.dtype(array.dtype),
+        dtype=dtype,
         chunks=array.chunks,
         shards=array.shards or array.chunks,
         channel_axis=array.ndim - 1,
-        metadata=fingerprint_text(array),
+        compiled=dtype.isnative and _is_folder(store),
+        fingerprint=_fingerprint(array),
     )
     attributes = array.attrs.asdict().get(ATTRIBUTES_KEY)
     return layer if attributes is None else _with_attributes(layer, attributes)
@@ -185,11 +188,9 @@ def describe(store: str, name: str, array: zarr.Array[Any]) -> Layer:
 
 def check_values(name: str, dtype: np.dtype[Any], shape: tuple[int, ...], remedy: str) -> None:
     """Raise `UsageError`, which ends in `remedy`, unless values of `dtype` and `shape` can be a layer's."""
-    if dtype.kind not in "biuf" or dtype.itemsize > 8:
-        raise UsageError(
-            f"layer {name}: its values are {dtype}; expected bool, int8 to int64, uint8 to uint64, float16, float32 "
-            f"or float64; {remedy}"
-        )
+    if (dtype.kind, dtype.itemsize) not in {(each.kind, each.itemsize) for each in SUPPORTED_DTYPES}:
+        expected = ", ".join(map(str, SUPPORTED_DTYPES))
+        raise UsageError(f"layer {name}: its values are {dtype}; expected one of {expected}; {remedy}")
     if len(shape) < 2:
         raise UsageError(
             f"layer {name}: the array has the shape {shape}; expected samples on axis 0 and at least one more "
@@ -202,7 +203,7 @@ def _with_attributes(layer: Layer, attributes: object) -> Layer:
         return _read_attributes(layer, attributes)
     except (TypeError, ValueError) as error:
         raise DataError(
-            f"layer {layer.name}: its attributes under {ATTRIBUTES_KEY!r} are not usable ({_first_line(error)}); "
+            f"layer {layer.name}: its attributes under {ATTRIBUTES_KEY!r} are not usable ({first_line(error)}); "
             "repair or remove them"
         ) from error
 
@@ -213,9 +214,9 @@ def _read_attributes(layer: Layer, attributes: object) -> Layer:
     rows = _integer(attributes, "rows", layer.rows)
     if not 0 <= rows <= layer.shape[0]:
         raise ValueError(f"rows is {rows}, the array has {layer.shape[0]}")
-    layer = replace(layer, shape=(rows, *layer.shape[1:]))
+    layer = replace(layer, shape=(rows, *layer.shape[1:]), recorded="rows" in attributes)
     layer = layer.with_channel_axis(_integer(attributes, "channel_axis", -1))
-    return layer.with_quantization(_quantization(attributes.get("quantization")))
+    return layer.with_quantization(Quantization.from_metadata(attributes.get("quantization")))
 
 
 def _integer(attributes: Mapping[Any, Any], key: str, default: int) -> int:
@@ -225,26 +226,29 @@ def _integer(attributes: Mapping[Any, Any], key: str, default: int) -> int:
     return value
 
 
-def _quantization(stored: object) -> Quantization | None:
-    if stored is None:
-        return None
-    if not isinstance(stored, Mapping) or not {"step", "zero_point"} <= stored.keys():
-        raise TypeError(f"quantization is {stored!r}, expected step and zero_point")
-    return Quantization(stored["step"], stored["zero_point"])
+def _is_folder(store: str) -> bool:
+    return "://" not in store and Path(store).is_dir()
 
 
-def fingerprint_text(array: zarr.Array[Any]) -> str:
-    """What identifies the array whatever its number of rows: dtype, chunk grid, codecs, fill value; JSON."""
+def _fingerprint(array: zarr.Array[Any]) -> str:
+    """SHA-256 (hex) of what the array is made of: dtype, chunk grid, codecs, fill value, and no number of rows."""
     document = array.metadata.to_dict()
     document.pop("attributes", None)
     document["shape"] = [None, *array.shape[1:]]
-    return json.dumps(document, sort_keys=True, default=str)
+    return sha256(json.dumps(document, sort_keys=True, default=str).encode()).hexdigest()
 
 
 @contextmanager
 def codec_pipeline(path: str) -> Iterator[None]:
     """What is opened inside is decoded and encoded by the pipeline at `path`, whatever zarr's configuration says."""
     with _OPENING, zarr.config.set({"codec_pipeline.path": path}):
+        yield
+
+
+@contextmanager
+def decoding(threads: int) -> Iterator[None]:
+    """What is read inside is decoded by `threads` threads over all reads, FETCHES chunks of a read at a time."""
+    with zarr.config.set({"threading.max_workers": threads, "async.concurrency": FETCHES}):
         yield
 
 
@@ -271,10 +275,6 @@ def read_block(
     except Exception as error:
         rows = selection[0]
         raise DataError(
-            f"layer {layer.name}: rows {rows.start}:{rows.stop} cannot be read: {_first_line(error)}; repair the store"
+            f"layer {layer.name}: rows {rows.start}:{rows.stop} cannot be read: {first_line(error)}; repair the store"
         ) from error
     return block
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), "") or type(error).__name__

@@ -18,13 +18,15 @@ import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
 
 from ..artifacts import check_layer_name
-from ..errors import MismatchError, OutputError, StreamstatsError, UsageError
+from ..errors import DataError, MismatchError, OutputError, StreamstatsError, UsageError, first_line
 from ..quantization import Quantization
 from .layer import ATTRIBUTES_KEY, DEFAULT_PIPELINE, Layer, check_values, codec_pipeline, describe
 
 DEFAULT_CHUNK_BYTES = 2**20
-V2_METADATA = (".zgroup", ".zarray", ".zattrs")
-METADATA_NAMES = frozenset(("zarr.json", *V2_METADATA))
+V3_METADATA = "zarr.json"
+V2_METADATA = (".zgroup", ".zarray", ".zattrs", ".zmetadata")
+METADATA_NAMES = frozenset((V3_METADATA, *V2_METADATA))
+"""What zarr calls its own files: no part of a layer's name."""
 
 
 class Recorder:
@@ -38,12 +40,11 @@ class Recorder:
         self._store = str(store)
         self._chunk_bytes = chunk_bytes
         self._open: dict[str, _OpenLayer] = {}
-        if any(Path(store, name).exists() for name in V2_METADATA):  # zarr would begin a v3 group that hides it
-            raise UsageError(f"{store} is a zarr v2 store, which is only read; record into another folder")
+        _check_version(Path(store))
         try:
             self._group = zarr.open_group(self._store, mode="a", zarr_format=3, use_consolidated=False)
         except Exception as error:
-            raise OutputError(f"cannot write a calibration store at {store}: {error}") from error
+            raise OutputError(f"cannot write a calibration store at {store}: {first_line(error)}") from error
 
     def append(
         self,
@@ -66,9 +67,15 @@ class Recorder:
         self._open[layer].append(samples, channel_axis, quantization)
 
     def close(self) -> None:
-        """Write and commit what waits in memory."""
+        """Write and commit what waits in memory. Raises the first `OutputError`, after every layer had its turn."""
+        errors = []
         for layer in self._open.values():
-            layer.flush()
+            try:
+                layer.flush()
+            except StreamstatsError as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
 
     def __enter__(self) -> Self:
         return self
@@ -76,36 +83,26 @@ class Recorder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        """Close it. What was appended is committed even where the block inside has raised: it was appended whole."""
         self.close()
 
     def _open_layer(
         self, name: str, samples: npt.NDArray[Any], channel_axis: int, quantization: Quantization | None
     ) -> _OpenLayer:
-        self._check_name(name)
         check_values(name, samples.dtype, samples.shape, "convert or reshape the samples")
         try:
-            if name not in self._group:
+            if _existing_array(self._group, self._store, name) is None:
                 self._create(name, samples, channel_axis, quantization)
             array = self._open_array(name)
         except StreamstatsError:
             raise
         except Exception as error:
-            raise OutputError(f"cannot open or create layer {name} in {self._store}: {error}") from error
+            raise OutputError(f"cannot open or create layer {name} in {self._store}: {first_line(error)}") from error
         return _OpenLayer(array, describe(self._store, name, array))
 
     def _open_array(self, name: str) -> zarr.Array[Any]:
-        if isinstance(self._group[name], zarr.Group):
-            raise UsageError(f"{self._store}: {name} is a group of layers; choose another name")
         with codec_pipeline(DEFAULT_PIPELINE), zarr.config.set({"array.write_empty_chunks": True}):
             return zarr.open_array(self._store, path=name, mode="r+")  # zarr ignores `config` for arrays that exist
-
-    def _check_name(self, name: str) -> None:
-        *above, last = check_layer_name(name).split("/")
-        if METADATA_NAMES.intersection([*above, last]):
-            raise UsageError(f"layer name {name!r} is not usable: zarr calls its own files so; rename the layer")
-        for group in accumulate(above, "{}/{}".format):
-            if group in self._group and isinstance(self._group[group], zarr.Array):
-                raise UsageError(f"{self._store}: {group} is a layer, so {name} cannot be; rename it")
 
     def _create(
         self, name: str, samples: npt.NDArray[Any], channel_axis: int, quantization: Quantization | None
@@ -124,6 +121,56 @@ class Recorder:
             compressors=[BloscCodec(cname="lz4", shuffle="bitshuffle"), Crc32cCodec()],
             attributes={ATTRIBUTES_KEY: attributes},
         )
+
+
+def stored_layer(store: str | Path, name: str) -> Layer | None:
+    """What the store at `store` (a local folder) has of the layer `name` so far, None where that is nothing yet.
+
+    Raises `UsageError` where `store` is not a zarr v3 group, or has no room for a layer of that name; `DataError`
+    where what it has cannot be read.
+    """
+    group = _existing_group(Path(store))
+    array = None if group is None else _existing_array(group, str(store), name)
+    return None if array is None else describe(str(store), name, array)
+
+
+def _existing_group(store: Path) -> zarr.Group | None:
+    """The group at `store`, if there is one: as it is, not as consolidated metadata remembers it."""
+    _check_version(store)
+    if not (store / V3_METADATA).exists():
+        return None
+    try:
+        return zarr.open_group(str(store), mode="r", use_consolidated=False)
+    except Exception as error:
+        raise UsageError(f"{store} is not a zarr group to record into: {first_line(error)}") from error
+
+
+def _existing_array(group: zarr.Group, store: str, name: str) -> zarr.Array[Any] | None:
+    """The array `name` of `group`, if there is one. Raises `UsageError` where there is no room for it."""
+    *above, last = check_layer_name(name).split("/")
+    if METADATA_NAMES.intersection([*above, last]):
+        raise UsageError(f"layer name {name!r} is not usable: zarr calls its own files so; rename the layer")
+    for path in accumulate(above, "{}/{}".format):
+        if isinstance(_member(group, store, path), zarr.Array):
+            raise UsageError(
+                f"{store}: {path} is a layer, so {name} cannot be; rename it, or record into another store"
+            )
+    found = _member(group, store, name)
+    if isinstance(found, zarr.Group):
+        raise UsageError(f"{store}: {name} is a group of layers; choose another name, or record into another store")
+    return found
+
+
+def _member(group: zarr.Group, store: str, path: str) -> zarr.Array[Any] | zarr.Group | None:
+    try:
+        return group.get(path)
+    except Exception as error:
+        raise DataError(f"{store}: the metadata of {path} cannot be read: {first_line(error)}; repair it") from error
+
+
+def _check_version(store: Path) -> None:
+    if any((store / name).exists() for name in V2_METADATA):  # zarr would begin a v3 group that hides it
+        raise UsageError(f"{store} is a zarr v2 store, which is only read; record into another folder")
 
 
 @dataclass
@@ -169,7 +216,9 @@ class _OpenLayer:
             self.array[start:stop] = block
             self._commit(stop)
         except Exception as error:
-            raise OutputError(f"cannot write rows {start}:{stop} of layer {self.layer.name}: {error}") from error
+            raise OutputError(
+                f"cannot write rows {start}:{stop} of layer {self.layer.name}: {first_line(error)}"
+            ) from error
         self.layer = describe(self.layer.store, self.layer.name, self.array)
 
     def _commit(self, rows: int) -> None:

@@ -12,6 +12,14 @@ from ..errors import StreamstatsError
 from .parser import make_parser
 
 INTERRUPTED = 130
+INTERRUPTION = {
+    "run": "nothing of this run is kept, the results of earlier runs are as they were",
+    "inspect": "nothing was changed",
+    "record": "a new store was removed; what was appended to an older one before is still there",
+    "correct": "no model was written",
+    "demo": "what is in its folder is not complete; run it again",
+}
+"""What a person finds after stopping a command."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except StreamstatsError as error:
         return _complain(str(error), error.exit_status)
     except KeyboardInterrupt:
-        return _complain("interrupted; results of earlier runs are as they were", INTERRUPTED)
+        return _complain(f"interrupted; {INTERRUPTION[options.command]}", INTERRUPTED)
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from .progress import RowProgress
 from .tables import json_number, number, print_json, print_table, row_ranges
 
 if TYPE_CHECKING:
+    from ..calibration.layer import Layer
     from ..job import Prepared
     from ..ledger import LayerStatistics
 
@@ -51,6 +53,8 @@ class _Watch:
         plan, selected = prepared.plan, prepared.selected
         if selected.left_out:
             say(f"left out, because no entry of `layers` matches: {', '.join(selected.left_out)}")
+        for warning in _warnings(selected.layers):
+            say(f"note: {warning}")
         say(
             f"plan: {len(selected.layers)} layers, {plan.rows:,} rows, {decimal(plan.bytes)} decoded, in "
             f"{len(plan.tasks)} tasks on {plan.threads} threads; blocks of at most {_mib(plan.block_bytes)}, memory at "
@@ -60,6 +64,16 @@ class _Watch:
 
     def advance(self, rows: int, added_bytes: int) -> None:
         self._progress.advance(rows, added_bytes)
+
+
+def _warnings(layers: Sequence[Layer]) -> Iterator[str]:
+    """What is allowed and often a mistake."""
+    codes = [layer.name for layer in layers if layer.dtype.kind in "iu" and layer.quantization is None]
+    if codes:
+        yield f"integers without `quantization`, so their means are of the codes: {', '.join(codes)}"
+    rows = {layer.rows for layer in layers}
+    if len(rows) > 1:
+        yield f"the layers have different numbers of rows, {min(rows):,} to {max(rows):,}; was a recording stopped?"
 
 
 def _mib(size: int) -> str:
@@ -101,7 +115,7 @@ def _print_layers(statistics: Mapping[str, LayerStatistics], as_json: bool) -> N
         print_json({"layers": {layer: _layer_document(found) for layer, found in statistics.items()}})
         return
     print_table(
-        ["layer", "rows", "covered", "channels", "dtype", "mean", "minimum", "maximum", "NaN", "infinite"],
+        ["layer", "rows", "covered", "channels", "axis", "dtype", "mean", "minimum", "maximum", "NaN", "infinite"],
         [_layer_row(found) for found in statistics.values()],
     )
 
@@ -110,7 +124,11 @@ def _layer_row(found: LayerStatistics) -> list[str]:
     ranges = [_range(found.mean), number(_least(found.minimum)), number(_greatest(found.maximum))]
     nonfinite = [f"{found.sums.nan.sum():,}", f"{found.sums.infinite.sum():,}"]
     covered = row_ranges(found.covered)
-    return [found.layer, f"{found.rows:,}", covered, f"{found.channels:,}", str(found.sums.dtype), *ranges, *nonfinite]
+    return [found.layer, f"{found.rows:,}", covered, f"{found.channels:,}", *_kind(found), *ranges, *nonfinite]
+
+
+def _kind(found: LayerStatistics) -> list[str]:
+    return [str(found.channel_axis), f"{found.sums.dtype}{' codes' if found.quantization else ''}"]
 
 
 def _layer_document(found: LayerStatistics) -> dict[str, Any]:
@@ -174,7 +192,7 @@ def record(options: Namespace) -> None:
             on_progress=watch.advance,
         )
     if options.json:
-        print_json({"layers": [layer.document() for layer in recorded]})
+        print_json({"layers": {layer.layer: layer.document() for layer in recorded}})
     else:
         rows = [[one.layer, one.op, str(one.samples), _shape(one.shape), one.dtype, one.reason] for one in recorded]
         print_table(["layer", "operator", "samples", "shape", "dtype", "left out because"], rows, left=2)
@@ -212,7 +230,7 @@ def correct(options: Namespace) -> None:
         uncorrected=options.uncorrected,
     )
     if options.json:
-        print_json({"layers": [correction.document() for correction in corrections]})
+        print_json({"layers": {correction.layer: correction.document() for correction in corrections}})
     else:
         print_table(
             ["layer", "operator", "quantised", "corrected", "largest term", "note"],
@@ -241,4 +259,9 @@ def demo(options: Namespace) -> None:
     if options.json:
         print_json(outcome.document())
     else:
-        print(outcome.text(), end="")
+        print(outcome.text(_own_name()), end="")
+
+
+def _own_name() -> str:
+    """How a person calls this program again from another folder: its name if that is found, else its path."""
+    return "streamstats" if shutil.which("streamstats") else str(Path(sys.argv[0]).resolve())

@@ -39,9 +39,9 @@ INSPECT = """\
 Show what `streamstats run` left: its layers, or the channels of one of them.
 
   streamstats inspect out                               layers, rows, coverage, ranges
-  streamstats inspect out block04/project               every channel: count, mean, minimum, maximum
-  streamstats inspect out block04/project --plot        the channels as a plot in the terminal
-  streamstats inspect out block04/project --plot p.svg  as a picture (.png or .svg)
+  streamstats inspect out block1/project               every channel: count, mean, minimum, maximum
+  streamstats inspect out block1/project --plot        the channels as a plot in the terminal
+  streamstats inspect out block1/project --plot p.svg  as a picture (.png or .svg)
 """
 
 RECORD = """\
@@ -56,7 +56,7 @@ Samples are a .npy file with samples on axis 0, or a .npz file with one array fo
 CORRECT = """\
 Fake-quantise the weights of an ONNX model and add (W − Ŵ)·E[x] to each layer's bias, E[x] from `streamstats run`.
 
-  streamstats correct model.onnx --bits 5 --correctors out -o corrected.onnx --uncorrected quantised.onnx
+  streamstats correct model.onnx --bits 5 --correctors out -o corrected.onnx --uncorrected quantized.onnx
 """
 
 DEMO = """\
@@ -122,7 +122,12 @@ def _add_record(parser: argparse.ArgumentParser) -> None:
         default="float",
         help="keep values as they are, or as int8 codes (a quarter of the space; runs the model twice)",
     )
-    parser.add_argument("--layers", metavar="GLOB", nargs="+", help="only the layers whose names match")
+    parser.add_argument(
+        "--layers",
+        metavar="GLOB",
+        action="append",
+        help="only the layers whose names match; may be given several times",
+    )
     parser.add_argument("--append", action="store_true", help="add to layers that the store already has")
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from .. import artifacts, job, report
 from ..config import JobConfig
-from ..errors import MissingDependencyError, UsageError
+from ..errors import UsageError, require
 from ..models import onnx
 from .digits import Digits, calibration_digits, held_out_digits
 
@@ -55,8 +55,8 @@ class Outcome:
         quantized, corrected = self.by_bits[BITS]
         return [("float", self.float_accuracy), (f"{BITS}-bit weights", quantized), ("corrected", corrected)]
 
-    def text(self) -> str:
-        """The accuracies as a table and a picture, what each file is, and what to type next."""
+    def text(self, command: str = "streamstats") -> str:
+        """The accuracies as a table and a picture, what each file is, and what to type next, `command` first."""
         table = [f"bits  quantised  corrected    (float {self.float_accuracy:.1%})"]
         table += [f"{bits:>4}  {q:>9.1%}  {c:>9.1%}" for bits, (q, c) in self.by_bits.items()]
         width = max(map(len, FILES))
@@ -73,10 +73,10 @@ class Outcome:
                 "",
                 "Next:",
                 f"  cd {self.folder}",
-                "  streamstats run run.yaml",
-                "  streamstats inspect out",
-                "  streamstats inspect out block1/depthwise --plot",
-                "  streamstats correct model.onnx --bits 4 --correctors out -o four-bits.onnx",
+                f"  {command} run run.yaml",
+                f"  {command} inspect out",
+                f"  {command} inspect out block1/depthwise --plot",
+                f"  {command} correct model.onnx --bits 4 --correctors out -o four-bits.onnx",
                 "",
             ]
         )
@@ -87,7 +87,7 @@ def run(folder: Path, say: Callable[[str], None]) -> Outcome:
 
     Raises `MissingDependencyError` without the extra `demo`, `UsageError` or `OutputError` for an unusable folder.
     """
-    _require_sklearn()
+    require("sklearn", "demo")
     _check_folder(folder)
     model = folder / "model.onnx"
     _write_inputs(folder, model)
@@ -95,7 +95,7 @@ def run(folder: Path, say: Callable[[str], None]) -> Outcome:
     onnx.record(model, folder / "calibration.npy", folder / "calibration.zarr", batch_size=64)
     say(f"run: exact means of every channel → {folder / 'out'}")
     job.run(JobConfig(source=str(folder / "calibration.zarr"), output=str(folder / "out")))
-    say("correct: weights rounded, biases corrected → accuracy on digits that nothing has seen")
+    say("correct: weights rounded, biases corrected → accuracy on held-out digits")
     outcome = _judge(folder, model)
     report.plot_accuracies(outcome.bars(), folder / PICTURE, f"Accuracy on {outcome.held_out} held-out digits")
     return outcome
@@ -114,15 +114,6 @@ def _judge(folder: Path, model: Path) -> Outcome:
 
 def _accuracy(model: Path, digits: Digits) -> float:
     return float(np.mean(onnx.run_model(model, digits.images).argmax(axis=1) == digits.labels))
-
-
-def _require_sklearn() -> None:
-    try:
-        import sklearn  # noqa: F401
-    except ImportError as error:
-        raise MissingDependencyError(
-            "the demo needs scikit-learn for its digits; install it with: pip install 'streamstats[demo]'"
-        ) from error
 
 
 def _check_folder(folder: Path) -> None:

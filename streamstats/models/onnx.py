@@ -7,7 +7,7 @@ raises `MissingDependencyError`. This page is the public face of the modules `on
 from __future__ import annotations
 
 from .onnx_correct import LayerCorrection, correct
-from .onnx_graph import LeftOut, LinearLayer, find_layers, left_out, load_model
+from .onnx_graph import LeftOut, LinearLayer, load_model, survey
 from .onnx_record import RecordedLayer, record
 from .onnx_run import run_model
 
@@ -17,9 +17,8 @@ __all__ = [
     "LinearLayer",
     "RecordedLayer",
     "correct",
-    "find_layers",
-    "left_out",
     "load_model",
     "record",
     "run_model",
+    "survey",
 ]

@@ -7,7 +7,7 @@ same bytes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,15 +18,15 @@ import numpy.typing as npt
 
 from ..artifacts import layer_path, write_bytes
 from ..correction import BiasCorrector
-from ..errors import MismatchError, UsageError
-from ..quantization import fake_quantize
+from ..errors import MismatchError, UsageError, require
+from ..quantization import check_bits
+from ..results import CORRECTORS, MANIFEST, open_results
 from .onnx_edit import GraphEdit
-from .onnx_graph import LeftOut, LinearLayer, attributes, load_model, require, survey
+from .onnx_graph import LeftOut, LinearLayer, attributes, load_model, survey
 
 if TYPE_CHECKING:
     import onnx
 
-CORRECTORS = "correctors"
 SUFFIX = ".safetensors"
 OLDEST_OPSET = 7
 SINGLE_FILE_BYTES = 2**31 - 2**24
@@ -48,6 +48,18 @@ class LayerCorrection:
     reason: str = ""
     largest: float = 0.0
     outputs: int = 0
+
+    def document(self) -> dict[str, Any]:
+        """Its fields, JSON-ready."""
+        return {
+            "layer": self.layer,
+            "operator": self.op,
+            "quantized": self.quantized,
+            "corrected": self.corrected,
+            "reason": self.reason,
+            "largest_term": self.largest,
+            "outputs": self.outputs,
+        }
 
 
 WeightKey = tuple[str, int, int]
@@ -102,22 +114,23 @@ def correct(
     A model of more than 2 GB gets its tensors in a file beside it, of the same name with `.data` behind it.
 
     Raises `UsageError` for bits outside 2…16, a model or a folder that is not usable; `MismatchError` for a
-    corrector whose channels are not the layer's; `DataError` for a damaged one; `OutputError`.
+    corrector whose channels are not the layer's; `DataError` for one that is damaged, or not that of the
+    manifest; `OutputError`.
     """
-    fake_quantize(np.zeros(0), bits)
+    check_bits(bits)
     _check_paths(model_path, output, uncorrected)
     model = load_model(model_path)
     _check_opset(model, model_path)
     layers, skipped = survey(model)
-    folder = _corrector_folder(Path(correctors), layers)
-    changes = _changes(layers, folder, _Levels(bits, per_channel, symmetric))
+    found = _find_correctors(Path(correctors), layers)
+    changes = _changes(layers, found, _Levels(bits, per_channel, symmetric))
     files: list[tuple[Path, bytes]] = []
     if uncorrected is not None:
         files += _files(_edited(load_model(model_path), changes, corrected=False), Path(uncorrected))
     files += _files(_edited(model, changes), Path(output))  # last: it changes the nodes of `layers`
     for path, content in files:
         write_bytes(path, content)
-    return [*map(_outcome, changes), *_passed_over(skipped), *_strays(folder, layers)]
+    return [*map(_outcome, changes), *_passed_over(skipped), *_strays(Path(correctors) / CORRECTORS, layers)]
 
 
 def _check_paths(*paths: str | Path | None) -> None:
@@ -135,32 +148,51 @@ def _check_opset(model: onnx.ModelProto, path: str | Path) -> None:
         )
 
 
-def _corrector_folder(out: Path, layers: Sequence[LinearLayer]) -> Path:
-    folder = out / CORRECTORS
-    if not folder.is_dir():
+def _find_correctors(out: Path, layers: Sequence[LinearLayer]) -> dict[str, Path]:
+    """The corrector of each layer that has one. Raises `UsageError` where that is none of them."""
+    if not (out / CORRECTORS).is_dir():
         raise UsageError(f"{out} has no folder {CORRECTORS}; expected what `streamstats run` leaves")
-    if not any(layer_path(folder, layer.name).is_file() for layer in layers):
-        names = ", ".join(layer.name for layer in layers) or "none"
-        raise UsageError(f"{folder} holds no corrector for a layer of the model; its layers are: {names}")
-    return folder
+    names = [layer.name for layer in layers]
+    found = _of_manifest(out, names) if (out / MANIFEST).exists() else _of_folder(out, names)
+    if not found:
+        raise UsageError(
+            f"{out / CORRECTORS} holds no corrector for a layer of the model; its layers are: "
+            f"{', '.join(names) or 'none'}"
+        )
+    return found
 
 
-def _changes(layers: Sequence[LinearLayer], folder: Path, levels: _Levels) -> list[_Change]:
+def _of_manifest(out: Path, names: Sequence[str]) -> dict[str, Path]:
+    """The files that the manifest in `out` lists. Raises `DataError` for one that is not what it lists."""
+    results = open_results(out)
+    known = set(results.layers)
+    paths = {name: results.corrector_path(name) for name in names if name in known}
+    return {name: path for name, path in paths.items() if path is not None}
+
+
+def _of_folder(out: Path, names: Sequence[str]) -> dict[str, Path]:
+    """The files in `out`, which nobody vouches for."""
+    paths = {name: layer_path(out / CORRECTORS, name) for name in names}
+    return {name: path for name, path in paths.items() if path.is_file()}
+
+
+def _changes(layers: Sequence[LinearLayer], correctors: Mapping[str, Path], levels: _Levels) -> list[_Change]:
     weights: dict[WeightKey, npt.NDArray[Any]] = {}
     changes = []
     for layer in layers:
         key = levels.key(layer)
         if key not in weights:
             weights[key] = levels.apply(layer)
-        changes.append(_Change(layer, key, weights[key], *_term(layer, weights[key], folder)))
+        changes.append(_Change(layer, key, weights[key], *_term(layer, weights[key], correctors.get(layer.name))))
     return changes
 
 
-def _term(layer: LinearLayer, quantized: npt.NDArray[Any], folder: Path) -> tuple[npt.NDArray[np.float64] | None, str]:
+def _term(
+    layer: LinearLayer, quantized: npt.NDArray[Any], path: Path | None
+) -> tuple[npt.NDArray[np.float64] | None, str]:
     """(what to add to the layer's output, "") or (None, why there is nothing)."""
-    path = layer_path(folder, layer.name)
-    if not path.is_file():
-        return None, f"no corrector: there is no file {path}"
+    if path is None:
+        return None, "no corrector: the run left none for it"
     corrector = BiasCorrector.load(path)
     try:
         term = corrector.calculate(
@@ -233,7 +265,7 @@ def _files(model: onnx.ModelProto, path: Path) -> Iterator[tuple[Path, bytes]]:
 
 def _externalize(model: onnx.ModelProto, location: str) -> bytes:
     """Move the large initializers out of `model`; returns the content of the file `location` for them."""
-    onnx = require("onnx")
+    onnx = require("onnx", "onnx")
     content = bytearray()
     for tensor in model.graph.initializer:
         raw = tensor.raw_data

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from .onnx_graph import Constant, constants, require, subgraphs
+from ..errors import require
+from .onnx_graph import Constant, constants, subgraphs
 
 if TYPE_CHECKING:
     import onnx
@@ -37,7 +38,7 @@ class GraphEdit:
     def constant(self, name: str) -> npt.NDArray[Any] | None:
         """The value of the tensor `name`, or None where it is not constant."""
         found = self._constants().get(name)
-        return None if found is None else np.asarray(require("onnx").numpy_helper.to_array(found.tensor))
+        return None if found is None else np.asarray(require("onnx", "onnx").numpy_helper.to_array(found.tensor))
 
     def replace_input(self, nodes: Sequence[onnx.NodeProto], index: int, value: npt.NDArray[Any], label: str) -> None:
         """Put the constant `value` at input `index` of all `nodes`, under a name like `label`."""
@@ -74,7 +75,9 @@ class GraphEdit:
         return self._model
 
     def _insert_add(self, place: int, left: str, right: str, output: str) -> None:
-        self._nodes.insert(place, require("onnx").helper.make_node("Add", [left, right], [output], name=f"{right}.add"))
+        self._nodes.insert(
+            place, require("onnx", "onnx").helper.make_node("Add", [left, right], [output], name=f"{right}.add")
+        )
 
     def _place(self, node: onnx.NodeProto) -> int:
         return next(place for place, other in enumerate(self._nodes) if other is node)
@@ -87,7 +90,7 @@ class GraphEdit:
         return name
 
     def _add_constant(self, value: npt.NDArray[Any], label: str) -> str:
-        onnx = require("onnx")
+        onnx = require("onnx", "onnx")
         tensor = onnx.numpy_helper.from_array(np.ascontiguousarray(value), self._fresh(label))
         self._graph.initializer.append(tensor)
         if self._model.ir_version <= NEWEST_IR_WITH_INITIALIZERS_AS_INPUTS:

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import MissingDependencyError, UsageError
+from ..calibration.recorder import METADATA_NAMES
+from ..errors import UsageError, first_line, require
 from ..quantization import fake_quantize
 
 if TYPE_CHECKING:
@@ -37,19 +36,12 @@ UNSUPPORTED_OPS = frozenset(
         "GRU",
         "LSTM",
         "MatMulInteger",
+        "MatMulNBits",
+        "QLinearConv",
+        "QLinearMatMul",
+        "RNN",
     }
-    | {"MatMulNBits", "QLinearConv", "QLinearMatMul", "RNN"}
 )
-
-
-def require(module: str) -> ModuleType:
-    """Import the optional `onnx` or `onnxruntime`. Raises `MissingDependencyError`."""
-    try:
-        return import_module(module)
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"{module} cannot be imported ({error}); pip install 'streamstats[onnx]'"
-        ) from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,7 +112,7 @@ class Constant(NamedTuple):
 
 def load_model(path: str | Path) -> onnx.ModelProto:
     """Read the ONNX file at `path` with its external data. Raises `UsageError`, `MissingDependencyError`."""
-    library = require("onnx")
+    library = require("onnx", "onnx")
     try:
         model: onnx.ModelProto = library.load(str(path), format="protobuf")
     except OSError as error:
@@ -130,21 +122,6 @@ def load_model(path: str | Path) -> onnx.ModelProto:
     if not (model.ir_version and model.opset_import and model.graph.output):
         raise UsageError(f"{path} is not an ONNX model: it has no version, operator set or graph with outputs")
     return model
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of what `error` says, or its class."""
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
-
-
-def find_layers(model: onnx.ModelProto) -> list[LinearLayer]:
-    """The linear layers of the main graph, in its order. What is not among them is in `left_out(model)`."""
-    return survey(model)[0]
-
-
-def left_out(model: onnx.ModelProto) -> list[LeftOut]:
-    """The linear operators that `find_layers` does not list, each with the reason."""
-    return survey(model)[1]
 
 
 def survey(model: onnx.ModelProto) -> tuple[list[LinearLayer], list[LeftOut]]:
@@ -192,7 +169,7 @@ def _safe_name(label: str) -> str:
 def _safe_part(part: str) -> str:
     if part in ("", ".", ".."):
         return "_" * max(1, len(part))
-    return part.replace(".", "_") if part in ("zarr.json", ".zarray", ".zgroup", ".zattrs") else part
+    return part.replace(".", "_") if part in METADATA_NAMES else part
 
 
 def _numbered(name: str, refused: set[str]) -> str:
@@ -232,7 +209,7 @@ def _weight(node: onnx.NodeProto, known: Mapping[str, Constant]) -> tuple[str, n
     if node.input[1] not in known:
         raise _NotALayerError(f"its weight {node.input[1]} is computed, not constant; fold the constants on exporting")
     name, tensor = known[node.input[1]]
-    weight = np.asarray(require("onnx").numpy_helper.to_array(tensor))
+    weight = np.asarray(require("onnx", "onnx").numpy_helper.to_array(tensor))
     if weight.dtype.name not in WEIGHT_DTYPES:
         raise _NotALayerError(f"its weight {name} is {weight.dtype.name}; expected {', '.join(WEIGHT_DTYPES)}")
     return name, weight
@@ -241,26 +218,59 @@ def _weight(node: onnx.NodeProto, known: Mapping[str, Constant]) -> tuple[str, n
 def _convolution(node: onnx.NodeProto, name: str, weight_name: str, weight: npt.NDArray[Any]) -> LinearLayer:
     layout, groups = _layout(weight, CONVOLUTION_LAYOUTS), int(attributes(node).get("group", 1))
     _check_groups(groups, weight.shape[0], "output")
-    return LinearLayer(name, node, node.input[0], 1, weight_name, weight, layout, 0, groups)
+    return LinearLayer(
+        name=name,
+        node=node,
+        input=node.input[0],
+        channel_axis=1,
+        weight_name=weight_name,
+        weight=weight,
+        layout=layout,
+        output_axis=0,
+        groups=groups,
+    )
 
 
 def _transposed(node: onnx.NodeProto, name: str, weight_name: str, weight: npt.NDArray[Any]) -> LinearLayer:
     layout, groups = _layout(weight, TRANSPOSED_LAYOUTS), int(attributes(node).get("group", 1))
     _check_groups(groups, weight.shape[0], "input")
     strides = tuple(attributes(node).get("strides", (1,) * (weight.ndim - 2)))
-    return LinearLayer(name, node, node.input[0], 1, weight_name, weight, layout, 1, groups, strides)
+    return LinearLayer(
+        name=name,
+        node=node,
+        input=node.input[0],
+        channel_axis=1,
+        weight_name=weight_name,
+        weight=weight,
+        layout=layout,
+        output_axis=1,
+        groups=groups,
+        strides=strides,
+    )
 
 
 def _gemm(node: onnx.NodeProto, name: str, weight_name: str, weight: npt.NDArray[Any]) -> LinearLayer:
     if attributes(node).get("transA", 0):
         raise _NotALayerError("transA=1: its samples are not on axis 0")
     layout = "OI" if attributes(node).get("transB", 0) else "IO"
-    _layout(weight, {2: layout})
-    return LinearLayer(name, node, node.input[0], -1, weight_name, weight, layout, layout.index("O"))
+    return _matrix(node, name, weight_name, weight, layout)
 
 
 def _matmul(node: onnx.NodeProto, name: str, weight_name: str, weight: npt.NDArray[Any]) -> LinearLayer:
-    return LinearLayer(name, node, node.input[0], -1, weight_name, weight, _layout(weight, {2: "IO"}), 1)
+    return _matrix(node, name, weight_name, weight, "IO")
+
+
+def _matrix(node: onnx.NodeProto, name: str, weight_name: str, weight: npt.NDArray[Any], layout: str) -> LinearLayer:
+    return LinearLayer(
+        name=name,
+        node=node,
+        input=node.input[0],
+        channel_axis=-1,
+        weight_name=weight_name,
+        weight=weight,
+        layout=_layout(weight, {2: layout}),
+        output_axis=layout.index("O"),
+    )
 
 
 _BUILDERS: Mapping[str, Callable[[Any, str, str, npt.NDArray[Any]], LinearLayer]] = {
@@ -273,7 +283,7 @@ _BUILDERS: Mapping[str, Callable[[Any, str, str, npt.NDArray[Any]], LinearLayer]
 
 def attributes(node: onnx.NodeProto) -> dict[str, Any]:
     """The attributes of `node`, name → value."""
-    value = require("onnx").helper.get_attribute_value
+    value = require("onnx", "onnx").helper.get_attribute_value
     return {attribute.name: value(attribute) for attribute in node.attribute}
 
 

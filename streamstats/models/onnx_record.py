@@ -15,18 +15,18 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import zarr
-from zarr.errors import GroupNotFoundError
 
-from ..calibration.layer import Layer, describe
-from ..calibration.recorder import Recorder
-from ..errors import MismatchError, NonFiniteError, UsageError
+from ..artifacts import remove_folder
+from ..calibration.layer import Layer
+from ..calibration.recorder import Recorder, stored_layer
+from ..errors import MismatchError, NonFiniteError, UsageError, require
 from ..quantization import Quantization
 from ..statistics.extrema import ChannelExtrema
-from .onnx_graph import LeftOut, LinearLayer, first_line, load_model, require, survey
+from .onnx_graph import LeftOut, LinearLayer, load_model, survey
 from .onnx_run import ModelRun, load_samples, open_session
 
-Progress = Callable[[int, int], None]
+OnProgress = Callable[[int, int], None]
+"""Called with the samples that a batch adds, and the bytes of a reduction, which are 0 here."""
 
 STORAGES = ("float", "int8")
 Visit = Callable[["_Target", npt.NDArray[Any], slice], None]
@@ -49,6 +49,19 @@ class RecordedLayer:
     channel_axis: int = 0
     quantization: Quantization | None = None
     reason: str = ""
+
+    def document(self) -> dict[str, Any]:
+        """Its fields, JSON-ready."""
+        return {
+            "layer": self.layer,
+            "operator": self.op,
+            "samples": self.samples,
+            "shape": list(self.shape),
+            "dtype": self.dtype,
+            "channel_axis": self.channel_axis,
+            "quantization": self.quantization.to_metadata() if self.quantization else None,
+            "reason": self.reason,
+        }
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,37 +92,51 @@ def record(
     storage: str = "float",
     layers: Sequence[str] | None = None,
     append: bool = False,
-    progress: Progress | None = None,
+    on_start: Callable[[int], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> list[RecordedLayer]:
     """Run the model over `samples` and append the input of every linear layer to the zarr group `store`.
 
     `samples` is a `.npy` or `.npz` (see `load_samples`). `layers` are globs on layer names; default all.
     `storage` "float" keeps the activations as they are; "int8" runs the model twice, first for the range of
     each layer, then to store codes with a step and a zero point for the tensor. A layer whose input does not
-    have the samples on axis 0 is left out and says why. If a batch fails later on, the rows before it stay in
-    the store: remove it.
+    have the samples on axis 0 is left out and says why. If it fails or is stopped, a store that is new
+    is removed; what was appended to an older one stays in it.
 
-    `progress(done, total)` counts samples over all passes. Raises `UsageError` and `MismatchError` for a
-    request that cannot be met (a layer that is in the store already, unless `append`), `NonFiniteError` for
-    NaN or infinities that would have to be quantised, `OutputError` where the store cannot be written.
+    `on_start` is told, before the model runs, the number of samples over all passes; `on_progress` is told
+    the samples that each batch adds, and 0 bytes. Raises `UsageError` and `MismatchError` for a request that
+    cannot be met (a layer that is in the store already, unless `append`), `NonFiniteError` for NaN or
+    infinities that would have to be quantised, `OutputError` where the store cannot be written.
     """
     if storage not in STORAGES:
         raise UsageError(f"storage is {storage!r}; expected one of {', '.join(STORAGES)}")
     chosen, skipped = _choose(*survey(load_model(model_path)), layers)
     session = open_session(*_with_outputs(Path(model_path), [layer.input for layer in chosen]))
     run = ModelRun.prepare(session, load_samples(samples, session), batch_size, str(samples))
+    if on_start:
+        on_start(run.samples * (1 + (storage == "int8")))
     targets, unfit = _probe(run, chosen)
     targets = [_with_stored(target, stored_layer(store, target.name), append, storage) for target in targets]
-    report = _Report(progress, run.samples, passes=1 + (storage == "int8"))
     if storage == "int8":
-        targets = _quantized(run, targets, report)
-    with Recorder(store) as recorder:
-        _visit(run, targets, partial(_append, recorder), report)
+        targets = _quantized(run, targets, on_progress)
+    _write_samples(run, targets, Path(store), on_progress)
     recorded = [_recorded(target, run.samples) for target in targets]
     return [
         *recorded,
         *(RecordedLayer(left.name, left.op, reason=left.reason) for left in [*unfit, *skipped]),
     ]
+
+
+def _write_samples(run: ModelRun, targets: Sequence[_Target], store: Path, on_progress: OnProgress | None) -> None:
+    """Run the model and append; a new store that cannot be finished is no store."""
+    is_new = not store.exists()
+    try:
+        with Recorder(store) as recorder:
+            _visit(run, targets, partial(_append, recorder), on_progress)
+    except BaseException:
+        if is_new:
+            remove_folder(store)
+        raise
 
 
 def _choose(
@@ -128,7 +155,7 @@ def _choose(
 
 def _with_outputs(path: Path, tensors: Sequence[str]) -> tuple[bytes, Path]:
     """(the model with `tensors` among its outputs, the folder of its external data)."""
-    onnx = require("onnx")
+    onnx = require("onnx", "onnx")
     model = onnx.load(str(path), format="protobuf", load_external_data=False)
     present = {output.name for output in model.graph.output}
     added = [name for name in dict.fromkeys(tensors) if name not in present]
@@ -171,34 +198,6 @@ def _unfit(layer: LinearLayer, shapes: Mapping[int, tuple[int, ...]]) -> str:
     return ""
 
 
-def stored_layer(store: str | Path, name: str) -> Layer | None:
-    """The layer `name` of the zarr group at `store`, or None where there is none yet.
-
-    Raises `UsageError` where `store` is something else, or leaves no room for an array of that name.
-    """
-    group = _existing_group(Path(store))
-    if group is None:
-        return None
-    above = next((end for end, char in enumerate(name) if char == "/" and name[:end] in group), None)
-    if above is not None and isinstance(group[name[:above]], zarr.Array):
-        raise UsageError(f"{store} holds layer {name[:above]}, so none can be {name}: record elsewhere")
-    node = group.get(name)
-    if isinstance(node, zarr.Group):
-        raise UsageError(f"{store} holds layers below {name}, which leave no room for it; record elsewhere")
-    return None if node is None else describe(str(store), name, node)
-
-
-def _existing_group(store: Path) -> zarr.Group | None:
-    if not store.is_dir():
-        return None
-    try:
-        return zarr.open_group(str(store), mode="r")
-    except GroupNotFoundError:
-        return None
-    except Exception as error:
-        raise UsageError(f"{store} is not a zarr group to record into: {first_line(error)}") from error
-
-
 def _with_stored(target: _Target, stored: Layer | None, append: bool, storage: str) -> _Target:
     """Raises `UsageError` for a layer that is there unasked, `MismatchError` for one that does not fit."""
     if stored is None:
@@ -218,26 +217,12 @@ def _with_stored(target: _Target, stored: Layer | None, append: bool, storage: s
     return replace(target, stored=stored)
 
 
-@dataclass
-class _Report:
-    """Counts samples over all passes for the caller's progress."""
-
-    progress: Progress | None
-    samples: int
-    passes: int
-    done: int = 0
-
-    def __call__(self, samples: int) -> None:
-        self.done += samples
-        if self.progress is not None:
-            self.progress(self.done, self.samples * self.passes)
-
-
-def _visit(run: ModelRun, targets: Sequence[_Target], visit: Visit, report: _Report) -> None:
+def _visit(run: ModelRun, targets: Sequence[_Target], visit: Visit, on_progress: OnProgress | None) -> None:
     """Call `visit(target, block, rows)` for every layer and batch."""
     for rows in run.batches():
         _visit_batch(run, targets, visit, rows)
-        report(rows.stop - rows.start)
+        if on_progress:
+            on_progress(rows.stop - rows.start, 0)
 
 
 def _visit_batch(run: ModelRun, targets: Sequence[_Target], visit: Visit, rows: slice) -> None:
@@ -260,7 +245,7 @@ def _append(recorder: Recorder, target: _Target, block: npt.NDArray[Any], rows: 
     recorder.append(target.name, block, channel_axis=target.channel_axis, quantization=target.quantization)
 
 
-def _quantized(run: ModelRun, targets: Sequence[_Target], report: _Report) -> list[_Target]:
+def _quantized(run: ModelRun, targets: Sequence[_Target], on_progress: OnProgress | None) -> list[_Target]:
     """Measure the range of every layer over all samples, and give each target its quantisation."""
     ranges: dict[str, ChannelExtrema] = {}
 
@@ -273,7 +258,7 @@ def _quantized(run: ModelRun, targets: Sequence[_Target], report: _Report) -> li
         extrema = ChannelExtrema.measure(block, target.channel_axis)
         ranges[target.name] = ranges[target.name].merge(extrema) if target.name in ranges else extrema
 
-    _visit(run, targets, measure, report)
+    _visit(run, targets, measure, on_progress)
     return [replace(target, quantization=_fitting(target, ranges[target.name])) for target in targets]
 
 

@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import MismatchError, UsageError
-from .onnx_graph import first_line, require
+from ..errors import MismatchError, UsageError, first_line, require
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -93,7 +92,7 @@ def open_session(model: str | bytes, external_data: Path) -> Any:
 
     Raises `UsageError` for a model that onnxruntime cannot run, `MissingDependencyError`.
     """
-    ort = require("onnxruntime")
+    ort = require("onnxruntime", "onnx")
     options = ort.SessionOptions()
     options.log_severity_level = SILENT
     options.add_session_config_entry(EXTERNAL_FOLDER, str(external_data.resolve()))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import re
 from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,10 @@ from zarr.errors import UnstableSpecificationWarning, ZarrUserWarning
 
 from streamstats.calibration.layer import (
     DEFAULT_PIPELINE,
+    FETCHES,
     Layer,
     codec_pipeline,
+    decoding,
     describe,
     find_arrays,
     open_array,
@@ -173,7 +177,8 @@ def test_values_that_are_no_numbers_are_refused_by_name(tmp_path: Path, dtype: A
     zarr.open_group(tmp_path, mode="w").create_array("odd", shape=(4, 3), dtype=dtype, chunks=(2, 3))
     arrays = find_arrays(tmp_path)
     with pytest.raises(
-        UsageError, match=r"layer odd: its values are .*; expected bool, int8 .*name the layers to reduce"
+        UsageError,
+        match=r"layer odd: its values are .*; expected one of bool, int8, .*, float64; name the layers",
     ):
         describe(str(tmp_path), "odd", arrays["odd"])
 
@@ -264,7 +269,7 @@ def test_attributes_that_say_nothing_change_nothing(tmp_path: Path, attributes: 
     plain = described(build_store(tmp_path / "plain", wide(samples(*SHAPE))))
     layer = described(build_store(tmp_path / "store", wide(samples(*SHAPE)), attributes=wide(attributes)))
     assert (layer.shape, layer.channel_axis, layer.quantization) == (SHAPE, 2, None)
-    assert layer.metadata == plain.metadata
+    assert layer.fingerprint == plain.fingerprint
 
 
 def test_only_committed_rows_are_counted_and_read(tmp_path: Path) -> None:
@@ -286,9 +291,9 @@ BAD_ATTRIBUTES = {
     "axis: text": ({"channel_axis": "last"}, "channel_axis is 'last', expected an integer"),
     "axis: not there": ({"channel_axis": 3}, "channel_axis is 3, but the array has the shape"),
     "axis: the samples": ({"channel_axis": 0}, "channel_axis is 0, but the array has the shape"),
-    "quantization: text": ({"quantization": "int8"}, "quantization is 'int8', expected step and zero_point"),
-    "quantization: empty": ({"quantization": {}}, "quantization is {}, expected step and zero_point"),
-    "quantization: false": ({"quantization": False}, "quantization is False, expected step and zero_point"),
+    "quantization: text": ({"quantization": "int8"}, "quantization is 'int8'; expected step and zero_point"),
+    "quantization: empty": ({"quantization": {}}, "quantization is {}; expected step and zero_point"),
+    "quantization: false": ({"quantization": False}, "quantization is False; expected step and zero_point"),
     "quantization: no zero point": ({"quantization": {"step": 1.0}}, "expected step and zero_point"),
     "quantization: step 0": ({"quantization": {"step": 0, "zero_point": 0}}, "step is 0.0; expected a positive"),
     "quantization: text as step": ({"quantization": {"step": "1", "zero_point": 0}}, "step is '1'; expected a number"),
@@ -312,12 +317,26 @@ def test_attributes_that_cannot_be_are_damage(tmp_path: Path, attributes: Any, e
 
 
 def test_the_fingerprint_knows_the_layout_and_not_the_rows(tmp_path: Path) -> None:
-    one = described(build_store(tmp_path / "one", wide(samples(*SHAPE)))).metadata
-    longer = described(build_store(tmp_path / "longer", wide(samples(20, *SHAPE[1:])))).metadata
-    chunks = described(build_store(tmp_path / "chunks", wide(samples(*SHAPE)), chunks=(1, 3, 4))).metadata
-    codecs = described(build_store(tmp_path / "codecs", wide(samples(*SHAPE)), compressors=None)).metadata
+    one = described(build_store(tmp_path / "one", wide(samples(*SHAPE)))).fingerprint
+    longer = described(build_store(tmp_path / "longer", wide(samples(20, *SHAPE[1:])))).fingerprint
+    chunks = described(build_store(tmp_path / "chunks", wide(samples(*SHAPE)), chunks=(1, 3, 4))).fingerprint
+    codecs = described(build_store(tmp_path / "codecs", wide(samples(*SHAPE)), compressors=None)).fingerprint
     assert one == longer
     assert len({one, chunks, codecs}) == 3
+    assert all(re.fullmatch("[0-9a-f]{64}", fingerprint) for fingerprint in (one, chunks, codecs))
+
+
+MADE_OF = (
+    '{"chunk_grid": {"configuration": {"chunk_shape": [2, 3, 4]}, "name": "regular"}, '
+    '"chunk_key_encoding": {"configuration": {"separator": "/"}, "name": "default"}, '
+    '"codecs": [{"configuration": {"endian": "little"}, "name": "bytes"}], "data_type": "float32", '
+    '"fill_value": 0.0, "node_type": "array", "shape": [null, 3, 4], "storage_transformers": [], "zarr_format": 3}'
+)
+
+
+def test_the_fingerprint_is_the_sha256_of_what_zarr_says_of_the_array(tmp_path: Path) -> None:
+    layer = described(build_store(tmp_path, wide(samples(*SHAPE)), compressors=None))
+    assert layer.fingerprint == sha256(MADE_OF.encode()).hexdigest()
 
 
 # Opening
@@ -356,7 +375,7 @@ def test_compiled_code_and_zarr_read_the_same_block(tmp_path: Path, options: dic
     values = samples(*SHAPE, dtype=dtype)
     local = described(build_store(tmp_path / "store", wide(values), **options))
     archive = described(build_store(tmp_path / "store.zip", wide(values), **options))
-    assert local.metadata == archive.metadata
+    assert local.fingerprint == archive.fingerprint
     for block in [(slice(0, 7),), (slice(1, 5), slice(1, 3)), (slice(6, 7), slice(0, 3), slice(3, 4))]:
         for layer in (local, archive):
             found = read(layer, *block)
@@ -414,6 +433,14 @@ def test_the_pipeline_of_the_user_is_left_and_put_back_after_an_error() -> None:
         with pytest.raises(KeyError), codec_pipeline(DEFAULT_PIPELINE):
             raise KeyError
         assert zarr.config.get("codec_pipeline.path") == "of.the.user"
+
+
+def test_decoding_has_as_many_threads_as_asked_for_and_then_those_of_the_user_again() -> None:
+    keys = ("threading.max_workers", "async.concurrency")
+    before = [zarr.config.get(key) for key in keys]
+    with decoding(3):
+        assert [zarr.config.get(key) for key in keys] == [3, FETCHES]
+    assert [zarr.config.get(key) for key in keys] == before
 
 
 def test_stores_are_opened_for_reading_only(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tracemalloc
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,10 +16,11 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from stores import Array, build_store, samples
+from zarr.errors import ZarrUserWarning
 
 from streamstats.calibration import recorder
 from streamstats.calibration.layer import ZARRS_PIPELINE, describe, find_arrays, open_array, read_block
-from streamstats.calibration.recorder import Recorder
+from streamstats.calibration.recorder import Recorder, stored_layer
 from streamstats.calibration.selection import select_layers
 from streamstats.errors import DataError, MismatchError, OutputError, UsageError
 from streamstats.quantization import Quantization
@@ -195,6 +197,26 @@ def test_rows_that_wait_are_written_even_if_the_caller_fails(tmp_path: Path) -> 
     with pytest.raises(KeyError):
         record_all(tmp_path, blocks_that_end_early())
     np.testing.assert_array_equal(read(tmp_path), rows(3))
+
+
+def test_a_layer_that_cannot_be_written_on_closing_does_not_keep_the_others_from_it(tmp_path: Path) -> None:
+    def fail() -> None:
+        for name in ("a", "bad", "worse", "z"):
+            recorder.append(name, rows(3))
+        for name in ("bad", "worse"):
+            chunk(tmp_path, 0, name).mkdir(parents=True)
+        raise KeyError
+
+    with pytest.raises(OutputError, match="cannot write rows 0:3 of layer bad"), Recorder(tmp_path) as recorder:
+        fail()
+    for name in ("a", "z"):
+        np.testing.assert_array_equal(read(tmp_path, name), rows(3))
+    assert (committed(tmp_path, "bad"), committed(tmp_path, "worse")) == (0, 0)
+    for name in ("bad", "worse"):
+        chunk(tmp_path, 0, name).rmdir()
+    recorder.close()
+    for name in ("bad", "worse"):
+        np.testing.assert_array_equal(read(tmp_path, name), rows(3))
 
 
 # Chunks and memory
@@ -401,7 +423,7 @@ def test_a_name_that_could_lead_elsewhere_is_refused(tmp_path: Path, name: str) 
     assert [path.name for path in tmp_path.iterdir()] == ["store"]
 
 
-@pytest.mark.parametrize("name", ["zarr.json", "a/zarr.json", ".zgroup/a", "a/.zarray/b", ".zattrs"])
+@pytest.mark.parametrize("name", ["zarr.json", "a/zarr.json", ".zgroup/a", "a/.zarray/b", ".zattrs", ".zmetadata"])
 def test_a_name_that_zarr_uses_for_its_files_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(UsageError, match="is not usable: zarr calls its own files so"):
         record(tmp_path, rows(3), name=name)
@@ -417,6 +439,46 @@ def test_a_layer_is_not_below_a_layer_nor_a_group_of_them(tmp_path: Path) -> Non
 
 
 # Stores
+
+
+def test_what_a_store_has_of_a_layer_is_what_was_appended(tmp_path: Path) -> None:
+    assert stored_layer(tmp_path / "nowhere", "layer") is None
+    assert stored_layer(tmp_path, "layer") is None
+    record(tmp_path, rows(5))
+    assert stored_layer(tmp_path, "layer") == select_layers(tmp_path).layers[0]
+    assert stored_layer(tmp_path, "other") is None
+
+
+def test_consolidated_metadata_does_not_hide_a_layer_of_the_store(tmp_path: Path) -> None:
+    record(tmp_path, rows(5))
+    with pytest.warns(UserWarning, match="Consolidated metadata"):
+        zarr.consolidate_metadata(str(tmp_path))
+    record(tmp_path, rows(2), name="block/new")
+    layer = stored_layer(tmp_path, "block/new")
+    assert layer is not None
+    assert layer.rows == 2
+    with pytest.raises(UsageError, match="block is a group of layers"):
+        stored_layer(tmp_path, "block")
+    with pytest.raises(UsageError, match="block/new is a layer, so block/new/deep cannot be"):
+        stored_layer(tmp_path, "block/new/deep")
+
+
+def test_a_layer_whose_metadata_cannot_be_read_is_damage(tmp_path: Path) -> None:
+    record(tmp_path, rows(5))
+    (tmp_path / "layer" / "zarr.json").write_text("{")
+    with pytest.raises(DataError, match="the metadata of layer cannot be read: "):
+        stored_layer(tmp_path, "layer")
+    with pytest.raises(DataError, match="the metadata of layer cannot be read: "):
+        record(tmp_path, rows(1))
+
+
+def test_a_place_that_is_no_group_has_no_layers(tmp_path: Path) -> None:
+    record(tmp_path, rows(3))
+    with pytest.raises(UsageError, match="layer is not a zarr group to record into: "):
+        stored_layer(tmp_path / "layer", "deep")
+    build_store(tmp_path / "old", {"layer": rows(5)}, zarr_format=2)
+    with pytest.raises(UsageError, match="is a zarr v2 store, which is only read"):
+        stored_layer(tmp_path / "old", "layer")
 
 
 def test_an_array_that_others_made_can_be_appended_to(tmp_path: Path) -> None:
@@ -471,5 +533,8 @@ def test_the_names_that_zarr_uses_are_those_that_it_writes(tmp_path: Path) -> No
     found = set()
     for zarr_format in (2, 3):
         store = build_store(tmp_path / str(zarr_format), {"layer": rows(2)}, zarr_format=zarr_format)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ZarrUserWarning)  # consolidated metadata is no part of version 3
+            zarr.consolidate_metadata(str(store), zarr_format=zarr_format)  # type: ignore[arg-type]
         found |= {path.name for path in files(store) if not path.name[0].isdigit()}
-    assert found <= recorder.METADATA_NAMES
+    assert found == recorder.METADATA_NAMES

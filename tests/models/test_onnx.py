@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import weakref
@@ -13,12 +14,16 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
+import onnxruntime
 import pytest
 import zarr
+from onnx import helper, numpy_helper
 
 from streamstats.artifacts import check_layer_name, layer_path
 from streamstats.calibration.layer import Layer, describe, find_arrays
 from streamstats.calibration.recorder import Recorder
+from streamstats.config import JobConfig
 from streamstats.correction import MeanBiasCorrector, NullBiasCorrector
 from streamstats.errors import (
     DataError,
@@ -29,13 +34,10 @@ from streamstats.errors import (
     StreamstatsError,
     UsageError,
 )
+from streamstats.job import run
 from streamstats.models import onnx_correct
-from streamstats.models.onnx import correct, find_layers, left_out, load_model, record, run_model
+from streamstats.models.onnx import correct, load_model, record, run_model, survey
 from streamstats.quantization import fake_quantize
-
-onnx = pytest.importorskip("onnx")
-pytest.importorskip("onnxruntime")
-helper, numpy_helper = onnx.helper, onnx.numpy_helper
 
 Array = npt.NDArray[Any]
 FLOAT = onnx.TensorProto.FLOAT
@@ -214,7 +216,7 @@ def test_each_output_channel_has_its_own_levels() -> None:
         "matmul 2-d": 1,
         "transposed stride": 1,
     }.items():
-        (layer,) = find_layers(CASES[name].model())
+        ((layer,), _) = survey(CASES[name].model())
         expected = fake_quantize(layer.weight, 3, axis=axis)
         found = layer.fake_quantized(3, per_channel=True, symmetric=False)
         np.testing.assert_array_equal(found, expected)
@@ -222,7 +224,7 @@ def test_each_output_channel_has_its_own_levels() -> None:
 
 
 def test_a_grouped_transposed_convolution_has_levels_for_each_group_and_channel() -> None:
-    (layer,) = find_layers(CASES["transposed grouped"].model())
+    ((layer,), _) = survey(CASES["transposed grouped"].model())
     found = layer.fake_quantized(3, per_channel=True, symmetric=False)
     for group in range(2):
         for channel in range(3):
@@ -278,14 +280,8 @@ def test_a_shared_weight_is_quantised_once_and_each_layer_corrected_for_its_own_
 
 
 def all_outputs(path: Path, x: Array) -> list[Array]:
-    session = onnx_run_session(path)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return [np.asarray(value) for value in session.run(None, {"x": x})]
-
-
-def onnx_run_session(path: Path) -> Any:
-    import onnxruntime as ort
-
-    return ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
 
 def test_a_bias_that_only_corrected_layers_share_leaves_no_unused_tensor(tmp_path: Path) -> None:
@@ -375,7 +371,7 @@ def test_a_bias_that_the_model_computes_is_corrected_too(tmp_path: Path) -> None
     correct(source, save_means(tmp_path / "out", means), tmp_path / "c.onnx", bits=6, per_channel=True)
     onnx.checker.check_model(str(tmp_path / "c.onnx"), full_check=True)
     shift = mean_output(tmp_path / "c.onnx", x, 1) - mean_output(source, x, 1)
-    (layer_conv, layer_gemm) = find_layers(load_model(source))
+    ((layer_conv, layer_gemm), _) = survey(load_model(source))
     conv_hat = layer_conv.fake_quantized(6, per_channel=True, symmetric=False).astype(np.float64)[:, :, 0]
     gemm_hat = layer_gemm.fake_quantized(6, per_channel=True, symmetric=False).astype(np.float64)
     term = (constants["w"][:, :, 0] - conv_hat) @ means["conv"]
@@ -442,6 +438,56 @@ def test_a_null_corrector_leaves_the_bias_as_it_is(tmp_path: Path) -> None:
     assert (outcome.quantized, outcome.corrected, outcome.largest) == (True, False, 0.0)
 
 
+def run_results(out: Path, means: dict[str, Array]) -> Path:
+    """What `streamstats run` leaves of stores with these means, manifest and all."""
+    with Recorder(out.parent / f"{out.name}.zarr") as recorder:
+        for layer, mean in means.items():
+            recorder.append(layer, np.stack([mean, mean]))
+    run(JobConfig(source=str(out.parent / f"{out.name}.zarr"), output=str(out)))
+    return out
+
+
+def two_layers(folder: Path) -> Path:
+    nodes = [node("MatMul", ["x", "w"], "h", "a"), node("MatMul", ["h", "v"], "y", "b")]
+    constants = {"w": values(3, 3), "v": values(3, 3, seed=3)}
+    return saved(make_model(nodes, constants, {"x": ("N", 3)}), folder)
+
+
+def test_the_correctors_of_a_run_are_used_and_those_it_did_not_leave_are_said_to_be_none(tmp_path: Path) -> None:
+    out = run_results(tmp_path / "out", {"a": values(3), "other": values(3)})
+    MeanBiasCorrector(np.ones(3)).save(layer_path(out / "correctors", "b"))  # no run vouches for it
+    first, second, stray = correct(two_layers(tmp_path), out, tmp_path / "c.onnx", bits=3)
+    assert (first.corrected, second.quantized, second.corrected) == (True, True, False)
+    assert "no corrector: the run left none" in second.reason
+    assert stray.layer == "other"
+
+
+def test_a_layer_that_has_no_mean_is_not_corrected(tmp_path: Path) -> None:
+    nothing = np.full(3, np.nan, np.float32)
+    with Recorder(tmp_path / "store") as recorder:
+        recorder.append("a", np.ones((2, 3), np.float32))
+        recorder.append("b", nothing[None])
+    run(JobConfig(source=str(tmp_path / "store"), output=str(tmp_path / "out"), nonfinite="skip"))
+    first, second = correct(two_layers(tmp_path), tmp_path / "out", tmp_path / "c.onnx", bits=3)
+    assert (first.corrected, second.corrected) == (True, False)
+
+
+def test_a_corrector_that_is_not_that_of_the_manifest_is_refused_by_name(tmp_path: Path) -> None:
+    source, out = two_layers(tmp_path), run_results(tmp_path / "out", {"a": values(3), "b": values(3)})
+    newer = run_results(tmp_path / "newer", {"a": values(3, seed=1), "b": values(3)})
+    path = layer_path(out / "correctors", "a")
+    path.write_bytes(layer_path(newer / "correctors", "a").read_bytes())
+    one_line(
+        lambda: correct(source, out, tmp_path / "c.onnx", bits=3),
+        DataError,
+        f"{path} does not have the SHA-256 in manifest.json: a run was stopped while it wrote its results, or the file",
+        "run the job again",
+    )
+    path.unlink()
+    one_line(lambda: correct(source, out, tmp_path / "c.onnx", bits=3), DataError, str(path))
+    assert not (tmp_path / "c.onnx").exists()
+
+
 # --- finding layers
 
 
@@ -457,18 +503,19 @@ def test_names_come_from_the_node_or_its_output_and_are_usable_and_unique() -> N
         "../up//x/",
         "line\nbreak\\",
         "zarr.json",
+        ".zmetadata",
     ]
     nodes = [node("MatMul", ["x", "w"], f"out{index}", label) for index, label in enumerate(labels)]
-    layers = find_layers(make_model(nodes, {"w": values(3, 3)}, {"x": ("N", 3)}, ["out0"]))
+    layers, _ = survey(make_model(nodes, {"w": values(3, 3)}, {"x": ("N", 3)}, ["out0"]))
     names = [layer.name for layer in layers]
     expected = ["features/0/Conv", "out1", "a", "a_3", "a_2", "block_2", "block/fc", "__/up/_/x/_"]
-    assert names == [*expected, "line_break_", "zarr_json"]
+    assert names == [*expected, "line_break_", "zarr_json", "_zmetadata"]
     assert [check_layer_name(name) for name in names] == names
     assert not any(other.startswith(f"{name}/") for name in names for other in names)
 
 
 def test_names_are_those_under_which_a_store_finds_its_layers_again(tmp_path: Path) -> None:
-    labels = ["/a", "a", "a/b", "a/b/c", "./d", "e\\f", "é ü", "zarr.json"]
+    labels = ["/a", "a", "a/b", "a/b/c", "./d", "e\\f", "é ü", "zarr.json", "g/.zmetadata"]
     nodes = [node("MatMul", ["x", "w"], f"out{index}", label) for index, label in enumerate(labels)]
     source = saved(make_model(nodes, {"w": values(3, 3)}, {"x": ("N", 3)}, ["out0"]), tmp_path)
     np.save(tmp_path / "x.npy", values(4, 3))
@@ -505,8 +552,9 @@ def test_every_linear_operator_is_a_layer_or_left_out_with_a_reason() -> None:
     }
     constants["whole"] = np.ones((3, 3), np.int64)
     model = make_model(nodes, constants, {"x": ("N", 3)})
-    reasons = {left.name: left.reason for left in left_out(model)}
-    assert [layer.name for layer in find_layers(model)] == ["good"]
+    layers, skipped = survey(model)
+    reasons = {left.name: left.reason for left in skipped}
+    assert [layer.name for layer in layers] == ["good"]
     fragments = {
         "transposed": "transA",
         "computed": "computed",
@@ -527,16 +575,17 @@ def test_operators_in_functions_of_the_model_are_left_out_with_a_reason() -> Non
     body = helper.make_function("own", "Twice", ["a", "b"], ["c"], [node("MatMul", ["a", "b"], "c", "mm")], opsets)
     model = make_model([node("Twice", ["x", "w"], domain="own")], {"w": values(3, 3)}, {"x": ("N", 3)})
     model.functions.append(body)
-    (left,) = left_out(model)
+    layers, (left,) = survey(model)
+    assert layers == []
     assert (left.name, left.op) == ("mm", "MatMul")
     assert "function Twice" in left.reason
 
 
 def test_a_layer_says_what_its_weight_is() -> None:
-    (layer,) = find_layers(CASES["transposed grouped"].model())
+    ((layer,), _) = survey(CASES["transposed grouped"].model())
     assert (layer.layout, layer.groups, layer.strides, layer.channel_axis) == ("IOHW", 2, (2, 2), 1)
     assert (layer.input, layer.weight_name, layer.op) == ("x", "w", "ConvTranspose")
-    (layer,) = find_layers(CASES["gemm transB"].model())
+    ((layer,), _) = survey(CASES["gemm transB"].model())
     assert (layer.layout, layer.groups, layer.strides, layer.channel_axis) == ("OI", 1, None, -1)
 
 
@@ -591,13 +640,15 @@ def stored(store: Path) -> dict[str, Array]:
 
 @pytest.mark.parametrize("batch_size", [1, 4, 11, 100])
 def test_the_store_holds_the_input_of_every_layer(network: Network, tmp_path: Path, batch_size: int) -> None:
+    totals: list[int] = []
     seen: list[tuple[int, int]] = []
     recorded = record(
         network.path,
         tmp_path / "x.npy",
         tmp_path / "store",
         batch_size=batch_size,
-        progress=lambda done, total: seen.append((done, total)),
+        on_start=totals.append,
+        on_progress=lambda samples, size: seen.append((samples, size)),
     )
     expected, found = network.activations(), stored(tmp_path / "store")
     assert [layer.layer for layer in recorded] == list(expected)
@@ -607,7 +658,8 @@ def test_the_store_holds_the_input_of_every_layer(network: Network, tmp_path: Pa
         assert stored_layers(tmp_path / "store")[name].channel_axis == AXES[name]
     assert all((layer.samples, layer.reason, layer.dtype) == (11, "", "float32") for layer in recorded)
     assert {layer.layer: layer.channel_axis for layer in recorded} == AXES
-    assert seen == [(min(11, done), 11) for done in range(batch_size, 11 + batch_size, batch_size)]
+    assert totals == [11]
+    assert seen == [(min(batch_size, 11 - start), 0) for start in range(0, 11, batch_size)]
 
 
 def test_two_recordings_leave_the_same_files(network: Network, tmp_path: Path) -> None:
@@ -636,7 +688,37 @@ def test_int8_storage_is_within_half_a_step(network: Network, tmp_path: Path) ->
     assert [layer.quantization for layer in recorded] == [layers[layer.layer].quantization for layer in recorded]
 
 
+def test_what_was_recorded_and_corrected_is_told_in_json_with_the_same_keys(network: Network, tmp_path: Path) -> None:
+    recorded = record(network.path, tmp_path / "x.npy", tmp_path / "store", storage="int8")
+    out = save_means(tmp_path / "out", {"conv": np.ones(3)})
+    corrected = correct(network.path, out, tmp_path / "c.onnx", bits=4)
+    quantization = recorded[0].quantization
+    assert quantization is not None
+    assert json.loads(json.dumps(recorded[0].document())) == {
+        "layer": "conv",
+        "operator": "Conv",
+        "samples": 11,
+        "shape": [3, 5, 6],
+        "dtype": "int8",
+        "channel_axis": 1,
+        "quantization": quantization.to_metadata(),
+        "reason": "",
+    }
+    assert json.loads(json.dumps(corrected[0].document())) == {
+        "layer": "conv",
+        "operator": "Conv",
+        "quantized": True,
+        "corrected": True,
+        "reason": "",
+        "largest_term": corrected[0].largest,
+        "outputs": 4,
+    }
+    (plain, *_) = record(network.path, tmp_path / "x.npy", tmp_path / "reals", layers=["conv"])
+    assert plain.document()["quantization"] is None
+
+
 def test_int8_progress_counts_both_passes(network: Network, tmp_path: Path) -> None:
+    totals: list[int] = []
     seen: list[tuple[int, int]] = []
     record(
         network.path,
@@ -644,9 +726,11 @@ def test_int8_progress_counts_both_passes(network: Network, tmp_path: Path) -> N
         tmp_path / "store",
         batch_size=8,
         storage="int8",
-        progress=lambda done, total: seen.append((done, total)),
+        on_start=totals.append,
+        on_progress=lambda samples, size: seen.append((samples, size)),
     )
-    assert seen == [(8, 22), (11, 22), (19, 22), (22, 22)]
+    assert totals == [22]
+    assert seen == [(8, 0), (3, 0), (8, 0), (3, 0)]
 
 
 def test_one_batch_of_activations_is_alive_at_a_time(
@@ -786,10 +870,7 @@ def test_a_batch_in_which_a_layer_loses_samples_is_refused_whole(tmp_path: Path)
         MismatchError,
         "layer second: its input for the samples 4:6 has the shape (1, 3)",
     )
-    assert {name: len(array) for name, array in stored(tmp_path / "store").items()} == {
-        "first": 4,
-        "second": 4,
-    }
+    assert not (tmp_path / "store").exists()
 
 
 def test_activations_that_cannot_be_coded_are_refused_and_those_of_float_storage_kept(tmp_path: Path) -> None:
@@ -861,7 +942,7 @@ def test_a_missing_library_is_named_with_its_remedy(
         lambda: record(network.path, tmp_path / "x.npy", tmp_path / "store"),
         MissingDependencyError,
         module,
-        "pip install 'streamstats[onnx]'",
+        "pip install '.[onnx]'",
     )
 
 
@@ -901,9 +982,9 @@ def test_a_store_without_room_for_a_layer_is_refused_before_anything_is_written(
         return lambda: record(network.path, tmp_path / "x.npy", store, append=True)
 
     zarr.open_group(tmp_path / "above", mode="a").create_array("head", shape=(2, 2), dtype="f4")
-    one_line(attempt(tmp_path / "above"), UsageError, "holds layer head", "none can be head/fc")
+    one_line(attempt(tmp_path / "above"), UsageError, "head is a layer, so head/fc cannot be")
     zarr.open_group(tmp_path / "below", mode="a").create_array("conv/deep", shape=(2, 2), dtype="f4")
-    one_line(attempt(tmp_path / "below"), UsageError, "holds layers below conv")
+    one_line(attempt(tmp_path / "below"), UsageError, "conv is a group of layers")
     one_line(attempt(tmp_path / "below" / "conv" / "deep"), UsageError, "not a zarr group")
     assert list(find_arrays(tmp_path / "above")) == ["head"]
     assert list(find_arrays(tmp_path / "below")) == ["conv/deep"]
@@ -1018,3 +1099,21 @@ def test_run_model_gives_the_first_output_of_all_samples(network: Network) -> No
 def test_importing_the_modules_imports_neither_library() -> None:
     code = "import sys, streamstats.models.onnx; assert not {'onnx', 'onnxruntime'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_new_store_that_could_not_be_finished_is_removed(tmp_path):
+    model = saved(
+        make_model([node("Gemm", ["x", "w"], name="g")], {"w": np.eye(3, dtype=np.float32)}, {"x": ("N", 3)}), tmp_path
+    )
+    np.save(tmp_path / "x.npy", np.ones((8, 3), np.float32))
+
+    def stop(_samples: int, _bytes: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        record(model, tmp_path / "x.npy", tmp_path / "s", batch_size=2, on_progress=stop)
+    assert not (tmp_path / "s").exists()
+    record(model, tmp_path / "x.npy", tmp_path / "s", batch_size=2)
+    with pytest.raises(KeyboardInterrupt):
+        record(model, tmp_path / "x.npy", tmp_path / "s", batch_size=2, append=True, on_progress=stop)
+    assert (tmp_path / "s").exists()
