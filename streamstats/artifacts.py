@@ -29,6 +29,8 @@ from .errors import DataError, OutputError, UsageError
 Tensors = Mapping[str, npt.NDArray[Any]]
 
 DIGEST_KEY = "sha256"
+LONGEST_NAME = 255
+"""Bytes of a file's name, on the file systems in use."""
 
 
 def check_layer_name(layer: str) -> str:
@@ -56,6 +58,12 @@ def layer_path(folder: Path, layer: str, suffix: str = ".safetensors") -> Path:
     'out/block%201/conv.safetensors'
     """
     *folders, name = (quote(part, safe="") for part in check_layer_name(layer).split("/"))
+    longest = max(map(len, (*folders, name + suffix)))
+    if longest > LONGEST_NAME:
+        raise UsageError(
+            f"layer name {layer[:40]!r}… is too long: a part of it needs {longest} characters in a file's name; "
+            f"expected at most {LONGEST_NAME}; rename the layer"
+        )
     return folder.joinpath(*(_unlike_a_file(part, suffix) for part in folders), name + suffix)
 
 

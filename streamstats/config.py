@@ -23,6 +23,7 @@ from .quantization import Quantization
 LONGEST_CONFIG = 2**20
 LONGEST_SHOWN = 80
 DEFAULT_MEMORY = 2 * 2**30
+NO_NUL = r"^[^\x00]*$"
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12} | {
     "KIB": 2**10,
     "MIB": 2**20,
@@ -91,8 +92,12 @@ class ClusterConfig(_Model):
 class JobConfig(_Model):
     """A job: the statistics of the layers of a calibration store, and where they go."""
 
-    source: Annotated[str, Field(min_length=1, description="The zarr group: a folder, a .zip or a URL.")]
-    output: Annotated[str, Field(min_length=1, description="The folder for state, correctors and manifest.")]
+    source: Annotated[
+        str, Field(min_length=1, pattern=NO_NUL, description="The zarr group: a folder, a .zip or a URL.")
+    ]
+    output: Annotated[
+        str, Field(min_length=1, pattern=NO_NUL, description="The folder for state, correctors and manifest.")
+    ]
     layers: Annotated[list[LayerConfig], Field(description="Which arrays, and what they are; default all.")] = []
     memory: Annotated[
         int,

@@ -18,7 +18,7 @@ from .errors import StreamstatsError, UsageError
 from .ledger import LayerStatistics, missing_rows
 from .plan import Plan, make_plan
 from .reduction import local_client, reduce_tasks
-from .results import recorded_layers, write_results
+from .results import check_paths, recorded_layers, write_results
 
 OnProgress = Callable[[int, int], None]
 """Called with the rows and the decoded bytes that a finished task adds."""
@@ -113,6 +113,7 @@ def run(
     prepared = prepare(config.source, layers=config.rules(), memory=config.memory, threads=config.cluster.threads)
     output = Path(config.output)
     _check_apart(config.source, output)
+    check_paths(output, prepared.ledger)
     artifacts.check_writable(output)
     try:
         recorded_layers(output)  # a manifest that cannot be read is better known before the work than after it

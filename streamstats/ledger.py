@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from .artifacts import content_digest, read_tensors, tensors_bytes
 from .calibration.layer import Layer
-from .errors import DataError, MismatchError
+from .errors import DataError, MismatchError, UsageError
 from .quantization import Quantization
 from .statistics.exact import is_canonical
 from .statistics.extrema import ChannelExtrema
@@ -78,7 +78,10 @@ class LayerStatistics:
     @cached_property
     def mean(self) -> npt.NDArray[np.float64]:
         """float64[C], real units: the nearest float64 to the exact mean; NaN for a channel without finite values."""
-        return self.sums.mean(self.quantization)
+        try:
+            return self.sums.mean(self.quantization)
+        except UsageError as error:
+            raise UsageError(f"layer {self.layer}: {error}") from error
 
     @cached_property
     def minimum(self) -> npt.NDArray[np.float64]:
@@ -91,7 +94,8 @@ class LayerStatistics:
         return self._real(self.extrema.maximum)
 
     def _real(self, values: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-        real = values.astype(np.float64) if self.quantization is None else self.quantization.dequantize(values)
+        with np.errstate(over="ignore"):  # a step near the end of float64 takes the ends of a range to infinity
+            real = values.astype(np.float64) if self.quantization is None else self.quantization.dequantize(values)
         return np.where(self.sums.count > 0, real, np.nan)
 
     def document(self) -> dict[str, Any]:

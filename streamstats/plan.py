@@ -197,7 +197,8 @@ def _reading_bytes(layer: Layer, block_budget: int) -> int:
         n >= min(shard, extent) for n, shard, extent in zip(shape, layer.shards, layer.shape, strict=True)
     )
     unit = prod(layer.shards if whole_shards else layer.chunks) * layer.dtype.itemsize
-    return _size(layer, shape) + DECODE_COPIES * layer.decoded_at_once * unit
+    copies = DECODE_COPIES if layer.compiled else DECODE_COPIES + 1  # zarr's own pipeline copies once more
+    return _size(layer, shape) + copies * layer.decoded_at_once * unit
 
 
 def _block_shape(layer: Layer, budget: int) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ a stopped run left half new and half old is noticed, and never used.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -94,36 +94,49 @@ def recorded_layers(output: Path) -> list[str]:
 def write_results(output: Path, source: str, statistics: Mapping[str, LayerStatistics]) -> None:
     """Write state and corrector of every layer, then the manifest; remove the files of layers that are gone.
 
-    Raises `OutputError` where a file cannot be written, `DataError` for a damaged manifest of an earlier run.
+    Nothing is written before all of it is computed. Raises `UsageError` for a mean beyond float64, `OutputError`
+    where a file cannot be written, `DataError` for a damaged manifest of an earlier run.
     """
     gone = set(recorded_layers(output)) - set(statistics)
+    files: dict[Path, bytes] = {}
     manifest = {
         "format": FORMAT,
-        "layers": {layer: _write_layer(output, statistics[layer]) for layer in sorted(statistics)},
+        "layers": {layer: _entry(output, statistics[layer], files) for layer in sorted(statistics)},
         "source": source,
         "versions": {"streamstats": __version__, "numpy": np.__version__},
     }
+    for path, content in files.items():
+        artifacts.write_bytes(path, content)
+    for layer in statistics:
+        path = artifacts.layer_path(output / CORRECTORS, layer)
+        if path not in files:
+            artifacts.remove(path)
     artifacts.write_json(output / MANIFEST, manifest)
     for layer in gone:
         for kind in (STATE, CORRECTORS):
             artifacts.remove(artifacts.layer_path(output / kind, layer))
 
 
-def _write_layer(output: Path, statistics: LayerStatistics) -> dict[str, Any]:
+def check_paths(output: Path, layers: Iterable[str]) -> None:
+    """Raise `UsageError` for a layer whose name is too long for a file."""
+    for layer in layers:
+        artifacts.layer_path(output / STATE, layer)
+
+
+def _entry(output: Path, statistics: LayerStatistics, files: dict[Path, bytes]) -> dict[str, Any]:
+    """The manifest's entry of a layer; the content of its files is added to `files`."""
+
+    def add(kind: str, content: bytes) -> dict[str, Any]:
+        path = artifacts.layer_path(output / kind, statistics.layer)
+        files[path] = content
+        return {"file": path.relative_to(output).as_posix(), "sha256": sha256(content).hexdigest()}
+
     corrector = _corrector(statistics)
     if isinstance(corrector, MeanBiasCorrector):
-        entry = _write(output, CORRECTORS, statistics.layer, corrector.to_bytes())
+        entry = add(CORRECTORS, corrector.to_bytes())
     else:
-        artifacts.remove(artifacts.layer_path(output / CORRECTORS, statistics.layer))
         entry = {"file": None, "reason": corrector}
-    state = _write(output, STATE, statistics.layer, state_bytes(statistics))
-    return {**statistics.document(), "state": state, "corrector": entry}
-
-
-def _write(output: Path, kind: str, layer: str, content: bytes) -> dict[str, Any]:
-    path = artifacts.layer_path(output / kind, layer)
-    artifacts.write_bytes(path, content)
-    return {"file": path.relative_to(output).as_posix(), "sha256": sha256(content).hexdigest()}
+    return {**statistics.document(), "state": add(STATE, state_bytes(statistics)), "corrector": entry}
 
 
 def _corrector(statistics: LayerStatistics) -> MeanBiasCorrector | str:

@@ -223,6 +223,30 @@ def test_help_loads_nothing_heavy() -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_stream_that_lacks_characters_gets_escapes(job: Path, encoding: str) -> None:
+    command = [sys.executable, "-m", "streamstats", "run", str(job)]
+    environment = {**ENVIRONMENT, "PYTHONIOENCODING": encoding}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, check=True)
+    assert r"\u2026" in done.stdout
+
+
+@pytest.mark.parametrize("redirected", [">&-", ">&- 2>&-"])
+def test_closed_streams_do_not_stop_a_run(tmp_path: Path, job: Path, redirected: str) -> None:
+    shell = f"{sys.executable} -m streamstats run {job} {redirected}"
+    done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out/manifest.json").is_file()
+
+
+def test_a_full_device_as_stdout_is_one_line_and_status_1(job: Path) -> None:
+    shell = f"{sys.executable} -m streamstats run {job} > /dev/full"
+    done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "No space left" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_a_run_with_130_and_leaves_earlier_results(
     tmp_path: Path, job: Path, stop: signal.Signals
@@ -233,7 +257,7 @@ def test_a_signal_ends_a_run_with_130_and_leaves_earlier_results(
     process.send_signal(stop)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "interrupted; nothing of this run is kept" in errors.splitlines()[-1]
+    assert "interrupted; results of earlier runs are as they were" in errors.splitlines()[-1]
     assert "Traceback" not in errors
     assert (tmp_path / "out/manifest.json").read_bytes() == before
 

@@ -379,6 +379,23 @@ def test_a_damaged_manifest_is_an_error_that_names_it_before_any_work(tmp_path: 
     assert files(tmp_path / "out") == {"manifest.json": manifest.encode()}
 
 
+def test_a_mean_beyond_float64_is_an_error_that_names_the_layer_and_nothing_is_written(tmp_path: Path) -> None:
+    store = write_store(tmp_path / "s.zarr", {"a": activations("int8"), "b": activations("int8") | 64})
+    job.run(config(store, tmp_path / "out"))
+    before = files(tmp_path / "out")
+    step = LayerConfig(match="b", quantization=QuantizationConfig(scale=1e308, scale_is="step"))
+    with pytest.raises(UsageError, match=r"layer b: .*1e\+308"):
+        job.run(config(store, tmp_path / "out", layers=[step, LayerConfig(match="*")]))
+    assert files(tmp_path / "out") == before
+
+
+def test_a_name_too_long_for_a_file_is_refused_before_any_work(tmp_path: Path) -> None:
+    store = write_store(tmp_path / "s.zarr", {"n" * 245: activations()})
+    with pytest.raises(UsageError, match="too long"):
+        job.run(config(store, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_manifest_cannot_make_a_run_remove_other_files(tmp_path: Path) -> None:
     store = write_store(tmp_path / "s.zarr", {"layer": activations()})
     job.run(config(store, tmp_path / "out"))

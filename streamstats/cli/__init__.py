@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -13,7 +14,7 @@ from .parser import make_parser
 
 INTERRUPTED = 130
 INTERRUPTION = {
-    "run": "nothing of this run is kept, the results of earlier runs are as they were",
+    "run": "results of earlier runs are as they were; if it was writing its own just then, `inspect` notices",
     "inspect": "nothing was changed",
     "record": "a new store was removed; what was appended to an older one before is still there",
     "correct": "no model was written",
@@ -24,6 +25,7 @@ INTERRUPTION = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `streamstats ARGUMENTS…` and return the exit status: 0 done, 1 failure, 2 usage, 4 data, 130 interrupted."""
+    _prepare_streams()
     options = make_parser().parse_args(arguments)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
@@ -36,8 +38,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _complain(f"interrupted; {INTERRUPTION[options.command]}", INTERRUPTED)
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_stdout()
+    except OSError as error:
+        _discard_stdout()
+        return _complain(f"cannot go on: {error}", StreamstatsError.exit_status)
     return 0
+
+
+def _prepare_streams() -> None:
+    """Closed streams swallow what is printed; characters that a stream's encoding lacks become escapes."""
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - open to the end
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _discard_stdout() -> None:
+    """What is still in the buffer cannot be written; Python would complain at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -36,8 +37,8 @@ def number(value: float) -> str:
 
 
 def json_number(value: float) -> float | None:
-    """A number as JSON has it: every bit, null for NaN."""
-    return None if value != value else value
+    """A number as JSON has it: every bit, null for NaN and infinities."""
+    return value if math.isfinite(value) else None
 
 
 def row_ranges(covered: Sequence[tuple[int, int]]) -> str:

@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..artifacts import layer_path, write_bytes
-from ..correction import BiasCorrector
-from ..errors import MismatchError, UsageError, require
+from ..correction import BiasCorrector, MeanBiasCorrector
+from ..errors import DataError, MismatchError, UsageError, require
 from ..quantization import check_bits
 from ..results import CORRECTORS, MANIFEST, open_results
 from .onnx_edit import GraphEdit
@@ -119,6 +119,8 @@ def correct(
     """
     check_bits(bits)
     _check_paths(model_path, output, uncorrected)
+    for target in (output, uncorrected):
+        _check_replaceable(target)
     model = load_model(model_path)
     _check_opset(model, model_path)
     layers, skipped = survey(model)
@@ -137,6 +139,12 @@ def _check_paths(*paths: str | Path | None) -> None:
     given = [Path(path).resolve() for path in paths if path is not None]
     if len(set(given)) < len(given):
         raise UsageError("the model, the output and the uncorrected output are not all different files; name others")
+
+
+def _check_replaceable(path: str | Path | None) -> None:
+    """Refuse to write over a file that is no ONNX model: the model's own data, a corrector."""
+    if path is not None and Path(path).exists() and Path(path).suffix != ".onnx":
+        raise UsageError(f"{path} exists and is not called .onnx; name another file for the model")
 
 
 def _check_opset(model: onnx.ModelProto, path: str | Path) -> None:
@@ -194,6 +202,9 @@ def _term(
     if path is None:
         return None, "no corrector: the run left none for it"
     corrector = BiasCorrector.load(path)
+    made_for = corrector.provenance.get("layer", layer.name) if isinstance(corrector, MeanBiasCorrector) else layer.name
+    if made_for != layer.name:
+        raise DataError(f"{path} was made for layer {made_for}, not for {layer.name}; run the job again")
     try:
         term = corrector.calculate(
             layer.weight, quantized, layout=layer.layout, groups=layer.groups, strides=layer.strides

@@ -102,13 +102,13 @@ def prepare_input_mean(
     *,
     channel_axis: int = -1,
 ) -> npt.NDArray[np.float64]:
-    """The mean of each channel over all `batches`, float64[C], in real units.
+    """The mean of each channel over all `batches`, float64[C], in real units; NaN where the batches have no values.
 
     Batches are arrays of one dtype with the same number of channels on `channel_axis`; they may differ in every
     other extent. One of them is alive at a time, nothing is concatenated, every value weighs the same.
 
-    Raises `MismatchError` where a batch does not fit those before, `UsageError` for no batches at all,
-    `NonFiniteError` for NaN or infinities.
+    Raises `MismatchError` where a batch does not fit those before, `UsageError` for no batches
+    at all and for masked arrays, `NonFiniteError` for NaN or infinities.
 
     >>> prepare_input_mean([np.array([[1, 2]]), np.array([[3, 4], [5, 6]])], Quantization(0.5, 1)).tolist()
     [1.0, 1.5]
@@ -117,6 +117,8 @@ def prepare_input_mean(
     numbers = itertools.count()  # not enumerate: it holds the last batch while the next one is made
     for batch in batches:
         index = next(numbers)
+        if isinstance(batch, np.ma.MaskedArray):
+            raise UsageError(f"batch {index} is a masked array; expected plain values, with what is masked left out")
         part = ChannelMean.measure(np.asarray(batch), channel_axis)
         if part.nonfinite.any():
             channel = int(np.flatnonzero(part.nonfinite)[0])

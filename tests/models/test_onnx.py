@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import sys
@@ -741,6 +742,7 @@ def test_one_batch_of_activations_is_alive_at_a_time(
 
     def append(self: Recorder, layer: str, samples: Array, **options: Any) -> None:
         if layer == "conv":
+            gc.collect()
             assert not any(ref() is not None for batch in batches for ref in batch)
             batches.append([])
         batches[-1].append(weakref.ref(samples))
@@ -1117,3 +1119,14 @@ def test_a_new_store_that_could_not_be_finished_is_removed(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         record(model, tmp_path / "x.npy", tmp_path / "s", batch_size=2, append=True, on_progress=stop)
     assert (tmp_path / "s").exists()
+
+
+def test_a_corrector_of_another_layer_and_an_output_that_is_no_model_are_refused(tmp_path: Path) -> None:
+    source = saved(make_model([node("Gemm", ["x", "w"], name="g")], {"w": integers(3, 2)}, {"x": ("N", 3)}), tmp_path)
+    corrector = tmp_path / "out/correctors/g.safetensors"
+    MeanBiasCorrector(np.ones(3), {"layer": "other"}).save(corrector)
+    with pytest.raises(DataError, match="was made for layer other, not for g"):
+        correct(source, tmp_path / "out", tmp_path / "fixed.onnx", bits=3)
+    with pytest.raises(UsageError, match=r"not called \.onnx"):
+        correct(source, tmp_path / "out", corrector, bits=3)
+    assert not (tmp_path / "fixed.onnx").exists()

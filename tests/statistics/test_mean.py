@@ -213,3 +213,8 @@ def test_batches_that_are_not_finite_are_refused_with_batch_channel_and_counts()
     bad[:2, 1], bad[3, 1], bad[0, 2] = np.nan, np.inf, np.inf
     with pytest.raises(NonFiniteError, match="batch 2, channel 1: 2 NaN and 1 infinities; expected finite"):
         prepare_input_mean([np.ones((4, 3)), np.ones((1, 3)), bad])
+
+
+def test_masked_batches_are_refused() -> None:
+    with pytest.raises(UsageError, match="batch 1 is a masked array"):
+        prepare_input_mean([np.ones((2, 3)), np.ma.masked_array(np.ones((2, 3)), mask=True)])
