@@ -26,8 +26,8 @@ BLOCK_BYTES = 32 * MiB
 """Decoded bytes read at once: many chunks a call, in a buffer that is used again."""
 TASK_BYTES = 256 * MiB
 """Decoded bytes of a task: enough to hide its overhead, few enough to show progress and to share the end evenly."""
-TASKS_A_THREAD = 16
-SMALLEST_TASK_BYTES = 4 * MiB
+TASKS_A_THREAD = 4
+SMALLEST_TASK_BYTES = 16 * MiB
 """A small job is cut into about TASKS_A_THREAD tasks a thread, but into none smaller than this."""
 MOST_TASKS = 20_000
 """A huge job is cut into about this many tasks, however large they get: a scheduler bears no more."""
