@@ -384,7 +384,7 @@ def test_the_number_of_tasks_follows_the_bytes_and_not_the_chunks(rows_a_chunk: 
 
 
 def test_a_million_chunks_of_a_small_layer_are_few_tasks() -> None:
-    assert len(plan_all(layer((1_000_000, 8), (1, 8))).tasks) == 8
+    assert len(plan_all(layer((1_000_000, 8), (1, 8))).tasks) == 2
 
 
 def test_a_small_job_is_shared_evenly_among_the_threads() -> None:
