@@ -25,7 +25,7 @@ from .errors import DataError, NonFiniteError
 from .plan import TASKS_IN_FLIGHT, Part, Plan, Rows, Selection, Task, blocks
 from .statistics.extrema import ChannelExtrema
 from .statistics.mean import ChannelMean
-from .statistics.statistic import measure_pieces
+from .statistics.pieces import Accumulator
 
 _BUFFERS = threading.local()  # one a thread, kept from task to task: fresh memory costs more than reading it
 
@@ -90,16 +90,15 @@ def measure_part(layer: Layer, part: Part, nonfinite: str) -> Measured:
 def _measure_channels(
     layer: Layer, array: Any, selections: Iterator[Selection] | Sequence[Selection], channels: int, nonfinite: str
 ) -> tuple[ChannelMean, ChannelExtrema]:
-    sums, extrema = ChannelMean.empty(channels, layer.dtype), ChannelExtrema.empty(channels, layer.dtype)
+    accumulator = Accumulator(layer.dtype.newbyteorder("="), channels)
     for selection in selections:
         _check_present(layer, array, selection)
         block = read_block(layer, array, selection, _buffer(layer, selection))
-        for measures in measure_pieces(block, layer.channel_axis):
-            if nonfinite == "error" and (measures.nan.any() or measures.infinite.any()):
-                raise _nonfinite_error(layer, selection, block)
-            sums = sums.merge(ChannelMean.from_measures(measures))
-            extrema = extrema.merge(ChannelExtrema.from_measures(measures))
-    return sums, extrema
+        accumulator.add(block, layer.channel_axis)
+        if nonfinite == "error" and not accumulator.all_finite:
+            raise _nonfinite_error(layer, selection, block)
+    measures = accumulator.measures()
+    return ChannelMean.from_measures(measures), ChannelExtrema.from_measures(measures)
 
 
 def _check_present(layer: Layer, array: Any, selection: Selection) -> None:

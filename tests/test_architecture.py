@@ -34,7 +34,7 @@ ORDER = (
 """A module imports from those before it, or from its own package."""
 FACES = ("", "__main__")
 FROM_THE_FACE = ("__version__",)
-STATISTICS_LEVELS = (("exact", "kernels"), ("pieces",), ("statistic",), ("mean", "extrema"))
+STATISTICS_LEVELS = (("exact", "kernels"), ("loops",), ("pieces",), ("statistic",), ("mean", "extrema"))
 """Inside statistics, a module imports from the levels before its own."""
 
 IMPORTERS = {
@@ -42,7 +42,8 @@ IMPORTERS = {
     "distributed": ("reduction",),
     "matplotlib": ("report",),
     "plotext": ("report",),
-    "numba": ("statistics",),
+    "llvmlite": ("native",),
+    "numba": ("native", "statistics"),
     "onnx": ("models", "demo.train"),  # which exports the small network that is shipped
     "onnxruntime": ("models",),
     "sklearn": ("demo",),

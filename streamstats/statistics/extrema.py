@@ -33,7 +33,7 @@ class ChannelExtrema(Statistic):
 
     @classmethod
     def from_measures(cls, measures: Measures) -> Self:
-        """The extrema of a piece."""
+        """The extrema of some blocks."""
         return cls(measures.dtype, measures.low, measures.high)
 
     def merge(self, other: Self) -> Self:

@@ -1,18 +1,21 @@
 """The compiled loops: exact sum and extrema, per channel, of one contiguous part of a block, in one pass.
 
 A part is either *rows* [rows, channels], taken row by row with one accumulator a channel, or *runs* [outer, channels,
-inner], each run reduced by itself. Sums go into raw base-2^32 digits, `int64[digits, channels]`; one deposit adds less
-than 2^32 to a digit, so 2^31 deposits fit before carrying. `low` and `high` [channels] are narrowed and widened.
+inner], each run reduced by itself. `values` is the part; `bits` is the same memory as signed integers. `sums`
+int64[D + 2, channels] are raw base-2^32 digits, the count of NaN and that of infinities; one deposit adds less than
+2^32 to a digit, so 2^31 deposits fit before carrying. `low` and `high` [channels] are widened to the finite values.
+`room` [several, tile] is what it works in: a tile is
+channels that are taken together, so that their accumulators stay in the first-level cache. No loop allocates or raises, so none needs Python.
 
 Floats are exact at speed by one observation: a float64 sum is exact, in any order, while every partial sum fits 53
 bits. The least and the greatest magnitude of a strip of terms tell how far their exponents are apart. Close ones are
 just added. Wider ones are first split in two at a power of two (add and subtract a large number; both parts are exact)
-and summed apart. What is wider still, or not finite, goes term by term. Extrema of floats are found on keys, integers
-whose order is theirs; NaN and infinities have keys too, so their channels have to be looked at again.
+and summed apart. What is wider still, or not finite, goes term by term.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numba
@@ -26,17 +29,18 @@ Scalar = Any
 compiled: Any = numba.njit
 
 LOW = (1 << 32) - 1
-TILE = 1024
-"""Channels taken together, so that their accumulators stay in the first-level cache."""
 LANES = 64
 """Neighbours of a run that are accumulated side by side."""
 
 F16_STRIP = 8192
 """Terms of float16: 40 bits each, so 2^13 of them fit the 53 bits of a float64 sum whatever their exponents."""
-F32_ROWS_LOG, F32_RUNS_LOG = 5, 8
-"""log2 of the float32 terms in a strip of rows, of a run: 2^n terms of 24 bits fit 53 if within 29 − n exponents."""
+F32_LOG = 8
+"""log2 of the float32 terms in a strip: 2^n terms of 24 bits fit 53 if they are within 29 − n exponents."""
+F32_SPAN = 29 - F32_LOG
+F32_SPLIT_SPAN = 83 - 2 * F32_LOG
+"""float32 terms within so many exponents fit two sums, of what is above and below a power of two between them."""
 F64_LOG = 5
-F64_SPAN = 44
+F64_SPLIT_SPAN = 44
 """float64 terms are split at 2^(e−1070), e the greatest exponent; both parts of 2^5 terms fit 53 bits up to here."""
 F64_LOWEST, F64_HIGHEST = 64, 2000
 """Biased exponents between which the powers of two that the split needs are ordinary float64 numbers."""
@@ -45,19 +49,19 @@ F16_INFINITY, F32_INFINITY, F64_INFINITY = 0x7C00, 0x7F800000, 0x7FF000000000000
 F16_MAGNITUDE, F32_MAGNITUDE, F64_MAGNITUDE = 0x7FFF, 0x7FFFFFFF, 0x7FFFFFFFFFFFFFFF
 
 
-# Digits
+# Digits and extrema
 
 
 @compiled
-def _deposit(digits: Array, channel: Scalar, mantissa: Scalar, position: Scalar) -> None:
+def _deposit(sums: Array, channel: Scalar, mantissa: Scalar, position: Scalar) -> None:
     """Add mantissa·2^position, |mantissa| at most 2^53, to the digits of `channel`."""
     k = position >> 5
     shift = position & 31
     low = (mantissa & LOW) << shift
     high = (low >> 32) + ((mantissa >> 32) << shift)
-    digits[k, channel] += low & LOW
-    digits[k + 1, channel] += high & LOW
-    digits[k + 2, channel] += high >> 32
+    sums[k, channel] += low & LOW
+    sums[k + 1, channel] += high & LOW
+    sums[k + 2, channel] += high >> 32
 
 
 @compiled
@@ -67,70 +71,122 @@ def _power_of_two(exponent: Scalar) -> Scalar:
 
 
 @compiled
-def _deposit_term(
-    bits: Scalar, fraction_bits: Scalar, infinity: Scalar, digits: Array, nan: Array, infinite: Array, channel: Scalar
-) -> None:
-    """Add the float with the bit pattern `bits` to the digits, or count it as NaN or infinite."""
+def _lesser(a: Scalar, b: Scalar) -> Scalar:
+    """`b` where `a` is NaN."""
+    return a if a < b else b
+
+
+@compiled
+def _greater(a: Scalar, b: Scalar) -> Scalar:
+    """`b` where `a` is NaN."""
+    return a if a > b else b
+
+
+@compiled
+def _widen(low: Array, high: Array, channel: Scalar, least: Scalar, greatest: Scalar) -> None:
+    low[channel] = _lesser(least, low[channel])
+    high[channel] = _greater(greatest, high[channel])
+
+
+@compiled
+def _deposit_term(bits: Scalar, fraction_bits: Scalar, infinity: Scalar, sums: Array, channel: Scalar) -> bool:
+    """Add the float with the bit pattern `bits` to the digits, or count it as NaN or infinite; whether it is finite."""
     magnitude = bits & (infinity | ((1 << fraction_bits) - 1))
     if magnitude >= infinity:
-        if magnitude == infinity:
-            infinite[channel] += 1
-        else:
-            nan[channel] += 1
-        return
+        sums[len(sums) - (1 if magnitude == infinity else 2), channel] += 1
+        return False
     exponent = magnitude >> fraction_bits
     mantissa = magnitude & ((1 << fraction_bits) - 1)
     if exponent:
         mantissa |= 1 << fraction_bits
         exponent -= 1
     if mantissa:
-        _deposit(digits, channel, -mantissa if bits < 0 else mantissa, exponent)
+        _deposit(sums, channel, -mantissa if bits < 0 else mantissa, exponent)
+    return True
 
 
-# Integers of up to 32 bits: `longest` terms fit the narrow accumulator
+@compiled
+def _deposit_terms(
+    values: Array,
+    bits: Array,
+    fraction_bits: Scalar,
+    infinity: Scalar,
+    sums: Array,
+    low: Array,
+    high: Array,
+    channel: Scalar,
+) -> None:
+    """Take the float32 or float64 terms of `channel` one by one."""
+    for i in range(values.size):
+        if _deposit_term(np.int64(bits[i]), fraction_bits, infinity, sums, channel):
+            _widen(low, high, channel, values[i], values[i])
 
 
-def rows_narrow(data: Array, accumulator: Array, longest: Scalar, digits: Array, low: Array, high: Array) -> None:
-    """data [rows, channels]; accumulator [TILE], of a wider integer type."""
-    rows, channels = data.shape
-    for first in range(0, channels, TILE):
-        width = min(TILE, channels - first)
-        least, greatest = low[first : first + width], high[first : first + width]
-        for start in range(0, rows, longest):
-            accumulator[:] = 0
-            for row in range(start, min(start + longest, rows)):
-                line = data[row, first : first + width]
-                for c in range(width):
-                    term, small, large = line[c], least[c], greatest[c]
-                    accumulator[c] += term
-                    least[c] = term if term < small else small
-                    greatest[c] = term if term > large else large
-            for c in range(width):
-                digits[0, first + c] += accumulator[c]
+# Integers of up to 32 bits, in an accumulator of twice as many
 
 
-def runs_narrow(data: Array, accumulator: Array, longest: Scalar, digits: Array, low: Array, high: Array) -> None:
-    """data [outer, channels, inner]: each run in lanes of the accumulator."""
-    outer, channels, inner = data.shape
+@compiled
+def _fitting(data: Array, accumulators: Array) -> Scalar:
+    """How many of the largest terms an accumulator holds."""
+    return 1 << (8 * accumulators.itemsize - 8 * data.itemsize - 1)
+
+
+def rows_narrow(values: Array, bits: Array, sums: Array, low: Array, high: Array, room: Array) -> None:
+    """values [rows, channels]; room of an integer type twice as wide."""
+    rows, channels = values.shape
+    total = room[0]
+    longest = _fitting(values, room)
+    for first in range(0, channels, room.shape[1]):
+        last = min(first + room.shape[1], channels)
+        least, greatest = low[first:last], high[first:last]
+        start = 0
+        while start < rows:
+            stop = min(start + longest, rows)
+            total[:] = 0
+            for row in range(start, stop - 3, 4):
+                one, two = values[row, first:last], values[row + 1, first:last]
+                three, four = values[row + 2, first:last], values[row + 3, first:last]
+                for c in range(one.size):
+                    total[c] += (one[c] + two[c]) + (three[c] + four[c])
+                    small = _lesser(_lesser(one[c], two[c]), _lesser(three[c], four[c]))
+                    large = _greater(_greater(one[c], two[c]), _greater(three[c], four[c]))
+                    _widen(least, greatest, c, small, large)
+            for row in range(stop - (stop - start) % 4, stop):
+                line = values[row, first:last]
+                for c in range(line.size):
+                    total[c] += line[c]
+                    _widen(least, greatest, c, line[c], line[c])
+            for c in range(last - first):
+                sums[0, first + c] += total[c]
+            start = stop
+
+
+def runs_narrow(values: Array, bits: Array, sums: Array, low: Array, high: Array, room: Array) -> None:
+    """values [outer, channels, inner]; room of an integer type twice as wide: each run is summed in LANES of it."""
+    outer, channels, inner = values.shape
+    lanes = room[0]
     whole = inner - inner % LANES
+    longest = _fitting(values, room) * LANES
     for o in range(outer):
         for c in range(channels):
             total = np.int64(0)
             least, greatest = low[c], high[c]
             for i in range(inner):
-                term = data[o, c, i]
-                least = term if term < least else least
-                greatest = term if term > greatest else greatest
-            for start in range(0, whole, longest * LANES):
-                accumulator[:LANES] = 0
-                for i in range(start, min(start + longest * LANES, whole), LANES):
+                least = _lesser(values[o, c, i], least)
+                greatest = _greater(values[o, c, i], greatest)
+            start = 0
+            while start < whole:
+                stop = min(start + longest, whole)
+                lanes[:LANES] = 0
+                for i in range(start, stop, LANES):
                     for lane in range(LANES):
-                        accumulator[lane] += data[o, c, i + lane]
+                        lanes[lane] += values[o, c, i + lane]
                 for lane in range(LANES):
-                    total += accumulator[lane]
+                    total += lanes[lane]
+                start = stop
             for i in range(whole, inner):
-                total += data[o, c, i]
-            digits[0, c] += total
+                total += values[o, c, i]
+            sums[0, c] += total
             low[c] = least
             high[c] = greatest
 
@@ -138,41 +194,42 @@ def runs_narrow(data: Array, accumulator: Array, longest: Scalar, digits: Array,
 # Integers of 64 bits: the halves of each term go into two digits
 
 
-def rows_wide(data: Array, bits: Array, upper_mask: Scalar, digits: Array, low: Array, high: Array) -> None:
-    """data int64 or uint64 [rows, channels]; bits the same memory as int64."""
-    rows, channels = data.shape
-    lower, upper = digits[0], digits[1]
+def rows_wide(values: Array, bits: Array, sums: Array, low: Array, high: Array, room: Array) -> None:
+    """values int64 or uint64 [rows, channels]; bits the same memory as int64."""
+    rows, channels = values.shape
+    lower, upper = sums[0], sums[1]
     for row in range(rows):
-        line, line_bits = data[row], bits[row]
+        line, line_bits = values[row], bits[row]
         for c in range(channels):
-            term, small, large = line[c], low[c], high[c]
             lower[c] += line_bits[c] & LOW
-            upper[c] += (line_bits[c] >> 32) & upper_mask
-            low[c] = term if term < small else small
-            high[c] = term if term > large else large
+            upper[c] += np.int64(line[c] >> 32)
+            _widen(low, high, c, line[c], line[c])
 
 
-def runs_wide(data: Array, bits: Array, upper_mask: Scalar, digits: Array, low: Array, high: Array) -> None:
-    """data int64 or uint64 [outer, channels, inner]; bits the same memory as int64."""
-    outer, channels, inner = data.shape
+def runs_wide(values: Array, bits: Array, sums: Array, low: Array, high: Array, room: Array) -> None:
+    """values int64 or uint64 [outer, channels, inner]; bits the same memory as int64."""
+    outer, channels, inner = values.shape
     for o in range(outer):
         for c in range(channels):
             lower = np.int64(0)
             upper = np.int64(0)
             least, greatest = low[c], high[c]
             for i in range(inner):
-                term = data[o, c, i]
+                term = values[o, c, i]
                 lower += bits[o, c, i] & LOW
-                upper += (bits[o, c, i] >> 32) & upper_mask
-                least = term if term < least else least
-                greatest = term if term > greatest else greatest
-            digits[0, c] += lower
-            digits[1, c] += upper
+                upper += np.int64(term >> 32)
+                least = _lesser(term, least)
+                greatest = _greater(term, greatest)
+            sums[0, c] += lower
+            sums[1, c] += upper
             low[c] = least
             high[c] = greatest
 
 
-# float16: moving the bits makes a float32 that is 2^−112 times the value; a strip's float64 sum is always exact
+# float16: moving the bits makes a float32 that is 2^−112 times the value, also of infinities and NaN, which come out
+# larger than every finite value; a strip's float64 sum is always exact. `low` and `high` are float32, as much smaller.
+
+SCALED_INFINITY = 2.0**-96
 
 
 @compiled
@@ -183,71 +240,98 @@ def _scaled_from_half(bits: Scalar) -> Scalar:
 
 @compiled
 def _half_key(bits: Scalar) -> Scalar:
+    """An integer whose order is that of the floats; the same function makes bits of a key."""
     return np.int16(bits ^ ((bits >> 15) & F16_MAGNITUDE))
 
 
 @compiled
-def _deposit_half_sum(digits: Array, channel: Scalar, total: Scalar) -> None:
-    _deposit(digits, channel, np.int64(total * _power_of_two(68) * _power_of_two(68)), 0)
+def _settle_half(
+    total: Scalar, least: Scalar, greatest: Scalar, bits: Array, sums: Array, low: Array, high: Array, channel: Scalar
+) -> None:
+    """Deposit a strip: its sum, if everything in `bits` [terms] is finite, else the terms."""
+    if -SCALED_INFINITY < least and greatest < SCALED_INFINITY:
+        _deposit(sums, channel, np.int64(total * _power_of_two(68) * _power_of_two(68)), 0)
+        _widen(low, high, channel, least, greatest)
+        return
+    for i in range(bits.size):
+        if _deposit_term(np.int64(bits[i]), 10, F16_INFINITY, sums, channel):
+            value = _scaled_from_half(bits[i])
+            _widen(low, high, channel, value, value)
 
 
-@compiled
-def _half_terms(terms: Array, digits: Array, nan: Array, infinite: Array, channel: Scalar) -> None:
-    for term in terms:
-        _deposit_term(np.int64(term), 10, F16_INFINITY, digits, nan, infinite, channel)
-
-
-def rows_float16(bits: Array, digits: Array, nan: Array, infinite: Array, low: Array, high: Array) -> None:
-    """bits int16[rows, channels]; low and high int16, keys."""
+def rows_float16(values: Array, bits: Array, sums: Array, low: Array, high: Array, room: Array) -> None:
+    """bits int16 [rows, channels]; low and high float32, 2^−112 times the extrema."""
     rows, channels = bits.shape
-    total = np.empty(TILE, np.float64)
-    largest = np.empty(TILE, np.int16)
-    for first in range(0, channels, TILE):
-        width = min(TILE, channels - first)
-        least, greatest = low[first : first + width], high[first : first + width]
+    total = room[0]
+    least = room[1].view(np.float32)
+    greatest = room[2].view(np.float32)
+    for first in range(0, channels, room.shape[1]):
+        last = min(first + room.shape[1], channels)
         for start in range(0, rows, F16_STRIP):
             stop = min(start + F16_STRIP, rows)
             total[:] = 0.0
-            largest[:] = 0
+            least[:] = np.inf
+            greatest[:] = -np.inf
             for row in range(start, stop):
-                line = bits[row, first : first + width]
-                for c in range(width):
-                    total[c] += _scaled_from_half(line[c])
-                for c in range(width):
-                    key, small, large, far = _half_key(line[c]), least[c], greatest[c], largest[c]
-                    magnitude = np.int16(line[c] & F16_MAGNITUDE)
-                    least[c] = key if key < small else small
-                    greatest[c] = key if key > large else large
-                    largest[c] = magnitude if magnitude > far else far
-            for c in range(width):
-                if largest[c] < F16_INFINITY:
-                    _deposit_half_sum(digits, first + c, total[c])
-                else:
-                    _half_terms(bits[start:stop, first + c], digits, nan, infinite, first + c)
+                line = bits[row, first:last]
+                for c in range(line.size):
+                    value = _scaled_from_half(line[c])
+                    total[c] += value
+                    _widen(least, greatest, c, value, value)
+            for c in range(last - first):
+                strip = bits[start:stop, first + c]
+                _settle_half(total[c], least[c], greatest[c], strip, sums, low, high, first + c)
 
 
-def runs_float16(bits: Array, digits: Array, nan: Array, infinite: Array, low: Array, high: Array) -> None:
-    """bits int16[outer, channels, inner]; low and high int16, keys."""
+def runs_float16(values: Array, bits: Array, sums: Array, low: Array, high: Array, room: Array) -> None:
+    """bits int16 [outer, channels, inner]; low and high float32, 2^−112 times the extrema."""
     outer, channels, inner = bits.shape
     for o in range(outer):
         for c in range(channels):
             for start in range(0, inner, F16_STRIP):
-                stop = min(start + F16_STRIP, inner)
+                strip = bits[o, c, start : min(start + F16_STRIP, inner)]
                 total = 0.0
-                least, greatest, largest = low[c], high[c], np.int16(0)
-                for i in range(start, stop):
-                    total += _scaled_from_half(bits[o, c, i])
-                for i in range(start, stop):
-                    key = _half_key(bits[o, c, i])
-                    magnitude = np.int16(bits[o, c, i] & F16_MAGNITUDE)
-                    least = key if key < least else least
-                    greatest = key if key > greatest else greatest
-                    largest = magnitude if magnitude > largest else largest
-                low[c], high[c] = least, greatest
-                if largest < F16_INFINITY:
-                    _deposit_half_sum(digits, c, total)
-                else:
-                    _half_terms(bits[o, c, start:stop], digits, nan, infinite, c)
+                least, greatest = np.int16(F16_MAGNITUDE), np.int16(~F16_MAGNITUDE)
+                for i in range(strip.size):
+                    total += _scaled_from_half(strip[i])
+                for i in range(strip.size):
+                    key = _half_key(strip[i])
+                    least = _lesser(key, least)
+                    greatest = _greater(key, greatest)
+                smallest, largest = _scaled_from_half(_half_key(least)), _scaled_from_half(_half_key(greatest))
+                _settle_half(total, smallest, largest, strip, sums, low, high, c)
+
+
+# Splitting: a term less its upper part, rounded by adding and subtracting 1.5·2^(52 + p), is the lower part, below 2^p
+
+
+@compiled
+def _split_rows(values: Array, first: Scalar, splitter: Array, upper: Array, lower: Array) -> None:
+    """Sum the upper and the lower parts of a strip's terms, values [rows, channels], from channel `first`."""
+    rows, channels = values.shape
+    last = min(first + upper.size, channels)
+    upper[:] = 0.0
+    lower[:] = 0.0
+    for row in range(rows):
+        line = values[row, first:last]
+        for c in range(line.size):
+            term = np.float64(line[c])
+            rounded = (term + splitter[c]) - splitter[c]
+            upper[c] += rounded
+            lower[c] += term - rounded
+
+
+@compiled
+def _split_run(values: Array, splitter: Scalar) -> Scalar:
+    """(sum of the upper parts, sum of the lower parts) of a strip's terms."""
+    upper = 0.0
+    lower = 0.0
+    for i in range(values.size):
+        term = np.float64(values[i])
+        rounded = (term + splitter) - splitter
+        upper += rounded
+        lower += term - rounded
+    return upper, lower
 
 
 # float32
@@ -255,242 +339,253 @@ def runs_float16(bits: Array, digits: Array, nan: Array, infinite: Array, low: A
 
 @compiled
 def _single_key(bits: Scalar) -> Scalar:
+    """An integer whose order is that of the floats; the same function makes bits of a key."""
     return np.int32(bits ^ ((bits >> 31) & F32_MAGNITUDE))
 
 
 @compiled
+def _magnitude_below(bits: Scalar) -> Scalar:
+    """The magnitude less one: zero comes out as the greatest uint32, so the least is that of a term that counts."""
+    return np.uint32(np.uint32(bits & F32_MAGNITUDE) - np.uint32(1))
+
+
+@compiled
 def _lowest_single(below: Scalar) -> Scalar:
-    """The biased exponent (1 for denormals) of the least nonzero magnitude, given less one as uint32."""
+    """The biased exponent (1 for denormals) of the least nonzero magnitude, given less one."""
     return max((np.int64(below) + 1) >> 23, 1)
 
 
 @compiled
-def _settle_single(
-    terms_log: Scalar, total: Scalar, below: Scalar, largest: Scalar, digits: Array, channel: Scalar
-) -> bool:
-    """Deposit the float64 sum of at most 2^terms_log terms where it is exact; whether it was.
-
-    `below` is their least nonzero magnitude less one, `largest` the greatest magnitude, bit patterns as uint32.
-    """
-    lowest = _lowest_single(below)
-    if largest == 0:
-        return True
-    if largest >= F32_INFINITY or (np.int64(largest) >> 23) - lowest > 29 - terms_log:
-        return False
-    _deposit(digits, channel, np.int64(total * _power_of_two(150 - lowest)), lowest - 1)
-    return True
+def _highest_single(least: Scalar, greatest: Scalar) -> Scalar:
+    """The biased exponent of the greatest magnitude, 255 for infinities."""
+    return np.int64(np.float32(max(abs(least), abs(greatest))).view(np.int32)) >> 23
 
 
 @compiled
-def _single_terms(
+def _settle_single(
+    total: Scalar, below: Scalar, least: Scalar, greatest: Scalar, sums: Array, low: Array, high: Array, channel: Scalar
+) -> Scalar:
+    """Deposit the float64 sum of a strip if it is exact: 0 then; −1 if it must go term by term; else its splitter.
+
+    `below` is the least nonzero magnitude less one, as a bit pattern; `least` and `greatest` leave NaN out.
+    """
+    if total - total != 0.0:
+        return -1.0  # NaN or infinite
+    highest, lowest = _highest_single(least, greatest), _lowest_single(below)
+    if least == greatest == 0.0 or highest - lowest <= F32_SPAN:
+        if least != 0.0 or greatest != 0.0:
+            _deposit(sums, channel, np.int64(total * _power_of_two(150 - lowest)), lowest - 1)
+        _widen(low, high, channel, least, greatest)
+        return 0.0
+    if highest - lowest > F32_SPLIT_SPAN:
+        return -1.0
+    _widen(low, high, channel, least, greatest)
+    return 1.5 * _power_of_two(highest + F32_LOG - 127)
+
+
+@compiled
+def _settle_split_single(
+    upper: Scalar, lower: Scalar, splitter: Scalar, below: Scalar, sums: Array, channel: Scalar
+) -> None:
+    """Deposit the two sums of a strip that was split."""
+    highest = (np.float64(splitter).view(np.int64) >> 52) - 1023 - F32_LOG + 127
+    _deposit(sums, channel, np.int64(upper * _power_of_two(179 - F32_LOG - highest)), highest + F32_LOG - 30)
+    lowest = _lowest_single(below)
+    _deposit(sums, channel, np.int64(lower * _power_of_two(150 - lowest)), lowest - 1)
+
+
+def rows_float32(values: Array, bits: Array, sums: Array, low: Array, high: Array, room: Array) -> None:
+    """values float32 [rows, channels], bits the same memory as int32."""
+    rows, channels = values.shape
+    total, upper, lower, splitter = room[0], room[1], room[2], room[3]
+    below = room[4].view(np.uint32)
+    least = room[5].view(np.float32)
+    greatest = room[6].view(np.float32)
+    for start in range(0, rows, 1 << F32_LOG):
+        stop = min(start + (1 << F32_LOG), rows)
+        for first in range(0, channels, room.shape[1]):
+            last = min(first + room.shape[1], channels)
+            total[:] = 0.0
+            below[:] = LOW
+            least[:] = np.inf
+            greatest[:] = -np.inf
+            for row in range(start, stop - 3, 4):
+                _four_rows_float32(values, bits, row, first, last, total, below, least, greatest)
+            for row in range(stop - (stop - start) % 4, stop):
+                line, line_bits = values[row, first:last], bits[row, first:last]
+                for c in range(line.size):
+                    total[c] += line[c]
+                    below[c] = _lesser(_magnitude_below(line_bits[c]), below[c])
+                    _widen(least, greatest, c, line[c], line[c])
+            split = False
+            for c in range(last - first):
+                splitter[c] = _settle_single(total[c], below[c], least[c], greatest[c], sums, low, high, first + c)
+                if splitter[c] < 0.0:
+                    strip, strip_bits = values[start:stop, first + c], bits[start:stop, first + c]
+                    _deposit_terms(strip, strip_bits, 23, F32_INFINITY, sums, low, high, first + c)
+                split |= splitter[c] > 0.0
+            if split:
+                _split_rows(values[start:stop], first, splitter, upper, lower)
+                for c in range(last - first):
+                    if splitter[c] > 0.0:
+                        _settle_split_single(upper[c], lower[c], splitter[c], below[c], sums, first + c)
+
+
+@compiled
+def _four_rows_float32(
     values: Array,
     bits: Array,
-    terms_log: Scalar,
-    below: Scalar,
-    largest: Scalar,
-    digits: Array,
-    nan: Array,
-    infinite: Array,
-    channel: Scalar,
+    row: Scalar,
+    first: Scalar,
+    last: Scalar,
+    total: Array,
+    below: Array,
+    least: Array,
+    greatest: Array,
 ) -> None:
-    """Deposit a strip that `_settle_single` refused: split in two where that is exact, else term by term."""
-    highest = np.int64(largest) >> 23
-    lowest = _lowest_single(below)
-    if largest < F32_INFINITY and highest - lowest <= 83 - 2 * terms_log:
-        split = 179 - terms_log - highest
-        splitter = 1.5 * _power_of_two(52 - split)
-        upper = 0.0
-        lower = 0.0
-        for i in range(values.size):
-            term = np.float64(values[i])
-            rounded = (term + splitter) - splitter
-            upper += rounded
-            lower += term - rounded
-        _deposit(digits, channel, np.int64(upper * _power_of_two(split)), 149 - split)
-        _deposit(digits, channel, np.int64(lower * _power_of_two(150 - lowest)), lowest - 1)
-        return
-    for i in range(bits.size):
-        _deposit_term(np.int64(bits[i]), 23, F32_INFINITY, digits, nan, infinite, channel)
+    """Take four rows at a time: the accumulators are loaded and stored once for all of them."""
+    one, two = values[row, first:last], values[row + 1, first:last]
+    three, four = values[row + 2, first:last], values[row + 3, first:last]
+    for c in range(one.size):
+        total[c] += (np.float64(one[c]) + np.float64(two[c])) + (np.float64(three[c]) + np.float64(four[c]))
+    for c in range(one.size):
+        small = _lesser(two[c], _lesser(one[c], least[c]))
+        large = _greater(two[c], _greater(one[c], greatest[c]))
+        least[c] = _lesser(four[c], _lesser(three[c], small))
+        greatest[c] = _greater(four[c], _greater(three[c], large))
+    ones, twos = bits[row, first:last], bits[row + 1, first:last]
+    threes, fours = bits[row + 2, first:last], bits[row + 3, first:last]
+    for c in range(one.size):
+        near = _lesser(_magnitude_below(ones[c]), _magnitude_below(twos[c]))
+        other = _lesser(_magnitude_below(threes[c]), _magnitude_below(fours[c]))
+        below[c] = _lesser(_lesser(near, other), below[c])
 
 
-def rows_float32(
-    values: Array, bits: Array, digits: Array, nan: Array, infinite: Array, low: Array, high: Array
-) -> None:
-    """values float32[rows, channels], bits the same memory as int32; low and high int32, keys."""
-    rows, channels = values.shape
-    total = np.empty(TILE, np.float64)
-    below = np.empty(TILE, np.uint32)
-    largest = np.empty(TILE, np.uint32)
-    for start in range(0, rows, 1 << F32_ROWS_LOG):
-        stop = min(start + (1 << F32_ROWS_LOG), rows)
-        for first in range(0, channels, TILE):
-            width = min(TILE, channels - first)
-            least, greatest = low[first : first + width], high[first : first + width]
-            total[:] = 0.0
-            below[:] = 0xFFFFFFFF
-            largest[:] = 0
-            for row in range(start, stop):
-                line = values[row, first : first + width]
-                line_bits = bits[row, first : first + width]
-                for c in range(width):
-                    near, far = below[c], largest[c]
-                    magnitude = np.uint32(line_bits[c] & F32_MAGNITUDE)
-                    less = np.uint32(magnitude - np.uint32(1))
-                    below[c] = less if less < near else near
-                    largest[c] = magnitude if magnitude > far else far
-                    total[c] += line[c]
-                for c in range(width):
-                    key, small, large = _single_key(line_bits[c]), least[c], greatest[c]
-                    least[c] = key if key < small else small
-                    greatest[c] = key if key > large else large
-            for c in range(width):
-                if not _settle_single(F32_ROWS_LOG, total[c], below[c], largest[c], digits, first + c):
-                    terms, patterns = values[start:stop, first + c], bits[start:stop, first + c]
-                    _single_terms(terms, patterns, F32_ROWS_LOG, below[c], largest[c], digits, nan, infinite, first + c)
-
-
-def runs_float32(
-    values: Array, bits: Array, digits: Array, nan: Array, infinite: Array, low: Array, high: Array
-) -> None:
-    """values float32[outer, channels, inner], bits the same memory as int32; low and high int32, keys."""
+def runs_float32(values: Array, bits: Array, sums: Array, low: Array, high: Array, room: Array) -> None:
+    """values float32 [outer, channels, inner], bits the same memory as int32."""
     outer, channels, inner = values.shape
     for o in range(outer):
         for c in range(channels):
-            least, greatest = low[c], high[c]
-            for start in range(0, inner, 1 << F32_RUNS_LOG):
-                stop = min(start + (1 << F32_RUNS_LOG), inner)
+            for start in range(0, inner, 1 << F32_LOG):
+                stop = min(start + (1 << F32_LOG), inner)
+                strip, strip_bits = values[o, c, start:stop], bits[o, c, start:stop]
                 total = 0.0
-                below = np.uint32(0xFFFFFFFF)
-                largest = np.uint32(0)
-                for i in range(start, stop):
-                    key = _single_key(bits[o, c, i])
-                    magnitude = np.uint32(bits[o, c, i] & F32_MAGNITUDE)
-                    less = np.uint32(magnitude - np.uint32(1))
-                    total += values[o, c, i]
-                    below = less if less < below else below
-                    largest = magnitude if magnitude > largest else largest
-                    least = key if key < least else least
-                    greatest = key if key > greatest else greatest
-                if not _settle_single(F32_RUNS_LOG, total, below, largest, digits, c):
-                    terms, patterns = values[o, c, start:stop], bits[o, c, start:stop]
-                    _single_terms(terms, patterns, F32_RUNS_LOG, below, largest, digits, nan, infinite, c)
-            low[c], high[c] = least, greatest
+                below = np.uint32(LOW)
+                least, greatest = np.int32(F32_MAGNITUDE), np.int32(~F32_MAGNITUDE)
+                for i in range(strip.size):
+                    key = _single_key(strip_bits[i])
+                    total += strip[i]
+                    below = _lesser(_magnitude_below(strip_bits[i]), below)
+                    least = _lesser(key, least)
+                    greatest = _greater(key, greatest)
+                smallest = np.int32(_single_key(least)).view(np.float32)
+                largest = np.int32(_single_key(greatest)).view(np.float32)
+                splitter = _settle_single(total, below, smallest, largest, sums, low, high, c)
+                if splitter < 0.0:
+                    _deposit_terms(strip, strip_bits, 23, F32_INFINITY, sums, low, high, c)
+                elif splitter > 0.0:
+                    upper, lower = _split_run(strip, splitter)
+                    _settle_split_single(upper, lower, splitter, below, sums, c)
 
 
 # float64: always split
 
 
 @compiled
-def _double_key(bits: Scalar) -> Scalar:
-    return bits ^ ((bits >> 63) & F64_MAGNITUDE)
-
-
-@compiled
 def _splitter(below: Scalar, largest: Scalar) -> Scalar:
-    """1.5·2^(e−1018), whose last place is 2^(e−1070), e the greatest exponent; 0 where the split is not exact.
+    """1.5·2^(e−1018), whose last place is 2^(e−1070), e the greatest exponent; 0 where all is 0, −1 if not exact.
 
-    `below` and `largest` are as in `_settle_single`, as int64.
+    `below` is the least nonzero magnitude less one and `largest` the greatest, as bit patterns.
     """
+    if largest == 0:
+        return 0.0
     lowest = (below + 1) >> 52
     highest = largest >> 52
-    if highest > F64_HIGHEST or lowest < F64_LOWEST or highest - lowest > F64_SPAN:
-        return 0.0
+    if highest > F64_HIGHEST or lowest < F64_LOWEST or highest - lowest > F64_SPLIT_SPAN:
+        return -1.0
     return 1.5 * _power_of_two(highest - 1018)
 
 
 @compiled
 def _settle_double(
-    splitter: Scalar, upper: Scalar, lower: Scalar, below: Scalar, largest: Scalar, digits: Array, channel: Scalar
-) -> bool:
-    """Deposit the sums of split terms where they are exact; whether they were."""
-    if largest == 0:
-        return True
-    if splitter == 0.0:
-        return False
-    lowest = (below + 1) >> 52
-    highest = largest >> 52
-    _deposit(digits, channel, np.int64(upper * _power_of_two(1070 - highest)), highest + 4)
-    _deposit(digits, channel, np.int64(lower * _power_of_two(1075 - lowest)), lowest - 1)
-    return True
-
-
-@compiled
-def _double_terms(bits: Array, digits: Array, nan: Array, infinite: Array, channel: Scalar) -> None:
-    for i in range(bits.size):
-        _deposit_term(bits[i], 52, F64_INFINITY, digits, nan, infinite, channel)
-
-
-def rows_float64(
-    values: Array, bits: Array, digits: Array, nan: Array, infinite: Array, low: Array, high: Array
+    upper: Scalar, lower: Scalar, below: Scalar, largest: Scalar, least: Scalar, greatest: Scalar,
+    sums: Array, low: Array, high: Array, channel: Scalar,
 ) -> None:
-    """values float64[rows, channels], bits the same memory as int64; low and high int64, keys."""
+    """Deposit the two sums of a strip that was split."""
+    _widen(low, high, channel, least, greatest)
+    if largest:
+        lowest = (below + 1) >> 52
+        highest = largest >> 52
+        _deposit(sums, channel, np.int64(upper * _power_of_two(1070 - highest)), highest + 4)
+        _deposit(sums, channel, np.int64(lower * _power_of_two(1075 - lowest)), lowest - 1)
+
+
+def rows_float64(values: Array, bits: Array, sums: Array, low: Array, high: Array, room: Array) -> None:
+    """values float64 [rows, channels], bits the same memory as int64."""
     rows, channels = values.shape
-    below = np.empty(TILE, np.int64)
-    largest = np.empty(TILE, np.int64)
-    splitter = np.empty(TILE, np.float64)
-    upper = np.empty(TILE, np.float64)
-    lower = np.empty(TILE, np.float64)
+    below, largest = room[0].view(np.int64), room[1].view(np.int64)
+    least, greatest, splitter, upper, lower = room[2], room[3], room[4], room[5], room[6]
     for start in range(0, rows, 1 << F64_LOG):
         stop = min(start + (1 << F64_LOG), rows)
-        for first in range(0, channels, TILE):
-            width = min(TILE, channels - first)
-            least, greatest = low[first : first + width], high[first : first + width]
+        for first in range(0, channels, room.shape[1]):
+            last = min(first + room.shape[1], channels)
             below[:] = F64_MAGNITUDE
             largest[:] = 0
-            upper[:] = 0.0
-            lower[:] = 0.0
+            least[:] = np.inf
+            greatest[:] = -np.inf
             for row in range(start, stop):
-                line_bits = bits[row, first : first + width]
-                for c in range(width):
-                    near, far = below[c], largest[c]
+                line, line_bits = values[row, first:last], bits[row, first:last]
+                for c in range(line.size):
                     magnitude = line_bits[c] & F64_MAGNITUDE
-                    less = (magnitude - 1) & F64_MAGNITUDE
-                    below[c] = less if less < near else near
-                    largest[c] = magnitude if magnitude > far else far
-                for c in range(width):
-                    key, small, large = _double_key(line_bits[c]), least[c], greatest[c]
-                    least[c] = key if key < small else small
-                    greatest[c] = key if key > large else large
-            for c in range(width):
+                    below[c] = _lesser((magnitude - 1) & F64_MAGNITUDE, below[c])
+                    largest[c] = _greater(magnitude, largest[c])
+                for c in range(line.size):
+                    _widen(least, greatest, c, line[c], line[c])
+            for c in range(last - first):
                 splitter[c] = _splitter(below[c], largest[c])
-            for row in range(start, stop):
-                line = values[row, first : first + width]
-                for c in range(width):
-                    term, split = line[c], splitter[c]
-                    rounded = (term + split) - split
-                    upper[c] += rounded
-                    lower[c] += term - rounded
-            for c in range(width):
-                if not _settle_double(splitter[c], upper[c], lower[c], below[c], largest[c], digits, first + c):
-                    _double_terms(bits[start:stop, first + c], digits, nan, infinite, first + c)
+            _split_rows(values[start:stop], first, splitter, upper, lower)
+            for c in range(last - first):
+                if splitter[c] < 0.0:
+                    strip, strip_bits = values[start:stop, first + c], bits[start:stop, first + c]
+                    _deposit_terms(strip, strip_bits, 52, F64_INFINITY, sums, low, high, first + c)
+                else:
+                    _settle_double(
+                        upper[c], lower[c], below[c], largest[c], least[c], greatest[c], sums, low, high, first + c
+                    )
 
 
-def runs_float64(
-    values: Array, bits: Array, digits: Array, nan: Array, infinite: Array, low: Array, high: Array
-) -> None:
-    """values float64[outer, channels, inner], bits the same memory as int64; low and high int64, keys."""
+def runs_float64(values: Array, bits: Array, sums: Array, low: Array, high: Array, room: Array) -> None:
+    """values float64 [outer, channels, inner], bits the same memory as int64."""
     outer, channels, inner = values.shape
     for o in range(outer):
         for c in range(channels):
-            least, greatest = low[c], high[c]
             for start in range(0, inner, 1 << F64_LOG):
                 stop = min(start + (1 << F64_LOG), inner)
+                strip, strip_bits = values[o, c, start:stop], bits[o, c, start:stop]
                 below = np.int64(F64_MAGNITUDE)
                 largest = np.int64(0)
-                for i in range(start, stop):
-                    key = _double_key(bits[o, c, i])
-                    magnitude = bits[o, c, i] & F64_MAGNITUDE
-                    below = min(below, (magnitude - 1) & F64_MAGNITUDE)
-                    largest = max(largest, magnitude)
-                    least = min(least, key)
-                    greatest = max(greatest, key)
+                least, greatest = np.inf, -np.inf
+                for i in range(strip.size):
+                    magnitude = strip_bits[i] & F64_MAGNITUDE
+                    below = _lesser((magnitude - 1) & F64_MAGNITUDE, below)
+                    largest = _greater(magnitude, largest)
+                    least = _lesser(strip[i], least)
+                    greatest = _greater(strip[i], greatest)
                 splitter = _splitter(below, largest)
-                upper = 0.0
-                lower = 0.0
-                for i in range(start, stop):
-                    rounded = (values[o, c, i] + splitter) - splitter
-                    upper += rounded
-                    lower += values[o, c, i] - rounded
-                if not _settle_double(splitter, upper, lower, below, largest, digits, c):
-                    _double_terms(bits[o, c, start:stop], digits, nan, infinite, c)
-            low[c], high[c] = least, greatest
+                if splitter < 0.0:
+                    _deposit_terms(strip, strip_bits, 52, F64_INFINITY, sums, low, high, c)
+                else:
+                    upper, lower = _split_run(strip, splitter)
+                    _settle_double(upper, lower, below, largest, least, greatest, sums, low, high, c)
+
+
+LOOPS: dict[str, tuple[Callable[..., None], Callable[..., None]]] = {
+    "narrow": (rows_narrow, runs_narrow),
+    "wide": (rows_wide, runs_wide),
+    "float16": (rows_float16, runs_float16),
+    "float32": (rows_float32, runs_float32),
+    "float64": (rows_float64, runs_float64),
+}
+"""How values are taken → the loop over rows, the loop over runs."""
+REORDERED = (runs_float16, runs_float32)
+"""Loops whose float sums are used only where they are exact in any order: the compiler may choose the order."""

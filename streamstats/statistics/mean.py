@@ -46,7 +46,7 @@ class ChannelMean(Statistic):
 
     @classmethod
     def from_measures(cls, measures: Measures) -> Self:
-        """Sum and count of a piece."""
+        """Sum and count of some blocks."""
         count = measures.values - measures.nan - measures.infinite
         total = ExactSum.from_raw(measures.dtype, measures.digits)
         return cls(measures.dtype, total.digits, count, measures.nan, measures.infinite)

@@ -1,4 +1,4 @@
-"""From a block of any layout to the compiled loops: a block is cut into pieces that the loops take as they lie.
+"""From blocks of any layout to the compiled loops: a block is cut into pieces that the loops take as they lie.
 
 Reduced axes may be taken in any order, so a block whose memory is one piece (C, Fortran or any permuted order) is
 viewed, never copied; anything else (strided, broadcast, foreign byte order) is copied piece by piece, in the order
@@ -7,20 +7,17 @@ of its memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from math import prod
 from typing import Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
-from numba import types
 
 from ..errors import MismatchError
-from . import kernels
-from .exact import digit_count
+from .exact import ExactSum, digit_count
+from .loops import bound_dtype, loop, room
 
 Array = npt.NDArray[Any]
 
@@ -34,23 +31,6 @@ FEWEST_ROWS = 16
 WIDEST = 4096
 NARROWEST = 256
 """Rows narrower than this are joined: several are taken as one."""
-
-INTEGER_OF_FLOAT = {np.dtype(np.float16): np.int16, np.dtype(np.float32): np.int32, np.dtype(np.float64): np.int64}
-"""The signed integer of the same width, through which the bit patterns of a float are read."""
-
-LOOPS = {
-    "narrow": (kernels.rows_narrow, kernels.runs_narrow),
-    "wide": (kernels.rows_wide, kernels.runs_wide),
-    "float16": (kernels.rows_float16, kernels.runs_float16),
-    "float32": (kernels.rows_float32, kernels.runs_float32),
-    "float64": (kernels.rows_float64, kernels.runs_float64),
-}
-"""How values are taken → the loop over rows, the loop over runs."""
-NARROW_ACCUMULATOR = {1: (np.int16, 128), 2: (np.int32, 2**15), 4: (np.int64, 2**31)}
-"""Bytes of an integer → accumulator that holds this many of the largest."""
-
-REORDERED = {kernels.runs_float16, kernels.runs_float32}
-"""Loops whose float sums are used only where they are exact in any order: the compiler may choose the order."""
 
 
 def pieces(block: Array, channel_axis: int) -> Iterator[Array]:
@@ -92,7 +72,7 @@ def _split(block: Array, channel: int, limit: int) -> Iterator[Array]:
 
 @dataclass(frozen=True)
 class Measures:
-    """What one pass finds in each channel of a piece, [C]; `digits` int64[digit_count, C] is the sum, not carried.
+    """What is found in each channel of some blocks, [C]; `digits` int64[digit_count, C] is the sum, not carried.
 
     `nan` and `infinite` count what is not finite and has no part in the rest; `low` and `high`, of the values' dtype,
     are the extrema: ±∞, or the ends of the integer type, where there is no finite value. A zero has no sign.
@@ -107,87 +87,100 @@ class Measures:
     high: Array
 
 
-def measure_piece(piece: Array) -> Measures:
-    """Measure `piece`, one of `pieces`. `values` is the number of values of a channel."""
-    outer, channels, inner = piece.shape
-    total = _Accumulators.empty(piece.dtype, channels)
-    for part, joined, run in _parts(piece):
-        found = _Accumulators.empty(piece.dtype, joined * channels * run)
-        found.measure(part)
-        total.add(found, (joined, channels, run))
-    low, high = (_to_values(bound, piece.dtype) for bound in (total.low, total.high))
-    return Measures(piece.dtype, outer * inner, *total.counts(), low, high)
+class Accumulator:
+    """Takes blocks of one dtype and number of channels, one pass over each, and adds up what it finds.
+
+    The loops fill arrays of their own for every way they take a block (rows of so many joined channels, runs), which
+    are folded together when they are asked for: adding a block costs microseconds beside its bytes.
+    """
+
+    def __init__(self, dtype: np.dtype[Any], channels: int) -> None:
+        self.dtype = dtype
+        self.channels = channels
+        self._values = 0
+        self._uncarried = 0
+        self._filled: dict[tuple[int, int], _Filled] = {}
+        self._room = room()
+
+    def add(self, block: Array, channel_axis: int) -> None:
+        """Take `block`, of this dtype in any byte order and any layout, with the channels on `channel_axis`."""
+        for piece in pieces(block, channel_axis):
+            outer, _, inner = piece.shape
+            self._values += outer * inner
+            self._uncarried += outer * inner
+            if self._uncarried > LONGEST_PIECE:
+                self._carry()
+                self._uncarried = outer * inner
+            for part, joined, run in _parts(piece):
+                self._fill(part, joined, run)
+
+    @property
+    def all_finite(self) -> bool:
+        """Whether no NaN and no infinity was found."""
+        return not any(filled.sums[-2:].any() for filled in self._filled.values())
+
+    def measures(self) -> Measures:
+        """What was found in all blocks."""
+        empty = _Filled.empty(self.dtype, self.channels)
+        folded = [filled.folded(joined, self.channels, run) for (joined, run), filled in self._filled.items()]
+        sums = sum((each.sums for each in folded), empty.sums)
+        low, high = empty.low, empty.high
+        for each in folded:
+            low, high = np.minimum(low, each.low), np.maximum(high, each.high)
+        digits, nan, infinite = sums[:-2], sums[-2], sums[-1]
+        low, high = (_to_values(bound, self.dtype) for bound in (low, high))
+        return Measures(self.dtype, self._values, digits, nan, infinite, low, high)
+
+    def _fill(self, part: Array, joined: int, run: int) -> None:
+        filled = self._filled.get((joined, run))
+        if filled is None:
+            filled = self._filled[joined, run] = _Filled.empty(self.dtype, joined * self.channels * run)
+        outer, channels, inner = part.shape if part.ndim == 3 else (*part.shape, 1)
+        measure = loop(self.dtype, runs=part.ndim == 3)
+        measure(part.ctypes.data, outer, channels, inner, *filled.addresses, self._room.ctypes.data)
+
+    def _carry(self) -> None:
+        for filled in self._filled.values():
+            filled.sums[:-2] = ExactSum.from_raw(self.dtype, filled.sums[:-2]).digits
 
 
 @dataclass(frozen=True)
-class _Accumulators:
+class _Filled:
     """What a loop fills, for each of its channels; sums above, NaN and infinities in the last two rows."""
 
     sums: npt.NDArray[np.int64]
     low: Array
     high: Array
+    addresses: tuple[int, int, int]
 
     @classmethod
-    def empty(cls, dtype: np.dtype[Any], channels: int) -> _Accumulators:
-        least, greatest = _bounds(dtype)
+    def empty(cls, dtype: np.dtype[Any], channels: int) -> _Filled:
+        least, greatest = _ends(bound_dtype(dtype))
         sums = np.zeros((digit_count(dtype) + 2, channels), np.int64)
-        return cls(sums, np.full(channels, greatest), np.full(channels, least))
+        low, high = np.full(channels, greatest), np.full(channels, least)
+        return cls(sums, low, high, (sums.ctypes.data, low.ctypes.data, high.ctypes.data))
 
-    def counts(self) -> tuple[Array, Array, Array]:
-        return self.sums[:-2], self.sums[-2], self.sums[-1]
-
-    def measure(self, part: Array) -> None:
-        digits, nan, infinite = self.counts()
-        dtype = part.dtype
-        if dtype.kind == "f":
-            views = (part,) if dtype != np.float16 else ()
-            bits = part.view(INTEGER_OF_FLOAT[dtype])
-            _run(dtype.name, part.ndim, *views, bits, digits, nan, infinite, self.low, self.high)
-            self._look_again(part, nan + infinite)
-        elif dtype.itemsize == 8:
-            upper_mask = -1 if dtype.kind == "i" else kernels.LOW
-            _run("wide", part.ndim, part, part.view(np.int64), upper_mask, digits, self.low, self.high)
-        else:
-            accumulator, longest = NARROW_ACCUMULATOR[dtype.itemsize]
-            codes = part.view(np.uint8) if dtype.kind == "b" else part
-            room = np.empty(kernels.TILE, accumulator)
-            _run("narrow", part.ndim, codes, room, longest, digits, self.low, self.high)
-
-    def _look_again(self, part: Array, nonfinite: Array) -> None:
-        """Find the extrema of the channels whose keys NaN and infinities have a part in, without them."""
-        for channel in np.flatnonzero(nonfinite):
-            values = part[:, channel]
-            finite = values[np.isfinite(values)]
-            bounds = [finite.min(initial=np.inf), finite.max(initial=-np.inf)]
-            self.low[channel], self.high[channel] = _keys(np.array(bounds, part.dtype))
-
-    def add(self, part: _Accumulators, shape: tuple[int, int, int]) -> None:
-        """Add the accumulators of a part, whose channels are those of `shape` (joined, channels, inner)."""
-        self.sums[...] += part.sums.reshape(-1, *shape).sum(axis=(1, 3))
-        np.minimum(self.low, part.low.reshape(shape).min(axis=(0, 2)), out=self.low)
-        np.maximum(self.high, part.high.reshape(shape).max(axis=(0, 2)), out=self.high)
+    def folded(self, joined: int, channels: int, run: int) -> _Filled:
+        """The same of the channels of the block, where one of them is `joined` times `run` of the loop's."""
+        shape = (joined, channels, run)
+        sums = self.sums.reshape(-1, *shape).sum(axis=(1, 3))
+        low, high = self.low.reshape(shape).min(axis=(0, 2)), self.high.reshape(shape).max(axis=(0, 2))
+        return _Filled(sums, low, high, (sums.ctypes.data, low.ctypes.data, high.ctypes.data))
 
 
-def _bounds(dtype: np.dtype[Any]) -> tuple[Any, Any]:
-    """The least and the greatest number of the type that the loops compare: keys of floats, uint8 for bool."""
-    limits = np.iinfo(np.uint8 if dtype.kind == "b" else INTEGER_OF_FLOAT.get(dtype, dtype))
-    return limits.dtype.type(limits.min), limits.dtype.type(limits.max)
-
-
-def _keys(floats: Array) -> Array:
-    """Integers of the same width whose order is that of `floats`."""
-    return _flipped(floats.view(INTEGER_OF_FLOAT[floats.dtype]))
+def _ends(dtype: np.dtype[Any]) -> tuple[Any, Any]:
+    """The least and the greatest number of `dtype`."""
+    if dtype.kind == "f":
+        return dtype.type(-np.inf), dtype.type(np.inf)
+    limits = np.iinfo(dtype)
+    return dtype.type(limits.min), dtype.type(limits.max)
 
 
 def _to_values(bound: Array, dtype: np.dtype[Any]) -> Array:
     """Extrema as the loops hold them → values of `dtype`, zeros without sign."""
-    return _flipped(bound).view(dtype) + dtype.type(0) if dtype.kind == "f" else bound.astype(dtype)
-
-
-def _flipped(integers: Array) -> Array:
-    """Negative numbers with every bit but the sign flipped: bit patterns of floats → keys, and back."""
-    magnitude = integers.dtype.type(np.iinfo(integers.dtype).max)
-    return np.where(integers < 0, integers ^ magnitude, integers)
+    if dtype == np.float16:
+        bound = bound * np.float32(2.0**112)
+    return bound.astype(dtype) + dtype.type(0) if dtype.kind == "f" else bound.astype(dtype)
 
 
 def _parts(piece: Array) -> Iterator[tuple[Array, int, int]]:
@@ -203,23 +196,3 @@ def _parts(piece: Array) -> Iterator[tuple[Array, int, int]]:
     yield rows[:whole].reshape(whole // joined, joined * width), joined, inner
     if whole < outer:
         yield rows[whole:], 1, inner
-
-
-def _run(kind: str, ndim: int, *arguments: Any) -> None:
-    loop = LOOPS[kind][ndim - 2]
-    _compiled(loop, tuple(_numba_type(argument) for argument in arguments))(*arguments)
-
-
-def _numba_type(argument: Any) -> Any:
-    if isinstance(argument, np.ndarray):
-        return types.Array(numba.from_dtype(argument.dtype), argument.ndim, "C", readonly=not argument.flags.writeable)
-    return numba.typeof(argument)
-
-
-@cache
-def _compiled(loop: Callable[..., None], argument_types: tuple[Any, ...]) -> Callable[..., None]:
-    options: dict[str, Any] = {"nogil": True, "fastmath": {"reassoc"} if loop in REORDERED else False}
-    try:
-        return numba.njit(types.void(*argument_types), cache=True, **options)(loop)  # type: ignore[no-any-return]
-    except RuntimeError:  # no folder can be written: compile without keeping the result
-        return numba.njit(types.void(*argument_types), **options)(loop)  # type: ignore[no-any-return]

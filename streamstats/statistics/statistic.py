@@ -9,7 +9,7 @@ A new statistic is a frozen dataclass of arrays whose last axis is the channel; 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Self
 
@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import DataError, MismatchError
-from .pieces import Measures, measure_piece, pieces
+from .pieces import Accumulator, Measures
 
 Array = npt.NDArray[Any]
 
@@ -42,7 +42,7 @@ class Statistic(ABC):
     @classmethod
     @abstractmethod
     def from_measures(cls, measures: Measures) -> Self:
-        """The statistic of one piece of a block, from what the pass over it found."""
+        """The statistic of some blocks, from what the pass over them found."""
 
     @abstractmethod
     def merge(self, other: Self) -> Self:
@@ -50,12 +50,14 @@ class Statistic(ABC):
 
     @classmethod
     def measure(cls, block: Array, channel_axis: int = -1) -> Self:
-        """The statistic of `block`; arguments and errors as `measure_pieces`."""
-        dtype, channels = checked_block(block, channel_axis)
-        measured = cls.empty(channels, dtype)
-        for measures in measure_pieces(block, channel_axis):
-            measured = measured.merge(cls.from_measures(measures))
-        return measured
+        """The statistic of `block` (any number of axes, any memory order).
+
+        The block is not changed, and copied, a piece at a time, only where its memory is not contiguous in any order.
+        Raises `MismatchError` for a dtype that has no statistics or an axis out of range.
+        """
+        accumulator = Accumulator(*checked_block(block, channel_axis))
+        accumulator.add(block, channel_axis)
+        return cls.from_measures(accumulator.measures())
 
     @property
     def channels(self) -> int:
@@ -114,16 +116,6 @@ class Statistic(ABC):
         return all(mine.shape == theirs.shape and mine.tobytes() == theirs.tobytes() for mine, theirs in pairs)
 
     __hash__ = None  # type: ignore[assignment]
-
-
-def measure_pieces(block: Array, channel_axis: int) -> Iterator[Measures]:
-    """What one pass finds in `block` (any number of axes, any memory order), piece by piece, for `from_measures`.
-
-    The block is not changed, and copied, a piece at a time, only where its memory is not contiguous in any order.
-    Raises `MismatchError` for a dtype that has no statistics or an axis out of range.
-    """
-    checked_block(block, channel_axis)
-    return map(measure_piece, pieces(block, channel_axis))
 
 
 def checked_dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:

@@ -1,0 +1,140 @@
+"""Native code of compiled functions, kept on disk: a process that finds it there never loads the compiler.
+
+Loading numba and letting it find what it compiled before takes most of a second in every process; loading an object
+file takes milliseconds. A function's file lies below `$XDG_CACHE_HOME/streamstats` (default `~/.cache/streamstats`),
+under a name that changes with its source, the compiler and the processor. It is written whole, so many processes may
+start at once, and read only if its SHA-256 is right. Where no file can be kept, every process compiles anew. As with
+numba's own cache, whoever can write to that folder can run code as its owner.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+import uuid
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import cache
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import llvmlite.binding as llvm
+
+POINTER, SIZE = ctypes.c_void_p, ctypes.c_int64
+ENTRY = "entry"
+DIGEST_BYTES = 32
+ALLOWED = {"memset", "memcpy", "memmove"}
+"""What compiled code may need beside itself: every process has it."""
+
+_LOADING = threading.Lock()
+_LOADED: dict[str, Callable[..., None]] = {}
+_ENGINES: list[Any] = []  # a function lives as long as the engine that holds its code
+
+
+def load(
+    name: str, arguments: Sequence[Any], define: Callable[[], Callable[..., None]], sources: Sequence[Path]
+) -> Callable[..., None]:
+    """The function called `name`, of `arguments` (each POINTER or SIZE), which lets go of Python's lock when called.
+
+    Where no file has it, `define` gives the function to compile, which may neither allocate nor raise. `sources` are
+    the files that it is written in. Raises `RuntimeError` for a function that needs Python.
+    """
+    with _LOADING:
+        if name not in _LOADED:
+            file = f"{name}-{_fingerprint(tuple(sources))}.o"
+            code = _read(file)
+            if code is None:
+                code = _compile(name, arguments, define())
+                _keep(file, code)
+            _LOADED[name] = ctypes.CFUNCTYPE(None, *arguments)(_address(code))
+        return _LOADED[name]
+
+
+def _address(code: bytes) -> int:
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _target_machine())
+    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+    engine.finalize_object()
+    _ENGINES.append(engine)
+    return int(engine.get_function_address(ENTRY))
+
+
+@cache
+def _target_machine() -> Any:
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    return llvm.Target.from_default_triple().create_target_machine(
+        cpu=llvm.get_host_cpu_name(),
+        features=llvm.get_host_cpu_features().flatten(),
+        opt=3,
+        codemodel="jitdefault",
+        jit=True,
+    )
+
+
+# Files
+
+
+@cache
+def _fingerprint(sources: tuple[Path, ...]) -> str:
+    """Changes with everything that the code depends on."""
+    contents = [source.read_bytes() for source in (*sources, Path(__file__))]
+    processor = [llvm.get_default_triple(), llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()]
+    compiler = [f"{package} {version(package)}" for package in ("numba", "llvmlite", "numpy")]
+    parts = [*contents, *map(str.encode, (*processor, *compiler))]
+    return sha256(b"".join(sha256(part).digest() for part in parts)).hexdigest()[:16]
+
+
+def _folder() -> Path:
+    """Raises `RuntimeError` where there is no home."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "streamstats"
+
+
+def _read(file: str) -> bytes | None:
+    """The code that is kept as `file`, None if there is none that can be used."""
+    try:
+        content = (_folder() / file).read_bytes()
+    except (OSError, RuntimeError):
+        return None
+    code = content[DIGEST_BYTES:]
+    return code if sha256(code).digest() == content[:DIGEST_BYTES] else None
+
+
+def _keep(file: str, code: bytes) -> None:
+    """Keep `code` for the next process; where no file can be written, that process compiles again."""
+    with suppress(OSError, RuntimeError):
+        folder = _folder()
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        temporary = folder / f".{uuid.uuid4().hex}.tmp"
+        try:
+            temporary.write_bytes(sha256(code).digest() + code)
+            temporary.replace(folder / file)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+# Compiling
+
+
+def _compile(name: str, arguments: Sequence[Any], function: Callable[..., None]) -> bytes:
+    """The object file of `function`, which needs nothing of Python."""
+    import numba
+    from numba import types
+
+    signature = types.void(*(types.voidptr if argument is POINTER else types.int64 for argument in arguments))
+    compiled = numba.cfunc(signature)(function)
+    module = llvm.parse_assembly(compiled.inspect_llvm())
+    for each in module.functions:
+        if each.name == compiled.native_name:
+            each.name = ENTRY
+        elif not each.is_declaration:
+            each.linkage = "internal"
+    # once more, now that all but ENTRY may be inlined and dropped: what reports exceptions goes, as there are none
+    builder = llvm.create_pass_builder(_target_machine(), llvm.create_pipeline_tuning_options(speed_level=3))
+    builder.getModulePassManager().run(module, builder)
+    outside = [each.name for each in module.functions if each.is_declaration and not each.name.startswith("llvm.")]
+    if not ALLOWED.issuperset(outside):
+        raise RuntimeError(f"the compiled {name} needs {', '.join(outside)}; expected a function that needs no Python")
+    return bytes(_target_machine().emit_object(module))

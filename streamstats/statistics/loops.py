@@ -1,0 +1,91 @@
+"""Which compiled loop takes values of a dtype, and what it is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..native import POINTER, SIZE, load
+from .exact import digit_count
+
+ARGUMENTS = (POINTER, SIZE, SIZE, SIZE, POINTER, POINTER, POINTER, POINTER)
+"""data, outer, channels, inner, sums, low, high, room: arrays as `kernels` describes them, C-contiguous."""
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("kernels.py", "loops.py", "exact.py"))
+
+ROOM, TILE = 7, 1024
+"""What a loop works in: ROOM rows of TILE float64, or of TILE of a narrower type, so little that it stays in cache."""
+
+INTEGER_OF_FLOAT = {np.dtype(np.float16): np.int16, np.dtype(np.float32): np.int32, np.dtype(np.float64): np.int64}
+"""The signed integer of the same width, through which the bit patterns of a float are read."""
+TWICE_AS_WIDE = {1: np.int16, 2: np.int32, 4: np.int64}
+"""Bytes of an integer → the type that its accumulators have."""
+
+
+def room() -> npt.NDArray[np.float64]:
+    """What a loop works in, for one call at a time."""
+    return np.empty((ROOM, TILE))
+
+
+def bound_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """What the loops hold extrema of `dtype` in."""
+    if dtype.kind == "b":
+        return np.dtype(np.uint8)
+    return np.dtype(np.float32) if dtype == np.float16 else dtype
+
+
+@cache
+def loop(dtype: np.dtype[Any], *, runs: bool) -> Callable[..., None]:
+    """The loop over rows, or over runs, of native `dtype`; it takes ARGUMENTS, addresses and extents."""
+    name = f"{'runs' if runs else 'rows'}-{dtype.name}"
+    return load(name, ARGUMENTS, lambda: _definition(dtype, runs), SOURCES)
+
+
+def _definition(dtype: np.dtype[Any], runs: bool) -> Callable[..., None]:
+    """What is compiled: it makes arrays of the addresses and calls the loop."""
+    import numba
+
+    from . import kernels
+
+    chosen = kernels.LOOPS[_kind(dtype)][runs]
+    compiled = numba.njit(fastmath={"reassoc"} if chosen in kernels.REORDERED else False)(chosen)
+    carray = numba.carray
+    values = np.dtype(np.uint8) if dtype.kind == "b" else dtype
+    bits = np.dtype(INTEGER_OF_FLOAT.get(dtype, np.int64 if dtype.itemsize == 8 else values))
+    if dtype == np.float16:
+        values = bits  # compiled code does not have float16
+    bound = bound_dtype(dtype)
+    accumulators = np.dtype(np.float64 if dtype.kind == "f" else TWICE_AS_WIDE.get(dtype.itemsize, np.int64))
+    digits = digit_count(dtype)
+
+    def over_rows(data, outer, channels, inner, sums, low, high, space):  # type: ignore[no-untyped-def]
+        compiled(
+            carray(data, (outer, channels), values),
+            carray(data, (outer, channels), bits),
+            carray(sums, (digits + 2, channels), np.int64),
+            carray(low, (channels,), bound),
+            carray(high, (channels,), bound),
+            carray(space, (ROOM, TILE), accumulators),
+        )
+
+    def over_runs(data, outer, channels, inner, sums, low, high, space):  # type: ignore[no-untyped-def]
+        compiled(
+            carray(data, (outer, channels, inner), values),
+            carray(data, (outer, channels, inner), bits),
+            carray(sums, (digits + 2, channels), np.int64),
+            carray(low, (channels,), bound),
+            carray(high, (channels,), bound),
+            carray(space, (ROOM, TILE), accumulators),
+        )
+
+    return over_runs if runs else over_rows
+
+
+def _kind(dtype: np.dtype[Any]) -> str:
+    if dtype.kind == "f":
+        return dtype.name
+    return "wide" if dtype.itemsize == 8 else "narrow"
