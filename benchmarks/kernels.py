@@ -19,7 +19,7 @@ from tables import Table, show, show_json
 
 from streamstats.statistics.extrema import ChannelExtrema
 from streamstats.statistics.mean import ChannelMean
-from streamstats.statistics.statistic import measure_pieces
+from streamstats.statistics.pieces import Accumulator
 
 Array = npt.NDArray[Any]
 
@@ -84,11 +84,11 @@ def _measure_shape(values: Array, shape: Shape, repeats: int) -> dict[str, float
     return rates_in_turn(functions, block.nbytes, repeats)
 
 
-def _measure(block: Array, channel_axis: int) -> list[object]:
-    return [
-        (ChannelMean.from_measures(measures), ChannelExtrema.from_measures(measures))
-        for measures in measure_pieces(block, channel_axis)
-    ]
+def _measure(block: Array, channel_axis: int) -> tuple[ChannelMean, ChannelExtrema]:
+    accumulator = Accumulator(block.dtype, block.shape[channel_axis])
+    accumulator.add(block, channel_axis)
+    measures = accumulator.measures()
+    return ChannelMean.from_measures(measures), ChannelExtrema.from_measures(measures)
 
 
 def _shapes(elements: int) -> Iterator[Shape]:

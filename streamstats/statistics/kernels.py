@@ -29,8 +29,8 @@ Scalar = Any
 compiled: Any = numba.njit
 
 LOW = (1 << 32) - 1
-LANES = 64
-"""Neighbours of a run that are accumulated side by side."""
+RUN = 2**15
+"""Terms of a run of integers that are summed at once: of up to 16 bits, so many fit 32."""
 
 F16_STRIP = 8192
 """Terms of float16: 40 bits each, so 2^13 of them fit the 53 bits of a float64 sum whatever their exponents."""
@@ -84,8 +84,9 @@ def _greater(a: Scalar, b: Scalar) -> Scalar:
 
 @compiled
 def _widen(low: Array, high: Array, channel: Scalar, least: Scalar, greatest: Scalar) -> None:
-    low[channel] = _lesser(least, low[channel])
-    high[channel] = _greater(greatest, high[channel])
+    before, after = low[channel], high[channel]
+    low[channel] = _lesser(least, before)
+    high[channel] = _greater(greatest, after)
 
 
 @compiled
@@ -125,17 +126,11 @@ def _deposit_terms(
 # Integers of up to 32 bits, in an accumulator of twice as many
 
 
-@compiled
-def _fitting(data: Array, accumulators: Array) -> Scalar:
-    """How many of the largest terms an accumulator holds."""
-    return 1 << (8 * accumulators.itemsize - 8 * data.itemsize - 1)
-
-
 def rows_narrow(values: Array, bits: Array, sums: Array, low: Array, high: Array, room: Array) -> None:
     """values [rows, channels]; room of an integer type twice as wide."""
     rows, channels = values.shape
     total = room[0]
-    longest = _fitting(values, room)
+    longest = 1 << (8 * room.itemsize - 8 * values.itemsize - 1)  # of the largest terms, in an accumulator
     for first in range(0, channels, room.shape[1]):
         last = min(first + room.shape[1], channels)
         least, greatest = low[first:last], high[first:last]
@@ -143,50 +138,52 @@ def rows_narrow(values: Array, bits: Array, sums: Array, low: Array, high: Array
         while start < rows:
             stop = min(start + longest, rows)
             total[:] = 0
-            for row in range(start, stop - 3, 4):
+            for row in range(start, stop - 1, 2):
                 one, two = values[row, first:last], values[row + 1, first:last]
-                three, four = values[row + 2, first:last], values[row + 3, first:last]
                 for c in range(one.size):
-                    total[c] += (one[c] + two[c]) + (three[c] + four[c])
-                    small = _lesser(_lesser(one[c], two[c]), _lesser(three[c], four[c]))
-                    large = _greater(_greater(one[c], two[c]), _greater(three[c], four[c]))
-                    _widen(least, greatest, c, small, large)
-            for row in range(stop - (stop - start) % 4, stop):
-                line = values[row, first:last]
+                    total[c] += one[c] + two[c]
+                for c in range(one.size):
+                    _widen(least, greatest, c, _lesser(one[c], two[c]), _greater(one[c], two[c]))
+            if (stop - start) % 2:
+                line = values[stop - 1, first:last]
                 for c in range(line.size):
                     total[c] += line[c]
+                for c in range(line.size):
                     _widen(least, greatest, c, line[c], line[c])
             for c in range(last - first):
                 sums[0, first + c] += total[c]
             start = stop
 
 
+@compiled
+def _sum_in_32_bits(values: Array) -> Scalar:
+    """The sum of at most RUN integers of up to 16 bits."""
+    total = np.int32(0)
+    for i in range(values.size):
+        total = np.int32(total + values[i])
+    return np.int64(total)
+
+
+@compiled
+def _sum_in_64_bits(values: Array) -> Scalar:
+    total = np.int64(0)
+    for i in range(values.size):
+        total += values[i]
+    return total
+
+
 def runs_narrow(values: Array, bits: Array, sums: Array, low: Array, high: Array, room: Array) -> None:
-    """values [outer, channels, inner]; room of an integer type twice as wide: each run is summed in LANES of it."""
+    """values [outer, channels, inner]."""
     outer, channels, inner = values.shape
-    lanes = room[0]
-    whole = inner - inner % LANES
-    longest = _fitting(values, room) * LANES
     for o in range(outer):
         for c in range(channels):
-            total = np.int64(0)
             least, greatest = low[c], high[c]
-            for i in range(inner):
-                least = _lesser(values[o, c, i], least)
-                greatest = _greater(values[o, c, i], greatest)
-            start = 0
-            while start < whole:
-                stop = min(start + longest, whole)
-                lanes[:LANES] = 0
-                for i in range(start, stop, LANES):
-                    for lane in range(LANES):
-                        lanes[lane] += values[o, c, i + lane]
-                for lane in range(LANES):
-                    total += lanes[lane]
-                start = stop
-            for i in range(whole, inner):
-                total += values[o, c, i]
-            sums[0, c] += total
+            for start in range(0, inner, RUN):
+                run = values[o, c, start : min(start + RUN, inner)]
+                sums[0, c] += _sum_in_32_bits(run) if values.itemsize < 4 else _sum_in_64_bits(run)
+                for i in range(run.size):
+                    least = _lesser(run[i], least)
+                    greatest = _greater(run[i], greatest)
             low[c] = least
             high[c] = greatest
 
@@ -246,9 +243,10 @@ def _half_key(bits: Scalar) -> Scalar:
 
 @compiled
 def _settle_half(
-    total: Scalar, least: Scalar, greatest: Scalar, bits: Array, sums: Array, low: Array, high: Array, channel: Scalar
+    total: Scalar, keys: Scalar, bits: Array, sums: Array, low: Array, high: Array, channel: Scalar
 ) -> None:
-    """Deposit a strip: its sum, if everything in `bits` [terms] is finite, else the terms."""
+    """Deposit a strip: its sum, if everything in `bits` [terms] is finite, else the terms; `keys` of its extrema."""
+    least, greatest = _scaled_from_half(_half_key(keys[0])), _scaled_from_half(_half_key(keys[1]))
     if -SCALED_INFINITY < least and greatest < SCALED_INFINITY:
         _deposit(sums, channel, np.int64(total * _power_of_two(68) * _power_of_two(68)), 0)
         _widen(low, high, channel, least, greatest)
@@ -263,24 +261,24 @@ def rows_float16(values: Array, bits: Array, sums: Array, low: Array, high: Arra
     """bits int16 [rows, channels]; low and high float32, 2^−112 times the extrema."""
     rows, channels = bits.shape
     total = room[0]
-    least = room[1].view(np.float32)
-    greatest = room[2].view(np.float32)
+    least = room[1].view(np.int16)
+    greatest = room[2].view(np.int16)
     for first in range(0, channels, room.shape[1]):
         last = min(first + room.shape[1], channels)
         for start in range(0, rows, F16_STRIP):
             stop = min(start + F16_STRIP, rows)
             total[:] = 0.0
-            least[:] = np.inf
-            greatest[:] = -np.inf
+            least[:] = F16_MAGNITUDE
+            greatest[:] = ~F16_MAGNITUDE
             for row in range(start, stop):
                 line = bits[row, first:last]
                 for c in range(line.size):
-                    value = _scaled_from_half(line[c])
-                    total[c] += value
-                    _widen(least, greatest, c, value, value)
+                    total[c] += _scaled_from_half(line[c])
+                for c in range(line.size):
+                    _widen(least, greatest, c, _half_key(line[c]), _half_key(line[c]))
             for c in range(last - first):
                 strip = bits[start:stop, first + c]
-                _settle_half(total[c], least[c], greatest[c], strip, sums, low, high, first + c)
+                _settle_half(total[c], (least[c], greatest[c]), strip, sums, low, high, first + c)
 
 
 def runs_float16(values: Array, bits: Array, sums: Array, low: Array, high: Array, room: Array) -> None:
@@ -298,8 +296,7 @@ def runs_float16(values: Array, bits: Array, sums: Array, low: Array, high: Arra
                     key = _half_key(strip[i])
                     least = _lesser(key, least)
                     greatest = _greater(key, greatest)
-                smallest, largest = _scaled_from_half(_half_key(least)), _scaled_from_half(_half_key(greatest))
-                _settle_half(total, smallest, largest, strip, sums, low, high, c)
+                _settle_half(total, (least, greatest), strip, sums, low, high, c)
 
 
 # Splitting: a term less its upper part, rounded by adding and subtracting 1.5·2^(52 + p), is the lower part, below 2^p

@@ -17,8 +17,8 @@ ARGUMENTS = (POINTER, SIZE, SIZE, SIZE, POINTER, POINTER, POINTER, POINTER)
 """data, outer, channels, inner, sums, low, high, room: arrays as `kernels` describes them, C-contiguous."""
 SOURCES = tuple(Path(__file__).with_name(name) for name in ("kernels.py", "loops.py", "exact.py"))
 
-ROOM, TILE = 7, 1024
-"""What a loop works in: ROOM rows of TILE float64, or of TILE of a narrower type, so little that it stays in cache."""
+ROOM, TILE_BYTES = 7, 4096
+"""What a loop works in: ROOM accumulators for each of the channels that have so many bytes in a row of a block."""
 
 INTEGER_OF_FLOAT = {np.dtype(np.float16): np.int16, np.dtype(np.float32): np.int32, np.dtype(np.float64): np.int64}
 """The signed integer of the same width, through which the bit patterns of a float are read."""
@@ -28,7 +28,7 @@ TWICE_AS_WIDE = {1: np.int16, 2: np.int32, 4: np.int64}
 
 def room() -> npt.NDArray[np.float64]:
     """What a loop works in, for one call at a time."""
-    return np.empty((ROOM, TILE))
+    return np.empty(ROOM * TILE_BYTES)  # enough for float16, whose accumulators are 64 bits each
 
 
 def bound_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
@@ -60,7 +60,7 @@ def _definition(dtype: np.dtype[Any], runs: bool) -> Callable[..., None]:
         values = bits  # compiled code does not have float16
     bound = bound_dtype(dtype)
     accumulators = np.dtype(np.float64 if dtype.kind == "f" else TWICE_AS_WIDE.get(dtype.itemsize, np.int64))
-    digits = digit_count(dtype)
+    digits, tile = digit_count(dtype), TILE_BYTES // dtype.itemsize
 
     def over_rows(data, outer, channels, inner, sums, low, high, space):  # type: ignore[no-untyped-def]
         compiled(
@@ -69,7 +69,7 @@ def _definition(dtype: np.dtype[Any], runs: bool) -> Callable[..., None]:
             carray(sums, (digits + 2, channels), np.int64),
             carray(low, (channels,), bound),
             carray(high, (channels,), bound),
-            carray(space, (ROOM, TILE), accumulators),
+            carray(space, (ROOM, tile), accumulators),
         )
 
     def over_runs(data, outer, channels, inner, sums, low, high, space):  # type: ignore[no-untyped-def]
@@ -79,7 +79,7 @@ def _definition(dtype: np.dtype[Any], runs: bool) -> Callable[..., None]:
             carray(sums, (digits + 2, channels), np.int64),
             carray(low, (channels,), bound),
             carray(high, (channels,), bound),
-            carray(space, (ROOM, TILE), accumulators),
+            carray(space, (ROOM, tile), accumulators),
         )
 
     return over_runs if runs else over_rows

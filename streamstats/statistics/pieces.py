@@ -25,11 +25,11 @@ LONGEST_PIECE = 2**27
 """Elements a channel: this many deposits are far from overflowing a 64-bit digit."""
 COPIED_BYTES = 2**20
 """About the size of the pieces that have to be copied."""
-SHORTEST_RUN = 32
+SHORTEST_RUN = 64
 """Shorter runs of one channel are taken as rows of more channels, where there are FEWEST_ROWS of at most WIDEST."""
 FEWEST_ROWS = 16
-WIDEST = 4096
-NARROWEST = 256
+WIDEST = 16384
+NARROWEST = 1024
 """Rows narrower than this are joined: several are taken as one."""
 
 
