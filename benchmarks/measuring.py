@@ -30,7 +30,7 @@ from stores import Source
 SPAWN = multiprocessing.get_context("spawn")
 RSS_UNIT = 1 if sys.platform == "darwin" else 1024
 """Bytes that `getrusage` counts peak memory in."""
-PACKAGES = ("streamstats", "numpy", "numba", "zarr", "zarrs", "numcodecs", "dask", "distributed", "xarray")
+PACKAGES = ("streamstats", "numpy", "numba", "llvmlite", "zarr", "numcodecs", "dask", "distributed", "xarray")
 
 
 @dataclass(frozen=True)

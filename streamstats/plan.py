@@ -35,8 +35,8 @@ RESULT_BYTES = MiB
 """What the results of a task may take, if one layer's alone do not take more: many tiny layers do not share one."""
 TASKS_IN_FLIGHT = 3
 """Tasks a thread that are submitted and not yet merged."""
-DECODE_COPIES = 2
-"""What decoding holds for a chunk, beside the block it goes to: its stored bytes and a decoded copy."""
+ZARR_COPIES = 3
+"""Times that zarr holds a chunk while it reads it, beside the block it goes to."""
 STATE_COPIES = 4
 """Times the state of a layer is held while results are merged and written."""
 
@@ -193,12 +193,14 @@ def _why_it_does_not_fit(layers: Sequence[Layer], memory: int) -> str:
 def _reading_bytes(layer: Layer, block_budget: int) -> int:
     """A thread's block, and what is held while its chunks are decoded."""
     shape = _block_shape(layer, block_budget)
+    block, chunk = _size(layer, shape), _size(layer, layer.chunks)
+    if layer.encoding is not None:
+        return block + max(block, chunk) + chunk  # the stored bytes, and a chunk that is not wanted whole
     whole_shards = all(
         n >= min(shard, extent) for n, shard, extent in zip(shape, layer.shards, layer.shape, strict=True)
     )
-    unit = prod(layer.shards if whole_shards else layer.chunks) * layer.dtype.itemsize
-    copies = DECODE_COPIES if layer.compiled else DECODE_COPIES + 1  # zarr's own pipeline copies once more
-    return _size(layer, shape) + copies * layer.decoded_at_once * unit
+    unit = _size(layer, layer.shards) if whole_shards else chunk
+    return block + ZARR_COPIES * layer.decoded_at_once * unit
 
 
 def _block_shape(layer: Layer, budget: int) -> tuple[int, ...]:

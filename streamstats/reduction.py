@@ -1,13 +1,11 @@
 """The reduction: tasks of a plan measured by dask workers, results yielded as they come. The only dask importer.
 
-A worker opens the array from its small description, reads block after block into a buffer it keeps, and sends back
-statistics of kilobytes. A window of tasks is under way at a time, so neither memory nor the scheduler fills up.
+A worker opens the array from its small description, reads block after block, and sends back statistics of kilobytes. A window of tasks is under way at a time, so neither memory nor the scheduler fills up.
 """
 
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,16 +17,13 @@ import numpy as np
 import numpy.typing as npt
 from distributed import Client, LocalCluster, as_completed
 
-from .calibration.integrity import lost_chunk
-from .calibration.layer import Layer, decoding, open_array, read_block
-from .errors import DataError, NonFiniteError
+from .calibration.layer import Layer, decoding
+from .calibration.reader import Reader, open_reader
+from .errors import NonFiniteError
 from .plan import TASKS_IN_FLIGHT, Part, Plan, Rows, Selection, Task, blocks
 from .statistics.extrema import ChannelExtrema
 from .statistics.mean import ChannelMean
 from .statistics.pieces import Accumulator
-
-_BUFFERS = threading.local()  # one a thread, kept from task to task: fresh memory costs more than reading it
-
 
 @dataclass(frozen=True)
 class Measured:
@@ -78,48 +73,26 @@ def measure_task(task: Task, layers: Mapping[str, Layer], nonfinite: str) -> lis
 
 def measure_part(layer: Layer, part: Part, nonfinite: str) -> Measured:
     """Measure the rows of `part`, block by block; ranges of channels are measured apart and joined."""
-    array = open_array(layer)
-    measured = [
-        _measure_channels(layer, array, selections, stop - start, nonfinite)
-        for (start, stop), selections in blocks(layer, part)
-    ] or [_measure_channels(layer, array, (), 0, nonfinite)]
+    with open_reader(layer) as reader:
+        measured = [
+            _measure_channels(layer, reader, selections, stop - start, nonfinite)
+            for (start, stop), selections in blocks(layer, part)
+        ] or [_measure_channels(layer, reader, (), 0, nonfinite)]
     sums, extrema = zip(*measured, strict=True)
     return Measured(layer.name, (part.start, part.stop), ChannelMean.join(sums), ChannelExtrema.join(extrema))
 
 
 def _measure_channels(
-    layer: Layer, array: Any, selections: Iterator[Selection] | Sequence[Selection], channels: int, nonfinite: str
+    layer: Layer, reader: Reader, selections: Iterator[Selection] | Sequence[Selection], channels: int, nonfinite: str
 ) -> tuple[ChannelMean, ChannelExtrema]:
     accumulator = Accumulator(layer.dtype.newbyteorder("="), channels)
     for selection in selections:
-        _check_present(layer, array, selection)
-        block = read_block(layer, array, selection, _buffer(layer, selection))
+        block = reader.read(selection)
         accumulator.add(block, layer.channel_axis)
         if nonfinite == "error" and not accumulator.all_finite:
             raise _nonfinite_error(layer, selection, block)
     measures = accumulator.measures()
     return ChannelMean.from_measures(measures), ChannelExtrema.from_measures(measures)
-
-
-def _check_present(layer: Layer, array: Any, selection: Selection) -> None:
-    """Raise `DataError` if a chunk of `selection` is lost, in a layer where that can be known."""
-    lost = lost_chunk(layer, array, selection) if layer.recorded and layer.compiled else None
-    if lost is not None:
-        rows = selection[0]
-        raise DataError(
-            f"layer {layer.name}: chunk {lost}, in rows {rows.start}:{rows.stop}, was recorded and is missing or "
-            "empty; restore it, or record the layer again"
-        )
-
-
-def _buffer(layer: Layer, selection: Selection) -> npt.NDArray[np.uint8]:
-    """This thread's buffer, at least as large as `selection`."""
-    size = layer.dtype.itemsize * int(np.prod([part.stop - part.start for part in selection]))
-    buffer: npt.NDArray[np.uint8] | None = getattr(_BUFFERS, "buffer", None)
-    if buffer is None or buffer.size < size:
-        _BUFFERS.buffer = buffer = None  # let go of the smaller one before taking the larger
-        _BUFFERS.buffer = buffer = np.empty(size, np.uint8)
-    return buffer
 
 
 def _nonfinite_error(layer: Layer, selection: Selection, block: npt.NDArray[Any]) -> NonFiniteError:

@@ -1,6 +1,6 @@
-"""A layer: an array of a calibration store, its channel axis and its quantisation, and how a block of it is read.
+"""A layer: an array of a calibration store, its channel axis and its quantisation, and how it is stored.
 
-A `Layer` is a small description that travels to workers; each opens the array for itself. Samples are on axis 0,
+A `Layer` is a small description that travels to workers; each opens the array, or its files, for itself. Samples are on axis 0,
 one axis holds the channels, every other axis is reduced. Nothing is rewritten: chunks are read as they lie.
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import threading
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,10 +17,8 @@ from typing import Any
 from zipfile import is_zipfile
 
 import numpy as np
-import numpy.typing as npt
 import zarr
 from zarr.abc.store import Store
-from zarr.core.buffer import default_buffer_prototype
 from zarr.errors import ContainsArrayError, GroupNotFoundError
 from zarr.storage import LocalStore, ZipStore
 
@@ -29,9 +26,9 @@ from ..artifacts import check_layer_name
 from ..errors import DataError, MismatchError, UsageError, first_line
 from ..quantization import Quantization
 from ..statistics.statistic import SUPPORTED_DTYPES
+from .encoding import Encoding, encoding_of
 
 ATTRIBUTES_KEY = "streamstats"
-ZARRS_PIPELINE = "zarrs.ZarrsCodecPipeline"
 DEFAULT_PIPELINE = "zarr.core.codec_pipeline.BatchedCodecPipeline"
 FETCHES = 4
 """Chunks that zarr's own pipeline fetches and decodes at a time, for one read."""
@@ -42,11 +39,11 @@ _OPENING = threading.Lock()  # zarr takes the pipeline from its configuration, w
 class Layer:
     """One layer of a store.
 
-    `shape` is that of the array with `rows` on axis 0; `chunks` is the part that is decoded at once and `shards`
-    the part that is stored at once (equal to `chunks` where there are none). `channel_axis` is not negative.
-    `compiled` says that compiled code reads and decodes it from a folder, `recorded` that our recorder wrote it, every
-    chunk of it. `fingerprint` (SHA-256, hex) identifies what the array is
-    made of (dtype, chunk grid, codecs), whatever its rows.
+    `shape` is that of the array with `rows` on axis 0; `chunks` is the part that is decoded at once (a row of a chunk
+    that is not encoded) and `shards` the part that is stored at once. `channel_axis` is not negative. `encoding` says
+    how to read it from a folder without zarr, where that is possible; `recorded` says that our recorder wrote it,
+    every chunk of it. `fingerprint` (SHA-256, hex) identifies what the array is made of (dtype, chunk grid, codecs),
+    whatever its rows.
     """
 
     store: str
@@ -57,7 +54,7 @@ class Layer:
     shards: tuple[int, ...]
     channel_axis: int
     quantization: Quantization | None = None
-    compiled: bool = False
+    encoding: Encoding | None = None
     recorded: bool = False
     fingerprint: str = ""
 
@@ -73,8 +70,8 @@ class Layer:
 
     @property
     def decoded_at_once(self) -> int:
-        """Chunks that one read decodes at the same time (the compiled decoder shares its threads among all reads)."""
-        return 1 if self.compiled else FETCHES
+        """Chunks that one read decodes at the same time."""
+        return FETCHES if self.encoding is None else 1
 
     @property
     def row_bytes(self) -> int:
@@ -170,16 +167,16 @@ def describe(store: str, name: str, array: zarr.Array[Any]) -> Layer:
     """The `Layer` of one array: shape, dtype, chunk grid, and the attributes under `streamstats` if there are any."""
     check_layer_name(name)
     check_values(name, array.dtype, array.shape, "name the layers to reduce under `layers`")
-    dtype = np.dtype(array.dtype)
+    encoding = encoding_of(array) if _is_folder(store) else None
     layer = Layer(
         store=store,
         name=name,
         shape=array.shape,
-        dtype=dtype,
-        chunks=array.chunks,
+        dtype=np.dtype(array.dtype),
+        chunks=(1, *array.chunks[1:]) if encoding and encoding.is_raw else array.chunks,
         shards=array.shards or array.chunks,
         channel_axis=array.ndim - 1,
-        compiled=dtype.isnative and _is_folder(store),
+        encoding=encoding,
         fingerprint=_fingerprint(array),
     )
     attributes = array.attrs.asdict().get(ATTRIBUTES_KEY)
@@ -250,31 +247,3 @@ def decoding(threads: int) -> Iterator[None]:
     """What is read inside is decoded by `threads` threads over all reads, FETCHES chunks of a read at a time."""
     with zarr.config.set({"threading.max_workers": threads, "async.concurrency": FETCHES}):
         yield
-
-
-def open_array(layer: Layer) -> zarr.Array[Any]:
-    """Open the array of `layer` for reading, decoded by compiled code where the store allows it."""
-    pipeline = ZARRS_PIPELINE if layer.compiled else DEFAULT_PIPELINE
-    with codec_pipeline(pipeline), warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # zarrs says so where it leaves a codec to zarr
-        return zarr.open_array(open_store(layer.store), path=layer.name, mode="r")
-
-
-def read_block(
-    layer: Layer, array: zarr.Array[Any], selection: tuple[slice, ...], buffer: npt.NDArray[np.uint8]
-) -> npt.NDArray[Any]:
-    """Decode `selection` of `array` into `buffer` (uint8, large enough) and return it as an array over that memory.
-
-    Raises `DataError` that names layer and rows for chunks that cannot be read or decoded.
-    """
-    shape = tuple(part.stop - part.start for part in selection)
-    size = int(np.prod(shape)) * layer.dtype.itemsize
-    block = buffer[:size].view(layer.dtype).reshape(shape)
-    try:
-        array.get_basic_selection(selection, out=default_buffer_prototype().nd_buffer.from_numpy_array(block))
-    except Exception as error:
-        rows = selection[0]
-        raise DataError(
-            f"layer {layer.name}: rows {rows.start}:{rows.stop} cannot be read: {first_line(error)}; repair the store"
-        ) from error
-    return block

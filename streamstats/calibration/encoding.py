@@ -1,0 +1,220 @@
+"""How the chunks of an array lie in a folder, for arrays that can be read without zarr: plain or sharded, C order,
+native bytes, at most one compressor and a checksum. Everything else is zarr's to read.
+
+A decoder is never trusted with a size: what a chunk declares is compared with what its shape asks for before anything
+is decoded, as decoders leave the rest of a buffer as it was, and take any size from the file. (Formats: zarr v2 and v3
+core, sharding_indexed, crc32c; Zstandard, RFC 8878; the header of Blosc 1; gzip and zlib, RFC 1952 and 1950.)
+"""
+
+from __future__ import annotations
+
+import sys
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import google_crc32c
+import numcodecs
+import numpy as np
+import numpy.typing as npt
+import zarr
+
+Bytes = npt.NDArray[np.uint8]
+"""Bytes in memory, uint8[n]."""
+
+ABSENT = 2**64 - 1
+"""Offset and length of a chunk that a shard does not have."""
+CHECKSUM_BYTES = 4
+ENTRY_BYTES = 16
+ZSTD_MAGIC = 0xFD2FB528
+BLOSC_HEADER_BYTES = 16
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How an array is stored: one file a shard of shape `shards`, or a chunk where there are none (`index_bytes` 0).
+
+    `chunks` is what is decoded at once. `key_prefix` and `separator` make the names of the files. `compressor` is one
+    of DECODERS or None; `checksum` says that a CRC-32C follows each chunk. A shard has an index of `index_bytes`, at
+    its end or start, with or without its own checksum. `fill` is the value of what is not stored.
+    """
+
+    chunks: tuple[int, ...]
+    shards: tuple[int, ...]
+    dtype: np.dtype[Any]
+    key_prefix: str
+    separator: str
+    compressor: str | None
+    checksum: bool
+    fill: Any
+    index_bytes: int = 0
+    index_at_end: bool = True
+    index_checksum: bool = False
+
+    @property
+    def is_raw(self) -> bool:
+        """Whether any part of a chunk can be read by itself."""
+        return self.compressor is None and not self.checksum
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Decoded bytes of a chunk."""
+        return prod(self.chunks) * self.dtype.itemsize
+
+    def key(self, coordinates: Sequence[int]) -> str:
+        """The name of a file, relative to the folder of the array."""
+        return self.key_prefix + self.separator.join(map(str, coordinates))
+
+    def decode(self, stored: Bytes, out: Bytes) -> None:
+        """Decode the bytes of a chunk into `out`, which has their decoded size. Raises `ValueError`, `RuntimeError`."""
+        if self.checksum:
+            stored = checked(stored)
+        if self.compressor is not None:
+            DECODERS[self.compressor](stored, out)
+        elif stored.size != out.size:
+            raise ValueError(f"a chunk has {stored.size} bytes, expected {out.size}")
+        else:
+            out[:] = stored
+
+    def index(self, stored: Bytes) -> npt.NDArray[np.uint64]:
+        """Offset and length of each chunk of a shard, [chunks along each axis…, 2]. Raises `ValueError`."""
+        entries = checked(stored) if self.index_checksum else stored
+        grid = [shard // chunk for shard, chunk in zip(self.shards, self.chunks, strict=True)]
+        return entries.view("<u8").reshape(*grid, 2)
+
+
+def encoding_of(array: zarr.Array[Any]) -> Encoding | None:
+    """How `array` is stored in a folder, None where only zarr can read it."""
+    document = array.metadata.to_dict()
+    dtype = np.dtype(array.dtype)
+    if not dtype.isnative:
+        return None
+    fill = dtype.type(0) if array.fill_value is None else dtype.type(array.fill_value)
+    return _version_2(document, dtype, fill) if document["zarr_format"] == 2 else _version_3(document, dtype, fill)
+
+
+def _version_2(document: Mapping[str, Any], dtype: np.dtype[Any], fill: Any) -> Encoding | None:
+    compressor = document["compressor"]
+    if isinstance(compressor, numcodecs.abc.Codec):
+        compressor = compressor.get_config()
+    name = None if compressor is None else compressor["id"]
+    if document["order"] != "C" or document["filters"] or not (name is None or name in DECODERS):
+        return None
+    chunks = tuple(document["chunks"])
+    separator = document.get("dimension_separator") or "."
+    return Encoding(chunks, chunks, dtype, "", separator, name, checksum=False, fill=fill)
+
+
+def _version_3(document: Mapping[str, Any], dtype: np.dtype[Any], fill: Any) -> Encoding | None:
+    keys, grid = _named(document["chunk_key_encoding"]), _named(document["chunk_grid"])
+    if keys[0] not in ("default", "v2") or grid[0] != "regular" or document.get("storage_transformers"):
+        return None
+    separator = keys[1].get("separator", "/" if keys[0] == "default" else ".")
+    prefix = "c" + separator if keys[0] == "default" else ""
+    shards = chunks = tuple(grid[1]["chunk_shape"])
+    codecs = [_named(codec) for codec in document["codecs"]]
+    index: dict[str, Any] = {}
+    if codecs[0][0] == "sharding_indexed" and len(codecs) == 1:
+        sharding = codecs[0][1]
+        chunks, codecs = tuple(sharding["chunk_shape"]), [_named(codec) for codec in sharding["codecs"]]
+        of_index = _chain([_named(codec) for codec in sharding["index_codecs"]], 8)
+        if of_index is None or of_index[0] is not None:
+            return None
+        index["index_checksum"] = of_index[1]
+        index["index_at_end"] = sharding.get("index_location", "end") == "end"
+        number = prod(shards) // max(1, prod(chunks))
+        index["index_bytes"] = number * ENTRY_BYTES + CHECKSUM_BYTES * of_index[1]
+    chain = _chain(codecs, dtype.itemsize)
+    if chain is None:
+        return None
+    return Encoding(chunks, shards, dtype, prefix, separator, *chain, fill, **index)
+
+
+def _named(document: str | Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    """Name and configuration of a codec, a grid or an encoding of keys."""
+    if isinstance(document, str):
+        return document, {}
+    return document["name"], document.get("configuration") or {}
+
+
+def _chain(codecs: Sequence[tuple[str, Mapping[str, Any]]], itemsize: int) -> tuple[str | None, bool] | None:
+    """(compressor, whether a checksum follows) for bytes, a compressor or none, a checksum or none; else None."""
+    (first, configuration), *rest = codecs
+    if first != "bytes" or (itemsize > 1 and configuration.get("endian", "little") != sys.byteorder):
+        return None
+    names = [name.removeprefix("numcodecs.") for name, _ in rest]
+    checksum = names[-1:] == ["crc32c"] and rest[-1][0] == "crc32c"
+    if checksum:
+        names.pop()
+    if len(names) > 1 or not set(names) <= DECODERS.keys():
+        return None
+    return (names[0] if names else None), checksum
+
+
+# Decoding
+
+
+def checked(stored: Bytes) -> Bytes:
+    """`stored` without the CRC-32C that follows it. Raises `ValueError` where that is not right."""
+    content, checksum = stored[:-CHECKSUM_BYTES], stored[-CHECKSUM_BYTES:]
+    found = google_crc32c.value(content)
+    if len(checksum) < CHECKSUM_BYTES or found != int.from_bytes(checksum.tobytes(), "little"):
+        raise ValueError(f"the checksum of {content.size} bytes is not the stored one")
+    return content
+
+
+def _decode_zstd(stored: Bytes, out: Bytes) -> None:
+    _check_declared(_zstd_size(stored[:18].tobytes()), out)
+    numcodecs.Zstd().decode(stored, out=out)
+
+
+def _zstd_size(header: bytes) -> int:
+    """The content size in the header of a Zstandard frame. Raises `ValueError` for one without."""
+    if len(header) < 6 or int.from_bytes(header[:4], "little") != ZSTD_MAGIC:
+        raise ValueError("a chunk does not begin with a Zstandard frame")
+    descriptor = header[4]
+    single_segment = descriptor >> 5 & 1
+    start = 5 + (1 - single_segment) + (0, 1, 2, 4)[descriptor & 3]
+    width = (single_segment, 2, 4, 8)[descriptor >> 6]
+    if not width:
+        raise ValueError("a Zstandard frame does not say how much it holds")
+    return int.from_bytes(header[start : start + width], "little") + (256 if width == 2 else 0)
+
+
+def _decode_blosc(stored: Bytes, out: Bytes) -> None:
+    header = stored[:BLOSC_HEADER_BYTES].tobytes()
+    if len(header) < BLOSC_HEADER_BYTES or int.from_bytes(header[12:], "little") > stored.size:
+        raise ValueError(f"a Blosc chunk is cut off after {stored.size} bytes")
+    _check_declared(int.from_bytes(header[4:8], "little"), out)
+    numcodecs.Blosc().decode(stored, out=out)
+
+
+def _decode_lz4(stored: Bytes, out: Bytes) -> None:
+    _check_declared(int.from_bytes(stored[:4].tobytes(), "little"), out)
+    numcodecs.LZ4().decode(stored, out=out)
+
+
+def _decode_zlib(stored: Bytes, out: Bytes) -> None:
+    """zlib or gzip, whichever the header says."""
+    decoder = zlib.decompressobj(wbits=47)
+    decoded = decoder.decompress(stored.data, out.size + 1)
+    if len(decoded) != out.size or not decoder.eof:
+        raise ValueError(f"a chunk does not decode to {out.size} bytes")
+    out[:] = np.frombuffer(decoded, np.uint8)
+
+
+def _check_declared(declared: int, out: Bytes) -> None:
+    if declared != out.size:
+        raise ValueError(f"a chunk says that it holds {declared} bytes, expected {out.size}")
+
+
+DECODERS: Mapping[str, Callable[[Bytes, Bytes], None]] = {
+    "zstd": _decode_zstd,
+    "blosc": _decode_blosc,
+    "lz4": _decode_lz4,
+    "gzip": _decode_zlib,
+    "zlib": _decode_zlib,
+}
+"""Name of a compressor → decode all of the first argument into the second, which it must fill."""

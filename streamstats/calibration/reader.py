@@ -1,0 +1,263 @@
+"""Reading blocks of a layer: straight from the files where their encoding is known, else through zarr.
+
+Bytes go from the file into a buffer and are decoded where the block wants them, in buffers that a thread keeps: fresh
+memory costs more than reading it. zarr's reader is the arbiter of what the straight one must give.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from io import FileIO
+from itertools import product
+from math import prod
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+from zarr.core.buffer import default_buffer_prototype
+
+from ..errors import DataError, first_line
+from .encoding import ABSENT, Bytes, Encoding
+from .layer import DEFAULT_PIPELINE, Layer, codec_pipeline, open_store
+
+Selection = tuple[slice, ...]
+"""One slice an axis, with start and stop, inside the array."""
+
+MOST_BESIDES = 1.25
+"""Chunks of a shard are read together if no more than a quarter of what is read lies between them."""
+
+_KEPT = threading.local()
+
+
+class Reader(Protocol):
+    """Reads blocks of one layer, for one thread."""
+
+    def read(self, selection: Selection) -> npt.NDArray[Any]:
+        """The values of `selection`, C-contiguous; they are overwritten by the next read of this thread.
+
+        Raises `DataError` that names layer and rows for what cannot be read or decoded.
+        """
+
+
+@contextmanager
+def open_reader(layer: Layer) -> Iterator[Reader]:
+    """A reader of `layer`. Raises `DataError` where the array cannot be opened."""
+    if layer.encoding is None:
+        yield ZarrReader(layer)
+        return
+    reader = FileReader(layer, layer.encoding)
+    try:
+        yield reader
+    finally:
+        reader.close()
+
+
+def kept(purpose: str, size: int) -> Bytes:
+    """`size` bytes of the buffer that this thread keeps for `purpose`."""
+    buffer: Bytes | None = getattr(_KEPT, purpose, None)
+    if buffer is None or buffer.size < size:
+        buffer = None
+        setattr(_KEPT, purpose, None)  # let go of the smaller one before taking the larger
+        buffer = np.empty(size, np.uint8)
+        setattr(_KEPT, purpose, buffer)
+    return buffer[:size]
+
+
+def _new_block(layer: Layer, selection: Selection) -> npt.NDArray[Any]:
+    shape = tuple(part.stop - part.start for part in selection)
+    return kept("block", prod(shape) * layer.dtype.itemsize).view(layer.dtype).reshape(shape)
+
+
+def _damage(layer: Layer, selection: Selection, what: str, error: Exception) -> DataError:
+    rows = selection[0]
+    return DataError(
+        f"layer {layer.name}: {what}rows {rows.start}:{rows.stop} cannot be read: {first_line(error)}; repair the store"
+    )
+
+
+class ZarrReader:
+    """Reads through zarr: any store, any codec."""
+
+    def __init__(self, layer: Layer) -> None:
+        self._layer = layer
+        with codec_pipeline(DEFAULT_PIPELINE):
+            self._array = zarr.open_array(open_store(layer.store), path=layer.name, mode="r")
+
+    def read(self, selection: Selection) -> npt.NDArray[Any]:
+        """As `Reader.read`."""
+        block = _new_block(self._layer, selection)
+        try:
+            self._array.get_basic_selection(selection, out=default_buffer_prototype().nd_buffer.from_numpy_array(block))
+        except Exception as error:
+            raise _damage(self._layer, selection, "", error) from error
+        return block
+
+
+class FileReader:
+    """Reads the files of a local folder; one of them is open at a time."""
+
+    def __init__(self, layer: Layer, encoding: Encoding) -> None:
+        self._layer = layer
+        self._encoding = encoding
+        self._folder = Path(layer.store) / layer.name
+        self._key = ""
+        self._file: FileIO | None = None
+        self._index: npt.NDArray[np.uint64] | None = None
+
+    def close(self) -> None:
+        """Close the file that is open."""
+        if self._file is not None:
+            self._file.close()
+        self._key, self._file, self._index = "", None, None
+
+    def read(self, selection: Selection) -> npt.NDArray[Any]:
+        """As `Reader.read`; `DataError`, too, for a chunk that was recorded and is not there."""
+        block = _new_block(self._layer, selection)
+        for shard in product(*_touched(selection, self._encoding.shards)):
+            inside = _overlap(selection, shard, self._encoding.shards)
+            key = self._encoding.key(shard)
+            try:
+                self._open(key)
+                if self._file is None:
+                    self._check_may_be_missing(key, inside)
+                    block[_relative(inside, selection)] = self._encoding.fill
+                else:
+                    self._read_shard(shard, inside, selection, block)
+            except DataError:
+                raise
+            except Exception as error:
+                raise _damage(self._layer, inside, f"chunk {key}, in ", error) from error
+        return block
+
+    def _check_may_be_missing(self, key: str, inside: Selection) -> None:
+        if self._layer.recorded:
+            rows = inside[0]
+            raise DataError(
+                f"layer {self._layer.name}: chunk {key}, in rows {rows.start}:{rows.stop}, was recorded and is missing "
+                "or empty; restore it, or record the layer again"
+            )
+
+    def _open(self, key: str) -> None:
+        """Have the file called `key` open, and its index read; no file where there is none."""
+        if key == self._key:
+            return
+        self.close()
+        try:
+            self._file = FileIO(self._folder / key)
+        except FileNotFoundError:
+            self._key = key
+            return
+        size = self._encoding.index_bytes
+        if size:
+            start = self._file.seek(0, 2) - size if self._encoding.index_at_end else 0
+            if start < 0:
+                raise ValueError(f"it has {start + size} bytes, too few for the index of a shard")
+            self._index = self._encoding.index(self._read_bytes(start, np.empty(size, np.uint8)))
+        self._key = key
+
+    def _read_shard(self, shard: Sequence[int], inside: Selection, selection: Selection, block: Any) -> None:
+        """Fill the part `inside` of `block` from the open file."""
+        encoding = self._encoding
+        chunks = [
+            (_overlap(inside, chunk, encoding.chunks), chunk, self._place(shard, chunk))
+            for chunk in product(*_touched(inside, encoding.chunks))
+        ]
+        stored = None if encoding.is_raw else self._stored([place for _, _, place in chunks if place is not None])
+        for part, chunk, place in chunks:
+            target = block[_relative(part, selection)]
+            if place is None:
+                target[...] = encoding.fill
+                continue
+            corner = [extent * number for extent, number in zip(encoding.chunks, chunk, strict=True)]
+            within = tuple(slice(p.start - c, p.stop - c) for p, c in zip(part, corner, strict=True))
+            if stored is None:
+                self._read_raw(place, within, target)
+            else:
+                self._decode(stored(place), within, target)
+
+    def _place(self, shard: Sequence[int], chunk: Sequence[int]) -> tuple[int, int] | None:
+        """Where `chunk` begins in the open file and how many bytes it has; None if it is not stored."""
+        assert self._file is not None
+        end = self._file.seek(0, 2)
+        if self._index is None:
+            return 0, end
+        chunks = zip(chunk, shard, self._index.shape, strict=False)
+        offset, size = self._index[tuple(c - s * extent for c, s, extent in chunks)].tolist()
+        if offset == size == ABSENT:
+            return None
+        if offset + size > end:
+            raise ValueError(f"its index says that chunk {tuple(chunk)} ends at {offset + size}, but it has {end} bytes")
+        return offset, size
+
+    def _stored(self, places: Sequence[tuple[int, int]]) -> Callable[[tuple[int, int]], Bytes]:
+        """What gives the bytes of each of `places`: read in one go where they are neighbours."""
+        first = min((offset for offset, _ in places), default=0)
+        last = max((offset + size for offset, size in places), default=0)
+        if last - first > MOST_BESIDES * sum(size for _, size in places):
+            return lambda place: self._read_bytes(place[0], kept("stored", place[1]))
+        content = self._read_bytes(first, kept("stored", last - first))
+        return lambda place: content[place[0] - first : place[0] - first + place[1]]
+
+    def _read_raw(self, place: tuple[int, int], within: Selection, target: Any) -> None:
+        """Fill `target` with the part `within` a chunk that is not encoded: only its rows are read."""
+        offset, size = place
+        encoding = self._encoding
+        if size != encoding.chunk_bytes:
+            raise ValueError(f"it has {size} bytes, expected {encoding.chunk_bytes}")
+        rows = within[0]
+        row_bytes = encoding.chunk_bytes // encoding.chunks[0]
+        shape = (rows.stop - rows.start, *encoding.chunks[1:])
+        out = _bytes_of(target) if target.shape == shape else None
+        read = self._read_bytes(
+            offset + rows.start * row_bytes, kept("chunk", shape[0] * row_bytes) if out is None else out
+        )
+        if out is None:
+            target[...] = read.view(encoding.dtype).reshape(shape)[:, *within[1:]]
+
+    def _decode(self, stored: Bytes, within: Selection, target: Any) -> None:
+        """Fill `target` with the part `within` the chunk that is `stored`."""
+        encoding = self._encoding
+        out = _bytes_of(target) if target.shape == encoding.chunks else None
+        chunk = kept("chunk", encoding.chunk_bytes) if out is None else out
+        encoding.decode(stored, chunk)
+        if out is None:
+            target[...] = chunk.view(encoding.dtype).reshape(encoding.chunks)[within]
+
+    def _read_bytes(self, start: int, out: Bytes) -> Bytes:
+        """`out`, filled from `start` of the open file. Raises `ValueError` where that is too short."""
+        assert self._file is not None
+        self._file.seek(start)
+        done = 0
+        while done < out.size:
+            count = self._file.readinto(out[done:].data)
+            if not count:
+                raise ValueError(f"it ends at byte {start + done}, expected {start + out.size} or more")
+            done += count
+        return out
+
+
+def _touched(selection: Selection, extents: Sequence[int]) -> list[range]:
+    """The numbers of the chunks of `extents` that `selection` meets, along each axis."""
+    return [range(part.start // n, -(-part.stop // n)) for part, n in zip(selection, extents, strict=True)]
+
+
+def _overlap(selection: Selection, chunk: Sequence[int], extents: Sequence[int]) -> Selection:
+    """The part of `selection` that lies in `chunk`, in coordinates of the array."""
+    return tuple(
+        slice(max(part.start, number * n), min(part.stop, (number + 1) * n))
+        for part, number, n in zip(selection, chunk, extents, strict=True)
+    )
+
+
+def _relative(part: Selection, selection: Selection) -> Selection:
+    """`part` in coordinates of `selection`."""
+    return tuple(slice(p.start - s.start, p.stop - s.start) for p, s in zip(part, selection, strict=True))
+
+
+def _bytes_of(target: npt.NDArray[Any]) -> Bytes | None:
+    """The memory of `target` as bytes, None where it is not contiguous."""
+    return target.reshape(-1).view(np.uint8) if target.flags.c_contiguous else None
