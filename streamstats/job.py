@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from . import artifacts
 from .calibration.layer import Layer
@@ -17,8 +17,11 @@ from .config import DEFAULT_MEMORY, JobConfig, available_cores, parse_bytes
 from .errors import StreamstatsError, UsageError
 from .ledger import LayerStatistics, missing_rows
 from .plan import Plan, make_plan
-from .reduction import local_client, reduce_tasks
+from .reduction import open_executor, reduce_tasks
 from .results import check_paths, recorded_layers, write_results
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 OnProgress = Callable[[int, int], None]
 """Called with the rows and the decoded bytes that a finished task adds."""
@@ -53,7 +56,11 @@ def prepare(
 
 
 def execute(
-    prepared: Prepared, *, nonfinite: Literal["error", "skip"] = "error", on_progress: OnProgress | None = None
+    prepared: Prepared,
+    *,
+    nonfinite: Literal["error", "skip"] = "error",
+    client: Client | None = None,
+    on_progress: OnProgress | None = None,
 ) -> dict[str, LayerStatistics]:
     """Do the tasks of `prepared` and count what they measure. Arguments and errors as `reduce`."""
     if nonfinite not in ("error", "skip"):
@@ -61,8 +68,8 @@ def execute(
     described = {layer.name: layer for layer in prepared.selected.layers}
     ledger = dict(prepared.ledger)
     if prepared.plan.tasks:
-        with local_client(prepared.plan.threads) as client:
-            for task, results in reduce_tasks(prepared.plan, described, client, nonfinite=nonfinite):
+        with open_executor(prepared.plan.threads, client) as executor:
+            for task, results in reduce_tasks(prepared.plan, described, executor, nonfinite=nonfinite):
                 for measured in results:
                     counted = ledger[measured.layer].count(measured.rows, measured.sums, measured.extrema)
                     ledger[measured.layer] = counted
@@ -79,19 +86,21 @@ def reduce(
     memory: str | int = DEFAULT_MEMORY,
     nonfinite: Literal["error", "skip"] = "error",
     threads: int | None = None,
+    client: Client | None = None,
     on_progress: OnProgress | None = None,
 ) -> dict[str, LayerStatistics]:
     """The exact statistics of every layer of the calibration store at `source`, by name.
 
     `layers` chooses and describes layers (default: every array, as its attributes say); `memory` is the most the
     process may take; `nonfinite` "skip" leaves NaN and infinities out of sums and counts and counts them apart;
-    `threads` defaults to the cores; `on_progress` is told of each finished task.
+    `threads` defaults to the cores; with a dask `client`, its workers do the work, which must see the store, and
+    `threads` is how many there are; `on_progress` is told of each finished task.
 
     Raises `UsageError` where the request cannot be met, `DataError` where the store cannot be read,
     `NonFiniteError` for NaN or infinities under "error".
     """
     prepared = prepare(source, layers=layers, memory=memory, threads=threads)
-    return execute(prepared, nonfinite=nonfinite, on_progress=on_progress)
+    return execute(prepared, nonfinite=nonfinite, client=client, on_progress=on_progress)
 
 
 def _check_complete(layers: Sequence[Layer], ledger: Mapping[str, LayerStatistics]) -> None:

@@ -1,6 +1,6 @@
 """The plan: which rows are still to be counted, as tasks, and the peak memory they need. Pure: it reads no data.
 
-A task is a list of parts; a part is a range of rows of one layer, cut at the borders of chunks (or shards). Small
+A task is a list of parts; a part is a range of rows of one layer, cut at the borders of shards or chunks. Small
 layers share a task, so the number of tasks follows the bytes. Within a part, blocks of whole chunks are read one
 after the other into one buffer a thread; no block is larger than the plan allows, so memory can be promised.
 """
@@ -22,13 +22,12 @@ Selection = tuple[slice, ...]
 MiB = 2**20
 BASE_BYTES = 300 * MiB
 """What Python takes with numpy, zarr, numba and dask loaded, before the first block."""
-BLOCK_BYTES = 32 * MiB
+BLOCK_BYTES = 16 * MiB
 """Decoded bytes read at once: many chunks a call, in a buffer that is used again."""
 TASK_BYTES = 256 * MiB
-"""Decoded bytes of a task: enough to hide its overhead, few enough to show progress and to share the end evenly."""
-TASKS_A_THREAD = 4
+"""Decoded bytes of a task, at most: enough to hide what a task costs, few enough to show progress."""
 SMALLEST_TASK_BYTES = 16 * MiB
-"""A small job is cut into about TASKS_A_THREAD tasks a thread, but into none smaller than this."""
+"""A task takes two thirds of a thread's share of what is left, so that all threads end together, but not less."""
 MOST_TASKS = 20_000
 """A huge job is cut into about this many tasks, however large they get: a scheduler bears no more."""
 RESULT_BYTES = MiB
@@ -90,16 +89,10 @@ def make_plan(layers: Sequence[Layer], missing: Mapping[str, Sequence[Rows]], *,
     threads, block_budget = _fit(layers, memory, threads)
     shapes = {layer.name: _block_shape(layer, block_budget) for layer in layers}
     total = sum((stop - start) * layer.row_bytes for layer in layers for start, stop in missing.get(layer.name, ()))
-    task_bytes = max(SMALLEST_TASK_BYTES, min(TASK_BYTES, total // (threads * TASKS_A_THREAD)), total // MOST_TASKS)
-    parts = [
-        (part, (part.stop - part.start) * layer.row_bytes, _state_bytes(layer))
-        for layer in layers
-        for part in _parts(layer, missing.get(layer.name, ()), shapes[layer.name], task_bytes)
-    ]
     return Plan(
-        tasks=tuple(_tasks(parts, task_bytes, _result_bytes(layers))),
+        tasks=tuple(_tasks(layers, missing, shapes, total, threads)),
         threads=threads,
-        rows=sum(part.stop - part.start for part, _, _ in parts),
+        rows=sum(stop - start for layer in layers for start, stop in missing.get(layer.name, ())),
         bytes=total,
         block_bytes=max((_size(layer, shapes[layer.name]) for layer in layers), default=0),
         peak_bytes=_peak(layers, threads, block_budget),
@@ -134,28 +127,48 @@ def _cuts(axis: range, step: int) -> Iterator[slice]:
 # Tasks
 
 
-def _parts(layer: Layer, missing: Sequence[Rows], block_shape: tuple[int, ...], task_bytes: int) -> Iterator[Part]:
-    """Ranges of whole shards' rows, about `task_bytes` each."""
-    height = layer.shards[0]
-    rows = height * max(1, task_bytes // max(1, height * layer.row_bytes))
-    for start, stop in missing:
-        for cut in _cuts(range(start, stop), rows):
-            yield Part(layer.name, cut.start, cut.stop, block_shape)
-
-
-def _tasks(parts: Sequence[tuple[Part, int, int]], task_bytes: int, result_bytes: int) -> Iterator[Task]:
-    """Put neighbouring parts (part, its bytes, those of its result) together until a task is full."""
+def _tasks(
+    layers: Sequence[Layer],
+    missing: Mapping[str, Sequence[Rows]],
+    shapes: Mapping[str, tuple[int, ...]],
+    total: int,
+    threads: int,
+) -> Iterator[Task]:
+    """Put neighbouring parts together until a task is full; what is full gets less towards the end."""
+    result_bytes = _result_bytes(layers)
     waiting: list[Part] = []
     size = results = 0
-    for part, part_bytes, state_bytes in parts:
-        if waiting and (size + part_bytes > task_bytes or results + state_bytes > result_bytes):
-            yield Task(tuple(waiting), size)
-            waiting, size, results = [], 0, 0
-        waiting.append(part)
-        size += part_bytes
-        results += state_bytes
+    left = total
+    full = _full_task(total, left, threads)
+    for layer in layers:
+        for start, stop in missing.get(layer.name, ()):
+            while start < stop:
+                part = _part(layer, start, stop, shapes[layer.name], full - size)
+                part_bytes = (part.stop - part.start) * layer.row_bytes
+                if waiting and (size + part_bytes > full or results + _state_bytes(layer) > result_bytes):
+                    yield Task(tuple(waiting), size)
+                    left -= size
+                    waiting, size, results = [], 0, 0
+                    full = _full_task(total, left, threads)
+                    continue
+                waiting.append(part)
+                size += part_bytes
+                results += _state_bytes(layer)
+                start = part.stop
     if waiting:
         yield Task(tuple(waiting), size)
+
+
+def _full_task(total: int, left: int, threads: int) -> int:
+    """Decoded bytes of the next task, where `left` of `total` are still to be given to one."""
+    return max(SMALLEST_TASK_BYTES, min(TASK_BYTES, 2 * left // (3 * threads)), total // MOST_TASKS)
+
+
+def _part(layer: Layer, start: int, stop: int, block_shape: tuple[int, ...], most_bytes: int) -> Part:
+    """Rows from `start` up to the border of a shard, or of a chunk in large ones: about `most_bytes`, at least one."""
+    height = layer.shards[0] if layer.shards[0] * layer.row_bytes <= most_bytes else layer.chunks[0]
+    number = max(1, most_bytes // max(1, height * layer.row_bytes))
+    return Part(layer.name, start, min(stop, (start // height + number) * height), block_shape)
 
 
 # Memory

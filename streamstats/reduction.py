@@ -1,21 +1,21 @@
-"""The reduction: tasks of a plan measured by dask workers, results yielded as they come. The only dask importer.
+"""The reduction: tasks of a plan measured by workers, results yielded as they come. The only dask importer.
 
-A worker opens the array from its small description, reads block after block, and sends back statistics of kilobytes. A window of tasks is under way at a time, so neither memory nor the scheduler fills up.
+Workers are threads of this process, or those of a dask client: both are reached as an executor of `concurrent.futures`,
+so there is one path. A worker opens the array from its small description, reads block after block, and sends back
+statistics of kilobytes. A window of tasks is under way at a time, so neither memory nor a scheduler fills up.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import dask
 import numpy as np
 import numpy.typing as npt
-from distributed import Client, LocalCluster, as_completed
 
 from .calibration.layer import Layer, decoding
 from .calibration.reader import Reader, open_reader
@@ -24,6 +24,9 @@ from .plan import TASKS_IN_FLIGHT, Part, Plan, Rows, Selection, Task, blocks
 from .statistics.extrema import ChannelExtrema
 from .statistics.mean import ChannelMean
 from .statistics.pieces import Accumulator
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 @dataclass(frozen=True)
 class Measured:
@@ -36,34 +39,31 @@ class Measured:
 
 
 def reduce_tasks(
-    plan: Plan, layers: Mapping[str, Layer], client: Client, *, nonfinite: str = "error"
+    plan: Plan, layers: Mapping[str, Layer], executor: Executor, *, nonfinite: str = "error"
 ) -> Iterator[tuple[Task, list[Measured]]]:
-    """Measure every task of `plan` on the workers of `client`; yields (task, results) in the order of completion.
+    """Measure every task of `plan` on the workers of `executor`; yields (task, results) in the order of completion.
 
     `nonfinite` is "error" or "skip". Raises `DataError` where a block cannot be read, `NonFiniteError` for NaN or
-    infinities under "error"; what is still under way is cancelled then, as it is when the caller stops iterating.
+    infinities under "error"; what has not begun is cancelled then, as it is when the caller stops iterating.
     """
     waiting = iter(plan.tasks)
-    tasks: dict[Any, Task] = {}
+    tasks: dict[Future[list[Measured]], Task] = {}
 
-    def submit(task: Task) -> Any:
-        described = {part.layer: layers[part.layer] for part in task.parts}
-        future = client.submit(measure_task, task, described, nonfinite, pure=False)
-        tasks[future.key] = task
-        return future
+    def submit(number: int) -> None:
+        for task in islice(waiting, number):
+            described = {part.layer: layers[part.layer] for part in task.parts}
+            tasks[executor.submit(measure_task, task, described, nonfinite)] = task
 
-    window = [submit(task) for task in islice(waiting, plan.threads * TASKS_IN_FLIGHT)]
-    completed = as_completed(window, loop=client.loop, with_results=True)
-    del window
+    submit(plan.threads * TASKS_IN_FLIGHT)
     try:
-        for future, results in completed:
-            task = tasks.pop(future.key)
-            future.release()
-            yield task, results
-            for following in islice(waiting, 1):
-                completed.add(submit(following))
+        while tasks:
+            for future in wait(tasks, return_when=FIRST_COMPLETED).done:
+                task = tasks.pop(future)
+                submit(1)
+                yield task, future.result()
     finally:
-        client.cancel(list(completed.futures), force=True)
+        for future in tasks:
+            future.cancel()
 
 
 def measure_task(task: Task, layers: Mapping[str, Layer], nonfinite: str) -> list[Measured]:
@@ -108,24 +108,11 @@ def _nonfinite_error(layer: Layer, selection: Selection, block: npt.NDArray[Any]
 
 
 @contextmanager
-def local_client(threads: int) -> Iterator[Client]:
-    """A dask client whose workers are `threads` threads of this process; nothing listens beyond 127.0.0.1."""
-    quiet = {
-        "distributed.scheduler.http.routes": [],
-        "distributed.worker.http.routes": [],
-        "distributed.worker.profile.enabled": False,
-        "distributed.admin.tick.limit": "1h",
-    }
-    with dask.config.set(quiet), decoding(threads):
-        cluster = LocalCluster(
-            n_workers=1,
-            threads_per_worker=threads,
-            processes=False,
-            dashboard_address="127.0.0.1:0",
-            worker_dashboard_address="127.0.0.1:0",
-            scheduler_kwargs={"dashboard": False},
-            memory_limit=0,
-            silence_logs=logging.CRITICAL,
-        )
-        with cluster, Client(cluster, set_as_default=False) as client:
-            yield client
+def open_executor(threads: int, client: Client | None) -> Iterator[Executor]:
+    """The workers of `client`; without one, `threads` threads of this process."""
+    if client is not None:
+        with client.get_executor(pure=False) as executor:
+            yield executor
+        return
+    with decoding(threads), ThreadPoolExecutor(threads, "streamstats") as executor:
+        yield executor

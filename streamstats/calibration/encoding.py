@@ -21,11 +21,13 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 
+from .batches import decode_batch
+
 Bytes = npt.NDArray[np.uint8]
 """Bytes in memory, uint8[n]."""
 
-ABSENT = 2**64 - 1
-"""Offset and length of a chunk that a shard does not have."""
+ABSENT = -1
+"""Offset and length of a chunk that a shard does not have: 2^64 − 1, read as a signed number."""
 CHECKSUM_BYTES = 4
 ENTRY_BYTES = 16
 ZSTD_MAGIC = 0xFD2FB528
@@ -78,11 +80,22 @@ class Encoding:
         else:
             out[:] = stored
 
-    def index(self, stored: Bytes) -> npt.NDArray[np.uint64]:
+    def decode_run(self, stored: Bytes, places: npt.NDArray[np.int64], out: Bytes) -> None:
+        """Decode chunks of `stored`, at `places` [chunks, (offset, length)], into `out` [chunks, decoded bytes].
+
+        Raises as `decode`.
+        """
+        done = 0
+        if self.compressor is not None and not self.checksum:
+            done = decode_batch(self.compressor, stored, places, out)
+        for (offset, size), chunk in zip(places[done:].tolist(), out[done:], strict=True):
+            self.decode(stored[offset : offset + size], chunk)
+
+    def index(self, stored: Bytes) -> npt.NDArray[np.int64]:
         """Offset and length of each chunk of a shard, [chunks along each axis…, 2]. Raises `ValueError`."""
         entries = checked(stored) if self.index_checksum else stored
         grid = [shard // chunk for shard, chunk in zip(self.shards, self.chunks, strict=True)]
-        return entries.view("<u8").reshape(*grid, 2)
+        return entries.view("<i8").reshape(*grid, 2)
 
 
 def encoding_of(array: zarr.Array[Any]) -> Encoding | None:

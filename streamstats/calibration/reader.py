@@ -7,7 +7,7 @@ memory costs more than reading it. zarr's reader is the arbiter of what the stra
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import FileIO
 from itertools import product
@@ -106,7 +106,8 @@ class FileReader:
         self._folder = Path(layer.store) / layer.name
         self._key = ""
         self._file: FileIO | None = None
-        self._index: npt.NDArray[np.uint64] | None = None
+        self._size = 0
+        self._index: npt.NDArray[np.int64] | None = None
 
     def close(self) -> None:
         """Close the file that is open."""
@@ -151,9 +152,10 @@ class FileReader:
         except FileNotFoundError:
             self._key = key
             return
+        self._size = self._file.seek(0, 2)
         size = self._encoding.index_bytes
         if size:
-            start = self._file.seek(0, 2) - size if self._encoding.index_at_end else 0
+            start = self._size - size if self._encoding.index_at_end else 0
             if start < 0:
                 raise ValueError(f"it has {start + size} bytes, too few for the index of a shard")
             self._index = self._encoding.index(self._read_bytes(start, np.empty(size, np.uint8)))
@@ -162,45 +164,62 @@ class FileReader:
     def _read_shard(self, shard: Sequence[int], inside: Selection, selection: Selection, block: Any) -> None:
         """Fill the part `inside` of `block` from the open file."""
         encoding = self._encoding
-        chunks = [
-            (_overlap(inside, chunk, encoding.chunks), chunk, self._place(shard, chunk))
-            for chunk in product(*_touched(inside, encoding.chunks))
-        ]
-        stored = None if encoding.is_raw else self._stored([place for _, _, place in chunks if place is not None])
-        for part, chunk, place in chunks:
+        touched = _touched(inside, encoding.chunks)
+        if not encoding.is_raw and self._read_run(shard, inside, touched, block[_relative(inside, selection)]):
+            return
+        for chunk in product(*touched):
+            part = _overlap(inside, chunk, encoding.chunks)
             target = block[_relative(part, selection)]
+            place = self._place(shard, chunk)
             if place is None:
                 target[...] = encoding.fill
                 continue
             corner = [extent * number for extent, number in zip(encoding.chunks, chunk, strict=True)]
             within = tuple(slice(p.start - c, p.stop - c) for p, c in zip(part, corner, strict=True))
-            if stored is None:
+            if encoding.is_raw:
                 self._read_raw(place, within, target)
             else:
-                self._decode(stored(place), within, target)
+                self._decode(self._read_bytes(place[0], kept("stored", place[1])), within, target)
+
+    def _read_run(self, shard: Sequence[int], inside: Selection, touched: Sequence[range], target: Any) -> bool:
+        """Fill `target` if it is made of whole chunks one behind the other, all stored; whether it did."""
+        encoding = self._encoding
+        rows, *others = touched
+        number = len(rows)
+        if (
+            any(len(numbers) != 1 for numbers in others)
+            or target.shape != (number * encoding.chunks[0], *encoding.chunks[1:])
+            or not target.flags.c_contiguous
+        ):
+            return False
+        places = self._places(shard, rows, [numbers[0] for numbers in others])
+        first, last = int(places[:, 0].min()), int(places.sum(axis=1).max())
+        if places.min() < 0 or last > self._size or last - first > MOST_BESIDES * int(places[:, 1].sum()):
+            return False
+        content = self._read_bytes(first, kept("stored", last - first))
+        encoding.decode_run(content, places - (first, 0), _bytes_of(target).reshape(number, -1))
+        return True
+
+    def _places(self, shard: Sequence[int], rows: range, others: Sequence[int]) -> npt.NDArray[np.int64]:
+        """Offset and length of the chunks numbered `rows` on axis 0, [chunks, 2]; −1 for one that is not stored."""
+        if self._index is None:
+            return np.array([[0, self._size]])
+        first, *rest = (
+            number - place * extent
+            for number, place, extent in zip((rows.start, *others), shard, self._index.shape, strict=False)
+        )
+        return self._index[(slice(first, first + len(rows)), *rest)]
 
     def _place(self, shard: Sequence[int], chunk: Sequence[int]) -> tuple[int, int] | None:
-        """Where `chunk` begins in the open file and how many bytes it has; None if it is not stored."""
-        assert self._file is not None
-        end = self._file.seek(0, 2)
-        if self._index is None:
-            return 0, end
-        chunks = zip(chunk, shard, self._index.shape, strict=False)
-        offset, size = self._index[tuple(c - s * extent for c, s, extent in chunks)].tolist()
+        """Offset and length of `chunk` in the open file, None if it is not stored."""
+        offset, size = self._places(shard, range(chunk[0], chunk[0] + 1), chunk[1:])[0].tolist()
         if offset == size == ABSENT:
             return None
-        if offset + size > end:
-            raise ValueError(f"its index says that chunk {tuple(chunk)} ends at {offset + size}, but it has {end} bytes")
+        if offset < 0 or size < 0 or offset + size > self._size:
+            raise ValueError(
+                f"its index puts chunk {tuple(chunk)} at {offset}:{offset + size}, but it has {self._size} bytes"
+            )
         return offset, size
-
-    def _stored(self, places: Sequence[tuple[int, int]]) -> Callable[[tuple[int, int]], Bytes]:
-        """What gives the bytes of each of `places`: read in one go where they are neighbours."""
-        first = min((offset for offset, _ in places), default=0)
-        last = max((offset + size for offset, size in places), default=0)
-        if last - first > MOST_BESIDES * sum(size for _, size in places):
-            return lambda place: self._read_bytes(place[0], kept("stored", place[1]))
-        content = self._read_bytes(first, kept("stored", last - first))
-        return lambda place: content[place[0] - first : place[0] - first + place[1]]
 
     def _read_raw(self, place: tuple[int, int], within: Selection, target: Any) -> None:
         """Fill `target` with the part `within` a chunk that is not encoded: only its rows are read."""
