@@ -31,12 +31,12 @@ ALL_DTYPES = (
 )  # fmt: skip
 AT_ONCE = 8
 PROCESSES = Path(__file__).parent / "processes"
-NO_CACHE = {"NUMBA_CACHE_LOCATOR_CLASSES": "_UserProvidedCacheLocator", "NUMBA_CACHE_DIR": "/dev/null"}
-"""Nowhere for numba to keep compiled kernels."""
+NO_CACHE = {"XDG_CACHE_HOME": "/dev/null"}
+"""Nowhere to keep compiled kernels."""
 NOTES = (
     "first block: `streamstats.reduce` of the 200 layers, ended where it would read its first block.",
     "kernels: imports, and the mean and extrema of a small block of each dtype, channels last and first; cold: "
-    "an empty NUMBA_CACHE_DIR each time; not cached: no folder for it can be written.",
+    "an empty cache each time; not cached: no folder for it can be written.",
 )
 
 
@@ -100,7 +100,7 @@ def _cold(dtypes: Sequence[str], processes: int = 1) -> float:
     with ExitStack() as stack:
         empty = stack.enter_context(tempfile.TemporaryDirectory())
         pool = stack.enter_context(ThreadPoolExecutor(processes))
-        return max(pool.map(lambda _: _first_measures(dtypes, {"NUMBA_CACHE_DIR": empty}), range(processes)))
+        return max(pool.map(lambda _: _first_measures(dtypes, {"XDG_CACHE_HOME": empty}), range(processes)))
 
 
 def _name(index: int) -> str:

@@ -35,7 +35,7 @@ WITH_A_RESULT = ("reduction", "dask_mean", "xarray_mean", "concatenate")
 REAL_DATA = Path(__file__).resolve().parents[2] / "shared/data/activations.zarr"
 NOTES = (
     "Files were read once before, so they come from the page cache as far as they fit in memory.",
-    "streamstats is timed from the plan being ready to the means, with a dask client that is there already; "
+    "streamstats is timed from the plan being ready to the means; "
     "`streamstats run` is the whole process, the start of Python and writing the results included.",
     "concatenate reads the first 0.5 GB of a store only (it holds everything several times); "
     "its rate is over what it read.",

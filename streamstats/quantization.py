@@ -84,6 +84,8 @@ class Quantization:
     def channel_maps(self, channels: int) -> list[tuple[Fraction, int]]:
         """The exact (step, zero point) of each of `channels` channels."""
         self.check_channels(channels)
+        if self.step.ndim == self.zero_point.ndim == 0:
+            return [(Fraction(self.step.item()), self.zero_point.item())] * channels
         steps = np.broadcast_to(self.step, (channels,)).tolist()
         zero_points = np.broadcast_to(self.zero_point, (channels,)).tolist()
         return [(Fraction(step), zero_point) for step, zero_point in zip(steps, zero_points, strict=True)]

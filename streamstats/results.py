@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -23,6 +24,8 @@ from .ledger import LayerStatistics, read_state, state_bytes
 MANIFEST = "manifest.json"
 FORMAT = "streamstats.manifest/1"
 STATE, CORRECTORS = "state", "correctors"
+WRITERS = 4
+"""Files written at the same time: a writer waits for the disk, which takes many at once."""
 
 
 @dataclass(frozen=True)
@@ -105,8 +108,9 @@ def write_results(output: Path, source: str, statistics: Mapping[str, LayerStati
         "source": source,
         "versions": {"streamstats": __version__, "numpy": np.__version__},
     }
-    for path, content in files.items():
-        artifacts.write_bytes(path, content)
+    with ThreadPoolExecutor(WRITERS) as writers:
+        for _ in writers.map(artifacts.write_bytes, files, files.values()):
+            pass  # raises what a writer raised
     for layer in statistics:
         path = artifacts.layer_path(output / CORRECTORS, layer)
         if path not in files:

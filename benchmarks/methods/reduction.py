@@ -1,27 +1,24 @@
 """streamstats' own reduction, start-up excluded: from the plan being ready to the means of all layers.
 
-Opening the store, planning, and starting and stopping the dask client are outside the time; `command` has all
-of it.
+Opening the store and planning are outside the time; `command` has all of it.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from unittest import mock
+from contextlib import contextmanager
 
 from measuring import Run
 from stores import LayerSource, Source
 
 from streamstats import Quantization, job
 from streamstats.calibration.selection import LayerRule
-from streamstats.reduction import local_client
 
 
 @contextmanager
 def opened(source: Source, threads: int) -> Iterator[Callable[[], Run]]:
-    """What `streamstats.reduce` does, with a dask client that is there already."""
+    """What `streamstats.reduce` does with the plan."""
     rules = [_rule(layer) for layer in source.layers]
 
     def run() -> Run:
@@ -31,11 +28,7 @@ def opened(source: Source, threads: int) -> Iterator[Callable[[], Run]]:
         means = {name: layer.mean for name, layer in statistics.items()}
         return Run(time.perf_counter() - start, means)
 
-    with (
-        local_client(threads) as client,
-        mock.patch.object(job, "local_client", return_value=nullcontext(client)),
-    ):
-        yield run
+    yield run
 
 
 def _rule(layer: LayerSource) -> LayerRule:

@@ -1,4 +1,4 @@
-"""A process that ends where `streamstats.reduce` of a store would read its first block: its time is the start-up.
+"""A process that ends where `streamstats.reduce` of a store would open its first layer to read a block: its time is the start-up.
 
 python first_block.py STORE
 """
@@ -15,6 +15,6 @@ def _end(*_: object) -> None:
     os._exit(0)
 
 
-reduction.read_block = _end  # type: ignore[assignment]
+reduction.open_reader = _end  # type: ignore[assignment]
 job.reduce(sys.argv[1])
 sys.exit("no block was read")

@@ -6,13 +6,12 @@ memory costs more than reading it. zarr's reader is the arbiter of what the stra
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from io import FileIO
 from itertools import product
 from math import prod
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -103,16 +102,16 @@ class FileReader:
     def __init__(self, layer: Layer, encoding: Encoding) -> None:
         self._layer = layer
         self._encoding = encoding
-        self._folder = Path(layer.store) / layer.name
+        self._folder = f"{layer.store}/{layer.name}/"
         self._key = ""
-        self._file: FileIO | None = None
+        self._file: int | None = None  # its descriptor
         self._size = 0
         self._index: npt.NDArray[np.int64] | None = None
 
     def close(self) -> None:
         """Close the file that is open."""
         if self._file is not None:
-            self._file.close()
+            os.close(self._file)
         self._key, self._file, self._index = "", None, None
 
     def read(self, selection: Selection) -> npt.NDArray[Any]:
@@ -148,11 +147,11 @@ class FileReader:
             return
         self.close()
         try:
-            self._file = FileIO(self._folder / key)
+            self._file = os.open(self._folder + key, os.O_RDONLY)
         except FileNotFoundError:
             self._key = key
             return
-        self._size = self._file.seek(0, 2)
+        self._size = os.fstat(self._file).st_size
         size = self._encoding.index_bytes
         if size:
             start = self._size - size if self._encoding.index_at_end else 0
@@ -249,10 +248,9 @@ class FileReader:
     def _read_bytes(self, start: int, out: Bytes) -> Bytes:
         """`out`, filled from `start` of the open file. Raises `ValueError` where that is too short."""
         assert self._file is not None
-        self._file.seek(start)
         done = 0
         while done < out.size:
-            count = self._file.readinto(out[done:].data)
+            count = os.preadv(self._file, [out[done:].data], start + done)
             if not count:
                 raise ValueError(f"it ends at byte {start + done}, expected {start + out.size} or more")
             done += count

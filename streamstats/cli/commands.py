@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from ..job import Prepared
     from ..ledger import LayerStatistics
 
+NAMED = 8
+"""Layers that a note names."""
+
 
 def say(message: str) -> None:
     """Print a message for the person on stderr."""
@@ -52,7 +55,7 @@ class _Watch:
     def plan(self, prepared: Prepared) -> None:
         plan, selected = prepared.plan, prepared.selected
         if selected.left_out:
-            say(f"left out, because no entry of `layers` matches: {', '.join(selected.left_out)}")
+            say(f"left out, because no entry of `layers` matches: {_some(selected.left_out)}")
         for warning in _warnings(selected.layers):
             say(f"note: {warning}")
         say(
@@ -70,10 +73,16 @@ def _warnings(layers: Sequence[Layer]) -> Iterator[str]:
     """What is allowed and often a mistake."""
     codes = [layer.name for layer in layers if layer.dtype.kind in "iu" and layer.quantization is None]
     if codes:
-        yield f"integers without `quantization`, so their means are of the codes: {', '.join(codes)}"
+        yield f"integers without `quantization`, so their means are of the codes: {_some(codes)}"
     rows = {layer.rows for layer in layers}
     if len(rows) > 1:
         yield f"the layers have different numbers of rows, {min(rows):,} to {max(rows):,}; was a recording stopped?"
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first of `names` and how many more there are."""
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
 
 
 def _mib(size: int) -> str:

@@ -8,22 +8,34 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
-
-WIDE = 200
-"""Columns of a table that goes to a file or a pipe, where no terminal says how wide it is."""
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> None:
     """Print `rows` under `columns` as plain text; the first `left` columns are aligned left, the others right."""
-    terminal = sys.stdout.isatty()
-    table = Table(box=None, pad_edge=False, header_style="bold" if terminal else None)
+    if not sys.stdout.isatty():
+        _print_aligned([columns, *rows], left)
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index < left else "right", overflow="fold", no_wrap=not terminal)
+        table.add_column(column, justify="left" if index < left else "right", overflow="fold")
     for row in rows:
         table.add_row(*row)
-    Console(width=None if terminal else WIDE, soft_wrap=not terminal, markup=False, highlight=False).print(table)
+    Console(markup=False, highlight=False).print(table)
+
+
+def _print_aligned(lines: Sequence[Sequence[str]], left: int) -> None:
+    """As wide as it has to be: a file or a pipe has no edge."""
+    widths = [max(map(cell_len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        cells = [
+            cell + padding if index < left else padding + cell
+            for index, (cell, width) in enumerate(zip(line, widths, strict=True))
+            for padding in (" " * (width - cell_len(cell)),)
+        ]
+        print("  ".join(cells).rstrip())
 
 
 def print_json(document: Any) -> None:

@@ -82,16 +82,17 @@ class ChannelMean(Statistic):
         if quantization is not None and self.dtype.kind not in "iu":
             raise UsageError(f"a quantisation is given, but the values are {self.dtype}; expected integer codes")
         maps = (quantization or Quantization(1.0)).channel_maps(self.channels)
-        unit = Fraction(2) ** unit_exponent(self.dtype)
+        shift = -unit_exponent(self.dtype)
         sums = zip(self.total.units(), self.count.tolist(), maps, strict=True)
-        return np.array([_mean(units * unit, count, *affine) for units, count, affine in sums], dtype=np.float64)
+        return np.array([_mean(units, shift, count, *affine) for units, count, affine in sums], dtype=np.float64)
 
 
-def _mean(total: Fraction, count: int, step: Fraction, zero_point: int) -> float:
+def _mean(units: int, shift: int, count: int, step: Fraction, zero_point: int) -> float:
+    """(S − n·zero_point)·step / n with S = units / 2^shift, as one quotient of integers: Python rounds that once."""
     if count == 0:
         return float("nan")
     try:
-        return float((total - count * zero_point) * step / count)
+        return (units - (count * zero_point << shift)) * step.numerator / (count * step.denominator << shift)
     except OverflowError as error:
         raise UsageError(f"a mean is beyond float64: the step is {float(step)}; expected a smaller one") from error
 
