@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from . import artifacts
 from .calibration.layer import Layer
@@ -17,11 +17,8 @@ from .config import DEFAULT_MEMORY, JobConfig, available_cores, parse_bytes
 from .errors import StreamstatsError, UsageError
 from .ledger import LayerStatistics, missing_rows
 from .plan import Plan, make_plan
-from .reduction import open_executor, reduce_tasks
+from .reduction import Client, open_executor, reduce_tasks
 from .results import check_paths, recorded_layers, write_results
-
-if TYPE_CHECKING:
-    from distributed import Client
 
 OnProgress = Callable[[int, int], None]
 """Called with the rows and the decoded bytes that a finished task adds."""

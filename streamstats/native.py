@@ -18,6 +18,7 @@ from contextlib import suppress
 from functools import cache
 from hashlib import sha256
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -35,16 +36,16 @@ _ENGINES: list[Any] = []  # a function lives as long as the engine that holds it
 
 
 def load(
-    name: str, arguments: Sequence[Any], define: Callable[[], Callable[..., None]], sources: Sequence[Path]
+    name: str, arguments: Sequence[Any], define: Callable[[], Callable[..., None]], modules: Sequence[str]
 ) -> Callable[..., None]:
     """The function called `name`, of `arguments` (each POINTER or SIZE), which lets go of Python's lock when called.
 
-    Where no file has it, `define` gives the function to compile, which may neither allocate nor raise. `sources` are
-    the files that it is written in. Raises `RuntimeError` for a function that needs Python.
+    Where no file has it, `define` gives the function to compile, which may neither allocate nor raise. `modules` are
+    those that it is written in. Raises `RuntimeError` for a function that needs Python.
     """
     with _LOADING:
         if name not in _LOADED:
-            file = f"{name}-{_fingerprint(tuple(sources))}.o"
+            file = f"{name}-{_fingerprint(tuple(modules))}.o"
             code = _read(file)
             if code is None:
                 code = _compile(name, arguments, define())
@@ -78,13 +79,21 @@ def _target_machine() -> Any:
 
 
 @cache
-def _fingerprint(sources: tuple[Path, ...]) -> str:
+def _fingerprint(modules: tuple[str, ...]) -> str:
     """Changes with everything that the code depends on."""
-    contents = [source.read_bytes() for source in (*sources, Path(__file__))]
+    contents = [_source(module) for module in (*modules, __name__)]
     processor = [llvm.get_default_triple(), llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()]
     compiler = [f"{package} {version(package)}" for package in ("numba", "llvmlite", "numpy")]
     parts = [*contents, *map(str.encode, (*processor, *compiler))]
     return sha256(b"".join(sha256(part).digest() for part in parts)).hexdigest()[:16]
+
+
+def _source(module: str) -> bytes:
+    """The text of a module, which is not loaded for it."""
+    found = find_spec(module)
+    if found is None or found.origin is None:
+        raise ModuleNotFoundError(f"no source of {module}")
+    return Path(found.origin).read_bytes()
 
 
 def _folder() -> Path:

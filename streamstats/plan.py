@@ -143,7 +143,7 @@ def _tasks(
     for layer in layers:
         for start, stop in missing.get(layer.name, ()):
             while start < stop:
-                part = _part(layer, start, stop, shapes[layer.name], full - size)
+                part = _part(layer, start, stop, shapes[layer.name], full, size)
                 part_bytes = (part.stop - part.start) * layer.row_bytes
                 if waiting and (size + part_bytes > full or results + _state_bytes(layer) > result_bytes):
                     yield Task(tuple(waiting), size)
@@ -164,10 +164,13 @@ def _full_task(total: int, left: int, threads: int) -> int:
     return max(SMALLEST_TASK_BYTES, min(TASK_BYTES, 2 * left // (3 * threads)), total // MOST_TASKS)
 
 
-def _part(layer: Layer, start: int, stop: int, block_shape: tuple[int, ...], most_bytes: int) -> Part:
-    """Rows from `start` up to the border of a shard, or of a chunk in large ones: about `most_bytes`, at least one."""
-    height = layer.shards[0] if layer.shards[0] * layer.row_bytes <= most_bytes else layer.chunks[0]
-    number = max(1, most_bytes // max(1, height * layer.row_bytes))
+def _part(layer: Layer, start: int, stop: int, block_shape: tuple[int, ...], full: int, taken: int) -> Part:
+    """Rows from `start` on for a task of `full` bytes, `taken` of them taken: whole shards, or chunks of large shards.
+
+    At least one of them, whether it fits or not.
+    """
+    height = layer.shards[0] if layer.shards[0] * layer.row_bytes <= full else layer.chunks[0]
+    number = max(1, (full - taken) // max(1, height * layer.row_bytes))
     return Part(layer.name, start, min(stop, (start // height + number) * height), block_shape)
 
 

@@ -1,4 +1,4 @@
-"""The reduction: tasks of a plan measured by workers, results yielded as they come. The only dask importer.
+"""The reduction: tasks of a plan measured by workers, results yielded as they come.
 
 Workers are threads of this process, or those of a dask client: both are reached as an executor of `concurrent.futures`,
 so there is one path. A worker opens the array from its small description, reads block after block, and sends back
@@ -12,7 +12,7 @@ from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExec
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -25,8 +25,13 @@ from .statistics.extrema import ChannelExtrema
 from .statistics.mean import ChannelMean
 from .statistics.pieces import Accumulator
 
-if TYPE_CHECKING:
-    from distributed import Client
+
+class Client(Protocol):
+    """What is needed of a `distributed.Client`."""
+
+    def get_executor(self, **options: Any) -> Executor:
+        """An executor whose workers are the client's."""
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -114,5 +119,9 @@ def open_executor(threads: int, client: Client | None) -> Iterator[Executor]:
         with client.get_executor(pure=False) as executor:
             yield executor
         return
-    with decoding(threads), ThreadPoolExecutor(threads, "streamstats") as executor:
-        yield executor
+    executor = ThreadPoolExecutor(threads, "streamstats")
+    try:
+        with decoding(threads):
+            yield executor
+    finally:
+        executor.shutdown(cancel_futures=True)  # what is under way ends first: a thread cannot be stopped

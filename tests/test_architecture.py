@@ -16,6 +16,7 @@ PACKAGE = Path(__file__).parents[1] / "streamstats"
 ORDER = (
     "errors",
     "quantization",
+    "native",
     "statistics",
     "artifacts",
     "correction",
@@ -42,8 +43,10 @@ IMPORTERS = {
     "distributed": ("reduction",),
     "matplotlib": ("report",),
     "plotext": ("report",),
-    "llvmlite": ("native",),
-    "numba": ("native", "statistics"),
+    "google_crc32c": ("calibration",),
+    "llvmlite": ("native", "calibration"),
+    "numba": ("native", "statistics", "calibration"),
+    "numcodecs": ("calibration",),
     "onnx": ("models", "demo.train"),  # which exports the small network that is shipped
     "onnxruntime": ("models",),
     "sklearn": ("demo",),
@@ -52,7 +55,6 @@ IMPORTERS = {
     "yaml": ("config",),
     "safetensors": ("artifacts",),
     "zarr": ("calibration",),
-    "zarrs": ("calibration",),
 }
 """The only modules, or packages, that import a library."""
 NOWHERE = ("pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve")
@@ -64,7 +66,8 @@ IN_STATISTICS = (
 WITH_A_CORRECTOR = ("numpy", "safetensors")
 """All that loading and applying a corrector needs, beside Python."""
 
-WRITERS = ("artifacts",)
+WRITERS = ("artifacts", "native")
+"""Result files, and what is compiled."""
 NOT_THE_CORE = ("cli",)
 IMPORTING_CALLS = ("import_module", "__import__", "require", "_require")
 WRITING_CALLS = frozenset(
@@ -179,6 +182,8 @@ def writing_calls(module: Module) -> Iterator[str]:
 
 def reads(node: ast.Call) -> bool:
     """Whether the call of an `open` is plainly for reading."""
+    if ast.unparse(node.func) == "os.open":
+        return [ast.unparse(flags) for flags in node.args[1:]] == ["os.O_RDONLY"]
     first = 1 if isinstance(node.func, ast.Name) else 0
     modes = [*node.args[first : first + 1], *(word.value for word in node.keywords if word.arg == "mode")]
     return all(isinstance(mode, ast.Constant) and not set(str(mode.value)) & set("wax+") for mode in modes)
@@ -236,7 +241,7 @@ PLANTED = {
     "sklearn elsewhere": ("models/onnx.py", "import sklearn"),
     "zarr elsewhere": ("models/onnx_record.py", "import zarr"),
     "zarr elsewhere, from": ("reduction.py", "from zarr.errors import GroupNotFoundError"),
-    "zarrs elsewhere": ("plan.py", "import zarrs"),
+    "numcodecs elsewhere": ("plan.py", "import numcodecs"),
     "torch elsewhere": ("demo/show.py", "import torch"),
     "pickle": ("ledger.py", "import pickle"),
     "pickle, from": ("artifacts.py", "from pickle import loads"),

@@ -415,6 +415,6 @@ def test_a_damaged_chunk_is_status_4_and_names_layer_and_rows(tmp_path: Path, st
     chunk.write_bytes(chunk.read_bytes()[:10])
     done = streamstats("run", job)
     assert done.returncode == 4
-    assert re.search(r"layer block1/conv: rows \d+:\d+ cannot be read", done.stderr.splitlines()[-1])
+    assert re.search(r"layer block1/conv: chunk c/[\d/]+ \(rows \d+:\d+\) cannot be read", done.stderr.splitlines()[-1])
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out/manifest.json").exists()

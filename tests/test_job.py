@@ -15,7 +15,8 @@ from zarr.codecs import BloscCodec, GzipCodec
 from zarr.storage import ZipStore
 
 import streamstats as ss
-from streamstats import job, reduction, results
+from streamstats import job, results
+from streamstats.calibration.reader import FileReader
 from streamstats.calibration.selection import LayerRule
 from streamstats.config import ClusterConfig, JobConfig, LayerConfig, QuantizationConfig
 from streamstats.errors import DataError, NonFiniteError, OutputError, UsageError
@@ -224,13 +225,13 @@ def test_no_block_larger_than_the_plan_allows_is_ever_read(tmp_path: Path, monke
     store = write_store(tmp_path / "s.zarr", {"layer": values}, chunks=(2, 8, 8, 24))
     sizes = []
 
-    def watched(layer: Any, array: Any, selection: Any, buffer: Any) -> Any:
-        block = read(layer, array, selection, buffer)
+    def watched(reader: FileReader, selection: Any) -> Any:
+        block = read(reader, selection)
         sizes.append(block.nbytes)
         return block
 
-    read = reduction.read_block
-    monkeypatch.setattr(reduction, "read_block", watched)
+    read = FileReader.read
+    monkeypatch.setattr(FileReader, "read", watched)
     monkeypatch.setattr("streamstats.plan.BLOCK_BYTES", 50_000)
     prepared = job.prepare(store, threads=3)
     found = job.execute(prepared)
@@ -436,15 +437,22 @@ def test_a_recorded_chunk_of_zeros_is_there_and_counted(tmp_path: Path) -> None:
     assert ss.reduce(recorded_store(tmp_path / "s.zarr"))["zeros"].mean.tolist() == [0.0] * 12
 
 
-@pytest.mark.parametrize("damage", ["deleted", "emptied", "a folder in its place"])
-def test_a_lost_chunk_of_a_recorded_store_is_an_error_that_names_it(tmp_path: Path, damage: str) -> None:
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        ("deleted", "was recorded and is missing"),
+        ("emptied", "cannot be read"),
+        ("a folder in its place", "cannot be read: .*directory"),
+    ],
+)
+def test_a_lost_chunk_of_a_recorded_store_is_an_error_that_names_it(tmp_path: Path, damage: str, said: str) -> None:
     chunk = recorded_store(tmp_path / "s.zarr") / "layer/c/2/0/0/0"
     chunk.unlink()
     if damage == "emptied":
         chunk.touch()
     elif damage != "deleted":
         chunk.mkdir()
-    with pytest.raises(DataError, match=r"layer layer: chunk c/2/0/0/0, in rows \d+:\d+, was recorded and is missing"):
+    with pytest.raises(DataError, match=rf"layer layer: chunk c/2/0/0/0 \(rows \d+:\d+\) {said}"):
         ss.reduce(tmp_path / "s.zarr")
 
 
@@ -453,5 +461,5 @@ def test_a_flipped_bit_in_a_recorded_store_is_an_error(tmp_path: Path) -> None:
     content = bytearray(chunk.read_bytes())
     content[len(content) // 2] ^= 8
     chunk.write_bytes(content)
-    with pytest.raises(DataError, match=r"layer layer: rows \d+:\d+ cannot be read"):
+    with pytest.raises(DataError, match=r"layer layer: chunk c/2/0/0/0 \(rows \d+:\d+\) cannot be read: the checksum"):
         ss.reduce(tmp_path / "s.zarr")

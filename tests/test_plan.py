@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamstats import plan
+from streamstats.calibration.encoding import Encoding
 from streamstats.calibration.layer import Layer
 from streamstats.errors import UsageError
 from streamstats.plan import MiB, Plan, Rows, blocks, make_plan
@@ -34,10 +35,12 @@ def layer(
     name: str = "layer",
     dtype: str = "float32",
     axis: int = -1,
-    compiled: bool = True,
+    straight: bool = True,
 ) -> Layer:
-    channel_axis = axis % len(shape)
-    return Layer("store", name, shape, np.dtype(dtype), chunks, shards or chunks, channel_axis, compiled=compiled)
+    """`straight`: read from its files, without zarr."""
+    shards = shards or chunks
+    encoding = Encoding(chunks, shards, np.dtype(dtype), "c/", "/", "zstd", False, 0) if straight else None
+    return Layer("store", name, shape, np.dtype(dtype), chunks, shards, axis % len(shape), encoding=encoding)
 
 
 def all_rows(*layers: Layer) -> Missing:
@@ -82,7 +85,7 @@ def some_layers(draw: st.DrawFn, name: str) -> Layer:
         name=name,
         dtype=draw(st.sampled_from(DTYPES)),
         axis=draw(st.integers(1, len(shape) - 1)),
-        compiled=draw(st.booleans()),
+        straight=draw(st.booleans()),
     )
 
 
@@ -241,11 +244,11 @@ def block_shape(planned: Plan) -> tuple[int, ...]:
 @pytest.mark.parametrize(
     ("shape", "chunks", "shards", "expected"),
     [
-        ((1000, 28, 28, 192), (64, 28, 28, 192), None, (192, 28, 28, 192)),
-        ((1000, 28, 28, 192), (1, 28, 28, 192), (64, 28, 28, 192), (192, 28, 28, 192)),
-        ((1000, 28, 28, 192), (1, 28, 28, 192), None, (222, 28, 28, 192)),
-        ((1000, 28, 28, 192), (1, 28, 28, 192), (500, 28, 28, 192), (222, 28, 28, 192)),
-        ((1000, 28, 28, 192), (10, 14, 14, 64), None, (220, 28, 28, 192)),
+        ((1000, 28, 28, 192), (64, 28, 28, 192), None, (64, 28, 28, 192)),
+        ((1000, 28, 28, 192), (1, 28, 28, 192), (64, 28, 28, 192), (64, 28, 28, 192)),
+        ((1000, 28, 28, 192), (1, 28, 28, 192), None, (111, 28, 28, 192)),
+        ((1000, 28, 28, 192), (1, 28, 28, 192), (500, 28, 28, 192), (111, 28, 28, 192)),
+        ((1000, 28, 28, 192), (10, 14, 14, 64), None, (110, 28, 28, 192)),
         ((50, 28, 28, 192), (64, 28, 28, 192), None, (50, 28, 28, 192)),
     ],
 )
@@ -261,16 +264,16 @@ def test_a_sample_that_is_larger_than_a_block_is_split_along_its_other_axes() ->
     each = layer((3, 1000, 1000, 64), (1, 100, 100, 64), axis=3)
     planned = plan_all(each)
     assert each.row_bytes > plan.BLOCK_BYTES >= planned.block_bytes
-    assert block_shape(planned) == (1, 100, 1000, 64)
-    assert len(list(selections(each, planned))) == 3 * 10
+    assert block_shape(planned) == (1, 100, 600, 64)
+    assert len(list(selections(each, planned))) == 3 * 10 * 2
 
 
 def test_channels_are_split_where_nothing_else_can_be() -> None:
     each = layer((2, 10_000_000), (1, 1_000_000), dtype="float32")
     planned = plan_all(each, memory=16 * GiB)
-    assert block_shape(planned) == (1, 8_000_000)
+    assert block_shape(planned) == (1, 4_000_000)
     ranges = [channels for channels, _ in blocks(each, planned.tasks[0].parts[0])]
-    assert ranges == [(0, 8_000_000), (8_000_000, 10_000_000)]
+    assert ranges == [(0, 4_000_000), (4_000_000, 8_000_000), (8_000_000, 10_000_000)]
 
 
 def test_a_chunk_that_is_larger_than_a_block_is_read_whole() -> None:
@@ -307,17 +310,17 @@ def test_threads_become_fewer_where_memory_is_short() -> None:
 
 
 def test_a_store_that_decodes_several_chunks_at_once_is_planned_with_more_memory() -> None:
-    one, several = (plan_all(layer((64, 1000, 1000), (4, 1000, 1000), compiled=compiled)) for compiled in (True, False))
+    one, several = (plan_all(layer((64, 1000, 1000), (4, 1000, 1000), straight=straight)) for straight in (True, False))
     assert several.peak_bytes > one.peak_bytes
 
 
-@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("straight", [True, False])
 @pytest.mark.parametrize("shards", [None, (500, 100, 1000)])
 def test_a_chunk_that_does_not_fit_is_an_error_that_says_what_to_set_and_that_suffices(
-    compiled: bool, shards: tuple[int, ...] | None
+    straight: bool, shards: tuple[int, ...] | None
 ) -> None:
     small = layer((10, 4), (1, 4), name="small")
-    large = layer((1000, 200, 1000), (250, 100, 1000), shards, name="block/large", compiled=compiled)
+    large = layer((1000, 200, 1000), (250, 100, 1000), shards, name="block/large", straight=straight)
     with pytest.raises(UsageError) as caught:
         plan_all(small, large, memory=320 * MiB)
     message = str(caught.value)
@@ -379,7 +382,7 @@ def test_no_threads_are_an_error(threads: int) -> None:
 def test_the_number_of_tasks_follows_the_bytes_and_not_the_chunks(rows_a_chunk: int) -> None:
     planned = plan_all(layer((1_000_000, 4096), (rows_a_chunk, 4096)))
     assert planned.bytes == 16_384_000_000
-    assert 60 <= len(planned.tasks) <= 70
+    assert 60 <= len(planned.tasks) <= 90
     assert all(task.bytes <= plan.TASK_BYTES for task in planned.tasks)
 
 
@@ -387,10 +390,25 @@ def test_a_million_chunks_of_a_small_layer_are_few_tasks() -> None:
     assert len(plan_all(layer((1_000_000, 8), (1, 8))).tasks) == 2
 
 
-def test_a_small_job_is_shared_evenly_among_the_threads() -> None:
-    planned = plan_all(layer((10_000, 4096), (10, 4096)), threads=4)
-    assert 4 * plan.TASKS_A_THREAD // 2 <= len(planned.tasks) <= 4 * plan.TASKS_A_THREAD * 2
-    assert max(task.bytes for task in planned.tasks) < 2 * min(task.bytes for task in planned.tasks[:-1])
+def test_tasks_become_smaller_towards_the_end_so_that_all_threads_end_together() -> None:
+    planned = plan_all(layer((100_000, 4096), (10, 4096)), threads=4)
+    sizes = [task.bytes for task in planned.tasks]
+    assert sizes[:-1] == sorted(sizes[:-1], reverse=True)
+    assert max(sizes) <= plan.TASK_BYTES
+    assert max(sizes[-4:]) <= plan.SMALLEST_TASK_BYTES
+    for place, size in enumerate(sizes[:-1]):
+        assert size <= max(plan.SMALLEST_TASK_BYTES, sum(sizes[place:]) / 4)
+
+
+def test_a_small_job_has_work_for_all_threads_and_few_tasks() -> None:
+    assert 4 <= len(plan_all(layer((10_000, 4096), (10, 4096)), threads=4).tasks) <= 16
+
+
+def test_a_task_smaller_than_a_shard_is_cut_at_chunks() -> None:
+    each = layer((4096, 100_000), (8, 100_000), (4096, 100_000))
+    starts = [part.start for task in plan_all(each).tasks for part in task.parts]
+    assert len(starts) > 4
+    assert all(start % 8 == 0 for start in starts)
 
 
 def test_many_small_layers_share_tasks_and_there_is_work_for_all_threads() -> None:

@@ -1,4 +1,4 @@
-"""A process that ends where `streamstats.reduce` of a store would open its first layer to read a block: its time is the start-up.
+"""A process that ends where `streamstats.reduce` of a store would read its first block: its time is the start-up.
 
 python first_block.py STORE
 """

@@ -11,7 +11,6 @@ import ctypes
 from collections.abc import Callable
 from functools import cache
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -43,7 +42,7 @@ def decode_batch(
     functions = _functions(compressor)
     if functions is None:
         return 0
-    loop = load(f"decode-{compressor}", ARGUMENTS, lambda: _definition(compressor), (Path(__file__),))
+    loop = load(f"decode-{compressor}", ARGUMENTS, lambda: _definition(compressor), (__name__,))
     places = places[: _promising(compressor, stored, places, out.shape[1])]
     done = np.zeros(1, np.int64)
     loop(
@@ -58,9 +57,7 @@ def decode_batch(
     return int(done[0])
 
 
-def _promising(
-    compressor: str, stored: npt.NDArray[np.uint8], places: npt.NDArray[np.int64], chunk_bytes: int
-) -> int:
+def _promising(compressor: str, stored: npt.NDArray[np.uint8], places: npt.NDArray[np.int64], chunk_bytes: int) -> int:
     """How many chunks, from the first, say in their headers that they are whole and have `chunk_bytes`."""
     header = HEADER_BYTES[compressor]
     if not header:

@@ -1,7 +1,7 @@
 """A layer: an array of a calibration store, its channel axis and its quantisation, and how it is stored.
 
-A `Layer` is a small description that travels to workers; each opens the array, or its files, for itself. Samples are on axis 0,
-one axis holds the channels, every other axis is reduced. Nothing is rewritten: chunks are read as they lie.
+A `Layer` is a small description that travels to workers; each opens the array, or its files, for itself. Samples are
+on axis 0, one axis holds the channels, every other axis is reduced. Nothing is rewritten: chunks are read as they lie.
 """
 
 from __future__ import annotations

@@ -71,11 +71,10 @@ def _new_block(layer: Layer, selection: Selection) -> npt.NDArray[Any]:
     return kept("block", prod(shape) * layer.dtype.itemsize).view(layer.dtype).reshape(shape)
 
 
-def _damage(layer: Layer, selection: Selection, what: str, error: Exception) -> DataError:
-    rows = selection[0]
-    return DataError(
-        f"layer {layer.name}: {what}rows {rows.start}:{rows.stop} cannot be read: {first_line(error)}; repair the store"
-    )
+def _damage(layer: Layer, selection: Selection, error: Exception, key: str | None = None) -> DataError:
+    rows = f"rows {selection[0].start}:{selection[0].stop}"
+    what = rows if key is None else f"chunk {key} ({rows})"
+    return DataError(f"layer {layer.name}: {what} cannot be read: {first_line(error)}; repair the store")
 
 
 class ZarrReader:
@@ -92,7 +91,7 @@ class ZarrReader:
         try:
             self._array.get_basic_selection(selection, out=default_buffer_prototype().nd_buffer.from_numpy_array(block))
         except Exception as error:
-            raise _damage(self._layer, selection, "", error) from error
+            raise _damage(self._layer, selection, error) from error
         return block
 
 
@@ -130,15 +129,15 @@ class FileReader:
             except DataError:
                 raise
             except Exception as error:
-                raise _damage(self._layer, inside, f"chunk {key}, in ", error) from error
+                raise _damage(self._layer, inside, error, key) from error
         return block
 
     def _check_may_be_missing(self, key: str, inside: Selection) -> None:
         if self._layer.recorded:
             rows = inside[0]
             raise DataError(
-                f"layer {self._layer.name}: chunk {key}, in rows {rows.start}:{rows.stop}, was recorded and is missing "
-                "or empty; restore it, or record the layer again"
+                f"layer {self._layer.name}: chunk {key} (rows {rows.start}:{rows.stop}) was recorded and is missing; "
+                "restore it, or record the layer again"
             )
 
     def _open(self, key: str) -> None:
@@ -164,7 +163,7 @@ class FileReader:
         """Fill the part `inside` of `block` from the open file."""
         encoding = self._encoding
         touched = _touched(inside, encoding.chunks)
-        if not encoding.is_raw and self._read_run(shard, inside, touched, block[_relative(inside, selection)]):
+        if not encoding.is_raw and self._read_run(shard, touched, block[_relative(inside, selection)]):
             return
         for chunk in product(*touched):
             part = _overlap(inside, chunk, encoding.chunks)
@@ -180,23 +179,20 @@ class FileReader:
             else:
                 self._decode(self._read_bytes(place[0], kept("stored", place[1])), within, target)
 
-    def _read_run(self, shard: Sequence[int], inside: Selection, touched: Sequence[range], target: Any) -> bool:
+    def _read_run(self, shard: Sequence[int], touched: Sequence[range], target: Any) -> bool:
         """Fill `target` if it is made of whole chunks one behind the other, all stored; whether it did."""
         encoding = self._encoding
         rows, *others = touched
         number = len(rows)
-        if (
-            any(len(numbers) != 1 for numbers in others)
-            or target.shape != (number * encoding.chunks[0], *encoding.chunks[1:])
-            or not target.flags.c_contiguous
-        ):
+        out = _bytes_of(target) if target.shape == (number * encoding.chunks[0], *encoding.chunks[1:]) else None
+        if out is None or any(len(numbers) != 1 for numbers in others):
             return False
         places = self._places(shard, rows, [numbers[0] for numbers in others])
         first, last = int(places[:, 0].min()), int(places.sum(axis=1).max())
         if places.min() < 0 or last > self._size or last - first > MOST_BESIDES * int(places[:, 1].sum()):
             return False
         content = self._read_bytes(first, kept("stored", last - first))
-        encoding.decode_run(content, places - (first, 0), _bytes_of(target).reshape(number, -1))
+        encoding.decode_run(content, places - (first, 0), out.reshape(number, -1))
         return True
 
     def _places(self, shard: Sequence[int], rows: range, others: Sequence[int]) -> npt.NDArray[np.int64]:

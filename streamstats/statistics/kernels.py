@@ -4,8 +4,8 @@ A part is either *rows* [rows, channels], taken row by row with one accumulator 
 inner], each run reduced by itself. `values` is the part; `bits` is the same memory as signed integers. `sums`
 int64[D + 2, channels] are raw base-2^32 digits, the count of NaN and that of infinities; one deposit adds less than
 2^32 to a digit, so 2^31 deposits fit before carrying. `low` and `high` [channels] are widened to the finite values.
-`room` [several, tile] is what it works in: a tile is
-channels that are taken together, so that their accumulators stay in the first-level cache. No loop allocates or raises, so none needs Python.
+`room` [several, tile] is what a loop works in; a tile is channels that are taken together, so that their accumulators
+stay in the first-level cache. No loop allocates or raises, so none needs Python.
 
 Floats are exact at speed by one observation: a float64 sum is exact, in any order, while every partial sum fits 53
 bits. The least and the greatest magnitude of a strip of terms tell how far their exponents are apart. Close ones are
@@ -247,7 +247,7 @@ def _settle_half(
 ) -> None:
     """Deposit a strip: its sum, if everything in `bits` [terms] is finite, else the terms; `keys` of its extrema."""
     least, greatest = _scaled_from_half(_half_key(keys[0])), _scaled_from_half(_half_key(keys[1]))
-    if -SCALED_INFINITY < least and greatest < SCALED_INFINITY:
+    if max(-least, greatest) < SCALED_INFINITY:
         _deposit(sums, channel, np.int64(total * _power_of_two(68) * _power_of_two(68)), 0)
         _widen(low, high, channel, least, greatest)
         return
@@ -505,8 +505,16 @@ def _splitter(below: Scalar, largest: Scalar) -> Scalar:
 
 @compiled
 def _settle_double(
-    upper: Scalar, lower: Scalar, below: Scalar, largest: Scalar, least: Scalar, greatest: Scalar,
-    sums: Array, low: Array, high: Array, channel: Scalar,
+    upper: Scalar,
+    lower: Scalar,
+    below: Scalar,
+    largest: Scalar,
+    least: Scalar,
+    greatest: Scalar,
+    sums: Array,
+    low: Array,
+    high: Array,
+    channel: Scalar,
 ) -> None:
     """Deposit the two sums of a strip that was split."""
     _widen(low, high, channel, least, greatest)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from .exact import digit_count
 
 ARGUMENTS = (POINTER, SIZE, SIZE, SIZE, POINTER, POINTER, POINTER, POINTER)
 """data, outer, channels, inner, sums, low, high, room: arrays as `kernels` describes them, C-contiguous."""
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("kernels.py", "loops.py", "exact.py"))
+MODULES = tuple(f"{__package__}.{name}" for name in ("kernels", "loops", "exact"))
 
 ROOM, TILE_BYTES = 7, 4096
 """What a loop works in: ROOM accumulators for each of the channels that have so many bytes in a row of a block."""
@@ -42,7 +41,7 @@ def bound_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
 def loop(dtype: np.dtype[Any], *, runs: bool) -> Callable[..., None]:
     """The loop over rows, or over runs, of native `dtype`; it takes ARGUMENTS, addresses and extents."""
     name = f"{'runs' if runs else 'rows'}-{dtype.name}"
-    return load(name, ARGUMENTS, lambda: _definition(dtype, runs), SOURCES)
+    return load(name, ARGUMENTS, lambda: _definition(dtype, runs), MODULES)
 
 
 def _definition(dtype: np.dtype[Any], runs: bool) -> Callable[..., None]:
