@@ -170,8 +170,8 @@ def _promised_peak(config_path: str) -> int:
     from streamstats.config import load_config
 
     config = load_config(config_path)
-    threads = config.cluster.thread_count()
-    return job.prepare(config.source, layers=config.rules(), memory=config.memory, threads=threads).plan.peak_bytes
+    prepared = job.prepare(config.source, layers=config.rules(), memory=config.memory, threads=config.cluster.threads)
+    return prepared.plan.peak_bytes
 
 
 def _table(outcomes: Sequence[Outcome]) -> Table:

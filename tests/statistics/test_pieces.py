@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from laws import DTYPES, LAYOUTS, blocks, exact_extrema, exact_sums, shapes
+from laws import DTYPES, FLOATS, LAYOUTS, as_digits, blocks, contents, exact_extrema, exact_sums, shapes
 
 from streamstats.errors import MismatchError
 from streamstats.statistics import pieces as cutting
 from streamstats.statistics.extrema import ChannelExtrema
 from streamstats.statistics.mean import ChannelMean
-from streamstats.statistics.pieces import pieces
+from streamstats.statistics.pieces import Accumulator, pieces
 
 LIMITS = st.sampled_from([1, 2, 7, 40, 1000])
 
@@ -115,23 +115,106 @@ ROWS, RUNS = 2, 3
 @pytest.mark.parametrize(
     ("shape", "expected"),
     [
-        ((7, 300, 1), [(ROWS, 7, 1)]),  # channels last and many: as they are
-        ((7, 256, 1), [(ROWS, 7, 1)]),
-        ((7, 128, 1), [(ROWS, 3, 2), (ROWS, 1, 1)]),  # joined in pairs, and one left
-        ((7, 85, 1), [(ROWS, 2, 3), (ROWS, 1, 1)]),
+        ((7, 1300, 1), [(ROWS, 7, 1)]),  # channels last and many: as they are
+        ((7, 1024, 1), [(ROWS, 7, 1)]),
+        ((7, 513, 1), [(ROWS, 7, 1)]),
+        ((7, 512, 1), [(ROWS, 3, 2), (ROWS, 1, 1)]),  # joined in pairs, and one left
+        ((7, 341, 1), [(ROWS, 2, 3), (ROWS, 1, 1)]),
         ((7, 1, 1), [(ROWS, 1, 7)]),  # fewer rows than could be joined
-        ((1000, 1, 1), [(ROWS, 3, 256), (ROWS, 232, 1)]),
-        ((512, 1, 1), [(ROWS, 2, 256)]),
-        ((16, 3, 31), [(ROWS, 8, 2)]),  # short runs are rows of more channels
+        ((4000, 1, 1), [(ROWS, 3, 1024), (ROWS, 928, 1)]),
+        ((2048, 1, 1), [(ROWS, 2, 1024)]),
+        ((16, 3, 63), [(ROWS, 3, 5), (ROWS, 1, 1)]),  # short runs are rows of more channels
         ((16, 3, 2), [(ROWS, 1, 16)]),
-        ((16, 3, 32), [(RUNS, 16, 1)]),
-        ((15, 3, 31), [(RUNS, 15, 1)]),
-        ((16, 2048, 2), [(ROWS, 16, 1)]),
-        ((16, 2049, 2), [(RUNS, 16, 1)]),
-        ((16, 5000, 1), [(ROWS, 16, 1)]),
+        ((16, 3, 64), [(RUNS, 16, 1)]),
+        ((15, 3, 63), [(RUNS, 15, 1)]),
+        ((16, 8192, 2), [(ROWS, 16, 1)]),
+        ((16, 8193, 2), [(RUNS, 16, 1)]),
+        ((16, 20000, 1), [(ROWS, 16, 1)]),
     ],
 )
 def test_pieces_go_to_the_loop_for_their_shape(shape, expected):
     """Which loop it is shows in speed alone; that both are reached is what the other tests rest on."""
     parts = [*cutting._parts(np.zeros(shape, np.int8))]
     assert [(part.ndim, part.shape[0], joined) for part, joined, _ in parts] == expected
+
+
+# Accumulating over blocks
+
+
+@st.composite
+def blocks_of_like_channels(draw):
+    """Several blocks (shape, channel axis and layout of their own) and all their values as rows of channels."""
+    dtype, channels = draw(st.sampled_from(DTYPES)), draw(st.sampled_from([1, 2, 3, 5, 40]))
+    found = []
+    for _ in range(draw(st.integers(0, 6))):
+        shape, axis = draw(shapes(channels))
+        found.append((LAYOUTS[draw(st.sampled_from([*LAYOUTS]))](draw(contents(dtype, shape))), axis))
+    rows = [np.moveaxis(block, axis, -1).reshape(-1, channels) for block, axis in found]
+    return found, np.concatenate([np.zeros((0, channels), dtype), *rows], dtype=dtype)
+
+
+def statistics_of(accumulator):
+    measures = accumulator.measures()
+    return ChannelMean.from_measures(measures), ChannelExtrema.from_measures(measures)
+
+
+@given(blocks_of_like_channels(), st.sampled_from([1, 3, 10, 100, 2**27]))
+def test_an_accumulator_of_many_blocks_equals_the_whole(case, longest):
+    found, rows = case
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cutting, "LONGEST_PIECE", longest)
+        accumulator = Accumulator(rows.dtype, rows.shape[1])
+        for block, axis in found:
+            accumulator.add(block, axis)
+            accumulator.measures()  # asking changes nothing
+        assert statistics_of(accumulator) == (exact_sums(rows, 1), exact_extrema(rows, 1))
+    assert accumulator.measures().values == len(rows)
+    assert accumulator.all_finite == np.isfinite(rows).all()
+    whole = Accumulator(rows.dtype, rows.shape[1])
+    whole.add(rows, 1)
+    assert statistics_of(whole) == statistics_of(accumulator)
+
+
+@pytest.mark.parametrize("shape", [(5, 600), (600, 5), (40, 600, 3), (1, 600, 70)], ids=str)
+@pytest.mark.parametrize("special", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_one_value_that_is_not_finite_is_noticed_in_any_block_and_never_forgotten(dtype, special, shape):
+    accumulator, finite = Accumulator(dtype, 600), np.ones(shape, dtype)
+    axis = shape.index(600)
+    assert accumulator.all_finite
+    accumulator.add(finite, axis)
+    assert accumulator.all_finite
+    spoilt = finite.copy()
+    spoilt.reshape(-1)[-1] = special
+    accumulator.add(spoilt, axis)
+    accumulator.add(finite, axis)
+    assert not accumulator.all_finite
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_digits_stay_small_however_many_blocks_are_added(dtype, monkeypatch):
+    """A digit has room for 2^31 deposits: here as if it had room for 7."""
+    monkeypatch.setattr(cutting, "LONGEST_PIECE", 7)
+    greatest = {"b": lambda: True, "f": lambda: np.finfo(dtype).max}.get(dtype.kind, lambda: np.iinfo(dtype).max)()
+    accumulator = Accumulator(dtype, 600)
+    for rows in (1, 2, 3, 5, 7) * 20:
+        accumulator.add(np.full((rows, 600), greatest, dtype), 1)
+        assert abs(accumulator.measures().digits).max() < 8 * 2**32
+    assert set(ChannelMean.from_measures(accumulator.measures()).total.units()) == {
+        360 * ChannelMean.measure(np.full((1, 1), greatest, dtype)).total.units()[0]
+    }
+
+
+@pytest.mark.parametrize("longest", [1, 7, 2**27])
+@pytest.mark.parametrize("kind", ["i8", "u8"])
+def test_an_accumulator_carries_the_extremes_of_64_bits(kind, longest, monkeypatch):
+    monkeypatch.setattr(cutting, "LONGEST_PIECE", longest)
+    limits = np.iinfo(kind)
+    for term in (limits.min, limits.max, limits.max // 2, limits.min // 2 + 1):
+        accumulator = Accumulator(np.dtype(kind), 3)
+        for rows in (1, 2, 900, 40):
+            accumulator.add(np.full((rows, 3), term, kind), 1)
+            accumulator.add(np.full((3, 2 * rows), term, kind), 0)
+        sums, extrema = statistics_of(accumulator)
+        assert sums.digits.T.tolist() == [as_digits(3 * 943 * term, len(sums.digits))] * 3
+        assert extrema.minimum.tolist() == extrema.maximum.tolist() == [term] * 3
