@@ -31,7 +31,7 @@ ALLOWED = {"memset", "memcpy", "memmove"}
 """What compiled code may need beside itself: every process has it."""
 
 _LOADING = threading.Lock()
-_LOADED: dict[str, Callable[..., None]] = {}
+_LOADED: dict[tuple[str, tuple[str, ...]], Callable[..., None]] = {}
 _ENGINES: list[Any] = []  # a function lives as long as the engine that holds its code
 
 
@@ -43,15 +43,16 @@ def load(
     Where no file has it, `define` gives the function to compile, which may neither allocate nor raise. `modules` are
     those that it is written in. Raises `RuntimeError` for a function that needs Python.
     """
+    key = name, tuple(modules)
     with _LOADING:
-        if name not in _LOADED:
-            file = f"{name}-{_fingerprint(tuple(modules))}.o"
+        if key not in _LOADED:
+            file = f"{name}-{_fingerprint(key[1])}.o"
             code = _read(file)
             if code is None:
                 code = _compile(name, arguments, define())
                 _keep(file, code)
-            _LOADED[name] = ctypes.CFUNCTYPE(None, *arguments)(_address(code))
-        return _LOADED[name]
+            _LOADED[key] = ctypes.CFUNCTYPE(None, *arguments)(_address(code))
+        return _LOADED[key]
 
 
 def _address(code: bytes) -> int:
@@ -98,7 +99,8 @@ def _source(module: str) -> bytes:
 
 def _folder() -> Path:
     """Raises `RuntimeError` where there is no home."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "streamstats"
+    said = Path(os.environ.get("XDG_CACHE_HOME", ""))  # a relative one is to be ignored: code is loaded from there
+    return (said if said.is_absolute() else Path.home() / ".cache") / "streamstats"
 
 
 def _read(file: str) -> bytes | None:

@@ -369,8 +369,8 @@ def _settle_single(
     if total - total != 0.0:
         return -1.0  # NaN or infinite
     highest, lowest = _highest_single(least, greatest), _lowest_single(below)
-    if least == greatest == 0.0 or highest - lowest <= F32_SPAN:
-        if least != 0.0 or greatest != 0.0:
+    if highest - lowest <= F32_SPAN:
+        if least != 0.0 or greatest != 0.0:  # the exponent of nothing but zeros would be beyond the digits
             _deposit(sums, channel, np.int64(total * _power_of_two(150 - lowest)), lowest - 1)
         _widen(low, high, channel, least, greatest)
         return 0.0
@@ -424,7 +424,7 @@ def rows_float32(values: Array, bits: Array, sums: Array, low: Array, high: Arra
             if split:
                 _split_rows(values[start:stop], first, splitter, upper, lower)
                 for c in range(last - first):
-                    if splitter[c] > 0.0:
+                    if splitter[c] > 0.0:  # the exponents of others may be beyond the digits
                         _settle_split_single(upper[c], lower[c], splitter[c], below[c], sums, first + c)
 
 
