@@ -21,7 +21,7 @@ Selection = tuple[slice, ...]
 
 MiB = 2**20
 BASE_BYTES = 300 * MiB
-"""What Python takes with numpy, zarr, numba and dask loaded, before the first block."""
+"""What Python takes with numpy and zarr loaded, and with numba where the loops are compiled for the first time."""
 BLOCK_BYTES = 16 * MiB
 """Decoded bytes read at once: many chunks a call, in a buffer that is used again."""
 TASK_BYTES = 256 * MiB
@@ -211,7 +211,8 @@ def _reading_bytes(layer: Layer, block_budget: int) -> int:
     shape = _block_shape(layer, block_budget)
     block, chunk = _size(layer, shape), _size(layer, layer.chunks)
     if layer.encoding is not None:
-        return block + max(block, chunk) + chunk  # the stored bytes, and a chunk that is not wanted whole
+        stored = layer.encoding.index_bytes + max(1, block // max(1, chunk)) * layer.encoding.most_stored_bytes
+        return block + stored + chunk  # the last where a chunk is not wanted whole
     whole_shards = all(
         n >= min(shard, extent) for n, shard, extent in zip(shape, layer.shards, layer.shape, strict=True)
     )

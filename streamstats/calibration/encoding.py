@@ -29,6 +29,7 @@ Bytes = npt.NDArray[np.uint8]
 ABSENT = -1
 """Offset and length of a chunk that a shard does not have: 2^64 − 1, read as a signed number."""
 CHECKSUM_BYTES = 4
+SLACK_BYTES = 2**16
 ENTRY_BYTES = 16
 ZSTD_MAGIC = 0xFD2FB528
 BLOSC_HEADER_BYTES = 16
@@ -64,6 +65,11 @@ class Encoding:
     def chunk_bytes(self) -> int:
         """Decoded bytes of a chunk."""
         return prod(self.chunks) * self.dtype.itemsize
+
+    @property
+    def most_stored_bytes(self) -> int:
+        """What a chunk may take in its file: compressors add little to what they cannot compress."""
+        return self.chunk_bytes + self.chunk_bytes // 4 + SLACK_BYTES
 
     def key(self, coordinates: Sequence[int]) -> str:
         """The name of a file, relative to the folder of the array."""

@@ -26,9 +26,6 @@ from .layer import DEFAULT_PIPELINE, Layer, codec_pipeline, open_store
 Selection = tuple[slice, ...]
 """One slice an axis, with start and stop, inside the array."""
 
-MOST_BESIDES = 1.25
-"""Chunks of a shard are read together if no more than a quarter of what is read lies between them."""
-
 _KEPT = threading.local()
 
 
@@ -180,7 +177,7 @@ class FileReader:
                 self._decode(self._read_bytes(place[0], kept("stored", place[1])), within, target)
 
     def _read_run(self, shard: Sequence[int], touched: Sequence[range], target: Any) -> bool:
-        """Fill `target` if it is made of whole chunks one behind the other, all stored; whether it did."""
+        """Fill `target` if it is made of whole chunks one behind the other, stored near each other; whether it did."""
         encoding = self._encoding
         rows, *others = touched
         number = len(rows)
@@ -189,7 +186,7 @@ class FileReader:
             return False
         places = self._places(shard, rows, [numbers[0] for numbers in others])
         first, last = int(places[:, 0].min()), int(places.sum(axis=1).max())
-        if places.min() < 0 or last > self._size or last - first > MOST_BESIDES * int(places[:, 1].sum()):
+        if places.min() < 0 or last > self._size or last - first > number * encoding.most_stored_bytes:
             return False
         content = self._read_bytes(first, kept("stored", last - first))
         encoding.decode_run(content, places - (first, 0), out.reshape(number, -1))
@@ -214,6 +211,8 @@ class FileReader:
             raise ValueError(
                 f"its index puts chunk {tuple(chunk)} at {offset}:{offset + size}, but it has {self._size} bytes"
             )
+        if size > self._encoding.most_stored_bytes:
+            raise ValueError(f"chunk {tuple(chunk)} takes {size} bytes, but decodes to {self._encoding.chunk_bytes}")
         return offset, size
 
     def _read_raw(self, place: tuple[int, int], within: Selection, target: Any) -> None:
