@@ -210,6 +210,8 @@ def _reading_bytes(layer: Layer, block_budget: int) -> int:
     """A thread's block, and what is held while its chunks are decoded."""
     shape = _block_shape(layer, block_budget)
     block, chunk = _size(layer, shape), _size(layer, layer.chunks)
+    if layer.encoding is not None and layer.encoding.is_raw:
+        return 2 * block  # once more where its rows lie apart
     if layer.encoding is not None:
         stored = layer.encoding.index_bytes + max(1, block // max(1, chunk)) * layer.encoding.most_stored_bytes
         return block + stored + chunk  # the last where a chunk is not wanted whole
