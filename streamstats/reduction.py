@@ -7,8 +7,9 @@ statistics of kilobytes. A window of tasks is under way at a time, so neither me
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -24,6 +25,8 @@ from .plan import TASKS_IN_FLIGHT, Part, Plan, Rows, Selection, Task, blocks
 from .statistics.extrema import ChannelExtrema
 from .statistics.mean import ChannelMean
 from .statistics.pieces import Accumulator
+
+_THREAD = threading.local()
 
 
 class Client(Protocol):
@@ -73,7 +76,11 @@ def reduce_tasks(
 
 def measure_task(task: Task, layers: Mapping[str, Layer], nonfinite: str) -> list[Measured]:
     """What a worker does for a task: measure its parts, one after the other."""
-    return [measure_part(layers[part.layer], part, nonfinite) for part in task.parts]
+    measured = []
+    for part in task.parts:
+        _check_wanted()
+        measured.append(measure_part(layers[part.layer], part, nonfinite))
+    return measured
 
 
 def measure_part(layer: Layer, part: Part, nonfinite: str) -> Measured:
@@ -92,6 +99,7 @@ def _measure_channels(
 ) -> tuple[ChannelMean, ChannelExtrema]:
     accumulator = Accumulator(layer.dtype.newbyteorder("="), channels)
     for selection in selections:
+        _check_wanted()
         block = reader.read(selection)
         accumulator.add(block, layer.channel_axis)
         if nonfinite == "error" and not accumulator.all_finite:
@@ -119,9 +127,18 @@ def open_executor(threads: int, client: Client | None) -> Iterator[Executor]:
         with client.get_executor(pure=False) as executor:
             yield executor
         return
-    executor = ThreadPoolExecutor(threads, "streamstats")
+    stop = threading.Event()
+    executor = ThreadPoolExecutor(threads, "streamstats", initializer=setattr, initargs=(_THREAD, "stop", stop))
     try:
         with decoding(threads):
             yield executor
     finally:
-        executor.shutdown(cancel_futures=True)  # what is under way ends first: a thread cannot be stopped
+        stop.set()
+        executor.shutdown(cancel_futures=True)
+
+
+def _check_wanted() -> None:
+    """End the work of this thread, by an error that nobody waits for, if it was told to stop."""
+    stop: threading.Event | None = getattr(_THREAD, "stop", None)
+    if stop is not None and stop.is_set():
+        raise CancelledError
