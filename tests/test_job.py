@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
+from distributed import Client, LocalCluster
 from zarr.codecs import BloscCodec, GzipCodec
 from zarr.storage import ZipStore
 
@@ -249,6 +250,15 @@ def test_many_small_layers_share_tasks_and_keep_all_threads_busy(tmp_path: Path)
     assert {name: found[name].sums.total.units() for name in found} == {
         name: values.sum(axis=(0, 1), dtype=np.int64).tolist() for name, values in layers.items()
     }
+
+
+def test_the_workers_of_a_dask_client_find_the_same_bits(tmp_path: Path) -> None:
+    values = activations(shape=(64, 8, 8, 24))
+    store = write_store(tmp_path / "s.zarr", {"layer": values}, chunks=(2, 8, 8, 24))
+    cluster = LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None)
+    with cluster, Client(cluster, set_as_default=False) as client:
+        found = ss.reduce(store, client=client, threads=2)
+    assert found["layer"].sums == ss.reduce(store)["layer"].sums
 
 
 def test_a_lost_task_is_an_error_and_not_a_different_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
