@@ -56,14 +56,14 @@ def load(
 
 
 def _address(code: bytes) -> int:
-    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _target_machine())
-    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+    content = llvm.ObjectFileRef.from_data(code)
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _target_machine())  # which the engine owns from here
+    engine.add_object_file(content)
     engine.finalize_object()
     _ENGINES.append(engine)
     return int(engine.get_function_address(ENTRY))
 
 
-@cache
 def _target_machine() -> Any:
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
@@ -106,7 +106,10 @@ def _folder() -> Path:
 def _read(file: str) -> bytes | None:
     """The code that is kept as `file`, None if there is none that can be used."""
     try:
-        content = (_folder() / file).read_bytes()
+        path = _folder() / file
+        if os.name == "posix" and path.stat().st_uid != os.getuid():
+            return None  # code of somebody else
+        content = path.read_bytes()
     except (OSError, RuntimeError):
         return None
     code = content[DIGEST_BYTES:]

@@ -189,7 +189,10 @@ def _fit(layers: Sequence[Layer], memory: int, threads: int) -> tuple[int, int]:
 def _peak(layers: Sequence[Layer], threads: int, block_budget: int) -> int:
     states = STATE_COPIES * sum(_state_bytes(layer) for layer in layers)
     in_flight = threads * TASKS_IN_FLIGHT * _result_bytes(layers)
-    reading = threads * max((_reading_bytes(layer, block_budget) for layer in layers), default=0)
+    each = zip(*(_reading_bytes(layer, block_budget) for layer in layers), strict=True)
+    reading: int = threads * sum(
+        max(of_one_kind) for of_one_kind in each
+    )  # a thread keeps its buffers from layer to layer
     return BASE_BYTES + states + in_flight + reading
 
 
@@ -197,29 +200,30 @@ def _why_it_does_not_fit(layers: Sequence[Layer], memory: int) -> str:
     needed = _peak(layers, 1, 1)
     if not layers:
         return f"memory is {memory // MiB} MiB, but at least {-(-needed // MiB)} MiB are needed for the program alone"
-    largest = max(layers, key=lambda layer: _reading_bytes(layer, 1))
+    largest = max(layers, key=lambda layer: sum(_reading_bytes(layer, 1)))
     return (
         f"memory is {memory // MiB} MiB, but at least {-(-needed // MiB)} MiB are needed: "
-        f"{BASE_BYTES // MiB} MiB for the program, {_reading_bytes(largest, 1) / MiB:.1f} MiB to decode one chunk "
+        f"{BASE_BYTES // MiB} MiB for the program, {sum(_reading_bytes(largest, 1)) / MiB:.1f} MiB to decode one chunk "
         f"{largest.chunks} of layer {largest.name}, the rest for the sums of {len(layers)} layers; set `memory` to "
         f"{-(-needed // MiB)}MiB or more, or store the layer in smaller chunks"
     )
 
 
-def _reading_bytes(layer: Layer, block_budget: int) -> int:
-    """A thread's block, and what is held while its chunks are decoded."""
-    shape = _block_shape(layer, block_budget)
+def _reading_bytes(layer: Layer, block_budget: int) -> tuple[int, int, int, int]:
+    """What a thread holds to read `layer`: a block, stored bytes, a chunk that is not wanted whole, copies of zarr."""
+    shape, encoding = _block_shape(layer, block_budget), layer.encoding
     block, chunk = _size(layer, shape), _size(layer, layer.chunks)
-    if layer.encoding is not None and layer.encoding.is_raw:
-        return 2 * block  # once more where its rows lie apart
-    if layer.encoding is not None:
-        stored = layer.encoding.index_bytes + max(1, block // max(1, chunk)) * layer.encoding.most_stored_bytes
-        return block + stored + chunk  # the last where a chunk is not wanted whole
-    whole_shards = all(
-        n >= min(shard, extent) for n, shard, extent in zip(shape, layer.shards, layer.shape, strict=True)
-    )
-    unit = _size(layer, layer.shards) if whole_shards else chunk
-    return block + ZARR_COPIES * layer.decoded_at_once * unit
+    if encoding is None:
+        whole_shards = all(
+            n >= min(shard, extent) for n, shard, extent in zip(shape, layer.shards, layer.shape, strict=True)
+        )
+        unit = _size(layer, layer.shards) if whole_shards else chunk
+        return block, 0, 0, ZARR_COPIES * layer.decoded_at_once * unit
+    if encoding.is_raw:
+        return block, encoding.index_bytes, shape[0] * chunk, 0
+    number = max(1, block // chunk) if encoding.index_bytes else 1  # without shards, a file at a time
+    unpacked = chunk if encoding.compressor in ("gzip", "zlib") else 0  # which do not decode in place
+    return block, encoding.index_bytes + number * encoding.most_stored_bytes, chunk + unpacked, 0
 
 
 def _block_shape(layer: Layer, budget: int) -> tuple[int, ...]:

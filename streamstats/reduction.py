@@ -62,8 +62,8 @@ def reduce_tasks(
             described = {part.layer: layers[part.layer] for part in task.parts}
             tasks[executor.submit(measure_task, task, described, nonfinite)] = task
 
-    submit(plan.threads * TASKS_IN_FLIGHT)
     try:
+        submit(plan.threads * TASKS_IN_FLIGHT)
         while tasks:
             for future in wait(tasks, return_when=FIRST_COMPLETED).done:
                 task = tasks.pop(future)
@@ -129,12 +129,12 @@ def open_executor(threads: int, client: Client | None) -> Iterator[Executor]:
         return
     stop = threading.Event()
     executor = ThreadPoolExecutor(threads, "streamstats", initializer=setattr, initargs=(_THREAD, "stop", stop))
-    try:
-        with decoding(threads):
+    with decoding(threads):
+        try:
             yield executor
-    finally:
-        stop.set()
-        executor.shutdown(cancel_futures=True)
+        finally:
+            stop.set()
+            executor.shutdown(cancel_futures=True)
 
 
 def _check_wanted() -> None:

@@ -42,10 +42,9 @@ def decode_batch(
     functions = _functions(compressor)
     if functions is None:
         return 0
-    loop = load(f"decode-{compressor}", ARGUMENTS, lambda: _definition(compressor), (__name__,))
     places = places[: _promising(compressor, stored, places, out.shape[1])]
     done = np.zeros(1, np.int64)
-    loop(
+    _loop(compressor)(
         functions.ctypes.data,
         stored.ctypes.data,
         places.ctypes.data,
@@ -73,12 +72,17 @@ def _promising(compressor: str, stored: npt.NDArray[np.uint8], places: npt.NDArr
 
 
 @cache
+def _loop(compressor: str) -> Callable[..., None]:
+    return load(f"decode-{compressor}", ARGUMENTS, lambda: _definition(compressor), (__name__,))
+
+
+@cache
 def _functions(compressor: str) -> npt.NDArray[np.int64] | None:
     """The addresses of the C functions, None where the extension module does not show them."""
     if compressor not in FUNCTIONS:
         return None
     try:
-        library = ctypes.CDLL(import_module(f"numcodecs.{compressor}").__file__)
+        library = ctypes.CDLL(str(import_module(f"numcodecs.{compressor}").__file__))
         found = [ctypes.cast(getattr(library, name), ctypes.c_void_p).value for name in FUNCTIONS[compressor]]
     except (AttributeError, OSError):
         return None
@@ -98,6 +102,8 @@ def _definition(compressor: str) -> Callable[..., None]:
         create, decompress, free = carray(functions, (3,), np.int64)
         place, finished = carray(places, (number, 2), np.int64), carray(done, (1,), np.int64)
         context = call(create, (0, 0, 0, 0, 0))
+        if context == 0:  # no memory
+            return
         for i in range(number):
             if call(decompress, (context, out + i * size, size, stored + place[i, 0], place[i, 1])) != size:
                 break

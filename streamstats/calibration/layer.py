@@ -167,6 +167,8 @@ def describe(store: str, name: str, array: zarr.Array[Any]) -> Layer:
     """The `Layer` of one array: shape, dtype, chunk grid, and the attributes under `streamstats` if there are any."""
     check_layer_name(name)
     check_values(name, array.dtype, array.shape, "name the layers to reduce under `layers`")
+    if min(array.chunks) < 1 or min(array.shards or array.chunks) < 1:
+        raise DataError(f"layer {name}: its chunks are {array.chunks}; expected extents of 1 or more")
     encoding = encoding_of(array) if _is_folder(store) else None
     layer = Layer(
         store=store,

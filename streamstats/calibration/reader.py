@@ -79,8 +79,11 @@ class ZarrReader:
 
     def __init__(self, layer: Layer) -> None:
         self._layer = layer
-        with codec_pipeline(DEFAULT_PIPELINE):
-            self._array = zarr.open_array(open_store(layer.store), path=layer.name, mode="r")
+        try:
+            with codec_pipeline(DEFAULT_PIPELINE):
+                self._array = zarr.open_array(open_store(layer.store), path=layer.name, mode="r")
+        except Exception as error:
+            raise DataError(f"layer {layer.name} cannot be opened: {first_line(error)}; repair the store") from error
 
     def read(self, selection: Selection) -> npt.NDArray[Any]:
         """As `Reader.read`."""
@@ -167,6 +170,7 @@ class FileReader:
             target = block[_relative(part, selection)]
             place = self._place(shard, chunk)
             if place is None:
+                self._check_may_be_missing(f"{tuple(chunk)} of {self._key}", part)
                 target[...] = encoding.fill
                 continue
             corner = [extent * number for extent, number in zip(encoding.chunks, chunk, strict=True)]
@@ -185,8 +189,10 @@ class FileReader:
         if out is None or any(len(numbers) != 1 for numbers in others):
             return False
         places = self._places(shard, rows, [numbers[0] for numbers in others])
+        if places.min() < 0 or (places[:, 0] > self._size - places[:, 1]).any():  # a sum of the two could overflow
+            return False
         first, last = int(places[:, 0].min()), int(places.sum(axis=1).max())
-        if places.min() < 0 or last > self._size or last - first > number * encoding.most_stored_bytes:
+        if last - first > number * encoding.most_stored_bytes:
             return False
         content = self._read_bytes(first, kept("stored", last - first))
         encoding.decode_run(content, places - (first, 0), out.reshape(number, -1))

@@ -104,6 +104,11 @@ class Accumulator:
 
     def add(self, block: Array, channel_axis: int) -> None:
         """Take `block`, of this dtype in any byte order and any layout, with the channels on `channel_axis`."""
+        if (block.dtype.newbyteorder("="), block.shape[channel_axis]) != (self.dtype, self.channels):
+            raise MismatchError(
+                f"a block of {block.dtype} with {block.shape[channel_axis]} channels cannot be added to {self.dtype} "
+                f"with {self.channels} channels"
+            )
         for piece in pieces(block, channel_axis):
             outer, _, inner = piece.shape
             self._values += outer * inner

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from itertools import product
+from contextlib import ExitStack
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,74 @@ def test_other_names_of_chunks_are_found(tmp_path: Path, keys: dict[str, str]) -
     blocks_everywhere(written(tmp_path, samples(*SHAPE), chunk_key_encoding=keys))
 
 
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "raw": {"chunks": (3, 4, 3), "compressors": None},
+    "blosc": {"chunks": (3, 6, 8)},
+    "chunks larger than the array": {"chunks": (9, 7, 20)},
+    "shards": {"chunks": (2, 3, 4), "shards": (4, 6, 8)},
+    "shards of raw chunks": {"chunks": (2, 3, 8), "shards": (6, 6, 8), "compressors": None},
+    "one chunk a shard": {"chunks": (2, 6, 8), "shards": (2, 6, 8)},
+    "version 2": {"chunks": (2, 4, 8), "zarr_format": 2},
+}
+
+
+@pytest.mark.parametrize("options", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize("dtype", ["?", "i8", "f2"])
+def test_any_blocks_one_after_the_other_are_what_zarr_reads(
+    tmp_path_factory: pytest.TempPathFactory, options: dict[str, Any], dtype: str
+) -> None:
+    values = samples(*SHAPE, dtype=dtype)
+    layer = written(tmp_path_factory.mktemp("store"), values, **options)
+    assert layer.encoding is not None
+    array = zarr.open_array(layer.store, path=layer.name, mode="r")
+
+    @settings(max_examples=20)
+    @given(st.lists(st.tuples(*(st.sampled_from([*combinations(range(extent + 1), 2)]) for extent in SHAPE))))
+    def check(selections: list[tuple[tuple[int, int], ...]]) -> None:
+        with open_reader(layer) as reader:
+            for ends in selections:
+                selection = tuple(slice(*each) for each in ends)
+                assert reader.read(selection).tobytes() == np.ascontiguousarray(array[selection]).tobytes()
+
+    check()
+
+
+def shard_of(chunks: Array, order: list[int], codec: Any, *, at_end: bool) -> bytes:
+    """A shard with `chunks` in `order`, those that are not in it missing, with gaps and an index without checksum."""
+    index = np.full((len(chunks), 2), -1, "<i8")
+    start, content = (0 if at_end else index.nbytes), b""
+    for number in order:
+        stored = chunks[number].tobytes() if codec is None else bytes(codec.encode(chunks[number]))
+        content += b"gap"
+        index[number] = start + len(content), len(stored)
+        content += stored
+    return content + index.tobytes() if at_end else index.tobytes() + content
+
+
+@pytest.mark.parametrize("order", [[3, 1, 0, 2], [2, 0], [1], []], ids=str)
+@pytest.mark.parametrize("at", ["end", "start"])
+@pytest.mark.parametrize("name", ["raw", "zstd", "blosc blosclz, shuffle", "gzip"])
+def test_chunks_lie_in_a_shard_in_any_order_with_gaps_or_not_at_all(
+    tmp_path: Path, order: list[int], at: str, name: str
+) -> None:
+    codec = {"raw": None, "zstd": numcodecs.Zstd(), "gzip": numcodecs.GZip()}.get(name, numcodecs.Blosc())
+    serializer = sharding((1, 6, 8), CHAINS[name], at=at, checksum=False)
+    options = {"chunks": (4, 6, 8), "compressors": None, "serializer": serializer, "fill_value": 7}
+    layer = written(tmp_path, samples(*SHAPE), **options)
+    content = shard_of(samples(4, 6, 8, seed=1), order, codec, at_end=at == "end")
+    (tmp_path / "layer/c/0/0/0").write_bytes(content)
+    blocks_everywhere(layer)
+    (tmp_path / "layer/c/0/0/0").unlink()
+    blocks_everywhere(layer)
+
+
+@pytest.mark.parametrize("extents", [(5, 0), (5, 0, 3), (0, 4)], ids=str)
+def test_an_array_without_elements_is_read(tmp_path: Path, extents: tuple[int, ...]) -> None:
+    layer = written(tmp_path, np.zeros(extents, np.float32), chunks=tuple(max(1, extent) for extent in extents))
+    assert layer.encoding is not None
+    assert block(layer).shape == extents
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_any_grid_with_missing_chunks_is_read_as_zarr_reads_it(
@@ -202,6 +271,25 @@ def test_a_missing_chunk_of_a_recorded_array_is_damage(tmp_path: Path, chunks: t
         block(layer)
 
 
+def test_a_missing_chunk_in_a_shard_of_a_recorded_array_is_damage(tmp_path: Path) -> None:
+    serializer = sharding((1, 6, 8), [ZstdCodec()], checksum=False)
+    options = {"chunks": (2, 6, 8), "compressors": None, "serializer": serializer}
+    layer = written(tmp_path, samples(*SHAPE), attributes={"layer": {"rows": 7}}, **options)
+    path = tmp_path / "layer/c/1/0/0"
+    path.write_bytes(path.read_bytes()[:-16] + b"\xff" * 16)
+    with pytest.raises(DataError, match=r"layer layer: chunk .*c/1/0/0 \(rows 3:4\) was recorded and is missing"):
+        block(layer)
+
+
+def test_a_missing_chunk_of_a_recorded_shard_is_damage(tmp_path: Path) -> None:
+    options = {"chunks": (2, 6, 8), "compressors": None, "serializer": sharding((1, 6, 8))}
+    values = samples(*SHAPE)
+    values[3] = 0  # which zarr does not store
+    layer = written(tmp_path, values, attributes={"layer": {"rows": 7}}, **options)
+    with pytest.raises(DataError, match=r"chunk \(3, 0, 0\) of c/1/0/0 \(rows 3:4\) was recorded and is missing"):
+        block(layer)
+
+
 # Damage
 
 
@@ -261,7 +349,7 @@ def test_a_flipped_bit_in_the_index_of_a_shard_is_damage(tmp_path: Path) -> None
     assert_damaged(layer, "the checksum of 32 bytes is not the stored one")
 
 
-@pytest.mark.parametrize(("offset", "size"), [(10**6, 8), (0, 10**15), (2**63, 8), (8, 2**64 - 2)])
+@pytest.mark.parametrize(("offset", "size"), [(10**6, 8), (0, 10**15), (2**63, 8), (8, 2**64 - 2), (2**62, 2**62)])
 def test_an_index_that_points_outside_its_shard_is_damage(tmp_path: Path, offset: int, size: int) -> None:
     serializer = sharding((1, 6, 8), [ZstdCodec()], checksum=False)
     layer = written(tmp_path, samples(*SHAPE), chunks=(2, 6, 8), compressors=None, serializer=serializer)
@@ -275,6 +363,55 @@ def test_a_folder_in_the_place_of_a_chunk_is_damage(tmp_path: Path) -> None:
     layer = written(tmp_path, samples(*SHAPE))
     (tmp_path / "layer/c/1/0/0").unlink()
     (tmp_path / "layer/c/1/0/0").mkdir()
+    assert_damaged(layer)
+
+
+@pytest.mark.parametrize("name", ["raw", "zstd", "blosc lz4, shuffle", "gzip"])
+@pytest.mark.parametrize("entries", [[(2**62, 2**62)], [(0, 2**62), (2**62, 2**62)], [(2**63 - 1, 1)]], ids=str)
+def test_an_index_whose_sums_overflow_is_damage(tmp_path: Path, name: str, entries: list[tuple[int, int]]) -> None:
+    serializer = sharding((1, 6, 8), CHAINS[name], checksum=False)
+    layer = written(tmp_path, samples(*SHAPE), chunks=(2, 6, 8), compressors=None, serializer=serializer)
+    path = tmp_path / "layer/c/1/0/0"
+    forged = np.array(entries, "<u8").tobytes()
+    path.write_bytes(path.read_bytes()[: -len(forged)] + forged)
+    assert_damaged(layer, "its index puts chunk")
+
+
+@pytest.mark.parametrize("size", [0, 1, 31, 35])
+def test_an_index_at_the_start_that_is_cut_off_is_damage(tmp_path: Path, size: int) -> None:
+    serializer = sharding((1, 6, 8), [ZstdCodec()], at="start")
+    layer = written(tmp_path, samples(*SHAPE), chunks=(2, 6, 8), compressors=None, serializer=serializer)
+    path = tmp_path / "layer/c/1/0/0"
+    path.write_bytes(path.read_bytes()[:size])
+    assert_damaged(layer, f"it ends at byte {size}, expected 36 or more")
+
+
+@pytest.mark.parametrize("bad", range(4))
+@pytest.mark.parametrize("name", ["zstd", "blosc lz4, bitshuffle", "gzip", "zstd, crc32c"])
+def test_the_chunks_around_a_damaged_one_are_read_and_never_instead_of_it(tmp_path: Path, name: str, bad: int) -> None:
+    serializer = sharding((1, 6, 8), CHAINS[name])
+    values = samples(4, 6, 8)
+    layer = written(tmp_path, values, chunks=(4, 6, 8), compressors=None, serializer=serializer)
+    path = tmp_path / "layer/c/0/0/0"
+    content = bytearray(path.read_bytes())
+    start, size = np.frombuffer(content[-68:-4], "<i8").reshape(4, 2)[bad]
+    content[start : start + size] = bytes(size)
+    path.write_bytes(content)
+    columns = (slice(0, 6), slice(0, 8))
+    with open_reader(layer) as reader:
+        for _ in range(2):
+            with pytest.raises(DataError, match=r"layer layer: chunk c/0/0/0 \(rows 0:4\) cannot be read"):
+                reader.read((slice(0, 4), *columns))
+            for row in range(4):
+                if row != bad:
+                    np.testing.assert_array_equal(reader.read((slice(row, row + 1), *columns))[0], values[row])
+
+
+def test_a_file_in_the_place_of_a_folder_is_damage(tmp_path: Path) -> None:
+    layer = written(tmp_path, samples(*SHAPE))
+    (tmp_path / "layer/c/1/0/0").unlink()
+    (tmp_path / "layer/c/1/0").rmdir()
+    (tmp_path / "layer/c/1/0").write_bytes(b"")
     assert_damaged(layer)
 
 
@@ -336,7 +473,7 @@ def joined(encoded: list[bytes]) -> tuple[Array, Array]:
     return np.frombuffer(b"".join(encoded), np.uint8), np.stack([offsets, sizes], axis=1).astype(np.int64)
 
 
-@pytest.mark.parametrize("name", ["zstd", "blosc lz4, bitshuffle"])
+@pytest.mark.parametrize("name", ["zstd", "zstd, crc32c", "blosc lz4, bitshuffle"])
 def test_without_the_c_functions_everything_is_read_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -362,6 +499,16 @@ def test_a_frame_that_does_not_say_its_size_is_left_to_an_error_and_not_to_a_gue
     assert_damaged(layer)
 
 
+@pytest.mark.parametrize("chunks", [(2, 6, 8), (3, 6, 8)], ids=["a run", "alone"])
+def test_frames_in_a_row_are_one_chunk(tmp_path: Path, chunks: tuple[int, ...]) -> None:
+    values = samples(*SHAPE)
+    layer = written(tmp_path, values, compressors=[ZstdCodec()], chunks=chunks)
+    first, second = (values[: chunks[0]].reshape(2, -1)[half] for half in (0, 1))
+    frames = [bytes(numcodecs.Zstd().encode(half)) for half in (first, second)]
+    (tmp_path / "layer/c/0/0/0").write_bytes(b"".join(frames))
+    blocks_everywhere(layer)
+
+
 # Threads and files
 
 
@@ -370,6 +517,22 @@ def test_each_thread_reads_into_its_own_buffers(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as threads:
         for seed, found in enumerate(threads.map(block, layers * 30)):
             np.testing.assert_array_equal(found, samples(40, 6, 8, seed=seed % 4))
+
+
+def test_readers_of_several_layouts_in_several_threads_do_not_meet(tmp_path: Path) -> None:
+    values = {name: samples(*SHAPE, seed=seed) for seed, name in enumerate(LAYOUTS)}
+    layers = {name: written(tmp_path / name, values[name], **options) for name, options in LAYOUTS.items()}
+    selections = [tuple(slice(first, last) for last in SHAPE) for first in range(5)]
+
+    def read_all(names: list[str]) -> None:
+        with ExitStack() as stack:
+            readers = {name: stack.enter_context(open_reader(layers[name])) for name in names}
+            for selection, name in product(selections * 3, names):
+                np.testing.assert_array_equal(readers[name].read(selection), values[name][selection])
+
+    with ThreadPoolExecutor(8) as threads:
+        for _ in threads.map(read_all, [list(LAYOUTS), list(LAYOUTS)[::-1]] * 8):
+            pass
 
 
 def test_a_block_is_overwritten_by_the_next_one_and_not_copied(tmp_path: Path) -> None:

@@ -91,6 +91,12 @@ def test_a_broadcast_block_is_never_copied_whole():
     assert max(sizes) <= 2**20
 
 
+@pytest.mark.parametrize(("dtype", "channels"), [("i1", 4), ("i2", 3), ("f4", 3)])
+def test_a_block_of_another_dtype_or_number_of_channels_is_refused(dtype, channels):
+    with pytest.raises(MismatchError, match=r"cannot be added to int8 with 3 channels"):
+        cutting.Accumulator(np.dtype("i1"), 3).add(np.zeros((2, channels), dtype), 1)
+
+
 @pytest.mark.parametrize("shape", [(0, 3), (3, 0), (2, 0, 3), (0, 0), (0,)])
 def test_an_empty_block_has_no_pieces(shape):
     for axis in range(len(shape)):
