@@ -284,6 +284,19 @@ def test_bytes_of_an_earlier_chunk_never_show_through_damage(name: str, data: st
         assert first == second
 
 
+@pytest.mark.parametrize("run", [False, True], ids=["alone", "run"])
+@pytest.mark.parametrize(("size", "right"), [(CHUNK_BYTES, True), (CHUNK_BYTES - 1, False), (CHUNK_BYTES + 1, False)])
+def test_frames_without_a_size_and_frames_in_a_row_are_read_where_they_fill_the_chunk(
+    size: int, right: bool, run: bool
+) -> None:
+    expected = content(size)
+    raw_block = (size << 3 | 1).to_bytes(3, "little") + expected
+    unsized = b"\x28\xb5\x2f\xfd\x00\x58" + raw_block
+    encoded = [bytes(numcodecs.Zstd().encode(part)) for part in (expected[:300], expected[300:])]
+    for stored in (unsized, b"".join(encoded)):
+        assert decoded_over(77, "zstd", stored, run=run) == (expected if right else None)
+
+
 @pytest.mark.parametrize("name", ["gzip", "zlib"])
 def test_a_chunk_that_decodes_to_very_much_is_refused_before_it_is_decoded(name: str) -> None:
     zeros = bytes(50_000_000)
@@ -329,16 +342,12 @@ def test_a_run_goes_on_one_by_one_where_the_batch_stopped(
     chunks = samples(5, CHUNK_BYTES, dtype="uint8")
     stored, places = joined([bytes(CODECS[name][0].encode(chunk)) for chunk in chunks])
     out = np.zeros_like(chunks)
-    monkeypatch.setattr(encoding, "decode_batch", lambda *arguments: batch_of(decoded, *arguments))
+    batch = encoding.decode_batch
+    monkeypatch.setattr(
+        encoding, "decode_batch", lambda name, stored, places, out: batch(name, stored, places[:decoded], out)
+    )
     stored_as(name).decode_run(stored, places, out)
     np.testing.assert_array_equal(out, chunks)
-
-
-def batch_of(count: int, name: str, stored: Array, places: Array, out: Array) -> int:
-    """A batch that stops early."""
-    for (offset, size), chunk in zip(places[:count].tolist(), out, strict=False):
-        stored_as(name).decode(stored[offset : offset + size], chunk)
-    return count
 
 
 @pytest.mark.parametrize("bad", range(5))
