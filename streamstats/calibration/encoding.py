@@ -1,8 +1,8 @@
 """How the chunks of an array lie in a folder, for arrays that can be read without zarr: plain or sharded, C order,
 native bytes, at most one compressor and a checksum. Everything else is zarr's to read.
 
-A decoder is never trusted with a size: what a chunk declares is compared with what its shape asks for before anything
-is decoded, as decoders leave the rest of a buffer as it was, and take any size from the file. (Formats: zarr v2 and v3
+A decoder is never trusted with a size: a chunk must decode to exactly what its shape asks for, and gets no more room
+than that, as decoders leave the rest of a buffer as it was, and take any size from the file. (Formats: zarr v2 and v3
 core, sharding_indexed, crc32c; Zstandard, RFC 8878; the header of Blosc 1; gzip and zlib, RFC 1952 and 1950.)
 """
 
@@ -221,7 +221,7 @@ def _decode_zlib(stored: Bytes, out: Bytes) -> None:
     """zlib or gzip, whichever the header says."""
     decoder = zlib.decompressobj(wbits=47)
     decoded = decoder.decompress(stored.data, out.size + 1)
-    if len(decoded) != out.size or not decoder.eof:
+    if len(decoded) != out.size or not decoder.eof or decoder.unused_data:
         raise ValueError(f"a chunk does not decode to {out.size} bytes")
     out[:] = np.frombuffer(decoded, np.uint8)
 

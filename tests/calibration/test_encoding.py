@@ -331,6 +331,12 @@ def test_what_is_too_short_for_a_checksum_is_refused_unless_it_is_the_checksum_o
         encoding.checked(stored)
 
 
+def test_what_follows_a_compressed_stream_is_damage() -> None:
+    stored = np.frombuffer(zlib.compress(bytes(8)) + b"more", np.uint8)
+    with pytest.raises(ValueError, match="does not decode to 8 bytes"):
+        encoding.DECODERS["zlib"](stored, np.empty(8, np.uint8))
+
+
 # Runs
 
 
