@@ -51,11 +51,18 @@ def load(
             if code is None:
                 code = _compile(name, arguments, define())
                 _keep(file, code)
-            _LOADED[key] = ctypes.CFUNCTYPE(None, *arguments)(_address(code))
+            _LOADED[key] = ctypes.CFUNCTYPE(None, *arguments)(_entry(code))
         return _LOADED[key]
 
 
-def _address(code: bytes) -> int:
+def address(function: Callable[..., None]) -> int:
+    """Where the code of a loaded function is, for other compiled code to call."""
+    found: int | None = ctypes.cast(function, POINTER).value  # type: ignore[arg-type]
+    assert found is not None
+    return found
+
+
+def _entry(code: bytes) -> int:
     content = llvm.ObjectFileRef.from_data(code)
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _target_machine())  # which the engine owns from here
     engine.add_object_file(content)
@@ -138,7 +145,7 @@ def _compile(name: str, arguments: Sequence[Any], function: Callable[..., None])
     from numba import types
 
     signature = types.void(*(types.voidptr if argument is POINTER else types.int64 for argument in arguments))
-    compiled = numba.cfunc(signature)(function)
+    compiled = numba.cfunc(signature, error_model="numpy")(function)  # dividing by zero does not raise
     module = llvm.parse_assembly(compiled.inspect_llvm())
     for each in module.functions:
         if each.name == compiled.native_name:

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from itertools import product
 from math import prod
 
-from .calibration.layer import Layer
+from .calibration.layer import FETCHES, Layer
 from .errors import UsageError
 from .statistics.exact import digit_count
+from .statistics.pieces import NARROWEST, WIDEST
 
 Rows = tuple[int, int]
 Selection = tuple[slice, ...]
@@ -38,6 +39,10 @@ ZARR_COPIES = 3
 """Times that zarr holds a chunk while it reads it, beside the block it goes to."""
 STATE_COPIES = 4
 """Times the state of a layer is held while results are merged and written."""
+ACCUMULATORS = 4
+"""Times that a thread holds the state of as many channels as its loops take rows for."""
+MOST_JOINED_BYTES = 8 * NARROWEST
+"""The most that several rows which are taken as one have."""
 
 
 @dataclass(frozen=True)
@@ -193,7 +198,8 @@ def _peak(layers: Sequence[Layer], threads: int, block_budget: int) -> int:
     reading: int = threads * sum(
         max(of_one_kind) for of_one_kind in each
     )  # a thread keeps its buffers from layer to layer
-    return BASE_BYTES + states + in_flight + reading
+    accumulating = threads * ACCUMULATORS * max((_accumulated(layer) for layer in layers), default=0)
+    return BASE_BYTES + states + in_flight + reading + accumulating
 
 
 def _why_it_does_not_fit(layers: Sequence[Layer], memory: int) -> str:
@@ -218,12 +224,13 @@ def _reading_bytes(layer: Layer, block_budget: int) -> tuple[int, int, int, int]
             n >= min(shard, extent) for n, shard, extent in zip(shape, layer.shards, layer.shape, strict=True)
         )
         unit = _size(layer, layer.shards) if whole_shards else chunk
-        return block, 0, 0, ZARR_COPIES * layer.decoded_at_once * unit
+        return block, 0, 0, ZARR_COPIES * FETCHES * unit
     if encoding.is_raw:
         return block, encoding.index_bytes, shape[0] * chunk, 0
     number = max(1, block // chunk) if encoding.index_bytes else 1  # without shards, a file at a time
     unpacked = chunk if encoding.compressor in ("gzip", "zlib") else 0  # which do not decode in place
-    return block, encoding.index_bytes + number * encoding.most_stored_bytes, chunk + unpacked, 0
+    streamed = chunk + min(chunk, layer.row_bytes) + MOST_JOINED_BYTES  # with what is left of the chunk before
+    return block, encoding.index_bytes + number * encoding.most_stored_bytes, streamed + unpacked, 0
 
 
 def _block_shape(layer: Layer, budget: int) -> tuple[int, ...]:
@@ -250,5 +257,14 @@ def _result_bytes(layers: Sequence[Layer]) -> int:
 
 
 def _state_bytes(layer: Layer) -> int:
+    return layer.channels * _channel_bytes(layer)
+
+
+def _accumulated(layer: Layer) -> int:
+    """The state of as many channels as the loops see: several rows, or short runs, are taken as one row of more."""
+    return max(layer.channels, min(WIDEST, max(NARROWEST, layer.row_bytes))) * _channel_bytes(layer)
+
+
+def _channel_bytes(layer: Layer) -> int:
     """Digits of the sum, three counts, minimum and maximum, 8 bytes each."""
-    return layer.channels * 8 * (digit_count(layer.dtype) + 5)
+    return 8 * (digit_count(layer.dtype) + 5)

@@ -100,10 +100,9 @@ def _measure_channels(
     accumulator = Accumulator(layer.dtype.newbyteorder("="), channels)
     for selection in selections:
         _check_wanted()
-        block = reader.read(selection)
-        accumulator.add(block, layer.channel_axis)
+        reader.measure(selection, accumulator)
         if nonfinite == "error" and not accumulator.all_finite:
-            raise _nonfinite_error(layer, selection, block)
+            raise _nonfinite_error(layer, selection, reader.read(selection))
     measures = accumulator.measures()
     return ChannelMean.from_measures(measures), ChannelExtrema.from_measures(measures)
 

@@ -301,7 +301,7 @@ def test_blocks_become_smaller_before_threads_become_fewer() -> None:
 
 def test_threads_become_fewer_where_memory_is_short() -> None:
     each = layer((64, 1000, 1000), (4, 1000, 1000))
-    memories = [360, 400, 450, 550, 600]
+    memories = [370, 450, 500, 600, 650]
     planned = [plan_all(each, memory=memory * MiB, threads=8) for memory in memories]
     assert [one.threads for one in planned] == sorted(one.threads for one in planned)
     assert (planned[0].threads, planned[-1].threads) == (1, 5)

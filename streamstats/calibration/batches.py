@@ -1,14 +1,17 @@
-"""Decoding many chunks in one call: the C functions of the codecs, called from a compiled loop.
+"""Decoding chunks in one call, and measuring them while they are in the cache.
 
-Between two chunks Python's lock changes hands, which among busy threads costs more than decoding a small chunk. Here a
-batch is decoded without it. The functions are those inside numcodecs' own extension modules; where a module does not
-show them, and from the first chunk that is refused, chunks go one by one through numcodecs, which says what is wrong.
+Between two calls Python's lock changes hands, which among busy threads costs more than decoding a small chunk. Here a
+compiled loop decodes chunk after chunk into one small buffer and gives what came to the loop that measures, and takes
+the lock for none of it. The decoders are the C functions inside numcodecs' own extension modules; where a module does
+not show them, and from the first chunk that they refuse, chunks go one by one through numcodecs, which says what is
+wrong. A large Blosc chunk is decoded in pieces of a few of its blocks: its header is made to name only those.
 """
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from typing import Any
@@ -17,58 +20,68 @@ import numpy as np
 import numpy.typing as npt
 
 from ..native import POINTER, SIZE, load
+from ..statistics.pieces import Intake
 
-ARGUMENTS = (POINTER, SIZE, POINTER, SIZE, SIZE, SIZE, POINTER)
-"""C functions, address of the stored bytes, places, number of chunks, address to decode to, bytes of a chunk, done."""
+ARGUMENTS = (POINTER, SIZE, POINTER, SIZE, SIZE, SIZE, POINTER, POINTER)
+"""Addresses of functions, stored bytes, places of chunks, their number, bytes of a chunk, buffer, intake, state."""
 
 FUNCTIONS = {
     "zstd": ("ZSTD_createDCtx", "ZSTD_decompressDCtx", "ZSTD_freeDCtx"),
     "blosc": ("blosc_decompress_ctx",),
     "lz4": ("LZ4_decompress_safe",),
 }
-"""Compressor, which is also numcodecs' module → the C functions that its loop calls."""
-HEADER_BYTES = {"zstd": 0, "blosc": 16, "lz4": 4}
-"""What stands before a chunk and is looked at before any C function is."""
+"""Compressor, which is also numcodecs' module → the C functions that its loop calls, after memmove."""
+BLOSC_HEADER, LZ4_HEADER = 16, 4
+"""Bytes that stand before a chunk."""
+COPIED_BY_BLOSC = 2
+"""The flag of a Blosc chunk that is not compressed, and has no blocks."""
+PIECE_BYTES = 2**19
+"""Decoded bytes of a large Blosc chunk that are measured before the next are decoded."""
 
 
-def decode_batch(
-    compressor: str, stored: npt.NDArray[np.uint8], places: npt.NDArray[np.int64], out: npt.NDArray[np.uint8]
-) -> int:
-    """Decode chunks of `stored` one behind the other into `out`, uint8[chunks, bytes of a chunk]; how many it did.
+@dataclass
+class Fed:
+    """What a batch did: whole `chunks`, `left` bytes at the start of the buffer not measured yet, `units` measured.
 
-    `places` int64[chunks, 2] are offset and length of each, inside `stored`. It stops before the first chunk that
-    does not decode to exactly its size.
+    `torn` says that the chunk after those was measured in part before it turned out to be damaged.
+    """
+
+    chunks: int
+    left: int
+    units: int
+    torn: bool
+
+
+def decode(compressor: str, stored: npt.NDArray[np.uint8], out: npt.NDArray[np.uint8]) -> bool:
+    """Decode the chunk that is `stored` into `out`, which it must fill; whether it did."""
+    fed = feed(compressor, stored, np.array([[0, stored.size]]), out.size, out, Intake.nothing(), 0)
+    return fed.chunks == 1
+
+
+def feed(
+    compressor: str,
+    stored: npt.NDArray[np.uint8],
+    places: npt.NDArray[np.int64],
+    chunk_bytes: int,
+    buffer: npt.NDArray[np.uint8],
+    intake: Intake,
+    left: int,
+) -> Fed:
+    """Decode chunks of `stored` into `buffer`, behind the `left` bytes at its start, and measure them by `intake`.
+
+    `places` int64[chunks, 2] are offset and length of each, inside `stored`, whose headers are changed; `buffer` has
+    room for a chunk and a unit. It stops before the first chunk that does not decode to exactly `chunk_bytes`.
     """
     functions = _functions(compressor)
     if functions is None:
-        return 0
-    places = places[: _promising(compressor, stored, places, out.shape[1])]
-    done = np.zeros(1, np.int64)
-    _loop(compressor)(
-        functions.ctypes.data,
-        stored.ctypes.data,
-        places.ctypes.data,
-        len(places),
-        out.ctypes.data,
-        out.shape[1],
-        done.ctypes.data,
-    )
-    return int(done[0])
-
-
-def _promising(compressor: str, stored: npt.NDArray[np.uint8], places: npt.NDArray[np.int64], chunk_bytes: int) -> int:
-    """How many chunks, from the first, say in their headers that they are whole and have `chunk_bytes`."""
-    header = HEADER_BYTES[compressor]
-    if not header:
-        return len(places)
-    long_enough = places[:, 1] >= header
-    if not long_enough.all():
-        places = places[: long_enough.argmin()]
-    said = stored[places[:, :1] + np.arange(header)].view("<u4")
-    right = said[:, 0] == chunk_bytes
-    if compressor == "blosc":
-        right = (said[:, 1] == chunk_bytes) & (said[:, 3] <= places[:, 1])
-    return len(places) if right.all() else int(right.argmin())
+        return Fed(0, left, 0, torn=False)
+    numbers = np.array(intake, np.int64)
+    state = np.array([0, left, 0, 0])
+    arrays = functions, stored, places
+    addresses = [each.ctypes.data for each in (*arrays, buffer, numbers, state)]
+    _loop(compressor)(*addresses[:3], len(places), chunk_bytes, *addresses[3:])
+    chunks, left, units, torn = state.tolist()
+    return Fed(chunks, left, units, bool(torn))
 
 
 @cache
@@ -78,63 +91,102 @@ def _loop(compressor: str) -> Callable[..., None]:
 
 @cache
 def _functions(compressor: str) -> npt.NDArray[np.int64] | None:
-    """The addresses of the C functions, None where the extension module does not show them."""
+    """The addresses of memmove and the C functions, None where the extension module does not show them."""
     if compressor not in FUNCTIONS:
         return None
     try:
         library = ctypes.CDLL(str(import_module(f"numcodecs.{compressor}").__file__))
-        found = [ctypes.cast(getattr(library, name), ctypes.c_void_p).value for name in FUNCTIONS[compressor]]
+        found = [ctypes.CDLL(None).memmove, *(getattr(library, name) for name in FUNCTIONS[compressor])]
     except (AttributeError, OSError):
         return None
-    return np.array(found, np.int64)
+    return np.array([ctypes.cast(each, ctypes.c_void_p).value for each in found], np.int64)
 
 
 # Compiled
 
 
 def _definition(compressor: str) -> Callable[..., None]:
-    """The loop over the chunks; each calls its C function as its header declares it."""
+    """The loop over the chunks; each C function is called as its header declares it."""
     import numba
 
-    call, carray = _caller(), numba.carray
+    call, word, put_word = _caller(), _reader(), _writer()
+    carray, compiled = numba.carray, numba.njit(error_model="numpy")
 
-    def zstd(functions, stored, places, number, out, size, done):  # type: ignore[no-untyped-def]
-        create, decompress, free = carray(functions, (3,), np.int64)
-        place, finished = carray(places, (number, 2), np.int64), carray(done, (1,), np.int64)
-        context = call(create, (0, 0, 0, 0, 0))
+    @compiled
+    def measure(move, buffer, size, numbers, state):  # type: ignore[no-untyped-def]
+        """Give whole units of what is in the buffer, now `size` bytes more, to the loop; the rest goes to its start."""
+        unit, loop, channels, inner, sums, low, high, room = carray(numbers, (8,), np.int64)
+        progress = carray(state, (4,), np.int64)
+        have = progress[1] + size
+        units = have // unit if unit else 0
+        if units:
+            call(loop, (buffer, units, channels, inner, sums, low, high, room))
+            have -= units * unit
+            if have:
+                call(move, (buffer, buffer + units * unit, have))
+        progress[1] = have
+        progress[2] += units
+
+    def zstd(functions, stored, places, number, size, buffer, numbers, state):  # type: ignore[no-untyped-def]
+        move, create, decompress, free = carray(functions, (4,), np.int64)
+        place, progress = carray(places, (number, 2), np.int64), carray(state, (4,), np.int64)
+        context = call(create, (0,))
         if context == 0:  # no memory
             return
         for i in range(number):
-            if call(decompress, (context, out + i * size, size, stored + place[i, 0], place[i, 1])) != size:
+            if call(decompress, (context, buffer + progress[1], size, stored + place[i, 0], place[i, 1])) != size:
                 break
-            finished[0] += 1
-        call(free, (context, 0, 0, 0, 0))
+            measure(move, buffer, size, numbers, state)
+            progress[0] += 1
+        call(free, (context,))
 
-    def blosc(functions, stored, places, number, out, size, done):  # type: ignore[no-untyped-def]
-        decompress = carray(functions, (1,), np.int64)[0]
-        place, finished = carray(places, (number, 2), np.int64), carray(done, (1,), np.int64)
+    def lz4(functions, stored, places, number, size, buffer, numbers, state):  # type: ignore[no-untyped-def]
+        move, decompress = carray(functions, (2,), np.int64)
+        place, progress = carray(places, (number, 2), np.int64), carray(state, (4,), np.int64)
         for i in range(number):
-            if np.int32(call(decompress, (stored + place[i, 0], out + i * size, size, 1, 0))) != size:
+            source, length = stored + place[i, 0] + LZ4_HEADER, place[i, 1] - LZ4_HEADER
+            if length < 0 or word(source - LZ4_HEADER) != size:
                 break
-            finished[0] += 1
+            if np.int32(call(decompress, (source, buffer + progress[1], length, size))) != size:
+                break
+            measure(move, buffer, size, numbers, state)
+            progress[0] += 1
 
-    def lz4(functions, stored, places, number, out, size, done):  # type: ignore[no-untyped-def]
-        decompress = carray(functions, (1,), np.int64)[0]
-        place, finished = carray(places, (number, 2), np.int64), carray(done, (1,), np.int64)
+    def blosc(functions, stored, places, number, size, buffer, numbers, state):  # type: ignore[no-untyped-def]
+        move, decompress = carray(functions, (2,), np.int64)
+        place, progress = carray(places, (number, 2), np.int64), carray(state, (4,), np.int64)
         for i in range(number):
-            source = stored + place[i, 0] + HEADER_BYTES_OF_LZ4
-            if np.int32(call(decompress, (source, out + i * size, place[i, 1] - HEADER_BYTES_OF_LZ4, size, 0))) != size:
+            source = stored + place[i, 0]
+            if place[i, 1] < BLOSC_HEADER or word(source + 4) != size or word(source + 12) > place[i, 1]:
                 break
-            finished[0] += 1
+            block, length = word(source + 8), word(source + 12)
+            blocks = -(-size // block) if block else 0
+            if word(source) >> 16 & COPIED_BY_BLOSC or block > size or not 0 < 4 * blocks <= length - BLOSC_HEADER:
+                block, blocks = size, 1  # to be decoded at once
+            together = max(1, PIECE_BYTES // block)
+            first = 0
+            while first < blocks:
+                last = first + together
+                if last >= size // block:  # the last block may be short, and Blosc takes no chunk that is less than one
+                    last = blocks
+                piece = min(last * block, size) - first * block
+                put_word(source + 4, piece)
+                for k in range(last - first):
+                    put_word(source + BLOSC_HEADER + 4 * k, word(source + BLOSC_HEADER + 4 * (first + k)))
+                decoded = np.int32(call(decompress, (source, buffer + progress[1], piece, 1, 0)))
+                put_word(source + 4, size)
+                if decoded != piece:
+                    progress[3] = first > 0
+                    return
+                measure(move, buffer, piece, numbers, state)
+                first = last
+            progress[0] += 1
 
     return {"zstd": zstd, "blosc": blosc, "lz4": lz4}[compressor]
 
 
-HEADER_BYTES_OF_LZ4 = HEADER_BYTES["lz4"]
-
-
 def _caller() -> Any:
-    """What calls the C function at an address with five whole numbers or addresses; it may take fewer."""
+    """What calls the C function at an address with whole numbers or addresses."""
     from llvmlite import ir
     from numba import types
     from numba.core import cgutils
@@ -155,3 +207,38 @@ def _caller() -> Any:
         return types.int64(types.int64, arguments), generate
 
     return call
+
+
+def _reader() -> Any:
+    """What reads a 32-bit word, on any address, as an integer of 64 bits."""
+    from llvmlite import ir
+    from numba import types
+    from numba.extending import intrinsic
+
+    @intrinsic
+    def word(typing_context, address):  # type: ignore[no-untyped-def]
+        def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
+            pointer = builder.inttoptr(values[0], ir.IntType(32).as_pointer())
+            return builder.zext(builder.load(pointer, align=1), ir.IntType(64))
+
+        return types.int64(types.int64), generate
+
+    return word
+
+
+def _writer() -> Any:
+    """What writes the lower 32 bits of an integer to any address."""
+    from llvmlite import ir
+    from numba import types
+    from numba.extending import intrinsic
+
+    @intrinsic
+    def put_word(typing_context, address, value):  # type: ignore[no-untyped-def]
+        def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
+            pointer = builder.inttoptr(values[0], ir.IntType(32).as_pointer())
+            builder.store(builder.trunc(values[1], ir.IntType(32)), pointer, align=1)
+            return context.get_dummy_value()
+
+        return types.none(types.int64, types.int64), generate
+
+    return put_word

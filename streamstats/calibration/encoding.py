@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 
-from .batches import decode_batch
+from .batches import decode
 
 Bytes = npt.NDArray[np.uint8]
 """Bytes in memory, uint8[n]."""
@@ -85,17 +85,6 @@ class Encoding:
             raise ValueError(f"a chunk has {stored.size} bytes, expected {out.size}")
         else:
             out[:] = stored
-
-    def decode_run(self, stored: Bytes, places: npt.NDArray[np.int64], out: Bytes) -> None:
-        """Decode chunks of `stored`, at `places` [chunks, (offset, length)], into `out` [chunks, decoded bytes].
-
-        Raises as `decode`.
-        """
-        done = 0
-        if self.compressor is not None and not self.checksum:
-            done = decode_batch(self.compressor, stored, places, out)
-        for (offset, size), chunk in zip(places[done:].tolist(), out[done:], strict=True):
-            self.decode(stored[offset : offset + size], chunk)
 
     def index(self, stored: Bytes) -> npt.NDArray[np.int64]:
         """Offset and length of each chunk of a shard, [chunks along each axis…, 2]. Raises `ValueError`."""
@@ -185,7 +174,7 @@ def checked(stored: Bytes) -> Bytes:
 
 
 def _decode_zstd(stored: Bytes, out: Bytes) -> None:
-    if decode_batch("zstd", stored, np.array([[0, stored.size]]), out[None]):
+    if decode("zstd", stored, out):
         return  # also of frames that do not say their size, and of several
     _check_declared(_zstd_size(stored[:18].tobytes()), out)
     numcodecs.Zstd().decode(stored, out=out)
@@ -217,13 +206,29 @@ def _decode_lz4(stored: Bytes, out: Bytes) -> None:
     numcodecs.LZ4().decode(stored, out=out)
 
 
-def _decode_zlib(stored: Bytes, out: Bytes) -> None:
-    """zlib or gzip, whichever the header says."""
-    decoder = zlib.decompressobj(wbits=47)
-    decoded = decoder.decompress(stored.data, out.size + 1)
-    if len(decoded) != out.size or not decoder.eof or decoder.unused_data:
+def _decode_gzip(stored: Bytes, out: Bytes) -> None:
+    """One member, or several one behind the other."""
+    done, rest = 0, stored.tobytes()
+    while rest:
+        done, rest = _inflate(zlib.decompressobj(wbits=31), rest, out, done)
+    if done != out.size:
         raise ValueError(f"a chunk does not decode to {out.size} bytes")
-    out[:] = np.frombuffer(decoded, np.uint8)
+
+
+def _decode_zlib(stored: Bytes, out: Bytes) -> None:
+    done, rest = _inflate(zlib.decompressobj(wbits=15), stored.tobytes(), out, 0)
+    if done != out.size or rest:
+        raise ValueError(f"a chunk does not decode to {out.size} bytes")
+
+
+def _inflate(decoder: Any, stored: bytes, out: Bytes, start: int) -> tuple[int, bytes]:
+    """Decode a stream into `out` from `start`: where it ends there, and what follows it in `stored`."""
+    decoded = decoder.decompress(stored, out.size - start + 1)
+    stop = start + len(decoded)
+    if stop > out.size or not decoder.eof:
+        raise ValueError(f"a chunk does not decode to {out.size} bytes")
+    out[start:stop] = np.frombuffer(decoded, np.uint8)
+    return stop, decoder.unused_data
 
 
 def _check_declared(declared: int, out: Bytes) -> None:
@@ -235,7 +240,7 @@ DECODERS: Mapping[str, Callable[[Bytes, Bytes], None]] = {
     "zstd": _decode_zstd,
     "blosc": _decode_blosc,
     "lz4": _decode_lz4,
-    "gzip": _decode_zlib,
+    "gzip": _decode_gzip,
     "zlib": _decode_zlib,
 }
 """Name of a compressor → decode all of the first argument into the second, which it must fill."""

@@ -69,11 +69,6 @@ class Layer:
         return self.shape[self.channel_axis]
 
     @property
-    def decoded_at_once(self) -> int:
-        """Chunks that one read decodes at the same time."""
-        return FETCHES if self.encoding is None else 1
-
-    @property
     def row_bytes(self) -> int:
         """Decoded bytes of one sample."""
         return int(np.prod(self.shape[1:], dtype=object)) * self.dtype.itemsize
@@ -213,7 +208,7 @@ def _read_attributes(layer: Layer, attributes: object) -> Layer:
     rows = _integer(attributes, "rows", layer.rows)
     if not 0 <= rows <= layer.shape[0]:
         raise ValueError(f"rows is {rows}, the array has {layer.shape[0]}")
-    layer = replace(layer, shape=(rows, *layer.shape[1:]), recorded="rows" in attributes)
+    layer = replace(layer, shape=(rows, *layer.shape[1:]), recorded=attributes.get("recorded") is True)
     layer = layer.with_channel_axis(_integer(attributes, "channel_axis", -1))
     return layer.with_quantization(Quantization.from_metadata(attributes.get("quantization")))
 

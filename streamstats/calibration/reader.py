@@ -20,6 +20,8 @@ import zarr
 from zarr.core.buffer import default_buffer_prototype
 
 from ..errors import DataError, first_line
+from ..statistics.pieces import Accumulator, Intake
+from .batches import feed
 from .encoding import ABSENT, Bytes, Encoding
 from .layer import DEFAULT_PIPELINE, Layer, codec_pipeline, open_store
 
@@ -37,6 +39,9 @@ class Reader(Protocol):
 
         Raises `DataError` that names layer and rows for what cannot be read or decoded.
         """
+
+    def measure(self, selection: Selection, accumulator: Accumulator) -> None:
+        """Add the values of `selection` to `accumulator`. Raises as `read`."""
 
 
 @contextmanager
@@ -94,6 +99,10 @@ class ZarrReader:
             raise _damage(self._layer, selection, error) from error
         return block
 
+    def measure(self, selection: Selection, accumulator: Accumulator) -> None:
+        """As `Reader.measure`."""
+        accumulator.add(self.read(selection), self._layer.channel_axis)
+
 
 class FileReader:
     """Reads the files of a local folder; one of them is open at a time."""
@@ -132,6 +141,33 @@ class FileReader:
                 raise _damage(self._layer, inside, error, key) from error
         return block
 
+    def measure(self, selection: Selection, accumulator: Accumulator) -> None:
+        """As `Reader.measure`; what is compressed is measured while it is decoded."""
+        axis = self._layer.channel_axis
+        shape = tuple(part.stop - part.start for part in selection)
+        in_a_row = all(len(numbers) == 1 for numbers in _touched(selection, self._encoding.chunks)[1:])
+        intake = accumulator.intake(shape, axis) if self._encoding.compressor and in_a_row else None
+        if intake is None:
+            accumulator.add(self.read(selection), axis)
+            return
+        stream = _Stream(self._encoding, accumulator, intake)
+        others = []
+        for shard in product(*_touched(selection, self._encoding.shards)):
+            inside = _overlap(selection, shard, self._encoding.shards)
+            key = self._encoding.key(shard)
+            try:
+                self._open(key)
+                run = self._run(shard, inside)
+                if run is None:
+                    others.append(inside)
+                else:
+                    stream.take(*run)
+            except Exception as error:
+                raise _damage(self._layer, inside, error, key) from error
+        stream.finish(shape, axis)
+        for inside in others:
+            accumulator.add(self.read(inside), axis)
+
     def _check_may_be_missing(self, key: str, inside: Selection) -> None:
         if self._layer.recorded:
             rows = inside[0]
@@ -163,8 +199,6 @@ class FileReader:
         """Fill the part `inside` of `block` from the open file."""
         encoding = self._encoding
         touched = _touched(inside, encoding.chunks)
-        if not encoding.is_raw and self._read_run(shard, touched, block[_relative(inside, selection)]):
-            return
         for chunk in product(*touched):
             part = _overlap(inside, chunk, encoding.chunks)
             target = block[_relative(part, selection)]
@@ -180,23 +214,20 @@ class FileReader:
             else:
                 self._decode(self._read_bytes(place[0], kept("stored", place[1])), within, target)
 
-    def _read_run(self, shard: Sequence[int], touched: Sequence[range], target: Any) -> bool:
-        """Fill `target` if it is made of whole chunks one behind the other, stored near each other; whether it did."""
+    def _run(self, shard: Sequence[int], inside: Selection) -> tuple[Bytes, npt.NDArray[np.int64]] | None:
+        """Stored bytes and the places of chunks in them, if `inside` is whole chunks in a row that are all there."""
         encoding = self._encoding
-        rows, *others = touched
-        number = len(rows)
-        out = _bytes_of(target) if target.shape == (number * encoding.chunks[0], *encoding.chunks[1:]) else None
-        if out is None or any(len(numbers) != 1 for numbers in others):
-            return False
+        rows, *others = _touched(inside, encoding.chunks)
+        shape = tuple(part.stop - part.start for part in inside)
+        if self._file is None or shape != (len(rows) * encoding.chunks[0], *encoding.chunks[1:]):
+            return None
         places = self._places(shard, rows, [numbers[0] for numbers in others])
         if places.min() < 0 or (places[:, 0] > self._size - places[:, 1]).any():  # a sum of the two could overflow
-            return False
+            return None
         first, last = int(places[:, 0].min()), int(places.sum(axis=1).max())
-        if last - first > number * encoding.most_stored_bytes:
-            return False
-        content = self._read_bytes(first, kept("stored", last - first))
-        encoding.decode_run(content, places - (first, 0), out.reshape(number, -1))
-        return True
+        if last - first > len(rows) * encoding.most_stored_bytes:
+            return None
+        return self._read_bytes(first, kept("stored", last - first)), places - (first, 0)
 
     def _places(self, shard: Sequence[int], rows: range, others: Sequence[int]) -> npt.NDArray[np.int64]:
         """Offset and length of the chunks numbered `rows` on axis 0, [chunks, 2]; −1 for one that is not stored."""
@@ -256,6 +287,37 @@ class FileReader:
                 raise ValueError(f"it ends at byte {start + done}, expected {start + out.size} or more")
             done += count
         return out
+
+
+class _Stream:
+    """Chunks that are decoded one behind the other, and measured while they are in the cache."""
+
+    def __init__(self, encoding: Encoding, accumulator: Accumulator, intake: Intake) -> None:
+        self._encoding = encoding
+        self._accumulator = accumulator
+        self._intake = intake
+        self._buffer = kept("chunk", encoding.chunk_bytes + intake.unit)
+        self._left = 0  # bytes at the start of the buffer that are less than a unit
+
+    def take(self, stored: Bytes, places: npt.NDArray[np.int64]) -> None:
+        """Measure the chunks of `stored` at `places` [chunks, (offset, length)]. Raises as `Encoding.decode`."""
+        encoding, done = self._encoding, 0
+        if encoding.compressor is not None and not encoding.checksum:
+            fed = feed(
+                encoding.compressor, stored, places, encoding.chunk_bytes, self._buffer, self._intake, self._left
+            )
+            done, self._left = fed.chunks, fed.left
+            self._accumulator.took(fed.units * self._intake.unit)
+            if fed.torn:
+                raise ValueError(f"a chunk does not decode to {encoding.chunk_bytes} bytes")
+        for offset, size in places[done:].tolist():
+            encoding.decode(stored[offset : offset + size], self._buffer[self._left :][: encoding.chunk_bytes])
+            self._left = self._accumulator.take(self._buffer[: self._left + encoding.chunk_bytes], self._intake)
+
+    def finish(self, shape: Sequence[int], axis: int) -> None:
+        """Measure what is left, of values of `shape` with the channels on `axis`."""
+        rest = self._buffer[: self._left].view(self._encoding.dtype)
+        self._accumulator.add(rest.reshape(-1, shape[axis], prod(shape[axis + 1 :])), 1)
 
 
 def _touched(selection: Selection, extents: Sequence[int]) -> list[range]:

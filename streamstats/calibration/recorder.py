@@ -110,7 +110,7 @@ class Recorder:
         layer = Layer(self._store, name, (0, *samples.shape[1:]), samples.dtype, (), (), 0)
         layer = layer.with_channel_axis(channel_axis).with_quantization(quantization)
         rows = max(1, self._chunk_bytes // max(1, layer.row_bytes))
-        attributes: dict[str, Any] = {"channel_axis": layer.channel_axis, "rows": 0}
+        attributes: dict[str, Any] = {"channel_axis": layer.channel_axis, "recorded": True, "rows": 0}
         if quantization is not None:
             attributes["quantization"] = quantization.to_metadata()
         self._group.create_array(

@@ -7,15 +7,16 @@ of its memory.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import MismatchError
+from ..native import address
 from .exact import ExactSum, digit_count
 from .loops import bound_dtype, loop, room
 
@@ -87,6 +88,27 @@ class Measures:
     high: Array
 
 
+class Intake(NamedTuple):
+    """How a compiled loop takes values in the order of memory: by units of `unit` bytes, each a row or a run.
+
+    The rest is what the loop at the address `loop` is called with, beside where the values are and how many units.
+    """
+
+    unit: int
+    loop: int
+    channels: int
+    inner: int
+    sums: int
+    low: int
+    high: int
+    room: int
+
+    @classmethod
+    def nothing(cls) -> Intake:
+        """Values are left where they are."""
+        return cls(0, 0, 0, 0, 0, 0, 0, 0)
+
+
 class Accumulator:
     """Takes blocks of one dtype and number of channels, one pass over each, and adds up what it finds.
 
@@ -112,12 +134,44 @@ class Accumulator:
         for piece in pieces(block, channel_axis):
             outer, _, inner = piece.shape
             self._values += outer * inner
-            self._uncarried += outer * inner
-            if self._uncarried > LONGEST_PIECE:
-                self._carry()
-                self._uncarried = outer * inner
+            self._make_room(outer * inner)
             for part, joined, run in _parts(piece):
                 self._fill(part, joined, run)
+
+    def intake(self, shape: Sequence[int], channel_axis: int) -> Intake | None:
+        """How `shape` values in C order, with the channels on `channel_axis`, are to be given to a loop, all of them.
+
+        It is to be told by `took` how many bytes a loop has had; what is no whole unit is for `add`. None where there
+        are too many values.
+        """
+        outer, channels, inner = prod(shape[:channel_axis]), shape[channel_axis], prod(shape[channel_axis + 1 :])
+        if outer * inner > LONGEST_PIECE:
+            return None
+        runs, joined = _arrangement(outer, channels, inner)
+        filled = self._filling(joined, 1 if runs else inner)
+        width = channels * inner
+        self._make_room(outer * inner)
+        return Intake(
+            joined * width * self.dtype.itemsize,
+            address(loop(self.dtype, runs=runs)),
+            channels if runs else joined * width,
+            inner if runs else 1,
+            *filled.addresses,
+            self._room.ctypes.data,
+        )
+
+    def take(self, memory: npt.NDArray[np.uint8], intake: Intake) -> int:
+        """Give the whole units in `memory` to the loop and move the rest to its start; how many bytes are left."""
+        units, left = divmod(memory.size, intake.unit)
+        if units:
+            loop(self.dtype, runs=intake.inner > 1)(memory.ctypes.data, units, *intake[2:])
+            memory[:left] = memory[memory.size - left :].copy()
+            self.took(memory.size - left)
+        return left
+
+    def took(self, size: int) -> None:
+        """Count the values of `size` bytes that were given to a loop by an intake."""
+        self._values += size // (self.dtype.itemsize * self.channels)
 
     @property
     def all_finite(self) -> bool:
@@ -137,12 +191,23 @@ class Accumulator:
         return Measures(self.dtype, self._values, digits, nan, infinite, low, high)
 
     def _fill(self, part: Array, joined: int, run: int) -> None:
-        filled = self._filled.get((joined, run))
-        if filled is None:
-            filled = self._filled[joined, run] = _Filled.empty(self.dtype, joined * self.channels * run)
+        filled = self._filling(joined, run)
         outer, channels, inner = part.shape if part.ndim == 3 else (*part.shape, 1)
         measure = loop(self.dtype, runs=part.ndim == 3)
         measure(part.ctypes.data, outer, channels, inner, *filled.addresses, self._room.ctypes.data)
+
+    def _filling(self, joined: int, run: int) -> _Filled:
+        filled = self._filled.get((joined, run))
+        if filled is None:
+            filled = self._filled[joined, run] = _Filled.empty(self.dtype, joined * self.channels * run)
+        return filled
+
+    def _make_room(self, values: int) -> None:
+        """Carry where `values` more in each channel could be too many."""
+        self._uncarried += values
+        if self._uncarried > LONGEST_PIECE:
+            self._carry()
+            self._uncarried = values
 
     def _carry(self) -> None:
         for filled in self._filled.values():
@@ -192,12 +257,21 @@ def _parts(piece: Array) -> Iterator[tuple[Array, int, int]]:
     """What the loops take: (rows [n, joined·C·inner], joined, inner), or (runs [outer, C, inner], 1, 1)."""
     outer, channels, inner = piece.shape
     width = channels * inner
-    if inner > 1 and (inner >= SHORTEST_RUN or outer < FEWEST_ROWS or width > WIDEST):
+    runs, joined = _arrangement(outer, channels, inner)
+    if runs:
         yield piece, 1, 1
         return
     rows = piece.reshape(outer, width)
-    joined = max(1, min(NARROWEST // width, outer))
     whole = outer - outer % joined
     yield rows[:whole].reshape(whole // joined, joined * width), joined, inner
     if whole < outer:
         yield rows[whole:], 1, inner
+
+
+def _arrangement(outer: int, channels: int, inner: int) -> tuple[bool, int]:
+    """Whether values with these axes are taken as runs; if not, how many rows of them as one, with none left over."""
+    width = channels * inner
+    if inner > 1 and (inner >= SHORTEST_RUN or outer < FEWEST_ROWS or width > WIDEST):
+        return True, 1
+    most = max(1, min(NARROWEST // max(1, width), outer))
+    return False, next((joined for joined in range(most, most // 2, -1) if outer % joined == 0), most)

@@ -21,8 +21,10 @@ from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, GzipCodec, Sharding
 
 from streamstats.calibration import batches
 from streamstats.calibration.layer import Layer, describe, find_arrays
-from streamstats.calibration.reader import FileReader, ZarrReader, kept, open_reader
+from streamstats.calibration.reader import FileReader, Reader, ZarrReader, kept, open_reader
 from streamstats.errors import DataError
+from streamstats.statistics.exact import ExactSum
+from streamstats.statistics.pieces import Accumulator, Intake
 
 SHAPE = (7, 6, 8)
 DTYPES = ("?", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f2", "f4", "f8")
@@ -70,6 +72,29 @@ def block(layer: Layer, selection: tuple[slice, ...] | None = None) -> Array:
         return reader.read(selection or tuple(slice(0, extent) for extent in layer.shape)).copy()
 
 
+def bits(accumulator: Accumulator) -> list[bytes]:
+    """All that was found, in a form that equal findings share."""
+    found = accumulator.measures()
+    sums = ExactSum.from_raw(found.dtype, found.digits).digits
+    return [array.tobytes() for array in (sums, found.nan, found.infinite, found.low, found.high)] + [
+        found.values.to_bytes(8)
+    ]
+
+
+def measured(reader: Reader, selection: tuple[slice, ...], like: Array) -> list[bytes]:
+    """What the reader finds in `selection`, channels on the last axis."""
+    accumulator = Accumulator(like.dtype, selection[-1].stop - selection[-1].start)
+    reader.measure(selection, accumulator)
+    return bits(accumulator)
+
+
+def added(values: Array) -> list[bytes]:
+    """What is found in `values`, whose channels are on the last axis."""
+    accumulator = Accumulator(values.dtype, values.shape[-1])
+    accumulator.add(np.ascontiguousarray(values), -1)
+    return bits(accumulator)
+
+
 def blocks_everywhere(layer: Layer) -> None:
     """Every range of rows, whole and cut in the middle of chunks along the other axes, is what zarr reads."""
     expected = zarr.open_array(layer.store, path=layer.name, mode="r")[...]
@@ -87,6 +112,7 @@ def blocks_everywhere(layer: Layer) -> None:
                 found = reader.read(selection)
                 assert found.dtype == expected.dtype
                 assert found.tobytes() == np.ascontiguousarray(expected[selection]).tobytes()
+                assert measured(reader, selection, expected) == added(expected[selection])
 
 
 # As zarr reads
@@ -261,7 +287,7 @@ def test_a_missing_chunk_is_the_fill_value(tmp_path: Path) -> None:
 @pytest.mark.parametrize("chunks", [(2, 6, 8), (1, 3, 8)], ids=str)
 def test_a_missing_chunk_of_a_recorded_array_is_damage(tmp_path: Path, chunks: tuple[int, ...]) -> None:
     options = {"chunks": (2, 6, 8), "compressors": None, "serializer": sharding(chunks)}
-    layer = written(tmp_path, samples(*SHAPE), attributes={"layer": {"rows": 7}}, **options)
+    layer = written(tmp_path, samples(*SHAPE), attributes={"layer": {"rows": 7, "recorded": True}}, **options)
     assert layer.recorded
     assert block(layer).shape == SHAPE
     (tmp_path / "layer/c/1/0/0").unlink()
@@ -274,7 +300,7 @@ def test_a_missing_chunk_of_a_recorded_array_is_damage(tmp_path: Path, chunks: t
 def test_a_missing_chunk_in_a_shard_of_a_recorded_array_is_damage(tmp_path: Path) -> None:
     serializer = sharding((1, 6, 8), [ZstdCodec()], checksum=False)
     options = {"chunks": (2, 6, 8), "compressors": None, "serializer": serializer}
-    layer = written(tmp_path, samples(*SHAPE), attributes={"layer": {"rows": 7}}, **options)
+    layer = written(tmp_path, samples(*SHAPE), attributes={"layer": {"rows": 7, "recorded": True}}, **options)
     path = tmp_path / "layer/c/1/0/0"
     path.write_bytes(path.read_bytes()[:-16] + b"\xff" * 16)
     with pytest.raises(DataError, match=r"layer layer: chunk .*c/1/0/0 \(rows 3:4\) was recorded and is missing"):
@@ -285,7 +311,7 @@ def test_a_missing_chunk_of_a_recorded_shard_is_damage(tmp_path: Path) -> None:
     options = {"chunks": (2, 6, 8), "compressors": None, "serializer": sharding((1, 6, 8))}
     values = samples(*SHAPE)
     values[3] = 0  # which zarr does not store
-    layer = written(tmp_path, values, attributes={"layer": {"rows": 7}}, **options)
+    layer = written(tmp_path, values, attributes={"layer": {"rows": 7, "recorded": True}}, **options)
     with pytest.raises(DataError, match=r"chunk \(3, 0, 0\) of c/1/0/0 \(rows 3:4\) was recorded and is missing"):
         block(layer)
 
@@ -308,8 +334,11 @@ def assert_damaged(layer: Layer, said: str = "") -> None:
     kept("chunk", 10_000)[:] = 77
     first = tuple(slice(0, extent) for extent in (2, *layer.shape[1:]))
     assert block(layer, first).shape == (2, *layer.shape[1:])
-    with pytest.raises(DataError, match=rf"layer layer: chunk c/1/0/0 \(rows 2:4\) cannot be read: {said}.*; repair"):
+    where = rf"layer layer: chunk c/1/0/0 \(rows 2:4\) cannot be read: {said}.*; repair"
+    with pytest.raises(DataError, match=where):
         block(layer)
+    with open_reader(layer) as reader, pytest.raises(DataError, match=where):
+        measured(reader, tuple(slice(0, extent) for extent in layer.shape), np.zeros(0, layer.dtype))
 
 
 @pytest.mark.parametrize("damage", [cut, lambda _: b"", lambda content: content[:3]], ids=["cut", "empty", "3 bytes"])
@@ -440,15 +469,25 @@ def test_a_chunk_that_holds_another_number_of_values_is_damage(tmp_path: Path, n
 
 # Batches
 
+CODECS: dict[str, Any] = {"zstd": numcodecs.Zstd(), "blosc": numcodecs.Blosc(), "lz4": numcodecs.LZ4()}
+
+
+def fed(name: str, encoded: list[bytes], chunks: Array, left: int = 0) -> batches.Fed:
+    """What is done of a batch that ought to decode to `chunks` [chunks, bytes]; what was decoded is checked."""
+    stored, places = joined(encoded)
+    buffer = np.zeros(left + chunks.size, np.uint8)
+    found = batches.feed(name, stored, places, chunks.shape[1], buffer, Intake.nothing(), left)
+    assert found.left == left + found.chunks * chunks.shape[1]
+    np.testing.assert_array_equal(buffer[left : found.left], chunks[: found.chunks].reshape(-1))
+    return found
+
 
 @pytest.mark.parametrize("name", BATCHED)
 def test_a_batch_is_what_its_chunks_are_one_by_one(name: str) -> None:
-    codec = {"zstd": numcodecs.Zstd(), "blosc": numcodecs.Blosc(), "lz4": numcodecs.LZ4()}[name]
     chunks = samples(9, 500, dtype="int32").view(np.uint8)
-    stored, places = joined([bytes(codec.encode(chunk)) for chunk in chunks])
-    out = np.zeros_like(chunks)
-    assert batches.decode_batch(name, stored, places, out) == 9
-    np.testing.assert_array_equal(out, chunks)
+    encoded = [bytes(CODECS[name].encode(chunk)) for chunk in chunks]
+    for left in (0, 13):
+        assert fed(name, encoded, chunks, left).chunks == 9
 
 
 @pytest.mark.parametrize("name", BATCHED)
@@ -457,20 +496,72 @@ def test_a_batch_is_what_its_chunks_are_one_by_one(name: str) -> None:
 def test_a_batch_ends_before_the_first_chunk_that_is_damaged(
     name: str, bad: int, damage: Callable[[bytes], bytes]
 ) -> None:
-    codec = {"zstd": numcodecs.Zstd(), "blosc": numcodecs.Blosc(), "lz4": numcodecs.LZ4()}[name]
     chunks = samples(9, 500, dtype="int32").view(np.uint8)
-    encoded = [bytes(codec.encode(chunk)) for chunk in chunks]
+    encoded = [bytes(CODECS[name].encode(chunk)) for chunk in chunks]
     encoded[bad] = damage(encoded[bad])
-    stored, places = joined(encoded)
-    out = np.zeros_like(chunks)
-    assert batches.decode_batch(name, stored, places, out) == bad
-    np.testing.assert_array_equal(out[:bad], chunks[:bad])
+    assert fed(name, encoded, chunks) == batches.Fed(bad, bad * chunks.shape[1], 0, torn=False)
+
+
+@pytest.mark.parametrize("name", BATCHED)
+@pytest.mark.parametrize("unit", [1, 3, 100, 1999, 2001, 5000])
+def test_units_are_measured_and_what_is_less_is_left(name: str, unit: int) -> None:
+    chunks = samples(9, 500, dtype="int32").view(np.uint8)
+    stored, places = joined([bytes(CODECS[name].encode(chunk)) for chunk in chunks])
+    accumulator = Accumulator(np.dtype("u1"), unit)
+    intake = accumulator.intake((1, unit), 1)
+    assert intake is not None
+    assert intake.unit == unit
+    buffer = np.zeros(2000 + unit, np.uint8)
+    found = batches.feed(name, stored, places, 2000, buffer, intake, 0)
+    everything = chunks.reshape(-1)
+    whole = everything.size - everything.size % unit
+    assert (found.chunks, found.units, found.left) == (9, whole // unit, everything.size - whole)
+    np.testing.assert_array_equal(buffer[: found.left], everything[whole:])
+    accumulator.took(whole)
+    assert bits(accumulator) == added(everything[:whole].reshape(-1, unit))
+
+
+@pytest.mark.parametrize("size", [2**19, 2**20 + 4, 3 * 2**19 + 2**14 - 4, 2_000_000])
+@pytest.mark.parametrize("block", [2**14, 2**19, 3 * 2**18, 0])
+@pytest.mark.parametrize("cname", ["lz4", "zstd", "blosclz"])
+def test_a_large_blosc_chunk_in_pieces_is_what_it_is_at_once(size: int, block: int, cname: str) -> None:
+    chunks = (samples(2, size // 4, dtype="int32") % 50).view(np.uint8)
+    for shuffle in (numcodecs.Blosc.NOSHUFFLE, numcodecs.Blosc.SHUFFLE, numcodecs.Blosc.BITSHUFFLE):
+        codec = numcodecs.Blosc(cname, shuffle=shuffle, blocksize=block)
+        encoded = [bytes(codec.encode(chunk.view("i4"))) for chunk in chunks]
+        assert fed("blosc", encoded, chunks).chunks == 2
+        assert bytes(codec.decode(encoded[0])) == chunks[0].tobytes()
+
+
+def test_a_large_blosc_chunk_that_is_not_compressed_is_read_at_once() -> None:
+    chunks = np.random.default_rng(0).integers(0, 256, (1, 2**21), dtype=np.uint8)
+    encoded = bytes(numcodecs.Blosc("lz4", shuffle=0).encode(chunks[0]))
+    assert encoded[2] & batches.COPIED_BY_BLOSC
+    assert fed("blosc", [encoded], chunks).chunks == 1
+
+
+@pytest.mark.parametrize("bad", [0, 0.5, 1])
+def test_a_large_blosc_chunk_with_a_damaged_block_is_never_measured_in_part(tmp_path: Path, bad: float) -> None:
+    """Its first blocks are measured before the damage is found: that must be an error, not another try."""
+    values = samples(4, 2**19, 2, dtype="int32") % 50
+    layer = written(
+        tmp_path, values, chunks=(1, 2**19, 2), compressors=[BloscCodec(cname="lz4", blocksize=2**15, typesize=4)]
+    )
+    path = tmp_path / "layer/c/2/0/0"
+    content = bytearray(path.read_bytes())
+    last = -(-values[0].nbytes // int.from_bytes(content[8:12], "little")) - 1
+    assert last > 2
+    start = 16 + 4 * int(bad * last)
+    content[start : start + 4] = (2**30).to_bytes(4, "little")  # where the block is
+    path.write_bytes(content)
+    with open_reader(layer) as reader, pytest.raises(DataError, match=r"chunk c/2/0/0 \(rows 2:3\) cannot be read"):
+        measured(reader, (slice(0, 4), slice(0, 2**19), slice(0, 2)), values)
 
 
 def joined(encoded: list[bytes]) -> tuple[Array, Array]:
     sizes = [len(each) for each in encoded]
     offsets = np.cumsum([0, *sizes[:-1]])
-    return np.frombuffer(b"".join(encoded), np.uint8), np.stack([offsets, sizes], axis=1).astype(np.int64)
+    return np.frombuffer(b"".join(encoded), np.uint8).copy(), np.stack([offsets, sizes], axis=1).astype(np.int64)
 
 
 @pytest.mark.parametrize("name", ["zstd", "zstd, crc32c", "blosc lz4, bitshuffle"])
@@ -486,8 +577,8 @@ def test_a_codec_that_hides_its_c_functions_has_no_batches(monkeypatch: pytest.M
     monkeypatch.setitem(batches.FUNCTIONS, "lz4", ("no_such_function",))
     batches._functions.cache_clear()
     out = np.zeros((1, 8), np.uint8)
-    assert batches.decode_batch("lz4", out[0], np.array([[0, 8]]), out) == 0
-    assert batches.decode_batch("gzip", out[0], np.array([[0, 8]]), out) == 0
+    assert not batches.decode("lz4", out[0], out[0])
+    assert not batches.decode("gzip", out[0], out[0])
     batches._functions.cache_clear()
 
 

@@ -127,9 +127,10 @@ ROWS, RUNS = 2, 3
         ((7, 512, 1), [(ROWS, 3, 2), (ROWS, 1, 1)]),  # joined in pairs, and one left
         ((7, 341, 1), [(ROWS, 2, 3), (ROWS, 1, 1)]),
         ((7, 1, 1), [(ROWS, 1, 7)]),  # fewer rows than could be joined
-        ((4000, 1, 1), [(ROWS, 3, 1024), (ROWS, 928, 1)]),
+        ((4000, 1, 1), [(ROWS, 4, 1000)]),  # so many that none is left
+        ((4001, 1, 1), [(ROWS, 3, 1024), (ROWS, 929, 1)]),
         ((2048, 1, 1), [(ROWS, 2, 1024)]),
-        ((16, 3, 63), [(ROWS, 3, 5), (ROWS, 1, 1)]),  # short runs are rows of more channels
+        ((16, 3, 63), [(ROWS, 4, 4)]),  # short runs are rows of more channels
         ((16, 3, 2), [(ROWS, 1, 16)]),
         ((16, 3, 64), [(RUNS, 16, 1)]),
         ((15, 3, 63), [(RUNS, 15, 1)]),
