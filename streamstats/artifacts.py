@@ -8,16 +8,17 @@ the same bytes; a SHA-256 of the content stands in the metadata, so a flipped bi
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import io
 import json
 import os
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import numpy as np
 import numpy.typing as npt
@@ -65,6 +66,15 @@ def layer_path(folder: Path, layer: str, suffix: str = ".safetensors") -> Path:
             f"expected at most {LONGEST_NAME}; rename the layer"
         )
     return folder.joinpath(*(_unlike_a_file(part, suffix) for part in folders), name + suffix)
+
+
+def layer_of(folder: Path, path: Path, suffix: str = ".safetensors") -> str:
+    """The layer whose file below `folder` is `path`: the inverse of `layer_path`.
+
+    >>> layer_of(Path("out"), Path("out/block%201/conv.safetensors"))
+    'block 1/conv'
+    """
+    return "/".join(map(unquote, path.relative_to(folder).parts)).removesuffix(suffix)
 
 
 def _unlike_a_file(part: str, suffix: str) -> str:
@@ -129,6 +139,14 @@ def read_bytes(path: Path) -> bytes:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
 
 
+def holds(path: Path, content: bytes) -> bool:
+    """Whether the file at `path` has this `content`."""
+    try:
+        return path.stat().st_size == len(content) and path.read_bytes() == content
+    except OSError:
+        return False
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write `content` as JSON with sorted keys: equal content, equal bytes. Raises `OutputError`."""
     write_bytes(path, (json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n").encode())
@@ -178,15 +196,22 @@ def read_tensors(path: Path, expected_format: str) -> tuple[dict[str, npt.NDArra
     `expected_format`, or does not have the digest written in it.
     """
     tensors, metadata = _read_safetensors(path)
-    found = metadata.get("format")
-    if found != expected_format:
-        raise DataError(
-            f"{path} has the format {found!r}, expected {expected_format!r}; make it again with this version"
-        )
+    check_format(path, metadata.get("format"), expected_format)
     digest = metadata.pop(DIGEST_KEY, None)
     if digest != content_digest(tensors, metadata):
         raise DataError(f"{path} is damaged: its content does not have the SHA-256 written in it; make it again")
     return tensors, metadata
+
+
+def check_format(path: Path, found: object, expected: str) -> None:
+    """Raise `DataError` unless the file at `path` says that it is of the format `expected`, as in name/version."""
+    if found == expected:
+        return
+    name, _, version = expected.partition("/")
+    said = str(found).partition("/")
+    if said[0] == name and said[2].isdigit() and int(said[2]) > int(version):
+        raise DataError(f"{path} has the format {found!r}, but this version reads {expected!r}; install a newer one")
+    raise DataError(f"{path} has the format {found!r}, expected {expected!r}; make it again with this version")
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, str]]:
@@ -211,6 +236,78 @@ def content_digest(tensors: Tensors, metadata: Mapping[str, str]) -> str:
 def file_digest(path: Path) -> str:
     """SHA-256 (hex) of the bytes of the file at `path`. Raises `DataError` where it cannot be read."""
     return hashlib.sha256(read_bytes(path)).hexdigest()
+
+
+@contextlib.contextmanager
+def locked(path: Path, document: Mapping[str, Any], keep: Callable[[], bool]) -> Iterator[None]:
+    """Hold the file at `path`, which says `document`, for as long as the block inside runs, and then remove it.
+
+    Where the block fails and `keep` says so, the file stays, to tell what was going on; it holds nobody up: the lock is
+    the operating system's, and goes with its process. Raises `OutputError`, with what the file says, where another
+    process has it.
+    """
+    while True:
+        try:
+            _make_folder(path.parent)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise OutputError(f"cannot write {path}: {error.strerror or error}; choose another place") from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(descriptor)
+            raise OutputError(_who_holds(path, error)) from error
+        if _is_at(path, descriptor):
+            break
+        os.close(descriptor)  # whoever held it has removed the file in the meantime
+    try:
+        content = (json.dumps(document, sort_keys=True) + "\n").encode()
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, content, 0)
+        failed = True
+        try:
+            yield
+            failed = False
+        finally:
+            if not (failed and keep()):
+                remove(path)
+    finally:
+        os.close(descriptor)
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def _who_holds(path: Path, error: OSError) -> str:
+    if not isinstance(error, BlockingIOError):
+        return f"cannot lock {path}: {error.strerror or error}; choose a folder on a file system with locks"
+    try:
+        holder = json.loads(path.read_bytes())
+        who = f"process {holder['process']} on {holder['host']}, since {holder['since']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        who = "another process"
+    return f"{path.parent} is in use by {who}; wait for it, stop it, or choose another output"
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process holds the file at `path`."""
+    try:
+        descriptor = os.open(path, os.O_RDWR)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def check_writable(folder: Path) -> None:

@@ -23,6 +23,7 @@ from .quantization import Quantization
 LONGEST_CONFIG = 2**20
 LONGEST_SHOWN = 80
 DEFAULT_MEMORY = 2 * 2**30
+ROWS = r"^[0-9]{1,18}:[0-9]{1,18}$"
 NO_NUL = r"^[^\x00]*$"
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12} | {
     "KIB": 2**10,
@@ -42,6 +43,20 @@ def parse_bytes(text: str | int) -> int:
     if isinstance(text, bool) or match is None or match[2].upper() not in UNITS:
         raise ValueError("expected a size such as 2GiB, 500MB or a number of bytes")
     return int(Fraction(match[1]) * UNITS[match[2].upper()])
+
+
+def parse_rows(text: str) -> tuple[int, int]:
+    """The first row and the one after the last, from "0:1000". Raises `UsageError`.
+
+    >>> parse_rows("64:128")
+    (64, 128)
+    """
+    if not re.fullmatch(ROWS, text):
+        raise UsageError(f"rows are {text!r}; expected START:STOP, as in 64:128")
+    start, stop = map(int, text.split(":"))
+    if start >= stop:
+        raise UsageError(f"rows are {text!r}; expected a START that is less than STOP")
+    return start, stop
 
 
 class _Model(BaseModel):
@@ -107,7 +122,22 @@ class JobConfig(_Model):
     nonfinite: Annotated[
         Literal["error", "skip"], Field(description="NaN and infinities: refuse, or leave out and say so.")
     ] = "error"
+    missing: Annotated[
+        Literal["error", "report", "fill"],
+        Field(
+            description="Chunks that are not there or damaged: refuse; leave their rows out and end with status 3; or "
+            "count the fill value."
+        ),
+    ] = "error"
+    rows: Annotated[
+        str | None, Field(pattern=ROWS, description="Count only these rows, as in 0:1000; default all.")
+    ] = None
     cluster: Annotated[ClusterConfig, Field(description="Where the work is done.")] = ClusterConfig()
+
+    @property
+    def wanted_rows(self) -> tuple[int, int] | None:
+        """`rows` as (start, stop)."""
+        return None if self.rows is None else parse_rows(self.rows)
 
     def rules(self) -> list[LayerRule]:
         """The rules of `layers`, in order. Raises `UsageError` naming the entry with an impossible quantisation."""

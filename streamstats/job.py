@@ -5,23 +5,27 @@ The command line, the service and Python call these functions; there is no other
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from . import artifacts
+from . import artifacts, saved
 from .calibration.layer import Layer
 from .calibration.selection import LayerRule, Selected, select_layers
 from .config import DEFAULT_MEMORY, JobConfig, available_cores, parse_bytes
 from .errors import StreamstatsError, UsageError
-from .ledger import LayerStatistics, missing_rows
+from .ledger import LayerStatistics, Rows, common_rows, join_rows, without_rows
 from .plan import Plan, make_plan
-from .reduction import Client, open_executor, reduce_tasks
-from .results import check_paths, recorded_layers, write_results
+from .reduction import Client, Measured, Policy, Unreadable, open_executor, reduce_tasks
+from .results import MANIFEST, Gaps, check_paths, open_results, write_results
 
 OnProgress = Callable[[int, int], None]
 """Called with the rows and the decoded bytes that a finished task adds."""
+POLL_SECONDS = 1.0
+"""Between two looks at a store that is followed."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,26 @@ class Prepared:
     selected: Selected
     ledger: Mapping[str, LayerStatistics]
     plan: Plan
+
+
+@dataclass
+class Outcome:
+    """What a reduction found: the statistics of each layer, and which rows could not be read or were filled."""
+
+    statistics: dict[str, LayerStatistics]
+    unreadable: list[Unreadable] = field(default_factory=list)
+    filled: dict[str, tuple[Rows, ...]] = field(default_factory=dict)
+
+    def gaps(self) -> dict[str, Gaps]:
+        """The rows that are missing or filled, by layer."""
+        missing: dict[str, list[tuple[Rows, str]]] = {}
+        for each in sorted(self.unreadable, key=lambda each: (each.layer, each.rows)):
+            missing.setdefault(each.layer, []).append((each.rows, each.reason))
+        return {
+            layer: Gaps(tuple(missing.get(layer, ())), self.filled.get(layer, ()))
+            for layer in self.statistics
+            if layer in missing or layer in self.filled
+        }
 
 
 def prepare(
@@ -43,37 +67,75 @@ def prepare(
     """Choose the layers of `source` and plan their reduction; no data is read. Arguments and errors as `reduce`."""
     selected = select_layers(source, layers)
     ledger = {layer.name: LayerStatistics.empty(layer) for layer in selected.layers}
-    missing = {layer.name: missing_rows(ledger[layer.name].covered, layer.rows) for layer in selected.layers}
+    return _planned(selected, ledger, _missing(selected.layers, ledger), memory, threads)
+
+
+def _planned(
+    selected: Selected,
+    ledger: Mapping[str, LayerStatistics],
+    wanted: Mapping[str, Sequence[Rows]],
+    memory: str | int,
+    threads: int | None,
+) -> Prepared:
     try:
         budget = parse_bytes(memory)
     except ValueError as error:
         raise UsageError(f"memory is {memory!r}; {error}") from error
-    plan = make_plan(selected.layers, missing, memory=budget, threads=available_cores() if threads is None else threads)
+    plan = make_plan(selected.layers, wanted, memory=budget, threads=available_cores() if threads is None else threads)
     return Prepared(selected, ledger, plan)
+
+
+def _missing(
+    layers: Sequence[Layer], ledger: Mapping[str, LayerStatistics], within: Rows | None = None
+) -> dict[str, tuple[Rows, ...]]:
+    """The rows of each layer that are still to be counted; with `within`, only of those."""
+    missing = {layer.name: ledger[layer.name].source.missing(layer.rows) for layer in layers}
+    return missing if within is None else {layer: common_rows(rows, [within]) for layer, rows in missing.items()}
 
 
 def execute(
     prepared: Prepared,
     *,
     nonfinite: Literal["error", "skip"] = "error",
+    missing: Literal["error", "report", "fill"] = "error",
     client: Client | None = None,
     on_progress: OnProgress | None = None,
-) -> dict[str, LayerStatistics]:
-    """Do the tasks of `prepared` and count what they measure. Arguments and errors as `reduce`."""
+    on_counted: Callable[[LayerStatistics], None] | None = None,
+) -> Outcome:
+    """Do the tasks of `prepared` and count what they measure. Arguments and errors as `reduce`.
+
+    `on_counted` is given the statistics of a layer each time that something was counted in.
+    """
     if nonfinite not in ("error", "skip"):
         raise UsageError(f"nonfinite is {nonfinite!r}; expected 'error' or 'skip'")
+    if missing not in ("error", "report", "fill"):
+        raise UsageError(f"missing is {missing!r}; expected 'error', 'report' or 'fill'")
     described = {layer.name: layer for layer in prepared.selected.layers}
-    ledger = dict(prepared.ledger)
+    outcome = Outcome(dict(prepared.ledger))
     if prepared.plan.tasks:
         with open_executor(prepared.plan.threads, client) as executor:
-            for task, results in reduce_tasks(prepared.plan, described, executor, nonfinite=nonfinite):
-                for measured in results:
-                    counted = ledger[measured.layer].count(measured.rows, measured.sums, measured.extrema)
-                    ledger[measured.layer] = counted
+            policy = Policy(nonfinite, missing)
+            for task, results in reduce_tasks(prepared.plan, described, executor, policy):
+                for found in results:
+                    _take(outcome, found, on_counted)
                 if on_progress:
                     on_progress(task.rows, task.bytes)
-    _check_complete(prepared.selected.layers, ledger)
-    return ledger
+    _check_complete(prepared, outcome)
+    return outcome
+
+
+def _take(outcome: Outcome, found: Measured | Unreadable, on_counted: Callable[[LayerStatistics], None] | None) -> None:
+    if isinstance(found, Unreadable):
+        outcome.unreadable.append(found)
+        return
+    counted = outcome.statistics[found.layer].count(
+        found.rows, found.sums, found.extrema, found.first_file, found.files
+    )
+    outcome.statistics[found.layer] = counted
+    if found.filled:
+        outcome.filled[found.layer] = join_rows([*outcome.filled.get(found.layer, ()), *found.filled])
+    if on_counted:
+        on_counted(counted)
 
 
 def reduce(
@@ -82,6 +144,7 @@ def reduce(
     layers: Sequence[LayerRule] = (),
     memory: str | int = DEFAULT_MEMORY,
     nonfinite: Literal["error", "skip"] = "error",
+    missing: Literal["error", "fill"] = "error",
     threads: int | None = None,
     client: Client | None = None,
     on_progress: OnProgress | None = None,
@@ -90,47 +153,141 @@ def reduce(
 
     `layers` chooses and describes layers (default: every array, as its attributes say); `memory` is the most the
     process may take; `nonfinite` "skip" leaves NaN and infinities out of sums and counts and counts them apart;
-    `threads` defaults to the cores; with a dask `client`, its workers do the work, which must see the store, and
-    `threads` is how many there are; `on_progress` is told of each finished task.
+    `missing` "fill" counts the fill value for chunks that are not there or cannot be read; `threads` defaults to the
+    cores; with a dask `client`, its workers do the work, which must see the store, and `threads` is how many there
+    are; `on_progress` is told of each finished task.
 
     Raises `UsageError` where the request cannot be met, `DataError` where the store cannot be read,
     `NonFiniteError` for NaN or infinities under "error".
     """
     prepared = prepare(source, layers=layers, memory=memory, threads=threads)
-    return execute(prepared, nonfinite=nonfinite, client=client, on_progress=on_progress)
+    return execute(prepared, nonfinite=nonfinite, missing=missing, client=client, on_progress=on_progress).statistics
 
 
-def _check_complete(layers: Sequence[Layer], ledger: Mapping[str, LayerStatistics]) -> None:
-    for layer in layers:
-        missing = missing_rows(ledger[layer.name].covered, layer.rows)
+def _check_complete(prepared: Prepared, outcome: Outcome) -> None:
+    planned: dict[str, list[Rows]] = {}
+    for task in prepared.plan.tasks:
+        for part in task.parts:
+            planned.setdefault(part.layer, []).append((part.start, part.stop))
+    for layer, rows in planned.items():
+        lost = [each.rows for each in outcome.unreadable if each.layer == layer]
+        missing = without_rows(join_rows(rows), [*outcome.statistics[layer].covered, *lost])
         if missing:
-            raise StreamstatsError(f"layer {layer.name}: rows {missing} came back from no task; please report this")
+            raise StreamstatsError(f"layer {layer}: rows {missing} came back from no task; please report this")
+
+
+# Jobs that leave results
+
+
+@dataclass(frozen=True)
+class Follow:
+    """Until when a store is followed: every layer has `rows`, or nothing was added for `idle` seconds."""
+
+    rows: int | None = None
+    idle: float | None = None
+
+
+@dataclass(frozen=True)
+class Session:
+    """A job whose output nobody else writes to: its layers, and what is counted of them."""
+
+    config: JobConfig
+    output: Path
+    selected: Selected
+    ledger: dict[str, LayerStatistics]
+
+    def planned(self, wanted: Mapping[str, Sequence[Rows]], ledger: Mapping[str, LayerStatistics]) -> Prepared:
+        """The reduction of the `wanted` rows on top of `ledger`."""
+        return _planned(self.selected, ledger, wanted, self.config.memory, self.config.cluster.threads)
+
+    def write(self, outcome: Outcome) -> None:
+        """Leave states, correctors and manifest."""
+        write_results(self.output, self.config.source, outcome.statistics, outcome.gaps())
+
+
+@contextmanager
+def open_session(config: JobConfig, *, restart: bool = False, accept_changes: bool = False) -> Iterator[Session]:
+    """The job that `config` describes, with what its output has so far; others are kept out of the output.
+
+    Raises `UsageError` for a job that cannot be, `OutputError` where somebody else is at it, `DataError` for a state
+    that is damaged or a store that is not the one it was counted from.
+    """
+    selected = select_layers(config.source, config.rules())
+    output = Path(config.output)
+    _check_apart(config.source, output)
+    check_paths(output, [layer.name for layer in selected.layers])
+    artifacts.check_writable(output)
+    try:
+        with saved.held(output, config.source, {layer.name: layer.rows for layer in selected.layers}):
+            layers = () if restart else selected.layers
+            if layers and (output / MANIFEST).exists():
+                open_results(output)  # one that cannot be read is better known before the work than after it
+            known = saved.load(output, layers, accept_changes=accept_changes)
+            ledger = {layer.name: known.get(layer.name) or LayerStatistics.empty(layer) for layer in selected.layers}
+            yield Session(config, output, selected, ledger)
+    finally:
+        artifacts.remove_if_empty(output)
 
 
 def run(
-    config: JobConfig, *, on_plan: Callable[[Prepared], None] | None = None, on_progress: OnProgress | None = None
-) -> dict[str, LayerStatistics]:
+    config: JobConfig,
+    *,
+    restart: bool = False,
+    accept_changes: bool = False,
+    follow: Follow | None = None,
+    on_plan: Callable[[Prepared], None] | None = None,
+    on_progress: OnProgress | None = None,
+) -> Outcome:
     """Do the job that `config` describes and write `state/`, `correctors/` and `manifest.json` to its output.
 
-    `on_plan` is told the plan before any data is read. Files of an earlier run stay as they are until the reduction
-    is done. Raises as `reduce` does, `UsageError` for an output that cannot be written, which is tried first, and
-    `OutputError` for one that fails later.
+    It goes on from what `state/` has; `restart` begins anew, `accept_changes` takes the store as it is now. `follow`
+    counts rows as they are appended. `on_plan` is told each plan before data is read. What was counted is saved every
+    few seconds, and when the job ends, in whatever way. Raises as `reduce` and `open_session` do, and `OutputError`.
     """
-    prepared = prepare(config.source, layers=config.rules(), memory=config.memory, threads=config.cluster.threads)
-    output = Path(config.output)
-    _check_apart(config.source, output)
-    check_paths(output, prepared.ledger)
-    artifacts.check_writable(output)
+    with open_session(config, restart=restart, accept_changes=accept_changes) as session:
+        outcome = _run_once(session, on_plan, on_progress)
+        if follow is not None:
+            for selected in _grown(session, follow):
+                ledger = dict(outcome.statistics)
+                outcome = _run_once(Session(config, session.output, selected, ledger), on_plan, on_progress)
+        return outcome
+
+
+def _run_once(session: Session, on_plan: Callable[[Prepared], None] | None, on_progress: OnProgress | None) -> Outcome:
+    config = session.config
+    wanted = _missing(session.selected.layers, session.ledger, config.wanted_rows)
+    prepared = session.planned(wanted, session.ledger)
+    if on_plan:
+        on_plan(prepared)
+    saver = saved.Saver(session.output)
     try:
-        recorded_layers(output)  # a manifest that cannot be read is better known before the work than after it
-        if on_plan:
-            on_plan(prepared)
-        statistics = execute(prepared, nonfinite=config.nonfinite, on_progress=on_progress)
-        write_results(output, config.source, statistics)
+        outcome = execute(
+            prepared,
+            nonfinite=config.nonfinite,
+            missing=config.missing,
+            on_progress=on_progress,
+            on_counted=saver.changed,
+        )
     except BaseException:
-        artifacts.remove_if_empty(output)
+        saver.save()
         raise
-    return statistics
+    session.write(outcome)
+    return outcome
+
+
+def _grown(session: Session, follow: Follow) -> Iterator[Selected]:
+    """The layers each time that there are more rows of them, until it is enough."""
+    rows = {layer.name: layer.rows for layer in session.selected.layers}
+    since = time.monotonic()
+    while follow.rows is None or any(count < follow.rows for count in rows.values()):
+        if follow.idle is not None and time.monotonic() - since >= follow.idle:
+            return
+        time.sleep(POLL_SECONDS)
+        selected = select_layers(session.config.source, session.config.rules())
+        found = {layer.name: layer.rows for layer in selected.layers}
+        if found != rows:
+            rows, since = found, time.monotonic()
+            yield selected
 
 
 def _check_apart(source: str, output: Path) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .artifacts import content_digest, read_tensors, tensors_bytes
+from .calibration.identity import UNCOUNTED, Identities
 from .calibration.layer import Layer
 from .errors import DataError, MismatchError, UsageError
 from .quantization import Quantization
@@ -25,24 +26,66 @@ from .statistics.extrema import ChannelExtrema
 from .statistics.mean import ChannelMean
 
 Rows = tuple[int, int]
-FORMAT = "streamstats.state/1"
+FORMAT = "streamstats.state/2"
+
+
+@dataclass(frozen=True)
+class Source:
+    """What was counted of one array.
+
+    `fingerprint` identifies what the array is made of (dtype, chunks, codecs), whatever its rows; `rows` is how many
+    it had; `covered` and `excluded` are [(start, stop), …] in order and apart: what is counted, and what was taken out
+    for good. `files` int64[n, 2] identifies the files that were counted, as `calibration.identity` numbers them.
+    """
+
+    fingerprint: str
+    rows: int = 0
+    covered: tuple[Rows, ...] = ()
+    excluded: tuple[Rows, ...] = ()
+    files: Identities = field(default_factory=lambda: np.empty((0, 2), np.int64))
+
+    def count(self, rows: Rows, first_file: int, files: Identities) -> Source:
+        """With `rows` counted, which are in `files` from the number `first_file` on. Raises `MismatchError`."""
+        return replace(self, covered=add_rows(self.covered, rows), files=_put(self.files, first_file, files))
+
+    def forget(self, rows: Rows, uncounted: Sequence[int]) -> Source:
+        """With `rows` excluded, whether they were counted or not; the files numbered `uncounted` hold no others."""
+        files = self.files.copy()
+        files[[number for number in uncounted if number < len(files)]] = UNCOUNTED
+        return replace(
+            self,
+            covered=without_rows(self.covered, [rows]),
+            excluded=join_rows([*self.excluded, rows]),
+            files=_trimmed(files),
+        )
+
+    def missing(self, rows: int) -> tuple[Rows, ...]:
+        """The ranges of 0…`rows` that are neither counted nor excluded."""
+        return missing_rows(join_rows([*self.covered, *self.excluded]), rows)
+
+    def __eq__(self, other: object) -> bool:
+        """Equal means equal bytes."""
+        return isinstance(other, Source) and self._key() == other._key()
+
+    def _key(self) -> tuple[object, ...]:
+        return self.fingerprint, self.rows, self.covered, self.excluded, self.files.tobytes()
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 @dataclass(frozen=True)
 class LayerStatistics:
-    """The statistics of a layer over the `covered` rows, [(start, stop), …] in order and apart.
+    """The statistics of a layer over the rows of its `sources`: one array, or several that were merged.
 
     `sums` and `extrema` are over the stored values; `mean`, `minimum` and `maximum` are in real units.
-    `fingerprint` identifies what the array is made of (dtype, chunks, codecs), whatever its rows.
     """
 
     layer: str
     channel_axis: int
     quantization: Quantization | None
-    fingerprint: str
+    sources: tuple[Source, ...]
     sums: ChannelMean
     extrema: ChannelExtrema
-    covered: tuple[Rows, ...] = field(default=())
 
     @classmethod
     def empty(cls, layer: Layer) -> LayerStatistics:
@@ -51,19 +94,50 @@ class LayerStatistics:
             layer=layer.name,
             channel_axis=layer.channel_axis,
             quantization=layer.quantization,
-            fingerprint=layer.fingerprint,
+            sources=(Source(layer.fingerprint, layer.rows),),
             sums=ChannelMean.empty(layer.channels, layer.dtype),
             extrema=ChannelExtrema.empty(layer.channels, layer.dtype),
         )
 
-    def count(self, rows: Rows, sums: ChannelMean, extrema: ChannelExtrema) -> LayerStatistics:
-        """With the statistics of `rows` counted in. Raises `MismatchError` if any of them is counted already."""
+    def count(
+        self,
+        rows: Rows,
+        sums: ChannelMean,
+        extrema: ChannelExtrema,
+        first_file: int = 0,
+        files: Identities | None = None,
+    ) -> LayerStatistics:
+        """With the statistics of `rows` counted in, which are in `files` from the number `first_file` on.
+
+        Raises `MismatchError` if any of the rows is counted already.
+        """
+        identities = np.empty((0, 2), np.int64) if files is None else files
         return replace(
             self,
             sums=self.sums.merge(sums),
             extrema=self.extrema.merge(extrema),
-            covered=add_rows(self.covered, rows),
+            sources=(self.source.count(rows, first_file, identities),),
         )
+
+    @property
+    def source(self) -> Source:
+        """The only source. Raises `MismatchError` for a merged layer."""
+        if len(self.sources) != 1:
+            raise MismatchError(
+                f"layer {self.layer} is merged from {len(self.sources)} stores; go on in the outputs it was merged "
+                "from, and merge them again"
+            )
+        return self.sources[0]
+
+    @property
+    def covered(self) -> tuple[Rows, ...]:
+        """The counted rows, [(start, stop), …]; of a merged layer, those of each source behind each other."""
+        return tuple(rows for source in self.sources for rows in source.covered)
+
+    @property
+    def excluded(self) -> tuple[Rows, ...]:
+        """The rows that were taken out for good, likewise."""
+        return tuple(rows for source in self.sources for rows in source.excluded)
 
     @property
     def rows(self) -> int:
@@ -103,6 +177,8 @@ class LayerStatistics:
         return {
             "rows": self.rows,
             "covered": [list(rows) for rows in self.covered],
+            "excluded": [list(rows) for rows in self.excluded],
+            "stores": len(self.sources),
             "channels": self.channels,
             "channel_axis": self.channel_axis,
             "dtype": str(self.sums.dtype),
@@ -152,6 +228,133 @@ def missing_rows(covered: Iterable[Rows], rows: int) -> tuple[Rows, ...]:
     return tuple(gaps)
 
 
+def join_rows(ranges: Iterable[Rows]) -> tuple[Rows, ...]:
+    """The union of `ranges`, which may overlap, in order and apart.
+
+    >>> join_rows([(4, 6), (0, 2), (5, 9), (2, 3)])
+    ((0, 3), (4, 9))
+    """
+    joined: list[Rows] = []
+    for start, stop in sorted(ranges):
+        if joined and start <= joined[-1][1]:
+            joined[-1] = (joined[-1][0], max(stop, joined[-1][1]))
+        elif start < stop:
+            joined.append((start, stop))
+    return tuple(joined)
+
+
+def common_rows(left: Iterable[Rows], right: Sequence[Rows]) -> tuple[Rows, ...]:
+    """The rows that are in both.
+
+    >>> common_rows([(0, 4), (6, 9)], [(2, 7)])
+    ((2, 4), (6, 7))
+    """
+    pairs = ((max(a, c), min(b, d)) for a, b in left for c, d in right)
+    return join_rows(pair for pair in pairs if pair[0] < pair[1])
+
+
+def without_rows(ranges: Sequence[Rows], taken: Iterable[Rows]) -> tuple[Rows, ...]:
+    """`ranges` less what is `taken`.
+
+    >>> without_rows([(0, 9)], [(2, 4)])
+    ((0, 2), (4, 9))
+    """
+    last = max((stop for _, stop in ranges), default=0)
+    return common_rows(ranges, missing_rows(join_rows(taken), last))
+
+
+def _put(files: Identities, first: int, added: Identities) -> Identities:
+    """`files` with those from the number `first` on replaced by `added`; what lies between is not counted."""
+    if not len(added):
+        return files
+    grown = np.full((max(len(files), first + len(added)), 2), UNCOUNTED, np.int64)
+    grown[: len(files)] = files
+    grown[first : first + len(added)] = added
+    return grown
+
+
+def _trimmed(files: Identities) -> Identities:
+    """Without the uncounted files at the end: equal coverage, equal bytes."""
+    counted = np.flatnonzero(files[:, 0] != UNCOUNTED)
+    return files[: counted[-1] + 1 if len(counted) else 0]
+
+
+# Merging
+
+
+def merge(left: LayerStatistics, right: LayerStatistics) -> LayerStatistics:
+    """The statistics over the rows of both. Raises `MismatchError`, with both sides, where they do not fit together.
+
+    Arrays with the same fingerprint are the same store unless files of theirs, counted in both, differ; then the
+    same row counted in both is refused.
+    """
+    _check_alike(left, right)
+    sources = list(left.sources)
+    for added in right.sources:
+        same = next((place for place, known in enumerate(sources) if _is_same_store(known, added)), None)
+        if same is None:
+            sources.append(added)
+        else:
+            sources[same] = _union(left.layer, sources[same], added)
+    return replace(
+        left,
+        sources=tuple(
+            sorted(
+                sources, key=lambda source: (source.fingerprint, source.rows, source.covered, source.files.tobytes())
+            )
+        ),
+        sums=left.sums.merge(right.sums),
+        extrema=left.extrema.merge(right.extrema),
+    )
+
+
+def _check_alike(left: LayerStatistics, right: LayerStatistics) -> None:
+    mine, theirs = (
+        {
+            "layer": each.layer,
+            "dtype": str(each.sums.dtype),
+            "channels": each.channels,
+            "channel_axis": each.channel_axis,
+            "quantization": each.quantization.to_metadata() if each.quantization else None,
+        }
+        for each in (left, right)
+    )
+    differing = [key for key in mine if mine[key] != theirs[key]]
+    if differing:
+        said = "; ".join(f"{key} {mine[key]} and {theirs[key]}" for key in differing)
+        raise MismatchError(f"layer {left.layer} cannot be merged: {said}; expected the same in both")
+
+
+def _is_same_store(left: Source, right: Source) -> bool:
+    if left.fingerprint != right.fingerprint:
+        return False
+    number = min(len(left.files), len(right.files))
+    mine, theirs = left.files[:number], right.files[:number]
+    both = (mine[:, 0] >= 0) & (theirs[:, 0] >= 0)
+    return bool((mine[both] == theirs[both]).all())
+
+
+def _union(layer: str, left: Source, right: Source) -> Source:
+    twice = common_rows(left.covered, right.covered)
+    if twice:
+        raise MismatchError(
+            f"layer {layer}: rows {_shown(twice)} are counted in both; expected each row once; merge outputs of "
+            "different stores or of different rows"
+        )
+    number = max(len(left.files), len(right.files))
+    files = np.full((number, 2), UNCOUNTED, np.int64)
+    files[: len(left.files)] = left.files
+    counted = np.flatnonzero(right.files[:, 0] != UNCOUNTED)
+    files[counted] = right.files[counted]
+    covered = join_rows([*left.covered, *right.covered])
+    excluded = without_rows(join_rows([*left.excluded, *right.excluded]), covered)
+    return Source(left.fingerprint, max(left.rows, right.rows), covered, excluded, files)
+
+
+def _shown(ranges: Iterable[Rows]) -> str:
+    return ", ".join(f"{start}:{stop}" for start, stop in ranges)
+
+
 # One file a layer
 
 
@@ -160,8 +363,11 @@ def state_bytes(statistics: LayerStatistics) -> bytes:
     tensors = {
         **{f"mean.{name}": array for name, array in statistics.sums.arrays().items()},
         **{f"extrema.{name}": array for name, array in statistics.extrema.arrays().items()},
-        "covered": np.array(statistics.covered, np.int64).reshape(-1, 2),
     }
+    for number, source in enumerate(statistics.sources):
+        tensors[f"source.{number}.covered"] = np.array(source.covered, np.int64).reshape(-1, 2)
+        tensors[f"source.{number}.excluded"] = np.array(source.excluded, np.int64).reshape(-1, 2)
+        tensors[f"source.{number}.files"] = source.files
     quantization = statistics.quantization
     metadata = {
         "format": FORMAT,
@@ -169,7 +375,7 @@ def state_bytes(statistics: LayerStatistics) -> bytes:
         "dtype": str(statistics.sums.dtype),
         "channel_axis": str(statistics.channel_axis),
         "quantization": json.dumps(quantization.to_metadata() if quantization else None, sort_keys=True),
-        "fingerprint": statistics.fingerprint,
+        "sources": json.dumps([[source.fingerprint, source.rows] for source in statistics.sources]),
     }
     return tensors_bytes(tensors, metadata)
 
@@ -195,15 +401,36 @@ def _from_file(tensors: dict[str, npt.NDArray[Any]], metadata: dict[str, str]) -
     extrema = ChannelExtrema.from_arrays(parts["extrema."], dtype)
     if extrema.channels != sums.channels:
         raise ValueError(f"there are sums of {sums.channels} channels and extrema of {extrema.channels}")
-    covered: tuple[Rows, ...] = ()
-    for start, stop in tensors["covered"].tolist():
-        covered = add_rows(covered, (start, stop))
+    counts = (sums.count, sums.nan, sums.infinite)
+    if any((count < 0).any() for count in counts):
+        raise ValueError("a count is negative")
+    sources = [
+        _source_from_file(tensors, number, fingerprint, rows)
+        for number, (fingerprint, rows) in enumerate(json.loads(metadata["sources"]))
+    ]
+    if not sources:
+        raise ValueError("it names no source")
     return LayerStatistics(
         layer=metadata["layer"],
         channel_axis=int(metadata["channel_axis"]),
         quantization=Quantization.from_metadata(json.loads(metadata["quantization"])),
-        fingerprint=metadata["fingerprint"],
+        sources=tuple(sources),
         sums=sums,
         extrema=extrema,
-        covered=covered,
     )
+
+
+def _source_from_file(tensors: dict[str, npt.NDArray[Any]], number: int, fingerprint: object, rows: object) -> Source:
+    covered, excluded, files = (tensors[f"source.{number}.{name}"] for name in ("covered", "excluded", "files"))
+    for name, array in (("covered", covered), ("excluded", excluded), ("files", files)):
+        if array.dtype != np.int64 or array.ndim != 2 or array.shape[1] != 2:
+            raise ValueError(f"{name} is {array.dtype}{list(array.shape)}; expected int64[n, 2]")
+    if type(fingerprint) is not str or type(rows) is not int or rows < 0:
+        raise ValueError(f"a source is {fingerprint!r} with {rows!r} rows")
+    counted, taken = (tuple((start, stop) for start, stop in each.tolist()) for each in (covered, excluded))
+    for each in (counted, taken):
+        if join_rows(each) != each or any(not 0 <= start < stop <= rows for start, stop in each):
+            raise ValueError(f"the rows {each} are not ranges of {rows} rows, in order and apart")
+    if common_rows(counted, taken):
+        raise ValueError("rows are both counted and excluded")
+    return Source(fingerprint, rows, counted, taken, files)

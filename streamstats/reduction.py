@@ -11,16 +11,18 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from .calibration.identity import Identities, file_range, identities
 from .calibration.layer import Layer, decoding
 from .calibration.reader import Reader, open_reader
-from .errors import NonFiniteError
+from .errors import DataError, NonFiniteError
+from .ledger import join_rows
 from .plan import TASKS_IN_FLIGHT, Part, Plan, Rows, Selection, Task, blocks
 from .statistics.extrema import ChannelExtrema
 from .statistics.mean import ChannelMean
@@ -38,29 +40,55 @@ class Client(Protocol):
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured of the `rows` of a layer."""
+    """What was measured of the `rows` of a layer, and what identified their `files`, from the number `first_file` on.
+
+    `filled` are the rows of what could not be read and was taken for the fill value.
+    """
 
     layer: str
     rows: Rows
     sums: ChannelMean
     extrema: ChannelExtrema
+    first_file: int
+    files: Identities
+    filled: tuple[Rows, ...] = ()
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """Rows of a layer that cannot be read, and why."""
+
+    layer: str
+    rows: Rows
+    reason: str
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What to do about NaN and infinities (error, skip), and about rows that cannot be read (error, report, fill)."""
+
+    nonfinite: str = "error"
+    missing: str = "error"
+
+
+Found = Measured | Unreadable
 
 
 def reduce_tasks(
-    plan: Plan, layers: Mapping[str, Layer], executor: Executor, *, nonfinite: str = "error"
-) -> Iterator[tuple[Task, list[Measured]]]:
+    plan: Plan, layers: Mapping[str, Layer], executor: Executor, policy: Policy = Policy()
+) -> Iterator[tuple[Task, list[Found]]]:
     """Measure every task of `plan` on the workers of `executor`; yields (task, results) in the order of completion.
 
-    `nonfinite` is "error" or "skip". Raises `DataError` where a block cannot be read, `NonFiniteError` for NaN or
-    infinities under "error"; what has not begun is cancelled then, as it is when the caller stops iterating.
+    Raises `DataError` where a block cannot be read, unless `policy` has another answer, and `NonFiniteError` for NaN or
+    infinities; what has not begun is cancelled then, as it is when the caller stops iterating.
     """
     waiting = iter(plan.tasks)
-    tasks: dict[Future[list[Measured]], Task] = {}
+    tasks: dict[Future[list[Found]], Task] = {}
 
     def submit(number: int) -> None:
         for task in islice(waiting, number):
             described = {part.layer: layers[part.layer] for part in task.parts}
-            tasks[executor.submit(measure_task, task, described, nonfinite)] = task
+            tasks[executor.submit(measure_task, task, described, policy)] = task
 
     try:
         submit(plan.threads * TASKS_IN_FLIGHT)
@@ -74,34 +102,75 @@ def reduce_tasks(
             future.cancel()
 
 
-def measure_task(task: Task, layers: Mapping[str, Layer], nonfinite: str) -> list[Measured]:
+def measure_task(task: Task, layers: Mapping[str, Layer], policy: Policy) -> list[Found]:
     """What a worker does for a task: measure its parts, one after the other."""
-    measured = []
+    found: list[Found] = []
     for part in task.parts:
         _check_wanted()
-        measured.append(measure_part(layers[part.layer], part, nonfinite))
-    return measured
+        layer = layers[part.layer]
+        try:
+            found.append(measure_part(layer, part, policy))
+        except NonFiniteError:
+            raise
+        except DataError:
+            if policy.missing == "error":
+                raise
+            found.extend(_measure_what_can_be_read(layer, part, policy))
+    return found
 
 
-def measure_part(layer: Layer, part: Part, nonfinite: str) -> Measured:
-    """Measure the rows of `part`, block by block; ranges of channels are measured apart and joined."""
-    with open_reader(layer) as reader:
+def measure_part(layer: Layer, part: Part, policy: Policy, *, fill: bool = False) -> Measured:
+    """Measure the rows of `part`, block by block; ranges of channels are measured apart and joined.
+
+    With `fill`, what cannot be read has the fill value. Raises `DataError`, `NonFiniteError`.
+    """
+    files = file_range(layer, part.start, part.stop)
+    identified = identities(layer, files)  # before reading: a change from here on is noticed by the next run
+    with open_reader(layer, fill=fill or policy.missing == "fill") as reader:
         measured = [
-            _measure_channels(layer, reader, selections, stop - start, nonfinite)
+            _measure_channels(layer, reader, selections, stop - start, policy, whole=not fill)
             for (start, stop), selections in blocks(layer, part)
-        ] or [_measure_channels(layer, reader, (), 0, nonfinite)]
+        ] or [_measure_channels(layer, reader, (), 0, policy, whole=True)]
+        filled = join_rows(reader.filled)
     sums, extrema = zip(*measured, strict=True)
-    return Measured(layer.name, (part.start, part.stop), ChannelMean.join(sums), ChannelExtrema.join(extrema))
+    rows = part.start, part.stop
+    return Measured(
+        layer.name, rows, ChannelMean.join(sums), ChannelExtrema.join(extrema), files.start, identified, filled
+    )
+
+
+def _measure_what_can_be_read(layer: Layer, part: Part, policy: Policy) -> Iterator[Found]:
+    """The rows of `part`, a chunk's at a time: what is damaged takes no other rows with it."""
+    height = (layer.encoding or layer).chunks[0]
+    for start in range(part.start - part.start % height, part.stop, height):
+        _check_wanted()
+        rows = replace(part, start=max(start, part.start), stop=min(start + height, part.stop))
+        try:
+            yield measure_part(layer, rows, policy, fill=policy.missing == "fill")
+        except NonFiniteError:
+            raise
+        except DataError as error:
+            yield Unreadable(layer.name, (rows.start, rows.stop), str(error))
 
 
 def _measure_channels(
-    layer: Layer, reader: Reader, selections: Iterator[Selection] | Sequence[Selection], channels: int, nonfinite: str
+    layer: Layer,
+    reader: Reader,
+    selections: Iterator[Selection] | Sequence[Selection],
+    channels: int,
+    policy: Policy,
+    *,
+    whole: bool,
 ) -> tuple[ChannelMean, ChannelExtrema]:
+    """Measure the blocks `selections`; not `whole`: each is read before any of it is measured."""
     accumulator = Accumulator(layer.dtype.newbyteorder("="), channels)
     for selection in selections:
         _check_wanted()
-        reader.measure(selection, accumulator)
-        if nonfinite == "error" and not accumulator.all_finite:
+        if whole:
+            reader.measure(selection, accumulator)
+        else:
+            accumulator.add(reader.read(selection), layer.channel_axis)
+        if policy.nonfinite == "error" and not accumulator.all_finite:
             raise _nonfinite_error(layer, selection, reader.read(selection))
     measures = accumulator.measures()
     return ChannelMean.from_measures(measures), ChannelExtrema.from_measures(measures)

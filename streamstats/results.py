@@ -19,7 +19,7 @@ import numpy as np
 from . import __version__, artifacts
 from .correction import MeanBiasCorrector
 from .errors import DataError, UsageError
-from .ledger import LayerStatistics, read_state, state_bytes
+from .ledger import LayerStatistics, Rows, read_state, state_bytes
 
 MANIFEST = "manifest.json"
 FORMAT = "streamstats.manifest/1"
@@ -70,16 +70,17 @@ def open_results(output: str | Path) -> Results:
     """Open the folder that a run left. Raises `UsageError` if it is not one, `DataError` for a damaged manifest."""
     path = Path(output) / MANIFEST
     if not path.is_file():
-        raise UsageError(f"{output} has no {MANIFEST}; expected the output folder of `streamstats run`")
-    manifest = artifacts.read_json(path)
-    if manifest.get("format") != FORMAT:
-        raise DataError(
-            f"{path} has the format {manifest.get('format')!r}, expected {FORMAT!r}; remove it and run again"
+        raise UsageError(
+            f"{output} has no {MANIFEST}; expected the output folder of a `streamstats run` that came to its end"
         )
+    manifest = artifacts.read_json(path)
+    artifacts.check_format(path, manifest.get("format"), FORMAT)
     try:
         return _parsed(Path(output), manifest["layers"])
     except (AttributeError, KeyError, TypeError, UsageError) as error:
-        raise DataError(f"{path} is damaged ({type(error).__name__}: {error}); remove it and run again") from error
+        raise DataError(
+            f"{path} is damaged ({type(error).__name__}: {error}); remove it, and run again with --restart"
+        ) from error
 
 
 def _parsed(output: Path, layers: Mapping[str, Mapping[str, Any]]) -> Results:
@@ -94,31 +95,74 @@ def recorded_layers(output: Path) -> list[str]:
     return open_results(output).layers if (output / MANIFEST).exists() else []
 
 
-def write_results(output: Path, source: str, statistics: Mapping[str, LayerStatistics]) -> None:
+@dataclass(frozen=True)
+class Gaps:
+    """What is not as it was stored: rows that could not be read, with the reason, and rows taken for the fill value."""
+
+    missing: tuple[tuple[Rows, str], ...] = ()
+    filled: tuple[Rows, ...] = ()
+
+    def document(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {
+            "missing": [{"rows": list(rows), "reason": reason} for rows, reason in self.missing],
+            "filled": [list(rows) for rows in self.filled],
+        }
+
+
+def write_results(
+    output: Path,
+    source: str | list[str],
+    statistics: Mapping[str, LayerStatistics],
+    gaps: Mapping[str, Gaps] | None = None,
+) -> None:
     """Write state and corrector of every layer, then the manifest; remove the files of layers that are gone.
 
-    Nothing is written before all of it is computed. Raises `UsageError` for a mean beyond float64, `OutputError`
-    where a file cannot be written, `DataError` for a damaged manifest of an earlier run.
+    Nothing is written before all of it is computed, and no file that has its content already. Raises `UsageError` for a
+    mean beyond float64, `OutputError` where a file cannot be written.
     """
-    gone = set(recorded_layers(output)) - set(statistics)
     files: dict[Path, bytes] = {}
+    known = gaps or {}
     manifest = {
         "format": FORMAT,
-        "layers": {layer: _entry(output, statistics[layer], files) for layer in sorted(statistics)},
+        "layers": {
+            layer: _entry(output, statistics[layer], files) | known.get(layer, Gaps()).document()
+            for layer in sorted(statistics)
+        },
         "source": source,
         "versions": {"streamstats": __version__, "numpy": np.__version__},
     }
-    with ThreadPoolExecutor(WRITERS) as writers:
-        for _ in writers.map(artifacts.write_bytes, files, files.values()):
-            pass  # raises what a writer raised
-    for layer in statistics:
-        path = artifacts.layer_path(output / CORRECTORS, layer)
-        if path not in files:
+    _write_all(files)
+    for kind in (STATE, CORRECTORS):
+        for path in _files_below(output / kind) - set(files):
             artifacts.remove(path)
     artifacts.write_json(output / MANIFEST, manifest)
-    for layer in gone:
-        for kind in (STATE, CORRECTORS):
-            artifacts.remove(artifacts.layer_path(output / kind, layer))
+
+
+def write_states(output: Path, statistics: Iterable[LayerStatistics]) -> None:
+    """Write the states of some layers, whatever else is there. Raises `OutputError`."""
+    _write_all({artifacts.layer_path(output / STATE, each.layer): state_bytes(each) for each in statistics})
+
+
+def read_states(output: Path, layers: Iterable[str]) -> dict[str, LayerStatistics]:
+    """The states of those of `layers` that have one. Raises `DataError` for one that is damaged."""
+    paths = {layer: artifacts.layer_path(output / STATE, layer) for layer in layers}
+    found = {layer: read_state(path) for layer, path in paths.items() if path.exists()}
+    for layer, statistics in found.items():
+        if statistics.layer != layer:
+            raise DataError(f"{paths[layer]} is the state of layer {statistics.layer}; remove it and run again")
+    return found
+
+
+def _write_all(files: Mapping[Path, bytes]) -> None:
+    changed = {path: content for path, content in files.items() if not artifacts.holds(path, content)}
+    with ThreadPoolExecutor(WRITERS) as writers:
+        for _ in writers.map(artifacts.write_bytes, changed, changed.values()):
+            pass  # raises what a writer raised
+
+
+def _files_below(folder: Path) -> set[Path]:
+    return set(folder.rglob("*.safetensors"))
 
 
 def check_paths(output: Path, layers: Iterable[str]) -> None:

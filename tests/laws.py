@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from streamstats.artifacts import write_bytes
 from streamstats.errors import DataError, MismatchError
-from streamstats.ledger import LayerStatistics, read_state, state_bytes
+from streamstats.ledger import LayerStatistics, Source, read_state, state_bytes
 from streamstats.statistics.extrema import ChannelExtrema
 from streamstats.statistics.mean import ChannelMean
 from streamstats.statistics.statistic import Statistic
@@ -322,10 +322,9 @@ def laws_of(statistic: type[Statistic], exact_answer: ExactAnswer) -> type:
                 layer="layer",
                 channel_axis=axis,
                 quantization=None,
-                fingerprint="",
+                sources=(Source("", 1, ((0, 1),)),),
                 sums=ChannelMean.measure(block, axis),
                 extrema=ChannelExtrema.measure(block, axis),
-                covered=((0, 1),),
             )
             with TemporaryDirectory() as folder:
                 path = Path(folder, "state")

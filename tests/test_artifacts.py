@@ -412,11 +412,17 @@ def test_metadata_under_the_key_of_the_digest_is_refused():
         tensors_bytes({}, {"sha256": "mine"})
 
 
-@pytest.mark.parametrize("found", ["test/2", "other/1", "", None])
+@pytest.mark.parametrize("found", ["test/0", "other/1", "other/2", "", None])
 def test_tensors_of_another_format_are_a_data_error_that_names_both(tmp_path, found):
     write_bytes(tmp_path / "file", tensors_bytes({}, {} if found is None else {"format": found}))
     with pytest.raises(DataError, match=f"format {found!r}, expected 'test/1'"):
         read_tensors(tmp_path / "file", "test/1")
+
+
+def test_tensors_of_a_newer_version_are_refused_with_what_to_do(tmp_path):
+    write_bytes(tmp_path / "file", tensors_bytes({}, {"format": "test/10"}))
+    with pytest.raises(DataError, match="format 'test/10', but this version reads 'test/9'; install a newer one"):
+        read_tensors(tmp_path / "file", "test/9")
 
 
 def test_any_flipped_bit_of_a_tensor_file_is_a_data_error(tmp_path):

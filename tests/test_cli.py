@@ -146,7 +146,8 @@ def test_record_gives_what_it_stored_as_json(tmp_path: Path, demo: Path) -> None
 def test_integers_without_quantisation_and_uneven_rows_are_pointed_out(tmp_path: Path) -> None:
     array(tmp_path, "int8", (4, 3), "codes")
     array(tmp_path, "float32", (5, 3), "values")
-    done = streamstats("run", write_config(tmp_path, f"source: {tmp_path / 's.zarr'}\noutput: {tmp_path / 'out'}\n"))
+    lines = f"source: {tmp_path / 's.zarr'}\noutput: {tmp_path / 'out'}\nmissing: fill\n"
+    done = streamstats("run", write_config(tmp_path, lines))
     assert done.returncode == 0
     assert "note: integers without `quantization`, so their means are of the codes: codes" in done.stderr
     assert "note: the layers have different numbers of rows, 4 to 5" in done.stderr
@@ -253,26 +254,26 @@ def test_a_signal_ends_a_run_with_130_and_leaves_earlier_results(
 ) -> None:
     streamstats("run", job)
     before = (tmp_path / "out/manifest.json").read_bytes()
-    process = start_held_up(job)
+    process = start_held_up(job, "--restart")
     process.send_signal(stop)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "interrupted; results of earlier runs are as they were" in errors.splitlines()[-1]
+    assert "interrupted; what was counted is saved; run it again to go on" in errors.splitlines()[-1]
     assert "Traceback" not in errors
     assert (tmp_path / "out/manifest.json").read_bytes() == before
 
 
-def start_held_up(job: Path) -> subprocess.Popen[str]:
+def start_held_up(job: Path, *options: str) -> subprocess.Popen[str]:
     """A run whose tasks never end, once one of them has begun."""
     code = (
         "import sys, threading\n"
         "from streamstats import reduction\n"
         "from streamstats.cli import main\n"
-        "def held_up(*_):\n"
+        "def held_up(*_, **__):\n"
         "    print('held up', file=sys.stderr, flush=True)\n"
         "    threading.Event().wait(5)\n"
         "reduction.measure_part = held_up\n"
-        f"sys.exit(main(['run', {str(job)!r}]))\n"
+        f"sys.exit(main(['run', {str(job)!r}, *{options!r}]))\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None

@@ -201,7 +201,7 @@ def test_the_file_gives_back_every_field(data):
 def test_the_fingerprint_tells_arrays_of_other_making_apart_whatever_their_rows():
     few, many = np.zeros((2, 3)), np.zeros((9, 3))
     fingerprints = [
-        LayerStatistics.empty(layer_of(block, fingerprint=fingerprint)).fingerprint
+        LayerStatistics.empty(layer_of(block, fingerprint=fingerprint)).source.fingerprint
         for block, fingerprint in ((few, "zstd"), (many, "zstd"), (few, "blosc"))
     ]
     assert fingerprints[0] == fingerprints[1] != fingerprints[2]
@@ -237,18 +237,40 @@ def _with(**entries):
 @pytest.mark.parametrize(
     "change",
     [
-        *map(_without, ["mean.digits", "extrema.maximum", "covered", "dtype", "layer", "channel_axis", "quantization"]),
+        *map(
+            _without,
+            [
+                "mean.digits",
+                "extrema.maximum",
+                "source.0.covered",
+                "source.0.files",
+                "sources",
+                "dtype",
+                "layer",
+                "channel_axis",
+                "quantization",
+            ],
+        ),
         _with(mean__count=np.ones(3, np.int32)),
         _with(mean__count=np.ones(4, np.int64)),
         _with(mean__digits=np.zeros((9, 3), np.int64)),
         _with(mean__digits=np.full((10, 3), -1, np.int64)),
         _with(mean__digits=np.full((10, 3), 2**32, np.int64)),
         _with(extrema__minimum=np.zeros(2, np.float32), extrema__maximum=np.zeros(2, np.float32)),
-        _with(covered=np.array([[0, 4], [2, 6]])),
-        _with(covered=np.array([[0, 4], [4, 2]])),
-        _with(covered=np.array([[-2, 4]])),
-        _with(covered=np.array([0, 4])),
-        _with(covered=np.array([[0, 2, 4]])),
+        _with(source__0__covered=np.array([[0, 4], [2, 6]])),
+        _with(source__0__covered=np.array([[0, 4], [4, 2]])),
+        _with(source__0__covered=np.array([[-2, 4]])),
+        _with(source__0__covered=np.array([0, 4])),
+        _with(source__0__covered=np.array([[0, 2, 4]])),
+        _with(source__0__covered=np.array([[0, 5]])),
+        _with(source__0__excluded=np.array([[3, 4]])),
+        _with(source__0__files=np.zeros((1, 3), np.int64)),
+        _with(source__0__files=np.zeros((1, 2), np.int32)),
+        _with(mean__count=np.array([4, -1, 4])),
+        _with(sources="[]"),
+        _with(sources='[["", -1]]'),
+        _with(sources='[["", true]]'),
+        _with(sources='[["", 4], ["", 4]]'),
         _with(dtype="float64"),
         _with(dtype="object"),
         _with(dtype="number"),
@@ -271,5 +293,7 @@ def test_a_file_that_says_impossible_things_is_refused_with_its_path_and_the_rem
 def test_a_file_of_another_format_is_refused_with_both(tmp_path):
     path = tmp_path / "state"
     path.write_bytes(tensors_bytes({"a": np.ones(1)}, {"format": "streamstats.state/99"}))
-    with pytest.raises(DataError, match=r"'streamstats.state/99', expected 'streamstats.state/1'"):
+    with pytest.raises(
+        DataError, match=r"'streamstats.state/99', but this version reads 'streamstats.state/2'; install a newer one"
+    ):
         read_state(path)

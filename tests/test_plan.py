@@ -39,7 +39,7 @@ def layer(
 ) -> Layer:
     """`straight`: read from its files, without zarr."""
     shards = shards or chunks
-    encoding = Encoding(chunks, shards, np.dtype(dtype), "c/", "/", "zstd", False, 0) if straight else None
+    encoding = Encoding(chunks, shards, np.dtype(dtype), "zstd", False, 0) if straight else None
     return Layer("store", name, shape, np.dtype(dtype), chunks, shards, axis % len(shape), encoding=encoding)
 
 

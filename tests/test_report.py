@@ -16,7 +16,7 @@ import pytest
 from rich.cells import cell_len
 
 from streamstats.errors import MissingDependencyError, OutputError, UsageError
-from streamstats.ledger import LayerStatistics
+from streamstats.ledger import LayerStatistics, Source
 from streamstats.report import plot_accuracies, plot_accuracies_text, plot_channels, plot_channels_text
 from streamstats.statistics.extrema import ChannelExtrema
 from streamstats.statistics.mean import ChannelMean
@@ -33,10 +33,9 @@ def measured(values: npt.ArrayLike, layer: str = "block/project") -> LayerStatis
         layer=layer,
         channel_axis=-1,
         quantization=None,
-        fingerprint="",
+        sources=(Source("", len(block), ((0, len(block)),)),),
         sums=ChannelMean.measure(block),
         extrema=ChannelExtrema.measure(block),
-        covered=((0, len(block)),),
     )
 
 

@@ -24,7 +24,7 @@ def opened(source: Source, threads: int) -> Iterator[Callable[[], Run]]:
     def run() -> Run:
         prepared = job.prepare(source.path, layers=rules, threads=threads)
         start = time.perf_counter()
-        statistics = job.execute(prepared)
+        statistics = job.execute(prepared).statistics
         means = {name: layer.mean for name, layer in statistics.items()}
         return Run(time.perf_counter() - start, means)
 

@@ -36,10 +36,22 @@ BLOSC_HEADER_BYTES = 16
 
 
 @dataclass(frozen=True)
+class ChunkKeys:
+    """How the files of an array are called: `prefix`, and the numbers of a chunk or shard joined by `separator`."""
+
+    prefix: str
+    separator: str
+
+    def key(self, coordinates: Sequence[int]) -> str:
+        """The name of a file, relative to the folder of the array."""
+        return self.prefix + self.separator.join(map(str, coordinates))
+
+
+@dataclass(frozen=True)
 class Encoding:
     """How an array is stored: one file a shard of shape `shards`, or a chunk where there are none (`index_bytes` 0).
 
-    `chunks` is what is decoded at once. `key_prefix` and `separator` make the names of the files. `compressor` is one
+    `chunks` is what is decoded at once. `compressor` is one
     of DECODERS or None; `checksum` says that a CRC-32C follows each chunk. A shard has an index of `index_bytes`, at
     its end or start, with or without its own checksum. `fill` is the value of what is not stored.
     """
@@ -47,8 +59,6 @@ class Encoding:
     chunks: tuple[int, ...]
     shards: tuple[int, ...]
     dtype: np.dtype[Any]
-    key_prefix: str
-    separator: str
     compressor: str | None
     checksum: bool
     fill: Any
@@ -71,10 +81,6 @@ class Encoding:
         """What a chunk may take in its file: compressors add little to what they cannot compress."""
         return self.chunk_bytes + self.chunk_bytes // 4 + SLACK_BYTES
 
-    def key(self, coordinates: Sequence[int]) -> str:
-        """The name of a file, relative to the folder of the array."""
-        return self.key_prefix + self.separator.join(map(str, coordinates))
-
     def decode(self, stored: Bytes, out: Bytes) -> None:
         """Decode the bytes of a chunk into `out`, which has their decoded size. Raises `ValueError`, `RuntimeError`."""
         if self.checksum:
@@ -91,6 +97,18 @@ class Encoding:
         entries = checked(stored) if self.index_checksum else stored
         grid = [shard // chunk for shard, chunk in zip(self.shards, self.chunks, strict=True)]
         return entries.view("<i8").reshape(*grid, 2)
+
+
+def chunk_keys(array: zarr.Array[Any]) -> ChunkKeys | None:
+    """How the files of `array` are called, None for ways that only zarr knows."""
+    document = array.metadata.to_dict()
+    if document["zarr_format"] == 2:
+        return ChunkKeys("", document.get("dimension_separator") or ".")  # type: ignore[arg-type]
+    name, options = _named(document["chunk_key_encoding"])  # type: ignore[arg-type]
+    if name not in ("default", "v2"):
+        return None
+    separator = options.get("separator", "/" if name == "default" else ".")
+    return ChunkKeys("c" + separator if name == "default" else "", separator)
 
 
 def encoding_of(array: zarr.Array[Any]) -> Encoding | None:
@@ -111,16 +129,13 @@ def _version_2(document: Mapping[str, Any], dtype: np.dtype[Any], fill: Any) -> 
     if document["order"] != "C" or document["filters"] or not (name is None or name in DECODERS):
         return None
     chunks = tuple(document["chunks"])
-    separator = document.get("dimension_separator") or "."
-    return Encoding(chunks, chunks, dtype, "", separator, name, checksum=False, fill=fill)
+    return Encoding(chunks, chunks, dtype, name, checksum=False, fill=fill)
 
 
 def _version_3(document: Mapping[str, Any], dtype: np.dtype[Any], fill: Any) -> Encoding | None:
-    keys, grid = _named(document["chunk_key_encoding"]), _named(document["chunk_grid"])
-    if keys[0] not in ("default", "v2") or grid[0] != "regular" or document.get("storage_transformers"):
+    grid = _named(document["chunk_grid"])
+    if grid[0] != "regular" or document.get("storage_transformers"):
         return None
-    separator = keys[1].get("separator", "/" if keys[0] == "default" else ".")
-    prefix = "c" + separator if keys[0] == "default" else ""
     shards = chunks = tuple(grid[1]["chunk_shape"])
     codecs = [_named(codec) for codec in document["codecs"]]
     index: dict[str, Any] = {}
@@ -137,7 +152,7 @@ def _version_3(document: Mapping[str, Any], dtype: np.dtype[Any], fill: Any) -> 
     chain = _chain(codecs, dtype.itemsize)
     if chain is None:
         return None
-    return Encoding(chunks, shards, dtype, prefix, separator, *chain, fill, **index)
+    return Encoding(chunks, shards, dtype, *chain, fill, **index)
 
 
 def _named(document: str | Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:

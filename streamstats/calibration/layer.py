@@ -26,7 +26,7 @@ from ..artifacts import check_layer_name
 from ..errors import DataError, MismatchError, UsageError, first_line
 from ..quantization import Quantization
 from ..statistics.statistic import SUPPORTED_DTYPES
-from .encoding import Encoding, encoding_of
+from .encoding import ChunkKeys, Encoding, chunk_keys, encoding_of
 
 ATTRIBUTES_KEY = "streamstats"
 DEFAULT_PIPELINE = "zarr.core.codec_pipeline.BatchedCodecPipeline"
@@ -40,8 +40,9 @@ class Layer:
     """One layer of a store.
 
     `shape` is that of the array with `rows` on axis 0; `chunks` is the part that is decoded at once (a row of a chunk
-    that is not encoded) and `shards` the part that is stored at once. `channel_axis` is not negative. `encoding` says
-    how to read it from a folder without zarr, where that is possible; `recorded` says that our recorder wrote it,
+    that is not encoded) and `shards` the part that is stored at once. `channel_axis` is not negative. `keys` is how its
+    files are called, where it lies in a folder; `encoding` says how to read them without zarr, where that is possible;
+    `recorded` says that our recorder wrote it,
     every chunk of it. `fingerprint` (SHA-256, hex) identifies what the array is made of (dtype, chunk grid, codecs),
     whatever its rows.
     """
@@ -55,6 +56,7 @@ class Layer:
     channel_axis: int
     quantization: Quantization | None = None
     encoding: Encoding | None = None
+    keys: ChunkKeys | None = None
     recorded: bool = False
     fingerprint: str = ""
 
@@ -164,7 +166,8 @@ def describe(store: str, name: str, array: zarr.Array[Any]) -> Layer:
     check_values(name, array.dtype, array.shape, "name the layers to reduce under `layers`")
     if min(array.chunks) < 1 or min(array.shards or array.chunks) < 1:
         raise DataError(f"layer {name}: its chunks are {array.chunks}; expected extents of 1 or more")
-    encoding = encoding_of(array) if _is_folder(store) else None
+    keys = chunk_keys(array) if _is_folder(store) else None
+    encoding = encoding_of(array) if keys is not None else None
     layer = Layer(
         store=store,
         name=name,
@@ -174,6 +177,7 @@ def describe(store: str, name: str, array: zarr.Array[Any]) -> Layer:
         shards=array.shards or array.chunks,
         channel_axis=array.ndim - 1,
         encoding=encoding,
+        keys=keys,
         fingerprint=_fingerprint(array),
     )
     attributes = array.attrs.asdict().get(ATTRIBUTES_KEY)

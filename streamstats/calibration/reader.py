@@ -12,19 +12,23 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import product
 from math import prod
+from stat import S_ISREG
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import zarr
 from zarr.core.buffer import default_buffer_prototype
+from zarr.core.sync import sync
+from zarr.storage import LocalStore
 
 from ..errors import DataError, first_line
 from ..statistics.pieces import Accumulator, Intake
 from .batches import feed
-from .encoding import ABSENT, Bytes, Encoding
+from .encoding import ABSENT, Bytes, ChunkKeys, Encoding
 from .layer import DEFAULT_PIPELINE, Layer, codec_pipeline, open_store
 
+Rows = tuple[int, int]
 Selection = tuple[slice, ...]
 """One slice an axis, with start and stop, inside the array."""
 
@@ -32,7 +36,9 @@ _KEPT = threading.local()
 
 
 class Reader(Protocol):
-    """Reads blocks of one layer, for one thread."""
+    """Reads blocks of one layer, for one thread; `filled` are the rows of what had to be filled, in the order read."""
+
+    filled: list[Rows]
 
     def read(self, selection: Selection) -> npt.NDArray[Any]:
         """The values of `selection`, C-contiguous; they are overwritten by the next read of this thread.
@@ -45,12 +51,12 @@ class Reader(Protocol):
 
 
 @contextmanager
-def open_reader(layer: Layer) -> Iterator[Reader]:
-    """A reader of `layer`. Raises `DataError` where the array cannot be opened."""
-    if layer.encoding is None:
-        yield ZarrReader(layer)
+def open_reader(layer: Layer, *, fill: bool = False) -> Iterator[Reader]:
+    """A reader of `layer`; with `fill`, what cannot be read has the fill value. Raises `DataError`."""
+    if layer.encoding is None or layer.keys is None:
+        yield ZarrReader(layer, fill=fill)
         return
-    reader = FileReader(layer, layer.encoding)
+    reader = FileReader(layer, layer.encoding, layer.keys, fill=fill)
     try:
         yield reader
     finally:
@@ -79,11 +85,26 @@ def _damage(layer: Layer, selection: Selection, error: Exception, key: str | Non
     return DataError(f"layer {layer.name}: {what} cannot be read: {first_line(error)}; repair the store")
 
 
+def _lost(layer: Layer, inside: Selection, key: str) -> DataError:
+    rows = f"rows {inside[0].start}:{inside[0].stop}"
+    if layer.recorded:
+        return DataError(
+            f"layer {layer.name}: chunk {key} ({rows}) was recorded and is missing; restore it, or record the layer "
+            "again, or set `missing: report` to go on without these rows"
+        )
+    return DataError(
+        f"layer {layer.name}: chunk {key} ({rows}) is missing; restore it, or set `missing: fill` if the store leaves "
+        "out chunks that hold nothing but the fill value, or `missing: report` to go on without these rows"
+    )
+
+
 class ZarrReader:
     """Reads through zarr: any store, any codec."""
 
-    def __init__(self, layer: Layer) -> None:
+    def __init__(self, layer: Layer, *, fill: bool = False) -> None:
         self._layer = layer
+        self._fill = fill
+        self.filled: list[Rows] = []
         try:
             with codec_pipeline(DEFAULT_PIPELINE):
                 self._array = zarr.open_array(open_store(layer.store), path=layer.name, mode="r")
@@ -93,11 +114,29 @@ class ZarrReader:
     def read(self, selection: Selection) -> npt.NDArray[Any]:
         """As `Reader.read`."""
         block = _new_block(self._layer, selection)
-        try:
-            self._array.get_basic_selection(selection, out=default_buffer_prototype().nd_buffer.from_numpy_array(block))
-        except Exception as error:
-            raise _damage(self._layer, selection, error) from error
+        for shard in product(*_touched(selection, self._layer.shards)):
+            inside = _overlap(selection, shard, self._layer.shards)
+            target = block[_relative(inside, selection)]
+            try:
+                self._check_stored(shard, inside)
+                into = default_buffer_prototype().nd_buffer.from_numpy_array(target)
+                self._array.get_basic_selection(inside, out=into)
+            except Exception as error:
+                if not self._fill:
+                    raise error if isinstance(error, DataError) else _damage(self._layer, inside, error) from error
+                target[...] = 0 if self._array.fill_value is None else self._array.fill_value
+                self.filled.append((inside[0].start, inside[0].stop))
         return block
+
+    def _check_stored(self, shard: Sequence[int], inside: Selection) -> None:
+        """Raise `DataError` for a file that is missing, and `ValueError` for one that is empty: zarr reads neither."""
+        key = self._array.metadata.encode_chunk_key(tuple(shard))
+        try:
+            size = _stored_size(self._array, key)
+        except FileNotFoundError as error:
+            raise _lost(self._layer, inside, key) from error
+        if size == 0:
+            raise ValueError(f"chunk {key} is empty")
 
     def measure(self, selection: Selection, accumulator: Accumulator) -> None:
         """As `Reader.measure`."""
@@ -107,9 +146,12 @@ class ZarrReader:
 class FileReader:
     """Reads the files of a local folder; one of them is open at a time."""
 
-    def __init__(self, layer: Layer, encoding: Encoding) -> None:
+    def __init__(self, layer: Layer, encoding: Encoding, keys: ChunkKeys, *, fill: bool = False) -> None:
         self._layer = layer
         self._encoding = encoding
+        self._keys = keys
+        self._fill = fill
+        self.filled: list[Rows] = []
         self._folder = f"{layer.store}/{layer.name}/"
         self._key = ""
         self._file: int | None = None  # its descriptor
@@ -123,23 +165,28 @@ class FileReader:
         self._key, self._file, self._index = "", None, None
 
     def read(self, selection: Selection) -> npt.NDArray[Any]:
-        """As `Reader.read`; `DataError`, too, for a chunk that was recorded and is not there."""
+        """As `Reader.read`; `DataError`, too, for a chunk that is not there."""
         block = _new_block(self._layer, selection)
         for shard in product(*_touched(selection, self._encoding.shards)):
             inside = _overlap(selection, shard, self._encoding.shards)
-            key = self._encoding.key(shard)
-            try:
+            key = self._keys.key(shard)
+            with self._or_filled(inside, key, block[_relative(inside, selection)]):
                 self._open(key)
                 if self._file is None:
-                    self._check_may_be_missing(key, inside)
-                    block[_relative(inside, selection)] = self._encoding.fill
-                else:
-                    self._read_shard(shard, inside, selection, block)
-            except DataError:
-                raise
-            except Exception as error:
-                raise _damage(self._layer, inside, error, key) from error
+                    raise _lost(self._layer, inside, key)
+                self._read_shard(shard, inside, selection, block)
         return block
+
+    @contextmanager
+    def _or_filled(self, inside: Selection, key: str, target: npt.NDArray[Any]) -> Iterator[None]:
+        """What goes wrong is a `DataError`, or puts the fill value into `target`, the part `inside` of the array."""
+        try:
+            yield
+        except Exception as error:
+            if not self._fill:
+                raise error if isinstance(error, DataError) else _damage(self._layer, inside, error, key) from error
+            target[...] = self._encoding.fill
+            self.filled.append((inside[0].start, inside[0].stop))
 
     def measure(self, selection: Selection, accumulator: Accumulator) -> None:
         """As `Reader.measure`; what is compressed is measured while it is decoded."""
@@ -154,7 +201,7 @@ class FileReader:
         others = []
         for shard in product(*_touched(selection, self._encoding.shards)):
             inside = _overlap(selection, shard, self._encoding.shards)
-            key = self._encoding.key(shard)
+            key = self._keys.key(shard)
             try:
                 self._open(key)
                 run = self._run(shard, inside)
@@ -163,18 +210,11 @@ class FileReader:
                 else:
                     stream.take(*run)
             except Exception as error:
+                self.read(inside)  # which says what is wrong with which chunk
                 raise _damage(self._layer, inside, error, key) from error
         stream.finish(shape, axis)
         for inside in others:
             accumulator.add(self.read(inside), axis)
-
-    def _check_may_be_missing(self, key: str, inside: Selection) -> None:
-        if self._layer.recorded:
-            rows = inside[0]
-            raise DataError(
-                f"layer {self._layer.name}: chunk {key} (rows {rows.start}:{rows.stop}) was recorded and is missing; "
-                "restore it, or record the layer again"
-            )
 
     def _open(self, key: str) -> None:
         """Have the file called `key` open, and its index read; no file where there is none."""
@@ -202,17 +242,24 @@ class FileReader:
         for chunk in product(*touched):
             part = _overlap(inside, chunk, encoding.chunks)
             target = block[_relative(part, selection)]
-            place = self._place(shard, chunk)
-            if place is None:
-                self._check_may_be_missing(f"{tuple(chunk)} of {self._key}", part)
-                target[...] = encoding.fill
-                continue
-            corner = [extent * number for extent, number in zip(encoding.chunks, chunk, strict=True)]
-            within = tuple(slice(p.start - c, p.stop - c) for p, c in zip(part, corner, strict=True))
-            if encoding.is_raw:
-                self._read_raw(place, within, target)
-            else:
-                self._decode(self._read_bytes(place[0], kept("stored", place[1])), within, target)
+            with self._or_filled(part, self._key, target):
+                self._read_chunk(shard, chunk, part, target)
+
+    def _read_chunk(self, shard: Sequence[int], chunk: Sequence[int], part: Selection, target: Any) -> None:
+        """Fill `target` with `part`, which lies in `chunk`, from the open file."""
+        encoding = self._encoding
+        place = self._place(shard, chunk)
+        if place is None:  # zarr leaves chunks of fill values out of a shard; our recorder does not
+            if self._layer.recorded:
+                raise _lost(self._layer, part, f"{tuple(chunk)} of {self._key}")
+            target[...] = encoding.fill
+            return
+        corner = [extent * number for extent, number in zip(encoding.chunks, chunk, strict=True)]
+        within = tuple(slice(p.start - c, p.stop - c) for p, c in zip(part, corner, strict=True))
+        if encoding.is_raw:
+            self._read_raw(place, within, target)
+        else:
+            self._decode(self._read_bytes(place[0], kept("stored", place[1])), within, target)
 
     def _run(self, shard: Sequence[int], inside: Selection) -> tuple[Bytes, npt.NDArray[np.int64]] | None:
         """Stored bytes and the places of chunks in them, if `inside` is whole chunks in a row that are all there."""
@@ -318,6 +365,18 @@ class _Stream:
         """Measure what is left, of values of `shape` with the channels on `axis`."""
         rest = self._buffer[: self._left].view(self._encoding.dtype)
         self._accumulator.add(rest.reshape(-1, shape[axis], prod(shape[axis + 1 :])), 1)
+
+
+def _stored_size(array: zarr.Array[Any], key: str) -> int:
+    """Bytes of the file called `key`. Raises `FileNotFoundError` where there is none, also for a folder."""
+    store = array.store_path.store
+    path = f"{array.store_path.path}/{key}"
+    if isinstance(store, LocalStore):
+        found = os.stat(store.root / path)
+        if not S_ISREG(found.st_mode):
+            raise FileNotFoundError(path)
+        return found.st_size
+    return int(sync(store.getsize(path)))
 
 
 def _touched(selection: Selection, extents: Sequence[int]) -> list[range]:

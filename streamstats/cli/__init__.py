@@ -14,7 +14,11 @@ from .parser import make_parser
 
 INTERRUPTED = 130
 INTERRUPTION = {
-    "run": "results of earlier runs are as they were; if it was writing its own just then, `inspect` notices",
+    "run": "what was counted is saved; run it again to go on",
+    "status": "nothing was changed",
+    "verify": "nothing was changed",
+    "forget": "nothing was taken out; give the command again",
+    "merge": "the merged results are not complete; give the command again",
     "inspect": "nothing was changed",
     "record": "a new store was removed; what was appended to an older one before is still there",
     "correct": "no model was written",
@@ -24,14 +28,18 @@ INTERRUPTION = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run `streamstats ARGUMENTS…` and return the exit status: 0 done, 1 failure, 2 usage, 4 data, 130 interrupted."""
+    """Run `streamstats ARGUMENTS…` and return the exit status.
+
+    0 done, 1 failure, 2 usage, 3 incomplete, 4 data, 130 interrupted.
+    """
     _prepare_streams()
     options = make_parser().parse_args(arguments)
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _interrupt)
     try:
         from . import commands
 
-        getattr(commands, options.command)(options)
+        status: int | None = getattr(commands, options.command)(options)
         sys.stdout.flush()
     except StreamstatsError as error:
         return _complain(str(error), error.exit_status)
@@ -39,10 +47,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(f"interrupted; {INTERRUPTION[options.command]}", INTERRUPTED)
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         _discard_stdout()
+        return 0
     except OSError as error:
         _discard_stdout()
         return _complain(f"cannot go on: {error}", StreamstatsError.exit_status)
-    return 0
+    return status or 0
 
 
 def _prepare_streams() -> None:
@@ -60,6 +69,9 @@ def _discard_stdout() -> None:
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    """Stop, once: while what was counted is being saved, further signals do nothing."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 

@@ -8,7 +8,8 @@ from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from rich.filesize import decimal
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from ..job import Prepared
     from ..ledger import LayerStatistics
 
+INCOMPLETE = 3
+"""The exit status where rows are missing."""
 NAMED = 8
 """Layers that a note names."""
 
@@ -33,33 +36,59 @@ def say(message: str) -> None:
 # run and inspect
 
 
-def run(options: Namespace) -> None:
+def run(options: Namespace) -> int:
     """`streamstats run CONFIG`."""
     from .. import job
     from ..config import load_config
+    from ..errors import UsageError
 
     config = load_config(options.config)
-    with ExitStack() as stack:
-        watch = _Watch(stack, config.memory)
-        statistics = job.run(config, on_plan=watch.plan, on_progress=watch.advance)
-    _print_layers(statistics, options.json)
+    if (options.until_rows is not None or options.idle is not None) and not options.follow:
+        raise UsageError("--until-rows and --idle say when --follow ends; give it, too")
+    with _Watch(config.memory) as watch:
+        outcome = job.run(
+            config,
+            restart=options.restart,
+            accept_changes=options.accept_changes,
+            follow=job.Follow(options.until_rows, options.idle) if options.follow else None,
+            on_plan=watch.plan,
+            on_progress=watch.advance,
+        )
+    _print_layers(outcome.statistics, options.json)
     say(f"wrote {config.output}; look at it with: streamstats inspect {config.output}")
+    if not outcome.unreadable:
+        return 0
+    lost = sum(each.rows[1] - each.rows[0] for each in outcome.unreadable)
+    say(f"{lost:,} rows could not be read and are not counted; the first: {outcome.unreadable[0].reason}")
+    say(f"see all of them with: streamstats status {config.output}; once they are repaired, run again")
+    return INCOMPLETE
 
 
 class _Watch:
-    """Says what is planned and shows how far it is; the bar is closed with `stack`."""
+    """Says what is planned and shows how far it is; a context manager."""
 
-    def __init__(self, stack: ExitStack, memory: int) -> None:
-        self._stack, self._memory = stack, memory
+    def __init__(self, memory: int) -> None:
+        self._stack, self._memory = ExitStack(), memory
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.__exit__(kind, error, trace)
 
     def plan(self, prepared: Prepared) -> None:
+        self._stack.close()  # of the plan before
         plan, selected = prepared.plan, prepared.selected
+        counted = sum(statistics.rows for statistics in prepared.ledger.values())
+        beside = f" beside {counted:,} that are counted" if counted else ""
         if selected.left_out:
             say(f"left out, because no entry of `layers` matches: {_some(selected.left_out)}")
         for warning in _warnings(selected.layers):
             say(f"note: {warning}")
         say(
-            f"plan: {len(selected.layers)} layers, {plan.rows:,} rows, {decimal(plan.bytes)} decoded, in "
+            f"plan: {len(selected.layers)} layers, {plan.rows:,} rows{beside}, {decimal(plan.bytes)} decoded, in "
             f"{len(plan.tasks)} tasks on {plan.threads} threads; blocks of at most {_mib(plan.block_bytes)}, memory at "
             f"most {_mib(plan.peak_bytes)} of {_mib(self._memory)}"
         )
@@ -87,6 +116,73 @@ def _some(names: Sequence[str]) -> str:
 
 def _mib(size: int) -> str:
     return f"{-(-size // 2**20)} MiB"
+
+
+def status(options: Namespace) -> int:
+    """`streamstats status OUT`."""
+    from .. import upkeep
+
+    found = upkeep.status(Path(options.output))
+    if options.json:
+        layers = {layer.layer: layer.document() for layer in found.layers}
+        print_json({"complete": found.complete, "running": found.running, "layers": layers})
+    else:
+        rows = [
+            [layer.layer, f"{layer.counted:,}", f"{layer.rows:,}", row_ranges(layer.excluded), span, why]
+            for layer in found.layers
+            for span, why in [(row_ranges([rows]), why) for rows, why in layer.missing[:NAMED]] or [("none", "")]
+        ]
+        print_table(["layer", "counted", "of rows", "excluded", "missing", "because"], rows)
+    if found.running:
+        say("a run is at it now")
+    elif not found.complete:
+        say("not complete; repair what cannot be read, if anything, and go on with: streamstats run CONFIG")
+    return 0 if found.complete else INCOMPLETE
+
+
+def verify(options: Namespace) -> int:
+    """`streamstats verify CONFIG`."""
+    from .. import upkeep
+    from ..config import load_config
+    from ..errors import DataError
+
+    config = load_config(options.config)
+    with _Watch(config.memory) as watch:
+        problems = upkeep.verify(config, on_plan=watch.plan, on_progress=watch.advance)
+    if options.json:
+        print_json({"problems": [{"layer": p.layer, "rows": list(p.rows), "problem": p.problem} for p in problems]})
+    elif problems:
+        print_table(
+            ["layer", "rows", "problem"], [[p.layer, row_ranges([p.rows]), p.problem] for p in problems], left=3
+        )
+    say(f"{len(problems)} problems" if problems else "nothing is wrong")
+    return DataError.exit_status if problems else 0
+
+
+def forget(options: Namespace) -> None:
+    """`streamstats forget CONFIG --rows A:B`."""
+    from .. import upkeep
+    from ..config import load_config, parse_rows
+
+    config = load_config(options.config)
+    with _Watch(config.memory) as watch:
+        forgotten = upkeep.forget(
+            config, parse_rows(options.rows), match=options.layers, on_plan=watch.plan, on_progress=watch.advance
+        )
+    if options.json:
+        print_json({"layers": {each.layer: {"rows": each.rows, "recounted": each.recounted} for each in forgotten}})
+        return
+    rows = [[each.layer, f"{each.rows:,}", f"{each.recounted:,}"] for each in forgotten]
+    print_table(["layer", "rows taken out", "other rows read again for the extrema"], rows)
+
+
+def merge(options: Namespace) -> None:
+    """`streamstats merge OUT… -o OUT`."""
+    from .. import upkeep
+
+    merged = upkeep.merge_outputs([Path(each) for each in options.outputs], Path(options.output))
+    _print_layers(merged, options.json)
+    say(f"wrote {options.output}; look at it with: streamstats inspect {options.output}")
 
 
 def inspect(options: Namespace) -> None:

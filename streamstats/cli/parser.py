@@ -11,12 +11,16 @@ Exact calibration statistics, out of core, and the bias corrections that follow 
   record    run a model over samples and keep the input of each of its layers in a zarr store
   run       reduce a store to exact per-channel statistics and a corrector for each layer
   inspect   look at what a run left
+  status    how far a run is: what is counted, what is missing and why
+  verify    read a store once and tell what is wrong with it
+  forget    take rows out of the sums again
+  merge     add up the results of several stores or sites
   correct   fake-quantise a model and correct its biases
   demo      all of it, on a small real network
 """
 
 EPILOG = """\
-Exit status: 0 done, 1 failure, 2 usage or configuration, 4 corrupt or missing data, 130 interrupted.
+Exit status: 0 done, 1 failure, 2 usage or configuration, 3 incomplete, 4 corrupt or missing data, 130 interrupted.
 Results go to stdout, progress and messages to stderr. Start with: streamstats demo
 """
 
@@ -28,6 +32,9 @@ The plan is printed before any data is read: tasks, bytes, and the most memory t
   OUT/correctors/LAYER.safetensors   the mean of each channel, for correcting the layer's bias
   OUT/state/LAYER.safetensors        exact sums, counts and the rows behind them
   OUT/manifest.json                  every file with its SHA-256
+
+It goes on from what was counted before, and saves every few seconds and when it is stopped, so it may be killed at any
+moment and run again. Rows that were appended are counted by the next run, and only they are read.
 
 A configuration needs two lines; the README explains the rest:
 
@@ -42,6 +49,33 @@ Show what `streamstats run` left: its layers, or the channels of one of them.
   streamstats inspect out block1/project               every channel: count, mean, minimum, maximum
   streamstats inspect out block1/project --plot        the channels as a plot in the terminal
   streamstats inspect out block1/project --plot p.svg  as a picture (.png or .svg)
+"""
+
+STATUS = """\
+Tell how far the job of an output folder is: rows counted by layer, what is missing, why, and what to do next.
+
+  streamstats status out                               exit status 0: everything is counted, 3: something is missing
+"""
+
+VERIFY = """\
+Read everything once and tell what is wrong with it: chunks that are missing, cut off, or do not have their checksum,
+and what was counted and is not as it was. Nothing is written.
+
+  streamstats verify job.yaml                          exit status 0: nothing is wrong, 4: something is
+"""
+
+FORGET = """\
+Take rows out of the sums again, exactly, and never count them: the result is as if they had not been there.
+
+  streamstats forget job.yaml --rows 128:192           of all layers
+  streamstats forget job.yaml --rows 0:8 --layers 'block1/*'
+"""
+
+MERGE = """\
+Add up the outputs of several sites: of different stores, or of different rows of one store. A row that two of them
+have counted is refused.
+
+  streamstats merge site1/out site2/out -o out
 """
 
 RECORD = """\
@@ -81,6 +115,10 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _add_run(_command(commands, "run", RUN))
     _add_inspect(_command(commands, "inspect", INSPECT))
+    _add_status(_command(commands, "status", STATUS))
+    _add_verify(_command(commands, "verify", VERIFY))
+    _add_forget(_command(commands, "forget", FORGET))
+    _add_merge(_command(commands, "merge", MERGE))
     _add_record(_command(commands, "record", RECORD))
     _add_correct(_command(commands, "correct", CORRECT))
     _add_demo(_command(commands, "demo", DEMO))
@@ -101,6 +139,32 @@ def _command(commands: Any, name: str, description: str) -> argparse.ArgumentPar
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", metavar="CONFIG", help="a YAML file")
+    parser.add_argument("--restart", action="store_true", help="count everything again, whatever was counted before")
+    parser.add_argument(
+        "--accept-changes", action="store_true", help="keep what was counted though the store has changed since"
+    )
+    parser.add_argument("--follow", action="store_true", help="go on with rows that are appended, until a signal or …")
+    parser.add_argument("--until-rows", metavar="N", type=int, help="… every layer has so many rows")
+    parser.add_argument("--idle", metavar="SECONDS", type=float, help="… nothing was appended for so long")
+
+
+def _add_status(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("output", metavar="OUT", help="the output folder of a run")
+
+
+def _add_verify(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", metavar="CONFIG", help="the YAML file of the job")
+
+
+def _add_forget(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", metavar="CONFIG", help="the YAML file of the job")
+    parser.add_argument("--rows", metavar="A:B", required=True, help="the first row and the one after the last")
+    parser.add_argument("--layers", metavar="GLOB", default="*", help="only the layers whose names match")
+
+
+def _add_merge(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("outputs", metavar="OUT", nargs="+", help="the output folder of a run")
+    parser.add_argument("-o", "--output", metavar="OUT", required=True, help="the folder for the merged results")
 
 
 def _add_inspect(parser: argparse.ArgumentParser) -> None:

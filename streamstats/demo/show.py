@@ -94,7 +94,7 @@ def run(folder: Path, say: Callable[[str], None]) -> Outcome:
     say(f"record: the input of every layer over the calibration digits → {folder / 'calibration.zarr'}")
     onnx.record(model, folder / "calibration.npy", folder / "calibration.zarr", batch_size=64)
     say(f"run: exact means of every channel → {folder / 'out'}")
-    job.run(JobConfig(source=str(folder / "calibration.zarr"), output=str(folder / "out")))
+    job.run(JobConfig(source=str(folder / "calibration.zarr"), output=str(folder / "out")), restart=True)
     say("correct: weights rounded, biases corrected → accuracy on held-out digits")
     outcome = _judge(folder, model)
     report.plot_accuracies(outcome.bars(), folder / PICTURE, f"Accuracy on {outcome.held_out} held-out digits")

@@ -60,6 +60,10 @@ class ExactSum:
         """The sum of both, over the same dtype and channels."""
         return self.from_raw(self.dtype, self.digits + other.digits)
 
+    def __sub__(self, other: Self) -> Self:
+        """The sum of what is in this one and not in `other`."""
+        return self.from_raw(self.dtype, self.digits - other.digits)
+
     def units(self) -> list[int]:
         """The sum of each channel in units of 2^`unit_exponent(dtype)`.
 

@@ -41,6 +41,15 @@ class ChannelExtrema(Statistic):
         self.check_mergeable(other)
         return type(self)(self.dtype, np.minimum(self.minimum, other.minimum), np.maximum(self.maximum, other.maximum))
 
+    def without(self, part: Self) -> Self | None:
+        """The extrema less those of `part`, which was merged in: the same if none of them is of `part`, else None.
+
+        What the next one was is not known, so it has to be measured again.
+        """
+        self.check_mergeable(part)
+        inside = (part.minimum > self.minimum) & (part.maximum < self.maximum)
+        return self if inside.all() else None
+
 
 def _limits(dtype: np.dtype[Any]) -> tuple[Any, Any]:
     if dtype.kind == "b":

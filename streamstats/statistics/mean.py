@@ -14,7 +14,7 @@ from typing import ClassVar, Self
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import NonFiniteError, UsageError
+from ..errors import MismatchError, NonFiniteError, UsageError
 from ..quantization import Quantization
 from .exact import ExactSum, unit_exponent
 from .pieces import Measures
@@ -61,6 +61,17 @@ class ChannelMean(Statistic):
             self.nan + other.nan,
             self.infinite + other.infinite,
         )
+
+    def without(self, part: Self) -> Self:
+        """Sums and counts less those of `part`, which was merged in. Raises `MismatchError` if it cannot have been."""
+        self.check_mergeable(part)
+        counts = [mine - theirs for mine, theirs in zip(self._counts(), part._counts(), strict=True)]
+        if any((count < 0).any() for count in counts):
+            raise MismatchError("more values are to be taken out than were counted; the data is not what it was")
+        return type(self)(self.dtype, (self.total - part.total).digits, *counts)
+
+    def _counts(self) -> tuple[Counts, Counts, Counts]:
+        return self.count, self.nan, self.infinite
 
     @property
     def total(self) -> ExactSum:

@@ -42,7 +42,7 @@ def encoding_in(path: Path, **options: Any) -> Encoding | None:
 def assert_as_zarr(layer: Layer) -> None:
     """The whole array and a part cut on every side, to the bit, and without zarr."""
     array = zarr.open_array(layer.store, path=layer.name, mode="r")
-    with open_reader(layer) as reader:
+    with open_reader(layer, fill=True) as reader:
         assert isinstance(reader, FileReader)
         for selection in (tuple(slice(0, n) for n in layer.shape), tuple(slice(1, n - 1) for n in layer.shape)):
             expected = np.ascontiguousarray(array[selection])
@@ -96,9 +96,9 @@ def test_the_index_of_a_shard_is_described(tmp_path: Path, at: Any, checksum: bo
     ],
 )
 def test_chunks_are_called_what_zarr_calls_them(tmp_path: Path, version: int, keys: Any, expected: str) -> None:
-    found = encoding_in(tmp_path, chunks=(2, 6, 3), zarr_format=version, chunk_key_encoding=keys)
-    assert found is not None
-    assert found.key((1, 0, 2)) == expected
+    layer = written(tmp_path, samples(*SHAPE), chunks=(2, 6, 3), zarr_format=version, chunk_key_encoding=keys)
+    assert layer.keys is not None
+    assert layer.keys.key((1, 0, 2)) == expected
     assert (tmp_path / "layer" / expected).is_file()
 
 
@@ -206,7 +206,7 @@ CODECS: dict[str, list[Any]] = {
 
 
 def stored_as(compressor: str | None, *, checksum: bool = False) -> Encoding:
-    return Encoding((4, 50), (4, 50), np.dtype("i4"), "", ".", compressor, checksum, 0)
+    return Encoding((4, 50), (4, 50), np.dtype("i4"), compressor, checksum, 0)
 
 
 def content(size: int = CHUNK_BYTES) -> bytes:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from itertools import combinations, product
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,7 @@ def blocks_everywhere(layer: Layer) -> None:
         tuple(slice(extent // 3, extent // 3 + 1) for extent in others),
         tuple(slice(min(1, extent - 1), extent) for extent in others),
     ]
-    with open_reader(layer) as reader:
+    with open_reader(layer, fill=True) as reader:
         assert isinstance(reader, FileReader)
         for start, rest in product(range(rows), parts):
             for stop in range(start + 1, rows + 1):
@@ -276,12 +277,18 @@ def test_the_other_byte_order_and_archives_are_read_by_zarr(tmp_path: Path, dtyp
 # What is not stored
 
 
-def test_a_missing_chunk_is_the_fill_value(tmp_path: Path) -> None:
+def test_a_missing_chunk_is_the_fill_value_where_that_is_asked_for(tmp_path: Path) -> None:
     values = samples(*SHAPE)
     layer = written(tmp_path, values, fill_value=9)
     (tmp_path / "layer/c/1/0/0").unlink()
     values[2:4] = 9
-    np.testing.assert_array_equal(block(layer), values)
+    everything = tuple(slice(0, extent) for extent in SHAPE)
+    for each in (layer, replace(layer, encoding=None)):
+        with open_reader(each, fill=True) as reader:
+            np.testing.assert_array_equal(reader.read(everything), values)
+            assert reader.filled == [(2, 4)]
+        with pytest.raises(DataError, match=r"layer layer: chunk c/1/0/0 \(rows 2:4\) is missing; restore it, or set"):
+            block(each)
 
 
 @pytest.mark.parametrize("chunks", [(2, 6, 8), (1, 3, 8)], ids=str)
@@ -328,13 +335,13 @@ def flip(content: bytes) -> bytes:
     return content[:middle] + bytes([content[middle] ^ 4]) + content[middle + 1 :]
 
 
-def assert_damaged(layer: Layer, said: str = "") -> None:
+def assert_damaged(layer: Layer, said: str = "", rows: str = "2:4") -> None:
     """Reading names layer, chunk and rows, though the buffers are full of other values; the rows before are read."""
     kept("block", 10_000)[:] = 77
     kept("chunk", 10_000)[:] = 77
     first = tuple(slice(0, extent) for extent in (2, *layer.shape[1:]))
     assert block(layer, first).shape == (2, *layer.shape[1:])
-    where = rf"layer layer: chunk c/1/0/0 \(rows 2:4\) cannot be read: {said}.*; repair"
+    where = rf"layer layer: chunk c/1/0/0 \(rows {rows}\) cannot be read: {said}.*; repair"
     with pytest.raises(DataError, match=where):
         block(layer)
     with open_reader(layer) as reader, pytest.raises(DataError, match=where):
@@ -385,7 +392,7 @@ def test_an_index_that_points_outside_its_shard_is_damage(tmp_path: Path, offset
     path = tmp_path / "layer/c/1/0/0"
     entry = offset.to_bytes(8, "little") + size.to_bytes(8, "little")
     path.write_bytes(path.read_bytes()[:-16] + entry)
-    assert_damaged(layer, "its index puts chunk")
+    assert_damaged(layer, "its index puts chunk", "[23]:[34]")
 
 
 def test_a_folder_in_the_place_of_a_chunk_is_damage(tmp_path: Path) -> None:
@@ -403,7 +410,7 @@ def test_an_index_whose_sums_overflow_is_damage(tmp_path: Path, name: str, entri
     path = tmp_path / "layer/c/1/0/0"
     forged = np.array(entries, "<u8").tobytes()
     path.write_bytes(path.read_bytes()[: -len(forged)] + forged)
-    assert_damaged(layer, "its index puts chunk")
+    assert_damaged(layer, "its index puts chunk", "[23]:[34]")
 
 
 @pytest.mark.parametrize("size", [0, 1, 31, 35])
@@ -429,7 +436,7 @@ def test_the_chunks_around_a_damaged_one_are_read_and_never_instead_of_it(tmp_pa
     columns = (slice(0, 6), slice(0, 8))
     with open_reader(layer) as reader:
         for _ in range(2):
-            with pytest.raises(DataError, match=r"layer layer: chunk c/0/0/0 \(rows 0:4\) cannot be read"):
+            with pytest.raises(DataError, match=rf"layer layer: chunk c/0/0/0 \(rows {bad}:{bad + 1}\) cannot be read"):
                 reader.read((slice(0, 4), *columns))
             for row in range(4):
                 if row != bad:

@@ -1,0 +1,77 @@
+"""What tells whether the files of an array are those that were counted: size and time of the last change.
+
+The files of an array are numbered in C order of their grid, so those of a range of rows follow each other. A zip
+archive is one file for all of them. Of other stores nothing is known, and nothing can be noticed.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from itertools import product
+from math import prod
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from .layer import Layer
+
+Identities = npt.NDArray[np.int64]
+"""int64[files, 2]: bytes and nanoseconds since 1970; UNCOUNTED, ABSENT or UNKNOWN in both."""
+
+UNCOUNTED, ABSENT, UNKNOWN = -1, -2, -3
+
+
+def files_a_row(layer: Layer) -> int:
+    """Files that lie beside each other along the axes after the first."""
+    return prod(-(-extent // shard) for extent, shard in zip(layer.shape[1:], layer.shards[1:], strict=True))
+
+
+def file_range(layer: Layer, start: int, stop: int) -> range:
+    """The numbers of the files that hold rows `start` to `stop`."""
+    beside = files_a_row(layer)
+    return range(start // layer.shards[0] * beside, -(-stop // layer.shards[0]) * beside)
+
+
+def rows_of_file(layer: Layer, number: int) -> tuple[int, int]:
+    """The rows that the file `number` has room for."""
+    first = number // files_a_row(layer) * layer.shards[0]
+    return first, first + layer.shards[0]
+
+
+def file_key(layer: Layer, number: int) -> str:
+    """The name of the file `number` in the folder of its array; `chunk N` where names are not known."""
+    return next(_keys(layer, range(number, number + 1)))
+
+
+def identities(layer: Layer, files: range) -> Identities:
+    """What identifies each of `files` now."""
+    if layer.keys is None:
+        found = np.full((len(files), 2), UNKNOWN, np.int64)
+        if "://" not in layer.store and Path(layer.store).is_file():
+            found[:] = _identity(layer.store)
+        return found
+    folder = f"{layer.store}/{layer.name}/"
+    listed = [_identity(folder + key) for key in _keys(layer, files)]
+    return np.array(listed, np.int64).reshape(-1, 2)
+
+
+def _identity(path: str) -> tuple[int, int]:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return ABSENT, ABSENT
+    return (found.st_size, found.st_mtime_ns) if stat.S_ISREG(found.st_mode) else (ABSENT, ABSENT)
+
+
+def _keys(layer: Layer, files: range) -> Iterator[str]:
+    beside = files_a_row(layer)
+    if not files:
+        return
+    grid = [-(-extent // shard) for extent, shard in zip(layer.shape[1:], layer.shards[1:], strict=True)]
+    for first in range(files.start // beside, -(-files.stop // beside)):
+        for number, rest in enumerate(product(*map(range, grid)), start=first * beside):
+            if number in files:
+                yield f"chunk {number}" if layer.keys is None else layer.keys.key((first, *rest))

@@ -1,0 +1,157 @@
+"""What a run goes on from: the states in its output, whether the store is still the one they were counted from, and
+saving them while the work goes on.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+
+from . import artifacts
+from .calibration.identity import ABSENT, UNCOUNTED, UNKNOWN, file_key, file_range, identities, rows_of_file
+from .calibration.layer import Layer
+from .errors import DataError, MismatchError
+from .ledger import LayerStatistics, Source
+from .results import MANIFEST, STATE, read_states, write_states
+
+LOCK = "run.lock"
+SAVE_SECONDS = 3.0
+"""Between two saves."""
+SAVING_SHARE = 50
+"""Saving takes at most one part in so many of the time."""
+WAYS_OUT = "count everything again with --restart, or keep what was counted with --accept-changes"
+
+
+@contextmanager
+def held(output: Path, source: str, rows: Mapping[str, int]) -> Iterator[None]:
+    """Keep other runs out of `output`. The file stays after a first run that was stopped: it tells what was to be done.
+
+    Raises `OutputError` that says who is in it.
+    """
+    since = datetime.now(UTC).isoformat(timespec="seconds")
+    who = {"host": socket.gethostname(), "process": os.getpid(), "since": since}
+
+    def first_was_stopped() -> bool:
+        return (output / STATE).exists() and not (output / MANIFEST).exists()
+
+    document = {**who, "source": source, "layers": dict(rows)}
+    with artifacts.locked(output / LOCK, document, keep=first_was_stopped):
+        yield
+
+
+class Saver:
+    """Saves the states that have changed, every few seconds and at the end."""
+
+    def __init__(self, output: Path) -> None:
+        self._output = output
+        self._changed: dict[str, LayerStatistics] = {}
+        self._next = time.monotonic() + SAVE_SECONDS
+
+    def changed(self, statistics: LayerStatistics) -> None:
+        """`statistics` is to be saved when it is time."""
+        self._changed[statistics.layer] = statistics
+        if time.monotonic() >= self._next:
+            self.save()
+
+    def save(self) -> None:
+        """Save what has changed. Raises `OutputError`."""
+        started = time.monotonic()
+        write_states(self._output, self._changed.values())
+        self._changed.clear()
+        now = time.monotonic()
+        self._next = now + max(SAVE_SECONDS, SAVING_SHARE * (now - started))
+
+
+def load(output: Path, layers: Sequence[Layer], *, accept_changes: bool = False) -> dict[str, LayerStatistics]:
+    """What was counted of `layers` so far, by name. With `accept_changes`, the store may have changed since.
+
+    Raises `DataError` for a state that is damaged, and for a store that is not the one it was counted from, which names
+    the chunk; `MismatchError` where the job now says something else of a layer.
+    """
+    states = read_states(output, [layer.name for layer in layers])
+    return {layer.name: _continued(layer, states.get(layer.name), accept_changes) for layer in layers}
+
+
+def _continued(layer: Layer, state: LayerStatistics | None, accept_changes: bool) -> LayerStatistics:
+    if state is None:
+        return LayerStatistics.empty(layer)
+    source = state.source
+    _check_same_job(layer, state)
+    state = replace(state, quantization=layer.quantization)  # which is applied to the sums of the codes at the end
+    if accept_changes:
+        return replace(state, sources=(_accepted(layer, source),))
+    if source.fingerprint != layer.fingerprint:
+        raise DataError(
+            f"layer {layer.name}: its dtype, shape of samples, chunks or codecs are not those it was counted with; "
+            f"{WAYS_OUT}"
+        )
+    counted = max((stop for _, stop in source.covered), default=0)
+    if counted > layer.rows:
+        raise DataError(
+            f"layer {layer.name}: it has {layer.rows} rows, but rows up to {counted} were counted; {WAYS_OUT}"
+        )
+    for number, said in changed_files(layer, source):
+        first, stop = rows_of_file(layer, number)
+        raise DataError(
+            f"layer {layer.name}: chunk {file_key(layer, number)} (rows {first}:{min(stop, layer.rows)}) {said} since "
+            f"it was counted; {WAYS_OUT}"
+        )
+    return replace(state, sources=(replace(source, rows=layer.rows),))
+
+
+def _check_same_job(layer: Layer, state: LayerStatistics) -> None:
+    pairs = {
+        "dtype": (str(state.sums.dtype), str(layer.dtype.newbyteorder("="))),
+        "channels": (state.channels, layer.channels),
+        "channel axis": (state.channel_axis, layer.channel_axis),
+    }
+    for what, (counted, asked) in pairs.items():
+        if counted != asked:
+            raise MismatchError(
+                f"layer {layer.name}: it was counted with the {what} {counted}, now it is {asked}; correct the "
+                "configuration, count everything again with --restart, or choose another output"
+            )
+
+
+def _accepted(layer: Layer, source: Source) -> Source:
+    """`source` as the store is now."""
+    rows = max([layer.rows, *(stop for _, stop in (*source.covered, *source.excluded))])
+    found = Source(layer.fingerprint, rows, excluded=source.excluded)
+    for start, stop in source.covered:
+        files = file_range(layer, start, stop)
+        found = found.count((start, stop), files.start, identities(layer, files))
+    return found
+
+
+def changed_files(layer: Layer, source: Source) -> Iterator[tuple[int, str]]:
+    """The numbers of counted files that are not what they were, and what happened to them.
+
+    A file that was not full may have been written again when rows were appended.
+    """
+    counted = np.flatnonzero(source.files[:, 0] != UNCOUNTED)
+    now = identities(layer, range(len(source.files)))
+    for number in counted.tolist():
+        before, after = source.files[number], now[number]
+        if (before == after).all() or UNKNOWN in (before[0], after[0]):
+            continue
+        if rows_of_file(layer, number)[1] > source.rows and layer.rows > source.rows:
+            continue
+        yield number, _what_happened(before.tolist(), after.tolist())
+
+
+def _what_happened(before: list[int], after: list[int]) -> str:
+    if after[0] == ABSENT:
+        return "was removed"
+    if before[0] == ABSENT:
+        return "was written"
+    if before[0] != after[0]:
+        return f"has {after[0]} bytes, not {before[0]}: it was changed"
+    return "was written again"
