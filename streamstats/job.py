@@ -248,7 +248,7 @@ def run(
         outcome = _run_once(session, on_plan, on_progress)
         if follow is not None:
             for selected in _grown(session, follow):
-                ledger = dict(outcome.statistics)
+                ledger = {layer.name: outcome.statistics[layer.name].of(layer.rows) for layer in selected.layers}
                 outcome = _run_once(Session(config, session.output, selected, ledger), on_plan, on_progress)
         return outcome
 

@@ -119,6 +119,10 @@ class LayerStatistics:
             sources=(self.source.count(rows, first_file, identities),),
         )
 
+    def of(self, rows: int) -> LayerStatistics:
+        """The same, of an array that has `rows` now."""
+        return replace(self, sources=(replace(self.source, rows=rows),))
+
     @property
     def source(self) -> Source:
         """The only source. Raises `MismatchError` for a merged layer."""

@@ -104,7 +104,7 @@ def _continued(layer: Layer, state: LayerStatistics | None, accept_changes: bool
             f"layer {layer.name}: chunk {file_key(layer, number)} (rows {first}:{min(stop, layer.rows)}) {said} since "
             f"it was counted; {WAYS_OUT}"
         )
-    return replace(state, sources=(replace(source, rows=layer.rows),))
+    return state.of(layer.rows)
 
 
 def _check_same_job(layer: Layer, state: LayerStatistics) -> None:

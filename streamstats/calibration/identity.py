@@ -42,13 +42,13 @@ def rows_of_file(layer: Layer, number: int) -> tuple[int, int]:
 
 
 def file_key(layer: Layer, number: int) -> str:
-    """The name of the file `number` in the folder of its array; `chunk N` where names are not known."""
+    """The name of the file `number` in the folder of its array; its number where names are not known."""
     return next(_keys(layer, range(number, number + 1)))
 
 
 def identities(layer: Layer, files: range) -> Identities:
     """What identifies each of `files` now."""
-    if layer.keys is None:
+    if layer.keys is None or "://" in layer.store or not Path(layer.store).is_dir():
         found = np.full((len(files), 2), UNKNOWN, np.int64)
         if "://" not in layer.store and Path(layer.store).is_file():
             found[:] = _identity(layer.store)
@@ -74,4 +74,4 @@ def _keys(layer: Layer, files: range) -> Iterator[str]:
     for first in range(files.start // beside, -(-files.stop // beside)):
         for number, rest in enumerate(product(*map(range, grid)), start=first * beside):
             if number in files:
-                yield f"chunk {number}" if layer.keys is None else layer.keys.key((first, *rest))
+                yield str(number) if layer.keys is None else layer.keys.key((first, *rest))

@@ -7,11 +7,13 @@ on axis 0, one axis holds the channels, every other axis is reduced. Nothing is 
 from __future__ import annotations
 
 import json
+import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from hashlib import sha256
+from math import prod
 from pathlib import Path
 from typing import Any
 from zipfile import is_zipfile
@@ -32,6 +34,13 @@ ATTRIBUTES_KEY = "streamstats"
 DEFAULT_PIPELINE = "zarr.core.codec_pipeline.BatchedCodecPipeline"
 FETCHES = 4
 """Chunks that zarr's own pipeline fetches and decodes at a time, for one read."""
+MOST_ARRAYS = 100_000
+MOST_FILES = 10**8
+"""Of one array, chunks or shards."""
+DEEPEST = 64
+"""Groups inside each other."""
+LONGEST_METADATA = 2**24
+METADATA = ("zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata")
 _OPENING = threading.Lock()  # zarr takes the pipeline from its configuration, which all threads share
 
 
@@ -41,8 +50,8 @@ class Layer:
 
     `shape` is that of the array with `rows` on axis 0; `chunks` is the part that is decoded at once (a row of a chunk
     that is not encoded) and `shards` the part that is stored at once. `channel_axis` is not negative. `keys` is how its
-    files are called, where it lies in a folder; `encoding` says how to read them without zarr, where that is possible;
-    `recorded` says that our recorder wrote it,
+    files are called, if that is known; `encoding` says how to read them from a folder without zarr, where that is
+    possible; `recorded` says that our recorder wrote it,
     every chunk of it. `fingerprint` (SHA-256, hex) identifies what the array is made of (dtype, chunk grid, codecs),
     whatever its rows.
     """
@@ -121,11 +130,42 @@ def find_arrays(location: str | Path) -> dict[str, zarr.Array[Any]]:
 
     Raises `UsageError` for a location that is not a zarr group or has no arrays.
     """
+    _check_bounds(Path(location))
     group = _open_group(location)
     members = _members(group, location)
     if not members:
         raise UsageError(f"{location} is a zarr group without arrays; record activations into it first")
     return {name: members[name] for name in sorted(members)}
+
+
+def _check_bounds(folder: Path) -> None:
+    """Raise `DataError` for a folder that zarr would take too long, or too much memory, to open."""
+    waiting, arrays = [(folder, 0)], 0
+    while waiting:
+        here, depth = waiting.pop()
+        if depth > DEEPEST:
+            raise DataError(f"{here} lies more than {DEEPEST} groups deep; give a group further in as the source")
+        try:
+            entries = [*os.scandir(here)]
+        except OSError:  # not a folder, or not to be read: zarr says so
+            continue
+        for entry in entries:
+            if entry.name in METADATA and entry.stat().st_size > LONGEST_METADATA:
+                raise DataError(
+                    f"{entry.path} has {entry.stat().st_size:,} bytes; expected at most {LONGEST_METADATA:,}; repair it"
+                )
+        if _is_array_folder(here, {entry.name for entry in entries}):
+            arrays += 1
+            if arrays > MOST_ARRAYS:
+                raise DataError(f"{folder} has more than {MOST_ARRAYS:,} arrays; give a group of fewer as the source")
+        else:
+            waiting += [(here / entry.name, depth + 1) for entry in entries if entry.is_dir(follow_symlinks=False)]
+
+
+def _is_array_folder(folder: Path, names: Set[str]) -> bool:
+    if ".zarray" in names:
+        return True
+    return "zarr.json" in names and b'"array"' in (folder / "zarr.json").read_bytes()
 
 
 def _members(group: zarr.Group, location: str | Path) -> dict[str, zarr.Array[Any]]:
@@ -166,15 +206,22 @@ def describe(store: str, name: str, array: zarr.Array[Any]) -> Layer:
     check_values(name, array.dtype, array.shape, "name the layers to reduce under `layers`")
     if min(array.chunks) < 1 or min(array.shards or array.chunks) < 1:
         raise DataError(f"layer {name}: its chunks are {array.chunks}; expected extents of 1 or more")
-    keys = chunk_keys(array) if _is_folder(store) else None
-    encoding = encoding_of(array) if keys is not None else None
+    shards = array.shards or array.chunks
+    files = prod(-(-extent // shard) for extent, shard in zip(array.shape, shards, strict=True))
+    if files > MOST_FILES:
+        raise DataError(
+            f"layer {name}: it has {files:,} chunks in the shape {array.shape}; expected at most {MOST_FILES:,}; store "
+            "it in larger chunks, or in shards"
+        )
+    keys = chunk_keys(array)
+    encoding = encoding_of(array) if keys is not None and _is_folder(store) else None
     layer = Layer(
         store=store,
         name=name,
         shape=array.shape,
         dtype=np.dtype(array.dtype),
         chunks=(1, *array.chunks[1:]) if encoding and encoding.is_raw else array.chunks,
-        shards=array.shards or array.chunks,
+        shards=shards,
         channel_axis=array.ndim - 1,
         encoding=encoding,
         keys=keys,

@@ -79,10 +79,9 @@ def _new_block(layer: Layer, selection: Selection) -> npt.NDArray[Any]:
     return kept("block", prod(shape) * layer.dtype.itemsize).view(layer.dtype).reshape(shape)
 
 
-def _damage(layer: Layer, selection: Selection, error: Exception, key: str | None = None) -> DataError:
-    rows = f"rows {selection[0].start}:{selection[0].stop}"
-    what = rows if key is None else f"chunk {key} ({rows})"
-    return DataError(f"layer {layer.name}: {what} cannot be read: {first_line(error)}; repair the store")
+def _damage(layer: Layer, inside: Selection, error: Exception, key: str) -> DataError:
+    where = f"chunk {key} (rows {inside[0].start}:{inside[0].stop})"
+    return DataError(f"layer {layer.name}: {where} cannot be read: {first_line(error)}; repair the store")
 
 
 def _lost(layer: Layer, inside: Selection, key: str) -> DataError:
@@ -116,21 +115,37 @@ class ZarrReader:
         block = _new_block(self._layer, selection)
         for shard in product(*_touched(selection, self._layer.shards)):
             inside = _overlap(selection, shard, self._layer.shards)
-            target = block[_relative(inside, selection)]
             try:
-                self._check_stored(shard, inside)
-                into = default_buffer_prototype().nd_buffer.from_numpy_array(target)
-                self._array.get_basic_selection(inside, out=into)
-            except Exception as error:
+                self._read_into(inside, block[_relative(inside, selection)])
+            except DataError:
                 if not self._fill:
-                    raise error if isinstance(error, DataError) else _damage(self._layer, inside, error) from error
-                target[...] = 0 if self._array.fill_value is None else self._array.fill_value
-                self.filled.append((inside[0].start, inside[0].stop))
+                    raise
+                for chunk in product(*_touched(inside, self._layer.chunks)):
+                    part = _overlap(inside, chunk, self._layer.chunks)
+                    self._read_or_fill(part, block[_relative(part, selection)])
         return block
 
-    def _check_stored(self, shard: Sequence[int], inside: Selection) -> None:
-        """Raise `DataError` for a file that is missing, and `ValueError` for one that is empty: zarr reads neither."""
-        key = self._array.metadata.encode_chunk_key(tuple(shard))
+    def _read_into(self, inside: Selection, target: npt.NDArray[Any]) -> None:
+        """Fill `target` with the part `inside` of a file."""
+        shard = tuple(part.start // extent for part, extent in zip(inside, self._layer.shards, strict=True))
+        key = self._array.metadata.encode_chunk_key(shard)
+        try:
+            self._check_stored(key, inside)
+            self._array.get_basic_selection(inside, out=default_buffer_prototype().nd_buffer.from_numpy_array(target))
+        except DataError:
+            raise
+        except Exception as error:
+            raise _damage(self._layer, inside, error, key) from error
+
+    def _read_or_fill(self, part: Selection, target: npt.NDArray[Any]) -> None:
+        try:
+            self._read_into(part, target)
+        except DataError:
+            target[...] = 0 if self._array.fill_value is None else self._array.fill_value
+            self.filled.append((part[0].start, part[0].stop))
+
+    def _check_stored(self, key: str, inside: Selection) -> None:
+        """Raise `DataError` for a file that is missing, and `ValueError` for one that is empty: zarr reads on."""
         try:
             size = _stored_size(self._array, key)
         except FileNotFoundError as error:
