@@ -1,4 +1,4 @@
-"""Every write is survivable: whatever system call fails, or is the last, the old file or the new one is there, whole."""
+"""Every write is survivable: whatever system call fails, or is the last one, the old file is there or the new one."""
 
 from __future__ import annotations
 
