@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -195,6 +195,7 @@ class Session:
     output: Path
     selected: Selected
     ledger: dict[str, LayerStatistics]
+    restarted: bool
 
     def planned(self, wanted: Mapping[str, Sequence[Rows]], ledger: Mapping[str, LayerStatistics]) -> Prepared:
         """The reduction of the `wanted` rows on top of `ledger`."""
@@ -202,7 +203,8 @@ class Session:
 
     def write(self, outcome: Outcome) -> None:
         """Leave states, correctors and manifest."""
-        write_results(self.output, self.config.source, outcome.statistics, outcome.gaps())
+        keep = not self.restarted
+        write_results(self.output, self.config.source, outcome.statistics, outcome.gaps(), keep_states=keep)
 
 
 @contextmanager
@@ -224,7 +226,7 @@ def open_session(config: JobConfig, *, restart: bool = False, accept_changes: bo
                 open_results(output)  # one that cannot be read is better known before the work than after it
             known = saved.load(output, layers, accept_changes=accept_changes)
             ledger = {layer.name: known.get(layer.name) or LayerStatistics.empty(layer) for layer in selected.layers}
-            yield Session(config, output, selected, ledger)
+            yield Session(config, output, selected, ledger, restart)
     finally:
         artifacts.remove_if_empty(output)
 
@@ -249,7 +251,7 @@ def run(
         if follow is not None:
             for selected in _grown(session, follow):
                 ledger = {layer.name: outcome.statistics[layer.name].of(layer.rows) for layer in selected.layers}
-                outcome = _run_once(Session(config, session.output, selected, ledger), on_plan, on_progress)
+                outcome = _run_once(replace(session, selected=selected, ledger=ledger), on_plan, on_progress)
         return outcome
 
 

@@ -72,6 +72,8 @@ class Policy:
 
 
 Found = Measured | Unreadable
+Reduced = tuple[list[Found], DataError | None]
+"""What was found in a task, and the error that ended it."""
 
 
 def reduce_tasks(
@@ -83,7 +85,7 @@ def reduce_tasks(
     infinities; what has not begun is cancelled then, as it is when the caller stops iterating.
     """
     waiting = iter(plan.tasks)
-    tasks: dict[Future[list[Found]], Task] = {}
+    tasks: dict[Future[Reduced], Task] = {}
 
     def submit(number: int) -> None:
         for task in islice(waiting, number):
@@ -96,27 +98,36 @@ def reduce_tasks(
             for future in wait(tasks, return_when=FIRST_COMPLETED).done:
                 task = tasks.pop(future)
                 submit(1)
-                yield task, future.result()
+                found, error = future.result()
+                yield task, found
+                if error is not None:
+                    raise error
     finally:
         for future in tasks:
             future.cancel()
 
 
-def measure_task(task: Task, layers: Mapping[str, Layer], policy: Policy) -> list[Found]:
-    """What a worker does for a task: measure its parts, one after the other."""
+def measure_task(task: Task, layers: Mapping[str, Layer], policy: Policy) -> Reduced:
+    """What a worker does for a task: measure its parts, one after the other, up to the first error."""
     found: list[Found] = []
-    for part in task.parts:
-        _check_wanted()
-        layer = layers[part.layer]
-        try:
-            found.append(measure_part(layer, part, policy))
-        except NonFiniteError:
+    try:
+        for part in task.parts:
+            _check_wanted()
+            found.extend(_measure_under(policy, layers[part.layer], part))
+    except DataError as error:
+        return found, error
+    return found, None
+
+
+def _measure_under(policy: Policy, layer: Layer, part: Part) -> list[Found]:
+    try:
+        return [measure_part(layer, part, policy)]
+    except NonFiniteError:
+        raise
+    except DataError:
+        if policy.missing == "error":
             raise
-        except DataError:
-            if policy.missing == "error":
-                raise
-            found.extend(_measure_what_can_be_read(layer, part, policy))
-    return found
+        return [*_measure_what_can_be_read(layer, part, policy)]
 
 
 def measure_part(layer: Layer, part: Part, policy: Policy, *, fill: bool = False) -> Measured:

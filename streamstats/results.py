@@ -115,11 +115,14 @@ def write_results(
     source: str | list[str],
     statistics: Mapping[str, LayerStatistics],
     gaps: Mapping[str, Gaps] | None = None,
+    *,
+    keep_states: bool = False,
 ) -> None:
     """Write state and corrector of every layer, then the manifest; remove the files of layers that are gone.
 
-    Nothing is written before all of it is computed, and no file that has its content already. Raises `UsageError` for a
-    mean beyond float64, `OutputError` where a file cannot be written.
+    With `keep_states`, what was counted of other layers stays, for a job that wants them again. Nothing is written
+    before all of it is computed, and no file that has its content already. Raises `UsageError` for a mean beyond
+    float64, `OutputError` where a file cannot be written.
     """
     files: dict[Path, bytes] = {}
     known = gaps or {}
@@ -133,7 +136,7 @@ def write_results(
         "versions": {"streamstats": __version__, "numpy": np.__version__},
     }
     _write_all(files)
-    for kind in (STATE, CORRECTORS):
+    for kind in (CORRECTORS,) if keep_states else (STATE, CORRECTORS):
         for path in _files_below(output / kind) - set(files):
             artifacts.remove(path)
     artifacts.write_json(output / MANIFEST, manifest)

@@ -16,7 +16,16 @@ from pathlib import Path
 import numpy as np
 
 from . import artifacts
-from .calibration.identity import ABSENT, UNCOUNTED, UNKNOWN, file_key, file_range, identities, rows_of_file
+from .calibration.identity import (
+    ABSENT,
+    UNCOUNTED,
+    UNKNOWN,
+    Identities,
+    file_key,
+    file_range,
+    identities,
+    rows_of_file,
+)
 from .calibration.layer import Layer
 from .errors import DataError, MismatchError
 from .ledger import LayerStatistics, Source
@@ -98,13 +107,14 @@ def _continued(layer: Layer, state: LayerStatistics | None, accept_changes: bool
         raise DataError(
             f"layer {layer.name}: it has {layer.rows} rows, but rows up to {counted} were counted; {WAYS_OUT}"
         )
-    for number, said in changed_files(layer, source):
+    known, changed = compared(layer, source)
+    for number, said in changed:
         first, stop = rows_of_file(layer, number)
         raise DataError(
             f"layer {layer.name}: chunk {file_key(layer, number)} (rows {first}:{min(stop, layer.rows)}) {said} since "
             f"it was counted; {WAYS_OUT}"
         )
-    return state.of(layer.rows)
+    return replace(state, sources=(replace(source, rows=layer.rows, files=known),))
 
 
 def _check_same_job(layer: Layer, state: LayerStatistics) -> None:
@@ -131,20 +141,20 @@ def _accepted(layer: Layer, source: Source) -> Source:
     return found
 
 
-def changed_files(layer: Layer, source: Source) -> Iterator[tuple[int, str]]:
-    """The numbers of counted files that are not what they were, and what happened to them.
+def compared(layer: Layer, source: Source) -> tuple[Identities, list[tuple[int, str]]]:
+    """The counted files as they are now, and the numbers of those that are not what they were, with what happened.
 
     A file that was not full may have been written again when rows were appended.
     """
-    counted = np.flatnonzero(source.files[:, 0] != UNCOUNTED)
     now = identities(layer, range(len(source.files)))
-    for number in counted.tolist():
-        before, after = source.files[number], now[number]
-        if (before == after).all() or UNKNOWN in (before[0], after[0]):
-            continue
-        if rows_of_file(layer, number)[1] > source.rows and layer.rows > source.rows:
-            continue
-        yield number, _what_happened(before.tolist(), after.tolist())
+    now[source.files[:, 0] == UNCOUNTED] = UNCOUNTED
+    changed = []
+    for number in np.flatnonzero((now != source.files).any(axis=1)).tolist():
+        before, after = source.files[number].tolist(), now[number].tolist()
+        grown = rows_of_file(layer, number)[1] > source.rows and layer.rows > source.rows
+        if UNKNOWN not in (before[0], after[0]) and not grown:
+            changed.append((number, _what_happened(before, after)))
+    return now, changed
 
 
 def _what_happened(before: list[int], after: list[int]) -> str:

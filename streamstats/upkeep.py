@@ -16,7 +16,7 @@ from .errors import DataError, MismatchError, UsageError
 from .job import OnProgress, Outcome, Prepared, Session, execute, open_session, prepare
 from .ledger import LayerStatistics, Rows, Source, common_rows, merge, without_rows
 from .results import MANIFEST, STATE, check_paths, read_states, write_results
-from .saved import LOCK, changed_files, held
+from .saved import LOCK, compared, held
 
 OnPlan = Callable[[Prepared], None]
 
@@ -257,7 +257,7 @@ def _differences(layer: Layer, state: LayerStatistics, found: LayerStatistics) -
     if state.source.fingerprint != layer.fingerprint:
         yield Problem(layer.name, (0, layer.rows), "dtype, chunks or codecs are not those that were counted")
         return
-    for number, said in changed_files(layer, state.source):
+    for number, said in compared(layer, state.source)[1]:
         yield Problem(layer.name, rows_of_file(layer, number), f"chunk {file_key(layer, number)} {said}")
     for start, stop in state.covered:
         if stop > layer.rows:

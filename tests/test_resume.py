@@ -19,7 +19,7 @@ import pytest
 import zarr
 from stores import Array, build_store, samples
 
-from streamstats import job, plan, saved, upkeep
+from streamstats import job, saved, upkeep
 from streamstats.calibration.reader import FileReader
 from streamstats.calibration.recorder import Recorder
 from streamstats.config import ClusterConfig, JobConfig
@@ -143,13 +143,24 @@ def test_a_run_that_is_done_reads_nothing_more(tmp_path: Path, monkeypatch: pyte
     assert results(tmp_path / "out") == before
 
 
-def test_an_error_on_the_way_loses_nothing_that_was_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "SMALLEST_TASK_BYTES", 1)
+def test_an_error_on_the_way_loses_nothing_that_was_counted(tmp_path: Path) -> None:
     store = build_store(tmp_path / "s.zarr", {"a": samples(20, 8), "b": samples(20, 8)})
     (store / "b/c/9/0").write_bytes(b"")
     with pytest.raises(DataError):
         job.run(config(store, cluster=ClusterConfig(threads=1)))
     assert upkeep.status(tmp_path / "out").layers[0].counted == 20
+
+
+def test_what_was_counted_of_a_layer_that_a_job_leaves_out_for_a_while_is_kept(tmp_path: Path) -> None:
+    store = build_store(tmp_path / "s.zarr", {"a": samples(20, 8), "b": samples(20, 8)})
+    job.run(config(store))
+    before = results(tmp_path / "out")
+    job.run(JobConfig.model_validate({**config(store).model_dump(), "layers": [{"match": "a"}]}))
+    assert open_results(tmp_path / "out").layers == ["a"]
+    planned = []
+    job.run(config(store), on_plan=lambda prepared: planned.append(prepared.plan.rows))
+    assert planned == [0]
+    assert results(tmp_path / "out") == before
 
 
 # Appended
