@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -58,12 +59,18 @@ def make_a_folder(path: Path) -> None:
     path.mkdir()
 
 
+def make_a_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
 DAMAGE: dict[str, Callable[[Path], None]] = {
     "bit flip": flip_a_bit,
     "truncation": cut_off,
     "zero bytes": make_empty,
     "deleted": Path.unlink,
     "a folder in its place": make_a_folder,
+    "a pipe in its place": make_a_pipe,
 }
 UNNOTICED = {("raw", "bit flip")}
 """What nothing in the file reveals. (A flipped bit in what zstd made may or may not decode.)"""
@@ -133,6 +140,7 @@ def test_reported_rows_are_left_out_and_counted_once_they_are_repaired(
 def repair(path: Path, stored: str, chunk: Path) -> None:
     if chunk.is_dir():
         chunk.rmdir()
+    chunk.unlink(missing_ok=True)
     good = build_store(path / "good.zarr", {"block/conv": samples(ROWS, 6, 4)}, **STORED[stored])
     chunk.write_bytes((good / "block/conv/c/1/0/0").read_bytes())
 
@@ -171,8 +179,6 @@ def test_verify_finds_every_kind_of_damage_in_a_recorded_store(tmp_path: Path, d
 @pytest.mark.parametrize("stored", STORED)
 def test_verify_finds_any_change_of_what_was_counted(tmp_path: Path, stored: str) -> None:
     """Even a flipped bit in a file without a checksum that keeps its size and time: the sums are not the same."""
-    import os
-
     store, _, chunk = damaged_store(tmp_path, stored, "bit flip")
     repair(tmp_path, stored, chunk)
     job.run(config(store))

@@ -237,11 +237,14 @@ class FileReader:
             return
         self.close()
         try:
-            self._file = os.open(self._folder + key, os.O_RDONLY)
+            self._file = os.open(self._folder + key, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would wait for a writer
         except FileNotFoundError:
             self._key = key
             return
-        self._size = os.fstat(self._file).st_size
+        found = os.fstat(self._file)
+        if not S_ISREG(found.st_mode):
+            raise ValueError("it is not a file")
+        self._size = found.st_size
         size = self._encoding.index_bytes
         if size:
             start = self._size - size if self._encoding.index_at_end else 0
