@@ -30,6 +30,7 @@ from .errors import DataError, OutputError, UsageError
 Tensors = Mapping[str, npt.NDArray[Any]]
 
 DIGEST_KEY = "sha256"
+TEMPORARY = ".streamstats-tmp"
 LONGEST_NAME = 255
 """Bytes of a file's name, on the file systems in use."""
 
@@ -101,7 +102,7 @@ def _make_folder(folder: Path) -> None:
 
 
 def _replace(path: Path, content: bytes) -> None:
-    temporary = path.parent / f".{uuid.uuid4().hex}.tmp"  # a process id is not unique: threads, other hosts
+    temporary = path.parent / f".{uuid.uuid4().hex}{TEMPORARY}"  # a process id is not unique: threads, other hosts
     try:
         with open(temporary, "xb") as file:
             file.write(content)
@@ -113,6 +114,11 @@ def _replace(path: Path, content: bytes) -> None:
             os.unlink(temporary)
         raise
     _sync_folder(path.parent)
+
+
+def temporaries(folder: Path) -> list[Path]:
+    """The files below `folder` that were being written when their process was killed."""
+    return [*folder.rglob(f".*{TEMPORARY}")]
 
 
 def _sync_folder(folder: Path) -> None:

@@ -20,7 +20,7 @@ from .errors import StreamstatsError, UsageError
 from .ledger import LayerStatistics, Rows, common_rows, join_rows, without_rows
 from .plan import Plan, make_plan
 from .reduction import Client, Measured, Policy, Unreadable, open_executor, reduce_tasks
-from .results import MANIFEST, Gaps, check_paths, open_results, write_results
+from .results import MANIFEST, Gaps, check_paths, open_results, remove_leftovers, write_results
 
 OnProgress = Callable[[int, int], None]
 """Called with the rows and the decoded bytes that a finished task adds."""
@@ -221,11 +221,13 @@ def open_session(config: JobConfig, *, restart: bool = False, accept_changes: bo
     artifacts.check_writable(output)
     try:
         with saved.held(output, config.source, {layer.name: layer.rows for layer in selected.layers}):
-            layers = () if restart else selected.layers
-            if layers and (output / MANIFEST).exists():
-                open_results(output)  # one that cannot be read is better known before the work than after it
-            known = saved.load(output, layers, accept_changes=accept_changes)
-            ledger = {layer.name: known.get(layer.name) or LayerStatistics.empty(layer) for layer in selected.layers}
+            remove_leftovers(output)
+            if restart:
+                ledger = saved.restarted(output, selected.layers)
+            else:
+                if (output / MANIFEST).exists():
+                    open_results(output)  # one that cannot be read is better known before the work than after it
+                ledger = saved.load(output, selected.layers, accept_changes=accept_changes)
             yield Session(config, output, selected, ledger, restart)
     finally:
         artifacts.remove_if_empty(output)
@@ -242,9 +244,10 @@ def run(
 ) -> Outcome:
     """Do the job that `config` describes and write `state/`, `correctors/` and `manifest.json` to its output.
 
-    It goes on from what `state/` has; `restart` begins anew, `accept_changes` takes the store as it is now. `follow`
-    counts rows as they are appended. `on_plan` is told each plan before data is read. What was counted is saved every
-    few seconds, and when the job ends, in whatever way. Raises as `reduce` and `open_session` do, and `OutputError`.
+    It goes on from what `state/` has; `restart` begins anew, without the rows to forget; `accept_changes` takes the
+    store as it is now. `follow` counts rows as they are appended. `on_plan` is told each plan before data is read. What
+    was counted is saved every few seconds, and when the job ends, in whatever way. Raises as `reduce` and
+    `open_session` do, and `OutputError`.
     """
     with open_session(config, restart=restart, accept_changes=accept_changes) as session:
         outcome = _run_once(session, on_plan, on_progress)

@@ -142,6 +142,12 @@ def write_results(
     artifacts.write_json(output / MANIFEST, manifest)
 
 
+def remove_leftovers(output: Path) -> None:
+    """Take away the temporary files of a process that was killed while it wrote; nobody else may be writing."""
+    for path in artifacts.temporaries(output):
+        artifacts.remove(path)
+
+
 def write_states(output: Path, statistics: Iterable[LayerStatistics]) -> None:
     """Write the states of some layers, whatever else is there. Raises `OutputError`."""
     _write_all({artifacts.layer_path(output / STATE, each.layer): state_bytes(each) for each in statistics})

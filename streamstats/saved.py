@@ -28,7 +28,7 @@ from .calibration.identity import (
 )
 from .calibration.layer import Layer
 from .errors import DataError, MismatchError
-from .ledger import LayerStatistics, Source
+from .ledger import LayerStatistics, Source, common_rows
 from .results import MANIFEST, STATE, read_states, write_states
 
 LOCK = "run.lock"
@@ -115,6 +115,21 @@ def _continued(layer: Layer, state: LayerStatistics | None, accept_changes: bool
             f"it was counted; {WAYS_OUT}"
         )
     return replace(state, sources=(replace(source, rows=layer.rows, files=known),))
+
+
+def restarted(output: Path, layers: Sequence[Layer]) -> dict[str, LayerStatistics]:
+    """Nothing counted of `layers`, and of a state that fits and can be read, what was excluded: that stays."""
+    return {layer.name: _restarted(output, layer) for layer in layers}
+
+
+def _restarted(output: Path, layer: Layer) -> LayerStatistics:
+    empty = LayerStatistics.empty(layer)
+    try:
+        source = read_states(output, [layer.name])[layer.name].source
+    except (DataError, MismatchError, KeyError):  # damaged, merged, or not there
+        return empty
+    excluded = common_rows(source.excluded, [(0, layer.rows)])
+    return replace(empty, sources=(replace(empty.source, excluded=excluded),))
 
 
 def _check_same_job(layer: Layer, state: LayerStatistics) -> None:

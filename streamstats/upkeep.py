@@ -15,8 +15,10 @@ from .config import JobConfig
 from .errors import DataError, MismatchError, UsageError
 from .job import OnProgress, Outcome, Prepared, Session, execute, open_session, prepare
 from .ledger import LayerStatistics, Rows, Source, common_rows, merge, without_rows
+from .reduction import Measured, Policy, open_executor, reduce_tasks
 from .results import MANIFEST, STATE, check_paths, read_states, write_results
 from .saved import LOCK, compared, held
+from .statistics.extrema import ChannelExtrema
 
 OnPlan = Callable[[Prepared], None]
 
@@ -25,11 +27,11 @@ OnPlan = Callable[[Prepared], None]
 
 @dataclass(frozen=True)
 class Forgotten:
-    """What was taken out of a layer: `rows` that had been counted; `recounted` others were read again for it."""
+    """What was taken out of a layer: `rows` that had been counted; `others` were read again for it."""
 
     layer: str
     rows: int
-    recounted: int
+    others: int
 
 
 def forget(
@@ -42,8 +44,8 @@ def forget(
 ) -> list[Forgotten]:
     """Take `rows` out of the layers of the job whose names fit the glob `match`, and never count them again.
 
-    They are read once more and subtracted. Where one of them is an extremum of a channel, or cannot be read any more,
-    the other counted rows are counted anew. Raises as `job.run` does.
+    They are read once more and subtracted. Where one of them is an extremum of a channel, others are read until one
+    reaches as far; where one cannot be read any more, all others are counted anew. Raises as `job.run` does.
     """
     with open_session(config) as session:
         chosen = [layer for layer in session.selected.layers if fnmatchcase(layer.name, match)]
@@ -52,20 +54,24 @@ def forget(
         empty = {layer.name: LayerStatistics.empty(layer) for layer in session.selected.layers}
         parts = _measured(session, empty, taken, "report", on_plan, on_progress)
         ledger, again = dict(session.ledger), {}
+        forgotten = []
         for layer in chosen:
             whole, part = session.ledger[layer.name], parts[layer.name]
-            rest = _less(whole, part) if part.covered == taken[layer.name] else None
-            if rest is None:
-                again[layer.name] = without_rows(whole.covered, [rows])
+            others = without_rows(whole.covered, [rows])
+            read = 0
+            if part.covered == taken[layer.name]:
+                extrema, read = _extrema_of_the_rest(session, whole, part, others)
+                rest = replace(whole, sums=whole.sums.without(part.sums), extrema=extrema)
+            else:
+                again[layer.name], read = others, _number(others)
                 source = Source(whole.source.fingerprint, layer.rows, excluded=whole.source.excluded)
                 rest = replace(empty[layer.name], sources=(source,))
             ledger[layer.name] = replace(rest, sources=(_excluding(layer, rest.source, rows),))
+            forgotten.append(Forgotten(layer.name, _number(taken[layer.name]), read))
         if again:
             ledger = _measured(session, ledger, again, "error", on_plan, on_progress)
         session.write(Outcome(ledger))
-        return [
-            Forgotten(layer.name, _number(taken[layer.name]), _number(again.get(layer.name, ()))) for layer in chosen
-        ]
+        return forgotten
 
 
 def _check_rows(session: Session, chosen: Sequence[Layer], rows: Rows, match: str) -> None:
@@ -95,10 +101,25 @@ def _measured(
     return execute(prepared, nonfinite=nonfinite, missing=missing, on_progress=on_progress).statistics
 
 
-def _less(whole: LayerStatistics, part: LayerStatistics) -> LayerStatistics | None:
-    """`whole` with sums and extrema less those of `part`, None where the extrema of the rest are not known."""
-    extrema = whole.extrema.without(part.extrema) if part.rows else whole.extrema
-    return None if extrema is None else replace(whole, sums=whole.sums.without(part.sums), extrema=extrema)
+def _extrema_of_the_rest(
+    session: Session, whole: LayerStatistics, part: LayerStatistics, others: Sequence[Rows]
+) -> tuple[ChannelExtrema, int]:
+    """The extrema of `whole` less `part`, and how many of the `others` had to be read to find them."""
+    read, rest = 0, ChannelExtrema.empty(whole.channels, whole.extrema.dtype)
+    described = {layer.name: layer for layer in session.selected.layers}
+    plan = session.planned({whole.layer: others}, session.ledger).plan
+    if not part.rows or whole.extrema.is_settled(part.extrema, rest):
+        return whole.extrema, 0
+    with open_executor(plan.threads, None) as executor:
+        policy = Policy(session.config.nonfinite, "error")
+        for task, results in reduce_tasks(plan, described, executor, policy):
+            read += task.rows
+            for found in results:
+                if isinstance(found, Measured):
+                    rest = rest.merge(found.extrema)
+            if whole.extrema.is_settled(part.extrema, rest):
+                break
+    return whole.extrema.without(part.extrema, rest), read
 
 
 def _excluding(layer: Layer, source: Source, rows: Rows) -> Source:
@@ -258,7 +279,9 @@ def _differences(layer: Layer, state: LayerStatistics, found: LayerStatistics) -
         yield Problem(layer.name, (0, layer.rows), "dtype, chunks or codecs are not those that were counted")
         return
     for number, said in compared(layer, state.source)[1]:
-        yield Problem(layer.name, rows_of_file(layer, number), f"chunk {file_key(layer, number)} {said}")
+        first, stop = rows_of_file(layer, number)
+        where = f"chunk {file_key(layer, number)}"
+        yield Problem(layer.name, (first, min(stop, state.source.rows)), f"{where} {said} since it was counted")
     for start, stop in state.covered:
         if stop > layer.rows:
             yield Problem(layer.name, (max(start, layer.rows), stop), "was counted, and is not there any more")

@@ -185,7 +185,8 @@ def writing_calls(module: Module) -> Iterator[str]:
 def reads(node: ast.Call) -> bool:
     """Whether the call of an `open` is plainly for reading."""
     if ast.unparse(node.func) == "os.open":
-        return [ast.unparse(flags) for flags in node.args[1:]] == ["os.O_RDONLY"]
+        flags = {flag for each in node.args[1:] for flag in ast.unparse(each).split(" | ")}
+        return {"os.O_RDONLY"} <= flags <= {"os.O_RDONLY", "os.O_NONBLOCK"}
     first = 1 if isinstance(node.func, ast.Name) else 0
     modes = [*node.args[first : first + 1], *(word.value for word in node.keywords if word.arg == "mode")]
     return all(isinstance(mode, ast.Constant) and not set(str(mode.value)) & set("wax+") for mode in modes)

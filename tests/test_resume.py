@@ -19,7 +19,7 @@ import pytest
 import zarr
 from stores import Array, build_store, samples
 
-from streamstats import job, saved, upkeep
+from streamstats import job, plan, saved, upkeep
 from streamstats.calibration.reader import FileReader
 from streamstats.calibration.recorder import Recorder
 from streamstats.config import ClusterConfig, JobConfig
@@ -240,13 +240,34 @@ def test_what_is_subtracted_is_read_alone_and_extrema_are_found_again_where_they
     store = build_store(tmp_path / "s.zarr", {"conv": values})
     job.run(config(store))
     inside = upkeep.forget(config(store), (10, 12))
-    assert (inside[0].rows, inside[0].recounted) == (2, 0)
+    assert (inside[0].rows, inside[0].others) == (2, 0)
     at_the_end = upkeep.forget(config(store), (0, 2))
-    assert (at_the_end[0].rows, at_the_end[0].recounted) == (2, 16)
+    assert (at_the_end[0].rows, at_the_end[0].others) == (2, 16)
     rest = np.delete(values, [0, 1, 10, 11], axis=0)
     found = open_results(tmp_path / "out").statistics("conv")
     assert found.mean.tolist() == rest.mean(axis=0, dtype=np.float64).tolist()
     assert found.maximum.tolist() == rest.max(axis=0).tolist()
+
+
+def test_others_are_read_no_further_than_an_equal_extremum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.maximum(samples(200, 3) - 100, 0)
+    values[::7] = 60
+    store = build_store(tmp_path / "s.zarr", {"conv": values}, chunks=(10, 3))
+    job.run(config(store))
+    monkeypatch.setattr(plan, "SMALLEST_TASK_BYTES", 1)
+    monkeypatch.setattr(plan, "TASK_BYTES", 1)
+    forgotten = upkeep.forget(config(store), (100, 120))[0]
+    assert 10 <= forgotten.others <= 40
+    found = open_results(tmp_path / "out").statistics("conv")
+    rest = np.delete(values, range(100, 120), axis=0)
+    assert (found.minimum.tolist(), found.maximum.tolist()) == (rest.min(axis=0).tolist(), rest.max(axis=0).tolist())
+
+
+def test_forgotten_rows_stay_forgotten_when_everything_is_counted_again(tmp_path: Path) -> None:
+    store = build_store(tmp_path / "s.zarr", {"conv": samples(20, 3)})
+    upkeep.forget(config(store), (3, 5))
+    before = job.run(config(store)).statistics["conv"]
+    assert job.run(config(store), restart=True).statistics["conv"] == before
 
 
 def test_rows_that_cannot_be_read_any_more_can_be_forgotten(tmp_path: Path) -> None:
@@ -257,7 +278,7 @@ def test_rows_that_cannot_be_read_any_more_can_be_forgotten(tmp_path: Path) -> N
     with pytest.raises(DataError, match=r"chunk c/1/0 \(rows 2:4\) was removed since it was counted; count everything"):
         upkeep.forget(config(store), (2, 4))
     job.run(config(store), accept_changes=True)
-    assert upkeep.forget(config(store), (2, 4))[0].recounted == 6
+    assert upkeep.forget(config(store), (2, 4))[0].others == 6
     found = open_results(tmp_path / "out").statistics("conv")
     assert found.mean.tolist() == np.delete(values, [2, 3], axis=0).mean(axis=0, dtype=np.float64).tolist()
 

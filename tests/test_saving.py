@@ -110,7 +110,7 @@ for at in range(1, 200):
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         there = path.read_bytes() if path.exists() else None
         which = {None: "nothing", contents[0]: "old", contents[1]: "new"}.get(there, "torn")
-        leftovers = len([*(folder / "out").rglob("*.tmp")]) if (folder / "out").exists() else 0
+        leftovers = len([*(folder / "out").rglob(".*.streamstats-tmp")]) if (folder / "out").exists() else 0
         readable = None if there is None else [*read_states(folder / "out", ["deep/conv"])] == ["deep/conv"]
         outcomes.append([at, fresh, status, which, leftovers, readable])
     if outcomes[-1][2] == outcomes[-2][2] == 0:

@@ -170,10 +170,10 @@ def forget(options: Namespace) -> None:
             config, parse_rows(options.rows), match=options.layers, on_plan=watch.plan, on_progress=watch.advance
         )
     if options.json:
-        print_json({"layers": {each.layer: {"rows": each.rows, "recounted": each.recounted} for each in forgotten}})
+        print_json({"layers": {each.layer: {"rows": each.rows, "others": each.others} for each in forgotten}})
         return
-    rows = [[each.layer, f"{each.rows:,}", f"{each.recounted:,}"] for each in forgotten]
-    print_table(["layer", "rows taken out", "other rows read again for the extrema"], rows)
+    rows = [[each.layer, f"{each.rows:,}", f"{each.others:,}"] for each in forgotten]
+    print_table(["layer", "rows taken out", "other rows read again"], rows)
 
 
 def merge(options: Namespace) -> None:

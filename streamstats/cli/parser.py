@@ -139,7 +139,7 @@ def _command(commands: Any, name: str, description: str) -> argparse.ArgumentPar
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", metavar="CONFIG", help="a YAML file")
-    parser.add_argument("--restart", action="store_true", help="count everything again, whatever was counted before")
+    parser.add_argument("--restart", action="store_true", help="count everything again, but for forgotten rows")
     parser.add_argument(
         "--accept-changes", action="store_true", help="keep what was counted though the store has changed since"
     )

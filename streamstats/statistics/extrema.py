@@ -41,14 +41,20 @@ class ChannelExtrema(Statistic):
         self.check_mergeable(other)
         return type(self)(self.dtype, np.minimum(self.minimum, other.minimum), np.maximum(self.maximum, other.maximum))
 
-    def without(self, part: Self) -> Self | None:
-        """The extrema less those of `part`, which was merged in: the same if none of them is of `part`, else None.
+    def is_settled(self, part: Self, rest: Self) -> bool:
+        """Whether the extrema less those of `part` are known, from those of some of the other rows, `rest`.
 
-        What the next one was is not known, so it has to be measured again.
+        They are where `part` has no share in them, and where `rest` reaches as far: nothing can reach farther.
         """
-        self.check_mergeable(part)
-        inside = (part.minimum > self.minimum) & (part.maximum < self.maximum)
-        return self if inside.all() else None
+        least = (part.minimum > self.minimum) | (rest.minimum == self.minimum)
+        greatest = (part.maximum < self.maximum) | (rest.maximum == self.maximum)
+        return bool((least & greatest).all())
+
+    def without(self, part: Self, rest: Self) -> Self:
+        """The extrema less those of `part`, where `rest` settles them, or is all other rows."""
+        least = np.where(part.minimum > self.minimum, self.minimum, rest.minimum)
+        greatest = np.where(part.maximum < self.maximum, self.maximum, rest.maximum)
+        return type(self)(self.dtype, least, greatest)
 
 
 def _limits(dtype: np.dtype[Any]) -> tuple[Any, Any]:
