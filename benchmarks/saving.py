@@ -84,9 +84,9 @@ def _run(store: str, output: str) -> tuple[float, list[float], list[float], floa
     calls: dict[str, list[tuple[float, float]]] = {"saving": [], "results": []}
 
     def timed(kind: str, write: Callable[..., None]) -> Callable[..., None]:
-        def call(*arguments: object) -> None:
+        def call(*arguments: object, **options: object) -> None:
             before = time.perf_counter()
-            write(*arguments)
+            write(*arguments, **options)
             calls[kind].append((before - begun, time.perf_counter() - before))
 
         return call

@@ -14,6 +14,7 @@ import io
 import json
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -31,6 +32,8 @@ Tensors = Mapping[str, npt.NDArray[Any]]
 
 DIGEST_KEY = "sha256"
 TEMPORARY = ".streamstats-tmp"
+ATTEMPTS = 10
+"""To take a lock."""
 LONGEST_NAME = 255
 """Bytes of a file's name, on the file systems in use."""
 
@@ -164,7 +167,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not JSON ({error}); it was not written by streamstats, or is damaged") from error
+        raise DataError(
+            f"{path} is not JSON ({error}); it was not written by streamstats, or is damaged; remove it and run again"
+        ) from error
     if not isinstance(document, dict):
         raise DataError(f"{path} holds a JSON {type(document).__name__}, expected an object")
     return document
@@ -259,7 +264,7 @@ def locked(path: Path, document: Mapping[str, Any], keep: Callable[[], bool]) ->
         except OSError as error:
             raise OutputError(f"cannot write {path}: {error.strerror or error}; choose another place") from error
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(descriptor)
         except OSError as error:
             os.close(descriptor)
             raise OutputError(_who_holds(path, error)) from error
@@ -268,8 +273,12 @@ def locked(path: Path, document: Mapping[str, Any], keep: Callable[[], bool]) ->
         os.close(descriptor)  # whoever held it has removed the file in the meantime
     try:
         content = (json.dumps(document, sort_keys=True) + "\n").encode()
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, content, 0)
+        try:
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, content, 0)
+        except OSError as error:
+            remove(path)
+            raise OutputError(f"cannot write {path}: {error.strerror or error}; make room") from error
         failed = True
         try:
             yield
@@ -279,6 +288,18 @@ def locked(path: Path, document: Mapping[str, Any], keep: Callable[[], bool]) ->
                 remove(path)
     finally:
         os.close(descriptor)
+
+
+def _lock(descriptor: int) -> None:
+    """Take the lock; one that is only asked about, for a moment, is waited for. Raises `OSError`."""
+    for _ in range(ATTEMPTS - 1):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.02)
+        else:
+            return
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _is_at(path: Path, descriptor: int) -> bool:
@@ -302,11 +323,11 @@ def _who_holds(path: Path, error: OSError) -> str:
 def is_locked(path: Path) -> bool:
     """Whether a process holds the file at `path`."""
     try:
-        descriptor = os.open(path, os.O_RDWR)
+        descriptor = os.open(path, os.O_RDONLY)
     except OSError:
         return False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     except OSError:

@@ -59,6 +59,17 @@ def parse_rows(text: str) -> tuple[int, int]:
     return start, stop
 
 
+def _checked_rows(rows: object) -> object:
+    if rows is not None and not (isinstance(rows, str) and re.fullmatch(ROWS, rows)):
+        raise ValueError("expected START:STOP, as in 0:1000")
+    if rows is not None:
+        try:
+            parse_rows(str(rows))
+        except UsageError as error:
+            raise ValueError(str(error)) from error
+    return rows
+
+
 class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -130,7 +141,9 @@ class JobConfig(_Model):
         ),
     ] = "error"
     rows: Annotated[
-        str | None, Field(pattern=ROWS, description="Count only these rows, as in 0:1000; default all.")
+        str | None,
+        BeforeValidator(_checked_rows),
+        Field(description="Count only these rows, as in 0:1000; default all."),
     ] = None
     cluster: Annotated[ClusterConfig, Field(description="Where the work is done.")] = ClusterConfig()
 
@@ -213,6 +226,13 @@ class _PlainLoader(yaml.SafeLoader):
 _PlainLoader.add_implicit_resolver(  # YAML 1.1, which PyYAML reads, takes 1e-3 for text
     "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
 )
+
+
+for _digit in "0123456789":  # YAML 1.1 takes 1:30 for ninety
+    _PlainLoader.yaml_implicit_resolvers[_digit] = [
+        ("tag:yaml.org,2002:str", re.compile(r"[0-9]+:[0-9]+$")),
+        *_PlainLoader.yaml_implicit_resolvers.get(_digit, []),
+    ]
 
 
 def _explain_all(problems: Sequence[Any], most: int = 5) -> str:

@@ -36,6 +36,10 @@ class DataError(StreamstatsError):
     exit_status = 4
 
 
+class LostError(DataError):
+    """A chunk is not there: lost, or never written because it would hold nothing but the fill value."""
+
+
 class NonFiniteError(DataError):
     """The data holds NaN or infinities and the policy is to refuse them."""
 

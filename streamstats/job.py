@@ -20,7 +20,7 @@ from .errors import StreamstatsError, UsageError
 from .ledger import LayerStatistics, Rows, common_rows, join_rows, without_rows
 from .plan import Plan, make_plan
 from .reduction import Client, Measured, Policy, Unreadable, open_executor, reduce_tasks
-from .results import MANIFEST, Gaps, check_paths, open_results, remove_leftovers, write_results
+from .results import MANIFEST, Gaps, check_no_store, check_paths, open_results, remove_leftovers, write_results
 
 OnProgress = Callable[[int, int], None]
 """Called with the rows and the decoded bytes that a finished task adds."""
@@ -39,22 +39,21 @@ class Prepared:
 
 @dataclass
 class Outcome:
-    """What a reduction found: the statistics of each layer, and which rows could not be read or were filled."""
+    """What a reduction found: the statistics of each layer, and which rows could not be read."""
 
     statistics: dict[str, LayerStatistics]
     unreadable: list[Unreadable] = field(default_factory=list)
-    filled: dict[str, tuple[Rows, ...]] = field(default_factory=dict)
 
     def gaps(self) -> dict[str, Gaps]:
-        """The rows that are missing or filled, by layer."""
+        """The rows that are missing, by layer."""
         missing: dict[str, list[tuple[Rows, str]]] = {}
         for each in sorted(self.unreadable, key=lambda each: (each.layer, each.rows)):
-            missing.setdefault(each.layer, []).append((each.rows, each.reason))
-        return {
-            layer: Gaps(tuple(missing.get(layer, ())), self.filled.get(layer, ()))
-            for layer in self.statistics
-            if layer in missing or layer in self.filled
-        }
+            known = missing.setdefault(each.layer, [])
+            if known and known[-1][0][1] == each.rows[0]:  # the first reason stands for all that follow it
+                known[-1] = (known[-1][0][0], each.rows[1]), known[-1][1]
+            else:
+                known.append((each.rows, each.reason))
+        return {layer: Gaps(tuple(ranges)) for layer, ranges in missing.items()}
 
 
 def prepare(
@@ -67,16 +66,17 @@ def prepare(
     """Choose the layers of `source` and plan their reduction; no data is read. Arguments and errors as `reduce`."""
     selected = select_layers(source, layers)
     ledger = {layer.name: LayerStatistics.empty(layer) for layer in selected.layers}
-    return _planned(selected, ledger, _missing(selected.layers, ledger), memory, threads)
+    return plan_of(selected, ledger, _missing(selected.layers, ledger), memory, threads)
 
 
-def _planned(
+def plan_of(
     selected: Selected,
     ledger: Mapping[str, LayerStatistics],
     wanted: Mapping[str, Sequence[Rows]],
     memory: str | int,
     threads: int | None,
 ) -> Prepared:
+    """The reduction of the `wanted` rows on top of `ledger`. Raises `UsageError`."""
     try:
         budget = parse_bytes(memory)
     except ValueError as error:
@@ -129,11 +129,9 @@ def _take(outcome: Outcome, found: Measured | Unreadable, on_counted: Callable[[
         outcome.unreadable.append(found)
         return
     counted = outcome.statistics[found.layer].count(
-        found.rows, found.sums, found.extrema, found.first_file, found.files
+        found.rows, found.sums, found.extrema, found.first_file, found.files, found.filled
     )
     outcome.statistics[found.layer] = counted
-    if found.filled:
-        outcome.filled[found.layer] = join_rows([*outcome.filled.get(found.layer, ()), *found.filled])
     if on_counted:
         on_counted(counted)
 
@@ -199,12 +197,19 @@ class Session:
 
     def planned(self, wanted: Mapping[str, Sequence[Rows]], ledger: Mapping[str, LayerStatistics]) -> Prepared:
         """The reduction of the `wanted` rows on top of `ledger`."""
-        return _planned(self.selected, ledger, wanted, self.config.memory, self.config.cluster.threads)
+        return plan_of(self.selected, ledger, wanted, self.config.memory, self.config.cluster.threads)
 
     def write(self, outcome: Outcome) -> None:
         """Leave states, correctors and manifest."""
         keep = not self.restarted
-        write_results(self.output, self.config.source, outcome.statistics, outcome.gaps(), keep_states=keep)
+        write_results(
+            self.output,
+            self.config.source,
+            outcome.statistics,
+            outcome.gaps(),
+            rows=self.config.wanted_rows,
+            keep_states=keep,
+        )
 
 
 @contextmanager
@@ -225,8 +230,7 @@ def open_session(config: JobConfig, *, restart: bool = False, accept_changes: bo
             if restart:
                 ledger = saved.restarted(output, selected.layers)
             else:
-                if (output / MANIFEST).exists():
-                    open_results(output)  # one that cannot be read is better known before the work than after it
+                _check_same_source(output, config.source, accept_changes=accept_changes)
                 ledger = saved.load(output, selected.layers, accept_changes=accept_changes)
             yield Session(config, output, selected, ledger, restart)
     finally:
@@ -250,11 +254,14 @@ def run(
     `open_session` do, and `OutputError`.
     """
     with open_session(config, restart=restart, accept_changes=accept_changes) as session:
+        _check_wanted_rows(session, follow)
         outcome = _run_once(session, on_plan, on_progress)
         if follow is not None:
             for selected in _grown(session, follow):
-                ledger = {layer.name: outcome.statistics[layer.name].of(layer.rows) for layer in selected.layers}
-                outcome = _run_once(replace(session, selected=selected, ledger=ledger), on_plan, on_progress)
+                counted = outcome.statistics
+                ledger = {layer.name: saved.continued(layer, counted.get(layer.name)) for layer in selected.layers}
+                session = replace(session, selected=selected, ledger=ledger, restarted=False)
+                outcome = _run_once(session, on_plan, on_progress)
         return outcome
 
 
@@ -264,7 +271,7 @@ def _run_once(session: Session, on_plan: Callable[[Prepared], None] | None, on_p
     prepared = session.planned(wanted, session.ledger)
     if on_plan:
         on_plan(prepared)
-    saver = saved.Saver(session.output)
+    saver = saved.Saver(session.output, session.ledger.values() if session.restarted else ())
     try:
         outcome = execute(
             prepared,
@@ -273,11 +280,29 @@ def _run_once(session: Session, on_plan: Callable[[Prepared], None] | None, on_p
             on_progress=on_progress,
             on_counted=saver.changed,
         )
+        session.write(outcome)
     except BaseException:
         saver.save()
         raise
-    session.write(outcome)
     return outcome
+
+
+def _check_wanted_rows(session: Session, follow: Follow | None) -> None:
+    """Refuse rows that no layer has, and an output in which other rows are counted than those that are wanted."""
+    rows = session.config.wanted_rows
+    if rows is None:
+        return
+    most = max(layer.rows for layer in session.selected.layers)
+    if rows[0] >= most and follow is None:
+        raise UsageError(f"`rows` is {rows[0]}:{rows[1]}, but no layer has more than {most} rows")
+    for layer in session.selected.layers:
+        others = without_rows(session.ledger[layer.name].covered, [rows])
+        if others:
+            start, stop = others[0]
+            raise UsageError(
+                f"`rows` is {rows[0]}:{rows[1]}, but rows {start}:{stop} of layer {layer.name} are counted in "
+                f"{session.output}; choose another output, or count again with --restart"
+            )
 
 
 def _grown(session: Session, follow: Follow) -> Iterator[Selected]:
@@ -295,8 +320,21 @@ def _grown(session: Session, follow: Follow) -> Iterator[Selected]:
             yield selected
 
 
+def _check_same_source(output: Path, source: str, *, accept_changes: bool) -> None:
+    """Raise `DataError` for a manifest that is damaged, `UsageError` where changes of another store are accepted."""
+    if not (output / MANIFEST).exists():
+        return
+    before = open_results(output).source
+    if accept_changes and before is not None and Path(before).resolve() != Path(source).resolve():
+        raise UsageError(
+            f"{output} was counted from {before}, but the source is {source}; --accept-changes is for the same store: "
+            "count everything again with --restart, or choose another output"
+        )
+
+
 def _check_apart(source: str, output: Path) -> None:
     """Refuse an output that would put files into the calibration store."""
     store, folder = Path(source).resolve(), output.resolve()
     if store in (folder, *folder.parents):
         raise UsageError(f"output {output} lies in the calibration store {source}; choose a folder outside it")
+    check_no_store(output)

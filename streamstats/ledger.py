@@ -34,19 +34,26 @@ class Source:
     """What was counted of one array.
 
     `fingerprint` identifies what the array is made of (dtype, chunks, codecs), whatever its rows; `rows` is how many
-    it had; `covered` and `excluded` are [(start, stop), …] in order and apart: what is counted, and what was taken out
-    for good. `files` int64[n, 2] identifies the files that were counted, as `calibration.identity` numbers them.
+    it had; `covered`, `excluded` and `filled` are [(start, stop), …] in order and apart: what is counted, what was
+    taken out for good, and what was counted with the fill value for a chunk that could not be read. `files` int64[n, 2]
+    identifies the files that were counted, as `calibration.identity` numbers them.
     """
 
     fingerprint: str
     rows: int = 0
     covered: tuple[Rows, ...] = ()
     excluded: tuple[Rows, ...] = ()
+    filled: tuple[Rows, ...] = ()
     files: Identities = field(default_factory=lambda: np.empty((0, 2), np.int64))
 
-    def count(self, rows: Rows, first_file: int, files: Identities) -> Source:
+    def count(self, rows: Rows, first_file: int, files: Identities, filled: Iterable[Rows] = ()) -> Source:
         """With `rows` counted, which are in `files` from the number `first_file` on. Raises `MismatchError`."""
-        return replace(self, covered=add_rows(self.covered, rows), files=_put(self.files, first_file, files))
+        return replace(
+            self,
+            covered=add_rows(self.covered, rows),
+            filled=join_rows([*self.filled, *filled]),
+            files=_put(self.files, first_file, files),
+        )
 
     def forget(self, rows: Rows, uncounted: Sequence[int]) -> Source:
         """With `rows` excluded, whether they were counted or not; the files numbered `uncounted` hold no others."""
@@ -56,6 +63,7 @@ class Source:
             self,
             covered=without_rows(self.covered, [rows]),
             excluded=join_rows([*self.excluded, rows]),
+            filled=without_rows(self.filled, [rows]),
             files=_trimmed(files),
         )
 
@@ -68,7 +76,7 @@ class Source:
         return isinstance(other, Source) and self._key() == other._key()
 
     def _key(self) -> tuple[object, ...]:
-        return self.fingerprint, self.rows, self.covered, self.excluded, self.files.tobytes()
+        return self.fingerprint, self.rows, self.covered, self.excluded, self.filled, self.files.tobytes()
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -106,6 +114,7 @@ class LayerStatistics:
         extrema: ChannelExtrema,
         first_file: int = 0,
         files: Identities | None = None,
+        filled: Iterable[Rows] = (),
     ) -> LayerStatistics:
         """With the statistics of `rows` counted in, which are in `files` from the number `first_file` on.
 
@@ -116,12 +125,8 @@ class LayerStatistics:
             self,
             sums=self.sums.merge(sums),
             extrema=self.extrema.merge(extrema),
-            sources=(self.source.count(rows, first_file, identities),),
+            sources=(self.source.count(rows, first_file, identities, filled),),
         )
-
-    def of(self, rows: int) -> LayerStatistics:
-        """The same, of an array that has `rows` now."""
-        return replace(self, sources=(replace(self.source, rows=rows),))
 
     @property
     def source(self) -> Source:
@@ -182,6 +187,7 @@ class LayerStatistics:
             "rows": self.rows,
             "covered": [list(rows) for rows in self.covered],
             "excluded": [list(rows) for rows in self.excluded],
+            "filled": [list(rows) for source in self.sources for rows in source.filled],
             "stores": len(self.sources),
             "channels": self.channels,
             "channel_axis": self.channel_axis,
@@ -289,8 +295,8 @@ def _trimmed(files: Identities) -> Identities:
 def merge(left: LayerStatistics, right: LayerStatistics) -> LayerStatistics:
     """The statistics over the rows of both. Raises `MismatchError`, with both sides, where they do not fit together.
 
-    Arrays with the same fingerprint are the same store unless files of theirs, counted in both, differ; then the
-    same row counted in both is refused.
+    Arrays with the same fingerprint are the same store unless all files of theirs that are counted in both differ. The
+    same row of one store counted in both is refused.
     """
     _check_alike(left, right)
     sources = list(left.sources)
@@ -335,7 +341,8 @@ def _is_same_store(left: Source, right: Source) -> bool:
     number = min(len(left.files), len(right.files))
     mine, theirs = left.files[:number], right.files[:number]
     both = (mine[:, 0] >= 0) & (theirs[:, 0] >= 0)
-    return bool((mine[both] == theirs[both]).all())
+    equal = (mine == theirs).all(axis=1)
+    return bool(equal[both].any() or not both.any())  # a file that was not full may have been written again
 
 
 def _union(layer: str, left: Source, right: Source) -> Source:
@@ -352,7 +359,8 @@ def _union(layer: str, left: Source, right: Source) -> Source:
     files[counted] = right.files[counted]
     covered = join_rows([*left.covered, *right.covered])
     excluded = without_rows(join_rows([*left.excluded, *right.excluded]), covered)
-    return Source(left.fingerprint, max(left.rows, right.rows), covered, excluded, files)
+    filled = join_rows([*left.filled, *right.filled])
+    return Source(left.fingerprint, max(left.rows, right.rows), covered, excluded, filled, files)
 
 
 def _shown(ranges: Iterable[Rows]) -> str:
@@ -371,6 +379,7 @@ def state_bytes(statistics: LayerStatistics) -> bytes:
     for number, source in enumerate(statistics.sources):
         tensors[f"source.{number}.covered"] = np.array(source.covered, np.int64).reshape(-1, 2)
         tensors[f"source.{number}.excluded"] = np.array(source.excluded, np.int64).reshape(-1, 2)
+        tensors[f"source.{number}.filled"] = np.array(source.filled, np.int64).reshape(-1, 2)
         tensors[f"source.{number}.files"] = source.files
     quantization = statistics.quantization
     metadata = {
@@ -425,16 +434,18 @@ def _from_file(tensors: dict[str, npt.NDArray[Any]], metadata: dict[str, str]) -
 
 
 def _source_from_file(tensors: dict[str, npt.NDArray[Any]], number: int, fingerprint: object, rows: object) -> Source:
-    covered, excluded, files = (tensors[f"source.{number}.{name}"] for name in ("covered", "excluded", "files"))
-    for name, array in (("covered", covered), ("excluded", excluded), ("files", files)):
+    found = {name: tensors[f"source.{number}.{name}"] for name in ("covered", "excluded", "filled", "files")}
+    for name, array in found.items():
         if array.dtype != np.int64 or array.ndim != 2 or array.shape[1] != 2:
             raise ValueError(f"{name} is {array.dtype}{list(array.shape)}; expected int64[n, 2]")
     if type(fingerprint) is not str or type(rows) is not int or rows < 0:
         raise ValueError(f"a source is {fingerprint!r} with {rows!r} rows")
-    counted, taken = (tuple((start, stop) for start, stop in each.tolist()) for each in (covered, excluded))
-    for each in (counted, taken):
+    counted, taken, filled = (
+        tuple((start, stop) for start, stop in found[name].tolist()) for name in ("covered", "excluded", "filled")
+    )
+    for each in (counted, taken, filled):
         if join_rows(each) != each or any(not 0 <= start < stop <= rows for start, stop in each):
             raise ValueError(f"the rows {each} are not ranges of {rows} rows, in order and apart")
     if common_rows(counted, taken):
         raise ValueError("rows are both counted and excluded")
-    return Source(fingerprint, rows, counted, taken, files)
+    return Source(fingerprint, rows, counted, taken, filled, found["files"])

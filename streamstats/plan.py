@@ -228,7 +228,7 @@ def _reading_bytes(layer: Layer, block_budget: int) -> tuple[int, int, int, int]
     if encoding.is_raw:
         return block, encoding.index_bytes, shape[0] * chunk, 0
     number = max(1, block // chunk) if encoding.index_bytes else 1  # without shards, a file at a time
-    unpacked = chunk if encoding.compressor in ("gzip", "zlib") else 0  # which do not decode in place
+    unpacked = 2 * chunk if encoding.compressor in ("gzip", "zlib") else 0  # which do not decode in place
     streamed = chunk + min(chunk, layer.row_bytes) + MOST_JOINED_BYTES  # with what is left of the chunk before
     return block, encoding.index_bytes + number * encoding.most_stored_bytes, streamed + unpacked, 0
 

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from .calibration.identity import Identities, file_range, identities
 from .calibration.layer import Layer, decoding
 from .calibration.reader import Reader, open_reader
-from .errors import DataError, NonFiniteError
+from .errors import DataError, LostError, NonFiniteError
 from .ledger import join_rows
 from .plan import TASKS_IN_FLIGHT, Part, Plan, Rows, Selection, Task, blocks
 from .statistics.extrema import ChannelExtrema
@@ -56,11 +56,12 @@ class Measured:
 
 @dataclass(frozen=True)
 class Unreadable:
-    """Rows of a layer that cannot be read, and why."""
+    """Rows of a layer that cannot be read, and why; `lost` if their chunk is not there at all."""
 
     layer: str
     rows: Rows
     reason: str
+    lost: bool
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,7 @@ def _measure_what_can_be_read(layer: Layer, part: Part, policy: Policy) -> Itera
         except NonFiniteError:
             raise
         except DataError as error:
-            yield Unreadable(layer.name, (rows.start, rows.stop), str(error))
+            yield Unreadable(layer.name, (rows.start, rows.stop), str(error), isinstance(error, LostError))
 
 
 def _measure_channels(

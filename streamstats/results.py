@@ -35,6 +35,8 @@ class Results:
     output: Path
     states: Mapping[str, str]
     correctors: Mapping[str, str | None]
+    source: str | None = None
+    """Where the store was, None for merged results."""
 
     @property
     def layers(self) -> list[str]:
@@ -76,38 +78,51 @@ def open_results(output: str | Path) -> Results:
     manifest = artifacts.read_json(path)
     artifacts.check_format(path, manifest.get("format"), FORMAT)
     try:
-        return _parsed(Path(output), manifest["layers"])
+        return _parsed(Path(output), manifest["layers"], manifest.get("source"))
     except (AttributeError, KeyError, TypeError, UsageError) as error:
         raise DataError(
             f"{path} is damaged ({type(error).__name__}: {error}); remove it, and run again with --restart"
         ) from error
 
 
-def _parsed(output: Path, layers: Mapping[str, Mapping[str, Any]]) -> Results:
+def _parsed(output: Path, layers: Mapping[str, Mapping[str, Any]], source: object) -> Results:
     for layer in layers:
         artifacts.check_layer_name(layer)
     states = {layer: str(entry["state"]["sha256"]) for layer, entry in layers.items()}
-    return Results(output, states, {layer: entry["corrector"].get("sha256") for layer, entry in layers.items()})
+    correctors = {layer: entry["corrector"].get("sha256") for layer, entry in layers.items()}
+    return Results(output, states, correctors, source if isinstance(source, str) else None)
 
 
-def recorded_layers(output: Path) -> list[str]:
-    """The layers that an earlier run left in `output`, none if there was no run. Raises `DataError`."""
-    return open_results(output).layers if (output / MANIFEST).exists() else []
+def read_manifest(output: Path) -> dict[str, Any]:
+    """The manifest of `output` with layers and their rows, empty where there is none. Raises `DataError` for damage."""
+    path = output / MANIFEST
+    if not path.exists():
+        return {}
+    manifest = artifacts.read_json(path)
+    artifacts.check_format(path, manifest.get("format"), FORMAT)
+    try:
+        for layer, entry in manifest["layers"].items():
+            artifacts.check_layer_name(layer)
+            if type(entry["rows"]) is not int:
+                raise TypeError(f"rows of layer {layer} are {entry['rows']!r}")
+            for gap in entry.get("missing", ()):
+                (int(gap["rows"][0]), int(gap["rows"][1]), str(gap["reason"]))
+        if manifest.get("rows") is not None:
+            int(manifest["rows"][0]), int(manifest["rows"][1])
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
+        raise DataError(f"{path} is damaged ({type(error).__name__}: {error}); remove it and run again") from error
+    return manifest
 
 
 @dataclass(frozen=True)
 class Gaps:
-    """What is not as it was stored: rows that could not be read, with the reason, and rows taken for the fill value."""
+    """Rows that could not be read, each range with the reason."""
 
     missing: tuple[tuple[Rows, str], ...] = ()
-    filled: tuple[Rows, ...] = ()
 
     def document(self) -> dict[str, Any]:
         """JSON-ready."""
-        return {
-            "missing": [{"rows": list(rows), "reason": reason} for rows, reason in self.missing],
-            "filled": [list(rows) for rows in self.filled],
-        }
+        return {"missing": [{"rows": list(rows), "reason": reason} for rows, reason in self.missing]}
 
 
 def write_results(
@@ -116,13 +131,14 @@ def write_results(
     statistics: Mapping[str, LayerStatistics],
     gaps: Mapping[str, Gaps] | None = None,
     *,
+    rows: Rows | None = None,
     keep_states: bool = False,
 ) -> None:
     """Write state and corrector of every layer, then the manifest; remove the files of layers that are gone.
 
-    With `keep_states`, what was counted of other layers stays, for a job that wants them again. Nothing is written
-    before all of it is computed, and no file that has its content already. Raises `UsageError` for a mean beyond
-    float64, `OutputError` where a file cannot be written.
+    `rows` are those that the job was limited to. With `keep_states`, what was counted of other layers stays, for a job
+    that wants them again. Nothing is written before all of it is computed, and no file that has its content already.
+    Raises `UsageError` for a mean beyond float64, `OutputError` where a file cannot be written.
     """
     files: dict[Path, bytes] = {}
     known = gaps or {}
@@ -132,6 +148,7 @@ def write_results(
             layer: _entry(output, statistics[layer], files) | known.get(layer, Gaps()).document()
             for layer in sorted(statistics)
         },
+        "rows": rows,
         "source": source,
         "versions": {"streamstats": __version__, "numpy": np.__version__},
     }
@@ -172,6 +189,13 @@ def _write_all(files: Mapping[Path, bytes]) -> None:
 
 def _files_below(folder: Path) -> set[Path]:
     return set(folder.rglob("*.safetensors"))
+
+
+def check_no_store(output: Path) -> None:
+    """Raise `UsageError` if `output` is a zarr array or group."""
+    for name in ("zarr.json", ".zgroup", ".zarray"):
+        if (output / name).exists():
+            raise UsageError(f"output {output} is a zarr store ({name} is in it); choose another folder")
 
 
 def check_paths(output: Path, layers: Iterable[str]) -> None:

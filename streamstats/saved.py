@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -59,8 +59,10 @@ def held(output: Path, source: str, rows: Mapping[str, int]) -> Iterator[None]:
 class Saver:
     """Saves the states that have changed, every few seconds and at the end."""
 
-    def __init__(self, output: Path) -> None:
+    def __init__(self, output: Path, beginning: Iterable[LayerStatistics] = ()) -> None:
+        """The `beginning` of a restart is saved with the first that was counted: old and new are never mixed."""
         self._output = output
+        self._beginning = {each.layer: each for each in beginning}
         self._changed: dict[str, LayerStatistics] = {}
         self._next = time.monotonic() + SAVE_SECONDS
 
@@ -72,8 +74,11 @@ class Saver:
 
     def save(self) -> None:
         """Save what has changed. Raises `OutputError`."""
+        if not self._changed:
+            return
         started = time.monotonic()
-        write_states(self._output, self._changed.values())
+        write_states(self._output, (self._beginning | self._changed).values())
+        self._beginning.clear()
         self._changed.clear()
         now = time.monotonic()
         self._next = now + max(SAVE_SECONDS, SAVING_SHARE * (now - started))
@@ -86,14 +91,15 @@ def load(output: Path, layers: Sequence[Layer], *, accept_changes: bool = False)
     the chunk; `MismatchError` where the job now says something else of a layer.
     """
     states = read_states(output, [layer.name for layer in layers])
-    return {layer.name: _continued(layer, states.get(layer.name), accept_changes) for layer in layers}
+    return {layer.name: continued(layer, states.get(layer.name), accept_changes=accept_changes) for layer in layers}
 
 
-def _continued(layer: Layer, state: LayerStatistics | None, accept_changes: bool) -> LayerStatistics:
+def continued(layer: Layer, state: LayerStatistics | None, *, accept_changes: bool = False) -> LayerStatistics:
+    """What to go on from: `state`, if the store is the one it was counted from. Raises as `load`."""
     if state is None:
         return LayerStatistics.empty(layer)
     source = state.source
-    _check_same_job(layer, state)
+    check_same_job(layer, state)
     state = replace(state, quantization=layer.quantization)  # which is applied to the sums of the codes at the end
     if accept_changes:
         return replace(state, sources=(_accepted(layer, source),))
@@ -114,11 +120,12 @@ def _continued(layer: Layer, state: LayerStatistics | None, accept_changes: bool
             f"layer {layer.name}: chunk {file_key(layer, number)} (rows {first}:{min(stop, layer.rows)}) {said} since "
             f"it was counted; {WAYS_OUT}"
         )
-    return replace(state, sources=(replace(source, rows=layer.rows, files=known),))
+    excluded = common_rows(source.excluded, [(0, layer.rows)])
+    return replace(state, sources=(replace(source, rows=layer.rows, excluded=excluded, files=known),))
 
 
 def restarted(output: Path, layers: Sequence[Layer]) -> dict[str, LayerStatistics]:
-    """Nothing counted of `layers`, and of a state that fits and can be read, what was excluded: that stays."""
+    """Nothing counted of `layers`, but what was excluded stays so. Raises `DataError` for a damaged state."""
     return {layer.name: _restarted(output, layer) for layer in layers}
 
 
@@ -126,17 +133,18 @@ def _restarted(output: Path, layer: Layer) -> LayerStatistics:
     empty = LayerStatistics.empty(layer)
     try:
         source = read_states(output, [layer.name])[layer.name].source
-    except (DataError, MismatchError, KeyError):  # damaged, merged, or not there
+    except (MismatchError, KeyError):  # merged, or not there
         return empty
     excluded = common_rows(source.excluded, [(0, layer.rows)])
     return replace(empty, sources=(replace(empty.source, excluded=excluded),))
 
 
-def _check_same_job(layer: Layer, state: LayerStatistics) -> None:
+def check_same_job(layer: Layer, state: LayerStatistics) -> None:
+    """Raise `MismatchError` where `layer` cannot be added to what was counted."""
     pairs = {
         "dtype": (str(state.sums.dtype), str(layer.dtype.newbyteorder("="))),
-        "channels": (state.channels, layer.channels),
         "channel axis": (state.channel_axis, layer.channel_axis),
+        "channels": (state.channels, layer.channels),
     }
     for what, (counted, asked) in pairs.items():
         if counted != asked:

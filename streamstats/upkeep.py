@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from . import artifacts
 from .calibration.identity import file_key, file_range, rows_of_file
 from .calibration.layer import Layer
+from .calibration.selection import select_layers
 from .config import JobConfig
 from .errors import DataError, MismatchError, UsageError
-from .job import OnProgress, Outcome, Prepared, Session, execute, open_session, prepare
+from .job import OnProgress, Outcome, Prepared, Session, execute, open_session, plan_of
 from .ledger import LayerStatistics, Rows, Source, common_rows, merge, without_rows
 from .reduction import Measured, Policy, open_executor, reduce_tasks
-from .results import MANIFEST, STATE, check_paths, read_states, write_results
-from .saved import LOCK, compared, held
+from .results import STATE, check_no_store, check_paths, read_manifest, read_states, write_results
+from .saved import LOCK, check_same_job, compared, held
 from .statistics.extrema import ChannelExtrema
 
 OnPlan = Callable[[Prepared], None]
@@ -52,7 +54,8 @@ def forget(
         _check_rows(session, chosen, rows, match)
         taken = {layer.name: common_rows(session.ledger[layer.name].covered, [rows]) for layer in chosen}
         empty = {layer.name: LayerStatistics.empty(layer) for layer in session.selected.layers}
-        parts = _measured(session, empty, taken, "report", on_plan, on_progress)
+        missing = config.missing if config.missing == "fill" else "report"
+        parts = _measured(session, empty, taken, missing, on_plan, on_progress)
         ledger, again = dict(session.ledger), {}
         forgotten = []
         for layer in chosen:
@@ -69,7 +72,8 @@ def forget(
             ledger[layer.name] = replace(rest, sources=(_excluding(layer, rest.source, rows),))
             forgotten.append(Forgotten(layer.name, _number(taken[layer.name]), read))
         if again:
-            ledger = _measured(session, ledger, again, "error", on_plan, on_progress)
+            unread: Literal["fill", "error"] = "fill" if config.missing == "fill" else "error"
+            ledger = _measured(session, ledger, again, unread, on_plan, on_progress)
         session.write(Outcome(ledger))
         return forgotten
 
@@ -89,7 +93,7 @@ def _measured(
     session: Session,
     ledger: Mapping[str, LayerStatistics],
     wanted: Mapping[str, Sequence[Rows]],
-    missing: Any,
+    missing: Literal["error", "report", "fill"],
     on_plan: OnPlan | None,
     on_progress: OnProgress | None,
 ) -> dict[str, LayerStatistics]:
@@ -106,12 +110,12 @@ def _extrema_of_the_rest(
 ) -> tuple[ChannelExtrema, int]:
     """The extrema of `whole` less `part`, and how many of the `others` had to be read to find them."""
     read, rest = 0, ChannelExtrema.empty(whole.channels, whole.extrema.dtype)
-    described = {layer.name: layer for layer in session.selected.layers}
-    plan = session.planned({whole.layer: others}, session.ledger).plan
     if not part.rows or whole.extrema.is_settled(part.extrema, rest):
         return whole.extrema, 0
+    described = {layer.name: layer for layer in session.selected.layers}
+    plan = session.planned({whole.layer: others}, session.ledger).plan
     with open_executor(plan.threads, None) as executor:
-        policy = Policy(session.config.nonfinite, "error")
+        policy = Policy(session.config.nonfinite, "fill" if session.config.missing == "fill" else "error")
         for task, results in reduce_tasks(plan, described, executor, policy):
             read += task.rows
             for found in results:
@@ -146,30 +150,33 @@ def merge_outputs(outputs: Sequence[Path], output: Path) -> dict[str, LayerStati
         raise UsageError(f"{output} is one of the outputs to merge; choose another folder")
     merged: dict[str, LayerStatistics] = {}
     for each in outputs:
-        for layer, statistics in _states(each).items():
+        states = _states(each)
+        if not states:
+            raise UsageError(f"{each} has no states; expected the output folder of `streamstats run`")
+        for layer, statistics in states.items():
             try:
                 merged[layer] = merge(merged[layer], statistics) if layer in merged else statistics
             except MismatchError as error:
                 raise MismatchError(f"{each}: {error}") from error
     check_paths(output, merged)
+    check_no_store(output)
+    if isinstance(read_manifest(output).get("source"), str):
+        raise UsageError(f"{output} holds the results of a run; choose another folder for the merged ones")
     artifacts.check_writable(output)
     with held(output, "merge", {layer: statistics.rows for layer, statistics in merged.items()}):
-        write_results(output, sorted({_source_of(each) for each in outputs}), merged)
+        write_results(output, sorted({source for each in outputs for source in _sources_of(each)}), merged)
     return merged
 
 
-def _source_of(output: Path) -> str:
-    return str(_manifest(output).get("source", ""))
-
-
-def _manifest(output: Path) -> dict[str, Any]:
-    return artifacts.read_json(output / MANIFEST) if (output / MANIFEST).exists() else {}
+def _sources_of(output: Path) -> list[str]:
+    source = read_manifest(output).get("source", [])
+    return [source] if isinstance(source, str) else [str(each) for each in source]
 
 
 def _states(output: Path) -> dict[str, LayerStatistics]:
-    layers = [artifacts.layer_of(output / STATE, path) for path in sorted((output / STATE).rglob("*.safetensors"))]
-    if not layers:
-        raise UsageError(f"{output} has no states; expected the output folder of `streamstats run`")
+    """What is counted in `output`: of the layers of its manifest, or of all that there are while there is none."""
+    files = sorted((output / STATE).rglob("*.safetensors"))
+    layers = read_manifest(output).get("layers") or [artifacts.layer_of(output / STATE, path) for path in files]
     return read_states(output, layers)
 
 
@@ -217,15 +224,24 @@ def status(output: Path) -> Status:
             planned = {str(layer): int(rows) for layer, rows in artifacts.read_json(output / LOCK)["layers"].items()}
         except (DataError, KeyError, TypeError, ValueError, AttributeError):
             planned = {}  # a run that was stopped before it had written it
-    reasons = _manifest(output).get("layers", {})
-    states = _states(output) if planned == {} or (output / STATE).is_dir() else {}
+    manifest = read_manifest(output)
+    reasons = manifest.get("layers", {})
+    limit = manifest.get("rows")
+    states = _states(output)
+    if not (states or planned or manifest):
+        raise UsageError(f"{output} has no states; expected the output folder of `streamstats run`")
+    for name, entry in reasons.items():
+        planned.setdefault(name, int(entry["rows"]) if name not in states else 0)
+    wanted = (0, sys.maxsize) if limit is None else (int(limit[0]), int(limit[1]))
     names = sorted({*planned, *states})
-    layers = tuple(_layer_status(name, states.get(name), planned.get(name), reasons.get(name, {})) for name in names)
+    layers = tuple(
+        _layer_status(name, states.get(name), planned.get(name), reasons.get(name, {}), wanted) for name in names
+    )
     return Status(layers, artifacts.is_locked(output / LOCK))
 
 
 def _layer_status(
-    layer: str, state: LayerStatistics | None, planned: int | None, entry: Mapping[str, Any]
+    layer: str, state: LayerStatistics | None, planned: int | None, entry: Mapping[str, Any], limit: Rows
 ) -> LayerStatus:
     if state is None:
         rows = planned or 0
@@ -235,7 +251,7 @@ def _layer_status(
     missing: list[tuple[Rows, str]] = []
     for source in state.sources:
         wanted = max(source.rows, planned or 0) if len(state.sources) == 1 else source.rows
-        for gap in source.missing(wanted):
+        for gap in common_rows(source.missing(wanted), [limit]):
             explained = [(common_rows([gap], [rows])[0], why) for rows, why in told if common_rows([gap], [rows])]
             rest = without_rows([gap], [rows for rows, _ in explained])
             missing += [*explained, *((rows, "not counted yet") for rows in rest)]
@@ -260,33 +276,57 @@ def verify(config: JobConfig, *, on_plan: OnPlan | None = None, on_progress: OnP
     Chunks must be there, decode to their size and have the checksums that are stored with them. What was counted must
     be as it was: the same files, and the same exact sums. Raises `UsageError`, `DataError` for a damaged state.
     """
-    prepared = prepare(config.source, layers=config.rules(), memory=config.memory, threads=config.cluster.threads)
-    if on_plan:
-        on_plan(prepared)
-    outcome = execute(prepared, nonfinite="skip", missing="report", on_progress=on_progress)
-    problems = [Problem(each.layer, each.rows, each.reason) for each in outcome.unreadable]
-    layers = {layer.name: layer for layer in prepared.selected.layers}
-    for name, state in read_states(Path(config.output), layers).items():
-        problems += _differences(layers[name], state, outcome.statistics[name])
+    selected = select_layers(config.source, config.rules())
+    layers = {layer.name: layer for layer in selected.layers}
+    states = read_states(Path(config.output), layers)
+    for name, state in states.items():
+        check_same_job(layers[name], state)
+    empty = {name: LayerStatistics.empty(layer) for name, layer in layers.items()}
+    counted = {name: common_rows(state.source.covered, [(0, layers[name].rows)]) for name, state in states.items()}
+    others = {}
+    for name, layer in layers.items():
+        wanted_rows = common_rows([config.wanted_rows or (0, layer.rows)], [(0, layer.rows)])
+        others[name] = without_rows(wanted_rows, [*counted.get(name, ()), *_excluded(states.get(name))])
+    found, unreadable = dict(empty), []
+    for wanted in (counted, others):
+        prepared = plan_of(selected, empty, wanted, config.memory, config.cluster.threads)
+        if on_plan:
+            on_plan(prepared)
+        outcome = execute(prepared, nonfinite="skip", missing="report", on_progress=on_progress)
+        unreadable += outcome.unreadable
+        if wanted is counted:
+            found = outcome.statistics
+    allowed = config.missing == "fill"  # a store that leaves out chunks of fill values
+    wrong = [each for each in unreadable if not (allowed and each.lost)]
+    problems = [Problem(each.layer, each.rows, each.reason) for each in wrong]
+    for name, state in states.items():
+        problems += _differences(layers[name], state, found[name])
+    for name, entry in read_manifest(Path(config.output)).get("layers", {}).items():
+        if name not in {*layers, *selected.left_out}:
+            problems.append(Problem(name, (0, int(entry["rows"])), "was counted, and is not in the store any more"))
     return sorted(problems, key=lambda each: (each.layer, each.rows))
+
+
+def _excluded(state: LayerStatistics | None) -> Sequence[Rows]:
+    return () if state is None else state.source.excluded
 
 
 def _differences(layer: Layer, state: LayerStatistics, found: LayerStatistics) -> Iterator[Problem]:
     """What is not as it was when `state` was counted, where `found` is what is there now."""
-    if len(state.sources) != 1:
-        return
     if state.source.fingerprint != layer.fingerprint:
         yield Problem(layer.name, (0, layer.rows), "dtype, chunks or codecs are not those that were counted")
         return
+    same_rows = state.covered == found.covered
+    same_sums = (state.sums, state.extrema) == (found.sums, found.extrema)
+    but = ", but gives the same sums: `run --accept-changes` keeps them" if same_rows and same_sums else ""
     for number, said in compared(layer, state.source)[1]:
         first, stop = rows_of_file(layer, number)
         where = f"chunk {file_key(layer, number)}"
-        yield Problem(layer.name, (first, min(stop, state.source.rows)), f"{where} {said} since it was counted")
+        yield Problem(layer.name, (first, min(stop, state.source.rows)), f"{where} {said} since it was counted{but}")
     for start, stop in state.covered:
         if stop > layer.rows:
             yield Problem(layer.name, (max(start, layer.rows), stop), "was counted, and is not there any more")
-    same_rows = state.covered == found.covered
-    if same_rows and (state.sums != found.sums or state.extrema != found.extrema):
+    if same_rows and not same_sums:
         yield Problem(
             layer.name, (state.covered[0][0], state.covered[-1][1]), "does not give the sums that were counted"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -190,6 +191,26 @@ def test_verify_finds_any_change_of_what_was_counted(tmp_path: Path, stored: str
     assert "sums that were counted" in problems[-1].problem or "cannot be read" in problems[-1].problem
 
 
+def test_verify_takes_chunks_that_were_never_written_for_fill_values_where_the_job_does(tmp_path: Path) -> None:
+    values = samples(ROWS, 6, 4)
+    values[2:4] = 0
+    store = build_store(tmp_path / "s.zarr", {"block/conv": values})
+    assert not (store / "block/conv/c/1/0/0").exists()
+    assert [problem.rows for problem in upkeep.verify(config(store))] == [(2, 4)]
+    assert upkeep.verify(config(store, missing="fill")) == []
+    flip_a_bit(store / "block/conv/c/0/0/0")
+    assert [problem.rows for problem in upkeep.verify(config(store, missing="fill"))] == [(0, 2)]
+
+
+def test_verify_names_layers_that_were_counted_and_are_gone(tmp_path: Path) -> None:
+    store = build_store(tmp_path / "s.zarr", {"a": samples(4, 3), "b": samples(4, 3)})
+    job.run(config(store))
+    shutil.rmtree(store / "b")
+    assert [(each.layer, each.problem) for each in upkeep.verify(config(store))] == [
+        ("b", "was counted, and is not in the store any more")
+    ]
+
+
 def test_verify_says_in_a_table_what_is_wrong_and_ends_with_4(tmp_path: Path) -> None:
     store, _, chunk = damaged_store(tmp_path, "crc32c", "truncation")
     text = f"source: {store}\noutput: {tmp_path / 'out'}\n"
@@ -199,6 +220,28 @@ def test_verify_says_in_a_table_what_is_wrong_and_ends_with_4(tmp_path: Path) ->
     assert "block/conv  2:4" in found.stdout
     repair(tmp_path, "crc32c", chunk)
     assert streamstats("verify", tmp_path / "job.yaml").returncode == 0
+
+
+def test_verify_checks_the_sums_also_after_forgetting_and_appending(tmp_path: Path) -> None:
+    store, _, chunk = damaged_store(tmp_path, "raw", "bit flip")
+    repair(tmp_path, "raw", chunk)
+    job.run(config(store))
+    upkeep.forget(config(store), (6, 7))
+    assert upkeep.verify(config(store)) == []
+    before = chunk.stat()
+    flip_a_bit(chunk)
+    os.utime(chunk, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert ["sums that were counted" in each.problem for each in upkeep.verify(config(store))] == [True]
+
+
+def test_forgetting_takes_the_fill_value_where_the_job_does(tmp_path: Path) -> None:
+    store, values, _ = damaged_store(tmp_path, "zstd", "deleted")
+    job.run(config(store, missing="fill"))
+    upkeep.forget(config(store, missing="fill"), (1, 3))
+    values[2:4] = 0
+    outcome = job.run(config(store, missing="fill"))
+    assert_counted(outcome, np.delete(values, [1, 2], axis=0))
+    assert outcome.statistics["block/conv"].source.filled == ((3, 4),)
 
 
 def test_the_exit_statuses_are_4_3_and_0(tmp_path: Path) -> None:

@@ -215,6 +215,36 @@ def test_following_ends_with_a_signal_after_saving(tmp_path: Path) -> None:
     assert upkeep.status(tmp_path / "out").complete
 
 
+def test_a_layer_that_appears_while_its_store_is_followed_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job, "POLL_SECONDS", 0.01)
+    record(tmp_path / "s.zarr", samples(10, 8))
+    planned: list[int] = []
+
+    def another(_prepared: job.Prepared) -> None:
+        if not planned:
+            with Recorder(tmp_path / "s.zarr") as recorder:
+                recorder.append("new", samples(4, 8))
+        planned.append(1)
+
+    outcome = job.run(config(tmp_path / "s.zarr"), follow=job.Follow(idle=1), on_plan=another)
+    assert {name: found.rows for name, found in outcome.statistics.items()} == {"conv": 10, "new": 4}
+    assert results(tmp_path / "out") == undisturbed(tmp_path / "s.zarr", tmp_path)
+
+
+def test_a_restart_that_is_stopped_never_mixes_old_counts_with_new(tmp_path: Path) -> None:
+    first = build_store(tmp_path / "s.zarr", {"a": samples(600, 8, 16), "b": samples(600, 8, 16)})
+    job.run(config(first))
+    build_store(tmp_path / "t.zarr", {"a": samples(600, 8, 16, seed=5), "b": samples(600, 8, 16, seed=6)})
+    process = start("run", write_job(tmp_path, source=str(tmp_path / "t.zarr")), "--restart")
+    wait_for(lambda: upkeep.status(tmp_path / "out").layers[0].counted < 600)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    job.run(config(tmp_path / "t.zarr", tmp_path / "out"))
+    assert results(tmp_path / "out") == undisturbed(tmp_path / "t.zarr", tmp_path)
+
+
 # Forgotten
 
 
@@ -429,6 +459,45 @@ def test_another_description_of_a_layer_is_an_error_and_another_quantisation_is_
     assert results(tmp_path / "new") == before
 
 
+def test_another_range_of_rows_needs_another_output(tmp_path: Path) -> None:
+    store = build_store(tmp_path / "s.zarr", {"conv": samples(20, 3)})
+    job.run(config(store, rows="0:8"))
+    assert upkeep.status(tmp_path / "out").complete
+    with pytest.raises(
+        UsageError, match=r"`rows` is 4:12, but rows 0:4 of layer conv are counted in .*; choose another"
+    ):
+        job.run(config(store, rows="4:12"))
+    assert job.run(config(store, rows="4:12"), restart=True).statistics["conv"].covered == ((4, 12),)
+    with pytest.raises(UsageError, match="`rows` is 20:30, but no layer has more than 20 rows"):
+        job.run(config(store, tmp_path / "other", rows="20:30"))
+
+
+def test_changes_are_not_accepted_of_another_store(tmp_path: Path) -> None:
+    first, second = (build_store(tmp_path / f"{name}.zarr", {"conv": samples(20, 3)}) for name in "ab")
+    job.run(config(first))
+    with pytest.raises(UsageError, match=r"out was counted from .*a\.zarr, but the source is .*b\.zarr; --accept-ch"):
+        job.run(config(second), accept_changes=True)
+
+
+def test_results_are_not_merged_into_a_store_or_over_a_run(tmp_path: Path) -> None:
+    for name in "ab":
+        job.run(config(build_store(tmp_path / f"{name}.zarr", {name: samples(20, 3)}), tmp_path / name))
+    outputs = [tmp_path / "a", tmp_path / "b"]
+    with pytest.raises(UsageError, match=r"is a zarr store \(zarr.json is in it\)"):
+        upkeep.merge_outputs(outputs, tmp_path / "a.zarr")
+    job.run(config(tmp_path / "a.zarr", tmp_path / "c"))
+    with pytest.raises(UsageError, match="holds the results of a run; choose another folder"):
+        upkeep.merge_outputs(outputs, tmp_path / "c")
+    upkeep.merge_outputs(outputs, tmp_path / "all")
+    upkeep.merge_outputs(outputs, tmp_path / "all")  # again, as one does when there is more
+
+
+def test_status_notices_that_the_state_of_a_counted_layer_is_gone(tmp_path: Path) -> None:
+    job.run(config(build_store(tmp_path / "s.zarr", {"a": samples(20, 3), "b": samples(20, 3)})))
+    (tmp_path / "out/state/b.safetensors").unlink()
+    assert not upkeep.status(tmp_path / "out").complete
+
+
 # Two at once
 
 
@@ -449,7 +518,7 @@ def test_a_second_run_says_who_is_in_the_output(tmp_path: Path) -> None:
 
 
 def test_the_lock_of_a_process_that_is_gone_holds_nobody_up(tmp_path: Path) -> None:
-    store = build_store(tmp_path / "s.zarr", {"conv": samples(600, 3)})
+    store = build_store(tmp_path / "s.zarr", {"conv": samples(2000, 8, 16)})
     process = start("run", write_job(tmp_path))
     wait_for(lambda: (tmp_path / "out/state/conv.safetensors").exists())
     assert upkeep.status(tmp_path / "out").running

@@ -223,27 +223,27 @@ def _decode_lz4(stored: Bytes, out: Bytes) -> None:
 
 def _decode_gzip(stored: Bytes, out: Bytes) -> None:
     """One member, or several one behind the other."""
-    done, rest = 0, stored.tobytes()
-    while rest:
+    done, rest = 0, stored.data
+    while len(rest):
         done, rest = _inflate(zlib.decompressobj(wbits=31), rest, out, done)
     if done != out.size:
         raise ValueError(f"a chunk does not decode to {out.size} bytes")
 
 
 def _decode_zlib(stored: Bytes, out: Bytes) -> None:
-    done, rest = _inflate(zlib.decompressobj(wbits=15), stored.tobytes(), out, 0)
-    if done != out.size or rest:
+    done, rest = _inflate(zlib.decompressobj(wbits=15), stored.data, out, 0)
+    if done != out.size or len(rest):
         raise ValueError(f"a chunk does not decode to {out.size} bytes")
 
 
-def _inflate(decoder: Any, stored: bytes, out: Bytes, start: int) -> tuple[int, bytes]:
+def _inflate(decoder: Any, stored: memoryview, out: Bytes, start: int) -> tuple[int, memoryview]:
     """Decode a stream into `out` from `start`: where it ends there, and what follows it in `stored`."""
     decoded = decoder.decompress(stored, out.size - start + 1)
     stop = start + len(decoded)
     if stop > out.size or not decoder.eof:
         raise ValueError(f"a chunk does not decode to {out.size} bytes")
     out[start:stop] = np.frombuffer(decoded, np.uint8)
-    return stop, decoder.unused_data
+    return stop, memoryview(decoder.unused_data)
 
 
 def _check_declared(declared: int, out: Bytes) -> None:

@@ -22,7 +22,7 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import LocalStore
 
-from ..errors import DataError, first_line
+from ..errors import DataError, LostError, first_line
 from ..statistics.pieces import Accumulator, Intake
 from .batches import feed
 from .encoding import ABSENT, Bytes, ChunkKeys, Encoding
@@ -81,17 +81,20 @@ def _new_block(layer: Layer, selection: Selection) -> npt.NDArray[Any]:
 
 def _damage(layer: Layer, inside: Selection, error: Exception, key: str) -> DataError:
     where = f"chunk {key} (rows {inside[0].start}:{inside[0].stop})"
-    return DataError(f"layer {layer.name}: {where} cannot be read: {first_line(error)}; repair the store")
+    return DataError(
+        f"layer {layer.name}: {where} cannot be read: {first_line(error)}; repair the store, or set "
+        "`missing: report` to go on without these rows"
+    )
 
 
-def _lost(layer: Layer, inside: Selection, key: str) -> DataError:
+def _lost(layer: Layer, inside: Selection, key: str) -> LostError:
     rows = f"rows {inside[0].start}:{inside[0].stop}"
     if layer.recorded:
-        return DataError(
+        return LostError(
             f"layer {layer.name}: chunk {key} ({rows}) was recorded and is missing; restore it, or record the layer "
             "again, or set `missing: report` to go on without these rows"
         )
-    return DataError(
+    return LostError(
         f"layer {layer.name}: chunk {key} ({rows}) is missing; restore it, or set `missing: fill` if the store leaves "
         "out chunks that hold nothing but the fill value, or `missing: report` to go on without these rows"
     )
@@ -151,7 +154,7 @@ class ZarrReader:
         except FileNotFoundError as error:
             raise _lost(self._layer, inside, key) from error
         if size == 0:
-            raise ValueError(f"chunk {key} is empty")
+            raise ValueError("it is empty")
 
     def measure(self, selection: Selection, accumulator: Accumulator) -> None:
         """As `Reader.measure`."""
@@ -244,6 +247,8 @@ class FileReader:
         found = os.fstat(self._file)
         if not S_ISREG(found.st_mode):
             raise ValueError("it is not a file")
+        if not found.st_size:
+            raise ValueError("it is empty")
         self._size = found.st_size
         size = self._encoding.index_bytes
         if size:
@@ -288,6 +293,9 @@ class FileReader:
             return None
         places = self._places(shard, rows, [numbers[0] for numbers in others])
         if places.min() < 0 or (places[:, 0] > self._size - places[:, 1]).any():  # a sum of the two could overflow
+            return None
+        in_order = places[places[:, 0].argsort()]
+        if (in_order[:-1].sum(axis=1) > in_order[1:, 0]).any():  # chunks that share bytes: decoding changes headers
             return None
         first, last = int(places[:, 0].min()), int(places.sum(axis=1).max())
         if last - first > len(rows) * encoding.most_stored_bytes:

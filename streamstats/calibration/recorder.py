@@ -40,6 +40,7 @@ class Recorder:
         self._store = str(store)
         self._chunk_bytes = chunk_bytes
         self._open: dict[str, _OpenLayer] = {}
+        self._closed = False
         _check_version(Path(store))
         try:
             self._group = zarr.open_group(self._store, mode="a", zarr_format=3, use_consolidated=False)
@@ -60,6 +61,8 @@ class Recorder:
         `UsageError` for a name or values that cannot be a layer, `OutputError` where it cannot be written. A call
         that raises has appended nothing.
         """
+        if self._closed:
+            raise UsageError(f"samples are appended to layer {layer} of {self._store}, but the recorder is closed")
         samples = np.asarray(samples)
         samples = samples.astype(samples.dtype.newbyteorder("="), copy=False)
         if layer not in self._open:
@@ -68,6 +71,7 @@ class Recorder:
 
     def close(self) -> None:
         """Write and commit what waits in memory. Raises the first `OutputError`, after every layer had its turn."""
+        self._closed = True
         errors = []
         for layer in self._open.values():
             try:

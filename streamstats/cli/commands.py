@@ -55,6 +55,12 @@ def run(options: Namespace) -> int:
             on_progress=watch.advance,
         )
     _print_layers(outcome.statistics, options.json)
+    for layer, statistics in outcome.statistics.items():
+        filled = [rows for source in statistics.sources for rows in source.filled]
+        if filled:
+            say(
+                f"note: layer {layer}: rows {row_ranges(filled[:NAMED])} have chunks that were taken for the fill value"
+            )
     say(f"wrote {config.output}; look at it with: streamstats inspect {config.output}")
     if not outcome.unreadable:
         return 0
@@ -130,7 +136,7 @@ def status(options: Namespace) -> int:
         rows = [
             [layer.layer, f"{layer.counted:,}", f"{layer.rows:,}", row_ranges(layer.excluded), span, why]
             for layer in found.layers
-            for span, why in [(row_ranges([rows]), why) for rows, why in layer.missing[:NAMED]] or [("none", "")]
+            for span, why in _gaps(layer.missing)
         ]
         print_table(["layer", "counted", "of rows", "excluded", "missing", "because"], rows)
     if found.running:
@@ -138,6 +144,14 @@ def status(options: Namespace) -> int:
     elif not found.complete:
         say("not complete; repair what cannot be read, if anything, and go on with: streamstats run CONFIG")
     return 0 if found.complete else INCOMPLETE
+
+
+def _gaps(missing: Sequence[tuple[tuple[int, int], str]]) -> list[tuple[str, str]]:
+    """Lines for the first of the rows that are missing, and for how many ranges there are beside."""
+    lines = [(row_ranges([rows]), why) for rows, why in missing[:NAMED]]
+    if len(missing) > NAMED:
+        lines.append((f"{len(missing) - NAMED} more", "see --json"))
+    return lines or [("none", "")]
 
 
 def verify(options: Namespace) -> int:

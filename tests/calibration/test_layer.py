@@ -357,7 +357,9 @@ def test_a_chunk_that_zarr_cannot_decode_is_damage_that_names_layer_and_rows(tmp
     content[content.find(samples(*SHAPE)[2:4].tobytes())] ^= 1
     store.write_bytes(content)
     assert read(layer, slice(0, 2)).shape == (2, 3, 4)
-    with pytest.raises(DataError, match=r"layer layer: rows 2:4 cannot be read: .*; repair the store"):
+    with pytest.raises(
+        DataError, match=r"layer layer: chunk c/1/0/0 \(rows 2:4\) cannot be read: .*; repair the store"
+    ):
         read(layer, slice(2, 4))
 
 

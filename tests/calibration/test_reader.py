@@ -413,7 +413,22 @@ def test_an_index_whose_sums_overflow_is_damage(tmp_path: Path, name: str, entri
     assert_damaged(layer, "its index puts chunk", "[23]:[34]")
 
 
-@pytest.mark.parametrize("size", [0, 1, 31, 35])
+@pytest.mark.parametrize("cname", ["lz4", "zstd"])
+def test_chunks_of_a_shard_that_share_their_bytes_are_read_one_by_one(tmp_path: Path, cname: Any) -> None:
+    codecs = [BloscCodec(cname=cname, blocksize=2**15)]
+    values = samples(2, 2**19, 2) % 50
+    options = {"chunks": (2, 2**19, 2), "compressors": None}
+    layer = written(tmp_path, values, serializer=sharding((1, 2**19, 2), codecs, checksum=False), **options)
+    path = tmp_path / "layer/c/0/0/0"
+    content = path.read_bytes()
+    path.write_bytes(content[:-16] + content[-32:-16])
+    expected = np.stack([values[0], values[0]])
+    with open_reader(layer) as reader:
+        everything = tuple(slice(0, extent) for extent in values.shape)
+        assert measured(reader, everything, values) == added(expected)
+
+
+@pytest.mark.parametrize("size", [1, 31, 35])
 def test_an_index_at_the_start_that_is_cut_off_is_damage(tmp_path: Path, size: int) -> None:
     serializer = sharding((1, 6, 8), [ZstdCodec()], at="start")
     layer = written(tmp_path, samples(*SHAPE), chunks=(2, 6, 8), compressors=None, serializer=serializer)

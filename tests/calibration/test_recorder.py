@@ -184,13 +184,26 @@ def test_no_rows_make_an_empty_layer(tmp_path: Path) -> None:
 
 
 def test_closing_twice_and_closing_nothing_change_nothing(tmp_path: Path) -> None:
+    Recorder(tmp_path).close()
     recorder = Recorder(tmp_path)
-    recorder.close()
     recorder.append("layer", rows(3))
     recorder.close()
     before = files(tmp_path)
     recorder.close()
+    with pytest.raises(UsageError, match=r"are appended to layer layer of .*, but the recorder is closed"):
+        recorder.append("layer", rows(3))
     assert files(tmp_path) == before
+
+
+def test_an_array_of_others_that_was_appended_to_may_still_leave_out_fill_values(tmp_path: Path) -> None:
+    build_store(tmp_path, {"layer": np.concatenate([rows(4), 0 * rows(2)])})  # zarr does not write the last chunk
+    record(tmp_path, rows(2, seed=1))
+    layer = stored_layer(tmp_path, "layer")
+    assert layer is not None
+    assert not layer.recorded
+    with open_reader(layer, fill=True) as reader:
+        found = reader.read(tuple(slice(0, extent) for extent in layer.shape))
+        np.testing.assert_array_equal(found, np.concatenate([rows(4), 0 * rows(2), rows(2, seed=1)]))
 
 
 def test_rows_that_wait_are_written_even_if_the_caller_fails(tmp_path: Path) -> None:
