@@ -11,7 +11,7 @@ import sys
 from streamstats import job, reduction
 
 
-def _end(*_: object) -> None:
+def _end(*_: object, **__: object) -> None:
     os._exit(0)
 
 
