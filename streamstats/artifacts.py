@@ -255,14 +255,14 @@ def locked(path: Path, document: Mapping[str, Any], keep: Callable[[], bool]) ->
 
     Where the block fails and `keep` says so, the file stays, to tell what was going on; it holds nobody up: the lock is
     the operating system's, and goes with its process. Raises `OutputError`, with what the file says, where another
-    process has it.
+    process has it, and `UsageError` where no file can be.
     """
     while True:
         try:
             _make_folder(path.parent)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
-            raise OutputError(f"cannot write {path}: {error.strerror or error}; choose another place") from error
+            raise UsageError(f"cannot write {path}: {error.strerror or error}; choose another place") from error
         try:
             _lock(descriptor)
         except OSError as error:
@@ -335,16 +335,6 @@ def is_locked(path: Path) -> bool:
     finally:
         os.close(descriptor)
     return False
-
-
-def check_writable(folder: Path) -> None:
-    """Make `folder` and try to write a file in it, so that a job fails before its work. Raises `UsageError`."""
-    probe = folder / ".streamstats-probe"
-    try:
-        write_bytes(probe, b"")
-    except OutputError as error:
-        raise UsageError(str(error)) from error
-    remove(probe)
 
 
 def remove_if_empty(folder: Path) -> None:

@@ -17,10 +17,11 @@ from .calibration.layer import Layer
 from .calibration.selection import LayerRule, Selected, select_layers
 from .config import DEFAULT_MEMORY, JobConfig, available_cores, parse_bytes
 from .errors import StreamstatsError, UsageError
-from .ledger import LayerStatistics, Rows, common_rows, join_rows, without_rows
+from .ledger import LayerStatistics
 from .plan import Plan, make_plan
 from .reduction import Client, Measured, Policy, Unreadable, open_executor, reduce_tasks
 from .results import MANIFEST, Gaps, check_no_store, check_paths, open_results, remove_leftovers, write_results
+from .rows import Rows, common_rows, join_rows, without_rows
 
 OnProgress = Callable[[int, int], None]
 """Called with the rows and the decoded bytes that a finished task adds."""
@@ -53,7 +54,7 @@ class Outcome:
                 known[-1] = (known[-1][0][0], each.rows[1]), known[-1][1]
             else:
                 known.append((each.rows, each.reason))
-        return {layer: Gaps(tuple(ranges)) for layer, ranges in missing.items()}
+        return {layer: tuple(ranges) for layer, ranges in missing.items()}
 
 
 def prepare(
@@ -117,20 +118,22 @@ def execute(
             policy = Policy(nonfinite, missing)
             for task, results in reduce_tasks(prepared.plan, described, executor, policy):
                 for found in results:
-                    _take(outcome, found, on_counted)
+                    _take(outcome, described[found.layer], found, on_counted)
                 if on_progress:
                     on_progress(task.rows, task.bytes)
     _check_complete(prepared, outcome)
     return outcome
 
 
-def _take(outcome: Outcome, found: Measured | Unreadable, on_counted: Callable[[LayerStatistics], None] | None) -> None:
+def _take(
+    outcome: Outcome, layer: Layer, found: Measured | Unreadable, on_counted: Callable[[LayerStatistics], None] | None
+) -> None:
     if isinstance(found, Unreadable):
         outcome.unreadable.append(found)
         return
-    counted = outcome.statistics[found.layer].count(
-        found.rows, found.sums, found.extrema, found.first_file, found.files, found.filled
-    )
+    before = outcome.statistics[found.layer]
+    saved.check_unchanged(layer, before.source, found.first_file, found.files)
+    counted = before.count(found.rows, found.sums, found.extrema, found.first_file, found.files, found.filled)
     outcome.statistics[found.layer] = counted
     if on_counted:
         on_counted(counted)
@@ -199,17 +202,10 @@ class Session:
         """The reduction of the `wanted` rows on top of `ledger`."""
         return plan_of(self.selected, ledger, wanted, self.config.memory, self.config.cluster.threads)
 
-    def write(self, outcome: Outcome) -> None:
+    def write(self, statistics: Mapping[str, LayerStatistics], gaps: Mapping[str, Gaps]) -> None:
         """Leave states, correctors and manifest."""
-        keep = not self.restarted
-        write_results(
-            self.output,
-            self.config.source,
-            outcome.statistics,
-            outcome.gaps(),
-            rows=self.config.wanted_rows,
-            keep_states=keep,
-        )
+        rows, keep = self.config.wanted_rows, not self.restarted
+        write_results(self.output, self.config.source, statistics, gaps, rows=rows, keep_states=keep)
 
 
 @contextmanager
@@ -223,7 +219,6 @@ def open_session(config: JobConfig, *, restart: bool = False, accept_changes: bo
     output = Path(config.output)
     _check_apart(config.source, output)
     check_paths(output, [layer.name for layer in selected.layers])
-    artifacts.check_writable(output)
     try:
         with saved.held(output, config.source, {layer.name: layer.rows for layer in selected.layers}):
             remove_leftovers(output)
@@ -280,7 +275,7 @@ def _run_once(session: Session, on_plan: Callable[[Prepared], None] | None, on_p
             on_progress=on_progress,
             on_counted=saver.changed,
         )
-        session.write(outcome)
+        session.write(outcome.statistics, outcome.gaps())
     except BaseException:
         saver.save()
         raise

@@ -21,11 +21,11 @@ from .calibration.identity import UNCOUNTED, Identities
 from .calibration.layer import Layer
 from .errors import DataError, MismatchError, UsageError
 from .quantization import Quantization
+from .rows import Rows, add_rows, common_rows, join_rows, missing_rows, row_count, shown, without_rows
 from .statistics.exact import is_canonical
 from .statistics.extrema import ChannelExtrema
 from .statistics.mean import ChannelMean
 
-Rows = tuple[int, int]
 FORMAT = "streamstats.state/2"
 
 
@@ -151,7 +151,7 @@ class LayerStatistics:
     @property
     def rows(self) -> int:
         """How many rows are counted."""
-        return sum(stop - start for start, stop in self.covered)
+        return row_count(self.covered)
 
     @property
     def channels(self) -> int:
@@ -200,77 +200,6 @@ class LayerStatistics:
     def sums_digest(self) -> str:
         """SHA-256 (hex) of the exact sums and counts."""
         return content_digest(self.sums.arrays(), {"dtype": str(self.sums.dtype)})
-
-
-def add_rows(covered: Sequence[Rows], rows: Rows) -> tuple[Rows, ...]:
-    """`covered` with `rows` added, neighbours joined. Raises `MismatchError` where they overlap or are no range.
-
-    >>> add_rows(((0, 4), (8, 9)), (4, 8))
-    ((0, 9),)
-    """
-    if not 0 <= rows[0] <= rows[1]:
-        raise MismatchError(f"rows {rows[0]}:{rows[1]} are not a range; expected 0 ≤ start ≤ stop")
-    if rows[0] == rows[1]:
-        return tuple(covered)
-    merged: list[Rows] = []
-    for start, stop in sorted([*covered, rows]):
-        if merged and start < merged[-1][1]:
-            raise MismatchError(f"rows {start}:{min(stop, merged[-1][1])} are counted already; expected each row once")
-        if merged and start == merged[-1][1]:
-            merged[-1] = (merged[-1][0], stop)
-        else:
-            merged.append((start, stop))
-    return tuple(merged)
-
-
-def missing_rows(covered: Iterable[Rows], rows: int) -> tuple[Rows, ...]:
-    """The ranges of 0…`rows` that `covered` (in order, apart) leaves out.
-
-    >>> missing_rows(((2, 4),), 6)
-    ((0, 2), (4, 6))
-    """
-    gaps: list[Rows] = []
-    reached = 0
-    for start, stop in (*covered, (rows, rows)):
-        if reached < start:
-            gaps.append((reached, start))
-        reached = max(reached, stop)
-    return tuple(gaps)
-
-
-def join_rows(ranges: Iterable[Rows]) -> tuple[Rows, ...]:
-    """The union of `ranges`, which may overlap, in order and apart.
-
-    >>> join_rows([(4, 6), (0, 2), (5, 9), (2, 3)])
-    ((0, 3), (4, 9))
-    """
-    joined: list[Rows] = []
-    for start, stop in sorted(ranges):
-        if joined and start <= joined[-1][1]:
-            joined[-1] = (joined[-1][0], max(stop, joined[-1][1]))
-        elif start < stop:
-            joined.append((start, stop))
-    return tuple(joined)
-
-
-def common_rows(left: Iterable[Rows], right: Sequence[Rows]) -> tuple[Rows, ...]:
-    """The rows that are in both.
-
-    >>> common_rows([(0, 4), (6, 9)], [(2, 7)])
-    ((2, 4), (6, 7))
-    """
-    pairs = ((max(a, c), min(b, d)) for a, b in left for c, d in right)
-    return join_rows(pair for pair in pairs if pair[0] < pair[1])
-
-
-def without_rows(ranges: Sequence[Rows], taken: Iterable[Rows]) -> tuple[Rows, ...]:
-    """`ranges` less what is `taken`.
-
-    >>> without_rows([(0, 9)], [(2, 4)])
-    ((0, 2), (4, 9))
-    """
-    last = max((stop for _, stop in ranges), default=0)
-    return common_rows(ranges, missing_rows(join_rows(taken), last))
 
 
 def _put(files: Identities, first: int, added: Identities) -> Identities:
@@ -348,8 +277,10 @@ def _is_same_store(left: Source, right: Source) -> bool:
 def _union(layer: str, left: Source, right: Source) -> Source:
     twice = common_rows(left.covered, right.covered)
     if twice:
+        known = (left.files >= 0).any() and (right.files >= 0).any()
+        why = "" if known else " (nothing tells their stores apart, so equal layouts are taken for one store)"
         raise MismatchError(
-            f"layer {layer}: rows {_shown(twice)} are counted in both; expected each row once; merge outputs of "
+            f"layer {layer}: rows {shown(twice)} are counted in both{why}; expected each row once; merge outputs of "
             "different stores or of different rows"
         )
     number = max(len(left.files), len(right.files))
@@ -361,10 +292,6 @@ def _union(layer: str, left: Source, right: Source) -> Source:
     excluded = without_rows(join_rows([*left.excluded, *right.excluded]), covered)
     filled = join_rows([*left.filled, *right.filled])
     return Source(left.fingerprint, max(left.rows, right.rows), covered, excluded, filled, files)
-
-
-def _shown(ranges: Iterable[Rows]) -> str:
-    return ", ".join(f"{start}:{stop}" for start, stop in ranges)
 
 
 # One file a layer

@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from itertools import product
 from math import prod
 
-from .calibration.layer import FETCHES, Layer
+from .calibration.identity import IDENTITY_BYTES, file_count
+from .calibration.layer import FETCHES, Layer, Selection
 from .errors import UsageError
+from .rows import Rows, row_count
 from .statistics.exact import digit_count
 from .statistics.pieces import NARROWEST, WIDEST
-
-Rows = tuple[int, int]
-Selection = tuple[slice, ...]
 
 MiB = 2**20
 BASE_BYTES = 300 * MiB
@@ -38,7 +37,7 @@ TASKS_IN_FLIGHT = 3
 ZARR_COPIES = 3
 """Times that zarr holds a chunk while it reads it, beside the block it goes to."""
 STATE_COPIES = 4
-"""Times the state of a layer is held while results are merged and written."""
+"""Times the state of a layer, and what identifies its files, is held while results are merged and written."""
 ACCUMULATORS = 4
 """Times that a thread holds the state of as many channels as its loops take rows for."""
 MOST_JOINED_BYTES = 8 * NARROWEST
@@ -93,11 +92,11 @@ def make_plan(layers: Sequence[Layer], missing: Mapping[str, Sequence[Rows]], *,
         raise UsageError(f"threads is {threads}; expected at least 1")
     threads, block_budget = _fit(layers, memory, threads)
     shapes = {layer.name: _block_shape(layer, block_budget) for layer in layers}
-    total = sum((stop - start) * layer.row_bytes for layer in layers for start, stop in missing.get(layer.name, ()))
+    total = sum(row_count(missing.get(layer.name, ())) * layer.row_bytes for layer in layers)
     return Plan(
         tasks=tuple(_tasks(layers, missing, shapes, total, threads)),
         threads=threads,
-        rows=sum(stop - start for layer in layers for start, stop in missing.get(layer.name, ())),
+        rows=sum(row_count(missing.get(layer.name, ())) for layer in layers),
         bytes=total,
         block_bytes=max((_size(layer, shapes[layer.name]) for layer in layers), default=0),
         peak_bytes=_peak(layers, threads, block_budget),
@@ -192,7 +191,7 @@ def _fit(layers: Sequence[Layer], memory: int, threads: int) -> tuple[int, int]:
 
 
 def _peak(layers: Sequence[Layer], threads: int, block_budget: int) -> int:
-    states = STATE_COPIES * sum(_state_bytes(layer) for layer in layers)
+    states = STATE_COPIES * sum(_state_bytes(layer) + IDENTITY_BYTES * file_count(layer) for layer in layers)
     in_flight = threads * TASKS_IN_FLIGHT * _result_bytes(layers)
     each = zip(*(_reading_bytes(layer, block_budget) for layer in layers), strict=True)
     reading: int = threads * sum(
@@ -210,8 +209,8 @@ def _why_it_does_not_fit(layers: Sequence[Layer], memory: int) -> str:
     return (
         f"memory is {memory // MiB} MiB, but at least {-(-needed // MiB)} MiB are needed: "
         f"{BASE_BYTES // MiB} MiB for the program, {sum(_reading_bytes(largest, 1)) / MiB:.1f} MiB to decode one chunk "
-        f"{largest.chunks} of layer {largest.name}, the rest for the sums of {len(layers)} layers; set `memory` to "
-        f"{-(-needed // MiB)}MiB or more, or store the layer in smaller chunks"
+        f"{largest.chunks} of layer {largest.name}, the rest for the sums of {len(layers)} layers and the identity of "
+        f"their files; set `memory` to {-(-needed // MiB)}MiB or more, or store the layer in smaller chunks"
     )
 
 

@@ -9,26 +9,29 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, ThreadPoolExecutor, wait
+from concurrent.futures import CancelledError, Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
+from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from .calibration.identity import Identities, file_range, identities
-from .calibration.layer import Layer, decoding
+from .calibration.layer import Layer, Selection, decoding
 from .calibration.reader import Reader, open_reader
 from .errors import DataError, LostError, NonFiniteError
-from .ledger import join_rows
-from .plan import TASKS_IN_FLIGHT, Part, Plan, Rows, Selection, Task, blocks
+from .interrupts import Deferred
+from .plan import TASKS_IN_FLIGHT, Part, Plan, Task, blocks
+from .rows import Rows, join_rows
 from .statistics.extrema import ChannelExtrema
 from .statistics.mean import ChannelMean
 from .statistics.pieces import Accumulator
 
 _THREAD = threading.local()
+WAIT_SECONDS = 0.5
 
 
 class Client(Protocol):
@@ -87,25 +90,40 @@ def reduce_tasks(
     """
     waiting = iter(plan.tasks)
     tasks: dict[Future[Reduced], Task] = {}
+    finished: SimpleQueue[Future[Reduced] | None] = SimpleQueue()
 
     def submit(number: int) -> None:
         for task in islice(waiting, number):
             described = {part.layer: layers[part.layer] for part in task.parts}
-            tasks[executor.submit(measure_task, task, described, policy)] = task
+            future = executor.submit(measure_task, task, described, policy)
+            tasks[future] = task
+            future.add_done_callback(finished.put)
 
-    try:
-        submit(plan.threads * TASKS_IN_FLIGHT)
-        while tasks:
-            for future in wait(tasks, return_when=FIRST_COMPLETED).done:
+    with Deferred(wake=lambda: finished.put(None)) as signals:
+        try:
+            submit(plan.threads * TASKS_IN_FLIGHT)
+            while tasks:
+                future = _next(finished)
+                signals.deliver()
+                if future is None:
+                    continue
                 task = tasks.pop(future)
                 submit(1)
                 found, error = future.result()
                 yield task, found
                 if error is not None:
                     raise error
-    finally:
-        for future in tasks:
-            future.cancel()
+        finally:
+            for future in tasks:
+                future.cancel()
+
+
+def _next(finished: SimpleQueue[Future[Reduced] | None]) -> Future[Reduced] | None:
+    """What has finished next, or None after a while: a signal that comes right before the wait does not end it."""
+    try:
+        return finished.get(timeout=WAIT_SECONDS)
+    except Empty:
+        return None
 
 
 def measure_task(task: Task, layers: Mapping[str, Layer], policy: Policy) -> Reduced:
@@ -213,8 +231,9 @@ def open_executor(threads: int, client: Client | None) -> Iterator[Executor]:
         try:
             yield executor
         finally:
-            stop.set()
-            executor.shutdown(cancel_futures=True)
+            with Deferred():
+                stop.set()
+                executor.shutdown(cancel_futures=True)
 
 
 def _check_wanted() -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,16 @@ import numpy as np
 from . import __version__, artifacts
 from .correction import MeanBiasCorrector
 from .errors import DataError, UsageError
-from .ledger import LayerStatistics, Rows, read_state, state_bytes
+from .interrupts import Deferred
+from .ledger import LayerStatistics, read_state, state_bytes
+from .rows import Rows
 
 MANIFEST = "manifest.json"
 FORMAT = "streamstats.manifest/1"
 STATE, CORRECTORS = "state", "correctors"
+Gaps = tuple[tuple[Rows, str], ...]
+"""Rows that could not be read, each range with the reason, in order and apart."""
+NOT_YET = "not counted yet"
 WRITERS = 4
 """Files written at the same time: a writer waits for the disk, which takes many at once."""
 
@@ -114,15 +120,44 @@ def read_manifest(output: Path) -> dict[str, Any]:
     return manifest
 
 
-@dataclass(frozen=True)
-class Gaps:
-    """Rows that could not be read, each range with the reason."""
+def told_gaps(output: Path) -> dict[str, Gaps]:
+    """The rows that are missing, as the manifest of `output` says. Raises `DataError` for damage."""
+    told = {layer: entry.get("missing", ()) for layer, entry in read_manifest(output).get("layers", {}).items()}
+    return {
+        layer: tuple(((gap["rows"][0], gap["rows"][1]), str(gap["reason"])) for gap in gaps)
+        for layer, gaps in told.items()
+    }
 
-    missing: tuple[tuple[Rows, str], ...] = ()
 
-    def document(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return {"missing": [{"rows": list(rows), "reason": reason} for rows, reason in self.missing]}
+def explained(missing: Iterable[Rows], gaps: Gaps) -> Gaps:
+    """The `missing` rows with their reasons from `gaps`, both in order and apart, or NOT_YET.
+
+    >>> explained([(0, 2), (4, 8)], (((5, 6), "damaged"),))
+    (((0, 2), 'not counted yet'), ((4, 5), 'not counted yet'), ((5, 6), 'damaged'), ((6, 8), 'not counted yet'))
+    """
+    found: list[tuple[Rows, str]] = []
+    first = 0
+    for start, stop in missing:
+        while first < len(gaps) and gaps[first][0][1] <= start:
+            first += 1
+        for (left, right), reason in islice(gaps, first, None):
+            if left >= stop:
+                break
+            if start < left:
+                found.append(((start, left), NOT_YET))
+            found.append(((max(start, left), min(stop, right)), reason))
+            start = min(stop, right)
+        if start < stop:
+            found.append(((start, stop), NOT_YET))
+    return tuple(found)
+
+
+def still_missing(statistics: LayerStatistics, gaps: Gaps) -> Gaps:
+    """Those of the `gaps` of a layer that are still neither counted nor excluded."""
+    if len(statistics.sources) != 1:  # of which one, nobody knows
+        return ()
+    missing = statistics.source.missing(statistics.source.rows)
+    return tuple(gap for gap in explained(missing, gaps) if gap[1] != NOT_YET)
 
 
 def write_results(
@@ -145,8 +180,7 @@ def write_results(
     manifest = {
         "format": FORMAT,
         "layers": {
-            layer: _entry(output, statistics[layer], files) | known.get(layer, Gaps()).document()
-            for layer in sorted(statistics)
+            layer: _entry(output, statistics[layer], known.get(layer, ()), files) for layer in sorted(statistics)
         },
         "rows": rows,
         "source": source,
@@ -182,7 +216,7 @@ def read_states(output: Path, layers: Iterable[str]) -> dict[str, LayerStatistic
 
 def _write_all(files: Mapping[Path, bytes]) -> None:
     changed = {path: content for path, content in files.items() if not artifacts.holds(path, content)}
-    with ThreadPoolExecutor(WRITERS) as writers:
+    with Deferred(), ThreadPoolExecutor(WRITERS) as writers:
         for _ in writers.map(artifacts.write_bytes, changed, changed.values()):
             pass  # raises what a writer raised
 
@@ -204,7 +238,7 @@ def check_paths(output: Path, layers: Iterable[str]) -> None:
         artifacts.layer_path(output / STATE, layer)
 
 
-def _entry(output: Path, statistics: LayerStatistics, files: dict[Path, bytes]) -> dict[str, Any]:
+def _entry(output: Path, statistics: LayerStatistics, gaps: Gaps, files: dict[Path, bytes]) -> dict[str, Any]:
     """The manifest's entry of a layer; the content of its files is added to `files`."""
 
     def add(kind: str, content: bytes) -> dict[str, Any]:
@@ -217,7 +251,9 @@ def _entry(output: Path, statistics: LayerStatistics, files: dict[Path, bytes]) 
         entry = add(CORRECTORS, corrector.to_bytes())
     else:
         entry = {"file": None, "reason": corrector}
-    return {**statistics.document(), "state": add(STATE, state_bytes(statistics)), "corrector": entry}
+    missing = [{"rows": list(rows), "reason": reason} for rows, reason in gaps]
+    state = add(STATE, state_bytes(statistics))
+    return {**statistics.document(), "state": state, "corrector": entry, "missing": missing}
 
 
 def _corrector(statistics: LayerStatistics) -> MeanBiasCorrector | str:

@@ -28,15 +28,16 @@ from .calibration.identity import (
 )
 from .calibration.layer import Layer
 from .errors import DataError, MismatchError
-from .ledger import LayerStatistics, Source, common_rows
+from .ledger import LayerStatistics, Source
 from .results import MANIFEST, STATE, read_states, write_states
+from .rows import common_rows
 
 LOCK = "run.lock"
 SAVE_SECONDS = 3.0
 """Between two saves."""
 SAVING_SHARE = 50
 """Saving takes at most one part in so many of the time."""
-WAYS_OUT = "count everything again with --restart, or keep what was counted with --accept-changes"
+WAYS_OUT = "count everything again with `run --restart`, or keep what was counted with `run --accept-changes`"
 
 
 @contextmanager
@@ -114,12 +115,8 @@ def continued(layer: Layer, state: LayerStatistics | None, *, accept_changes: bo
             f"layer {layer.name}: it has {layer.rows} rows, but rows up to {counted} were counted; {WAYS_OUT}"
         )
     known, changed = compared(layer, source)
-    for number, said in changed:
-        first, stop = rows_of_file(layer, number)
-        raise DataError(
-            f"layer {layer.name}: chunk {file_key(layer, number)} (rows {first}:{min(stop, layer.rows)}) {said} since "
-            f"it was counted; {WAYS_OUT}"
-        )
+    if changed:
+        raise _change(layer, *changed[0])
     excluded = common_rows(source.excluded, [(0, layer.rows)])
     return replace(state, sources=(replace(source, rows=layer.rows, excluded=excluded, files=known),))
 
@@ -171,13 +168,36 @@ def compared(layer: Layer, source: Source) -> tuple[Identities, list[tuple[int, 
     """
     now = identities(layer, range(len(source.files)))
     now[source.files[:, 0] == UNCOUNTED] = UNCOUNTED
-    changed = []
-    for number in np.flatnonzero((now != source.files).any(axis=1)).tolist():
-        before, after = source.files[number].tolist(), now[number].tolist()
-        grown = rows_of_file(layer, number)[1] > source.rows and layer.rows > source.rows
-        if UNKNOWN not in (before[0], after[0]) and not grown:
-            changed.append((number, _what_happened(before, after)))
-    return now, changed
+    changed = _changed(source, 0, now)
+    may_have_grown = layer.rows > source.rows
+    return now, [each for each in changed if not (may_have_grown and rows_of_file(layer, each[0])[1] > source.rows)]
+
+
+def check_unchanged(layer: Layer, source: Source, first: int, files: Identities) -> None:
+    """Raise `DataError` where one of `files`, from the number `first` on, is not what it was when `source` was counted.
+
+    A file that has room for more rows may be written again at any time: somebody may be recording.
+    """
+    for number, said in _changed(source, first, files):
+        if rows_of_file(layer, number)[1] <= layer.rows:
+            raise _change(layer, number, said)
+
+
+def _change(layer: Layer, number: int, said: str) -> DataError:
+    first, stop = rows_of_file(layer, number)
+    rows = f"{first}:{min(stop, layer.rows)}"
+    return DataError(
+        f"layer {layer.name}: chunk {file_key(layer, number)} (rows {rows}) {said} since it was counted; {WAYS_OUT}"
+    )
+
+
+def _changed(source: Source, first: int, files: Identities) -> list[tuple[int, str]]:
+    """The numbers of those of `files` that are counted in `source` and were others then, with what happened to them."""
+    before = source.files[first : first + len(files)]
+    after = files[: len(before)]
+    known = (before[:, 0] != UNCOUNTED) & (before[:, 0] != UNKNOWN) & (after[:, 0] != UNKNOWN)
+    numbers = np.flatnonzero(known & (before != after).any(axis=1)).tolist()
+    return [(first + number, _what_happened(before[number].tolist(), after[number].tolist())) for number in numbers]
 
 
 def _what_happened(before: list[int], after: list[int]) -> str:

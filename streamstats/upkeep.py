@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,10 +17,22 @@ from .calibration.layer import Layer
 from .calibration.selection import select_layers
 from .config import JobConfig
 from .errors import DataError, MismatchError, UsageError
-from .job import OnProgress, Outcome, Prepared, Session, execute, open_session, plan_of
-from .ledger import LayerStatistics, Rows, Source, common_rows, merge, without_rows
+from .job import OnProgress, Prepared, Session, execute, open_session, plan_of
+from .ledger import LayerStatistics, Source, merge
 from .reduction import Measured, Policy, open_executor, reduce_tasks
-from .results import STATE, check_no_store, check_paths, read_manifest, read_states, write_results
+from .results import (
+    STATE,
+    Gaps,
+    check_no_store,
+    check_paths,
+    explained,
+    read_manifest,
+    read_states,
+    still_missing,
+    told_gaps,
+    write_results,
+)
+from .rows import Rows, common_rows, row_count, without_rows
 from .saved import LOCK, check_same_job, compared, held
 from .statistics.extrema import ChannelExtrema
 
@@ -66,15 +80,17 @@ def forget(
                 extrema, read = _extrema_of_the_rest(session, whole, part, others)
                 rest = replace(whole, sums=whole.sums.without(part.sums), extrema=extrema)
             else:
-                again[layer.name], read = others, _number(others)
+                again[layer.name], read = others, row_count(others)
                 source = Source(whole.source.fingerprint, layer.rows, excluded=whole.source.excluded)
                 rest = replace(empty[layer.name], sources=(source,))
             ledger[layer.name] = replace(rest, sources=(_excluding(layer, rest.source, rows),))
-            forgotten.append(Forgotten(layer.name, _number(taken[layer.name]), read))
+            forgotten.append(Forgotten(layer.name, row_count(taken[layer.name]), read))
         if again:
             unread: Literal["fill", "error"] = "fill" if config.missing == "fill" else "error"
             ledger = _measured(session, ledger, again, unread, on_plan, on_progress)
-        session.write(Outcome(ledger))
+        told = told_gaps(session.output)
+        gaps = {layer: still_missing(ledger[layer], told.get(layer, ())) for layer in ledger}
+        session.write(ledger, gaps)
         return forgotten
 
 
@@ -133,10 +149,6 @@ def _excluding(layer: Layer, source: Source, rows: Rows) -> Source:
     return source.forget(rows, uncounted)
 
 
-def _number(ranges: Sequence[Rows]) -> int:
-    return sum(stop - start for start, stop in ranges)
-
-
 # merge
 
 
@@ -162,9 +174,14 @@ def merge_outputs(outputs: Sequence[Path], output: Path) -> dict[str, LayerStati
     check_no_store(output)
     if isinstance(read_manifest(output).get("source"), str):
         raise UsageError(f"{output} holds the results of a run; choose another folder for the merged ones")
-    artifacts.check_writable(output)
+    told: dict[str, list[tuple[Rows, str]]] = {}
+    for each in outputs:
+        for layer, gaps in told_gaps(each).items():
+            told.setdefault(layer, []).extend(gaps)
+    gaps_left = {layer: still_missing(merged[layer], tuple(sorted(told.get(layer, ())))) for layer in merged}
     with held(output, "merge", {layer: statistics.rows for layer, statistics in merged.items()}):
-        write_results(output, sorted({source for each in outputs for source in _sources_of(each)}), merged)
+        sources = sorted({source for each in outputs for source in _sources_of(each)})
+        write_results(output, sources, merged, gaps_left)
     return merged
 
 
@@ -225,36 +242,32 @@ def status(output: Path) -> Status:
         except (DataError, KeyError, TypeError, ValueError, AttributeError):
             planned = {}  # a run that was stopped before it had written it
     manifest = read_manifest(output)
-    reasons = manifest.get("layers", {})
+    entries, told = manifest.get("layers", {}), told_gaps(output)
     limit = manifest.get("rows")
     states = _states(output)
     if not (states or planned or manifest):
         raise UsageError(f"{output} has no states; expected the output folder of `streamstats run`")
-    for name, entry in reasons.items():
+    for name, entry in entries.items():
         planned.setdefault(name, int(entry["rows"]) if name not in states else 0)
     wanted = (0, sys.maxsize) if limit is None else (int(limit[0]), int(limit[1]))
     names = sorted({*planned, *states})
     layers = tuple(
-        _layer_status(name, states.get(name), planned.get(name), reasons.get(name, {}), wanted) for name in names
+        _layer_status(name, states.get(name), planned.get(name), told.get(name, ()), wanted) for name in names
     )
     return Status(layers, artifacts.is_locked(output / LOCK))
 
 
 def _layer_status(
-    layer: str, state: LayerStatistics | None, planned: int | None, entry: Mapping[str, Any], limit: Rows
+    layer: str, state: LayerStatistics | None, planned: int | None, told: Gaps, limit: Rows
 ) -> LayerStatus:
     if state is None:
         rows = planned or 0
-        return LayerStatus(layer, rows, 0, (((0, rows), "not counted yet"),) if rows else (), ())
+        return LayerStatus(layer, rows, 0, explained([(0, rows)], ()), ())
     rows = max(sum(source.rows for source in state.sources), planned or 0)
-    told = [((each["rows"][0], each["rows"][1]), str(each["reason"])) for each in entry.get("missing", ())]
     missing: list[tuple[Rows, str]] = []
     for source in state.sources:
         wanted = max(source.rows, planned or 0) if len(state.sources) == 1 else source.rows
-        for gap in common_rows(source.missing(wanted), [limit]):
-            explained = [(common_rows([gap], [rows])[0], why) for rows, why in told if common_rows([gap], [rows])]
-            rest = without_rows([gap], [rows for rows, _ in explained])
-            missing += [*explained, *((rows, "not counted yet") for rows in rest)]
+        missing += explained(common_rows(source.missing(wanted), [limit]), told)
     return LayerStatus(layer, rows, state.rows, tuple(sorted(missing)), state.excluded)
 
 
@@ -319,9 +332,12 @@ def _differences(layer: Layer, state: LayerStatistics, found: LayerStatistics) -
     same_rows = state.covered == found.covered
     same_sums = (state.sums, state.extrema) == (found.sums, found.extrema)
     but = ", but gives the same sums: `run --accept-changes` keeps them" if same_rows and same_sums else ""
-    for number, said in compared(layer, state.source)[1]:
-        first, stop = rows_of_file(layer, number)
-        where = f"chunk {file_key(layer, number)}"
+    changed = compared(layer, state.source)[1]
+    for said, those in groupby(changed, key=itemgetter(1)):
+        numbers = [number for number, _ in those]
+        first, stop = rows_of_file(layer, numbers[0])[0], rows_of_file(layer, numbers[-1])[1]
+        more = f" and {len(numbers) - 1:,} more" if len(numbers) > 1 else ""
+        where = f"chunk {file_key(layer, numbers[0])}{more}"
         yield Problem(layer.name, (first, min(stop, state.source.rows)), f"{where} {said} since it was counted{but}")
     for start, stop in state.covered:
         if stop > layer.rows:

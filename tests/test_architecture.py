@@ -15,6 +15,8 @@ PACKAGE = Path(__file__).parents[1] / "streamstats"
 
 ORDER = (
     "errors",
+    "rows",
+    "interrupts",
     "quantization",
     "native",
     "statistics",

@@ -21,7 +21,6 @@ import streamstats
 from streamstats import artifacts
 from streamstats.artifacts import (
     check_layer_name,
-    check_writable,
     content_digest,
     file_digest,
     layer_path,
@@ -259,19 +258,6 @@ def test_the_file_and_every_folder_made_for_it_are_flushed_to_the_disk(tmp_path,
     write_bytes(path, b"content")
     places = [tmp_path, tmp_path / "a", tmp_path / "a" / "b", path]
     assert {place.stat().st_ino for place in places} <= flushed
-
-
-def test_a_folder_that_can_be_written_is_made_and_left_empty(tmp_path):
-    check_writable(tmp_path / "a" / "b")
-    assert (tmp_path / "a" / "b").is_dir()
-    assert files_below(tmp_path) == []
-
-
-def test_a_folder_that_cannot_be_written_is_a_mistake_in_the_request(tmp_path):
-    (tmp_path / "file").write_bytes(b"old")
-    with pytest.raises(UsageError, match="cannot write"):
-        check_writable(tmp_path / "file")
-    assert (tmp_path / "file").read_bytes() == b"old"
 
 
 def test_an_array_is_written_whole_and_comes_back(tmp_path):

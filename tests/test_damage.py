@@ -202,6 +202,17 @@ def test_verify_takes_chunks_that_were_never_written_for_fill_values_where_the_j
     assert [problem.rows for problem in upkeep.verify(config(store, missing="fill"))] == [(0, 2)]
 
 
+def test_verify_puts_chunks_that_were_copied_into_one_line(tmp_path: Path) -> None:
+    store = build_store(tmp_path / "s.zarr", {"conv": samples(8, 3)})
+    job.run(config(store))
+    for path in (store / "conv/c").rglob("*"):
+        if path.is_file():
+            os.utime(path)
+    (found,) = upkeep.verify(config(store))
+    assert found.rows == (0, 8)
+    assert found.problem.startswith("chunk c/0/0 and 3 more was written again since it was counted, but gives the same")
+
+
 def test_verify_names_layers_that_were_counted_and_are_gone(tmp_path: Path) -> None:
     store = build_store(tmp_path / "s.zarr", {"a": samples(4, 3), "b": samples(4, 3)})
     job.run(config(store))

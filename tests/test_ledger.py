@@ -18,7 +18,8 @@ from streamstats import Quantization
 from streamstats.artifacts import read_tensors, tensors_bytes, write_bytes
 from streamstats.calibration.layer import Layer
 from streamstats.errors import DataError, MismatchError
-from streamstats.ledger import FORMAT, LayerStatistics, add_rows, missing_rows, read_state, state_bytes
+from streamstats.ledger import FORMAT, LayerStatistics, read_state, state_bytes
+from streamstats.rows import add_rows, missing_rows
 from streamstats.statistics.extrema import ChannelExtrema
 from streamstats.statistics.mean import ChannelMean
 

@@ -19,7 +19,8 @@ from streamstats import plan
 from streamstats.calibration.encoding import Encoding
 from streamstats.calibration.layer import Layer
 from streamstats.errors import UsageError
-from streamstats.plan import MiB, Plan, Rows, blocks, make_plan
+from streamstats.plan import MiB, Plan, blocks, make_plan
+from streamstats.rows import Rows
 from streamstats.statistics.mean import ChannelMean
 
 GiB = 1024 * MiB
@@ -432,13 +433,18 @@ def test_tasks_are_cut_at_shards() -> None:
 
 
 def test_rows_beyond_any_disk_are_planned_without_a_list_of_them() -> None:
-    each = layer((10**15, 4096), (1, 4096))
+    each = layer((10**15, 4096), (1, 4096), shards=(10**11, 4096))
     planned = plan_all(each)
     assert planned.rows == 10**15
     assert len(planned.tasks) <= plan.MOST_TASKS + 1
     (_, inside), *_ = blocks(each, planned.tasks[-1].parts[0])
     first, second = islice(inside, 2)
     assert first[0].stop == second[0].start
+
+
+def test_what_identifies_the_files_is_in_the_memory_that_is_planned() -> None:
+    few, many = layer((10**6, 8), (1000, 8)), layer((10**7, 8), (1000, 8))
+    assert plan_all(many).peak_bytes - plan_all(few).peak_bytes >= 16 * (10**4 - 10**3)
 
 
 def test_what_is_counted_is_not_planned_again() -> None:

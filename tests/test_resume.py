@@ -19,7 +19,7 @@ import pytest
 import zarr
 from stores import Array, build_store, samples
 
-from streamstats import job, plan, saved, upkeep
+from streamstats import job, plan, reduction, saved, upkeep
 from streamstats.calibration.reader import FileReader
 from streamstats.calibration.recorder import Recorder
 from streamstats.config import ClusterConfig, JobConfig
@@ -322,6 +322,21 @@ def test_rows_that_are_not_there_cannot_be_forgotten(tmp_path: Path, rows: tuple
         upkeep.forget(config(store), (0, 1), match="dense")
 
 
+def test_the_reasons_of_what_is_missing_outlive_forgetting_and_merging(tmp_path: Path) -> None:
+    store = build_store(tmp_path / "s.zarr", {"conv": samples(20, 3)})
+    (store / "conv/c/3/0").unlink()
+    rows = {"one": "0:8", "two": "10:20"}
+    for name, wanted in rows.items():
+        job.run(config(store, tmp_path / name, rows=wanted, missing="report"))
+    upkeep.forget(config(store, tmp_path / "one", rows="0:8", missing="report"), (7, 8))
+    for output in ("one", "merged"):
+        upkeep.merge_outputs([tmp_path / each for each in rows], tmp_path / "merged")
+        first = upkeep.status(tmp_path / output).layers[0].missing[0]
+        assert first[0] == (6, 7)
+        assert "chunk c/3/0 (rows 6:8) is missing" in first[1]
+    assert upkeep.status(tmp_path / "merged").layers[0].missing[1:] == (((8, 10), "not counted yet"),)
+
+
 # Merged
 
 
@@ -419,11 +434,38 @@ def test_a_counted_chunk_that_changed_is_an_error_that_names_it_and_both_ways_ou
     else:
         change(store / "conv/c/1/0", how)
         expected = rf"layer conv: chunk c/1/0 \(rows 2:4\) {how} since it was counted"
-    with pytest.raises(DataError, match=rf"{expected}; count everything again with --restart, or keep .*--accept-ch"):
+    with pytest.raises(
+        DataError, match=rf"{expected}; count everything again with `run --restart`, or keep .*`run --accept-ch"
+    ):
         job.run(config(store))
     assert results(tmp_path / "out") == before
     assert job.run(config(store), accept_changes=True).statistics["conv"].rows == 8
     job.run(config(store))  # what was accepted stays accepted
+
+
+@pytest.mark.parametrize("rows", [8, 7], ids=["full", "with room for more"])
+def test_a_shard_that_changes_while_it_is_read_is_an_error_unless_rows_are_appended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    store = build_store(tmp_path / "s.zarr", {"conv": samples(rows, 3)}, chunks=(1, 3), shards=(8, 3))
+    monkeypatch.setattr(plan, "SMALLEST_TASK_BYTES", 1)
+    monkeypatch.setattr(plan, "TASK_BYTES", 1)
+    measured = iter(range(rows))
+    measure_part = reduction.measure_part
+
+    def changing(*arguments: Any, **options: Any) -> Any:
+        found = measure_part(*arguments, **options)
+        next(measured)
+        os.utime(store / "conv/c/0/0")
+        return found
+
+    monkeypatch.setattr(reduction, "measure_part", changing)
+    once = config(store, cluster=ClusterConfig(threads=1))
+    if rows == 8:
+        with pytest.raises(DataError, match=r"chunk c/0/0 \(rows 0:8\) was written again since it was counted; count"):
+            job.run(once)
+    else:
+        assert job.run(once).statistics["conv"].rows == rows
 
 
 def test_an_array_that_was_made_anew_in_another_way_is_an_error(tmp_path: Path) -> None:

@@ -16,11 +16,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from .layer import Layer
+from .layer import Layer, is_folder, is_url
 
 Identities = npt.NDArray[np.int64]
 """int64[files, 2]: bytes and nanoseconds since 1970; UNCOUNTED, ABSENT or UNKNOWN in both."""
 
+IDENTITY_BYTES = 16
+"""Of a file."""
 UNCOUNTED, ABSENT, UNKNOWN = -1, -2, -3
 
 
@@ -33,6 +35,11 @@ def file_range(layer: Layer, start: int, stop: int) -> range:
     """The numbers of the files that hold rows `start` to `stop`."""
     beside = files_a_row(layer)
     return range(start // layer.shards[0] * beside, -(-stop // layer.shards[0]) * beside)
+
+
+def file_count(layer: Layer) -> int:
+    """How many files the rows of `layer` lie in."""
+    return len(file_range(layer, 0, layer.rows))
 
 
 def rows_of_file(layer: Layer, number: int) -> tuple[int, int]:
@@ -48,14 +55,12 @@ def file_key(layer: Layer, number: int) -> str:
 
 def identities(layer: Layer, files: range) -> Identities:
     """What identifies each of `files` now."""
-    if layer.keys is None or "://" in layer.store or not Path(layer.store).is_dir():
-        found = np.full((len(files), 2), UNKNOWN, np.int64)
-        if "://" not in layer.store and Path(layer.store).is_file():
-            found[:] = _identity(layer.store)
-        return found
-    folder = f"{layer.store}/{layer.name}/"
-    listed = [_identity(folder + key) for key in _keys(layer, files)]
-    return np.array(listed, np.int64).reshape(-1, 2)
+    if layer.keys is not None and is_folder(layer.store):
+        folder = f"{layer.store}/{layer.name}/"
+        found = (_identity(folder + key) for key in _keys(layer, files))
+        return np.fromiter(found, np.dtype((np.int64, 2)), len(files))
+    is_archive = not is_url(layer.store) and Path(layer.store).is_file()
+    return np.full((len(files), 2), _identity(layer.store) if is_archive else UNKNOWN, np.int64)
 
 
 def _identity(path: str) -> tuple[int, int]:

@@ -6,11 +6,11 @@ on axis 0, one axis holds the channels, every other axis is reduced. Nothing is 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
-from collections.abc import Iterator, Mapping, Set
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from math import prod
@@ -30,6 +30,8 @@ from ..quantization import Quantization
 from ..statistics.statistic import SUPPORTED_DTYPES
 from .encoding import ChunkKeys, Encoding, chunk_keys, encoding_of
 
+Selection = tuple[slice, ...]
+"""A part of a layer's array, a slice for each axis."""
 ATTRIBUTES_KEY = "streamstats"
 DEFAULT_PIPELINE = "zarr.core.codec_pipeline.BatchedCodecPipeline"
 FETCHES = 4
@@ -110,10 +112,20 @@ class Layer:
         return replace(self, quantization=quantization)
 
 
+def is_url(location: str) -> bool:
+    """Whether `location` is an address, and not a path on this machine."""
+    return "://" in location or "::" in location
+
+
+def is_folder(location: str) -> bool:
+    """Whether `location` is a folder on this machine, and not an archive or an address."""
+    return not is_url(location) and Path(location).is_dir()
+
+
 def open_store(location: str | Path) -> Store | str:
     """What zarr opens for `location`: a local folder, a `.zip`, or any URL as it is. Raises `UsageError`."""
     text = str(location)
-    if "://" in text or "::" in text:
+    if is_url(text):
         return text
     path = Path(text)
     if not path.exists():
@@ -145,27 +157,28 @@ def _check_bounds(folder: Path) -> None:
         here, depth = waiting.pop()
         if depth > DEEPEST:
             raise DataError(f"{here} lies more than {DEEPEST} groups deep; give a group further in as the source")
-        try:
-            entries = [*os.scandir(here)]
-        except OSError:  # not a folder, or not to be read: zarr says so
-            continue
-        for entry in entries:
-            if entry.name in METADATA and entry.stat().st_size > LONGEST_METADATA:
-                raise DataError(
-                    f"{entry.path} has {entry.stat().st_size:,} bytes; expected at most {LONGEST_METADATA:,}; repair it"
-                )
-        if _is_array_folder(here, {entry.name for entry in entries}):
+        if _has_array_metadata(here):  # its chunks are not listed: they can be millions
             arrays += 1
             if arrays > MOST_ARRAYS:
                 raise DataError(f"{folder} has more than {MOST_ARRAYS:,} arrays; give a group of fewer as the source")
-        else:
-            waiting += [(here / entry.name, depth + 1) for entry in entries if entry.is_dir(follow_symlinks=False)]
+            continue
+        try:
+            with os.scandir(here) as entries:
+                waiting += [(Path(entry), depth + 1) for entry in entries if entry.is_dir(follow_symlinks=False)]
+        except OSError:  # not a folder, or not to be read: zarr says so
+            continue
 
 
-def _is_array_folder(folder: Path, names: Set[str]) -> bool:
-    if ".zarray" in names:
-        return True
-    return "zarr.json" in names and b'"array"' in (folder / "zarr.json").read_bytes()
+def _has_array_metadata(folder: Path) -> bool:
+    """Whether an array is in `folder`. Raises `DataError` for metadata that is too long to be read."""
+    sizes = {}
+    for name in METADATA:
+        with contextlib.suppress(OSError):  # most of them are not there
+            sizes[name] = os.stat(folder / name).st_size
+    for name, size in sizes.items():
+        if size > LONGEST_METADATA:
+            raise DataError(f"{folder / name} has {size:,} bytes; expected at most {LONGEST_METADATA:,}; repair it")
+    return ".zarray" in sizes or ("zarr.json" in sizes and b'"array"' in (folder / "zarr.json").read_bytes())
 
 
 def _members(group: zarr.Group, location: str | Path) -> dict[str, zarr.Array[Any]]:
@@ -214,7 +227,7 @@ def describe(store: str, name: str, array: zarr.Array[Any]) -> Layer:
             "it in larger chunks, or in shards"
         )
     keys = chunk_keys(array)
-    encoding = encoding_of(array) if keys is not None and _is_folder(store) else None
+    encoding = encoding_of(array) if keys is not None and is_folder(store) else None
     layer = Layer(
         store=store,
         name=name,
@@ -271,10 +284,6 @@ def _integer(attributes: Mapping[Any, Any], key: str, default: int) -> int:
     return value
 
 
-def _is_folder(store: str) -> bool:
-    return "://" not in store and Path(store).is_dir()
-
-
 def _fingerprint(array: zarr.Array[Any]) -> str:
     """SHA-256 (hex) of what the array is made of: dtype, chunk grid, codecs, fill value, and no number of rows."""
     document = array.metadata.to_dict()
@@ -283,14 +292,14 @@ def _fingerprint(array: zarr.Array[Any]) -> str:
     return sha256(json.dumps(document, sort_keys=True, default=str).encode()).hexdigest()
 
 
-@contextmanager
+@contextlib.contextmanager
 def codec_pipeline(path: str) -> Iterator[None]:
     """What is opened inside is decoded and encoded by the pipeline at `path`, whatever zarr's configuration says."""
     with _OPENING, zarr.config.set({"codec_pipeline.path": path}):
         yield
 
 
-@contextmanager
+@contextlib.contextmanager
 def decoding(threads: int) -> Iterator[None]:
     """What is read inside is decoded by `threads` threads over all reads, FETCHES chunks of a read at a time."""
     with zarr.config.set({"threading.max_workers": threads, "async.concurrency": FETCHES}):

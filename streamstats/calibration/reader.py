@@ -23,13 +23,12 @@ from zarr.core.sync import sync
 from zarr.storage import LocalStore
 
 from ..errors import DataError, LostError, first_line
+from ..rows import Rows
 from ..statistics.pieces import Accumulator, Intake
 from .batches import feed
 from .encoding import ABSENT, Bytes, ChunkKeys, Encoding
-from .layer import DEFAULT_PIPELINE, Layer, codec_pipeline, open_store
+from .layer import DEFAULT_PIPELINE, Layer, Selection, codec_pipeline, open_store
 
-Rows = tuple[int, int]
-Selection = tuple[slice, ...]
 """One slice an axis, with start and stop, inside the array."""
 
 _KEPT = threading.local()

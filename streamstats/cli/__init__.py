@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from types import FrameType
 
@@ -13,6 +15,8 @@ from ..errors import StreamstatsError
 from .parser import make_parser
 
 INTERRUPTED = 130
+PATIENCE = 5.0
+"""Seconds; a person who is told nothing presses the keys again."""
 INTERRUPTION = {
     "run": "what was counted is saved; run it again to go on",
     "status": "nothing was changed",
@@ -34,8 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     _prepare_streams()
     options = make_parser().parse_args(arguments)
+    interrupt = _Interrupt()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _interrupt)
+        signal.signal(number, interrupt)
     try:
         from . import commands
 
@@ -68,11 +73,17 @@ def _discard_stdout() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _interrupt(_signal: int, _frame: FrameType | None) -> None:
-    """Stop, once: while what was counted is being saved, further signals do nothing."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
-    raise KeyboardInterrupt
+class _Interrupt:
+    """Stops what is going on. Further signals are ignored for PATIENCE seconds, in which it comes to its end."""
+
+    def __init__(self) -> None:
+        self._last = -math.inf
+
+    def __call__(self, _signal: int, _frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if now - self._last >= PATIENCE:
+            self._last = now
+            raise KeyboardInterrupt
 
 
 def _complain(message: str, status: int) -> int:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from rich.filesize import decimal
 
+from ..rows import row_count
 from .progress import RowProgress
 from .tables import json_number, number, print_json, print_table, row_ranges
 
@@ -45,6 +46,8 @@ def run(options: Namespace) -> int:
     config = load_config(options.config)
     if (options.until_rows is not None or options.idle is not None) and not options.follow:
         raise UsageError("--until-rows and --idle say when --follow ends; give it, too")
+    if options.follow:
+        say(f"following {config.source} {_until(options.until_rows, options.idle)}; Ctrl-C ends it and loses nothing")
     with _Watch(config.memory) as watch:
         outcome = job.run(
             config,
@@ -64,10 +67,17 @@ def run(options: Namespace) -> int:
     say(f"wrote {config.output}; look at it with: streamstats inspect {config.output}")
     if not outcome.unreadable:
         return 0
-    lost = sum(each.rows[1] - each.rows[0] for each in outcome.unreadable)
-    say(f"{lost:,} rows could not be read and are not counted; the first: {outcome.unreadable[0].reason}")
+    lost = row_count(each.rows for each in outcome.unreadable)
+    first = outcome.unreadable[0].reason
+    say(f"{_counted(lost, 'row')} could not be read and {'is' if lost == 1 else 'are'} not counted; the first: {first}")
     say(f"see all of them with: streamstats status {config.output}; once they are repaired, run again")
     return INCOMPLETE
+
+
+def _until(rows: int | None, idle: float | None) -> str:
+    ends = [f"every layer has {rows:,} rows"] if rows is not None else []
+    ends += [f"nothing was added for {idle:g} s"] if idle is not None else []
+    return f"until {' or '.join(ends)}" if ends else "for good"
 
 
 class _Watch:
@@ -93,11 +103,12 @@ class _Watch:
             say(f"left out, because no entry of `layers` matches: {_some(selected.left_out)}")
         for warning in _warnings(selected.layers):
             say(f"note: {warning}")
-        say(
-            f"plan: {len(selected.layers)} layers, {plan.rows:,} rows{beside}, {decimal(plan.bytes)} decoded, in "
-            f"{len(plan.tasks)} tasks on {plan.threads} threads; blocks of at most {_mib(plan.block_bytes)}, memory at "
-            f"most {_mib(plan.peak_bytes)} of {_mib(self._memory)}"
+        sizes = (
+            f"{_counted(len(selected.layers), 'layer')}, {_counted(plan.rows, 'row')}{beside}, {decimal(plan.bytes)}"
         )
+        tasks = f"{_counted(len(plan.tasks), 'task')} on {_counted(plan.threads, 'thread')}"
+        peak = f"memory at most {_mib(plan.peak_bytes)} of {_mib(self._memory)}"
+        say(f"plan: {sizes} decoded, in {tasks}; blocks of at most {_mib(plan.block_bytes)}, {peak}")
         self._progress = self._stack.enter_context(RowProgress(plan.rows, plan.bytes))
 
     def advance(self, rows: int, added_bytes: int) -> None:
@@ -118,6 +129,10 @@ def _some(names: Sequence[str]) -> str:
     """The first of `names` and how many more there are."""
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return ", ".join(names[:NAMED]) + more
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _mib(size: int) -> str:
@@ -169,7 +184,7 @@ def verify(options: Namespace) -> int:
         print_table(
             ["layer", "rows", "problem"], [[p.layer, row_ranges([p.rows]), p.problem] for p in problems], left=3
         )
-    say(f"{len(problems)} problems" if problems else "nothing is wrong")
+    say(_counted(len(problems), "problem") if problems else "nothing is wrong")
     return DataError.exit_status if problems else 0
 
 
@@ -242,7 +257,7 @@ def _print_layers(statistics: Mapping[str, LayerStatistics], as_json: bool) -> N
 def _layer_row(found: LayerStatistics) -> list[str]:
     ranges = [_range(found.mean), number(_least(found.minimum)), number(_greatest(found.maximum))]
     nonfinite = [f"{found.sums.nan.sum():,}", f"{found.sums.infinite.sum():,}"]
-    covered = row_ranges(found.covered)
+    covered = " + ".join(row_ranges(source.covered) for source in found.sources)
     return [found.layer, f"{found.rows:,}", covered, f"{found.channels:,}", *_kind(found), *ranges, *nonfinite]
 
 

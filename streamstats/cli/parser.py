@@ -65,7 +65,8 @@ and what was counted and is not as it was. Nothing is written.
 """
 
 FORGET = """\
-Take rows out of the sums again, exactly, and never count them: the result is as if they had not been there.
+Take rows out of the sums again, exactly, and never count them: the result is as if they had not been there. The rows
+are read once more for it. All or nothing: where it ends with an error, nothing was taken out.
 
   streamstats forget job.yaml --rows 128:192           of all layers
   streamstats forget job.yaml --rows 0:8 --layers 'block1/*'
