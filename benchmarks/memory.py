@@ -168,10 +168,11 @@ def _promised_peak(config_path: str) -> int:
     """What the plan of a configuration promises, in a process of its own: this one must stay small."""
     from streamstats import job
     from streamstats.config import load_config
+    from streamstats.workers import open_workers
 
     config = load_config(config_path)
-    prepared = job.prepare(config.source, layers=config.rules(), memory=config.memory, threads=config.cluster.threads)
-    return prepared.plan.peak_bytes
+    with open_workers(config.cluster.chosen(), []) as workers:
+        return job.prepare(config.source, workers, layers=config.rules(), memory=config.memory).plan.peak_bytes
 
 
 def _table(outcomes: Sequence[Outcome]) -> Table:

@@ -16,7 +16,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
@@ -89,7 +89,7 @@ def _unlike_a_file(part: str, suffix: str) -> str:
 def write_bytes(path: Path, content: bytes) -> None:
     """Put `content` at `path`, atomically and durably; the folders above are made. Raises `OutputError`."""
     try:
-        _make_folder(path.parent)
+        _make_folders([path.parent])
         _replace(path, content)
     except OSError as error:
         raise OutputError(
@@ -97,11 +97,30 @@ def write_bytes(path: Path, content: bytes) -> None:
         ) from error
 
 
-def _make_folder(folder: Path) -> None:
+def make_folders(folders: Sequence[Path]) -> None:
+    """Make `folders` and those above them, durably; each folder is flushed once. Raises `OutputError`."""
+    try:
+        _make_folders(folders)
+    except OSError as error:
+        raise OutputError(
+            f"cannot write the folders of {folders[0]}: {error.strerror or error}; make room or choose another place"
+        ) from error
+
+
+def _make_folders(folders: Sequence[Path]) -> None:
+    grown: set[Path] = set()
+    for folder in folders:
+        _make_folder(folder, grown)
+    for parent in grown:
+        _sync_folder(parent)
+
+
+def _make_folder(folder: Path, grown: set[Path]) -> None:
+    """Make `folder` and those above it; the folders that were added to are added to `grown`."""
     if not folder.is_dir():
-        _make_folder(folder.parent)
+        _make_folder(folder.parent, grown)
         folder.mkdir(exist_ok=True)
-        _sync_folder(folder.parent)
+        grown.add(folder.parent)
 
 
 def _replace(path: Path, content: bytes) -> None:
@@ -259,7 +278,7 @@ def locked(path: Path, document: Mapping[str, Any], keep: Callable[[], bool]) ->
     """
     while True:
         try:
-            _make_folder(path.parent)
+            path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
             raise UsageError(f"cannot write {path}: {error.strerror or error}; choose another place") from error

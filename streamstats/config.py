@@ -11,18 +11,30 @@ import re
 from collections.abc import Hashable, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PlainValidator,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 
 from .calibration.selection import LayerRule
 from .errors import UsageError
 from .quantization import Quantization
+from .workers import Cluster
 
 LONGEST_CONFIG = 2**20
 LONGEST_SHOWN = 80
 DEFAULT_MEMORY = 2 * 2**30
+MOST_PROCESSES = 1024
 ROWS = r"^[0-9]{1,18}:[0-9]{1,18}$"
 NO_NUL = r"^[^\x00]*$"
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12} | {
@@ -108,11 +120,43 @@ class LayerConfig(_Model):
         return LayerRule(self.match, self.channel_axis, quantization)
 
 
+def _checked_workers(value: object) -> object:
+    if value != "local" and (type(value) is not int or not 1 <= value <= MOST_PROCESSES):
+        raise ValueError(f"it should be local, or a number of processes from 1 to {MOST_PROCESSES}")
+    return value
+
+
 class ClusterConfig(_Model):
     """Where the work is done."""
 
-    workers: Annotated[Literal["local"], Field(description="local: threads of this process.")] = "local"
-    threads: Annotated[int | None, Field(ge=1, description="How many; default one a core.")] = None
+    workers: Annotated[
+        Literal["local"] | int,
+        PlainValidator(_checked_workers, json_schema_input_type=Literal["local"] | int),
+        Field(description="local: threads of this process; or how many processes of this machine."),
+    ] = "local"
+    scheduler: Annotated[
+        str | None,
+        Field(min_length=1, pattern=NO_NUL, description="The address of a dask scheduler, whose workers do the work."),
+    ] = None
+    threads: Annotated[
+        int | None, Field(ge=1, description="Of a process; default one a core, shared among the processes.")
+    ] = None
+    task_timeout: Annotated[
+        float, Field(gt=0, description="Seconds after which a task is given to another worker, too.")
+    ] = 600
+    worker_timeout: Annotated[float, Field(gt=0, description="Seconds to wait while there is no worker.")] = 300
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.scheduler is not None and (self.workers != "local" or self.threads is not None):
+            raise ValueError("`scheduler` has workers of its own; leave `workers` and `threads` out")
+        return self
+
+    def chosen(self) -> Cluster:
+        """The workers, with as many threads as there are cores unless it is said."""
+        workers = None if self.workers == "local" else self.workers
+        threads = self.threads or max(1, available_cores() // (workers or 1))
+        return Cluster(workers, self.scheduler, threads, self.task_timeout, self.worker_timeout)
 
 
 class JobConfig(_Model):

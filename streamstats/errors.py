@@ -44,6 +44,14 @@ class NonFiniteError(DataError):
     """The data holds NaN or infinities and the policy is to refuse them."""
 
 
+class ClusterError(StreamstatsError):
+    """Workers or their scheduler cannot be reached, do not fit, or are gone; what was counted is saved."""
+
+
+class StoreError(StreamstatsError):
+    """The store of the data does not answer, or refuses; what was counted is saved."""
+
+
 class OutputError(StreamstatsError):
     """A result could not be written; the file that was there before is untouched."""
 
@@ -62,3 +70,12 @@ def require(module: str, extra: str) -> ModuleType:
 def first_line(error: BaseException) -> str:
     """The first line of what `error` says, or its class where it says nothing."""
     return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
+def counted(number: int, what: str) -> str:
+    """`number` of `what`, for a message.
+
+    >>> counted(1, "row"), counted(2000, "row")
+    ('1 row', '2,000 rows')
+    """
+    return f"{number:,} {what}{'' if number == 1 else 's'}"

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from . import artifacts, saved
 from .calibration.layer import Layer
@@ -19,23 +19,38 @@ from .config import DEFAULT_MEMORY, JobConfig, available_cores, parse_bytes
 from .errors import StreamstatsError, UsageError
 from .ledger import LayerStatistics
 from .plan import Plan, make_plan
-from .reduction import Client, Measured, Policy, Unreadable, open_executor, reduce_tasks
+from .reduction import Measured, Policy, Unreadable, reduce_tasks
 from .results import MANIFEST, Gaps, check_no_store, check_paths, open_results, remove_leftovers, write_results
 from .rows import Rows, common_rows, join_rows, without_rows
+from .workers import Cluster, Workers, open_workers
 
-OnProgress = Callable[[int, int], None]
-"""Called with the rows and the decoded bytes that a finished task adds."""
+if TYPE_CHECKING:
+    from distributed import Client
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a finished task adds, in rows and decoded bytes, and the workers there are; or a `message` for a person."""
+
+    rows: int = 0
+    bytes: int = 0
+    workers: int = 1
+    message: str = ""
+
+
+OnProgress = Callable[[Progress], None]
 POLL_SECONDS = 1.0
 """Between two looks at a store that is followed."""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A reduction that is planned and not begun: the layers, what is counted of them so far, and the tasks."""
+    """A reduction that is planned and not begun: the layers, what is counted of them so far, the tasks, and by whom."""
 
     selected: Selected
     ledger: Mapping[str, LayerStatistics]
     plan: Plan
+    workers: str
 
 
 @dataclass
@@ -58,16 +73,12 @@ class Outcome:
 
 
 def prepare(
-    source: str | Path,
-    *,
-    layers: Sequence[LayerRule] = (),
-    memory: str | int = DEFAULT_MEMORY,
-    threads: int | None = None,
+    source: str | Path, workers: Workers, *, layers: Sequence[LayerRule] = (), memory: str | int = DEFAULT_MEMORY
 ) -> Prepared:
     """Choose the layers of `source` and plan their reduction; no data is read. Arguments and errors as `reduce`."""
     selected = select_layers(source, layers)
     ledger = {layer.name: LayerStatistics.empty(layer) for layer in selected.layers}
-    return plan_of(selected, ledger, _missing(selected.layers, ledger), memory, threads)
+    return plan_of(selected, ledger, _missing(selected.layers, ledger), memory, workers)
 
 
 def plan_of(
@@ -75,15 +86,17 @@ def plan_of(
     ledger: Mapping[str, LayerStatistics],
     wanted: Mapping[str, Sequence[Rows]],
     memory: str | int,
-    threads: int | None,
+    workers: Workers,
 ) -> Prepared:
-    """The reduction of the `wanted` rows on top of `ledger`. Raises `UsageError`."""
+    """The reduction of the `wanted` rows on top of `ledger` by `workers`. Raises `UsageError`."""
     try:
         budget = parse_bytes(memory)
     except ValueError as error:
         raise UsageError(f"memory is {memory!r}; {error}") from error
-    plan = make_plan(selected.layers, wanted, memory=budget, threads=available_cores() if threads is None else threads)
-    return Prepared(selected, ledger, plan)
+    threads, processes = workers.threads_each, max(1, workers.count())
+    plan = make_plan(selected.layers, wanted, memory=budget, threads=threads, processes=processes)
+    workers.use(plan.threads)
+    return Prepared(selected, ledger, plan, workers.description())
 
 
 def _missing(
@@ -96,14 +109,14 @@ def _missing(
 
 def execute(
     prepared: Prepared,
+    workers: Workers,
     *,
     nonfinite: Literal["error", "skip"] = "error",
     missing: Literal["error", "report", "fill"] = "error",
-    client: Client | None = None,
     on_progress: OnProgress | None = None,
     on_counted: Callable[[LayerStatistics], None] | None = None,
 ) -> Outcome:
-    """Do the tasks of `prepared` and count what they measure. Arguments and errors as `reduce`.
+    """Do the tasks of `prepared` by `workers` and count what they measure. Arguments and errors as `reduce`.
 
     `on_counted` is given the statistics of a layer each time that something was counted in.
     """
@@ -113,14 +126,16 @@ def execute(
         raise UsageError(f"missing is {missing!r}; expected 'error', 'report' or 'fill'")
     described = {layer.name: layer for layer in prepared.selected.layers}
     outcome = Outcome(dict(prepared.ledger))
-    if prepared.plan.tasks:
-        with open_executor(prepared.plan.threads, client) as executor:
-            policy = Policy(nonfinite, missing)
-            for task, results in reduce_tasks(prepared.plan, described, executor, policy):
-                for found in results:
-                    _take(outcome, described[found.layer], found, on_counted)
-                if on_progress:
-                    on_progress(task.rows, task.bytes)
+
+    def tell(message: str) -> None:
+        if on_progress:
+            on_progress(Progress(workers=workers.count(), message=message))
+
+    for task, results in reduce_tasks(prepared.plan, described, workers, Policy(nonfinite, missing), tell):
+        for found in results:
+            _take(outcome, described[found.layer], found, on_counted)
+        if on_progress:
+            on_progress(Progress(task.rows, task.bytes, workers.count()))
     _check_complete(prepared, outcome)
     return outcome
 
@@ -155,14 +170,19 @@ def reduce(
     `layers` chooses and describes layers (default: every array, as its attributes say); `memory` is the most the
     process may take; `nonfinite` "skip" leaves NaN and infinities out of sums and counts and counts them apart;
     `missing` "fill" counts the fill value for chunks that are not there or cannot be read; `threads` defaults to the
-    cores; with a dask `client`, its workers do the work, which must see the store, and `threads` is how many there
-    are; `on_progress` is told of each finished task.
+    cores; with a `distributed.Client`, its workers do the work, which must see the store, and `memory` is for each of
+    them; `on_progress` is told of each finished task.
 
     Raises `UsageError` where the request cannot be met, `DataError` where the store cannot be read,
-    `NonFiniteError` for NaN or infinities under "error".
+    `NonFiniteError` for NaN or infinities under "error", `ClusterError` for workers that do not fit or are gone.
     """
-    prepared = prepare(source, layers=layers, memory=memory, threads=threads)
-    return execute(prepared, nonfinite=nonfinite, missing=missing, client=client, on_progress=on_progress).statistics
+    selected = select_layers(source, layers)
+    ledger = {layer.name: LayerStatistics.empty(layer) for layer in selected.layers}
+    with open_workers(
+        Cluster(threads=available_cores() if threads is None else threads), selected.layers, client
+    ) as workers:
+        prepared = plan_of(selected, ledger, _missing(selected.layers, ledger), memory, workers)
+        return execute(prepared, workers, nonfinite=nonfinite, missing=missing, on_progress=on_progress).statistics
 
 
 def _check_complete(prepared: Prepared, outcome: Outcome) -> None:
@@ -197,10 +217,11 @@ class Session:
     selected: Selected
     ledger: dict[str, LayerStatistics]
     restarted: bool
+    workers: Workers
 
     def planned(self, wanted: Mapping[str, Sequence[Rows]], ledger: Mapping[str, LayerStatistics]) -> Prepared:
         """The reduction of the `wanted` rows on top of `ledger`."""
-        return plan_of(self.selected, ledger, wanted, self.config.memory, self.config.cluster.threads)
+        return plan_of(self.selected, ledger, wanted, self.config.memory, self.workers)
 
     def write(self, statistics: Mapping[str, LayerStatistics], gaps: Mapping[str, Gaps]) -> None:
         """Leave states, correctors and manifest."""
@@ -209,11 +230,13 @@ class Session:
 
 
 @contextmanager
-def open_session(config: JobConfig, *, restart: bool = False, accept_changes: bool = False) -> Iterator[Session]:
+def open_session(
+    config: JobConfig, *, restart: bool = False, accept_changes: bool = False, client: Client | None = None
+) -> Iterator[Session]:
     """The job that `config` describes, with what its output has so far; others are kept out of the output.
 
     Raises `UsageError` for a job that cannot be, `OutputError` where somebody else is at it, `DataError` for a state
-    that is damaged or a store that is not the one it was counted from.
+    that is damaged or a store that is not the one it was counted from, `ClusterError` for workers that do not fit.
     """
     selected = select_layers(config.source, config.rules())
     output = Path(config.output)
@@ -227,7 +250,8 @@ def open_session(config: JobConfig, *, restart: bool = False, accept_changes: bo
             else:
                 _check_same_source(output, config.source, accept_changes=accept_changes)
                 ledger = saved.load(output, selected.layers, accept_changes=accept_changes)
-            yield Session(config, output, selected, ledger, restart)
+            with open_workers(config.cluster.chosen(), selected.layers, client) as workers:
+                yield Session(config, output, selected, ledger, restart, workers)
     finally:
         artifacts.remove_if_empty(output)
 
@@ -238,17 +262,18 @@ def run(
     restart: bool = False,
     accept_changes: bool = False,
     follow: Follow | None = None,
+    client: Client | None = None,
     on_plan: Callable[[Prepared], None] | None = None,
     on_progress: OnProgress | None = None,
 ) -> Outcome:
     """Do the job that `config` describes and write `state/`, `correctors/` and `manifest.json` to its output.
 
     It goes on from what `state/` has; `restart` begins anew, without the rows to forget; `accept_changes` takes the
-    store as it is now. `follow` counts rows as they are appended. `on_plan` is told each plan before data is read. What
-    was counted is saved every few seconds, and when the job ends, in whatever way. Raises as `reduce` and
-    `open_session` do, and `OutputError`.
+    store as it is now. `follow` counts rows as they are appended. With a dask `client`, its workers do the work,
+    whatever the configuration says. `on_plan` is told each plan before data is read. What was counted is saved every
+    few seconds, and when the job ends, in whatever way. Raises as `reduce` and `open_session` do, and `OutputError`.
     """
-    with open_session(config, restart=restart, accept_changes=accept_changes) as session:
+    with open_session(config, restart=restart, accept_changes=accept_changes, client=client) as session:
         _check_wanted_rows(session, follow)
         outcome = _run_once(session, on_plan, on_progress)
         if follow is not None:
@@ -270,6 +295,7 @@ def _run_once(session: Session, on_plan: Callable[[Prepared], None] | None, on_p
     try:
         outcome = execute(
             prepared,
+            session.workers,
             nonfinite=config.nonfinite,
             missing=config.missing,
             on_progress=on_progress,

@@ -14,6 +14,7 @@ from math import prod
 
 from .calibration.identity import IDENTITY_BYTES, file_count
 from .calibration.layer import FETCHES, Layer, Selection
+from .calibration.objects import is_object_store, objects_ahead
 from .errors import UsageError
 from .rows import Rows, row_count
 from .statistics.exact import digit_count
@@ -69,9 +70,9 @@ class Task:
 
 @dataclass(frozen=True)
 class Plan:
-    """Tasks in order, the threads that take them, and what the job adds up to.
+    """Tasks in order, the threads of a process that take them, and what the job adds up to.
 
-    `bytes` are decoded; `block_bytes` is the largest block and `peak_bytes` the most memory the process will take.
+    `bytes` are decoded; `block_bytes` is the largest block and `peak_bytes` the most memory a process will take.
     """
 
     tasks: tuple[Task, ...]
@@ -82,11 +83,19 @@ class Plan:
     peak_bytes: int
 
 
-def make_plan(layers: Sequence[Layer], missing: Mapping[str, Sequence[Rows]], *, memory: int, threads: int) -> Plan:
-    """Plan the `missing` row ranges (layer name → [(start, stop), …]) of `layers` for at most `threads` threads.
+def make_plan(
+    layers: Sequence[Layer],
+    missing: Mapping[str, Sequence[Rows]],
+    *,
+    memory: int,
+    threads: int,
+    processes: int = 1,
+) -> Plan:
+    """Plan the `missing` row ranges (layer name → [(start, stop), …]) of `layers` for at most `threads` threads in
+    each of the `processes`.
 
-    `memory` is the budget of the whole process in bytes; fewer threads are planned where it does not suffice for
-    all. Raises `UsageError` where it does not suffice for one chunk of a layer, which is named.
+    `memory` is the budget of a process in bytes; fewer threads are planned where it does not suffice for all. Raises
+    `UsageError` where it does not suffice for one chunk of a layer, which is named.
     """
     if threads < 1:
         raise UsageError(f"threads is {threads}; expected at least 1")
@@ -94,7 +103,7 @@ def make_plan(layers: Sequence[Layer], missing: Mapping[str, Sequence[Rows]], *,
     shapes = {layer.name: _block_shape(layer, block_budget) for layer in layers}
     total = sum(row_count(missing.get(layer.name, ())) * layer.row_bytes for layer in layers)
     return Plan(
-        tasks=tuple(_tasks(layers, missing, shapes, total, threads)),
+        tasks=tuple(_tasks(layers, missing, shapes, total, threads * processes)),
         threads=threads,
         rows=sum(row_count(missing.get(layer.name, ())) for layer in layers),
         bytes=total,
@@ -224,12 +233,21 @@ def _reading_bytes(layer: Layer, block_budget: int) -> tuple[int, int, int, int]
         )
         unit = _size(layer, layer.shards) if whole_shards else chunk
         return block, 0, 0, ZARR_COPIES * FETCHES * unit
+    fetched = _fetched_bytes(layer)
     if encoding.is_raw:
-        return block, encoding.index_bytes, shape[0] * chunk, 0
+        return block, encoding.index_bytes + fetched, shape[0] * chunk, 0
     number = max(1, block // chunk) if encoding.index_bytes else 1  # without shards, a file at a time
     unpacked = 2 * chunk if encoding.compressor in ("gzip", "zlib") else 0  # which do not decode in place
     streamed = chunk + min(chunk, layer.row_bytes) + MOST_JOINED_BYTES  # with what is left of the chunk before
-    return block, encoding.index_bytes + number * encoding.most_stored_bytes, streamed + unpacked, 0
+    return block, encoding.index_bytes + fetched + number * encoding.most_stored_bytes, streamed + unpacked, 0
+
+
+def _fetched_bytes(layer: Layer) -> int:
+    """Objects in memory: the one that is read, and those that are fetched ahead."""
+    if layer.encoding is None or not is_object_store(layer.store):
+        return 0
+    largest = layer.encoding.most_file_bytes
+    return (objects_ahead(largest) + 1) * largest if objects_ahead(largest) else 0
 
 
 def _block_shape(layer: Layer, budget: int) -> tuple[int, ...]:

@@ -1,44 +1,39 @@
-"""The reduction: tasks of a plan measured by workers, results yielded as they come.
+"""The reduction: tasks of a plan measured by workers, results yielded as they come, each once.
 
-Workers are threads of this process, or those of a dask client: both are reached as an executor of `concurrent.futures`,
-so there is one path. A worker opens the array from its small description, reads block after block, and sends back
-statistics of kilobytes. A window of tasks is under way at a time, so neither memory nor a scheduler fills up.
+A worker opens the array from its small description, reads block after block, and sends back statistics of kilobytes. A
+window of tasks is under way at a time, so neither memory nor a scheduler fills up. A task whose worker is gone or hangs
+is given out again, and the result that comes first is taken.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import CancelledError, Executor, Future, ThreadPoolExecutor
-from contextlib import contextmanager
+import itertools
+import math
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
-from queue import Empty, SimpleQueue
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from .calibration.identity import Identities, file_range, identities
-from .calibration.layer import Layer, Selection, decoding
+from .calibration.identity import Identities, file_range, identities, named_identities
+from .calibration.layer import Layer, Selection
+from .calibration.objects import is_object_store
 from .calibration.reader import Reader, open_reader
-from .errors import DataError, LostError, NonFiniteError
+from .errors import ClusterError, DataError, LostError, NonFiniteError, first_line
 from .interrupts import Deferred
 from .plan import TASKS_IN_FLIGHT, Part, Plan, Task, blocks
 from .rows import Rows, join_rows
 from .statistics.extrema import ChannelExtrema
 from .statistics.mean import ChannelMean
 from .statistics.pieces import Accumulator
+from .workers import Begun, Event, UnfitError, Workers, check_wanted, next_event
 
-_THREAD = threading.local()
 WAIT_SECONDS = 0.5
-
-
-class Client(Protocol):
-    """What is needed of a `distributed.Client`."""
-
-    def get_executor(self, **options: Any) -> Executor:
-        """An executor whose workers are the client's."""
+MOST_TRIES = 5
+"""To get a result of a task out of workers that die or hang."""
+STARTS_AGAIN = "what was counted is saved: start some, and run again"
 
 
 @dataclass(frozen=True)
@@ -81,49 +76,142 @@ Reduced = tuple[list[Found], DataError | None]
 
 
 def reduce_tasks(
-    plan: Plan, layers: Mapping[str, Layer], executor: Executor, policy: Policy = Policy()
-) -> Iterator[tuple[Task, list[Found]]]:
-    """Measure every task of `plan` on the workers of `executor`; yields (task, results) in the order of completion.
+    plan: Plan,
+    layers: Mapping[str, Layer],
+    workers: Workers,
+    policy: Policy = Policy(),
+    tell: Callable[[str], None] = lambda _: None,
+) -> Generator[tuple[Task, list[Found]], None, None]:
+    """Measure every task of `plan` by `workers`; yields (task, results) in the order of completion, each task once.
 
-    Raises `DataError` where a block cannot be read, unless `policy` has another answer, and `NonFiniteError` for NaN or
-    infinities; what has not begun is cancelled then, as it is when the caller stops iterating.
+    A window of tasks is given out at a time. Those whose workers are gone or take longer than they may are given out
+    again; `tell` is given a sentence for the person then. Raises `DataError` where a block cannot be read, unless
+    `policy` has another answer, `NonFiniteError` for NaN or infinities, `ClusterError` where there are no workers any
+    more; what has not begun is cancelled then, as it is when the caller stops iterating.
     """
-    waiting = iter(plan.tasks)
-    tasks: dict[Future[Reduced], Task] = {}
-    finished: SimpleQueue[Future[Reduced] | None] = SimpleQueue()
-
-    def submit(number: int) -> None:
-        for task in islice(waiting, number):
-            described = {part.layer: layers[part.layer] for part in task.parts}
-            future = executor.submit(measure_task, task, described, policy)
-            tasks[future] = task
-            future.add_done_callback(finished.put)
-
-    with Deferred(wake=lambda: finished.put(None)) as signals:
+    window = _Window(plan.tasks, layers, workers, policy, tell)
+    with Deferred(wake=lambda: workers.events.put(None)) as signals:
         try:
-            submit(plan.threads * TASKS_IN_FLIGHT)
-            while tasks:
-                future = _next(finished)
+            while window.fill():
+                event = next_event(workers.events, WAIT_SECONDS)
                 signals.deliver()
-                if future is None:
-                    continue
-                task = tasks.pop(future)
-                submit(1)
-                found, error = future.result()
-                yield task, found
-                if error is not None:
-                    raise error
+                for task, (found, error) in window.take(event):
+                    yield task, found
+                    if error is not None:
+                        raise error
         finally:
-            for future in tasks:
-                future.cancel()
+            window.close()
 
 
-def _next(finished: SimpleQueue[Future[Reduced] | None]) -> Future[Reduced] | None:
-    """What has finished next, or None after a while: a signal that comes right before the wait does not end it."""
-    try:
-        return finished.get(timeout=WAIT_SECONDS)
-    except Empty:
-        return None
+@dataclass
+class _Given:
+    """A task that is given out: for the how-manieth time, and since when which worker is at it."""
+
+    task: Task
+    tries: int
+    begun: float | None = None
+    worker: str = ""
+
+
+class _Window:
+    """The tasks that are given out at a time, by number; a task that is given out again has several numbers."""
+
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        layers: Mapping[str, Layer],
+        workers: Workers,
+        policy: Policy,
+        tell: Callable[[str], None],
+    ) -> None:
+        self._waiting = iter(tasks)
+        self._layers, self._policy, self._workers, self._tell = layers, policy, workers, tell
+        self._limits = workers.cluster
+        self._given: dict[int, _Given] = {}
+        self._unmanned_since: float | None = None
+        self._last_result = time.monotonic()
+
+    def fill(self) -> bool:
+        """Give out tasks while there is room; False when there are none left."""
+        room = TASKS_IN_FLIGHT * max(1, self._workers.threads()) - len(self._given)
+        for task in itertools.islice(self._waiting, max(0, room)):
+            self._give(_Given(task, tries=1))
+        return bool(self._given)
+
+    def _give(self, given: _Given, avoid: str = "") -> None:
+        described = {part.layer: replace(self._layers[part.layer], quantization=None) for part in given.task.parts}
+        number = self._workers.give(measure_task, given.task, described, self._policy, avoid=avoid)
+        self._given[number] = given
+
+    def take(self, event: Event | None) -> Iterator[tuple[Task, Reduced]]:
+        """What `event` says: the result of a task, if it is the first of this task."""
+        self._look_after()
+        if event is None or event.number not in self._given:
+            return
+        given = self._given[event.number]
+        if isinstance(event, Begun):
+            if given.begun is not None and event.worker != given.worker:
+                self._tell(f"{_named(given.task)} is done again: worker {given.worker} is gone")
+            given.begun, given.worker = time.monotonic(), event.worker
+            return
+        del self._given[event.number]
+        if event.error is None:
+            for twin in [number for number, other in self._given.items() if other.task is given.task]:
+                del self._given[twin]
+                self._workers.take_back(twin)
+            self._last_result = time.monotonic()
+            yield given.task, event.result
+        elif isinstance(event.error, UnfitError):
+            self._tell(f"{event.error}; it gets no more work")
+            self._workers.shun(event.error.worker)
+            self._give(_Given(given.task, given.tries))
+        elif not event.lost:
+            raise event.error
+        elif not any(other.task is given.task for other in self._given.values()):
+            self._give_again(given, first_line(event.error))
+
+    def _look_after(self) -> None:
+        """Give tasks that take too long to others. Raises `ClusterError` where there is nobody to give them to."""
+        now = time.monotonic()
+        if self._workers.threads():
+            self._unmanned_since = None
+        elif self._unmanned_since is None:
+            self._unmanned_since = now
+            self._tell(f"there are no workers; waiting for {self._limits.worker_timeout:g} s")
+        elif now - self._unmanned_since > self._limits.worker_timeout:
+            raise ClusterError(f"there were no workers for {self._limits.worker_timeout:g} s; {STARTS_AGAIN}")
+        limit = self._limits.task_timeout
+        for given in [*self._given.values()]:
+            if given.begun is None or now - given.begun < limit:
+                continue
+            given.begun = math.inf  # it is told once
+            said = f"{_named(given.task)} takes {given.worker} more than {limit:g} s"
+            if not self._workers.can_give_again:
+                self._tell(f"{said}; does its file system answer?")
+                continue
+            self._tell(f"{said}; another worker gets it, too")
+            self._give_again(given, f"it takes more than {limit:g} s")
+        if self._workers.can_give_again and now - self._last_result > MOST_TRIES * limit:
+            raise ClusterError(f"no worker had a result for {MOST_TRIES * limit:g} s; {STARTS_AGAIN}")
+
+    def _give_again(self, given: _Given, why: str) -> None:
+        if given.tries >= MOST_TRIES:
+            raise ClusterError(
+                f"{_named(given.task)} was given out {given.tries} times, and did not come back: {why}; look into the "
+                "logs of the workers: do they have the memory that the plan says, and does the store answer?"
+            )
+        self._give(_Given(given.task, given.tries + 1), avoid=given.worker)
+
+    def close(self) -> None:
+        """Take back what is given out."""
+        for number in self._given:
+            self._workers.take_back(number)
+
+
+def _named(task: Task) -> str:
+    first = task.parts[0]
+    more = f" and {len(task.parts) - 1} more" if len(task.parts) > 1 else ""
+    return f"layer {first.layer}, rows {first.start}:{first.stop}{more},"
 
 
 def measure_task(task: Task, layers: Mapping[str, Layer], policy: Policy) -> Reduced:
@@ -131,7 +219,7 @@ def measure_task(task: Task, layers: Mapping[str, Layer], policy: Policy) -> Red
     found: list[Found] = []
     try:
         for part in task.parts:
-            _check_wanted()
+            check_wanted()
             found.extend(_measure_under(policy, layers[part.layer], part))
     except DataError as error:
         return found, error
@@ -155,13 +243,17 @@ def measure_part(layer: Layer, part: Part, policy: Policy, *, fill: bool = False
     With `fill`, what cannot be read has the fill value. Raises `DataError`, `NonFiniteError`.
     """
     files = file_range(layer, part.start, part.stop)
-    identified = identities(layer, files)  # before reading: a change from here on is noticed by the next run
+    remote = layer.encoding is not None and is_object_store(layer.store)
+    identified = None if remote else identities(layer, files)  # before reading: the next run notices later changes
     with open_reader(layer, fill=fill or policy.missing == "fill") as reader:
+        reader.expect((part.start, part.stop))
         measured = [
             _measure_channels(layer, reader, selections, stop - start, policy, whole=not fill)
             for (start, stop), selections in blocks(layer, part)
         ] or [_measure_channels(layer, reader, (), 0, policy, whole=True)]
         filled = join_rows(reader.filled)
+        if identified is None:
+            identified = named_identities(layer, files, reader.identified)
     sums, extrema = zip(*measured, strict=True)
     rows = part.start, part.stop
     return Measured(
@@ -173,7 +265,7 @@ def _measure_what_can_be_read(layer: Layer, part: Part, policy: Policy) -> Itera
     """The rows of `part`, a chunk's at a time: what is damaged takes no other rows with it."""
     height = (layer.encoding or layer).chunks[0]
     for start in range(part.start - part.start % height, part.stop, height):
-        _check_wanted()
+        check_wanted()
         rows = replace(part, start=max(start, part.start), stop=min(start + height, part.stop))
         try:
             yield measure_part(layer, rows, policy, fill=policy.missing == "fill")
@@ -195,7 +287,7 @@ def _measure_channels(
     """Measure the blocks `selections`; not `whole`: each is read before any of it is measured."""
     accumulator = Accumulator(layer.dtype.newbyteorder("="), channels)
     for selection in selections:
-        _check_wanted()
+        check_wanted()
         if whole:
             reader.measure(selection, accumulator)
         else:
@@ -216,28 +308,3 @@ def _nonfinite_error(layer: Layer, selection: Selection, block: npt.NDArray[Any]
         f"layer {layer.name}, channel {channels[0]}{more}, rows {rows[0]}:{rows[-1] + 1}: {bad.sum()} values are NaN "
         "or infinite; repair the data, or set `nonfinite: skip` to leave them out of sum and count"
     )
-
-
-@contextmanager
-def open_executor(threads: int, client: Client | None) -> Iterator[Executor]:
-    """The workers of `client`; without one, `threads` threads of this process."""
-    if client is not None:
-        with client.get_executor(pure=False) as executor:
-            yield executor
-        return
-    stop = threading.Event()
-    executor = ThreadPoolExecutor(threads, "streamstats", initializer=setattr, initargs=(_THREAD, "stop", stop))
-    with decoding(threads):
-        try:
-            yield executor
-        finally:
-            with Deferred():
-                stop.set()
-                executor.shutdown(cancel_futures=True)
-
-
-def _check_wanted() -> None:
-    """End the work of this thread, by an error that nobody waits for, if it was told to stop."""
-    stop: threading.Event | None = getattr(_THREAD, "stop", None)
-    if stop is not None and stop.is_set():
-        raise CancelledError

@@ -30,7 +30,7 @@ STATE, CORRECTORS = "state", "correctors"
 Gaps = tuple[tuple[Rows, str], ...]
 """Rows that could not be read, each range with the reason, in order and apart."""
 NOT_YET = "not counted yet"
-WRITERS = 4
+WRITERS = 16
 """Files written at the same time: a writer waits for the disk, which takes many at once."""
 
 
@@ -217,6 +217,7 @@ def read_states(output: Path, layers: Iterable[str]) -> dict[str, LayerStatistic
 def _write_all(files: Mapping[Path, bytes]) -> None:
     changed = {path: content for path, content in files.items() if not artifacts.holds(path, content)}
     with Deferred(), ThreadPoolExecutor(WRITERS) as writers:
+        artifacts.make_folders(sorted({path.parent for path in changed}))
         for _ in writers.map(artifacts.write_bytes, changed, changed.values()):
             pass  # raises what a writer raised
 

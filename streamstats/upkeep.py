@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from itertools import groupby
@@ -16,10 +17,10 @@ from .calibration.identity import file_key, file_range, rows_of_file
 from .calibration.layer import Layer
 from .calibration.selection import select_layers
 from .config import JobConfig
-from .errors import DataError, MismatchError, UsageError
+from .errors import DataError, MismatchError, NonFiniteError, UsageError
 from .job import OnProgress, Prepared, Session, execute, open_session, plan_of
 from .ledger import LayerStatistics, Source, merge
-from .reduction import Measured, Policy, open_executor, reduce_tasks
+from .reduction import Measured, Policy, reduce_tasks
 from .results import (
     STATE,
     Gaps,
@@ -35,6 +36,7 @@ from .results import (
 from .rows import Rows, common_rows, row_count, without_rows
 from .saved import LOCK, check_same_job, compared, held
 from .statistics.extrema import ChannelExtrema
+from .workers import open_workers
 
 OnPlan = Callable[[Prepared], None]
 
@@ -63,7 +65,7 @@ def forget(
     They are read once more and subtracted. Where one of them is an extremum of a channel, others are read until one
     reaches as far; where one cannot be read any more, all others are counted anew. Raises as `job.run` does.
     """
-    with open_session(config) as session:
+    with open_session(config) as session, _all_or_nothing():
         chosen = [layer for layer in session.selected.layers if fnmatchcase(layer.name, match)]
         _check_rows(session, chosen, rows, match)
         taken = {layer.name: common_rows(session.ledger[layer.name].covered, [rows]) for layer in chosen}
@@ -94,6 +96,21 @@ def forget(
         return forgotten
 
 
+@contextmanager
+def _all_or_nothing() -> Iterator[None]:
+    """Rows that cannot be read, where they are needed, are an error that says so."""
+    try:
+        yield
+    except NonFiniteError:
+        raise
+    except DataError as error:
+        what = str(error).partition("; ")[0]
+        raise DataError(
+            f"{what}; it stays counted, and is needed to find minimum and maximum again: repair it, or forget its "
+            "rows, too; nothing was taken out"
+        ) from error
+
+
 def _check_rows(session: Session, chosen: Sequence[Layer], rows: Rows, match: str) -> None:
     if not chosen:
         names = ", ".join(layer.name for layer in session.selected.layers)
@@ -118,7 +135,8 @@ def _measured(
     if on_plan:
         on_plan(prepared)
     nonfinite = session.config.nonfinite
-    return execute(prepared, nonfinite=nonfinite, missing=missing, on_progress=on_progress).statistics
+    outcome = execute(prepared, session.workers, nonfinite=nonfinite, missing=missing, on_progress=on_progress)
+    return outcome.statistics
 
 
 def _extrema_of_the_rest(
@@ -130,15 +148,16 @@ def _extrema_of_the_rest(
         return whole.extrema, 0
     described = {layer.name: layer for layer in session.selected.layers}
     plan = session.planned({whole.layer: others}, session.ledger).plan
-    with open_executor(plan.threads, None) as executor:
-        policy = Policy(session.config.nonfinite, "fill" if session.config.missing == "fill" else "error")
-        for task, results in reduce_tasks(plan, described, executor, policy):
-            read += task.rows
-            for found in results:
-                if isinstance(found, Measured):
-                    rest = rest.merge(found.extrema)
-            if whole.extrema.is_settled(part.extrema, rest):
-                break
+    policy = Policy(session.config.nonfinite, "fill" if session.config.missing == "fill" else "error")
+    reduced = reduce_tasks(plan, described, session.workers, policy)
+    for task, results in reduced:
+        read += task.rows
+        for found in results:
+            if isinstance(found, Measured):
+                rest = rest.merge(found.extrema)
+        if whole.extrema.is_settled(part.extrema, rest):
+            break
+    reduced.close()
     return whole.extrema.without(part.extrema, rest), read
 
 
@@ -301,14 +320,15 @@ def verify(config: JobConfig, *, on_plan: OnPlan | None = None, on_progress: OnP
         wanted_rows = common_rows([config.wanted_rows or (0, layer.rows)], [(0, layer.rows)])
         others[name] = without_rows(wanted_rows, [*counted.get(name, ()), *_excluded(states.get(name))])
     found, unreadable = dict(empty), []
-    for wanted in (counted, others):
-        prepared = plan_of(selected, empty, wanted, config.memory, config.cluster.threads)
-        if on_plan:
-            on_plan(prepared)
-        outcome = execute(prepared, nonfinite="skip", missing="report", on_progress=on_progress)
-        unreadable += outcome.unreadable
-        if wanted is counted:
-            found = outcome.statistics
+    with open_workers(config.cluster.chosen(), selected.layers) as workers:
+        for wanted in (counted, others):
+            prepared = plan_of(selected, empty, wanted, config.memory, workers)
+            if on_plan:
+                on_plan(prepared)
+            outcome = execute(prepared, workers, nonfinite="skip", missing="report", on_progress=on_progress)
+            unreadable += outcome.unreadable
+            if wanted is counted:
+                found = outcome.statistics
     allowed = config.missing == "fill"  # a store that leaves out chunks of fill values
     wrong = [each for each in unreadable if not (allowed and each.lost)]
     problems = [Problem(each.layer, each.rows, each.reason) for each in wrong]

@@ -26,6 +26,7 @@ ORDER = (
     "plan",
     "ledger",
     "results",
+    "workers",
     "reduction",
     "saved",
     "config",
@@ -43,8 +44,8 @@ STATISTICS_LEVELS = (("exact", "kernels"), ("loops",), ("pieces",), ("statistic"
 """Inside statistics, a module imports from the levels before its own."""
 
 IMPORTERS = {
-    "dask": ("reduction",),
-    "distributed": ("reduction",),
+    "dask": ("workers",),
+    "distributed": ("workers", "job"),  # job: to name the type of a client
     "matplotlib": ("report",),
     "plotext": ("report",),
     "google_crc32c": ("calibration",),
@@ -52,6 +53,7 @@ IMPORTERS = {
     "numba": ("native", "statistics", "calibration"),
     "numcodecs": ("calibration",),
     "onnx": ("models", "demo.train"),  # which exports the small network that is shipped
+    "obstore": ("calibration",),
     "onnxruntime": ("models",),
     "sklearn": ("demo",),
     "torch": ("demo.train",),

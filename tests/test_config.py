@@ -142,7 +142,10 @@ REFUSED = {
         quantized("scale: 1, scale_is: step, int: 1"),
         "unknown key `layers[1].quantization.int`; expected one of scale, scale_is, zero_point",
     ),
-    "unknown key of the cluster": (NEEDED + "cluster: {cores: 1}", "`cluster.cores`; expected one of workers, threads"),
+    "unknown key of the cluster": (
+        NEEDED + "cluster: {cores: 1}",
+        "`cluster.cores`; expected one of workers, scheduler, threads, task_timeout",
+    ),
     "a key that is a number": (NEEDED + "1: 2", "unknown key `[1]`; " + JOB_KEYS),
     "a key that is nothing": (NEEDED + "null: 2", "unknown key `None`; " + JOB_KEYS),
     "a key that is a date": (NEEDED + "2001-01-01: 2", "unknown key `datetime.date(2001, 1, 1)`; " + JOB_KEYS),
@@ -245,9 +248,27 @@ REFUSED = {
     "memory: too huge to print": (NEEDED + f"memory: 0x{'f' * 5000}", "`memory` is a int that is too long to show"),
     "nonfinite: else": (NEEDED + "nonfinite: ignore", "`nonfinite` is 'ignore'; it should be 'error' or 'skip'"),
     "nonfinite: null": (NEEDED + "nonfinite:", "`nonfinite` is None; it should be 'error' or 'skip'"),
-    "cluster: null": (NEEDED + "cluster:", "`cluster` is None; expected keys: workers, threads"),
-    "cluster: text": (NEEDED + "cluster: local", "`cluster` is 'local'; expected keys: workers, threads"),
-    "workers: else": (NEEDED + "cluster: {workers: 8}", "`cluster.workers` is 8; it should be 'local'"),
+    "cluster: null": (
+        NEEDED + "cluster:",
+        "`cluster` is None; expected keys: workers, scheduler, threads, task_timeout",
+    ),
+    "cluster: text": (
+        NEEDED + "cluster: local",
+        "`cluster` is 'local'; expected keys: workers, scheduler, threads, task_timeout",
+    ),
+    "workers: else": (
+        NEEDED + "cluster: {workers: many}",
+        "`cluster.workers` is 'many'; it should be local, or a number of processes from 1 to 1024",
+    ),
+    "workers: none": (NEEDED + "cluster: {workers: 0}", "`cluster.workers` is 0; it should be local, or a number of"),
+    "scheduler and workers": (
+        NEEDED + "cluster: {workers: 2, scheduler: 'tcp://host:8786'}",
+        "`scheduler` has workers of its own; leave `workers` and `threads` out",
+    ),
+    "task_timeout: 0": (
+        NEEDED + "cluster: {task_timeout: 0}",
+        "`cluster.task_timeout` is 0; it should be greater than 0",
+    ),
     "threads: 0": (NEEDED + "cluster: {threads: 0}", "`cluster.threads` is 0; it should be greater than or equal to 1"),
     "threads: a fraction": (
         NEEDED + "cluster: {threads: 1.5}",

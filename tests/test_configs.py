@@ -14,7 +14,9 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
 def test_every_example_configuration_loads(path: Path) -> None:
-    assert load_config(path).rules()
+    config = load_config(path)
+    assert config.cluster.chosen().threads >= 1
+    assert all(rule.match for rule in config.rules())
 
 
 def test_the_published_schema_is_that_of_the_code() -> None:

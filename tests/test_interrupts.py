@@ -5,15 +5,16 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Iterator
-from concurrent.futures import Executor, Future
 from typing import Any
 
+import numpy as np
 import pytest
 
-from streamstats import reduction
+from streamstats.calibration.layer import Layer
 from streamstats.interrupts import SIGNALS, Deferred
-from streamstats.plan import Part, Plan, Task
+from streamstats.plan import TASKS_IN_FLIGHT, Part, Plan, Task
 from streamstats.reduction import reduce_tasks
+from streamstats.workers import Cluster, ThreadWorkers
 
 
 @pytest.fixture(autouse=True)
@@ -84,23 +85,22 @@ def test_other_threads_change_nothing() -> None:
     assert found == [before]
 
 
-class Interrupted(Executor):
-    """An executor to which a signal comes while a task is submitted."""
+class Interrupted(ThreadWorkers):
+    """Workers to which a signal comes while a task is given out."""
 
-    def __init__(self) -> None:
-        self.submitted: list[Future[Any]] = []
+    given = 0
 
-    def submit(self, *_: Any, **__: Any) -> Future[Any]:  # type: ignore[override]
-        future: Future[Any] = Future()
+    def give(self, *_: Any, **__: Any) -> int:
         signal.raise_signal(signal.SIGINT)
-        self.submitted.append(future)
-        return future
+        self.given += 1
+        return self.given
 
 
-def test_a_signal_in_the_midst_of_submitting_does_not_cut_it_off_and_ends_the_reduction() -> None:
-    executor = Interrupted()
-    tasks = tuple(Task((Part("layer", row, row + 1, (1,)),), 1) for row in range(3))
+def test_a_signal_in_the_midst_of_giving_out_tasks_does_not_cut_it_off_and_ends_the_reduction() -> None:
+    workers = Interrupted(Cluster())
+    tasks = tuple(Task((Part("layer", row, row + 1, (1,)),), 1) for row in range(9))
+    plan = Plan(tasks, 1, 9, 9, 1, 1)
+    layer = Layer("store", "layer", (9, 1), np.dtype("int8"), (1, 1), (1, 1), 1)
     with pytest.raises(KeyboardInterrupt):
-        next(reduce_tasks(Plan(tasks, 1, 3, 3, 1, 1), {"layer": None}, executor))  # type: ignore[dict-item]
-    assert [future.cancelled() for future in executor.submitted] == [True] * len(executor.submitted)
-    assert len(executor.submitted) == reduction.TASKS_IN_FLIGHT
+        next(reduce_tasks(plan, {"layer": layer}, workers))
+    assert workers.given == TASKS_IN_FLIGHT

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
-from distributed import Client, LocalCluster
 from zarr.codecs import BloscCodec, GzipCodec
 from zarr.storage import ZipStore
 
@@ -21,6 +20,7 @@ from streamstats.calibration.reader import FileReader, ZarrReader
 from streamstats.calibration.selection import LayerRule
 from streamstats.config import ClusterConfig, JobConfig, LayerConfig, QuantizationConfig
 from streamstats.errors import DataError, NonFiniteError, OutputError, UsageError
+from streamstats.workers import Cluster, open_workers
 
 SHAPE = (23, 6, 5, 12)
 
@@ -238,8 +238,9 @@ def test_no_block_larger_than_the_plan_allows_is_ever_read(tmp_path: Path, monke
     monkeypatch.setattr(FileReader, "read", watched)
     monkeypatch.setattr(FileReader, "measure", ZarrReader.measure)  # which reads whole blocks
     monkeypatch.setattr("streamstats.plan.BLOCK_BYTES", 50_000)
-    prepared = job.prepare(store, threads=3)
-    found = job.execute(prepared).statistics
+    with open_workers(Cluster(threads=3), []) as workers:
+        prepared = job.prepare(store, workers)
+        found = job.execute(prepared, workers).statistics
     assert prepared.plan.block_bytes <= 50_000
     assert max(sizes) <= prepared.plan.block_bytes
     assert sum(sizes) == values.nbytes == prepared.plan.bytes
@@ -248,21 +249,13 @@ def test_no_block_larger_than_the_plan_allows_is_ever_read(tmp_path: Path, monke
 
 def test_many_small_layers_share_tasks_and_keep_all_threads_busy(tmp_path: Path) -> None:
     layers = {f"layer{index:03}": activations("int8", (64, 32, 16), seed=index) for index in range(150)}
-    prepared = job.prepare(write_store(tmp_path / "s.zarr", layers, chunks=(64, 32, 16)), threads=4)
-    assert 0 < len(prepared.plan.tasks) < len(layers)
-    found = job.execute(prepared).statistics
+    with open_workers(Cluster(threads=4), []) as workers:
+        prepared = job.prepare(write_store(tmp_path / "s.zarr", layers, chunks=(64, 32, 16)), workers)
+        assert 0 < len(prepared.plan.tasks) < len(layers)
+        found = job.execute(prepared, workers).statistics
     assert {name: found[name].sums.total.units() for name in found} == {
         name: values.sum(axis=(0, 1), dtype=np.int64).tolist() for name, values in layers.items()
     }
-
-
-def test_the_workers_of_a_dask_client_find_the_same_bits(tmp_path: Path) -> None:
-    values = activations(shape=(64, 8, 8, 24))
-    store = write_store(tmp_path / "s.zarr", {"layer": values}, chunks=(2, 8, 8, 24))
-    cluster = LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None)
-    with cluster, Client(cluster, set_as_default=False) as client:
-        found = ss.reduce(store, client=client, threads=2)
-    assert found["layer"].sums == ss.reduce(store)["layer"].sums
 
 
 def test_a_lost_task_is_an_error_and_not_a_different_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,8 +19,10 @@ SAMPLE = (64, 64, 256)
 MEASURE = """
 import json, re, sys
 from streamstats import job
-prepared = job.prepare(sys.argv[1], memory=sys.argv[2], threads=4)
-job.execute(prepared)
+from streamstats.workers import Cluster, open_workers
+with open_workers(Cluster(threads=4), []) as workers:
+    prepared = job.prepare(sys.argv[1], workers, memory=sys.argv[2])
+    job.execute(prepared, workers)
 peak = 1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
 print(json.dumps({"planned": prepared.plan.peak_bytes, "found": peak, "bytes": prepared.plan.bytes}))
 """

@@ -313,6 +313,21 @@ def test_rows_that_cannot_be_read_any_more_can_be_forgotten(tmp_path: Path) -> N
     assert found.mean.tolist() == np.delete(values, [2, 3], axis=0).mean(axis=0, dtype=np.float64).tolist()
 
 
+def test_nothing_is_forgotten_where_rows_that_stay_are_needed_and_cannot_be_read(tmp_path: Path) -> None:
+    store, values = tmp_path / "s.zarr", samples(13, 3)
+    values[0] = 200
+    record(store, values[:12], chunk_bytes=5 * 3 * 4)
+    job.run(config(store))
+    before = results(tmp_path / "out")
+    record(store, values[12:], chunk_bytes=5 * 3 * 4)
+    (store / "conv/c/2/0").unlink()
+    with pytest.raises(
+        DataError, match=r"chunk c/2/0 \(rows 10:12\) was .*; it stays counted.*; nothing was taken out"
+    ):
+        upkeep.forget(config(store, missing="report"), (0, 1))
+    assert results(tmp_path / "out") == before
+
+
 @pytest.mark.parametrize(("rows", "match"), [((0, 9), "has 8 rows"), ((8, 12), "has 8 rows")])
 def test_rows_that_are_not_there_cannot_be_forgotten(tmp_path: Path, rows: tuple[int, int], match: str) -> None:
     store = build_store(tmp_path / "s.zarr", {"conv": samples(8, 3)})

@@ -14,6 +14,7 @@ import builtins, errno, json, os, sys
 from pathlib import Path
 import numpy as np
 from streamstats import artifacts, job
+from streamstats.calibration.selection import select_layers
 from streamstats.config import JobConfig
 from streamstats.errors import OutputError
 from streamstats.results import read_states, write_states
@@ -79,11 +80,11 @@ class Faults:
 
 store = folder / "s.zarr"
 old = job.reduce(store, layers=())
-half = job.prepare(store)
+layers = select_layers(store).layers
 path = folder / "out/state/deep/conv.safetensors"
 outcomes = []
 new = {name: value for name, value in old.items()}
-first = {name: type(value).empty(layer) for name, value, layer in zip(old, old.values(), half.selected.layers)}
+first = {name: type(value).empty(layer) for name, value, layer in zip(old, old.values(), layers)}
 contents = []
 for states in (first, new):
     write_states(folder / "reference", states.values())

@@ -14,6 +14,7 @@ from stores import LayerSource, Source
 
 from streamstats import Quantization, job
 from streamstats.calibration.selection import LayerRule
+from streamstats.workers import Cluster, open_workers
 
 
 @contextmanager
@@ -22,13 +23,14 @@ def opened(source: Source, threads: int) -> Iterator[Callable[[], Run]]:
     rules = [_rule(layer) for layer in source.layers]
 
     def run() -> Run:
-        prepared = job.prepare(source.path, layers=rules, threads=threads)
+        prepared = job.prepare(source.path, workers, layers=rules)
         start = time.perf_counter()
-        statistics = job.execute(prepared).statistics
+        statistics = job.execute(prepared, workers).statistics
         means = {name: layer.mean for name, layer in statistics.items()}
         return Run(time.perf_counter() - start, means)
 
-    yield run
+    with open_workers(Cluster(threads=threads), []) as workers:
+        yield run
 
 
 def _rule(layer: LayerSource) -> LayerRule:

@@ -81,6 +81,12 @@ class Encoding:
         """What a chunk may take in its file: compressors add little to what they cannot compress."""
         return self.chunk_bytes + self.chunk_bytes // 4 + SLACK_BYTES
 
+    @property
+    def most_file_bytes(self) -> int:
+        """What a file may take: a chunk, or all those of a shard, and its index."""
+        number = prod(shard // chunk for shard, chunk in zip(self.shards, self.chunks, strict=True))
+        return number * self.most_stored_bytes + self.index_bytes
+
     def decode(self, stored: Bytes, out: Bytes) -> None:
         """Decode the bytes of a chunk into `out`, which has their decoded size. Raises `ValueError`, `RuntimeError`."""
         if self.checksum:

@@ -1,14 +1,15 @@
 """What tells whether the files of an array are those that were counted: size and time of the last change.
 
 The files of an array are numbered in C order of their grid, so those of a range of rows follow each other. A zip
-archive is one file for all of them. Of other stores nothing is known, and nothing can be noticed.
+archive is one file for all of them. Of an object, the tag and the time count. Of other stores nothing is known, and
+nothing can be noticed.
 """
 
 from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import product
 from math import prod
 from pathlib import Path
@@ -16,14 +17,17 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from .files import MISSING, Identity
 from .layer import Layer, is_folder, is_url
+from .objects import is_object_store, listed
 
 Identities = npt.NDArray[np.int64]
 """int64[files, 2]: bytes and nanoseconds since 1970; UNCOUNTED, ABSENT or UNKNOWN in both."""
 
 IDENTITY_BYTES = 16
 """Of a file."""
-UNCOUNTED, ABSENT, UNKNOWN = -1, -2, -3
+UNCOUNTED, UNKNOWN = -1, -3
+ABSENT = MISSING[0]
 
 
 def files_a_row(layer: Layer) -> int:
@@ -54,21 +58,31 @@ def file_key(layer: Layer, number: int) -> str:
 
 
 def identities(layer: Layer, files: range) -> Identities:
-    """What identifies each of `files` now."""
+    """What identifies each of `files` now; objects are listed."""
+    if layer.keys is not None and is_object_store(layer.store):
+        return named_identities(layer, files, listed(layer.store, layer.name))
     if layer.keys is not None and is_folder(layer.store):
         folder = f"{layer.store}/{layer.name}/"
-        found = (_identity(folder + key) for key in _keys(layer, files))
-        return np.fromiter(found, np.dtype((np.int64, 2)), len(files))
+        return _array((_identity(folder + key) for key in _keys(layer, files)), files)
     is_archive = not is_url(layer.store) and Path(layer.store).is_file()
     return np.full((len(files), 2), _identity(layer.store) if is_archive else UNKNOWN, np.int64)
 
 
-def _identity(path: str) -> tuple[int, int]:
+def named_identities(layer: Layer, files: range, known: Mapping[str, Identity]) -> Identities:
+    """The identities of `files` as they are `known` by key."""
+    return _array((known.get(key, MISSING) for key in _keys(layer, files)), files)
+
+
+def _array(found: Iterator[Identity], files: range) -> Identities:
+    return np.fromiter(found, np.dtype((np.int64, 2)), len(files))
+
+
+def _identity(path: str) -> Identity:
     try:
         found = os.stat(path)
     except OSError:
-        return ABSENT, ABSENT
-    return (found.st_size, found.st_mtime_ns) if stat.S_ISREG(found.st_mode) else (ABSENT, ABSENT)
+        return MISSING
+    return (found.st_size, found.st_mtime_ns) if stat.S_ISREG(found.st_mode) else MISSING
 
 
 def _keys(layer: Layer, files: range) -> Iterator[str]:

@@ -25,13 +25,14 @@ from zarr.errors import ContainsArrayError, GroupNotFoundError
 from zarr.storage import LocalStore, ZipStore
 
 from ..artifacts import check_layer_name
-from ..errors import DataError, MismatchError, UsageError, first_line
+from ..errors import DataError, MismatchError, StoreError, UsageError, first_line
 from ..quantization import Quantization
 from ..statistics.statistic import SUPPORTED_DTYPES
 from .encoding import ChunkKeys, Encoding, chunk_keys, encoding_of
+from .objects import PatientStore, is_object_store, object_store
 
 Selection = tuple[slice, ...]
-"""A part of a layer's array, a slice for each axis."""
+"""A part of a layer's array: a slice for each axis, with start and stop, inside the array."""
 ATTRIBUTES_KEY = "streamstats"
 DEFAULT_PIPELINE = "zarr.core.codec_pipeline.BatchedCodecPipeline"
 FETCHES = 4
@@ -125,6 +126,8 @@ def is_folder(location: str) -> bool:
 def open_store(location: str | Path) -> Store | str:
     """What zarr opens for `location`: a local folder, a `.zip`, or any URL as it is. Raises `UsageError`."""
     text = str(location)
+    if is_object_store(text):
+        return PatientStore(object_store(text), read_only=True)
     if is_url(text):
         return text
     path = Path(text)
@@ -184,6 +187,8 @@ def _has_array_metadata(folder: Path) -> bool:
 def _members(group: zarr.Group, location: str | Path) -> dict[str, zarr.Array[Any]]:
     try:
         return {name: node for name, node in group.members(max_depth=None) if isinstance(node, zarr.Array)}
+    except StoreError:
+        raise
     except Exception as error:
         raise DataError(
             f"{location}: the metadata of an array or group in it cannot be read: {first_line(error)}; repair it"
@@ -192,7 +197,7 @@ def _members(group: zarr.Group, location: str | Path) -> dict[str, zarr.Array[An
 
 def _open_group(location: str | Path) -> zarr.Group:
     store = open_store(location)
-    consolidated = None if isinstance(store, str) else False  # a copy that appending leaves behind the arrays
+    consolidated = None if is_url(str(location)) else False  # a copy that appending leaves behind the arrays
     try:
         return zarr.open_group(store, mode="r", use_consolidated=consolidated)
     except ContainsArrayError as error:
@@ -201,6 +206,8 @@ def _open_group(location: str | Path) -> zarr.Group:
         if _is_array(location):
             raise UsageError(f"{location} is a zarr array; give the group above it as the source") from error
         raise UsageError(f"{location} is not a zarr group (no zarr.json or .zgroup in it)") from error
+    except StoreError:
+        raise
     except Exception as error:
         raise DataError(f"{location} cannot be opened as a zarr group: {first_line(error)}") from error
 
@@ -227,7 +234,8 @@ def describe(store: str, name: str, array: zarr.Array[Any]) -> Layer:
             "it in larger chunks, or in shards"
         )
     keys = chunk_keys(array)
-    encoding = encoding_of(array) if keys is not None and is_folder(store) else None
+    straight = keys is not None and (is_folder(store) or is_object_store(store))
+    encoding = encoding_of(array) if straight else None
     layer = Layer(
         store=store,
         name=name,
@@ -242,6 +250,17 @@ def describe(store: str, name: str, array: zarr.Array[Any]) -> Layer:
     )
     attributes = array.attrs.asdict().get(ATTRIBUTES_KEY)
     return layer if attributes is None else _with_attributes(layer, attributes)
+
+
+def seen_differently(layer: Layer) -> str | None:
+    """What is different about `layer` as this process sees it, None if it is the same."""
+    try:
+        array = zarr.open_array(open_store(layer.store), path=layer.name, mode="r")
+    except Exception as error:
+        return f"cannot see layer {layer.name} of {layer.store} ({first_line(error)}); make the store visible there"
+    if _fingerprint(array) != layer.fingerprint or array.shape[0] < layer.rows:
+        return f"sees another layer {layer.name} at {layer.store}; make the same store visible there"
+    return None
 
 
 def check_values(name: str, dtype: np.dtype[Any], shape: tuple[int, ...], remedy: str) -> None:

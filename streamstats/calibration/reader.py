@@ -22,22 +22,29 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import LocalStore
 
-from ..errors import DataError, LostError, first_line
+from ..errors import DataError, LostError, StoreError, first_line
 from ..rows import Rows
 from ..statistics.pieces import Accumulator, Intake
 from .batches import feed
 from .encoding import ABSENT, Bytes, ChunkKeys, Encoding
+from .files import MISSING, File, Folder, Identity, LocalFolder
 from .layer import DEFAULT_PIPELINE, Layer, Selection, codec_pipeline, open_store
-
-"""One slice an axis, with start and stop, inside the array."""
+from .objects import ObjectFolder, is_object_store
 
 _KEPT = threading.local()
 
 
 class Reader(Protocol):
-    """Reads blocks of one layer, for one thread; `filled` are the rows of what had to be filled, in the order read."""
+    """Reads blocks of one layer, for one thread; `filled` are the rows of what had to be filled, in the order read.
+
+    `identified` (key → identity) is of the files that were opened, where a file is fetched whole.
+    """
 
     filled: list[Rows]
+    identified: dict[str, Identity]
+
+    def expect(self, rows: Rows) -> None:
+        """`rows` will be read next, in order."""
 
     def read(self, selection: Selection) -> npt.NDArray[Any]:
         """The values of `selection`, C-contiguous; they are overwritten by the next read of this thread.
@@ -106,11 +113,15 @@ class ZarrReader:
         self._layer = layer
         self._fill = fill
         self.filled: list[Rows] = []
+        self.identified: dict[str, Identity] = {}
         try:
             with codec_pipeline(DEFAULT_PIPELINE):
                 self._array = zarr.open_array(open_store(layer.store), path=layer.name, mode="r")
         except Exception as error:
             raise DataError(f"layer {layer.name} cannot be opened: {first_line(error)}; repair the store") from error
+
+    def expect(self, rows: Rows) -> None:
+        """As `Reader.expect`: zarr fetches chunk by chunk."""
 
     def read(self, selection: Selection) -> npt.NDArray[Any]:
         """As `Reader.read`."""
@@ -169,17 +180,22 @@ class FileReader:
         self._keys = keys
         self._fill = fill
         self.filled: list[Rows] = []
-        self._folder = f"{layer.store}/{layer.name}/"
+        self._folder = _open_folder(layer, encoding)
         self._key = ""
-        self._file: int | None = None  # its descriptor
-        self._size = 0
+        self._file: File | None = None
         self._index: npt.NDArray[np.int64] | None = None
+        self.identified: dict[str, Identity] = {}
 
     def close(self) -> None:
         """Close the file that is open."""
         if self._file is not None:
-            os.close(self._file)
+            self._file.close()
         self._key, self._file, self._index = "", None, None
+
+    def expect(self, rows: Rows) -> None:
+        """As `Reader.expect`."""
+        wanted = (slice(*rows), *(slice(0, extent) for extent in self._layer.shape[1:]))
+        self._folder.expect(map(self._keys.key, product(*_touched(wanted, self._encoding.shards))))
 
     def read(self, selection: Selection) -> npt.NDArray[Any]:
         """As `Reader.read`; `DataError`, too, for a chunk that is not there."""
@@ -199,6 +215,8 @@ class FileReader:
         """What goes wrong is a `DataError`, or puts the fill value into `target`, the part `inside` of the array."""
         try:
             yield
+        except StoreError:
+            raise
         except Exception as error:
             if not self._fill:
                 raise error if isinstance(error, DataError) else _damage(self._layer, inside, error, key) from error
@@ -226,6 +244,8 @@ class FileReader:
                     others.append(inside)
                 else:
                     stream.take(*run)
+            except StoreError:
+                raise
             except Exception as error:
                 self.read(inside)  # which says what is wrong with which chunk
                 raise _damage(self._layer, inside, error, key) from error
@@ -238,17 +258,13 @@ class FileReader:
         if key == self._key:
             return
         self.close()
-        try:
-            self._file = os.open(self._folder + key, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would wait for a writer
-        except FileNotFoundError:
+        self._file = self._folder.file(key)
+        self.identified[key] = MISSING if self._file is None else self._file.identity
+        if self._file is None:
             self._key = key
             return
-        found = os.fstat(self._file)
-        if not S_ISREG(found.st_mode):
-            raise ValueError("it is not a file")
-        if not found.st_size:
+        if not self._file.size:
             raise ValueError("it is empty")
-        self._size = found.st_size
         size = self._encoding.index_bytes
         if size:
             start = self._size - size if self._encoding.index_at_end else 0
@@ -256,6 +272,12 @@ class FileReader:
                 raise ValueError(f"it has {start + size} bytes, too few for the index of a shard")
             self._index = self._encoding.index(self._read_bytes(start, np.empty(size, np.uint8)))
         self._key = key
+
+    @property
+    def _size(self) -> int:
+        """Bytes of the open file."""
+        assert self._file is not None
+        return self._file.size
 
     def _read_shard(self, shard: Sequence[int], inside: Selection, selection: Selection, block: Any) -> None:
         """Fill the part `inside` of `block` from the open file."""
@@ -352,13 +374,14 @@ class FileReader:
     def _read_bytes(self, start: int, out: Bytes) -> Bytes:
         """`out`, filled from `start` of the open file. Raises `ValueError` where that is too short."""
         assert self._file is not None
-        done = 0
-        while done < out.size:
-            count = os.preadv(self._file, [out[done:].data], start + done)
-            if not count:
-                raise ValueError(f"it ends at byte {start + done}, expected {start + out.size} or more")
-            done += count
+        self._file.read(start, out)
         return out
+
+
+def _open_folder(layer: Layer, encoding: Encoding) -> Folder:
+    if is_object_store(layer.store):
+        return ObjectFolder(layer.store, layer.name, encoding.most_file_bytes)
+    return LocalFolder(f"{layer.store}/{layer.name}")
 
 
 class _Stream:

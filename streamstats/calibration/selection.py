@@ -7,13 +7,14 @@ it; with rules, the arrays that no rule matches are left out.
 from __future__ import annotations
 
 import fnmatch
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UsageError
 from ..quantization import Quantization
-from .layer import Layer, describe, find_arrays
+from .layer import Layer, describe, find_arrays, is_url
 
 
 @dataclass(frozen=True)
@@ -46,13 +47,14 @@ def select_layers(source: str | Path, rules: Sequence[LayerRule] = ()) -> Select
     Raises `UsageError` for a source that is not a zarr group with arrays, an array that cannot be a layer, and a
     rule that matches nothing.
     """
+    store = str(source) if is_url(str(source)) else os.path.abspath(source)  # workers may be in another folder
     arrays = find_arrays(source)
     for rule in rules:
         if not any(fnmatch.fnmatchcase(name, rule.match) for name in arrays):
             raise UsageError(f"no layer of {source} matches {rule.match!r}; the store has {_some(list(arrays))}")
     chosen = {name: _first_match(name, rules) for name in arrays}
     return Selected(
-        layers=tuple(rule.apply(describe(str(source), name, arrays[name])) for name, rule in chosen.items() if rule),
+        layers=tuple(rule.apply(describe(store, name, arrays[name])) for name, rule in chosen.items() if rule),
         left_out=tuple(name for name, rule in chosen.items() if rule is None),
     )
 

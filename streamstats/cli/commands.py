@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from rich.filesize import decimal
 
+from ..errors import counted
 from ..rows import row_count
 from .progress import RowProgress
 from .tables import json_number, number, print_json, print_table, row_ranges
 
 if TYPE_CHECKING:
     from ..calibration.layer import Layer
-    from ..job import Prepared
+    from ..job import Prepared, Progress
     from ..ledger import LayerStatistics
 
 INCOMPLETE = 3
@@ -69,7 +70,7 @@ def run(options: Namespace) -> int:
         return 0
     lost = row_count(each.rows for each in outcome.unreadable)
     first = outcome.unreadable[0].reason
-    say(f"{_counted(lost, 'row')} could not be read and {'is' if lost == 1 else 'are'} not counted; the first: {first}")
+    say(f"{counted(lost, 'row')} could not be read and {'is' if lost == 1 else 'are'} not counted; the first: {first}")
     say(f"see all of them with: streamstats status {config.output}; once they are repaired, run again")
     return INCOMPLETE
 
@@ -97,22 +98,22 @@ class _Watch:
     def plan(self, prepared: Prepared) -> None:
         self._stack.close()  # of the plan before
         plan, selected = prepared.plan, prepared.selected
-        counted = sum(statistics.rows for statistics in prepared.ledger.values())
-        beside = f" beside {counted:,} that are counted" if counted else ""
+        before = sum(statistics.rows for statistics in prepared.ledger.values())
+        beside = f" beside {before:,} that are counted" if before else ""
         if selected.left_out:
             say(f"left out, because no entry of `layers` matches: {_some(selected.left_out)}")
         for warning in _warnings(selected.layers):
             say(f"note: {warning}")
-        sizes = (
-            f"{_counted(len(selected.layers), 'layer')}, {_counted(plan.rows, 'row')}{beside}, {decimal(plan.bytes)}"
-        )
-        tasks = f"{_counted(len(plan.tasks), 'task')} on {_counted(plan.threads, 'thread')}"
+        sizes = f"{counted(len(selected.layers), 'layer')}, {counted(plan.rows, 'row')}{beside}, {decimal(plan.bytes)}"
+        tasks = f"{counted(len(plan.tasks), 'task')} on {prepared.workers}"
         peak = f"memory at most {_mib(plan.peak_bytes)} of {_mib(self._memory)}"
         say(f"plan: {sizes} decoded, in {tasks}; blocks of at most {_mib(plan.block_bytes)}, {peak}")
         self._progress = self._stack.enter_context(RowProgress(plan.rows, plan.bytes))
 
-    def advance(self, rows: int, added_bytes: int) -> None:
-        self._progress.advance(rows, added_bytes)
+    def advance(self, progress: Progress) -> None:
+        if progress.message:
+            self._progress.say(progress.message)
+        self._progress.advance(progress.rows, progress.bytes)
 
 
 def _warnings(layers: Sequence[Layer]) -> Iterator[str]:
@@ -129,10 +130,6 @@ def _some(names: Sequence[str]) -> str:
     """The first of `names` and how many more there are."""
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return ", ".join(names[:NAMED]) + more
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _mib(size: int) -> str:
@@ -184,7 +181,7 @@ def verify(options: Namespace) -> int:
         print_table(
             ["layer", "rows", "problem"], [[p.layer, row_ranges([p.rows]), p.problem] for p in problems], left=3
         )
-    say(_counted(len(problems), "problem") if problems else "nothing is wrong")
+    say(counted(len(problems), "problem") if problems else "nothing is wrong")
     return DataError.exit_status if problems else 0
 
 

@@ -34,6 +34,13 @@ class RowProgress:
         elif time.monotonic() - self._last_line >= LINE_SECONDS:
             self._print_line()
 
+    def say(self, message: str) -> None:
+        """Print `message` above the bar."""
+        if self._bar is not None:
+            self._bar.console.print(f"streamstats: {message}", markup=False, highlight=False, soft_wrap=True)
+        else:
+            print(f"streamstats: {message}", file=sys.stderr, flush=True)
+
     def __enter__(self) -> Self:
         if self._bar is not None:
             self._bar.start()

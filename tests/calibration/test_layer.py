@@ -393,4 +393,4 @@ def test_stores_are_opened_for_reading_only(tmp_path: Path) -> None:
         store = open_store(build_store(tmp_path / name, wide(samples(*SHAPE))))
         assert not isinstance(store, str)
         assert store.read_only
-    assert open_store("s3://bucket/store") == "s3://bucket/store"
+    assert open_store("https://host/store") == "https://host/store"
