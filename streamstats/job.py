@@ -30,11 +30,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Progress:
-    """What a finished task adds, in rows and decoded bytes, and the workers there are; or a `message` for a person."""
+    """What a finished task adds, in rows and decoded bytes; or a `message` for a person.
+
+    `workers` is how many processes there are now, `repeats` how many tasks were done again so far.
+    """
 
     rows: int = 0
     bytes: int = 0
     workers: int = 1
+    repeats: int = 0
     message: str = ""
 
 
@@ -129,13 +133,13 @@ def execute(
 
     def tell(message: str) -> None:
         if on_progress:
-            on_progress(Progress(workers=workers.count(), message=message))
+            on_progress(Progress(0, 0, workers.count(), workers.repeats, message))
 
     for task, results in reduce_tasks(prepared.plan, described, workers, Policy(nonfinite, missing), tell):
         for found in results:
             _take(outcome, described[found.layer], found, on_counted)
         if on_progress:
-            on_progress(Progress(task.rows, task.bytes, workers.count()))
+            on_progress(Progress(task.rows, task.bytes, workers.count(), workers.repeats))
     _check_complete(prepared, outcome)
     return outcome
 

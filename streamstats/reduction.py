@@ -128,6 +128,7 @@ class _Window:
         self._layers, self._policy, self._workers, self._tell = layers, policy, workers, tell
         self._limits = workers.cluster
         self._given: dict[int, _Given] = {}
+        self._hung: dict[str, float] = {}  # workers that get no more tasks, until when
         self._unmanned_since: float | None = None
         self._last_result = time.monotonic()
 
@@ -138,9 +139,9 @@ class _Window:
             self._give(_Given(task, tries=1))
         return bool(self._given)
 
-    def _give(self, given: _Given, avoid: str = "") -> None:
+    def _give(self, given: _Given) -> None:
         described = {part.layer: replace(self._layers[part.layer], quantization=None) for part in given.task.parts}
-        number = self._workers.give(measure_task, given.task, described, self._policy, avoid=avoid)
+        number = self._workers.give(measure_task, given.task, described, self._policy, avoid=self._hung.keys())
         self._given[number] = given
 
     def take(self, event: Event | None) -> Iterator[tuple[Task, Reduced]]:
@@ -151,6 +152,7 @@ class _Window:
         given = self._given[event.number]
         if isinstance(event, Begun):
             if given.begun is not None and event.worker != given.worker:
+                self._workers.repeats += 1
                 self._tell(f"{_named(given.task)} is done again: worker {given.worker} is gone")
             given.begun, given.worker = time.monotonic(), event.worker
             return
@@ -180,6 +182,7 @@ class _Window:
             self._tell(f"there are no workers; waiting for {self._limits.worker_timeout:g} s")
         elif now - self._unmanned_since > self._limits.worker_timeout:
             raise ClusterError(f"there were no workers for {self._limits.worker_timeout:g} s; {STARTS_AGAIN}")
+        self._hung = {worker: until for worker, until in self._hung.items() if until > now}
         limit = self._limits.task_timeout
         for given in [*self._given.values()]:
             if given.begun is None or now - given.begun < limit:
@@ -190,6 +193,8 @@ class _Window:
                 self._tell(f"{said}; does its file system answer?")
                 continue
             self._tell(f"{said}; another worker gets it, too")
+            self._hung[given.worker] = now + limit
+            self._give_elsewhere()
             self._give_again(given, f"it takes more than {limit:g} s")
         if self._workers.can_give_again and now - self._last_result > MOST_TRIES * limit:
             raise ClusterError(f"no worker had a result for {MOST_TRIES * limit:g} s; {STARTS_AGAIN}")
@@ -200,7 +205,14 @@ class _Window:
                 f"{_named(given.task)} was given out {given.tries} times, and did not come back: {why}; look into the "
                 "logs of the workers: do they have the memory that the plan says, and does the store answer?"
             )
-        self._give(_Given(given.task, given.tries + 1), avoid=given.worker)
+        self._workers.repeats += 1
+        self._give(_Given(given.task, given.tries + 1))
+
+    def _give_elsewhere(self) -> None:
+        """Give what is not begun to others: it may wait behind a task that hangs."""
+        for number in [number for number, given in self._given.items() if given.begun is None]:
+            self._workers.take_back(number)
+            self._give(self._given.pop(number))
 
     def close(self) -> None:
         """Take back what is given out."""

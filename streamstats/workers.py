@@ -12,7 +12,7 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -90,13 +90,15 @@ class Workers(Protocol):
     """What calls are given to.
 
     `events` is where it is told what happens to them; None there only wakes the reader. A process has `threads_each`.
-    `can_give_again`: a call that hangs does so alone, and can be given to another worker.
+    `can_give_again`: a call that hangs does so alone, and can be given to another worker. `repeats` counts
+    the calls that were done again, for a person to see.
     """
 
     cluster: Cluster
     events: SimpleQueue[Event | None]
     threads_each: int
     can_give_again: bool
+    repeats: int
 
     def count(self) -> int:
         """How many processes there are now."""
@@ -107,8 +109,8 @@ class Workers(Protocol):
     def use(self, threads: int) -> None:
         """Work with so many threads a process. Raises `UsageError` where that cannot be chosen."""
 
-    def give(self, call: Callable[..., Any], *arguments: Any, avoid: str = "") -> int:
-        """Give out `call` under the number returned, to another worker than `avoid`, where there is another."""
+    def give(self, call: Callable[..., Any], *arguments: Any, avoid: Collection[str] = ()) -> int:
+        """Give out `call` under the number returned, to another worker than those to `avoid`, where there is one."""
 
     def take_back(self, number: int) -> None:
         """Forget the call with this number, if it is still given out; nobody waits for it any more."""
@@ -166,6 +168,7 @@ class ThreadWorkers:
         self.cluster = cluster
         self.events: SimpleQueue[Event | None] = SimpleQueue()
         self.threads_each = cluster.threads
+        self.repeats = 0
         self._numbers = itertools.count()
         self._stop = threading.Event()
         self._running = ExitStack()
@@ -187,7 +190,7 @@ class ThreadWorkers:
         self._executor = ThreadPoolExecutor(threads, "streamstats", initializer=setattr, initargs=initial)
         self._running.callback(self._executor.shutdown, cancel_futures=True)
 
-    def give(self, call: Callable[..., Any], *arguments: Any, avoid: str = "") -> int:  # noqa: ARG002
+    def give(self, call: Callable[..., Any], *arguments: Any, avoid: Collection[str] = ()) -> int:  # noqa: ARG002
         """As `Workers.give`."""
         number = next(self._numbers)
         self._executor.submit(self._do, number, call, arguments)
@@ -239,6 +242,7 @@ class DaskWorkers:
     def __init__(self, client: Client, cluster: Cluster, layers: Sequence[Layer], keep_up: Callable[[], None]) -> None:
         self.events: SimpleQueue[Event | None] = SimpleQueue()
         self.threads_each = 1
+        self.repeats = 0
         self.cluster = cluster
         self._client = client
         self._keep_up = keep_up
@@ -294,10 +298,10 @@ class DaskWorkers:
             if found is not None:
                 raise UnfitError(worker, found)
 
-    def give(self, call: Callable[..., Any], *arguments: Any, avoid: str = "") -> int:
+    def give(self, call: Callable[..., Any], *arguments: Any, avoid: Collection[str] = ()) -> int:
         """As `Workers.give`."""
         number = next(self._numbers)
-        others = [worker for worker in self._threads if worker not in {*self._unfit, avoid}]
+        others = [worker for worker in self._threads if worker not in {*self._unfit, *avoid}]
         restricted = (self._unfit or avoid) and others
         future = self._client.submit(
             _do,

@@ -113,7 +113,9 @@ class _Watch:
     def advance(self, progress: Progress) -> None:
         if progress.message:
             self._progress.say(progress.message)
-        self._progress.advance(progress.rows, progress.bytes)
+        workers = f", {counted(progress.workers, 'worker')}" if progress.workers != 1 else ""
+        again = f", {counted(progress.repeats, 'task')} done again" if progress.repeats else ""
+        self._progress.advance(progress.rows, progress.bytes, workers + again)
 
 
 def _warnings(layers: Sequence[Layer]) -> Iterator[str]:

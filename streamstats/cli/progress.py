@@ -18,15 +18,16 @@ class RowProgress:
     """Counts rows and bytes of `total_rows`, `total_bytes`; a context manager. Without bytes only rows are shown."""
 
     def __init__(self, total_rows: int, total_bytes: int = 0) -> None:
-        self._rows, self._bytes = 0, 0
+        self._rows, self._bytes, self._beside = 0, 0, ""
         self._total_rows, self._total_bytes = total_rows, total_bytes
         self._started = self._last_line = time.monotonic()
         self._bar = _bar() if sys.stderr.isatty() else None
         if self._bar is not None:
             self._task = self._bar.add_task("", total=total_bytes or total_rows, text="")
 
-    def advance(self, rows: int, added_bytes: int = 0) -> None:
-        """Count `rows` and `added_bytes` more as done."""
+    def advance(self, rows: int, added_bytes: int = 0, beside: str = "") -> None:
+        """Count `rows` and `added_bytes` more as done; `beside` is shown behind them."""
+        self._beside = beside
         self._rows += rows
         self._bytes += added_bytes
         if self._bar is not None:
@@ -59,7 +60,7 @@ class RowProgress:
         if self._total_bytes:
             rate = self._bytes / max(time.monotonic() - self._started, 1e-9)
             parts += [f"{decimal(self._bytes)} of {decimal(self._total_bytes)}", f"{decimal(int(rate))}/s"]
-        return ", ".join(parts)
+        return ", ".join(parts) + self._beside
 
     def _print_line(self) -> None:
         self._last_line = time.monotonic()
