@@ -120,18 +120,22 @@ def _write(path: str, layers: int, chunks: int, shape: tuple[int, ...]) -> None:
     group = zarr.create_group(path)
     rows = chunks * shape[0]
     first = group.create_array(
-        "layer000", shape=(rows, *shape[1:]), chunks=shape, dtype="int8", compressors=ZstdCodec(level=1)
+        "layer000",
+        shape=(rows, *shape[1:]),
+        chunks=shape,
+        dtype="int8",
+        compressors=ZstdCodec(level=1),
+        chunk_key_encoding={"name": "default", "separator": "."},  # one file a chunk, and no folders
     )
     first[: shape[0]] = np.resize(np.random.default_rng(4).integers(-128, 127, 4096, np.int8), shape)
-    rest = "/0" * (len(shape) - 1)
-    content = Path(path, f"layer000/c/0{rest}").read_bytes()
+    rest = ".0" * (len(shape) - 1)
+    content = Path(path, f"layer000/c.0{rest}").read_bytes()
     document = Path(path, "layer000/zarr.json").read_bytes()
     for layer in range(layers):
         folder = Path(path, f"layer{layer:03}")
+        folder.mkdir(exist_ok=True)
         for number in range(chunks):
-            file = folder / f"c/{number}{rest}"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(content)
+            (folder / f"c.{number}{rest}").write_bytes(content)
         (folder / "zarr.json").write_bytes(document)
 
 

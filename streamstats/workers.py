@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import signal
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 LOOK_SECONDS = 2.0
 """Between two looks at how many workers there are."""
-CONNECT_SECONDS = 30.0
+CONNECT_SECONDS = 10.0
 _THREAD = threading.local()
 _EXAMINED: set[str] = set()
 """The runs for which this process was found to be fit."""
@@ -409,6 +410,7 @@ def _processes(count: int, threads: int) -> Iterator[tuple[Client, Callable[[], 
             host="127.0.0.1",
             dashboard_address="127.0.0.1:0",
             memory_limit=0,  # the plan keeps it
+            preload=[__name__, *dask.config.get("distributed.worker.preload")],
             silence_logs=logging.CRITICAL,
         ) as cluster,
         Client(cluster, set_as_default=False) as client,
@@ -445,6 +447,11 @@ def _is_loss(error: Exception) -> bool:
 
 
 # What runs on a worker of dask
+
+
+def dask_setup(_worker: object) -> None:
+    """What dask calls in our own processes as they start: Ctrl-C goes to all of a terminal, and is ours to act on."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def examine(version: str, layers: Sequence[Layer]) -> str | None:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import pickle
 import random
+import signal
 import subprocess
 import sys
 import threading
@@ -141,6 +142,27 @@ def test_nothing_listens_beyond_this_machine() -> None:
             if connection.status == psutil.CONN_LISTEN
         }
     assert listening == {"127.0.0.1"}
+
+
+def test_an_interruption_of_the_whole_group_is_acted_on_once_and_quietly(tmp_path: Path) -> None:
+    store = build_store(tmp_path / "s.zarr", {"layer": samples(60, 8, 16)})
+    path = tmp_path / "job.yaml"
+    path.write_text(f"source: {store}\noutput: {tmp_path / 'out'}\ncluster: {{workers: 2, threads: 1}}\n")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "streamstats", "run", str(path), "--follow"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    until = time.monotonic() + 60
+    while not (tmp_path / "out/manifest.json").exists() and time.monotonic() < until:
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C on a terminal does
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert errors.splitlines()[-1].startswith("streamstats: interrupted")
 
 
 # Workers that do not fit
