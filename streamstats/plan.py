@@ -234,12 +234,14 @@ def _reading_bytes(layer: Layer, block_budget: int) -> tuple[int, int, int, int]
         unit = _size(layer, layer.shards) if whole_shards else chunk
         return block, 0, 0, ZARR_COPIES * FETCHES * unit
     fetched = _fetched_bytes(layer)
+    gathered = encoding.gathered_bytes
     if encoding.is_raw:
-        return block, encoding.index_bytes + fetched, shape[0] * chunk, 0
+        return block, encoding.index_bytes + fetched + gathered, shape[0] * chunk + gathered, 0
     number = max(1, block // chunk) if encoding.index_bytes else 1  # without shards, a file at a time
     unpacked = 2 * chunk if encoding.compressor in ("gzip", "zlib") else 0  # which do not decode in place
     streamed = chunk + min(chunk, layer.row_bytes) + MOST_JOINED_BYTES  # with what is left of the chunk before
-    return block, encoding.index_bytes + fetched + number * encoding.most_stored_bytes, streamed + unpacked, 0
+    stored = encoding.index_bytes + fetched + max(gathered, number * encoding.most_stored_bytes)
+    return block, stored, streamed + unpacked, 0
 
 
 def _fetched_bytes(layer: Layer) -> int:

@@ -17,9 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .calibration.identity import Identities, file_range, identities, named_identities
+from .calibration.identity import Identities, file_range, identities
 from .calibration.layer import Layer, Selection
-from .calibration.objects import is_object_store
 from .calibration.reader import Reader, open_reader
 from .errors import ClusterError, DataError, LostError, NonFiniteError, first_line
 from .interrupts import Deferred
@@ -255,8 +254,7 @@ def measure_part(layer: Layer, part: Part, policy: Policy, *, fill: bool = False
     With `fill`, what cannot be read has the fill value. Raises `DataError`, `NonFiniteError`.
     """
     files = file_range(layer, part.start, part.stop)
-    remote = layer.encoding is not None and is_object_store(layer.store)
-    identified = None if remote else identities(layer, files)  # before reading: the next run notices later changes
+    before = identities(layer, files) if layer.encoding is None else None  # so the next run notices later changes
     with open_reader(layer, fill=fill or policy.missing == "fill") as reader:
         reader.expect((part.start, part.stop))
         measured = [
@@ -264,8 +262,7 @@ def measure_part(layer: Layer, part: Part, policy: Policy, *, fill: bool = False
             for (start, stop), selections in blocks(layer, part)
         ] or [_measure_channels(layer, reader, (), 0, policy, whole=True)]
         filled = join_rows(reader.filled)
-        if identified is None:
-            identified = named_identities(layer, files, reader.identified)
+        identified = identities(layer, files, reader.identified) if before is None else before
     sums, extrema = zip(*measured, strict=True)
     rows = part.start, part.stop
     return Measured(

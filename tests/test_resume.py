@@ -180,14 +180,14 @@ def test_appended_rows_are_counted_and_only_they_are_read(
     job.run(config(tmp_path / "s.zarr"))
     record(tmp_path / "s.zarr", values[old:], chunk_bytes=8 * 4 * 4 * 8)
     opened: list[str] = []
-    monkeypatch.setattr(FileReader, "_open", lambda self, key: (opened.append(key), open_file(self, key))[1])
+    monkeypatch.setattr(FileReader, "close", lambda self: (opened.extend(self.identified), close_reader(self))[1])
     outcome = job.run(config(tmp_path / "s.zarr"))
     assert sorted(set(opened)) == [f"c/{number}/0/0" for number in range(old // 8, 4)]
     assert outcome.statistics["conv"].covered == ((0, 30),)
     assert results(tmp_path / "out") == undisturbed(tmp_path / "s.zarr", tmp_path)
 
 
-open_file = FileReader._open
+close_reader = FileReader.close
 
 
 def test_a_followed_store_is_counted_as_it_grows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

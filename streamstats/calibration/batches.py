@@ -9,7 +9,6 @@ wrong. A large Blosc chunk is decoded in pieces of a few of its blocks: its head
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -21,14 +20,19 @@ import numpy.typing as npt
 
 from ..native import POINTER, SIZE, load
 from ..statistics.pieces import Intake
+from . import foreign
+from .foreign import addresses, caller, word_reader, word_writer
 
 ARGUMENTS = (POINTER, SIZE, POINTER, SIZE, SIZE, SIZE, POINTER, POINTER)
 """Addresses of functions, stored bytes, places of chunks, their number, bytes of a chunk, buffer, intake, state."""
 
-FUNCTIONS = {
+RAW = "raw"
+"""Chunks that are stored as they are."""
+FUNCTIONS: dict[str, tuple[str, ...]] = {
     "zstd": ("ZSTD_createDCtx", "ZSTD_decompressDCtx", "ZSTD_freeDCtx"),
     "blosc": ("blosc_decompress_ctx",),
     "lz4": ("LZ4_decompress_safe",),
+    RAW: (),
 }
 """Compressor, which is also numcodecs' module → the C functions that its loop calls, after memmove."""
 BLOSC_HEADER, LZ4_HEADER = 16, 4
@@ -86,7 +90,7 @@ def feed(
 
 @cache
 def _loop(compressor: str) -> Callable[..., None]:
-    return load(f"decode-{compressor}", ARGUMENTS, lambda: _definition(compressor), (__name__,))
+    return load(f"decode-{compressor}", ARGUMENTS, lambda: _definition(compressor), (__name__, foreign.__name__))
 
 
 @cache
@@ -95,11 +99,10 @@ def _functions(compressor: str) -> npt.NDArray[np.int64] | None:
     if compressor not in FUNCTIONS:
         return None
     try:
-        library = ctypes.CDLL(str(import_module(f"numcodecs.{compressor}").__file__))
-        found = [ctypes.CDLL(None).memmove, *(getattr(library, name) for name in FUNCTIONS[compressor])]
+        library = import_module(f"numcodecs.{compressor}").__file__ if FUNCTIONS[compressor] else None
+        return np.concatenate([addresses(None, ["memmove"]), addresses(library, FUNCTIONS[compressor])])
     except (AttributeError, OSError):
         return None
-    return np.array([ctypes.cast(each, ctypes.c_void_p).value for each in found], np.int64)
 
 
 # Compiled
@@ -109,7 +112,7 @@ def _definition(compressor: str) -> Callable[..., None]:
     """The loop over the chunks; each C function is called as its header declares it."""
     import numba
 
-    call, word, put_word = _caller(), _reader(), _writer()
+    call, word, put_word = caller(), word_reader(), word_writer()
     carray, compiled = numba.carray, numba.njit(error_model="numpy")
 
     @compiled
@@ -152,6 +155,16 @@ def _definition(compressor: str) -> Callable[..., None]:
             measure(move, buffer, size, numbers, state)
             progress[0] += 1
 
+    def raw(functions, stored, places, number, size, buffer, numbers, state):  # type: ignore[no-untyped-def]
+        move = carray(functions, (1,), np.int64)[0]
+        place, progress = carray(places, (number, 2), np.int64), carray(state, (4,), np.int64)
+        for i in range(number):
+            if place[i, 1] != size:
+                break
+            call(move, (buffer + progress[1], stored + place[i, 0], size))
+            measure(move, buffer, size, numbers, state)
+            progress[0] += 1
+
     def blosc(functions, stored, places, number, size, buffer, numbers, state):  # type: ignore[no-untyped-def]
         move, decompress = carray(functions, (2,), np.int64)
         place, progress = carray(places, (number, 2), np.int64), carray(state, (4,), np.int64)
@@ -182,63 +195,4 @@ def _definition(compressor: str) -> Callable[..., None]:
                 first = last
             progress[0] += 1
 
-    return {"zstd": zstd, "blosc": blosc, "lz4": lz4}[compressor]
-
-
-def _caller() -> Any:
-    """What calls the C function at an address with whole numbers or addresses."""
-    from llvmlite import ir
-    from numba import types
-    from numba.core import cgutils
-    from numba.extending import intrinsic
-
-    word = ir.IntType(64)
-
-    @intrinsic
-    def call(typing_context, address, arguments):  # type: ignore[no-untyped-def]
-        def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
-            passed = [
-                context.cast(builder, value, kind, types.int64)
-                for value, kind in zip(cgutils.unpack_tuple(builder, values[1]), signature.args[1], strict=True)
-            ]
-            function = builder.inttoptr(values[0], ir.FunctionType(word, [word] * len(passed)).as_pointer())
-            return builder.call(function, passed)
-
-        return types.int64(types.int64, arguments), generate
-
-    return call
-
-
-def _reader() -> Any:
-    """What reads a 32-bit word, on any address, as an integer of 64 bits."""
-    from llvmlite import ir
-    from numba import types
-    from numba.extending import intrinsic
-
-    @intrinsic
-    def word(typing_context, address):  # type: ignore[no-untyped-def]
-        def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
-            pointer = builder.inttoptr(values[0], ir.IntType(32).as_pointer())
-            return builder.zext(builder.load(pointer, align=1), ir.IntType(64))
-
-        return types.int64(types.int64), generate
-
-    return word
-
-
-def _writer() -> Any:
-    """What writes the lower 32 bits of an integer to any address."""
-    from llvmlite import ir
-    from numba import types
-    from numba.extending import intrinsic
-
-    @intrinsic
-    def put_word(typing_context, address, value):  # type: ignore[no-untyped-def]
-        def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
-            pointer = builder.inttoptr(values[0], ir.IntType(32).as_pointer())
-            builder.store(builder.trunc(values[1], ir.IntType(32)), pointer, align=1)
-            return context.get_dummy_value()
-
-        return types.none(types.int64, types.int64), generate
-
-    return put_word
+    return {"zstd": zstd, "blosc": blosc, "lz4": lz4, RAW: raw}[compressor]

@@ -31,6 +31,9 @@ ABSENT = -1
 CHECKSUM_BYTES = 4
 SLACK_BYTES = 2**16
 ENTRY_BYTES = 16
+SMALL_BYTES = 2**19
+"""Decoded bytes of a chunk whose file is small."""
+GATHERED_BYTES = 2**20
 ZSTD_MAGIC = 0xFD2FB528
 BLOSC_HEADER_BYTES = 16
 
@@ -80,6 +83,13 @@ class Encoding:
     def most_stored_bytes(self) -> int:
         """What a chunk may take in its file: compressors add little to what they cannot compress."""
         return self.chunk_bytes + self.chunk_bytes // 4 + SLACK_BYTES
+
+    @property
+    def gathered_bytes(self) -> int:
+        """Stored bytes of small files that are read in one call, 0 where files are large."""
+        if self.index_bytes or self.chunk_bytes > SMALL_BYTES:
+            return 0
+        return max(self.most_stored_bytes, GATHERED_BYTES)
 
     @property
     def most_file_bytes(self) -> int:

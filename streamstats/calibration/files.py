@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from stat import S_ISREG
 from typing import Protocol
 
 from .encoding import Bytes
+from .gathering import Gathered, gather
 
 Identity = tuple[int, int]
 """Bytes, and what changes with every writing: nanoseconds since 1970, or a hash of an object's tag."""
@@ -38,12 +39,22 @@ class Folder(Protocol):
     def expect(self, keys: Iterable[str]) -> None:
         """The files that will be opened next, in order."""
 
+    def close(self) -> None:
+        """Let go of it."""
+
 
 class LocalFolder:
     """A folder of this machine."""
 
     def __init__(self, path: str) -> None:
         self._path = path
+        self._descriptor: int | None = None
+
+    def gather(self, keys: Sequence[str], buffer: Bytes, most: int) -> Gathered:
+        """As `gathering.gather`."""
+        if self._descriptor is None:
+            self._descriptor = os.open(self._path, os.O_RDONLY)
+        return gather(self._descriptor, keys, buffer, most)
 
     def file(self, key: str) -> LocalFile | None:
         """As `Folder.file`."""
@@ -59,6 +70,12 @@ class LocalFolder:
 
     def expect(self, keys: Iterable[str]) -> None:
         """As `Folder.expect`: the operating system reads ahead."""
+
+    def close(self) -> None:
+        """As `Folder.close`."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
 
 
 @dataclass

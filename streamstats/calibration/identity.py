@@ -57,20 +57,16 @@ def file_key(layer: Layer, number: int) -> str:
     return next(_keys(layer, range(number, number + 1)))
 
 
-def identities(layer: Layer, files: range) -> Identities:
-    """What identifies each of `files` now; objects are listed."""
+def identities(layer: Layer, files: range, opened: Mapping[str, Identity] | None = None) -> Identities:
+    """What identifies each of `files` now, or did when it was `opened` (key → identity); objects are listed."""
     if layer.keys is not None and is_object_store(layer.store):
-        return named_identities(layer, files, listed(layer.store, layer.name))
+        known = listed(layer.store, layer.name) if opened is None else opened
+        return _array((known.get(key, MISSING) for key in _keys(layer, files)), files)
     if layer.keys is not None and is_folder(layer.store):
-        folder = f"{layer.store}/{layer.name}/"
-        return _array((_identity(folder + key) for key in _keys(layer, files)), files)
+        known, folder = opened or {}, f"{layer.store}/{layer.name}/"
+        return _array((known.get(key) or _identity(folder + key) for key in _keys(layer, files)), files)
     is_archive = not is_url(layer.store) and Path(layer.store).is_file()
     return np.full((len(files), 2), _identity(layer.store) if is_archive else UNKNOWN, np.int64)
-
-
-def named_identities(layer: Layer, files: range, known: Mapping[str, Identity]) -> Identities:
-    """The identities of `files` as they are `known` by key."""
-    return _array((known.get(key, MISSING) for key in _keys(layer, files)), files)
 
 
 def _array(found: Iterator[Identity], files: range) -> Identities:

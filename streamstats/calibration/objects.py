@@ -110,6 +110,10 @@ class ObjectFolder:
             self._expected = iter(keys)
             self._go_ahead()
 
+    def close(self) -> None:
+        """As `Folder.close`: what was fetched and not wanted is dropped."""
+        self.expect(())
+
     def _go_ahead(self) -> None:
         for key in islice(self._expected, self._ahead - len(self._fetched)):
             self._fetched[key] = self._fetch(key)

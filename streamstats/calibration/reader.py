@@ -25,19 +25,22 @@ from zarr.storage import LocalStore
 from ..errors import DataError, LostError, StoreError, first_line
 from ..rows import Rows
 from ..statistics.pieces import Accumulator, Intake
-from .batches import feed
+from .batches import RAW, feed
 from .encoding import ABSENT, Bytes, ChunkKeys, Encoding
 from .files import MISSING, File, Folder, Identity, LocalFolder
+from .gathering import can_gather
 from .layer import DEFAULT_PIPELINE, Layer, Selection, codec_pipeline, open_store
 from .objects import ObjectFolder, is_object_store
 
+MOST_GATHERED = 1024
+"""Files that are read in one call."""
 _KEPT = threading.local()
 
 
 class Reader(Protocol):
     """Reads blocks of one layer, for one thread; `filled` are the rows of what had to be filled, in the order read.
 
-    `identified` (key → identity) is of the files that were opened, where a file is fetched whole.
+    `identified` (key → identity) is of the files that were opened, if it opens files itself.
     """
 
     filled: list[Rows]
@@ -184,10 +187,15 @@ class FileReader:
         self._key = ""
         self._file: File | None = None
         self._index: npt.NDArray[np.int64] | None = None
+        self._most_gathered = encoding.gathered_bytes if isinstance(self._folder, LocalFolder) and can_gather() else 0
         self.identified: dict[str, Identity] = {}
 
     def close(self) -> None:
-        """Close the file that is open."""
+        """Let go of file and folder."""
+        self._close_file()
+        self._folder.close()
+
+    def _close_file(self) -> None:
         if self._file is not None:
             self._file.close()
         self._key, self._file, self._index = "", None, None
@@ -228,36 +236,79 @@ class FileReader:
         axis = self._layer.channel_axis
         shape = tuple(part.stop - part.start for part in selection)
         in_a_row = all(len(numbers) == 1 for numbers in _touched(selection, self._encoding.chunks)[1:])
-        intake = accumulator.intake(shape, axis) if self._encoding.compressor and in_a_row else None
+        streams = in_a_row and (self._encoding.compressor or self._most_gathered)
+        intake = accumulator.intake(shape, axis) if streams else None
         if intake is None:
             accumulator.add(self.read(selection), axis)
             return
         stream = _Stream(self._encoding, accumulator, intake)
         others = []
-        for shard in product(*_touched(selection, self._encoding.shards)):
+        for shard in self._left_by_gathering(selection, stream):
             inside = _overlap(selection, shard, self._encoding.shards)
             key = self._keys.key(shard)
-            try:
+            with self._explained(inside, key):
                 self._open(key)
                 run = self._run(shard, inside)
                 if run is None:
                     others.append(inside)
                 else:
                     stream.take(*run)
-            except StoreError:
-                raise
-            except Exception as error:
-                self.read(inside)  # which says what is wrong with which chunk
-                raise _damage(self._layer, inside, error, key) from error
         stream.finish(shape, axis)
         for inside in others:
             accumulator.add(self.read(inside), axis)
+
+    @contextmanager
+    def _explained(self, inside: Selection, key: str) -> Iterator[None]:
+        """What goes wrong with the part `inside`, the file called `key`, is a `DataError` that says with which chunk."""
+        try:
+            yield
+        except StoreError:
+            raise
+        except Exception as error:
+            self.read(inside)  # which says it
+            raise _damage(self._layer, inside, error, key) from error
+
+    def _left_by_gathering(self, selection: Selection, stream: _Stream) -> Iterator[tuple[int, ...]]:
+        """Give small files to `stream`, many at a time; the coordinates of those to be read one by one."""
+        rows, *others = _touched(selection, self._encoding.shards)
+        height, *extents = self._encoding.chunks
+        whole = range(-(-selection[0].start // height), selection[0].stop // height)
+        if not self._most_gathered or [part.stop - part.start for part in selection[1:]] != extents:
+            whole = range(0)
+        number = rows.start
+        while number < rows.stop:
+            while number in whole:
+                done = self._gather(range(number, min(whole.stop, number + MOST_GATHERED)), selection[1:], stream)
+                if not done:
+                    break
+                number += done
+            if number < rows.stop:
+                yield number, *(numbers[0] for numbers in others)
+                number += 1
+
+    def _gather(self, numbers: range, sample: Selection, stream: _Stream) -> int:
+        """Give the files `numbers` along axis 0 to `stream`, as far as they can be read in one call: how many.
+
+        `sample` is the part along the other axes: a whole chunk.
+        """
+        assert isinstance(self._folder, LocalFolder)
+        height, *extents = self._encoding.chunks
+        beside = [part.start // extent for part, extent in zip(sample, extents, strict=True)]
+        keys = [self._keys.key((number, *beside)) for number in numbers]
+        inside = (slice(numbers.start * height, numbers.stop * height), *sample)
+        buffer = kept("stored", self._most_gathered)
+        with self._explained(inside, keys[0]):
+            found = self._folder.gather(keys, buffer, self._encoding.most_stored_bytes)
+            done = len(found.places)
+            self.identified.update(zip(keys[:done], map(tuple, found.identities.tolist()), strict=True))
+            stream.take(buffer, found.places)
+        return done
 
     def _open(self, key: str) -> None:
         """Have the file called `key` open, and its index read; no file where there is none."""
         if key == self._key:
             return
-        self.close()
+        self._close_file()
         self._file = self._folder.file(key)
         self.identified[key] = MISSING if self._file is None else self._file.identity
         if self._file is None:
@@ -397,10 +448,9 @@ class _Stream:
     def take(self, stored: Bytes, places: npt.NDArray[np.int64]) -> None:
         """Measure the chunks of `stored` at `places` [chunks, (offset, length)]. Raises as `Encoding.decode`."""
         encoding, done = self._encoding, 0
-        if encoding.compressor is not None and not encoding.checksum:
-            fed = feed(
-                encoding.compressor, stored, places, encoding.chunk_bytes, self._buffer, self._intake, self._left
-            )
+        if not encoding.checksum:
+            codec = encoding.compressor or RAW
+            fed = feed(codec, stored, places, encoding.chunk_bytes, self._buffer, self._intake, self._left)
             done, self._left = fed.chunks, fed.left
             self._accumulator.took(fed.units * self._intake.unit)
             if fed.torn:

@@ -1,0 +1,78 @@
+"""C functions inside compiled loops: where they are, and how a loop calls them and looks at their memory."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+
+def addresses(library: str | None, names: Sequence[str]) -> npt.NDArray[np.int64]:
+    """Where the functions `names` of a library are (None: of the program itself). Raises `AttributeError`, `OSError`."""
+    functions = [getattr(ctypes.CDLL(library), name) for name in names]
+    return np.array([ctypes.cast(each, ctypes.c_void_p).value for each in functions], np.int64)
+
+
+# For compiled loops
+
+
+def caller() -> Any:
+    """What calls the C function at an address with whole numbers or addresses."""
+    from llvmlite import ir
+    from numba import types
+    from numba.core import cgutils
+    from numba.extending import intrinsic
+
+    word = ir.IntType(64)
+
+    @intrinsic
+    def call(typing_context, address, arguments):  # type: ignore[no-untyped-def]
+        def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
+            passed = [
+                context.cast(builder, value, kind, types.int64)
+                for value, kind in zip(cgutils.unpack_tuple(builder, values[1]), signature.args[1], strict=True)
+            ]
+            function = builder.inttoptr(values[0], ir.FunctionType(word, [word] * len(passed)).as_pointer())
+            return builder.call(function, passed)
+
+        return types.int64(types.int64, arguments), generate
+
+    return call
+
+
+def word_reader() -> Any:
+    """What reads a 32-bit word, on any address, as an integer of 64 bits."""
+    from llvmlite import ir
+    from numba import types
+    from numba.extending import intrinsic
+
+    @intrinsic
+    def word(typing_context, address):  # type: ignore[no-untyped-def]
+        def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
+            pointer = builder.inttoptr(values[0], ir.IntType(32).as_pointer())
+            return builder.zext(builder.load(pointer, align=1), ir.IntType(64))
+
+        return types.int64(types.int64), generate
+
+    return word
+
+
+def word_writer() -> Any:
+    """What writes the lower 32 bits of an integer to any address."""
+    from llvmlite import ir
+    from numba import types
+    from numba.extending import intrinsic
+
+    @intrinsic
+    def put_word(typing_context, address, value):  # type: ignore[no-untyped-def]
+        def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
+            pointer = builder.inttoptr(values[0], ir.IntType(32).as_pointer())
+            builder.store(builder.trunc(values[1], ir.IntType(32)), pointer, align=1)
+            return context.get_dummy_value()
+
+        return types.none(types.int64, types.int64), generate
+
+    return put_word
