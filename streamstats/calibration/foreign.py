@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 
 def addresses(library: str | None, names: Sequence[str]) -> npt.NDArray[np.int64]:
-    """Where the functions `names` of a library are (None: of the program itself). Raises `AttributeError`, `OSError`."""
+    """Where the functions `names` of a library are (None: of the program). Raises `AttributeError`, `OSError`."""
     functions = [getattr(ctypes.CDLL(library), name) for name in names]
     return np.array([ctypes.cast(each, ctypes.c_void_p).value for each in functions], np.int64)
 

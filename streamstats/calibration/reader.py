@@ -259,7 +259,7 @@ class FileReader:
 
     @contextmanager
     def _explained(self, inside: Selection, key: str) -> Iterator[None]:
-        """What goes wrong with the part `inside`, the file called `key`, is a `DataError` that says with which chunk."""
+        """What goes wrong with the part `inside`, the file `key`, is a `DataError` that says with which chunk."""
         try:
             yield
         except StoreError:
