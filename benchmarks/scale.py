@@ -7,21 +7,25 @@ the client alone: how many tasks a second it gives out, merges and keeps account
 from __future__ import annotations
 
 import argparse
+import json
 import pickle
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import zarr
 from measuring import in_own_process, machine, peak_memory
 from stores import working_folder
 from tables import Table, show, show_json
 from zarr.codecs import ZstdCodec
 
-from streamstats import job
+from streamstats import job, plan
 from streamstats.calibration.identity import file_range
 from streamstats.calibration.layer import Layer
 from streamstats.calibration.selection import Selected
@@ -66,6 +70,9 @@ def main() -> None:
             in_own_process(_write, str(folder / f"{size}.zarr"), 1, chunks, LARGE)
             seconds, decoded = in_own_process(_reduce, str(folder / f"{size}.zarr"))
             figures["sizes"].append({"gigabytes": decoded / 1e9, "seconds": seconds})
+    print("giving small tasks to a real scheduler …", file=sys.stderr)
+    with working_folder(options.folder) as folder:
+        figures["scheduler"] = in_own_process(_through_dask, folder, 10_000 // part)
     figures["clusters"] = []
     for workers in (10, 100, 1000):
         print(f"simulating {workers} workers over 1 PB …", file=sys.stderr)
@@ -75,7 +82,12 @@ def main() -> None:
         return
     notes = ["needed: tasks a second where each thread decodes 1 GB/s; the client is one thread of Python."]
     show(
-        [_chunks(figures["chunks"]), _sizes(figures["sizes"]), _clusters(figures["clusters"])],
+        [
+            _chunks(figures["chunks"]),
+            _sizes(figures["sizes"]),
+            _scheduler(figures["scheduler"]),
+            _clusters(figures["clusters"]),
+        ],
         machine(),
         notes,
         markdown=options.markdown,
@@ -95,6 +107,21 @@ def _sizes(found: list[dict[str, float]]) -> Table:
         for each in found
     ]
     return Table("Time for each byte", ["decoded GB", "seconds", "seconds a GB"], rows)
+
+
+def _scheduler(found: dict[str, Any]) -> Table:
+    columns = ["process", "ms of processor a task", "tasks/s at most", "MB after a tenth", "MB at the end"]
+    rows = [
+        [
+            name,
+            f"{each['cpu'] / found['tasks'] * 1e3:.2f}",
+            f"{found['tasks'] / each['cpu']:.0f}",
+            f"{each['early'] / 1e6:.0f}",
+            f"{each['late'] / 1e6:.0f}",
+        ]
+        for name, each in found["processes"].items()
+    ]
+    return Table(f"{found['tasks']:,} tasks of {CHANNELS} channels through a dask scheduler", columns, rows)
 
 
 def _clusters(found: list[dict[str, float]]) -> Table:
@@ -163,6 +190,58 @@ def _reduce(store: str) -> tuple[float, int]:
         begun = time.perf_counter()
         job.execute(prepared, workers)
         return time.perf_counter() - begun, prepared.plan.bytes
+
+
+@contextmanager
+def _dask(folder: Path, workers: int) -> Iterator[tuple[str, psutil.Process]]:
+    """The address of a scheduler that is a process of its own and has `workers`, and that process."""
+    file = folder / "scheduler.json"
+    common = ["--host", "127.0.0.1", "--scheduler-file", str(file), "--no-dashboard"]
+    commands = [["distributed.cli.dask_scheduler", "--port", "0", *common]]
+    commands += [["distributed.cli.dask_worker", "--nthreads", "1", "--no-nanny", *common]] * workers
+    started: list[subprocess.Popen[bytes]] = []
+    try:
+        for command in commands:
+            started.append(subprocess.Popen([sys.executable, "-m", *command], stderr=subprocess.DEVNULL))
+            while not file.exists():
+                time.sleep(0.1)
+        yield json.loads(file.read_text())["address"], psutil.Process(started[0].pid)
+    finally:
+        for process in started:
+            process.terminate()
+            process.wait()
+
+
+def _through_dask(folder: Path, tasks: int) -> dict[str, Any]:
+    """What `tasks` tasks cost a real scheduler and the client: processor time, and memory after a tenth and all."""
+    plan.TASK_BYTES = plan.SMALLEST_TASK_BYTES = CHANNELS
+    store = str(folder / "tasks.zarr")
+    _write(store, 1, tasks, (1, CHANNELS))
+    with _dask(folder, 3) as (address, scheduler), open_workers(Cluster(scheduler=address), []) as workers:
+        processes = {"scheduler": scheduler, "client": psutil.Process()}
+        prepared = job.prepare(store, workers)
+        before = {name: _processor_seconds(process) for name, process in processes.items()}
+        memory: dict[str, list[int]] = {name: [] for name in processes}
+
+        def note(_progress: job.Progress) -> None:
+            for name, process in processes.items():
+                memory[name].append(process.memory_info().rss)
+
+        job.execute(prepared, workers, on_progress=note)
+        found = {
+            name: {
+                "cpu": _processor_seconds(process) - before[name],
+                "early": memory[name][len(memory[name]) // 10],
+                "late": memory[name][-1],
+            }
+            for name, process in processes.items()
+        }
+    return {"tasks": len(prepared.plan.tasks), "processes": found}
+
+
+def _processor_seconds(process: psutil.Process) -> float:
+    used = process.cpu_times()
+    return used.user + used.system
 
 
 class Simulated(ThreadWorkers):

@@ -170,3 +170,11 @@ def test_no_secret_is_printed_or_stored(server: int, tmp_path: Path, monkeypatch
     written = b"".join(each.read_bytes() for each in (tmp_path / "out").rglob("*") if each.is_file())
     assert SECRET not in fine.stdout + fine.stderr
     assert SECRET.encode() not in written
+
+
+def test_a_group_with_too_many_members_is_refused(server: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = bucket(server, "many")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server}")
+    monkeypatch.setattr(objects, "MOST_NAMES", 1)
+    with pytest.raises(DataError, match="has more than 1 members; give a group of fewer as the source"):
+        job.run(config(source, tmp_path / "out"))

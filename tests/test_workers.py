@@ -508,3 +508,21 @@ def test_workers_that_all_leave_end_the_run_after_a_while_and_nothing_is_lost(
 @pytest.mark.parametrize("seed", range(50))
 def test_workers_killed_in_fifty_runs(store: Path, tmp_path: Path, seed: int) -> None:
     run_while_workers_are_killed(store, tmp_path, seed)
+
+
+@pytest.mark.soak
+def test_scheduler_and_client_take_no_more_memory_the_more_tasks_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = build_store(tmp_path / "many.zarr", {"layer": samples(6000, 64)}, chunks=(1, 64))
+    monkeypatch.setattr("streamstats.plan.SMALLEST_TASK_BYTES", 1)
+    monkeypatch.setattr("streamstats.plan.TASK_BYTES", 1)
+    memory: list[int] = []
+    with cluster(2) as client:  # whose scheduler is in this process, too
+        job.run(
+            config(store, tmp_path / "out"),
+            client=client,
+            on_progress=lambda _: memory.append(psutil.Process().memory_info().rss),
+        )
+    assert len(memory) == 6000
+    assert memory[-1] - memory[1000] < 20e6

@@ -20,6 +20,13 @@ from streamstats.workers import Cluster, open_workers
 @contextmanager
 def opened(source: Source, threads: int) -> Iterator[Callable[[], Run]]:
     """What `streamstats.reduce` does with the plan."""
+    with reducing(source, Cluster(threads=threads)) as run:
+        yield run
+
+
+@contextmanager
+def reducing(source: Source, cluster: Cluster) -> Iterator[Callable[[], Run]]:
+    """The same on any cluster."""
     rules = [_rule(layer) for layer in source.layers]
 
     def run() -> Run:
@@ -29,7 +36,7 @@ def opened(source: Source, threads: int) -> Iterator[Callable[[], Run]]:
         means = {name: layer.mean for name, layer in statistics.items()}
         return Run(time.perf_counter() - start, means)
 
-    with open_workers(Cluster(threads=threads), []) as workers:
+    with open_workers(cluster, []) as workers:
         yield run
 
 

@@ -29,7 +29,7 @@ from ..errors import DataError, MismatchError, StoreError, UsageError, first_lin
 from ..quantization import Quantization
 from ..statistics.statistic import SUPPORTED_DTYPES
 from .encoding import ChunkKeys, Encoding, chunk_keys, encoding_of
-from .objects import PatientStore, is_object_store, object_store
+from .objects import FEWER, PatientStore, is_object_store, object_store
 
 Selection = tuple[slice, ...]
 """A part of a layer's array: a slice for each axis, with start and stop, inside the array."""
@@ -163,7 +163,7 @@ def _check_bounds(folder: Path) -> None:
         if _has_array_metadata(here):  # its chunks are not listed: they can be millions
             arrays += 1
             if arrays > MOST_ARRAYS:
-                raise DataError(f"{folder} has more than {MOST_ARRAYS:,} arrays; give a group of fewer as the source")
+                raise DataError(f"{folder} has more than {MOST_ARRAYS:,} arrays; {FEWER}")
             continue
         try:
             with os.scandir(here) as entries:
@@ -187,7 +187,7 @@ def _has_array_metadata(folder: Path) -> bool:
 def _members(group: zarr.Group, location: str | Path) -> dict[str, zarr.Array[Any]]:
     try:
         return {name: node for name, node in group.members(max_depth=None) if isinstance(node, zarr.Array)}
-    except StoreError:
+    except (DataError, StoreError):
         raise
     except Exception as error:
         raise DataError(
@@ -206,7 +206,7 @@ def _open_group(location: str | Path) -> zarr.Group:
         if _is_array(location):
             raise UsageError(f"{location} is a zarr array; give the group above it as the source") from error
         raise UsageError(f"{location} is not a zarr group (no zarr.json or .zgroup in it)") from error
-    except StoreError:
+    except (DataError, StoreError):
         raise
     except Exception as error:
         raise DataError(f"{location} cannot be opened as a zarr group: {first_line(error)}") from error

@@ -26,7 +26,7 @@ from zarr.abc.store import ByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import ObjectStore
 
-from ..errors import StoreError, UsageError, first_line, require
+from ..errors import DataError, StoreError, UsageError, first_line, require
 from .encoding import Bytes
 from .files import File, Identity
 
@@ -38,6 +38,9 @@ MOST_AHEAD = 16
 """Objects, likewise."""
 WHOLE_BYTES = 2**26
 """Objects that may be larger are read in ranges."""
+MOST_NAMES = 100_000
+"""In one group: a store of more would take hours to open, a request for each."""
+FEWER = "give a group of fewer as the source"
 FETCHERS = 64
 """Requests that a process makes at once."""
 TRIES = 6
@@ -192,6 +195,8 @@ def _pause_after(error: Exception, pauses: Iterator[float]) -> float:
     """How many seconds to wait before trying again. Raises `StoreError` where that is of no use."""
     import obstore.exceptions as refused
 
+    if isinstance(error, DataError):
+        raise error
     if isinstance(error, (refused.PermissionDeniedError, refused.UnauthenticatedError)):
         raise StoreError(f"the object store refuses it: {without_secrets(error)}; check the credentials") from error
     pause = next(pauses, None)
@@ -231,7 +236,12 @@ class PatientStore(ObjectStore[Any]):
         """As `zarr.abc.store.Store.list_dir`."""
 
         async def whole() -> list[str]:
-            return [name async for name in ObjectStore.list_dir(self, prefix)]
+            names = []
+            async for name in ObjectStore.list_dir(self, prefix):
+                names.append(name)
+                if len(names) > MOST_NAMES:
+                    raise DataError(f"{prefix or 'the store'} has more than {MOST_NAMES:,} members; {FEWER}")
+            return names
 
         for name in await _patiently_async(whole):
             yield name
