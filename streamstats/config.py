@@ -92,6 +92,9 @@ Scale = Annotated[Annotated[float, Tag(_ONE)] | Annotated[list[float], Tag(_EACH
 ZeroPoint = Annotated[Annotated[int, Tag(_ONE)] | Annotated[list[int], Tag(_EACH)], _one_or_each]
 
 
+Extras = list[Literal["positions", "spread"]]
+
+
 class QuantizationConfig(_Model):
     """The affine map of a layer's integer codes: `real = (code − zero_point) · step`."""
 
@@ -113,11 +116,16 @@ class LayerConfig(_Model):
     match: Annotated[str, Field(description="A glob on the layer's name; `*` also crosses `/`. The first match wins.")]
     channel_axis: Annotated[int | None, Field(description="The axis of the channels; default the last.")] = None
     quantization: Annotated[QuantizationConfig | None, Field(description="For integer codes.")] = None
+    statistics: Annotated[Extras | None, Field(description="As `statistics` of the job, for these layers.")] = None
 
-    def rule(self) -> LayerRule:
-        """The rule for choosing and describing layers. Raises `UsageError` for an impossible quantisation."""
+    def rule(self, statistics: Sequence[str]) -> LayerRule:
+        """The rule for choosing and describing layers, which keep `statistics` unless it is said here.
+
+        Raises `UsageError` for an impossible quantisation.
+        """
         quantization = self.quantization.quantization() if self.quantization else None
-        return LayerRule(self.match, self.channel_axis, quantization)
+        kept = statistics if self.statistics is None else self.statistics
+        return LayerRule(self.match, self.channel_axis, quantization, tuple(kept))
 
 
 def _checked_workers(value: object) -> object:
@@ -184,6 +192,13 @@ class JobConfig(_Model):
             "count the fill value."
         ),
     ] = "error"
+    statistics: Annotated[
+        Extras,
+        Field(
+            description="What is kept beside sums, counts and extrema. spread: how the means of samples differ, so how "
+            "well the mean is known; positions: sums at each position, which layers that pad with zeros need."
+        ),
+    ] = []
     rows: Annotated[
         str | None,
         BeforeValidator(_checked_rows),
@@ -197,11 +212,16 @@ class JobConfig(_Model):
         return None if self.rows is None else parse_rows(self.rows)
 
     def rules(self) -> list[LayerRule]:
-        """The rules of `layers`, in order. Raises `UsageError` naming the entry with an impossible quantisation."""
+        """The rules of `layers`, in order; none where the store alone says what the layers are.
+
+        Raises `UsageError` naming the entry with an impossible quantisation.
+        """
+        if not self.layers and self.statistics:
+            return [LayerRule("*", extras=tuple(self.statistics))]
         rules = []
         for index, layer in enumerate(self.layers):
             try:
-                rules.append(layer.rule())
+                rules.append(layer.rule(self.statistics))
             except UsageError as error:
                 raise UsageError(f"layers[{index}] ({layer.match}): {error}") from error
         return rules

@@ -152,7 +152,16 @@ def _take(
         return
     before = outcome.statistics[found.layer]
     saved.check_unchanged(layer, before.source, found.first_file, found.files)
-    counted = before.count(found.rows, found.sums, found.extrema, found.first_file, found.files, found.filled)
+    counted = before.count(
+        found.rows,
+        found.sums,
+        found.extrema,
+        found.first_file,
+        found.files,
+        found.filled,
+        found.spread,
+        found.positions,
+    )
     outcome.statistics[found.layer] = counted
     if on_counted:
         on_counted(counted)

@@ -10,21 +10,24 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from .artifacts import content_digest, read_tensors, tensors_bytes
 from .calibration.identity import UNCOUNTED, Identities
-from .calibration.layer import Layer
+from .calibration.layer import EXTRAS, Layer
 from .errors import DataError, MismatchError, UsageError
 from .quantization import Quantization
 from .rows import Rows, add_rows, common_rows, join_rows, missing_rows, row_count, shown, without_rows
 from .statistics.exact import is_canonical
 from .statistics.extrema import ChannelExtrema
 from .statistics.mean import ChannelMean
+from .statistics.spread import SampleSpread
+from .statistics.statistic import Statistic
 
 FORMAT = "streamstats.state/2"
 
@@ -85,7 +88,8 @@ class Source:
 class LayerStatistics:
     """The statistics of a layer over the rows of its `sources`: one array, or several that were merged.
 
-    `sums` and `extrema` are over the stored values; `mean`, `minimum` and `maximum` are in real units.
+    `sums` and `extrema` are over the stored values; `mean`, `minimum` and `maximum` are in real units. `spread` and
+    `positions` (whose channels are the elements of a sample of `sample_shape`, in C order) are kept where asked for.
     """
 
     layer: str
@@ -94,10 +98,14 @@ class LayerStatistics:
     sources: tuple[Source, ...]
     sums: ChannelMean
     extrema: ChannelExtrema
+    spread: SampleSpread | None = None
+    positions: ChannelMean | None = None
+    sample_shape: tuple[int, ...] = ()
 
     @classmethod
     def empty(cls, layer: Layer) -> LayerStatistics:
         """Nothing counted yet of `layer`."""
+        with_positions = "positions" in layer.extras
         return cls(
             layer=layer.name,
             channel_axis=layer.channel_axis,
@@ -105,6 +113,9 @@ class LayerStatistics:
             sources=(Source(layer.fingerprint, layer.rows),),
             sums=ChannelMean.empty(layer.channels, layer.dtype),
             extrema=ChannelExtrema.empty(layer.channels, layer.dtype),
+            spread=SampleSpread.empty(layer.channels, layer.dtype) if "spread" in layer.extras else None,
+            positions=ChannelMean.empty(prod(layer.sample_shape), layer.dtype) if with_positions else None,
+            sample_shape=layer.sample_shape if with_positions else (),
         )
 
     def count(
@@ -115,18 +126,37 @@ class LayerStatistics:
         first_file: int = 0,
         files: Identities | None = None,
         filled: Iterable[Rows] = (),
+        spread: SampleSpread | None = None,
+        positions: ChannelMean | None = None,
     ) -> LayerStatistics:
         """With the statistics of `rows` counted in, which are in `files` from the number `first_file` on.
 
-        Raises `MismatchError` if any of the rows is counted already.
+        Raises `MismatchError` if any of the rows is counted already, or others were measured than are kept.
         """
         identities = np.empty((0, 2), np.int64) if files is None else files
         return replace(
             self,
             sums=self.sums.merge(sums),
             extrema=self.extrema.merge(extrema),
+            spread=_merged(self.spread, spread),
+            positions=_merged(self.positions, positions),
             sources=(self.source.count(rows, first_file, identities, filled),),
         )
+
+    def without(self, part: LayerStatistics, extrema: ChannelExtrema) -> LayerStatistics:
+        """Less the sums of `part`, which was counted in; `extrema` are those of the rest. Raises `MismatchError`."""
+        return replace(
+            self,
+            sums=self.sums.without(part.sums),
+            extrema=extrema,
+            spread=self.spread.without(part.spread) if self.spread and part.spread else None,
+            positions=self.positions.without(part.positions) if self.positions and part.positions else None,
+        )
+
+    @property
+    def extras(self) -> tuple[str, ...]:
+        """The statistics of EXTRAS that are kept."""
+        return tuple(name for name in EXTRAS if getattr(self, name) is not None)
 
     @property
     def source(self) -> Source:
@@ -167,6 +197,25 @@ class LayerStatistics:
             raise UsageError(f"layer {self.layer}: {error}") from error
 
     @cached_property
+    def standard_error(self) -> npt.NDArray[np.float64] | None:
+        """float64[C], real units: that of the mean, from how samples differ; None where `spread` is not kept.
+
+        NaN for a channel of which it is not known, as `SampleSpread.standard_error` says.
+        """
+        return None if self.spread is None else self.spread.standard_error(self.sums, self.quantization)
+
+    @cached_property
+    def position_mean(self) -> npt.NDArray[np.float64] | None:
+        """float64[C, *others], real units: the mean at each position of a sample; None where it is not kept."""
+        if self.positions is None:
+            return None
+        quantization = self.quantization
+        if quantization is not None and quantization.channels is not None:
+            quantization = quantization.spread_over(self.sample_shape, self.channel_axis - 1)
+        mean = self.positions.mean(quantization).reshape(self.sample_shape)
+        return np.moveaxis(mean, self.channel_axis - 1, 0)
+
+    @cached_property
     def minimum(self) -> npt.NDArray[np.float64]:
         """float64[C], real units: the least finite value; NaN for a channel without."""
         return self._real(self.extrema.minimum)
@@ -195,6 +244,7 @@ class LayerStatistics:
             "quantization": self.quantization.to_metadata() if self.quantization else None,
             "nan": int(self.sums.nan.sum()),
             "infinite": int(self.sums.infinite.sum()),
+            "statistics": list(self.extras),
         }
 
     def sums_digest(self) -> str:
@@ -221,6 +271,17 @@ def _trimmed(files: Identities) -> Identities:
 # Merging
 
 
+Kept = TypeVar("Kept", SampleSpread, ChannelMean)
+
+
+def _merged(mine: Kept | None, theirs: Kept | None) -> Kept | None:
+    if mine is None and theirs is None:
+        return None
+    if mine is None or theirs is None:
+        raise MismatchError("a statistic is kept in one of two parts only; expected the same in both")
+    return mine.merge(theirs)
+
+
 def merge(left: LayerStatistics, right: LayerStatistics) -> LayerStatistics:
     """The statistics over the rows of both. Raises `MismatchError`, with both sides, where they do not fit together.
 
@@ -244,6 +305,8 @@ def merge(left: LayerStatistics, right: LayerStatistics) -> LayerStatistics:
         ),
         sums=left.sums.merge(right.sums),
         extrema=left.extrema.merge(right.extrema),
+        spread=_merged(left.spread, right.spread),
+        positions=_merged(left.positions, right.positions),
     )
 
 
@@ -255,6 +318,8 @@ def _check_alike(left: LayerStatistics, right: LayerStatistics) -> None:
             "channels": each.channels,
             "channel_axis": each.channel_axis,
             "quantization": each.quantization.to_metadata() if each.quantization else None,
+            "statistics": list(each.extras),
+            "sample_shape": list(each.sample_shape),
         }
         for each in (left, right)
     )
@@ -300,8 +365,10 @@ def _union(layer: str, left: Source, right: Source) -> Source:
 def state_bytes(statistics: LayerStatistics) -> bytes:
     """The file that holds `statistics`: equal statistics, equal bytes."""
     tensors = {
-        **{f"mean.{name}": array for name, array in statistics.sums.arrays().items()},
-        **{f"extrema.{name}": array for name, array in statistics.extrema.arrays().items()},
+        **_prefixed("mean", statistics.sums),
+        **_prefixed("extrema", statistics.extrema),
+        **_prefixed("spread", statistics.spread),
+        **_prefixed("positions", statistics.positions),
     }
     for number, source in enumerate(statistics.sources):
         tensors[f"source.{number}.covered"] = np.array(source.covered, np.int64).reshape(-1, 2)
@@ -316,8 +383,13 @@ def state_bytes(statistics: LayerStatistics) -> bytes:
         "channel_axis": str(statistics.channel_axis),
         "quantization": json.dumps(quantization.to_metadata() if quantization else None, sort_keys=True),
         "sources": json.dumps([[source.fingerprint, source.rows] for source in statistics.sources]),
+        "sample_shape": json.dumps(statistics.sample_shape),
     }
     return tensors_bytes(tensors, metadata)
+
+
+def _prefixed(prefix: str, statistic: Statistic | None) -> dict[str, npt.NDArray[Any]]:
+    return {} if statistic is None else {f"{prefix}.{name}": array for name, array in statistic.arrays().items()}
 
 
 def read_state(path: Path) -> LayerStatistics:
@@ -333,7 +405,7 @@ def _from_file(tensors: dict[str, npt.NDArray[Any]], metadata: dict[str, str]) -
     dtype = np.dtype(metadata["dtype"])
     parts = {
         prefix: {name.removeprefix(prefix): array for name, array in tensors.items() if name.startswith(prefix)}
-        for prefix in ("mean.", "extrema.")
+        for prefix in ("mean.", "extrema.", "spread.", "positions.")
     }
     sums = ChannelMean.from_arrays(parts["mean."], dtype)
     if not is_canonical(sums.digits):
@@ -344,6 +416,13 @@ def _from_file(tensors: dict[str, npt.NDArray[Any]], metadata: dict[str, str]) -
     counts = (sums.count, sums.nan, sums.infinite)
     if any((count < 0).any() for count in counts):
         raise ValueError("a count is negative")
+    spread = SampleSpread.from_arrays(parts["spread."], dtype) if parts["spread."] else None
+    if spread is not None and (spread.channels != sums.channels or not is_canonical(spread.digits)):
+        raise ValueError("the spread is not one of these channels")
+    sample_shape = tuple(int(extent) for extent in json.loads(metadata["sample_shape"]))
+    positions = ChannelMean.from_arrays(parts["positions."], dtype) if parts["positions."] else None
+    if positions is not None and (positions.channels != prod(sample_shape) or not is_canonical(positions.digits)):
+        raise ValueError(f"there are sums of {positions.channels} positions of samples of shape {sample_shape}")
     sources = [
         _source_from_file(tensors, number, fingerprint, rows)
         for number, (fingerprint, rows) in enumerate(json.loads(metadata["sources"]))
@@ -357,6 +436,9 @@ def _from_file(tensors: dict[str, npt.NDArray[Any]], metadata: dict[str, str]) -
         sources=tuple(sources),
         sums=sums,
         extrema=extrema,
+        spread=spread,
+        positions=positions,
+        sample_shape=sample_shape,
     )
 
 

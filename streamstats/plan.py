@@ -19,6 +19,7 @@ from .errors import UsageError
 from .rows import Rows, row_count
 from .statistics.exact import digit_count
 from .statistics.pieces import NARROWEST, WIDEST
+from .statistics.spread import SQUARES
 
 MiB = 2**20
 BASE_BYTES = 300 * MiB
@@ -41,6 +42,8 @@ STATE_COPIES = 4
 """Times the state of a layer, and what identifies its files, is held while results are merged and written."""
 ACCUMULATORS = 4
 """Times that a thread holds the state of as many channels as its loops take rows for."""
+SPREAD_BYTES = 8 * (digit_count(SQUARES) + 2)
+"""Of a channel: the squares, samples, and those beyond float64."""
 MOST_JOINED_BYTES = 8 * NARROWEST
 """The most that several rows which are taken as one have."""
 
@@ -276,12 +279,15 @@ def _result_bytes(layers: Sequence[Layer]) -> int:
 
 
 def _state_bytes(layer: Layer) -> int:
-    return layer.channels * _channel_bytes(layer)
+    spread = layer.channels * SPREAD_BYTES if "spread" in layer.extras else 0
+    positions = prod(layer.sample_shape) * _channel_bytes(layer) if "positions" in layer.extras else 0
+    return layer.channels * _channel_bytes(layer) + spread + positions
 
 
 def _accumulated(layer: Layer) -> int:
     """The state of as many channels as the loops see: several rows, or short runs, are taken as one row of more."""
-    return max(layer.channels, min(WIDEST, max(NARROWEST, layer.row_bytes))) * _channel_bytes(layer)
+    seen = max(layer.channels, min(WIDEST, max(NARROWEST, layer.row_bytes)))
+    return seen * _channel_bytes(layer) + (_state_bytes(layer) if layer.extras else 0)
 
 
 def _channel_bytes(layer: Layer) -> int:

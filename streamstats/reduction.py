@@ -27,6 +27,8 @@ from .rows import Rows, join_rows
 from .statistics.extrema import ChannelExtrema
 from .statistics.mean import ChannelMean
 from .statistics.pieces import Accumulator
+from .statistics.positions import PositionSums
+from .statistics.spread import SampleSpread, SpreadOfParts
 from .workers import Begun, Event, UnfitError, Workers, check_wanted, next_event
 
 WAIT_SECONDS = 0.5
@@ -39,7 +41,8 @@ STARTS_AGAIN = "what was counted is saved: start some, and run again"
 class Measured:
     """What was measured of the `rows` of a layer, and what identified their `files`, from the number `first_file` on.
 
-    `filled` are the rows of what could not be read and was taken for the fill value.
+    `filled` are the rows of what could not be read and was taken for the fill value. `spread`, and `positions`, whose
+    channels are the elements of a sample in C order, are there where the layer wants them.
     """
 
     layer: str
@@ -49,6 +52,8 @@ class Measured:
     first_file: int
     files: Identities
     filled: tuple[Rows, ...] = ()
+    spread: SampleSpread | None = None
+    positions: ChannelMean | None = None
 
 
 @dataclass(frozen=True)
@@ -255,18 +260,26 @@ def measure_part(layer: Layer, part: Part, policy: Policy, *, fill: bool = False
     """
     files = file_range(layer, part.start, part.stop)
     before = identities(layer, files) if layer.encoding is None else None  # so the next run notices later changes
+    positions = PositionSums(layer.dtype.newbyteorder("="), layer.sample_shape) if "positions" in layer.extras else None
     with open_reader(layer, fill=fill or policy.missing == "fill") as reader:
         reader.expect((part.start, part.stop))
         measured = [
-            _measure_channels(layer, reader, selections, stop - start, policy, whole=not fill)
+            _measure_channels(layer, reader, selections, stop - start, policy, positions, whole=not fill)
             for (start, stop), selections in blocks(layer, part)
-        ] or [_measure_channels(layer, reader, (), 0, policy, whole=True)]
+        ] or [_measure_channels(layer, reader, (), 0, policy, positions, whole=True)]
         filled = join_rows(reader.filled)
         identified = identities(layer, files, reader.identified) if before is None else before
-    sums, extrema = zip(*measured, strict=True)
-    rows = part.start, part.stop
+    sums, extrema, spreads = zip(*measured, strict=True)
     return Measured(
-        layer.name, rows, ChannelMean.join(sums), ChannelExtrema.join(extrema), files.start, identified, filled
+        layer.name,
+        (part.start, part.stop),
+        ChannelMean.join(sums),
+        ChannelExtrema.join(extrema),
+        files.start,
+        identified,
+        filled,
+        SampleSpread.join(spreads) if "spread" in layer.extras else None,
+        positions.found() if positions else None,
     )
 
 
@@ -290,21 +303,28 @@ def _measure_channels(
     selections: Iterator[Selection] | Sequence[Selection],
     channels: int,
     policy: Policy,
+    positions: PositionSums | None,
     *,
     whole: bool,
-) -> tuple[ChannelMean, ChannelExtrema]:
+) -> tuple[ChannelMean, ChannelExtrema, SampleSpread]:
     """Measure the blocks `selections`; not `whole`: each is read before any of it is measured."""
-    accumulator = Accumulator(layer.dtype.newbyteorder("="), channels)
+    dtype, axis = layer.dtype.newbyteorder("="), layer.channel_axis
+    accumulator, spread = Accumulator(dtype, channels), SpreadOfParts(dtype, channels)
     for selection in selections:
         check_wanted()
-        if whole:
+        if whole and not layer.extras:
             reader.measure(selection, accumulator)
         else:
-            accumulator.add(reader.read(selection), layer.channel_axis)
+            block = reader.read(selection)
+            accumulator.add(block, axis)
+            if "spread" in layer.extras:
+                spread.add(block, axis, (selection[0].start, selection[0].stop))
+            if positions:
+                positions.add(block, selection[1:])
         if policy.nonfinite == "error" and not accumulator.all_finite:
             raise _nonfinite_error(layer, selection, reader.read(selection))
     measures = accumulator.measures()
-    return ChannelMean.from_measures(measures), ChannelExtrema.from_measures(measures)
+    return ChannelMean.from_measures(measures), ChannelExtrema.from_measures(measures), spread.found()
 
 
 def _nonfinite_error(layer: Layer, selection: Selection, block: npt.NDArray[Any]) -> NonFiniteError:

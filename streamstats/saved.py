@@ -142,6 +142,7 @@ def check_same_job(layer: Layer, state: LayerStatistics) -> None:
         "dtype": (str(state.sums.dtype), str(layer.dtype.newbyteorder("="))),
         "channel axis": (state.channel_axis, layer.channel_axis),
         "channels": (state.channels, layer.channels),
+        "statistics": (list(state.extras), list(layer.extras)),
     }
     for what, (counted, asked) in pairs.items():
         if counted != asked:

@@ -80,7 +80,7 @@ def forget(
             read = 0
             if part.covered == taken[layer.name]:
                 extrema, read = _extrema_of_the_rest(session, whole, part, others)
-                rest = replace(whole, sums=whole.sums.without(part.sums), extrema=extrema)
+                rest = whole.without(part, extrema)
             else:
                 again[layer.name], read = others, row_count(others)
                 source = Source(whole.source.fingerprint, layer.rows, excluded=whole.source.excluded)

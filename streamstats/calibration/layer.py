@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from math import prod
@@ -34,6 +34,8 @@ from .objects import FEWER, PatientStore, is_object_store, object_store
 Selection = tuple[slice, ...]
 """A part of a layer's array: a slice for each axis, with start and stop, inside the array."""
 ATTRIBUTES_KEY = "streamstats"
+EXTRAS = ("positions", "spread")
+"""Statistics that are kept only where they are asked for: sums at each position of a sample; how samples differ."""
 DEFAULT_PIPELINE = "zarr.core.codec_pipeline.BatchedCodecPipeline"
 FETCHES = 4
 """Chunks that zarr's own pipeline fetches and decodes at a time, for one read."""
@@ -54,9 +56,9 @@ class Layer:
     `shape` is that of the array with `rows` on axis 0; `chunks` is the part that is decoded at once (a row of a chunk
     that is not encoded) and `shards` the part that is stored at once. `channel_axis` is not negative. `keys` is how its
     files are called, if that is known; `encoding` says how to read them from a folder without zarr, where that is
-    possible; `recorded` says that our recorder wrote it,
-    every chunk of it. `fingerprint` (SHA-256, hex) identifies what the array is made of (dtype, chunk grid, codecs),
-    whatever its rows.
+    possible; `recorded` says that our recorder wrote it, every chunk of it. `fingerprint` (SHA-256, hex) identifies
+    what the array is made of (dtype, chunk grid, codecs), whatever its rows. `extras` are the statistics of EXTRAS
+    that are wanted of it.
     """
 
     store: str
@@ -71,6 +73,7 @@ class Layer:
     keys: ChunkKeys | None = None
     recorded: bool = False
     fingerprint: str = ""
+    extras: tuple[str, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -96,6 +99,18 @@ class Layer:
                 f"on axis 0; expected an axis from 1 to {ndim - 1}, or from {1 - ndim} to -1"
             )
         return replace(self, channel_axis=axis % ndim)
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """The shape of one sample."""
+        return self.shape[1:]
+
+    def with_extras(self, extras: Iterable[str]) -> Layer:
+        """The layer with these statistics wanted of it, too. Raises `UsageError`."""
+        unknown = set(extras) - set(EXTRAS)
+        if unknown:
+            raise UsageError(f"statistics {', '.join(sorted(unknown))} are not known; expected some of {EXTRAS}")
+        return replace(self, extras=tuple(sorted(set(extras))))
 
     def with_quantization(self, quantization: Quantization | None) -> Layer:
         """The layer with its codes mapped by `quantization`. Raises `UsageError`, `MismatchError`."""

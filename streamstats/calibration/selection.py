@@ -19,18 +19,22 @@ from .layer import Layer, describe, find_arrays, is_url
 
 @dataclass(frozen=True)
 class LayerRule:
-    """Layers whose name fits the glob `match` (`*` also crosses `/`); None keeps what the store says."""
+    """Layers whose name fits the glob `match` (`*` also crosses `/`); None keeps what the store says.
+
+    `extras` are the statistics to keep beside sums, counts and extrema: some of `EXTRAS`.
+    """
 
     match: str
     channel_axis: int | None = None
     quantization: Quantization | None = None
+    extras: tuple[str, ...] = ()
 
     def apply(self, layer: Layer) -> Layer:
         """The layer as this rule describes it. Raises `UsageError`, `MismatchError`."""
         quantization = layer.quantization if self.quantization is None else self.quantization
         if self.channel_axis is not None:
             layer = layer.with_channel_axis(self.channel_axis)
-        return layer.with_quantization(quantization)
+        return layer.with_quantization(quantization).with_extras(self.extras)
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from .pieces import Measures
-from .statistic import Statistic, checked_dtype
+from .statistic import ValueStatistic, checked_dtype
 
 
 @dataclass(frozen=True, eq=False)
-class ChannelExtrema(Statistic):
+class ChannelExtrema(ValueStatistic):
     """`minimum` and `maximum`, [C], of the dtype of the values; minimum > maximum where no finite value was seen."""
 
     name: ClassVar[str] = "extrema"

@@ -18,13 +18,13 @@ from ..errors import MismatchError, NonFiniteError, UsageError
 from ..quantization import Quantization
 from .exact import ExactSum, unit_exponent
 from .pieces import Measures
-from .statistic import Statistic, checked_dtype
+from .statistic import ValueStatistic, checked_dtype
 
 Counts = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
-class ChannelMean(Statistic):
+class ChannelMean(ValueStatistic):
     """The sum of the finite values, as the digits of an `ExactSum`, and how many values there were.
 
     `digits` int64[D, C]; `count`, `nan`, `infinite` int64[C]: finite values, NaN, infinities.

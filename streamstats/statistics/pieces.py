@@ -275,3 +275,31 @@ def _arrangement(outer: int, channels: int, inner: int) -> tuple[bool, int]:
         return True, 1
     most = max(1, min(NARROWEST // max(1, width), outer))
     return False, next((joined for joined in range(most, most // 2, -1) if outer % joined == 0), most)
+
+
+class SampleSums:
+    """The exact sum of each channel of each of some samples, which come in one block or in several parts."""
+
+    def __init__(self, dtype: np.dtype[Any], samples: int, channels: int) -> None:
+        self.dtype = dtype
+        self.samples = samples
+        self.channels = channels
+        self._sums = np.zeros((samples, digit_count(dtype) + 2, channels), np.int64)
+        self._bounds = _Filled.empty(dtype, channels)
+        self._room = room()
+
+    def add(self, block: Array, channel_axis: int) -> None:
+        """Take `block`, [samples, …] in any layout, with the channels on `channel_axis`, which is not the first.
+
+        Of one channel, less than 2^27 values a sample in all.
+        """
+        for sample, sums in zip(block, self._sums, strict=True):
+            for piece in pieces(sample, channel_axis % block.ndim - 1):
+                outer, channels, inner = piece.shape
+                measure = loop(self.dtype, runs=inner > 1)
+                bounds = self._bounds.addresses[1:]
+                measure(piece.ctypes.data, outer, channels, inner, sums.ctypes.data, *bounds, self._room.ctypes.data)
+
+    def digits(self) -> npt.NDArray[np.int64]:
+        """Canonical, int64[digit_count, samples, channels]; what is not finite is left out."""
+        return ExactSum.from_raw(self.dtype, self._sums[:, :-2].swapaxes(0, 1)).digits

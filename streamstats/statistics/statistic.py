@@ -2,8 +2,9 @@
 
 The law: `merge` is associative and commutative to the bit, `empty` is its identity, and the measure of a block is
 the merge of the measures of any partition of its rows. So chunking, order and interruptions cannot change a result.
-A new statistic is a frozen dataclass of arrays whose last axis is the channel; it writes `empty`, `from_measures` and
-`merge`, and gets measuring, storage, joining and comparison from here. One pass over a block measures all statistics.
+A new statistic is a frozen dataclass of arrays whose last axis is the channel; it writes `empty`, `measure` and
+`merge`, and gets storage, joining and comparison from here. Those that do not ask which sample a value belongs to are
+a `ValueStatistic`: one pass over a block finds what all of them need, and they only say what they take from it.
 """
 
 from __future__ import annotations
@@ -41,23 +42,15 @@ class Statistic(ABC):
 
     @classmethod
     @abstractmethod
-    def from_measures(cls, measures: Measures) -> Self:
-        """The statistic of some blocks, from what the pass over them found."""
+    def measure(cls, block: Array, channel_axis: int = -1) -> Self:
+        """The statistic of `block`, which is not changed.
+
+        Raises `MismatchError` for a dtype that has no statistics or an axis out of range.
+        """
 
     @abstractmethod
     def merge(self, other: Self) -> Self:
         """The statistic of both sets of rows. Raises `MismatchError` unless dtype and channels agree."""
-
-    @classmethod
-    def measure(cls, block: Array, channel_axis: int = -1) -> Self:
-        """The statistic of `block` (any number of axes, any memory order).
-
-        The block is not changed, and copied, a piece at a time, only where its memory is not contiguous in any order.
-        Raises `MismatchError` for a dtype that has no statistics or an axis out of range.
-        """
-        accumulator = Accumulator(*checked_block(block, channel_axis))
-        accumulator.add(block, channel_axis)
-        return cls.from_measures(accumulator.measures())
 
     @property
     def channels(self) -> int:
@@ -116,6 +109,26 @@ class Statistic(ABC):
         return all(mine.shape == theirs.shape and mine.tobytes() == theirs.tobytes() for mine, theirs in pairs)
 
     __hash__ = None  # type: ignore[assignment]
+
+
+class ValueStatistic(Statistic):
+    """A statistic of values, whichever samples they belong to: the reduced axes may be taken in any order."""
+
+    @classmethod
+    @abstractmethod
+    def from_measures(cls, measures: Measures) -> Self:
+        """The statistic of some blocks, from what the pass over them found."""
+
+    @classmethod
+    def measure(cls, block: Array, channel_axis: int = -1) -> Self:
+        """The statistic of `block` (any number of axes, any memory order).
+
+        The block is copied, a piece at a time, only where its memory is not contiguous in any order. Raises as
+        `Statistic.measure`.
+        """
+        accumulator = Accumulator(*checked_block(block, channel_axis))
+        accumulator.add(block, channel_axis)
+        return cls.from_measures(accumulator.measures())
 
 
 def checked_dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:

@@ -1,0 +1,123 @@
+"""Statistics that are kept only where they are asked for: spread and positions, through a whole job."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from stores import build_store, samples
+
+import streamstats as ss
+from streamstats import job, upkeep
+from streamstats.config import ClusterConfig, JobConfig
+from streamstats.errors import MismatchError
+from streamstats.ledger import LayerStatistics
+from streamstats.results import open_results
+
+BOTH = ["positions", "spread"]
+LAYERS = {
+    "first": (samples(41, 6, 5, 7), 1),
+    "last": (samples(41, 5, 7, 6, dtype="int8"), 3),
+    "flat": (samples(41, 9), 1),
+}
+"""Values and channel axis."""
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    for name, chunks in {"first": (3, 4, 5, 4), "last": (8, 5, 7, 6), "flat": (2, 9)}.items():
+        build_store(tmp_path / "s.zarr", {name: LAYERS[name][0]}, chunks=chunks)
+    return tmp_path / "s.zarr"
+
+
+def config(store: Path, output: Path, **options: Any) -> JobConfig:
+    layers = [{"match": name, "channel_axis": axis} for name, (_, axis) in LAYERS.items()]
+    settings = {"layers": layers, "statistics": BOTH} | options
+    return JobConfig.model_validate({"source": str(store), "output": str(output), **settings})
+
+
+def statistics(output: Path) -> dict[str, LayerStatistics]:
+    found = open_results(output)
+    return {layer: found.statistics(layer) for layer in found.layers}
+
+
+def files(output: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (output / "state").rglob("*.safetensors")}
+
+
+@pytest.mark.parametrize("memory", ["1GiB", 330 * 2**20])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_they_are_what_numpy_says_and_have_the_same_bytes(
+    store: Path, tmp_path: Path, memory: Any, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job.run(config(store, tmp_path / "whole"))
+    monkeypatch.setattr("streamstats.plan.SMALLEST_TASK_BYTES", 2000)
+    monkeypatch.setattr("streamstats.plan.TASK_BYTES", 2000)
+    monkeypatch.setattr("streamstats.plan.BLOCK_BYTES", 512)  # blocks that are parts of samples
+    job.run(config(store, tmp_path / "parts", memory=memory, cluster=ClusterConfig(threads=threads)))
+    assert files(tmp_path / "whole") == files(tmp_path / "parts")
+    for name, found in statistics(tmp_path / "parts").items():
+        block, axis = LAYERS[name]
+        per_sample = np.moveaxis(block.astype(np.float64), axis, 1).reshape(41, block.shape[axis], -1).mean(axis=2)
+        assert found.standard_error is not None
+        assert found.position_mean is not None
+        np.testing.assert_allclose(found.standard_error, per_sample.std(axis=0, ddof=1) / np.sqrt(41), rtol=1e-9)
+        expected = np.moveaxis(block.astype(np.float64).mean(axis=0), axis - 1, 0)
+        np.testing.assert_allclose(found.position_mean, expected, rtol=1e-12)
+        np.testing.assert_allclose(found.position_mean.reshape(len(found.mean), -1).mean(axis=1), found.mean, rtol=1e-9)
+
+
+def test_a_stopped_run_goes_on_and_forgetting_and_merging_are_exact(store: Path, tmp_path: Path) -> None:
+    for number, rows in enumerate(("0:20", "20:41")):
+        job.run(config(store, tmp_path / f"part{number}", rows=rows))
+    job.run(config(store, tmp_path / "whole"))
+    upkeep.merge_outputs([tmp_path / "part0", tmp_path / "part1"], tmp_path / "merged")
+    assert files(tmp_path / "merged") == files(tmp_path / "whole")
+    upkeep.forget(config(store, tmp_path / "whole"), (20, 41))
+    for name, part in statistics(tmp_path / "part0").items():
+        rest = statistics(tmp_path / "whole")[name]
+        assert (rest.spread, rest.positions, rest.sums) == (part.spread, part.positions, part.sums)
+
+
+def test_a_quantised_layer_with_a_step_a_channel_has_real_positions(tmp_path: Path) -> None:
+    codes = samples(10, 4, 4, 3, dtype="int8")
+    store = build_store(tmp_path / "s.zarr", {"layer": codes})
+    quantization = ss.Quantization([0.5, 0.25, 2.0], [1, -2, 3])
+    rule = ss.LayerRule("layer", 3, quantization, tuple(BOTH))
+    found = ss.reduce(store, layers=[rule])["layer"]
+    real = quantization.dequantize(codes)
+    assert found.position_mean is not None
+    np.testing.assert_allclose(found.position_mean, np.moveaxis(real.mean(axis=0), -1, 0), rtol=1e-12)
+    np.testing.assert_allclose(
+        found.standard_error, real.mean(axis=(1, 2)).std(axis=0, ddof=1) / np.sqrt(10), rtol=1e-9
+    )
+
+
+def test_nothing_is_kept_unasked_and_an_entry_may_ask_for_itself(store: Path, tmp_path: Path) -> None:
+    job.run(config(store, tmp_path / "none", statistics=[]))
+    for found in statistics(tmp_path / "none").values():
+        assert (found.standard_error, found.position_mean, found.extras) == (None, None, ())
+    layers = [{"match": "first", "channel_axis": 1, "statistics": ["positions"]}, {"match": "*"}]
+    job.run(config(store, tmp_path / "some", layers=layers, statistics=["spread"]))
+    kept = {name: found.extras for name, found in statistics(tmp_path / "some").items()}
+    assert kept == {"first": ("positions",), "last": ("spread",), "flat": ("spread",)}
+
+
+def test_another_choice_than_was_counted_with_is_refused(store: Path, tmp_path: Path) -> None:
+    job.run(config(store, tmp_path / "out", statistics=[]))
+    with pytest.raises(MismatchError, match=r"it was counted with the statistics \[\], now it is \['positions'"):
+        job.run(config(store, tmp_path / "out"))
+    job.run(config(store, tmp_path / "other"))
+    with pytest.raises(MismatchError, match="statistics"):
+        upkeep.merge_outputs([tmp_path / "out", tmp_path / "other"], tmp_path / "merged")
+
+
+def test_the_plan_has_room_for_them(store: Path, tmp_path: Path) -> None:
+    plans = []
+    for kept in ([], BOTH):
+        job.run(config(store, tmp_path / f"out{len(kept)}", statistics=kept), on_plan=plans.append)
+    assert plans[1].plan.peak_bytes - plans[0].plan.peak_bytes > sum(
+        found.positions.digits.nbytes for found in statistics(tmp_path / "out2").values() if found.positions is not None
+    )
