@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .calibration.recorder import Recorder
     from .calibration.selection import LayerRule
-    from .correction import BiasCorrector, MeanBiasCorrector, NullBiasCorrector
+    from .correction import BiasCorrector, MeanBiasCorrector, NullBiasCorrector, PositionBiasCorrector
     from .errors import StreamstatsError
     from .job import reduce
+    from .layouts import Geometry
     from .ledger import LayerStatistics
     from .quantization import Quantization, fake_quantize
     from .statistics.mean import prepare_input_mean
@@ -22,10 +23,12 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "BiasCorrector": "correction",
+    "Geometry": "layouts",
     "LayerRule": "calibration.selection",
     "LayerStatistics": "ledger",
     "MeanBiasCorrector": "correction",
     "NullBiasCorrector": "correction",
+    "PositionBiasCorrector": "correction",
     "Quantization": "quantization",
     "Recorder": "calibration.recorder",
     "StreamstatsError": "errors",
@@ -36,10 +39,12 @@ _HOMES = {
 
 __all__ = [
     "BiasCorrector",
+    "Geometry",
     "LayerRule",
     "LayerStatistics",
     "MeanBiasCorrector",
     "NullBiasCorrector",
+    "PositionBiasCorrector",
     "Quantization",
     "Recorder",
     "StreamstatsError",

@@ -8,11 +8,11 @@ alone.
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from .artifacts import DIGEST_KEY, read_tensors, tensors_bytes, write_bytes
 from .errors import DataError, MismatchError, UsageError
+from .layouts import BY_GROUP, TRANSPOSED, Geometry, check_layout, spatial_axes, tap_means, tap_sums
 
 Array = npt.NDArray[Any]
 Float64Array = npt.NDArray[np.float64]
@@ -31,6 +32,7 @@ class BiasCorrector(ABC):
     """What a layer's bias is corrected with: `calculate` the term to add, `save` to a file, `load` it."""
 
     kind: ClassVar[str]
+    provenance: Mapping[str, str] = MappingProxyType({})
 
     @abstractmethod
     def calculate(
@@ -41,8 +43,12 @@ class BiasCorrector(ABC):
         layout: str = "native",
         groups: int | None = None,
         strides: Sequence[int] | None = None,
+        geometry: Geometry | None = None,
     ) -> Float64Array | None:
-        """The term to add to the bias, float64[output channels], or None where there is nothing to add."""
+        """The term to add to the bias, float64[output channels], or None where there is nothing to add.
+
+        `geometry` counts where the means differ from position to position, and only there.
+        """
 
     @abstractmethod
     def to_bytes(self) -> bytes:
@@ -60,11 +66,13 @@ class BiasCorrector(ABC):
         del metadata["format"]
         if kind == NullBiasCorrector.kind and not tensors:
             return NullBiasCorrector()
-        if kind == MeanBiasCorrector.kind and set(tensors) == {"input_mean"}:
-            return _stored_mean_corrector(Path(path), tensors["input_mean"], metadata)
+        for made in (MeanBiasCorrector, PositionBiasCorrector):
+            if kind == made.kind and set(tensors) == {made.tensor}:
+                return _stored(Path(path), made, tensors[made.tensor], metadata)
         raise DataError(
             f"{path} holds a corrector of kind {kind!r} with the tensors {sorted(tensors)}; expected kind "
-            "'null' with none, or kind 'mean' with the tensor 'input_mean'; make it again"
+            "'null' with none, kind 'mean' with the tensor 'input_mean', or kind 'positions' with 'position_mean'; "
+            "make it again"
         )
 
 
@@ -81,6 +89,7 @@ class NullBiasCorrector(BiasCorrector):
         layout: str = "native",  # noqa: ARG002
         groups: int | None = None,  # noqa: ARG002
         strides: Sequence[int] | None = None,  # noqa: ARG002
+        geometry: Geometry | None = None,  # noqa: ARG002
     ) -> None:
         """None: there is nothing to add."""
         return
@@ -100,6 +109,7 @@ class MeanBiasCorrector(BiasCorrector):
     """
 
     kind = "mean"
+    tensor: ClassVar[str] = "input_mean"
 
     input_mean: Float64Array
     provenance: Mapping[str, str] = field(default_factory=dict)
@@ -116,6 +126,7 @@ class MeanBiasCorrector(BiasCorrector):
         layout: str = "native",
         groups: int | None = None,
         strides: Sequence[int] | None = None,
+        geometry: Geometry | None = None,  # noqa: ARG002 - one mean a channel is the same under all taps
     ) -> Float64Array:
         """`Σ over taps and input channels of (W − Ŵ)·E[x]`: the term to add to the bias, float64[outputs].
 
@@ -135,19 +146,7 @@ class MeanBiasCorrector(BiasCorrector):
         """
         change = _weight_change(np.asarray(weights), np.asarray(fake_quantized_weights))
         taps = tap_sums(change, layout, groups, strides)
-        mean = self._mean_by_group(taps, change.shape, layout)
-        term: Float64Array = np.einsum("igo,gi->go", taps, mean)
-        return term.reshape(-1)
-
-    def _mean_by_group(self, taps: Float64Array, shape: tuple[int, ...], layout: str) -> Float64Array:
-        inputs, groups, _ = taps.shape
-        if inputs * groups != self.input_mean.size:
-            raise MismatchError(
-                f"weights of shape {shape} in layout {layout!r} with {groups} group(s) have "
-                f"{inputs * groups} input channels; the input_mean has the shape {self.input_mean.shape}; expected "
-                "as many (grouped and depthwise weights need `groups`)"
-            )
-        return self.input_mean.reshape(groups, inputs)
+        return _multiplied(taps, self.input_mean, change.shape, layout, self.input_mean.shape)
 
     def to_bytes(self) -> bytes:
         """The file that `save` writes: the mean and its provenance."""
@@ -155,17 +154,109 @@ class MeanBiasCorrector(BiasCorrector):
         return tensors_bytes({"input_mean": self.input_mean}, metadata)
 
 
-def _checked_mean(input_mean: npt.ArrayLike) -> Float64Array:
-    found = np.asarray(input_mean)
-    if found.ndim != 1 or found.dtype.kind not in "iuf":
+@dataclass(frozen=True, eq=False)
+class PositionBiasCorrector(BiasCorrector):
+    """Corrects with the mean at each position: `position_mean` float64[C, *space], in real units.
+
+    With zero padding, or strides that leave rows out, a tap of the kernel does not see all positions, and the mean that
+    it sees is not that of the channel. Here every tap has the mean of what it does see, so the correction makes up for
+    the whole shift of the mean output. `provenance` and errors as `MeanBiasCorrector`; at least two axes.
+    """
+
+    kind = "positions"
+    tensor: ClassVar[str] = "position_mean"
+
+    position_mean: Float64Array
+    provenance: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "position_mean", _checked_mean(self.position_mean, "position_mean", axes=None))
+        object.__setattr__(self, "provenance", _checked_provenance(self.provenance))
+
+    @property
+    def input_mean(self) -> Float64Array:
+        """The mean of each channel, float64[C]."""
+        mean: Float64Array = self.position_mean.reshape(len(self.position_mean), -1).mean(axis=1)
+        return mean
+
+    def calculate(
+        self,
+        weights: npt.ArrayLike,
+        fake_quantized_weights: npt.ArrayLike,
+        *,
+        layout: str = "native",
+        groups: int | None = None,
+        strides: Sequence[int] | None = None,
+        geometry: Geometry | None = None,
+    ) -> Float64Array:
+        """`Σ over taps and input channels of (W − Ŵ)·E[x under the tap]`, float64[outputs].
+
+        Layouts, `groups` and errors as `MeanBiasCorrector.calculate`. `geometry` has strides, padding and dilations of
+        a convolution, transposed or not (default: stride 1, none); `strides` alone are those of one without padding.
+        """
+        change = _weight_change(np.asarray(weights), np.asarray(fake_quantized_weights))
+        check_layout(change.shape, layout)
+        places = geometry or Geometry(strides=tuple(strides or ()))
+        axes = spatial_axes(layout, change.ndim)
+        if not axes:
+            taps = tap_sums(change, layout, groups)
+            return _multiplied(taps, self.input_mean, change.shape, layout, self.position_mean.shape)
+        if self.position_mean.ndim != len(axes) + 1:
+            raise MismatchError(
+                f"weights of shape {change.shape} in layout {layout!r} have {len(axes)} axes of space; the "
+                f"position_mean has the shape {self.position_mean.shape}; expected as many"
+            )
+        kernel = tuple(change.shape[axis] for axis in axes)
+        means = tap_means(self.position_mean, kernel, places, transposed=layout in TRANSPOSED)
+        by_tap = np.moveaxis(change, axes, range(len(axes)))
+        terms = [
+            _multiplied(
+                BY_GROUP[layout](by_tap[tap], groups),
+                means[(slice(None), *tap)],
+                change.shape,
+                layout,
+                self.position_mean.shape,
+            )
+            for tap in np.ndindex(*kernel)
+        ]
+        total: Float64Array = np.sum(terms, axis=0)
+        return total
+
+    def to_bytes(self) -> bytes:
+        """The file that `save` writes: the means and their provenance."""
+        metadata = {**self.provenance, "format": FORMAT, "kind": self.kind}
+        return tensors_bytes({self.tensor: self.position_mean}, metadata)
+
+
+def _multiplied(
+    taps: Float64Array, mean: Float64Array, shape: tuple[int, ...], layout: str, found: tuple[int, ...]
+) -> Float64Array:
+    """`taps` [in/groups, groups, out/groups] times the mean of each input channel: float64[outputs]."""
+    inputs, groups, _ = taps.shape
+    if inputs * groups != mean.size:
         raise MismatchError(
-            f"input_mean has the shape {found.shape} and dtype {found.dtype}; "
-            "expected one dimension, (channels,), of real numbers"
+            f"weights of shape {shape} in layout {layout!r} with {groups} group(s) have {inputs * groups} input "
+            f"channels; the mean has the shape {found}; expected as many (grouped and depthwise weights need `groups`)"
+        )
+    term: Float64Array = np.einsum("igo,gi->go", taps, mean.reshape(groups, inputs))
+    return term.reshape(-1)
+
+
+def _checked_mean(values: npt.ArrayLike, name: str = "input_mean", axes: int | None = 1) -> Float64Array:
+    found = np.asarray(values)
+    if found.dtype.kind not in "iuf" or (found.ndim != axes if axes else found.ndim < 2):
+        expected = "one dimension, (channels,)," if axes else "(channels, *space)"
+        raise MismatchError(
+            f"{name} has the shape {found.shape} and dtype {found.dtype}; expected {expected} of real numbers"
         )
     mean = np.array(found, dtype=np.float64)
     if not np.isfinite(mean).all():
-        channel = int(np.flatnonzero(~np.isfinite(mean))[0])
-        raise UsageError(f"input_mean of channel {channel} is {mean[channel]}; expected finite numbers")
+        channel = int(np.argwhere(~np.isfinite(mean))[0, 0])
+        raise UsageError(
+            f"{name} of channel {channel} is {mean[channel]}; expected finite numbers"
+            if axes
+            else f"{name} of channel {channel} has values that are not finite; expected finite numbers"
+        )
     mean.flags.writeable = False
     return mean
 
@@ -179,11 +270,16 @@ def _checked_provenance(provenance: Mapping[str, str]) -> dict[str, str]:
     return dict(provenance)
 
 
-def _stored_mean_corrector(path: Path, input_mean: Array, provenance: dict[str, str]) -> MeanBiasCorrector:
-    if input_mean.dtype != np.float64:
-        raise DataError(f"{path} holds an input_mean of dtype {input_mean.dtype}; expected float64; make it again")
+def _stored(
+    path: Path,
+    made: type[MeanBiasCorrector] | type[PositionBiasCorrector],
+    mean: Array,
+    provenance: dict[str, str],
+) -> BiasCorrector:
+    if mean.dtype != np.float64:
+        raise DataError(f"{path} holds an {made.tensor} of dtype {mean.dtype}; expected float64; make it again")
     try:
-        return MeanBiasCorrector(input_mean, provenance)
+        return made(mean, provenance)
     except UsageError as error:
         raise DataError(f"{path} is not a corrector: {error}; make it again") from error
 
@@ -205,106 +301,3 @@ def _finite(name: str, weights: Array) -> Float64Array:
     if not np.isfinite(real).all():
         raise UsageError(f"{name} hold NaN or infinities; expected finite numbers")
     return real
-
-
-def tap_sums(
-    weights: Float64Array, layout: str, groups: int | None = None, strides: Sequence[int] | None = None
-) -> Float64Array:
-    """Sum `weights` over their spatial taps: float64[in/groups, groups, out/groups], whatever the `layout`.
-
-    Layouts, errors and `strides` as in `MeanBiasCorrector.calculate`.
-    """
-    if layout not in _BY_GROUP:
-        raise UsageError(f"layout {layout!r} is not known; expected one of {', '.join(_BY_GROUP)}")
-    _check_axes(weights.shape, layout)
-    positions = _positions_per_tap(layout, strides)
-    summed: Float64Array = weights.sum(axis=_spatial_axes(layout, weights.ndim))
-    return _BY_GROUP[layout](summed, groups) / positions
-
-
-def _check_axes(shape: tuple[int, ...], layout: str) -> None:
-    if layout == "native" and len(shape) < 3:
-        raise MismatchError(
-            f"weights have the shape {shape}; layout 'native' expects (*spatial, in/groups, groups, out/groups)"
-        )
-    if layout != "native" and len(shape) != len(layout):
-        raise MismatchError(f"weights have the shape {shape}; layout {layout!r} expects {len(layout)} axes")
-
-
-def _spatial_axes(layout: str, ndim: int) -> tuple[int, ...]:
-    if layout == "native":
-        return tuple(range(ndim - 3))
-    return tuple(axis for axis, letter in enumerate(layout) if letter in "DHW")
-
-
-def _positions_per_tap(layout: str, strides: Sequence[int] | None) -> int:
-    """A tap reaches one in so many output positions: product(strides) in a transposed convolution, else 1."""
-    if strides is None:
-        return 1
-    if layout not in _TRANSPOSED:
-        raise UsageError(
-            f"strides are {strides} and the layout is {layout!r}; they count in {', '.join(_TRANSPOSED)} only, "
-            "leave them out"
-        )
-    spatial = len(layout) - 2
-    if len(strides) != spatial or any(not _is_positive_integer(stride) for stride in strides):
-        raise MismatchError(f"strides are {tuple(strides)}; expected {spatial} positive integers, one a spatial axis")
-    return math.prod(int(stride) for stride in strides)
-
-
-def _is_positive_integer(value: object) -> bool:
-    return isinstance(value, int | np.integer) and bool(value >= 1)
-
-
-def _native_by_group(channels: Float64Array, groups: int | None) -> Float64Array:
-    _check_groups_found(groups, channels.shape[1])
-    return channels
-
-
-def _depthwise_by_group(channels: Float64Array, groups: int | None) -> Float64Array:
-    """(groups, out/groups): every channel is a group of its own → (1, groups, out/groups)."""
-    _check_groups_found(groups, channels.shape[0])
-    return channels[np.newaxis]
-
-
-def _outputs_first_by_group(channels: Float64Array, groups: int | None) -> Float64Array:
-    """(out, in/groups), outputs group-major → (in/groups, groups, out/groups)."""
-    return _outputs_last_by_group(channels.T, groups)
-
-
-def _outputs_last_by_group(channels: Float64Array, groups: int | None) -> Float64Array:
-    """(in/groups, out), outputs group-major → (in/groups, groups, out/groups)."""
-    inputs, outputs = channels.shape
-    count = _group_count(groups, outputs, "output")
-    return channels.reshape(inputs, count, outputs // count)
-
-
-def _transposed_by_group(channels: Float64Array, groups: int | None) -> Float64Array:
-    """(in, out/groups), inputs group-major → (in/groups, groups, out/groups)."""
-    inputs, outputs = channels.shape
-    count = _group_count(groups, inputs, "input")
-    return channels.reshape(count, inputs // count, outputs).transpose(1, 0, 2)
-
-
-def _check_groups_found(groups: int | None, found: int) -> None:
-    if groups not in (None, found):
-        raise MismatchError(f"groups is {groups}, but the weights' shape says {found}; expected the same or None")
-
-
-def _group_count(groups: int | None, channels: int, side: str) -> int:
-    if groups is None:
-        return 1
-    if not _is_positive_integer(groups) or channels % groups:
-        raise MismatchError(f"{channels} {side} channels do not divide into {groups} groups")
-    return groups
-
-
-_TRANSPOSED = ("IOW", "IOHW", "IODHW")
-
-_BY_GROUP: Mapping[str, Callable[[Float64Array, int | None], Float64Array]] = {
-    "native": _native_by_group,
-    **dict.fromkeys(("OI", "OIW", "OIHW", "OIDHW"), _outputs_first_by_group),
-    **dict.fromkeys(("IO", "WIO", "HWIO", "DHWIO"), _outputs_last_by_group),
-    **dict.fromkeys(("WCM", "HWCM", "DHWCM"), _depthwise_by_group),
-    **dict.fromkeys(_TRANSPOSED, _transposed_by_group),
-}

@@ -30,6 +30,11 @@ TASK_BYTES = 256 * MiB
 """Decoded bytes of a task, at most: enough to hide what a task costs, few enough to show progress."""
 SMALLEST_TASK_BYTES = 16 * MiB
 """A task takes two thirds of a thread's share of what is left, so that all threads end together, but not less."""
+SCHEDULED_BYTES = 4 * MiB
+"""Decoded bytes of a task for each thread of the cluster, at least: a dask scheduler gives out some 300 tasks a second,
+and a thread decodes about 1 GB in one."""
+CROWD = 16
+"""More threads than this are a crowd that a scheduler feels."""
 MOST_TASKS = 20_000
 """A huge job is cut into about this many tasks, however large they get: a scheduler bears no more."""
 RESULT_BYTES = MiB
@@ -177,7 +182,8 @@ def _tasks(
 
 def _full_task(total: int, left: int, threads: int) -> int:
     """Decoded bytes of the next task, where `left` of `total` are still to be given to one."""
-    return max(SMALLEST_TASK_BYTES, min(TASK_BYTES, 2 * left // (3 * threads)), total // MOST_TASKS)
+    least = max(SMALLEST_TASK_BYTES, SCHEDULED_BYTES * threads if threads > CROWD else 0, total // MOST_TASKS)
+    return max(least, min(TASK_BYTES, 2 * left // (3 * threads)))
 
 
 def _part(layer: Layer, start: int, stop: int, block_shape: tuple[int, ...], full: int, taken: int) -> Part:

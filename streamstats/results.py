@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from . import __version__, artifacts
-from .correction import MeanBiasCorrector
+from .correction import BiasCorrector, MeanBiasCorrector, PositionBiasCorrector
 from .errors import DataError, UsageError
 from .interrupts import Deferred
 from .ledger import LayerStatistics, read_state, state_bytes
@@ -248,7 +248,7 @@ def _entry(output: Path, statistics: LayerStatistics, gaps: Gaps, files: dict[Pa
         return {"file": path.relative_to(output).as_posix(), "sha256": sha256(content).hexdigest()}
 
     corrector = _corrector(statistics)
-    if isinstance(corrector, MeanBiasCorrector):
+    if isinstance(corrector, BiasCorrector):
         entry = add(CORRECTORS, corrector.to_bytes())
     else:
         entry = {"file": None, "reason": corrector}
@@ -257,14 +257,18 @@ def _entry(output: Path, statistics: LayerStatistics, gaps: Gaps, files: dict[Pa
     return {**statistics.document(), "state": state, "corrector": entry, "missing": missing}
 
 
-def _corrector(statistics: LayerStatistics) -> MeanBiasCorrector | str:
+def _corrector(statistics: LayerStatistics) -> BiasCorrector | str:
     """The corrector of a layer, or the reason why there is none."""
     without = np.flatnonzero(statistics.sums.count == 0)
     if len(without) == statistics.channels:
         return "no channel has a finite value, so there is no mean"
     if len(without):
         return f"channel {without[0]} has no finite value, so there is no mean"
-    return MeanBiasCorrector(statistics.mean, _provenance(statistics))
+    provenance = _provenance(statistics)
+    means = statistics.position_mean
+    if means is not None and means.ndim > 1 and np.isfinite(means).all():
+        return PositionBiasCorrector(means, provenance)
+    return MeanBiasCorrector(statistics.mean, provenance)
 
 
 def _provenance(statistics: LayerStatistics) -> dict[str, str]:

@@ -8,6 +8,7 @@ another number then, and nobody need listen to the old one.
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import itertools
 import logging
 import signal
@@ -15,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
 LOOK_SECONDS = 2.0
 """Between two looks at how many workers there are."""
 CONNECT_SECONDS = 10.0
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""mallopt(3): how much free memory is kept, and how large a piece is got from the system by itself."""
+KEPT_BYTES = 2**26
 _THREAD = threading.local()
 _EXAMINED: set[str] = set()
 """The runs for which this process was found to be fit."""
@@ -478,5 +482,13 @@ def _do(sight: tuple[str, str, Sequence[Layer]], number: int, call: Callable[...
 
 
 def _prepare(threads: int) -> None:
-    """zarr's settings, which do not travel, for as long as this process lives."""
+    """Settings that do not travel, for as long as this process lives: those of zarr, and of the allocator.
+
+    dask has its workers give memory back at once; then every call of Blosc waits for fresh pages, and takes three times
+    as long. KEPT_BYTES are kept instead, as without dask, where the allocator is glibc's.
+    """
     decoding(threads).__enter__()
+    with suppress(AttributeError, OSError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(M_MMAP_THRESHOLD, KEPT_BYTES // 2)
+        mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)

@@ -21,6 +21,7 @@ ORDER = (
     "native",
     "statistics",
     "artifacts",
+    "layouts",
     "correction",
     "calibration",
     "plan",

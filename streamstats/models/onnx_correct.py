@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..artifacts import layer_path, write_bytes
-from ..correction import BiasCorrector, MeanBiasCorrector
+from ..correction import BiasCorrector
 from ..errors import DataError, MismatchError, UsageError, require
 from ..quantization import check_bits
 from ..results import CORRECTORS, MANIFEST, open_results
@@ -202,7 +202,7 @@ def _term(
     if path is None:
         return None, "no corrector: the run left none for it"
     corrector = BiasCorrector.load(path)
-    made_for = corrector.provenance.get("layer", layer.name) if isinstance(corrector, MeanBiasCorrector) else layer.name
+    made_for = corrector.provenance.get("layer", layer.name)
     if made_for != layer.name:
         raise DataError(f"{path} was made for layer {made_for}, not for {layer.name}; run the job again")
     try:

@@ -1,0 +1,190 @@
+"""Weights of convolutions and matrices: their layouts, by name, and what each tap of a kernel sees of an input.
+
+Everything becomes (in/groups, groups, out/groups), output channels group-major, once the taps are summed or taken one
+by one. numpy alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import MismatchError, UsageError
+
+Float64Array = npt.NDArray[np.float64]
+
+
+def tap_sums(
+    weights: Float64Array, layout: str, groups: int | None = None, strides: Sequence[int] | None = None
+) -> Float64Array:
+    """Sum `weights` over their spatial taps: float64[in/groups, groups, out/groups], whatever the `layout`.
+
+    Layouts, errors and `strides` as in `MeanBiasCorrector.calculate`.
+    """
+    check_layout(weights.shape, layout)
+    positions = _positions_per_tap(layout, strides)
+    summed: Float64Array = weights.sum(axis=spatial_axes(layout, weights.ndim))
+    return BY_GROUP[layout](summed, groups) / positions
+
+
+def check_layout(shape: tuple[int, ...], layout: str) -> None:
+    """Raise `UsageError` for a layout that is not known, `MismatchError` for a shape that cannot be in it."""
+    if layout not in BY_GROUP:
+        raise UsageError(f"layout {layout!r} is not known; expected one of {', '.join(BY_GROUP)}")
+    if layout == "native" and len(shape) < 3:
+        raise MismatchError(
+            f"weights have the shape {shape}; layout 'native' expects (*spatial, in/groups, groups, out/groups)"
+        )
+    if layout != "native" and len(shape) != len(layout):
+        raise MismatchError(f"weights have the shape {shape}; layout {layout!r} expects {len(layout)} axes")
+
+
+def spatial_axes(layout: str, ndim: int) -> tuple[int, ...]:
+    """Which axes of weights in `layout` are those of space."""
+    if layout == "native":
+        return tuple(range(ndim - 3))
+    return tuple(axis for axis, letter in enumerate(layout) if letter in "DHW")
+
+
+def _positions_per_tap(layout: str, strides: Sequence[int] | None) -> int:
+    """A tap reaches one in so many output positions: product(strides) in a transposed convolution, else 1."""
+    if strides is None:
+        return 1
+    if layout not in TRANSPOSED:
+        raise UsageError(
+            f"strides are {strides} and the layout is {layout!r}; they count in {', '.join(TRANSPOSED)} only, "
+            "leave them out"
+        )
+    spatial = len(layout) - 2
+    if len(strides) != spatial or any(not _is_positive_integer(stride) for stride in strides):
+        raise MismatchError(f"strides are {tuple(strides)}; expected {spatial} positive integers, one a spatial axis")
+    return math.prod(int(stride) for stride in strides)
+
+
+def _is_positive_integer(value: object) -> bool:
+    return isinstance(value, int | np.integer) and bool(value >= 1)
+
+
+def _native_by_group(channels: Float64Array, groups: int | None) -> Float64Array:
+    _check_groups_found(groups, channels.shape[1])
+    return channels
+
+
+def _depthwise_by_group(channels: Float64Array, groups: int | None) -> Float64Array:
+    """(groups, out/groups): every channel is a group of its own → (1, groups, out/groups)."""
+    _check_groups_found(groups, channels.shape[0])
+    return channels[np.newaxis]
+
+
+def _outputs_first_by_group(channels: Float64Array, groups: int | None) -> Float64Array:
+    """(out, in/groups), outputs group-major → (in/groups, groups, out/groups)."""
+    return _outputs_last_by_group(channels.T, groups)
+
+
+def _outputs_last_by_group(channels: Float64Array, groups: int | None) -> Float64Array:
+    """(in/groups, out), outputs group-major → (in/groups, groups, out/groups)."""
+    inputs, outputs = channels.shape
+    count = _group_count(groups, outputs, "output")
+    return channels.reshape(inputs, count, outputs // count)
+
+
+def _transposed_by_group(channels: Float64Array, groups: int | None) -> Float64Array:
+    """(in, out/groups), inputs group-major → (in/groups, groups, out/groups)."""
+    inputs, outputs = channels.shape
+    count = _group_count(groups, inputs, "input")
+    return channels.reshape(count, inputs // count, outputs).transpose(1, 0, 2)
+
+
+def _check_groups_found(groups: int | None, found: int) -> None:
+    if groups not in (None, found):
+        raise MismatchError(f"groups is {groups}, but the weights' shape says {found}; expected the same or None")
+
+
+def _group_count(groups: int | None, channels: int, side: str) -> int:
+    if groups is None:
+        return 1
+    if not _is_positive_integer(groups) or channels % groups:
+        raise MismatchError(f"{channels} {side} channels do not divide into {groups} groups")
+    return groups
+
+
+TRANSPOSED = ("IOW", "IOHW", "IODHW")
+
+BY_GROUP: Mapping[str, Callable[[Float64Array, int | None], Float64Array]] = {
+    "native": _native_by_group,
+    **dict.fromkeys(("OI", "OIW", "OIHW", "OIDHW"), _outputs_first_by_group),
+    **dict.fromkeys(("IO", "WIO", "HWIO", "DHWIO"), _outputs_last_by_group),
+    **dict.fromkeys(("WCM", "HWCM", "DHWCM"), _depthwise_by_group),
+    **dict.fromkeys(TRANSPOSED, _transposed_by_group),
+}
+
+
+# Taps and positions
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How the taps of a convolution go over its input: one number an axis of space, or nothing for all ones (zeros).
+
+    `pads` are the zeros before each axis and then those after each, as ONNX has them. `output_padding` is what a
+    transposed convolution adds at the ends.
+    """
+
+    strides: tuple[int, ...] = ()
+    pads: tuple[int, ...] = ()
+    dilations: tuple[int, ...] = ()
+    output_padding: tuple[int, ...] = ()
+
+    def axes(self, spatial: int) -> list[tuple[int, int, int, int, int]]:
+        """(stride, pad before, pad after, dilation, output padding) of each axis. Raises `MismatchError`."""
+        strides, dilations = self.strides or (1,) * spatial, self.dilations or (1,) * spatial
+        pads, ends = self.pads or (0,) * 2 * spatial, self.output_padding or (0,) * spatial
+        if not len(strides) == len(dilations) == len(ends) == spatial or len(pads) != 2 * spatial:
+            raise MismatchError(f"{self} does not fit {spatial} axes of space; expected a number for each")
+        return list(zip(strides, pads[:spatial], pads[spatial:], dilations, ends, strict=True))
+
+
+def tap_means(
+    position_mean: Float64Array, kernel: Sequence[int], geometry: Geometry, *, transposed: bool = False
+) -> Float64Array:
+    """The mean of what each tap of a `kernel` sees over all outputs, padded zeros among it: float64[C, *kernel].
+
+    Raises `MismatchError` for a kernel that does not fit into the input.
+
+    >>> tap_means(np.array([[1.0, 2.0, 3.0]]), (3,), Geometry(pads=(1, 1))).tolist()
+    [[1.0, 2.0, 1.6666666666666667]]
+    """
+    means = position_mean
+    for axis, (taps, numbers) in enumerate(zip(kernel, geometry.axes(len(kernel)), strict=True), start=1):
+        seen = _seen(position_mean.shape[axis], taps, *numbers, transposed=transposed)
+        means = np.moveaxis(np.tensordot(means, seen, axes=(axis, 1)), -1, axis)
+    return means
+
+
+def _seen(
+    extent: int, taps: int, stride: int, before: int, after: int, dilation: int, more: int, *, transposed: bool
+) -> Float64Array:
+    """[taps, extent]: the share of outputs in which a tap sees a position, along one axis."""
+    reach = dilation * (taps - 1)
+    if transposed:
+        outputs = (extent - 1) * stride - before - after + reach + more + 1
+    else:
+        outputs = (extent + before + after - reach - 1) // stride + 1
+    if outputs < 1:
+        raise MismatchError(
+            f"a kernel of {taps} taps, dilation {dilation}, does not fit into {extent} positions with {before} + "
+            f"{after} padded; expected the input that was recorded"
+        )
+    seen = np.zeros((taps, extent))
+    for tap in range(taps):
+        if transposed:
+            places = np.arange(extent) * stride + tap * dilation - before
+            seen[tap] = (places >= 0) & (places < outputs)
+        else:
+            places = np.arange(outputs) * stride + tap * dilation - before
+            seen[tap, places[(places >= 0) & (places < extent)]] = 1
+    return seen / outputs
