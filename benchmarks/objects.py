@@ -49,7 +49,8 @@ def main() -> None:
 def _measure(folder: Path, object_bytes: int, size: float, repeats: int) -> dict[str, Any]:
     print(f"objects of {object_bytes // KiB:,} KiB …", file=sys.stderr)
     name = f"{object_bytes}.zarr"
-    in_own_process(_write, str(folder / name), object_bytes, max(1, round(size / object_bytes)))
+    number = max(1, round(size / object_bytes))
+    in_own_process(_write, str(folder / name), object_bytes, number)
     seconds: dict[str, list[float]] = {}
     for _ in range(repeats):
         seconds.setdefault("disk", []).append(in_own_process(_reduce, str(folder / name), {}))

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import psutil
 import zarr
+from distributed import Client
 from measuring import in_own_process, machine, peak_memory
 from stores import working_folder
 from tables import Table, show, show_json
@@ -30,8 +31,8 @@ from streamstats.calibration.identity import file_range
 from streamstats.calibration.layer import Layer
 from streamstats.calibration.selection import Selected
 from streamstats.ledger import LayerStatistics
+from streamstats.measuring import Measured
 from streamstats.plan import Task
-from streamstats.reduction import Measured
 from streamstats.statistics.extrema import ChannelExtrema
 from streamstats.statistics.mean import ChannelMean
 from streamstats.workers import Cluster, Ended, ThreadWorkers, open_workers
@@ -205,9 +206,12 @@ def _dask(folder: Path, workers: int) -> Iterator[tuple[str, psutil.Process]]:
     try:
         for command in commands:
             started.append(subprocess.Popen([sys.executable, "-m", *command], stderr=subprocess.DEVNULL))
-            while not file.exists():
+            while not file.exists() and started[0].poll() is None:
                 time.sleep(0.1)
-        yield json.loads(file.read_text())["address"], psutil.Process(started[0].pid)
+        address = json.loads(file.read_text())["address"]
+        with Client(address) as client:
+            client.wait_for_workers(workers)
+        yield address, psutil.Process(started[0].pid)
     finally:
         for process in started:
             process.terminate()
@@ -249,9 +253,9 @@ def _processor_seconds(process: psutil.Process) -> float:
 class Simulated(ThreadWorkers):
     """Many workers that answer at once, each task with the same results."""
 
-    def __init__(self, workers: int, parts: dict[str, Any]) -> None:
+    def __init__(self, workers: int, sums: ChannelMean, extrema: ChannelExtrema) -> None:
         super().__init__(Cluster(threads=1))
-        self.workers, self.parts = workers, parts
+        self.workers, self.sums, self.extrema = workers, sums, extrema
         self.out = self.back = 0
 
     def count(self) -> int:
@@ -275,10 +279,9 @@ class Simulated(ThreadWorkers):
         return number
 
     def _measured(self, layer: Layer, start: int, stop: int) -> Measured:
-        sums, extrema = self.parts["sums"], self.parts["extrema"]
         files = file_range(layer, start, stop)
         identified = np.ones((len(files), 2), np.int64)
-        return Measured(layer.name, (start, stop), sums, extrema, files.start, identified)
+        return Measured(layer.name, (start, stop), self.sums, self.extrema, files.start, identified)
 
 
 def _simulate(workers: int, size: int) -> dict[str, float]:
@@ -290,8 +293,7 @@ def _simulate(workers: int, size: int) -> dict[str, float]:
         for number in range(LAYERS)
     )
     values = np.random.default_rng(0).integers(-128, 127, (100, CHANNELS), np.int8)
-    parts = {"sums": ChannelMean.measure(values, 1), "extrema": ChannelExtrema.measure(values, 1)}
-    simulated = Simulated(workers, parts)
+    simulated = Simulated(workers, ChannelMean.measure(values, 1), ChannelExtrema.measure(values, 1))
     ledger = {layer.name: LayerStatistics.empty(layer) for layer in layers}
     wanted = {layer.name: [(0, layer.rows)] for layer in layers}
     prepared = job.plan_of(Selected(layers, ()), ledger, wanted, "64GiB", simulated)

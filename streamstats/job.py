@@ -18,8 +18,9 @@ from .calibration.selection import LayerRule, Selected, select_layers
 from .config import DEFAULT_MEMORY, JobConfig, available_cores, parse_bytes
 from .errors import StreamstatsError, UsageError
 from .ledger import LayerStatistics
+from .measuring import Measured, Policy, Unreadable
 from .plan import Plan, make_plan
-from .reduction import Measured, Policy, Unreadable, reduce_tasks
+from .reduction import reduce_tasks
 from .results import MANIFEST, Gaps, check_no_store, check_paths, open_results, remove_leftovers, write_results
 from .rows import Rows, common_rows, join_rows, without_rows
 from .workers import Cluster, Workers, open_workers

@@ -20,7 +20,8 @@ from .config import JobConfig
 from .errors import DataError, MismatchError, NonFiniteError, UsageError
 from .job import OnProgress, Prepared, Session, execute, open_session, plan_of
 from .ledger import LayerStatistics, Source, merge
-from .reduction import Measured, Policy, reduce_tasks
+from .measuring import Measured, Policy
+from .reduction import reduce_tasks
 from .results import (
     STATE,
     Gaps,

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from uuid import uuid4
 
 from . import __version__
-from .calibration.layer import Layer, decoding, seen_differently
+from .calibration.layer import Layer, decoding, seen_differently, set_decoding
 from .errors import ClusterError, UsageError, counted, first_line
 from .interrupts import Deferred
 
@@ -258,7 +258,10 @@ class DaskWorkers:
         self._unfit: set[str] = set()
         self._threads: dict[str, int] = {}
         self._looked = -LOOK_SECONDS
-        client.subscribe_topic(self._run, self._begun)
+
+    def start(self) -> None:
+        """Wait for workers and look at them. Raises `ClusterError` where there are none, or one that does not fit."""
+        self._client.subscribe_topic(self._run, self._begun)
         self._wait_for_one()
         self._examine()
 
@@ -307,7 +310,7 @@ class DaskWorkers:
         """As `Workers.give`."""
         number = next(self._numbers)
         others = [worker for worker in self._threads if worker not in {*self._unfit, *avoid}]
-        restricted = (self._unfit or avoid) and others
+        restricted = bool((self._unfit or avoid) and others)
         future = self._client.submit(
             _do,
             (self._run, __version__, self._sight),
@@ -318,7 +321,7 @@ class DaskWorkers:
             pure=False,
             retries=0,
             workers=others if restricted else None,
-            allow_other_workers=bool(restricted) and not self._unfit,
+            allow_other_workers=restricted,  # those may be gone by then
         )
         self._futures[number] = future
         self._client.loop.add_callback(self._fetch, number, future)  # type: ignore[union-attr]  # it is connected
@@ -370,6 +373,7 @@ def _of_client(
         raise UsageError("the client is asynchronous; expected one of `distributed.Client(...)` as it is by default")
     workers = DaskWorkers(client, cluster, layers, keep_up)
     try:
+        workers.start()
         yield workers
     finally:
         workers.close()
@@ -445,9 +449,11 @@ def _dashboard(client: Client) -> str:
 def _is_loss(error: Exception) -> bool:
     """Whether `error` says that workers or the scheduler are gone, and nothing of the call."""
     from distributed.client import FutureCancelledError
+    from distributed.comm.core import CommClosedError
     from distributed.scheduler import KilledWorker, NoValidWorkerError
 
-    return isinstance(error, (FutureCancelledError, KilledWorker, NoValidWorkerError, OSError))
+    gone = (FutureCancelledError, KilledWorker, NoValidWorkerError, CommClosedError, ConnectionError)
+    return isinstance(error, gone)
 
 
 # What runs on a worker of dask
@@ -465,7 +471,9 @@ def examine(version: str, layers: Sequence[Layer]) -> str | None:
     return next(filter(None, map(seen_differently, layers)), None)
 
 
-def _do(sight: tuple[str, str, Sequence[Layer]], number: int, call: Callable[..., Any], arguments: tuple[Any]) -> Any:
+def _do(
+    sight: tuple[str, str, Sequence[Layer]], number: int, call: Callable[..., Any], arguments: tuple[Any, ...]
+) -> Any:
     """Tell that `call` is begun, and do it. Raises `UnfitError` in a process that joined later and does not fit."""
     from distributed import get_worker
 
@@ -487,7 +495,7 @@ def _prepare(threads: int) -> None:
     dask has its workers give memory back at once; then every call of Blosc waits for fresh pages, and takes three times
     as long. KEPT_BYTES are kept instead, as without dask, where the allocator is glibc's.
     """
-    decoding(threads).__enter__()
+    set_decoding(threads)
     with suppress(AttributeError, OSError):
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(M_MMAP_THRESHOLD, KEPT_BYTES // 2)

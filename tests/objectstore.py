@@ -59,6 +59,8 @@ class Proxy(ThreadingHTTPServer):
         self.random = random.Random(seed)
         self.met: Counter[str] = Counter()
         self.requests: list[tuple[str, str]] = []
+        self.ranges: list[str | None] = []
+        """What each GET of a chunk asked for."""
         self._thread = threading.Thread(target=self.serve_forever, daemon=True)
 
     def __enter__(self) -> Proxy:
@@ -79,6 +81,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _hand_on(self) -> None:
         self.server.requests.append((self.command, self.path))
+        if self.command == "GET" and "/c/" in self.path:
+            self.server.ranges.append(self.headers.get("Range"))
         time.sleep(self.server.latency)
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         upstream = HTTPConnection("127.0.0.1", self.server.target)

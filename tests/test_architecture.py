@@ -28,6 +28,7 @@ ORDER = (
     "ledger",
     "results",
     "workers",
+    "measuring",
     "reduction",
     "saved",
     "config",

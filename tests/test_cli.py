@@ -267,12 +267,12 @@ def start_held_up(job: Path, *options: str) -> subprocess.Popen[str]:
     """A run whose tasks never end, once one of them has begun."""
     code = (
         "import sys, threading\n"
-        "from streamstats import reduction\n"
+        "from streamstats import measuring\n"
         "from streamstats.cli import main\n"
         "def held_up(*_, **__):\n"
         "    print('held up', file=sys.stderr, flush=True)\n"
         "    threading.Event().wait(5)\n"
-        "reduction.measure_part = held_up\n"
+        "measuring.measure_part = held_up\n"
         f"sys.exit(main(['run', {str(job)!r}, *{options!r}]))\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

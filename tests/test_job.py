@@ -16,8 +16,9 @@ from zarr.storage import ZipStore
 
 import streamstats as ss
 from streamstats import job, results
-from streamstats.calibration.reader import FileReader, ZarrReader
+from streamstats.calibration.reader import FileReader
 from streamstats.calibration.selection import LayerRule
+from streamstats.calibration.zarr_reader import ZarrReader
 from streamstats.config import ClusterConfig, JobConfig, LayerConfig, QuantizationConfig
 from streamstats.errors import DataError, NonFiniteError, OutputError, UsageError
 from streamstats.workers import Cluster, open_workers

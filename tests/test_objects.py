@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import zarr
 from objectstore import FAULTS, Proxy, s3_server
 from obstore.store import S3Store
 from stores import samples
+from zarr.codecs import TransposeCodec
 from zarr.storage import ObjectStore
 
 from streamstats import job
@@ -124,10 +126,12 @@ def test_appended_objects_alone_are_read_and_changed_ones_are_named(
             job.run(config(source, tmp_path / "out"), restart=True)
 
 
+@pytest.mark.parametrize("through_zarr", [False, True])
 def test_a_store_that_is_down_is_not_a_lack_of_rows(
-    server: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, through_zarr: bool
 ) -> None:
-    source = bucket(server, "down")
+    transposed = {"a/conv": {"filters": [TransposeCodec(order=(2, 1, 0))]}, "b": {}}
+    source = bucket(server, f"down{through_zarr}", **(transposed if through_zarr else {}))
     monkeypatch.setattr(objects, "FIRST_PAUSE", 0.001)
     with through(Proxy(server), monkeypatch) as proxy:
 
@@ -149,6 +153,8 @@ def test_large_objects_are_read_in_ranges(server: int, monkeypatch: pytest.Monke
         found = job.reduce(source)
     assert found["a/conv"].mean.tolist() == LAYERS["a/conv"].mean(axis=(0, 1), dtype=np.float64).tolist()
     assert any(verb == "HEAD" and "/c/" in path for verb, path in proxy.requests)
+    assert proxy.ranges
+    assert all(proxy.ranges)
 
 
 @pytest.mark.parametrize("url", ["s3://key:secret@bucket/s.zarr", "s3://bucket/s.zarr?sig=secret"])
@@ -167,6 +173,10 @@ def test_no_secret_is_printed_or_stored(server: int, tmp_path: Path, monkeypatch
         fine = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert fine.returncode == 0, fine.stderr
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    failed = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert failed.returncode == 1, failed.stderr
+    assert "the object store failed 6 times" in failed.stderr
+    assert SECRET not in failed.stdout + failed.stderr
     written = b"".join(each.read_bytes() for each in (tmp_path / "out").rglob("*") if each.is_file())
     assert SECRET not in fine.stdout + fine.stderr
     assert SECRET.encode() not in written
@@ -178,3 +188,41 @@ def test_a_group_with_too_many_members_is_refused(server: int, tmp_path: Path, m
     monkeypatch.setattr(objects, "MOST_NAMES", 1)
     with pytest.raises(DataError, match="has more than 1 members; give a group of fewer as the source"):
         job.run(config(source, tmp_path / "out"))
+
+
+def test_signatures_in_urls_are_not_shown() -> None:
+    said = OSError("GET https://host/bucket/key?X-Amz-Signature=0a1b&X-Amz-Credential=me failed\nsecond line")
+    assert objects.without_secrets(said) == "GET https://host/bucket/key?… failed"
+
+
+def test_an_object_is_the_same_in_a_listing_and_in_an_answer() -> None:
+    when = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    listed = {"size": 3, "e_tag": '"a"', "version": None, "last_modified": when.replace(microsecond=678_000)}
+    answered = {"size": 3, "e_tag": '"a"', "version": "v1", "last_modified": when}
+    assert objects.identity_of(listed) == objects.identity_of(answered)
+    assert objects.identity_of({**listed, "e_tag": None}) == objects.identity_of({**answered, "e_tag": None})
+    assert objects.identity_of({**listed, "e_tag": '"b"'}) != objects.identity_of(listed)
+    assert objects.identity_of({**listed, "size": 4}) != objects.identity_of(listed)
+
+
+def test_an_error_of_our_own_is_not_taken_for_one_of_the_store() -> None:
+    tries: list[int] = []
+
+    def wrong() -> None:
+        tries.append(1)
+        raise TypeError("ours")
+
+    with pytest.raises(TypeError, match="ours"):
+        objects._patiently(wrong)
+    assert len(tries) == 1
+
+
+def test_each_object_is_fetched_once_also_where_channels_are_read_in_ranges(
+    server: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = bucket(server, "ranged", **{"a/conv": {"chunks": (2, 8, 4)}})
+    monkeypatch.setattr("streamstats.plan.BLOCK_BYTES", 256)
+    with through(Proxy(server), monkeypatch) as proxy:
+        job.reduce(source, threads=1)
+    fetched = [path for verb, path in proxy.requests if verb == "GET" and "/a/conv/c/" in path]
+    assert len(fetched) == len(set(fetched)) == 80

@@ -19,7 +19,7 @@ import pytest
 import zarr
 from stores import Array, build_store, samples
 
-from streamstats import job, plan, reduction, saved, upkeep
+from streamstats import job, measuring, plan, saved, upkeep
 from streamstats.calibration.reader import FileReader
 from streamstats.calibration.recorder import Recorder
 from streamstats.config import ClusterConfig, JobConfig
@@ -28,14 +28,14 @@ from streamstats.results import open_results
 
 SLOW = """
 import sys, time
-from streamstats import plan, reduction, saved
+from streamstats import measuring, plan, saved
 saved.SAVE_SECONDS = saved.SAVING_SHARE = 0
 plan.SMALLEST_TASK_BYTES = plan.TASK_BYTES = 20_000
-whole = reduction.measure_part
+whole = measuring.measure_part
 def slowly(*arguments, **options):
     time.sleep(0.01)
     return whole(*arguments, **options)
-reduction.measure_part = slowly
+measuring.measure_part = slowly
 from streamstats.cli import main
 sys.exit(main(sys.argv[1:]))
 """
@@ -466,7 +466,7 @@ def test_a_shard_that_changes_while_it_is_read_is_an_error_unless_rows_are_appen
     monkeypatch.setattr(plan, "SMALLEST_TASK_BYTES", 1)
     monkeypatch.setattr(plan, "TASK_BYTES", 1)
     measured = iter(range(rows))
-    measure_part = reduction.measure_part
+    measure_part = measuring.measure_part
 
     def changing(*arguments: Any, **options: Any) -> Any:
         found = measure_part(*arguments, **options)
@@ -474,7 +474,7 @@ def test_a_shard_that_changes_while_it_is_read_is_an_error_unless_rows_are_appen
         os.utime(store / "conv/c/0/0")
         return found
 
-    monkeypatch.setattr(reduction, "measure_part", changing)
+    monkeypatch.setattr(measuring, "measure_part", changing)
     once = config(store, cluster=ClusterConfig(threads=1))
     if rows == 8:
         with pytest.raises(DataError, match=r"chunk c/0/0 \(rows 0:8\) was written again since it was counted; count"):

@@ -21,12 +21,13 @@ import dask
 import numpy as np
 import psutil
 import pytest
+import zarr
 from distributed import Client, LocalCluster, Nanny
 from stores import build_store, samples
 
 import streamstats as ss
 from streamstats import job, reduction, workers
-from streamstats.calibration.layer import Layer
+from streamstats.calibration.layer import FETCHES, Layer
 from streamstats.calibration.selection import select_layers
 from streamstats.config import ClusterConfig, JobConfig
 from streamstats.errors import ClusterError, UsageError
@@ -101,11 +102,23 @@ def test_the_command_line_says_who_does_the_work(store: Path, tmp_path: Path) ->
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert (
-        "tasks on 2 workers of 2 threads in all" in done.stderr
-        or "task on 2 workers of 2 threads in all" in done.stderr
-    )
+    assert " on 2 workers of 2 threads in all" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_settings_of_zarr_reach_the_workers_and_stay(store: Path) -> None:
+    with cluster(1, threads_per_worker=2) as client:
+        ss.reduce(store, client=client)
+        settings = client.run(lambda: [zarr.config.get(key) for key in ("threading.max_workers", "async.concurrency")])
+    assert [*settings.values()] == [[2, FETCHES]]
+
+
+def test_a_client_that_is_refused_listens_no_more() -> None:
+    with cluster(0) as client:
+        with pytest.raises(ClusterError), open_workers(Cluster(worker_timeout=0.1), [], client):
+            pytest.fail("there are no workers")
+        listeners = client.run_on_scheduler(lambda dask_scheduler: dask_scheduler._broker._topics)
+        assert not any(topic.subscribers for name, topic in listeners.items() if name.startswith("streamstats"))
 
 
 def test_what_travels_is_small(tmp_path: Path) -> None:
@@ -367,6 +380,23 @@ def test_an_unfit_worker_gets_no_more_work_and_its_task_goes_to_another() -> Non
     assert messages == ["worker late runs another version; it gets no more work"]
 
 
+def test_while_only_unfit_workers_are_there_tasks_wait_and_it_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reduction, "WAIT_SECONDS", 0.02)
+
+    def unfit_at_first(number: int, _task: Task) -> list[Begun | Ended]:
+        if number < 3:  # what fits into the window
+            scripted.present = 0
+            return [Ended(number, error=UnfitError("late", "runs another version"))]
+        return done(number)
+
+    scripted = Scripted(unfit_at_first)
+    threading.Timer(0.2, lambda: setattr(scripted, "present", 1)).start()
+    found, messages = reduced(scripted)
+    assert sorted(found) == [0, 1, 2, 3]
+    assert messages.count("worker late runs another version; it gets no more work") == 1
+    assert len(scripted.avoided) == 7
+
+
 def test_workers_may_leave_for_a_while_and_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reduction, "WAIT_SECONDS", 0.02)
     held: list[int] = []
@@ -403,12 +433,12 @@ def test_an_error_in_our_code_is_not_tried_again() -> None:
 
 SLOW = """
 import time
-from streamstats import reduction
-def slowly(*arguments, whole=reduction.measure_part, **options):
+from streamstats import measuring
+def slowly(*arguments, whole=measuring.measure_part, **options):
     time.sleep(0.1)
     return whole(*arguments, **options)
-if reduction.measure_part.__name__ != "slowly":  # nanny and worker both load this
-    reduction.measure_part = slowly
+if measuring.measure_part.__name__ != "slowly":  # nanny and worker both load this
+    measuring.measure_part = slowly
 """
 
 

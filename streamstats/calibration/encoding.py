@@ -31,7 +31,7 @@ ABSENT = -1
 CHECKSUM_BYTES = 4
 SLACK_BYTES = 2**16
 ENTRY_BYTES = 16
-SMALL_BYTES = 2**19
+SMALL_BYTES = 2**18
 """Decoded bytes of a chunk whose file is small."""
 GATHERED_BYTES = 2**20
 ZSTD_MAGIC = 0xFD2FB528

@@ -336,5 +336,14 @@ def codec_pipeline(path: str) -> Iterator[None]:
 @contextlib.contextmanager
 def decoding(threads: int) -> Iterator[None]:
     """What is read inside is decoded by `threads` threads over all reads, FETCHES chunks of a read at a time."""
-    with zarr.config.set({"threading.max_workers": threads, "async.concurrency": FETCHES}):
+    with zarr.config.set(_decoding(threads)):
         yield
+
+
+def set_decoding(threads: int) -> None:
+    """As `decoding`, for as long as this process lives."""
+    zarr.config.set(_decoding(threads))
+
+
+def _decoding(threads: int) -> dict[str, int]:
+    return {"threading.max_workers": threads, "async.concurrency": FETCHES}

@@ -69,7 +69,7 @@ def object_store(location: str) -> Any:
     plain = os.environ.get("AWS_ALLOW_HTTP", "").lower() == "true"  # which the options would override
     options = {"timeout": "60s", "connect_timeout": "10s", "allow_http": plain}
     try:
-        return store.from_url(location, client_options=options)
+        return store.from_url(location, client_options=options, retry_config={"max_retries": 0})  # `_patiently` does it
     except Exception as error:
         raise UsageError(f"{location} cannot be opened as an object store: {without_secrets(error)}") from error
 
@@ -195,7 +195,7 @@ def _pause_after(error: Exception, pauses: Iterator[float]) -> float:
     """How many seconds to wait before trying again. Raises `StoreError` where that is of no use."""
     import obstore.exceptions as refused
 
-    if isinstance(error, DataError):
+    if not isinstance(error, (refused.BaseError, OSError)):
         raise error
     if isinstance(error, (refused.PermissionDeniedError, refused.UnauthenticatedError)):
         raise StoreError(f"the object store refuses it: {without_secrets(error)}; check the credentials") from error
@@ -248,8 +248,11 @@ class PatientStore(ObjectStore[Any]):
 
 
 def identity_of(meta: Any) -> Identity:
-    """What identifies an object as it is described by obstore."""
-    tag = f"{meta.get('e_tag')} {meta.get('version')} {meta['last_modified'].isoformat()}"
+    """What identifies an object as it is described by obstore: its tag, or the second of its last change.
+
+    A listing has no version and finer times than the answer to a request for the object.
+    """
+    tag = meta.get("e_tag") or meta["last_modified"].replace(microsecond=0).isoformat()
     return int(meta["size"]), int.from_bytes(sha256(tag.encode()).digest()[:8], "little") >> 1
 
 

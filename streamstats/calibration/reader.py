@@ -6,35 +6,29 @@ memory costs more than reading it. zarr's reader is the arbiter of what the stra
 
 from __future__ import annotations
 
-import os
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import product
+from itertools import groupby, product
 from math import prod
-from stat import S_ISREG
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import zarr
-from zarr.core.buffer import default_buffer_prototype
-from zarr.core.sync import sync
-from zarr.storage import LocalStore
 
-from ..errors import DataError, LostError, StoreError, first_line
+from ..errors import DataError, StoreError
 from ..rows import Rows
 from ..statistics.pieces import Accumulator, Intake
 from .batches import RAW, feed
 from .encoding import ABSENT, Bytes, ChunkKeys, Encoding
 from .files import MISSING, File, Folder, Identity, LocalFolder
 from .gathering import can_gather
-from .layer import DEFAULT_PIPELINE, Layer, Selection, codec_pipeline, open_store
+from .layer import Layer, Selection
 from .objects import ObjectFolder, is_object_store
+from .parts import damage, kept, lost, new_block, overlap, relative, touched
+from .zarr_reader import ZarrReader
 
 MOST_GATHERED = 1024
 """Files that are read in one call."""
-_KEPT = threading.local()
 
 
 class Reader(Protocol):
@@ -46,8 +40,8 @@ class Reader(Protocol):
     filled: list[Rows]
     identified: dict[str, Identity]
 
-    def expect(self, rows: Rows) -> None:
-        """`rows` will be read next, in order."""
+    def expect(self, selections: Iterable[Selection]) -> None:
+        """These will be read next, in order."""
 
     def read(self, selection: Selection) -> npt.NDArray[Any]:
         """The values of `selection`, C-contiguous; they are overwritten by the next read of this thread.
@@ -72,110 +66,8 @@ def open_reader(layer: Layer, *, fill: bool = False) -> Iterator[Reader]:
         reader.close()
 
 
-def kept(purpose: str, size: int) -> Bytes:
-    """`size` bytes of the buffer that this thread keeps for `purpose`."""
-    buffer: Bytes | None = getattr(_KEPT, purpose, None)
-    if buffer is None or buffer.size < size:
-        buffer = None
-        setattr(_KEPT, purpose, None)  # let go of the smaller one before taking the larger
-        buffer = np.empty(size, np.uint8)
-        setattr(_KEPT, purpose, buffer)
-    return buffer[:size]
-
-
-def _new_block(layer: Layer, selection: Selection) -> npt.NDArray[Any]:
-    shape = tuple(part.stop - part.start for part in selection)
-    return kept("block", prod(shape) * layer.dtype.itemsize).view(layer.dtype).reshape(shape)
-
-
-def _damage(layer: Layer, inside: Selection, error: Exception, key: str) -> DataError:
-    where = f"chunk {key} (rows {inside[0].start}:{inside[0].stop})"
-    return DataError(
-        f"layer {layer.name}: {where} cannot be read: {first_line(error)}; repair the store, or set "
-        "`missing: report` to go on without these rows"
-    )
-
-
-def _lost(layer: Layer, inside: Selection, key: str) -> LostError:
-    rows = f"rows {inside[0].start}:{inside[0].stop}"
-    if layer.recorded:
-        return LostError(
-            f"layer {layer.name}: chunk {key} ({rows}) was recorded and is missing; restore it, or record the layer "
-            "again, or set `missing: report` to go on without these rows"
-        )
-    return LostError(
-        f"layer {layer.name}: chunk {key} ({rows}) is missing; restore it, or set `missing: fill` if the store leaves "
-        "out chunks that hold nothing but the fill value, or `missing: report` to go on without these rows"
-    )
-
-
-class ZarrReader:
-    """Reads through zarr: any store, any codec."""
-
-    def __init__(self, layer: Layer, *, fill: bool = False) -> None:
-        self._layer = layer
-        self._fill = fill
-        self.filled: list[Rows] = []
-        self.identified: dict[str, Identity] = {}
-        try:
-            with codec_pipeline(DEFAULT_PIPELINE):
-                self._array = zarr.open_array(open_store(layer.store), path=layer.name, mode="r")
-        except Exception as error:
-            raise DataError(f"layer {layer.name} cannot be opened: {first_line(error)}; repair the store") from error
-
-    def expect(self, rows: Rows) -> None:
-        """As `Reader.expect`: zarr fetches chunk by chunk."""
-
-    def read(self, selection: Selection) -> npt.NDArray[Any]:
-        """As `Reader.read`."""
-        block = _new_block(self._layer, selection)
-        for shard in product(*_touched(selection, self._layer.shards)):
-            inside = _overlap(selection, shard, self._layer.shards)
-            try:
-                self._read_into(inside, block[_relative(inside, selection)])
-            except DataError:
-                if not self._fill:
-                    raise
-                for chunk in product(*_touched(inside, self._layer.chunks)):
-                    part = _overlap(inside, chunk, self._layer.chunks)
-                    self._read_or_fill(part, block[_relative(part, selection)])
-        return block
-
-    def _read_into(self, inside: Selection, target: npt.NDArray[Any]) -> None:
-        """Fill `target` with the part `inside` of a file."""
-        shard = tuple(part.start // extent for part, extent in zip(inside, self._layer.shards, strict=True))
-        key = self._array.metadata.encode_chunk_key(shard)
-        try:
-            self._check_stored(key, inside)
-            self._array.get_basic_selection(inside, out=default_buffer_prototype().nd_buffer.from_numpy_array(target))
-        except DataError:
-            raise
-        except Exception as error:
-            raise _damage(self._layer, inside, error, key) from error
-
-    def _read_or_fill(self, part: Selection, target: npt.NDArray[Any]) -> None:
-        try:
-            self._read_into(part, target)
-        except DataError:
-            target[...] = 0 if self._array.fill_value is None else self._array.fill_value
-            self.filled.append((part[0].start, part[0].stop))
-
-    def _check_stored(self, key: str, inside: Selection) -> None:
-        """Raise `DataError` for a file that is missing, and `ValueError` for one that is empty: zarr reads on."""
-        try:
-            size = _stored_size(self._array, key)
-        except FileNotFoundError as error:
-            raise _lost(self._layer, inside, key) from error
-        if size == 0:
-            raise ValueError("it is empty")
-
-    def measure(self, selection: Selection, accumulator: Accumulator) -> None:
-        """As `Reader.measure`."""
-        accumulator.add(self.read(selection), self._layer.channel_axis)
-
-
 class FileReader:
-    """Reads the files of a local folder; one of them is open at a time."""
+    """Reads the files of a folder, or the objects below a URL; one of them is open at a time."""
 
     def __init__(self, layer: Layer, encoding: Encoding, keys: ChunkKeys, *, fill: bool = False) -> None:
         self._layer = layer
@@ -188,6 +80,7 @@ class FileReader:
         self._file: File | None = None
         self._index: npt.NDArray[np.int64] | None = None
         self._most_gathered = encoding.gathered_bytes if isinstance(self._folder, LocalFolder) and can_gather() else 0
+        self._offered = MOST_GATHERED
         self.identified: dict[str, Identity] = {}
 
     def close(self) -> None:
@@ -200,21 +93,21 @@ class FileReader:
             self._file.close()
         self._key, self._file, self._index = "", None, None
 
-    def expect(self, rows: Rows) -> None:
+    def expect(self, selections: Iterable[Selection]) -> None:
         """As `Reader.expect`."""
-        wanted = (slice(*rows), *(slice(0, extent) for extent in self._layer.shape[1:]))
-        self._folder.expect(map(self._keys.key, product(*_touched(wanted, self._encoding.shards))))
+        shards = (shard for each in selections for shard in product(*touched(each, self._encoding.shards)))
+        self._folder.expect(self._keys.key(shard) for shard, _ in groupby(shards))
 
     def read(self, selection: Selection) -> npt.NDArray[Any]:
         """As `Reader.read`; `DataError`, too, for a chunk that is not there."""
-        block = _new_block(self._layer, selection)
-        for shard in product(*_touched(selection, self._encoding.shards)):
-            inside = _overlap(selection, shard, self._encoding.shards)
+        block = new_block(self._layer, selection)
+        for shard in product(*touched(selection, self._encoding.shards)):
+            inside = overlap(selection, shard, self._encoding.shards)
             key = self._keys.key(shard)
-            with self._or_filled(inside, key, block[_relative(inside, selection)]):
+            with self._or_filled(inside, key, block[relative(inside, selection)]):
                 self._open(key)
                 if self._file is None:
-                    raise _lost(self._layer, inside, key)
+                    raise lost(self._layer, inside, key)
                 self._read_shard(shard, inside, selection, block)
         return block
 
@@ -227,7 +120,9 @@ class FileReader:
             raise
         except Exception as error:
             if not self._fill:
-                raise error if isinstance(error, DataError) else _damage(self._layer, inside, error, key) from error
+                if isinstance(error, DataError):
+                    raise
+                raise damage(self._layer, inside, error, key) from error
             target[...] = self._encoding.fill
             self.filled.append((inside[0].start, inside[0].stop))
 
@@ -235,7 +130,7 @@ class FileReader:
         """As `Reader.measure`; what is compressed is measured while it is decoded."""
         axis = self._layer.channel_axis
         shape = tuple(part.stop - part.start for part in selection)
-        in_a_row = all(len(numbers) == 1 for numbers in _touched(selection, self._encoding.chunks)[1:])
+        in_a_row = all(len(numbers) == 1 for numbers in touched(selection, self._encoding.chunks)[1:])
         streams = in_a_row and (self._encoding.compressor or self._most_gathered)
         intake = accumulator.intake(shape, axis) if streams else None
         if intake is None:
@@ -244,7 +139,7 @@ class FileReader:
         stream = _Stream(self._encoding, accumulator, intake)
         others = []
         for shard in self._left_by_gathering(selection, stream):
-            inside = _overlap(selection, shard, self._encoding.shards)
+            inside = overlap(selection, shard, self._encoding.shards)
             key = self._keys.key(shard)
             with self._explained(inside, key):
                 self._open(key)
@@ -266,11 +161,11 @@ class FileReader:
             raise
         except Exception as error:
             self.read(inside)  # which says it
-            raise _damage(self._layer, inside, error, key) from error
+            raise damage(self._layer, inside, error, key) from error
 
     def _left_by_gathering(self, selection: Selection, stream: _Stream) -> Iterator[tuple[int, ...]]:
         """Give small files to `stream`, many at a time; the coordinates of those to be read one by one."""
-        rows, *others = _touched(selection, self._encoding.shards)
+        rows, *others = touched(selection, self._encoding.shards)
         height, *extents = self._encoding.chunks
         whole = range(-(-selection[0].start // height), selection[0].stop // height)
         if not self._most_gathered or [part.stop - part.start for part in selection[1:]] != extents:
@@ -278,7 +173,9 @@ class FileReader:
         number = rows.start
         while number < rows.stop:
             while number in whole:
-                done = self._gather(range(number, min(whole.stop, number + MOST_GATHERED)), selection[1:], stream)
+                offered = range(number, min(whole.stop, number + self._offered))
+                done = self._gather(offered, selection[1:], stream)
+                self._offered = min(MOST_GATHERED, max(1, 2 * done))
                 if not done:
                     break
                 number += done
@@ -333,10 +230,9 @@ class FileReader:
     def _read_shard(self, shard: Sequence[int], inside: Selection, selection: Selection, block: Any) -> None:
         """Fill the part `inside` of `block` from the open file."""
         encoding = self._encoding
-        touched = _touched(inside, encoding.chunks)
-        for chunk in product(*touched):
-            part = _overlap(inside, chunk, encoding.chunks)
-            target = block[_relative(part, selection)]
+        for chunk in product(*touched(inside, encoding.chunks)):
+            part = overlap(inside, chunk, encoding.chunks)
+            target = block[relative(part, selection)]
             with self._or_filled(part, self._key, target):
                 self._read_chunk(shard, chunk, part, target)
 
@@ -346,7 +242,7 @@ class FileReader:
         place = self._place(shard, chunk)
         if place is None:  # zarr leaves chunks of fill values out of a shard; our recorder does not
             if self._layer.recorded:
-                raise _lost(self._layer, part, f"{tuple(chunk)} of {self._key}")
+                raise lost(self._layer, part, f"{tuple(chunk)} of {self._key}")
             target[...] = encoding.fill
             return
         corner = [extent * number for extent, number in zip(encoding.chunks, chunk, strict=True)]
@@ -359,7 +255,7 @@ class FileReader:
     def _run(self, shard: Sequence[int], inside: Selection) -> tuple[Bytes, npt.NDArray[np.int64]] | None:
         """Stored bytes and the places of chunks in them, if `inside` is whole chunks in a row that are all there."""
         encoding = self._encoding
-        rows, *others = _touched(inside, encoding.chunks)
+        rows, *others = touched(inside, encoding.chunks)
         shape = tuple(part.stop - part.start for part in inside)
         if self._file is None or shape != (len(rows) * encoding.chunks[0], *encoding.chunks[1:]):
             return None
@@ -463,36 +359,6 @@ class _Stream:
         """Measure what is left, of values of `shape` with the channels on `axis`."""
         rest = self._buffer[: self._left].view(self._encoding.dtype)
         self._accumulator.add(rest.reshape(-1, shape[axis], prod(shape[axis + 1 :])), 1)
-
-
-def _stored_size(array: zarr.Array[Any], key: str) -> int:
-    """Bytes of the file called `key`. Raises `FileNotFoundError` where there is none, also for a folder."""
-    store = array.store_path.store
-    path = f"{array.store_path.path}/{key}"
-    if isinstance(store, LocalStore):
-        found = os.stat(store.root / path)
-        if not S_ISREG(found.st_mode):
-            raise FileNotFoundError(path)
-        return found.st_size
-    return int(sync(store.getsize(path)))
-
-
-def _touched(selection: Selection, extents: Sequence[int]) -> list[range]:
-    """The numbers of the chunks of `extents` that `selection` meets, along each axis."""
-    return [range(part.start // n, -(-part.stop // n)) for part, n in zip(selection, extents, strict=True)]
-
-
-def _overlap(selection: Selection, chunk: Sequence[int], extents: Sequence[int]) -> Selection:
-    """The part of `selection` that lies in `chunk`, in coordinates of the array."""
-    return tuple(
-        slice(max(part.start, number * n), min(part.stop, (number + 1) * n))
-        for part, number, n in zip(selection, chunk, extents, strict=True)
-    )
-
-
-def _relative(part: Selection, selection: Selection) -> Selection:
-    """`part` in coordinates of `selection`."""
-    return tuple(slice(p.start - s.start, p.stop - s.start) for p, s in zip(part, selection, strict=True))
 
 
 def _bytes_of(target: npt.NDArray[Any]) -> Bytes | None:

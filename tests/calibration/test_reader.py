@@ -22,7 +22,9 @@ from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, GzipCodec, Sharding
 
 from streamstats.calibration import batches
 from streamstats.calibration.layer import Layer, describe, find_arrays
-from streamstats.calibration.reader import FileReader, Reader, ZarrReader, kept, open_reader
+from streamstats.calibration.parts import kept
+from streamstats.calibration.reader import FileReader, Reader, open_reader
+from streamstats.calibration.zarr_reader import ZarrReader
 from streamstats.errors import DataError
 from streamstats.statistics.exact import ExactSum
 from streamstats.statistics.pieces import Accumulator, Intake
