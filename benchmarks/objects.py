@@ -60,7 +60,7 @@ def _measure(folder: Path, object_bytes: int, size: float, repeats: int) -> dict
             seconds.setdefault(f"{latency:g}", []).append(taken)
     return {
         "object_bytes": object_bytes,
-        "bytes": size,
+        "bytes": number * object_bytes,
         "seconds": {key: float(np.median(s)) for key, s in seconds.items()},
     }
 

@@ -17,8 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..artifacts import layer_path, write_bytes
-from ..correction import BiasCorrector
+from ..correction import BiasCorrector, PositionBiasCorrector
 from ..errors import DataError, MismatchError, UsageError, require
+from ..layouts import Geometry
 from ..quantization import check_bits
 from ..results import CORRECTORS, MANIFEST, open_results
 from .onnx_edit import GraphEdit
@@ -207,13 +208,22 @@ def _term(
         raise DataError(f"{path} was made for layer {made_for}, not for {layer.name}; run the job again")
     try:
         term = corrector.calculate(
-            layer.weight, quantized, layout=layer.layout, groups=layer.groups, strides=layer.strides
+            layer.weight,
+            quantized,
+            layout=layer.layout,
+            groups=layer.groups,
+            strides=layer.strides,
+            geometry=_geometry(layer, corrector),
         )
     except MismatchError as error:
         raise MismatchError(f"layer {layer.name}, corrector {path}: {error}") from error
     if term is None:
         return None, "its corrector is null"
     return (term * attributes(layer.node).get("alpha", 1.0) if layer.op == "Gemm" else term), ""
+
+
+def _geometry(layer: LinearLayer, corrector: BiasCorrector) -> Geometry | None:
+    return layer.geometry(corrector.position_mean.shape[1:]) if isinstance(corrector, PositionBiasCorrector) else None
 
 
 def _edited(model: onnx.ModelProto, changes: Sequence[_Change], *, corrected: bool = True) -> onnx.ModelProto:

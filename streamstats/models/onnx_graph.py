@@ -6,7 +6,7 @@ model. Every linear operator is either a layer or left out with a reason; none i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,7 +16,9 @@ import numpy.typing as npt
 
 from ..calibration.recorder import METADATA_NAMES
 from ..errors import UsageError, first_line, require
+from ..layouts import Geometry
 from ..quantization import fake_quantize
+from .onnx_constants import computed_constants
 
 if TYPE_CHECKING:
     import onnx
@@ -76,6 +78,10 @@ class LinearLayer:
         channels: int = self.weight.shape[self.output_axis]
         return channels * self.groups if self.op == "ConvTranspose" else channels
 
+    def geometry(self, extents: Sequence[int]) -> Geometry | None:
+        """How its kernel goes over an input of these `extents` of space; None for a matrix."""
+        return geometry(self.node, self.weight.shape[2:], extents) if self.op in ("Conv", "ConvTranspose") else None
+
     def fake_quantized(self, bits: int, *, per_channel: bool, symmetric: bool) -> npt.NDArray[Any]:
         """The weight on `2^bits` levels for the tensor or for each output channel; same shape and dtype.
 
@@ -103,6 +109,13 @@ class _NotALayerError(Exception):
     """Carries the reason from where it is noticed to `survey`."""
 
 
+class Weight(NamedTuple):
+    """A constant second input: the name of its initializer or Constant output, or its own if computed; its value."""
+
+    name: str
+    value: npt.NDArray[Any]
+
+
 class Constant(NamedTuple):
     """A tensor that does not change: the name of its initializer or Constant output, and its value."""
 
@@ -128,11 +141,24 @@ def survey(model: onnx.ModelProto) -> tuple[list[LinearLayer], list[LeftOut]]:
     """(layers of the main graph, linear operators left out): together every linear operator of the model."""
     nodes = [node for node in model.graph.node if _is_linear(node)]
     names = layer_names([node.name or _first_output(node) or node.op_type for node in nodes])
-    known = constants(model.graph.initializer, model.graph.node)
-    found = [_describe(node, name, known) for node, name in zip(nodes, names, strict=True)]
+    weights = linear_weights(model, nodes)
+    fixed = {*weights, *constants(model.graph.initializer, model.graph.node)}
+    found = [_describe(node, name, weights, fixed) for node, name in zip(nodes, names, strict=True)]
     layers = [layer for layer in found if isinstance(layer, LinearLayer)]
     skipped = [layer for layer in found if isinstance(layer, LeftOut)]
     return layers, [*skipped, *_nested(model)]
+
+
+def linear_weights(model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto]) -> dict[str, Weight]:
+    """Second input of each of `nodes`, where it is constant → what it is."""
+    known = constants(model.graph.initializer, model.graph.node)
+    names = {node.input[1] for node in nodes if len(node.input) > 1}
+    to_array = require("onnx", "onnx").numpy_helper.to_array
+    direct = {
+        name: Weight(known[name].name, np.asarray(to_array(known[name].tensor))) for name in names if name in known
+    }
+    computed = computed_constants(model, names - set(direct))
+    return direct | {name: Weight(name, value) for name, value in computed.items()}
 
 
 def _is_linear(node: onnx.NodeProto) -> bool:
@@ -191,28 +217,30 @@ def constants(initializers: Iterable[onnx.TensorProto], nodes: Iterable[onnx.Nod
     return found
 
 
-def _describe(node: onnx.NodeProto, name: str, known: Mapping[str, Constant]) -> LinearLayer | LeftOut:
+def _describe(
+    node: onnx.NodeProto, name: str, weights: Mapping[str, Weight], fixed: Container[str]
+) -> LinearLayer | LeftOut:
     try:
         if node.op_type in UNSUPPORTED_OPS:
             raise _NotALayerError(f"{node.op_type} is not supported")
-        return _BUILDERS[node.op_type](node, name, *_weight(node, known))
+        return _BUILDERS[node.op_type](node, name, *_weight(node, weights, fixed))
     except _NotALayerError as reason:
         return LeftOut(name, node.op_type, str(reason))
 
 
-def _weight(node: onnx.NodeProto, known: Mapping[str, Constant]) -> tuple[str, npt.NDArray[Any]]:
-    """(name, value) of the second input. Raises `_NotALayerError` unless it is constant and real."""
+def _weight(node: onnx.NodeProto, weights: Mapping[str, Weight], fixed: Container[str]) -> Weight:
+    """The second input. Raises `_NotALayerError` unless it is constant and real, and the first is neither."""
     if len(node.input) < 2:
         raise _NotALayerError("it has fewer than two inputs")
-    if node.input[0] in known:
+    if node.input[0] in fixed:
         raise _NotALayerError(f"its input {node.input[0]} is a constant")
-    if node.input[1] not in known:
+    if node.input[1] not in weights:
         raise _NotALayerError(f"its weight {node.input[1]} is computed, not constant; fold the constants on exporting")
-    name, tensor = known[node.input[1]]
-    weight = np.asarray(require("onnx", "onnx").numpy_helper.to_array(tensor))
-    if weight.dtype.name not in WEIGHT_DTYPES:
-        raise _NotALayerError(f"its weight {name} is {weight.dtype.name}; expected {', '.join(WEIGHT_DTYPES)}")
-    return name, weight
+    weight = weights[node.input[1]]
+    if weight.value.dtype.name not in WEIGHT_DTYPES:
+        expected = ", ".join(WEIGHT_DTYPES)
+        raise _NotALayerError(f"its weight {weight.name} is {weight.value.dtype.name}; expected {expected}")
+    return weight
 
 
 def _convolution(node: onnx.NodeProto, name: str, weight_name: str, weight: npt.NDArray[Any]) -> LinearLayer:
@@ -279,6 +307,31 @@ _BUILDERS: Mapping[str, Callable[[Any, str, str, npt.NDArray[Any]], LinearLayer]
     "Gemm": _gemm,
     "MatMul": _matmul,
 }
+
+
+def geometry(node: onnx.NodeProto, kernel: Sequence[int], extents: Sequence[int]) -> Geometry:
+    """Strides, padding and dilations of a convolution over an input of these `extents`, whatever says them."""
+    found, spatial = attributes(node), len(kernel)
+    strides, dilations = (tuple(found.get(name, (1,) * spatial)) for name in ("strides", "dilations"))
+    ends = tuple(found.get("output_padding", (0,) * spatial))
+    pads = tuple(found.get("pads", (0,) * 2 * spatial))
+    automatic = found.get("auto_pad", b"NOTSET").decode()
+    if automatic == "VALID":
+        pads = (0,) * 2 * spatial
+    transposed = node.op_type == "ConvTranspose"
+    if automatic.startswith("SAME") or (transposed and "output_shape" in found):
+        axes = zip(kernel, extents, strides, dilations, ends, strict=True)
+        if transposed:
+            wanted = found.get("output_shape", [n * s for n, s in zip(extents, strides, strict=True)])[-spatial:]
+            reached = [s * (n - 1) + e + d * (k - 1) + 1 for k, n, s, d, e in axes]
+            totals = [max(0, r - w) for r, w in zip(reached, wanted, strict=True)]
+        else:
+            totals = [max(0, (-(-n // s) - 1) * s + d * (k - 1) + 1 - n) for k, n, s, d, _ in axes]
+        less, more = [total // 2 for total in totals], [total - total // 2 for total in totals]
+        # SAME_LOWER, and a transposed convolution without auto_pad, have the larger half at the beginning
+        first = less if automatic == "SAME_UPPER" else more
+        pads = (*first, *(more if first is less else less))
+    return Geometry(strides, pads, dilations, ends)
 
 
 def attributes(node: onnx.NodeProto) -> dict[str, Any]:
