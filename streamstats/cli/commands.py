@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ..calibration.layer import Layer
     from ..job import Prepared, Progress
     from ..ledger import LayerStatistics
+    from ..models.onnx import LayerCorrection
 
 INCOMPLETE = 3
 """The exit status where rows are missing."""
@@ -350,18 +351,8 @@ def _shape(shape: tuple[int, ...]) -> str:
 
 
 def correct(options: Namespace) -> None:
-    """`streamstats correct MODEL.onnx --bits N --correctors OUT -o FIXED.onnx`."""
-    from ..models import onnx
-
-    corrections = onnx.correct(
-        options.model,
-        options.correctors,
-        options.output,
-        bits=options.bits,
-        per_channel=options.per_channel,
-        symmetric=options.symmetric,
-        uncorrected=options.uncorrected,
-    )
+    """`streamstats correct MODEL.onnx [QUANTIZED.onnx | --bits N] --correctors OUT -o FIXED.onnx`."""
+    corrections = _corrected(options)
     if options.json:
         print_json({"layers": {correction.layer: correction.document() for correction in corrections}})
     else:
@@ -375,6 +366,27 @@ def correct(options: Namespace) -> None:
         )
     for path in filter(None, (options.output, options.uncorrected)):
         say(f"wrote {path}")
+
+
+def _corrected(options: Namespace) -> list[LayerCorrection]:
+    from ..errors import UsageError
+    from ..models import onnx
+
+    if (options.quantized is None) == (options.bits is None):
+        raise UsageError("give a quantised model behind the float one, or --bits to quantise its weights; not both")
+    if options.quantized is None:
+        return onnx.correct(
+            options.model,
+            options.correctors,
+            options.output,
+            bits=options.bits,
+            per_channel=options.per_channel,
+            symmetric=options.symmetric,
+            uncorrected=options.uncorrected,
+        )
+    if options.uncorrected or options.per_channel or options.symmetric:
+        raise UsageError("--uncorrected, --per-channel and --symmetric go with --bits; leave them out")
+    return onnx.correct_quantized(options.model, options.quantized, options.correctors, options.output)
 
 
 def _yes(value: bool) -> str:

@@ -89,7 +89,14 @@ Samples are a .npy file with samples on axis 0, or a .npz file with one array fo
 """
 
 CORRECT = """\
-Fake-quantise the weights of an ONNX model and add (W − Ŵ)·E[x] to each layer's bias, E[x] from `streamstats run`.
+Add (W − Ŵ)·E[x] to the bias of each layer of a quantised ONNX model, E[x] from `streamstats run`.
+
+A model that a quantiser wrote (QDQ or QOperator, 4 or 8 bits) is repaired as it is stored; its layers are found by
+their weights, and what was done for each is listed:
+
+  streamstats correct model.onnx quantized.onnx --correctors out -o fixed.onnx
+
+Without one, the weights are fake-quantised here first:
 
   streamstats correct model.onnx --bits 5 --correctors out -o corrected.onnx --uncorrected quantized.onnx
 """
@@ -198,7 +205,8 @@ def _add_record(parser: argparse.ArgumentParser) -> None:
 
 def _add_correct(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL.onnx", help="the float model that was recorded")
-    parser.add_argument("--bits", metavar="N", type=int, required=True, help="bits of a weight, 2 to 16")
+    parser.add_argument("quantized", metavar="QUANTIZED.onnx", nargs="?", help="the same, quantised by somebody else")
+    parser.add_argument("--bits", metavar="N", type=int, help="fake-quantise MODEL.onnx: bits of a weight, 2 to 16")
     parser.add_argument("--correctors", metavar="OUT", required=True, help="the output folder of a run")
     parser.add_argument("-o", "--output", metavar="FIXED.onnx", required=True, help="the corrected model")
     parser.add_argument("--uncorrected", metavar="FILE", help="also write the model quantised, but not corrected")

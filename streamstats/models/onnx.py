@@ -9,6 +9,7 @@ from __future__ import annotations
 from .onnx_correct import LayerCorrection, correct
 from .onnx_graph import LeftOut, LinearLayer, load_model, survey
 from .onnx_record import RecordedLayer, record
+from .onnx_repair import correct_quantized
 from .onnx_run import run_model
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "LinearLayer",
     "RecordedLayer",
     "correct",
+    "correct_quantized",
     "load_model",
     "record",
     "run_model",

@@ -39,7 +39,8 @@ class LayerCorrection:
     """What was done for one linear layer.
 
     `largest` is the largest magnitude of what was added to its output, over its `outputs` channels. `reason`
-    says why a layer was not quantised or not corrected, and is empty where it was both.
+    says why a layer was not quantised or not corrected, or how a stored bias was changed. `step` is the largest step of
+    a bias of codes, 0 for floats.
     """
 
     layer: str
@@ -49,6 +50,7 @@ class LayerCorrection:
     reason: str = ""
     largest: float = 0.0
     outputs: int = 0
+    step: float = 0.0
 
     def document(self) -> dict[str, Any]:
         """Its fields, JSON-ready."""
@@ -60,6 +62,7 @@ class LayerCorrection:
             "reason": self.reason,
             "largest_term": self.largest,
             "outputs": self.outputs,
+            "bias_step": self.step or None,
         }
 
 
@@ -119,30 +122,31 @@ def correct(
     manifest; `OutputError`.
     """
     check_bits(bits)
-    _check_paths(model_path, output, uncorrected)
+    check_paths(model_path, output, uncorrected)
     for target in (output, uncorrected):
-        _check_replaceable(target)
+        check_replaceable(target)
     model = load_model(model_path)
     _check_opset(model, model_path)
     layers, skipped = survey(model)
-    found = _find_correctors(Path(correctors), layers)
+    found = find_correctors(Path(correctors), layers)
     changes = _changes(layers, found, _Levels(bits, per_channel, symmetric))
     files: list[tuple[Path, bytes]] = []
     if uncorrected is not None:
-        files += _files(_edited(load_model(model_path), changes, corrected=False), Path(uncorrected))
-    files += _files(_edited(model, changes), Path(output))  # last: it changes the nodes of `layers`
+        files += to_files(_edited(load_model(model_path), changes, corrected=False), Path(uncorrected))
+    files += to_files(_edited(model, changes), Path(output))  # last: it changes the nodes of `layers`
     for path, content in files:
         write_bytes(path, content)
-    return [*map(_outcome, changes), *_passed_over(skipped), *_strays(Path(correctors) / CORRECTORS, layers)]
+    return [*map(_outcome, changes), *passed_over(skipped), *strays(Path(correctors), layers)]
 
 
-def _check_paths(*paths: str | Path | None) -> None:
+def check_paths(*paths: str | Path | None) -> None:
+    """Raise `UsageError` unless all are different files."""
     given = [Path(path).resolve() for path in paths if path is not None]
     if len(set(given)) < len(given):
         raise UsageError("the model, the output and the uncorrected output are not all different files; name others")
 
 
-def _check_replaceable(path: str | Path | None) -> None:
+def check_replaceable(path: str | Path | None) -> None:
     """Refuse to write over a file that is no ONNX model: the model's own data, a corrector."""
     if path is not None and Path(path).exists() and Path(path).suffix != ".onnx":
         raise UsageError(f"{path} exists and is not called .onnx; name another file for the model")
@@ -157,7 +161,7 @@ def _check_opset(model: onnx.ModelProto, path: str | Path) -> None:
         )
 
 
-def _find_correctors(out: Path, layers: Sequence[LinearLayer]) -> dict[str, Path]:
+def find_correctors(out: Path, layers: Sequence[LinearLayer]) -> dict[str, Path]:
     """The corrector of each layer that has one. Raises `UsageError` where that is none of them."""
     if not (out / CORRECTORS).is_dir():
         raise UsageError(f"{out} has no folder {CORRECTORS}; expected what `streamstats run` leaves")
@@ -207,19 +211,25 @@ def _term(
     if made_for != layer.name:
         raise DataError(f"{path} was made for layer {made_for}, not for {layer.name}; run the job again")
     try:
-        term = corrector.calculate(
-            layer.weight,
-            quantized,
-            layout=layer.layout,
-            groups=layer.groups,
-            strides=layer.strides,
-            geometry=_geometry(layer, corrector),
-        )
+        term = correction_term(layer, corrector, layer.weight, quantized)
     except MismatchError as error:
         raise MismatchError(f"layer {layer.name}, corrector {path}: {error}") from error
-    if term is None:
-        return None, "its corrector is null"
-    return (term * attributes(layer.node).get("alpha", 1.0) if layer.op == "Gemm" else term), ""
+    return (None, "its corrector is null") if term is None else (term, "")
+
+
+def correction_term(
+    layer: LinearLayer, corrector: BiasCorrector, weight: npt.NDArray[Any], quantized: npt.NDArray[Any]
+) -> npt.NDArray[np.float64] | None:
+    """What to add to the outputs of `layer`, float64[outputs], where `quantized` stands for `weight`."""
+    term = corrector.calculate(
+        weight,
+        quantized,
+        layout=layer.layout,
+        groups=layer.groups,
+        strides=layer.strides,
+        geometry=_geometry(layer, corrector),
+    )
+    return term if term is None or layer.op != "Gemm" else term * attributes(layer.node).get("alpha", 1.0)
 
 
 def _geometry(layer: LinearLayer, corrector: BiasCorrector) -> Geometry | None:
@@ -276,7 +286,7 @@ def _cast(layer: LinearLayer, values: npt.NDArray[np.float64], dtype: np.dtype[A
     return cast
 
 
-def _files(model: onnx.ModelProto, path: Path) -> Iterator[tuple[Path, bytes]]:
+def to_files(model: onnx.ModelProto, path: Path) -> Iterator[tuple[Path, bytes]]:
     """The content of each file to write: the model, and first its tensors where one file cannot hold both."""
     if sum(len(tensor.raw_data) for tensor in model.graph.initializer) > SINGLE_FILE_BYTES:
         beside = path.with_name(f"{path.name}.data")
@@ -310,13 +320,15 @@ def _outcome(change: _Change) -> LayerCorrection:
     )
 
 
-def _passed_over(skipped: Sequence[LeftOut]) -> Iterator[LayerCorrection]:
+def passed_over(skipped: Sequence[LeftOut]) -> Iterator[LayerCorrection]:
+    """The outcome for linear operators that are not handled."""
     for left in skipped:
         yield LayerCorrection(left.name, left.op, reason=left.reason)
 
 
-def _strays(folder: Path, layers: Sequence[LinearLayer]) -> Iterator[LayerCorrection]:
-    """Correctors that belong to no layer of the model."""
+def strays(out: Path, layers: Sequence[LinearLayer]) -> Iterator[LayerCorrection]:
+    """Correctors in `out` that belong to none of `layers`."""
+    folder = out / CORRECTORS
     expected = {layer_path(folder, layer.name) for layer in layers}
     for path in sorted(set(folder.rglob(f"*{SUFFIX}")) - expected):
         name = unquote(path.relative_to(folder).as_posix().removesuffix(SUFFIX))

@@ -65,6 +65,55 @@ class GraphEdit:
         node.output[0] = self._fresh(f"{output}.without_bias")
         self._insert_add(self._place(node) + 1, node.output[0], self._add_constant(value, label), output)
 
+    def users(self, name: str) -> int:
+        """How many inputs of nodes, subgraphs and outputs read the tensor `name`."""
+        readers = [each for node in self._nodes for each in node.input]
+        inner = [each for _, graph in subgraphs(self._nodes) for node in graph.node for each in node.input]
+        return [*readers, *inner, *(output.name for output in self._graph.output)].count(name)
+
+    def producer(self, name: str) -> onnx.NodeProto | None:
+        """The node that makes the tensor `name`, if one does."""
+        return next((node for node in self._nodes if name in node.output), None)
+
+    def insert_before(
+        self, node: onnx.NodeProto, op: str, inputs: Sequence[str | npt.NDArray[Any]], label: str, **attributes: Any
+    ) -> str:
+        """Put a node before `node`: the name of its output, like `label`. Inputs are names, or constants."""
+        names = [
+            each if isinstance(each, str) else self._add_constant(each, f"{label}.{place}")
+            for place, each in enumerate(inputs)
+        ]
+        output = self._fresh(label)
+        made = require("onnx", "onnx").helper.make_node(op, names, [output], name=f"{output}.{op}", **attributes)
+        self._nodes.insert(self._place(node), made)
+        return output
+
+    def rewire(self, node: onnx.NodeProto, index: int, name: str) -> None:
+        """Have input `index` of `node` read the tensor `name`, and drop what nothing reads any more."""
+        node.input.extend([""] * (index + 1 - len(node.input)))
+        before, node.input[index] = node.input[index], name
+        if before:
+            self._drop_unread(before)
+
+    def _drop_unread(self, name: str) -> None:
+        """Take out what makes `name`, and what only that reads, if nothing reads it."""
+        producer = self.producer(name)
+        if producer is None:
+            self._drop_unused(name)
+        elif self.users(name) == 0 and len(producer.output) == 1:
+            self._nodes = [node for node in self._nodes if node is not producer]
+            for source in dict.fromkeys(producer.input):
+                self._drop_unread(source)
+
+    def replace(self, node: onnx.NodeProto, op: str, inputs: Sequence[str]) -> None:
+        """Make `node` another operation, of the same outputs."""
+        position = self._place(node)
+        made = require("onnx", "onnx").helper.make_node(op, list(inputs), list(node.output), name=node.name)
+        before = [name for name in node.input if name not in inputs]
+        self._nodes[position] = made
+        for name in filter(None, dict.fromkeys(before)):
+            self._drop_unused(name)
+
     def _constants(self) -> dict[str, Constant]:
         return constants(self._graph.initializer, self._nodes)
 

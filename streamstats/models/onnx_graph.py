@@ -39,6 +39,7 @@ UNSUPPORTED_OPS = frozenset(
         "LSTM",
         "MatMulInteger",
         "MatMulNBits",
+        "QGemm",
         "QLinearConv",
         "QLinearMatMul",
         "RNN",
@@ -80,7 +81,7 @@ class LinearLayer:
 
     def geometry(self, extents: Sequence[int]) -> Geometry | None:
         """How its kernel goes over an input of these `extents` of space; None for a matrix."""
-        return geometry(self.node, self.weight.shape[2:], extents) if self.op in ("Conv", "ConvTranspose") else None
+        return geometry(self.node, self.weight.shape[2:], extents) if self.weight.ndim > 2 else None
 
     def fake_quantized(self, bits: int, *, per_channel: bool, symmetric: bool) -> npt.NDArray[Any]:
         """The weight on `2^bits` levels for the tensor or for each output channel; same shape and dtype.
@@ -332,6 +333,16 @@ def geometry(node: onnx.NodeProto, kernel: Sequence[int], extents: Sequence[int]
         first = less if automatic == "SAME_UPPER" else more
         pads = (*first, *(more if first is less else less))
     return Geometry(strides, pads, dilations, ends)
+
+
+def build_layer(
+    op: str, node: onnx.NodeProto, name: str, weight_name: str, weight: npt.NDArray[Any]
+) -> LinearLayer | LeftOut:
+    """The layer that `node` is, which does what `op` does, with this weight."""
+    try:
+        return _BUILDERS[op](node, name, weight_name, weight)
+    except _NotALayerError as reason:
+        return LeftOut(name, node.op_type, str(reason))
 
 
 def attributes(node: onnx.NodeProto) -> dict[str, Any]:

@@ -1,0 +1,156 @@
+"""Models that somebody else has quantised: what their layers store, and which layer of the float model each of them is.
+
+Both forms are read in which quantisers write 8- and 4-bit models: operators between QuantizeLinear and DequantizeLinear
+(QDQ), and operators on codes (QLinearConv, QLinearMatMul, QGemm). The weight of a layer is what is really stored, taken
+back to real numbers. It belongs to the float layer whose weight is nearest to it; names only decide between equals,
+because optimisers rename, fuse and fold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .onnx_constants import computed_constants
+from .onnx_graph import LeftOut, LinearLayer, attributes, build_layer, layer_names, survey
+
+if TYPE_CHECKING:
+    import onnx
+
+Array = npt.NDArray[Any]
+ON_CODES = {"QLinearConv": "Conv", "QLinearMatMul": "MatMul", "QGemm": "Gemm"}
+"""Operator on codes → the one it stands for. The inputs of all: codes, scale, zero point; the same of the weight; …"""
+WEIGHT, WEIGHT_SCALE, WEIGHT_ZERO_POINT = 3, 4, 5
+FARTHEST = 1.0
+"""Distance of weights, as a share of their norm, from which on they are not the same layer's; unrelated ones: 1.4."""
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """A layer of the quantised model and the layer of the float model that it was made from.
+
+    `weight` (float64) is what `quantized.weight` stands for, in the same layout: that of the float layer, or with the
+    batch normalisation behind it folded in.
+    """
+
+    quantized: LinearLayer
+    original: LinearLayer
+    weight: Array
+
+
+def quantized_layers(model: onnx.ModelProto) -> tuple[list[LinearLayer], list[LeftOut]]:
+    """(the linear layers of a quantised model, with the weights that it stores taken to real numbers; others)."""
+    on_codes = [node for node in model.graph.node if node.op_type in ON_CODES]
+    wanted = {name for node in on_codes for name in node.input[WEIGHT : WEIGHT_ZERO_POINT + 1]}
+    known = computed_constants(model, wanted)
+    names = layer_names([node.name or node.output[0] for node in on_codes])
+    described = [_on_codes(node, name, known) for node, name in zip(on_codes, names, strict=True)]
+    layers, left_out = survey(model)
+    left_out = [each for each in left_out if each.op not in ON_CODES]
+    found = [*layers, *(each for each in described if isinstance(each, LinearLayer))]
+    order = {node.output[0]: place for place, node in enumerate(model.graph.node) if node.output}
+    found.sort(key=lambda layer: order[layer.node.output[0]])
+    return found, [*left_out, *(each for each in described if isinstance(each, LeftOut))]
+
+
+def _on_codes(node: onnx.NodeProto, name: str, known: Mapping[str, Array]) -> LinearLayer | LeftOut:
+    parts = [known.get(each) for each in node.input[WEIGHT : WEIGHT_ZERO_POINT + 1]]
+    if any(part is None for part in parts):
+        return LeftOut(name, node.op_type, f"its weight {node.input[WEIGHT]} is computed, not constant")
+    codes, scale, zero_point = (np.asarray(part, np.float64) for part in parts)
+    op = ON_CODES[node.op_type]
+    axis = 0 if op == "Conv" or attributes(node).get("transB", 0) else codes.ndim - 1
+    shape = [-1 if place == axis else 1 for place in range(codes.ndim)]
+    real = (codes - zero_point.reshape(shape if zero_point.size > 1 else ())) * scale.reshape(
+        shape if scale.size > 1 else ()
+    )
+    return build_layer(op, node, name, node.input[WEIGHT], real)
+
+
+# Pairs
+
+
+def pairs(original: onnx.ModelProto, quantized: Sequence[LinearLayer]) -> tuple[list[Pair], list[LinearLayer]]:
+    """(each of the `quantized` layers with the float layer it was made from, those for which there is none).
+
+    A float layer belongs to one quantised layer at most. Nearest weights first; of layers that share a weight, those of
+    the same name or output, and then those in the same order.
+    """
+    layers, _ = survey(original)
+    folded = _folded(original, layers)
+    candidates = []
+    for place, stored in enumerate(quantized):
+        for other, layer in enumerate(layers):
+            distance, weight = _nearest(stored, layer, folded.get(layer.name))
+            if distance < FARTHEST:
+                candidates.append((not _same_name(stored, layer), distance, abs(place - other), place, other, weight))
+    found: dict[int, Pair] = {}
+    taken: set[int] = set()
+    for *_, place, other, weight in sorted(candidates, key=lambda each: each[:5]):
+        if place not in found and other not in taken and weight is not None:
+            found[place] = Pair(quantized[place], layers[other], weight)
+            taken.add(other)
+    without = [layer for place, layer in enumerate(quantized) if place not in found]
+    return [found[place] for place in sorted(found)], without
+
+
+def _same_name(stored: LinearLayer, layer: LinearLayer) -> bool:
+    names = {layer.node.name, layer.node.output[0]} - {""}
+    mine = {stored.node.name, stored.node.name.removesuffix("_quant"), stored.node.output[0]}
+    return bool(names & {*mine, stored.node.output[0].removesuffix("_quantized")})
+
+
+def _nearest(stored: LinearLayer, layer: LinearLayer, folded: Array | None) -> tuple[float, Array | None]:
+    """The distance of the stored weight to the layer's, as it is or folded, and that one in the stored layout."""
+    best: tuple[float, Array | None] = (np.inf, None)
+    for weight in (layer.weight, folded):
+        fitting = None if weight is None else _in_layout_of(stored, layer, np.asarray(weight, np.float64))
+        if fitting is not None:
+            norm = float(np.linalg.norm(fitting)) or 1.0
+            best = min(best, (float(np.linalg.norm(fitting - stored.weight)) / norm, fitting), key=lambda each: each[0])
+    return best
+
+
+def _in_layout_of(stored: LinearLayer, layer: LinearLayer, weight: Array) -> Array | None:
+    """`weight` of `layer` in the layout of `stored`, None where it cannot be the same operation."""
+    if {stored.layout, layer.layout} == {"OI", "IO"}:
+        weight = weight.T
+    elif (stored.layout, stored.groups, stored.strides) != (layer.layout, layer.groups, layer.strides):
+        return None
+    return weight if weight.shape == stored.weight.shape else None
+
+
+def _folded(model: onnx.ModelProto, layers: Sequence[LinearLayer]) -> dict[str, Array]:
+    """Layer → its weight with the batch normalisation that alone reads its output folded in, where there is one."""
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    behind = {layer.name: readers.get(layer.node.output[0], []) for layer in layers}
+    normalisations = {
+        name: nodes[0] for name, nodes in behind.items() if len(nodes) == 1 and nodes[0].op_type == "BatchNormalization"
+    }
+    known = computed_constants(model, [name for node in normalisations.values() for name in node.input[1:5]])
+    found = {}
+    for layer in layers:
+        node = normalisations.get(layer.name)
+        if node is None or any(name not in known for name in node.input[1:5]):
+            continue
+        factor = known[node.input[1]] / np.sqrt(known[node.input[4]] + attributes(node).get("epsilon", 1e-5))
+        found[layer.name] = _scaled(layer, np.asarray(factor, np.float64))
+    return found
+
+
+def _scaled(layer: LinearLayer, factor: Array) -> Array:
+    """The layer's weight, each output channel times its `factor`, float64."""
+    weight = layer.weight.astype(np.float64)
+    if layer.op != "ConvTranspose":
+        shape = [-1 if axis == layer.output_axis else 1 for axis in range(weight.ndim)]
+        return weight * factor.reshape(shape)
+    grouped = weight.reshape(layer.groups, -1, *weight.shape[1:])
+    spatial = (1,) * (weight.ndim - 2)
+    return (grouped * factor.reshape(layer.groups, 1, -1, *spatial)).reshape(weight.shape)
