@@ -233,6 +233,13 @@ def read_tensors(path: Path, expected_format: str) -> tuple[dict[str, npt.NDArra
     return tensors, metadata
 
 
+def read_plain_tensors(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """The arrays of a safetensors file of somebody else. Raises `DataError`, and `UsageError` where there is none."""
+    if not path.is_file():
+        raise UsageError(f"{path} is not a file; expected safetensors")
+    return _read_safetensors(path)[0]
+
+
 def check_format(path: Path, found: object, expected: str) -> None:
     """Raise `DataError` unless the file at `path` says that it is of the format `expected`, as in name/version."""
     if found == expected:
@@ -251,6 +258,10 @@ def _read_safetensors(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str
             return tensors, dict(file.metadata() or {})
     except (OSError, SafetensorError) as error:
         raise DataError(f"cannot read {path} as safetensors: {error}; make it again") from error
+    except (TypeError, ValueError, AttributeError, KeyError) as error:  # a dtype that numpy does not have
+        raise DataError(
+            f"{path} has tensors of a dtype that numpy does not have ({error}); store them as float32"
+        ) from error
 
 
 def content_digest(tensors: Tensors, metadata: Mapping[str, str]) -> str:

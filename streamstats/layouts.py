@@ -31,6 +31,12 @@ def tap_sums(
     return BY_GROUP[layout](summed, groups) / positions
 
 
+def input_channels(shape: tuple[int, ...], layout: str) -> int:
+    """Input channels of a group of weights of `shape` in a named `layout`; of all groups where that has the axis C."""
+    check_layout(shape, layout)
+    return shape[layout.index("C" if "C" in layout else "I")]
+
+
 def check_layout(shape: tuple[int, ...], layout: str) -> None:
     """Raise `UsageError` for a layout that is not known, `MismatchError` for a shape that cannot be in it."""
     if layout not in BY_GROUP:

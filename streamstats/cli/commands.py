@@ -351,7 +351,10 @@ def _shape(shape: tuple[int, ...]) -> str:
 
 
 def correct(options: Namespace) -> None:
-    """`streamstats correct MODEL.onnx [QUANTIZED.onnx | --bits N] --correctors OUT -o FIXED.onnx`."""
+    """`streamstats correct MODEL.onnx [QUANTIZED.onnx | --bits N] --correctors OUT -o FIXED.onnx`, or `--weights …`."""
+    if options.weights or options.fake_quantized or options.layout:
+        _correct_tensors(options)
+        return
     corrections = _corrected(options)
     if options.json:
         print_json({"layers": {correction.layer: correction.document() for correction in corrections}})
@@ -372,6 +375,8 @@ def _corrected(options: Namespace) -> list[LayerCorrection]:
     from ..errors import UsageError
     from ..models import onnx
 
+    if options.model is None:
+        raise UsageError("give the float model that was recorded, or --weights, --fake-quantized and --layout")
     if (options.quantized is None) == (options.bits is None):
         raise UsageError("give a quantised model behind the float one, or --bits to quantise its weights; not both")
     if options.quantized is None:
@@ -387,6 +392,26 @@ def _corrected(options: Namespace) -> list[LayerCorrection]:
     if options.uncorrected or options.per_channel or options.symmetric:
         raise UsageError("--uncorrected, --per-channel and --symmetric go with --bits; leave them out")
     return onnx.correct_quantized(options.model, options.quantized, options.correctors, options.output)
+
+
+def _correct_tensors(options: Namespace) -> None:
+    from ..errors import UsageError
+    from ..models.tensors import correct_tensors
+
+    if not (options.weights and options.fake_quantized and options.layout) or options.model or options.bits:
+        raise UsageError("--weights, --fake-quantized and --layout go together, and with no model and no --bits")
+    corrections = correct_tensors(
+        options.weights, options.fake_quantized, options.correctors, options.output, layouts=options.layout
+    )
+    if options.json:
+        print_json({"layers": {each.layer: each.document() for each in corrections}})
+    else:
+        rows = [
+            [each.layer, _yes(each.corrected), number(each.largest), f"{each.outputs:,}", each.reason]
+            for each in corrections
+        ]
+        print_table(["layer", "corrected", "largest term", "outputs", "note"], rows, left=2)
+    say(f"wrote {options.output}")
 
 
 def _yes(value: bool) -> str:

@@ -99,6 +99,11 @@ their weights, and what was done for each is listed:
 Without one, the weights are fake-quantised here first:
 
   streamstats correct model.onnx --bits 5 --correctors out -o corrected.onnx --uncorrected quantized.onnx
+
+For any other tool chain, weights in safetensors files (LAYER or LAYER.weight) give what to add to each bias:
+
+  streamstats correct --weights w.safetensors --fake-quantized q.safetensors --layout OIHW --layout 'fc=OI' \\
+      --correctors out -o corrections.safetensors
 """
 
 DEMO = """\
@@ -204,11 +209,21 @@ def _add_record(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_correct(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL.onnx", help="the float model that was recorded")
+    parser.add_argument("model", metavar="MODEL.onnx", nargs="?", help="the float model that was recorded")
     parser.add_argument("quantized", metavar="QUANTIZED.onnx", nargs="?", help="the same, quantised by somebody else")
     parser.add_argument("--bits", metavar="N", type=int, help="fake-quantise MODEL.onnx: bits of a weight, 2 to 16")
     parser.add_argument("--correctors", metavar="OUT", required=True, help="the output folder of a run")
-    parser.add_argument("-o", "--output", metavar="FIXED.onnx", required=True, help="the corrected model")
+    parser.add_argument(
+        "-o", "--output", metavar="FIXED", required=True, help="the corrected model, or the corrections"
+    )
+    parser.add_argument("--weights", metavar="FILE", help="instead of a model: safetensors with the float weights")
+    parser.add_argument("--fake-quantized", metavar="FILE", help="the same weights quantised and taken back to reals")
+    parser.add_argument(
+        "--layout",
+        metavar="[GLOB=]LAYOUT",
+        action="append",
+        help="of those weights, as OIHW, HWIO, OI; for some layers as 'classifier=OI'; may be given several times",
+    )
     parser.add_argument("--uncorrected", metavar="FILE", help="also write the model quantised, but not corrected")
     parser.add_argument("--per-channel", action="store_true", help="one range an output channel, not one a tensor")
     parser.add_argument("--symmetric", action="store_true", help="ranges symmetric about zero")

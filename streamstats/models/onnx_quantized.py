@@ -74,13 +74,14 @@ def _on_codes(node: onnx.NodeProto, name: str, known: Mapping[str, Array]) -> Li
 # Pairs
 
 
-def pairs(original: onnx.ModelProto, quantized: Sequence[LinearLayer]) -> tuple[list[Pair], list[LinearLayer]]:
-    """(each of the `quantized` layers with the float layer it was made from, those for which there is none).
+def pairs(
+    original: onnx.ModelProto, layers: Sequence[LinearLayer], quantized: Sequence[LinearLayer]
+) -> tuple[list[Pair], list[LinearLayer]]:
+    """(each of the `quantized` layers with the one of `layers` it was made from, those for which there is none).
 
     A float layer belongs to one quantised layer at most. Nearest weights first; of layers that share a weight, those of
     the same name or output, and then those in the same order.
     """
-    layers, _ = survey(original)
     folded = _folded(original, layers)
     candidates = []
     for place, stored in enumerate(quantized):

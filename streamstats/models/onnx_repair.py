@@ -30,7 +30,7 @@ from .onnx_correct import (
     to_files,
 )
 from .onnx_edit import GraphEdit
-from .onnx_graph import LeftOut, LinearLayer, attributes, load_model
+from .onnx_graph import LeftOut, LinearLayer, attributes, load_model, survey
 from .onnx_quantized import ON_CODES, WEIGHT_SCALE, Pair, pairs, quantized_layers
 
 if TYPE_CHECKING:
@@ -65,9 +65,10 @@ def correct_quantized(
     check_paths(original, quantized, output)
     check_replaceable(output)
     float_model, model = load_model(original), load_model(quantized)
+    float_layers, _ = survey(float_model)
     layers, left_out = quantized_layers(model)
-    matched, without = pairs(float_model, layers)
-    found = find_correctors(Path(correctors), [pair.original for pair in matched])
+    matched, without = pairs(float_model, float_layers, layers)
+    found = find_correctors(Path(correctors), float_layers)
     repairs = [_repair(pair, found.get(pair.original.name)) for pair in matched]
     outcomes = apply_repairs(model, repairs)
     for path, content in to_files(model, Path(output)):
@@ -76,8 +77,7 @@ def correct_quantized(
         LeftOut(layer.name, layer.op, "no layer of the float model has a weight that is near to its own")
         for layer in without
     ]
-    names = [pair.original for pair in matched]
-    return [*outcomes, *passed_over([*left_out, *unmatched]), *strays(Path(correctors), names)]
+    return [*outcomes, *passed_over([*left_out, *unmatched]), *strays(Path(correctors), float_layers)]
 
 
 def _repair(pair: Pair, path: Path | None) -> Repair:

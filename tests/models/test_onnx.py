@@ -713,6 +713,7 @@ def test_what_was_recorded_and_corrected_is_told_in_json_with_the_same_keys(netw
         "reason": "",
         "largest_term": corrected[0].largest,
         "outputs": 4,
+        "bias_step": None,
     }
     (plain, *_) = record(network.path, tmp_path / "x.npy", tmp_path / "reals", layers=["conv"])
     assert plain.document()["quantization"] is None

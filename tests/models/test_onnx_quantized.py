@@ -1,0 +1,313 @@
+"""Models that a quantiser wrote: layers found by their weights, biases changed in the form they have."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+import pytest
+from onnx import helper, numpy_helper
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+from streamstats import job
+from streamstats.cli import main
+from streamstats.config import JobConfig
+from streamstats.errors import DataError, UsageError
+from streamstats.models.onnx import correct_quantized, load_model, record, run_model, survey
+from streamstats.models.onnx_quantized import pairs, quantized_layers
+
+Array = npt.NDArray[Any]
+FLOAT = onnx.TensorProto.FLOAT
+FORMS = {
+    "qdq": {"quant_format": QuantFormat.QDQ},
+    "qdq, per channel": {"quant_format": QuantFormat.QDQ, "per_channel": True},
+    "qdq, uint8": {
+        "quant_format": QuantFormat.QDQ,
+        "weight_type": QuantType.QUInt8,
+        "activation_type": QuantType.QUInt8,
+    },
+    "qdq, int4": {"quant_format": QuantFormat.QDQ, "weight_type": QuantType.QInt4},
+    "codes": {"quant_format": QuantFormat.QOperator},
+    "codes, per channel": {"quant_format": QuantFormat.QOperator, "per_channel": True},
+    "codes, uint8": {
+        "quant_format": QuantFormat.QOperator,
+        "weight_type": QuantType.QUInt8,
+        "activation_type": QuantType.QUInt8,
+    },
+}
+
+
+def values(*shape: int, seed: int = 0) -> Array:
+    return np.random.default_rng((seed, *shape)).normal(0.3, 1.0, shape).astype(np.float32)
+
+
+def model_of(nodes: Sequence[Any], constants: dict[str, Array], x: Array, *, opset: int = 17) -> Any:
+    graph = helper.make_graph(
+        list(nodes),
+        "graph",
+        [helper.make_tensor_value_info("x", FLOAT, ["n", *x.shape[1:]])],
+        [helper.make_tensor_value_info("y", FLOAT, None)],
+        [numpy_helper.from_array(array, name) for name, array in constants.items()],
+    )
+    model = helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", opset)])
+    return onnx.shape_inference.infer_shapes(model)
+
+
+class Batches(CalibrationDataReader):
+    def __init__(self, x: Array) -> None:
+        self._batches: Iterator[dict[str, Array]] = iter([{"x": x}])
+
+    def get_next(self) -> dict[str, Array] | None:
+        return next(self._batches, None)
+
+
+def quantized(model: Any, folder: Path, x: Array, form: str, **options: Any) -> Path:
+    onnx.save(model, folder / "float.onnx")
+    target = folder / "quantized.onnx"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        quantize_static(folder / "float.onnx", target, Batches(x), **FORMS[form], **options)
+    return target
+
+
+def on_the_grid(path: Path, x: Array) -> Array:
+    """`x` as the model's first QuantizeLinear sees it: then the input of the first layer is that of the float model."""
+    graph = onnx.load(path).graph
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    first = next(node for node in graph.node if node.op_type == "QuantizeLinear" and node.input[0] == "x")
+    scale, zero = (constants[name] for name in first.input[1:3])
+    limits = np.iinfo(zero.dtype)
+    return ((np.clip(np.rint(x / scale) + zero, limits.min, limits.max) - zero) * scale).astype(np.float32)
+
+
+def run_out(folder: Path, x: Array) -> Path:
+    """What `record` and `run` leave for the float model in `folder`, with positions."""
+    np.save(folder / "x.npy", x)
+    record(folder / "float.onnx", folder / "x.npy", folder / "s.zarr")
+    config = {"source": str(folder / "s.zarr"), "output": str(folder / "out"), "statistics": ["positions"]}
+    job.run(JobConfig.model_validate(config))
+    return folder / "out"
+
+
+def plainly(model: Any, x: Array) -> Array:
+    """The first output of `model` as its graph says: kernels for codes saturate on processors without VNNI."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return np.asarray(onnxruntime.InferenceSession(model.SerializeToString(), options).run(None, {"x": x})[0])
+
+
+def layer_outputs(path: Path, x: Array, op: str) -> tuple[Array, float]:
+    """Outputs of the only layer, and how far its mean may be from the exact one for rounding of the outputs."""
+    model = onnx.load(path)
+    node = next((each for each in model.graph.node if each.op_type in (op, "Add")), None)
+    if node is not None:  # between DequantizeLinear nodes: a sum of floats
+        last = [each for each in model.graph.node if each.op_type in (op, "Add")][-1]
+        model.graph.output.insert(0, onnx.ValueInfoProto(name=last.output[0]))
+        return plainly(model, x), 0.0
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    last = next(each for each in model.graph.node if each.output[0] == "y")
+    return run_model(path, x), 0.25 * float(constants[last.input[1]])
+
+
+def channel_means(y: Array, axis: int) -> Array:
+    return y.astype(np.float64).mean(axis=tuple(a for a in range(y.ndim) if a != axis % y.ndim))
+
+
+SAME = {"strides": [2, 2], "auto_pad": "SAME_UPPER"}
+TRANSPOSED = {"strides": [2, 2], "pads": [1, 1, 1, 1]}
+CASES: dict[str, tuple[str, list[str], dict[str, tuple[int, ...]], dict[str, Any], tuple[int, ...], int]] = {
+    "conv": ("Conv", ["w", "b"], {"w": (6, 4, 3, 3), "b": (6,)}, {"pads": [1, 1, 1, 1]}, (4, 8, 8), 1),
+    "conv without bias": (
+        "Conv",
+        ["w"],
+        {"w": (6, 4, 3, 3)},
+        {"strides": [2, 2], "auto_pad": "SAME_UPPER"},
+        (4, 7, 7),
+        1,
+    ),
+    "grouped": ("Conv", ["w", "b"], {"w": (6, 2, 3, 3), "b": (6,)}, {"group": 2, "dilations": [2, 2]}, (4, 9, 9), 1),
+    "depthwise": ("Conv", ["w"], {"w": (4, 1, 3, 3)}, {"group": 4, "pads": [0, 1, 2, 1]}, (4, 8, 8), 1),
+    "one axis": ("Conv", ["w", "b"], {"w": (5, 4, 3), "b": (5,)}, {"pads": [1, 1]}, (4, 12), 1),
+    "transposed": (
+        "ConvTranspose",
+        ["w", "b"],
+        {"w": (4, 3, 3, 3), "b": (3,)},
+        {"strides": [2, 2], "pads": [1, 1, 1, 1]},
+        (4, 5, 5),
+        1,
+    ),
+    "gemm": ("Gemm", ["w", "b"], {"w": (8, 5), "b": (5,)}, {}, (8,), -1),
+    "gemm, transposed": ("Gemm", ["w", "b"], {"w": (5, 8), "b": (5,)}, {"transB": 1}, (8,), -1),
+    "gemm without bias": ("Gemm", ["w"], {"w": (8, 5)}, {}, (8,), -1),
+    "matmul": ("MatMul", ["w"], {"w": (8, 5)}, {}, (8,), -1),
+    "matmul of three axes": ("MatMul", ["w"], {"w": (8, 5)}, {}, (7, 8), -1),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", CASES)
+def test_the_mean_output_is_that_of_the_float_layer_within_the_step_of_the_bias(
+    tmp_path: Path, name: str, form: str
+) -> None:
+    op, inputs, shapes, attributes, sample, axis = CASES[name]
+    constants = {key: values(*shape, seed=index + 1) for index, (key, shape) in enumerate(shapes.items())}
+    x = values(64, *sample)
+    model = model_of([helper.make_node(op, ["x", *inputs], ["y"], name="layer", **attributes)], constants, x)
+    path = quantized(model, tmp_path, x, form)
+    x = on_the_grid(path, x) if any(n.op_type == "QuantizeLinear" for n in onnx.load(path).graph.node) else x
+    outcomes = correct_quantized(tmp_path / "float.onnx", path, run_out(tmp_path, x), tmp_path / "fixed.onnx")
+    assert [(each.layer, each.corrected) for each in outcomes] == [("layer", True)], outcomes
+    onnx.checker.check_model(onnx.load(tmp_path / "fixed.onnx"))
+    wanted = channel_means(run_model(tmp_path / "float.onnx", x), axis)
+    found, rounding = layer_outputs(tmp_path / "fixed.onnx", x, op)
+    allowed = outcomes[0].step + rounding + 1e-5 * np.abs(wanted).max()
+    assert np.abs(channel_means(found, axis) - wanted).max() <= allowed
+    before, _ = layer_outputs(path, x, op)
+    if form == "qdq, int4":
+        assert np.abs(channel_means(before, axis) - wanted).max() > 2 * allowed
+
+
+def chain() -> tuple[list[Any], dict[str, Array]]:
+    """Two convolutions that share a weight, batch normalisation behind one, and a MatMul behind a transposed weight."""
+    nodes = [
+        helper.make_node("Conv", ["x", "w", "b"], ["a"], name="first", pads=[1] * 4),
+        helper.make_node("BatchNormalization", ["a", "scale", "shift", "mean", "variance"], ["n"], name="norm"),
+        helper.make_node("Relu", ["n"], ["r"]),
+        helper.make_node("Conv", ["r", "w2"], ["c"], name="second", pads=[1] * 4),
+        helper.make_node("Conv", ["c", "w2"], ["d"], name="third", pads=[1] * 4),
+        helper.make_node("GlobalAveragePool", ["d"], ["p"]),
+        helper.make_node("Flatten", ["p"], ["f"]),
+        helper.make_node("Transpose", ["m"], ["mt"], perm=[1, 0]),
+        helper.make_node("MatMul", ["f", "mt"], ["y"], name="last"),
+    ]
+    constants = {
+        "w": values(4, 3, 3, 3),
+        "b": values(4, seed=1),
+        "scale": np.abs(values(4, seed=2)) + 0.5,
+        "shift": values(4, seed=3),
+        "mean": values(4, seed=4),
+        "variance": np.abs(values(4, seed=5)) + 0.5,
+        "w2": values(4, 4, 3, 3, seed=6) * 0.2,
+        "m": values(5, 4, seed=7),
+    }
+    return nodes, constants
+
+
+def folded(nodes: list[Any], constants: dict[str, Array]) -> tuple[list[Any], dict[str, Array]]:
+    """The same network as optimisers leave it: normalisation folded, other names, the weight transposed."""
+    factor = constants["scale"] / np.sqrt(constants["variance"] + 1e-5)
+    renamed = {
+        "w": constants["w"] * factor[:, None, None, None],
+        "b": (constants["b"] - constants["mean"]) * factor + constants["shift"],
+        "w2": constants["w2"],
+        "mt": np.ascontiguousarray(constants["m"].T),
+    }
+    kept = [node for node in nodes if node.op_type not in ("BatchNormalization", "Transpose")]
+    others = [onnx.NodeProto.FromString(node.SerializeToString()) for node in kept]
+    for number, node in enumerate(others):
+        node.name = f"fused_{number}"
+        node.input[:] = [{"n": "a"}.get(name, name) for name in node.input]
+    return others, renamed
+
+
+@pytest.mark.parametrize("form", ["qdq", "codes", "qdq, int4"])
+@pytest.mark.parametrize("optimised", [False, True])
+def test_layers_are_found_whatever_an_optimiser_did_to_them(tmp_path: Path, form: str, optimised: bool) -> None:
+    x = values(48, 3, 8, 8)
+    nodes, constants = chain()
+    given = model_of(*(folded(nodes, constants) if optimised else (nodes, constants)), x)
+    path = quantized(given, tmp_path, x, form)
+    onnx.save(model_of(nodes, constants, x), tmp_path / "float.onnx")
+    outcomes = correct_quantized(tmp_path / "float.onnx", path, run_out(tmp_path, x), tmp_path / "fixed.onnx")
+    assert sorted(each.layer for each in outcomes if each.corrected) == ["first", "last", "second", "third"]
+    wanted, before, after = (
+        run_model(each, x).mean(axis=0) for each in (tmp_path / "float.onnx", path, tmp_path / "fixed.onnx")
+    )
+    if form == "qdq, int4":
+        assert np.abs(after - wanted).sum() < 0.5 * np.abs(before - wanted).sum()
+
+
+def test_layers_that_share_a_weight_are_told_apart_by_their_names_and_get_biases_of_their_own(tmp_path: Path) -> None:
+    x = values(48, 3, 8, 8)
+    nodes, constants = chain()
+    path = quantized(model_of(nodes, constants, x), tmp_path, x, "qdq")
+    original, (layers, _) = load_model(tmp_path / "float.onnx"), quantized_layers(load_model(path))
+    matched, without = pairs(original, survey(original)[0], layers)
+    assert not without
+    assert {pair.original.name: pair.quantized.name for pair in matched} == {
+        name: name for name in ("first", "second", "third", "last")
+    }
+    correct_quantized(tmp_path / "float.onnx", path, run_out(tmp_path, x), tmp_path / "fixed.onnx")
+    fixed = {node.name: node for node in onnx.load(tmp_path / "fixed.onnx").graph.node}
+    assert fixed["second"].input[1] == fixed["third"].input[1]
+    assert fixed["second"].input[2] != fixed["third"].input[2]
+
+
+def test_a_layer_without_a_counterpart_and_one_without_a_corrector_are_left_and_said(tmp_path: Path) -> None:
+    x = values(48, 3, 8, 8)
+    nodes, constants = chain()
+    path = quantized(model_of(nodes, constants, x), tmp_path, x, "qdq")
+    out = run_out(tmp_path, x)
+    onnx.save(model_of(nodes, constants | {"w": values(4, 3, 3, 3, seed=99)}, x), tmp_path / "other.onnx")
+    outcomes = {each.layer: each for each in correct_quantized(tmp_path / "other.onnx", path, out, tmp_path / "f.onnx")}
+    assert outcomes["first"].reason == "no layer of the float model has a weight that is near to its own"
+    for name in ("manifest.json", "correctors/second.safetensors"):
+        (out / name).unlink()
+    outcomes = {each.layer: each for each in correct_quantized(tmp_path / "float.onnx", path, out, tmp_path / "f.onnx")}
+    assert outcomes["second"].reason == "no corrector: the run left none for it"
+    assert outcomes["third"].corrected
+
+
+def test_a_corrector_of_other_channels_is_refused(tmp_path: Path) -> None:
+    x = values(48, 3, 8, 8)
+    nodes, constants = chain()
+    path = quantized(model_of(nodes, constants, x), tmp_path, x, "qdq")
+    out = run_out(tmp_path, x)
+    (out / "manifest.json").unlink()
+    (out / "correctors/second.safetensors").write_bytes((out / "correctors/first.safetensors").read_bytes())
+    with pytest.raises(DataError, match="was made for layer first, not for second"):
+        correct_quantized(tmp_path / "float.onnx", path, out, tmp_path / "fixed.onnx")
+    assert not (tmp_path / "fixed.onnx").exists()
+
+
+def test_a_bias_beyond_its_codes_is_left_as_it_is(tmp_path: Path) -> None:
+    x = values(16, 4, 6, 6)
+    model = model_of([helper.make_node("Conv", ["x", "w"], ["y"], name="layer")], {"w": values(3, 4, 1, 1)}, x)
+    path = quantized(model, tmp_path, x, "codes")
+    broken = onnx.load(path)
+    for tensor in broken.graph.initializer:
+        if tensor.name == "x_scale":
+            tensor.CopyFrom(numpy_helper.from_array(np.float32(1e-12), "x_scale"))
+    onnx.save(broken, path)
+    (outcome,) = correct_quantized(tmp_path / "float.onnx", path, run_out(tmp_path, x), tmp_path / "fixed.onnx")
+    assert (outcome.corrected, outcome.reason) == (False, "the corrected bias is beyond int32")
+
+
+def test_the_command_line_takes_either_a_quantised_model_or_bits(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    x = values(48, 3, 8, 8)
+    nodes, constants = chain()
+    path = quantized(model_of(nodes, constants, x), tmp_path, x, "codes")
+    out = run_out(tmp_path, x)
+    common = ["--correctors", str(out), "-o", str(tmp_path / "fixed.onnx")]
+    assert main(["correct", str(tmp_path / "float.onnx"), str(path), *common, "--json"]) == 0
+    layers = json.loads(capsys.readouterr().out)["layers"]
+    assert layers["first"]["reason"] == "its int32 bias"
+    assert layers["first"]["bias_step"] > 0
+    for extra in ([], [str(path), "--bits", "4"], [str(path), "--symmetric"]):
+        assert main(["correct", str(tmp_path / "float.onnx"), *extra, *common]) == 2
+        assert "Traceback" not in capsys.readouterr().err
+
+
+def test_files_that_are_no_models_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.onnx").write_bytes(b"nothing")
+    with pytest.raises(UsageError, match="not an ONNX model"):
+        correct_quantized(tmp_path / "a.onnx", tmp_path / "b.onnx", tmp_path, tmp_path / "c.onnx")

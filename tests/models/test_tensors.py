@@ -1,0 +1,105 @@
+"""Corrections of plain tensors, for tool chains that streamstats does not know."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+from stores import build_store, samples
+
+import streamstats as ss
+from streamstats import job
+from streamstats.cli import main
+from streamstats.config import JobConfig
+from streamstats.errors import DataError, MismatchError, UsageError
+from streamstats.models.tensors import correct_tensors
+
+RNG = np.random.default_rng(3)
+LAYERS = {
+    "conv": samples(20, 5, 5, 8),
+    "depthwise": samples(20, 5, 5, 6),
+    "fc": samples(20, 4),
+    "alone": samples(20, 3),
+}
+WEIGHTS = {
+    "conv": RNG.normal(size=(6, 4, 3, 3)),
+    "depthwise": RNG.normal(size=(6, 1, 3, 3)),
+    "fc": RNG.normal(size=(2, 4)),
+}
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    store = build_store(tmp_path / "s.zarr", LAYERS)
+    job.run(
+        JobConfig.model_validate({"source": str(store), "output": str(tmp_path / "out"), "statistics": ["positions"]})
+    )
+    return tmp_path / "out"
+
+
+def saved(folder: Path, **suffixes: str) -> tuple[Path, Path]:
+    save_file({name + suffixes.get("w", ""): weight for name, weight in WEIGHTS.items()}, folder / "w.safetensors")
+    rounded = {name + suffixes.get("q", ""): ss.fake_quantize(weight, 4) for name, weight in WEIGHTS.items()}
+    save_file(rounded, folder / "q.safetensors")
+    return folder / "w.safetensors", folder / "q.safetensors"
+
+
+def expected() -> dict[str, Any]:
+    found = {}
+    for name, weight in WEIGHTS.items():
+        values = LAYERS[name].astype(np.float64)
+        mean = values.mean(axis=tuple(range(values.ndim - 1)))
+        layout, groups = ("OI", 1) if name == "fc" else ("OIHW", 2 if name == "conv" else 6)
+        corrector = ss.MeanBiasCorrector(mean)
+        found[name] = corrector.calculate(weight, ss.fake_quantize(weight, 4), layout=layout, groups=groups)
+    return found
+
+
+@pytest.mark.parametrize("suffixes", [{}, {"w": ".weight", "q": ".fake_quantized"}, {"w": ".weight", "q": ".weight"}])
+def test_the_terms_are_those_of_the_correctors(tmp_path: Path, out: Path, suffixes: dict[str, str]) -> None:
+    outcomes = correct_tensors(*saved(tmp_path, **suffixes), out, tmp_path / "c.safetensors", layouts=["OIHW", "OI"])
+    found = load_file(tmp_path / "c.safetensors")
+    assert {name: term.dtype.name for name, term in found.items()} == dict.fromkeys(WEIGHTS, "float64")
+    for name, term in expected().items():
+        np.testing.assert_allclose(found[name], term, rtol=1e-12)
+    assert {each.layer: each.corrected for each in outcomes} == {"alone": False, **dict.fromkeys(WEIGHTS, True)}
+    assert next(each for each in outcomes if each.layer == "alone").reason == "no tensor alone or alone.weight"
+
+
+def test_the_command_line_lists_every_layer(tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights, rounded = map(str, saved(tmp_path))
+    command = ["correct", "--weights", weights, "--fake-quantized", rounded, "--correctors", str(out)]
+    target = ["-o", str(tmp_path / "c.safetensors")]
+    assert main([*command, *target, "--layout", "OIHW", "--layout", "fc=OI", "--json"]) == 0
+    layers = json.loads(capsys.readouterr().out)["layers"]
+    assert layers["fc"]["outputs"] == 2
+    assert main([*command, *target, "--layout", "OIHW", "--layout", "OI"]) == 0
+    assert "depthwise" in capsys.readouterr().out
+    for wrong in ([], ["--layout", "OIHW", "--bits", "4"], ["--layout", "XYZ"], ["--layout", "OIHW"]):
+        assert main([*command, *target, *wrong]) == 2
+        assert "Traceback" not in capsys.readouterr().err
+
+
+def test_what_does_not_fit_names_the_layer(tmp_path: Path, out: Path) -> None:
+    weights, rounded = saved(tmp_path)
+    save_file({"fc": RNG.normal(size=(2, 5))}, tmp_path / "other.safetensors")
+    target = tmp_path / "c.safetensors"
+    with pytest.raises(
+        MismatchError, match=r"layer fc: weights have the shape \(2, 4\), fake-quantised weights \(2, 5\)"
+    ):
+        correct_tensors(weights, tmp_path / "other.safetensors", out, target, layouts=["OIHW", "OI"])
+    with pytest.raises(MismatchError, match=r"layer fc: weights of shape \(2, 5\)"):
+        correct_tensors(tmp_path / "other.safetensors", tmp_path / "other.safetensors", out, target, layouts=["OI"])
+    save_file({"nobody": RNG.normal(size=(2, 5))}, tmp_path / "nobody.safetensors")
+    with pytest.raises(UsageError, match="have no weights of a layer that has a corrector; the layers are alone, conv"):
+        correct_tensors(tmp_path / "nobody.safetensors", rounded, out, target, layouts=["OI"])
+    with pytest.raises(UsageError, match="is not a file; expected safetensors"):
+        correct_tensors(tmp_path / "nothing", rounded, out, target, layouts=["OI"])
+    (tmp_path / "torn.safetensors").write_bytes(weights.read_bytes()[:-9])
+    with pytest.raises(DataError, match="cannot read"):
+        correct_tensors(tmp_path / "torn.safetensors", rounded, out, target, layouts=["OI"])
+    assert not target.exists()
