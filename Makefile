@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test lint types unit soak benchmark clean
+.PHONY: demo test lint types unit torch soak benchmark clean
 
 demo: $(VENV)/demo.installed
 	$(BIN)/streamstats demo streamstats-demo
@@ -20,6 +20,10 @@ types: $(VENV)/test.installed
 
 unit: $(VENV)/test.installed
 	$(BIN)/pytest -n auto
+
+torch: $(VENV)/test.installed
+	$(BIN)/python -m pip install --quiet torch==2.13.0 torchao
+	$(BIN)/pytest tests/models/test_torch.py
 
 soak: $(VENV)/test.installed
 	$(BIN)/pytest -m soak

@@ -58,7 +58,7 @@ IMPORTERS = {
     "obstore": ("calibration",),
     "onnxruntime": ("models",),
     "sklearn": ("demo",),
-    "torch": ("demo.train",),
+    "torch": ("demo.train", "models"),
     "pydantic": ("config",),
     "yaml": ("config",),
     "safetensors": ("artifacts",),
