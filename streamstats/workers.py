@@ -174,6 +174,7 @@ class ThreadWorkers:
         self.events: SimpleQueue[Event | None] = SimpleQueue()
         self.threads_each = cluster.threads
         self.repeats = 0
+        self._in_use = 0
         self._numbers = itertools.count()
         self._stop = threading.Event()
         self._running = ExitStack()
@@ -187,9 +188,11 @@ class ThreadWorkers:
         return self.threads_each
 
     def use(self, threads: int) -> None:
-        """As `Workers.use`."""
+        """As `Workers.use`; threads that are there stay, with their buffers."""
+        if threads == self._in_use:
+            return
         self._running.close()
-        self.threads_each = threads
+        self.threads_each = self._in_use = threads
         self._running.enter_context(decoding(threads))
         initial = (_THREAD, "stop", self._stop)
         self._executor = ThreadPoolExecutor(threads, "streamstats", initializer=setattr, initargs=initial)
