@@ -48,6 +48,10 @@ class ClusterError(StreamstatsError):
     """Workers or their scheduler cannot be reached, do not fit, or are gone; what was counted is saved."""
 
 
+class ChangedError(DataError):
+    """Data was replaced while it was read."""
+
+
 class StoreError(StreamstatsError):
     """The store of the data does not answer, or refuses; what was counted is saved."""
 

@@ -10,16 +10,18 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable
+from concurrent.futures import CancelledError
 from types import FrameType, TracebackType
 from typing import Self
 
 Handler = Callable[[int, FrameType | None], object]
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+_THREAD = threading.local()
 
 
 class Deferred:
-    """Inside, the handlers of SIGINT and SIGTERM wait until `deliver`, or until the end; `wake` is called at once.
+    """Inside, the handlers of SIGNALS wait until `deliver`, or until the end; `wake` is called at once.
 
     A context manager. Signals without a handler in Python do what they always do; in other threads than the main one,
     which get no signals, nothing is changed.
@@ -55,3 +57,15 @@ class Deferred:
     def _note(self, number: int, _frame: FrameType | None) -> None:
         self._waiting.append(number)
         self._wake()
+
+
+def stop_with(event: threading.Event) -> None:
+    """The work of this thread is to end once `event` is set."""
+    _THREAD.stop = event
+
+
+def check_wanted() -> None:
+    """End the work of this thread, by an error that nobody waits for, if it was told to stop."""
+    stop: threading.Event | None = getattr(_THREAD, "stop", None)
+    if stop is not None and stop.is_set():
+        raise CancelledError

@@ -15,6 +15,7 @@ from .calibration.identity import Identities, file_range, identities
 from .calibration.layer import Layer, Selection
 from .calibration.reader import Reader, open_reader
 from .errors import DataError, LostError, NonFiniteError
+from .interrupts import check_wanted
 from .plan import Part, Task, blocks
 from .rows import Rows, join_rows
 from .statistics.extrema import ChannelExtrema
@@ -22,7 +23,6 @@ from .statistics.mean import ChannelMean
 from .statistics.pieces import Accumulator
 from .statistics.positions import PositionSums
 from .statistics.spread import SampleSpread, SpreadOfParts
-from .workers import check_wanted
 
 
 @dataclass(frozen=True)

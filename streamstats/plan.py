@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import product
 from math import prod
 
-from .calibration.identity import IDENTITY_BYTES, file_count
+from .calibration.identity import IDENTITY_BYTES, file_count, files_a_row
 from .calibration.layer import FETCHES, Layer, Selection
 from .calibration.objects import is_object_store, objects_ahead
 from .errors import UsageError
@@ -33,6 +33,8 @@ SMALLEST_TASK_BYTES = 16 * MiB
 SCHEDULED_BYTES = 4 * MiB
 """Decoded bytes of a task for each thread of the cluster, at least: a dask scheduler gives out some 300 tasks a second,
 and a thread decodes about 1 GB in one."""
+FILE_BYTES, OBJECT_BYTES = 4 * 2**10, MiB
+"""Decoded bytes that take as long as opening a file, or asking for an object."""
 CROWD = 16
 """More threads than this are a crowd that a scheduler feels."""
 MOST_TASKS = 20_000
@@ -110,8 +112,9 @@ def make_plan(
     threads, block_budget = _fit(layers, memory, threads)
     shapes = {layer.name: _block_shape(layer, block_budget) for layer in layers}
     total = sum(row_count(missing.get(layer.name, ())) * layer.row_bytes for layer in layers)
+    cost = sum(row_count(missing.get(layer.name, ())) * _row_cost(layer) for layer in layers)
     return Plan(
-        tasks=tuple(_tasks(layers, missing, shapes, total, threads * processes)),
+        tasks=tuple(_tasks(layers, missing, shapes, cost, threads * processes)),
         threads=threads,
         rows=sum(row_count(missing.get(layer.name, ())) for layer in layers),
         bytes=total,
@@ -155,44 +158,58 @@ def _tasks(
     total: int,
     threads: int,
 ) -> Iterator[Task]:
-    """Put neighbouring parts together until a task is full; what is full gets less towards the end."""
+    """Put neighbouring parts together until a task is full; what is full gets less towards the end.
+
+    `total` is what all rows cost: their bytes, and those that opening their files is worth.
+    """
+    rows_bytes = {layer.name: layer.row_bytes for layer in layers}
     result_bytes = _result_bytes(layers)
     waiting: list[Part] = []
-    size = results = 0
+    cost = results = 0
     left = total
     full = _full_task(total, left, threads)
     for layer in layers:
         for start, stop in missing.get(layer.name, ()):
             while start < stop:
-                part = _part(layer, start, stop, shapes[layer.name], full, size)
-                part_bytes = (part.stop - part.start) * layer.row_bytes
-                if waiting and (size + part_bytes > full or results + _state_bytes(layer) > result_bytes):
-                    yield Task(tuple(waiting), size)
-                    left -= size
-                    waiting, size, results = [], 0, 0
+                part = _part(layer, start, stop, shapes[layer.name], full, cost)
+                part_cost = (part.stop - part.start) * _row_cost(layer)
+                if waiting and (cost + part_cost > full or results + _state_bytes(layer) > result_bytes):
+                    yield _task(waiting, rows_bytes)
+                    left -= cost
+                    waiting, cost, results = [], 0, 0
                     full = _full_task(total, left, threads)
                     continue
                 waiting.append(part)
-                size += part_bytes
+                cost += part_cost
                 results += _state_bytes(layer)
                 start = part.stop
     if waiting:
-        yield Task(tuple(waiting), size)
+        yield _task(waiting, rows_bytes)
+
+
+def _task(parts: Sequence[Part], row_bytes: Mapping[str, int]) -> Task:
+    return Task(tuple(parts), sum((part.stop - part.start) * row_bytes[part.layer] for part in parts))
+
+
+def _row_cost(layer: Layer) -> int:
+    """Decoded bytes of a row, and those that take as long as opening its share of files."""
+    a_file = OBJECT_BYTES if is_object_store(layer.store) else FILE_BYTES
+    return layer.row_bytes + a_file * files_a_row(layer) // layer.shards[0]
 
 
 def _full_task(total: int, left: int, threads: int) -> int:
-    """Decoded bytes of the next task, where `left` of `total` are still to be given to one."""
+    """What the next task may cost, where `left` of `total` are still to be given to one."""
     least = max(SMALLEST_TASK_BYTES, SCHEDULED_BYTES * threads if threads > CROWD else 0, total // MOST_TASKS)
     return max(least, min(TASK_BYTES, 2 * left // (3 * threads)))
 
 
 def _part(layer: Layer, start: int, stop: int, block_shape: tuple[int, ...], full: int, taken: int) -> Part:
-    """Rows from `start` on for a task of `full` bytes, `taken` of them taken: whole shards, or chunks of large shards.
+    """Rows from `start` on for a task that is `full`, so much of it `taken`: whole shards, or chunks of large shards.
 
     At least one of them, whether it fits or not.
     """
-    height = layer.shards[0] if layer.shards[0] * layer.row_bytes <= full else layer.chunks[0]
-    number = max(1, (full - taken) // max(1, height * layer.row_bytes))
+    height = layer.shards[0] if layer.shards[0] * _row_cost(layer) <= full else layer.chunks[0]
+    number = max(1, (full - taken) // max(1, height * _row_cost(layer)))
     return Part(layer.name, start, min(stop, (start // height + number) * height), block_shape)
 
 

@@ -83,7 +83,8 @@ class _Window:
         self._shunned: set[str] = set()
         self._held: list[_Given] = []  # given to workers that did not fit
         self._unmanned_since: float | None = None
-        self._last_result = time.monotonic()
+        self._suspects: set[str] = set()  # workers that hung before
+        self._last_result = self._last_news = time.monotonic()
 
     def fill(self) -> bool:
         """Give out tasks while there is room; False when there are none left."""
@@ -102,6 +103,7 @@ class _Window:
         self._look_after()
         if event is None or event.number not in self._given:
             return
+        self._last_news = time.monotonic()
         given = self._given[event.number]
         if isinstance(event, Begun):
             if given.begun is not None and event.worker != given.worker:
@@ -145,6 +147,10 @@ class _Window:
             raise ClusterError(f"there were no workers for {self._limits.worker_timeout:g} s; {STARTS_AGAIN}")
         self._hung = {worker: until for worker, until in self._hung.items() if until > now}
         limit = self._limits.task_timeout
+        if now - self._last_news > limit and self._suspects - self._hung.keys():
+            self._last_news = now  # what waits may have been given to one of those that hung before
+            self._hung = dict.fromkeys(self._suspects, now + 2 * limit)
+            self._give_elsewhere()
         for given in [*self._given.values()]:
             if given.begun is None or now - given.begun < limit:
                 continue
@@ -155,6 +161,7 @@ class _Window:
                 continue
             self._tell(f"{said}; another worker gets it, too")
             self._hung[given.worker] = now + limit
+            self._suspects.add(given.worker)
             self._give_elsewhere()
             self._give_again(given, f"it takes more than {limit:g} s")
         if self._workers.can_give_again and now - self._last_result > MOST_TRIES * limit:

@@ -18,7 +18,6 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from importlib.util import find_spec
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Protocol
@@ -27,7 +26,7 @@ from uuid import uuid4
 from . import __version__
 from .calibration.layer import Layer, decoding, seen_differently, set_decoding
 from .errors import ClusterError, UsageError, counted, first_line
-from .interrupts import Deferred
+from .interrupts import Deferred, stop_with
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -35,10 +34,11 @@ if TYPE_CHECKING:
 LOOK_SECONDS = 2.0
 """Between two looks at how many workers there are."""
 CONNECT_SECONDS = 10.0
+ANSWER_SECONDS = 15.0
+"""For the scheduler, or a worker that is looked at."""
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """mallopt(3): how much free memory is kept, and how large a piece is got from the system by itself."""
 KEPT_BYTES = 2**26
-_THREAD = threading.local()
 _EXAMINED: set[str] = set()
 """The runs for which this process was found to be fit."""
 
@@ -194,8 +194,7 @@ class ThreadWorkers:
         self._running.close()
         self.threads_each = self._in_use = threads
         self._running.enter_context(decoding(threads))
-        initial = (_THREAD, "stop", self._stop)
-        self._executor = ThreadPoolExecutor(threads, "streamstats", initializer=setattr, initargs=initial)
+        self._executor = ThreadPoolExecutor(threads, "streamstats", initializer=stop_with, initargs=(self._stop,))
         self._running.callback(self._executor.shutdown, cancel_futures=True)
 
     def give(self, call: Callable[..., Any], *arguments: Any, avoid: Collection[str] = ()) -> int:  # noqa: ARG002
@@ -227,13 +226,6 @@ class ThreadWorkers:
         except BaseException as error:
             ended = Ended(number, error=error)
         self.events.put(ended)
-
-
-def check_wanted() -> None:
-    """End the work of this thread, by an error that nobody waits for, if it was told to stop."""
-    stop: threading.Event | None = getattr(_THREAD, "stop", None)
-    if stop is not None and stop.is_set():
-        raise CancelledError
 
 
 # Processes, here or elsewhere, by dask
@@ -285,7 +277,7 @@ class DaskWorkers:
         now = time.monotonic()
         if now - self._looked >= LOOK_SECONDS:
             self._looked = now
-            self._threads = _reached(self._client, self._client.nthreads)
+            self._threads = _asked(self._client, self._client.scheduler.ncores)  # type: ignore[union-attr]
             self._keep_up()
         return sum(threads for worker, threads in self._threads.items() if worker not in self._unfit)
 
@@ -302,12 +294,33 @@ class DaskWorkers:
             )
 
     def _examine(self) -> None:
-        call = partial(self._client.run, examine, __version__, self._sight, on_error="return")
-        for worker, found in sorted(_reached(self._client, call).items()):
-            if isinstance(found, Exception):
+        for worker, found in sorted(self._examined().items()):
+            if isinstance(found, TimeoutError):
+                self._unfit.add(worker)
+            elif isinstance(found, Exception):
                 raise UnfitError(worker, f"cannot run streamstats ({first_line(found)}); install {__version__} there")
-            if found is not None:
+            elif found is not None:
                 raise UnfitError(worker, found)
+        if self._unfit and not self.threads():
+            raise ClusterError(
+                f"no worker of {_address(self._client)} answers, after {ANSWER_SECONDS:g} s; look at them"
+            )
+
+    def _examined(self) -> dict[str, Any]:
+        """What each worker says of itself; `TimeoutError` for one that says nothing."""
+
+        async def ask(worker: str) -> Any:
+            run = self._client._run(examine, __version__, self._sight, workers=[worker], on_error="return")
+            try:
+                return (await asyncio.wait_for(run, ANSWER_SECONDS))[worker]
+            except (TimeoutError, KeyError) as error:  # it hangs, or has just left
+                return TimeoutError(str(error))
+
+        async def ask_all() -> list[Any]:
+            return await asyncio.gather(*map(ask, workers))
+
+        workers = [*self._threads]
+        return dict(zip(workers, self._client.sync(ask_all), strict=True))
 
     def give(self, call: Callable[..., Any], *arguments: Any, avoid: Collection[str] = ()) -> int:
         """As `Workers.give`."""
@@ -429,10 +442,10 @@ def _processes(count: int, threads: int) -> Iterator[tuple[Client, Callable[[], 
         yield client, lambda: cluster.scale(count)
 
 
-def _reached(client: Client, call: Callable[[], Any]) -> Any:
-    """What `call` returns. Raises `ClusterError` where the scheduler cannot be reached any more."""
+def _asked(client: Client, question: Callable[..., Any]) -> Any:
+    """What the scheduler answers. Raises `ClusterError` where it does not."""
     try:
-        return call()
+        return client.sync(question, callback_timeout=ANSWER_SECONDS)
     except (OSError, TimeoutError) as error:
         raise ClusterError(
             f"the scheduler at {_address(client)} does not answer any more: {first_line(error)}; what was "

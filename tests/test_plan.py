@@ -6,7 +6,7 @@ import re
 from bisect import bisect_left
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice, product
 from math import prod
 
@@ -383,12 +383,19 @@ def test_no_threads_are_an_error(threads: int) -> None:
 def test_the_number_of_tasks_follows_the_bytes_and_not_the_chunks(rows_a_chunk: int) -> None:
     planned = plan_all(layer((1_000_000, 4096), (rows_a_chunk, 4096)))
     assert planned.bytes == 16_384_000_000
-    assert 60 <= len(planned.tasks) <= 90
+    assert 60 <= len(planned.tasks) <= 110
     assert all(task.bytes <= plan.TASK_BYTES for task in planned.tasks)
 
 
-def test_a_million_chunks_of_a_small_layer_are_few_tasks() -> None:
-    assert len(plan_all(layer((1_000_000, 8), (1, 8))).tasks) == 2
+def test_a_million_chunks_of_a_small_layer_are_few_tasks_and_yet_several() -> None:
+    assert 10 <= len(plan_all(layer((1_000_000, 8), (1, 8))).tasks) <= 40
+
+
+def test_what_objects_cost_is_in_the_size_of_a_task() -> None:
+    objects = replace(layer((100_000, 8), (1, 8)), store="s3://bucket/store")
+    tasks = plan_all(objects).tasks
+    assert max(task.rows for task in tasks) <= 256
+    assert len(tasks) <= 1000
 
 
 def test_tasks_become_smaller_towards_the_end_so_that_all_threads_end_together() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import stat
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -29,7 +30,7 @@ from ..errors import DataError, MismatchError, StoreError, UsageError, first_lin
 from ..quantization import Quantization
 from ..statistics.statistic import SUPPORTED_DTYPES
 from .encoding import ChunkKeys, Encoding, chunk_keys, encoding_of
-from .objects import FEWER, PatientStore, is_object_store, object_store
+from .objects import FEWER, PatientStore, check_url, is_object_store, object_store
 
 Selection = tuple[slice, ...]
 """A part of a layer's array: a slice for each axis, with start and stop, inside the array."""
@@ -144,6 +145,7 @@ def open_store(location: str | Path) -> Store | str:
     if is_object_store(text):
         return PatientStore(object_store(text), read_only=True)
     if is_url(text):
+        check_url(text)
         return text
     path = Path(text)
     if not path.exists():
@@ -182,7 +184,11 @@ def _check_bounds(folder: Path) -> None:
             continue
         try:
             with os.scandir(here) as entries:
-                waiting += [(Path(entry), depth + 1) for entry in entries if entry.is_dir(follow_symlinks=False)]
+                below = [entry for entry in entries if entry.is_dir()]  # zarr follows links, too
+            for entry in below:
+                if entry.is_symlink() and Path(here).resolve().is_relative_to(Path(entry).resolve()):
+                    raise DataError(f"{entry.path} is a link to a folder that it lies in; remove it")
+            waiting += [(Path(entry), depth + 1) for entry in below]
         except OSError:  # not a folder, or not to be read: zarr says so
             continue
 
@@ -192,7 +198,10 @@ def _has_array_metadata(folder: Path) -> bool:
     sizes = {}
     for name in METADATA:
         with contextlib.suppress(OSError):  # most of them are not there
-            sizes[name] = os.stat(folder / name).st_size
+            found = os.stat(folder / name)
+            if not stat.S_ISREG(found.st_mode):
+                raise DataError(f"{folder / name} is not a file; expected the metadata of an array or group; repair it")
+            sizes[name] = found.st_size
     for name, size in sizes.items():
         if size > LONGEST_METADATA:
             raise DataError(f"{folder / name} has {size:,} bytes; expected at most {LONGEST_METADATA:,}; repair it")

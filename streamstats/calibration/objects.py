@@ -13,11 +13,12 @@ import random
 import re
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
 from itertools import islice
+from threading import Event
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -27,6 +28,7 @@ from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import ObjectStore
 
 from ..errors import DataError, StoreError, UsageError, first_line, require
+from ..interrupts import check_wanted
 from .encoding import Bytes
 from .files import File, Identity
 
@@ -43,6 +45,10 @@ MOST_NAMES = 100_000
 FEWER = "give a group of fewer as the source"
 FETCHERS = 64
 """Requests that a process makes at once."""
+REQUEST_SECONDS = 30
+"""For one request and its answer."""
+WAIT_SECONDS = 0.5
+"""Between two looks whether an object that is waited for is still wanted."""
 TRIES = 6
 FIRST_PAUSE = 0.1
 """Seconds; each pause is twice as long as the one before, and less by up to a half, so that readers spread."""
@@ -59,24 +65,29 @@ def object_store(location: str) -> Any:
 
     Raises `UsageError` for a URL that is none, or has credentials in it.
     """
-    parts = urlsplit(location)
-    if parts.username or parts.password or parts.query:
-        raise UsageError(
-            f"the URL {parts.scheme}://…{parts.path} has credentials or options in it, which would be written to the "
-            "results; put them into the environment (AWS_ACCESS_KEY_ID, GOOGLE_APPLICATION_CREDENTIALS, …)"
-        )
+    check_url(location)
     store = require("obstore.store", "cloud")
     plain = os.environ.get("AWS_ALLOW_HTTP", "").lower() == "true"  # which the options would override
-    options = {"timeout": "60s", "connect_timeout": "10s", "allow_http": plain}
+    options = {"timeout": f"{REQUEST_SECONDS}s", "connect_timeout": "10s", "allow_http": plain}
     try:
         return store.from_url(location, client_options=options, retry_config={"max_retries": 0})  # `_patiently` does it
     except Exception as error:
         raise UsageError(f"{location} cannot be opened as an object store: {without_secrets(error)}") from error
 
 
+def check_url(location: str) -> None:
+    """Raise `UsageError` for a URL with credentials, a query or a fragment in it, and do not show them."""
+    scheme, _, rest = location.rpartition("://")
+    if re.search(r"[?#]|:[^@]*@|^[^/]*@", rest) or "@" in scheme:
+        raise UsageError(
+            f"the URL {scheme.split('@')[0][:20]}://… has credentials or options in it, which would be written to the "
+            "results; put them into the environment (AWS_ACCESS_KEY_ID, GOOGLE_APPLICATION_CREDENTIALS, …)"
+        )
+
+
 def without_secrets(error: BaseException) -> str:
-    """The first line of `error` without the queries of URLs, where signatures and tokens are."""
-    return re.sub(r"\?[^\s\"')]*", "?…", first_line(error))
+    """The first line of `error` without what stands before `@` and after `?` in URLs: names, keys, signatures."""
+    return re.sub(r"\?[^\s\"')]*", "?…", re.sub(r"://[^\s@]*@", "://…@", first_line(error)))
 
 
 def objects_ahead(largest: int) -> int:
@@ -95,6 +106,7 @@ class ObjectFolder:
         self._ahead = objects_ahead(largest)
         self._expected: Iterator[str] = iter(())
         self._fetched: dict[str, Future[File | None]] = {}
+        self._closed = Event()
 
     def file(self, key: str) -> File | None:
         """As `Folder.file`."""
@@ -102,6 +114,8 @@ class ObjectFolder:
             return _patiently(lambda: self._head(key))
         future = self._fetched.pop(key, None) or self._fetch(key)
         self._go_ahead()
+        while not wait([future], timeout=WAIT_SECONDS).done:
+            check_wanted()
         return future.result()
 
     def expect(self, keys: Iterable[str]) -> None:
@@ -115,6 +129,7 @@ class ObjectFolder:
 
     def close(self) -> None:
         """As `Folder.close`: what was fetched and not wanted is dropped."""
+        self._closed.set()
         self.expect(())
 
     def _go_ahead(self) -> None:
@@ -122,7 +137,7 @@ class ObjectFolder:
             self._fetched[key] = self._fetch(key)
 
     def _fetch(self, key: str) -> Future[File | None]:
-        return _fetchers().submit(_patiently, lambda: self._get(key))
+        return _fetchers().submit(_patiently, lambda: self._get(key), self._closed)
 
     def _get(self, key: str) -> File | None:
         import obstore
@@ -166,14 +181,22 @@ def _fetchers() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(FETCHERS, "streamstats-fetch")
 
 
-def _patiently(request: Callable[[], T]) -> T:
-    """What `request` returns, tried again after a pause where the store or the network fails. Raises `StoreError`."""
+def _patiently(request: Callable[[], T], unwanted: Event | None = None) -> T:
+    """What `request` returns, tried again after a pause where the store or the network fails, until it is `unwanted`.
+
+    Raises `StoreError`.
+    """
     pauses = _pauses()
     while True:
         try:
             return request()
         except Exception as error:
-            time.sleep(_pause_after(error, pauses))
+            pause = _pause_after(error, pauses)
+        check_wanted()
+        if unwanted is None:
+            time.sleep(pause)
+        elif unwanted.wait(pause):
+            raise CancelledError
 
 
 async def _patiently_async(request: Callable[[], Awaitable[T]]) -> T:

@@ -54,9 +54,17 @@ def new_block(layer: Layer, selection: Selection) -> npt.NDArray[Any]:
     return kept("block", prod(shape) * layer.dtype.itemsize).view(layer.dtype).reshape(shape)
 
 
+def is_passing(error: BaseException | None) -> bool:
+    """Whether `error` says nothing of the data: what it keeps from being read is never filled."""
+    lies_wrong = isinstance(error, NotADirectoryError | IsADirectoryError)
+    return isinstance(error, OSError | MemoryError) and not lies_wrong
+
+
 def damage(layer: Layer, inside: Selection, error: Exception, key: str) -> DataError:
     """The error that says that the part `inside`, in the file `key`, cannot be read."""
     where = f"chunk {key} (rows {inside[0].start}:{inside[0].stop})"
+    if is_passing(error):
+        return DataError(f"layer {layer.name}: {where} cannot be read now: {first_line(error)}; run again when it can")
     return DataError(
         f"layer {layer.name}: {where} cannot be read: {first_line(error)}; repair the store, or set "
         "`missing: report` to go on without these rows"

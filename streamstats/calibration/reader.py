@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import DataError, StoreError
+from ..errors import ChangedError, DataError, StoreError
 from ..rows import Rows
 from ..statistics.pieces import Accumulator, Intake
 from .batches import RAW, feed
@@ -24,7 +24,7 @@ from .files import MISSING, File, Folder, Identity, LocalFolder
 from .gathering import can_gather
 from .layer import Layer, Selection
 from .objects import ObjectFolder, is_object_store
-from .parts import damage, kept, lost, new_block, overlap, relative, touched
+from .parts import damage, is_passing, kept, lost, new_block, overlap, relative, touched
 from .zarr_reader import ZarrReader
 
 MOST_GATHERED = 1024
@@ -116,12 +116,12 @@ class FileReader:
         """What goes wrong is a `DataError`, or puts the fill value into `target`, the part `inside` of the array."""
         try:
             yield
-        except StoreError:
+        except (StoreError, ChangedError):
             raise
         except Exception as error:
-            if not self._fill:
-                if isinstance(error, DataError):
-                    raise
+            if isinstance(error, DataError) and not self._fill:
+                raise
+            if not self._fill or is_passing(error):
                 raise damage(self._layer, inside, error, key) from error
             target[...] = self._encoding.fill
             self.filled.append((inside[0].start, inside[0].stop))
@@ -157,7 +157,7 @@ class FileReader:
         """What goes wrong with the part `inside`, the file `key`, is a `DataError` that says with which chunk."""
         try:
             yield
-        except StoreError:
+        except (StoreError, ChangedError):
             raise
         except Exception as error:
             self.read(inside)  # which says it
@@ -197,7 +197,8 @@ class FileReader:
         with self._explained(inside, keys[0]):
             found = self._folder.gather(keys, buffer, self._encoding.most_stored_bytes)
             done = len(found.places)
-            self.identified.update(zip(keys[:done], map(tuple, found.identities.tolist()), strict=True))
+            for key, (size, changed) in zip(keys[:done], found.identities.tolist(), strict=True):
+                self._identify(key, (size, changed))
             stream.take(buffer, found.places)
         return done
 
@@ -207,7 +208,7 @@ class FileReader:
             return
         self._close_file()
         self._file = self._folder.file(key)
-        self.identified[key] = MISSING if self._file is None else self._file.identity
+        self._identify(key, MISSING if self._file is None else self._file.identity)
         if self._file is None:
             self._key = key
             return
@@ -220,6 +221,11 @@ class FileReader:
                 raise ValueError(f"it has {start + size} bytes, too few for the index of a shard")
             self._index = self._encoding.index(self._read_bytes(start, np.empty(size, np.uint8)))
         self._key = key
+
+    def _identify(self, key: str, identity: Identity) -> None:
+        """Raise `ChangedError` where the file was another one when it was read before."""
+        if self.identified.setdefault(key, identity) != identity:
+            raise ChangedError(f"layer {self._layer.name}: chunk {key} was replaced while it was read; run again")
 
     @property
     def _size(self) -> int:

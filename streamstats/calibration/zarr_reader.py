@@ -14,12 +14,12 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import LocalStore
 
-from ..errors import DataError, StoreError, first_line
+from ..errors import DataError, LostError, StoreError, first_line
 from ..rows import Rows
 from ..statistics.pieces import Accumulator
 from .files import Identity
 from .layer import DEFAULT_PIPELINE, Layer, Selection, codec_pipeline, open_store
-from .parts import damage, lost, new_block, overlap, relative, touched
+from .parts import damage, is_passing, lost, new_block, overlap, relative, touched
 
 
 class ZarrReader:
@@ -71,7 +71,9 @@ class ZarrReader:
     def _read_or_fill(self, part: Selection, target: npt.NDArray[Any]) -> None:
         try:
             self._read_into(part, target)
-        except DataError:
+        except DataError as error:
+            if is_passing(error.__cause__) and not isinstance(error, LostError):
+                raise
             target[...] = 0 if self._array.fill_value is None else self._array.fill_value
             self.filled.append((part[0].start, part[0].stop))
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from types import FrameType
 
 from ..errors import StreamstatsError
+from ..interrupts import SIGNALS
 from .parser import make_parser
 
 INTERRUPTED = 130
@@ -39,8 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _prepare_streams()
     options = make_parser().parse_args(arguments)
     interrupt = _Interrupt()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, interrupt)
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN or number == signal.SIGINT:  # nohup ignores some
+            signal.signal(number, interrupt)
     try:
         from . import commands
 
