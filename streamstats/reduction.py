@@ -83,6 +83,7 @@ class _Window:
         self._shunned: set[str] = set()
         self._held: list[_Given] = []  # given to workers that did not fit
         self._unmanned_since: float | None = None
+        self._crowd = workers.crowd
         self._suspects: set[str] = set()  # workers that hung before
         self._last_result = self._last_news = time.monotonic()
 
@@ -147,6 +148,9 @@ class _Window:
             raise ClusterError(f"there were no workers for {self._limits.worker_timeout:g} s; {STARTS_AGAIN}")
         self._hung = {worker: until for worker, until in self._hung.items() if until > now}
         limit = self._limits.task_timeout
+        if self._workers.crowd != self._crowd:
+            self._crowd = self._workers.crowd
+            self._give_elsewhere()
         if now - self._last_news > limit and self._suspects - self._hung.keys():
             self._last_news = now  # what waits may have been given to one of those that hung before
             self._hung = dict.fromkeys(self._suspects, now + 2 * limit)

@@ -96,7 +96,8 @@ class Workers(Protocol):
 
     `events` is where it is told what happens to them; None there only wakes the reader. A process has `threads_each`.
     `can_give_again`: a call that hangs does so alone, and can be given to another worker. `repeats` counts
-    the calls that were done again, for a person to see.
+    the calls that were done again, for a person to see. `crowd` changes when workers have come or gone, and calls that
+    were given to some of them only should be given again.
     """
 
     cluster: Cluster
@@ -104,6 +105,7 @@ class Workers(Protocol):
     threads_each: int
     can_give_again: bool
     repeats: int
+    crowd: int
 
     def count(self) -> int:
         """How many processes there are now."""
@@ -173,7 +175,7 @@ class ThreadWorkers:
         self.cluster = cluster
         self.events: SimpleQueue[Event | None] = SimpleQueue()
         self.threads_each = cluster.threads
-        self.repeats = 0
+        self.repeats = self.crowd = 0
         self._in_use = 0
         self._numbers = itertools.count()
         self._stop = threading.Event()
@@ -251,6 +253,8 @@ class DaskWorkers:
         self._numbers = itertools.count()
         self._futures: dict[int, Future[Any]] = {}
         self._unfit: set[str] = set()
+        self._restricted = False
+        self.crowd = 0
         self._threads: dict[str, int] = {}
         self._looked = -LOOK_SECONDS
 
@@ -277,7 +281,9 @@ class DaskWorkers:
         now = time.monotonic()
         if now - self._looked >= LOOK_SECONDS:
             self._looked = now
+            before = self._threads.keys()
             self._threads = _asked(self._client, self._client.scheduler.ncores)  # type: ignore[union-attr]
+            self.crowd += self._restricted and self._threads.keys() != before
             self._keep_up()
         return sum(threads for worker, threads in self._threads.items() if worker not in self._unfit)
 
@@ -337,8 +343,8 @@ class DaskWorkers:
             pure=False,
             retries=0,
             workers=others if restricted else None,
-            allow_other_workers=restricted,  # those may be gone by then
         )
+        self._restricted = restricted
         self._futures[number] = future
         self._client.loop.add_callback(self._fetch, number, future)  # type: ignore[union-attr]  # it is connected
         return number

@@ -56,6 +56,8 @@ def new_block(layer: Layer, selection: Selection) -> npt.NDArray[Any]:
 
 def is_passing(error: BaseException | None) -> bool:
     """Whether `error` says nothing of the data: what it keeps from being read is never filled."""
+    if isinstance(error, DataError) and not isinstance(error, LostError):
+        return is_passing(error.__cause__)
     lies_wrong = isinstance(error, NotADirectoryError | IsADirectoryError)
     return isinstance(error, OSError | MemoryError) and not lies_wrong
 

@@ -119,9 +119,10 @@ class FileReader:
         except (StoreError, ChangedError):
             raise
         except Exception as error:
-            if isinstance(error, DataError) and not self._fill:
+            spoils = not self._fill or is_passing(error)
+            if spoils and isinstance(error, DataError):
                 raise
-            if not self._fill or is_passing(error):
+            if spoils:
                 raise damage(self._layer, inside, error, key) from error
             target[...] = self._encoding.fill
             self.filled.append((inside[0].start, inside[0].stop))

@@ -14,7 +14,7 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import LocalStore
 
-from ..errors import DataError, LostError, StoreError, first_line
+from ..errors import DataError, StoreError, first_line
 from ..rows import Rows
 from ..statistics.pieces import Accumulator
 from .files import Identity
@@ -72,7 +72,7 @@ class ZarrReader:
         try:
             self._read_into(part, target)
         except DataError as error:
-            if is_passing(error.__cause__) and not isinstance(error, LostError):
+            if is_passing(error):
                 raise
             target[...] = 0 if self._array.fill_value is None else self._array.fill_value
             self.filled.append((part[0].start, part[0].stop))
