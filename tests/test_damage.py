@@ -321,3 +321,15 @@ def test_numbers_stay_exact_beside_all_this(tmp_path: Path) -> None:
     found = job.run(config(build_store(tmp_path / "s.zarr", {"block/conv": values})))
     assert_counted(found, values)
     assert np.isfinite(found.statistics["block/conv"].mean).all()
+
+
+def test_metadata_that_is_no_file_and_links_that_never_end_are_named(tmp_path: Path) -> None:
+    store = build_store(tmp_path / "s.zarr", {"layer": samples(4, 3)})
+    (store / "loop").symlink_to(".")
+    with pytest.raises(DataError, match="loop is a link to a folder that it lies in; remove it"):
+        job.run(JobConfig(source=str(store), output=str(tmp_path / "out")))
+    (store / "loop").unlink()
+    (store / "other").mkdir()
+    os.mkfifo(store / "other/zarr.json")
+    with pytest.raises(DataError, match=r"other/zarr.json is not a file; expected the metadata"):
+        job.run(JobConfig(source=str(store), output=str(tmp_path / "out")))

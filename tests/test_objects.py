@@ -157,7 +157,18 @@ def test_large_objects_are_read_in_ranges(server: int, monkeypatch: pytest.Monke
     assert all(proxy.ranges)
 
 
-@pytest.mark.parametrize("url", ["s3://key:secret@bucket/s.zarr", "s3://bucket/s.zarr?sig=secret"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3://key:secret@bucket/s.zarr",
+        "s3://key:sec/ret@bucket/s.zarr",
+        "s3://bucket/s.zarr?sig=secret",
+        "s3://bucket/s.zarr#secret",
+        "https://user:secret@host/s.zarr",
+        "simplecache::s3://key:secret@bucket/s.zarr",
+        "memory://secret@x",
+    ],
+)
 def test_secrets_in_a_url_are_refused_and_not_printed(tmp_path: Path, url: str) -> None:
     with pytest.raises(UsageError, match="has credentials or options in it") as error:
         job.run(config(url, tmp_path / "out"))
@@ -191,6 +202,7 @@ def test_a_group_with_too_many_members_is_refused(server: int, tmp_path: Path, m
 
 
 def test_signatures_in_urls_are_not_shown() -> None:
+    assert objects.without_secrets(OSError("GET http://me:word@host/b failed")) == "GET http://…@host/b failed"
     said = OSError("GET https://host/bucket/key?X-Amz-Signature=0a1b&X-Amz-Credential=me failed\nsecond line")
     assert objects.without_secrets(said) == "GET https://host/bucket/key?… failed"
 

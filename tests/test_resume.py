@@ -107,7 +107,7 @@ def test_killed_thirty_times_in_a_row_four_times_over(tmp_path: Path, seed: int)
     kill_until_done(tmp_path, times=30, seed=seed)
 
 
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_saves_what_was_counted_and_the_next_run_reads_only_the_rest(
     tmp_path: Path, stop: signal.Signals
 ) -> None:

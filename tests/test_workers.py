@@ -113,6 +113,51 @@ def test_settings_of_zarr_reach_the_workers_and_stay(store: Path) -> None:
     assert [*settings.values()] == [[2, FETCHES]]
 
 
+@contextmanager
+def stopped(process: psutil.Process) -> Iterator[None]:
+    """The process gets no time inside."""
+    process.suspend()
+    try:
+        yield
+    finally:
+        process.resume()
+
+
+def test_a_scheduler_that_goes_silent_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "ANSWER_SECONDS", 1.0)
+    monkeypatch.setattr(workers, "LOOK_SECONDS", 0.0)
+    command = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0"]
+    command += ["--no-dashboard", "--no-show"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        address = next(line.split()[-1] for line in process.stderr if "Scheduler at:" in line)
+        try:
+            with Client(address) as client:
+                found = workers.DaskWorkers(client, Cluster(), [], lambda: None)
+                assert found.threads() == 0
+                with (
+                    stopped(psutil.Process(process.pid)),
+                    pytest.raises(ClusterError, match="does not answer any more"),
+                ):
+                    found.threads()
+        finally:
+            process.kill()
+
+
+def test_a_worker_that_is_silent_from_the_beginning_gets_no_work(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "ANSWER_SECONDS", 2.0)
+    monkeypatch.setattr("streamstats.plan.SMALLEST_TASK_BYTES", 2000)
+    monkeypatch.setattr("streamstats.plan.TASK_BYTES", 2000)
+    with cluster(2) as client:
+        silent = psutil.Process(next(iter(client.run(os.getpid).values())))
+        with stopped(silent):
+            job.run(config(store, tmp_path / "out"), client=client)
+    job.run(config(store, tmp_path / "undisturbed"))
+    assert results(tmp_path / "out") == results(tmp_path / "undisturbed")
+
+
 def test_a_client_that_is_refused_listens_no_more() -> None:
     with cluster(0) as client:
         with pytest.raises(ClusterError), open_workers(Cluster(worker_timeout=0.1), [], client):

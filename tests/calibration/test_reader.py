@@ -25,7 +25,7 @@ from streamstats.calibration.layer import Layer, describe, find_arrays
 from streamstats.calibration.parts import kept
 from streamstats.calibration.reader import FileReader, Reader, open_reader
 from streamstats.calibration.zarr_reader import ZarrReader
-from streamstats.errors import DataError
+from streamstats.errors import ChangedError, DataError
 from streamstats.statistics.exact import ExactSum
 from streamstats.statistics.pieces import Accumulator, Intake
 
@@ -671,3 +671,40 @@ def test_no_file_is_left_open(tmp_path: Path) -> None:
         with pytest.raises(DataError):
             block(layer)
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+# What happens while it is read
+
+
+def test_a_file_that_is_replaced_while_it_is_read_is_an_error(tmp_path: Path) -> None:
+    layer = written(tmp_path, samples(*SHAPE), shards=(4, 6, 8), chunks=(1, 3, 8))
+    for fill in (False, True):
+        with open_reader(layer, fill=fill) as reader:
+            reader.read((slice(0, 4), slice(0, 3), slice(0, 8)))
+            reader.read((slice(4, 7), slice(0, 3), slice(0, 8)))
+            file = tmp_path / "layer/c/0/0/0"
+            content = file.read_bytes()
+            file.unlink()
+            file.write_bytes(content)
+            with pytest.raises(ChangedError, match="chunk c/0/0/0 was replaced while it was read; run again"):
+                reader.read((slice(0, 4), slice(3, 6), slice(0, 8)))
+
+
+@pytest.mark.parametrize("error", [OSError(116, "Stale file handle"), MemoryError("too little")])
+@pytest.mark.parametrize("straight", [True, False])
+def test_an_error_that_says_nothing_of_the_data_is_never_filled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, straight: bool
+) -> None:
+    layer = written(tmp_path, samples(*SHAPE))
+
+    def failing(*_: Any, **__: Any) -> Any:
+        raise error
+
+    if straight:
+        monkeypatch.setattr("streamstats.calibration.files.LocalFile.read", failing)
+    else:
+        layer = replace(layer, encoding=None)
+        monkeypatch.setattr("zarr.Array.get_basic_selection", failing)
+    with open_reader(layer, fill=True) as reader, pytest.raises(DataError, match=r"cannot be read now: .*; run again"):
+        reader.read(tuple(slice(0, extent) for extent in SHAPE))
+    assert not reader.filled
