@@ -166,15 +166,19 @@ def tap_means(
     """
     means = position_mean
     for axis, (taps, numbers) in enumerate(zip(kernel, geometry.axes(len(kernel)), strict=True), start=1):
-        seen = _seen(position_mean.shape[axis], taps, *numbers, transposed=transposed)
-        means = np.moveaxis(np.tensordot(means, seen, axes=(axis, 1)), -1, axis)
+        seen, outputs = _seen(position_mean.shape[axis], taps, *numbers, transposed=transposed)
+        # One position after the other, not a product of matrices, whose rounding would depend on the processor.
+        sums = np.zeros((taps, *np.delete(means.shape, axis)))
+        for position, mean in enumerate(np.moveaxis(means, axis, 0)):
+            sums[seen[:, position]] += mean
+        means = np.moveaxis(sums / outputs, 0, axis)
     return means
 
 
 def _seen(
     extent: int, taps: int, stride: int, before: int, after: int, dilation: int, more: int, *, transposed: bool
-) -> Float64Array:
-    """[taps, extent]: the share of outputs in which a tap sees a position, along one axis."""
+) -> tuple[npt.NDArray[np.bool_], int]:
+    """Along one axis: (bool[taps, extent], which tap sees which position in some output; the number of outputs)."""
     reach = dilation * (taps - 1)
     if transposed:
         outputs = (extent - 1) * stride - before - after + reach + more + 1
@@ -185,12 +189,12 @@ def _seen(
             f"a kernel of {taps} taps, dilation {dilation}, does not fit into {extent} positions with {before} + "
             f"{after} padded; expected the input that was recorded"
         )
-    seen = np.zeros((taps, extent))
+    seen = np.zeros((taps, extent), dtype=bool)
     for tap in range(taps):
         if transposed:
             places = np.arange(extent) * stride + tap * dilation - before
             seen[tap] = (places >= 0) & (places < outputs)
         else:
             places = np.arange(outputs) * stride + tap * dilation - before
-            seen[tap, places[(places >= 0) & (places < extent)]] = 1
-    return seen / outputs
+            seen[tap, places[(places >= 0) & (places < extent)]] = True
+    return seen, outputs
