@@ -362,7 +362,14 @@ def correct(options: Namespace) -> None:
         print_table(
             ["layer", "operator", "quantised", "corrected", "largest term", "note"],
             [
-                [one.layer, one.op, _yes(one.quantized), _yes(one.corrected), number(one.largest), one.reason]
+                [
+                    one.layer,
+                    one.op,
+                    _yes(one.quantized),
+                    _yes(one.corrected),
+                    number(one.largest),
+                    one.change or one.reason,
+                ]
                 for one in corrections
             ],
             left=4,
@@ -371,7 +378,7 @@ def correct(options: Namespace) -> None:
         say(f"wrote {path}")
 
 
-def _corrected(options: Namespace) -> list[LayerCorrection]:
+def _corrected(options: Namespace) -> Sequence[LayerCorrection]:
     from ..errors import UsageError
     from ..models import onnx
 
@@ -388,10 +395,10 @@ def _corrected(options: Namespace) -> list[LayerCorrection]:
             per_channel=options.per_channel,
             symmetric=options.symmetric,
             uncorrected=options.uncorrected,
-        )
+        ).layers
     if options.uncorrected or options.per_channel or options.symmetric:
         raise UsageError("--uncorrected, --per-channel and --symmetric go with --bits; leave them out")
-    return onnx.correct_quantized(options.model, options.quantized, options.correctors, options.output)
+    return onnx.correct_quantized(options.model, options.quantized, options.correctors, options.output).layers
 
 
 def _correct_tensors(options: Namespace) -> None:

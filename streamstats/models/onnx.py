@@ -6,16 +6,24 @@ raises `MissingDependencyError`. This page is the public face of the modules `on
 
 from __future__ import annotations
 
-from .onnx_correct import LayerCorrection, correct
+from .onnx_correct import Correction, How, correct, correct_quantized
 from .onnx_graph import LeftOut, LinearLayer, load_model, survey
+from .onnx_iterative import Iterative
+from .onnx_judge import HeldOut, Judgement, Quality
 from .onnx_record import RecordedLayer, record
-from .onnx_repair import correct_quantized
+from .onnx_repair import LayerCorrection
 from .onnx_run import run_model
 
 __all__ = [
+    "Correction",
+    "HeldOut",
+    "How",
+    "Iterative",
+    "Judgement",
     "LayerCorrection",
     "LeftOut",
     "LinearLayer",
+    "Quality",
     "RecordedLayer",
     "correct",
     "correct_quantized",

@@ -7,7 +7,7 @@ model. Every linear operator is either a layer or left out with a reason; none i
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -82,6 +82,17 @@ class LinearLayer:
     def geometry(self, extents: Sequence[int]) -> Geometry | None:
         """How its kernel goes over an input of these `extents` of space; None for a matrix."""
         return geometry(self.node, self.weight.shape[2:], extents) if self.weight.ndim > 2 else None
+
+    def with_weight(self, weight: npt.NDArray[Any]) -> LinearLayer:
+        """The same layer with another `weight`, of the same shape."""
+        return replace(self, weight=weight)
+
+    def weight_by_output(self) -> npt.NDArray[Any]:
+        """The weight with its output channels over all groups on axis 0, and all that each multiplies on axis 1."""
+        if self.op != "ConvTranspose":
+            return np.moveaxis(self.weight, self.output_axis, 0).reshape(self.outputs, -1)
+        grouped = self.weight.reshape(self.groups, -1, *self.weight.shape[1:])
+        return np.moveaxis(grouped, 2, 1).reshape(self.outputs, -1)
 
     def fake_quantized(self, bits: int, *, per_channel: bool, symmetric: bool) -> npt.NDArray[Any]:
         """The weight on `2^bits` levels for the tensor or for each output channel; same shape and dtype.

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,9 +23,12 @@ if TYPE_CHECKING:
     import onnx
 
 Array = npt.NDArray[Any]
+Float64Array = npt.NDArray[np.float64]
 ON_CODES = {"QLinearConv": "Conv", "QLinearMatMul": "MatMul", "QGemm": "Gemm"}
 """Operator on codes → the one it stands for. The inputs of all: codes, scale, zero point; the same of the weight; …"""
 WEIGHT, WEIGHT_SCALE, WEIGHT_ZERO_POINT = 3, 4, 5
+BIAS = {"QLinearConv": 8, "QGemm": 6, "Conv": 2, "ConvTranspose": 2, "Gemm": 2}
+"""Operator → which of its inputs is the bias."""
 FARTHEST = 1.0
 """Distance of weights, as a share of their norm, from which on they are not the same layer's; unrelated ones: 1.4."""
 
@@ -33,13 +37,17 @@ FARTHEST = 1.0
 class Pair:
     """A layer of the quantised model and the layer of the float model that it was made from.
 
-    `weight` (float64) is what `quantized.weight` stands for, in the same layout: that of the float layer, or with the
-    batch normalisation behind it folded in.
+    `weight` is what `quantized.weight` stands for, in the same layout: that of the float layer, or with the batch
+    normalisation behind it folded in. `output` is the float model's tensor that the layer's outputs stand for: where
+    something was folded in, that behind it. `weight_step` float64[outputs] is the step of the stored weight, None where
+    it is not known.
     """
 
     quantized: LinearLayer
     original: LinearLayer
     weight: Array
+    output: str
+    weight_step: Float64Array | None = None
 
 
 def quantized_layers(model: onnx.ModelProto) -> tuple[list[LinearLayer], list[LeftOut]]:
@@ -71,29 +79,51 @@ def _on_codes(node: onnx.NodeProto, name: str, known: Mapping[str, Array]) -> Li
     return build_layer(op, node, name, node.input[WEIGHT], real)
 
 
+def weight_steps(model: onnx.ModelProto, layers: Sequence[LinearLayer]) -> dict[str, Float64Array]:
+    """First output of each of `layers` whose weight is stored as codes → their step, float64[outputs]."""
+    producers = {output: node for node in model.graph.node for output in node.output}
+    scales = {}
+    for layer in layers:
+        node = producers.get(layer.node.input[1])
+        if layer.node.op_type in ON_CODES:
+            scales[layer.node.output[0]] = layer.node.input[WEIGHT_SCALE]
+        elif node is not None and node.op_type == "DequantizeLinear":
+            scales[layer.node.output[0]] = node.input[1]
+    known = computed_constants(model, scales.values())
+    outputs = {layer.node.output[0]: layer.outputs for layer in layers}
+    return {
+        name: np.broadcast_to(known[scale].astype(np.float64).reshape(-1), outputs[name])
+        for name, scale in scales.items()
+        if scale in known and known[scale].size in (1, outputs[name])
+    }
+
+
 # Pairs
 
 
 def pairs(
-    original: onnx.ModelProto, layers: Sequence[LinearLayer], quantized: Sequence[LinearLayer]
+    original: onnx.ModelProto,
+    layers: Sequence[LinearLayer],
+    quantized: Sequence[LinearLayer],
+    steps: Mapping[str, Float64Array] = MappingProxyType({}),
 ) -> tuple[list[Pair], list[LinearLayer]]:
     """(each of the `quantized` layers with the one of `layers` it was made from, those for which there is none).
 
     A float layer belongs to one quantised layer at most. Nearest weights first; of layers that share a weight, those of
-    the same name or output, and then those in the same order.
+    the same name or output, and then those in the same order. `steps` are those of the stored weights, by output.
     """
-    folded = _folded(original, layers)
+    behind = _behind(original, layers)
     candidates = []
     for place, stored in enumerate(quantized):
         for other, layer in enumerate(layers):
-            distance, weight = _nearest(stored, layer, folded.get(layer.name))
+            distance, version = _nearest(stored, layer, behind.get(layer.name))
             if distance < FARTHEST:
-                candidates.append((not _same_name(stored, layer), distance, abs(place - other), place, other, weight))
+                candidates.append((not _same_name(stored, layer), distance, abs(place - other), place, other, version))
     found: dict[int, Pair] = {}
     taken: set[int] = set()
-    for *_, place, other, weight in sorted(candidates, key=lambda each: each[:5]):
-        if place not in found and other not in taken and weight is not None:
-            found[place] = Pair(quantized[place], layers[other], weight)
+    for *_, place, other, version in sorted(candidates, key=lambda each: each[:5]):
+        if place not in found and other not in taken:
+            found[place] = Pair(quantized[place], layers[other], *version, steps.get(quantized[place].node.output[0]))
             taken.add(other)
     without = [layer for place, layer in enumerate(quantized) if place not in found]
     return [found[place] for place in sorted(found)], without
@@ -105,14 +135,21 @@ def _same_name(stored: LinearLayer, layer: LinearLayer) -> bool:
     return bool(names & {*mine, stored.node.output[0].removesuffix("_quantized")})
 
 
-def _nearest(stored: LinearLayer, layer: LinearLayer, folded: Array | None) -> tuple[float, Array | None]:
-    """The distance of the stored weight to the layer's, as it is or folded, and that one in the stored layout."""
-    best: tuple[float, Array | None] = (np.inf, None)
-    for weight in (layer.weight, folded):
-        fitting = None if weight is None else _in_layout_of(stored, layer, np.asarray(weight, np.float64))
+def _nearest(stored: LinearLayer, layer: LinearLayer, behind: _Behind | None) -> tuple[float, tuple[Array, str]]:
+    """The distance of the stored weight to the layer's, as it is or folded; that weight, and the output it makes."""
+    output = layer.node.output[0]
+    versions = [(layer.weight, output)]
+    if behind is not None and behind.weight is None and _has_bias(stored):
+        versions = [(layer.weight, behind.output)]
+    elif behind is not None and behind.weight is not None:
+        versions.append((behind.weight, behind.output))
+    best: tuple[float, tuple[Array, str]] = (np.inf, (layer.weight, output))
+    for weight, made in versions:
+        fitting = _in_layout_of(stored, layer, np.asarray(weight, np.float64))
         if fitting is not None:
             norm = float(np.linalg.norm(fitting)) or 1.0
-            best = min(best, (float(np.linalg.norm(fitting - stored.weight)) / norm, fitting), key=lambda each: each[0])
+            distance = float(np.linalg.norm(fitting - stored.weight)) / norm
+            best = min(best, (distance, (fitting, made)), key=lambda each: each[0])
     return best
 
 
@@ -125,24 +162,37 @@ def _in_layout_of(stored: LinearLayer, layer: LinearLayer, weight: Array) -> Arr
     return weight if weight.shape == stored.weight.shape else None
 
 
-def _folded(model: onnx.ModelProto, layers: Sequence[LinearLayer]) -> dict[str, Array]:
-    """Layer → its weight with the batch normalisation that alone reads its output folded in, where there is one."""
+def _has_bias(layer: LinearLayer) -> bool:
+    place = BIAS.get(layer.node.op_type)
+    return place is not None and len(layer.node.input) > place and layer.node.input[place] != ""
+
+
+class _Behind(NamedTuple):
+    """What alone reads a layer's output and may have been folded into it: the weight then, None where it stays."""
+
+    weight: Array | None
+    output: str
+
+
+def _behind(model: onnx.ModelProto, layers: Sequence[LinearLayer]) -> dict[str, _Behind]:
+    """Layer → the batch normalisation behind it, or what is added to a MatMul."""
     readers: dict[str, list[onnx.NodeProto]] = {}
     for node in model.graph.node:
         for name in node.input:
             readers.setdefault(name, []).append(node)
     behind = {layer.name: readers.get(layer.node.output[0], []) for layer in layers}
-    normalisations = {
-        name: nodes[0] for name, nodes in behind.items() if len(nodes) == 1 and nodes[0].op_type == "BatchNormalization"
-    }
+    only = {name: nodes[0] for name, nodes in behind.items() if len(nodes) == 1}
+    normalisations = {name: node for name, node in only.items() if node.op_type == "BatchNormalization"}
     known = computed_constants(model, [name for node in normalisations.values() for name in node.input[1:5]])
     found = {}
     for layer in layers:
+        if layer.op == "MatMul" and layer.name in only and only[layer.name].op_type == "Add":
+            found[layer.name] = _Behind(None, only[layer.name].output[0])
         node = normalisations.get(layer.name)
         if node is None or any(name not in known for name in node.input[1:5]):
             continue
         factor = known[node.input[1]] / np.sqrt(known[node.input[4]] + attributes(node).get("epsilon", 1e-5))
-        found[layer.name] = _scaled(layer, np.asarray(factor, np.float64))
+        found[layer.name] = _Behind(_scaled(layer, np.asarray(factor, np.float64)), node.output[0])
     return found
 
 

@@ -127,6 +127,16 @@ def record(
     ]
 
 
+def record_layers(run: ModelRun, layers: Sequence[LinearLayer], store: Path) -> list[RecordedLayer]:
+    """Append the inputs of `layers`, tensors of the model that is run, to a new `store`. Errors as `record`."""
+    targets, unfit = _probe(run, layers)
+    _write_samples(run, targets, store, None)
+    return [
+        *(_recorded(target, run.samples) for target in targets),
+        *(RecordedLayer(left.name, left.op, reason=left.reason) for left in unfit),
+    ]
+
+
 def _write_samples(run: ModelRun, targets: Sequence[_Target], store: Path, on_progress: OnProgress | None) -> None:
     """Run the model and append; a new store that cannot be finished is no store."""
     is_new = not store.exists()

@@ -9,29 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ..artifacts import write_bytes
-from ..correction import BiasCorrector
-from ..errors import DataError, MismatchError
 from .onnx_constants import computed_constants
-from .onnx_correct import (
-    LayerCorrection,
-    check_paths,
-    check_replaceable,
-    correction_term,
-    find_correctors,
-    passed_over,
-    strays,
-    to_files,
-)
 from .onnx_edit import GraphEdit
-from .onnx_graph import LeftOut, LinearLayer, attributes, load_model, survey
-from .onnx_quantized import ON_CODES, WEIGHT_SCALE, Pair, pairs, quantized_layers
+from .onnx_graph import LinearLayer, attributes
+from .onnx_quantized import BIAS, ON_CODES, WEIGHT_SCALE
+from .onnx_terms import Repair
 
 if TYPE_CHECKING:
     import onnx
@@ -40,58 +27,44 @@ Array = npt.NDArray[Any]
 Float64Array = npt.NDArray[np.float64]
 CODES = np.iinfo(np.int32)
 INPUT_SCALE = 1
-BIAS = {"QLinearConv": 8, "QGemm": 6, "Conv": 2, "ConvTranspose": 2, "Gemm": 2}
-"""Operator → which of its inputs is the bias."""
 
 
 @dataclass(frozen=True, eq=False)
-class Repair:
-    """What to add to the outputs of a quantised layer: `term`, float64[outputs], or None and the `reason`."""
+class LayerCorrection:
+    """What was done for one linear layer.
 
-    pair: Pair
-    term: Float64Array | None
-    reason: str = ""
-
-
-def correct_quantized(
-    original: str | Path, quantized: str | Path, correctors: str | Path, output: str | Path
-) -> list[LayerCorrection]:
-    """Write to `output` the model at `quantized` with corrected biases; the outcome for each of its layers.
-
-    `original` is the float model that was recorded and `correctors` the folder that `streamstats run` left. A layer
-    that has no counterpart, or no corrector, is left as it is and says so. Raises `UsageError` for files that are
-    not usable, `MismatchError` for a corrector of other channels, `DataError` for damage, `OutputError`.
+    `term`, float64[outputs], is what is to be added to its outputs; `corrected` says whether it was, and then `change`
+    what was changed, else `reason` why not. `step`, float64[outputs], is that of a bias of codes, None for floats.
     """
-    check_paths(original, quantized, output)
-    check_replaceable(output)
-    float_model, model = load_model(original), load_model(quantized)
-    float_layers, _ = survey(float_model)
-    layers, left_out = quantized_layers(model)
-    matched, without = pairs(float_model, float_layers, layers)
-    found = find_correctors(Path(correctors), float_layers)
-    repairs = [_repair(pair, found.get(pair.original.name)) for pair in matched]
-    outcomes = apply_repairs(model, repairs)
-    for path, content in to_files(model, Path(output)):
-        write_bytes(path, content)
-    unmatched = [
-        LeftOut(layer.name, layer.op, "no layer of the float model has a weight that is near to its own")
-        for layer in without
-    ]
-    return [*outcomes, *passed_over([*left_out, *unmatched]), *strays(Path(correctors), float_layers)]
 
+    layer: str
+    op: str
+    quantized: bool = False
+    corrected: bool = False
+    change: str = ""
+    reason: str = ""
+    outputs: int = 0
+    term: Float64Array | None = None
+    step: Float64Array | None = None
 
-def _repair(pair: Pair, path: Path | None) -> Repair:
-    if path is None:
-        return Repair(pair, None, "no corrector: the run left none for it")
-    corrector = BiasCorrector.load(path)
-    made_for = corrector.provenance.get("layer", pair.original.name)
-    if made_for != pair.original.name:
-        raise DataError(f"{path} was made for layer {made_for}, not for {pair.original.name}; run the job again")
-    try:
-        term = correction_term(pair.quantized, corrector, pair.weight, pair.quantized.weight)
-    except MismatchError as error:
-        raise MismatchError(f"layer {pair.original.name}, corrector {path}: {error}") from error
-    return Repair(pair, None, "its corrector is null") if term is None else Repair(pair, term)
+    @property
+    def largest(self) -> float:
+        """The largest magnitude of the term."""
+        return 0.0 if self.term is None else float(np.abs(self.term).max(initial=0.0))
+
+    def document(self) -> dict[str, Any]:
+        """Its fields, JSON-ready."""
+        return {
+            "layer": self.layer,
+            "operator": self.op,
+            "quantized": self.quantized,
+            "corrected": self.corrected,
+            "change": self.change,
+            "reason": self.reason,
+            "largest_term": self.largest,
+            "outputs": self.outputs,
+            "bias_step": None if self.step is None else float(self.step.max(initial=0.0)),
+        }
 
 
 def apply_repairs(model: onnx.ModelProto, repairs: Sequence[Repair]) -> list[LayerCorrection]:
@@ -101,6 +74,10 @@ def apply_repairs(model: onnx.ModelProto, repairs: Sequence[Repair]) -> list[Lay
     outcomes = [_Mending(edit, known, repair).done() for repair in repairs]
     edit.finish()
     return outcomes
+
+
+_Change = tuple[str, Float64Array | None]
+"""What was done, and the step of the bias: for all outputs or each, None for floats."""
 
 
 class _CannotError(Exception):
@@ -143,6 +120,7 @@ class _Mending:
             quantized=True,
             outputs=self.layer.outputs,
             reason=repair.reason,
+            term=repair.term,
         )
 
     def done(self) -> LayerCorrection:
@@ -150,21 +128,21 @@ class _Mending:
         term = self.repair.term
         if term is None:
             return self.outcome
-        largest = float(np.abs(term).max(initial=0.0))
         try:
-            how, step = self._changed(term)
+            change, step = self._changed(term)
         except _CannotError as reason:
-            return replace(self.outcome, reason=str(reason), largest=largest)
-        return replace(self.outcome, corrected=True, reason=how, largest=largest, step=step)
+            return replace(self.outcome, reason=str(reason))
+        wide = None if step is None else np.broadcast_to(step, term.shape)
+        return replace(self.outcome, corrected=True, change=change, step=wide)
 
-    def _changed(self, term: Float64Array) -> tuple[str, float]:
-        """(what was done, the largest step of the bias, 0 for floats). Raises `_CannotError`."""
+    def _changed(self, term: Float64Array) -> _Change:
+        """What was done. Raises `_CannotError`."""
         kind = self.node.op_type
         if kind in ON_CODES:
             return self._on_codes(term)
         if kind == "MatMul":
             self.edit.add_behind(self.node, self._real(term), self.label)
-            return "an addition behind it", 0.0
+            return "an addition behind it", None
         return self._between(term)
 
     @property
@@ -172,7 +150,7 @@ class _Mending:
         place = BIAS[self.node.op_type]
         return str(self.node.input[place]) if len(self.node.input) > place else ""
 
-    def _on_codes(self, term: Float64Array) -> tuple[str, float]:
+    def _on_codes(self, term: Float64Array) -> _Change:
         scales = [self.known.values.get(self.node.input[place]) for place in (INPUT_SCALE, WEIGHT_SCALE)]
         known = [np.asarray(scale, np.float64).reshape(-1) for scale in scales if scale is not None]
         if len(known) < 2:
@@ -180,7 +158,7 @@ class _Mending:
         step = known[0] * known[1]
         if self.node.op_type == "QLinearMatMul":
             self._on_the_accumulator(step, term)
-            return "an addition before its outputs are rounded", 0.0
+            return "an addition before its outputs are rounded", None
         if attributes(self.node).get("alpha", 1.0) != 1.0:
             raise _CannotError("a QGemm with alpha")
         place, name = BIAS[self.node.op_type], self._bias
@@ -192,7 +170,7 @@ class _Mending:
         if codes is None:
             raise _CannotError("the corrected bias is beyond int32")
         self.edit.replace_input([self.node], place, codes, name or self.label)
-        return ("a bias of int32 was made" if before is None else "its int32 bias"), float(step.max())
+        return ("a bias of int32 was made" if before is None else "its int32 bias"), step
 
     def _on_the_accumulator(self, step: Float64Array, term: Float64Array) -> None:
         """The product on codes in int32, its real value with the term, and the rounding that was there."""
@@ -204,26 +182,31 @@ class _Mending:
         total = self.edit.insert_before(self.node, "Add", [scaled, term.astype(np.float32)], f"{label}.corrected")
         self.edit.replace(self.node, "QuantizeLinear", [total, y_scale, y_zero])
 
-    def _between(self, term: Float64Array) -> tuple[str, float]:
+    def _between(self, term: Float64Array) -> _Change:
         """A Conv, ConvTranspose or Gemm between DequantizeLinear nodes, or of floats."""
         found = attributes(self.node)
         beta = float(found.get("beta", 1.0)) if self.node.op_type == "Gemm" else 1.0
         name = self._bias
-        if beta == 0.0:
-            raise _CannotError("its bias counts for nothing: beta is 0")
-        if not name:
-            return self._new_bias(term / beta)
+        if beta == 0.0 or not name:
+            self._count_bias_once()
+            return self._new_bias(term)
         stored = self.known.dequantized(name)
         if stored is None:
             before = self.known.values.get(name)
             if before is None:
                 self.edit.add_before(self.node, 2, self._real(term / beta), self.label)
-                return "an addition to its bias, which is computed", 0.0
+                return "an addition to its bias, which is computed", None
             self.edit.replace_input([self.node], 2, self._real(before.astype(np.float64) + term / beta), name)
-            return "its bias of floats", 0.0
+            return "its bias of floats", None
         return self._stored_codes(*stored, term / beta)
 
-    def _stored_codes(self, node: onnx.NodeProto, scale: Array | None, term: Float64Array) -> tuple[str, float]:
+    def _count_bias_once(self) -> None:
+        """Of a Gemm that had no bias, or ignored it."""
+        kept = [attribute for attribute in self.node.attribute if attribute.name != "beta"]
+        del self.node.attribute[:]
+        self.node.attribute.extend(kept)
+
+    def _stored_codes(self, node: onnx.NodeProto, scale: Array | None, term: Float64Array) -> _Change:
         real, codes = self.known.values.get(self._bias), self.known.values.get(node.input[0])
         if real is None or codes is None or scale is None:
             raise _CannotError("its bias is computed, not constant")
@@ -237,15 +220,15 @@ class _Mending:
         kept = attributes(node)
         output = self.edit.insert_before(self.node, "DequantizeLinear", inputs, self.label, domain=node.domain, **kept)
         self.edit.rewire(self.node, 2, output)
-        return f"its {codes.dtype} bias", float(step.max())
+        return f"its {codes.dtype} bias", step
 
-    def _new_bias(self, term: Float64Array) -> tuple[str, float]:
+    def _new_bias(self, term: Float64Array) -> _Change:
         """Codes of int32 where input and weight are codes, so that runtimes find the integer kernel; else floats."""
         sides = [self.known.dequantized(name) for name in self.node.input[:2]]
         scales = [side[1] for side in sides if side is not None and side[1] is not None]
         if len(scales) < 2 or scales[1].size not in (1, term.size) or scales[0].size != 1:
             self.edit.replace_input([self.node], 2, self._real(term), self.label)
-            return "a bias of floats was made", 0.0
+            return "a bias of floats was made", None
         step = scales[0].astype(np.float32).reshape(-1) * scales[1].astype(np.float32).reshape(-1)
         codes = _codes(term, step.astype(np.float64))
         if codes is None:
@@ -262,11 +245,16 @@ class _Mending:
             **options,
         )
         self.edit.rewire(self.node, 2, output)
-        return "a bias of int32 was made", float(step.max())
+        return "a bias of int32 was made", step.astype(np.float64)
 
     def _real(self, values: Float64Array) -> Array:
+        """`values` in the dtype of the float model. Raises `_CannotError`."""
         dtype = self.repair.pair.original.weight.dtype
-        return values.astype(dtype)
+        with np.errstate(over="ignore"):
+            cast = values.astype(dtype)
+        if not np.isfinite(cast).all():
+            raise _CannotError(f"the corrected bias reaches {np.abs(values).max():g}, more than {dtype} can hold")
+        return cast
 
 
 def _codes(real: Float64Array, step: Float64Array) -> npt.NDArray[np.int32] | None:

@@ -86,15 +86,17 @@ class ModelRun:
         return dict(zip(names, values, strict=True))
 
 
-def open_session(model: str | bytes, external_data: Path) -> Any:
+def open_session(model: str | bytes, external_data: Path, *, optimized: bool = True) -> Any:
     """An onnxruntime session on the CPU for a file or its bytes; external data is looked for in
-    `external_data`.
+    `external_data`. Not `optimized`, it computes what the graph says, node by node.
 
     Raises `UsageError` for a model that onnxruntime cannot run, `MissingDependencyError`.
     """
     ort = require("onnxruntime", "onnx")
     options = ort.SessionOptions()
     options.log_severity_level = SILENT
+    if not optimized:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.add_session_config_entry(EXTERNAL_FOLDER, str(external_data.resolve()))
     try:
         return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])

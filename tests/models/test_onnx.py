@@ -36,7 +36,7 @@ from streamstats.errors import (
     UsageError,
 )
 from streamstats.job import run
-from streamstats.models import onnx_correct
+from streamstats.models import onnx_files
 from streamstats.models.onnx import correct, load_model, record, run_model, survey
 from streamstats.quantization import fake_quantize
 
@@ -170,7 +170,7 @@ def corrected_case(case: Case, folder: Path, **options: Any) -> tuple[Path, Path
     source = saved(case.model(), folder)
     out = save_means(folder / "out", {"layer": channel_mean(case.x, case.channel_axis)})
     target, plain = folder / "corrected.onnx", folder / "plain.onnx"
-    return source, target, plain, correct(source, out, target, uncorrected=plain, **options)
+    return source, target, plain, correct(source, out, target, uncorrected=plain, **options).layers
 
 
 def mean_output(path: Path, x: Array, axis: int) -> Array:
@@ -408,7 +408,7 @@ def test_external_data_is_read_and_a_model_too_large_for_one_file_is_written_as_
     np.save(tmp_path / "x.npy", x)
     assert record(source, tmp_path / "x.npy", tmp_path / "store")[0].samples == 32
     out = save_means(tmp_path / "out", {"layer": channel_mean(x, 1)})
-    monkeypatch.setattr(onnx_correct, "SINGLE_FILE_BYTES", 1000)
+    monkeypatch.setattr(onnx_files, "SINGLE_FILE_BYTES", 1000)
     correct(source, out, tmp_path / "large" / "c.onnx", bits=3)
     target = tmp_path / "large" / "c.onnx"
     assert sorted(path.name for path in target.parent.iterdir()) == ["c.onnx", "c.onnx.data"]
@@ -421,7 +421,7 @@ def test_a_layer_without_a_corrector_is_quantised_and_says_so(tmp_path: Path) ->
     constants = {"w": values(3, 3), "v": values(3, 3, seed=3)}
     source = saved(make_model(nodes, constants, {"x": ("N", 3)}), tmp_path)
     out = save_means(tmp_path / "out", {"a": np.ones(3), "stray/x y": np.ones(3)})
-    first, second, stray = correct(source, out, tmp_path / "c.onnx", bits=3)
+    first, second, stray = correct(source, out, tmp_path / "c.onnx", bits=3).layers
     assert first.corrected
     assert second.quantized
     assert not second.corrected
@@ -434,7 +434,7 @@ def test_a_layer_without_a_corrector_is_quantised_and_says_so(tmp_path: Path) ->
 def test_a_null_corrector_leaves_the_bias_as_it_is(tmp_path: Path) -> None:
     case = CASES["gemm"]
     NullBiasCorrector().save(tmp_path / "out" / "correctors" / "layer.safetensors")
-    (outcome,) = correct(saved(case.model(), tmp_path), tmp_path / "out", tmp_path / "c.onnx", bits=3)
+    (outcome,) = correct(saved(case.model(), tmp_path), tmp_path / "out", tmp_path / "c.onnx", bits=3).layers
     np.testing.assert_array_equal(initializers(tmp_path / "c.onnx")["b"], case.constants["b"])
     assert (outcome.quantized, outcome.corrected, outcome.largest) == (True, False, 0.0)
 
@@ -457,7 +457,7 @@ def two_layers(folder: Path) -> Path:
 def test_the_correctors_of_a_run_are_used_and_those_it_did_not_leave_are_said_to_be_none(tmp_path: Path) -> None:
     out = run_results(tmp_path / "out", {"a": values(3), "other": values(3)})
     MeanBiasCorrector(np.ones(3)).save(layer_path(out / "correctors", "b"))  # no run vouches for it
-    first, second, stray = correct(two_layers(tmp_path), out, tmp_path / "c.onnx", bits=3)
+    first, second, stray = correct(two_layers(tmp_path), out, tmp_path / "c.onnx", bits=3).layers
     assert (first.corrected, second.quantized, second.corrected) == (True, True, False)
     assert "no corrector: the run left none" in second.reason
     assert stray.layer == "other"
@@ -469,7 +469,7 @@ def test_a_layer_that_has_no_mean_is_not_corrected(tmp_path: Path) -> None:
         recorder.append("a", np.ones((2, 3), np.float32))
         recorder.append("b", nothing[None])
     run(JobConfig(source=str(tmp_path / "store"), output=str(tmp_path / "out"), nonfinite="skip"))
-    first, second = correct(two_layers(tmp_path), tmp_path / "out", tmp_path / "c.onnx", bits=3)
+    first, second = correct(two_layers(tmp_path), tmp_path / "out", tmp_path / "c.onnx", bits=3).layers
     assert (first.corrected, second.corrected) == (True, False)
 
 
@@ -692,7 +692,7 @@ def test_int8_storage_is_within_half_a_step(network: Network, tmp_path: Path) ->
 def test_what_was_recorded_and_corrected_is_told_in_json_with_the_same_keys(network: Network, tmp_path: Path) -> None:
     recorded = record(network.path, tmp_path / "x.npy", tmp_path / "store", storage="int8")
     out = save_means(tmp_path / "out", {"conv": np.ones(3)})
-    corrected = correct(network.path, out, tmp_path / "c.onnx", bits=4)
+    corrected = correct(network.path, out, tmp_path / "c.onnx", bits=4).layers
     quantization = recorded[0].quantization
     assert quantization is not None
     assert json.loads(json.dumps(recorded[0].document())) == {
@@ -710,6 +710,7 @@ def test_what_was_recorded_and_corrected_is_told_in_json_with_the_same_keys(netw
         "operator": "Conv",
         "quantized": True,
         "corrected": True,
+        "change": "its bias of floats",
         "reason": "",
         "largest_term": corrected[0].largest,
         "outputs": 4,
@@ -892,7 +893,7 @@ def test_activations_that_cannot_be_coded_are_refused_and_those_of_float_storage
 def test_recorded_means_correct_the_model_they_were_recorded_from(network: Network, tmp_path: Path) -> None:
     record(network.path, tmp_path / "x.npy", tmp_path / "store", layers=["conv"])
     means = {name: channel_mean(array, AXES[name]) for name, array in stored(tmp_path / "store").items()}
-    outcomes = correct(network.path, save_means(tmp_path / "out", means), tmp_path / "c.onnx", bits=4)
+    outcomes = correct(network.path, save_means(tmp_path / "out", means), tmp_path / "c.onnx", bits=4).layers
     assert [outcome.layer for outcome in outcomes if outcome.corrected] == ["conv"]
 
 
@@ -1063,16 +1064,13 @@ def test_weights_that_are_not_finite_are_refused_by_name(tmp_path: Path) -> None
     one_line(lambda: correct(source, out, tmp_path / "c.onnx", bits=4), UsageError, "layer a/b", "finite")
 
 
-def test_a_bias_beyond_its_dtype_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_bias_beyond_its_dtype_is_left_as_it_is(tmp_path: Path) -> None:
     w = values(3, 3, dtype="float16")
     model = make_model([node("Gemm", ["x", "w"], name="g")], {"w": w}, {"x": ("N", 3)}, dtype=onnx.TensorProto.FLOAT16)
     out = save_means(tmp_path / "out", {"g": np.full(3, 1e9)})
-    one_line(
-        lambda: correct(saved(model, tmp_path), out, tmp_path / "c.onnx", bits=3),
-        UsageError,
-        "layer g",
-        "float16",
-    )
+    (outcome,) = correct(saved(model, tmp_path), out, tmp_path / "c.onnx", bits=3).layers
+    assert not outcome.corrected
+    assert "more than float16 can hold" in outcome.reason
 
 
 def test_operator_sets_without_broadcasting_are_refused(tmp_path: Path) -> None:

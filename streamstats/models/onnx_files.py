@@ -1,0 +1,55 @@
+"""Model files to write: one, or two where one cannot hold everything. The same model gives the same bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..artifacts import write_bytes
+from ..errors import UsageError, require
+
+if TYPE_CHECKING:
+    import onnx
+
+SINGLE_FILE_BYTES = 2**31 - 2**24
+EXTERNAL_TENSOR_BYTES = 1024
+
+
+def check_targets(sources: list[str | Path], targets: list[str | Path | None]) -> None:
+    """Raise `UsageError` unless all are different files and each target can be written over without regret."""
+    named = [Path(target) for target in targets if target is not None]
+    given = [Path(path).resolve() for path in [*sources, *named]]
+    if len(set(given)) < len(given):
+        raise UsageError("the model, the output and the uncorrected output are not all different files; name others")
+    for path in named:
+        if path.exists() and path.suffix != ".onnx":
+            raise UsageError(f"{path} exists and is not called .onnx; name another file for the model")
+
+
+def write_models(models: list[tuple[onnx.ModelProto, str | Path | None]]) -> None:
+    """Write each model whose path is not None, once all of them have become bytes."""
+    files = [file for model, path in models if path is not None for file in _to_files(model, Path(path))]
+    for path, content in files:
+        write_bytes(path, content)
+
+
+def _to_files(model: onnx.ModelProto, path: Path) -> Iterator[tuple[Path, bytes]]:
+    """The content of each file to write: the model, and first its tensors where one file cannot hold both."""
+    if sum(len(tensor.raw_data) for tensor in model.graph.initializer) > SINGLE_FILE_BYTES:
+        beside = path.with_name(f"{path.name}.data")
+        yield beside, _externalize(model, beside.name)
+    yield path, model.SerializeToString(deterministic=True)
+
+
+def _externalize(model: onnx.ModelProto, location: str) -> bytes:
+    """Move the large initializers out of `model`; returns the content of the file `location` for them."""
+    onnx = require("onnx", "onnx")
+    content = bytearray()
+    for tensor in model.graph.initializer:
+        raw = tensor.raw_data
+        if len(raw) > EXTERNAL_TENSOR_BYTES:
+            onnx.external_data_helper.set_external_data(tensor, location, offset=len(content), length=len(raw))
+            tensor.ClearField("raw_data")
+            content += raw
+    return bytes(content)
