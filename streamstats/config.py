@@ -211,6 +211,18 @@ class JobConfig(_Model):
         """`rows` as (start, stop)."""
         return None if self.rows is None else parse_rows(self.rows)
 
+    def keeping(self, statistic: str) -> JobConfig:
+        """The same job, with this one of EXTRAS kept of all layers."""
+
+        def added(kept: Sequence[str]) -> list[str]:
+            return list(dict.fromkeys([*kept, statistic]))
+
+        layers = [
+            each if each.statistics is None else each.model_copy(update={"statistics": added(each.statistics)})
+            for each in self.layers
+        ]
+        return self.model_copy(update={"statistics": added(self.statistics), "layers": layers})
+
     def rules(self) -> list[LayerRule]:
         """The rules of `layers`, in order; none where the store alone says what the layers are.
 

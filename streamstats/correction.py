@@ -228,6 +228,26 @@ class PositionBiasCorrector(BiasCorrector):
         return tensors_bytes({self.tensor: self.position_mean}, metadata)
 
 
+def correction_error(
+    standard_error: npt.ArrayLike,
+    weights: npt.ArrayLike,
+    fake_quantized_weights: npt.ArrayLike,
+    *,
+    layout: str = "native",
+    groups: int | None = None,
+    strides: Sequence[int] | None = None,
+) -> Float64Array:
+    """The standard error of what `MeanBiasCorrector.calculate` gives, float64[outputs].
+
+    With s of each channel's mean (`standard_error` float64[C]): √(Σ over input channels of (Σ over taps of W − Ŵ)²·s²).
+    Means of channels go up and down together, but rounding errors of weights have no common sign: what the products
+    of different channels add is as often negative as positive, and is left out. Arguments and errors as `calculate`.
+    """
+    change = _weight_change(np.asarray(weights), np.asarray(fake_quantized_weights))
+    taps, error = tap_sums(change, layout, groups, strides), np.asarray(standard_error, np.float64)
+    return np.sqrt(_multiplied(taps**2, error**2, change.shape, layout, error.shape))
+
+
 def _multiplied(
     taps: Float64Array, mean: Float64Array, shape: tuple[int, ...], layout: str, found: tuple[int, ...]
 ) -> Float64Array:

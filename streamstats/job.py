@@ -5,6 +5,7 @@ The command line, the service and Python call these functions; there is no other
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -44,6 +45,10 @@ class Progress:
 
 
 OnProgress = Callable[[Progress], None]
+Until = Callable[[Mapping[str, LayerStatistics]], bool]
+"""Asked after each round whether what is counted is enough."""
+FIRST_ROWS, GROWTH = 32, 1.5
+"""Of the rounds after which it is asked: the rows of the first, and how many times as many the next has."""
 POLL_SECONDS = 1.0
 """Between two looks at a store that is followed."""
 
@@ -276,6 +281,7 @@ def run(
     restart: bool = False,
     accept_changes: bool = False,
     follow: Follow | None = None,
+    until: Until | None = None,
     client: Client | None = None,
     on_plan: Callable[[Prepared], None] | None = None,
     on_progress: OnProgress | None = None,
@@ -283,12 +289,15 @@ def run(
     """Do the job that `config` describes and write `state/`, `correctors/` and `manifest.json` to its output.
 
     It goes on from what `state/` has; `restart` begins anew, without the rows to forget; `accept_changes` takes the
-    store as it is now. `follow` counts rows as they are appended. With a dask `client`, its workers do the work,
+    store as it is now. `follow` counts rows as they are appended; `until` counts the first rows of all layers in rounds
+    that grow, and ends with the one after which it is true. With a dask `client`, its workers do the work,
     whatever the configuration says. `on_plan` is told each plan before data is read. What was counted is saved every
     few seconds, and when the job ends, in whatever way. Raises as `reduce` and `open_session` do, and `OutputError`.
     """
     with open_session(config, restart=restart, accept_changes=accept_changes, client=client) as session:
         _check_wanted_rows(session, follow)
+        if until is not None:
+            return _run_until(session, until, on_plan, on_progress)
         outcome = _run_once(session, on_plan, on_progress)
         if follow is not None:
             for selected in _grown(session, follow):
@@ -297,6 +306,40 @@ def run(
                 session = replace(session, selected=selected, ledger=ledger, restarted=False)
                 outcome = _run_once(session, on_plan, on_progress)
         return outcome
+
+
+def _run_until(
+    session: Session, until: Until, on_plan: Callable[[Prepared], None] | None, on_progress: OnProgress | None
+) -> Outcome:
+    """Rounds over the first rows: the same ones whether the run was stopped in between or not."""
+    if session.config.rows is not None:
+        raise UsageError("`rows` is given, but how many rows are counted is to be found out; leave it out")
+    covered = max((rows[1] for each in session.ledger.values() for rows in each.covered), default=0)
+    outcome = Outcome(session.ledger)
+    for rows in _rounds(session.selected.layers):
+        if rows < covered:
+            continue
+        config = session.config.model_copy(update={"rows": f"0:{rows}"})
+        session = replace(session, config=config, ledger=outcome.statistics)
+        outcome = _run_once(session, on_plan, on_progress)
+        session = replace(session, restarted=False)
+        if until(outcome.statistics):
+            break
+    return outcome
+
+
+def _rounds(layers: Sequence[Layer]) -> Iterator[int]:
+    """The rows of each round, whole chunks of all layers where they can be; the last round has all."""
+    most, together = max(layer.rows for layer in layers), max(layer.chunks[0] for layer in layers)
+    rows = _whole(FIRST_ROWS, together)
+    while rows < most:
+        yield rows
+        rows = _whole(math.ceil(rows * GROWTH), together)
+    yield most
+
+
+def _whole(rows: int, together: int) -> int:
+    return -(-rows // together) * together
 
 
 def _run_once(session: Session, on_plan: Callable[[Prepared], None] | None, on_progress: OnProgress | None) -> Outcome:

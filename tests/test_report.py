@@ -17,7 +17,7 @@ from rich.cells import cell_len
 
 from streamstats.errors import MissingDependencyError, OutputError, UsageError
 from streamstats.ledger import LayerStatistics, Source
-from streamstats.report import plot_accuracies, plot_accuracies_text, plot_channels, plot_channels_text
+from streamstats.report.pictures import plot_accuracies, plot_accuracies_text, plot_channels, plot_channels_text
 from streamstats.statistics.extrema import ChannelExtrema
 from streamstats.statistics.mean import ChannelMean
 
@@ -308,7 +308,7 @@ def test_drawing_does_without_pyplot(tmp_path: Path) -> None:
     program = f"""
 import sys
 from pathlib import Path
-from streamstats.report import plot_accuracies
+from streamstats.report.pictures import plot_accuracies
 plot_accuracies([("float", 1.0)], Path({str(tmp_path / "p.png")!r}), "Accuracy")
 sys.exit("matplotlib.pyplot" in sys.modules)
 """

@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from importlib import import_module
 from types import FrameType
 
 from ..errors import StreamstatsError
@@ -44,8 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if signal.getsignal(number) is not signal.SIG_IGN or number == signal.SIGINT:  # nohup ignores some
             signal.signal(number, interrupt)
     try:
-        from . import commands
-
+        commands = import_module(f".{options.module}", __name__)
         status: int | None = getattr(commands, options.command)(options)
         sys.stdout.flush()
     except StreamstatsError as error:

@@ -1,8 +1,11 @@
-"""What each command does: call the library, print what comes back. Heavy imports wait until a command needs them."""
+"""What each command on stores and results does: call the library, print what comes back.
+
+Heavy imports wait until a command needs them.
+"""
 
 from __future__ import annotations
 
-import shutil
+import math
 import sys
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,23 +20,19 @@ from rich.filesize import decimal
 from ..errors import counted
 from ..rows import row_count
 from .progress import RowProgress
-from .tables import json_number, number, print_json, print_table, row_ranges
+from .tables import json_number, number, print_json, print_table, row_ranges, say
 
 if TYPE_CHECKING:
     from ..calibration.layer import Layer
+    from ..config import JobConfig
     from ..job import Prepared, Progress
     from ..ledger import LayerStatistics
-    from ..models.onnx import LayerCorrection
+    from ..models.onnx_precision import KnownTo, Precision
 
 INCOMPLETE = 3
 """The exit status where rows are missing."""
 NAMED = 8
 """Layers that a note names."""
-
-
-def say(message: str) -> None:
-    """Print a message for the person on stderr."""
-    print(f"streamstats: {message}", file=sys.stderr)
 
 
 # run and inspect
@@ -48,6 +47,9 @@ def run(options: Namespace) -> int:
     config = load_config(options.config)
     if (options.until_rows is not None or options.idle is not None) and not options.follow:
         raise UsageError("--until-rows and --idle say when --follow ends; give it, too")
+    until = None
+    if options.until_stable is not None:
+        config, until = _until_stable(config, options)
     if options.follow:
         say(f"following {config.source} {_until(options.until_rows, options.idle)}; Ctrl-C ends it and loses nothing")
     with _Watch(config.memory) as watch:
@@ -56,6 +58,7 @@ def run(options: Namespace) -> int:
             restart=options.restart,
             accept_changes=options.accept_changes,
             follow=job.Follow(options.until_rows, options.idle) if options.follow else None,
+            until=until,
             on_plan=watch.plan,
             on_progress=watch.advance,
         )
@@ -66,6 +69,8 @@ def run(options: Namespace) -> int:
             say(
                 f"note: layer {layer}: rows {row_ranges(filled[:NAMED])} have chunks that were taken for the fill value"
             )
+    if until is not None and until.worst is not None:
+        say(_how_stable(until.worst, options.until_stable))
     say(f"wrote {config.output}; look at it with: streamstats inspect {config.output}")
     if not outcome.unreadable:
         return 0
@@ -74,6 +79,26 @@ def run(options: Namespace) -> int:
     say(f"{counted(lost, 'row')} could not be read and {'is' if lost == 1 else 'are'} not counted; the first: {first}")
     say(f"see all of them with: streamstats status {config.output}; once they are repaired, run again")
     return INCOMPLETE
+
+
+def _until_stable(config: JobConfig, options: Namespace) -> tuple[JobConfig, KnownTo]:
+    """The job with the spread of samples kept, and when it has enough of them."""
+    from ..errors import UsageError
+    from ..models.onnx_precision import KnownTo
+    from .model_commands import subject_of
+
+    if options.follow or not 0 < options.until_stable < math.inf:
+        raise UsageError("--until-stable takes a fraction of a step, above 0, and does not go with --follow")
+    subject = subject_of(options)
+    return config.keeping("spread"), KnownTo(subject.quantized, subject.pairs, options.until_stable)
+
+
+def _how_stable(worst: Precision, wanted: float) -> str:
+    known = f"after {counted(worst.rows, 'row')} corrections are known to {worst.in_steps:.3g} steps of the bias"
+    if worst.in_steps <= wanted:
+        return f"{known} (standard error, worst layer {worst.layer}); asked for was {wanted:g}"
+    needed = f"{wanted:g} would take about {worst.rows_for(wanted):,.0f}"
+    return f"{known} (standard error, worst layer {worst.layer}), and there are no more rows; {needed}"
 
 
 def _until(rows: int | None, idle: float | None) -> str:
@@ -235,12 +260,12 @@ def inspect(options: Namespace) -> None:
 
 
 def _plot(statistics: LayerStatistics, target: str) -> None:
-    from .. import report
+    from ..report import pictures
 
     if target == "-":
-        print(report.plot_channels_text(statistics, color=sys.stdout.isatty()))
+        print(pictures.plot_channels_text(statistics, color=sys.stdout.isatty()))
         return
-    report.plot_channels(statistics, Path(target))
+    pictures.plot_channels(statistics, Path(target))
     say(f"wrote {target}")
 
 
@@ -303,142 +328,3 @@ def _print_channels(found: LayerStatistics, as_json: bool) -> None:
 
 def _cell(value: float | int) -> str:
     return number(value) if isinstance(value, float) else f"{value:,}"
-
-
-# record and correct
-
-
-def record(options: Namespace) -> None:
-    """`streamstats record MODEL.onnx --samples FILE -o STORE`."""
-    from ..models import onnx
-
-    with ExitStack() as stack:
-        watch = _SampleWatch(stack)
-        recorded = onnx.record(
-            options.model,
-            options.samples,
-            options.output,
-            batch_size=options.batch_size,
-            storage=options.storage,
-            layers=options.layers,
-            append=options.append,
-            on_start=watch.start,
-            on_progress=watch.advance,
-        )
-    if options.json:
-        print_json({"layers": {layer.layer: layer.document() for layer in recorded}})
-    else:
-        rows = [[one.layer, one.op, str(one.samples), _shape(one.shape), one.dtype, one.reason] for one in recorded]
-        print_table(["layer", "operator", "samples", "shape", "dtype", "left out because"], rows, left=2)
-    say(f"wrote {options.output}; `streamstats run` reduces it, with `source: {options.output}` in its configuration")
-
-
-class _SampleWatch:
-    """Shows how many samples have been run; the bar is closed with `stack`."""
-
-    def __init__(self, stack: ExitStack) -> None:
-        self._stack = stack
-
-    def start(self, samples: int) -> None:
-        self._progress = self._stack.enter_context(RowProgress(samples))
-
-    def advance(self, samples: int, added_bytes: int) -> None:
-        self._progress.advance(samples, added_bytes)
-
-
-def _shape(shape: tuple[int, ...]) -> str:
-    return "×".join(map(str, shape))
-
-
-def correct(options: Namespace) -> None:
-    """`streamstats correct MODEL.onnx [QUANTIZED.onnx | --bits N] --correctors OUT -o FIXED.onnx`, or `--weights …`."""
-    if options.weights or options.fake_quantized or options.layout:
-        _correct_tensors(options)
-        return
-    corrections = _corrected(options)
-    if options.json:
-        print_json({"layers": {correction.layer: correction.document() for correction in corrections}})
-    else:
-        print_table(
-            ["layer", "operator", "quantised", "corrected", "largest term", "note"],
-            [
-                [
-                    one.layer,
-                    one.op,
-                    _yes(one.quantized),
-                    _yes(one.corrected),
-                    number(one.largest),
-                    one.change or one.reason,
-                ]
-                for one in corrections
-            ],
-            left=4,
-        )
-    for path in filter(None, (options.output, options.uncorrected)):
-        say(f"wrote {path}")
-
-
-def _corrected(options: Namespace) -> Sequence[LayerCorrection]:
-    from ..errors import UsageError
-    from ..models import onnx
-
-    if options.model is None:
-        raise UsageError("give the float model that was recorded, or --weights, --fake-quantized and --layout")
-    if (options.quantized is None) == (options.bits is None):
-        raise UsageError("give a quantised model behind the float one, or --bits to quantise its weights; not both")
-    if options.quantized is None:
-        return onnx.correct(
-            options.model,
-            options.correctors,
-            options.output,
-            bits=options.bits,
-            per_channel=options.per_channel,
-            symmetric=options.symmetric,
-            uncorrected=options.uncorrected,
-        ).layers
-    if options.uncorrected or options.per_channel or options.symmetric:
-        raise UsageError("--uncorrected, --per-channel and --symmetric go with --bits; leave them out")
-    return onnx.correct_quantized(options.model, options.quantized, options.correctors, options.output).layers
-
-
-def _correct_tensors(options: Namespace) -> None:
-    from ..errors import UsageError
-    from ..models.tensors import correct_tensors
-
-    if not (options.weights and options.fake_quantized and options.layout) or options.model or options.bits:
-        raise UsageError("--weights, --fake-quantized and --layout go together, and with no model and no --bits")
-    corrections = correct_tensors(
-        options.weights, options.fake_quantized, options.correctors, options.output, layouts=options.layout
-    )
-    if options.json:
-        print_json({"layers": {each.layer: each.document() for each in corrections}})
-    else:
-        rows = [
-            [each.layer, _yes(each.corrected), number(each.largest), f"{each.outputs:,}", each.reason]
-            for each in corrections
-        ]
-        print_table(["layer", "corrected", "largest term", "outputs", "note"], rows, left=2)
-    say(f"wrote {options.output}")
-
-
-def _yes(value: bool) -> str:
-    return "yes" if value else "no"
-
-
-# demo
-
-
-def demo(options: Namespace) -> None:
-    """`streamstats demo [DIR]`."""
-    from ..demo import show
-
-    outcome = show.run(Path(options.folder), say)
-    if options.json:
-        print_json(outcome.document())
-    else:
-        print(outcome.text(_own_name()), end="")
-
-
-def _own_name() -> str:
-    """How a person calls this program again from another folder: its name if that is found, else its path."""
-    return "streamstats" if shutil.which("streamstats") else str(Path(sys.argv[0]).resolve())

@@ -15,7 +15,8 @@ Exact calibration statistics, out of core, and the bias corrections that follow 
   verify    read a store once and tell what is wrong with it
   forget    take rows out of the sums again
   merge     add up the results of several stores or sites
-  correct   fake-quantise a model and correct its biases
+  correct   correct the biases of a quantised model
+  report    what the corrections do, as a page to look at
   demo      all of it, on a small real network
 """
 
@@ -100,16 +101,33 @@ Without one, the weights are fake-quantised here first:
 
   streamstats correct model.onnx --bits 5 --correctors out -o corrected.onnx --uncorrected quantized.onnx
 
+Correct layer after layer, with the inputs that the quantised network gives each of them; judge all of it on samples
+that were not recorded, and leave alone what would get worse. What comes out is in FIXED.report.html and .json:
+
+  streamstats correct model.onnx quantized.onnx --correctors out -o fixed.onnx --iterative --samples calibration.npy \\
+      --held-out held-out.npy --labels labels.npy --do-no-harm
+
 For any other tool chain, weights in safetensors files (LAYER or LAYER.weight) give what to add to each bias:
 
   streamstats correct --weights w.safetensors --fake-quantized q.safetensors --layout OIHW --layout 'fc=OI' \\
       --correctors out -o corrections.safetensors
 """
 
+REPORT = """\
+Write a page about the results of a run, and the same as JSON: rows, channels that are never active, how well means are
+known. With the models, also what the corrections would do, layer by layer; no model is written:
+
+  streamstats report out                               OUT/report.html
+  streamstats report out --model model.onnx --quantized quantized.onnx --held-out held-out.npy --labels labels.npy
+"""
+
 DEMO = """\
 Record, reduce and correct a small network trained on handwritten digits, and show its accuracy as a float network,
 quantised, and corrected. Its files stay in DIR, to look at and to try the commands on.
 """
+
+
+ON_MODELS = "model_commands"
 
 
 class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
@@ -132,9 +150,10 @@ def make_parser() -> argparse.ArgumentParser:
     _add_verify(_command(commands, "verify", VERIFY))
     _add_forget(_command(commands, "forget", FORGET))
     _add_merge(_command(commands, "merge", MERGE))
-    _add_record(_command(commands, "record", RECORD))
-    _add_correct(_command(commands, "correct", CORRECT))
-    _add_demo(_command(commands, "demo", DEMO))
+    _add_record(_command(commands, "record", RECORD, ON_MODELS))
+    _add_correct(_command(commands, "correct", CORRECT, ON_MODELS))
+    _add_report(_command(commands, "report", REPORT, ON_MODELS))
+    _add_demo(_command(commands, "demo", DEMO, ON_MODELS))
     return parser
 
 
@@ -144,9 +163,11 @@ def _version() -> str:
     return f"streamstats {__version__}"
 
 
-def _command(commands: Any, name: str, description: str) -> argparse.ArgumentParser:
+def _command(commands: Any, name: str, description: str, module: str = "commands") -> argparse.ArgumentParser:
+    """The parser of a command, which is the function `name` of `module`."""
     parser: argparse.ArgumentParser = commands.add_parser(name, description=description, formatter_class=_Help)
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.set_defaults(module=module)
     return parser
 
 
@@ -159,6 +180,19 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--follow", action="store_true", help="go on with rows that are appended, until a signal or …")
     parser.add_argument("--until-rows", metavar="N", type=int, help="… every layer has so many rows")
     parser.add_argument("--idle", metavar="SECONDS", type=float, help="… nothing was appended for so long")
+    stable = parser.add_argument_group("how many samples are enough?")
+    stable.add_argument(
+        "--until-stable",
+        metavar="FRACTION",
+        nargs="?",
+        const=0.5,
+        type=float,
+        help="count the first rows only, as many as it takes to know every correction to this fraction of a step of "
+        "its bias (0.5 if left out); samples must be in no order",
+    )
+    stable.add_argument("--model", metavar="MODEL.onnx", help="the float model that was recorded")
+    stable.add_argument("--quantized", metavar="QUANTIZED.onnx", help="the same, quantised by somebody else")
+    _add_levels(parser)
 
 
 def _add_status(parser: argparse.ArgumentParser) -> None:
@@ -211,22 +245,61 @@ def _add_record(parser: argparse.ArgumentParser) -> None:
 def _add_correct(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL.onnx", nargs="?", help="the float model that was recorded")
     parser.add_argument("quantized", metavar="QUANTIZED.onnx", nargs="?", help="the same, quantised by somebody else")
-    parser.add_argument("--bits", metavar="N", type=int, help="fake-quantise MODEL.onnx: bits of a weight, 2 to 16")
     parser.add_argument("--correctors", metavar="OUT", required=True, help="the output folder of a run")
     parser.add_argument(
         "-o", "--output", metavar="FIXED", required=True, help="the corrected model, or the corrections"
     )
-    parser.add_argument("--weights", metavar="FILE", help="instead of a model: safetensors with the float weights")
-    parser.add_argument("--fake-quantized", metavar="FILE", help="the same weights quantised and taken back to reals")
-    parser.add_argument(
+    _add_levels(parser)
+    parser.add_argument("--uncorrected", metavar="FILE", help="with --bits: also write the model that is not corrected")
+    _add_how(parser)
+    parser.add_argument("--report", metavar="FILE.html", help="where to write the report; default FIXED.report.html")
+    tensors = parser.add_argument_group("instead of a model")
+    tensors.add_argument("--weights", metavar="FILE", help="safetensors with the float weights")
+    tensors.add_argument("--fake-quantized", metavar="FILE", help="the same weights quantised and taken back to reals")
+    tensors.add_argument(
         "--layout",
         metavar="[GLOB=]LAYOUT",
         action="append",
         help="of those weights, as OIHW, HWIO, OI; for some layers as 'classifier=OI'; may be given several times",
     )
-    parser.add_argument("--uncorrected", metavar="FILE", help="also write the model quantised, but not corrected")
-    parser.add_argument("--per-channel", action="store_true", help="one range an output channel, not one a tensor")
-    parser.add_argument("--symmetric", action="store_true", help="ranges symmetric about zero")
+
+
+def _add_levels(parser: argparse.ArgumentParser) -> None:
+    levels = parser.add_argument_group("quantising here, instead of a quantised model")
+    levels.add_argument("--bits", metavar="N", type=int, help="fake-quantise the weights of the model: bits, 2 to 16")
+    levels.add_argument("--per-channel", action="store_true", help="one range an output channel, not one a tensor")
+    levels.add_argument("--symmetric", action="store_true", help="ranges symmetric about zero")
+
+
+def _add_how(parser: argparse.ArgumentParser) -> None:
+    how = parser.add_argument_group("layer after layer")
+    how.add_argument(
+        "--iterative",
+        nargs="?",
+        const="full",
+        choices=("full", "change"),
+        help="take the inputs x̂ that each layer gets in the quantised network corrected so far: full (the default) "
+        "adds W·E[x] − Ŵ·E[x̂], change adds (W − Ŵ)·E[x̂]",
+    )
+    how.add_argument("--samples", metavar="FILE", help="the samples that were recorded, .npy or .npz")
+    how.add_argument("--work", metavar="DIR", help="what is found on the way, to go on from; default FIXED.work")
+    judging = parser.add_argument_group("does it help?")
+    judging.add_argument("--held-out", metavar="FILE", help="samples to judge by, .npy or .npz, that were not recorded")
+    judging.add_argument("--labels", metavar="FILE", help="their labels, .npy of integers: accuracy of a classifier")
+    judging.add_argument(
+        "--score", metavar="COMMAND", help="prints a score for the file {model}, as in 'python score.py {model}'"
+    )
+    judging.add_argument("--do-no-harm", action="store_true", help="leave layers alone that would get worse")
+
+
+def _add_report(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("correctors", metavar="OUT", help="the output folder of a run")
+    parser.add_argument("-o", "--output", metavar="FILE.html", help="where to write it; default OUT/report.html")
+    parser.add_argument("--model", metavar="MODEL.onnx", help="the float model that was recorded")
+    parser.add_argument("--quantized", metavar="QUANTIZED.onnx", help="the same, quantised by somebody else")
+    _add_levels(parser)
+    _add_how(parser)
+    parser.set_defaults(uncorrected=None)
 
 
 def _add_demo(parser: argparse.ArgumentParser) -> None:

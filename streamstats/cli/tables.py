@@ -1,4 +1,4 @@
-"""How results look: tables for people and JSON for programs, both on stdout."""
+"""How results look: tables for people and JSON for programs, both on stdout; messages on stderr."""
 
 from __future__ import annotations
 
@@ -11,6 +11,11 @@ from typing import Any
 from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
+
+
+def say(message: str) -> None:
+    """Print a message for the person on stderr."""
+    print(f"streamstats: {message}", file=sys.stderr)
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> None:

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from .. import artifacts, job, report
+from .. import artifacts, job
 from ..config import JobConfig
 from ..errors import UsageError, require
 from ..models import onnx
+from ..report import pictures
 from .digits import Digits, calibration_digits, held_out_digits
 
 BITS = 5
@@ -66,7 +67,7 @@ class Outcome:
                 "",
                 *table,
                 "",
-                report.plot_accuracies_text(self.bars()),
+                pictures.plot_accuracies_text(self.bars()),
                 "",
                 f"In {self.folder}:",
                 *(f"  {name:<{width}}  {meaning}" for name, meaning in FILES.items()),
@@ -97,7 +98,7 @@ def run(folder: Path, say: Callable[[str], None]) -> Outcome:
     job.run(JobConfig(source=str(folder / "calibration.zarr"), output=str(folder / "out")), restart=True)
     say("correct: weights rounded, biases corrected → accuracy on held-out digits")
     outcome = _judge(folder, model)
-    report.plot_accuracies(outcome.bars(), folder / PICTURE, f"Accuracy on {outcome.held_out} held-out digits")
+    pictures.plot_accuracies(outcome.bars(), folder / PICTURE, f"Accuracy on {outcome.held_out} held-out digits")
     return outcome
 
 

@@ -30,8 +30,8 @@ INT32 = 6
 
 @dataclass(frozen=True, eq=False)
 class PlainModel:
-    """A model in floats, and where the layers of the quantised one are in it, by the first output of their node:
-    the tensor that the weight multiplies, and what comes of it before it is rounded to codes.
+    """A model in floats. `inputs` has for the first output of a linear node the tensor that its weight multiplies, and
+    `outputs` for any tensor the one that it was rounded from, or itself: names of the quantised model → names in this.
     """
 
     model: onnx.ModelProto
@@ -50,10 +50,10 @@ def plainly(quantized: onnx.ModelProto) -> PlainModel:
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     model.graph.initializer.extend(made.constants)
-    roundings = {node.output[0]: node.input[0] for node in nodes if node.op_type == "QuantizeLinear"}
-    floats = {name: name for name in by_output if name not in made.inputs}
-    inputs = {**{name: by_output[name].node.input[0] for name in floats}, **made.inputs}
-    return PlainModel(model, inputs, {**roundings, **floats, **made.outputs})
+    outputs = {name: name for node in nodes if node.op_type not in ON_CODES for name in node.output}
+    outputs |= {node.output[0]: node.input[0] for node in nodes if node.op_type == "QuantizeLinear"}
+    inputs = {name: layer.node.input[0] for name, layer in by_output.items() if layer.node.op_type not in ON_CODES}
+    return PlainModel(model, inputs | made.inputs, outputs | made.outputs)
 
 
 class _Making:

@@ -12,7 +12,7 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
@@ -21,12 +21,13 @@ import numpy as np
 import numpy.typing as npt
 from rich.cells import cell_len
 
-from .artifacts import write_bytes
-from .errors import UsageError, require
-from .ledger import LayerStatistics
+from ..artifacts import write_bytes
+from ..errors import UsageError, require
+from ..ledger import LayerStatistics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Values = npt.NDArray[np.float64]
 
@@ -311,20 +312,84 @@ def plot_accuracies(rows: Sequence[tuple[str, float]], path: Path, title: str) -
         axes.grid(False, axis="x")
 
 
+def plot_ranking(rows: Sequence[tuple[str, Mapping[str, float]]], label: str, *, logarithmic: bool = False) -> str:
+    """An SVG with a line for each (layer, value by model) of `rows`, in that order, and a dot for each model.
+
+    Values that are not finite, or not positive where the axis is `logarithmic`, have no dot.
+    """
+    models = list(dict.fromkeys(model for _, values in rows for model in values))
+    with _picture((10, 1.2 + 0.26 * len(rows))) as (axes, picture):
+        for place, (_, values) in enumerate(rows):
+            shown = [value for value in values.values() if _is_shown(value, logarithmic=logarithmic)]
+            if shown:
+                axes.plot([min(shown), max(shown)], [place, place], color=FAINT, lw=3, zorder=1)
+        for model, color in zip(models, _model_colors(models), strict=True):
+            dots = [(values[model], place) for place, (_, values) in enumerate(rows) if model in values]
+            dots = [dot for dot in dots if _is_shown(dot[0], logarithmic=logarithmic)]
+            axes.scatter([x for x, _ in dots], [y for _, y in dots], s=36, color=color, label=model, zorder=2)
+        axes.set_yticks(range(len(rows)), [_shortened(name, 40) for name, _ in rows], parse_math=False)
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_xscale("log" if logarithmic else "linear")
+        axes.set_xlabel(label)
+        axes.grid(False, axis="y")
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(models), frameon=False, borderpad=0)
+    return picture.getvalue()
+
+
+def _is_shown(value: float, *, logarithmic: bool) -> bool:
+    return math.isfinite(value) and (value > 0 or not logarithmic)
+
+
+def _model_colors(models: Sequence[str]) -> list[str]:
+    """The first in orange, the last in blue, those between in grey."""
+    return [ORANGE, *[GREY] * (len(models) - 2), BLUE] if len(models) > 1 else [ORANGE]
+
+
+def plot_shifts(shifts: Mapping[str, Values]) -> str:
+    """An SVG with the shift of every output channel of a layer, float64[C], by model."""
+    with _picture((10, 2.6)) as (axes, picture):
+        for (model, values), color in zip(shifts.items(), _model_colors(list(shifts)), strict=True):
+            edges = np.arange(len(values) + 1) - 0.5
+            axes.stairs(values, edges, baseline=None, color=color, lw=1.2, label=model)
+        axes.axhline(0, color=GREY, lw=0.8)
+        axes.set_xlabel("output channel")
+        axes.set_ylabel("mean shift")
+        axes.set_xlim(-0.5, max(len(each) for each in shifts.values()) - 0.5)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(shifts), frameon=False, borderpad=0)
+    return picture.getvalue()
+
+
+@contextlib.contextmanager
+def _picture(size: tuple[float, float]) -> Iterator[tuple[Axes, io.StringIO]]:
+    """Axes to draw on, `size` in inches, and the text that is an SVG element at the end."""
+    text, content = io.StringIO(), io.BytesIO()
+    with _figure(size) as figure:
+        yield figure.add_subplot(), text
+        figure.savefig(content, format="svg", metadata=METADATA["svg"])
+    svg = content.getvalue().decode()
+    text.write(svg[svg.index("<svg") :])
+
+
 @contextlib.contextmanager
 def _drawing(path: Path, size: tuple[float, float]) -> Iterator[Axes]:
     """Axes to draw on, `size` in inches; written to `path` at the end, unless drawing raised."""
     kind = path.suffix.lower().removeprefix(".")
     if kind not in METADATA:
         raise UsageError(f"{path} has the suffix {path.suffix!r}; expected '.png' or '.svg'")
+    content = io.BytesIO()
+    with _figure(size) as figure:
+        yield figure.add_subplot()
+        figure.savefig(content, format=kind, metadata=METADATA[kind])
+    write_bytes(path, content.getvalue())
+
+
+@contextlib.contextmanager
+def _figure(size: tuple[float, float]) -> Iterator[Figure]:
+    """A new figure, `size` in inches, in our look."""
     style = require("matplotlib.style", "plot")
     with style.context(["default", LOOK]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)  # a name in another script
-        figure = require("matplotlib.figure", "plot").Figure(figsize=size, layout="constrained")
-        yield figure.add_subplot()
-        content = io.BytesIO()
-        figure.savefig(content, format=kind, metadata=METADATA[kind])
-    write_bytes(path, content.getvalue())
+        yield require("matplotlib.figure", "plot").Figure(figsize=size, layout="constrained")
 
 
 def _draw_title(axes: Axes, title: str, subtitle: str = "") -> None:

@@ -1,0 +1,103 @@
+"""How well a correction is known: its standard error over calibration samples, in steps of the bias."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from ..correction import correction_error
+from ..errors import UsageError
+from ..ledger import LayerStatistics
+from .onnx_graph import attributes
+from .onnx_quantized import Pair
+from .onnx_repair import apply_repairs
+from .onnx_terms import Repair
+
+if TYPE_CHECKING:
+    import onnx
+
+Float64Array = npt.NDArray[np.float64]
+CODES = 255
+"""Steps in the range of 8-bit codes."""
+
+
+@dataclass(frozen=True, eq=False)
+class Precision:
+    """Of the correction of a `layer` from so many `rows`: its standard `error` and the `step` of the bias, both
+    float64[outputs]. The step of a bias of floats is the one that codes of 8 bits for the layer's inputs would give it.
+    """
+
+    layer: str
+    rows: int
+    error: Float64Array
+    step: Float64Array
+
+    @property
+    def in_steps(self) -> float:
+        """The largest error of an output, in steps of its bias; NaN where it is not known."""
+        ratios = np.divide(self.error, self.step, out=np.zeros_like(self.error), where=self.error != 0)
+        return float(ratios.max(initial=0.0))
+
+    def rows_for(self, fraction: float) -> float:
+        """About how many rows bring the error down to this `fraction` of a step: it falls with their square root."""
+        return self.rows * (self.in_steps / fraction) ** 2
+
+
+def bias_steps(model: onnx.ModelProto, pairs: Sequence[Pair]) -> dict[str, Float64Array]:
+    """Layer → the step of the bias, float64[outputs], that a correction would be rounded to, where there is one."""
+    copied = type(model)()
+    copied.CopyFrom(model)
+    nothing = [Repair(pair, np.zeros(pair.quantized.outputs)) for pair in pairs]
+    return {each.layer: each.step for each in apply_repairs(copied, nothing) if each.step is not None}
+
+
+def precision(pair: Pair, statistics: LayerStatistics, step: Float64Array | None = None) -> Precision | None:
+    """Of the correction of `pair` from `statistics`; None where their spread is not kept, or no step is known."""
+    known, layer = statistics.standard_error, pair.quantized
+    if step is None and pair.weight_step is not None:
+        step = pair.weight_step * (np.nanmax(statistics.maximum) - np.nanmin(statistics.minimum)) / CODES
+    if known is None or step is None:
+        return None
+    error = correction_error(
+        known, pair.weight, layer.weight, layout=layer.layout, groups=layer.groups, strides=layer.strides
+    )
+    if layer.op == "Gemm":
+        error = error * abs(attributes(layer.node).get("alpha", 1.0))
+    return Precision(pair.original.name, statistics.rows, error, np.asarray(step, np.float64))
+
+
+class KnownTo:
+    """True of statistics from which every correction is known to a `fraction` of the step of its bias.
+
+    `judged` has the last precisions, by layer. Layers without statistics, or whose correction cannot be known better
+    (a spread that is not finite), do not count.
+    """
+
+    def __init__(self, model: onnx.ModelProto, pairs: Sequence[Pair], fraction: float) -> None:
+        self._pairs, self._fraction, self._steps = pairs, fraction, bias_steps(model, pairs)
+        self.judged: dict[str, Precision] = {}
+
+    def __call__(self, statistics: Mapping[str, LayerStatistics]) -> bool:
+        """Whether it is so."""
+        found = [
+            precision(pair, statistics[pair.original.name], self._steps.get(pair.original.name))
+            for pair in self._pairs
+            if pair.original.name in statistics
+        ]
+        self.judged = {each.layer: each for each in found if each is not None and math.isfinite(each.in_steps)}
+        if not self.judged:
+            raise UsageError(
+                "of no layer can be said how well its correction is known: expected layers of the model, samples that "
+                "differ, and weights quantised with constant steps"
+            )
+        return all(each.in_steps <= self._fraction for each in self.judged.values())
+
+    @property
+    def worst(self) -> Precision | None:
+        """That of the layer whose correction is known least."""
+        return max(self.judged.values(), key=lambda each: each.in_steps, default=None)
