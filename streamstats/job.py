@@ -329,8 +329,9 @@ def _run_until(
 
 
 def _rounds(layers: Sequence[Layer]) -> Iterator[int]:
-    """The rows of each round, whole chunks of all layers where they can be; the last round has all."""
-    most, together = max(layer.rows for layer in layers), max(layer.chunks[0] for layer in layers)
+    """The rows of each round, whole chunks of the layer with the largest samples; the last round has all."""
+    most, largest = max(layer.rows for layer in layers), max(layers, key=lambda layer: math.prod(layer.sample_shape))
+    together = largest.chunks[0]
     rows = _whole(FIRST_ROWS, together)
     while rows < most:
         yield rows

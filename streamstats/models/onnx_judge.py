@@ -14,6 +14,7 @@ import shlex
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -125,7 +126,6 @@ class Judge:
 
     def __init__(self, original: onnx.ModelProto, pairs: Sequence[Pair], held_out: HeldOut) -> None:
         self._original, self._pairs, self._held_out = original, pairs, held_out
-        self._stack = tempfile.TemporaryDirectory(prefix="streamstats-")
         self._layers: dict[str, dict[str, Quality]] = {}
         self._outputs: dict[str, Quality] = {}
         self._accuracy: dict[str, float] = {}
@@ -135,7 +135,13 @@ class Judge:
 
     def __enter__(self) -> Self:
         """Open the float model. Raises `UsageError`, `MismatchError` for samples that do not fit it."""
-        self._folder = Path(self._stack.name)
+        with ExitStack() as stack:
+            self._folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="streamstats-")))
+            self._open()
+            self._stack = stack.pop_all()
+        return self
+
+    def _open(self) -> None:
         names = [pair.output for pair in self._pairs]
         self._ends = [output.name for output in self._original.graph.output]
         session = self._session(_copied(self._original), [*self._ends, *names], FLOAT)
@@ -144,12 +150,11 @@ class Judge:
         self._samples = self._float.samples
         self._labels = self._loaded_labels()
         self._score(FLOAT, self._original)
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stack.cleanup()
+        self._stack.close()
 
     def add(self, name: str, model: onnx.ModelProto, terms: Mapping[str, Float64Array] | None = None) -> list[str]:
         """Judge `model`, whose layers have the `terms` in their biases: the layers in which they do harm."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,87 +11,15 @@ import numpy.typing as npt
 import onnx
 import onnxruntime
 import pytest
+from networks import FORMS, chain, folded, model_of, on_the_grid, quantized, run_out, values
 from onnx import helper, numpy_helper
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
-from streamstats import job
 from streamstats.cli import main
-from streamstats.config import JobConfig
 from streamstats.errors import DataError, UsageError
-from streamstats.models.onnx import correct_quantized, load_model, record, run_model, survey
+from streamstats.models.onnx import correct_quantized, load_model, run_model, survey
 from streamstats.models.onnx_quantized import pairs, quantized_layers
 
 Array = npt.NDArray[Any]
-FLOAT = onnx.TensorProto.FLOAT
-FORMS = {
-    "qdq": {"quant_format": QuantFormat.QDQ},
-    "qdq, per channel": {"quant_format": QuantFormat.QDQ, "per_channel": True},
-    "qdq, uint8": {
-        "quant_format": QuantFormat.QDQ,
-        "weight_type": QuantType.QUInt8,
-        "activation_type": QuantType.QUInt8,
-    },
-    "qdq, int4": {"quant_format": QuantFormat.QDQ, "weight_type": QuantType.QInt4},
-    "codes": {"quant_format": QuantFormat.QOperator},
-    "codes, per channel": {"quant_format": QuantFormat.QOperator, "per_channel": True},
-    "codes, uint8": {
-        "quant_format": QuantFormat.QOperator,
-        "weight_type": QuantType.QUInt8,
-        "activation_type": QuantType.QUInt8,
-    },
-}
-
-
-def values(*shape: int, seed: int = 0) -> Array:
-    return np.random.default_rng((seed, *shape)).normal(0.3, 1.0, shape).astype(np.float32)
-
-
-def model_of(nodes: Sequence[Any], constants: dict[str, Array], x: Array, *, opset: int = 17) -> Any:
-    graph = helper.make_graph(
-        list(nodes),
-        "graph",
-        [helper.make_tensor_value_info("x", FLOAT, ["n", *x.shape[1:]])],
-        [helper.make_tensor_value_info("y", FLOAT, None)],
-        [numpy_helper.from_array(array, name) for name, array in constants.items()],
-    )
-    model = helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", opset)])
-    return onnx.shape_inference.infer_shapes(model)
-
-
-class Batches(CalibrationDataReader):
-    def __init__(self, x: Array) -> None:
-        self._batches: Iterator[dict[str, Array]] = iter([{"x": x}])
-
-    def get_next(self) -> dict[str, Array] | None:
-        return next(self._batches, None)
-
-
-def quantized(model: Any, folder: Path, x: Array, form: str, **options: Any) -> Path:
-    onnx.save(model, folder / "float.onnx")
-    target = folder / "quantized.onnx"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        quantize_static(folder / "float.onnx", target, Batches(x), **FORMS[form], **options)
-    return target
-
-
-def on_the_grid(path: Path, x: Array) -> Array:
-    """`x` as the model's first QuantizeLinear sees it: then the input of the first layer is that of the float model."""
-    graph = onnx.load(path).graph
-    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
-    first = next(node for node in graph.node if node.op_type == "QuantizeLinear" and node.input[0] == "x")
-    scale, zero = (constants[name] for name in first.input[1:3])
-    limits = np.iinfo(zero.dtype)
-    return ((np.clip(np.rint(x / scale) + zero, limits.min, limits.max) - zero) * scale).astype(np.float32)
-
-
-def run_out(folder: Path, x: Array) -> Path:
-    """What `record` and `run` leave for the float model in `folder`, with positions."""
-    np.save(folder / "x.npy", x)
-    record(folder / "float.onnx", folder / "x.npy", folder / "s.zarr")
-    config = {"source": str(folder / "s.zarr"), "output": str(folder / "out"), "statistics": ["positions"]}
-    job.run(JobConfig.model_validate(config))
-    return folder / "out"
 
 
 def plainly(model: Any, x: Array) -> Array:
@@ -173,49 +99,6 @@ def test_the_mean_output_is_that_of_the_float_layer_within_the_step_of_the_bias(
     before, _ = layer_outputs(path, x, op)
     if form == "qdq, int4":
         assert (np.abs(channel_means(before, axis) - wanted) > 2 * allowed).any()
-
-
-def chain() -> tuple[list[Any], dict[str, Array]]:
-    """Two convolutions that share a weight, batch normalisation behind one, and a MatMul behind a transposed weight."""
-    nodes = [
-        helper.make_node("Conv", ["x", "w", "b"], ["a"], name="first", pads=[1] * 4),
-        helper.make_node("BatchNormalization", ["a", "scale", "shift", "mean", "variance"], ["n"], name="norm"),
-        helper.make_node("Relu", ["n"], ["r"]),
-        helper.make_node("Conv", ["r", "w2"], ["c"], name="second", pads=[1] * 4),
-        helper.make_node("Conv", ["c", "w2"], ["d"], name="third", pads=[1] * 4),
-        helper.make_node("GlobalAveragePool", ["d"], ["p"]),
-        helper.make_node("Flatten", ["p"], ["f"]),
-        helper.make_node("Transpose", ["m"], ["mt"], perm=[1, 0]),
-        helper.make_node("MatMul", ["f", "mt"], ["y"], name="last"),
-    ]
-    constants = {
-        "w": values(4, 3, 3, 3),
-        "b": values(4, seed=1),
-        "scale": np.abs(values(4, seed=2)) + 0.5,
-        "shift": values(4, seed=3),
-        "mean": values(4, seed=4),
-        "variance": np.abs(values(4, seed=5)) + 0.5,
-        "w2": values(4, 4, 3, 3, seed=6) * 0.2,
-        "m": values(5, 4, seed=7),
-    }
-    return nodes, constants
-
-
-def folded(nodes: list[Any], constants: dict[str, Array]) -> tuple[list[Any], dict[str, Array]]:
-    """The same network as optimisers leave it: normalisation folded, other names, the weight transposed."""
-    factor = constants["scale"] / np.sqrt(constants["variance"] + 1e-5)
-    renamed = {
-        "w": constants["w"] * factor[:, None, None, None],
-        "b": (constants["b"] - constants["mean"]) * factor + constants["shift"],
-        "w2": constants["w2"],
-        "mt": np.ascontiguousarray(constants["m"].T),
-    }
-    kept = [node for node in nodes if node.op_type not in ("BatchNormalization", "Transpose")]
-    others = [onnx.NodeProto.FromString(node.SerializeToString()) for node in kept]
-    for number, node in enumerate(others):
-        node.name = f"fused_{number}"
-        node.input[:] = [{"n": "a"}.get(name, name) for name in node.input]
-    return others, renamed
 
 
 @pytest.mark.parametrize("form", ["qdq", "codes", "qdq, int4"])
