@@ -48,6 +48,7 @@ STATISTICS_LEVELS = (("exact", "kernels"), ("loops",), ("pieces",), ("statistic"
 IMPORTERS = {
     "dask": ("workers",),
     "distributed": ("workers", "job"),  # job: to name the type of a client
+    "jinja2": ("report",),
     "matplotlib": ("report",),
     "plotext": ("report",),
     "google_crc32c": ("calibration",),
@@ -247,6 +248,7 @@ PLANTED = {
     "numba elsewhere": ("correction.py", "from numba import njit"),
     "onnx elsewhere": ("demo/show.py", "import onnx"),
     "onnxruntime elsewhere": ("demo/train.py", "import_module('onnxruntime')"),
+    "jinja2 elsewhere": ("cli/model_commands.py", "import jinja2"),
     "sklearn elsewhere": ("models/onnx.py", "import sklearn"),
     "zarr elsewhere": ("models/onnx_record.py", "import zarr"),
     "zarr elsewhere, from": ("reduction.py", "from zarr.errors import GroupNotFoundError"),
@@ -258,7 +260,7 @@ PLANTED = {
     "a file written, by keyword": ("job.py", "open('x', mode='ab')"),
     "a file written, in some mode": ("config.py", "Path('x').open(mode)"),
     "a path written": ("job.py", "Path('x').write_text('y')"),
-    "a folder made": ("report.py", "Path('x').mkdir()"),
+    "a folder made": ("report/page.py", "Path('x').mkdir()"),
     "a module without a place": ("helpers.py", "import math"),
 }
 

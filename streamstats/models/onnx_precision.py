@@ -40,8 +40,11 @@ class Precision:
     @property
     def in_steps(self) -> float:
         """The largest error of an output, in steps of its bias; NaN where it is not known."""
-        ratios = np.divide(self.error, self.step, out=np.zeros_like(self.error), where=self.error != 0)
-        return float(ratios.max(initial=0.0))
+        return self.in_its_steps(self.error)
+
+    def in_its_steps(self, sizes: Float64Array) -> float:
+        """The largest of `sizes`, one an output, in steps of its bias."""
+        return float(np.divide(sizes, self.step, out=np.zeros_like(sizes), where=sizes != 0).max(initial=0.0))
 
     def rows_for(self, fraction: float) -> float:
         """About how many rows bring the error down to this `fraction` of a step: it falls with their square root."""

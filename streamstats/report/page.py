@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ..artifacts import write_bytes, write_json
 from ..errors import require
@@ -20,6 +21,7 @@ from ..models.onnx_correct import CORRECTED, ONE_PASS, UNCORRECTED, Correction
 from ..models.onnx_precision import Precision, bias_steps, precision
 from . import pictures
 
+Float64Array = npt.NDArray[np.float64]
 FORMAT = "streamstats.report/1"
 MOST_RANKED, MOST_DRAWN = 60, 24
 """Layers in a ranking, and layers whose channels are drawn, those with the largest shift first."""
@@ -34,11 +36,12 @@ def document(
 ) -> dict[str, Any]:
     """The report, JSON-ready: of the results in `output`, and of a `correction` with their correctors."""
     known = {} if correction is None else _precisions(statistics, correction)
+    terms = {} if correction is None else {each.layer: each.term for each in correction.layers}
     return {
         "format": FORMAT,
         "output": str(output),
         "layers": {name: _layer(found) for name, found in statistics.items()},
-        "precision": {name: _precision(found) for name, found in known.items()},
+        "precision": {name: _precision(found, terms.get(name)) for name, found in known.items()},
         "correction": None if correction is None else {each.layer: each.document() for each in correction.layers},
         "judgement": correction.judgement.document() if correction and correction.judgement else None,
     }
@@ -68,9 +71,10 @@ def _precisions(statistics: Mapping[str, LayerStatistics], correction: Correctio
     return {name: each for name, each in found.items() if each is not None and math.isfinite(each.in_steps)}
 
 
-def _precision(found: Precision) -> dict[str, Any]:
+def _precision(found: Precision, term: Float64Array | None) -> dict[str, Any]:
     return {
         "rows": found.rows,
+        "correction_in_steps": None if term is None else found.in_its_steps(np.abs(term)),
         "error_in_steps": found.in_steps,
         "largest_error": float(found.error.max(initial=0.0)),
         "rows_for_half_a_step": math.ceil(found.rows_for(HALF)),
