@@ -146,8 +146,15 @@ def _corrected(options: Namespace, output: Path | None) -> Correction:
         raise UsageError("give the float model that was recorded, or --weights, --fake-quantized and --layout")
     if (options.quantized is None) == (options.bits is None):
         raise UsageError("give a quantised model behind the float one, or --bits to quantise its weights; not both")
+    if options.quantized is not None and (options.uncorrected or options.per_channel or options.symmetric):
+        raise UsageError("--uncorrected, --per-channel and --symmetric go with --bits; leave them out")
     how = _how(options, output)
-    if options.quantized is None:
+    with ExitStack() as stack:
+        watch = _PartWatch(stack)
+        if options.quantized is not None:
+            return onnx.correct_quantized(
+                options.model, options.quantized, options.correctors, output, how=how, watch=watch
+            )
         return onnx.correct(
             options.model,
             options.correctors,
@@ -157,11 +164,23 @@ def _corrected(options: Namespace, output: Path | None) -> Correction:
             symmetric=options.symmetric,
             uncorrected=options.uncorrected,
             how=how,
-            say=say,
+            watch=watch,
         )
-    if options.uncorrected or options.per_channel or options.symmetric:
-        raise UsageError("--uncorrected, --per-channel and --symmetric go with --bits; leave them out")
-    return onnx.correct_quantized(options.model, options.quantized, options.correctors, output, how=how, say=say)
+
+
+class _PartWatch:
+    """Shows one part of a long work after the other; the bar is closed with `stack`."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self._stack = stack
+
+    def begin(self, what: str, samples: int) -> None:
+        self._stack.close()
+        say(what)
+        self._progress = self._stack.enter_context(RowProgress(samples, brief=True))
+
+    def advance(self, samples: int) -> None:
+        self._progress.advance(samples)
 
 
 def _how(options: Namespace, output: Path | None) -> How:

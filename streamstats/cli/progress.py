@@ -15,9 +15,13 @@ LINE_SECONDS = 5.0
 
 
 class RowProgress:
-    """Counts rows and bytes of `total_rows`, `total_bytes`; a context manager. Without bytes only rows are shown."""
+    """Counts rows and bytes of `total_rows`, `total_bytes`; a context manager. Without bytes only rows are shown.
 
-    def __init__(self, total_rows: int, total_bytes: int = 0) -> None:
+    Where there is no bar, a line is printed every few seconds and, unless `brief`, one at the end.
+    """
+
+    def __init__(self, total_rows: int, total_bytes: int = 0, *, brief: bool = False) -> None:
+        self._brief = brief
         self._rows, self._bytes, self._beside = 0, 0, ""
         self._total_rows, self._total_bytes = total_rows, total_bytes
         self._started = self._last_line = time.monotonic()
@@ -52,7 +56,7 @@ class RowProgress:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
-        elif kind is None:
+        elif kind is None and not self._brief:
             self._print_line()
 
     def _text(self) -> str:

@@ -6,19 +6,20 @@ models and correctors give the same bytes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import UsageError
-from .onnx_files import check_targets, write_models
+from ..errors import UsageError, first_line, require
+from .onnx_files import SINGLE_FILE_BYTES, check_targets, write_models
 from .onnx_graph import LeftOut, LinearLayer, load_model, survey
 from .onnx_iterative import Iterative, iterative_repairs
 from .onnx_judge import HeldOut, Judge, Judgement
 from .onnx_levels import Levels
 from .onnx_quantized import Pair, pairs, quantized_layers, weight_steps
 from .onnx_repair import LayerCorrection, apply_repairs
+from .onnx_run import Watch
 from .onnx_terms import Repair, find_correctors, repairs_of, strays
 
 if TYPE_CHECKING:
@@ -28,8 +29,6 @@ OLDEST_OPSET = 7
 HARMFUL = "it would make the layer worse on the samples held out"
 UNCORRECTED, ONE_PASS, CORRECTED = "quantised", "one pass", "corrected"
 """What models are called in a judgement, beside `float`."""
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +76,7 @@ def fake_quantized(model_path: str | Path, levels: Levels) -> Subject:
 def quantized_by_others(original_path: str | Path, quantized_path: str | Path) -> Subject:
     """The float model that was recorded, and what a quantiser made of it. Raises `UsageError`."""
     original, quantized = load_model(original_path), load_model(quantized_path)
+    _check_valid(quantized, quantized_path)
     layers, _ = survey(original)
     stored, left_out = quantized_layers(quantized)
     matched, without = pairs(original, layers, stored, weight_steps(quantized, stored))
@@ -97,14 +97,14 @@ def correct(
     symmetric: bool = False,
     uncorrected: str | Path | None = None,
     how: How | None = None,
-    say: Say | None = None,
+    watch: Watch | None = None,
 ) -> Correction:
     """Fake-quantise the weights of the model, and write it to `output` with corrected biases.
 
     `correctors` is the folder that `streamstats run` leaves. `uncorrected` is where to write the model with
     fake-quantised weights alone, for comparison. A layer without a corrector is quantised and not corrected. Without
     an `output`, nothing is written, and the outcome is what it would be. A model of more than 2 GB gets its tensors in
-    a file beside it, of the same name with `.data` behind it. `say` is told of steps that take long.
+    a file beside it, of the same name with `.data` behind it. `watch` is told of what takes long.
 
     Raises `UsageError` for bits outside 2…16, a model or a folder that is not usable; `MismatchError` for a corrector
     whose channels are not the layer's; `DataError` for one that is damaged, or not that of the manifest; `OutputError`.
@@ -112,7 +112,7 @@ def correct(
     levels = Levels(bits, per_channel, symmetric)
     check_targets([model_path], [output, uncorrected])
     subject = fake_quantized(model_path, levels)
-    return _correct(subject, Path(correctors), output, uncorrected, how or How(), say)
+    return _correct(subject, Path(correctors), output, uncorrected, how or How(), watch)
 
 
 def correct_quantized(
@@ -122,7 +122,7 @@ def correct_quantized(
     output: str | Path | None,
     *,
     how: How | None = None,
-    say: Say | None = None,
+    watch: Watch | None = None,
 ) -> Correction:
     """Write to `output` the model at `quantized` with corrected biases.
 
@@ -131,7 +131,7 @@ def correct_quantized(
     """
     check_targets([original, quantized], [output])
     subject = quantized_by_others(original, quantized)
-    return _correct(subject, Path(correctors), output, None, how or How(), say)
+    return _correct(subject, Path(correctors), output, None, how or How(), watch)
 
 
 def _correct(
@@ -140,18 +140,18 @@ def _correct(
     output: str | Path | None,
     uncorrected: str | Path | None,
     how: How,
-    say: Say | None,
+    watch: Watch | None,
 ) -> Correction:
     found = find_correctors(correctors, subject.layers)
     once = repairs_of(subject.pairs, found)
     repairs = once
     if how.iterative is not None:
-        repairs = iterative_repairs(subject.quantized, subject.pairs, found, how.iterative, say)
+        repairs = iterative_repairs(subject.quantized, subject.pairs, found, how.iterative, watch)
     judgement = None
     if how.held_out is None:
         model, outcomes = _repaired(subject, repairs)
     else:
-        with Judge(subject.original, subject.pairs, how.held_out) as judge:
+        with Judge(subject.original, subject.pairs, how.held_out, watch) as judge:
             judge.add(UNCORRECTED, subject.quantized)
             if how.iterative is not None:
                 judge.add(ONE_PASS, _repaired(subject, once)[0])
@@ -190,6 +190,19 @@ def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
     copied = type(model)()
     copied.CopyFrom(model)
     return copied
+
+
+def _check_valid(model: onnx.ModelProto, path: str | Path) -> None:
+    """Raise `UsageError` for what no runtime takes; quantisers write it where the operator set is too old for them."""
+    if model.ByteSize() > SINGLE_FILE_BYTES:
+        return
+    try:
+        require("onnx", "onnx").checker.check_model(model)
+    except Exception as error:
+        raise UsageError(
+            f"{path} is not a valid ONNX model: {first_line(error)}; convert the float model to operator set 13 or "
+            "later (onnx.version_converter), and quantise it again"
+        ) from error
 
 
 def _check_opset(model: onnx.ModelProto, path: str | Path) -> None:

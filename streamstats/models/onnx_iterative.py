@@ -10,7 +10,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -41,14 +41,13 @@ from .onnx_plain import only, plainly
 from .onnx_quantized import Pair
 from .onnx_record import record_layers
 from .onnx_repair import apply_repairs
-from .onnx_run import ModelRun, load_samples, open_session
+from .onnx_run import ModelRun, Watch, load_samples, open_session
 from .onnx_terms import Repair, correction_term, load_corrector, naming
 
 if TYPE_CHECKING:
     import onnx
 
 Float64Array = npt.NDArray[np.float64]
-Say = Callable[[str], None]
 PLAN_FORMAT, STAGE_FORMAT = "streamstats.iterative/1", "streamstats.stage/1"
 PLAN, LOCK = "iterative.json", ".lock"
 FORMS = ("full", "change")
@@ -78,7 +77,7 @@ def iterative_repairs(
     pairs: Sequence[Pair],
     correctors: Mapping[str, Path],
     how: Iterative,
-    say: Say | None = None,
+    watch: Watch | None = None,
 ) -> list[Repair]:
     """The repair of each of `pairs`, found stage by stage. Raises `UsageError`, `MismatchError`, `DataError`,
     `OutputError`, and what a reduction raises; what is found by then stays in the work folder.
@@ -90,15 +89,17 @@ def iterative_repairs(
         if pair.original.name not in correctors
     }
     by_depth = stages(quantized, [pair for pair in pairs if pair.original.name in correctors])
+    model = type(quantized)()
+    model.CopyFrom(quantized)
     with _held(work, _plan(quantized, by_depth, correctors, how)):
         for number, stage in enumerate(by_depth):
             done = _loaded(work, number, stage)
             if done is None:
-                if say:
-                    layers = ", ".join(pair.original.name for pair in stage[:3]) + (", …" if len(stage) > 3 else "")
-                    say(f"stage {number + 1} of {len(by_depth)}: {layers}")
-                done = _stage(quantized, list(found.values()), stage, correctors, how)
+                layers = ", ".join(pair.original.name for pair in stage[:3]) + (", …" if len(stage) > 3 else "")
+                told = _Told(f"stage {number + 1} of {len(by_depth)}: {layers}", watch)
+                done = _stage(model, stage, correctors, how, told)
                 _save(work, number, done)
+            apply_repairs(model, done)
             found |= {repair.pair.original.name: repair for repair in done}
     remove_folder(work)
     return [found[pair.original.name] for pair in pairs]
@@ -119,18 +120,23 @@ def stages(model: onnx.ModelProto, pairs: Sequence[Pair]) -> list[list[Pair]]:
     return [found[each] for each in sorted(found)]
 
 
+@dataclass(frozen=True)
+class _Told:
+    """What a stage is called, and who is told of it."""
+
+    what: str
+    watch: Watch | None
+
+    def advance(self, samples: int, _bytes: int) -> None:
+        """So many more samples are done."""
+        if self.watch:
+            self.watch.advance(samples)
+
+
 def _stage(
-    quantized: onnx.ModelProto,
-    before: Sequence[Repair],
-    stage: Sequence[Pair],
-    correctors: Mapping[str, Path],
-    how: Iterative,
+    model: onnx.ModelProto, stage: Sequence[Pair], correctors: Mapping[str, Path], how: Iterative, told: _Told
 ) -> list[Repair]:
-    """The repairs of a `stage`, whose layers get what the model gives with the repairs `before` it."""
-    work = Path(how.work)
-    model = type(quantized)()
-    model.CopyFrom(quantized)
-    apply_repairs(model, before)
+    """The repairs of a `stage`, whose layers get what `model`, repaired up to here, gives them."""
     plain = plainly(model)
     floats = {pair.original.name: load_corrector(correctors[pair.original.name], pair.original.name) for pair in stage}
     inputs = {pair.original.name: plain.inputs.get(pair.quantized.node.output[0]) for pair in stage}
@@ -139,7 +145,7 @@ def _stage(
         for pair in stage
         if inputs[pair.original.name]
     ]
-    seen = _measured(only(plain.model, [layer.input for layer in layers]), layers, floats, how, work) if layers else {}
+    seen = _measured(only(plain.model, [layer.input for layer in layers]), layers, floats, how, told) if layers else {}
     return [_repair(pair, floats[pair.original.name], seen, correctors, how.form) for pair in stage]
 
 
@@ -148,16 +154,19 @@ def _measured(
     layers: Sequence[LinearLayer],
     floats: Mapping[str, BiasCorrector],
     how: Iterative,
-    work: Path,
+    told: _Told,
 ) -> dict[str, BiasCorrector | str]:
     """Layer → the corrector of what it gets in `model`, or why there is none: recorded, and reduced."""
+    work = Path(how.work)
     store, output, path = work / "stage.zarr", work / "out", work / "stage.onnx"
     for folder in (store, output):
         remove_folder(folder)
     write_models([(model, path)])
     session = open_session(str(path), work, optimized=False)
     run = ModelRun.prepare(session, load_samples(how.samples, session), how.batch_size, str(how.samples))
-    recorded = record_layers(run, layers, store)
+    if told.watch:
+        told.watch.begin(told.what, run.samples)
+    recorded = record_layers(run, layers, store, told.advance)
     reasons: dict[str, BiasCorrector | str] = {each.layer: each.reason for each in recorded if each.reason}
     kept = [each for each in recorded if not each.reason]
     if not kept:

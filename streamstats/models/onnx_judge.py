@@ -27,7 +27,7 @@ from ..errors import MismatchError, UsageError, first_line
 from .onnx_files import write_models
 from .onnx_plain import only, plainly
 from .onnx_quantized import Pair
-from .onnx_run import ModelRun, load_samples, open_session
+from .onnx_run import ModelRun, Watch, load_samples, open_session
 
 if TYPE_CHECKING:
     import onnx
@@ -124,8 +124,11 @@ def _finite(value: float) -> float | None:
 class Judge:
     """Judges one model after the other on the same samples; a context manager, for its files."""
 
-    def __init__(self, original: onnx.ModelProto, pairs: Sequence[Pair], held_out: HeldOut) -> None:
+    def __init__(
+        self, original: onnx.ModelProto, pairs: Sequence[Pair], held_out: HeldOut, watch: Watch | None = None
+    ) -> None:
         self._original, self._pairs, self._held_out = original, pairs, held_out
+        self._watch = watch
         self._layers: dict[str, dict[str, Quality]] = {}
         self._outputs: dict[str, Quality] = {}
         self._accuracy: dict[str, float] = {}
@@ -167,6 +170,8 @@ class Judge:
         run = ModelRun.prepare(session, self._arrays, self._held_out.batch_size, str(self._held_out.samples))
         sums = {pair.original.name: _Sums() for pair in judged}
         end, right = _Sums(), {name: 0, FLOAT: 0}
+        if self._watch:
+            self._watch.begin(f"judging the {name} model", run.samples)
         for rows in run.batches():
             mine, theirs = run.outputs(_unique([*ends, *names]), rows), self._float.outputs(self._wanted(judged), rows)
             for pair, tensor in zip(judged, names, strict=True):
@@ -176,6 +181,8 @@ class Judge:
                 end.add(other, mine[one].reshape(-1, 1), theirs[other].reshape(-1, 1), -1)
             for model_name, logits in ((name, mine[ends[0]]), (FLOAT, theirs[self._ends[0]])):
                 right[model_name] += self._right(logits, rows)
+            if self._watch:
+                self._watch.advance(rows.stop - rows.start)
         for layer, each in sums.items():
             self._layers.setdefault(layer, {})[name] = each.quality()
         self._outputs[name] = end.quality()
@@ -197,7 +204,10 @@ class Judge:
     def _session(self, model: onnx.ModelProto, tensors: Sequence[str], name: str) -> Any:
         path = self._folder / f"{name} judged.onnx"
         write_models([(only(model, tensors), path)])
-        return open_session(str(path), self._folder, optimized=name == FLOAT)
+        try:
+            return open_session(str(path), self._folder, optimized=name == FLOAT)
+        except UsageError as error:
+            raise UsageError(f"the {name} model: {error}") from error
 
     def _loaded_labels(self) -> Array | None:
         path = self._held_out.labels

@@ -127,10 +127,12 @@ def record(
     ]
 
 
-def record_layers(run: ModelRun, layers: Sequence[LinearLayer], store: Path) -> list[RecordedLayer]:
+def record_layers(
+    run: ModelRun, layers: Sequence[LinearLayer], store: Path, on_progress: OnProgress
+) -> list[RecordedLayer]:
     """Append the inputs of `layers`, tensors of the model that is run, to a new `store`. Errors as `record`."""
     targets, unfit = _probe(run, layers)
-    _write_samples(run, targets, store, None)
+    _write_samples(run, targets, store, on_progress)
     return [
         *(_recorded(target, run.samples) for target in targets),
         *(RecordedLayer(left.name, left.op, reason=left.reason) for left in unfit),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,16 @@ DTYPES = {
     "tensor(double)": "float64",
     **{f"tensor({kind}{bits})": f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)},
 }
+
+
+class Watch(Protocol):
+    """Is told what takes long: of each part what it is and how many samples are run, and then of those that were."""
+
+    def begin(self, what: str, samples: int) -> None:
+        """A part begins."""
+
+    def advance(self, samples: int) -> None:
+        """So many more samples of it are done."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -106,12 +106,12 @@ def test_it_goes_on_with_the_stage_it_was_stopped_at_and_keeps_one_store_at_a_ti
     recorded: list[list[str]] = []
     real = onnx_iterative.record_layers
 
-    def stopped(run: Any, layers: Any, store: Path) -> Any:
+    def stopped(run: Any, layers: Any, *rest: Any) -> Any:
         assert not glob.glob(str(tmp_path / "work" / "*.zarr"))
         recorded.append([layer.name for layer in layers])
         if len(recorded) == 3:
             raise KeyboardInterrupt
-        return real(run, layers, store)
+        return real(run, layers, *rest)
 
     monkeypatch.setattr(onnx_iterative, "record_layers", stopped)
     with pytest.raises(KeyboardInterrupt):
