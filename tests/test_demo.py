@@ -19,10 +19,12 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> show.Outcome:
 
 
 def test_correction_brings_a_nearly_useless_network_back(outcome: show.Outcome) -> None:
-    quantized, corrected = outcome.by_bits[show.BITS]
+    quantized, corrected, iterative = outcome.by_bits[show.BITS]
     assert outcome.float_accuracy > 0.97
     assert quantized < 0.5
     assert corrected > 0.95
+    assert iterative > 0.95
+    assert outcome.by_bits[4][2] > outcome.by_bits[4][1] > outcome.by_bits[4][0] + 0.5
 
 
 def test_it_is_judged_on_digits_that_calibration_has_not_seen() -> None:

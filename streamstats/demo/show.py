@@ -8,14 +8,13 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from .. import artifacts, job
 from ..config import JobConfig
 from ..errors import UsageError, require
 from ..models import onnx
-from ..report import pictures
-from .digits import Digits, calibration_digits, held_out_digits
+from ..report import page, pictures
+from ..results import open_results
+from .digits import calibration_digits, held_out_digits
 
 BITS = 5
 OTHER_BITS = (4, 6, 8)
@@ -27,20 +26,26 @@ FILES = {
     "calibration.zarr": "the input of every layer over them (streamstats record)",
     "run.yaml": "the configuration of the reduction (paths count from where you call)",
     "out": "exact sums, correctors and manifest (streamstats run)",
+    "held-out.npy": "the digits it is judged by",
+    "labels.npy": "what they are",
     "quantized.onnx": f"the network with weights of {BITS} bits, one range a tensor",
-    "corrected.onnx": "the same, biases corrected (streamstats correct)",
-    PICTURE: "accuracy of the three on the held-out digits",
+    "corrected.onnx": "the same, biases corrected layer after layer (streamstats correct --iterative)",
+    "corrected.report.html": "what that did to every layer, to look at in a browser",
+    "corrected.report.json": "the same for programs",
+    PICTURE: "accuracy on the held-out digits",
 }
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Accuracy (0 to 1) on the held-out digits: of the float network, and by bits (quantised, corrected)."""
+    """Accuracy (0 to 1) on the held-out digits: of the float network, and by bits (quantised, corrected in one pass,
+    corrected layer after layer).
+    """
 
     folder: Path
     held_out: int
     float_accuracy: float
-    by_bits: dict[int, tuple[float, float]]
+    by_bits: dict[int, tuple[float, float, float]]
 
     def document(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -48,18 +53,26 @@ class Outcome:
             "folder": str(self.folder),
             "held_out_digits": self.held_out,
             "float": self.float_accuracy,
-            "bits": {str(bits): {"quantized": q, "corrected": c} for bits, (q, c) in self.by_bits.items()},
+            "bits": {
+                str(bits): dict(zip(("quantized", "one_pass", "iterative"), found, strict=True))
+                for bits, found in self.by_bits.items()
+            },
         }
 
     def bars(self) -> list[tuple[str, float]]:
         """(name, accuracy) of the float, the quantised and the corrected network at the demo's bit width."""
-        quantized, corrected = self.by_bits[BITS]
-        return [("float", self.float_accuracy), (f"{BITS}-bit weights", quantized), ("corrected", corrected)]
+        quantized, one_pass, iterative = self.by_bits[BITS]
+        return [
+            ("float", self.float_accuracy),
+            (f"{BITS}-bit weights", quantized),
+            ("corrected", one_pass),
+            ("layer after layer", iterative),
+        ]
 
     def text(self, command: str = "streamstats") -> str:
         """The accuracies as a table and a picture, what each file is, and what to type next, `command` first."""
-        table = [f"bits  quantised  corrected    (float {self.float_accuracy:.1%})"]
-        table += [f"{bits:>4}  {q:>9.1%}  {c:>9.1%}" for bits, (q, c) in self.by_bits.items()]
+        table = [f"bits  quantised  corrected  layer after layer    (float {self.float_accuracy:.1%})"]
+        table += [f"{bits:>4}  {q:>9.1%}  {c:>9.1%}  {i:>17.1%}" for bits, (q, c, i) in self.by_bits.items()]
         width = max(map(len, FILES))
         return "\n".join(
             [
@@ -77,7 +90,7 @@ class Outcome:
                 f"  {command} run run.yaml",
                 f"  {command} inspect out",
                 f"  {command} inspect out block1/depthwise --plot",
-                f"  {command} correct model.onnx --bits 4 --correctors out -o four-bits.onnx",
+                f"  {command} correct model.onnx --bits 4 --correctors out -o four-bits.onnx --held-out held-out.npy",
                 "",
             ]
         )
@@ -95,26 +108,33 @@ def run(folder: Path, say: Callable[[str], None]) -> Outcome:
     say(f"record: the input of every layer over the calibration digits → {folder / 'calibration.zarr'}")
     onnx.record(model, folder / "calibration.npy", folder / "calibration.zarr", batch_size=64)
     say(f"run: exact means of every channel → {folder / 'out'}")
-    job.run(JobConfig(source=str(folder / "calibration.zarr"), output=str(folder / "out")), restart=True)
-    say("correct: weights rounded, biases corrected → accuracy on held-out digits")
+    config = {"source": str(folder / "calibration.zarr"), "output": str(folder / "out"), "statistics": ["spread"]}
+    job.run(JobConfig.model_validate(config), restart=True)
+    say("correct: weights rounded, biases corrected, in one pass and layer after layer → accuracy on held-out digits")
     outcome = _judge(folder, model)
     pictures.plot_accuracies(outcome.bars(), folder / PICTURE, f"Accuracy on {outcome.held_out} held-out digits")
     return outcome
 
 
 def _judge(folder: Path, model: Path) -> Outcome:
-    """The accuracies at every bit width; the models of the demo's own, the last written, stay."""
-    digits = held_out_digits()
+    """The accuracies at every bit width; the models of the demo's own, the last written, stay, with their report."""
     quantized, corrected = folder / "quantized.onnx", folder / "corrected.onnx"
-    by_bits = {}
+    how = onnx.How(
+        onnx.Iterative(folder / "calibration.npy", folder / "work", batch_size=256),
+        onnx.HeldOut(folder / "held-out.npy", folder / "labels.npy", batch_size=256),
+    )
+    found = {}
     for bits in (*OTHER_BITS, BITS):
-        onnx.correct(model, folder / "out", corrected, bits=bits, uncorrected=quantized)
-        by_bits[bits] = (_accuracy(quantized, digits), _accuracy(corrected, digits))
-    return Outcome(folder, len(digits.labels), _accuracy(model, digits), dict(sorted(by_bits.items())))
-
-
-def _accuracy(model: Path, digits: Digits) -> float:
-    return float(np.mean(onnx.run_model(model, digits.images).argmax(axis=1) == digits.labels))
+        done = onnx.correct(model, folder / "out", corrected, bits=bits, uncorrected=quantized, how=how)
+        assert done.judgement is not None
+        found[bits] = done.judgement.accuracy
+    results = open_results(folder / "out")
+    statistics = {layer: results.statistics(layer) for layer in results.layers}
+    page.write(folder / "corrected.report.html", page.document(Path("out"), statistics, done))
+    by_bits = {
+        bits: (found[bits]["quantised"], found[bits]["one pass"], found[bits]["corrected"]) for bits in sorted(found)
+    }
+    return Outcome(folder, len(held_out_digits().labels), found[BITS]["float"], by_bits)
 
 
 def _check_folder(folder: Path) -> None:
@@ -134,5 +154,8 @@ def _write_inputs(folder: Path, model: Path) -> None:
     """Put the network, the calibration digits and the configuration into `folder`."""
     artifacts.remove_folder(folder / "calibration.zarr")
     artifacts.write_bytes(model, _shipped_model())
+    held_out = held_out_digits()
     artifacts.write_array(folder / "calibration.npy", calibration_digits().images)
-    artifacts.write_bytes(folder / "run.yaml", b"source: calibration.zarr\noutput: out\n")
+    artifacts.write_array(folder / "held-out.npy", held_out.images)
+    artifacts.write_array(folder / "labels.npy", held_out.labels)
+    artifacts.write_bytes(folder / "run.yaml", b"source: calibration.zarr\noutput: out\nstatistics: [spread]\n")
