@@ -113,7 +113,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_demo_gives_its_accuracies_as_json(demo: Path) -> None:
     document = json.loads(streamstats("demo", demo, "--json").stdout)
-    assert document["bits"]["5"]["quantized"] < 0.5 < 0.95 < document["bits"]["5"]["corrected"]
+    assert document["bits"]["5"]["quantized"] < 0.5 < 0.95 < document["bits"]["5"]["iterative"]
 
 
 def test_record_run_and_correct_follow_one_another(tmp_path: Path, demo: Path) -> None:
