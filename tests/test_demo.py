@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,8 @@ def test_it_says_what_each_file_is_and_leaves_no_other(outcome: show.Outcome) ->
     assert {path.name for path in outcome.folder.iterdir()} == set(show.FILES)
     for name in show.FILES:
         assert name in outcome.text()
+    assert f"In {outcome.folder}:" in outcome.text()
+    assert re.search(r"float +█+.* 9\d\.\d%", outcome.text())
 
 
 def test_its_configuration_does_the_same_run_again(outcome: show.Outcome, monkeypatch: pytest.MonkeyPatch) -> None:
