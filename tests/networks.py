@@ -131,3 +131,48 @@ def folded(nodes: list[Any], constants: dict[str, Array]) -> tuple[list[Any], di
         node.name = f"fused_{number}"
         node.input[:] = [{"n": "a"}.get(name, name) for name in node.input]
     return others, renamed
+
+
+def random_network(seed: int) -> tuple[list[Any], dict[str, Array], tuple[int, ...]]:
+    """(nodes, constants, the shape of a sample): convolutions of all kinds with branches, and two matrices behind."""
+    random = np.random.default_rng(seed)
+    channels, extent = int(random.choice([3, 4])), int(random.integers(16, 22))
+    sample = (channels, extent, extent)
+    nodes: list[Any] = []
+    constants: dict[str, Array] = {}
+    value = "x"
+    for number in range(int(random.integers(2, 5))):
+        groups = int(random.choice([1, channels])) if random.random() < 0.5 else 1
+        kernel, stride, dilation = (int(random.choice(each)) for each in ([1, 2, 3], [1, 1, 2], [1, 1, 2]))
+        pads = [int(each) for each in random.integers(0, 2, 4)]
+        outputs = channels if random.random() < 0.6 else channels * 2
+        options: dict[str, Any] = {"pads": pads, "strides": [stride] * 2, "dilations": [dilation] * 2, "group": groups}
+        op, shape = "Conv", (outputs, channels // groups, kernel, kernel)
+        if random.random() < 0.2:
+            op, shape = "ConvTranspose", (channels, outputs // groups, kernel + 1, kernel + 1)
+            options["pads"] = [0] * 4
+        elif random.random() < 0.3:
+            options = {"auto_pad": "SAME_UPPER", "strides": [stride] * 2, "group": groups}
+        inputs = [value, f"w{number}"]
+        constants[f"w{number}"] = values(*shape, seed=seed + number) / np.float32(kernel * np.sqrt(channels))
+        if random.random() < 0.7:
+            inputs.append(f"b{number}")
+            constants[f"b{number}"] = values(outputs, seed=seed + number)
+        nodes.append(helper.make_node(op, inputs, [f"c{number}"], name=f"layer{number}", **options))
+        before, value = value, f"c{number}"
+        if random.random() < 0.7:
+            nodes.append(helper.make_node("Relu", [value], [f"r{number}"]))
+            value = f"r{number}"
+        if stride == 1 and outputs == channels and before != "x" and "auto_pad" in options:
+            nodes.append(helper.make_node("Add", [before, value], [f"s{number}"]))
+            value = f"s{number}"
+        channels = outputs
+    constants |= {"m": values(channels, 6, seed=seed), "n": values(5, 6, seed=seed), "o": values(5, seed=seed)}
+    nodes += [
+        helper.make_node("GlobalAveragePool", [value], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "m"], ["product"], name="product"),
+        helper.make_node("Relu", ["product"], ["hidden"]),
+        helper.make_node("Gemm", ["hidden", "n", "o"], ["y"], name="last", transB=1),
+    ]
+    return nodes, constants, sample

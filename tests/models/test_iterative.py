@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from networks import FORMS, chain, folded, model_of, quantized, run_out, values
+from networks import FORMS, chain, folded, model_of, quantized, random_network, run_out, values
 from onnx import helper
 
 from streamstats.cli import main
@@ -50,6 +50,34 @@ def test_the_full_form_gives_every_layer_of_the_network_the_mean_output_of_the_f
         allowed = step + 2e-6 * np.sqrt(found["corrected"].signal) + 2e-6
         assert (np.abs(found["corrected"].shift) <= allowed).all(), layer
         assert (np.abs(found["quantised"].shift) > 4 * allowed).any(), layer
+
+
+def check_random_network(folder: Path, seed: int) -> None:
+    """Every layer of the corrected network has the float network's mean output, over the samples of the calibration."""
+    nodes, constants, sample = random_network(seed)
+    x = values(24, *sample, seed=seed)
+    form = list(FORMS)[seed % len(FORMS)]
+    path = quantized(model_of(nodes, constants, x), folder, x, form)
+    done = corrected(folder, path, run_out(folder, x), held_out=HeldOut(folder / "x.npy"))
+    onnx.checker.check_model(onnx.load(folder / "fixed.onnx"))
+    outcomes = {each.layer: each for each in done.layers}
+    assert {layer for layer, each in outcomes.items() if each.corrected} == set(done.judgement.layers), outcomes
+    assert len(done.judgement.layers) == sum(node.name != "" for node in nodes)
+    for layer, found in done.judgement.layers.items():
+        step = 0.0 if outcomes[layer].step is None else outcomes[layer].step
+        allowed = step + 3e-6 * np.sqrt(found["corrected"].signal) + 3e-6
+        assert (np.abs(found["corrected"].shift) <= allowed).all(), (seed, form, layer)
+
+
+@pytest.mark.parametrize("seed", range(7))
+def test_random_networks_have_the_mean_outputs_of_the_float_ones(tmp_path: Path, seed: int) -> None:
+    check_random_network(tmp_path, seed)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(100, 300))
+def test_many_random_networks_have_the_mean_outputs_of_the_float_ones(tmp_path: Path, seed: int) -> None:
+    check_random_network(tmp_path, seed)
 
 
 def test_the_form_of_the_change_takes_what_the_quantised_network_gives(tmp_path: Path) -> None:
