@@ -43,7 +43,12 @@ IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 def main() -> None:
     """Quantise, correct and judge, and print a table."""
-    options = _parser().parse_args()
+    parser = _parser()
+    options = parser.parse_args()
+    if not options.trial and (options.images is None or not Path(options.model).is_file()):
+        parser.error("give a model, a .onnx file, and a folder of images; or --trial")
+    if not options.trial and not Path(options.images).is_dir():
+        parser.error(f"{options.images} is no folder; expected images in a folder for each class")
     with working_folder(options.folder) as folder:
         if options.trial:
             _write_trial(folder, options)
@@ -62,8 +67,12 @@ def main() -> None:
         show([_table(found, options)], about, (), markdown=options.markdown)
 
 
+class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """The description as it is written, and defaults."""
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=_Help)
     parser.add_argument("model", nargs="?", help="the float model, one input of images, class scores first")
     parser.add_argument("images", nargs="?", help="a folder of images, in one folder for each class")
     parser.add_argument("--trial", action="store_true", help="the demo's network and digits instead")
@@ -75,8 +84,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--held-out", type=int, default=5000, help="images to judge by, at most")
     parser.add_argument("--resize", type=int, default=256, help="pixels of the shorter side")
     parser.add_argument("--crop", type=int, default=224, help="pixels of the square in the middle")
-    parser.add_argument("--mean", type=float, nargs="+", default=IMAGENET_MEAN, help="of the channels, of 0 to 1")
-    parser.add_argument("--deviation", type=float, nargs="+", default=IMAGENET_DEVIATION, help="likewise")
+    parser.add_argument("--mean", type=float, nargs="+", help="of channels, of 0 to 1; ImageNet's, or 0 for one")
+    parser.add_argument("--deviation", type=float, nargs="+", help="likewise; ImageNet's, or 1 for one channel")
     parser.add_argument("--batch-size", type=int, default=16, help="images run at a time")
     parser.add_argument("--seed", type=int, default=0, help="of the drawing of images")
     parser.add_argument("--folder", help="where stores, models and reports go; default: a temporary one")
@@ -107,10 +116,15 @@ def _write_samples(files: Sequence[tuple[Path, int]], folder: Path, options: arg
     order = np.random.default_rng(options.seed).permutation(len(files))
     chosen = [files[place] for place in order[: options.calibration + options.held_out]]
     if len(chosen) <= options.calibration:
-        sys.exit(f"{len(files)} images, of which {options.calibration} are to calibrate; expected others to judge by")
+        sys.exit(
+            f"{options.images} has {len(files)} images in folders by class, of which {options.calibration} are to "
+            "calibrate; expected more, to judge by (see --calibration)"
+        )
     (node,) = onnxruntime.InferenceSession(options.model).get_inputs()
     channels_last = node.shape[-1] in (1, 3)
     channels = node.shape[-1] if channels_last else node.shape[1]
+    options.mean = options.mean or (IMAGENET_MEAN if channels == 3 else (0.0,))
+    options.deviation = options.deviation or (IMAGENET_DEVIATION if channels == 3 else (1.0,))
     shape = (options.crop, options.crop, channels) if channels_last else (channels, options.crop, options.crop)
     parts = {"calibration": chosen[: options.calibration], "held-out": chosen[options.calibration :]}
     for name, part in parts.items():

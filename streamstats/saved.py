@@ -148,7 +148,8 @@ def check_same_job(layer: Layer, state: LayerStatistics) -> None:
         if counted != asked:
             raise MismatchError(
                 f"layer {layer.name}: it was counted with the {what} {counted}, now it is {asked}; correct the "
-                "configuration, count everything again with --restart, or choose another output"
+                "configuration (--until-stable keeps spread), count everything again with --restart, or choose another "
+                "output"
             )
 
 

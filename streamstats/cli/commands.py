@@ -48,6 +48,8 @@ def run(options: Namespace) -> int:
     if (options.until_rows is not None or options.idle is not None) and not options.follow:
         raise UsageError("--until-rows and --idle say when --follow ends; give it, too")
     until = None
+    if options.until_stable is None and (options.model or options.quantized or options.bits):
+        raise UsageError("--model, --quantized and --bits go with --until-stable; leave them out")
     if options.until_stable is not None:
         config, until = _until_stable(config, options)
     if options.follow:
@@ -69,11 +71,13 @@ def run(options: Namespace) -> int:
             say(
                 f"note: layer {layer}: rows {row_ranges(filled[:NAMED])} have chunks that were taken for the fill value"
             )
+    unstable = False
     if until is not None and until.worst is not None:
         say(_how_stable(until.worst, options.until_stable))
+        unstable = until.worst.in_steps > options.until_stable
     say(f"wrote {config.output}; look at it with: streamstats inspect {config.output}")
     if not outcome.unreadable:
-        return 0
+        return INCOMPLETE if unstable else 0
     lost = row_count(each.rows for each in outcome.unreadable)
     first = outcome.unreadable[0].reason
     say(f"{counted(lost, 'row')} could not be read and {'is' if lost == 1 else 'are'} not counted; the first: {first}")
@@ -87,18 +91,20 @@ def _until_stable(config: JobConfig, options: Namespace) -> tuple[JobConfig, Kno
     from ..models.onnx_precision import KnownTo
     from .model_commands import subject_of
 
-    if options.follow or not 0 < options.until_stable < math.inf:
-        raise UsageError("--until-stable takes a fraction of a step, above 0, and does not go with --follow")
+    if options.follow:
+        raise UsageError("--until-stable and --follow exclude each other; leave one out")
+    if not 0 < options.until_stable < math.inf:
+        raise UsageError(f"--until-stable is {options.until_stable:g}; expected a fraction of a step, above 0")
     subject = subject_of(options)
     return config.keeping("spread"), KnownTo(subject.quantized, subject.pairs, options.until_stable)
 
 
 def _how_stable(worst: Precision, wanted: float) -> str:
-    known = f"after {counted(worst.rows, 'row')} corrections are known to {worst.in_steps:.3g} steps of the bias"
+    known = f"after {counted(worst.rows, 'sample')} corrections are known to {worst.in_steps:.3g} steps of the bias"
     if worst.in_steps <= wanted:
         return f"{known} (standard error, worst layer {worst.layer}); asked for was {wanted:g}"
     needed = f"{wanted:g} would take about {worst.rows_for(wanted):,.0f}"
-    return f"{known} (standard error, worst layer {worst.layer}), and there are no more rows; {needed}"
+    return f"{known} (standard error, worst layer {worst.layer}), and there are no more samples; {needed}"
 
 
 def _until(rows: int | None, idle: float | None) -> str:

@@ -72,16 +72,16 @@ def correct(options: Namespace) -> None:
         _correct_tensors(options)
         return
     output = Path(options.output)
+    page = _checked_page(options.report, output.with_suffix(REPORT))
     correction = _corrected(options, output)
     for path in filter(None, (options.output, options.uncorrected)):
         say(f"wrote {path}")
-    page = Path(options.report) if options.report else output.with_suffix(REPORT)
+    if not options.json:
+        _print_correction(correction)
     written = _reported(page, Path(options.correctors), correction)
     if options.json:
         layers = {each.layer: each.document() for each in correction.layers}
         print_json({"layers": layers, "judgement": written["judgement"], "precision": written["precision"]})
-    else:
-        _print_correction(correction)
 
 
 def report(options: Namespace) -> None:
@@ -89,15 +89,27 @@ def report(options: Namespace) -> None:
     from ..errors import UsageError
 
     output, correction = Path(options.correctors), None
+    page = _checked_page(options.output, output / "report.html")
     if options.model is not None:
         correction = _corrected(options, None)
+        if options.iterative is not None:
+            say("this was found out layer after layer, and no model written; `correct` does it again")
     elif options.quantized or options.bits or options.held_out or options.iterative:
         raise UsageError("what the corrections do is found out of the float model; give it with --model")
-    written = _reported(Path(options.output) if options.output else output / "report.html", output, correction)
+    if correction is not None and not options.json:
+        _print_correction(correction)
+    written = _reported(page, output, correction)
     if options.json:
         print_json(written)
-    elif correction is not None:
-        _print_correction(correction)
+
+
+def _checked_page(wanted: str | None, default: Path) -> Path:
+    """Where the page goes. Raises `UsageError` for another suffix: the JSON has the same name."""
+    from ..errors import UsageError
+
+    if wanted is not None and Path(wanted).suffix != ".html":
+        raise UsageError(f"the report is to be {wanted}; expected a name with .html (the JSON goes beside it)")
+    return default if wanted is None else Path(wanted)
 
 
 def _reported(page: Path, output: Path, correction: Correction | None) -> Mapping[str, Any]:
@@ -144,8 +156,10 @@ def _corrected(options: Namespace, output: Path | None) -> Correction:
 
     if options.model is None:
         raise UsageError("give the float model that was recorded, or --weights, --fake-quantized and --layout")
-    if (options.quantized is None) == (options.bits is None):
-        raise UsageError("give a quantised model behind the float one, or --bits to quantise its weights; not both")
+    if options.quantized is None and options.bits is None:
+        raise UsageError("give a quantised model beside the float one, or --bits to quantise its weights here")
+    if options.quantized is not None and options.bits is not None:
+        raise UsageError("a quantised model and --bits exclude each other; leave one out")
     if options.quantized is not None and (options.uncorrected or options.per_channel or options.symmetric):
         raise UsageError("--uncorrected, --per-channel and --symmetric go with --bits; leave them out")
     how = _how(options, output)
@@ -187,15 +201,17 @@ def _how(options: Namespace, output: Path | None) -> How:
     from ..errors import UsageError
     from ..models.onnx import HeldOut, How, Iterative
 
-    if (options.iterative is None) != (options.samples is None):
-        raise UsageError("--iterative and --samples go together: it runs the quantised model on the recorded samples")
+    if options.iterative is not None and options.samples is None:
+        raise UsageError("--iterative runs the quantised model on the recorded samples; give them with --samples")
+    if options.samples is not None and options.iterative is None:
+        raise UsageError("--samples goes with --iterative; leave it out, or correct layer after layer")
     if options.work and options.iterative is None:
         raise UsageError("--work goes with --iterative; leave it out")
     if (options.labels or options.score) and options.held_out is None:
         raise UsageError("--labels and --score go with --held-out; give samples that were not recorded")
     iterative = held_out = None
     if options.iterative is not None:
-        work = options.work or f"{output or Path(options.correctors) / 'report'}.work"
+        work = options.work or (output or Path(options.correctors) / "report").with_suffix(".work")
         iterative = Iterative(options.samples, work, options.iterative)
     if options.held_out is not None:
         held_out = HeldOut(options.held_out, options.labels, options.score)
@@ -230,8 +246,11 @@ def _correct_tensors(options: Namespace) -> None:
     from ..errors import UsageError
     from ..models.tensors import correct_tensors
 
-    if not (options.weights and options.fake_quantized and options.layout) or options.model or options.bits:
-        raise UsageError("--weights, --fake-quantized and --layout go together, and with no model and no --bits")
+    others = (options.model, options.bits, options.iterative, options.samples, options.held_out, options.labels)
+    if not (options.weights and options.fake_quantized and options.layout):
+        raise UsageError("--weights, --fake-quantized and --layout go together; give all three")
+    if any(others) or options.score or options.do_no_harm or options.report or options.uncorrected or options.work:
+        raise UsageError("--weights corrects plain tensors: leave out models, --bits, and what runs or judges models")
     corrections = correct_tensors(
         options.weights, options.fake_quantized, options.correctors, options.output, layouts=options.layout
     )

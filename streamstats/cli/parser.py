@@ -252,7 +252,9 @@ def _add_correct(parser: argparse.ArgumentParser) -> None:
     _add_levels(parser)
     parser.add_argument("--uncorrected", metavar="FILE", help="with --bits: also write the model that is not corrected")
     _add_how(parser)
-    parser.add_argument("--report", metavar="FILE.html", help="where to write the report; default FIXED.report.html")
+    parser.add_argument(
+        "--report", metavar="FILE.html", help="where to write the report; default: FIXED with .report.html"
+    )
     tensors = parser.add_argument_group("instead of a model")
     tensors.add_argument("--weights", metavar="FILE", help="safetensors with the float weights")
     tensors.add_argument("--fake-quantized", metavar="FILE", help="the same weights quantised and taken back to reals")
@@ -281,8 +283,8 @@ def _add_how(parser: argparse.ArgumentParser) -> None:
         help="take the inputs x̂ that each layer gets in the quantised network corrected so far: full (the default) "
         "adds W·E[x] − Ŵ·E[x̂], change adds (W − Ŵ)·E[x̂]",
     )
-    how.add_argument("--samples", metavar="FILE", help="the samples that were recorded, .npy or .npz")
-    how.add_argument("--work", metavar="DIR", help="what is found on the way, to go on from; default FIXED.work")
+    how.add_argument("--samples", metavar="FILE", help="for it: the samples that were recorded, .npy or .npz")
+    how.add_argument("--work", metavar="DIR", help="what is found on the way, to go on from; default: FIXED with .work")
     judging = parser.add_argument_group("does it help?")
     judging.add_argument("--held-out", metavar="FILE", help="samples to judge by, .npy or .npz, that were not recorded")
     judging.add_argument("--labels", metavar="FILE", help="their labels, .npy of integers: accuracy of a classifier")

@@ -9,15 +9,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from ..artifacts import remove_folder
 from ..errors import UsageError, first_line, require
 from .onnx_files import SINGLE_FILE_BYTES, check_targets, write_models
 from .onnx_graph import LeftOut, LinearLayer, load_model, survey
 from .onnx_iterative import Iterative, iterative_repairs
 from .onnx_judge import HeldOut, Judge, Judgement
 from .onnx_levels import Levels
-from .onnx_quantized import Pair, pairs, quantized_layers, weight_steps
+from .onnx_quantized import Pair, is_quantized, pairs, quantized_layers, weight_steps
 from .onnx_repair import LayerCorrection, apply_repairs
 from .onnx_run import Watch
 from .onnx_terms import Repair, find_correctors, repairs_of, strays
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     import onnx
 
 OLDEST_OPSET = 7
+MARK = "streamstats.corrected"
+"""The key in the metadata of a model that is corrected."""
 HARMFUL = "it would make the layer worse on the samples held out"
 UNCORRECTED, ONE_PASS, CORRECTED = "quantised", "one pass", "corrected"
 """What models are called in a judgement, beside `float`."""
@@ -33,8 +36,10 @@ UNCORRECTED, ONE_PASS, CORRECTED = "quantised", "one pass", "corrected"
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """A float model and what was made of it: the layers of both in `pairs`, others in `left_out`."""
+    """A float model and what was made of it: the layers of both in `pairs`, others in `left_out`; their names."""
 
+    name: str
+    quantized_name: str
     original: onnx.ModelProto
     quantized: onnx.ModelProto
     layers: Sequence[LinearLayer]
@@ -51,40 +56,74 @@ class How:
     do_no_harm: bool = False
 
     def __post_init__(self) -> None:
+        if (
+            self.iterative
+            and self.held_out
+            and Path(self.iterative.samples).resolve() == Path(self.held_out.samples).resolve()
+        ):
+            raise UsageError(f"{self.held_out.samples} was recorded; to judge by, give samples that were not")
         if self.do_no_harm and self.held_out is None:
             raise UsageError("to do no harm takes samples held out from the calibration; give some")
 
 
 @dataclass(frozen=True, eq=False)
 class Correction:
-    """The outcome for each linear layer, and how good the models are on samples held out, if there were any."""
+    """The outcome for each linear layer of `subject`, `how` it came about, and how good the models are on samples held
+    out, if there were any.
+    """
 
     layers: Sequence[LayerCorrection]
     subject: Subject
+    how: How
     judgement: Judgement | None = None
+
+    def provenance(self) -> dict[str, Any]:
+        """What it is about, JSON-ready."""
+        iterative, held_out = self.how.iterative, self.how.held_out
+        return {
+            "model": self.subject.name,
+            "quantized": self.subject.quantized_name,
+            "iterative": iterative and iterative.form,
+            "samples": iterative and str(iterative.samples),
+            "held_out": held_out and str(held_out.samples),
+            "do_no_harm": self.how.do_no_harm,
+        }
 
 
 def fake_quantized(model_path: str | Path, levels: Levels) -> Subject:
     """The model at `model_path`, and the same with its weights on `levels`. Raises `UsageError`."""
     original = load_model(model_path)
     _check_opset(original, model_path)
+    _check_uncorrected(original, model_path)
     layers, left_out = survey(original)
     on_levels = levels.pairs(layers)
-    return Subject(original, levels.put_into(_copy(original), on_levels), layers, on_levels, left_out)
+    said = f"weights of {levels.bits} bits {'per channel' if levels.per_channel else 'per tensor'}"
+    return Subject(
+        str(model_path), said, original, levels.put_into(_copy(original), on_levels), layers, on_levels, left_out
+    )
 
 
 def quantized_by_others(original_path: str | Path, quantized_path: str | Path) -> Subject:
     """The float model that was recorded, and what a quantiser made of it. Raises `UsageError`."""
     original, quantized = load_model(original_path), load_model(quantized_path)
     _check_valid(quantized, quantized_path)
+    _check_uncorrected(quantized, quantized_path)
+    if is_quantized(original):
+        raise UsageError(f"{original_path} is quantised; expected the float model first, then the quantised one")
     layers, _ = survey(original)
     stored, left_out = quantized_layers(quantized)
     matched, without = pairs(original, layers, stored, weight_steps(quantized, stored))
+    if not matched:
+        raise UsageError(
+            f"no layer of {quantized_path} has a weight near to one of {original_path}; expected models of one network"
+        )
     unmatched = [
         LeftOut(layer.name, layer.op, "no layer of the float model has a weight that is near to its own")
         for layer in without
     ]
-    return Subject(original, quantized, layers, matched, [*left_out, *unmatched])
+    return Subject(
+        str(original_path), str(quantized_path), original, quantized, layers, matched, [*left_out, *unmatched]
+    )
 
 
 def correct(
@@ -158,9 +197,11 @@ def _correct(
             model, outcomes = _helpful(subject, repairs, judge, harm_allowed=not how.do_no_harm)
             judgement = judge.finish()
     write_models([(subject.quantized, uncorrected), (model, output)])
+    if how.iterative is not None:
+        remove_folder(Path(how.iterative.work))
     others = [*subject.left_out, *strays(correctors, subject.layers)]
     passed_over = [LayerCorrection(left.name, left.op, reason=left.reason) for left in others]
-    return Correction([*outcomes, *passed_over], subject, judgement)
+    return Correction([*outcomes, *passed_over], subject, how, judgement)
 
 
 def _helpful(
@@ -183,13 +224,28 @@ def _helpful(
 
 def _repaired(subject: Subject, repairs: Sequence[Repair]) -> tuple[onnx.ModelProto, list[LayerCorrection]]:
     model = _copy(subject.quantized)
-    return model, apply_repairs(model, repairs)
+    return _marked(model), apply_repairs(model, repairs)
+
+
+def _is_same(one: str | Path, other: str | Path) -> bool:
+    return Path(one).resolve() == Path(other).resolve()
 
 
 def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
     copied = type(model)()
     copied.CopyFrom(model)
     return copied
+
+
+def _marked(model: onnx.ModelProto) -> onnx.ModelProto:
+    """`model`, changed in place, which says that it is corrected: to correct it again would spoil it."""
+    model.metadata_props.add(key=MARK, value="biases")
+    return model
+
+
+def _check_uncorrected(model: onnx.ModelProto, path: str | Path) -> None:
+    if any(entry.key == MARK for entry in model.metadata_props):
+        raise UsageError(f"{path} has been corrected already; give the model as its quantiser left it")
 
 
 def _check_valid(model: onnx.ModelProto, path: str | Path) -> None:

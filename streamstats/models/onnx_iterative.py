@@ -32,7 +32,7 @@ from ..artifacts import (
     write_json,
 )
 from ..config import JobConfig, LayerConfig
-from ..correction import BiasCorrector, PositionBiasCorrector
+from ..correction import BiasCorrector, MeanBiasCorrector, PositionBiasCorrector
 from ..errors import UsageError
 from ..results import open_results
 from .onnx_files import write_models
@@ -49,8 +49,11 @@ if TYPE_CHECKING:
 
 Float64Array = npt.NDArray[np.float64]
 PLAN_FORMAT, STAGE_FORMAT = "streamstats.iterative/1", "streamstats.stage/1"
-PLAN, LOCK = "iterative.json", ".lock"
+PLAN, LOCK, STAGES = "iterative.json", ".lock", "stage*.safetensors"
 FORMS = ("full", "change")
+Means = MeanBiasCorrector | PositionBiasCorrector
+FARTHEST_MEANS = 0.2
+"""How far the means of first inputs may be apart, as a share of their norm: rounding to 4 bits moves them less."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,8 @@ class Iterative:
 
     `samples` are those that the float model was recorded from. With x̂ the input of a layer in the quantised network
     corrected so far, the `form` "change" adds (W − Ŵ)·E[x̂], and "full" adds W·E[x] − Ŵ·E[x̂], which undoes what earlier
-    layers left over, too. `work` is a folder for what is found on the way; it is removed at the end.
+    layers left over, too. `work` is a folder for what is found on the way, which whoever uses the
+    repairs removes.
     """
 
     samples: str | Path
@@ -96,12 +100,11 @@ def iterative_repairs(
             done = _loaded(work, number, stage)
             if done is None:
                 layers = ", ".join(pair.original.name for pair in stage[:3]) + (", …" if len(stage) > 3 else "")
-                told = _Told(f"stage {number + 1} of {len(by_depth)}: {layers}", watch)
+                told = _Told(number, f"stage {number + 1} of {len(by_depth)}: {layers}", watch)
                 done = _stage(model, stage, correctors, how, told)
                 _save(work, number, done)
             apply_repairs(model, done)
             found |= {repair.pair.original.name: repair for repair in done}
-    remove_folder(work)
     return [found[pair.original.name] for pair in pairs]
 
 
@@ -124,6 +127,7 @@ def stages(model: onnx.ModelProto, pairs: Sequence[Pair]) -> list[list[Pair]]:
 class _Told:
     """What a stage is called, and who is told of it."""
 
+    number: int
     what: str
     watch: Watch | None
 
@@ -146,7 +150,25 @@ def _stage(
         if inputs[pair.original.name]
     ]
     seen = _measured(only(plain.model, [layer.input for layer in layers]), layers, floats, how, told) if layers else {}
+    if not told.number:
+        _check_same_samples(how, floats, seen)
     return [_repair(pair, floats[pair.original.name], seen, correctors, how.form) for pair in stage]
+
+
+def _check_same_samples(
+    how: Iterative, floats: Mapping[str, BiasCorrector], seen: Mapping[str, BiasCorrector | str]
+) -> None:
+    """The first layers get the same in both networks, but for the rounding of their inputs. Raises `UsageError`."""
+    for name, original in floats.items():
+        corrector = seen.get(name)
+        if not isinstance(original, Means) or not isinstance(corrector, Means):
+            continue
+        apart = np.linalg.norm(corrector.input_mean - original.input_mean)
+        if apart > FARTHEST_MEANS * np.linalg.norm(original.input_mean):
+            raise UsageError(
+                f"{how.samples} are not the samples that were recorded: means of the input of layer {name} are apart "
+                f"by {apart:.3g}, of {np.linalg.norm(original.input_mean):.3g}; give those that the correctors are from"
+            )
 
 
 def _measured(
@@ -245,7 +267,11 @@ def _held(work: Path, plan: Mapping[str, Any]) -> Iterator[None]:
                 )
         else:
             write_json(work / PLAN, {"format": PLAN_FORMAT, **plan})
-        yield
+        try:
+            yield
+        finally:
+            if not any(work.glob(STAGES)):  # nothing to go on from
+                remove_folder(work)
 
 
 def _path(work: Path, number: int) -> Path:

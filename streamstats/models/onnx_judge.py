@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import MismatchError, UsageError, first_line
+from ..errors import MismatchError, NonFiniteError, UsageError, first_line
 from .onnx_files import write_models
 from .onnx_plain import only, plainly
 from .onnx_quantized import Pair
@@ -151,6 +151,7 @@ class Judge:
         self._arrays = load_samples(self._held_out.samples, session)
         self._float = ModelRun.prepare(session, self._arrays, self._held_out.batch_size, str(self._held_out.samples))
         self._samples = self._float.samples
+        self._check_finite()
         self._labels = self._loaded_labels()
         self._score(FLOAT, self._original)
 
@@ -169,7 +170,7 @@ class Judge:
         session = self._session(plain.model, [*ends, *names], name)
         run = ModelRun.prepare(session, self._arrays, self._held_out.batch_size, str(self._held_out.samples))
         sums = {pair.original.name: _Sums() for pair in judged}
-        end, right = _Sums(), {name: 0, FLOAT: 0}
+        last, right = [_Sums() for _ in ends], {name: 0, FLOAT: 0}
         if self._watch:
             self._watch.begin(f"judging the {name} model", run.samples)
         for rows in run.batches():
@@ -177,15 +178,15 @@ class Judge:
             for pair, tensor in zip(judged, names, strict=True):
                 axis = 1 if pair.quantized.weight.ndim > 2 else -1
                 sums[pair.original.name].add(pair.original.name, mine[tensor], theirs[pair.output], axis)
-            for one, other in zip(ends, self._ends, strict=False):
-                end.add(other, mine[one].reshape(-1, 1), theirs[other].reshape(-1, 1), -1)
+            for each, one, other in zip(last, ends, self._ends, strict=False):
+                each.add(other, mine[one], theirs[other], min(1, theirs[other].ndim - 1))
             for model_name, logits in ((name, mine[ends[0]]), (FLOAT, theirs[self._ends[0]])):
                 right[model_name] += self._right(logits, rows)
             if self._watch:
                 self._watch.advance(rows.stop - rows.start)
         for layer, each in sums.items():
             self._layers.setdefault(layer, {})[name] = each.quality()
-        self._outputs[name] = end.quality()
+        self._outputs[name] = _together([each.quality() for each in last])
         if self._labels is not None:
             self._accuracy |= {each: count / self._samples for each, count in sorted(right.items())}
         self._score(name, model)
@@ -209,6 +210,16 @@ class Judge:
         except UsageError as error:
             raise UsageError(f"the {name} model: {error}") from error
 
+    def _check_finite(self) -> None:
+        for name, array in self._arrays.items():
+            for rows in self._float.batches() if array.dtype.kind == "f" else ():
+                wrong = np.flatnonzero(~np.isfinite(array[rows]).reshape(rows.stop - rows.start, -1).all(axis=1))
+                if wrong.size:
+                    raise NonFiniteError(
+                        f"{self._held_out.samples}: sample {rows.start + wrong[0]} of the input {name} has NaN or "
+                        "infinities; leave it out"
+                    )
+
     def _loaded_labels(self) -> Array | None:
         path = self._held_out.labels
         if path is None:
@@ -229,6 +240,11 @@ class Judge:
         if logits.ndim != 2 or len(logits) != rows.stop - rows.start:
             raise MismatchError(
                 f"the model's first output has the shape {logits.shape}; expected (samples, classes) for labels"
+            )
+        if self._labels[rows].min() < 0 or self._labels[rows].max() >= logits.shape[1]:
+            raise MismatchError(
+                f"the labels {self._held_out.labels} reach from {self._labels.min()} to {self._labels.max()}; expected "
+                f"0 to {logits.shape[1] - 1}, as many as the model has classes"
             )
         return int((logits.argmax(axis=1) == self._labels[rows]).sum())
 
@@ -266,6 +282,17 @@ class _Sums:
         shift = np.atleast_1d(np.asarray(self.errors, np.float64)) / max(self.values, 1)
         elements = max(self.values, 1) * shift.size
         return Quality(shift, self.signal / elements, self.noise / elements)
+
+
+def _together(qualities: Sequence[Quality]) -> Quality:
+    """Of several outputs: their shifts behind each other, and the mean squares over all values of all channels."""
+    shift = np.concatenate([each.shift for each in qualities])
+    shares = [each.shift.size / max(shift.size, 1) for each in qualities]
+    signal, noise = (
+        float(np.dot(shares, values))
+        for values in ([each.signal for each in qualities], [each.noise for each in qualities])
+    )
+    return Quality(shift, signal, noise)
 
 
 def _harms(term: Float64Array, quality: Quality) -> bool:

@@ -30,17 +30,18 @@ CODES = 255
 class Precision:
     """Of the correction of a `layer` from so many `rows`: its standard `error` and the `step` of the bias, both
     float64[outputs]. The step of a bias of floats is the one that codes of 8 bits for the layer's inputs would give it.
+    The error is None where the spread of samples was not kept.
     """
 
     layer: str
     rows: int
-    error: Float64Array
+    error: Float64Array | None
     step: Float64Array
 
     @property
     def in_steps(self) -> float:
         """The largest error of an output, in steps of its bias; NaN where it is not known."""
-        return self.in_its_steps(self.error)
+        return math.nan if self.error is None else self.in_its_steps(self.error)
 
     def in_its_steps(self, sizes: Float64Array) -> float:
         """The largest of `sizes`, one an output, in steps of its bias."""
@@ -60,12 +61,14 @@ def bias_steps(model: onnx.ModelProto, pairs: Sequence[Pair]) -> dict[str, Float
 
 
 def precision(pair: Pair, statistics: LayerStatistics, step: Float64Array | None = None) -> Precision | None:
-    """Of the correction of `pair` from `statistics`; None where their spread is not kept, or no step is known."""
+    """Of the correction of `pair` from `statistics`; None where no step is known."""
     known, layer = statistics.standard_error, pair.quantized
     if step is None and pair.weight_step is not None:
         step = pair.weight_step * (np.nanmax(statistics.maximum) - np.nanmin(statistics.minimum)) / CODES
-    if known is None or step is None:
+    if step is None:
         return None
+    if known is None:
+        return Precision(pair.original.name, statistics.rows, None, np.asarray(step, np.float64))
     error = correction_error(
         known, pair.weight, layer.weight, layout=layer.layout, groups=layer.groups, strides=layer.strides
     )
@@ -95,8 +98,8 @@ class KnownTo:
         self.judged = {each.layer: each for each in found if each is not None and math.isfinite(each.in_steps)}
         if not self.judged:
             raise UsageError(
-                "of no layer can be said how well its correction is known: expected layers of the model, samples that "
-                "differ, and weights quantised with constant steps"
+                "of no layer can be said how well its correction is known: expected a float model that was recorded, "
+                "its version with weights of codes (for weights of floats, --bits), and samples that differ"
             )
         return all(each.in_steps <= self._fraction for each in self.judged.values())
 

@@ -79,6 +79,11 @@ def _on_codes(node: onnx.NodeProto, name: str, known: Mapping[str, Array]) -> Li
     return build_layer(op, node, name, node.input[WEIGHT], real)
 
 
+def is_quantized(model: onnx.ModelProto) -> bool:
+    """Whether a linear layer of `model` has a weight of codes."""
+    return bool(weight_steps(model, quantized_layers(model)[0]))
+
+
 def weight_steps(model: onnx.ModelProto, layers: Sequence[LinearLayer]) -> dict[str, Float64Array]:
     """First output of each of `layers` whose weight is stored as codes → their step, float64[outputs]."""
     producers = {output: node for node in model.graph.node for output in node.output}

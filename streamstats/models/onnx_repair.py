@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 Float64Array = npt.NDArray[np.float64]
-CODES = np.iinfo(np.int32)
+NAMED = 8
+"""Outputs that a remark names."""
 INPUT_SCALE = 1
 
 
@@ -63,7 +64,7 @@ class LayerCorrection:
             "reason": self.reason,
             "largest_term": self.largest,
             "outputs": self.outputs,
-            "bias_step": None if self.step is None else float(self.step.max(initial=0.0)),
+            "largest_bias_step": None if self.step is None else float(self.step.max(initial=0.0)),
         }
 
 
@@ -142,7 +143,7 @@ class _Mending:
             return self._on_codes(term)
         if kind == "MatMul":
             self.edit.add_behind(self.node, self._real(term), self.label)
-            return "an addition behind it", None
+            return "Add inserted behind it", None
         return self._between(term)
 
     @property
@@ -158,7 +159,7 @@ class _Mending:
         step = known[0] * known[1]
         if self.node.op_type == "QLinearMatMul":
             self._on_the_accumulator(step, term)
-            return "an addition before its outputs are rounded", None
+            return "Add inserted before its outputs are rounded", None
         if attributes(self.node).get("alpha", 1.0) != 1.0:
             raise _CannotError("a QGemm with alpha")
         place, name = BIAS[self.node.op_type], self._bias
@@ -166,11 +167,9 @@ class _Mending:
         if name and before is None:
             raise _CannotError("its bias is computed, not constant")
         real = term if before is None else before.astype(np.float64) * step + term
-        codes = _codes(real, step)
-        if codes is None:
-            raise _CannotError("the corrected bias is beyond int32")
+        codes, clipped = _codes(real, step)
         self.edit.replace_input([self.node], place, codes, name or self.label)
-        return ("a bias of int32 was made" if before is None else "its int32 bias"), step
+        return f"int32 bias {'added' if before is None else 'changed'}{clipped}", step
 
     def _on_the_accumulator(self, step: Float64Array, term: Float64Array) -> None:
         """The product on codes in int32, its real value with the term, and the rounding that was there."""
@@ -195,9 +194,9 @@ class _Mending:
             before = self.known.values.get(name)
             if before is None:
                 self.edit.add_before(self.node, 2, self._real(term / beta), self.label)
-                return "an addition to its bias, which is computed", None
+                return "Add inserted before its computed bias", None
             self.edit.replace_input([self.node], 2, self._real(before.astype(np.float64) + term / beta), name)
-            return "its bias of floats", None
+            return "float bias changed", None
         return self._stored_codes(*stored, term / beta)
 
     def _count_bias_once(self) -> None:
@@ -212,15 +211,13 @@ class _Mending:
             raise _CannotError("its bias is computed, not constant")
         zero_point = self.known.values.get(node.input[2]) if len(node.input) > 2 and node.input[2] else None
         step = np.asarray(scale, np.float64).reshape(-1)
-        limits = np.iinfo(codes.dtype)
-        new = np.rint((real.astype(np.float64) + term) / step) + (0 if zero_point is None else zero_point.reshape(-1))
-        if new.min() < limits.min or new.max() > limits.max:
-            raise _CannotError(f"the corrected bias is beyond {codes.dtype}")
-        inputs: list[str | Array] = [new.astype(codes.dtype), *node.input[1:]]
+        zeros = 0 if zero_point is None else zero_point.reshape(-1)
+        new, clipped = _codes(real.astype(np.float64) + term, step, zeros, codes.dtype)
+        inputs: list[str | Array] = [new, *node.input[1:]]
         kept = attributes(node)
         output = self.edit.insert_before(self.node, "DequantizeLinear", inputs, self.label, domain=node.domain, **kept)
         self.edit.rewire(self.node, 2, output)
-        return f"its {codes.dtype} bias", step
+        return f"{codes.dtype} bias changed{clipped}", step
 
     def _new_bias(self, term: Float64Array) -> _Change:
         """Codes of int32 where input and weight are codes, so that runtimes find the integer kernel; else floats."""
@@ -228,11 +225,9 @@ class _Mending:
         scales = [side[1] for side in sides if side is not None and side[1] is not None]
         if len(scales) < 2 or scales[1].size not in (1, term.size) or scales[0].size != 1:
             self.edit.replace_input([self.node], 2, self._real(term), self.label)
-            return "a bias of floats was made", None
+            return "float bias added", None
         step = scales[0].astype(np.float32).reshape(-1) * scales[1].astype(np.float32).reshape(-1)
-        codes = _codes(term, step.astype(np.float64))
-        if codes is None:
-            raise _CannotError("the corrected bias is beyond int32")
+        codes, clipped = _codes(term, step.astype(np.float64))
         scale, zero = (step, np.zeros(step.shape, np.int32)) if step.size > 1 else (step[0], np.int32(0))
         assert sides[0] is not None
         options = {"axis": 0} if step.size > 1 else {}
@@ -245,7 +240,7 @@ class _Mending:
             **options,
         )
         self.edit.rewire(self.node, 2, output)
-        return "a bias of int32 was made", step.astype(np.float64)
+        return f"int32 bias added{clipped}", step.astype(np.float64)
 
     def _real(self, values: Float64Array) -> Array:
         """`values` in the dtype of the float model. Raises `_CannotError`."""
@@ -257,7 +252,13 @@ class _Mending:
         return cast
 
 
-def _codes(real: Float64Array, step: Float64Array) -> npt.NDArray[np.int32] | None:
-    """The int32 codes of `real` values, None where they are beyond."""
-    codes = np.rint(real / step)
-    return None if codes.min() < CODES.min or codes.max() > CODES.max else codes.astype(np.int32)
+def _codes(
+    real: Float64Array, step: Float64Array, zero_point: Array | int = 0, dtype: npt.DTypeLike = np.int32
+) -> tuple[Array, str]:
+    """(the codes of `real` values, a remark on those that do not fit and are at the ends of the codes)."""
+    limits = np.iinfo(dtype)
+    codes = np.rint(real / step) + zero_point
+    outputs = np.flatnonzero((codes <= limits.min) | (codes >= limits.max))
+    shown = ", ".join(map(str, outputs[:NAMED])) + (", …" if outputs.size > NAMED else "")
+    remark = f", at the end of its codes for output {shown}" if outputs.size else ""
+    return np.clip(codes, limits.min, limits.max).astype(dtype), remark

@@ -77,6 +77,9 @@ def correct_tensors(
             terms[layer] = term
         largest = 0.0 if term is None else float(np.abs(term).max(initial=0.0))
         outcomes.append(TensorCorrection(layer, term is not None, reason, largest, 0 if term is None else term.size))
+    for glob, layout in rules:
+        if not any(fnmatchcase(layer, glob) for layer in results.layers):
+            raise UsageError(f"--layout {glob}={layout} fits no layer; the layers are {', '.join(results.layers)}")
     if not terms:
         raise UsageError(
             f"{weights} and {fake_quantized} have no weights of a layer that has a corrector; the layers are "

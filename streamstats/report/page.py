@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .. import __version__
 from ..artifacts import write_bytes, write_json
 from ..errors import require
 from ..ledger import LayerStatistics
@@ -27,6 +28,7 @@ MOST_RANKED, MOST_DRAWN = 60, 24
 """Layers in a ranking, and layers whose channels are drawn, those with the largest shift first."""
 NAMED = 20
 """Channels that are named."""
+ERROR = "(standard error, the channels of an input taken for independent; of the worst layer,"
 HALF = 0.5
 """Of a step: what rounding to steps takes away anyway."""
 
@@ -40,6 +42,8 @@ def document(
     return {
         "format": FORMAT,
         "output": str(output),
+        "streamstats": __version__,
+        "about": None if correction is None else correction.provenance(),
         "layers": {name: _layer(found) for name, found in statistics.items()},
         "precision": {name: _precision(found, terms.get(name)) for name, found in known.items()},
         "correction": None if correction is None else {each.layer: each.document() for each in correction.layers},
@@ -68,16 +72,18 @@ def _precisions(statistics: Mapping[str, LayerStatistics], correction: Correctio
         for pair in subject.pairs
         if pair.original.name in statistics
     }
-    return {name: each for name, each in found.items() if each is not None and math.isfinite(each.in_steps)}
+    return {name: each for name, each in found.items() if each is not None}
 
 
 def _precision(found: Precision, term: Float64Array | None) -> dict[str, Any]:
+    known = math.isfinite(found.in_steps)
     return {
         "rows": found.rows,
         "correction_in_steps": None if term is None else found.in_its_steps(np.abs(term)),
-        "error_in_steps": found.in_steps,
-        "largest_error": float(found.error.max(initial=0.0)),
-        "rows_for_half_a_step": math.ceil(found.rows_for(HALF)),
+        "least_step": float(found.step.min(initial=math.inf)),
+        "largest_step": float(found.step.max(initial=0.0)),
+        "error_in_steps": found.in_steps if known else None,
+        "rows_for_half_a_step": math.ceil(found.rows_for(HALF)) if known else None,
     }
 
 
@@ -168,7 +174,7 @@ def _of_harm(harmful: Sequence[str]) -> str:
 
 
 def _of_samples(report: Mapping[str, Any]) -> str:
-    known = report["precision"]
+    known = {name: each for name, each in report["precision"].items() if each["error_in_steps"] is not None}
     if not known:
         return (
             "How well the corrections are known is not known: it takes `statistics: [spread]` in the configuration of "
@@ -176,11 +182,11 @@ def _of_samples(report: Mapping[str, Any]) -> str:
         )
     name, worst = max(known.items(), key=lambda each: float(each[1]["error_in_steps"]))
     steps = _number(worst["error_in_steps"])
-    said = f"From {worst['rows']:,} samples every correction is known to {steps} steps of its bias"
+    said = f"From {worst['rows']:,} samples, corrections are known to {steps} steps of the bias"
     if worst["error_in_steps"] <= HALF:
-        return f"{said} (standard error, worst layer {name}): more samples would change next to nothing."
+        return f"{said} {ERROR} {name}): more samples would change next to nothing."
     return (
-        f"{said} (standard error, worst layer {name}): more samples would still change biases; about "
+        f"{said} {ERROR} {name}): more samples would still change biases; about "
         f"{worst['rows_for_half_a_step']:,} would bring that to half a step."
     )
 

@@ -318,6 +318,7 @@ def plot_ranking(rows: Sequence[tuple[str, Mapping[str, float]]], label: str, *,
     Values that are not finite, or not positive where the axis is `logarithmic`, have no dot.
     """
     models = list(dict.fromkeys(model for _, values in rows for model in values))
+    logarithmic &= any(_is_shown(value, logarithmic=True) for _, values in rows for value in values.values())
     with _picture((10, 1.2 + 0.26 * len(rows))) as (axes, picture):
         for place, (_, values) in enumerate(rows):
             shown = [value for value in values.values() if _is_shown(value, logarithmic=logarithmic)]

@@ -40,8 +40,9 @@ def corrected(folder: Path, path: Path, out: Path, form: str = "full", name: str
 def test_the_full_form_gives_every_layer_of_the_network_the_mean_output_of_the_float_one(
     tmp_path: Path, form: str, optimised: bool
 ) -> None:
-    path, out, _ = prepared(tmp_path, form, optimised=optimised)
-    done = corrected(tmp_path, path, out, held_out=HeldOut(tmp_path / "x.npy"))
+    path, out, x = prepared(tmp_path, form, optimised=optimised)
+    np.save(tmp_path / "same.npy", x)
+    done = corrected(tmp_path, path, out, held_out=HeldOut(tmp_path / "same.npy"))
     onnx.checker.check_model(onnx.load(tmp_path / "fixed.onnx"))
     outcomes = {each.layer: each for each in done.layers}
     assert sorted(outcomes) == ["first", "last", "second", "third"]
@@ -58,7 +59,8 @@ def check_random_network(folder: Path, seed: int) -> None:
     x = values(24, *sample, seed=seed)
     form = list(FORMS)[seed % len(FORMS)]
     path = quantized(model_of(nodes, constants, x), folder, x, form)
-    done = corrected(folder, path, run_out(folder, x), held_out=HeldOut(folder / "x.npy"))
+    np.save(folder / "same.npy", x)
+    done = corrected(folder, path, run_out(folder, x), held_out=HeldOut(folder / "same.npy"))
     onnx.checker.check_model(onnx.load(folder / "fixed.onnx"))
     outcomes = {each.layer: each for each in done.layers}
     assert {layer for layer, each in outcomes.items() if each.corrected} == set(done.judgement.layers), outcomes
@@ -202,3 +204,57 @@ def test_the_command_line_says_what_goes_together(tmp_path: Path, capsys: pytest
     assert {each["corrected"] for each in json.loads(said.out)["layers"].values()} == {True}
     assert len(load_model(tmp_path / "f.onnx").graph.node) > 0
     assert (tmp_path / "f.report.html").is_file()
+
+
+def test_a_correction_that_is_stopped_while_it_is_judged_goes_on_with_the_judging(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, out, x = prepared(tmp_path)
+    np.save(tmp_path / "same.npy", x)
+    corrected(tmp_path, path, out, name="undisturbed.onnx")
+
+    class Stopping:
+        def begin(self, what: str, _samples: int) -> None:
+            if what.startswith("judging the corrected"):
+                raise KeyboardInterrupt
+
+        def advance(self, samples: int) -> None:
+            pass
+
+    how = How(Iterative(tmp_path / "x.npy", tmp_path / "work"), HeldOut(tmp_path / "same.npy"))
+    with pytest.raises(KeyboardInterrupt):
+        correct_quantized(tmp_path / "float.onnx", path, out, tmp_path / "fixed.onnx", how=how, watch=Stopping())
+    monkeypatch.setattr(onnx_iterative, "record_layers", None)
+    corrected(tmp_path, path, out)
+    assert (tmp_path / "fixed.onnx").read_bytes() == (tmp_path / "undisturbed.onnx").read_bytes()
+    assert not (tmp_path / "work").exists()
+
+
+@pytest.mark.parametrize("wrong", ["noise", "half"])
+def test_other_samples_than_those_recorded_are_noticed(tmp_path: Path, wrong: str) -> None:
+    path, out, x = prepared(tmp_path)
+    np.save(tmp_path / "x.npy", x / 2 if wrong == "half" else values(48, 3, 8, 8, seed=5) - 1)
+    with pytest.raises(UsageError, match="not the samples that were recorded"):
+        corrected(tmp_path, path, out)
+    assert not (tmp_path / "work").exists()
+
+
+def test_samples_that_were_recorded_do_not_judge(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="was recorded"):
+        How(Iterative(tmp_path / "x.npy", tmp_path / "work"), HeldOut(tmp_path / "x.npy"))
+
+
+def test_models_in_the_wrong_place_are_refused(tmp_path: Path) -> None:
+    path, out, x = prepared(tmp_path)
+    with pytest.raises(UsageError, match="expected the float model first"):
+        correct_quantized(path, tmp_path / "float.onnx", out, tmp_path / "f.onnx")
+    corrected(tmp_path, path, out)
+    with pytest.raises(UsageError, match="has been corrected already"):
+        correct_quantized(tmp_path / "float.onnx", tmp_path / "fixed.onnx", out, tmp_path / "f.onnx")
+    with pytest.raises(UsageError, match="has been corrected already"):
+        correct(tmp_path / "fixed.onnx", out, tmp_path / "f.onnx", bits=4)
+    nodes, constants = chain()
+    onnx.save(model_of(nodes, {name: values(*each.shape, seed=77) for name, each in constants.items()}, x), path)
+    with pytest.raises(UsageError, match="models of one network"):
+        correct_quantized(tmp_path / "float.onnx", path, out, tmp_path / "f.onnx")
+    assert not (tmp_path / "f.onnx").exists()

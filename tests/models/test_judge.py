@@ -16,7 +16,7 @@ from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
 from streamstats import MeanBiasCorrector
-from streamstats.errors import MismatchError, UsageError
+from streamstats.errors import MismatchError, NonFiniteError, UsageError
 from streamstats.models.onnx import HeldOut, How, Iterative, Quality, correct, correct_quantized
 from streamstats.models.onnx_correct import HARMFUL
 from streamstats.models.onnx_plain import plainly
@@ -65,7 +65,9 @@ def test_shift_signal_and_noise_are_those_of_the_outputs_of_each_layer(folder: P
             np.testing.assert_allclose(
                 quality.sqnr, 10 * np.log10((y**2).mean() / ((y_hat - y) ** 2).mean()), rtol=1e-4
             )
-        np.testing.assert_allclose(done.judgement.outputs[model].noise, ((found[1] - wanted[1]) ** 2).mean(), rtol=1e-4)
+        outputs_too = done.judgement.outputs[model]
+        np.testing.assert_allclose(outputs_too.noise, ((found[1] - wanted[1]) ** 2).mean(), rtol=1e-4)
+        np.testing.assert_array_equal(outputs_too.shift, done.judgement.layers["two"][model].shift)
     assert done.judgement.samples == 50
     assert done.judgement.harmful == ()
 
@@ -176,3 +178,28 @@ def test_a_quantised_model_is_judged_by_what_its_layers_give_before_rounding(tmp
     for found in done.judgement.layers.values():
         assert found["corrected"].size < found["quantised"].size
     assert not list(tmp_path.glob("fixed*"))
+
+
+def test_the_shift_of_several_outputs_is_that_of_all_their_channels(tmp_path: Path) -> None:
+    x = values(40, 4)
+    model = model_of(NODES, WEIGHTS, x)
+    model.graph.output.append(helper.make_tensor_value_info("a", onnx.TensorProto.FLOAT, None))
+    onnx.save(model, tmp_path / "float.onnx")
+    out = run_out(tmp_path, x)
+    done = correct(tmp_path / "float.onnx", out, None, bits=3, how=How(None, HeldOut(tmp_path / "x.npy")))
+    layers, found = done.judgement.layers, done.judgement.outputs["quantised"]
+    shifts = [layers["two"]["quantised"].shift, layers["one"]["quantised"].shift]
+    np.testing.assert_array_equal(found.shift, np.concatenate(shifts))
+    noise = layers["two"]["quantised"].noise * 3 + layers["one"]["quantised"].noise * 6
+    assert found.noise == pytest.approx(noise / 9)
+
+
+def test_samples_and_labels_beyond_what_they_may_be_are_named(folder: Path) -> None:
+    np.save(folder / "labels.npy", np.arange(50) % 4)
+    with pytest.raises(MismatchError, match="expected 0 to 2"):
+        judged(folder, labels=folder / "labels.npy")
+    x = np.load(folder / "held.npy")
+    x[17, 2] = np.nan
+    np.save(folder / "held.npy", x)
+    with pytest.raises(NonFiniteError, match=r"sample 17 of the input x"):
+        judged(folder)

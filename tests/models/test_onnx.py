@@ -710,11 +710,11 @@ def test_what_was_recorded_and_corrected_is_told_in_json_with_the_same_keys(netw
         "operator": "Conv",
         "quantized": True,
         "corrected": True,
-        "change": "its bias of floats",
+        "change": "float bias changed",
         "reason": "",
         "largest_term": corrected[0].largest,
         "outputs": 4,
-        "bias_step": None,
+        "largest_bias_step": None,
     }
     (plain, *_) = record(network.path, tmp_path / "x.npy", tmp_path / "reals", layers=["conv"])
     assert plain.document()["quantization"] is None

@@ -165,7 +165,7 @@ def test_a_corrector_of_other_channels_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "fixed.onnx").exists()
 
 
-def test_a_bias_beyond_its_codes_is_left_as_it_is(tmp_path: Path) -> None:
+def test_a_bias_beyond_its_codes_ends_at_the_last_and_is_named(tmp_path: Path) -> None:
     x = values(16, 4, 6, 6)
     model = model_of([helper.make_node("Conv", ["x", "w"], ["y"], name="layer")], {"w": values(3, 4, 1, 1)}, x)
     path = quantized(model, tmp_path, x, "codes")
@@ -175,7 +175,11 @@ def test_a_bias_beyond_its_codes_is_left_as_it_is(tmp_path: Path) -> None:
             tensor.CopyFrom(numpy_helper.from_array(np.float32(1e-12), "x_scale"))
     onnx.save(broken, path)
     (outcome,) = correct_quantized(tmp_path / "float.onnx", path, run_out(tmp_path, x), tmp_path / "fixed.onnx").layers
-    assert (outcome.corrected, outcome.reason) == (False, "the corrected bias is beyond int32")
+    assert outcome.corrected
+    assert outcome.change == "int32 bias added, at the end of its codes for output 1, 2"
+    fixed = onnx.load(tmp_path / "fixed.onnx")
+    (bias,) = (numpy_helper.to_array(each) for each in fixed.graph.initializer if each.name.startswith("layer.bias"))
+    assert set(np.abs(bias[1:].astype(np.int64)).tolist()) <= {2**31 - 1, 2**31}
 
 
 def test_the_command_line_takes_either_a_quantised_model_or_bits(
@@ -188,8 +192,8 @@ def test_the_command_line_takes_either_a_quantised_model_or_bits(
     common = ["--correctors", str(out), "-o", str(tmp_path / "fixed.onnx")]
     assert main(["correct", str(tmp_path / "float.onnx"), str(path), *common, "--json"]) == 0
     layers = json.loads(capsys.readouterr().out)["layers"]
-    assert layers["first"]["change"] == "its int32 bias"
-    assert layers["first"]["bias_step"] > 0
+    assert layers["first"]["change"] == "int32 bias changed"
+    assert layers["first"]["largest_bias_step"] > 0
     for extra in ([], [str(path), "--bits", "4"], [str(path), "--symmetric"]):
         assert main(["correct", str(tmp_path / "float.onnx"), *extra, *common]) == 2
         assert "Traceback" not in capsys.readouterr().err
