@@ -16,6 +16,7 @@ import argparse
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from stores import working_folder
 from tables import Table, show, show_json
 
 from streamstats import job
+from streamstats.artifacts import remove_folder
 from streamstats.cli.model_commands import REPORT
 from streamstats.config import JobConfig
 from streamstats.demo.digits import calibration_digits, held_out_digits
@@ -49,17 +51,22 @@ def main() -> None:
         parser.error("give a model, a .onnx file, and a folder of images; or --trial")
     if not options.trial and not Path(options.images).is_dir():
         parser.error(f"{options.images} is no folder; expected images in a folder for each class")
-    with working_folder(options.folder) as folder:
+    with ExitStack() as stack:
+        folder = Path(options.folder) if options.folder else stack.enter_context(working_folder(None))
+        folder.mkdir(parents=True, exist_ok=True)
         if options.trial:
             _write_trial(folder, options)
         files = _labelled(Path(options.images), options.labels)
         _write_samples(files, folder, options)
         print("recording and reducing the float model …", file=sys.stderr)
         model, out = Path(options.model), folder / "out"
-        models.record(model, folder / "calibration.npy", folder / "calibration.zarr", batch_size=options.batch_size)
-        source, settings = str(folder / "calibration.zarr"), {"statistics": ["spread", "positions"]}
-        job.run(JobConfig.model_validate({"source": source, "output": str(out), **settings}))
-        found = {case: _accuracies(case, model, folder, options) for case in _cases(options)}
+        store = folder / "calibration.zarr"
+        remove_folder(store)
+        models.record(model, folder / "calibration.npy", store, batch_size=options.batch_size)
+        source, settings = str(store), {"statistics": ["spread", "positions"]}
+        job.run(JobConfig.model_validate({"source": source, "output": str(out), **settings}), restart=True)
+        cases = [None] if options.quantizer else options.bits
+        found = {_title(bits, options): _accuracies(bits, model, folder, options) for bits in cases}
     about = machine()
     if options.json:
         show_json({"machine": about, "top1": found})
@@ -167,25 +174,23 @@ def _write_trial(folder: Path, options: argparse.Namespace) -> None:
 # Models
 
 
-def _cases(options: argparse.Namespace) -> list[str]:
+def _title(bits: int | None, options: argparse.Namespace) -> str:
+    """What a case is called: of weights of so many `bits`, or None of onnxruntime's quantiser."""
     kind = "per channel" if options.per_channel else "per tensor"
-    if options.quantizer:
-        return [f"onnxruntime, 8 bits {kind}, activations too"]
-    return [f"{bits} bits {kind}" for bits in options.bits]
+    return f"onnxruntime, 8 bits {kind}, activations too" if bits is None else f"{bits} bits {kind}"
 
 
-def _accuracies(case: str, model: Path, folder: Path, options: argparse.Namespace) -> dict[str, float]:
+def _accuracies(bits: int | None, model: Path, folder: Path, options: argparse.Namespace) -> dict[str, float]:
     """Top-1 of every model of a case."""
-    print(f"{case} …", file=sys.stderr)
+    print(f"{_title(bits, options)} …", file=sys.stderr)
     held_out = models.HeldOut(folder / "held-out.npy", folder / "labels.npy", batch_size=options.batch_size)
     iterative = models.Iterative(folder / "calibration.npy", folder / "work", batch_size=options.batch_size)
     how = models.How(iterative, held_out)
-    target = folder / f"{case}.onnx"
-    if options.quantizer:
+    target = folder / ("corrected.onnx" if bits is None else f"corrected-{bits}-bits.onnx")
+    if bits is None:
         quantized = _quantized(model, folder, options)
         done = models.correct_quantized(model, quantized, folder / "out", target, how=how)
     else:
-        bits = int(case.split()[0])
         done = models.correct(model, folder / "out", target, bits=bits, per_channel=options.per_channel, how=how)
     results = open_results(folder / "out")
     statistics = {layer: results.statistics(layer) for layer in results.layers}

@@ -16,7 +16,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
@@ -84,6 +84,13 @@ def layer_of(folder: Path, path: Path, suffix: str = ".safetensors") -> str:
 def _unlike_a_file(part: str, suffix: str) -> str:
     """A folder's name that no layer's file can have: the layers `a` and `a.safetensors/b` must both fit."""
     return part.removesuffix(suffix) + suffix.replace(".", "%2E") if part.endswith(suffix) else part
+
+
+def check_apart(sources: Iterable[str | Path], target: str | Path) -> None:
+    """Raise `UsageError` where `target` is one of the files that it is made from."""
+    for source in sources:
+        if Path(source).resolve() == Path(target).resolve():
+            raise UsageError(f"{target} is to be written, but it is what is read; name another file")
 
 
 def write_bytes(path: Path, content: bytes) -> None:

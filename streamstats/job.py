@@ -336,7 +336,8 @@ def _rounds(layers: Sequence[Layer]) -> Iterator[int]:
     while rows < most:
         yield rows
         rows = _whole(math.ceil(rows * GROWTH), together)
-    yield most
+    if most:
+        yield most
 
 
 def _whole(rows: int, together: int) -> int:

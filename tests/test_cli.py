@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import os
@@ -16,6 +17,9 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
+
+from streamstats.cli import INTERRUPTION
+from streamstats.cli.parser import make_parser
 
 ENVIRONMENT = {**os.environ, "COLUMNS": "120"}
 
@@ -415,3 +419,8 @@ def test_a_damaged_chunk_is_status_4_and_names_layer_and_rows(tmp_path: Path, st
     assert re.search(r"layer block1/conv: chunk c/[\d/]+ \(rows \d+:\d+\) cannot be read", done.stderr.splitlines()[-1])
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out/manifest.json").exists()
+
+
+def test_every_command_says_what_an_interruption_leaves() -> None:
+    (commands,) = (each for each in make_parser()._actions if isinstance(each, argparse._SubParsersAction))
+    assert set(INTERRUPTION) == set(commands.choices)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 from networks import model_of, quantized, values
 from onnx import helper
@@ -19,6 +18,7 @@ from streamstats import job
 from streamstats.cli import main
 from streamstats.config import JobConfig
 from streamstats.errors import MissingDependencyError
+from streamstats.models import onnx_files
 from streamstats.models.onnx import record
 from streamstats.report import page as pages
 
@@ -50,13 +50,12 @@ def folder(tmp_path: Path) -> Path:
         helper.make_node("MatMul", ["x", "w"], ["a"], name=ODD),
         helper.make_node("Relu", ["a"], ["r"]),
         helper.make_node("Gemm", ["r", "v", "b"], ["y"], name="two"),
-        helper.make_node("MatMul", ["y", "y2"], ["z"], name="unknown"),
     ]
     w = values(4, 6)
     w[:, 2] = -np.abs(w[:, 2]) - 5
     constants = {"w": w, "v": values(6, 3, seed=1), "b": values(3)}
     x = np.abs(values(64, 4))
-    model = model_of(nodes[:3], constants, x)
+    model = model_of(nodes, constants, x)
     quantized(model, tmp_path, x, "qdq")
     np.save(tmp_path / "x.npy", x)
     np.save(tmp_path / "held.npy", np.abs(values(30, 4, seed=5)))
@@ -98,7 +97,7 @@ def test_it_names_channels_that_are_never_active(folder: Path, capsys: pytest.Ca
     assert written["layers"][ODD]["never_active"] == []
     assert written["correction"] is written["judgement"] is None
     text = " ".join(Page((folder / "out" / "report.html").read_text()).text)
-    assert "1 channels are never active" in text
+    assert "1 channel is never active" in text
     assert "two: 2" in text
     assert "How well the corrections are known is not known" in text
 
@@ -157,6 +156,27 @@ def test_an_output_without_values_has_a_page(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out" / "report.json").read_text())["layers"]["layer"]["without_values"] == [0, 1, 2]
 
 
-def test_models_are_loadable(folder: Path) -> None:
+def test_a_model_in_two_files_has_a_report(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx_files, "SINGLE_FILE_BYTES", 10)
+    start = ["correct", f"{folder}/float.onnx", "--bits", "4", "--correctors", f"{folder}/out"]
+    assert main([*start, "-o", f"{folder}/two.onnx", "--uncorrected", f"{folder}/plain.onnx"]) == 0
+    assert (folder / "two.onnx.data").is_file()
+    assert json.loads((folder / "two.report.json").read_text())["precision"]
+
+
+@pytest.mark.parametrize("name", ["r.json", "r", "manifest.html"])
+def test_a_report_that_would_write_over_something_else_is_refused(folder: Path, name: str) -> None:
+    before = (folder / "out" / "manifest.json").read_bytes()
+    assert main(["report", f"{folder}/out", "-o", f"{folder}/out/{name}"]) == 2
+    assert call(folder, "--report", f"{folder}/out/{name}") == 2
+    assert (folder / "out" / "manifest.json").read_bytes() == before
+    assert not (folder / "fixed.onnx").exists()
+
+
+def test_it_says_what_it_is_about(folder: Path) -> None:
     assert call(folder, "--do-no-harm", "--held-out", f"{folder}/held.npy") == 0
-    onnx.checker.check_model(onnx.load(folder / "fixed.onnx"))
+    about = json.loads((folder / "fixed.report.json").read_text())["about"]
+    assert about["quantized"].endswith("quantized.onnx")
+    assert about["do_no_harm"] is True
+    text = " ".join(Page((folder / "fixed.report.html").read_text()).text)
+    assert all(str(about[key]) in text for key in ("model", "quantized", "held_out"))

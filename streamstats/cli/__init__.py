@@ -28,6 +28,7 @@ INTERRUPTION = {
     "inspect": "nothing was changed",
     "record": "a new store was removed; what was appended to an older one before is still there",
     "correct": "no model was written",
+    "report": "no report was written",
     "demo": "what is in its folder is not complete; run it again",
 }
 """What a person finds after stopping a command."""

@@ -104,12 +104,16 @@ def report(options: Namespace) -> None:
 
 
 def _checked_page(wanted: str | None, default: Path) -> Path:
-    """Where the page goes. Raises `UsageError` for another suffix: the JSON has the same name."""
+    """Where the page goes. Raises `UsageError` for another suffix, and where the JSON beside it would be a manifest."""
     from ..errors import UsageError
+    from ..results import MANIFEST
 
     if wanted is not None and Path(wanted).suffix != ".html":
         raise UsageError(f"the report is to be {wanted}; expected a name with .html (the JSON goes beside it)")
-    return default if wanted is None else Path(wanted)
+    page = default if wanted is None else Path(wanted)
+    if page.with_suffix(".json").name == MANIFEST:
+        raise UsageError(f"beside {page} goes {MANIFEST}, which is what a run leaves; choose another name")
+    return page
 
 
 def _reported(page: Path, output: Path, correction: Correction | None) -> Mapping[str, Any]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import require
+from ..errors import MissingDependencyError, require
 from .onnx_run import open_session
 
 if TYPE_CHECKING:
@@ -72,6 +72,10 @@ def _computed(
     part = onnx.helper.make_model(graph, ir_version=model.ir_version, opset_imports=list(model.opset_import))
     try:
         values = open_session(part.SerializeToString(), Path()).run(wanted, {})
-    except Exception:  # an operator that the runtime does not know: they stay unknown
-        return {}
+    except MissingDependencyError:
+        raise
+    except Exception:  # an operator that the runtime does not know: what needs it stays unknown
+        if len(wanted) == 1:
+            return {}
+        return {name: value for each in wanted for name, value in computed_constants(model, [each]).items()}
     return {name: np.asarray(value) for name, value in zip(wanted, values, strict=True)}

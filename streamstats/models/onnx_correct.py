@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..artifacts import remove_folder
 from ..errors import UsageError, first_line, require
-from .onnx_files import SINGLE_FILE_BYTES, check_targets, write_models
-from .onnx_graph import LeftOut, LinearLayer, load_model, survey
+from .onnx_files import check_targets, fits_one_file, write_models
+from .onnx_graph import LeftOut, LinearLayer, copied, load_model, survey
 from .onnx_iterative import Iterative, iterative_repairs
 from .onnx_judge import HeldOut, Judge, Judgement
 from .onnx_levels import Levels
@@ -99,7 +99,7 @@ def fake_quantized(model_path: str | Path, levels: Levels) -> Subject:
     on_levels = levels.pairs(layers)
     said = f"weights of {levels.bits} bits {'per channel' if levels.per_channel else 'per tensor'}"
     return Subject(
-        str(model_path), said, original, levels.put_into(_copy(original), on_levels), layers, on_levels, left_out
+        str(model_path), said, original, levels.put_into(copied(original), on_levels), layers, on_levels, left_out
     )
 
 
@@ -223,18 +223,12 @@ def _helpful(
 
 
 def _repaired(subject: Subject, repairs: Sequence[Repair]) -> tuple[onnx.ModelProto, list[LayerCorrection]]:
-    model = _copy(subject.quantized)
+    model = copied(subject.quantized)
     return _marked(model), apply_repairs(model, repairs)
 
 
 def _is_same(one: str | Path, other: str | Path) -> bool:
     return Path(one).resolve() == Path(other).resolve()
-
-
-def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
-    copied = type(model)()
-    copied.CopyFrom(model)
-    return copied
 
 
 def _marked(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -250,7 +244,7 @@ def _check_uncorrected(model: onnx.ModelProto, path: str | Path) -> None:
 
 def _check_valid(model: onnx.ModelProto, path: str | Path) -> None:
     """Raise `UsageError` for what no runtime takes; quantisers write it where the operator set is too old for them."""
-    if model.ByteSize() > SINGLE_FILE_BYTES:
+    if not fits_one_file(model):
         return
     try:
         require("onnx", "onnx").checker.check_model(model)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..artifacts import write_bytes
 from ..errors import UsageError, require
+from .onnx_graph import copied
 
 if TYPE_CHECKING:
     import onnx
@@ -28,15 +29,21 @@ def check_targets(sources: list[str | Path], targets: list[str | Path | None]) -
 
 
 def write_models(models: list[tuple[onnx.ModelProto, str | Path | None]]) -> None:
-    """Write each model whose path is not None, once all of them have become bytes."""
+    """Write each model whose path is not None, once all of them have become bytes; the models stay as they are."""
     files = [file for model, path in models if path is not None for file in _to_files(model, Path(path))]
     for path, content in files:
         write_bytes(path, content)
 
 
+def fits_one_file(model: onnx.ModelProto) -> bool:
+    """Whether `model` becomes bytes as a whole, which end at 2 GB."""
+    return sum(len(tensor.raw_data) for tensor in model.graph.initializer) <= SINGLE_FILE_BYTES
+
+
 def _to_files(model: onnx.ModelProto, path: Path) -> Iterator[tuple[Path, bytes]]:
     """The content of each file to write: the model, and first its tensors where one file cannot hold both."""
-    if sum(len(tensor.raw_data) for tensor in model.graph.initializer) > SINGLE_FILE_BYTES:
+    if not fits_one_file(model):
+        model = copied(model)
         beside = path.with_name(f"{path.name}.data")
         yield beside, _externalize(model, beside.name)
     yield path, model.SerializeToString(deterministic=True)

@@ -149,6 +149,13 @@ def load_model(path: str | Path) -> onnx.ModelProto:
     return model
 
 
+def copied(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A model to change."""
+    copy = type(model)()
+    copy.CopyFrom(model)
+    return copy
+
+
 def survey(model: onnx.ModelProto) -> tuple[list[LinearLayer], list[LeftOut]]:
     """(layers of the main graph, linear operators left out): together every linear operator of the model."""
     nodes = [node for node in model.graph.node if _is_linear(node)]

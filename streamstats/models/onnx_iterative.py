@@ -36,7 +36,7 @@ from ..correction import BiasCorrector, MeanBiasCorrector, PositionBiasCorrector
 from ..errors import UsageError
 from ..results import open_results
 from .onnx_files import write_models
-from .onnx_graph import LinearLayer, subgraphs
+from .onnx_graph import LinearLayer, copied, subgraphs
 from .onnx_plain import only, plainly
 from .onnx_quantized import Pair
 from .onnx_record import record_layers
@@ -93,8 +93,7 @@ def iterative_repairs(
         if pair.original.name not in correctors
     }
     by_depth = stages(quantized, [pair for pair in pairs if pair.original.name in correctors])
-    model = type(quantized)()
-    model.CopyFrom(quantized)
+    model = copied(quantized)
     with _held(work, _plan(quantized, by_depth, correctors, how)):
         for number, stage in enumerate(by_depth):
             done = _loaded(work, number, stage)
@@ -238,7 +237,9 @@ def _plan(
     quantized: onnx.ModelProto, by_depth: Sequence[Sequence[Pair]], correctors: Mapping[str, Path], how: Iterative
 ) -> dict[str, Any]:
     """All that the stages follow from: what was found for one plan is not used for another."""
-    digest = hashlib.sha256(quantized.SerializeToString(deterministic=True))
+    digest = hashlib.sha256()
+    for each in [*quantized.graph.node, *quantized.graph.initializer]:  # the whole may be too large for one message
+        digest.update(each.SerializeToString(deterministic=True))
     for pair in (pair for stage in by_depth for pair in stage):
         digest.update(pair.original.name.encode())
         digest.update(np.ascontiguousarray(pair.weight).tobytes())

@@ -25,6 +25,7 @@ import numpy.typing as npt
 
 from ..errors import MismatchError, NonFiniteError, UsageError, first_line
 from .onnx_files import write_models
+from .onnx_graph import copied
 from .onnx_plain import only, plainly
 from .onnx_quantized import Pair
 from .onnx_run import ModelRun, Watch, load_samples, open_session
@@ -147,7 +148,7 @@ class Judge:
     def _open(self) -> None:
         names = [pair.output for pair in self._pairs]
         self._ends = [output.name for output in self._original.graph.output]
-        session = self._session(_copied(self._original), [*self._ends, *names], FLOAT)
+        session = self._session(copied(self._original), [*self._ends, *names], FLOAT)
         self._arrays = load_samples(self._held_out.samples, session)
         self._float = ModelRun.prepare(session, self._arrays, self._held_out.batch_size, str(self._held_out.samples))
         self._samples = self._float.samples
@@ -164,13 +165,19 @@ class Judge:
         """Judge `model`, whose layers have the `terms` in their biases: the layers in which they do harm."""
         plain = plainly(model)
         ends = [output.name for output in model.graph.output]
+        missing = [end for end in self._ends if end not in ends]
+        if missing:
+            raise MismatchError(
+                f"the {name} model has the outputs {', '.join(ends)}, without {', '.join(missing)} of the float model; "
+                "expected models of one network"
+            )
         found = {pair.original.name: plain.outputs.get(pair.quantized.node.output[0]) for pair in self._pairs}
         judged = [pair for pair in self._pairs if found[pair.original.name]]
         names = [found[pair.original.name] or "" for pair in judged]
         session = self._session(plain.model, [*ends, *names], name)
         run = ModelRun.prepare(session, self._arrays, self._held_out.batch_size, str(self._held_out.samples))
         sums = {pair.original.name: _Sums() for pair in judged}
-        last, right = [_Sums() for _ in ends], {name: 0, FLOAT: 0}
+        last, right = {end: _Sums() for end in self._ends}, {name: 0, FLOAT: 0}
         if self._watch:
             self._watch.begin(f"judging the {name} model", run.samples)
         for rows in run.batches():
@@ -178,15 +185,16 @@ class Judge:
             for pair, tensor in zip(judged, names, strict=True):
                 axis = 1 if pair.quantized.weight.ndim > 2 else -1
                 sums[pair.original.name].add(pair.original.name, mine[tensor], theirs[pair.output], axis)
-            for each, one, other in zip(last, ends, self._ends, strict=False):
-                each.add(other, mine[one], theirs[other], min(1, theirs[other].ndim - 1))
-            for model_name, logits in ((name, mine[ends[0]]), (FLOAT, theirs[self._ends[0]])):
+            for end, each in last.items():
+                if theirs[end].dtype.kind == "f":
+                    each.add(end, mine[end], theirs[end], min(1, theirs[end].ndim - 1))
+            for model_name, logits in ((name, mine[self._ends[0]]), (FLOAT, theirs[self._ends[0]])):
                 right[model_name] += self._right(logits, rows)
             if self._watch:
                 self._watch.advance(rows.stop - rows.start)
         for layer, each in sums.items():
             self._layers.setdefault(layer, {})[name] = each.quality()
-        self._outputs[name] = _together([each.quality() for each in last])
+        self._outputs[name] = _together([each.quality() for each in last.values() if each.values])
         if self._labels is not None:
             self._accuracy |= {each: count / self._samples for each, count in sorted(right.items())}
         self._score(name, model)
@@ -252,7 +260,7 @@ class Judge:
         if self._held_out.score is None:
             return
         path = self._folder / f"{name}.onnx"
-        write_models([(_copied(model), path)])
+        write_models([(copied(model), path)])
         self._scores[name] = _scored(self._held_out.score, path)
 
 
@@ -286,7 +294,7 @@ class _Sums:
 
 def _together(qualities: Sequence[Quality]) -> Quality:
     """Of several outputs: their shifts behind each other, and the mean squares over all values of all channels."""
-    shift = np.concatenate([each.shift for each in qualities])
+    shift = np.concatenate([np.empty(0), *(each.shift for each in qualities)])
     shares = [each.shift.size / max(shift.size, 1) for each in qualities]
     signal, noise = (
         float(np.dot(shares, values))
@@ -318,9 +326,3 @@ def _scored(command: str, model: Path) -> float:
 
 def _unique(names: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(names))
-
-
-def _copied(model: onnx.ModelProto) -> onnx.ModelProto:
-    copied = type(model)()
-    copied.CopyFrom(model)
-    return copied

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from ..errors import require
 from .onnx_constants import computed_constants
-from .onnx_graph import LinearLayer, attributes, subgraphs
+from .onnx_graph import LinearLayer, attributes, copied, subgraphs
 from .onnx_quantized import BIAS, ON_CODES, WEIGHT_SCALE, quantized_layers
 
 if TYPE_CHECKING:
@@ -44,8 +44,7 @@ def plainly(quantized: onnx.ModelProto) -> PlainModel:
     layers, _ = quantized_layers(quantized)
     by_output = {layer.node.output[0]: layer for layer in layers}
     made = _Making(quantized)
-    model = type(quantized)()
-    model.CopyFrom(quantized)
+    model = copied(quantized)
     nodes = [each for node in model.graph.node for each in made.nodes(node, by_output.get(next(iter(node.output), "")))]
     del model.graph.node[:]
     model.graph.node.extend(nodes)

@@ -13,8 +13,9 @@ import numpy.typing as npt
 from ..correction import correction_error
 from ..errors import UsageError
 from ..ledger import LayerStatistics
-from .onnx_graph import attributes
+from .onnx_graph import attributes, copied
 from .onnx_quantized import Pair
+from .onnx_record import tensor_quantization
 from .onnx_repair import apply_repairs
 from .onnx_terms import Repair
 
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     import onnx
 
 Float64Array = npt.NDArray[np.float64]
-CODES = 255
-"""Steps in the range of 8-bit codes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,17 +53,17 @@ class Precision:
 
 def bias_steps(model: onnx.ModelProto, pairs: Sequence[Pair]) -> dict[str, Float64Array]:
     """Layer → the step of the bias, float64[outputs], that a correction would be rounded to, where there is one."""
-    copied = type(model)()
-    copied.CopyFrom(model)
     nothing = [Repair(pair, np.zeros(pair.quantized.outputs)) for pair in pairs]
-    return {each.layer: each.step for each in apply_repairs(copied, nothing) if each.step is not None}
+    return {each.layer: each.step for each in apply_repairs(copied(model), nothing) if each.step is not None}
 
 
 def precision(pair: Pair, statistics: LayerStatistics, step: Float64Array | None = None) -> Precision | None:
     """Of the correction of `pair` from `statistics`; None where no step is known."""
     known, layer = statistics.standard_error, pair.quantized
     if step is None and pair.weight_step is not None:
-        step = pair.weight_step * (np.nanmax(statistics.maximum) - np.nanmin(statistics.minimum)) / CODES
+        low, high = np.nanmin(statistics.minimum, initial=0.0), np.nanmax(statistics.maximum, initial=0.0)
+        (input_step, _), *_ = tensor_quantization(float(low), float(high)).channel_maps(1)
+        step = pair.weight_step * float(input_step)
     if step is None:
         return None
     if known is None:

@@ -123,7 +123,7 @@ def pairs(
         for other, layer in enumerate(layers):
             distance, version = _nearest(stored, layer, behind.get(layer.name))
             if distance < FARTHEST:
-                candidates.append((not _same_name(stored, layer), distance, abs(place - other), place, other, version))
+                candidates.append((distance, not _same_name(stored, layer), abs(place - other), place, other, version))
     found: dict[int, Pair] = {}
     taken: set[int] = set()
     for *_, place, other, version in sorted(candidates, key=lambda each: each[:5]):

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..artifacts import read_plain_tensors, tensors_bytes, write_bytes
+from ..artifacts import check_apart, read_plain_tensors, tensors_bytes, write_bytes
 from ..correction import BiasCorrector, MeanBiasCorrector, PositionBiasCorrector
 from ..errors import MismatchError, UsageError
-from ..layouts import BY_GROUP, input_channels
+from ..layouts import BY_GROUP, TRANSPOSED, input_channels
 from ..results import open_results
 
 FORMAT = "streamstats.corrections/1"
@@ -60,14 +60,19 @@ def correct_tensors(
     `weights` and `fake_quantized` are safetensors files (they may be the same) with a tensor for each layer, called as
     the layer is, or with `.weight` and `.fake_quantized` behind it. `layouts` are words of
     `MeanBiasCorrector.calculate`, each for all layers or, as `GLOB=LAYOUT`, for some; of several that fit the number of
-    axes, the first counts. Groups follow from the channels. As nothing here tells padding and strides, correctors
+    axes, the first counts. Groups follow from the channels, but
+    for transposed convolutions, which are refused. As nothing here tells padding and strides, correctors
     with positions are used with their channel means.
 
     Raises `UsageError` for a layout that is not known, files without common tensors, tensors of dtypes without numpy,
     `MismatchError` for shapes that do not fit, `DataError` for files that are damaged, `OutputError`.
     """
     rules = [_rule(each) for each in layouts]
+    check_apart([weights, fake_quantized], output)
     results = open_results(Path(correctors))
+    for glob, layout in rules:
+        if not any(fnmatchcase(layer, glob) for layer in results.layers):
+            raise UsageError(f"--layout {glob}={layout} fits no layer; the layers are {', '.join(results.layers)}")
     mine, theirs = read_plain_tensors(Path(weights)), read_plain_tensors(Path(fake_quantized))
     terms: dict[str, Array] = {}
     outcomes = []
@@ -77,9 +82,6 @@ def correct_tensors(
             terms[layer] = term
         largest = 0.0 if term is None else float(np.abs(term).max(initial=0.0))
         outcomes.append(TensorCorrection(layer, term is not None, reason, largest, 0 if term is None else term.size))
-    for glob, layout in rules:
-        if not any(fnmatchcase(layer, glob) for layer in results.layers):
-            raise UsageError(f"--layout {glob}={layout} fits no layer; the layers are {', '.join(results.layers)}")
     if not terms:
         raise UsageError(
             f"{weights} and {fake_quantized} have no weights of a layer that has a corrector; the layers are "
@@ -119,6 +121,11 @@ def _term(
         raise UsageError(
             f"layer {layer}: its weight has the shape {weight.shape}, which none of the layouts given fits; add one of "
             f"{weight.ndim} letters, as in --layout '{layer}=…'"
+        )
+    if fitting[0] in TRANSPOSED:
+        raise UsageError(
+            f"layer {layer}: layout {fitting[0]} is of a transposed convolution, whose weight does not tell groups "
+            "and strides; use MeanBiasCorrector.calculate for it, and leave its tensors out"
         )
     channels = len(corrector.input_mean)
     try:

@@ -45,6 +45,8 @@ LAYOUTS = {
 """Class of `torch.nn` → layout of its weight. Subclasses count, as those of quantisation-aware training."""
 WIDENED = ("bfloat16",)
 """dtypes that numpy does not have: their values go to float32, which holds them all."""
+MARK = "_streamstats_corrected"
+"""The attribute of a model whose biases are corrected."""
 FARTHEST = 1.0
 """Distance of a quantised weight, as a share of the norm, from which on it is another's."""
 
@@ -163,17 +165,23 @@ def apply_correctors(
 
     `model` is the float model that was recorded, `quantized` a copy of it with quantised weights, whose modules have
     the same names: fake-quantised, of `torch.ao` (converted, or trained with quantisation), or of torchao.
-    `correctors` is what `streamstats run` left. A module without a bias gets one. Calling it twice corrects twice.
+    `correctors` is what `streamstats run` left. A module without a bias gets one. A model is corrected once only.
 
     Raises `UsageError` where no layer has a corrector, `MismatchError` for a corrector of other channels, `DataError`.
     """
+    if getattr(quantized, MARK, False):
+        raise UsageError("the quantised model has been corrected already; give it as its quantiser left it")
     results = open_results(Path(correctors))
     others = {name: module for name, module in quantized.named_modules() if hasattr(module, "weight")}
     modules = linear_modules(model)
     if not set(modules) & set(results.layers):
         raise UsageError(f"{correctors} holds no layer of the model; its layers are: {', '.join(modules) or 'none'}")
     places = {id(module): name for name, module in model.named_modules()}
-    return [_corrected(name, module, others.get(places[id(module)]), results) for name, module in modules.items()]
+    done = [_corrected(name, module, others.get(places[id(module)]), results) for name, module in modules.items()]
+    if not any(each.corrected for each in done):
+        raise MismatchError(f"no module was corrected; the first, {done[0].layer}: {done[0].reason}")
+    setattr(quantized, MARK, True)
+    return done
 
 
 def _corrected(

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from .. import __version__
 from ..artifacts import write_bytes, write_json
-from ..errors import require
+from ..errors import counted, require
 from ..ledger import LayerStatistics
 from ..models.onnx_correct import CORRECTED, ONE_PASS, UNCORRECTED, Correction
 from ..models.onnx_precision import Precision, bias_steps, precision
@@ -147,7 +147,7 @@ def _verdicts(report: Mapping[str, Any]) -> list[str]:
     found.append(_of_samples(report))
     idle = sum(len(each["never_active"]) for each in report["layers"].values())
     if idle:
-        found.append(f"{idle:,} channels are never active: zero in all samples.")
+        found.append(f"{counted(idle, 'channel')} {'is' if idle == 1 else 'are'} never active: zero in all samples.")
     return found
 
 

@@ -16,7 +16,7 @@ from onnx import helper
 from streamstats.cli import main
 from streamstats.errors import DataError, UsageError
 from streamstats.models import onnx_iterative
-from streamstats.models.onnx import HeldOut, How, Iterative, correct, correct_quantized, load_model, survey
+from streamstats.models.onnx import HeldOut, How, Iterative, correct, correct_quantized, survey
 from streamstats.models.onnx_correct import quantized_by_others
 from streamstats.models.onnx_iterative import stages
 
@@ -202,7 +202,6 @@ def test_the_command_line_says_what_goes_together(tmp_path: Path, capsys: pytest
     said = capsys.readouterr()
     assert "stage 4 of 4: last" in said.err
     assert {each["corrected"] for each in json.loads(said.out)["layers"].values()} == {True}
-    assert len(load_model(tmp_path / "f.onnx").graph.node) > 0
     assert (tmp_path / "f.report.html").is_file()
 
 

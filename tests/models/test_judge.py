@@ -203,3 +203,16 @@ def test_samples_and_labels_beyond_what_they_may_be_are_named(folder: Path) -> N
     np.save(folder / "held.npy", x)
     with pytest.raises(NonFiniteError, match=r"sample 17 of the input x"):
         judged(folder)
+
+
+def test_a_model_that_lacks_an_output_is_refused(tmp_path: Path) -> None:
+    x = values(40, 4)
+    np.save(tmp_path / "held.npy", x)
+    path = quantized(model_of(NODES, WEIGHTS, x), tmp_path, x, "qdq")
+    model = onnx.load(tmp_path / "float.onnx")
+    model.graph.output.append(helper.make_tensor_value_info("r", onnx.TensorProto.FLOAT, ["n", 6]))
+    onnx.save(model, tmp_path / "float.onnx")
+    with pytest.raises(MismatchError, match="without r of the float model"):
+        correct_quantized(
+            tmp_path / "float.onnx", path, run_out(tmp_path, x), None, how=How(None, HeldOut(tmp_path / "held.npy"))
+        )

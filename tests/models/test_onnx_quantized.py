@@ -11,7 +11,7 @@ import numpy.typing as npt
 import onnx
 import onnxruntime
 import pytest
-from networks import FORMS, chain, folded, model_of, on_the_grid, quantized, run_out, values
+from networks import FLOAT, FORMS, chain, folded, model_of, on_the_grid, quantized, run_out, values
 from onnx import helper, numpy_helper
 
 from streamstats.cli import main
@@ -153,7 +153,7 @@ def test_a_layer_without_a_counterpart_and_one_without_a_corrector_are_left_and_
     assert outcomes["third"].corrected
 
 
-def test_a_corrector_of_other_channels_is_refused(tmp_path: Path) -> None:
+def test_a_corrector_of_another_layer_is_refused(tmp_path: Path) -> None:
     x = values(48, 3, 8, 8)
     nodes, constants = chain()
     path = quantized(model_of(nodes, constants, x), tmp_path, x, "qdq")
@@ -178,7 +178,8 @@ def test_a_bias_beyond_its_codes_ends_at_the_last_and_is_named(tmp_path: Path) -
     assert outcome.corrected
     assert outcome.change == "int32 bias added, at the end of its codes for output 1, 2"
     fixed = onnx.load(tmp_path / "fixed.onnx")
-    (bias,) = (numpy_helper.to_array(each) for each in fixed.graph.initializer if each.name.startswith("layer.bias"))
+    tensors = (numpy_helper.to_array(each) for each in fixed.graph.initializer)
+    (bias,) = (each for each in tensors if each.dtype == np.int32 and each.size == 3)
     assert set(np.abs(bias[1:].astype(np.int64)).tolist()) <= {2**31 - 1, 2**31}
 
 
@@ -203,3 +204,40 @@ def test_files_that_are_no_models_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.onnx").write_bytes(b"nothing")
     with pytest.raises(UsageError, match="not an ONNX model"):
         correct_quantized(tmp_path / "a.onnx", tmp_path / "b.onnx", tmp_path, tmp_path / "c.onnx")
+
+
+def test_the_nearest_weight_decides_and_not_the_name(tmp_path: Path) -> None:
+    w, v = np.abs(values(4, 4)), np.abs(values(4, 4)) + np.float32(0.2) * values(4, 4, seed=1)
+    x = values(16, 4)
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["a"], name="one"),
+        helper.make_node("MatMul", ["a", "v"], ["y"], name="two"),
+    ]
+    path = quantized(model_of(nodes, {"w": w, "v": v}, x), tmp_path, x, "qdq")
+    swapped = [
+        helper.make_node("MatMul", ["x", "w"], ["b"], name="two"),
+        helper.make_node("MatMul", ["b", "v"], ["y"], name="one"),
+    ]
+    model = model_of(swapped, {"w": w, "v": v}, x)
+    found, _ = pairs(model, survey(model)[0], quantized_layers(onnx.load(path))[0])
+    assert [(pair.quantized.name, pair.original.name) for pair in found] == [("one", "two"), ("two", "one")]
+
+
+def test_one_constant_that_cannot_be_computed_does_not_hide_the_others() -> None:
+    nodes = [
+        helper.make_node("Transpose", ["w"], ["wt"], perm=[1, 0]),
+        helper.make_node("Unheard", ["v"], ["vt"], domain="of.nobody"),
+        helper.make_node("MatMul", ["x", "wt"], ["a"], name="known"),
+        helper.make_node("MatMul", ["a", "vt"], ["y"], name="unknown"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "graph",
+        [helper.make_tensor_value_info("x", FLOAT, ["n", 4])],
+        [helper.make_tensor_value_info("y", FLOAT, None)],
+        [numpy_helper.from_array(values(3, 4), "w"), numpy_helper.from_array(values(3, 2), "v")],
+    )
+    versions = [helper.make_opsetid("", 17), helper.make_opsetid("of.nobody", 1)]
+    layers, left_out = survey(helper.make_model(graph, ir_version=8, opset_imports=versions))
+    assert [layer.name for layer in layers] == ["known"]
+    assert [left.name for left in left_out] == ["unknown"]

@@ -103,3 +103,19 @@ def test_what_does_not_fit_names_the_layer(tmp_path: Path, out: Path) -> None:
     with pytest.raises(DataError, match="cannot read"):
         correct_tensors(tmp_path / "torn.safetensors", rounded, out, target, layouts=["OI"])
     assert not target.exists()
+
+
+def test_transposed_convolutions_are_refused_as_their_weight_does_not_tell_groups(tmp_path: Path, out: Path) -> None:
+    weights, rounded = saved(tmp_path)
+    with pytest.raises(UsageError, match="layer conv: layout IOHW"):
+        correct_tensors(weights, rounded, out, tmp_path / "c.safetensors", layouts=["IOHW", "OI"])
+
+
+def test_a_layout_for_no_layer_and_an_output_that_is_read_are_refused(tmp_path: Path, out: Path) -> None:
+    weights, rounded = saved(tmp_path)
+    before = weights.read_bytes()
+    with pytest.raises(UsageError, match="is what is read"):
+        correct_tensors(weights, rounded, out, weights, layouts=["OIHW", "OI"])
+    assert weights.read_bytes() == before
+    with pytest.raises(UsageError, match="--layout linear=OI fits no layer"):
+        correct_tensors(weights, rounded, out, tmp_path / "c.safetensors", layouts=["OIHW", "linear=OI"])

@@ -236,3 +236,16 @@ def test_what_cannot_be_corrected_says_why(network: Any, tmp_path: Path) -> None
     assert outcomes["head/fc"].corrected
     with pytest.raises(UsageError, match="holds no layer of the model"):
         apply_correctors(nn.Sequential(nn.Linear(2, 2)), nn.Sequential(nn.Linear(2, 2)), out)
+
+
+def test_a_copy_is_corrected_once_only_and_one_of_another_model_not_at_all(network: Any, tmp_path: Path) -> None:
+    recorded(network, tmp_path, samples())
+    out = run_out(tmp_path)
+    quantized = fake_quantized(network)
+    apply_correctors(network, quantized, out)
+    before = quantized.head["fc"].bias.clone()
+    with pytest.raises(UsageError, match="corrected already"):
+        apply_correctors(network, quantized, out)
+    assert torch.equal(quantized.head["fc"].bias, before)
+    with pytest.raises(MismatchError, match="no module was corrected"):
+        apply_correctors(network, nn.Sequential(nn.Linear(6, 5)), out)
