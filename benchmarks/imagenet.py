@@ -31,12 +31,10 @@ from tables import Table, show, show_json
 
 from streamstats import job
 from streamstats.artifacts import remove_folder
-from streamstats.cli.model_commands import REPORT
 from streamstats.config import JobConfig
 from streamstats.demo.digits import calibration_digits, held_out_digits
 from streamstats.models import onnx as models
 from streamstats.report import page
-from streamstats.results import open_results
 
 Images = npt.NDArray[np.float32]
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
@@ -192,9 +190,7 @@ def _accuracies(bits: int | None, model: Path, folder: Path, options: argparse.N
         done = models.correct_quantized(model, quantized, folder / "out", target, how=how)
     else:
         done = models.correct(model, folder / "out", target, bits=bits, per_channel=options.per_channel, how=how)
-    results = open_results(folder / "out")
-    statistics = {layer: results.statistics(layer) for layer in results.layers}
-    page.write(target.with_suffix(REPORT), page.document(folder / "out", statistics, done))
+    page.write(target.with_suffix(page.REPORT), page.document(folder / "out", done))
     assert done.judgement is not None
     return {**done.judgement.accuracy}
 

@@ -211,8 +211,8 @@ class JobConfig(_Model):
         """`rows` as (start, stop)."""
         return None if self.rows is None else parse_rows(self.rows)
 
-    def keeping(self, statistic: str) -> JobConfig:
-        """The same job, with this one of EXTRAS kept of all layers."""
+    def keeping(self, statistic: Literal["positions", "spread"]) -> JobConfig:
+        """The same job, with this statistic kept of all layers."""
 
         def added(kept: Sequence[str]) -> list[str]:
             return list(dict.fromkeys([*kept, statistic]))

@@ -17,11 +17,7 @@ from .progress import RowProgress
 from .tables import number, print_json, print_table, say
 
 if TYPE_CHECKING:
-    from ..ledger import LayerStatistics
     from ..models.onnx_correct import Correction, How, Subject
-
-REPORT = ".report.html"
-"""What is behind the name of a corrected model in that of its report."""
 
 
 def record(options: Namespace) -> None:
@@ -71,6 +67,8 @@ def correct(options: Namespace) -> None:
     if options.weights or options.fake_quantized or options.layout:
         _correct_tensors(options)
         return
+    from ..report.page import REPORT
+
     output = Path(options.output)
     page = _checked_page(options.report, output.with_suffix(REPORT))
     correction = _corrected(options, output)
@@ -121,7 +119,7 @@ def _reported(page: Path, output: Path, correction: Correction | None) -> Mappin
     from ..errors import MissingDependencyError
     from ..report import page as pages
 
-    document = pages.document(output, _statistics(output, needed=correction is None), correction)
+    document = pages.document(output, correction)
     try:
         beside = pages.write(page, document)
     except MissingDependencyError as error:
@@ -129,16 +127,6 @@ def _reported(page: Path, output: Path, correction: Correction | None) -> Mappin
     else:
         say(f"wrote {page}, to look at in a browser, and {beside}")
     return document
-
-
-def _statistics(output: Path, *, needed: bool) -> dict[str, LayerStatistics]:
-    """Of all layers; none where correctors came without a manifest, unless they are `needed`."""
-    from ..results import MANIFEST, open_results
-
-    if not needed and not (output / MANIFEST).exists():
-        return {}
-    results = open_results(output)
-    return {layer: results.statistics(layer) for layer in results.layers}
 
 
 def subject_of(options: Namespace) -> Subject:

@@ -12,8 +12,8 @@ from .. import artifacts, job
 from ..config import JobConfig
 from ..errors import UsageError, require
 from ..models import onnx
+from ..models.onnx_correct import CORRECTED, ONE_PASS, UNCORRECTED
 from ..report import page, pictures
-from ..results import open_results
 from .digits import calibration_digits, held_out_digits
 
 BITS = 5
@@ -128,11 +128,10 @@ def _judge(folder: Path, model: Path) -> Outcome:
         done = onnx.correct(model, folder / "out", corrected, bits=bits, uncorrected=quantized, how=how)
         assert done.judgement is not None
         found[bits] = done.judgement.accuracy
-    results = open_results(folder / "out")
-    statistics = {layer: results.statistics(layer) for layer in results.layers}
-    page.write(folder / "corrected.report.html", page.document(Path("out"), statistics, done))
+    page.write(corrected.with_suffix(page.REPORT), page.document(folder / "out", done))
     by_bits = {
-        bits: (found[bits]["quantised"], found[bits]["one pass"], found[bits]["corrected"]) for bits in sorted(found)
+        bits: (accuracy[UNCORRECTED], accuracy[ONE_PASS], accuracy[CORRECTED])
+        for bits, accuracy in sorted(found.items())
     }
     return Outcome(folder, len(held_out_digits().labels), found[BITS]["float"], by_bits)
 

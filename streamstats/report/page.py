@@ -20,6 +20,7 @@ from ..errors import counted, require
 from ..ledger import LayerStatistics
 from ..models.onnx_correct import CORRECTED, ONE_PASS, UNCORRECTED, Correction
 from ..models.onnx_precision import Precision, bias_steps, precision
+from ..results import MANIFEST, open_results
 from . import pictures
 
 Float64Array = npt.NDArray[np.float64]
@@ -33,10 +34,19 @@ HALF = 0.5
 """Of a step: what rounding to steps takes away anyway."""
 
 
-def document(
-    output: Path, statistics: Mapping[str, LayerStatistics], correction: Correction | None = None
-) -> dict[str, Any]:
-    """The report, JSON-ready: of the results in `output`, and of a `correction` with their correctors."""
+REPORT = ".report.html"
+"""What is behind the name of a corrected model in that of its report."""
+
+
+def document(output: Path, correction: Correction | None = None) -> dict[str, Any]:
+    """The report, JSON-ready: of the results in `output`, and of a `correction` with their correctors.
+
+    Correctors that came without a manifest have no statistics. Raises `UsageError`, `DataError` for `output`.
+    """
+    statistics: dict[str, LayerStatistics] = {}
+    if correction is None or (output / MANIFEST).exists():
+        results = open_results(output)
+        statistics = {layer: results.statistics(layer) for layer in results.layers}
     known = {} if correction is None else _precisions(statistics, correction)
     terms = {} if correction is None else {each.layer: each.term for each in correction.layers}
     return {
