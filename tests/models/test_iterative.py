@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import glob
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +82,30 @@ def test_random_networks_have_the_mean_outputs_of_the_float_ones(tmp_path: Path,
 @pytest.mark.parametrize("seed", range(100, 300))
 def test_many_random_networks_have_the_mean_outputs_of_the_float_ones(tmp_path: Path, seed: int) -> None:
     check_random_network(tmp_path, seed)
+
+
+@pytest.mark.soak
+def test_killed_at_random_moments_it_ends_with_the_bytes_of_an_undisturbed_correction(tmp_path: Path) -> None:
+    nodes, constants, sample = random_network(8)
+    x = values(2000, *sample, seed=8)
+    path = quantized(model_of(nodes, constants, x), tmp_path, x[:200], "qdq")
+    run_out(tmp_path, x)
+    command = [sys.executable, "-m", "streamstats", "correct", str(tmp_path / "float.onnx"), str(path)]
+    command += ["--correctors", str(tmp_path / "out"), "--iterative", "--samples", str(tmp_path / "x.npy")]
+    subprocess.run([*command, "-o", str(tmp_path / "undisturbed.onnx")], check=True, capture_output=True)
+    random, kills = np.random.default_rng(0), 0
+    while kills < 20:
+        with subprocess.Popen([*command, "-o", str(tmp_path / "fixed.onnx")], stderr=subprocess.DEVNULL) as process:
+            try:
+                process.wait(random.uniform(0.5, 5.0))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                kills += 1
+                continue
+        (tmp_path / "fixed.onnx").unlink()
+    subprocess.run([*command, "-o", str(tmp_path / "fixed.onnx")], check=True, capture_output=True)
+    assert (tmp_path / "fixed.onnx").read_bytes() == (tmp_path / "undisturbed.onnx").read_bytes()
+    assert not (tmp_path / "fixed.work").exists()
 
 
 def test_the_form_of_the_change_takes_what_the_quantised_network_gives(tmp_path: Path) -> None:
