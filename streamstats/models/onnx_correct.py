@@ -6,7 +6,7 @@ models and correctors give the same bytes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -183,18 +183,19 @@ def _correct(
 ) -> Correction:
     found = find_correctors(correctors, subject.layers)
     once = repairs_of(subject.pairs, found)
-    repairs = once
-    if how.iterative is not None:
-        repairs = iterative_repairs(subject.quantized, subject.pairs, found, how.iterative, watch)
-    judgement = None
     if how.held_out is None:
-        model, outcomes = _repaired(subject, repairs)
+        model, outcomes = _repaired(subject, _repairs(subject, found, once, how, watch))
+        judgement = None
     else:
-        with Judge(subject.original, subject.pairs, how.held_out, watch) as judge:
+        with Judge(subject.original, subject.pairs, how.held_out, watch) as judge:  # whose samples are checked first
+            repairs = _repairs(subject, found, once, how, watch)
             judge.add(UNCORRECTED, subject.quantized)
+            judge.score(UNCORRECTED, subject.quantized)
             if how.iterative is not None:
-                judge.add(ONE_PASS, _repaired(subject, once)[0])
+                judge.add(ONE_PASS, (in_one_pass := _repaired(subject, once)[0]))
+                judge.score(ONE_PASS, in_one_pass)
             model, outcomes = _helpful(subject, repairs, judge, harm_allowed=not how.do_no_harm)
+            judge.score(CORRECTED, model)
             judgement = judge.finish()
     write_models([(subject.quantized, uncorrected), (model, output)])
     if how.iterative is not None:
@@ -202,6 +203,15 @@ def _correct(
     others = [*subject.left_out, *strays(correctors, subject.layers)]
     passed_over = [LayerCorrection(left.name, left.op, reason=left.reason) for left in others]
     return Correction([*outcomes, *passed_over], subject, how, judgement)
+
+
+def _repairs(
+    subject: Subject, correctors: Mapping[str, Path], once: Sequence[Repair], how: How, watch: Watch | None
+) -> Sequence[Repair]:
+    """Those of one pass, or those found layer after layer."""
+    if how.iterative is None:
+        return once
+    return iterative_repairs(subject.quantized, subject.pairs, correctors, how.iterative, watch)
 
 
 def _helpful(

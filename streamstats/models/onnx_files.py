@@ -19,10 +19,15 @@ EXTERNAL_TENSOR_BYTES = 1024
 
 def check_targets(sources: list[str | Path], targets: list[str | Path | None]) -> None:
     """Raise `UsageError` unless all are different files and each target can be written over without regret."""
+    read = {Path(source).resolve() for source in sources}
+    if len(read) < len(sources):
+        raise UsageError(f"{sources[0]} is given as the float and as the quantised model; expected two models")
     named = [Path(target) for target in targets if target is not None]
-    given = [Path(path).resolve() for path in [*sources, *named]]
-    if len(set(given)) < len(given):
-        raise UsageError("the model, the output and the uncorrected output are not all different files; name others")
+    for path in named:
+        if path.resolve() in read:
+            raise UsageError(f"{path} is read, and would be written over; name another output")
+    if len({path.resolve() for path in named}) < len(named):
+        raise UsageError(f"{named[0]} is named for both outputs; expected different files")
     for path in named:
         if path.exists() and path.suffix != ".onnx":
             raise UsageError(f"{path} exists and is not called .onnx; name another file for the model")

@@ -57,6 +57,10 @@ class HeldOut:
     def __post_init__(self) -> None:
         if self.score is not None and PLACE not in self.score:
             raise UsageError(f"the command {self.score!r} has no {PLACE}; expected it where the model's file goes")
+        try:
+            shlex.split(self.score or "")
+        except ValueError as error:
+            raise UsageError(f"the command {self.score!r} cannot be read: {first_line(error)}") from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,7 +158,7 @@ class Judge:
         self._samples = self._float.samples
         self._check_finite()
         self._labels = self._loaded_labels()
-        self._score(FLOAT, self._original)
+        self.score(FLOAT, self._original)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -162,53 +166,69 @@ class Judge:
         self._stack.close()
 
     def add(self, name: str, model: onnx.ModelProto, terms: Mapping[str, Float64Array] | None = None) -> list[str]:
-        """Judge `model`, whose layers have the `terms` in their biases: the layers in which they do harm."""
+        """Judge `model`, whose layers have the `terms` in their biases: the layers in which they do harm.
+
+        A model of a name that was judged takes its place. Raises `MismatchError` for one of another network,
+        `UsageError` for one that onnxruntime does not run.
+        """
+        found = self._measured(name, model)
+        for layer, sums in found.layers.items():
+            self._layers.setdefault(layer, {})[name] = sums.quality()
+        self._outputs[name] = _together([sums.quality() for sums in found.outputs.values() if sums.values])
+        if self._labels is not None:
+            self._accuracy |= {each: count / self._samples for each, count in sorted(found.right.items())}
+        self._harmful = [
+            layer
+            for layer, term in (terms or {}).items()
+            if layer in found.layers and _harms(term, self._layers[layer][name])
+        ]
+        return self._harmful
+
+    def score(self, name: str, model: onnx.ModelProto) -> None:
+        """Have the user's command score `model`, if there is one. Raises `UsageError` where it fails."""
+        if self._held_out.score is None:
+            return
+        path = self._folder / f"{name}.onnx"
+        write_models([(model, path)])
+        self._scores[name] = _scored(self._held_out.score, path)
+
+    def _measured(self, name: str, model: onnx.ModelProto) -> _Measured:
         plain = plainly(model)
-        ends = [output.name for output in model.graph.output]
+        self._check_outputs(name, [output.name for output in model.graph.output])
+        tensors = {pair.original.name: plain.outputs.get(pair.quantized.node.output[0]) for pair in self._pairs}
+        judged = [(pair, tensor) for pair in self._pairs if (tensor := tensors[pair.original.name])]
+        mine_wanted = _unique([*self._ends, *(tensor for _, tensor in judged)])
+        theirs_wanted = _unique([*self._ends, *(pair.output for pair, _ in judged)])
+        session = self._session(plain.model, mine_wanted, name)
+        run = ModelRun.prepare(session, self._arrays, self._held_out.batch_size, str(self._held_out.samples))
+        found = _Measured({pair.original.name: _Sums() for pair, _ in judged}, {end: _Sums() for end in self._ends})
+        if self._watch:
+            self._watch.begin(f"judging the {name} model", run.samples)
+        for rows in run.batches():
+            mine, theirs = run.outputs(mine_wanted, rows), self._float.outputs(theirs_wanted, rows)
+            for pair, tensor in judged:
+                axis = 1 if pair.quantized.weight.ndim > 2 else -1
+                found.layers[pair.original.name].add(pair.original.name, mine[tensor], theirs[pair.output], axis)
+            for end, sums in found.outputs.items():
+                if theirs[end].dtype.kind == "f":
+                    sums.add(end, mine[end], theirs[end], min(1, theirs[end].ndim - 1))
+            for model_name, logits in ((name, mine[self._ends[0]]), (FLOAT, theirs[self._ends[0]])):
+                found.right[model_name] = found.right.get(model_name, 0) + self._right(logits, rows)
+            if self._watch:
+                self._watch.advance(rows.stop - rows.start)
+        return found
+
+    def _check_outputs(self, name: str, ends: Sequence[str]) -> None:
         missing = [end for end in self._ends if end not in ends]
         if missing:
             raise MismatchError(
                 f"the {name} model has the outputs {', '.join(ends)}, without {', '.join(missing)} of the float model; "
                 "expected models of one network"
             )
-        found = {pair.original.name: plain.outputs.get(pair.quantized.node.output[0]) for pair in self._pairs}
-        judged = [pair for pair in self._pairs if found[pair.original.name]]
-        names = [found[pair.original.name] or "" for pair in judged]
-        session = self._session(plain.model, [*ends, *names], name)
-        run = ModelRun.prepare(session, self._arrays, self._held_out.batch_size, str(self._held_out.samples))
-        sums = {pair.original.name: _Sums() for pair in judged}
-        last, right = {end: _Sums() for end in self._ends}, {name: 0, FLOAT: 0}
-        if self._watch:
-            self._watch.begin(f"judging the {name} model", run.samples)
-        for rows in run.batches():
-            mine, theirs = run.outputs(_unique([*ends, *names]), rows), self._float.outputs(self._wanted(judged), rows)
-            for pair, tensor in zip(judged, names, strict=True):
-                axis = 1 if pair.quantized.weight.ndim > 2 else -1
-                sums[pair.original.name].add(pair.original.name, mine[tensor], theirs[pair.output], axis)
-            for end, each in last.items():
-                if theirs[end].dtype.kind == "f":
-                    each.add(end, mine[end], theirs[end], min(1, theirs[end].ndim - 1))
-            for model_name, logits in ((name, mine[self._ends[0]]), (FLOAT, theirs[self._ends[0]])):
-                right[model_name] += self._right(logits, rows)
-            if self._watch:
-                self._watch.advance(rows.stop - rows.start)
-        for layer, each in sums.items():
-            self._layers.setdefault(layer, {})[name] = each.quality()
-        self._outputs[name] = _together([each.quality() for each in last.values() if each.values])
-        if self._labels is not None:
-            self._accuracy |= {each: count / self._samples for each, count in sorted(right.items())}
-        self._score(name, model)
-        self._harmful = [
-            layer for layer, term in (terms or {}).items() if layer in sums and _harms(term, self._layers[layer][name])
-        ]
-        return self._harmful
 
     def finish(self) -> Judgement:
         """What was found."""
         return Judgement(self._samples, self._layers, self._outputs, self._accuracy, self._scores, tuple(self._harmful))
-
-    def _wanted(self, judged: Sequence[Pair]) -> list[str]:
-        return _unique([*self._ends, *(pair.output for pair in judged)])
 
     def _session(self, model: onnx.ModelProto, tensors: Sequence[str], name: str) -> Any:
         path = self._folder / f"{name} judged.onnx"
@@ -256,13 +276,6 @@ class Judge:
             )
         return int((logits.argmax(axis=1) == self._labels[rows]).sum())
 
-    def _score(self, name: str, model: onnx.ModelProto) -> None:
-        if self._held_out.score is None:
-            return
-        path = self._folder / f"{name}.onnx"
-        write_models([(copied(model), path)])
-        self._scores[name] = _scored(self._held_out.score, path)
-
 
 @dataclass
 class _Sums:
@@ -290,6 +303,15 @@ class _Sums:
         shift = np.atleast_1d(np.asarray(self.errors, np.float64)) / max(self.values, 1)
         elements = max(self.values, 1) * shift.size
         return Quality(shift, self.signal / elements, self.noise / elements)
+
+
+@dataclass
+class _Measured:
+    """Of a model: sums by layer and by output, and how many samples it and the float model label right."""
+
+    layers: dict[str, _Sums]
+    outputs: dict[str, _Sums]
+    right: dict[str, int] = field(default_factory=dict)
 
 
 def _together(qualities: Sequence[Quality]) -> Quality:

@@ -139,6 +139,8 @@ def test_a_command_that_does_not_score_is_named(folder: Path, code: str, said: s
         judged(folder, score=f"{shlex.quote(sys.executable)} -c {shlex.quote(code)} {{model}}")
     with pytest.raises(UsageError, match="model"):
         HeldOut(folder / "held.npy", score="python score.py")
+    with pytest.raises(UsageError, match="cannot be read"):
+        HeldOut(folder / "held.npy", score="python 'score.py {model}")
     with pytest.raises(UsageError, match="no-such-program"):
         judged(folder, score="no-such-program {model}")
 
