@@ -29,11 +29,13 @@ from .errors import ClusterError, UsageError, counted, first_line
 from .interrupts import Deferred, stop_with
 
 if TYPE_CHECKING:
-    from distributed import Client, Future
+    from distributed import Client, Future, LocalCluster
 
 LOOK_SECONDS = 2.0
 """Between two looks at how many workers there are."""
 CONNECT_SECONDS = 10.0
+STARTS = 3
+"""Times that local processes are started, if one of them ends while it starts."""
 ANSWER_SECONDS = 15.0
 """For the scheduler, or a worker that is looked at."""
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -425,27 +427,45 @@ def _connected(address: str) -> Iterator[Client]:
 def _processes(count: int, threads: int) -> Iterator[tuple[Client, Callable[[], None]]]:
     """A client of `count` new processes of this machine, which listen on 127.0.0.1 alone, and what replaces lost ones.
 
-    Each has a nanny that starts it again; the nanny itself ends when a process is killed while it starts.
+    Each has a nanny that starts it again; the nanny itself ends when a process is killed while it starts. Raises
+    `ClusterError` where they do not start, STARTS times.
     """
     import dask
-    from distributed import Client, LocalCluster
+    from distributed import Client
 
     settings = {"distributed.worker.multiprocessing-method": "spawn", "distributed.scheduler.allowed-failures": 100}
     with (
         dask.config.set(settings),
-        LocalCluster(
-            n_workers=count,
-            threads_per_worker=threads,
-            processes=True,
-            host="127.0.0.1",
-            dashboard_address="127.0.0.1:0",
-            memory_limit=0,  # the plan keeps it
-            preload=[__name__, *dask.config.get("distributed.worker.preload")],
-            silence_logs=logging.CRITICAL,
-        ) as cluster,
+        _started_cluster(count, threads) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
         yield client, lambda: cluster.scale(count)
+
+
+def _started_cluster(count: int, threads: int) -> LocalCluster:
+    import dask
+    from distributed import LocalCluster
+
+    attempt = 1
+    while True:
+        try:
+            return LocalCluster(
+                n_workers=count,
+                threads_per_worker=threads,
+                processes=True,
+                host="127.0.0.1",
+                dashboard_address="127.0.0.1:0",
+                memory_limit=0,  # the plan keeps it
+                preload=[__name__, *dask.config.get("distributed.worker.preload")],
+                silence_logs=logging.CRITICAL,
+            )
+        except (RuntimeError, OSError, TimeoutError) as error:
+            if attempt == STARTS:
+                raise ClusterError(
+                    f"the {count} worker processes did not start, {STARTS} times: {first_line(error)}; is there "
+                    "room in memory? ask for fewer with `cluster.workers`"
+                ) from error
+            attempt += 1
 
 
 def _asked(client: Client, question: Callable[..., Any]) -> Any:

@@ -487,6 +487,17 @@ if measuring.measure_part.__name__ != "slowly":  # nanny and worker both load th
 """
 
 
+DYING = """
+import os, pathlib, signal
+count = pathlib.Path({count!r})
+left = int(count.read_text())
+if left:
+    count.write_text(str(left - 1))
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+"""A preload that ends its process while it starts, so many times."""
+
+
 class Killer:
     """Kills the workers of this process at random moments, one or all of them, until it is told to stop."""
 
@@ -537,6 +548,21 @@ def run_while_workers_are_killed(store: Path, folder: Path, seed: int) -> int:
 
 def test_workers_that_are_killed_leave_the_same_bytes(store: Path, tmp_path: Path) -> None:
     assert sum(run_while_workers_are_killed(store, tmp_path, seed) for seed in range(2)) > 0
+
+
+@pytest.mark.parametrize("deaths", [1, 10])
+def test_processes_that_end_while_they_start_are_started_again(store: Path, tmp_path: Path, deaths: int) -> None:
+    preload, count = tmp_path / "dying.py", tmp_path / "deaths"
+    count.write_text(str(deaths))
+    preload.write_text(DYING.format(count=str(count)))
+    with dask.config.set({"distributed.worker.preload": [str(preload)]}):
+        one = config(store, tmp_path / "out", cluster=ClusterConfig(workers=1, threads=1))
+        if deaths == 1:
+            job.run(one)
+            assert int(count.read_text()) == 0
+        else:
+            with pytest.raises(ClusterError, match="did not start, 3 times"):
+                job.run(one)
 
 
 def test_a_worker_that_hangs_is_left_behind(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
