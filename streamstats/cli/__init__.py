@@ -27,7 +27,7 @@ INTERRUPTION = {
     "merge": "the merged results are not complete; give the command again",
     "inspect": "nothing was changed",
     "record": "a new store was removed; what was appended to an older one before is still there",
-    "correct": "no model was written",
+    "correct": "if no model is there, give the command again; with --iterative it goes on",
     "report": "no report was written",
     "demo": "what is in its folder is not complete; run it again",
 }
