@@ -255,6 +255,8 @@ def _plan(
 @contextmanager
 def _held(work: Path, plan: Mapping[str, Any]) -> Iterator[None]:
     """The work folder of `plan`, which nobody else works in. Raises `UsageError` for that of another one."""
+    if work.exists() and not work.is_dir():
+        raise UsageError(f"{work} is a file; expected a folder, or nothing, for what is found on the way")
     if work.exists() and not (work / PLAN).is_file() and any(not each.name.startswith(".") for each in work.iterdir()):
         raise UsageError(f"{work} has files in it that no iterative correction left; name a new or an empty folder")
     make_folders([work])

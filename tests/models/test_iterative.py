@@ -206,6 +206,9 @@ def test_what_is_damaged_in_the_work_folder_is_named_and_other_folders_are_refus
     with pytest.raises(UsageError, match="files in it"):
         correct_quantized(tmp_path / "float.onnx", path, out, tmp_path / "f.onnx", how=how)
     assert (tmp_path / "other" / "thesis.txt").read_text() == "not ours"
+    how = How(Iterative(tmp_path / "x.npy", tmp_path / "float.onnx"))
+    with pytest.raises(UsageError, match="is a file"):
+        correct_quantized(tmp_path / "float.onnx", path, out, tmp_path / "f.onnx", how=how)
 
 
 def test_the_command_line_says_what_goes_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
