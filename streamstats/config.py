@@ -11,7 +11,7 @@ import re
 from collections.abc import Hashable, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
 from pydantic import (
@@ -82,7 +82,9 @@ def _checked_rows(rows: object) -> object:
     return rows
 
 
-class _Model(BaseModel):
+class Settings(BaseModel):
+    """Keys that are checked strictly: none unknown, no type converted."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
@@ -95,7 +97,7 @@ ZeroPoint = Annotated[Annotated[int, Tag(_ONE)] | Annotated[list[int], Tag(_EACH
 Extras = list[Literal["positions", "spread"]]
 
 
-class QuantizationConfig(_Model):
+class QuantizationConfig(Settings):
     """The affine map of a layer's integer codes: `real = (code − zero_point) · step`."""
 
     scale: Annotated[Scale, Field(description="A number, or one a channel.")]
@@ -110,7 +112,7 @@ class QuantizationConfig(_Model):
         return Quantization.from_scale(self.scale, self.scale_is, self.zero_point)
 
 
-class LayerConfig(_Model):
+class LayerConfig(Settings):
     """What the job says of the layers whose name matches; what it leaves out, the store's attributes say."""
 
     match: Annotated[str, Field(description="A glob on the layer's name; `*` also crosses `/`. The first match wins.")]
@@ -134,7 +136,7 @@ def _checked_workers(value: object) -> object:
     return value
 
 
-class ClusterConfig(_Model):
+class ClusterConfig(Settings):
     """Where the work is done."""
 
     workers: Annotated[
@@ -167,7 +169,7 @@ class ClusterConfig(_Model):
         return Cluster(workers, self.scheduler, threads, self.task_timeout, self.worker_timeout)
 
 
-class JobConfig(_Model):
+class JobConfig(Settings):
     """A job: the statistics of the layers of a calibration store, and where they go."""
 
     source: Annotated[
@@ -249,7 +251,7 @@ def load_config(path: str | Path) -> JobConfig:
 
     A relative `source` or `output` counts from the folder that the command is called in.
     """
-    document = _load_yaml(Path(path))
+    document = load_yaml(Path(path))
     if not isinstance(document, dict):
         found = "nothing" if document is None else type(document).__name__
         raise UsageError(f"{path}: found {found}, expected keys such as `source:` and `output:`")
@@ -257,13 +259,14 @@ def load_config(path: str | Path) -> JobConfig:
         config = JobConfig.model_validate(document)
         config.rules()
     except ValidationError as error:
-        raise UsageError(f"{path}: {_explain_all(error.errors())}") from error
+        raise UsageError(f"{path}: {explain(error, JobConfig)}") from error
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
     return config
 
 
-def _load_yaml(path: Path) -> Any:
+def load_yaml(path: Path) -> Any:
+    """What the YAML file at `path` says. Raises `UsageError`, also for what is too long, nested or repeated."""
     try:
         with path.open("rb") as file:
             text = file.read(LONGEST_CONFIG + 1)
@@ -311,22 +314,26 @@ for _digit in "0123456789":  # YAML 1.1 takes 1:30 for ninety
     ]
 
 
-def _explain_all(problems: Sequence[Any], most: int = 5) -> str:
+def explain(error: ValidationError, model: type[BaseModel], most: int = 5) -> str:
+    """What is wrong with values for `model`, key by key, in one line."""
+    problems = error.errors()
     more = f"; and {len(problems) - most} more" if len(problems) > most else ""
-    return "; ".join(map(_explain, problems[:most])) + more
+    return "; ".join(_explain(problem, model) for problem in problems[:most]) + more
 
 
-def _explain(problem: Any) -> str:
+def _explain(problem: Any, model: type[BaseModel]) -> str:
     location = [part for part in problem["loc"] if part not in (_ONE, _EACH)]
     place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
     place = _clipped(" ".join(place.split()))
     kind = problem["type"]
     if kind in ("extra_forbidden", "invalid_key"):
-        return f"unknown key `{place}`; expected one of {', '.join(_keys_beside(location))}"
+        return f"unknown key `{place}`; expected one of {', '.join(_keys_beside(location, model))}"
     if kind == "missing":
         return f"the key `{place}` is missing"
     if kind == "model_type":
-        return f"`{place}` is {_shown(problem['input'])}; expected keys: {', '.join(_keys_beside([*location, '']))}"
+        return (
+            f"`{place}` is {_shown(problem['input'])}; expected keys: {', '.join(_keys_beside([*location, ''], model))}"
+        )
     message = re.sub("^(Value error, |(Input|String) (?=should))", "", problem["msg"])
     return f"`{place}` is {_shown(problem['input'])}; {'it ' * message.startswith('should')}{message}"
 
@@ -347,11 +354,16 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def _keys_beside(location: Sequence[int | str]) -> list[str]:
-    homes: dict[int | str, type[BaseModel]] = {
-        "layers": LayerConfig,
-        "quantization": QuantizationConfig,
-        "cluster": ClusterConfig,
-    }
-    above = [homes[part] for part in location[:-1] if part in homes]
-    return list((above[-1] if above else JobConfig).model_fields)
+def _keys_beside(location: Sequence[int | str], model: type[BaseModel]) -> list[str]:
+    """The keys that there are where `location` leads, from `model` on."""
+    for part in location[:-1]:
+        if isinstance(part, str) and part in model.model_fields:
+            model = _model_in(model.model_fields[part].annotation) or model
+    return list(model.model_fields)
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """The model that an annotation such as `list[LayerConfig] | None` is about."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, map(_model_in, get_args(annotation))), None)

@@ -1,0 +1,117 @@
+"""The database: jobs and what became of them, what was ingested under which key. SQLite, one file.
+
+Every change is one transaction that is on the disk before it is acknowledged (journal in WAL, synchronous). A database of
+an older version is migrated step by step when it is opened; one of a newer version is refused.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..errors import DataError, OutputError
+
+MIGRATIONS: Sequence[str] = (
+    """
+    CREATE TABLE jobs (
+        number INTEGER PRIMARY KEY AUTOINCREMENT,
+        id TEXT NOT NULL UNIQUE,
+        submitter TEXT NOT NULL,
+        idempotency_key TEXT,
+        request TEXT NOT NULL,
+        kind TEXT NOT NULL,
+        config TEXT NOT NULL,
+        priority INTEGER NOT NULL DEFAULT 0,
+        state TEXT NOT NULL DEFAULT 'queued',
+        submitted REAL NOT NULL,
+        started REAL,
+        ended REAL,
+        attempts INTEGER NOT NULL DEFAULT 0,
+        rows INTEGER NOT NULL DEFAULT 0,
+        total_rows INTEGER NOT NULL DEFAULT 0,
+        bytes INTEGER NOT NULL DEFAULT 0,
+        total_bytes INTEGER NOT NULL DEFAULT 0,
+        message TEXT NOT NULL DEFAULT ''
+    );
+    CREATE UNIQUE INDEX jobs_by_key ON jobs (submitter, idempotency_key) WHERE idempotency_key IS NOT NULL;
+    CREATE INDEX jobs_by_state ON jobs (state, number);
+    CREATE TABLE events (
+        number INTEGER PRIMARY KEY AUTOINCREMENT,
+        job TEXT NOT NULL REFERENCES jobs (id) ON DELETE CASCADE,
+        at REAL NOT NULL,
+        kind TEXT NOT NULL,
+        text TEXT NOT NULL
+    );
+    CREATE INDEX events_by_job ON events (job, number);
+    """,
+)
+"""Version n of the database is what the first n of them make."""
+
+
+class Database:
+    """Connections to the file at `path`, one a thread. Raises `DataError` for a file that is none of ours."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._local = threading.local()
+        self._migrate()
+
+    def _migrate(self) -> None:
+        with self.writing() as connection:
+            (version,) = connection.execute("PRAGMA user_version").fetchone()
+            if version > len(MIGRATIONS):
+                raise DataError(
+                    f"{self._path} has version {version}, this program knows {len(MIGRATIONS)}; use the newer one again"
+                )
+            for number, script in enumerate(MIGRATIONS[version:], start=version + 1):
+                for statement in filter(str.strip, script.split(";")):
+                    connection.execute(statement)
+                connection.execute(f"PRAGMA user_version = {number}")
+
+    def _connection(self) -> sqlite3.Connection:
+        if not hasattr(self._local, "connection"):
+            try:
+                connection = sqlite3.connect(self._path, timeout=30, isolation_level=None)
+                connection.row_factory = sqlite3.Row
+                for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+                    connection.execute(f"PRAGMA {pragma}")
+            except sqlite3.DatabaseError as error:
+                raise DataError(f"{self._path} is not a database of the service, or is damaged: {error}") from error
+            self._local.connection = connection
+        return self._local.connection  # type: ignore[no-any-return]
+
+    @contextmanager
+    def writing(self) -> Iterator[sqlite3.Connection]:
+        """A transaction: all of it is on the disk when the block ends, or none. Raises `OutputError`."""
+        connection = self._connection()
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield connection
+            connection.execute("COMMIT")
+        except BaseException as error:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            if isinstance(error, sqlite3.OperationalError):
+                raise OutputError(f"cannot write {self._path}: {error}; make room") from error
+            raise
+
+    def query(self, statement: str, parameters: Sequence[Any] = ()) -> list[sqlite3.Row]:
+        """All rows that `statement` gives."""
+        return self._connection().execute(statement, parameters).fetchall()
+
+    def one(self, statement: str, parameters: Sequence[Any] = ()) -> sqlite3.Row | None:
+        """The first row that `statement` gives."""
+        found: sqlite3.Row | None = self._connection().execute(statement, parameters).fetchone()
+        return found
+
+    def say(self, job: str, kind: str, text: str) -> None:
+        """Add an event to a job."""
+        with self.writing() as connection:
+            connection.execute(
+                "INSERT INTO events (job, at, kind, text) VALUES (?, ?, ?, ?)", (job, time.time(), kind, text)
+            )

@@ -1,0 +1,74 @@
+"""What a client may have read: stores below configured folders, and URLs that begin as configured.
+
+A path is followed to where it really leads, links and `..` with it, before it is compared. A URL is one of the object
+stores that we read, with nothing chained, no user, no query, no `..`; where it is fetched from is the service's own
+affair, never the client's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from ..errors import UsageError
+
+SCHEMES = ("s3", "gs", "az")
+LONGEST = 1024
+"""Characters of a source."""
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where sources may lie: `roots` are folders, `prefixes` URLs that end with `/`. Raises `UsageError` for others."""
+
+    roots: Sequence[Path]
+    prefixes: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        for root in self.roots:
+            if not root.is_dir():
+                raise UsageError(f"the root {root} is no folder; expected a folder of calibration stores")
+        for prefix in self.prefixes:
+            if not prefix.endswith("/"):
+                raise UsageError(f"the prefix {prefix} does not end with /; expected s3://bucket/folder/")
+            _check_url(prefix)
+
+    def resolved(self, source: str) -> str:
+        """`source` as the job is to open it. Raises `UsageError` for what is not allowed; it says no more than that."""
+        if not source or len(source) > LONGEST or not source.isprintable():
+            raise UsageError(f"the source has {len(source)} characters; expected 1 to {LONGEST} that can be printed")
+        if "://" in source or "::" in source:
+            return self._resolved_url(source)
+        for root in self.roots:
+            base = root.resolve()
+            path = (base / source).resolve()
+            if path == base or base in path.parents:
+                return str(path)
+        raise UsageError(f"the source {source} is not below a folder that the service may read")
+
+    def _resolved_url(self, source: str) -> str:
+        _check_url(source)
+        if not any(source.startswith(prefix) for prefix in self.prefixes):
+            raise UsageError(f"the source {source} does not begin with a URL that the service may read")
+        return source
+
+
+def _check_url(url: str) -> None:
+    """Raise `UsageError` unless `url` is scheme://bucket/path and nothing else."""
+    parts = urlsplit(url)
+    path = unquote(parts.path)
+    plain = re.fullmatch(r"[A-Za-z0-9._-]+", parts.netloc) is not None
+    if (
+        parts.scheme not in SCHEMES
+        or not plain
+        or parts.query
+        or parts.fragment
+        or "::" in url
+        or "%" in path
+        or "\\" in path
+        or any(part in (".", "..") for part in path.split("/"))
+    ):
+        raise UsageError(f"the URL {url} is not allowed; expected {', '.join(SCHEMES)}://BUCKET/PATH and nothing else")
