@@ -17,12 +17,14 @@ if TYPE_CHECKING:
     from .layouts import Geometry
     from .ledger import LayerStatistics
     from .quantization import Quantization, fake_quantize
+    from .service.client import Client
     from .statistics.mean import prepare_input_mean
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "BiasCorrector": "correction",
+    "Client": "service.client",
     "Geometry": "layouts",
     "LayerRule": "calibration.selection",
     "LayerStatistics": "ledger",
@@ -39,6 +41,7 @@ _HOMES = {
 
 __all__ = [
     "BiasCorrector",
+    "Client",
     "Geometry",
     "LayerRule",
     "LayerStatistics",

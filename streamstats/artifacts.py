@@ -8,6 +8,7 @@ the same bytes; a SHA-256 of the content stands in the metadata, so a flipped bi
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import io
@@ -24,6 +25,7 @@ from urllib.parse import quote, unquote
 import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
+from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as safetensors_bytes
 
 from .errors import DataError, OutputError, UsageError
@@ -145,9 +147,89 @@ def _replace(path: Path, content: bytes) -> None:
     _sync_folder(path.parent)
 
 
+class Spool:
+    """A file in `folder` that is written bit by bit, under a temporary name until `keep` gives it its own.
+
+    Raises `OutputError` where it cannot be written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / f".{uuid.uuid4().hex}{TEMPORARY}"
+        with _writing(self.path):
+            self._file = open(self.path, "xb")  # noqa: SIM115 - closed by `discard` and `keep`
+
+    def write(self, content: bytes) -> None:
+        """Add `content`."""
+        with _writing(self.path):
+            self._file.write(content)
+
+    def flush(self) -> None:
+        """Have what was written in the file, for those who read it."""
+        with _writing(self.path):
+            self._file.flush()
+
+    def keep(self, path: Path) -> None:
+        """Have it on the disk, as `path`."""
+        with _writing(path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+            os.replace(self.path, path)
+            _sync_folder(path.parent)
+
+    def discard(self) -> None:
+        """Take it away, if it was not kept."""
+        self._file.close()
+        remove(self.path)
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"cannot write {path}: {error.strerror or error}; make room or choose another place"
+        ) from error
+
+
+def link(files: Mapping[Path, Path]) -> None:
+    """Have each file (a value) under another name (its key), too: what becomes of one does not change the other.
+
+    Raises `OutputError`.
+    """
+    make_folders(sorted({target.parent for target in files}))
+    for target, source in files.items():
+        with _writing(target):
+            try:
+                os.link(source, target)
+            except OSError as error:
+                if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EXDEV):  # a file system without links
+                    raise
+                shutil.copyfile(source, target)
+
+
+def write_secret(path: Path, content: str) -> None:
+    """Put `content` at `path`, which is new, for its owner's eyes alone. Raises `OutputError`."""
+    make_folders([path.parent])
+    with _writing(path):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        _sync_folder(path.parent)
+
+
 def temporaries(folder: Path) -> list[Path]:
     """The files below `folder` that were being written when their process was killed."""
     return [*folder.rglob(f".*{TEMPORARY}")]
+
+
+def sync(paths: Sequence[Path]) -> None:
+    """Have the files at `paths`, which somebody else wrote, on the disk, and their names in their folders."""
+    for path in [*paths, *dict.fromkeys(path.parent for path in paths)]:
+        _sync_folder(path)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -245,6 +327,14 @@ def read_plain_tensors(path: Path) -> dict[str, npt.NDArray[Any]]:
     if not path.is_file():
         raise UsageError(f"{path} is not a file; expected safetensors")
     return _read_safetensors(path)[0]
+
+
+def tensors_of(content: bytes) -> dict[str, npt.NDArray[Any]]:
+    """The arrays of a safetensors file that has come as bytes. Raises `DataError`."""
+    try:
+        return dict(load_safetensors(content))
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise DataError(f"what came is not safetensors: {error}; fetch it again") from error
 
 
 def check_format(path: Path, found: object, expected: str) -> None:

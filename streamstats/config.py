@@ -169,14 +169,11 @@ class ClusterConfig(Settings):
         return Cluster(workers, self.scheduler, threads, self.task_timeout, self.worker_timeout)
 
 
-class JobConfig(Settings):
-    """A job: the statistics of the layers of a calibration store, and where they go."""
+class ReductionConfig(Settings):
+    """What is to be counted of a calibration store."""
 
     source: Annotated[
         str, Field(min_length=1, pattern=NO_NUL, description="The zarr group: a folder, a .zip or a URL.")
-    ]
-    output: Annotated[
-        str, Field(min_length=1, pattern=NO_NUL, description="The folder for state, correctors and manifest.")
     ]
     layers: Annotated[list[LayerConfig], Field(description="Which arrays, and what they are; default all.")] = []
     memory: Annotated[
@@ -206,14 +203,13 @@ class JobConfig(Settings):
         BeforeValidator(_checked_rows),
         Field(description="Count only these rows, as in 0:1000; default all."),
     ] = None
-    cluster: Annotated[ClusterConfig, Field(description="Where the work is done.")] = ClusterConfig()
 
     @property
     def wanted_rows(self) -> tuple[int, int] | None:
         """`rows` as (start, stop)."""
         return None if self.rows is None else parse_rows(self.rows)
 
-    def keeping(self, statistic: Literal["positions", "spread"]) -> JobConfig:
+    def keeping(self, statistic: Literal["positions", "spread"]) -> Self:
         """The same job, with this statistic kept of all layers."""
 
         def added(kept: Sequence[str]) -> list[str]:
@@ -241,9 +237,38 @@ class JobConfig(Settings):
         return rules
 
 
+class JobConfig(ReductionConfig):
+    """A job: the statistics of the layers of a calibration store, where they go, and where the work is done."""
+
+    output: Annotated[
+        str, Field(min_length=1, pattern=NO_NUL, description="The folder for state, correctors and manifest.")
+    ]
+    cluster: Annotated[ClusterConfig, Field(description="Where the work is done.")] = ClusterConfig()
+
+
 def available_cores() -> int:
     """The cores this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def service_address(url: str | None, token_file: str | None) -> tuple[str, str]:
+    """(the URL of a service, the token for it), from the arguments or the environment.
+
+    STREAMSTATS_URL, STREAMSTATS_TOKEN_FILE and STREAMSTATS_TOKEN stand for what is not given. Raises `UsageError`.
+    """
+    url = url or os.environ.get("STREAMSTATS_URL") or "http://127.0.0.1:8765"
+    path = token_file or os.environ.get("STREAMSTATS_TOKEN_FILE")
+    token = os.environ.get("STREAMSTATS_TOKEN", "")
+    if path is not None:
+        try:
+            token = Path(path).read_text(encoding="ascii")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"cannot read the token in {path}: {error}") from error
+    if not token.strip():
+        raise UsageError("there is no token; give --token-file, STREAMSTATS_TOKEN_FILE or STREAMSTATS_TOKEN")
+    if not re.fullmatch(r"[!-~]+", token.strip()):
+        raise UsageError("the token has characters that none has; expected what `serve` wrote to its file")
+    return url, token.strip()
 
 
 def load_config(path: str | Path) -> JobConfig:
@@ -259,7 +284,7 @@ def load_config(path: str | Path) -> JobConfig:
         config = JobConfig.model_validate(document)
         config.rules()
     except ValidationError as error:
-        raise UsageError(f"{path}: {explain(error, JobConfig)}") from error
+        raise UsageError(f"{path}: {explain(error.errors(), JobConfig)}") from error
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
     return config
@@ -314,9 +339,8 @@ for _digit in "0123456789":  # YAML 1.1 takes 1:30 for ninety
     ]
 
 
-def explain(error: ValidationError, model: type[BaseModel], most: int = 5) -> str:
-    """What is wrong with values for `model`, key by key, in one line."""
-    problems = error.errors()
+def explain(problems: Sequence[Any], model: type[BaseModel], most: int = 5) -> str:
+    """What is wrong with values for `model`, key by key, in one line; `problems` are pydantic's."""
     more = f"; and {len(problems) - most} more" if len(problems) > most else ""
     return "; ".join(_explain(problem, model) for problem in problems[:most]) + more
 

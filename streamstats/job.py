@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 class Progress:
     """What a finished task adds, in rows and decoded bytes; or a `message` for a person.
 
-    `workers` is how many processes there are now, `repeats` how many tasks were done again so far.
+    `workers` is how many processes there are now, `repeats` how many tasks were done again so far; `saving` is how
+    many seconds it took to save what was counted.
     """
 
     rows: int = 0
@@ -42,6 +43,7 @@ class Progress:
     workers: int = 1
     repeats: int = 0
     message: str = ""
+    saving: float | None = None
 
 
 OnProgress = Callable[[Progress], None]
@@ -285,32 +287,42 @@ def run(
     client: Client | None = None,
     on_plan: Callable[[Prepared], None] | None = None,
     on_progress: OnProgress | None = None,
+    on_written: Callable[[Outcome], None] | None = None,
 ) -> Outcome:
     """Do the job that `config` describes and write `state/`, `correctors/` and `manifest.json` to its output.
 
     It goes on from what `state/` has; `restart` begins anew, without the rows to forget; `accept_changes` takes the
     store as it is now. `follow` counts rows as they are appended; `until` counts the first rows of all layers in rounds
     that grow, and ends with the one after which it is true. With a dask `client`, its workers do the work,
-    whatever the configuration says. `on_plan` is told each plan before data is read. What was counted is saved every
-    few seconds, and when the job ends, in whatever way. Raises as `reduce` and `open_session` do, and `OutputError`.
+    whatever the configuration says. `on_plan` is told each plan before data is read, `on_written` what the results are
+    each time that they are written. What was counted is saved every few seconds, and when the job ends, in whatever
+    way. Raises as `reduce` and `open_session` do, and `OutputError`.
     """
+    watch = _Watch(on_plan, on_progress, on_written)
     with open_session(config, restart=restart, accept_changes=accept_changes, client=client) as session:
         _check_wanted_rows(session, follow)
         if until is not None:
-            return _run_until(session, until, on_plan, on_progress)
-        outcome = _run_once(session, on_plan, on_progress)
+            return _run_until(session, until, watch)
+        outcome = _run_once(session, watch)
         if follow is not None:
             for selected in _grown(session, follow):
                 counted = outcome.statistics
                 ledger = {layer.name: saved.continued(layer, counted.get(layer.name)) for layer in selected.layers}
                 session = replace(session, selected=selected, ledger=ledger, restarted=False)
-                outcome = _run_once(session, on_plan, on_progress)
+                outcome = _run_once(session, watch)
         return outcome
 
 
-def _run_until(
-    session: Session, until: Until, on_plan: Callable[[Prepared], None] | None, on_progress: OnProgress | None
-) -> Outcome:
+@dataclass(frozen=True)
+class _Watch:
+    """Who is told of what."""
+
+    on_plan: Callable[[Prepared], None] | None
+    on_progress: OnProgress | None
+    on_written: Callable[[Outcome], None] | None
+
+
+def _run_until(session: Session, until: Until, watch: _Watch) -> Outcome:
     """Rounds over the first rows: the same ones whether the run was stopped in between or not."""
     if session.config.rows is not None:
         raise UsageError("`rows` is given, but how many rows are counted is to be found out; leave it out")
@@ -321,7 +333,7 @@ def _run_until(
             continue
         config = session.config.model_copy(update={"rows": f"0:{rows}"})
         session = replace(session, config=config, ledger=outcome.statistics)
-        outcome = _run_once(session, on_plan, on_progress)
+        outcome = _run_once(session, watch)
         session = replace(session, restarted=False)
         if until(outcome.statistics):
             break
@@ -344,13 +356,15 @@ def _whole(rows: int, together: int) -> int:
     return -(-rows // together) * together
 
 
-def _run_once(session: Session, on_plan: Callable[[Prepared], None] | None, on_progress: OnProgress | None) -> Outcome:
+def _run_once(session: Session, watch: _Watch) -> Outcome:
     config = session.config
     wanted = _missing(session.selected.layers, session.ledger, config.wanted_rows)
     prepared = session.planned(wanted, session.ledger)
-    if on_plan:
-        on_plan(prepared)
-    saver = saved.Saver(session.output, session.ledger.values() if session.restarted else ())
+    if watch.on_plan:
+        watch.on_plan(prepared)
+    on_progress = watch.on_progress
+    on_saved = (lambda seconds: on_progress(Progress(saving=seconds))) if on_progress else None
+    saver = saved.Saver(session.output, session.ledger.values() if session.restarted else (), on_saved)
     try:
         outcome = execute(
             prepared,
@@ -364,6 +378,8 @@ def _run_once(session: Session, on_plan: Callable[[Prepared], None] | None, on_p
     except BaseException:
         saver.save()
         raise
+    if watch.on_written:
+        watch.on_written(outcome)
     return outcome
 
 

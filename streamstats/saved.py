@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -60,9 +60,17 @@ def held(output: Path, source: str, rows: Mapping[str, int]) -> Iterator[None]:
 class Saver:
     """Saves the states that have changed, every few seconds and at the end."""
 
-    def __init__(self, output: Path, beginning: Iterable[LayerStatistics] = ()) -> None:
-        """The `beginning` of a restart is saved with the first that was counted: old and new are never mixed."""
-        self._output = output
+    def __init__(
+        self,
+        output: Path,
+        beginning: Iterable[LayerStatistics] = (),
+        on_saved: Callable[[float], None] | None = None,
+    ) -> None:
+        """The `beginning` of a restart is saved with the first that was counted: old and new are never mixed.
+
+        `on_saved` is told the seconds that each save took.
+        """
+        self._output, self._on_saved = output, on_saved
         self._beginning = {each.layer: each for each in beginning}
         self._changed: dict[str, LayerStatistics] = {}
         self._next = time.monotonic() + SAVE_SECONDS
@@ -83,6 +91,8 @@ class Saver:
         self._changed.clear()
         now = time.monotonic()
         self._next = now + max(SAVE_SECONDS, SAVING_SHARE * (now - started))
+        if self._on_saved:
+            self._on_saved(now - started)
 
 
 def load(output: Path, layers: Sequence[Layer], *, accept_changes: bool = False) -> dict[str, LayerStatistics]:
@@ -166,12 +176,12 @@ def _accepted(layer: Layer, source: Source) -> Source:
 def compared(layer: Layer, source: Source) -> tuple[Identities, list[tuple[int, str]]]:
     """The counted files as they are now, and the numbers of those that are not what they were, with what happened.
 
-    A file that was not full may have been written again when rows were appended.
+    A file that was not full may have been written again when rows were appended, also where that was stopped.
     """
     now = identities(layer, range(len(source.files)))
     now[source.files[:, 0] == UNCOUNTED] = UNCOUNTED
     changed = _changed(source, 0, now)
-    may_have_grown = layer.rows > source.rows
+    may_have_grown = layer.rows > source.rows or layer.unfinished
     return now, [each for each in changed if not (may_have_grown and rows_of_file(layer, each[0])[1] > source.rows)]
 
 

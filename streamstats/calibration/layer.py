@@ -59,7 +59,8 @@ class Layer:
     files are called, if that is known; `encoding` says how to read them from a folder without zarr, where that is
     possible; `recorded` says that our recorder wrote it, every chunk of it. `fingerprint` (SHA-256, hex) identifies
     what the array is made of (dtype, chunk grid, codecs), whatever its rows. `extras` are the statistics of EXTRAS
-    that are wanted of it.
+    that are wanted of it. `unfinished` says that rows were being appended when it was described, or that this was
+    stopped: the file that they begin in may have been written again.
     """
 
     store: str
@@ -75,6 +76,7 @@ class Layer:
     recorded: bool = False
     fingerprint: str = ""
     extras: tuple[str, ...] = ()
+    unfinished: bool = False
 
     @property
     def rows(self) -> int:
@@ -315,7 +317,12 @@ def _read_attributes(layer: Layer, attributes: object) -> Layer:
     rows = _integer(attributes, "rows", layer.rows)
     if not 0 <= rows <= layer.shape[0]:
         raise ValueError(f"rows is {rows}, the array has {layer.shape[0]}")
-    layer = replace(layer, shape=(rows, *layer.shape[1:]), recorded=attributes.get("recorded") is True)
+    layer = replace(
+        layer,
+        shape=(rows, *layer.shape[1:]),
+        recorded=attributes.get("recorded") is True,
+        unfinished=rows < layer.shape[0],
+    )
     layer = layer.with_channel_axis(_integer(attributes, "channel_axis", -1))
     return layer.with_quantization(Quantization.from_metadata(attributes.get("quantization")))
 

@@ -17,9 +17,10 @@ import numpy.typing as npt
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
 
-from ..artifacts import check_layer_name
+from ..artifacts import check_layer_name, sync
 from ..errors import DataError, MismatchError, OutputError, StreamstatsError, UsageError, first_line
 from ..quantization import Quantization
+from .identity import file_key, file_range
 from .layer import ATTRIBUTES_KEY, DEFAULT_PIPELINE, Layer, check_values, codec_pipeline, describe
 
 DEFAULT_CHUNK_BYTES = 2**20
@@ -34,10 +35,13 @@ class Recorder:
 
     Chunks hold whole samples, about `chunk_bytes` of them, compressed and with a checksum. At most one chunk a layer
     waits in memory. Use it as a context manager, or call `close`. Raises `OutputError` where nothing can be written.
+
+    Not `buffered`, nothing waits: when `append` returns, its rows are on the disk and committed, all of them at once;
+    a reader, or a process that is killed, never has a part of them.
     """
 
-    def __init__(self, store: str | Path, *, chunk_bytes: int = DEFAULT_CHUNK_BYTES) -> None:
-        self._store = str(store)
+    def __init__(self, store: str | Path, *, chunk_bytes: int = DEFAULT_CHUNK_BYTES, buffered: bool = True) -> None:
+        self._store, self._buffered = str(store), buffered
         self._chunk_bytes = chunk_bytes
         self._open: dict[str, _OpenLayer] = {}
         self._closed = False
@@ -61,13 +65,33 @@ class Recorder:
         `UsageError` for a name or values that cannot be a layer, `OutputError` where it cannot be written. A call
         that raises has appended nothing.
         """
+        samples = _native(samples)
+        self._opened(layer, samples, channel_axis, quantization).append(samples, self._buffered)
+
+    def next_row(
+        self,
+        layer: str,
+        samples: npt.NDArray[Any],
+        *,
+        channel_axis: int = -1,
+        quantization: Quantization | None = None,
+    ) -> int:
+        """The row that `samples` would begin at, if they were appended; the layer is made if it is not there.
+
+        Raises what `append` raises.
+        """
+        opened = self._opened(layer, _native(samples), channel_axis, quantization)
+        return opened.layer.rows + sum(map(len, opened.waiting))
+
+    def _opened(
+        self, name: str, samples: npt.NDArray[Any], channel_axis: int, quantization: Quantization | None
+    ) -> _OpenLayer:
         if self._closed:
-            raise UsageError(f"samples are appended to layer {layer} of {self._store}, but the recorder is closed")
-        samples = np.asarray(samples)
-        samples = samples.astype(samples.dtype.newbyteorder("="), copy=False)
-        if layer not in self._open:
-            self._open[layer] = self._open_layer(layer, samples, channel_axis, quantization)
-        self._open[layer].append(samples, channel_axis, quantization)
+            raise UsageError(f"samples are appended to layer {name} of {self._store}, but the recorder is closed")
+        if name not in self._open:
+            self._open[name] = self._open_layer(name, samples, channel_axis, quantization)
+        self._open[name].check(samples, channel_axis, quantization)
+        return self._open[name]
 
     def close(self) -> None:
         """Write and commit what waits in memory. Raises the first `OutputError`, after every layer had its turn."""
@@ -125,6 +149,11 @@ class Recorder:
             compressors=[BloscCodec(cname="lz4", shuffle="bitshuffle"), Crc32cCodec()],
             attributes={ATTRIBUTES_KEY: attributes},
         )
+
+
+def _native(samples: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    samples = np.asarray(samples)
+    return samples.astype(samples.dtype.newbyteorder("="), copy=False)
 
 
 def stored_layer(store: str | Path, name: str) -> Layer | None:
@@ -185,8 +214,11 @@ class _OpenLayer:
     layer: Layer
     waiting: list[npt.NDArray[Any]] = field(default_factory=list)
 
-    def append(self, samples: npt.NDArray[Any], channel_axis: int, quantization: Quantization | None) -> None:
-        self._check(samples, channel_axis, quantization)
+    def append(self, samples: npt.NDArray[Any], buffered: bool) -> None:
+        if not buffered:
+            if len(samples):
+                self._write(samples, durably=True)
+            return
         rows = sum(map(len, self.waiting)) + len(samples)
         whole = rows - (self.layer.rows + rows) % self.layer.chunks[0]
         if whole <= 0:
@@ -201,7 +233,7 @@ class _OpenLayer:
             self._write(np.concatenate(self.waiting))
         self.waiting = []
 
-    def _check(self, samples: npt.NDArray[Any], channel_axis: int, quantization: Quantization | None) -> None:
+    def check(self, samples: npt.NDArray[Any], channel_axis: int, quantization: Quantization | None) -> None:
         self._match("sample shape", samples.shape[1:], self.layer.shape[1:])
         self._match("dtype", samples.dtype, self.layer.dtype)
         axis = self.layer.with_channel_axis(channel_axis).channel_axis
@@ -212,18 +244,34 @@ class _OpenLayer:
         if found != stored:
             raise MismatchError(f"layer {self.layer.name}: the {name} is {found}; the store holds {stored}")
 
-    def _write(self, block: npt.NDArray[Any]) -> None:
+    def _write(self, block: npt.NDArray[Any], *, durably: bool = False) -> None:
         start, stop = self.layer.rows, self.layer.rows + len(block)
         try:
             self._commit(start)  # an array made by others may not say how many rows it has
             self.array.resize((stop, *self.array.shape[1:]))
             self.array[start:stop] = block
+            if durably:
+                sync(self._files(start, stop))
             self._commit(stop)
+            if durably:
+                sync([self._folder / V3_METADATA, *self._groups()])
         except Exception as error:
             raise OutputError(
                 f"cannot write rows {start}:{stop} of layer {self.layer.name}: {first_line(error)}"
             ) from error
         self.layer = describe(self.layer.store, self.layer.name, self.array)
+
+    @property
+    def _folder(self) -> Path:
+        return Path(self.layer.store, self.layer.name)
+
+    def _groups(self) -> list[Path]:
+        """The folders above the layer's, up to the store's."""
+        folders = [folder for folder in self._folder.parents if folder.is_relative_to(self.layer.store)]
+        return folders if self.layer.rows == 0 else []
+
+    def _files(self, start: int, stop: int) -> list[Path]:
+        return [self._folder / file_key(self.layer, number) for number in file_range(self.layer, start, stop)]
 
     def _commit(self, rows: int) -> None:
         attributes: Any = self.array.attrs.asdict().get(ATTRIBUTES_KEY, {})

@@ -30,6 +30,13 @@ INTERRUPTION = {
     "correct": "if no model is there, give the command again; with --iterative it goes on",
     "report": "no report was written",
     "demo": "what is in its folder is not complete; run it again",
+    "serve": "what ran goes on at the next start",
+    "submit": "the job goes on if it was submitted; see: streamstats jobs",
+    "jobs": "nothing was changed",
+    "watch": "the job goes on",
+    "cancel": "see what became of it: streamstats jobs",
+    "fetch": "what was fetched is not complete; remove it and fetch it again",
+    "send": "what was not acknowledged may be sent again: each file is counted once",
 }
 """What a person finds after stopping a command."""
 

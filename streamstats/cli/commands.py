@@ -12,15 +12,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
-import numpy as np
 from rich.filesize import decimal
 
+from ..documents import channel_columns, channels_document, greatest, layers_document, least
 from ..errors import counted
 from ..rows import row_count
 from .progress import RowProgress
-from .tables import json_number, number, print_json, print_table, row_ranges, say
+from .tables import number, print_json, print_table, row_ranges, say
 
 if TYPE_CHECKING:
     from ..calibration.layer import Layer
@@ -277,7 +277,7 @@ def _plot(statistics: LayerStatistics, target: str) -> None:
 
 def _print_layers(statistics: Mapping[str, LayerStatistics], as_json: bool) -> None:
     if as_json:
-        print_json({"layers": {layer: _layer_document(found) for layer, found in statistics.items()}})
+        print_json({"layers": layers_document(statistics)})
         return
     print_table(
         ["layer", "rows", "covered", "channels", "axis", "dtype", "mean", "minimum", "maximum", "NaN", "infinite"],
@@ -286,7 +286,8 @@ def _print_layers(statistics: Mapping[str, LayerStatistics], as_json: bool) -> N
 
 
 def _layer_row(found: LayerStatistics) -> list[str]:
-    ranges = [_range(found.mean), number(_least(found.minimum)), number(_greatest(found.maximum))]
+    means = f"{number(least(found.mean))} … {number(greatest(found.mean))}"
+    ranges = [means, number(least(found.minimum)), number(greatest(found.maximum))]
     nonfinite = [f"{found.sums.nan.sum():,}", f"{found.sums.infinite.sum():,}"]
     covered = " + ".join(row_ranges(source.covered) for source in found.sources)
     return [found.layer, f"{found.rows:,}", covered, f"{found.channels:,}", *_kind(found), *ranges, *nonfinite]
@@ -296,40 +297,14 @@ def _kind(found: LayerStatistics) -> list[str]:
     return [str(found.channel_axis), f"{found.sums.dtype}{' codes' if found.quantization else ''}"]
 
 
-def _layer_document(found: LayerStatistics) -> dict[str, Any]:
-    return {
-        **found.document(),
-        "least_mean": json_number(_least(found.mean)),
-        "greatest_mean": json_number(_greatest(found.mean)),
-        "minimum": json_number(_least(found.minimum)),
-        "maximum": json_number(_greatest(found.maximum)),
-    }
-
-
-def _range(values: np.ndarray[Any, np.dtype[np.float64]]) -> str:
-    return f"{number(_least(values))} … {number(_greatest(values))}"
-
-
-def _least(values: np.ndarray[Any, np.dtype[np.float64]]) -> float:
-    return float(np.fmin.reduce(values, initial=np.nan))
-
-
-def _greatest(values: np.ndarray[Any, np.dtype[np.float64]]) -> float:
-    return float(np.fmax.reduce(values, initial=np.nan))
-
-
 def _print_channels(found: LayerStatistics, as_json: bool) -> None:
-    names = ["mean", "minimum", "maximum", "count", "nan", "infinite"]
-    sums = found.sums
-    columns = [found.mean, found.minimum, found.maximum, sums.count, sums.nan, sums.infinite]
     if as_json:
-        lists = [[json_number(value) for value in column.tolist()] for column in columns]
-        per_channel = dict(zip(names, lists, strict=True))
-        print_json({"layer": found.layer, **_layer_document(found), "per_channel": per_channel})
+        print_json(channels_document(found))
         return
-    cells = [map(_cell, column.tolist()) for column in columns]
+    columns = channel_columns(found)
+    cells = [map(_cell, column) for column in columns.values()]
     rows = [[str(channel), *row] for channel, row in enumerate(zip(*cells, strict=True))]
-    print_table(["channel", *names], rows, left=0)
+    print_table(["channel", *columns], rows, left=0)
 
 
 def _cell(value: float | int) -> str:

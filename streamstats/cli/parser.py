@@ -18,6 +18,12 @@ Exact calibration statistics, out of core, and the bias corrections that follow 
   correct   correct the biases of a quantised model
   report    what the corrections do, as a page to look at
   demo      all of it, on a small real network
+
+A team's jobs in one place:
+
+  serve     start the service: jobs over HTTP, and a page to watch them
+  submit    give a job to a service; jobs, watch, cancel, fetch, send: what goes on there
+
 """
 
 EPILOG = """\
@@ -127,7 +133,57 @@ quantised, and corrected. Its files stay in DIR, to look at and to try the comma
 """
 
 
+SERVE = """\
+Serve jobs over HTTP, with a page to watch them: one process, its database in a folder, no other server.
+
+  streamstats serve service.yaml
+
+It listens on 127.0.0.1, and makes a token at its first start that every client has to send. A signal has it save what
+runs; after any end, also a kill, it goes on where it was. A configuration needs two lines, the README explains more:
+
+  data: service-data
+  roots: [calibration]
+"""
+
+SUBMIT = """\
+Give a job to a service: the configuration of a run, whose `output` and `cluster` are the service's own affair.
+
+  streamstats submit job.yaml --watch                  exit status as that of `run`
+  streamstats submit job.yaml --follow                 counts what is sent to a store, until it is cancelled
+
+The service and its token come from --url and --token-file, or STREAMSTATS_URL, and STREAMSTATS_TOKEN_FILE or
+STREAMSTATS_TOKEN.
+"""
+
+JOBS = """\
+List the jobs of a service, the newest first, or show one of them.
+"""
+
+WATCH = """\
+Show how far a job of a service is until it ends. Exit status: 0 done, 3 incomplete, 1 failed or cancelled.
+"""
+
+CANCEL = """\
+Stop a job of a service. What it counted is kept.
+"""
+
+FETCH = """\
+Fetch the results of a job into a folder, all of one moment, each file checked against the manifest's SHA-256.
+
+  streamstats fetch 0123456789abcdef -o out            then: streamstats inspect out
+"""
+
+SEND = """\
+Append activations to a layer of a store that a service owns: .npy, or safetensors with one tensor, samples on axis 0.
+
+  streamstats send team-a block1/project activations.npy
+
+Each file is counted once: its key is the SHA-256 of its content, unless --key says otherwise.
+"""
+
+
 ON_MODELS = "model_commands"
+WITH_SERVICE = "service_commands"
 
 
 class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
@@ -154,6 +210,13 @@ def make_parser() -> argparse.ArgumentParser:
     _add_correct(_command(commands, "correct", CORRECT, ON_MODELS))
     _add_report(_command(commands, "report", REPORT, ON_MODELS))
     _add_demo(_command(commands, "demo", DEMO, ON_MODELS))
+    _add_serve(_command(commands, "serve", SERVE, WITH_SERVICE))
+    _add_submit(_command(commands, "submit", SUBMIT, WITH_SERVICE))
+    _add_jobs(_command(commands, "jobs", JOBS, WITH_SERVICE))
+    _add_watch(_command(commands, "watch", WATCH, WITH_SERVICE))
+    _add_cancel(_command(commands, "cancel", CANCEL, WITH_SERVICE))
+    _add_fetch(_command(commands, "fetch", FETCH, WITH_SERVICE))
+    _add_send(_command(commands, "send", SEND, WITH_SERVICE))
     return parser
 
 
@@ -306,3 +369,58 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
 
 def _add_demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="DIR", nargs="?", default="streamstats-demo", help="where its files go")
+
+
+def _add_serve(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", metavar="CONFIG", help="a YAML file, see configs/service.yaml")
+
+
+def _add_service(parser: argparse.ArgumentParser) -> None:
+    where = parser.add_argument_group("the service")
+    where.add_argument("--url", help="default: STREAMSTATS_URL, or http://127.0.0.1:8765")
+    where.add_argument("--token-file", metavar="FILE", help="default: STREAMSTATS_TOKEN_FILE, or STREAMSTATS_TOKEN")
+
+
+def _add_submit(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", metavar="CONFIG", help="the YAML file of a run")
+    parser.add_argument("--watch", action="store_true", help="show how far it is until it ends")
+    parser.add_argument("--follow", action="store_true", help="go on with rows that are added, until …")
+    parser.add_argument("--until-rows", metavar="N", type=int, help="… every layer has so many rows")
+    parser.add_argument("--idle", metavar="SECONDS", type=float, help="… nothing was added for so long")
+    parser.add_argument("--submitter", metavar="NAME", help="whose job it is; default: the user")
+    parser.add_argument("--priority", metavar="N", type=int, default=0, help="among jobs of the same submitter")
+    parser.add_argument("--key", help="submitted again with the same key, it is the same job")
+    _add_service(parser)
+
+
+def _add_jobs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("job", metavar="JOB", nargs="?", help="show this job")
+    parser.add_argument("--state", help="only those that are queued, running, done, …")
+    parser.add_argument("--limit", metavar="N", type=int, default=20, help="so many of the newest")
+    _add_service(parser)
+
+
+def _add_watch(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("job", metavar="JOB", help="what submit printed")
+    _add_service(parser)
+
+
+def _add_cancel(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("job", metavar="JOB", help="what submit printed")
+    _add_service(parser)
+
+
+def _add_fetch(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("job", metavar="JOB", help="what submit printed")
+    parser.add_argument("-o", "--output", metavar="OUT", required=True, help="a folder that is new or empty")
+    _add_service(parser)
+
+
+def _add_send(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("store", metavar="STORE", help="a store of the service, made if it is not there")
+    parser.add_argument("layer", metavar="LAYER", help="the layer's name")
+    parser.add_argument("files", metavar="FILE", nargs="+", help=".npy, or safetensors with one tensor")
+    parser.add_argument("--channel-axis", metavar="N", type=int, default=-1, help="the axis of the channels")
+    parser.add_argument("--quantization", metavar="JSON", help='as in \'{"scale": 0.1, "scale_is": "step"}\'')
+    parser.add_argument("--key", help="of a single file; default the SHA-256 of its content")
+    _add_service(parser)

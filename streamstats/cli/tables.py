@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -51,11 +50,6 @@ def print_json(document: Any) -> None:
 def number(value: float) -> str:
     """A number as a person reads it, six digits."""
     return "-" if value != value else f"{value:.6g}"
-
-
-def json_number(value: float) -> float | None:
-    """A number as JSON has it: every bit, null for NaN and infinities."""
-    return value if math.isfinite(value) else None
 
 
 def row_ranges(covered: Sequence[tuple[int, int]]) -> str:

@@ -7,6 +7,7 @@ raises `MissingDependencyError`. This page is the public face of the modules `on
 from __future__ import annotations
 
 from .onnx_correct import Correction, How, correct, correct_quantized
+from .onnx_files import check_alone
 from .onnx_graph import LeftOut, LinearLayer, load_model, survey
 from .onnx_iterative import Iterative
 from .onnx_judge import HeldOut, Judgement, Quality
@@ -25,6 +26,7 @@ __all__ = [
     "LinearLayer",
     "Quality",
     "RecordedLayer",
+    "check_alone",
     "correct",
     "correct_quantized",
     "load_model",

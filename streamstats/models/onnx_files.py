@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..artifacts import write_bytes
-from ..errors import UsageError, require
+from ..errors import UsageError, first_line, require
 from .onnx_graph import copied
 
 if TYPE_CHECKING:
@@ -31,6 +31,29 @@ def check_targets(sources: list[str | Path], targets: list[str | Path | None]) -
     for path in named:
         if path.exists() and path.suffix != ".onnx":
             raise UsageError(f"{path} exists and is not called .onnx; name another file for the model")
+
+
+def check_alone(path: str | Path) -> None:
+    """Raise `UsageError` for a model whose tensors are in other files, which it could take from anywhere."""
+    onnx = require("onnx", "onnx")
+    try:
+        model = onnx.load(str(path), format="protobuf", load_external_data=False)
+    except Exception as error:
+        raise UsageError(f"{path} is not an ONNX model: {first_line(error)}") from error
+    outside = [each.name for each in _tensors(model.graph) if each.data_location == onnx.TensorProto.EXTERNAL]
+    if outside:
+        raise UsageError(f"{path}: tensor {outside[0]} is in another file; save the model in one file")
+
+
+def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """Every tensor of `graph` and of the graphs inside it."""
+    yield from graph.initializer
+    yield from (part for sparse in graph.sparse_initializer for part in (sparse.values, sparse.indices))
+    for node in graph.node:
+        for attribute in node.attribute:
+            yield from (attribute.t, *attribute.tensors)
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _tensors(inner)
 
 
 def write_models(models: list[tuple[onnx.ModelProto, str | Path | None]]) -> None:

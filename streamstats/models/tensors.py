@@ -67,8 +67,17 @@ def correct_tensors(
     Raises `UsageError` for a layout that is not known, files without common tensors, tensors of dtypes without numpy,
     `MismatchError` for shapes that do not fit, `DataError` for files that are damaged, `OutputError`.
     """
-    rules = [_rule(each) for each in layouts]
     check_apart([weights, fake_quantized], output)
+    terms, outcomes = tensor_terms(weights, fake_quantized, correctors, layouts=layouts)
+    write_bytes(Path(output), terms_bytes(terms))
+    return outcomes
+
+
+def tensor_terms(
+    weights: str | Path, fake_quantized: str | Path, correctors: str | Path, *, layouts: Sequence[str]
+) -> tuple[dict[str, Array], list[TensorCorrection]]:
+    """What to add to the bias of each layer, float64[outputs], and the outcomes. Arguments as `correct_tensors`."""
+    rules = [_rule(each) for each in layouts]
     results = open_results(Path(correctors))
     for glob, layout in rules:
         if not any(fnmatchcase(layer, glob) for layer in results.layers):
@@ -87,8 +96,12 @@ def correct_tensors(
             f"{weights} and {fake_quantized} have no weights of a layer that has a corrector; the layers are "
             f"{', '.join(results.layers)}: expected tensors called LAYER, LAYER{WEIGHT}, LAYER{FAKE_QUANTIZED}"
         )
-    write_bytes(Path(output), tensors_bytes(terms, {"format": FORMAT}))
-    return outcomes
+    return terms, outcomes
+
+
+def terms_bytes(terms: Mapping[str, Array]) -> bytes:
+    """The file of `terms`, by layer."""
+    return tensors_bytes(terms, {"format": FORMAT})
 
 
 def _rule(text: str) -> tuple[str, str]:

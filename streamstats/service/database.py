@@ -1,7 +1,7 @@
 """The database: jobs and what became of them, what was ingested under which key. SQLite, one file.
 
-Every change is one transaction that is on the disk before it is acknowledged (journal in WAL, synchronous). A database of
-an older version is migrated step by step when it is opened; one of a newer version is refused.
+Every change is one transaction that is on the disk before it is acknowledged (journal in WAL, synchronous). A database
+of an older version is migrated step by step when it is opened; one of a newer version is refused.
 """
 
 from __future__ import annotations
@@ -25,13 +25,15 @@ MIGRATIONS: Sequence[str] = (
         idempotency_key TEXT,
         request TEXT NOT NULL,
         kind TEXT NOT NULL,
-        config TEXT NOT NULL,
         priority INTEGER NOT NULL DEFAULT 0,
         state TEXT NOT NULL DEFAULT 'queued',
         submitted REAL NOT NULL,
         started REAL,
         ended REAL,
         attempts INTEGER NOT NULL DEFAULT 0,
+        follows INTEGER NOT NULL,
+        speed REAL NOT NULL DEFAULT 0,
+        results INTEGER,
         rows INTEGER NOT NULL DEFAULT 0,
         total_rows INTEGER NOT NULL DEFAULT 0,
         bytes INTEGER NOT NULL DEFAULT 0,
@@ -44,10 +46,18 @@ MIGRATIONS: Sequence[str] = (
         number INTEGER PRIMARY KEY AUTOINCREMENT,
         job TEXT NOT NULL REFERENCES jobs (id) ON DELETE CASCADE,
         at REAL NOT NULL,
-        kind TEXT NOT NULL,
         text TEXT NOT NULL
     );
     CREATE INDEX events_by_job ON events (job, number);
+    CREATE TABLE ingests (
+        store TEXT NOT NULL,
+        layer TEXT NOT NULL,
+        idempotency_key TEXT NOT NULL,
+        digest TEXT NOT NULL,
+        start INTEGER NOT NULL,
+        stop INTEGER NOT NULL,
+        PRIMARY KEY (store, layer, idempotency_key)
+    ) WITHOUT ROWID;
     """,
 )
 """Version n of the database is what the first n of them make."""
@@ -89,8 +99,8 @@ class Database:
     def writing(self) -> Iterator[sqlite3.Connection]:
         """A transaction: all of it is on the disk when the block ends, or none. Raises `OutputError`."""
         connection = self._connection()
-        connection.execute("BEGIN IMMEDIATE")
         try:
+            connection.execute("BEGIN IMMEDIATE")
             yield connection
             connection.execute("COMMIT")
         except BaseException as error:
@@ -109,9 +119,7 @@ class Database:
         found: sqlite3.Row | None = self._connection().execute(statement, parameters).fetchone()
         return found
 
-    def say(self, job: str, kind: str, text: str) -> None:
+    def say(self, job: str, text: str) -> None:
         """Add an event to a job."""
         with self.writing() as connection:
-            connection.execute(
-                "INSERT INTO events (job, at, kind, text) VALUES (?, ?, ?, ?)", (job, time.time(), kind, text)
-            )
+            connection.execute("INSERT INTO events (job, at, text) VALUES (?, ?, ?)", (job, time.time(), text))

@@ -1,12 +1,13 @@
-"""Jobs of the service: submitted, run in processes of their own, watched, cancelled, and taken up again after a restart.
+"""Jobs of the service: submitted, run in processes of their own, watched, cancelled, taken up again after a restart.
 
-What is true of a job is what the database says. Its results are in its folder, where `run` keeps what was counted; a job
-whose process or whose service was killed is queued again and goes on from there.
+What is true of a job is what the database says. Its results are in its folder, where `run` keeps what was counted; a
+job whose process or whose service was killed is queued again and goes on from there.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import secrets
 import signal
 import subprocess
@@ -15,100 +16,75 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from sqlite3 import IntegrityError, Row
 from typing import Any
 
 from ..artifacts import make_folders, remove_folder, write_json
-from ..errors import StreamstatsError, UsageError
+from ..errors import OutputError, StreamstatsError
+from . import published
 from .database import Database
+from .errors import ConflictError, FullError, NotFoundError
+from .messages import JobView
+from .metrics import Metrics
 from .queueing import Waiting, next_job
+from .runner import REQUEST
 
 QUEUED, RUNNING, CANCELLING = "queued", "running", "cancelling"
 DONE, INCOMPLETE, FAILED, CANCELLED = "done", "incomplete", "failed", "cancelled"
 ENDED = (DONE, INCOMPLETE, FAILED, CANCELLED)
+STATES = (QUEUED, RUNNING, CANCELLING, *ENDED)
 BY_STATUS = {0: DONE, 3: INCOMPLETE}
 MOST_ATTEMPTS = 5
 """Times that a job is begun again after its process ended without a word."""
 STOP_SECONDS = 30.0
 """For how long a process that was asked to stop may save."""
+LONGEST_MESSAGE = 2000
 
-
-class NotFoundError(StreamstatsError):
-    """There is no such job."""
-
-
-class ConflictError(StreamstatsError):
-    """The job, or the key of the request, is not in a state for it."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """A job as the database has it."""
-
-    id: str
-    submitter: str
-    kind: str
-    config: Mapping[str, Any]
-    priority: int
-    state: str
-    submitted: float
-    started: float | None
-    ended: float | None
-    attempts: int
-    rows: int
-    total_rows: int
-    bytes: int
-    total_bytes: int
-    message: str
-
-    @classmethod
-    def of(cls, row: Row) -> Job:
-        """From a row of the table."""
-        names = set(cls.__dataclass_fields__)
-        return cls(**{name: row[name] for name in row.keys() if name in names} | {"config": json.loads(row["config"])})  # noqa: SIM118
-
-    def document(self) -> dict[str, Any]:
-        """JSON-ready, with rate and time left while it runs."""
-        now = self.ended or time.time()
-        seconds = max(now - self.started, 1e-9) if self.started else 0.0
-        rate = self.bytes / seconds if seconds else 0.0
-        left = (self.total_bytes - self.bytes) / rate if rate and self.state == RUNNING else None
-        return {
-            "id": self.id,
-            "submitter": self.submitter,
-            "kind": self.kind,
-            "source": self.config.get("source"),
-            "priority": self.priority,
-            "state": self.state,
-            "submitted": self.submitted,
-            "started": self.started,
-            "ended": self.ended,
-            "attempts": self.attempts,
-            "rows": self.rows,
-            "total_rows": self.total_rows,
-            "bytes": self.bytes,
-            "total_bytes": self.total_bytes,
-            "bytes_per_second": rate,
-            "seconds_left": left,
-            "message": self.message,
-        }
+log = logging.getLogger("streamstats.service")
 
 
 @dataclass
 class _Process:
+    """A job's process: whose job, whether it follows a store, what it said at the end, until when it has to end."""
+
     submitter: str
+    follows: bool
     process: subprocess.Popen[str]
-    thread: threading.Thread | None = None
     ended: dict[str, Any] = field(default_factory=dict)
+    rows: int = 0
+    bytes: int = 0
+    kill_at: float | None = None
+    thread: threading.Thread | None = None
+
+    def terminate(self) -> None:
+        """Ask it to save and stop, which it does in STOP_SECONDS or never."""
+        self.process.send_signal(signal.SIGTERM)
+        self.kill_at = time.monotonic() + STOP_SECONDS
 
 
 class Jobs:
-    """The jobs in `folder`. `start` takes up what was running; `stop` ends it in a way that can be taken up again."""
+    """The jobs in `folder`. `start` takes up what was running; `stop` ends it in a way that can be taken up again.
 
-    def __init__(self, database: Database, folder: Path, *, running: int = 1, waiting: int = 1000) -> None:
-        self._database, self._folder = database, folder
-        self._most_running, self._most_waiting = running, waiting
+    `complete` makes of a client's request what its process is to do, just before it begins; it raises
+    `StreamstatsError` for a request that cannot be met any more.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        folder: Path,
+        complete: Callable[[Mapping[str, Any]], dict[str, Any]],
+        metrics: Metrics,
+        *,
+        running: int = 1,
+        following: int = 4,
+        waiting: int = 1000,
+    ) -> None:
+        self._database, self._folder, self._complete, self._metrics = database, folder, complete, metrics
+        self._places = {False: running, True: following}
+        self._most_waiting = waiting
         self._lock = threading.Condition()
         self._processes: dict[str, _Process] = {}
         self._stopping = False
@@ -118,70 +94,96 @@ class Jobs:
     # What clients ask for
 
     def submit(
-        self, kind: str, config: Mapping[str, Any], *, submitter: str, key: str | None = None, priority: int = 0
-    ) -> Job:
-        """Queue a job; the same `key` of the same submitter gives the job it gave before. Raises `ConflictError`."""
-        request = json.dumps([kind, config, priority], sort_keys=True)
-        known = self._by_key(submitter, key, request)
+        self,
+        request: Mapping[str, Any],
+        *,
+        key: str | None = None,
+        put_inputs: Callable[[Path], None] = lambda _: None,
+    ) -> JobView:
+        """Queue a job; the same `key` of the same submitter gives the job it gave before.
+
+        `put_inputs` puts what the job needs into its folder. Raises `ConflictError`, `FullError`, and what it raises.
+        """
+        text = json.dumps(request, sort_keys=True)
+        submitter = str(request["submitter"])
+        known = self._by_key(submitter, key, text)
         if known is not None:
             return known
+        follows = request.get("follow") is not None
+        if follows and not self._places[True]:
+            raise ConflictError("this service has no places for jobs that follow a store; leave `follow` out")
         (waiting,) = self._database.query("SELECT count(*) AS n FROM jobs WHERE state = ?", (QUEUED,))
         if waiting["n"] >= self._most_waiting:
-            raise ConflictError(f"{waiting['n']} jobs are waiting, which is the most; try again later")
+            raise FullError(f"{waiting['n']} jobs are waiting, which is the most; try again later")
         name = secrets.token_hex(8)
-        values = (name, submitter, key, request, kind, json.dumps(config, sort_keys=True), priority, time.time())
+        put_inputs(self.folder(name))
+        values = (name, submitter, key, text, request["kind"], request["priority"], follows, time.time())
         try:
             with self._database.writing() as connection:
                 connection.execute(
-                    "INSERT INTO jobs (id, submitter, idempotency_key, request, kind, config, priority, submitted) "
+                    "INSERT INTO jobs (id, submitter, idempotency_key, request, kind, priority, follows, submitted) "
                     "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                     values,
                 )
         except IntegrityError:  # the same key, at the same moment
-            known = self._by_key(submitter, key, request)
+            remove_folder(self.folder(name))
+            known = self._by_key(submitter, key, text)
             assert known is not None
             return known
+        log.info("submitted", extra={"job": name, "submitter": submitter, "kind": request["kind"]})
         self._changed(name)
         return self.get(name)
 
-    def _by_key(self, submitter: str, key: str | None, request: str) -> Job | None:
+    def _by_key(self, submitter: str, key: str | None, request: str) -> JobView | None:
         if key is None:
             return None
         row = self._database.one("SELECT * FROM jobs WHERE submitter = ? AND idempotency_key = ?", (submitter, key))
         if row is not None and row["request"] != request:
             raise ConflictError(f"the idempotency key {key} was given with another request; take a new one for this")
-        return None if row is None else Job.of(row)
+        return None if row is None else _view(row)
 
-    def get(self, name: str) -> Job:
+    def get(self, name: str) -> JobView:
         """Raises `NotFoundError`."""
         row = self._database.one("SELECT * FROM jobs WHERE id = ?", (name,))
         if row is None:
             raise NotFoundError(f"there is no job {name}")
-        return Job.of(row)
+        return _view(row)
 
-    def list(self, *, before: int | None = None, limit: int = 100, state: str | None = None) -> list[tuple[int, Job]]:
-        """(number, job) of the newest jobs, or of those with numbers `before` one."""
-        conditions, values = ["1"], []
-        if before is not None:
-            conditions.append("number < ?")
-            values.append(before)
-        if state is not None:
-            conditions.append("state = ?")
-            values.append(state)
-        where = " AND ".join(conditions)
-        rows = self._database.query(f"SELECT * FROM jobs WHERE {where} ORDER BY number DESC LIMIT ?", (*values, limit))
-        return [(row["number"], Job.of(row)) for row in rows]
+    def newest(
+        self, *, before: int | None = None, limit: int = 100, state: str | None = None
+    ) -> tuple[list[JobView], int | None]:
+        """Jobs, the newest first, of those with numbers less than `before`; the `before` of what comes after them."""
+        conditions = {"number < ?": before, "state = ?": state}
+        chosen = {condition: value for condition, value in conditions.items() if value is not None}
+        where = " AND ".join(["1", *chosen])
+        rows = self._database.query(
+            f"SELECT * FROM jobs WHERE {where} ORDER BY number DESC LIMIT ?", (*chosen.values(), limit + 1)
+        )
+        return [_view(row) for row in rows[:limit]], rows[limit - 1]["number"] if len(rows) > limit else None
+
+    def counts(self) -> dict[str, int]:
+        """How many jobs there are in each state."""
+        found = self._database.query("SELECT state, count(*) AS n FROM jobs GROUP BY state")
+        return dict.fromkeys(STATES, 0) | {row["state"]: row["n"] for row in found}
 
     def events(self, name: str, after: int = 0) -> list[dict[str, Any]]:
         """What was said of a job after the event of this number."""
-        rows = self._database.query("SELECT * FROM events WHERE job = ? AND number > ? ORDER BY number", (name, after))
-        return [{"number": row["number"], "at": row["at"], "kind": row["kind"], "text": row["text"]} for row in rows]
+        rows = self._database.query(
+            "SELECT * FROM events WHERE job = ? AND number > ? ORDER BY number LIMIT 1000", (name, after)
+        )
+        return [{"number": row["number"], "at": row["at"], "text": row["text"]} for row in rows]
 
     def folder(self, name: str) -> Path:
-        """Where a job's files are; its results in `out`."""
+        """Where a job's files are."""
         return self._folder / name
 
-    def cancel(self, name: str) -> Job:
+    def reading(self, source: str) -> list[str]:
+        """The jobs that have not ended and read `source`, as clients call it."""
+        places = ", ".join("?" * len(ENDED))
+        rows = self._database.query(f"SELECT id, request FROM jobs WHERE state NOT IN ({places})", ENDED)
+        return [row["id"] for row in rows if json.loads(row["request"]).get("source") == source]
+
+    def cancel(self, name: str) -> JobView:
         """Stop a job; what it counted stays. Raises `NotFoundError`, `ConflictError` for one that has ended."""
         with self._lock:
             found = self.get(name)
@@ -192,7 +194,8 @@ class Jobs:
                 self._set(name, state=CANCELLED, ended=time.time(), message="cancelled before it began")
             else:
                 self._set(name, state=CANCELLING, message="is being cancelled")
-                running.process.send_signal(signal.SIGTERM)
+                running.terminate()
+        log.info("cancelled", extra={"job": name})
         self._changed(name)
         return self.get(name)
 
@@ -202,9 +205,10 @@ class Jobs:
             found = self.get(name)
             if found.state not in ENDED:
                 raise ConflictError(f"job {name} is {found.state}; cancel it first")
-            remove_folder(self.folder(name))
             with self._database.writing() as connection:
                 connection.execute("DELETE FROM jobs WHERE id = ?", (name,))
+            remove_folder(self.folder(name))
+        log.info("deleted", extra={"job": name})
         self._changed(name)
 
     def listen(self, listener: Callable[[str], None]) -> Callable[[], None]:
@@ -216,16 +220,16 @@ class Jobs:
 
     def start(self) -> None:
         """Take up what an earlier service left, and begin."""
-        with self._database.writing() as connection:
-            left = connection.execute(
-                "SELECT id, state FROM jobs WHERE state IN (?, ?)", (RUNNING, CANCELLING)
-            ).fetchall()
-        for row in left:
-            if row["state"] == CANCELLING:
-                self._set(row["id"], state=CANCELLED, ended=time.time(), message="cancelled")
-            else:
-                self._set(row["id"], state=QUEUED, message="the service was stopped; it goes on with what was saved")
-                self._database.say(row["id"], "message", "the service was stopped; the job goes on")
+        known = {row["id"]: row["state"] for row in self._database.query("SELECT id, state FROM jobs")}
+        for folder in self._folder.iterdir():
+            if folder.name not in known:  # its submission, or its deletion, was stopped half way
+                remove_folder(folder)
+        for name, state in known.items():
+            if state == CANCELLING:
+                self._set(name, state=CANCELLED, ended=time.time(), message="cancelled")
+            elif state == RUNNING:
+                self._set(name, state=QUEUED, message="the service was stopped; it goes on with what was saved")
+                self._database.say(name, "the service was stopped; the job goes on")
         self._thread.start()
 
     def stop(self) -> None:
@@ -233,106 +237,149 @@ class Jobs:
         with self._lock:
             self._stopping = True
             for running in self._processes.values():
-                running.process.send_signal(signal.SIGTERM)
+                running.terminate()
             self._lock.notify_all()
-            threads = [running.thread for running in self._processes.values()]
-        for thread in filter(None, threads):
-            thread.join(STOP_SECONDS)
-        with self._lock:
-            for running in self._processes.values():
-                running.process.kill()
-        self._thread.join(STOP_SECONDS)
+        self._thread.join(2 * STOP_SECONDS)
 
     def _supervise(self) -> None:
-        with self._lock:
-            while not self._stopping:
-                while len(self._processes) < self._most_running and (chosen := self._chosen()) is not None:
-                    self._begin(chosen)
+        """Begin jobs where there are places, and see that those end that should; until nothing runs any more."""
+        while True:
+            with self._lock:
+                if self._stopping and not self._processes:
+                    return
+                try:
+                    while not self._stopping and (chosen := self._chosen()) is not None:
+                        self._begin(chosen)
+                except (StreamstatsError, OSError):  # no room for the database, or no processes left
+                    log.exception("cannot begin a job; it is tried again")
+                for running in self._processes.values():
+                    if running.kill_at is not None and time.monotonic() > running.kill_at:
+                        running.process.kill()
                 self._lock.wait(1.0)
 
-    def _chosen(self) -> Job | None:
-        rows = self._database.query("SELECT number, id, submitter, priority FROM jobs WHERE state = ?", (QUEUED,))
-        names = {row["number"]: row["id"] for row in rows}
-        last = self._database.query("SELECT submitter, max(started) AS at FROM jobs GROUP BY submitter")
-        found = next_job(
-            [Waiting(row["number"], row["submitter"], row["priority"]) for row in rows],
-            [running.submitter for running in self._processes.values()],
-            {row["submitter"]: row["at"] or 0.0 for row in last},
-        )
-        return None if found is None else self.get(names[found.number])
+    def _chosen(self) -> JobView | None:
+        """The job to begin now: those that follow a store have places of their own."""
+        for follows, places in self._places.items():
+            running = [each.submitter for each in self._processes.values() if each.follows == follows]
+            rows = self._database.query(
+                "SELECT number, id, submitter, priority FROM jobs WHERE state = ? AND follows = ?", (QUEUED, follows)
+            )
+            if len(running) >= places or not rows:
+                continue
+            last = self._database.query("SELECT submitter, max(started) AS at FROM jobs GROUP BY submitter")
+            waiting = [Waiting(row["number"], row["submitter"], row["priority"]) for row in rows]
+            found = next_job(waiting, running, {row["submitter"]: row["at"] or 0.0 for row in last})
+            return self.get({row["number"]: row["id"] for row in rows}[found.number]) if found else None
+        return None
 
-    def _begin(self, job: Job) -> None:
+    def _begin(self, job: JobView) -> None:
         folder = self.folder(job.id)
-        make_folders([folder])
-        request = {"config": {**job.config, "output": str(folder / "out")}, "kind": job.kind}
-        request["follow"] = request["config"].pop("follow", None)
-        write_json(folder / "request.json", request)
-        self._set(job.id, state=RUNNING, started=time.time(), attempts=job.attempts + 1, message="")
+        try:
+            make_folders([folder])
+            write_json(folder / REQUEST, self._complete(job.request))
+        except StreamstatsError as error:
+            self._set(job.id, state=FAILED, ended=time.time(), message=str(error))
+            self._changed(job.id)
+            return
+        self._set(job.id, state=RUNNING, started=time.time(), attempts=job.attempts + 1, message="begins", speed=0.0)
         process = subprocess.Popen(
-            [sys.executable, "-m", "streamstats.service.runner", str(folder / "request.json")],
+            [sys.executable, "-m", "streamstats.service.runner", str(folder)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
         )
-        running = _Process(job.submitter, process)
+        running = _Process(job.submitter, job.follows, process)
         running.thread = threading.Thread(target=self._follow, args=(job.id, running), daemon=True)
         self._processes[job.id] = running
         running.thread.start()
+        log.info("begun", extra={"job": job.id, "pid": process.pid, "attempt": job.attempts + 1})
         self._changed(job.id)
 
     def _follow(self, name: str, running: _Process) -> None:
         """Read what a job's process says until it ends, and write down how."""
-        said: list[str] = []
-        assert running.process.stderr is not None
-        errors = threading.Thread(target=lambda: said.extend(running.process.stderr or ()), daemon=True)
+        process, said = running.process, list[str]()
+        assert process.stderr is not None
+        assert process.stdout is not None
+        errors = threading.Thread(target=said.extend, args=(process.stderr,), daemon=True)
         errors.start()
-        assert running.process.stdout is not None
-        for line in running.process.stdout:
-            self._hear(name, running, json.loads(line))
-        status = running.process.wait()
+        for line in process.stdout:
+            self._persist(name, partial(self._hear, name, running, json.loads(line)))
+        status = process.wait()
         errors.join()
+        last = "".join(said).strip().splitlines()[-1:]
+        while not self._persist(name, partial(self._end, name, running, status, last)) and not self._stopping:
+            time.sleep(1.0)  # it is tried again until there is room
         with self._lock:
-            self._end(name, running.ended, status, "".join(said).strip().splitlines()[-1:])
             del self._processes[name]
             self._lock.notify_all()
         self._changed(name)
 
+    def _persist(self, name: str, write: Callable[[], None]) -> bool:
+        """Whether `write` could write; a disk that is full does not end a job."""
+        try:
+            write()
+        except OutputError:
+            log.exception("cannot write down what a job said", extra={"job": name})
+            return False
+        return True
+
     def _hear(self, name: str, running: _Process, told: Mapping[str, Any]) -> None:
         if "plan" in told:
             plan = told["plan"]
-            self._set(name, rows=plan["before"], total_rows=plan["rows"], bytes=0, total_bytes=plan["bytes"])
+            running.rows, running.bytes = plan["before"], 0
+            self._set(
+                name, rows=plan["before"], total_rows=plan["rows"], bytes=0, total_bytes=plan["bytes"], message=""
+            )
         elif "progress" in told:
-            self._set(name, rows=told["progress"]["rows"], bytes=told["progress"]["bytes"])
+            found = told["progress"]
+            self._count(running, found["rows"], found["bytes"])
+            self._metrics.task_failures.inc(found["repeats"])
+            self._set(name, rows=found["rows"], bytes=found["bytes"], speed=found["speed"])
+        elif "saving" in told:
+            self._metrics.save_seconds.observe(told["saving"])
+        elif "results" in told:
+            found = self.get(name)
+            self._count(running, found.total_rows, found.total_bytes)
+            self._set(name, results=told["results"], rows=found.total_rows, bytes=found.total_bytes)
         elif "message" in told:
-            self._database.say(name, "message", told["message"])
+            text = told["message"][:LONGEST_MESSAGE]
+            log.info(text, extra={"job": name})
+            self._set(name, message=text)
+            self._database.say(name, text)
         else:
             running.ended = told["end"]
         self._changed(name)
 
-    def _end(self, name: str, ended: Mapping[str, Any], status: int, last: list[str]) -> None:
-        job = self.get(name)
+    def _count(self, running: _Process, rows: int, size: int) -> None:
+        self._metrics.rows.inc(max(0, rows - running.rows))
+        self._metrics.bytes.inc(max(0, size - running.bytes))
+        running.rows, running.bytes = max(rows, running.rows), max(size, running.bytes)
+
+    def _end(self, name: str, running: _Process, status: int, last: list[str]) -> None:
+        job, ended = self.get(name), running.ended
         if job.state == CANCELLING:
             self._set(name, state=CANCELLED, ended=time.time(), message="cancelled; what was counted is kept")
-        elif self._stopping:
+        elif self._stopping and ended.get("status") not in BY_STATUS:
             self._set(name, state=QUEUED, message="the service was stopped; it goes on with what was saved")
-        elif not ended:
-            self._end_unsaid(name, job, status, last)
+        elif ended:
+            text = ended["text"][:LONGEST_MESSAGE]
+            self._set(name, state=BY_STATUS.get(ended["status"], FAILED), ended=time.time(), message=text)
+            self._database.say(name, text)
         else:
-            state = BY_STATUS.get(ended["status"], FAILED)
-            rows = {"rows": job.total_rows, "bytes": job.total_bytes} if state == DONE else {}
-            self._set(name, state=state, ended=time.time(), message=ended["text"], **rows)
-            self._database.say(name, "end", ended["text"])
+            self._end_unsaid(job, status, last)
+        log.info("ended", extra={"job": name, "status": status, "state": self.get(name).state})
 
-    def _end_unsaid(self, name: str, job: Job, status: int, last: list[str]) -> None:
+    def _end_unsaid(self, job: JobView, status: int, last: list[str]) -> None:
         """The process was killed, or failed in a way that nobody foresaw."""
-        why = f"its process ended with status {status}{': ' if last else ''}{' '.join(last)}"
-        self._database.say(name, "message", why)
+        why = f"its process ended with status {status}{': ' if last else ''}{' '.join(last)}"[:LONGEST_MESSAGE]
+        self._database.say(job.id, why)
+        self._metrics.task_failures.inc()
         if job.attempts < MOST_ATTEMPTS:
-            self._set(name, state=QUEUED, message=f"{why}; it is begun again")
+            self._set(job.id, state=QUEUED, message=f"{why}; it is begun again")
         else:
-            self._set(name, state=FAILED, ended=time.time(), message=f"{why}, for the {job.attempts}th time")
+            self._set(job.id, state=FAILED, ended=time.time(), message=f"{why}; tried {job.attempts} times")
 
     def _set(self, name: str, **values: Any) -> None:
         with self._database.writing() as connection:
@@ -345,9 +392,19 @@ class Jobs:
         for listener in list(self._listeners):
             listener(name)
 
+    def current(self, name: str) -> int | None:
+        """The number of a job's current results."""
+        return published.current(self.folder(name))
 
-def check_submitter(name: str) -> str:
-    """Raise `UsageError` for a name that is none."""
-    if not (0 < len(name) <= 64 and name.isprintable()):
-        raise UsageError(f"the submitter's name has {len(name)} characters; expected 1 to 64 that can be printed")
-    return name
+
+def _view(row: Row) -> JobView:
+    request = json.loads(row["request"])
+    fields = {name: row[name] for name in JobView.model_fields if name in row.keys()}  # noqa: SIM118 - a row is no mapping
+    running = row["state"] == RUNNING
+    speed = row["speed"] if running else 0.0
+    if not running and row["ended"] and row["started"]:
+        speed = row["total_bytes"] / max(row["ended"] - row["started"], 1e-9)
+    left = (row["total_bytes"] - row["bytes"]) / speed if running and speed and row["total_bytes"] else None
+    return JobView(
+        **{**fields, "request": request, "source": request.get("source")}, bytes_per_second=speed, seconds_left=left
+    )

@@ -1,12 +1,13 @@
-"""A job in a process of its own: `python -m streamstats.service.runner REQUEST.json`, started by the service alone.
+"""A job in a process of its own: `python -m streamstats.service.runner FOLDER`, started by the service alone.
 
-What happens is told on stdout, one JSON object a line: `{"plan": …}`, `{"progress": …}`, `{"message": …}` and, last,
-`{"end": …}` with the exit status that the command line would have. When stdin ends, the service is gone: the job stops as
-at a signal, with everything saved that was counted.
+What happens is told on stdout, one JSON object a line: `{"plan": …}`, `{"progress": …}`, `{"message": …}`,
+`{"saving": …}`, `{"results": …}` and, last, `{"end": …}` with the exit status that the command line would have. When
+stdin ends, the service is gone: the job stops as at a signal, with everything saved that was counted.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -17,27 +18,32 @@ from pathlib import Path
 from typing import Any
 
 from .. import job
-from ..config import JobConfig
-from ..errors import OutputError, StreamstatsError
+from ..artifacts import read_json, remove_folder, write_json
+from ..calibration.layer import find_arrays
+from ..config import ClusterConfig, JobConfig
+from ..errors import OutputError, StreamstatsError, UsageError, counted
 from ..interrupts import SIGNALS
-from ..results import MANIFEST
+from .published import publish, result_files
 
 INCOMPLETE, INTERRUPTED = 3, 130
-TELL_SECONDS = 0.2
+TELL_SECONDS = 0.25
 """Between two lines of progress."""
 LOCK_SECONDS = 60.0
 """For how long a job waits for the process that had it before."""
+REQUEST, OUTPUT, INPUTS = "request.json", "out", "inputs"
+STORE, RECORDED, CORRECTED, REPORT = "calibration.zarr", "recorded.json", "corrected.onnx", "report"
 
 
 def main() -> int:
-    """Do the job that the file says, and tell of it."""
-    request = json.loads(Path(sys.argv[1]).read_bytes())
+    """Do the job of the folder that the first argument names, and tell of it."""
+    os.chdir(sys.argv[1])  # so that what it says and writes names no folder of the service
+    request = read_json(Path(REQUEST))
     for number in SIGNALS:
         signal.signal(number, _interrupt)
     threading.Thread(target=_watch_service, daemon=True).start()
     told = _Told()
     try:
-        status, text = _done(JobConfig.model_validate(request["config"], strict=False), request, told)
+        status, text = KINDS[request["kind"]](request, told)
     except StreamstatsError as error:
         status, text = error.exit_status, " ".join(str(error).split())
     except KeyboardInterrupt:
@@ -46,27 +52,98 @@ def main() -> int:
     return status
 
 
-def _done(config: JobConfig, request: dict[str, Any], told: _Told) -> tuple[int, str]:
+def _run(request: dict[str, Any], told: _Told) -> tuple[int, str]:
     """(the exit status, what there is to say)."""
-    follow = request.get("follow")
-    until = time.monotonic() + LOCK_SECONDS
+    fields = {name: value for name, value in request.items() if name in JobConfig.model_fields}
+    config = JobConfig.model_validate({**fields, "output": OUTPUT}, strict=False)
+    follow = request["follow"]
+    if follow is not None:
+        _wait_for_layers(config.source, told)
+    outcome = _reduced(config, told, job.Follow(**follow) if follow is not None else None)
+    if not outcome.unreadable:
+        return 0, f"done; {counted(len(outcome.statistics), 'layer')}"
+    lost = sum(each.rows[1] - each.rows[0] for each in outcome.unreadable)
+    return INCOMPLETE, f"{counted(lost, 'row')} could not be read; the first: {outcome.unreadable[0].reason}"
+
+
+def _wait_for_layers(source: str, told: _Told) -> None:
+    """Until there is something to follow in a store that the service owns."""
     while True:
         try:
-            outcome = job.run(
-                config,
-                follow=job.Follow(follow.get("rows"), follow.get("idle")) if follow is not None else None,
-                on_plan=told.plan,
-                on_progress=told.progress,
+            find_arrays(source)
+        except UsageError:
+            told.waiting("waits for the first activations")
+            time.sleep(job.POLL_SECONDS)
+        else:
+            return
+
+
+def _reduced(config: JobConfig, told: _Told, follow: job.Follow | None = None) -> job.Outcome:
+    until = time.monotonic() + LOCK_SECONDS
+
+    def publish_results(_: job.Outcome) -> None:
+        told.line({"results": publish(Path(), result_files(Path(config.output)))})
+
+    while True:
+        try:
+            return job.run(
+                config, follow=follow, on_plan=told.plan, on_progress=told.progress, on_written=publish_results
             )
-            break
-        except OutputError:
+        except OutputError:  # the process of a service that was killed saves, and goes
             if told.planned or time.monotonic() > until:
                 raise
             time.sleep(0.5)
-    if not outcome.unreadable:
-        return 0, f"done; see {MANIFEST}"
-    lost = sum(each.rows[1] - each.rows[0] for each in outcome.unreadable)
-    return INCOMPLETE, f"{lost:,} rows could not be read; the first: {outcome.unreadable[0].reason}"
+
+
+def _onnx(request: dict[str, Any], told: _Told) -> tuple[int, str]:
+    """Record, reduce, correct and report, as the commands of these names do; each goes on from what is there."""
+    from ..models import onnx
+    from ..report import page as pages
+
+    inputs = {field: Path(INPUTS, name) for field, name in request["inputs"].items()}
+    model, samples, quantized = inputs["model"], inputs["samples"], inputs.get("quantized")
+    for each in filter(None, (model, quantized)):
+        onnx.check_alone(each)
+    _record(model, samples, request, told)
+    cluster = ClusterConfig.model_validate(request["cluster"], strict=False)
+    config = JobConfig(
+        source=STORE, output=OUTPUT, statistics=["spread", "positions"], memory=request["memory"], cluster=cluster
+    )
+    outcome = _reduced(config, told)
+    iterative = onnx.Iterative(samples, Path("work"), request["iterative"]) if request["iterative"] else None
+    held_out = onnx.HeldOut(inputs["held_out"], inputs.get("labels")) if "held_out" in inputs else None
+    how = onnx.How(iterative, held_out, request["do_no_harm"])
+    levels = {name: request[name] for name in ("bits", "per_channel", "symmetric")}
+    told.waiting("corrects the model")
+    if quantized is not None:
+        correction = onnx.correct_quantized(model, quantized, OUTPUT, CORRECTED, how=how, watch=told)
+    else:
+        correction = onnx.correct(model, OUTPUT, CORRECTED, **levels, how=how, watch=told)
+    page = Path(REPORT).with_suffix(".html")
+    beside = pages.write(page, pages.document(Path(OUTPUT), correction))
+    files = {each.name: each for each in (page, beside, Path(CORRECTED))}
+    told.line({"results": publish(Path(), result_files(Path(OUTPUT)) | files)})
+    remove_folder(Path(STORE))  # many times what was uploaded
+    done = sum(each.corrected for each in correction.layers)
+    return 0, f"done; {counted(len(outcome.statistics), 'layer')} counted, {done} of the model corrected"
+
+
+def _record(model: Path, samples: Path, request: dict[str, Any], told: _Told) -> None:
+    """Record into a new store, unless this was done: a store that was begun and not finished is begun again."""
+    from ..models import onnx
+
+    if Path(RECORDED).exists():
+        return
+    remove_folder(Path(STORE))
+    told.waiting("runs the model on the samples")
+    recorded = onnx.record(model, samples, STORE, storage=request["storage"])
+    for each in recorded:
+        if each.reason:
+            told.line({"message": f"layer {each.layer} is left out: {each.reason}"})
+    write_json(Path(RECORDED), {"layers": [each.layer for each in recorded]})
+
+
+KINDS = {"run": _run, "onnx": _onnx}
 
 
 class _Told:
@@ -74,35 +151,45 @@ class _Told:
 
     def __init__(self) -> None:
         self.planned = False
-        self._last = 0.0
-        self._rows = self._bytes = 0
+        self._last, self._said = 0.0, ""
+        self._rows = self._bytes = self._repeats = 0
+        self._since = time.monotonic()
+
+    def waiting(self, message: str) -> None:
+        """Say what is going on, once."""
+        if message != self._said:
+            self._said = message
+            self.line({"message": message})
+
+    def begin(self, what: str, samples: int) -> None:
+        """As `Watch`: a part of a long work begins."""
+        self.waiting(f"{what} ({counted(samples, 'sample')})")
+
+    def advance(self, samples: int) -> None:
+        """As `Watch`: samples are done, which nobody counts here."""
 
     def plan(self, prepared: job.Prepared) -> None:
         """What is to be done."""
         self.planned = True
         before = sum(each.rows for each in prepared.ledger.values())
-        self._rows, self._bytes = before, 0
+        self._rows, self._bytes, self._since = before, 0, time.monotonic()
         plan = prepared.plan
-        self.line(
-            {
-                "plan": {
-                    "rows": plan.rows + before,
-                    "before": before,
-                    "bytes": plan.bytes,
-                    "layers": len(prepared.ledger),
-                }
-            }
-        )
+        told = {"rows": plan.rows + before, "before": before, "bytes": plan.bytes}
+        self.line({"plan": {**told, "layers": len(prepared.ledger), "workers": prepared.workers}})
 
     def progress(self, progress: job.Progress) -> None:
         """What was done, in all."""
         self._rows += progress.rows
         self._bytes += progress.bytes
-        if progress.message:
+        if progress.saving is not None:
+            self.line({"saving": progress.saving})
+        elif progress.message:
             self.line({"message": progress.message})
-        elif time.monotonic() - self._last >= TELL_SECONDS:
+        elif time.monotonic() - self._last >= TELL_SECONDS or progress.repeats > self._repeats:
             self._last = time.monotonic()
-            self.line({"progress": {"rows": self._rows, "bytes": self._bytes, "repeats": progress.repeats}})
+            speed = self._bytes / max(self._last - self._since, 1e-9)
+            again, self._repeats = progress.repeats - self._repeats, progress.repeats
+            self.line({"progress": {"rows": self._rows, "bytes": self._bytes, "speed": speed, "repeats": again}})
 
     def line(self, document: dict[str, Any]) -> None:
         """Tell it; a service that has gone hears nothing."""
@@ -113,7 +200,9 @@ class _Told:
 
 
 def _watch_service() -> None:
-    sys.stdin.buffer.read()
+    with contextlib.suppress(OSError):
+        while os.read(sys.stdin.fileno(), 1024):  # not `sys.stdin.read`, whose lock Python wants at its end
+            pass
     os.kill(os.getpid(), signal.SIGTERM)
 
 

@@ -13,40 +13,49 @@ from ..errors import UsageError
 from .sources import Sources
 
 Bytes = Annotated[int, BeforeValidator(parse_bytes, json_schema_input_type=str | int), Field(gt=0)]
+Folder = Annotated[Path, Field(strict=False)]
 
 
 class Limits(Settings):
     """What clients may ask for."""
 
     running_jobs: Annotated[int, Field(ge=1, le=64, description="Jobs at a time; others wait.")] = 1
+    following_jobs: Annotated[int, Field(ge=0, le=64, description="Jobs that follow a store, beside them.")] = 4
     waiting_jobs: Annotated[int, Field(ge=1, le=100_000, description="Jobs that may wait, of all submitters.")] = 1000
     body: Annotated[Bytes, Field(description="The largest body of a request, as in 64MiB.")] = 64 * 2**20
-    upload: Annotated[Bytes, Field(description="The largest model or file of weights.")] = 2 * 2**30
-    layers: Annotated[int, Field(ge=1, description="Layers of an ingested store.")] = 10_000
+    upload: Annotated[Bytes, Field(description="The largest model or file of samples.")] = 2 * 2**30
+    uploads: Annotated[Bytes, Field(description="All uploads together.")] = 20 * 2**30
+    ingests: Annotated[int, Field(ge=1, le=1000, description="Requests with activations at a time.")] = 64
+    streams: Annotated[int, Field(ge=1, le=10_000, description="Clients that follow the events of jobs.")] = 256
+    stores: Annotated[int, Field(ge=1, le=100_000, description="Stores that the service owns.")] = 1000
+    layers: Annotated[int, Field(ge=1, le=100_000, description="Layers of such a store.")] = 10_000
+    free: Annotated[Bytes, Field(description="Room to leave on the disk.")] = 2**30
 
 
 class TLS(Settings):
     """A certificate and its key, PEM files."""
 
-    certificate: Path
-    key: Path
+    certificate: Folder
+    key: Folder
 
 
 class ServiceConfig(Settings):
     """A service: its folder, its address, its sources, its workers."""
 
-    data: Annotated[Path, Field(description="The folder for its database, jobs, stores and token.")]
-    host: Annotated[str, Field(description="The address it listens on.")] = "127.0.0.1"
+    data: Annotated[Folder, Field(description="The folder for its database, jobs, stores and token.")]
+    host: Annotated[str, Field(min_length=1, description="The address it listens on.")] = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535, description="0: any that is free, which is printed.")] = 8765
     allow_plain_http: Annotated[
         bool, Field(description="Listen beyond this machine without TLS, as behind a proxy that has it.")
     ] = False
     allowed_hosts: Annotated[
-        list[str], Field(description="Names in Host headers beside the address, as the proxy's.")
-    ] = []
-    tls: TLS | None = None
-    roots: Annotated[list[Path], Field(description="Folders whose stores jobs may read.")] = []
-    prefixes: Annotated[list[str], Field(description="URLs that jobs may read, as in s3://bucket/calibration/.")] = []
+        list[str], Field(default_factory=list, description="Names in Host headers, as the proxy's.")
+    ]
+    tls: Annotated[TLS | None, Field(description="For https.")] = None
+    roots: Annotated[list[Folder], Field(default_factory=list, description="Folders that jobs may read.")]
+    prefixes: Annotated[
+        list[str], Field(default_factory=list, description="URLs that jobs may read: s3://bucket/folder/.")
+    ]
     memory: Annotated[Bytes, Field(description="The most memory of a job.")] = 2 * 2**30
     cluster: Annotated[ClusterConfig, Field(description="Where the work is done.")] = ClusterConfig()
     limits: Limits = Limits()
@@ -58,11 +67,18 @@ class ServiceConfig(Settings):
     def check(self) -> None:
         """Raise `UsageError` for an address that is open to others without what protects it."""
         self.sources()
-        if not _is_loopback(self.host) and self.tls is None and not self.allow_plain_http:
+        data = self.data.resolve()
+        for root in self.roots:
+            if data.is_relative_to(root.resolve()):
+                raise UsageError(f"data is {self.data}, below the root {root} that clients may read; keep them apart")
+        if not is_loopback(self.host) and self.tls is None and not self.allow_plain_http:
             raise UsageError(
                 f"host is {self.host}, which others reach, and there is no `tls`; give a certificate and a key, or, "
                 "behind a proxy that has TLS, `allow_plain_http: true`"
             )
+        for path in (self.tls.certificate, self.tls.key) if self.tls else ():
+            if not path.is_file():
+                raise UsageError(f"tls: {path} is not a file; expected PEM")
 
 
 def load_service_config(path: str | Path) -> ServiceConfig:
@@ -74,13 +90,14 @@ def load_service_config(path: str | Path) -> ServiceConfig:
         config = ServiceConfig.model_validate(document)
         config.check()
     except ValidationError as error:
-        raise UsageError(f"{path}: {explain(error, ServiceConfig)}") from error
+        raise UsageError(f"{path}: {explain(error.errors(), ServiceConfig)}") from error
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
     return config
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether `host` is this machine, and nobody else reaches it."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -18,6 +18,9 @@ from ..errors import UsageError
 SCHEMES = ("s3", "gs", "az")
 LONGEST = 1024
 """Characters of a source."""
+STORE_FILES = ("zarr.json", ".zgroup")
+MOST_LISTED, DEEPEST = 200, 3
+"""Stores that are offered, and how deep they are looked for."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +45,13 @@ class Sources:
             raise UsageError(f"the source has {len(source)} characters; expected 1 to {LONGEST} that can be printed")
         if "://" in source or "::" in source:
             return self._resolved_url(source)
-        for root in self.roots:
-            base = root.resolve()
-            path = (base / source).resolve()
-            if path == base or base in path.parents:
-                return str(path)
-        raise UsageError(f"the source {source} is not below a folder that the service may read")
+        allowed = [path for root in self.roots if (path := _below(root, source)) is not None]
+        if not allowed:
+            raise UsageError(f"the source {source} is not below a folder that the service may read")
+        found = next((path for path in allowed if path.exists()), None)
+        if found is None:
+            raise UsageError(f"the source {source} does not exist below the folders that the service may read")
+        return str(found)
 
     def _resolved_url(self, source: str) -> str:
         _check_url(source)
@@ -55,19 +59,52 @@ class Sources:
             raise UsageError(f"the source {source} does not begin with a URL that the service may read")
         return source
 
+    def listed(self) -> list[str]:
+        """Some of the stores below the roots, as `resolved` takes them, for people to choose from."""
+        found: list[str] = []
+        for root in self.roots:
+            waiting = [(root, 0)]
+            while waiting and len(found) < MOST_LISTED:
+                folder, depth = waiting.pop(0)
+                if depth and any((folder / name).exists() for name in STORE_FILES):
+                    found.append(folder.relative_to(root).as_posix())
+                elif depth < DEEPEST:
+                    waiting += [(each, depth + 1) for each in _folders(folder)]
+        return sorted(set(found))
+
+
+def _folders(folder: Path) -> list[Path]:
+    try:
+        return sorted(each for each in folder.iterdir() if each.is_dir() and not each.is_symlink())[:MOST_LISTED]
+    except OSError:  # one that the service may not look into is not offered
+        return []
+
+
+def _below(root: Path, source: str) -> Path | None:
+    """Where `source` leads from `root`, None if that is not below it."""
+    base = root.resolve()
+    try:
+        path = (base / source).resolve()
+    except (OSError, RuntimeError):  # a name that is too long, links that lead in a circle
+        return None
+    return path if path == base or base in path.parents else None
+
 
 def _check_url(url: str) -> None:
     """Raise `UsageError` unless `url` is scheme://bucket/path and nothing else."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        parts = urlsplit("")
     path = unquote(parts.path)
-    plain = re.fullmatch(r"[A-Za-z0-9._-]+", parts.netloc) is not None
+    plain = re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", parts.netloc) is not None
     if (
         parts.scheme not in SCHEMES
         or not plain
         or parts.query
         or parts.fragment
         or "::" in url
-        or "%" in path
+        or "%" in url
         or "\\" in path
         or any(part in (".", "..") for part in path.split("/"))
     ):

@@ -1,0 +1,168 @@
+"""Who may ask: a secret token, made at the first start, and what every request is checked for before it gets further.
+
+A browser sends what another site makes it send, so the names in `Host` and `Origin` count as well. A link to one file
+can be signed for a minute, for what a browser fetches without a header: downloads and reports.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import ipaddress
+import secrets
+import stat
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ..artifacts import write_secret
+from ..errors import UsageError
+from .answers import problem
+
+TOKEN = "token"
+TOKEN_BYTES = 32
+LINK_SECONDS = 60
+API = "/api/"
+OPEN = ("/healthz", "/readyz", "/api/v1/openapi.json")
+"""Answered without a token: they say nothing of anybody's data."""
+PAGE = ("/", "/static/")
+LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
+UNSAFE = ("POST", "PUT", "PATCH", "DELETE")
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "frame-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+REPORT_POLICY = (
+    "sandbox allow-same-origin; default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'self'"
+)
+"""Of the report: no script at all; its styles and pictures are inside it."""
+HEADERS = {
+    "content-security-policy": POLICY,
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "permissions-policy": "camera=(), geolocation=(), microphone=()",
+    "cache-control": "no-store",
+}
+
+
+class Token:
+    """The secret in the file at `path`, made if it is not there. Raises `UsageError` for one that others can read."""
+
+    def __init__(self, path: Path) -> None:
+        self.is_new = not path.exists()
+        if self.is_new:
+            write_secret(path, secrets.token_urlsafe(TOKEN_BYTES) + "\n")
+        if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+            raise UsageError(f"{path} can be read by others; take that away with: chmod 600 {path}")
+        self.path = path
+        self._secret = path.read_text(encoding="ascii").strip().encode()
+        if len(self._secret) < TOKEN_BYTES:
+            raise UsageError(f"{path} holds {len(self._secret)} characters, too few for a secret; remove it")
+
+    @property
+    def text(self) -> str:
+        """What clients send."""
+        return self._secret.decode()
+
+    def is_in(self, authorization: str | None) -> bool:
+        """Whether a header `Authorization` has the secret; it takes as long whatever is in it."""
+        scheme, _, given = (authorization or "").partition(" ")
+        return hmac.compare_digest(given.strip().encode(), self._secret) and scheme.lower() == "bearer"
+
+    def signed(self, path: str, now: float | None = None) -> str:
+        """`path` with a signature that is good for LINK_SECONDS."""
+        until = int((time.time() if now is None else now) + LINK_SECONDS)
+        return f"{path}?until={until}&signature={self._signature(path, until)}"
+
+    def has_signed(self, path: str, query: str) -> bool:
+        """Whether `query` is that of a link to `path`, and still good."""
+        fields = parse_qs(query, max_num_fields=10) if query.count("&") < 10 else {}
+        until, signature = fields.get("until", [""])[0], fields.get("signature", [""])[0]
+        if not (until.isascii() and until.isdigit() and len(until) < 15 and int(until) >= time.time()):
+            return False
+        return hmac.compare_digest(signature.encode(), self._signature(path, int(until)).encode())
+
+    def _signature(self, path: str, until: int) -> str:
+        return hmac.new(self._secret, f"link\n{path}\n{until}".encode(), hashlib.sha256).hexdigest()
+
+
+class Guard:
+    """Lets through what may pass, and puts the headers that protect a browser on every answer."""
+
+    def __init__(self, app: ASGIApp, token: Token, hosts: Sequence[str], *, tls: bool) -> None:
+        self._app, self._token, self._tls = app, token, tls
+        self._hosts = {each.lower() for each in (*LOCAL_NAMES, *hosts)}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """As ASGI has it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(raw=message["headers"])
+                message["headers"] = headers.raw
+                for name, value in HEADERS.items():
+                    headers.setdefault(name, value)
+                if self._tls:
+                    headers.setdefault("strict-transport-security", "max-age=31536000")
+            await send(message)
+
+        refusal = self._refusal(scope)
+        answer = self._app if refusal is None else problem(*refusal)
+        await answer(scope, receive, send_guarded)
+
+    def _refusal(self, scope: Scope) -> tuple[int, str] | None:
+        """(status, what is wrong), None for a request that may pass."""
+        headers = Headers(scope=scope)
+        if len(headers.getlist("host")) != 1 or host_name(headers["host"]) not in self._hosts:
+            return 421, "the Host header names another server; ask for this one by a name it is configured for"
+        origin = headers.get("origin")
+        if origin is not None and not self._is_own(origin, headers["host"]):
+            return 403, "the request comes from a page of another origin"
+        if scope["method"] in UNSAFE and headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
+            return 403, "the request comes from a page of another site"
+        path = scope["path"]
+        if path in (PAGE[0], *OPEN) or path.startswith(PAGE[1]):
+            return None
+        if self._token.is_in(headers.get("authorization")):
+            return None
+        if scope["method"] in ("GET", "HEAD") and self._token.has_signed(path, scope["query_string"].decode("latin-1")):
+            return None
+        return 401, "the token is missing or wrong; send `Authorization: Bearer TOKEN`, TOKEN from the service's file"
+
+    def _is_own(self, origin: str, host: str) -> bool:
+        """Whether a page of `origin` came from here, as a proxy with TLS in front may have it."""
+        try:
+            parts = urlsplit(origin)
+            return parts.scheme in ("http", "https") and parts.netloc.lower() == host.lower()
+        except ValueError:
+            return False
+
+
+def host_name(header: str) -> str:
+    """The name in a Host header, without the port.
+
+    >>> host_name("Localhost:8765"), host_name("[::1]:80")
+    ('localhost', '[::1]')
+    """
+    name, separator, port = header.strip().lower().rpartition(":")
+    return name if separator and port.isdigit() and (name.endswith("]") or ":" not in name) else header.strip().lower()
+
+
+def named_hosts(host: str, allowed: Sequence[str]) -> list[str]:
+    """What a Host header may say of a service at the address `host`."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return [host, *allowed]
+    own = [] if address.is_unspecified else [f"[{host}]" if address.version == 6 else host]
+    return [*own, *allowed]

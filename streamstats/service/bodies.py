@@ -1,0 +1,167 @@
+"""Bodies of requests: counted while they arrive, small ones in memory, others in a file, and read as arrays.
+
+Nothing that a body says of itself is believed: sizes are compared with what is there before memory is taken.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import io
+import mmap
+from collections.abc import AsyncIterator
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..artifacts import Spool, read_plain_tensors
+from ..errors import DataError, UsageError, counted
+from .errors import TooLargeError
+
+IN_MEMORY = 4 * 2**20
+NPY = b"\x93NUMPY"
+ZIP = b"PK\x03\x04"
+IDLE_SECONDS = 30.0
+"""Without a byte of a body, after which it is given up."""
+LONGEST_HEADER = 10_000
+
+Array = npt.NDArray[Any]
+
+
+class Body:
+    """A body that has arrived: `size` bytes with the SHA-256 `digest` (hex). `discard` it in the end."""
+
+    def __init__(self, folder: Path) -> None:
+        self.size = 0
+        self._folder = folder
+        self._hash = hashlib.sha256()
+        self._parts: list[bytes] = []
+        self._waiting = 0
+        self._spool: Spool | None = None
+
+    @classmethod
+    async def received(cls, chunks: AsyncIterator[bytes], folder: Path, most: int) -> Body:
+        """The body that comes in `chunks`. Raises `TooLargeError` beyond `most` bytes, `UsageError`, `OutputError`."""
+        body = cls(folder)
+        arriving = aiter(chunks)
+        try:
+            while True:
+                try:
+                    chunk = await asyncio.wait_for(anext(arriving), IDLE_SECONDS)
+                except StopAsyncIteration:
+                    break
+                body.size += len(chunk)
+                if body.size > most:
+                    raise TooLargeError(
+                        f"the body has more than {most:,} bytes, which is the most; send less at a time"
+                    )
+                body._parts.append(chunk)
+                body._waiting += len(chunk)
+                if body._waiting >= IN_MEMORY:
+                    await asyncio.to_thread(body._spill)
+        except TimeoutError:
+            body.discard()
+            raise UsageError(f"nothing of the body came for {IDLE_SECONDS:.0f} s; send it again") from None
+        except BaseException:
+            body.discard()
+            raise
+        return body
+
+    def _spill(self) -> None:
+        """Move what waits in memory to the file."""
+        if self._spool is None:
+            self._spool = Spool(self._folder)
+        content = b"".join(self._parts)
+        self._hash.update(content)
+        self._spool.write(content)
+        self._spool.flush()
+        self._parts, self._waiting = [], 0
+
+    @property
+    def path(self) -> Path:
+        """The file that it is in."""
+        if self._spool is None or self._parts:
+            self._spill()
+        assert self._spool is not None
+        return self._spool.path
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex)."""
+        whole = self._hash.copy()
+        whole.update(b"".join(self._parts))
+        return whole.hexdigest()
+
+    def start(self) -> bytes:
+        """Its first bytes, by which kinds of files are told apart."""
+        if self._spool is None:
+            return b"".join(self._parts)[:8]
+        with self.path.open("rb") as file:
+            return file.read(8)
+
+    def keep(self, path: Path) -> None:
+        """Have it on the disk, as `path`. Raises `OutputError`."""
+        assert self.path
+        assert self._spool is not None
+        self._spool.keep(path)
+
+    def discard(self) -> None:
+        """Forget it, and take its file away unless it was kept."""
+        self._parts = []
+        if self._spool is not None:
+            self._spool.discard()
+
+    def samples(self) -> Array:
+        """The array that it holds: `.npy`, or safetensors with one tensor. Raises `UsageError`."""
+        if self.start()[: len(NPY)] == NPY:
+            return self._npy()
+        tensors = self.tensors()
+        if len(tensors) != 1:
+            raise UsageError(
+                f"the body has {counted(len(tensors), 'tensor')}; expected one, the activations of a layer"
+            )
+        return next(iter(tensors.values()))
+
+    def tensors(self) -> dict[str, Array]:
+        """The arrays of safetensors. Raises `UsageError`."""
+        try:
+            return read_plain_tensors(self.path)
+        except DataError as error:
+            reason = str(error).replace(str(self.path), "the body")
+            raise UsageError(f"the body is neither .npy nor safetensors: {reason}") from error
+
+    def _npy(self) -> Array:
+        content = b"".join(self._parts) if self._spool is None else _mapped(self.path)
+        file = io.BytesIO(content[:LONGEST_HEADER])
+        try:
+            version = np.lib.format.read_magic(file)
+            if version == (1, 0):
+                shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+            elif version == (2, 0):
+                shape, fortran, dtype = np.lib.format.read_array_header_2_0(file)
+            else:
+                raise ValueError(f"version {version} of the format")
+        except Exception as error:  # the header is a Python literal: its reader lets any error through
+            raise UsageError(f"the body begins as .npy and is none: {' '.join(str(error).split())[:200]}") from error
+        if dtype.hasobject:
+            raise UsageError("the array holds Python objects; expected numbers")
+        expected, found = prod(shape) * dtype.itemsize, self.size - file.tell()
+        if expected != found or any(extent < 0 for extent in shape):
+            raise UsageError(f"the array of shape {shape} and {dtype} has {found:,} bytes; expected {expected:,}")
+        flat = np.frombuffer(content, dtype, prod(shape), file.tell())
+        return flat.reshape(shape, order="F" if fortran else "C")
+
+
+def _mapped(path: Path) -> mmap.mmap:
+    with path.open("rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def file_name(content: bytes, field: str) -> str:
+    """What a file that begins with `content` is called as the input `field`: its suffix says what it is."""
+    if field in ("model", "quantized"):
+        return f"{field}.onnx"
+    return f"{field}.npz" if content.startswith(ZIP) else f"{field}.npy"

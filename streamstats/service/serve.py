@@ -1,0 +1,82 @@
+"""Serving: one process, one address, until a signal. Then nothing new is taken, and what runs is saved."""
+
+from __future__ import annotations
+
+import signal
+import socket
+from collections.abc import Callable
+from types import FrameType
+
+import uvicorn
+
+from ..errors import OutputError
+from .app import make_app
+from .logs import log_as_json
+from .service import Service
+from .settings import ServiceConfig
+
+CONNECTIONS = 2000
+KEEP_ALIVE_SECONDS = 30
+DRAIN_SECONDS = 60
+BACKLOG = 512
+
+
+class _Server(uvicorn.Server):
+    """Tells streams of events that it is over, so that they end, when a signal comes."""
+
+    on_exit: Callable[[], None]
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        """A signal came; a second Ctrl-C does not wait for what is under way."""
+        self.force_exit = self.should_exit and sig == signal.SIGINT
+        self.should_exit = True
+        self.on_exit()
+
+
+def serve(config: ServiceConfig, say: Callable[[str], None]) -> None:
+    """Serve what `config` describes until SIGTERM or SIGINT. Raises `UsageError`, `OutputError`, `DataError`."""
+    listener = _listening(config)
+    service = Service(config)
+    log_as_json()
+    app = make_app(service)
+    tls = config.tls
+    server = _Server(
+        uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            lifespan="on",
+            server_header=False,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=DRAIN_SECONDS,
+            limit_concurrency=CONNECTIONS,
+            ssl_certfile=str(tls.certificate) if tls else None,
+            ssl_keyfile=str(tls.key) if tls else None,
+            h11_max_incomplete_event_size=2**16,
+        )
+    )
+    server.on_exit = app.state.stopping.set  # type: ignore[attr-defined]
+    host, port = listener.getsockname()[:2]
+    url = f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
+    made = "made, and for you alone" if service.token.is_new else "made at the first start"
+    say(f"serving {url}; the token is in {service.token.path} ({made})")
+    say(f"the page, with the token: {url}/#token={service.token.text}" if service.token.is_new else f"the page: {url}/")
+    with listener:
+        server.run(sockets=[listener])
+    say("stopped; jobs that ran go on at the next start")
+
+
+def _listening(config: ServiceConfig) -> socket.socket:
+    """The address, taken before anything else is done. Raises `OutputError`."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(BACKLOG)
+    except OSError as error:
+        raise OutputError(
+            f"cannot listen on {config.host} port {config.port}: {error.strerror or error}; is another service running "
+            "there? choose another `port`"
+        ) from error
+    return listener

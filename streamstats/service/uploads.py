@@ -1,0 +1,71 @@
+"""Uploads: models and samples that jobs refer to, called by the SHA-256 of their content."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+
+from ..artifacts import link, make_folders, remove, temporaries
+from ..errors import UsageError
+from .bodies import Body, file_name
+from .errors import NotFoundError, TooLargeError
+from .messages import UploadView
+
+FIELDS = ("model", "samples", "quantized", "held_out", "labels")
+"""The keys of a request that name uploads."""
+
+
+class Uploads:
+    """The files in `folder`, at most `most` bytes of them."""
+
+    def __init__(self, folder: Path, most: int) -> None:
+        self.folder, self._most = folder, most
+        self._lock = threading.Lock()
+        make_folders([folder])
+        for path in temporaries(folder):
+            remove(path)
+
+    def keep(self, body: Body) -> UploadView:
+        """Keep what has arrived; the same content is kept once. Raises `TooLargeError` where there is no room."""
+        if not body.size:
+            raise UsageError("the body is empty; send a file")
+        name = body.digest
+        with self._lock:
+            if not (self.folder / name).exists():
+                kept = sum(each.bytes for each in self.listed())
+                if kept + body.size > self._most:
+                    raise TooLargeError(
+                        f"{kept:,} bytes are uploaded, {body.size:,} more would be beyond {self._most:,}; delete some"
+                    )
+                body.keep(self.folder / name)
+        return UploadView(id=name, bytes=body.size)
+
+    def listed(self) -> list[UploadView]:
+        """All of them, by id."""
+        found = sorted(each for each in self.folder.iterdir() if not each.name.startswith("."))
+        return [UploadView(id=each.name, bytes=each.stat().st_size) for each in found]
+
+    def delete(self, name: str) -> None:
+        """Jobs that were submitted with it have it still. Raises `NotFoundError`."""
+        with self._lock:
+            remove(self._path(name))
+
+    def names(self, request: Mapping[str, object]) -> dict[str, str]:
+        """What the files that `request` names are called in the folder of its job. Raises `NotFoundError`."""
+        found = {}
+        for field in FIELDS:
+            if request.get(field):
+                with self._path(str(request[field])).open("rb") as file:
+                    found[field] = file_name(file.read(8), field)
+        return found
+
+    def put(self, request: Mapping[str, object], names: Mapping[str, str], folder: Path) -> None:
+        """Have the files that `request` names in `folder` under `names`. Raises `NotFoundError`, `OutputError`."""
+        link({folder / name: self._path(str(request[field])) for field, name in names.items()})
+
+    def _path(self, name: str) -> Path:
+        path = self.folder / name
+        if not path.is_file():
+            raise NotFoundError(f"there is no upload {name}; upload the file again")
+        return path
