@@ -21,6 +21,7 @@ RETRY_SECONDS = 5
 
 def problem(status: int, message: str) -> Response:
     """An error: its status, and what is wrong in one sentence."""
+    message = message.encode("utf-8", "replace").decode()  # a client may send halves of characters
     headers = {401: {"www-authenticate": "Bearer"}, 503: {"retry-after": str(RETRY_SECONDS)}}.get(status)
     return JSONResponse({"error": {"status": status, "message": message}}, status, headers)
 

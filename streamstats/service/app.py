@@ -367,7 +367,7 @@ def _add_results(app: FastAPI, service: Service) -> None:
     ) -> Response:
         """What to add to each bias, safetensors, for safetensors with LAYER.weight and LAYER.fake_quantized."""
         await asyncio.to_thread(service.results, job)
-        body = await Body.received(request.stream(), service.incoming, service.config.limits.body)
+        body = await Body.received(request, service.incoming, service.config.limits.body)
         try:
             content, outcomes = await asyncio.to_thread(service.corrections, job, body, layout)
         finally:
@@ -439,7 +439,7 @@ def _add_stores(app: FastAPI, service: Service) -> None:
             raise FullError("too many send activations, or the service is being stopped; send it again later")
         under_way += 1
         try:
-            body = await Body.received(request.stream(), service.incoming, service.config.limits.body)
+            body = await Body.received(request, service.incoming, service.config.limits.body)
             try:
                 waiting = await asyncio.to_thread(
                     lambda: service.stores.append(
@@ -489,7 +489,7 @@ def _add_uploads(app: FastAPI, service: Service) -> None:
     )
     async def upload(request: Request) -> UploadView:
         """Upload a model or samples for an `onnx` job; the id is the SHA-256 of the content."""
-        body = await Body.received(request.stream(), service.uploads.folder, service.config.limits.upload)
+        body = await Body.received(request, service.uploads.folder, service.config.limits.upload)
         try:
             return await asyncio.to_thread(service.uploads.keep, body)
         finally:

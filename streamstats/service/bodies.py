@@ -9,13 +9,13 @@ import asyncio
 import hashlib
 import io
 import mmap
-from collections.abc import AsyncIterator
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from starlette.requests import Request
 
 from ..artifacts import Spool, read_plain_tensors
 from ..errors import DataError, UsageError, counted
@@ -43,10 +43,13 @@ class Body:
         self._spool: Spool | None = None
 
     @classmethod
-    async def received(cls, chunks: AsyncIterator[bytes], folder: Path, most: int) -> Body:
-        """The body that comes in `chunks`. Raises `TooLargeError` beyond `most` bytes, `UsageError`, `OutputError`."""
+    async def received(cls, request: Request, folder: Path, most: int) -> Body:
+        """The body of `request`. Raises `TooLargeError` beyond `most` bytes, `UsageError`, `OutputError`."""
+        announced = request.headers.get("content-length", "")
+        if announced.isascii() and announced.isdigit() and int(announced[:20]) > most:
+            raise _too_large(most)
         body = cls(folder)
-        arriving = aiter(chunks)
+        arriving = aiter(request.stream())
         try:
             while True:
                 try:
@@ -153,6 +156,10 @@ class Body:
             raise UsageError(f"the array of shape {shape} and {dtype} has {found:,} bytes; expected {expected:,}")
         flat = np.frombuffer(content, dtype, prod(shape), file.tell())
         return flat.reshape(shape, order="F" if fortran else "C")
+
+
+def _too_large(most: int) -> TooLargeError:
+    return TooLargeError(f"the body has more than {most:,} bytes, which is the most; send less at a time")
 
 
 def _mapped(path: Path) -> mmap.mmap:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
 from ..config import DEFAULT_MEMORY, ReductionConfig, Settings
 from .settings import Bytes
 
 STORE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 UPLOAD_ID = r"^[0-9a-f]{64}$"
-PRINTABLE = r"^[^\x00-\x1f\x7f\ud800-\udfff]{1,64}$"
 MOST_RULES = 1000
 OWN = "store:"
 """Before the name of a store that the service owns, as the source of a job."""
@@ -34,6 +34,15 @@ class Submission(Settings):
     priority: Annotated[
         int, Field(ge=-100, le=100, description="Among jobs of the same submitter; more is sooner.")
     ] = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_text(cls, request: Any) -> Any:
+        try:
+            json.dumps(request, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError("the request has halves of characters; expected Unicode") from error
+        return request
 
 
 class RunRequest(Submission, ReductionConfig):

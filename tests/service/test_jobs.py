@@ -1,0 +1,291 @@
+"""Jobs over HTTP: what comes back is what the command line leaves, byte for byte."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import threading
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from served import STORE, Served, served, small_store, wait_until
+
+import streamstats as ss
+from streamstats import job
+from streamstats.config import JobConfig
+from streamstats.results import open_results
+from streamstats.service.client import RefusedError
+from streamstats.service.messages import JobView
+
+REQUEST = {"kind": "run", "source": STORE}
+
+
+@pytest.fixture(scope="module")
+def done(service: Served) -> JobView:
+    """A job that is done."""
+    with service.client() as client:
+        return client.wait(client.submit({**REQUEST, "submitter": "done"}).id)
+
+
+def test_a_job_leaves_the_bytes_that_run_leaves(service: Served, done: JobView, tmp_path: Path) -> None:
+    job.run(JobConfig(source=str(service.roots / STORE), output=str(tmp_path / "mine")))
+    with service.client() as client:
+        assert client.fetch(done.id, tmp_path / "theirs") == 1
+    mine = {path.relative_to(tmp_path / "mine"): path.read_bytes() for path in (tmp_path / "mine").rglob("*.*")}
+    theirs = {path.relative_to(tmp_path / "theirs"): path.read_bytes() for path in (tmp_path / "theirs").rglob("*.*")}
+    assert mine == theirs
+    assert open_results(tmp_path / "theirs").layers == ["block1/conv", "fc"]
+
+
+def test_a_job_tells_what_it_counted(done: JobView) -> None:
+    assert (done.state, done.rows, done.total_rows, done.results) == ("done", 64, 64, 1)
+    assert done.bytes == done.total_bytes > 0
+
+
+def test_layers_and_channels_are_those_of_inspect(service: Served, done: JobView, client: ss.Client) -> None:
+    expected = ss.reduce(service.roots / STORE)
+    layers = client.layers(done.id)["layers"]
+    assert list(layers) == list(expected)
+    assert layers["fc"]["covered"] == [[0, 32]]
+    assert layers["fc"]["missing"] == []
+    for name, found in expected.items():
+        channels = client.channels(done.id, name)["per_channel"]
+        assert channels["mean"] == found.mean.tolist()
+        assert channels["maximum"] == found.maximum.tolist()
+        assert layers[name]["greatest_mean"] == found.mean.max()
+
+
+def test_a_submission_repeated_with_its_key_is_the_same_job(client: ss.Client) -> None:
+    first = client.submit({**REQUEST, "submitter": "twice"}, key="the-key")
+    again = client.submit({**REQUEST, "submitter": "twice"}, key="the-key")
+    other = client.submit({**REQUEST, "submitter": "somebody else"}, key="the-key")
+    assert first.id == again.id != other.id
+    with pytest.raises(RefusedError, match="another request") as caught:
+        client.submit({**REQUEST, "submitter": "twice", "rows": "0:4"}, key="the-key")
+    assert caught.value.status == 409
+
+
+def test_submissions_at_the_same_moment_with_one_key_are_one_job(service: Served) -> None:
+    found: list[str] = []
+
+    def submit() -> None:
+        with service.client() as client:
+            found.append(client.submit({**REQUEST, "submitter": "at once"}, key="k").id)
+
+    threads = [threading.Thread(target=submit) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 8
+    assert len(set(found)) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"source": "nowhere.zarr"}, "does not exist"),
+        ({"source": "store:nowhere"}, "no store nowhere"),
+        ({"output": "/tmp/x"}, "unknown key `output`"),
+        ({"cluster": {"scheduler": "tcp://evil:1"}}, "unknown key `cluster`"),
+        ({"memory": "1TiB"}, "at most"),
+        ({"rows": "5:1"}, "rows"),
+        ({"layers": [{"match": "*", "quantization": {"scale": 0.0, "scale_is": "step"}}]}, "layers"),
+        ({"layers": [{"match": "*"}] * 1001}, "expected at most 1000"),
+        ({"submitter": "x" * 65}, "submitter"),
+        ({"submitter": "\ud800"}, "characters"),
+        ({"layers": [{"match": "\ud800"}]}, "characters"),
+        ({"priority": 10**9}, "priority"),
+        ({"kind": "unknown"}, "kind"),
+        ({"follow": {"rows": -1}}, "follow"),
+    ],
+)
+def test_a_request_that_cannot_be_met_says_why(service: Served, change: dict[str, Any], said: str) -> None:
+    with service.http() as http:
+        headers = {"Content-Type": "application/json"}
+        answer = http.post("/api/v1/jobs", content=json.dumps({**REQUEST, **change}), headers=headers)
+    assert answer.status_code == 422
+    assert said in answer.json()["error"]["message"]
+
+
+def test_a_job_that_fails_says_why(service: Served, client: ss.Client) -> None:
+    (service.roots / "empty").mkdir(exist_ok=True)
+    job = client.wait(client.submit({"kind": "run", "source": "empty"}).id)
+    assert job.state == "failed"
+    assert "zarr group" in job.message
+    assert job.results is None
+    with pytest.raises(RefusedError, match="no results yet"):
+        client.layers(job.id)
+
+
+def test_rows_that_cannot_be_read_are_told(service: Served, client: ss.Client) -> None:
+    store = small_store(service.roots / "damaged.zarr")
+    (store / "fc" / "c" / "0" / "0").unlink()
+    job = client.wait(client.submit({"kind": "run", "source": "damaged.zarr", "missing": "report"}).id)
+    assert job.state == "incomplete"
+    (gap,) = client.layers(job.id)["layers"]["fc"]["missing"]
+    assert gap["rows"] == [0, 2]
+    assert "is not there" in gap["reason"] or "missing" in gap["reason"]
+
+
+def test_events_tell_of_a_job_until_it_ends(client: ss.Client) -> None:
+    heard = list(client.events(client.submit(REQUEST).id))
+    kinds = [kind for kind, _ in heard]
+    assert kinds[-1] == "end"
+    assert set(kinds) <= {"job", "message", "end"}
+    states = [content["state"] for kind, content in heard if kind == "job"]
+    assert states[-1] == "done"
+    last = heard[-2][1]
+    assert {"rows", "bytes", "bytes_per_second", "seconds_left", "message"} <= set(last)
+
+
+def test_events_go_on_after_the_last_one_that_was_heard(service: Served, done: JobView) -> None:
+    with service.http(headers={"Last-Event-ID": str(2**60)}) as http:
+        text = http.get(f"/api/v1/jobs/{done.id}/events").text
+    assert "event: message" not in text
+    assert "event: end" in text
+
+
+def test_a_queued_job_is_cancelled_and_deleted(tmp_path: Path) -> None:
+    with served(tmp_path, limits={"running_jobs": 1}) as service, service.client() as client:
+        follower = client.submit({**REQUEST, "follow": {}})
+        wait_until(lambda: client.job(follower.id).results is not None)
+        with pytest.raises(RefusedError, match="cancel it first"):
+            client.delete(follower.id)
+        assert client.cancel(follower.id).state == "cancelling"
+        assert client.wait(follower.id).state == "cancelled"
+        assert client.layers(follower.id)["layers"]["fc"]["rows"] == 32  # what was counted is kept
+        with pytest.raises(RefusedError, match="cancelled already"):
+            client.cancel(follower.id)
+        client.delete(follower.id)
+        with pytest.raises(RefusedError) as caught:
+            client.job(follower.id)
+        assert caught.value.status == 404
+        assert not (service.data / "jobs" / follower.id).exists()
+
+
+def test_jobs_are_listed_page_by_page_the_newest_first(client: ss.Client) -> None:
+    made = [client.submit({**REQUEST, "submitter": "pages"}).id for _ in range(5)]
+    found: list[str] = []
+    before = None
+    while True:
+        page = client.jobs(limit=2, before=before)
+        found += [each.id for each in page.jobs]
+        before = page.next
+        if before is None:
+            break
+    assert [each for each in found if each in made] == made[::-1]
+    assert len(found) == len(set(found))
+    for each in made:
+        client.wait(each)
+    assert {each.state for each in client.jobs(state="done").jobs} == {"done"}
+
+
+def test_no_more_jobs_wait_than_the_limit_says(tmp_path: Path) -> None:
+    limits = {"running_jobs": 1, "waiting_jobs": 1, "following_jobs": 0}
+    with served(tmp_path, limits=limits) as service, service.http() as http:
+        answers = [http.post("/api/v1/jobs", json=REQUEST) for _ in range(8)]
+        assert {answer.status_code for answer in answers} == {201, 503}
+        full = next(answer for answer in answers if answer.status_code == 503)
+        assert "the most" in full.json()["error"]["message"]
+        assert full.headers["retry-after"]
+        assert http.post("/api/v1/jobs", json={**REQUEST, "follow": {}}).status_code == 409
+
+
+# Files
+
+
+def test_a_file_has_a_tag_and_is_not_sent_twice(service: Served, done: JobView) -> None:
+    with service.http() as http:
+        for path in (
+            "files/correctors/fc.safetensors",
+            "manifest",
+            "layers",
+            "layers/fc",
+            "files",
+            "report",
+            "archive",
+        ):
+            first = http.get(f"/api/v1/jobs/{done.id}/{path}")
+            assert first.status_code == 200
+            assert first.headers["streamstats-results"] == "1"
+            again = http.get(f"/api/v1/jobs/{done.id}/{path}", headers={"If-None-Match": first.headers["etag"]})
+            assert (again.status_code, again.content) == (304, b"")
+
+
+def test_the_tag_of_a_file_is_its_digest_in_the_manifest(service: Served, done: JobView) -> None:
+    with service.http() as http:
+        manifest = http.get(f"/api/v1/jobs/{done.id}/manifest").json()
+        entry = manifest["layers"]["fc"]["corrector"]
+        answer = http.get(f"/api/v1/jobs/{done.id}/files/{entry['file']}")
+    assert answer.headers["etag"] == f'"{entry["sha256"]}"'
+    assert hashlib.sha256(answer.content).hexdigest() == entry["sha256"]
+    assert "attachment" in answer.headers["content-disposition"]
+
+
+def test_a_range_of_a_file_is_sent(service: Served, done: JobView) -> None:
+    path = f"/api/v1/jobs/{done.id}/files/correctors/fc.safetensors"
+    with service.http() as http:
+        whole = http.get(path)
+        part = http.get(path, headers={"Range": "bytes=10-19"})
+        assert (part.status_code, part.content) == (206, whole.content[10:20])
+        assert part.headers["content-range"] == f"bytes 10-19/{len(whole.content)}"
+        stale = http.get(path, headers={"Range": "bytes=10-19", "If-Range": '"another"'})
+        assert (stale.status_code, stale.content) == (200, whole.content)
+        beyond = http.get(path, headers={"Range": f"bytes={len(whole.content)}-"})
+        assert beyond.status_code == 416
+
+
+def test_the_archive_has_all_files_of_one_set(service: Served, done: JobView) -> None:
+    with service.http() as http:
+        content = http.get(f"/api/v1/jobs/{done.id}/archive").content
+        digests = http.get(f"/api/v1/jobs/{done.id}/files").json()["files"]
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        found = {name: hashlib.sha256(archive.read(name)).hexdigest() for name in archive.namelist()}
+    assert found == digests
+
+
+def test_the_report_is_a_page_without_scripts(service: Served, done: JobView) -> None:
+    with service.http() as http:
+        answer = http.get(f"/api/v1/jobs/{done.id}/report")
+    assert answer.headers["content-type"].startswith("text/html")
+    assert "sandbox" in answer.headers["content-security-policy"]
+    assert "block1/conv" in answer.text
+    assert str(service.data) not in answer.text
+
+
+def test_results_that_are_not_there_are_said_to_be_gone(service: Served, done: JobView) -> None:
+    with service.http() as http:
+        answer = http.get(f"/api/v1/jobs/{done.id}/layers?results=7")
+        assert answer.status_code == 410
+        assert http.get(f"/api/v1/jobs/{done.id}/layers/nowhere").status_code == 404
+        assert http.get(f"/api/v1/jobs/{done.id}/files/nowhere").status_code == 404
+
+
+# Corrections
+
+
+def test_corrections_are_those_of_the_command_line(service: Served, done: JobView, client: ss.Client) -> None:
+    generator = np.random.default_rng(1)
+    weight = generator.normal(size=(4, 10)).astype(np.float32)
+    fake = np.round(weight, 1)
+    found = client.corrections(done.id, {"fc": weight}, {"fc": fake}, ["OI"])
+    mean = ss.reduce(service.roots / STORE)["fc"].mean
+    expected = ss.MeanBiasCorrector(mean).calculate(weight, fake, layout="OI")
+    np.testing.assert_array_equal(found["fc"], expected)
+    with pytest.raises(RefusedError, match="layout"):
+        client.corrections(done.id, {"fc": weight}, {"fc": fake}, ["XYZ"])
+    with pytest.raises(RefusedError, match="the body"):
+        client.corrections(done.id, {"other": weight}, {"other": fake}, ["OI"])
+
+
+def test_weights_that_are_none_are_refused(service: Served, done: JobView) -> None:
+    with service.http() as http:
+        answer = http.post(f"/api/v1/jobs/{done.id}/corrections?layout=OI", content=b"nonsense")
+    assert answer.status_code == 422
+    assert "the body" in answer.json()["error"]["message"]
+    assert str(service.data) not in answer.text
