@@ -64,12 +64,14 @@ BINARY_BODY = {
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"description": text, "content": {"application/json": {}}}
     for status, text in {
+        400: "It is no request that can be read",
         401: "The token is missing or wrong",
         403: "A page of another origin asks",
         404: "There is no such thing",
         409: "It is not in a state for this, or the key was given with something else",
         410: "It was replaced",
         413: "More than is taken",
+        421: "The Host header names another server",
         422: "The request cannot be met as it stands",
         503: "No place now",
         507: "No room on the disk",
@@ -80,10 +82,11 @@ log = logging.getLogger("streamstats.service")
 
 
 def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    return {status: ERRORS[status] for status in statuses}
+    return {status: ERRORS[status] for status in sorted({400, 401, 403, 421, *statuses})}
 
 
 JobId = Annotated[str, InPath(pattern=r"^[0-9a-f]{16}$", description="What the submission answered as `id`.")]
+UploadId = Annotated[str, InPath(pattern=UPLOAD_ID)]
 StoreName = Annotated[str, InPath(pattern=STORE_NAME)]
 LayerName = Annotated[str, InPath(min_length=1, max_length=1000)]
 Key = Annotated[str, Header(alias="Idempotency-Key", pattern=r"^[!-~]{1,128}$")]
@@ -109,6 +112,7 @@ def make_app(service: Service) -> ASGIApp:
         summary="Exact calibration statistics as jobs",
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,
         openapi_url=f"{V1}/openapi.json",
         lifespan=life,
     )
@@ -158,12 +162,12 @@ def _add_operations(app: FastAPI, service: Service) -> None:
         found = ["the service is being stopped"] if app.state.stopping.is_set() else service.problems()
         return problem(503, "; ".join(found)) if found else JSONResponse({"status": "ready"})
 
-    @app.get("/metrics", tags=["operations"], responses={401: ERRORS[401]}, response_class=Response)
+    @app.get("/metrics", tags=["operations"], responses=_errors(), response_class=Response)
     def metrics() -> Response:
         """For Prometheus."""
         return Response(service.metrics.text(service.jobs.counts), media_type=CONTENT_TYPE_LATEST)
 
-    @app.get(V1, tags=["operations"], responses={401: ERRORS[401]})
+    @app.get(V1, tags=["operations"], responses=_errors())
     def about() -> dict[str, Any]:
         """The version, what clients may have read, and the limits."""
         return {
@@ -177,7 +181,7 @@ def _add_operations(app: FastAPI, service: Service) -> None:
 
 
 def _add_jobs(app: FastAPI, service: Service) -> None:
-    responses = _errors(401, 403, 404, 409, 422, 503, 507)
+    responses = _errors(404, 409, 422, 503, 507)
     streams = 0
 
     @app.post(f"{V1}/jobs", status_code=201, tags=["jobs"], responses=responses)
@@ -294,7 +298,7 @@ def _event(kind: str, text: str, number: int | None = None) -> str:
 
 
 def _add_results(app: FastAPI, service: Service) -> None:
-    responses = _errors(401, 403, 404, 410, 413, 422, 507)
+    responses = _errors(404, 410, 413, 422, 507)
     here = f"{V1}/jobs/{{job}}"
     options: dict[str, Any] = {"tags": ["results"], "responses": responses, "response_class": Response}
 
@@ -390,7 +394,7 @@ def _write_archive(path: Path, folder: Path, names: list[str]) -> None:
 
 
 def _add_stores(app: FastAPI, service: Service) -> None:
-    responses = _errors(401, 403, 404, 409, 413, 422, 503, 507)
+    responses = _errors(404, 409, 413, 422, 503, 507)
     under_way = 0
 
     @app.get(f"{V1}/stores", tags=["stores"], responses=responses)
@@ -426,7 +430,12 @@ def _add_stores(app: FastAPI, service: Service) -> None:
         idempotency_key: Key,
         channel_axis: Annotated[int, Query(ge=-64, le=64)] = -1,
         quantization: Annotated[
-            str | None, Query(max_length=2**16, description="JSON, as in a configuration: scale, scale_is, zero_point.")
+            str | None,
+            Query(
+                max_length=2**14,
+                pattern=r"^[ -~]*$",
+                description="JSON, as in a configuration: scale, scale_is, zero_point.",
+            ),
         ] = None,
     ) -> IngestView:
         """Append activations, `.npy` or safetensors with one tensor, samples on axis 0; made if it is not there.
@@ -470,8 +479,7 @@ def _quantization(text: str | None) -> Any:
 
 
 def _add_uploads(app: FastAPI, service: Service) -> None:
-    responses = _errors(401, 403, 404, 413, 422, 507)
-    upload_id = Annotated[str, InPath(pattern=UPLOAD_ID)]
+    responses = _errors(404, 413, 422, 507)
 
     @app.get(f"{V1}/uploads", tags=["uploads"], responses=responses)
     def uploads() -> list[UploadView]:
@@ -496,7 +504,7 @@ def _add_uploads(app: FastAPI, service: Service) -> None:
             await asyncio.to_thread(body.discard)
 
     @app.delete(f"{V1}/uploads/{{upload}}", status_code=204, tags=["uploads"], responses=responses)
-    def delete_upload(upload: upload_id) -> None:
+    def delete_upload(upload: UploadId) -> None:
         """Jobs that were submitted with it have it still."""
         service.uploads.delete(upload)
 

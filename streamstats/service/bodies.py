@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from ..artifacts import Spool, read_plain_tensors
 from ..errors import DataError, UsageError, counted
@@ -68,6 +68,9 @@ class Body:
         except TimeoutError:
             body.discard()
             raise UsageError(f"nothing of the body came for {IDLE_SECONDS:.0f} s; send it again") from None
+        except ClientDisconnect:
+            body.discard()
+            raise UsageError("the client went away in the middle of the body") from None  # so that nobody hears it
         except BaseException:
             body.discard()
             raise

@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import os
+import ssl
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -53,16 +54,22 @@ class RefusedError(UsageError):
 class Client:
     """A service at `url`, which is asked with `token`. Use it as a context manager, or `close` it.
 
+    `certificate` is a PEM file to trust, for a service whose certificate nobody else vouches for.
+
     Methods raise `RefusedError` for what the service does not accept, with its reason, and `ServiceError` where it does
     not answer.
     """
 
-    def __init__(self, url: str = DEFAULT_URL, token: str = "", *, verify: bool | str = True) -> None:
+    def __init__(self, url: str = DEFAULT_URL, token: str = "", *, certificate: str | Path | None = None) -> None:
         library = require("httpx", "client")
+        try:
+            trusted = ssl.create_default_context(cafile=certificate)
+        except OSError as error:
+            raise UsageError(f"cannot read the certificate {certificate}: {error.strerror or error}") from error
         self._errors: type[Exception] = library.TransportError
         try:
             self._http: httpx.Client = library.Client(
-                base_url=url, headers={"Authorization": f"Bearer {token}"}, timeout=SECONDS, verify=verify
+                base_url=url, headers={"Authorization": f"Bearer {token}"}, timeout=SECONDS, verify=trusted
             )
         except Exception as error:
             raise UsageError(f"the service is {url!r}, with which nothing can be begun: {first_line(error)}") from error
