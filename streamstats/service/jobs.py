@@ -228,7 +228,7 @@ class Jobs:
             if state == CANCELLING:
                 self._set(name, state=CANCELLED, ended=time.time(), message="cancelled")
             elif state == RUNNING:
-                self._set(name, state=QUEUED, message="the service was stopped; it goes on with what was saved")
+                self._requeue(name)
                 self._database.say(name, "the service was stopped; the job goes on")
         self._thread.start()
 
@@ -362,7 +362,7 @@ class Jobs:
         if job.state == CANCELLING:
             self._set(name, state=CANCELLED, ended=time.time(), message="cancelled; what was counted is kept")
         elif self._stopping and ended.get("status") not in BY_STATUS:
-            self._set(name, state=QUEUED, message="the service was stopped; it goes on with what was saved")
+            self._requeue(name)
         elif ended:
             text = ended["text"][:LONGEST_MESSAGE]
             self._set(name, state=BY_STATUS.get(ended["status"], FAILED), ended=time.time(), message=text)
@@ -370,6 +370,11 @@ class Jobs:
         else:
             self._end_unsaid(job, status, last)
         log.info("ended", extra={"job": name, "status": status, "state": self.get(name).state})
+
+    def _requeue(self, name: str) -> None:
+        """It was no fault of the job's: the attempt does not count."""
+        message = "the service was stopped; it goes on with what was saved"
+        self._set(name, state=QUEUED, message=message, attempts=self.get(name).attempts - 1)
 
     def _end_unsaid(self, job: JobView, status: int, last: list[str]) -> None:
         """The process was killed, or failed in a way that nobody foresaw."""
