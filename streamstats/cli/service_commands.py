@@ -45,11 +45,11 @@ def submit(options: Namespace) -> int:
     document = load_yaml(Path(options.config))
     if not isinstance(document, dict):
         raise UsageError(f"{options.config}: found {type(document).__name__}, expected keys such as `source:`")
-    left_out = [name for name in ("output", "cluster") if document.pop(name, None) is not None]
-    if left_out:
-        say(f"{' and '.join(left_out)} of {options.config} are the service's own affair, and left out")
     if (options.until_rows is not None or options.idle is not None) and not options.follow:
         raise UsageError("--until-rows and --idle say when --follow ends; give it, too")
+    left_out = [name for name in ("output", "cluster") if document.pop(name, None) is not None]
+    if left_out:
+        say(f"{' and '.join(left_out)} of {options.config}: left out, as that is the service's affair")
     follow = {"follow": {"rows": options.until_rows, "idle": options.idle}} if options.follow else {}
     whose = {"submitter": options.submitter or getpass.getuser(), "priority": options.priority}
     with _client(options) as client:

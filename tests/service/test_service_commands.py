@@ -1,0 +1,156 @@
+"""The commands that ask a service: submit, jobs, watch, cancel, fetch, send."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from served import STORE, Served, npy
+
+import streamstats as ss
+from streamstats.errors import DataError, UsageError
+from streamstats.service.client import Client, ServiceError
+
+
+@pytest.fixture
+def run(service: Served, tmp_path: Path) -> Run:
+    return Run(service, tmp_path)
+
+
+class Run:
+    """The command line, with the service in its environment."""
+
+    def __init__(self, service: Served, folder: Path) -> None:
+        self.environment = {
+            **os.environ,
+            "STREAMSTATS_URL": service.url,
+            "STREAMSTATS_TOKEN_FILE": str(service.data / "token"),
+        }
+        self.folder = folder
+
+    def __call__(self, *arguments: str, status: int = 0) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "streamstats", *arguments]
+        done = subprocess.run(
+            command, capture_output=True, text=True, cwd=self.folder, env=self.environment, timeout=120, check=False
+        )
+        assert done.returncode == status, done.stderr
+        assert "Traceback" not in done.stderr
+        return done
+
+
+def config(folder: Path, text: str = f"source: {STORE}\noutput: out\n") -> str:
+    (folder / "job.yaml").write_text(text)
+    return "job.yaml"
+
+
+def test_submit_watch_and_fetch(run: Run, tmp_path: Path) -> None:
+    done = run("submit", config(tmp_path), "--watch", "--submitter", "ann")
+    assert "output of job.yaml: left out" in done.stderr
+    name = done.stdout.split()[4]
+    assert "done" in done.stdout
+    run("fetch", name, "-o", "fetched")
+    inspected = run("inspect", "fetched", "--json")
+    assert set(json.loads(inspected.stdout)["layers"]) == {"block1/conv", "fc"}
+    run("fetch", name, "-o", "fetched", status=2)
+    listed = json.loads(run("jobs", "--json").stdout)["jobs"]
+    assert next(job for job in listed if job["id"] == name)["submitter"] == "ann"
+    assert json.loads(run("jobs", name, "--json").stdout)["state"] == "done"
+    assert name in run("jobs", "--state", "done").stdout
+
+
+def test_submit_says_the_job_and_cancel_stops_it(run: Run, tmp_path: Path) -> None:
+    name = run("submit", config(tmp_path), "--follow", "--key", f"k{tmp_path.name}").stdout.strip()
+    assert run("submit", config(tmp_path), "--follow", "--key", f"k{tmp_path.name}").stdout.strip() == name
+    assert "cancel" in run("cancel", name).stderr
+    watched = run("watch", name, "--json", status=1)
+    assert json.loads(watched.stdout)["state"] == "cancelled"
+
+
+def test_a_job_without_all_its_rows_ends_with_3(run: Run, service: Served, tmp_path: Path) -> None:
+    from served import small_store
+
+    store = small_store(service.roots / "incomplete.zarr")
+    (store / "fc" / "c" / "0" / "0").unlink()
+    done = run("submit", config(tmp_path, "source: incomplete.zarr\nmissing: report\n"), "--watch", status=3)
+    assert "incomplete" in done.stdout
+
+
+def test_send_counts_each_file_once(run: Run, tmp_path: Path, client: ss.Client) -> None:
+    for number in range(3):
+        (tmp_path / f"{number}.npy").write_bytes(npy(np.full((4, 2), number, np.int8)))
+    options = ("--quantization", '{"scale": 0.5, "scale_is": "step"}')
+    run("send", "sent", "a/b", "0.npy", "1.npy", *options)
+    again = run("send", "sent", "a/b", "0.npy", "2.npy", *options, "--json")
+    assert [each["repeated"] for each in json.loads(again.stdout)["sent"]] == [True, False]
+    assert client.store("sent").layers == {"a/b": 12}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (("jobs", "0000000000000000"), 2, "there is no job"),
+        (("submit", "nowhere.yaml"), 2, "cannot be read"),
+        (("submit", "list.yaml"), 2, "expected keys"),
+        (("submit", "wrong.yaml"), 2, "unknown key `sauce`"),
+        (("submit", "job.yaml", "--idle", "3"), 2, "--follow"),
+        (("fetch", "0000000000000000", "-o", "x"), 2, "there is no job"),
+        (("send", "s", "l", "nowhere.npy"), 2, "cannot read"),
+        (("send", "s", "l", "job.yaml"), 2, "neither .npy nor safetensors"),
+        (("send", "s", "l", "job.yaml", "--quantization", "x"), 2, "not JSON"),
+        (("jobs", "--token-file", "nowhere"), 2, "cannot read the token"),
+        (("jobs", "--token-file", "job.yaml"), 2, "token"),
+        (("jobs", "--url", "nonsense"), 1, "does not answer"),
+        (("serve", "nowhere.yaml"), 2, "cannot be read"),
+        (("serve", "job.yaml"), 2, "unknown key"),
+    ],
+)
+def test_a_mistake_is_one_clear_line(
+    run: Run, tmp_path: Path, arguments: tuple[str, ...], status: int, said: str
+) -> None:
+    config(tmp_path)
+    (tmp_path / "list.yaml").write_text("[]")
+    (tmp_path / "wrong.yaml").write_text("sauce: x")
+    done = run(*arguments, status=status)
+    assert said in done.stderr
+    assert len([line for line in done.stderr.splitlines() if line]) == 1
+
+
+def test_no_service_and_no_token_are_said(run: Run) -> None:
+    del run.environment["STREAMSTATS_TOKEN_FILE"]
+    assert "there is no token" in run("jobs", status=2).stderr
+    run.environment |= {"STREAMSTATS_TOKEN": "x" * 40, "STREAMSTATS_URL": "http://127.0.0.1:1"}
+    assert "does not answer" in run("jobs", status=1).stderr
+
+
+def test_a_client_trusts_no_file_that_is_not_what_it_says(
+    client: ss.Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = client.wait(client.submit({"kind": "run", "source": STORE}).id)
+    asked = Client._json
+
+    def lying(self: Client, method: str, path: str, **options: object) -> dict[str, object]:
+        found = asked(self, method, path, **options)  # type: ignore[arg-type]
+        if path.endswith("/files"):
+            found["files"] = changed
+        return found
+
+    monkeypatch.setattr(Client, "_json", lying)
+    changed = {"manifest.json": "0" * 64}
+    with pytest.raises(DataError, match="another SHA-256"):
+        client.fetch(job.id, tmp_path / "a")
+    changed = {"../outside": "0" * 64}
+    with pytest.raises(DataError, match="outside"):
+        client.fetch(job.id, tmp_path / "b")
+    assert not (tmp_path / "outside").exists()
+
+
+def test_a_client_says_what_is_wrong_with_its_address() -> None:
+    with pytest.raises(UsageError, match="certificate"):
+        Client("https://127.0.0.1:1", "x", certificate="nowhere")
+    with Client("http://127.0.0.1:1", "x") as client, pytest.raises(ServiceError, match="is it running"):
+        client.jobs()
