@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test lint types unit torch soak benchmark clean
+.PHONY: demo test lint types unit browser torch soak benchmark clean
 
 demo: $(VENV)/demo.installed
 	$(BIN)/streamstats demo streamstats-demo
@@ -18,14 +18,21 @@ lint: $(VENV)/test.installed
 types: $(VENV)/test.installed
 	$(BIN)/mypy
 
-unit: $(VENV)/test.installed
+unit: $(VENV)/test.installed browser
 	$(BIN)/pytest -n auto
+
+# The page of the service is tested in a real browser: the one that is there, or Debian's, or playwright's own.
+browser: $(VENV)/test.installed
+	@for each in $${CHROMIUM:-} chromium chromium-browser google-chrome; do command -v "$$each" && exit 0; done; \
+	as_root=$$([ "$$(id -u)" = 0 ] || echo sudo); \
+	($$as_root apt-get update -qq && $$as_root apt-get install -y -qq chromium) >/dev/null || \
+	$(BIN)/python -m playwright install chromium
 
 torch: $(VENV)/test.installed
 	$(BIN)/python -m pip install --quiet torch==2.13.0 torchao
 	$(BIN)/pytest tests/models/test_torch.py
 
-soak: $(VENV)/test.installed
+soak: $(VENV)/test.installed browser
 	$(BIN)/pytest -m soak
 
 benchmark: $(VENV)/test.installed

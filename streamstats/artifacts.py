@@ -17,6 +17,7 @@ import os
 import shutil
 import time
 import uuid
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -207,6 +208,19 @@ def link(files: Mapping[Path, Path]) -> None:
                 if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EXDEV):  # a file system without links
                     raise
                 shutil.copyfile(source, target)
+
+
+def write_archive(path: Path, files: Mapping[str, Path]) -> None:
+    """Put `files` (their names in it → where they are) into a zip at `path`, atomically. Raises `OutputError`."""
+    make_folders([path.parent])
+    spool = Spool(path.parent)
+    try:
+        with _writing(path), zipfile.ZipFile(spool.path, "w") as archive:
+            for name, source in files.items():
+                archive.write(source, name)
+        spool.keep(path)
+    finally:
+        spool.discard()
 
 
 def write_secret(path: Path, content: str) -> None:

@@ -337,7 +337,7 @@ BAD_RUNS = {
     "no such store": (no_store, "", "does not exist"),
     "not a zarr group": (not_a_group, "", "not a zarr group"),
     "no arrays": (no_arrays, "", "without arrays"),
-    "unknown key": (floats, "memry: 1GiB\n", "unknown key `memry`; expected one of source, output"),
+    "unknown key": (floats, "memry: 1GiB\n", "unknown key `memry`; expected one of source, layers"),
     "wrong type": (floats, "memory: [1]\n", "`memory` is [1]"),
     "wrong type below": (floats, layers("channel_axis: last"), "`layers[0].channel_axis` is 'last'"),
     "a glob that matches nothing": (floats, "layers:\n  - match: conv*\n", "'conv*'; the store has layer"),

@@ -130,7 +130,7 @@ def test_what_is_not_a_size_is_refused(text: Any) -> None:
         parse_bytes(text)
 
 
-JOB_KEYS = "expected one of source, output, layers, memory"
+JOB_KEYS = "expected one of source, layers, memory"
 LAYER_KEYS = "expected one of match, channel_axis, quantization"
 SIZE = "expected a size such as 2GiB, 500MB or a number of bytes"
 
@@ -277,7 +277,7 @@ REFUSED = {
     "threads: true": (NEEDED + "cluster: {threads: true}", "`cluster.threads` is True; it should be a valid integer"),
     "all at once": (
         "source: 1\noutput: 2\nmemory: x\n",
-        "`source` is 1; it should be a valid string; `output` is 2; it",
+        "`source` is 1; it should be a valid string; `memory` is",
     ),
     "a list": ("- source: a", "found list, expected keys such as `source:` and `output:`"),
     "empty": ("", "found nothing, expected keys such as `source:` and `output:`"),

@@ -13,9 +13,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.resources import files
-from pathlib import Path
 from typing import Annotated, Any
-from zipfile import ZIP_STORED, ZipFile
 
 from fastapi import FastAPI, Header, Query, Request
 from fastapi import Path as InPath
@@ -28,7 +26,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .. import __version__
-from ..artifacts import Spool
+from ..artifacts import write_archive
 from ..config import QuantizationConfig, explain
 from ..errors import StreamstatsError, UsageError
 from .access import REPORT_POLICY, Guard, named_hosts
@@ -348,7 +346,7 @@ def _add_results(app: FastAPI, service: Service) -> None:
         number, folder, digests = service.files(job, results)
         path = folder.parent / f"{number}.zip"
         if not path.exists():
-            _write_archive(path, folder, list(digests))
+            write_archive(path, {name: folder / name for name in digests})
         return file_answer(request, path, f"{job}-{number}", {NUMBER: str(number)}, name=f"{job}.zip")
 
     @app.post(f"{here}/links", **{**options, "response_class": JSONResponse}, response_model=LinkView)
@@ -379,18 +377,6 @@ def _add_results(app: FastAPI, service: Service) -> None:
         if "application/json" in request.headers.get("accept", ""):
             return JSONResponse({"layers": {each.layer: each.document() for each in outcomes}})
         return Response(content, media_type=BINARY)
-
-
-def _write_archive(path: Path, folder: Path, names: list[str]) -> None:
-    spool = Spool(path.parent)
-    try:
-        with ZipFile(spool.path, "w", ZIP_STORED) as archive:
-            for name in names:
-                archive.write(folder / name, name)
-        os.utime(spool.path)
-        spool.keep(path)
-    finally:
-        spool.discard()
 
 
 def _add_stores(app: FastAPI, service: Service) -> None:

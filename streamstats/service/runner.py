@@ -193,10 +193,8 @@ class _Told:
 
     def line(self, document: dict[str, Any]) -> None:
         """Tell it; a service that has gone hears nothing."""
-        try:
-            print(json.dumps(document), flush=True)
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        with contextlib.suppress(BrokenPipeError):
+            os.write(sys.stdout.fileno(), f"{json.dumps(document)}\n".encode())
 
 
 def _watch_service() -> None:
