@@ -277,7 +277,7 @@ REFUSED = {
     "threads: true": (NEEDED + "cluster: {threads: true}", "`cluster.threads` is True; it should be a valid integer"),
     "all at once": (
         "source: 1\noutput: 2\nmemory: x\n",
-        "`source` is 1; it should be a valid string; `memory` is",
+        "`source` is 1; it should be a valid string; `memory` is 'x'",
     ),
     "a list": ("- source: a", "found list, expected keys such as `source:` and `output:`"),
     "empty": ("", "found nothing, expected keys such as `source:` and `output:`"),

@@ -405,10 +405,7 @@ class Jobs:
 def _view(row: Row) -> JobView:
     request = json.loads(row["request"])
     fields = {name: row[name] for name in JobView.model_fields if name in row.keys()}  # noqa: SIM118 - a row is no mapping
-    running = row["state"] == RUNNING
-    speed = row["speed"] if running else 0.0
-    if not running and row["ended"] and row["started"]:
-        speed = row["total_bytes"] / max(row["ended"] - row["started"], 1e-9)
+    speed, running = row["speed"], row["state"] == RUNNING
     left = (row["total_bytes"] - row["bytes"]) / speed if running and speed and row["total_bytes"] else None
     return JobView(
         **{**fields, "request": request, "source": request.get("source")}, bytes_per_second=speed, seconds_left=left

@@ -82,7 +82,7 @@ def _reduced(config: JobConfig, told: _Told, follow: job.Follow | None = None) -
     until = time.monotonic() + LOCK_SECONDS
 
     def publish_results(_: job.Outcome) -> None:
-        told.line({"results": publish(Path(), result_files(Path(config.output)))})
+        told.results(publish(Path(), result_files(Path(config.output))))
 
     while True:
         try:
@@ -122,7 +122,7 @@ def _onnx(request: dict[str, Any], told: _Told) -> tuple[int, str]:
     page = Path(REPORT).with_suffix(".html")
     beside = pages.write(page, pages.document(Path(OUTPUT), correction))
     files = {each.name: each for each in (page, beside, Path(CORRECTED))}
-    told.line({"results": publish(Path(), result_files(Path(OUTPUT)) | files)})
+    told.results(publish(Path(), result_files(Path(OUTPUT)) | files))
     remove_folder(Path(STORE))  # many times what was uploaded
     done = sum(each.corrected for each in correction.layers)
     return 0, f"done; {counted(len(outcome.statistics), 'layer')} counted, {done} of the model corrected"
@@ -187,9 +187,18 @@ class _Told:
             self.line({"message": progress.message})
         elif time.monotonic() - self._last >= TELL_SECONDS or progress.repeats > self._repeats:
             self._last = time.monotonic()
-            speed = self._bytes / max(self._last - self._since, 1e-9)
             again, self._repeats = progress.repeats - self._repeats, progress.repeats
-            self.line({"progress": {"rows": self._rows, "bytes": self._bytes, "speed": speed, "repeats": again}})
+            self._tell_progress(again)
+
+    def _tell_progress(self, again: int = 0) -> None:
+        """Rows and bytes, the latter of the newest plan, as is their number a second."""
+        speed = self._bytes / max(time.monotonic() - self._since, 1e-9)
+        self.line({"progress": {"rows": self._rows, "bytes": self._bytes, "speed": speed, "repeats": again}})
+
+    def results(self, number: int) -> None:
+        """There are new results, under this number."""
+        self._tell_progress()
+        self.line({"results": number})
 
     def line(self, document: dict[str, Any]) -> None:
         """Tell it; a service that has gone hears nothing."""
