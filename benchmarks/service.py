@@ -37,8 +37,8 @@ WRITERS, BODY_ROWS, SAMPLE = 16, 64, (14, 14, 20)
 JOBS = 10_000
 SPAWN = get_context("spawn")
 NOTES = (
-    f"watched: {POLLERS} clients that ask for the job every {POLL_SECONDS:g} s and {STREAMS} that follow its events, in "
-    "a process of their own on the same cores; seconds from its beginning to its end, medians, in turn.",
+    f"watched: {POLLERS} clients that ask for the job every {POLL_SECONDS:g} s and {STREAMS} that follow its events, "
+    "in a process of their own on the same cores; seconds from its beginning to its end, medians, in turn.",
     f"ingest: {WRITERS} clients at once, each request acknowledged when its rows are on the disk (fsync); the store "
     "alone: one `Recorder` that appends the same blocks, without fsync.",
 )

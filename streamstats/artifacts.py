@@ -494,6 +494,20 @@ def remove_folder(folder: Path) -> None:
         raise OutputError(f"cannot remove {folder}: {error.strerror or error}") from error
 
 
+def move_away(folder: Path) -> Path:
+    """Take `folder` from its place at once, to be removed; where it is now. Raises `OutputError`."""
+    gone = folder.parent / f".{uuid.uuid4().hex}{TEMPORARY}"
+    with _writing(folder):
+        os.replace(folder, gone)
+        _sync_folder(folder.parent)
+    return gone
+
+
+def moved_away(folder: Path) -> list[Path]:
+    """What was moved away below `folder` and is still there."""
+    return [*folder.glob(f".*{TEMPORARY}")]
+
+
 def write_array(path: Path, array: npt.NDArray[Any]) -> None:
     """Write `array` to `path` as `.npy`, atomically. Raises `OutputError`."""
     content = io.BytesIO()

@@ -17,7 +17,7 @@ from . import artifacts, saved
 from .calibration.layer import Layer
 from .calibration.selection import LayerRule, Selected, select_layers
 from .config import DEFAULT_MEMORY, JobConfig, available_cores, parse_bytes
-from .errors import StreamstatsError, UsageError
+from .errors import ChangedError, StreamstatsError, UsageError
 from .ledger import LayerStatistics
 from .measuring import Measured, Policy, Unreadable
 from .plan import Plan, make_plan
@@ -51,6 +51,8 @@ Until = Callable[[Mapping[str, LayerStatistics]], bool]
 """Asked after each round whether what is counted is enough."""
 FIRST_ROWS, GROWTH = 32, 1.5
 """Of the rounds after which it is asked: the rows of the first, and how many times as many the next has."""
+MOST_REPLACED = 20
+"""Times that counting goes on after a chunk was replaced while it was read."""
 POLL_SECONDS = 1.0
 """Between two looks at a store that is followed."""
 
@@ -303,13 +305,13 @@ def run(
         _check_wanted_rows(session, follow)
         if until is not None:
             return _run_until(session, until, watch)
-        outcome = _run_once(session, watch)
+        outcome = _run_while_it_grows(session, watch)
         if follow is not None:
             for selected in _grown(session, follow):
                 counted = outcome.statistics
                 ledger = {layer.name: saved.continued(layer, counted.get(layer.name)) for layer in selected.layers}
                 session = replace(session, selected=selected, ledger=ledger, restarted=False)
-                outcome = _run_once(session, watch)
+                outcome = _run_while_it_grows(session, watch)
         return outcome
 
 
@@ -354,6 +356,19 @@ def _rounds(layers: Sequence[Layer]) -> Iterator[int]:
 
 def _whole(rows: int, together: int) -> int:
     return -(-rows // together) * together
+
+
+def _run_while_it_grows(session: Session, watch: _Watch) -> Outcome:
+    """Count all, again from what is saved where somebody who records wrote the last chunk of a layer anew meanwhile."""
+    for _ in range(MOST_REPLACED):
+        try:
+            return _run_once(session, watch)
+        except ChangedError:
+            if session.restarted or not all(layer.recorded for layer in session.selected.layers):
+                raise
+        selected = select_layers(session.config.source, session.config.rules())
+        session = replace(session, selected=selected, ledger=saved.load(session.output, selected.layers))
+    return _run_once(session, watch)
 
 
 def _run_once(session: Session, watch: _Watch) -> Outcome:

@@ -181,6 +181,8 @@ def _existing_group(store: Path) -> zarr.Group | None:
 def _existing_array(group: zarr.Group, store: str, name: str) -> zarr.Array[Any] | None:
     """The array `name` of `group`, if there is one. Raises `UsageError` where there is no room for it."""
     *above, last = check_layer_name(name).split("/")
+    if "\\" in name:
+        raise UsageError(f"layer name {name!r} is not usable: zarr takes \\ for /; rename the layer")
     if METADATA_NAMES.intersection([*above, last]):
         raise UsageError(f"layer name {name!r} is not usable: zarr calls its own files so; rename the layer")
     for path in accumulate(above, "{}/{}".format):

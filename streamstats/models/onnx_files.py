@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,7 +41,12 @@ def check_alone(path: str | Path) -> None:
         model = onnx.load(str(path), format="protobuf", load_external_data=False)
     except Exception as error:
         raise UsageError(f"{path} is not an ONNX model: {first_line(error)}") from error
-    outside = [each.name for each in _tensors(model.graph) if each.data_location == onnx.TensorProto.EXTERNAL]
+    graphs = [model.graph, *(graph for each in model.training_info for graph in (each.initialization, each.algorithm))]
+    tensors = [
+        *chain.from_iterable(map(_tensors, graphs)),
+        *(each for f in model.functions for each in _of_nodes(f.node)),
+    ]
+    outside = [each.name for each in tensors if each.data_location == onnx.TensorProto.EXTERNAL or each.external_data]
     if outside:
         raise UsageError(f"{path}: tensor {outside[0]} is in another file; save the model in one file")
 
@@ -49,7 +55,11 @@ def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
     """Every tensor of `graph` and of the graphs inside it."""
     yield from graph.initializer
     yield from (part for sparse in graph.sparse_initializer for part in (sparse.values, sparse.indices))
-    for node in graph.node:
+    yield from _of_nodes(graph.node)
+
+
+def _of_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
+    for node in nodes:
         for attribute in node.attribute:
             yield from (attribute.t, *attribute.tensors)
             for inner in (attribute.g, *attribute.graphs):

@@ -14,7 +14,7 @@ import stat
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, quote, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -77,9 +77,9 @@ class Token:
         return hmac.compare_digest(given.strip().encode(), self._secret) and scheme.lower() == "bearer"
 
     def signed(self, path: str, now: float | None = None) -> str:
-        """`path` with a signature that is good for LINK_SECONDS."""
+        """The address of `path`, as it is when decoded, with a signature that is good for LINK_SECONDS."""
         until = int((time.time() if now is None else now) + LINK_SECONDS)
-        return f"{path}?until={until}&signature={self._signature(path, until)}"
+        return f"{quote(path)}?until={until}&signature={self._signature(path, until)}"
 
     def has_signed(self, path: str, query: str) -> bool:
         """Whether `query` is that of a link to `path`, and still good."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,9 @@ def problem(status: int, message: str) -> Response:
     return JSONResponse({"error": {"status": status, "message": message}}, status, headers)
 
 
-def refused(error: StreamstatsError) -> Response:
-    """The answer to what raised `error`."""
-    return problem(status_of(error), " ".join(str(error).split()))
+def refused(error: StreamstatsError, public: Callable[[str], str]) -> Response:
+    """The answer to what raised `error`; `public` takes from the message what is not for clients."""
+    return problem(status_of(error), " ".join(public(str(error)).split()))
 
 
 def file_answer(

@@ -47,10 +47,13 @@ from .messages import (
     StoreView,
     UploadView,
 )
+from .published import archive_of
 from .service import Service
 from .stores import Activations
 
 V1 = "/api/v1"
+REQUEST_NUMBER = "streamstats.request"
+"""The key in the scope of a request of the number that the log has for it."""
 TICK_SECONDS, SILENCE_SECONDS = 0.5, 15.0
 """Between two events of a job, at least; and at most, so that everybody between knows that it lives."""
 PAGE = files(__package__).joinpath("page")
@@ -115,8 +118,9 @@ def make_app(service: Service) -> ASGIApp:
         lifespan=life,
     )
     app.state.stopping = asyncio.Event()
-    app.add_exception_handler(StreamstatsError, lambda _, error: refused(error))
+    app.add_exception_handler(StreamstatsError, lambda _, error: refused(error, service.public))
     app.add_exception_handler(RequestValidationError, _invalid)  # type: ignore[arg-type]
+    app.add_exception_handler(Exception, lambda request, _: problem(500, _unforeseen(request.scope)))
     app.add_exception_handler(HTTPException, lambda _, error: problem(error.status_code, str(error.detail)))
     _add_operations(app, service)
     _add_jobs(app, service)
@@ -126,11 +130,15 @@ def make_app(service: Service) -> ASGIApp:
     app.mount("/static", StaticFiles(directory=str(PAGE)))
     config = service.config
     hosts = named_hosts(config.host, config.allowed_hosts)
-    small = _SmallBodies(app, config.limits.body)
+    small = _SmallBodies(app)
     guard = Guard(small, service.token, hosts, tls=config.tls is not None)
     watched = _Watched(guard, service)
     watched.state = app.state
     return watched
+
+
+def _unforeseen(scope: Scope) -> str:
+    return f"this should not have happened; the log has it under {scope.get(REQUEST_NUMBER)}"
 
 
 def _invalid(_: Request, error: RequestValidationError) -> Response:
@@ -344,7 +352,7 @@ def _add_results(app: FastAPI, service: Service) -> None:
     def archive(request: Request, job: JobId, results: Number = None) -> Response:
         """All files of one set of results, as a zip archive."""
         number, folder, digests = service.files(job, results)
-        path = folder.parent / f"{number}.zip"
+        path = archive_of(folder)
         if not path.exists():
             write_archive(path, {name: folder / name for name in digests})
         return file_answer(request, path, f"{job}-{number}", {NUMBER: str(number)}, name=f"{job}.zip")
@@ -429,7 +437,7 @@ def _add_stores(app: FastAPI, service: Service) -> None:
         They are on the disk when this answers 201. A request with the same key is counted once, and answered with 200.
         """
         nonlocal under_way
-        given = _quantization(quantization)
+        given, about = _quantization(quantization), f" {channel_axis} {quantization or ''}"
         if under_way >= service.config.limits.ingests or app.state.stopping.is_set():
             raise FullError("too many send activations, or the service is being stopped; send it again later")
         under_way += 1
@@ -439,7 +447,7 @@ def _add_stores(app: FastAPI, service: Service) -> None:
                 waiting = await asyncio.to_thread(
                     lambda: service.stores.append(
                         store,
-                        Activations(layer, idempotency_key, body.digest, body.samples(), channel_axis, given),
+                        Activations(layer, idempotency_key, body.digest + about, body.samples(), channel_axis, given),
                     )
                 )
                 done = await asyncio.shield(asyncio.wrap_future(waiting))
@@ -496,36 +504,41 @@ def _add_uploads(app: FastAPI, service: Service) -> None:
 
 
 class _SmallBodies:
-    """Refuses bodies of JSON beyond what is taken; others count their bytes while they arrive."""
+    """Bodies of JSON have a limit, and come in time. The others are counted where they are read."""
 
     MOST = 2**20
-    STREAMED = ("/uploads", "/corrections")
+    SECONDS = 30.0
 
-    def __init__(self, app: ASGIApp, most: int) -> None:
-        self._app, self._most = app, min(most, self.MOST)
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path = scope.get("path", "")
-        if scope["type"] != "http" or path.endswith(self.STREAMED) or path.startswith(f"{V1}/stores/"):
+        if scope["type"] != "http" or (scope["method"], scope["path"]) != ("POST", f"{V1}/jobs"):
             await self._app(scope, receive, send)
             return
-        received = 0
-        messages: list[Message] = []
-        while True:
-            message = await receive()
-            messages.append(message)
-            received += len(message.get("body", b""))
-            if received > self._most:
-                answer = problem(413, f"the body has more than {self._most:,} bytes, which is the most here")
-                await answer(scope, receive, send)
-                return
-            if message["type"] != "http.request" or not message.get("more_body"):
-                break
+        try:
+            messages = await asyncio.wait_for(self._received(receive), self.SECONDS)
+        except TimeoutError:
+            await problem(408, f"the body did not come within {self.SECONDS:.0f} s")(scope, receive, send)
+            return
+        if sum(len(each.get("body", b"")) for each in messages) > self.MOST:
+            await problem(413, f"the body has more than {self.MOST:,} bytes, the most here")(scope, receive, send)
+            return
 
         async def again() -> Message:
             return messages.pop(0) if messages else await receive()
 
         await self._app(scope, again, send)
+
+    async def _received(self, receive: Receive) -> list[Message]:
+        """All of the body, or the first of it that is too much."""
+        messages: list[Message] = []
+        received = 0
+        while True:
+            messages.append(await receive())
+            received += len(messages[-1].get("body", b""))
+            if received > self.MOST or messages[-1]["type"] != "http.request" or not messages[-1].get("more_body"):
+                return messages
 
 
 class _Watched:
@@ -541,7 +554,7 @@ class _Watched:
             await self._app(scope, receive, send)
             return
         started, status = time.perf_counter(), 0
-        number = os.urandom(6).hex()
+        number = scope[REQUEST_NUMBER] = os.urandom(6).hex()
 
         async def send_watched(message: Message) -> None:
             nonlocal status
@@ -554,11 +567,6 @@ class _Watched:
             await self._app(scope, receive, send_watched)
         except Exception:
             log.exception("failed", extra={"request": number, "method": scope["method"], "path": scope["path"]})
-            if status:
-                raise
-            await problem(500, f"this should not have happened; the log has it under {number}")(
-                scope, receive, send_watched
-            )
         seconds = time.perf_counter() - started
         route = getattr(scope.get("route"), "path", "other")
         self._metrics.requests.labels(scope["method"], route, status).observe(seconds)

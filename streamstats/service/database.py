@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -118,8 +117,3 @@ class Database:
         """The first row that `statement` gives."""
         found: sqlite3.Row | None = self._connection().execute(statement, parameters).fetchone()
         return found
-
-    def say(self, job: str, text: str) -> None:
-        """Add an event to a job."""
-        with self.writing() as connection:
-            connection.execute("INSERT INTO events (job, at, text) VALUES (?, ?, ?)", (job, time.time(), text))

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -41,6 +42,8 @@ MOST_ATTEMPTS = 5
 STOP_SECONDS = 30.0
 """For how long a process that was asked to stop may save."""
 LONGEST_MESSAGE = 2000
+LAST_LINES = 40
+"""Of what a process complains of, in the log."""
 
 log = logging.getLogger("streamstats.service")
 
@@ -67,22 +70,24 @@ class _Process:
 class Jobs:
     """The jobs in `folder`. `start` takes up what was running; `stop` ends it in a way that can be taken up again.
 
-    `complete` makes of a client's request what its process is to do, just before it begins; it raises
-    `StreamstatsError` for a request that cannot be met any more.
+    `complete` makes of the folder and the request of a job what its process is to do, just before it begins; it raises
+    `StreamstatsError` for a request that cannot be met any more. `public` takes from messages what is not for clients.
     """
 
     def __init__(
         self,
         database: Database,
         folder: Path,
-        complete: Callable[[Mapping[str, Any]], dict[str, Any]],
+        complete: Callable[[Path, Mapping[str, Any]], dict[str, Any]],
         metrics: Metrics,
         *,
+        public: Callable[[str], str] = lambda text: text,
         running: int = 1,
         following: int = 4,
         waiting: int = 1000,
     ) -> None:
         self._database, self._folder, self._complete, self._metrics = database, folder, complete, metrics
+        self._public = public
         self._places = {False: running, True: following}
         self._most_waiting = waiting
         self._lock = threading.Condition()
@@ -98,11 +103,12 @@ class Jobs:
         request: Mapping[str, Any],
         *,
         key: str | None = None,
-        put_inputs: Callable[[Path], None] = lambda _: None,
+        prepare: Callable[[Path], None] = lambda _: None,
     ) -> JobView:
         """Queue a job; the same `key` of the same submitter gives the job it gave before.
 
-        `put_inputs` puts what the job needs into its folder. Raises `ConflictError`, `FullError`, and what it raises.
+        `prepare` checks a new one, and puts what it needs into its folder. Raises `ConflictError`, `FullError`, and
+        what that raises.
         """
         text = json.dumps(request, sort_keys=True)
         submitter = str(request["submitter"])
@@ -116,7 +122,7 @@ class Jobs:
         if waiting["n"] >= self._most_waiting:
             raise FullError(f"{waiting['n']} jobs are waiting, which is the most; try again later")
         name = secrets.token_hex(8)
-        put_inputs(self.folder(name))
+        prepare(self.folder(name))
         values = (name, submitter, key, text, request["kind"], request["priority"], follows, time.time())
         try:
             with self._database.writing() as connection:
@@ -203,8 +209,8 @@ class Jobs:
         """Remove a job and its files. Raises `NotFoundError`, `ConflictError` for one that has not ended."""
         with self._lock:
             found = self.get(name)
-            if found.state not in ENDED:
-                raise ConflictError(f"job {name} is {found.state}; cancel it first")
+            if found.state not in ENDED or name in self._processes:
+                raise ConflictError(f"job {name} is {found.state}; cancel it first, or wait until it has ended")
             with self._database.writing() as connection:
                 connection.execute("DELETE FROM jobs WHERE id = ?", (name,))
             remove_folder(self.folder(name))
@@ -229,7 +235,6 @@ class Jobs:
                 self._set(name, state=CANCELLED, ended=time.time(), message="cancelled")
             elif state == RUNNING:
                 self._requeue(name)
-                self._database.say(name, "the service was stopped; the job goes on")
         self._thread.start()
 
     def stop(self) -> None:
@@ -276,9 +281,10 @@ class Jobs:
         folder = self.folder(job.id)
         try:
             make_folders([folder])
-            write_json(folder / REQUEST, self._complete(job.request))
+            write_json(folder / REQUEST, self._complete(folder, job.request))
         except StreamstatsError as error:
-            self._set(job.id, state=FAILED, ended=time.time(), message=str(error))
+            text = self._shown(str(error))
+            self._set(job.id, saying=text, state=FAILED, ended=time.time(), message=text)
             self._changed(job.id)
             return
         self._set(job.id, state=RUNNING, started=time.time(), attempts=job.attempts + 1, message="begins", speed=0.0)
@@ -288,6 +294,7 @@ class Jobs:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            errors="replace",
             start_new_session=True,
         )
         running = _Process(job.submitter, job.follows, process)
@@ -299,22 +306,28 @@ class Jobs:
 
     def _follow(self, name: str, running: _Process) -> None:
         """Read what a job's process says until it ends, and write down how."""
-        process, said = running.process, list[str]()
+        process, said = running.process, deque[str](maxlen=LAST_LINES)
         assert process.stderr is not None
         assert process.stdout is not None
         errors = threading.Thread(target=said.extend, args=(process.stderr,), daemon=True)
         errors.start()
-        for line in process.stdout:
-            self._persist(name, partial(self._hear, name, running, json.loads(line)))
-        status = process.wait()
-        errors.join()
-        last = "".join(said).strip().splitlines()[-1:]
-        while not self._persist(name, partial(self._end, name, running, status, last)) and not self._stopping:
-            time.sleep(1.0)  # it is tried again until there is room
-        with self._lock:
-            del self._processes[name]
-            self._lock.notify_all()
-        self._changed(name)
+        try:
+            with process.stdout as lines:
+                for line in lines:
+                    self._persist(name, partial(self._hear, name, running, line))
+            status = process.wait()
+            errors.join()
+            if said:
+                log.warning("its process said: %s", "".join(said), extra={"job": name})
+            while not self._persist(name, partial(self._end, name, running, status, list(said)[-1:])):
+                if self._stopping:
+                    break
+                time.sleep(1.0)  # it is tried again until there is room
+        finally:
+            with self._lock:
+                del self._processes[name]
+                self._lock.notify_all()
+            self._changed(name)
 
     def _persist(self, name: str, write: Callable[[], None]) -> bool:
         """Whether `write` could write; a disk that is full does not end a job."""
@@ -325,7 +338,12 @@ class Jobs:
             return False
         return True
 
-    def _hear(self, name: str, running: _Process, told: Mapping[str, Any]) -> None:
+    def _hear(self, name: str, running: _Process, line: str) -> None:
+        try:
+            told = json.loads(line)
+        except ValueError:  # what a library prints, or a line that a kill cut off
+            log.warning("its process printed: %s", line, extra={"job": name})
+            return
         if "plan" in told:
             plan = told["plan"]
             running.rows, running.bytes = plan["before"], 0
@@ -344,10 +362,9 @@ class Jobs:
             self._count(running, found.total_rows, found.total_bytes)
             self._set(name, results=told["results"], rows=found.total_rows, bytes=found.total_bytes)
         elif "message" in told:
-            text = told["message"][:LONGEST_MESSAGE]
+            text = self._shown(told["message"])
             log.info(text, extra={"job": name})
-            self._set(name, message=text)
-            self._database.say(name, text)
+            self._set(name, saying=text, message=text)
         else:
             running.ended = told["end"]
         self._changed(name)
@@ -358,38 +375,49 @@ class Jobs:
         running.rows, running.bytes = max(rows, running.rows), max(size, running.bytes)
 
     def _end(self, name: str, running: _Process, status: int, last: list[str]) -> None:
-        job, ended = self.get(name), running.ended
-        if job.state == CANCELLING:
-            self._set(name, state=CANCELLED, ended=time.time(), message="cancelled; what was counted is kept")
-        elif self._stopping and ended.get("status") not in BY_STATUS:
-            self._requeue(name)
-        elif ended:
-            text = ended["text"][:LONGEST_MESSAGE]
-            self._set(name, state=BY_STATUS.get(ended["status"], FAILED), ended=time.time(), message=text)
-            self._database.say(name, text)
-        else:
-            self._end_unsaid(job, status, last)
+        ended, now = running.ended, time.time()
+        with self._lock:  # a job that ends cannot be cancelled at the same moment
+            job = self.get(name)
+            if ended.get("status") in BY_STATUS:
+                text = self._shown(ended["text"])
+                self._set(name, saying=text, state=BY_STATUS[ended["status"]], ended=now, message=text)
+            elif job.state == CANCELLING:
+                self._set(name, state=CANCELLED, ended=now, message="cancelled; what was counted is kept")
+            elif self._stopping:
+                self._requeue(name)
+            elif ended:
+                text = self._shown(ended["text"])
+                self._set(name, saying=text, state=FAILED, ended=now, message=text)
+            else:
+                self._end_unsaid(job, status, last)
         log.info("ended", extra={"job": name, "status": status, "state": self.get(name).state})
 
     def _requeue(self, name: str) -> None:
         """It was no fault of the job's: the attempt does not count."""
-        message = "the service was stopped; it goes on with what was saved"
-        self._set(name, state=QUEUED, message=message, attempts=self.get(name).attempts - 1)
+        text = "the service was stopped; it goes on with what was saved"
+        self._set(name, saying=text, state=QUEUED, message=text, attempts=self.get(name).attempts - 1)
 
     def _end_unsaid(self, job: JobView, status: int, last: list[str]) -> None:
         """The process was killed, or failed in a way that nobody foresaw."""
-        why = f"its process ended with status {status}{': ' if last else ''}{' '.join(last)}"[:LONGEST_MESSAGE]
-        self._database.say(job.id, why)
+        why = self._shown(f"its process ended with status {status}{': ' if last else ''}{' '.join(last).strip()}")
         self._metrics.task_failures.inc()
         if job.attempts < MOST_ATTEMPTS:
-            self._set(job.id, state=QUEUED, message=f"{why}; it is begun again")
+            self._set(job.id, saying=why, state=QUEUED, message=f"{why}; it is begun again")
         else:
-            self._set(job.id, state=FAILED, ended=time.time(), message=f"{why}; tried {job.attempts} times")
+            message = f"{why}; tried {job.attempts} times"
+            self._set(job.id, saying=why, state=FAILED, ended=time.time(), message=message)
 
-    def _set(self, name: str, **values: Any) -> None:
+    def _shown(self, text: str) -> str:
+        """What clients are shown of `text`."""
+        return self._public(text)[:LONGEST_MESSAGE]
+
+    def _set(self, name: str, saying: str | None = None, **values: Any) -> None:
+        """Change columns of a job and, in the same transaction, add to what was said of it."""
         with self._database.writing() as connection:
             columns = ", ".join(f"{column} = ?" for column in values)
             connection.execute(f"UPDATE jobs SET {columns} WHERE id = ?", (*values.values(), name))
+            if saying is not None:
+                connection.execute("INSERT INTO events (job, at, text) VALUES (?, ?, ?)", (name, time.time(), saying))
 
     def _changed(self, name: str) -> None:
         with self._lock:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..artifacts import link, read_json, remove_folder, write_json
+from ..artifacts import link, read_json, remove, remove_folder, write_json
 from ..errors import DataError
 from ..results import MANIFEST, read_manifest
 
@@ -30,6 +30,7 @@ def publish(job: Path, files: Mapping[str, Path]) -> int:
         path = job / RESULTS / str(old)
         if old < number - 1 and time.time() - path.stat().st_mtime > KEPT_SECONDS:
             remove_folder(path)
+            remove(archive_of(path))
     return number
 
 
@@ -54,6 +55,11 @@ def current(job: Path) -> int | None:
     if type(number) is not int:
         raise DataError(f"{job / CURRENT} says that {number!r} is current, expected a number; run the job again")
     return number
+
+
+def archive_of(folder: Path) -> Path:
+    """Where the archive of a set is, once somebody wanted it."""
+    return folder.with_name(f"{folder.name}.zip")
 
 
 def folder_of(job: Path, number: int) -> Path | None:

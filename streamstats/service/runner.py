@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from .. import job
 from ..artifacts import read_json, remove_folder, write_json
 from ..calibration.layer import find_arrays
 from ..config import ClusterConfig, JobConfig
-from ..errors import OutputError, StreamstatsError, UsageError, counted
+from ..errors import OutputError, StreamstatsError, UsageError, counted, first_line
 from ..interrupts import SIGNALS
 from .published import publish, result_files
 
@@ -46,6 +47,9 @@ def main() -> int:
         status, text = KINDS[request["kind"]](request, told)
     except StreamstatsError as error:
         status, text = error.exit_status, " ".join(str(error).split())
+    except Exception as error:  # what a model or a library raises; trying again would change nothing
+        traceback.print_exc()
+        status, text = StreamstatsError.exit_status, f"{type(error).__name__}: {first_line(error)}"
     except KeyboardInterrupt:
         status, text = INTERRUPTED, "stopped; what was counted is saved"
     told.line({"end": {"status": status, "text": text}})

@@ -17,7 +17,7 @@ from .settings import ServiceConfig
 
 CONNECTIONS = 2000
 KEEP_ALIVE_SECONDS = 30
-DRAIN_SECONDS = 60
+DRAIN_SECONDS = 20
 BACKLOG = 512
 
 
@@ -70,7 +70,9 @@ def _listening(config: ServiceConfig) -> socket.socket:
     """The address, taken before anything else is done. Raises `OutputError`."""
     try:
         family, _, _, _, address = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # named, or asyncio delays small answers
+        listener = socket.socket(
+            family, socket.SOCK_STREAM, socket.IPPROTO_TCP
+        )  # named, or asyncio delays small answers
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         listener.listen(BACKLOG)

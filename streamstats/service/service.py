@@ -75,6 +75,7 @@ class Service:
             self.data / "jobs",
             self._completed,
             self.metrics,
+            public=self.public,
             running=limits.running_jobs,
             following=limits.following_jobs,
             waiting=limits.waiting_jobs,
@@ -109,17 +110,16 @@ class Service:
         document = json.loads(request.model_dump_json())
         if isinstance(request, OnnxRequest):
             _check_onnx(request)
-            names = self.uploads.names(document)
             return self.jobs.submit(
-                {**document, "inputs": names},
-                key=key,
-                put_inputs=lambda folder: self.uploads.put(document, names, folder / INPUTS),
+                document, key=key, prepare=lambda folder: self.uploads.put(document, folder / INPUTS)
             )
         if len(request.layers) > MOST_RULES or any(len(each.match) > LONGEST_RULE for each in request.layers):
             raise UsageError(f"`layers` has {counted(len(request.layers), 'entry')}; expected at most {MOST_RULES}")
         request.rules()
-        self._resolved(request.source)
-        return self.jobs.submit(document, key=key)
+        return self.jobs.submit(document, key=key, prepare=lambda _: self._check_source(request.source))
+
+    def _check_source(self, source: str) -> None:
+        self._resolved(source)
 
     def _resolved(self, source: str) -> str:
         """Where a source is. Raises `UsageError` for one that may not be read."""
@@ -131,7 +131,7 @@ class Service:
         except NotFoundError as error:
             raise UsageError(str(error)) from error
 
-    def _completed(self, request: Mapping[str, Any]) -> dict[str, Any]:
+    def _completed(self, folder: Path, request: Mapping[str, Any]) -> dict[str, Any]:
         """What the process of a job is to do: the client's request, on the service's workers."""
         cluster = self.config.cluster
         if cluster.scheduler is None and cluster.threads is None and cluster.workers == "local":
@@ -141,7 +141,15 @@ class Service:
         completed = {**request, "cluster": cluster.model_dump()}
         if request["kind"] == "run":
             completed["source"] = self._resolved(request["source"])
+        else:
+            completed["inputs"] = {path.stem: path.name for path in (folder / INPUTS).iterdir()}
         return completed
+
+    def public(self, text: str) -> str:
+        """`text` without the folders of this machine."""
+        for folder in (self.data / "stores", self.data, *(root.resolve() for root in self.config.roots)):
+            text = text.replace(f"{folder}/", "")
+        return text
 
     def delete_store(self, name: str) -> None:
         """Take a store away. Raises `NotFoundError`, `ConflictError` while a job reads it."""

@@ -48,7 +48,7 @@ class Sources:
         allowed = [path for root in self.roots if (path := _below(root, source)) is not None]
         if not allowed:
             raise UsageError(f"the source {source} is not below a folder that the service may read")
-        found = next((path for path in allowed if path.exists()), None)
+        found = next(filter(_exists, allowed), None)
         if found is None:
             raise UsageError(f"the source {source} does not exist below the folders that the service may read")
         return str(found)
@@ -71,6 +71,13 @@ class Sources:
                 elif depth < DEEPEST:
                     waiting += [(each, depth + 1) for each in _folders(folder)]
         return sorted(set(found))
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name that is too long for a file
+        return False
 
 
 def _folders(folder: Path) -> list[Path]:

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..artifacts import check_layer_name, make_folders, remove_folder
-from ..calibration.layer import find_arrays
+from ..artifacts import layer_path, make_folders, move_away, moved_away, remove_folder
+from ..calibration.layer import check_values, find_arrays
 from ..calibration.recorder import Recorder, stored_layer
 from ..errors import MismatchError, OutputError, StreamstatsError, UsageError
 from ..quantization import Quantization
@@ -35,6 +35,8 @@ TOGETHER = 64 * 2**20
 """Bytes of a layer that are appended at once, or one request that is larger."""
 LONGEST_LAYER = 200
 DEEPEST = 16
+IDLE_SECONDS = 60.0
+"""After which the thread of a store ends, until there is something for it again."""
 GROUP = "zarr.json"
 
 log = logging.getLogger("streamstats.service")
@@ -68,8 +70,11 @@ class Stores:
         self._most_stores, self._most_layers, self._free = stores, layers, free
         self._lock = threading.Lock()
         self._lanes: dict[str, _Lane] = {}
+        self._deleting: set[str] = set()
         self._closed = False
         make_folders([folder])
+        for each in moved_away(folder):  # while they were deleted, the service was killed
+            remove_folder(each)
 
     def append(self, store: str, activations: Activations) -> Future[IngestView]:
         """Append to a layer of `store`, which is made at the first call; done when the rows are on the disk.
@@ -77,17 +82,21 @@ class Stores:
         What the future raises: `MismatchError` and `UsageError` for what the layer cannot take, `ConflictError` for a
         key that came with something else before, `OutputError`, `FullError`.
         """
-        check_layer_name(activations.layer)
-        if len(activations.layer) > LONGEST_LAYER or activations.layer.count("/") > DEEPEST:
+        layer, samples = activations.layer, activations.samples
+        layer_path(Path(), layer)  # which is what its results will be called
+        if len(layer) > LONGEST_LAYER or layer.count("/") > DEEPEST:
             raise UsageError(f"the layer's name is too long; expected at most {LONGEST_LAYER} characters")
-        if not len(activations.samples.shape) or not len(activations.samples):
-            raise UsageError("there are no samples; expected at least one on axis 0")
+        check_values(layer, samples.dtype, samples.shape, "convert or reshape the samples")
+        if 0 in samples.shape:
+            raise UsageError(f"there are no samples in an array of shape {samples.shape}; expected at least one value")
         if shutil.disk_usage(self.folder).free < self._free:
             raise OutputError(f"the disk has less than {self._free:,} bytes left; make room on the service's machine")
         waiting = _Waiting(activations)
         with self._lock:
             if self._closed:
                 raise FullError("the service is being stopped; send it again later")
+            if store in self._deleting:
+                raise FullError(f"store {store} is being deleted; send it again later")
             self._lane(store).put(waiting)
         return waiting.answer
 
@@ -95,10 +104,20 @@ class Stores:
         if not re.fullmatch(STORE_NAME, name):
             raise UsageError(f"the store's name is {name[:80]!r}; expected up to 64 letters, digits, '.', '_' and '-'")
         if name not in self._lanes:
-            if not (self.folder / name).exists() and len(self.names()) >= self._most_stores:
+            known = {*self.names(), *self._lanes}
+            if name not in known and len(known) >= self._most_stores:
                 raise FullError(f"there are {self._most_stores} stores, which is the most; delete one")
-            self._lanes[name] = _Lane(self._database, self.folder, name, self._metrics, self._most_layers)
+            self._lanes[name] = _Lane(self, name, self._database, self._metrics, self._most_layers)
         return self._lanes[name]
+
+    def end_if_idle(self, lane: _Lane) -> bool:
+        """Whether nothing waits for `lane`, which then is no more."""
+        with self._lock:
+            if not lane.is_idle():
+                return False
+            if self._lanes.get(lane.store) is lane:
+                del self._lanes[lane.store]
+            return True
 
     def names(self) -> list[str]:
         """The stores that there are."""
@@ -121,11 +140,17 @@ class Stores:
         path = self.path(name)
         with self._lock:
             lane = self._lanes.pop(name, None)
+            self._deleting.add(name)
+        try:
             if lane is not None:
                 lane.close()
+            gone = move_away(path)  # first: keys without rows are taken back, rows without keys would count again
             with self._database.writing() as connection:
                 connection.execute("DELETE FROM ingests WHERE store = ?", (name,))
-            remove_folder(path)
+            remove_folder(gone)
+        finally:
+            with self._lock:
+                self._deleting.discard(name)
         log.info("store deleted", extra={"store": name})
 
     def close(self) -> None:
@@ -140,8 +165,9 @@ class Stores:
 class _Lane:
     """The one thread that writes a store."""
 
-    def __init__(self, database: Database, folder: Path, store: str, metrics: Metrics, layers: int) -> None:
-        self._database, self._path, self._store, self._metrics = database, folder / store, store, metrics
+    def __init__(self, stores: Stores, store: str, database: Database, metrics: Metrics, layers: int) -> None:
+        self._stores, self._path, self.store = stores, stores.folder / store, store
+        self._database, self._metrics = database, metrics
         self._most_layers = layers
         self._waiting: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
         self._recorder: Recorder | None = None
@@ -153,6 +179,9 @@ class _Lane:
     def put(self, waiting: _Waiting) -> None:
         self._waiting.put(waiting)
 
+    def is_idle(self) -> bool:
+        return self._waiting.empty()
+
     def close(self) -> None:
         self._waiting.put(None)
         self._thread.join()
@@ -161,7 +190,12 @@ class _Lane:
         """Append what waits until None comes, each time all that has come for a layer in the meantime."""
         ending = False
         while not ending:
-            first = self._waiting.get()
+            try:
+                first = self._waiting.get(timeout=IDLE_SECONDS)
+            except queue.Empty:
+                if self._stores.end_if_idle(self):
+                    return
+                continue
             together = [first] if first is not None else []
             while not self._waiting.empty():
                 together += [each] if (each := self._waiting.get()) is not None else []
@@ -180,7 +214,7 @@ class _Lane:
         except StreamstatsError as error:
             self._fail(layer, batch, error)
         except Exception as error:
-            log.exception("cannot append", extra={"store": self._store, "layer": layer})
+            log.exception("cannot append", extra={"store": self.store, "layer": layer})
             self._fail(layer, batch, OutputError(f"cannot append to layer {layer}: {type(error).__name__}"))
 
     def _fail(self, layer: str, batch: Sequence[_Waiting], error: StreamstatsError) -> None:
@@ -211,7 +245,7 @@ class _Lane:
             start = fresh[-1][2] if fresh else start
             stop = start + len(sent.samples)
             fresh.append((each, start, stop))
-            given[sent.key] = IngestView(store=self._store, layer=layer, start=start, stop=stop, repeated=True)
+            given[sent.key] = IngestView(store=self.store, layer=layer, start=start, stop=stop, repeated=True)
         if fresh:
             self._write(recorder, layer, fresh)
 
@@ -226,7 +260,7 @@ class _Lane:
         waiting.answer.set_result(found)
 
     def _write(self, recorder: Recorder, layer: str, fresh: Sequence[tuple[_Waiting, int, int]]) -> None:
-        rows = [(self._store, layer, each.activations.key, each.activations.digest, a, b) for each, a, b in fresh]
+        rows = [(self.store, layer, each.activations.key, each.activations.digest, a, b) for each, a, b in fresh]
         with self._database.writing() as connection:
             connection.executemany("INSERT INTO ingests VALUES (?, ?, ?, ?, ?, ?)", rows)
         first = fresh[0][0].activations
@@ -236,19 +270,19 @@ class _Lane:
         self._metrics.ingested_rows.inc(len(samples))
         self._metrics.ingested_bytes.inc(samples.nbytes)
         for each, start, stop in fresh:
-            each.answer.set_result(IngestView(store=self._store, layer=layer, start=start, stop=stop, repeated=False))
+            each.answer.set_result(IngestView(store=self.store, layer=layer, start=start, stop=stop, repeated=False))
 
     def _given(self, sent: Activations) -> IngestView | None:
         """What was answered to this key before. Raises `ConflictError` where it came with something else."""
         row = self._database.one(
             "SELECT * FROM ingests WHERE store = ? AND layer = ? AND idempotency_key = ?",
-            (self._store, sent.layer, sent.key),
+            (self.store, sent.layer, sent.key),
         )
         if row is None:
             return None
         if row["digest"] != sent.digest:
             raise _other_content(sent)
-        return IngestView(store=self._store, layer=sent.layer, start=row["start"], stop=row["stop"], repeated=True)
+        return IngestView(store=self.store, layer=sent.layer, start=row["start"], stop=row["stop"], repeated=True)
 
     def _opened(self, layer: str) -> Recorder:
         """The recorder, after the keys of `layer` were compared with its rows, once, and after each failure."""
@@ -258,11 +292,11 @@ class _Lane:
         if layer not in self._sure:
             stored = stored_layer(self._path, layer)
             if layer not in self._layers and len(self._layers) >= self._most_layers:
-                raise FullError(f"store {self._store} has {self._most_layers} layers, which is the most")
+                raise FullError(f"store {self.store} has {self._most_layers} layers, which is the most")
             rows = 0 if stored is None else stored.rows
             with self._database.writing() as connection:
                 connection.execute(
-                    "DELETE FROM ingests WHERE store = ? AND layer = ? AND stop > ?", (self._store, layer, rows)
+                    "DELETE FROM ingests WHERE store = ? AND layer = ? AND stop > ?", (self.store, layer, rows)
                 )
             self._layers.add(layer)
             self._sure.add(layer)

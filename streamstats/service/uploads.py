@@ -51,18 +51,15 @@ class Uploads:
         with self._lock:
             remove(self._path(name))
 
-    def names(self, request: Mapping[str, object]) -> dict[str, str]:
-        """What the files that `request` names are called in the folder of its job. Raises `NotFoundError`."""
-        found = {}
+    def put(self, request: Mapping[str, object], folder: Path) -> None:
+        """Have the files that `request` names in `folder`, as its keys. Raises `NotFoundError`, `OutputError`."""
+        files = {}
         for field in FIELDS:
             if request.get(field):
-                with self._path(str(request[field])).open("rb") as file:
-                    found[field] = file_name(file.read(8), field)
-        return found
-
-    def put(self, request: Mapping[str, object], names: Mapping[str, str], folder: Path) -> None:
-        """Have the files that `request` names in `folder` under `names`. Raises `NotFoundError`, `OutputError`."""
-        link({folder / name: self._path(str(request[field])) for field, name in names.items()})
+                path = self._path(str(request[field]))
+                with path.open("rb") as file:
+                    files[folder / file_name(file.read(8), field)] = path
+        link(files)
 
     def _path(self, name: str) -> Path:
         path = self.folder / name

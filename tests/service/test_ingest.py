@@ -89,6 +89,38 @@ def test_a_request_repeated_with_its_key_is_counted_once(client: ss.Client) -> N
     assert client.store("repeated").layers == {"l": 8, "other layer": 8}
 
 
+def test_a_key_is_for_one_layer_as_it_was_described(service: Served, client: ss.Client) -> None:
+    client.ingest("described", "l", samples(1), key="one", channel_axis=1)
+    with pytest.raises(RefusedError, match="other activations"):
+        client.ingest("described", "l", samples(1), key="one", channel_axis=2)
+    assert client.store("described").rows == 8
+    assert send(service, "described", "%5Cl", npy(samples(1)), "two").status_code == 422  # which zarr takes for l
+
+
+def test_jobs_go_on_while_the_chunk_that_they_read_is_written_again(client: ss.Client) -> None:
+    block = samples(3, rows=300, channels=16)
+    client.ingest("busy", "l", block)
+    names = [client.submit({"kind": "run", "source": "store:busy", "follow": {"rows": 18_000}}).id for _ in range(3)]
+    for number in range(59):
+        client.ingest("busy", "l", block)
+        if number % 20 == 0:
+            names.append(client.submit({"kind": "run", "source": "store:busy"}).id)
+    expected = ss.prepare_input_mean([block]).tolist()
+    for name in names:
+        found = client.wait(name)
+        assert found.state == "done", found.message
+        assert client.channels(name, "l")["per_channel"]["mean"] == expected
+
+
+def test_threads_of_stores_do_not_pile_up(tmp_path: Path) -> None:
+    with served(tmp_path, limits={"stores": 8}) as service:
+        for number in range(40):
+            send(service, f"s{number}", "l", npy(np.zeros((4, 2), np.complex64)))
+        with service.http() as http:
+            assert http.get("/api/v1/stores").json() == []
+        assert send(service, "s", "l", npy(samples(1))).status_code == 201
+
+
 def test_many_writers_lose_nothing_and_count_nothing_twice(service: Served, client: ss.Client) -> None:
     def write(number: int) -> None:
         with service.client() as mine:
@@ -197,8 +229,12 @@ def _delete_store(service: Served, name: str) -> None:
         (npy(np.zeros((2, 3), np.float32)).replace(b"'shape': (2, 3)", b"'shape': (9**9,)"), ""),
         (npy(np.zeros((2, 3), np.float32)).replace(b"(2, 3), ", b"(-2, -3),"), ""),
         (OBJECTS, "numbers"),
-        (npy(np.zeros((), np.float32)), "no samples"),
+        (npy(np.zeros((), np.float32)), "expected samples"),
         (npy(np.zeros((0, 3), np.float32)), "no samples"),
+        (npy(np.zeros((0, 10**14), np.float32)), "no samples"),
+        (npy(np.zeros((4, 0), np.float32)), "no samples"),
+        (npy(np.zeros((2, 3), np.float32)).replace(b"(2, 3), }" + b" " * 15, b"(1" + b"0" * 15 + b", 0), }  "), ""),
+        (save({"a": np.zeros((4, 0), np.float32)}), "no samples"),
         (npy(np.zeros((4,), np.float32)), "at least one more"),
         (npy(np.zeros((4, 2), np.complex64)), "complex64"),
         (npy(np.zeros((4, 2), "U3")), "numbers"),
@@ -232,6 +268,9 @@ def test_a_body_that_is_none_is_refused_and_leaves_nothing(service: Served, body
         ("s", "%00", "k", ""),
         ("s", "%0a", "k", ""),
         ("s", "zarr.json", "k", ""),
+        ("s", "%5Cx", "k", ""),
+        ("s", "a%5Cb", "k", ""),
+        ("s", "é" * 150, "k", ""),
         ("s", "x" * 300, "k", ""),
         ("s", "/".join("a" * 40), "k", ""),
         ("s", "l", "", ""),

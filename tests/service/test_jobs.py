@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import shutil
 import threading
 import zipfile
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from served import STORE, Served, served, small_store, wait_until
@@ -69,6 +71,22 @@ def test_a_submission_repeated_with_its_key_is_the_same_job(client: ss.Client) -
     assert caught.value.status == 409
 
 
+def test_a_submission_repeated_after_its_source_is_gone_is_the_same_job(service: Served, client: ss.Client) -> None:
+    store = small_store(service.roots / "gone.zarr")
+    first = client.wait(client.submit({"kind": "run", "source": "gone.zarr"}, key="gone").id)
+    shutil.rmtree(store)
+    assert client.submit({"kind": "run", "source": "gone.zarr"}, key="gone").id == first.id
+    with pytest.raises(RefusedError, match="does not exist"):
+        client.submit({"kind": "run", "source": "gone.zarr"}, key="another")
+
+
+def test_what_clients_are_told_names_no_folder_of_the_service(service: Served, client: ss.Client) -> None:
+    (service.roots / "none").mkdir(exist_ok=True)
+    failed = client.wait(client.submit({"kind": "run", "source": "none"}).id)
+    assert "none" in failed.message
+    assert str(service.roots) not in failed.message
+
+
 def test_submissions_at_the_same_moment_with_one_key_are_one_job(service: Served) -> None:
     found: list[str] = []
 
@@ -89,6 +107,7 @@ def test_submissions_at_the_same_moment_with_one_key_are_one_job(service: Served
     ("change", "said"),
     [
         ({"source": "nowhere.zarr"}, "does not exist"),
+        ({"source": "x" * 300}, "does not exist"),
         ({"source": "store:nowhere"}, "no store nowhere"),
         ({"output": "/tmp/x"}, "unknown key `output`"),
         ({"cluster": {"scheduler": "tcp://evil:1"}}, "unknown key `cluster`"),
@@ -264,6 +283,23 @@ def test_results_that_are_not_there_are_said_to_be_gone(service: Served, done: J
         assert answer.status_code == 410
         assert http.get(f"/api/v1/jobs/{done.id}/layers/nowhere").status_code == 404
         assert http.get(f"/api/v1/jobs/{done.id}/files/nowhere").status_code == 404
+
+
+def test_files_of_any_layer_have_links(client: ss.Client, service: Served) -> None:
+    names = ["a b", "é", "<b>", "100%", "q?x=1&y#z", "a/b c"]
+    for name in names:
+        client.ingest("named", name, np.ones((2, 3), np.float32))
+    job = client.wait(client.submit({"kind": "run", "source": "store:named"}).id)
+    with service.http() as http:
+        files = http.get(f"/api/v1/jobs/{job.id}/files").json()["files"]
+        assert len(files) == 2 * len(names) + 1
+        for file, digest in files.items():
+            link = http.post(f"/api/v1/jobs/{job.id}/links", params={"path": f"files/{file}"}).json()["path"]
+            content = httpx.get(service.url + link)
+            assert content.status_code == 200
+            assert hashlib.sha256(content.content).hexdigest() == digest
+    for name in names:
+        assert client.channels(job.id, name)["rows"] == 2
 
 
 # Corrections

@@ -295,5 +295,5 @@ def test_a_connection_that_is_lost_is_said_and_comes_back(context: BrowserContex
         expect(page.get_by_text("The connection is lost")).to_be_visible(timeout=SECONDS)
         service.start()
         expect(page.get_by_text("The connection is lost")).not_to_be_visible(timeout=SECONDS)
-        expect(page.locator("main")).to_contain_text("the service was stopped; the job goes on")
+        expect(page.locator("main")).to_contain_text("the service was stopped; it goes on")
         page.close()
