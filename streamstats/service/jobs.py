@@ -288,15 +288,19 @@ class Jobs:
             self._changed(job.id)
             return
         self._set(job.id, state=RUNNING, started=time.time(), attempts=job.attempts + 1, message="begins", speed=0.0)
-        process = subprocess.Popen(
-            [sys.executable, "-m", "streamstats.service.runner", str(folder)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
-            start_new_session=True,
-        )
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "streamstats.service.runner", str(folder)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                errors="replace",
+                start_new_session=True,
+            )
+        except OSError as error:  # no processes, memory or files are left
+            self._set(job.id, state=QUEUED, attempts=job.attempts, message=f"no process could be started: {error}")
+            raise
         running = _Process(job.submitter, job.follows, process)
         running.thread = threading.Thread(target=self._follow, args=(job.id, running), daemon=True)
         self._processes[job.id] = running
