@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import socket
+import sys
 from collections.abc import Callable
 from types import FrameType
 
@@ -56,14 +57,20 @@ def serve(config: ServiceConfig, say: Callable[[str], None]) -> None:
         )
     )
     server.on_exit = app.state.stopping.set  # type: ignore[attr-defined]
-    host, port = listener.getsockname()[:2]
-    url = f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
-    made = "made, and for you alone" if service.token.is_new else "made at the first start"
-    say(f"serving {url}; the token is in {service.token.path} ({made})")
-    say(f"the page, with the token: {url}/#token={service.token.text}" if service.token.is_new else f"the page: {url}/")
+    url = _url(listener, tls=tls is not None)
+    say(f"serving {url}; the token is in {service.token.path}")
+    if service.token.is_new and sys.stderr.isatty():  # in a log it would be no secret
+        say(f"the page, with the token: {url}/#token={service.token.text}")
     with listener:
         server.run(sockets=[listener])
     say("stopped; jobs that ran go on at the next start")
+
+
+def _url(listener: socket.socket, *, tls: bool) -> str:
+    """Where somebody on this machine finds it."""
+    host, port = listener.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def _listening(config: ServiceConfig) -> socket.socket:

@@ -90,9 +90,8 @@ def test_the_token_is_compared_in_constant_time() -> None:
 
 def test_the_token_is_in_no_log(service: Served, done: str) -> None:
     httpx.get(f"{service.url}/api/v1/jobs/{done}", headers={"Authorization": f"Bearer {service.token}"})
-    logs = [line for line in service.said if line.startswith("{")]
-    assert logs
-    assert not [line for line in logs if service.token in line]
+    assert len(service.said) > 2
+    assert not [line for line in service.said if service.token in line]
 
 
 # Hosts and origins

@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from distributed import LocalCluster
 from served import STORE, Served, served, small_store, wait_until
 
 import streamstats as ss
@@ -41,6 +42,22 @@ def test_a_job_leaves_the_bytes_that_run_leaves(service: Served, done: JobView, 
     theirs = {path.relative_to(tmp_path / "theirs"): path.read_bytes() for path in (tmp_path / "theirs").rglob("*.*")}
     assert mine == theirs
     assert open_results(tmp_path / "theirs").layers == ["block1/conv", "fc"]
+
+
+def test_jobs_run_on_the_scheduler_that_the_service_names(done: JobView, service: Served, tmp_path: Path) -> None:
+    options = {"dashboard_address": None, "host": "127.0.0.1", "threads_per_worker": 1}
+    with LocalCluster(n_workers=1, processes=True, **options) as cluster:
+        scheduler = {"scheduler": cluster.scheduler_address}
+        with served(tmp_path / "service", cluster=scheduler) as other, other.client() as client:
+            found = client.wait(client.submit(REQUEST).id)
+            assert found.state == "done", found.message
+            client.fetch(found.id, tmp_path / "there")
+            assert "no dask" not in found.message
+    with service.client() as client:
+        client.fetch(done.id, tmp_path / "here")
+    for name in ("block1/conv", "fc"):
+        path = f"correctors/{name}.safetensors"
+        assert (tmp_path / "there" / path).read_bytes() == (tmp_path / "here" / path).read_bytes()
 
 
 def test_a_job_tells_what_it_counted(done: JobView) -> None:
