@@ -39,11 +39,10 @@ def serve(config: ServiceConfig, say: Callable[[str], None]) -> None:
     listener = _listening(config)
     service = Service(config)
     log_as_json()
-    app = make_app(service)
     tls = config.tls
     server = _Server(
         uvicorn.Config(
-            app,
+            make_app(service),
             log_config=None,
             access_log=False,
             lifespan="on",
@@ -56,7 +55,7 @@ def serve(config: ServiceConfig, say: Callable[[str], None]) -> None:
             h11_max_incomplete_event_size=2**16,
         )
     )
-    server.on_exit = app.state.stopping.set  # type: ignore[attr-defined]
+    server.on_exit = service.stopping.set
     url = _url(listener, tls=tls is not None)
     say(f"serving {url}; the token is in {service.token.path}")
     if service.token.is_new and sys.stderr.isatty():  # in a log it would be no secret

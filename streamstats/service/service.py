@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -42,6 +43,8 @@ LONGEST_RULE = 4096
 class Service:
     """What `config` describes; its folder belongs to one process at a time. `start` it, and `stop` it in the end.
 
+    When `stopping` is set, nothing new is taken.
+
     Raises `UsageError` for a configuration that cannot be, `OutputError` where another service has the folder,
     `DataError` for a database that is damaged or of a newer version.
     """
@@ -80,6 +83,7 @@ class Service:
             following=limits.following_jobs,
             waiting=limits.waiting_jobs,
         )
+        self.stopping = asyncio.Event()
         self._documents: OrderedDict[tuple[str, int, str], Any] = OrderedDict()
         self._lock = threading.Lock()
 
