@@ -377,8 +377,12 @@ def _run_once(session: Session, watch: _Watch) -> Outcome:
     prepared = session.planned(wanted, session.ledger)
     if watch.on_plan:
         watch.on_plan(prepared)
-    on_progress = watch.on_progress
-    on_saved = (lambda seconds: on_progress(Progress(saving=seconds))) if on_progress else None
+    on_progress, workers = watch.on_progress, session.workers
+
+    def on_saved(seconds: float) -> None:
+        if on_progress:
+            on_progress(Progress(workers=workers.count(), repeats=workers.repeats, saving=seconds))
+
     saver = saved.Saver(session.output, session.ledger.values() if session.restarted else (), on_saved)
     try:
         outcome = execute(
