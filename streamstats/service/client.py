@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import ssl
 import time
 import uuid
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 DEFAULT_URL = "http://127.0.0.1:8765"
 V1 = "/api/v1"
 SECONDS = 60.0
-ATTEMPTS = 5
+ATTEMPTS = 4
 """Of a request that does not get through, or for which there is no place."""
 WAIT_SECONDS = 0.5
 """Before the second one, and twice as long before each further one."""
@@ -62,6 +63,8 @@ class Client:
 
     def __init__(self, url: str = DEFAULT_URL, token: str = "", *, certificate: str | Path | None = None) -> None:
         library = require("httpx", "client")
+        if not re.match(r"https?://[^/?#]", url):
+            raise UsageError(f"the service is {url!r}; expected an address such as {DEFAULT_URL}")
         try:
             trusted = ssl.create_default_context(cafile=certificate)
         except OSError as error:

@@ -104,7 +104,7 @@ def test_send_counts_each_file_once(run: Run, tmp_path: Path, client: ss.Client)
         (("send", "s", "l", "job.yaml", "--quantization", "x"), 2, "not JSON"),
         (("jobs", "--token-file", "nowhere"), 2, "cannot read the token"),
         (("jobs", "--token-file", "job.yaml"), 2, "token"),
-        (("jobs", "--url", "nonsense"), 1, "does not answer"),
+        (("jobs", "--url", "nonsense"), 2, "expected an address"),
         (("serve", "nowhere.yaml"), 2, "cannot be read"),
         (("serve", "job.yaml"), 2, "unknown key"),
     ],

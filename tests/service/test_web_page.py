@@ -22,6 +22,7 @@ OPTIONS = (
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 )
 SECONDS = 30_000
+expect.set_options(timeout=SECONDS)  # a machine that is busy is no fault
 WIDE, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
 
 
