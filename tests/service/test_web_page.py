@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from served import STORE, Served, served, small_store, wait_until
 
 import streamstats as ss
 from streamstats.correction import MeanBiasCorrector
+from streamstats.service.client import RefusedError
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 OPTIONS = (
@@ -226,6 +228,26 @@ def test_the_report_is_shown(page: Page, pages: Served) -> None:
     page.goto(f"{pages.url}/#/jobs/{done_job(pages)}")
     page.get_by_role("button", name="Show the report").click()
     expect(page.frame_locator("iframe").locator("body")).to_contain_text("block1/conv")
+
+
+def test_jobs_are_there_at_once_and_older_ones_on_demand(page: Page, pages: Served) -> None:
+    with pages.client() as client:
+        names = [client.submit({"kind": "run", "source": STORE, "submitter": "list"}).id for _ in range(52)]
+        for name in names:
+            with suppress(RefusedError):  # it has ended already
+                client.cancel(name)
+        for name in names:
+            client.wait(name)
+    page.goto(f"{pages.url}/#/submit")
+    page.goto(f"{pages.url}/#/jobs")
+    rows = page.get_by_role("table", name="Jobs").locator("tbody tr")
+    expect(rows).to_have_count(50)
+    expect(rows.first).to_contain_text(names[-1])
+    page.get_by_role("button", name="Older jobs").click()
+    expect(page.get_by_role("link", name=names[0])).to_be_visible()
+    page.get_by_label("State").select_option("queued")
+    expect(page.locator("main")).to_contain_text("No jobs")
+    expect(page.get_by_role("button", name="Older jobs")).not_to_be_visible()
 
 
 def test_keys_are_enough(page: Page, pages: Served) -> None:

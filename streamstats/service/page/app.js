@@ -88,9 +88,9 @@ async function showJobs(signal) {
     found = more ? [...found, ...page.jobs] : page.jobs;
     next = page.next;
     older.hidden = !next;
+    table.update(found);
     if (!found.length) place.replaceChildren(h("p", { class: "empty" }, "No jobs. ", h("a", { href: "#/submit" }, "Submit one"), " or use the command line."));
-    else if (place.firstChild?.classList?.contains("scroll")) table.update(found);
-    else place.replaceChildren(h("div", { class: "scroll" }, table.table));
+    else if (!place.contains(table.table)) place.replaceChildren(h("div", { class: "scroll" }, table.table));
   }
 
   const table = sortable([
