@@ -362,9 +362,7 @@ class Jobs:
         elif "saving" in told:
             self._metrics.save_seconds.observe(told["saving"])
         elif "results" in told:
-            found = self.get(name)
-            self._count(running, found.total_rows, found.total_bytes)
-            self._set(name, results=told["results"], rows=found.total_rows, bytes=found.total_bytes)
+            self._set(name, results=told["results"])
         elif "message" in told:
             text = self._shown(told["message"])
             log.info(text, extra={"job": name})

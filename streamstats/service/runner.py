@@ -85,8 +85,8 @@ def _wait_for_layers(source: str, told: _Told) -> None:
 def _reduced(config: JobConfig, told: _Told, follow: job.Follow | None = None) -> job.Outcome:
     until = time.monotonic() + LOCK_SECONDS
 
-    def publish_results(_: job.Outcome) -> None:
-        told.results(publish(Path(), result_files(Path(config.output))))
+    def publish_results(outcome: job.Outcome) -> None:
+        told.results(publish(Path(), result_files(Path(config.output))), outcome)
 
     while True:
         try:
@@ -126,7 +126,7 @@ def _onnx(request: dict[str, Any], told: _Told) -> tuple[int, str]:
     page = Path(REPORT).with_suffix(".html")
     beside = pages.write(page, pages.document(Path(OUTPUT), correction))
     files = {each.name: each for each in (page, beside, Path(CORRECTED))}
-    told.results(publish(Path(), result_files(Path(OUTPUT)) | files))
+    told.results(publish(Path(), result_files(Path(OUTPUT)) | files), outcome)
     remove_folder(Path(STORE))  # many times what was uploaded
     done = sum(each.corrected for each in correction.layers)
     return 0, f"done; {counted(len(outcome.statistics), 'layer')} counted, {done} of the model corrected"
@@ -199,8 +199,9 @@ class _Told:
         speed = self._bytes / max(time.monotonic() - self._since, 1e-9)
         self.line({"progress": {"rows": self._rows, "bytes": self._bytes, "speed": speed, "repeats": again}})
 
-    def results(self, number: int) -> None:
+    def results(self, number: int, outcome: job.Outcome) -> None:
         """There are new results, under this number."""
+        self._rows = sum(each.rows for each in outcome.statistics.values())  # without what could not be read
         self._tell_progress()
         self.line({"results": number})
 

@@ -18,7 +18,7 @@ from typing import Any
 from .. import documents
 from ..artifacts import locked, make_folders, remove, temporaries
 from ..config import available_cores
-from ..errors import UsageError, counted
+from ..errors import OutputError, UsageError, counted
 from ..models.tensors import TensorCorrection, tensor_terms, terms_bytes
 from ..results import MANIFEST, Results, open_results, read_manifest
 from . import published
@@ -71,7 +71,6 @@ class Service:
             self.metrics,
             stores=limits.stores,
             layers=limits.layers,
-            free=limits.free,
         )
         self.jobs = Jobs(
             self.database,
@@ -100,18 +99,26 @@ class Service:
     def problems(self) -> list[str]:
         """Why it is not ready for work, if it is not."""
         self.database.query("SELECT 1")
-        free = shutil.disk_usage(self.data).free
-        return [] if free >= self.config.limits.free else [f"the disk has {free:,} bytes left"]
+        free, least = shutil.disk_usage(self.data).free, self.config.limits.free
+        return [] if free >= least else [f"the disk has {free:,} bytes left, and is to keep {least:,}"]
+
+    def check_room(self) -> None:
+        """Raise `OutputError` where the disk is to take nothing more."""
+        for problem in self.problems():
+            raise OutputError(f"{problem}; make room on the service's machine")
 
     # Jobs
 
     def submit(self, request: RunRequest | OnnxRequest, key: str | None) -> JobView:
         """Queue a job. Raises `UsageError`, `NotFoundError`, `ConflictError`, `FullError`."""
-        if request.memory > self.config.memory:
+        self.check_room()
+        if "memory" in request.model_fields_set and request.memory > self.config.memory:
             raise UsageError(
                 f"memory is {request.memory:,} bytes; this service gives a job at most {self.config.memory:,}"
             )
         document = json.loads(request.model_dump_json())
+        if "memory" not in request.model_fields_set:
+            document["memory"] = self.config.memory
         if isinstance(request, OnnxRequest):
             _check_onnx(request)
             return self.jobs.submit(

@@ -73,6 +73,7 @@ def store_routes(service: Service) -> APIRouter:
             raise FullError("too many send activations, or the service is being stopped; send it again later")
         under_way += 1
         try:
+            await asyncio.to_thread(service.check_room)
             body = await Body.received(request, service.incoming, service.config.limits.body)
             try:
                 waiting = await asyncio.to_thread(
@@ -121,6 +122,7 @@ def upload_routes(service: Service) -> APIRouter:
     )
     async def upload(request: Request) -> UploadView:
         """Upload a model or samples for an `onnx` job; the id is the SHA-256 of the content."""
+        await asyncio.to_thread(service.check_room)
         body = await Body.received(request, service.uploads.folder, service.config.limits.upload)
         try:
             return await asyncio.to_thread(service.uploads.keep, body)

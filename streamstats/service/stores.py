@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import queue
 import re
-import shutil
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -61,13 +60,11 @@ class _Waiting:
 
 
 class Stores:
-    """The stores in `folder`: at most `stores` of at most `layers` each, with `free` bytes left on the disk."""
+    """The stores in `folder`: at most `stores` of them, of at most `layers` each."""
 
-    def __init__(
-        self, database: Database, folder: Path, metrics: Metrics, *, stores: int, layers: int, free: int
-    ) -> None:
+    def __init__(self, database: Database, folder: Path, metrics: Metrics, *, stores: int, layers: int) -> None:
         self._database, self.folder, self._metrics = database, folder, metrics
-        self._most_stores, self._most_layers, self._free = stores, layers, free
+        self._most_stores, self._most_layers = stores, layers
         self._lock = threading.Lock()
         self._lanes: dict[str, _Lane] = {}
         self._deleting: set[str] = set()
@@ -89,8 +86,6 @@ class Stores:
         check_values(layer, samples.dtype, samples.shape, "convert or reshape the samples")
         if 0 in samples.shape:
             raise UsageError(f"there are no samples in an array of shape {samples.shape}; expected at least one value")
-        if shutil.disk_usage(self.folder).free < self._free:
-            raise OutputError(f"the disk has less than {self._free:,} bytes left; make room on the service's machine")
         waiting = _Waiting(activations)
         with self._lock:
             if self._closed:

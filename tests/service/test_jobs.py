@@ -148,6 +148,15 @@ def test_a_request_that_cannot_be_met_says_why(service: Served, change: dict[str
     assert said in answer.json()["error"]["message"]
 
 
+def test_a_job_that_does_not_say_gets_the_memory_of_the_service(tmp_path: Path) -> None:
+    with served(tmp_path, memory="400MiB") as service, service.client() as client:
+        found = client.wait(client.submit(REQUEST).id)
+        assert found.state == "done", found.message
+        assert found.request["memory"] == 400 * 2**20
+        with pytest.raises(RefusedError, match="at most 419,430,400"):
+            client.submit({**REQUEST, "memory": "401MiB"})
+
+
 def test_a_job_that_fails_says_why(service: Served, client: ss.Client) -> None:
     (service.roots / "empty").mkdir(exist_ok=True)
     job = client.wait(client.submit({"kind": "run", "source": "empty"}).id)
@@ -163,6 +172,7 @@ def test_rows_that_cannot_be_read_are_told(service: Served, client: ss.Client) -
     (store / "fc" / "c" / "0" / "0").unlink()
     job = client.wait(client.submit({"kind": "run", "source": "damaged.zarr", "missing": "report"}).id)
     assert job.state == "incomplete"
+    assert (job.rows, job.total_rows) == (62, 64)
     (gap,) = client.layers(job.id)["layers"]["fc"]["missing"]
     assert gap["rows"] == [0, 2]
     assert "is not there" in gap["reason"] or "missing" in gap["reason"]
