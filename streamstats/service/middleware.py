@@ -15,6 +15,7 @@ from .parameters import V1
 
 REQUEST_NUMBER = "streamstats.request"
 """The key in the scope of a request of the number that the log has for it."""
+METHODS, OTHER = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"), "other"
 
 log = logging.getLogger("streamstats.service")
 
@@ -84,8 +85,9 @@ class Watched:
         except Exception:
             log.exception("failed", extra={"request": number, "method": scope["method"], "path": scope["path"]})
         seconds = time.perf_counter() - started
-        route = getattr(scope.get("route"), "path", "other")
-        self._metrics.requests.labels(scope["method"], route, status).observe(seconds)
+        route = getattr(scope.get("route"), "path", OTHER)
+        method = scope["method"] if scope["method"] in METHODS else OTHER  # clients may make up any number of them
+        self._metrics.requests.labels(method, route, status).observe(seconds)
         level = logging.INFO if scope["method"] != "GET" or status >= 400 else logging.DEBUG
         said = {"request": number, "method": scope["method"], "path": scope["path"], "status": status}
         client = scope.get("client")

@@ -50,6 +50,15 @@ def test_metrics_count_rows_bytes_jobs_and_saves(tmp_path: Path) -> None:
         assert "streamstats_save_seconds_count" in found
 
 
+def test_made_up_methods_and_paths_are_one_series(service: Served) -> None:
+    for number in range(5):
+        httpx.request(f"MADEUP{number}", f"{service.url}/made/up/{number}")
+    with service.http() as http:
+        text = http.get("/metrics").text
+    assert "MADEUP" not in text
+    assert "made/up" not in text
+
+
 def test_logs_are_json_with_the_job(service: Served, client: ss.Client) -> None:
     job = client.wait(client.submit({"kind": "run", "source": STORE}).id)
     lines = [json.loads(line) for line in service.said if line.startswith("{")]
