@@ -74,7 +74,7 @@ def submitted(page: Page, **fields: str) -> str:
     page.get_by_role("link", name="Submit", exact=True).click()
     for name, value in fields.items():
         page.locator(f"[name={name}]").fill(value)
-    page.get_by_role("button", name="Submit").click()
+    page.get_by_role("button", name="Submit", exact=True).click()
     page.wait_for_url("**/#/jobs/*")
     return page.url.rpartition("/")[2]
 
@@ -148,22 +148,22 @@ def test_progress_is_live(page: Page, pages: Served) -> None:
 
 def test_a_mistake_in_the_form_is_shown_at_its_field(page: Page) -> None:
     page.get_by_role("link", name="Submit", exact=True).click()
-    page.get_by_role("button", name="Submit").click()
+    page.get_by_role("button", name="Submit", exact=True).click()
     expect(page.get_by_role("alert")).to_contain_text("Source")
     source = page.locator("[name=source]")
     expect(source).to_have_attribute("aria-invalid", "true")
     expect(source).to_be_focused()
     source.fill("../secret")
-    page.get_by_role("button", name="Submit").click()
+    page.get_by_role("button", name="Submit", exact=True).click()
     expect(page.get_by_role("alert")).to_contain_text("not below a folder")
     source.fill(STORE)
     page.locator("[name=rows]").fill("9:3")
-    page.get_by_role("button", name="Submit").click()
+    page.get_by_role("button", name="Submit", exact=True).click()
     expect(page.get_by_role("alert")).to_contain_text("START that is less than STOP")
     expect(page.locator("[name=rows]")).to_have_attribute("aria-invalid", "true")
     page.locator("[name=memory]").fill("much")
     page.locator("[name=rows]").fill("")
-    page.get_by_role("button", name="Submit").click()
+    page.get_by_role("button", name="Submit", exact=True).click()
     expect(page.locator("[name=memory]")).to_have_attribute("aria-invalid", "true")
 
 
@@ -313,7 +313,7 @@ def test_a_connection_that_is_lost_is_said_and_comes_back(context: BrowserContex
         page = context.new_page()
         page.goto(f"{service.url}/#token={service.token}")
         page.goto(f"{service.url}/#/jobs/{name}")
-        expect(page.locator(".state")).to_have_text("running")
+        expect(page.get_by_role("table", name="Layers")).to_be_visible()
         service.kill()
         expect(page.get_by_text("The connection is lost")).to_be_visible(timeout=SECONDS)
         service.start()

@@ -166,22 +166,30 @@ async function showJob(signal, id) {
   async function drawResults() {
     if (!job.results || shown === job.results) return;
     const search = results.querySelector("input")?.value ?? "";
-    shown = job.results;
-    const found = await get(`/jobs/${id}/layers`, signal);
+    const wanted = job.results;
+    shown = wanted;
+    let found;
+    try {
+      found = await get(`/jobs/${id}/layers`, signal);
+    } catch (error) {
+      if (shown === wanted) shown = null; // the next event brings them
+      if (!signal.aborted) notice(error.message);
+      return;
+    }
     results.replaceChildren(h("h2", {}, "Layers"), layersOf(id, found, search), h("h2", {}, "Report"), reportOf(id));
   }
 
   draw();
-  await drawResults();
   follow(id, signal, (kind, content) => {
     lost.textContent = kind === "lost" ? "The connection is lost; trying again …" : "";
     if (kind === "message") messages.append(h("li", {}, h("time", {}, new Date(content.at * 1000).toLocaleTimeString()), content.text));
     if (kind === "job" || (kind === "end" && content.id)) {
       job = content;
       draw();
-      drawResults().catch((error) => notice(error.message));
+      drawResults();
     }
   }).catch(fail);
+  await drawResults();
 }
 
 function layersOf(id, { layers, results }, searched) {
