@@ -176,6 +176,7 @@ async function showJob(signal, id) {
       if (!signal.aborted) notice(error.message);
       return;
     }
+    if (shown !== wanted) return; // newer ones were faster
     results.replaceChildren(h("h2", {}, "Layers"), layersOf(id, found, search), h("h2", {}, "Report"), reportOf(id));
   }
 
