@@ -126,7 +126,7 @@ def _onnx(request: dict[str, Any], told: _Told) -> tuple[int, str]:
     page = Path(REPORT).with_suffix(".html")
     beside = pages.write(page, pages.document(Path(OUTPUT), correction))
     files = {each.name: each for each in (page, beside, Path(CORRECTED))}
-    told.results(publish(Path(), result_files(Path(OUTPUT)) | files), outcome)
+    told.line({"results": publish(Path(), result_files(Path(OUTPUT)) | files)})
     remove_folder(Path(STORE))  # many times what was uploaded
     done = sum(each.corrected for each in correction.layers)
     return 0, f"done; {counted(len(outcome.statistics), 'layer')} counted, {done} of the model corrected"

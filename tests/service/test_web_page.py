@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from networks import chain, model_of, values
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 from served import STORE, Served, served, small_store, wait_until
 
@@ -165,6 +167,26 @@ def test_a_mistake_in_the_form_is_shown_at_its_field(page: Page) -> None:
     page.locator("[name=rows]").fill("")
     page.get_by_role("button", name="Submit", exact=True).click()
     expect(page.locator("[name=memory]")).to_have_attribute("aria-invalid", "true")
+
+
+def test_a_model_is_uploaded_corrected_and_downloaded(page: Page, tmp_path: Path) -> None:
+    nodes, constants = chain()
+    x = values(8, 3, 8, 8)
+    onnx.save(model_of(nodes, constants, x), tmp_path / "model.onnx")
+    np.save(tmp_path / "samples.npy", x)
+    page.get_by_role("link", name="Submit", exact=True).click()
+    page.get_by_label("Correct an ONNX model").check()
+    page.get_by_label("Float model").set_input_files(tmp_path / "model.onnx")
+    page.get_by_label("Calibration samples").set_input_files(tmp_path / "samples.npy")
+    page.get_by_role("button", name="Submit", exact=True).click()
+    expect(page.get_by_role("alert")).to_contain_text("either a quantised model or `bits`")
+    page.get_by_label("Bits").fill("5")
+    page.get_by_role("button", name="Submit", exact=True).click()
+    expect(page.locator(".state")).to_have_text("done")
+    with page.expect_download() as waiting:
+        page.get_by_role("button", name="Download the model").click()
+    waiting.value.save_as(tmp_path / "corrected.onnx")
+    onnx.checker.check_model(onnx.load(tmp_path / "corrected.onnx"))
 
 
 def test_a_job_that_fails_shows_why(page: Page, pages: Served) -> None:

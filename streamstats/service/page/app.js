@@ -159,6 +159,7 @@ async function showJob(signal, id) {
       !ENDED.includes(job.state) && act("Cancel", `Cancel job ${id}? What it counted is kept.`, () => post(`/jobs/${id}/cancel`)),
       ENDED.includes(job.state) && act("Delete", `Delete job ${id} and its results?`, async () => { await ask(`/jobs/${id}`, { method: "DELETE" }); location.hash = "#/jobs"; }),
       job.kind === "run" && h("a", { class: "button", href: `#/submit?${encodeURIComponent(JSON.stringify(job.request))}` }, "Submit again"),
+      job.kind === "onnx" && job.state === "done" && act("Download the model", null, () => download(id, "files/corrected.onnx")),
       job.results && act("Download all", null, () => download(id, "archive")),
     ].filter(Boolean));
   }
@@ -183,7 +184,10 @@ async function showJob(signal, id) {
   draw();
   follow(id, signal, (kind, content) => {
     lost.textContent = kind === "lost" ? "The connection is lost; trying again …" : "";
-    if (kind === "message") messages.append(h("li", {}, h("time", {}, new Date(content.at * 1000).toLocaleTimeString()), content.text));
+    if (kind === "message") {
+      messages.append(h("li", {}, h("time", {}, new Date(content.at * 1000).toLocaleTimeString()), content.text));
+      messages.scrollTop = messages.scrollHeight;
+    }
     if (kind === "job" || (kind === "end" && content.id)) {
       job = content;
       draw();
