@@ -19,7 +19,7 @@ types: $(VENV)/test.installed
 	$(BIN)/mypy
 
 unit: $(VENV)/test.installed browser
-	$(BIN)/pytest -n auto
+	$(BIN)/pytest -n auto --dist worksteal
 
 # The page of the service is tested in a real browser: the one that is there, or Debian's, or playwright's own.
 browser: $(VENV)/test.installed

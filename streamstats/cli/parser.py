@@ -164,7 +164,7 @@ Show how far a job of a service is until it ends. Exit status: 0 done, 3 incompl
 """
 
 CANCEL = """\
-Stop a job of a service. What it counted is kept.
+Stop a job of a service. Results that it has stay.
 """
 
 FETCH = """\

@@ -98,7 +98,7 @@ def _watched(client: Client, name: str, as_json: bool) -> int:
         for kind, content in client.events(name):
             if kind == "message":
                 (progress.say if progress else say)(content["text"])
-            elif kind == "job" and content["total_bytes"]:
+            elif kind == "job" and content["state"] == "running" and content["total_bytes"]:
                 if (content["total_rows"], content["total_bytes"]) != total:
                     stack.close()
                     total, rows, size = (content["total_rows"], content["total_bytes"]), 0, 0
@@ -130,11 +130,7 @@ def cancel(options: Namespace) -> None:
 
 def fetch(options: Namespace) -> None:
     """`streamstats fetch JOB -o OUT`."""
-    from ..errors import UsageError
-
     folder = Path(options.output)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(f"{folder} exists and is no empty folder; name a new one")
     with _client(options) as client:
         number = client.fetch(options.job, folder)
     if options.json:

@@ -108,7 +108,7 @@ class Client:
         return JobView.model_validate(self._json("GET", f"/jobs/{quote(job, safe='')}"))
 
     def cancel(self, job: str) -> JobView:
-        """Stop a job; what it counted is kept."""
+        """Stop a job; results that it has stay."""
         return JobView.model_validate(self._json("POST", f"/jobs/{quote(job, safe='')}/cancel"))
 
     def delete(self, job: str) -> None:
@@ -156,8 +156,11 @@ class Client:
     def fetch(self, job: str, folder: str | Path) -> int:
         """Write the files of the current results to `folder`; the number of the set, all of which is of one moment.
 
-        Raises `DataError` for a file that does not have its SHA-256, `OutputError`.
+        Raises `UsageError` for a folder with something in it, `DataError` for a file that does not have its SHA-256,
+        `OutputError`.
         """
+        if Path(folder).exists() and (not Path(folder).is_dir() or any(Path(folder).iterdir())):
+            raise UsageError(f"{folder} exists and is no empty folder; name a new one")
         found = self._json("GET", f"/jobs/{quote(job, safe='')}/files")
         number = int(found["results"])
         for name, digest in found["files"].items():

@@ -11,6 +11,7 @@ from fastapi.responses import Response, StreamingResponse
 
 from .errors import FullError
 from .events import job_events
+from .jobs import STATES
 from .messages import JobPage, JobRequest, JobView
 from .parameters import V1, JobId, OptionalKey, errors
 from .service import Service
@@ -31,7 +32,7 @@ def job_routes(service: Service) -> APIRouter:
 
     @routes.get(f"{V1}/jobs", tags=["jobs"], responses=responses)
     def jobs(
-        state: Annotated[str | None, Query(pattern="^[a-z]{1,20}$")] = None,
+        state: Annotated[str | None, Query(pattern=f"^({'|'.join(STATES)})$")] = None,
         before: Annotated[int | None, Query(ge=1, le=2**53, description="`next` of the page before.")] = None,
         limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     ) -> JobPage:
@@ -46,7 +47,7 @@ def job_routes(service: Service) -> APIRouter:
 
     @routes.post(f"{V1}/jobs/{{job}}/cancel", tags=["jobs"], responses=responses)
     def cancel(job: JobId) -> JobView:
-        """Stop a job; what it counted is kept."""
+        """Stop a job; results that it has stay."""
         return service.jobs.cancel(job)
 
     @routes.delete(f"{V1}/jobs/{{job}}", status_code=204, tags=["jobs"], responses=responses)

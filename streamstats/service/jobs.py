@@ -190,7 +190,7 @@ class Jobs:
         return [row["id"] for row in rows if json.loads(row["request"]).get("source") == source]
 
     def cancel(self, name: str) -> JobView:
-        """Stop a job; what it counted stays. Raises `NotFoundError`, `ConflictError` for one that has ended."""
+        """Stop a job; results that it has stay. Raises `NotFoundError`, `ConflictError` for one that has ended."""
         with self._lock:
             found = self.get(name)
             if found.state in ENDED:
@@ -267,8 +267,10 @@ class Jobs:
         for follows, places in self._places.items():
             running = [each.submitter for each in self._processes.values() if each.follows == follows]
             rows = self._database.query(
-                "SELECT number, id, submitter, priority FROM jobs WHERE state = ? AND follows = ?", (QUEUED, follows)
+                "SELECT number, id, submitter, priority, started FROM jobs WHERE state = ? AND follows = ?",
+                (QUEUED, follows),
             )
+            rows = [row for row in rows if row["started"] is not None] or rows  # what was interrupted goes on first
             if len(running) >= places or not rows:
                 continue
             last = self._database.query("SELECT submitter, max(started) AS at FROM jobs GROUP BY submitter")
@@ -384,7 +386,8 @@ class Jobs:
                 text = self._shown(ended["text"])
                 self._set(name, saying=text, state=BY_STATUS[ended["status"]], ended=now, message=text)
             elif job.state == CANCELLING:
-                self._set(name, state=CANCELLED, ended=now, message="cancelled; what was counted is kept")
+                kept = "its results so far are kept" if job.results is not None else "it had no results"
+                self._set(name, state=CANCELLED, ended=now, message=f"cancelled; {kept}")
             elif self._stopping:
                 self._requeue(name)
             elif ended:

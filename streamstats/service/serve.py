@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import sys
@@ -36,6 +37,7 @@ class _Server(uvicorn.Server):
 
 def serve(config: ServiceConfig, say: Callable[[str], None]) -> None:
     """Serve what `config` describes until SIGTERM or SIGINT. Raises `UsageError`, `OutputError`, `DataError`."""
+    os.umask(0o077)  # what clients send and get is for the service's user alone
     listener = _listening(config)
     service = Service(config)
     log_as_json()

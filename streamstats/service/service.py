@@ -181,7 +181,7 @@ class Service:
         folder = self.jobs.folder(job)
         current = published.current(folder)
         if current is None:
-            raise NotFoundError(f"job {job} has no results yet")
+            raise NotFoundError(f"job {job} has no results")
         wanted = current if number is None else number
         found = published.folder_of(folder, wanted)
         if found is None:

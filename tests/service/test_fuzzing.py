@@ -40,7 +40,7 @@ LIMITS = {"waiting_jobs": 20, "stores": 20, "body": "1MiB", "upload": "1MiB"}
 ALL = "examples,coverage,fuzzing"
 
 
-@pytest.mark.parametrize(("phases", "examples"), [("fuzzing", 15), pytest.param(ALL, 200, marks=pytest.mark.soak)])
+@pytest.mark.parametrize(("phases", "examples"), [("fuzzing", 8), pytest.param(ALL, 200, marks=pytest.mark.soak)])
 def test_no_request_about_what_is_there_is_answered_with_500(tmp_path: Path, phases: str, examples: int) -> None:
     with served(tmp_path / "service", limits=LIMITS) as service, service.client() as client:
         client.ingest("s", "l", np.ones((4, 2), np.float32))

@@ -156,7 +156,7 @@ async function showJob(signal, id) {
     if (state === drawn) return;
     drawn = state;
     actions.replaceChildren(...[
-      !ENDED.includes(job.state) && act("Cancel", `Cancel job ${id}? What it counted is kept.`, () => post(`/jobs/${id}/cancel`)),
+      !ENDED.includes(job.state) && act("Cancel", `Cancel job ${id}? Results that it has stay.`, () => post(`/jobs/${id}/cancel`)),
       ENDED.includes(job.state) && act("Delete", `Delete job ${id} and its results?`, async () => { await ask(`/jobs/${id}`, { method: "DELETE" }); location.hash = "#/jobs"; }),
       job.kind === "run" && h("a", { class: "button", href: `#/submit?${encodeURIComponent(JSON.stringify(job.request))}` }, "Submit again"),
       job.kind === "onnx" && job.state === "done" && act("Download the model", null, () => download(id, "files/corrected.onnx")),
@@ -419,7 +419,7 @@ async function requestOf(form) {
     for (const name of ["source", "rows", "missing", "nonfinite"]) put(name);
     const layer = {};
     if (form.get("channel_axis")) layer.channel_axis = Number(form.get("channel_axis"));
-    if (form.get("scale")) layer.quantization = { scale: Number(form.get("scale")), scale_is: form.get("scale_is"), zero_point: Number(form.get("zero_point") || 0) };
+    if (form.get("scale") || form.get("zero_point")) layer.quantization = { scale: Number(form.get("scale")), scale_is: form.get("scale_is"), zero_point: Number(form.get("zero_point") || 0) };
     if (form.get("match") || Object.keys(layer).length) request.layers = [{ match: form.get("match") || "*", ...layer }];
     request.statistics = ["spread", "positions"].filter((name) => form.get(name));
     if (form.get("follow")) request.follow = {};
