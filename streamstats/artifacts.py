@@ -180,7 +180,8 @@ class Spool:
 
     def discard(self) -> None:
         """Take it away, if it was not kept."""
-        self._file.close()
+        with contextlib.suppress(OSError):  # a disk that is full: what is not written is not wanted either
+            self._file.close()
         remove(self.path)
 
 

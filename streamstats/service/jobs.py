@@ -270,6 +270,7 @@ class Jobs:
                 "SELECT number, id, submitter, priority, started FROM jobs WHERE state = ? AND follows = ?",
                 (QUEUED, follows),
             )
+            rows = [row for row in rows if row["id"] not in self._processes]  # whose last process is not quite gone
             rows = [row for row in rows if row["started"] is not None] or rows  # what was interrupted goes on first
             if len(running) >= places or not rows:
                 continue

@@ -11,15 +11,17 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import sys
 import threading
 import time
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from .. import job
-from ..artifacts import read_json, remove_folder, write_json
+from ..artifacts import locked, read_json, remove, remove_folder, write_json
 from ..calibration.layer import find_arrays
 from ..config import ClusterConfig, JobConfig
 from ..errors import OutputError, StreamstatsError, UsageError, counted, first_line
@@ -31,7 +33,7 @@ TELL_SECONDS = 0.25
 """Between two lines of progress."""
 LOCK_SECONDS = 60.0
 """For how long a job waits for the process that had it before."""
-REQUEST, OUTPUT, INPUTS = "request.json", "out", "inputs"
+REQUEST, OUTPUT, INPUTS, LOCK = "request.json", "out", "inputs", "job.lock"
 STORE, RECORDED, CORRECTED, REPORT = "calibration.zarr", "recorded.json", "corrected.onnx", "report"
 
 
@@ -44,7 +46,8 @@ def main() -> int:
     threading.Thread(target=_watch_service, daemon=True).start()
     told = _Told()
     try:
-        status, text = KINDS[request["kind"]](request, told)
+        with _alone():
+            status, text = KINDS[request["kind"]](request, told)
     except StreamstatsError as error:
         status, text = error.exit_status, " ".join(str(error).split())
     except Exception as error:  # what a model or a library raises; trying again would change nothing
@@ -54,6 +57,23 @@ def main() -> int:
         status, text = INTERRUPTED, "stopped; what was counted is saved"
     told.line({"end": {"status": status, "text": text}})
     return status
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Wait for the process that had the job before: a service that was killed leaves it a moment to save."""
+    who = {"host": socket.gethostname(), "process": os.getpid(), "since": ""}
+    until = time.monotonic() + LOCK_SECONDS
+    with contextlib.ExitStack() as held:
+        while True:
+            try:
+                held.enter_context(locked(Path(LOCK), who, keep=lambda: False))
+                break
+            except OutputError:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.5)
+        yield
 
 
 def _run(request: dict[str, Any], told: _Told) -> tuple[int, str]:
@@ -83,20 +103,10 @@ def _wait_for_layers(source: str, told: _Told) -> None:
 
 
 def _reduced(config: JobConfig, told: _Told, follow: job.Follow | None = None) -> job.Outcome:
-    until = time.monotonic() + LOCK_SECONDS
-
     def publish_results(outcome: job.Outcome) -> None:
         told.results(publish(Path(), result_files(Path(config.output))), outcome)
 
-    while True:
-        try:
-            return job.run(
-                config, follow=follow, on_plan=told.plan, on_progress=told.progress, on_written=publish_results
-            )
-        except OutputError:  # the process of a service that was killed saves, and goes
-            if told.planned or time.monotonic() > until:
-                raise
-            time.sleep(0.5)
+    return job.run(config, follow=follow, on_plan=told.plan, on_progress=told.progress, on_written=publish_results)
 
 
 def _onnx(request: dict[str, Any], told: _Told) -> tuple[int, str]:
@@ -127,6 +137,7 @@ def _onnx(request: dict[str, Any], told: _Told) -> tuple[int, str]:
     beside = pages.write(page, pages.document(Path(OUTPUT), correction))
     files = {each.name: each for each in (page, beside, Path(CORRECTED))}
     told.line({"results": publish(Path(), result_files(Path(OUTPUT)) | files)})
+    remove(Path(RECORDED))  # first: a store that is half removed was not recorded
     remove_folder(Path(STORE))  # many times what was uploaded
     done = sum(each.corrected for each in correction.layers)
     return 0, f"done; {counted(len(outcome.statistics), 'layer')} counted, {done} of the model corrected"
@@ -154,7 +165,6 @@ class _Told:
     """Lines on stdout, not too many."""
 
     def __init__(self) -> None:
-        self.planned = False
         self._last, self._said = 0.0, ""
         self._rows = self._bytes = self._repeats = 0
         self._since = time.monotonic()
@@ -174,7 +184,6 @@ class _Told:
 
     def plan(self, prepared: job.Prepared) -> None:
         """What is to be done."""
-        self.planned = True
         before = sum(each.rows for each in prepared.ledger.values())
         self._rows, self._bytes, self._since = before, 0, time.monotonic()
         plan = prepared.plan

@@ -183,7 +183,7 @@ class Service:
         if current is None:
             raise NotFoundError(f"job {job} has no results")
         wanted = current if number is None else number
-        found = published.folder_of(folder, wanted)
+        found = published.folder_of(folder, wanted) if wanted <= current else None  # a newer one is being made
         if found is None:
             raise GoneError(f"the results {wanted} of job {job} were replaced; the current ones are {current}")
         return wanted, found

@@ -451,6 +451,11 @@ document.getElementById("theme").addEventListener("click", () => {
   applyTheme(theme);
 });
 
+document.querySelector(".skip").addEventListener("click", (event) => {
+  event.preventDefault(); // the address is that of a view
+  main.focus();
+});
+
 applyTheme(localStorage.getItem("theme") ?? "system");
 takeTokenFromAddress();
 window.addEventListener("hashchange", () => { takeTokenFromAddress(); open(); });

@@ -139,6 +139,7 @@ function ticks(low, high, most) {
   const power = 10 ** Math.floor(Math.log10(raw));
   const step = [1, 2, 5, 10].map((each) => each * power).find((each) => each >= raw);
   const found = [];
-  for (let tick = Math.ceil(low / step) * step; tick <= high; tick += step) found.push(Number(tick.toPrecision(12)));
+  const first = Math.ceil(low / step);
+  for (let index = 0; index <= 2 * most && (first + index) * step <= high; index += 1) found.push(Number(((first + index) * step).toPrecision(12)));
   return found;
 }
