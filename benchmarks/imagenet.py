@@ -17,6 +17,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,15 @@ from PIL import Image, UnidentifiedImageError
 from stores import working_folder
 from tables import Table, show, show_json
 
-from streamstats import job
-from streamstats.artifacts import remove_folder
 from streamstats.config import JobConfig
 from streamstats.demo.digits import calibration_digits, held_out_digits
-from streamstats.models import onnx as models
+from streamstats.jobs import job
+from streamstats.models.onnx.correct import How, correct, correct_quantized
+from streamstats.models.onnx.iterative import Iterative
+from streamstats.models.onnx.judge import HeldOut
+from streamstats.models.onnx.record import record
 from streamstats.report import page
+from streamstats.storage.files import remove_folder
 
 Images = npt.NDArray[np.float32]
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
@@ -60,7 +64,7 @@ def main() -> None:
         model, out = Path(options.model), folder / "out"
         store = folder / "calibration.zarr"
         remove_folder(store)
-        models.record(model, folder / "calibration.npy", store, batch_size=options.batch_size)
+        record(model, folder / "calibration.npy", store, batch_size=options.batch_size)
         source, settings = str(store), {"statistics": ["spread", "positions"]}
         job.run(JobConfig.model_validate({"source": source, "output": str(out), **settings}), restart=True)
         cases = [None] if options.quantizer else options.bits
@@ -163,7 +167,7 @@ def _write_trial(folder: Path, options: argparse.Namespace) -> None:
             path = folder / "images" / str(label) / f"{len(split.labels)}-{place}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(np.rint(image[0] * 255).astype(np.uint8)).save(path)
-    options.model = str(Path(models.__file__).parents[1] / "demo" / "digits.onnx")
+    options.model = str(files("streamstats.demo") / "digits.onnx")
     options.images = str(folder / "images")
     options.resize = options.crop = 16
     options.mean, options.deviation = (0.0,), (1.0,)
@@ -181,15 +185,15 @@ def _title(bits: int | None, options: argparse.Namespace) -> str:
 def _accuracies(bits: int | None, model: Path, folder: Path, options: argparse.Namespace) -> dict[str, float]:
     """Top-1 of every model of a case."""
     print(f"{_title(bits, options)} …", file=sys.stderr)
-    held_out = models.HeldOut(folder / "held-out.npy", folder / "labels.npy", batch_size=options.batch_size)
-    iterative = models.Iterative(folder / "calibration.npy", folder / "work", batch_size=options.batch_size)
-    how = models.How(iterative, held_out)
+    held_out = HeldOut(folder / "held-out.npy", folder / "labels.npy", batch_size=options.batch_size)
+    iterative = Iterative(folder / "calibration.npy", folder / "work", batch_size=options.batch_size)
+    how = How(iterative, held_out)
     target = folder / ("corrected.onnx" if bits is None else f"corrected-{bits}-bits.onnx")
     if bits is None:
         quantized = _quantized(model, folder, options)
-        done = models.correct_quantized(model, quantized, folder / "out", target, how=how)
+        done = correct_quantized(model, quantized, folder / "out", target, how=how)
     else:
-        done = models.correct(model, folder / "out", target, bits=bits, per_channel=options.per_channel, how=how)
+        done = correct(model, folder / "out", target, bits=bits, per_channel=options.per_channel, how=how)
     page.write(target.with_suffix(page.REPORT), page.document(folder / "out", done))
     assert done.judgement is not None
     return {**done.judgement.accuracy}

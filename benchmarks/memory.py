@@ -166,9 +166,9 @@ def _write(path: str, case: Case) -> None:
 
 def _promised_peak(config_path: str) -> int:
     """What the plan of a configuration promises, in a process of its own: this one must stay small."""
-    from streamstats import job
     from streamstats.config import load_config
-    from streamstats.workers import open_workers
+    from streamstats.jobs import job
+    from streamstats.jobs.workers import open_workers
 
     config = load_config(config_path)
     with open_workers(config.cluster.chosen(), []) as workers:

@@ -15,8 +15,8 @@ from s3 import BUCKET, serving
 from stores import working_folder
 from tables import Table, show, show_json
 
-from streamstats import job
-from streamstats.workers import Cluster, open_workers
+from streamstats.jobs import job
+from streamstats.jobs.workers import Cluster, open_workers
 
 KiB, MiB = 2**10, 2**20
 SIZES = (64 * KiB, MiB, 8 * MiB, 32 * MiB)

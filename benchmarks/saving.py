@@ -19,8 +19,9 @@ from stores import working_folder
 from tables import Table, show, show_json
 from zarr.codecs import GzipCodec
 
-from streamstats import job, saved
 from streamstats.config import JobConfig
+from streamstats.jobs import job
+from streamstats.outputs import saved
 
 CHUNK = (16, 64, 64, 64)
 """4 MiB of int8."""

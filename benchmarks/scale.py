@@ -26,16 +26,16 @@ from stores import working_folder
 from tables import Table, show, show_json
 from zarr.codecs import ZstdCodec
 
-from streamstats import job, plan
 from streamstats.calibration.identity import file_range
 from streamstats.calibration.layer import Layer
 from streamstats.calibration.selection import Selected
-from streamstats.ledger import LayerStatistics
-from streamstats.measuring import Measured
-from streamstats.plan import Task
+from streamstats.jobs import job, plan
+from streamstats.jobs.measuring import Measured
+from streamstats.jobs.plan import Task
+from streamstats.jobs.workers import Cluster, Ended, ThreadWorkers, open_workers
+from streamstats.outputs.ledger import LayerStatistics
 from streamstats.statistics.extrema import ChannelExtrema
 from streamstats.statistics.mean import ChannelMean
-from streamstats.workers import Cluster, Ended, ThreadWorkers, open_workers
 
 SMALL = (1, 16, 64)
 """1 KiB of int8."""

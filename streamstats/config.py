@@ -28,8 +28,8 @@ from pydantic import (
 
 from .calibration.selection import LayerRule
 from .errors import UsageError
+from .jobs.workers import Cluster
 from .quantization import Quantization
-from .workers import Cluster
 
 LONGEST_CONFIG = 2**20
 LONGEST_SHOWN = 80

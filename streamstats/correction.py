@@ -18,9 +18,10 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from .artifacts import DIGEST_KEY, read_tensors, tensors_bytes, write_bytes
 from .errors import DataError, MismatchError, UsageError
 from .layouts import BY_GROUP, TRANSPOSED, Geometry, check_layout, spatial_axes, tap_means, tap_sums
+from .storage.files import write_bytes
+from .storage.tensors import DIGEST_KEY, read_tensors, tensors_bytes
 
 Array = npt.NDArray[Any]
 Float64Array = npt.NDArray[np.float64]

@@ -9,17 +9,20 @@ from __future__ import annotations
 from importlib import import_module
 from types import ModuleType
 
+DONE, FAILURE, USAGE, INCOMPLETE, CORRUPT, INTERRUPTED = 0, 1, 2, 3, 4, 130
+"""The exit statuses of the command line. INCOMPLETE: rows are missing, or a threshold was not met."""
+
 
 class StreamstatsError(Exception):
     """The root: a failure that trying again, on a healthy machine, may cure."""
 
-    exit_status = 1
+    exit_status = FAILURE
 
 
 class UsageError(StreamstatsError, ValueError):
     """The request cannot be met as it stands: correct the call, the arguments or the configuration."""
 
-    exit_status = 2
+    exit_status = USAGE
 
 
 class MismatchError(UsageError):
@@ -33,7 +36,7 @@ class MissingDependencyError(UsageError):
 class DataError(StreamstatsError):
     """The data is missing, damaged or not what it says: repair it, or choose a policy that leaves it out."""
 
-    exit_status = 4
+    exit_status = CORRUPT
 
 
 class LostError(DataError):
@@ -76,10 +79,10 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
-def counted(number: int, what: str) -> str:
-    """`number` of `what`, for a message.
+def counted(number: int, what: str, plural: str = "") -> str:
+    """`number` of `what`, for a message; `plural` where that is not `what` and an s.
 
-    >>> counted(1, "row"), counted(2000, "row")
-    ('1 row', '2,000 rows')
+    >>> counted(1, "row"), counted(2000, "row"), counted(2, "entry", "entries")
+    ('1 row', '2,000 rows', '2 entries')
     """
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
+    return f"{number:,} {what if number == 1 else plural or what + 's'}"

@@ -20,12 +20,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamstats.artifacts import write_bytes
 from streamstats.errors import DataError, MismatchError
-from streamstats.ledger import LayerStatistics, Source, read_state, state_bytes
+from streamstats.outputs.ledger import LayerStatistics, Source, read_state, state_bytes
 from streamstats.statistics.extrema import ChannelExtrema
 from streamstats.statistics.mean import ChannelMean
 from streamstats.statistics.statistic import Statistic
+from streamstats.storage.files import write_bytes
 
 Array = np.ndarray[Any, np.dtype[Any]]
 ExactAnswer = Callable[[Array, int], Statistic]

@@ -13,9 +13,9 @@ import onnx
 from onnx import helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
-from streamstats import job
 from streamstats.config import JobConfig
-from streamstats.models.onnx import record
+from streamstats.jobs import job
+from streamstats.models.onnx.record import record
 
 Array = npt.NDArray[Any]
 FLOAT = onnx.TensorProto.FLOAT

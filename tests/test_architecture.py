@@ -15,26 +15,19 @@ PACKAGE = Path(__file__).parents[1] / "streamstats"
 
 ORDER = (
     "errors",
-    "rows",
     "interrupts",
+    "progress",
     "quantization",
-    "native",
-    "statistics",
-    "artifacts",
     "layouts",
+    "coverage",
+    "compiled",
+    "statistics",
+    "storage",
     "correction",
     "calibration",
-    "plan",
-    "ledger",
-    "results",
-    "documents",
-    "workers",
-    "measuring",
-    "reduction",
-    "saved",
+    "outputs",
+    "jobs",
     "config",
-    "job",
-    "upkeep",
     "models",
     "report",
     "service",
@@ -48,20 +41,20 @@ STATISTICS_LEVELS = (("exact", "kernels"), ("loops",), ("pieces",), ("statistic"
 """Inside statistics, a module imports from the levels before its own."""
 
 IMPORTERS = {
-    "dask": ("workers",),
-    "distributed": ("workers", "job"),  # job: to name the type of a client
+    "dask": ("jobs.workers",),
+    "distributed": ("jobs",),
     "jinja2": ("report",),
     "matplotlib": ("report",),
     "plotext": ("report",),
-    "google_crc32c": ("calibration",),
-    "llvmlite": ("native", "calibration"),
-    "numba": ("native", "statistics", "calibration"),
-    "numcodecs": ("calibration",),
-    "onnx": ("models", "demo.train"),  # which exports the small network that is shipped
-    "obstore": ("calibration",),
-    "onnxruntime": ("models",),
+    "google_crc32c": ("calibration.encoding",),
+    "llvmlite": ("compiled",),
+    "numba": ("compiled", "statistics", "calibration.reading"),
+    "numcodecs": ("calibration.encoding", "calibration.reading"),
+    "onnx": ("models.onnx", "demo.train"),  # which exports the small network that is shipped
+    "obstore": ("calibration.sources",),
+    "onnxruntime": ("models.onnx",),
     "sklearn": ("demo",),
-    "torch": ("demo.train", "models"),
+    "torch": ("demo.train", "models.torch"),
     "fastapi": ("service",),
     "httpx": ("service",),
     "prometheus_client": ("service",),
@@ -69,7 +62,7 @@ IMPORTERS = {
     "uvicorn": ("service",),
     "pydantic": ("config", "service"),
     "yaml": ("config",),
-    "safetensors": ("artifacts",),
+    "safetensors": ("storage",),
     "zarr": ("calibration",),
 }
 """The only modules, or packages, that import a library."""
@@ -82,7 +75,7 @@ IN_STATISTICS = (
 WITH_A_CORRECTOR = ("numpy", "safetensors")
 """All that loading and applying a corrector needs, beside Python."""
 
-WRITERS = ("artifacts", "native")
+WRITERS = ("storage", "compiled")
 """Result files, and what is compiled."""
 NOT_THE_CORE = ("cli",)
 IMPORTING_CALLS = ("import_module", "__import__", "require", "_require")
@@ -188,11 +181,10 @@ def level(name: str) -> int:
 
 
 def writing_calls(module: Module) -> Iterator[str]:
-    from_artifacts = {name.rpartition(".")[2] for name in imports(module) if ".artifacts." in name}
+    from_storage = {name.rpartition(".")[2] for name in imports(module) if name.startswith("streamstats.storage.")}
     for node in module.calls:
         name, function = called(node), ast.unparse(node.func)
-        allowed = function in from_artifacts or function == f"artifacts.{name}"
-        if (name in WRITING_CALLS and not allowed) or (name == "open" and not reads(node)):
+        if (name in WRITING_CALLS and function not in from_storage) or (name == "open" and not reads(node)):
             yield f"writes a file: {ast.unparse(node)}"
 
 
@@ -234,21 +226,21 @@ def test_a_corrector_needs_numpy_and_safetensors_alone() -> None:
 
 
 PLANTED = {
-    "upwards": ("ledger.py", "from .reduction import local_client"),
-    "upwards, absolute": ("quantization.py", "import streamstats.artifacts"),
-    "upwards, absolute from": ("quantization.py", "from streamstats import artifacts"),
-    "upwards, in a function": ("plan.py", "def late():\n    from . import job"),
-    "upwards, from a package": ("calibration/layer.py", "from ..plan import Part"),
-    "upwards, by name": ("plan.py", "import_module('streamstats.job')"),
-    "through the face": ("ledger.py", "from . import reduce"),
-    "through the face, absolute": ("plan.py", "from streamstats import Recorder"),
-    "the command line": ("job.py", "from .cli.tables import number"),
+    "upwards": ("outputs/ledger.py", "from ..jobs.reduction import reduce_tasks"),
+    "upwards, absolute": ("quantization.py", "import streamstats.storage.files"),
+    "upwards, absolute from": ("quantization.py", "from streamstats import storage"),
+    "upwards, in a function": ("outputs/ledger.py", "def late():\n    from .. import jobs"),
+    "upwards, from a package": ("calibration/layer.py", "from ..jobs.plan import Part"),
+    "upwards, by name": ("outputs/ledger.py", "import_module('streamstats.jobs.job')"),
+    "through the face": ("outputs/ledger.py", "from .. import reduce"),
+    "through the face, absolute": ("jobs/plan.py", "from streamstats import Recorder"),
+    "the command line": ("jobs/job.py", "from ..cli.tables import number"),
     "statistics, upwards inside": ("statistics/exact.py", "from .mean import ChannelMean"),
     "statistics, sideways inside": ("statistics/extrema.py", "from .mean import ChannelMean"),
     "statistics with zarr": ("statistics/mean.py", "import zarr"),
     "statistics with files": ("statistics/mean.py", "from pathlib import Path"),
     "statistics that read": ("statistics/mean.py", "open('x')"),
-    "dask elsewhere": ("job.py", "import dask.array as da"),
+    "dask elsewhere": ("jobs/job.py", "import dask.array as da"),
     "distributed elsewhere": ("cli/commands.py", "from distributed import Client"),
     "matplotlib elsewhere": ("demo/show.py", "import matplotlib.pyplot"),
     "plotext elsewhere": ("cli/tables.py", "def plot():\n    import plotext"),
@@ -256,20 +248,20 @@ PLANTED = {
     "onnx elsewhere": ("demo/show.py", "import onnx"),
     "onnxruntime elsewhere": ("demo/train.py", "import_module('onnxruntime')"),
     "jinja2 elsewhere": ("cli/model_commands.py", "import jinja2"),
-    "sklearn elsewhere": ("models/onnx.py", "import sklearn"),
-    "zarr elsewhere": ("models/onnx_record.py", "import zarr"),
-    "zarr elsewhere, from": ("reduction.py", "from zarr.errors import GroupNotFoundError"),
-    "numcodecs elsewhere": ("plan.py", "import numcodecs"),
+    "sklearn elsewhere": ("models/onnx/graph.py", "import sklearn"),
+    "zarr elsewhere": ("models/onnx/record.py", "import zarr"),
+    "zarr elsewhere, from": ("jobs/reduction.py", "from zarr.errors import GroupNotFoundError"),
+    "numcodecs elsewhere": ("jobs/plan.py", "import numcodecs"),
     "torch elsewhere": ("demo/show.py", "import torch"),
     "fastapi elsewhere": ("cli/service_commands.py", "from fastapi import FastAPI"),
-    "httpx elsewhere": ("job.py", "import_module('httpx')"),
+    "httpx elsewhere": ("jobs/job.py", "import_module('httpx')"),
     "starlette elsewhere": ("report/page.py", "import starlette"),
-    "pickle": ("ledger.py", "import pickle"),
-    "pickle, from": ("artifacts.py", "from pickle import loads"),
-    "a file written": ("ledger.py", "open('x', 'w')"),
-    "a file written, by keyword": ("job.py", "open('x', mode='ab')"),
+    "pickle": ("outputs/ledger.py", "import pickle"),
+    "pickle, from": ("storage/files.py", "from pickle import loads"),
+    "a file written": ("outputs/ledger.py", "open('x', 'w')"),
+    "a file written, by keyword": ("jobs/job.py", "open('x', mode='ab')"),
     "a file written, in some mode": ("config.py", "Path('x').open(mode)"),
-    "a path written": ("job.py", "Path('x').write_text('y')"),
+    "a path written": ("jobs/job.py", "Path('x').write_text('y')"),
     "a folder made": ("report/page.py", "Path('x').mkdir()"),
     "a module without a place": ("helpers.py", "import math"),
 }

@@ -26,9 +26,10 @@ from hypothesis.extra.numpy import arrays
 
 import streamstats
 from streamstats import BiasCorrector, MeanBiasCorrector, NullBiasCorrector, fake_quantize
-from streamstats.artifacts import tensors_bytes, write_bytes
 from streamstats.correction import FORMAT, tap_sums
 from streamstats.errors import DataError, MismatchError, OutputError, UsageError
+from streamstats.storage.files import write_bytes
+from streamstats.storage.tensors import tensors_bytes
 
 OUTPUTS_FIRST = {0: "OI", 1: "OIW", 2: "OIHW", 3: "OIDHW"}
 OUTPUTS_LAST = {0: "IO", 1: "WIO", 2: "HWIO", 3: "DHWIO"}

@@ -10,11 +10,11 @@ import pytest
 from stores import build_store, samples
 
 import streamstats as ss
-from streamstats import job, upkeep
 from streamstats.config import ClusterConfig, JobConfig
 from streamstats.errors import MismatchError
-from streamstats.ledger import LayerStatistics
-from streamstats.results import open_results
+from streamstats.jobs import job, upkeep
+from streamstats.outputs.ledger import LayerStatistics
+from streamstats.outputs.results import open_results
 
 BOTH = ["positions", "spread"]
 LAYERS = {
@@ -53,9 +53,9 @@ def test_they_are_what_numpy_says_and_have_the_same_bytes(
     store: Path, tmp_path: Path, memory: Any, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job.run(config(store, tmp_path / "whole"))
-    monkeypatch.setattr("streamstats.plan.SMALLEST_TASK_BYTES", 2000)
-    monkeypatch.setattr("streamstats.plan.TASK_BYTES", 2000)
-    monkeypatch.setattr("streamstats.plan.BLOCK_BYTES", 512)  # blocks that are parts of samples
+    monkeypatch.setattr("streamstats.jobs.plan.SMALLEST_TASK_BYTES", 2000)
+    monkeypatch.setattr("streamstats.jobs.plan.TASK_BYTES", 2000)
+    monkeypatch.setattr("streamstats.jobs.plan.BLOCK_BYTES", 512)  # blocks that are parts of samples
     job.run(config(store, tmp_path / "parts", memory=memory, cluster=ClusterConfig(threads=threads)))
     assert files(tmp_path / "whole") == files(tmp_path / "parts")
     for name, found in statistics(tmp_path / "parts").items():

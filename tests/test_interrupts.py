@@ -12,9 +12,9 @@ import pytest
 
 from streamstats.calibration.layer import Layer
 from streamstats.interrupts import SIGNALS, Deferred
-from streamstats.plan import TASKS_IN_FLIGHT, Part, Plan, Task
-from streamstats.reduction import reduce_tasks
-from streamstats.workers import Cluster, ThreadWorkers
+from streamstats.jobs.plan import TASKS_IN_FLIGHT, Part, Plan, Task
+from streamstats.jobs.reduction import reduce_tasks
+from streamstats.jobs.workers import Cluster, ThreadWorkers
 
 
 @pytest.fixture(autouse=True)

@@ -8,9 +8,8 @@ from contextlib import contextmanager
 from measuring import Run
 from stores import Source
 
-from streamstats.workers import Cluster
-
-from .reduction import reducing
+from streamstats.jobs.reduction import reducing
+from streamstats.jobs.workers import Cluster
 
 
 @contextmanager

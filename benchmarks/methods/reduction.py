@@ -12,9 +12,10 @@ from contextlib import contextmanager
 from measuring import Run
 from stores import LayerSource, Source
 
-from streamstats import Quantization, job
+from streamstats import Quantization
 from streamstats.calibration.selection import LayerRule
-from streamstats.workers import Cluster, open_workers
+from streamstats.jobs import job
+from streamstats.jobs.workers import Cluster, open_workers
 
 
 @contextmanager

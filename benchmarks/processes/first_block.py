@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 
-from streamstats import job, reduction
+from streamstats.jobs import job, reduction
 
 
 def _end(*_: object, **__: object) -> None:

@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from .files import MISSING, Identity
 from .layer import Layer, is_folder, is_url
-from .objects import is_object_store, listed
+from .sources.files import MISSING, Identity
+from .sources.objects import is_object_store, listed
 
 Identities = npt.NDArray[np.int64]
 """int64[files, 2]: bytes and nanoseconds since 1970; UNCOUNTED, ABSENT or UNKNOWN in both."""

@@ -25,12 +25,12 @@ from zarr.abc.store import Store
 from zarr.errors import ContainsArrayError, GroupNotFoundError
 from zarr.storage import LocalStore, ZipStore
 
-from ..artifacts import check_layer_name
 from ..errors import DataError, MismatchError, StoreError, UsageError, first_line
 from ..quantization import Quantization
 from ..statistics.statistic import SUPPORTED_DTYPES
-from .encoding import ChunkKeys, Encoding, chunk_keys, encoding_of
-from .objects import FEWER, PatientStore, check_url, is_object_store, object_store
+from ..storage.names import check_layer_name
+from .encoding.chunks import ChunkKeys, Encoding, chunk_keys, encoding_of
+from .sources.objects import FEWER, PatientStore, check_url, is_object_store, object_store
 
 Selection = tuple[slice, ...]
 """A part of a layer's array: a slice for each axis, with start and stop, inside the array."""

@@ -17,9 +17,10 @@ import numpy.typing as npt
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
 
-from ..artifacts import check_layer_name, sync
 from ..errors import DataError, MismatchError, OutputError, StreamstatsError, UsageError, first_line
 from ..quantization import Quantization
+from ..storage.files import sync
+from ..storage.names import check_layer_name
 from .identity import file_key, file_range
 from .layer import ATTRIBUTES_KEY, DEFAULT_PIPELINE, Layer, check_values, codec_pipeline, describe
 

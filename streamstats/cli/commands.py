@@ -16,18 +16,18 @@ from typing import TYPE_CHECKING, Self
 
 from rich.filesize import decimal
 
-from ..documents import channel_columns, channels_document, greatest, layers_document, least
+from ..coverage import row_count
 from ..errors import counted
-from ..rows import row_count
+from ..outputs.documents import channel_columns, channels_document, greatest, layers_document, least
 from .progress import RowProgress
 from .tables import number, print_json, print_table, row_ranges, say
 
 if TYPE_CHECKING:
     from ..calibration.layer import Layer
     from ..config import JobConfig
-    from ..job import Prepared, Progress
-    from ..ledger import LayerStatistics
-    from ..models.onnx_precision import KnownTo, Precision
+    from ..jobs.job import Prepared, Progress
+    from ..models.onnx.precision import KnownTo, Precision
+    from ..outputs.ledger import LayerStatistics
 
 INCOMPLETE = 3
 """The exit status where rows are missing."""
@@ -40,9 +40,9 @@ NAMED = 8
 
 def run(options: Namespace) -> int:
     """`streamstats run CONFIG`."""
-    from .. import job
     from ..config import load_config
     from ..errors import UsageError
+    from ..jobs import job
 
     config = load_config(options.config)
     if (options.until_rows is not None or options.idle is not None) and not options.follow:
@@ -88,7 +88,7 @@ def run(options: Namespace) -> int:
 def _until_stable(config: JobConfig, options: Namespace) -> tuple[JobConfig, KnownTo]:
     """The job with the spread of samples kept, and when it has enough of them."""
     from ..errors import UsageError
-    from ..models.onnx_precision import KnownTo
+    from ..models.onnx.precision import KnownTo
     from .model_commands import subject_of
 
     if options.follow:
@@ -172,7 +172,7 @@ def _mib(size: int) -> str:
 
 def status(options: Namespace) -> int:
     """`streamstats status OUT`."""
-    from .. import upkeep
+    from ..jobs import upkeep
 
     found = upkeep.status(Path(options.output))
     if options.json:
@@ -202,9 +202,9 @@ def _gaps(missing: Sequence[tuple[tuple[int, int], str]]) -> list[tuple[str, str
 
 def verify(options: Namespace) -> int:
     """`streamstats verify CONFIG`."""
-    from .. import upkeep
     from ..config import load_config
     from ..errors import DataError
+    from ..jobs import upkeep
 
     config = load_config(options.config)
     with _Watch(config.memory) as watch:
@@ -221,8 +221,8 @@ def verify(options: Namespace) -> int:
 
 def forget(options: Namespace) -> None:
     """`streamstats forget CONFIG --rows A:B`."""
-    from .. import upkeep
     from ..config import load_config, parse_rows
+    from ..jobs import upkeep
 
     config = load_config(options.config)
     with _Watch(config.memory) as watch:
@@ -238,7 +238,7 @@ def forget(options: Namespace) -> None:
 
 def merge(options: Namespace) -> None:
     """`streamstats merge OUT… -o OUT`."""
-    from .. import upkeep
+    from ..jobs import upkeep
 
     merged = upkeep.merge_outputs([Path(each) for each in options.outputs], Path(options.output))
     _print_layers(merged, options.json)
@@ -248,7 +248,7 @@ def merge(options: Namespace) -> None:
 def inspect(options: Namespace) -> None:
     """`streamstats inspect OUT [LAYER]`."""
     from ..errors import UsageError
-    from ..results import open_results
+    from ..outputs.results import open_results
 
     if options.plot and options.json:
         raise UsageError("--plot and --json exclude each other; choose one")

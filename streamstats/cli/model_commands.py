@@ -17,16 +17,16 @@ from .progress import RowProgress
 from .tables import number, print_json, print_table, say
 
 if TYPE_CHECKING:
-    from ..models.onnx_correct import Correction, How, Subject
+    from ..models.onnx.correct import Correction, How, Subject
 
 
 def record(options: Namespace) -> None:
     """`streamstats record MODEL.onnx --samples FILE -o STORE`."""
-    from ..models import onnx
+    from ..models.onnx.record import record
 
     with ExitStack() as stack:
         watch = _SampleWatch(stack)
-        recorded = onnx.record(
+        recorded = record(
             options.model,
             options.samples,
             options.output,
@@ -104,7 +104,7 @@ def report(options: Namespace) -> None:
 def _checked_page(wanted: str | None, default: Path) -> Path:
     """Where the page goes. Raises `UsageError` for another suffix, and where the JSON beside it would be a manifest."""
     from ..errors import UsageError
-    from ..results import MANIFEST
+    from ..outputs.results import MANIFEST
 
     if wanted is not None and Path(wanted).suffix != ".html":
         raise UsageError(f"the report is to be {wanted}; expected a name with .html (the JSON goes beside it)")
@@ -132,8 +132,8 @@ def _reported(page: Path, output: Path, correction: Correction | None) -> Mappin
 def subject_of(options: Namespace) -> Subject:
     """The float model and the quantised one that `options` name. Raises `UsageError`."""
     from ..errors import UsageError
-    from ..models.onnx_correct import fake_quantized, quantized_by_others
-    from ..models.onnx_levels import Levels
+    from ..models.onnx.correct import fake_quantized, quantized_by_others
+    from ..models.onnx.levels import Levels
 
     if options.model is None or (options.quantized is None) == (options.bits is None):
         raise UsageError("give the float model, and either a quantised one or --bits to quantise its weights")
@@ -144,7 +144,7 @@ def subject_of(options: Namespace) -> Subject:
 
 def _corrected(options: Namespace, output: Path | None) -> Correction:
     from ..errors import UsageError
-    from ..models import onnx
+    from ..models.onnx.correct import correct, correct_quantized
 
     if options.model is None:
         raise UsageError("give the float model that was recorded, or --weights, --fake-quantized and --layout")
@@ -158,10 +158,8 @@ def _corrected(options: Namespace, output: Path | None) -> Correction:
     with ExitStack() as stack:
         watch = _PartWatch(stack)
         if options.quantized is not None:
-            return onnx.correct_quantized(
-                options.model, options.quantized, options.correctors, output, how=how, watch=watch
-            )
-        return onnx.correct(
+            return correct_quantized(options.model, options.quantized, options.correctors, output, how=how, watch=watch)
+        return correct(
             options.model,
             options.correctors,
             output,
@@ -191,7 +189,9 @@ class _PartWatch:
 
 def _how(options: Namespace, output: Path | None) -> How:
     from ..errors import UsageError
-    from ..models.onnx import HeldOut, How, Iterative
+    from ..models.onnx.correct import How
+    from ..models.onnx.iterative import Iterative
+    from ..models.onnx.judge import HeldOut
 
     if options.iterative is not None and options.samples is None:
         raise UsageError("--iterative runs the quantised model on the recorded samples; give them with --samples")

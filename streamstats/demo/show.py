@@ -8,12 +8,15 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from .. import artifacts, job
 from ..config import JobConfig
 from ..errors import UsageError, require
-from ..models import onnx
-from ..models.onnx_correct import CORRECTED, ONE_PASS, UNCORRECTED
+from ..jobs import job
+from ..models.onnx.correct import CORRECTED, ONE_PASS, UNCORRECTED, How, correct
+from ..models.onnx.iterative import Iterative
+from ..models.onnx.judge import HeldOut
+from ..models.onnx.record import record
 from ..report import page, pictures
+from ..storage.files import remove_folder, write_array, write_bytes
 from .digits import calibration_digits, held_out_digits
 
 BITS = 5
@@ -106,7 +109,7 @@ def run(folder: Path, say: Callable[[str], None]) -> Outcome:
     model = folder / "model.onnx"
     _write_inputs(folder, model)
     say(f"record: the input of every layer over the calibration digits → {folder / 'calibration.zarr'}")
-    onnx.record(model, folder / "calibration.npy", folder / "calibration.zarr", batch_size=64)
+    record(model, folder / "calibration.npy", folder / "calibration.zarr", batch_size=64)
     say(f"run: exact means of every channel → {folder / 'out'}")
     config = {"source": str(folder / "calibration.zarr"), "output": str(folder / "out"), "statistics": ["spread"]}
     job.run(JobConfig.model_validate(config), restart=True)
@@ -119,13 +122,13 @@ def run(folder: Path, say: Callable[[str], None]) -> Outcome:
 def _judge(folder: Path, model: Path) -> Outcome:
     """The accuracies at every bit width; the models of the demo's own, the last written, stay, with their report."""
     quantized, corrected = folder / "quantized.onnx", folder / "corrected.onnx"
-    how = onnx.How(
-        onnx.Iterative(folder / "calibration.npy", folder / "work", batch_size=256),
-        onnx.HeldOut(folder / "held-out.npy", folder / "labels.npy", batch_size=256),
+    how = How(
+        Iterative(folder / "calibration.npy", folder / "work", batch_size=256),
+        HeldOut(folder / "held-out.npy", folder / "labels.npy", batch_size=256),
     )
     found = {}
     for bits in (*OTHER_BITS, BITS):
-        done = onnx.correct(model, folder / "out", corrected, bits=bits, uncorrected=quantized, how=how)
+        done = correct(model, folder / "out", corrected, bits=bits, uncorrected=quantized, how=how)
         assert done.judgement is not None
         found[bits] = done.judgement.accuracy
     page.write(corrected.with_suffix(page.REPORT), page.document(folder / "out", done))
@@ -151,10 +154,10 @@ def _shipped_model() -> bytes:
 
 def _write_inputs(folder: Path, model: Path) -> None:
     """Put the network, the calibration digits and the configuration into `folder`."""
-    artifacts.remove_folder(folder / "calibration.zarr")
-    artifacts.write_bytes(model, _shipped_model())
+    remove_folder(folder / "calibration.zarr")
+    write_bytes(model, _shipped_model())
     held_out = held_out_digits()
-    artifacts.write_array(folder / "calibration.npy", calibration_digits().images)
-    artifacts.write_array(folder / "held-out.npy", held_out.images)
-    artifacts.write_array(folder / "labels.npy", held_out.labels)
-    artifacts.write_bytes(folder / "run.yaml", b"source: calibration.zarr\noutput: out\nstatistics: [spread]\n")
+    write_array(folder / "calibration.npy", calibration_digits().images)
+    write_array(folder / "held-out.npy", held_out.images)
+    write_array(folder / "labels.npy", held_out.labels)
+    write_bytes(folder / "run.yaml", b"source: calibration.zarr\noutput: out\nstatistics: [spread]\n")

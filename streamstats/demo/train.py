@@ -24,8 +24,8 @@ import onnx
 import torch
 from torch import nn
 
-from streamstats.artifacts import write_bytes
 from streamstats.demo.digits import Digits, calibration_digits, held_out_digits
+from streamstats.storage.files import write_bytes
 
 SEED = 0
 THREADS = 2

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..artifacts import check_apart, read_plain_tensors, tensors_bytes, write_bytes
 from ..correction import BiasCorrector, MeanBiasCorrector, PositionBiasCorrector
 from ..errors import MismatchError, UsageError
 from ..layouts import BY_GROUP, TRANSPOSED, input_channels
-from ..results import open_results
+from ..outputs.results import open_results
+from ..storage.files import check_apart, write_bytes
+from ..storage.tensors import read_plain_tensors, tensors_bytes
 
 FORMAT = "streamstats.corrections/1"
 WEIGHT, FAKE_QUANTIZED = ".weight", ".fake_quantized"

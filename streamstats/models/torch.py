@@ -26,8 +26,8 @@ from ..calibration.recorder import Recorder
 from ..correction import BiasCorrector, MeanBiasCorrector, PositionBiasCorrector
 from ..errors import MismatchError, MissingDependencyError, UsageError
 from ..layouts import Geometry
-from ..results import Results, open_results
-from .onnx_graph import layer_names
+from ..outputs.results import Results, open_results
+from .onnx.graph import layer_names
 
 if TYPE_CHECKING:
     import torch

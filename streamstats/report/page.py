@@ -15,12 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import __version__
-from ..artifacts import write_bytes, write_json
 from ..errors import counted, require
-from ..ledger import LayerStatistics
-from ..models.onnx_correct import CORRECTED, ONE_PASS, UNCORRECTED, Correction
-from ..models.onnx_precision import Precision, bias_steps, precision
-from ..results import MANIFEST, open_results
+from ..models.onnx.correct import CORRECTED, ONE_PASS, UNCORRECTED, Correction
+from ..models.onnx.precision import Precision, bias_steps, precision
+from ..outputs.ledger import LayerStatistics
+from ..outputs.results import MANIFEST, open_results
+from ..storage.files import write_bytes, write_json
 from . import pictures
 
 Float64Array = npt.NDArray[np.float64]

@@ -21,9 +21,9 @@ import numpy as np
 import numpy.typing as npt
 from rich.cells import cell_len
 
-from ..artifacts import write_bytes
 from ..errors import UsageError, require
-from ..ledger import LayerStatistics
+from ..outputs.ledger import LayerStatistics
+from ..storage.files import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -19,8 +19,8 @@ from urllib.parse import parse_qs, quote, urlsplit
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..artifacts import write_secret
 from ..errors import UsageError
+from ..storage.files import write_secret
 from .answers import problem
 
 TOKEN = "token"

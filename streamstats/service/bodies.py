@@ -17,8 +17,9 @@ import numpy as np
 import numpy.typing as npt
 from starlette.requests import ClientDisconnect, Request
 
-from ..artifacts import Spool, read_plain_tensors
 from ..errors import DataError, UsageError, counted
+from ..storage.files import Spool
+from ..storage.tensors import read_plain_tensors
 from .errors import TooLargeError
 
 IN_MEMORY = 4 * 2**20

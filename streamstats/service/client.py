@@ -22,8 +22,9 @@ from urllib.parse import quote
 import numpy as np
 import numpy.typing as npt
 
-from ..artifacts import tensors_bytes, tensors_of, write_bytes
 from ..errors import DataError, OutputError, StreamstatsError, UsageError, first_line, require
+from ..storage.files import write_bytes
+from ..storage.tensors import tensors_bytes, tensors_of
 from .messages import IngestView, JobPage, JobView, StoreView, UploadView
 
 if TYPE_CHECKING:

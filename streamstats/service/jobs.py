@@ -22,8 +22,8 @@ from pathlib import Path
 from sqlite3 import IntegrityError, Row
 from typing import Any
 
-from ..artifacts import make_folders, remove_folder, write_json
 from ..errors import OutputError, StreamstatsError
+from ..storage.files import make_folders, remove_folder, write_json
 from . import published
 from .database import Database
 from .errors import ConflictError, FullError, NotFoundError

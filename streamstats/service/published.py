@@ -10,9 +10,9 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..artifacts import link, read_json, remove, remove_folder, write_json
 from ..errors import DataError
-from ..results import MANIFEST, read_manifest
+from ..outputs.results import MANIFEST, read_manifest
+from ..storage.files import link, read_json, remove, remove_folder, write_json
 
 CURRENT = "current.json"
 RESULTS = "results"

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response
 
-from ..artifacts import write_archive
+from ..storage.files import write_archive
 from .access import REPORT_POLICY
 from .answers import BINARY, KINDS, bytes_answer, file_answer, json_answer
 from .bodies import Body

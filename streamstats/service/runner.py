@@ -20,12 +20,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .. import job
-from ..artifacts import locked, read_json, remove, remove_folder, write_json
 from ..calibration.layer import find_arrays
 from ..config import ClusterConfig, JobConfig
 from ..errors import OutputError, StreamstatsError, UsageError, counted, first_line
 from ..interrupts import SIGNALS
+from ..jobs import job
+from ..storage.files import read_json, remove, remove_folder, write_json
+from ..storage.locks import locked
 from .published import publish, result_files
 
 INCOMPLETE, INTERRUPTED = 3, 130
@@ -111,28 +112,31 @@ def _reduced(config: JobConfig, told: _Told, follow: job.Follow | None = None) -
 
 def _onnx(request: dict[str, Any], told: _Told) -> tuple[int, str]:
     """Record, reduce, correct and report, as the commands of these names do; each goes on from what is there."""
-    from ..models import onnx
+    from ..models.onnx.correct import How, correct, correct_quantized
+    from ..models.onnx.files import check_alone
+    from ..models.onnx.iterative import Iterative
+    from ..models.onnx.judge import HeldOut
     from ..report import page as pages
 
     inputs = {field: Path(INPUTS, name) for field, name in request["inputs"].items()}
     model, samples, quantized = inputs["model"], inputs["samples"], inputs.get("quantized")
     for each in filter(None, (model, quantized)):
-        onnx.check_alone(each)
+        check_alone(each)
     _record(model, samples, request, told)
     cluster = ClusterConfig.model_validate(request["cluster"], strict=False)
     config = JobConfig(
         source=STORE, output=OUTPUT, statistics=["spread", "positions"], memory=request["memory"], cluster=cluster
     )
     outcome = _reduced(config, told)
-    iterative = onnx.Iterative(samples, Path("work"), request["iterative"]) if request["iterative"] else None
-    held_out = onnx.HeldOut(inputs["held_out"], inputs.get("labels")) if "held_out" in inputs else None
-    how = onnx.How(iterative, held_out, request["do_no_harm"])
+    iterative = Iterative(samples, Path("work"), request["iterative"]) if request["iterative"] else None
+    held_out = HeldOut(inputs["held_out"], inputs.get("labels")) if "held_out" in inputs else None
+    how = How(iterative, held_out, request["do_no_harm"])
     levels = {name: request[name] for name in ("bits", "per_channel", "symmetric")}
     told.waiting("corrects the model")
     if quantized is not None:
-        correction = onnx.correct_quantized(model, quantized, OUTPUT, CORRECTED, how=how, watch=told)
+        correction = correct_quantized(model, quantized, OUTPUT, CORRECTED, how=how, watch=told)
     else:
-        correction = onnx.correct(model, OUTPUT, CORRECTED, **levels, how=how, watch=told)
+        correction = correct(model, OUTPUT, CORRECTED, **levels, how=how, watch=told)
     page = Path(REPORT).with_suffix(".html")
     beside = pages.write(page, pages.document(Path(OUTPUT), correction))
     files = {each.name: each for each in (page, beside, Path(CORRECTED))}
@@ -145,13 +149,13 @@ def _onnx(request: dict[str, Any], told: _Told) -> tuple[int, str]:
 
 def _record(model: Path, samples: Path, request: dict[str, Any], told: _Told) -> None:
     """Record into a new store, unless this was done: a store that was begun and not finished is begun again."""
-    from ..models import onnx
+    from ..models.onnx.record import record
 
     if Path(RECORDED).exists():
         return
     remove_folder(Path(STORE))
     told.waiting("runs the model on the samples")
-    recorded = onnx.record(model, samples, STORE, storage=request["storage"])
+    recorded = record(model, samples, STORE, storage=request["storage"])
     for each in recorded:
         if each.reason:
             told.line({"message": f"layer {each.layer} is left out: {each.reason}"})

@@ -15,12 +15,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from .. import documents
-from ..artifacts import locked, make_folders, remove, temporaries
 from ..config import available_cores
 from ..errors import OutputError, UsageError, counted
 from ..models.tensors import TensorCorrection, tensor_terms, terms_bytes
-from ..results import MANIFEST, Results, open_results, read_manifest
+from ..outputs import documents
+from ..outputs.results import MANIFEST, Results, open_results, read_manifest
+from ..storage.files import make_folders, remove, temporaries
+from ..storage.locks import locked
 from . import published
 from .access import TOKEN, Token
 from .bodies import Body
@@ -276,7 +277,7 @@ def _layers_document(folder: Path) -> dict[str, Any]:
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    from ..artifacts import file_digest
+    from ..storage.files import file_digest
 
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     assert MANIFEST in names

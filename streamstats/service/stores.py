@@ -20,11 +20,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..artifacts import layer_path, make_folders, move_away, moved_away, remove_folder
 from ..calibration.layer import check_values, find_arrays
 from ..calibration.recorder import Recorder, stored_layer
 from ..errors import MismatchError, OutputError, StreamstatsError, UsageError
 from ..quantization import Quantization
+from ..storage.files import make_folders, move_away, moved_away, remove_folder
+from ..storage.names import layer_path
 from .database import Database
 from .errors import ConflictError, FullError, NotFoundError
 from .messages import OWN, STORE_NAME, IngestView, StoreView

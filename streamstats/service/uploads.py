@@ -6,8 +6,8 @@ import threading
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..artifacts import link, make_folders, remove, temporaries
 from ..errors import UsageError
+from ..storage.files import link, make_folders, remove, temporaries
 from .bodies import Body, file_name
 from .errors import NotFoundError, TooLargeError
 from .messages import UploadView

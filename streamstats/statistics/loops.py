@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..native import POINTER, SIZE, load
+from ..compiled.cache import POINTER, SIZE, load
 from .exact import digit_count
 
 ARGUMENTS = (POINTER, SIZE, SIZE, SIZE, POINTER, POINTER, POINTER, POINTER)

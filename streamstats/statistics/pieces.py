@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from ..compiled.cache import address
 from ..errors import MismatchError
-from ..native import address
 from .exact import ExactSum, digit_count
 from .loops import bound_dtype, loop, room
 

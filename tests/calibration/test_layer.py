@@ -26,7 +26,7 @@ from streamstats.calibration.layer import (
     find_arrays,
     open_store,
 )
-from streamstats.calibration.reader import open_reader
+from streamstats.calibration.reading.reader import open_reader
 from streamstats.errors import DataError, MismatchError, UsageError
 from streamstats.quantization import Quantization
 

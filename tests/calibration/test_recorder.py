@@ -22,7 +22,7 @@ from zarr.registry import register_pipeline
 
 from streamstats.calibration import recorder
 from streamstats.calibration.layer import describe, find_arrays
-from streamstats.calibration.reader import open_reader
+from streamstats.calibration.reading.reader import open_reader
 from streamstats.calibration.recorder import Recorder, stored_layer
 from streamstats.calibration.selection import select_layers
 from streamstats.errors import DataError, MismatchError, OutputError, UsageError

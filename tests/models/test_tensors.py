@@ -12,10 +12,10 @@ from safetensors.numpy import load_file, save_file
 from stores import build_store, samples
 
 import streamstats as ss
-from streamstats import job
 from streamstats.cli import main
 from streamstats.config import JobConfig
 from streamstats.errors import DataError, MismatchError, UsageError
+from streamstats.jobs import job
 from streamstats.models.tensors import correct_tensors
 
 RNG = np.random.default_rng(3)

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 import streamstats as ss
-from streamstats import job
 from streamstats.config import JobConfig
 from streamstats.errors import MismatchError, UsageError
+from streamstats.jobs import job
 
 torch = pytest.importorskip("torch", reason="`make torch` tests with it")
 

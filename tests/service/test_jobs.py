@@ -18,9 +18,9 @@ from distributed import LocalCluster
 from served import STORE, Served, served, small_store, wait_until
 
 import streamstats as ss
-from streamstats import job
 from streamstats.config import JobConfig
-from streamstats.results import open_results
+from streamstats.jobs import job
+from streamstats.outputs.results import open_results
 from streamstats.service.client import RefusedError
 from streamstats.service.messages import JobView
 

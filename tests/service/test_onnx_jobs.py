@@ -12,9 +12,11 @@ from networks import chain, model_of, quantized, values
 from served import Served
 
 import streamstats as ss
-from streamstats import job
 from streamstats.config import JobConfig
-from streamstats.models import onnx
+from streamstats.jobs import job
+from streamstats.models.onnx.correct import How, correct, correct_quantized
+from streamstats.models.onnx.iterative import Iterative
+from streamstats.models.onnx.record import record
 from streamstats.service.client import RefusedError
 
 
@@ -40,13 +42,13 @@ def uploaded(client: ss.Client, files: dict[str, Path], *names: str) -> dict[str
 def by_hand(files: dict[str, Path], folder: Path, iterative: str | None = None, **levels: Any) -> bytes:
     """The commands `record`, `run` and `correct`, one after the other."""
     store, out, fixed = folder / "s.zarr", folder / "out", folder / "fixed.onnx"
-    onnx.record(files["model"], files["samples"], store)
+    record(files["model"], files["samples"], store)
     job.run(JobConfig(source=str(store), output=str(out), statistics=["spread", "positions"]))
-    how = onnx.How(onnx.Iterative(files["samples"], folder / "work", iterative)) if iterative else None
+    how = How(Iterative(files["samples"], folder / "work", iterative)) if iterative else None
     if levels:
-        onnx.correct(files["model"], out, fixed, **levels, how=how)
+        correct(files["model"], out, fixed, **levels, how=how)
     else:
-        onnx.correct_quantized(files["model"], files["quantized"], out, fixed, how=how)
+        correct_quantized(files["model"], files["quantized"], out, fixed, how=how)
     return fixed.read_bytes()
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from streamstats.artifacts import write_archive, write_bytes
 from streamstats.errors import DataError
 from streamstats.service import published
+from streamstats.storage.files import write_archive, write_bytes
 
 
 def test_a_set_stays_as_it_is_when_the_files_are_written_anew(tmp_path: Path) -> None:

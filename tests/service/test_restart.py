@@ -18,8 +18,8 @@ import pytest
 from served import Served, npy, small_store, wait_until
 
 import streamstats as ss
-from streamstats import job
 from streamstats.config import JobConfig
+from streamstats.jobs import job
 
 ROWS, CHANNELS, WRITERS = 8, 6, 4
 LAYERS = ("a", "b/c")

@@ -1,0 +1,140 @@
+"""Many small files in one call.
+
+Opening, reading and closing a file through Python lets go of its lock four times, and among busy threads every time
+costs more than the file does. Here a compiled loop does it for file after file, by the C library's own functions, and
+takes the lock for none of it. Where they are missing (`statx` is Linux's), there is nothing to be gained, and files
+are read one by one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import numpy.typing as npt
+
+from ...compiled import foreign
+from ...compiled.cache import POINTER, SIZE, load
+from ..encoding.chunks import Bytes
+
+ARGUMENTS = (POINTER, SIZE, SIZE, SIZE, SIZE, SIZE, SIZE, SIZE, SIZE, POINTER, POINTER)
+"""Addresses of functions, folder, names, bytes of a name, their number, buffer, its bytes, most bytes of a file, room
+for statx(2), what is found of each file, how many."""
+FUNCTIONS = ("openat", "statx", "pread", "close")
+OPENING = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+EMPTY_PATH = 0x1000
+"""statx(2): look at the descriptor itself."""
+WANTED = 0x1 | 0x40 | 0x200
+"""statx(2): type, time of the last change, size."""
+MODE_AT, SIZE_AT, SECONDS_AT, NANOSECONDS_AT, EMPTY_AT, ANSWER_BYTES = 28, 40, 112, 120, 256, 264
+"""Offsets in the answer of statx(2), as the kernel lays it out; an empty name follows it."""
+KIND, REGULAR = 0xF000, 0x8000
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """Files one behind the other: `places` int64[files, 2] are offset and length, `identities` int64[files, 2]."""
+
+    places: npt.NDArray[np.int64]
+    identities: npt.NDArray[np.int64]
+
+
+def can_gather() -> bool:
+    """Whether this system has what it takes."""
+    return _functions() is not None
+
+
+def gather(folder: int, names: Sequence[str], buffer: Bytes, most: int) -> Gathered:
+    """Read the files called `names`, in the folder with this descriptor, into `buffer`, in order.
+
+    It stops before the first that is not there, is no file or empty, has more than `most` bytes, does not fit into the
+    buffer or cannot be read; why is for others to say.
+    """
+    encoded = [os.fsencode(name) for name in names]
+    width = max(map(len, encoded), default=0) + 1
+    table = np.array(encoded, f"S{width}")
+    found = np.empty((len(names), 4), np.int64)
+    answer, done = np.zeros(ANSWER_BYTES, np.uint8), np.zeros(1, np.int64)
+    functions = _functions()
+    assert functions is not None
+    _loop()(
+        functions.ctypes.data,
+        folder,
+        table.ctypes.data,
+        width,
+        len(names),
+        buffer.ctypes.data,
+        buffer.size,
+        most,
+        answer.ctypes.data,
+        found.ctypes.data,
+        done.ctypes.data,
+    )
+    return Gathered(found[: done[0], :2].copy(), found[: done[0], 2:])
+
+
+@cache
+def _functions() -> npt.NDArray[np.int64] | None:
+    try:
+        return foreign.addresses(None, FUNCTIONS)
+    except (AttributeError, OSError):
+        return None
+
+
+@cache
+def _loop() -> Callable[..., None]:
+    return load("gather", ARGUMENTS, _definition, (__name__, foreign.__name__))
+
+
+# Compiled
+
+
+def _definition() -> Callable[..., None]:
+    """The loop over the files; each C function is called as its header declares it."""
+    import numba
+
+    call, word = foreign.caller(), foreign.word_reader()
+    carray, compiled = numba.carray, numba.njit(error_model="numpy")
+
+    @compiled
+    def long_word(at):  # type: ignore[no-untyped-def]
+        return word(at) | word(at + 4) << 32
+
+    @compiled
+    def take(stat, read, file, buffer, room, most, answer, row):  # type: ignore[no-untyped-def]
+        """Fill `buffer` and `row` from an open file; its size, or −1."""
+        if np.int32(call(stat, (file, answer + EMPTY_AT, EMPTY_PATH, WANTED, answer))) != 0:
+            return -1
+        size = long_word(answer + SIZE_AT)
+        if word(answer + MODE_AT) & KIND != REGULAR or not 0 < size <= min(most, room):
+            return -1
+        done = 0
+        while done < size:
+            count = call(read, (file, buffer + done, size - done, done))
+            if count <= 0:
+                return -1
+            done += count
+        row[1], row[2] = size, size
+        row[3] = long_word(answer + SECONDS_AT) * 1_000_000_000 + word(answer + NANOSECONDS_AT)
+        return size
+
+    def gather(functions, folder, names, width, number, buffer, room, most, answer, found, done):  # type: ignore[no-untyped-def]
+        opening, stat, read, closing = carray(functions, (4,), np.int64)
+        rows, progress = carray(found, (number, 4), np.int64), carray(done, (1,), np.int64)
+        filled = 0
+        for i in range(number):
+            file = np.int64(np.int32(call(opening, (folder, names + i * width, OPENING))))
+            if file < 0:
+                break
+            size = take(stat, read, file, buffer + filled, room - filled, most, answer, rows[i])
+            call(closing, (file,))
+            if size < 0:
+                break
+            rows[i, 0] = filled
+            filled += size
+            progress[0] += 1
+
+    return gather

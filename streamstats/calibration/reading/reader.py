@@ -1,0 +1,373 @@
+"""Reading blocks of a layer: straight from the files where their encoding is known, else through zarr.
+
+Bytes go from the file into a buffer and are decoded where the block wants them, in buffers that a thread keeps: fresh
+memory costs more than reading it. zarr's reader is the arbiter of what the straight one must give.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import groupby, product
+from math import prod
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from ...coverage import Rows
+from ...errors import ChangedError, DataError, StoreError
+from ...statistics.pieces import Accumulator, Intake
+from ..encoding.chunks import ABSENT, Bytes, ChunkKeys, Encoding
+from ..layer import Layer, Selection
+from ..sources.files import MISSING, File, Folder, Identity, LocalFolder
+from ..sources.objects import ObjectFolder, is_object_store
+from .fused import RAW, feed
+from .gathering import can_gather
+from .parts import damage, is_passing, kept, lost, new_block, overlap, relative, touched
+from .zarr_reader import ZarrReader
+
+MOST_GATHERED = 1024
+"""Files that are read in one call."""
+
+
+class Reader(Protocol):
+    """Reads blocks of one layer, for one thread; `filled` are the rows of what had to be filled, in the order read.
+
+    `identified` (key → identity) is of the files that were opened, if it opens files itself.
+    """
+
+    filled: list[Rows]
+    identified: dict[str, Identity]
+
+    def expect(self, selections: Iterable[Selection]) -> None:
+        """These will be read next, in order."""
+
+    def read(self, selection: Selection) -> npt.NDArray[Any]:
+        """The values of `selection`, C-contiguous; they are overwritten by the next read of this thread.
+
+        Raises `DataError` that names layer and rows for what cannot be read or decoded.
+        """
+
+    def measure(self, selection: Selection, accumulator: Accumulator) -> None:
+        """Add the values of `selection` to `accumulator`. Raises as `read`."""
+
+
+@contextmanager
+def open_reader(layer: Layer, *, fill: bool = False) -> Iterator[Reader]:
+    """A reader of `layer`; with `fill`, what cannot be read has the fill value. Raises `DataError`."""
+    if layer.encoding is None or layer.keys is None:
+        yield ZarrReader(layer, fill=fill)
+        return
+    reader = FileReader(layer, layer.encoding, layer.keys, fill=fill)
+    try:
+        yield reader
+    finally:
+        reader.close()
+
+
+class FileReader:
+    """Reads the files of a folder, or the objects below a URL; one of them is open at a time."""
+
+    def __init__(self, layer: Layer, encoding: Encoding, keys: ChunkKeys, *, fill: bool = False) -> None:
+        self._layer = layer
+        self._encoding = encoding
+        self._keys = keys
+        self._fill = fill
+        self.filled: list[Rows] = []
+        self._folder = _open_folder(layer, encoding)
+        self._key = ""
+        self._file: File | None = None
+        self._index: npt.NDArray[np.int64] | None = None
+        self._most_gathered = encoding.gathered_bytes if isinstance(self._folder, LocalFolder) and can_gather() else 0
+        self._offered = MOST_GATHERED
+        self.identified: dict[str, Identity] = {}
+
+    def close(self) -> None:
+        """Let go of file and folder."""
+        self._close_file()
+        self._folder.close()
+
+    def _close_file(self) -> None:
+        if self._file is not None:
+            self._file.close()
+        self._key, self._file, self._index = "", None, None
+
+    def expect(self, selections: Iterable[Selection]) -> None:
+        """As `Reader.expect`."""
+        shards = (shard for each in selections for shard in product(*touched(each, self._encoding.shards)))
+        self._folder.expect(self._keys.key(shard) for shard, _ in groupby(shards))
+
+    def read(self, selection: Selection) -> npt.NDArray[Any]:
+        """As `Reader.read`; `DataError`, too, for a chunk that is not there."""
+        block = new_block(self._layer, selection)
+        for shard in product(*touched(selection, self._encoding.shards)):
+            inside = overlap(selection, shard, self._encoding.shards)
+            key = self._keys.key(shard)
+            with self._or_filled(inside, key, block[relative(inside, selection)]):
+                self._open(key)
+                if self._file is None:
+                    raise lost(self._layer, inside, key)
+                self._read_shard(shard, inside, selection, block)
+        return block
+
+    @contextmanager
+    def _or_filled(self, inside: Selection, key: str, target: npt.NDArray[Any]) -> Iterator[None]:
+        """What goes wrong is a `DataError`, or puts the fill value into `target`, the part `inside` of the array."""
+        try:
+            yield
+        except (StoreError, ChangedError):
+            raise
+        except Exception as error:
+            spoils = not self._fill or is_passing(error)
+            if spoils and isinstance(error, DataError):
+                raise
+            if spoils:
+                raise damage(self._layer, inside, error, key) from error
+            target[...] = self._encoding.fill
+            self.filled.append((inside[0].start, inside[0].stop))
+
+    def measure(self, selection: Selection, accumulator: Accumulator) -> None:
+        """As `Reader.measure`; what is compressed is measured while it is decoded."""
+        axis = self._layer.channel_axis
+        shape = tuple(part.stop - part.start for part in selection)
+        in_a_row = all(len(numbers) == 1 for numbers in touched(selection, self._encoding.chunks)[1:])
+        streams = in_a_row and (self._encoding.compressor or self._most_gathered)
+        intake = accumulator.intake(shape, axis) if streams else None
+        if intake is None:
+            accumulator.add(self.read(selection), axis)
+            return
+        stream = _Stream(self._encoding, accumulator, intake)
+        others = []
+        for shard in self._left_by_gathering(selection, stream):
+            inside = overlap(selection, shard, self._encoding.shards)
+            key = self._keys.key(shard)
+            with self._explained(inside, key):
+                self._open(key)
+                run = self._run(shard, inside)
+                if run is None:
+                    others.append(inside)
+                else:
+                    stream.take(*run)
+        stream.finish(shape, axis)
+        for inside in others:
+            accumulator.add(self.read(inside), axis)
+
+    @contextmanager
+    def _explained(self, inside: Selection, key: str) -> Iterator[None]:
+        """What goes wrong with the part `inside`, the file `key`, is a `DataError` that says with which chunk."""
+        try:
+            yield
+        except (StoreError, ChangedError):
+            raise
+        except Exception as error:
+            self.read(inside)  # which says it
+            raise damage(self._layer, inside, error, key) from error
+
+    def _left_by_gathering(self, selection: Selection, stream: _Stream) -> Iterator[tuple[int, ...]]:
+        """Give small files to `stream`, many at a time; the coordinates of those to be read one by one."""
+        rows, *others = touched(selection, self._encoding.shards)
+        height, *extents = self._encoding.chunks
+        whole = range(-(-selection[0].start // height), selection[0].stop // height)
+        if not self._most_gathered or [part.stop - part.start for part in selection[1:]] != extents:
+            whole = range(0)
+        number = rows.start
+        while number < rows.stop:
+            while number in whole:
+                offered = range(number, min(whole.stop, number + self._offered))
+                done = self._gather(offered, selection[1:], stream)
+                self._offered = min(MOST_GATHERED, max(1, 2 * done))
+                if not done:
+                    break
+                number += done
+            if number < rows.stop:
+                yield number, *(numbers[0] for numbers in others)
+                number += 1
+
+    def _gather(self, numbers: range, sample: Selection, stream: _Stream) -> int:
+        """Give the files `numbers` along axis 0 to `stream`, as far as they can be read in one call: how many.
+
+        `sample` is the part along the other axes: a whole chunk.
+        """
+        assert isinstance(self._folder, LocalFolder)
+        height, *extents = self._encoding.chunks
+        beside = [part.start // extent for part, extent in zip(sample, extents, strict=True)]
+        keys = [self._keys.key((number, *beside)) for number in numbers]
+        inside = (slice(numbers.start * height, numbers.stop * height), *sample)
+        buffer = kept("stored", self._most_gathered)
+        with self._explained(inside, keys[0]):
+            found = self._folder.gather(keys, buffer, self._encoding.most_stored_bytes)
+            done = len(found.places)
+            for key, (size, changed) in zip(keys[:done], found.identities.tolist(), strict=True):
+                self._identify(key, (size, changed))
+            stream.take(buffer, found.places)
+        return done
+
+    def _open(self, key: str) -> None:
+        """Have the file called `key` open, and its index read; no file where there is none."""
+        if key == self._key:
+            return
+        self._close_file()
+        self._file = self._folder.file(key)
+        self._identify(key, MISSING if self._file is None else self._file.identity)
+        if self._file is None:
+            self._key = key
+            return
+        if not self._file.size:
+            raise ValueError("it is empty")
+        size = self._encoding.index_bytes
+        if size:
+            start = self._size - size if self._encoding.index_at_end else 0
+            if start < 0:
+                raise ValueError(f"it has {start + size} bytes, too few for the index of a shard")
+            self._index = self._encoding.index(self._read_bytes(start, np.empty(size, np.uint8)))
+        self._key = key
+
+    def _identify(self, key: str, identity: Identity) -> None:
+        """Raise `ChangedError` where the file was another one when it was read before."""
+        if self.identified.setdefault(key, identity) != identity:
+            raise ChangedError(f"layer {self._layer.name}: chunk {key} was replaced while it was read; run again")
+
+    @property
+    def _size(self) -> int:
+        """Bytes of the open file."""
+        assert self._file is not None
+        return self._file.size
+
+    def _read_shard(self, shard: Sequence[int], inside: Selection, selection: Selection, block: Any) -> None:
+        """Fill the part `inside` of `block` from the open file."""
+        encoding = self._encoding
+        for chunk in product(*touched(inside, encoding.chunks)):
+            part = overlap(inside, chunk, encoding.chunks)
+            target = block[relative(part, selection)]
+            with self._or_filled(part, self._key, target):
+                self._read_chunk(shard, chunk, part, target)
+
+    def _read_chunk(self, shard: Sequence[int], chunk: Sequence[int], part: Selection, target: Any) -> None:
+        """Fill `target` with `part`, which lies in `chunk`, from the open file."""
+        encoding = self._encoding
+        place = self._place(shard, chunk)
+        if place is None:  # zarr leaves chunks of fill values out of a shard; our recorder does not
+            if self._layer.recorded:
+                raise lost(self._layer, part, f"{tuple(chunk)} of {self._key}")
+            target[...] = encoding.fill
+            return
+        corner = [extent * number for extent, number in zip(encoding.chunks, chunk, strict=True)]
+        within = tuple(slice(p.start - c, p.stop - c) for p, c in zip(part, corner, strict=True))
+        if encoding.is_raw:
+            self._read_raw(place, within, target)
+        else:
+            self._decode(self._read_bytes(place[0], kept("stored", place[1])), within, target)
+
+    def _run(self, shard: Sequence[int], inside: Selection) -> tuple[Bytes, npt.NDArray[np.int64]] | None:
+        """Stored bytes and the places of chunks in them, if `inside` is whole chunks in a row that are all there."""
+        encoding = self._encoding
+        rows, *others = touched(inside, encoding.chunks)
+        shape = tuple(part.stop - part.start for part in inside)
+        if self._file is None or shape != (len(rows) * encoding.chunks[0], *encoding.chunks[1:]):
+            return None
+        places = self._places(shard, rows, [numbers[0] for numbers in others])
+        if places.min() < 0 or (places[:, 0] > self._size - places[:, 1]).any():  # a sum of the two could overflow
+            return None
+        in_order = places[places[:, 0].argsort()]
+        if (in_order[:-1].sum(axis=1) > in_order[1:, 0]).any():  # chunks that share bytes: decoding changes headers
+            return None
+        first, last = int(places[:, 0].min()), int(places.sum(axis=1).max())
+        if last - first > len(rows) * encoding.most_stored_bytes:
+            return None
+        return self._read_bytes(first, kept("stored", last - first)), places - (first, 0)
+
+    def _places(self, shard: Sequence[int], rows: range, others: Sequence[int]) -> npt.NDArray[np.int64]:
+        """Offset and length of the chunks numbered `rows` on axis 0, [chunks, 2]; −1 for one that is not stored."""
+        if self._index is None:
+            return np.array([[0, self._size]])
+        first, *rest = (
+            number - place * extent
+            for number, place, extent in zip((rows.start, *others), shard, self._index.shape, strict=False)
+        )
+        return self._index[(slice(first, first + len(rows)), *rest)]
+
+    def _place(self, shard: Sequence[int], chunk: Sequence[int]) -> tuple[int, int] | None:
+        """Offset and length of `chunk` in the open file, None if it is not stored."""
+        offset, size = self._places(shard, range(chunk[0], chunk[0] + 1), chunk[1:])[0].tolist()
+        if offset == size == ABSENT:
+            return None
+        if offset < 0 or size < 0 or offset + size > self._size:
+            raise ValueError(
+                f"its index puts chunk {tuple(chunk)} at {offset}:{offset + size}, but it has {self._size} bytes"
+            )
+        if size > self._encoding.most_stored_bytes:
+            raise ValueError(f"chunk {tuple(chunk)} takes {size} bytes, but decodes to {self._encoding.chunk_bytes}")
+        return offset, size
+
+    def _read_raw(self, place: tuple[int, int], within: Selection, target: Any) -> None:
+        """Fill `target` with the part `within` a chunk that is not encoded: only its rows are read."""
+        offset, size = place
+        encoding = self._encoding
+        if size != encoding.chunk_bytes:
+            raise ValueError(f"it has {size} bytes, expected {encoding.chunk_bytes}")
+        rows = within[0]
+        row_bytes = encoding.chunk_bytes // encoding.chunks[0]
+        shape = (rows.stop - rows.start, *encoding.chunks[1:])
+        out = _bytes_of(target) if target.shape == shape else None
+        read = self._read_bytes(
+            offset + rows.start * row_bytes, kept("chunk", shape[0] * row_bytes) if out is None else out
+        )
+        if out is None:
+            target[...] = read.view(encoding.dtype).reshape(shape)[:, *within[1:]]
+
+    def _decode(self, stored: Bytes, within: Selection, target: Any) -> None:
+        """Fill `target` with the part `within` the chunk that is `stored`."""
+        encoding = self._encoding
+        out = _bytes_of(target) if target.shape == encoding.chunks else None
+        chunk = kept("chunk", encoding.chunk_bytes) if out is None else out
+        encoding.decode(stored, chunk)
+        if out is None:
+            target[...] = chunk.view(encoding.dtype).reshape(encoding.chunks)[within]
+
+    def _read_bytes(self, start: int, out: Bytes) -> Bytes:
+        """`out`, filled from `start` of the open file. Raises `ValueError` where that is too short."""
+        assert self._file is not None
+        self._file.read(start, out)
+        return out
+
+
+def _open_folder(layer: Layer, encoding: Encoding) -> Folder:
+    if is_object_store(layer.store):
+        return ObjectFolder(layer.store, layer.name, encoding.most_file_bytes)
+    return LocalFolder(f"{layer.store}/{layer.name}")
+
+
+class _Stream:
+    """Chunks that are decoded one behind the other, and measured while they are in the cache."""
+
+    def __init__(self, encoding: Encoding, accumulator: Accumulator, intake: Intake) -> None:
+        self._encoding = encoding
+        self._accumulator = accumulator
+        self._intake = intake
+        self._buffer = kept("chunk", encoding.chunk_bytes + intake.unit)
+        self._left = 0  # bytes at the start of the buffer that are less than a unit
+
+    def take(self, stored: Bytes, places: npt.NDArray[np.int64]) -> None:
+        """Measure the chunks of `stored` at `places` [chunks, (offset, length)]. Raises as `Encoding.decode`."""
+        encoding, done = self._encoding, 0
+        if not encoding.checksum:
+            codec = encoding.compressor or RAW
+            fed = feed(codec, stored, places, encoding.chunk_bytes, self._buffer, self._intake, self._left)
+            done, self._left = fed.chunks, fed.left
+            self._accumulator.took(fed.units * self._intake.unit)
+            if fed.torn:
+                raise ValueError(f"a chunk does not decode to {encoding.chunk_bytes} bytes")
+        for offset, size in places[done:].tolist():
+            encoding.decode(stored[offset : offset + size], self._buffer[self._left :][: encoding.chunk_bytes])
+            self._left = self._accumulator.take(self._buffer[: self._left + encoding.chunk_bytes], self._intake)
+
+    def finish(self, shape: Sequence[int], axis: int) -> None:
+        """Measure what is left, of values of `shape` with the channels on `axis`."""
+        rest = self._buffer[: self._left].view(self._encoding.dtype)
+        self._accumulator.add(rest.reshape(-1, shape[axis], prod(shape[axis + 1 :])), 1)
+
+
+def _bytes_of(target: npt.NDArray[Any]) -> Bytes | None:
+    """The memory of `target` as bytes, None where it is not contiguous."""
+    return target.reshape(-1).view(np.uint8) if target.flags.c_contiguous else None

@@ -1,0 +1,198 @@
+"""The reduction: tasks of a plan measured by workers, results yielded as they come, each once.
+
+A worker opens the array from its small description, reads block after block, and sends back statistics of kilobytes. A
+window of tasks is under way at a time, so neither memory nor a scheduler fills up. A task whose worker is gone or hangs
+is given out again, and the result that comes first is taken.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from ..calibration.layer import Layer
+from ..errors import ClusterError, first_line
+from ..interrupts import Deferred
+from .measuring import STRICT, Found, Policy, Reduced, measure_task
+from .plan import TASKS_IN_FLIGHT, Plan, Task
+from .workers import Begun, Event, UnfitError, Workers, next_event
+
+WAIT_SECONDS = 0.5
+MOST_TRIES = 5
+"""To get a result of a task out of workers that die or hang."""
+STARTS_AGAIN = "what was counted is saved: start some, and run again"
+
+
+def reduce_tasks(
+    plan: Plan,
+    layers: Mapping[str, Layer],
+    workers: Workers,
+    policy: Policy = STRICT,
+    tell: Callable[[str], None] = lambda _: None,
+) -> Generator[tuple[Task, list[Found]], None, None]:
+    """Measure every task of `plan` by `workers`; yields (task, results) in the order of completion, each task once.
+
+    A window of tasks is given out at a time. Those whose workers are gone or take longer than they may are given out
+    again; `tell` is given a sentence for the person then. Raises `DataError` where a block cannot be read, unless
+    `policy` has another answer, `NonFiniteError` for NaN or infinities, `ClusterError` where there are no workers any
+    more; what has not begun is cancelled then, as it is when the caller stops iterating.
+    """
+    window = _Window(plan.tasks, layers, workers, policy, tell)
+    with Deferred(wake=lambda: workers.events.put(None)) as signals:
+        try:
+            while window.fill():
+                event = next_event(workers.events, WAIT_SECONDS)
+                signals.deliver()
+                for task, (found, error) in window.take(event):
+                    yield task, found
+                    if error is not None:
+                        raise error
+        finally:
+            window.close()
+
+
+@dataclass
+class _Given:
+    """A task that is given out: for the how-manieth time, and since when which worker is at it."""
+
+    task: Task
+    tries: int
+    begun: float | None = None
+    worker: str = ""
+
+
+class _Window:
+    """The tasks that are given out at a time, by number; a task that is given out again has several numbers."""
+
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        layers: Mapping[str, Layer],
+        workers: Workers,
+        policy: Policy,
+        tell: Callable[[str], None],
+    ) -> None:
+        self._waiting = iter(tasks)
+        self._layers, self._policy, self._workers, self._tell = layers, policy, workers, tell
+        self._limits = workers.cluster
+        self._given: dict[int, _Given] = {}
+        self._hung: dict[str, float] = {}  # workers that get no more tasks, until when
+        self._shunned: set[str] = set()
+        self._held: list[_Given] = []  # given to workers that did not fit
+        self._unmanned_since: float | None = None
+        self._crowd = workers.crowd
+        self._suspects: set[str] = set()  # workers that hung before
+        self._last_result = self._last_news = time.monotonic()
+
+    def fill(self) -> bool:
+        """Give out tasks while there is room; False when there are none left."""
+        room = TASKS_IN_FLIGHT * max(1, self._workers.threads()) - len(self._given) - len(self._held)
+        for task in itertools.islice(self._waiting, max(0, room)):
+            self._give(_Given(task, tries=1))
+        return bool(self._given or self._held)
+
+    def _give(self, given: _Given) -> None:
+        described = {part.layer: replace(self._layers[part.layer], quantization=None) for part in given.task.parts}
+        number = self._workers.give(measure_task, given.task, described, self._policy, avoid=self._hung.keys())
+        self._given[number] = given
+
+    def take(self, event: Event | None) -> Iterator[tuple[Task, Reduced]]:
+        """What `event` says: the result of a task, if it is the first of this task."""
+        self._look_after()
+        if event is None or event.number not in self._given:
+            return
+        self._last_news = time.monotonic()
+        given = self._given[event.number]
+        if isinstance(event, Begun):
+            if given.begun is not None and event.worker != given.worker:
+                self._workers.repeats += 1
+                self._tell(f"{_named(given.task)} is done again: worker {given.worker} is gone")
+            given.begun, given.worker = time.monotonic(), event.worker
+            return
+        del self._given[event.number]
+        if event.error is None:
+            for twin in [number for number, other in self._given.items() if other.task is given.task]:
+                del self._given[twin]
+                self._workers.take_back(twin)
+            self._last_result = time.monotonic()
+            yield given.task, event.result
+        elif isinstance(event.error, UnfitError):
+            self._shun(event.error)
+            self._held.append(given)
+        elif not event.lost:
+            raise event.error
+        elif not any(other.task is given.task for other in self._given.values()):
+            self._give_again(given, first_line(event.error))
+
+    def _shun(self, error: UnfitError) -> None:
+        if error.worker not in self._shunned:
+            self._shunned.add(error.worker)
+            self._workers.shun(error.worker)
+            self._tell(f"{error}; it gets no more work")
+
+    def _look_after(self) -> None:
+        """Give tasks that take too long to others. Raises `ClusterError` where there is nobody to give them to."""
+        now = time.monotonic()
+        if self._workers.threads():
+            self._unmanned_since = None
+            for given in self._held:
+                self._give(_Given(given.task, given.tries))
+            self._held.clear()
+        elif self._unmanned_since is None:
+            self._unmanned_since = now
+            self._tell(f"there are no workers; waiting for {self._limits.worker_timeout:g} s")
+        elif now - self._unmanned_since > self._limits.worker_timeout:
+            raise ClusterError(f"there were no workers for {self._limits.worker_timeout:g} s; {STARTS_AGAIN}")
+        self._hung = {worker: until for worker, until in self._hung.items() if until > now}
+        limit = self._limits.task_timeout
+        if self._workers.crowd != self._crowd:
+            self._crowd = self._workers.crowd
+            self._give_elsewhere()
+        if now - self._last_news > limit and self._suspects - self._hung.keys():
+            self._last_news = now  # what waits may have been given to one of those that hung before
+            self._hung = dict.fromkeys(self._suspects, now + 2 * limit)
+            self._give_elsewhere()
+        for given in [*self._given.values()]:
+            if given.begun is None or now - given.begun < limit:
+                continue
+            given.begun = math.inf  # it is told once
+            said = f"{_named(given.task)} takes {given.worker} more than {limit:g} s"
+            if not self._workers.can_give_again:
+                self._tell(f"{said}; does its file system answer?")
+                continue
+            self._tell(f"{said}; another worker gets it, too")
+            self._hung[given.worker] = now + limit
+            self._suspects.add(given.worker)
+            self._give_elsewhere()
+            self._give_again(given, f"it takes more than {limit:g} s")
+        if self._workers.can_give_again and now - self._last_result > MOST_TRIES * limit:
+            raise ClusterError(f"no worker had a result for {MOST_TRIES * limit:g} s; {STARTS_AGAIN}")
+
+    def _give_again(self, given: _Given, why: str) -> None:
+        if given.tries >= MOST_TRIES:
+            raise ClusterError(
+                f"{_named(given.task)} was given out {given.tries} times, and did not come back: {why}; look into the "
+                "logs of the workers: do they have the memory that the plan says, and does the store answer?"
+            )
+        self._workers.repeats += 1
+        self._give(_Given(given.task, given.tries + 1))
+
+    def _give_elsewhere(self) -> None:
+        """Give what is not begun to others: it may wait behind a task that hangs."""
+        for number in [number for number, given in self._given.items() if given.begun is None]:
+            self._workers.take_back(number)
+            self._give(self._given.pop(number))
+
+    def close(self) -> None:
+        """Take back what is given out."""
+        for number in self._given:
+            self._workers.take_back(number)
+
+
+def _named(task: Task) -> str:
+    first = task.parts[0]
+    more = f" and {len(task.parts) - 1} more" if len(task.parts) > 1 else ""
+    return f"layer {first.layer}, rows {first.start}:{first.stop}{more},"

@@ -1,0 +1,1 @@
+"""ONNX models: their linear layers, what goes into them, and corrected biases."""

@@ -1,0 +1,108 @@
+"""How well a correction is known: its standard error over calibration samples, in steps of the bias."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from ...correction import correction_error
+from ...errors import UsageError
+from ...outputs.ledger import LayerStatistics
+from .graph import attributes, copied
+from .quantized import Pair
+from .record import tensor_quantization
+from .repair import apply_repairs
+from .terms import Repair
+
+if TYPE_CHECKING:
+    import onnx
+
+Float64Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Precision:
+    """Of the correction of a `layer` from so many `rows`: its standard `error` and the `step` of the bias, both
+    float64[outputs]. The step of a bias of floats is the one that codes of 8 bits for the layer's inputs would give it.
+    The error is None where the spread of samples was not kept.
+    """
+
+    layer: str
+    rows: int
+    error: Float64Array | None
+    step: Float64Array
+
+    @property
+    def in_steps(self) -> float:
+        """The largest error of an output, in steps of its bias; NaN where it is not known."""
+        return math.nan if self.error is None else self.in_its_steps(self.error)
+
+    def in_its_steps(self, sizes: Float64Array) -> float:
+        """The largest of `sizes`, one an output, in steps of its bias."""
+        return float(np.divide(sizes, self.step, out=np.zeros_like(sizes), where=sizes != 0).max(initial=0.0))
+
+    def rows_for(self, fraction: float) -> float:
+        """About how many rows bring the error down to this `fraction` of a step: it falls with their square root."""
+        return self.rows * (self.in_steps / fraction) ** 2
+
+
+def bias_steps(model: onnx.ModelProto, pairs: Sequence[Pair]) -> dict[str, Float64Array]:
+    """Layer → the step of the bias, float64[outputs], that a correction would be rounded to, where there is one."""
+    nothing = [Repair(pair, np.zeros(pair.quantized.outputs)) for pair in pairs]
+    return {each.layer: each.step for each in apply_repairs(copied(model), nothing) if each.step is not None}
+
+
+def precision(pair: Pair, statistics: LayerStatistics, step: Float64Array | None = None) -> Precision | None:
+    """Of the correction of `pair` from `statistics`; None where no step is known."""
+    known, layer = statistics.standard_error, pair.quantized
+    if step is None and pair.weight_step is not None:
+        low, high = np.nanmin(statistics.minimum, initial=0.0), np.nanmax(statistics.maximum, initial=0.0)
+        (input_step, _), *_ = tensor_quantization(float(low), float(high)).channel_maps(1)
+        step = pair.weight_step * float(input_step)
+    if step is None:
+        return None
+    if known is None:
+        return Precision(pair.original.name, statistics.rows, None, np.asarray(step, np.float64))
+    error = correction_error(
+        known, pair.weight, layer.weight, layout=layer.layout, groups=layer.groups, strides=layer.strides
+    )
+    if layer.op == "Gemm":
+        error = error * abs(attributes(layer.node).get("alpha", 1.0))
+    return Precision(pair.original.name, statistics.rows, error, np.asarray(step, np.float64))
+
+
+class KnownTo:
+    """True of statistics from which every correction is known to a `fraction` of the step of its bias.
+
+    `judged` has the last precisions, by layer. Layers without statistics, or whose correction cannot be known better
+    (a spread that is not finite), do not count.
+    """
+
+    def __init__(self, model: onnx.ModelProto, pairs: Sequence[Pair], fraction: float) -> None:
+        self._pairs, self._fraction, self._steps = pairs, fraction, bias_steps(model, pairs)
+        self.judged: dict[str, Precision] = {}
+
+    def __call__(self, statistics: Mapping[str, LayerStatistics]) -> bool:
+        """Whether it is so."""
+        found = [
+            precision(pair, statistics[pair.original.name], self._steps.get(pair.original.name))
+            for pair in self._pairs
+            if pair.original.name in statistics
+        ]
+        self.judged = {each.layer: each for each in found if each is not None and math.isfinite(each.in_steps)}
+        if not self.judged:
+            raise UsageError(
+                "of no layer can be said how well its correction is known: expected a float model that was recorded, "
+                "its version with weights of codes (for weights of floats, --bits), and samples that differ"
+            )
+        return all(each.in_steps <= self._fraction for each in self.judged.values())
+
+    @property
+    def worst(self) -> Precision | None:
+        """That of the layer whose correction is known least."""
+        return max(self.judged.values(), key=lambda each: each.in_steps, default=None)

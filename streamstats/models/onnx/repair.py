@@ -1,0 +1,264 @@
+"""Repairing the stored biases of a quantised model: each in the form it has, rounded once to the steps it has.
+
+A bias of int32 codes has the step of the accumulator, input step · weight step; where there is none it is made so, that
+runtimes still find the integer kernel. What cannot hold a bias (MatMul) gets an addition behind it; on codes it is done
+on the accumulator, before the only rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .constants import computed_constants
+from .edit import GraphEdit
+from .graph import LinearLayer, attributes
+from .quantized import BIAS, ON_CODES, WEIGHT_SCALE
+from .terms import Repair
+
+if TYPE_CHECKING:
+    import onnx
+
+Array = npt.NDArray[Any]
+Float64Array = npt.NDArray[np.float64]
+NAMED = 8
+"""Outputs that a remark names."""
+INPUT_SCALE = 1
+
+
+@dataclass(frozen=True, eq=False)
+class LayerCorrection:
+    """What was done for one linear layer.
+
+    `term`, float64[outputs], is what is to be added to its outputs; `corrected` says whether it was, and then `change`
+    what was changed, else `reason` why not. `step`, float64[outputs], is that of a bias of codes, None for floats.
+    """
+
+    layer: str
+    op: str
+    quantized: bool = False
+    corrected: bool = False
+    change: str = ""
+    reason: str = ""
+    outputs: int = 0
+    term: Float64Array | None = None
+    step: Float64Array | None = None
+
+    @property
+    def largest(self) -> float:
+        """The largest magnitude of the term."""
+        return 0.0 if self.term is None else float(np.abs(self.term).max(initial=0.0))
+
+    def document(self) -> dict[str, Any]:
+        """Its fields, JSON-ready."""
+        return {
+            "layer": self.layer,
+            "operator": self.op,
+            "quantized": self.quantized,
+            "corrected": self.corrected,
+            "change": self.change,
+            "reason": self.reason,
+            "largest_term": self.largest,
+            "outputs": self.outputs,
+            "largest_bias_step": None if self.step is None else float(self.step.max(initial=0.0)),
+        }
+
+
+def apply_repairs(model: onnx.ModelProto, repairs: Sequence[Repair]) -> list[LayerCorrection]:
+    """Change the biases of `model`, in place, as `repairs` say; what was done for each."""
+    known = _Known(model, [repair.pair.quantized for repair in repairs])
+    edit = GraphEdit(model)
+    outcomes = [_Mending(edit, known, repair).done() for repair in repairs]
+    edit.finish()
+    return outcomes
+
+
+_Change = tuple[str, Float64Array | None]
+"""What was done, and the step of the bias: for all outputs or each, None for floats."""
+
+
+class _CannotError(Exception):
+    """Carries the reason why a bias is left as it is."""
+
+
+class _Known:
+    """The constants that say how biases are stored, before anything is changed."""
+
+    def __init__(self, model: onnx.ModelProto, layers: Sequence[LinearLayer]) -> None:
+        producers = {output: node for node in model.graph.node for output in node.output}
+        names: set[str] = set()
+        for layer in layers:
+            names.update(layer.node.input)
+            for name in layer.node.input:
+                if name in producers and producers[name].op_type == "DequantizeLinear":
+                    names.update(producers[name].input)
+        self.values = computed_constants(model, names)
+        self.producers = producers
+
+    def dequantized(self, name: str) -> tuple[onnx.NodeProto, Array | None] | None:
+        """The DequantizeLinear that makes the tensor `name`, and its scale if that is constant; None for others."""
+        node = self.producers.get(name)
+        if node is None or node.op_type != "DequantizeLinear":
+            return None
+        return node, self.values.get(node.input[1])
+
+
+class _Mending:
+    """One layer while its bias is changed."""
+
+    def __init__(self, edit: GraphEdit, known: _Known, repair: Repair) -> None:
+        self.edit, self.known, self.repair = edit, known, repair
+        self.layer = repair.pair.quantized
+        self.node = edit.node(self.layer.node.output[0])
+        self.label = f"{self.layer.name}.bias"
+        self.outcome = LayerCorrection(
+            repair.pair.original.name,
+            self.node.op_type,
+            quantized=True,
+            outputs=self.layer.outputs,
+            reason=repair.reason,
+            term=repair.term,
+        )
+
+    def done(self) -> LayerCorrection:
+        """Change the bias; what was done."""
+        term = self.repair.term
+        if term is None:
+            return self.outcome
+        try:
+            change, step = self._changed(term)
+        except _CannotError as reason:
+            return replace(self.outcome, reason=str(reason))
+        wide = None if step is None else np.broadcast_to(step, term.shape)
+        return replace(self.outcome, corrected=True, change=change, step=wide)
+
+    def _changed(self, term: Float64Array) -> _Change:
+        """What was done. Raises `_CannotError`."""
+        kind = self.node.op_type
+        if kind in ON_CODES:
+            return self._on_codes(term)
+        if kind == "MatMul":
+            self.edit.add_behind(self.node, self._real(term), self.label)
+            return "Add inserted behind it", None
+        return self._between(term)
+
+    @property
+    def _bias(self) -> str:
+        place = BIAS[self.node.op_type]
+        return str(self.node.input[place]) if len(self.node.input) > place else ""
+
+    def _on_codes(self, term: Float64Array) -> _Change:
+        scales = [self.known.values.get(self.node.input[place]) for place in (INPUT_SCALE, WEIGHT_SCALE)]
+        known = [np.asarray(scale, np.float64).reshape(-1) for scale in scales if scale is not None]
+        if len(known) < 2:
+            raise _CannotError("its scales are computed, not constant")
+        step = known[0] * known[1]
+        if self.node.op_type == "QLinearMatMul":
+            self._on_the_accumulator(step, term)
+            return "Add inserted before its outputs are rounded", None
+        if attributes(self.node).get("alpha", 1.0) != 1.0:
+            raise _CannotError("a QGemm with alpha")
+        place, name = BIAS[self.node.op_type], self._bias
+        before = self.known.values.get(name)
+        if name and before is None:
+            raise _CannotError("its bias is computed, not constant")
+        real = term if before is None else before.astype(np.float64) * step + term
+        codes, clipped = _codes(real, step)
+        self.edit.replace_input([self.node], place, codes, name or self.label)
+        return f"int32 bias {'added' if before is None else 'changed'}{clipped}", step
+
+    def _on_the_accumulator(self, step: Float64Array, term: Float64Array) -> None:
+        """The product on codes in int32, its real value with the term, and the rounding that was there."""
+        a, _, a_zero, b, _, b_zero, y_scale, y_zero = self.node.input
+        label = f"{self.layer.name}.accumulator"
+        product = self.edit.insert_before(self.node, "MatMulInteger", [a, b, a_zero, b_zero], label)
+        real = self.edit.insert_before(self.node, "Cast", [product], f"{label}.float", to=1)
+        scaled = self.edit.insert_before(self.node, "Mul", [real, step.astype(np.float32)], f"{label}.real")
+        total = self.edit.insert_before(self.node, "Add", [scaled, term.astype(np.float32)], f"{label}.corrected")
+        self.edit.replace(self.node, "QuantizeLinear", [total, y_scale, y_zero])
+
+    def _between(self, term: Float64Array) -> _Change:
+        """A Conv, ConvTranspose or Gemm between DequantizeLinear nodes, or of floats."""
+        found = attributes(self.node)
+        beta = float(found.get("beta", 1.0)) if self.node.op_type == "Gemm" else 1.0
+        name = self._bias
+        if beta == 0.0 or not name:
+            self._count_bias_once()
+            return self._new_bias(term)
+        stored = self.known.dequantized(name)
+        if stored is None:
+            before = self.known.values.get(name)
+            if before is None:
+                self.edit.add_before(self.node, 2, self._real(term / beta), self.label)
+                return "Add inserted before its computed bias", None
+            self.edit.replace_input([self.node], 2, self._real(before.astype(np.float64) + term / beta), name)
+            return "float bias changed", None
+        return self._stored_codes(*stored, term / beta)
+
+    def _count_bias_once(self) -> None:
+        """Of a Gemm that had no bias, or ignored it."""
+        kept = [attribute for attribute in self.node.attribute if attribute.name != "beta"]
+        del self.node.attribute[:]
+        self.node.attribute.extend(kept)
+
+    def _stored_codes(self, node: onnx.NodeProto, scale: Array | None, term: Float64Array) -> _Change:
+        real, codes = self.known.values.get(self._bias), self.known.values.get(node.input[0])
+        if real is None or codes is None or scale is None:
+            raise _CannotError("its bias is computed, not constant")
+        zero_point = self.known.values.get(node.input[2]) if len(node.input) > 2 and node.input[2] else None
+        step = np.asarray(scale, np.float64).reshape(-1)
+        zeros = 0 if zero_point is None else zero_point.reshape(-1)
+        new, clipped = _codes(real.astype(np.float64) + term, step, zeros, codes.dtype)
+        inputs: list[str | Array] = [new, *node.input[1:]]
+        kept = attributes(node)
+        output = self.edit.insert_before(self.node, "DequantizeLinear", inputs, self.label, domain=node.domain, **kept)
+        self.edit.rewire(self.node, 2, output)
+        return f"{codes.dtype} bias changed{clipped}", step
+
+    def _new_bias(self, term: Float64Array) -> _Change:
+        """Codes of int32 where input and weight are codes, so that runtimes find the integer kernel; else floats."""
+        sides = [self.known.dequantized(name) for name in self.node.input[:2]]
+        scales = [side[1] for side in sides if side is not None and side[1] is not None]
+        if len(scales) < 2 or scales[1].size not in (1, term.size) or scales[0].size != 1:
+            self.edit.replace_input([self.node], 2, self._real(term), self.label)
+            return "float bias added", None
+        step = scales[0].astype(np.float32).reshape(-1) * scales[1].astype(np.float32).reshape(-1)
+        codes, clipped = _codes(term, step.astype(np.float64))
+        scale, zero = (step, np.zeros(step.shape, np.int32)) if step.size > 1 else (step[0], np.int32(0))
+        assert sides[0] is not None
+        options = {"axis": 0} if step.size > 1 else {}
+        output = self.edit.insert_before(
+            self.node,
+            "DequantizeLinear",
+            [codes, np.asarray(scale), np.asarray(zero)],
+            self.label,
+            domain=sides[0][0].domain,
+            **options,
+        )
+        self.edit.rewire(self.node, 2, output)
+        return f"int32 bias added{clipped}", step.astype(np.float64)
+
+    def _real(self, values: Float64Array) -> Array:
+        """`values` in the dtype of the float model. Raises `_CannotError`."""
+        dtype = self.repair.pair.original.weight.dtype
+        with np.errstate(over="ignore"):
+            cast = values.astype(dtype)
+        if not np.isfinite(cast).all():
+            raise _CannotError(f"the corrected bias reaches {np.abs(values).max():g}, more than {dtype} can hold")
+        return cast
+
+
+def _codes(
+    real: Float64Array, step: Float64Array, zero_point: Array | int = 0, dtype: npt.DTypeLike = np.int32
+) -> tuple[Array, str]:
+    """(the codes of `real` values, a remark on those that do not fit and are at the ends of the codes)."""
+    limits = np.iinfo(dtype)
+    codes = np.rint(real / step) + zero_point
+    outputs = np.flatnonzero((codes <= limits.min) | (codes >= limits.max))
+    shown = ", ".join(map(str, outputs[:NAMED])) + (", …" if outputs.size > NAMED else "")
+    remark = f", at the end of its codes for output {shown}" if outputs.size else ""
+    return np.clip(codes, limits.min, limits.max).astype(dtype), remark

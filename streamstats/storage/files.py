@@ -1,0 +1,276 @@
+"""Files that are written whole or not at all: to a temporary name in the same folder, flushed to the disk, renamed, and
+the folder flushed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import io
+import json
+import os
+import shutil
+import uuid
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import DataError, OutputError, UsageError
+
+TEMPORARY = ".streamstats-tmp"
+
+
+def check_apart(sources: Iterable[str | Path], target: str | Path) -> None:
+    """Raise `UsageError` where `target` is one of the files that it is made from."""
+    for source in sources:
+        if Path(source).resolve() == Path(target).resolve():
+            raise UsageError(f"{target} is to be written, but it is what is read; name another file")
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Put `content` at `path`, atomically and durably; the folders above are made. Raises `OutputError`."""
+    try:
+        _make_folders([path.parent])
+        _replace(path, content)
+    except OSError as error:
+        raise OutputError(
+            f"cannot write {path}: {error.strerror or error}; make room or choose another place"
+        ) from error
+
+
+def make_folders(folders: Sequence[Path]) -> None:
+    """Make `folders` and those above them, durably; each folder is flushed once. Raises `OutputError`."""
+    try:
+        _make_folders(folders)
+    except OSError as error:
+        raise OutputError(
+            f"cannot write the folders of {folders[0]}: {error.strerror or error}; make room or choose another place"
+        ) from error
+
+
+def _make_folders(folders: Sequence[Path]) -> None:
+    grown: set[Path] = set()
+    for folder in folders:
+        _make_folder(folder, grown)
+    for parent in grown:
+        _sync_folder(parent)
+
+
+def _make_folder(folder: Path, grown: set[Path]) -> None:
+    """Make `folder` and those above it; the folders that were added to are added to `grown`."""
+    if not folder.is_dir():
+        _make_folder(folder.parent, grown)
+        folder.mkdir(exist_ok=True)
+        grown.add(folder.parent)
+
+
+def _replace(path: Path, content: bytes) -> None:
+    temporary = path.parent / f".{uuid.uuid4().hex}{TEMPORARY}"  # a process id is not unique: threads, other hosts
+    try:
+        with open(temporary, "xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+    _sync_folder(path.parent)
+
+
+class Spool:
+    """A file in `folder` that is written bit by bit, under a temporary name until `keep` gives it its own.
+
+    Raises `OutputError` where it cannot be written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / f".{uuid.uuid4().hex}{TEMPORARY}"
+        with _writing(self.path):
+            self._file = open(self.path, "xb")  # noqa: SIM115 - closed by `discard` and `keep`
+
+    def write(self, content: bytes) -> None:
+        """Add `content`."""
+        with _writing(self.path):
+            self._file.write(content)
+
+    def flush(self) -> None:
+        """Have what was written in the file, for those who read it."""
+        with _writing(self.path):
+            self._file.flush()
+
+    def keep(self, path: Path) -> None:
+        """Have it on the disk, as `path`."""
+        with _writing(path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+            os.replace(self.path, path)
+            _sync_folder(path.parent)
+
+    def discard(self) -> None:
+        """Take it away, if it was not kept."""
+        with contextlib.suppress(OSError):  # a disk that is full: what is not written is not wanted either
+            self._file.close()
+        remove(self.path)
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"cannot write {path}: {error.strerror or error}; make room or choose another place"
+        ) from error
+
+
+def link(files: Mapping[Path, Path]) -> None:
+    """Have each file (a value) under another name (its key), too: what becomes of one does not change the other.
+
+    Raises `OutputError`.
+    """
+    make_folders(sorted({target.parent for target in files}))
+    for target, source in files.items():
+        with _writing(target):
+            try:
+                os.link(source, target)
+            except OSError as error:
+                if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EXDEV):  # a file system without links
+                    raise
+                shutil.copyfile(source, target)
+
+
+def write_archive(path: Path, files: Mapping[str, Path]) -> None:
+    """Put `files` (their names in it → where they are) into a zip at `path`, atomically. Raises `OutputError`."""
+    make_folders([path.parent])
+    spool = Spool(path.parent)
+    try:
+        with _writing(path), zipfile.ZipFile(spool.path, "w") as archive:
+            for name, source in files.items():
+                archive.write(source, name)
+        spool.keep(path)
+    finally:
+        spool.discard()
+
+
+def write_secret(path: Path, content: str) -> None:
+    """Put `content` at `path`, which is new, for its owner's eyes alone. Raises `OutputError`."""
+    make_folders([path.parent])
+    with _writing(path):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        _sync_folder(path.parent)
+
+
+def temporaries(folder: Path) -> list[Path]:
+    """The files below `folder` that were being written when their process was killed."""
+    return [*folder.rglob(f".*{TEMPORARY}")]
+
+
+def sync(paths: Sequence[Path]) -> None:
+    """Have the files at `paths`, which somebody else wrote, on the disk, and their names in their folders."""
+    for path in [*paths, *dict.fromkeys(path.parent for path in paths)]:
+        _sync_folder(path)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove(path: Path) -> None:
+    """Take the file at `path` away, if it is there. Raises `OutputError`."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot remove {path}: {error.strerror or error}") from error
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of the file at `path`. Raises `DataError` where it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def holds(path: Path, content: bytes) -> bool:
+    """Whether the file at `path` has this `content`."""
+    try:
+        return path.stat().st_size == len(content) and path.read_bytes() == content
+    except OSError:
+        return False
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write `content` as JSON with sorted keys: equal content, equal bytes. Raises `OutputError`."""
+    write_bytes(path, (json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read an object that `write_json` wrote. Raises `DataError` for anything else."""
+    content = read_bytes(path)
+    try:
+        document = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise DataError(
+            f"{path} is not JSON ({error}); it was not written by streamstats, or is damaged; remove it and run again"
+        ) from error
+    if not isinstance(document, dict):
+        raise DataError(f"{path} holds a JSON {type(document).__name__}, expected an object")
+    return document
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 (hex) of the bytes of the file at `path`. Raises `DataError` where it cannot be read."""
+    return hashlib.sha256(read_bytes(path)).hexdigest()
+
+
+def remove_if_empty(folder: Path) -> None:
+    """Take `folder` away if nothing is in it."""
+    with contextlib.suppress(OSError):  # it is not empty, or not there
+        folder.rmdir()
+
+
+def remove_folder(folder: Path) -> None:
+    """Take `folder` and all in it away, if it is there. Raises `OutputError`."""
+    try:
+        shutil.rmtree(folder)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise OutputError(f"cannot remove {folder}: {error.strerror or error}") from error
+
+
+def move_away(folder: Path) -> Path:
+    """Take `folder` from its place at once, to be removed; where it is now. Raises `OutputError`."""
+    gone = folder.parent / f".{uuid.uuid4().hex}{TEMPORARY}"
+    with _writing(folder):
+        os.replace(folder, gone)
+        _sync_folder(folder.parent)
+    return gone
+
+
+def moved_away(folder: Path) -> list[Path]:
+    """What was moved away below `folder` and is still there."""
+    return [*folder.glob(f".*{TEMPORARY}")]
+
+
+def write_array(path: Path, array: npt.NDArray[Any]) -> None:
+    """Write `array` to `path` as `.npy`, atomically. Raises `OutputError`."""
+    content = io.BytesIO()
+    np.save(content, array, allow_pickle=False)
+    write_bytes(path, content.getvalue())

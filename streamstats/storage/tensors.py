@@ -1,0 +1,109 @@
+"""Named arrays in safetensors files: equal content, equal bytes; a SHA-256 of the content notices a flipped bit."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import load as load_safetensors
+from safetensors.numpy import save as safetensors_bytes
+
+from ..errors import DataError, UsageError
+
+Tensors = Mapping[str, npt.NDArray[Any]]
+
+DIGEST_KEY = "sha256"
+
+
+def tensors_bytes(tensors: Tensors, metadata: Mapping[str, str]) -> bytes:
+    """The bytes of a safetensors file with named arrays and string metadata: equal content, equal bytes.
+
+    Raises `UsageError` for metadata under the key of the digest, `sha256`.
+    """
+    if DIGEST_KEY in metadata:
+        raise UsageError(f"metadata has the key {DIGEST_KEY!r}, which is kept for the digest; use another key")
+    stored = {name: _as_stored(array) for name, array in tensors.items()}
+    content = safetensors_bytes(stored, {**metadata, DIGEST_KEY: content_digest(stored, metadata)})
+    return _with_sorted_header(content)
+
+
+def _as_stored(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The same values as safetensors keeps them: little-endian, in C order, scalars still scalars."""
+    return np.asarray(array, dtype=array.dtype.newbyteorder("<"), order="C")
+
+
+def _with_sorted_header(content: bytes) -> bytes:
+    """Sort the header's keys: the safetensors library writes metadata in the order of a hash table."""
+    length = int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8 : 8 + length]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + content[8 + length :]
+
+
+def read_tensors(path: Path, expected_format: str) -> tuple[dict[str, npt.NDArray[Any]], dict[str, str]]:
+    """Read a file with the content of `tensors_bytes`: (name → array, metadata without the digest).
+
+    Raises `DataError` if the file is missing, not safetensors, of another format or version than
+    `expected_format`, or does not have the digest written in it.
+    """
+    tensors, metadata = _read_safetensors(path)
+    check_format(path, metadata.get("format"), expected_format)
+    digest = metadata.pop(DIGEST_KEY, None)
+    if digest != content_digest(tensors, metadata):
+        raise DataError(f"{path} is damaged: its content does not have the SHA-256 written in it; make it again")
+    return tensors, metadata
+
+
+def read_plain_tensors(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """The arrays of a safetensors file of somebody else. Raises `DataError`, and `UsageError` where there is none."""
+    if not path.is_file():
+        raise UsageError(f"{path} is not a file; expected safetensors")
+    return _read_safetensors(path)[0]
+
+
+def tensors_of(content: bytes) -> dict[str, npt.NDArray[Any]]:
+    """The arrays of a safetensors file that has come as bytes. Raises `DataError`."""
+    try:
+        return dict(load_safetensors(content))
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise DataError(f"what came is not safetensors: {error}; fetch it again") from error
+
+
+def check_format(path: Path, found: object, expected: str) -> None:
+    """Raise `DataError` unless the file at `path` says that it is of the format `expected`, as in name/version."""
+    if found == expected:
+        return
+    name, _, version = expected.partition("/")
+    said = str(found).partition("/")
+    if said[0] == name and said[2].isdigit() and int(said[2]) > int(version):
+        raise DataError(f"{path} has the format {found!r}, but this version reads {expected!r}; install a newer one")
+    raise DataError(f"{path} has the format {found!r}, expected {expected!r}; make it again with this version")
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, str]]:
+    try:
+        with safe_open(path, framework="numpy") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+            return tensors, dict(file.metadata() or {})
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"cannot read {path} as safetensors: {error}; make it again") from error
+    except (TypeError, ValueError, AttributeError, KeyError) as error:  # a dtype that numpy does not have
+        raise DataError(
+            f"{path} has tensors of a dtype that numpy does not have ({error}); store them as float32"
+        ) from error
+
+
+def content_digest(tensors: Tensors, metadata: Mapping[str, str]) -> str:
+    """SHA-256 (hex) over the metadata and the names, dtypes, shapes and values of the arrays."""
+    digest = hashlib.sha256(json.dumps(dict(metadata), sort_keys=True).encode())
+    for name in sorted(tensors):
+        array = _as_stored(tensors[name])
+        digest.update(json.dumps([name, array.dtype.str, array.shape]).encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,240 @@
+"""Stores in an object store: the same bits, whatever fails on the way, and no secrets."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import obstore
+import pytest
+import zarr
+from objectstore import FAULTS, Proxy, s3_server
+from obstore.store import S3Store
+from stores import samples
+from zarr.codecs import TransposeCodec
+from zarr.storage import ObjectStore
+
+from streamstats.calibration.sources import objects
+from streamstats.config import JobConfig
+from streamstats.errors import DataError, StoreError, UsageError
+from streamstats.jobs import job
+
+SECRET = "do-not-print-this"
+LAYERS = {"a/conv": samples(40, 8, 16), "b": samples(40, 3, dtype="int8")}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[int]:
+    with s3_server() as port:
+        yield port
+
+
+@pytest.fixture(autouse=True)
+def credentials(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    settings = {"ACCESS_KEY_ID": "someone", "SECRET_ACCESS_KEY": SECRET, "REGION": "us-east-1", "ALLOW_HTTP": "true"}
+    for name, value in settings.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    objects.object_store.cache_clear()
+    yield
+    objects.object_store.cache_clear()
+
+
+def bucket(server: int, name: str, **options: Any) -> str:
+    """A new bucket with LAYERS in it; its URL."""
+    store = S3Store(name, endpoint=f"http://127.0.0.1:{server}")
+    subprocess.run(["curl", "-sf", "-X", "PUT", f"http://127.0.0.1:{server}/{name}"], check=True, capture_output=True)
+    group = zarr.open_group(ObjectStore(store), path="store", mode="w")
+    for layer, values in LAYERS.items():
+        settings = {"chunks": (2, *values.shape[1:])} | options.get(layer, {})
+        array = group.create_array(layer, shape=values.shape, dtype=values.dtype, **settings)
+        array[...] = values
+    return f"s3://{name}/store"
+
+
+@contextmanager
+def through(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    with proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.server_address[1]}")
+        yield proxy
+
+
+def config(source: str, output: Path, **options: Any) -> JobConfig:
+    return JobConfig(source=source, output=str(output), **options)
+
+
+def tensors(output: Path) -> list[bytes]:
+    return [path.read_bytes() for path in sorted((output / "correctors").rglob("*.safetensors"))]
+
+
+SHARDED = {"a/conv": {"chunks": (1, 8, 16), "shards": (8, 8, 16)}, "b": {"chunks": (1, 3), "shards": (4, 3)}}
+
+
+@pytest.mark.parametrize("layout", [{}, SHARDED], ids=["chunks", "shards"])
+def test_the_same_bits_as_from_a_folder_whatever_fails(
+    server: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: dict[str, Any]
+) -> None:
+    source = bucket(server, f"bits{len(layout)}", **layout)
+    group = zarr.open_group(tmp_path / "s.zarr", mode="w")
+    for name, values in LAYERS.items():
+        group.create_array(name, data=values)
+    job.run(config(str(tmp_path / "s.zarr"), tmp_path / "folder"))
+    with through(Proxy(server, share=0.2, seed=1), monkeypatch) as proxy:
+        job.run(config(source, tmp_path / "bucket"))
+    assert tensors(tmp_path / "bucket") == tensors(tmp_path / "folder")
+    assert set(proxy.met) <= set(FAULTS)
+    assert proxy.met.total() >= 3
+
+
+def test_a_whole_object_is_one_request(server: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = bucket(server, "requests")
+    with through(Proxy(server), monkeypatch) as proxy:
+        job.run(config(source, tmp_path / "out"))
+    chunks = [(verb, path) for verb, path in proxy.requests if "/c/" in path]
+    assert sorted(chunks) == sorted({("GET", path) for _, path in chunks})
+    assert len(chunks) == 40
+
+
+def test_appended_objects_alone_are_read_and_changed_ones_are_named(
+    server: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = bucket(server, "appended")
+    store = S3Store("appended", endpoint=f"http://127.0.0.1:{server}")
+    with through(Proxy(server), monkeypatch) as proxy:
+        job.run(config(source, tmp_path / "out"))
+        array = zarr.open_array(ObjectStore(store), path="store/b", mode="r+")
+        array.append(samples(4, 3, dtype="int8"))
+        proxy.requests.clear()
+        assert job.run(config(source, tmp_path / "out")).statistics["b"].rows == 44
+        read = sorted(path.split("/")[-2] for _, path in proxy.requests if "/c/" in path)
+        assert read == ["20", "21"]
+        content = bytes(obstore.get(store, "store/b/c/3/0").bytes())
+        obstore.put(store, "store/b/c/3/0", content[::-1])
+        with pytest.raises(
+            DataError, match=r"layer b: chunk c/3/0 \(rows 6:8\) was written again since it was counted"
+        ):
+            job.run(config(source, tmp_path / "out"))
+        obstore.delete(store, "store/b/c/3/0")
+        with pytest.raises(DataError, match=r"layer b: chunk c/3/0 \(rows 6:8\) was removed since it was counted"):
+            job.run(config(source, tmp_path / "out"))
+        with pytest.raises(DataError, match=r"layer b: chunk c/3/0 \(rows 6:8\) is missing; restore it"):
+            job.run(config(source, tmp_path / "out"), restart=True)
+
+
+@pytest.mark.parametrize("through_zarr", [False, True])
+def test_a_store_that_is_down_is_not_a_lack_of_rows(
+    server: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, through_zarr: bool
+) -> None:
+    transposed = {"a/conv": {"filters": [TransposeCodec(order=(2, 1, 0))]}, "b": {}}
+    source = bucket(server, f"down{through_zarr}", **(transposed if through_zarr else {}))
+    monkeypatch.setattr(objects, "FIRST_PAUSE", 0.001)
+    with through(Proxy(server), monkeypatch) as proxy:
+
+        def fail(_handler: Any) -> str | None:
+            return "truncated" if "/c/" in _handler.path else None
+
+        monkeypatch.setattr("objectstore._Handler._fault", fail)
+        with pytest.raises(
+            StoreError, match=r"the object store failed 6 times: .*; what was counted is saved: run again"
+        ):
+            job.run(config(source, tmp_path / "out", missing="report"))
+    assert proxy.requests
+
+
+def test_large_objects_are_read_in_ranges(server: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = bucket(server, "ranges", **SHARDED)
+    monkeypatch.setattr(objects, "WHOLE_BYTES", 100)
+    with through(Proxy(server), monkeypatch) as proxy:
+        found = job.reduce(source)
+    assert found["a/conv"].mean.tolist() == LAYERS["a/conv"].mean(axis=(0, 1), dtype=np.float64).tolist()
+    assert any(verb == "HEAD" and "/c/" in path for verb, path in proxy.requests)
+    assert proxy.ranges
+    assert all(proxy.ranges)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3://key:secret@bucket/s.zarr",
+        "s3://key:sec/ret@bucket/s.zarr",
+        "s3://bucket/s.zarr?sig=secret",
+        "s3://bucket/s.zarr#secret",
+        "https://user:secret@host/s.zarr",
+        "simplecache::s3://key:secret@bucket/s.zarr",
+        "memory://secret@x",
+    ],
+)
+def test_secrets_in_a_url_are_refused_and_not_printed(tmp_path: Path, url: str) -> None:
+    with pytest.raises(UsageError, match="has credentials or options in it") as error:
+        job.run(config(url, tmp_path / "out"))
+    assert "secret" not in str(error.value)
+
+
+def test_no_secret_is_printed_or_stored(server: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = bucket(server, "secrets")
+    path = tmp_path / "job.yaml"
+    path.write_text(f"source: {source}\noutput: {tmp_path / 'out'}\n")
+    command = [sys.executable, "-m", "streamstats", "run", str(path)]
+    with through(Proxy(server), monkeypatch):
+        fine = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert fine.returncode == 0, fine.stderr
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    failed = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert failed.returncode == 1, failed.stderr
+    assert "the object store failed 6 times" in failed.stderr
+    assert SECRET not in failed.stdout + failed.stderr
+    written = b"".join(each.read_bytes() for each in (tmp_path / "out").rglob("*") if each.is_file())
+    assert SECRET not in fine.stdout + fine.stderr
+    assert SECRET.encode() not in written
+
+
+def test_a_group_with_too_many_members_is_refused(server: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = bucket(server, "many")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server}")
+    monkeypatch.setattr(objects, "MOST_NAMES", 1)
+    with pytest.raises(DataError, match="has more than 1 members; give a group of fewer as the source"):
+        job.run(config(source, tmp_path / "out"))
+
+
+def test_signatures_in_urls_are_not_shown() -> None:
+    assert objects.without_secrets(OSError("GET http://me:word@host/b failed")) == "GET http://…@host/b failed"
+    said = OSError("GET https://host/bucket/key?X-Amz-Signature=0a1b&X-Amz-Credential=me failed\nsecond line")
+    assert objects.without_secrets(said) == "GET https://host/bucket/key?… failed"
+
+
+def test_an_object_is_the_same_in_a_listing_and_in_an_answer() -> None:
+    when = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    listed = {"size": 3, "e_tag": '"a"', "version": None, "last_modified": when.replace(microsecond=678_000)}
+    answered = {"size": 3, "e_tag": '"a"', "version": "v1", "last_modified": when}
+    assert objects.identity_of(listed) == objects.identity_of(answered)
+    assert objects.identity_of({**listed, "e_tag": None}) == objects.identity_of({**answered, "e_tag": None})
+    assert objects.identity_of({**listed, "e_tag": '"b"'}) != objects.identity_of(listed)
+    assert objects.identity_of({**listed, "size": 4}) != objects.identity_of(listed)
+
+
+def test_an_error_of_our_own_is_not_taken_for_one_of_the_store() -> None:
+    tries: list[int] = []
+
+    def wrong() -> None:
+        tries.append(1)
+        raise TypeError("ours")
+
+    with pytest.raises(TypeError, match="ours"):
+        objects._patiently(wrong)
+    assert len(tries) == 1
+
+
+def test_each_object_is_fetched_once_also_where_channels_are_read_in_ranges(
+    server: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = bucket(server, "ranged", **{"a/conv": {"chunks": (2, 8, 4)}})
+    monkeypatch.setattr("streamstats.jobs.plan.BLOCK_BYTES", 256)
+    with through(Proxy(server), monkeypatch) as proxy:
+        job.reduce(source, threads=1)
+    fetched = [path for verb, path in proxy.requests if verb == "GET" and "/a/conv/c/" in path]
+    assert len(fetched) == len(set(fetched)) == 80

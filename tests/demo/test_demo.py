@@ -1,0 +1,63 @@
+"""The demo keeps its promise: a nearly useless network comes back, from files a person can go on with."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from streamstats.config import load_config
+from streamstats.demo import show
+from streamstats.demo.digits import calibration_digits, held_out_digits
+from streamstats.errors import UsageError
+from streamstats.jobs import job
+
+
+@pytest.fixture(scope="module")
+def outcome(tmp_path_factory: pytest.TempPathFactory) -> show.Outcome:
+    return show.run(tmp_path_factory.mktemp("demo"), lambda _message: None)
+
+
+def test_correction_brings_a_nearly_useless_network_back(outcome: show.Outcome) -> None:
+    quantized, corrected, iterative = outcome.by_bits[show.BITS]
+    assert outcome.float_accuracy > 0.97
+    assert quantized < 0.5
+    assert corrected > 0.95
+    assert iterative > 0.95
+    assert outcome.by_bits[4][2] > outcome.by_bits[4][1] > outcome.by_bits[4][0] + 0.5
+
+
+def test_it_is_judged_on_digits_that_calibration_has_not_seen() -> None:
+    calibration, held_out = calibration_digits(), held_out_digits()
+    assert len(calibration.labels) + len(held_out.labels) == 1797
+    seen = {image.tobytes() for image in calibration.images}
+    repeated = sum(image.tobytes() in seen for image in held_out.images)
+    assert repeated == 0
+
+
+def test_it_says_what_each_file_is_and_leaves_no_other(outcome: show.Outcome) -> None:
+    assert {path.name for path in outcome.folder.iterdir()} == set(show.FILES)
+    for name in show.FILES:
+        assert name in outcome.text()
+    assert f"In {outcome.folder}:" in outcome.text()
+    assert re.search(r"float +█+.* 9\d\.\d%", outcome.text())
+
+
+def test_its_configuration_does_the_same_run_again(outcome: show.Outcome, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(outcome.folder)
+    before = Path("out/state/block1/depthwise.safetensors").read_bytes()
+    job.run(load_config("run.yaml"))
+    assert Path("out/state/block1/depthwise.safetensors").read_bytes() == before
+
+
+def test_it_can_be_repeated_in_its_own_folder_and_refuses_another(outcome: show.Outcome, tmp_path: Path) -> None:
+    (outcome.folder / "four-bits.onnx").write_bytes(b"what a person made of it")
+    again = show.run(outcome.folder, lambda _message: None)
+    (outcome.folder / "four-bits.onnx").unlink()
+    assert again == outcome
+    for name in ("run.yaml", "model.onnx"):
+        (tmp_path / name).write_text("a person's work")
+        with pytest.raises(UsageError, match="no demo left"):
+            show.run(tmp_path, lambda _message: None)
+        assert (tmp_path / name).read_text() == "a person's work"

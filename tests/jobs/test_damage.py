@@ -1,0 +1,335 @@
+"""Lost and damaged chunks are an error, rows left out, or the fill value, as the job says; never a different number."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+from stores import Array, build_store, samples
+from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec, ZstdCodec
+
+from streamstats.calibration import layer as layers
+from streamstats.calibration.recorder import Recorder
+from streamstats.config import JobConfig
+from streamstats.errors import DataError
+from streamstats.jobs import job, upkeep
+
+ROWS = 8
+
+
+def sharded(*codecs: Any) -> dict[str, Any]:
+    serializer = ShardingCodec(chunk_shape=(1, 6, 4), codecs=[BytesCodec(), *codecs])
+    return {"serializer": serializer, "compressors": None}
+
+
+STORED: dict[str, dict[str, Any]] = {
+    "raw": {"compressors": None},
+    "zstd": {"compressors": [ZstdCodec()]},
+    "crc32c": {"compressors": [ZstdCodec(), Crc32cCodec()]},
+    "sharded": sharded(ZstdCodec()),
+    "sharded with crc32c": sharded(ZstdCodec(), Crc32cCodec()),
+}
+
+
+def flip_a_bit(path: Path) -> None:
+    """In the first chunk of a file; the second half of a shard's file is not touched."""
+    content = bytearray(path.read_bytes())
+    content[10] ^= 4
+    path.write_bytes(content)
+
+
+def cut_off(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def make_empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def make_a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def make_a_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+DAMAGE: dict[str, Callable[[Path], None]] = {
+    "bit flip": flip_a_bit,
+    "truncation": cut_off,
+    "zero bytes": make_empty,
+    "deleted": Path.unlink,
+    "a folder in its place": make_a_folder,
+    "a pipe in its place": make_a_pipe,
+}
+UNNOTICED = {("raw", "bit flip")}
+"""What nothing in the file reveals. (A flipped bit in what zstd made may or may not decode.)"""
+CELLS = [(stored, damage) for stored in STORED for damage in DAMAGE if (stored, damage) not in UNNOTICED]
+
+
+@pytest.fixture(params=["straight", "zarr"])
+def reader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The way into the store: from the files, or through zarr's own pipeline."""
+    if request.param == "zarr":
+        monkeypatch.setattr(layers, "encoding_of", lambda _: None)
+    return str(request.param)
+
+
+def damaged_store(path: Path, stored: str, damage: str) -> tuple[Path, Array, Path]:
+    """A store whose rows 2:4 are in a damaged file; its values; that file."""
+    values = samples(ROWS, 6, 4)
+    store = build_store(path / "s.zarr", {"block/conv": values}, **STORED[stored])
+    chunk = store / "block/conv/c/1/0/0"
+    DAMAGE[damage](chunk)
+    return store, values, chunk
+
+
+def config(store: Path, **options: Any) -> JobConfig:
+    return JobConfig(source=str(store), output=str(store.parent / "out"), **options)
+
+
+def lost_rows(stored: str, damage: str) -> set[int]:
+    """Only a chunk of a shard is damaged by a flipped bit in it."""
+    return {2} if stored.startswith("sharded") and damage == "bit flip" else {2, 3}
+
+
+@pytest.mark.usefixtures("reader")
+@pytest.mark.parametrize(("stored", "damage"), CELLS)
+def test_by_default_it_is_an_error_that_names_layer_chunk_and_rows(tmp_path: Path, stored: str, damage: str) -> None:
+    store, _, _ = damaged_store(tmp_path, stored, damage)
+    with pytest.raises(DataError, match=r"layer block/conv: chunk (.* of )?c/1/0/0 \(rows [23]:[34]\) ") as caught:
+        job.run(config(store))
+    assert caught.value.exit_status == 4
+
+
+@pytest.mark.usefixtures("reader")
+@pytest.mark.parametrize(("stored", "damage"), CELLS)
+def test_reported_rows_are_left_out_and_counted_once_they_are_repaired(
+    tmp_path: Path, stored: str, damage: str
+) -> None:
+    store, values, chunk = damaged_store(tmp_path, stored, damage)
+    outcome = job.run(config(store, missing="report"))
+    rows = [row for row in range(ROWS) if row not in lost_rows(stored, damage)]
+    assert_counted(outcome, values[rows])
+    listed = json.loads((tmp_path / "out/manifest.json").read_text())["layers"]["block/conv"]["missing"]
+    assert {row for each in listed for row in range(*each["rows"])} == lost_rows(stored, damage)
+    assert all("block/conv: chunk" in each["reason"] for each in listed)
+    status = upkeep.status(tmp_path / "out")
+    assert not status.complete
+    assert "cannot be read" in status.layers[0].missing[0][1] or "is missing" in status.layers[0].missing[0][1]
+    repair(tmp_path, stored, chunk)
+    config_now = config(store, missing="report")
+    if stored.startswith("sharded") and damage == "bit flip":  # its other chunk was counted
+        with pytest.raises(DataError, match=r"chunk c/1/0/0 \(rows 2:4\) was written again since it was counted"):
+            job.run(config_now)
+    outcome = job.run(config_now, accept_changes=stored.startswith("sharded"))
+    assert_counted(outcome, values)
+    assert upkeep.status(tmp_path / "out").complete
+
+
+def repair(path: Path, stored: str, chunk: Path) -> None:
+    if chunk.is_dir():
+        chunk.rmdir()
+    chunk.unlink(missing_ok=True)
+    good = build_store(path / "good.zarr", {"block/conv": samples(ROWS, 6, 4)}, **STORED[stored])
+    chunk.write_bytes((good / "block/conv/c/1/0/0").read_bytes())
+
+
+@pytest.mark.usefixtures("reader")
+@pytest.mark.parametrize(("stored", "damage"), CELLS)
+def test_filled_rows_have_the_fill_value_and_are_listed(tmp_path: Path, stored: str, damage: str) -> None:
+    store, values, _ = damaged_store(tmp_path, stored, damage)
+    outcome = job.run(config(store, missing="fill"))
+    values[sorted(lost_rows(stored, damage))] = 0
+    assert_counted(outcome, values)
+    listed = json.loads((tmp_path / "out/manifest.json").read_text())["layers"]["block/conv"]["filled"]
+    assert {row for rows in listed for row in range(*rows)} >= lost_rows(stored, damage)
+
+
+def assert_counted(outcome: job.Outcome, values: Array) -> None:
+    found = outcome.statistics["block/conv"]
+    assert found.rows == len(values)
+    assert found.mean.tolist() == values.mean(axis=(0, 1), dtype=np.float64).tolist()
+    assert found.minimum.tolist() == values.min(axis=(0, 1)).tolist()
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_verify_finds_every_kind_of_damage_in_a_recorded_store(tmp_path: Path, damage: str) -> None:
+    with Recorder(tmp_path / "s.zarr", chunk_bytes=200) as recorder:
+        recorder.append("block/conv", samples(ROWS, 6, 4))
+    assert upkeep.verify(config(tmp_path / "s.zarr")) == []
+    chunk = sorted((tmp_path / "s.zarr/block/conv/c").rglob("0"))[-1]
+    chunk = next(path for path in sorted((tmp_path / "s.zarr/block/conv/c/1").rglob("*")) if path.is_file())
+    DAMAGE[damage](chunk)
+    problems = upkeep.verify(config(tmp_path / "s.zarr"))
+    assert {problem.layer for problem in problems} == {"block/conv"}
+    assert problems[0].rows == (2, 4)
+
+
+@pytest.mark.parametrize("stored", STORED)
+def test_verify_finds_any_change_of_what_was_counted(tmp_path: Path, stored: str) -> None:
+    """Even a flipped bit in a file without a checksum that keeps its size and time: the sums are not the same."""
+    store, _, chunk = damaged_store(tmp_path, stored, "bit flip")
+    repair(tmp_path, stored, chunk)
+    job.run(config(store))
+    before = chunk.stat()
+    flip_a_bit(chunk)
+    os.utime(chunk, ns=(before.st_atime_ns, before.st_mtime_ns))
+    problems = upkeep.verify(config(store))
+    assert problems
+    assert "sums that were counted" in problems[-1].problem or "cannot be read" in problems[-1].problem
+
+
+def test_verify_takes_chunks_that_were_never_written_for_fill_values_where_the_job_does(tmp_path: Path) -> None:
+    values = samples(ROWS, 6, 4)
+    values[2:4] = 0
+    store = build_store(tmp_path / "s.zarr", {"block/conv": values})
+    assert not (store / "block/conv/c/1/0/0").exists()
+    assert [problem.rows for problem in upkeep.verify(config(store))] == [(2, 4)]
+    assert upkeep.verify(config(store, missing="fill")) == []
+    flip_a_bit(store / "block/conv/c/0/0/0")
+    assert [problem.rows for problem in upkeep.verify(config(store, missing="fill"))] == [(0, 2)]
+
+
+def test_verify_puts_chunks_that_were_copied_into_one_line(tmp_path: Path) -> None:
+    store = build_store(tmp_path / "s.zarr", {"conv": samples(8, 3)})
+    job.run(config(store))
+    for path in (store / "conv/c").rglob("*"):
+        if path.is_file():
+            os.utime(path)
+    (found,) = upkeep.verify(config(store))
+    assert found.rows == (0, 8)
+    assert found.problem.startswith("chunk c/0/0 and 3 more was written again since it was counted, but gives the same")
+
+
+def test_verify_names_layers_that_were_counted_and_are_gone(tmp_path: Path) -> None:
+    store = build_store(tmp_path / "s.zarr", {"a": samples(4, 3), "b": samples(4, 3)})
+    job.run(config(store))
+    shutil.rmtree(store / "b")
+    assert [(each.layer, each.problem) for each in upkeep.verify(config(store))] == [
+        ("b", "was counted, and is not in the store any more")
+    ]
+
+
+def test_verify_says_in_a_table_what_is_wrong_and_ends_with_4(tmp_path: Path) -> None:
+    store, _, chunk = damaged_store(tmp_path, "crc32c", "truncation")
+    text = f"source: {store}\noutput: {tmp_path / 'out'}\n"
+    (tmp_path / "job.yaml").write_text(text)
+    found = streamstats("verify", tmp_path / "job.yaml")
+    assert found.returncode == 4
+    assert "block/conv  2:4" in found.stdout
+    repair(tmp_path, "crc32c", chunk)
+    assert streamstats("verify", tmp_path / "job.yaml").returncode == 0
+
+
+def test_verify_checks_the_sums_also_after_forgetting_and_appending(tmp_path: Path) -> None:
+    store, _, chunk = damaged_store(tmp_path, "raw", "bit flip")
+    repair(tmp_path, "raw", chunk)
+    job.run(config(store))
+    upkeep.forget(config(store), (6, 7))
+    assert upkeep.verify(config(store)) == []
+    before = chunk.stat()
+    flip_a_bit(chunk)
+    os.utime(chunk, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert ["sums that were counted" in each.problem for each in upkeep.verify(config(store))] == [True]
+
+
+def test_forgetting_takes_the_fill_value_where_the_job_does(tmp_path: Path) -> None:
+    store, values, _ = damaged_store(tmp_path, "zstd", "deleted")
+    job.run(config(store, missing="fill"))
+    upkeep.forget(config(store, missing="fill"), (1, 3))
+    values[2:4] = 0
+    outcome = job.run(config(store, missing="fill"))
+    assert_counted(outcome, np.delete(values, [1, 2], axis=0))
+    assert outcome.statistics["block/conv"].source.filled == ((3, 4),)
+
+
+def test_the_exit_statuses_are_4_3_and_0(tmp_path: Path) -> None:
+    store, _, _ = damaged_store(tmp_path, "zstd", "deleted")
+    for missing, status in (("error", 4), ("report", 3), ("fill", 0)):
+        text = f"source: {store}\noutput: {tmp_path / missing}\nmissing: {missing}\n"
+        (tmp_path / "job.yaml").write_text(text)
+        assert streamstats("run", tmp_path / "job.yaml").returncode == status
+
+
+def streamstats(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "streamstats", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+# Hostile stores
+
+
+def test_a_shape_of_1e15_rows_is_refused_or_ends_quickly(tmp_path: Path) -> None:
+    group = zarr.open_group(tmp_path / "s.zarr", mode="w")
+    group.create_array("layer", shape=(10**15, 4096), chunks=(16, 4096), dtype="float32")
+    for missing in ("error", "report", "fill"):
+        with pytest.raises(DataError, match="layer layer"):
+            job.run(config(tmp_path / "s.zarr", missing=missing))
+
+
+def test_a_chunk_that_decodes_to_far_more_than_it_declares_is_refused_in_bounded_memory(tmp_path: Path) -> None:
+    import tracemalloc
+
+    import numcodecs
+
+    store, _, chunk = damaged_store(tmp_path, "zstd", "bit flip")
+    bomb = bytearray(numcodecs.Zstd(level=1).encode(bytes(2**28)))
+    chunk.write_bytes(bomb)
+    tracemalloc.start()
+    with pytest.raises(DataError, match=r"rows 2:4"):
+        job.run(config(store))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**26
+
+
+def test_metadata_of_100_mb_is_refused(tmp_path: Path) -> None:
+    store = build_store(tmp_path / "s.zarr", {"layer": samples(4, 3)})
+    path = store / "layer/zarr.json"
+    path.write_bytes(path.read_bytes()[:-1] + b" " * 100_000_000 + b"}")
+    with pytest.raises(DataError, match=r"layer/zarr\.json has .* bytes; expected at most"):
+        job.run(config(store))
+
+
+def test_too_many_arrays_are_refused_before_they_are_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layers, "MOST_ARRAYS", 20)
+    store = build_store(tmp_path / "s.zarr", {f"layer{number}": samples(4, 3) for number in range(21)})
+    with pytest.raises(DataError, match="more than 20 arrays"):
+        job.run(config(store))
+
+
+def test_groups_nested_too_deeply_are_refused(tmp_path: Path) -> None:
+    store = build_store(tmp_path / "s.zarr", {"/".join("a" * 70): samples(4, 3)})
+    with pytest.raises(DataError, match="more than 64 groups deep"):
+        job.run(config(store))
+
+
+def test_numbers_stay_exact_beside_all_this(tmp_path: Path) -> None:
+    values = samples(ROWS, 6, 4)
+    found = job.run(config(build_store(tmp_path / "s.zarr", {"block/conv": values})))
+    assert_counted(found, values)
+    assert np.isfinite(found.statistics["block/conv"].mean).all()
+
+
+def test_metadata_that_is_no_file_and_links_that_never_end_are_named(tmp_path: Path) -> None:
+    store = build_store(tmp_path / "s.zarr", {"layer": samples(4, 3)})
+    (store / "loop").symlink_to(".")
+    with pytest.raises(DataError, match="loop is a link to a folder that it lies in; remove it"):
+        job.run(JobConfig(source=str(store), output=str(tmp_path / "out")))
+    (store / "loop").unlink()
+    (store / "other").mkdir()
+    os.mkfifo(store / "other/zarr.json")
+    with pytest.raises(DataError, match=r"other/zarr.json is not a file; expected the metadata"):
+        job.run(JobConfig(source=str(store), output=str(tmp_path / "out")))

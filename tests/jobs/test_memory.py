@@ -1,0 +1,70 @@
+"""Memory is a promise: the plan says how much a run will take, and the operating system finds no more."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+
+MiB = 2**20
+SAMPLE = (64, 64, 256)
+
+# VmHWM, because ru_maxrss begins with the peak of the process that started this one
+MEASURE = """
+import json, re, sys
+from streamstats import job
+from streamstats.jobs.workers import Cluster, open_workers
+with open_workers(Cluster(threads=4), []) as workers:
+    prepared = job.prepare(sys.argv[1], workers, memory=sys.argv[2])
+    job.execute(prepared, workers)
+peak = 1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
+print(json.dumps({"planned": prepared.plan.peak_bytes, "found": peak, "bytes": prepared.plan.bytes}))
+"""
+
+
+def write_repetitive(path: Path, rows: int, dtype: str, chunk: int, **options: Any) -> Path:
+    """A layer of `rows` samples that compresses well, so that gigabytes of it fit any disk."""
+    group = zarr.open_group(path, mode="w")
+    array = group.create_array("layer", shape=(rows, *SAMPLE), chunks=(chunk, *SAMPLE), dtype=dtype, **options)
+    height = array.shards[0] if array.shards else chunk
+    block = np.tile(np.arange(256, dtype=dtype) % 7, (height, *SAMPLE[:2], 1))
+    for start in range(0, rows, height):
+        array[start : start + height] = block
+    return path
+
+
+def measure(store: Path, memory: str) -> dict[str, int]:
+    command = [sys.executable, "-c", MEASURE, str(store), memory]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
+    return dict(json.loads(done.stdout))
+
+
+LAYERS: dict[str, dict[str, Any]] = {
+    "chunks of 16 MiB": {"dtype": "float32", "chunk": 4},
+    "shards of 16 MiB with chunks of one sample": {"dtype": "int8", "chunk": 1, "shards": (16, *SAMPLE)},
+}
+
+
+@pytest.mark.parametrize("memory", ["400MiB", "2GiB"])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_a_run_takes_no_more_memory_than_planned(tmp_path: Path, kind: str, memory: str) -> None:
+    options = dict(LAYERS[kind])
+    rows = 600 * MiB // (int(np.prod(SAMPLE)) * np.dtype(options["dtype"]).itemsize)
+    taken = measure(write_repetitive(tmp_path / "s.zarr", rows, **options), memory)
+    assert taken["bytes"] >= 590 * MiB
+    assert taken["found"] <= taken["planned"] <= (400 if memory == "400MiB" else 2048) * MiB
+
+
+@pytest.mark.soak
+def test_ten_times_the_data_takes_the_same_memory(tmp_path: Path) -> None:
+    small = measure(write_repetitive(tmp_path / "small.zarr", 512, "float32", 4), "2GiB")
+    large = measure(write_repetitive(tmp_path / "large.zarr", 5120, "float32", 4), "2GiB")
+    assert large["bytes"] > 20e9
+    assert large["found"] <= large["planned"]
+    assert large["found"] <= 1.05 * small["found"]

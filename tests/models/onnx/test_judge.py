@@ -1,0 +1,221 @@
+"""Judging: shifts, noise and accuracy on samples held out, and corrections that do harm."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from networks import FORMS, chain, model_of, quantized, run_out, values
+from onnx import helper
+from onnx.reference import ReferenceEvaluator
+
+from streamstats import MeanBiasCorrector
+from streamstats.errors import MismatchError, NonFiniteError, UsageError
+from streamstats.models.onnx.correct import HARMFUL, How, correct, correct_quantized
+from streamstats.models.onnx.iterative import Iterative
+from streamstats.models.onnx.judge import HeldOut, Quality
+from streamstats.models.onnx.plain import plainly
+
+WEIGHTS = {"w": values(4, 6), "v": values(6, 3, seed=1)}
+NODES = [
+    helper.make_node("MatMul", ["x", "w"], ["a"], name="one"),
+    helper.make_node("Relu", ["a"], ["r"]),
+    helper.make_node("MatMul", ["r", "v"], ["y"], name="two"),
+]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    x = values(64, 4)
+    onnx.save(model_of(NODES, WEIGHTS, x), tmp_path / "float.onnx")
+    run_out(tmp_path, x)
+    np.save(tmp_path / "held.npy", values(50, 4, seed=9))
+    return tmp_path
+
+
+def judged(folder: Path, do_no_harm: bool = False, **held_out: Any) -> Any:
+    how = How(None, HeldOut(folder / "held.npy", **held_out), do_no_harm)
+    return correct(folder / "float.onnx", folder / "out", folder / "fixed.onnx", bits=3, how=how)
+
+
+def test_shift_signal_and_noise_are_those_of_the_outputs_of_each_layer(folder: Path) -> None:
+    done = judged(folder, batch_size=7)
+    x = np.load(folder / "held.npy").astype(np.float64)
+    (one, two), terms = (pair.quantized.weight for pair in done.subject.pairs), {e.layer: e.term for e in done.layers}
+
+    def outputs(w: Any, v: Any, b: Any = 0.0, c: Any = 0.0) -> list[Any]:
+        first = x @ w + b
+        return [first, np.maximum(first, 0) @ v + c]
+
+    wanted = outputs(WEIGHTS["w"], WEIGHTS["v"])
+    for model, found in {
+        "quantised": outputs(one, two),
+        "corrected": outputs(one, two, terms["one"], terms["two"]),
+    }.items():
+        for layer, y, y_hat in zip(("one", "two"), wanted, found, strict=True):
+            quality = done.judgement.layers[layer][model]
+            np.testing.assert_allclose(quality.shift, (y_hat - y).mean(axis=0), rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(quality.signal, (y**2).mean(), rtol=1e-5)
+            np.testing.assert_allclose(quality.noise, ((y_hat - y) ** 2).mean(), rtol=1e-4)
+            np.testing.assert_allclose(
+                quality.sqnr, 10 * np.log10((y**2).mean() / ((y_hat - y) ** 2).mean()), rtol=1e-4
+            )
+        outputs_too = done.judgement.outputs[model]
+        np.testing.assert_allclose(outputs_too.noise, ((found[1] - wanted[1]) ** 2).mean(), rtol=1e-4)
+        np.testing.assert_array_equal(outputs_too.shift, done.judgement.layers["two"][model].shift)
+    assert done.judgement.samples == 50
+    assert done.judgement.harmful == ()
+
+
+def test_ratios_without_signal_or_noise() -> None:
+    zero = np.zeros(2)
+    assert Quality(zero, 1.0, 0.0).sqnr == np.inf
+    assert Quality(zero, 0.0, 1.0).sqnr == -np.inf
+    assert np.isnan(Quality(zero, 0.0, 0.0).sqnr)
+
+
+def test_a_correction_that_does_harm_is_named_and_left_out_on_request(folder: Path) -> None:
+    path = folder / "out" / "correctors" / "two.safetensors"
+    mean = MeanBiasCorrector.load(path).input_mean
+    (folder / "out" / "manifest.json").unlink()
+    MeanBiasCorrector(-3 * mean, {"layer": "two"}).save(path)
+    assert judged(folder).judgement.harmful == ("two",)
+    done = judged(folder, do_no_harm=True)
+    outcomes = {each.layer: each for each in done.layers}
+    assert outcomes["one"].corrected
+    assert not outcomes["two"].corrected
+    assert outcomes["two"].reason == HARMFUL
+    assert done.judgement.harmful == ()
+    found = done.judgement.outputs
+    assert found["corrected"].noise < found["quantised"].noise
+
+
+def test_labels_give_the_accuracy_of_every_model(folder: Path) -> None:
+    x = np.load(folder / "held.npy")
+    labels = (np.maximum(x @ WEIGHTS["w"], 0) @ WEIGHTS["v"]).argmax(axis=1)
+    np.save(folder / "labels.npy", labels)
+    how = How(Iterative(folder / "x.npy", folder / "work"), HeldOut(folder / "held.npy", folder / "labels.npy"))
+    done = correct(folder / "float.onnx", folder / "out", folder / "fixed.onnx", bits=3, how=how)
+    assert set(done.judgement.accuracy) == {"float", "quantised", "one pass", "corrected"}
+    assert done.judgement.accuracy["float"] == 1.0
+    for name, model in {"quantised": done.subject.quantized, "corrected": onnx.load(folder / "fixed.onnx")}.items():
+        logits = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"x": x})[0]
+        assert done.judgement.accuracy[name] == (logits.argmax(axis=1) == labels).mean()
+        assert 0 < done.judgement.accuracy[name] < 1
+
+
+@pytest.mark.parametrize(
+    "labels", [np.zeros(7, np.int64), np.zeros((50, 1), np.int64), np.zeros(50, np.float32), None, "text"]
+)
+def test_labels_that_do_not_fit_are_refused(folder: Path, labels: Any) -> None:
+    path = folder / "labels.npy"
+    if isinstance(labels, str):
+        path.write_text(labels)
+    elif labels is not None:
+        np.save(path, labels)
+    with pytest.raises((MismatchError, UsageError), match=r"labels\.npy"):
+        judged(folder, labels=path)
+    assert not (folder / "fixed.onnx").exists()
+
+
+def test_a_command_scores_the_models(folder: Path) -> None:
+    code = "import sys, os; print('loaded 3 things'); print('score:', os.path.getsize(sys.argv[1]))"
+    done = judged(folder, score=f"{shlex.quote(sys.executable)} -c {shlex.quote(code)} {{model}}")
+    assert set(done.judgement.scores) == {"float", "quantised", "corrected"}
+    assert done.judgement.scores["corrected"] == (folder / "fixed.onnx").stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [("import sys; sys.exit('no such data set')", "no such data set"), ("print('well done')", "no number")],
+)
+def test_a_command_that_does_not_score_is_named(folder: Path, code: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        judged(folder, score=f"{shlex.quote(sys.executable)} -c {shlex.quote(code)} {{model}}")
+    with pytest.raises(UsageError, match="model"):
+        HeldOut(folder / "held.npy", score="python score.py")
+    with pytest.raises(UsageError, match="cannot be read"):
+        HeldOut(folder / "held.npy", score="python 'score.py {model}")
+    with pytest.raises(UsageError, match="no-such-program"):
+        judged(folder, score="no-such-program {model}")
+
+
+@pytest.mark.parametrize("form", [form for form in FORMS if form.startswith("codes")])
+def test_a_model_in_plain_arithmetic_gives_the_codes_of_the_one_it_stands_for(tmp_path: Path, form: str) -> None:
+    nodes = [
+        helper.make_node("Conv", ["x", "w", "b"], ["a"], name="first", pads=[1] * 4),
+        helper.make_node("Relu", ["a"], ["r"]),
+        helper.make_node("Conv", ["r", "v"], ["c"], name="second", group=2, strides=[2, 2]),
+        helper.make_node("Flatten", ["c"], ["f"]),
+        helper.make_node("MatMul", ["f", "m"], ["y"], name="last"),
+    ]
+    constants = {"w": values(4, 3, 3, 3), "b": values(4), "v": values(4, 2, 3, 3, seed=1), "m": values(36, 5, seed=2)}
+    x = values(16, 3, 8, 8)
+    model = onnx.load(quantized(model_of(nodes, constants, x), tmp_path, x, form))
+    plain = plainly(model).model
+    assert not {node.op_type for node in plain.graph.node} & {"QLinearConv", "QLinearMatMul", "QGemm"}
+    onnx.checker.check_model(plain)
+    model.opset_import[0].version = 19  # the oldest that the reference has these operators of
+    (wanted,) = ReferenceEvaluator(model).run(None, {"x": x})
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    (found,) = onnxruntime.InferenceSession(plain.SerializeToString(), options).run(None, {"x": x})
+    step = next(float(onnx.numpy_helper.to_array(t)) for t in model.graph.initializer if t.name == "y_scale")
+    assert np.abs(found - wanted).max() <= 2.01 * step
+    assert (np.abs(found - wanted) < 0.01 * step).mean() > 0.9
+
+
+def test_a_quantised_model_is_judged_by_what_its_layers_give_before_rounding(tmp_path: Path) -> None:
+    x = values(48, 3, 8, 8)
+    path = quantized(model_of(*chain(), x), tmp_path, x, "codes, per channel")
+    done = correct_quantized(
+        tmp_path / "float.onnx", path, run_out(tmp_path, x), None, how=How(None, HeldOut(tmp_path / "x.npy"))
+    )
+    assert set(done.judgement.layers) == {"first", "second", "third", "last"}
+    for found in done.judgement.layers.values():
+        assert found["corrected"].size < found["quantised"].size
+    assert not list(tmp_path.glob("fixed*"))
+
+
+def test_the_shift_of_several_outputs_is_that_of_all_their_channels(tmp_path: Path) -> None:
+    x = values(40, 4)
+    model = model_of(NODES, WEIGHTS, x)
+    model.graph.output.append(helper.make_tensor_value_info("a", onnx.TensorProto.FLOAT, None))
+    onnx.save(model, tmp_path / "float.onnx")
+    out = run_out(tmp_path, x)
+    done = correct(tmp_path / "float.onnx", out, None, bits=3, how=How(None, HeldOut(tmp_path / "x.npy")))
+    layers, found = done.judgement.layers, done.judgement.outputs["quantised"]
+    shifts = [layers["two"]["quantised"].shift, layers["one"]["quantised"].shift]
+    np.testing.assert_array_equal(found.shift, np.concatenate(shifts))
+    noise = layers["two"]["quantised"].noise * 3 + layers["one"]["quantised"].noise * 6
+    assert found.noise == pytest.approx(noise / 9)
+
+
+def test_samples_and_labels_beyond_what_they_may_be_are_named(folder: Path) -> None:
+    np.save(folder / "labels.npy", np.arange(50) % 4)
+    with pytest.raises(MismatchError, match="expected 0 to 2"):
+        judged(folder, labels=folder / "labels.npy")
+    x = np.load(folder / "held.npy")
+    x[17, 2] = np.nan
+    np.save(folder / "held.npy", x)
+    with pytest.raises(NonFiniteError, match=r"sample 17 of the input x"):
+        judged(folder)
+
+
+def test_a_model_that_lacks_an_output_is_refused(tmp_path: Path) -> None:
+    x = values(40, 4)
+    np.save(tmp_path / "held.npy", x)
+    path = quantized(model_of(NODES, WEIGHTS, x), tmp_path, x, "qdq")
+    model = onnx.load(tmp_path / "float.onnx")
+    model.graph.output.append(helper.make_tensor_value_info("r", onnx.TensorProto.FLOAT, ["n", 6]))
+    onnx.save(model, tmp_path / "float.onnx")
+    with pytest.raises(MismatchError, match="without r of the float model"):
+        correct_quantized(
+            tmp_path / "float.onnx", path, run_out(tmp_path, x), None, how=How(None, HeldOut(tmp_path / "held.npy"))
+        )

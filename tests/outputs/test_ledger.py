@@ -1,0 +1,301 @@
+"""The ledger: rows are counted zero or one time, in any order, and its file gives back every bit or is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from laws import DTYPES, INTEGERS, contents
+
+from streamstats import Quantization
+from streamstats.calibration.layer import Layer
+from streamstats.coverage import add_rows, missing_rows
+from streamstats.errors import DataError, MismatchError
+from streamstats.outputs.ledger import FORMAT, LayerStatistics, read_state, state_bytes
+from streamstats.statistics.extrema import ChannelExtrema
+from streamstats.statistics.mean import ChannelMean
+from streamstats.storage.files import write_bytes
+from streamstats.storage.tensors import read_tensors, tensors_bytes
+
+RANGES = st.lists(st.integers(0, 30), min_size=2, max_size=2).map(sorted).map(tuple)
+
+
+def layer_of(block, axis=-1, quantization=None, fingerprint=""):
+    """The layer that has `block` as its array."""
+    return Layer(
+        store="store",
+        name="block04/project",
+        shape=block.shape,
+        dtype=block.dtype,
+        chunks=block.shape,
+        shards=block.shape,
+        channel_axis=axis % block.ndim,
+        quantization=quantization,
+        fingerprint=fingerprint,
+    )
+
+
+def count(statistics, block, start, stop):
+    """`statistics` with rows `start` to `stop` of `block` counted in."""
+    part, axis = block[start:stop], statistics.channel_axis
+    return statistics.count((start, stop), ChannelMean.measure(part, axis), ChannelExtrema.measure(part, axis))
+
+
+def counted(block, axis=-1, quantization=None):
+    """All rows of `block` counted."""
+    return count(LayerStatistics.empty(layer_of(block, axis, quantization)), block, 0, len(block))
+
+
+def same(left, right):
+    """Equal in every field."""
+    return all(getattr(left, f.name) == getattr(right, f.name) for f in dataclasses.fields(LayerStatistics))
+
+
+def stored(statistics):
+    """What comes back from the file of `statistics`."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "state")
+        write_bytes(path, state_bytes(statistics))
+        return read_state(path)
+
+
+# Which rows
+
+
+@given(st.lists(RANGES, max_size=6))
+def test_rows_are_added_one_time_and_kept_in_order_and_apart(ranges):
+    covered, rows = (), set()
+    for start, stop in ranges:
+        new = set(range(start, stop))
+        if new & rows:
+            with pytest.raises(MismatchError, match=r"rows \d+:\d+ are counted already"):
+                add_rows(covered, (start, stop))
+        else:
+            covered, rows = add_rows(covered, (start, stop)), rows | new
+    assert {row for start, stop in covered for row in range(start, stop)} == rows
+    assert sum(stop - start for start, stop in covered) == len(rows)
+    assert all(start < stop for start, stop in covered)
+    assert all(stop < start for (_, stop), (start, _) in pairwise(covered))
+
+
+@given(st.lists(RANGES, max_size=6), st.integers(0, 35))
+def test_the_missing_rows_are_those_that_are_not_covered(ranges, total):
+    covered = ()
+    for rows in ranges:
+        if all(rows[1] <= start or stop <= rows[0] for start, stop in covered):
+            covered = add_rows(covered, rows)
+    there = {row for start, stop in covered for row in range(start, stop)}
+    inside = tuple((start, min(stop, total)) for start, stop in covered if start < total)
+    missing = missing_rows(inside, total)
+    assert {row for start, stop in missing for row in range(start, stop)} == set(range(total)) - there
+    everything = inside
+    for rows in missing:
+        everything = add_rows(everything, rows)
+    assert everything == (((0, total),) if total else ())
+
+
+@pytest.mark.parametrize(
+    ("rows", "named"), [((2, 6), "2:4"), ((3, 4), "3:4"), ((0, 4), "0:4"), ((0, 9), "0:4"), ((7, 9), "8:9")]
+)
+def test_rows_that_are_counted_already_are_named(rows, named):
+    with pytest.raises(MismatchError, match=f"rows {named} are counted already"):
+        add_rows(((0, 4), (8, 12)), rows)
+
+
+@pytest.mark.parametrize("rows", [(4, 2), (-1, 2), (-3, -1)])
+def test_rows_that_are_no_range_are_refused(rows):
+    for covered in ((), ((0, 4),)):
+        with pytest.raises(MismatchError, match=f"rows {rows[0]}:{rows[1]} are not a range"):
+            add_rows(covered, rows)
+
+
+# Counting
+
+
+@given(st.data())
+def test_rows_counted_in_any_order_and_parts_give_the_same_bytes(data):
+    dtype = data.draw(st.sampled_from(DTYPES))
+    block = data.draw(contents(dtype, (12, 3, 2)))
+    marks = [0, *sorted(data.draw(st.sets(st.integers(1, 11)))), 12]
+    statistics = LayerStatistics.empty(layer_of(block, 1))
+    for start, stop in data.draw(st.permutations([*pairwise(marks)])):
+        statistics = count(statistics, block, start, stop)
+        if data.draw(st.booleans()):  # stopped, and gone on from the file
+            statistics = stored(statistics)
+    assert statistics.covered == ((0, 12),)
+    assert statistics.rows == 12
+    assert state_bytes(statistics) == state_bytes(counted(block, 1))
+    assert statistics.sums_digest() == counted(block, 1).sums_digest()
+
+
+def test_rows_are_never_counted_twice():
+    block = np.ones((6, 3), np.float32)
+    statistics = count(LayerStatistics.empty(layer_of(block)), block, 0, 4)
+    before = state_bytes(statistics)
+    for start, stop in ((0, 4), (3, 4), (3, 6), (0, 1)):
+        with pytest.raises(MismatchError, match="counted already"):
+            count(statistics, block, start, stop)
+    assert state_bytes(statistics) == before
+    assert count(statistics, block, 4, 6).covered == ((0, 6),)
+
+
+def test_statistics_of_another_dtype_or_width_are_not_counted():
+    statistics = LayerStatistics.empty(layer_of(np.ones((6, 3), np.int8)))
+    for other in (np.ones((6, 3), np.uint8), np.ones((6, 4), np.int8)):
+        with pytest.raises(MismatchError, match="cannot merge"):
+            count(statistics, other, 0, 6)
+
+
+def test_a_layer_without_rows_has_no_mean_and_no_extrema():
+    for quantization in (None, Quantization(0.5, 3)):
+        nothing = LayerStatistics.empty(layer_of(np.zeros((0, 4), np.int8), quantization=quantization))
+        assert (nothing.rows, nothing.channels, nothing.covered) == (0, 4, ())
+        for values in (nothing.mean, nothing.minimum, nothing.maximum):
+            assert values.shape == (4,)
+            assert np.isnan(values).all()
+
+
+@given(st.data(), st.floats(1e-30, 1e30), st.integers(-(2**31), 2**31))
+def test_mean_minimum_and_maximum_are_in_real_units(data, step, zero_point):
+    dtype = data.draw(st.sampled_from([kind for kind in INTEGERS if kind.itemsize <= 4]))
+    block = data.draw(contents(dtype, (5, 2)))
+    found = counted(block, quantization=Quantization([step, 2 * step], [zero_point, 0]))
+    for channel, (s, z) in enumerate([(step, zero_point), (2 * step, 0)]):
+        real = [(code - z) * Fraction(s) for code in block[:, channel].tolist()]
+        assert found.mean[channel] == float(sum(real) / 5)
+        assert found.minimum[channel] == float(min(real))
+        assert found.maximum[channel] == float(max(real))
+
+
+def test_values_that_are_not_finite_are_left_out_of_mean_and_extrema():
+    block = np.array([[1, np.nan, 2], [np.nan, np.inf, -np.inf], [5, -np.inf, 4]], np.float32)
+    found = counted(block)
+    for values, expected in ((found.mean, [3, 3]), (found.minimum, [1, 2]), (found.maximum, [5, 4])):
+        assert values[[0, 2]].tolist() == expected
+        assert np.isnan(values[1])
+
+
+# The file
+
+
+@given(st.data())
+def test_the_file_gives_back_every_field(data):
+    dtype = data.draw(st.sampled_from(DTYPES))
+    block = data.draw(contents(dtype, (4, 3)))
+    quantization = None
+    if dtype.kind in "iu":
+        steps = st.floats(5e-324, 1e300)
+        vectors = st.lists(steps, min_size=3, max_size=3)
+        quantization = data.draw(st.none() | st.builds(Quantization, steps | vectors, st.integers(-(2**53), 2**53)))
+    written = count(LayerStatistics.empty(layer_of(block, 1, quantization, "codecs")), block, 1, 3)
+    read = stored(written)
+    assert same(read, written)
+    assert state_bytes(read) == state_bytes(written)
+
+
+def test_the_fingerprint_tells_arrays_of_other_making_apart_whatever_their_rows():
+    few, many = np.zeros((2, 3)), np.zeros((9, 3))
+    fingerprints = [
+        LayerStatistics.empty(layer_of(block, fingerprint=fingerprint)).source.fingerprint
+        for block, fingerprint in ((few, "zstd"), (many, "zstd"), (few, "blosc"))
+    ]
+    assert fingerprints[0] == fingerprints[1] != fingerprints[2]
+
+
+def test_a_file_with_any_bit_flipped_is_refused_with_its_path(tmp_path):
+    content = state_bytes(counted(np.float32([[1, 2], [3, 4]])))
+    path = tmp_path / "state"
+    for place in range(0, len(content), 7):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        with pytest.raises(DataError, match=str(path)):
+            read_state(path)
+    for length in (0, 1, 8, len(content) // 2, len(content) - 1):
+        path.write_bytes(content[:length])
+        with pytest.raises(DataError, match=str(path)):
+            read_state(path)
+    with pytest.raises(DataError, match="missing"):
+        read_state(tmp_path / "missing")
+
+
+def _without(name):
+    return lambda tensors, metadata: (tensors if name in tensors else metadata).pop(name)
+
+
+def _with(**entries):
+    def change(tensors, metadata):
+        for name, value in entries.items():
+            (metadata if isinstance(value, str) else tensors)[name.replace("__", ".")] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *map(
+            _without,
+            [
+                "mean.digits",
+                "extrema.maximum",
+                "source.0.covered",
+                "source.0.files",
+                "sources",
+                "dtype",
+                "layer",
+                "channel_axis",
+                "quantization",
+            ],
+        ),
+        _with(mean__count=np.ones(3, np.int32)),
+        _with(mean__count=np.ones(4, np.int64)),
+        _with(mean__digits=np.zeros((9, 3), np.int64)),
+        _with(mean__digits=np.full((10, 3), -1, np.int64)),
+        _with(mean__digits=np.full((10, 3), 2**32, np.int64)),
+        _with(extrema__minimum=np.zeros(2, np.float32), extrema__maximum=np.zeros(2, np.float32)),
+        _with(source__0__covered=np.array([[0, 4], [2, 6]])),
+        _with(source__0__covered=np.array([[0, 4], [4, 2]])),
+        _with(source__0__covered=np.array([[-2, 4]])),
+        _with(source__0__covered=np.array([0, 4])),
+        _with(source__0__covered=np.array([[0, 2, 4]])),
+        _with(source__0__covered=np.array([[0, 5]])),
+        _with(source__0__excluded=np.array([[3, 4]])),
+        _with(source__0__files=np.zeros((1, 3), np.int64)),
+        _with(source__0__files=np.zeros((1, 2), np.int32)),
+        _with(mean__count=np.array([4, -1, 4])),
+        _with(sources="[]"),
+        _with(sources='[["", -1]]'),
+        _with(sources='[["", true]]'),
+        _with(sources='[["", 4], ["", 4]]'),
+        _with(dtype="float64"),
+        _with(dtype="object"),
+        _with(dtype="number"),
+        _with(channel_axis="last"),
+        _with(quantization="{"),
+        _with(quantization='{"step": 0, "zero_point": 0}'),
+        _with(quantization='{"step": 1}'),
+    ],
+)
+def test_a_file_that_says_impossible_things_is_refused_with_its_path_and_the_remedy(tmp_path, change):
+    path = tmp_path / "state"
+    path.write_bytes(state_bytes(counted(np.ones((4, 3), np.float32))))
+    tensors, metadata = read_tensors(path, FORMAT)
+    change(tensors, metadata)
+    path.write_bytes(tensors_bytes(tensors, metadata))
+    with pytest.raises(DataError, match=f"{path} is not a usable state: .*; remove it and run again"):
+        read_state(path)
+
+
+def test_a_file_of_another_format_is_refused_with_both(tmp_path):
+    path = tmp_path / "state"
+    path.write_bytes(tensors_bytes({"a": np.ones(1)}, {"format": "streamstats.state/99"}))
+    with pytest.raises(
+        DataError, match=r"'streamstats.state/99', but this version reads 'streamstats.state/2'; install a newer one"
+    ):
+        read_state(path)
