@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from .calibration.selection import LayerRule
     from .correction import BiasCorrector, MeanBiasCorrector, NullBiasCorrector, PositionBiasCorrector
     from .errors import StreamstatsError
-    from .jobs.job import reduce
+    from .jobs.run import reduce
     from .layouts import Geometry
-    from .outputs.ledger import LayerStatistics
+    from .outputs.layer_statistics import LayerStatistics
     from .quantization import Quantization, fake_quantize
     from .service.client import Client
     from .statistics.mean import prepare_input_mean
@@ -27,7 +27,7 @@ _HOMES = {
     "Client": "service.client",
     "Geometry": "layouts",
     "LayerRule": "calibration.selection",
-    "LayerStatistics": "outputs.ledger",
+    "LayerStatistics": "outputs.layer_statistics",
     "MeanBiasCorrector": "correction",
     "NullBiasCorrector": "correction",
     "PositionBiasCorrector": "correction",
@@ -36,7 +36,7 @@ _HOMES = {
     "StreamstatsError": "errors",
     "fake_quantize": "quantization",
     "prepare_input_mean": "statistics.mean",
-    "reduce": "jobs.job",
+    "reduce": "jobs.run",
 }
 
 __all__ = [

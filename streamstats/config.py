@@ -9,12 +9,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Hashable, Sequence
-from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -23,38 +23,23 @@ from pydantic import (
     PlainValidator,
     Tag,
     ValidationError,
+    WithJsonSchema,
     model_validator,
 )
 
 from .calibration.selection import LayerRule
 from .errors import UsageError
-from .jobs.workers import Cluster
+from .jobs.job import DEFAULT_MEMORY, Job
+from .jobs.sizes import parse_bytes
+from .jobs.workers import Cluster, available_cores
 from .quantization import Quantization
+from .statistics.kinds import ALWAYS, KINDS, optional
 
 LONGEST_CONFIG = 2**20
 LONGEST_SHOWN = 80
-DEFAULT_MEMORY = 2 * 2**30
 MOST_PROCESSES = 1024
 ROWS = r"^[0-9]{1,18}:[0-9]{1,18}$"
 NO_NUL = r"^[^\x00]*$"
-UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12} | {
-    "KIB": 2**10,
-    "MIB": 2**20,
-    "GIB": 2**30,
-    "TIB": 2**40,
-}
-
-
-def parse_bytes(text: str | int) -> int:
-    """A number of bytes from "2GiB", "500 MB" or a number. Raises `ValueError`.
-
-    >>> parse_bytes("2GiB")
-    2147483648
-    """
-    match = re.fullmatch(r"\s*([0-9]{1,30}(?:\.[0-9]{1,30})?)\s*([A-Za-z]*)\s*", str(text))
-    if isinstance(text, bool) or match is None or match[2].upper() not in UNITS:
-        raise ValueError("expected a size such as 2GiB, 500MB or a number of bytes")
-    return int(Fraction(match[1]) * UNITS[match[2].upper()])
 
 
 def parse_rows(text: str) -> tuple[int, int]:
@@ -88,24 +73,30 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-_ONE, _EACH = "one for all channels", "one a channel"
+_ONE, _EACH = "one for all channels", "one per channel"
 _one_or_each = Discriminator(lambda value: _EACH if isinstance(value, list) else _ONE)
 Scale = Annotated[Annotated[float, Tag(_ONE)] | Annotated[list[float], Tag(_EACH)], _one_or_each]
 ZeroPoint = Annotated[Annotated[int, Tag(_ONE)] | Annotated[list[int], Tag(_EACH)], _one_or_each]
 
 
-Extras = list[Literal["positions", "spread"]]
+def _known(name: str) -> str:
+    if name not in KINDS:
+        raise ValueError(f"expected one of {', '.join(KINDS)}")
+    return name
+
+
+StatisticName = Annotated[str, AfterValidator(_known), WithJsonSchema({"enum": [*KINDS], "type": "string"})]
 
 
 class QuantizationConfig(Settings):
     """The affine map of a layer's integer codes: `real = (code − zero_point) · step`."""
 
-    scale: Annotated[Scale, Field(description="A number, or one a channel.")]
+    scale: Annotated[Scale, Field(description="A number, or one per channel.")]
     scale_is: Annotated[
         Literal["step", "reciprocal"],
-        Field(description="step: real units a code (ONNX, TFLite, torch); reciprocal: codes a real unit."),
+        Field(description="step: real units per code (ONNX, TFLite, torch); reciprocal: codes per real unit."),
     ]
-    zero_point: Annotated[ZeroPoint, Field(description="The code of zero: an integer, or one a channel.")] = 0
+    zero_point: Annotated[ZeroPoint, Field(description="The code of zero: an integer, or one per channel.")] = 0
 
     def quantization(self) -> Quantization:
         """The map. Raises `UsageError` for impossible scales or zero points."""
@@ -118,16 +109,18 @@ class LayerConfig(Settings):
     match: Annotated[str, Field(description="A glob on the layer's name; `*` also crosses `/`. The first match wins.")]
     channel_axis: Annotated[int | None, Field(description="The axis of the channels; default the last.")] = None
     quantization: Annotated[QuantizationConfig | None, Field(description="For integer codes.")] = None
-    statistics: Annotated[Extras | None, Field(description="As `statistics` of the job, for these layers.")] = None
+    statistics: Annotated[
+        list[StatisticName] | None, Field(description="As `statistics` of the job, for these layers.")
+    ] = None
 
     def rule(self, statistics: Sequence[str]) -> LayerRule:
-        """The rule for choosing and describing layers, which keep `statistics` unless it is said here.
+        """The rule for choosing and describing layers, which count `statistics` unless this entry says otherwise.
 
         Raises `UsageError` for an impossible quantisation.
         """
         quantization = self.quantization.quantization() if self.quantization else None
-        kept = statistics if self.statistics is None else self.statistics
-        return LayerRule(self.match, self.channel_axis, quantization, tuple(kept))
+        wanted = statistics if self.statistics is None else self.statistics
+        return LayerRule(self.match, self.channel_axis, quantization, tuple(wanted))
 
 
 def _checked_workers(value: object) -> object:
@@ -149,7 +142,7 @@ class ClusterConfig(Settings):
         Field(min_length=1, pattern=NO_NUL, description="The address of a dask scheduler, whose workers do the work."),
     ] = None
     threads: Annotated[
-        int | None, Field(ge=1, description="Of a process; default one a core, shared among the processes.")
+        int | None, Field(ge=1, description="Per process; default one per core, divided among the processes.")
     ] = None
     task_timeout: Annotated[
         float, Field(gt=0, description="Seconds after which a task is given to another worker, too.")
@@ -170,7 +163,7 @@ class ClusterConfig(Settings):
 
 
 class ReductionConfig(Settings):
-    """What is to be counted of a calibration store."""
+    """What a job counts of a calibration store."""
 
     source: Annotated[
         str, Field(min_length=1, pattern=NO_NUL, description="The zarr group: a folder, a .zip or a URL.")
@@ -187,15 +180,15 @@ class ReductionConfig(Settings):
     missing: Annotated[
         Literal["error", "report", "fill"],
         Field(
-            description="Chunks that are not there or damaged: refuse; leave their rows out and end with status 3; or "
+            description="Chunks that are missing or damaged: refuse; leave their rows out and end with status 3; or "
             "count the fill value."
         ),
     ] = "error"
     statistics: Annotated[
-        Extras,
+        list[StatisticName],
         Field(
-            description="What is kept beside sums, counts and extrema. spread: how the means of samples differ, so how "
-            "well the mean is known; positions: sums at each position, which layers that pad with zeros need."
+            description=f"What is counted beside {' and '.join(ALWAYS)}. "
+            + " ".join(f"{name}: {sentence}" for name, sentence in optional().items())
         ),
     ] = []
     rows: Annotated[
@@ -209,25 +202,13 @@ class ReductionConfig(Settings):
         """`rows` as (start, stop)."""
         return None if self.rows is None else parse_rows(self.rows)
 
-    def keeping(self, statistic: Literal["positions", "spread"]) -> Self:
-        """The same job, with this statistic kept of all layers."""
-
-        def added(kept: Sequence[str]) -> list[str]:
-            return list(dict.fromkeys([*kept, statistic]))
-
-        layers = [
-            each if each.statistics is None else each.model_copy(update={"statistics": added(each.statistics)})
-            for each in self.layers
-        ]
-        return self.model_copy(update={"statistics": added(self.statistics), "layers": layers})
-
     def rules(self) -> list[LayerRule]:
         """The rules of `layers`, in order; none where the store alone says what the layers are.
 
         Raises `UsageError` naming the entry with an impossible quantisation.
         """
         if not self.layers and self.statistics:
-            return [LayerRule("*", extras=tuple(self.statistics))]
+            return [LayerRule("*", statistics=tuple(self.statistics))]
         rules = []
         for index, layer in enumerate(self.layers):
             try:
@@ -245,10 +226,18 @@ class JobConfig(ReductionConfig):
     ]
     cluster: Annotated[ClusterConfig, Field(description="Where the work is done.")] = ClusterConfig()
 
-
-def available_cores() -> int:
-    """The cores this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    def job(self) -> Job:
+        """The job that it describes. Raises `UsageError` naming the entry with an impossible quantisation."""
+        return Job(
+            source=self.source,
+            output=self.output,
+            rules=tuple(self.rules()),
+            memory=self.memory,
+            nonfinite=self.nonfinite,
+            missing=self.missing,
+            rows=self.wanted_rows,
+            cluster=self.cluster.chosen(),
+        )
 
 
 def service_address(url: str | None, token_file: str | None) -> tuple[str, str]:

@@ -1,108 +1,101 @@
-"""Ranges of rows, (start, stop), and sets of rows as ranges in order and apart."""
+"""Coverage: a set of rows, as ranges in order and apart. What is counted, excluded or missing is one of these.
+
+It behaves as a set of row numbers: `|`, `&`, `-` and `len` do what they do for sets, and equal sets are equal values.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Self
 
 from .errors import MismatchError
 
 Rows = tuple[int, int]
+"""A range of rows: the first, and the one after the last."""
 
 
-def add_rows(covered: Sequence[Rows], rows: Rows) -> tuple[Rows, ...]:
-    """`covered` with `rows` added, neighbours joined. Raises `MismatchError` where they overlap or are no range.
+@dataclass(frozen=True)
+class Coverage:
+    """Rows as `ranges`, ((start, stop), …), none of them empty, in order, and neighbours joined.
 
-    >>> add_rows(((0, 4), (8, 9)), (4, 8))
-    ((0, 9),)
+    >>> counted = Coverage.of([(4, 6), (0, 2), (5, 9)])
+    >>> counted.ranges, len(counted), str(counted)
+    (((0, 2), (4, 9)), 7, '0:2, 4:9')
+    >>> counted | Coverage.of([(2, 4)])
+    Coverage(ranges=((0, 9),))
+    >>> str(counted & Coverage.of([(1, 5)])), str(counted - Coverage.of([(1, 5)]))
+    ('1:2, 4:5', '0:1, 5:9')
     """
-    if not 0 <= rows[0] <= rows[1]:
-        raise MismatchError(f"rows {rows[0]}:{rows[1]} are not a range; expected 0 ≤ start ≤ stop")
-    if rows[0] == rows[1]:
-        return tuple(covered)
-    merged: list[Rows] = []
-    for start, stop in sorted([*covered, rows]):
-        if merged and start < merged[-1][1]:
-            raise MismatchError(f"rows {start}:{min(stop, merged[-1][1])} are counted already; expected each row once")
-        if merged and start == merged[-1][1]:
-            merged[-1] = (merged[-1][0], stop)
-        else:
-            merged.append((start, stop))
-    return tuple(merged)
+
+    ranges: tuple[Rows, ...] = ()
+
+    @classmethod
+    def of(cls, ranges: Iterable[Rows]) -> Self:
+        """The rows in any of `ranges`, in any order; they may overlap. Raises `MismatchError` for what is no range."""
+        joined: list[Rows] = []
+        for start, stop in sorted(ranges):
+            if not 0 <= start <= stop:
+                raise MismatchError(f"rows {start}:{stop} are not a range; expected 0 ≤ start ≤ stop")
+            if joined and start <= joined[-1][1]:
+                joined[-1] = (joined[-1][0], max(stop, joined[-1][1]))
+            elif start < stop:
+                joined.append((start, stop))
+        return cls(tuple(joined))
+
+    @classmethod
+    def first(cls, rows: int) -> Self:
+        """The first `rows` rows."""
+        return cls.of([(0, rows)])
+
+    def __or__(self, other: Self) -> Self:
+        """The rows in either."""
+        return self.of([*self.ranges, *other.ranges])
+
+    def __and__(self, other: Self) -> Self:
+        """The rows in both."""
+        common: list[Rows] = []
+        here = there = 0
+        while here < len(self.ranges) and there < len(other.ranges):
+            mine, theirs = self.ranges[here], other.ranges[there]
+            start, stop = max(mine[0], theirs[0]), min(mine[1], theirs[1])
+            if start < stop:
+                common.append((start, stop))
+            if mine[1] < theirs[1]:
+                here += 1
+            else:
+                there += 1
+        return type(self)(tuple(common))
+
+    def __sub__(self, other: Self) -> Self:
+        """The rows in this one and not in `other`."""
+        return self & other._gaps(self.stop)
+
+    def _gaps(self, stop: int) -> Self:
+        """Those of the first `stop` rows that are not in it."""
+        gaps: list[Rows] = []
+        reached = 0
+        for start, end in (*self.ranges, (stop, stop)):
+            if reached < start:
+                gaps.append((reached, start))
+            reached = max(reached, end)
+        return type(self)(tuple(gaps))
+
+    @property
+    def stop(self) -> int:
+        """The row after the last, 0 where there is none."""
+        return self.ranges[-1][1] if self.ranges else 0
+
+    def __len__(self) -> int:
+        """How many rows there are."""
+        return sum(stop - start for start, stop in self.ranges)
+
+    def __str__(self) -> str:
+        return ", ".join(f"{start}:{stop}" for start, stop in self.ranges)
+
+    def document(self) -> list[list[int]]:
+        """The ranges, JSON-ready."""
+        return [list(rows) for rows in self.ranges]
 
 
-def missing_rows(covered: Iterable[Rows], rows: int) -> tuple[Rows, ...]:
-    """The ranges of 0…`rows` that `covered` (in order, apart) leaves out.
-
-    >>> missing_rows(((2, 4),), 6)
-    ((0, 2), (4, 6))
-    """
-    gaps: list[Rows] = []
-    reached = 0
-    for start, stop in (*covered, (rows, rows)):
-        if reached < start:
-            gaps.append((reached, start))
-        reached = max(reached, stop)
-    return tuple(gaps)
-
-
-def join_rows(ranges: Iterable[Rows]) -> tuple[Rows, ...]:
-    """The union of `ranges`, which may overlap, in order and apart.
-
-    >>> join_rows([(4, 6), (0, 2), (5, 9), (2, 3)])
-    ((0, 3), (4, 9))
-    """
-    joined: list[Rows] = []
-    for start, stop in sorted(ranges):
-        if joined and start <= joined[-1][1]:
-            joined[-1] = (joined[-1][0], max(stop, joined[-1][1]))
-        elif start < stop:
-            joined.append((start, stop))
-    return tuple(joined)
-
-
-def common_rows(left: Iterable[Rows], right: Iterable[Rows]) -> tuple[Rows, ...]:
-    """The rows that are in both.
-
-    >>> common_rows([(0, 4), (6, 9)], [(2, 7)])
-    ((2, 4), (6, 7))
-    """
-    mine, theirs = join_rows(left), join_rows(right)
-    common: list[Rows] = []
-    here = there = 0
-    while here < len(mine) and there < len(theirs):
-        start, stop = max(mine[here][0], theirs[there][0]), min(mine[here][1], theirs[there][1])
-        if start < stop:
-            common.append((start, stop))
-        if mine[here][1] < theirs[there][1]:
-            here += 1
-        else:
-            there += 1
-    return tuple(common)
-
-
-def without_rows(ranges: Sequence[Rows], taken: Iterable[Rows]) -> tuple[Rows, ...]:
-    """`ranges` less what is `taken`.
-
-    >>> without_rows([(0, 9)], [(2, 4)])
-    ((0, 2), (4, 9))
-    """
-    last = max((stop for _, stop in ranges), default=0)
-    return common_rows(ranges, missing_rows(join_rows(taken), last))
-
-
-def row_count(ranges: Iterable[Rows]) -> int:
-    """How many rows there are in `ranges`.
-
-    >>> row_count([(0, 2), (4, 9)])
-    7
-    """
-    return sum(stop - start for start, stop in ranges)
-
-
-def shown(ranges: Iterable[Rows]) -> str:
-    """For a message.
-
-    >>> shown([(0, 2), (4, 9)])
-    '0:2, 4:9'
-    """
-    return ", ".join(f"{start}:{stop}" for start, stop in ranges)
+EMPTY = Coverage()

@@ -1,14 +1,15 @@
-"""Sets of rows as ranges agree with Python's sets, and stay in order and apart."""
+"""Coverage agrees with Python's sets of row numbers, and its ranges stay in order and apart."""
 
 from __future__ import annotations
 
 from itertools import pairwise
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamstats.coverage import Rows, common_rows, join_rows, row_count, without_rows
-from streamstats.outputs.results import NOT_YET, explained
+from streamstats.coverage import Coverage, Rows
+from streamstats.errors import MismatchError
 
 Ranges = list[Rows]
 RANGES = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 6)).map(lambda each: (each[0], sum(each))), max_size=6)
@@ -18,25 +19,26 @@ def rows_of(ranges: Ranges | tuple[Rows, ...]) -> set[int]:
     return {row for start, stop in ranges for row in range(start, stop)}
 
 
-def check(ranges: tuple[Rows, ...], expected: set[int]) -> None:
-    assert rows_of(ranges) == expected
-    assert row_count(ranges) == len(expected)
-    assert all(start < stop for start, stop in ranges)
-    assert all(left[1] < right[0] for left, right in pairwise(ranges))
+def check(found: Coverage, expected: set[int]) -> None:
+    assert rows_of(found.ranges) == expected
+    assert len(found) == len(expected)
+    assert bool(found) == bool(expected)
+    assert found.stop == max(expected, default=-1) + 1
+    assert all(start < stop for start, stop in found.ranges)
+    assert all(left[1] < right[0] for left, right in pairwise(found.ranges))
 
 
 @given(RANGES, RANGES)
-def test_ranges_are_sets_of_rows(left: Ranges, right: Ranges) -> None:
-    check(join_rows([*left, *right]), rows_of(left) | rows_of(right))
-    check(common_rows(left, right), rows_of(left) & rows_of(right))
-    check(without_rows(left, right), rows_of(left) - rows_of(right))
+def test_coverage_is_a_set_of_rows(left: Ranges, right: Ranges) -> None:
+    mine, theirs = Coverage.of(left), Coverage.of(right)
+    check(mine, rows_of(left))
+    check(mine | theirs, rows_of(left) | rows_of(right))
+    check(mine & theirs, rows_of(left) & rows_of(right))
+    check(mine - theirs, rows_of(left) - rows_of(right))
+    assert (mine == theirs) == (rows_of(left) == rows_of(right))
 
 
-@given(RANGES, RANGES)
-def test_every_missing_row_is_explained_once(missing: Ranges, told: Ranges) -> None:
-    gaps = tuple((rows, f"reason {rows[0]}") for rows in join_rows(told))
-    found = explained(join_rows(missing), gaps)
-    assert sorted(row for rows, _ in found for row in range(*rows)) == sorted(rows_of(missing))
-    for rows, reason in found:
-        matching = [why for known, why in gaps if common_rows([known], [rows])]
-        assert matching == ([] if reason == NOT_YET else [reason])
+@pytest.mark.parametrize("rows", [(3, 2), (-1, 4)])
+def test_what_is_no_range_of_rows_is_refused(rows: Rows) -> None:
+    with pytest.raises(MismatchError, match=f"rows {rows[0]}:{rows[1]} are not a range"):
+        Coverage.of([rows])

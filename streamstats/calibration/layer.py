@@ -11,7 +11,7 @@ import json
 import os
 import stat
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from math import prod
@@ -27,7 +27,8 @@ from zarr.storage import LocalStore, ZipStore
 
 from ..errors import DataError, MismatchError, StoreError, UsageError, first_line
 from ..quantization import Quantization
-from ..statistics.statistic import SUPPORTED_DTYPES
+from ..statistics.kinds import Kind, kinds_of
+from ..statistics.statistic import SUPPORTED_DTYPES, Space
 from ..storage.names import check_layer_name
 from .encoding.chunks import ChunkKeys, Encoding, chunk_keys, encoding_of
 from .sources.objects import FEWER, PatientStore, check_url, is_object_store, object_store
@@ -35,8 +36,6 @@ from .sources.objects import FEWER, PatientStore, check_url, is_object_store, ob
 Selection = tuple[slice, ...]
 """A part of a layer's array: a slice for each axis, with start and stop, inside the array."""
 ATTRIBUTES_KEY = "streamstats"
-EXTRAS = ("positions", "spread")
-"""Statistics that are kept only where they are asked for: sums at each position of a sample; how samples differ."""
 DEFAULT_PIPELINE = "zarr.core.codec_pipeline.BatchedCodecPipeline"
 FETCHES = 4
 """Chunks that zarr's own pipeline fetches and decodes at a time, for one read."""
@@ -58,8 +57,8 @@ class Layer:
     that is not encoded) and `shards` the part that is stored at once. `channel_axis` is not negative. `keys` is how its
     files are called, if that is known; `encoding` says how to read them from a folder without zarr, where that is
     possible; `recorded` says that our recorder wrote it, every chunk of it. `fingerprint` (SHA-256, hex) identifies
-    what the array is made of (dtype, chunk grid, codecs), whatever its rows. `extras` are the statistics of EXTRAS
-    that are wanted of it. `unfinished` says that rows were being appended when it was described, or that this was
+    what the array is made of (dtype, chunk grid, codecs), whatever its rows. `kinds` are the statistics that
+    are wanted of it. `unfinished` says that rows were being appended when it was described, or that this was
     stopped: the file that they begin in may have been written again.
     """
 
@@ -75,7 +74,7 @@ class Layer:
     keys: ChunkKeys | None = None
     recorded: bool = False
     fingerprint: str = ""
-    extras: tuple[str, ...] = ()
+    kinds: tuple[Kind, ...] = kinds_of(())
     unfinished: bool = False
 
     @property
@@ -108,12 +107,10 @@ class Layer:
         """The shape of one sample."""
         return self.shape[1:]
 
-    def with_extras(self, extras: Iterable[str]) -> Layer:
-        """The layer with these statistics wanted of it, too. Raises `UsageError`."""
-        unknown = set(extras) - set(EXTRAS)
-        if unknown:
-            raise UsageError(f"statistics {', '.join(sorted(unknown))} are not known; expected some of {EXTRAS}")
-        return replace(self, extras=tuple(sorted(set(extras))))
+    @property
+    def space(self) -> Space:
+        """What its statistics know of it."""
+        return Space(self.dtype, self.sample_shape, self.channel_axis - 1)
 
     def with_quantization(self, quantization: Quantization | None) -> Layer:
         """The layer with its codes mapped by `quantization`. Raises `UsageError`, `MismatchError`."""

@@ -9,11 +9,12 @@ from __future__ import annotations
 import fnmatch
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import UsageError
 from ..quantization import Quantization
+from ..statistics.kinds import kinds_of
 from .layer import Layer, describe, find_arrays, is_url
 
 
@@ -21,20 +22,20 @@ from .layer import Layer, describe, find_arrays, is_url
 class LayerRule:
     """Layers whose name fits the glob `match` (`*` also crosses `/`); None keeps what the store says.
 
-    `extras` are the statistics to keep beside sums, counts and extrema: some of `EXTRAS`.
+    `statistics` are the names of those to count beside what is always counted, as in `KINDS`.
     """
 
     match: str
     channel_axis: int | None = None
     quantization: Quantization | None = None
-    extras: tuple[str, ...] = ()
+    statistics: tuple[str, ...] = ()
 
     def apply(self, layer: Layer) -> Layer:
         """The layer as this rule describes it. Raises `UsageError`, `MismatchError`."""
         quantization = layer.quantization if self.quantization is None else self.quantization
         if self.channel_axis is not None:
             layer = layer.with_channel_axis(self.channel_axis)
-        return layer.with_quantization(quantization).with_extras(self.extras)
+        return replace(layer.with_quantization(quantization), kinds=kinds_of(self.statistics))
 
 
 @dataclass(frozen=True)

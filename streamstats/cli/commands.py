@@ -8,31 +8,24 @@ from __future__ import annotations
 import math
 import sys
 from argparse import Namespace
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any
 
-from rich.filesize import decimal
-
-from ..coverage import row_count
-from ..errors import counted
-from ..outputs.documents import channel_columns, channels_document, greatest, layers_document, least
-from .progress import RowProgress
+from ..errors import CORRUPT, DONE, INCOMPLETE, counted
+from ..outputs.documents import channel_columns, channels_document, layers_document
+from .progress import Shown
 from .tables import number, print_json, print_table, row_ranges, say
 
 if TYPE_CHECKING:
-    from ..calibration.layer import Layer
-    from ..config import JobConfig
-    from ..jobs.job import Prepared, Progress
+    from ..jobs.job import Job
+    from ..jobs.session import Outcome
     from ..models.onnx.precision import KnownTo, Precision
-    from ..outputs.ledger import LayerStatistics
+    from ..outputs.layer_statistics import LayerStatistics
+    from ..outputs.ledger import Ledger
 
-INCOMPLETE = 3
-"""The exit status where rows are missing."""
 NAMED = 8
-"""Layers that a note names."""
+"""Ranges of rows that a note names."""
 
 
 # run and inspect
@@ -41,54 +34,64 @@ NAMED = 8
 def run(options: Namespace) -> int:
     """`streamstats run CONFIG`."""
     from ..config import load_config
-    from ..errors import UsageError
-    from ..jobs import job
+    from ..jobs.run import Follow, run
 
-    config = load_config(options.config)
-    if (options.until_rows is not None or options.idle is not None) and not options.follow:
-        raise UsageError("--until-rows and --idle say when --follow ends; give it, too")
+    job = load_config(options.config).job()
+    _check_run_options(options)
     until = None
-    if options.until_stable is None and (options.model or options.quantized or options.bits):
-        raise UsageError("--model, --quantized and --bits go with --until-stable; leave them out")
     if options.until_stable is not None:
-        config, until = _until_stable(config, options)
+        job, until = _until_stable(job, options)
     if options.follow:
-        say(f"following {config.source} {_until(options.until_rows, options.idle)}; Ctrl-C ends it and loses nothing")
-    with _Watch(config.memory) as watch:
-        outcome = job.run(
-            config,
+        say(f"following {job.source} {_until(options.until_rows, options.idle)}; Ctrl-C stops it and loses nothing")
+    with Shown() as progress:
+        outcome = run(
+            job,
             restart=options.restart,
             accept_changes=options.accept_changes,
-            follow=job.Follow(options.until_rows, options.idle) if options.follow else None,
+            follow=Follow(options.until_rows, options.idle) if options.follow else None,
             until=until,
-            on_plan=watch.plan,
-            on_progress=watch.advance,
+            progress=progress,
         )
     _print_layers(outcome.statistics, options.json)
-    for layer, statistics in outcome.statistics.items():
-        filled = [rows for source in statistics.sources for rows in source.filled]
+    _say_filled(outcome.statistics)
+    unstable = until is not None and _is_unstable(until, options.until_stable)
+    say(f"wrote {job.output}; look at it with: streamstats inspect {job.output}")
+    if not outcome.unreadable:
+        return INCOMPLETE if unstable else DONE
+    _say_unreadable(outcome, job.output)
+    return INCOMPLETE
+
+
+def _check_run_options(options: Namespace) -> None:
+    from ..errors import UsageError
+
+    if (options.until_rows is not None or options.idle is not None) and not options.follow:
+        raise UsageError("--until-rows and --idle say when --follow ends; give --follow, too")
+    if options.until_stable is None and (options.model or options.quantized or options.bits):
+        raise UsageError("--model, --quantized and --bits go with --until-stable; leave them out")
+
+
+def _say_filled(statistics: Mapping[str, Ledger]) -> None:
+    for layer, found in statistics.items():
+        filled = [rows for source in found.sources for rows in source.filled.ranges]
         if filled:
             say(
                 f"note: layer {layer}: rows {row_ranges(filled[:NAMED])} have chunks that were taken for the fill value"
             )
-    unstable = False
-    if until is not None and until.worst is not None:
-        say(_how_stable(until.worst, options.until_stable))
-        unstable = until.worst.in_steps > options.until_stable
-    say(f"wrote {config.output}; look at it with: streamstats inspect {config.output}")
-    if not outcome.unreadable:
-        return INCOMPLETE if unstable else 0
-    lost = row_count(each.rows for each in outcome.unreadable)
+
+
+def _say_unreadable(outcome: Outcome, output: str) -> None:
+    lost = sum(each.rows[1] - each.rows[0] for each in outcome.unreadable)
     first = outcome.unreadable[0].reason
     say(f"{counted(lost, 'row')} could not be read and {'is' if lost == 1 else 'are'} not counted; the first: {first}")
-    say(f"see all of them with: streamstats status {config.output}; once they are repaired, run again")
-    return INCOMPLETE
+    say(f"list all of them with: streamstats status {output}; once they are repaired, run again")
 
 
-def _until_stable(config: JobConfig, options: Namespace) -> tuple[JobConfig, KnownTo]:
-    """The job with the spread of samples kept, and when it has enough of them."""
+def _until_stable(job: Job, options: Namespace) -> tuple[Job, KnownTo]:
+    """The job with what standard errors need counted, and when it has enough samples."""
     from ..errors import UsageError
     from ..models.onnx.precision import KnownTo
+    from ..statistics.spread import SampleSpread
     from .model_commands import subject_of
 
     if options.follow:
@@ -96,13 +99,21 @@ def _until_stable(config: JobConfig, options: Namespace) -> tuple[JobConfig, Kno
     if not 0 < options.until_stable < math.inf:
         raise UsageError(f"--until-stable is {options.until_stable:g}; expected a fraction of a step, above 0")
     subject = subject_of(options)
-    return config.keeping("spread"), KnownTo(subject.quantized, subject.pairs, options.until_stable)
+    known = KnownTo(subject.quantized, subject.pairs, options.until_stable)
+    return job.counting(SampleSpread.name), known
+
+
+def _is_unstable(until: KnownTo, wanted: float) -> bool:
+    if until.worst is None:
+        return False
+    say(_how_stable(until.worst, wanted))
+    return until.worst.in_steps > wanted
 
 
 def _how_stable(worst: Precision, wanted: float) -> str:
     known = f"after {counted(worst.rows, 'sample')} corrections are known to {worst.in_steps:.3g} steps of the bias"
     if worst.in_steps <= wanted:
-        return f"{known} (standard error, worst layer {worst.layer}); asked for was {wanted:g}"
+        return f"{known} (standard error, worst layer {worst.layer}); {wanted:g} was asked for"
     needed = f"{wanted:g} would take about {worst.rows_for(wanted):,.0f}"
     return f"{known} (standard error, worst layer {worst.layer}), and there are no more samples; {needed}"
 
@@ -110,86 +121,29 @@ def _how_stable(worst: Precision, wanted: float) -> str:
 def _until(rows: int | None, idle: float | None) -> str:
     ends = [f"every layer has {rows:,} rows"] if rows is not None else []
     ends += [f"nothing was added for {idle:g} s"] if idle is not None else []
-    return f"until {' or '.join(ends)}" if ends else "for good"
-
-
-class _Watch:
-    """Says what is planned and shows how far it is; a context manager."""
-
-    def __init__(self, memory: int) -> None:
-        self._stack, self._memory = ExitStack(), memory
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stack.__exit__(kind, error, trace)
-
-    def plan(self, prepared: Prepared) -> None:
-        self._stack.close()  # of the plan before
-        plan, selected = prepared.plan, prepared.selected
-        before = sum(statistics.rows for statistics in prepared.ledger.values())
-        beside = f" beside {before:,} that are counted" if before else ""
-        if selected.left_out:
-            say(f"left out, because no entry of `layers` matches: {_some(selected.left_out)}")
-        for warning in _warnings(selected.layers):
-            say(f"note: {warning}")
-        sizes = f"{counted(len(selected.layers), 'layer')}, {counted(plan.rows, 'row')}{beside}, {decimal(plan.bytes)}"
-        tasks = f"{counted(len(plan.tasks), 'task')} on {prepared.workers}"
-        peak = f"memory at most {_mib(plan.peak_bytes)} of {_mib(self._memory)}"
-        say(f"plan: {sizes} decoded, in {tasks}; blocks of at most {_mib(plan.block_bytes)}, {peak}")
-        self._progress = self._stack.enter_context(RowProgress(plan.rows, plan.bytes))
-
-    def advance(self, progress: Progress) -> None:
-        if progress.message:
-            self._progress.say(progress.message)
-        workers = f", {counted(progress.workers, 'worker')}" if progress.workers != 1 else ""
-        again = f", {counted(progress.repeats, 'task')} done again" if progress.repeats else ""
-        self._progress.advance(progress.rows, progress.bytes, workers + again)
-
-
-def _warnings(layers: Sequence[Layer]) -> Iterator[str]:
-    """What is allowed and often a mistake."""
-    codes = [layer.name for layer in layers if layer.dtype.kind in "iu" and layer.quantization is None]
-    if codes:
-        yield f"integers without `quantization`, so their means are of the codes: {_some(codes)}"
-    rows = {layer.rows for layer in layers}
-    if len(rows) > 1:
-        yield f"the layers have different numbers of rows, {min(rows):,} to {max(rows):,}; was a recording stopped?"
-
-
-def _some(names: Sequence[str]) -> str:
-    """The first of `names` and how many more there are."""
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more
-
-
-def _mib(size: int) -> str:
-    return f"{-(-size // 2**20)} MiB"
+    return f"until {' or '.join(ends)}" if ends else "until it is stopped"
 
 
 def status(options: Namespace) -> int:
     """`streamstats status OUT`."""
-    from ..jobs import upkeep
+    from ..jobs.status import status
 
-    found = upkeep.status(Path(options.output))
+    found = status(Path(options.output))
     if options.json:
         layers = {layer.layer: layer.document() for layer in found.layers}
         print_json({"complete": found.complete, "running": found.running, "layers": layers})
     else:
         rows = [
-            [layer.layer, f"{layer.counted:,}", f"{layer.rows:,}", row_ranges(layer.excluded), span, why]
+            [layer.layer, f"{layer.counted:,}", f"{layer.rows:,}", row_ranges(layer.excluded.ranges), span, why]
             for layer in found.layers
             for span, why in _gaps(layer.missing)
         ]
         print_table(["layer", "counted", "of rows", "excluded", "missing", "because"], rows)
     if found.running:
-        say("a run is at it now")
+        say("a run is working on it now")
     elif not found.complete:
-        say("not complete; repair what cannot be read, if anything, and go on with: streamstats run CONFIG")
-    return 0 if found.complete else INCOMPLETE
+        say("not complete; repair what cannot be read, if anything, and resume with: streamstats run CONFIG")
+    return DONE if found.complete else INCOMPLETE
 
 
 def _gaps(missing: Sequence[tuple[tuple[int, int], str]]) -> list[tuple[str, str]]:
@@ -203,12 +157,11 @@ def _gaps(missing: Sequence[tuple[tuple[int, int], str]]) -> list[tuple[str, str
 def verify(options: Namespace) -> int:
     """`streamstats verify CONFIG`."""
     from ..config import load_config
-    from ..errors import DataError
-    from ..jobs import upkeep
+    from ..jobs.verify import verify
 
-    config = load_config(options.config)
-    with _Watch(config.memory) as watch:
-        problems = upkeep.verify(config, on_plan=watch.plan, on_progress=watch.advance)
+    job = load_config(options.config).job()
+    with Shown() as progress:
+        problems = verify(job, progress=progress)
     if options.json:
         print_json({"problems": [{"layer": p.layer, "rows": list(p.rows), "problem": p.problem} for p in problems]})
     elif problems:
@@ -216,19 +169,17 @@ def verify(options: Namespace) -> int:
             ["layer", "rows", "problem"], [[p.layer, row_ranges([p.rows]), p.problem] for p in problems], left=3
         )
     say(counted(len(problems), "problem") if problems else "nothing is wrong")
-    return DataError.exit_status if problems else 0
+    return CORRUPT if problems else DONE
 
 
 def forget(options: Namespace) -> None:
     """`streamstats forget CONFIG --rows A:B`."""
     from ..config import load_config, parse_rows
-    from ..jobs import upkeep
+    from ..jobs.forget import forget
 
-    config = load_config(options.config)
-    with _Watch(config.memory) as watch:
-        forgotten = upkeep.forget(
-            config, parse_rows(options.rows), match=options.layers, on_plan=watch.plan, on_progress=watch.advance
-        )
+    job = load_config(options.config).job()
+    with Shown() as progress:
+        forgotten = forget(job, parse_rows(options.rows), match=options.layers, progress=progress)
     if options.json:
         print_json({"layers": {each.layer: {"rows": each.rows, "others": each.others} for each in forgotten}})
         return
@@ -238,9 +189,9 @@ def forget(options: Namespace) -> None:
 
 def merge(options: Namespace) -> None:
     """`streamstats merge OUT… -o OUT`."""
-    from ..jobs import upkeep
+    from ..jobs.merge import merge_outputs
 
-    merged = upkeep.merge_outputs([Path(each) for each in options.outputs], Path(options.output))
+    merged = merge_outputs([Path(each) for each in options.outputs], Path(options.output))
     _print_layers(merged, options.json)
     say(f"wrote {options.output}; look at it with: streamstats inspect {options.output}")
 
@@ -275,26 +226,24 @@ def _plot(statistics: LayerStatistics, target: str) -> None:
     say(f"wrote {target}")
 
 
-def _print_layers(statistics: Mapping[str, LayerStatistics], as_json: bool) -> None:
+def _print_layers(statistics: Mapping[str, Ledger], as_json: bool) -> None:
     if as_json:
         print_json({"layers": layers_document(statistics)})
         return
-    print_table(
-        ["layer", "rows", "covered", "channels", "axis", "dtype", "mean", "minimum", "maximum", "NaN", "infinite"],
-        [_layer_row(found) for found in statistics.values()],
-    )
+    figures = {name: found.figures().layer for name, found in statistics.items()}
+    columns = list(dict.fromkeys(column for found in figures.values() for column in found))
+    headings = ["layer", "rows", "covered", "channels", "axis", "dtype", *(each.replace("_", " ") for each in columns)]
+    rows = [
+        [*_layer_cells(found), *(_cell(figures[name][column]) if column in figures[name] else "" for column in columns)]
+        for name, found in statistics.items()
+    ]
+    print_table(headings, rows)
 
 
-def _layer_row(found: LayerStatistics) -> list[str]:
-    means = f"{number(least(found.mean))} … {number(greatest(found.mean))}"
-    ranges = [means, number(least(found.minimum)), number(greatest(found.maximum))]
-    nonfinite = [f"{found.sums.nan.sum():,}", f"{found.sums.infinite.sum():,}"]
-    covered = " + ".join(row_ranges(source.covered) for source in found.sources)
-    return [found.layer, f"{found.rows:,}", covered, f"{found.channels:,}", *_kind(found), *ranges, *nonfinite]
-
-
-def _kind(found: LayerStatistics) -> list[str]:
-    return [str(found.channel_axis), f"{found.sums.dtype}{' codes' if found.quantization else ''}"]
+def _layer_cells(found: Ledger) -> list[str]:
+    covered = " + ".join(row_ranges(source.covered.ranges) for source in found.sources)
+    kind = f"{found.space.dtype}{' codes' if found.quantization else ''}"
+    return [found.layer, f"{found.rows:,}", covered, f"{found.channels:,}", str(found.channel_axis), kind]
 
 
 def _print_channels(found: LayerStatistics, as_json: bool) -> None:
@@ -307,5 +256,7 @@ def _print_channels(found: LayerStatistics, as_json: bool) -> None:
     print_table(["channel", *columns], rows, left=0)
 
 
-def _cell(value: float | int) -> str:
-    return number(value) if isinstance(value, float) else f"{value:,}"
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return number(value)
+    return f"{value:,}" if isinstance(value, int) else str(value)

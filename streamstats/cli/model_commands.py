@@ -104,7 +104,7 @@ def report(options: Namespace) -> None:
 def _checked_page(wanted: str | None, default: Path) -> Path:
     """Where the page goes. Raises `UsageError` for another suffix, and where the JSON beside it would be a manifest."""
     from ..errors import UsageError
-    from ..outputs.results import MANIFEST
+    from ..outputs.manifest import MANIFEST
 
     if wanted is not None and Path(wanted).suffix != ".html":
         raise UsageError(f"the report is to be {wanted}; expected a name with .html (the JSON goes beside it)")

@@ -77,3 +77,42 @@ class RowProgress:
 def _bar() -> Progress:
     columns = (BarColumn(), TextColumn("{task.fields[text]}"), TimeRemainingColumn())
     return Progress(*columns, console=Console(stderr=True))
+
+
+class Shown:
+    """Temporary."""
+
+    def __init__(self) -> None:
+        from contextlib import ExitStack
+
+        self._stack = ExitStack()
+        self._row: RowProgress | None = None
+        self._beside = ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.__exit__(kind, error, trace)
+
+    def begin(self, stage) -> None:  # type: ignore
+        self._stack.close()
+        self._row = self._stack.enter_context(RowProgress(stage.rows, stage.size))
+
+    def advance(self, rows: int, size: int = 0) -> None:
+        assert self._row
+        self._row.advance(rows, size, self._beside)
+
+    def workers(self, count: int, repeats: int) -> None:
+        self._beside = (f", {count} workers" if count != 1 else "") + (f", {repeats} repeated" if repeats else "")
+
+    def say(self, message: str) -> None:
+        if self._row:
+            self._row.say(message)
+        else:
+            print(f"streamstats: {message}", file=sys.stderr, flush=True)
+
+    def saved(self, seconds: float) -> None:
+        pass

@@ -76,3 +76,34 @@ def word_writer() -> Any:
         return types.none(types.int64, types.int64), generate
 
     return put_word
+
+
+def at() -> Any:
+    """What makes a pointer of an address, for `numba.carray`."""
+    from numba import types
+    from numba.extending import intrinsic
+
+    @intrinsic
+    def pointer(typing_context, address):  # type: ignore[no-untyped-def]
+        def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
+            return builder.inttoptr(values[0], context.get_value_type(types.voidptr))
+
+        return types.voidptr(types.int64), generate
+
+    return pointer
+
+
+def address_of() -> Any:
+    """What makes an address of a pointer."""
+    from llvmlite import ir
+    from numba import types
+    from numba.extending import intrinsic
+
+    @intrinsic
+    def number(typing_context, pointer):  # type: ignore[no-untyped-def]
+        def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
+            return builder.ptrtoint(values[0], ir.IntType(64))
+
+        return types.int64(types.voidptr), generate
+
+    return number

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..config import JobConfig
 from ..errors import UsageError, require
-from ..jobs import job
+from ..jobs.run import run as run_job
 from ..models.onnx.correct import CORRECTED, ONE_PASS, UNCORRECTED, How, correct
 from ..models.onnx.iterative import Iterative
 from ..models.onnx.judge import HeldOut
@@ -112,7 +112,7 @@ def run(folder: Path, say: Callable[[str], None]) -> Outcome:
     record(model, folder / "calibration.npy", folder / "calibration.zarr", batch_size=64)
     say(f"run: exact means of every channel → {folder / 'out'}")
     config = {"source": str(folder / "calibration.zarr"), "output": str(folder / "out"), "statistics": ["spread"]}
-    job.run(JobConfig.model_validate(config), restart=True)
+    run_job(JobConfig.model_validate(config).job(), restart=True)
     say("correct: weights rounded, biases corrected, in one pass and layer after layer → accuracy on held-out digits")
     outcome = _judge(folder, model)
     pictures.plot_accuracies(outcome.bars(), folder / PICTURE, f"Accuracy on {outcome.held_out} held-out digits")

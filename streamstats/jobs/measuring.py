@@ -4,44 +4,22 @@ of kilobytes, or says which rows cannot be read.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ..calibration.identity import Identities, file_range, identities
+from ..calibration.identity import file_range, identities
 from ..calibration.layer import Layer, Selection
 from ..calibration.reading.reader import Reader, open_reader
-from ..coverage import Rows, join_rows
+from ..coverage import Coverage, Rows
 from ..errors import DataError, LostError, NonFiniteError
 from ..interrupts import check_wanted
-from ..statistics.extrema import ChannelExtrema
-from ..statistics.mean import ChannelMean
-from ..statistics.pieces import Accumulator
-from ..statistics.positions import PositionSums
-from ..statistics.spread import SampleSpread, SpreadOfParts
+from ..outputs.ledger import Measured
+from ..statistics.statistics import Statistics, StatisticsAccumulator
 from .plan import Part, Task, blocks
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What was measured of the `rows` of a layer, and what identified their `files`, from the number `first_file` on.
-
-    `filled` are the rows of what could not be read and was taken for the fill value. `spread`, and `positions`, whose
-    channels are the elements of a sample in C order, are there where the layer wants them.
-    """
-
-    layer: str
-    rows: Rows
-    sums: ChannelMean
-    extrema: ChannelExtrema
-    first_file: int
-    files: Identities
-    filled: tuple[Rows, ...] = ()
-    spread: SampleSpread | None = None
-    positions: ChannelMean | None = None
 
 
 @dataclass(frozen=True)
@@ -92,33 +70,18 @@ def _measure_under(policy: Policy, layer: Layer, part: Part) -> list[Found]:
 
 
 def measure_part(layer: Layer, part: Part, policy: Policy, *, fill: bool = False) -> Measured:
-    """Measure the rows of `part`, block by block; ranges of channels are measured apart and joined.
+    """Measure the rows of `part`, block by block.
 
     With `fill`, what cannot be read has the fill value. Raises `DataError`, `NonFiniteError`.
     """
     files = file_range(layer, part.start, part.stop)
     before = identities(layer, files) if layer.encoding is None else None  # so the next run notices later changes
-    positions = PositionSums(layer.dtype.newbyteorder("="), layer.sample_shape) if "positions" in layer.extras else None
     with open_reader(layer, fill=fill or policy.missing == "fill") as reader:
-        reader.expect(selection for _, selections in blocks(layer, part) for selection in selections)
-        measured = [
-            _measure_channels(layer, reader, selections, stop - start, policy, positions, whole=not fill)
-            for (start, stop), selections in blocks(layer, part)
-        ] or [_measure_channels(layer, reader, (), 0, policy, positions, whole=True)]
-        filled = join_rows(reader.filled)
+        reader.expect(blocks(layer, part))
+        statistics = _measure_blocks(layer, part, reader, policy, while_decoding=not fill)
         identified = identities(layer, files, reader.identified) if before is None else before
-    sums, extrema, spreads = zip(*measured, strict=True)
-    return Measured(
-        layer.name,
-        (part.start, part.stop),
-        ChannelMean.join(sums),
-        ChannelExtrema.join(extrema),
-        files.start,
-        identified,
-        filled,
-        SampleSpread.join(spreads) if "spread" in layer.extras else None,
-        positions.found() if positions else None,
-    )
+        filled = Coverage.of(reader.filled)
+    return Measured(layer.name, (part.start, part.stop), statistics, files.start, identified, filled)
 
 
 def _measure_what_can_be_read(layer: Layer, part: Part, policy: Policy) -> Iterator[Found]:
@@ -135,34 +98,18 @@ def _measure_what_can_be_read(layer: Layer, part: Part, policy: Policy) -> Itera
             yield Unreadable(layer.name, (rows.start, rows.stop), str(error), isinstance(error, LostError))
 
 
-def _measure_channels(
-    layer: Layer,
-    reader: Reader,
-    selections: Iterator[Selection] | Sequence[Selection],
-    channels: int,
-    policy: Policy,
-    positions: PositionSums | None,
-    *,
-    whole: bool,
-) -> tuple[ChannelMean, ChannelExtrema, SampleSpread]:
-    """Measure the blocks `selections`; not `whole`: each is read before any of it is measured."""
-    dtype, axis = layer.dtype.newbyteorder("="), layer.channel_axis
-    accumulator, spread = Accumulator(dtype, channels), SpreadOfParts(dtype, channels)
-    for selection in selections:
+def _measure_blocks(layer: Layer, part: Part, reader: Reader, policy: Policy, *, while_decoding: bool) -> Statistics:
+    """The statistics of the blocks of `part`; not `while_decoding`: each is read before any of it is measured."""
+    accumulator = StatisticsAccumulator(layer.kinds, layer.space)
+    for selection in blocks(layer, part):
         check_wanted()
-        if whole and not layer.extras:
+        if while_decoding:
             reader.measure(selection, accumulator)
         else:
-            block = reader.read(selection)
-            accumulator.add(block, axis)
-            if "spread" in layer.extras:
-                spread.add(block, axis, (selection[0].start, selection[0].stop))
-            if positions:
-                positions.add(block, selection[1:])
+            accumulator.add(reader.read(selection), selection)
         if policy.nonfinite == "error" and not accumulator.all_finite:
             raise _nonfinite_error(layer, selection, reader.read(selection))
-    measures = accumulator.measures()
-    return ChannelMean.from_measures(measures), ChannelExtrema.from_measures(measures), spread.found()
+    return accumulator.found()
 
 
 def _nonfinite_error(layer: Layer, selection: Selection, block: npt.NDArray[Any]) -> NonFiniteError:

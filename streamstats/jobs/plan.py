@@ -15,11 +15,10 @@ from math import prod
 from ..calibration.identity import IDENTITY_BYTES, file_count, files_a_row
 from ..calibration.layer import FETCHES, Layer, Selection
 from ..calibration.sources.objects import is_object_store, objects_ahead
-from ..coverage import Rows, row_count
+from ..coverage import EMPTY, Coverage
 from ..errors import UsageError
-from ..statistics.exact import digit_count
-from ..statistics.pieces import NARROWEST, WIDEST
-from ..statistics.spread import SQUARES
+from ..statistics.pieces import NARROWEST
+from ..statistics.statistics import state_bytes, working_bytes
 
 MiB = 2**20
 BASE_BYTES = 300 * MiB
@@ -47,10 +46,6 @@ ZARR_COPIES = 3
 """Times that zarr holds a chunk while it reads it, beside the block it goes to."""
 STATE_COPIES = 4
 """Times the state of a layer, and what identifies its files, is held while results are merged and written."""
-ACCUMULATORS = 4
-"""Times that a thread holds the state of as many channels as its loops take rows for."""
-SPREAD_BYTES = 8 * (digit_count(SQUARES) + 2)
-"""Of a channel: the squares, samples, and those beyond float64."""
 MOST_JOINED_BYTES = 8 * NARROWEST
 """The most that several rows which are taken as one have."""
 
@@ -95,13 +90,13 @@ class Plan:
 
 def make_plan(
     layers: Sequence[Layer],
-    missing: Mapping[str, Sequence[Rows]],
+    missing: Mapping[str, Coverage],
     *,
     memory: int,
     threads: int,
     processes: int = 1,
 ) -> Plan:
-    """Plan the `missing` row ranges (layer name → [(start, stop), …]) of `layers` for at most `threads` threads in
+    """Plan the `missing` rows (layer name → rows) of `layers` for at most `threads` threads in
     each of the `processes`.
 
     `memory` is the budget of a process in bytes; fewer threads are planned where it does not suffice for all. Raises
@@ -111,32 +106,28 @@ def make_plan(
         raise UsageError(f"threads is {threads}; expected at least 1")
     threads, block_budget = _fit(layers, memory, threads)
     shapes = {layer.name: _block_shape(layer, block_budget) for layer in layers}
-    total = sum(row_count(missing.get(layer.name, ())) * layer.row_bytes for layer in layers)
-    cost = sum(row_count(missing.get(layer.name, ())) * _row_cost(layer) for layer in layers)
+    rows = {layer.name: len(missing.get(layer.name, EMPTY)) for layer in layers}
+    cost = sum(rows[layer.name] * _row_cost(layer) for layer in layers)
     return Plan(
         tasks=tuple(_tasks(layers, missing, shapes, cost, threads * processes)),
         threads=threads,
-        rows=sum(row_count(missing.get(layer.name, ())) for layer in layers),
-        bytes=total,
+        rows=sum(rows.values()),
+        bytes=sum(rows[layer.name] * layer.row_bytes for layer in layers),
         block_bytes=max((_size(layer, shapes[layer.name]) for layer in layers), default=0),
         peak_bytes=_peak(layers, threads, block_budget),
     )
 
 
-def blocks(layer: Layer, part: Part) -> Iterator[tuple[Rows, Iterator[Selection]]]:
-    """The blocks of `part`, grouped by range of channels: (channels, the selections that cover their rows)."""
+def blocks(layer: Layer, part: Part) -> Iterator[Selection]:
+    """The blocks of `part`, those of a range of channels one after the other, and so those of a range of rows."""
     samples = [
         list(_cuts(range(extent), step)) for extent, step in zip(layer.shape[1:], part.block_shape[1:], strict=True)
     ]
     for channels in samples[layer.channel_axis - 1]:
         chosen = [[channels] if axis == layer.channel_axis else cuts for axis, cuts in enumerate(samples, start=1)]
-        yield (channels.start, channels.stop), _selections(part, chosen)
-
-
-def _selections(part: Part, samples: Sequence[Sequence[slice]]) -> Iterator[Selection]:
-    for rows in _cuts(range(part.start, part.stop), part.block_shape[0]):
-        for rest in product(*samples):
-            yield rows, *rest
+        for rows in _cuts(range(part.start, part.stop), part.block_shape[0]):
+            for rest in product(*chosen):
+                yield rows, *rest
 
 
 def _cuts(axis: range, step: int) -> Iterator[slice]:
@@ -153,7 +144,7 @@ def _cuts(axis: range, step: int) -> Iterator[slice]:
 
 def _tasks(
     layers: Sequence[Layer],
-    missing: Mapping[str, Sequence[Rows]],
+    missing: Mapping[str, Coverage],
     shapes: Mapping[str, tuple[int, ...]],
     total: int,
     threads: int,
@@ -169,7 +160,7 @@ def _tasks(
     left = total
     full = _full_task(total, left, threads)
     for layer in layers:
-        for start, stop in missing.get(layer.name, ()):
+        for start, stop in missing.get(layer.name, EMPTY).ranges:
             while start < stop:
                 part = _part(layer, start, stop, shapes[layer.name], full, cost)
                 part_cost = (part.stop - part.start) * _row_cost(layer)
@@ -232,7 +223,7 @@ def _peak(layers: Sequence[Layer], threads: int, block_budget: int) -> int:
     reading: int = threads * sum(
         max(of_one_kind) for of_one_kind in each
     )  # a thread keeps its buffers from layer to layer
-    accumulating = threads * ACCUMULATORS * max((_accumulated(layer) for layer in layers), default=0)
+    accumulating = threads * max((_working_bytes(layer, block_budget) for layer in layers), default=0)
     return BASE_BYTES + states + in_flight + reading + accumulating
 
 
@@ -279,8 +270,13 @@ def _fetched_bytes(layer: Layer) -> int:
 
 
 def _block_shape(layer: Layer, budget: int) -> tuple[int, ...]:
-    """Whole chunks, grown over whole samples and then over rows, as far as `budget` bytes allow; at least one chunk."""
+    """Whole chunks, grown over whole samples and then over rows, as far as `budget` bytes allow; at least one chunk.
+
+    Axes that a statistic of the layer must have uncut are whole, whatever the budget.
+    """
     shape = [max(1, min(chunk, extent)) for chunk, extent in zip(layer.chunks, layer.shape, strict=True)]
+    for axis in _uncut(layer):
+        shape[axis] = max(1, layer.shape[axis])
     for axis in (*range(len(shape) - 1, 0, -1), 0):
         others = prod(shape) // shape[axis] * layer.dtype.itemsize
         if others * shape[axis] > budget:
@@ -290,6 +286,13 @@ def _block_shape(layer: Layer, budget: int) -> tuple[int, ...]:
             whole -= whole % layer.shards[axis]
         shape[axis] = max(shape[axis], min(whole, max(1, layer.shape[axis])))
     return tuple(shape)
+
+
+def _uncut(layer: Layer) -> set[int]:
+    """The axes of the array that a block must have whole."""
+    named = {name for kind in layer.kinds for name in kind.uncut}
+    space = set(range(1, len(layer.shape))) - {layer.channel_axis} if "space" in named else set()
+    return space | ({layer.channel_axis} if "channels" in named else set())
 
 
 def _size(layer: Layer, shape: Sequence[int]) -> int:
@@ -302,17 +305,8 @@ def _result_bytes(layers: Sequence[Layer]) -> int:
 
 
 def _state_bytes(layer: Layer) -> int:
-    spread = layer.channels * SPREAD_BYTES if "spread" in layer.extras else 0
-    positions = prod(layer.sample_shape) * _channel_bytes(layer) if "positions" in layer.extras else 0
-    return layer.channels * _channel_bytes(layer) + spread + positions
+    return state_bytes(layer.kinds, layer.space)
 
 
-def _accumulated(layer: Layer) -> int:
-    """The state of as many channels as the loops see: several rows, or short runs, are taken as one row of more."""
-    seen = max(layer.channels, min(WIDEST, max(NARROWEST, layer.row_bytes)))
-    return seen * _channel_bytes(layer) + (_state_bytes(layer) if layer.extras else 0)
-
-
-def _channel_bytes(layer: Layer) -> int:
-    """Digits of the sum, three counts, minimum and maximum, 8 bytes each."""
-    return 8 * (digit_count(layer.dtype) + 5)
+def _working_bytes(layer: Layer, block_budget: int) -> int:
+    return working_bytes(layer.kinds, layer.space, _block_shape(layer, block_budget))

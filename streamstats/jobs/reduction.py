@@ -1,8 +1,8 @@
 """The reduction: tasks of a plan measured by workers, results yielded as they come, each once.
 
 A worker opens the array from its small description, reads block after block, and sends back statistics of kilobytes. A
-window of tasks is under way at a time, so neither memory nor a scheduler fills up. A task whose worker is gone or hangs
-is given out again, and the result that comes first is taken.
+window of tasks is in flight at a time, so neither memory nor a scheduler fills up. A task whose worker is lost or hangs
+is submitted again, and the first result to arrive is used.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ from dataclasses import dataclass, replace
 from ..calibration.layer import Layer
 from ..errors import ClusterError, first_line
 from ..interrupts import Deferred
+from ..progress import QUIET, Progress
 from .measuring import STRICT, Found, Policy, Reduced, measure_task
 from .plan import TASKS_IN_FLIGHT, Plan, Task
 from .workers import Begun, Event, UnfitError, Workers, next_event
 
 WAIT_SECONDS = 0.5
 MOST_TRIES = 5
-"""To get a result of a task out of workers that die or hang."""
-STARTS_AGAIN = "what was counted is saved: start some, and run again"
+"""Submissions of a task whose workers are lost or hang."""
+STARTS_AGAIN = "what was counted is saved: start workers, and run again"
 
 
 def reduce_tasks(
@@ -31,16 +32,16 @@ def reduce_tasks(
     layers: Mapping[str, Layer],
     workers: Workers,
     policy: Policy = STRICT,
-    tell: Callable[[str], None] = lambda _: None,
+    progress: Progress = QUIET,
 ) -> Generator[tuple[Task, list[Found]], None, None]:
     """Measure every task of `plan` by `workers`; yields (task, results) in the order of completion, each task once.
 
-    A window of tasks is given out at a time. Those whose workers are gone or take longer than they may are given out
-    again; `tell` is given a sentence for the person then. Raises `DataError` where a block cannot be read, unless
-    `policy` has another answer, `NonFiniteError` for NaN or infinities, `ClusterError` where there are no workers any
-    more; what has not begun is cancelled then, as it is when the caller stops iterating.
+    A window of tasks is submitted at a time. Those whose workers are lost or exceed their time limit are submitted
+    again; `progress` is told. Raises `DataError` where a block cannot be read, unless `policy` says otherwise,
+    `NonFiniteError` for NaN or infinities, `ClusterError` where no workers are left; tasks that have not begun are
+    cancelled then, as they are when the caller stops iterating.
     """
-    window = _Window(plan.tasks, layers, workers, policy, tell)
+    window = _Window(plan.tasks, layers, workers, policy, progress.say)
     with Deferred(wake=lambda: workers.events.put(None)) as signals:
         try:
             while window.fill():
@@ -56,7 +57,7 @@ def reduce_tasks(
 
 @dataclass
 class _Given:
-    """A task that is given out: for the how-manieth time, and since when which worker is at it."""
+    """A submitted task: how many times it was submitted, and which worker has been on it since when."""
 
     task: Task
     tries: int
@@ -65,7 +66,7 @@ class _Given:
 
 
 class _Window:
-    """The tasks that are given out at a time, by number; a task that is given out again has several numbers."""
+    """The tasks in flight, by number; a task that was submitted again has several numbers."""
 
     def __init__(
         self,
@@ -79,16 +80,16 @@ class _Window:
         self._layers, self._policy, self._workers, self._tell = layers, policy, workers, tell
         self._limits = workers.cluster
         self._given: dict[int, _Given] = {}
-        self._hung: dict[str, float] = {}  # workers that get no more tasks, until when
+        self._hung: dict[str, float] = {}  # workers that get no tasks, until when
         self._shunned: set[str] = set()
-        self._held: list[_Given] = []  # given to workers that did not fit
+        self._held: list[_Given] = []  # submitted to workers that were unfit
         self._unmanned_since: float | None = None
         self._crowd = workers.crowd
-        self._suspects: set[str] = set()  # workers that hung before
+        self._suspects: set[str] = set()  # workers that have hung before
         self._last_result = self._last_news = time.monotonic()
 
     def fill(self) -> bool:
-        """Give out tasks while there is room; False when there are none left."""
+        """Submit tasks while there is room; False when none are left."""
         room = TASKS_IN_FLIGHT * max(1, self._workers.threads()) - len(self._given) - len(self._held)
         for task in itertools.islice(self._waiting, max(0, room)):
             self._give(_Given(task, tries=1))
@@ -109,7 +110,7 @@ class _Window:
         if isinstance(event, Begun):
             if given.begun is not None and event.worker != given.worker:
                 self._workers.repeats += 1
-                self._tell(f"{_named(given.task)} is done again: worker {given.worker} is gone")
+                self._tell(f"{_named(given.task)} is repeated: worker {given.worker} is lost")
             given.begun, given.worker = time.monotonic(), event.worker
             return
         del self._given[event.number]
@@ -131,10 +132,10 @@ class _Window:
         if error.worker not in self._shunned:
             self._shunned.add(error.worker)
             self._workers.shun(error.worker)
-            self._tell(f"{error}; it gets no more work")
+            self._tell(f"{error}; it gets no more tasks")
 
     def _look_after(self) -> None:
-        """Give tasks that take too long to others. Raises `ClusterError` where there is nobody to give them to."""
+        """Submit tasks that take too long to other workers. Raises `ClusterError` where there are none."""
         now = time.monotonic()
         if self._workers.threads():
             self._unmanned_since = None
@@ -143,7 +144,7 @@ class _Window:
             self._held.clear()
         elif self._unmanned_since is None:
             self._unmanned_since = now
-            self._tell(f"there are no workers; waiting for {self._limits.worker_timeout:g} s")
+            self._tell(f"there are no workers; waiting {self._limits.worker_timeout:g} s for one")
         elif now - self._unmanned_since > self._limits.worker_timeout:
             raise ClusterError(f"there were no workers for {self._limits.worker_timeout:g} s; {STARTS_AGAIN}")
         self._hung = {worker: until for worker, until in self._hung.items() if until > now}
@@ -152,42 +153,42 @@ class _Window:
             self._crowd = self._workers.crowd
             self._give_elsewhere()
         if now - self._last_news > limit and self._suspects - self._hung.keys():
-            self._last_news = now  # what waits may have been given to one of those that hung before
+            self._last_news = now  # what waits may be with a worker that has hung before
             self._hung = dict.fromkeys(self._suspects, now + 2 * limit)
             self._give_elsewhere()
         for given in [*self._given.values()]:
             if given.begun is None or now - given.begun < limit:
                 continue
-            given.begun = math.inf  # it is told once
-            said = f"{_named(given.task)} takes {given.worker} more than {limit:g} s"
+            given.begun = math.inf  # say it once
+            said = f"{_named(given.task)} has been on worker {given.worker} for more than {limit:g} s"
             if not self._workers.can_give_again:
-                self._tell(f"{said}; does its file system answer?")
+                self._tell(f"{said}; check that the file system responds")
                 continue
-            self._tell(f"{said}; another worker gets it, too")
+            self._tell(f"{said}; it goes to another worker as well")
             self._hung[given.worker] = now + limit
             self._suspects.add(given.worker)
             self._give_elsewhere()
-            self._give_again(given, f"it takes more than {limit:g} s")
+            self._give_again(given, f"it took more than {limit:g} s")
         if self._workers.can_give_again and now - self._last_result > MOST_TRIES * limit:
             raise ClusterError(f"no worker had a result for {MOST_TRIES * limit:g} s; {STARTS_AGAIN}")
 
     def _give_again(self, given: _Given, why: str) -> None:
         if given.tries >= MOST_TRIES:
             raise ClusterError(
-                f"{_named(given.task)} was given out {given.tries} times, and did not come back: {why}; look into the "
-                "logs of the workers: do they have the memory that the plan says, and does the store answer?"
+                f"{_named(given.task)} was submitted {given.tries} times without a result: {why}; check in the "
+                "logs of the workers that they have the memory that the plan promises, and that the store responds"
             )
         self._workers.repeats += 1
         self._give(_Given(given.task, given.tries + 1))
 
     def _give_elsewhere(self) -> None:
-        """Give what is not begun to others: it may wait behind a task that hangs."""
+        """Submit what has not begun to other workers: it may wait behind a task that hangs."""
         for number in [number for number, given in self._given.items() if given.begun is None]:
             self._workers.take_back(number)
             self._give(self._given.pop(number))
 
     def close(self) -> None:
-        """Take back what is given out."""
+        """Take back what is in flight."""
         for number in self._given:
             self._workers.take_back(number)
 

@@ -11,6 +11,7 @@ import asyncio
 import ctypes
 import itertools
 import logging
+import os
 import signal
 import threading
 import time
@@ -59,6 +60,11 @@ class Cluster:
     threads: int = 1
     task_timeout: float = 600.0
     worker_timeout: float = 300.0
+
+
+def available_cores() -> int:
+    """The cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)

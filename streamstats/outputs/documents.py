@@ -9,59 +9,30 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from .ledger import LayerStatistics
-
-Float64Array = npt.NDArray[np.float64]
+from .ledger import Ledger
 
 
-def layers_document(statistics: Mapping[str, LayerStatistics]) -> dict[str, Any]:
-    """What was counted of each layer, and the ends of its ranges."""
-    return {layer: layer_document(found) for layer, found in statistics.items()}
+def layers_document(ledgers: Mapping[str, Ledger]) -> dict[str, Any]:
+    """What was counted of each layer, and what its statistics say of all of it."""
+    return {layer: counted_document(found) for layer, found in ledgers.items()}
 
 
-def layer_document(found: LayerStatistics) -> dict[str, Any]:
-    """What was counted of a layer, and the ends of its ranges, in real units."""
-    return {
-        **found.document(),
-        "least_mean": json_number(least(found.mean)),
-        "greatest_mean": json_number(greatest(found.mean)),
-        "minimum": json_number(least(found.minimum)),
-        "maximum": json_number(greatest(found.maximum)),
-    }
+def counted_document(found: Ledger) -> dict[str, Any]:
+    """What was counted of a layer, and what its statistics say of all of it, in real units."""
+    return {**found.document(), **{name: json_value(value) for name, value in found.figures().layer.items()}}
 
 
-def channels_document(found: LayerStatistics) -> dict[str, Any]:
-    """The same, with the lists `per_channel`: mean, minimum, maximum (real units), count, NaN and infinities."""
-    columns = {name: [json_number(value) for value in values] for name, values in channel_columns(found).items()}
-    return {"layer": found.layer, **layer_document(found), "per_channel": columns}
+def channels_document(found: Ledger) -> dict[str, Any]:
+    """The same, with `per_channel`: a list for each figure that its statistics have of a channel."""
+    columns = {name: [json_value(value) for value in values] for name, values in channel_columns(found).items()}
+    return {"layer": found.layer, **counted_document(found), "per_channel": columns}
 
 
-def channel_columns(found: LayerStatistics) -> dict[str, list[float] | list[int]]:
-    """A list for each of the statistics of a channel."""
-    sums = found.sums
-    return {
-        "mean": found.mean.tolist(),
-        "minimum": found.minimum.tolist(),
-        "maximum": found.maximum.tolist(),
-        "count": sums.count.tolist(),
-        "nan": sums.nan.tolist(),
-        "infinite": sums.infinite.tolist(),
-    }
+def channel_columns(found: Ledger) -> dict[str, list[Any]]:
+    """Name → a value for each channel, in real units."""
+    return {name: values.tolist() for name, values in found.figures().channels.items()}
 
 
-def json_number(value: float | int) -> float | int | None:
-    """`value`, or None for what JSON does not have."""
-    return value if math.isfinite(value) else None
-
-
-def least(values: Float64Array) -> float:
-    """The least of `values` that are numbers, NaN where none is."""
-    return float(np.fmin.reduce(values, initial=np.nan))
-
-
-def greatest(values: Float64Array) -> float:
-    """The greatest of `values` that are numbers, NaN where none is."""
-    return float(np.fmax.reduce(values, initial=np.nan))
+def json_value(value: Any) -> Any:
+    """`value`, or None for a number that JSON does not have."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

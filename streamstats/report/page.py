@@ -18,8 +18,9 @@ from .. import __version__
 from ..errors import counted, require
 from ..models.onnx.correct import CORRECTED, ONE_PASS, UNCORRECTED, Correction
 from ..models.onnx.precision import Precision, bias_steps, precision
-from ..outputs.ledger import LayerStatistics
-from ..outputs.results import MANIFEST, open_results
+from ..outputs.layer_statistics import LayerStatistics
+from ..outputs.manifest import MANIFEST
+from ..outputs.results import open_results
 from ..storage.files import write_bytes, write_json
 from . import pictures
 

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from rich.cells import cell_len
 
 from ..errors import UsageError, require
-from ..outputs.ledger import LayerStatistics
+from ..outputs.layer_statistics import LayerStatistics
 from ..storage.files import write_bytes
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
-from ..config import DEFAULT_MEMORY, ReductionConfig, Settings
+from ..config import ReductionConfig, Settings
+from ..jobs.job import DEFAULT_MEMORY
 from .settings import Bytes
 
 STORE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..errors import DataError
-from ..outputs.results import MANIFEST, read_manifest
+from ..outputs.manifest import MANIFEST, FileEntry, read_manifest
 from ..storage.files import link, read_json, remove, remove_folder, write_json
 
 CURRENT = "current.json"
@@ -36,9 +36,10 @@ def publish(job: Path, files: Mapping[str, Path]) -> int:
 
 def result_files(output: Path) -> dict[str, Path]:
     """The files that a run left in `output`, by their names in it: those of the manifest, and that."""
-    entries = read_manifest(output)["layers"].values()
-    names = [entry[kind]["file"] for entry in entries for kind in ("state", "corrector")]
-    return {name: output / name for name in [*filter(None, names), MANIFEST]}
+    manifest = read_manifest(output)
+    entries = manifest.layers.values() if manifest else ()
+    files = [each for entry in entries for each in (entry.state, entry.corrector) if isinstance(each, FileEntry)]
+    return {name: output / name for name in [*(each.file for each in files), MANIFEST]}
 
 
 def numbers(job: Path) -> list[int]:

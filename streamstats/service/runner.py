@@ -21,10 +21,17 @@ from pathlib import Path
 from typing import Any
 
 from ..calibration.layer import find_arrays
+from ..calibration.selection import LayerRule
 from ..config import ClusterConfig, JobConfig
 from ..errors import OutputError, StreamstatsError, UsageError, counted, first_line
 from ..interrupts import SIGNALS
-from ..jobs import job
+from ..jobs.job import Job
+from ..jobs.run import POLL_SECONDS, Follow
+from ..jobs.run import run as run_job
+from ..jobs.session import Outcome
+from ..progress import Stage
+from ..statistics.positions import PositionSums
+from ..statistics.spread import SampleSpread
 from ..storage.files import read_json, remove, remove_folder, write_json
 from ..storage.locks import locked
 from .published import publish, result_files
@@ -35,6 +42,8 @@ TELL_SECONDS = 0.25
 LOCK_SECONDS = 60.0
 """For how long a job waits for the process that had it before."""
 REQUEST, OUTPUT, INPUTS, LOCK = "request.json", "out", "inputs", "job.lock"
+FOR_CORRECTIONS = (SampleSpread.name, PositionSums.name)
+"""What is counted for a model that is corrected, beside what is always counted."""
 STORE, RECORDED, CORRECTED, REPORT = "calibration.zarr", "recorded.json", "corrected.onnx", "report"
 
 
@@ -84,7 +93,7 @@ def _run(request: dict[str, Any], told: _Told) -> tuple[int, str]:
     follow = request["follow"]
     if follow is not None:
         _wait_for_layers(config.source, told)
-    outcome = _reduced(config, told, job.Follow(**follow) if follow is not None else None)
+    outcome = _reduced(config.job(), told, Follow(**follow) if follow is not None else None)
     if not outcome.unreadable:
         return 0, f"done; {counted(len(outcome.statistics), 'layer')}"
     lost = sum(each.rows[1] - each.rows[0] for each in outcome.unreadable)
@@ -98,16 +107,16 @@ def _wait_for_layers(source: str, told: _Told) -> None:
             find_arrays(source)
         except UsageError:
             told.waiting("waits for the first activations")
-            time.sleep(job.POLL_SECONDS)
+            time.sleep(POLL_SECONDS)
         else:
             return
 
 
-def _reduced(config: JobConfig, told: _Told, follow: job.Follow | None = None) -> job.Outcome:
-    def publish_results(outcome: job.Outcome) -> None:
-        told.results(publish(Path(), result_files(Path(config.output))), outcome)
+def _reduced(job: Job, told: _Told, follow: Follow | None = None) -> Outcome:
+    def publish_results(outcome: Outcome) -> None:
+        told.results(publish(Path(), result_files(Path(job.output))), outcome)
 
-    return job.run(config, follow=follow, on_plan=told.plan, on_progress=told.progress, on_written=publish_results)
+    return run_job(job, follow=follow, progress=told, on_written=publish_results)
 
 
 def _onnx(request: dict[str, Any], told: _Told) -> tuple[int, str]:
@@ -124,10 +133,9 @@ def _onnx(request: dict[str, Any], told: _Told) -> tuple[int, str]:
         check_alone(each)
     _record(model, samples, request, told)
     cluster = ClusterConfig.model_validate(request["cluster"], strict=False)
-    config = JobConfig(
-        source=STORE, output=OUTPUT, statistics=["spread", "positions"], memory=request["memory"], cluster=cluster
-    )
-    outcome = _reduced(config, told)
+    rule = LayerRule("*", statistics=FOR_CORRECTIONS)
+    job = Job(STORE, OUTPUT, (rule,), memory=request["memory"], cluster=cluster.chosen())
+    outcome = _reduced(job, told)
     iterative = Iterative(samples, Path("work"), request["iterative"]) if request["iterative"] else None
     held_out = HeldOut(inputs["held_out"], inputs.get("labels")) if "held_out" in inputs else None
     how = How(iterative, held_out, request["do_no_harm"])
@@ -170,8 +178,8 @@ class _Told:
 
     def __init__(self) -> None:
         self._last, self._said = 0.0, ""
-        self._rows = self._bytes = self._repeats = 0
-        self._since = time.monotonic()
+        self._rows = self._bytes = self._repeats = self._again = 0
+        self._counting, self._since = False, time.monotonic()
 
     def waiting(self, message: str) -> None:
         """Say what is going on, once."""
@@ -179,40 +187,45 @@ class _Told:
             self._said = message
             self.line({"message": message})
 
-    def begin(self, what: str, samples: int) -> None:
-        """As `Watch`: a part of a long work begins."""
-        self.waiting(f"{what} ({counted(samples, 'sample')})")
+    def begin(self, stage: Stage) -> None:
+        """As `Progress.begin`."""
+        self._counting = stage.layers > 0
+        if self._counting:
+            self._rows, self._bytes, self._since = stage.before, 0, time.monotonic()
+            told = {"rows": stage.rows + stage.before, "before": stage.before, "bytes": stage.size}
+            self.line({"plan": {**told, "layers": stage.layers, "workers": stage.workers}})
+        else:
+            self.waiting(f"{stage.what} ({counted(stage.rows, 'sample')})")
 
-    def advance(self, samples: int) -> None:
-        """As `Watch`: samples are done, which nobody counts here."""
-
-    def plan(self, prepared: job.Prepared) -> None:
-        """What is to be done."""
-        before = sum(each.rows for each in prepared.ledger.values())
-        self._rows, self._bytes, self._since = before, 0, time.monotonic()
-        plan = prepared.plan
-        told = {"rows": plan.rows + before, "before": before, "bytes": plan.bytes}
-        self.line({"plan": {**told, "layers": len(prepared.ledger), "workers": prepared.workers}})
-
-    def progress(self, progress: job.Progress) -> None:
-        """What was done, in all."""
-        self._rows += progress.rows
-        self._bytes += progress.bytes
-        if progress.saving is not None:
-            self.line({"saving": progress.saving})
-        elif progress.message:
-            self.line({"message": progress.message})
-        elif time.monotonic() - self._last >= TELL_SECONDS or progress.repeats > self._repeats:
+    def advance(self, rows: int, size: int = 0) -> None:
+        """As `Progress.advance`; samples that a model is run on are not shown."""
+        if not self._counting:
+            return
+        self._rows += rows
+        self._bytes += size
+        if self._again or time.monotonic() - self._last >= TELL_SECONDS:
             self._last = time.monotonic()
-            again, self._repeats = progress.repeats - self._repeats, progress.repeats
+            again, self._again = self._again, 0
             self._tell_progress(again)
+
+    def workers(self, count: int, repeats: int) -> None:  # noqa: ARG002 - how many there are is not shown
+        """As `Progress.workers`."""
+        self._again, self._repeats = self._again + repeats - self._repeats, repeats
+
+    def say(self, message: str) -> None:
+        """As `Progress.say`."""
+        self.line({"message": message})
+
+    def saved(self, seconds: float) -> None:
+        """As `Progress.saved`."""
+        self.line({"saving": seconds})
 
     def _tell_progress(self, again: int = 0) -> None:
         """Rows and bytes, the latter of the newest plan, as is their number a second."""
         speed = self._bytes / max(time.monotonic() - self._since, 1e-9)
         self.line({"progress": {"rows": self._rows, "bytes": self._bytes, "speed": speed, "repeats": again}})
 
-    def results(self, number: int, outcome: job.Outcome) -> None:
+    def results(self, number: int, outcome: Outcome) -> None:
         """There are new results, under this number."""
         self._rows = sum(each.rows for each in outcome.statistics.values())  # without what could not be read
         self._tell_progress()

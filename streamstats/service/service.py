@@ -15,11 +15,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ..config import available_cores
 from ..errors import OutputError, UsageError, counted
+from ..jobs.workers import available_cores
 from ..models.tensors import TensorCorrection, tensor_terms, terms_bytes
 from ..outputs import documents
-from ..outputs.results import MANIFEST, Results, open_results, read_manifest
+from ..outputs.manifest import MANIFEST, LayerEntry
+from ..outputs.results import Results, open_results
 from ..storage.files import make_folders, remove, temporaries
 from ..storage.locks import locked
 from . import published
@@ -257,23 +258,20 @@ def _check_onnx(request: OnnxRequest) -> None:
 
 
 def _of_layer(results: Results, layer: str) -> Results:
-    if layer not in results.states:
+    if layer not in results.manifest.layers:
         raise NotFoundError(f"the results have no layer {layer[:200]!r}")
     return results
 
 
 def _layers_document(folder: Path) -> dict[str, Any]:
-    results, entries = open_results(folder), read_manifest(folder)["layers"]
-    found = documents.layers_document({layer: results.statistics(layer) for layer in results.layers})
-    return {
-        layer: {
-            **document,
-            "missing": entries[layer]["missing"],
-            "corrector": entries[layer]["corrector"]["file"],
-            "reason": entries[layer]["corrector"].get("reason", ""),
-        }
-        for layer, document in found.items()
-    }
+    return {name: _layer_document(entry) for name, entry in open_results(folder).manifest.layers.items()}
+
+
+def _layer_document(entry: LayerEntry) -> dict[str, Any]:
+    document = {name: value for name, value in entry.document().items() if name != "state"}
+    corrector = entry.corrector
+    file, reason = (None, corrector) if isinstance(corrector, str) else (corrector.file, "")
+    return {**document, "corrector": file, "reason": reason}
 
 
 def _digests(folder: Path) -> dict[str, str]:

@@ -8,8 +8,9 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field, ValidationError
 
-from ..config import ClusterConfig, Settings, explain, load_yaml, parse_bytes
+from ..config import ClusterConfig, Settings, explain, load_yaml
 from ..errors import UsageError
+from ..jobs.sizes import parse_bytes
 from .sources import Sources
 
 Bytes = Annotated[int, BeforeValidator(parse_bytes, json_schema_input_type=str | int), Field(gt=0)]

@@ -11,13 +11,17 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import numpy.typing as npt
 
-from .pieces import Measures
-from .statistic import ValueStatistic, checked_dtype
+from ..quantization import Quantization
+from .running import Measures
+from .statistic import Document, Space, Tensors, ValueStatistic
 
 
 @dataclass(frozen=True, eq=False)
 class ChannelExtrema(ValueStatistic):
-    """`minimum` and `maximum`, [C], of the dtype of the values; minimum > maximum where no finite value was seen."""
+    """The least and the greatest finite value of each channel.
+
+    `minimum` and `maximum`, [C], are of the dtype of the values; minimum > maximum where no finite value was seen.
+    """
 
     name: ClassVar[str] = "extrema"
 
@@ -25,36 +29,57 @@ class ChannelExtrema(ValueStatistic):
     maximum: npt.NDArray[Any]
 
     @classmethod
-    def empty(cls, channels: int, dtype: npt.DTypeLike) -> Self:
-        """The identities: the greatest value as minimum and the least as maximum, ±∞ for floats."""
-        native = checked_dtype(dtype)
-        least, greatest = _limits(native)
-        return cls(native, np.full(channels, greatest, native), np.full(channels, least, native))
+    def tensors(cls, space: Space) -> Tensors:
+        """As `Statistic.tensors`."""
+        return dict.fromkeys(("minimum", "maximum"), ((space.channels,), space.dtype))
 
     @classmethod
-    def from_measures(cls, measures: Measures) -> Self:
-        """The extrema of some blocks."""
-        return cls(measures.dtype, measures.low, measures.high)
+    def empty(cls, space: Space) -> Self:
+        """The identities: the greatest value as minimum and the least as maximum, ±∞ for floats."""
+        least, greatest = _limits(space.dtype)
+        return cls(space, *(np.full(space.channels, limit, space.dtype) for limit in (greatest, least)))
+
+    @classmethod
+    def from_measures(cls, space: Space, measures: Measures) -> Self:
+        """As `ValueStatistic.from_measures`."""
+        return cls(space, measures.low, measures.high)
 
     def merge(self, other: Self) -> Self:
         """The extrema of both."""
-        self.check_mergeable(other)
-        return type(self)(self.dtype, np.minimum(self.minimum, other.minimum), np.maximum(self.maximum, other.maximum))
+        self.check_fits(other)
+        least, greatest = np.minimum(self.minimum, other.minimum), np.maximum(self.maximum, other.maximum)
+        return type(self)(self.space, least, greatest)
 
-    def is_settled(self, part: Self, rest: Self) -> bool:
-        """Whether the extrema less those of `part` are known, from those of some of the other rows, `rest`.
+    def without(self, part: Self, rest: Self | None = None) -> Self | None:
+        """As `Statistic.without`: known where `part` has no share in an extremum, or `rest` reaches as far.
 
-        They are where `part` has no share in them, and where `rest` reaches as far: nothing can reach farther.
+        Nothing can reach farther, so fewer rows than all others may suffice.
         """
+        self.check_fits(part)
+        rest = self.empty(self.space) if rest is None else rest
         least = (part.minimum > self.minimum) | (rest.minimum == self.minimum)
         greatest = (part.maximum < self.maximum) | (rest.maximum == self.maximum)
-        return bool((least & greatest).all())
+        return self if (least & greatest).all() else None
 
-    def without(self, part: Self, rest: Self) -> Self:
-        """The extrema less those of `part`, where `rest` settles them, or is all other rows."""
-        least = np.where(part.minimum > self.minimum, self.minimum, rest.minimum)
-        greatest = np.where(part.maximum < self.maximum, self.maximum, rest.maximum)
-        return type(self)(self.dtype, least, greatest)
+    def document(self, quantization: Quantization | None) -> Document:
+        """Layer: `minimum` and `maximum` of all channels. Per channel: the same, float64[C]; NaN without a value."""
+        low, high = self.real(quantization)
+        ends = {"minimum": np.fmin.reduce(low, initial=np.nan), "maximum": np.fmax.reduce(high, initial=np.nan)}
+        return Document({name: float(value) for name, value in ends.items()}, {"minimum": low, "maximum": high})
+
+    def real(self, quantization: Quantization | None) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """(minimum, maximum), float64[C], in real units; NaN for a channel without finite values."""
+        seen = self.minimum <= self.maximum
+        low, high = (_real(each, seen, quantization) for each in (self.minimum, self.maximum))
+        return low, high
+
+
+def _real(
+    values: npt.NDArray[Any], seen: npt.NDArray[np.bool_], quantization: Quantization | None
+) -> npt.NDArray[np.float64]:
+    with np.errstate(over="ignore", invalid="ignore"):  # a step near the end of float64 takes them to infinity
+        real = values.astype(np.float64) if quantization is None else quantization.dequantize(values)
+    return np.where(seen, real, np.nan)
 
 
 def _limits(dtype: np.dtype[Any]) -> tuple[Any, Any]:

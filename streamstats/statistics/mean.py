@@ -9,23 +9,24 @@ import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import MismatchError, NonFiniteError, UsageError
+from ..errors import DataError, MismatchError, NonFiniteError, UsageError
 from ..quantization import Quantization
-from .exact import ExactSum, unit_exponent
-from .pieces import Measures
-from .statistic import ValueStatistic, checked_dtype
+from .exact import ExactSum, digit_count, is_canonical, unit_exponent
+from .running import Measures
+from .statistic import Document, Space, Tensors, ValueStatistic
 
 Counts = npt.NDArray[np.int64]
+Float64Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
 class ChannelMean(ValueStatistic):
-    """The sum of the finite values, as the digits of an `ExactSum`, and how many values there were.
+    """The sum of the finite values of each channel, as the digits of an `ExactSum`, and how many values there were.
 
     `digits` int64[D, C]; `count`, `nan`, `infinite` int64[C]: finite values, NaN, infinities.
     """
@@ -38,37 +39,47 @@ class ChannelMean(ValueStatistic):
     infinite: Counts
 
     @classmethod
-    def empty(cls, channels: int, dtype: npt.DTypeLike) -> Self:
-        """The sum of nothing."""
-        native = checked_dtype(dtype)
-        count, nan, infinite = np.zeros((3, channels), np.int64)
-        return cls(native, ExactSum.empty(channels, native).digits, count, nan, infinite)
+    def tensors(cls, space: Space) -> Tensors:
+        """As `Statistic.tensors`."""
+        return sum_tensors(space.dtype, (space.channels,))
 
     @classmethod
-    def from_measures(cls, measures: Measures) -> Self:
-        """Sum and count of some blocks."""
-        count = measures.values - measures.nan - measures.infinite
+    def from_measures(cls, space: Space, measures: Measures) -> Self:
+        """As `ValueStatistic.from_measures`."""
         total = ExactSum.from_raw(measures.dtype, measures.digits)
-        return cls(measures.dtype, total.digits, count, measures.nan, measures.infinite)
+        return cls(space, total.digits, measures.count, measures.nan, measures.infinite)
 
     def merge(self, other: Self) -> Self:
         """Sums and counts added."""
-        self.check_mergeable(other)
-        return type(self)(
-            self.dtype,
-            (self.total + other.total).digits,
-            self.count + other.count,
-            self.nan + other.nan,
-            self.infinite + other.infinite,
-        )
+        self.check_fits(other)
+        total = ExactSum.from_raw(self.space.dtype, self.digits + other.digits)
+        counts = (mine + theirs for mine, theirs in zip(self._counts(), other._counts(), strict=True))
+        return type(self)(self.space, total.digits, *counts)
 
-    def without(self, part: Self) -> Self:
-        """Sums and counts less those of `part`, which was merged in. Raises `MismatchError` if it cannot have been."""
-        self.check_mergeable(part)
+    def without(self, part: Self, rest: Self | None = None) -> Self | None:  # noqa: ARG002 - it is not needed
+        """As `Statistic.without`: always known."""
+        self.check_fits(part)
         counts = [mine - theirs for mine, theirs in zip(self._counts(), part._counts(), strict=True)]
         if any((count < 0).any() for count in counts):
-            raise MismatchError("more values are to be taken out than were counted; the data is not what it was")
-        return type(self)(self.dtype, (self.total - part.total).digits, *counts)
+            raise MismatchError("more values would be taken out than were counted: the data is not what it was")
+        total = ExactSum.from_raw(self.space.dtype, self.digits - part.digits)
+        return type(self)(self.space, total.digits, *counts)
+
+    def check(self) -> None:
+        """As `Statistic.check`."""
+        if not is_canonical(self.digits) or any((count < 0).any() for count in self._counts()):
+            raise DataError("the digits of the sums are not canonical, or a count is negative")
+
+    def document(self, quantization: Quantization | None) -> Document:
+        """Layer: the ends of the means of all channels; how many NaN and infinities. Per channel: mean and counts."""
+        mean = self.mean(quantization)
+        ends = {
+            "least_mean": np.fmin.reduce(mean, initial=np.nan),
+            "greatest_mean": np.fmax.reduce(mean, initial=np.nan),
+        }
+        counts = {"nan": int(self.nan.sum()), "infinite": int(self.infinite.sum())}
+        channels = {"mean": mean, "count": self.count, "nan": self.nan, "infinite": self.infinite}
+        return Document({name: float(value) for name, value in ends.items()} | counts, channels)
 
     def _counts(self) -> tuple[Counts, Counts, Counts]:
         return self.count, self.nan, self.infinite
@@ -76,26 +87,37 @@ class ChannelMean(ValueStatistic):
     @property
     def total(self) -> ExactSum:
         """The exact sum of each channel."""
-        return ExactSum(self.dtype, self.digits)
+        return ExactSum(self.space.dtype, self.digits)
 
     @property
     def nonfinite(self) -> Counts:
         """NaN and infinities of each channel, int64[C]."""
         return self.nan + self.infinite
 
-    def mean(self, quantization: Quantization | None = None) -> npt.NDArray[np.float64]:
+    def mean(self, quantization: Quantization | None = None) -> Float64Array:
         """The mean of the finite values of each channel, float64[C], in real units; NaN where there are none.
 
         It is the float64 nearest to the exact rational `(S − n·zero_point)·step / n`, ties to even.
         Raises `MismatchError` for a quantisation of another number of channels, `UsageError` for one of float
         data or one whose step takes the mean beyond float64.
         """
-        if quantization is not None and self.dtype.kind not in "iu":
-            raise UsageError(f"a quantisation is given, but the values are {self.dtype}; expected integer codes")
-        maps = (quantization or Quantization(1.0)).channel_maps(self.channels)
-        shift = -unit_exponent(self.dtype)
-        sums = zip(self.total.units(), self.count.tolist(), maps, strict=True)
-        return np.array([_mean(units, shift, count, *affine) for units, count, affine in sums], dtype=np.float64)
+        return exact_means(self.total, self.count, quantization)
+
+
+def sum_tensors(dtype: np.dtype[Any], shape: tuple[int, ...]) -> Tensors:
+    """Those of sums over values of `dtype`, each of `shape`: digits, and counts of finite values, NaN, infinities."""
+    counts = (shape, np.dtype(np.int64))
+    return {"digits": ((digit_count(dtype), *shape), counts[1]), "count": counts, "nan": counts, "infinite": counts}
+
+
+def exact_means(total: ExactSum, count: Counts, quantization: Quantization | None) -> Float64Array:
+    """As `ChannelMean.mean`: the mean for each of the sums `total`, over `count` int64[C] values."""
+    if quantization is not None and total.dtype.kind not in "iu":
+        raise UsageError(f"a quantisation is given, but the values are {total.dtype}; expected integer codes")
+    maps = (quantization or Quantization(1.0)).channel_maps(len(count))
+    shift = -unit_exponent(total.dtype)
+    sums = zip(total.units(), count.tolist(), maps, strict=True)
+    return np.array([_mean(units, shift, values, *affine) for units, values, affine in sums], dtype=np.float64)
 
 
 def _mean(units: int, shift: int, count: int, step: Fraction, zero_point: int) -> float:
@@ -113,7 +135,7 @@ def prepare_input_mean(
     quantization: Quantization | None = None,
     *,
     channel_axis: int = -1,
-) -> npt.NDArray[np.float64]:
+) -> Float64Array:
     """The mean of each channel over all `batches`, float64[C], in real units; NaN where the batches have no values.
 
     Batches are arrays of one dtype with the same number of channels on `channel_axis`; they may differ in every
@@ -131,7 +153,7 @@ def prepare_input_mean(
         index = next(numbers)
         if isinstance(batch, np.ma.MaskedArray):
             raise UsageError(f"batch {index} is a masked array; expected plain values, with what is masked left out")
-        part = ChannelMean.measure(np.asarray(batch), channel_axis)
+        part = _mean_of_batch(np.asarray(batch), channel_axis)
         if part.nonfinite.any():
             channel = int(np.flatnonzero(part.nonfinite)[0])
             raise NonFiniteError(
@@ -143,3 +165,13 @@ def prepare_input_mean(
     if measured is None:
         raise UsageError("there are no batches; expected at least one array")
     return measured.mean(quantization)
+
+
+def _mean_of_batch(batch: npt.NDArray[Any], channel_axis: int) -> ChannelMean:
+    """That of a batch with the channels on any axis: all of it is one sample."""
+    if not -batch.ndim <= channel_axis < batch.ndim:
+        raise MismatchError(
+            f"channel axis {channel_axis} is out of range for a batch of shape {batch.shape}; expected "
+            f"{-batch.ndim} to {batch.ndim - 1}"
+        )
+    return ChannelMean.measure(batch[np.newaxis], channel_axis % batch.ndim + 1)

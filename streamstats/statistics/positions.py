@@ -1,43 +1,111 @@
-"""Sums at each position: every element of a sample is a channel of its own.
+"""PositionSums: the exact sum and the count of every element of a sample, each a channel of its own.
 
-From these follow the means of what each tap of a convolution sees where zeros are padded, for any stride and dilation,
-and a `ChannelMean` holds them. Blocks may be parts of samples; each part has an accumulator.
+From these follow the means of what each tap of a convolution sees where zeros are padded, for any stride and dilation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from .mean import ChannelMean
-from .pieces import Accumulator
+from ..errors import DataError, MismatchError
+from ..quantization import Quantization
+from .exact import ExactSum, is_canonical
+from .mean import Counts, Float64Array, exact_means, sum_tensors
+from .running import RunningSums
+from .statistic import Document, Space, Statistic, Tensors
+from .values import Where
 
 
-class PositionSums:
-    """The sums over some rows of every element of samples of `shape`."""
+@dataclass(frozen=True, eq=False)
+class PositionSums(Statistic):
+    """The sums at each position of a sample: corrections are exact with them where a layer pads with zeros.
 
-    def __init__(self, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
-        self._dtype = dtype
-        self._shape = shape
-        self._parts: dict[tuple[tuple[int, int], ...], Accumulator] = {}
+    `digits` int64[D, *sample]; `count`, `nan`, `infinite` int64[*sample]: finite values, NaN, infinities.
+    """
 
-    def add(self, block: npt.NDArray[Any], inside: Sequence[slice]) -> None:
-        """Take `block` [rows, …], the part `inside` of its samples: a slice for each of their axes."""
-        place = tuple((part.start, part.stop) for part in inside)
+    name: ClassVar[str] = "positions"
+    copies: ClassVar[int] = 0
+
+    digits: npt.NDArray[np.int64]
+    count: Counts
+    nan: Counts
+    infinite: Counts
+
+    @classmethod
+    def tensors(cls, space: Space) -> Tensors:
+        """As `Statistic.tensors`."""
+        return sum_tensors(space.dtype, space.sample)
+
+    @classmethod
+    def accumulator(cls, space: Space) -> _PositionAccumulator:
+        """As `Statistic.accumulator`."""
+        return _PositionAccumulator(space)
+
+    def merge(self, other: Self) -> Self:
+        """Sums and counts added."""
+        self.check_fits(other)
+        return self._with(other, 1)
+
+    def without(self, part: Self, rest: Self | None = None) -> Self | None:  # noqa: ARG002 - it is not needed
+        """As `Statistic.without`: always known."""
+        self.check_fits(part)
+        return self._with(part, -1)
+
+    def _with(self, other: Self, sign: int) -> Self:
+        counts = [mine + sign * theirs for mine, theirs in zip(self._counts(), other._counts(), strict=True)]
+        if any((count < 0).any() for count in counts):
+            raise MismatchError("more values would be taken out than were counted: the data is not what it was")
+        total = ExactSum.from_raw(self.space.dtype, self.digits + sign * other.digits)
+        return type(self)(self.space, total.digits, *counts)
+
+    def check(self) -> None:
+        """As `Statistic.check`."""
+        if not is_canonical(self.digits) or any((count < 0).any() for count in self._counts()):
+            raise DataError("the digits of the sums are not canonical, or a count is negative")
+
+    def document(self, quantization: Quantization | None) -> Document:  # noqa: ARG002 - means at positions are `mean`
+        """Layer: how many `positions` of a sample there are."""
+        return Document({"positions": prod(self.space.sample) // max(1, self.space.channels)})
+
+    def mean(self, quantization: Quantization | None = None) -> Float64Array:
+        """The mean at each position, float64[C, *others], in real units; as `ChannelMean.mean`."""
+        if quantization is not None and quantization.channels is not None:
+            quantization = quantization.spread_over(self.space.sample, self.space.axis)
+        total = ExactSum(self.space.dtype, self.digits.reshape(len(self.digits), -1))
+        means = exact_means(total, self.count.reshape(-1), quantization)
+        return np.moveaxis(means.reshape(self.space.sample), self.space.axis, 0)
+
+    def _counts(self) -> tuple[Counts, Counts, Counts]:
+        return self.count, self.nan, self.infinite
+
+
+class _PositionAccumulator:
+    """Running sums for each part of a sample in which blocks come."""
+
+    def __init__(self, space: Space) -> None:
+        self._space = space
+        self._parts: dict[tuple[tuple[int, int], ...], RunningSums] = {}
+
+    def add(self, block: npt.NDArray[Any], where: Where) -> None:
+        place = tuple((part.start, part.stop) for part in where[1:])
+        elements = prod(block.shape[1:])
         if place not in self._parts:
-            self._parts[place] = Accumulator(self._dtype, prod(block.shape[1:]))
-        self._parts[place].add(block.reshape(len(block), prod(block.shape[1:])), 1)
+            self._parts[place] = RunningSums(self._space.dtype, elements)
+        self._parts[place].add(block.reshape(len(block), elements), 1)
 
-    def found(self) -> ChannelMean:
-        """What was found, channels in C order of a sample; parts that did not come have counts of zero."""
-        arrays = ChannelMean.empty(prod(self._shape), self._dtype).arrays()
-        for place, accumulator in self._parts.items():
-            inside: tuple[Any, ...] = (..., *(slice(*ends) for ends in place))
-            for name, found in ChannelMean.from_measures(accumulator.measures()).arrays().items():
-                whole = arrays[name].reshape(*found.shape[:-1], *self._shape)
-                whole[inside] = found.reshape(*found.shape[:-1], *(stop - start for start, stop in place))
-        return ChannelMean(self._dtype, **arrays)
+    def found(self) -> PositionSums:
+        arrays = PositionSums.empty(self._space).arrays()
+        for place, sums in self._parts.items():
+            inside = tuple(slice(*ends) for ends in place)
+            extents = [stop - start for start, stop in place]
+            found = sums.found()
+            total = ExactSum.from_raw(found.dtype, found.digits)
+            arrays["digits"][:, *inside] = total.digits.reshape(-1, *extents)
+            for name, counts in {"count": found.count, "nan": found.nan, "infinite": found.infinite}.items():
+                arrays[name][inside] = counts.reshape(extents)
+        return PositionSums(self._space, **arrays)

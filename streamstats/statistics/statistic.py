@@ -1,138 +1,256 @@
-"""The contract of a statistic: a small value a channel that can be measured from a block and merged, exactly.
+"""The contract of a statistic: a small value that can be measured from a block of samples and merged, exactly.
 
-The law: `merge` is associative and commutative to the bit, `empty` is its identity, and the measure of a block is
-the merge of the measures of any partition of its rows. So chunking, order and interruptions cannot change a result.
-A new statistic is a frozen dataclass of arrays whose last axis is the channel; it writes `empty`, `measure` and
-`merge`, and gets storage, joining and comparison from here. Those that do not ask which sample a value belongs to are
-a `ValueStatistic`: one pass over a block finds what all of them need, and they only say what they take from it.
+The law: `merge` is associative and commutative to the bit, `empty` is its identity, and the statistic of some rows is
+the merge of those of any partition of them. So chunking, order, workers and interruptions cannot change a result.
+
+A new statistic is a frozen dataclass whose fields after `space` are arrays. It names them in `tensors`, merges them in
+`merge`, and says what adds blocks up in `accumulator`; planning, storage, resuming, forgetting, verifying and showing
+follow. One that takes single values, whichever place they have, is a `ValueStatistic`: one pass over a block finds what
+all of them need, also while the block is being decoded, and it only says what it takes from that.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Self
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from math import prod
+from typing import Any, ClassVar, Protocol, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import DataError, MismatchError
-from .pieces import Accumulator, Measures
+from ..layouts import Geometry
+from ..quantization import Quantization
+from .running import Measures
+from .values import ValuePass, Where
 
 Array = npt.NDArray[Any]
+Tensors = dict[str, tuple[tuple[int, ...], np.dtype[Any]]]
+"""Name → (shape, dtype)."""
+Found = TypeVar("Found", covariant=True)
 
 SUPPORTED_DTYPES = tuple(
     np.dtype(kind) for kind in ("?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")
 )
 
 
-@dataclass(frozen=True, eq=False)
-class Statistic(ABC):
-    """A value per channel over blocks of one `dtype`; every other field is an array whose last axis is the channel."""
+@dataclass(frozen=True)
+class Space:
+    """What is known of a layer before any of it is read.
 
-    name: ClassVar[str]
+    `dtype` is that of the stored values, in native byte order; `sample` the shape of one sample; `axis` the axis of the
+    channels in it; `geometry` that of the kernel behind, where it is known. Raises `MismatchError` for a dtype without
+    statistics and an axis out of range.
+    """
 
     dtype: np.dtype[Any]
+    sample: tuple[int, ...]
+    axis: int
+    geometry: Geometry | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "dtype", checked_dtype(self.dtype))
+        object.__setattr__(self, "sample", tuple(self.sample))
+        if not -len(self.sample) <= self.axis < len(self.sample):
+            raise MismatchError(
+                f"channel axis {self.axis} is out of range for samples of shape {self.sample}; expected "
+                f"{-len(self.sample)} to {len(self.sample) - 1}"
+            )
+        object.__setattr__(self, "axis", self.axis % len(self.sample))
 
     @classmethod
-    @abstractmethod
-    def empty(cls, channels: int, dtype: npt.DTypeLike) -> Self:
-        """The statistic of no rows: the identity of `merge`. Raises `MismatchError` for an unsupported dtype."""
-
-    @classmethod
-    @abstractmethod
-    def measure(cls, block: Array, channel_axis: int = -1) -> Self:
-        """The statistic of `block`, which is not changed.
-
-        Raises `MismatchError` for a dtype that has no statistics or an axis out of range.
-        """
-
-    @abstractmethod
-    def merge(self, other: Self) -> Self:
-        """The statistic of both sets of rows. Raises `MismatchError` unless dtype and channels agree."""
+    def of(cls, block: Array, channel_axis: int = -1) -> Self:
+        """That of `block`, with samples on axis 0 and the channels on `channel_axis` of it. Raises `MismatchError`."""
+        if not -block.ndim < channel_axis < block.ndim or channel_axis == 0:
+            raise MismatchError(
+                f"channel axis {channel_axis} is out of range for a block of shape {block.shape} with samples on axis "
+                f"0; expected 1 to {block.ndim - 1}, or {1 - block.ndim} to -1"
+            )
+        return cls(block.dtype, block.shape[1:], channel_axis % block.ndim - 1)
 
     @property
     def channels(self) -> int:
         """The number of channels."""
-        return int(next(iter(self.arrays().values())).shape[-1])
+        return self.sample[self.axis]
+
+    def joined(self, other: Self) -> Self:
+        """The space of samples of both: an extent other than the channels' in which they differ becomes 0.
+
+        Raises `MismatchError`, with both sides in it, where dtype, channels or their axis differ.
+        """
+        mine, theirs = (
+            (str(each.dtype), each.channels, each.axis, len(each.sample), each.geometry) for each in (self, other)
+        )
+        if mine != theirs:
+            raise MismatchError(f"{_described(self)} and {_described(other)} do not fit together")
+        extents = (mine if mine == theirs else 0 for mine, theirs in zip(self.sample, other.sample, strict=True))
+        return type(self)(self.dtype, tuple(extents), self.axis, self.geometry)
+
+
+class Accumulator(Protocol[Found]):
+    """Adds blocks of one layer up, in any order, each value once."""
+
+    def add(self, block: Array, where: Where) -> None:
+        """Take `block`, native and C-contiguous, which is the part `where` of the layer's array; it is not changed.
+
+        `where` has a slice for each axis, the rows first. Parts of the same rows come one after the other.
+        """
+
+    def found(self) -> Found:
+        """The statistic of all blocks so far."""
+
+
+@dataclass(frozen=True, eq=False)
+class Statistic(ABC):
+    """A value over some samples of a `space`; every other field is an array, as `tensors` declares it."""
+
+    name: ClassVar[str]
+    """The word for it in configurations, and the prefix of its tensors in files."""
+    uncut: ClassVar[tuple[str, ...]] = ()
+    """Axes of a sample that the plan must not cut for it: "channels", "space" (all others)."""
+    copies: ClassVar[int] = 1
+    """Times the bytes of a block that its accumulator needs to add one: the plan counts them."""
+
+    space: Space = field(repr=False)
+
+    @classmethod
+    @abstractmethod
+    def tensors(cls, space: Space) -> Tensors:
+        """Its state: the fields after `space`. Memory, storage and checks follow from it."""
+
+    @classmethod
+    @abstractmethod
+    def accumulator(cls, space: Space) -> Accumulator[Self]:
+        """What adds blocks of samples of `space` up."""
+
+    @abstractmethod
+    def merge(self, other: Self) -> Self:
+        """The statistic of the samples of both. Raises `MismatchError` where they do not fit together."""
+
+    def without(self, part: Self, rest: Self | None = None) -> Self | None:  # noqa: ARG002 - for those that can
+        """The statistic less the samples of `part`, which were merged in; `rest` is that of some of the others.
+
+        None where it is not known from these: then more of the others have to be read, at last all of them, whose
+        statistic is the answer. Raises `MismatchError` where `part` cannot have been merged in.
+        """
+        return None
+
+    def check(self) -> None:  # noqa: B027 - nothing to check is an answer
+        """Raise `DataError` for values that no samples can give: what is read from a file is not trusted."""
+
+    @abstractmethod
+    def document(self, quantization: Quantization | None) -> Document:
+        """What it says of the layer, in real units."""
+
+    # What every statistic has from here
+
+    @classmethod
+    def empty(cls, space: Space) -> Self:
+        """The statistic of no samples, the identity of `merge`: zeros, unless it says otherwise."""
+        return cls(space, **{name: np.zeros(*of) for name, of in cls.tensors(space).items()})
+
+    @classmethod
+    def measure(cls, block: Array, channel_axis: int = -1) -> Self:
+        """The statistic of `block`, with samples on axis 0. Raises `MismatchError` for a dtype or an axis without."""
+        space = Space.of(block, channel_axis)
+        accumulator = cls.accumulator(space)
+        native = np.require(block, space.dtype, ["C", "A"])
+        accumulator.add(native, tuple(slice(0, extent) for extent in block.shape))
+        return accumulator.found()
+
+    @classmethod
+    def state_bytes(cls, space: Space) -> int:
+        """Bytes of its state."""
+        return sum(prod(shape) * dtype.itemsize for shape, dtype in cls.tensors(space).values())
 
     def arrays(self) -> dict[str, Array]:
         """Its state, name → array: what is stored."""
-        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "dtype"}
+        return {each.name: getattr(self, each.name) for each in fields(self) if each.name != "space"}
 
     @classmethod
-    def from_arrays(cls, arrays: Mapping[str, Array], dtype: npt.DTypeLike) -> Self:
-        """The statistic with this state, as `arrays` gave it. Raises `DataError` where the arrays are not such."""
-        template = cls.empty(0, dtype).arrays()
-        channels = {array.shape[-1] for name, array in arrays.items() if name in template and array.ndim}
-        for name, expected in template.items():
+    def from_arrays(cls, arrays: Mapping[str, Array], space: Space) -> Self:
+        """The statistic with this state, as `arrays` gave it. Raises `DataError` where it cannot be one."""
+        for name, (shape, dtype) in cls.tensors(space).items():
             found = arrays.get(name)
-            if found is None or len(channels) != 1 or not _alike(found, expected):
+            if found is None or found.shape != shape or found.dtype != dtype:
                 raise DataError(
-                    f"stored {cls.name} of {np.dtype(dtype)} data: {name} is {_describe(found)}; expected "
-                    f"{expected.dtype}{[*expected.shape[:-1], 'channels']}"
+                    f"stored {cls.name} of {space.dtype} data: {name} is "
+                    f"{'missing' if found is None else f'{found.dtype}{list(found.shape)}'}; expected "
+                    f"{dtype}{list(shape)}"
                 )
-        return cls(checked_dtype(dtype), **{name: arrays[name] for name in template})
+        made = cls(space, **{name: arrays[name] for name in cls.tensors(space)})
+        made.check()
+        return made
 
-    @classmethod
-    def join(cls, parts: Sequence[Self]) -> Self:
-        """One statistic from those of neighbouring ranges of channels over the same rows, in order.
-
-        Raises `MismatchError`, with both sides in it, unless all are of this kind and of one dtype.
-        """
-        first = parts[0]
-        for part in parts:
-            if (type(part), part.dtype) != (cls, first.dtype):
-                raise MismatchError(
-                    f"cannot join {cls.__name__} of {first.dtype} and {type(part).__name__} of {part.dtype}; "
-                    "expected the same statistic and dtype"
-                )
-        states = [part.arrays() for part in parts]
-        return cls(first.dtype, **{name: np.concatenate([s[name] for s in states], axis=-1) for name in states[0]})
-
-    def check_mergeable(self, other: Statistic) -> None:
-        """Raise `MismatchError`, with both sides in it, unless `other` is of the same kind, dtype and channels."""
-        left = (type(self).__name__, str(self.dtype), self.channels)
-        right = (type(other).__name__, str(other.dtype), other.channels)
-        if left != right:
+    def check_fits(self, other: Statistic) -> None:
+        """Raise `MismatchError`, with both sides in it, unless `other` is the same statistic of the same space."""
+        mine, theirs = self._kind(), other._kind()
+        if mine != theirs:
             raise MismatchError(
-                f"cannot merge {left[0]} of {left[1]} with {left[2]} channels and {right[0]} of {right[1]} with "
-                f"{right[2]} channels; expected the same statistic, dtype and channels"
+                f"{type(self).__name__} of {_described(self.space)} and {type(other).__name__} of "
+                f"{_described(other.space)} do not fit together; expected the same statistic, dtype and channels"
             )
+
+    def _kind(self) -> object:
+        shapes = {name: (array.shape, array.dtype) for name, array in self.arrays().items()}
+        return type(self), self.space.dtype, self.space.channels, shapes
 
     def __eq__(self, other: object) -> bool:
         """Equal means equal bytes."""
-        if type(self) is not type(other) or not isinstance(other, Statistic) or self.dtype != other.dtype:
+        if not isinstance(other, Statistic) or self._kind() != other._kind():
             return False
         pairs = zip(self.arrays().values(), other.arrays().values(), strict=True)
-        return all(mine.shape == theirs.shape and mine.tobytes() == theirs.tobytes() for mine, theirs in pairs)
+        return all(mine.tobytes() == theirs.tobytes() for mine, theirs in pairs)
 
     __hash__ = None  # type: ignore[assignment]
 
 
+@dataclass(frozen=True)
+class Document:
+    """What a statistic says, in real units: `layer`, JSON-ready, of all of it; `channels`, name → [C], per channel.
+
+    Names differ from those of other statistics. NaN stands for what is not known.
+    """
+
+    layer: Mapping[str, Any] = field(default_factory=dict)
+    channels: Mapping[str, Array] = field(default_factory=dict)
+
+
 class ValueStatistic(Statistic):
-    """A statistic of values, whichever samples they belong to: the reduced axes may be taken in any order."""
+    """A statistic of single values, whichever place they have in a sample, or of the sums of samples."""
+
+    by_sample: ClassVar[bool] = False
+    """Whether it needs `Measures.squares`: then the pass adds up each sample by itself."""
 
     @classmethod
     @abstractmethod
-    def from_measures(cls, measures: Measures) -> Self:
+    def from_measures(cls, space: Space, measures: Measures) -> Self:
         """The statistic of some blocks, from what the pass over them found."""
 
     @classmethod
-    def measure(cls, block: Array, channel_axis: int = -1) -> Self:
-        """The statistic of `block` (any number of axes, any memory order).
+    def accumulator(cls, space: Space) -> Accumulator[Self]:
+        """A pass for this statistic alone."""
+        return _Alone(cls, space)
 
-        The block is copied, a piece at a time, only where its memory is not contiguous in any order. Raises as
-        `Statistic.measure`.
-        """
-        accumulator = Accumulator(*checked_block(block, channel_axis))
-        accumulator.add(block, channel_axis)
-        return cls.from_measures(accumulator.measures())
+
+class _Alone:
+    """A pass over values that one statistic is taken from."""
+
+    def __init__(self, kind: type[Any], space: Space) -> None:
+        self._kind, self._space = kind, space
+        self._values = ValuePass(space.dtype, space.sample, space.axis, by_sample=kind.by_sample)
+
+    def add(self, block: Array, where: Where) -> None:
+        self._values.add(block, where)
+
+    def found(self) -> Any:
+        return self._kind.from_measures(self._space, self._values.found())
 
 
 def checked_dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:
-    """`dtype` in native byte order. Raises `MismatchError` unless a statistic can be measured of it."""
+    """`dtype` in native byte order. Raises `MismatchError` unless there are statistics of it."""
     native = np.dtype(dtype).newbyteorder("=")
     if native not in SUPPORTED_DTYPES:
         raise MismatchError(
@@ -142,19 +260,5 @@ def checked_dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:
     return native
 
 
-def checked_block(block: Array, channel_axis: int) -> tuple[np.dtype[Any], int]:
-    """The native dtype and the number of channels of `block`. Raises `MismatchError`."""
-    if not -block.ndim <= channel_axis < block.ndim:
-        raise MismatchError(
-            f"channel axis {channel_axis} is out of range for a block of shape {block.shape}; expected "
-            f"{-block.ndim} to {block.ndim - 1}"
-        )
-    return checked_dtype(block.dtype), block.shape[channel_axis]
-
-
-def _alike(found: Array, expected: Array) -> bool:
-    return found.dtype == expected.dtype and found.shape[:-1] == expected.shape[:-1] and found.ndim == expected.ndim
-
-
-def _describe(array: Array | None) -> str:
-    return "missing" if array is None else f"{array.dtype}{list(array.shape)}"
+def _described(space: Space) -> str:
+    return f"{space.dtype} samples of shape {space.sample} with channels on axis {space.axis}"

@@ -46,14 +46,32 @@ def _with_sorted_header(content: bytes) -> bytes:
     return len(header).to_bytes(8, "little") + header + content[8 + length :]
 
 
-def read_tensors(path: Path, expected_format: str) -> tuple[dict[str, npt.NDArray[Any]], dict[str, str]]:
+def read_tensors(
+    path: Path, expected_format: str, remedy: str = "make it again with this version"
+) -> tuple[dict[str, npt.NDArray[Any]], dict[str, str]]:
     """Read a file with the content of `tensors_bytes`: (name → array, metadata without the digest).
 
     Raises `DataError` if the file is missing, not safetensors, of another format or version than
-    `expected_format`, or does not have the digest written in it.
+    `expected_format`, for an older one with the `remedy`, or does not have the digest written in it.
     """
     tensors, metadata = _read_safetensors(path)
-    check_format(path, metadata.get("format"), expected_format)
+    check_format(path, metadata.get("format"), expected_format, remedy)
+    return _checked(path, tensors, metadata)
+
+
+def read_any_tensors(path: Path, expected_format: str) -> dict[str, npt.NDArray[Any]]:
+    """The arrays of a file of `expected_format` or an older version of it. Raises `DataError` as `read_tensors`."""
+    tensors, metadata = _read_safetensors(path)
+    name, version = expected_format.split("/")
+    older = [f"{name}/{number}" for number in range(1, int(version))]
+    if metadata.get("format") not in older:
+        check_format(path, metadata.get("format"), expected_format, "remove it")
+    return _checked(path, tensors, metadata)[0]
+
+
+def _checked(
+    path: Path, tensors: dict[str, npt.NDArray[Any]], metadata: dict[str, str]
+) -> tuple[dict[str, npt.NDArray[Any]], dict[str, str]]:
     digest = metadata.pop(DIGEST_KEY, None)
     if digest != content_digest(tensors, metadata):
         raise DataError(f"{path} is damaged: its content does not have the SHA-256 written in it; make it again")
@@ -75,15 +93,23 @@ def tensors_of(content: bytes) -> dict[str, npt.NDArray[Any]]:
         raise DataError(f"what came is not safetensors: {error}; fetch it again") from error
 
 
-def check_format(path: Path, found: object, expected: str) -> None:
-    """Raise `DataError` unless the file at `path` says that it is of the format `expected`, as in name/version."""
+def check_format(path: Path, found: object, expected: str, remedy: str) -> None:
+    """Raise `DataError` unless the file at `path` says that it is of the format `expected`, as in name/version.
+
+    The `remedy` is for a file of an older version.
+    """
     if found == expected:
         return
     name, _, version = expected.partition("/")
     said = str(found).partition("/")
-    if said[0] == name and said[2].isdigit() and int(said[2]) > int(version):
-        raise DataError(f"{path} has the format {found!r}, but this version reads {expected!r}; install a newer one")
-    raise DataError(f"{path} has the format {found!r}, expected {expected!r}; make it again with this version")
+    known = said[0] == name and said[2].isdigit()
+    if known and int(said[2]) > int(version):
+        raise DataError(
+            f"{path} has the format {found!r}, but this version reads {expected!r}; install a newer streamstats"
+        )
+    if known:
+        raise DataError(f"{path} was written by an older version: its format is {found!r}, not {expected!r}; {remedy}")
+    raise DataError(f"{path} has the format {found!r}; expected {expected!r}; name a file that streamstats wrote")
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, str]]:

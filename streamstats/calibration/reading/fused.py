@@ -20,7 +20,7 @@ import numpy.typing as npt
 from ...compiled import foreign
 from ...compiled.cache import POINTER, SIZE, load
 from ...compiled.foreign import addresses, caller, word_reader, word_writer
-from ...statistics.pieces import Intake
+from ...statistics.running import Intake
 
 ARGUMENTS = (POINTER, SIZE, POINTER, SIZE, SIZE, SIZE, POINTER, POINTER)
 """Addresses of functions, stored bytes, places of chunks, their number, bytes of a chunk, buffer, intake, state."""

@@ -17,7 +17,9 @@ import numpy.typing as npt
 
 from ...coverage import Rows
 from ...errors import ChangedError, DataError, StoreError
-from ...statistics.pieces import Accumulator, Intake
+from ...statistics.running import Intake, RunningSums
+from ...statistics.samples import SampleSums
+from ...statistics.statistics import StatisticsAccumulator
 from ..encoding.chunks import ABSENT, Bytes, ChunkKeys, Encoding
 from ..layer import Layer, Selection
 from ..sources.files import MISSING, File, Folder, Identity, LocalFolder
@@ -49,7 +51,7 @@ class Reader(Protocol):
         Raises `DataError` that names layer and rows for what cannot be read or decoded.
         """
 
-    def measure(self, selection: Selection, accumulator: Accumulator) -> None:
+    def measure(self, selection: Selection, accumulator: StatisticsAccumulator) -> None:
         """Add the values of `selection` to `accumulator`. Raises as `read`."""
 
 
@@ -127,17 +129,15 @@ class FileReader:
             target[...] = self._encoding.fill
             self.filled.append((inside[0].start, inside[0].stop))
 
-    def measure(self, selection: Selection, accumulator: Accumulator) -> None:
-        """As `Reader.measure`; what is compressed is measured while it is decoded."""
-        axis = self._layer.channel_axis
-        shape = tuple(part.stop - part.start for part in selection)
+    def measure(self, selection: Selection, accumulator: StatisticsAccumulator) -> None:
+        """As `Reader.measure`; what is compressed is measured while it is decoded, unless whole blocks are wanted."""
         in_a_row = all(len(numbers) == 1 for numbers in touched(selection, self._encoding.chunks)[1:])
-        streams = in_a_row and (self._encoding.compressor or self._most_gathered)
-        intake = accumulator.intake(shape, axis) if streams else None
-        if intake is None:
-            accumulator.add(self.read(selection), axis)
+        streams = in_a_row and not accumulator.takes_blocks and (self._encoding.compressor or self._most_gathered)
+        taken = accumulator.values.intake(selection) if streams else None
+        if taken is None:
+            accumulator.add(self.read(selection), selection)
             return
-        stream = _Stream(self._encoding, accumulator, intake)
+        stream = _Stream(self._encoding, *taken)
         others = []
         for shard in self._left_by_gathering(selection, stream):
             inside = overlap(selection, shard, self._encoding.shards)
@@ -149,9 +149,9 @@ class FileReader:
                     others.append(inside)
                 else:
                     stream.take(*run)
-        stream.finish(shape, axis)
+        stream.finish(selection, self._layer.channel_axis)
         for inside in others:
-            accumulator.add(self.read(inside), axis)
+            accumulator.add(self.read(inside), inside)
 
     @contextmanager
     def _explained(self, inside: Selection, key: str) -> Iterator[None]:
@@ -341,9 +341,9 @@ def _open_folder(layer: Layer, encoding: Encoding) -> Folder:
 class _Stream:
     """Chunks that are decoded one behind the other, and measured while they are in the cache."""
 
-    def __init__(self, encoding: Encoding, accumulator: Accumulator, intake: Intake) -> None:
+    def __init__(self, encoding: Encoding, sums: RunningSums | SampleSums, intake: Intake) -> None:
         self._encoding = encoding
-        self._accumulator = accumulator
+        self._sums = sums
         self._intake = intake
         self._buffer = kept("chunk", encoding.chunk_bytes + intake.unit)
         self._left = 0  # bytes at the start of the buffer that are less than a unit
@@ -355,17 +355,20 @@ class _Stream:
             codec = encoding.compressor or RAW
             fed = feed(codec, stored, places, encoding.chunk_bytes, self._buffer, self._intake, self._left)
             done, self._left = fed.chunks, fed.left
-            self._accumulator.took(fed.units * self._intake.unit)
+            self._sums.took(fed.units * self._intake.unit)
             if fed.torn:
                 raise ValueError(f"a chunk does not decode to {encoding.chunk_bytes} bytes")
         for offset, size in places[done:].tolist():
             encoding.decode(stored[offset : offset + size], self._buffer[self._left :][: encoding.chunk_bytes])
-            self._left = self._accumulator.take(self._buffer[: self._left + encoding.chunk_bytes], self._intake)
+            self._left = self._sums.take(self._buffer[: self._left + encoding.chunk_bytes], self._intake)
 
-    def finish(self, shape: Sequence[int], axis: int) -> None:
-        """Measure what is left, of values of `shape` with the channels on `axis`."""
-        rest = self._buffer[: self._left].view(self._encoding.dtype)
-        self._accumulator.add(rest.reshape(-1, shape[axis], prod(shape[axis + 1 :])), 1)
+    def finish(self, selection: Selection, axis: int) -> None:
+        """Measure what is left, of the values of `selection` with the channels on `axis`: less than a unit."""
+        if self._left:
+            assert isinstance(self._sums, RunningSums)  # units of samples leave nothing
+            rest = self._buffer[: self._left].view(self._encoding.dtype)
+            extents = [part.stop - part.start for part in selection]
+            self._sums.add(rest.reshape(-1, extents[axis], prod(extents[axis + 1 :])), 1)
 
 
 def _bytes_of(target: npt.NDArray[Any]) -> Bytes | None:

@@ -16,7 +16,7 @@ from zarr.storage import LocalStore
 
 from ...coverage import Rows
 from ...errors import DataError, StoreError, first_line
-from ...statistics.pieces import Accumulator
+from ...statistics.statistics import StatisticsAccumulator
 from ..layer import DEFAULT_PIPELINE, Layer, Selection, codec_pipeline, open_store
 from ..sources.files import Identity
 from .parts import damage, is_passing, lost, new_block, overlap, relative, touched
@@ -86,9 +86,9 @@ class ZarrReader:
         if size == 0:
             raise ValueError("it is empty")
 
-    def measure(self, selection: Selection, accumulator: Accumulator) -> None:
+    def measure(self, selection: Selection, accumulator: StatisticsAccumulator) -> None:
         """As `Reader.measure`."""
-        accumulator.add(self.read(selection), self._layer.channel_axis)
+        accumulator.add(self.read(selection), selection)
 
 
 def _stored_size(array: zarr.Array[Any], key: str) -> int:

@@ -19,11 +19,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ...config import JobConfig, LayerConfig
+from ...calibration.selection import LayerRule
 from ...correction import BiasCorrector, MeanBiasCorrector, PositionBiasCorrector
 from ...errors import UsageError
-from ...jobs import job
+from ...jobs.job import Job
+from ...jobs.run import run as run_job
 from ...outputs.results import open_results
+from ...statistics.positions import PositionSums
 from ...storage.files import file_digest, make_folders, read_json, remove_folder, write_bytes, write_json
 from ...storage.locks import locked
 from ...storage.tensors import read_tensors, tensors_bytes
@@ -184,20 +186,19 @@ def _measured(
     kept = [each for each in recorded if not each.reason]
     if not kept:
         return reasons
-    entries = [
-        LayerConfig(
-            match=glob.escape(each.layer),
-            statistics=["positions"] if isinstance(floats[each.layer], PositionBiasCorrector) else [],
-        )
-        for each in kept
-    ]
-    job.run(JobConfig(source=str(store), output=str(output), layers=entries))
+    rules = [LayerRule(glob.escape(each.layer), statistics=_statistics_for(floats[each.layer])) for each in kept]
+    run_job(Job(str(store), str(output), tuple(rules)))
     results = open_results(output)
     paths = {layer: results.corrector_path(layer) for layer in results.layers}
     measured = {layer: BiasCorrector.load(path) for layer, path in paths.items() if path is not None}
     for folder in (store, output):
         remove_folder(folder)
     return {**{each.layer: "it has no mean in the quantised network" for each in kept}, **reasons, **measured}
+
+
+def _statistics_for(corrector: BiasCorrector) -> tuple[str, ...]:
+    """What a corrector of the same kind is made from, beside what is always counted."""
+    return (PositionSums.name,) if isinstance(corrector, PositionBiasCorrector) else ()
 
 
 def _repair(

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from ...correction import correction_error
 from ...errors import UsageError
-from ...outputs.ledger import LayerStatistics
+from ...outputs.layer_statistics import LayerStatistics
 from .graph import attributes, copied
 from .quantized import Pair
 from .record import tensor_quantization

@@ -14,7 +14,8 @@ import numpy.typing as npt
 
 from ...correction import BiasCorrector, PositionBiasCorrector
 from ...errors import DataError, MismatchError, UsageError
-from ...outputs.results import CORRECTORS, MANIFEST, open_results
+from ...outputs.manifest import MANIFEST
+from ...outputs.results import CORRECTORS, open_results
 from ...storage.names import layer_path
 from .graph import LeftOut, LinearLayer, attributes
 from .quantized import Pair

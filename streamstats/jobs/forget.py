@@ -1,0 +1,151 @@
+"""Forgetting: taking rows out of what was counted, exactly, for good."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+
+from ..calibration.identity import file_range, rows_of_file
+from ..calibration.layer import Layer
+from ..coverage import Coverage, Rows
+from ..errors import DataError, NonFiniteError, UsageError
+from ..outputs.layer_statistics import LayerStatistics
+from ..outputs.ledger import Measured, Source
+from ..outputs.manifest import read_manifest
+from ..outputs.results import still_missing
+from ..progress import QUIET, Progress
+from ..statistics.statistics import Statistics
+from .job import Job
+from .measuring import Policy
+from .reduction import reduce_tasks
+from .session import Session, open_session, planned
+
+
+@dataclass(frozen=True)
+class Forgotten:
+    """What was taken out of a layer: `rows` that had been counted; `others` were read again for it."""
+
+    layer: str
+    rows: int
+    others: int
+
+
+def forget(job: Job, rows: Rows, *, match: str = "*", progress: Progress = QUIET) -> list[Forgotten]:
+    """Take `rows` out of the layers of `job` whose names fit the glob `match`, and never count them again.
+
+    They are read once more and subtracted. Where a statistic cannot tell what is left, as an extremum that one of them
+    may have, others are read until it can; where one of the rows can no longer be read, all others are counted anew.
+    Raises as `run` does.
+    """
+    with open_session(job, progress=progress) as session, _all_or_nothing():
+        chosen = [layer for layer in session.layers if fnmatchcase(layer.name, match)]
+        _check_rows(session, chosen, rows, match)
+        ledgers, forgotten = _forgotten(session, chosen, Coverage.of([rows]))
+        manifest = read_manifest(session.output)
+        gaps = {} if manifest is None else manifest.gaps()
+        session.write(ledgers, {layer: still_missing(ledgers[layer], gaps.get(layer, ())) for layer in ledgers})
+        return forgotten
+
+
+@contextmanager
+def _all_or_nothing() -> Iterator[None]:
+    """Rows that cannot be read, where they are needed, are an error that says so."""
+    try:
+        yield
+    except NonFiniteError:
+        raise
+    except DataError as error:
+        what = str(error).partition("; ")[0]
+        raise DataError(
+            f"{what}; it stays counted, and is needed to find what is left without the rows to forget: repair it, or "
+            "forget its rows, too; nothing was taken out"
+        ) from error
+
+
+def _check_rows(session: Session, chosen: Sequence[Layer], rows: Rows, match: str) -> None:
+    if not chosen:
+        names = ", ".join(layer.name for layer in session.layers)
+        raise UsageError(f"no layer matches {match!r}; the job has {names}")
+    for layer in chosen:
+        if not 0 <= rows[0] < rows[1] <= layer.rows:
+            raise UsageError(
+                f"cannot forget rows {rows[0]}:{rows[1]}: layer {layer.name} has {layer.rows} rows; expected a range "
+                "of them"
+            )
+
+
+def _forgotten(
+    session: Session, chosen: Sequence[Layer], rows: Coverage
+) -> tuple[dict[str, LayerStatistics], list[Forgotten]]:
+    """The ledgers without `rows`, and what was done for it."""
+    taken = {layer.name: session.ledgers[layer.name].source.covered & rows for layer in chosen}
+    parts = _counted(session, _empty(session), taken, unreadable="report")
+    ledgers, again, forgotten = dict(session.ledgers), {}, []
+    for layer in chosen:
+        whole, part = session.ledgers[layer.name], parts[layer.name]
+        others = whole.source.covered - rows
+        if part.source.covered == taken[layer.name]:
+            statistics, read = _rest(session, layer, part.statistics, others)
+            rest = replace(whole, statistics=statistics)
+        else:
+            again[layer.name], read = others, len(others)
+            rest = _begun_anew(layer, whole)
+        ledgers[layer.name] = replace(rest, sources=(_excluding(layer, rest.source, rows),))
+        forgotten.append(Forgotten(layer.name, len(taken[layer.name]), read))
+    if again:
+        ledgers = _counted(session, ledgers, again, unreadable="error")
+    return ledgers, forgotten
+
+
+def _empty(session: Session) -> dict[str, LayerStatistics]:
+    return {layer.name: LayerStatistics.empty(layer) for layer in session.layers}
+
+
+def _begun_anew(layer: Layer, whole: LayerStatistics) -> LayerStatistics:
+    source = Source(whole.source.fingerprint, layer.rows, excluded=whole.source.excluded)
+    return replace(LayerStatistics.empty(layer), sources=(source,))
+
+
+def _counted(
+    session: Session, ledgers: Mapping[str, LayerStatistics], wanted: Mapping[str, Coverage], *, unreadable: str
+) -> dict[str, LayerStatistics]:
+    """`ledgers` with the `wanted` rows counted in."""
+    return session.count(ledgers, wanted, _policy(session, unreadable)).statistics
+
+
+def _policy(session: Session, unreadable: str) -> Policy:
+    return Policy(session.job.nonfinite, "fill" if session.job.missing == "fill" else unreadable)
+
+
+def _rest(session: Session, layer: Layer, part: Statistics, others: Coverage) -> tuple[Statistics, int]:
+    """What was counted of `layer` less `part`, and how many of the `others` were read to find it.
+
+    Others are read only until every statistic is known; that of all others is the answer in any case.
+    """
+    whole = session.ledgers[layer.name].statistics
+    read, rest = 0, Statistics.empty(layer.kinds, layer.space)
+    left = whole.without(part, rest)
+    if left is not None:
+        return left, read
+    plan = planned(session.layers, {layer.name: others}, session.job.memory, session.workers)
+    described = {each.name: each for each in session.layers}
+    reduced = reduce_tasks(plan, described, session.workers, _policy(session, "error"), session.progress)
+    for task, results in reduced:
+        read += task.rows
+        for found in results:
+            if isinstance(found, Measured):
+                rest = rest.merge(found.statistics)
+        left = whole.without(part, rest)
+        if left is not None:
+            break
+    reduced.close()
+    return (rest if left is None else left), read
+
+
+def _excluding(layer: Layer, source: Source, rows: Coverage) -> Source:
+    left = source.covered - rows
+    touched = [number for start, stop in rows.ranges for number in file_range(layer, start, stop)]
+    uncounted = [number for number in touched if not left & Coverage.of([rows_of_file(layer, number)])]
+    return source.forget(rows, uncounted)

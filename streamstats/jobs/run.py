@@ -1,0 +1,211 @@
+"""Counting: `reduce` for statistics in memory, `run` for a job that leaves results, in one go, in rounds, or for good.
+
+The command line, the service and Python call these functions; there is no other way to a result.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from ..calibration.layer import Layer
+from ..calibration.selection import LayerRule, Selected, select_layers
+from ..coverage import Coverage
+from ..errors import ChangedError, UsageError
+from ..outputs.layer_statistics import LayerStatistics
+from ..outputs.resuming import continued, load
+from ..progress import QUIET, Progress
+from .job import DEFAULT_MEMORY, Job
+from .measuring import Policy
+from .session import Outcome, Session, missing_rows, open_session, reduce_layers
+from .sizes import parse_bytes
+from .workers import Cluster, available_cores, open_workers
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+Until = Callable[[Mapping[str, LayerStatistics]], bool]
+"""Asked after each round whether what is counted is enough."""
+OnWritten = Callable[[Outcome], None]
+FIRST_ROWS, GROWTH = 32, 1.5
+"""Of the rounds after which `until` is asked: the rows of the first, and how many times as many the next has."""
+MOST_REPLACED = 20
+"""Times that counting resumes after a chunk was replaced while it was read."""
+POLL_SECONDS = 1.0
+"""Between two looks at a store that is followed."""
+
+
+@dataclass(frozen=True)
+class Follow:
+    """Until when a store is followed: every layer has `rows`, or nothing was added for `idle` seconds."""
+
+    rows: int | None = None
+    idle: float | None = None
+
+
+def reduce(
+    source: str | Path,
+    *,
+    layers: Sequence[LayerRule] = (),
+    memory: str | int = DEFAULT_MEMORY,
+    nonfinite: Literal["error", "skip"] = "error",
+    missing: Literal["error", "fill"] = "error",
+    threads: int | None = None,
+    client: Client | None = None,
+    progress: Progress = QUIET,
+) -> dict[str, LayerStatistics]:
+    """The exact statistics of every layer of the calibration store at `source`, by name.
+
+    `layers` chooses and describes layers (default: every array, as its attributes say); `memory` is the most the
+    process may take; `nonfinite` "skip" leaves NaN and infinities out of sums and counts and counts them apart;
+    `missing` "fill" counts the fill value for chunks that are missing or cannot be read; `threads` defaults to the
+    number of cores; with a `distributed.Client`, its workers do the work, which must see the store, and `memory` is for
+    each of them; `progress` is told of each finished task.
+
+    Raises `UsageError` where the request cannot be met, `DataError` where the store cannot be read,
+    `NonFiniteError` for NaN or infinities under "error", `ClusterError` for workers that do not fit or are gone.
+    """
+    _check_one_of("nonfinite", nonfinite, ("error", "skip"))
+    _check_one_of("missing", missing, ("error", "fill"))
+    cluster = Cluster(threads=available_cores() if threads is None else threads)
+    budget = _budget(memory)
+    chosen = select_layers(source, layers).layers
+    ledgers = {layer.name: LayerStatistics.empty(layer) for layer in chosen}
+    with open_workers(cluster, chosen, client) as workers:
+        wanted = missing_rows(chosen, ledgers)
+        return reduce_layers(chosen, ledgers, wanted, budget, workers, Policy(nonfinite, missing), progress).statistics
+
+
+def _budget(memory: str | int) -> int:
+    try:
+        return parse_bytes(memory)
+    except ValueError as error:
+        raise UsageError(f"memory is {memory!r}; {error}") from error
+
+
+def _check_one_of(name: str, value: str, expected: tuple[str, ...]) -> None:
+    if value not in expected:
+        raise UsageError(f"{name} is {value!r}; expected {' or '.join(map(repr, expected))}")
+
+
+def run(
+    job: Job,
+    *,
+    restart: bool = False,
+    accept_changes: bool = False,
+    follow: Follow | None = None,
+    until: Until | None = None,
+    client: Client | None = None,
+    progress: Progress = QUIET,
+    on_written: OnWritten = lambda _: None,
+) -> Outcome:
+    """Do `job` and write `state/`, `correctors/` and `manifest.json` to its output.
+
+    It resumes from what `state/` has; `restart` begins anew, without the rows to forget; `accept_changes` takes the
+    store as it is now. `follow` counts rows as they are appended; `until` counts the first rows of all layers in rounds
+    that grow, and ends with the one after which it is true. With a dask `client`, its workers do the work, whatever the
+    job says. `on_written` is given the outcome each time that results are written. What was counted is saved every few
+    seconds, and when the job ends, in whatever way. Raises as `reduce` and `open_session` do, and `OutputError`.
+    """
+    options = {"restart": restart, "accept_changes": accept_changes}
+    with open_session(job, **options, client=client, progress=progress) as session:
+        _check_wanted_rows(session, follow)
+        if until is not None:
+            return _run_until(session, until, on_written)
+        outcome = _run_while_it_grows(session, on_written)
+        if follow is not None:
+            for selected in _grown(session, follow):
+                known = outcome.statistics
+                ledgers = {layer.name: continued(layer, known.get(layer.name)) for layer in selected.layers}
+                session = replace(session, selected=selected, ledgers=ledgers, restarted=False)
+                outcome = _run_while_it_grows(session, on_written)
+        return outcome
+
+
+def _run_once(session: Session, on_written: OnWritten) -> Outcome:
+    outcome = session.count_and_save(missing_rows(session.layers, session.ledgers, session.job))
+    on_written(outcome)
+    return outcome
+
+
+def _run_while_it_grows(session: Session, on_written: OnWritten) -> Outcome:
+    """Count all, again from what is saved where a recorder wrote the last chunk of a layer anew meanwhile."""
+    for _ in range(MOST_REPLACED):
+        try:
+            return _run_once(session, on_written)
+        except ChangedError:
+            if session.restarted or not all(layer.recorded for layer in session.layers):
+                raise
+        selected = select_layers(session.job.source, session.job.rules)
+        session = replace(session, selected=selected, ledgers=load(session.output, selected.layers))
+    return _run_once(session, on_written)
+
+
+def _run_until(session: Session, until: Until, on_written: OnWritten) -> Outcome:
+    """Rounds over the first rows: the same ones whether the run was interrupted in between or not."""
+    if session.job.rows is not None:
+        raise UsageError("`rows` is given, but this run finds out how many rows are enough; leave `rows` out")
+    covered = max((each.source.covered.stop for each in session.ledgers.values()), default=0)
+    outcome = Outcome(session.ledgers)
+    for rows in _rounds(session.layers):
+        if rows < covered:
+            continue
+        job = replace(session.job, rows=(0, rows))
+        outcome = _run_once(replace(session, job=job, ledgers=outcome.statistics), on_written)
+        session = replace(session, restarted=False)
+        if until(outcome.statistics):
+            break
+    return outcome
+
+
+def _rounds(layers: Sequence[Layer]) -> Iterator[int]:
+    """The rows of each round, whole chunks of the layer with the largest samples; the last round has all."""
+    most, largest = max(layer.rows for layer in layers), max(layers, key=lambda layer: math.prod(layer.sample_shape))
+    together = largest.chunks[0]
+    rows = _whole(FIRST_ROWS, together)
+    while rows < most:
+        yield rows
+        rows = _whole(math.ceil(rows * GROWTH), together)
+    if most:
+        yield most
+
+
+def _whole(rows: int, together: int) -> int:
+    return -(-rows // together) * together
+
+
+def _grown(session: Session, follow: Follow) -> Iterator[Selected]:
+    """The layers each time that they have more rows, until it is enough."""
+    rows = {layer.name: layer.rows for layer in session.layers}
+    since = time.monotonic()
+    while follow.rows is None or any(count < follow.rows for count in rows.values()):
+        if follow.idle is not None and time.monotonic() - since >= follow.idle:
+            return
+        time.sleep(POLL_SECONDS)
+        selected = select_layers(session.job.source, session.job.rules)
+        found = {layer.name: layer.rows for layer in selected.layers}
+        if found != rows:
+            rows, since = found, time.monotonic()
+            yield selected
+
+
+def _check_wanted_rows(session: Session, follow: Follow | None) -> None:
+    """Refuse rows that no layer has, and an output in which other rows are counted than the job wants."""
+    rows = session.job.rows
+    if rows is None:
+        return
+    most = max(layer.rows for layer in session.layers)
+    if rows[0] >= most and follow is None:
+        raise UsageError(f"`rows` is {rows[0]}:{rows[1]}, but no layer has more than {most} rows")
+    for layer in session.layers:
+        others = session.ledgers[layer.name].source.covered - Coverage.of([rows])
+        if others:
+            start, stop = others.ranges[0]
+            raise UsageError(
+                f"`rows` is {rows[0]}:{rows[1]}, but rows {start}:{stop} of layer {layer.name} are counted in "
+                f"{session.output}; choose another output, or count again with --restart"
+            )

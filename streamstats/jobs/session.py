@@ -1,0 +1,260 @@
+"""A session: a job whose output nobody else writes to, with what is counted so far, and the workers that count more."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.filesize import decimal
+
+from ..calibration.layer import Layer
+from ..calibration.selection import Selected, select_layers
+from ..coverage import Coverage, Rows
+from ..errors import StreamstatsError, UsageError, counted
+from ..outputs.layer_statistics import LayerStatistics
+from ..outputs.manifest import Gaps, joined, read_manifest
+from ..outputs.results import check_no_store, check_paths, remove_leftovers, write_results
+from ..outputs.resuming import check_unchanged, load, restarted
+from ..outputs.saving import Saver, held
+from ..progress import QUIET, Progress, Stage
+from ..storage.files import remove_if_empty
+from .job import Job
+from .measuring import Found, Policy, Unreadable
+from .plan import MiB, Plan, make_plan
+from .reduction import reduce_tasks
+from .workers import Workers, open_workers
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+Ledgers = Mapping[str, LayerStatistics]
+NAMED = 8
+"""Layers that a note names."""
+
+
+@dataclass
+class Outcome:
+    """What a reduction found: the statistics of each layer, and which rows could not be read."""
+
+    statistics: dict[str, LayerStatistics]
+    unreadable: list[Unreadable] = field(default_factory=list)
+
+    def gaps(self) -> dict[str, Gaps]:
+        """The rows that are missing, by layer."""
+        missing: dict[str, list[tuple[Rows, str]]] = {}
+        for each in self.unreadable:
+            missing.setdefault(each.layer, []).append((each.rows, each.reason))
+        return {layer: joined(ranges) for layer, ranges in missing.items()}
+
+
+@dataclass(frozen=True)
+class Session:
+    """A job whose output nobody else writes to: its layers, and what is counted of them."""
+
+    job: Job
+    selected: Selected
+    ledgers: dict[str, LayerStatistics]
+    restarted: bool
+    workers: Workers
+    progress: Progress = QUIET
+
+    @property
+    def output(self) -> Path:
+        """The folder of the results."""
+        return Path(self.job.output)
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """The layers of the job, in order."""
+        return self.selected.layers
+
+    def count(self, ledgers: Ledgers, wanted: Mapping[str, Coverage], policy: Policy | None = None) -> Outcome:
+        """`ledgers` with the `wanted` rows counted in; those that must not be interrupted are saved by the caller."""
+        policy = policy or Policy(self.job.nonfinite, self.job.missing)
+        return reduce_layers(self.layers, ledgers, wanted, self.job.memory, self.workers, policy, self.progress)
+
+    def count_and_save(self, wanted: Mapping[str, Coverage]) -> Outcome:
+        """What is counted so far with the `wanted` rows counted in, saved every few seconds and written at the end."""
+        saver = Saver(self.output, self.ledgers.values() if self.restarted else (), self.progress)
+        policy = Policy(self.job.nonfinite, self.job.missing)
+        try:
+            outcome = reduce_layers(
+                self.layers, self.ledgers, wanted, self.job.memory, self.workers, policy, self.progress, saver
+            )
+            self.write(outcome.statistics, outcome.gaps())
+        except BaseException:
+            saver.save()
+            raise
+        return outcome
+
+    def write(self, statistics: Ledgers, gaps: Mapping[str, Gaps]) -> None:
+        """Leave states, correctors and manifest."""
+        rows, keep = self.job.rows, not self.restarted
+        write_results(self.output, [self.job.source], statistics, gaps, rows=rows, keep_states=keep)
+
+
+@contextmanager
+def open_session(
+    job: Job,
+    *,
+    restart: bool = False,
+    accept_changes: bool = False,
+    client: Client | None = None,
+    progress: Progress = QUIET,
+) -> Iterator[Session]:
+    """`job`, with what its output has so far; other processes are kept out of the output.
+
+    Raises `UsageError` for a job that is not possible, `OutputError` where another process has the output, `DataError`
+    for a state that is damaged or a store that is not the one it was counted from, `ClusterError` for unfit workers.
+    """
+    selected = select_layers(job.source, job.rules)
+    output = Path(job.output)
+    _check_apart(job.source, output)
+    check_paths(output, [layer.name for layer in selected.layers])
+    tell_selected(selected, progress)
+    try:
+        with held(output, job.source, {layer.name: layer.rows for layer in selected.layers}):
+            remove_leftovers(output)
+            if restart:
+                ledgers = restarted(output, selected.layers)
+            else:
+                _check_same_source(output, job.source, accept_changes=accept_changes)
+                ledgers = load(output, selected.layers, accept_changes=accept_changes)
+            with open_workers(job.cluster, selected.layers, client) as workers:
+                yield Session(job, selected, ledgers, restart, workers, progress)
+    finally:
+        remove_if_empty(output)
+
+
+def reduce_layers(
+    layers: Sequence[Layer],
+    ledgers: Ledgers,
+    wanted: Mapping[str, Coverage],
+    memory: int,
+    workers: Workers,
+    policy: Policy,
+    progress: Progress = QUIET,
+    saver: Saver | None = None,
+) -> Outcome:
+    """Plan the `wanted` rows of `layers`, have `workers` measure them, and count them into `ledgers`.
+
+    `saver` is given each ledger that something was counted into. Raises `UsageError` where the memory does not suffice,
+    and what `reduce_tasks` raises.
+    """
+    plan = planned(layers, wanted, memory, workers)
+    tell_plan(plan, layers, ledgers, memory, workers, progress)
+    described = {layer.name: layer for layer in layers}
+    outcome = Outcome(dict(ledgers))
+    for task, results in reduce_tasks(plan, described, workers, policy, progress):
+        for found in results:
+            _take(outcome, described[found.layer], found, saver)
+        progress.workers(workers.count(), workers.repeats)
+        progress.advance(task.rows, task.bytes)
+    _check_complete(plan, outcome)
+    return outcome
+
+
+def planned(layers: Sequence[Layer], wanted: Mapping[str, Coverage], memory: int, workers: Workers) -> Plan:
+    """The plan for the `wanted` rows of `layers`. Raises `UsageError` where the memory does not suffice."""
+    threads, processes = workers.threads_each, max(1, workers.count())
+    plan = make_plan(layers, wanted, memory=memory, threads=threads, processes=processes)
+    workers.use(plan.threads)
+    return plan
+
+
+def missing_rows(layers: Sequence[Layer], ledgers: Ledgers, job: Job | None = None) -> dict[str, Coverage]:
+    """The rows of each layer that are still to be counted; with `job`, only those that it wants."""
+    missing = {layer.name: ledgers[layer.name].source.missing(layer.rows) for layer in layers}
+    if job is None:
+        return missing
+    return {layer.name: missing[layer.name] & job.wanted(layer.rows) for layer in layers}
+
+
+def _take(outcome: Outcome, layer: Layer, found: Found, saver: Saver | None) -> None:
+    if isinstance(found, Unreadable):
+        outcome.unreadable.append(found)
+        return
+    before = outcome.statistics[found.layer]
+    check_unchanged(layer, before.source, found.first_file, found.files)
+    outcome.statistics[found.layer] = before.count(found)
+    if saver:
+        saver.changed(outcome.statistics[found.layer])
+
+
+def _check_complete(plan: Plan, outcome: Outcome) -> None:
+    """Every row of the plan is counted, or known to be unreadable."""
+    expected: dict[str, list[Rows]] = {}
+    for task in plan.tasks:
+        for part in task.parts:
+            expected.setdefault(part.layer, []).append((part.start, part.stop))
+    for layer, rows in expected.items():
+        lost = Coverage.of(each.rows for each in outcome.unreadable if each.layer == layer)
+        missing = Coverage.of(rows) - (outcome.statistics[layer].source.covered | lost)
+        if missing:
+            raise StreamstatsError(f"layer {layer}: rows {missing} came back from no task; please report this")
+
+
+# What a person is told
+
+
+def tell_selected(selected: Selected, progress: Progress) -> None:
+    """Say what was left out, and what is allowed and often a mistake."""
+    layers = selected.layers
+    if selected.left_out:
+        progress.say(f"left out, because no entry of `layers` matches: {_some(selected.left_out)}")
+    codes = [layer.name for layer in layers if layer.dtype.kind in "iu" and layer.quantization is None]
+    if codes:
+        progress.say(f"note: integers without `quantization`, so their means are of the codes: {_some(codes)}")
+    rows = {layer.rows for layer in layers}
+    if len(rows) > 1:
+        progress.say(
+            f"note: the layers have different numbers of rows, {min(rows):,} to {max(rows):,}; was a recording "
+            "interrupted?"
+        )
+
+
+def tell_plan(
+    plan: Plan, layers: Sequence[Layer], ledgers: Ledgers, memory: int, workers: Workers, progress: Progress
+) -> None:
+    """Say what is going to be done, in how much memory, and begin the stage."""
+    before = sum(ledgers[layer.name].rows for layer in layers)
+    beside = f" beside {before:,} already counted" if before else ""
+    sizes = f"{counted(len(layers), 'layer')}, {counted(plan.rows, 'row')}{beside}, {decimal(plan.bytes)}"
+    tasks = f"{counted(len(plan.tasks), 'task')} on {workers.description()}"
+    peak = f"at most {_mib(plan.peak_bytes)} of {_mib(memory)} memory"
+    progress.say(f"plan: {sizes} decoded, in {tasks}; blocks of at most {_mib(plan.block_bytes)}, {peak}")
+    progress.begin(Stage("counting", plan.rows, plan.bytes, before, len(layers), workers.description()))
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first of `names` and how many more there are."""
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
+
+
+def _mib(size: int) -> str:
+    return f"{-(-size // MiB)} MiB"
+
+
+def _check_same_source(output: Path, source: str, *, accept_changes: bool) -> None:
+    """Raise `DataError` for a manifest that is damaged, `UsageError` where changes of another store are accepted."""
+    manifest = read_manifest(output)
+    if manifest is None or manifest.merged or not accept_changes:
+        return
+    before = manifest.sources[0]
+    if Path(before).resolve() != Path(source).resolve():
+        raise UsageError(
+            f"{output} was counted from {before}, but the source is {source}; --accept-changes is for the same store: "
+            "count everything again with --restart, or choose another output"
+        )
+
+
+def _check_apart(source: str, output: Path) -> None:
+    """Refuse an output that would put files into the calibration store."""
+    store, folder = Path(source).resolve(), output.resolve()
+    if store in (folder, *folder.parents):
+        raise UsageError(f"output {output} lies in the calibration store {source}; choose a folder outside it")
+    check_no_store(output)

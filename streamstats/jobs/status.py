@@ -1,0 +1,87 @@
+"""Status: how far the job of an output is, what is missing and why."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..coverage import Coverage, Rows
+from ..errors import DataError, UsageError
+from ..outputs.ledger import Ledger
+from ..outputs.manifest import NOTHING, Gaps, explained, read_manifest
+from ..outputs.saving import LOCK
+from ..storage.files import read_json
+from ..storage.locks import is_locked
+from .merge import states_in
+
+
+@dataclass(frozen=True)
+class LayerStatus:
+    """How far a layer is: `counted` of `rows`; `missing` ranges, and why they are missing."""
+
+    layer: str
+    rows: int
+    counted: int
+    missing: Gaps
+    excluded: Coverage
+
+    def document(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {
+            "rows": self.rows,
+            "counted": self.counted,
+            "missing": [{"rows": list(rows), "reason": reason} for rows, reason in self.missing],
+            "excluded": self.excluded.document(),
+        }
+
+
+@dataclass(frozen=True)
+class Status:
+    """How far the job of an output is; `running` says whether a process is working on it now."""
+
+    layers: tuple[LayerStatus, ...]
+    running: bool
+
+    @property
+    def complete(self) -> bool:
+        """Whether every row is counted or excluded."""
+        return not any(layer.missing for layer in self.layers)
+
+
+def status(output: Path) -> Status:
+    """What is counted in `output`. Raises `UsageError` for a folder that is no output, `DataError` for damage."""
+    planned, manifest = _planned(output), read_manifest(output)
+    states = states_in(output, manifest)
+    if not (states or planned or manifest):
+        raise UsageError(f"{output} has no states; expected the output folder of `streamstats run`")
+    said = manifest or NOTHING
+    for name, entry in said.layers.items():
+        planned.setdefault(name, entry.rows if name not in states else 0)
+    limit, gaps = Coverage.of([said.rows or (0, sys.maxsize)]), said.gaps()
+    names = sorted({*planned, *states})
+    layers = (_layer_status(name, states.get(name), planned.get(name, 0), gaps.get(name, ()), limit) for name in names)
+    return Status(tuple(layers), is_locked(output / LOCK))
+
+
+def _planned(output: Path) -> dict[str, int]:
+    """The rows of each layer that a run which has not finished is to count."""
+    if not (output / LOCK).exists():
+        return {}
+    try:
+        return {str(layer): int(rows) for layer, rows in read_json(output / LOCK)["layers"].items()}
+    except (DataError, KeyError, TypeError, ValueError, AttributeError):
+        return {}  # the run was interrupted before it had written the file
+
+
+def _layer_status(layer: str, state: Ledger | None, planned: int, told: Gaps, limit: Coverage) -> LayerStatus:
+    if state is None:
+        return LayerStatus(layer, planned, 0, explained(Coverage.first(planned), ()), Coverage())
+    missing: list[tuple[Rows, str]] = []
+    for source in state.sources:
+        wanted = max(source.rows, planned) if len(state.sources) == 1 else source.rows
+        missing += explained(source.missing(wanted) & limit, told)
+    rows = max(sum(source.rows for source in state.sources), planned)
+    excluded = Coverage.of(rows for source in state.sources for rows in source.excluded.ranges)
+    return LayerStatus(layer, rows, state.rows, tuple(sorted(missing)), excluded)

@@ -1,0 +1,107 @@
+"""Verifying: reading everything that was counted once more, and telling what is no longer as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+
+from ..calibration.identity import file_key, rows_of_file
+from ..calibration.layer import Layer
+from ..calibration.selection import Selected, select_layers
+from ..coverage import EMPTY, Coverage, Rows
+from ..outputs.layer_statistics import LayerStatistics
+from ..outputs.manifest import read_manifest
+from ..outputs.results import read_states
+from ..outputs.resuming import check_same_job, compared
+from ..progress import QUIET, Progress
+from .job import Job
+from .measuring import Policy, Unreadable
+from .session import reduce_layers, tell_selected
+from .workers import open_workers
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something wrong with `rows` of a layer."""
+
+    layer: str
+    rows: Rows
+    problem: str
+
+
+def verify(job: Job, *, progress: Progress = QUIET) -> list[Problem]:
+    """Read everything that `job` counts, once, and tell what is wrong with it; nothing is written.
+
+    Chunks must be there, decode to their size and have the checksums that are stored with them. What was counted must
+    be as it was: the same files, and the same statistics to the bit. Raises `UsageError`, `DataError` for a damaged
+    state.
+    """
+    selected = select_layers(job.source, job.rules)
+    tell_selected(selected, progress)
+    layers = {layer.name: layer for layer in selected.layers}
+    states = read_states(Path(job.output), layers)
+    for name, state in states.items():
+        check_same_job(layers[name], state)
+    found, unreadable = _read_again(job, selected, states, progress)
+    allowed = job.missing == "fill"  # a store that leaves out chunks of fill values
+    problems = [Problem(each.layer, each.rows, each.reason) for each in unreadable if not (allowed and each.lost)]
+    for name, state in states.items():
+        problems += _differences(layers[name], state, found[name])
+    problems += _gone(job, selected)
+    return sorted(problems, key=lambda each: (each.layer, each.rows))
+
+
+def _read_again(
+    job: Job, selected: Selected, states: Mapping[str, LayerStatistics], progress: Progress
+) -> tuple[dict[str, LayerStatistics], list[Unreadable]]:
+    """The statistics of the rows that are counted, as they are now; what cannot be read of all that the job wants."""
+    layers = selected.layers
+    empty = {layer.name: LayerStatistics.empty(layer) for layer in layers}
+    counted, others = {}, {}
+    for layer in layers:
+        source = states[layer.name].source if layer.name in states else None
+        covered = source.covered if source else EMPTY
+        counted[layer.name] = covered & Coverage.first(layer.rows)
+        others[layer.name] = job.wanted(layer.rows) - covered - (source.excluded if source else EMPTY)
+    with open_workers(job.cluster, layers) as workers:
+        policy = Policy("skip", "report")
+        found = reduce_layers(layers, empty, counted, job.memory, workers, policy, progress)
+        beside = reduce_layers(layers, empty, others, job.memory, workers, policy, progress)
+    return found.statistics, [*found.unreadable, *beside.unreadable]
+
+
+def _differences(layer: Layer, state: LayerStatistics, found: LayerStatistics) -> Iterator[Problem]:
+    """What is not as it was when `state` was counted, where `found` is what is there now."""
+    if state.source.fingerprint != layer.fingerprint:
+        yield Problem(layer.name, (0, layer.rows), "dtype, chunks or codecs are not those that were counted")
+        return
+    same_rows = state.covered == found.covered
+    differing = state.statistics.differing(found.statistics) if same_rows else []
+    yield from _changed_files(layer, state, harmless=same_rows and not differing)
+    for start, stop in (state.source.covered - Coverage.first(layer.rows)).ranges:
+        yield Problem(layer.name, (start, stop), "was counted, and is no longer there")
+    if differing:
+        rows = state.covered[0][0], state.covered[-1][1]
+        yield Problem(layer.name, rows, f"does not give the statistics that were counted: {', '.join(differing)}")
+
+
+def _changed_files(layer: Layer, state: LayerStatistics, *, harmless: bool) -> Iterator[Problem]:
+    but = ", but gives the same statistics: `run --accept-changes` accepts it" if harmless else ""
+    for said, those in groupby(compared(layer, state.source)[1], key=itemgetter(1)):
+        numbers = [number for number, _ in those]
+        first, stop = rows_of_file(layer, numbers[0])[0], rows_of_file(layer, numbers[-1])[1]
+        more = f" and {len(numbers) - 1:,} more" if len(numbers) > 1 else ""
+        where = f"chunk {file_key(layer, numbers[0])}{more}"
+        yield Problem(layer.name, (first, min(stop, state.source.rows)), f"{where} {said} since it was counted{but}")
+
+
+def _gone(job: Job, selected: Selected) -> Iterator[Problem]:
+    """Layers that were counted, and that the store no longer has."""
+    manifest = read_manifest(Path(job.output))
+    known = {*(layer.name for layer in selected.layers), *selected.left_out}
+    for name, entry in manifest.layers.items() if manifest else ():
+        if name not in known:
+            yield Problem(name, (0, entry.rows), "was counted, and is no longer in the store")

@@ -1,0 +1,74 @@
+"""LayerStatistics: what people ask of a layer that was counted, in real units: means, ranges, standard errors."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import UsageError
+from ..statistics.extrema import ChannelExtrema
+from ..statistics.mean import ChannelMean
+from ..statistics.positions import PositionSums
+from ..statistics.spread import SampleSpread
+from ..storage.tensors import content_digest
+from .ledger import Ledger
+
+Float64Array = npt.NDArray[np.float64]
+
+
+class LayerStatistics(Ledger):
+    """The statistics of a layer over the rows of its `sources`: one array, or several that were merged.
+
+    `statistics` holds them over the stored values, by name; the properties here are in real units.
+    """
+
+    @property
+    def sums(self) -> ChannelMean:
+        """The exact sums and counts of each channel, of the stored values."""
+        found: ChannelMean = self.statistics[ChannelMean.name]
+        return found
+
+    @property
+    def extrema(self) -> ChannelExtrema:
+        """The extrema of each channel, of the stored values."""
+        found: ChannelExtrema = self.statistics[ChannelExtrema.name]
+        return found
+
+    @cached_property
+    def mean(self) -> Float64Array:
+        """float64[C]: the nearest float64 to the exact mean; NaN for a channel without finite values."""
+        try:
+            return self.sums.mean(self.quantization)
+        except UsageError as error:
+            raise UsageError(f"layer {self.layer}: {error}") from error
+
+    @cached_property
+    def minimum(self) -> Float64Array:
+        """float64[C]: the least finite value; NaN for a channel without."""
+        return self.extrema.real(self.quantization)[0]
+
+    @cached_property
+    def maximum(self) -> Float64Array:
+        """float64[C]: the greatest finite value; NaN for a channel without."""
+        return self.extrema.real(self.quantization)[1]
+
+    @cached_property
+    def standard_error(self) -> Float64Array | None:
+        """float64[C]: that of the mean, from how samples differ; None where their spread was not counted.
+
+        NaN for a channel for which it is not known, as `SampleSpread.standard_error` says.
+        """
+        spread = self.statistics.get(SampleSpread.name)
+        return spread.standard_error(self.sums, self.quantization) if isinstance(spread, SampleSpread) else None
+
+    @cached_property
+    def position_mean(self) -> Float64Array | None:
+        """float64[C, *others]: the mean at each position of a sample; None where these were not counted."""
+        positions = self.statistics.get(PositionSums.name)
+        return positions.mean(self.quantization) if isinstance(positions, PositionSums) else None
+
+    def sums_digest(self) -> str:
+        """SHA-256 (hex) of the exact sums and counts."""
+        return content_digest(self.sums.arrays(), {"dtype": str(self.space.dtype)})

@@ -1,0 +1,193 @@
+"""The manifest of an output: its layers, their files with a SHA-256 of each, what is missing. One writer, one reader.
+
+The manifest is written last, so it speaks of files that are there; what it says is checked before anyone uses it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import __version__
+from ..coverage import Coverage, Rows
+from ..errors import DataError
+from ..storage.files import read_json, write_json
+from ..storage.names import check_layer_name
+from ..storage.tensors import check_format
+
+MANIFEST = "manifest.json"
+FORMAT = "streamstats.manifest/2"
+REMEDY = "run the job again with `streamstats run --restart`"
+Gaps = tuple[tuple[Rows, str], ...]
+"""Rows that could not be read, each range with the reason, in order and apart."""
+NOT_YET = "not counted yet"
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """A file of the output: its path below the output, with `/`, and the SHA-256 (hex) of its bytes."""
+
+    file: str
+    sha256: str
+
+    def document(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {"file": self.file, "sha256": self.sha256}
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> FileEntry:
+        """What `document` made. Raises `KeyError`, `TypeError` for anything else."""
+        return cls(_text(document["file"]), _text(document["sha256"]))
+
+
+@dataclass(frozen=True)
+class LayerEntry:
+    """What the manifest says of a layer.
+
+    `rows` are counted; `corrector` is its file, or the reason why there is none; `missing` are rows that could not be
+    read; `counted` is the rest, JSON-ready: coverage, dtype, statistics and their figures.
+    """
+
+    rows: int
+    state: FileEntry
+    corrector: FileEntry | str
+    missing: Gaps = ()
+    counted: Mapping[str, Any] = field(default_factory=dict)
+
+    def document(self) -> dict[str, Any]:
+        """JSON-ready."""
+        corrector = {"file": None, "reason": self.corrector} if isinstance(self.corrector, str) else None
+        return {
+            **self.counted,
+            "rows": self.rows,
+            "state": self.state.document(),
+            "corrector": corrector or self.corrector.document(),  # type: ignore[union-attr]
+            "missing": [{"rows": list(rows), "reason": reason} for rows, reason in self.missing],
+        }
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> LayerEntry:
+        """What `document` made. Raises `KeyError`, `TypeError`, `ValueError` for anything else."""
+        known = {"rows", "state", "corrector", "missing"}
+        corrector = document["corrector"]
+        return cls(
+            rows=_number(document["rows"]),
+            state=FileEntry.from_document(document["state"]),
+            corrector=_text(corrector["reason"]) if corrector["file"] is None else FileEntry.from_document(corrector),
+            missing=tuple((_rows(gap["rows"]), _text(gap["reason"])) for gap in document["missing"]),
+            counted={name: value for name, value in document.items() if name not in known},
+        )
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The layers of an output, by name; `sources` are the stores; `rows` those that the job was limited to.
+
+    `merged` outputs come from several others.
+    """
+
+    layers: Mapping[str, LayerEntry]
+    sources: tuple[str, ...]
+    merged: bool = False
+    rows: Rows | None = None
+
+    def write(self, output: Path) -> None:
+        """Write it into `output`. Raises `OutputError`."""
+        write_json(
+            output / MANIFEST,
+            {
+                "format": FORMAT,
+                "layers": {name: self.layers[name].document() for name in sorted(self.layers)},
+                "rows": self.rows,
+                "source": list(self.sources) if self.merged else self.sources[0],
+                "versions": {"streamstats": __version__, "numpy": np.__version__},
+            },
+        )
+
+    def gaps(self) -> dict[str, Gaps]:
+        """The rows that could not be read, by layer."""
+        return {name: entry.missing for name, entry in self.layers.items()}
+
+
+NOTHING = Manifest({}, ())
+
+
+def read_manifest(output: Path) -> Manifest | None:
+    """The manifest of `output`, None where there is none.
+
+    Raises `DataError` where it is damaged or of another format.
+    """
+    path = output / MANIFEST
+    if not path.exists():
+        return None
+    document = read_json(path)
+    check_format(path, document.get("format"), FORMAT, REMEDY)
+    try:
+        return _parsed(document)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path} is damaged ({type(error).__name__}: {error}); remove it, and {REMEDY}") from error
+
+
+def _parsed(document: Mapping[str, Any]) -> Manifest:
+    layers = {check_layer_name(name): LayerEntry.from_document(each) for name, each in document["layers"].items()}
+    source = document["source"]
+    merged = isinstance(source, list)
+    sources = tuple(map(_text, source if merged else [source]))
+    rows = document["rows"]
+    return Manifest(layers, sources, merged, None if rows is None else _rows(rows))
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"found {value!r}, expected text")
+    return value
+
+
+def _number(value: object) -> int:
+    if type(value) is not int:
+        raise TypeError(f"found {value!r}, expected an integer")
+    return value
+
+
+def _rows(value: Any) -> Rows:
+    start, stop = value
+    return _number(start), _number(stop)
+
+
+def explained(missing: Coverage, gaps: Gaps) -> Gaps:
+    """The `missing` rows with their reasons from `gaps`, or NOT_YET.
+
+    >>> explained(Coverage.of([(0, 2), (4, 8)]), (((5, 6), "damaged"),))
+    (((0, 2), 'not counted yet'), ((4, 5), 'not counted yet'), ((5, 6), 'damaged'), ((6, 8), 'not counted yet'))
+    """
+    found: list[tuple[Rows, str]] = []
+    first = 0
+    for start, stop in missing.ranges:
+        while first < len(gaps) and gaps[first][0][1] <= start:
+            first += 1
+        for (left, right), reason in islice(gaps, first, None):
+            if left >= stop:
+                break
+            if start < left:
+                found.append(((start, left), NOT_YET))
+            found.append(((max(start, left), min(stop, right)), reason))
+            start = min(stop, right)
+        if start < stop:
+            found.append(((start, stop), NOT_YET))
+    return tuple(found)
+
+
+def joined(gaps: Iterable[tuple[Rows, str]]) -> Gaps:
+    """`gaps` in order, neighbours joined: the first reason stands for all that follow it."""
+    found: list[tuple[Rows, str]] = []
+    for rows, reason in sorted(gaps):
+        if found and found[-1][0][1] == rows[0]:
+            found[-1] = (found[-1][0][0], rows[1]), found[-1][1]
+        else:
+            found.append((rows, reason))
+    return tuple(found)

@@ -1,0 +1,70 @@
+"""Saving what is counted while the work continues, and keeping other processes out of the output meanwhile."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from ..progress import QUIET, Progress
+from ..storage.locks import locked
+from .ledger import Ledger
+from .manifest import MANIFEST
+from .results import STATE, write_states
+
+LOCK = "run.lock"
+SAVE_SECONDS = 3.0
+"""Between two saves."""
+SAVING_SHARE = 50
+"""Saving takes at most one part in so many of the time."""
+
+
+@contextmanager
+def held(output: Path, source: str, rows: Mapping[str, int]) -> Iterator[None]:
+    """Keep other runs out of `output`.
+
+    The lock's file stays after a first run that was interrupted: it says what the job was. Raises `OutputError` that
+    names the process which has the output.
+    """
+    since = datetime.now(UTC).isoformat(timespec="seconds")
+    who = {"host": socket.gethostname(), "process": os.getpid(), "since": since}
+
+    def first_was_interrupted() -> bool:
+        return (output / STATE).exists() and not (output / MANIFEST).exists()
+
+    document = {**who, "source": source, "layers": dict(rows)}
+    with locked(output / LOCK, document, keep=first_was_interrupted):
+        yield
+
+
+class Saver:
+    """Saves the states that have changed, every few seconds and at the end."""
+
+    def __init__(self, output: Path, beginning: Iterable[Ledger] = (), progress: Progress = QUIET) -> None:
+        """The `beginning` of a restart is saved with the first that was counted: old and new are never mixed."""
+        self._output, self._progress = output, progress
+        self._beginning = {each.layer: each for each in beginning}
+        self._changed: dict[str, Ledger] = {}
+        self._next = time.monotonic() + SAVE_SECONDS
+
+    def changed(self, ledger: Ledger) -> None:
+        """Save `ledger` when it is time."""
+        self._changed[ledger.layer] = ledger
+        if time.monotonic() >= self._next:
+            self.save()
+
+    def save(self) -> None:
+        """Save what has changed. Raises `OutputError`."""
+        if not self._changed:
+            return
+        started = time.monotonic()
+        write_states(self._output, (self._beginning | self._changed).values())
+        self._beginning.clear()
+        self._changed.clear()
+        now = time.monotonic()
+        self._next = now + max(SAVE_SECONDS, SAVING_SHARE * (now - started))
+        self._progress.saved(now - started)

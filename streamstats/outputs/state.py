@@ -1,0 +1,132 @@
+"""State files: the ledger of a layer, in one file that the next run resumes from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..coverage import Coverage
+from ..errors import DataError
+from ..quantization import Quantization
+from ..statistics.kinds import KINDS, Kind
+from ..statistics.statistic import Space
+from ..statistics.statistics import Statistics
+from ..storage.tensors import read_any_tensors, read_tensors, tensors_bytes
+from .layer_statistics import LayerStatistics
+from .ledger import Ledger, Source
+
+FORMAT = "streamstats.state/3"
+RESTART = "count again with `streamstats run --restart`"
+ROWS = ("covered", "excluded", "filled")
+
+Arrays = Mapping[str, npt.NDArray[Any]]
+
+
+def state_bytes(ledger: Ledger) -> bytes:
+    """The file that holds `ledger`: equal ledgers, equal bytes."""
+    tensors = dict(ledger.statistics.arrays())
+    for number, source in enumerate(ledger.sources):
+        for name in ROWS:
+            tensors[_tensor(number, name)] = np.array(getattr(source, name).ranges, np.int64).reshape(-1, 2)
+        tensors[_tensor(number, "files")] = source.files
+    space, quantization = ledger.space, ledger.quantization
+    metadata = {
+        "format": FORMAT,
+        "layer": ledger.layer,
+        "dtype": str(space.dtype),
+        "sample": json.dumps(space.sample),
+        "channel_axis": str(ledger.channel_axis),
+        "statistics": json.dumps([*ledger.statistics]),
+        "quantization": json.dumps(quantization.to_metadata() if quantization else None, sort_keys=True),
+        "sources": json.dumps([[source.fingerprint, source.rows] for source in ledger.sources]),
+    }
+    return tensors_bytes(tensors, metadata)
+
+
+def read_state(path: Path) -> LayerStatistics:
+    """Read what `state_bytes` made.
+
+    Raises `DataError` for a file that is damaged, says impossible things or is of another format.
+    """
+    tensors, metadata = read_tensors(path, FORMAT, RESTART)
+    try:
+        return _from_file(tensors, metadata)
+    except (DataError, KeyError, ValueError, TypeError, AttributeError, OverflowError) as error:
+        raise DataError(f"{path} is not a usable state: {error}; remove it and run again") from error
+
+
+def read_excluded(path: Path) -> Coverage:
+    """The rows that were taken out for good from the only source of a state; none where there are several.
+
+    It also reads states of older formats: a restart must not count again what was forgotten. Raises `DataError`.
+    """
+    tensors = read_any_tensors(path, FORMAT)
+    if _tensor(1, "excluded") in tensors:
+        return Coverage()
+    try:
+        return _coverage(tensors, 0, "excluded")
+    except (KeyError, ValueError) as error:
+        raise DataError(f"{path} is not a usable state: {error}; remove it and run again") from error
+
+
+def _tensor(number: int, name: str) -> str:
+    return f"source.{number}.{name}"
+
+
+def _from_file(tensors: Arrays, metadata: Mapping[str, str]) -> LayerStatistics:
+    axis = int(metadata["channel_axis"])
+    sample = tuple(int(extent) for extent in json.loads(metadata["sample"]))
+    space = Space(np.dtype(metadata["dtype"]), sample, axis - 1)
+    states = {name: array for name, array in tensors.items() if not name.startswith("source.")}
+    sources = [
+        _source(tensors, number, fingerprint, rows)
+        for number, (fingerprint, rows) in enumerate(json.loads(metadata["sources"]))
+    ]
+    if not sources:
+        raise ValueError("it names no source")
+    return LayerStatistics(
+        layer=metadata["layer"],
+        channel_axis=axis,
+        quantization=Quantization.from_metadata(json.loads(metadata["quantization"])),
+        sources=tuple(sources),
+        statistics=Statistics.from_arrays(states, _kinds(json.loads(metadata["statistics"])), space),
+    )
+
+
+def _kinds(names: list[str]) -> list[Kind]:
+    unknown = sorted(set(names) - KINDS.keys())
+    if unknown:
+        raise DataError(f"it holds the statistics {', '.join(unknown)}, which this version does not know")
+    return [KINDS[name] for name in names]
+
+
+def _source(tensors: Arrays, number: int, fingerprint: object, rows: object) -> Source:
+    if type(fingerprint) is not str or type(rows) is not int or rows < 0:
+        raise ValueError(f"a source is {fingerprint!r} with {rows!r} rows")
+    covered, excluded, filled = (_coverage(tensors, number, name) for name in ROWS)
+    for each in (covered, excluded, filled):
+        if each.stop > rows:
+            raise ValueError(f"rows {each} are beyond its {rows} rows")
+    if covered & excluded:
+        raise ValueError("rows are both counted and excluded")
+    return Source(fingerprint, rows, covered, excluded, filled, _pairs(tensors, number, "files"))
+
+
+def _coverage(tensors: Arrays, number: int, name: str) -> Coverage:
+    ranges = tuple((start, stop) for start, stop in _pairs(tensors, number, name).tolist())
+    found = Coverage.of(ranges)
+    if found.ranges != ranges:
+        raise ValueError(f"the {name} rows {ranges} are not ranges in order and apart")
+    return found
+
+
+def _pairs(tensors: Arrays, number: int, name: str) -> npt.NDArray[np.int64]:
+    array = tensors[_tensor(number, name)]
+    if array.dtype != np.int64 or array.ndim != 2 or array.shape[1] != 2:
+        raise ValueError(f"{name} is {array.dtype}{list(array.shape)}; expected int64[n, 2]")
+    return array

@@ -1,0 +1,37 @@
+"""The kinds of statistics that there are. A new one is a file beside this one, and a line here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ..errors import UsageError
+from .extrema import ChannelExtrema
+from .mean import ChannelMean
+from .positions import PositionSums
+from .spread import SampleSpread
+from .statistic import Statistic
+
+Kind = type[Statistic]
+
+KINDS: dict[str, Kind] = {kind.name: kind for kind in (ChannelMean, ChannelExtrema, PositionSums, SampleSpread)}
+"""Name → kind."""
+ALWAYS = (ChannelMean.name, ChannelExtrema.name)
+"""What is counted of every layer; others are counted where they are asked for."""
+
+
+def kinds_of(names: Iterable[str]) -> tuple[Kind, ...]:
+    """The kinds called `names` and those of ALWAYS, each once, in a fixed order. Raises `UsageError`."""
+    wanted = {*ALWAYS, *names}
+    unknown = sorted(wanted - KINDS.keys())
+    if unknown:
+        raise UsageError(f"statistics {', '.join(unknown)} are unknown; expected some of {', '.join(optional())}")
+    return tuple(KINDS[name] for name in [*ALWAYS, *sorted(wanted.difference(ALWAYS))])
+
+
+def optional() -> dict[str, str]:
+    """What can be asked for: name → one sentence about it."""
+    return {name: _sentence(kind) for name, kind in KINDS.items() if name not in ALWAYS}
+
+
+def _sentence(kind: Kind) -> str:
+    return " ".join((kind.__doc__ or "").split("\n\n")[0].split())

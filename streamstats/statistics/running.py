@@ -1,0 +1,234 @@
+"""Running sums: exact sum, counts and extrema of each channel over many blocks, one compiled pass over each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ..compiled.cache import address
+from ..errors import MismatchError
+from .exact import ExactSum, digit_count
+from .loops import bound_dtype, loop, room
+from .pieces import LONGEST_PIECE, arrangement, parts, pieces
+
+Array = npt.NDArray[Any]
+Counts = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class SampleSquares:
+    """The squares of the sums of `samples` int64[C] samples, added: canonical `digits` int64[D, C] of float64.
+
+    `beyond` int64[C] counts what was beyond float64.
+    """
+
+    samples: Counts
+    digits: npt.NDArray[np.int64]
+    beyond: Counts
+
+
+@dataclass(frozen=True)
+class Measures:
+    """What a pass found in each channel, [C]; `digits` int64[digit_count, C] is the sum, not carried.
+
+    `count` is the number of finite values, `nan` and `infinite` count the others, which have no part in the rest; `low`
+    and `high`, of the values' dtype, are the extrema: ±∞, or the ends of the integer type, where there is no finite
+    value. A zero has no sign. `squares` are there where the pass went sample by sample.
+    """
+
+    dtype: np.dtype[Any]
+    count: Counts
+    digits: npt.NDArray[np.int64]
+    nan: Counts
+    infinite: Counts
+    low: Array
+    high: Array
+    squares: SampleSquares | None = None
+
+
+class Intake(NamedTuple):
+    """How a compiled loop takes values in the order of memory: by units of `unit` bytes, each a row or a run.
+
+    The rest is what the loop at the address `loop` is called with, beside where the values are and how many units.
+    """
+
+    unit: int
+    loop: int
+    channels: int
+    inner: int
+    sums: int
+    low: int
+    high: int
+    room: int
+
+    @classmethod
+    def nothing(cls) -> Intake:
+        """Values are left where they are."""
+        return cls(0, 0, 0, 0, 0, 0, 0, 0)
+
+
+class RunningSums:
+    """Takes blocks of one dtype and number of channels, one pass over each, and adds up what it finds.
+
+    The loops fill arrays of their own for every way in which they take a block (rows of so many joined channels, runs),
+    which are folded together when they are asked for: adding a block costs microseconds beside its bytes.
+    """
+
+    def __init__(self, dtype: np.dtype[Any], channels: int) -> None:
+        self.dtype = dtype
+        self.channels = channels
+        self._values = 0
+        self._uncarried = 0
+        self._filled: dict[tuple[int, int], Filled] = {}
+        self._room = room()
+
+    def add(self, block: Array, channel_axis: int) -> None:
+        """Take `block`, of this dtype in any byte order and any layout, with the channels on `channel_axis`."""
+        check_block(block, channel_axis, self.dtype, self.channels)
+        for piece in pieces(block, channel_axis):
+            outer, _, inner = piece.shape
+            self._values += outer * inner
+            self._make_room(outer * inner)
+            for part, joined, run in parts(piece):
+                self._fill(part, joined, run)
+
+    def intake(self, shape: Sequence[int], channel_axis: int) -> Intake | None:
+        """How a loop is to be given values of `shape` in C order, channels on `channel_axis`, all of them.
+
+        `took` must be told how many bytes a loop was given; what is no whole unit is for `add`. None where there are
+        too many values.
+        """
+        outer, channels, inner = prod(shape[:channel_axis]), shape[channel_axis], prod(shape[channel_axis + 1 :])
+        if outer * inner > LONGEST_PIECE:
+            return None
+        runs, joined = arrangement(outer, channels, inner)
+        filled = self._filling(joined, 1 if runs else inner)
+        width = channels * inner
+        self._make_room(outer * inner)
+        return Intake(
+            joined * width * self.dtype.itemsize,
+            address(loop(self.dtype, runs=runs)),
+            channels if runs else joined * width,
+            inner if runs else 1,
+            *filled.addresses,
+            self._room.ctypes.data,
+        )
+
+    def take(self, memory: npt.NDArray[np.uint8], intake: Intake) -> int:
+        """Give the whole units in `memory` to the loop and move the rest to its start; how many bytes are left."""
+        left = give(loop(self.dtype, runs=intake.inner > 1), memory, intake)
+        self.took(memory.size - left)
+        return left
+
+    def took(self, size: int) -> None:
+        """Count the values of `size` bytes that a loop was given by an intake."""
+        self._values += size // (self.dtype.itemsize * self.channels)
+
+    @property
+    def all_finite(self) -> bool:
+        """Whether no NaN and no infinity was found."""
+        return not any(filled.sums[-2:].any() for filled in self._filled.values())
+
+    def found(self) -> Measures:
+        """What was found in all blocks."""
+        folded = [filled.folded(joined, self.channels, run) for (joined, run), filled in self._filled.items()]
+        sums, low, high = together(folded, self.dtype, self.channels)
+        count = self._values - sums[-2] - sums[-1]
+        return Measures(self.dtype, count, sums[:-2], sums[-2], sums[-1], low, high)
+
+    def _fill(self, part: Array, joined: int, run: int) -> None:
+        filled = self._filling(joined, run)
+        outer, channels, inner = part.shape if part.ndim == 3 else (*part.shape, 1)
+        measure = loop(self.dtype, runs=part.ndim == 3)
+        measure(part.ctypes.data, outer, channels, inner, *filled.addresses, self._room.ctypes.data)
+
+    def _filling(self, joined: int, run: int) -> Filled:
+        filled = self._filled.get((joined, run))
+        if filled is None:
+            filled = self._filled[joined, run] = Filled.empty(self.dtype, joined * self.channels * run)
+        return filled
+
+    def _make_room(self, values: int) -> None:
+        """Carry where `values` more in each channel could be too many."""
+        self._uncarried += values
+        if self._uncarried > LONGEST_PIECE:
+            self._carry()
+            self._uncarried = values
+
+    def _carry(self) -> None:
+        for filled in self._filled.values():
+            filled.sums[:-2] = ExactSum.from_raw(self.dtype, filled.sums[:-2]).digits
+
+
+@dataclass(frozen=True)
+class Filled:
+    """What a loop fills, for each of its channels; sums above, NaN and infinities in the last two rows."""
+
+    sums: npt.NDArray[np.int64]
+    low: Array
+    high: Array
+
+    @classmethod
+    def empty(cls, dtype: np.dtype[Any], channels: int) -> Filled:
+        """Of no values."""
+        least, greatest = _ends(bound_dtype(dtype))
+        sums = np.zeros((digit_count(dtype) + 2, channels), np.int64)
+        return cls(sums, np.full(channels, greatest), np.full(channels, least))
+
+    @property
+    def addresses(self) -> tuple[int, int, int]:
+        """Where its arrays are."""
+        return self.sums.ctypes.data, self.low.ctypes.data, self.high.ctypes.data
+
+    def folded(self, joined: int, channels: int, run: int) -> Filled:
+        """The same of the channels of the block, where one of them is `joined` times `run` of the loop's."""
+        shape = (joined, channels, run)
+        sums = self.sums.reshape(-1, *shape).sum(axis=(1, 3))
+        return Filled(sums, self.low.reshape(shape).min(axis=(0, 2)), self.high.reshape(shape).max(axis=(0, 2)))
+
+
+def together(folded: Sequence[Filled], dtype: np.dtype[Any], channels: int) -> tuple[Array, Array, Array]:
+    """(sums, low, high) of all of `folded`, the extrema as values of `dtype`."""
+    empty = Filled.empty(dtype, channels)
+    sums, low, high = empty.sums, empty.low, empty.high
+    for each in folded:
+        sums, low, high = sums + each.sums, np.minimum(low, each.low), np.maximum(high, each.high)
+    return sums, _to_values(low, dtype), _to_values(high, dtype)
+
+
+def give(measure: Callable[..., None], memory: npt.NDArray[np.uint8], intake: Intake) -> int:
+    """Give the whole units in `memory` to `measure` and move the rest to its start; how many bytes are left."""
+    units, left = divmod(memory.size, intake.unit)
+    if units:
+        measure(memory.ctypes.data, units, *intake[2:])
+        memory[:left] = memory[memory.size - left :].copy()
+    return left
+
+
+def check_block(block: Array, channel_axis: int, dtype: np.dtype[Any], channels: int) -> None:
+    """Raise `MismatchError` unless `block` has this dtype, in any byte order, and number of channels."""
+    if (block.dtype.newbyteorder("="), block.shape[channel_axis]) != (dtype, channels):
+        raise MismatchError(
+            f"a block of {block.dtype} with {block.shape[channel_axis]} channels cannot be added to {dtype} with "
+            f"{channels} channels"
+        )
+
+
+def _ends(dtype: np.dtype[Any]) -> tuple[Any, Any]:
+    """The least and the greatest number of `dtype`."""
+    if dtype.kind == "f":
+        return dtype.type(-np.inf), dtype.type(np.inf)
+    limits = np.iinfo(dtype)
+    return dtype.type(limits.min), dtype.type(limits.max)
+
+
+def _to_values(bound: Array, dtype: np.dtype[Any]) -> Array:
+    """Extrema as the loops hold them → values of `dtype`, zeros without sign."""
+    if dtype == np.float16:
+        bound = bound * np.float32(2.0**112)
+    return bound.astype(dtype) + dtype.type(0) if dtype.kind == "f" else bound.astype(dtype)

@@ -1,0 +1,244 @@
+"""Running sums that go sample by sample: what `RunningSums` finds, and the squares of the exact sums of samples.
+
+One pass serves both, also while chunks are being decoded: the sums over all samples are those of the samples, added.
+Samples that come in parts, those of the same rows one part after the other, wait until the next rows begin.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from math import prod
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..compiled import foreign
+from ..compiled.cache import POINTER, SIZE, address, load
+from ..errors import MismatchError
+from .exact import ExactSum, digit_count, unit_exponent
+from .loops import ARGUMENTS, MODULES, loop, room
+from .pieces import NARROWEST, arrangement, pieces
+from .running import Filled, Intake, Measures, SampleSquares, check_block, give, together
+
+Array = npt.NDArray[Any]
+Rows = tuple[int, int]
+
+SQUARES = np.dtype(np.float64)
+"""What the sums of samples are taken to before they are squared."""
+FEWEST_JOINED = 32
+"""Joined rows of a sample, at least: a strip of the loops."""
+MOST_SAMPLES = 2**28
+"""Samples that are squared before carrying: three deposits each."""
+MOST_VALUES = 2**31
+"""Per channel of one sample: so many deposits fit a digit."""
+SAMPLE_MODULES = (*MODULES, f"{__package__}.sample_kernels", __name__, foreign.__name__)
+
+
+WORDS, LEFT = 20, 7
+"""Words of the state of the loop over samples, as `SampleSums._words` fills them; the units left of a sample."""
+
+
+class SampleSums:
+    """Takes blocks of samples of `shape` with the channels on `axis`, and adds up what it finds in each of them."""
+
+    def __init__(self, dtype: np.dtype[Any], shape: Sequence[int], axis: int) -> None:
+        self.dtype, self.channels, self._axis = dtype, shape[axis], axis
+        rows, inner = prod(shape[:axis]), prod(shape[axis + 1 :])
+        if rows * inner >= MOST_VALUES:
+            raise MismatchError(
+                f"samples of shape {tuple(shape)} have {rows * inner:,} values per channel; expected fewer than "
+                f"{MOST_VALUES:,} where single samples are added up"
+            )
+        self._sample_values = rows * inner
+        self._values = self._empty_samples = self._uncarried = 0
+        digits = digit_count(dtype) + 2
+        self._sums, self._totals = np.zeros((2, digits, self.channels), np.int64)
+        self._squares = np.zeros((digit_count(SQUARES) + 2, self.channels), np.int64)
+        self._unit = self.channels * inner
+        runs, self._joined = _arrangement(rows, self.channels, inner)
+        self._run = 1 if runs else inner
+        self._joint = Filled.empty(dtype, self._joined * self.channels * self._run)
+        self._single = Filled.empty(dtype, self.channels * self._run)
+        self._room = room()
+        self._state = self._words(rows, inner if runs else 1, runs=runs)
+        self._open_rows: Rows = (0, 0)
+        self._open = np.zeros((0, digits, self.channels), np.int64)
+        self._open_bounds = Filled.empty(dtype, self.channels)
+
+    def _words(self, rows: int, inner: int, *, runs: bool) -> npt.NDArray[np.int64]:
+        """The state of the loop over samples, as `_definition` reads it."""
+        widths = [self.channels if runs else n * self.channels * self._run for n in (self._joined, 1)]
+        arrays = [each.ctypes.data for each in (self._room, self._sums, self._totals, self._squares)]
+        loops = [address(loop(self.dtype, runs=runs)), *widths, inner, self._joined]
+        units = [self._unit * self.dtype.itemsize, rows, rows]
+        fold = [self.channels, self._run]
+        return np.array([*loops, *units, *self._joint.addresses, *self._single.addresses, *fold, *arrays], np.int64)
+
+    def add(self, block: Array, rows: Rows, *, whole: bool) -> None:
+        """Take `block`, [rows, …] in any layout, of the samples `rows`; not `whole`: a part of each of them."""
+        check_block(block, self._axis + 1, self.dtype, self.channels)
+        if not whole:
+            self._add_parts(block, rows)
+            return
+        intake = self.intake(block.shape)
+        if intake is None:
+            self._empty_samples += len(block)
+            return
+        as_it_lies = block.flags.c_contiguous and block.flags.aligned and block.dtype.isnative
+        for samples in [block] if as_it_lies else block:
+            memory = np.require(samples, self.dtype, ["C", "A"])
+            _over_samples(self.dtype)(memory.ctypes.data, memory.size // self._unit, *intake[2:])
+            self.took(memory.nbytes)
+
+    def intake(self, shape: Sequence[int]) -> Intake | None:
+        """How the loop is to be given whole samples, `shape` in C order, all of them; None where they have no values.
+
+        `took` must be told how many bytes the loop was given.
+        """
+        self._settle_open()
+        if not prod(shape):
+            return None
+        self._make_room(shape[0])
+        function = address(_over_samples(self.dtype))
+        return Intake(self._unit * self.dtype.itemsize, function, 0, 0, self._state.ctypes.data, 0, 0, 0)
+
+    def take(self, memory: npt.NDArray[np.uint8], intake: Intake) -> int:
+        """Give the whole units in `memory` to the loop and move the rest to its start; how many bytes are left."""
+        left = give(_over_samples(self.dtype), memory, intake)
+        self.took(memory.size - left)
+        return left
+
+    def took(self, size: int) -> None:
+        """Count the values of `size` bytes that the loop was given by an intake."""
+        self._values += size // (self.dtype.itemsize * self.channels)
+
+    @property
+    def all_finite(self) -> bool:
+        """Whether no NaN and no infinity was found."""
+        filled = (self._sums, self._totals, self._joint.sums, self._single.sums, *self._open)
+        return not any(sums[-2:].any() for sums in filled)
+
+    def found(self) -> Measures:
+        """What was found in all samples."""
+        self._settle_open()
+        joint = self._joint.folded(self._joined, self.channels, self._run)
+        folded = [joint, self._single.folded(1, self.channels, self._run), self._open_bounds]
+        _, low, high = together(folded, self.dtype, self.channels)
+        sums, nan, infinite = self._totals[:-2].copy(), self._totals[-2].copy(), self._totals[-1].copy()
+        count = self._values - nan - infinite
+        return Measures(self.dtype, count, sums, nan, infinite, low, high, self._squares_found())
+
+    def _squares_found(self) -> SampleSquares:
+        samples = self._values // self._sample_values if self._sample_values else self._empty_samples
+        digits = ExactSum.from_raw(SQUARES, self._squares[:-2]).digits
+        return SampleSquares(np.full(self.channels, samples, np.int64), digits, self._squares[-2] + self._squares[-1])
+
+    def _add_parts(self, block: Array, rows: Rows) -> None:
+        """Add to the open samples, which are those of `rows` from now on."""
+        if rows != self._open_rows:
+            self._settle_open()
+            self._open_rows, self._open = rows, np.zeros((len(block), *self._sums.shape), np.int64)
+            self._make_room(len(block))
+        bounds = self._open_bounds.addresses[1:]
+        for sample, sums in zip(block, self._open, strict=True):
+            for piece in pieces(sample, self._axis):
+                outer, channels, inner = piece.shape
+                measure = loop(self.dtype, runs=inner > 1)
+                measure(piece.ctypes.data, outer, channels, inner, sums.ctypes.data, *bounds, self._room.ctypes.data)
+                self._values += outer * inner
+
+    def _settle_open(self) -> None:
+        if len(self._open):
+            arrays = [each.ctypes.data for each in (self._open, self._totals, self._squares)]
+            _settling(self.dtype)(arrays[0], len(self._open), self.channels, *arrays[1:])
+        self._open_rows, self._open = (0, 0), self._open[:0]
+
+    def _make_room(self, samples: int) -> None:
+        """Carry where `samples` more could be too many."""
+        self._uncarried += samples
+        if self._uncarried > MOST_SAMPLES:
+            self._totals[:-2] = ExactSum.from_raw(self.dtype, self._totals[:-2]).digits
+            self._squares[:-2] = ExactSum.from_raw(SQUARES, self._squares[:-2]).digits
+            self._uncarried = samples
+
+
+def _arrangement(rows: int, channels: int, inner: int) -> tuple[bool, int]:
+    """As `arrangement`, of a sample; joined rows are folded at its end, so there must be enough of them."""
+    runs, _ = arrangement(rows, channels, inner)
+    narrow = min(NARROWEST // max(1, channels * inner), rows // FEWEST_JOINED)
+    return runs, 1 if runs else max(1, narrow)
+
+
+@cache
+def _over_samples(dtype: np.dtype[Any]) -> Callable[..., None]:
+    """The loop over samples of `dtype`, called as those of `loops`, with its state for the sums."""
+    return load(f"samples-{dtype.name}", ARGUMENTS, lambda: _definition(dtype), SAMPLE_MODULES)
+
+
+@cache
+def _settling(dtype: np.dtype[Any]) -> Callable[..., None]:
+    """What settles sums [samples, digits + 2, channels]: called with them, samples, channels, totals, squares."""
+    arguments = (POINTER, SIZE, SIZE, POINTER, POINTER)
+    return load(f"settle-{dtype.name}", arguments, lambda: _settling_definition(dtype), SAMPLE_MODULES)
+
+
+# Compiled
+
+
+def _definition(dtype: np.dtype[Any]) -> Callable[..., None]:
+    import numba
+
+    from .sample_kernels import fold, settle
+
+    carray, call, at, address_of = numba.carray, foreign.caller(), foreign.at(), foreign.address_of()
+    digits, square_digits, exponent = digit_count(dtype) + 2, digit_count(SQUARES) + 2, unit_exponent(dtype)
+
+    def over_samples(data, units, channels, inner, sums, low, high, room):  # type: ignore[no-untyped-def]
+        state = carray(sums, (WORDS,), np.int64)
+        loop, joint_width, width, run, joined, unit, of_sample = state[:7]
+        joint, joint_low, joint_high, single, single_low, single_high = state[8:14]
+        number, short, space = state[14], state[15], state[16]
+        place = address_of(data)
+        while units > 0:
+            taken = min(units, state[LEFT])
+            together = taken // joined
+            behind = together * joined
+            if together:
+                call(loop, (place, together, joint_width, run, joint, joint_low, joint_high, space))
+            if behind < taken:
+                rest = place + behind * unit
+                call(loop, (rest, taken - behind, width, run, single, single_low, single_high, space))
+            place += taken * unit
+            units -= taken
+            state[LEFT] -= taken
+            if state[LEFT] == 0:
+                state[LEFT] = of_sample
+                one = carray(at(state[17]), (digits, number), np.int64)
+                fold(carray(at(joint), (digits, joined, number, short), np.int64), one)
+                fold(carray(at(single), (digits, 1, number, short), np.int64), one)
+                totals = carray(at(state[18]), (digits, number), np.int64)
+                settle(one, exponent, totals, carray(at(state[19]), (square_digits, number), np.int64))
+
+    return over_samples
+
+
+def _settling_definition(dtype: np.dtype[Any]) -> Callable[..., None]:
+    import numba
+
+    from .sample_kernels import settle
+
+    carray = numba.carray
+    digits, square_digits, exponent = digit_count(dtype) + 2, digit_count(SQUARES) + 2, unit_exponent(dtype)
+
+    def settle_all(sums, samples, channels, totals, squares):  # type: ignore[no-untyped-def]
+        each = carray(sums, (samples, digits, channels), np.int64)
+        into, squared = (
+            carray(totals, (digits, channels), np.int64),
+            carray(squares, (square_digits, channels), np.int64),
+        )
+        for sample in range(samples):
+            settle(each[sample], exponent, into, squared)
+
+    return settle_all

@@ -1,0 +1,184 @@
+"""Statistics: all that is counted of a layer, in one value. Workers send it, the ledger holds it, state files store it.
+
+It merges, subtracts, compares and is stored as its members are, and names none of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import DataError, MismatchError
+from ..quantization import Quantization
+from .running import Measures
+from .statistic import Accumulator, Document, Space, Statistic, ValueStatistic
+from .values import ValuePass, Where
+
+Array = npt.NDArray[Any]
+Kind = type[Statistic]
+
+
+@dataclass(frozen=True, eq=False)
+class Statistics(Mapping[str, Statistic]):
+    """The statistics of some samples of `space`, by name."""
+
+    space: Space
+    members: Mapping[str, Statistic]
+
+    @classmethod
+    def empty(cls, kinds: Iterable[Kind], space: Space) -> Self:
+        """Those of no samples."""
+        return cls(space, {kind.name: kind.empty(space) for kind in kinds})
+
+    def merge(self, other: Self) -> Self:
+        """Those of the samples of both. Raises `MismatchError` unless both have the same statistics, which fit."""
+        self._check_same(other)
+        merged = {name: mine.merge(other.members[name]) for name, mine in self.members.items()}
+        return type(self)(self.space.joined(other.space), merged)
+
+    def without(self, part: Self, rest: Self | None = None) -> Self | None:
+        """Those less the samples of `part`, which were merged in; `rest` is over some of the others.
+
+        None where one of them is not known from these, as `Statistic.without` says. Raises `MismatchError`.
+        """
+        for each in (part, *([] if rest is None else [rest])):
+            self._check_same(each)
+        left = {
+            name: mine.without(part.members[name], None if rest is None else rest.members[name])
+            for name, mine in self.members.items()
+        }
+        known = {name: statistic for name, statistic in left.items() if statistic is not None}
+        return type(self)(self.space, known) if len(known) == len(left) else None
+
+    def arrays(self) -> dict[str, Array]:
+        """All states, `statistic.tensor` → array."""
+        return {
+            f"{name}.{tensor}": array
+            for name, statistic in self.members.items()
+            for tensor, array in statistic.arrays().items()
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, Array], kinds: Iterable[Kind], space: Space) -> Self:
+        """Those with these states, as `arrays` gave them. Raises `DataError` where they cannot be."""
+        members = {}
+        for kind in kinds:
+            prefix = f"{kind.name}."
+            mine = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+            members[kind.name] = kind.from_arrays(mine, space)
+        found = cls(space, members)
+        strange = arrays.keys() - found.arrays().keys()
+        if strange:
+            raise DataError(f"{sorted(strange)[0]} belongs to none of the statistics {', '.join(members)}")
+        return found
+
+    def check(self) -> None:
+        """Raise `DataError` for values that no samples can give."""
+        for statistic in self.members.values():
+            statistic.check()
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """What it is made of."""
+        return tuple(type(statistic) for statistic in self.members.values())
+
+    def document(self, quantization: Quantization | None) -> Document:
+        """What all of them say, in real units."""
+        layer: dict[str, Any] = {}
+        channels: dict[str, Array] = {}
+        for statistic in self.members.values():
+            said = statistic.document(quantization)
+            layer |= said.layer
+            channels |= said.channels
+        return Document(layer, channels)
+
+    def differing(self, other: Self) -> list[str]:
+        """The names of those that are not the same to the bit. Raises `MismatchError` where they do not fit."""
+        self._check_same(other)
+        return [name for name, mine in self.members.items() if mine != other.members[name]]
+
+    def __getitem__(self, name: str) -> Any:
+        return self.members[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.members)
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def __eq__(self, other: object) -> bool:
+        """Equal means equal bytes."""
+        return isinstance(other, Statistics) and dict(self.members) == dict(other.members)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def _check_same(self, other: Self) -> None:
+        mine, theirs = ([*each.members] for each in (self, other))
+        if mine != theirs:
+            raise MismatchError(
+                f"the statistics {', '.join(mine)} and {', '.join(theirs)} do not fit together; expected the same"
+            )
+
+
+class StatisticsAccumulator:
+    """Adds blocks up for all `kinds` of a layer: those of single values share one pass, the others get each block."""
+
+    def __init__(self, kinds: Sequence[Kind], space: Space) -> None:
+        self._kinds, self._space = tuple(kinds), space
+        self.values = ValuePass(space.dtype, space.sample, space.axis, by_sample=_by_sample(kinds))
+        self._others: dict[str, Accumulator[Any]] = {
+            kind.name: kind.accumulator(space) for kind in kinds if not issubclass(kind, ValueStatistic)
+        }
+
+    @property
+    def takes_blocks(self) -> bool:
+        """Whether a kind needs each block whole, in memory."""
+        return bool(self._others)
+
+    def add(self, block: Array, where: Where) -> None:
+        """As `Accumulator.add`."""
+        self.values.add(block, where)
+        for accumulator in self._others.values():
+            accumulator.add(block, where)
+
+    @property
+    def all_finite(self) -> bool:
+        """Whether no NaN and no infinity was found."""
+        return self.values.all_finite
+
+    def found(self) -> Statistics:
+        """The statistics of all blocks."""
+        measures = self.values.found()
+        return Statistics(self._space, {kind.name: self._found(kind, measures) for kind in self._kinds})
+
+    def _found(self, kind: Kind, measures: Measures) -> Statistic:
+        if issubclass(kind, ValueStatistic):
+            return kind.from_measures(self._space, measures)
+        found: Statistic = self._others[kind.name].found()
+        return found
+
+
+def state_bytes(kinds: Iterable[Kind], space: Space) -> int:
+    """Bytes of the statistics of a layer."""
+    return sum(kind.state_bytes(space) for kind in kinds)
+
+
+def working_bytes(kinds: Sequence[Kind], space: Space, block: Sequence[int]) -> int:
+    """Bytes that adding up blocks of at most the shape `block` takes, at most, beside the blocks."""
+    values = ValuePass.working_bytes(space.dtype, space.sample, space.axis, block, by_sample=_by_sample(kinds))
+    others = [kind for kind in kinds if not issubclass(kind, ValueStatistic)]
+    size = int(np.prod(block, dtype=object)) * space.dtype.itemsize
+    copies = max((kind.copies for kind in others), default=0) * size
+    return values + copies + OTHERS * state_bytes(others, space)
+
+
+OTHERS = 4
+"""Times the state of a kind that takes blocks is held: while it is added to, found, and handed on."""
+
+
+def _by_sample(kinds: Iterable[Kind]) -> bool:
+    return any(issubclass(kind, ValueStatistic) and kind.by_sample for kind in kinds)
