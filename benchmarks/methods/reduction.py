@@ -1,6 +1,6 @@
-"""streamstats' own reduction, start-up excluded: from the plan being ready to the means of all layers.
+"""streamstats' own reduction, start-up excluded: from the layers being known to the means of all layers.
 
-Opening the store and planning are outside the time; `command` has all of it.
+Opening the store is outside the time; `command` has all of it.
 """
 
 from __future__ import annotations
@@ -12,35 +12,39 @@ from contextlib import contextmanager
 from measuring import Run
 from stores import LayerSource, Source
 
-from streamstats import Quantization
-from streamstats.calibration.selection import LayerRule
-from streamstats.jobs import job
+from streamstats import LayerStatistics, Quantization
+from streamstats.calibration.selection import LayerRule, select_layers
+from streamstats.jobs.job import DEFAULT_MEMORY
+from streamstats.jobs.measuring import Policy
+from streamstats.jobs.session import missing_rows, reduce_layers
 from streamstats.jobs.workers import Cluster, open_workers
 
 
 @contextmanager
 def opened(source: Source, threads: int) -> Iterator[Callable[[], Run]]:
-    """What `streamstats.reduce` does with the plan."""
+    """What `streamstats.reduce` does with the layers."""
     with reducing(source, Cluster(threads=threads)) as run:
         yield run
 
 
 @contextmanager
-def reducing(source: Source, cluster: Cluster) -> Iterator[Callable[[], Run]]:
-    """The same on any cluster."""
-    rules = [_rule(layer) for layer in source.layers]
+def reducing(source: Source, cluster: Cluster, statistics: tuple[str, ...] = ()) -> Iterator[Callable[[], Run]]:
+    """The same on any cluster, with other `statistics` beside the means."""
+    rules = [_rule(layer, statistics) for layer in source.layers]
 
     def run() -> Run:
-        prepared = job.prepare(source.path, workers, layers=rules)
+        layers = select_layers(source.path, rules).layers
+        ledgers = {layer.name: LayerStatistics.empty(layer) for layer in layers}
+        wanted = missing_rows(layers, ledgers)
         start = time.perf_counter()
-        statistics = job.execute(prepared, workers).statistics
-        means = {name: layer.mean for name, layer in statistics.items()}
+        found = reduce_layers(layers, ledgers, wanted, DEFAULT_MEMORY, workers, Policy()).statistics
+        means = {name: layer.mean for name, layer in found.items()}
         return Run(time.perf_counter() - start, means)
 
     with open_workers(cluster, []) as workers:
         yield run
 
 
-def _rule(layer: LayerSource) -> LayerRule:
+def _rule(layer: LayerSource, statistics: tuple[str, ...]) -> LayerRule:
     quantization = None if layer.step is None else Quantization(layer.step, layer.zero_point)
-    return LayerRule(layer.name, layer.channel_axis, quantization)
+    return LayerRule(layer.name, layer.channel_axis, quantization, statistics)
