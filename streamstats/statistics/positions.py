@@ -105,7 +105,7 @@ class _PositionAccumulator:
             extents = [stop - start for start, stop in place]
             found = sums.found()
             total = ExactSum.from_raw(found.dtype, found.digits)
-            arrays["digits"][:, *inside] = total.digits.reshape(-1, *extents)
+            arrays["digits"][:, *inside] = total.digits.reshape(len(total.digits), *extents)
             for name, counts in {"count": found.count, "nan": found.nan, "infinite": found.infinite}.items():
                 arrays[name][inside] = counts.reshape(extents)
         return PositionSums(self._space, **arrays)

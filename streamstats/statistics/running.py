@@ -188,7 +188,7 @@ class Filled:
     def folded(self, joined: int, channels: int, run: int) -> Filled:
         """The same of the channels of the block, where one of them is `joined` times `run` of the loop's."""
         shape = (joined, channels, run)
-        sums = self.sums.reshape(-1, *shape).sum(axis=(1, 3))
+        sums = self.sums.reshape(len(self.sums), *shape).sum(axis=(1, 3))
         return Filled(sums, self.low.reshape(shape).min(axis=(0, 2)), self.high.reshape(shape).max(axis=(0, 2)))
 
 

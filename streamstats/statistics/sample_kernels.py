@@ -23,6 +23,7 @@ compiled: Any = numba.njit
 
 LOWER_HALF = (1 << 27) - 1
 """Bits of a float64's 53 that are split off."""
+SQUARE_IS_FINITE = 2.0**500
 FAR = 512
 """Powers of two beyond 2^±FAR are multiplied with in steps."""
 
@@ -56,6 +57,9 @@ def settle(sums: Array, exponent: Scalar, totals: Array, squares: Array) -> None
             continue
         high = np.int64(np.float64(value).view(np.int64) & ~LOWER_HALF).view(np.float64)
         low = value - high
+        if low == 0.0 and abs(value) < SQUARE_IS_FINITE:
+            _deposit_term(np.float64(high * high).view(np.int64), 52, F64_INFINITY, squares, c)
+            continue
         for product in (high * high, 2.0 * high * low, low * low):
             _deposit_term(np.float64(product).view(np.int64), 52, F64_INFINITY, squares, c)
 

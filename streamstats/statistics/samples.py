@@ -58,7 +58,7 @@ class SampleSums:
         self._squares = np.zeros((digit_count(SQUARES) + 2, self.channels), np.int64)
         self._unit = self.channels * inner
         runs, self._joined = _arrangement(rows, self.channels, inner)
-        self._run = 1 if runs else inner
+        self._run = 1 if runs else max(1, inner)
         self._joint = Filled.empty(dtype, self._joined * self.channels * self._run)
         self._single = Filled.empty(dtype, self.channels * self._run)
         self._room = room()
@@ -167,8 +167,9 @@ class SampleSums:
 def _arrangement(rows: int, channels: int, inner: int) -> tuple[bool, int]:
     """As `arrangement`, of a sample; joined rows are folded at its end, so there must be enough of them."""
     runs, _ = arrangement(rows, channels, inner)
-    narrow = min(NARROWEST // max(1, channels * inner), rows // FEWEST_JOINED)
-    return runs, 1 if runs else max(1, narrow)
+    most = max(1, min(NARROWEST // max(1, channels * inner), rows // FEWEST_JOINED))
+    even = next((joined for joined in range(most, most // 2, -1) if rows % joined == 0), most)
+    return runs, 1 if runs else even
 
 
 @cache

@@ -157,7 +157,7 @@ class Statistic(ABC):
         space = Space.of(block, channel_axis)
         accumulator = cls.accumulator(space)
         native = np.require(block, space.dtype, ["C", "A"])
-        accumulator.add(native, tuple(slice(0, extent) for extent in block.shape))
+        accumulator.add(native, _everywhere(block))
         return accumulator.found()
 
     @classmethod
@@ -231,8 +231,15 @@ class ValueStatistic(Statistic):
 
     @classmethod
     def accumulator(cls, space: Space) -> Accumulator[Self]:
-        """A pass for this statistic alone."""
+        """A pass for this statistic alone; it takes blocks of any layout and byte order."""
         return _Alone(cls, space)
+
+    @classmethod
+    def measure(cls, block: Array, channel_axis: int = -1) -> Self:
+        """As `Statistic.measure`. A block that is not contiguous in any order is copied a piece at a time."""
+        accumulator = cls.accumulator(Space.of(block, channel_axis))
+        accumulator.add(block, _everywhere(block))
+        return accumulator.found()
 
 
 class _Alone:
@@ -247,6 +254,10 @@ class _Alone:
 
     def found(self) -> Any:
         return self._kind.from_measures(self._space, self._values.found())
+
+
+def _everywhere(block: Array) -> Where:
+    return tuple(slice(0, extent) for extent in block.shape)
 
 
 def checked_dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:
