@@ -1,8 +1,8 @@
 """The laws that every statistic keeps, hard blocks to try them on, and the exact answers to compare with.
 
-`laws_of(kind, exact_answer)` makes the tests of one kind; `statistics/test_laws.py` runs them for every kind in `KINDS`.
-The exact answer is written in Python's integers and fractions, term by term: slow, and short enough to be seen to be
-right.
+`laws_of(kind, exact_answer)` makes the tests of one kind; `statistics/test_laws.py` runs them for every kind in
+`KINDS`. The exact answer is written in Python's integers and fractions, term by term: slow, and short enough to be seen
+to be right.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def exact_sums(block: Array, channel_axis: int) -> ChannelMean:
     digits = [as_digits(units(values, kind), DIGITS[kind]) for values in channels]
     counts = [[sum(map(test, values)) for values in channels] for test in (math.isfinite, math.isnan, math.isinf)]
     return ChannelMean(
-        Space.of(block, channel_axis),
+        space_of(block.dtype, block.shape[channel_axis]),
         np.array(digits, np.int64).reshape(-1, DIGITS[kind]).T,
         *np.array(counts, np.int64),
     )
@@ -100,7 +100,7 @@ def exact_extrema(block: Array, channel_axis: int) -> ChannelExtrema:
     maximum = np.array([max(values, default=least) for values in finite], dtype)
     if dtype.kind == "f":
         minimum[minimum == 0] = maximum[maximum == 0] = 0.0  # a zero has no sign
-    return ChannelExtrema(Space.of(block, channel_axis), minimum, maximum)
+    return ChannelExtrema(space_of(dtype, block.shape[channel_axis]), minimum, maximum)
 
 
 def exact_spread(block: Array, channel_axis: int) -> SampleSpread:
@@ -110,9 +110,9 @@ def exact_spread(block: Array, channel_axis: int) -> SampleSpread:
     for sample in block:
         for channel, values in enumerate(channel_values(sample, channel_axis - 1)):
             total = _as_float(units(values, kind), SMALLEST.get(kind, 0))
-            for product in _products(total):
-                if math.isfinite(product):
-                    squares[channel] += units([product], "f8")
+            for term in _products(total):
+                if math.isfinite(term):
+                    squares[channel] += units([term], "f8")
                 else:
                     beyond[channel] += 1
     digits = np.array([as_digits(total, DIGITS["f8"]) for total in squares], np.int64).reshape(-1, DIGITS["f8"]).T
@@ -496,7 +496,9 @@ def laws_of(statistic: type[Statistic], exact_answer: ExactAnswer) -> type:
 
         @pytest.mark.parametrize(("shape", "axis"), [((2, 3), 2), ((2, 3), 0), ((2, 3), -2), ((3,), 1), ((), 0)])
         def test_a_channel_axis_out_of_range_is_refused_with_the_shape(self, shape, axis):
-            named = re.escape(f"channel axis {axis} is out of range for a block of shape {shape} with samples on axis 0")
+            named = re.escape(
+                f"channel axis {axis} is out of range for a block of shape {shape} with samples on axis 0"
+            )
             with pytest.raises(MismatchError, match=named):
                 statistic.measure(np.zeros(shape), axis)
 

@@ -14,7 +14,7 @@ from onnx import helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
 from streamstats.config import JobConfig
-from streamstats.jobs import job
+from streamstats.jobs.run import run
 from streamstats.models.onnx.record import record
 
 Array = npt.NDArray[Any]
@@ -86,7 +86,7 @@ def run_out(folder: Path, x: Array) -> Path:
     np.save(folder / "x.npy", x)
     record(folder / "float.onnx", folder / "x.npy", folder / "s.zarr")
     config = {"source": str(folder / "s.zarr"), "output": str(folder / "out"), "statistics": ["positions"]}
-    job.run(JobConfig.model_validate(config))
+    run(JobConfig.model_validate(config).job())
     return folder / "out"
 
 

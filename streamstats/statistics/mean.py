@@ -160,11 +160,19 @@ def prepare_input_mean(
                 f"batch {index}, channel {channel}: {part.nan[channel]} NaN and {part.infinite[channel]} infinities; "
                 "expected finite values; repair the batch or leave it out"
             )
-        measured = part if measured is None else measured.merge(part)
+        measured = part if measured is None else _joined(measured, part, index)
         del batch
     if measured is None:
         raise UsageError("there are no batches; expected at least one array")
     return measured.mean(quantization)
+
+
+def _joined(measured: ChannelMean, part: ChannelMean, index: int) -> ChannelMean:
+    """Both, where the batch called `index`, `part`, fits those before."""
+    expected, found = (f"{each.space.dtype} with {each.space.channels} channels" for each in (measured, part))
+    if found != expected:
+        raise MismatchError(f"batch {index} is {found}; expected {expected}, as the batches before it")
+    return measured.merge(part)
 
 
 def _mean_of_batch(batch: npt.NDArray[Any], channel_axis: int) -> ChannelMean:

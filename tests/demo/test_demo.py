@@ -11,7 +11,7 @@ from streamstats.config import load_config
 from streamstats.demo import show
 from streamstats.demo.digits import calibration_digits, held_out_digits
 from streamstats.errors import UsageError
-from streamstats.jobs import job
+from streamstats.jobs.run import run
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def test_it_says_what_each_file_is_and_leaves_no_other(outcome: show.Outcome) ->
 def test_its_configuration_does_the_same_run_again(outcome: show.Outcome, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(outcome.folder)
     before = Path("out/state/block1/depthwise.safetensors").read_bytes()
-    job.run(load_config("run.yaml"))
+    run(load_config("run.yaml"))
     assert Path("out/state/block1/depthwise.safetensors").read_bytes() == before
 
 

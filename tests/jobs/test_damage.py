@@ -21,7 +21,12 @@ from streamstats.calibration import layer as layers
 from streamstats.calibration.recorder import Recorder
 from streamstats.config import JobConfig
 from streamstats.errors import DataError
-from streamstats.jobs import job, upkeep
+from streamstats.jobs.forget import forget
+from streamstats.jobs.job import Job
+from streamstats.jobs.run import run
+from streamstats.jobs.session import Outcome
+from streamstats.jobs.status import status
+from streamstats.jobs.verify import verify
 
 ROWS = 8
 
@@ -95,8 +100,8 @@ def damaged_store(path: Path, stored: str, damage: str) -> tuple[Path, Array, Pa
     return store, values, chunk
 
 
-def config(store: Path, **options: Any) -> JobConfig:
-    return JobConfig(source=str(store), output=str(store.parent / "out"), **options)
+def config(store: Path, **options: Any) -> Job:
+    return JobConfig(source=str(store), output=str(store.parent / "out"), **options).job()
 
 
 def lost_rows(stored: str, damage: str) -> set[int]:
@@ -109,7 +114,7 @@ def lost_rows(stored: str, damage: str) -> set[int]:
 def test_by_default_it_is_an_error_that_names_layer_chunk_and_rows(tmp_path: Path, stored: str, damage: str) -> None:
     store, _, _ = damaged_store(tmp_path, stored, damage)
     with pytest.raises(DataError, match=r"layer block/conv: chunk (.* of )?c/1/0/0 \(rows [23]:[34]\) ") as caught:
-        job.run(config(store))
+        run(config(store))
     assert caught.value.exit_status == 4
 
 
@@ -119,23 +124,23 @@ def test_reported_rows_are_left_out_and_counted_once_they_are_repaired(
     tmp_path: Path, stored: str, damage: str
 ) -> None:
     store, values, chunk = damaged_store(tmp_path, stored, damage)
-    outcome = job.run(config(store, missing="report"))
+    outcome = run(config(store, missing="report"))
     rows = [row for row in range(ROWS) if row not in lost_rows(stored, damage)]
     assert_counted(outcome, values[rows])
     listed = json.loads((tmp_path / "out/manifest.json").read_text())["layers"]["block/conv"]["missing"]
     assert {row for each in listed for row in range(*each["rows"])} == lost_rows(stored, damage)
     assert all("block/conv: chunk" in each["reason"] for each in listed)
-    status = upkeep.status(tmp_path / "out")
-    assert not status.complete
-    assert "cannot be read" in status.layers[0].missing[0][1] or "is missing" in status.layers[0].missing[0][1]
+    found = status(tmp_path / "out")
+    assert not found.complete
+    assert "cannot be read" in found.layers[0].missing[0][1] or "is missing" in found.layers[0].missing[0][1]
     repair(tmp_path, stored, chunk)
     config_now = config(store, missing="report")
     if stored.startswith("sharded") and damage == "bit flip":  # its other chunk was counted
         with pytest.raises(DataError, match=r"chunk c/1/0/0 \(rows 2:4\) was written again since it was counted"):
-            job.run(config_now)
-    outcome = job.run(config_now, accept_changes=stored.startswith("sharded"))
+            run(config_now)
+    outcome = run(config_now, accept_changes=stored.startswith("sharded"))
     assert_counted(outcome, values)
-    assert upkeep.status(tmp_path / "out").complete
+    assert status(tmp_path / "out").complete
 
 
 def repair(path: Path, stored: str, chunk: Path) -> None:
@@ -150,14 +155,14 @@ def repair(path: Path, stored: str, chunk: Path) -> None:
 @pytest.mark.parametrize(("stored", "damage"), CELLS)
 def test_filled_rows_have_the_fill_value_and_are_listed(tmp_path: Path, stored: str, damage: str) -> None:
     store, values, _ = damaged_store(tmp_path, stored, damage)
-    outcome = job.run(config(store, missing="fill"))
+    outcome = run(config(store, missing="fill"))
     values[sorted(lost_rows(stored, damage))] = 0
     assert_counted(outcome, values)
     listed = json.loads((tmp_path / "out/manifest.json").read_text())["layers"]["block/conv"]["filled"]
     assert {row for rows in listed for row in range(*rows)} >= lost_rows(stored, damage)
 
 
-def assert_counted(outcome: job.Outcome, values: Array) -> None:
+def assert_counted(outcome: Outcome, values: Array) -> None:
     found = outcome.statistics["block/conv"]
     assert found.rows == len(values)
     assert found.mean.tolist() == values.mean(axis=(0, 1), dtype=np.float64).tolist()
@@ -168,11 +173,11 @@ def assert_counted(outcome: job.Outcome, values: Array) -> None:
 def test_verify_finds_every_kind_of_damage_in_a_recorded_store(tmp_path: Path, damage: str) -> None:
     with Recorder(tmp_path / "s.zarr", chunk_bytes=200) as recorder:
         recorder.append("block/conv", samples(ROWS, 6, 4))
-    assert upkeep.verify(config(tmp_path / "s.zarr")) == []
+    assert verify(config(tmp_path / "s.zarr")) == []
     chunk = sorted((tmp_path / "s.zarr/block/conv/c").rglob("0"))[-1]
     chunk = next(path for path in sorted((tmp_path / "s.zarr/block/conv/c/1").rglob("*")) if path.is_file())
     DAMAGE[damage](chunk)
-    problems = upkeep.verify(config(tmp_path / "s.zarr"))
+    problems = verify(config(tmp_path / "s.zarr"))
     assert {problem.layer for problem in problems} == {"block/conv"}
     assert problems[0].rows == (2, 4)
 
@@ -182,11 +187,11 @@ def test_verify_finds_any_change_of_what_was_counted(tmp_path: Path, stored: str
     """Even a flipped bit in a file without a checksum that keeps its size and time: the sums are not the same."""
     store, _, chunk = damaged_store(tmp_path, stored, "bit flip")
     repair(tmp_path, stored, chunk)
-    job.run(config(store))
+    run(config(store))
     before = chunk.stat()
     flip_a_bit(chunk)
     os.utime(chunk, ns=(before.st_atime_ns, before.st_mtime_ns))
-    problems = upkeep.verify(config(store))
+    problems = verify(config(store))
     assert problems
     assert "sums that were counted" in problems[-1].problem or "cannot be read" in problems[-1].problem
 
@@ -196,28 +201,28 @@ def test_verify_takes_chunks_that_were_never_written_for_fill_values_where_the_j
     values[2:4] = 0
     store = build_store(tmp_path / "s.zarr", {"block/conv": values})
     assert not (store / "block/conv/c/1/0/0").exists()
-    assert [problem.rows for problem in upkeep.verify(config(store))] == [(2, 4)]
-    assert upkeep.verify(config(store, missing="fill")) == []
+    assert [problem.rows for problem in verify(config(store))] == [(2, 4)]
+    assert verify(config(store, missing="fill")) == []
     flip_a_bit(store / "block/conv/c/0/0/0")
-    assert [problem.rows for problem in upkeep.verify(config(store, missing="fill"))] == [(0, 2)]
+    assert [problem.rows for problem in verify(config(store, missing="fill"))] == [(0, 2)]
 
 
 def test_verify_puts_chunks_that_were_copied_into_one_line(tmp_path: Path) -> None:
     store = build_store(tmp_path / "s.zarr", {"conv": samples(8, 3)})
-    job.run(config(store))
+    run(config(store))
     for path in (store / "conv/c").rglob("*"):
         if path.is_file():
             os.utime(path)
-    (found,) = upkeep.verify(config(store))
+    (found,) = verify(config(store))
     assert found.rows == (0, 8)
     assert found.problem.startswith("chunk c/0/0 and 3 more was written again since it was counted, but gives the same")
 
 
 def test_verify_names_layers_that_were_counted_and_are_gone(tmp_path: Path) -> None:
     store = build_store(tmp_path / "s.zarr", {"a": samples(4, 3), "b": samples(4, 3)})
-    job.run(config(store))
+    run(config(store))
     shutil.rmtree(store / "b")
-    assert [(each.layer, each.problem) for each in upkeep.verify(config(store))] == [
+    assert [(each.layer, each.problem) for each in verify(config(store))] == [
         ("b", "was counted, and is not in the store any more")
     ]
 
@@ -236,31 +241,31 @@ def test_verify_says_in_a_table_what_is_wrong_and_ends_with_4(tmp_path: Path) ->
 def test_verify_checks_the_sums_also_after_forgetting_and_appending(tmp_path: Path) -> None:
     store, _, chunk = damaged_store(tmp_path, "raw", "bit flip")
     repair(tmp_path, "raw", chunk)
-    job.run(config(store))
-    upkeep.forget(config(store), (6, 7))
-    assert upkeep.verify(config(store)) == []
+    run(config(store))
+    forget(config(store), (6, 7))
+    assert verify(config(store)) == []
     before = chunk.stat()
     flip_a_bit(chunk)
     os.utime(chunk, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert ["sums that were counted" in each.problem for each in upkeep.verify(config(store))] == [True]
+    assert ["sums that were counted" in each.problem for each in verify(config(store))] == [True]
 
 
 def test_forgetting_takes_the_fill_value_where_the_job_does(tmp_path: Path) -> None:
     store, values, _ = damaged_store(tmp_path, "zstd", "deleted")
-    job.run(config(store, missing="fill"))
-    upkeep.forget(config(store, missing="fill"), (1, 3))
+    run(config(store, missing="fill"))
+    forget(config(store, missing="fill"), (1, 3))
     values[2:4] = 0
-    outcome = job.run(config(store, missing="fill"))
+    outcome = run(config(store, missing="fill"))
     assert_counted(outcome, np.delete(values, [1, 2], axis=0))
     assert outcome.statistics["block/conv"].source.filled == ((3, 4),)
 
 
 def test_the_exit_statuses_are_4_3_and_0(tmp_path: Path) -> None:
     store, _, _ = damaged_store(tmp_path, "zstd", "deleted")
-    for missing, status in (("error", 4), ("report", 3), ("fill", 0)):
+    for missing, expected in (("error", 4), ("report", 3), ("fill", 0)):
         text = f"source: {store}\noutput: {tmp_path / missing}\nmissing: {missing}\n"
         (tmp_path / "job.yaml").write_text(text)
-        assert streamstats("run", tmp_path / "job.yaml").returncode == status
+        assert streamstats("run", tmp_path / "job.yaml").returncode == expected
 
 
 def streamstats(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -276,7 +281,7 @@ def test_a_shape_of_1e15_rows_is_refused_or_ends_quickly(tmp_path: Path) -> None
     group.create_array("layer", shape=(10**15, 4096), chunks=(16, 4096), dtype="float32")
     for missing in ("error", "report", "fill"):
         with pytest.raises(DataError, match="layer layer"):
-            job.run(config(tmp_path / "s.zarr", missing=missing))
+            run(config(tmp_path / "s.zarr", missing=missing))
 
 
 def test_a_chunk_that_decodes_to_far_more_than_it_declares_is_refused_in_bounded_memory(tmp_path: Path) -> None:
@@ -289,7 +294,7 @@ def test_a_chunk_that_decodes_to_far_more_than_it_declares_is_refused_in_bounded
     chunk.write_bytes(bomb)
     tracemalloc.start()
     with pytest.raises(DataError, match=r"rows 2:4"):
-        job.run(config(store))
+        run(config(store))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 2**26
@@ -300,25 +305,25 @@ def test_metadata_of_100_mb_is_refused(tmp_path: Path) -> None:
     path = store / "layer/zarr.json"
     path.write_bytes(path.read_bytes()[:-1] + b" " * 100_000_000 + b"}")
     with pytest.raises(DataError, match=r"layer/zarr\.json has .* bytes; expected at most"):
-        job.run(config(store))
+        run(config(store))
 
 
 def test_too_many_arrays_are_refused_before_they_are_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layers, "MOST_ARRAYS", 20)
     store = build_store(tmp_path / "s.zarr", {f"layer{number}": samples(4, 3) for number in range(21)})
     with pytest.raises(DataError, match="more than 20 arrays"):
-        job.run(config(store))
+        run(config(store))
 
 
 def test_groups_nested_too_deeply_are_refused(tmp_path: Path) -> None:
     store = build_store(tmp_path / "s.zarr", {"/".join("a" * 70): samples(4, 3)})
     with pytest.raises(DataError, match="more than 64 groups deep"):
-        job.run(config(store))
+        run(config(store))
 
 
 def test_numbers_stay_exact_beside_all_this(tmp_path: Path) -> None:
     values = samples(ROWS, 6, 4)
-    found = job.run(config(build_store(tmp_path / "s.zarr", {"block/conv": values})))
+    found = run(config(build_store(tmp_path / "s.zarr", {"block/conv": values})))
     assert_counted(found, values)
     assert np.isfinite(found.statistics["block/conv"].mean).all()
 
@@ -327,9 +332,9 @@ def test_metadata_that_is_no_file_and_links_that_never_end_are_named(tmp_path: P
     store = build_store(tmp_path / "s.zarr", {"layer": samples(4, 3)})
     (store / "loop").symlink_to(".")
     with pytest.raises(DataError, match="loop is a link to a folder that it lies in; remove it"):
-        job.run(JobConfig(source=str(store), output=str(tmp_path / "out")))
+        run(JobConfig(source=str(store), output=str(tmp_path / "out")).job())
     (store / "loop").unlink()
     (store / "other").mkdir()
     os.mkfifo(store / "other/zarr.json")
     with pytest.raises(DataError, match=r"other/zarr.json is not a file; expected the metadata"):
-        job.run(JobConfig(source=str(store), output=str(tmp_path / "out")))
+        run(JobConfig(source=str(store), output=str(tmp_path / "out")).job())

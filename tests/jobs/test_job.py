@@ -21,6 +21,8 @@ from streamstats.calibration.selection import LayerRule
 from streamstats.config import ClusterConfig, JobConfig, LayerConfig, QuantizationConfig
 from streamstats.errors import DataError, NonFiniteError, OutputError, UsageError
 from streamstats.jobs import job
+from streamstats.jobs.job import Job
+from streamstats.jobs.run import reduce, run
 from streamstats.jobs.workers import Cluster, open_workers
 from streamstats.outputs import results
 
@@ -66,8 +68,8 @@ def write_store(path: Path, layers: dict[str, np.ndarray[Any, Any]], zarr_format
     return path
 
 
-def config(source: Path, output: Path, **options: Any) -> JobConfig:
-    return JobConfig(source=str(source), output=str(output), **options)
+def config(source: Path, output: Path, **options: Any) -> Job:
+    return JobConfig(source=str(source), output=str(output), **options).job()
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -114,7 +116,7 @@ def test_an_empty_array_has_no_mean_and_no_corrector_and_the_manifest_says_why(
 ) -> None:
     layers = {"empty": np.zeros(shape, np.float32), "full": activations()}
     store = write_store(tmp_path / "s.zarr", layers, chunks=(4, 6, 5, 12))
-    found = job.run(config(store, tmp_path / "out")).statistics
+    found = run(config(store, tmp_path / "out")).statistics
     assert np.isnan(found["empty"].mean).all()
     assert found["empty"].rows == shape[0]
     entries = json.loads((tmp_path / "out" / "manifest.json").read_text())["layers"]
@@ -133,7 +135,7 @@ def test_runs_leave_the_same_bytes_whatever_the_threads_memory_and_order(
     results = []
     for threads, memory in [(1, "1GiB"), (2, "500MiB"), (3, "310MiB"), (7, "4GiB")]:
         output = tmp_path / f"out{threads}"
-        job.run(config(store, output, memory=memory, cluster=ClusterConfig(threads=threads)))
+        run(config(store, output, memory=memory, cluster=ClusterConfig(threads=threads)))
         results.append(files(output))
     assert all(result == results[0] for result in results)
     assert len(results[0]) == 11
@@ -150,7 +152,7 @@ def test_the_same_rows_in_other_chunks_give_the_same_tensors(tmp_path: Path) -> 
     values = activations()
     for index, layout in enumerate(LAYOUTS.values()):
         store = write_store(tmp_path / f"{index}.zarr", {"layer": values}, **layout)
-        job.run(config(store, tmp_path / f"out{index}"))
+        run(config(store, tmp_path / f"out{index}"))
     for kind in ("state", "correctors"):
         first, *others = [load_file(tmp_path / f"out{index}/{kind}/layer.safetensors") for index in range(len(LAYOUTS))]
         for other in others:
@@ -161,7 +163,7 @@ def test_a_corrector_holds_the_mean_in_real_units_and_where_it_comes_from(tmp_pa
     codes = activations("int8")
     store = write_store(tmp_path / "s.zarr", {"a/conv": codes}, chunks=(4, 6, 5, 12))
     quantization = QuantizationConfig(scale=4.0, scale_is="reciprocal", zero_point=-3)
-    job.run(config(store, tmp_path / "out", layers=[LayerConfig(match="a/*", quantization=quantization)]))
+    run(config(store, tmp_path / "out", layers=[LayerConfig(match="a/*", quantization=quantization)]))
     corrector = ss.BiasCorrector.load(tmp_path / "out/correctors/a/conv.safetensors")
     assert isinstance(corrector, ss.MeanBiasCorrector)
     sums = [Fraction(int(total)) for total in codes.sum(axis=(0, 1, 2), dtype=np.int64)]
@@ -198,14 +200,14 @@ def store_with_nonfinite(folder: Path) -> tuple[Path, np.ndarray[Any, Any]]:
 def test_nonfinite_values_are_an_error_that_names_layer_channel_and_rows(tmp_path: Path) -> None:
     store, _ = store_with_nonfinite(tmp_path)
     with pytest.raises(NonFiniteError, match=r"block/conv, channel 7, rows \d+:\d+.*nonfinite: skip"):
-        job.run(config(store, tmp_path / "out"))
+        run(config(store, tmp_path / "out"))
     assert not (tmp_path / "out/manifest.json").exists()
     assert not (tmp_path / "out/state").exists()
 
 
 def test_skipped_nonfinite_values_leave_sum_and_count_and_are_reported(tmp_path: Path) -> None:
     store, values = store_with_nonfinite(tmp_path)
-    found = job.run(config(store, tmp_path / "out", nonfinite="skip")).statistics["block/conv"]
+    found = run(config(store, tmp_path / "out", nonfinite="skip")).statistics["block/conv"]
     assert (found.sums.nan[7], found.sums.infinite[7], found.sums.count[7]) == (1, 1, 23 * 30 - 2)
     finite = [Fraction(value) for value in values[..., 7].ravel().tolist() if np.isfinite(value)]
     assert found.mean[7] == float(sum(finite) / len(finite))
@@ -217,7 +219,7 @@ def test_a_channel_without_finite_values_has_no_corrector(tmp_path: Path) -> Non
     values = activations()
     values[..., 4] = np.nan
     store = write_store(tmp_path / "s.zarr", {"layer": values})
-    job.run(config(store, tmp_path / "out", nonfinite="skip"))
+    run(config(store, tmp_path / "out", nonfinite="skip"))
     corrector = json.loads((tmp_path / "out/manifest.json").read_text())["layers"]["layer"]["corrector"]
     assert corrector["file"] is None
     assert "channel 4" in corrector["reason"]
@@ -269,19 +271,19 @@ def test_a_lost_task_is_an_error_and_not_a_different_number(tmp_path: Path, monk
 
 def test_a_failing_run_leaves_the_results_of_the_run_before(tmp_path: Path) -> None:
     store = write_store(tmp_path / "s.zarr", {"layer": activations()})
-    job.run(config(store, tmp_path / "out"))
+    run(config(store, tmp_path / "out"))
     before = files(tmp_path / "out")
     bad, _ = store_with_nonfinite(tmp_path / "bad")
     with pytest.raises(NonFiniteError):
-        job.run(config(bad, tmp_path / "out"), restart=True)
+        run(config(bad, tmp_path / "out"), restart=True)
     assert files(tmp_path / "out") == before
 
 
 def test_files_of_layers_that_are_gone_are_removed(tmp_path: Path) -> None:
     first = write_store(tmp_path / "a.zarr", {"old/layer": activations(), "kept": activations()})
     second = write_store(tmp_path / "b.zarr", {"kept": activations()})
-    job.run(config(first, tmp_path / "out"))
-    job.run(config(second, tmp_path / "out"), restart=True)
+    run(config(first, tmp_path / "out"))
+    run(config(second, tmp_path / "out"), restart=True)
     assert sorted(files(tmp_path / "out")) == ["correctors/kept.safetensors", "manifest.json", "state/kept.safetensors"]
 
 
@@ -292,14 +294,14 @@ def test_an_output_that_cannot_be_written_is_refused_before_any_data_is_read(
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setattr(job, "execute", lambda *_: pytest.fail("data was read"))
     with pytest.raises(UsageError, match="cannot write"):
-        job.run(config(store, tmp_path / "file" / "out"))
+        run(config(store, tmp_path / "file" / "out"))
 
 
 def test_a_full_disk_is_an_output_error_that_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = write_store(tmp_path / "s.zarr", {"layer": activations()})
-    job.run(config(store, tmp_path / "out"))
+    run(config(store, tmp_path / "out"))
     before = files(tmp_path / "out")
-    found = job.reduce(store)
+    found = reduce(store)
     monkeypatch.setattr("os.fsync", FailingCall(1))
     with pytest.raises(OutputError, match=r"manifest\.json: No space left on device"):
         results.write_results(tmp_path / "out", str(store), found)
@@ -324,8 +326,8 @@ def test_results_that_are_half_new_and_half_old_are_never_used(
 ) -> None:
     old, new = ({"a": activations(seed=seed), "b": activations(seed=seed + 1)} for seed in (1, 3))
     output = tmp_path / "out"
-    job.run(config(write_store(tmp_path / "old.zarr", old), output))
-    found = job.reduce(write_store(tmp_path / "new.zarr", new))
+    run(config(write_store(tmp_path / "old.zarr", old), output))
+    found = reduce(write_store(tmp_path / "new.zarr", new))
     with monkeypatch.context() as patched:
         patched.setattr("os.fsync", FailingCall(which))
         with pytest.raises(OutputError):
@@ -344,7 +346,7 @@ def test_results_that_are_half_new_and_half_old_are_never_used(
 
 def test_results_are_read_back_as_they_were(tmp_path: Path) -> None:
     store = write_store(tmp_path / "s.zarr", {"a/b": activations(), "c": activations("int8")})
-    statistics = job.run(config(store, tmp_path / "out")).statistics
+    statistics = run(config(store, tmp_path / "out")).statistics
     opened = results.open_results(tmp_path / "out")
     assert opened.layers == ["a/b", "c"]
     for layer in opened.layers:
@@ -356,7 +358,7 @@ def test_results_are_read_back_as_they_were(tmp_path: Path) -> None:
 
 def test_a_flipped_byte_in_a_state_is_noticed(tmp_path: Path) -> None:
     store = write_store(tmp_path / "s.zarr", {"layer": activations()})
-    job.run(config(store, tmp_path / "out"))
+    run(config(store, tmp_path / "out"))
     path = tmp_path / "out/state/layer.safetensors"
     content = bytearray(path.read_bytes())
     content[-3] ^= 4
@@ -385,35 +387,35 @@ def test_a_damaged_manifest_is_an_error_that_names_it_before_any_work(tmp_path: 
     with pytest.raises(DataError, match=r"manifest\.json"):
         results.open_results(tmp_path / "out")
     with pytest.raises(DataError, match=r"manifest\.json"):
-        job.run(config(store, tmp_path / "out"))
+        run(config(store, tmp_path / "out"))
     assert files(tmp_path / "out") == {"manifest.json": manifest.encode()}
 
 
 def test_a_mean_beyond_float64_is_an_error_that_names_the_layer_and_nothing_is_written(tmp_path: Path) -> None:
     store = write_store(tmp_path / "s.zarr", {"a": activations("int8"), "b": activations("int8") | 64})
-    job.run(config(store, tmp_path / "out"))
+    run(config(store, tmp_path / "out"))
     before = files(tmp_path / "out")
     step = LayerConfig(match="b", quantization=QuantizationConfig(scale=1e308, scale_is="step"))
     with pytest.raises(UsageError, match=r"layer b: .*1e\+308"):
-        job.run(config(store, tmp_path / "out", layers=[step, LayerConfig(match="*")]))
+        run(config(store, tmp_path / "out", layers=[step, LayerConfig(match="*")]))
     assert files(tmp_path / "out") == before
 
 
 def test_a_name_too_long_for_a_file_is_refused_before_any_work(tmp_path: Path) -> None:
     store = write_store(tmp_path / "s.zarr", {"n" * 245: activations()})
     with pytest.raises(UsageError, match="too long"):
-        job.run(config(store, tmp_path / "out"))
+        run(config(store, tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
 def test_a_manifest_cannot_make_a_run_remove_other_files(tmp_path: Path) -> None:
     store = write_store(tmp_path / "s.zarr", {"layer": activations()})
-    job.run(config(store, tmp_path / "out"))
+    run(config(store, tmp_path / "out"))
     manifest = json.loads((tmp_path / "out/manifest.json").read_text())
     (tmp_path / "victim").write_text("mine")
     manifest["layers"]["gone"] = {"state": {"sha256": "", "file": "../victim"}, "corrector": {"file": "../victim"}}
     (tmp_path / "out/manifest.json").write_text(json.dumps(manifest))
-    job.run(config(store, tmp_path / "out"))
+    run(config(store, tmp_path / "out"))
     assert (tmp_path / "victim").read_text() == "mine"
 
 

@@ -18,7 +18,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from streamstats.calibration.recorder import Recorder
 from streamstats.config import ClusterConfig, JobConfig
 from streamstats.errors import DataError
-from streamstats.jobs import job, plan, upkeep
+from streamstats.jobs import job, plan
+from streamstats.jobs.forget import forget
+from streamstats.jobs.job import Job
+from streamstats.jobs.merge import merge_outputs
+from streamstats.jobs.run import run
 from streamstats.outputs import saved
 from streamstats.outputs.results import open_results, read_states
 
@@ -60,7 +64,7 @@ class Machine(RuleBasedStateMachine):
         if hasattr(self, "temporary"):
             self.temporary.cleanup()
 
-    def config(self, output: str = "out", **options: object) -> JobConfig:
+    def config(self, output: str = "out", **options: object) -> Job:
         return JobConfig.model_validate(
             {
                 "source": str(self.folder / "s.zarr"),
@@ -69,7 +73,7 @@ class Machine(RuleBasedStateMachine):
                 "cluster": ClusterConfig(threads=2),
                 **options,
             }
-        )
+        ).job()
 
     @precondition(lambda self: self.damaged is None)
     @rule(rows=st.integers(1, 9))
@@ -92,9 +96,9 @@ class Machine(RuleBasedStateMachine):
     def run(self) -> None:
         if self.counted_is_damaged():
             with pytest.raises(DataError, match="since it was counted"):
-                job.run(self.config())
+                run(self.config())
             return
-        job.run(self.config())
+        run(self.config())
         self.look()
         self.model.counted |= self.readable() - self.model.excluded
 
@@ -136,7 +140,7 @@ class Machine(RuleBasedStateMachine):
             patch.object(saved.Saver, "save", kept),
             contextlib.suppress(Killed),
         ):
-            job.run(self.config(cluster=ClusterConfig(threads=1)), on_progress=progress)
+            run(self.config(cluster=ClusterConfig(threads=1)), on_progress=progress)
         if self.rows_of_state() == len(self.model.rows):
             self.look()
         self.model.counted = self.what_is_saved()
@@ -156,7 +160,7 @@ class Machine(RuleBasedStateMachine):
         start = data.draw(st.integers(0, len(self.model.rows) - 1))
         stop = data.draw(st.integers(start + 1, len(self.model.rows)))
         try:
-            upkeep.forget(self.config(), (start, stop))
+            forget(self.config(), (start, stop))
         except DataError as error:  # a chunk that was written again to append, and then damaged
             self.check_refused(str(error), self.model.counted - set(range(start, stop)))
             return
@@ -174,8 +178,8 @@ class Machine(RuleBasedStateMachine):
         """Two runs over two parts, merged, are one run over all."""
         border = data.draw(st.integers(1, len(self.model.rows) - 1))
         for name, rows in (("left", f"0:{border}"), ("right", f"{border}:{len(self.model.rows)}")):
-            job.run(self.config(name, rows=rows), restart=True)
-        upkeep.merge_outputs([self.folder / "left", self.folder / "right"], self.folder / "both")
+            run(self.config(name, rows=rows), restart=True)
+        merge_outputs([self.folder / "left", self.folder / "right"], self.folder / "both")
         everything = Model()
         everything.rows, everything.counted = self.model.rows, set(range(len(self.model.rows)))
         assert open_results(self.folder / "both").statistics("conv").mean.tolist() == everything.means()
@@ -205,7 +209,7 @@ class Machine(RuleBasedStateMachine):
         self.taken_for_appending = False
         states = read_states(self.folder / "out", ["conv"])
         if states:  # what was counted is as it was, but its files have other times
-            job.run(self.config(), accept_changes=True)
+            run(self.config(), accept_changes=True)
             self.look()
             self.model.counted |= self.readable() - self.model.excluded
 

@@ -17,15 +17,17 @@ from hypothesis import strategies as st
 
 from streamstats.calibration.encoding.chunks import Encoding
 from streamstats.calibration.layer import Layer
-from streamstats.coverage import Rows
+from streamstats.coverage import EMPTY, Coverage, Rows
 from streamstats.errors import UsageError
 from streamstats.jobs import plan
 from streamstats.jobs.plan import MiB, Plan, blocks, make_plan
+from streamstats.statistics.kinds import kinds_of
 from streamstats.statistics.mean import ChannelMean
+from streamstats.statistics.statistics import Statistics
 
 GiB = 1024 * MiB
 DTYPES = ("bool", "int8", "float16", "int32", "float64")
-Missing = dict[str, list[Rows]]
+Missing = dict[str, Coverage]
 
 
 def layer(
@@ -45,7 +47,7 @@ def layer(
 
 
 def all_rows(*layers: Layer) -> Missing:
-    return {each.name: [(0, each.rows)] for each in layers if each.rows}
+    return {each.name: Coverage.first(each.rows) for each in layers if each.rows}
 
 
 def plan_all(*layers: Layer, memory: int = 2 * GiB, threads: int = 4) -> Plan:
@@ -56,8 +58,7 @@ def selections(layer: Layer, planned: Plan) -> Iterator[tuple[slice, ...]]:
     for task in planned.tasks:
         for part in task.parts:
             if part.layer == layer.name:
-                for _, inside in blocks(layer, part):
-                    yield from inside
+                yield from blocks(layer, part)
 
 
 # Anything
@@ -100,7 +101,9 @@ def some_rows(draw: st.DrawFn, rows: int) -> list[Rows]:
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
     layers = tuple(draw(some_layers(f"layer{index}")) for index in range(draw(st.integers(1, 4))))
-    missing = {each.name: draw(st.just([(0, each.rows)]) | some_rows(each.rows)) for each in layers if each.rows}
+    missing = {
+        each.name: Coverage.of(draw(st.just([(0, each.rows)]) | some_rows(each.rows))) for each in layers if each.rows
+    }
     for name in draw(st.sets(st.sampled_from([each.name for each in layers]))):
         missing.pop(name, None)
     smallest = draw(st.integers(1, 500))
@@ -154,7 +157,7 @@ def test_every_element_of_the_missing_rows_is_in_one_block_and_no_other_is(case:
             expected = np.zeros(each.shape, np.int64)
             for selection in selections(each, planned):
                 found[selection] += 1
-            for start, stop in case.missing.get(each.name, ()):
+            for start, stop in case.missing.get(each.name, EMPTY).ranges:
                 expected[start:stop] = 1
             np.testing.assert_array_equal(found, expected)
 
@@ -184,7 +187,7 @@ def test_no_chunk_is_decoded_twice_but_where_missing_ranges_cut_it(case: Case) -
             expected = np.zeros_like(found)
             for selection in selections(each, planned):
                 found[touched(each, selection)] += 1
-            for start, stop in case.missing.get(each.name, ()):
+            for start, stop in case.missing.get(each.name, EMPTY).ranges:
                 expected[start // each.chunks[0] : -(-stop // each.chunks[0])] += 1
             np.testing.assert_array_equal(found, expected)
 
@@ -193,7 +196,7 @@ def test_no_chunk_is_decoded_twice_but_where_missing_ranges_cut_it(case: Case) -
 def test_the_sums_of_a_plan_are_those_of_its_tasks_and_blocks(case: Case) -> None:
     with scaled(case):
         planned, _ = planned_with_enough(case)
-        missing = [(by_name(case, name), stop - start) for name, rows in case.missing.items() for start, stop in rows]
+        missing = [(by_name(case, name), len(rows)) for name, rows in case.missing.items()]
         assert planned.rows == sum(task.rows for task in planned.tasks) == sum(rows for _, rows in missing)
         assert planned.bytes == sum(task.bytes for task in planned.tasks)
         assert planned.bytes == sum(each.row_bytes * rows for each, rows in missing)
@@ -206,17 +209,16 @@ def test_blocks_come_by_range_of_channels_and_every_range_has_all_its_rows(case:
         planned, _ = planned_with_enough(case)
         for part in (part for task in planned.tasks for part in task.parts):
             each = by_name(case, part.layer)
-            groups = list(blocks(each, part))
-            ranges = [channels for channels, _ in groups]
-            assert [start for start, _ in ranges] == [0, *(stop for _, stop in ranges)][: len(ranges)]
-            for channels, inside in groups:
-                elements = 0
-                for selection in inside:
-                    cut = selection[each.channel_axis]
-                    assert (cut.start, cut.stop) == channels
-                    elements += prod(cut.stop - cut.start for cut in selection)
+            found = list(blocks(each, part))
+            ranges = [(cut.start, cut.stop) for cut in (selection[each.channel_axis] for selection in found)]
+            assert ranges == sorted(ranges)
+            for channels in dict.fromkeys(ranges):
+                inside = [selection for selection, own in zip(found, ranges, strict=True) if own == channels]
+                elements = sum(prod(cut.stop - cut.start for cut in selection) for selection in inside)
                 others = prod(each.shape[1:]) // each.channels if each.channels else 0
                 assert elements == (part.stop - part.start) * (channels[1] - channels[0]) * others
+                rows = [selection[0].start for selection in inside]
+                assert rows == sorted(rows)
 
 
 def by_name(case: Case, name: str) -> Layer:
@@ -231,8 +233,7 @@ def touched(layer: Layer, selection: tuple[slice, ...]) -> tuple[slice, ...]:
 
 def result_bytes(layer: Layer) -> int:
     """What a worker sends back for a part of `layer`: sums and counts, and extrema of up to 8 bytes each."""
-    sums = ChannelMean.empty(layer.channels, layer.dtype)
-    return sum(array.nbytes for array in sums.arrays().values()) + 2 * 8 * layer.channels
+    return sum(array.nbytes for array in Statistics.empty(layer.kinds, layer.space).arrays().values())
 
 
 # Blocks
@@ -273,8 +274,8 @@ def test_channels_are_split_where_nothing_else_can_be() -> None:
     each = layer((2, 10_000_000), (1, 1_000_000), dtype="float32")
     planned = plan_all(each, memory=16 * GiB)
     assert block_shape(planned) == (1, 4_000_000)
-    ranges = [channels for channels, _ in blocks(each, planned.tasks[0].parts[0])]
-    assert ranges == [(0, 4_000_000), (4_000_000, 8_000_000), (8_000_000, 10_000_000)]
+    ranges = [(channels.start, channels.stop) for _, channels in blocks(each, planned.tasks[0].parts[0])]
+    assert [*dict.fromkeys(ranges)] == [(0, 4_000_000), (4_000_000, 8_000_000), (8_000_000, 10_000_000)]
 
 
 def test_a_chunk_that_is_larger_than_a_block_is_read_whole() -> None:
@@ -444,8 +445,7 @@ def test_rows_beyond_any_disk_are_planned_without_a_list_of_them() -> None:
     planned = plan_all(each)
     assert planned.rows == 10**15
     assert len(planned.tasks) <= plan.MOST_TASKS + 1
-    (_, inside), *_ = blocks(each, planned.tasks[-1].parts[0])
-    first, second = islice(inside, 2)
+    first, second = islice(blocks(each, planned.tasks[-1].parts[0]), 2)
     assert first[0].stop == second[0].start
 
 
@@ -456,9 +456,9 @@ def test_what_identifies_the_files_is_in_the_memory_that_is_planned() -> None:
 
 def test_what_is_counted_is_not_planned_again() -> None:
     each = layer((1000, 10), (10, 10))
-    planned = make_plan([each], {"layer": [(995, 1000)]}, memory=GiB, threads=4)
+    planned = make_plan([each], {"layer": Coverage.of([(995, 1000)])}, memory=GiB, threads=4)
     assert [(part.start, part.stop) for task in planned.tasks for part in task.parts] == [(995, 1000)]
-    assert make_plan([each], {"layer": []}, memory=GiB, threads=4).tasks == ()
+    assert make_plan([each], {"layer": Coverage()}, memory=GiB, threads=4).tasks == ()
     assert make_plan([each], {}, memory=GiB, threads=4).tasks == ()
 
 
@@ -467,13 +467,12 @@ def test_no_rows_are_no_tasks() -> None:
     assert (planned.tasks, planned.rows, planned.bytes) == ((), 0, 0)
 
 
-@pytest.mark.parametrize(("shape", "ranges"), [((9, 0), []), ((9, 0, 4), [(0, 4)]), ((9, 4, 0), [])])
-def test_rows_without_elements_are_planned_and_have_no_blocks(shape: tuple[int, ...], ranges: list[Rows]) -> None:
+@pytest.mark.parametrize("shape", [(9, 0), (9, 0, 4), (9, 4, 0)])
+def test_rows_without_elements_are_planned_and_have_no_blocks(shape: tuple[int, ...]) -> None:
     each = layer(shape, tuple(max(1, extent) for extent in shape))
     planned = plan_all(each)
     assert (planned.rows, planned.bytes) == (9, 0)
-    found = [(channels, list(inside)) for channels, inside in blocks(each, planned.tasks[0].parts[0])]
-    assert found == [(channels, []) for channels in ranges]
+    assert list(blocks(each, planned.tasks[0].parts[0])) == []
 
 
 def test_the_same_layers_give_the_same_plan() -> None:
@@ -481,9 +480,20 @@ def test_the_same_layers_give_the_same_plan() -> None:
     assert plan_all(*layers) == plan_all(*layers)
 
 
-def test_blocks_can_be_listed_before_they_are_read() -> None:
+def test_blocks_of_the_same_channels_and_then_rows_come_one_after_the_other() -> None:
     each = layer((4, 6, 4), (2, 3, 2), axis=2)
     part = plan.Part("layer", 0, 4, (2, 3, 2))
-    listed = [list(inside) for _, inside in list(blocks(each, part))]
     rows, middle = [slice(0, 2), slice(2, 4)], [slice(0, 3), slice(3, 6)]
-    assert listed == [list(product(rows, middle, [channels])) for channels in rows]
+    assert list(blocks(each, part)) == [each for channels in rows for each in product(rows, middle, [channels])]
+
+
+@pytest.mark.parametrize(
+    ("uncut", "expected"),
+    [((), (1, 100, 100, 16)), (("channels",), (1, 100, 100, 64)), (("space",), (1, 1000, 1000, 16))],
+)
+def test_axes_that_a_statistic_must_have_uncut_are_whole(uncut: tuple[str, ...], expected: tuple[int, ...]) -> None:
+    kind = type("Uncut", (ChannelMean,), {"name": "uncut", "uncut": uncut})
+    each = replace(layer((3, 1000, 1000, 64), (1, 100, 100, 16), axis=3), kinds=(*kinds_of(()), kind))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan, "BLOCK_BYTES", 2**17)
+        assert block_shape(plan_all(each, memory=16 * GiB)) == expected

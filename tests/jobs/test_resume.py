@@ -23,7 +23,12 @@ from streamstats.calibration.reading.reader import FileReader
 from streamstats.calibration.recorder import Recorder
 from streamstats.config import ClusterConfig, JobConfig
 from streamstats.errors import DataError, MismatchError, OutputError, UsageError
-from streamstats.jobs import job, measuring, plan, upkeep
+from streamstats.jobs import job, measuring, plan
+from streamstats.jobs.forget import forget
+from streamstats.jobs.job import Job
+from streamstats.jobs.merge import merge_outputs
+from streamstats.jobs.run import Follow, reduce, run
+from streamstats.jobs.status import status
 from streamstats.outputs import saved
 from streamstats.outputs.results import open_results
 
@@ -43,8 +48,8 @@ sys.exit(main(sys.argv[1:]))
 """The command line, saving after every task, and slow enough to be killed on its way."""
 
 
-def config(store: Path, output: Path | None = None, **options: Any) -> JobConfig:
-    return JobConfig(source=str(store), output=str(output or store.parent / "out"), **options)
+def config(store: Path, output: Path | None = None, **options: Any) -> Job:
+    return JobConfig(source=str(store), output=str(output or store.parent / "out"), **options).job()
 
 
 def write_job(folder: Path, **options: str) -> Path:
@@ -61,7 +66,7 @@ def results(output: Path) -> dict[str, bytes]:
 
 
 def undisturbed(store: Path, folder: Path, **options: Any) -> dict[str, bytes]:
-    job.run(config(store, folder / "undisturbed", **options), restart=True)
+    run(config(store, folder / "undisturbed", **options), restart=True)
     return results(folder / "undisturbed")
 
 
@@ -95,7 +100,7 @@ def kill_until_done(folder: Path, times: int, seed: int) -> None:
     _, errors = done.communicate(timeout=120)
     assert done.returncode == 0, errors
     assert results(folder / "out") == expected
-    assert upkeep.status(folder / "out").complete
+    assert status(folder / "out").complete
 
 
 def test_killed_at_random_moments_it_ends_with_the_bytes_of_an_undisturbed_run(tmp_path: Path) -> None:
@@ -119,11 +124,11 @@ def test_a_signal_saves_what_was_counted_and_the_next_run_reads_only_the_rest(
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "what was counted is saved" in errors.splitlines()[-1]
-    before = upkeep.status(tmp_path / "out")
+    before = status(tmp_path / "out")
     assert 0 < before.layers[0].counted < 600
     assert before.layers[0].missing[-1][1] == "not counted yet"
     planned = []
-    job.run(config(store), on_plan=lambda prepared: planned.append(prepared.plan.rows))
+    run(config(store), on_plan=lambda prepared: planned.append(prepared.plan.rows))
     assert planned == [600 - before.layers[0].counted]
     assert results(tmp_path / "out") == undisturbed(store, tmp_path)
 
@@ -137,10 +142,10 @@ def wait_for(condition: Any, seconds: float = 60) -> None:
 
 def test_a_run_that_is_done_reads_nothing_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = build_store(tmp_path / "s.zarr", {"conv": samples(20, 8)})
-    job.run(config(store))
+    run(config(store))
     before = results(tmp_path / "out")
     monkeypatch.setattr(FileReader, "measure", lambda *_: pytest.fail("data was read"))
-    job.run(config(store))
+    run(config(store))
     assert results(tmp_path / "out") == before
 
 
@@ -148,18 +153,18 @@ def test_an_error_on_the_way_loses_nothing_that_was_counted(tmp_path: Path) -> N
     store = build_store(tmp_path / "s.zarr", {"a": samples(20, 8), "b": samples(20, 8)})
     (store / "b/c/9/0").write_bytes(b"")
     with pytest.raises(DataError):
-        job.run(config(store, cluster=ClusterConfig(threads=1)))
-    assert upkeep.status(tmp_path / "out").layers[0].counted == 20
+        run(config(store, cluster=ClusterConfig(threads=1)))
+    assert status(tmp_path / "out").layers[0].counted == 20
 
 
 def test_what_was_counted_of_a_layer_that_a_job_leaves_out_for_a_while_is_kept(tmp_path: Path) -> None:
     store = build_store(tmp_path / "s.zarr", {"a": samples(20, 8), "b": samples(20, 8)})
-    job.run(config(store))
+    run(config(store))
     before = results(tmp_path / "out")
-    job.run(JobConfig.model_validate({**config(store).model_dump(), "layers": [{"match": "a"}]}))
+    run(JobConfig.model_validate({**config(store).model_dump(), "layers": [{"match": "a"}]}).job())
     assert open_results(tmp_path / "out").layers == ["a"]
     planned = []
-    job.run(config(store), on_plan=lambda prepared: planned.append(prepared.plan.rows))
+    run(config(store), on_plan=lambda prepared: planned.append(prepared.plan.rows))
     assert planned == [0]
     assert results(tmp_path / "out") == before
 
@@ -178,11 +183,11 @@ def test_appended_rows_are_counted_and_only_they_are_read(
 ) -> None:
     values = samples(30, 8, 4)
     record(tmp_path / "s.zarr", values[:old], chunk_bytes=8 * 4 * 4 * 8)
-    job.run(config(tmp_path / "s.zarr"))
+    run(config(tmp_path / "s.zarr"))
     record(tmp_path / "s.zarr", values[old:], chunk_bytes=8 * 4 * 4 * 8)
     opened: list[str] = []
     monkeypatch.setattr(FileReader, "close", lambda self: (opened.extend(self.identified), close_reader(self))[1])
-    outcome = job.run(config(tmp_path / "s.zarr"))
+    outcome = run(config(tmp_path / "s.zarr"))
     assert sorted(set(opened)) == [f"c/{number}/0/0" for number in range(old // 8, 4)]
     assert outcome.statistics["conv"].covered == ((0, 30),)
     assert results(tmp_path / "out") == undisturbed(tmp_path / "s.zarr", tmp_path)
@@ -199,11 +204,11 @@ def test_a_followed_store_is_counted_as_it_grows(tmp_path: Path, monkeypatch: py
         target=lambda: [record(tmp_path / "s.zarr", values[start : start + 10]) for start in (10, 20, 30)]
     )
     appending.start()
-    outcome = job.run(config(tmp_path / "s.zarr"), follow=job.Follow(rows=40, idle=60))
+    outcome = run(config(tmp_path / "s.zarr"), follow=Follow(rows=40, idle=60))
     appending.join()
     assert outcome.statistics["conv"].covered == ((0, 40),)
     assert outcome.statistics["conv"].mean.tolist() == values.mean(axis=0, dtype=np.float64).tolist()
-    assert job.run(config(tmp_path / "s.zarr"), follow=job.Follow(idle=0.05)).statistics["conv"].rows == 40
+    assert run(config(tmp_path / "s.zarr"), follow=Follow(idle=0.05)).statistics["conv"].rows == 40
 
 
 def test_following_ends_with_a_signal_after_saving(tmp_path: Path) -> None:
@@ -213,7 +218,7 @@ def test_following_ends_with_a_signal_after_saving(tmp_path: Path) -> None:
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
     assert process.returncode == 130
-    assert upkeep.status(tmp_path / "out").complete
+    assert status(tmp_path / "out").complete
 
 
 def test_a_layer_that_appears_while_its_store_is_followed_is_counted(
@@ -229,20 +234,20 @@ def test_a_layer_that_appears_while_its_store_is_followed_is_counted(
                 recorder.append("new", samples(4, 8))
         planned.append(1)
 
-    outcome = job.run(config(tmp_path / "s.zarr"), follow=job.Follow(idle=1), on_plan=another)
+    outcome = run(config(tmp_path / "s.zarr"), follow=Follow(idle=1), on_plan=another)
     assert {name: found.rows for name, found in outcome.statistics.items()} == {"conv": 10, "new": 4}
     assert results(tmp_path / "out") == undisturbed(tmp_path / "s.zarr", tmp_path)
 
 
 def test_a_restart_that_is_stopped_never_mixes_old_counts_with_new(tmp_path: Path) -> None:
     first = build_store(tmp_path / "s.zarr", {"a": samples(600, 8, 16), "b": samples(600, 8, 16)})
-    job.run(config(first))
+    run(config(first))
     build_store(tmp_path / "t.zarr", {"a": samples(600, 8, 16, seed=5), "b": samples(600, 8, 16, seed=6)})
     process = start("run", write_job(tmp_path, source=str(tmp_path / "t.zarr")), "--restart")
-    wait_for(lambda: upkeep.status(tmp_path / "out").layers[0].counted < 600)
+    wait_for(lambda: status(tmp_path / "out").layers[0].counted < 600)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
-    job.run(config(tmp_path / "t.zarr", tmp_path / "out"))
+    run(config(tmp_path / "t.zarr", tmp_path / "out"))
     assert results(tmp_path / "out") == undisturbed(tmp_path / "t.zarr", tmp_path)
 
 
@@ -255,13 +260,13 @@ def test_forgotten_rows_leave_the_bytes_of_never_having_been_counted(
     tmp_path: Path, rows: str, layout: dict[str, Any]
 ) -> None:
     store = build_store(tmp_path / "s.zarr", {"conv": samples(20, 8, 4), "other": samples(20, 8, 4)}, **layout)
-    job.run(config(store))
+    run(config(store))
     taken = tuple(map(int, rows.split(":")))
-    upkeep.forget(config(store), taken, match="conv")  # type: ignore[arg-type]
-    upkeep.forget(config(store, tmp_path / "never"), taken, match="conv")  # type: ignore[arg-type]
-    job.run(config(store, tmp_path / "never"))
+    forget(config(store), taken, match="conv")  # type: ignore[arg-type]
+    forget(config(store, tmp_path / "never"), taken, match="conv")  # type: ignore[arg-type]
+    run(config(store, tmp_path / "never"))
     assert results(tmp_path / "out") == results(tmp_path / "never")
-    assert job.run(config(store)).statistics["conv"].excluded == (taken,)
+    assert run(config(store)).statistics["conv"].excluded == (taken,)
     assert results(tmp_path / "out") == results(tmp_path / "never")
 
 
@@ -269,10 +274,10 @@ def test_what_is_subtracted_is_read_alone_and_extrema_are_found_again_where_they
     values = samples(20, 3)
     values[[0, 1]] = [[1], [200]]
     store = build_store(tmp_path / "s.zarr", {"conv": values})
-    job.run(config(store))
-    inside = upkeep.forget(config(store), (10, 12))
+    run(config(store))
+    inside = forget(config(store), (10, 12))
     assert (inside[0].rows, inside[0].others) == (2, 0)
-    at_the_end = upkeep.forget(config(store), (0, 2))
+    at_the_end = forget(config(store), (0, 2))
     assert (at_the_end[0].rows, at_the_end[0].others) == (2, 16)
     rest = np.delete(values, [0, 1, 10, 11], axis=0)
     found = open_results(tmp_path / "out").statistics("conv")
@@ -284,10 +289,10 @@ def test_others_are_read_no_further_than_an_equal_extremum(tmp_path: Path, monke
     values = np.maximum(samples(200, 3) - 100, 0)
     values[::7] = 60
     store = build_store(tmp_path / "s.zarr", {"conv": values}, chunks=(10, 3))
-    job.run(config(store))
+    run(config(store))
     monkeypatch.setattr(plan, "SMALLEST_TASK_BYTES", 1)
     monkeypatch.setattr(plan, "TASK_BYTES", 1)
-    forgotten = upkeep.forget(config(store), (100, 120))[0]
+    forgotten = forget(config(store), (100, 120))[0]
     assert 10 <= forgotten.others <= 40
     found = open_results(tmp_path / "out").statistics("conv")
     rest = np.delete(values, range(100, 120), axis=0)
@@ -296,20 +301,20 @@ def test_others_are_read_no_further_than_an_equal_extremum(tmp_path: Path, monke
 
 def test_forgotten_rows_stay_forgotten_when_everything_is_counted_again(tmp_path: Path) -> None:
     store = build_store(tmp_path / "s.zarr", {"conv": samples(20, 3)})
-    upkeep.forget(config(store), (3, 5))
-    before = job.run(config(store)).statistics["conv"]
-    assert job.run(config(store), restart=True).statistics["conv"] == before
+    forget(config(store), (3, 5))
+    before = run(config(store)).statistics["conv"]
+    assert run(config(store), restart=True).statistics["conv"] == before
 
 
 def test_rows_that_cannot_be_read_any_more_can_be_forgotten(tmp_path: Path) -> None:
     values = samples(8, 3)
     store = build_store(tmp_path / "s.zarr", {"conv": values})
-    job.run(config(store, missing="report"))
+    run(config(store, missing="report"))
     (store / "conv/c/1/0").unlink()
     with pytest.raises(DataError, match=r"chunk c/1/0 \(rows 2:4\) was removed since it was counted; count everything"):
-        upkeep.forget(config(store), (2, 4))
-    job.run(config(store), accept_changes=True)
-    assert upkeep.forget(config(store), (2, 4))[0].others == 6
+        forget(config(store), (2, 4))
+    run(config(store), accept_changes=True)
+    assert forget(config(store), (2, 4))[0].others == 6
     found = open_results(tmp_path / "out").statistics("conv")
     assert found.mean.tolist() == np.delete(values, [2, 3], axis=0).mean(axis=0, dtype=np.float64).tolist()
 
@@ -318,14 +323,14 @@ def test_nothing_is_forgotten_where_rows_that_stay_are_needed_and_cannot_be_read
     store, values = tmp_path / "s.zarr", samples(13, 3)
     values[0] = 200
     record(store, values[:12], chunk_bytes=5 * 3 * 4)
-    job.run(config(store))
+    run(config(store))
     before = results(tmp_path / "out")
     record(store, values[12:], chunk_bytes=5 * 3 * 4)
     (store / "conv/c/2/0").unlink()
     with pytest.raises(
         DataError, match=r"chunk c/2/0 \(rows 10:12\) was .*; it stays counted.*; nothing was taken out"
     ):
-        upkeep.forget(config(store, missing="report"), (0, 1))
+        forget(config(store, missing="report"), (0, 1))
     assert results(tmp_path / "out") == before
 
 
@@ -333,9 +338,9 @@ def test_nothing_is_forgotten_where_rows_that_stay_are_needed_and_cannot_be_read
 def test_rows_that_are_not_there_cannot_be_forgotten(tmp_path: Path, rows: tuple[int, int], match: str) -> None:
     store = build_store(tmp_path / "s.zarr", {"conv": samples(8, 3)})
     with pytest.raises(UsageError, match=match):
-        upkeep.forget(config(store), rows)
+        forget(config(store), rows)
     with pytest.raises(UsageError, match=r"no layer matches 'dense'; the job has conv"):
-        upkeep.forget(config(store), (0, 1), match="dense")
+        forget(config(store), (0, 1), match="dense")
 
 
 def test_the_reasons_of_what_is_missing_outlive_forgetting_and_merging(tmp_path: Path) -> None:
@@ -343,14 +348,14 @@ def test_the_reasons_of_what_is_missing_outlive_forgetting_and_merging(tmp_path:
     (store / "conv/c/3/0").unlink()
     rows = {"one": "0:8", "two": "10:20"}
     for name, wanted in rows.items():
-        job.run(config(store, tmp_path / name, rows=wanted, missing="report"))
-    upkeep.forget(config(store, tmp_path / "one", rows="0:8", missing="report"), (7, 8))
+        run(config(store, tmp_path / name, rows=wanted, missing="report"))
+    forget(config(store, tmp_path / "one", rows="0:8", missing="report"), (7, 8))
     for output in ("one", "merged"):
-        upkeep.merge_outputs([tmp_path / each for each in rows], tmp_path / "merged")
-        first = upkeep.status(tmp_path / output).layers[0].missing[0]
+        merge_outputs([tmp_path / each for each in rows], tmp_path / "merged")
+        first = status(tmp_path / output).layers[0].missing[0]
         assert first[0] == (6, 7)
         assert "chunk c/3/0 (rows 6:8) is missing" in first[1]
-    assert upkeep.status(tmp_path / "merged").layers[0].missing[1:] == (((8, 10), "not counted yet"),)
+    assert status(tmp_path / "merged").layers[0].missing[1:] == (((8, 10), "not counted yet"),)
 
 
 # Merged
@@ -360,12 +365,12 @@ def test_two_parts_of_one_store_merge_to_the_bytes_of_one_run(tmp_path: Path) ->
     store = build_store(tmp_path / "s.zarr", {"a/b": samples(20, 8), "c": samples(20, 3)}, chunks=(4, 3))
     parts = [tmp_path / "one", tmp_path / "two", tmp_path / "three"]
     for part, rows in zip(parts, ("0:5", "9:20", "5:9"), strict=True):
-        job.run(config(store, part, rows=rows))
+        run(config(store, part, rows=rows))
     for order in (parts, parts[::-1]):
         output = tmp_path / f"merged-{order[0].name}"
-        upkeep.merge_outputs(order, output)
+        merge_outputs(order, output)
         assert results(output) == undisturbed(store, tmp_path)
-        assert upkeep.status(output).complete
+        assert status(output).complete
         assert open_results(output).statistics("a/b").covered == ((0, 20),)
 
 
@@ -373,22 +378,22 @@ def test_two_stores_merge_to_the_sums_of_all_their_rows(tmp_path: Path) -> None:
     both = [samples(20, 8, seed=1), samples(6, 8, seed=2)]
     for number, values in enumerate(both):
         store = build_store(tmp_path / f"{number}.zarr", {"conv": values})
-        job.run(config(store, tmp_path / f"out{number}"))
-    merged = upkeep.merge_outputs([tmp_path / "out0", tmp_path / "out1"], tmp_path / "all")["conv"]
+        run(config(store, tmp_path / f"out{number}"))
+    merged = merge_outputs([tmp_path / "out0", tmp_path / "out1"], tmp_path / "all")["conv"]
     assert merged.mean.tolist() == np.concatenate(both).mean(axis=0, dtype=np.float64).tolist()
     assert (merged.rows, len(merged.sources)) == (26, 2)
-    upkeep.merge_outputs([tmp_path / "out1", tmp_path / "out0"], tmp_path / "all2")
+    merge_outputs([tmp_path / "out1", tmp_path / "out0"], tmp_path / "all2")
     assert results(tmp_path / "all") == results(tmp_path / "all2")
     with pytest.raises(MismatchError, match="layer conv is merged from 2 stores"):
-        job.run(config(tmp_path / "0.zarr", tmp_path / "all"))
+        run(config(tmp_path / "0.zarr", tmp_path / "all"))
 
 
 def test_the_same_rows_twice_are_refused_with_their_numbers(tmp_path: Path) -> None:
     store = build_store(tmp_path / "s.zarr", {"conv": samples(20, 8)})
     for name, rows in (("one", "0:12"), ("two", "8:20")):
-        job.run(config(store, tmp_path / name, rows=rows))
+        run(config(store, tmp_path / name, rows=rows))
     with pytest.raises(MismatchError, match="layer conv: rows 8:12 are counted in both; expected each row once"):
-        upkeep.merge_outputs([tmp_path / "one", tmp_path / "two"], tmp_path / "all")
+        merge_outputs([tmp_path / "one", tmp_path / "two"], tmp_path / "all")
     assert not (tmp_path / "all").exists()
 
 
@@ -403,21 +408,21 @@ def test_the_same_rows_twice_are_refused_with_their_numbers(tmp_path: Path) -> N
 def test_what_does_not_fit_together_is_refused_with_both(
     tmp_path: Path, values: Array, options: dict[str, Any], match: str
 ) -> None:
-    job.run(config(build_store(tmp_path / "a.zarr", {"conv": samples(4, 8)}), tmp_path / "a"))
+    run(config(build_store(tmp_path / "a.zarr", {"conv": samples(4, 8)}), tmp_path / "a"))
     other = build_store(tmp_path / "b.zarr", {"conv": values})
-    job.run(JobConfig.model_validate({"source": str(other), "output": str(tmp_path / "b"), **options}))
+    run(JobConfig.model_validate({"source": str(other), "output": str(tmp_path / "b"), **options}).job())
     if values.ndim == 3:
-        upkeep.merge_outputs([tmp_path / "a", tmp_path / "b"], tmp_path / "all")
+        merge_outputs([tmp_path / "a", tmp_path / "b"], tmp_path / "all")
         return
     with pytest.raises(MismatchError, match=match):
-        upkeep.merge_outputs([tmp_path / "a", tmp_path / "b"], tmp_path / "all")
+        merge_outputs([tmp_path / "a", tmp_path / "b"], tmp_path / "all")
 
 
 def test_an_output_without_states_cannot_be_merged(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="has no states"):
-        upkeep.merge_outputs([tmp_path], tmp_path / "all")
+        merge_outputs([tmp_path], tmp_path / "all")
     with pytest.raises(UsageError, match="is one of the outputs"):
-        upkeep.merge_outputs([tmp_path], tmp_path)
+        merge_outputs([tmp_path], tmp_path)
 
 
 # A source that has changed
@@ -440,7 +445,7 @@ def test_a_counted_chunk_that_changed_is_an_error_that_names_it_and_both_ways_ou
     tmp_path: Path, how: str, zip_or_folder: str
 ) -> None:
     store = build_store(tmp_path / zip_or_folder, {"conv": samples(8, 3)})
-    job.run(config(store))
+    run(config(store))
     before = results(tmp_path / "out")
     if store.suffix == ".zip":
         if how != "was written again":
@@ -453,10 +458,10 @@ def test_a_counted_chunk_that_changed_is_an_error_that_names_it_and_both_ways_ou
     with pytest.raises(
         DataError, match=rf"{expected}; count everything again with `run --restart`, or keep .*`run --accept-ch"
     ):
-        job.run(config(store))
+        run(config(store))
     assert results(tmp_path / "out") == before
-    assert job.run(config(store), accept_changes=True).statistics["conv"].rows == 8
-    job.run(config(store))  # what was accepted stays accepted
+    assert run(config(store), accept_changes=True).statistics["conv"].rows == 8
+    run(config(store))  # what was accepted stays accepted
 
 
 @pytest.mark.parametrize("rows", [8, 7], ids=["full", "with room for more"])
@@ -479,81 +484,81 @@ def test_a_shard_that_changes_while_it_is_read_is_an_error_unless_rows_are_appen
     once = config(store, cluster=ClusterConfig(threads=1))
     if rows == 8:
         with pytest.raises(DataError, match=r"chunk c/0/0 \(rows 0:8\) was written again since it was counted; count"):
-            job.run(once)
+            run(once)
     else:
-        assert job.run(once).statistics["conv"].rows == rows
+        assert run(once).statistics["conv"].rows == rows
 
 
 def test_an_array_that_was_made_anew_in_another_way_is_an_error(tmp_path: Path) -> None:
     store = build_store(tmp_path / "s.zarr", {"conv": samples(8, 3)})
-    job.run(config(store))
+    run(config(store))
     group = zarr.open_group(store)
     group.create_array("conv", data=samples(8, 3), chunks=(4, 3), overwrite=True)
     with pytest.raises(DataError, match="chunks or codecs are not those it was counted with; count everything again"):
-        job.run(config(store))
-    job.run(config(store), restart=True)
+        run(config(store))
+    run(config(store), restart=True)
     assert results(tmp_path / "out") == undisturbed(store, tmp_path)
 
 
 def test_a_store_with_fewer_rows_than_were_counted_is_an_error(tmp_path: Path) -> None:
     store = build_store(tmp_path / "s.zarr", {"conv": samples(8, 3)})
-    job.run(config(store))
+    run(config(store))
     zarr.open_group(store)["conv"].resize((4, 3))  # type: ignore[union-attr]
     with pytest.raises(DataError, match="it has 4 rows, but rows up to 8 were counted"):
-        job.run(config(store))
+        run(config(store))
 
 
 def test_another_description_of_a_layer_is_an_error_and_another_quantisation_is_applied(tmp_path: Path) -> None:
     store = build_store(tmp_path / "s.zarr", {"conv": samples(8, 3, 3, dtype="int8")})
-    job.run(config(store))
+    run(config(store))
     rule = {"match": "*", "channel_axis": 1}
     with pytest.raises(MismatchError, match="it was counted with the channel axis 2, now it is 1"):
-        job.run(JobConfig.model_validate({"source": str(store), "output": str(tmp_path / "out"), "layers": [rule]}))
+        run(JobConfig.model_validate({"source": str(store), "output": str(tmp_path / "out"), "layers": [rule]}).job())
     rule = {"match": "*", "quantization": {"scale": 0.5, "scale_is": "step"}}
-    job.run(JobConfig.model_validate({"source": str(store), "output": str(tmp_path / "out"), "layers": [rule]}))
+    run(JobConfig.model_validate({"source": str(store), "output": str(tmp_path / "out"), "layers": [rule]}).job())
     before = results(tmp_path / "out")
     document = {"source": str(store), "output": str(tmp_path / "new"), "layers": [rule]}
-    job.run(JobConfig.model_validate(document))
+    run(JobConfig.model_validate(document).job())
     assert results(tmp_path / "new") == before
 
 
 def test_another_range_of_rows_needs_another_output(tmp_path: Path) -> None:
     store = build_store(tmp_path / "s.zarr", {"conv": samples(20, 3)})
-    job.run(config(store, rows="0:8"))
-    assert upkeep.status(tmp_path / "out").complete
+    run(config(store, rows="0:8"))
+    assert status(tmp_path / "out").complete
     with pytest.raises(
         UsageError, match=r"`rows` is 4:12, but rows 0:4 of layer conv are counted in .*; choose another"
     ):
-        job.run(config(store, rows="4:12"))
-    assert job.run(config(store, rows="4:12"), restart=True).statistics["conv"].covered == ((4, 12),)
+        run(config(store, rows="4:12"))
+    assert run(config(store, rows="4:12"), restart=True).statistics["conv"].covered == ((4, 12),)
     with pytest.raises(UsageError, match="`rows` is 20:30, but no layer has more than 20 rows"):
-        job.run(config(store, tmp_path / "other", rows="20:30"))
+        run(config(store, tmp_path / "other", rows="20:30"))
 
 
 def test_changes_are_not_accepted_of_another_store(tmp_path: Path) -> None:
     first, second = (build_store(tmp_path / f"{name}.zarr", {"conv": samples(20, 3)}) for name in "ab")
-    job.run(config(first))
+    run(config(first))
     with pytest.raises(UsageError, match=r"out was counted from .*a\.zarr, but the source is .*b\.zarr; --accept-ch"):
-        job.run(config(second), accept_changes=True)
+        run(config(second), accept_changes=True)
 
 
 def test_results_are_not_merged_into_a_store_or_over_a_run(tmp_path: Path) -> None:
     for name in "ab":
-        job.run(config(build_store(tmp_path / f"{name}.zarr", {name: samples(20, 3)}), tmp_path / name))
+        run(config(build_store(tmp_path / f"{name}.zarr", {name: samples(20, 3)}), tmp_path / name))
     outputs = [tmp_path / "a", tmp_path / "b"]
     with pytest.raises(UsageError, match=r"is a zarr store \(zarr.json is in it\)"):
-        upkeep.merge_outputs(outputs, tmp_path / "a.zarr")
-    job.run(config(tmp_path / "a.zarr", tmp_path / "c"))
+        merge_outputs(outputs, tmp_path / "a.zarr")
+    run(config(tmp_path / "a.zarr", tmp_path / "c"))
     with pytest.raises(UsageError, match="holds the results of a run; choose another folder"):
-        upkeep.merge_outputs(outputs, tmp_path / "c")
-    upkeep.merge_outputs(outputs, tmp_path / "all")
-    upkeep.merge_outputs(outputs, tmp_path / "all")  # again, as one does when there is more
+        merge_outputs(outputs, tmp_path / "c")
+    merge_outputs(outputs, tmp_path / "all")
+    merge_outputs(outputs, tmp_path / "all")  # again, as one does when there is more
 
 
 def test_status_notices_that_the_state_of_a_counted_layer_is_gone(tmp_path: Path) -> None:
-    job.run(config(build_store(tmp_path / "s.zarr", {"a": samples(20, 3), "b": samples(20, 3)})))
+    run(config(build_store(tmp_path / "s.zarr", {"a": samples(20, 3), "b": samples(20, 3)})))
     (tmp_path / "out/state/b.safetensors").unlink()
-    assert not upkeep.status(tmp_path / "out").complete
+    assert not status(tmp_path / "out").complete
 
 
 # Two at once
@@ -572,21 +577,21 @@ def test_a_second_run_says_who_is_in_the_output(tmp_path: Path) -> None:
     assert found.returncode == 1
     assert f"is in use by process {os.getpid()} on " in found.stderr
     assert "since 20" in found.stderr
-    job.run(config(store))
+    run(config(store))
 
 
 def test_the_lock_of_a_process_that_is_gone_holds_nobody_up(tmp_path: Path) -> None:
     store = build_store(tmp_path / "s.zarr", {"conv": samples(2000, 8, 16)})
     process = start("run", write_job(tmp_path))
     wait_for(lambda: (tmp_path / "out/state/conv.safetensors").exists())
-    assert upkeep.status(tmp_path / "out").running
+    assert status(tmp_path / "out").running
     with pytest.raises(OutputError, match="is in use by process"):
-        job.run(config(store))
+        run(config(store))
     process.kill()
     process.communicate()
     assert (tmp_path / "out/run.lock").exists()
-    assert not upkeep.status(tmp_path / "out").running
-    job.run(config(store))
+    assert not status(tmp_path / "out").running
+    run(config(store))
     assert not (tmp_path / "out/run.lock").exists()
 
 
@@ -617,7 +622,7 @@ def test_status_tells_what_is_missing_why_and_what_to_do(tmp_path: Path) -> None
 
 def test_a_folder_that_is_no_output_has_no_status(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="has no states; expected the output folder"):
-        upkeep.status(tmp_path)
+        status(tmp_path)
 
 
 # Saving
@@ -635,7 +640,7 @@ def test_what_has_changed_is_saved_every_few_seconds_and_no_more_than_a_fiftieth
     tmp_path: Path, ticking: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = build_store(tmp_path / "s.zarr", {"conv": samples(8, 3)})
-    statistics = job.reduce(store)["conv"]
+    statistics = reduce(store)["conv"]
     writes: list[float] = []
 
     def slow_write(_output: Path, states: Any) -> None:

@@ -20,6 +20,8 @@ from streamstats.config import JobConfig
 from streamstats.correction import MeanBiasCorrector, correction_error
 from streamstats.errors import UsageError
 from streamstats.jobs import job
+from streamstats.jobs.job import Job
+from streamstats.jobs.run import run
 from streamstats.models.onnx.correct import fake_quantized, quantized_by_others
 from streamstats.models.onnx.levels import Levels
 from streamstats.models.onnx.precision import KnownTo, bias_steps, precision
@@ -28,8 +30,8 @@ from streamstats.outputs.ledger import LayerStatistics
 from streamstats.outputs.results import open_results
 
 
-def config(folder: Path, output: str = "out", **options: Any) -> JobConfig:
-    return JobConfig.model_validate({"source": str(folder / "s.zarr"), "output": str(folder / output), **options})
+def config(folder: Path, output: str = "out", **options: Any) -> Job:
+    return JobConfig.model_validate({"source": str(folder / "s.zarr"), "output": str(folder / output), **options}).job()
 
 
 def files(output: Path) -> dict[str, bytes]:
@@ -51,13 +53,13 @@ def test_rounds_are_whole_chunks_of_the_largest_layer_and_end_when_it_is_enough(
         asked.append(statistics["large"].rows)
         return asked[-1] >= 100
 
-    outcome = job.run(config(folder), until=until)
+    outcome = run(config(folder), until=until)
     assert asked == [40, 60, 90, 140]
     assert outcome.statistics["small"].covered == ((0, 140),)
-    job.run(config(folder, "plain", rows="0:140"))
+    run(config(folder, "plain", rows="0:140"))
     assert files(folder / "out") == files(folder / "plain")
     assert main(["status", str(folder / "out")]) == 0
-    job.run(config(folder))
+    run(config(folder))
     assert open_results(folder / "out").statistics("small").rows == 301
 
 
@@ -68,7 +70,7 @@ def test_without_enough_all_rows_are_counted(folder: Path) -> None:
         asked.append(statistics["small"].rows)
         return False
 
-    job.run(config(folder), until=never)
+    run(config(folder), until=never)
     assert asked == [40, 60, 90, 140, 210, 301]
 
 
@@ -84,20 +86,20 @@ def test_a_run_that_was_stopped_ends_with_the_same_rows(folder: Path) -> None:
 
     told = 0
     with pytest.raises(KeyboardInterrupt):
-        job.run(config(folder), until=until, on_progress=stop)
-    job.run(config(folder), until=until)
-    job.run(config(folder, "undisturbed"), until=until)
+        run(config(folder), until=until, on_progress=stop)
+    run(config(folder), until=until)
+    run(config(folder, "undisturbed"), until=until)
     assert files(folder / "out") == files(folder / "undisturbed")
 
 
 def test_it_does_not_go_with_rows(folder: Path) -> None:
     with pytest.raises(UsageError, match="`rows`"):
-        job.run(config(folder, rows="0:50"), until=lambda _statistics: True)
+        run(config(folder, rows="0:50"), until=lambda _statistics: True)
 
 
 def test_a_store_without_rows_has_no_rounds(tmp_path: Path) -> None:
     build_store(tmp_path / "s.zarr", {"empty": samples(2, 3)[:0]}, chunks=(1, 3))
-    assert job.run(config(tmp_path), until=lambda _statistics: False).statistics["empty"].rows == 0
+    assert run(config(tmp_path), until=lambda _statistics: False).statistics["empty"].rows == 0
 
 
 # What is known
@@ -116,7 +118,7 @@ def recorded(tmp_path: Path) -> Path:
     quantized(model_of(nodes, constants, x), tmp_path, x, "qdq, per channel")
     np.save(tmp_path / "x.npy", x)
     record(tmp_path / "float.onnx", tmp_path / "x.npy", tmp_path / "s.zarr", batch_size=8)
-    job.run(config(tmp_path, statistics=["spread"]))
+    run(config(tmp_path, statistics=["spread"]))
     return tmp_path
 
 
@@ -166,7 +168,7 @@ def test_a_bias_of_floats_is_measured_in_the_steps_that_8_bits_would_give(record
 
 def test_only_spread_and_steps_make_a_correction_known(recorded: Path) -> None:
     subject = fake_quantized(recorded / "float.onnx", Levels(4))
-    job.run(config(recorded, "plain"))
+    run(config(recorded, "plain"))
     results = open_results(recorded / "plain")
     found = [precision(pair, results.statistics(pair.original.name)) for pair in subject.pairs]
     assert all(each is not None and each.error is None and np.isnan(each.in_steps) for each in found)

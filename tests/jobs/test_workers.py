@@ -31,8 +31,10 @@ from streamstats.calibration.selection import select_layers
 from streamstats.config import ClusterConfig, JobConfig
 from streamstats.errors import ClusterError, UsageError
 from streamstats.jobs import job, reduction, workers
+from streamstats.jobs.job import Job
 from streamstats.jobs.plan import Part, Plan, Task
 from streamstats.jobs.reduction import MOST_TRIES, reduce_tasks
+from streamstats.jobs.run import reduce, run
 from streamstats.jobs.workers import Begun, Cluster, Ended, UnfitError, open_workers
 from streamstats.outputs.results import read_states
 
@@ -43,8 +45,8 @@ def store(tmp_path: Path) -> Path:
     return build_store(tmp_path / "s.zarr", layers)
 
 
-def config(store: Path, output: Path, **options: Any) -> JobConfig:
-    return JobConfig(source=str(store), output=str(output), **options)
+def config(store: Path, output: Path, **options: Any) -> Job:
+    return JobConfig(source=str(store), output=str(output), **options).job()
 
 
 def results(output: Path) -> dict[str, bytes]:
@@ -70,11 +72,11 @@ def test_threads_and_processes_leave_the_same_bytes(
 ) -> None:
     monkeypatch.setattr("streamstats.jobs.plan.SMALLEST_TASK_BYTES", 4000)
     monkeypatch.setattr("streamstats.jobs.plan.TASK_BYTES", 4000)
-    job.run(config(store, tmp_path / "one", cluster=ClusterConfig(threads=1)))
-    job.run(config(store, tmp_path / "threads", cluster=ClusterConfig(threads=number)))
+    run(config(store, tmp_path / "one", cluster=ClusterConfig(threads=1)))
+    run(config(store, tmp_path / "threads", cluster=ClusterConfig(threads=number)))
     seen: list[job.Progress] = []
     processes = ClusterConfig(workers=number, threads=1)
-    job.run(config(store, tmp_path / "processes", cluster=processes), on_progress=seen.append)
+    run(config(store, tmp_path / "processes", cluster=processes), on_progress=seen.append)
     assert results(tmp_path / "one") == results(tmp_path / "threads") == results(tmp_path / "processes")
     assert len(results(tmp_path / "one")) == 6
     assert sum(each.rows for each in seen) == 153
@@ -82,11 +84,11 @@ def test_threads_and_processes_leave_the_same_bytes(
 
 
 def test_a_scheduler_at_an_address_and_a_client_of_python_leave_the_same_bytes(store: Path, tmp_path: Path) -> None:
-    job.run(config(store, tmp_path / "threads"))
+    run(config(store, tmp_path / "threads"))
     with cluster(2) as client:
         address = client.scheduler.address
-        job.run(config(store, tmp_path / "scheduler", cluster=ClusterConfig(scheduler=address)))
-        job.run(config(store, tmp_path / "client"), client=client)
+        run(config(store, tmp_path / "scheduler", cluster=ClusterConfig(scheduler=address)))
+        run(config(store, tmp_path / "client"), client=client)
         assert ss.reduce(store, client=client) == ss.reduce(store)
     assert results(tmp_path / "threads") == results(tmp_path / "scheduler") == results(tmp_path / "client")
 
@@ -153,8 +155,8 @@ def test_a_worker_that_is_silent_from_the_beginning_gets_no_work(
     with cluster(2) as client:
         silent = psutil.Process(next(iter(client.run(os.getpid).values())))
         with stopped(silent):
-            job.run(config(store, tmp_path / "out"), client=client)
-    job.run(config(store, tmp_path / "undisturbed"))
+            run(config(store, tmp_path / "out"), client=client)
+    run(config(store, tmp_path / "undisturbed"))
     assert results(tmp_path / "out") == results(tmp_path / "undisturbed")
 
 
@@ -245,7 +247,7 @@ def test_a_worker_of_another_version_is_named_before_any_work(store: Path, tmp_p
         cluster(1, preload=[str(preload)]) as client,
         pytest.raises(ClusterError, match=rf"runs streamstats 0\.0\.9, and the client {ss.__version__}; install"),
     ):
-        job.run(config(store, tmp_path / "out"), client=client)
+        run(config(store, tmp_path / "out"), client=client)
     assert not (tmp_path / "out").exists()
 
 
@@ -256,13 +258,13 @@ def test_a_worker_without_streamstats_is_named_before_any_work(store: Path, tmp_
         cluster(1, preload=[str(preload)]) as client,
         pytest.raises(ClusterError, match=r"worker tcp://127\.0\.0\.1:\d+ cannot run streamstats"),
     ):
-        job.run(config(store, tmp_path / "out"), client=client)
+        run(config(store, tmp_path / "out"), client=client)
 
 
 def test_a_worker_that_joins_later_and_does_not_fit_gets_no_work(store: Path, tmp_path: Path) -> None:
     preload = tmp_path / "older.py"
     preload.write_text("import streamstats.jobs.workers\nstreamstats.jobs.workers.__version__ = '0.0.9'\n")
-    job.run(config(store, tmp_path / "threads"))
+    run(config(store, tmp_path / "threads"))
     messages = []
     with cluster(1) as client:
         layers = select_layers(store).layers
@@ -276,7 +278,7 @@ def test_a_worker_that_joins_later_and_does_not_fit_gets_no_work(store: Path, tm
                 prepared = job.plan_of(select_layers(store), ledger, wanted, "2GiB", chosen)
             outcome = job.execute(prepared, chosen, on_progress=lambda each: messages.append(each.message))
         client.sync(nanny.close)
-    assert outcome.statistics["c"].sums == job.reduce(store)["c"].sums
+    assert outcome.statistics["c"].sums == reduce(store)["c"].sums
     assert sum("runs streamstats 0.0.9" in message for message in messages) >= 1
 
 
@@ -293,7 +295,7 @@ def test_an_address_without_a_scheduler_is_an_error(
 ) -> None:
     monkeypatch.setattr(workers, "CONNECT_SECONDS", 1)
     with pytest.raises((ClusterError, UsageError), match=match):
-        job.run(config(store, tmp_path / "out", cluster=ClusterConfig(scheduler=address)))
+        run(config(store, tmp_path / "out", cluster=ClusterConfig(scheduler=address)))
     assert not (tmp_path / "out").exists()
 
 
@@ -307,7 +309,7 @@ def test_workers_with_more_threads_than_the_memory_allows_are_refused(store: Pat
         cluster(1, processes=False, threads_per_worker=64) as client,
         pytest.raises(UsageError, match=r"memory suffices for \d+ threads? a process, but the workers have 64"),
     ):
-        job.run(config(store, tmp_path / "out", memory="320MiB"), client=client)
+        run(config(store, tmp_path / "out", memory="320MiB"), client=client)
 
 
 # What happens to a task, with workers that do as they are told
@@ -540,8 +542,8 @@ def run_while_workers_are_killed(store: Path, folder: Path, seed: int) -> int:
         patch.setattr("streamstats.jobs.plan.SMALLEST_TASK_BYTES", 2000)
         patch.setattr("streamstats.jobs.plan.TASK_BYTES", 2000)
         with Killer(seed) as killer:
-            job.run(config(store, output, cluster=two))
-    job.run(config(store, folder / "undisturbed"), restart=True)
+            run(config(store, output, cluster=two))
+    run(config(store, folder / "undisturbed"), restart=True)
     assert results(output) == results(folder / "undisturbed")
     return killer.killed
 
@@ -558,11 +560,11 @@ def test_processes_that_end_while_they_start_are_started_again(store: Path, tmp_
     with dask.config.set({"distributed.worker.preload": [str(preload)]}):
         one = config(store, tmp_path / "out", cluster=ClusterConfig(workers=1, threads=1))
         if deaths == 1:
-            job.run(one)
+            run(one)
             assert int(count.read_text()) == 0
         else:
             with pytest.raises(ClusterError, match="did not start, 3 times"):
-                job.run(one)
+                run(one)
 
 
 def test_a_worker_that_hangs_is_left_behind(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -575,9 +577,9 @@ def test_a_worker_that_hangs_is_left_behind(store: Path, tmp_path: Path, monkeyp
         hung = psutil.Process(next(iter(client.run(os.getpid).values())))
         threading.Timer(2, hung.suspend).start()
         impatient = config(store, tmp_path / "out", cluster=ClusterConfig(task_timeout=3))
-        job.run(impatient, client=client, on_progress=seen.append)
+        run(impatient, client=client, on_progress=seen.append)
         hung.resume()
-    job.run(config(store, tmp_path / "undisturbed"))
+    run(config(store, tmp_path / "undisturbed"))
     assert results(tmp_path / "out") == results(tmp_path / "undisturbed")
     assert any("more than 3 s; another worker gets it, too" in each.message for each in seen)
     assert seen[-1].repeats >= 1
@@ -595,13 +597,13 @@ def test_workers_that_all_leave_end_the_run_after_a_while_and_nothing_is_lost(
         local = client.cluster
         threading.Timer(2, lambda: local.scale(0)).start()
         with pytest.raises(ClusterError, match=r"there were no workers for 3 s; what was counted is saved: start some"):
-            job.run(impatient, client=client)
+            run(impatient, client=client)
     kept = sum(each.rows for each in read_states(tmp_path / "out", ["a/conv", "b", "c"]).values())
     assert 0 < kept < 153
     seen: list[job.Progress] = []
-    job.run(config(store, tmp_path / "out"), on_progress=seen.append)
+    run(config(store, tmp_path / "out"), on_progress=seen.append)
     assert sum(each.rows for each in seen) == 153 - kept
-    job.run(config(store, tmp_path / "undisturbed"))
+    run(config(store, tmp_path / "undisturbed"))
     assert results(tmp_path / "out") == results(tmp_path / "undisturbed")
 
 
@@ -620,7 +622,7 @@ def test_scheduler_and_client_take_no_more_memory_the_more_tasks_there_are(
     monkeypatch.setattr("streamstats.jobs.plan.TASK_BYTES", 1)
     memory: list[int] = []
     with cluster(2) as client:  # whose scheduler is in this process, too
-        job.run(
+        run(
             config(store, tmp_path / "out"),
             client=client,
             on_progress=lambda _: memory.append(psutil.Process().memory_info().rss),

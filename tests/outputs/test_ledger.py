@@ -16,15 +16,14 @@ from laws import DTYPES, INTEGERS, contents
 
 from streamstats import Quantization
 from streamstats.calibration.layer import Layer
-from streamstats.coverage import add_rows, missing_rows
 from streamstats.errors import DataError, MismatchError
-from streamstats.outputs.ledger import FORMAT, LayerStatistics, read_state, state_bytes
-from streamstats.statistics.extrema import ChannelExtrema
-from streamstats.statistics.mean import ChannelMean
+from streamstats.outputs.layer_statistics import LayerStatistics
+from streamstats.outputs.ledger import Measured
+from streamstats.outputs.state import FORMAT, read_excluded, read_state, state_bytes
+from streamstats.statistics.statistic import Space
+from streamstats.statistics.statistics import Statistics
 from streamstats.storage.files import write_bytes
 from streamstats.storage.tensors import read_tensors, tensors_bytes
-
-RANGES = st.lists(st.integers(0, 30), min_size=2, max_size=2).map(sorted).map(tuple)
 
 
 def layer_of(block, axis=-1, quantization=None, fingerprint=""):
@@ -45,7 +44,9 @@ def layer_of(block, axis=-1, quantization=None, fingerprint=""):
 def count(statistics, block, start, stop):
     """`statistics` with rows `start` to `stop` of `block` counted in."""
     part, axis = block[start:stop], statistics.channel_axis
-    return statistics.count((start, stop), ChannelMean.measure(part, axis), ChannelExtrema.measure(part, axis))
+    members = {kind.name: kind.measure(part, axis) for kind in statistics.statistics.kinds}
+    found = Statistics(Space.of(part, axis), members)
+    return statistics.count(Measured(statistics.layer, (start, stop), found, 0, np.empty((0, 2), np.int64)))
 
 
 def counted(block, axis=-1, quantization=None):
@@ -64,56 +65,6 @@ def stored(statistics):
         path = Path(folder, "state")
         write_bytes(path, state_bytes(statistics))
         return read_state(path)
-
-
-# Which rows
-
-
-@given(st.lists(RANGES, max_size=6))
-def test_rows_are_added_one_time_and_kept_in_order_and_apart(ranges):
-    covered, rows = (), set()
-    for start, stop in ranges:
-        new = set(range(start, stop))
-        if new & rows:
-            with pytest.raises(MismatchError, match=r"rows \d+:\d+ are counted already"):
-                add_rows(covered, (start, stop))
-        else:
-            covered, rows = add_rows(covered, (start, stop)), rows | new
-    assert {row for start, stop in covered for row in range(start, stop)} == rows
-    assert sum(stop - start for start, stop in covered) == len(rows)
-    assert all(start < stop for start, stop in covered)
-    assert all(stop < start for (_, stop), (start, _) in pairwise(covered))
-
-
-@given(st.lists(RANGES, max_size=6), st.integers(0, 35))
-def test_the_missing_rows_are_those_that_are_not_covered(ranges, total):
-    covered = ()
-    for rows in ranges:
-        if all(rows[1] <= start or stop <= rows[0] for start, stop in covered):
-            covered = add_rows(covered, rows)
-    there = {row for start, stop in covered for row in range(start, stop)}
-    inside = tuple((start, min(stop, total)) for start, stop in covered if start < total)
-    missing = missing_rows(inside, total)
-    assert {row for start, stop in missing for row in range(start, stop)} == set(range(total)) - there
-    everything = inside
-    for rows in missing:
-        everything = add_rows(everything, rows)
-    assert everything == (((0, total),) if total else ())
-
-
-@pytest.mark.parametrize(
-    ("rows", "named"), [((2, 6), "2:4"), ((3, 4), "3:4"), ((0, 4), "0:4"), ((0, 9), "0:4"), ((7, 9), "8:9")]
-)
-def test_rows_that_are_counted_already_are_named(rows, named):
-    with pytest.raises(MismatchError, match=f"rows {named} are counted already"):
-        add_rows(((0, 4), (8, 12)), rows)
-
-
-@pytest.mark.parametrize("rows", [(4, 2), (-1, 2), (-3, -1)])
-def test_rows_that_are_no_range_are_refused(rows):
-    for covered in ((), ((0, 4),)):
-        with pytest.raises(MismatchError, match=f"rows {rows[0]}:{rows[1]} are not a range"):
-            add_rows(covered, rows)
 
 
 # Counting
@@ -140,7 +91,7 @@ def test_rows_are_never_counted_twice():
     statistics = count(LayerStatistics.empty(layer_of(block)), block, 0, 4)
     before = state_bytes(statistics)
     for start, stop in ((0, 4), (3, 4), (3, 6), (0, 1)):
-        with pytest.raises(MismatchError, match="counted already"):
+        with pytest.raises(MismatchError, match=r"rows \d+:\d+ are already counted"):
             count(statistics, block, start, stop)
     assert state_bytes(statistics) == before
     assert count(statistics, block, 4, 6).covered == ((0, 6),)
@@ -149,7 +100,7 @@ def test_rows_are_never_counted_twice():
 def test_statistics_of_another_dtype_or_width_are_not_counted():
     statistics = LayerStatistics.empty(layer_of(np.ones((6, 3), np.int8)))
     for other in (np.ones((6, 3), np.uint8), np.ones((6, 4), np.int8)):
-        with pytest.raises(MismatchError, match="cannot merge"):
+        with pytest.raises(MismatchError, match="do not fit together"):
             count(statistics, other, 0, 6)
 
 
@@ -251,6 +202,8 @@ def _with(**entries):
                 "layer",
                 "channel_axis",
                 "quantization",
+                "statistics",
+                "sample",
             ],
         ),
         _with(mean__count=np.ones(3, np.int32)),
@@ -277,6 +230,9 @@ def _with(**entries):
         _with(dtype="object"),
         _with(dtype="number"),
         _with(channel_axis="last"),
+        _with(channel_axis="3"),
+        _with(sample="[4]"),
+        _with(statistics='["mean"]'),
         _with(quantization="{"),
         _with(quantization='{"step": 0, "zero_point": 0}'),
         _with(quantization='{"step": 1}'),
@@ -292,10 +248,36 @@ def test_a_file_that_says_impossible_things_is_refused_with_its_path_and_the_rem
         read_state(path)
 
 
-def test_a_file_of_another_format_is_refused_with_both(tmp_path):
+@pytest.mark.parametrize(
+    ("version", "message"),
+    [
+        (99, "this version reads 'streamstats.state/3'; install a newer streamstats"),
+        (2, "was written by an older version: .* count again with `streamstats run --restart`"),
+    ],
+)
+def test_a_file_of_another_format_is_refused_with_the_remedy(tmp_path, version, message):
     path = tmp_path / "state"
-    path.write_bytes(tensors_bytes({"a": np.ones(1)}, {"format": "streamstats.state/99"}))
-    with pytest.raises(
-        DataError, match=r"'streamstats.state/99', but this version reads 'streamstats.state/2'; install a newer one"
-    ):
+    path.write_bytes(tensors_bytes({"a": np.ones(1)}, {"format": f"streamstats.state/{version}"}))
+    with pytest.raises(DataError, match=message):
+        read_state(path)
+
+
+def test_what_was_forgotten_is_read_from_older_files_too_and_not_from_newer_ones(tmp_path):
+    path = tmp_path / "state"
+    excluded = {"source.0.excluded": np.array([[2, 5], [7, 8]])}
+    for version in (2, 3):
+        path.write_bytes(tensors_bytes(excluded, {"format": f"streamstats.state/{version}"}))
+        assert read_excluded(path).ranges == ((2, 5), (7, 8))
+    path.write_bytes(tensors_bytes(excluded, {"format": "streamstats.state/4"}))
+    with pytest.raises(DataError, match="install a newer streamstats"):
+        read_excluded(path)
+
+
+def test_a_state_with_a_statistic_that_this_version_does_not_know_is_refused(tmp_path):
+    path = tmp_path / "state"
+    path.write_bytes(state_bytes(counted(np.ones((4, 3), np.float32))))
+    tensors, metadata = read_tensors(path, FORMAT)
+    metadata["statistics"] = '["mean", "extrema", "kurtosis"]'
+    path.write_bytes(tensors_bytes(tensors, metadata))
+    with pytest.raises(DataError, match="holds the statistics kurtosis, which this version does not know"):
         read_state(path)

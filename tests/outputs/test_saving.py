@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from streamstats.jobs.status import status
+
 FAULTS = '''
 import builtins, errno, json, os, sys
 from pathlib import Path
 import numpy as np
-from streamstats.jobs import job
+from streamstats.jobs.run import reduce
 from streamstats.storage import files
 from streamstats.calibration.selection import select_layers
 from streamstats.config import JobConfig
@@ -80,7 +82,7 @@ class Faults:
 
 
 store = folder / "s.zarr"
-old = job.reduce(store, layers=())
+old = reduce(store, layers=())
 layers = select_layers(store).layers
 path = folder / "out/state/deep/conv.safetensors"
 outcomes = []
@@ -133,8 +135,8 @@ def test_after_every_system_call_of_saving_the_old_or_the_new_state_is_there_who
     outcomes = json.loads(done.stdout)
     expected = 9 if mode == "kill" else 1
     assert len(outcomes) > 20
-    for at, fresh, status, which, leftovers, readable in outcomes[:-2]:
-        assert status in (expected, 0), f"call {at}: {status}"
+    for at, fresh, ended, which, leftovers, readable in outcomes[:-2]:
+        assert ended in (expected, 0), f"call {at}: {ended}"
         assert which in (("nothing", "new") if fresh else ("old", "new")), f"call {at}: {which}"
         assert readable is None or readable
         if mode != "kill":
@@ -146,15 +148,13 @@ def test_after_every_system_call_of_saving_the_old_or_the_new_state_is_there_who
 def test_a_full_disk_ends_the_run_with_a_message_and_status_1_and_the_state_before_is_whole(tmp_path: Path) -> None:
     from stores import build_store, samples
 
-    from streamstats.jobs import upkeep
-
     build_store(tmp_path / "s.zarr", {"conv": samples(600, 8, 16)})
     code = """
 import errno, os, sys
 from streamstats.jobs import plan
-from streamstats.outputs import saved
+from streamstats.outputs import saving
 from streamstats.storage import files
-saved.SAVE_SECONDS = saved.SAVING_SHARE = 0
+saving.SAVE_SECONDS = saving.SAVING_SHARE = 0
 plan.SMALLEST_TASK_BYTES = plan.TASK_BYTES = 20_000
 real, calls = files._replace, []
 def full(path, content):
@@ -172,4 +172,4 @@ sys.exit(main(["run", sys.argv[1]]))
     assert done.returncode == 1
     assert "No space left on device; make room or choose another place" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
-    assert 0 < upkeep.status(tmp_path / "out").layers[0].counted < 600
+    assert 0 < status(tmp_path / "out").layers[0].counted < 600

@@ -17,7 +17,7 @@ from stores import build_store
 from streamstats.cli import main
 from streamstats.config import JobConfig
 from streamstats.errors import MissingDependencyError
-from streamstats.jobs import job
+from streamstats.jobs.run import run
 from streamstats.models.onnx import files as onnx_files
 from streamstats.models.onnx.record import record
 from streamstats.report import page as pages
@@ -62,7 +62,7 @@ def folder(tmp_path: Path) -> Path:
     np.save(tmp_path / "labels.npy", np.arange(30) % 3)
     record(tmp_path / "float.onnx", tmp_path / "x.npy", tmp_path / "s.zarr")
     config = {"source": str(tmp_path / "s.zarr"), "output": str(tmp_path / "out"), "statistics": ["spread"]}
-    job.run(JobConfig.model_validate(config))
+    run(JobConfig.model_validate(config).job())
     return tmp_path
 
 
@@ -151,7 +151,7 @@ def test_without_the_library_for_pages_the_json_is_there(
 def test_an_output_without_values_has_a_page(tmp_path: Path) -> None:
     build_store(tmp_path / "s.zarr", {"layer": np.full((4, 3), np.nan, np.float32)})
     config = {"source": str(tmp_path / "s.zarr"), "output": str(tmp_path / "out"), "nonfinite": "skip"}
-    job.run(JobConfig.model_validate(config | {"statistics": ["spread"]}))
+    run(JobConfig.model_validate(config | {"statistics": ["spread"]}).job())
     assert main(["report", str(tmp_path / "out")]) == 0
     assert json.loads((tmp_path / "out" / "report.json").read_text())["layers"]["layer"]["without_values"] == [0, 1, 2]
 

@@ -12,11 +12,12 @@ from itertools import product
 
 import numpy as np
 import pytest
-from laws import DTYPES, FLOATS, INTEGERS, as_digits, exact_extrema, exact_sums, from_bits, hard_bits
+from laws import DTYPES, FLOATS, INTEGERS, as_digits, exact_extrema, exact_sums, from_bits, hard_bits, space_of
 
 from streamstats.statistics.extrema import ChannelExtrema
 from streamstats.statistics.mean import ChannelMean
-from streamstats.statistics.pieces import NARROWEST, Accumulator
+from streamstats.statistics.pieces import NARROWEST
+from streamstats.statistics.running import RunningSums
 
 BOTH_LOOPS = pytest.mark.parametrize("loop", ["rows", "runs"])
 
@@ -32,7 +33,7 @@ def assert_exact(columns, loop="rows"):
     """The sums and the extrema of `columns` [rows, channels], from either loop, are the exact ones."""
     times = -(-UNJOINED // columns.shape[1]) if loop == "rows" else 1
     exact = [exact_sums(columns, 1), exact_extrema(columns, 1)]
-    expected = [type(statistic).join([statistic] * times) for statistic in exact]
+    expected = [tiled(statistic, times) for statistic in exact]
     found = measured(np.tile(columns, times), 1) if loop == "rows" else measured(columns.T.copy(), 0)
     for one, other in zip(found, expected, strict=True):
         for name, array in one.arrays().items():
@@ -41,12 +42,20 @@ def assert_exact(columns, loop="rows"):
         assert one == other
 
 
+def tiled(statistic, times):
+    """The statistic of blocks whose channels are repeated so often."""
+    space = space_of(statistic.space.dtype, statistic.space.channels * times)
+    return type(statistic)(space, **{name: np.tile(array, times) for name, array in statistic.arrays().items()})
+
+
 def measured(block, axis):
     """What one pass over `block` finds."""
-    accumulator = Accumulator(block.dtype, block.shape[axis])
+    accumulator = RunningSums(block.dtype, block.shape[axis])
     accumulator.add(block, axis)
-    measures = accumulator.measures()
-    return ChannelMean.from_measures(measures), ChannelExtrema.from_measures(measures)
+    space = space_of(block.dtype, block.shape[axis])
+    return ChannelMean.from_measures(space, accumulator.found()), ChannelExtrema.from_measures(
+        space, accumulator.found()
+    )
 
 
 def signed(bits, dtype, rows, signs):
@@ -260,7 +269,7 @@ def test_65537_of_the_largest_16_bit_integers_do_not_overflow(kind, term):
         found = ChannelMean.measure(np.full((rows, UNJOINED), term, kind))
         assert found.total.units() == [rows * term] * UNJOINED
     for inner in (2**15 - 1, 2**15, 2**15 + 1, 2**16, 64 * 2**15 + 1):
-        found = ChannelMean.measure(np.full((1, inner), term, kind), 0)
+        found = ChannelMean.measure(np.full((1, 1, inner), term, kind), 1)
         assert found.total.units() == [inner * term]
 
 
@@ -278,7 +287,7 @@ def test_wide_integers_of_every_bit_pattern_are_summed_and_bounded(dtype, rows, 
 def test_a_million_of_the_largest_wide_integers_do_not_overflow(kind):
     limits, n = np.iinfo(kind), 2**20 + 1
     for term in (limits.min, limits.max, limits.max - 1, limits.min // 2 + 1):
-        for block, axis in ((np.full((n, 1), term, kind), 1), (np.full((1, n), term, kind), 0)):
+        for block, axis in ((np.full((n, 1), term, kind), 1), (np.full((1, 1, n), term, kind), 1)):
             found = ChannelMean.measure(block, axis)
             assert found.digits[:, 0].tolist() == as_digits(n * term, len(found.digits))
 
@@ -327,8 +336,8 @@ def sums_and_extrema_of_small_values(block):
     channels = np.moveaxis(block, 1, -1).reshape(-1, block.shape[1])
     totals = channels.sum(axis=0, dtype=np.int64 if block.dtype.kind in "biu" else np.float64).astype(np.int64)
     place, shift = divmod({"f2": 24, "f4": 149, "f8": 1074}.get(block.dtype.str[1:], 0), 32)
-    empty = ChannelMean.empty(block.shape[1], block.dtype)
+    empty = ChannelMean.empty(space_of(block.dtype, block.shape[1]))
     digits = empty.digits.copy()
     digits[place], digits[place + 1] = (totals << shift) & 0xFFFFFFFF, totals >> (32 - shift)
-    sums = ChannelMean(block.dtype, digits, empty.count + len(channels), empty.nan, empty.infinite)
-    return sums, ChannelExtrema(block.dtype, channels.min(axis=0), channels.max(axis=0))
+    sums = ChannelMean(empty.space, digits, empty.count + len(channels), empty.nan, empty.infinite)
+    return sums, ChannelExtrema(empty.space, channels.min(axis=0), channels.max(axis=0))

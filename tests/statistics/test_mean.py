@@ -11,13 +11,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from laws import DTYPES, FLOATS, INTEGERS, blocks, channel_values, contents, cuts, exact_sums, laws_of
+from laws import DTYPES, FLOATS, INTEGERS, blocks, channel_values, contents, cuts, space_of
 
 from streamstats import Quantization, prepare_input_mean
 from streamstats.errors import MismatchError, NonFiniteError, UsageError
 from streamstats.statistics.mean import ChannelMean
-
-TestLaws = laws_of(ChannelMean, exact_sums)
 
 STEPS = st.floats(5e-324, 1e280) | st.sampled_from([5e-324, 1e-308, 0.1, 1 / 3, 0.0136, 1.0, 1e280])
 ZERO_POINTS = st.integers(-(2**53), 2**53) | st.sampled_from([0, -128, 128, 255, -(2**53), 2**53])
@@ -72,8 +70,8 @@ def test_each_channel_of_codes_has_its_own_map(data):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_channel_without_finite_values_has_no_mean(dtype):
-    assert np.isnan(ChannelMean.empty(2, dtype).mean()).all()
-    assert ChannelMean.empty(0, dtype).mean().shape == (0,)
+    assert np.isnan(ChannelMean.empty(space_of(dtype, 2)).mean()).all()
+    assert ChannelMean.empty(space_of(dtype, 0)).mean().shape == (0,)
     if dtype.kind == "f":
         block = np.array([[np.nan, 1], [np.inf, np.nan], [-np.inf, 4]], dtype)
         assert_same_bits(ChannelMean.measure(block).mean(), [math.nan, 2.5])
@@ -123,7 +121,7 @@ def test_the_largest_sums_of_merged_statistics_keep_their_mean():
 @pytest.mark.parametrize("dtype", [np.dtype(bool), *FLOATS], ids=str)
 def test_a_quantisation_of_values_that_are_not_codes_is_refused_with_their_dtype(dtype):
     with pytest.raises(UsageError, match=f"the values are {dtype}; expected integer codes"):
-        ChannelMean.empty(2, dtype).mean(Quantization(0.5))
+        ChannelMean.empty(space_of(dtype, 2)).mean(Quantization(0.5))
 
 
 def test_a_quantisation_of_another_number_of_channels_is_refused_with_both():
@@ -193,8 +191,8 @@ def test_no_batches_are_refused():
 @pytest.mark.parametrize(
     ("other", "named"),
     [
-        (np.ones((2, 4), np.int8), "int8 with 3 channels and .* int8 with 4 channels"),
-        (np.ones((2, 3), np.uint8), "int8 with 3 channels and .* uint8 with 3 channels"),
+        (np.ones((2, 4), np.int8), "batch 1 is int8 with 4 channels; expected int8 with 3 channels"),
+        (np.ones((2, 3), np.uint8), "batch 1 is uint8 with 3 channels; expected int8 with 3 channels"),
     ],
 )
 def test_a_batch_that_does_not_fit_those_before_is_refused_with_both_sides(other, named):

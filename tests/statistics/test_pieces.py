@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from laws import DTYPES, FLOATS, LAYOUTS, as_digits, blocks, contents, exact_extrema, exact_sums, shapes
+from laws import DTYPES, FLOATS, LAYOUTS, as_digits, blocks, contents, exact_extrema, exact_sums, shapes, space_of
 
 from streamstats.errors import MismatchError
 from streamstats.statistics import pieces as cutting
+from streamstats.statistics import running
 from streamstats.statistics.extrema import ChannelExtrema
 from streamstats.statistics.mean import ChannelMean
-from streamstats.statistics.pieces import Accumulator, pieces
+from streamstats.statistics.pieces import pieces
+from streamstats.statistics.running import RunningSums
 
 LIMITS = st.sampled_from([1, 2, 7, 40, 1000])
 
@@ -29,6 +31,7 @@ def test_every_element_is_in_one_piece_and_in_its_channel(shape_and_axis, layout
     block, expected = numbered(shape, axis)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cutting, "LONGEST_PIECE", longest)
+        patch.setattr(running, "LONGEST_PIECE", longest)
         patch.setattr(cutting, "COPIED_BYTES", 8 * copied)
         found = [*pieces(LAYOUTS[layout](block), axis)]
     for piece in found:
@@ -49,6 +52,7 @@ def test_where_a_block_is_cut_does_not_matter(case, longest, copied):
     block, axis = case
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cutting, "LONGEST_PIECE", longest)
+        patch.setattr(running, "LONGEST_PIECE", longest)
         patch.setattr(cutting, "COPIED_BYTES", block.itemsize * copied)
         assert ChannelMean.measure(block, axis) == exact_sums(block, axis)
         assert ChannelExtrema.measure(block, axis) == exact_extrema(block, axis)
@@ -94,7 +98,7 @@ def test_a_broadcast_block_is_never_copied_whole():
 @pytest.mark.parametrize(("dtype", "channels"), [("i1", 4), ("i2", 3), ("f4", 3)])
 def test_a_block_of_another_dtype_or_number_of_channels_is_refused(dtype, channels):
     with pytest.raises(MismatchError, match=r"cannot be added to int8 with 3 channels"):
-        cutting.Accumulator(np.dtype("i1"), 3).add(np.zeros((2, channels), dtype), 1)
+        RunningSums(np.dtype("i1"), 3).add(np.zeros((2, channels), dtype), 1)
 
 
 @pytest.mark.parametrize("shape", [(0, 3), (3, 0), (2, 0, 3), (0, 0), (0,)])
@@ -106,7 +110,7 @@ def test_an_empty_block_has_no_pieces(shape):
 def test_a_block_of_channels_alone_is_one_row():
     (piece,) = pieces(np.arange(5), 0)
     assert piece.shape == (1, 5, 1)
-    assert ChannelMean.measure(np.arange(5)).total.units() == [0, 1, 2, 3, 4]
+    assert ChannelMean.measure(np.arange(5)[np.newaxis]).total.units() == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("axis", [2, -3])
@@ -141,7 +145,7 @@ ROWS, RUNS = 2, 3
 )
 def test_pieces_go_to_the_loop_for_their_shape(shape, expected):
     """Which loop it is shows in speed alone; that both are reached is what the other tests rest on."""
-    parts = [*cutting._parts(np.zeros(shape, np.int8))]
+    parts = [*cutting.parts(np.zeros(shape, np.int8))]
     assert [(part.ndim, part.shape[0], joined) for part, joined, _ in parts] == expected
 
 
@@ -161,8 +165,8 @@ def blocks_of_like_channels(draw):
 
 
 def statistics_of(accumulator):
-    measures = accumulator.measures()
-    return ChannelMean.from_measures(measures), ChannelExtrema.from_measures(measures)
+    found, space = accumulator.found(), space_of(accumulator.dtype, accumulator.channels)
+    return ChannelMean.from_measures(space, found), ChannelExtrema.from_measures(space, found)
 
 
 @given(blocks_of_like_channels(), st.sampled_from([1, 3, 10, 100, 2**27]))
@@ -170,14 +174,15 @@ def test_an_accumulator_of_many_blocks_equals_the_whole(case, longest):
     found, rows = case
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cutting, "LONGEST_PIECE", longest)
-        accumulator = Accumulator(rows.dtype, rows.shape[1])
+        patch.setattr(running, "LONGEST_PIECE", longest)
+        accumulator = RunningSums(rows.dtype, rows.shape[1])
         for block, axis in found:
             accumulator.add(block, axis)
-            accumulator.measures()  # asking changes nothing
+            accumulator.found()  # asking changes nothing
         assert statistics_of(accumulator) == (exact_sums(rows, 1), exact_extrema(rows, 1))
-    assert accumulator.measures().values == len(rows)
+    assert (accumulator.found().count + accumulator.found().nan + accumulator.found().infinite == len(rows)).all()
     assert accumulator.all_finite == np.isfinite(rows).all()
-    whole = Accumulator(rows.dtype, rows.shape[1])
+    whole = RunningSums(rows.dtype, rows.shape[1])
     whole.add(rows, 1)
     assert statistics_of(whole) == statistics_of(accumulator)
 
@@ -186,7 +191,7 @@ def test_an_accumulator_of_many_blocks_equals_the_whole(case, longest):
 @pytest.mark.parametrize("special", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_one_value_that_is_not_finite_is_noticed_in_any_block_and_never_forgotten(dtype, special, shape):
-    accumulator, finite = Accumulator(dtype, 600), np.ones(shape, dtype)
+    accumulator, finite = RunningSums(dtype, 600), np.ones(shape, dtype)
     axis = shape.index(600)
     assert accumulator.all_finite
     accumulator.add(finite, axis)
@@ -202,12 +207,13 @@ def test_one_value_that_is_not_finite_is_noticed_in_any_block_and_never_forgotte
 def test_digits_stay_small_however_many_blocks_are_added(dtype, monkeypatch):
     """A digit has room for 2^31 deposits: here as if it had room for 7."""
     monkeypatch.setattr(cutting, "LONGEST_PIECE", 7)
+    monkeypatch.setattr(running, "LONGEST_PIECE", 7)
     greatest = {"b": lambda: True, "f": lambda: np.finfo(dtype).max}.get(dtype.kind, lambda: np.iinfo(dtype).max)()
-    accumulator = Accumulator(dtype, 600)
+    accumulator = RunningSums(dtype, 600)
     for rows in (1, 2, 3, 5, 7) * 20:
         accumulator.add(np.full((rows, 600), greatest, dtype), 1)
-        assert abs(accumulator.measures().digits).max() < 8 * 2**32
-    assert set(ChannelMean.from_measures(accumulator.measures()).total.units()) == {
+        assert abs(accumulator.found().digits).max() < 8 * 2**32
+    assert set(statistics_of(accumulator)[0].total.units()) == {
         360 * ChannelMean.measure(np.full((1, 1), greatest, dtype)).total.units()[0]
     }
 
@@ -216,9 +222,10 @@ def test_digits_stay_small_however_many_blocks_are_added(dtype, monkeypatch):
 @pytest.mark.parametrize("kind", ["i8", "u8"])
 def test_an_accumulator_carries_the_extremes_of_64_bits(kind, longest, monkeypatch):
     monkeypatch.setattr(cutting, "LONGEST_PIECE", longest)
+    monkeypatch.setattr(running, "LONGEST_PIECE", longest)
     limits = np.iinfo(kind)
     for term in (limits.min, limits.max, limits.max // 2, limits.min // 2 + 1):
-        accumulator = Accumulator(np.dtype(kind), 3)
+        accumulator = RunningSums(np.dtype(kind), 3)
         for rows in (1, 2, 900, 40):
             accumulator.add(np.full((rows, 3), term, kind), 1)
             accumulator.add(np.full((3, 2 * rows), term, kind), 0)

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
-from functools import reduce
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from laws import DTYPES, contents
+from laws import DTYPES, contents, space_of
 
 from streamstats.errors import DataError, MismatchError
 from streamstats.quantization import Quantization
 from streamstats.statistics.exact import ExactSum
 from streamstats.statistics.mean import ChannelMean
-from streamstats.statistics.pieces import SampleSums
-from streamstats.statistics.spread import SQUARES, SampleSpread
+from streamstats.statistics.samples import SQUARES
+from streamstats.statistics.spread import SampleSpread
 
 Array = np.ndarray[Any, np.dtype[Any]]
 UNITS = 2**1074
@@ -58,40 +57,6 @@ def exact_units(found: SampleSpread) -> list[int]:
     return ExactSum(SQUARES, found.digits).units()
 
 
-@given(blocks(), st.data())
-def test_any_partition_of_the_samples_has_the_bytes_of_the_whole(case: tuple[Array, int], data: st.DataObject) -> None:
-    block, axis = case
-    cuts = sorted(data.draw(st.lists(st.integers(0, len(block)), max_size=3)))
-    parts = [block[start:stop] for start, stop in zip([0, *cuts], [*cuts, len(block)], strict=True)]
-    parts = data.draw(st.permutations(parts))
-    whole = SampleSpread.measure(block, axis)
-    merged = reduce(lambda a, b: a.merge(b), (SampleSpread.measure(part, axis) for part in parts))
-    assert merged == whole
-    assert merged.without(SampleSpread.measure(parts[0], axis)).merge(SampleSpread.measure(parts[0], axis)) == whole
-    order = data.draw(st.permutations(range(len(block))))
-    assert SampleSpread.measure(block[list(order)], axis) == whole
-
-
-@given(blocks())
-def test_layout_and_byte_order_do_not_show(case: tuple[Array, int]) -> None:
-    block, axis = case
-    whole = SampleSpread.measure(block, axis)
-    assert SampleSpread.measure(np.asfortranarray(block), axis) == whole
-    assert SampleSpread.measure(block.astype(block.dtype.newbyteorder(">")), axis - block.ndim) == whole
-    assert SampleSpread.measure(np.moveaxis(block, axis, -1)) == whole
-    parts = [SampleSpread.measure(block.take([c], axis), axis) for c in range(block.shape[axis])]
-    assert SampleSpread.join(parts) == whole
-    assert SampleSpread.from_arrays(whole.arrays(), whole.dtype) == whole
-
-
-def test_a_sample_that_comes_in_parts_is_one_sample() -> None:
-    block = np.random.default_rng(0).normal(size=(5, 7, 4)).astype("f4")
-    sums = SampleSums(block.dtype, 5, 4)
-    sums.add(block[:, :3], 2)
-    sums.add(block[:, 3:], -1)
-    assert SampleSpread.from_sums(sums) == SampleSpread.measure(block)
-
-
 @pytest.mark.parametrize("dtype", ["i1", "u4", "f2", "f4", "f8"])
 @pytest.mark.parametrize("quantization", [None, Quantization(0.25, 3)])
 def test_the_standard_error_is_that_of_the_samples_means(dtype: str, quantization: Quantization | None) -> None:
@@ -124,21 +89,17 @@ def test_nothing_is_known_of_one_sample_or_of_values_left_out() -> None:
     assert found[0] == 1.0
     assert math.isnan(found[1])
     assert np.isnan(SampleSpread.measure(block[:1]).standard_error(ChannelMean.measure(block[:1]))).all()
-    empty = SampleSpread.empty(2, "f8")
-    assert np.isnan(empty.standard_error(ChannelMean.empty(2, "f8"))).all()
+    empty = SampleSpread.empty(space_of("f8", 2))
+    assert np.isnan(empty.standard_error(ChannelMean.empty(space_of("f8", 2)))).all()
     assert SampleSpread.measure(block[:0]) == empty
 
 
 def test_what_does_not_fit_is_refused() -> None:
     block = np.ones((4, 3), "i2")
-    with pytest.raises(MismatchError, match="is that of its samples"):
-        SampleSpread.measure(block, 0)
-    with pytest.raises(MismatchError, match="cannot merge"):
-        SampleSpread.measure(block).merge(SampleSpread.measure(block[:, :2]))
-    with pytest.raises(MismatchError, match="more samples are to be taken out"):
+    with pytest.raises(MismatchError, match="more samples would be taken out than were counted"):
         SampleSpread.measure(block[:1]).without(SampleSpread.measure(block))
     with pytest.raises(DataError, match="stored spread of int16 data: samples is missing"):
-        SampleSpread.from_arrays({}, "i2")
+        SampleSpread.from_arrays({}, space_of("i2", 3))
 
 
 def test_a_large_variance_is_the_root_of_the_exact_one() -> None:

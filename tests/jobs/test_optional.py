@@ -1,7 +1,8 @@
-"""Statistics that are kept only where they are asked for: spread and positions, through a whole job."""
+"""Statistics that are counted only where they are asked for: spread and positions, through a whole job."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,17 @@ import pytest
 from stores import build_store, samples
 
 import streamstats as ss
+from streamstats.calibration.selection import select_layers
 from streamstats.config import ClusterConfig, JobConfig
 from streamstats.errors import MismatchError
-from streamstats.jobs import job, upkeep
-from streamstats.outputs.ledger import LayerStatistics
+from streamstats.jobs.forget import forget
+from streamstats.jobs.job import Job
+from streamstats.jobs.merge import merge_outputs
+from streamstats.jobs.plan import make_plan
+from streamstats.jobs.run import run
+from streamstats.outputs.layer_statistics import LayerStatistics
 from streamstats.outputs.results import open_results
+from streamstats.statistics.kinds import ALWAYS, KINDS, kinds_of
 
 BOTH = ["positions", "spread"]
 LAYERS = {
@@ -32,10 +39,10 @@ def store(tmp_path: Path) -> Path:
     return tmp_path / "s.zarr"
 
 
-def config(store: Path, output: Path, **options: Any) -> JobConfig:
+def config(store: Path, output: Path, **options: Any) -> Job:
     layers = [{"match": name, "channel_axis": axis} for name, (_, axis) in LAYERS.items()]
     settings = {"layers": layers, "statistics": BOTH} | options
-    return JobConfig.model_validate({"source": str(store), "output": str(output), **settings})
+    return JobConfig.model_validate({"source": str(store), "output": str(output), **settings}).job()
 
 
 def statistics(output: Path) -> dict[str, LayerStatistics]:
@@ -52,11 +59,11 @@ def files(output: Path) -> dict[str, bytes]:
 def test_they_are_what_numpy_says_and_have_the_same_bytes(
     store: Path, tmp_path: Path, memory: Any, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job.run(config(store, tmp_path / "whole"))
+    run(config(store, tmp_path / "whole"))
     monkeypatch.setattr("streamstats.jobs.plan.SMALLEST_TASK_BYTES", 2000)
     monkeypatch.setattr("streamstats.jobs.plan.TASK_BYTES", 2000)
     monkeypatch.setattr("streamstats.jobs.plan.BLOCK_BYTES", 512)  # blocks that are parts of samples
-    job.run(config(store, tmp_path / "parts", memory=memory, cluster=ClusterConfig(threads=threads)))
+    run(config(store, tmp_path / "parts", memory=memory, cluster=ClusterConfig(threads=threads)))
     assert files(tmp_path / "whole") == files(tmp_path / "parts")
     for name, found in statistics(tmp_path / "parts").items():
         block, axis = LAYERS[name]
@@ -71,14 +78,14 @@ def test_they_are_what_numpy_says_and_have_the_same_bytes(
 
 def test_a_stopped_run_goes_on_and_forgetting_and_merging_are_exact(store: Path, tmp_path: Path) -> None:
     for number, rows in enumerate(("0:20", "20:41")):
-        job.run(config(store, tmp_path / f"part{number}", rows=rows))
-    job.run(config(store, tmp_path / "whole"))
-    upkeep.merge_outputs([tmp_path / "part0", tmp_path / "part1"], tmp_path / "merged")
+        run(config(store, tmp_path / f"part{number}", rows=rows))
+    run(config(store, tmp_path / "whole"))
+    merge_outputs([tmp_path / "part0", tmp_path / "part1"], tmp_path / "merged")
     assert files(tmp_path / "merged") == files(tmp_path / "whole")
-    upkeep.forget(config(store, tmp_path / "whole"), (20, 41))
+    forget(config(store, tmp_path / "whole"), (20, 41))
     for name, part in statistics(tmp_path / "part0").items():
         rest = statistics(tmp_path / "whole")[name]
-        assert (rest.spread, rest.positions, rest.sums) == (part.spread, part.positions, part.sums)
+        assert rest.statistics == part.statistics
 
 
 def test_a_quantised_layer_with_a_step_a_channel_has_real_positions(tmp_path: Path) -> None:
@@ -96,28 +103,29 @@ def test_a_quantised_layer_with_a_step_a_channel_has_real_positions(tmp_path: Pa
 
 
 def test_nothing_is_kept_unasked_and_an_entry_may_ask_for_itself(store: Path, tmp_path: Path) -> None:
-    job.run(config(store, tmp_path / "none", statistics=[]))
+    run(config(store, tmp_path / "none", statistics=[]))
     for found in statistics(tmp_path / "none").values():
-        assert (found.standard_error, found.position_mean, found.extras) == (None, None, ())
+        assert (found.standard_error, found.position_mean) == (None, None)
+        assert [*found.statistics] == [*ALWAYS]
     layers = [{"match": "first", "channel_axis": 1, "statistics": ["positions"]}, {"match": "*"}]
-    job.run(config(store, tmp_path / "some", layers=layers, statistics=["spread"]))
-    kept = {name: found.extras for name, found in statistics(tmp_path / "some").items()}
-    assert kept == {"first": ("positions",), "last": ("spread",), "flat": ("spread",)}
+    run(config(store, tmp_path / "some", layers=layers, statistics=["spread"]))
+    counted = {name: set(found.statistics) - {*ALWAYS} for name, found in statistics(tmp_path / "some").items()}
+    assert counted == {"first": {"positions"}, "last": {"spread"}, "flat": {"spread"}}
 
 
 def test_another_choice_than_was_counted_with_is_refused(store: Path, tmp_path: Path) -> None:
-    job.run(config(store, tmp_path / "out", statistics=[]))
-    with pytest.raises(MismatchError, match=r"it was counted with the statistics \[\], now it is \['positions'"):
-        job.run(config(store, tmp_path / "out"))
-    job.run(config(store, tmp_path / "other"))
+    run(config(store, tmp_path / "out", statistics=[]))
+    with pytest.raises(
+        MismatchError, match=r"it was counted with the statistics \['mean', 'extrema'\], now it is .*'positions'"
+    ):
+        run(config(store, tmp_path / "out"))
+    run(config(store, tmp_path / "other"))
     with pytest.raises(MismatchError, match="statistics"):
-        upkeep.merge_outputs([tmp_path / "out", tmp_path / "other"], tmp_path / "merged")
+        merge_outputs([tmp_path / "out", tmp_path / "other"], tmp_path / "merged")
 
 
 def test_the_plan_has_room_for_them(store: Path, tmp_path: Path) -> None:
-    plans = []
-    for kept in ([], BOTH):
-        job.run(config(store, tmp_path / f"out{len(kept)}", statistics=kept), on_plan=plans.append)
-    assert plans[1].plan.peak_bytes - plans[0].plan.peak_bytes > sum(
-        found.positions.digits.nbytes for found in statistics(tmp_path / "out2").values() if found.positions is not None
-    )
+    layers = select_layers(store, config(store, tmp_path).rules).layers
+    without = [replace(layer, kinds=kinds_of(())) for layer in layers]
+    peaks = [make_plan(each, {}, memory=2**31, threads=2).peak_bytes for each in (without, layers)]
+    assert peaks[1] - peaks[0] > sum(KINDS[name].state_bytes(layer.space) for layer in layers for name in BOTH)
