@@ -20,8 +20,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..calibration.layer import find_arrays
 from ..calibration.selection import LayerRule
+from ..calibration.sources.choose import source_of
 from ..config import ClusterConfig, JobConfig
 from ..errors import OutputError, StreamstatsError, UsageError, counted, first_line
 from ..interrupts import SIGNALS
@@ -104,7 +104,7 @@ def _wait_for_layers(source: str, told: _Told) -> None:
     """Until there is something to follow in a store that the service owns."""
     while True:
         try:
-            find_arrays(source)
+            source_of(source).arrays()
         except UsageError:
             told.waiting("waits for the first activations")
             time.sleep(POLL_SECONDS)

@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..calibration.layer import check_values, find_arrays
+from ..calibration.layer import check_values
 from ..calibration.recorder import Recorder, stored_layer
+from ..calibration.sources.choose import source_of
 from ..errors import MismatchError, OutputError, StreamstatsError, UsageError
 from ..quantization import Quantization
 from ..storage.files import make_folders, move_away, moved_away, remove_folder
@@ -302,7 +303,7 @@ class _Lane:
 def _layers(store: Path) -> set[str]:
     """The layers that a store has, none where the first activations are on their way."""
     try:
-        return set(find_arrays(store))
+        return set(source_of(store).arrays())
     except UsageError:
         return set()
 

@@ -26,8 +26,9 @@ from distributed import Client, LocalCluster, Nanny
 from stores import build_store, samples
 
 import streamstats as ss
-from streamstats.calibration.layer import FETCHES, Layer
+from streamstats.calibration.layer import Layer
 from streamstats.calibration.selection import select_layers
+from streamstats.calibration.zarr_settings import FETCHES
 from streamstats.config import ClusterConfig, JobConfig
 from streamstats.errors import ClusterError, UsageError
 from streamstats.jobs import job, reduction, workers

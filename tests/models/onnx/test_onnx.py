@@ -21,8 +21,10 @@ import pytest
 import zarr
 from onnx import helper, numpy_helper
 
-from streamstats.calibration.layer import Layer, describe, find_arrays
+from streamstats.calibration.describing import describe
+from streamstats.calibration.layer import Layer
 from streamstats.calibration.recorder import Recorder
+from streamstats.calibration.sources.choose import source_of
 from streamstats.config import JobConfig
 from streamstats.correction import MeanBiasCorrector, NullBiasCorrector
 from streamstats.errors import (
@@ -635,7 +637,8 @@ def network(tmp_path: Path) -> Network:
 
 
 def stored_layers(store: Path) -> dict[str, Layer]:
-    return {name: describe(str(store), name, array) for name, array in find_arrays(store).items()}
+    source = source_of(store)
+    return {name: describe(source, name, array) for name, array in source.arrays().items()}
 
 
 def stored(store: Path) -> dict[str, Array]:
@@ -993,8 +996,8 @@ def test_a_store_without_room_for_a_layer_is_refused_before_anything_is_written(
     zarr.open_group(tmp_path / "below", mode="a").create_array("conv/deep", shape=(2, 2), dtype="f4")
     one_line(attempt(tmp_path / "below"), UsageError, "conv is a group of layers")
     one_line(attempt(tmp_path / "below" / "conv" / "deep"), UsageError, "not a zarr group")
-    assert list(find_arrays(tmp_path / "above")) == ["head"]
-    assert list(find_arrays(tmp_path / "below")) == ["conv/deep"]
+    assert list(source_of(tmp_path / "above").arrays()) == ["head"]
+    assert list(source_of(tmp_path / "below").arrays()) == ["conv/deep"]
     (tmp_path / "file").write_text("hello")
     one_line(attempt(tmp_path / "file"), OutputError, "file")
 
