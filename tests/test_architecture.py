@@ -37,7 +37,17 @@ ORDER = (
 """A module imports from those before it, or from its own package."""
 FACES = ("", "__main__")
 FROM_THE_FACE = ("__version__",)
-STATISTICS_LEVELS = (("exact", "kernels"), ("loops",), ("pieces",), ("statistic",), ("mean", "extrema"))
+STATISTICS_LEVELS = (
+    ("exact", "kernels", "pieces"),
+    ("loops", "sample_kernels"),
+    ("running",),
+    ("samples",),
+    ("values",),
+    ("statistic",),
+    ("mean", "extrema"),
+    ("positions", "spread"),
+    ("kinds", "statistics"),
+)
 """Inside statistics, a module imports from the levels before its own."""
 
 IMPORTERS = {
