@@ -267,7 +267,7 @@ def start_held_up(job: Path, *options: str) -> subprocess.Popen[str]:
     """A run whose tasks never end, once one of them has begun."""
     code = (
         "import sys, threading\n"
-        "from streamstats import measuring\n"
+        "from streamstats.jobs import measuring\n"
         "from streamstats.cli import main\n"
         "def held_up(*_, **__):\n"
         "    print('held up', file=sys.stderr, flush=True)\n"
