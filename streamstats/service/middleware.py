@@ -10,8 +10,8 @@ import time
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .answers import problem
+from .messages import V1
 from .metrics import Metrics
-from .parameters import V1
 
 REQUEST_NUMBER = "streamstats.request"
 """The key in the scope of a request of the number that the log has for it."""

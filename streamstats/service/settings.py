@@ -8,6 +8,7 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field, ValidationError
 
+from ..address import SERVICE_HOST, SERVICE_PORT
 from ..config import ClusterConfig, Settings, explain, load_yaml, parse_bytes
 from ..errors import UsageError
 from .sources import Sources
@@ -43,8 +44,8 @@ class ServiceConfig(Settings):
     """A service: its folder, its address, its sources, its workers."""
 
     data: Annotated[Folder, Field(description="The folder for its database, jobs, stores and token.")]
-    host: Annotated[str, Field(min_length=1, description="The address it listens on.")] = "127.0.0.1"
-    port: Annotated[int, Field(ge=0, le=65535, description="0: any that is free, which is printed.")] = 8765
+    host: Annotated[str, Field(min_length=1, description="The address it listens on.")] = SERVICE_HOST
+    port: Annotated[int, Field(ge=0, le=65535, description="0: any that is free, which is printed.")] = SERVICE_PORT
     allow_plain_http: Annotated[
         bool, Field(description="Listen beyond this machine without TLS, as behind a proxy that has it.")
     ] = False
