@@ -35,7 +35,7 @@ export function runFields(about, statistics, before) {
     field("rows", "Rows", text(before.rows, { pattern: "[0-9]+:[0-9]+", placeholder: "all", title: "START:STOP, as in 0:1000" }), "As in 0:1000."),
     field("missing", "Missing chunks", select([["error", "refuse"], ["report", "skip and list"], ["fill", "count the fill value"]], before.missing)),
     field("nonfinite", "NaN and infinities", select([["error", "refuse"], ["skip", "skip and count separately"]], before.nonfinite)),
-    checks("Follow", check("follow", "keep counting rows as they are appended", before.follow))),
+    checks("Follow", check("follow", "count rows as they arrive", before.follow))),
     statisticChecks(statistics, before.statistics ?? []));
 }
 
