@@ -88,13 +88,21 @@ class Watched:
             await self._app(scope, receive, send_watched)
         except Exception:
             log.exception("failed", extra={"request": number, "method": scope["method"], "path": scope["path"]})
-        seconds = time.perf_counter() - started
+        self._record(scope, status, time.perf_counter() - started)
+
+    def _record(self, scope: Scope, status: int, seconds: float) -> None:
+        """Put a request that was answered into the metrics and the log."""
         route = getattr(scope.get("route"), "path", OTHER)
         method = scope["method"] if scope["method"] in METHODS else OTHER  # clients may invent any number of methods
         self._metrics.requests.labels(method, route, status).observe(seconds)
-        level = logging.INFO if scope["method"] != "GET" or status >= 400 else logging.DEBUG
-        said = {"request": number, "method": scope["method"], "path": scope["path"], "status": status}
         client = scope.get("client")
-        log.log(
-            level, "request", extra={**said, "seconds": round(seconds, 6), "address": client[0] if client else None}
-        )
+        found = {
+            "request": scope[REQUEST_NUMBER],
+            "method": scope["method"],
+            "path": scope["path"],
+            "status": status,
+            "seconds": round(seconds, 6),
+            "address": client[0] if client else None,
+        }
+        level = logging.INFO if scope["method"] != "GET" or status >= 400 else logging.DEBUG
+        log.log(level, "request", extra=found)

@@ -41,7 +41,19 @@ def serve(config: ServiceConfig, say: Callable[[str], None]) -> None:
     listener = _listening(config)
     service = Service(config)
     log_as_json()
-    tls = config.tls
+    server = _server(service)
+    url = _url(listener, tls=config.tls is not None)
+    say(f"serving {url}; the token is in {service.token.path}")
+    if service.token.is_new and sys.stderr.isatty():  # in a log, it would not stay secret
+        say(f"the page, with the token: {url}/#token={service.token.text}")
+    with listener:
+        server.run(sockets=[listener])
+    say("stopped; interrupted jobs resume at the next start")
+
+
+def _server(service: Service) -> _Server:
+    """The HTTP server; when a signal arrives, `service` accepts nothing more."""
+    tls = service.config.tls
     server = _Server(
         uvicorn.Config(
             make_app(service),
@@ -58,13 +70,7 @@ def serve(config: ServiceConfig, say: Callable[[str], None]) -> None:
         )
     )
     server.on_exit = service.stopping.set
-    url = _url(listener, tls=tls is not None)
-    say(f"serving {url}; the token is in {service.token.path}")
-    if service.token.is_new and sys.stderr.isatty():  # in a log, it would not stay secret
-        say(f"the page, with the token: {url}/#token={service.token.text}")
-    with listener:
-        server.run(sockets=[listener])
-    say("stopped; interrupted jobs resume at the next start")
+    return server
 
 
 def _url(listener: socket.socket, *, tls: bool) -> str:
