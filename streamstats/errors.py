@@ -59,6 +59,10 @@ class StoreError(StreamstatsError):
     """The store of the data does not answer, or refuses; what was counted is saved."""
 
 
+class ServiceError(StreamstatsError):
+    """A service fails or does not respond: retry, and read the service's log if it fails again."""
+
+
 class OutputError(StreamstatsError):
     """A result could not be written; the file that was there before is untouched."""
 

@@ -17,6 +17,7 @@ ORDER = (
     "errors",
     "interrupts",
     "progress",
+    "address",
     "quantization",
     "layouts",
     "coverage",

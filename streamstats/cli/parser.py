@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from ..address import SERVICE_URL
+
 DESCRIPTION = """\
 Exact calibration statistics, out of core, and the bias corrections that follow from them.
 
@@ -377,7 +379,7 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
 
 def _add_service(parser: argparse.ArgumentParser) -> None:
     where = parser.add_argument_group("the service")
-    where.add_argument("--url", help="default: STREAMSTATS_URL, or http://127.0.0.1:8765")
+    where.add_argument("--url", help=f"default: STREAMSTATS_URL, or {SERVICE_URL}")
     where.add_argument("--token-file", metavar="FILE", help="default: STREAMSTATS_TOKEN_FILE, or STREAMSTATS_TOKEN")
 
 

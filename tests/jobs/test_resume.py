@@ -37,7 +37,8 @@ from streamstats.outputs.results import open_results
 from streamstats.progress import Stage
 
 SLOW = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where `nohup` had the tests ignore it
 from streamstats.jobs import measuring, plan
 from streamstats.outputs import saving
 saving.SAVE_SECONDS = saving.SAVING_SHARE = 0

@@ -86,7 +86,7 @@ def test_it_is_judged_and_reported(service: Served, client: ss.Client, files: di
         ({"bits": 4}, "not both"),
         ({"symmetric": True}, "go with `bits`"),
         ({"labels": "samples"}, "go with `held_out`"),
-        ({"held_out": "samples"}, "held out"),
+        ({"held_out": "samples"}, "held-out samples are the calibration samples"),
         ({"quantized": "model"}, "upload the quantised one"),
         ({"bits": 1, "quantized": None}, "bits"),
         ({"samples": "nowhere"}, "samples"),
