@@ -12,6 +12,9 @@ from types import ModuleType
 DONE, FAILURE, USAGE, INCOMPLETE, CORRUPT, INTERRUPTED = 0, 1, 2, 3, 4, 130
 """The exit statuses of the command line. INCOMPLETE: rows are missing, or a threshold was not met."""
 
+DISTRIBUTION = "streamstats-calibration"
+"""The name to install by; the package is imported as `streamstats`."""
+
 
 class StreamstatsError(Exception):
     """The root: a failure that trying again, on a healthy machine, may cure."""
@@ -73,8 +76,8 @@ def require(module: str, extra: str) -> ModuleType:
         return import_module(module)
     except ImportError as error:
         raise MissingDependencyError(
-            f"{module} cannot be imported ({error}); install streamstats with its extra, from a clone: "
-            f"pip install '.[{extra}]'"
+            f"{module} cannot be imported ({error}); install the extra that has it: "
+            f"pip install '{DISTRIBUTION}[{extra}]', or from a clone pip install '.[{extra}]'"
         ) from error
 
 

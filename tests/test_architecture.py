@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from functools import cache
@@ -228,6 +229,14 @@ def test_every_module_imports_only_what_comes_before_it_and_libraries_stay_in_th
 
 def test_every_place_in_the_order_exists() -> None:
     assert {module.place for module in modules().values()} - set(FACES) == set(ORDER)
+
+
+def test_the_page_on_the_architecture_names_every_folder_of_the_package() -> None:
+    page = (PACKAGE.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
+    folders = {path.parent for path in PACKAGE.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+    names = {folder.relative_to(PACKAGE.parent).as_posix() for folder in folders - {PACKAGE}}
+    assert {name for name in names if f"| `{name}` |" not in page} == set()
+    assert set(re.findall(r"^\| `(\S+)` \|", page, re.MULTILINE)) == names
 
 
 def test_a_corrector_needs_numpy_and_safetensors_alone() -> None:

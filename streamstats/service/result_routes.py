@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response
 
-from ..outputs.results import MANIFEST
+from ..outputs.manifest import MANIFEST
 from ..storage.files import write_archive
 from .access import REPORT_POLICY
 from .answers import BINARY, KINDS, bytes_answer, file_answer, json_answer

@@ -208,9 +208,10 @@ def read_some(terminal: int) -> bytes:
 
 def test_help_teaches_every_command() -> None:
     shown = streamstats("--help").stdout
-    for command in ("run", "inspect", "record", "correct", "demo"):
-        assert command in shown
-        assert "streamstats" in streamstats(command, "--help").stdout
+    for command in INTERRUPTION:
+        assert re.search(rf"^  {command} +\w", shown, re.MULTILINE)
+    for command in ("run", "inspect", "record", "correct", "demo", "submit"):
+        assert re.search(rf"^  streamstats {command}\b", streamstats(command, "--help").stdout, re.MULTILINE), command
 
 
 def test_help_loads_nothing_heavy() -> None:
@@ -260,7 +261,7 @@ def test_a_signal_ends_a_run_with_130_and_leaves_earlier_results(
     process.send_signal(stop)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "interrupted; what was counted is saved; run it again to go on" in errors.splitlines()[-1]
+    assert "interrupted; what was counted is saved; run the command again to resume" in errors.splitlines()[-1]
     assert "Traceback" not in errors
     assert (tmp_path / "out/manifest.json").read_bytes() == before
 

@@ -58,6 +58,6 @@ def test_it_can_be_repeated_in_its_own_folder_and_refuses_another(outcome: show.
     assert again == outcome
     for name in ("run.yaml", "model.onnx"):
         (tmp_path / name).write_text("a person's work")
-        with pytest.raises(UsageError, match="no demo left"):
+        with pytest.raises(UsageError, match="no earlier demo left"):
             show.run(tmp_path, lambda _message: None)
         assert (tmp_path / name).read_text() == "a person's work"

@@ -15,7 +15,7 @@ from streamstats.config import JobConfig
 from streamstats.errors import MismatchError, UsageError
 from streamstats.jobs import job
 
-torch = pytest.importorskip("torch", reason="`make torch` tests with it")
+torch = pytest.importorskip("torch", reason="`make models` tests with it")
 
 from streamstats.models.torch import apply_correctors, linear_modules, recording  # noqa: E402
 

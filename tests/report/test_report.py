@@ -144,7 +144,7 @@ def test_channels_that_share_a_column_keep_their_extremes_and_the_range_of_their
     values[0, 2500], values[:, 4999] = -10, 10
     text = plot_channels_text(measured(values), color=False)
     canvas = grid(text)
-    assert f"2 rows, 5000 channels, {5000 // len(canvas[0])} to {5000 // len(canvas[0]) + 1} a column" in text
+    assert f"2 rows, 5,000 channels, {5000 // len(canvas[0])} to {5000 // len(canvas[0]) + 1} per column" in text
     assert "█ range of means" in text
     assert canvas[0].count("█") == 1, "the mean of the last channel is not lost among its neighbours"
     assert canvas[-1].count("░") == 1, "nor is the minimum of one in the middle"
@@ -236,7 +236,7 @@ def test_a_picture_of_thousands_of_channels_keeps_the_extremes(tmp_path: Path) -
     values = np.zeros((2, 5000))
     values[:, 4321] = 7
     plot_channels(measured(values), tmp_path / "picture.svg")
-    assert {"2 rows, 5000 channels, 5 a column", "range of means"} < set(texts(tmp_path / "picture.svg"))
+    assert {"2 rows, 5,000 channels, 5 per column", "range of means"} < set(texts(tmp_path / "picture.svg"))
     band, means = (outline(tmp_path / "picture.svg", name) for name in ("band", "means"))
     assert len(band) < 5000
     assert band[:, 1].max() == means[:, 1].max() > np.median(means[:, 1])
