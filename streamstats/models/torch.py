@@ -27,7 +27,7 @@ from ..correction import BiasCorrector, MeanBiasCorrector, PositionBiasCorrector
 from ..errors import MismatchError, MissingDependencyError, UsageError
 from ..layouts import Geometry
 from ..outputs.results import Results, open_results
-from .onnx.graph import layer_names
+from ..storage.names import layer_names
 
 if TYPE_CHECKING:
     import torch

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ...calibration.recorder import METADATA_NAMES
 from ...errors import UsageError, first_line, require
 from ...layouts import Geometry
 from ...quantization import fake_quantize
+from ...storage.names import layer_names, safe_name
 from .constants import computed_constants
 
 if TYPE_CHECKING:
@@ -186,42 +186,6 @@ def _is_linear(node: onnx.NodeProto) -> bool:
 
 def _first_output(node: onnx.NodeProto) -> str:
     return next((str(name) for name in node.output if name), "")
-
-
-def layer_names(labels: Sequence[str]) -> list[str]:
-    """A name for each label that can name an array and a file: safe, unique, and none a folder of another.
-
-    The first to have a name keeps it; a repetition, and a name that others lie below, get a number.
-
-    >>> layer_names(["/features/0/Conv", "a", "a", "block", "block/fc", "../x"])
-    ['features/0/Conv', 'a', 'a_2', 'block_2', 'block/fc', '__/x']
-    """
-    wanted = [_safe_name(label) for label in labels]
-    folders = {name[:end] for name in wanted for end, char in enumerate(name) if char == "/"}
-    taken: dict[str, None] = {}
-    for name in wanted:
-        free = name not in taken and name not in folders
-        taken[name if free else _numbered(name, {*wanted, *folders, *taken})] = None
-    return list(taken)
-
-
-def _safe_name(label: str) -> str:
-    """Without a leading `/`; what `check_layer_name` or zarr would refuse or change becomes `_`."""
-    printable = "".join(char if char.isprintable() and char != "\\" else "_" for char in label)
-    return "/".join(_safe_part(part) for part in (printable.lstrip("/") or "_").split("/"))
-
-
-def _safe_part(part: str) -> str:
-    if part in ("", ".", ".."):
-        return "_" * max(1, len(part))
-    return part.replace(".", "_") if part in METADATA_NAMES else part
-
-
-def _numbered(name: str, refused: set[str]) -> str:
-    number = 2
-    while f"{name}_{number}" in refused:
-        number += 1
-    return f"{name}_{number}"
 
 
 def constants(initializers: Iterable[onnx.TensorProto], nodes: Iterable[onnx.NodeProto]) -> dict[str, Constant]:
@@ -393,7 +357,7 @@ def _nested(model: onnx.ModelProto) -> Iterator[LeftOut]:
 
 def _unreached(nodes: Sequence[onnx.NodeProto], reason: str) -> Iterator[LeftOut]:
     for node in filter(_is_linear, nodes):
-        yield LeftOut(_safe_name(node.name or _first_output(node) or node.op_type), node.op_type, reason)
+        yield LeftOut(safe_name(node.name or _first_output(node) or node.op_type), node.op_type, reason)
 
 
 def subgraphs(nodes: Iterable[onnx.NodeProto]) -> Iterator[tuple[onnx.NodeProto, onnx.GraphProto]]:

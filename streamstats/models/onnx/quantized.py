@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from ...storage.names import layer_names
 from .constants import computed_constants
-from .graph import LeftOut, LinearLayer, attributes, build_layer, layer_names, survey
+from .graph import LeftOut, LinearLayer, attributes, build_layer, survey
 
 if TYPE_CHECKING:
     import onnx

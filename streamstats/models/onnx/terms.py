@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +14,7 @@ import numpy.typing as npt
 from ...correction import BiasCorrector, PositionBiasCorrector
 from ...errors import DataError, MismatchError, UsageError
 from ...outputs.results import CORRECTORS, MANIFEST, open_results
-from ...storage.names import layer_path
+from ...storage.names import layer_of, layer_path
 from .graph import LeftOut, LinearLayer, attributes
 from .quantized import Pair
 
@@ -113,5 +112,4 @@ def strays(out: Path, layers: Sequence[LinearLayer]) -> Iterator[LeftOut]:
     folder = out / CORRECTORS
     expected = {layer_path(folder, layer.name) for layer in layers}
     for path in sorted(set(folder.rglob(f"*{SUFFIX}")) - expected):
-        name = unquote(path.relative_to(folder).as_posix().removesuffix(SUFFIX))
-        yield LeftOut(name, "", f"the model has no such layer; the corrector is {path}")
+        yield LeftOut(layer_of(folder, path), "", f"the model has no such layer; the corrector is {path}")
