@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.filesize import decimal
 
-from .progress import RowProgress
+from ..progress import Stage
+from .progress import Shown
 from .tables import print_json, print_table, say
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def _watched(client: Client, name: str, as_json: bool) -> int:
     rows = size = 0
     total: tuple[int, int] = (0, 0)
     with ExitStack() as stack:
-        progress: RowProgress | None = None
+        progress: Shown | None = None
         for kind, content in client.events(name):
             if kind == "message":
                 (progress.say if progress else say)(content["text"])
@@ -102,7 +103,8 @@ def _watched(client: Client, name: str, as_json: bool) -> int:
                 if (content["total_rows"], content["total_bytes"]) != total:
                     stack.close()
                     total, rows, size = (content["total_rows"], content["total_bytes"]), 0, 0
-                    progress = stack.enter_context(RowProgress(*total))
+                    progress = stack.enter_context(Shown())
+                    progress.begin(Stage("", *total))
                 assert progress is not None
                 progress.advance(content["rows"] - rows, content["bytes"] - size)
                 rows, size = content["rows"], content["bytes"]

@@ -25,6 +25,7 @@ from ..config import ClusterConfig, JobConfig
 from ..errors import OutputError, StreamstatsError, UsageError, counted, first_line
 from ..interrupts import SIGNALS
 from ..jobs import job
+from ..progress import Quiet, Stage
 from ..storage.files import read_json, remove, remove_folder, write_json
 from ..storage.locks import locked
 from .published import publish, result_files
@@ -134,9 +135,9 @@ def _onnx(request: dict[str, Any], told: _Told) -> tuple[int, str]:
     levels = {name: request[name] for name in ("bits", "per_channel", "symmetric")}
     told.waiting("corrects the model")
     if quantized is not None:
-        correction = correct_quantized(model, quantized, OUTPUT, CORRECTED, how=how, watch=told)
+        correction = correct_quantized(model, quantized, OUTPUT, CORRECTED, how=how, progress=told)
     else:
-        correction = correct(model, OUTPUT, CORRECTED, **levels, how=how, watch=told)
+        correction = correct(model, OUTPUT, CORRECTED, **levels, how=how, progress=told)
     page = Path(REPORT).with_suffix(".html")
     beside = pages.write(page, pages.document(Path(OUTPUT), correction))
     files = {each.name: each for each in (page, beside, Path(CORRECTED))}
@@ -165,7 +166,7 @@ def _record(model: Path, samples: Path, request: dict[str, Any], told: _Told) ->
 KINDS = {"run": _run, "onnx": _onnx}
 
 
-class _Told:
+class _Told(Quiet):
     """Lines on stdout, not too many."""
 
     def __init__(self) -> None:
@@ -179,12 +180,9 @@ class _Told:
             self._said = message
             self.line({"message": message})
 
-    def begin(self, what: str, samples: int) -> None:
-        """As `Watch`: a part of a long work begins."""
-        self.waiting(f"{what} ({counted(samples, 'sample')})")
-
-    def advance(self, samples: int) -> None:
-        """As `Watch`: samples are done, which nobody counts here."""
+    def begin(self, stage: Stage) -> None:
+        """Say that a stage of the correction begins."""
+        self.waiting(f"{stage.what} ({counted(stage.rows, 'sample')})")
 
     def plan(self, prepared: job.Prepared) -> None:
         """What is to be done."""
