@@ -17,7 +17,8 @@ from typing import Any
 
 from ..config import available_cores
 from ..errors import OutputError, UsageError, counted
-from ..models.tensors import TensorCorrection, tensor_terms, terms_bytes
+from ..models.linear import LayerCorrection
+from ..models.tensors import tensor_terms, terms_bytes
 from ..outputs import documents
 from ..outputs.results import MANIFEST, Results, open_results, read_manifest
 from ..storage.files import make_folders, remove, temporaries
@@ -219,7 +220,7 @@ class Service:
         found, folder = self.results(job, number)
         return found, folder, self._cached((job, found, "\nfiles"), lambda: _digests(folder))
 
-    def corrections(self, job: str, body: Body, layouts: list[str]) -> tuple[bytes, list[TensorCorrection]]:
+    def corrections(self, job: str, body: Body, layouts: list[str]) -> tuple[bytes, list[LayerCorrection]]:
         """(safetensors with what to add to each bias, the outcomes) for the weights in `body`."""
         _, folder = self.results(job)
         body.tensors()  # so that what is wrong with them is said of the body

@@ -117,5 +117,5 @@ def test_a_layout_for_no_layer_and_an_output_that_is_read_are_refused(tmp_path: 
     with pytest.raises(UsageError, match="is what is read"):
         correct_tensors(weights, rounded, out, weights, layouts=["OIHW", "OI"])
     assert weights.read_bytes() == before
-    with pytest.raises(UsageError, match="--layout linear=OI fits no layer"):
+    with pytest.raises(UsageError, match="--layout linear=OI matches no layer"):
         correct_tensors(weights, rounded, out, tmp_path / "c.safetensors", layouts=["OIHW", "linear=OI"])

@@ -37,9 +37,11 @@ from streamstats.errors import (
 from streamstats.jobs.job import run
 from streamstats.models.onnx import files as onnx_files
 from streamstats.models.onnx.correct import correct
-from streamstats.models.onnx.graph import load_model, survey
+from streamstats.models.onnx.graph import load_model
+from streamstats.models.onnx.layers import survey
 from streamstats.models.onnx.record import record
 from streamstats.models.onnx.run import run_model
+from streamstats.progress import Quiet, Stage
 from streamstats.quantization import fake_quantize
 from streamstats.storage.names import check_layer_name, layer_path
 
@@ -587,10 +589,10 @@ def test_operators_in_functions_of_the_model_are_left_out_with_a_reason() -> Non
 
 def test_a_layer_says_what_its_weight_is() -> None:
     ((layer,), _) = survey(CASES["transposed grouped"].model())
-    assert (layer.layout, layer.groups, layer.strides, layer.channel_axis) == ("IOHW", 2, (2, 2), 1)
+    assert (layer.layout, layer.groups, layer.geometry.strides, layer.channel_axis) == ("IOHW", 2, (2, 2), 1)
     assert (layer.input, layer.weight_name, layer.op) == ("x", "w", "ConvTranspose")
     ((layer,), _) = survey(CASES["gemm transB"].model())
-    assert (layer.layout, layer.groups, layer.strides, layer.channel_axis) == ("OI", 1, None, -1)
+    assert (layer.layout, layer.groups, layer.geometry.strides, layer.channel_axis) == ("OI", 1, (), -1)
 
 
 # --- recording
@@ -608,6 +610,20 @@ class Network:
         hidden = np.einsum("oi,nihw->nohw", self.constants["w1"][:, :, 0, 0], self.x)
         relu = np.maximum(hidden + self.constants["b1"][:, None, None], 0)
         return {"conv": self.x, "rows": relu, "head/fc": relu.reshape(len(relu), -1)}
+
+
+class Seen(Quiet):
+    """What a recording reports: the rows of each stage, and those of each batch."""
+
+    def __init__(self) -> None:
+        self.stages: dict[str, tuple[int, list[int]]] = {}
+
+    def begin(self, stage: Stage) -> None:
+        self.stages[stage.what] = (stage.rows, [])
+
+    def advance(self, rows: int, size: int = 0) -> None:
+        assert size == 0
+        list(self.stages.values())[-1][1].append(rows)
 
 
 AXES = {"conv": 1, "rows": 3, "head/fc": 1}
@@ -644,16 +660,8 @@ def stored(store: Path) -> dict[str, Array]:
 
 @pytest.mark.parametrize("batch_size", [1, 4, 11, 100])
 def test_the_store_holds_the_input_of_every_layer(network: Network, tmp_path: Path, batch_size: int) -> None:
-    totals: list[int] = []
-    seen: list[tuple[int, int]] = []
-    recorded = record(
-        network.path,
-        tmp_path / "x.npy",
-        tmp_path / "store",
-        batch_size=batch_size,
-        on_start=totals.append,
-        on_progress=lambda samples, size: seen.append((samples, size)),
-    )
+    seen = Seen()
+    recorded = record(network.path, tmp_path / "x.npy", tmp_path / "store", batch_size=batch_size, progress=seen)
     expected, found = network.activations(), stored(tmp_path / "store")
     assert [layer.layer for layer in recorded] == list(expected)
     for name, array in expected.items():
@@ -662,8 +670,7 @@ def test_the_store_holds_the_input_of_every_layer(network: Network, tmp_path: Pa
         assert stored_layers(tmp_path / "store")[name].channel_axis == AXES[name]
     assert all((layer.samples, layer.reason, layer.dtype) == (11, "", "float32") for layer in recorded)
     assert {layer.layer: layer.channel_axis for layer in recorded} == AXES
-    assert totals == [11]
-    assert seen == [(min(batch_size, 11 - start), 0) for start in range(0, 11, batch_size)]
+    assert seen.stages == {"recording 3 layers": (11, [min(batch_size, 11 - n) for n in range(0, 11, batch_size)])}
 
 
 def test_two_recordings_leave_the_same_files(network: Network, tmp_path: Path) -> None:
@@ -723,20 +730,10 @@ def test_what_was_recorded_and_corrected_is_told_in_json_with_the_same_keys(netw
     assert plain.document()["quantization"] is None
 
 
-def test_int8_progress_counts_both_passes(network: Network, tmp_path: Path) -> None:
-    totals: list[int] = []
-    seen: list[tuple[int, int]] = []
-    record(
-        network.path,
-        tmp_path / "x.npy",
-        tmp_path / "store",
-        batch_size=8,
-        storage="int8",
-        on_start=totals.append,
-        on_progress=lambda samples, size: seen.append((samples, size)),
-    )
-    assert totals == [22]
-    assert seen == [(8, 0), (3, 0), (8, 0), (3, 0)]
+def test_the_passes_of_int8_storage_are_two_stages(network: Network, tmp_path: Path) -> None:
+    seen = Seen()
+    record(network.path, tmp_path / "x.npy", tmp_path / "store", batch_size=8, storage="int8", progress=seen)
+    assert seen.stages == {"measuring the ranges of 3 layers": (11, [8, 3]), "recording 3 layers": (11, [8, 3])}
 
 
 def test_one_batch_of_activations_is_alive_at_a_time(
@@ -1052,7 +1049,7 @@ def test_requests_to_correct_that_make_no_sense_are_refused_in_one_line(tmp_path
     one_line(attempt(tmp_path / "nowhere"), UsageError, "nowhere", "streamstats run")
     one_line(attempt(tmp_path / "bare"), UsageError, "no corrector for a layer of the model", "layer")
     one_line(attempt(other), UsageError, "no corrector for a layer of the model")
-    one_line(attempt(target=source), UsageError, "would be written over")
+    one_line(attempt(target=source), UsageError, "would be overwritten")
     one_line(attempt(uncorrected=tmp_path / "c.onnx"), UsageError, "for both outputs")
     (out / "correctors" / "layer.safetensors").write_bytes(b"damaged")
     one_line(attempt(), DataError, "layer.safetensors")
@@ -1111,15 +1108,16 @@ def test_a_new_store_that_could_not_be_finished_is_removed(tmp_path):
     )
     np.save(tmp_path / "x.npy", np.ones((8, 3), np.float32))
 
-    def stop(_samples: int, _bytes: int) -> None:
-        raise KeyboardInterrupt
+    class Stopping(Quiet):
+        def advance(self, rows: int, size: int = 0) -> None:  # noqa: ARG002
+            raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        record(model, tmp_path / "x.npy", tmp_path / "s", batch_size=2, on_progress=stop)
+        record(model, tmp_path / "x.npy", tmp_path / "s", batch_size=2, progress=Stopping())
     assert not (tmp_path / "s").exists()
     record(model, tmp_path / "x.npy", tmp_path / "s", batch_size=2)
     with pytest.raises(KeyboardInterrupt):
-        record(model, tmp_path / "x.npy", tmp_path / "s", batch_size=2, append=True, on_progress=stop)
+        record(model, tmp_path / "x.npy", tmp_path / "s", batch_size=2, append=True, progress=Stopping())
     assert (tmp_path / "s").exists()
 
 
@@ -1129,6 +1127,6 @@ def test_a_corrector_of_another_layer_and_an_output_that_is_no_model_are_refused
     MeanBiasCorrector(np.ones(3), {"layer": "other"}).save(corrector)
     with pytest.raises(DataError, match="was made for layer other, not for g"):
         correct(source, tmp_path / "out", tmp_path / "fixed.onnx", bits=3)
-    with pytest.raises(UsageError, match=r"not called \.onnx"):
+    with pytest.raises(UsageError, match=r"does not end in \.onnx"):
         correct(source, tmp_path / "out", corrector, bits=3)
     assert not (tmp_path / "fixed.onnx").exists()
