@@ -245,6 +245,11 @@ def test_a_corrector_needs_numpy_and_safetensors_alone() -> None:
     assert libraries - sys.stdlib_module_names == set(WITH_A_CORRECTOR)
 
 
+def test_the_layers_of_an_onnx_graph_are_found_without_zarr() -> None:
+    known = modules()
+    assert "zarr" not in set().union(*(outer_imports(known[name]) for name in reached("models.onnx.graph", known)))
+
+
 PLANTED = {
     "upwards": ("outputs/ledger.py", "from ..jobs.reduction import reduce_tasks"),
     "upwards, absolute": ("quantization.py", "import streamstats.storage.files"),

@@ -20,15 +20,11 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 from ..errors import DataError, MismatchError, OutputError, StreamstatsError, UsageError, first_line
 from ..quantization import Quantization
 from ..storage.files import sync
-from ..storage.names import check_layer_name
+from ..storage.names import METADATA_NAMES, V2_METADATA, V3_METADATA, check_layer_name
 from .identity import file_key, file_range
 from .layer import ATTRIBUTES_KEY, DEFAULT_PIPELINE, Layer, check_values, codec_pipeline, describe
 
 DEFAULT_CHUNK_BYTES = 2**20
-V3_METADATA = "zarr.json"
-V2_METADATA = (".zgroup", ".zarray", ".zattrs", ".zmetadata")
-METADATA_NAMES = frozenset((V3_METADATA, *V2_METADATA))
-"""What zarr calls its own files: no part of a layer's name."""
 
 
 class Recorder:

@@ -10,14 +10,14 @@ import hashlib
 import json
 from argparse import Namespace
 from collections.abc import Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.filesize import decimal
 
 from ..errors import DONE, FAILURE, INCOMPLETE, UsageError, require
-from .progress import RowProgress
+from ..progress import Stage
+from .progress import Shown
 from .tables import print_json, print_table, say
 
 if TYPE_CHECKING:
@@ -97,13 +97,13 @@ def watch(options: Namespace) -> int:
 
 def _watched(client: Client, name: str, as_json: bool) -> int:
     """Show a job until it ends; the exit status that says how it ended."""
-    with ExitStack() as stack:
-        shown = _Shown(stack)
+    with Shown() as shown:
+        followed = _Followed(shown)
         for kind, content in client.events(name):
             if kind == "message":
                 shown.say(content["text"])
             elif kind == "job" and content["state"] == "running" and content["total_bytes"]:
-                shown.advance_to(content)
+                followed.advance_to(content)
     job = client.job(name)
     if as_json:
         print_json(job.model_dump())
@@ -115,31 +115,22 @@ def _watched(client: Client, name: str, as_json: bool) -> int:
     return STATUS_OF.get(job.state, FAILURE)
 
 
-class _Shown:
-    """The progress of a job on the terminal, with a new bar for each plan; `stack` closes the last one."""
+class _Followed:
+    """The progress of a job of the service on the terminal, a new stage for each plan."""
 
-    def __init__(self, stack: ExitStack) -> None:
-        self._stack = stack
-        self._bar: RowProgress | None = None
+    def __init__(self, shown: Shown) -> None:
+        self._shown = shown
         self._total = (0, 0)
         self._rows = self._bytes = 0
 
-    def say(self, message: str) -> None:
-        """Print a message, above the bar if there is one."""
-        (self._bar.say if self._bar else say)(message)
-
     def advance_to(self, job: Mapping[str, Any]) -> None:
         """Show the rows and bytes that `job` has read."""
-        bar = self._bar_of((job["total_rows"], job["total_bytes"]))
-        bar.advance(job["rows"] - self._rows, job["bytes"] - self._bytes)
-        self._rows, self._bytes = job["rows"], job["bytes"]
-
-    def _bar_of(self, total: tuple[int, int]) -> RowProgress:
-        if self._bar is None or total != self._total:
-            self._stack.close()
+        total = job["total_rows"], job["total_bytes"]
+        if total != self._total:
             self._total, self._rows, self._bytes = total, 0, 0
-            self._bar = self._stack.enter_context(RowProgress(*total))
-        return self._bar
+            self._shown.begin(Stage("", *total))
+        self._shown.advance(job["rows"] - self._rows, job["bytes"] - self._bytes)
+        self._rows, self._bytes = job["rows"], job["bytes"]
 
 
 def cancel(options: Namespace) -> None:

@@ -29,7 +29,7 @@ from ..jobs.job import Job
 from ..jobs.run import POLL_SECONDS, Follow
 from ..jobs.run import run as run_job
 from ..jobs.session import Outcome
-from ..progress import Progress, Stage
+from ..progress import Stage
 from ..statistics.positions import PositionSums
 from ..statistics.spread import SampleSpread
 from ..storage.files import read_json, remove, remove_folder, write_json
@@ -194,12 +194,9 @@ def _corrected(inputs: dict[str, Path], request: dict[str, Any], lines: Lines) -
     levels = {name: request[name] for name in ("bits", "per_channel", "symmetric")}
     how = _how(inputs, request)
     lines.say("corrects the model")
-    told = _Watch(lines)
     if quantized is not None:
-        correction = correct_quantized(model, quantized, OUTPUT, CORRECTED, how=how, watch=told)
-    else:
-        correction = correct(model, OUTPUT, CORRECTED, **levels, how=how, watch=told)
-    return correction
+        return correct_quantized(model, quantized, OUTPUT, CORRECTED, how=how, progress=lines)
+    return correct(model, OUTPUT, CORRECTED, **levels, how=how, progress=lines)
 
 
 def _how(inputs: dict[str, Path], request: dict[str, Any]) -> How:
@@ -223,19 +220,6 @@ def _publish_correction(correction: Correction, lines: Lines) -> None:
     lines.write("results", publish(Path(), result_files(Path(OUTPUT)) | files))
 
 
-class _Watch:
-    """What `correct` reports to until it takes a `Progress`."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-
-    def begin(self, what: str, samples: int) -> None:
-        self._progress.begin(Stage(what, samples))
-
-    def advance(self, samples: int) -> None:
-        self._progress.advance(samples)
-
-
 KINDS = {"run": _run, "onnx": _onnx}
 
 
@@ -256,7 +240,7 @@ class Lines:
 
     def begin(self, stage: Stage) -> None:
         """Report the plan of a reduction, or what else begins."""
-        self._counts = stage.layers > 0
+        self._counts = bool(stage.workers)
         if not self._counts:
             self._begin_uncounted(f"{stage.what} ({counted(stage.rows, 'sample')})")
             return

@@ -18,7 +18,8 @@ from typing import Any
 from ..config import ClusterConfig, LayerConfig
 from ..errors import OutputError, UsageError, counted
 from ..jobs.workers import available_cores
-from ..models.tensors import TensorCorrection, tensor_terms, terms_bytes
+from ..models.linear import LayerCorrection
+from ..models.tensors import tensor_terms, terms_bytes
 from ..outputs import documents
 from ..outputs.manifest import MANIFEST, LayerEntry
 from ..outputs.results import open_results
@@ -233,7 +234,7 @@ class Service:
         found, folder = self.results(job, number)
         return found, folder, self._cached((job, found, "\nfiles"), lambda: _digests(folder))
 
-    def corrections(self, job: str, body: Body, layouts: list[str]) -> tuple[bytes, list[TensorCorrection]]:
+    def corrections(self, job: str, body: Body, layouts: list[str]) -> tuple[bytes, list[LayerCorrection]]:
         """(safetensors with the term for each bias, the outcome for each layer) for the weights in `body`."""
         _, folder = self.results(job)
         body.tensors()  # an error is then about the body

@@ -22,10 +22,10 @@ from streamstats.correction import MeanBiasCorrector, correction_error
 from streamstats.errors import UsageError
 from streamstats.jobs.job import Job
 from streamstats.jobs.run import run
-from streamstats.models.onnx.correct import fake_quantized, quantized_by_others
 from streamstats.models.onnx.levels import Levels
 from streamstats.models.onnx.precision import KnownTo, bias_steps, precision
 from streamstats.models.onnx.record import record
+from streamstats.models.onnx.subject import fake_quantized, quantized_by_others
 from streamstats.outputs.layer_statistics import LayerStatistics
 from streamstats.outputs.results import open_results
 

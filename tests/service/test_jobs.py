@@ -19,7 +19,7 @@ from served import STORE, Served, served, small_store, wait_until
 
 import streamstats as ss
 from streamstats.config import JobConfig
-from streamstats.jobs import job
+from streamstats.jobs.run import run
 from streamstats.outputs.results import open_results
 from streamstats.service.client import RefusedError
 from streamstats.service.messages import JobView
@@ -35,7 +35,7 @@ def done(service: Served) -> JobView:
 
 
 def test_a_job_leaves_the_bytes_that_run_leaves(service: Served, done: JobView, tmp_path: Path) -> None:
-    job.run(JobConfig(source=str(service.roots / STORE), output=str(tmp_path / "mine")))
+    run(JobConfig(source=str(service.roots / STORE), output=str(tmp_path / "mine")).job())
     with service.client() as client:
         assert client.fetch(done.id, tmp_path / "theirs") == 1
     mine = {path.relative_to(tmp_path / "mine"): path.read_bytes() for path in (tmp_path / "mine").rglob("*.*")}
