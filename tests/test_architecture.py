@@ -245,9 +245,16 @@ def test_a_corrector_needs_numpy_and_safetensors_alone() -> None:
     assert libraries - sys.stdlib_module_names == set(WITH_A_CORRECTOR)
 
 
-def test_the_layers_of_an_onnx_graph_are_found_without_zarr() -> None:
+@pytest.mark.parametrize("start", ["models.onnx.graph", "models.onnx.layers"])
+def test_the_layers_of_an_onnx_graph_are_found_without_zarr(start: str) -> None:
     known = modules()
-    assert "zarr" not in set().union(*(outer_imports(known[name]) for name in reached("models.onnx.graph", known)))
+    assert "zarr" not in set().union(*(outer_imports(known[name]) for name in reached(start, known)))
+
+
+def test_torch_and_plain_tensors_need_no_onnx_code() -> None:
+    known = modules()
+    for start in ("models.torch", "models.tensors", "models.linear"):
+        assert not {name for name in reached(start, known) if name.startswith("models.onnx")}
 
 
 PLANTED = {
