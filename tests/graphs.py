@@ -186,3 +186,24 @@ def one_line(call: Callable[[], object], kind: type[StreamstatsError], *fragment
     assert "\n" not in str(caught.value)
     for fragment in fragments:
         assert fragment in str(caught.value)
+
+
+def network_in(folder: Path) -> Network:
+    """The network that recordings are checked with, and its samples, saved in `folder`."""
+    nodes = [
+        node("Conv", ["x", "w1", "b1"], "h", "/conv"),
+        node("Relu", ["h"], "r"),
+        node("MatMul", ["r", "w2"], "rows"),
+        node("Flatten", ["r"], "f"),
+        node("Gemm", ["f", "w3"], "y", "/head/fc"),
+    ]
+    constants = {
+        "w1": integers(4, 3, 1, 1),
+        "b1": integers(4),
+        "w2": integers(6, 2),
+        "w3": integers(4 * 5 * 6, 2),
+    }
+    x = integers(11, 3, 5, 6)
+    model = make_model(nodes, constants, {"x": ("N", 3, 5, 6)}, ["y", "rows"])
+    np.save(folder / "x.npy", x)
+    return Network(saved(model, folder), x, constants)

@@ -47,7 +47,7 @@ def test_it_says_what_each_file_is_and_leaves_no_other(outcome: show.Outcome) ->
 def test_its_configuration_does_the_same_run_again(outcome: show.Outcome, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(outcome.folder)
     before = Path("out/state/block1/depthwise.safetensors").read_bytes()
-    run(load_config("run.yaml"))
+    run(load_config("run.yaml").job())
     assert Path("out/state/block1/depthwise.safetensors").read_bytes() == before
 
 

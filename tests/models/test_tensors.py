@@ -12,9 +12,10 @@ from safetensors.numpy import load_file, save_file
 from stores import build_store, samples
 
 import streamstats as ss
+from streamstats.calibration.selection import LayerRule
 from streamstats.cli import main
-from streamstats.config import JobConfig
 from streamstats.errors import DataError, MismatchError, UsageError
+from streamstats.jobs.job import Job
 from streamstats.jobs.run import run
 from streamstats.models.tensors import correct_tensors
 
@@ -35,11 +36,7 @@ WEIGHTS = {
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
     store = build_store(tmp_path / "s.zarr", LAYERS)
-    run(
-        JobConfig.model_validate(
-            {"source": str(store), "output": str(tmp_path / "out"), "statistics": ["positions"]}
-        ).job()
-    )
+    run(Job(str(store), str(tmp_path / "out"), (LayerRule("*", statistics=("positions",)),)))
     return tmp_path / "out"
 
 

@@ -37,7 +37,7 @@ from streamstats.calibration.recorder import Recorder
 from streamstats.config import JobConfig
 from streamstats.correction import MeanBiasCorrector, NullBiasCorrector
 from streamstats.errors import DataError, MismatchError, UsageError
-from streamstats.jobs.job import run
+from streamstats.jobs.run import run
 from streamstats.models.onnx import files as onnx_files
 from streamstats.models.onnx.correct import correct
 from streamstats.models.onnx.graph import load_model
