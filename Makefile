@@ -1,10 +1,10 @@
-# A fresh machine needs Python >= 3.11 and nothing else of ours. Each target makes what it needs below .venv.
+# All a fresh machine needs is Python 3.11 or later. Each target installs what it needs in .venv.
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test lint types unit browser torch soak benchmark clean
+.PHONY: demo test lint types unit browser models package soak benchmark clean
 
 demo: $(VENV)/demo.installed
 	$(BIN)/streamstats demo streamstats-demo
@@ -21,17 +21,23 @@ types: $(VENV)/test.installed
 unit: $(VENV)/test.installed browser
 	$(BIN)/pytest -n auto --dist worksteal
 
-# The page of the service is tested in a real browser: the one that is there, or Debian's, or playwright's own.
+# The tests of the service's page need a real browser: an installed one, or else Debian's, or else playwright's own.
 browser: $(VENV)/test.installed
 	@for each in $${CHROMIUM:-} chromium chromium-browser google-chrome; do command -v "$$each" && exit 0; done; \
 	as_root=$$([ "$$(id -u)" = 0 ] || echo sudo); \
 	($$as_root apt-get update -qq && $$as_root apt-get install -y -qq chromium) >/dev/null || \
 	$(BIN)/python -m playwright install chromium
 
-torch: $(VENV)/test.installed
+# The tests of models that need torch, and those that take long.
+models: $(VENV)/test.installed
 	$(BIN)/python -m pip install --quiet torch==2.13.0 torchao
-	$(BIN)/pytest tests/models/test_torch.py
+	$(BIN)/pytest -m 'soak or not soak' tests/models
 
+# The wheel and the sdist: their contents, and the demo from each of them in a fresh environment (some 3 minutes).
+package: $(VENV)/test.installed
+	$(BIN)/pytest -m soak tests/test_package.py
+
+# Every long test, those of `make package` among them.
 soak: $(VENV)/test.installed browser
 	$(BIN)/pytest -m soak
 
@@ -39,7 +45,7 @@ benchmark: $(VENV)/test.installed
 	$(BIN)/python benchmarks/throughput.py
 
 clean:
-	rm -rf $(VENV) streamstats-demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) streamstats-demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(VENV)/%.installed: pyproject.toml | $(VENV)
 	$(BIN)/python -m pip install --quiet --editable '.[$*]'

@@ -27,6 +27,7 @@ from pydantic import (
     model_validator,
 )
 
+from .address import SERVICE_URL
 from .calibration.selection import LayerRule
 from .errors import UsageError
 from .jobs.job import DEFAULT_MEMORY, Job
@@ -245,7 +246,7 @@ def service_address(url: str | None, token_file: str | None) -> tuple[str, str]:
 
     STREAMSTATS_URL, STREAMSTATS_TOKEN_FILE and STREAMSTATS_TOKEN stand for what is not given. Raises `UsageError`.
     """
-    url = url or os.environ.get("STREAMSTATS_URL") or "http://127.0.0.1:8765"
+    url = url or os.environ.get("STREAMSTATS_URL") or SERVICE_URL
     path = token_file or os.environ.get("STREAMSTATS_TOKEN_FILE")
     token = os.environ.get("STREAMSTATS_TOKEN", "")
     if path is not None:

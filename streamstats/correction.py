@@ -1,15 +1,14 @@
 """Bias correction: the term that undoes the shift of a layer's mean output when its weights are quantised.
 
-With weights `W`, fake-quantised weights `Ŵ` and the mean `E[x]` of each input channel, the mean output moves
-by `(Ŵ − W)·E[x]`; adding `(W − Ŵ)·E[x]` to the bias moves it back (Nagel et al., Data-Free Quantization
-Through Weight Equalization and Bias Correction, arXiv 1906.04721, section 4.2). Needs numpy and safetensors
-alone.
+With weights `W`, fake-quantised weights `Ŵ` and the mean `E[x]` of each input channel, the mean output moves by
+`(Ŵ − W)·E[x]`; adding `(W − Ŵ)·E[x]` to the bias moves it back (Nagel et al., Data-Free Quantization Through
+Weight Equalization and Bias Correction, arXiv 1906.04721, section 4.2). Needs numpy and safetensors alone.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -30,7 +29,7 @@ RESERVED_METADATA = ("format", "kind", DIGEST_KEY)
 
 
 class BiasCorrector(ABC):
-    """What a layer's bias is corrected with: `calculate` the term to add, `save` to a file, `load` it."""
+    """Corrects the bias of one layer: `calculate` gives the term to add, `save` and `load` use a file."""
 
     kind: ClassVar[str]
     provenance: Mapping[str, str] = MappingProxyType({})
@@ -43,17 +42,13 @@ class BiasCorrector(ABC):
         *,
         layout: str = "native",
         groups: int | None = None,
-        strides: Sequence[int] | None = None,
         geometry: Geometry | None = None,
     ) -> Float64Array | None:
-        """The term to add to the bias, float64[output channels], or None where there is nothing to add.
-
-        `geometry` counts where the means differ from position to position, and only there.
-        """
+        """The term to add to the bias, float64[output channels], or None if there is nothing to add."""
 
     @abstractmethod
     def to_bytes(self) -> bytes:
-        """The content of the safetensors file that `save` writes: equal correctors, equal bytes."""
+        """The content of the safetensors file that `save` writes: equal correctors have equal bytes."""
 
     def save(self, path: str | Path) -> None:
         """Write the corrector to `path` as safetensors, atomically. Raises `OutputError`."""
@@ -61,7 +56,7 @@ class BiasCorrector(ABC):
 
     @staticmethod
     def load(path: str | Path) -> BiasCorrector:
-        """Read a corrector of any kind. Raises `DataError` for a file that is not one, or is damaged."""
+        """Read a corrector of any kind. Raises `DataError` for a file that is damaged or not a corrector."""
         tensors, metadata = read_tensors(Path(path), FORMAT)
         kind = metadata.pop("kind", None)
         del metadata["format"]
@@ -71,9 +66,9 @@ class BiasCorrector(ABC):
             if kind == made.kind and set(tensors) == {made.tensor}:
                 return _stored(Path(path), made, tensors[made.tensor], metadata)
         raise DataError(
-            f"{path} holds a corrector of kind {kind!r} with the tensors {sorted(tensors)}; expected kind "
-            "'null' with none, kind 'mean' with the tensor 'input_mean', or kind 'positions' with 'position_mean'; "
-            "make it again"
+            f"{path} holds a corrector of kind {kind!r} with the tensors {sorted(tensors)}; expected kind 'null' "
+            "without tensors, kind 'mean' with the tensor 'input_mean', or kind 'positions' with 'position_mean'; "
+            "run the job again"
         )
 
 
@@ -89,14 +84,13 @@ class NullBiasCorrector(BiasCorrector):
         *,
         layout: str = "native",  # noqa: ARG002
         groups: int | None = None,  # noqa: ARG002
-        strides: Sequence[int] | None = None,  # noqa: ARG002
         geometry: Geometry | None = None,  # noqa: ARG002
     ) -> None:
         """None: there is nothing to add."""
         return
 
     def to_bytes(self) -> bytes:
-        """The file that `save` writes: nothing but its kind."""
+        """The file that `save` writes: its kind, and no tensors."""
         return tensors_bytes({}, {"format": FORMAT, "kind": self.kind})
 
 
@@ -104,9 +98,9 @@ class NullBiasCorrector(BiasCorrector):
 class MeanBiasCorrector(BiasCorrector):
     """Corrects with the mean of each input channel: `input_mean` float64[C], in real units.
 
-    `provenance` (string → string) travels with it into the file: layer, rows, count, dtype, quantisation,
-    digest. Raises `MismatchError` for a mean that is not one-dimensional or not of real numbers, `UsageError`
-    for one that is not finite and for provenance under the keys the file needs: `format`, `kind`, `sha256`.
+    `provenance` (string → string) goes into the file: layer, rows, count, dtype, quantisation, digest. Raises
+    `MismatchError` for a mean that is not one-dimensional or not of real numbers, `UsageError` for a mean that is not
+    finite and for provenance under the keys that the file needs itself: `format`, `kind`, `sha256`.
     """
 
     kind = "mean"
@@ -126,27 +120,27 @@ class MeanBiasCorrector(BiasCorrector):
         *,
         layout: str = "native",
         groups: int | None = None,
-        strides: Sequence[int] | None = None,
-        geometry: Geometry | None = None,  # noqa: ARG002 - one mean a channel is the same under all taps
+        geometry: Geometry | None = None,
     ) -> Float64Array:
         """`Σ over taps and input channels of (W − Ŵ)·E[x]`: the term to add to the bias, float64[outputs].
 
-        Both weights have the same shape, in `layout` (the letters are axes in order; O and I output and input
-        channels, D H W space, C channel, M its multiplier):
+        Both weights have the same shape, in `layout` (each letter is an axis: O and I are output and input channels,
+        D, H and W space, C channels, M their multiplier):
 
         - `native`: `(*spatial, in/groups, groups, out/groups)`, output channels group-major;
         - `OIHW`, `OIW`, `OIDHW`: torch and ONNX convolutions, `(out, in/groups, *spatial)`, with `groups`;
         - `HWIO`, `WIO`, `DHWIO`: TensorFlow convolutions, `(*spatial, in/groups, out)`, with `groups`;
         - `HWCM`, `WCM`, `DHWCM`: Keras depthwise convolutions, `(*spatial, channels, multiplier)`;
         - `OI`: torch Linear; `IO`: MatMul and Gemm; both take `groups` as a convolution of one tap would;
-        - `IOHW`, `IOW`, `IODHW`: transposed convolutions, `(in, out/groups, *spatial)`, with `groups` and
-          `strides` (one a spatial axis, default 1): an output position gets 1/product(strides) of the taps.
+        - `IOHW`, `IOW`, `IODHW`: transposed convolutions, `(in, out/groups, *spatial)`, with `groups` and the strides
+          of `geometry`: an output position gets 1/product(strides) of the taps.
 
-        Raises `MismatchError` for shapes that do not fit each other, the layout or the mean; `UsageError` for
-        an unknown layout, for strides where they do not count, and for weights that are not finite.
+        The rest of `geometry` changes nothing here: every tap has the same mean. Raises `MismatchError` for shapes that
+        do not fit each other, the layout or the mean, and for a geometry of other axes; `UsageError` for an unknown
+        layout and for weights that are not finite.
         """
         change = _weight_change(np.asarray(weights), np.asarray(fake_quantized_weights))
-        taps = tap_sums(change, layout, groups, strides)
+        taps = tap_sums(change, layout, groups, geometry)
         return _multiplied(taps, self.input_mean, change.shape, layout, self.input_mean.shape)
 
     def to_bytes(self) -> bytes:
@@ -157,11 +151,11 @@ class MeanBiasCorrector(BiasCorrector):
 
 @dataclass(frozen=True, eq=False)
 class PositionBiasCorrector(BiasCorrector):
-    """Corrects with the mean at each position: `position_mean` float64[C, *space], in real units.
+    """Corrects with the mean at each position: `position_mean` float64[C, *space], in real units, of two axes or more.
 
-    With zero padding, or strides that leave rows out, a tap of the kernel does not see all positions, and the mean that
-    it sees is not that of the channel. Here every tap has the mean of what it does see, so the correction makes up for
-    the whole shift of the mean output. `provenance` and errors as `MeanBiasCorrector`; at least two axes.
+    With zero padding, or strides that skip positions, a tap of the kernel does not see all positions, and the mean that
+    it sees is not the channel's. Here each tap has the mean of what it sees, so the correction undoes the whole shift
+    of the mean output. `provenance` and errors as in `MeanBiasCorrector`.
     """
 
     kind = "positions"
@@ -187,37 +181,35 @@ class PositionBiasCorrector(BiasCorrector):
         *,
         layout: str = "native",
         groups: int | None = None,
-        strides: Sequence[int] | None = None,
         geometry: Geometry | None = None,
     ) -> Float64Array:
         """`Σ over taps and input channels of (W − Ŵ)·E[x under the tap]`, float64[outputs].
 
-        Layouts, `groups` and errors as `MeanBiasCorrector.calculate`. `geometry` has strides, padding and dilations of
-        a convolution, transposed or not (default: stride 1, none); `strides` alone are those of one without padding.
+        Layouts, `groups` and errors as in `MeanBiasCorrector.calculate`. `geometry` gives the strides, padding and
+        dilations of the convolution, transposed or not (default: stride 1, no padding, dilation 1).
         """
         change = _weight_change(np.asarray(weights), np.asarray(fake_quantized_weights))
         check_layout(change.shape, layout)
-        places = geometry or Geometry(strides=tuple(strides or ()))
         axes = spatial_axes(layout, change.ndim)
         if not axes:
-            taps = tap_sums(change, layout, groups)
+            taps = tap_sums(change, layout, groups, geometry)
             return _multiplied(taps, self.input_mean, change.shape, layout, self.position_mean.shape)
         if self.position_mean.ndim != len(axes) + 1:
             raise MismatchError(
-                f"weights of shape {change.shape} in layout {layout!r} have {len(axes)} axes of space; the "
-                f"position_mean has the shape {self.position_mean.shape}; expected as many"
+                f"weights of shape {change.shape} in layout {layout!r} have {len(axes)} spatial axes; the "
+                f"position_mean has the shape {self.position_mean.shape}; expected as many spatial axes"
             )
-        kernel = tuple(change.shape[axis] for axis in axes)
-        means = tap_means(self.position_mean, kernel, places, transposed=layout in TRANSPOSED)
+        return self._by_tap(change, axes, layout, groups, geometry or Geometry())
+
+    def _by_tap(
+        self, change: Float64Array, axes: tuple[int, ...], layout: str, groups: int | None, geometry: Geometry
+    ) -> Float64Array:
+        """Each tap's part of `change` times the mean of what this tap sees, summed: float64[outputs]."""
+        kernel, found = tuple(change.shape[axis] for axis in axes), self.position_mean.shape
+        means = tap_means(self.position_mean, kernel, geometry, transposed=layout in TRANSPOSED)
         by_tap = np.moveaxis(change, axes, range(len(axes)))
         terms = [
-            _multiplied(
-                BY_GROUP[layout](by_tap[tap], groups),
-                means[(slice(None), *tap)],
-                change.shape,
-                layout,
-                self.position_mean.shape,
-            )
+            _multiplied(BY_GROUP[layout](by_tap[tap], groups), means[(slice(None), *tap)], change.shape, layout, found)
             for tap in np.ndindex(*kernel)
         ]
         total: Float64Array = np.sum(terms, axis=0)
@@ -236,16 +228,17 @@ def correction_error(
     *,
     layout: str = "native",
     groups: int | None = None,
-    strides: Sequence[int] | None = None,
+    geometry: Geometry | None = None,
 ) -> Float64Array:
     """The standard error of what `MeanBiasCorrector.calculate` gives, float64[outputs].
 
-    With s of each channel's mean (`standard_error` float64[C]): √(Σ over input channels of (Σ over taps of W − Ŵ)²·s²).
-    Means of channels go up and down together, but rounding errors of weights have no common sign: what the products
-    of different channels add is as often negative as positive, and is left out. Arguments and errors as `calculate`.
+    With the standard error s of each channel's mean (`standard_error` float64[C]), it is
+    √(Σ over input channels of (Σ over taps of W − Ŵ)²·s²). The means of different channels vary together, but the
+    rounding errors of weights have no common sign: products of different channels are as often negative as positive,
+    and are left out. Arguments and errors as in `calculate`.
     """
     change = _weight_change(np.asarray(weights), np.asarray(fake_quantized_weights))
-    taps, error = tap_sums(change, layout, groups, strides), np.asarray(standard_error, np.float64)
+    taps, error = tap_sums(change, layout, groups, geometry), np.asarray(standard_error, np.float64)
     return np.sqrt(_multiplied(taps**2, error**2, change.shape, layout, error.shape))
 
 
@@ -257,7 +250,8 @@ def _multiplied(
     if inputs * groups != mean.size:
         raise MismatchError(
             f"weights of shape {shape} in layout {layout!r} with {groups} group(s) have {inputs * groups} input "
-            f"channels; the mean has the shape {found}; expected as many (grouped and depthwise weights need `groups`)"
+            f"channels; the mean has the shape {found}; expected as many channels (give `groups` for grouped and "
+            "depthwise weights)"
         )
     term: Float64Array = np.einsum("igo,gi->go", taps, mean.reshape(groups, inputs))
     return term.reshape(-1)
@@ -287,7 +281,7 @@ def _checked_provenance(provenance: Mapping[str, str]) -> dict[str, str]:
         if key in RESERVED_METADATA:
             raise UsageError(f"provenance has the key {key!r}, which the file needs itself; use another key")
         if not isinstance(key, str) or not isinstance(value, str):
-            raise UsageError(f"provenance has {key!r}: {value!r}; expected strings only")
+            raise UsageError(f"provenance has {key!r}: {value!r}; expected strings as keys and values")
     return dict(provenance)
 
 
@@ -298,11 +292,13 @@ def _stored(
     provenance: dict[str, str],
 ) -> BiasCorrector:
     if mean.dtype != np.float64:
-        raise DataError(f"{path} holds an {made.tensor} of dtype {mean.dtype}; expected float64; make it again")
+        raise DataError(
+            f"{path} holds the tensor {made.tensor} of dtype {mean.dtype}; expected float64; run the job again"
+        )
     try:
         return made(mean, provenance)
     except UsageError as error:
-        raise DataError(f"{path} is not a corrector: {error}; make it again") from error
+        raise DataError(f"{path} is not a corrector: {error}; run the job again") from error
 
 
 def _weight_change(original: Array, fake_quantized: Array) -> Float64Array:

@@ -12,6 +12,9 @@ from types import ModuleType
 DONE, FAILURE, USAGE, INCOMPLETE, CORRUPT, INTERRUPTED = 0, 1, 2, 3, 4, 130
 """The exit statuses of the command line. INCOMPLETE: rows are missing, or a threshold was not met."""
 
+DISTRIBUTION = "streamstats-calibration"
+"""The name to install by; the package is imported as `streamstats`."""
+
 
 class StreamstatsError(Exception):
     """The root: a failure that trying again, on a healthy machine, may cure."""
@@ -59,6 +62,10 @@ class StoreError(StreamstatsError):
     """The store of the data does not answer, or refuses; what was counted is saved."""
 
 
+class ServiceError(StreamstatsError):
+    """A service fails or does not respond: retry, and read the service's log if it fails again."""
+
+
 class OutputError(StreamstatsError):
     """A result could not be written; the file that was there before is untouched."""
 
@@ -69,8 +76,8 @@ def require(module: str, extra: str) -> ModuleType:
         return import_module(module)
     except ImportError as error:
         raise MissingDependencyError(
-            f"{module} cannot be imported ({error}); install streamstats with its extra, from a clone: "
-            f"pip install '.[{extra}]'"
+            f"{module} cannot be imported ({error}); install the extra that has it: "
+            f"pip install '{DISTRIBUTION}[{extra}]', or from a clone pip install '.[{extra}]'"
         ) from error
 
 

@@ -1,7 +1,7 @@
-"""Weights of convolutions and matrices: their layouts, by name, and what each tap of a kernel sees of an input.
+"""Layouts of weights, by name, and the geometry of a kernel: which positions of an input each of its taps sees.
 
-Everything becomes (in/groups, groups, out/groups), output channels group-major, once the taps are summed or taken one
-by one. numpy alone.
+Every layout becomes (in/groups, groups, out/groups), output channels group-major, once the taps are summed or taken one
+by one. Needs numpy alone.
 """
 
 from __future__ import annotations
@@ -19,26 +19,27 @@ Float64Array = npt.NDArray[np.float64]
 
 
 def tap_sums(
-    weights: Float64Array, layout: str, groups: int | None = None, strides: Sequence[int] | None = None
+    weights: Float64Array, layout: str, groups: int | None = None, geometry: Geometry | None = None
 ) -> Float64Array:
     """Sum `weights` over their spatial taps: float64[in/groups, groups, out/groups], whatever the `layout`.
 
-    Layouts, errors and `strides` as in `MeanBiasCorrector.calculate`.
+    Layouts, `geometry` and errors as in `MeanBiasCorrector.calculate`.
     """
     check_layout(weights.shape, layout)
-    positions = _positions_per_tap(layout, strides)
-    summed: Float64Array = weights.sum(axis=spatial_axes(layout, weights.ndim))
-    return BY_GROUP[layout](summed, groups) / positions
+    spatial = spatial_axes(layout, weights.ndim)
+    outputs = _outputs_per_tap(layout, len(spatial), geometry or Geometry())
+    summed: Float64Array = weights.sum(axis=spatial)
+    return BY_GROUP[layout](summed, groups) / outputs
 
 
 def input_channels(shape: tuple[int, ...], layout: str) -> int:
-    """Input channels of a group of weights of `shape` in a named `layout`; of all groups where that has the axis C."""
+    """The input channels per group of weights of `shape` in a named `layout`; of all groups if it has the axis C."""
     check_layout(shape, layout)
     return shape[layout.index("C" if "C" in layout else "I")]
 
 
 def check_layout(shape: tuple[int, ...], layout: str) -> None:
-    """Raise `UsageError` for a layout that is not known, `MismatchError` for a shape that cannot be in it."""
+    """Raise `UsageError` for an unknown layout, `MismatchError` for a shape that does not fit the layout."""
     if layout not in BY_GROUP:
         raise UsageError(f"layout {layout!r} is not known; expected one of {', '.join(BY_GROUP)}")
     if layout == "native" and len(shape) < 3:
@@ -50,25 +51,16 @@ def check_layout(shape: tuple[int, ...], layout: str) -> None:
 
 
 def spatial_axes(layout: str, ndim: int) -> tuple[int, ...]:
-    """Which axes of weights in `layout` are those of space."""
+    """The spatial axes of weights in `layout`."""
     if layout == "native":
         return tuple(range(ndim - 3))
     return tuple(axis for axis, letter in enumerate(layout) if letter in "DHW")
 
 
-def _positions_per_tap(layout: str, strides: Sequence[int] | None) -> int:
+def _outputs_per_tap(layout: str, spatial: int, geometry: Geometry) -> int:
     """A tap reaches one in so many output positions: product(strides) in a transposed convolution, else 1."""
-    if strides is None:
-        return 1
-    if layout not in TRANSPOSED:
-        raise UsageError(
-            f"strides are {strides} and the layout is {layout!r}; they count in {', '.join(TRANSPOSED)} only, "
-            "leave them out"
-        )
-    spatial = len(layout) - 2
-    if len(strides) != spatial or any(not _is_positive_integer(stride) for stride in strides):
-        raise MismatchError(f"strides are {tuple(strides)}; expected {spatial} positive integers, one a spatial axis")
-    return math.prod(int(stride) for stride in strides)
+    axes = geometry.axes(spatial)
+    return math.prod(int(stride) for stride, *_ in axes) if layout in TRANSPOSED else 1
 
 
 def _is_positive_integer(value: object) -> bool:
@@ -107,14 +99,14 @@ def _transposed_by_group(channels: Float64Array, groups: int | None) -> Float64A
 
 def _check_groups_found(groups: int | None, found: int) -> None:
     if groups not in (None, found):
-        raise MismatchError(f"groups is {groups}, but the weights' shape says {found}; expected the same or None")
+        raise MismatchError(f"groups is {groups}, but the shape of the weights says {found}; expected the same or None")
 
 
 def _group_count(groups: int | None, channels: int, side: str) -> int:
     if groups is None:
         return 1
     if not _is_positive_integer(groups) or channels % groups:
-        raise MismatchError(f"{channels} {side} channels do not divide into {groups} groups")
+        raise MismatchError(f"{channels} {side} channels do not divide into {groups} groups; expected a divisor")
     return groups
 
 
@@ -129,15 +121,15 @@ BY_GROUP: Mapping[str, Callable[[Float64Array, int | None], Float64Array]] = {
 }
 
 
-# Taps and positions
+# Geometry
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """How the taps of a convolution go over its input: one number an axis of space, or nothing for all ones (zeros).
+    """How the taps of a convolution move over its input: one number per spatial axis; empty for all ones (or zeros).
 
-    `pads` are the zeros before each axis and then those after each, as ONNX has them. `output_padding` is what a
-    transposed convolution adds at the ends.
+    `pads` are the zeros before each axis, then those after each axis, as in ONNX. `output_padding` is what a transposed
+    convolution adds at the ends.
     """
 
     strides: tuple[int, ...] = ()
@@ -146,20 +138,25 @@ class Geometry:
     output_padding: tuple[int, ...] = ()
 
     def axes(self, spatial: int) -> list[tuple[int, int, int, int, int]]:
-        """(stride, pad before, pad after, dilation, output padding) of each axis. Raises `MismatchError`."""
+        """(stride, pad before, pad after, dilation, output padding) of each axis.
+
+        Raises `MismatchError` unless there is one number per spatial axis, strides and dilations being positive.
+        """
         strides, dilations = self.strides or (1,) * spatial, self.dilations or (1,) * spatial
         pads, ends = self.pads or (0,) * 2 * spatial, self.output_padding or (0,) * spatial
         if not len(strides) == len(dilations) == len(ends) == spatial or len(pads) != 2 * spatial:
-            raise MismatchError(f"{self} does not fit {spatial} axes of space; expected a number for each")
+            raise MismatchError(f"{self} does not fit {spatial} spatial axes; expected one number for each")
+        if not all(map(_is_positive_integer, (*strides, *dilations))):
+            raise MismatchError(f"{self} does not fit a convolution; expected positive integers as strides, dilations")
         return list(zip(strides, pads[:spatial], pads[spatial:], dilations, ends, strict=True))
 
 
 def tap_means(
     position_mean: Float64Array, kernel: Sequence[int], geometry: Geometry, *, transposed: bool = False
 ) -> Float64Array:
-    """The mean of what each tap of a `kernel` sees over all outputs, padded zeros among it: float64[C, *kernel].
+    """The mean of what each tap of a `kernel` sees over all outputs, padded zeros included: float64[C, *kernel].
 
-    Raises `MismatchError` for a kernel that does not fit into the input.
+    `position_mean` is float64[C, *space]. Raises `MismatchError` for a kernel that does not fit into the input.
 
     >>> tap_means(np.array([[1.0, 2.0, 3.0]]), (3,), Geometry(pads=(1, 1))).tolist()
     [[1.0, 2.0, 1.6666666666666667]]
@@ -167,7 +164,7 @@ def tap_means(
     means = position_mean
     for axis, (taps, numbers) in enumerate(zip(kernel, geometry.axes(len(kernel)), strict=True), start=1):
         seen, outputs = _seen(position_mean.shape[axis], taps, *numbers, transposed=transposed)
-        # One position after the other, not a product of matrices, whose rounding would depend on the processor.
+        # Position by position: the rounding of a matrix product would depend on the processor.
         sums = np.zeros((taps, *np.delete(means.shape, axis)))
         for position, mean in enumerate(np.moveaxis(means, axis, 0)):
             sums[seen[:, position]] += mean
@@ -178,7 +175,7 @@ def tap_means(
 def _seen(
     extent: int, taps: int, stride: int, before: int, after: int, dilation: int, more: int, *, transposed: bool
 ) -> tuple[npt.NDArray[np.bool_], int]:
-    """Along one axis: (bool[taps, extent], which tap sees which position in some output; the number of outputs)."""
+    """Along one axis: (bool[taps, extent], whether a tap sees a position in some output; the number of outputs)."""
     reach = dilation * (taps - 1)
     if transposed:
         outputs = (extent - 1) * stride - before - after + reach + more + 1
@@ -186,8 +183,8 @@ def _seen(
         outputs = (extent + before + after - reach - 1) // stride + 1
     if outputs < 1:
         raise MismatchError(
-            f"a kernel of {taps} taps, dilation {dilation}, does not fit into {extent} positions with {before} + "
-            f"{after} padded; expected the input that was recorded"
+            f"a kernel of {taps} taps with dilation {dilation} does not fit into {extent} positions padded by {before} "
+            f"and {after}; expected the geometry of the layer that was recorded"
         )
     seen = np.zeros((taps, extent), dtype=bool)
     for tap in range(taps):

@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import pytest
 from hypothesis import settings
 
-pytest.register_assert_rewrite("laws")
+if TYPE_CHECKING:
+    from graphs import Network
+
+pytest.register_assert_rewrite("laws", "graphs")
 
 settings.register_profile("streamstats", deadline=None)  # speed belongs to the benchmarks
 settings.load_profile("streamstats")
+
+
+@pytest.fixture
+def network(tmp_path: Path) -> Network:
+    """A network to record from, in the folder of the test."""
+    from graphs import network_in  # not above: it loads onnx
+
+    return network_in(tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from functools import cache
@@ -17,6 +18,7 @@ ORDER = (
     "errors",
     "interrupts",
     "progress",
+    "address",
     "quantization",
     "layouts",
     "coverage",
@@ -37,7 +39,17 @@ ORDER = (
 """A module imports from those before it, or from its own package."""
 FACES = ("", "__main__")
 FROM_THE_FACE = ("__version__",)
-STATISTICS_LEVELS = (("exact", "kernels"), ("loops",), ("pieces",), ("statistic",), ("mean", "extrema"))
+STATISTICS_LEVELS = (
+    ("exact", "kernels", "pieces"),
+    ("loops", "sample_kernels"),
+    ("running",),
+    ("samples",),
+    ("values",),
+    ("statistic",),
+    ("mean", "extrema"),
+    ("positions", "spread"),
+    ("kinds", "statistics"),
+)
 """Inside statistics, a module imports from the levels before its own."""
 
 IMPORTERS = {
@@ -219,10 +231,30 @@ def test_every_place_in_the_order_exists() -> None:
     assert {module.place for module in modules().values()} - set(FACES) == set(ORDER)
 
 
+def test_the_page_on_the_architecture_names_every_folder_of_the_package() -> None:
+    page = (PACKAGE.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
+    folders = {path.parent for path in PACKAGE.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+    names = {folder.relative_to(PACKAGE.parent).as_posix() for folder in folders - {PACKAGE}}
+    assert {name for name in names if f"| `{name}` |" not in page} == set()
+    assert set(re.findall(r"^\| `(\S+)` \|", page, re.MULTILINE)) == names
+
+
 def test_a_corrector_needs_numpy_and_safetensors_alone() -> None:
     known = modules()
     libraries = set().union(*(outer_imports(known[name]) for name in reached("correction", known)))
     assert libraries - sys.stdlib_module_names == set(WITH_A_CORRECTOR)
+
+
+@pytest.mark.parametrize("start", ["models.onnx.graph", "models.onnx.layers"])
+def test_the_layers_of_an_onnx_graph_are_found_without_zarr(start: str) -> None:
+    known = modules()
+    assert "zarr" not in set().union(*(outer_imports(known[name]) for name in reached(start, known)))
+
+
+def test_torch_and_plain_tensors_need_no_onnx_code() -> None:
+    known = modules()
+    for start in ("models.torch", "models.tensors", "models.linear"):
+        assert not {name for name in reached(start, known) if name.startswith("models.onnx")}
 
 
 PLANTED = {

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 import streamstats
-from streamstats import BiasCorrector, MeanBiasCorrector, NullBiasCorrector, fake_quantize
+from streamstats import BiasCorrector, Geometry, MeanBiasCorrector, NullBiasCorrector, fake_quantize
 from streamstats.correction import FORMAT, tap_sums
 from streamstats.errors import DataError, MismatchError, OutputError, UsageError
 from streamstats.storage.files import write_bytes
@@ -54,7 +54,7 @@ BLOCKED = [
 
 
 @dataclass(frozen=True)
-class Geometry:
+class Sizes:
     """A layer's sizes, with an input period coprime to the stride on every spatial axis."""
 
     groups: int
@@ -85,13 +85,13 @@ class Geometry:
 
 
 @st.composite
-def geometries(draw, min_rank=1, max_inputs=3):
+def layer_sizes(draw, min_rank=1, max_inputs=3):
     rank = draw(st.integers(min_rank, 3))
     strides_periods = st.sampled_from([(1, 1), (1, 2), (1, 4), (2, 1), (2, 3), (2, 5), (3, 2), (3, 4)])
     axes = draw(
         st.lists(st.tuples(st.integers(1, 3), strides_periods, st.integers(1, 2)), min_size=rank, max_size=rank)
     )
-    return Geometry(
+    return Sizes(
         groups=draw(st.integers(1, 3)),
         inputs=draw(st.integers(1, max_inputs)),
         outputs=draw(st.integers(1, 3)),
@@ -129,7 +129,7 @@ def test_the_brute_force_itself_agrees_with_convolutions_worked_by_hand():
     assert doctest.testmod(convolution) == (0, 2)  # failed, attempted
 
 
-@given(geometries(), bit_widths, st.booleans(), seeds)
+@given(layer_sizes(), bit_widths, st.booleans(), seeds)
 def test_the_term_restores_the_mean_output_of_any_convolution(layer, bits, per_channel, seed):
     rng = np.random.default_rng(seed)
     one_period = activations(rng, 2, layer.channels, *layer.period)
@@ -148,7 +148,7 @@ def test_the_term_restores_the_mean_output_of_any_convolution(layer, bits, per_c
     assert_same_mean(layer_mean(quantized, bias + term), layer_mean(weights, bias))
 
 
-@given(geometries(max_inputs=1), bit_widths, seeds)
+@given(layer_sizes(max_inputs=1), bit_widths, seeds)
 def test_the_term_restores_the_mean_output_of_a_depthwise_convolution(layer, bits, seed):
     rng = np.random.default_rng(seed)
     one_period = activations(rng, 2, layer.groups, *layer.period)
@@ -164,7 +164,7 @@ def test_the_term_restores_the_mean_output_of_a_depthwise_convolution(layer, bit
     assert_same_mean(layer_mean(quantized) + term, layer_mean(weights))
 
 
-@given(geometries(), bit_widths, seeds)
+@given(layer_sizes(), bit_widths, seeds)
 def test_the_term_restores_the_mean_output_of_a_transposed_convolution_that_tiles_its_output(layer, bits, seed):
     # kernel == stride, no dilation: every output position has exactly one tap of one input, for any inputs
     rng = np.random.default_rng(seed)
@@ -176,12 +176,12 @@ def test_the_term_restores_the_mean_output_of_a_transposed_convolution_that_tile
         return mean_output(convolve_transposed(inputs, weights, layer.groups, strides=layer.kernel))
 
     term = MeanBiasCorrector(mean_output(inputs)).calculate(
-        weights, quantized, layout=TRANSPOSED[layer.rank], groups=layer.groups, strides=layer.kernel
+        weights, quantized, layout=TRANSPOSED[layer.rank], groups=layer.groups, geometry=Geometry(layer.kernel)
     )
     assert_same_mean(layer_mean(quantized) + term, layer_mean(weights))
 
 
-@given(geometries(), bit_widths, seeds)
+@given(layer_sizes(), bit_widths, seeds)
 def test_the_term_restores_the_mean_output_of_any_transposed_convolution_away_from_its_edges(layer, bits, seed):
     # Periodic inputs give outputs of period stride·period; one such period, where no tap falls off the input.
     rng = np.random.default_rng(seed)
@@ -199,7 +199,7 @@ def test_the_term_restores_the_mean_output_of_any_transposed_convolution_away_fr
         return mean_output(outputs)
 
     term = MeanBiasCorrector(mean_output(one_period)).calculate(
-        weights, quantized, layout=TRANSPOSED[layer.rank], groups=layer.groups, strides=layer.strides
+        weights, quantized, layout=TRANSPOSED[layer.rank], groups=layer.groups, geometry=Geometry(layer.strides)
     )
     assert_same_mean(layer_mean(quantized) + term, layer_mean(weights))
 
@@ -243,7 +243,7 @@ def in_every_layout(weights, groups):
     return layouts
 
 
-@given(geometries(min_rank=0), seeds)
+@given(layer_sizes(min_rank=0), seeds)
 def test_every_layout_gives_the_term_of_the_native_one(layer, seed):
     # small integers and eighths: every sum is exact, so the order of the additions cannot show
     rng = np.random.default_rng(seed)
@@ -285,7 +285,7 @@ def test_strides_of_a_transposed_convolution_default_to_one_and_divide_by_their_
     whole = corrector.calculate(weights, 0 * weights, layout=layout)
     assert whole.tolist() == [weights.size]
     np.testing.assert_allclose(
-        corrector.calculate(weights, 0 * weights, layout=layout, strides=strides), whole / prod(strides)
+        corrector.calculate(weights, 0 * weights, layout=layout, geometry=Geometry(strides)), whole / prod(strides)
     )
 
 
@@ -373,17 +373,31 @@ def test_an_unknown_layout_is_refused_with_the_known_ones(layout):
         MeanBiasCorrector([1.0]).calculate(np.ones((1,) * 4), np.ones((1,) * 4), layout=layout)
 
 
-@pytest.mark.parametrize("strides", [(2,), (2, 2, 2), (2, 0), (2, -1), (2, 1.5), ()])
-def test_strides_that_are_not_one_positive_integer_a_spatial_axis_are_refused(strides):
-    with pytest.raises(MismatchError, match="2 positive integers"):
-        MeanBiasCorrector([1.0]).calculate(np.ones((1,) * 4), np.ones((1,) * 4), layout="IOHW", strides=strides)
+@pytest.mark.parametrize(
+    ("geometry", "named"),
+    [
+        (Geometry(strides=(2,)), "does not fit 2 spatial axes"),
+        (Geometry(strides=(2, 2, 2)), "does not fit 2 spatial axes"),
+        (Geometry(pads=(1, 1)), "does not fit 2 spatial axes"),
+        (Geometry(strides=(2, 0)), "positive integers"),
+        (Geometry(strides=(2, -1)), "positive integers"),
+        (Geometry(strides=(2, 1.5)), "positive integers"),
+        (Geometry(dilations=(0, 1)), "positive integers"),
+    ],
+)
+@pytest.mark.parametrize("layout", ["OIHW", "HWIO", "HWCM", "IOHW"])
+def test_a_geometry_without_one_positive_integer_per_spatial_axis_is_refused(geometry, named, layout):
+    with pytest.raises(MismatchError, match=named):
+        MeanBiasCorrector([1.0]).calculate(np.ones((1,) * 4), np.ones((1,) * 4), layout=layout, geometry=geometry)
 
 
 @pytest.mark.parametrize("layout", [name for name in ALL_LAYOUTS if name not in TRANSPOSED.values()])
-def test_strides_are_refused_where_they_do_not_count(layout):
-    shape = (1,) * (4 if layout == "native" else len(layout))
-    with pytest.raises(UsageError, match="IOHW"):
-        MeanBiasCorrector([1.0]).calculate(np.ones(shape), np.ones(shape), layout=layout, strides=(1, 1))
+def test_strides_change_the_term_of_transposed_convolutions_only(layout):
+    shape = (3, 3, 1, 1, 1) if layout == "native" else tuple(3 if letter in "DHW" else 1 for letter in layout)
+    spatial = sum(extent == 3 for extent in shape)
+    corrector, weights = MeanBiasCorrector([2.0]), np.ones(shape)
+    strided = corrector.calculate(weights, 0 * weights, layout=layout, geometry=Geometry((2,) * spatial))
+    assert strided.tolist() == corrector.calculate(weights, 0 * weights, layout=layout).tolist()
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -434,7 +448,7 @@ def test_a_corrector_does_not_change_when_what_it_was_made_from_does():
 
 def test_the_null_corrector_has_nothing_to_add_whatever_it_is_given():
     assert NullBiasCorrector().calculate(np.ones(3), np.zeros(3)) is None
-    assert NullBiasCorrector().calculate([], None, layout="IOHW", groups=7, strides=(2, 2)) is None
+    assert NullBiasCorrector().calculate([], None, layout="IOHW", groups=7, geometry=Geometry((2, 2))) is None
 
 
 def test_the_null_corrector_survives_its_file(tmp_path):

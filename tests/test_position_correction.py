@@ -140,10 +140,10 @@ def test_it_is_saved_and_loaded_whole(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("geometry", "layout", "message"),
     [
-        (ss.Geometry(strides=(1,)), "OIHW", r"does not fit 2 axes of space"),
-        (ss.Geometry(pads=(1, 1)), "OIHW", r"does not fit 2 axes of space"),
+        (ss.Geometry(strides=(1,)), "OIHW", "does not fit 2 spatial axes"),
+        (ss.Geometry(pads=(1, 1)), "OIHW", "does not fit 2 spatial axes"),
         (ss.Geometry(dilations=(5, 5)), "OIHW", r"does not fit into 5 positions"),
-        (None, "OIDHW", "3 axes of space"),
+        (None, "OIDHW", "3 spatial axes"),
     ],
 )
 def test_what_does_not_fit_is_refused(geometry: ss.Geometry | None, layout: str, message: str) -> None:

@@ -20,7 +20,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 from ..errors import DataError, MismatchError, OutputError, StreamstatsError, UsageError, first_line
 from ..quantization import Quantization
 from ..storage.files import sync
-from ..storage.names import check_layer_name
+from ..storage.names import METADATA_NAMES, V2_METADATA, V3_METADATA, check_layer_name
 from .describing import ATTRIBUTES_KEY, describe
 from .identity import file_key, file_range
 from .layer import Layer, check_values
@@ -29,10 +29,6 @@ from .sources.source import Source
 from .zarr_settings import DEFAULT_PIPELINE, codec_pipeline
 
 DEFAULT_CHUNK_BYTES = 2**20
-V3_METADATA = "zarr.json"
-V2_METADATA = (".zgroup", ".zarray", ".zattrs", ".zmetadata")
-METADATA_NAMES = frozenset((V3_METADATA, *V2_METADATA))
-"""The names of zarr's own files: no part of a layer's name may be one of them."""
 
 
 class Recorder:

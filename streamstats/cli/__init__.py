@@ -1,4 +1,4 @@
-"""The command line: parse, call, print; no arithmetic. Results go to stdout, progress and complaints to stderr."""
+"""The command line: parse, call, print; no arithmetic. Results go to stdout, progress and messages to stderr."""
 
 from __future__ import annotations
 
@@ -8,70 +8,75 @@ import os
 import signal
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Sequence
 from importlib import import_module
 from types import FrameType
 
-from ..errors import StreamstatsError
+from ..errors import DONE, FAILURE, INTERRUPTED, StreamstatsError
 from ..interrupts import SIGNALS
 from .parser import make_parser
 
-INTERRUPTED = 130
 PATIENCE = 5.0
-"""Seconds; a person who is told nothing presses the keys again."""
+"""Seconds in which a second Ctrl-C is ignored: a person who sees no reaction presses the keys again."""
 INTERRUPTION = {
-    "run": "what was counted is saved; run it again to go on",
+    "run": "what was counted is saved; run the command again to resume",
     "status": "nothing was changed",
     "verify": "nothing was changed",
-    "forget": "nothing was taken out; give the command again",
-    "merge": "the merged results are not complete; give the command again",
+    "forget": "no rows were forgotten; run the command again",
+    "merge": "the merged results are incomplete; run the command again",
     "inspect": "nothing was changed",
-    "record": "a new store was removed; what was appended to an older one before is still there",
-    "correct": "if no model is there, give the command again; with --iterative it goes on",
+    "record": "a new store was removed; rows that were appended to an older one are still there",
+    "correct": "if no model was written, run the command again; with --iterative it resumes",
     "report": "no report was written",
-    "demo": "what is in its folder is not complete; run it again",
-    "serve": "what ran goes on at the next start",
-    "submit": "the job goes on if it was submitted; see: streamstats jobs",
+    "demo": "its folder is incomplete; run the command again",
+    "serve": "running jobs resume at the next start",
+    "submit": "the job continues if it was submitted; see: streamstats jobs",
     "jobs": "nothing was changed",
-    "watch": "the job goes on",
-    "cancel": "see what became of it: streamstats jobs",
-    "fetch": "what was fetched is not complete; remove it and fetch it again",
-    "send": "what was not acknowledged may be sent again: each file is counted once",
+    "watch": "the job continues",
+    "cancel": "the job may or may not be cancelled; see: streamstats jobs",
+    "fetch": "the download is incomplete; remove its folder and fetch again",
+    "send": "send the files again that were not acknowledged: each is counted once",
 }
-"""What a person finds after stopping a command."""
+"""What an interruption of each command leaves, and how to continue."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run `streamstats ARGUMENTS…` and return the exit status.
-
-    0 done, 1 failure, 2 usage, 3 incomplete, 4 data, 130 interrupted.
-    """
+    """Run `streamstats ARGUMENTS…` and return the exit status, one of those in `errors`."""
     _prepare_streams()
     options = make_parser().parse_args(arguments)
+    _catch_signals()
+    try:
+        return _run(options)
+    except StreamstatsError as error:
+        return _fail(str(error), error.exit_status)
+    except KeyboardInterrupt:
+        return _fail(f"interrupted; {INTERRUPTION[options.command]}", INTERRUPTED)
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        _discard_stdout()
+        return DONE
+    except OSError as error:
+        _discard_stdout()
+        return _fail(f"cannot continue: {error}", FAILURE)
+
+
+def _run(options: Namespace) -> int:
+    commands = import_module(f".{options.module}", __name__)
+    status: int | None = getattr(commands, options.command)(options)
+    sys.stdout.flush()
+    return DONE if status is None else status
+
+
+def _catch_signals() -> None:
     interrupt = _Interrupt()
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN or number == signal.SIGINT:  # nohup ignores some
             signal.signal(number, interrupt)
-    try:
-        commands = import_module(f".{options.module}", __name__)
-        status: int | None = getattr(commands, options.command)(options)
-        sys.stdout.flush()
-    except StreamstatsError as error:
-        return _complain(str(error), error.exit_status)
-    except KeyboardInterrupt:
-        return _complain(f"interrupted; {INTERRUPTION[options.command]}", INTERRUPTED)
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        _discard_stdout()
-        return 0
-    except OSError as error:
-        _discard_stdout()
-        return _complain(f"cannot go on: {error}", StreamstatsError.exit_status)
-    return status or 0
 
 
 def _prepare_streams() -> None:
-    """Closed streams swallow what is printed; characters that a stream's encoding lacks become escapes."""
-    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - open to the end
+    """Replace closed streams by ones that discard, and print characters that an encoding lacks as escapes."""
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - stays open
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -79,12 +84,12 @@ def _prepare_streams() -> None:
 
 
 def _discard_stdout() -> None:
-    """What is still in the buffer cannot be written; Python would complain at its end."""
+    """Drop what is still in the buffer and cannot be written: Python would report it on exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class _Interrupt:
-    """Stops what is going on. Further signals are ignored for PATIENCE seconds, in which it comes to its end."""
+    """Interrupts the command, and ignores further signals for PATIENCE seconds, in which it saves and ends."""
 
     def __init__(self) -> None:
         self._last = -math.inf
@@ -96,6 +101,6 @@ class _Interrupt:
             raise KeyboardInterrupt
 
 
-def _complain(message: str, status: int) -> int:
+def _fail(message: str, status: int) -> int:
     print(f"streamstats: {' '.join(message.split())}", file=sys.stderr)
     return status

@@ -5,25 +5,33 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from ..address import SERVICE_URL
+
 DESCRIPTION = """\
 Exact calibration statistics, out of core, and the bias corrections that follow from them.
 
-  record    run a model over samples and keep the input of each of its layers in a zarr store
-  run       reduce a store to exact per-channel statistics and a corrector for each layer
-  inspect   look at what a run left
-  status    how far a run is: what is counted, what is missing and why
-  verify    read a store once and tell what is wrong with it
-  forget    take rows out of the sums again
+  record    run a model over samples, and store the input of each layer in a zarr store
+  run       reduce a store to exact statistics, and to a corrector for each layer
+  inspect   show the results of a run
+  status    show how far a run is: what is counted, what is missing and why
+  verify    read a store once, and report what is wrong with it
+  forget    subtract rows from the results, for good
   merge     add up the results of several stores or sites
   correct   correct the biases of a quantised model
-  report    what the corrections do, as a page to look at
-  demo      all of it, on a small real network
+  report    write a page on what the corrections do
+  demo      do all of this with a small real network
 
-A team's jobs in one place:
+Jobs of a team, on a service:
 
   serve     start the service: jobs over HTTP, and a page to watch them
-  submit    give a job to a service; jobs, watch, cancel, fetch, send: what goes on there
+  submit    submit a job to a service
+  jobs      list the jobs of a service, or show one of them
+  watch     follow a job until it ends
+  cancel    cancel a job
+  fetch     download the results of a job
+  send      append activations to a store of the service
 
+Each command explains itself: streamstats COMMAND --help
 """
 
 EPILOG = """\
@@ -32,25 +40,28 @@ Results go to stdout, progress and messages to stderr. Start with: streamstats d
 """
 
 RUN = """\
-Reduce every layer of a zarr calibration store to exact sums, counts and extrema of each channel.
+Reduce every layer of a zarr calibration store to exact sums, counts and extrema per channel.
 
-The plan is printed before any data is read: tasks, bytes, and the most memory the run will take. What it leaves:
+  streamstats run run.yaml
+  streamstats run run.yaml --follow --idle 60          count rows as they are recorded, until none arrive for 60 s
 
-  OUT/correctors/LAYER.safetensors   the mean of each channel, for correcting the layer's bias
-  OUT/state/LAYER.safetensors        exact sums, counts and the rows behind them
+Before it reads any data, it prints the plan: tasks, bytes, and the most memory that the run will take. It writes:
+
+  OUT/correctors/LAYER.safetensors   the mean of each channel, which corrects the layer's bias
+  OUT/state/LAYER.safetensors        exact sums and counts, and the rows that they cover
   OUT/manifest.json                  every file with its SHA-256
 
-It goes on from what was counted before, and saves every few seconds and when it is stopped, so it may be killed at any
-moment and run again. Rows that were appended are counted by the next run, and only they are read.
+A run saves every few seconds, and when it is interrupted. Kill it at any moment and run it again: it resumes. If rows
+were appended since, it reads and counts only these.
 
-A configuration needs two lines; the README explains the rest:
+A configuration needs two lines; the README and configs/local.yaml explain all other keys:
 
   source: calibration.zarr
   output: out
 """
 
 INSPECT = """\
-Show what `streamstats run` left: its layers, or the channels of one of them.
+Show the results of `streamstats run`: all layers, or the channels of one.
 
   streamstats inspect out                               layers, rows, coverage, ranges
   streamstats inspect out block1/project               every channel: count, mean, minimum, maximum
@@ -59,127 +70,142 @@ Show what `streamstats run` left: its layers, or the channels of one of them.
 """
 
 STATUS = """\
-Tell how far the job of an output folder is: rows counted by layer, what is missing, why, and what to do next.
+Show how far a job is: the rows counted for each layer, what is missing and why, and what to do next.
 
   streamstats status out                               exit status 0: everything is counted, 3: something is missing
 """
 
 VERIFY = """\
-Read everything once and tell what is wrong with it: chunks that are missing, cut off, or do not have their checksum,
-and what was counted and is not as it was. Nothing is written.
+Read everything once and report what is wrong: chunks that are missing, truncated or fail their checksum, and rows that
+have changed since they were counted. Writes nothing.
 
-  streamstats verify job.yaml                          exit status 0: nothing is wrong, 4: something is
+  streamstats verify run.yaml                          exit status 0: nothing is wrong, 4: something is
 """
 
 FORGET = """\
-Take rows out of the sums again, exactly, and never count them: the result is as if they had not been there. The rows
-are read once more for it. All or nothing: where it ends with an error, nothing was taken out.
+Subtract rows from the results, exactly, and never count them again: the results are as if these rows had never been
+there. This reads the rows once more. If it ends with an error, nothing has changed.
 
-  streamstats forget job.yaml --rows 128:192           of all layers
-  streamstats forget job.yaml --rows 0:8 --layers 'block1/*'
+  streamstats forget run.yaml --rows 128:192           from all layers
+  streamstats forget run.yaml --rows 0:8 --layers 'block1/*'
 """
 
 MERGE = """\
-Add up the outputs of several sites: of different stores, or of different rows of one store. A row that two of them
-have counted is refused.
+Add up the outputs of several sites: of different stores, or of different rows of one store. Outputs that have counted
+the same row are refused.
 
   streamstats merge site1/out site2/out -o out
 """
 
 RECORD = """\
-Run an ONNX model over samples and append the input of every Conv, ConvTranspose, Gemm and MatMul with constant
-weights to a zarr store, a batch at a time.
+Run an ONNX model over samples, batch by batch, and append the input of every Conv, ConvTranspose, Gemm and MatMul with
+constant weights to a zarr store.
 
   streamstats record model.onnx --samples calibration.npy -o calibration.zarr
 
-Samples are a .npy file with samples on axis 0, or a .npz file with one array for each input of the model.
+The samples are a .npy file with samples on axis 0, or a .npz file with one array for each input of the model.
 """
 
 CORRECT = """\
-Add (W − Ŵ)·E[x] to the bias of each layer of a quantised ONNX model, E[x] from `streamstats run`.
+Add (W − Ŵ)·E[x] to the bias of each layer of a quantised ONNX model, with E[x] from `streamstats run`.
 
-A model that a quantiser wrote (QDQ or QOperator, 4 or 8 bits) is repaired as it is stored; its layers are found by
-their weights, and what was done for each is listed:
+Repair a model that another quantiser wrote (QDQ or QOperator, 4 or 8 bits) as it is stored. Its layers are matched by
+their weights, and the result is listed for each:
 
   streamstats correct model.onnx quantized.onnx --correctors out -o fixed.onnx
 
-Without one, the weights are fake-quantised here first:
+Or fake-quantise the weights of the float model first:
 
   streamstats correct model.onnx --bits 5 --correctors out -o corrected.onnx --uncorrected quantized.onnx
 
-Correct layer after layer, with the inputs that the quantised network gives each of them; judge all of it on samples
-that were not recorded, and leave alone what would get worse. What comes out is in FIXED.report.html and .json:
+Correct layer by layer, with the inputs that the quantised network gives each layer; judge the result on samples that
+were not recorded; and leave alone the layers that would get worse. FIXED.report.html and .json show the effect:
 
   streamstats correct model.onnx quantized.onnx --correctors out -o fixed.onnx --iterative --samples calibration.npy \\
       --held-out held-out.npy --labels labels.npy --do-no-harm
 
-For any other tool chain, weights in safetensors files (LAYER or LAYER.weight) give what to add to each bias:
+For any other tool chain, give the weights as safetensors files (tensors LAYER or LAYER.weight); the result says what to
+add to each bias:
 
   streamstats correct --weights w.safetensors --fake-quantized q.safetensors --layout OIHW --layout 'fc=OI' \\
       --correctors out -o corrections.safetensors
 """
 
 REPORT = """\
-Write a page about the results of a run, and the same as JSON: rows, channels that are never active, how well means are
-known. With the models, also what the corrections would do, layer by layer; no model is written:
+Write a page about the results of a run, and the same as JSON: rows, channels that are never active, how precisely the
+means are known. Given the models, it also shows what the corrections would do to each layer; it writes no model.
 
-  streamstats report out                               OUT/report.html
+  streamstats report out                               writes OUT/report.html
   streamstats report out --model model.onnx --quantized quantized.onnx --held-out held-out.npy --labels labels.npy
 """
 
 DEMO = """\
-Record, reduce and correct a small network trained on handwritten digits, and show its accuracy as a float network,
-quantised, and corrected. Its files stay in DIR, to look at and to try the commands on.
+Record, reduce and correct a small network trained on handwritten digits, and show the accuracy of the float, the
+quantised and the corrected network. The files stay in DIR, to look at and to try the commands on.
+
+  streamstats demo
 """
 
 
 SERVE = """\
-Serve jobs over HTTP, with a page to watch them: one process, its database in a folder, no other server.
+Serve jobs over HTTP, with a page to watch them: one process, with its database in a folder. It needs no other server.
 
   streamstats serve service.yaml
 
-It listens on 127.0.0.1, and makes a token at its first start that every client has to send. A signal has it save what
-runs; after any end, also a kill, it goes on where it was. A configuration needs two lines, the README explains more:
+The service listens on 127.0.0.1. At its first start it creates a token, which every client must send. On a signal it
+saves the running jobs; it resumes them at the next start, even after a kill. A configuration needs two lines; the
+README and configs/service.yaml explain all other keys:
 
   data: service-data
   roots: [calibration]
 """
 
-SUBMIT = """\
-Give a job to a service: the configuration of a run, whose `output` and `cluster` are the service's own affair.
-
-  streamstats submit job.yaml --watch                  exit status as that of `run`
-  streamstats submit job.yaml --follow                 counts what is sent to a store, until it is cancelled
-
-The service and its token come from --url and --token-file, or STREAMSTATS_URL, and STREAMSTATS_TOKEN_FILE or
-STREAMSTATS_TOKEN.
+SERVICE_ENVIRONMENT = """
+The service and its token are those of --url and --token-file, or else of the environment: STREAMSTATS_URL, and
+STREAMSTATS_TOKEN_FILE or STREAMSTATS_TOKEN.
 """
 
-JOBS = """\
-List the jobs of a service, the newest first, or show one of them.
-"""
+SUBMIT = f"""\
+Submit a job to a service: the configuration of a run. The service chooses `output` and `cluster`; leave them out.
 
-WATCH = """\
-Show how far a job of a service is until it ends. Exit status: 0 done, 3 incomplete, 1 failed or cancelled.
-"""
+  streamstats submit job.yaml --watch                  waits for the job; exit status as for `run`
+  streamstats submit job.yaml --follow                 counts what is sent to a store, until the job is cancelled
+{SERVICE_ENVIRONMENT}"""
 
-CANCEL = """\
-Stop a job of a service. Results that it has stay.
-"""
+JOBS = f"""\
+List the jobs of a service, newest first, or show one of them.
 
-FETCH = """\
-Fetch the results of a job into a folder, all of one moment, each file checked against the manifest's SHA-256.
+  streamstats jobs
+  streamstats jobs --state running
+  streamstats jobs 0123456789abcdef
+{SERVICE_ENVIRONMENT}"""
+
+WATCH = f"""\
+Show the progress of a job until it ends. Exit status: 0 done, 3 incomplete, 1 failed or cancelled.
+
+  streamstats watch 0123456789abcdef
+{SERVICE_ENVIRONMENT}"""
+
+CANCEL = f"""\
+Cancel a job of a service. The results that it has so far stay.
+
+  streamstats cancel 0123456789abcdef
+{SERVICE_ENVIRONMENT}"""
+
+FETCH = f"""\
+Download the results of a job into a folder: one consistent set, each file checked against the manifest's SHA-256.
 
   streamstats fetch 0123456789abcdef -o out            then: streamstats inspect out
-"""
+{SERVICE_ENVIRONMENT}"""
 
-SEND = """\
-Append activations to a layer of a store that a service owns: .npy, or safetensors with one tensor, samples on axis 0.
+SEND = f"""\
+Append activations to a layer of a store that the service owns: .npy files, or safetensors files with one tensor,
+samples on axis 0.
 
   streamstats send team-a block1/project activations.npy
 
-Each file is counted once: its key is the SHA-256 of its content, unless --key says otherwise.
-"""
+Each file is counted once, so it is safe to send it again: its key is the SHA-256 of its content, or --key.
+{SERVICE_ENVIRONMENT}"""
 
 
 ON_MODELS = "model_commands"
@@ -187,7 +213,7 @@ WITH_SERVICE = "service_commands"
 
 
 class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """Descriptions as they are written, and defaults that mean something."""
+    """Descriptions keep their lines; a default is shown only if it has a meaning."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         if action.default in (None, False, argparse.SUPPRESS):
@@ -196,7 +222,7 @@ class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpF
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The parser of the whole command line; `command` names the function that does the work."""
+    """The parser of the whole command line. `module` and `command` name the function that does the work."""
     parser = argparse.ArgumentParser(prog="streamstats", description=DESCRIPTION, epilog=EPILOG, formatter_class=_Help)
     parser.add_argument("--version", action="version", version=_version())
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -227,7 +253,7 @@ def _version() -> str:
 
 
 def _command(commands: Any, name: str, description: str, module: str = "commands") -> argparse.ArgumentParser:
-    """The parser of a command, which is the function `name` of `module`."""
+    """The parser of the command that the function `name` of `module` carries out."""
     parser: argparse.ArgumentParser = commands.add_parser(name, description=description, formatter_class=_Help)
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.set_defaults(module=module)
@@ -236,25 +262,27 @@ def _command(commands: Any, name: str, description: str, module: str = "commands
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", metavar="CONFIG", help="a YAML file")
-    parser.add_argument("--restart", action="store_true", help="count everything again, but for forgotten rows")
+    parser.add_argument("--restart", action="store_true", help="count everything again, except forgotten rows")
     parser.add_argument(
-        "--accept-changes", action="store_true", help="keep what was counted though the store has changed since"
+        "--accept-changes", action="store_true", help="retain what was counted even if the store has changed since"
     )
-    parser.add_argument("--follow", action="store_true", help="go on with rows that are appended, until a signal or …")
-    parser.add_argument("--until-rows", metavar="N", type=int, help="… every layer has so many rows")
-    parser.add_argument("--idle", metavar="SECONDS", type=float, help="… nothing was appended for so long")
-    stable = parser.add_argument_group("how many samples are enough?")
+    parser.add_argument(
+        "--follow", action="store_true", help="keep counting rows as they are appended, until a signal or …"
+    )
+    parser.add_argument("--until-rows", metavar="N", type=int, help="… every layer has N rows")
+    parser.add_argument("--idle", metavar="SECONDS", type=float, help="… no rows are appended for this long")
+    stable = parser.add_argument_group("stop once there are enough samples")
     stable.add_argument(
         "--until-stable",
         metavar="FRACTION",
         nargs="?",
         const=0.5,
         type=float,
-        help="count the first rows only, as many as it takes to know every correction to this fraction of a step of "
-        "its bias (0.5 if left out); samples must be in no order",
+        help="count only as many rows, from the first on, as it takes to know every correction to this fraction of a "
+        "step of its bias (default: 0.5); shuffle the samples beforehand",
     )
     stable.add_argument("--model", metavar="MODEL.onnx", help="the float model that was recorded")
-    stable.add_argument("--quantized", metavar="QUANTIZED.onnx", help="the same, quantised by somebody else")
+    stable.add_argument("--quantized", metavar="QUANTIZED.onnx", help="the same model as another quantiser wrote it")
     _add_levels(parser)
 
 
@@ -268,12 +296,12 @@ def _add_verify(parser: argparse.ArgumentParser) -> None:
 
 def _add_forget(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", metavar="CONFIG", help="the YAML file of the job")
-    parser.add_argument("--rows", metavar="A:B", required=True, help="the first row and the one after the last")
-    parser.add_argument("--layers", metavar="GLOB", default="*", help="only the layers whose names match")
+    parser.add_argument("--rows", metavar="A:B", required=True, help="rows A to B - 1; the first row is 0")
+    parser.add_argument("--layers", metavar="GLOB", default="*", help="only layers whose names match")
 
 
 def _add_merge(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("outputs", metavar="OUT", nargs="+", help="the output folder of a run")
+    parser.add_argument("outputs", metavar="OUT", nargs="+", help="the output folders of the runs to merge")
     parser.add_argument("-o", "--output", metavar="OUT", required=True, help="the folder for the merged results")
 
 
@@ -281,7 +309,11 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("output", metavar="OUT", help="the output folder of a run")
     parser.add_argument("layer", metavar="LAYER", nargs="?", help="show the channels of this layer")
     parser.add_argument(
-        "--plot", metavar="FILE", nargs="?", const="-", help="plot the channels: in the terminal, or to a .png or .svg"
+        "--plot",
+        metavar="FILE",
+        nargs="?",
+        const="-",
+        help="plot the channels, in the terminal or to a .png or .svg file",
     )
 
 
@@ -289,138 +321,158 @@ def _add_record(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL.onnx", help="the float model")
     parser.add_argument("--samples", metavar="FILE", required=True, help="a .npy or .npz file, samples on axis 0")
     parser.add_argument("-o", "--output", metavar="STORE", required=True, help="the zarr store to append to")
-    parser.add_argument("--batch-size", metavar="N", type=int, default=16, help="samples run at a time")
+    parser.add_argument("--batch-size", metavar="N", type=int, default=16, help="samples per run of the model")
     parser.add_argument(
         "--storage",
         choices=("float", "int8"),
         default="float",
-        help="keep values as they are, or as int8 codes (a quarter of the space; runs the model twice)",
+        help="store values unchanged, or as int8 codes (a quarter of the space; runs the model twice)",
     )
     parser.add_argument(
         "--layers",
         metavar="GLOB",
         action="append",
-        help="only the layers whose names match; may be given several times",
+        help="only layers whose names match; repeatable",
     )
-    parser.add_argument("--append", action="store_true", help="add to layers that the store already has")
+    parser.add_argument("--append", action="store_true", help="append to layers that the store already has")
 
 
 def _add_correct(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL.onnx", nargs="?", help="the float model that was recorded")
-    parser.add_argument("quantized", metavar="QUANTIZED.onnx", nargs="?", help="the same, quantised by somebody else")
+    parser.add_argument(
+        "quantized", metavar="QUANTIZED.onnx", nargs="?", help="the same model as another quantiser wrote it"
+    )
     parser.add_argument("--correctors", metavar="OUT", required=True, help="the output folder of a run")
     parser.add_argument(
-        "-o", "--output", metavar="FIXED", required=True, help="the corrected model, or the corrections"
+        "-o",
+        "--output",
+        metavar="FIXED",
+        required=True,
+        help="the file for the corrected model, or for the corrections",
     )
     _add_levels(parser)
-    parser.add_argument("--uncorrected", metavar="FILE", help="with --bits: also write the model that is not corrected")
+    parser.add_argument("--uncorrected", metavar="FILE", help="with --bits: also write the uncorrected model")
     _add_how(parser)
     parser.add_argument(
-        "--report", metavar="FILE.html", help="where to write the report; default: FIXED with .report.html"
+        "--report", metavar="FILE.html", help="the file for the report; default: FIXED with .report.html"
     )
-    tensors = parser.add_argument_group("instead of a model")
-    tensors.add_argument("--weights", metavar="FILE", help="safetensors with the float weights")
-    tensors.add_argument("--fake-quantized", metavar="FILE", help="the same weights quantised and taken back to reals")
+    tensors = parser.add_argument_group("tensors instead of a model")
+    tensors.add_argument("--weights", metavar="FILE", help="the float weights, as safetensors")
+    tensors.add_argument("--fake-quantized", metavar="FILE", help="the same weights, quantised and dequantised")
     tensors.add_argument(
         "--layout",
         metavar="[GLOB=]LAYOUT",
         action="append",
-        help="of those weights, as OIHW, HWIO, OI; for some layers as 'classifier=OI'; may be given several times",
+        help="the layout of those weights: OIHW, HWIO, OI, …; for some layers 'classifier=OI'; repeatable",
     )
 
 
 def _add_levels(parser: argparse.ArgumentParser) -> None:
-    levels = parser.add_argument_group("quantising here, instead of a quantised model")
-    levels.add_argument("--bits", metavar="N", type=int, help="fake-quantise the weights of the model: bits, 2 to 16")
-    levels.add_argument("--per-channel", action="store_true", help="one range an output channel, not one a tensor")
-    levels.add_argument("--symmetric", action="store_true", help="ranges symmetric about zero")
+    levels = parser.add_argument_group("fake-quantise the float model, instead of giving a quantised one")
+    levels.add_argument("--bits", metavar="N", type=int, help="bits of the weights, 2 to 16")
+    levels.add_argument("--per-channel", action="store_true", help="one range per output channel, not per tensor")
+    levels.add_argument("--symmetric", action="store_true", help="ranges that are symmetric about zero")
 
 
 def _add_how(parser: argparse.ArgumentParser) -> None:
-    how = parser.add_argument_group("layer after layer")
+    how = parser.add_argument_group("correct layer by layer")
     how.add_argument(
         "--iterative",
         nargs="?",
         const="full",
         choices=("full", "change"),
-        help="take the inputs x̂ that each layer gets in the quantised network corrected so far: full (the default) "
-        "adds W·E[x] − Ŵ·E[x̂], change adds (W − Ŵ)·E[x̂]",
+        help="use the inputs x̂ that each layer gets once the layers before it are corrected: full (the default) adds "
+        "W·E[x] − Ŵ·E[x̂], change adds (W − Ŵ)·E[x̂]",
     )
-    how.add_argument("--samples", metavar="FILE", help="for it: the samples that were recorded, .npy or .npz")
-    how.add_argument("--work", metavar="DIR", help="what is found on the way, to go on from; default: FIXED with .work")
-    judging = parser.add_argument_group("does it help?")
-    judging.add_argument("--held-out", metavar="FILE", help="samples to judge by, .npy or .npz, that were not recorded")
-    judging.add_argument("--labels", metavar="FILE", help="their labels, .npy of integers: accuracy of a classifier")
+    how.add_argument("--samples", metavar="FILE", help="with --iterative: the samples that were recorded, .npy or .npz")
+    how.add_argument(
+        "--work", metavar="DIR", help="the folder for intermediate results, to resume from; default: FIXED with .work"
+    )
+    judging = parser.add_argument_group("judge the result")
+    judging.add_argument("--held-out", metavar="FILE", help="samples that were not recorded, to judge by: .npy or .npz")
     judging.add_argument(
-        "--score", metavar="COMMAND", help="prints a score for the file {model}, as in 'python score.py {model}'"
+        "--labels", metavar="FILE", help="their labels, .npy of integers: also judge the accuracy of a classifier"
     )
-    judging.add_argument("--do-no-harm", action="store_true", help="leave layers alone that would get worse")
+    judging.add_argument(
+        "--score",
+        metavar="COMMAND",
+        help="a program that prints a score of the file {model}, such as 'python score.py {model}'",
+    )
+    judging.add_argument("--do-no-harm", action="store_true", help="skip layers that would get worse")
 
 
 def _add_report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("correctors", metavar="OUT", help="the output folder of a run")
-    parser.add_argument("-o", "--output", metavar="FILE.html", help="where to write it; default OUT/report.html")
+    parser.add_argument("-o", "--output", metavar="FILE.html", help="the file for the report; default: OUT/report.html")
     parser.add_argument("--model", metavar="MODEL.onnx", help="the float model that was recorded")
-    parser.add_argument("--quantized", metavar="QUANTIZED.onnx", help="the same, quantised by somebody else")
+    parser.add_argument("--quantized", metavar="QUANTIZED.onnx", help="the same model as another quantiser wrote it")
     _add_levels(parser)
     _add_how(parser)
     parser.set_defaults(uncorrected=None)
 
 
 def _add_demo(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", metavar="DIR", nargs="?", default="streamstats-demo", help="where its files go")
+    parser.add_argument("folder", metavar="DIR", nargs="?", default="streamstats-demo", help="the folder for its files")
 
 
 def _add_serve(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", metavar="CONFIG", help="a YAML file, see configs/service.yaml")
+    parser.add_argument("config", metavar="CONFIG", help="a YAML file; see configs/service.yaml")
 
 
 def _add_service(parser: argparse.ArgumentParser) -> None:
     where = parser.add_argument_group("the service")
-    where.add_argument("--url", help="default: STREAMSTATS_URL, or http://127.0.0.1:8765")
+    where.add_argument("--url", help=f"default: STREAMSTATS_URL, or {SERVICE_URL}")
     where.add_argument("--token-file", metavar="FILE", help="default: STREAMSTATS_TOKEN_FILE, or STREAMSTATS_TOKEN")
 
 
 def _add_submit(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", metavar="CONFIG", help="the YAML file of a run")
-    parser.add_argument("--watch", action="store_true", help="show how far it is until it ends")
-    parser.add_argument("--follow", action="store_true", help="go on with rows that are added, until …")
-    parser.add_argument("--until-rows", metavar="N", type=int, help="… every layer has so many rows")
-    parser.add_argument("--idle", metavar="SECONDS", type=float, help="… nothing was added for so long")
-    parser.add_argument("--submitter", metavar="NAME", help="whose job it is; default: the user")
-    parser.add_argument("--priority", metavar="N", type=int, default=0, help="among jobs of the same submitter")
-    parser.add_argument("--key", help="submitted again with the same key, it is the same job")
+    parser.add_argument("--watch", action="store_true", help="show the progress until the job ends")
+    parser.add_argument("--follow", action="store_true", help="keep counting rows as they are added, until …")
+    parser.add_argument("--until-rows", metavar="N", type=int, help="… every layer has N rows")
+    parser.add_argument("--idle", metavar="SECONDS", type=float, help="… no rows are added for this long")
+    parser.add_argument("--submitter", metavar="NAME", help="whose job it is; default: your user name")
+    parser.add_argument(
+        "--priority",
+        metavar="N",
+        type=int,
+        default=0,
+        help="jobs of the same submitter run in order of priority, highest first",
+    )
+    parser.add_argument("--key", help="submitting again with the same key gives the same job, not a new one")
     _add_service(parser)
 
 
 def _add_jobs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("job", metavar="JOB", nargs="?", help="show this job")
-    parser.add_argument("--state", help="only those that are queued, running, done, …")
-    parser.add_argument("--limit", metavar="N", type=int, default=20, help="so many of the newest")
+    parser.add_argument("--state", help="only jobs in this state: queued, running, done, …")
+    parser.add_argument("--limit", metavar="N", type=int, default=20, help="show the newest N jobs")
     _add_service(parser)
 
 
 def _add_watch(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("job", metavar="JOB", help="what submit printed")
+    parser.add_argument("job", metavar="JOB", help="the job's identifier, as submit printed it")
     _add_service(parser)
 
 
 def _add_cancel(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("job", metavar="JOB", help="what submit printed")
+    parser.add_argument("job", metavar="JOB", help="the job's identifier, as submit printed it")
     _add_service(parser)
 
 
 def _add_fetch(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("job", metavar="JOB", help="what submit printed")
+    parser.add_argument("job", metavar="JOB", help="the job's identifier, as submit printed it")
     parser.add_argument("-o", "--output", metavar="OUT", required=True, help="a folder that is new or empty")
     _add_service(parser)
 
 
 def _add_send(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("store", metavar="STORE", help="a store of the service, made if it is not there")
+    parser.add_argument("store", metavar="STORE", help="a store of the service; created if it does not exist")
     parser.add_argument("layer", metavar="LAYER", help="the layer's name")
     parser.add_argument("files", metavar="FILE", nargs="+", help=".npy, or safetensors with one tensor")
     parser.add_argument("--channel-axis", metavar="N", type=int, default=-1, help="the axis of the channels")
-    parser.add_argument("--quantization", metavar="JSON", help='as in \'{"scale": 0.1, "scale_is": "step"}\'')
-    parser.add_argument("--key", help="of a single file; default the SHA-256 of its content")
+    parser.add_argument(
+        "--quantization", metavar="JSON", help='of integer codes: \'{"scale": 0.1, "scale_is": "step"}\''
+    )
+    parser.add_argument("--key", help="with a single file: its key; default: the SHA-256 of its content")
     _add_service(parser)

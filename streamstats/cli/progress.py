@@ -4,115 +4,126 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
+from rich import progress as bars
 from rich.console import Console
 from rich.filesize import decimal
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ..errors import counted
+from ..progress import Quiet, Stage
 
 LINE_SECONDS = 5.0
 
 
-class RowProgress:
-    """Counts rows and bytes of `total_rows`, `total_bytes`; a context manager. Without bytes only rows are shown.
+class Shown(Quiet):
+    """Shows stages, their rows and bytes, and messages; a context manager, which ends the last stage.
 
-    Where there is no bar, a line is printed every few seconds and, unless `brief`, one at the end.
+    A stage without bytes is measured in rows. Without a terminal, a line is printed every few seconds and, unless
+    `brief`, another one at the end of each stage.
     """
 
-    def __init__(self, total_rows: int, total_bytes: int = 0, *, brief: bool = False) -> None:
-        self._brief = brief
-        self._rows, self._bytes, self._beside = 0, 0, ""
-        self._total_rows, self._total_bytes = total_rows, total_bytes
-        self._started = self._last_line = time.monotonic()
-        self._bar = _bar() if sys.stderr.isatty() else None
-        if self._bar is not None:
-            self._task = self._bar.add_task("", total=total_bytes or total_rows, text="")
+    def __init__(self, *, brief: bool = False) -> None:
+        self._brief, self._beside = brief, ""
+        self._meter: _Meter | None = None
+        self._bar: bars.Progress | None = None
 
-    def advance(self, rows: int, added_bytes: int = 0, beside: str = "") -> None:
-        """Count `rows` and `added_bytes` more as done; `beside` is shown behind them."""
-        self._beside = beside
-        self._rows += rows
-        self._bytes += added_bytes
-        if self._bar is not None:
-            self._bar.update(self._task, completed=self._bytes or self._rows, text=self._text())
-        elif time.monotonic() - self._last_line >= LINE_SECONDS:
-            self._print_line()
+    def begin(self, stage: Stage) -> None:
+        """End the stage before, and show the new one from its beginning."""
+        self._end()
+        if stage.what:
+            self.say(stage.what)
+        self._meter = _Meter(stage)
+        if sys.stderr.isatty():
+            self._bar = _started_bar(self._meter)
+
+    def advance(self, rows: int, size: int = 0) -> None:
+        """Count `rows`, and `size` decoded bytes, as done."""
+        assert self._meter is not None, "rows are done before a stage has begun"
+        self._meter.add(rows, size)
+        self._show(self._meter)
+
+    def workers(self, count: int, repeats: int) -> None:
+        """Show the workers, unless there is one, and the repeats, if there are any, behind the rows."""
+        parts = [counted(count, "worker")] if count != 1 else []
+        parts += [f"{counted(repeats, 'task')} repeated"] if repeats else []
+        self._beside = "".join(f", {part}" for part in parts)
 
     def say(self, message: str) -> None:
-        """Print `message` above the bar."""
+        """Print `message`, above the bar if there is one."""
         if self._bar is not None:
             self._bar.console.print(f"streamstats: {message}", markup=False, highlight=False, soft_wrap=True)
         else:
             print(f"streamstats: {message}", file=sys.stderr, flush=True)
 
     def __enter__(self) -> Self:
-        if self._bar is not None:
-            self._bar.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._end(failed=kind is not None)
+
+    def _show(self, meter: _Meter) -> None:
         if self._bar is not None:
-            self._bar.stop()
-        elif kind is None and not self._brief:
-            self._print_line()
+            self._bar.update(self._bar.task_ids[0], completed=meter.done, text=meter.text() + self._beside)
+        elif time.monotonic() - meter.last_line >= LINE_SECONDS:
+            self._print_line(meter)
 
-    def _text(self) -> str:
-        parts = [f"{self._rows:,}/{self._total_rows:,} rows"]
-        if self._total_bytes:
-            rate = self._bytes / max(time.monotonic() - self._started, 1e-9)
-            parts += [f"{decimal(self._bytes)} of {decimal(self._total_bytes)}", f"{decimal(int(rate))}/s"]
-        return ", ".join(parts) + self._beside
+    def _print_line(self, meter: _Meter) -> None:
+        meter.last_line = time.monotonic()
+        self.say(f"{meter.text()}{self._beside}{meter.time()}")
 
-    def _print_line(self) -> None:
-        self._last_line = time.monotonic()
-        done = (self._bytes or self._rows) / max(1, self._total_bytes or self._total_rows)
-        elapsed = self._last_line - self._started
-        left = f", {elapsed / done - elapsed:.0f} s left" if 0 < done < 1 else f", {elapsed:.1f} s"
-        print(f"streamstats: {self._text()}{left}", file=sys.stderr, flush=True)
+    def _end(self, *, failed: bool = False) -> None:
+        meter, bar, self._meter, self._bar = self._meter, self._bar, None, None
+        if bar is not None:
+            bar.stop()
+        elif meter is not None and not failed and not self._brief:
+            self._print_line(meter)
 
 
-def _bar() -> Progress:
-    columns = (BarColumn(), TextColumn("{task.fields[text]}"), TimeRemainingColumn())
-    return Progress(*columns, console=Console(stderr=True))
+@dataclass
+class _Meter:
+    """How far a stage is."""
+
+    stage: Stage
+    rows: int = 0
+    size: int = 0
+    started: float = field(default_factory=time.monotonic)
+    last_line: float = field(default_factory=time.monotonic)
+
+    @property
+    def total(self) -> int:
+        """What `done` reaches at the end: bytes, or rows if the stage has no bytes."""
+        return self.stage.size or self.stage.rows
+
+    @property
+    def done(self) -> int:
+        return self.size or self.rows
+
+    def add(self, rows: int, size: int) -> None:
+        self.rows += rows
+        self.size += size
+
+    def text(self) -> str:
+        parts = [f"{self.rows:,}/{self.stage.rows:,} rows"]
+        if self.stage.size:
+            rate = self.size / max(time.monotonic() - self.started, 1e-9)
+            parts += [f"{decimal(self.size)} of {decimal(self.stage.size)}", f"{decimal(int(rate))}/s"]
+        return ", ".join(parts)
+
+    def time(self) -> str:
+        """About how long the rest takes, or how long all of it took."""
+        share = self.done / max(1, self.total)
+        elapsed = time.monotonic() - self.started
+        return f", {elapsed / share - elapsed:.0f} s left" if 0 < share < 1 else f", {elapsed:.1f} s"
 
 
-class Shown:
-    """Temporary."""
-
-    def __init__(self) -> None:
-        from contextlib import ExitStack
-
-        self._stack = ExitStack()
-        self._row: RowProgress | None = None
-        self._beside = ""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stack.__exit__(kind, error, trace)
-
-    def begin(self, stage) -> None:  # type: ignore
-        self._stack.close()
-        self._row = self._stack.enter_context(RowProgress(stage.rows, stage.size))
-
-    def advance(self, rows: int, size: int = 0) -> None:
-        assert self._row
-        self._row.advance(rows, size, self._beside)
-
-    def workers(self, count: int, repeats: int) -> None:
-        self._beside = (f", {count} workers" if count != 1 else "") + (f", {repeats} repeated" if repeats else "")
-
-    def say(self, message: str) -> None:
-        if self._row:
-            self._row.say(message)
-        else:
-            print(f"streamstats: {message}", file=sys.stderr, flush=True)
-
-    def saved(self, seconds: float) -> None:
-        pass
+def _started_bar(meter: _Meter) -> bars.Progress:
+    columns = (bars.BarColumn(), bars.TextColumn("{task.fields[text]}"), bars.TimeRemainingColumn())
+    bar = bars.Progress(*columns, console=Console(stderr=True))
+    bar.add_task("", total=meter.total, text="")
+    bar.start()
+    return bar

@@ -1,4 +1,4 @@
-"""What each command of the service does: serve, or ask a service as `Client` does and print what comes back.
+"""The commands of the service: `serve` runs one; the others ask one through `Client` and print its answer.
 
 Heavy imports wait until a command needs them.
 """
@@ -9,26 +9,27 @@ import getpass
 import hashlib
 import json
 from argparse import Namespace
-from contextlib import ExitStack
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.filesize import decimal
 
-from .progress import RowProgress
+from ..errors import DONE, FAILURE, INCOMPLETE, UsageError, require
+from ..progress import Stage
+from .progress import Shown
 from .tables import print_json, print_table, say
 
 if TYPE_CHECKING:
     from ..service.client import Client
-    from ..service.messages import JobView
+    from ..service.messages import IngestView, JobView
 
-STATUSES = {"done": 0, "incomplete": 3}
+STATUS_OF = {"done": DONE, "incomplete": INCOMPLETE}
+"""The exit status that follows from the state of a job that has ended; FAILURE for any other."""
 
 
 def serve(options: Namespace) -> None:
     """`streamstats serve CONFIG`."""
-    from ..errors import require
-
     for library in ("fastapi", "uvicorn", "prometheus_client"):
         require(library, "service")
     from ..service.serve import serve as serve_config
@@ -39,29 +40,34 @@ def serve(options: Namespace) -> None:
 
 def submit(options: Namespace) -> int:
     """`streamstats submit CONFIG`."""
-    from ..config import load_yaml
-    from ..errors import UsageError
-
-    document = load_yaml(Path(options.config))
-    if not isinstance(document, dict):
-        raise UsageError(f"{options.config}: found {type(document).__name__}, expected keys such as `source:`")
-    if (options.until_rows is not None or options.idle is not None) and not options.follow:
-        raise UsageError("--until-rows and --idle say when --follow ends; give it, too")
-    left_out = [name for name in ("output", "cluster") if document.pop(name, None) is not None]
-    if left_out:
-        say(f"{' and '.join(left_out)} of {options.config}: left out, as that is the service's affair")
-    follow = {"follow": {"rows": options.until_rows, "idle": options.idle}} if options.follow else {}
-    whose = {"submitter": options.submitter or getpass.getuser(), "priority": options.priority}
+    request = _request(options)
     with _client(options) as client:
-        job = client.submit({"kind": "run", **document, **follow, **whose}, key=options.key)
-        say(f"submitted {job.id}; look at it with: streamstats watch {job.id}")
+        job = client.submit(request, key=options.key)
+        say(f"submitted {job.id}; follow it with: streamstats watch {job.id}")
         if options.watch:
             return _watched(client, job.id, options.json)
     if options.json:
         print_json(job.model_dump())
     else:
         print(job.id)
-    return 0
+    return DONE
+
+
+def _request(options: Namespace) -> dict[str, Any]:
+    """The job that the configuration and the options describe. Raises `UsageError`."""
+    from ..config import load_yaml
+
+    document = load_yaml(Path(options.config))
+    if not isinstance(document, dict):
+        raise UsageError(f"{options.config}: found {type(document).__name__}, expected keys such as `source:`")
+    if (options.until_rows is not None or options.idle is not None) and not options.follow:
+        raise UsageError("--until-rows and --idle say when --follow ends; give --follow, too")
+    ignored = [name for name in ("output", "cluster") if document.pop(name, None) is not None]
+    if ignored:
+        say(f"{options.config}: {' and '.join(ignored)} ignored; the service decides")
+    follow = {"follow": {"rows": options.until_rows, "idle": options.idle}} if options.follow else {}
+    whose = {"submitter": options.submitter or getpass.getuser(), "priority": options.priority}
+    return {"kind": "run", **document, **follow, **whose}
 
 
 def jobs(options: Namespace) -> None:
@@ -90,32 +96,41 @@ def watch(options: Namespace) -> int:
 
 
 def _watched(client: Client, name: str, as_json: bool) -> int:
-    """Show a job until it ends; the exit status that says how."""
-    rows = size = 0
-    total: tuple[int, int] = (0, 0)
-    with ExitStack() as stack:
-        progress: RowProgress | None = None
+    """Show a job until it ends; the exit status that says how it ended."""
+    with Shown() as shown:
+        followed = _Followed(shown)
         for kind, content in client.events(name):
             if kind == "message":
-                (progress.say if progress else say)(content["text"])
+                shown.say(content["text"])
             elif kind == "job" and content["state"] == "running" and content["total_bytes"]:
-                if (content["total_rows"], content["total_bytes"]) != total:
-                    stack.close()
-                    total, rows, size = (content["total_rows"], content["total_bytes"]), 0, 0
-                    progress = stack.enter_context(RowProgress(*total))
-                assert progress is not None
-                progress.advance(content["rows"] - rows, content["bytes"] - size)
-                rows, size = content["rows"], content["bytes"]
+                followed.advance_to(content)
     job = client.job(name)
     if as_json:
         print_json(job.model_dump())
     else:
-        print_table(
-            ["job", "state", "rows", "read"], [[job.id, job.state, f"{job.rows:,}", decimal(job.bytes)]], left=2
-        )
+        row = [job.id, job.state, f"{job.rows:,}", decimal(job.bytes)]
+        print_table(["job", "state", "rows", "read"], [row], left=2)
     if job.results is not None:
-        say(f"its results: streamstats fetch {job.id} -o OUT")
-    return STATUSES.get(job.state, 1)
+        say(f"fetch its results with: streamstats fetch {job.id} -o OUT")
+    return STATUS_OF.get(job.state, FAILURE)
+
+
+class _Followed:
+    """The progress of a job of the service on the terminal, a new stage for each plan."""
+
+    def __init__(self, shown: Shown) -> None:
+        self._shown = shown
+        self._total = (0, 0)
+        self._rows = self._bytes = 0
+
+    def advance_to(self, job: Mapping[str, Any]) -> None:
+        """Show the rows and bytes that `job` has read."""
+        total = job["total_rows"], job["total_bytes"]
+        if total != self._total:
+            self._total, self._rows, self._bytes = total, 0, 0
+            self._shown.begin(Stage("", *total))
+        self._shown.advance(job["rows"] - self._rows, job["bytes"] - self._bytes)
+        self._rows, self._bytes = job["rows"], job["bytes"]
 
 
 def cancel(options: Namespace) -> None:
@@ -135,48 +150,44 @@ def fetch(options: Namespace) -> None:
         number = client.fetch(options.job, folder)
     if options.json:
         print_json({"job": options.job, "results": number, "folder": str(folder)})
-    say(f"wrote {folder}; look at it with: streamstats inspect {folder}")
+    say(f"wrote {folder}; inspect it with: streamstats inspect {folder}")
 
 
 def send(options: Namespace) -> None:
     """`streamstats send STORE LAYER FILE…`."""
-    from ..errors import UsageError
-
     if options.key is not None and len(options.files) > 1:
         raise UsageError("--key is for a single file; leave it out, or send the files one by one")
     quantization = None if options.quantization is None else _parsed(options.quantization)
-    answers = []
     with _client(options) as client:
-        for name in options.files:
-            try:
-                content = Path(name).read_bytes()
-            except OSError as error:
-                raise UsageError(f"cannot read {name}: {error.strerror or error}") from error
-            answer = client.ingest(
-                options.store,
-                options.layer,
-                content,
-                key=options.key or hashlib.sha256(content).hexdigest(),
-                channel_axis=options.channel_axis,
-                quantization=quantization,
-            )
-            answers.append((name, answer))
+        answers = [(name, _sent(client, options, name, quantization)) for name in options.files]
     if options.json:
         print_json({"sent": [{"file": name, **each.model_dump()} for name, each in answers]})
         return
-    rows = [[name, f"{each.start}:{each.stop}", "was there already" if each.repeated else ""] for name, each in answers]
+    rows = [[name, f"{each.start}:{each.stop}", "sent before" if each.repeated else ""] for name, each in answers]
     print_table(["file", "rows", "note"], rows)
 
 
-def _parsed(text: str) -> dict[str, Any]:
-    from ..errors import UsageError
+def _sent(client: Client, options: Namespace, name: str, quantization: dict[str, Any] | None) -> IngestView:
+    """Append the file `name`. Raises `UsageError` if it cannot be read."""
+    try:
+        content = Path(name).read_bytes()
+    except OSError as error:
+        raise UsageError(f"cannot read {name}: {error.strerror or error}") from error
+    key = options.key or hashlib.sha256(content).hexdigest()
+    return client.ingest(
+        options.store, options.layer, content, key=key, channel_axis=options.channel_axis, quantization=quantization
+    )
 
+
+def _parsed(text: str) -> dict[str, Any]:
     try:
         found = json.loads(text)
     except ValueError as error:
         raise UsageError(f"--quantization is not JSON: {error}") from error
     if not isinstance(found, dict):
-        raise UsageError('--quantization is no object; expected \'{"scale": …, "scale_is": "step", "zero_point": …}\'')
+        raise UsageError(
+            '--quantization is not a JSON object; expected \'{"scale": …, "scale_is": "step", "zero_point": …}\''
+        )
     return found
 
 

@@ -1,1 +1,1 @@
-"""A small real network, and the whole way from recording to correction shown on it."""
+"""The demo: a small real network, and everything from recording to correction shown on it."""

@@ -1,9 +1,8 @@
-"""The handwritten digits the demo is trained, calibrated and judged on, and how they are split.
+"""The handwritten digits that train, calibrate and judge the demo's network, and how they are split.
 
-The data are the 1797 images of 8×8 pixels that scikit-learn ships. Of each class, in the order of the data
-set, every third image (the first, fourth, seventh …) is held out; the rest train the network and calibrate
-it. No row is in both parts, the classes are in the same proportions in both, and nothing is drawn at random,
-so every run sees the same rows.
+The data are the 1797 images of 8×8 pixels that scikit-learn ships. Of each class, in the order of the data set, every
+third image (the first, fourth, seventh …) is held out; the rest train the network and calibrate it. No row is in both
+parts, both have the classes in the same proportions, and nothing is drawn at random, so every run sees the same rows.
 """
 
 from __future__ import annotations

@@ -25,24 +25,31 @@ PICTURE = "accuracy.png"
 
 FILES = {
     "model.onnx": "the float network, trained on the digits that are not held out",
-    "calibration.npy": "the digits it is calibrated with",
-    "calibration.zarr": "the input of every layer over them (streamstats record)",
-    "run.yaml": "the configuration of the reduction (paths count from where you call)",
+    "calibration.npy": "the digits that calibrate it",
+    "calibration.zarr": "the input of every layer for these digits (streamstats record)",
+    "run.yaml": "the configuration of the reduction (paths start at the current folder)",
     "out": "exact sums, correctors and manifest (streamstats run)",
-    "held-out.npy": "the digits it is judged by",
-    "labels.npy": "what they are",
-    "quantized.onnx": f"the network with weights of {BITS} bits, one range a tensor",
-    "corrected.onnx": "the same, biases corrected layer after layer (streamstats correct --iterative)",
-    "corrected.report.html": "what that did to every layer, to look at in a browser",
+    "held-out.npy": "the digits that judge it",
+    "labels.npy": "their labels",
+    "quantized.onnx": f"the network with weights of {BITS} bits, one range per tensor",
+    "corrected.onnx": "the same, biases corrected layer by layer (streamstats correct --iterative)",
+    "corrected.report.html": "what the correction did to every layer: open it in a browser",
     "corrected.report.json": "the same for programs",
     PICTURE: "accuracy on the held-out digits",
 }
+NEXT = (
+    "run run.yaml",
+    "inspect out",
+    "inspect out block1/depthwise --plot",
+    "correct model.onnx --bits 4 --correctors out -o four-bits.onnx --held-out held-out.npy",
+)
+"""Arguments of commands to try in the demo's folder."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Accuracy (0 to 1) on the held-out digits: of the float network, and by bits (quantised, corrected in one pass,
-    corrected layer after layer).
+    """Accuracy (0 to 1) on the held-out digits: of the float network, and for each bit width of the quantised network,
+    the one corrected in one pass, and the one corrected layer by layer.
     """
 
     folder: Path
@@ -69,38 +76,34 @@ class Outcome:
             ("float", self.float_accuracy),
             (f"{BITS}-bit weights", quantized),
             ("corrected", one_pass),
-            ("layer after layer", iterative),
+            ("layer by layer", iterative),
         ]
 
     def text(self, command: str = "streamstats") -> str:
-        """The accuracies as a table and a picture, what each file is, and what to type next, `command` first."""
-        table = [f"bits  quantised  corrected  layer after layer    (float {self.float_accuracy:.1%})"]
-        table += [f"{bits:>4}  {q:>9.1%}  {c:>9.1%}  {i:>17.1%}" for bits, (q, c, i) in self.by_bits.items()]
+        """The accuracies as a table and as bars, what each file is, and what to type next, starting with `command`."""
+        parts = [self._table(), pictures.plot_accuracies_text(self.bars()), self._files(), self._next(command)]
+        return "\n\n".join(parts) + "\n"
+
+    def _table(self) -> str:
+        lines = [
+            f"Accuracy on {self.held_out} held-out digits; weights of N bits, one range per tensor:",
+            "",
+            f"bits  quantised  corrected  layer by layer    (float {self.float_accuracy:.1%})",
+            *(f"{bits:>4}  {q:>9.1%}  {c:>9.1%}  {i:>14.1%}" for bits, (q, c, i) in self.by_bits.items()),
+        ]
+        return "\n".join(lines)
+
+    def _files(self) -> str:
         width = max(map(len, FILES))
-        return "\n".join(
-            [
-                f"Accuracy on {self.held_out} held-out digits; weights of N bits, one range a tensor:",
-                "",
-                *table,
-                "",
-                pictures.plot_accuracies_text(self.bars()),
-                "",
-                f"In {self.folder}:",
-                *(f"  {name:<{width}}  {meaning}" for name, meaning in FILES.items()),
-                "",
-                "Next:",
-                f"  cd {self.folder}",
-                f"  {command} run run.yaml",
-                f"  {command} inspect out",
-                f"  {command} inspect out block1/depthwise --plot",
-                f"  {command} correct model.onnx --bits 4 --correctors out -o four-bits.onnx --held-out held-out.npy",
-                "",
-            ]
-        )
+        return "\n".join([f"In {self.folder}:", *(f"  {name:<{width}}  {what}" for name, what in FILES.items())])
+
+    def _next(self, command: str) -> str:
+        commands = [f"  cd {self.folder}", *(f"  {command} {arguments}" for arguments in NEXT)]
+        return "\n".join(["Next:", *commands])
 
 
 def run(folder: Path, say: Callable[[str], None]) -> Outcome:
-    """Do the whole of it in `folder`, which is new, empty, or holds an earlier demo.
+    """Run the whole demo in `folder`, which is new, empty, or holds an earlier demo; `say` takes a line per step.
 
     Raises `MissingDependencyError` without the extra `demo`, `UsageError` or `OutputError` for an unusable folder.
     """
@@ -108,19 +111,24 @@ def run(folder: Path, say: Callable[[str], None]) -> Outcome:
     _check_folder(folder)
     model = folder / "model.onnx"
     _write_inputs(folder, model)
-    say(f"record: the input of every layer over the calibration digits → {folder / 'calibration.zarr'}")
+    say(f"record: the input of every layer for the calibration digits → {folder / 'calibration.zarr'}")
     record(model, folder / "calibration.npy", folder / "calibration.zarr", batch_size=64)
-    say(f"run: exact means of every channel → {folder / 'out'}")
-    config = {"source": str(folder / "calibration.zarr"), "output": str(folder / "out"), "statistics": ["spread"]}
-    run_job(JobConfig.model_validate(config).job(), restart=True)
-    say("correct: weights rounded, biases corrected, in one pass and layer after layer → accuracy on held-out digits")
+    say(f"run: the exact mean of every channel → {folder / 'out'}")
+    run_job(_configuration(folder).job(), restart=True)
+    say("correct: round the weights, correct the biases in one pass and layer by layer → accuracy on held-out digits")
     outcome = _judge(folder, model)
     pictures.plot_accuracies(outcome.bars(), folder / PICTURE, f"Accuracy on {outcome.held_out} held-out digits")
     return outcome
 
 
+def _configuration(folder: Path) -> JobConfig:
+    """That of `run.yaml`, with the paths as they are from here."""
+    paths = {"source": str(folder / "calibration.zarr"), "output": str(folder / "out")}
+    return JobConfig.model_validate(paths | {"statistics": ["spread"]})
+
+
 def _judge(folder: Path, model: Path) -> Outcome:
-    """The accuracies at every bit width; the models of the demo's own, the last written, stay, with their report."""
+    """The accuracies at every bit width. The models of width BITS come last, so they stay, with their report."""
     quantized, corrected = folder / "quantized.onnx", folder / "corrected.onnx"
     how = How(
         Iterative(folder / "calibration.npy", folder / "work", batch_size=256),
@@ -140,12 +148,12 @@ def _judge(folder: Path, model: Path) -> Outcome:
 
 
 def _check_folder(folder: Path) -> None:
-    """Refuse a folder with files in it, unless its model is the demo's own: then an earlier demo left them."""
+    """Refuse a folder with files in it, unless its model is the one that the demo writes: an earlier demo's folder."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     model = folder / "model.onnx"
     if not model.is_file() or model.read_bytes() != _shipped_model():
-        raise UsageError(f"{folder} has files in it that no demo left; name a new or an empty folder")
+        raise UsageError(f"{folder} has files in it that no earlier demo left; choose a new or an empty folder")
 
 
 def _shipped_model() -> bytes:
@@ -153,7 +161,7 @@ def _shipped_model() -> bytes:
 
 
 def _write_inputs(folder: Path, model: Path) -> None:
-    """Put the network, the calibration digits and the configuration into `folder`."""
+    """Write the network, the digits with their labels and the configuration to `folder`."""
     remove_folder(folder / "calibration.zarr")
     write_bytes(model, _shipped_model())
     held_out = held_out_digits()

@@ -1,15 +1,15 @@
 """Train the demo's network and write it as ONNX: `python -m streamstats.demo.train [OUT.onnx]`.
 
-The network is a small MobileNet: a stem and three depthwise-separable blocks, each convolution followed by
-batch normalisation and ReLU, none padded. Training is ordinary but for one known addition, an L1 penalty on
-the scales of the batch normalisations (Liu et al., *Learning Efficient Convolutional Networks through Network
-Slimming*, arXiv 1708.06519). It leaves channels of very different scale, which large MobileNets have without
-it and one this small does not. Folding the normalisation moves that spread into the weights; one quantisation
-step for a whole tensor then fits few of its channels, and that is what bias correction repairs.
+The network is a small MobileNet: a stem and three depthwise-separable blocks, each convolution without padding and
+followed by batch normalisation and ReLU. Training is ordinary, with one known addition: an L1 penalty on the scales of
+the batch normalisations (Liu et al., *Learning Efficient Convolutional Networks through Network Slimming*, arXiv
+1708.06519). It makes the channels differ widely in scale, as they do in large MobileNets but not in one this small.
+Folding the normalisation moves that spread into the weights. One quantisation step for a whole tensor then fits few of
+its channels, and that is what bias correction repairs.
 
-Only this script needs torch, which the package does not depend on: `pip install torch==2.13.0`. The seed and
-the number of threads are fixed: the same machine writes the same bytes. Another kind of CPU may round
-differently and end at slightly other weights.
+Only this script needs torch, which the package does not depend on: `pip install torch==2.13.0`. The seed and the number
+of threads are fixed, so the same machine writes the same bytes. Another kind of CPU may round differently and arrive at
+slightly different weights.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Weights = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class ConvolutionSpec:
-    """An unpadded convolution with a bias, followed by ReLU; `name` is that of its ONNX node."""
+    """An unpadded convolution with a bias, followed by ReLU; `name` is the name of its ONNX node."""
 
     name: str
     inputs: int
@@ -54,7 +54,7 @@ class ConvolutionSpec:
 
 @dataclass(frozen=True)
 class Affine:
-    """What is left of a layer after folding: weight OIHW (convolution) or OI (classifier), and bias O."""
+    """A layer after folding: weight OIHW (convolution) or OI (classifier), and bias O."""
 
     weight: Weights
     bias: Weights
@@ -112,7 +112,7 @@ def _loss(network: nn.Sequential, images: torch.Tensor, labels: torch.Tensor) ->
 
 
 def fold(network: nn.Sequential) -> list[Affine]:
-    """Fold each batch normalisation into the convolution before it; the classifier comes last, as it is."""
+    """Fold each batch normalisation into the convolution before it; the classifier comes last, unchanged."""
     stages, classifier = network[: len(CONVOLUTIONS)], network[-1]
     folded = [_fold_stage(convolution, norm) for convolution, norm, _ in stages]
     return [*folded, Affine(_array(classifier.weight), _array(classifier.bias))]
@@ -129,7 +129,7 @@ def _array(tensor: torch.Tensor) -> Weights:
 
 
 def to_onnx(layers: list[Affine], image_shape: tuple[int, ...]) -> onnx.ModelProto:
-    """Write the folded layers down as a checked ONNX model of any row count; `image_shape` is (1, H, W)."""
+    """Return the folded layers as a checked ONNX model for any number of rows; `image_shape` is (1, H, W)."""
     nodes, value = [], "images"
     for spec in CONVOLUTIONS:
         nodes += _convolution_nodes(spec, value)
@@ -187,7 +187,7 @@ def accuracy(network: nn.Sequential, digits: Digits) -> float:
 
 
 def train_network(seed: int) -> nn.Sequential:
-    """Return a network trained on the calibration rows; `seed` decides first weights and order of rows."""
+    """Return a network trained on the calibration rows; `seed` decides the initial weights and the order of rows."""
     torch.set_num_threads(THREADS)
     torch.use_deterministic_algorithms(True)
     torch.manual_seed(seed)
@@ -197,7 +197,7 @@ def train_network(seed: int) -> nn.Sequential:
 
 
 def main(arguments: list[str]) -> None:
-    """Train, write the model to the path given or next to this file, and say how good it is."""
+    """Train, write the model to the given path or next to this file, and print its accuracy."""
     if len(arguments) > 1:
         raise SystemExit("usage: python -m streamstats.demo.train [OUT.onnx]")
     out = Path(arguments[0]) if arguments else Path(__file__).with_name("digits.onnx")

@@ -219,14 +219,14 @@ def tell_selected(selected: Selected, progress: Progress) -> None:
 def tell_plan(
     plan: Plan, layers: Sequence[Layer], ledgers: Ledgers, memory: int, workers: Workers, progress: Progress
 ) -> None:
-    """Say what is going to be done, in how much memory, and begin the stage."""
+    """Begin the stage, and say what is going to be done in how much memory."""
     before = sum(ledgers[layer.name].rows for layer in layers)
     beside = f" beside {before:,} already counted" if before else ""
     sizes = f"{counted(len(layers), 'layer')}, {counted(plan.rows, 'row')}{beside}, {decimal(plan.bytes)}"
     tasks = f"{counted(len(plan.tasks), 'task')} on {workers.description()}"
     peak = f"at most {_mib(plan.peak_bytes)} of {_mib(memory)} memory"
-    progress.say(f"plan: {sizes} decoded, in {tasks}; blocks of at most {_mib(plan.block_bytes)}, {peak}")
-    progress.begin(Stage("counting", plan.rows, plan.bytes, before, len(layers), workers.description()))
+    what = f"plan: {sizes} decoded, in {tasks}; blocks of at most {_mib(plan.block_bytes)}, {peak}"
+    progress.begin(Stage(what, plan.rows, plan.bytes, before, len(layers), workers.description()))
 
 
 def _some(names: Sequence[str]) -> str:

@@ -1,5 +1,5 @@
-"""torch: the inputs of a model's linear layers while the user runs their own loop, and corrected biases in a copy of it
-that was quantised: fake-quantised weights, the modules of `torch.ao`, the tensors of torchao.
+"""torch: recording the inputs of a model's linear layers while the user runs their own loop, and correcting biases in a
+quantised copy: fake-quantised weights, the modules of `torch.ao`, the tensors of torchao.
 
 `torch` is imported when a function here is called.
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from importlib import import_module
 from pathlib import Path
@@ -23,11 +23,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ..calibration.recorder import Recorder
-from ..correction import BiasCorrector, MeanBiasCorrector, PositionBiasCorrector
 from ..errors import MismatchError, MissingDependencyError, UsageError
 from ..layouts import Geometry
 from ..outputs.results import Results, open_results
-from .onnx.graph import layer_names
+from ..storage.names import layer_names
+from .linear import NO_CORRECTOR, LayerCorrection, LinearLayer, is_near, load_corrector, planned_correction
 
 if TYPE_CHECKING:
     import torch
@@ -42,13 +42,11 @@ LAYOUTS = {
     "ConvTranspose2d": "IOHW",
     "ConvTranspose3d": "IODHW",
 }
-"""Class of `torch.nn` → layout of its weight. Subclasses count, as those of quantisation-aware training."""
+"""Class of `torch.nn` → layout of its weight. Subclasses count too, such as those of quantisation-aware training."""
 WIDENED = ("bfloat16",)
-"""dtypes that numpy does not have: their values go to float32, which holds them all."""
+"""dtypes that numpy lacks: their values become float32, which represents all of them."""
 MARK = "_streamstats_corrected"
 """The attribute of a model whose biases are corrected."""
-FARTHEST = 1.0
-"""Distance of a quantised weight, as a share of the norm, from which on it is another's."""
 
 
 def _library() -> Any:
@@ -61,7 +59,7 @@ def _library() -> Any:
 def linear_modules(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
     """Layer name → module, for every Linear, Conv and ConvTranspose of `model`, in order.
 
-    Names are those of `named_modules` with `/` for `.`; a module that is there under several names has the first.
+    Names are those of `named_modules` with `/` for `.`; a module with several names gets the first.
     """
     found = [(name, module) for name, module in model.named_modules() if _layout(module)]
     names = layer_names([name.replace(".", "/") or type(module).__name__ for name, module in found])
@@ -84,24 +82,17 @@ def recording(
     layers: Sequence[str] | None = None,
     positions_as_rows: bool = False,
 ) -> Iterator[dict[str, torch.nn.Module]]:
-    """Append the input of every linear module to the zarr group `store` each time it is called inside the `with`.
+    """Append the input of every linear module to the zarr group `store`, each time the `with` block calls the module.
 
-    `layers` are globs on layer names; default all. A module that is called several times a batch adds rows each time.
-    Inputs go to the processor's memory one at a time, from any device; bfloat16 becomes float32, quantised tensors the
-    reals they stand for. With `positions_as_rows`, every position is a row of its own, for inputs whose shape changes
-    from call to call; the means are the same, sums at each position cannot be kept then.
+    `layers` are globs on layer names; default all. A module that is called several times per batch adds rows each time.
+    Inputs are copied from any device to the processor's memory one at a time; bfloat16 becomes float32, and quantised
+    tensors become the real numbers they represent. With `positions_as_rows`, every position becomes a row, for inputs
+    whose shape changes from call to call; the means stay the same, but sums at each position are not available.
 
-    Yields the modules that are recorded, by layer name. Raises `UsageError` where none is; inside, `MismatchError` for
-    an input of another shape than before, `OutputError` where the store cannot be written.
+    Yields the recorded modules by layer name. Raises `UsageError` if there are none; inside the block, `MismatchError`
+    for an input of a different shape than before, `OutputError` if the store cannot be written.
     """
-    chosen = {
-        name: module
-        for name, module in linear_modules(model).items()
-        if layers is None or any(fnmatchcase(name, glob) for glob in layers)
-    }
-    if not chosen:
-        names = ", ".join(linear_modules(model)) or "none"
-        raise UsageError(f"the model has no linear modules to record; its layers are: {names}")
+    chosen = _chosen(linear_modules(model), layers)
     hooks = []
     with Recorder(store) as recorder:
         try:
@@ -114,9 +105,22 @@ def recording(
                 each.remove()
 
 
+def _chosen(modules: dict[str, torch.nn.Module], globs: Sequence[str] | None) -> dict[str, torch.nn.Module]:
+    """The `modules` whose names match one of the `globs`. Raises `UsageError` if none does."""
+    chosen = {
+        name: module
+        for name, module in modules.items()
+        if globs is None or any(fnmatchcase(name, glob) for glob in globs)
+    }
+    if not chosen:
+        names = ", ".join(modules) or "none"
+        raise UsageError(f"the model has no linear modules to record; its layers are: {names}")
+    return chosen
+
+
 @dataclass(frozen=True)
 class _Hook:
-    """Appends what a module is called with."""
+    """Appends the input of each call of a module."""
 
     recorder: Recorder
     name: str
@@ -127,7 +131,7 @@ class _Hook:
         assert layout is not None
         values = _to_numpy(arguments[0] if arguments else named["input"])
         axes = 2 if layout == "OI" else len(layout)
-        if values.ndim == axes - 1:  # one sample without its axis
+        if values.ndim == axes - 1:  # one sample without a sample axis
             values = values[np.newaxis]
         axis = values.ndim - 1 if layout == "OI" else 1
         if self.positions_as_rows:
@@ -148,26 +152,17 @@ def _to_numpy(tensor: torch.Tensor) -> Array:
 # Correcting
 
 
-@dataclass(frozen=True)
-class ModuleCorrection:
-    """The outcome for a module: the `largest` magnitude of what was added to its bias, or the `reason` for nothing."""
-
-    layer: str
-    corrected: bool = False
-    reason: str = ""
-    largest: float = 0.0
-
-
 def apply_correctors(
     model: torch.nn.Module, quantized: torch.nn.Module, correctors: str | Path
-) -> list[ModuleCorrection]:
-    """Add to the biases of `quantized`, in place, what undoes the shift of each layer's mean output; the outcomes.
+) -> list[LayerCorrection]:
+    """Add to the biases of `quantized`, in place, the terms that undo the shift of each layer's mean output.
 
-    `model` is the float model that was recorded, `quantized` a copy of it with quantised weights, whose modules have
-    the same names: fake-quantised, of `torch.ao` (converted, or trained with quantisation), or of torchao.
-    `correctors` is what `streamstats run` left. A module without a bias gets one. A model is corrected once only.
+    `model` is the float model that was recorded. `quantized` is a copy of it with quantised weights and modules of the
+    same names: fake-quantised, of `torch.ao` (converted, or trained with quantisation), or of torchao. `correctors` is
+    the folder that `streamstats run` left. A module without a bias gets one. A model can be corrected only once.
 
-    Raises `UsageError` where no layer has a corrector, `MismatchError` for a corrector of other channels, `DataError`.
+    Returns what was done for each layer. Raises `UsageError` if no layer has a corrector, `MismatchError` for a
+    corrector of other channels, `DataError` for a damaged one.
     """
     if getattr(quantized, MARK, False):
         raise UsageError("the quantised model has been corrected already; give it as its quantiser left it")
@@ -185,47 +180,49 @@ def apply_correctors(
 
 
 def _corrected(
-    layer: str, module: torch.nn.Module, quantized: torch.nn.Module | None, results: Results
-) -> ModuleCorrection:
-    path = results.corrector_path(layer) if layer in results.layers else None
+    name: str, module: torch.nn.Module, quantized: torch.nn.Module | None, results: Results
+) -> LayerCorrection:
+    planned = _planned(name, module, quantized, results)
+    if planned.term is None or quantized is None:
+        return planned
+    change = add_to_bias(quantized, planned.term)
+    return replace(planned, quantized=True, corrected=True, change=change)
+
+
+def _planned(
+    name: str, module: torch.nn.Module, quantized: torch.nn.Module | None, results: Results
+) -> LayerCorrection:
+    """The term for `module`, or why there is none."""
+    op = type(module).__name__
     if quantized is None:
-        return ModuleCorrection(layer, reason="the quantised model has no module of its name with a weight")
-    if path is None:
-        return ModuleCorrection(layer, reason="no corrector: the run left none for it")
-    weight, stored = _reals(module.weight), _stored_weight(quantized)
+        return LayerCorrection(name, op, reason="the quantised model has no module of its name with a weight")
+    corrector = load_corrector(results.corrector_path(name) if name in results.layers else None, name)
+    if corrector is None:
+        return LayerCorrection(name, op, reason=NO_CORRECTOR)
+    layer, stored = _layer(name, module), _stored_weight(quantized)
+    if reason := _unlike(layer.weight, stored):
+        return LayerCorrection(name, op, reason=reason)
+    return replace(planned_correction(layer, corrector, layer.weight, stored), op=op)
+
+
+def _unlike(weight: Array, stored: Array) -> str:
+    """Why `stored` cannot stand for `weight`, or nothing."""
     if weight.shape != stored.shape:
-        return ModuleCorrection(layer, reason=f"its weight has the shape {weight.shape}, the quantised {stored.shape}")
-    if np.linalg.norm(stored - weight) >= FARTHEST * np.linalg.norm(weight) > 0:
-        return ModuleCorrection(
-            layer, reason="the quantised weight is not near to its own; fold batch normalisation before recording"
-        )
-    try:
-        term = _term(module, BiasCorrector.load(path), weight, stored)
-    except MismatchError as error:
-        raise MismatchError(f"layer {layer}, corrector {path}: {error}") from error
-    if term is None:
-        return ModuleCorrection(layer, reason="its corrector is null")
-    _add_to_bias(quantized, term)
-    return ModuleCorrection(layer, corrected=True, largest=float(np.abs(term).max(initial=0.0)))
+        return f"its weight has the shape {weight.shape}, the quantised {stored.shape}"
+    if not is_near(weight, stored):
+        return "the quantised weight is not near to its own; fold batch normalisation before recording"
+    return ""
 
 
-def _term(module: torch.nn.Module, corrector: BiasCorrector, weight: Array, stored: Array) -> Array | None:
-    layout = _layout(module)
+def _layer(name: str, module: Any) -> LinearLayer:
+    """The layer that `module` is. A convolution that does not pad with zeros has no geometry that can be used."""
+    layout, weight = _layout(module), _reals(module.weight)
     assert layout is not None
     if layout == "OI":
-        return corrector.calculate(weight, stored, layout=layout)
-    transposed = layout.startswith("IO")
-    padded_with_others = getattr(module, "padding_mode", "zeros") != "zeros"
-    if isinstance(corrector, PositionBiasCorrector) and padded_with_others:
-        corrector = MeanBiasCorrector(corrector.input_mean)
-    return corrector.calculate(
-        weight,
-        stored,
-        layout=layout,
-        groups=int(module.groups),
-        strides=tuple(module.stride) if transposed else None,
-        geometry=_geometry(module, weight.shape[2:]),
-    )
+        return LinearLayer(name=name, weight=weight, layout=layout, geometry=Geometry())
+    pads_with_zeros = getattr(module, "padding_mode", "zeros") == "zeros"
+    geometry = _geometry(module, weight.shape[2:]) if pads_with_zeros else None
+    return LinearLayer(name=name, weight=weight, layout=layout, groups=int(module.groups), geometry=geometry)
 
 
 def _geometry(module: Any, kernel: Sequence[int]) -> Geometry:
@@ -240,7 +237,7 @@ def _geometry(module: Any, kernel: Sequence[int]) -> Geometry:
 
 
 def _reals(weight: Any) -> Array:
-    """The real numbers that a weight stands for, float64."""
+    """The real numbers that a weight represents, float64."""
     torch = _library()
     plain = weight.detach()
     if hasattr(plain, "dequantize") and (plain.is_quantized or type(plain) not in (torch.Tensor, torch.nn.Parameter)):
@@ -249,29 +246,31 @@ def _reals(weight: Any) -> Array:
 
 
 def _stored_weight(module: Any) -> Array:
-    """What the module multiplies with: its weight, fake-quantised where it does that itself."""
+    """The real numbers that the module multiplies by: its weight, fake-quantised if the module does so itself."""
     weight = module.weight() if callable(module.weight) else module.weight
     fake = getattr(module, "weight_fake_quant", None)
     return _reals(weight if fake is None else fake(weight))
 
 
-def _add_to_bias(module: Any, term: Array) -> None:
+def add_to_bias(module: Any, term: Array) -> str:
+    """Add `term`, float64[outputs], to the bias of `module`, in place; what changed."""
     torch = _library()
     if callable(module.weight):  # packed: weight and bias are set together
         weight, bias = module.weight(), module.bias()
         base = torch.zeros(len(term), dtype=torch.float32) if bias is None else bias.detach()
         module.set_weight_bias(weight, base + torch.from_numpy(term).to(base))
-        return
+        return "bias added" if bias is None else "bias changed"
     with torch.no_grad():
         if module.bias is None:
-            weight = _reals_like(module.weight)
-            module.bias = torch.nn.Parameter(torch.from_numpy(term).to(weight), requires_grad=False)
-        else:
-            module.bias += torch.from_numpy(term).to(module.bias)
+            like = _like_bias(module.weight)
+            module.bias = torch.nn.Parameter(torch.from_numpy(term).to(like), requires_grad=False)
+            return "bias added"
+        module.bias += torch.from_numpy(term).to(module.bias)
+    return "bias changed"
 
 
-def _reals_like(weight: Any) -> Any:
-    """A tensor of the device and dtype that a bias beside `weight` has."""
+def _like_bias(weight: Any) -> Any:
+    """An empty tensor on the device and of the dtype of a bias beside `weight`."""
     torch = _library()
     dtype = weight.dtype if weight.dtype.is_floating_point else torch.float32
     return torch.empty(0, dtype=dtype, device=weight.device)

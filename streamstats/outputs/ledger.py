@@ -139,6 +139,11 @@ class Ledger:
         return tuple(rows for source in self.sources for rows in source.covered.ranges)
 
     @property
+    def excluded(self) -> tuple[Rows, ...]:
+        """The rows that were taken out for good, likewise."""
+        return tuple(rows for source in self.sources for rows in source.excluded.ranges)
+
+    @property
     def rows(self) -> int:
         """How many rows are counted."""
         return sum(len(source.covered) for source in self.sources)
@@ -227,6 +232,7 @@ def _check_alike(left: Ledger, right: Ledger) -> None:
             "dtype": str(each.space.dtype),
             "channels": each.channels,
             "channel_axis": each.channel_axis,
+            "axes": len(each.space.sample) + 1,
             "quantization": each.quantization.to_metadata() if each.quantization else None,
             "statistics": [*each.statistics],
         }

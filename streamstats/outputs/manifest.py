@@ -130,7 +130,7 @@ def read_manifest(output: Path) -> Manifest | None:
     try:
         return _parsed(document)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path} is damaged ({type(error).__name__}: {error}); remove it, and {REMEDY}") from error
+        raise DataError(f"{path} is damaged ({type(error).__name__}: {error}); remove it and run again") from error
 
 
 def _parsed(document: Mapping[str, Any]) -> Manifest:

@@ -1,1 +1,1 @@
-"""Results to look at: pictures of statistics, and a page on what a correction does."""
+"""Results to look at: pictures of statistics, and a page that shows what a correction does."""

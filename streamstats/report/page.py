@@ -1,6 +1,6 @@
 """The report: what was counted, how well corrections are known, and what they do, as JSON and as a page of HTML.
 
-The page needs nothing but itself: no script, style or picture comes from elsewhere. It shows what is in the JSON.
+The page is self-contained: it loads no script, style or picture from elsewhere. It shows what is in the JSON.
 """
 
 from __future__ import annotations
@@ -27,22 +27,19 @@ from . import pictures
 Float64Array = npt.NDArray[np.float64]
 FORMAT = "streamstats.report/1"
 MOST_RANKED, MOST_DRAWN = 60, 24
-"""Layers in a ranking, and layers whose channels are drawn, those with the largest shift first."""
+"""The most layers in a ranking, and the most whose channels are drawn; those with the largest shift come first."""
 NAMED = 20
-"""Channels that are named."""
-ERROR = "(standard error, the channels of an input taken for independent; of the worst layer,"
+"""The most channels, or layers, that a sentence names."""
 HALF = 0.5
-"""Of a step: what rounding to steps takes away anyway."""
-
-
+"""Of a step: rounding to steps discards that much anyway."""
 REPORT = ".report.html"
-"""What is behind the name of a corrected model in that of its report."""
+"""The suffix of a report, in place of the corrected model's own."""
 
 
 def document(output: Path, correction: Correction | None = None) -> dict[str, Any]:
-    """The report, JSON-ready: of the results in `output`, and of a `correction` with their correctors.
+    """The report on the results in `output`, and on a `correction` with its correctors, JSON-ready.
 
-    Correctors that came without a manifest have no statistics. Raises `UsageError`, `DataError` for `output`.
+    Correctors without a manifest have no statistics. Raises `UsageError`, `DataError` for `output`.
     """
     statistics: dict[str, LayerStatistics] = {}
     if correction is None or (output / MANIFEST).exists():
@@ -99,9 +96,9 @@ def _precision(found: Precision, term: Float64Array | None) -> dict[str, Any]:
 
 
 def write(path: Path, report: Mapping[str, Any]) -> Path:
-    """Write the page to `path` and the JSON beside it, the same name with `.json`; the path of that.
+    """Write the JSON beside `path`, under the same name with `.json`, then the page to `path`; return the JSON's path.
 
-    Raises `OutputError`, `MissingDependencyError`: the JSON is there by then.
+    Raises `OutputError`, and `MissingDependencyError` once the JSON is written.
     """
     beside = path.with_suffix(".json")
     write_json(beside, report)
@@ -135,7 +132,7 @@ def _models(judged: Mapping[str, Any] | None) -> list[str]:
 
 
 def _rows(report: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What the table of layers says, layer by layer."""
+    """The rows of the table of layers."""
     corrections, judged = report["correction"] or {}, report["judgement"] or {"layers": {}, "harmful": []}
     names = dict.fromkeys([*corrections, *report["layers"]])
     return [
@@ -152,74 +149,86 @@ def _rows(report: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _verdicts(report: Mapping[str, Any]) -> list[str]:
-    """What a person wants to know first, in sentences."""
+    """The sentences at the top: what a person wants to know first."""
     found = [_of_outputs(report["judgement"])] if report["judgement"] else []
     found += [_of_harm(report["judgement"]["harmful"])] if report["judgement"] else []
     found.append(_of_samples(report))
     idle = sum(len(each["never_active"]) for each in report["layers"].values())
     if idle:
-        found.append(f"{counted(idle, 'channel')} {'is' if idle == 1 else 'are'} never active: zero in all samples.")
+        found.append(f"{counted(idle, 'channel')} {'is' if idle == 1 else 'are'} never active: zero in every sample.")
     return found
 
 
 def _of_outputs(judged: Mapping[str, Any]) -> str:
     before, after = (judged["outputs"][name]["sqnr_db"] for name in (UNCORRECTED, CORRECTED))
-    shifts = [
-        np.median(
-            [_nan(models[name]["rms_shift"]) for models in judged["layers"].values() if name in models] or [np.nan]
-        )
-        for name in (UNCORRECTED, CORRECTED)
-    ]
+    shifted, corrected = (_median_shift(judged, name) for name in (UNCORRECTED, CORRECTED))
     return (
-        f"On {judged['samples']:,} samples held out, the signal-to-quantisation-noise ratio of the outputs goes from "
-        f"{_number(before)} to {_number(after)} dB, the mean shift of the median layer from {_number(shifts[0])} to "
-        f"{_number(shifts[1])}."
+        f"On {judged['samples']:,} held-out samples, the signal-to-quantisation-noise ratio of the outputs changes "
+        f"from {_number(before)} to {_number(after)} dB, and the mean shift of the median layer from "
+        f"{_number(shifted)} to {_number(corrected)}."
     )
+
+
+def _median_shift(judged: Mapping[str, Any], model: str) -> float:
+    found = [_nan(models[model]["rms_shift"]) for models in judged["layers"].values() if model in models]
+    return float(np.median(found or [np.nan]))
 
 
 def _of_harm(harmful: Sequence[str]) -> str:
     if not harmful:
-        return "No layer would be nearer to the float model without its correction."
+        return "No layer would be closer to the float model without its correction."
     names = ", ".join(harmful[:NAMED]) + (", …" if len(harmful) > NAMED else "")
-    return f"Nearer to the float model without their correction: {names}. --do-no-harm leaves such layers uncorrected."
+    return f"Closer to the float model without their correction: {names}. --do-no-harm skips such layers."
 
 
 def _of_samples(report: Mapping[str, Any]) -> str:
     known = {name: each for name, each in report["precision"].items() if each["error_in_steps"] is not None}
     if not known:
         return (
-            "How well the corrections are known is not known: it takes `statistics: [spread]` in the configuration of "
-            "the run, and a model to correct."
+            "The precision of the corrections is unknown. To estimate it, set `statistics: [spread]` in the "
+            "configuration of the run, and give the models."
         )
     name, worst = max(known.items(), key=lambda each: float(each[1]["error_in_steps"]))
     steps = _number(worst["error_in_steps"])
-    said = f"From {worst['rows']:,} samples, corrections are known to {steps} steps of the bias"
-    if worst["error_in_steps"] <= HALF:
-        return f"{said} {ERROR} {name}): more samples would change next to nothing."
-    return (
-        f"{said} {ERROR} {name}): more samples would still change biases; about "
-        f"{worst['rows_for_half_a_step']:,} would bring that to half a step."
+    known_to = (
+        f"From {worst['rows']:,} samples, the corrections are known to {steps} steps of the bias (standard error of "
+        f"the worst layer, {name}, with its input channels treated as independent)"
     )
+    if worst["error_in_steps"] <= HALF:
+        return f"{known_to}; more samples would change next to nothing."
+    needed = f"{worst['rows_for_half_a_step']:,}"
+    return f"{known_to}; more samples would still change biases, and about {needed} would reduce it to half a step."
+
+
+Ranked = list[tuple[str, Mapping[str, Mapping[str, Any]]]]
+"""(layer, model → quality), the layer with the largest shift first."""
 
 
 def _pictures(judged: Mapping[str, Any]) -> dict[str, Any]:
-    ranked = sorted(
-        judged["layers"].items(), key=lambda each: -_nan(each[1].get(UNCORRECTED, {}).get("rms_shift"), 0.0)
-    )
-    shifts = [(name, {model: _nan(q["rms_shift"]) for model, q in found.items()}) for name, found in ranked]
-    ratios = [(name, {model: _nan(q["sqnr_db"]) for model, q in found.items()}) for name, found in ranked]
-    drawn = {
-        name: pictures.plot_shifts({model: np.array([_nan(each) for each in q["shift"]]) for model, q in found.items()})
-        for name, found in ranked[:MOST_DRAWN]
-        if found
-    }
+    ranked = _ranked(judged)
+    shifts, ratios = (_values(ranked[:MOST_RANKED], quality) for quality in ("rms_shift", "sqnr_db"))
     return {
-        "shift": pictures.plot_ranking(shifts[:MOST_RANKED], "mean shift (root mean square)", logarithmic=True),
-        "sqnr": pictures.plot_ranking(ratios[:MOST_RANKED], "signal-to-quantisation-noise ratio (dB)"),
-        "channels": drawn,
+        "shift": pictures.plot_ranking(shifts, "mean shift (root mean square)", logarithmic=True),
+        "sqnr": pictures.plot_ranking(ratios, "signal-to-quantisation-noise ratio (dB)"),
+        "channels": {name: _drawn(found) for name, found in ranked[:MOST_DRAWN] if found},
         "left_out": max(0, len(ranked) - MOST_RANKED),
         "not_drawn": max(0, len(ranked) - MOST_DRAWN),
     }
+
+
+def _ranked(judged: Mapping[str, Any]) -> Ranked:
+    def shift(layer: tuple[str, Mapping[str, Mapping[str, Any]]]) -> float:
+        return _nan(layer[1].get(UNCORRECTED, {}).get("rms_shift"), 0.0)
+
+    return sorted(judged["layers"].items(), key=shift, reverse=True)
+
+
+def _values(ranked: Ranked, quality: str) -> list[tuple[str, dict[str, float]]]:
+    return [(name, {model: _nan(each[quality]) for model, each in found.items()}) for name, found in ranked]
+
+
+def _drawn(found: Mapping[str, Mapping[str, Any]]) -> str:
+    return pictures.plot_shifts({model: np.array(list(map(_nan, each["shift"]))) for model, each in found.items()})
 
 
 def _nan(value: float | None, instead: float = math.nan) -> float:

@@ -1,8 +1,8 @@
 """Pictures of results: the mean of every channel within its minimum and maximum, and accuracies side by side.
 
-A picture shows the statistics it is given and computes none. Files are the same bytes for the same input and the same
-matplotlib. matplotlib and plotext are optional; a function here imports the one it draws with, and raises
-`MissingDependencyError` without it. Both keep settings for the whole process: draw from one thread at a time.
+A picture shows the statistics that it is given and computes none. The same input and the same matplotlib give the same
+bytes. matplotlib and plotext are optional: a function here imports the one it draws with, and raises
+`MissingDependencyError` without it. Both have settings for the whole process, so draw from one thread at a time.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from rich.cells import cell_len
 
-from ..errors import UsageError, require
+from ..errors import UsageError, counted, require
 from ..outputs.layer_statistics import LayerStatistics
 from ..storage.files import write_bytes
 
@@ -36,19 +36,19 @@ SMALLEST_TEXT = (40, 12)
 BAR = 40
 """The length of the bar of accuracy 1, in characters."""
 FLAT = 1e-8
-"""Values closer than this, relative to their size, are drawn as equal: tick labels could not tell them apart."""
+"""Values closer than this, relative to their size, are drawn as equal: tick labels could not distinguish them."""
 TITLE_LINE = r".{0,79}(?:[/ ]|.$)|.{80}"
-"""A line of a title: at most 80 characters, to the end of a part where there is one."""
+"""A line of a title: at most 80 characters, broken at the end of a part if possible."""
 MOST = 1000
-"""More channels than this share columns in a file: thinner ones would fade between the pixels."""
+"""If there are more channels than this, they share columns in a file: thinner ones would fade between the pixels."""
 MANY = 200
-"""More columns than this are drawn with a thin line."""
+"""If there are more columns than this, the line is thin."""
 MEAN, MEANS, BAND = "mean", "range of means", "minimum to maximum"
 NO_VALUES = "no channel has a finite value"
 
 BLUE, BAND_BLUE, ORANGE = "#0072B2", "#B5D6EA", "#D55E00"
 GREY, INK, FAINT = "#7F7F7F", "#333333", "#DDDDDD"
-"""Colours that colour-blind readers tell apart (Okabe and Ito), and greys."""
+"""Colours that colour-blind readers can distinguish (Okabe and Ito), and greys."""
 
 LOOK = {
     "figure.dpi": 150,
@@ -70,37 +70,33 @@ LOOK = {
     "xtick.color": INK,
     "ytick.color": INK,
     "svg.fonttype": "none",  # text that can be searched
-    "svg.hashsalt": "streamstats",  # ids are random without
+    "svg.hashsalt": "streamstats",  # without it, ids are random
 }
 METADATA: dict[str, dict[str, Any]] = {"png": {"Software": None}, "svg": {"Date": None}}
-"""Per format, what would differ from day to day or place to place and is left out."""
+"""For each format, the metadata to leave out because it differs from day to day or from place to place."""
 
 
-# What both kinds of picture say
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+# What terminals and files share
 
 
 def _subtitle(statistics: LayerStatistics) -> str:
-    """The rows and channels of the picture, and how many channels are not in it."""
+    """The rows and channels of the picture, and how many channels it leaves out."""
     left_out = int(np.isnan(statistics.mean).sum())
-    subtitle = f"{_count(statistics.rows, 'row')}, {_count(statistics.channels, 'channel')}"
+    subtitle = f"{counted(statistics.rows, 'row')}, {counted(statistics.channels, 'channel')}"
     return f"{subtitle}, {left_out} without finite values left out" if left_out else subtitle
 
 
 def _limits(statistics: LayerStatistics) -> tuple[float, float]:
-    """The least and the greatest value to show; apart also where all values are equal.
+    """The least and the greatest value to show, never equal, even if all values are.
 
-    Raises `UsageError` where they are too far apart for float64 to tell the difference.
+    Raises `UsageError` if they are so far apart that their difference overflows float64.
     """
     low, high = float(np.nanmin(statistics.minimum)), float(np.nanmax(statistics.maximum))
     size = max(abs(low), abs(high))
     if size > np.finfo(np.float64).max / 4:
         raise UsageError(
-            f"layer {statistics.layer}: its values reach from {low:g} to {high:g}, too far to plot; "
-            "expected calibration activations"
+            f"layer {statistics.layer}: its values reach from {low:g} to {high:g}, too far apart to plot; "
+            "check that the store holds activations"
         )
     if high - low > FLAT * size and size > np.finfo(np.float64).tiny / FLAT:
         return low, high
@@ -118,7 +114,7 @@ def _ticks(low: float, high: float, most: int) -> Values:
 
 
 def _value_ticks(statistics: LayerStatistics) -> tuple[Values, list[str]]:
-    """Round values within the limits, and how they read."""
+    """Round values within the limits, and their labels."""
     values = _ticks(*_limits(statistics), most=5)
     return values, [f"{value:.10g}" for value in values]
 
@@ -148,17 +144,13 @@ def _binned(statistics: LayerStatistics, starts: npt.NDArray[np.int64]) -> tuple
 def plot_channels_text(statistics: LayerStatistics, width: int = 80, height: int = 20, color: bool = True) -> str:
     """The mean, minimum and maximum of every channel in at most `height` lines of at most `width` characters.
 
-    A column of the plot shows one channel, or several if they do not fit: the range of their means within the least
-    minimum and the greatest maximum. Channels without finite values are left out; the title says how many. With
-    `color` false there are no escape codes in the text.
+    A column of the plot shows one channel, or several if there are too many: the range of their means within the least
+    minimum and the greatest maximum. Channels without finite values are left out; the title says how many. If `color`
+    is false, the text has no escape codes.
 
     Raises `UsageError` for less than 40 × 12 characters and for values too far apart, `MissingDependencyError`.
     """
-    if width < SMALLEST_TEXT[0] or height < SMALLEST_TEXT[1]:
-        raise UsageError(
-            f"a plot of {width} × {height} characters is too small; "
-            f"expected at least {SMALLEST_TEXT[0]} × {SMALLEST_TEXT[1]}"
-        )
+    _check_text_size(width, height)
     if np.isnan(statistics.mean).all():
         return "\n".join([*_title_lines(statistics, statistics.channels, width)[:-1], NO_VALUES])
     values, labels = _value_ticks(statistics)
@@ -171,18 +163,26 @@ def plot_channels_text(statistics: LayerStatistics, width: int = 80, height: int
     return "\n".join([*title, *(line.rstrip() for line in lines[: height - len(title)])])
 
 
+def _check_text_size(width: int, height: int) -> None:
+    if width < SMALLEST_TEXT[0] or height < SMALLEST_TEXT[1]:
+        raise UsageError(
+            f"a plot of {width} × {height} characters is too small; "
+            f"expected at least {SMALLEST_TEXT[0]} × {SMALLEST_TEXT[1]}"
+        )
+
+
 def _title_lines(statistics: LayerStatistics, columns: int, width: int) -> list[str]:
     binned = statistics.channels > columns
     subtitle = _subtitle(statistics)
     if binned:
         least, rest = divmod(statistics.channels, columns)
-        subtitle += f", {least} to {least + 1} a column" if rest else f", {least} a column"
+        subtitle += f", {least} to {least + 1} per column" if rest else f", {least} per column"
     key = f"█ {MEANS if binned else MEAN}  ░ {BAND}"
     return [_shortened(statistics.layer, width), *wrap(subtitle, width), key]
 
 
 def _shortened(text: str, width: int) -> str:
-    """`text`, or … and its end, which tells layers apart, in at most `width` columns of a terminal."""
+    """`text`, or … and its end, which distinguishes layers, in at most `width` columns of a terminal."""
     if cell_len(text) <= width:
         return text
     while cell_len(text) > width - 1:
@@ -192,7 +192,7 @@ def _shortened(text: str, width: int) -> str:
 
 @contextlib.contextmanager
 def _terminal_figure(width: int, height: int) -> Iterator[Any]:
-    """The only figure that plotext has, empty before and after, of this size whatever the terminal's."""
+    """plotext's only figure, empty before and after, of this size whatever the size of the terminal."""
     plotext = require("plotext", "plot")
     plotext.terminal.limit(False, False)
     try:
@@ -257,7 +257,7 @@ def plot_channels(statistics: LayerStatistics, path: Path) -> None:
     Raises `UsageError` for another suffix and for values too far apart, `OutputError`, `MissingDependencyError`.
     """
     together = math.ceil(statistics.channels / MOST)
-    subtitle = _subtitle(statistics) + (f", {together} a column" if together > 1 else "")
+    subtitle = _subtitle(statistics) + (f", {together} per column" if together > 1 else "")
     with _drawing(path, size=(10, 5)) as axes:
         _draw_title(axes, statistics.layer, subtitle)
         axes.set_xlabel("channel")
@@ -265,10 +265,14 @@ def plot_channels(statistics: LayerStatistics, path: Path) -> None:
         axes.set_xlim(-0.5, max(statistics.channels, 1) - 0.5)
         axes.set_xticks(_channel_ticks(statistics.channels, most=10))
         if np.isnan(statistics.mean).all():
-            axes.set_yticks([])
-            axes.text(0.5, 0.5, NO_VALUES, transform=axes.transAxes, ha="center", backgroundcolor="white")
+            _draw_nothing(axes)
         else:
             _draw_channels(axes, statistics, together)
+
+
+def _draw_nothing(axes: Axes) -> None:
+    axes.set_yticks([])
+    axes.text(0.5, 0.5, NO_VALUES, transform=axes.transAxes, ha="center", backgroundcolor="white")
 
 
 def _draw_channels(axes: Axes, statistics: LayerStatistics, together: int) -> None:
@@ -297,19 +301,23 @@ def plot_accuracies(rows: Sequence[tuple[str, float]], path: Path, title: str) -
     _check_accuracies(rows)
     with _drawing(path, size=(max(6.0, 1.5 * len(rows)), 4.5)) as axes:
         _draw_title(axes, title)
-        places = range(len(rows))
-        colors = [(GREY, ORANGE, BLUE)[place % 3] for place in places]
-        bars = axes.bar(places, [accuracy for _, accuracy in rows], width=0.6, color=colors)
-        for place, bar in enumerate(bars):
-            bar.set_gid(f"bar{place}")
-        figures = [f"{accuracy:.1%}" for _, accuracy in rows]
-        paper = {"facecolor": "white", "edgecolor": "none", "pad": 1}
-        axes.bar_label(bars, figures, padding=4, fontweight="bold", bbox=paper)
-        axes.set_xticks(places, [name for name, _ in rows], parse_math=False)
+        _draw_bars(axes, rows)
         axes.set_ylim(0, 1.1)
         axes.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1])
         axes.set_ylabel("accuracy")
         axes.grid(False, axis="x")
+
+
+def _draw_bars(axes: Axes, rows: Sequence[tuple[str, float]]) -> None:
+    places = range(len(rows))
+    colors = [(GREY, ORANGE, BLUE)[place % 3] for place in places]
+    bars = axes.bar(places, [accuracy for _, accuracy in rows], width=0.6, color=colors)
+    for place, bar in enumerate(bars):
+        bar.set_gid(f"bar{place}")
+    paper = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+    figures = [f"{accuracy:.1%}" for _, accuracy in rows]
+    axes.bar_label(bars, figures, padding=4, fontweight="bold", bbox=paper)
+    axes.set_xticks(places, [name for name, _ in rows], parse_math=False)
 
 
 def plot_ranking(rows: Sequence[tuple[str, Mapping[str, float]]], label: str, *, logarithmic: bool = False) -> str:
@@ -318,15 +326,12 @@ def plot_ranking(rows: Sequence[tuple[str, Mapping[str, float]]], label: str, *,
     Values that are not finite, or not positive where the axis is `logarithmic`, have no dot.
     """
     models = list(dict.fromkeys(model for _, values in rows for model in values))
-    logarithmic &= any(_is_shown(value, logarithmic=True) for _, values in rows for value in values.values())
+    logarithmic &= any(_shown(values, logarithmic=True) for _, values in rows)
     with _picture((10, 1.2 + 0.26 * len(rows))) as (axes, picture):
-        for place, (_, values) in enumerate(rows):
-            shown = [value for value in values.values() if _is_shown(value, logarithmic=logarithmic)]
-            if shown:
-                axes.plot([min(shown), max(shown)], [place, place], color=FAINT, lw=3, zorder=1)
+        shown = [_shown(values, logarithmic=logarithmic) for _, values in rows]
+        _draw_spans(axes, shown)
         for model, color in zip(models, _model_colors(models), strict=True):
-            dots = [(values[model], place) for place, (_, values) in enumerate(rows) if model in values]
-            dots = [dot for dot in dots if _is_shown(dot[0], logarithmic=logarithmic)]
+            dots = [(values[model], place) for place, values in enumerate(shown) if model in values]
             axes.scatter([x for x, _ in dots], [y for _, y in dots], s=36, color=color, label=model, zorder=2)
         axes.set_yticks(range(len(rows)), [_shortened(name, 40) for name, _ in rows], parse_math=False)
         axes.set_ylim(len(rows) - 0.5, -0.5)
@@ -337,12 +342,20 @@ def plot_ranking(rows: Sequence[tuple[str, Mapping[str, float]]], label: str, *,
     return picture.getvalue()
 
 
-def _is_shown(value: float, *, logarithmic: bool) -> bool:
-    return math.isfinite(value) and (value > 0 or not logarithmic)
+def _shown(values: Mapping[str, float], *, logarithmic: bool) -> dict[str, float]:
+    """Those of `values` that have a place on the axis."""
+    return {model: value for model, value in values.items() if math.isfinite(value) and (value > 0 or not logarithmic)}
+
+
+def _draw_spans(axes: Axes, shown: Sequence[Mapping[str, float]]) -> None:
+    """A faint line from the least to the greatest value of each layer."""
+    for place, values in enumerate(shown):
+        if values:
+            axes.plot([min(values.values()), max(values.values())], [place, place], color=FAINT, lw=3, zorder=1)
 
 
 def _model_colors(models: Sequence[str]) -> list[str]:
-    """The first in orange, the last in blue, those between in grey."""
+    """Orange for the first, blue for the last, grey for those between."""
     return [ORANGE, *[GREY] * (len(models) - 2), BLUE] if len(models) > 1 else [ORANGE]
 
 
@@ -362,7 +375,7 @@ def plot_shifts(shifts: Mapping[str, Values]) -> str:
 
 @contextlib.contextmanager
 def _picture(size: tuple[float, float]) -> Iterator[tuple[Axes, io.StringIO]]:
-    """Axes to draw on, `size` in inches, and the text that is an SVG element at the end."""
+    """Axes to draw on, `size` in inches, and a text that holds the SVG element afterwards."""
     text, content = io.StringIO(), io.BytesIO()
     with _figure(size) as figure:
         yield figure.add_subplot(), text
@@ -373,7 +386,7 @@ def _picture(size: tuple[float, float]) -> Iterator[tuple[Axes, io.StringIO]]:
 
 @contextlib.contextmanager
 def _drawing(path: Path, size: tuple[float, float]) -> Iterator[Axes]:
-    """Axes to draw on, `size` in inches; written to `path` at the end, unless drawing raised."""
+    """Axes to draw on, `size` in inches; written to `path` afterwards, unless drawing raises."""
     kind = path.suffix.lower().removeprefix(".")
     if kind not in METADATA:
         raise UsageError(f"{path} has the suffix {path.suffix!r}; expected '.png' or '.svg'")
@@ -394,6 +407,6 @@ def _figure(size: tuple[float, float]) -> Iterator[Figure]:
 
 
 def _draw_title(axes: Axes, title: str, subtitle: str = "") -> None:
-    """The title, in as many lines as it needs, and the subtitle, above the axes at their left end."""
+    """Put the title, in as many lines as it needs, and the subtitle above the left end of the axes."""
     axes.set_title("\n".join(re.findall(TITLE_LINE, title)), loc="left", pad=26 if subtitle else 12, parse_math=False)
     axes.annotate(subtitle, (0, 1), (0, 8), "axes fraction", "offset points", color=INK, parse_math=False)

@@ -1,1 +1,1 @@
-"""The service: jobs over HTTP. A thin face over the functions that the command line calls; the only HTTP importer."""
+"""The service: jobs over HTTP, done by the functions that the command line calls. Only it imports HTTP libraries."""

@@ -1,7 +1,7 @@
-"""Who may ask: a secret token, made at the first start, and what every request is checked for before it gets further.
+"""Access: a secret token, made at the first start, and the checks that every request must pass.
 
-A browser sends what another site makes it send, so the names in `Host` and `Origin` count as well. A link to one file
-can be signed for a minute, for what a browser fetches without a header: downloads and reports.
+Another site can make a browser send requests, so `Host` and `Origin` are checked as well. A browser fetches downloads
+and reports without headers: a link to one of them can be signed, and is valid for a minute.
 """
 
 from __future__ import annotations
@@ -26,9 +26,8 @@ from .answers import problem
 TOKEN = "token"
 TOKEN_BYTES = 32
 LINK_SECONDS = 60
-API = "/api/"
 OPEN = ("/healthz", "/readyz", "/api/v1/openapi.json")
-"""Answered without a token: they say nothing of anybody's data."""
+"""Paths that need no token: they reveal nothing about the data."""
 PAGE = ("/", "/static/")
 LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
 UNSAFE = ("POST", "PUT", "PATCH", "DELETE")
@@ -40,7 +39,7 @@ REPORT_POLICY = (
     "sandbox allow-same-origin; default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; "
     "form-action 'none'; frame-ancestors 'self'"
 )
-"""Of the report: no script at all; its styles and pictures are inside it."""
+"""The policy of the report: no script at all; its styles and pictures are inside it."""
 HEADERS = {
     "content-security-policy": POLICY,
     "x-content-type-options": "nosniff",
@@ -53,36 +52,42 @@ HEADERS = {
 
 
 class Token:
-    """The secret in the file at `path`, made if it is not there. Raises `UsageError` for one that others can read."""
+    """The secret in the file at `path`, which is made if it is missing.
+
+    Raises `UsageError` for a file that other users can read, and for a secret that is too short.
+    """
 
     def __init__(self, path: Path) -> None:
         self.is_new = not path.exists()
         if self.is_new:
             write_secret(path, secrets.token_urlsafe(TOKEN_BYTES) + "\n")
         if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-            raise UsageError(f"{path} can be read by others; take that away with: chmod 600 {path}")
+            raise UsageError(f"other users can read {path}; protect it with: chmod 600 {path}")
         self.path = path
         self._secret = path.read_text(encoding="ascii").strip().encode()
         if len(self._secret) < TOKEN_BYTES:
-            raise UsageError(f"{path} holds {len(self._secret)} characters, too few for a secret; remove it")
+            raise UsageError(
+                f"the token in {path} has {len(self._secret)} characters, too few for a secret; remove the file, "
+                "and the service makes a new one"
+            )
 
     @property
     def text(self) -> str:
-        """What clients send."""
+        """The token that clients send."""
         return self._secret.decode()
 
     def is_in(self, authorization: str | None) -> bool:
-        """Whether a header `Authorization` has the secret; it takes as long whatever is in it."""
+        """Whether the header `Authorization` carries the secret, compared in constant time."""
         scheme, _, given = (authorization or "").partition(" ")
         return hmac.compare_digest(given.strip().encode(), self._secret) and scheme.lower() == "bearer"
 
     def signed(self, path: str, now: float | None = None) -> str:
-        """The address of `path`, as it is when decoded, with a signature that is good for LINK_SECONDS."""
+        """The address of `path` (decoded) with a signature that is valid for LINK_SECONDS."""
         until = int((time.time() if now is None else now) + LINK_SECONDS)
         return f"{quote(path)}?until={until}&signature={self._signature(path, until)}"
 
     def has_signed(self, path: str, query: str) -> bool:
-        """Whether `query` is that of a link to `path`, and still good."""
+        """Whether `query` carries a signature for `path` that is still valid."""
         fields = parse_qs(query, max_num_fields=10) if query.count("&") < 10 else {}
         until, signature = fields.get("until", [""])[0], fields.get("signature", [""])[0]
         if not (until.isascii() and until.isdigit() and len(until) < 15 and int(until) >= time.time()):
@@ -94,14 +99,14 @@ class Token:
 
 
 class Guard:
-    """Lets through what may pass, and puts the headers that protect a browser on every answer."""
+    """Refuses requests that may not pass, and adds to every answer the headers that protect a browser."""
 
     def __init__(self, app: ASGIApp, token: Token, hosts: Sequence[str], *, tls: bool) -> None:
         self._app, self._token, self._tls = app, token, tls
         self._hosts = {each.lower() for each in (*LOCAL_NAMES, *hosts)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """As ASGI has it."""
+        """The ASGI interface."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -121,15 +126,15 @@ class Guard:
         await answer(scope, receive, send_guarded)
 
     def _refusal(self, scope: Scope) -> tuple[int, str] | None:
-        """(status, what is wrong), None for a request that may pass."""
+        """(status, message), or None for a request that may pass."""
         headers = Headers(scope=scope)
         if len(headers.getlist("host")) != 1 or host_name(headers["host"]) not in self._hosts:
-            return 421, "the Host header names another server; ask for this one by a name it is configured for"
+            return 421, "the Host header names another server; use a name in the service's `allowed_hosts`"
         origin = headers.get("origin")
         if origin is not None and not self._is_own(origin, headers["host"]):
-            return 403, "the request comes from a page of another origin"
+            return 403, "the request comes from a page of another origin; use the page of this service"
         if scope["method"] in UNSAFE and headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
-            return 403, "the request comes from a page of another site"
+            return 403, "the request comes from a page of another site; use the page of this service"
         path = scope["path"]
         if path in (PAGE[0], *OPEN) or path.startswith(PAGE[1]):
             return None
@@ -137,10 +142,13 @@ class Guard:
             return None
         if scope["method"] in ("GET", "HEAD") and self._token.has_signed(path, scope["query_string"].decode("latin-1")):
             return None
-        return 401, "the token is missing or wrong; send `Authorization: Bearer TOKEN`, TOKEN from the service's file"
+        return (
+            401,
+            "the token is missing or wrong; send `Authorization: Bearer TOKEN` with the token in the service's file",
+        )
 
     def _is_own(self, origin: str, host: str) -> bool:
-        """Whether a page of `origin` came from here, as a proxy with TLS in front may have it."""
+        """Whether `origin` is this service; the scheme may be that of a proxy with TLS."""
         try:
             parts = urlsplit(origin)
             return parts.scheme in ("http", "https") and parts.netloc.lower() == host.lower()
@@ -149,7 +157,7 @@ class Guard:
 
 
 def host_name(header: str) -> str:
-    """The name in a Host header, without the port.
+    """The name in a Host header without the port.
 
     >>> host_name("Localhost:8765"), host_name("[::1]:80")
     ('localhost', '[::1]')
@@ -159,7 +167,7 @@ def host_name(header: str) -> str:
 
 
 def named_hosts(host: str, allowed: Sequence[str]) -> list[str]:
-    """What a Host header may say of a service at the address `host`."""
+    """The names that a Host header may give for a service that listens on `host`."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Answers: errors in one form, JSON with what was wrong and what to do; results with the tag of their content."""
+"""Answers: errors in one form, JSON with the cause and the remedy; results with an `ETag` of their content."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ RETRY_SECONDS = 5
 
 
 def problem(status: int, message: str) -> Response:
-    """An error: its status, and what is wrong in one sentence."""
-    message = message.encode("utf-8", "replace").decode()  # a client may send halves of characters
+    """An error: its status, and its message in one sentence."""
+    message = message.encode("utf-8", "replace").decode()  # a client may send unpaired surrogates
     headers = {401: {"www-authenticate": "Bearer"}, 503: {"retry-after": str(RETRY_SECONDS)}}.get(status)
     return JSONResponse({"error": {"status": status, "message": message}}, status, headers)
 
 
 def refused(error: StreamstatsError, public: Callable[[str], str]) -> Response:
-    """The answer to what raised `error`; `public` takes from the message what is not for clients."""
+    """The answer to a request that raised `error`; `public` removes from the message what clients must not see."""
     return problem(status_of(error), " ".join(public(str(error)).split()))
 
 
 def file_answer(
     request: Request, path: Path, digest: str, extra: Mapping[str, str] | None = None, *, name: str | None = None
 ) -> Response:
-    """A file whose content has this digest, or a range of it, or 304 where the client has it."""
+    """A file whose content has this digest, or a range of it, or 304 if the client has the file."""
     headers = {"etag": f'"{digest}"', "cache-control": "private, no-cache", **(extra or {})}
     if _has_it(request, headers["etag"]):
         return Response(status_code=304, headers=headers)
@@ -45,12 +45,12 @@ def file_answer(
 
 
 def json_answer(request: Request, document: Mapping[str, Any], extra: Mapping[str, str] | None = None) -> Response:
-    """`document` with the tag of its content, or 304 where the client has it."""
+    """`document` with the tag of its content, or 304 if the client has it."""
     return bytes_answer(request, json.dumps(document, allow_nan=False).encode(), "application/json", extra)
 
 
 def bytes_answer(request: Request, content: bytes, kind: str, extra: Mapping[str, str] | None = None) -> Response:
-    """`content` with its tag, or 304 where the client has it."""
+    """`content` with its tag, or 304 if the client has it."""
     etag = f'"{hashlib.sha256(content).hexdigest()}"'
     headers = {"etag": etag, "cache-control": "private, no-cache", **(extra or {})}
     if _has_it(request, etag):

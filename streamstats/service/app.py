@@ -1,21 +1,19 @@
-"""The service over HTTP: its paths put together, and the place where errors become answers. The rest is in `Service`.
+"""The service over HTTP: all paths together, and the one place where errors become answers.
 
-Everything below `/api/v1` is described by OpenAPI at `/api/v1/openapi.json`. Errors have one form, whoever raised them.
+What the paths do is in `Service`. OpenAPI describes everything below `/api/v1` at `/api/v1/openapi.json`. All errors
+have the same form, whatever raised them.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from importlib.resources import files
-from typing import Any
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi.responses import Response
 from fastapi.staticfiles import StaticFiles
-from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
@@ -24,26 +22,18 @@ from ..config import explain
 from ..errors import StreamstatsError
 from .access import Guard, named_hosts
 from .answers import problem, refused
-from .job_routes import job_routes
-from .messages import OnnxRequest, RunRequest
+from .job_routes import JobRoutes
+from .messages import V1, OnnxRequest, RunRequest
 from .middleware import REQUEST_NUMBER, SmallBodies, Watched
-from .parameters import ERRORS, V1, errors
-from .result_routes import result_routes
+from .operation_routes import PAGE, OperationRoutes
+from .result_routes import ResultRoutes
 from .service import Service
-from .store_routes import store_routes, upload_routes
-
-PAGE = files(__package__).joinpath("page")
+from .store_routes import StoreRoutes
+from .upload_routes import UploadRoutes
 
 
 def make_app(service: Service) -> ASGIApp:
-    """The application; it starts and stops `service` with its own life."""
-
-    @asynccontextmanager
-    async def life(_: FastAPI) -> AsyncIterator[None]:
-        service.start()
-        yield
-        await asyncio.to_thread(service.stop)
-
+    """The application; it starts `service` when it starts and stops it when it ends."""
     app = FastAPI(
         title="streamstats",
         version=__version__,
@@ -52,15 +42,34 @@ def make_app(service: Service) -> ASGIApp:
         redoc_url=None,
         redirect_slashes=False,
         openapi_url=f"{V1}/openapi.json",
-        lifespan=life,
+        lifespan=_lifespan(service),
     )
+    for routes in (OperationRoutes, JobRoutes, ResultRoutes, StoreRoutes, UploadRoutes):
+        app.include_router(routes(service).router())
+    app.mount("/static", StaticFiles(directory=str(PAGE)))
+    _answer_errors(app, service)
+    return _protected(app, service)
+
+
+def _lifespan(service: Service) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    @asynccontextmanager
+    async def life(_: FastAPI) -> AsyncIterator[None]:
+        service.start()
+        yield
+        await asyncio.to_thread(service.stop)
+
+    return life
+
+
+def _answer_errors(app: FastAPI, service: Service) -> None:
     app.add_exception_handler(StreamstatsError, lambda _, error: refused(error, service.public))
     app.add_exception_handler(RequestValidationError, _invalid)  # type: ignore[arg-type]
     app.add_exception_handler(Exception, lambda request, _: problem(500, _unforeseen(request)))
     app.add_exception_handler(HTTPException, lambda _, error: problem(error.status_code, str(error.detail)))
-    for routes in (_operations, job_routes, result_routes, store_routes, upload_routes):
-        app.include_router(routes(service))
-    app.mount("/static", StaticFiles(directory=str(PAGE)))
+
+
+def _protected(app: FastAPI, service: Service) -> ASGIApp:
+    """`app` behind what every request passes: the log, the guard, the limit of JSON bodies."""
     config = service.config
     hosts = named_hosts(config.host, config.allowed_hosts)
     guard = Guard(SmallBodies(app), service.token, hosts, tls=config.tls is not None)
@@ -68,53 +77,19 @@ def make_app(service: Service) -> ASGIApp:
 
 
 def _unforeseen(request: Request) -> str:
-    return f"this should not have happened; the log has it under {request.scope.get(REQUEST_NUMBER)}"
+    number = request.scope.get(REQUEST_NUMBER)
+    return f"the service failed unexpectedly; its log has the details under request {number}"
 
 
 def _invalid(_: Request, error: RequestValidationError) -> Response:
-    found = [each for each in error.errors() if each["type"] == "json_invalid"]
-    if found:
-        return problem(422, f"the body is not JSON: {found[0].get('ctx', {}).get('error', '')}")
-    problems = []
-    for each in error.errors():
-        place = tuple(part for part in each["loc"][1:] if part not in ("run", "onnx")) or each["loc"]
-        problems.append({**each, "loc": place})
-    return problem(422, explain(problems, OnnxRequest if "onnx" in error.errors()[0]["loc"] else RunRequest))
+    found = error.errors()
+    malformed = next((each for each in found if each["type"] == "json_invalid"), None)
+    if malformed is not None:
+        return problem(422, f"the body is not JSON: {malformed.get('ctx', {}).get('error', '')}")
+    model = OnnxRequest if "onnx" in found[0]["loc"] else RunRequest
+    return problem(422, explain([{**each, "loc": _place(each["loc"])} for each in found], model))
 
 
-def _operations(service: Service) -> APIRouter:
-    routes = APIRouter()
-
-    @routes.get("/", include_in_schema=False)
-    def page() -> Response:
-        return FileResponse(str(PAGE.joinpath("index.html")))
-
-    @routes.get("/healthz", tags=["operations"])
-    def alive() -> dict[str, str]:
-        """The process answers."""
-        return {"status": "ok", "version": __version__}
-
-    @routes.get("/readyz", tags=["operations"], responses={503: ERRORS[503]})
-    def ready() -> Response:
-        """It takes work: not while it is being stopped, or without room."""
-        found = ["the service is being stopped"] if service.stopping.is_set() else service.problems()
-        return problem(503, "; ".join(found)) if found else JSONResponse({"status": "ready"})
-
-    @routes.get("/metrics", tags=["operations"], responses=errors(), response_class=Response)
-    def metrics() -> Response:
-        """For Prometheus."""
-        return Response(service.metrics.text(service.jobs.counts), media_type=CONTENT_TYPE_LATEST)
-
-    @routes.get(V1, tags=["operations"], responses=errors())
-    def about() -> dict[str, Any]:
-        """The version, what clients may have read, and the limits."""
-        return {
-            "version": __version__,
-            "sources": [*service.sources.listed(), *(f"store:{name}" for name in service.stores.names())],
-            "prefixes": list(service.sources.prefixes),
-            "memory": service.config.memory,
-            "limits": service.config.limits.model_dump(),
-            "jobs": service.jobs.counts(),
-        }
-
-    return routes
+def _place(location: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    """Where in the request: without the part of HTTP that it was in, and without the kind of job."""
+    return tuple(part for part in location[1:] if part not in ("run", "onnx")) or location

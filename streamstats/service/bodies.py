@@ -1,6 +1,6 @@
-"""Bodies of requests: counted while they arrive, small ones in memory, others in a file, and read as arrays.
+"""Bodies of requests: measured while they arrive, kept in memory if small and in a file if not, and read as arrays.
 
-Nothing that a body says of itself is believed: sizes are compared with what is there before memory is taken.
+The law: a body's own description is not trusted. Sizes are compared with what arrived before memory is allocated.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import asyncio
 import hashlib
 import mmap
 import re
+from collections.abc import AsyncIterator
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -26,20 +27,20 @@ IN_MEMORY = 4 * 2**20
 NPY = b"\x93NUMPY"
 ZIP = b"PK\x03\x04"
 IDLE_SECONDS = 30.0
-"""Without a byte of a body, after which it is given up."""
+"""How long a request may pause before it is dropped."""
 LONGEST_HEADER = 10_000
 HEADER = (
     r"'descr': *'([<>|=]?[?bhilqBHILQefd]|[<>|=]?[biufc][0-9]{1,2})'",
     r"'fortran_order': *(True|False)",
     r"'shape': *\(([0-9]{0,15}(?:, ?[0-9]{1,15}){0,31},?)\)",
 )
-"""What a header says of an array of numbers."""
+"""The header of an array of numbers."""
 
 Array = npt.NDArray[Any]
 
 
 class Body:
-    """A body that has arrived: `size` bytes with the SHA-256 `digest` (hex). `discard` it in the end."""
+    """A body that has arrived: `size` bytes with the SHA-256 `digest` (hex). `discard` it finally."""
 
     def __init__(self, folder: Path) -> None:
         self.size = 0
@@ -56,35 +57,35 @@ class Body:
         if announced.isascii() and announced.isdigit() and int(announced[:20]) > most:
             raise _too_large(most)
         body = cls(folder)
-        arriving = aiter(request.stream())
         try:
-            while True:
-                try:
-                    chunk = await asyncio.wait_for(anext(arriving), IDLE_SECONDS)
-                except StopAsyncIteration:
-                    break
-                body.size += len(chunk)
-                if body.size > most:
-                    raise TooLargeError(
-                        f"the body has more than {most:,} bytes, which is the most; send less at a time"
-                    )
-                body._parts.append(chunk)
-                body._waiting += len(chunk)
-                if body._waiting >= IN_MEMORY:
-                    await asyncio.to_thread(body._spill)
+            await body._receive(aiter(request.stream()), most)
         except TimeoutError:
             body.discard()
-            raise UsageError(f"nothing of the body came for {IDLE_SECONDS:.0f} s; send it again") from None
-        except ClientDisconnect:
+            raise UsageError(f"no part of the body arrived for {IDLE_SECONDS:.0f} s; send the request again") from None
+        except ClientDisconnect:  # nobody reads this answer
             body.discard()
-            raise UsageError("the client went away in the middle of the body") from None  # so that nobody hears it
+            raise UsageError("the client disconnected before the end of the body") from None
         except BaseException:
             body.discard()
             raise
         return body
 
+    async def _receive(self, arriving: AsyncIterator[bytes], most: int) -> None:
+        while True:
+            try:
+                chunk = await asyncio.wait_for(anext(arriving), IDLE_SECONDS)
+            except StopAsyncIteration:
+                return
+            self.size += len(chunk)
+            if self.size > most:
+                raise _too_large(most)
+            self._parts.append(chunk)
+            self._waiting += len(chunk)
+            if self._waiting >= IN_MEMORY:
+                await asyncio.to_thread(self._spill)
+
     def _spill(self) -> None:
-        """Move what waits in memory to the file."""
+        """Move the part in memory to the file."""
         if self._spool is None:
             self._spool = Spool(self._folder)
         content = b"".join(self._parts)
@@ -95,7 +96,7 @@ class Body:
 
     @property
     def path(self) -> Path:
-        """The file that it is in."""
+        """The file with the body."""
         if self._spool is None or self._parts:
             self._spill()
         assert self._spool is not None
@@ -109,37 +110,37 @@ class Body:
         return whole.hexdigest()
 
     def start(self) -> bytes:
-        """Its first bytes, by which kinds of files are told apart."""
+        """Its first bytes, which tell the formats of files apart."""
         if self._spool is None:
             return b"".join(self._parts)[:8]
         with self.path.open("rb") as file:
             return file.read(8)
 
     def keep(self, path: Path) -> None:
-        """Have it on the disk, as `path`. Raises `OutputError`."""
+        """Store it as the file `path`, on the disk. Raises `OutputError`."""
         assert self.path
         assert self._spool is not None
         self._spool.keep(path)
 
     def discard(self) -> None:
-        """Forget it, and take its file away unless it was kept."""
+        """Free its memory, and remove its file unless it was kept."""
         self._parts = []
         if self._spool is not None:
             self._spool.discard()
 
     def samples(self) -> Array:
-        """The array that it holds: `.npy`, or safetensors with one tensor. Raises `UsageError`."""
+        """The array in the body: `.npy`, or safetensors with one tensor. Raises `UsageError`."""
         if self.start()[: len(NPY)] == NPY:
             return self._npy()
         tensors = self.tensors()
         if len(tensors) != 1:
             raise UsageError(
-                f"the body has {counted(len(tensors), 'tensor')}; expected one, the activations of a layer"
+                f"the body has {counted(len(tensors), 'tensor')}; expected one, with the activations of the layer"
             )
         return next(iter(tensors.values()))
 
     def tensors(self) -> dict[str, Array]:
-        """The arrays of safetensors. Raises `UsageError`."""
+        """The arrays in the body, which is safetensors. Raises `UsageError`."""
         try:
             return read_plain_tensors(self.path)
         except DataError as error:
@@ -157,9 +158,9 @@ class Body:
 
 
 def npy_header(content: bytes) -> tuple[np.dtype[Any], bool, tuple[int, ...], int]:
-    """(dtype, whether it is in Fortran's order, shape, where the values begin) of a `.npy` file. Raises `UsageError`.
+    """(dtype, whether the order is Fortran's, shape, offset of the values) of a `.npy` file. Raises `UsageError`.
 
-    numpy's own reader takes the header for Python, whose parser Python 3.11 cannot run in several threads at once.
+    numpy's own reader parses the header as Python, and the parser of Python 3.11 cannot run in several threads at once.
     """
     width = {1: 2, 2: 4, 3: 4}.get(content[6] if len(content) > 6 else 0)
     start = 8 + (width or 0)
@@ -167,14 +168,16 @@ def npy_header(content: bytes) -> tuple[np.dtype[Any], bool, tuple[int, ...], in
     header = content[start:offset].decode("latin-1")
     found = [re.search(pattern, header) for pattern in HEADER]
     if width is None or offset > len(content) or not all(found):
-        raise UsageError("the body begins as .npy, and has no header of an array of numbers")
+        raise UsageError(
+            "the body begins as .npy but has no header of an array of numbers; send it as numpy.save writes it"
+        )
     kind, order, extents = (each[1] for each in found if each)
     shape = tuple(int(extent) for extent in extents.split(",") if extent.strip())
     return np.dtype(kind), order == "True", shape, offset
 
 
 def _too_large(most: int) -> TooLargeError:
-    return TooLargeError(f"the body has more than {most:,} bytes, which is the most; send less at a time")
+    return TooLargeError(f"the body has more than {most:,} bytes, the limit of this service; send less at a time")
 
 
 def _mapped(path: Path) -> mmap.mmap:
@@ -183,7 +186,7 @@ def _mapped(path: Path) -> mmap.mmap:
 
 
 def file_name(content: bytes, field: str) -> str:
-    """What a file that begins with `content` is called as the input `field`: its suffix says what it is."""
+    """The name of the input `field` whose file begins with `content`; the suffix tells its format."""
     if field in ("model", "quantized"):
         return f"{field}.onnx"
     return f"{field}.npz" if content.startswith(ZIP) else f"{field}.npy"

@@ -1,6 +1,6 @@
-"""A client of the service: `Client(url, token)`. Small and typed; it has what the service's pages of OpenAPI describe.
+"""A client of the service: `Client(url, token)`, a typed method for each path that programs need.
 
-A request that did not get through is sent again, with the same key where it adds something: it counts once.
+A request that gets no answer is repeated. One that adds something is repeated with the same key, so it counts once.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import ssl
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -22,31 +23,27 @@ from urllib.parse import quote
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import DataError, OutputError, StreamstatsError, UsageError, first_line, require
+from ..address import SERVICE_URL
+from ..errors import DataError, ServiceError, StreamstatsError, UsageError, first_line, require
 from ..storage.files import write_bytes
 from ..storage.tensors import tensors_bytes, tensors_of
-from .messages import IngestView, JobPage, JobView, StoreView, UploadView
+from .messages import V1, IngestView, JobPage, JobView, StoreView, UploadView
 
 if TYPE_CHECKING:
     import httpx
 
-DEFAULT_URL = "http://127.0.0.1:8765"
-V1 = "/api/v1"
 SECONDS = 60.0
 ATTEMPTS = 4
-"""Of a request that does not get through, or for which there is no place."""
+"""How often a request is sent that gets no answer, or for which the service has no capacity."""
 WAIT_SECONDS = 0.5
-"""Before the second one, and twice as long before each further one."""
-ENDED = ("done", "incomplete", "failed", "cancelled")
-NUMBER = "streamstats-results"
-
-
-class ServiceError(StreamstatsError):
-    """The service cannot be reached, or failed."""
+"""The pause before the second attempt; each further one doubles it."""
+NO_CAPACITY = 503
+LONGEST_SHOWN = 200
+"""Characters of an answer that is not ours."""
 
 
 class RefusedError(UsageError):
-    """The service refuses the request; `status` is that of HTTP."""
+    """The service refuses the request; `status` is the HTTP status."""
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
@@ -54,18 +51,18 @@ class RefusedError(UsageError):
 
 
 class Client:
-    """A service at `url`, which is asked with `token`. Use it as a context manager, or `close` it.
+    """The service at `url`, which accepts `token`. Use the client as a context manager, or `close` it.
 
-    `certificate` is a PEM file to trust, for a service whose certificate nobody else vouches for.
+    `certificate` is a PEM file to trust, for a service whose certificate no known authority has signed.
 
-    Methods raise `RefusedError` for what the service does not accept, with its reason, and `ServiceError` where it does
-    not answer.
+    Every method raises `RefusedError` with the service's reason if the service refuses the request, and `ServiceError`
+    if the service fails, has no capacity or does not respond.
     """
 
-    def __init__(self, url: str = DEFAULT_URL, token: str = "", *, certificate: str | Path | None = None) -> None:
+    def __init__(self, url: str = SERVICE_URL, token: str = "", *, certificate: str | Path | None = None) -> None:
         library = require("httpx", "client")
         if not re.match(r"https?://[^/?#]", url):
-            raise UsageError(f"the service is {url!r}; expected an address such as {DEFAULT_URL}")
+            raise UsageError(f"the service is {url!r}; expected an address such as {SERVICE_URL}")
         try:
             trusted = ssl.create_default_context(cafile=certificate)
         except OSError as error:
@@ -76,11 +73,11 @@ class Client:
                 base_url=url, headers={"Authorization": f"Bearer {token}"}, timeout=SECONDS, verify=trusted
             )
         except Exception as error:
-            raise UsageError(f"the service is {url!r}, with which nothing can be begun: {first_line(error)}") from error
+            raise UsageError(f"the service is {url!r}, which is not a valid address: {first_line(error)}") from error
         self.url = url
 
     def close(self) -> None:
-        """Close its connections."""
+        """Close the connections."""
         self._http.close()
 
     def __enter__(self) -> Self:
@@ -99,44 +96,48 @@ class Client:
         return JobView.model_validate(self._json("POST", "/jobs", json=dict(request), headers=headers))
 
     def jobs(self, *, state: str | None = None, limit: int = 100, before: int | None = None) -> JobPage:
-        """The jobs, the newest first; those after them with `before`, the `next` of what came."""
+        """A page of jobs, newest first. `before`, the `next` of one page, asks for the page after it."""
         query = {"state": state, "limit": limit, "before": before}
         known = {name: value for name, value in query.items() if value is not None}
         return JobPage.model_validate(self._json("GET", "/jobs", params=known))
 
     def job(self, job: str) -> JobView:
-        """A job, and how far it is."""
+        """The state and progress of a job."""
         return JobView.model_validate(self._json("GET", f"/jobs/{quote(job, safe='')}"))
 
     def cancel(self, job: str) -> JobView:
-        """Stop a job; results that it has stay."""
+        """Cancel a job; the results that it has written are retained."""
         return JobView.model_validate(self._json("POST", f"/jobs/{quote(job, safe='')}/cancel"))
 
     def delete(self, job: str) -> None:
-        """Remove a job that has ended, and its results."""
+        """Delete a job that has ended, and its results."""
         self._asked("DELETE", f"/jobs/{quote(job, safe='')}")
 
     def events(self, job: str) -> Iterator[tuple[str, dict[str, Any]]]:
-        """(kind, content) of what happens to a job until it ends: `job`, `message`, `end`. Broken off, it goes on."""
+        """(kind, content) of each event until the job ends: `job`, `message`, `end`. A lost connection is resumed."""
         last, failures = "0", 0
         while True:
             try:
-                headers = {"Last-Event-ID": last, "Accept": "text/event-stream"}
-                path = f"{V1}/jobs/{quote(job, safe='')}/events"
-                with self._http.stream("GET", path, headers=headers) as answer:
-                    if answer.status_code != 200:
-                        answer.read()
-                        raise _refusal(answer)
-                    for kind, content, number in _events(answer.iter_lines()):
-                        last, failures = number or last, 0
-                        yield kind, content
-                        if kind == "end":
-                            return
+                for kind, content, number in self._streamed(job, last):
+                    last, failures = number or last, 0
+                    yield kind, content
+                    if kind == "end":
+                        return
             except self._errors as error:
                 failures += 1
                 if failures >= ATTEMPTS:
-                    raise ServiceError(f"{self.url} does not answer: {first_line(error)}") from error
+                    raise self._silent(error) from error
             time.sleep(WAIT_SECONDS * 2**failures)
+
+    def _streamed(self, job: str, after: str) -> Iterator[tuple[str, dict[str, Any], str]]:
+        """(kind, content, number) of the events after the one numbered `after`, from one connection."""
+        path = f"{V1}/jobs/{quote(job, safe='')}/events"
+        headers = {"Last-Event-ID": after, "Accept": "text/event-stream"}
+        with self._http.stream("GET", path, headers=headers) as answer:
+            if not answer.is_success:
+                answer.read()
+                raise _failure(answer)
+            yield from _events(answer.iter_lines())
 
     def wait(self, job: str) -> JobView:
         """The job when it has ended."""
@@ -147,33 +148,34 @@ class Client:
     # Results
 
     def layers(self, job: str) -> dict[str, Any]:
-        """`layers`: what was counted of each; `results`: the number of the set that it is from."""
+        """`layers`: the statistics of each layer; `results`: the number of the result set that holds them."""
         return self._json("GET", f"/jobs/{quote(job, safe='')}/layers")
 
     def channels(self, job: str, layer: str) -> dict[str, Any]:
-        """What was counted of a layer, with the lists `per_channel`."""
+        """The statistics of a layer, with the lists `per_channel`."""
         return self._json("GET", f"/jobs/{quote(job, safe='')}/layers/{quote(layer)}")
 
     def fetch(self, job: str, folder: str | Path) -> int:
-        """Write the files of the current results to `folder`; the number of the set, all of which is of one moment.
+        """Write the files of the current result set to `folder` and return the number of the set.
 
-        Raises `UsageError` for a folder with something in it, `DataError` for a file that does not have its SHA-256,
-        `OutputError`.
+        Raises `UsageError` if the folder holds anything, `DataError` if a file differs from its SHA-256, `OutputError`.
         """
-        if Path(folder).exists() and (not Path(folder).is_dir() or any(Path(folder).iterdir())):
-            raise UsageError(f"{folder} exists and is no empty folder; name a new one")
+        target = Path(folder)
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            raise UsageError(f"{folder} exists and is not an empty folder; name a new one")
         found = self._json("GET", f"/jobs/{quote(job, safe='')}/files")
         number = int(found["results"])
         for name, digest in found["files"].items():
-            target = Path(folder, name)
-            if not target.resolve().is_relative_to(Path(folder).resolve()):
-                raise DataError(f"the service names a file {name!r}, which is outside {folder}; do not trust it")
-            path = f"/jobs/{quote(job, safe='')}/files/{quote(name)}"
-            content = self._asked("GET", path, params={"results": number}).content
-            if hashlib.sha256(content).hexdigest() != digest:
-                raise DataError(f"{name} of job {job} came with another SHA-256 than it has; fetch it again")
-            write_bytes(target, content)
+            path = _inside(target, name)
+            write_bytes(path, self._file(job, number, name, digest))
         return number
+
+    def _file(self, job: str, number: int, name: str, digest: str) -> bytes:
+        path = f"/jobs/{quote(job, safe='')}/files/{quote(name)}"
+        content = self._asked("GET", path, params={"results": number}).content
+        if hashlib.sha256(content).hexdigest() != digest:
+            raise DataError(f"{name} of job {job} does not match its SHA-256; fetch the job again")
+        return content
 
     def corrections(
         self,
@@ -182,9 +184,9 @@ class Client:
         fake_quantized: Mapping[str, npt.NDArray[Any]],
         layouts: Sequence[str],
     ) -> dict[str, npt.NDArray[np.float64]]:
-        """What to add to the bias of each layer, by its name: float64[outputs].
+        """The term to add to the bias of each layer, float64[outputs] by the layer's name.
 
-        `weights` and `fake_quantized` hold an array for each layer; `layouts` as in `streamstats correct`.
+        `weights` and `fake_quantized` hold one array for each layer; `layouts` as in `streamstats correct`.
         """
         tensors = {f"{layer}.weight": array for layer, array in weights.items()}
         tensors |= {f"{layer}.fake_quantized": array for layer, array in fake_quantized.items()}
@@ -204,9 +206,10 @@ class Client:
         channel_axis: int = -1,
         quantization: Mapping[str, Any] | None = None,
     ) -> IngestView:
-        """Append `samples` (samples on axis 0; or the bytes of such a file) to a layer of a store of the service.
+        """Append `samples` (samples on axis 0, or the bytes of a file that holds them) to a layer of a service's store.
 
-        They are on the service's disk when this returns. The same `key`, by default a new one, is counted once.
+        The samples are on the service's disk when this returns. Requests with the same `key` (default: a new one)
+        count once.
         """
         content = samples if isinstance(samples, bytes) else _npy(samples)
         query: dict[str, Any] = {"channel_axis": channel_axis}
@@ -217,53 +220,66 @@ class Client:
         return IngestView.model_validate(self._json("POST", path, params=query, headers=headers, content=content))
 
     def store(self, name: str) -> StoreView:
-        """The rows of each layer of a store of the service."""
+        """The rows of each layer of a store that the service owns."""
         return StoreView.model_validate(self._json("GET", f"/stores/{quote(name, safe='')}"))
 
     def upload(self, path: str | Path) -> UploadView:
-        """Upload a model or samples, for a job of the kind `onnx`. Raises `UsageError` for a file that is not there."""
+        """Upload a model or samples for a job of the kind `onnx`. Raises `UsageError` if the file cannot be read."""
         try:
             with open(path, "rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                headers = {"Content-Length": str(size)}
-                answer = self._checked(self._http.post(f"{V1}/uploads", content=file, headers=headers, timeout=None))
+                headers = {"Content-Length": str(os.fstat(file.fileno()).st_size)}
+                answer = self._http.post(f"{V1}/uploads", content=file, headers=headers, timeout=None)
         except OSError as error:
             raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
         except self._errors as error:
-            raise ServiceError(f"{self.url} does not answer: {first_line(error)}") from error
-        return UploadView.model_validate(answer.json())
+            raise self._silent(error) from error
+        return UploadView.model_validate(_checked(answer).json())
 
     def _json(self, method: str, path: str, **options: Any) -> dict[str, Any]:
         found: dict[str, Any] = self._asked(method, path, **options).json()
         return found
 
     def _asked(self, method: str, path: str, **options: Any) -> httpx.Response:
-        for attempt in range(ATTEMPTS):
-            last = attempt == ATTEMPTS - 1
-            try:
+        """The answer, after at most ATTEMPTS requests."""
+        for attempt in range(ATTEMPTS - 1):
+            with suppress(self._errors):
                 answer = self._http.request(method, V1 + path, **options)
-            except self._errors as error:
-                if last:
-                    raise ServiceError(f"{self.url} does not answer: {first_line(error)}; is it running?") from error
-            else:
-                if answer.status_code != 503 or last:
-                    return self._checked(answer)
+                if answer.status_code != NO_CAPACITY:
+                    return _checked(answer)
             time.sleep(WAIT_SECONDS * 2**attempt)
-        raise AssertionError("the last attempt answers or raises")
+        try:
+            return _checked(self._http.request(method, V1 + path, **options))
+        except self._errors as error:
+            raise self._silent(error) from error
 
-    def _checked(self, answer: httpx.Response) -> httpx.Response:
-        if answer.is_success:
-            return answer
-        raise _refusal(answer)
+    def _silent(self, error: Exception) -> ServiceError:
+        return ServiceError(f"{self.url} does not respond: {first_line(error)}; check that the service is running")
 
 
-def _refusal(answer: httpx.Response) -> StreamstatsError:
+def _checked(answer: httpx.Response) -> httpx.Response:
+    if not answer.is_success:
+        raise _failure(answer)
+    return answer
+
+
+def _failure(answer: httpx.Response) -> StreamstatsError:
+    """What an answer without success means for the caller: `ServiceError` from 500 on, else `RefusedError`."""
     try:
         message = str(answer.json()["error"]["message"])
-    except (ValueError, KeyError, TypeError):
-        message = answer.text[:200]
-    text = f"the service answers {answer.status_code}: {message}"
-    return OutputError(text) if answer.status_code >= 500 else RefusedError(text, answer.status_code)
+    except (ValueError, KeyError, TypeError):  # not one of our answers: a proxy's
+        message = answer.text[:LONGEST_SHOWN]
+    status = answer.status_code
+    if status >= 500:
+        return ServiceError(f"the service cannot meet the request (status {status}): {message}")
+    return RefusedError(f"the service refuses the request (status {status}): {message}", status)
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """The path of the file `name` in `folder`. Raises `DataError` for a name that leads out of it."""
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise DataError(f"the service names a file {name!r}, which is outside {folder}; do not trust this service")
+    return path
 
 
 def _events(lines: Iterator[str]) -> Iterator[tuple[str, dict[str, Any], str]]:

@@ -1,7 +1,7 @@
-"""The database: jobs and what became of them, what was ingested under which key. SQLite, one file.
+"""The database: jobs, their messages, and the idempotency keys of activations. SQLite, one file.
 
-Every change is one transaction that is on the disk before it is acknowledged (journal in WAL, synchronous). A database
-of an older version is migrated step by step when it is opened; one of a newer version is refused.
+Every change is one transaction, which is on the disk before it is acknowledged (write-ahead log, synchronous). A
+database of an older version is migrated step by step when it is opened; one of a newer version is refused.
 """
 
 from __future__ import annotations
@@ -59,11 +59,11 @@ MIGRATIONS: Sequence[str] = (
     ) WITHOUT ROWID;
     """,
 )
-"""Version n of the database is what the first n of them make."""
+"""The first n scripts make version n of the database."""
 
 
 class Database:
-    """Connections to the file at `path`, one a thread. Raises `DataError` for a file that is none of ours."""
+    """Connections to the file at `path`, one per thread. Raises `DataError` for a file that is not our database."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -75,7 +75,8 @@ class Database:
             (version,) = connection.execute("PRAGMA user_version").fetchone()
             if version > len(MIGRATIONS):
                 raise DataError(
-                    f"{self._path} has version {version}, this program knows {len(MIGRATIONS)}; use the newer one again"
+                    f"{self._path} has version {version}; this program supports versions up to {len(MIGRATIONS)}; "
+                    "use the newer program"
                 )
             for number, script in enumerate(MIGRATIONS[version:], start=version + 1):
                 for statement in filter(str.strip, script.split(";")):
@@ -90,13 +91,16 @@ class Database:
                 for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
                     connection.execute(f"PRAGMA {pragma}")
             except sqlite3.DatabaseError as error:
-                raise DataError(f"{self._path} is not a database of the service, or is damaged: {error}") from error
+                raise DataError(
+                    f"{self._path} is damaged or not a database of the service: {error}; "
+                    "restore it from a backup, or use another `data`"
+                ) from error
             self._local.connection = connection
         return self._local.connection  # type: ignore[no-any-return]
 
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
-        """A transaction: all of it is on the disk when the block ends, or none. Raises `OutputError`."""
+        """A transaction: all of it is on the disk when the block ends, or none of it. Raises `OutputError`."""
         connection = self._connection()
         try:
             connection.execute("BEGIN IMMEDIATE")
@@ -106,14 +110,16 @@ class Database:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             if isinstance(error, sqlite3.OperationalError):
-                raise OutputError(f"cannot write {self._path}: {error}; make room") from error
+                raise OutputError(
+                    f"cannot write {self._path}: {error}; check that the disk has room and responds"
+                ) from error
             raise
 
     def query(self, statement: str, parameters: Sequence[Any] = ()) -> list[sqlite3.Row]:
-        """All rows that `statement` gives."""
+        """All rows that `statement` selects."""
         return self._connection().execute(statement, parameters).fetchall()
 
     def one(self, statement: str, parameters: Sequence[Any] = ()) -> sqlite3.Row | None:
-        """The first row that `statement` gives."""
+        """The first row that `statement` selects, None if there is none."""
         found: sqlite3.Row | None = self._connection().execute(statement, parameters).fetchone()
         return found

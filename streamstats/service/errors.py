@@ -1,4 +1,4 @@
-"""What a client is told with a status of its own, beside the errors of the library."""
+"""The errors that clients of the service get with a status of their own, beside those of the library."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ from ..errors import DataError, OutputError, StreamstatsError, UsageError
 
 
 class NotFoundError(StreamstatsError):
-    """There is no such thing."""
+    """What the request names does not exist: correct the name, or create it."""
 
 
 class ConflictError(StreamstatsError):
-    """It is not in a state for this."""
+    """The current state of a thing does not allow the request: change the state first."""
 
 
 class FullError(StreamstatsError):
-    """There is no place now; later there may be."""
+    """The service has no capacity at the moment: retry later."""
 
 
 class TooLargeError(StreamstatsError):
-    """More than is taken."""
+    """The request is larger than the service accepts: send less."""
 
 
 class GoneError(StreamstatsError):
-    """It was replaced."""
+    """The result set was replaced: ask for the current one."""
 
 
 STATUSES: dict[type[StreamstatsError], int] = {
@@ -35,9 +35,9 @@ STATUSES: dict[type[StreamstatsError], int] = {
     OutputError: 507,
     DataError: 500,
 }
-"""The HTTP status of an error: that of its class, or of the nearest one above it."""
+"""The HTTP status of an error: that of its class, or of the nearest class above it."""
 
 
 def status_of(error: StreamstatsError) -> int:
-    """The HTTP status that says what kind of error it is."""
+    """The HTTP status of `error`."""
     return next((STATUSES[kind] for kind in type(error).__mro__ if kind in STATUSES), 500)

@@ -1,41 +1,37 @@
-"""Server-sent events of a job: what is said of it, and how far it is, each time that this changes."""
+"""Server-sent events of a job: its messages, and its state and progress each time that they change."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 
 from .errors import NotFoundError
-from .jobs import ENDED
+from .job_table import ENDED
 from .service import Service
 
-TICK_SECONDS, SILENCE_SECONDS = 0.5, 15.0
-"""Between two events, at least; and at most, so that everybody between knows that the stream lives."""
+TICK_SECONDS = 0.5
+"""The shortest time between two reports."""
+SILENCE_SECONDS = 15.0
+"""The longest silence: after that, a comment shows clients and proxies that the stream is alive."""
 
 
 async def job_events(service: Service, job: str, after: int) -> AsyncIterator[str]:
-    """Events of a job as text, until it has ended."""
-    changed, loop = asyncio.Event(), asyncio.get_running_loop()
-
-    def wake(name: str) -> None:
-        if name == job:
-            loop.call_soon_threadsafe(changed.set)
-
-    unlisten = service.jobs.listen(wake)
+    """The events of a job, its messages from those numbered above `after`, until the job ends or the service stops."""
     last = ""
-    try:
+    with _changes(service, job) as changed:
         while True:
             changed.clear()
             try:
-                view = await asyncio.to_thread(service.jobs.get, job)
-                said = await asyncio.to_thread(service.jobs.events, job, after)
+                view = await asyncio.to_thread(service.table.get, job)
+                messages = await asyncio.to_thread(service.table.events, job, after)
             except NotFoundError:  # deleted
                 yield _event("end", '{"state": "deleted"}')
                 return
-            for each in said:
-                after = each["number"]
-                yield _event("message", json.dumps(each), after)
+            for message in messages:
+                after = message["number"]
+                yield _event("message", json.dumps(message), after)
             text = view.model_dump_json()
             if text != last:
                 last = text
@@ -49,8 +45,22 @@ async def job_events(service: Service, job: str, after: int) -> AsyncIterator[st
             if not changed.is_set():
                 yield ": nothing new\n\n"
             await asyncio.sleep(TICK_SECONDS)
+
+
+@contextmanager
+def _changes(service: Service, job: str) -> Iterator[asyncio.Event]:
+    """An event that is set, in this loop, whenever the job changes."""
+    changed, loop = asyncio.Event(), asyncio.get_running_loop()
+
+    def wake(name: str) -> None:
+        if name == job:
+            loop.call_soon_threadsafe(changed.set)
+
+    end = service.jobs.listen(wake)
+    try:
+        yield changed
     finally:
-        unlisten()
+        end()
 
 
 async def _woken(changed: asyncio.Event, stopping: asyncio.Event) -> None:
@@ -63,4 +73,5 @@ async def _woken(changed: asyncio.Event, stopping: asyncio.Event) -> None:
 
 
 def _event(kind: str, text: str, number: int | None = None) -> str:
-    return f"{f'id: {number}' + chr(10) if number is not None else ''}event: {kind}\ndata: {text}\n\n"
+    identity = "" if number is None else f"id: {number}\n"
+    return f"{identity}event: {kind}\ndata: {text}\n\n"

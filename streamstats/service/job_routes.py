@@ -11,76 +11,77 @@ from fastapi.responses import Response, StreamingResponse
 
 from .errors import FullError
 from .events import job_events
-from .jobs import STATES
-from .messages import JobPage, JobRequest, JobView
-from .parameters import V1, JobId, OptionalKey, errors
+from .job_table import STATES
+from .messages import V1, JobPage, JobRequest, JobView
+from .parameters import JobId, OptionalKey, Responses, errors
+from .places import Places
 from .service import Service
 
+State = Annotated[str | None, Query(pattern=f"^({'|'.join(STATES)})$")]
+Before = Annotated[int | None, Query(ge=1, le=2**53, description="The `next` of the previous page.")]
+LastEvent = Annotated[str | None, Header(alias="Last-Event-ID", max_length=20)]
+EVENTS = "text/event-stream"
 
-def job_routes(service: Service) -> APIRouter:
-    """The paths below `/jobs`."""
-    routes = APIRouter()
-    responses = errors(404, 409, 422, 503, 507)
-    streams = 0
 
-    @routes.post(f"{V1}/jobs", status_code=201, tags=["jobs"], responses=responses)
-    def submit(request: JobRequest, idempotency_key: OptionalKey = None) -> JobView:
-        """Submit a job. The same key of the same submitter gives the job that it gave before."""
-        if service.stopping.is_set():
-            raise FullError("the service is being stopped; submit again later")
-        return service.submit(request, idempotency_key)
+class JobRoutes:
+    """The paths below `/jobs` that are about jobs themselves."""
 
-    @routes.get(f"{V1}/jobs", tags=["jobs"], responses=responses)
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._streams = Places(service.config.limits.streams)
+
+    def router(self) -> APIRouter:
+        """The paths, described for OpenAPI."""
+        routes = APIRouter(prefix=f"{V1}/jobs", tags=["jobs"], responses=errors(404, 409, 422, 503, 507))
+        streamed: Responses = {200: {"content": {EVENTS: {}}}}
+        routes.post("", status_code=201)(self.submit)
+        routes.get("")(self.jobs)
+        routes.get("/{job}")(self.inspect)
+        routes.post("/{job}/cancel")(self.cancel)
+        routes.delete("/{job}", status_code=204)(self.delete)
+        routes.get("/{job}/events", responses=streamed, response_class=StreamingResponse)(self.events)
+        return routes
+
+    def submit(self, request: JobRequest, idempotency_key: OptionalKey = None) -> JobView:
+        """Submit a job. A repeated key of the same submitter returns the job that it returned before."""
+        if self._service.stopping.is_set():
+            raise FullError("the service is shutting down; submit the job again later")
+        return self._service.submit(request, idempotency_key)
+
     def jobs(
-        state: Annotated[str | None, Query(pattern=f"^({'|'.join(STATES)})$")] = None,
-        before: Annotated[int | None, Query(ge=1, le=2**53, description="`next` of the page before.")] = None,
-        limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+        self, state: State = None, before: Before = None, limit: Annotated[int, Query(ge=1, le=1000)] = 100
     ) -> JobPage:
-        """The jobs, the newest first."""
-        found, following = service.jobs.newest(before=before, limit=limit, state=state)
+        """The jobs, newest first."""
+        found, following = self._service.table.newest(before=before, limit=limit, state=state)
         return JobPage(jobs=found, next=following)
 
-    @routes.get(f"{V1}/jobs/{{job}}", tags=["jobs"], responses=responses)
-    def inspect(job: JobId) -> JobView:
-        """A job, and how far it is."""
-        return service.jobs.get(job)
+    def inspect(self, job: JobId) -> JobView:
+        """The state and progress of a job."""
+        return self._service.table.get(job)
 
-    @routes.post(f"{V1}/jobs/{{job}}/cancel", tags=["jobs"], responses=responses)
-    def cancel(job: JobId) -> JobView:
-        """Stop a job; results that it has stay."""
-        return service.jobs.cancel(job)
+    def cancel(self, job: JobId) -> JobView:
+        """Cancel a job; the results that it has written are retained."""
+        return self._service.jobs.cancel(job)
 
-    @routes.delete(f"{V1}/jobs/{{job}}", status_code=204, tags=["jobs"], responses=responses)
-    def delete(job: JobId) -> None:
-        """Remove a job that has ended, and its results."""
-        service.jobs.delete(job)
+    def delete(self, job: JobId) -> None:
+        """Delete a job that has ended, and its results."""
+        self._service.jobs.delete(job)
 
-    @routes.get(
-        f"{V1}/jobs/{{job}}/events",
-        tags=["jobs"],
-        responses={**responses, 200: {"content": {"text/event-stream": {}}}},
-        response_class=StreamingResponse,
-    )
-    async def events(
-        job: JobId,
-        last_event_id: Annotated[str | None, Header(alias="Last-Event-ID", max_length=20)] = None,
-    ) -> Response:
-        """Server-sent events: `job` (the job, as it is now), `message` (what was said of it), `end`."""
-        nonlocal streams
-        await asyncio.to_thread(service.jobs.get, job)
-        if streams >= service.config.limits.streams:
-            raise FullError(f"{streams} clients follow jobs, which is the most; ask for the job from time to time")
-        after = int(last_event_id) if last_event_id and last_event_id.isascii() and last_event_id.isdigit() else 0
+    async def events(self, job: JobId, last_event_id: LastEvent = None) -> Response:
+        """Server-sent events: `job` (its state and progress), `message` (a line of its log), `end`."""
+        await asyncio.to_thread(self._service.table.get, job)
+        most = self._streams.most
+        self._streams.check(f"{most:,} clients follow jobs already, the limit of this service; poll the job instead")
+        stream = self._counted(job, _number(last_event_id))
+        return StreamingResponse(stream, media_type=EVENTS, headers={"x-accel-buffering": "no"})
 
-        async def counted() -> AsyncIterator[str]:
-            nonlocal streams
-            streams += 1
-            try:
-                async for event in job_events(service, job, min(after, 2**53)):
-                    yield event
-            finally:
-                streams -= 1
+    async def _counted(self, job: str, after: int) -> AsyncIterator[str]:
+        with self._streams.taken():
+            async for event in job_events(self._service, job, after):
+                yield event
 
-        return StreamingResponse(counted(), media_type="text/event-stream", headers={"x-accel-buffering": "no"})
 
-    return routes
+def _number(last_event_id: str | None) -> int:
+    """The number of the last event that a client has, 0 if it has none."""
+    known = last_event_id is not None and last_event_id.isascii() and last_event_id.isdigit()
+    return min(int(last_event_id or 0), 2**53) if known else 0

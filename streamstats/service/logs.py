@@ -1,4 +1,4 @@
-"""Logs as JSON, one object a line: when, how grave, what, and of which job, store or request. Never a token."""
+"""Logs as JSON, one object a line: time, level, event, and the job, store or request it concerns. Never a token."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FIELDS = (
 
 
 class JsonLines(logging.Formatter):
-    """A record as an object of JSON."""
+    """A log record as a JSON object."""
 
     def format(self, record: logging.LogRecord) -> str:
         """The line."""
@@ -30,7 +30,7 @@ class JsonLines(logging.Formatter):
 
 
 def log_as_json() -> None:
-    """Have what the service and its server log go to stderr as JSON."""
+    """Write the logs of the service and its HTTP server to stderr as JSON."""
     lines = logging.StreamHandler(sys.stderr)
     lines.setFormatter(JsonLines())
     for name in ("streamstats.service", "uvicorn", "uvicorn.error"):

@@ -1,4 +1,4 @@
-"""What clients and the service say to each other: requests are checked strictly, answers are the same for all."""
+"""What clients and the service send each other: requests, which are checked strictly, and answers."""
 
 from __future__ import annotations
 
@@ -11,29 +11,33 @@ from ..config import ReductionConfig, Settings
 from ..jobs.job import DEFAULT_MEMORY
 from .settings import Bytes
 
+V1 = "/api/v1"
+"""Before every path that is described by OpenAPI."""
 STORE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 UPLOAD_ID = r"^[0-9a-f]{64}$"
 MOST_RULES = 1000
 OWN = "store:"
-"""Before the name of a store that the service owns, as the source of a job."""
+"""As the source of a job, the name of a store that the service owns begins with this."""
 
-Upload = Annotated[str, Field(pattern=UPLOAD_ID, description="What an upload answered as its id.")]
+Upload = Annotated[str, Field(pattern=UPLOAD_ID, description="The `id` of an upload.")]
 Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[ -~]+$")]
 
 
 class FollowRequest(Settings):
-    """Until when a store is followed; without both, until the job is cancelled."""
+    """When to stop following a store; with neither key, the job runs until it is cancelled."""
 
-    rows: Annotated[int | None, Field(ge=1, le=2**53, description="Every layer has so many rows.")] = None
-    idle: Annotated[float | None, Field(gt=0, le=1e9, description="Seconds in which nothing was added.")] = None
+    rows: Annotated[int | None, Field(ge=1, le=2**53, description="Stop when every layer has this many rows.")] = None
+    idle: Annotated[float | None, Field(gt=0, le=1e9, description="Stop after this many seconds without new rows.")] = (
+        None
+    )
 
 
 class Submission(Settings):
-    """Whose job it is, and how urgent among theirs."""
+    """Who submits a job, and its priority."""
 
-    submitter: Annotated[Name, Field(description="Who submits: jobs are fair between submitters.")] = "anonymous"
+    submitter: Annotated[Name, Field(description="The queue shares the workers fairly among submitters.")] = "anonymous"
     priority: Annotated[
-        int, Field(ge=-100, le=100, description="Among jobs of the same submitter; more is sooner.")
+        int, Field(ge=-100, le=100, description="Orders the jobs of one submitter; higher runs sooner.")
     ] = 0
 
     @model_validator(mode="before")
@@ -42,31 +46,34 @@ class Submission(Settings):
         try:
             json.dumps(request, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
-            raise ValueError("the request has halves of characters; expected Unicode") from error
+            raise ValueError("the request contains unpaired surrogate characters; expected valid Unicode") from error
         return request
 
 
 class RunRequest(Submission, ReductionConfig):
-    """Reduce a store: what `streamstats run` does."""
+    """Reduce a store, as `streamstats run` does."""
 
     kind: Literal["run"]
-    follow: Annotated[FollowRequest | None, Field(description="Go on with rows that are appended.")] = None
+    follow: Annotated[FollowRequest | None, Field(description="Keep counting rows as they are appended.")] = None
 
 
 class OnnxRequest(Submission):
-    """Record a model over samples, reduce, and correct what a quantiser made of it, or its own weights on few bits."""
+    """Run a model on samples, record and reduce its activations, and correct the quantised model.
+
+    The quantised model is an upload, or the float model with its weights fake-quantised to `bits`.
+    """
 
     kind: Literal["onnx"]
     model: Annotated[Upload, Field(description="The float model.")]
     samples: Annotated[Upload, Field(description="Calibration samples, .npy or .npz.")]
-    quantized: Annotated[Upload | None, Field(description="The same model, quantised; or give bits.")] = None
-    bits: Annotated[int | None, Field(ge=2, le=16, description="Fake-quantise the weights.")] = None
+    quantized: Annotated[Upload | None, Field(description="The same model, quantised; or give `bits`.")] = None
+    bits: Annotated[int | None, Field(ge=2, le=16, description="Fake-quantise the weights to this many bits.")] = None
     per_channel: bool = False
     symmetric: bool = False
     storage: Literal["float", "int8"] = "float"
-    iterative: Annotated[Literal["full", "change"] | None, Field(description="Layer after layer.")] = None
-    held_out: Annotated[Upload | None, Field(description="Samples to judge by.")] = None
-    labels: Annotated[Upload | None, Field(description="Their labels, .npy of integers.")] = None
+    iterative: Annotated[Literal["full", "change"] | None, Field(description="Correct layer by layer.")] = None
+    held_out: Annotated[Upload | None, Field(description="Samples that measure the effect of the correction.")] = None
+    labels: Annotated[Upload | None, Field(description="Labels of the held-out samples, a .npy of integers.")] = None
     do_no_harm: bool = False
     memory: Bytes = DEFAULT_MEMORY
 
@@ -75,9 +82,9 @@ JobRequest = Annotated[RunRequest | OnnxRequest, Field(discriminator="kind")]
 
 
 class JobView(BaseModel):
-    """A job: its state, how far it is, and the number of its newest results, if there are any.
+    """A job: its state, its progress, and the number of its current result set, if it has one.
 
-    Times are seconds since 1970; `bytes` are decoded ones.
+    Times are seconds since 1970; `bytes` counts decoded bytes.
     """
 
     id: str
@@ -101,21 +108,16 @@ class JobView(BaseModel):
     follows: bool
     request: dict[str, Any]
 
-    @property
-    def ended_well(self) -> bool:
-        """Whether everything was counted."""
-        return self.state == "done"
-
 
 class JobPage(BaseModel):
-    """Jobs, the newest first; `next` is the `before` of the page after it."""
+    """A page of jobs, newest first; `next` is the `before` of the following page."""
 
     jobs: list[JobView]
     next: int | None
 
 
 class IngestView(BaseModel):
-    """Rows `start` to `stop` of a layer were added, now or when the same key was given before."""
+    """Rows `start` to `stop` of a layer: appended now or, if `repeated`, by an earlier request with the same key."""
 
     store: str
     layer: str
@@ -125,14 +127,14 @@ class IngestView(BaseModel):
 
 
 class UploadView(BaseModel):
-    """An upload: its id is the SHA-256 of its content."""
+    """An upload; its id is the SHA-256 of its content."""
 
     id: str
     bytes: int
 
 
 class StoreView(BaseModel):
-    """A store that the service owns: the rows of each layer; `source` is what a job calls it."""
+    """A store that the service owns: the rows of each layer; `source` is the store's name in a job request."""
 
     name: str
     source: str
@@ -140,7 +142,14 @@ class StoreView(BaseModel):
     rows: int
 
 
+class StatisticView(BaseModel):
+    """A statistic that a job can keep beside the ones that are always kept: its name and what it is for."""
+
+    name: str
+    description: str
+
+
 class LinkView(BaseModel):
-    """A path that can be fetched without a token for a minute."""
+    """A path that can be fetched without a token for one minute."""
 
     path: str

@@ -1,4 +1,4 @@
-"""What every request goes through beside `Guard`: its body has a limit, it is measured and logged."""
+"""What every request passes beside `Guard`: the limit of JSON bodies, the metrics and the log."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import time
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .answers import problem
+from .messages import V1
 from .metrics import Metrics
-from .parameters import V1
 
 REQUEST_NUMBER = "streamstats.request"
-"""The key in the scope of a request of the number that the log has for it."""
+"""The key, in the scope of a request, of its number in the log."""
 METHODS, OTHER = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"), "other"
 
 log = logging.getLogger("streamstats.service")
 
 
 class SmallBodies:
-    """Bodies of JSON have a limit, and come in time. The others are counted where they are read."""
+    """Limits the size of JSON bodies and the time to send one. Other bodies are limited where they are read."""
 
     MOST = 2**20
     SECONDS = 30.0
@@ -30,17 +30,21 @@ class SmallBodies:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """As ASGI has it."""
+        """The ASGI interface."""
         if scope["type"] != "http" or (scope["method"], scope["path"]) != ("POST", f"{V1}/jobs"):
             await self._app(scope, receive, send)
             return
         try:
             messages = await asyncio.wait_for(self._received(receive), self.SECONDS)
         except TimeoutError:
-            await problem(408, f"the body did not come within {self.SECONDS:.0f} s")(scope, receive, send)
+            await problem(408, f"the body did not arrive within {self.SECONDS:.0f} s; send the request again")(
+                scope, receive, send
+            )
             return
         if sum(len(each.get("body", b"")) for each in messages) > self.MOST:
-            await problem(413, f"the body has more than {self.MOST:,} bytes, the most here")(scope, receive, send)
+            await problem(413, f"the body has more than {self.MOST:,} bytes, the limit of this path; send less")(
+                scope, receive, send
+            )
             return
 
         async def again() -> Message:
@@ -49,7 +53,7 @@ class SmallBodies:
         await self._app(scope, again, send)
 
     async def _received(self, receive: Receive) -> list[Message]:
-        """All of the body, or the first of it that is too much."""
+        """The messages of the body, up to the one that exceeds the limit."""
         messages: list[Message] = []
         received = 0
         while True:
@@ -60,13 +64,13 @@ class SmallBodies:
 
 
 class Watched:
-    """Measures and logs every request, and answers what nobody foresaw with 500 and a number to look for in the log."""
+    """Measures and logs every request, under a number that the header `x-request-id` gives to the client."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app, self._metrics = app, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """As ASGI has it."""
+        """The ASGI interface."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -84,13 +88,21 @@ class Watched:
             await self._app(scope, receive, send_watched)
         except Exception:
             log.exception("failed", extra={"request": number, "method": scope["method"], "path": scope["path"]})
-        seconds = time.perf_counter() - started
+        self._record(scope, status, time.perf_counter() - started)
+
+    def _record(self, scope: Scope, status: int, seconds: float) -> None:
+        """Put a request that was answered into the metrics and the log."""
         route = getattr(scope.get("route"), "path", OTHER)
-        method = scope["method"] if scope["method"] in METHODS else OTHER  # clients may make up any number of them
+        method = scope["method"] if scope["method"] in METHODS else OTHER  # clients may invent any number of methods
         self._metrics.requests.labels(method, route, status).observe(seconds)
-        level = logging.INFO if scope["method"] != "GET" or status >= 400 else logging.DEBUG
-        said = {"request": number, "method": scope["method"], "path": scope["path"], "status": status}
         client = scope.get("client")
-        log.log(
-            level, "request", extra={**said, "seconds": round(seconds, 6), "address": client[0] if client else None}
-        )
+        found = {
+            "request": scope[REQUEST_NUMBER],
+            "method": scope["method"],
+            "path": scope["path"],
+            "status": status,
+            "seconds": round(seconds, 6),
+            "address": client[0] if client else None,
+        }
+        level = logging.INFO if scope["method"] != "GET" or status >= 400 else logging.DEBUG
+        log.log(level, "request", extra=found)

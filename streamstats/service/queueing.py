@@ -1,4 +1,4 @@
-"""Which job is next: fair between submitters, then by priority, then in order."""
+"""Which job runs next: fair among submitters, then by priority, then in order of submission."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Waiting:
-    """A job that waits: its number, which grows, who submitted it, and its priority (more is sooner)."""
+    """A queued job: its number, which grows with each submission, its submitter and its priority (higher is sooner)."""
 
     number: int
     submitter: str
@@ -17,10 +17,10 @@ class Waiting:
 
 
 def next_job(waiting: Sequence[Waiting], running: Sequence[str], last_started: Mapping[str, float]) -> Waiting | None:
-    """The job to start: of the submitter with the fewest of the `running` jobs (a submitter each), then of the one
-    whose last job started longest ago; of these by priority, then by number.
+    """The job to start, None if none waits. `running` names the submitter of each running job.
 
-    A priority orders the jobs of one submitter. It takes nothing from another.
+    The submitter with the fewest running jobs is next; among equals, the one whose latest job started earliest. Of that
+    submitter's jobs, priority decides, then number: a priority takes nothing from other submitters.
 
     >>> next_job([Waiting(1, "ann"), Waiting(2, "ben"), Waiting(3, "ann", 5)], ["ann"], {"ann": 10.0}).number
     2

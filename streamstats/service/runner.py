@@ -1,8 +1,8 @@
-"""A job in a process of its own: `python -m streamstats.service.runner FOLDER`, started by the service alone.
+"""A job in a process of its own: `python -m streamstats.service.runner FOLDER`, which only the service starts.
 
-What happens is told on stdout, one JSON object a line: `{"plan": …}`, `{"progress": …}`, `{"message": …}`,
-`{"saving": …}`, `{"results": …}` and, last, `{"end": …}` with the exit status that the command line would have. When
-stdin ends, the service is gone: the job stops as at a signal, with everything saved that was counted.
+It reports on stdout, one JSON object a line: `{"plan": …}`, `{"progress": …}`, `{"message": …}`, `{"saving": …}`,
+`{"results": …}` and, last, `{"end": …}` with the exit status that the command line would have. The end of stdin means
+that the service is gone: the job stops as it does at a signal, and saves what was counted.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..calibration.selection import LayerRule
 from ..calibration.sources.choose import source_of
 from ..config import ClusterConfig, JobConfig
-from ..errors import OutputError, StreamstatsError, UsageError, counted, first_line
+from ..errors import DONE, INCOMPLETE, INTERRUPTED, OutputError, StreamstatsError, UsageError, counted, first_line
 from ..interrupts import SIGNALS
 from ..jobs.job import Job
 from ..jobs.run import POLL_SECONDS, Follow
@@ -36,42 +36,49 @@ from ..storage.files import read_json, remove, remove_folder, write_json
 from ..storage.locks import locked
 from .published import publish, result_files
 
-INCOMPLETE, INTERRUPTED = 3, 130
-TELL_SECONDS = 0.25
-"""Between two lines of progress."""
+if TYPE_CHECKING:
+    from ..models.onnx.correct import Correction, How
+
+REPORT_SECONDS = 0.25
+"""The shortest time between two lines of progress."""
 LOCK_SECONDS = 60.0
-"""For how long a job waits for the process that had it before."""
+"""How long a job waits for an earlier process of the same job."""
 REQUEST, OUTPUT, INPUTS, LOCK = "request.json", "out", "inputs", "job.lock"
-FOR_CORRECTIONS = (SampleSpread.name, PositionSums.name)
-"""What is counted for a model that is corrected, beside what is always counted."""
 STORE, RECORDED, CORRECTED, REPORT = "calibration.zarr", "recorded.json", "corrected.onnx", "report"
+ONNX_STATISTICS = (SampleSpread.name, PositionSums.name)
+"""What a job of the kind `onnx` keeps: its report gives standard errors, and layers that pad are corrected exactly."""
 
 
 def main() -> int:
-    """Do the job of the folder that the first argument names, and tell of it."""
-    os.chdir(sys.argv[1])  # so that what it says and writes names no folder of the service
+    """Do the job in the folder that the first argument names, and report on it."""
+    os.chdir(sys.argv[1])  # messages and files then name no folder of the service
     request = read_json(Path(REQUEST))
     for number in SIGNALS:
         signal.signal(number, _interrupt)
     threading.Thread(target=_watch_service, daemon=True).start()
-    told = _Told()
+    lines = Lines()
+    status, text = _done(request, lines)
+    lines.write("end", {"status": status, "text": text})
+    return status
+
+
+def _done(request: dict[str, Any], lines: Lines) -> tuple[int, str]:
+    """Do the job: (exit status, message)."""
     try:
         with _alone():
-            status, text = KINDS[request["kind"]](request, told)
+            return KINDS[request["kind"]](request, lines)
     except StreamstatsError as error:
-        status, text = error.exit_status, " ".join(str(error).split())
-    except Exception as error:  # what a model or a library raises; trying again would change nothing
+        return error.exit_status, " ".join(str(error).split())
+    except Exception as error:  # what a model or a library raises; a retry would change nothing
         traceback.print_exc()
-        status, text = StreamstatsError.exit_status, f"{type(error).__name__}: {first_line(error)}"
+        return StreamstatsError.exit_status, f"{type(error).__name__}: {first_line(error)}"
     except KeyboardInterrupt:
-        status, text = INTERRUPTED, "stopped; what was counted is saved"
-    told.line({"end": {"status": status, "text": text}})
-    return status
+        return INTERRUPTED, "interrupted; what was counted is saved"
 
 
 @contextlib.contextmanager
 def _alone() -> Iterator[None]:
-    """Wait for the process that had the job before: a service that was killed leaves it a moment to save."""
+    """Wait for an earlier process of the job: one whose service was killed is still saving."""
     who = {"host": socket.gethostname(), "process": os.getpid(), "since": ""}
     until = time.monotonic() + LOCK_SECONDS
     with contextlib.ExitStack() as held:
@@ -86,160 +93,208 @@ def _alone() -> Iterator[None]:
         yield
 
 
-def _run(request: dict[str, Any], told: _Told) -> tuple[int, str]:
-    """(the exit status, what there is to say)."""
+# Reducing a store
+
+
+def _run(request: dict[str, Any], lines: Lines) -> tuple[int, str]:
+    """Reduce a store, as the command `run` does: (exit status, message)."""
     fields = {name: value for name, value in request.items() if name in JobConfig.model_fields}
     config = JobConfig.model_validate({**fields, "output": OUTPUT}, strict=False)
     follow = request["follow"]
     if follow is not None:
-        _wait_for_layers(config.source, told)
-    outcome = _reduced(config.job(), told, Follow(**follow) if follow is not None else None)
+        _wait_for_layers(config.source, lines)
+    outcome = _reduced(config.job(), lines, Follow(**follow) if follow is not None else None)
     if not outcome.unreadable:
-        return 0, f"done; {counted(len(outcome.statistics), 'layer')}"
+        return DONE, f"done; {counted(len(outcome.statistics), 'layer')}"
     lost = sum(each.rows[1] - each.rows[0] for each in outcome.unreadable)
     return INCOMPLETE, f"{counted(lost, 'row')} could not be read; the first: {outcome.unreadable[0].reason}"
 
 
-def _wait_for_layers(source: str, told: _Told) -> None:
-    """Until there is something to follow in a store that the service owns."""
-    while True:
-        try:
-            source_of(source).arrays()
-        except UsageError:
-            told.waiting("waits for the first activations")
-            time.sleep(POLL_SECONDS)
-        else:
-            return
+def _wait_for_layers(source: str, lines: Lines) -> None:
+    """Wait until a store that the service owns has a layer to follow."""
+    waits = False
+    while not _has_layers(source):
+        if not waits:
+            lines.say("waits for the first activations")
+        waits = True
+        time.sleep(POLL_SECONDS)
 
 
-def _reduced(job: Job, told: _Told, follow: Follow | None = None) -> Outcome:
+def _has_layers(source: str) -> bool:
+    try:
+        source_of(source).arrays()
+    except UsageError:
+        return False
+    return True
+
+
+def _reduced(job: Job, lines: Lines, follow: Follow | None = None) -> Outcome:
+    """Reduce a store, publish the results each time that they are written, and report progress."""
+
     def publish_results(outcome: Outcome) -> None:
-        told.results(publish(Path(), result_files(Path(job.output))), outcome)
+        lines.counted(sum(each.rows for each in outcome.statistics.values()))  # without rows that could not be read
+        lines.write("results", publish(Path(), result_files(Path(job.output))))
 
-    return run_job(job, follow=follow, progress=told, on_written=publish_results)
+    return run_job(job, follow=follow, progress=lines, on_written=publish_results)
 
 
-def _onnx(request: dict[str, Any], told: _Told) -> tuple[int, str]:
-    """Record, reduce, correct and report, as the commands of these names do; each goes on from what is there."""
-    from ..models.onnx.correct import How, correct, correct_quantized
-    from ..models.onnx.files import check_alone
-    from ..models.onnx.iterative import Iterative
-    from ..models.onnx.judge import HeldOut
-    from ..report import page as pages
+# Correcting a model
 
+
+def _onnx(request: dict[str, Any], lines: Lines) -> tuple[int, str]:
+    """Record, reduce, correct and report, as the commands of these names do; each step resumes what was interrupted."""
     inputs = {field: Path(INPUTS, name) for field, name in request["inputs"].items()}
-    model, samples, quantized = inputs["model"], inputs["samples"], inputs.get("quantized")
-    for each in filter(None, (model, quantized)):
-        check_alone(each)
-    _record(model, samples, request, told)
-    cluster = ClusterConfig.model_validate(request["cluster"], strict=False)
-    rule = LayerRule("*", statistics=FOR_CORRECTIONS)
-    job = Job(STORE, OUTPUT, (rule,), memory=request["memory"], cluster=cluster.chosen())
-    outcome = _reduced(job, told)
-    iterative = Iterative(samples, Path("work"), request["iterative"]) if request["iterative"] else None
-    held_out = HeldOut(inputs["held_out"], inputs.get("labels")) if "held_out" in inputs else None
-    how = How(iterative, held_out, request["do_no_harm"])
-    levels = {name: request[name] for name in ("bits", "per_channel", "symmetric")}
-    told.waiting("corrects the model")
-    if quantized is not None:
-        correction = correct_quantized(model, quantized, OUTPUT, CORRECTED, how=how, watch=told)
-    else:
-        correction = correct(model, OUTPUT, CORRECTED, **levels, how=how, watch=told)
-    page = Path(REPORT).with_suffix(".html")
-    beside = pages.write(page, pages.document(Path(OUTPUT), correction))
-    files = {each.name: each for each in (page, beside, Path(CORRECTED))}
-    told.line({"results": publish(Path(), result_files(Path(OUTPUT)) | files)})
+    _check_models(inputs)
+    _record(inputs, request, lines)
+    outcome = _reduced(_onnx_job(request), lines)
+    correction = _corrected(inputs, request, lines)
+    _publish_correction(correction, lines)
     remove(Path(RECORDED))  # first: a store that is half removed was not recorded
-    remove_folder(Path(STORE))  # many times what was uploaded
-    done = sum(each.corrected for each in correction.layers)
-    return 0, f"done; {counted(len(outcome.statistics), 'layer')} counted, {done} of the model corrected"
+    remove_folder(Path(STORE))  # many times the size of the uploads
+    corrected = sum(each.corrected for each in correction.layers)
+    return DONE, f"done; {counted(len(outcome.statistics), 'layer')} counted, {corrected:,} of the model corrected"
 
 
-def _record(model: Path, samples: Path, request: dict[str, Any], told: _Told) -> None:
-    """Record into a new store, unless this was done: a store that was begun and not finished is begun again."""
+def _check_models(inputs: dict[str, Path]) -> None:
+    """Raise `UsageError` for a model that takes tensors from other files."""
+    from ..models.onnx.files import check_alone
+
+    for field in ("model", "quantized"):
+        if field in inputs:
+            check_alone(inputs[field])
+
+
+def _record(inputs: dict[str, Path], request: dict[str, Any], lines: Lines) -> None:
+    """Record into a new store, unless that is done. A recording that was interrupted starts again."""
     from ..models.onnx.record import record
 
     if Path(RECORDED).exists():
         return
     remove_folder(Path(STORE))
-    told.waiting("runs the model on the samples")
-    recorded = record(model, samples, STORE, storage=request["storage"])
+    lines.say("runs the model on the samples")
+    recorded = record(inputs["model"], inputs["samples"], STORE, storage=request["storage"])
     for each in recorded:
         if each.reason:
-            told.line({"message": f"layer {each.layer} is left out: {each.reason}"})
+            lines.say(f"layer {each.layer} is left out: {each.reason}")
     write_json(Path(RECORDED), {"layers": [each.layer for each in recorded]})
+
+
+def _onnx_job(request: dict[str, Any]) -> Job:
+    """The reduction of the recorded store."""
+    cluster = ClusterConfig.model_validate(request["cluster"], strict=False)
+    rule = LayerRule("*", statistics=ONNX_STATISTICS)
+    return Job(STORE, OUTPUT, (rule,), memory=request["memory"], cluster=cluster.chosen())
+
+
+def _corrected(inputs: dict[str, Path], request: dict[str, Any], lines: Lines) -> Correction:
+    """Correct the quantised model, or the float model with its weights fake-quantised here."""
+    from ..models.onnx.correct import correct, correct_quantized
+
+    model, quantized = inputs["model"], inputs.get("quantized")
+    levels = {name: request[name] for name in ("bits", "per_channel", "symmetric")}
+    how = _how(inputs, request)
+    lines.say("corrects the model")
+    if quantized is not None:
+        return correct_quantized(model, quantized, OUTPUT, CORRECTED, how=how, progress=lines)
+    return correct(model, OUTPUT, CORRECTED, **levels, how=how, progress=lines)
+
+
+def _how(inputs: dict[str, Path], request: dict[str, Any]) -> How:
+    """How to correct: in one pass or layer by layer, judged by held-out samples or not."""
+    from ..models.onnx.correct import How
+    from ..models.onnx.iterative import Iterative
+    from ..models.onnx.judge import HeldOut
+
+    iterative = Iterative(inputs["samples"], Path("work"), request["iterative"]) if request["iterative"] else None
+    held_out = HeldOut(inputs["held_out"], inputs.get("labels")) if "held_out" in inputs else None
+    return How(iterative, held_out, request["do_no_harm"])
+
+
+def _publish_correction(correction: Correction, lines: Lines) -> None:
+    """Publish the corrected model and its report with the results."""
+    from ..report import page as pages
+
+    page = Path(REPORT).with_suffix(".html")
+    beside = pages.write(page, pages.document(Path(OUTPUT), correction))
+    files = {each.name: each for each in (page, beside, Path(CORRECTED))}
+    lines.write("results", publish(Path(), result_files(Path(OUTPUT)) | files))
 
 
 KINDS = {"run": _run, "onnx": _onnx}
 
 
-class _Told:
-    """Lines on stdout, not too many."""
+# Reporting
+
+
+class Lines:
+    """A `Progress` that writes lines of JSON to stdout, not too many.
+
+    Rows and bytes are reported of stages that reduce layers. Other stages are a message.
+    """
 
     def __init__(self) -> None:
-        self._last, self._said = 0.0, ""
-        self._rows = self._bytes = self._repeats = self._again = 0
-        self._counting, self._since = False, time.monotonic()
-
-    def waiting(self, message: str) -> None:
-        """Say what is going on, once."""
-        if message != self._said:
-            self._said = message
-            self.line({"message": message})
+        self._reported, self._stage = 0.0, ""
+        self._rows = self._bytes = self._repeats = 0
+        self._counts = False
+        self._since = time.monotonic()
 
     def begin(self, stage: Stage) -> None:
-        """As `Progress.begin`."""
-        self._counting = stage.layers > 0
-        if self._counting:
-            self._rows, self._bytes, self._since = stage.before, 0, time.monotonic()
-            told = {"rows": stage.rows + stage.before, "before": stage.before, "bytes": stage.size}
-            self.line({"plan": {**told, "layers": stage.layers, "workers": stage.workers}})
-        else:
-            self.waiting(f"{stage.what} ({counted(stage.rows, 'sample')})")
+        """Report the plan of a reduction, or what else begins."""
+        self._counts = bool(stage.workers)
+        if not self._counts:
+            self._begin_uncounted(f"{stage.what} ({counted(stage.rows, 'sample')})")
+            return
+        self._rows, self._bytes, self._since = stage.before, 0, time.monotonic()
+        plan = {"rows": stage.before + stage.rows, "before": stage.before, "bytes": stage.size}
+        self.write("plan", {**plan, "layers": stage.layers, "workers": stage.workers})
+
+    def _begin_uncounted(self, stage: str) -> None:
+        if stage != self._stage:
+            self._stage = stage
+            self.say(stage)
 
     def advance(self, rows: int, size: int = 0) -> None:
-        """As `Progress.advance`; samples that a model is run on are not shown."""
-        if not self._counting:
-            return
-        self._rows += rows
-        self._bytes += size
-        if self._again or time.monotonic() - self._last >= TELL_SECONDS:
-            self._last = time.monotonic()
-            again, self._again = self._again, 0
-            self._tell_progress(again)
+        """Add rows to the total, and report it from time to time."""
+        if self._counts:
+            self._rows += rows
+            self._bytes += size
+            if time.monotonic() - self._reported >= REPORT_SECONDS:
+                self._report()
 
-    def workers(self, count: int, repeats: int) -> None:  # noqa: ARG002 - how many there are is not shown
-        """As `Progress.workers`."""
-        self._again, self._repeats = self._again + repeats - self._repeats, repeats
+    def workers(self, count: int, repeats: int) -> None:  # noqa: ARG002 - the service does not show how many there are
+        """Report tasks that were repeated."""
+        if repeats > self._repeats:
+            again, self._repeats = repeats - self._repeats, repeats
+            self._report(again)
 
     def say(self, message: str) -> None:
-        """As `Progress.say`."""
-        self.line({"message": message})
+        """Report a message."""
+        self.write("message", message)
 
     def saved(self, seconds: float) -> None:
-        """As `Progress.saved`."""
-        self.line({"saving": seconds})
+        """Report how long it took to save."""
+        self.write("saving", seconds)
 
-    def _tell_progress(self, again: int = 0) -> None:
-        """Rows and bytes, the latter of the newest plan, as is their number a second."""
+    def counted(self, rows: int) -> None:
+        """Report that `rows` are counted, in all."""
+        self._rows = rows
+        self._report()
+
+    def _report(self, again: int = 0) -> None:
+        """Report rows, and the bytes of the newest plan with their rate."""
+        self._reported = time.monotonic()
         speed = self._bytes / max(time.monotonic() - self._since, 1e-9)
-        self.line({"progress": {"rows": self._rows, "bytes": self._bytes, "speed": speed, "repeats": again}})
+        self.write("progress", {"rows": self._rows, "bytes": self._bytes, "speed": speed, "repeats": again})
 
-    def results(self, number: int, outcome: Outcome) -> None:
-        """There are new results, under this number."""
-        self._rows = sum(each.rows for each in outcome.statistics.values())  # without what could not be read
-        self._tell_progress()
-        self.line({"results": number})
-
-    def line(self, document: dict[str, Any]) -> None:
-        """Tell it; a service that has gone hears nothing."""
+    def write(self, kind: str, content: object) -> None:
+        """Write a line; a service that is gone reads nothing."""
         with contextlib.suppress(BrokenPipeError):
-            os.write(sys.stdout.fileno(), f"{json.dumps(document)}\n".encode())
+            os.write(sys.stdout.fileno(), f"{json.dumps({kind: content})}\n".encode())
 
 
 def _watch_service() -> None:
     with contextlib.suppress(OSError):
-        while os.read(sys.stdin.fileno(), 1024):  # not `sys.stdin.read`, whose lock Python wants at its end
+        while os.read(sys.stdin.fileno(), 1024):  # not `sys.stdin.read`, whose lock Python needs when it exits
             pass
     os.kill(os.getpid(), signal.SIGTERM)
 

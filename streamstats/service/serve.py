@@ -1,4 +1,4 @@
-"""Serving: one process, one address, until a signal. Then nothing new is taken, and what runs is saved."""
+"""Serving: one process at one address until a signal. Then the service accepts nothing new and saves running jobs."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ BACKLOG = 512
 
 
 class _Server(uvicorn.Server):
-    """Tells streams of events that it is over, so that they end, when a signal comes."""
+    """Ends the event streams when a signal arrives."""
 
     on_exit: Callable[[], None]
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        """A signal came; a second Ctrl-C does not wait for what is under way."""
+        """Shut down; a second Ctrl-C does not wait for requests in progress."""
         self.force_exit = self.should_exit and sig == signal.SIGINT
         self.should_exit = True
         self.on_exit()
@@ -37,11 +37,23 @@ class _Server(uvicorn.Server):
 
 def serve(config: ServiceConfig, say: Callable[[str], None]) -> None:
     """Serve what `config` describes until SIGTERM or SIGINT. Raises `UsageError`, `OutputError`, `DataError`."""
-    os.umask(0o077)  # what clients send and get is for the service's user alone
+    os.umask(0o077)  # only the service's user may read what clients send and get
     listener = _listening(config)
     service = Service(config)
     log_as_json()
-    tls = config.tls
+    server = _server(service)
+    url = _url(listener, tls=config.tls is not None)
+    say(f"serving {url}; the token is in {service.token.path}")
+    if service.token.is_new and sys.stderr.isatty():  # in a log, it would not stay secret
+        say(f"the page, with the token: {url}/#token={service.token.text}")
+    with listener:
+        server.run(sockets=[listener])
+    say("stopped; interrupted jobs resume at the next start")
+
+
+def _server(service: Service) -> _Server:
+    """The HTTP server; when a signal arrives, `service` accepts nothing more."""
+    tls = service.config.tls
     server = _Server(
         uvicorn.Config(
             make_app(service),
@@ -58,24 +70,18 @@ def serve(config: ServiceConfig, say: Callable[[str], None]) -> None:
         )
     )
     server.on_exit = service.stopping.set
-    url = _url(listener, tls=tls is not None)
-    say(f"serving {url}; the token is in {service.token.path}")
-    if service.token.is_new and sys.stderr.isatty():  # in a log it would be no secret
-        say(f"the page, with the token: {url}/#token={service.token.text}")
-    with listener:
-        server.run(sockets=[listener])
-    say("stopped; jobs that ran go on at the next start")
+    return server
 
 
 def _url(listener: socket.socket, *, tls: bool) -> str:
-    """Where somebody on this machine finds it."""
+    """The URL for this machine."""
     host, port = listener.getsockname()[:2]
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def _listening(config: ServiceConfig) -> socket.socket:
-    """The address, taken before anything else is done. Raises `OutputError`."""
+    """A socket that listens; opened first, so that an address in use changes nothing else. Raises `OutputError`."""
     try:
         family, _, _, _, address = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(
@@ -86,7 +92,7 @@ def _listening(config: ServiceConfig) -> socket.socket:
         listener.listen(BACKLOG)
     except OSError as error:
         raise OutputError(
-            f"cannot listen on {config.host} port {config.port}: {error.strerror or error}; is another service running "
-            "there? choose another `port`"
+            f"cannot listen on {config.host} port {config.port}: {error.strerror or error}; stop what listens there, "
+            "or choose another `port`"
         ) from error
     return listener

@@ -1,4 +1,4 @@
-"""The service without HTTP: what clients may do, put together from the database, jobs, stores, uploads and results."""
+"""The service without HTTP: what clients may do, built from the database, jobs, stores, uploads and results."""
 
 from __future__ import annotations
 
@@ -9,25 +9,28 @@ import shutil
 import socket
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from ..config import ClusterConfig, LayerConfig
 from ..errors import OutputError, UsageError, counted
 from ..jobs.workers import available_cores
-from ..models.tensors import TensorCorrection, tensor_terms, terms_bytes
+from ..models.linear import LayerCorrection
+from ..models.tensors import tensor_terms, terms_bytes
 from ..outputs import documents
 from ..outputs.manifest import MANIFEST, LayerEntry
-from ..outputs.results import Results, open_results
-from ..storage.files import make_folders, remove, temporaries
+from ..outputs.results import open_results
+from ..storage.files import file_digest, make_folders, remove, temporaries
 from ..storage.locks import locked
 from . import published
 from .access import TOKEN, Token
 from .bodies import Body
 from .database import Database
 from .errors import ConflictError, GoneError, NotFoundError
+from .job_table import JobTable
 from .jobs import Jobs
 from .messages import MOST_RULES, OWN, JobView, OnnxRequest, RunRequest
 from .metrics import Metrics
@@ -38,44 +41,53 @@ from .uploads import Uploads
 
 LOCK = "service.lock"
 CACHED = 64
-"""Documents of results that are kept in memory."""
-LONGEST_RULE = 4096
+"""Documents about results that are kept in memory."""
+LONGEST_GLOB = 4096
 
 
 class Service:
-    """What `config` describes; its folder belongs to one process at a time. `start` it, and `stop` it in the end.
+    """The service that `config` describes; one process at a time uses its folder. `start` it, and finally `stop` it.
 
-    When `stopping` is set, nothing new is taken.
+    While `stopping` is set, the service accepts nothing new.
 
-    Raises `UsageError` for a configuration that cannot be, `OutputError` where another service has the folder,
-    `DataError` for a database that is damaged or of a newer version.
+    Raises `UsageError` for an impossible configuration, `OutputError` if another service uses the folder, `DataError`
+    for a database that is damaged or of a newer version.
     """
 
     def __init__(self, config: ServiceConfig) -> None:
         self.config = config
-        limits = config.limits
+        self.stopping = asyncio.Event()
         self.data = config.data.resolve()
-        make_folders([self.data, self.data / "jobs", self.data / "incoming"])
-        self._held = ExitStack()
-        who = {"host": socket.gethostname(), "process": os.getpid(), "since": datetime.now(UTC).isoformat()}
-        self._held.enter_context(locked(self.data / LOCK, who, keep=lambda: False))
         self.incoming = self.data / "incoming"
-        for path in temporaries(self.incoming):
-            remove(path)
+        self._held = ExitStack()
+        self._take_folder()
         self.token = Token(self.data / TOKEN)
         self.sources = config.sources()
         self.metrics = Metrics()
         self.database = Database(self.data / "service.sqlite")
-        self.uploads = Uploads(self.data / "uploads", limits.uploads)
-        self.stores = Stores(
-            self.database,
-            self.data / "stores",
-            self.metrics,
-            stores=limits.stores,
-            layers=limits.layers,
-        )
-        self.jobs = Jobs(
-            self.database,
+        self.table = JobTable(self.database)
+        self.uploads = Uploads(self.data / "uploads", config.limits.uploads)
+        self.stores = self._stores()
+        self.jobs = self._jobs()
+        self._documents: OrderedDict[tuple[str, int, str], Any] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def _take_folder(self) -> None:
+        """Make the folder, lock it, and remove what an earlier service was receiving when it ended."""
+        make_folders([self.data, self.data / "jobs", self.incoming])
+        who = {"host": socket.gethostname(), "process": os.getpid(), "since": datetime.now(UTC).isoformat()}
+        self._held.enter_context(locked(self.data / LOCK, who, keep=lambda: False))
+        for path in temporaries(self.incoming):
+            remove(path)
+
+    def _stores(self) -> Stores:
+        limits = self.config.limits
+        return Stores(self.database, self.data / "stores", self.metrics, stores=limits.stores, layers=limits.layers)
+
+    def _jobs(self) -> Jobs:
+        limits = self.config.limits
+        return Jobs(
+            self.table,
             self.data / "jobs",
             self._completed,
             self.metrics,
@@ -84,58 +96,56 @@ class Service:
             following=limits.following_jobs,
             waiting=limits.waiting_jobs,
         )
-        self.stopping = asyncio.Event()
-        self._documents: OrderedDict[tuple[str, int, str], Any] = OrderedDict()
-        self._lock = threading.Lock()
 
     def start(self) -> None:
-        """Begin with what is there to do."""
+        """Begin to run jobs."""
         self.jobs.start()
 
     def stop(self) -> None:
-        """Finish what was accepted of activations, have jobs save and end, and let go of the folder."""
+        """Write the activations that were accepted, interrupt the jobs, which save, and release the folder."""
         self.stores.close()
         self.jobs.stop()
         self._held.close()
 
     def problems(self) -> list[str]:
-        """Why it is not ready for work, if it is not."""
+        """Why the service is not ready for work; empty if it is."""
         self.database.query("SELECT 1")
         free, least = shutil.disk_usage(self.data).free, self.config.limits.free
-        return [] if free >= least else [f"the disk has {free:,} bytes left, and is to keep {least:,}"]
+        return [] if free >= least else [f"the disk has {free:,} bytes left; the service reserves {least:,}"]
 
     def check_room(self) -> None:
-        """Raise `OutputError` where the disk is to take nothing more."""
+        """Raise `OutputError` if the disk is too full for anything new."""
         for problem in self.problems():
-            raise OutputError(f"{problem}; make room on the service's machine")
+            raise OutputError(f"{problem}; free space on the service's machine")
 
     # Jobs
 
     def submit(self, request: RunRequest | OnnxRequest, key: str | None) -> JobView:
         """Queue a job. Raises `UsageError`, `NotFoundError`, `ConflictError`, `FullError`."""
         self.check_room()
-        if "memory" in request.model_fields_set and request.memory > self.config.memory:
-            raise UsageError(
-                f"memory is {request.memory:,} bytes; this service gives a job at most {self.config.memory:,}"
-            )
-        document = json.loads(request.model_dump_json())
-        if "memory" not in request.model_fields_set:
-            document["memory"] = self.config.memory
+        document = self._with_memory(request)
         if isinstance(request, OnnxRequest):
-            _check_onnx(request)
-            return self.jobs.submit(
-                document, key=key, prepare=lambda folder: self.uploads.put(document, folder / INPUTS)
-            )
-        if len(request.layers) > MOST_RULES or any(len(each.match) > LONGEST_RULE for each in request.layers):
-            raise UsageError(f"`layers` has {counted(len(request.layers), 'entry')}; expected at most {MOST_RULES}")
+            check_onnx(request)
+            return self.jobs.submit(document, key=key, prepare=lambda job: self.uploads.put(document, job / INPUTS))
+        check_layers(request.layers)
         request.rules()
         return self.jobs.submit(document, key=key, prepare=lambda _: self._check_source(request.source))
+
+    def _with_memory(self, request: RunRequest | OnnxRequest) -> dict[str, Any]:
+        """`request` as JSON has it; one that names no memory gets that of the service. Raises `UsageError`."""
+        document: dict[str, Any] = json.loads(request.model_dump_json())
+        most = self.config.memory
+        if "memory" not in request.model_fields_set:
+            return {**document, "memory": most}
+        if request.memory > most:
+            raise UsageError(f"memory is {request.memory:,} bytes; this service gives a job at most {most:,}")
+        return document
 
     def _check_source(self, source: str) -> None:
         self._resolved(source)
 
     def _resolved(self, source: str) -> str:
-        """Where a source is. Raises `UsageError` for one that may not be read."""
+        """The path or URL of a source. Raises `UsageError` for a source that clients may not read."""
         if not source.startswith(OWN):
             return self.sources.resolved(source)
         name = source.removeprefix(OWN)
@@ -145,18 +155,20 @@ class Service:
             raise UsageError(str(error)) from error
 
     def _completed(self, folder: Path, request: Mapping[str, Any]) -> dict[str, Any]:
-        """What the process of a job is to do: the client's request, on the service's workers."""
-        cluster = self.config.cluster
-        if cluster.scheduler is None and cluster.threads is None and cluster.workers == "local":
-            cluster = cluster.model_copy(
-                update={"threads": max(1, available_cores() // self.config.limits.running_jobs)}
-            )
-        completed = {**request, "cluster": cluster.model_dump()}
+        """What the process of a job does: the client's request, on the service's workers."""
+        completed = {**request, "cluster": self._cluster().model_dump()}
         if request["kind"] == "run":
             completed["source"] = self._resolved(request["source"])
         else:
             completed["inputs"] = {path.stem: path.name for path in (folder / INPUTS).iterdir()}
         return completed
+
+    def _cluster(self) -> ClusterConfig:
+        """The workers of a job; jobs that run at a time share the cores unless the configuration says otherwise."""
+        cluster, running = self.config.cluster, self.config.limits.running_jobs
+        if cluster.scheduler is None and cluster.threads is None and cluster.workers == "local":
+            return cluster.model_copy(update={"threads": max(1, available_cores() // running)})
+        return cluster
 
     def public(self, text: str) -> str:
         """`text` without the folders of this machine."""
@@ -165,9 +177,9 @@ class Service:
         return text
 
     def delete_store(self, name: str) -> None:
-        """Take a store away. Raises `NotFoundError`, `ConflictError` while a job reads it."""
+        """Delete a store. Raises `NotFoundError`, and `ConflictError` while a job reads the store."""
         self.stores.path(name)
-        reading = self.jobs.reading(OWN + name)
+        reading = self.table.reading(OWN + name)
         if reading:
             raise ConflictError(f"job {reading[0]} reads the store {name}; cancel it first")
         self.stores.delete(name)
@@ -175,34 +187,36 @@ class Service:
     # Results
 
     def results(self, job: str, number: int | None = None) -> tuple[int, Path]:
-        """The number and the folder of a job's results, the current ones or those of `number`.
+        """The number and the folder of a job's result set: `number`, or the current one.
 
-        Raises `NotFoundError` where there are none, `GoneError` where they were replaced.
+        Raises `NotFoundError` if the job has none, `GoneError` if the set was replaced.
         """
-        self.jobs.get(job)
+        self.table.get(job)
         folder = self.jobs.folder(job)
         current = published.current(folder)
         if current is None:
-            raise NotFoundError(f"job {job} has no results")
+            raise NotFoundError(f"job {job} has no results yet")
         wanted = current if number is None else number
-        found = published.folder_of(folder, wanted) if wanted <= current else None  # a newer one is being made
+        found = published.folder_of(folder, wanted) if wanted <= current else None  # a newer one is being written
         if found is None:
-            raise GoneError(f"the results {wanted} of job {job} were replaced; the current ones are {current}")
+            raise GoneError(f"result set {wanted} of job {job} was replaced; the current one is {current}")
         return wanted, found
 
     def layers(self, job: str, number: int | None) -> tuple[int, dict[str, Any]]:
-        """What was counted of each layer, with its coverage and what is missing."""
+        """The statistics of each layer, with its coverage and its missing rows."""
         found, folder = self.results(job, number)
         return found, self._cached((job, found, ""), lambda: _layers_document(folder))
 
     def channels(self, job: str, layer: str, number: int | None) -> tuple[int, dict[str, Any]]:
         """The statistics of each channel of a layer. Raises `NotFoundError`."""
         found, folder = self.results(job, number)
-        statistics = _of_layer(open_results(folder), layer).statistics
-        return found, self._cached((job, found, layer), lambda: documents.channels_document(statistics(layer)))
+        results = open_results(folder)
+        if layer not in results.manifest.layers:
+            raise NotFoundError(f"the results have no layer {layer[:200]!r}")
+        return found, self._cached((job, found, layer), lambda: documents.channels_document(results.statistics(layer)))
 
     def report(self, job: str, number: int | None) -> tuple[int, str]:
-        """The page of HTML about a job's results."""
+        """The HTML page about a job's results."""
         from ..report import page as pages
 
         found, folder = self.results(job, number)
@@ -216,14 +230,14 @@ class Service:
         return found, self._cached((job, found, "\nreport"), made)
 
     def files(self, job: str, number: int | None) -> tuple[int, Path, dict[str, str]]:
-        """The files of a job's results: their names and the SHA-256 of each."""
+        """The files of a job's result set: the SHA-256 of each, by name."""
         found, folder = self.results(job, number)
         return found, folder, self._cached((job, found, "\nfiles"), lambda: _digests(folder))
 
-    def corrections(self, job: str, body: Body, layouts: list[str]) -> tuple[bytes, list[TensorCorrection]]:
-        """(safetensors with what to add to each bias, the outcomes) for the weights in `body`."""
+    def corrections(self, job: str, body: Body, layouts: list[str]) -> tuple[bytes, list[LayerCorrection]]:
+        """(safetensors with the term for each bias, the outcome for each layer) for the weights in `body`."""
         _, folder = self.results(job)
-        body.tensors()  # so that what is wrong with them is said of the body
+        body.tensors()  # an error is then about the body
         try:
             terms, outcomes = tensor_terms(body.path, body.path, folder, layouts=layouts)
         except UsageError as error:
@@ -231,7 +245,7 @@ class Service:
         return terms_bytes(terms), outcomes
 
     def _cached(self, key: tuple[str, int, str], make: Callable[[], Any]) -> Any:
-        """Results never change, so what was made of them once is good for ever."""
+        """What `make` returns, made once: a result set never changes."""
         with self._lock:
             if key in self._documents:
                 self._documents.move_to_end(key)
@@ -244,23 +258,28 @@ class Service:
         return made
 
 
-def _check_onnx(request: OnnxRequest) -> None:
+def check_layers(layers: Sequence[LayerConfig]) -> None:
+    """Raise `UsageError` for more rules, or longer globs, than can be matched in reasonable time."""
+    if len(layers) > MOST_RULES:
+        raise UsageError(f"`layers` has {counted(len(layers), 'entry', 'entries')}; expected at most {MOST_RULES:,}")
+    for index, layer in enumerate(layers):
+        if len(layer.match) > LONGEST_GLOB:
+            length = counted(len(layer.match), "character")
+            raise UsageError(f"`layers[{index}].match` has {length}; expected at most {LONGEST_GLOB:,}")
+
+
+def check_onnx(request: OnnxRequest) -> None:
+    """Raise `UsageError` for keys that contradict each other."""
     if (request.quantized is None) == (request.bits is None):
-        raise UsageError("give either a quantised model or `bits` to quantise the weights here, and not both")
+        raise UsageError("give either a quantised model or `bits` to quantise the weights here, not both")
     if request.quantized is not None and (request.per_channel or request.symmetric):
         raise UsageError("`per_channel` and `symmetric` go with `bits`; leave them out")
     if request.quantized == request.model:
         raise UsageError("the quantised model is the float model; upload the quantised one")
     if request.held_out is None and (request.labels is not None or request.do_no_harm):
-        raise UsageError("`labels` and `do_no_harm` go with `held_out`; give samples that were not recorded")
+        raise UsageError("`labels` and `do_no_harm` go with `held_out`; give samples that are not calibration samples")
     if request.held_out == request.samples:
-        raise UsageError("the samples held out are those that are recorded; give others to judge by")
-
-
-def _of_layer(results: Results, layer: str) -> Results:
-    if layer not in results.manifest.layers:
-        raise NotFoundError(f"the results have no layer {layer[:200]!r}")
-    return results
+        raise UsageError("the held-out samples are the calibration samples; give other samples to judge by")
 
 
 def _layers_document(folder: Path) -> dict[str, Any]:
@@ -275,8 +294,6 @@ def _layer_document(entry: LayerEntry) -> dict[str, Any]:
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    from ..storage.files import file_digest
-
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     assert MANIFEST in names
     return {name: file_digest(folder / name) for name in names}

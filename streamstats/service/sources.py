@@ -1,8 +1,7 @@
-"""What a client may have read: stores below configured folders, and URLs that begin as configured.
+"""The sources that jobs may read: stores below configured folders, and URLs with configured prefixes.
 
-A path is followed to where it really leads, links and `..` with it, before it is compared. A URL is one of the object
-stores that we read, with nothing chained, no user, no query, no `..`; where it is fetched from is the service's own
-affair, never the client's.
+A path is resolved, with its links and `..`, before it is compared. A URL names one of the supported object stores, with
+no chaining, user, query or `..`; its endpoint and credentials are the service's, never the client's.
 """
 
 from __future__ import annotations
@@ -17,15 +16,15 @@ from ..errors import UsageError
 
 SCHEMES = ("s3", "gs", "az")
 LONGEST = 1024
-"""Characters of a source."""
+"""The most characters of a source."""
 STORE_FILES = ("zarr.json", ".zgroup")
 MOST_LISTED, DEEPEST = 200, 3
-"""Stores that are offered, and how deep they are looked for."""
+"""The most stores that are listed, and the depth of the search for them."""
 
 
 @dataclass(frozen=True)
 class Sources:
-    """Where sources may lie: `roots` are folders, `prefixes` URLs that end with `/`. Raises `UsageError` for others."""
+    """Where sources may be: `roots` are folders, `prefixes` URLs that end with `/`. Raises `UsageError` for others."""
 
     roots: Sequence[Path]
     prefixes: Sequence[str] = ()
@@ -33,21 +32,24 @@ class Sources:
     def __post_init__(self) -> None:
         for root in self.roots:
             if not root.is_dir():
-                raise UsageError(f"the root {root} is no folder; expected a folder of calibration stores")
+                raise UsageError(f"the root {root} is not a folder; expected a folder of calibration stores")
         for prefix in self.prefixes:
             if not prefix.endswith("/"):
                 raise UsageError(f"the prefix {prefix} does not end with /; expected s3://bucket/folder/")
             _check_url(prefix)
 
     def resolved(self, source: str) -> str:
-        """`source` as the job is to open it. Raises `UsageError` for what is not allowed; it says no more than that."""
+        """The path or URL of `source`. Raises `UsageError` for one that is not allowed; the message reveals no more."""
         if not source or len(source) > LONGEST or not source.isprintable():
-            raise UsageError(f"the source has {len(source)} characters; expected 1 to {LONGEST} that can be printed")
+            raise UsageError(f"the source has {len(source)} characters; expected 1 to {LONGEST} printable characters")
         if "://" in source or "::" in source:
             return self._resolved_url(source)
         allowed = [path for root in self.roots if (path := _below(root, source)) is not None]
         if not allowed:
-            raise UsageError(f"the source {source} is not below a folder that the service may read")
+            raise UsageError(
+                f"the source {source} is not below a folder that the service may read; "
+                "name a store below one of its `roots`"
+            )
         found = next(filter(_exists, allowed), None)
         if found is None:
             raise UsageError(f"the source {source} does not exist below the folders that the service may read")
@@ -56,11 +58,14 @@ class Sources:
     def _resolved_url(self, source: str) -> str:
         _check_url(source)
         if not any(source.startswith(prefix) for prefix in self.prefixes):
-            raise UsageError(f"the source {source} does not begin with a URL that the service may read")
+            raise UsageError(
+                f"the source {source} does not begin with a URL that the service may read; "
+                "name a store below one of its `prefixes`"
+            )
         return source
 
     def listed(self) -> list[str]:
-        """Some of the stores below the roots, as `resolved` takes them, for people to choose from."""
+        """Stores below the roots, at most MOST_LISTED of each, in the form that `resolved` takes."""
         found: list[str] = []
         for root in self.roots:
             waiting = [(root, 0)]
@@ -76,23 +81,23 @@ class Sources:
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
-    except OSError:  # a name that is too long for a file
+    except OSError:  # the name is too long for a file
         return False
 
 
 def _folders(folder: Path) -> list[Path]:
     try:
         return sorted(each for each in folder.iterdir() if each.is_dir() and not each.is_symlink())[:MOST_LISTED]
-    except OSError:  # one that the service may not look into is not offered
+    except OSError:  # folders that the service may not read are not listed
         return []
 
 
 def _below(root: Path, source: str) -> Path | None:
-    """Where `source` leads from `root`, None if that is not below it."""
+    """The path of `source` from `root`, None if it is outside."""
     base = root.resolve()
     try:
         path = (base / source).resolve()
-    except (OSError, RuntimeError):  # a name that is too long, links that lead in a circle
+    except (OSError, RuntimeError):  # the name is too long, or links form a circle
         return None
     return path if path == base or base in path.parents else None
 

@@ -1,137 +1,118 @@
-"""Paths of what clients send: activations for stores that the service owns, and uploads for jobs."""
+"""Paths of the stores that the service owns: list, inspect, delete, and append activations."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Any
+from collections.abc import Callable
+from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import ValidationError
 
 from ..config import QuantizationConfig, explain
 from ..errors import UsageError
+from ..quantization import Quantization
 from .bodies import Body
 from .errors import FullError
-from .messages import IngestView, StoreView, UploadView
-from .parameters import BINARY_BODY, V1, Key, LayerName, StoreName, UploadId, errors
+from .lanes import Activations
+from .messages import V1, IngestView, StoreView
+from .parameters import BINARY_BODY, Key, LayerName, Responses, StoreName, errors
+from .places import Places
 from .service import Service
-from .stores import Activations
+
+ChannelAxis = Annotated[int, Query(ge=-64, le=64)]
+QuantizationText = Annotated[
+    str | None,
+    Query(
+        max_length=2**14,
+        pattern=r"^[ -~]*$",
+        description="JSON with the keys of a configuration: scale, scale_is, zero_point.",
+    ),
+]
 
 
-def store_routes(service: Service) -> APIRouter:
+class StoreRoutes:
     """The paths below `/stores`."""
-    routes = APIRouter()
-    responses = errors(404, 409, 413, 422, 503, 507)
-    under_way = 0
 
-    @routes.get(f"{V1}/stores", tags=["stores"], responses=responses)
-    def stores() -> list[str]:
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._ingests = Places(service.config.limits.ingests)
+
+    def router(self) -> APIRouter:
+        """The paths, described for OpenAPI."""
+        routes = APIRouter(prefix=f"{V1}/stores", tags=["stores"], responses=errors(404, 409, 413, 422, 503, 507))
+        repeated: Responses = {200: {"description": "The key was used before", "model": IngestView}}
+        routes.get("")(self.stores)
+        routes.get("/{store}")(self.store)
+        routes.delete("/{store}", status_code=204)(self.delete_store)
+        routes.post("/{store}/layers/{layer:path}", status_code=201, responses=repeated, openapi_extra=BINARY_BODY)(
+            self.ingest
+        )
+        return routes
+
+    def stores(self) -> list[str]:
         """The stores that the service owns."""
-        return service.stores.names()
+        return self._service.stores.names()
 
-    @routes.get(f"{V1}/stores/{{store}}", tags=["stores"], responses=responses)
-    def store(store: StoreName) -> StoreView:
+    def store(self, store: StoreName) -> StoreView:
         """The rows of each layer."""
-        return service.stores.view(store)
+        return self._service.stores.view(store)
 
-    @routes.delete(f"{V1}/stores/{{store}}", status_code=204, tags=["stores"], responses=responses)
-    def delete_store(store: StoreName) -> None:
-        """Take a store away; jobs keep what they counted."""
-        service.delete_store(store)
+    def delete_store(self, store: StoreName) -> None:
+        """Delete a store; jobs retain what they counted."""
+        self._service.delete_store(store)
 
-    @routes.post(
-        f"{V1}/stores/{{store}}/layers/{{layer:path}}",
-        status_code=201,
-        tags=["stores"],
-        responses={**responses, 200: {"description": "The same key was given before", "model": IngestView}},
-        response_model=IngestView,
-        openapi_extra=BINARY_BODY,
-    )
     async def ingest(
+        self,
         request: Request,
         response: Response,
         store: StoreName,
         layer: LayerName,
         idempotency_key: Key,
-        channel_axis: Annotated[int, Query(ge=-64, le=64)] = -1,
-        quantization: Annotated[
-            str | None,
-            Query(
-                max_length=2**14,
-                pattern=r"^[ -~]*$",
-                description="JSON, as in a configuration: scale, scale_is, zero_point.",
-            ),
-        ] = None,
+        channel_axis: ChannelAxis = -1,
+        quantization: QuantizationText = None,
     ) -> IngestView:
-        """Append activations, `.npy` or safetensors with one tensor, samples on axis 0; made if it is not there.
+        """Append activations: `.npy` or safetensors with one tensor, samples on axis 0. The first create the layer.
 
-        They are on the disk when this answers 201. A request with the same key is counted once, and answered with 200.
+        The activations are on the disk before this answers 201. A request with the same key counts once, and is
+        answered with 200.
         """
-        nonlocal under_way
-        given, about = _quantization(quantization), f" {channel_axis} {quantization or ''}"
-        if under_way >= service.config.limits.ingests or service.stopping.is_set():
-            raise FullError("too many send activations, or the service is being stopped; send it again later")
-        under_way += 1
-        try:
-            await asyncio.to_thread(service.check_room)
-            body = await Body.received(request, service.incoming, service.config.limits.body)
+        described, about = _quantization(quantization), f" {channel_axis} {quantization or ''}"
+        self._check_capacity()
+        with self._ingests.taken():
+            await asyncio.to_thread(self._service.check_room)
+            body = await Body.received(request, self._service.incoming, self._service.config.limits.body)
             try:
-                waiting = await asyncio.to_thread(
-                    lambda: service.stores.append(
-                        store,
-                        Activations(layer, idempotency_key, body.digest + about, body.samples(), channel_axis, given),
-                    )
+                appended = await self._appended(
+                    store,
+                    lambda: Activations(
+                        layer, idempotency_key, body.digest + about, body.samples(), channel_axis, described
+                    ),
                 )
-                done = await asyncio.shield(asyncio.wrap_future(waiting))
             finally:
                 body.discard()
-        finally:
-            under_way -= 1
-        response.status_code = 200 if done.repeated else 201
-        return done
+        response.status_code = 200 if appended.repeated else 201
+        return appended
 
-    return routes
+    def _check_capacity(self) -> None:
+        if self._service.stopping.is_set():
+            raise FullError("the service is shutting down; send the activations again later")
+        self._ingests.check(
+            f"{self._ingests.most:,} requests with activations are in progress, the limit of this service; "
+            "send the activations again later"
+        )
+
+    async def _appended(self, store: str, read: Callable[[], Activations]) -> IngestView:
+        """Append what `read` gives, which takes a thread; wait until the rows are on the disk."""
+        waiting = await asyncio.to_thread(lambda: self._service.stores.append(store, read()))
+        return await asyncio.shield(asyncio.wrap_future(waiting))
 
 
-def _quantization(text: str | None) -> Any:
-    """The quantisation that a client gives as JSON. Raises `UsageError`."""
+def _quantization(text: str | None) -> Quantization | None:
+    """The quantisation that a client describes in JSON. Raises `UsageError`."""
     if text is None:
         return None
     try:
         return QuantizationConfig.model_validate_json(text).quantization()
     except ValidationError as error:
         raise UsageError(f"quantization: {explain(error.errors(), QuantizationConfig)}") from error
-
-
-def upload_routes(service: Service) -> APIRouter:
-    """The paths below `/uploads`."""
-    routes = APIRouter()
-    responses = errors(404, 413, 422, 507)
-
-    @routes.get(f"{V1}/uploads", tags=["uploads"], responses=responses)
-    def uploads() -> list[UploadView]:
-        """What was uploaded."""
-        return service.uploads.listed()
-
-    @routes.post(
-        f"{V1}/uploads",
-        status_code=201,
-        tags=["uploads"],
-        responses=responses,
-        openapi_extra=BINARY_BODY,
-    )
-    async def upload(request: Request) -> UploadView:
-        """Upload a model or samples for an `onnx` job; the id is the SHA-256 of the content."""
-        await asyncio.to_thread(service.check_room)
-        body = await Body.received(request, service.uploads.folder, service.config.limits.upload)
-        try:
-            return await asyncio.to_thread(service.uploads.keep, body)
-        finally:
-            await asyncio.to_thread(body.discard)
-
-    @routes.delete(f"{V1}/uploads/{{upload}}", status_code=204, tags=["uploads"], responses=responses)
-    def delete_upload(upload: UploadId) -> None:
-        """Jobs that were submitted with it have it still."""
-        service.uploads.delete(upload)
-
-    return routes

@@ -1,4 +1,4 @@
-"""Uploads: models and samples that jobs refer to, called by the SHA-256 of their content."""
+"""Uploads: models and samples that jobs refer to, named by the SHA-256 of their content."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FIELDS = ("model", "samples", "quantized", "held_out", "labels")
 
 
 class Uploads:
-    """The files in `folder`, at most `most` bytes of them."""
+    """The files in `folder`, at most `most` bytes together."""
 
     def __init__(self, folder: Path, most: int) -> None:
         self.folder, self._most = folder, most
@@ -27,32 +27,33 @@ class Uploads:
             remove(path)
 
     def keep(self, body: Body) -> UploadView:
-        """Keep what has arrived; the same content is kept once. Raises `TooLargeError` where there is no room."""
+        """Store a body; the same content is stored once. Raises `UsageError` if it is empty, and `TooLargeError`."""
         if not body.size:
             raise UsageError("the body is empty; send a file")
         name = body.digest
         with self._lock:
             if not (self.folder / name).exists():
-                kept = sum(each.bytes for each in self.listed())
-                if kept + body.size > self._most:
+                stored = sum(each.bytes for each in self.listed())
+                if stored + body.size > self._most:
                     raise TooLargeError(
-                        f"{kept:,} bytes are uploaded, {body.size:,} more would be beyond {self._most:,}; delete some"
+                        f"the uploads have {stored:,} bytes, and {body.size:,} more would exceed the limit of "
+                        f"{self._most:,}; delete some uploads"
                     )
                 body.keep(self.folder / name)
         return UploadView(id=name, bytes=body.size)
 
     def listed(self) -> list[UploadView]:
-        """All of them, by id."""
+        """The uploads, ordered by id."""
         found = sorted(each for each in self.folder.iterdir() if not each.name.startswith("."))
         return [UploadView(id=each.name, bytes=each.stat().st_size) for each in found]
 
     def delete(self, name: str) -> None:
-        """Jobs that were submitted with it have it still. Raises `NotFoundError`."""
+        """Delete an upload; jobs that were submitted with it keep their copy. Raises `NotFoundError`."""
         with self._lock:
             remove(self._path(name))
 
     def put(self, request: Mapping[str, object], folder: Path) -> None:
-        """Have the files that `request` names in `folder`, as its keys. Raises `NotFoundError`, `OutputError`."""
+        """Link the uploads that `request` names into `folder`, by its keys. Raises `NotFoundError`, `OutputError`."""
         files = {}
         for field in FIELDS:
             if request.get(field):

@@ -1,36 +1,41 @@
-"""A layer's name: which names can be one, and where the files of a layer lie."""
+"""A layer's name: which names are usable, how a model's labels become names, and where a layer's files lie."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote, unquote
 
 from ..errors import UsageError
 
 LONGEST_NAME = 255
-"""Bytes of a file's name, on the file systems in use."""
+"""Bytes that common file systems allow in the name of a file."""
+V3_METADATA = "zarr.json"
+V2_METADATA = (".zgroup", ".zarray", ".zattrs", ".zmetadata")
+METADATA_NAMES = frozenset((V3_METADATA, *V2_METADATA))
+"""The names that zarr gives its own files: no part of a layer's name can be one."""
 
 
 def check_layer_name(layer: str) -> str:
     """Return `layer` if it can safely name an array and a file; raise `UsageError` otherwise.
 
-    Refused: empty, a leading or trailing `/`, an empty, `.` or `..` part, and characters that do not print,
-    such as a newline.
+    Refused are an empty name, a leading or trailing `/`, a part that is empty, `.` or `..`, and characters that do not
+    print, such as a newline.
     """
     parts = layer.split("/")
     if any(part in ("", ".", "..") for part in parts) or any(not char.isprintable() for char in layer):
         raise UsageError(
-            f"layer name {layer!r} is not usable: expected parts joined by single '/', none of them empty, "
-            "'.' or '..', of printable characters; rename the layer"
+            f"layer name {layer!r} is not usable: expected parts joined by single '/', none of them empty, '.' or "
+            "'..', each of printable characters; rename the layer"
         )
     return layer
 
 
 def layer_path(folder: Path, layer: str, suffix: str = ".safetensors") -> Path:
-    """Where the file of `layer` lies below `folder`: `/` makes folders, unsafe characters are percent codes.
+    """The path of the file of `layer` below `folder`: `/` separates folders, unsafe characters become percent codes.
 
-    Different layers have different paths, and none is a folder on the way to another. Raises `UsageError` for
-    a name that `check_layer_name` refuses.
+    Different layers have different paths, and no layer's file is a folder above another's. Raises `UsageError` for a
+    name that `check_layer_name` refuses, and for a part that is too long.
 
     >>> layer_path(Path("out"), "block 1/conv").as_posix()
     'out/block%201/conv.safetensors'
@@ -39,14 +44,14 @@ def layer_path(folder: Path, layer: str, suffix: str = ".safetensors") -> Path:
     longest = max(map(len, (*folders, name + suffix)))
     if longest > LONGEST_NAME:
         raise UsageError(
-            f"layer name {layer[:40]!r}… is too long: a part of it needs {longest} characters in a file's name; "
+            f"layer name {layer[:40]!r}… is too long: one of its parts becomes a file name of {longest} characters; "
             f"expected at most {LONGEST_NAME}; rename the layer"
         )
     return folder.joinpath(*(_unlike_a_file(part, suffix) for part in folders), name + suffix)
 
 
 def layer_of(folder: Path, path: Path, suffix: str = ".safetensors") -> str:
-    """The layer whose file below `folder` is `path`: the inverse of `layer_path`.
+    """The layer whose file below `folder` is at `path`: the inverse of `layer_path`.
 
     >>> layer_of(Path("out"), Path("out/block%201/conv.safetensors"))
     'block 1/conv'
@@ -55,5 +60,41 @@ def layer_of(folder: Path, path: Path, suffix: str = ".safetensors") -> str:
 
 
 def _unlike_a_file(part: str, suffix: str) -> str:
-    """A folder's name that no layer's file can have: the layers `a` and `a.safetensors/b` must both fit."""
+    """A folder name that no layer's file can have, so that the layers `a` and `a.safetensors/b` can coexist."""
     return part.removesuffix(suffix) + suffix.replace(".", "%2E") if part.endswith(suffix) else part
+
+
+def layer_names(labels: Sequence[str]) -> list[str]:
+    """A usable layer name for each label of a model's operators: safe, unique, and none a folder of another.
+
+    The first label with a name keeps it. A repeated name, and a name that is a folder of others, get a number.
+
+    >>> layer_names(["/features/0/Conv", "a", "a", "block", "block/fc", "../x"])
+    ['features/0/Conv', 'a', 'a_2', 'block_2', 'block/fc', '__/x']
+    """
+    wanted = [safe_name(label) for label in labels]
+    folders = {name[:end] for name in wanted for end, char in enumerate(name) if char == "/"}
+    taken: dict[str, None] = {}
+    for name in wanted:
+        free = name not in taken and name not in folders
+        taken[name if free else _numbered(name, {*wanted, *folders, *taken})] = None
+    return list(taken)
+
+
+def safe_name(label: str) -> str:
+    """`label` without a leading `/`, and with `_` for what `check_layer_name` refuses and zarr refuses or changes."""
+    printable = "".join(char if char.isprintable() and char != "\\" else "_" for char in label)
+    return "/".join(_safe_part(part) for part in (printable.lstrip("/") or "_").split("/"))
+
+
+def _safe_part(part: str) -> str:
+    if part in ("", ".", ".."):
+        return "_" * max(1, len(part))
+    return part.replace(".", "_") if part in METADATA_NAMES else part
+
+
+def _numbered(name: str, refused: set[str]) -> str:
+    number = 2
+    while f"{name}_{number}" in refused:
+        number += 1
+    return f"{name}_{number}"

@@ -47,7 +47,7 @@ def test_it_says_what_each_file_is_and_leaves_no_other(outcome: show.Outcome) ->
 def test_its_configuration_does_the_same_run_again(outcome: show.Outcome, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(outcome.folder)
     before = Path("out/state/block1/depthwise.safetensors").read_bytes()
-    run(load_config("run.yaml"))
+    run(load_config("run.yaml").job())
     assert Path("out/state/block1/depthwise.safetensors").read_bytes() == before
 
 
@@ -58,6 +58,6 @@ def test_it_can_be_repeated_in_its_own_folder_and_refuses_another(outcome: show.
     assert again == outcome
     for name in ("run.yaml", "model.onnx"):
         (tmp_path / name).write_text("a person's work")
-        with pytest.raises(UsageError, match="no demo left"):
+        with pytest.raises(UsageError, match="no earlier demo left"):
             show.run(tmp_path, lambda _message: None)
         assert (tmp_path / name).read_text() == "a person's work"

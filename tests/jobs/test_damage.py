@@ -194,7 +194,7 @@ def test_verify_finds_any_change_of_what_was_counted(tmp_path: Path, stored: str
     os.utime(chunk, ns=(before.st_atime_ns, before.st_mtime_ns))
     problems = verify(config(store))
     assert problems
-    assert "sums that were counted" in problems[-1].problem or "cannot be read" in problems[-1].problem
+    assert "statistics that were counted" in problems[-1].problem or "cannot be read" in problems[-1].problem
 
 
 def test_verify_takes_chunks_that_were_never_written_for_fill_values_where_the_job_does(tmp_path: Path) -> None:
@@ -224,7 +224,7 @@ def test_verify_names_layers_that_were_counted_and_are_gone(tmp_path: Path) -> N
     run(config(store))
     shutil.rmtree(store / "b")
     assert [(each.layer, each.problem) for each in verify(config(store))] == [
-        ("b", "was counted, and is not in the store any more")
+        ("b", "was counted, and is no longer in the store")
     ]
 
 
@@ -248,7 +248,7 @@ def test_verify_checks_the_sums_also_after_forgetting_and_appending(tmp_path: Pa
     before = chunk.stat()
     flip_a_bit(chunk)
     os.utime(chunk, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert ["sums that were counted" in each.problem for each in verify(config(store))] == [True]
+    assert ["statistics that were counted" in each.problem for each in verify(config(store))] == [True]
 
 
 def test_forgetting_takes_the_fill_value_where_the_job_does(tmp_path: Path) -> None:
@@ -258,7 +258,7 @@ def test_forgetting_takes_the_fill_value_where_the_job_does(tmp_path: Path) -> N
     values[2:4] = 0
     outcome = run(config(store, missing="fill"))
     assert_counted(outcome, np.delete(values, [1, 2], axis=0))
-    assert outcome.statistics["block/conv"].source.filled == ((3, 4),)
+    assert outcome.statistics["block/conv"].source.filled.ranges == ((3, 4),)
 
 
 def test_the_exit_statuses_are_4_3_and_0(tmp_path: Path) -> None:

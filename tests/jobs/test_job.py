@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
+from counting import count_all, planned_all
 from zarr.codecs import BloscCodec, GzipCodec
 from zarr.storage import ZipStore
 
 import streamstats as ss
 from streamstats.calibration.reading.reader import FileReader
 from streamstats.calibration.reading.zarr_reader import ZarrReader
-from streamstats.calibration.selection import LayerRule
+from streamstats.calibration.selection import LayerRule, select_layers
 from streamstats.config import ClusterConfig, JobConfig, LayerConfig, QuantizationConfig
 from streamstats.errors import DataError, NonFiniteError, OutputError, UsageError
-from streamstats.jobs import job
 from streamstats.jobs.job import Job
 from streamstats.jobs.run import reduce, run
 from streamstats.jobs.workers import Cluster, open_workers
@@ -243,20 +243,21 @@ def test_no_block_larger_than_the_plan_allows_is_ever_read(tmp_path: Path, monke
     monkeypatch.setattr(FileReader, "measure", ZarrReader.measure)  # which reads whole blocks
     monkeypatch.setattr("streamstats.jobs.plan.BLOCK_BYTES", 50_000)
     with open_workers(Cluster(threads=3), []) as workers:
-        prepared = job.prepare(store, workers)
-        found = job.execute(prepared, workers).statistics
-    assert prepared.plan.block_bytes <= 50_000
-    assert max(sizes) <= prepared.plan.block_bytes
-    assert sum(sizes) == values.nbytes == prepared.plan.bytes
+        layers = select_layers(store).layers
+        planned = planned_all(layers, workers)
+        found = count_all(layers, workers).statistics
+    assert planned.block_bytes <= 50_000
+    assert max(sizes) <= planned.block_bytes
+    assert sum(sizes) == values.nbytes == planned.bytes
     assert found["layer"].mean.tolist() == exact_means(values, 3)
 
 
 def test_many_small_layers_share_tasks_and_keep_all_threads_busy(tmp_path: Path) -> None:
     layers = {f"layer{index:03}": activations("int8", (64, 32, 16), seed=index) for index in range(150)}
     with open_workers(Cluster(threads=4), []) as workers:
-        prepared = job.prepare(write_store(tmp_path / "s.zarr", layers, chunks=(64, 32, 16)), workers)
-        assert 0 < len(prepared.plan.tasks) < len(layers)
-        found = job.execute(prepared, workers).statistics
+        chosen = select_layers(write_store(tmp_path / "s.zarr", layers, chunks=(64, 32, 16))).layers
+        assert 0 < len(planned_all(chosen, workers).tasks) < len(layers)
+        found = count_all(chosen, workers).statistics
     assert {name: found[name].sums.total.units() for name in found} == {
         name: values.sum(axis=(0, 1), dtype=np.int64).tolist() for name, values in layers.items()
     }
@@ -264,7 +265,7 @@ def test_many_small_layers_share_tasks_and_keep_all_threads_busy(tmp_path: Path)
 
 def test_a_lost_task_is_an_error_and_not_a_different_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = write_store(tmp_path / "s.zarr", {"layer": activations()})
-    monkeypatch.setattr(job, "reduce_tasks", lambda *_arguments, **_options: iter(()))
+    monkeypatch.setattr("streamstats.jobs.session.reduce_tasks", lambda *_arguments, **_options: iter(()))
     with pytest.raises(ss.StreamstatsError, match="came back from no task"):
         ss.reduce(store)
 
@@ -292,7 +293,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_any_data_is_read(
 ) -> None:
     store = write_store(tmp_path / "s.zarr", {"layer": activations()})
     (tmp_path / "file").write_text("in the way")
-    monkeypatch.setattr(job, "execute", lambda *_: pytest.fail("data was read"))
+    monkeypatch.setattr("streamstats.jobs.session.reduce_tasks", lambda *_: pytest.fail("data was read"))
     with pytest.raises(UsageError, match="cannot write"):
         run(config(store, tmp_path / "file" / "out"))
 
@@ -413,7 +414,8 @@ def test_a_manifest_cannot_make_a_run_remove_other_files(tmp_path: Path) -> None
     run(config(store, tmp_path / "out"))
     manifest = json.loads((tmp_path / "out/manifest.json").read_text())
     (tmp_path / "victim").write_text("mine")
-    manifest["layers"]["gone"] = {"state": {"sha256": "", "file": "../victim"}, "corrector": {"file": "../victim"}}
+    victim = {"sha256": "", "file": "../victim"}
+    manifest["layers"]["gone"] = {"rows": 1, "state": victim, "corrector": victim, "missing": []}
     (tmp_path / "out/manifest.json").write_text(json.dumps(manifest))
     run(config(store, tmp_path / "out"))
     assert (tmp_path / "victim").read_text() == "mine"

@@ -14,16 +14,17 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from told import Told
 
 from streamstats.calibration.recorder import Recorder
 from streamstats.config import ClusterConfig, JobConfig
 from streamstats.errors import DataError
-from streamstats.jobs import job, plan
+from streamstats.jobs import plan
 from streamstats.jobs.forget import forget
 from streamstats.jobs.job import Job
 from streamstats.jobs.merge import merge_outputs
 from streamstats.jobs.run import run
-from streamstats.outputs import saved
+from streamstats.outputs import saving
 from streamstats.outputs.results import open_results, read_states
 
 CHANNELS, CHUNK = 3, 4
@@ -118,29 +119,29 @@ class Machine(RuleBasedStateMachine):
         self.seen = len(self.model.rows)
 
     @precondition(lambda self: not self.counted_is_damaged())
-    @rule(tasks=st.integers(0, 4), saving=st.booleans())
-    def kill(self, tasks: int, saving: bool) -> None:
+    @rule(tasks=st.integers(0, 4), saves=st.booleans())
+    def kill(self, tasks: int, saves: bool) -> None:
         """The process ends after some tasks; what was saved before is there, and no more.
 
         One thread: what is saved must not depend on the moment, or Hypothesis finds the machine flaky.
         """
         done: list[int] = []
 
-        def progress(_: job.Progress) -> None:
+        def stop(_rows: int) -> None:
             done.append(1)
             if len(done) > tasks:
                 raise Killed
 
-        kept = saved.Saver.save if saving else (lambda _saver: None)
+        kept = saving.Saver.save if saves else (lambda _saver: None)
         small = {"SMALLEST_TASK_BYTES": 1, "TASK_BYTES": 1}
         with (
             patch.multiple(plan, **small),
-            patch.object(saved, "SAVE_SECONDS", 0.0),
-            patch.object(saved, "SAVING_SHARE", 0),
-            patch.object(saved.Saver, "save", kept),
+            patch.object(saving, "SAVE_SECONDS", 0.0),
+            patch.object(saving, "SAVING_SHARE", 0),
+            patch.object(saving.Saver, "save", kept),
             contextlib.suppress(Killed),
         ):
-            run(self.config(cluster=ClusterConfig(threads=1)), on_progress=progress)
+            run(self.config(cluster=ClusterConfig(threads=1)), progress=Told(on_advance=stop))
         if self.rows_of_state() == len(self.model.rows):
             self.look()
         self.model.counted = self.what_is_saved()

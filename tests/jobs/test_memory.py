@@ -18,13 +18,20 @@ SAMPLE = (64, 64, 256)
 # VmHWM, because ru_maxrss begins with the peak of the process that started this one
 MEASURE = """
 import json, re, sys
-from streamstats import job
+from streamstats import LayerStatistics
+from streamstats.calibration.selection import select_layers
+from streamstats.jobs import session
+from streamstats.jobs.measuring import Policy
+from streamstats.jobs.sizes import parse_bytes
 from streamstats.jobs.workers import Cluster, open_workers
+layers = select_layers(sys.argv[1]).layers
+ledgers = {layer.name: LayerStatistics.empty(layer) for layer in layers}
+wanted, memory = session.missing_rows(layers, ledgers), parse_bytes(sys.argv[2])
 with open_workers(Cluster(threads=4), []) as workers:
-    prepared = job.prepare(sys.argv[1], workers, memory=sys.argv[2])
-    job.execute(prepared, workers)
+    plan = session.planned(layers, wanted, memory, workers)
+    session.reduce_layers(layers, ledgers, wanted, memory, workers, Policy())
 peak = 1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
-print(json.dumps({"planned": prepared.plan.peak_bytes, "found": peak, "bytes": prepared.plan.bytes}))
+print(json.dumps({"planned": plan.peak_bytes, "found": peak, "bytes": plan.bytes}))
 """
 
 

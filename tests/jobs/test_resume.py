@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,24 +19,29 @@ import numpy as np
 import pytest
 import zarr
 from stores import Array, build_store, samples
+from told import Told
 
 from streamstats.calibration.reading.reader import FileReader
 from streamstats.calibration.recorder import Recorder
+from streamstats.calibration.selection import LayerRule
 from streamstats.config import ClusterConfig, JobConfig
 from streamstats.errors import DataError, MismatchError, OutputError, UsageError
-from streamstats.jobs import job, measuring, plan
+from streamstats.jobs import measuring, plan
 from streamstats.jobs.forget import forget
 from streamstats.jobs.job import Job
 from streamstats.jobs.merge import merge_outputs
 from streamstats.jobs.run import Follow, reduce, run
 from streamstats.jobs.status import status
-from streamstats.outputs import saved
+from streamstats.outputs import saving
 from streamstats.outputs.results import open_results
+from streamstats.progress import Stage
 
 SLOW = """
-import sys, time
-from streamstats import measuring, plan, saved
-saved.SAVE_SECONDS = saved.SAVING_SHARE = 0
+import signal, sys, time
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where `nohup` had the tests ignore it
+from streamstats.jobs import measuring, plan
+from streamstats.outputs import saving
+saving.SAVE_SECONDS = saving.SAVING_SHARE = 0
 plan.SMALLEST_TASK_BYTES = plan.TASK_BYTES = 20_000
 whole = measuring.measure_part
 def slowly(*arguments, **options):
@@ -127,8 +133,9 @@ def test_a_signal_saves_what_was_counted_and_the_next_run_reads_only_the_rest(
     before = status(tmp_path / "out")
     assert 0 < before.layers[0].counted < 600
     assert before.layers[0].missing[-1][1] == "not counted yet"
-    planned = []
-    run(config(store), on_plan=lambda prepared: planned.append(prepared.plan.rows))
+    told = Told()
+    run(config(store), progress=told)
+    planned = [stage.rows for stage in told.stages]
     assert planned == [600 - before.layers[0].counted]
     assert results(tmp_path / "out") == undisturbed(store, tmp_path)
 
@@ -161,10 +168,11 @@ def test_what_was_counted_of_a_layer_that_a_job_leaves_out_for_a_while_is_kept(t
     store = build_store(tmp_path / "s.zarr", {"a": samples(20, 8), "b": samples(20, 8)})
     run(config(store))
     before = results(tmp_path / "out")
-    run(JobConfig.model_validate({**config(store).model_dump(), "layers": [{"match": "a"}]}).job())
+    run(replace(config(store), rules=(LayerRule("a"),)))
     assert open_results(tmp_path / "out").layers == ["a"]
-    planned = []
-    run(config(store), on_plan=lambda prepared: planned.append(prepared.plan.rows))
+    told = Told()
+    run(config(store), progress=told)
+    planned = [stage.rows for stage in told.stages]
     assert planned == [0]
     assert results(tmp_path / "out") == before
 
@@ -197,7 +205,7 @@ close_reader = FileReader.close
 
 
 def test_a_followed_store_is_counted_as_it_grows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr("streamstats.jobs.run.POLL_SECONDS", 0.01)
     values = samples(40, 8)
     record(tmp_path / "s.zarr", values[:10])
     appending = threading.Thread(
@@ -224,17 +232,17 @@ def test_following_ends_with_a_signal_after_saving(tmp_path: Path) -> None:
 def test_a_layer_that_appears_while_its_store_is_followed_is_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(job, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr("streamstats.jobs.run.POLL_SECONDS", 0.01)
     record(tmp_path / "s.zarr", samples(10, 8))
     planned: list[int] = []
 
-    def another(_prepared: job.Prepared) -> None:
+    def another(_stage: Stage) -> None:
         if not planned:
             with Recorder(tmp_path / "s.zarr") as recorder:
                 recorder.append("new", samples(4, 8))
         planned.append(1)
 
-    outcome = run(config(tmp_path / "s.zarr"), follow=Follow(idle=1), on_plan=another)
+    outcome = run(config(tmp_path / "s.zarr"), follow=Follow(idle=1), progress=Told(another))
     assert {name: found.rows for name, found in outcome.statistics.items()} == {"conv": 10, "new": 4}
     assert results(tmp_path / "out") == undisturbed(tmp_path / "s.zarr", tmp_path)
 
@@ -402,7 +410,7 @@ def test_the_same_rows_twice_are_refused_with_their_numbers(tmp_path: Path) -> N
     [
         (samples(4, 8, dtype="int8"), {}, "dtype float32 and int8"),
         (samples(4, 7), {}, "channels 8 and 7"),
-        (samples(4, 8, 2), {"layers": [{"match": "*", "channel_axis": 1}]}, "channel_axis 1 and 1|cannot be merged"),
+        (samples(4, 8, 2), {"layers": [{"match": "*", "channel_axis": 1}]}, "axes 2 and 3"),
     ],
 )
 def test_what_does_not_fit_together_is_refused_with_both(
@@ -546,7 +554,7 @@ def test_results_are_not_merged_into_a_store_or_over_a_run(tmp_path: Path) -> No
     for name in "ab":
         run(config(build_store(tmp_path / f"{name}.zarr", {name: samples(20, 3)}), tmp_path / name))
     outputs = [tmp_path / "a", tmp_path / "b"]
-    with pytest.raises(UsageError, match=r"is a zarr store \(zarr.json is in it\)"):
+    with pytest.raises(UsageError, match=r"is a zarr store \(it holds zarr.json\)"):
         merge_outputs(outputs, tmp_path / "a.zarr")
     run(config(tmp_path / "a.zarr", tmp_path / "c"))
     with pytest.raises(UsageError, match="holds the results of a run; choose another folder"):
@@ -566,7 +574,7 @@ def test_status_notices_that_the_state_of_a_counted_layer_is_gone(tmp_path: Path
 
 def test_a_second_run_says_who_is_in_the_output(tmp_path: Path) -> None:
     store = build_store(tmp_path / "s.zarr", {"conv": samples(20, 3)})
-    with saved.held(tmp_path / "out", "s.zarr", {"conv": 20}):
+    with saving.held(tmp_path / "out", "s.zarr", {"conv": 20}):
         found = subprocess.run(
             [sys.executable, "-m", "streamstats", "run", str(write_job(tmp_path))],
             capture_output=True,
@@ -613,7 +621,7 @@ def test_status_tells_what_is_missing_why_and_what_to_do(tmp_path: Path) -> None
     assert lines["a"].split()[1:5] == ["8", "8", "none", "none"]
     assert lines["b"].split()[1:5] == ["6", "8", "none", "2:4"]
     assert "is missing" in lines["b"]
-    assert "go on with: streamstats run" in found.stderr
+    assert "resume with: streamstats run" in found.stderr
     found = subprocess.run(
         [*command, "status", str(tmp_path / "out"), "--json"], capture_output=True, text=True, check=False
     )
@@ -632,7 +640,7 @@ def test_a_folder_that_is_no_output_has_no_status(tmp_path: Path) -> None:
 def ticking(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """A clock that the test moves."""
     now = [0.0]
-    monkeypatch.setattr(saved.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(saving.time, "monotonic", lambda: now[0])
     return now
 
 
@@ -648,10 +656,10 @@ def test_what_has_changed_is_saved_every_few_seconds_and_no_more_than_a_fiftieth
             writes.append(ticking[0])
         ticking[0] += 0.5
 
-    monkeypatch.setattr(saved, "write_states", slow_write)
-    saver = saved.Saver(tmp_path)
+    monkeypatch.setattr(saving, "write_states", slow_write)
+    saver = saving.Saver(tmp_path)
     for _ in range(1000):
         ticking[0] += 0.1
         saver.changed(statistics)
-    assert writes[0] == pytest.approx(saved.SAVE_SECONDS, abs=0.2)
-    assert all(later - sooner >= 0.5 * saved.SAVING_SHARE for sooner, later in pairwise(writes))
+    assert writes[0] == pytest.approx(saving.SAVE_SECONDS, abs=0.2)
+    assert all(later - sooner >= 0.5 * saving.SAVING_SHARE for sooner, later in pairwise(writes))

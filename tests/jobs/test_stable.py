@@ -14,19 +14,19 @@ import zarr
 from networks import model_of, quantized, values
 from onnx import helper
 from stores import build_store, samples
+from told import Told
 
 from streamstats.cli import main
 from streamstats.config import JobConfig
 from streamstats.correction import MeanBiasCorrector, correction_error
 from streamstats.errors import UsageError
-from streamstats.jobs import job
 from streamstats.jobs.job import Job
 from streamstats.jobs.run import run
-from streamstats.models.onnx.correct import fake_quantized, quantized_by_others
 from streamstats.models.onnx.levels import Levels
 from streamstats.models.onnx.precision import KnownTo, bias_steps, precision
 from streamstats.models.onnx.record import record
-from streamstats.outputs.ledger import LayerStatistics
+from streamstats.models.onnx.subject import fake_quantized, quantized_by_others
+from streamstats.outputs.layer_statistics import LayerStatistics
 from streamstats.outputs.results import open_results
 
 
@@ -78,15 +78,13 @@ def test_a_run_that_was_stopped_ends_with_the_same_rows(folder: Path) -> None:
     def until(statistics: Mapping[str, LayerStatistics]) -> bool:
         return statistics["large"].rows >= 130
 
-    def stop(progress: job.Progress) -> None:
-        nonlocal told
-        told += progress.rows
-        if told > 150:
+    def stop(_rows: int) -> None:
+        if told.rows > 150:
             raise KeyboardInterrupt
 
-    told = 0
+    told = Told(on_advance=stop)
     with pytest.raises(KeyboardInterrupt):
-        run(config(folder), until=until, on_progress=stop)
+        run(config(folder), until=until, progress=told)
     run(config(folder), until=until)
     run(config(folder, "undisturbed"), until=until)
     assert files(folder / "out") == files(folder / "undisturbed")
@@ -195,7 +193,7 @@ def test_the_command_line_stops_when_it_is_known_and_says_after_how_many(
     assert len(rows) == 1
     assert max(rows) < 100
     assert f"after {rows.pop()} samples corrections are known to" in said.err
-    assert "asked for was 1e+09" in said.err
+    assert "1e+09 was asked for" in said.err
     assert main(["run", f"{recorded}/job.yaml", "--until-stable", "1e-9", *models]) == 3
     message = capsys.readouterr().err
     assert "after 400 samples" in message

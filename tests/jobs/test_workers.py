@@ -22,8 +22,10 @@ import numpy as np
 import psutil
 import pytest
 import zarr
+from counting import count_all
 from distributed import Client, LocalCluster, Nanny
 from stores import build_store, samples
+from told import Told
 
 import streamstats as ss
 from streamstats.calibration.layer import Layer
@@ -31,7 +33,7 @@ from streamstats.calibration.selection import select_layers
 from streamstats.calibration.zarr_settings import FETCHES
 from streamstats.config import ClusterConfig, JobConfig
 from streamstats.errors import ClusterError, UsageError
-from streamstats.jobs import job, reduction, workers
+from streamstats.jobs import reduction, workers
 from streamstats.jobs.job import Job
 from streamstats.jobs.plan import Part, Plan, Task
 from streamstats.jobs.reduction import MOST_TRIES, reduce_tasks
@@ -75,13 +77,13 @@ def test_threads_and_processes_leave_the_same_bytes(
     monkeypatch.setattr("streamstats.jobs.plan.TASK_BYTES", 4000)
     run(config(store, tmp_path / "one", cluster=ClusterConfig(threads=1)))
     run(config(store, tmp_path / "threads", cluster=ClusterConfig(threads=number)))
-    seen: list[job.Progress] = []
+    told = Told()
     processes = ClusterConfig(workers=number, threads=1)
-    run(config(store, tmp_path / "processes", cluster=processes), on_progress=seen.append)
+    run(config(store, tmp_path / "processes", cluster=processes), progress=told)
     assert results(tmp_path / "one") == results(tmp_path / "threads") == results(tmp_path / "processes")
     assert len(results(tmp_path / "one")) == 6
-    assert sum(each.rows for each in seen) == 153
-    assert {each.workers for each in seen} == {number}
+    assert told.rows == 153
+    assert told.worker_counts == {number}
 
 
 def test_a_scheduler_at_an_address_and_a_client_of_python_leave_the_same_bytes(store: Path, tmp_path: Path) -> None:
@@ -186,7 +188,7 @@ def test_what_travels_is_small(tmp_path: Path) -> None:
 
     threads = Weighed(Cluster(threads=1))
     rule = ss.LayerRule("*", quantization=ss.Quantization(np.full(channels, 0.5)))
-    job.execute(job.prepare(store, threads, layers=[rule]), threads)
+    count_all(select_layers(store, [rule]).layers, threads)
     threads.close()
     assert max(out) < 5000
     assert max(back) < 100 * channels
@@ -266,21 +268,18 @@ def test_a_worker_that_joins_later_and_does_not_fit_gets_no_work(store: Path, tm
     preload = tmp_path / "older.py"
     preload.write_text("import streamstats.jobs.workers\nstreamstats.jobs.workers.__version__ = '0.0.9'\n")
     run(config(store, tmp_path / "threads"))
-    messages = []
+    told = Told()
     with cluster(1) as client:
         layers = select_layers(store).layers
         with open_workers(Cluster(), layers, client) as chosen:
             nanny = client.sync(_joined, client, preload)
-            ledger = {layer.name: ss.LayerStatistics.empty(layer) for layer in layers}
-            wanted = {layer.name: [(0, layer.rows)] for layer in layers}
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr("streamstats.jobs.plan.SMALLEST_TASK_BYTES", 2000)
                 patch.setattr("streamstats.jobs.plan.TASK_BYTES", 2000)
-                prepared = job.plan_of(select_layers(store), ledger, wanted, "2GiB", chosen)
-            outcome = job.execute(prepared, chosen, on_progress=lambda each: messages.append(each.message))
+                outcome = count_all(layers, chosen, told)
         client.sync(nanny.close)
     assert outcome.statistics["c"].sums == reduce(store)["c"].sums
-    assert sum("runs streamstats 0.0.9" in message for message in messages) >= 1
+    assert any("runs streamstats 0.0.9" in message for message in told.messages)
 
 
 async def _joined(client: Client, preload: Path) -> Nanny:
@@ -352,10 +351,10 @@ LAYER = {"layer": Layer("store", "layer", (4, 1), np.dtype("int8"), (1, 1), (1, 
 
 def reduced(scripted: Scripted) -> tuple[list[int], list[str]]:
     """The rows of the tasks that came back, and the messages."""
-    messages: list[str] = []
+    told = Told()
     plan = Plan(TASKS, 1, 4, 4, 1, 1)
-    found = [task.parts[0].start for task, _ in reduce_tasks(plan, LAYER, scripted, tell=messages.append)]
-    return found, messages
+    found = [task.parts[0].start for task, _ in reduce_tasks(plan, LAYER, scripted, progress=told)]
+    return found, told.messages
 
 
 def done(number: int) -> list[Begun | Ended]:
@@ -379,12 +378,12 @@ def test_a_task_whose_worker_is_gone_is_given_out_again() -> None:
 def test_a_task_that_dask_does_again_is_told() -> None:
     found, messages = reduced(Scripted(lambda number, _: [Begun(number, "first"), *done(number)]))
     assert sorted(found) == [0, 1, 2, 3]
-    assert messages[0] == "layer layer, rows 0:1, is done again: worker first is gone"
+    assert messages[0] == "layer layer, rows 0:1, is repeated: worker first is lost"
 
 
 def test_a_task_that_never_comes_back_is_an_error_that_names_it() -> None:
     scripted = Scripted(lambda number, _: [Ended(number, error=OSError("out of memory"), lost=True)])
-    with pytest.raises(ClusterError, match=rf"rows \d:\d, was given out {MOST_TRIES} times.*out of memory; look into"):
+    with pytest.raises(ClusterError, match=rf"rows \d:\d, was submitted {MOST_TRIES} times.*out of memory; check"):
         reduced(scripted)
 
 
@@ -395,7 +394,9 @@ def test_a_task_that_hangs_is_given_to_another_worker_and_its_first_result_is_ta
     scripted = Scripted(lambda number, _: [Begun(number, "slow")] if number == 1 else done(number), task_timeout=0.1)
     found, messages = reduced(scripted)
     assert sorted(found) == [0, 1, 2, 3]
-    assert messages == ["layer layer, rows 1:2, takes slow more than 0.1 s; another worker gets it, too"]
+    assert messages == [
+        "layer layer, rows 1:2, has been on worker slow for more than 0.1 s; it goes to another worker as well"
+    ]
     assert [avoided for avoided in scripted.avoided if avoided] == [["slow"]]
     assert scripted.taken_back == [1]
 
@@ -413,7 +414,9 @@ def test_a_thread_that_hangs_is_told_and_waited_for(monkeypatch: pytest.MonkeyPa
     threading.Timer(0.8, lambda: scripted.events.put(Ended(1, ([], None)))).start()
     found, messages = reduced(scripted)
     assert sorted(found) == [0, 1, 2, 3]
-    assert messages == ["layer layer, rows 1:2, takes thread more than 0.1 s; does its file system answer?"]
+    assert messages == [
+        "layer layer, rows 1:2, has been on worker thread for more than 0.1 s; check that the file system responds"
+    ]
 
 
 def test_an_unfit_worker_gets_no_more_work_and_its_task_goes_to_another() -> None:
@@ -425,7 +428,7 @@ def test_an_unfit_worker_gets_no_more_work_and_its_task_goes_to_another() -> Non
     found, messages = reduced(scripted)
     assert sorted(found) == [0, 1, 2, 3]
     assert scripted.shunned == ["late"]
-    assert messages == ["worker late runs another version; it gets no more work"]
+    assert messages == ["worker late runs another version; it gets no more tasks"]
 
 
 def test_while_only_unfit_workers_are_there_tasks_wait_and_it_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -441,7 +444,7 @@ def test_while_only_unfit_workers_are_there_tasks_wait_and_it_is_told_once(monke
     threading.Timer(0.2, lambda: setattr(scripted, "present", 1)).start()
     found, messages = reduced(scripted)
     assert sorted(found) == [0, 1, 2, 3]
-    assert messages.count("worker late runs another version; it gets no more work") == 1
+    assert messages.count("worker late runs another version; it gets no more tasks") == 1
     assert len(scripted.avoided) == 7
 
 
@@ -464,10 +467,10 @@ def test_workers_may_leave_for_a_while_and_not_for_ever(monkeypatch: pytest.Monk
     threading.Timer(0.3, back).start()
     found, messages = reduced(scripted)
     assert sorted(found) == [0, 1, 2, 3]
-    assert messages == ["there are no workers; waiting for 20 s"]
+    assert messages == ["there are no workers; waiting 20 s for one"]
     scripted = Scripted(lambda _number, _task: [], worker_timeout=0.1)
     scripted.present = 0
-    with pytest.raises(ClusterError, match=r"there were no workers for 0\.1 s; what was counted is saved: start some"):
+    with pytest.raises(ClusterError, match=r"there were no workers for 0\.1 s; what was counted is saved: start"):
         reduced(scripted)
 
 
@@ -481,7 +484,7 @@ def test_an_error_in_our_code_is_not_tried_again() -> None:
 
 SLOW = """
 import time
-from streamstats import measuring
+from streamstats.jobs import measuring
 def slowly(*arguments, whole=measuring.measure_part, **options):
     time.sleep(0.1)
     return whole(*arguments, **options)
@@ -573,17 +576,17 @@ def test_a_worker_that_hangs_is_left_behind(store: Path, tmp_path: Path, monkeyp
     monkeypatch.setattr("streamstats.jobs.plan.TASK_BYTES", 2000)
     preload = tmp_path / "slow.py"
     preload.write_text(SLOW)
-    seen: list[job.Progress] = []
+    told = Told()
     with cluster(2, preload=[str(preload)]) as client:
         hung = psutil.Process(next(iter(client.run(os.getpid).values())))
         threading.Timer(2, hung.suspend).start()
         impatient = config(store, tmp_path / "out", cluster=ClusterConfig(task_timeout=3))
-        run(impatient, client=client, on_progress=seen.append)
+        run(impatient, client=client, progress=told)
         hung.resume()
     run(config(store, tmp_path / "undisturbed"))
     assert results(tmp_path / "out") == results(tmp_path / "undisturbed")
-    assert any("more than 3 s; another worker gets it, too" in each.message for each in seen)
-    assert seen[-1].repeats >= 1
+    assert any("more than 3 s; it goes to another worker as well" in message for message in told.messages)
+    assert told.repeats >= 1
 
 
 def test_workers_that_all_leave_end_the_run_after_a_while_and_nothing_is_lost(
@@ -597,13 +600,13 @@ def test_workers_that_all_leave_end_the_run_after_a_while_and_nothing_is_lost(
     with cluster(1, preload=[str(preload)]) as client:
         local = client.cluster
         threading.Timer(2, lambda: local.scale(0)).start()
-        with pytest.raises(ClusterError, match=r"there were no workers for 3 s; what was counted is saved: start some"):
+        with pytest.raises(ClusterError, match=r"there were no workers for 3 s; what was counted is saved: start"):
             run(impatient, client=client)
     kept = sum(each.rows for each in read_states(tmp_path / "out", ["a/conv", "b", "c"]).values())
     assert 0 < kept < 153
-    seen: list[job.Progress] = []
-    run(config(store, tmp_path / "out"), on_progress=seen.append)
-    assert sum(each.rows for each in seen) == 153 - kept
+    told = Told()
+    run(config(store, tmp_path / "out"), progress=told)
+    assert told.rows == 153 - kept
     run(config(store, tmp_path / "undisturbed"))
     assert results(tmp_path / "out") == results(tmp_path / "undisturbed")
 
@@ -626,7 +629,7 @@ def test_scheduler_and_client_take_no_more_memory_the_more_tasks_there_are(
         run(
             config(store, tmp_path / "out"),
             client=client,
-            on_progress=lambda _: memory.append(psutil.Process().memory_info().rss),
+            progress=Told(on_advance=lambda _: memory.append(psutil.Process().memory_info().rss)),
         )
     assert len(memory) == 6000
     assert memory[-1] - memory[1000] < 20e6

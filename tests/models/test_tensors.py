@@ -12,10 +12,11 @@ from safetensors.numpy import load_file, save_file
 from stores import build_store, samples
 
 import streamstats as ss
+from streamstats.calibration.selection import LayerRule
 from streamstats.cli import main
-from streamstats.config import JobConfig
 from streamstats.errors import DataError, MismatchError, UsageError
-from streamstats.jobs import job
+from streamstats.jobs.job import Job
+from streamstats.jobs.run import run
 from streamstats.models.tensors import correct_tensors
 
 RNG = np.random.default_rng(3)
@@ -35,9 +36,7 @@ WEIGHTS = {
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
     store = build_store(tmp_path / "s.zarr", LAYERS)
-    job.run(
-        JobConfig.model_validate({"source": str(store), "output": str(tmp_path / "out"), "statistics": ["positions"]})
-    )
+    run(Job(str(store), str(tmp_path / "out"), (LayerRule("*", statistics=("positions",)),)))
     return tmp_path / "out"
 
 
@@ -117,5 +116,5 @@ def test_a_layout_for_no_layer_and_an_output_that_is_read_are_refused(tmp_path: 
     with pytest.raises(UsageError, match="is what is read"):
         correct_tensors(weights, rounded, out, weights, layouts=["OIHW", "OI"])
     assert weights.read_bytes() == before
-    with pytest.raises(UsageError, match="--layout linear=OI fits no layer"):
+    with pytest.raises(UsageError, match="--layout linear=OI matches no layer"):
         correct_tensors(weights, rounded, out, tmp_path / "c.safetensors", layouts=["OIHW", "linear=OI"])

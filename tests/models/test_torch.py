@@ -13,9 +13,9 @@ import pytest
 import streamstats as ss
 from streamstats.config import JobConfig
 from streamstats.errors import MismatchError, UsageError
-from streamstats.jobs import job
+from streamstats.jobs.run import run
 
-torch = pytest.importorskip("torch", reason="`make torch` tests with it")
+torch = pytest.importorskip("torch", reason="`make models` tests with it")
 
 from streamstats.models.torch import apply_correctors, linear_modules, recording  # noqa: E402
 
@@ -51,7 +51,7 @@ def samples(number: int = 40) -> Any:
 
 def run_out(folder: Path, *, positions: bool = True) -> Path:
     config = {"source": str(folder / "s.zarr"), "output": str(folder / "out")}
-    job.run(JobConfig.model_validate(config | {"statistics": ["positions"] if positions else []}))
+    run(JobConfig.model_validate(config | {"statistics": ["positions"] if positions else []}).job())
     return folder / "out"
 
 

@@ -99,7 +99,7 @@ def test_it_names_channels_that_are_never_active(folder: Path, capsys: pytest.Ca
     text = " ".join(Page((folder / "out" / "report.html").read_text()).text)
     assert "1 channel is never active" in text
     assert "two: 2" in text
-    assert "How well the corrections are known is not known" in text
+    assert "The precision of the corrections is unknown" in text
 
 
 def test_without_writing_a_model_it_tells_what_the_corrections_would_do(folder: Path) -> None:
@@ -122,7 +122,7 @@ def test_it_says_whether_more_samples_would_change_anything(folder: Path) -> Non
     assert worst > 0.5
     needed = max(each["rows_for_half_a_step"] for each in written["precision"].values())
     assert needed == pytest.approx(64 * (worst / 0.5) ** 2, abs=1)
-    assert f"about {needed:,} would bring" in pages.page(written)
+    assert f"about {needed:,} would reduce it" in pages.page(written)
     known = {name: each | {"error_in_steps": 0.01} for name, each in written["precision"].items()}
     assert "next to nothing" in pages.page(written | {"precision": known})
 
@@ -139,7 +139,7 @@ def test_without_the_library_for_pages_the_json_is_there(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def missing(name: str, extra: str) -> Any:
-        raise MissingDependencyError(f"{name} is missing; pip install 'streamstats[{extra}]'")
+        raise MissingDependencyError(f"{name} is missing; pip install 'streamstats-calibration[{extra}]'")
 
     monkeypatch.setattr(pages, "require", missing)
     assert call(folder) == 0

@@ -15,11 +15,14 @@ import numpy.typing as npt
 import pytest
 from rich.cells import cell_len
 
+from streamstats.coverage import Coverage
 from streamstats.errors import MissingDependencyError, OutputError, UsageError
-from streamstats.outputs.ledger import LayerStatistics, Source
+from streamstats.outputs.layer_statistics import LayerStatistics
+from streamstats.outputs.ledger import Source
 from streamstats.report.pictures import plot_accuracies, plot_accuracies_text, plot_channels, plot_channels_text
-from streamstats.statistics.extrema import ChannelExtrema
-from streamstats.statistics.mean import ChannelMean
+from streamstats.statistics.kinds import kinds_of
+from streamstats.statistics.statistic import Space
+from streamstats.statistics.statistics import Statistics
 
 SVG = "{http://www.w3.org/2000/svg}"
 LONG = "/features/features.12/conv/conv.0/conv.0.2/Clip_output_0/with/many/parts/QuantizeLinear_Output_of_it"
@@ -29,14 +32,9 @@ ACCURACIES = [("float", 0.9722), ("quantised", 0.4139), ("corrected", 1.0)]
 def measured(values: npt.ArrayLike, layer: str = "block/project") -> LayerStatistics:
     """The statistics of `values`, rows × channels."""
     block = np.asarray(values, np.float64)
-    return LayerStatistics(
-        layer=layer,
-        channel_axis=-1,
-        quantization=None,
-        sources=(Source("", len(block), ((0, len(block)),)),),
-        sums=ChannelMean.measure(block),
-        extrema=ChannelExtrema.measure(block),
-    )
+    members = {kind.name: kind.measure(block) for kind in kinds_of(())}
+    source = Source("", len(block), Coverage.first(len(block)))
+    return LayerStatistics(layer, 1, None, (source,), Statistics(Space.of(block), members))
 
 
 def spread(channels: int, layer: str = "block/project") -> LayerStatistics:
@@ -146,7 +144,7 @@ def test_channels_that_share_a_column_keep_their_extremes_and_the_range_of_their
     values[0, 2500], values[:, 4999] = -10, 10
     text = plot_channels_text(measured(values), color=False)
     canvas = grid(text)
-    assert f"2 rows, 5000 channels, {5000 // len(canvas[0])} to {5000 // len(canvas[0]) + 1} a column" in text
+    assert f"2 rows, 5,000 channels, {5000 // len(canvas[0])} to {5000 // len(canvas[0]) + 1} per column" in text
     assert "█ range of means" in text
     assert canvas[0].count("█") == 1, "the mean of the last channel is not lost among its neighbours"
     assert canvas[-1].count("░") == 1, "nor is the minimum of one in the middle"
@@ -238,7 +236,7 @@ def test_a_picture_of_thousands_of_channels_keeps_the_extremes(tmp_path: Path) -
     values = np.zeros((2, 5000))
     values[:, 4321] = 7
     plot_channels(measured(values), tmp_path / "picture.svg")
-    assert {"2 rows, 5000 channels, 5 a column", "range of means"} < set(texts(tmp_path / "picture.svg"))
+    assert {"2 rows, 5,000 channels, 5 per column", "range of means"} < set(texts(tmp_path / "picture.svg"))
     band, means = (outline(tmp_path / "picture.svg", name) for name in ("band", "means"))
     assert len(band) < 5000
     assert band[:, 1].max() == means[:, 1].max() > np.median(means[:, 1])

@@ -21,7 +21,7 @@ from streamstats.service.access import LINK_SECONDS, Token, host_name
 from streamstats.service.client import RefusedError
 
 REQUEST = {"kind": "run", "source": STORE}
-SECRET_PATHS = ("/api/v1", "/api/v1/jobs", "/api/v1/uploads", "/api/v1/stores", "/metrics")
+SECRET_PATHS = ("/api/v1", "/api/v1/jobs", "/api/v1/statistics", "/api/v1/uploads", "/api/v1/stores", "/metrics")
 TRAVERSALS = (
     "../token",
     "..%2ftoken",

@@ -19,7 +19,7 @@ from served import STORE, Served, served, small_store, wait_until
 
 import streamstats as ss
 from streamstats.config import JobConfig
-from streamstats.jobs import job
+from streamstats.jobs.run import run
 from streamstats.outputs.results import open_results
 from streamstats.service.client import RefusedError
 from streamstats.service.messages import JobView
@@ -35,7 +35,7 @@ def done(service: Served) -> JobView:
 
 
 def test_a_job_leaves_the_bytes_that_run_leaves(service: Served, done: JobView, tmp_path: Path) -> None:
-    job.run(JobConfig(source=str(service.roots / STORE), output=str(tmp_path / "mine")))
+    run(JobConfig(source=str(service.roots / STORE), output=str(tmp_path / "mine")).job())
     with service.client() as client:
         assert client.fetch(done.id, tmp_path / "theirs") == 1
     mine = {path.relative_to(tmp_path / "mine"): path.read_bytes() for path in (tmp_path / "mine").rglob("*.*")}
@@ -131,7 +131,11 @@ def test_submissions_at_the_same_moment_with_one_key_are_one_job(service: Served
         ({"memory": "1TiB"}, "at most"),
         ({"rows": "5:1"}, "rows"),
         ({"layers": [{"match": "*", "quantization": {"scale": 0.0, "scale_is": "step"}}]}, "layers"),
-        ({"layers": [{"match": "*"}] * 1001}, "expected at most 1000"),
+        ({"layers": [{"match": "*"}] * 1001}, "`layers` has 1,001 entries; expected at most 1,000"),
+        (
+            {"layers": [{"match": "*"}, {"match": "x" * 4097}]},
+            "`layers[1].match` has 4,097 characters; expected at most 4,096",
+        ),
         ({"submitter": "x" * 65}, "submitter"),
         ({"submitter": "\ud800"}, "characters"),
         ({"layers": [{"match": "\ud800"}]}, "characters"),
@@ -237,7 +241,7 @@ def test_no_more_jobs_wait_than_the_limit_says(tmp_path: Path) -> None:
         answers = [http.post("/api/v1/jobs", json=REQUEST) for _ in range(8)]
         assert {answer.status_code for answer in answers} == {201, 503}
         full = next(answer for answer in answers if answer.status_code == 503)
-        assert "the most" in full.json()["error"]["message"]
+        assert "the queue is full (1 job)" in full.json()["error"]["message"]
         assert full.headers["retry-after"]
         assert http.post("/api/v1/jobs", json={**REQUEST, "follow": {}}).status_code == 409
 

@@ -13,7 +13,7 @@ from served import Served
 
 import streamstats as ss
 from streamstats.config import JobConfig
-from streamstats.jobs import job
+from streamstats.jobs.run import run
 from streamstats.models.onnx.correct import How, correct, correct_quantized
 from streamstats.models.onnx.iterative import Iterative
 from streamstats.models.onnx.record import record
@@ -43,7 +43,7 @@ def by_hand(files: dict[str, Path], folder: Path, iterative: str | None = None, 
     """The commands `record`, `run` and `correct`, one after the other."""
     store, out, fixed = folder / "s.zarr", folder / "out", folder / "fixed.onnx"
     record(files["model"], files["samples"], store)
-    job.run(JobConfig(source=str(store), output=str(out), statistics=["spread", "positions"]))
+    run(JobConfig(source=str(store), output=str(out), statistics=["spread", "positions"]).job())
     how = How(Iterative(files["samples"], folder / "work", iterative)) if iterative else None
     if levels:
         correct(files["model"], out, fixed, **levels, how=how)
@@ -86,7 +86,7 @@ def test_it_is_judged_and_reported(service: Served, client: ss.Client, files: di
         ({"bits": 4}, "not both"),
         ({"symmetric": True}, "go with `bits`"),
         ({"labels": "samples"}, "go with `held_out`"),
-        ({"held_out": "samples"}, "held out"),
+        ({"held_out": "samples"}, "held-out samples are the calibration samples"),
         ({"quantized": "model"}, "upload the quantised one"),
         ({"bits": 1, "quantized": None}, "bits"),
         ({"samples": "nowhere"}, "samples"),

@@ -12,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from served import STORE, Served, npy, served
 
 import streamstats as ss
+from streamstats.service.client import RefusedError
 from streamstats.service.logs import JsonLines
 
 
@@ -63,7 +64,7 @@ def test_logs_are_json_with_the_job(service: Served, client: ss.Client) -> None:
     job = client.wait(client.submit({"kind": "run", "source": STORE}).id)
     lines = [json.loads(line) for line in service.said if line.startswith("{")]
     mine = [line["event"] for line in lines if line.get("job") == job.id]
-    assert mine[:2] == ["submitted", "begun"]
+    assert mine[:2] == ["submitted", "started"]
     assert mine[-1] == "ended"
     assert all({"at", "level", "event"} <= set(line) for line in lines)
 
@@ -82,6 +83,19 @@ def test_every_path_is_described(service: Served) -> None:
         for method, described in methods.items():
             assert described.get("description") or described.get("summary"), (method, path)
     assert "/api/v1/jobs/{job}/events" in document["paths"]
+
+
+def test_statistics_that_are_offered_are_described_and_accepted(service: Served, client: ss.Client) -> None:
+    with service.http() as http:
+        offered = http.get("/api/v1/statistics").json()
+    names = [each["name"] for each in offered]
+    assert names
+    assert names == sorted(names)
+    assert all(each["description"] for each in offered)
+    job = client.wait(client.submit({"kind": "run", "source": STORE, "statistics": names}).id)
+    assert job.state == "done", job.message
+    with pytest.raises(RefusedError, match="statistics"):
+        client.submit({"kind": "run", "source": STORE, "statistics": ["mean of everything"]})
 
 
 def test_errors_have_one_form(service: Served) -> None:

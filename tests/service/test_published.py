@@ -37,10 +37,10 @@ def test_old_sets_go_with_their_archives(tmp_path: Path, monkeypatch: pytest.Mon
         folder = published.folder_of(tmp_path, number)
         assert folder is not None
         write_archive(published.archive_of(folder), {"x": source})
-        os.utime(folder, (0, time.time() - 2 * published.KEPT_SECONDS))
+        os.utime(folder, (0, time.time() - 2 * published.RETAINED_SECONDS))
     assert published.numbers(tmp_path) == [2, 3]
     assert sorted(path.name for path in (tmp_path / published.RESULTS).glob("*.zip")) == ["2.zip", "3.zip"]
-    monkeypatch.setattr(published, "KEPT_SECONDS", 10**9)
+    monkeypatch.setattr(published, "RETAINED_SECONDS", 10**9)
     published.publish(tmp_path, {"x": source})
     assert published.numbers(tmp_path) == [2, 3, 4]  # somebody may be fetching them
 

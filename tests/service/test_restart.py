@@ -19,7 +19,7 @@ from served import Served, npy, small_store, wait_until
 
 import streamstats as ss
 from streamstats.config import JobConfig
-from streamstats.jobs import job
+from streamstats.jobs.run import run
 
 ROWS, CHANNELS, WRITERS = 8, 6, 4
 LAYERS = ("a", "b/c")
@@ -106,7 +106,7 @@ def test_killed_at_any_moment_nothing_is_lost_and_nothing_counts_twice(tmp_path:
 
 def check(service: Served, folder: Path, jobs: list[str], sent: dict[str, tuple[int, int]]) -> None:
     """All jobs are done with the bytes of undisturbed runs, over the rows that were acknowledged."""
-    job.run(JobConfig(source=str(service.roots / "slow.zarr"), output=str(folder / "undisturbed")))
+    run(JobConfig(source=str(service.roots / "slow.zarr"), output=str(folder / "undisturbed")).job())
     with service.client() as client:
         for number, name in enumerate(jobs):
             found = client.wait(name)

@@ -46,7 +46,7 @@ def test_a_wider_address_takes_tls_or_the_explicit_flag(tmp_path: Path, host: st
         ("limits: {running_jobs: 0}\n", "limits.running_jobs"),
         ("port: 70000\n", "port"),
         ("port: '80'\n", "port"),
-        ("roots: [nowhere]\n", "no folder"),
+        ("roots: [nowhere]\n", "not a folder"),
         ("prefixes: ['http://x/']\n", "not allowed"),
         ("tls: {certificate: nowhere, key: nowhere}\n", "is not a file"),
         ("cluster: {workers: 0}\n", "cluster.workers"),
@@ -58,5 +58,5 @@ def test_a_mistake_is_named(tmp_path: Path, text: str, said: str) -> None:
 
 
 def test_data_that_clients_could_read_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="keep them apart"):
+    with pytest.raises(UsageError, match="move one of them"):
         load(tmp_path, f"roots: [{tmp_path}]\n")

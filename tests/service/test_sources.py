@@ -102,5 +102,5 @@ def test_a_prefix_that_is_none_is_refused(prefix: str) -> None:
 
 
 def test_a_root_that_is_no_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no folder"):
+    with pytest.raises(UsageError, match="not a folder"):
         Sources([tmp_path / "nowhere"])

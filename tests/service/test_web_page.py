@@ -17,6 +17,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_play
 from served import STORE, Served, served, small_store, wait_until
 
 import streamstats as ss
+import streamstats.service
 from streamstats.correction import MeanBiasCorrector
 from streamstats.service.client import RefusedError
 
@@ -74,6 +75,10 @@ def watched(context: BrowserContext, pages: Served) -> Iterator[Page]:
 def submitted(page: Page, **fields: str) -> str:
     """Fill in the form and submit it; the job's id."""
     page.get_by_role("link", name="Submit", exact=True).click()
+    return submitted_form(page, **fields)
+
+
+def submitted_form(page: Page, **fields: str) -> str:
     for name, value in fields.items():
         page.locator(f"[name={name}]").fill(value)
     page.get_by_role("button", name="Submit", exact=True).click()
@@ -187,6 +192,26 @@ def test_a_model_is_uploaded_corrected_and_downloaded(page: Page, tmp_path: Path
         page.get_by_role("button", name="Download the model").click()
     waiting.value.save_as(tmp_path / "corrected.onnx")
     onnx.checker.check_model(onnx.load(tmp_path / "corrected.onnx"))
+
+
+def test_the_statistics_to_choose_from_are_those_of_the_service(page: Page, pages: Served) -> None:
+    with pages.http() as http:
+        offered = http.get("/api/v1/statistics").json()
+    page.get_by_role("link", name="Submit", exact=True).click()
+    group = page.get_by_role("group", name="Additional statistics")
+    for each in offered:
+        expect(group).to_contain_text(each["description"])
+    group.get_by_label(offered[0]["name"]).check()
+    name = submitted_form(page, source=STORE)
+    expect(page.locator(".state")).to_have_text("done")
+    with pages.client() as client:
+        assert client.job(name).request["statistics"] == [offered[0]["name"]]
+    page.get_by_role("link", name="Submit again").click()
+    expect(group.get_by_role("checkbox", checked=True)).to_have_count(1)
+    expect(group.get_by_label(offered[0]["name"])).to_be_checked()
+    names = {each["name"] for each in offered}
+    scripts = Path(streamstats.service.__file__).parent.joinpath("page").glob("*.js")
+    assert not [(script.name, name) for script in scripts for name in names if name in script.read_text()]
 
 
 def test_a_job_that_fails_shows_why(page: Page, pages: Served) -> None:
@@ -340,5 +365,5 @@ def test_a_connection_that_is_lost_is_said_and_comes_back(context: BrowserContex
         expect(page.get_by_text("The connection is lost")).to_be_visible(timeout=SECONDS)
         service.start()
         expect(page.get_by_text("The connection is lost")).not_to_be_visible(timeout=SECONDS)
-        expect(page.locator("main")).to_contain_text("the service was stopped; it goes on")
+        expect(page.locator("main")).to_contain_text("the service was stopped; the job resumes")
         page.close()

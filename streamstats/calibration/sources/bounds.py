@@ -8,12 +8,12 @@ from contextlib import suppress
 from pathlib import Path
 
 from ...errors import DataError
+from ...storage.names import METADATA_NAMES
 
 MOST_ARRAYS = 100_000
 DEEPEST = 64
 """Groups inside each other."""
 LONGEST_METADATA = 2**24
-METADATA = ("zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata")
 
 
 def check_bounds(folder: Path) -> None:
@@ -48,7 +48,7 @@ def _folders_below(here: Path) -> list[Path]:
 
 def _has_array_metadata(folder: Path) -> bool:
     """Whether `folder` holds an array. Raises `DataError` if its metadata is too long to read."""
-    sizes = {name: size for name in METADATA if (size := _size(folder / name)) is not None}
+    sizes = {name: size for name in sorted(METADATA_NAMES) if (size := _size(folder / name)) is not None}
     for name, size in sizes.items():
         if size > LONGEST_METADATA:
             raise DataError(f"{folder / name} has {size:,} bytes; expected at most {LONGEST_METADATA:,}; repair it")

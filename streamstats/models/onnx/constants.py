@@ -1,7 +1,7 @@
-"""Constants that have to be computed: tensors of a graph that depend on nothing but initializers.
+"""Constants that have to be computed: tensors of a graph that depend on initializers alone.
 
-The runtime itself computes them, so a weight is what the model will use, whatever stores it: behind Transpose, Reshape
-or Identity, or as codes of 4 or 8 bits behind DequantizeLinear.
+The runtime itself computes them, so a weight is what the model will use, however it is stored: behind Transpose,
+Reshape or Identity, or as codes of 4 or 8 bits behind DequantizeLinear.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import MissingDependencyError, require
+from .graph import producers
 from .run import open_session
 
 if TYPE_CHECKING:
@@ -21,31 +22,29 @@ if TYPE_CHECKING:
 
 
 def computed_constants(model: onnx.ModelProto, names: Iterable[str]) -> dict[str, npt.NDArray[Any]]:
-    """The values of those of `names` that are constant and that the runtime can compute, name → array."""
-    producers = {output: node for node in model.graph.node for output in node.output if output}
+    """Name → value, for the tensors in `names` that are constant and that the runtime can compute."""
+    made_by = producers(model.graph.node)
     initializers = {tensor.name: tensor for tensor in model.graph.initializer}
     to_array = require("onnx", "onnx").numpy_helper.to_array
-    constant = [name for name in dict.fromkeys(names) if name and _is_constant(name, producers, initializers)]
+    constant = [name for name in dict.fromkeys(names) if name and _is_constant(name, made_by, initializers)]
     found = {name: np.asarray(to_array(initializers[name])) for name in constant if name in initializers}
     left = [name for name in constant if name not in found]
     if not left:
         return found
-    needed: dict[str, None] = {}
-    for name in left:
-        _add_sources(name, producers, needed)
+    needed = _sources(left, made_by)
     nodes = [node for node in model.graph.node if any(output in needed for output in node.output)]
     tensors = [initializers[name] for name in needed if name in initializers]
     return found | _computed(model, nodes, tensors, left)
 
 
-def _is_constant(name: str, producers: Mapping[str, onnx.NodeProto], initializers: Mapping[str, Any]) -> bool:
+def _is_constant(name: str, made_by: Mapping[str, onnx.NodeProto], initializers: Mapping[str, Any]) -> bool:
     waiting, seen = [name], set[str]()
     while waiting:
         each = waiting.pop()
         if each in seen or not each or each in initializers:
             continue
         seen.add(each)
-        node = producers.get(each)
+        node = made_by.get(each)
         if node is None or any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
             return False
         if not node.input and node.op_type != "Constant":  # random numbers
@@ -54,13 +53,16 @@ def _is_constant(name: str, producers: Mapping[str, onnx.NodeProto], initializer
     return True
 
 
-def _add_sources(name: str, producers: Mapping[str, onnx.NodeProto], needed: dict[str, None]) -> None:
-    waiting = [name]
+def _sources(names: Iterable[str], made_by: Mapping[str, onnx.NodeProto]) -> list[str]:
+    """The tensors that `names` depend on, `names` included."""
+    needed: dict[str, None] = {}
+    waiting = list(reversed(list(names)))
     while waiting:
         each = waiting.pop()
         if each and each not in needed:
             needed[each] = None
-            waiting.extend(producers[each].input if each in producers else ())
+            waiting.extend(made_by[each].input if each in made_by else ())
+    return list(needed)
 
 
 def _computed(
@@ -74,7 +76,7 @@ def _computed(
         values = open_session(part.SerializeToString(), Path()).run(wanted, {})
     except MissingDependencyError:
         raise
-    except Exception:  # an operator that the runtime does not know: what needs it stays unknown
+    except Exception:  # an operator that the runtime does not know: tensors that need it stay unknown
         if len(wanted) == 1:
             return {}
         return {name: value for each in wanted for name, value in computed_constants(model, [each]).items()}

@@ -1,7 +1,7 @@
-"""Correcting a quantised ONNX model: the term of each layer, found once or layer after layer, added to its bias.
+"""Correcting a quantised ONNX model: the term of each layer, from one pass or layer by layer, added to its bias.
 
-Everything is computed before anything is written. What else uses a weight or a bias keeps the value it had. The same
-models and correctors give the same bytes.
+Everything is computed before anything is written. Other users of a weight or a bias keep the value they read. Equal
+models and correctors give equal bytes.
 """
 
 from __future__ import annotations
@@ -11,65 +11,51 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...errors import UsageError, first_line, require
+from ...errors import UsageError
+from ...progress import QUIET, Progress
 from ...storage.files import remove_folder
-from .files import check_targets, fits_one_file, write_models
-from .graph import LeftOut, LinearLayer, copied, load_model, survey
-from .iterative import Iterative, iterative_repairs
+from ..linear import LayerCorrection
+from .biases import add_to_biases
+from .correctors import find_correctors, one_pass, strays
+from .files import check_targets, write_models
+from .graph import copied
+from .iterative import Iterative, iterative_corrections
 from .judge import HeldOut, Judge, Judgement
 from .levels import Levels
-from .quantized import Pair, is_quantized, pairs, quantized_layers, weight_steps
-from .repair import LayerCorrection, apply_repairs
-from .run import Watch
-from .terms import Repair, find_correctors, repairs_of, strays
+from .subject import Subject, fake_quantized, marked, quantized_by_others
 
 if TYPE_CHECKING:
     import onnx
 
-OLDEST_OPSET = 7
-MARK = "streamstats.corrected"
-"""The key in the metadata of a model that is corrected."""
-HARMFUL = "it would make the layer worse on the samples held out"
+HARMFUL = "it would make the layer worse on the held-out samples"
 UNCORRECTED, ONE_PASS, CORRECTED = "quantised", "one pass", "corrected"
-"""What models are called in a judgement, beside `float`."""
-
-
-@dataclass(frozen=True, eq=False)
-class Subject:
-    """A float model and what was made of it: the layers of both in `pairs`, others in `left_out`; their names."""
-
-    name: str
-    quantized_name: str
-    original: onnx.ModelProto
-    quantized: onnx.ModelProto
-    layers: Sequence[LinearLayer]
-    pairs: Sequence[Pair]
-    left_out: Sequence[LeftOut]
+"""The names of the models in a judgement, beside `float`."""
 
 
 @dataclass(frozen=True)
 class How:
-    """How to correct beyond one pass: `iterative`; judged on samples `held_out`; layers that get worse left alone."""
+    """How to correct beyond one pass.
+
+    `iterative` corrects layer by layer; `held_out` judges the models on samples that were not recorded; `do_no_harm`
+    leaves the layers uncorrected that get worse on them. Raises `UsageError` for what does not go together.
+    """
 
     iterative: Iterative | None = None
     held_out: HeldOut | None = None
     do_no_harm: bool = False
 
     def __post_init__(self) -> None:
-        if (
-            self.iterative
-            and self.held_out
-            and Path(self.iterative.samples).resolve() == Path(self.held_out.samples).resolve()
-        ):
-            raise UsageError(f"{self.held_out.samples} was recorded; to judge by, give samples that were not")
+        recorded, held_out = self.iterative and self.iterative.samples, self.held_out and self.held_out.samples
+        if recorded and held_out and Path(recorded).resolve() == Path(held_out).resolve():
+            raise UsageError(f"{held_out} was recorded; judge with samples that were not recorded")
         if self.do_no_harm and self.held_out is None:
-            raise UsageError("to do no harm takes samples held out from the calibration; give some")
+            raise UsageError("do-no-harm judges each layer on samples that were not recorded; give held-out samples")
 
 
 @dataclass(frozen=True, eq=False)
 class Correction:
-    """The outcome for each linear layer of `subject`, `how` it came about, and how good the models are on samples held
-    out, if there were any.
+    """What the correction of `subject` came to: the outcome for each linear layer, and a `judgement` if there are
+    held-out samples. `how` says how it was made.
     """
 
     layers: Sequence[LayerCorrection]
@@ -78,7 +64,7 @@ class Correction:
     judgement: Judgement | None = None
 
     def provenance(self) -> dict[str, Any]:
-        """What it is about, JSON-ready."""
+        """The models, samples and options it was made with, JSON-ready."""
         iterative, held_out = self.how.iterative, self.how.held_out
         return {
             "model": self.subject.name,
@@ -88,42 +74,6 @@ class Correction:
             "held_out": held_out and str(held_out.samples),
             "do_no_harm": self.how.do_no_harm,
         }
-
-
-def fake_quantized(model_path: str | Path, levels: Levels) -> Subject:
-    """The model at `model_path`, and the same with its weights on `levels`. Raises `UsageError`."""
-    original = load_model(model_path)
-    _check_opset(original, model_path)
-    _check_uncorrected(original, model_path)
-    layers, left_out = survey(original)
-    on_levels = levels.pairs(layers)
-    said = f"weights of {levels.bits} bits {'per channel' if levels.per_channel else 'per tensor'}"
-    return Subject(
-        str(model_path), said, original, levels.put_into(copied(original), on_levels), layers, on_levels, left_out
-    )
-
-
-def quantized_by_others(original_path: str | Path, quantized_path: str | Path) -> Subject:
-    """The float model that was recorded, and what a quantiser made of it. Raises `UsageError`."""
-    original, quantized = load_model(original_path), load_model(quantized_path)
-    _check_valid(quantized, quantized_path)
-    _check_uncorrected(quantized, quantized_path)
-    if is_quantized(original):
-        raise UsageError(f"{original_path} is quantised; expected the float model first, then the quantised one")
-    layers, _ = survey(original)
-    stored, left_out = quantized_layers(quantized)
-    matched, without = pairs(original, layers, stored, weight_steps(quantized, stored))
-    if not matched:
-        raise UsageError(
-            f"no layer of {quantized_path} has a weight near to one of {original_path}; expected models of one network"
-        )
-    unmatched = [
-        LeftOut(layer.name, layer.op, "no layer of the float model has a weight that is near to its own")
-        for layer in without
-    ]
-    return Subject(
-        str(original_path), str(quantized_path), original, quantized, layers, matched, [*left_out, *unmatched]
-    )
 
 
 def correct(
@@ -136,22 +86,23 @@ def correct(
     symmetric: bool = False,
     uncorrected: str | Path | None = None,
     how: How | None = None,
-    watch: Watch | None = None,
+    progress: Progress = QUIET,
 ) -> Correction:
     """Fake-quantise the weights of the model, and write it to `output` with corrected biases.
 
-    `correctors` is the folder that `streamstats run` leaves. `uncorrected` is where to write the model with
-    fake-quantised weights alone, for comparison. A layer without a corrector is quantised and not corrected. Without
-    an `output`, nothing is written, and the outcome is what it would be. A model of more than 2 GB gets its tensors in
-    a file beside it, of the same name with `.data` behind it. `watch` is told of what takes long.
+    `correctors` is the folder that `streamstats run` leaves. The model with fake-quantised weights alone is written to
+    `uncorrected`, for comparison. A layer without a corrector is quantised and not corrected. Without an `output`,
+    nothing is written; the outcome is the same. The tensors of a model of more than 2 GB go into a second file, whose
+    name has `.data` appended.
 
-    Raises `UsageError` for bits outside 2…16, a model or a folder that is not usable; `MismatchError` for a corrector
-    whose channels are not the layer's; `DataError` for one that is damaged, or not that of the manifest; `OutputError`.
+    Raises `UsageError` for bits outside 2…16 and for an unusable model or folder; `MismatchError` for a corrector whose
+    channels are not the layer's; `DataError` for a corrector that is damaged or differs from the manifest;
+    `OutputError`.
     """
     levels = Levels(bits, per_channel, symmetric)
     check_targets([model_path], [output, uncorrected])
     subject = fake_quantized(model_path, levels)
-    return _correct(subject, Path(correctors), output, uncorrected, how or How(), watch)
+    return _Correcting(subject, Path(correctors), how or How(), progress).written(output, uncorrected)
 
 
 def correct_quantized(
@@ -161,114 +112,82 @@ def correct_quantized(
     output: str | Path | None,
     *,
     how: How | None = None,
-    watch: Watch | None = None,
+    progress: Progress = QUIET,
 ) -> Correction:
     """Write to `output` the model at `quantized` with corrected biases.
 
-    `original` is the float model that was recorded. A layer that has no counterpart in it, or no corrector, is left as
-    it is and says so. Other arguments and errors as `correct`.
+    `original` is the float model that was recorded. A layer without a counterpart in it, or without a corrector, stays
+    as it is; its outcome says so. Other arguments and errors as `correct`.
     """
     check_targets([original, quantized], [output])
     subject = quantized_by_others(original, quantized)
-    return _correct(subject, Path(correctors), output, None, how or How(), watch)
+    return _Correcting(subject, Path(correctors), how or How(), progress).written(output, None)
 
 
-def _correct(
-    subject: Subject,
-    correctors: Path,
-    output: str | Path | None,
-    uncorrected: str | Path | None,
-    how: How,
-    watch: Watch | None,
-) -> Correction:
-    found = find_correctors(correctors, subject.layers)
-    once = repairs_of(subject.pairs, found)
-    if how.held_out is None:
-        model, outcomes = _repaired(subject, _repairs(subject, found, once, how, watch))
-        judgement = None
-    else:
-        with Judge(subject.original, subject.pairs, how.held_out, watch) as judge:  # whose samples are checked first
-            repairs = _repairs(subject, found, once, how, watch)
+class _Correcting:
+    """One correction of `subject` with the `correctors` in a folder."""
+
+    def __init__(self, subject: Subject, correctors: Path, how: How, progress: Progress) -> None:
+        self.subject, self.how, self.progress = subject, how, progress
+        self.found = find_correctors(correctors, subject.layers)
+        self.strays = list(strays(correctors, subject.layers))
+
+    def written(self, output: str | Path | None, uncorrected: str | Path | None) -> Correction:
+        """Correct, write the models, and drop the work folder of an iterative correction."""
+        once = one_pass(self.subject.pairs, self.found)
+        model, outcomes, judgement = self._plain(once) if self.how.held_out is None else self._judged(once)
+        write_models([(self.subject.quantized, uncorrected), (model, output)])
+        if self.how.iterative is not None:
+            remove_folder(Path(self.how.iterative.work))
+        others = [*self.subject.left_out, *self.strays]
+        skipped = [LayerCorrection(left.name, left.op, reason=left.reason) for left in others]
+        return Correction([*outcomes, *skipped], self.subject, self.how, judgement)
+
+    def _plain(self, once: Sequence[LayerCorrection]) -> tuple[onnx.ModelProto, list[LayerCorrection], None]:
+        return *self._corrected(self._planned(once)), None
+
+    def _judged(self, once: Sequence[LayerCorrection]) -> tuple[onnx.ModelProto, list[LayerCorrection], Judgement]:
+        """Correct, and judge the models on the samples held out, which are checked first."""
+        subject, how = self.subject, self.how
+        assert how.held_out is not None
+        with Judge(subject.original, subject.pairs, how.held_out, self.progress) as judge:
+            planned = self._planned(once)
             judge.add(UNCORRECTED, subject.quantized)
             judge.score(UNCORRECTED, subject.quantized)
             if how.iterative is not None:
-                judge.add(ONE_PASS, (in_one_pass := _repaired(subject, once)[0]))
+                judge.add(ONE_PASS, (in_one_pass := self._corrected(once)[0]))
                 judge.score(ONE_PASS, in_one_pass)
-            model, outcomes = _helpful(subject, repairs, judge, harm_allowed=not how.do_no_harm)
+            model, outcomes = self._helpful(planned, judge)
             judge.score(CORRECTED, model)
-            judgement = judge.finish()
-    write_models([(subject.quantized, uncorrected), (model, output)])
-    if how.iterative is not None:
-        remove_folder(Path(how.iterative.work))
-    others = [*subject.left_out, *strays(correctors, subject.layers)]
-    passed_over = [LayerCorrection(left.name, left.op, reason=left.reason) for left in others]
-    return Correction([*outcomes, *passed_over], subject, how, judgement)
+            return model, outcomes, judge.finish()
+
+    def _planned(self, once: Sequence[LayerCorrection]) -> Sequence[LayerCorrection]:
+        """The terms of one pass, or those found layer by layer."""
+        if self.how.iterative is None:
+            return once
+        subject = self.subject
+        return iterative_corrections(subject.quantized, subject.pairs, self.found, self.how.iterative, self.progress)
+
+    def _helpful(
+        self, planned: Sequence[LayerCorrection], judge: Judge
+    ) -> tuple[onnx.ModelProto, list[LayerCorrection]]:
+        """The corrected model; with `do_no_harm`, without the corrections that do harm.
+
+        Leaving one out changes the inputs of later layers, so the model is judged again until no correction does harm.
+        """
+        while True:
+            model, outcomes = self._corrected(planned)
+            harmful = judge.add(CORRECTED, model, _added_terms(outcomes))
+            if not self.how.do_no_harm or not harmful:
+                return model, outcomes
+            planned = [replace(each, term=None, reason=HARMFUL) if each.layer in harmful else each for each in planned]
+
+    def _corrected(self, planned: Sequence[LayerCorrection]) -> tuple[onnx.ModelProto, list[LayerCorrection]]:
+        """A copy of the quantised model with the `planned` terms in its biases, and what was done for each layer."""
+        model = copied(self.subject.quantized)
+        outcomes = add_to_biases(model, self.subject.pairs, planned)
+        return marked(model), outcomes
 
 
-def _repairs(
-    subject: Subject, correctors: Mapping[str, Path], once: Sequence[Repair], how: How, watch: Watch | None
-) -> Sequence[Repair]:
-    """Those of one pass, or those found layer after layer."""
-    if how.iterative is None:
-        return once
-    return iterative_repairs(subject.quantized, subject.pairs, correctors, how.iterative, watch)
-
-
-def _helpful(
-    subject: Subject, repairs: Sequence[Repair], judge: Judge, *, harm_allowed: bool
-) -> tuple[onnx.ModelProto, list[LayerCorrection]]:
-    """The corrected model; without the corrections that do harm, unless it is allowed.
-
-    Leaving one out changes what later layers get, so it is judged again until none does harm.
-    """
-    while True:
-        model, outcomes = _repaired(subject, repairs)
-        terms = {each.layer: each.term for each in outcomes if each.corrected and each.term is not None}
-        harmful = judge.add(CORRECTED, model, terms)
-        if harm_allowed or not harmful:
-            return model, outcomes
-        repairs = [
-            replace(each, term=None, reason=HARMFUL) if each.pair.original.name in harmful else each for each in repairs
-        ]
-
-
-def _repaired(subject: Subject, repairs: Sequence[Repair]) -> tuple[onnx.ModelProto, list[LayerCorrection]]:
-    model = copied(subject.quantized)
-    return _marked(model), apply_repairs(model, repairs)
-
-
-def _is_same(one: str | Path, other: str | Path) -> bool:
-    return Path(one).resolve() == Path(other).resolve()
-
-
-def _marked(model: onnx.ModelProto) -> onnx.ModelProto:
-    """`model`, changed in place, which says that it is corrected: to correct it again would spoil it."""
-    model.metadata_props.add(key=MARK, value="biases")
-    return model
-
-
-def _check_uncorrected(model: onnx.ModelProto, path: str | Path) -> None:
-    if any(entry.key == MARK for entry in model.metadata_props):
-        raise UsageError(f"{path} has been corrected already; give the model as its quantiser left it")
-
-
-def _check_valid(model: onnx.ModelProto, path: str | Path) -> None:
-    """Raise `UsageError` for what no runtime takes; quantisers write it where the operator set is too old for them."""
-    if not fits_one_file(model):
-        return
-    try:
-        require("onnx", "onnx").checker.check_model(model)
-    except Exception as error:
-        raise UsageError(
-            f"{path} is not a valid ONNX model: {first_line(error)}; convert the float model to operator set 13 or "
-            "later (onnx.version_converter), and quantise it again"
-        ) from error
-
-
-def _check_opset(model: onnx.ModelProto, path: str | Path) -> None:
-    version = next((opset.version for opset in model.opset_import if opset.domain in ("", "ai.onnx")), OLDEST_OPSET)
-    if version < OLDEST_OPSET:
-        raise UsageError(
-            f"{path} has the operator set {version}; expected {OLDEST_OPSET} or later: convert it with "
-            "onnx.version_converter"
-        )
+def _added_terms(outcomes: Sequence[LayerCorrection]) -> Mapping[str, Any]:
+    return {each.layer: each.term for each in outcomes if each.corrected and each.term is not None}

@@ -1,6 +1,6 @@
-"""Editing an ONNX graph: constants and Add nodes in, what nothing uses any more out, every name unique.
+"""Editing an ONNX graph: adding constants and nodes, removing what nothing uses any more, keeping every name unique.
 
-A constant is never changed in place. Its users are taken off it, it goes if no user is left, and the new one
+A constant is never changed in place. Its users stop reading it, it is removed if no user is left, and the new constant
 takes its name if that is free by then.
 """
 
@@ -22,7 +22,7 @@ NEWEST_IR_WITH_INITIALIZERS_AS_INPUTS = 3
 
 
 class GraphEdit:
-    """The main graph of `model` while it is edited; `finish` gives the model, changed in place."""
+    """The main graph of `model` while it is edited; `finish` returns the model, changed in place."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self._model = model
@@ -32,16 +32,16 @@ class GraphEdit:
         self._names = set(_tensor_names(model.graph))
 
     def node(self, output: str) -> onnx.NodeProto:
-        """The node whose first output was `output` at the beginning."""
+        """The node whose first output was `output` before the edit."""
         return self._by_output[output]
 
     def constant(self, name: str) -> npt.NDArray[Any] | None:
-        """The value of the tensor `name`, or None where it is not constant."""
+        """The value of the tensor `name`, or None if it is not constant."""
         found = self._constants().get(name)
         return None if found is None else np.asarray(require("onnx", "onnx").numpy_helper.to_array(found.tensor))
 
     def replace_input(self, nodes: Sequence[onnx.NodeProto], index: int, value: npt.NDArray[Any], label: str) -> None:
-        """Put the constant `value` at input `index` of all `nodes`, under a name like `label`."""
+        """Make all `nodes` read the constant `value` at input `index`, under a name like `label`."""
         before = []
         for node in nodes:
             node.input.extend([""] * (index + 1 - len(node.input)))
@@ -54,31 +54,31 @@ class GraphEdit:
             node.input[index] = name
 
     def add_before(self, node: onnx.NodeProto, index: int, value: npt.NDArray[Any], label: str) -> None:
-        """Add the constant `value` to what input `index` of `node` is given."""
+        """Add the constant `value` to the tensor at input `index` of `node`."""
         total = self._fresh(f"{label}.sum")
         self._insert_add(self._place(node), node.input[index], self._add_constant(value, label), total)
         node.input[index] = total
 
     def add_behind(self, node: onnx.NodeProto, value: npt.NDArray[Any], label: str) -> None:
-        """Add the constant `value` to the first output of `node`; the sum has the output's name."""
+        """Add the constant `value` to the first output of `node`; the sum takes the output's name."""
         output = node.output[0]
         node.output[0] = self._fresh(f"{output}.without_bias")
         self._insert_add(self._place(node) + 1, node.output[0], self._add_constant(value, label), output)
 
     def users(self, name: str) -> int:
-        """How many inputs of nodes, subgraphs and outputs read the tensor `name`."""
+        """How many node inputs, subgraph inputs and graph outputs read the tensor `name`."""
         readers = [each for node in self._nodes for each in node.input]
         inner = [each for _, graph in subgraphs(self._nodes) for node in graph.node for each in node.input]
         return [*readers, *inner, *(output.name for output in self._graph.output)].count(name)
 
     def producer(self, name: str) -> onnx.NodeProto | None:
-        """The node that makes the tensor `name`, if one does."""
+        """The node that outputs the tensor `name`, if there is one."""
         return next((node for node in self._nodes if name in node.output), None)
 
     def insert_before(
         self, node: onnx.NodeProto, op: str, inputs: Sequence[str | npt.NDArray[Any]], label: str, **attributes: Any
     ) -> str:
-        """Put a node before `node`: the name of its output, like `label`. Inputs are names, or constants."""
+        """Insert a node before `node`; the name of its output, like `label`. Inputs are names, or constants."""
         names = [
             each if isinstance(each, str) else self._add_constant(each, f"{label}.{place}")
             for place, each in enumerate(inputs)
@@ -89,14 +89,14 @@ class GraphEdit:
         return output
 
     def rewire(self, node: onnx.NodeProto, index: int, name: str) -> None:
-        """Have input `index` of `node` read the tensor `name`, and drop what nothing reads any more."""
+        """Make input `index` of `node` read the tensor `name`, and drop what nothing reads any more."""
         node.input.extend([""] * (index + 1 - len(node.input)))
         before, node.input[index] = node.input[index], name
         if before:
             self._drop_unread(before)
 
     def _drop_unread(self, name: str) -> None:
-        """Take out what makes `name`, and what only that reads, if nothing reads it."""
+        """If nothing reads `name`, remove the node that outputs it, and what only that node reads."""
         producer = self.producer(name)
         if producer is None:
             self._drop_unused(name)
@@ -106,7 +106,7 @@ class GraphEdit:
                 self._drop_unread(source)
 
     def replace(self, node: onnx.NodeProto, op: str, inputs: Sequence[str]) -> None:
-        """Make `node` another operation, of the same outputs."""
+        """Replace `node` by another operation with the same outputs."""
         position = self._place(node)
         made = require("onnx", "onnx").helper.make_node(op, list(inputs), list(node.output), name=node.name)
         before = [name for name in node.input if name not in inputs]
@@ -147,7 +147,7 @@ class GraphEdit:
         return str(tensor.name)
 
     def _drop_unused(self, name: str) -> None:
-        """Take `name` out if it is a constant that nothing uses, and what it is the Identity of."""
+        """Remove `name` if it is a constant that nothing uses, and the constant that it is the Identity of."""
         if name not in self._constants() or name in _uses(self._graph, self._nodes):
             return
         for kind in (self._graph.initializer, self._graph.input, self._graph.value_info):
@@ -161,7 +161,7 @@ class GraphEdit:
 
 
 def _uses(graph: onnx.GraphProto, nodes: Sequence[onnx.NodeProto]) -> set[str]:
-    """Every tensor that a node, a subgraph or the caller reads."""
+    """The tensors that a node, a subgraph or the caller of the model reads."""
     used = {output.name for output in graph.output}
     for node in nodes:
         used.update(node.input)
@@ -172,7 +172,7 @@ def _uses(graph: onnx.GraphProto, nodes: Sequence[onnx.NodeProto]) -> set[str]:
 
 
 def _tensor_names(graph: onnx.GraphProto) -> Iterator[str]:
-    """Every name of a tensor in `graph` and its subgraphs."""
+    """The names of all tensors in `graph` and its subgraphs."""
     for each in [graph, *(inner for _, inner in subgraphs(graph.node))]:
         for entry in [*each.initializer, *each.input, *each.output, *each.value_info]:
             yield entry.name

@@ -1,4 +1,4 @@
-"""Model files to write: one, or two where one cannot hold everything. The same model gives the same bytes."""
+"""Writing model files: one, or two if one cannot hold everything. Equal models give equal bytes."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ EXTERNAL_TENSOR_BYTES = 1024
 
 
 def check_targets(sources: list[str | Path], targets: list[str | Path | None]) -> None:
-    """Raise `UsageError` unless all are different files and each target can be written over without regret."""
+    """Raise `UsageError` unless all are different files and each target is new or a model that may be replaced."""
     read = {Path(source).resolve() for source in sources}
     if len(read) < len(sources):
         raise UsageError(f"{sources[0]} is given as the float and as the quantised model; expected two models")
     named = [Path(target) for target in targets if target is not None]
     for path in named:
         if path.resolve() in read:
-            raise UsageError(f"{path} is read, and would be written over; name another output")
+            raise UsageError(f"{path} is an input and would be overwritten; name another output")
     if len({path.resolve() for path in named}) < len(named):
         raise UsageError(f"{named[0]} is named for both outputs; expected different files")
     for path in named:
         if path.exists() and path.suffix != ".onnx":
-            raise UsageError(f"{path} exists and is not called .onnx; name another file for the model")
+            raise UsageError(f"{path} exists and its name does not end in .onnx; name another file for the model")
 
 
 def check_alone(path: str | Path) -> None:
-    """Raise `UsageError` for a model whose tensors are in other files, which it could take from anywhere."""
+    """Raise `UsageError` for a model with tensors in other files: it could name any file of this machine."""
     onnx = require("onnx", "onnx")
     try:
         model = onnx.load(str(path), format="protobuf", load_external_data=False)
@@ -48,11 +48,11 @@ def check_alone(path: str | Path) -> None:
     ]
     outside = [each.name for each in tensors if each.data_location == onnx.TensorProto.EXTERNAL or each.external_data]
     if outside:
-        raise UsageError(f"{path}: tensor {outside[0]} is in another file; save the model in one file")
+        raise UsageError(f"{path}: tensor {outside[0]} is in another file; save the model as one file")
 
 
 def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    """Every tensor of `graph` and of the graphs inside it."""
+    """The tensors of `graph` and of the graphs inside it."""
     yield from graph.initializer
     yield from (part for sparse in graph.sparse_initializer for part in (sparse.values, sparse.indices))
     yield from _of_nodes(graph.node)
@@ -67,19 +67,19 @@ def _of_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
 
 
 def write_models(models: list[tuple[onnx.ModelProto, str | Path | None]]) -> None:
-    """Write each model whose path is not None, once all of them have become bytes; the models stay as they are."""
+    """Write each model whose path is not None, after converting all of them to bytes; the models stay unchanged."""
     files = [file for model, path in models if path is not None for file in _to_files(model, Path(path))]
     for path, content in files:
         write_bytes(path, content)
 
 
 def fits_one_file(model: onnx.ModelProto) -> bool:
-    """Whether `model` becomes bytes as a whole, which end at 2 GB."""
+    """Whether `model` fits into one file, which can hold 2 GB."""
     return sum(len(tensor.raw_data) for tensor in model.graph.initializer) <= SINGLE_FILE_BYTES
 
 
 def _to_files(model: onnx.ModelProto, path: Path) -> Iterator[tuple[Path, bytes]]:
-    """The content of each file to write: the model, and first its tensors where one file cannot hold both."""
+    """The content of each file to write: the model, preceded by its tensors if one file cannot hold both."""
     if not fits_one_file(model):
         model = copied(model)
         beside = path.with_name(f"{path.name}.data")
@@ -88,7 +88,7 @@ def _to_files(model: onnx.ModelProto, path: Path) -> Iterator[tuple[Path, bytes]
 
 
 def _externalize(model: onnx.ModelProto, location: str) -> bytes:
-    """Move the large initializers out of `model`; returns the content of the file `location` for them."""
+    """Move the large initializers out of `model`; the content of the file `location` that holds them."""
     onnx = require("onnx", "onnx")
     content = bytearray()
     for tensor in model.graph.initializer:

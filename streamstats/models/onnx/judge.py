@@ -1,14 +1,7 @@
-"""Judging: how near the layers of quantised models come to those of the float model, on samples held out.
-
-A layer's output is compared before it is rounded to codes: its error e = ŷ − y over samples and positions has a mean,
-the shift, for each channel, and a mean square, the noise; the signal is the mean square of y. SQNR is their ratio in
-decibels. Without its term t a layer would have the errors e − t, and their mean square would be E[e²] − 2·t·E[e] + t²,
-which tells without another run whether the term helps.
-"""
+"""Judging quantised models on samples held out from the calibration: quality of layers and outputs, accuracy, score."""
 
 from __future__ import annotations
 
-import math
 import re
 import shlex
 import subprocess
@@ -24,11 +17,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import MismatchError, NonFiniteError, UsageError, first_line
+from ...progress import QUIET, Progress, Stage
 from .files import write_models
 from .graph import copied
-from .plain import only, plainly
-from .quantized import Pair
-from .run import ModelRun, Watch, load_samples, open_session
+from .pairs import Pair
+from .plain import PlainModel, only, plainly
+from .quality import Quality, Sums, together
+from .run import ModelRun, load_samples, open_session
 
 if TYPE_CHECKING:
     import onnx
@@ -42,11 +37,11 @@ PLACE = "{model}"
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What models are judged by: `samples`, a `.npy` or `.npz` as they were recorded from, but others.
+    """What models are judged by: `samples`, a `.npy` or `.npz` like the recorded samples, with other contents.
 
-    `labels`, a `.npy` of integers, one a sample, give the accuracy of a classifier: how often the greatest of its first
-    output is the label. `score` is a command in which `{model}` stands for a model's file; the last number that it
-    prints is the model's score. `batch_size` samples are run at a time.
+    `labels`, a `.npy` of integers, one per sample, give the accuracy of a classifier: how often the greatest value of
+    its first output is at the label. `score` is a command in which `{model}` stands for a model's file; the last number
+    that it prints is the model's score. `batch_size` samples are run at a time.
     """
 
     samples: str | Path
@@ -56,38 +51,17 @@ class HeldOut:
 
     def __post_init__(self) -> None:
         if self.score is not None and PLACE not in self.score:
-            raise UsageError(f"the command {self.score!r} has no {PLACE}; expected it where the model's file goes")
+            raise UsageError(f"the command {self.score!r} has no {PLACE}; write it where the model's file belongs")
         try:
             shlex.split(self.score or "")
         except ValueError as error:
             raise UsageError(f"the command {self.score!r} cannot be read: {first_line(error)}") from error
 
 
-@dataclass(frozen=True, eq=False)
-class Quality:
-    """How near outputs come to those of the float model: `shift` float64[C], mean squares `signal` and `noise`."""
-
-    shift: Float64Array
-    signal: float
-    noise: float
-
-    @property
-    def sqnr(self) -> float:
-        """The ratio of signal to quantisation noise in dB: infinite without noise, NaN without either."""
-        if self.noise == 0 or self.signal == 0:
-            return math.nan if self.noise == self.signal else math.copysign(math.inf, self.signal - self.noise)
-        return 10 * math.log10(self.signal / self.noise)
-
-    @property
-    def size(self) -> float:
-        """The root mean square of the shift over channels."""
-        return float(np.sqrt(np.mean(self.shift**2))) if self.shift.size else 0.0
-
-
 @dataclass(frozen=True)
 class Judgement:
-    """What was found on `samples` samples, by the name of the model: of each layer, of the model's outputs together,
-    its accuracy and its score. Layers whose correction does more harm than good are `harmful`.
+    """What judging on `samples` samples gave, by model name: the quality of each layer and of all outputs together, the
+    accuracy and the score. `harmful` are the layers whose correction does more harm than good.
     """
 
     samples: int
@@ -102,38 +76,24 @@ class Judgement:
         return {
             "samples": self.samples,
             "layers": {
-                layer: {model: _document(found) for model, found in models.items()}
+                layer: {model: found.document() for model, found in models.items()}
                 for layer, models in self.layers.items()
             },
-            "outputs": {model: _document(found) for model, found in self.outputs.items()},
+            "outputs": {model: found.document() for model, found in self.outputs.items()},
             "accuracy": dict(self.accuracy),
             "scores": dict(self.scores),
             "harmful": list(self.harmful),
         }
 
 
-def _document(quality: Quality) -> dict[str, Any]:
-    return {
-        "rms_shift": _finite(quality.size),
-        "sqnr_db": _finite(quality.sqnr),
-        "signal": _finite(quality.signal),
-        "noise": _finite(quality.noise),
-        "shift": [_finite(each) for each in quality.shift.tolist()],
-    }
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
 class Judge:
-    """Judges one model after the other on the same samples; a context manager, for its files."""
+    """Judges models, one after the other, on the same samples; a context manager, which holds temporary files."""
 
     def __init__(
-        self, original: onnx.ModelProto, pairs: Sequence[Pair], held_out: HeldOut, watch: Watch | None = None
+        self, original: onnx.ModelProto, pairs: Sequence[Pair], held_out: HeldOut, progress: Progress = QUIET
     ) -> None:
         self._original, self._pairs, self._held_out = original, pairs, held_out
-        self._watch = watch
+        self._progress = progress
         self._layers: dict[str, dict[str, Quality]] = {}
         self._outputs: dict[str, Quality] = {}
         self._accuracy: dict[str, float] = {}
@@ -166,26 +126,26 @@ class Judge:
         self._stack.close()
 
     def add(self, name: str, model: onnx.ModelProto, terms: Mapping[str, Float64Array] | None = None) -> list[str]:
-        """Judge `model`, whose layers have the `terms` in their biases: the layers in which they do harm.
+        """Judge `model`, whose biases contain the `terms`: the layers in which these do harm.
 
-        A model of a name that was judged takes its place. Raises `MismatchError` for one of another network,
-        `UsageError` for one that onnxruntime does not run.
+        A second model of the same name replaces the first. Raises `MismatchError` for a model of another network,
+        `UsageError` for a model that onnxruntime does not run.
         """
         found = self._measured(name, model)
         for layer, sums in found.layers.items():
             self._layers.setdefault(layer, {})[name] = sums.quality()
-        self._outputs[name] = _together([sums.quality() for sums in found.outputs.values() if sums.values])
+        self._outputs[name] = together([sums.quality() for sums in found.outputs.values() if sums.values])
         if self._labels is not None:
             self._accuracy |= {each: count / self._samples for each, count in sorted(found.right.items())}
         self._harmful = [
             layer
             for layer, term in (terms or {}).items()
-            if layer in found.layers and _harms(term, self._layers[layer][name])
+            if layer in found.layers and self._layers[layer][name].harmed_by(term)
         ]
         return self._harmful
 
     def score(self, name: str, model: onnx.ModelProto) -> None:
-        """Have the user's command score `model`, if there is one. Raises `UsageError` where it fails."""
+        """Let the user's command, if there is one, score `model`. Raises `UsageError` if it fails."""
         if self._held_out.score is None:
             return
         path = self._folder / f"{name}.onnx"
@@ -193,30 +153,28 @@ class Judge:
         self._scores[name] = _scored(self._held_out.score, path)
 
     def _measured(self, name: str, model: onnx.ModelProto) -> _Measured:
-        plain = plainly(model)
+        """Run `model` beside the float model, and sum up their errors."""
         self._check_outputs(name, [output.name for output in model.graph.output])
-        tensors = {pair.original.name: plain.outputs.get(pair.quantized.node.output[0]) for pair in self._pairs}
-        judged = [(pair, tensor) for pair in self._pairs if (tensor := tensors[pair.original.name])]
+        plain = plainly(model)
+        judged = self._judged(plain)
         mine_wanted = _unique([*self._ends, *(tensor for _, tensor in judged)])
         theirs_wanted = _unique([*self._ends, *(pair.output for pair, _ in judged)])
         session = self._session(plain.model, mine_wanted, name)
         run = ModelRun.prepare(session, self._arrays, self._held_out.batch_size, str(self._held_out.samples))
-        found = _Measured({pair.original.name: _Sums() for pair, _ in judged}, {end: _Sums() for end in self._ends})
-        if self._watch:
-            self._watch.begin(f"judging the {name} model", run.samples)
+        found = _Measured({pair.name: Sums() for pair, _ in judged}, {end: Sums() for end in self._ends})
+        self._progress.begin(Stage(f"judging the {name} model", run.samples, layers=len(judged)))
         for rows in run.batches():
             mine, theirs = run.outputs(mine_wanted, rows), self._float.outputs(theirs_wanted, rows)
-            for pair, tensor in judged:
-                axis = 1 if pair.quantized.weight.ndim > 2 else -1
-                found.layers[pair.original.name].add(pair.original.name, mine[tensor], theirs[pair.output], axis)
-            for end, sums in found.outputs.items():
-                if theirs[end].dtype.kind == "f":
-                    sums.add(end, mine[end], theirs[end], min(1, theirs[end].ndim - 1))
+            found.add(judged, mine, theirs)
             for model_name, logits in ((name, mine[self._ends[0]]), (FLOAT, theirs[self._ends[0]])):
                 found.right[model_name] = found.right.get(model_name, 0) + self._right(logits, rows)
-            if self._watch:
-                self._watch.advance(rows.stop - rows.start)
+            self._progress.advance(rows.stop - rows.start)
         return found
+
+    def _judged(self, plain: PlainModel) -> list[tuple[Pair, str]]:
+        """The pairs whose outputs `plain` has, each with the tensor of its unrounded outputs."""
+        tensors = [(pair, plain.outputs.get(pair.quantized.node.output[0])) for pair in self._pairs]
+        return [(pair, tensor) for pair, tensor in tensors if tensor]
 
     def _check_outputs(self, name: str, ends: Sequence[str]) -> None:
         missing = [end for end in self._ends if end not in ends]
@@ -227,7 +185,7 @@ class Judge:
             )
 
     def finish(self) -> Judgement:
-        """What was found."""
+        """The judgement on all models."""
         return Judgement(self._samples, self._layers, self._outputs, self._accuracy, self._scores, tuple(self._harmful))
 
     def _session(self, model: onnx.ModelProto, tensors: Sequence[str], name: str) -> Any:
@@ -245,7 +203,7 @@ class Judge:
                 if wrong.size:
                     raise NonFiniteError(
                         f"{self._held_out.samples}: sample {rows.start + wrong[0]} of the input {name} has NaN or "
-                        "infinities; leave it out"
+                        "infinities; remove this sample"
                     )
 
     def _loaded_labels(self) -> Array | None:
@@ -258,11 +216,11 @@ class Judge:
             raise UsageError(f"the labels {path} are not a .npy file of integers: {first_line(error)}") from error
         if not isinstance(labels, np.ndarray) or labels.shape != (self._samples,) or labels.dtype.kind not in "iu":
             found = f"{labels.dtype}{labels.shape}" if isinstance(labels, np.ndarray) else "several arrays"
-            raise MismatchError(f"the labels {path} are {found}; expected {self._samples} integers, one a sample")
+            raise MismatchError(f"the labels {path} are {found}; expected {self._samples} integers, one per sample")
         return labels
 
     def _right(self, logits: Array, rows: slice) -> int:
-        """How many of the samples `rows` are labelled right."""
+        """How many of the samples `rows` are classified correctly."""
         if self._labels is None:
             return 0
         if logits.ndim != 2 or len(logits) != rows.stop - rows.start:
@@ -271,63 +229,28 @@ class Judge:
             )
         if self._labels[rows].min() < 0 or self._labels[rows].max() >= logits.shape[1]:
             raise MismatchError(
-                f"the labels {self._held_out.labels} reach from {self._labels.min()} to {self._labels.max()}; expected "
-                f"0 to {logits.shape[1] - 1}, as many as the model has classes"
+                f"the labels {self._held_out.labels} range from {self._labels.min()} to {self._labels.max()}; expected "
+                f"0 to {logits.shape[1] - 1}, the classes of the model"
             )
         return int((logits.argmax(axis=1) == self._labels[rows]).sum())
 
 
 @dataclass
-class _Sums:
-    """Over all batches: of errors by channel, of their squares, of the squares of the float model's values."""
-
-    values: int = 0
-    errors: Float64Array | float = 0.0
-    noise: float = 0.0
-    signal: float = 0.0
-
-    def add(self, layer: str, mine: Array, theirs: Array, axis: int) -> None:
-        if mine.shape != theirs.shape:
-            raise MismatchError(
-                f"layer {layer}: its outputs have the shape {mine.shape}, in the float model {theirs.shape}; expected "
-                "models of the same network"
-            )
-        wanted = np.moveaxis(theirs, axis, -1).reshape(-1, theirs.shape[axis]).astype(np.float64)
-        error = np.moveaxis(mine, axis, -1).reshape(wanted.shape) - wanted
-        self.values += len(wanted)
-        self.errors = self.errors + error.sum(axis=0)
-        self.noise += float(np.square(error).sum())
-        self.signal += float(np.square(wanted).sum())
-
-    def quality(self) -> Quality:
-        shift = np.atleast_1d(np.asarray(self.errors, np.float64)) / max(self.values, 1)
-        elements = max(self.values, 1) * shift.size
-        return Quality(shift, self.signal / elements, self.noise / elements)
-
-
-@dataclass
 class _Measured:
-    """Of a model: sums by layer and by output, and how many samples it and the float model label right."""
+    """What a run of a model gave: sums per layer and per output, and the samples classified correctly, by model."""
 
-    layers: dict[str, _Sums]
-    outputs: dict[str, _Sums]
+    layers: dict[str, Sums]
+    outputs: dict[str, Sums]
     right: dict[str, int] = field(default_factory=dict)
 
-
-def _together(qualities: Sequence[Quality]) -> Quality:
-    """Of several outputs: their shifts behind each other, and the mean squares over all values of all channels."""
-    shift = np.concatenate([np.empty(0), *(each.shift for each in qualities)])
-    shares = [each.shift.size / max(shift.size, 1) for each in qualities]
-    signal, noise = (
-        float(np.dot(shares, values))
-        for values in ([each.signal for each in qualities], [each.noise for each in qualities])
-    )
-    return Quality(shift, signal, noise)
-
-
-def _harms(term: Float64Array, quality: Quality) -> bool:
-    """Whether the errors would be smaller without the `term` that is in the layer's bias."""
-    return bool((term**2 - 2 * term * quality.shift).sum() < 0)
+    def add(self, judged: Sequence[tuple[Pair, str]], mine: Mapping[str, Array], theirs: Mapping[str, Array]) -> None:
+        """Add the tensors of a batch, those of the model and those of the float model."""
+        for pair, tensor in judged:
+            axis = 1 if pair.quantized.weight.ndim > 2 else -1
+            self.layers[pair.name].add(pair.name, mine[tensor], theirs[pair.output], axis)
+        for end, sums in self.outputs.items():
+            if theirs[end].dtype.kind == "f":
+                sums.add(end, mine[end], theirs[end], min(1, theirs[end].ndim - 1))
 
 
 def _scored(command: str, model: Path) -> float:
@@ -339,10 +262,10 @@ def _scored(command: str, model: Path) -> float:
         raise UsageError(f"cannot run {words[0]}: {error.strerror or first_line(error)}") from error
     if done.returncode:
         said = (done.stderr.strip() or done.stdout.strip() or "nothing").splitlines()[-1]
-        raise UsageError(f"{words[0]} ended with status {done.returncode}; it said: {said}")
+        raise UsageError(f"{words[0]} exited with status {done.returncode} and said: {said}")
     numbers = NUMBER.findall(done.stdout)
     if not numbers:
-        raise UsageError(f"{words[0]} printed no number; expected the model's score as the last")
+        raise UsageError(f"{words[0]} printed no number; expected the model's score as its last number")
     return float(numbers[-1])
 
 

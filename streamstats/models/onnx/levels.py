@@ -1,4 +1,4 @@
-"""Fake-quantising: an ONNX model whose weights are real numbers on the levels that N bits would leave of them."""
+"""Fake-quantising: an ONNX model whose weights are real numbers, rounded to the levels that N bits represent."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import numpy.typing as npt
 from ...errors import UsageError
 from ...quantization import check_bits
 from .edit import GraphEdit
-from .graph import LinearLayer
-from .quantized import Pair
+from .layers import OnnxLayer
+from .pairs import Pair
 
 if TYPE_CHECKING:
     import onnx
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Levels:
-    """How weights are fake-quantised: to `2^bits` levels of the tensor, or of each output channel.
+    """How weights are fake-quantised: to `2^bits` levels per tensor, or per output channel.
 
     Raises `UsageError` for bits outside 2…16.
     """
@@ -33,8 +33,8 @@ class Levels:
     def __post_init__(self) -> None:
         check_bits(self.bits)
 
-    def pairs(self, layers: Sequence[LinearLayer]) -> list[Pair]:
-        """Each layer with what it is on the levels. Raises `UsageError` that names the layer."""
+    def pairs(self, layers: Sequence[OnnxLayer]) -> list[Pair]:
+        """Each layer with its version on the levels. Raises `UsageError` that names the layer."""
         weights: dict[tuple[str, int, int], npt.NDArray[Any]] = {}
         found = []
         for layer in layers:
@@ -47,7 +47,7 @@ class Levels:
         return found
 
     def put_into(self, model: onnx.ModelProto, pairs: Sequence[Pair]) -> onnx.ModelProto:
-        """`model`, changed in place, with the weights of `pairs`: what other nodes read of them stays as it was."""
+        """`model`, changed in place, with the weights of `pairs`; other nodes keep the weights they read before."""
         edit = GraphEdit(model)
         sharing: dict[tuple[str, int, int], list[Pair]] = {}
         for pair in pairs:
@@ -57,8 +57,8 @@ class Levels:
             edit.replace_input(nodes, 1, alike[0].quantized.weight, alike[0].original.weight_name)
         return edit.finish()
 
-    def step(self, layer: LinearLayer) -> npt.NDArray[np.float64]:
-        """The width of a level, float64[outputs], where a tensor's range is divided evenly."""
+    def step(self, layer: OnnxLayer) -> npt.NDArray[np.float64]:
+        """The distance between levels, float64[outputs], which divide the range evenly."""
         weights = layer.weight_by_output().astype(np.float64)
         low, high = weights.min(axis=1, initial=0.0), weights.max(axis=1, initial=0.0)
         if not self.per_channel:
@@ -66,11 +66,11 @@ class Levels:
         width = 2 * np.maximum(-low, high) if self.symmetric else high - low
         return np.asarray(width / (2**self.bits - (2 if self.symmetric else 1)))
 
-    def _key(self, layer: LinearLayer) -> tuple[str, int, int]:
-        """Layers with the same key share one weight: the same tensor with the same ranges."""
+    def _key(self, layer: OnnxLayer) -> tuple[str, int, int]:
+        """Layers with equal keys share one weight: the same tensor with the same ranges."""
         return (layer.weight_name, *((layer.output_axis, layer.groups) if self.per_channel else (-1, 1)))
 
-    def _applied(self, layer: LinearLayer) -> npt.NDArray[Any]:
+    def _applied(self, layer: OnnxLayer) -> npt.NDArray[Any]:
         try:
             return layer.fake_quantized(self.bits, per_channel=self.per_channel, symmetric=self.symmetric)
         except UsageError as error:

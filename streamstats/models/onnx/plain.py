@@ -1,8 +1,8 @@
 """A quantised model in plain arithmetic: the same codes and the same rounding, but every product in floats.
 
-Kernels that multiply 8-bit codes saturate on processors without VNNI, and a runtime makes such kernels of operators
-between DequantizeLinear and QuantizeLinear, too. What a layer really gets and gives is therefore looked at in a model
-without operators on codes, run without optimisations: the same values on every machine, up to the rounding of float32.
+Kernels that multiply 8-bit codes saturate on processors without VNNI, and runtimes also fuse operators between
+DequantizeLinear and QuantizeLinear into such kernels. The inputs and outputs of layers are therefore measured in a
+model without operators on codes, run without optimisations: the same values on every machine, up to float32 rounding.
 """
 
 from __future__ import annotations
@@ -16,22 +16,25 @@ import numpy.typing as npt
 
 from ...errors import require
 from .constants import computed_constants
-from .graph import LinearLayer, attributes, copied, subgraphs
+from .graph import attributes, copied, producers, subgraphs
+from .layers import OnnxLayer
 from .quantized import BIAS, ON_CODES, WEIGHT_SCALE, quantized_layers
 
 if TYPE_CHECKING:
     import onnx
 
-INPUT, INPUT_SCALE, INPUT_ZERO_POINT = 0, 1, 2
+INPUT_SCALE, INPUT_ZERO_POINT = 1, 2
 OUTPUT_SCALE = {"QLinearConv": 6, "QLinearMatMul": 6, "QGemm": 7}
 INT32 = 6
-"""As ONNX numbers the types of tensors."""
+"""The ONNX number of this tensor type."""
 
 
 @dataclass(frozen=True, eq=False)
 class PlainModel:
-    """A model in floats. `inputs` has for the first output of a linear node the tensor that its weight multiplies, and
-    `outputs` for any tensor the one that it was rounded from, or itself: names of the quantised model → names in this.
+    """A model in floats, with names of the quantised model → names in this model.
+
+    `inputs` maps the first output of a linear node to the tensor that its weight multiplies; `outputs` maps any tensor
+    to the one that it was rounded from, or to itself.
     """
 
     model: onnx.ModelProto
@@ -40,7 +43,7 @@ class PlainModel:
 
 
 def plainly(quantized: onnx.ModelProto) -> PlainModel:
-    """`quantized` without operators on codes; it is left as it is."""
+    """A copy of `quantized` without operators on codes."""
     layers, _ = quantized_layers(quantized)
     by_output = {layer.node.output[0]: layer for layer in layers}
     made = _Making(quantized)
@@ -56,7 +59,7 @@ def plainly(quantized: onnx.ModelProto) -> PlainModel:
 
 
 class _Making:
-    """Nodes in place of those on codes, and the constants that they read."""
+    """The nodes that replace those on codes, and the constants that they read."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
         on_codes = [node for node in model.graph.node if node.op_type in (*ON_CODES, "MatMulInteger")]
@@ -65,8 +68,8 @@ class _Making:
         self.inputs: dict[str, str] = {}
         self.outputs: dict[str, str] = {}
 
-    def nodes(self, node: onnx.NodeProto, layer: LinearLayer | None) -> Iterator[onnx.NodeProto]:
-        """`node`, or what stands for it."""
+    def nodes(self, node: onnx.NodeProto, layer: OnnxLayer | None) -> Iterator[onnx.NodeProto]:
+        """`node`, or the nodes that replace it."""
         if node.op_type == "MatMulInteger" and node.input[1] in self._known:
             yield from self._integer_product(node)
         elif node.op_type in ON_CODES and layer is not None and self._is_plain(node):
@@ -84,7 +87,7 @@ class _Making:
         place = BIAS.get(node.op_type, len(node.input))
         return str(node.input[place]) if len(node.input) > place else ""
 
-    def _product(self, node: onnx.NodeProto, layer: LinearLayer) -> Iterator[onnx.NodeProto]:
+    def _product(self, node: onnx.NodeProto, layer: OnnxLayer) -> Iterator[onnx.NodeProto]:
         make = require("onnx", "onnx").helper.make_node
         name = node.output[0]
         real, rounded = f"{name}/real", [each for each in node.input[OUTPUT_SCALE[node.op_type] :][:2] if each]
@@ -117,20 +120,10 @@ class _Making:
 
 
 def only(model: onnx.ModelProto, tensors: Iterable[str]) -> onnx.ModelProto:
-    """`model`, changed in place: with `tensors` for outputs, and without nodes and constants that they do not need."""
+    """`model`, changed in place: with `tensors` as outputs, without the nodes and constants that they do not need."""
     onnx = require("onnx", "onnx")
     wanted = list(dict.fromkeys(tensors))
-    producers = {output: node for node in model.graph.node for output in node.output}
-    needed, waiting = set[str](), list(wanted)
-    while waiting:
-        name = waiting.pop()
-        if name in needed:
-            continue
-        needed.add(name)
-        node = producers.get(name)
-        if node is not None:
-            waiting.extend(node.input)
-            waiting.extend(each for _, graph in subgraphs([node]) for inner in graph.node for each in inner.input)
+    needed = _needed(model, wanted)
     kept = [node for node in model.graph.node if needed.intersection(node.output)]
     tensors_kept = [tensor for tensor in model.graph.initializer if tensor.name in needed]
     del model.graph.node[:], model.graph.initializer[:], model.graph.output[:]
@@ -138,3 +131,18 @@ def only(model: onnx.ModelProto, tensors: Iterable[str]) -> onnx.ModelProto:
     model.graph.initializer.extend(tensors_kept)
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
     return model
+
+
+def _needed(model: onnx.ModelProto, wanted: Iterable[str]) -> set[str]:
+    """The tensors that `wanted` depend on, also through subgraphs, and `wanted`."""
+    made_by, needed, waiting = producers(model.graph.node), set[str](), list(wanted)
+    while waiting:
+        name = waiting.pop()
+        if name in needed:
+            continue
+        needed.add(name)
+        node = made_by.get(name)
+        if node is not None:
+            waiting.extend(node.input)
+            waiting.extend(each for _, graph in subgraphs([node]) for inner in graph.node for each in inner.input)
+    return needed

@@ -1,4 +1,4 @@
-"""How well a correction is known: its standard error over calibration samples, in steps of the bias."""
+"""The precision of a correction: its standard error over calibration samples, in steps of the bias."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import numpy.typing as npt
 from ...correction import correction_error
 from ...errors import UsageError
 from ...outputs.layer_statistics import LayerStatistics
-from .graph import attributes, copied
-from .quantized import Pair
+from ..linear import LayerCorrection
+from .biases import add_to_biases
+from .graph import copied
+from .pairs import Pair
 from .record import tensor_quantization
-from .repair import apply_repairs
-from .terms import Repair
 
 if TYPE_CHECKING:
     import onnx
@@ -27,9 +27,10 @@ Float64Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Precision:
-    """Of the correction of a `layer` from so many `rows`: its standard `error` and the `step` of the bias, both
-    float64[outputs]. The step of a bias of floats is the one that codes of 8 bits for the layer's inputs would give it.
-    The error is None where the spread of samples was not kept.
+    """The precision of a layer's correction from `rows` rows: its standard `error` and the `step` of the bias.
+
+    Both are float64[outputs]. The step of a bias of floats is the one that 8-bit codes of the layer's inputs would give
+    it. The error is None if the spread of the samples was not counted.
     """
 
     layer: str
@@ -39,27 +40,27 @@ class Precision:
 
     @property
     def in_steps(self) -> float:
-        """The largest error of an output, in steps of its bias; NaN where it is not known."""
+        """The largest error of an output, in steps of its bias; NaN if it is not known."""
         return math.nan if self.error is None else self.in_its_steps(self.error)
 
     def in_its_steps(self, sizes: Float64Array) -> float:
-        """The largest of `sizes`, one an output, in steps of its bias."""
+        """The largest of `sizes`, one per output, in steps of its bias."""
         return float(np.divide(sizes, self.step, out=np.zeros_like(sizes), where=sizes != 0).max(initial=0.0))
 
     def rows_for(self, fraction: float) -> float:
-        """About how many rows bring the error down to this `fraction` of a step: it falls with their square root."""
+        """About how many rows reduce the error to this `fraction` of a step: it falls with their square root."""
         return self.rows * (self.in_steps / fraction) ** 2
 
 
 def bias_steps(model: onnx.ModelProto, pairs: Sequence[Pair]) -> dict[str, Float64Array]:
-    """Layer → the step of the bias, float64[outputs], that a correction would be rounded to, where there is one."""
-    nothing = [Repair(pair, np.zeros(pair.quantized.outputs)) for pair in pairs]
-    return {each.layer: each.step for each in apply_repairs(copied(model), nothing) if each.step is not None}
+    """Layer → the step of the bias, float64[outputs], to which a correction would be rounded, if there is one."""
+    nothing = [LayerCorrection(pair.name, term=np.zeros(pair.quantized.outputs)) for pair in pairs]
+    return {each.layer: each.step for each in add_to_biases(copied(model), pairs, nothing) if each.step is not None}
 
 
 def precision(pair: Pair, statistics: LayerStatistics, step: Float64Array | None = None) -> Precision | None:
-    """Of the correction of `pair` from `statistics`; None where no step is known."""
-    known, layer = statistics.standard_error, pair.quantized
+    """The precision of the correction of `pair` from `statistics`; None if no step is known."""
+    known, layer = statistics.standard_error, pair.layer
     if step is None and pair.weight_step is not None:
         low, high = np.nanmin(statistics.minimum, initial=0.0), np.nanmax(statistics.maximum, initial=0.0)
         (input_step, _), *_ = tensor_quantization(float(low), float(high)).channel_maps(1)
@@ -67,20 +68,18 @@ def precision(pair: Pair, statistics: LayerStatistics, step: Float64Array | None
     if step is None:
         return None
     if known is None:
-        return Precision(pair.original.name, statistics.rows, None, np.asarray(step, np.float64))
+        return Precision(pair.name, statistics.rows, None, np.asarray(step, np.float64))
     error = correction_error(
-        known, pair.weight, layer.weight, layout=layer.layout, groups=layer.groups, strides=layer.strides
+        known, pair.weight, layer.weight, layout=layer.layout, groups=layer.groups, geometry=layer.geometry
     )
-    if layer.op == "Gemm":
-        error = error * abs(attributes(layer.node).get("alpha", 1.0))
-    return Precision(pair.original.name, statistics.rows, error, np.asarray(step, np.float64))
+    return Precision(pair.name, statistics.rows, error * abs(layer.factor), np.asarray(step, np.float64))
 
 
 class KnownTo:
-    """True of statistics from which every correction is known to a `fraction` of the step of its bias.
+    """True for statistics from which every correction is known to a `fraction` of the step of its bias.
 
-    `judged` has the last precisions, by layer. Layers without statistics, or whose correction cannot be known better
-    (a spread that is not finite), do not count.
+    `judged` holds the latest precisions, by layer. Layers without statistics, and layers whose precision cannot improve
+    (their spread is not finite), do not count.
     """
 
     def __init__(self, model: onnx.ModelProto, pairs: Sequence[Pair], fraction: float) -> None:
@@ -88,21 +87,21 @@ class KnownTo:
         self.judged: dict[str, Precision] = {}
 
     def __call__(self, statistics: Mapping[str, LayerStatistics]) -> bool:
-        """Whether it is so."""
+        """Whether every correction is known that well. Raises `UsageError` if no precision is known."""
         found = [
-            precision(pair, statistics[pair.original.name], self._steps.get(pair.original.name))
+            precision(pair, statistics[pair.name], self._steps.get(pair.name))
             for pair in self._pairs
-            if pair.original.name in statistics
+            if pair.name in statistics
         ]
         self.judged = {each.layer: each for each in found if each is not None and math.isfinite(each.in_steps)}
         if not self.judged:
             raise UsageError(
-                "of no layer can be said how well its correction is known: expected a float model that was recorded, "
-                "its version with weights of codes (for weights of floats, --bits), and samples that differ"
+                "no layer tells how well its correction is known; expected the float model that was recorded, its "
+                "version with weights of codes (for weights of floats, --bits), and samples that differ"
             )
         return all(each.in_steps <= self._fraction for each in self.judged.values())
 
     @property
     def worst(self) -> Precision | None:
-        """That of the layer whose correction is known least."""
+        """The precision of the layer whose correction is known least well."""
         return max(self.judged.values(), key=lambda each: each.in_steps, default=None)

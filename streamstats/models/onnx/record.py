@@ -1,7 +1,7 @@
 """Recording: the input of every linear layer of an ONNX model, appended to a calibration store.
 
-One batch of activations is alive at a time: each batch is run, appended and dropped within one call. What
-cannot be recorded is found on one or two samples, before anything is written.
+One batch of activations is alive at a time: each batch is run, appended and dropped within one call. Layers that cannot
+be recorded are found with one or two samples, before anything is written.
 """
 
 from __future__ import annotations
@@ -18,15 +18,14 @@ import numpy.typing as npt
 
 from ...calibration.layer import Layer
 from ...calibration.recorder import Recorder, stored_layer
-from ...errors import MismatchError, NonFiniteError, UsageError, require
+from ...errors import MismatchError, NonFiniteError, UsageError, counted, require
+from ...progress import QUIET, Progress, Stage
 from ...quantization import Quantization
 from ...statistics.extrema import ChannelExtrema
 from ...storage.files import remove_folder
-from .graph import LeftOut, LinearLayer, load_model, survey
+from .graph import load_model
+from .layers import LeftOut, OnnxLayer, survey
 from .run import ModelRun, load_samples, open_session
-
-OnProgress = Callable[[int, int], None]
-"""Called with the samples that a batch adds, and the bytes of a reduction, which are 0 here."""
 
 STORAGES = ("float", "int8")
 Visit = Callable[["_Target", npt.NDArray[Any], slice], None]
@@ -35,10 +34,10 @@ CODES = np.iinfo(np.int8)
 
 @dataclass(frozen=True)
 class RecordedLayer:
-    """What was done for one linear layer: `samples` appended, or none and the `reason`.
+    """What was recorded for one linear layer: `samples` appended, or none and the `reason`.
 
-    `shape` and `dtype` are those of one stored sample, `channel_axis` counts the sample axis, and
-    `quantization` maps the stored codes (None for real values).
+    `shape` and `dtype` are those of one stored sample, `channel_axis` counts the sample axis too, and `quantization`
+    maps the stored codes to reals (None for reals).
     """
 
     layer: str
@@ -66,9 +65,9 @@ class RecordedLayer:
 
 @dataclass(frozen=True, eq=False)
 class _Target:
-    """A layer to record: where it comes from, the shape and dtype of its input, what the store has of it."""
+    """A layer to record: the layer of the model, the shape and dtype of its input, the layer in the store if any."""
 
-    source: LinearLayer
+    source: OnnxLayer
     sample_shape: tuple[int, ...]
     dtype: np.dtype[Any]
     stored: Layer | None = None
@@ -92,59 +91,57 @@ def record(
     storage: str = "float",
     layers: Sequence[str] | None = None,
     append: bool = False,
-    on_start: Callable[[int], None] | None = None,
-    on_progress: OnProgress | None = None,
+    progress: Progress = QUIET,
 ) -> list[RecordedLayer]:
     """Run the model over `samples` and append the input of every linear layer to the zarr group `store`.
 
-    `samples` is a `.npy` or `.npz` (see `load_samples`). `layers` are globs on layer names; default all.
-    `storage` "float" keeps the activations as they are; "int8" runs the model twice, first for the range of
-    each layer, then to store codes with a step and a zero point for the tensor. A layer whose input does not
-    have the samples on axis 0 is left out and says why. If it fails or is stopped, a store that is new
-    is removed; what was appended to an older one stays in it.
+    `samples` is a `.npy` or `.npz` (see `load_samples`). `layers` are globs on layer names; default all. `storage`
+    "float" keeps the activations as they are; "int8" runs the model twice, first to measure the range of each layer,
+    then to store codes with a step and a zero point per tensor. A layer whose input does not have the samples on axis 0
+    is left out with a reason. If the recording fails or is interrupted, a new store is removed; rows that were appended
+    to an older store stay in it.
 
-    `on_start` is told, before the model runs, the number of samples over all passes; `on_progress` is told
-    the samples that each batch adds, and 0 bytes. Raises `UsageError` and `MismatchError` for a request that
-    cannot be met (a layer that is in the store already, unless `append`), `NonFiniteError` for NaN or
-    infinities that would have to be quantised, `OutputError` where the store cannot be written.
+    Raises `UsageError` and `MismatchError` for a request that cannot be met (such as a layer that is in the store
+    already, unless `append`), `NonFiniteError` for NaN or infinities that would be quantised, `OutputError` if the
+    store cannot be written.
     """
     if storage not in STORAGES:
         raise UsageError(f"storage is {storage!r}; expected one of {', '.join(STORAGES)}")
     chosen, skipped = _choose(*survey(load_model(model_path)), layers)
     session = open_session(*_with_outputs(Path(model_path), [layer.input for layer in chosen]))
     run = ModelRun.prepare(session, load_samples(samples, session), batch_size, str(samples))
-    if on_start:
-        on_start(run.samples * (1 + (storage == "int8")))
     targets, unfit = _probe(run, chosen)
     targets = [_with_stored(target, stored_layer(store, target.name), append, storage) for target in targets]
     if storage == "int8":
-        targets = _quantized(run, targets, on_progress)
-    _write_samples(run, targets, Path(store), on_progress)
-    recorded = [_recorded(target, run.samples) for target in targets]
-    return [
-        *recorded,
-        *(RecordedLayer(left.name, left.op, reason=left.reason) for left in [*unfit, *skipped]),
-    ]
+        progress.begin(_stage("measuring the ranges of", run, targets))
+        targets = _quantized(run, targets, progress)
+    progress.begin(_stage("recording", run, targets))
+    _write_samples(run, targets, Path(store), progress)
+    return _outcomes(run, targets, [*unfit, *skipped])
 
 
-def record_layers(
-    run: ModelRun, layers: Sequence[LinearLayer], store: Path, on_progress: OnProgress
-) -> list[RecordedLayer]:
-    """Append the inputs of `layers`, tensors of the model that is run, to a new `store`. Errors as `record`."""
+def record_layers(run: ModelRun, layers: Sequence[OnnxLayer], store: Path, progress: Progress) -> list[RecordedLayer]:
+    """Append the inputs of `layers`, tensors of the model in `run`, to a new `store`. Errors as `record`."""
     targets, unfit = _probe(run, layers)
-    _write_samples(run, targets, store, on_progress)
-    return [
-        *(_recorded(target, run.samples) for target in targets),
-        *(RecordedLayer(left.name, left.op, reason=left.reason) for left in unfit),
-    ]
+    _write_samples(run, targets, store, progress)
+    return _outcomes(run, targets, unfit)
 
 
-def _write_samples(run: ModelRun, targets: Sequence[_Target], store: Path, on_progress: OnProgress | None) -> None:
-    """Run the model and append; a new store that cannot be finished is no store."""
+def _stage(what: str, run: ModelRun, targets: Sequence[_Target]) -> Stage:
+    return Stage(f"{what} {counted(len(targets), 'layer')}", run.samples, layers=len(targets))
+
+
+def _outcomes(run: ModelRun, targets: Sequence[_Target], left_out: Sequence[LeftOut]) -> list[RecordedLayer]:
+    recorded = [_recorded(target, run.samples) for target in targets]
+    return [*recorded, *(RecordedLayer(left.name, left.op, reason=left.reason) for left in left_out)]
+
+
+def _write_samples(run: ModelRun, targets: Sequence[_Target], store: Path, progress: Progress) -> None:
+    """Run the model and append its activations; a new store is removed if it cannot be finished."""
     is_new = not store.exists()
     try:
         with Recorder(store) as recorder:
-            _visit(run, targets, partial(_append, recorder), on_progress)
+            _visit(run, targets, partial(_append, recorder), progress)
     except BaseException:
         if is_new:
             remove_folder(store)
@@ -152,9 +149,9 @@ def _write_samples(run: ModelRun, targets: Sequence[_Target], store: Path, on_pr
 
 
 def _choose(
-    layers: Sequence[LinearLayer], skipped: Sequence[LeftOut], globs: Sequence[str] | None
-) -> tuple[list[LinearLayer], list[LeftOut]]:
-    def matches(layer: LinearLayer | LeftOut) -> bool:
+    layers: Sequence[OnnxLayer], skipped: Sequence[LeftOut], globs: Sequence[str] | None
+) -> tuple[list[OnnxLayer], list[LeftOut]]:
+    def matches(layer: OnnxLayer | LeftOut) -> bool:
         return globs is None or any(fnmatchcase(layer.name, glob) for glob in globs)
 
     chosen = list(filter(matches, layers))
@@ -175,10 +172,10 @@ def _with_outputs(path: Path, tensors: Sequence[str]) -> tuple[bytes, Path]:
     return model.SerializeToString(), path.parent
 
 
-def _probe(run: ModelRun, layers: Sequence[LinearLayer]) -> tuple[list[_Target], list[LeftOut]]:
+def _probe(run: ModelRun, layers: Sequence[OnnxLayer]) -> tuple[list[_Target], list[LeftOut]]:
     """Run one sample, then two: an extent that happens to equal one batch size does not equal both.
 
-    Raises `UsageError` where no layer is left.
+    Raises `UsageError` if no layer is left.
     """
     sizes = (run.batch,) if run.is_fixed else sorted({1, min(2, run.batch, run.samples)})
     probes = {size: run.outputs(_tensors(layers), slice(0, size)) for size in sizes}
@@ -195,15 +192,15 @@ def _probe(run: ModelRun, layers: Sequence[LinearLayer]) -> tuple[list[_Target],
     return targets, unfit
 
 
-def _tensors(layers: Iterable[LinearLayer]) -> list[str]:
+def _tensors(layers: Iterable[OnnxLayer]) -> list[str]:
     return list(dict.fromkeys(layer.input for layer in layers))
 
 
-def _unfit(layer: LinearLayer, shapes: Mapping[int, tuple[int, ...]]) -> str:
-    """Why an input that has `shapes` (by number of samples) cannot be recorded, or nothing."""
+def _unfit(layer: OnnxLayer, shapes: Mapping[int, tuple[int, ...]]) -> str:
+    """Why an input with these `shapes` (by number of samples) cannot be recorded, or nothing."""
     for size, shape in shapes.items():
         if len(shape) < 2 or shape[0] != size:
-            found = f"its input {layer.input} has the shape {shape} for {size} sample(s)"
+            found = f"its input {layer.input} has the shape {shape} for {counted(size, 'sample')}"
             return f"{found}; expected samples on axis 0 and channels on another"
     if len({shape[1:] for shape in shapes.values()}) > 1:
         return f"its input {layer.input} changes its shape with the number of samples: {list(shapes.values())}"
@@ -211,30 +208,29 @@ def _unfit(layer: LinearLayer, shapes: Mapping[int, tuple[int, ...]]) -> str:
 
 
 def _with_stored(target: _Target, stored: Layer | None, append: bool, storage: str) -> _Target:
-    """Raises `UsageError` for a layer that is there unasked, `MismatchError` for one that does not fit."""
+    """Raises `UsageError` for a layer in the store, unless `append`; `MismatchError` for one that does not fit."""
     if stored is None:
         return target
     if not append:
         raise UsageError(
-            f"{stored.store} holds {stored.rows} samples of layer {target.name} already; record into another "
-            "store, or ask to append"
+            f"{stored.store} holds {stored.rows} samples of layer {target.name} already; record into another store, or "
+            "append to this one"
         )
     expected = (target.sample_shape, "int8" if storage == "int8" else target.dtype.name, target.channel_axis)
     found = (stored.shape[1:], stored.dtype.name, stored.channel_axis)
     if found != expected or (stored.quantization is None) != (storage == "float"):
         raise MismatchError(
-            f"layer {target.name}: {stored.store} holds (sample shape, dtype, channel axis) {found}, to "
-            f"append are {expected}; record into another store"
+            f"layer {target.name}: {stored.store} holds (sample shape, dtype, channel axis) {found}, but the samples "
+            f"to append are {expected}; record into another store"
         )
     return replace(target, stored=stored)
 
 
-def _visit(run: ModelRun, targets: Sequence[_Target], visit: Visit, on_progress: OnProgress | None) -> None:
+def _visit(run: ModelRun, targets: Sequence[_Target], visit: Visit, progress: Progress) -> None:
     """Call `visit(target, block, rows)` for every layer and batch."""
     for rows in run.batches():
         _visit_batch(run, targets, visit, rows)
-        if on_progress:
-            on_progress(rows.stop - rows.start, 0)
+        progress.advance(rows.stop - rows.start)
 
 
 def _visit_batch(run: ModelRun, targets: Sequence[_Target], visit: Visit, rows: slice) -> None:
@@ -257,7 +253,7 @@ def _append(recorder: Recorder, target: _Target, block: npt.NDArray[Any], rows: 
     recorder.append(target.name, block, channel_axis=target.channel_axis, quantization=target.quantization)
 
 
-def _quantized(run: ModelRun, targets: Sequence[_Target], on_progress: OnProgress | None) -> list[_Target]:
+def _quantized(run: ModelRun, targets: Sequence[_Target], progress: Progress) -> list[_Target]:
     """Measure the range of every layer over all samples, and give each target its quantisation."""
     ranges: dict[str, ChannelExtrema] = {}
 
@@ -270,12 +266,12 @@ def _quantized(run: ModelRun, targets: Sequence[_Target], on_progress: OnProgres
         extrema = ChannelExtrema.measure(block, target.channel_axis)
         ranges[target.name] = ranges[target.name].merge(extrema) if target.name in ranges else extrema
 
-    _visit(run, targets, measure, on_progress)
+    _visit(run, targets, measure, progress)
     return [replace(target, quantization=_fitting(target, ranges[target.name])) for target in targets]
 
 
 def _fitting(target: _Target, extrema: ChannelExtrema) -> Quantization:
-    """The quantisation that holds `extrema`: a new one, or that of the store if it is wide enough."""
+    """A quantisation whose codes cover `extrema`: a new one, or the store's if it is wide enough."""
     low, high = float(extrema.minimum.min()), float(extrema.maximum.max())
     if target.stored is None or target.stored.quantization is None:
         return tensor_quantization(low, high)
@@ -284,14 +280,14 @@ def _fitting(target: _Target, extrema: ChannelExtrema) -> Quantization:
     held = ((codes - np.max(stored.zero_point)) * np.max(stored.step)).tolist()
     if stored.channels is not None or not held[0] <= low <= high <= held[1]:
         raise MismatchError(
-            f"layer {target.name}: the samples to append range over [{low:g}, {high:g}], the codes of "
+            f"layer {target.name}: the samples to append range over [{low:g}, {high:g}], but the codes of "
             f"{target.stored.store} over {held}; record into another store"
         )
     return stored
 
 
 def tensor_quantization(low: float, high: float) -> Quantization:
-    """The int8 codes of the range [low, high], widened to hold zero: zero has a code of its own.
+    """The int8 codes of the range [low, high], widened to include zero, which has a code of its own.
 
     >>> tensor_quantization(0.5, 127.5).to_metadata()
     {'step': 0.5, 'zero_point': -128}

@@ -1,7 +1,7 @@
 """Running an ONNX model over samples with onnxruntime, batch by batch.
 
-Samples stay on the disk until their batch is fed; the outputs of a batch belong to the caller, who drops them
-before asking for the next. What the model expects of its inputs is checked before anything runs, never cast.
+Samples stay on disk until their batch is fed; the outputs of a batch belong to the caller, who drops them before asking
+for the next. Inputs are checked against what the model expects before anything runs, and never cast.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,22 +30,12 @@ DTYPES = {
 }
 
 
-class Watch(Protocol):
-    """Is told what takes long: of each part what it is and how many samples are run, and then of those that were."""
-
-    def begin(self, what: str, samples: int) -> None:
-        """A part begins."""
-
-    def advance(self, samples: int) -> None:
-        """So many more samples of it are done."""
-
-
 @dataclass(frozen=True, eq=False)
 class ModelRun:
     """A model in an onnxruntime session and its samples: `arrays` by input name, samples on axis 0.
 
-    `batch` samples are fed at once. Raises `UsageError` and `MismatchError` where the arrays do not fit the
-    model's inputs, or their number the batch that the model is fixed to.
+    `batch` samples are fed at once. Raises `UsageError` and `MismatchError` if the arrays do not fit the model's
+    inputs, or their number does not fit the model's fixed batch.
     """
 
     session: Any
@@ -54,7 +44,7 @@ class ModelRun:
 
     @classmethod
     def prepare(cls, session: Any, arrays: Arrays, batch_size: int, source: str) -> ModelRun:
-        """Check `arrays`, read from `source`; a model that is fixed to a batch overrules `batch_size`."""
+        """Check `arrays`, read from `source`; the fixed batch of a model overrules `batch_size`."""
         if batch_size < 1:
             raise UsageError(f"batch_size is {batch_size}; expected at least 1")
         for node in session.get_inputs():
@@ -70,7 +60,7 @@ class ModelRun:
 
     @property
     def samples(self) -> int:
-        """How many samples there are."""
+        """The number of samples."""
         return len(next(iter(self.arrays.values())))
 
     @property
@@ -84,21 +74,22 @@ class ModelRun:
             yield slice(start, min(start + self.batch, self.samples))
 
     def outputs(self, names: Sequence[str], rows: slice) -> dict[str, npt.NDArray[Any]]:
-        """The tensors `names` for the samples `rows`. Raises `UsageError` where the model fails on them."""
+        """The tensors `names` for the samples `rows`. Raises `UsageError` if the model fails on them."""
         feeds = {name: np.ascontiguousarray(array[rows]) for name, array in self.arrays.items()}
         try:
             values = self.session.run(list(names), feeds)
         except Exception as error:
             raise UsageError(
-                f"the model fails on {rows.stop - rows.start} samples at once: {first_line(error)}; check "
-                "that its batch axis is dynamic, or choose another batch size"
+                f"the model fails on {rows.stop - rows.start} samples at once: {first_line(error)}; check that its "
+                "batch axis is dynamic, or choose another batch size"
             ) from error
         return dict(zip(names, values, strict=True))
 
 
 def open_session(model: str | bytes, external_data: Path, *, optimized: bool = True) -> Any:
-    """An onnxruntime session on the CPU for a file or its bytes; external data is looked for in
-    `external_data`. Not `optimized`, it computes what the graph says, node by node.
+    """An onnxruntime session on the CPU for a file or its bytes, with external data in the folder `external_data`.
+
+    Unless `optimized`, it computes the graph as it is, node by node.
 
     Raises `UsageError` for a model that onnxruntime cannot run, `MissingDependencyError`.
     """
@@ -117,18 +108,12 @@ def open_session(model: str | bytes, external_data: Path, *, optimized: bool = T
 def load_samples(path: str | Path, session: Any) -> dict[str, npt.NDArray[Any]]:
     """Input name → samples, from a `.npy` (memory-mapped) or a `.npz` (its arrays are read whole).
 
-    A model with one input takes a single array of any name; otherwise the arrays have the names of the
-    inputs, and those of other names are left alone. Raises `UsageError` for anything else; pickled objects
-    are never loaded.
+    A model with one input takes a single array of any name; otherwise each input takes the array of its name, and other
+    arrays are ignored. Raises `UsageError` for anything else; pickled objects are never loaded.
     """
     names = [node.name for node in session.get_inputs()]
     try:
-        with open(path, "rb") as file:
-            if file.read(len(ZIP_MAGIC)) == ZIP_MAGIC:
-                file.seek(0)
-                with np.load(file, allow_pickle=False) as archive:
-                    return _by_input(archive, archive.files, names, str(path))
-        return _by_input({"": np.load(path, mmap_mode="r", allow_pickle=False)}, [""], names, str(path))
+        return _loaded(path, names)
     except UsageError:
         raise
     except OSError as error:
@@ -136,6 +121,15 @@ def load_samples(path: str | Path, session: Any) -> dict[str, npt.NDArray[Any]]:
     except Exception as error:
         reason = first_line(error).split(". ")[0]
         raise UsageError(f"the samples {path} are not a .npy or .npz file of numbers: {reason}") from error
+
+
+def _loaded(path: str | Path, names: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
+    with open(path, "rb") as file:
+        if file.read(len(ZIP_MAGIC)) == ZIP_MAGIC:
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as archive:
+                return _by_input(archive, archive.files, names, str(path))
+    return _by_input({"": np.load(path, mmap_mode="r", allow_pickle=False)}, [""], names, str(path))
 
 
 def _by_input(archive: Arrays, files: Sequence[str], names: Sequence[str], source: str) -> dict[str, npt.NDArray[Any]]:
@@ -146,7 +140,7 @@ def _by_input(archive: Arrays, files: Sequence[str], names: Sequence[str], sourc
         found = "one array without a name" if files == [""] else f"the arrays {', '.join(files) or '(none)'}"
         raise UsageError(
             f"{source} holds {found}; the model's inputs are {', '.join(names) or '(none)'}: save a .npz "
-            "with an array for each, of the same name"
+            "with an array of the same name for each input"
         )
     return {name: archive[name] for name in names}
 
@@ -169,7 +163,7 @@ def _check_array(node: Any, array: npt.NDArray[Any], source: str) -> None:
 
 
 def _fits(shape: Sequence[int], expected: Sequence[Any]) -> bool:
-    """Axis 0 is the batch; elsewhere an extent that the model fixes must be met."""
+    """Axis 0 is the batch; on other axes, an extent that the model fixes must match."""
     pairs = list(zip(shape, expected, strict=False))[1:]
     return len(shape) == len(expected) and all(size == dim for size, dim in pairs if isinstance(dim, int))
 
@@ -189,7 +183,7 @@ def _sample_count(arrays: Arrays, source: str) -> int:
 
 
 def _fixed_batch(session: Any) -> int | None:
-    """The batch that the model is fixed to, or None. Raises `UsageError` where its inputs differ in it."""
+    """The fixed batch of the model, or None. Raises `UsageError` if its inputs have different fixed batches."""
     sizes = sorted({node.shape[0] for node in session.get_inputs() if node.shape and isinstance(node.shape[0], int)})
     if len(sizes) > 1:
         raise UsageError(f"the model's inputs are fixed to different extents on axis 0: {sizes}; expected one batch")

@@ -1,7 +1,8 @@
-// What the page asks the service. The token stays in this tab, and goes out in a header only.
+// Requests to the service. The token stays in this tab and is sent in a header only.
 
 const V1 = "/api/v1";
-const KEPT = "streamstats-token";
+const TOKEN = "streamstats-token";
+const LONGEST_PAUSE = 10000;
 
 export class Refused extends Error {
   constructor(status, message) {
@@ -19,11 +20,11 @@ export function takeTokenFromAddress() {
 }
 
 export function keepToken(token) {
-  sessionStorage.setItem(KEPT, token);
+  sessionStorage.setItem(TOKEN, token);
 }
 
 function authorization() {
-  return { Authorization: `Bearer ${sessionStorage.getItem(KEPT) ?? ""}` };
+  return { Authorization: `Bearer ${sessionStorage.getItem(TOKEN) ?? ""}` };
 }
 
 async function checked(answer) {
@@ -32,7 +33,7 @@ async function checked(answer) {
   try {
     message = (await answer.json()).error.message;
   } catch {
-    // not one of our answers: a proxy's
+    // not an answer of the service: a proxy's
   }
   throw new Refused(answer.status, message);
 }
@@ -44,7 +45,7 @@ export async function ask(path, options = {}) {
     answer = await fetch(V1 + path, { ...options, headers });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Refused(0, "the service does not answer");
+    throw new Refused(0, "the service does not respond; check that it is running");
   }
   return checked(answer);
 }
@@ -62,32 +63,22 @@ export async function upload(file) {
   return (await ask("/uploads", { method: "POST", body: file })).json();
 }
 
-// A link that the browser can follow without the header, for a minute.
+// A link that the browser can open without the header, for one minute.
 export async function link(job, path) {
   return (await post(`/jobs/${job}/links?path=${encodeURIComponent(path)}`)).path;
 }
 
-// Server-sent events, over fetch because an EventSource cannot send the header; joins again where it broke off.
+// Server-sent events, over fetch because an EventSource cannot send the header. A lost connection is resumed.
 export async function follow(job, signal, heard) {
   let last = "0";
   for (let failures = 0; !signal.aborted; ) {
     try {
       const answer = await ask(`/jobs/${job}/events`, { signal, headers: { "Last-Event-ID": last } });
-      const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
-      for (let text = ""; ; ) {
-        const { value, done } = await reader.read();
-        if (done) break;
-        text += value;
-        const events = text.split("\n\n");
-        text = events.pop();
-        for (const event of events) {
-          const fields = Object.fromEntries(event.split("\n").map((line) => line.split(/: (.*)/s)));
-          if (!fields.data) continue;
-          last = fields.id ?? last;
-          failures = 0;
-          heard(fields.event, JSON.parse(fields.data));
-          if (fields.event === "end") return;
-        }
+      for await (const { id, event, data } of eventsOf(answer.body)) {
+        last = id ?? last;
+        failures = 0;
+        heard(event, JSON.parse(data));
+        if (event === "end") return;
       }
     } catch (error) {
       if (signal.aborted) return;
@@ -95,6 +86,21 @@ export async function follow(job, signal, heard) {
       heard("lost", null);
     }
     failures += 1;
-    await new Promise((resolve) => setTimeout(resolve, Math.min(10000, 500 * 2 ** failures)));
+    await new Promise((resolve) => setTimeout(resolve, Math.min(LONGEST_PAUSE, 500 * 2 ** failures)));
+  }
+}
+
+// The events of a stream: {id, event, data} each. Comments, which have no data, are skipped.
+async function* eventsOf(body) {
+  const reader = body.pipeThrough(new TextDecoderStream()).getReader();
+  for (let text = ""; ; ) {
+    const { value, done } = await reader.read();
+    if (done) return;
+    const events = (text + value).split("\n\n");
+    text = events.pop();
+    for (const event of events) {
+      const fields = Object.fromEntries(event.split("\n").map((line) => line.split(/: (.*)/s)));
+      if (fields.data) yield fields;
+    }
   }
 }

@@ -1,4 +1,4 @@
-// Elements without a library: what text is, is never taken for markup.
+// Elements without a library: text stays text, and never becomes markup.
 
 export function h(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
@@ -17,6 +17,12 @@ export function svg(tag, attributes = {}, ...children) {
   for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
   element.append(...children);
   return element;
+}
+
+// The heading of a view, which names the tab, too.
+export function title(text) {
+  document.title = `${text} · streamstats`;
+  return h("h1", {}, text);
 }
 
 export function notice(text) {
@@ -57,7 +63,7 @@ export function duration(seconds) {
 
 export const time = (seconds) => (seconds ? new Date(seconds * 1000).toLocaleString() : "–");
 
-// A table whose columns sort: each {title, key(row), cell(row), number}.
+// A table that sorts by any column. A column is {title, key(row), cell(row)}, with `number` or `name` for its style.
 export function sortable(columns, rows, { label, sorted = 0, cards = true }) {
   let order = { column: sorted, up: true };
   const body = h("tbody");

@@ -1,9 +1,9 @@
-// The channels of a layer: mean as a point, minimum to maximum as a bar. Pointer, wheel, and keys move through it.
+// The channels of a layer: the mean as a point, minimum to maximum as a bar. Pointer, wheel and keys move through it.
 
 import { h, number, whole } from "./elements.js";
 
 const MARGIN = { left: 64, right: 12, top: 12, bottom: 44 };
-const KEYS = "← → a channel, Page Up and Down a tenth, Home and End, + and − to zoom, 0 for all";
+const KEYS = "← → move by one channel, Page Up and Page Down by a tenth, Home and End to the ends; + and − zoom, 0 shows all";
 
 export function channelPlot(layer, columns) {
   const count = columns.mean.length;
@@ -105,7 +105,7 @@ export function channelPlot(layer, columns) {
   canvas.addEventListener("pointermove", (event) => choose(under(event)));
   canvas.addEventListener("pointerdown", (event) => choose(under(event)));
   canvas.addEventListener("wheel", (event) => {
-    if (!event.ctrlKey && document.activeElement !== canvas) return; // the page scrolls until the plot is chosen
+    if (!event.ctrlKey && document.activeElement !== canvas) return; // until the plot has the focus, the wheel scrolls the page
     event.preventDefault();
     zoom(event.deltaY > 0 ? 1.25 : 0.8, under(event));
   }, { passive: false });

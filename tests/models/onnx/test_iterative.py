@@ -18,10 +18,12 @@ from onnx import helper
 from streamstats.cli import main
 from streamstats.errors import DataError, UsageError
 from streamstats.models.onnx import iterative as onnx_iterative
-from streamstats.models.onnx.correct import How, correct, correct_quantized, quantized_by_others
-from streamstats.models.onnx.graph import survey
+from streamstats.models.onnx.correct import How, correct, correct_quantized
 from streamstats.models.onnx.iterative import Iterative, stages
 from streamstats.models.onnx.judge import HeldOut
+from streamstats.models.onnx.layers import survey
+from streamstats.models.onnx.subject import quantized_by_others
+from streamstats.progress import Quiet, Stage
 
 
 def prepared(folder: Path, form: str = "qdq", *, optimised: bool = False) -> tuple[Path, Path, Any]:
@@ -242,17 +244,14 @@ def test_a_correction_that_is_stopped_while_it_is_judged_goes_on_with_the_judgin
     np.save(tmp_path / "same.npy", x)
     corrected(tmp_path, path, out, name="undisturbed.onnx")
 
-    class Stopping:
-        def begin(self, what: str, _samples: int) -> None:
-            if what.startswith("judging the corrected"):
+    class Stopping(Quiet):
+        def begin(self, stage: Stage) -> None:
+            if stage.what.startswith("judging the corrected"):
                 raise KeyboardInterrupt
-
-        def advance(self, samples: int) -> None:
-            pass
 
     how = How(Iterative(tmp_path / "x.npy", tmp_path / "work"), HeldOut(tmp_path / "same.npy"))
     with pytest.raises(KeyboardInterrupt):
-        correct_quantized(tmp_path / "float.onnx", path, out, tmp_path / "fixed.onnx", how=how, watch=Stopping())
+        correct_quantized(tmp_path / "float.onnx", path, out, tmp_path / "fixed.onnx", how=how, progress=Stopping())
     monkeypatch.setattr(onnx_iterative, "record_layers", None)
     corrected(tmp_path, path, out)
     assert (tmp_path / "fixed.onnx").read_bytes() == (tmp_path / "undisturbed.onnx").read_bytes()

@@ -19,8 +19,9 @@ from streamstats import MeanBiasCorrector
 from streamstats.errors import MismatchError, NonFiniteError, UsageError
 from streamstats.models.onnx.correct import HARMFUL, How, correct, correct_quantized
 from streamstats.models.onnx.iterative import Iterative
-from streamstats.models.onnx.judge import HeldOut, Quality
+from streamstats.models.onnx.judge import HeldOut
 from streamstats.models.onnx.plain import plainly
+from streamstats.models.onnx.quality import Quality
 
 WEIGHTS = {"w": values(4, 6), "v": values(6, 3, seed=1)}
 NODES = [

@@ -1,24 +1,26 @@
-"""Repairing the stored biases of a quantised model: each in the form it has, rounded once to the steps it has.
+"""Adding terms to the biases of a quantised model: each bias keeps its form, and is rounded once to its steps.
 
-A bias of int32 codes has the step of the accumulator, input step · weight step; where there is none it is made so, that
-runtimes still find the integer kernel. What cannot hold a bias (MatMul) gets an addition behind it; on codes it is done
-on the accumulator, before the only rounding.
+A bias of int32 codes has the step of the accumulator, input step · weight step; a new bias gets the same form, so that
+runtimes still find the integer kernel. An operator without a bias (MatMul) gets an addition behind it; on codes, the
+addition happens on the accumulator, before the only rounding.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ..linear import LayerCorrection
 from .constants import computed_constants
 from .edit import GraphEdit
-from .graph import LinearLayer, attributes
+from .graph import attributes, producers
+from .layers import OnnxLayer
+from .pairs import Pair
 from .quantized import BIAS, ON_CODES, WEIGHT_SCALE
-from .terms import Repair
 
 if TYPE_CHECKING:
     import onnx
@@ -26,107 +28,60 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 Float64Array = npt.NDArray[np.float64]
 NAMED = 8
-"""Outputs that a remark names."""
+"""How many outputs a remark names."""
 INPUT_SCALE = 1
 
 
-@dataclass(frozen=True, eq=False)
-class LayerCorrection:
-    """What was done for one linear layer.
-
-    `term`, float64[outputs], is what is to be added to its outputs; `corrected` says whether it was, and then `change`
-    what was changed, else `reason` why not. `step`, float64[outputs], is that of a bias of codes, None for floats.
-    """
-
-    layer: str
-    op: str
-    quantized: bool = False
-    corrected: bool = False
-    change: str = ""
-    reason: str = ""
-    outputs: int = 0
-    term: Float64Array | None = None
-    step: Float64Array | None = None
-
-    @property
-    def largest(self) -> float:
-        """The largest magnitude of the term."""
-        return 0.0 if self.term is None else float(np.abs(self.term).max(initial=0.0))
-
-    def document(self) -> dict[str, Any]:
-        """Its fields, JSON-ready."""
-        return {
-            "layer": self.layer,
-            "operator": self.op,
-            "quantized": self.quantized,
-            "corrected": self.corrected,
-            "change": self.change,
-            "reason": self.reason,
-            "largest_term": self.largest,
-            "outputs": self.outputs,
-            "largest_bias_step": None if self.step is None else float(self.step.max(initial=0.0)),
-        }
-
-
-def apply_repairs(model: onnx.ModelProto, repairs: Sequence[Repair]) -> list[LayerCorrection]:
-    """Change the biases of `model`, in place, as `repairs` say; what was done for each."""
-    known = _Known(model, [repair.pair.quantized for repair in repairs])
+def add_to_biases(
+    model: onnx.ModelProto, pairs: Sequence[Pair], planned: Sequence[LayerCorrection]
+) -> list[LayerCorrection]:
+    """Add the `planned` terms to the biases of `model`, in place; what was done for each of `pairs`, in order."""
+    known = _Known(model, [pair.quantized for pair in pairs])
     edit = GraphEdit(model)
-    outcomes = [_Mending(edit, known, repair).done() for repair in repairs]
+    outcomes = [_Addition(edit, known, pair, each).done() for pair, each in zip(pairs, planned, strict=True)]
     edit.finish()
     return outcomes
 
 
 _Change = tuple[str, Float64Array | None]
-"""What was done, and the step of the bias: for all outputs or each, None for floats."""
+"""What changed, and the step of the bias: one for all outputs or one for each, None for floats."""
 
 
 class _CannotError(Exception):
-    """Carries the reason why a bias is left as it is."""
+    """Carries the reason why a bias stays as it is."""
 
 
 class _Known:
-    """The constants that say how biases are stored, before anything is changed."""
+    """The constants that say how biases are stored, as they are before any change."""
 
-    def __init__(self, model: onnx.ModelProto, layers: Sequence[LinearLayer]) -> None:
-        producers = {output: node for node in model.graph.node for output in node.output}
-        names: set[str] = set()
-        for layer in layers:
-            names.update(layer.node.input)
-            for name in layer.node.input:
-                if name in producers and producers[name].op_type == "DequantizeLinear":
-                    names.update(producers[name].input)
+    def __init__(self, model: onnx.ModelProto, layers: Sequence[OnnxLayer]) -> None:
+        self.made_by = producers(model.graph.node)
+        names = {name for layer in layers for name in layer.node.input}
+        behind = [self.made_by[name] for name in names if name in self.made_by]
+        names.update(name for node in behind if node.op_type == "DequantizeLinear" for name in node.input)
         self.values = computed_constants(model, names)
-        self.producers = producers
 
     def dequantized(self, name: str) -> tuple[onnx.NodeProto, Array | None] | None:
-        """The DequantizeLinear that makes the tensor `name`, and its scale if that is constant; None for others."""
-        node = self.producers.get(name)
+        """The DequantizeLinear that outputs the tensor `name`, and its scale if constant; None for other tensors."""
+        node = self.made_by.get(name)
         if node is None or node.op_type != "DequantizeLinear":
             return None
         return node, self.values.get(node.input[1])
 
 
-class _Mending:
-    """One layer while its bias is changed."""
+class _Addition:
+    """One layer while a term is added to its bias."""
 
-    def __init__(self, edit: GraphEdit, known: _Known, repair: Repair) -> None:
-        self.edit, self.known, self.repair = edit, known, repair
-        self.layer = repair.pair.quantized
+    def __init__(self, edit: GraphEdit, known: _Known, pair: Pair, planned: LayerCorrection) -> None:
+        self.edit, self.known, self.layer = edit, known, pair.quantized
+        self.dtype = pair.original.weight.dtype
         self.node = edit.node(self.layer.node.output[0])
         self.label = f"{self.layer.name}.bias"
-        self.outcome = LayerCorrection(
-            repair.pair.original.name,
-            self.node.op_type,
-            quantized=True,
-            outputs=self.layer.outputs,
-            reason=repair.reason,
-            term=repair.term,
-        )
+        self.outcome = replace(planned, op=self.node.op_type, quantized=True, outputs=self.layer.outputs)
 
     def done(self) -> LayerCorrection:
         """Change the bias; what was done."""
-        term = self.repair.term
+        term = self.outcome.term
         if term is None:
             return self.outcome
         try:
@@ -137,7 +92,7 @@ class _Mending:
         return replace(self.outcome, corrected=True, change=change, step=wide)
 
     def _changed(self, term: Float64Array) -> _Change:
-        """What was done. Raises `_CannotError`."""
+        """What changed. Raises `_CannotError`."""
         kind = self.node.op_type
         if kind in ON_CODES:
             return self._on_codes(term)
@@ -161,7 +116,11 @@ class _Mending:
             self._on_the_accumulator(step, term)
             return "Add inserted before its outputs are rounded", None
         if attributes(self.node).get("alpha", 1.0) != 1.0:
-            raise _CannotError("a QGemm with alpha")
+            raise _CannotError("a QGemm with alpha is not supported")
+        return self._int32_bias(step, term)
+
+    def _int32_bias(self, step: Float64Array, term: Float64Array) -> _Change:
+        """The bias of a QLinearConv or QGemm."""
         place, name = BIAS[self.node.op_type], self._bias
         before = self.known.values.get(name)
         if name and before is None:
@@ -172,7 +131,7 @@ class _Mending:
         return f"int32 bias {'added' if before is None else 'changed'}{clipped}", step
 
     def _on_the_accumulator(self, step: Float64Array, term: Float64Array) -> None:
-        """The product on codes in int32, its real value with the term, and the rounding that was there."""
+        """Compute the product of codes in int32, add the term to its real value, and round as before."""
         a, _, a_zero, b, _, b_zero, y_scale, y_zero = self.node.input
         label = f"{self.layer.name}.accumulator"
         product = self.edit.insert_before(self.node, "MatMulInteger", [a, b, a_zero, b_zero], label)
@@ -182,7 +141,7 @@ class _Mending:
         self.edit.replace(self.node, "QuantizeLinear", [total, y_scale, y_zero])
 
     def _between(self, term: Float64Array) -> _Change:
-        """A Conv, ConvTranspose or Gemm between DequantizeLinear nodes, or of floats."""
+        """A Conv, ConvTranspose or Gemm that reads reals: floats, or the outputs of DequantizeLinear."""
         found = attributes(self.node)
         beta = float(found.get("beta", 1.0)) if self.node.op_type == "Gemm" else 1.0
         name = self._bias
@@ -190,17 +149,18 @@ class _Mending:
             self._count_bias_once()
             return self._new_bias(term)
         stored = self.known.dequantized(name)
-        if stored is None:
-            before = self.known.values.get(name)
-            if before is None:
-                self.edit.add_before(self.node, 2, self._real(term / beta), self.label)
-                return "Add inserted before its computed bias", None
-            self.edit.replace_input([self.node], 2, self._real(before.astype(np.float64) + term / beta), name)
-            return "float bias changed", None
-        return self._stored_codes(*stored, term / beta)
+        return self._float_bias(name, term / beta) if stored is None else self._stored_codes(*stored, term / beta)
+
+    def _float_bias(self, name: str, term: Float64Array) -> _Change:
+        before = self.known.values.get(name)
+        if before is None:
+            self.edit.add_before(self.node, 2, self._real(term), self.label)
+            return "Add inserted before its computed bias", None
+        self.edit.replace_input([self.node], 2, self._real(before.astype(np.float64) + term), name)
+        return "float bias changed", None
 
     def _count_bias_once(self) -> None:
-        """Of a Gemm that had no bias, or ignored it."""
+        """Drop the beta of a Gemm that had no bias, or ignored it."""
         kept = [attribute for attribute in self.node.attribute if attribute.name != "beta"]
         del self.node.attribute[:]
         self.node.attribute.extend(kept)
@@ -220,7 +180,7 @@ class _Mending:
         return f"{codes.dtype} bias changed{clipped}", step
 
     def _new_bias(self, term: Float64Array) -> _Change:
-        """Codes of int32 where input and weight are codes, so that runtimes find the integer kernel; else floats."""
+        """Codes of int32 if input and weight are codes, so that runtimes find the integer kernel; otherwise floats."""
         sides = [self.known.dequantized(name) for name in self.node.input[:2]]
         scales = [side[1] for side in sides if side is not None and side[1] is not None]
         if len(scales) < 2 or scales[1].size not in (1, term.size) or scales[0].size != 1:
@@ -244,18 +204,17 @@ class _Mending:
 
     def _real(self, values: Float64Array) -> Array:
         """`values` in the dtype of the float model. Raises `_CannotError`."""
-        dtype = self.repair.pair.original.weight.dtype
         with np.errstate(over="ignore"):
-            cast = values.astype(dtype)
+            cast = values.astype(self.dtype)
         if not np.isfinite(cast).all():
-            raise _CannotError(f"the corrected bias reaches {np.abs(values).max():g}, more than {dtype} can hold")
+            raise _CannotError(f"the corrected bias reaches {np.abs(values).max():g}, more than {self.dtype} can hold")
         return cast
 
 
 def _codes(
     real: Float64Array, step: Float64Array, zero_point: Array | int = 0, dtype: npt.DTypeLike = np.int32
 ) -> tuple[Array, str]:
-    """(the codes of `real` values, a remark on those that do not fit and are at the ends of the codes)."""
+    """(the codes of `real` values, a remark on outputs that reach the end of the range of codes)."""
     limits = np.iinfo(dtype)
     codes = np.rint(real / step) + zero_point
     outputs = np.flatnonzero((codes <= limits.min) | (codes >= limits.max))

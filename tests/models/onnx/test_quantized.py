@@ -17,8 +17,10 @@ from onnx import helper, numpy_helper
 from streamstats.cli import main
 from streamstats.errors import DataError, UsageError
 from streamstats.models.onnx.correct import correct_quantized
-from streamstats.models.onnx.graph import load_model, survey
-from streamstats.models.onnx.quantized import pairs, quantized_layers
+from streamstats.models.onnx.graph import load_model
+from streamstats.models.onnx.layers import survey
+from streamstats.models.onnx.pairs import pairs
+from streamstats.models.onnx.quantized import quantized_layers
 from streamstats.models.onnx.run import run_model
 
 Array = npt.NDArray[Any]

@@ -1,0 +1,141 @@
+"""A linear layer as its correction sees it: what ONNX, torch and plain tensors share.
+
+A layer, its corrector, its weight and its quantised weight determine one term to add to its bias. Each layer ends with
+one `LayerCorrection`: what was added, or why nothing was. A model format contributes the layers of a model, their
+inputs over samples, and a way to add a term to a bias: `survey`, `record` and `add_to_biases` for ONNX;
+`linear_modules`, `recording` and `add_to_bias` for torch. Plain tensors have layers only; their terms are the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..correction import BiasCorrector, MeanBiasCorrector, PositionBiasCorrector
+from ..errors import DataError, UsageError
+from ..layouts import Geometry
+
+Array = npt.NDArray[Any]
+Float64Array = npt.NDArray[np.float64]
+
+NO_CORRECTOR = "no corrector: the run left none for it"
+NULL_CORRECTOR = "its corrector is null"
+FARTHEST = 1.0
+"""The distance between weights, as a share of their norm, from which they belong to different layers; unrelated weights
+are 1.4 apart."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class LinearLayer:
+    """A layer that multiplies the channels of its input by `weight`, floating-point.
+
+    `name` is the layer's name in stores, results and reports. `layout`, `groups` and `geometry` are those of
+    `MeanBiasCorrector.calculate`; without a geometry, the mean of each channel stands for what every tap sees. `factor`
+    multiplies the product of input and weight, as alpha does in a Gemm.
+    """
+
+    name: str
+    weight: Array
+    layout: str
+    geometry: Geometry | None
+    groups: int = 1
+    factor: float = 1.0
+
+    def geometry_over(self, extents: Sequence[int]) -> Geometry | None:  # noqa: ARG002 - ONNX computes padding from them
+        """The geometry over an input of these spatial `extents`."""
+        return self.geometry
+
+
+@dataclass(frozen=True, eq=False)
+class LayerCorrection:
+    """What the correction of one layer came to.
+
+    `term`, float64[outputs], undoes the shift of its mean outputs. `corrected` says whether the term was added;
+    `change` then says what changed in the model, and otherwise `reason` says why nothing did. `op` is the operator,
+    `quantized` says whether the model at hand stores a quantised weight for the layer. `step`, float64[outputs], is the
+    step of a bias of codes, None for floats.
+    """
+
+    layer: str
+    op: str = ""
+    quantized: bool = False
+    corrected: bool = False
+    change: str = ""
+    reason: str = ""
+    outputs: int = 0
+    term: Float64Array | None = None
+    step: Float64Array | None = None
+
+    @property
+    def largest(self) -> float:
+        """The largest magnitude of the term."""
+        return 0.0 if self.term is None else float(np.abs(self.term).max(initial=0.0))
+
+    def document(self) -> dict[str, Any]:
+        """Its fields, JSON-ready."""
+        return {
+            "layer": self.layer,
+            "operator": self.op,
+            "quantized": self.quantized,
+            "corrected": self.corrected,
+            "change": self.change,
+            "reason": self.reason,
+            "largest_term": self.largest,
+            "outputs": self.outputs,
+            "largest_bias_step": None if self.step is None else float(self.step.max(initial=0.0)),
+        }
+
+
+def load_corrector(path: Path | None, layer: str) -> BiasCorrector | None:
+    """The corrector of `layer` at `path`, None if the run left none.
+
+    Raises `DataError` for a damaged file and for the corrector of another layer.
+    """
+    if path is None:
+        return None
+    corrector = BiasCorrector.load(path)
+    made_for = corrector.provenance.get("layer", layer)
+    if made_for != layer:
+        raise DataError(f"{path} was made for layer {made_for}, not for {layer}; run the job again")
+    return corrector
+
+
+def planned_correction(
+    layer: LinearLayer, corrector: BiasCorrector | None, weight: Array, quantized: Array
+) -> LayerCorrection:
+    """The term for `layer`, not added yet, or the reason why there is none. Arguments, errors as `correction_term`."""
+    if corrector is None:
+        return LayerCorrection(layer.name, reason=NO_CORRECTOR)
+    term = correction_term(layer, corrector, weight, quantized)
+    if term is None:
+        return LayerCorrection(layer.name, reason=NULL_CORRECTOR)
+    return LayerCorrection(layer.name, outputs=term.size, term=term)
+
+
+def correction_term(
+    layer: LinearLayer, corrector: BiasCorrector, weight: Array, quantized: Array
+) -> Float64Array | None:
+    """What to add to the outputs of `layer` when `quantized` replaces `weight`: float64[outputs], None for nothing.
+
+    Both weights are in the layer's layout. Raises `MismatchError` and `UsageError`, which name the layer, for shapes,
+    channels or values that do not fit.
+    """
+    geometry = layer.geometry
+    if isinstance(corrector, PositionBiasCorrector):
+        geometry = layer.geometry_over(corrector.position_mean.shape[1:])
+        corrector = corrector if geometry is not None else MeanBiasCorrector(corrector.input_mean)
+    try:
+        term = corrector.calculate(weight, quantized, layout=layer.layout, groups=layer.groups, geometry=geometry)
+    except UsageError as error:
+        raise type(error)(f"layer {layer.name}: {error}") from error
+    return None if term is None else term * layer.factor
+
+
+def is_near(weight: Array, quantized: Array) -> bool:
+    """Whether `quantized` can stand for `weight`, of the same shape: their distance is below the norm of `weight`."""
+    return not np.linalg.norm(quantized - weight) >= FARTHEST * np.linalg.norm(weight) > 0

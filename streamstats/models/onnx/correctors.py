@@ -1,0 +1,62 @@
+"""The correctors that a run left, for the layers of an ONNX model, and those that belong to no layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from ...errors import UsageError
+from ...outputs.manifest import MANIFEST
+from ...outputs.results import CORRECTORS, open_results
+from ...storage.names import layer_of, layer_path
+from ..linear import LayerCorrection, load_corrector, planned_correction
+from .layers import LeftOut, OnnxLayer
+from .pairs import Pair
+
+SUFFIX = ".safetensors"
+
+
+def find_correctors(out: Path, layers: Sequence[OnnxLayer]) -> dict[str, Path]:
+    """The corrector of each layer that has one. Raises `UsageError` if no layer has one."""
+    if not (out / CORRECTORS).is_dir():
+        raise UsageError(f"{out} has no folder {CORRECTORS}; expected what `streamstats run` leaves")
+    names = [layer.name for layer in layers]
+    found = _of_manifest(out, names) if (out / MANIFEST).exists() else _of_folder(out, names)
+    if not found:
+        raise UsageError(
+            f"{out / CORRECTORS} holds no corrector for a layer of the model; its layers are: "
+            f"{', '.join(names) or 'none'}"
+        )
+    return found
+
+
+def _of_manifest(out: Path, names: Sequence[str]) -> dict[str, Path]:
+    """The files that the manifest in `out` lists. Raises `DataError` for a file that differs from the manifest."""
+    results = open_results(out)
+    known = set(results.layers)
+    paths = {name: results.corrector_path(name) for name in names if name in known}
+    return {name: path for name, path in paths.items() if path is not None}
+
+
+def _of_folder(out: Path, names: Sequence[str]) -> dict[str, Path]:
+    """The files in `out`, without a manifest to check them against."""
+    paths = {name: layer_path(out / CORRECTORS, name) for name in names}
+    return {name: path for name, path in paths.items() if path.is_file()}
+
+
+def one_pass(pairs: Sequence[Pair], correctors: Mapping[str, Path]) -> list[LayerCorrection]:
+    """`(W − Ŵ)·E[x]` for each of `pairs`, not added yet. Raises as `load_corrector` and `planned_correction`."""
+    return [
+        planned_correction(
+            pair.layer, load_corrector(correctors.get(pair.name), pair.name), pair.weight, pair.quantized.weight
+        )
+        for pair in pairs
+    ]
+
+
+def strays(out: Path, layers: Sequence[OnnxLayer]) -> Iterator[LeftOut]:
+    """Correctors in `out` that belong to none of `layers`."""
+    folder = out / CORRECTORS
+    expected = {layer_path(folder, layer.name) for layer in layers}
+    for path in sorted(set(folder.rglob(f"*{SUFFIX}")) - expected):
+        yield LeftOut(layer_of(folder, path), "", f"the model has no such layer; the corrector is {path}")

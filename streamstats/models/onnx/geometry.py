@@ -1,0 +1,65 @@
+"""How the kernel of an ONNX convolution moves over its input: what its attributes state, and what follows from them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from ...layouts import Geometry
+from .graph import attributes
+
+if TYPE_CHECKING:
+    import onnx
+
+
+def stated_geometry(node: onnx.NodeProto, spatial: int) -> Geometry:
+    """The strides, padding and dilations that `node`, a convolution over `spatial` axes, states.
+
+    Padding that depends on the input (SAME, output_shape) is none here; see `geometry_over`.
+    """
+    found = attributes(node)
+    valid = found.get("auto_pad", b"NOTSET") == b"VALID"
+    return Geometry(
+        strides=tuple(found.get("strides", (1,) * spatial)),
+        pads=(0,) * 2 * spatial if valid else tuple(found.get("pads", (0,) * 2 * spatial)),
+        dilations=tuple(found.get("dilations", (1,) * spatial)),
+        output_padding=tuple(found.get("output_padding", (0,) * spatial)),
+    )
+
+
+def geometry_over(node: onnx.NodeProto, kernel: Sequence[int], extents: Sequence[int]) -> Geometry:
+    """The geometry of `node` over an input of these spatial `extents`, with the padding that follows from them."""
+    stated, found = stated_geometry(node, len(kernel)), attributes(node)
+    automatic = found.get("auto_pad", b"NOTSET").decode()
+    transposed = node.op_type == "ConvTranspose"
+    if not automatic.startswith("SAME") and not (transposed and "output_shape" in found):
+        return stated
+    if transposed:
+        totals = _cut_off(stated, kernel, extents, found.get("output_shape"))
+    else:
+        totals = _padded(stated, kernel, extents)
+    less, more = tuple(total // 2 for total in totals), tuple(total - total // 2 for total in totals)
+    # SAME_LOWER, and a transposed convolution without auto_pad, have the larger half at the beginning
+    return replace(stated, pads=(*less, *more) if automatic == "SAME_UPPER" else (*more, *less))
+
+
+def _padded(stated: Geometry, kernel: Sequence[int], extents: Sequence[int]) -> list[int]:
+    """The padding per axis with which a convolution has one output position per stride."""
+    axes = zip(extents, kernel, stated.axes(len(kernel)), strict=True)
+    return [
+        max(0, (-(-extent // stride) - 1) * stride + dilation * (taps - 1) + 1 - extent)
+        for extent, taps, (stride, _, _, dilation, _) in axes
+    ]
+
+
+def _cut_off(
+    stated: Geometry, kernel: Sequence[int], extents: Sequence[int], output_shape: Sequence[int] | None
+) -> list[int]:
+    """What a transposed convolution cuts off per axis to reach `output_shape`, by default extent · stride."""
+    axes = list(zip(extents, kernel, stated.axes(len(kernel)), strict=True))
+    wanted = output_shape or [extent * stride for extent, _, (stride, *_) in axes]
+    reached = [
+        stride * (extent - 1) + end + dilation * (taps - 1) + 1 for extent, taps, (stride, _, _, dilation, end) in axes
+    ]
+    return [max(0, reach - want) for reach, want in zip(reached, wanted[-len(kernel) :], strict=True)]

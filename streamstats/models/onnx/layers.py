@@ -1,0 +1,287 @@
+"""The linear layers of an ONNX graph: the input, the weight and the output channels of each, and its name.
+
+Recording and correcting both start here, so a layer has one name in the store, in the correctors and in the model.
+Every linear operator is either a layer or left out with a reason; none is passed over in silence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ...errors import require
+from ...layouts import Geometry
+from ...quantization import fake_quantize
+from ...storage.names import layer_names, safe_name
+from ..linear import LinearLayer
+from .constants import computed_constants
+from .geometry import geometry_over, stated_geometry
+from .graph import attributes, constants, label, subgraphs
+
+if TYPE_CHECKING:
+    import onnx
+
+Array = npt.NDArray[Any]
+
+STANDARD_DOMAINS = ("", "ai.onnx")
+WEIGHT_DTYPES = ("float16", "float32", "float64")
+CONVOLUTION_LAYOUTS = {3: "OIW", 4: "OIHW", 5: "OIDHW"}
+TRANSPOSED_LAYOUTS = {3: "IOW", 4: "IOHW", 5: "IODHW"}
+UNSUPPORTED_OPS = frozenset(
+    {
+        "ConvInteger",
+        "DeformConv",
+        "Einsum",
+        "FusedConv",
+        "FusedGemm",
+        "FusedMatMul",
+        "GRU",
+        "LSTM",
+        "MatMulInteger",
+        "MatMulNBits",
+        "QGemm",
+        "QLinearConv",
+        "QLinearMatMul",
+        "RNN",
+    }
+)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class OnnxLayer(LinearLayer):
+    """A Conv, ConvTranspose, Gemm or MatMul with a constant weight.
+
+    `input` is the tensor whose channels, on `channel_axis`, the weight multiplies. `weight_name` is the name of the
+    weight's initializer or Constant output; `output_axis` is the weight's axis of output channels (those of one group,
+    for a transposed convolution).
+    """
+
+    node: onnx.NodeProto
+    input: str
+    channel_axis: int
+    weight_name: str
+    output_axis: int
+    geometry: Geometry
+
+    @property
+    def op(self) -> str:
+        """The operator: Conv, ConvTranspose, Gemm or MatMul."""
+        return str(self.node.op_type)
+
+    @property
+    def outputs(self) -> int:
+        """Output channels over all groups."""
+        channels: int = self.weight.shape[self.output_axis]
+        return channels * self.groups if self.op == "ConvTranspose" else channels
+
+    def geometry_over(self, extents: Sequence[int]) -> Geometry:
+        """The geometry over an input of these spatial `extents`."""
+        return geometry_over(self.node, self.weight.shape[2:], extents) if self.weight.ndim > 2 else self.geometry
+
+    def with_weight(self, weight: Array) -> OnnxLayer:
+        """The same layer with another `weight`, of the same shape."""
+        return replace(self, weight=weight)
+
+    def weight_by_output(self) -> Array:
+        """The weight with its output channels over all groups on axis 0, and all that each multiplies on axis 1."""
+        if self.op != "ConvTranspose":
+            return np.moveaxis(self.weight, self.output_axis, 0).reshape(self.outputs, -1)
+        return np.moveaxis(self._by_group(self.weight), 2, 1).reshape(self.outputs, -1)
+
+    def scaled(self, factors: Array) -> Array:
+        """The weight with each output channel multiplied by its factor, float64; `factors` float64[outputs]."""
+        weight = self.weight.astype(np.float64)
+        if self.op != "ConvTranspose":
+            return weight * factors.reshape([-1 if axis == self.output_axis else 1 for axis in range(weight.ndim)])
+        spatial = (1,) * (weight.ndim - 2)
+        return (self._by_group(weight) * factors.reshape(self.groups, 1, -1, *spatial)).reshape(weight.shape)
+
+    def fake_quantized(self, bits: int, *, per_channel: bool, symmetric: bool) -> Array:
+        """The weight on `2^bits` levels, per tensor or per output channel; same shape and dtype.
+
+        Raises `UsageError` as `fake_quantize` does.
+        """
+        if not per_channel:
+            return fake_quantize(self.weight, bits, symmetric=symmetric)
+        if self.op != "ConvTranspose":
+            return fake_quantize(self.weight, bits, axis=self.output_axis, symmetric=symmetric)
+        grouped = fake_quantize(self._by_group(self.weight), bits, axis=(0, 2), symmetric=symmetric)
+        return grouped.reshape(self.weight.shape)
+
+    def _by_group(self, weight: Array) -> Array:
+        """The weight of a transposed convolution with its groups on an axis of their own, the first."""
+        return weight.reshape(self.groups, -1, *weight.shape[1:])
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A linear operator that is not handled, and why."""
+
+    name: str
+    op: str
+    reason: str
+
+
+class _NotALayerError(Exception):
+    """Carries the reason from where it is found to `survey`."""
+
+
+class Weight(NamedTuple):
+    """A constant second input: the name of its initializer or Constant output, or its own if computed; its value."""
+
+    name: str
+    value: Array
+
+
+def survey(model: onnx.ModelProto) -> tuple[list[OnnxLayer], list[LeftOut]]:
+    """(layers of the main graph, linear operators left out): together every linear operator of the model."""
+    nodes = [node for node in model.graph.node if _is_linear(node)]
+    names = layer_names([label(node) for node in nodes])
+    weights = linear_weights(model, nodes)
+    fixed = {*weights, *constants(model.graph.initializer, model.graph.node)}
+    found = [_describe(node, name, weights, fixed) for node, name in zip(nodes, names, strict=True)]
+    layers = [layer for layer in found if isinstance(layer, OnnxLayer)]
+    left_out = [layer for layer in found if isinstance(layer, LeftOut)]
+    return layers, [*left_out, *_nested(model)]
+
+
+def linear_weights(model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto]) -> dict[str, Weight]:
+    """The second input of each of `nodes`, if it is constant → its value."""
+    known = constants(model.graph.initializer, model.graph.node)
+    names = {node.input[1] for node in nodes if len(node.input) > 1}
+    to_array = require("onnx", "onnx").numpy_helper.to_array
+    direct = {
+        name: Weight(known[name].name, np.asarray(to_array(known[name].tensor))) for name in names if name in known
+    }
+    computed = computed_constants(model, names - set(direct))
+    return direct | {name: Weight(name, value) for name, value in computed.items()}
+
+
+def build_layer(op: str, node: onnx.NodeProto, name: str, weight_name: str, weight: Array) -> OnnxLayer | LeftOut:
+    """The layer that `node` is, which does what `op` does, with this weight."""
+    try:
+        return _BUILDERS[op](node, name, weight_name, weight)
+    except _NotALayerError as reason:
+        return LeftOut(name, node.op_type, str(reason))
+
+
+def _is_linear(node: onnx.NodeProto) -> bool:
+    return node.op_type in UNSUPPORTED_OPS or (node.op_type in _BUILDERS and node.domain in STANDARD_DOMAINS)
+
+
+def _describe(
+    node: onnx.NodeProto, name: str, weights: Mapping[str, Weight], fixed: Container[str]
+) -> OnnxLayer | LeftOut:
+    try:
+        if node.op_type in UNSUPPORTED_OPS:
+            raise _NotALayerError(f"{node.op_type} is not supported")
+        return _BUILDERS[node.op_type](node, name, *_weight(node, weights, fixed))
+    except _NotALayerError as reason:
+        return LeftOut(name, node.op_type, str(reason))
+
+
+def _weight(node: onnx.NodeProto, weights: Mapping[str, Weight], fixed: Container[str]) -> Weight:
+    """The second input. Raises `_NotALayerError` unless it is constant and real, and the first is not constant."""
+    if len(node.input) < 2:
+        raise _NotALayerError("it has fewer than two inputs")
+    if node.input[0] in fixed:
+        raise _NotALayerError(f"its input {node.input[0]} is a constant")
+    if node.input[1] not in weights:
+        raise _NotALayerError(f"its weight {node.input[1]} is computed, not constant; fold constants when exporting")
+    weight = weights[node.input[1]]
+    if weight.value.dtype.name not in WEIGHT_DTYPES:
+        expected = ", ".join(WEIGHT_DTYPES)
+        raise _NotALayerError(f"its weight {weight.name} is {weight.value.dtype.name}; expected {expected}")
+    return weight
+
+
+def _convolution(node: onnx.NodeProto, name: str, weight_name: str, weight: Array) -> OnnxLayer:
+    layout = _layout(weight, CONVOLUTION_LAYOUTS)
+    return _with_kernel(node, name, weight_name, weight, layout, side="output")
+
+
+def _transposed(node: onnx.NodeProto, name: str, weight_name: str, weight: Array) -> OnnxLayer:
+    layout = _layout(weight, TRANSPOSED_LAYOUTS)
+    return _with_kernel(node, name, weight_name, weight, layout, side="input")
+
+
+def _with_kernel(
+    node: onnx.NodeProto, name: str, weight_name: str, weight: Array, layout: str, *, side: str
+) -> OnnxLayer:
+    """A convolution, whose groups divide the channels of this `side`, on the weight's first axis."""
+    groups = int(attributes(node).get("group", 1))
+    if groups < 1 or weight.shape[0] % groups:
+        raise _NotALayerError(f"its {weight.shape[0]} {side} channels do not divide into {groups} groups")
+    return OnnxLayer(
+        name=name,
+        node=node,
+        input=node.input[0],
+        channel_axis=1,
+        weight_name=weight_name,
+        weight=weight,
+        layout=layout,
+        output_axis=layout.index("O"),
+        groups=groups,
+        geometry=stated_geometry(node, weight.ndim - 2),
+    )
+
+
+def _gemm(node: onnx.NodeProto, name: str, weight_name: str, weight: Array) -> OnnxLayer:
+    found = attributes(node)
+    if found.get("transA", 0):
+        raise _NotALayerError("transA=1: its samples are not on axis 0")
+    layout = "OI" if found.get("transB", 0) else "IO"
+    return _matrix(node, name, weight_name, weight, layout, found.get("alpha", 1.0))
+
+
+def _matmul(node: onnx.NodeProto, name: str, weight_name: str, weight: Array) -> OnnxLayer:
+    return _matrix(node, name, weight_name, weight, "IO")
+
+
+def _matrix(
+    node: onnx.NodeProto, name: str, weight_name: str, weight: Array, layout: str, factor: float = 1.0
+) -> OnnxLayer:
+    return OnnxLayer(
+        name=name,
+        node=node,
+        input=node.input[0],
+        channel_axis=-1,
+        weight_name=weight_name,
+        weight=weight,
+        layout=_layout(weight, {2: layout}),
+        output_axis=layout.index("O"),
+        geometry=Geometry(),
+        factor=factor,
+    )
+
+
+_BUILDERS: Mapping[str, Callable[[Any, str, str, Array], OnnxLayer]] = {
+    "Conv": _convolution,
+    "ConvTranspose": _transposed,
+    "Gemm": _gemm,
+    "MatMul": _matmul,
+}
+
+
+def _layout(weight: Array, layouts: Mapping[int, str]) -> str:
+    if weight.ndim not in layouts:
+        expected = " or ".join(map(str, layouts))
+        raise _NotALayerError(f"its weight has the shape {weight.shape}; expected {expected} axes")
+    return layouts[weight.ndim]
+
+
+def _nested(model: onnx.ModelProto) -> Iterator[LeftOut]:
+    """Linear operators in the branches of If, the bodies of Loop and Scan, and the model's own functions."""
+    for owner, graph in subgraphs(model.graph.node):
+        yield from _unreached(graph.node, f"it is in a subgraph of the {owner.op_type} {label(owner)}")
+    for function in model.functions:
+        yield from _unreached(function.node, f"it is in the function {function.name}; inline functions when exporting")
+
+
+def _unreached(nodes: Sequence[onnx.NodeProto], reason: str) -> Iterator[LeftOut]:
+    for node in filter(_is_linear, nodes):
+        yield LeftOut(safe_name(label(node)), node.op_type, reason)

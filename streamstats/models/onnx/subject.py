@@ -1,0 +1,100 @@
+"""What is corrected: a float model, and what a quantiser or `Levels` made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ...errors import UsageError, first_line, require
+from .files import fits_one_file
+from .graph import copied, load_model
+from .layers import STANDARD_DOMAINS, LeftOut, OnnxLayer, survey
+from .levels import Levels
+from .pairs import Pair, pairs
+from .quantized import is_quantized, quantized_layers, weight_steps
+
+if TYPE_CHECKING:
+    import onnx
+
+OLDEST_OPSET = 7
+MARK = "streamstats.corrected"
+"""The metadata key of a corrected model."""
+UNMATCHED = "no layer of the float model has a weight that is near to its own"
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A float model and its quantised version: layers of both in `pairs`, all others in `left_out`."""
+
+    name: str
+    quantized_name: str
+    original: onnx.ModelProto
+    quantized: onnx.ModelProto
+    layers: Sequence[OnnxLayer]
+    pairs: Sequence[Pair]
+    left_out: Sequence[LeftOut]
+
+
+def fake_quantized(model_path: str | Path, levels: Levels) -> Subject:
+    """The model at `model_path`, and a copy with its weights on `levels`. Raises `UsageError`."""
+    original = load_model(model_path)
+    _check_opset(original, model_path)
+    _check_uncorrected(original, model_path)
+    layers, left_out = survey(original)
+    on_levels = levels.pairs(layers)
+    name = f"weights of {levels.bits} bits {'per channel' if levels.per_channel else 'per tensor'}"
+    quantized = levels.put_into(copied(original), on_levels)
+    return Subject(str(model_path), name, original, quantized, layers, on_levels, left_out)
+
+
+def quantized_by_others(original_path: str | Path, quantized_path: str | Path) -> Subject:
+    """The float model that was recorded, and the model that a quantiser made of it. Raises `UsageError`."""
+    original, quantized = load_model(original_path), load_model(quantized_path)
+    _check_valid(quantized, quantized_path)
+    _check_uncorrected(quantized, quantized_path)
+    if is_quantized(original):
+        raise UsageError(f"{original_path} is quantised; expected the float model first, then the quantised one")
+    layers, _ = survey(original)
+    stored, left_out = quantized_layers(quantized)
+    matched, without = pairs(original, layers, stored, weight_steps(quantized, stored))
+    if not matched:
+        raise UsageError(
+            f"no layer of {quantized_path} has a weight near to one of {original_path}; expected models of one network"
+        )
+    left_out += [LeftOut(layer.name, layer.op, UNMATCHED) for layer in without]
+    return Subject(str(original_path), str(quantized_path), original, quantized, layers, matched, left_out)
+
+
+def marked(model: onnx.ModelProto) -> onnx.ModelProto:
+    """`model`, changed in place, marked as corrected: correcting it again would spoil it."""
+    model.metadata_props.add(key=MARK, value="biases")
+    return model
+
+
+def _check_uncorrected(model: onnx.ModelProto, path: str | Path) -> None:
+    if any(entry.key == MARK for entry in model.metadata_props):
+        raise UsageError(f"{path} has been corrected already; give the model as its quantiser left it")
+
+
+def _check_valid(model: onnx.ModelProto, path: str | Path) -> None:
+    """Raise `UsageError` for a model that no runtime accepts, as quantisers write for too old an operator set."""
+    if not fits_one_file(model):
+        return
+    try:
+        require("onnx", "onnx").checker.check_model(model)
+    except Exception as error:
+        raise UsageError(
+            f"{path} is not a valid ONNX model: {first_line(error)}; convert the float model to operator set 13 or "
+            "later with onnx.version_converter, and quantise it again"
+        ) from error
+
+
+def _check_opset(model: onnx.ModelProto, path: str | Path) -> None:
+    version = next((opset.version for opset in model.opset_import if opset.domain in STANDARD_DOMAINS), OLDEST_OPSET)
+    if version < OLDEST_OPSET:
+        raise UsageError(
+            f"{path} has the operator set {version}; expected {OLDEST_OPSET} or later: convert it with "
+            "onnx.version_converter"
+        )

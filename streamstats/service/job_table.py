@@ -1,0 +1,169 @@
+"""What the database knows of jobs: the request, the state and the progress of each, and the messages of its log.
+
+The database is the truth: a job is in the state that its row says, whatever happened to its process or to the service.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from sqlite3 import IntegrityError, Row
+from typing import Any
+
+from .database import Database
+from .errors import ConflictError, NotFoundError
+from .messages import JobView
+
+QUEUED, RUNNING, CANCELLING = "queued", "running", "cancelling"
+DONE, INCOMPLETE, FAILED, CANCELLED = "done", "incomplete", "failed", "cancelled"
+ENDED = (DONE, INCOMPLETE, FAILED, CANCELLED)
+STATES = (QUEUED, RUNNING, CANCELLING, *ENDED)
+MOST_EVENTS = 1000
+"""Messages of a job that are read at once."""
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """A request as it arrived: its text (canonical JSON) is what a repeated idempotency key is compared with."""
+
+    request: Mapping[str, Any]
+    key: str | None
+
+    @property
+    def text(self) -> str:
+        """The request as JSON with sorted keys."""
+        return json.dumps(self.request, sort_keys=True)
+
+    @property
+    def submitter(self) -> str:
+        """Who submits it."""
+        return str(self.request["submitter"])
+
+    @property
+    def follows(self) -> bool:
+        """Whether the job follows a store."""
+        return self.request.get("follow") is not None
+
+
+class JobTable:
+    """The jobs in `database`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def add(self, name: str, submitted: Submitted) -> bool:
+        """Queue the job `name`; False if another job has its idempotency key."""
+        request = submitted.request
+        row = {
+            "id": name,
+            "submitter": submitted.submitter,
+            "idempotency_key": submitted.key,
+            "request": submitted.text,
+            "kind": request["kind"],
+            "priority": request["priority"],
+            "follows": submitted.follows,
+            "submitted": time.time(),
+        }
+        places = ", ".join("?" * len(row))
+        try:
+            with self._database.writing() as connection:
+                connection.execute(f"INSERT INTO jobs ({', '.join(row)}) VALUES ({places})", tuple(row.values()))
+        except IntegrityError:
+            return False
+        return True
+
+    def known(self, submitted: Submitted) -> JobView | None:
+        """The job that an earlier request with the same key made. Raises `ConflictError` if that request differs."""
+        if submitted.key is None:
+            return None
+        where = "submitter = ? AND idempotency_key = ?"
+        row = self._database.one(f"SELECT * FROM jobs WHERE {where}", (submitted.submitter, submitted.key))
+        if row is not None and row["request"] != submitted.text:
+            raise ConflictError(
+                f"the idempotency key {submitted.key} was used with another request; use a new key for this one"
+            )
+        return None if row is None else _view(row)
+
+    def get(self, name: str) -> JobView:
+        """Raises `NotFoundError`."""
+        row = self._database.one("SELECT * FROM jobs WHERE id = ?", (name,))
+        if row is None:
+            raise NotFoundError(f"there is no job {name}")
+        return _view(row)
+
+    def newest(
+        self, *, before: int | None = None, limit: int = 100, state: str | None = None
+    ) -> tuple[list[JobView], int | None]:
+        """The newest `limit` jobs with numbers below `before`, and the `before` of the page after them, if any."""
+        conditions = {"number < ?": before, "state = ?": state}
+        chosen = {condition: value for condition, value in conditions.items() if value is not None}
+        where = " AND ".join(["1", *chosen])
+        rows = self._database.query(
+            f"SELECT * FROM jobs WHERE {where} ORDER BY number DESC LIMIT ?", (*chosen.values(), limit + 1)
+        )
+        return [_view(row) for row in rows[:limit]], rows[limit - 1]["number"] if len(rows) > limit else None
+
+    def counts(self) -> dict[str, int]:
+        """The number of jobs in each state."""
+        found = self._database.query("SELECT state, count(*) AS n FROM jobs GROUP BY state")
+        return dict.fromkeys(STATES, 0) | {row["state"]: row["n"] for row in found}
+
+    def waiting(self) -> int:
+        """The number of queued jobs."""
+        (found,) = self._database.query("SELECT count(*) AS n FROM jobs WHERE state = ?", (QUEUED,))
+        return int(found["n"])
+
+    def states(self) -> dict[str, str]:
+        """The state of each job, by id."""
+        return {row["id"]: row["state"] for row in self._database.query("SELECT id, state FROM jobs")}
+
+    def events(self, name: str, after: int = 0) -> list[dict[str, Any]]:
+        """The messages of a job with numbers above `after`, oldest first."""
+        rows = self._database.query(
+            f"SELECT * FROM events WHERE job = ? AND number > ? ORDER BY number LIMIT {MOST_EVENTS}", (name, after)
+        )
+        return [{"number": row["number"], "at": row["at"], "text": row["text"]} for row in rows]
+
+    def reading(self, source: str) -> list[str]:
+        """The jobs that have not ended and whose request names `source`."""
+        places = ", ".join("?" * len(ENDED))
+        rows = self._database.query(f"SELECT id, request FROM jobs WHERE state NOT IN ({places})", ENDED)
+        return [row["id"] for row in rows if json.loads(row["request"]).get("source") == source]
+
+    def queued(self, *, follows: bool) -> list[Row]:
+        """number, id, submitter, priority and start of each queued job that does, or does not, follow a store."""
+        return self._database.query(
+            "SELECT number, id, submitter, priority, started FROM jobs WHERE state = ? AND follows = ?",
+            (QUEUED, follows),
+        )
+
+    def last_started(self) -> dict[str, float]:
+        """When the latest job of each submitter started, 0 if none has."""
+        rows = self._database.query("SELECT submitter, max(started) AS at FROM jobs GROUP BY submitter")
+        return {row["submitter"]: row["at"] or 0.0 for row in rows}
+
+    def update(self, name: str, message: str | None = None, *, logged: bool = False, **values: Any) -> None:
+        """Set columns of a job and its `message`, which, if `logged`, joins its log in the same transaction."""
+        columns = values if message is None else {**values, "message": message}
+        assignments = ", ".join(f"{column} = ?" for column in columns)
+        with self._database.writing() as connection:
+            connection.execute(f"UPDATE jobs SET {assignments} WHERE id = ?", (*columns.values(), name))
+            if logged:
+                connection.execute("INSERT INTO events (job, at, text) VALUES (?, ?, ?)", (name, time.time(), message))
+
+    def delete(self, name: str) -> None:
+        """Delete a job with its log."""
+        with self._database.writing() as connection:
+            connection.execute("DELETE FROM jobs WHERE id = ?", (name,))
+
+
+def _view(row: Row) -> JobView:
+    request = json.loads(row["request"])
+    fields = {name: row[name] for name in JobView.model_fields if name in row.keys()}  # noqa: SIM118 - a row is no mapping
+    speed, running = row["speed"], row["state"] == RUNNING
+    left = (row["total_bytes"] - row["bytes"]) / speed if running and speed and row["total_bytes"] else None
+    return JobView(
+        **{**fields, "request": request, "source": request.get("source")}, bytes_per_second=speed, seconds_left=left
+    )

@@ -1,0 +1,32 @@
+// A layer: its channels as a plot, and every list that the service has of them as a table.
+
+import { get } from "./api.js";
+import { h, number, sortable, title, whole } from "./elements.js";
+import { channelPlot } from "./plot.js";
+
+export async function showLayer({ main, signal }, id, name) {
+  const found = await get(`/jobs/${id}/layers/${name.split("/").map(encodeURIComponent).join("/")}`, signal);
+  const codes = found.quantization ? ", codes converted to real units" : "";
+  main.replaceChildren(h("p", {}, h("a", { href: `#/jobs/${id}` }, `← Job ${id}`)), title(name),
+    h("p", { class: "faint" }, `${whole(found.rows)} rows, ${found.dtype}, channels on axis ${found.channel_axis}${codes}, result set ${found.results}`),
+    channelPlot(name, found.per_channel), channelTable(name, found.per_channel));
+}
+
+// The table is made when it is opened: a layer may have thousands of channels.
+function channelTable(name, lists) {
+  const [first] = Object.values(lists);
+  const channels = first.map((_, channel) => channel);
+  const columns = [
+    { title: "Channel", number: true, key: (channel) => channel, cell: (channel) => String(channel) },
+    ...Object.entries(lists).map(([statistic, values]) => column(statistic, values)),
+  ];
+  const place = h("div", { class: "scroll" });
+  const fill = () => details.open && !place.firstChild && place.append(sortable(columns, channels, { label: `Channels of ${name}`, cards: false }).table);
+  const details = h("details", { ontoggle: fill }, h("summary", {}, `All ${whole(channels.length)} channels as a table`), place);
+  return details;
+}
+
+function column(statistic, values) {
+  const shown = values.every(Number.isInteger) ? whole : number;
+  return { title: statistic.replaceAll("_", " "), number: true, key: (channel) => values[channel], cell: (channel) => shown(values[channel]) };
+}

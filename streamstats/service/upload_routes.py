@@ -1,0 +1,44 @@
+"""Paths of uploads: models and samples that jobs of the kind `onnx` refer to."""
+
+from __future__ import annotations
+
+import asyncio
+
+from fastapi import APIRouter, Request
+
+from .bodies import Body
+from .messages import V1, UploadView
+from .parameters import BINARY_BODY, UploadId, errors
+from .service import Service
+
+
+class UploadRoutes:
+    """The paths below `/uploads`."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def router(self) -> APIRouter:
+        """The paths, described for OpenAPI."""
+        routes = APIRouter(prefix=f"{V1}/uploads", tags=["uploads"], responses=errors(404, 413, 422, 507))
+        routes.get("")(self.uploads)
+        routes.post("", status_code=201, openapi_extra=BINARY_BODY)(self.upload)
+        routes.delete("/{upload}", status_code=204)(self.delete_upload)
+        return routes
+
+    def uploads(self) -> list[UploadView]:
+        """The uploads."""
+        return self._service.uploads.listed()
+
+    async def upload(self, request: Request) -> UploadView:
+        """Upload a model or samples for an `onnx` job; the id is the SHA-256 of the content."""
+        await asyncio.to_thread(self._service.check_room)
+        body = await Body.received(request, self._service.uploads.folder, self._service.config.limits.upload)
+        try:
+            return await asyncio.to_thread(self._service.uploads.keep, body)
+        finally:
+            await asyncio.to_thread(body.discard)
+
+    def delete_upload(self, upload: UploadId) -> None:
+        """Delete an upload; jobs that were submitted with it keep their copy."""
+        self._service.uploads.delete(upload)

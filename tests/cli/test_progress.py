@@ -1,0 +1,75 @@
+"""Progress on stderr: a line at the end of each stage without a terminal, a bar on one."""
+
+from __future__ import annotations
+
+import re
+import sys
+
+import pytest
+
+from streamstats.cli import progress
+from streamstats.cli.progress import Shown
+from streamstats.progress import Stage
+
+
+def worked(shown: Shown) -> None:
+    with shown:
+        shown.begin(Stage("recording 3 layers", 10))
+        shown.advance(4)
+        shown.say("layer a is left out")
+        shown.advance(6)
+        shown.begin(Stage("", 1000, 2_000_000))
+        shown.workers(4, 2)
+        shown.saved(0.1)
+        shown.advance(1000, 2_000_000)
+
+
+def test_a_log_has_a_line_for_each_stage_and_message(capsys: pytest.CaptureFixture[str]) -> None:
+    worked(Shown())
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[:2] == ["streamstats: recording 3 layers", "streamstats: layer a is left out"]
+    assert lines[2].startswith("streamstats: 10/10 rows, 0.")
+    assert lines[3].startswith("streamstats: 1,000/1,000 rows, 2.0 MB of 2.0 MB, ")
+    assert ", 4 workers, 2 tasks repeated, " in lines[3]
+    assert len(lines) == 4
+
+
+def test_a_brief_log_has_no_line_at_the_end_of_a_stage(capsys: pytest.CaptureFixture[str]) -> None:
+    worked(Shown(brief=True))
+    assert capsys.readouterr().err.splitlines() == [
+        "streamstats: recording 3 layers",
+        "streamstats: layer a is left out",
+    ]
+
+
+def test_a_stage_that_fails_has_no_line_at_its_end(capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted() -> None:
+        with Shown() as shown:
+            shown.begin(Stage("", 10))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert capsys.readouterr().err == ""
+
+
+def test_a_line_says_how_long_the_rest_takes(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
+    shown = Shown(brief=True)
+    shown.begin(Stage("", 10))
+    shown.advance(5)
+    assert re.fullmatch(r"streamstats: 5/10 rows, \d+ s left\n", capsys.readouterr().err)
+
+
+def test_a_terminal_shows_a_bar_and_messages_above_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    worked(Shown())
+    err = capsys.readouterr().err
+    assert "streamstats: layer a is left out" in err
+    assert "1,000/1,000 rows, 2.0 MB of 2.0 MB" in err
+    assert "4 workers, 2 tasks repeated" in err
