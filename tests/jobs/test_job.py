@@ -16,7 +16,7 @@ from zarr.codecs import BloscCodec, GzipCodec
 from zarr.storage import ZipStore
 
 import streamstats as ss
-from streamstats.calibration.reading.reader import FileReader
+from streamstats.calibration.reading.file_reader import FileReader
 from streamstats.calibration.reading.zarr_reader import ZarrReader
 from streamstats.calibration.selection import LayerRule, select_layers
 from streamstats.config import ClusterConfig, JobConfig, LayerConfig, QuantizationConfig

@@ -21,7 +21,7 @@ import zarr
 from stores import Array, build_store, samples
 from told import Told
 
-from streamstats.calibration.reading.reader import FileReader
+from streamstats.calibration.reading.file_reader import FileReader
 from streamstats.calibration.recorder import Recorder
 from streamstats.calibration.selection import LayerRule
 from streamstats.config import ClusterConfig, JobConfig

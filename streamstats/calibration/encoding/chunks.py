@@ -148,23 +148,34 @@ def _version_3(document: Mapping[str, Any], dtype: np.dtype[Any], fill: Any) -> 
     grid = _named(document["chunk_grid"])
     if grid[0] != "regular" or document.get("storage_transformers"):
         return None
-    shards = chunks = tuple(grid[1]["chunk_shape"])
-    codecs = [_named(codec) for codec in document["codecs"]]
-    index: dict[str, Any] = {}
-    if codecs[0][0] == "sharding_indexed" and len(codecs) == 1:
-        sharding = codecs[0][1]
-        chunks, codecs = tuple(sharding["chunk_shape"]), [_named(codec) for codec in sharding["codecs"]]
-        of_index = _chain([_named(codec) for codec in sharding["index_codecs"]], 8)
-        if of_index is None or of_index[0] is not None:
-            return None
-        index["index_checksum"] = of_index[1]
-        index["index_at_end"] = sharding.get("index_location", "end") == "end"
-        number = prod(shards) // max(1, prod(chunks))
-        index["index_bytes"] = number * ENTRY_BYTES + CHECKSUM_BYTES * of_index[1]
+    shape = tuple(grid[1]["chunk_shape"])
+    (name, sharding), *others = codecs = [_named(codec) for codec in document["codecs"]]
+    if name == "sharding_indexed" and not others:
+        return _sharded(sharding, shape, dtype, fill)
     chain = _chain(codecs, dtype.itemsize)
-    if chain is None:
+    return Encoding(shape, shape, dtype, *chain, fill) if chain else None
+
+
+def _sharded(sharding: Mapping[str, Any], shards: tuple[int, ...], dtype: np.dtype[Any], fill: Any) -> Encoding | None:
+    """The encoding of shards of shape `shards`, from the configuration of `sharding_indexed`."""
+    chain, of_index = (
+        _chain([_named(codec) for codec in sharding[codecs]], itemsize)
+        for codecs, itemsize in (("codecs", dtype.itemsize), ("index_codecs", 8))
+    )
+    if chain is None or of_index is None or of_index[0] is not None:
         return None
-    return Encoding(chunks, shards, dtype, *chain, fill, **index)
+    chunks, checksum = tuple(sharding["chunk_shape"]), of_index[1]
+    number = prod(shards) // max(1, prod(chunks))
+    return Encoding(
+        chunks,
+        shards,
+        dtype,
+        *chain,
+        fill,
+        index_bytes=number * ENTRY_BYTES + CHECKSUM_BYTES * checksum,
+        index_at_end=sharding.get("index_location", "end") == "end",
+        index_checksum=checksum,
+    )
 
 
 def _named(document: str | Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:

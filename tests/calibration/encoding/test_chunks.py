@@ -17,7 +17,8 @@ from zarr.codecs import numcodecs as wrapped
 
 from streamstats.calibration.encoding.chunks import Encoding, encoding_of
 from streamstats.calibration.layer import Layer
-from streamstats.calibration.reading.reader import FileReader, open_reader
+from streamstats.calibration.reading.file_reader import FileReader
+from streamstats.calibration.reading.reader import open_reader
 from streamstats.calibration.sources.choose import source_of
 
 SHAPE = (7, 6, 8)

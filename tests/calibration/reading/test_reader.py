@@ -22,8 +22,9 @@ from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, GzipCodec, Sharding
 
 from streamstats.calibration.encoding import fused
 from streamstats.calibration.layer import Layer, Selection
+from streamstats.calibration.reading.file_reader import FileReader
 from streamstats.calibration.reading.parts import kept
-from streamstats.calibration.reading.reader import FileReader, Reader, open_reader
+from streamstats.calibration.reading.reader import Reader, open_reader
 from streamstats.calibration.reading.zarr_reader import ZarrReader
 from streamstats.errors import ChangedError, DataError
 from streamstats.statistics.exact import ExactSum
