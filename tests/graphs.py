@@ -15,7 +15,9 @@ import pytest
 import zarr
 from onnx import helper, numpy_helper
 
-from streamstats.calibration.layer import Layer, describe, find_arrays
+from streamstats.calibration.describing import describe
+from streamstats.calibration.layer import Layer
+from streamstats.calibration.sources.choose import source_of
 from streamstats.correction import MeanBiasCorrector
 from streamstats.errors import StreamstatsError
 from streamstats.models.onnx.run import run_model
@@ -173,7 +175,8 @@ AXES = {"conv": 1, "rows": 3, "head/fc": 1}
 
 
 def stored_layers(store: Path) -> dict[str, Layer]:
-    return {name: describe(str(store), name, array) for name, array in find_arrays(store).items()}
+    source = source_of(store)
+    return {name: describe(source, name, array) for name, array in source.arrays().items()}
 
 
 def stored(store: Path) -> dict[str, Array]:

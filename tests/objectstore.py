@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.request import Request, urlopen
 
 FAULTS = ("500", "503", "reset", "truncated", "slow")
 SLOW_SECONDS = 0.5
@@ -34,6 +35,11 @@ def s3_server() -> Iterator[int]:
     finally:
         process.kill()
         process.wait()
+
+
+def new_bucket(port: int, name: str) -> None:
+    """Make the bucket `name` in the server at `port`."""
+    urlopen(Request(f"http://127.0.0.1:{port}/{name}", method="PUT"), timeout=60).close()
 
 
 def _wait_until_it_listens(port: int) -> None:

@@ -11,6 +11,11 @@ import numpy as np
 import zarr
 from zarr.storage import LocalStore, ZipStore
 
+from streamstats.calibration.describing import describe
+from streamstats.calibration.layer import Layer
+from streamstats.calibration.reading.reader import open_reader
+from streamstats.calibration.sources.choose import source_of
+
 Array = np.ndarray[Any, Any]
 
 
@@ -36,6 +41,19 @@ def build_store(
             array = group.create_array(name, shape=values.shape, dtype=values.dtype, attributes=attached, **settings)
             array[...] = values
     return path
+
+
+def described(store: Path | str, name: str = "layer") -> Layer:
+    """The layer `name` of the store at `store`."""
+    source = source_of(store)
+    return describe(source, name, source.arrays()[name])
+
+
+def read(layer: Layer, *selection: slice) -> Array:
+    """The values of `layer` in `selection`, which is whole along the axes that it does not name."""
+    whole = tuple(slice(0, extent) for extent in layer.shape)
+    with open_reader(layer) as reader:
+        return reader.read((*selection, *whole[len(selection) :])).copy()
 
 
 def samples(*shape: int, dtype: str = "float32", seed: int = 0) -> Array:

@@ -60,8 +60,8 @@ IMPORTERS = {
     "plotext": ("report",),
     "google_crc32c": ("calibration.encoding",),
     "llvmlite": ("compiled",),
-    "numba": ("compiled", "statistics", "calibration.reading"),
-    "numcodecs": ("calibration.encoding", "calibration.reading"),
+    "numba": ("compiled", "statistics", "calibration.encoding", "calibration.sources.gathering"),
+    "numcodecs": ("calibration.encoding",),
     "onnx": ("models.onnx", "demo.train"),  # which exports the small network that is shipped
     "obstore": ("calibration.sources",),
     "onnxruntime": ("models.onnx",),

@@ -1,7 +1,7 @@
 """Recorder: append samples to a calibration store, layer by layer, in bounded memory.
 
-Rows are written in whole chunks; the rest waits in memory until it fills a chunk or the recorder is closed. Rows are
-written first and committed after, by the attribute `rows`, so a reader never counts a row that is not there.
+The recorder writes rows in whole chunks; the others wait in memory until they fill a chunk, or until it is closed. It
+writes rows first and commits them afterwards, in the attribute `rows`: a reader never counts a row that is not stored.
 """
 
 from __future__ import annotations
@@ -21,8 +21,12 @@ from ..errors import DataError, MismatchError, OutputError, StreamstatsError, Us
 from ..quantization import Quantization
 from ..storage.files import sync
 from ..storage.names import METADATA_NAMES, V2_METADATA, V3_METADATA, check_layer_name
+from .describing import ATTRIBUTES_KEY, describe
 from .identity import file_key, file_range
-from .layer import ATTRIBUTES_KEY, DEFAULT_PIPELINE, Layer, check_values, codec_pipeline, describe
+from .layer import Layer, check_values
+from .sources.choose import source_of
+from .sources.source import Source
+from .zarr_settings import DEFAULT_PIPELINE, codec_pipeline
 
 DEFAULT_CHUNK_BYTES = 2**20
 
@@ -30,15 +34,15 @@ DEFAULT_CHUNK_BYTES = 2**20
 class Recorder:
     """Appends blocks of samples to the layers of a zarr v3 group at `store` (a local folder).
 
-    Chunks hold whole samples, about `chunk_bytes` of them, compressed and with a checksum. At most one chunk a layer
-    waits in memory. Use it as a context manager, or call `close`. Raises `OutputError` where nothing can be written.
+    Chunks hold whole samples, about `chunk_bytes` of them, compressed and with a checksum. At most one chunk per layer
+    waits in memory. Use it as a context manager, or call `close`. Raises `OutputError` if it cannot write to `store`.
 
-    Not `buffered`, nothing waits: when `append` returns, its rows are on the disk and committed, all of them at once;
-    a reader, or a process that is killed, never has a part of them.
+    With `buffered=False` nothing waits in memory: when `append` returns, its rows are on disk and committed, all at
+    once; neither a reader nor the store of a process that was killed ever has only some of them.
     """
 
     def __init__(self, store: str | Path, *, chunk_bytes: int = DEFAULT_CHUNK_BYTES, buffered: bool = True) -> None:
-        self._store, self._buffered = str(store), buffered
+        self._store, self._source, self._buffered = str(store), source_of(store), buffered
         self._chunk_bytes = chunk_bytes
         self._open: dict[str, _OpenLayer] = {}
         self._closed = False
@@ -46,7 +50,9 @@ class Recorder:
         try:
             self._group = zarr.open_group(self._store, mode="a", zarr_format=3, use_consolidated=False)
         except Exception as error:
-            raise OutputError(f"cannot write a calibration store at {store}: {first_line(error)}") from error
+            raise OutputError(
+                f"cannot write a calibration store at {store}: {first_line(error)}; choose another folder"
+            ) from error
 
     def append(
         self,
@@ -56,11 +62,11 @@ class Recorder:
         channel_axis: int = -1,
         quantization: Quantization | None = None,
     ) -> None:
-        """Append `samples` (samples on axis 0) to `layer`, which is made at the first call.
+        """Append `samples` (samples on axis 0) to `layer`, which the first call creates.
 
-        Raises `MismatchError` where shape, dtype, channel axis or quantisation differ from what the layer holds,
-        `UsageError` for a name or values that cannot be a layer, `OutputError` where it cannot be written. A call
-        that raises has appended nothing.
+        Raises `MismatchError` if shape, dtype, channel axis or quantisation differ from those of the layer,
+        `UsageError` for a name or values that cannot be a layer, `OutputError` if writing fails. A call that raises
+        has appended nothing.
         """
         samples = _native(samples)
         self._opened(layer, samples, channel_axis, quantization).append(samples, self._buffered)
@@ -73,9 +79,9 @@ class Recorder:
         channel_axis: int = -1,
         quantization: Quantization | None = None,
     ) -> int:
-        """The row that `samples` would begin at, if they were appended; the layer is made if it is not there.
+        """The row at which `samples` would begin if they were appended; creates the layer if it does not exist.
 
-        Raises what `append` raises.
+        Raises as `append`.
         """
         opened = self._opened(layer, _native(samples), channel_axis, quantization)
         return opened.layer.rows + sum(map(len, opened.waiting))
@@ -84,14 +90,16 @@ class Recorder:
         self, name: str, samples: npt.NDArray[Any], channel_axis: int, quantization: Quantization | None
     ) -> _OpenLayer:
         if self._closed:
-            raise UsageError(f"samples are appended to layer {name} of {self._store}, but the recorder is closed")
+            raise UsageError(
+                f"cannot append to layer {name} of {self._store}: the recorder is closed; open another one"
+            )
         if name not in self._open:
             self._open[name] = self._open_layer(name, samples, channel_axis, quantization)
         self._open[name].check(samples, channel_axis, quantization)
         return self._open[name]
 
     def close(self) -> None:
-        """Write and commit what waits in memory. Raises the first `OutputError`, after every layer had its turn."""
+        """Write and commit the rows that wait in memory, layer by layer. Raises the first `OutputError` at the end."""
         self._closed = True
         errors = []
         for layer in self._open.values():
@@ -108,7 +116,7 @@ class Recorder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close it. What was appended is committed even where the block inside has raised: it was appended whole."""
+        """Close it. Samples are committed even if the block raised an error: each `append` was complete."""
         self.close()
 
     def _open_layer(
@@ -122,8 +130,10 @@ class Recorder:
         except StreamstatsError:
             raise
         except Exception as error:
-            raise OutputError(f"cannot open or create layer {name} in {self._store}: {first_line(error)}") from error
-        return _OpenLayer(array, describe(self._store, name, array))
+            raise OutputError(
+                f"cannot open or create layer {name} in {self._store}: {first_line(error)}; check the folder"
+            ) from error
+        return _OpenLayer(array, self._source, describe(self._source, name, array))
 
     def _open_array(self, name: str) -> zarr.Array[Any]:
         with codec_pipeline(DEFAULT_PIPELINE), zarr.config.set({"array.write_empty_chunks": True}):
@@ -132,7 +142,7 @@ class Recorder:
     def _create(
         self, name: str, samples: npt.NDArray[Any], channel_axis: int, quantization: Quantization | None
     ) -> None:
-        layer = Layer(self._store, name, (0, *samples.shape[1:]), samples.dtype, (), (), 0)
+        layer = Layer(self._source.location, name, (0, *samples.shape[1:]), samples.dtype, (), (), 0)
         layer = layer.with_channel_axis(channel_axis).with_quantization(quantization)
         rows = max(1, self._chunk_bytes // max(1, layer.row_bytes))
         attributes: dict[str, Any] = {"channel_axis": layer.channel_axis, "recorded": True, "rows": 0}
@@ -154,42 +164,44 @@ def _native(samples: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def stored_layer(store: str | Path, name: str) -> Layer | None:
-    """What the store at `store` (a local folder) has of the layer `name` so far, None where that is nothing yet.
+    """The layer `name` as the store at `store` (a local folder) holds it so far; None if it holds none.
 
-    Raises `UsageError` where `store` is not a zarr v3 group, or has no room for a layer of that name; `DataError`
-    where what it has cannot be read.
+    Raises `UsageError` if `store` is not a zarr v3 group, or cannot have a layer of that name; `DataError` if its
+    metadata is damaged.
     """
     group = _existing_group(Path(store))
     array = None if group is None else _existing_array(group, str(store), name)
-    return None if array is None else describe(str(store), name, array)
+    return None if array is None else describe(source_of(store), name, array)
 
 
 def _existing_group(store: Path) -> zarr.Group | None:
-    """The group at `store`, if there is one: as it is, not as consolidated metadata remembers it."""
+    """The group at `store`, if it exists; consolidated metadata, which may be out of date, is not read."""
     _check_version(store)
     if not (store / V3_METADATA).exists():
         return None
     try:
         return zarr.open_group(str(store), mode="r", use_consolidated=False)
     except Exception as error:
-        raise UsageError(f"{store} is not a zarr group to record into: {first_line(error)}") from error
+        raise UsageError(
+            f"{store} is not a zarr group to record into: {first_line(error)}; record into another folder"
+        ) from error
 
 
 def _existing_array(group: zarr.Group, store: str, name: str) -> zarr.Array[Any] | None:
-    """The array `name` of `group`, if there is one. Raises `UsageError` where there is no room for it."""
+    """The array `name` of `group`, if it exists. Raises `UsageError` if the group cannot have such an array."""
     *above, last = check_layer_name(name).split("/")
     if "\\" in name:
-        raise UsageError(f"layer name {name!r} is not usable: zarr takes \\ for /; rename the layer")
+        raise UsageError(f"layer name {name!r} is not usable: zarr reads \\ as /; rename the layer")
     if METADATA_NAMES.intersection([*above, last]):
-        raise UsageError(f"layer name {name!r} is not usable: zarr calls its own files so; rename the layer")
+        raise UsageError(f"layer name {name!r} is not usable: zarr uses it for its own files; rename the layer")
     for path in accumulate(above, "{}/{}".format):
         if isinstance(_member(group, store, path), zarr.Array):
             raise UsageError(
-                f"{store}: {path} is a layer, so {name} cannot be; rename it, or record into another store"
+                f"{store}: {path} is a layer, so {name} cannot be one: rename it, or record into another store"
             )
     found = _member(group, store, name)
     if isinstance(found, zarr.Group):
-        raise UsageError(f"{store}: {name} is a group of layers; choose another name, or record into another store")
+        raise UsageError(f"{store}: {name} is a group of layers; rename the layer, or record into another store")
     return found
 
 
@@ -197,19 +209,20 @@ def _member(group: zarr.Group, store: str, path: str) -> zarr.Array[Any] | zarr.
     try:
         return group.get(path)
     except Exception as error:
-        raise DataError(f"{store}: the metadata of {path} cannot be read: {first_line(error)}; repair it") from error
+        raise DataError(f"{store}: cannot read the metadata of {path}: {first_line(error)}; repair it") from error
 
 
 def _check_version(store: Path) -> None:
-    if any((store / name).exists() for name in V2_METADATA):  # zarr would begin a v3 group that hides it
-        raise UsageError(f"{store} is a zarr v2 store, which is only read; record into another folder")
+    if any((store / name).exists() for name in V2_METADATA):  # zarr would create a v3 group that hides it
+        raise UsageError(f"{store} is a zarr v2 store, which is read-only here; record into another folder")
 
 
 @dataclass
 class _OpenLayer:
-    """A layer being written: rows on disk, and the blocks that wait for a whole chunk."""
+    """A layer being written: its rows on disk, and the blocks that wait until they fill a chunk."""
 
     array: zarr.Array[Any]
+    source: Source
     layer: Layer
     waiting: list[npt.NDArray[Any]] = field(default_factory=list)
 
@@ -223,7 +236,7 @@ class _OpenLayer:
         if whole <= 0:
             self.waiting.append(samples.copy())
             return
-        block = np.concatenate([*self.waiting, samples])  # a copy: zarr holds on to the last block it wrote
+        block = np.concatenate([*self.waiting, samples])  # a copy: zarr keeps the last block that it wrote
         self._write(block[:whole])
         self.waiting = [block[whole:].copy()]  # not a view, which would keep the whole block
 
@@ -241,12 +254,14 @@ class _OpenLayer:
 
     def _match(self, name: str, found: object, stored: object) -> None:
         if found != stored:
-            raise MismatchError(f"layer {self.layer.name}: the {name} is {found}; the store holds {stored}")
+            raise MismatchError(
+                f"layer {self.layer.name}: the {name} is {found}; the store holds {stored}; record into another store"
+            )
 
     def _write(self, block: npt.NDArray[Any], *, durably: bool = False) -> None:
         start, stop = self.layer.rows, self.layer.rows + len(block)
         try:
-            self._commit(start)  # an array made by others may not say how many rows it has
+            self._commit(start)  # an array that another tool made may lack the attribute `rows`
             self.array.resize((stop, *self.array.shape[1:]))
             self.array[start:stop] = block
             if durably:
@@ -256,9 +271,10 @@ class _OpenLayer:
                 sync([self._folder / V3_METADATA, *self._groups()])
         except Exception as error:
             raise OutputError(
-                f"cannot write rows {start}:{stop} of layer {self.layer.name}: {first_line(error)}"
+                f"cannot write rows {start}:{stop} of layer {self.layer.name}: {first_line(error)}; check the folder "
+                f"{self._folder}, and append them again"
             ) from error
-        self.layer = describe(self.layer.store, self.layer.name, self.array)
+        self.layer = describe(self.source, self.layer.name, self.array)
 
     @property
     def _folder(self) -> Path:

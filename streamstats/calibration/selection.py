@@ -1,13 +1,12 @@
-"""Selection: which arrays of a store are the layers of a job, and what the job says of them.
+"""Selection: which arrays of a store are the layers of a job, and what the job's rules say of each.
 
-Rules are tried in order and the first match wins. Without rules every array is a layer, as its attributes describe
-it; with rules, the arrays that no rule matches are left out.
+Rules are tried in order, and the first match wins. Without rules, every array is a layer, as its attributes describe
+it; with rules, arrays that no rule matches are left out.
 """
 
 from __future__ import annotations
 
 import fnmatch
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,14 +14,17 @@ from pathlib import Path
 from ..errors import UsageError
 from ..quantization import Quantization
 from ..statistics.kinds import kinds_of
-from .layer import Layer, describe, find_arrays, is_url
+from .describing import describe
+from .layer import Layer
+from .sources.choose import source_of
 
 
 @dataclass(frozen=True)
 class LayerRule:
-    """Layers whose name fits the glob `match` (`*` also crosses `/`); None keeps what the store says.
+    """What a job says of the layers whose names match the glob `match` (`*` also matches `/`).
 
-    `statistics` are the names of those to count beside what is always counted, as in `KINDS`.
+    Where `channel_axis` or `quantization` is None, the attributes of the store decide. `statistics` names the kinds in
+    `KINDS` to count in addition to those that are always counted.
     """
 
     match: str
@@ -31,7 +33,7 @@ class LayerRule:
     statistics: tuple[str, ...] = ()
 
     def apply(self, layer: Layer) -> Layer:
-        """The layer as this rule describes it. Raises `UsageError`, `MismatchError`."""
+        """`layer` as this rule describes it. Raises `UsageError`, `MismatchError`."""
         quantization = layer.quantization if self.quantization is None else self.quantization
         if self.channel_axis is not None:
             layer = layer.with_channel_axis(self.channel_axis)
@@ -40,7 +42,7 @@ class LayerRule:
 
 @dataclass(frozen=True)
 class Selected:
-    """The layers of a job, in the order of their names, and the names of the arrays that it leaves out."""
+    """The layers of a job, in the order of their names, and the names of the arrays that its rules leave out."""
 
     layers: tuple[Layer, ...]
     left_out: tuple[str, ...]
@@ -50,10 +52,10 @@ def select_layers(source: str | Path, rules: Sequence[LayerRule] = ()) -> Select
     """The layers of the calibration store at `source` that `rules` choose.
 
     Raises `UsageError` for a source that is not a zarr group with arrays, an array that cannot be a layer, and a
-    rule that matches nothing.
+    rule that matches nothing; `DataError`, `StoreError`.
     """
-    store = str(source) if is_url(str(source)) else os.path.abspath(source)  # workers may be in another folder
-    arrays = find_arrays(source)
+    store = source_of(source)
+    arrays = store.arrays()
     for rule in rules:
         if not any(fnmatch.fnmatchcase(name, rule.match) for name in arrays):
             raise UsageError(f"no layer of {source} matches {rule.match!r}; the store has {_some(list(arrays))}")

@@ -1,4 +1,7 @@
-"""C functions inside compiled loops: where they are, and how a loop calls them and looks at their memory."""
+"""C functions in compiled loops: their addresses, and intrinsics by which a loop calls them and accesses raw memory.
+
+The intrinsics are made by functions, so that a process that finds its loops on disk never loads the compiler.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ import numpy.typing as npt
 
 
 def addresses(library: str | None, names: Sequence[str]) -> npt.NDArray[np.int64]:
-    """Where the functions `names` of a library are (None: of the program). Raises `AttributeError`, `OSError`."""
+    """Addresses of the functions `names` of `library` (None: of the program). Raises `AttributeError`, `OSError`."""
     functions = [getattr(ctypes.CDLL(library), name) for name in names]
     return np.array([ctypes.cast(each, ctypes.c_void_p).value for each in functions], np.int64)
 
@@ -20,7 +23,7 @@ def addresses(library: str | None, names: Sequence[str]) -> npt.NDArray[np.int64
 
 
 def caller() -> Any:
-    """What calls the C function at an address with whole numbers or addresses."""
+    """The intrinsic `call(address, arguments)`: calls the C function there with integers or addresses → int64."""
     from llvmlite import ir
     from numba import types
     from numba.core import cgutils
@@ -44,7 +47,7 @@ def caller() -> Any:
 
 
 def word_reader() -> Any:
-    """What reads a 32-bit word, on any address, as an integer of 64 bits."""
+    """The intrinsic `word(address)`: the unsigned 32-bit word there, which need not be aligned, as an int64."""
     from llvmlite import ir
     from numba import types
     from numba.extending import intrinsic
@@ -61,7 +64,7 @@ def word_reader() -> Any:
 
 
 def word_writer() -> Any:
-    """What writes the lower 32 bits of an integer to any address."""
+    """The intrinsic `put_word(address, value)`: writes the lower 32 bits of `value` there, aligned or not."""
     from llvmlite import ir
     from numba import types
     from numba.extending import intrinsic
@@ -79,7 +82,7 @@ def word_writer() -> Any:
 
 
 def at() -> Any:
-    """What makes a pointer of an address, for `numba.carray`."""
+    """The intrinsic `pointer(address)`, for `numba.carray`."""
     from numba import types
     from numba.extending import intrinsic
 
@@ -94,7 +97,7 @@ def at() -> Any:
 
 
 def address_of() -> Any:
-    """What makes an address of a pointer."""
+    """The intrinsic `number(pointer)`: its address."""
     from llvmlite import ir
     from numba import types
     from numba.extending import intrinsic

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from itertools import product
 from math import prod
 
-from ..calibration.identity import IDENTITY_BYTES, file_count, files_a_row
-from ..calibration.layer import FETCHES, Layer, Selection
-from ..calibration.sources.objects import is_object_store, objects_ahead
+from ..calibration.identity import file_count, files_a_row
+from ..calibration.layer import Layer, Selection
+from ..calibration.sources.identities import IDENTITY_BYTES
+from ..calibration.zarr_settings import FETCHES
 from ..coverage import EMPTY, Coverage
 from ..errors import UsageError
 from ..statistics.pieces import NARROWEST
@@ -32,8 +33,6 @@ SMALLEST_TASK_BYTES = 16 * MiB
 SCHEDULED_BYTES = 4 * MiB
 """Decoded bytes of a task for each thread of the cluster, at least: a dask scheduler gives out some 300 tasks a second,
 and a thread decodes about 1 GB in one."""
-FILE_BYTES, OBJECT_BYTES = 4 * 2**10, MiB
-"""Decoded bytes that take as long as opening a file, or asking for an object."""
 CROWD = 16
 """More threads than this are a crowd that a scheduler feels."""
 MOST_TASKS = 20_000
@@ -184,8 +183,7 @@ def _task(parts: Sequence[Part], row_bytes: Mapping[str, int]) -> Task:
 
 def _row_cost(layer: Layer) -> int:
     """Decoded bytes of a row, and those that take as long as opening its share of files."""
-    a_file = OBJECT_BYTES if is_object_store(layer.store) else FILE_BYTES
-    return layer.row_bytes + a_file * files_a_row(layer) // layer.shards[0]
+    return layer.row_bytes + layer.source.opening_bytes * files_a_row(layer) // layer.shards[0]
 
 
 def _full_task(total: int, left: int, threads: int) -> int:
@@ -263,10 +261,7 @@ def _reading_bytes(layer: Layer, block_budget: int) -> tuple[int, int, int, int]
 
 def _fetched_bytes(layer: Layer) -> int:
     """Objects in memory: the one that is read, and those that are fetched ahead."""
-    if layer.encoding is None or not is_object_store(layer.store):
-        return 0
-    largest = layer.encoding.most_file_bytes
-    return (objects_ahead(largest) + 1) * largest if objects_ahead(largest) else 0
+    return layer.source.fetched_bytes(layer.encoding.most_file_bytes) if layer.encoding else 0
 
 
 def _block_shape(layer: Layer, budget: int) -> tuple[int, ...]:

@@ -25,7 +25,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 from uuid import uuid4
 
 from .. import __version__
-from ..calibration.layer import Layer, decoding, seen_differently, set_decoding
+from ..calibration.describing import seen_differently
+from ..calibration.layer import Layer
+from ..calibration.zarr_settings import decoding, set_decoding
 from ..errors import ClusterError, UsageError, counted, first_line
 from ..interrupts import Deferred, stop_with
 

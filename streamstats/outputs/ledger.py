@@ -11,8 +11,8 @@ from typing import Any, Self, TypeVar
 
 import numpy as np
 
-from ..calibration.identity import UNCOUNTED, Identities
 from ..calibration.layer import Layer
+from ..calibration.sources.identities import UNCOUNTED, Identities, has_identity, is_counted
 from ..coverage import EMPTY, Coverage, Rows
 from ..errors import MismatchError
 from ..quantization import Quantization
@@ -190,7 +190,7 @@ def _put(files: Identities, first: int, added: Identities) -> Identities:
 
 def _trimmed(files: Identities) -> Identities:
     """Without the uncounted files at the end: equal coverage, equal bytes."""
-    counted = np.flatnonzero(files[:, 0] != UNCOUNTED)
+    counted = np.flatnonzero(is_counted(files))
     return files[: counted[-1] + 1 if len(counted) else 0]
 
 
@@ -249,7 +249,7 @@ def _is_same_store(left: Source, right: Source) -> bool:
         return False
     number = min(len(left.files), len(right.files))
     mine, theirs = left.files[:number], right.files[:number]
-    both = (mine[:, 0] >= 0) & (theirs[:, 0] >= 0)
+    both = has_identity(mine) & has_identity(theirs)
     equal = (mine == theirs).all(axis=1)
     return bool(equal[both].any() or not both.any())  # a file that was not full may have been written again
 
@@ -257,7 +257,7 @@ def _is_same_store(left: Source, right: Source) -> bool:
 def _union(layer: str, left: Source, right: Source) -> Source:
     twice = left.covered & right.covered
     if twice:
-        known = (left.files >= 0).any() and (right.files >= 0).any()
+        known = has_identity(left.files).any() and has_identity(right.files).any()
         why = "" if known else " (nothing tells their stores apart, so equal layouts are taken for one store)"
         raise MismatchError(
             f"layer {layer}: rows {twice} are counted in both{why}; expected each row once; merge outputs of "
@@ -266,7 +266,7 @@ def _union(layer: str, left: Source, right: Source) -> Source:
     number = max(len(left.files), len(right.files))
     files = np.full((number, 2), UNCOUNTED, np.int64)
     files[: len(left.files)] = left.files
-    counted = np.flatnonzero(right.files[:, 0] != UNCOUNTED)
+    counted = np.flatnonzero(is_counted(right.files))
     files[counted] = right.files[counted]
     covered = left.covered | right.covered
     excluded = (left.excluded | right.excluded) - covered

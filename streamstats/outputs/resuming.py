@@ -8,17 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..calibration.identity import (
-    ABSENT,
-    UNCOUNTED,
-    UNKNOWN,
-    Identities,
-    file_key,
-    file_range,
-    identities,
-    rows_of_file,
-)
+from ..calibration.identity import file_key, file_range, identities, rows_of_file
 from ..calibration.layer import Layer
+from ..calibration.sources.identities import MISSING, UNCOUNTED, Identities, Identity, is_counted, is_known
 from ..coverage import Coverage
 from ..errors import DataError, MismatchError
 from .layer_statistics import LayerStatistics
@@ -107,7 +99,7 @@ def compared(layer: Layer, source: Source) -> tuple[Identities, list[tuple[int, 
     A file that was not full may have been written again when rows were appended, also where that was interrupted.
     """
     now = identities(layer, range(len(source.files)))
-    now[source.files[:, 0] == UNCOUNTED] = UNCOUNTED
+    now[~is_counted(source.files)] = UNCOUNTED
     changed = _changed(source, 0, now)
     may_have_grown = layer.rows > source.rows or layer.unfinished
     return now, [each for each in changed if not (may_have_grown and rows_of_file(layer, each[0])[1] > source.rows)]
@@ -135,15 +127,18 @@ def _changed(source: Source, first: int, files: Identities) -> list[tuple[int, s
     """The numbers of those of `files` that are counted in `source` and were others then, with what happened to them."""
     before = source.files[first : first + len(files)]
     after = files[: len(before)]
-    known = (before[:, 0] != UNCOUNTED) & (before[:, 0] != UNKNOWN) & (after[:, 0] != UNKNOWN)
+    known = is_known(before) & is_known(after)
     numbers = np.flatnonzero(known & (before != after).any(axis=1)).tolist()
-    return [(first + number, _what_happened(before[number].tolist(), after[number].tolist())) for number in numbers]
+    return [
+        (first + number, _what_happened(tuple(before[number].tolist()), tuple(after[number].tolist())))
+        for number in numbers
+    ]
 
 
-def _what_happened(before: list[int], after: list[int]) -> str:
-    if after[0] == ABSENT:
+def _what_happened(before: Identity, after: Identity) -> str:
+    if after == MISSING:
         return "was removed"
-    if before[0] == ABSENT:
+    if before == MISSING:
         return "was written"
     if before[0] != after[0]:
         return f"has {after[0]} bytes, not {before[0]}: it was changed"

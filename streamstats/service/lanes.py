@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..calibration.layer import find_arrays
 from ..calibration.recorder import Recorder, stored_layer
+from ..calibration.sources.choose import source_of
 from ..errors import MismatchError, OutputError, StreamstatsError, UsageError
 from ..quantization import Quantization
 from .database import Database
@@ -240,7 +240,7 @@ class Lane:
 def stored_layers(store: Path) -> set[str]:
     """The layers of a store; none while its first activations are being written."""
     try:
-        return set(find_arrays(store))
+        return set(source_of(store).arrays())
     except UsageError:
         return set()
 

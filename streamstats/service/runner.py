@@ -20,8 +20,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..calibration.layer import find_arrays
 from ..calibration.selection import LayerRule
+from ..calibration.sources.choose import source_of
 from ..config import ClusterConfig, JobConfig
 from ..errors import DONE, INCOMPLETE, INTERRUPTED, OutputError, StreamstatsError, UsageError, counted, first_line
 from ..interrupts import SIGNALS
@@ -122,7 +122,7 @@ def _wait_for_layers(source: str, lines: Lines) -> None:
 
 def _has_layers(source: str) -> bool:
     try:
-        find_arrays(source)
+        source_of(source).arrays()
     except UsageError:
         return False
     return True

@@ -15,13 +15,12 @@ import pytest
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stores import Array, build_store, samples
+from stores import Array, build_store, described, samples
 from zarr.core.codec_pipeline import BatchedCodecPipeline
 from zarr.errors import ZarrUserWarning
 from zarr.registry import register_pipeline
 
 from streamstats.calibration import recorder
-from streamstats.calibration.layer import describe, find_arrays
 from streamstats.calibration.reading.reader import open_reader
 from streamstats.calibration.recorder import Recorder, stored_layer
 from streamstats.calibration.selection import select_layers
@@ -55,7 +54,7 @@ def committed(store: Path, name: str = "layer") -> int:
 
 def read(store: Path, name: str = "layer") -> Array:
     """What a reader counts: the committed rows."""
-    layer = describe(str(store), name, find_arrays(store)[name])
+    layer = described(store, name)
     selection = tuple(slice(0, extent) for extent in layer.shape)
     with open_reader(layer) as reader:
         return reader.read(selection).copy()
@@ -190,7 +189,7 @@ def test_closing_twice_and_closing_nothing_change_nothing(tmp_path: Path) -> Non
     recorder.close()
     before = files(tmp_path)
     recorder.close()
-    with pytest.raises(UsageError, match=r"are appended to layer layer of .*, but the recorder is closed"):
+    with pytest.raises(UsageError, match=r"cannot append to layer layer of .*: the recorder is closed; open"):
         recorder.append("layer", rows(3))
     assert files(tmp_path) == before
 
@@ -450,7 +449,7 @@ def test_a_name_that_could_lead_elsewhere_is_refused(tmp_path: Path, name: str) 
 
 @pytest.mark.parametrize("name", ["zarr.json", "a/zarr.json", ".zgroup/a", "a/.zarray/b", ".zattrs", ".zmetadata"])
 def test_a_name_that_zarr_uses_for_its_files_is_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(UsageError, match="is not usable: zarr calls its own files so"):
+    with pytest.raises(UsageError, match="is not usable: zarr uses it for its own files"):
         record(tmp_path, rows(3), name=name)
     assert list(files(tmp_path)) == [Path("zarr.json")]
 
@@ -459,7 +458,7 @@ def test_a_layer_is_not_below_a_layer_nor_a_group_of_them(tmp_path: Path) -> Non
     record(tmp_path, rows(3), name="a/b")
     with pytest.raises(UsageError, match="a/b is a layer, so a/b/c/d cannot be"):
         record(tmp_path, rows(3), name="a/b/c/d")
-    with pytest.raises(UsageError, match="a is a group of layers; choose another name"):
+    with pytest.raises(UsageError, match="a is a group of layers; rename the layer"):
         record(tmp_path, rows(3), name="a")
 
 
@@ -491,9 +490,9 @@ def test_consolidated_metadata_does_not_hide_a_layer_of_the_store(tmp_path: Path
 def test_a_layer_whose_metadata_cannot_be_read_is_damage(tmp_path: Path) -> None:
     record(tmp_path, rows(5))
     (tmp_path / "layer" / "zarr.json").write_text("{")
-    with pytest.raises(DataError, match="the metadata of layer cannot be read: "):
+    with pytest.raises(DataError, match="cannot read the metadata of layer: "):
         stored_layer(tmp_path, "layer")
-    with pytest.raises(DataError, match="the metadata of layer cannot be read: "):
+    with pytest.raises(DataError, match="cannot read the metadata of layer: "):
         record(tmp_path, rows(1))
 
 
@@ -502,7 +501,7 @@ def test_a_place_that_is_no_group_has_no_layers(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="layer is not a zarr group to record into: "):
         stored_layer(tmp_path / "layer", "deep")
     build_store(tmp_path / "old", {"layer": rows(5)}, zarr_format=2)
-    with pytest.raises(UsageError, match="is a zarr v2 store, which is only read"):
+    with pytest.raises(UsageError, match="is a zarr v2 store, which is read-only here"):
         stored_layer(tmp_path / "old", "layer")
 
 
@@ -535,7 +534,7 @@ def test_a_store_of_version_2_is_refused_and_left_as_it_was(tmp_path: Path) -> N
     build_store(tmp_path, {"layer": rows(5)}, zarr_format=2)
     before = files(tmp_path)
     for store in (tmp_path, tmp_path / "layer"):
-        with pytest.raises(UsageError, match="is a zarr v2 store, which is only read; record into another folder"):
+        with pytest.raises(UsageError, match="is a zarr v2 store, which is read-only here; record into another folder"):
             Recorder(store)
     assert files(tmp_path) == before
 

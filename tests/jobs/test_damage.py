@@ -17,8 +17,9 @@ import zarr
 from stores import Array, build_store, samples
 from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec, ZstdCodec
 
-from streamstats.calibration import layer as layers
+from streamstats.calibration import describing
 from streamstats.calibration.recorder import Recorder
+from streamstats.calibration.sources import bounds
 from streamstats.config import JobConfig
 from streamstats.errors import DataError
 from streamstats.jobs.forget import forget
@@ -87,7 +88,7 @@ CELLS = [(stored, damage) for stored in STORED for damage in DAMAGE if (stored, 
 def reader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The way into the store: from the files, or through zarr's own pipeline."""
     if request.param == "zarr":
-        monkeypatch.setattr(layers, "encoding_of", lambda _: None)
+        monkeypatch.setattr(describing, "encoding_of", lambda _: None)
     return str(request.param)
 
 
@@ -309,7 +310,7 @@ def test_metadata_of_100_mb_is_refused(tmp_path: Path) -> None:
 
 
 def test_too_many_arrays_are_refused_before_they_are_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layers, "MOST_ARRAYS", 20)
+    monkeypatch.setattr(bounds, "MOST_ARRAYS", 20)
     store = build_store(tmp_path / "s.zarr", {f"layer{number}": samples(4, 3) for number in range(21)})
     with pytest.raises(DataError, match="more than 20 arrays"):
         run(config(store))
@@ -331,7 +332,7 @@ def test_numbers_stay_exact_beside_all_this(tmp_path: Path) -> None:
 def test_metadata_that_is_no_file_and_links_that_never_end_are_named(tmp_path: Path) -> None:
     store = build_store(tmp_path / "s.zarr", {"layer": samples(4, 3)})
     (store / "loop").symlink_to(".")
-    with pytest.raises(DataError, match="loop is a link to a folder that it lies in; remove it"):
+    with pytest.raises(DataError, match="loop links to a folder that contains it; remove the link"):
         run(JobConfig(source=str(store), output=str(tmp_path / "out")).job())
     (store / "loop").unlink()
     (store / "other").mkdir()

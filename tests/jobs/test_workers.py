@@ -28,8 +28,9 @@ from stores import build_store, samples
 from told import Told
 
 import streamstats as ss
-from streamstats.calibration.layer import FETCHES, Layer
+from streamstats.calibration.layer import Layer
 from streamstats.calibration.selection import select_layers
+from streamstats.calibration.zarr_settings import FETCHES
 from streamstats.config import ClusterConfig, JobConfig
 from streamstats.errors import ClusterError, UsageError
 from streamstats.jobs import reduction, workers

@@ -1,46 +1,36 @@
-"""How the chunks of an array lie in a folder, for arrays that can be read without zarr: plain or sharded, C order,
-native bytes, at most one compressor and a checksum. Everything else is zarr's to read.
+"""How an array is stored: the metadata of an array → the names of its files, and how each chunk is encoded in them.
 
-A decoder is never trusted with a size: a chunk must decode to exactly what its shape asks for, and gets no more room
-than that, as decoders leave the rest of a buffer as it was, and take any size from the file. (Formats: zarr v2 and v3
-core, sharding_indexed, crc32c; Zstandard, RFC 8878; the header of Blosc 1; gzip and zlib, RFC 1952 and 1950.)
+This covers arrays whose files can be read without zarr: plain or sharded, C order, native byte order, at most one
+compressor and one checksum. zarr reads everything else. (Formats: zarr v2 and v3 core, sharding_indexed, crc32c.)
 """
 
 from __future__ import annotations
 
 import sys
-import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-import google_crc32c
 import numcodecs
 import numpy as np
 import numpy.typing as npt
 import zarr
 
-from ..reading.fused import decode
+from .decoders import CHECKSUM_BYTES, DECODERS, Bytes, checked
 
-Bytes = npt.NDArray[np.uint8]
-"""Bytes in memory, uint8[n]."""
-
-ABSENT = -1
-"""Offset and length of a chunk that a shard does not have: 2^64 − 1, read as a signed number."""
-CHECKSUM_BYTES = 4
+NOT_STORED = -1
+"""Offset and length, in the index of a shard, of a chunk that the shard does not store: 2^64 − 1, read as int64."""
 SLACK_BYTES = 2**16
 ENTRY_BYTES = 16
 SMALL_BYTES = 2**18
-"""Decoded bytes of a chunk whose file is small."""
+"""Decoded bytes of a chunk, at most, for its file to be small."""
 GATHERED_BYTES = 2**20
-ZSTD_MAGIC = 0xFD2FB528
-BLOSC_HEADER_BYTES = 16
 
 
 @dataclass(frozen=True)
 class ChunkKeys:
-    """How the files of an array are called: `prefix`, and the numbers of a chunk or shard joined by `separator`."""
+    """The names of an array's files: `prefix`, then the numbers of a chunk or shard joined by `separator`."""
 
     prefix: str
     separator: str
@@ -52,11 +42,11 @@ class ChunkKeys:
 
 @dataclass(frozen=True)
 class Encoding:
-    """How an array is stored: one file a shard of shape `shards`, or a chunk where there are none (`index_bytes` 0).
+    """How an array is stored: one file per shard, or per chunk where there are no shards (`index_bytes` is 0).
 
-    `chunks` is what is decoded at once. `compressor` is one
-    of DECODERS or None; `checksum` says that a CRC-32C follows each chunk. A shard has an index of `index_bytes`, at
-    its end or start, with or without its own checksum. `fill` is the value of what is not stored.
+    A file holds a part of shape `shards`; a part of shape `chunks` is decoded at once. `compressor` is a key of
+    DECODERS or None; `checksum` says that a CRC-32C follows each chunk. A shard has an index of `index_bytes`, at its
+    end or start, with or without its own checksum. Chunks that are not stored hold the value `fill`.
     """
 
     chunks: tuple[int, ...]
@@ -71,7 +61,7 @@ class Encoding:
 
     @property
     def is_raw(self) -> bool:
-        """Whether any part of a chunk can be read by itself."""
+        """Whether rows of a chunk can be read without decoding the whole chunk."""
         return self.compressor is None and not self.checksum
 
     @property
@@ -81,24 +71,24 @@ class Encoding:
 
     @property
     def most_stored_bytes(self) -> int:
-        """What a chunk may take in its file: compressors add little to what they cannot compress."""
+        """The most bytes that a chunk takes in its file: compressors add little to what they cannot compress."""
         return self.chunk_bytes + self.chunk_bytes // 4 + SLACK_BYTES
 
     @property
     def gathered_bytes(self) -> int:
-        """Stored bytes of small files that are read in one call, 0 where files are large."""
+        """The room for small files that are read in one call; 0 where files are large."""
         if self.index_bytes or self.chunk_bytes > SMALL_BYTES:
             return 0
         return max(self.most_stored_bytes, GATHERED_BYTES)
 
     @property
     def most_file_bytes(self) -> int:
-        """What a file may take: a chunk, or all those of a shard, and its index."""
+        """The most bytes that a file takes: those of its chunks, and of its index."""
         number = prod(shard // chunk for shard, chunk in zip(self.shards, self.chunks, strict=True))
         return number * self.most_stored_bytes + self.index_bytes
 
     def decode(self, stored: Bytes, out: Bytes) -> None:
-        """Decode the bytes of a chunk into `out`, which has their decoded size. Raises `ValueError`, `RuntimeError`."""
+        """Decode the `stored` bytes of a chunk into `out`, which has its decoded size. Raises as DECODERS do."""
         if self.checksum:
             stored = checked(stored)
         if self.compressor is not None:
@@ -109,14 +99,20 @@ class Encoding:
             out[:] = stored
 
     def index(self, stored: Bytes) -> npt.NDArray[np.int64]:
-        """Offset and length of each chunk of a shard, [chunks along each axis…, 2]. Raises `ValueError`."""
+        """Offset and length of each chunk of a shard, int64[chunks along each axis…, 2]. Raises `ValueError`."""
         entries = checked(stored) if self.index_checksum else stored
         grid = [shard // chunk for shard, chunk in zip(self.shards, self.chunks, strict=True)]
         return entries.view("<i8").reshape(*grid, 2)
 
 
+def is_stored(places: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Whether a shard stores the chunks at `places`, int64[…, (offset, length)] from its index; bool[…]."""
+    stored: npt.NDArray[np.bool_] = (places != NOT_STORED).any(axis=-1)
+    return stored
+
+
 def chunk_keys(array: zarr.Array[Any]) -> ChunkKeys | None:
-    """How the files of `array` are called, None for ways that only zarr knows."""
+    """The names of the files of `array`, None for naming schemes that only zarr knows."""
     document = array.metadata.to_dict()
     if document["zarr_format"] == 2:
         return ChunkKeys("", document.get("dimension_separator") or ".")  # type: ignore[arg-type]
@@ -128,7 +124,7 @@ def chunk_keys(array: zarr.Array[Any]) -> ChunkKeys | None:
 
 
 def encoding_of(array: zarr.Array[Any]) -> Encoding | None:
-    """How `array` is stored in a folder, None where only zarr can read it."""
+    """How `array` is stored, None where only zarr can read it."""
     document = array.metadata.to_dict()
     dtype = np.dtype(array.dtype)
     if not dtype.isnative:
@@ -172,14 +168,14 @@ def _version_3(document: Mapping[str, Any], dtype: np.dtype[Any], fill: Any) -> 
 
 
 def _named(document: str | Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
-    """Name and configuration of a codec, a grid or an encoding of keys."""
+    """Name and configuration of a codec, a chunk grid or a key encoding."""
     if isinstance(document, str):
         return document, {}
     return document["name"], document.get("configuration") or {}
 
 
 def _chain(codecs: Sequence[tuple[str, Mapping[str, Any]]], itemsize: int) -> tuple[str | None, bool] | None:
-    """(compressor, whether a checksum follows) for bytes, a compressor or none, a checksum or none; else None."""
+    """(compressor or None, whether a checksum follows) if the codecs are bytes and at most these two; else None."""
     (first, configuration), *rest = codecs
     if first != "bytes" or (itemsize > 1 and configuration.get("endian", "little") != sys.byteorder):
         return None
@@ -190,88 +186,3 @@ def _chain(codecs: Sequence[tuple[str, Mapping[str, Any]]], itemsize: int) -> tu
     if len(names) > 1 or not set(names) <= DECODERS.keys():
         return None
     return (names[0] if names else None), checksum
-
-
-# Decoding
-
-
-def checked(stored: Bytes) -> Bytes:
-    """`stored` without the CRC-32C that follows it. Raises `ValueError` where that is not right."""
-    content, checksum = stored[:-CHECKSUM_BYTES], stored[-CHECKSUM_BYTES:]
-    found = google_crc32c.value(content)
-    if len(checksum) < CHECKSUM_BYTES or found != int.from_bytes(checksum.tobytes(), "little"):
-        raise ValueError(f"the checksum of {content.size} bytes is not the stored one")
-    return content
-
-
-def _decode_zstd(stored: Bytes, out: Bytes) -> None:
-    if decode("zstd", stored, out):
-        return  # also of frames that do not say their size, and of several
-    _check_declared(_zstd_size(stored[:18].tobytes()), out)
-    numcodecs.Zstd().decode(stored, out=out)
-
-
-def _zstd_size(header: bytes) -> int:
-    """The content size in the header of a Zstandard frame. Raises `ValueError` for one without."""
-    if len(header) < 6 or int.from_bytes(header[:4], "little") != ZSTD_MAGIC:
-        raise ValueError("a chunk does not begin with a Zstandard frame")
-    descriptor = header[4]
-    single_segment = descriptor >> 5 & 1
-    start = 5 + (1 - single_segment) + (0, 1, 2, 4)[descriptor & 3]
-    width = (single_segment, 2, 4, 8)[descriptor >> 6]
-    if not width:
-        raise ValueError("a Zstandard frame does not say how much it holds")
-    return int.from_bytes(header[start : start + width], "little") + (256 if width == 2 else 0)
-
-
-def _decode_blosc(stored: Bytes, out: Bytes) -> None:
-    header = stored[:BLOSC_HEADER_BYTES].tobytes()
-    if len(header) < BLOSC_HEADER_BYTES or int.from_bytes(header[12:], "little") > stored.size:
-        raise ValueError(f"a Blosc chunk is cut off after {stored.size} bytes")
-    _check_declared(int.from_bytes(header[4:8], "little"), out)
-    numcodecs.Blosc().decode(stored, out=out)
-
-
-def _decode_lz4(stored: Bytes, out: Bytes) -> None:
-    _check_declared(int.from_bytes(stored[:4].tobytes(), "little"), out)
-    numcodecs.LZ4().decode(stored, out=out)
-
-
-def _decode_gzip(stored: Bytes, out: Bytes) -> None:
-    """One member, or several one behind the other."""
-    done, rest = 0, stored.data
-    while len(rest):
-        done, rest = _inflate(zlib.decompressobj(wbits=31), rest, out, done)
-    if done != out.size:
-        raise ValueError(f"a chunk does not decode to {out.size} bytes")
-
-
-def _decode_zlib(stored: Bytes, out: Bytes) -> None:
-    done, rest = _inflate(zlib.decompressobj(wbits=15), stored.data, out, 0)
-    if done != out.size or len(rest):
-        raise ValueError(f"a chunk does not decode to {out.size} bytes")
-
-
-def _inflate(decoder: Any, stored: memoryview, out: Bytes, start: int) -> tuple[int, memoryview]:
-    """Decode a stream into `out` from `start`: where it ends there, and what follows it in `stored`."""
-    decoded = decoder.decompress(stored, out.size - start + 1)
-    stop = start + len(decoded)
-    if stop > out.size or not decoder.eof:
-        raise ValueError(f"a chunk does not decode to {out.size} bytes")
-    out[start:stop] = np.frombuffer(decoded, np.uint8)
-    return stop, memoryview(decoder.unused_data)
-
-
-def _check_declared(declared: int, out: Bytes) -> None:
-    if declared != out.size:
-        raise ValueError(f"a chunk says that it holds {declared} bytes, expected {out.size}")
-
-
-DECODERS: Mapping[str, Callable[[Bytes, Bytes], None]] = {
-    "zstd": _decode_zstd,
-    "blosc": _decode_blosc,
-    "lz4": _decode_lz4,
-    "gzip": _decode_gzip,
-    "zlib": _decode_zlib,
-}
-"""Name of a compressor → decode all of the first argument into the second, which it must fill."""

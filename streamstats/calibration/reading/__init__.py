@@ -1,1 +1,1 @@
-"""Reading blocks of a layer: straight from its files, many small ones at once, or through zarr."""
+"""Reading blocks of a layer: from its files, where their encoding is known, or through zarr."""

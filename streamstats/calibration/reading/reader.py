@@ -1,7 +1,7 @@
-"""Reading blocks of a layer: straight from the files where their encoding is known, else through zarr.
+"""Reading blocks of a layer: from its files where their encoding is known, else through zarr.
 
-Bytes go from the file into a buffer and are decoded where the block wants them, in buffers that a thread keeps: fresh
-memory costs more than reading it. zarr's reader is the arbiter of what the straight one must give.
+A thread keeps its buffers, because fresh memory costs more than reading. Bytes go from a file into one buffer, and are
+decoded to their place in the block. The law: `FileReader` gives the bits that `ZarrReader` gives.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from ...errors import ChangedError, DataError, StoreError
 from ...statistics.running import Intake, RunningSums
 from ...statistics.samples import SampleSums
 from ...statistics.statistics import StatisticsAccumulator
-from ..encoding.chunks import ABSENT, Bytes, ChunkKeys, Encoding
+from ..encoding.chunks import ChunkKeys, Encoding, is_stored
+from ..encoding.decoders import Bytes
+from ..encoding.fused import RAW, feed
 from ..layer import Layer, Selection
-from ..sources.files import MISSING, File, Folder, Identity, LocalFolder
-from ..sources.objects import ObjectFolder, is_object_store
-from .fused import RAW, feed
-from .gathering import can_gather
+from ..sources.identities import MISSING, Identity
+from ..sources.source import File, Folder
 from .parts import damage, is_passing, kept, lost, new_block, overlap, relative, touched
 from .zarr_reader import ZarrReader
 
@@ -34,21 +34,22 @@ MOST_GATHERED = 1024
 
 
 class Reader(Protocol):
-    """Reads blocks of one layer, for one thread; `filled` are the rows of what had to be filled, in the order read.
+    """Reads blocks of one layer, for one thread.
 
-    `identified` (key → identity) is of the files that were opened, if it opens files itself.
+    `filled` lists the rows of parts that could not be read and got the fill value, in the order they were read.
+    `identified` (key → identity) has the files that were opened, if the reader opens files itself.
     """
 
     filled: list[Rows]
     identified: dict[str, Identity]
 
     def expect(self, selections: Iterable[Selection]) -> None:
-        """These will be read next, in order."""
+        """Announce the selections that will be read next, in order."""
 
     def read(self, selection: Selection) -> npt.NDArray[Any]:
-        """The values of `selection`, C-contiguous; they are overwritten by the next read of this thread.
+        """The values of `selection`, C-contiguous; the next read of this thread overwrites them.
 
-        Raises `DataError` that names layer and rows for what cannot be read or decoded.
+        Raises `DataError`, naming layer, chunk and rows, if a chunk cannot be read or decoded.
         """
 
     def measure(self, selection: Selection, accumulator: StatisticsAccumulator) -> None:
@@ -57,11 +58,13 @@ class Reader(Protocol):
 
 @contextmanager
 def open_reader(layer: Layer, *, fill: bool = False) -> Iterator[Reader]:
-    """A reader of `layer`; with `fill`, what cannot be read has the fill value. Raises `DataError`."""
-    if layer.encoding is None or layer.keys is None:
+    """A reader of `layer`; with `fill`, parts that cannot be read get the fill value. Raises `DataError`."""
+    encoding, keys = layer.encoding, layer.keys
+    folder = layer.source.folder(layer.name, encoding.most_file_bytes) if encoding else None
+    if encoding is None or keys is None or folder is None:
         yield ZarrReader(layer, fill=fill)
         return
-    reader = FileReader(layer, layer.encoding, layer.keys, fill=fill)
+    reader = FileReader(layer, encoding, keys, folder, fill=fill)
     try:
         yield reader
     finally:
@@ -69,24 +72,26 @@ def open_reader(layer: Layer, *, fill: bool = False) -> Iterator[Reader]:
 
 
 class FileReader:
-    """Reads the files of a folder, or the objects below a URL; one of them is open at a time."""
+    """A `Reader` that reads the files in `folder`; one of them is open at a time."""
 
-    def __init__(self, layer: Layer, encoding: Encoding, keys: ChunkKeys, *, fill: bool = False) -> None:
+    def __init__(
+        self, layer: Layer, encoding: Encoding, keys: ChunkKeys, folder: Folder, *, fill: bool = False
+    ) -> None:
         self._layer = layer
         self._encoding = encoding
         self._keys = keys
         self._fill = fill
         self.filled: list[Rows] = []
-        self._folder = _open_folder(layer, encoding)
+        self._folder = folder
         self._key = ""
         self._file: File | None = None
         self._index: npt.NDArray[np.int64] | None = None
-        self._most_gathered = encoding.gathered_bytes if isinstance(self._folder, LocalFolder) and can_gather() else 0
+        self._most_gathered = encoding.gathered_bytes if folder.gathers else 0
         self._offered = MOST_GATHERED
         self.identified: dict[str, Identity] = {}
 
     def close(self) -> None:
-        """Let go of file and folder."""
+        """Close the file and the folder."""
         self._close_file()
         self._folder.close()
 
@@ -101,7 +106,7 @@ class FileReader:
         self._folder.expect(self._keys.key(shard) for shard, _ in groupby(shards))
 
     def read(self, selection: Selection) -> npt.NDArray[Any]:
-        """As `Reader.read`; `DataError`, too, for a chunk that is not there."""
+        """As `Reader.read`. Raises `LostError` if a chunk is missing."""
         block = new_block(self._layer, selection)
         for shard in product(*touched(selection, self._encoding.shards)):
             inside = overlap(selection, shard, self._encoding.shards)
@@ -115,7 +120,7 @@ class FileReader:
 
     @contextmanager
     def _or_filled(self, inside: Selection, key: str, target: npt.NDArray[Any]) -> Iterator[None]:
-        """What goes wrong is a `DataError`, or puts the fill value into `target`, the part `inside` of the array."""
+        """Turn an error into a `DataError`, or fill `target`, the part `inside` of the array, with the fill value."""
         try:
             yield
         except (StoreError, ChangedError):
@@ -130,7 +135,7 @@ class FileReader:
             self.filled.append((inside[0].start, inside[0].stop))
 
     def measure(self, selection: Selection, accumulator: StatisticsAccumulator) -> None:
-        """As `Reader.measure`; what is compressed is measured while it is decoded, unless whole blocks are wanted."""
+        """As `Reader.measure`: compressed chunks are measured during decoding, unless a kind takes whole blocks."""
         in_a_row = all(len(numbers) == 1 for numbers in touched(selection, self._encoding.chunks)[1:])
         streams = in_a_row and not accumulator.takes_blocks and (self._encoding.compressor or self._most_gathered)
         taken = accumulator.values.intake(selection) if streams else None
@@ -155,17 +160,17 @@ class FileReader:
 
     @contextmanager
     def _explained(self, inside: Selection, key: str) -> Iterator[None]:
-        """What goes wrong with the part `inside`, the file `key`, is a `DataError` that says with which chunk."""
+        """Turn an error in the part `inside`, which lies in the file `key`, into a `DataError` that names the chunk."""
         try:
             yield
         except (StoreError, ChangedError):
             raise
         except Exception as error:
-            self.read(inside)  # which says it
+            self.read(inside)  # which names the chunk
             raise damage(self._layer, inside, error, key) from error
 
     def _left_by_gathering(self, selection: Selection, stream: _Stream) -> Iterator[tuple[int, ...]]:
-        """Give small files to `stream`, many at a time; the coordinates of those to be read one by one."""
+        """Give small files to `stream`, many per call; yields the coordinates of the files to read one by one."""
         rows, *others = touched(selection, self._encoding.shards)
         height, *extents = self._encoding.chunks
         whole = range(-(-selection[0].start // height), selection[0].stop // height)
@@ -185,11 +190,10 @@ class FileReader:
                 number += 1
 
     def _gather(self, numbers: range, sample: Selection, stream: _Stream) -> int:
-        """Give the files `numbers` along axis 0 to `stream`, as far as they can be read in one call: how many.
+        """Give the first of the files `numbers` along axis 0 to `stream` in one call; returns how many it was.
 
-        `sample` is the part along the other axes: a whole chunk.
+        `sample`, the part along the other axes, is that of a whole chunk.
         """
-        assert isinstance(self._folder, LocalFolder)
         height, *extents = self._encoding.chunks
         beside = [part.start // extent for part, extent in zip(sample, extents, strict=True)]
         keys = [self._keys.key((number, *beside)) for number in numbers]
@@ -204,7 +208,7 @@ class FileReader:
         return done
 
     def _open(self, key: str) -> None:
-        """Have the file called `key` open, and its index read; no file where there is none."""
+        """Open the file `key`, unless it is open, and read its index; `_file` is None if it does not exist."""
         if key == self._key:
             return
         self._close_file()
@@ -219,12 +223,12 @@ class FileReader:
         if size:
             start = self._size - size if self._encoding.index_at_end else 0
             if start < 0:
-                raise ValueError(f"it has {start + size} bytes, too few for the index of a shard")
+                raise ValueError(f"it has {start + size} bytes, too few for the index of a shard ({size} bytes)")
             self._index = self._encoding.index(self._read_bytes(start, np.empty(size, np.uint8)))
         self._key = key
 
     def _identify(self, key: str, identity: Identity) -> None:
-        """Raise `ChangedError` where the file was another one when it was read before."""
+        """Raise `ChangedError` if the file `key` had another identity when it was opened before."""
         if self.identified.setdefault(key, identity) != identity:
             raise ChangedError(f"layer {self._layer.name}: chunk {key} was replaced while it was read; run again")
 
@@ -247,7 +251,7 @@ class FileReader:
         """Fill `target` with `part`, which lies in `chunk`, from the open file."""
         encoding = self._encoding
         place = self._place(shard, chunk)
-        if place is None:  # zarr leaves chunks of fill values out of a shard; our recorder does not
+        if place is None:  # zarr does not store chunks of fill values in a shard; our recorder does
             if self._layer.recorded:
                 raise lost(self._layer, part, f"{tuple(chunk)} of {self._key}")
             target[...] = encoding.fill
@@ -260,7 +264,7 @@ class FileReader:
             self._decode(self._read_bytes(place[0], kept("stored", place[1])), within, target)
 
     def _run(self, shard: Sequence[int], inside: Selection) -> tuple[Bytes, npt.NDArray[np.int64]] | None:
-        """Stored bytes and the places of chunks in them, if `inside` is whole chunks in a row that are all there."""
+        """Stored bytes, and the places of chunks in them, if `inside` is a row of whole chunks that are all stored."""
         encoding = self._encoding
         rows, *others = touched(inside, encoding.chunks)
         shape = tuple(part.stop - part.start for part in inside)
@@ -278,7 +282,7 @@ class FileReader:
         return self._read_bytes(first, kept("stored", last - first)), places - (first, 0)
 
     def _places(self, shard: Sequence[int], rows: range, others: Sequence[int]) -> npt.NDArray[np.int64]:
-        """Offset and length of the chunks numbered `rows` on axis 0, [chunks, 2]; −1 for one that is not stored."""
+        """Offset and length of the chunks numbered `rows` on axis 0, int64[chunks, 2], as the index has them."""
         if self._index is None:
             return np.array([[0, self._size]])
         first, *rest = (
@@ -288,10 +292,11 @@ class FileReader:
         return self._index[(slice(first, first + len(rows)), *rest)]
 
     def _place(self, shard: Sequence[int], chunk: Sequence[int]) -> tuple[int, int] | None:
-        """Offset and length of `chunk` in the open file, None if it is not stored."""
-        offset, size = self._places(shard, range(chunk[0], chunk[0] + 1), chunk[1:])[0].tolist()
-        if offset == size == ABSENT:
+        """Offset and length of `chunk` in the open file; None if not stored. Raises `ValueError` for a bad index."""
+        place = self._places(shard, range(chunk[0], chunk[0] + 1), chunk[1:])[0]
+        if not is_stored(place):
             return None
+        offset, size = place.tolist()
         if offset < 0 or size < 0 or offset + size > self._size:
             raise ValueError(
                 f"its index puts chunk {tuple(chunk)} at {offset}:{offset + size}, but it has {self._size} bytes"
@@ -301,7 +306,7 @@ class FileReader:
         return offset, size
 
     def _read_raw(self, place: tuple[int, int], within: Selection, target: Any) -> None:
-        """Fill `target` with the part `within` a chunk that is not encoded: only its rows are read."""
+        """Fill `target` with the part `within` a chunk that is not encoded, reading only the rows of that part."""
         offset, size = place
         encoding = self._encoding
         if size != encoding.chunk_bytes:
@@ -317,7 +322,7 @@ class FileReader:
             target[...] = read.view(encoding.dtype).reshape(shape)[:, *within[1:]]
 
     def _decode(self, stored: Bytes, within: Selection, target: Any) -> None:
-        """Fill `target` with the part `within` the chunk that is `stored`."""
+        """Fill `target` with the part `within` a chunk, decoding its `stored` bytes."""
         encoding = self._encoding
         out = _bytes_of(target) if target.shape == encoding.chunks else None
         chunk = kept("chunk", encoding.chunk_bytes) if out is None else out
@@ -326,30 +331,24 @@ class FileReader:
             target[...] = chunk.view(encoding.dtype).reshape(encoding.chunks)[within]
 
     def _read_bytes(self, start: int, out: Bytes) -> Bytes:
-        """`out`, filled from `start` of the open file. Raises `ValueError` where that is too short."""
+        """`out`, filled from byte `start` of the open file. Raises `ValueError` if the file is too short."""
         assert self._file is not None
         self._file.read(start, out)
         return out
 
 
-def _open_folder(layer: Layer, encoding: Encoding) -> Folder:
-    if is_object_store(layer.store):
-        return ObjectFolder(layer.store, layer.name, encoding.most_file_bytes)
-    return LocalFolder(f"{layer.store}/{layer.name}")
-
-
 class _Stream:
-    """Chunks that are decoded one behind the other, and measured while they are in the cache."""
+    """Decodes chunk after chunk, and measures each while it is in the processor's cache."""
 
     def __init__(self, encoding: Encoding, sums: RunningSums | SampleSums, intake: Intake) -> None:
         self._encoding = encoding
         self._sums = sums
         self._intake = intake
         self._buffer = kept("chunk", encoding.chunk_bytes + intake.unit)
-        self._left = 0  # bytes at the start of the buffer that are less than a unit
+        self._left = 0  # bytes at the start of the buffer, fewer than a unit, that are not measured yet
 
     def take(self, stored: Bytes, places: npt.NDArray[np.int64]) -> None:
-        """Measure the chunks of `stored` at `places` [chunks, (offset, length)]. Raises as `Encoding.decode`."""
+        """Measure the chunks of `stored` at `places`, int64[chunks, (offset, length)]. Raises as `Encoding.decode`."""
         encoding, done = self._encoding, 0
         if not encoding.checksum:
             codec = encoding.compressor or RAW
@@ -363,7 +362,7 @@ class _Stream:
             self._left = self._sums.take(self._buffer[: self._left + encoding.chunk_bytes], self._intake)
 
     def finish(self, selection: Selection, axis: int) -> None:
-        """Measure what is left, of the values of `selection` with the channels on `axis`: less than a unit."""
+        """Measure what is left of the values of `selection`, with the channels on `axis`: less than a unit."""
         if self._left:
             assert isinstance(self._sums, RunningSums)  # units of samples leave nothing
             rest = self._buffer[: self._left].view(self._encoding.dtype)

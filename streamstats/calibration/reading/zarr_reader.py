@@ -1,4 +1,4 @@
-"""Reading blocks through zarr: any store, any codec, several times slower than straight from the files."""
+"""Reading blocks through zarr: from any store and with any codec, but several times slower than from the files."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from zarr.storage import LocalStore
 from ...coverage import Rows
 from ...errors import DataError, StoreError, first_line
 from ...statistics.statistics import StatisticsAccumulator
-from ..layer import DEFAULT_PIPELINE, Layer, Selection, codec_pipeline, open_store
-from ..sources.files import Identity
+from ..layer import Layer, Selection
+from ..sources.identities import Identity
+from ..zarr_settings import DEFAULT_PIPELINE, codec_pipeline
 from .parts import damage, is_passing, lost, new_block, overlap, relative, touched
 
 
 class ZarrReader:
-    """Reads through zarr: any store, any codec."""
+    """A `Reader` that reads through zarr."""
 
     def __init__(self, layer: Layer, *, fill: bool = False) -> None:
         self._layer = layer
@@ -32,14 +33,14 @@ class ZarrReader:
         self.identified: dict[str, Identity] = {}
         try:
             with codec_pipeline(DEFAULT_PIPELINE):
-                self._array = zarr.open_array(open_store(layer.store), path=layer.name, mode="r")
+                self._array = zarr.open_array(layer.source.zarr_store(), path=layer.name, mode="r")
         except StoreError:
             raise
         except Exception as error:
-            raise DataError(f"layer {layer.name} cannot be opened: {first_line(error)}; repair the store") from error
+            raise DataError(f"zarr cannot open layer {layer.name}: {first_line(error)}; repair the store") from error
 
     def expect(self, selections: Iterable[Selection]) -> None:
-        """As `Reader.expect`: zarr fetches chunk by chunk."""
+        """As `Reader.expect`: nothing to do, zarr fetches chunk by chunk."""
 
     def read(self, selection: Selection) -> npt.NDArray[Any]:
         """As `Reader.read`."""
@@ -57,7 +58,7 @@ class ZarrReader:
         return block
 
     def _read_into(self, inside: Selection, target: npt.NDArray[Any]) -> None:
-        """Fill `target` with the part `inside` of a file."""
+        """Fill `target` with `inside`, which lies in one file."""
         shard = tuple(part.start // extent for part, extent in zip(inside, self._layer.shards, strict=True))
         key = self._array.metadata.encode_chunk_key(shard)
         try:
@@ -78,7 +79,7 @@ class ZarrReader:
             self.filled.append((part[0].start, part[0].stop))
 
     def _check_stored(self, key: str, inside: Selection) -> None:
-        """Raise `DataError` for a file that is missing, and `ValueError` for one that is empty: zarr reads on."""
+        """Raise `LostError` for a missing file and `ValueError` for an empty one: zarr would read the fill value."""
         try:
             size = _stored_size(self._array, key)
         except FileNotFoundError as error:
@@ -92,7 +93,7 @@ class ZarrReader:
 
 
 def _stored_size(array: zarr.Array[Any], key: str) -> int:
-    """Bytes of the file called `key`. Raises `FileNotFoundError` where there is none, also for a folder."""
+    """Bytes of the file `key`. Raises `FileNotFoundError` if it does not exist or is not a regular file."""
     store = array.store_path.store
     path = f"{array.store_path.path}/{key}"
     if isinstance(store, LocalStore):

@@ -1,102 +1,113 @@
 """Object stores: S3, Google Cloud Storage, Azure.
 
-Objects are fetched whole, several ahead of the one that is wanted, so the latency of their requests is waited for once
-and not each time; large ones are read in ranges. What fails is tried again, with growing pauses; so is an object that
-comes back shorter than it is.
+Objects are fetched whole, several ahead of the one that a reader wants, so that it waits for the latency of requests
+once and not each time; large objects are read in ranges. A request that fails is retried, and so is one for an object
+that comes back shorter than it is.
 """
 
 from __future__ import annotations
 
-import asyncio
 import os
-import random
-import re
-import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
 from itertools import islice
 from threading import Event
-from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from typing import Any, ClassVar
 
 import numpy as np
-from zarr.abc.store import ByteRequest
+import zarr
+from zarr.abc.store import ByteRequest, Store
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import ObjectStore
 
-from ...errors import DataError, StoreError, UsageError, first_line, require
+from ...errors import DataError, UsageError, require
 from ...interrupts import check_wanted
-from ..encoding.chunks import Bytes
-from .files import File, Identity
+from ..encoding.decoders import Bytes
+from .gathering import Gathered
+from .groups import arrays_below
+from .identities import MISSING, UNKNOWN, Identity
+from .others import check_url
+from .retrying import retried, retried_async, without_secrets
+from .source import File
 
-T = TypeVar("T")
 SCHEMES = ("s3", "s3a", "gs", "az", "abfs", "abfss")
+OPENING_BYTES = 2**20
+"""Bytes that are decoded in the time that a request for an object takes."""
 AHEAD_BYTES = 2**25
-"""Of objects that are fetched before they are wanted, for a reader."""
+"""Of objects that are fetched, per reader, before it wants them."""
 MOST_AHEAD = 16
 """Objects, likewise."""
 WHOLE_BYTES = 2**26
 """Objects that may be larger are read in ranges."""
 MOST_NAMES = 100_000
-"""In one group: a store of more would take hours to open, a request for each."""
-FEWER = "give a group of fewer as the source"
+"""In one group: a larger store would take hours to open, one request per name."""
 FETCHERS = 64
 """Requests that a process makes at once."""
 REQUEST_SECONDS = 30
-"""For one request and its answer."""
+"""For one request and its response."""
 WAIT_SECONDS = 0.5
-"""Between two looks whether an object that is waited for is still wanted."""
-TRIES = 6
-FIRST_PAUSE = 0.1
-"""Seconds; each pause is twice as long as the one before, and less by up to a half, so that readers spread."""
+"""Between two checks whether the run still wants the object that a reader waits for."""
 
 
-def is_object_store(location: str) -> bool:
-    """Whether `location` is the URL of an object store that is read without zarr."""
-    return urlsplit(location).scheme in SCHEMES
+@dataclass(frozen=True)
+class ObjectSource:
+    """The store below the URL `location` of an object store. See `Source`."""
+
+    location: str
+    opening_bytes: ClassVar[int] = OPENING_BYTES
+
+    def zarr_store(self) -> Store:
+        """As `Source.zarr_store`."""
+        return PatientStore(object_store(self.location), read_only=True)
+
+    def arrays(self) -> dict[str, zarr.Array[Any]]:
+        """As `Source.arrays`; consolidated metadata, if there is any, saves two requests per array."""
+        return arrays_below(self.zarr_store(), self.location, consolidated=True)
+
+    def folder(self, name: str, largest: int = 0) -> ObjectFolder:
+        """As `Source.folder`."""
+        return ObjectFolder(self.location, name, largest)
+
+    def identity(self) -> Identity:
+        """UNKNOWN: each object has its own identity, and one whose name only zarr knows has none."""
+        return UNKNOWN
+
+    def fetched_bytes(self, largest: int) -> int:
+        """As `Source.fetched_bytes`: the object that is read, and those that are fetched ahead."""
+        ahead = objects_ahead(largest)
+        return (ahead + 1) * largest if ahead else 0
 
 
 @cache
 def object_store(location: str) -> Any:
-    """The obstore of the URL `location`; credentials and endpoint come from the environment.
+    """The obstore for the URL `location`; credentials and endpoint come from the environment.
 
-    Raises `UsageError` for a URL that is none, or has credentials in it.
+    Raises `UsageError` for a malformed URL, or one that contains credentials.
     """
     check_url(location)
     store = require("obstore.store", "cloud")
     plain = os.environ.get("AWS_ALLOW_HTTP", "").lower() == "true"  # which the options would override
     options = {"timeout": f"{REQUEST_SECONDS}s", "connect_timeout": "10s", "allow_http": plain}
     try:
-        return store.from_url(location, client_options=options, retry_config={"max_retries": 0})  # `_patiently` does it
+        return store.from_url(location, client_options=options, retry_config={"max_retries": 0})  # `retried` does it
     except Exception as error:
-        raise UsageError(f"{location} cannot be opened as an object store: {without_secrets(error)}") from error
-
-
-def check_url(location: str) -> None:
-    """Raise `UsageError` for a URL with credentials, a query or a fragment in it, and do not show them."""
-    scheme, _, rest = location.rpartition("://")
-    if re.search(r"[?#]|:[^@]*@|^[^/]*@", rest) or "@" in scheme:
         raise UsageError(
-            f"the URL {scheme.split('@')[0][:20]}://… has credentials or options in it, which would be written to the "
-            "results; put them into the environment (AWS_ACCESS_KEY_ID, GOOGLE_APPLICATION_CREDENTIALS, …)"
-        )
-
-
-def without_secrets(error: BaseException) -> str:
-    """The first line of `error` without what stands before `@` and after `?` in URLs: names, keys, signatures."""
-    return re.sub(r"\?[^\s\"')]*", "?…", re.sub(r"://[^\s@]*@", "://…@", first_line(error)))
+            f"cannot open {location} as an object store: {without_secrets(error)}; correct the URL"
+        ) from error
 
 
 def objects_ahead(largest: int) -> int:
-    """How many objects of at most `largest` bytes are fetched ahead: 0 where they are read in ranges."""
+    """How many objects of at most `largest` bytes are fetched ahead: 0 if they are read in ranges."""
     return 0 if largest > WHOLE_BYTES else max(1, min(MOST_AHEAD, AHEAD_BYTES // max(1, largest)))
 
 
 class ObjectFolder:
-    """The objects below a URL. `largest` is the most bytes that one of them has."""
+    """The objects below `path` in the store at `location`, each of at most `largest` bytes. See `Folder`."""
+
+    gathers: ClassVar[bool] = False
 
     def __init__(self, location: str, path: str, largest: int) -> None:
         self._store = object_store(location)
@@ -108,10 +119,14 @@ class ObjectFolder:
         self._fetched: dict[str, Future[File | None]] = {}
         self._closed = Event()
 
+    def gather(self, keys: Sequence[str], buffer: Bytes, most: int) -> Gathered:
+        """As `Folder.gather`: none, as objects are fetched ahead one by one."""
+        return Gathered.nothing()
+
     def file(self, key: str) -> File | None:
-        """As `Folder.file`."""
+        """As `Folder.file`. Raises `StoreError`."""
         if not self._whole:
-            return _patiently(lambda: self._head(key))
+            return retried(lambda: self._head(key))
         future = self._fetched.pop(key, None) or self._fetch(key)
         self._go_ahead()
         while not wait([future], timeout=WAIT_SECONDS).done:
@@ -127,8 +142,13 @@ class ObjectFolder:
             self._expected = iter(keys)
             self._go_ahead()
 
+    def identities(self, keys: Iterable[str], opened: Mapping[str, Identity] | None = None) -> Iterator[Identity]:
+        """As `Folder.identities`; without `opened`, the objects are listed. Raises `StoreError`."""
+        known = retried(self._list) if opened is None else opened
+        return (known.get(key, MISSING) for key in keys)
+
     def close(self) -> None:
-        """As `Folder.close`: what was fetched and not wanted is dropped."""
+        """As `Folder.close`: objects that were fetched and not read are dropped."""
         self._closed.set()
         self.expect(())
 
@@ -137,7 +157,7 @@ class ObjectFolder:
             self._fetched[key] = self._fetch(key)
 
     def _fetch(self, key: str) -> Future[File | None]:
-        return _fetchers().submit(_patiently, lambda: self._get(key), self._closed)
+        return _fetchers().submit(retried, lambda: self._get(key), self._closed)
 
     def _get(self, key: str) -> File | None:
         import obstore
@@ -145,14 +165,21 @@ class ObjectFolder:
         path = f"{self._path}/{key}"
         try:
             found = obstore.get(self._store, path)
-            if found.meta["size"] > self._largest:  # it is damaged, and not to be had in memory
+            if found.meta["size"] > self._largest:  # it is damaged, and may not fit into memory
                 return RangedFile(self._store, path, found.meta["size"], identity_of(found.meta))
             content = np.frombuffer(memoryview(found.bytes()), np.uint8)
         except FileNotFoundError:
             return None
         if len(content) != found.meta["size"]:
-            raise OSError(f"{len(content)} of {found.meta['size']} bytes came back")
+            raise OSError(f"received {len(content)} of {found.meta['size']} bytes")
         return FetchedFile(content, len(content), identity_of(found.meta))
+
+    def _list(self) -> dict[str, Identity]:
+        """The identities of all objects of the folder, by key."""
+        import obstore
+
+        found = obstore.list(self._store, prefix=f"{self._path}/")
+        return {meta["path"].removeprefix(f"{self._path}/"): identity_of(meta) for batch in found for meta in batch}
 
     def _head(self, key: str) -> RangedFile | None:
         import obstore
@@ -165,86 +192,25 @@ class ObjectFolder:
         return RangedFile(self._store, path, meta["size"], identity_of(meta))
 
 
-def listed(location: str, path: str) -> dict[str, Identity]:
-    """The identities of the objects below `path`, by key. Raises `StoreError`."""
-    import obstore
-
-    def request() -> dict[str, Identity]:
-        found = obstore.list(object_store(location), prefix=f"{path}/")
-        return {meta["path"].removeprefix(f"{path}/"): identity_of(meta) for batch in found for meta in batch}
-
-    return _patiently(request)
-
-
 @cache
 def _fetchers() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(FETCHERS, "streamstats-fetch")
 
 
-def _patiently(request: Callable[[], T], unwanted: Event | None = None) -> T:
-    """What `request` returns, tried again after a pause where the store or the network fails, until it is `unwanted`.
-
-    Raises `StoreError`.
-    """
-    pauses = _pauses()
-    while True:
-        try:
-            return request()
-        except Exception as error:
-            pause = _pause_after(error, pauses)
-        check_wanted()
-        if unwanted is None:
-            time.sleep(pause)
-        elif unwanted.wait(pause):
-            raise CancelledError
-
-
-async def _patiently_async(request: Callable[[], Awaitable[T]]) -> T:
-    """As `_patiently`."""
-    pauses = _pauses()
-    while True:
-        try:
-            return await request()
-        except Exception as error:
-            pause = _pause_after(error, pauses)
-        await asyncio.sleep(pause)
-
-
-def _pauses() -> Iterator[float]:
-    return (FIRST_PAUSE * 2**number * random.uniform(0.5, 1) for number in range(TRIES - 1))
-
-
-def _pause_after(error: Exception, pauses: Iterator[float]) -> float:
-    """How many seconds to wait before trying again. Raises `StoreError` where that is of no use."""
-    import obstore.exceptions as refused
-
-    if not isinstance(error, (refused.BaseError, OSError)):
-        raise error
-    if isinstance(error, (refused.PermissionDeniedError, refused.UnauthenticatedError)):
-        raise StoreError(f"the object store refuses it: {without_secrets(error)}; check the credentials") from error
-    pause = next(pauses, None)
-    if pause is None:
-        raise StoreError(
-            f"the object store failed {TRIES} times: {without_secrets(error)}; what was counted is saved: run again "
-            "when it answers"
-        ) from error
-    return pause
-
-
 class PatientStore(ObjectStore[Any]):
-    """An object store for zarr to find arrays in, which does not give up at the first failure."""
+    """An object store through which zarr finds arrays; it retries requests that fail."""
 
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
         """As `zarr.abc.store.Store.get`."""
-        return await _patiently_async(lambda: ObjectStore.get(self, key, prototype, byte_range))
+        return await retried_async(lambda: ObjectStore.get(self, key, prototype, byte_range))
 
     async def exists(self, key: str) -> bool:
         """As `zarr.abc.store.Store.exists`."""
-        return await _patiently_async(lambda: ObjectStore.exists(self, key))
+        return await retried_async(lambda: ObjectStore.exists(self, key))
 
     async def getsize(self, key: str) -> int:
         """As `zarr.abc.store.Store.getsize`. Raises `FileNotFoundError`."""
-        found = await _patiently_async(lambda: self._size(key))
+        found = await retried_async(lambda: self._size(key))
         if found is None:
             raise FileNotFoundError(key)
         return found
@@ -263,17 +229,20 @@ class PatientStore(ObjectStore[Any]):
             async for name in ObjectStore.list_dir(self, prefix):
                 names.append(name)
                 if len(names) > MOST_NAMES:
-                    raise DataError(f"{prefix or 'the store'} has more than {MOST_NAMES:,} members; {FEWER}")
+                    raise DataError(
+                        f"{prefix or 'the store'} has more than {MOST_NAMES:,} members; give a smaller group as the "
+                        "source"
+                    )
             return names
 
-        for name in await _patiently_async(whole):
+        for name in await retried_async(whole):
             yield name
 
 
 def identity_of(meta: Any) -> Identity:
-    """What identifies an object as it is described by obstore: its tag, or the second of its last change.
+    """The identity of an object from its obstore metadata: its size, and its tag or the second of its last change.
 
-    A listing has no version and finer times than the answer to a request for the object.
+    A listing has no versions, and finer times than the response to a request for the object: neither counts.
     """
     tag = meta.get("e_tag") or meta["last_modified"].replace(microsecond=0).isoformat()
     return int(meta["size"]), int.from_bytes(sha256(tag.encode()).digest()[:8], "little") >> 1
@@ -317,10 +286,10 @@ class RangedFile:
             content = memoryview(obstore.get_range(self.store, self.path, start=start, length=out.size))
             found: Bytes = np.frombuffer(content, np.uint8)
             if found.size != out.size:
-                raise OSError(f"{found.size} of {out.size} bytes came back")
+                raise OSError(f"received {found.size} of {out.size} bytes")
             return found
 
-        out[:] = _patiently(request)
+        out[:] = retried(request)
 
     def close(self) -> None:
         """As `File.close`."""

@@ -1,9 +1,9 @@
-"""Reading straight from the files: zarr's own reader is the arbiter, and damage is never a number."""
+"""Reading from the files: zarr's own reader is the arbiter, and damage is never a number."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
@@ -17,17 +17,19 @@ import pytest
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stores import Array, build_store, samples
+from stores import Array, build_store, described, samples
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, GzipCodec, ShardingCodec, TransposeCodec, ZstdCodec
 
-from streamstats.calibration.layer import Layer, describe, find_arrays
-from streamstats.calibration.reading import fused as batches
+from streamstats.calibration.encoding import fused
+from streamstats.calibration.layer import Layer, Selection
 from streamstats.calibration.reading.parts import kept
 from streamstats.calibration.reading.reader import FileReader, Reader, open_reader
 from streamstats.calibration.reading.zarr_reader import ZarrReader
 from streamstats.errors import ChangedError, DataError
 from streamstats.statistics.exact import ExactSum
-from streamstats.statistics.pieces import Accumulator, Intake
+from streamstats.statistics.kinds import kinds_of
+from streamstats.statistics.running import Measures
+from streamstats.statistics.statistics import StatisticsAccumulator
 
 SHAPE = (7, 6, 8)
 DTYPES = ("?", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f2", "f4", "f8")
@@ -51,13 +53,12 @@ VERSION_2: dict[str, Any] = {
     "zlib": numcodecs.Zlib(),
     "gzip": numcodecs.GZip(),
 }
-BATCHED = ("zstd", "blosc", "lz4")
 
 
 def written(path: Path, values: Array, **options: Any) -> Layer:
     """`values` as the array `layer` of a store at `path`, described."""
     build_store(path, {"layer": values}, **options)
-    return describe(str(path), "layer", find_arrays(path)["layer"])
+    return described(path)
 
 
 def sharding(chunks: tuple[int, ...], codecs: Any = (), *, at: str = "end", checksum: bool = True) -> ShardingCodec:
@@ -75,27 +76,28 @@ def block(layer: Layer, selection: tuple[slice, ...] | None = None) -> Array:
         return reader.read(selection or tuple(slice(0, extent) for extent in layer.shape)).copy()
 
 
-def bits(accumulator: Accumulator) -> list[bytes]:
-    """All that was found, in a form that equal findings share."""
-    found = accumulator.measures()
-    sums = ExactSum.from_raw(found.dtype, found.digits).digits
-    return [array.tobytes() for array in (sums, found.nan, found.infinite, found.low, found.high)] + [
-        found.values.to_bytes(8)
-    ]
-
-
-def measured(reader: Reader, selection: tuple[slice, ...], like: Array) -> list[bytes]:
-    """What the reader finds in `selection`, channels on the last axis."""
-    accumulator = Accumulator(like.dtype, selection[-1].stop - selection[-1].start)
+def measured(reader: Reader, layer: Layer, selection: Selection, kinds: Sequence[str] = ()) -> list[bytes]:
+    """What the reader finds in `selection`."""
+    accumulator = StatisticsAccumulator(kinds_of(kinds), layer.space)
     reader.measure(selection, accumulator)
-    return bits(accumulator)
+    return bits(accumulator.values.found())
 
 
-def added(values: Array) -> list[bytes]:
-    """What is found in `values`, whose channels are on the last axis."""
-    accumulator = Accumulator(values.dtype, values.shape[-1])
-    accumulator.add(np.ascontiguousarray(values), -1)
-    return bits(accumulator)
+def added(values: Array, layer: Layer, selection: Selection, kinds: Sequence[str] = ()) -> list[bytes]:
+    """What is found in `values`, those of `selection`."""
+    accumulator = StatisticsAccumulator(kinds_of(kinds), layer.space)
+    accumulator.add(np.ascontiguousarray(values), selection)
+    return bits(accumulator.values.found())
+
+
+def bits(found: Measures) -> list[bytes]:
+    """All that a pass found, as bytes that equal findings share."""
+    sums = ExactSum.from_raw(found.dtype, found.digits).digits
+    arrays = [sums, found.count, found.nan, found.infinite, found.low, found.high]
+    squares = found.squares
+    if squares is not None:
+        arrays += [squares.samples, squares.digits, squares.beyond]
+    return [array.tobytes() for array in arrays]
 
 
 def blocks_everywhere(layer: Layer) -> None:
@@ -115,7 +117,9 @@ def blocks_everywhere(layer: Layer) -> None:
                 found = reader.read(selection)
                 assert found.dtype == expected.dtype
                 assert found.tobytes() == np.ascontiguousarray(expected[selection]).tobytes()
-                assert measured(reader, selection, expected) == added(expected[selection])
+                for kinds in ((), ("spread",)):
+                    added_up = added(expected[selection], layer, selection, kinds)
+                    assert measured(reader, layer, selection, kinds) == added_up
 
 
 # As zarr reads
@@ -243,7 +247,7 @@ def test_any_grid_with_missing_chunks_is_read_as_zarr_reads_it(
     for _ in range(2):
         part = tuple(slice(*sorted(data.draw(st.tuples(*[st.integers(0, extent)] * 2)))) for extent in shape)
         array[part] = samples(*shape)[part]
-    blocks_everywhere(describe(str(path), "layer", find_arrays(path)["layer"]))
+    blocks_everywhere(described(path))
 
 
 @pytest.mark.parametrize(
@@ -347,7 +351,7 @@ def assert_damaged(layer: Layer, said: str = "", rows: str = "2:4") -> None:
     with pytest.raises(DataError, match=where):
         block(layer)
     with open_reader(layer) as reader, pytest.raises(DataError, match=where):
-        measured(reader, tuple(slice(0, extent) for extent in layer.shape), np.zeros(0, layer.dtype))
+        measured(reader, layer, tuple(slice(0, extent) for extent in layer.shape))
 
 
 @pytest.mark.parametrize("damage", [cut, lambda _: b"", lambda content: content[:3]], ids=["cut", "empty", "3 bytes"])
@@ -427,7 +431,7 @@ def test_chunks_of_a_shard_that_share_their_bytes_are_read_one_by_one(tmp_path: 
     expected = np.stack([values[0], values[0]])
     with open_reader(layer) as reader:
         everything = tuple(slice(0, extent) for extent in values.shape)
-        assert measured(reader, everything, values) == added(expected)
+        assert measured(reader, layer, everything) == added(expected, layer, everything)
 
 
 @pytest.mark.parametrize("size", [1, 31, 35])
@@ -491,79 +495,6 @@ def test_a_chunk_that_holds_another_number_of_values_is_damage(tmp_path: Path, n
         block(layer)
 
 
-# Batches
-
-CODECS: dict[str, Any] = {"zstd": numcodecs.Zstd(), "blosc": numcodecs.Blosc(), "lz4": numcodecs.LZ4()}
-
-
-def fed(name: str, encoded: list[bytes], chunks: Array, left: int = 0) -> batches.Fed:
-    """What is done of a batch that ought to decode to `chunks` [chunks, bytes]; what was decoded is checked."""
-    stored, places = joined(encoded)
-    buffer = np.zeros(left + chunks.size, np.uint8)
-    found = batches.feed(name, stored, places, chunks.shape[1], buffer, Intake.nothing(), left)
-    assert found.left == left + found.chunks * chunks.shape[1]
-    np.testing.assert_array_equal(buffer[left : found.left], chunks[: found.chunks].reshape(-1))
-    return found
-
-
-@pytest.mark.parametrize("name", BATCHED)
-def test_a_batch_is_what_its_chunks_are_one_by_one(name: str) -> None:
-    chunks = samples(9, 500, dtype="int32").view(np.uint8)
-    encoded = [bytes(CODECS[name].encode(chunk)) for chunk in chunks]
-    for left in (0, 13):
-        assert fed(name, encoded, chunks, left).chunks == 9
-
-
-@pytest.mark.parametrize("name", BATCHED)
-@pytest.mark.parametrize("bad", [0, 4, 8])
-@pytest.mark.parametrize("damage", [cut, lambda _: b"", lambda content: content[:15]], ids=["cut", "empty", "15 bytes"])
-def test_a_batch_ends_before_the_first_chunk_that_is_damaged(
-    name: str, bad: int, damage: Callable[[bytes], bytes]
-) -> None:
-    chunks = samples(9, 500, dtype="int32").view(np.uint8)
-    encoded = [bytes(CODECS[name].encode(chunk)) for chunk in chunks]
-    encoded[bad] = damage(encoded[bad])
-    assert fed(name, encoded, chunks) == batches.Fed(bad, bad * chunks.shape[1], 0, torn=False)
-
-
-@pytest.mark.parametrize("name", BATCHED)
-@pytest.mark.parametrize("unit", [1, 3, 100, 1999, 2001, 5000])
-def test_units_are_measured_and_what_is_less_is_left(name: str, unit: int) -> None:
-    chunks = samples(9, 500, dtype="int32").view(np.uint8)
-    stored, places = joined([bytes(CODECS[name].encode(chunk)) for chunk in chunks])
-    accumulator = Accumulator(np.dtype("u1"), unit)
-    intake = accumulator.intake((1, unit), 1)
-    assert intake is not None
-    assert intake.unit == unit
-    buffer = np.zeros(2000 + unit, np.uint8)
-    found = batches.feed(name, stored, places, 2000, buffer, intake, 0)
-    everything = chunks.reshape(-1)
-    whole = everything.size - everything.size % unit
-    assert (found.chunks, found.units, found.left) == (9, whole // unit, everything.size - whole)
-    np.testing.assert_array_equal(buffer[: found.left], everything[whole:])
-    accumulator.took(whole)
-    assert bits(accumulator) == added(everything[:whole].reshape(-1, unit))
-
-
-@pytest.mark.parametrize("size", [2**19, 2**20 + 4, 3 * 2**19 + 2**14 - 4, 2_000_000])
-@pytest.mark.parametrize("block", [2**14, 2**19, 3 * 2**18, 0])
-@pytest.mark.parametrize("cname", ["lz4", "zstd", "blosclz"])
-def test_a_large_blosc_chunk_in_pieces_is_what_it_is_at_once(size: int, block: int, cname: str) -> None:
-    chunks = (samples(2, size // 4, dtype="int32") % 50).view(np.uint8)
-    for shuffle in (numcodecs.Blosc.NOSHUFFLE, numcodecs.Blosc.SHUFFLE, numcodecs.Blosc.BITSHUFFLE):
-        codec = numcodecs.Blosc(cname, shuffle=shuffle, blocksize=block)
-        encoded = [bytes(codec.encode(chunk.view("i4"))) for chunk in chunks]
-        assert fed("blosc", encoded, chunks).chunks == 2
-        assert bytes(codec.decode(encoded[0])) == chunks[0].tobytes()
-
-
-def test_a_large_blosc_chunk_that_is_not_compressed_is_read_at_once() -> None:
-    chunks = np.random.default_rng(0).integers(0, 256, (1, 2**21), dtype=np.uint8)
-    encoded = bytes(numcodecs.Blosc("lz4", shuffle=0).encode(chunks[0]))
-    assert encoded[2] & batches.COPIED_BY_BLOSC
-    assert fed("blosc", [encoded], chunks).chunks == 1
-
-
 @pytest.mark.parametrize("bad", [0, 0.5, 1])
 def test_a_large_blosc_chunk_with_a_damaged_block_is_never_measured_in_part(tmp_path: Path, bad: float) -> None:
     """Its first blocks are measured before the damage is found: that must be an error, not another try."""
@@ -579,31 +510,16 @@ def test_a_large_blosc_chunk_with_a_damaged_block_is_never_measured_in_part(tmp_
     content[start : start + 4] = (2**30).to_bytes(4, "little")  # where the block is
     path.write_bytes(content)
     with open_reader(layer) as reader, pytest.raises(DataError, match=r"chunk c/2/0/0 \(rows 2:3\) cannot be read"):
-        measured(reader, (slice(0, 4), slice(0, 2**19), slice(0, 2)), values)
-
-
-def joined(encoded: list[bytes]) -> tuple[Array, Array]:
-    sizes = [len(each) for each in encoded]
-    offsets = np.cumsum([0, *sizes[:-1]])
-    return np.frombuffer(b"".join(encoded), np.uint8).copy(), np.stack([offsets, sizes], axis=1).astype(np.int64)
+        measured(reader, layer, (slice(0, 4), slice(0, 2**19), slice(0, 2)))
 
 
 @pytest.mark.parametrize("name", ["zstd", "zstd, crc32c", "blosc lz4, bitshuffle"])
 def test_without_the_c_functions_everything_is_read_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr(batches, "_functions", lambda _: None)
+    monkeypatch.setattr(fused, "_functions", lambda _: None)
     options = {"chunks": (4, 6, 8), "compressors": None, "serializer": sharding((1, 6, 8), CHAINS[name])}
     blocks_everywhere(written(tmp_path, samples(*SHAPE), **options))
-
-
-def test_a_codec_that_hides_its_c_functions_has_no_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(batches.FUNCTIONS, "lz4", ("no_such_function",))
-    batches._functions.cache_clear()
-    out = np.zeros((1, 8), np.uint8)
-    assert not batches.decode("lz4", out[0], out[0])
-    assert not batches.decode("gzip", out[0], out[0])
-    batches._functions.cache_clear()
 
 
 def test_a_frame_that_does_not_say_its_size_is_left_to_an_error_and_not_to_a_guess(tmp_path: Path) -> None:
@@ -701,10 +617,13 @@ def test_an_error_that_says_nothing_of_the_data_is_never_filled(
         raise error
 
     if straight:
-        monkeypatch.setattr("streamstats.calibration.sources.files.LocalFile.read", failing)
+        monkeypatch.setattr("streamstats.calibration.sources.local.LocalFile.read", failing)
     else:
         layer = replace(layer, encoding=None)
         monkeypatch.setattr("zarr.Array.get_basic_selection", failing)
-    with open_reader(layer, fill=True) as reader, pytest.raises(DataError, match=r"cannot be read now: .*; run again"):
+    with (
+        open_reader(layer, fill=True) as reader,
+        pytest.raises(DataError, match=r"cannot be read at the moment: .*; check"),
+    ):
         reader.read(tuple(slice(0, extent) for extent in SHAPE))
     assert not reader.filled

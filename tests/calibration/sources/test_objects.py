@@ -14,16 +14,17 @@ import numpy as np
 import obstore
 import pytest
 import zarr
-from objectstore import FAULTS, Proxy, s3_server
+from objectstore import FAULTS, Proxy, new_bucket, s3_server
 from obstore.store import S3Store
 from stores import samples
 from zarr.codecs import TransposeCodec
 from zarr.storage import ObjectStore
 
-from streamstats.calibration.sources import objects
+from streamstats.calibration.sources import objects, retrying
 from streamstats.config import JobConfig
 from streamstats.errors import DataError, StoreError, UsageError
-from streamstats.jobs import job
+from streamstats.jobs.job import Job
+from streamstats.jobs.run import reduce, run
 
 SECRET = "do-not-print-this"
 LAYERS = {"a/conv": samples(40, 8, 16), "b": samples(40, 3, dtype="int8")}
@@ -48,7 +49,7 @@ def credentials(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def bucket(server: int, name: str, **options: Any) -> str:
     """A new bucket with LAYERS in it; its URL."""
     store = S3Store(name, endpoint=f"http://127.0.0.1:{server}")
-    subprocess.run(["curl", "-sf", "-X", "PUT", f"http://127.0.0.1:{server}/{name}"], check=True, capture_output=True)
+    new_bucket(server, name)
     group = zarr.open_group(ObjectStore(store), path="store", mode="w")
     for layer, values in LAYERS.items():
         settings = {"chunks": (2, *values.shape[1:])} | options.get(layer, {})
@@ -64,8 +65,8 @@ def through(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
         yield proxy
 
 
-def config(source: str, output: Path, **options: Any) -> JobConfig:
-    return JobConfig(source=source, output=str(output), **options)
+def config(source: str, output: Path, **options: Any) -> Job:
+    return JobConfig(source=source, output=str(output), **options).job()
 
 
 def tensors(output: Path) -> list[bytes]:
@@ -83,9 +84,9 @@ def test_the_same_bits_as_from_a_folder_whatever_fails(
     group = zarr.open_group(tmp_path / "s.zarr", mode="w")
     for name, values in LAYERS.items():
         group.create_array(name, data=values)
-    job.run(config(str(tmp_path / "s.zarr"), tmp_path / "folder"))
+    run(config(str(tmp_path / "s.zarr"), tmp_path / "folder"))
     with through(Proxy(server, share=0.2, seed=1), monkeypatch) as proxy:
-        job.run(config(source, tmp_path / "bucket"))
+        run(config(source, tmp_path / "bucket"))
     assert tensors(tmp_path / "bucket") == tensors(tmp_path / "folder")
     assert set(proxy.met) <= set(FAULTS)
     assert proxy.met.total() >= 3
@@ -94,7 +95,7 @@ def test_the_same_bits_as_from_a_folder_whatever_fails(
 def test_a_whole_object_is_one_request(server: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = bucket(server, "requests")
     with through(Proxy(server), monkeypatch) as proxy:
-        job.run(config(source, tmp_path / "out"))
+        run(config(source, tmp_path / "out"))
     chunks = [(verb, path) for verb, path in proxy.requests if "/c/" in path]
     assert sorted(chunks) == sorted({("GET", path) for _, path in chunks})
     assert len(chunks) == 40
@@ -106,11 +107,11 @@ def test_appended_objects_alone_are_read_and_changed_ones_are_named(
     source = bucket(server, "appended")
     store = S3Store("appended", endpoint=f"http://127.0.0.1:{server}")
     with through(Proxy(server), monkeypatch) as proxy:
-        job.run(config(source, tmp_path / "out"))
+        run(config(source, tmp_path / "out"))
         array = zarr.open_array(ObjectStore(store), path="store/b", mode="r+")
         array.append(samples(4, 3, dtype="int8"))
         proxy.requests.clear()
-        assert job.run(config(source, tmp_path / "out")).statistics["b"].rows == 44
+        assert run(config(source, tmp_path / "out")).statistics["b"].rows == 44
         read = sorted(path.split("/")[-2] for _, path in proxy.requests if "/c/" in path)
         assert read == ["20", "21"]
         content = bytes(obstore.get(store, "store/b/c/3/0").bytes())
@@ -118,12 +119,12 @@ def test_appended_objects_alone_are_read_and_changed_ones_are_named(
         with pytest.raises(
             DataError, match=r"layer b: chunk c/3/0 \(rows 6:8\) was written again since it was counted"
         ):
-            job.run(config(source, tmp_path / "out"))
+            run(config(source, tmp_path / "out"))
         obstore.delete(store, "store/b/c/3/0")
         with pytest.raises(DataError, match=r"layer b: chunk c/3/0 \(rows 6:8\) was removed since it was counted"):
-            job.run(config(source, tmp_path / "out"))
+            run(config(source, tmp_path / "out"))
         with pytest.raises(DataError, match=r"layer b: chunk c/3/0 \(rows 6:8\) is missing; restore it"):
-            job.run(config(source, tmp_path / "out"), restart=True)
+            run(config(source, tmp_path / "out"), restart=True)
 
 
 @pytest.mark.parametrize("through_zarr", [False, True])
@@ -132,7 +133,7 @@ def test_a_store_that_is_down_is_not_a_lack_of_rows(
 ) -> None:
     transposed = {"a/conv": {"filters": [TransposeCodec(order=(2, 1, 0))]}, "b": {}}
     source = bucket(server, f"down{through_zarr}", **(transposed if through_zarr else {}))
-    monkeypatch.setattr(objects, "FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(retrying, "FIRST_PAUSE", 0.001)
     with through(Proxy(server), monkeypatch) as proxy:
 
         def fail(_handler: Any) -> str | None:
@@ -142,7 +143,7 @@ def test_a_store_that_is_down_is_not_a_lack_of_rows(
         with pytest.raises(
             StoreError, match=r"the object store failed 6 times: .*; what was counted is saved: run again"
         ):
-            job.run(config(source, tmp_path / "out", missing="report"))
+            run(config(source, tmp_path / "out", missing="report"))
     assert proxy.requests
 
 
@@ -150,7 +151,7 @@ def test_large_objects_are_read_in_ranges(server: int, monkeypatch: pytest.Monke
     source = bucket(server, "ranges", **SHARDED)
     monkeypatch.setattr(objects, "WHOLE_BYTES", 100)
     with through(Proxy(server), monkeypatch) as proxy:
-        found = job.reduce(source)
+        found = reduce(source)
     assert found["a/conv"].mean.tolist() == LAYERS["a/conv"].mean(axis=(0, 1), dtype=np.float64).tolist()
     assert any(verb == "HEAD" and "/c/" in path for verb, path in proxy.requests)
     assert proxy.ranges
@@ -171,7 +172,7 @@ def test_large_objects_are_read_in_ranges(server: int, monkeypatch: pytest.Monke
 )
 def test_secrets_in_a_url_are_refused_and_not_printed(tmp_path: Path, url: str) -> None:
     with pytest.raises(UsageError, match="has credentials or options in it") as error:
-        job.run(config(url, tmp_path / "out"))
+        run(config(url, tmp_path / "out"))
     assert "secret" not in str(error.value)
 
 
@@ -197,14 +198,14 @@ def test_a_group_with_too_many_members_is_refused(server: int, tmp_path: Path, m
     source = bucket(server, "many")
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server}")
     monkeypatch.setattr(objects, "MOST_NAMES", 1)
-    with pytest.raises(DataError, match="has more than 1 members; give a group of fewer as the source"):
-        job.run(config(source, tmp_path / "out"))
+    with pytest.raises(DataError, match="has more than 1 members; give a smaller group as the source"):
+        run(config(source, tmp_path / "out"))
 
 
 def test_signatures_in_urls_are_not_shown() -> None:
-    assert objects.without_secrets(OSError("GET http://me:word@host/b failed")) == "GET http://…@host/b failed"
+    assert retrying.without_secrets(OSError("GET http://me:word@host/b failed")) == "GET http://…@host/b failed"
     said = OSError("GET https://host/bucket/key?X-Amz-Signature=0a1b&X-Amz-Credential=me failed\nsecond line")
-    assert objects.without_secrets(said) == "GET https://host/bucket/key?… failed"
+    assert retrying.without_secrets(said) == "GET https://host/bucket/key?… failed"
 
 
 def test_an_object_is_the_same_in_a_listing_and_in_an_answer() -> None:
@@ -225,7 +226,7 @@ def test_an_error_of_our_own_is_not_taken_for_one_of_the_store() -> None:
         raise TypeError("ours")
 
     with pytest.raises(TypeError, match="ours"):
-        objects._patiently(wrong)
+        retrying.retried(wrong)
     assert len(tries) == 1
 
 
@@ -235,6 +236,6 @@ def test_each_object_is_fetched_once_also_where_channels_are_read_in_ranges(
     source = bucket(server, "ranged", **{"a/conv": {"chunks": (2, 8, 4)}})
     monkeypatch.setattr("streamstats.jobs.plan.BLOCK_BYTES", 256)
     with through(Proxy(server), monkeypatch) as proxy:
-        job.reduce(source, threads=1)
+        reduce(source, threads=1)
     fetched = [path for verb, path in proxy.requests if verb == "GET" and "/a/conv/c/" in path]
     assert len(fetched) == len(set(fetched)) == 80

@@ -1,9 +1,8 @@
-"""Many small files in one call.
+"""Reading many small files in one call.
 
-Opening, reading and closing a file through Python lets go of its lock four times, and among busy threads every time
-costs more than the file does. Here a compiled loop does it for file after file, by the C library's own functions, and
-takes the lock for none of it. Where they are missing (`statx` is Linux's), there is nothing to be gained, and files
-are read one by one.
+To open, read and close a file, Python releases its lock four times, and among busy threads each of these costs more
+than the file itself. Here a compiled loop calls the C library for file after file and takes the lock for none of it.
+Where the C functions are missing (`statx` exists on Linux only), files are read one by one.
 """
 
 from __future__ import annotations
@@ -12,17 +11,19 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 
 from ...compiled import foreign
 from ...compiled.cache import POINTER, SIZE, load
-from ..encoding.chunks import Bytes
+from ..encoding.decoders import Bytes
+from .identities import Identities
 
 ARGUMENTS = (POINTER, SIZE, SIZE, SIZE, SIZE, SIZE, SIZE, SIZE, SIZE, POINTER, POINTER)
-"""Addresses of functions, folder, names, bytes of a name, their number, buffer, its bytes, most bytes of a file, room
-for statx(2), what is found of each file, how many."""
+"""Addresses of functions, folder, names, bytes per name, number of names, buffer, its bytes, most bytes of a file, room
+for the answer of statx(2), what was found of each file, how many files were read."""
 FUNCTIONS = ("openat", "statx", "pread", "close")
 OPENING = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
 EMPTY_PATH = 0x1000
@@ -36,22 +37,27 @@ KIND, REGULAR = 0xF000, 0x8000
 
 @dataclass(frozen=True)
 class Gathered:
-    """Files one behind the other: `places` int64[files, 2] are offset and length, `identities` int64[files, 2]."""
+    """Files read one behind the other: offset and length in `places`, int64[files, 2], and their `identities`."""
 
     places: npt.NDArray[np.int64]
-    identities: npt.NDArray[np.int64]
+    identities: Identities
+
+    @classmethod
+    def nothing(cls) -> Self:
+        """No file."""
+        return cls(np.empty((0, 2), np.int64), np.empty((0, 2), np.int64))
 
 
 def can_gather() -> bool:
-    """Whether this system has what it takes."""
+    """Whether this system has the C functions."""
     return _functions() is not None
 
 
 def gather(folder: int, names: Sequence[str], buffer: Bytes, most: int) -> Gathered:
-    """Read the files called `names`, in the folder with this descriptor, into `buffer`, in order.
+    """Read the files called `names`, in the folder with the descriptor `folder`, into `buffer`, in order.
 
-    It stops before the first that is not there, is no file or empty, has more than `most` bytes, does not fit into the
-    buffer or cannot be read; why is for others to say.
+    It stops before the first file that is missing, empty, not a regular file, larger than `most` bytes or than the rest
+    of the buffer, or that fails to read. The caller finds out why.
     """
     encoded = [os.fsencode(name) for name in names]
     width = max(map(len, encoded), default=0) + 1

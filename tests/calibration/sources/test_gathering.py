@@ -1,4 +1,4 @@
-"""Many files in one call: what is read is what is there, and what is in the way ends the call before it."""
+"""Many files in one call: it reads the files that exist, and ends before the first that it cannot read."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from stores import build_store, samples
+from stores import build_store, described, samples
 
 from streamstats.calibration.identity import file_range, identities
-from streamstats.calibration.layer import Layer, describe, find_arrays
-from streamstats.calibration.reading import gathering, reader
-from streamstats.calibration.reading.gathering import Gathered, can_gather, gather
+from streamstats.calibration.layer import Layer
 from streamstats.calibration.reading.reader import open_reader
+from streamstats.calibration.sources import gathering, local
+from streamstats.calibration.sources.gathering import Gathered, can_gather, gather
 from streamstats.errors import DataError
-from streamstats.statistics.pieces import Accumulator
+from streamstats.statistics.statistics import Statistics, StatisticsAccumulator
 
 pytestmark = pytest.mark.skipif(not can_gather(), reason="this system has no statx")
 
@@ -81,14 +81,14 @@ def test_as_much_as_there_may_be_is_read(tmp_path: Path) -> None:
 
 def small_files(folder: Path, rows: int = 3000) -> Layer:
     build_store(folder, {"layer": samples(rows, 4, 3)}, chunks=(2, 4, 3))
-    return describe(str(folder), "layer", find_arrays(folder)["layer"])
+    return described(folder)
 
 
-def measured(layer: Layer, rows: slice) -> tuple[bytes, dict[str, tuple[int, int]]]:
-    accumulator = Accumulator(layer.dtype, 3)
+def measured(layer: Layer, rows: slice) -> tuple[Statistics, dict[str, tuple[int, int]]]:
+    accumulator = StatisticsAccumulator(layer.kinds, layer.space)
     with open_reader(layer) as opened:
         opened.measure((rows, slice(0, 4), slice(0, 3)), accumulator)
-    return accumulator.measures().digits.tobytes(), opened.identified
+    return accumulator.found(), opened.identified
 
 
 def test_more_files_than_a_call_takes_are_all_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,10 +100,10 @@ def test_more_files_than_a_call_takes_are_all_read(tmp_path: Path, monkeypatch: 
         calls.append(len(names))
         return watched(folder, names, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("streamstats.calibration.sources.files.gather", counting)
+    monkeypatch.setattr("streamstats.calibration.sources.local.gather", counting)
     found = measured(layer, slice(1, 2999))
     assert calls == [1024, 474]  # the first and the last chunk are wanted in part
-    monkeypatch.setattr(reader, "can_gather", lambda: False)
+    monkeypatch.setattr(local, "can_gather", lambda: False)
     assert measured(layer, slice(1, 2999)) == found
     assert len(calls) == 2
 

@@ -1,0 +1,122 @@
+"""Describing: a zarr array → a `Layer`, with what the attributes under `streamstats` say of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from hashlib import sha256
+from math import prod
+from typing import Any
+
+import numpy as np
+import zarr
+
+from ..errors import DataError, counted, first_line
+from ..quantization import Quantization
+from ..storage.names import check_layer_name
+from .encoding.chunks import ChunkKeys, Encoding, chunk_keys, encoding_of
+from .layer import Layer, check_values
+from .sources.source import Source
+
+ATTRIBUTES_KEY = "streamstats"
+MOST_FILES = 10**8
+"""Files of one array, one per shard or chunk."""
+
+
+def describe(source: Source, name: str, array: zarr.Array[Any]) -> Layer:
+    """The layer that is `array`, called `name` in the store of `source`.
+
+    Raises `UsageError` if the array cannot be a layer, `DataError` if its grid or its attributes are damaged.
+    """
+    check_layer_name(name)
+    check_values(name, array.dtype, array.shape, "name the layers to reduce under `layers`")
+    _check_grid(name, array)
+    keys = chunk_keys(array)
+    encoding = _encoding(source, name, array, keys)
+    layer = Layer(
+        store=source.location,
+        name=name,
+        shape=array.shape,
+        dtype=np.dtype(array.dtype),
+        chunks=(1, *array.chunks[1:]) if encoding and encoding.is_raw else array.chunks,
+        shards=array.shards or array.chunks,
+        channel_axis=array.ndim - 1,
+        encoding=encoding,
+        keys=keys,
+        fingerprint=_fingerprint(array),
+    )
+    attributes = array.attrs.asdict().get(ATTRIBUTES_KEY)
+    return layer if attributes is None else _with_attributes(layer, attributes)
+
+
+def seen_differently(layer: Layer) -> str | None:
+    """How `layer` differs as this process sees it; None if it is the same."""
+    try:
+        array = zarr.open_array(layer.source.zarr_store(), path=layer.name, mode="r")
+    except Exception as error:
+        return f"cannot see layer {layer.name} of {layer.store} ({first_line(error)}); make the store visible there"
+    if _fingerprint(array) != layer.fingerprint or array.shape[0] < layer.rows:
+        return f"sees another layer {layer.name} at {layer.store}; make the same store visible there"
+    return None
+
+
+def _check_grid(name: str, array: zarr.Array[Any]) -> None:
+    """Raise `DataError` for a grid without extents, or of more files than can be counted."""
+    shards = array.shards or array.chunks
+    if min(*array.chunks, *shards) < 1:
+        raise DataError(f"layer {name}: its chunks are {array.chunks}; expected extents of 1 or more; repair the store")
+    files = prod(-(-extent // shard) for extent, shard in zip(array.shape, shards, strict=True))
+    if files > MOST_FILES:
+        raise DataError(
+            f"layer {name}: its shape {array.shape} makes {counted(files, 'chunk')}; expected at most {MOST_FILES:,}; "
+            "store it in larger chunks, or in shards"
+        )
+
+
+def _encoding(source: Source, name: str, array: zarr.Array[Any], keys: ChunkKeys | None) -> Encoding | None:
+    """How the files of `array` are stored; None if only zarr can read them."""
+    if keys is None or source.folder(name) is None:
+        return None
+    return encoding_of(array)
+
+
+def _with_attributes(layer: Layer, attributes: object) -> Layer:
+    try:
+        return _read_attributes(layer, attributes)
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"layer {layer.name}: its attributes under {ATTRIBUTES_KEY!r} are not usable ({first_line(error)}); "
+            "repair or remove them"
+        ) from error
+
+
+def _read_attributes(layer: Layer, attributes: object) -> Layer:
+    if not isinstance(attributes, Mapping):
+        raise TypeError(f"expected a mapping, found {type(attributes).__name__}")
+    rows = _integer(attributes, "rows", layer.rows)
+    if not 0 <= rows <= layer.rows:
+        raise ValueError(f"rows is {rows}, the array has {layer.rows}")
+    layer = replace(
+        layer,
+        shape=(rows, *layer.sample_shape),
+        recorded=attributes.get("recorded") is True,
+        unfinished=rows < layer.rows,
+    )
+    layer = layer.with_channel_axis(_integer(attributes, "channel_axis", -1))
+    return layer.with_quantization(Quantization.from_metadata(attributes.get("quantization")))
+
+
+def _integer(attributes: Mapping[Any, Any], key: str, default: int) -> int:
+    value = attributes.get(key, default)
+    if type(value) is not int:
+        raise TypeError(f"{key} is {value!r}, expected an integer")
+    return value
+
+
+def _fingerprint(array: zarr.Array[Any]) -> str:
+    """SHA-256 (hex) of dtype, chunk grid, codecs and fill value; the number of rows is not in it."""
+    document = array.metadata.to_dict()
+    document.pop("attributes", None)
+    document["shape"] = [None, *array.shape[1:]]
+    return sha256(json.dumps(document, sort_keys=True, default=str).encode()).hexdigest()

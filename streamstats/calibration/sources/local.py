@@ -1,0 +1,131 @@
+"""A folder of this machine: its files are opened one by one, or many small ones in one call."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from stat import S_ISREG
+from typing import Any, ClassVar
+
+import zarr
+from zarr.abc.store import Store
+from zarr.storage import LocalStore
+
+from ...errors import UsageError
+from ..encoding.decoders import Bytes
+from .bounds import check_bounds
+from .gathering import Gathered, can_gather, gather
+from .groups import arrays_below
+from .identities import MISSING, UNKNOWN, Identity
+
+OPENING_BYTES = 4 * 2**10
+"""Bytes that are decoded in the time that opening a file takes."""
+
+
+@dataclass(frozen=True)
+class LocalSource:
+    """The store in the folder at the absolute path `location`. See `Source`."""
+
+    location: str
+    opening_bytes: ClassVar[int] = OPENING_BYTES
+
+    def zarr_store(self) -> Store:
+        """As `Source.zarr_store`."""
+        if not os.path.exists(self.location):
+            raise UsageError(f"calibration store {self.location} does not exist; check `source`")
+        return LocalStore(self.location, read_only=True)
+
+    def arrays(self) -> dict[str, zarr.Array[Any]]:
+        """As `Source.arrays`; consolidated metadata is not read, as whoever appends to arrays leaves it behind."""
+        check_bounds(Path(self.location))
+        return arrays_below(self.zarr_store(), self.location, consolidated=False)
+
+    def folder(self, name: str, largest: int = 0) -> LocalFolder:
+        """As `Source.folder`."""
+        return LocalFolder(f"{self.location}/{name}")
+
+    def identity(self) -> Identity:
+        """UNKNOWN: each file has its own identity, and one whose name only zarr knows has none."""
+        return UNKNOWN
+
+    def fetched_bytes(self, largest: int) -> int:
+        """None: the operating system reads ahead."""
+        return 0
+
+
+class LocalFolder:
+    """The folder of an array, opened when it is needed. See `Folder`."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._descriptor: int | None = None
+
+    @property
+    def gathers(self) -> bool:
+        """As `Folder.gathers`."""
+        return can_gather()
+
+    def gather(self, keys: Sequence[str], buffer: Bytes, most: int) -> Gathered:
+        """As `Folder.gather`."""
+        if self._descriptor is None:
+            self._descriptor = os.open(self._path, os.O_RDONLY)
+        return gather(self._descriptor, keys, buffer, most)
+
+    def file(self, key: str) -> LocalFile | None:
+        """As `Folder.file`."""
+        try:
+            descriptor = os.open(f"{self._path}/{key}", os.O_RDONLY | os.O_NONBLOCK)  # a pipe would wait for a writer
+        except FileNotFoundError:
+            return None
+        found = os.fstat(descriptor)
+        if not S_ISREG(found.st_mode):
+            os.close(descriptor)
+            raise ValueError("it is not a file")
+        return LocalFile(descriptor, found.st_size, (found.st_size, found.st_mtime_ns))
+
+    def expect(self, keys: Iterable[str]) -> None:
+        """As `Folder.expect`: the operating system reads ahead."""
+
+    def identities(self, keys: Iterable[str], opened: Mapping[str, Identity] | None = None) -> Iterator[Identity]:
+        """As `Folder.identities`."""
+        known = opened or {}
+        return (known.get(key) or identity_of(f"{self._path}/{key}") for key in keys)
+
+    def close(self) -> None:
+        """As `Folder.close`."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+@dataclass
+class LocalFile:
+    """An open file of this machine. See `File`."""
+
+    descriptor: int
+    size: int
+    identity: Identity
+
+    def read(self, start: int, out: Bytes) -> None:
+        """As `File.read`."""
+        done = 0
+        while done < out.size:
+            count = os.preadv(self.descriptor, [out[done:].data], start + done)
+            if not count:
+                raise ValueError(f"it ends at byte {start + done}, expected {start + out.size} or more")
+            done += count
+
+    def close(self) -> None:
+        """As `File.close`."""
+        os.close(self.descriptor)
+
+
+def identity_of(path: str) -> Identity:
+    """Size and time of the last change of the file at `path`; MISSING if there is no regular file."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return MISSING
+    return (found.st_size, found.st_mtime_ns) if S_ISREG(found.st_mode) else MISSING

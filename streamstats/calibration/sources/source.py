@@ -1,0 +1,87 @@
+"""What a place that holds calibration stores must offer: the `Source` protocol, and the folders and files it opens.
+
+A source finds arrays, opens the folder of an array where its files can be read one by one, identifies files, and says
+what opening one costs. `source_of` chooses it once, by the location; nothing else asks where a store lies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import zarr
+from zarr.abc.store import Store
+
+from ..encoding.decoders import Bytes
+from .gathering import Gathered
+from .identities import Identity
+
+
+class File(Protocol):
+    """An open file."""
+
+    size: int
+    identity: Identity
+
+    def read(self, start: int, out: Bytes) -> None:
+        """Fill `out` from byte `start` on. Raises `ValueError` if the file is too short."""
+
+    def close(self) -> None:
+        """Close the file."""
+
+
+class Folder(Protocol):
+    """The files of one array, by key."""
+
+    @property
+    def gathers(self) -> bool:
+        """Whether `gather` saves time."""
+
+    def gather(self, keys: Sequence[str], buffer: Bytes, most: int) -> Gathered:
+        """Read the small files `keys` into `buffer`, in order, up to the first that must be opened by itself.
+
+        A file of more than `most` bytes is one of those. `gather` never says what is wrong with a file.
+        """
+
+    def file(self, key: str) -> File | None:
+        """Open the file `key`; None if it does not exist. Raises `ValueError` if `key` is not a regular file."""
+
+    def expect(self, keys: Iterable[str]) -> None:
+        """Announce the files that will be opened next, in order."""
+
+    def identities(self, keys: Iterable[str], opened: Mapping[str, Identity] | None = None) -> Iterator[Identity]:
+        """The identity of each of `keys`: as it was when `opened` (key → identity), else as it is now."""
+
+    def close(self) -> None:
+        """Release what the folder holds."""
+
+
+class Source(Protocol):
+    """A place that holds one calibration store. Making one costs next to nothing and contacts nobody."""
+
+    @property
+    def location(self) -> str:
+        """The URL, or the absolute path: it names the same store in every process that sees it."""
+
+    @property
+    def opening_bytes(self) -> int:
+        """How many bytes are decoded in the time that opening one file takes."""
+
+    def zarr_store(self) -> Store | str:
+        """What zarr opens, read-only. Raises `UsageError` if the location is not usable."""
+
+    def arrays(self) -> dict[str, zarr.Array[Any]]:
+        """Every array of the store by name, in the order of the names.
+
+        Raises `UsageError` if the location is not a zarr group or has no arrays, `DataError` if metadata is damaged,
+        `StoreError` if the store does not respond.
+        """
+
+    def folder(self, name: str, largest: int = 0) -> Folder | None:
+        """The folder of the array `name`, whose files have at most `largest` bytes; None if only zarr can read it."""
+
+    def identity(self) -> Identity:
+        """The identity of every file that no folder identifies: that of the archive around them, else UNKNOWN."""
+
+    def fetched_bytes(self, largest: int) -> int:
+        """Bytes of files in memory, per reader, while it reads files of at most `largest` bytes."""
