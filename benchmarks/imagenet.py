@@ -32,7 +32,7 @@ from tables import Table, show, show_json
 
 from streamstats.config import JobConfig
 from streamstats.demo.digits import calibration_digits, held_out_digits
-from streamstats.jobs import job
+from streamstats.jobs.run import run
 from streamstats.models.onnx.correct import How, correct, correct_quantized
 from streamstats.models.onnx.iterative import Iterative
 from streamstats.models.onnx.judge import HeldOut
@@ -66,7 +66,7 @@ def main() -> None:
         remove_folder(store)
         record(model, folder / "calibration.npy", store, batch_size=options.batch_size)
         source, settings = str(store), {"statistics": ["spread", "positions"]}
-        job.run(JobConfig.model_validate({"source": source, "output": str(out), **settings}), restart=True)
+        run(JobConfig.model_validate({"source": source, "output": str(out), **settings}).job(), restart=True)
         cases = [None] if options.quantizer else options.bits
         found = {_title(bits, options): _accuracies(bits, model, folder, options) for bits in cases}
     about = machine()

@@ -19,7 +19,8 @@ from tables import Table, show, show_json
 
 from streamstats.statistics.extrema import ChannelExtrema
 from streamstats.statistics.mean import ChannelMean
-from streamstats.statistics.pieces import Accumulator
+from streamstats.statistics.running import RunningSums
+from streamstats.statistics.statistic import Space
 
 Array = npt.NDArray[Any]
 
@@ -85,10 +86,10 @@ def _measure_shape(values: Array, shape: Shape, repeats: int) -> dict[str, float
 
 
 def _measure(block: Array, channel_axis: int) -> tuple[ChannelMean, ChannelExtrema]:
-    accumulator = Accumulator(block.dtype, block.shape[channel_axis])
+    accumulator = RunningSums(block.dtype, block.shape[channel_axis])
     accumulator.add(block, channel_axis)
-    measures = accumulator.measures()
-    return ChannelMean.from_measures(measures), ChannelExtrema.from_measures(measures)
+    found, space = accumulator.found(), Space(block.dtype, (block.shape[channel_axis],), 0)
+    return ChannelMean.from_measures(space, found), ChannelExtrema.from_measures(space, found)
 
 
 def _shapes(elements: int) -> Iterator[Shape]:

@@ -166,13 +166,15 @@ def _write(path: str, case: Case) -> None:
 
 def _promised_peak(config_path: str) -> int:
     """What the plan of a configuration promises, in a process of its own: this one must stay small."""
+    from counting import Counting
+
+    from streamstats.calibration.selection import select_layers
     from streamstats.config import load_config
-    from streamstats.jobs import job
     from streamstats.jobs.workers import open_workers
 
-    config = load_config(config_path)
-    with open_workers(config.cluster.chosen(), []) as workers:
-        return job.prepare(config.source, workers, layers=config.rules(), memory=config.memory).plan.peak_bytes
+    job = load_config(config_path).job()
+    with open_workers(job.cluster, []) as workers:
+        return Counting(select_layers(job.source, job.rules).layers, workers, job.memory).plan().peak_bytes
 
 
 def _table(outcomes: Sequence[Outcome]) -> Table:

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from counting import Counting
 from measuring import available_cores, in_own_process, machine
 from s3 import BUCKET, serving
 from stores import working_folder
 from tables import Table, show, show_json
 
-from streamstats.jobs import job
 from streamstats.jobs.workers import Cluster, open_workers
 
 KiB, MiB = 2**10, 2**20
@@ -87,12 +87,12 @@ def _write(path: str, object_bytes: int, number: int) -> None:
 
 
 def _reduce(store: str, environment: dict[str, str]) -> float:
-    """Seconds to reduce `store`, once it is opened and planned."""
+    """Seconds to reduce `store`, once it is opened."""
     os.environ.update(environment)
     with open_workers(Cluster(threads=available_cores()), []) as workers:
-        prepared = job.prepare(store, workers)
+        counting = Counting.of(store, workers)
         begun = time.perf_counter()
-        job.execute(prepared, workers)
+        counting.count()
         return time.perf_counter() - begun
 
 

@@ -19,9 +19,10 @@ from stores import working_folder
 from tables import Table, show, show_json
 from zarr.codecs import GzipCodec
 
-from streamstats.config import JobConfig
-from streamstats.jobs import job
-from streamstats.outputs import saved
+from streamstats.jobs import session
+from streamstats.jobs.job import Job
+from streamstats.jobs.run import run
+from streamstats.outputs import saving
 
 CHUNK = (16, 64, 64, 64)
 """4 MiB of int8."""
@@ -42,22 +43,22 @@ def main() -> None:
     with working_folder(options.folder) as folder:
         print(f"writing {size} GB in {LAYERS} layers …", file=sys.stderr)
         in_own_process(_write, str(folder / "s.zarr"), size)
-        whole, starts, saving, results = in_own_process(_run, str(folder / "s.zarr"), str(folder / "out"))
+        whole, starts, saves, results = in_own_process(_run, str(folder / "s.zarr"), str(folder / "out"))
     between = np.diff([0.0, *starts]).tolist()
     figures = {
         "seconds": whole,
         "saves": len(starts),
         "seconds_between": between,
-        "seconds_saving": sum(saving),
+        "seconds_saving": sum(saves),
         "seconds_results": results,
     }
     if options.json:
         show_json({"machine": machine(), **figures})
         return
     median = f"{np.median(between):.1f}" if between else "-"
-    row = [f"{LAYERS} layers, {size} GB", f"{whole:.1f}", str(len(starts)), median, f"{sum(saving):.2f}"]
+    row = [f"{LAYERS} layers, {size} GB", f"{whole:.1f}", str(len(starts)), median, f"{sum(saves):.2f}"]
     columns = ["run", "seconds", "saves", "seconds between", "seconds saving", "share", "writing the results"]
-    table = Table("Saving what was counted", columns, [[*row, f"{sum(saving) / whole:.1%}", f"{results:.2f}"]])
+    table = Table("Saving what was counted", columns, [[*row, f"{sum(saves) / whole:.1%}", f"{results:.2f}"]])
     show([table], machine(), ["The workers go on while it saves."], markdown=options.markdown)
 
 
@@ -92,10 +93,10 @@ def _run(store: str, output: str) -> tuple[float, list[float], list[float], floa
 
         return call
 
-    saved.write_states = timed("saving", saved.write_states)
-    job.write_results = timed("results", job.write_results)
+    saving.write_states = timed("saving", saving.write_states)
+    session.write_results = timed("results", session.write_results)
     begun = time.perf_counter()
-    job.run(JobConfig(source=store, output=output))
+    run(Job(store, output))
     whole = time.perf_counter() - begun
     return whole, [start for start, _ in calls["saving"]], [took for _, took in calls["saving"]], calls["results"][0][1]
 

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import psutil
 import zarr
+from counting import Counting
 from distributed import Client
 from measuring import in_own_process, machine, peak_memory
 from stores import working_folder
@@ -28,14 +29,12 @@ from zarr.codecs import ZstdCodec
 
 from streamstats.calibration.identity import file_range
 from streamstats.calibration.layer import Layer
-from streamstats.calibration.selection import Selected
-from streamstats.jobs import job, plan
-from streamstats.jobs.measuring import Measured
+from streamstats.jobs import plan
 from streamstats.jobs.plan import Task
 from streamstats.jobs.workers import Cluster, Ended, ThreadWorkers, open_workers
-from streamstats.outputs.ledger import LayerStatistics
-from streamstats.statistics.extrema import ChannelExtrema
-from streamstats.statistics.mean import ChannelMean
+from streamstats.outputs.ledger import Measured
+from streamstats.progress import Quiet
+from streamstats.statistics.statistics import Statistics, StatisticsAccumulator
 
 SMALL = (1, 16, 64)
 """1 KiB of int8."""
@@ -170,15 +169,16 @@ def _write(path: str, layers: int, chunks: int, shape: tuple[int, ...]) -> None:
 def _plan_and_reduce(store: str) -> dict[str, float]:
     with open_workers(Cluster(threads=4), []) as workers:
         begun = time.perf_counter()
-        prepared = job.prepare(store, workers)
+        counting = Counting.of(store, workers)
+        tasks = len(counting.plan().tasks)
         planning, planned = time.perf_counter() - begun, peak_memory()
         begun = time.perf_counter()
-        found = job.execute(prepared, workers).statistics
+        found = counting.count()
         reducing = time.perf_counter() - begun
     return {
         "chunks": sum(each.rows for each in found.values()),
         "planning": planning,
-        "tasks": len(prepared.plan.tasks),
+        "tasks": tasks,
         "planned_bytes": planned,
         "reducing": reducing,
         "peak_bytes": peak_memory(),
@@ -188,11 +188,11 @@ def _plan_and_reduce(store: str) -> dict[str, float]:
 def _reduce(store: str, first: str) -> tuple[float, int]:
     """Seconds for `store`, and its bytes, in a process that has reduced another one `first`."""
     with open_workers(Cluster(threads=4), []) as workers:
-        job.execute(job.prepare(first, workers), workers)
-        prepared = job.prepare(store, workers)
+        Counting.of(first, workers).count()
+        counting = Counting.of(store, workers)
         begun = time.perf_counter()
-        job.execute(prepared, workers)
-        return time.perf_counter() - begun, prepared.plan.bytes
+        counting.count()
+        return time.perf_counter() - begun, counting.plan().bytes
 
 
 @contextmanager
@@ -225,15 +225,16 @@ def _through_dask(folder: Path, tasks: int) -> dict[str, Any]:
     _write(store, 1, tasks, (1, CHANNELS))
     with _dask(folder, 3) as (address, scheduler), open_workers(Cluster(scheduler=address), []) as workers:
         processes = {"scheduler": scheduler, "client": psutil.Process()}
-        prepared = job.prepare(store, workers)
+        counting = Counting.of(store, workers)
         before = {name: _processor_seconds(process) for name, process in processes.items()}
         memory: dict[str, list[int]] = {name: [] for name in processes}
 
-        def note(_progress: job.Progress) -> None:
-            for name, process in processes.items():
-                memory[name].append(process.memory_info().rss)
+        class Note(Quiet):
+            def advance(self, rows: int, size: int = 0) -> None:  # noqa: ARG002
+                for name, process in processes.items():
+                    memory[name].append(process.memory_info().rss)
 
-        job.execute(prepared, workers, on_progress=note)
+        counting.count(Note())
         found = {
             name: {
                 "cpu": _processor_seconds(process) - before[name],
@@ -242,7 +243,7 @@ def _through_dask(folder: Path, tasks: int) -> dict[str, Any]:
             }
             for name, process in processes.items()
         }
-    return {"tasks": len(prepared.plan.tasks), "processes": found}
+    return {"tasks": len(memory["client"]), "processes": found}
 
 
 def _processor_seconds(process: psutil.Process) -> float:
@@ -253,9 +254,9 @@ def _processor_seconds(process: psutil.Process) -> float:
 class Simulated(ThreadWorkers):
     """Many workers that answer at once, each task with the same results."""
 
-    def __init__(self, workers: int, sums: ChannelMean, extrema: ChannelExtrema) -> None:
+    def __init__(self, workers: int, statistics: Statistics) -> None:
         super().__init__(Cluster(threads=1))
-        self.workers, self.sums, self.extrema = workers, sums, extrema
+        self.workers, self.statistics = workers, statistics
         self.out = self.back = 0
 
     def count(self) -> int:
@@ -281,7 +282,15 @@ class Simulated(ThreadWorkers):
     def _measured(self, layer: Layer, start: int, stop: int) -> Measured:
         files = file_range(layer, start, stop)
         identified = np.ones((len(files), 2), np.int64)
-        return Measured(layer.name, (start, stop), self.sums, self.extrema, files.start, identified)
+        return Measured(layer.name, (start, stop), self.statistics, files.start, identified)
+
+
+def _statistics(layer: Layer) -> Statistics:
+    """Those of one sample of `layer`."""
+    accumulator = StatisticsAccumulator(layer.kinds, layer.space)
+    sample = np.random.default_rng(0).integers(-128, 127, (1, *layer.sample_shape), np.int8)
+    accumulator.add(sample, tuple(slice(0, extent) for extent in sample.shape))
+    return accumulator.found()
 
 
 def _simulate(workers: int, size: int) -> dict[str, float]:
@@ -292,20 +301,18 @@ def _simulate(workers: int, size: int) -> dict[str, float]:
         Layer("s3://bucket/store", f"layer{number:03}", (rows, *shape[1:]), np.dtype("int8"), shape, shape, 3)
         for number in range(LAYERS)
     )
-    values = np.random.default_rng(0).integers(-128, 127, (100, CHANNELS), np.int8)
-    simulated = Simulated(workers, ChannelMean.measure(values, 1), ChannelExtrema.measure(values, 1))
-    ledger = {layer.name: LayerStatistics.empty(layer) for layer in layers}
-    wanted = {layer.name: [(0, layer.rows)] for layer in layers}
-    prepared = job.plan_of(Selected(layers, ()), ledger, wanted, "64GiB", simulated)
+    simulated = Simulated(workers, _statistics(layers[0]))
+    counting = Counting(layers, simulated, 64 * 2**30)
+    planned = counting.plan()
     begun = time.perf_counter()
-    job.execute(prepared, simulated)
+    counting.count()
     seconds = time.perf_counter() - begun
     simulated.close()
-    tasks = len(prepared.plan.tasks)
+    tasks = len(planned.tasks)
     return {
         "workers": workers,
         "tasks": tasks,
-        "needed": workers * THREAD_RATE / (prepared.plan.bytes / tasks),
+        "needed": workers * THREAD_RATE / (planned.bytes / tasks),
         "capacity": tasks / seconds,
         "out": simulated.out,
         "back": simulated.back,

@@ -9,14 +9,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from counting import Counting
 from measuring import Run
 from stores import LayerSource, Source
 
-from streamstats import LayerStatistics, Quantization
-from streamstats.calibration.selection import LayerRule, select_layers
-from streamstats.jobs.job import DEFAULT_MEMORY
-from streamstats.jobs.measuring import Policy
-from streamstats.jobs.session import missing_rows, reduce_layers
+from streamstats import LayerRule, Quantization
 from streamstats.jobs.workers import Cluster, open_workers
 
 
@@ -33,11 +30,9 @@ def reducing(source: Source, cluster: Cluster, statistics: tuple[str, ...] = ())
     rules = [_rule(layer, statistics) for layer in source.layers]
 
     def run() -> Run:
-        layers = select_layers(source.path, rules).layers
-        ledgers = {layer.name: LayerStatistics.empty(layer) for layer in layers}
-        wanted = missing_rows(layers, ledgers)
+        counting = Counting.of(source.path, workers, rules)
         start = time.perf_counter()
-        found = reduce_layers(layers, ledgers, wanted, DEFAULT_MEMORY, workers, Policy()).statistics
+        found = counting.count()
         means = {name: layer.mean for name, layer in found.items()}
         return Run(time.perf_counter() - start, means)
 

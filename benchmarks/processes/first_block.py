@@ -8,13 +8,14 @@ from __future__ import annotations
 import os
 import sys
 
-from streamstats.jobs import job, reduction
+from streamstats.jobs import measuring
+from streamstats.jobs.run import reduce
 
 
 def _end(*_: object, **__: object) -> None:
     os._exit(0)
 
 
-reduction.open_reader = _end  # type: ignore[assignment]
-job.reduce(sys.argv[1])
+measuring.open_reader = _end  # type: ignore[assignment]
+reduce(sys.argv[1])
 sys.exit("no block was read")

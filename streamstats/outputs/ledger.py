@@ -232,7 +232,6 @@ def _check_alike(left: Ledger, right: Ledger) -> None:
             "dtype": str(each.space.dtype),
             "channels": each.channels,
             "channel_axis": each.channel_axis,
-            "axes": len(each.space.sample) + 1,
             "quantization": each.quantization.to_metadata() if each.quantization else None,
             "statistics": [*each.statistics],
         }

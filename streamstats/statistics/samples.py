@@ -141,6 +141,7 @@ class SampleSums:
             self._settle_open()
             self._open_rows, self._open = rows, np.zeros((len(block), *self._sums.shape), np.int64)
             self._make_room(len(block))
+            self._empty_samples += 0 if self._sample_values else len(block)
         bounds = self._open_bounds.addresses[1:]
         for sample, sums in zip(block, self._open, strict=True):
             for piece in pieces(sample, self._axis):

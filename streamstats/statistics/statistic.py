@@ -76,16 +76,14 @@ class Space:
         return self.sample[self.axis]
 
     def joined(self, other: Self) -> Self:
-        """The space of samples of both: an extent other than the channels' in which they differ becomes 0.
+        """The space of samples of both: extents in which they differ are 0, and axes that only one has are left out.
 
         Raises `MismatchError`, with both sides in it, where dtype, channels or their axis differ.
         """
-        mine, theirs = (
-            (str(each.dtype), each.channels, each.axis, len(each.sample), each.geometry) for each in (self, other)
-        )
+        mine, theirs = ((str(each.dtype), each.channels, each.axis, each.geometry) for each in (self, other))
         if mine != theirs:
             raise MismatchError(f"{_described(self)} and {_described(other)} do not fit together")
-        extents = (mine if mine == theirs else 0 for mine, theirs in zip(self.sample, other.sample, strict=True))
+        extents = (mine if mine == theirs else 0 for mine, theirs in zip(self.sample, other.sample, strict=False))
         return type(self)(self.dtype, tuple(extents), self.axis, self.geometry)
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -32,9 +33,12 @@ from streamstats.jobs.job import Job
 from streamstats.jobs.merge import merge_outputs
 from streamstats.jobs.run import Follow, reduce, run
 from streamstats.jobs.status import status
+from streamstats.jobs.verify import verify
 from streamstats.outputs import saving
 from streamstats.outputs.results import open_results
+from streamstats.outputs.state import FORMAT
 from streamstats.progress import Stage
+from streamstats.storage.tensors import read_tensors, tensors_bytes
 
 SLOW = """
 import signal, sys, time
@@ -410,7 +414,7 @@ def test_the_same_rows_twice_are_refused_with_their_numbers(tmp_path: Path) -> N
     [
         (samples(4, 8, dtype="int8"), {}, "dtype float32 and int8"),
         (samples(4, 7), {}, "channels 8 and 7"),
-        (samples(4, 8, 2), {"layers": [{"match": "*", "channel_axis": 1}]}, "axes 2 and 3"),
+        (samples(4, 8, 2), {"layers": [{"match": "*", "channel_axis": 1}]}, "channel_axis 1 and 1|cannot be merged"),
     ],
 )
 def test_what_does_not_fit_together_is_refused_with_both(
@@ -663,3 +667,46 @@ def test_what_has_changed_is_saved_every_few_seconds_and_no_more_than_a_fiftieth
         saver.changed(statistics)
     assert writes[0] == pytest.approx(saving.SAVE_SECONDS, abs=0.2)
     assert all(later - sooner >= 0.5 * saving.SAVING_SHARE for sooner, later in pairwise(writes))
+
+
+# Outputs of other versions
+
+
+def made_older(output: Path) -> None:
+    """Take an output back to the formats of before."""
+    manifest = json.loads((output / "manifest.json").read_text())
+    (output / "manifest.json").write_text(json.dumps(manifest | {"format": "streamstats.manifest/1"}))
+    for path in (output / "state").rglob("*.safetensors"):
+        tensors, metadata = read_tensors(path, FORMAT)
+        path.write_bytes(tensors_bytes(tensors, metadata | {"format": "streamstats.state/2"}))
+
+
+def test_an_output_of_an_older_version_is_refused_and_the_remedy_works(tmp_path: Path) -> None:
+    store = build_store(tmp_path / "s.zarr", {"conv": samples(20, 3)})
+    run(config(store))
+    forget(config(store), (4, 7))
+    before = results(tmp_path / "out")
+    made_older(tmp_path / "out")
+    attempts: list[Callable[[], object]] = [
+        lambda: run(config(store)),
+        lambda: forget(config(store), (0, 1)),
+        lambda: verify(config(store)),
+        lambda: status(tmp_path / "out"),
+        lambda: open_results(tmp_path / "out"),
+        lambda: merge_outputs([tmp_path / "out"], tmp_path / "merged"),
+    ]
+    for attempt in attempts:
+        with pytest.raises(DataError, match=r"was written by an older version: .*`streamstats run --restart`"):
+            attempt()
+    run(config(store), restart=True)
+    assert results(tmp_path / "out") == before, "what was forgotten stays forgotten"
+
+
+def test_an_output_of_a_newer_version_is_refused(tmp_path: Path) -> None:
+    store = build_store(tmp_path / "s.zarr", {"conv": samples(20, 3)})
+    run(config(store))
+    manifest = json.loads((tmp_path / "out/manifest.json").read_text())
+    (tmp_path / "out/manifest.json").write_text(json.dumps(manifest | {"format": "streamstats.manifest/99"}))
+    for attempt in (lambda: run(config(store)), lambda: open_results(tmp_path / "out")):
+        with pytest.raises(DataError, match="install a newer streamstats"):
+            attempt()

@@ -397,13 +397,13 @@ def test_metadata_under_the_key_of_the_digest_is_refused():
 @pytest.mark.parametrize("found", ["test/0", "other/1", "other/2", "", None])
 def test_tensors_of_another_format_are_a_data_error_that_names_both(tmp_path, found):
     write_bytes(tmp_path / "file", tensors_bytes({}, {} if found is None else {"format": found}))
-    with pytest.raises(DataError, match=f"format {found!r}, expected 'test/1'"):
+    with pytest.raises(DataError, match=f"format.* {found!r}.*'test/1'"):
         read_tensors(tmp_path / "file", "test/1")
 
 
 def test_tensors_of_a_newer_version_are_refused_with_what_to_do(tmp_path):
     write_bytes(tmp_path / "file", tensors_bytes({}, {"format": "test/10"}))
-    with pytest.raises(DataError, match="format 'test/10', but this version reads 'test/9'; install a newer one"):
+    with pytest.raises(DataError, match="format 'test/10', but this version reads 'test/9'; install a newer streamstats"):
         read_tensors(tmp_path / "file", "test/9")
 
 
