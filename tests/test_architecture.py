@@ -39,6 +39,8 @@ ORDER = (
 """A module imports from those before it, or from its own package."""
 FACES = ("", "__main__")
 FROM_THE_FACE = ("__version__",)
+CALIBRATION_LEVELS = ("calibration.encoding", "calibration.sources", "calibration", "calibration.reading")
+"""Inside calibration, a module imports from its own folder, and from those before it; the third is what is in none."""
 STATISTICS_LEVELS = (
     ("exact", "kernels", "pieces"),
     ("loops", "sample_kernels"),
@@ -185,6 +187,13 @@ def imports_against_the_order(module: Module, known: dict[str, Module]) -> Itera
             yield f"imports {name}, which comes after it"
         elif place == module.place == "statistics" and not level(name) < level(module.name):
             yield f"imports {name}, which does not come before it"
+        elif place == module.place == "calibration" and not folder_level(name) <= folder_level(module.name):
+            yield f"imports {name}, whose folder comes after it"
+
+
+def folder_level(name: str) -> int:
+    folder = ".".join(name.split(".")[:2])
+    return CALIBRATION_LEVELS.index(folder if folder in CALIBRATION_LEVELS else "calibration")
 
 
 def level(name: str) -> int:
@@ -267,6 +276,9 @@ PLANTED = {
     "through the face": ("outputs/ledger.py", "from .. import reduce"),
     "through the face, absolute": ("jobs/plan.py", "from streamstats import Recorder"),
     "the command line": ("jobs/job.py", "from ..cli.tables import number"),
+    "encoding that asks for sources": ("calibration/encoding/chunks.py", "from ..sources.choose import source_of"),
+    "sources that know layers": ("calibration/sources/local.py", "from ..layer import Layer"),
+    "layers that read": ("calibration/layer.py", "from .reading.reader import open_reader"),
     "statistics, upwards inside": ("statistics/exact.py", "from .mean import ChannelMean"),
     "statistics, sideways inside": ("statistics/extrema.py", "from .mean import ChannelMean"),
     "statistics with zarr": ("statistics/mean.py", "import zarr"),
