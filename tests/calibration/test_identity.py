@@ -1,4 +1,4 @@
-"""The files of a layer: numbered in C order of their grid, named as zarr names them, each with the rows that it holds."""
+"""The files of a layer: numbered in C order of their grid, named as zarr names them, each with its rows."""
 
 from __future__ import annotations
 
