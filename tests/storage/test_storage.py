@@ -403,7 +403,9 @@ def test_tensors_of_another_format_are_a_data_error_that_names_both(tmp_path, fo
 
 def test_tensors_of_a_newer_version_are_refused_with_what_to_do(tmp_path):
     write_bytes(tmp_path / "file", tensors_bytes({}, {"format": "test/10"}))
-    with pytest.raises(DataError, match="format 'test/10', but this version reads 'test/9'; install a newer streamstats"):
+    with pytest.raises(
+        DataError, match="'test/10', but this version reads 'test/9'; install a newer"
+    ):
         read_tensors(tmp_path / "file", "test/9")
 
 
