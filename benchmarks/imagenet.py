@@ -6,7 +6,7 @@ The images lie in a folder for each class, as ImageNet's do; the classes are the
 lines `FILE LABEL` of `--labels`. Some are drawn for calibration, others to be judged by; no image is both. The weights
 are fake-quantised to each of `--bits`, per tensor; `--quantizer` has onnxruntime quantise weights and activations to 8
 bits instead. What comes out: top-1 accuracy of the float model, the quantised one, and the corrected ones, in one pass
-and layer after layer; a report of each stays in `--folder`. With `--trial` the network and the images of
+and layer by layer; a report of each stays in `--folder`. With `--trial` the network and the images of
 `streamstats demo` are used: is everything there?
 """
 

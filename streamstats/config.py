@@ -1,7 +1,7 @@
-"""The configuration of a job: YAML in, checked models out. The only code that reads configuration.
+"""The configuration of a job: YAML in, checked models out. No other code reads configuration.
 
-Unknown keys, wrong types and impossible values are refused with the path of the key, what was found and what was
-expected.
+Unknown keys, wrong types and impossible values are refused; the error names the path of the key, what was found and
+what was expected.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ NO_NUL = r"^[^\x00]*$"
 
 
 def parse_rows(text: str) -> tuple[int, int]:
-    """The first row and the one after the last, from "0:1000". Raises `UsageError`.
+    """(start, stop) from text such as "0:1000". Raises `UsageError`.
 
     >>> parse_rows("64:128")
     (64, 128)
@@ -53,7 +53,7 @@ def parse_rows(text: str) -> tuple[int, int]:
         raise UsageError(f"rows are {text!r}; expected START:STOP, as in 64:128")
     start, stop = map(int, text.split(":"))
     if start >= stop:
-        raise UsageError(f"rows are {text!r}; expected a START that is less than STOP")
+        raise UsageError(f"rows are {text!r}; expected a START less than STOP")
     return start, stop
 
 
@@ -69,7 +69,7 @@ def _checked_rows(rows: object) -> object:
 
 
 class Settings(BaseModel):
-    """Keys that are checked strictly: none unknown, no type converted."""
+    """Keys that are checked strictly: unknown keys are refused, types are never converted."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -105,17 +105,17 @@ class QuantizationConfig(Settings):
 
 
 class LayerConfig(Settings):
-    """What the job says of the layers whose name matches; what it leaves out, the store's attributes say."""
+    """How the job describes layers whose name matches; keys left out come from the store's attributes."""
 
     match: Annotated[str, Field(description="A glob on the layer's name; `*` also crosses `/`. The first match wins.")]
-    channel_axis: Annotated[int | None, Field(description="The axis of the channels; default the last.")] = None
+    channel_axis: Annotated[int | None, Field(description="The axis of the channels; default: the last.")] = None
     quantization: Annotated[QuantizationConfig | None, Field(description="For integer codes.")] = None
     statistics: Annotated[
-        list[StatisticName] | None, Field(description="As `statistics` of the job, for these layers.")
+        list[StatisticName] | None, Field(description="As `statistics` of the job, but for these layers only.")
     ] = None
 
     def rule(self, statistics: Sequence[str]) -> LayerRule:
-        """The rule for choosing and describing layers, which count `statistics` unless this entry says otherwise.
+        """The rule that chooses and describes these layers; they count `statistics` unless the entry has its own.
 
         Raises `UsageError` for an impossible quantisation.
         """
@@ -131,71 +131,73 @@ def _checked_workers(value: object) -> object:
 
 
 class ClusterConfig(Settings):
-    """Where the work is done."""
+    """Which workers do the work."""
 
     workers: Annotated[
         Literal["local"] | int,
         PlainValidator(_checked_workers, json_schema_input_type=Literal["local"] | int),
-        Field(description="local: threads of this process; or how many processes of this machine."),
+        Field(description="local: threads of this process; a number: so many processes on this machine."),
     ] = "local"
     scheduler: Annotated[
         str | None,
-        Field(min_length=1, pattern=NO_NUL, description="The address of a dask scheduler, whose workers do the work."),
+        Field(min_length=1, pattern=NO_NUL, description="The address of a dask scheduler whose workers do the work."),
     ] = None
     threads: Annotated[
-        int | None, Field(ge=1, description="Per process; default one per core, divided among the processes.")
+        int | None, Field(ge=1, description="Threads per process; default: one per core, divided among processes.")
     ] = None
     task_timeout: Annotated[
-        float, Field(gt=0, description="Seconds after which a task is given to another worker, too.")
+        float, Field(gt=0, description="Seconds after which a task is also submitted to another worker.")
     ] = 600
-    worker_timeout: Annotated[float, Field(gt=0, description="Seconds to wait while there is no worker.")] = 300
+    worker_timeout: Annotated[float, Field(gt=0, description="Seconds to wait for a worker while there is none.")] = 300
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.scheduler is not None and (self.workers != "local" or self.threads is not None):
-            raise ValueError("`scheduler` has workers of its own; leave `workers` and `threads` out")
+            raise ValueError("`scheduler` has workers of its own; leave out `workers` and `threads`")
         return self
 
     def chosen(self) -> Cluster:
-        """The workers, with as many threads as there are cores unless it is said."""
+        """The workers; `threads` defaults to the number of cores, divided among the processes."""
         workers = None if self.workers == "local" else self.workers
         threads = self.threads or max(1, available_cores() // (workers or 1))
         return Cluster(workers, self.scheduler, threads, self.task_timeout, self.worker_timeout)
 
 
 class ReductionConfig(Settings):
-    """What a job counts of a calibration store."""
+    """What a job counts in a calibration store."""
 
     source: Annotated[
         str, Field(min_length=1, pattern=NO_NUL, description="The zarr group: a folder, a .zip or a URL.")
     ]
-    layers: Annotated[list[LayerConfig], Field(description="Which arrays, and what they are; default all.")] = []
+    layers: Annotated[
+        list[LayerConfig], Field(description="Which arrays are layers, and how to read them; default: all.")
+    ] = []
     memory: Annotated[
         int,
         BeforeValidator(parse_bytes, json_schema_input_type=str | int),
-        Field(gt=0, description="The most memory, as in 2GiB."),
+        Field(gt=0, description="The memory limit of each process, as in 2GiB."),
     ] = DEFAULT_MEMORY
     nonfinite: Annotated[
-        Literal["error", "skip"], Field(description="NaN and infinities: refuse, or leave out and say so.")
+        Literal["error", "skip"], Field(description="NaN and infinities: refuse them, or skip and report them.")
     ] = "error"
     missing: Annotated[
         Literal["error", "report", "fill"],
         Field(
-            description="Chunks that are missing or damaged: refuse; leave their rows out and end with status 3; or "
-            "count the fill value."
+            description="Chunks that are missing or damaged: refuse them; skip their rows and exit with status 3; or "
+            "count the fill value in their place."
         ),
     ] = "error"
     statistics: Annotated[
         list[StatisticName],
         Field(
-            description=f"What is counted beside {' and '.join(ALWAYS)}. "
+            description=f"What to count in addition to {' and '.join(ALWAYS)}. "
             + " ".join(f"{name}: {sentence}" for name, sentence in optional().items())
         ),
     ] = []
     rows: Annotated[
         str | None,
         BeforeValidator(_checked_rows),
-        Field(description="Count only these rows, as in 0:1000; default all."),
+        Field(description="Count only these rows, as in 0:1000; default: all."),
     ] = None
 
     @property
@@ -204,7 +206,7 @@ class ReductionConfig(Settings):
         return None if self.rows is None else parse_rows(self.rows)
 
     def rules(self) -> list[LayerRule]:
-        """The rules of `layers`, in order; none where the store alone says what the layers are.
+        """The rules of `layers`, in order; empty if the store alone describes its layers.
 
         Raises `UsageError` naming the entry with an impossible quantisation.
         """
@@ -220,15 +222,15 @@ class ReductionConfig(Settings):
 
 
 class JobConfig(ReductionConfig):
-    """A job: the statistics of the layers of a calibration store, where they go, and where the work is done."""
+    """A job: which statistics of a calibration store to count, where to write them, and which workers do the work."""
 
     output: Annotated[
         str, Field(min_length=1, pattern=NO_NUL, description="The folder for state, correctors and manifest.")
     ]
-    cluster: Annotated[ClusterConfig, Field(description="Where the work is done.")] = ClusterConfig()
+    cluster: Annotated[ClusterConfig, Field(description="Which workers do the work.")] = ClusterConfig()
 
     def job(self) -> Job:
-        """The job that it describes. Raises `UsageError` naming the entry with an impossible quantisation."""
+        """The job. Raises `UsageError` naming the entry with an impossible quantisation."""
         return Job(
             source=self.source,
             output=self.output,
@@ -242,9 +244,10 @@ class JobConfig(ReductionConfig):
 
 
 def service_address(url: str | None, token_file: str | None) -> tuple[str, str]:
-    """(the URL of a service, the token for it), from the arguments or the environment.
+    """(the URL of a service, its token), from the arguments or the environment.
 
-    STREAMSTATS_URL, STREAMSTATS_TOKEN_FILE and STREAMSTATS_TOKEN stand for what is not given. Raises `UsageError`.
+    Arguments that are None default to STREAMSTATS_URL, and to STREAMSTATS_TOKEN_FILE or STREAMSTATS_TOKEN.
+    Raises `UsageError`.
     """
     url = url or os.environ.get("STREAMSTATS_URL") or SERVICE_URL
     path = token_file or os.environ.get("STREAMSTATS_TOKEN_FILE")
@@ -255,16 +258,16 @@ def service_address(url: str | None, token_file: str | None) -> tuple[str, str]:
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"cannot read the token in {path}: {error}") from error
     if not token.strip():
-        raise UsageError("there is no token; give --token-file, STREAMSTATS_TOKEN_FILE or STREAMSTATS_TOKEN")
+        raise UsageError("there is no token; set --token-file, STREAMSTATS_TOKEN_FILE or STREAMSTATS_TOKEN")
     if not re.fullmatch(r"[!-~]+", token.strip()):
-        raise UsageError("the token has characters that none has; expected what `serve` wrote to its file")
+        raise UsageError("the token has invalid characters; expected the token that `serve` wrote to its file")
     return url, token.strip()
 
 
 def load_config(path: str | Path) -> JobConfig:
     """Read the YAML file at `path`. Raises `UsageError` naming the file, the key, what was found and expected.
 
-    A relative `source` or `output` counts from the folder that the command is called in.
+    A relative `source` or `output` is relative to the working directory.
     """
     document = load_yaml(Path(path))
     if not isinstance(document, dict):
@@ -281,7 +284,10 @@ def load_config(path: str | Path) -> JobConfig:
 
 
 def load_yaml(path: Path) -> Any:
-    """What the YAML file at `path` says. Raises `UsageError`, also for what is too long, nested or repeated."""
+    """The content of the YAML file at `path`.
+
+    Raises `UsageError` for a file that cannot be read, is too long or too deeply nested, or repeats a key.
+    """
     try:
         with path.open("rb") as file:
             text = file.read(LONGEST_CONFIG + 1)
@@ -293,12 +299,12 @@ def load_yaml(path: Path) -> Any:
         return yaml.load(text, Loader=_PlainLoader)
     except RecursionError as error:
         raise UsageError(f"{path} is nested too deeply; expected a few levels") from error
-    except Exception as error:  # the constructors of YAML's own types let any error through: dates, numbers, tags
-        raise UsageError(f"{path} is not YAML that can be read: {_one_line(error)}") from error
+    except Exception as error:  # YAML's constructors of dates, numbers and tags let any error through
+        raise UsageError(f"{path} is not valid YAML: {_one_line(error)}") from error
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """YAML without aliases (a few lines of them can expand to gigabytes) and repeated keys; 1e-3 is a number."""
+    """Reads YAML; refuses repeated keys and aliases, a few lines of which can expand to gigabytes; 1e-3 is a number."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
@@ -312,17 +318,17 @@ class _PlainLoader(yaml.SafeLoader):
             if not isinstance(key, Hashable):
                 raise yaml.YAMLError(f"a key is a {type(key).__name__}, expected text:{key_node.start_mark}")
             if key in seen:
-                raise yaml.YAMLError(f"the key {key!r} stands twice:{key_node.start_mark}")
+                raise yaml.YAMLError(f"the key {key!r} is repeated:{key_node.start_mark}")
             seen.add(key)
         return super().construct_mapping(node, deep)
 
 
-_PlainLoader.add_implicit_resolver(  # YAML 1.1, which PyYAML reads, takes 1e-3 for text
+_PlainLoader.add_implicit_resolver(  # YAML 1.1, which PyYAML implements, reads 1e-3 as text
     "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
 )
 
 
-for _digit in "0123456789":  # YAML 1.1 takes 1:30 for ninety
+for _digit in "0123456789":  # YAML 1.1 reads 1:30 as ninety
     _PlainLoader.yaml_implicit_resolvers[_digit] = [
         ("tag:yaml.org,2002:str", re.compile(r"[0-9]+:[0-9]+$")),
         *_PlainLoader.yaml_implicit_resolvers.get(_digit, []),
@@ -330,7 +336,7 @@ for _digit in "0123456789":  # YAML 1.1 takes 1:30 for ninety
 
 
 def explain(problems: Sequence[Any], model: type[BaseModel], most: int = 5) -> str:
-    """What is wrong with values for `model`, key by key, in one line; `problems` are pydantic's."""
+    """One line that says what is wrong with each key of `model`; `problems` are pydantic's."""
     more = f"; and {len(problems) - most} more" if len(problems) > most else ""
     return "; ".join(_explain(problem, model) for problem in problems[:most]) + more
 
@@ -355,8 +361,8 @@ def _explain(problem: Any, model: type[BaseModel]) -> str:
 def _shown(value: object) -> str:
     try:
         text = repr(value)
-    except ValueError:  # Python does not print integers of thousands of digits
-        return f"a {type(value).__name__} that is too long to show"
+    except ValueError:  # Python refuses to print integers of thousands of digits
+        return f"{type(value).__name__}, too long to show"
     return _clipped(text)
 
 
@@ -369,7 +375,7 @@ def _one_line(error: Exception) -> str:
 
 
 def _keys_beside(location: Sequence[int | str], model: type[BaseModel]) -> list[str]:
-    """The keys that there are where `location` leads, from `model` on."""
+    """The keys of the model to which `location` leads, starting at `model`."""
     for part in location[:-1]:
         if isinstance(part, str) and part in model.model_fields:
             model = _model_in(model.model_fields[part].annotation) or model
@@ -377,7 +383,7 @@ def _keys_beside(location: Sequence[int | str], model: type[BaseModel]) -> list[
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:
-    """The model that an annotation such as `list[LayerConfig] | None` is about."""
+    """The model inside an annotation such as `list[LayerConfig] | None`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return next(filter(None, map(_model_in, get_args(annotation))), None)

@@ -1,4 +1,4 @@
-"""Coverage: a set of rows, as ranges in order and apart. What is counted, excluded or missing is one of these.
+"""Coverage: a set of rows, held as sorted, disjoint ranges. It says which rows are counted, excluded or missing.
 
 It behaves as a set of row numbers: `|`, `&`, `-` and `len` do what they do for sets, and equal sets are equal values.
 """
@@ -17,7 +17,7 @@ Rows = tuple[int, int]
 
 @dataclass(frozen=True)
 class Coverage:
-    """Rows as `ranges`, ((start, stop), …), none of them empty, in order, and neighbours joined.
+    """Rows as `ranges`, ((start, stop), …): sorted, none of them empty, adjacent ones joined.
 
     >>> counted = Coverage.of([(4, 6), (0, 2), (5, 9)])
     >>> counted.ranges, len(counted), str(counted)
@@ -32,7 +32,10 @@ class Coverage:
 
     @classmethod
     def of(cls, ranges: Iterable[Rows]) -> Self:
-        """The rows in any of `ranges`, in any order; they may overlap. Raises `MismatchError` for what is no range."""
+        """The rows in any of `ranges`, which may overlap and come in any order.
+
+        Raises `MismatchError` unless 0 ≤ start ≤ stop in each.
+        """
         joined: list[Rows] = []
         for start, stop in sorted(ranges):
             if not 0 <= start <= stop:
@@ -68,11 +71,11 @@ class Coverage:
         return type(self)(tuple(common))
 
     def __sub__(self, other: Self) -> Self:
-        """The rows in this one and not in `other`."""
+        """The rows in this set that are not in `other`."""
         return self & other._gaps(self.stop)
 
     def _gaps(self, stop: int) -> Self:
-        """Those of the first `stop` rows that are not in it."""
+        """Those of the first `stop` rows that are not in this set."""
         gaps: list[Rows] = []
         reached = 0
         for start, end in (*self.ranges, (stop, stop)):
@@ -83,18 +86,18 @@ class Coverage:
 
     @property
     def stop(self) -> int:
-        """The row after the last, 0 where there is none."""
+        """The row after the last; 0 for the empty set."""
         return self.ranges[-1][1] if self.ranges else 0
 
     def __len__(self) -> int:
-        """How many rows there are."""
+        """The number of rows."""
         return sum(stop - start for start, stop in self.ranges)
 
     def __str__(self) -> str:
         return ", ".join(f"{start}:{stop}" for start, stop in self.ranges)
 
     def document(self) -> list[list[int]]:
-        """The ranges, JSON-ready."""
+        """The ranges as JSON-ready lists."""
         return [list(rows) for rows in self.ranges]
 
 

@@ -1,7 +1,7 @@
 """What can go wrong, grouped by what the caller can do about it.
 
-Every error says what was found, what was expected and what to do. The class decides the exit status of the
-command line, so a batch system can tell a job to be corrected (2) from data to be repaired (4).
+Every error says what was found, what was expected and what to do. Its class decides the exit status of the
+command line, so a batch system can tell a job that needs correcting (2) from data that needs repairing (4).
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ DONE, FAILURE, USAGE, INCOMPLETE, CORRUPT, INTERRUPTED = 0, 1, 2, 3, 4, 130
 """The exit statuses of the command line. INCOMPLETE: rows are missing, or a threshold was not met."""
 
 DISTRIBUTION = "streamstats-calibration"
-"""The name to install by; the package is imported as `streamstats`."""
+"""The name on the package index; the import name is `streamstats`."""
 
 
 class StreamstatsError(Exception):
-    """The root: a failure that trying again, on a healthy machine, may cure."""
+    """The root of all errors: a failure that a retry on a healthy machine may cure."""
 
     exit_status = FAILURE
 
@@ -29,7 +29,7 @@ class UsageError(StreamstatsError, ValueError):
 
 
 class MismatchError(UsageError):
-    """Two things that should fit together do not: shapes, dtypes, channels, layouts."""
+    """Shapes, dtypes, channels or layouts that should match do not."""
 
 
 class MissingDependencyError(UsageError):
@@ -37,29 +37,29 @@ class MissingDependencyError(UsageError):
 
 
 class DataError(StreamstatsError):
-    """The data is missing, damaged or not what it says: repair it, or choose a policy that leaves it out."""
+    """The data is missing, damaged or not what it claims to be: repair it, or choose a policy that skips it."""
 
     exit_status = CORRUPT
 
 
 class LostError(DataError):
-    """A chunk is not there: lost, or never written because it would hold nothing but the fill value."""
+    """A chunk is missing: it was lost, or never written because it would hold only the fill value."""
 
 
 class NonFiniteError(DataError):
-    """The data holds NaN or infinities and the policy is to refuse them."""
+    """The data holds NaN or infinities, and the policy refuses them."""
 
 
 class ClusterError(StreamstatsError):
-    """Workers or their scheduler cannot be reached, do not fit, or are gone; what was counted is saved."""
+    """Workers or their scheduler are unreachable, unfit or lost; what was counted is saved."""
 
 
 class ChangedError(DataError):
-    """Data was replaced while it was read."""
+    """Data was replaced while it was being read."""
 
 
 class StoreError(StreamstatsError):
-    """The store of the data does not answer, or refuses; what was counted is saved."""
+    """The store does not respond, or refuses the request; what was counted is saved."""
 
 
 class ServiceError(StreamstatsError):
@@ -67,27 +67,27 @@ class ServiceError(StreamstatsError):
 
 
 class OutputError(StreamstatsError):
-    """A result could not be written; the file that was there before is untouched."""
+    """A result could not be written; the previous file is untouched."""
 
 
 def require(module: str, extra: str) -> ModuleType:
-    """Import the optional `module`, which the extra `extra` installs. Raises `MissingDependencyError`."""
+    """Import the optional `module`, which `extra` installs. Raises `MissingDependencyError`."""
     try:
         return import_module(module)
     except ImportError as error:
         raise MissingDependencyError(
-            f"{module} cannot be imported ({error}); install the extra that has it: "
+            f"{module} cannot be imported ({error}); install the extra that provides it: "
             f"pip install '{DISTRIBUTION}[{extra}]', or from a clone pip install '.[{extra}]'"
         ) from error
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what `error` says, or its class where it says nothing."""
+    """The first line of the message of `error`, or its class if the message is empty."""
     return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 def counted(number: int, what: str, plural: str = "") -> str:
-    """`number` of `what`, for a message; `plural` where that is not `what` and an s.
+    """`number` and `what`, for a message; `plural` is needed only where it is not `what` plus an s.
 
     >>> counted(1, "row"), counted(2000, "row"), counted(2, "entry", "entries")
     ('1 row', '2,000 rows', '2 entries')

@@ -1,8 +1,8 @@
-"""Signals that wait.
+"""Deferred signals.
 
-Python runs a signal's handler between any two steps of the main thread, and what the handler raises there can leave a
-lock of the standard library taken for ever, or end in a callback that ignores it. So the main thread does its work
-with other threads inside `Deferred`, and lets the handlers run where it holds nothing.
+Python may run a signal's handler between any two bytecodes of the main thread. An exception that the handler raises
+there can leave a lock of the standard library held for ever, or vanish in a callback that ignores it. So the main
+thread works with other threads inside `Deferred`, and lets the handlers run only where it holds no lock.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _THREAD = threading.local()
 
 
 class Deferred:
-    """Inside, the handlers of SIGNALS wait until `deliver`, or until the end; `wake` is called at once.
+    """A context manager that defers the handlers of SIGNALS until `deliver` or the exit; `wake` is called at once.
 
-    A context manager. Signals without a handler in Python do what they always do; in other threads than the main one,
-    which get no signals, nothing is changed.
+    Signals without a Python handler keep their usual effect. In threads other than the main one, which receive no
+    signals, it changes nothing.
     """
 
     def __init__(self, wake: Callable[[], object] = lambda: None) -> None:
@@ -49,7 +49,7 @@ class Deferred:
         self.deliver()
 
     def deliver(self) -> None:
-        """Run the handlers of the signals that came, which may raise."""
+        """Run the handlers of the signals that have arrived; they may raise."""
         while self._waiting:
             number = self._waiting.pop(0)
             self._handlers[number](number, None)
@@ -60,12 +60,12 @@ class Deferred:
 
 
 def stop_with(event: threading.Event) -> None:
-    """The work of this thread is to end once `event` is set."""
+    """Make `check_wanted` end the work of this thread once `event` is set."""
     _THREAD.stop = event
 
 
 def check_wanted() -> None:
-    """End the work of this thread, by an error that nobody waits for, if it was told to stop."""
+    """Raise `CancelledError`, for which no caller waits, if the event that stops this thread is set."""
     stop: threading.Event | None = getattr(_THREAD, "stop", None)
     if stop is not None and stop.is_set():
         raise CancelledError

@@ -1,7 +1,7 @@
-"""Layouts of weights, by name, and the geometry of a kernel: which positions of an input each of its taps sees.
+"""Named layouts of weights, and the geometry of a kernel: which positions of an input each of its taps sees.
 
-Every layout becomes (in/groups, groups, out/groups), output channels group-major, once the taps are summed or taken one
-by one. Needs numpy alone.
+Once the taps are summed or taken one by one, every layout becomes (in/groups, groups, out/groups), with output channels
+group-major. Needs only numpy.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ def tap_sums(
 
 
 def input_channels(shape: tuple[int, ...], layout: str) -> int:
-    """The input channels per group of weights of `shape` in a named `layout`; of all groups if it has the axis C."""
+    """The input channels per group for weights of `shape` in `layout`; those of all groups if it has the axis C."""
     check_layout(shape, layout)
     return shape[layout.index("C" if "C" in layout else "I")]
 
 
 def check_layout(shape: tuple[int, ...], layout: str) -> None:
-    """Raise `UsageError` for an unknown layout, `MismatchError` for a shape that does not fit the layout."""
+    """Raise `UsageError` for an unknown `layout`, `MismatchError` for a `shape` that does not fit it."""
     if layout not in BY_GROUP:
-        raise UsageError(f"layout {layout!r} is not known; expected one of {', '.join(BY_GROUP)}")
+        raise UsageError(f"layout {layout!r} is unknown; expected one of {', '.join(BY_GROUP)}")
     if layout == "native" and len(shape) < 3:
         raise MismatchError(
             f"weights have the shape {shape}; layout 'native' expects (*spatial, in/groups, groups, out/groups)"
@@ -58,7 +58,7 @@ def spatial_axes(layout: str, ndim: int) -> tuple[int, ...]:
 
 
 def _outputs_per_tap(layout: str, spatial: int, geometry: Geometry) -> int:
-    """A tap reaches one in so many output positions: product(strides) in a transposed convolution, else 1."""
+    """n, where a tap reaches one in n output positions: product(strides) in a transposed convolution, else 1."""
     axes = geometry.axes(spatial)
     return math.prod(int(stride) for stride, *_ in axes) if layout in TRANSPOSED else 1
 
@@ -73,7 +73,7 @@ def _native_by_group(channels: Float64Array, groups: int | None) -> Float64Array
 
 
 def _depthwise_by_group(channels: Float64Array, groups: int | None) -> Float64Array:
-    """(groups, out/groups): every channel is a group of its own → (1, groups, out/groups)."""
+    """(groups, out/groups), one input channel per group → (1, groups, out/groups)."""
     _check_groups_found(groups, channels.shape[0])
     return channels[np.newaxis]
 
@@ -99,7 +99,7 @@ def _transposed_by_group(channels: Float64Array, groups: int | None) -> Float64A
 
 def _check_groups_found(groups: int | None, found: int) -> None:
     if groups not in (None, found):
-        raise MismatchError(f"groups is {groups}, but the shape of the weights says {found}; expected the same or None")
+        raise MismatchError(f"groups is {groups}, but the weights have {found} groups; expected {found} or None")
 
 
 def _group_count(groups: int | None, channels: int, side: str) -> int:
@@ -126,10 +126,10 @@ BY_GROUP: Mapping[str, Callable[[Float64Array, int | None], Float64Array]] = {
 
 @dataclass(frozen=True)
 class Geometry:
-    """How the taps of a convolution move over its input: one number per spatial axis; empty for all ones (or zeros).
+    """How the taps of a convolution move over its input, one number per spatial axis; empty for the defaults.
 
-    `pads` are the zeros before each axis, then those after each axis, as in ONNX. `output_padding` is what a transposed
-    convolution adds at the ends.
+    Strides and dilations default to 1, `pads` and `output_padding` to 0. `pads` are the zeros before each axis, then
+    those after each axis, as in ONNX. `output_padding` is what a transposed convolution adds at the end of each axis.
     """
 
     strides: tuple[int, ...] = ()
@@ -140,21 +140,21 @@ class Geometry:
     def axes(self, spatial: int) -> list[tuple[int, int, int, int, int]]:
         """(stride, pad before, pad after, dilation, output padding) of each axis.
 
-        Raises `MismatchError` unless there is one number per spatial axis, strides and dilations being positive.
+        Raises `MismatchError` unless there is one number per spatial axis and strides and dilations are positive.
         """
         strides, dilations = self.strides or (1,) * spatial, self.dilations or (1,) * spatial
         pads, ends = self.pads or (0,) * 2 * spatial, self.output_padding or (0,) * spatial
         if not len(strides) == len(dilations) == len(ends) == spatial or len(pads) != 2 * spatial:
-            raise MismatchError(f"{self} does not fit {spatial} spatial axes; expected one number for each")
+            raise MismatchError(f"{self} does not fit {spatial} spatial axes; expected one number per axis")
         if not all(map(_is_positive_integer, (*strides, *dilations))):
-            raise MismatchError(f"{self} does not fit a convolution; expected positive integers as strides, dilations")
+            raise MismatchError(f"{self} does not fit a convolution; expected positive integer strides and dilations")
         return list(zip(strides, pads[:spatial], pads[spatial:], dilations, ends, strict=True))
 
 
 def tap_means(
     position_mean: Float64Array, kernel: Sequence[int], geometry: Geometry, *, transposed: bool = False
 ) -> Float64Array:
-    """The mean of what each tap of a `kernel` sees over all outputs, padded zeros included: float64[C, *kernel].
+    """The mean of what each tap of a `kernel` sees over all outputs, including padded zeros: float64[C, *kernel].
 
     `position_mean` is float64[C, *space]. Raises `MismatchError` for a kernel that does not fit into the input.
 
@@ -164,7 +164,7 @@ def tap_means(
     means = position_mean
     for axis, (taps, numbers) in enumerate(zip(kernel, geometry.axes(len(kernel)), strict=True), start=1):
         seen, outputs = _seen(position_mean.shape[axis], taps, *numbers, transposed=transposed)
-        # Position by position: the rounding of a matrix product would depend on the processor.
+        # Add position by position: the rounding of a matrix product would depend on the processor.
         sums = np.zeros((taps, *np.delete(means.shape, axis)))
         for position, mean in enumerate(np.moveaxis(means, axis, 0)):
             sums[seen[:, position]] += mean
@@ -175,7 +175,7 @@ def tap_means(
 def _seen(
     extent: int, taps: int, stride: int, before: int, after: int, dilation: int, more: int, *, transposed: bool
 ) -> tuple[npt.NDArray[np.bool_], int]:
-    """Along one axis: (bool[taps, extent], whether a tap sees a position in some output; the number of outputs)."""
+    """Along one axis: (bool[taps, extent], true where a tap sees a position for some output; the output extent)."""
     reach = dilation * (taps - 1)
     if transposed:
         outputs = (extent - 1) * stride - before - after + reach + more + 1
@@ -184,7 +184,7 @@ def _seen(
     if outputs < 1:
         raise MismatchError(
             f"a kernel of {taps} taps with dilation {dilation} does not fit into {extent} positions padded by {before} "
-            f"and {after}; expected the geometry of the layer that was recorded"
+            f"and {after}; expected the geometry of the recorded layer"
         )
     seen = np.zeros((taps, extent), dtype=bool)
     for tap in range(taps):

@@ -1,7 +1,7 @@
-"""Progress: how long work tells a person, or another program, how far it is.
+"""Progress: how long-running work reports what it is doing and how far it has come.
 
-Everything that takes long (reducing, recording, correcting, judging) is given one `Progress` and tells it of stages, of
-rows that are done, and of what a person should know. It may do with that what it wants, and never changes a result.
+All long-running work (reducing, recording, correcting, judging) takes one `Progress`, and reports stages, finished rows
+and messages to it. What a `Progress` does with these reports never changes a result.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Protocol
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage of long work: `what` it is, and how many `rows` (samples) of how many decoded bytes (`size`) it covers.
+    """A stage of long-running work: `what` it does, its `rows` (samples), and their `size` in decoded bytes.
 
-    `before` counts rows that were done earlier and belong to the whole; `size` is 0 where it is not known. `layers`
-    and `workers` (as in `4 threads`) say what is worked on and by whom, where that is of interest.
+    `size` is 0 if unknown. `before` counts rows of the same job that were finished earlier. `layers`, if given, is the
+    number of layers, and `workers` describes who does the work, as in `4 threads`.
     """
 
     what: str
@@ -27,26 +27,26 @@ class Stage:
 
 
 class Progress(Protocol):
-    """What long work reports to, always from the thread that started it."""
+    """Receives the reports of long-running work, always from the thread that started it."""
 
     def begin(self, stage: Stage) -> None:
-        """A stage begins, and the one before it has ended."""
+        """`stage` begins; the previous one has ended."""
 
     def advance(self, rows: int, size: int = 0) -> None:
-        """`rows` more rows of the stage, `size` bytes decoded, are done."""
+        """`rows` more rows of the stage are finished, `size` decoded bytes."""
 
     def workers(self, count: int, repeats: int) -> None:
-        """There are `count` worker processes now, and `repeats` tasks have been repeated so far."""
+        """There are `count` worker processes now; `repeats` tasks have been repeated so far."""
 
     def say(self, message: str) -> None:
-        """Something that a person should know: one sentence, without a full stop."""
+        """A message for the user: one sentence, without a full stop."""
 
     def saved(self, seconds: float) -> None:
-        """What has been counted so far was saved, which took `seconds`."""
+        """What has been counted so far is saved; saving took `seconds`."""
 
 
 class Quiet:
-    """A `Progress` that ignores everything; subclasses override what they want to be told."""
+    """A `Progress` that ignores every report; subclasses override the reports they use."""
 
     def begin(self, stage: Stage) -> None:
         """As `Progress.begin`."""

@@ -1,7 +1,7 @@
 """Quantization: the affine map between integer codes and reals, `real = (code − zero_point) · step`.
 
 A step is the real value of one code. Some compilers call its reciprocal "scale"; `Quantization.from_scale`
-takes either and must be told which. Fake-quantising rounds real numbers to the nearest value that has a code.
+takes either, and its argument `scale_is` says which. Fake-quantising rounds reals to the nearest value with a code.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from .errors import MismatchError, UsageError
 Float64Array = npt.NDArray[np.float64]
 SCALE_CONVENTIONS = ("step", "reciprocal")
 LARGEST_ZERO_POINT = 2**53  # beyond it, float64 arithmetic on codes is not exact
-WIDEST_CODE = 4  # bytes; wider codes are not all float64 values
+WIDEST_CODE = 4  # bytes; float64 cannot represent every wider code
 
 
 @dataclass(frozen=True, eq=False)
 class Quantization:
-    """`step` (float64, scalar or [C], real units a code) and `zero_point` (int64, scalar or [C], in codes).
+    """`step` (float64, scalar or [C], real units per code) and `zero_point` (int64, scalar or [C], in codes).
 
-    A scalar holds for the whole tensor, a vector for each channel of the channel axis. Both are read-only.
+    A scalar applies to the whole tensor, a vector has one value per channel. Both are read-only.
 
     Raises `UsageError` for a step that is zero, negative or not finite, and for a zero point that is not an
     integer or is beyond ±2^53; `MismatchError` for different numbers of steps and zero points.
@@ -41,8 +41,8 @@ class Quantization:
         object.__setattr__(self, "zero_point", _checked_zero_point(zero_point))
         if self.step.ndim and self.zero_point.ndim and self.step.shape != self.zero_point.shape:
             raise MismatchError(
-                f"{self.step.size} steps and {self.zero_point.size} zero points; expected as many of each, "
-                "or a single one"
+                f"there are {self.step.size} steps and {self.zero_point.size} zero points; expected the same number "
+                "of each, or a single one"
             )
 
     @classmethod
@@ -63,7 +63,7 @@ class Quantization:
 
     @classmethod
     def from_metadata(cls, stored: object) -> Quantization | None:
-        """What `to_metadata` gave, or None of None. Raises `UsageError` for anything else, and as the class does."""
+        """The inverse of `to_metadata`; None for None. Raises `UsageError` for anything else, and as the class does."""
         if stored is None:
             return None
         if not isinstance(stored, Mapping) or not {"step", "zero_point"} <= stored.keys():
@@ -72,17 +72,17 @@ class Quantization:
 
     @property
     def channels(self) -> int | None:
-        """The number of channels it is made for, or None when one map holds for all."""
+        """The number of channels, or None if one map applies to all."""
         sizes = [array.size for array in (self.step, self.zero_point) if array.ndim]
         return sizes[0] if sizes else None
 
     def check_channels(self, channels: int) -> None:
-        """Raise `MismatchError` unless the map is per tensor or for exactly `channels` channels."""
+        """Raise `MismatchError` unless the map is per tensor or has exactly `channels` channels."""
         if self.channels not in (None, channels):
             raise MismatchError(f"the quantisation has {self.channels} channels, the layer has {channels}")
 
     def spread_over(self, shape: tuple[int, ...], axis: int) -> Quantization:
-        """The map of every element of arrays of `shape`, in C order, whose channels are on `axis`."""
+        """The map per element of an array of `shape`, in C order, with the channels on `axis`."""
         extents = [-1 if place == axis else 1 for place in range(len(shape))]
 
         def over(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -91,7 +91,7 @@ class Quantization:
         return Quantization(over(self.step), over(self.zero_point))
 
     def channel_maps(self, channels: int) -> list[tuple[Fraction, int]]:
-        """The exact (step, zero point) of each of `channels` channels."""
+        """The exact (step, zero point) per channel, for `channels` channels."""
         self.check_channels(channels)
         if self.step.ndim == self.zero_point.ndim == 0:
             return [(Fraction(self.step.item()), self.zero_point.item())] * channels
@@ -102,7 +102,7 @@ class Quantization:
     def dequantize(self, codes: npt.NDArray[Any], channel_axis: int = -1) -> Float64Array:
         """The real values (float64) of `codes`, any shape, channels on `channel_axis`.
 
-        Raises `MismatchError` for a channel axis that is not there or has another number of channels.
+        Raises `MismatchError` for a channel axis that does not exist or has another number of channels.
         """
         step, zero_point = self._along(codes.shape, channel_axis)
         return np.asarray((codes - zero_point) * step)
@@ -116,17 +116,17 @@ class Quantization:
         limits = _code_limits(np.dtype(dtype))
         step, zero_point = self._along(real.shape, channel_axis)
         if np.isnan(real).any():
-            raise UsageError("the numbers to quantise hold NaN, which has no code; take it out first")
+            raise UsageError("the numbers to quantise hold NaN, which has no code; remove it first")
         with np.errstate(over="ignore"):  # beyond float64 is beyond the limits
             codes = np.rint(real / step) + zero_point
         return np.asarray(np.clip(codes, limits.min, limits.max)).astype(dtype)
 
     def to_metadata(self) -> dict[str, Any]:
-        """JSON-ready `{"step": …, "zero_point": …}`; floats keep every bit."""
+        """`{"step": …, "zero_point": …}`, JSON-ready; floats survive the round trip to the bit."""
         return {"step": self.step.tolist(), "zero_point": self.zero_point.tolist()}
 
     def _along(self, shape: tuple[int, ...], axis: int) -> tuple[Float64Array, Float64Array]:
-        """Step and zero point as float64 that broadcast along `axis` of an array of `shape`."""
+        """Step and zero point as float64 arrays that broadcast along `axis` of an array of `shape`."""
         maps = self.step, self.zero_point.astype(np.float64)
         if self.channels is None:
             return maps
@@ -170,7 +170,7 @@ def _numbers(name: str, value: npt.ArrayLike) -> npt.NDArray[Any]:
     except ValueError:  # a ragged list
         array = np.asarray(None)
     if array.dtype.kind not in "iuf" or array.ndim > 1 or array.size == 0:
-        raise UsageError(f"quantisation {name} is {value!r}; expected a number, or a list of one number a channel")
+        raise UsageError(f"quantisation {name} is {value!r}; expected a number, or a list of one number per channel")
     return array
 
 
@@ -192,29 +192,31 @@ def fake_quantize(
     axis: int | Sequence[int] | None = None,
     symmetric: bool = False,
 ) -> npt.NDArray[Any]:
-    """Round `weights` (real, any shape) to `2^bits` evenly spaced values and back; same shape and dtype.
+    """Round `weights` (real, any shape) to `2^bits` evenly spaced values; same shape and dtype.
 
-    The range is that of the tensor, or of each index of `axis` (per channel). Asymmetric: it is widened to
-    hold zero, and zero has a code. Symmetric: codes are −(2^(bits−1) − 1) … 2^(bits−1) − 1, zero is code 0.
+    The range is that of the whole tensor, or of each index of `axis` (per channel). Asymmetric: the range is widened
+    to include zero, and zero has a code. Symmetric: codes are −(2^(bits−1) − 1) … 2^(bits−1) − 1, and zero is code 0.
 
-    Raises `UsageError` for bits outside 2…16, weights that are not floating-point or not finite, or whose
-    rounded values overflow their dtype; `MismatchError` for axes that are not there.
+    Raises `UsageError` for bits outside 2…16, for weights that are not floating-point or not finite, and for rounded
+    values that overflow the dtype; `MismatchError` for axes that do not exist.
     """
     check_bits(bits)
     if weights.dtype.kind != "f" or not np.isfinite(weights).all():
-        raise UsageError(f"the weights ({weights.dtype}) are not all finite floating-point numbers")
+        raise UsageError(
+            f"the weights ({weights.dtype}) are not all finite floating-point numbers; convert or repair them first"
+        )
     reduced = _reduced_axes(weights.shape, axis)
     if weights.size == 0:
         return weights.copy()
     with np.errstate(over="ignore"):
         rounded = _round(weights.astype(np.float64), int(bits), reduced, symmetric).astype(weights.dtype)
     if not np.isfinite(rounded).all():
-        raise UsageError(f"the nearest values to the weights overflow {weights.dtype}; scale the weights down first")
+        raise UsageError(f"the rounded weights overflow {weights.dtype}; scale the weights down first")
     return rounded
 
 
 def check_bits(bits: int) -> None:
-    """Raise `UsageError` unless weights can be fake-quantised to `bits`: 2 to 16."""
+    """Raise `UsageError` unless `bits` is an integer from 2 to 16, to which weights can be fake-quantised."""
     if not isinstance(bits, int | np.integer) or not 2 <= bits <= 16:
         raise UsageError(f"bits is {bits}; expected an integer from 2 to 16")
 
@@ -223,7 +225,7 @@ def _reduced_axes(shape: tuple[int, ...], kept: int | Sequence[int] | None) -> t
     try:
         kept_axes = () if kept is None else normalize_axis_tuple(kept, len(shape))
     except ValueError as error:
-        raise MismatchError(f"axis is {kept}, the weights have the shape {shape}: {error}") from error
+        raise MismatchError(f"axis is {kept}, but the weights have the shape {shape}: {error}") from error
     return tuple(axis for axis in range(len(shape)) if axis not in kept_axes)
 
 
@@ -248,11 +250,11 @@ def _round_asymmetric(real: Float64Array, bits: int, reduced: tuple[int, ...]) -
     high = np.maximum(real.max(axis=reduced, keepdims=True), 0.0)
     step = _nonzero((high - low) / levels)
     zero_point: Float64Array = np.rint(-low / step)
-    # a tie of the zero point and one of a weight may both round up, past the last code
+    # the zero point and a weight may both be ties that round up, past the last code
     codes: Float64Array = np.clip(np.rint(real / step) + zero_point, 0, levels)
     return (codes - zero_point) * step
 
 
 def _nonzero(step: Float64Array) -> Float64Array:
-    """A range of nothing but zeros is represented exactly by any step."""
+    """`step`, or 1 where it is zero: any step represents a range of zeros exactly."""
     return np.where(step > 0, step, np.float64(1.0))

@@ -245,7 +245,7 @@ REFUSED = {
     "memory: a list": (NEEDED + "memory: [1GiB]", "`memory` is ['1GiB']; " + SIZE),
     "memory: infinite": (NEEDED + "memory: .inf", "`memory` is inf; " + SIZE),
     "memory: huge": (NEEDED + f"memory: {'9' * 400}", "…; expected a size"),
-    "memory: too huge to print": (NEEDED + f"memory: 0x{'f' * 5000}", "`memory` is a int that is too long to show"),
+    "memory: too huge to print": (NEEDED + f"memory: 0x{'f' * 5000}", "`memory` is int, too long to show"),
     "nonfinite: else": (NEEDED + "nonfinite: ignore", "`nonfinite` is 'ignore'; it should be 'error' or 'skip'"),
     "nonfinite: null": (NEEDED + "nonfinite:", "`nonfinite` is None; it should be 'error' or 'skip'"),
     "cluster: null": (
@@ -263,7 +263,7 @@ REFUSED = {
     "workers: none": (NEEDED + "cluster: {workers: 0}", "`cluster.workers` is 0; it should be local, or a number of"),
     "scheduler and workers": (
         NEEDED + "cluster: {workers: 2, scheduler: 'tcp://host:8786'}",
-        "`scheduler` has workers of its own; leave `workers` and `threads` out",
+        "`scheduler` has workers of its own; leave out `workers` and `threads`",
     ),
     "task_timeout: 0": (
         NEEDED + "cluster: {task_timeout: 0}",
@@ -300,8 +300,8 @@ NOT_YAML: dict[str, tuple[str | bytes, str]] = {
     "an alias": (NEEDED + "layers: [&a {match: x}, *a]", "aliases are not supported"),
     "an alias as a key": (NEEDED + "? &a x\n: 1\n? *a\n: 2", "aliases are not supported"),
     "aliases that grow": ("a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]", "aliases are not supported"),
-    "a repeated key": (NEEDED + "source: b", "the key 'source' stands twice"),
-    "a repeated key below": (NEEDED + "cluster: {threads: 1, threads: 2}", "the key 'threads' stands twice"),
+    "a repeated key": (NEEDED + "source: b", "the key 'source' is repeated"),
+    "a repeated key below": (NEEDED + "cluster: {threads: 1, threads: 2}", "the key 'threads' is repeated"),
     "a merged mapping": (NEEDED + "<<: {memory: 1}", "could not determine a constructor"),
     "a list as a key": (NEEDED + "? [a]\n: 1", "a key is a list, expected text"),
     "a mapping as a key": (NEEDED + "? {a: b}\n: 1", "a key is a dict, expected text"),
@@ -309,8 +309,8 @@ NOT_YAML: dict[str, tuple[str | bytes, str]] = {
     "a tag of its own": (NEEDED + "memory: !size 1", "could not determine a constructor"),
     "an impossible date": (NEEDED + "memory: 2001-99-99", "month must be in 1..12"),
     "a tag that does not fit": (NEEDED + "memory: !!int much", "invalid literal"),
-    "a date that is none": (NEEDED + "memory: !!timestamp soon", "job.yaml is not YAML"),
-    "a truth that is none": (NEEDED + "memory: !!bool perhaps", "job.yaml is not YAML"),
+    "a date that is none": (NEEDED + "memory: !!timestamp soon", "job.yaml is not valid YAML"),
+    "a truth that is none": (NEEDED + "memory: !!bool perhaps", "job.yaml is not valid YAML"),
     "bytes that are none": (NEEDED + "memory: !!binary a", "failed to decode base64"),
     "an integer of 5000 digits": (NEEDED + f"memory: {'9' * 5000}", "Exceeds the limit"),
     "hours that overflow": (NEEDED + "memory: 1" + ":59" * 400 + ".5", "too large"),
@@ -332,7 +332,7 @@ def test_a_deep_value_is_refused_in_a_short_line(tmp_path: Path, depth: int) -> 
 
 def test_many_keys_are_refused_in_reasonable_time(tmp_path: Path) -> None:
     text = NEEDED + "cluster: {" + ", ".join(f"k{index}: 1" for index in range(20_000)) + ", k7: 2}"
-    assert "the key 'k7' stands twice" in refusal(tmp_path, text)
+    assert "the key 'k7' is repeated" in refusal(tmp_path, text)
 
 
 def test_a_file_that_is_too_long_is_refused(tmp_path: Path) -> None:

@@ -391,7 +391,7 @@ def test_weights_that_are_not_floating_point_are_refused_rather_than_truncated(d
 
 @pytest.mark.parametrize(("shape", "axis"), [((2, 3), 2), ((2, 3), -3), ((2, 3), (0, 0)), ((2, 3), (0, -2)), ((), 0)])
 def test_an_axis_that_is_not_there_or_is_named_twice_is_refused(shape, axis):
-    with pytest.raises(MismatchError, match=r"axis is .*, the weights have the shape"):
+    with pytest.raises(MismatchError, match=r"axis is .*, but the weights have the shape"):
         fake_quantize(np.ones(shape), 8, axis=axis)
 
 

@@ -1,10 +1,10 @@
-"""Native code of compiled functions, kept on disk: a process that finds it there never loads the compiler.
+"""A cache of native code on disk: a process that finds its compiled functions there never loads the compiler.
 
-Loading numba and letting it find what it compiled before takes most of a second in every process; loading an object
-file takes milliseconds. A function's file lies below `$XDG_CACHE_HOME/streamstats` (default `~/.cache/streamstats`),
-under a name that changes with its source, the compiler and the processor. It is written whole, so many processes may
-start at once, and read only if its SHA-256 is right. Where no file can be kept, every process compiles anew. As with
-numba's own cache, whoever can write to that folder can run code as its owner.
+Loading numba, and then its own cache, takes most of a second in every process; loading an object file takes
+milliseconds. A function's file lies in `$XDG_CACHE_HOME/streamstats` (default `~/.cache/streamstats`), under a name
+that changes with its source, the compiler and the processor. The file is written whole, so many processes may start at
+once, and used only if its SHA-256 is right. If it cannot be written, every process compiles anew. As with numba's own
+cache, anyone who can write to that folder can run code as its owner.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ POINTER, SIZE = ctypes.c_void_p, ctypes.c_int64
 ENTRY = "entry"
 DIGEST_BYTES = 32
 ALLOWED = {"memset", "memcpy", "memmove"}
-"""What compiled code may need beside itself: every process has it."""
+"""The symbols that compiled code may need from outside: every process has them."""
 
 _LOADING = threading.Lock()
 _LOADED: dict[tuple[str, tuple[str, ...]], Callable[..., None]] = {}
-_ENGINES: list[Any] = []  # a function lives as long as the engine that holds its code
+_ENGINES: list[Any] = []  # never freed: a function lives only as long as the engine that holds its code
 
 
 def load(
     name: str, arguments: Sequence[Any], define: Callable[[], Callable[..., None]], modules: Sequence[str]
 ) -> Callable[..., None]:
-    """The function called `name`, of `arguments` (each POINTER or SIZE), which lets go of Python's lock when called.
+    """The function called `name`, with `arguments` (each POINTER or SIZE); a call releases the GIL.
 
-    Where no file has it, `define` gives the function to compile, which may neither allocate nor raise. `modules` are
-    those that it is written in. Raises `RuntimeError` for a function that needs Python.
+    If no usable file holds it, `define` returns the function to compile, which may neither allocate nor raise.
+    `modules` are the modules of its source. Raises `RuntimeError` for a function that needs Python.
     """
     key = name, tuple(modules)
     with _LOADING:
@@ -56,7 +56,7 @@ def load(
 
 
 def address(function: Callable[..., None]) -> int:
-    """Where the code of a loaded function is, for other compiled code to call."""
+    """The address of a loaded function, for other compiled code to call."""
     found: int | None = ctypes.cast(function, POINTER).value  # type: ignore[arg-type]
     assert found is not None
     return found
@@ -64,7 +64,7 @@ def address(function: Callable[..., None]) -> int:
 
 def _entry(code: bytes) -> int:
     content = llvm.ObjectFileRef.from_data(code)
-    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _target_machine())  # which the engine owns from here
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _target_machine())  # the engine now owns the latter
     engine.add_object_file(content)
     engine.finalize_object()
     _ENGINES.append(engine)
@@ -88,7 +88,7 @@ def _target_machine() -> Any:
 
 @cache
 def _fingerprint(modules: tuple[str, ...]) -> str:
-    """Changes with everything that the code depends on."""
+    """A digest of everything that the code depends on: source, processor and compiler."""
     contents = [_source(module) for module in (*modules, __name__)]
     processor = [llvm.get_default_triple(), llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()]
     compiler = [f"{package} {version(package)}" for package in ("numba", "llvmlite", "numpy")]
@@ -97,25 +97,25 @@ def _fingerprint(modules: tuple[str, ...]) -> str:
 
 
 def _source(module: str) -> bytes:
-    """The text of a module, which is not loaded for it."""
+    """The source of `module`, read without importing it."""
     found = find_spec(module)
     if found is None or found.origin is None:
-        raise ModuleNotFoundError(f"no source of {module}")
+        raise ModuleNotFoundError(f"the source of {module} cannot be found; install streamstats with its source files")
     return Path(found.origin).read_bytes()
 
 
 def _folder() -> Path:
-    """Raises `RuntimeError` where there is no home."""
-    said = Path(os.environ.get("XDG_CACHE_HOME", ""))  # a relative one is to be ignored: code is loaded from there
+    """The folder of the cache. Raises `RuntimeError` if the user has no home folder."""
+    said = Path(os.environ.get("XDG_CACHE_HOME", ""))  # code is loaded from it, so a relative path is ignored
     return (said if said.is_absolute() else Path.home() / ".cache") / "streamstats"
 
 
 def _read(file: str) -> bytes | None:
-    """The code that is kept as `file`, None if there is none that can be used."""
+    """The code cached as `file`, or None if there is no usable file."""
     try:
         path = _folder() / file
         if os.name == "posix" and path.stat().st_uid != os.getuid():
-            return None  # code of somebody else
+            return None  # another user wrote the code
         content = path.read_bytes()
     except (OSError, RuntimeError):
         return None
@@ -124,7 +124,7 @@ def _read(file: str) -> bytes | None:
 
 
 def _keep(file: str, code: bytes) -> None:
-    """Keep `code` for the next process; where no file can be written, that process compiles again."""
+    """Cache `code` as `file` for the next process; if it cannot be written, that process compiles again."""
     with suppress(OSError, RuntimeError):
         folder = _folder()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -140,7 +140,7 @@ def _keep(file: str, code: bytes) -> None:
 
 
 def _compile(name: str, arguments: Sequence[Any], function: Callable[..., None]) -> bytes:
-    """The object file of `function`, which needs nothing of Python."""
+    """The object file of `function`. Raises `RuntimeError` if it needs Python."""
     import numba
     from numba import types
 
@@ -152,7 +152,8 @@ def _compile(name: str, arguments: Sequence[Any], function: Callable[..., None])
             each.name = ENTRY
         elif not each.is_declaration:
             each.linkage = "internal"
-    # once more, now that all but ENTRY may be inlined and dropped: what reports exceptions goes, as there are none
+    # optimise again, now that everything except ENTRY may be inlined and dropped: the code that reports exceptions
+    # disappears, because there are none
     builder = llvm.create_pass_builder(_target_machine(), llvm.create_pipeline_tuning_options(speed_level=3))
     builder.getModulePassManager().run(module, builder)
     outside = [each.name for each in module.functions if each.is_declaration and not each.name.startswith("llvm.")]

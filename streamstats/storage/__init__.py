@@ -1,1 +1,1 @@
-"""The only code that writes result files: whole files, tensors, locks, and the names of layers."""
+"""The only code that writes result files: atomic files, tensors, locks, and the names of layers."""

@@ -1,5 +1,5 @@
-"""Files that are written whole or not at all: to a temporary name in the same folder, flushed to the disk, renamed, and
-the folder flushed.
+"""Atomic, durable files: each is written to a temporary name in the same folder, flushed to disk and renamed; then the
+folder is flushed. A reader sees the whole file or none.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ TEMPORARY = ".streamstats-tmp"
 
 
 def check_apart(sources: Iterable[str | Path], target: str | Path) -> None:
-    """Raise `UsageError` where `target` is one of the files that it is made from."""
+    """Raise `UsageError` if `target` is one of its own `sources`."""
     for source in sources:
         if Path(source).resolve() == Path(target).resolve():
-            raise UsageError(f"{target} is to be written, but it is what is read; name another file")
+            raise UsageError(f"{target} is both the input and the output; name another output file")
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Put `content` at `path`, atomically and durably; the folders above are made. Raises `OutputError`."""
+    """Write `content` to `path`, atomically and durably; missing folders are created. Raises `OutputError`."""
     try:
         _make_folders([path.parent])
         _replace(path, content)
@@ -44,12 +44,13 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def make_folders(folders: Sequence[Path]) -> None:
-    """Make `folders` and those above them, durably; each folder is flushed once. Raises `OutputError`."""
+    """Create `folders` and their parents, durably; each folder is flushed once. Raises `OutputError`."""
     try:
         _make_folders(folders)
     except OSError as error:
+        place = error.filename or folders[0]
         raise OutputError(
-            f"cannot write the folders of {folders[0]}: {error.strerror or error}; make room or choose another place"
+            f"cannot create folder {place}: {error.strerror or error}; make room or choose another place"
         ) from error
 
 
@@ -62,7 +63,7 @@ def _make_folders(folders: Sequence[Path]) -> None:
 
 
 def _make_folder(folder: Path, grown: set[Path]) -> None:
-    """Make `folder` and those above it; the folders that were added to are added to `grown`."""
+    """Create `folder` and its parents; `grown` collects the folders that gained an entry."""
     if not folder.is_dir():
         _make_folder(folder.parent, grown)
         folder.mkdir(exist_ok=True)
@@ -85,9 +86,9 @@ def _replace(path: Path, content: bytes) -> None:
 
 
 class Spool:
-    """A file in `folder` that is written bit by bit, under a temporary name until `keep` gives it its own.
+    """A file in `folder` that is written piece by piece, under a temporary name until `keep` renames it.
 
-    Raises `OutputError` where it cannot be written.
+    Every method raises `OutputError` if the file cannot be written.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -96,17 +97,17 @@ class Spool:
             self._file = open(self.path, "xb")  # noqa: SIM115 - closed by `discard` and `keep`
 
     def write(self, content: bytes) -> None:
-        """Add `content`."""
+        """Append `content`."""
         with _writing(self.path):
             self._file.write(content)
 
     def flush(self) -> None:
-        """Have what was written in the file, for those who read it."""
+        """Make what was written visible to readers of the file."""
         with _writing(self.path):
             self._file.flush()
 
     def keep(self, path: Path) -> None:
-        """Have it on the disk, as `path`."""
+        """Flush the file to disk and rename it to `path`."""
         with _writing(path):
             self._file.flush()
             os.fsync(self._file.fileno())
@@ -115,8 +116,8 @@ class Spool:
             _sync_folder(path.parent)
 
     def discard(self) -> None:
-        """Take it away, if it was not kept."""
-        with contextlib.suppress(OSError):  # a disk that is full: what is not written is not wanted either
+        """Remove the file, unless it was kept."""
+        with contextlib.suppress(OSError):  # the disk may be full; the rest of a discarded file does not matter
             self._file.close()
         remove(self.path)
 
@@ -132,7 +133,7 @@ def _writing(path: Path) -> Iterator[None]:
 
 
 def link(files: Mapping[Path, Path]) -> None:
-    """Have each file (a value) under another name (its key), too: what becomes of one does not change the other.
+    """Give each file (a value of `files`) a second name (its key); replacing or removing one leaves the other intact.
 
     Raises `OutputError`.
     """
@@ -142,13 +143,13 @@ def link(files: Mapping[Path, Path]) -> None:
             try:
                 os.link(source, target)
             except OSError as error:
-                if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EXDEV):  # a file system without links
+                if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EXDEV):  # no hard links here: copy
                     raise
                 shutil.copyfile(source, target)
 
 
 def write_archive(path: Path, files: Mapping[str, Path]) -> None:
-    """Put `files` (their names in it → where they are) into a zip at `path`, atomically. Raises `OutputError`."""
+    """Write `files` (name in the archive → path) to a zip at `path`, atomically. Raises `OutputError`."""
     make_folders([path.parent])
     spool = Spool(path.parent)
     try:
@@ -161,7 +162,7 @@ def write_archive(path: Path, files: Mapping[str, Path]) -> None:
 
 
 def write_secret(path: Path, content: str) -> None:
-    """Put `content` at `path`, which is new, for its owner's eyes alone. Raises `OutputError`."""
+    """Write `content` to the new file `path`, readable by its owner only. Raises `OutputError`, also if it exists."""
     make_folders([path.parent])
     with _writing(path):
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -173,12 +174,12 @@ def write_secret(path: Path, content: str) -> None:
 
 
 def temporaries(folder: Path) -> list[Path]:
-    """The files below `folder` that were being written when their process was killed."""
+    """The temporary files below `folder`: processes that were killed leave theirs behind."""
     return [*folder.rglob(f".*{TEMPORARY}")]
 
 
 def sync(paths: Sequence[Path]) -> None:
-    """Have the files at `paths`, which somebody else wrote, on the disk, and their names in their folders."""
+    """Flush the files at `paths`, which other code wrote, and their folders to disk. Raises `OSError`."""
     for path in [*paths, *dict.fromkeys(path.parent for path in paths)]:
         _sync_folder(path)
 
@@ -192,7 +193,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Take the file at `path` away, if it is there. Raises `OutputError`."""
+    """Remove the file at `path`, if it exists. Raises `OutputError`."""
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
@@ -200,7 +201,7 @@ def remove(path: Path) -> None:
 
 
 def read_bytes(path: Path) -> bytes:
-    """The content of the file at `path`. Raises `DataError` where it cannot be read."""
+    """The content of the file at `path`. Raises `DataError` if it cannot be read."""
     try:
         return path.read_bytes()
     except OSError as error:
@@ -208,7 +209,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def holds(path: Path, content: bytes) -> bool:
-    """Whether the file at `path` has this `content`."""
+    """Whether the file at `path` has exactly this `content`."""
     try:
         return path.stat().st_size == len(content) and path.read_bytes() == content
     except OSError:
@@ -221,32 +222,34 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read an object that `write_json` wrote. Raises `DataError` for anything else."""
+    """Read an object that `write_json` wrote. Raises `DataError` for any other file."""
     content = read_bytes(path)
     try:
         document = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise DataError(
-            f"{path} is not JSON ({error}); it was not written by streamstats, or is damaged; remove it and run again"
+            f"{path} is not JSON ({error}): it is damaged, or streamstats did not write it; remove it and run again"
         ) from error
     if not isinstance(document, dict):
-        raise DataError(f"{path} holds a JSON {type(document).__name__}, expected an object")
+        raise DataError(
+            f"{path} holds a JSON {type(document).__name__}; expected an object; remove the file and run again"
+        )
     return document
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 (hex) of the bytes of the file at `path`. Raises `DataError` where it cannot be read."""
+    """SHA-256 (hex) of the file at `path`. Raises `DataError` if it cannot be read."""
     return hashlib.sha256(read_bytes(path)).hexdigest()
 
 
 def remove_if_empty(folder: Path) -> None:
-    """Take `folder` away if nothing is in it."""
-    with contextlib.suppress(OSError):  # it is not empty, or not there
+    """Remove `folder` if it is empty."""
+    with contextlib.suppress(OSError):  # it is not empty, or does not exist
         folder.rmdir()
 
 
 def remove_folder(folder: Path) -> None:
-    """Take `folder` and all in it away, if it is there. Raises `OutputError`."""
+    """Remove `folder` and its contents, if it exists. Raises `OutputError`."""
     try:
         shutil.rmtree(folder)
     except FileNotFoundError:
@@ -256,7 +259,10 @@ def remove_folder(folder: Path) -> None:
 
 
 def move_away(folder: Path) -> Path:
-    """Take `folder` from its place at once, to be removed; where it is now. Raises `OutputError`."""
+    """Rename `folder` to a temporary name beside it, so that it can be removed later; returns the new path.
+
+    Raises `OutputError`.
+    """
     gone = folder.parent / f".{uuid.uuid4().hex}{TEMPORARY}"
     with _writing(folder):
         os.replace(folder, gone)
@@ -265,7 +271,7 @@ def move_away(folder: Path) -> Path:
 
 
 def moved_away(folder: Path) -> list[Path]:
-    """What was moved away below `folder` and is still there."""
+    """The folders in `folder` that `move_away` renamed and that still exist."""
     return [*folder.glob(f".*{TEMPORARY}")]
 
 

@@ -1,4 +1,4 @@
-"""Locks: one process at a time works in a folder, and the others are told which."""
+"""Locks: one process at a time works in a folder; the error that others get names that process."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from ..errors import OutputError, UsageError
 from .files import remove
 
 ATTEMPTS = 10
-"""To take a lock."""
+"""Times to try to take a lock."""
 
 
 @contextlib.contextmanager
 def locked(path: Path, document: Mapping[str, Any], keep: Callable[[], bool]) -> Iterator[None]:
-    """Hold the file at `path`, which says `document`, for as long as the block inside runs, and then remove it.
+    """Hold a lock on the file at `path`, which contains `document`, while the `with` block runs; then remove the file.
 
-    Where the block fails and `keep` says so, the file stays, to tell what was going on; it holds nobody up: the lock is
-    the operating system's, and goes with its process. Raises `OutputError`, with what the file says, where another
-    process has it, and `UsageError` where no file can be.
+    If the block fails and `keep()` is true, the file stays, as a record of the work. It blocks no other process: the
+    operating system holds the lock and releases it when the process ends. Raises `OutputError`, naming the holder, if
+    another process holds the lock, and `UsageError` if the file cannot be created.
     """
     while True:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
-            raise UsageError(f"cannot write {path}: {error.strerror or error}; choose another place") from error
+            raise UsageError(f"cannot write {path}: {error.strerror or error}; choose another folder") from error
         try:
             _lock(descriptor)
         except OSError as error:
@@ -39,7 +39,7 @@ def locked(path: Path, document: Mapping[str, Any], keep: Callable[[], bool]) ->
             raise OutputError(_who_holds(path, error)) from error
         if _is_at(path, descriptor):
             break
-        os.close(descriptor)  # whoever held it has removed the file in the meantime
+        os.close(descriptor)  # the last holder has removed this file; lock the new one
     try:
         content = (json.dumps(document, sort_keys=True) + "\n").encode()
         try:
@@ -60,7 +60,7 @@ def locked(path: Path, document: Mapping[str, Any], keep: Callable[[], bool]) ->
 
 
 def _lock(descriptor: int) -> None:
-    """Take the lock; one that is only asked about, for a moment, is waited for. Raises `OSError`."""
+    """Take the lock; retry for a moment, because `is_locked` briefly holds one, too. Raises `OSError`."""
     for _ in range(ATTEMPTS - 1):
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -80,7 +80,7 @@ def _is_at(path: Path, descriptor: int) -> bool:
 
 def _who_holds(path: Path, error: OSError) -> str:
     if not isinstance(error, BlockingIOError):
-        return f"cannot lock {path}: {error.strerror or error}; choose a folder on a file system with locks"
+        return f"cannot lock {path}: {error.strerror or error}; choose a folder on a file system that supports locks"
     try:
         holder = json.loads(path.read_bytes())
         who = f"process {holder['process']} on {holder['host']}, since {holder['since']}"
@@ -90,7 +90,7 @@ def _who_holds(path: Path, error: OSError) -> str:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a process holds the file at `path`."""
+    """Whether a process holds the lock on the file at `path`."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except OSError:

@@ -1,4 +1,4 @@
-"""A layer's name: which names are usable, how a model's labels become names, and where a layer's files lie."""
+"""Names of layers: which names are usable, how a model's labels become names, and which paths a layer's files have."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from urllib.parse import quote, unquote
 from ..errors import UsageError
 
 LONGEST_NAME = 255
-"""Bytes that common file systems allow in the name of a file."""
+"""The most bytes that common file systems allow in a file name."""
 V3_METADATA = "zarr.json"
 V2_METADATA = (".zgroup", ".zarray", ".zattrs", ".zmetadata")
 METADATA_NAMES = frozenset((V3_METADATA, *V2_METADATA))
-"""The names that zarr gives its own files: no part of a layer's name can be one."""
+"""The names of zarr's own files: no part of a layer's name can be one of them."""
 
 
 def check_layer_name(layer: str) -> str:
     """Return `layer` if it can safely name an array and a file; raise `UsageError` otherwise.
 
-    Refused are an empty name, a leading or trailing `/`, a part that is empty, `.` or `..`, and characters that do not
-    print, such as a newline.
+    It refuses an empty name, a leading or trailing `/`, a part that is empty, `.` or `..`, and unprintable characters,
+    such as a newline.
     """
     parts = layer.split("/")
     if any(part in ("", ".", "..") for part in parts) or any(not char.isprintable() for char in layer):
@@ -32,7 +32,7 @@ def check_layer_name(layer: str) -> str:
 
 
 def layer_path(folder: Path, layer: str, suffix: str = ".safetensors") -> Path:
-    """The path of the file of `layer` below `folder`: `/` separates folders, unsafe characters become percent codes.
+    """The path of the file of `layer` below `folder`: `/` separates folders, unsafe characters are percent-encoded.
 
     Different layers have different paths, and no layer's file is a folder above another's. Raises `UsageError` for a
     name that `check_layer_name` refuses, and for a part that is too long.
@@ -60,14 +60,14 @@ def layer_of(folder: Path, path: Path, suffix: str = ".safetensors") -> str:
 
 
 def _unlike_a_file(part: str, suffix: str) -> str:
-    """A folder name that no layer's file can have, so that the layers `a` and `a.safetensors/b` can coexist."""
+    """A folder name that no layer's file can have, so that layers `a` and `a.safetensors/b` can coexist."""
     return part.removesuffix(suffix) + suffix.replace(".", "%2E") if part.endswith(suffix) else part
 
 
 def layer_names(labels: Sequence[str]) -> list[str]:
-    """A usable layer name for each label of a model's operators: safe, unique, and none a folder of another.
+    """A usable name for each operator label of a model: safe, unique, and never a folder of another name.
 
-    The first label with a name keeps it. A repeated name, and a name that is a folder of others, get a number.
+    The first label with a name keeps it. A repeated name, or one that is a folder of others, gets a number.
 
     >>> layer_names(["/features/0/Conv", "a", "a", "block", "block/fc", "../x"])
     ['features/0/Conv', 'a', 'a_2', 'block_2', 'block/fc', '__/x']
@@ -82,7 +82,7 @@ def layer_names(labels: Sequence[str]) -> list[str]:
 
 
 def safe_name(label: str) -> str:
-    """`label` without a leading `/`, and with `_` for what `check_layer_name` refuses and zarr refuses or changes."""
+    """`label` without a leading `/`, and with `_` in place of what `check_layer_name` refuses or zarr cannot store."""
     printable = "".join(char if char.isprintable() and char != "\\" else "_" for char in label)
     return "/".join(_safe_part(part) for part in (printable.lstrip("/") or "_").split("/"))
 

@@ -1,4 +1,4 @@
-"""Named arrays in safetensors files: equal content, equal bytes; a SHA-256 of the content notices a flipped bit."""
+"""Named arrays in safetensors files: equal content, equal bytes; a SHA-256 of the content reveals a flipped bit."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ def tensors_bytes(tensors: Tensors, metadata: Mapping[str, str]) -> bytes:
     Raises `UsageError` for metadata under the key of the digest, `sha256`.
     """
     if DIGEST_KEY in metadata:
-        raise UsageError(f"metadata has the key {DIGEST_KEY!r}, which is kept for the digest; use another key")
+        raise UsageError(f"metadata has the key {DIGEST_KEY!r}, which is reserved for the digest; use another key")
     stored = {name: _as_stored(array) for name, array in tensors.items()}
     content = safetensors_bytes(stored, {**metadata, DIGEST_KEY: content_digest(stored, metadata)})
     return _with_sorted_header(content)
 
 
 def _as_stored(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """The same values as safetensors keeps them: little-endian, in C order, scalars still scalars."""
+    """The same values in the form that safetensors stores: little-endian, in C order; scalars stay scalars."""
     return np.asarray(array, dtype=array.dtype.newbyteorder("<"), order="C")
 
 
 def _with_sorted_header(content: bytes) -> bytes:
-    """Sort the header's keys: the safetensors library writes metadata in the order of a hash table."""
+    """Sort the header's keys: the safetensors library writes metadata in hash order."""
     length = int.from_bytes(content[:8], "little")
     header = json.dumps(json.loads(content[8 : 8 + length]), sort_keys=True, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)
@@ -49,10 +49,10 @@ def _with_sorted_header(content: bytes) -> bytes:
 def read_tensors(
     path: Path, expected_format: str, remedy: str = "make it again with this version"
 ) -> tuple[dict[str, npt.NDArray[Any]], dict[str, str]]:
-    """Read a file with the content of `tensors_bytes`: (name → array, metadata without the digest).
+    """Read a file that `tensors_bytes` made: (name → array, metadata without the digest).
 
-    Raises `DataError` if the file is missing, not safetensors, of another format or version than
-    `expected_format`, for an older one with the `remedy`, or does not have the digest written in it.
+    Raises `DataError` if the file is missing, is not safetensors, has another format or version than
+    `expected_format` (for an older version, the message ends with `remedy`), or does not match its own digest.
     """
     tensors, metadata = _read_safetensors(path)
     check_format(path, metadata.get("format"), expected_format, remedy)
@@ -60,7 +60,7 @@ def read_tensors(
 
 
 def read_any_tensors(path: Path, expected_format: str) -> dict[str, npt.NDArray[Any]]:
-    """The arrays of a file of `expected_format` or an older version of it. Raises `DataError` as `read_tensors`."""
+    """The arrays of a file in `expected_format` or an older version of it. Raises `DataError` as `read_tensors`."""
     tensors, metadata = _read_safetensors(path)
     name, version = expected_format.split("/")
     older = [f"{name}/{number}" for number in range(1, int(version))]
@@ -74,29 +74,29 @@ def _checked(
 ) -> tuple[dict[str, npt.NDArray[Any]], dict[str, str]]:
     digest = metadata.pop(DIGEST_KEY, None)
     if digest != content_digest(tensors, metadata):
-        raise DataError(f"{path} is damaged: its content does not have the SHA-256 written in it; make it again")
+        raise DataError(f"{path} is damaged: its content does not match the SHA-256 in its metadata; make it again")
     return tensors, metadata
 
 
 def read_plain_tensors(path: Path) -> dict[str, npt.NDArray[Any]]:
-    """The arrays of a safetensors file of somebody else. Raises `DataError`, and `UsageError` where there is none."""
+    """The arrays of any safetensors file. Raises `DataError` if it is damaged, `UsageError` if it does not exist."""
     if not path.is_file():
-        raise UsageError(f"{path} is not a file; expected safetensors")
+        raise UsageError(f"{path} is not a file; expected a safetensors file")
     return _read_safetensors(path)[0]
 
 
 def tensors_of(content: bytes) -> dict[str, npt.NDArray[Any]]:
-    """The arrays of a safetensors file that has come as bytes. Raises `DataError`."""
+    """The arrays of a safetensors file that was received as bytes. Raises `DataError`."""
     try:
         return dict(load_safetensors(content))
     except (SafetensorError, KeyError, ValueError) as error:
-        raise DataError(f"what came is not safetensors: {error}; fetch it again") from error
+        raise DataError(f"the received file is not safetensors: {error}; fetch it again") from error
 
 
 def check_format(path: Path, found: object, expected: str, remedy: str) -> None:
-    """Raise `DataError` unless the file at `path` says that it is of the format `expected`, as in name/version.
+    """Raise `DataError` unless the format `found` in the file at `path` is `expected`, as in name/version.
 
-    The `remedy` is for a file of an older version.
+    For an older version, the message ends with `remedy`.
     """
     if found == expected:
         return
@@ -108,7 +108,9 @@ def check_format(path: Path, found: object, expected: str, remedy: str) -> None:
             f"{path} has the format {found!r}, but this version reads {expected!r}; install a newer streamstats"
         )
     if known:
-        raise DataError(f"{path} was written by an older version: its format is {found!r}, not {expected!r}; {remedy}")
+        raise DataError(
+            f"{path} was written by an older version: its format is {found!r}, expected {expected!r}; {remedy}"
+        )
     raise DataError(f"{path} has the format {found!r}; expected {expected!r}; name a file that streamstats wrote")
 
 
@@ -119,9 +121,9 @@ def _read_safetensors(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str
             return tensors, dict(file.metadata() or {})
     except (OSError, SafetensorError) as error:
         raise DataError(f"cannot read {path} as safetensors: {error}; make it again") from error
-    except (TypeError, ValueError, AttributeError, KeyError) as error:  # a dtype that numpy does not have
+    except (TypeError, ValueError, AttributeError, KeyError) as error:  # numpy has no such dtype
         raise DataError(
-            f"{path} has tensors of a dtype that numpy does not have ({error}); store them as float32"
+            f"{path} has tensors of a dtype that numpy does not support ({error}); store them as float32"
         ) from error
 
 

@@ -96,7 +96,7 @@ def test_what_does_not_fit_names_the_layer(tmp_path: Path, out: Path) -> None:
     save_file({"nobody": RNG.normal(size=(2, 5))}, tmp_path / "nobody.safetensors")
     with pytest.raises(UsageError, match="have no weights of a layer that has a corrector; the layers are alone, conv"):
         correct_tensors(tmp_path / "nobody.safetensors", rounded, out, target, layouts=["OI"])
-    with pytest.raises(UsageError, match="is not a file; expected safetensors"):
+    with pytest.raises(UsageError, match="is not a file; expected a safetensors file"):
         correct_tensors(tmp_path / "nothing", rounded, out, target, layouts=["OI"])
     (tmp_path / "torn.safetensors").write_bytes(weights.read_bytes()[:-9])
     with pytest.raises(DataError, match="cannot read"):
@@ -113,7 +113,7 @@ def test_transposed_convolutions_are_refused_as_their_weight_does_not_tell_group
 def test_a_layout_for_no_layer_and_an_output_that_is_read_are_refused(tmp_path: Path, out: Path) -> None:
     weights, rounded = saved(tmp_path)
     before = weights.read_bytes()
-    with pytest.raises(UsageError, match="is what is read"):
+    with pytest.raises(UsageError, match="is both the input and the output"):
         correct_tensors(weights, rounded, out, weights, layouts=["OIHW", "OI"])
     assert weights.read_bytes() == before
     with pytest.raises(UsageError, match="--layout linear=OI matches no layer"):
