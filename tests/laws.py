@@ -1,6 +1,6 @@
 """The laws that every statistic keeps, hard blocks to try them on, and the exact answers to compare with.
 
-`laws_of(kind, exact_answer)` makes the tests of one kind; `statistics/test_laws.py` runs them for every kind in
+`laws_of(kind)` makes the tests of one kind; `statistics/test_laws.py` runs them for every kind in
 `KINDS`. The exact answer is written in Python's integers and fractions, term by term: slow, and short enough to be seen
 to be right.
 """
@@ -324,8 +324,14 @@ def space_of(dtype: Any, channels: int) -> Space:
     return Space(np.dtype(dtype), (channels,), 0)
 
 
-def laws_of(statistic: type[Statistic], exact_answer: ExactAnswer) -> type:
+def laws_of(statistic: type[Statistic]) -> type:
     """The tests of all laws for `statistic`; equal means equal bytes."""
+
+    def exact_answer(block: Array, axis: int) -> Statistic:
+        assert statistic.name in EXACT, (
+            f"put the exact answer of {statistic.name!r}, term by term, into EXACT"
+        )
+        return EXACT[statistic.name](block, axis)
 
     def measured_thirds(data: st.DataObject) -> list[Statistic]:
         block, axis = data.draw(blocks())

@@ -49,10 +49,9 @@ STATISTICS_LEVELS = (
     ("values",),
     ("statistic",),
     ("mean", "extrema"),
-    ("positions", "spread"),
-    ("kinds", "statistics"),
 )
-"""Inside statistics, a module imports from the levels before its own."""
+STATISTICS_TOP = ("kinds", "statistics")
+"""Inside statistics, a module imports from the levels before its own: those here, other kinds, the top."""
 
 IMPORTERS = {
     "dask": ("jobs.workers",),
@@ -198,7 +197,10 @@ def folder_level(name: str) -> int:
 
 def level(name: str) -> int:
     inner = name.partition(".")[2]
-    return next((place for place, names in enumerate(STATISTICS_LEVELS) if inner in names), len(STATISTICS_LEVELS))
+    kinds = len(STATISTICS_LEVELS)
+    if inner in STATISTICS_TOP:
+        return kinds + 1
+    return next((place for place, names in enumerate(STATISTICS_LEVELS) if inner in names), kinds)
 
 
 def writing_calls(module: Module) -> Iterator[str]:

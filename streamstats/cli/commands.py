@@ -90,8 +90,8 @@ def _say_unreadable(outcome: Outcome, output: str) -> None:
 def _until_stable(job: Job, options: Namespace) -> tuple[Job, KnownTo]:
     """The job with what standard errors need counted, and when it has enough samples."""
     from ..errors import UsageError
+    from ..models.linear import PRECISION_STATISTICS
     from ..models.onnx.precision import KnownTo
-    from ..statistics.spread import SampleSpread
     from .model_commands import subject_of
 
     if options.follow:
@@ -100,7 +100,7 @@ def _until_stable(job: Job, options: Namespace) -> tuple[Job, KnownTo]:
         raise UsageError(f"--until-stable is {options.until_stable:g}; expected a fraction of a step, above 0")
     subject = subject_of(options)
     known = KnownTo(subject.quantized, subject.pairs, options.until_stable)
-    return job.counting(SampleSpread.name), known
+    return job.counting(*PRECISION_STATISTICS), known
 
 
 def _is_unstable(until: KnownTo, wanted: float) -> bool:

@@ -35,10 +35,10 @@ class Job:
     rows: Rows | None = None
     cluster: Cluster = LOCAL
 
-    def counting(self, statistic: str) -> Self:
-        """The same job, with this statistic counted for all layers."""
+    def counting(self, *statistics: str) -> Self:
+        """The same job, with these statistics counted for all layers."""
         rules = self.rules or (LayerRule("*"),)
-        added = (replace(each, statistics=(*each.statistics, statistic)) for each in rules)
+        added = (replace(each, statistics=(*each.statistics, *statistics)) for each in rules)
         return replace(self, rules=tuple(added))
 
     def wanted(self, rows: int) -> Coverage:

@@ -19,6 +19,8 @@ import numpy.typing as npt
 from ..correction import BiasCorrector, MeanBiasCorrector, PositionBiasCorrector
 from ..errors import DataError, UsageError
 from ..layouts import Geometry
+from ..statistics.positions import PositionSums
+from ..statistics.spread import SampleSpread
 
 Array = npt.NDArray[Any]
 Float64Array = npt.NDArray[np.float64]
@@ -28,6 +30,10 @@ NULL_CORRECTOR = "its corrector is null"
 FARTHEST = 1.0
 """The distance between weights, as a share of their norm, from which they belong to different layers; unrelated weights
 are 1.4 apart."""
+PRECISION_STATISTICS = (SampleSpread.name,)
+"""What the precision of a correction is estimated from, beside what is always counted."""
+CORRECTION_STATISTICS = (*PRECISION_STATISTICS, PositionSums.name)
+"""What corrections that are exact with padding, and their precision, are made from."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -29,9 +29,8 @@ from ..jobs.job import Job
 from ..jobs.run import POLL_SECONDS, Follow
 from ..jobs.run import run as run_job
 from ..jobs.session import Outcome
+from ..models.linear import CORRECTION_STATISTICS
 from ..progress import Stage
-from ..statistics.positions import PositionSums
-from ..statistics.spread import SampleSpread
 from ..storage.files import read_json, remove, remove_folder, write_json
 from ..storage.locks import locked
 from .published import publish, result_files
@@ -45,8 +44,6 @@ LOCK_SECONDS = 60.0
 """How long a job waits for an earlier process of the same job."""
 REQUEST, OUTPUT, INPUTS, LOCK = "request.json", "out", "inputs", "job.lock"
 STORE, RECORDED, CORRECTED, REPORT = "calibration.zarr", "recorded.json", "corrected.onnx", "report"
-ONNX_STATISTICS = (SampleSpread.name, PositionSums.name)
-"""What a job of the kind `onnx` keeps: its report gives standard errors, and layers that pad are corrected exactly."""
 
 
 def main() -> int:
@@ -66,7 +63,7 @@ def _done(request: dict[str, Any], lines: Lines) -> tuple[int, str]:
     """Do the job: (exit status, message)."""
     try:
         with _alone():
-            return KINDS[request["kind"]](request, lines)
+            return JOB_KINDS[request["kind"]](request, lines)
     except StreamstatsError as error:
         return error.exit_status, " ".join(str(error).split())
     except Exception as error:  # what a model or a library raises; a retry would change nothing
@@ -182,7 +179,7 @@ def _record(inputs: dict[str, Path], request: dict[str, Any], lines: Lines) -> N
 def _onnx_job(request: dict[str, Any]) -> Job:
     """The reduction of the recorded store."""
     cluster = ClusterConfig.model_validate(request["cluster"], strict=False)
-    rule = LayerRule("*", statistics=ONNX_STATISTICS)
+    rule = LayerRule("*", statistics=CORRECTION_STATISTICS)
     return Job(STORE, OUTPUT, (rule,), memory=request["memory"], cluster=cluster.chosen())
 
 
@@ -220,7 +217,7 @@ def _publish_correction(correction: Correction, lines: Lines) -> None:
     lines.write("results", publish(Path(), result_files(Path(OUTPUT)) | files))
 
 
-KINDS = {"run": _run, "onnx": _onnx}
+JOB_KINDS = {"run": _run, "onnx": _onnx}
 
 
 # Reporting

@@ -5,7 +5,7 @@ import { h, notice, number, sortable, svg, whole } from "./elements.js";
 
 export function layersOf(id, { layers, results }, searched) {
   const all = Object.entries(layers).map(([name, layer]) => ({ name, ...layer }));
-  const table = sortable(columnsOf(id), all, { label: "Layers" });
+  const table = sortable(columnsOf(id, all), all, { label: "Layers" });
   const left = h("span", { class: "faint", role: "status" });
   const narrow = () => {
     const wanted = all.filter((layer) => layer.name.toLowerCase().includes(search.value.trim().toLowerCase()));
@@ -18,19 +18,24 @@ export function layersOf(id, { layers, results }, searched) {
   return h("div", {}, h("div", { class: "row" }, h("label", { for: "search" }, "Search"), search, left), missing.length ? missingOf(missing) : null, h("div", { class: "scroll" }, table.table));
 }
 
-const columnsOf = (id) => [
+// What the service says of every layer; whatever else it says are figures of the statistics.
+const KNOWN = new Set(["name", "rows", "covered", "excluded", "filled", "stores", "channels", "channel_axis", "dtype", "quantization", "statistics", "missing", "corrector", "reason"]);
+
+const columnsOf = (id, layers) => [
   { title: "Layer", name: true, key: (layer) => layer.name, cell: (layer) => h("a", { href: `#/jobs/${id}/layers/${encodeURIComponent(layer.name)}` }, layer.name) },
   { title: "Rows", number: true, key: (layer) => layer.rows, cell: (layer) => whole(layer.rows) },
   { title: "Coverage", key: missingRows, cell: coverage },
   { title: "Channels", number: true, key: (layer) => layer.channels, cell: (layer) => whole(layer.channels) },
   { title: "Values", key: (layer) => layer.dtype, cell: (layer) => layer.dtype + (layer.quantization ? " codes" : "") },
-  { title: "Least mean", number: true, key: (layer) => layer.least_mean, cell: (layer) => number(layer.least_mean) },
-  { title: "Greatest mean", number: true, key: (layer) => layer.greatest_mean, cell: (layer) => number(layer.greatest_mean) },
-  { title: "Minimum", number: true, key: (layer) => layer.minimum, cell: (layer) => number(layer.minimum) },
-  { title: "Maximum", number: true, key: (layer) => layer.maximum, cell: (layer) => number(layer.maximum) },
-  { title: "NaN, infinite", number: true, key: (layer) => layer.nan + layer.infinite, cell: (layer) => whole(layer.nan + layer.infinite) },
+  ...figuresOf(layers).map((figure) => ({ title: titleOf(figure), number: true, key: (layer) => layer[figure], cell: (layer) => figureCell(layer[figure]) })),
   { title: "Corrector", key: (layer) => layer.corrector, cell: (layer) => correctorOf(id, layer) },
 ];
+
+const figuresOf = (layers) => [...new Set(layers.flatMap((layer) => Object.keys(layer)))].filter((name) => !KNOWN.has(name));
+
+const titleOf = (figure) => figure[0].toUpperCase() + figure.slice(1).replaceAll("_", " ");
+
+const figureCell = (value) => (value === undefined ? "" : Number.isInteger(value) ? whole(value) : typeof value === "number" || value === null ? number(value) : String(value));
 
 const missingRows = (layer) => layer.missing.reduce((sum, gap) => sum + gap.rows[1] - gap.rows[0], 0);
 
