@@ -328,9 +328,7 @@ def laws_of(statistic: type[Statistic]) -> type:
     """The tests of all laws for `statistic`; equal means equal bytes."""
 
     def exact_answer(block: Array, axis: int) -> Statistic:
-        assert statistic.name in EXACT, (
-            f"put the exact answer of {statistic.name!r}, term by term, into EXACT"
-        )
+        assert statistic.name in EXACT, f"put the exact answer of {statistic.name!r}, term by term, into EXACT"
         return EXACT[statistic.name](block, axis)
 
     def measured_thirds(data: st.DataObject) -> list[Statistic]:

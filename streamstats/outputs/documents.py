@@ -9,6 +9,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from .ledger import Ledger
 
 
@@ -35,4 +37,5 @@ def channel_columns(found: Ledger) -> dict[str, list[Any]]:
 
 def json_value(value: Any) -> Any:
     """`value`, or None for a number that JSON does not have."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    plain = value.item() if isinstance(value, np.generic) else value
+    return None if isinstance(plain, float) and not math.isfinite(plain) else plain

@@ -138,6 +138,8 @@ def _parsed(document: Mapping[str, Any]) -> Manifest:
     source = document["source"]
     merged = isinstance(source, list)
     sources = tuple(map(_text, source if merged else [source]))
+    if not sources:
+        raise ValueError("it names no source")
     rows = document["rows"]
     return Manifest(layers, sources, merged, None if rows is None else _rows(rows))
 
@@ -149,14 +151,16 @@ def _text(value: object) -> str:
 
 
 def _number(value: object) -> int:
-    if type(value) is not int:
-        raise TypeError(f"found {value!r}, expected an integer")
+    if type(value) is not int or value < 0:
+        raise TypeError(f"found {value!r}, expected an integer of 0 or more")
     return value
 
 
 def _rows(value: Any) -> Rows:
-    start, stop = value
-    return _number(start), _number(stop)
+    start, stop = map(_number, value)
+    if start > stop:
+        raise ValueError(f"found rows {start}:{stop}, expected a range")
+    return start, stop
 
 
 def explained(missing: Coverage, gaps: Gaps) -> Gaps:

@@ -51,7 +51,8 @@ class Results:
 
     def statistics(self, layer: str) -> LayerStatistics:
         """The statistics of `layer`. Raises `UsageError` if there is no such layer, `DataError` if it is damaged."""
-        return read_state(self._checked(STATE, layer, self._entry(layer).state))
+        path = self._checked(STATE, layer, self._entry(layer).state)
+        return _of_layer(read_state(path), layer, path)
 
     def corrector_path(self, layer: str) -> Path | None:
         """The corrector's file, None where there is none. Raises as `statistics` does."""
@@ -132,10 +133,13 @@ def read_states(output: Path, layers: Iterable[str]) -> dict[str, LayerStatistic
     """The states of those of `layers` that have one. Raises `DataError` for one that is damaged."""
     paths = {layer: layer_path(output / STATE, layer) for layer in layers}
     found = {layer: read_state(path) for layer, path in paths.items() if path.exists()}
-    for layer, statistics in found.items():
-        if statistics.layer != layer:
-            raise DataError(f"{paths[layer]} is the state of layer {statistics.layer}; remove it and run again")
-    return found
+    return {layer: _of_layer(statistics, layer, paths[layer]) for layer, statistics in found.items()}
+
+
+def _of_layer(statistics: LayerStatistics, layer: str, path: Path) -> LayerStatistics:
+    if statistics.layer != layer:
+        raise DataError(f"{path} is the state of layer {statistics.layer}; remove it and run again")
+    return statistics
 
 
 def excluded_rows(output: Path, layer: str) -> Coverage:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from ..coverage import Coverage
 from ..errors import DataError
 from ..quantization import Quantization
-from ..statistics.kinds import KINDS, Kind
+from ..statistics.kinds import ALWAYS, KINDS, Kind
 from ..statistics.statistic import Space
 from ..statistics.statistics import Statistics
 from ..storage.tensors import read_any_tensors, read_tensors, tensors_bytes
@@ -56,7 +56,7 @@ def read_state(path: Path) -> LayerStatistics:
     tensors, metadata = read_tensors(path, FORMAT, RESTART)
     try:
         return _from_file(tensors, metadata)
-    except (DataError, KeyError, ValueError, TypeError, AttributeError, OverflowError) as error:
+    except (DataError, KeyError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise DataError(f"{path} is not a usable state: {error}; remove it and run again") from error
 
 
@@ -80,6 +80,8 @@ def _tensor(number: int, name: str) -> str:
 
 def _from_file(tensors: Arrays, metadata: Mapping[str, str]) -> LayerStatistics:
     axis = int(metadata["channel_axis"])
+    if axis < 1:
+        raise ValueError(f"its channel axis is {axis}; expected 1 or more")
     sample = tuple(int(extent) for extent in json.loads(metadata["sample"]))
     space = Space(np.dtype(metadata["dtype"]), sample, axis - 1)
     states = {name: array for name, array in tensors.items() if not name.startswith("source.")}
@@ -98,7 +100,9 @@ def _from_file(tensors: Arrays, metadata: Mapping[str, str]) -> LayerStatistics:
     )
 
 
-def _kinds(names: list[str]) -> list[Kind]:
+def _kinds(names: object) -> list[Kind]:
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or not {*ALWAYS} <= {*names}:
+        raise DataError(f"its statistics are {names!r}; expected a list with {' and '.join(ALWAYS)}")
     unknown = sorted(set(names) - KINDS.keys())
     if unknown:
         raise DataError(f"it holds the statistics {', '.join(unknown)}, which this version does not know")

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import numpy.typing as npt
 
+from ..errors import DataError
 from ..quantization import Quantization
 from .running import Measures
 from .statistic import Document, Space, Tensors, ValueStatistic
@@ -60,6 +61,16 @@ class ChannelExtrema(ValueStatistic):
         least = (part.minimum > self.minimum) | (rest.minimum == self.minimum)
         greatest = (part.maximum < self.maximum) | (rest.maximum == self.maximum)
         return self if (least & greatest).all() else None
+
+    def check(self) -> None:
+        """As `Statistic.check`."""
+        seen = self.minimum <= self.maximum
+        nothing = self.empty(self.space)
+        unseen = (self.minimum == nothing.minimum) & (self.maximum == nothing.maximum)
+        infinite = [each for each in (self.minimum, self.maximum) if each.dtype.kind == "f"]
+        finite = np.logical_and.reduce([np.isfinite(each) for each in infinite]) if infinite else True
+        if not ((seen & finite) | unseen).all():
+            raise DataError("a minimum is above its maximum, or one of them is not finite")
 
     def document(self, quantization: Quantization | None) -> Document:
         """Layer: `minimum` and `maximum` of all channels. Per channel: the same, float64[C]; NaN without a value."""

@@ -19,7 +19,7 @@ from ..compiled.cache import POINTER, SIZE, address, load
 from ..errors import MismatchError
 from .exact import ExactSum, digit_count, unit_exponent
 from .loops import ARGUMENTS, MODULES, loop, room
-from .pieces import NARROWEST, arrangement, pieces
+from .pieces import NARROWEST, arrangement
 from .running import Filled, Intake, Measures, SampleSquares, check_block, give, together
 
 Array = npt.NDArray[Any]
@@ -36,7 +36,7 @@ MOST_VALUES = 2**31
 SAMPLE_MODULES = (*MODULES, f"{__package__}.sample_kernels", __name__, foreign.__name__)
 
 
-WORDS, LEFT = 20, 7
+WORDS, LEFT, PART_WORDS = 20, 7, 9
 """Words of the state of the loop over samples, as `SampleSums._words` fills them; the units left of a sample."""
 
 
@@ -142,13 +142,15 @@ class SampleSums:
             self._open_rows, self._open = rows, np.zeros((len(block), *self._sums.shape), np.int64)
             self._make_room(len(block))
             self._empty_samples += 0 if self._sample_values else len(block)
+        if not block.size:
+            return
+        native = np.require(block, self.dtype, ["C", "A"])
+        outer, inner = prod(block.shape[1 : self._axis + 1]), prod(block.shape[self._axis + 2 :])
         bounds = self._open_bounds.addresses[1:]
-        for sample, sums in zip(block, self._open, strict=True):
-            for piece in pieces(sample, self._axis):
-                outer, channels, inner = piece.shape
-                measure = loop(self.dtype, runs=inner > 1)
-                measure(piece.ctypes.data, outer, channels, inner, sums.ctypes.data, *bounds, self._room.ctypes.data)
-                self._values += outer * inner
+        arrays = [address(loop(self.dtype, runs=inner > 1)), outer, self.channels, inner, native.nbytes // len(block)]
+        words = np.array([*arrays, self._open[0].nbytes, *bounds, self._room.ctypes.data], np.int64)
+        _over_parts()(native.ctypes.data, len(block), self._open.ctypes.data, words.ctypes.data)
+        self._values += len(block) * outer * inner
 
     def _settle_open(self) -> None:
         if len(self._open):
@@ -177,6 +179,12 @@ def _arrangement(rows: int, channels: int, inner: int) -> tuple[bool, int]:
 def _over_samples(dtype: np.dtype[Any]) -> Callable[..., None]:
     """The loop over samples of `dtype`, called as those of `loops`, with its state for the sums."""
     return load(f"samples-{dtype.name}", ARGUMENTS, lambda: _definition(dtype), SAMPLE_MODULES)
+
+
+@cache
+def _over_parts() -> Callable[..., None]:
+    """What takes a part of each of some samples: called with the values, samples, their sums, and PART_WORDS words."""
+    return load("parts", (POINTER, SIZE, POINTER, POINTER), _parts_definition, SAMPLE_MODULES)
 
 
 @cache
@@ -224,6 +232,22 @@ def _definition(dtype: np.dtype[Any]) -> Callable[..., None]:
                 settle(one, exponent, totals, carray(at(state[19]), (square_digits, number), np.int64))
 
     return over_samples
+
+
+def _parts_definition() -> Callable[..., None]:
+    import numba
+
+    carray, call, address_of = numba.carray, foreign.caller(), foreign.address_of()
+
+    def over_parts(data, samples, sums, words):  # type: ignore[no-untyped-def]
+        loop, outer, channels, inner, part, state, low, high, room = carray(words, (PART_WORDS,), np.int64)
+        values, found = address_of(data), address_of(sums)
+        if outer * channels * inner == 0:
+            return
+        for sample in range(samples):
+            call(loop, (values + sample * part, outer, channels, inner, found + sample * state, low, high, room))
+
+    return over_parts
 
 
 def _settling_definition(dtype: np.dtype[Any]) -> Callable[..., None]:

@@ -67,12 +67,13 @@ class SampleSpread(ValueStatistic):
         if (samples < 0).any() or (beyond < 0).any():
             raise MismatchError("more samples would be taken out than were counted: the data is not what it was")
         digits = ExactSum.from_raw(SQUARES, self.digits + sign * other.digits).digits
-        return type(self)(self.space, samples, digits, beyond)
+        return type(self)(self.space.joined(other.space), samples, digits, beyond)
 
     def check(self) -> None:
         """As `Statistic.check`."""
-        if not is_canonical(self.digits) or (self.samples < 0).any() or (self.beyond < 0).any():
-            raise DataError("the digits of squares are not canonical, or a count is negative")
+        negative = any((each < 0).any() for each in (self.samples, self.beyond, self.digits[-1]))
+        if negative or not is_canonical(self.digits):
+            raise DataError("the digits of squares are not canonical, or a count or a sum of squares is negative")
 
     def document(self, quantization: Quantization | None) -> Document:  # noqa: ARG002 - samples have no unit
         """Layer: how many `samples` there are."""
@@ -82,11 +83,12 @@ class SampleSpread(ValueStatistic):
         """The standard error of the mean of each channel, float64[C], in real units.
 
         `sums` are those of the same samples. NaN where it is not known: for fewer than two samples, where values are
-        left out because they are not finite, and for squares beyond float64.
+        left out because they are not finite, for squares beyond float64, and for samples of different extents.
         """
         steps = [step for step, _ in (quantization or Quantization(1.0)).channel_maps(self.space.channels)]
         totals, squares = sums.total.units(), ExactSum(SQUARES, self.digits).units()
         known = (self.beyond == 0) & (sums.nonfinite == 0) & (self.samples > 1) & (sums.count > 0)
+        known &= 0 not in self.space.sample  # samples of several extents were merged: their sums do not compare
         unit, square_unit = Fraction(2) ** unit_exponent(self.space.dtype), Fraction(2) ** unit_exponent(SQUARES)
         found = np.full(self.space.channels, np.nan)
         for channel in np.flatnonzero(known).tolist():

@@ -76,15 +76,17 @@ class Space:
         return self.sample[self.axis]
 
     def joined(self, other: Self) -> Self:
-        """The space of samples of both: extents in which they differ are 0, and axes that only one has are left out.
+        """The space of samples of both: extents in which they differ are 0, as is one for axes that only one has.
 
         Raises `MismatchError`, with both sides in it, where dtype, channels or their axis differ.
         """
         mine, theirs = ((str(each.dtype), each.channels, each.axis, each.geometry) for each in (self, other))
         if mine != theirs:
             raise MismatchError(f"{_described(self)} and {_described(other)} do not fit together")
-        extents = (mine if mine == theirs else 0 for mine, theirs in zip(self.sample, other.sample, strict=False))
-        return type(self)(self.dtype, tuple(extents), self.axis, self.geometry)
+        extents = tuple(mine if mine == theirs else 0 for mine, theirs in zip(self.sample, other.sample, strict=False))
+        if len(self.sample) != len(other.sample):
+            extents = (*extents[: self.axis + 1], 0)
+        return type(self)(self.dtype, extents, self.axis, self.geometry)
 
 
 class Accumulator(Protocol[Found]):
@@ -188,7 +190,8 @@ class Statistic(ABC):
         if mine != theirs:
             raise MismatchError(
                 f"{type(self).__name__} of {_described(self.space)} and {type(other).__name__} of "
-                f"{_described(other.space)} do not fit together; expected the same statistic, dtype and channels"
+                f"{_described(other.space)} do not fit together; "
+                "expected the same statistic, dtype, channels and shape of the state"
             )
 
     def _kind(self) -> object:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .exact import digit_count
+from .exact import ExactSum, digit_count
 from .pieces import NARROWEST, WIDEST
 from .running import Intake, Measures, RunningSums, SampleSquares
 from .samples import SQUARES, SampleSums
@@ -28,7 +28,10 @@ class ValuePass:
 
     def __init__(self, dtype: np.dtype[Any], shape: Sequence[int], axis: int, *, by_sample: bool) -> None:
         self.dtype, self._shape, self._axis, self._by_sample = dtype, tuple(shape), axis, by_sample
-        self._sums: dict[tuple[int, int], RunningSums | SampleSums] = {}
+        self._channels = (0, 0)
+        self._sums: RunningSums | SampleSums | None = None
+        self._found: dict[tuple[int, int], Measures] = {}  # of ranges of channels that are done
+        self._finite = True
 
     def add(self, block: Array, where: Where) -> None:
         """Take `block`, of any layout, the part `where` of the array."""
@@ -53,21 +56,30 @@ class ValuePass:
     @property
     def all_finite(self) -> bool:
         """Whether no NaN and no infinity was found."""
-        return all(sums.all_finite for sums in self._sums.values())
+        return self._finite and (self._sums is None or self._sums.all_finite)
 
     def found(self) -> Measures:
         """What was found in all channels."""
-        whole = (0, self._shape[self._axis])
-        if not self._sums:
-            return self._new(whole).found()
-        found = [self._sums[channels].found() for channels in sorted(self._sums)]
-        return found[0] if [*self._sums] == [whole] else _joined(found)
+        self._settle()
+        if not self._found:
+            return self._new((0, self._shape[self._axis])).found()
+        found = [self._found[channels] for channels in sorted(self._found)]
+        return found[0] if len(found) == 1 else _joined(found)
 
     def _of(self, where: Where) -> RunningSums | SampleSums:
         channels = where[self._axis + 1].start, where[self._axis + 1].stop
-        if channels not in self._sums:
-            self._sums[channels] = self._new(channels)
-        return self._sums[channels]
+        if self._sums is None or channels != self._channels:
+            self._settle()
+            self._channels, self._sums = channels, self._new(channels)
+        return self._sums
+
+    def _settle(self) -> None:
+        """Keep what was found of a range of channels, and let go of what the loops work in."""
+        if self._sums is not None:
+            found, before = self._sums.found(), self._found.get(self._channels)
+            self._found[self._channels] = found if before is None else _added(before, found)
+            self._finite = self.all_finite
+            self._sums = None
 
     def _new(self, channels: tuple[int, int]) -> RunningSums | SampleSums:
         extent = channels[1] - channels[0]
@@ -100,6 +112,25 @@ class ValuePass:
 
 COPIES = 4
 """Times that what the loops fill is held while it is folded, carried and handed on."""
+
+
+def _added(one: Measures, other: Measures) -> Measures:
+    """One from those of blocks of the same channels."""
+    squares = None
+    if one.squares is not None and other.squares is not None:
+        digits = ExactSum.from_raw(SQUARES, one.squares.digits + other.squares.digits).digits
+        samples = one.squares.samples + other.squares.samples
+        squares = SampleSquares(samples, digits, one.squares.beyond + other.squares.beyond)
+    return Measures(
+        one.dtype,
+        one.count + other.count,
+        ExactSum.from_raw(one.dtype, one.digits + other.digits).digits,
+        one.nan + other.nan,
+        one.infinite + other.infinite,
+        np.minimum(one.low, other.low),
+        np.maximum(one.high, other.high),
+        squares,
+    )
 
 
 def _joined(found: Sequence[Measures]) -> Measures:

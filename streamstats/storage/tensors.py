@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -102,7 +103,7 @@ def check_format(path: Path, found: object, expected: str, remedy: str) -> None:
         return
     name, _, version = expected.partition("/")
     said = str(found).partition("/")
-    known = said[0] == name and said[2].isdigit()
+    known = said[0] == name and re.fullmatch("[0-9]{1,9}", said[2]) is not None
     if known and int(said[2]) > int(version):
         raise DataError(
             f"{path} has the format {found!r}, but this version reads {expected!r}; install a newer streamstats"
