@@ -1,4 +1,4 @@
-"""What each command on stores and results does: call the library, print what comes back.
+"""The commands on stores and results: each calls the library and prints the result.
 
 Heavy imports wait until a command needs them.
 """
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ..outputs.ledger import Ledger
 
 NAMED = 8
-"""Ranges of rows that a note names."""
+"""The most ranges of rows that a note names."""
 
 
 # run and inspect
@@ -42,7 +42,7 @@ def run(options: Namespace) -> int:
     if options.until_stable is not None:
         job, until = _until_stable(job, options)
     if options.follow:
-        say(f"following {job.source} {_until(options.until_rows, options.idle)}; Ctrl-C stops it and loses nothing")
+        say(f"following {job.source} {_until(options.until_rows, options.idle)}; Ctrl-C ends the run and loses nothing")
     with Shown() as progress:
         outcome = run(
             job,
@@ -55,7 +55,7 @@ def run(options: Namespace) -> int:
     _print_layers(outcome.statistics, options.json)
     _say_filled(outcome.statistics)
     unstable = until is not None and _is_unstable(until, options.until_stable)
-    say(f"wrote {job.output}; look at it with: streamstats inspect {job.output}")
+    say(f"wrote {job.output}; view it with: streamstats inspect {job.output}")
     if not outcome.unreadable:
         return INCOMPLETE if unstable else DONE
     _say_unreadable(outcome, job.output)
@@ -68,7 +68,7 @@ def _check_run_options(options: Namespace) -> None:
     if (options.until_rows is not None or options.idle is not None) and not options.follow:
         raise UsageError("--until-rows and --idle say when --follow ends; give --follow, too")
     if options.until_stable is None and (options.model or options.quantized or options.bits):
-        raise UsageError("--model, --quantized and --bits go with --until-stable; leave them out")
+        raise UsageError("--model, --quantized and --bits need --until-stable; add it, or leave them out")
 
 
 def _say_filled(statistics: Mapping[str, Ledger]) -> None:
@@ -76,7 +76,8 @@ def _say_filled(statistics: Mapping[str, Ledger]) -> None:
         filled = [rows for source in found.sources for rows in source.filled.ranges]
         if filled:
             say(
-                f"note: layer {layer}: rows {row_ranges(filled[:NAMED])} have chunks that were taken for the fill value"
+                f"note: layer {layer}: the fill value was counted for unreadable chunks in rows "
+                f"{row_ranges(filled[:NAMED])}"
             )
 
 
@@ -84,11 +85,11 @@ def _say_unreadable(outcome: Outcome, output: str) -> None:
     lost = sum(each.rows[1] - each.rows[0] for each in outcome.unreadable)
     first = outcome.unreadable[0].reason
     say(f"{counted(lost, 'row')} could not be read and {'is' if lost == 1 else 'are'} not counted; the first: {first}")
-    say(f"list all of them with: streamstats status {output}; once they are repaired, run again")
+    say(f"list all of them with: streamstats status {output}; repair them, then run again")
 
 
 def _until_stable(job: Job, options: Namespace) -> tuple[Job, KnownTo]:
-    """The job with what standard errors need counted, and when it has enough samples."""
+    """The job, which also counts what standard errors need, and the test for enough samples."""
     from ..errors import UsageError
     from ..models.linear import PRECISION_STATISTICS
     from ..models.onnx.precision import KnownTo
@@ -113,15 +114,15 @@ def _is_unstable(until: KnownTo, wanted: float) -> bool:
 def _how_stable(worst: Precision, wanted: float) -> str:
     known = f"after {counted(worst.rows, 'sample')} corrections are known to {worst.in_steps:.3g} steps of the bias"
     if worst.in_steps <= wanted:
-        return f"{known} (standard error, worst layer {worst.layer}); {wanted:g} was asked for"
-    needed = f"{wanted:g} would take about {worst.rows_for(wanted):,.0f}"
+        return f"{known} (standard error, worst layer {worst.layer}); requested: {wanted:g}"
+    needed = f"{wanted:g} would need about {worst.rows_for(wanted):,.0f}"
     return f"{known} (standard error, worst layer {worst.layer}), and there are no more samples; {needed}"
 
 
 def _until(rows: int | None, idle: float | None) -> str:
     ends = [f"every layer has {rows:,} rows"] if rows is not None else []
-    ends += [f"nothing was added for {idle:g} s"] if idle is not None else []
-    return f"until {' or '.join(ends)}" if ends else "until it is stopped"
+    ends += [f"no rows are added for {idle:g} s"] if idle is not None else []
+    return f"until {' or '.join(ends)}" if ends else "until it is interrupted"
 
 
 def status(options: Namespace) -> int:
@@ -140,14 +141,14 @@ def status(options: Namespace) -> int:
         ]
         print_table(["layer", "counted", "of rows", "excluded", "missing", "because"], rows)
     if found.running:
-        say("a run is working on it now")
+        say("a run is in progress")
     elif not found.complete:
-        say("not complete; repair what cannot be read, if anything, and resume with: streamstats run CONFIG")
+        say("incomplete; repair any unreadable chunks, then resume with: streamstats run CONFIG")
     return DONE if found.complete else INCOMPLETE
 
 
 def _gaps(missing: Sequence[tuple[tuple[int, int], str]]) -> list[tuple[str, str]]:
-    """Lines for the first of the rows that are missing, and for how many ranges there are beside."""
+    """Cells (missing rows, reason) for the first ranges, and one for the number of further ranges."""
     lines = [(row_ranges([rows]), why) for rows, why in missing[:NAMED]]
     if len(missing) > NAMED:
         lines.append((f"{len(missing) - NAMED} more", "see --json"))
@@ -168,7 +169,7 @@ def verify(options: Namespace) -> int:
         print_table(
             ["layer", "rows", "problem"], [[p.layer, row_ranges([p.rows]), p.problem] for p in problems], left=3
         )
-    say(counted(len(problems), "problem") if problems else "nothing is wrong")
+    say(counted(len(problems), "problem") if problems else "no problems found")
     return CORRUPT if problems else DONE
 
 
@@ -184,7 +185,7 @@ def forget(options: Namespace) -> None:
         print_json({"layers": {each.layer: {"rows": each.rows, "others": each.others} for each in forgotten}})
         return
     rows = [[each.layer, f"{each.rows:,}", f"{each.others:,}"] for each in forgotten]
-    print_table(["layer", "rows taken out", "other rows read again"], rows)
+    print_table(["layer", "rows forgotten", "other rows read again"], rows)
 
 
 def merge(options: Namespace) -> None:
@@ -193,7 +194,7 @@ def merge(options: Namespace) -> None:
 
     merged = merge_outputs([Path(each) for each in options.outputs], Path(options.output))
     _print_layers(merged, options.json)
-    say(f"wrote {options.output}; look at it with: streamstats inspect {options.output}")
+    say(f"wrote {options.output}; view it with: streamstats inspect {options.output}")
 
 
 def inspect(options: Namespace) -> None:

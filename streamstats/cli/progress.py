@@ -1,4 +1,4 @@
-"""Progress of long work on stderr: a bar on a terminal, a line every few seconds in a log."""
+"""Progress of long-running work on stderr: a bar on a terminal, a line every few seconds in a log."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ LINE_SECONDS = 5.0
 
 
 class Shown(Quiet):
-    """Shows stages, their rows and bytes, and messages; a context manager, which ends the last stage.
+    """Shows stages, their rows and bytes, and messages; a context manager that ends the last stage.
 
-    A stage without bytes is measured in rows. Without a terminal, a line is printed every few seconds and, unless
-    `brief`, another one at the end of each stage.
+    A stage without a size in bytes is measured in rows. Without a terminal, it prints a line every few seconds and,
+    unless `brief`, one at the end of each stage.
     """
 
     def __init__(self, *, brief: bool = False) -> None:
@@ -31,7 +31,7 @@ class Shown(Quiet):
         self._bar: bars.Progress | None = None
 
     def begin(self, stage: Stage) -> None:
-        """End the stage before, and show the new one from its beginning."""
+        """End the previous stage and show the new one."""
         self._end()
         if stage.what:
             self.say(stage.what)
@@ -40,13 +40,13 @@ class Shown(Quiet):
             self._bar = _started_bar(self._meter)
 
     def advance(self, rows: int, size: int = 0) -> None:
-        """Count `rows`, and `size` decoded bytes, as done."""
-        assert self._meter is not None, "rows are done before a stage has begun"
+        """Add `rows`, and `size` decoded bytes, to the finished ones."""
+        assert self._meter is not None, "rows were finished before a stage began"
         self._meter.add(rows, size)
         self._show(self._meter)
 
     def workers(self, count: int, repeats: int) -> None:
-        """Show the workers, unless there is one, and the repeats, if there are any, behind the rows."""
+        """Show the workers, unless there is exactly one, and any repeated tasks after the rows."""
         parts = [counted(count, "worker")] if count != 1 else []
         parts += [f"{counted(repeats, 'task')} repeated"] if repeats else []
         self._beside = "".join(f", {part}" for part in parts)
@@ -86,7 +86,7 @@ class Shown(Quiet):
 
 @dataclass
 class _Meter:
-    """How far a stage is."""
+    """How far a stage has come."""
 
     stage: Stage
     rows: int = 0
@@ -96,7 +96,7 @@ class _Meter:
 
     @property
     def total(self) -> int:
-        """What `done` reaches at the end: bytes, or rows if the stage has no bytes."""
+        """The value of `done` at the end: bytes, or rows if the stage has no size in bytes."""
         return self.stage.size or self.stage.rows
 
     @property
@@ -115,7 +115,7 @@ class _Meter:
         return ", ".join(parts)
 
     def time(self) -> str:
-        """About how long the rest takes, or how long all of it took."""
+        """The estimated time left, or the time the finished stage took."""
         share = self.done / max(1, self.total)
         elapsed = time.monotonic() - self.started
         return f", {elapsed / share - elapsed:.0f} s left" if 0 < share < 1 else f", {elapsed:.1f} s"

@@ -1,4 +1,4 @@
-"""How results look: tables for people and JSON for programs, both on stdout; messages on stderr."""
+"""Output of the commands: tables for people and JSON for programs, both on stdout; messages on stderr."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.table import Table
 
 
 def say(message: str) -> None:
-    """Print a message for the person on stderr."""
+    """Print a message on stderr."""
     print(f"streamstats: {message}", file=sys.stderr)
 
 
@@ -31,7 +31,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, left: 
 
 
 def _print_aligned(lines: Sequence[Sequence[str]], left: int) -> None:
-    """As wide as it has to be: a file or a pipe has no edge."""
+    """Print lines at full width: a file or a pipe has no right edge."""
     widths = [max(map(cell_len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
         cells = [
@@ -48,10 +48,10 @@ def print_json(document: Any) -> None:
 
 
 def number(value: float) -> str:
-    """A number as a person reads it, six digits."""
+    """A number with six significant digits; "-" for NaN."""
     return "-" if value != value else f"{value:.6g}"
 
 
 def row_ranges(covered: Sequence[tuple[int, int]]) -> str:
-    """Row ranges as text: `0:63`, `0:10 20:30`."""
+    """Row ranges as text, such as `0:63` or `0:10 20:30`; `none` if there are none."""
     return " ".join(f"{start}:{stop}" for start, stop in covered) or "none"

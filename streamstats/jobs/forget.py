@@ -1,4 +1,4 @@
-"""Forgetting: taking rows out of what was counted, exactly, for good."""
+"""Forgetting: removing rows from what was counted, exactly and for good."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .session import Session, open_session, planned
 
 @dataclass(frozen=True)
 class Forgotten:
-    """What was taken out of a layer: `rows` that had been counted; `others` were read again for it."""
+    """What was forgotten of a layer: `rows` had been counted; `others` is how many other rows were read again."""
 
     layer: str
     rows: int
@@ -33,11 +33,11 @@ class Forgotten:
 
 
 def forget(job: Job, rows: Rows, *, match: str = "*", progress: Progress = QUIET) -> list[Forgotten]:
-    """Take `rows` out of the layers of `job` whose names fit the glob `match`, and never count them again.
+    """Remove `rows` from the layers of `job` whose names match the glob `match`, and never count them again.
 
-    They are read once more and subtracted. Where a statistic cannot tell what is left, as an extremum that one of them
-    may have, others are read until it can; where one of the rows can no longer be read, all others are counted anew.
-    Raises as `run` does.
+    The rows are read once more and subtracted. If a statistic cannot tell what is left, such as an extremum that one
+    of them may hold, other rows are read again until it can. If one of the rows can no longer be read, all others are
+    counted anew. Raises as `run` does.
     """
     with open_session(job, progress=progress) as session, _all_or_nothing():
         chosen = [layer for layer in session.layers if fnmatchcase(layer.name, match)]
@@ -51,7 +51,7 @@ def forget(job: Job, rows: Rows, *, match: str = "*", progress: Progress = QUIET
 
 @contextmanager
 def _all_or_nothing() -> Iterator[None]:
-    """Rows that cannot be read, where they are needed, are an error that says so."""
+    """Add to the error for rows that cannot be read why they are needed, and that nothing was forgotten."""
     try:
         yield
     except NonFiniteError:
@@ -59,8 +59,8 @@ def _all_or_nothing() -> Iterator[None]:
     except DataError as error:
         what = str(error).partition("; ")[0]
         raise DataError(
-            f"{what}; it stays counted, and is needed to find what is left without the rows to forget: repair it, or "
-            "forget its rows, too; nothing was taken out"
+            f"{what}; it stays counted, and is needed to find what is left without the forgotten rows; nothing was "
+            "forgotten; repair it, or forget its rows, too"
         ) from error
 
 
@@ -72,14 +72,14 @@ def _check_rows(session: Session, chosen: Sequence[Layer], rows: Rows, match: st
         if not 0 <= rows[0] < rows[1] <= layer.rows:
             raise UsageError(
                 f"cannot forget rows {rows[0]}:{rows[1]}: layer {layer.name} has {layer.rows} rows; expected a range "
-                "of them"
+                f"within 0:{layer.rows}"
             )
 
 
 def _forgotten(
     session: Session, chosen: Sequence[Layer], rows: Coverage
 ) -> tuple[dict[str, LayerStatistics], list[Forgotten]]:
-    """The ledgers without `rows`, and what was done for it."""
+    """The ledgers without `rows`, and what was forgotten of each chosen layer."""
     taken = {layer.name: session.ledgers[layer.name].source.covered & rows for layer in chosen}
     parts = _counted(session, _empty(session), taken, unreadable="report")
     ledgers, again, forgotten = dict(session.ledgers), {}, []
@@ -111,7 +111,7 @@ def _begun_anew(layer: Layer, whole: LayerStatistics) -> LayerStatistics:
 def _counted(
     session: Session, ledgers: Mapping[str, LayerStatistics], wanted: Mapping[str, Coverage], *, unreadable: str
 ) -> dict[str, LayerStatistics]:
-    """`ledgers` with the `wanted` rows counted in."""
+    """`ledgers` with the `wanted` rows counted, too."""
     return session.count(ledgers, wanted, _policy(session, unreadable)).statistics
 
 
@@ -120,9 +120,9 @@ def _policy(session: Session, unreadable: str) -> Policy:
 
 
 def _rest(session: Session, layer: Layer, part: Statistics, others: Coverage) -> tuple[Statistics, int]:
-    """What was counted of `layer` less `part`, and how many of the `others` were read to find it.
+    """The statistics of `layer` less `part`, and how many of the `others` were read to find them.
 
-    Others are read only until every statistic is known; that of all others is the answer in any case.
+    Others are read only until every statistic is known; the statistic of all others is always the answer.
     """
     whole = session.ledgers[layer.name].statistics
     read, rest = 0, Statistics.empty(layer.kinds, layer.space)

@@ -1,4 +1,4 @@
-"""A job as a value: what is counted, where the results go, and who does the work. A configuration becomes one."""
+"""A job as a value: what to count, where to write the results, and who does the work. A configuration yields one."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ DEFAULT_MEMORY = 2 * 2**30
 Nonfinite = Literal["error", "skip"]
 Missing = Literal["error", "report", "fill"]
 LOCAL = Cluster(threads=available_cores())
-"""All cores, in this process."""
+"""Threads of this process, one per core."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """The statistics of the layers of the calibration store `source`, for the folder `output`.
+    """Count statistics of the layers of the calibration store `source`, and write them to the folder `output`.
 
-    `rules` choose and describe layers (none: every array, as its attributes say). `memory` is in bytes, for each
-    process. `nonfinite` says what to do about NaN and infinities, `missing` about chunks that are missing or damaged.
-    Only `rows` are counted, if given.
+    `rules` choose and describe layers (default: every array, as its attributes describe it). `memory` is the limit in
+    bytes per process. `nonfinite` is the policy for NaN and infinities, `missing` that for chunks that are missing or
+    damaged. If `rows` is given, only these are counted.
     """
 
     source: str
@@ -36,7 +36,7 @@ class Job:
     cluster: Cluster = LOCAL
 
     def counting(self, *statistics: str) -> Self:
-        """The same job, with these statistics counted for all layers."""
+        """The same job, which also counts `statistics` for all layers."""
         rules = self.rules or (LayerRule("*"),)
         added = (replace(each, statistics=(*each.statistics, *statistics)) for each in rules)
         return replace(self, rules=tuple(added))

@@ -1,5 +1,5 @@
-"""What a worker does: it opens the array from its small description, reads block after block, and sends back statistics
-of kilobytes, or says which rows cannot be read.
+"""What a worker does: it opens the array from a small description, reads it block by block, and returns kilobytes of
+statistics, or says which rows cannot be read.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .plan import Part, Task, blocks
 
 @dataclass(frozen=True)
 class Unreadable:
-    """Rows of a layer that cannot be read, and why; `lost` if their chunk is not there at all."""
+    """Rows of a layer that cannot be read, and why; `lost` if their chunk does not exist."""
 
     layer: str
     rows: Rows
@@ -34,7 +34,7 @@ class Unreadable:
 
 @dataclass(frozen=True)
 class Policy:
-    """What to do about NaN and infinities (error, skip), and about rows that cannot be read (error, report, fill)."""
+    """What to do about NaN and infinities (error, skip) and about unreadable rows (error, report, fill)."""
 
     nonfinite: str = "error"
     missing: str = "error"
@@ -43,11 +43,11 @@ class Policy:
 STRICT = Policy()
 Found = Measured | Unreadable
 Reduced = tuple[list[Found], DataError | None]
-"""What was found in a task, and the error that ended it."""
+"""What a task has found, and the error that ended it, if any."""
 
 
 def measure_task(task: Task, layers: Mapping[str, Layer], policy: Policy) -> Reduced:
-    """What a worker does for a task: measure its parts, one after the other, up to the first error."""
+    """Measure the parts of `task`, one after the other, up to the first error."""
     found: list[Found] = []
     try:
         for part in task.parts:
@@ -72,10 +72,10 @@ def _measure_under(policy: Policy, layer: Layer, part: Part) -> list[Found]:
 def measure_part(layer: Layer, part: Part, policy: Policy, *, fill: bool = False) -> Measured:
     """Measure the rows of `part`, block by block.
 
-    With `fill`, what cannot be read has the fill value. Raises `DataError`, `NonFiniteError`.
+    With `fill`, the fill value stands in for unreadable chunks. Raises `DataError`, `NonFiniteError`.
     """
     files = file_range(layer, part.start, part.stop)
-    before = identities(layer, files) if layer.encoding is None else None  # so the next run notices later changes
+    before = identities(layer, files) if layer.encoding is None else None  # before reading, so no change is missed
     with open_reader(layer, fill=fill or policy.missing == "fill") as reader:
         reader.expect(blocks(layer, part))
         statistics = _measure_blocks(layer, part, reader, policy, while_decoding=not fill)
@@ -85,7 +85,7 @@ def measure_part(layer: Layer, part: Part, policy: Policy, *, fill: bool = False
 
 
 def _measure_what_can_be_read(layer: Layer, part: Part, policy: Policy) -> Iterator[Found]:
-    """The rows of `part`, a chunk's at a time: what is damaged takes no other rows with it."""
+    """Measure `part` one chunk of rows at a time, so that a damaged chunk costs no other rows."""
     height = (layer.encoding or layer).chunks[0]
     for start in range(part.start - part.start % height, part.stop, height):
         check_wanted()
@@ -99,7 +99,7 @@ def _measure_what_can_be_read(layer: Layer, part: Part, policy: Policy) -> Itera
 
 
 def _measure_blocks(layer: Layer, part: Part, reader: Reader, policy: Policy, *, while_decoding: bool) -> Statistics:
-    """The statistics of the blocks of `part`; not `while_decoding`: each is read before any of it is measured."""
+    """The statistics of the blocks of `part`; unless `while_decoding`, a block is read whole before it is measured."""
     accumulator = StatisticsAccumulator(layer.kinds, layer.space)
     for selection in blocks(layer, part):
         check_wanted()
@@ -120,5 +120,5 @@ def _nonfinite_error(layer: Layer, selection: Selection, block: npt.NDArray[Any]
     more = f" and {len(channels) - 1} more" if len(channels) > 1 else ""
     return NonFiniteError(
         f"layer {layer.name}, channel {channels[0]}{more}, rows {rows[0]}:{rows[-1] + 1}: {bad.sum()} values are NaN "
-        "or infinite; repair the data, or set `nonfinite: skip` to leave them out of sum and count"
+        "or infinite; repair the data, or set `nonfinite: skip` to exclude them from sums and counts"
     )

@@ -25,8 +25,8 @@ from ..storage.names import layer_of
 def merge_outputs(outputs: Sequence[Path], output: Path) -> dict[str, LayerStatistics]:
     """Write the statistics over the rows of all `outputs` to `output`, another folder.
 
-    Layers that only some of them have stay as they are. Raises `UsageError` for an output without states,
-    `MismatchError` where they do not fit together or the same row is in two of them, `DataError`, `OutputError`.
+    Layers that only one output has are copied. Raises `UsageError` for an output without states, `MismatchError` if
+    outputs do not fit together or have counted the same row, `DataError`, `OutputError`.
     """
     if output.resolve() in {each.resolve() for each in outputs}:
         raise UsageError(f"{output} is one of the outputs to merge; choose another folder")
@@ -46,7 +46,7 @@ def merge_outputs(outputs: Sequence[Path], output: Path) -> dict[str, LayerStati
 
 
 def states_in(output: Path, manifest: Manifest | None) -> dict[str, LayerStatistics]:
-    """What is counted in `output`: of the layers of its manifest, or of all that have a state while there is none."""
+    """The states in `output`: those of the layers in its manifest, or all states if there is no manifest yet."""
     files = sorted((output / STATE).rglob("*.safetensors"))
     layers = manifest.layers if manifest else [layer_of(output / STATE, path) for path in files]
     return read_states(output, layers)
@@ -69,7 +69,7 @@ def _merged(outputs: Sequence[Path]) -> dict[str, LayerStatistics]:
 def _check_not_of_a_run(output: Path) -> None:
     manifest = read_manifest(output)
     if manifest is not None and not manifest.merged:
-        raise UsageError(f"{output} holds the results of a run; choose another folder for the merged ones")
+        raise UsageError(f"{output} holds the results of a run; choose another folder for the merged results")
 
 
 def _sources(manifests: Sequence[Manifest]) -> list[str]:

@@ -1,8 +1,8 @@
-"""The plan: which rows are still to be counted, as tasks, and the peak memory they need. Pure: it reads no data.
+"""The plan: the rows that remain to count, as tasks, and the peak memory they need. Pure: it reads no data.
 
-A task is a list of parts; a part is a range of rows of one layer, cut at the borders of shards or chunks. Small
-layers share a task, so the number of tasks follows the bytes. Within a part, blocks of whole chunks are read one
-after the other into one buffer a thread; no block is larger than the plan allows, so memory can be promised.
+A task is a list of parts; a part is a range of rows of one layer, cut at shard or chunk boundaries. Small layers share
+a task, so the number of tasks follows the bytes. Within a part, blocks of whole chunks are read one after the other
+into one buffer per thread; no block is larger than the plan allows, so the plan can promise a memory limit.
 """
 
 from __future__ import annotations
@@ -17,41 +17,42 @@ from ..calibration.layer import Layer, Selection
 from ..calibration.sources.identities import IDENTITY_BYTES
 from ..calibration.zarr_settings import FETCHES
 from ..coverage import EMPTY, Coverage
-from ..errors import UsageError
+from ..errors import UsageError, counted
 from ..statistics.pieces import NARROWEST
 from ..statistics.statistics import state_bytes, working_bytes
 
 MiB = 2**20
 BASE_BYTES = 300 * MiB
-"""What Python takes with numpy and zarr loaded, and with numba where the loops are compiled for the first time."""
+"""Memory of Python with numpy and zarr loaded, and with numba when the loops are compiled for the first time."""
 BLOCK_BYTES = 16 * MiB
-"""Decoded bytes read at once: many chunks a call, in a buffer that is used again."""
+"""Decoded bytes of a block: many chunks per call, in a buffer that is reused."""
 TASK_BYTES = 256 * MiB
-"""Decoded bytes of a task, at most: enough to hide what a task costs, few enough to show progress."""
+"""The most decoded bytes of a task: enough to hide its overhead, few enough to show progress."""
 SMALLEST_TASK_BYTES = 16 * MiB
-"""A task takes two thirds of a thread's share of what is left, so that all threads end together, but not less."""
+"""The least decoded bytes of a task. Above it, a task takes two thirds of a thread's share of the bytes that are left,
+so that all threads finish together."""
 SCHEDULED_BYTES = 4 * MiB
-"""Decoded bytes of a task for each thread of the cluster, at least: a dask scheduler gives out some 300 tasks a second,
-and a thread decodes about 1 GB in one."""
+"""The least decoded bytes of a task, per thread of a large cluster: a dask scheduler starts some 300 tasks per second,
+and a thread decodes about 1 GB per second."""
 CROWD = 16
-"""More threads than this are a crowd that a scheduler feels."""
+"""The most threads that a scheduler serves without effort, whatever the size of the tasks."""
 MOST_TASKS = 20_000
-"""A huge job is cut into about this many tasks, however large they get: a scheduler bears no more."""
+"""The most tasks of a job, approximately, however large they become: a scheduler cannot handle more."""
 RESULT_BYTES = MiB
-"""What the results of a task may take, if one layer's alone do not take more: many tiny layers do not share one."""
+"""The most bytes of a task's results, unless one layer alone has more: it limits how many tiny layers share a task."""
 TASKS_IN_FLIGHT = 3
-"""Tasks a thread that are submitted and not yet merged."""
+"""Tasks per thread that are submitted and not yet merged."""
 ZARR_COPIES = 3
-"""Times that zarr holds a chunk while it reads it, beside the block it goes to."""
+"""Copies of a chunk that zarr holds while reading it, in addition to the block it fills."""
 STATE_COPIES = 4
-"""Times the state of a layer, and what identifies its files, is held while results are merged and written."""
+"""Copies of a layer's state and file identities that are held while results are merged and written."""
 MOST_JOINED_BYTES = 8 * NARROWEST
-"""The most that several rows which are taken as one have."""
+"""The most bytes of several rows that the loops take as one."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """Rows `start` to `stop` of the layer called `layer`, read in blocks of at most `block_shape`."""
+    """Rows `start` to `stop` of the layer named `layer`, read in blocks of at most `block_shape`."""
 
     layer: str
     start: int
@@ -61,22 +62,23 @@ class Part:
 
 @dataclass(frozen=True)
 class Task:
-    """Parts that one worker reduces one after the other; `bytes` is their decoded size."""
+    """Parts that one worker measures, one after the other; `bytes` is their decoded size."""
 
     parts: tuple[Part, ...]
     bytes: int
 
     @property
     def rows(self) -> int:
-        """Rows of all its parts."""
+        """The number of rows in all its parts."""
         return sum(part.stop - part.start for part in self.parts)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Tasks in order, the threads of a process that take them, and what the job adds up to.
+    """Tasks in order, the `threads` per process that run them, and the totals of the job.
 
-    `bytes` are decoded; `block_bytes` is the largest block and `peak_bytes` the most memory a process will take.
+    `bytes` are decoded bytes; `block_bytes` is the size of the largest block, `peak_bytes` the most memory that a
+    process will use.
     """
 
     tasks: tuple[Task, ...]
@@ -95,11 +97,10 @@ def make_plan(
     threads: int,
     processes: int = 1,
 ) -> Plan:
-    """Plan the `missing` rows (layer name → rows) of `layers` for at most `threads` threads in
-    each of the `processes`.
+    """Plan the `missing` rows (layer name → rows) of `layers`, for at most `threads` threads in each of `processes`.
 
-    `memory` is the budget of a process in bytes; fewer threads are planned where it does not suffice for all. Raises
-    `UsageError` where it does not suffice for one chunk of a layer, which is named.
+    `memory` is the limit per process in bytes; if it does not suffice for all threads, fewer are planned. Raises
+    `UsageError` if it does not suffice for one chunk, naming the layer.
     """
     if threads < 1:
         raise UsageError(f"threads is {threads}; expected at least 1")
@@ -118,7 +119,7 @@ def make_plan(
 
 
 def blocks(layer: Layer, part: Part) -> Iterator[Selection]:
-    """The blocks of `part`, those of a range of channels one after the other, and so those of a range of rows."""
+    """The blocks of `part`: those of one range of channels follow each other, and within it those of the same rows."""
     samples = [
         list(_cuts(range(extent), step)) for extent, step in zip(layer.shape[1:], part.block_shape[1:], strict=True)
     ]
@@ -130,7 +131,7 @@ def blocks(layer: Layer, part: Part) -> Iterator[Selection]:
 
 
 def _cuts(axis: range, step: int) -> Iterator[slice]:
-    """Cut `axis` at the multiples of `step`, which are borders of chunks."""
+    """Cut `axis` at the multiples of `step`, which are chunk boundaries."""
     start = axis.start
     while start < axis.stop:
         stop = min(axis.stop, (start // step + 1) * step)
@@ -148,9 +149,9 @@ def _tasks(
     total: int,
     threads: int,
 ) -> Iterator[Task]:
-    """Put neighbouring parts together until a task is full; what is full gets less towards the end.
+    """Group neighbouring parts until a task is full; towards the end, tasks become smaller.
 
-    `total` is what all rows cost: their bytes, and those that opening their files is worth.
+    `total` is the cost of all rows: their bytes, plus the bytes that could be decoded while their files are opened.
     """
     rows_bytes = {layer.name: layer.row_bytes for layer in layers}
     result_bytes = _result_bytes(layers)
@@ -182,20 +183,19 @@ def _task(parts: Sequence[Part], row_bytes: Mapping[str, int]) -> Task:
 
 
 def _row_cost(layer: Layer) -> int:
-    """Decoded bytes of a row, and those that take as long as opening its share of files."""
+    """Decoded bytes of a row, plus the bytes that could be decoded while its share of files is opened."""
     return layer.row_bytes + layer.source.opening_bytes * files_a_row(layer) // layer.shards[0]
 
 
 def _full_task(total: int, left: int, threads: int) -> int:
-    """What the next task may cost, where `left` of `total` are still to be given to one."""
+    """What the next task may cost, if `left` of `total` is not yet assigned to a task."""
     least = max(SMALLEST_TASK_BYTES, SCHEDULED_BYTES * threads if threads > CROWD else 0, total // MOST_TASKS)
     return max(least, min(TASK_BYTES, 2 * left // (3 * threads)))
 
 
 def _part(layer: Layer, start: int, stop: int, block_shape: tuple[int, ...], full: int, taken: int) -> Part:
-    """Rows from `start` on for a task that is `full`, so much of it `taken`: whole shards, or chunks of large shards.
-
-    At least one of them, whether it fits or not.
+    """Rows from `start` for a task that may cost `full`, of which `taken` is used: whole shards, or chunks if shards
+    are larger than a task. At least one shard or chunk, even if it does not fit.
     """
     height = layer.shards[0] if layer.shards[0] * _row_cost(layer) <= full else layer.chunks[0]
     number = max(1, (full - taken) // max(1, height * _row_cost(layer)))
@@ -206,7 +206,7 @@ def _part(layer: Layer, start: int, stop: int, block_shape: tuple[int, ...], ful
 
 
 def _fit(layers: Sequence[Layer], memory: int, threads: int) -> tuple[int, int]:
-    """The most threads, and for them the largest block, that `memory` allows: (threads, block bytes)."""
+    """(threads, block bytes): the most threads that `memory` allows, and the largest block for that many."""
     for fewer in range(threads, 0, -1):
         for halvings in range(BLOCK_BYTES.bit_length()):
             if _peak(layers, fewer, BLOCK_BYTES >> halvings) <= memory:
@@ -228,18 +228,22 @@ def _peak(layers: Sequence[Layer], threads: int, block_budget: int) -> int:
 def _why_it_does_not_fit(layers: Sequence[Layer], memory: int) -> str:
     needed = _peak(layers, 1, 1)
     if not layers:
-        return f"memory is {memory // MiB} MiB, but at least {-(-needed // MiB)} MiB are needed for the program alone"
+        return (
+            f"memory is {memory // MiB} MiB, but at least {-(-needed // MiB)} MiB are needed for the program alone; "
+            f"set `memory` to {-(-needed // MiB)}MiB or more"
+        )
     largest = max(layers, key=lambda layer: sum(_reading_bytes(layer, 1)))
     return (
         f"memory is {memory // MiB} MiB, but at least {-(-needed // MiB)} MiB are needed: "
         f"{BASE_BYTES // MiB} MiB for the program, {sum(_reading_bytes(largest, 1)) / MiB:.1f} MiB to decode one chunk "
-        f"{largest.chunks} of layer {largest.name}, the rest for the sums of {len(layers)} layers and the identity of "
-        f"their files; set `memory` to {-(-needed // MiB)}MiB or more, or store the layer in smaller chunks"
+        f"{largest.chunks} of layer {largest.name}, the rest for the statistics and file identities of "
+        f"{counted(len(layers), 'layer')}; set `memory` to {-(-needed // MiB)}MiB or more, or store the layer in "
+        "smaller chunks"
     )
 
 
 def _reading_bytes(layer: Layer, block_budget: int) -> tuple[int, int, int, int]:
-    """What a thread holds to read `layer`: a block, stored bytes, a chunk that is not wanted whole, copies of zarr."""
+    """Bytes that a thread holds to read `layer`: a block, stored bytes, a chunk that is used in part, zarr's copies."""
     shape, encoding = _block_shape(layer, block_budget), layer.encoding
     block, chunk = _size(layer, shape), _size(layer, layer.chunks)
     if encoding is None:
@@ -252,22 +256,22 @@ def _reading_bytes(layer: Layer, block_budget: int) -> tuple[int, int, int, int]
     gathered = encoding.gathered_bytes
     if encoding.is_raw:
         return block, encoding.index_bytes + fetched + gathered, shape[0] * chunk + gathered, 0
-    number = max(1, block // chunk) if encoding.index_bytes else 1  # without shards, a file at a time
-    unpacked = 2 * chunk if encoding.compressor in ("gzip", "zlib") else 0  # which do not decode in place
-    streamed = chunk + min(chunk, layer.row_bytes) + MOST_JOINED_BYTES  # with what is left of the chunk before
+    number = max(1, block // chunk) if encoding.index_bytes else 1  # without shards, one file at a time
+    unpacked = 2 * chunk if encoding.compressor in ("gzip", "zlib") else 0  # these do not decode in place
+    streamed = chunk + min(chunk, layer.row_bytes) + MOST_JOINED_BYTES  # with the remainder of the previous chunk
     stored = encoding.index_bytes + fetched + max(gathered, number * encoding.most_stored_bytes)
     return block, stored, streamed + unpacked, 0
 
 
 def _fetched_bytes(layer: Layer) -> int:
-    """Objects in memory: the one that is read, and those that are fetched ahead."""
+    """Bytes of objects in memory: the one being read, and those fetched ahead."""
     return layer.source.fetched_bytes(layer.encoding.most_file_bytes) if layer.encoding else 0
 
 
 def _block_shape(layer: Layer, budget: int) -> tuple[int, ...]:
     """Whole chunks, grown over whole samples and then over rows, as far as `budget` bytes allow; at least one chunk.
 
-    Axes that a statistic of the layer must have uncut are whole, whatever the budget.
+    Axes that a statistic of the layer needs uncut are whole, whatever the budget.
     """
     shape = [max(1, min(chunk, extent)) for chunk, extent in zip(layer.chunks, layer.shape, strict=True)]
     for axis in _uncut(layer):
@@ -284,7 +288,7 @@ def _block_shape(layer: Layer, budget: int) -> tuple[int, ...]:
 
 
 def _uncut(layer: Layer) -> set[int]:
-    """The axes of the array that a block must have whole."""
+    """The axes of the array that no block may cut."""
     named = {name for kind in layer.kinds for name in kind.uncut}
     space = set(range(1, len(layer.shape))) - {layer.channel_axis} if "space" in named else set()
     return space | ({layer.channel_axis} if "channels" in named else set())
@@ -295,7 +299,7 @@ def _size(layer: Layer, shape: Sequence[int]) -> int:
 
 
 def _result_bytes(layers: Sequence[Layer]) -> int:
-    """The most that the results of one task take."""
+    """The most bytes of the results of one task."""
     return max([RESULT_BYTES, *map(_state_bytes, layers)])
 
 

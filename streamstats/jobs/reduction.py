@@ -1,8 +1,8 @@
-"""The reduction: tasks of a plan measured by workers, results yielded as they come, each once.
+"""The reduction: workers measure the tasks of a plan; results are yielded as they arrive, one per task.
 
-A worker opens the array from its small description, reads block after block, and sends back statistics of kilobytes. A
+A worker opens the array from a small description, reads it block by block, and returns kilobytes of statistics. Only a
 window of tasks is in flight at a time, so neither memory nor a scheduler fills up. A task whose worker is lost or hangs
-is submitted again, and the first result to arrive is used.
+is submitted again; its first result to arrive counts.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .workers import Begun, Event, UnfitError, Workers, next_event
 
 WAIT_SECONDS = 0.5
 MOST_TRIES = 5
-"""Submissions of a task whose workers are lost or hang."""
+"""The most submissions of a task whose workers are lost or hang."""
 STARTS_AGAIN = "what was counted is saved: start workers, and run again"
 
 
@@ -34,12 +34,12 @@ def reduce_tasks(
     policy: Policy = STRICT,
     progress: Progress = QUIET,
 ) -> Generator[tuple[Task, list[Found]], None, None]:
-    """Measure every task of `plan` by `workers`; yields (task, results) in the order of completion, each task once.
+    """Have `workers` measure every task of `plan`; yields (task, results) in order of completion, each task once.
 
-    A window of tasks is submitted at a time. Those whose workers are lost or exceed their time limit are submitted
-    again; `progress` is told. Raises `DataError` where a block cannot be read, unless `policy` says otherwise,
-    `NonFiniteError` for NaN or infinities, `ClusterError` where no workers are left; tasks that have not begun are
-    cancelled then, as they are when the caller stops iterating.
+    A window of tasks is submitted at a time. A task whose worker is lost or exceeds the time limit is submitted again,
+    and `progress` gets a message. Raises `DataError` for a block that cannot be read and `NonFiniteError` for NaN or
+    infinities, unless `policy` allows them, and `ClusterError` if no workers are left. On an error, and when the caller
+    stops iterating, tasks that have not begun are cancelled.
     """
     window = _Window(plan.tasks, layers, workers, policy, progress.say)
     with Deferred(wake=lambda: workers.events.put(None)) as signals:
@@ -57,7 +57,7 @@ def reduce_tasks(
 
 @dataclass
 class _Given:
-    """A submitted task: how many times it was submitted, and which worker has been on it since when."""
+    """A submitted task: how many times it was submitted, when a worker began it, and which worker."""
 
     task: Task
     tries: int
@@ -66,7 +66,7 @@ class _Given:
 
 
 class _Window:
-    """The tasks in flight, by number; a task that was submitted again has several numbers."""
+    """The tasks in flight, by number; each submission of a task has its own number."""
 
     def __init__(
         self,
@@ -80,16 +80,16 @@ class _Window:
         self._layers, self._policy, self._workers, self._tell = layers, policy, workers, tell
         self._limits = workers.cluster
         self._given: dict[int, _Given] = {}
-        self._hung: dict[str, float] = {}  # workers that get no tasks, until when
+        self._hung: dict[str, float] = {}  # worker → when it gets tasks again
         self._shunned: set[str] = set()
-        self._held: list[_Given] = []  # submitted to workers that were unfit
+        self._held: list[_Given] = []  # returned by unfit workers, waiting for fit ones
         self._unmanned_since: float | None = None
         self._crowd = workers.crowd
         self._suspects: set[str] = set()  # workers that have hung before
         self._last_result = self._last_news = time.monotonic()
 
     def fill(self) -> bool:
-        """Submit tasks while there is room; False when none are left."""
+        """Submit tasks while the window has room; False if none are in flight or left to submit."""
         room = TASKS_IN_FLIGHT * max(1, self._workers.threads()) - len(self._given) - len(self._held)
         for task in itertools.islice(self._waiting, max(0, room)):
             self._give(_Given(task, tries=1))
@@ -101,7 +101,7 @@ class _Window:
         self._given[number] = given
 
     def take(self, event: Event | None) -> Iterator[tuple[Task, Reduced]]:
-        """What `event` says: the result of a task, if it is the first of this task."""
+        """Act on `event`; yields the result of a task if it is the first one of this task."""
         self._look_after()
         if event is None or event.number not in self._given:
             return
@@ -110,7 +110,7 @@ class _Window:
         if isinstance(event, Begun):
             if given.begun is not None and event.worker != given.worker:
                 self._workers.repeats += 1
-                self._tell(f"{_named(given.task)} is repeated: worker {given.worker} is lost")
+                self._tell(f"{_named(given.task)} is repeated, because worker {given.worker} is lost")
             given.begun, given.worker = time.monotonic(), event.worker
             return
         del self._given[event.number]
@@ -135,7 +135,7 @@ class _Window:
             self._tell(f"{error}; it gets no more tasks")
 
     def _look_after(self) -> None:
-        """Submit tasks that take too long to other workers. Raises `ClusterError` where there are none."""
+        """Submit tasks that take too long to another worker, too. Raises `ClusterError` if there are no workers."""
         now = time.monotonic()
         if self._workers.threads():
             self._unmanned_since = None
@@ -153,42 +153,42 @@ class _Window:
             self._crowd = self._workers.crowd
             self._give_elsewhere()
         if now - self._last_news > limit and self._suspects - self._hung.keys():
-            self._last_news = now  # what waits may be with a worker that has hung before
+            self._last_news = now  # tasks may be waiting on a worker that has hung before
             self._hung = dict.fromkeys(self._suspects, now + 2 * limit)
             self._give_elsewhere()
         for given in [*self._given.values()]:
             if given.begun is None or now - given.begun < limit:
                 continue
-            given.begun = math.inf  # say it once
+            given.begun = math.inf  # report it only once
             said = f"{_named(given.task)} has been on worker {given.worker} for more than {limit:g} s"
             if not self._workers.can_give_again:
                 self._tell(f"{said}; check that the file system responds")
                 continue
-            self._tell(f"{said}; it goes to another worker as well")
+            self._tell(f"{said}; it is submitted to another worker, too")
             self._hung[given.worker] = now + limit
             self._suspects.add(given.worker)
             self._give_elsewhere()
             self._give_again(given, f"it took more than {limit:g} s")
         if self._workers.can_give_again and now - self._last_result > MOST_TRIES * limit:
-            raise ClusterError(f"no worker had a result for {MOST_TRIES * limit:g} s; {STARTS_AGAIN}")
+            raise ClusterError(f"no worker returned a result for {MOST_TRIES * limit:g} s; {STARTS_AGAIN}")
 
     def _give_again(self, given: _Given, why: str) -> None:
         if given.tries >= MOST_TRIES:
             raise ClusterError(
                 f"{_named(given.task)} was submitted {given.tries} times without a result: {why}; check in the "
-                "logs of the workers that they have the memory that the plan promises, and that the store responds"
+                "workers' logs that they have the planned memory and that the store responds"
             )
         self._workers.repeats += 1
         self._give(_Given(given.task, given.tries + 1))
 
     def _give_elsewhere(self) -> None:
-        """Submit what has not begun to other workers: it may wait behind a task that hangs."""
+        """Submit tasks that have not begun to other workers: they may be waiting behind one that hangs."""
         for number in [number for number, given in self._given.items() if given.begun is None]:
             self._workers.take_back(number)
             self._give(self._given.pop(number))
 
     def close(self) -> None:
-        """Take back what is in flight."""
+        """Cancel all tasks in flight."""
         for number in self._given:
             self._workers.take_back(number)
 

@@ -1,6 +1,7 @@
-"""Counting: `reduce` for statistics in memory, `run` for a job that leaves results, in one go, in rounds, or for good.
+"""Counting: `reduce` for statistics in memory; `run` for a job that writes results: once, in rounds, or while it
+follows a growing store.
 
-The command line, the service and Python call these functions; there is no other way to a result.
+The command line, the service and Python callers all use these functions; there is no other path to a result.
 """
 
 from __future__ import annotations
@@ -29,19 +30,19 @@ if TYPE_CHECKING:
     from distributed import Client
 
 Until = Callable[[Mapping[str, LayerStatistics]], bool]
-"""Asked after each round whether what is counted is enough."""
+"""Called after each round with what is counted; true if that is enough."""
 OnWritten = Callable[[Outcome], None]
 FIRST_ROWS, GROWTH = 32, 1.5
-"""Of the rounds after which `until` is asked: the rows of the first, and how many times as many the next has."""
+"""The rows of the first round after which `until` is called, and the factor from one round to the next."""
 MOST_REPLACED = 20
-"""Times that counting resumes after a chunk was replaced while it was read."""
+"""Times that counting resumes after a chunk was replaced while it was being read."""
 POLL_SECONDS = 1.0
-"""Between two looks at a store that is followed."""
+"""Time between two looks at a store that is followed."""
 
 
 @dataclass(frozen=True)
 class Follow:
-    """Until when a store is followed: every layer has `rows`, or nothing was added for `idle` seconds."""
+    """When to stop following a store: once every layer has `rows`, or no rows were added for `idle` seconds."""
 
     rows: int | None = None
     idle: float | None = None
@@ -60,14 +61,14 @@ def reduce(
 ) -> dict[str, LayerStatistics]:
     """The exact statistics of every layer of the calibration store at `source`, by name.
 
-    `layers` chooses and describes layers (default: every array, as its attributes say); `memory` is the most the
-    process may take; `nonfinite` "skip" leaves NaN and infinities out of sums and counts and counts them apart;
-    `missing` "fill" counts the fill value for chunks that are missing or cannot be read; `threads` defaults to the
-    number of cores; with a `distributed.Client`, its workers do the work, which must see the store, and `memory` is for
-    each of them; `progress` is told of each finished task.
+    `layers` chooses and describes layers (default: every array, as its attributes describe it). `memory` limits the
+    process. `nonfinite="skip"` excludes NaN and infinities from sums and counts, and counts them separately;
+    `missing="fill"` counts the fill value for chunks that are missing or cannot be read. `threads` defaults to the
+    number of cores. If `client`, a `distributed.Client`, is given, its workers do the work: they must see the store,
+    and `memory` limits each of them. `progress` receives a report for each finished task.
 
-    Raises `UsageError` where the request cannot be met, `DataError` where the store cannot be read,
-    `NonFiniteError` for NaN or infinities under "error", `ClusterError` for workers that do not fit or are gone.
+    Raises `UsageError` if the request cannot be met, `DataError` if the store cannot be read, `NonFiniteError` for NaN
+    or infinities under "error", `ClusterError` for workers that are unfit or lost.
     """
     _check_one_of("nonfinite", nonfinite, ("error", "skip"))
     _check_one_of("missing", missing, ("error", "fill"))
@@ -103,13 +104,14 @@ def run(
     progress: Progress = QUIET,
     on_written: OnWritten = lambda _: None,
 ) -> Outcome:
-    """Do `job` and write `state/`, `correctors/` and `manifest.json` to its output.
+    """Run `job` and write `state/`, `correctors/` and `manifest.json` to its output.
 
-    It resumes from what `state/` has; `restart` begins anew, without the rows to forget; `accept_changes` takes the
-    store as it is now. `follow` counts rows as they are appended; `until` counts the first rows of all layers in rounds
-    that grow, and ends with the one after which it is true. With a dask `client`, its workers do the work, whatever the
-    job says. `on_written` is given the outcome each time that results are written. What was counted is saved every few
-    seconds, and when the job ends, in whatever way. Raises as `reduce` and `open_session` do, and `OutputError`.
+    The run resumes from `state/`. `restart` counts everything again, except excluded rows; `accept_changes` accepts the
+    store as it is now. `follow` counts rows as they are appended. `until` makes the run count the first rows of all
+    layers, in growing rounds, and end after the first round for which it is true. If a dask `client` is given, its
+    workers do the work, whatever the job says. `on_written` receives the outcome each time results are written. What
+    was counted is saved every few seconds and at the end, also after an error or an interruption. Raises as `reduce`
+    and `open_session` do, and `OutputError`.
     """
     options = {"restart": restart, "accept_changes": accept_changes}
     with open_session(job, **options, client=client, progress=progress) as session:
@@ -133,7 +135,7 @@ def _run_once(session: Session, on_written: OnWritten) -> Outcome:
 
 
 def _run_while_it_grows(session: Session, on_written: OnWritten) -> Outcome:
-    """Count all, again from what is saved where a recorder wrote the last chunk of a layer anew meanwhile."""
+    """Count all rows; if a recorder rewrites the last chunk of a layer meanwhile, resume from what is saved."""
     for _ in range(MOST_REPLACED):
         try:
             return _run_once(session, on_written)
@@ -146,9 +148,9 @@ def _run_while_it_grows(session: Session, on_written: OnWritten) -> Outcome:
 
 
 def _run_until(session: Session, until: Until, on_written: OnWritten) -> Outcome:
-    """Rounds over the first rows: the same ones whether the run was interrupted in between or not."""
+    """Count in rounds over the first rows: the same rounds whether or not the run was interrupted."""
     if session.job.rows is not None:
-        raise UsageError("`rows` is given, but this run finds out how many rows are enough; leave `rows` out")
+        raise UsageError("`rows` is set, but this run determines how many rows are enough; leave out `rows`")
     covered = max((each.source.covered.stop for each in session.ledgers.values()), default=0)
     outcome = Outcome(session.ledgers)
     for rows in _rounds(session.layers):
@@ -163,7 +165,7 @@ def _run_until(session: Session, until: Until, on_written: OnWritten) -> Outcome
 
 
 def _rounds(layers: Sequence[Layer]) -> Iterator[int]:
-    """The rows of each round, whole chunks of the layer with the largest samples; the last round has all."""
+    """The row count of each round, in whole chunks of the layer with the largest samples; the last round has all."""
     most, largest = max(layer.rows for layer in layers), max(layers, key=lambda layer: math.prod(layer.sample_shape))
     together = largest.chunks[0]
     rows = _whole(FIRST_ROWS, together)
@@ -179,7 +181,7 @@ def _whole(rows: int, together: int) -> int:
 
 
 def _grown(session: Session, follow: Follow) -> Iterator[Selected]:
-    """The layers each time that they have more rows, until it is enough."""
+    """The layers, each time they have gained rows, until `follow` says to stop."""
     rows = {layer.name: layer.rows for layer in session.layers}
     since = time.monotonic()
     while follow.rows is None or any(count < follow.rows for count in rows.values()):
@@ -194,13 +196,13 @@ def _grown(session: Session, follow: Follow) -> Iterator[Selected]:
 
 
 def _check_wanted_rows(session: Session, follow: Follow | None) -> None:
-    """Refuse rows that no layer has, and an output in which other rows are counted than the job wants."""
+    """Refuse rows that no layer has, and an output in which rows outside the job's are counted."""
     rows = session.job.rows
     if rows is None:
         return
     most = max(layer.rows for layer in session.layers)
     if rows[0] >= most and follow is None:
-        raise UsageError(f"`rows` is {rows[0]}:{rows[1]}, but no layer has more than {most} rows")
+        raise UsageError(f"`rows` is {rows[0]}:{rows[1]}, but no layer has more than {most} rows; correct `rows`")
     for layer in session.layers:
         others = session.ledgers[layer.name].source.covered - Coverage.of([rows])
         if others:

@@ -1,4 +1,4 @@
-"""A session: a job whose output nobody else writes to, with what is counted so far, and the workers that count more."""
+"""A session: a job that holds the lock on its output, with what is counted so far and the workers that count more."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ if TYPE_CHECKING:
 
 Ledgers = Mapping[str, LayerStatistics]
 NAMED = 8
-"""Layers that a note names."""
+"""The most layers that a note names."""
 
 
 @dataclass
 class Outcome:
-    """What a reduction found: the statistics of each layer, and which rows could not be read."""
+    """What a reduction yields: the statistics of each layer, and the rows that could not be read."""
 
     statistics: dict[str, LayerStatistics]
     unreadable: list[Unreadable] = field(default_factory=list)
 
     def gaps(self) -> dict[str, Gaps]:
-        """The rows that are missing, by layer."""
+        """The rows that could not be read, by layer."""
         missing: dict[str, list[tuple[Rows, str]]] = {}
         for each in self.unreadable:
             missing.setdefault(each.layer, []).append((each.rows, each.reason))
@@ -52,7 +52,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Session:
-    """A job whose output nobody else writes to: its layers, and what is counted of them."""
+    """A job that holds the lock on its output: its layers, and what is counted of them."""
 
     job: Job
     selected: Selected
@@ -63,7 +63,7 @@ class Session:
 
     @property
     def output(self) -> Path:
-        """The folder of the results."""
+        """The output folder."""
         return Path(self.job.output)
 
     @property
@@ -72,12 +72,12 @@ class Session:
         return self.selected.layers
 
     def count(self, ledgers: Ledgers, wanted: Mapping[str, Coverage], policy: Policy | None = None) -> Outcome:
-        """`ledgers` with the `wanted` rows counted in; those that must not be interrupted are saved by the caller."""
+        """`ledgers` with the `wanted` rows counted, too; it saves nothing."""
         policy = policy or Policy(self.job.nonfinite, self.job.missing)
         return reduce_layers(self.layers, ledgers, wanted, self.job.memory, self.workers, policy, self.progress)
 
     def count_and_save(self, wanted: Mapping[str, Coverage]) -> Outcome:
-        """What is counted so far with the `wanted` rows counted in, saved every few seconds and written at the end."""
+        """Count the `wanted` rows on top of what is counted so far; save every few seconds, write at the end."""
         saver = Saver(self.output, self.ledgers.values() if self.restarted else (), self.progress)
         policy = Policy(self.job.nonfinite, self.job.missing)
         try:
@@ -91,7 +91,7 @@ class Session:
         return outcome
 
     def write(self, statistics: Ledgers, gaps: Mapping[str, Gaps]) -> None:
-        """Leave states, correctors and manifest."""
+        """Write states, correctors and manifest."""
         rows, keep = self.job.rows, not self.restarted
         write_results(self.output, [self.job.source], statistics, gaps, rows=rows, keep_states=keep)
 
@@ -105,10 +105,10 @@ def open_session(
     client: Client | None = None,
     progress: Progress = QUIET,
 ) -> Iterator[Session]:
-    """`job`, with what its output has so far; other processes are kept out of the output.
+    """`job`, with what its output holds so far; other processes are locked out of the output.
 
-    Raises `UsageError` for a job that is not possible, `OutputError` where another process has the output, `DataError`
-    for a state that is damaged or a store that is not the one it was counted from, `ClusterError` for unfit workers.
+    Raises `UsageError` for an impossible job, `OutputError` if another process holds the output, `DataError` for a
+    damaged state or a store that has changed since it was counted, `ClusterError` for unfit workers.
     """
     selected = select_layers(job.source, job.rules)
     output = Path(job.output)
@@ -141,8 +141,8 @@ def reduce_layers(
 ) -> Outcome:
     """Plan the `wanted` rows of `layers`, have `workers` measure them, and count them into `ledgers`.
 
-    `saver` is given each ledger that something was counted into. Raises `UsageError` where the memory does not suffice,
-    and what `reduce_tasks` raises.
+    `saver` receives each ledger that has changed. Raises `UsageError` if `memory` does not suffice, and what
+    `reduce_tasks` raises.
     """
     plan = planned(layers, wanted, memory, workers)
     tell_plan(plan, layers, ledgers, memory, workers, progress)
@@ -158,7 +158,7 @@ def reduce_layers(
 
 
 def planned(layers: Sequence[Layer], wanted: Mapping[str, Coverage], memory: int, workers: Workers) -> Plan:
-    """The plan for the `wanted` rows of `layers`. Raises `UsageError` where the memory does not suffice."""
+    """The plan for the `wanted` rows of `layers`. Raises `UsageError` if `memory` does not suffice."""
     threads, processes = workers.threads_each, max(1, workers.count())
     plan = make_plan(layers, wanted, memory=memory, threads=threads, processes=processes)
     workers.use(plan.threads)
@@ -166,7 +166,7 @@ def planned(layers: Sequence[Layer], wanted: Mapping[str, Coverage], memory: int
 
 
 def missing_rows(layers: Sequence[Layer], ledgers: Ledgers, job: Job | None = None) -> dict[str, Coverage]:
-    """The rows of each layer that are still to be counted; with `job`, only those that it wants."""
+    """The rows of each layer that remain to count; if `job` is given, only those that it wants."""
     missing = {layer.name: ledgers[layer.name].source.missing(layer.rows) for layer in layers}
     if job is None:
         return missing
@@ -185,7 +185,7 @@ def _take(outcome: Outcome, layer: Layer, found: Found, saver: Saver | None) -> 
 
 
 def _check_complete(plan: Plan, outcome: Outcome) -> None:
-    """Every row of the plan is counted, or known to be unreadable."""
+    """Raise `StreamstatsError` unless every row of the plan is counted or known to be unreadable."""
     expected: dict[str, list[Rows]] = {}
     for task in plan.tasks:
         for part in task.parts:
@@ -194,43 +194,43 @@ def _check_complete(plan: Plan, outcome: Outcome) -> None:
         lost = Coverage.of(each.rows for each in outcome.unreadable if each.layer == layer)
         missing = Coverage.of(rows) - (outcome.statistics[layer].source.covered | lost)
         if missing:
-            raise StreamstatsError(f"layer {layer}: rows {missing} came back from no task; please report this")
+            raise StreamstatsError(f"layer {layer}: no task returned rows {missing}; please report this as a bug")
 
 
-# What a person is told
+# Messages for the user
 
 
 def tell_selected(selected: Selected, progress: Progress) -> None:
-    """Say what was left out, and what is allowed and often a mistake."""
+    """Report which arrays are skipped, and what is allowed but often a mistake."""
     layers = selected.layers
     if selected.left_out:
-        progress.say(f"left out, because no entry of `layers` matches: {_some(selected.left_out)}")
+        progress.say(f"skipped, because no entry of `layers` matches: {_some(selected.left_out)}")
     codes = [layer.name for layer in layers if layer.dtype.kind in "iu" and layer.quantization is None]
     if codes:
-        progress.say(f"note: integers without `quantization`, so their means are of the codes: {_some(codes)}")
+        progress.say(f"note: integers without `quantization`, so their means are means of codes: {_some(codes)}")
     rows = {layer.rows for layer in layers}
     if len(rows) > 1:
         progress.say(
-            f"note: the layers have different numbers of rows, {min(rows):,} to {max(rows):,}; was a recording "
-            "interrupted?"
+            f"note: the layers have different numbers of rows, {min(rows):,} to {max(rows):,}; check that no "
+            "recording was interrupted"
         )
 
 
 def tell_plan(
     plan: Plan, layers: Sequence[Layer], ledgers: Ledgers, memory: int, workers: Workers, progress: Progress
 ) -> None:
-    """Begin the stage, and say what is going to be done in how much memory."""
+    """Begin the stage, with the plan and its memory as its description."""
     before = sum(ledgers[layer.name].rows for layer in layers)
-    beside = f" beside {before:,} already counted" if before else ""
+    beside = f" in addition to {before:,} already counted" if before else ""
     sizes = f"{counted(len(layers), 'layer')}, {counted(plan.rows, 'row')}{beside}, {decimal(plan.bytes)}"
     tasks = f"{counted(len(plan.tasks), 'task')} on {workers.description()}"
-    peak = f"at most {_mib(plan.peak_bytes)} of {_mib(memory)} memory"
+    peak = f"at most {_mib(plan.peak_bytes)} of {_mib(memory)} of memory"
     what = f"plan: {sizes} decoded, in {tasks}; blocks of at most {_mib(plan.block_bytes)}, {peak}"
     progress.begin(Stage(what, plan.rows, plan.bytes, before, len(layers), workers.description()))
 
 
 def _some(names: Sequence[str]) -> str:
-    """The first of `names` and how many more there are."""
+    """The first of `names`, and how many more there are."""
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return ", ".join(names[:NAMED]) + more
 
@@ -240,14 +240,14 @@ def _mib(size: int) -> str:
 
 
 def _check_same_source(output: Path, source: str, *, accept_changes: bool) -> None:
-    """Raise `DataError` for a manifest that is damaged, `UsageError` where changes of another store are accepted."""
+    """Raise `DataError` for a damaged manifest, `UsageError` if --accept-changes is used with another store."""
     manifest = read_manifest(output)
     if manifest is None or manifest.merged or not accept_changes:
         return
     before = manifest.sources[0]
     if Path(before).resolve() != Path(source).resolve():
         raise UsageError(
-            f"{output} was counted from {before}, but the source is {source}; --accept-changes is for the same store: "
+            f"{output} was counted from {before}, but the source is {source}; --accept-changes needs the same store; "
             "count everything again with --restart, or choose another output"
         )
 
@@ -256,5 +256,5 @@ def _check_apart(source: str, output: Path) -> None:
     """Refuse an output that would put files into the calibration store."""
     store, folder = Path(source).resolve(), output.resolve()
     if store in (folder, *folder.parents):
-        raise UsageError(f"output {output} lies in the calibration store {source}; choose a folder outside it")
+        raise UsageError(f"output {output} lies in the calibration store {source}; choose a folder outside the store")
     check_no_store(output)

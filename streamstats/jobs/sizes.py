@@ -1,4 +1,4 @@
-"""Sizes as people write them."""
+"""Sizes in bytes, parsed from text such as 2GiB."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12} | {
 
 
 def parse_bytes(text: str | int) -> int:
-    """A number of bytes from "2GiB", "500 MB" or a number. Raises `ValueError`.
+    """The number of bytes in "2GiB", "500 MB" or a plain number. Raises `ValueError`.
 
     >>> parse_bytes("2GiB")
     2147483648

@@ -1,4 +1,4 @@
-"""Status: how far the job of an output is, what is missing and why."""
+"""Status: how far the job of an output has come, which rows are missing, and why."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .merge import states_in
 
 @dataclass(frozen=True)
 class LayerStatus:
-    """How far a layer is: `counted` of `rows`; `missing` ranges, and why they are missing."""
+    """How far a layer has come: `counted` of `rows`; the `missing` ranges, each with the reason."""
 
     layer: str
     rows: int
@@ -39,7 +39,7 @@ class LayerStatus:
 
 @dataclass(frozen=True)
 class Status:
-    """How far the job of an output is; `running` says whether a process is working on it now."""
+    """How far the job of an output has come; `running` says whether a process is working on it now."""
 
     layers: tuple[LayerStatus, ...]
     running: bool
@@ -51,7 +51,7 @@ class Status:
 
 
 def status(output: Path) -> Status:
-    """What is counted in `output`. Raises `UsageError` for a folder that is no output, `DataError` for damage."""
+    """What is counted in `output`. Raises `UsageError` if it is no output folder, `DataError` for damaged files."""
     planned, manifest = _planned(output), read_manifest(output)
     states = states_in(output, manifest)
     if not (states or planned or manifest):
@@ -66,13 +66,13 @@ def status(output: Path) -> Status:
 
 
 def _planned(output: Path) -> dict[str, int]:
-    """The rows of each layer that a run which has not finished is to count."""
+    """The rows of each layer that an unfinished run plans to count."""
     if not (output / LOCK).exists():
         return {}
     try:
         return {str(layer): int(rows) for layer, rows in read_json(output / LOCK)["layers"].items()}
     except (DataError, KeyError, TypeError, ValueError, AttributeError):
-        return {}  # the run was interrupted before it had written the file
+        return {}  # the run was interrupted while it wrote the file
 
 
 def _layer_status(layer: str, state: Ledger | None, planned: int, told: Gaps, limit: Coverage) -> LayerStatus:

@@ -1,4 +1,4 @@
-"""Verifying: reading everything that was counted once more, and telling what is no longer as it was."""
+"""Verifying: reads everything that was counted once more, and reports what has changed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .workers import open_workers
 
 @dataclass(frozen=True)
 class Problem:
-    """Something wrong with `rows` of a layer."""
+    """A problem with `rows` of a layer."""
 
     layer: str
     rows: Rows
@@ -33,11 +33,10 @@ class Problem:
 
 
 def verify(job: Job, *, progress: Progress = QUIET) -> list[Problem]:
-    """Read everything that `job` counts, once, and tell what is wrong with it; nothing is written.
+    """Read everything that `job` counts, once, and return the problems found; nothing is written.
 
-    Chunks must be there, decode to their size and have the checksums that are stored with them. What was counted must
-    be as it was: the same files, and the same statistics to the bit. Raises `UsageError`, `DataError` for a damaged
-    state.
+    Chunks must exist, decode to their size and match their stored checksums. What was counted must be unchanged: the
+    same files, and the same statistics to the bit. Raises `UsageError`, and `DataError` for a damaged state.
     """
     selected = select_layers(job.source, job.rules)
     tell_selected(selected, progress)
@@ -46,7 +45,7 @@ def verify(job: Job, *, progress: Progress = QUIET) -> list[Problem]:
     for name, state in states.items():
         check_same_job(layers[name], state)
     found, unreadable = _read_again(job, selected, states, progress)
-    allowed = job.missing == "fill"  # a store that leaves out chunks of fill values
+    allowed = job.missing == "fill"  # such a store omits chunks that hold only fill values
     problems = [Problem(each.layer, each.rows, each.reason) for each in unreadable if not (allowed and each.lost)]
     for name, state in states.items():
         problems += _differences(layers[name], state, found[name])
@@ -57,7 +56,7 @@ def verify(job: Job, *, progress: Progress = QUIET) -> list[Problem]:
 def _read_again(
     job: Job, selected: Selected, states: Mapping[str, LayerStatistics], progress: Progress
 ) -> tuple[dict[str, LayerStatistics], list[Unreadable]]:
-    """The statistics of the rows that are counted, as they are now; what cannot be read of all that the job wants."""
+    """The statistics that the counted rows give now, and all rows wanted by the job that cannot be read."""
     layers = selected.layers
     empty = {layer.name: LayerStatistics.empty(layer) for layer in layers}
     counted, others = {}, {}
@@ -74,34 +73,34 @@ def _read_again(
 
 
 def _differences(layer: Layer, state: LayerStatistics, found: LayerStatistics) -> Iterator[Problem]:
-    """What is not as it was when `state` was counted, where `found` is what is there now."""
+    """What has changed since `state` was counted; `found` are the statistics that the same rows give now."""
     if state.source.fingerprint != layer.fingerprint:
-        yield Problem(layer.name, (0, layer.rows), "dtype, chunks or codecs are not those that were counted")
+        yield Problem(layer.name, (0, layer.rows), "dtype, chunks or codecs have changed since they were counted")
         return
     same_rows = state.covered == found.covered
     differing = state.statistics.differing(found.statistics) if same_rows else []
     yield from _changed_files(layer, state, harmless=same_rows and not differing)
     for start, stop in (state.source.covered - Coverage.first(layer.rows)).ranges:
-        yield Problem(layer.name, (start, stop), "was counted, and is no longer there")
+        yield Problem(layer.name, (start, stop), "rows were counted, but no longer exist")
     if differing:
         rows = state.covered[0][0], state.covered[-1][1]
-        yield Problem(layer.name, rows, f"does not give the statistics that were counted: {', '.join(differing)}")
+        yield Problem(layer.name, rows, f"statistics differ from those that were counted: {', '.join(differing)}")
 
 
 def _changed_files(layer: Layer, state: LayerStatistics, *, harmless: bool) -> Iterator[Problem]:
-    but = ", but gives the same statistics: `run --accept-changes` accepts it" if harmless else ""
+    but = ", but the statistics are the same: accept it with `run --accept-changes`" if harmless else ""
     for said, those in groupby(compared(layer, state.source)[1], key=itemgetter(1)):
         numbers = [number for number, _ in those]
         first, stop = rows_of_file(layer, numbers[0])[0], rows_of_file(layer, numbers[-1])[1]
-        more = f" and {len(numbers) - 1:,} more" if len(numbers) > 1 else ""
+        more = f" (and {len(numbers) - 1:,} more)" if len(numbers) > 1 else ""
         where = f"chunk {file_key(layer, numbers[0])}{more}"
         yield Problem(layer.name, (first, min(stop, state.source.rows)), f"{where} {said} since it was counted{but}")
 
 
 def _gone(job: Job, selected: Selected) -> Iterator[Problem]:
-    """Layers that were counted, and that the store no longer has."""
+    """Layers that were counted, but no longer exist in the store."""
     manifest = read_manifest(Path(job.output))
     known = {*(layer.name for layer in selected.layers), *selected.left_out}
     for name, entry in manifest.layers.items() if manifest else ():
         if name not in known:
-            yield Problem(name, (0, entry.rows), "was counted, and is no longer in the store")
+            yield Problem(name, (0, entry.rows), "the layer was counted, but is no longer in the store")

@@ -1,8 +1,8 @@
-"""Workers: what does the work. Threads of this process, processes of this machine, or those of any dask cluster.
+"""Workers: threads of this process, processes of this machine, or the workers of any dask cluster.
 
-All are reached in one way. A call that is given out gets a number, and what happens to it comes back on one queue: that
-a worker has begun with it, and what it returned or raised. A call whose worker hangs can be given out again; it gets
-another number then, and nobody need listen to the old one.
+All share one interface. A submitted call gets a number, and its events arrive on one queue: a worker has begun it, and
+it has returned or raised. A call whose worker hangs can be submitted again, under a new number; events of the old
+number may then be ignored.
 """
 
 from __future__ import annotations
@@ -35,26 +35,26 @@ if TYPE_CHECKING:
     from distributed import Client, Future, LocalCluster
 
 LOOK_SECONDS = 2.0
-"""Between two looks at how many workers there are."""
+"""Time between two counts of the workers."""
 CONNECT_SECONDS = 10.0
 STARTS = 3
-"""Times that local processes are started, if one of them ends while it starts."""
+"""Attempts to start local processes, if one of them ends while it starts."""
 ANSWER_SECONDS = 15.0
-"""For the scheduler, or a worker that is looked at."""
+"""Time for the scheduler, or a worker under examination, to respond."""
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""mallopt(3): how much free memory is kept, and how large a piece is got from the system by itself."""
+"""mallopt(3): how much free memory the process retains, and from which size an allocation is mapped separately."""
 KEPT_BYTES = 2**26
 _EXAMINED: set[str] = set()
-"""The runs for which this process was found to be fit."""
+"""The runs for which this process has proved fit."""
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """Where the work is done: in `workers` processes of this machine, or those of the dask `scheduler` at an address,
-    or else in this process; with `threads` threads a process.
+    """Which workers do the work: `workers` processes of this machine, those of the dask `scheduler` at an address, or
+    else this process; each with `threads` threads.
 
-    A call that takes more than `task_timeout` seconds is given to another worker, too; where there is no worker for
-    `worker_timeout` seconds, it is an error.
+    A call that takes more than `task_timeout` seconds is also submitted to another worker. If there is no worker for
+    `worker_timeout` seconds, the run fails.
     """
 
     workers: int | None = None
@@ -65,13 +65,13 @@ class Cluster:
 
 
 def available_cores() -> int:
-    """The cores this process may run on."""
+    """The number of cores this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
 class Begun:
-    """The call with this number was begun by the worker of this name."""
+    """`worker` has begun the call with this number."""
 
     number: int
     worker: str
@@ -79,7 +79,7 @@ class Begun:
 
 @dataclass(frozen=True)
 class Ended:
-    """The call with this number returned `result`, or raised `error`; `lost` if that says nothing about the call."""
+    """The call with this number returned `result` or raised `error`; `lost` if the error is the loss of a worker."""
 
     number: int
     result: Any = None
@@ -102,12 +102,12 @@ class UnfitError(ClusterError):
 
 
 class Workers(Protocol):
-    """What calls are given to.
+    """Takes calls and runs them.
 
-    `events` is where it is told what happens to them; None there only wakes the reader. A process has `threads_each`.
-    `can_give_again`: a call that hangs does so alone, and can be given to another worker. `repeats` counts
-    the calls that were done again, for a person to see. `crowd` changes when workers have come or gone, and calls that
-    were given to some of them only should be given again.
+    `events` reports what happens to the calls; a None in it only wakes the reader. Each process has `threads_each`
+    threads. `can_give_again`: a call that hangs blocks no other call, and can be submitted to another worker.
+    `repeats` counts repeated calls, for display. `crowd` changes when workers have joined or left, so that calls
+    restricted to some of them should be submitted again.
     """
 
     cluster: Cluster
@@ -118,31 +118,31 @@ class Workers(Protocol):
     crowd: int
 
     def count(self) -> int:
-        """How many processes there are now."""
+        """The number of processes now."""
 
     def threads(self) -> int:
-        """How many calls can be worked on at once now, by all of them: 0 while there is no worker."""
+        """The number of calls that can run at once now, over all processes; 0 while there is no worker."""
 
     def use(self, threads: int) -> None:
-        """Work with so many threads a process. Raises `UsageError` where that cannot be chosen."""
+        """Use `threads` threads per process. Raises `UsageError` if these workers cannot change theirs."""
 
     def give(self, call: Callable[..., Any], *arguments: Any, avoid: Collection[str] = ()) -> int:
-        """Give out `call` under the number returned, to another worker than those to `avoid`, where there is one."""
+        """Submit `call`, to a worker outside `avoid` if there is one; returns its number."""
 
     def take_back(self, number: int) -> None:
-        """Forget the call with this number, if it is still given out; nobody waits for it any more."""
+        """Cancel the call with this number, if it has not ended; its result is no longer needed."""
 
     def shun(self, worker: str) -> None:
-        """Give no more calls to `worker`, which is unfit."""
+        """Submit no more calls to `worker`, which is unfit."""
 
     def description(self) -> str:
-        """For a person: `4 threads`."""
+        """The workers as shown to the user, such as `4 threads`."""
 
 
 def next_event(events: SimpleQueue[Event | None], seconds: float) -> Event | None:
-    """The next event; None if there is none for so long, or somebody wants the reader's attention.
+    """The next event; None if there is none within `seconds`, or if a None in the queue wakes the reader.
 
-    A signal that comes right before the wait does not end it, so wait for less than a person does.
+    A signal that arrives just before the wait does not end it, so `seconds` must be shorter than a user's patience.
     """
     try:
         return events.get(timeout=seconds)
@@ -152,10 +152,10 @@ def next_event(events: SimpleQueue[Event | None], seconds: float) -> Event | Non
 
 @contextmanager
 def open_workers(cluster: Cluster, layers: Sequence[Layer], client: Client | None = None) -> Iterator[Workers]:
-    """The workers of `client`, if there is one, or of `cluster`; calls that are given out are forgotten at the end.
+    """The workers of `client` if it is given, else those of `cluster`; calls still running at the end are cancelled.
 
-    Raises `UsageError` for an address that is none, `ClusterError` where no scheduler or no worker can be reached, and
-    for a worker of another version and one that does not see `layers` as they are here.
+    Raises `UsageError` for an invalid address, `ClusterError` if no scheduler or no worker can be reached, and for a
+    worker that runs another version or does not see `layers` as this process does.
     """
     if client is not None:
         yield from _of_client(client, cluster, layers)
@@ -200,7 +200,7 @@ class ThreadWorkers:
         return self.threads_each
 
     def use(self, threads: int) -> None:
-        """As `Workers.use`; threads that are there stay, with their buffers."""
+        """As `Workers.use`; if the number stays the same, so do the threads and their buffers."""
         if threads == self._in_use:
             return
         self._running.close()
@@ -226,7 +226,7 @@ class ThreadWorkers:
         return counted(self.threads_each, "thread")
 
     def close(self) -> None:
-        """Stop after the blocks that are being read."""
+        """Stop the threads once each has finished its current block."""
         with Deferred():
             self._stop.set()
             self._running.close()
@@ -244,9 +244,9 @@ class ThreadWorkers:
 
 
 class DaskWorkers:
-    """The workers of a `distributed.Client`, which see the first of `layers` as it is here.
+    """The workers of a `distributed.Client`; each must see the first of `layers` as this process does.
 
-    `keep_up` is called from time to time.
+    `keep_up` is called every LOOK_SECONDS; it may replace lost workers.
     """
 
     can_give_again = True
@@ -269,7 +269,7 @@ class DaskWorkers:
         self._looked = -LOOK_SECONDS
 
     def start(self) -> None:
-        """Wait for workers and look at them. Raises `ClusterError` where there are none, or one that does not fit."""
+        """Wait for workers and examine them. Raises `ClusterError` if there are none, or if one is unfit."""
         self._client.subscribe_topic(self._run, self._begun)
         self._wait_for_one()
         self._examine()
@@ -279,15 +279,15 @@ class DaskWorkers:
         while not self.threads():
             if time.monotonic() > until:
                 raise ClusterError(
-                    f"{_address(self._client)} has no workers, after {self.cluster.worker_timeout:g} s; start "
-                    "some, or set `cluster.worker_timeout` to wait longer"
+                    f"{_address(self._client)} has no workers after {self.cluster.worker_timeout:g} s; start workers, "
+                    "or set `cluster.worker_timeout` higher to wait longer"
                 )
             time.sleep(LOOK_SECONDS / 4)
             self._looked = -LOOK_SECONDS
         self.threads_each = max(self._threads.values())
 
     def threads(self) -> int:
-        """As `Workers.threads`. Raises `ClusterError` where the scheduler is gone."""
+        """As `Workers.threads`. Raises `ClusterError` if the scheduler does not respond."""
         now = time.monotonic()
         if now - self._looked >= LOOK_SECONDS:
             self._looked = now
@@ -305,7 +305,7 @@ class DaskWorkers:
         """As `Workers.use`."""
         if threads < self.threads_each:
             raise UsageError(
-                f"memory suffices for {counted(threads, 'thread')} a process, but the workers have "
+                f"`memory` suffices for {counted(threads, 'thread')} per process, but the workers have "
                 f"{self.threads_each}; set `memory` higher, or start workers with fewer threads"
             )
 
@@ -319,17 +319,17 @@ class DaskWorkers:
                 raise UnfitError(worker, found)
         if self._unfit and not self.threads():
             raise ClusterError(
-                f"no worker of {_address(self._client)} answers, after {ANSWER_SECONDS:g} s; look at them"
+                f"no worker of {_address(self._client)} responds after {ANSWER_SECONDS:g} s; check the workers' logs"
             )
 
     def _examined(self) -> dict[str, Any]:
-        """What each worker says of itself; `TimeoutError` for one that says nothing."""
+        """What `examine` returns or raises on each worker; `TimeoutError` for a worker that does not respond."""
 
         async def ask(worker: str) -> Any:
             run = self._client._run(examine, __version__, self._sight, workers=[worker], on_error="return")
             try:
                 return (await asyncio.wait_for(run, ANSWER_SECONDS))[worker]
-            except (TimeoutError, KeyError) as error:  # it hangs, or has just left
+            except (TimeoutError, KeyError) as error:  # the worker hangs, or has just left
                 return TimeoutError(str(error))
 
         async def ask_all() -> list[Any]:
@@ -374,10 +374,10 @@ class DaskWorkers:
         count, threads = len(self._threads), sum(self._threads.values())
         dashboard = _dashboard(self._client)
         at = f"; dashboard: {dashboard}" if dashboard else ""
-        return f"{counted(count, 'worker')} of {counted(threads, 'thread')} in all{at}"
+        return f"{counted(count, 'worker')} with {counted(threads, 'thread')} in total{at}"
 
     def close(self) -> None:
-        """Take back what is given out."""
+        """Cancel all calls that have not ended."""
         with Deferred():
             for number in [*self._futures]:
                 self.take_back(number)
@@ -390,7 +390,7 @@ class DaskWorkers:
             ended = Ended(number, error=CancelledError(), lost=True)
         except Exception as error:
             ended = Ended(number, error=error, lost=_is_loss(error))
-        self._futures.pop(number, None)  # dask lets go of the result
+        self._futures.pop(number, None)  # so that dask releases the result
         self.events.put(ended)
 
     def _begun(self, event: tuple[float, Any]) -> None:
@@ -402,7 +402,10 @@ def _of_client(
     client: Client, cluster: Cluster, layers: Sequence[Layer], keep_up: Callable[[], None] = lambda: None
 ) -> Iterator[DaskWorkers]:
     if client.asynchronous:
-        raise UsageError("the client is asynchronous; expected one of `distributed.Client(...)` as it is by default")
+        raise UsageError(
+            "the client is asynchronous; expected a synchronous one: make it with `distributed.Client(...)` without "
+            "`asynchronous=True`"
+        )
     workers = DaskWorkers(client, cluster, layers, keep_up)
     try:
         workers.start()
@@ -413,7 +416,7 @@ def _of_client(
 
 @contextmanager
 def _connected(address: str) -> Iterator[Client]:
-    """A client of the scheduler at `address`."""
+    """A client of the scheduler at `address`. Raises `UsageError`, `ClusterError`."""
     from distributed import Client
 
     try:
@@ -425,7 +428,7 @@ def _connected(address: str) -> Iterator[Client]:
         ) from error
     except (OSError, TimeoutError) as error:
         raise ClusterError(
-            f"no dask scheduler answers at {address}: {first_line(error)}; start it, or correct `cluster.scheduler`"
+            f"no dask scheduler responds at {address}: {first_line(error)}; start it, or correct `cluster.scheduler`"
         ) from error
     with client:
         yield client
@@ -433,10 +436,11 @@ def _connected(address: str) -> Iterator[Client]:
 
 @contextmanager
 def _processes(count: int, threads: int) -> Iterator[tuple[Client, Callable[[], None]]]:
-    """A client of `count` new processes of this machine, which listen on 127.0.0.1 alone, and what replaces lost ones.
+    """A client of `count` new processes on this machine, which listen only on 127.0.0.1, and a call that replaces lost
+    ones.
 
-    Each has a nanny that starts it again; the nanny itself ends when a process is killed while it starts. Raises
-    `ClusterError` where they do not start, STARTS times.
+    A nanny restarts each process that ends, but ends itself if its process is killed while it starts; hence the call.
+    Raises `ClusterError` if the processes do not start in STARTS attempts.
     """
     import dask
     from distributed import Client
@@ -463,27 +467,27 @@ def _started_cluster(count: int, threads: int) -> LocalCluster:
                 processes=True,
                 host="127.0.0.1",
                 dashboard_address="127.0.0.1:0",
-                memory_limit=0,  # the plan keeps it
+                memory_limit=0,  # the plan limits memory
                 preload=[__name__, *dask.config.get("distributed.worker.preload")],
                 silence_logs=logging.CRITICAL,
             )
         except (RuntimeError, OSError, TimeoutError) as error:
             if attempt == STARTS:
                 raise ClusterError(
-                    f"the {count} worker processes did not start, {STARTS} times: {first_line(error)}; is there "
-                    "room in memory? ask for fewer with `cluster.workers`"
+                    f"{counted(count, 'worker process', 'worker processes')} did not start in {STARTS} attempts: "
+                    f"{first_line(error)}; free memory, or set `cluster.workers` lower"
                 ) from error
             attempt += 1
 
 
 def _asked(client: Client, question: Callable[..., Any]) -> Any:
-    """What the scheduler answers. Raises `ClusterError` where it does not."""
+    """The scheduler's answer to `question`. Raises `ClusterError` if it does not respond."""
     try:
         return client.sync(question, callback_timeout=ANSWER_SECONDS)
     except (OSError, TimeoutError) as error:
         raise ClusterError(
-            f"the scheduler at {_address(client)} does not answer any more: {first_line(error)}; what was "
-            "counted is saved: start a scheduler and run again"
+            f"the scheduler at {_address(client)} no longer responds: {first_line(error)}; what was counted is saved: "
+            "start a scheduler and run again"
         ) from error
 
 
@@ -492,12 +496,12 @@ def _address(client: Client) -> str:
 
 
 def _dashboard(client: Client) -> str:
-    """The address of the dashboard, if there is one: it needs bokeh."""
+    """The address of dask's dashboard, or "" without bokeh, which it needs."""
     return client.dashboard_link if find_spec("bokeh") else ""
 
 
 def _is_loss(error: Exception) -> bool:
-    """Whether `error` says that workers or the scheduler are gone, and nothing of the call."""
+    """Whether `error` means that workers or the scheduler are lost, and says nothing about the call itself."""
     from distributed.client import FutureCancelledError
     from distributed.comm.core import CommClosedError
     from distributed.scheduler import KilledWorker, NoValidWorkerError
@@ -506,25 +510,25 @@ def _is_loss(error: Exception) -> bool:
     return isinstance(error, gone)
 
 
-# What runs on a worker of dask
+# What runs on a dask worker
 
 
 def dask_setup(_worker: object) -> None:
-    """What dask calls in our own processes as they start: Ctrl-C goes to all of a terminal, and is ours to act on."""
+    """Ignore Ctrl-C, which reaches all processes of a terminal: only the parent acts on it. dask calls this."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def examine(version: str, layers: Sequence[Layer]) -> str | None:
-    """What is wrong with this worker for a client of `version` that reads `layers`, None if nothing is."""
+    """Why this worker is unfit for a client of `version` that reads `layers`; None if it is fit."""
     if version != __version__:
-        return f"runs streamstats {__version__}, and the client {version}; install the same on both"
+        return f"runs streamstats {__version__}, but the client runs {version}; install the same version on both"
     return next(filter(None, map(seen_differently, layers)), None)
 
 
 def _do(
     sight: tuple[str, str, Sequence[Layer]], number: int, call: Callable[..., Any], arguments: tuple[Any, ...]
 ) -> Any:
-    """Tell that `call` is begun, and do it. Raises `UnfitError` in a process that joined later and does not fit."""
+    """Report that `call` has begun, then run it. Raises `UnfitError` in an unfit process that joined later."""
     from distributed import get_worker
 
     run, version, layers = sight
@@ -540,10 +544,10 @@ def _do(
 
 
 def _prepare(threads: int) -> None:
-    """Settings that do not travel, for as long as this process lives: those of zarr, and of the allocator.
+    """Apply the settings of zarr and the allocator, which are not sent with a task, for the life of this process.
 
-    dask has its workers give memory back at once; then every call of Blosc waits for fresh pages, and takes three times
-    as long. KEPT_BYTES are kept instead, as without dask, where the allocator is glibc's.
+    dask makes its workers return free memory at once; then every call of Blosc waits for fresh pages and takes three
+    times as long. With glibc's allocator, the process retains KEPT_BYTES instead, as it does without dask.
     """
     set_decoding(threads)
     with suppress(AttributeError, OSError):

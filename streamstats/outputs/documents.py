@@ -1,4 +1,4 @@
-"""Results as documents for JSON: what the command line prints with `--json` and the service answers.
+"""Results as JSON documents: what the command line prints with `--json` and the service returns.
 
 JSON has no NaN and no infinities: they become null.
 """
@@ -15,27 +15,27 @@ from .ledger import Ledger
 
 
 def layers_document(ledgers: Mapping[str, Ledger]) -> dict[str, Any]:
-    """What was counted of each layer, and what its statistics say of all of it."""
+    """`counted_document` for each layer, by name."""
     return {layer: counted_document(found) for layer, found in ledgers.items()}
 
 
 def counted_document(found: Ledger) -> dict[str, Any]:
-    """What was counted of a layer, and what its statistics say of all of it, in real units."""
+    """What was counted for a layer, and the figures per layer that its statistics give, in real units."""
     return {**found.document(), **{name: json_value(value) for name, value in found.figures().layer.items()}}
 
 
 def channels_document(found: Ledger) -> dict[str, Any]:
-    """The same, with `per_channel`: a list for each figure that its statistics have of a channel."""
+    """The same with `per_channel`: for each figure per channel, a list of its values."""
     columns = {name: [json_value(value) for value in values] for name, values in channel_columns(found).items()}
     return {"layer": found.layer, **counted_document(found), "per_channel": columns}
 
 
 def channel_columns(found: Ledger) -> dict[str, list[Any]]:
-    """Name → a value for each channel, in real units."""
+    """Name of a figure → its value per channel, in real units."""
     return {name: values.tolist() for name, values in found.figures().channels.items()}
 
 
 def json_value(value: Any) -> Any:
-    """`value`, or None for a number that JSON does not have."""
+    """`value`, or None for NaN and infinities, which JSON does not have."""
     plain = value.item() if isinstance(value, np.generic) else value
     return None if isinstance(plain, float) and not math.isfinite(plain) else plain

@@ -1,4 +1,4 @@
-"""LayerStatistics: what people ask of a layer that was counted, in real units: means, ranges, standard errors."""
+"""LayerStatistics: the counted statistics of a layer in real units: means, ranges, standard errors."""
 
 from __future__ import annotations
 
@@ -19,26 +19,27 @@ Float64Array = npt.NDArray[np.float64]
 
 
 class LayerStatistics(Ledger):
-    """The statistics of a layer over the rows of its `sources`: one array, or several that were merged.
+    """The statistics of a layer over the rows of its `sources`: one array, or several merged ones.
 
-    `statistics` holds them over the stored values, by name; the properties here are in real units.
+    `statistics`, by name, describes the stored values; so do `sums` and `extrema`. The other properties here are in
+    real units.
     """
 
     @property
     def sums(self) -> ChannelMean:
-        """The exact sums and counts of each channel, of the stored values."""
+        """The exact sums and counts per channel, of the stored values."""
         found: ChannelMean = self.statistics[ChannelMean.name]
         return found
 
     @property
     def extrema(self) -> ChannelExtrema:
-        """The extrema of each channel, of the stored values."""
+        """The extrema per channel, of the stored values."""
         found: ChannelExtrema = self.statistics[ChannelExtrema.name]
         return found
 
     @cached_property
     def mean(self) -> Float64Array:
-        """float64[C]: the nearest float64 to the exact mean; NaN for a channel without finite values."""
+        """float64[C]: the float64 nearest to the exact mean; NaN for channels without finite values."""
         try:
             return self.sums.mean(self.quantization)
         except UsageError as error:
@@ -46,26 +47,26 @@ class LayerStatistics(Ledger):
 
     @cached_property
     def minimum(self) -> Float64Array:
-        """float64[C]: the least finite value; NaN for a channel without."""
+        """float64[C]: the least finite value; NaN for channels without finite values."""
         return self.extrema.real(self.quantization)[0]
 
     @cached_property
     def maximum(self) -> Float64Array:
-        """float64[C]: the greatest finite value; NaN for a channel without."""
+        """float64[C]: the greatest finite value; NaN for channels without finite values."""
         return self.extrema.real(self.quantization)[1]
 
     @cached_property
     def standard_error(self) -> Float64Array | None:
-        """float64[C]: that of the mean, from how samples differ; None where their spread was not counted.
+        """float64[C]: the standard error of the mean, from the spread of samples; None if `spread` was not counted.
 
-        NaN for a channel for which it is not known, as `SampleSpread.standard_error` says.
+        NaN for channels whose standard error is unknown, as `SampleSpread.standard_error` explains.
         """
         spread = self.statistics.get(SampleSpread.name)
         return spread.standard_error(self.sums, self.quantization) if isinstance(spread, SampleSpread) else None
 
     @cached_property
     def position_mean(self) -> Float64Array | None:
-        """float64[C, *others]: the mean at each position of a sample; None where these were not counted."""
+        """float64[C, *others]: the mean at each position of a sample; None if `positions` was not counted."""
         positions = self.statistics.get(PositionSums.name)
         return positions.mean(self.quantization) if isinstance(positions, PositionSums) else None
 

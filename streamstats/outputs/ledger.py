@@ -1,7 +1,7 @@
-"""The ledger: what has been counted of a layer, and which rows that was, in one value and one file.
+"""The ledger: the statistics of a layer and the rows they cover, in one value and one file.
 
-The law: rows are counted zero or one time. Statistics only enter together with the rows they were measured on, and
-rows that are already in are refused.
+The law: each row is counted zero or one time. Statistics enter only together with the rows they were measured on, and
+rows that are already counted are refused.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from ..statistics.statistics import Statistics
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured of the `rows` of a layer, and what identified their `files`, from the number `first_file` on.
+    """The statistics of the `rows` of a layer, and the identities of their `files`, numbered from `first_file`.
 
-    `filled` are the rows of what could not be read and was taken for the fill value.
+    `filled` are rows with chunks that could not be read, in whose place the fill value was counted.
     """
 
     layer: str
@@ -37,12 +37,12 @@ class Measured:
 
 @dataclass(frozen=True)
 class Source:
-    """What was counted of one array.
+    """What was counted from one array.
 
-    `fingerprint` identifies what the array is made of (dtype, chunks, codecs), whatever its rows; `rows` is how many
-    it had. `covered` is what is counted, `excluded` what was taken out for good, `filled` what was counted with the
-    fill value for a chunk that could not be read. `files` int64[n, 2] identifies the files that were counted, as
-    `calibration.identity` numbers them.
+    `fingerprint` identifies how the array is stored (dtype, chunks, codecs), whatever its rows; `rows` is its number of
+    rows. `covered` rows are counted, `excluded` rows are never counted again; for chunks in `filled` rows, which could
+    not be read, the fill value was counted. `files` int64[n, 2] identifies the counted files, as `calibration.identity`
+    numbers them.
     """
 
     fingerprint: str
@@ -53,7 +53,10 @@ class Source:
     files: Identities = field(default_factory=lambda: np.empty((0, 2), np.int64))
 
     def count(self, rows: Rows, first_file: int, files: Identities, filled: Coverage = EMPTY) -> Source:
-        """With `rows` counted, which are in `files` from the number `first_file` on. Raises `MismatchError`."""
+        """With `rows` counted; their `files` are numbered from `first_file`.
+
+        Raises `MismatchError` if any of the rows is already counted.
+        """
         added = Coverage.of([rows])
         twice = self.covered & added
         if twice:
@@ -66,7 +69,7 @@ class Source:
         )
 
     def forget(self, rows: Coverage, uncounted: list[int]) -> Source:
-        """With `rows` excluded, whether they were counted or not; the files numbered `uncounted` hold no others."""
+        """With `rows` excluded, counted or not; the files numbered `uncounted` hold no other counted rows."""
         files = self.files.copy()
         files[[number for number in uncounted if number < len(files)]] = UNCOUNTED
         return replace(
@@ -95,7 +98,7 @@ class Source:
 class Ledger:
     """What is counted of a layer: its `statistics` over the rows of its `sources`, one array or several merged ones.
 
-    Statistics are over the stored values; `quantization` maps them to real units.
+    The statistics describe the stored values; `quantization` maps them to real units.
     """
 
     layer: str
@@ -106,7 +109,7 @@ class Ledger:
 
     @classmethod
     def empty(cls, layer: Layer) -> Self:
-        """Nothing counted yet of `layer`."""
+        """The ledger of `layer` before any row is counted."""
         return cls(
             layer=layer.name,
             channel_axis=layer.channel_axis,
@@ -116,9 +119,9 @@ class Ledger:
         )
 
     def count(self, measured: Measured) -> Self:
-        """With what was `measured` counted in.
+        """With the rows and statistics of `measured` counted.
 
-        Raises `MismatchError` if any of its rows is already counted, or other statistics were measured.
+        Raises `MismatchError` if any of its rows is already counted, or its statistics are not those of the ledger.
         """
         source = self.source.count(measured.rows, measured.first_file, measured.files, measured.filled)
         return replace(self, statistics=self.statistics.merge(measured.statistics), sources=(source,))
@@ -128,29 +131,29 @@ class Ledger:
         """The only source. Raises `MismatchError` for a merged layer."""
         if len(self.sources) != 1:
             raise MismatchError(
-                f"layer {self.layer} is merged from {len(self.sources)} stores; continue in the outputs it was merged "
-                "from, and merge them again"
+                f"layer {self.layer} is merged from {len(self.sources)} stores; expected an output of one run: run in "
+                "the outputs that were merged, then merge them again"
             )
         return self.sources[0]
 
     @property
     def covered(self) -> tuple[Rows, ...]:
-        """The counted rows, [(start, stop), …]; of a merged layer, those of one source after the other."""
+        """The counted rows, ((start, stop), …); for a merged layer, one source after the other."""
         return tuple(rows for source in self.sources for rows in source.covered.ranges)
 
     @property
     def excluded(self) -> tuple[Rows, ...]:
-        """The rows that were taken out for good, likewise."""
+        """The excluded rows, in the same form."""
         return tuple(rows for source in self.sources for rows in source.excluded.ranges)
 
     @property
     def rows(self) -> int:
-        """How many rows are counted."""
+        """The number of counted rows."""
         return sum(len(source.covered) for source in self.sources)
 
     @property
     def space(self) -> Space:
-        """That of its statistics."""
+        """The space of its statistics."""
         return self.statistics.space
 
     @property
@@ -159,11 +162,11 @@ class Ledger:
         return self.space.channels
 
     def figures(self) -> Document:
-        """What its statistics say, in real units."""
+        """The figures of its statistics, in real units."""
         return self.statistics.document(self.quantization)
 
     def document(self) -> dict[str, Any]:
-        """What was counted, JSON-ready: rows, coverage, what the values are, which statistics."""
+        """What was counted, JSON-ready: rows, coverage, the meaning of the values, and which statistics."""
         return {
             "rows": self.rows,
             "covered": [rows for source in self.sources for rows in source.covered.document()],
@@ -179,7 +182,7 @@ class Ledger:
 
 
 def _put(files: Identities, first: int, added: Identities) -> Identities:
-    """`files` with those from the number `first` on replaced by `added`; what lies between is not counted."""
+    """`files` with those numbered from `first` replaced by `added`; any gap before them is uncounted."""
     if not len(added):
         return files
     grown = np.full((max(len(files), first + len(added)), 2), UNCOUNTED, np.int64)
@@ -189,7 +192,7 @@ def _put(files: Identities, first: int, added: Identities) -> Identities:
 
 
 def _trimmed(files: Identities) -> Identities:
-    """Without the uncounted files at the end: equal coverage, equal bytes."""
+    """`files` without uncounted ones at the end: equal coverage, equal bytes."""
     counted = np.flatnonzero(is_counted(files))
     return files[: counted[-1] + 1 if len(counted) else 0]
 
@@ -201,10 +204,10 @@ L = TypeVar("L", bound=Ledger)
 
 
 def merge(left: L, right: L) -> L:
-    """The statistics over the rows of both. Raises `MismatchError`, with both sides, where they do not fit together.
+    """The ledger over the rows of both. Raises `MismatchError`, naming both sides, if they do not fit together.
 
-    Arrays with the same fingerprint are the same store unless all files of theirs that are counted in both differ. The
-    same row of one store counted in both is refused.
+    Sources with equal fingerprints are the same store, unless every file that both have counted differs. A row of the
+    same store that both have counted is refused.
     """
     _check_alike(left, right)
     sources = list(left.sources)
@@ -240,7 +243,10 @@ def _check_alike(left: Ledger, right: Ledger) -> None:
     differing = [key for key in mine if mine[key] != theirs[key]]
     if differing:
         said = "; ".join(f"{key} {mine[key]} and {theirs[key]}" for key in differing)
-        raise MismatchError(f"layer {left.layer} cannot be merged: {said}; expected the same in both")
+        raise MismatchError(
+            f"layer {left.layer} cannot be merged: {said}; expected the same in both; merge outputs of jobs that "
+            "describe the layer alike"
+        )
 
 
 def _is_same_store(left: Source, right: Source) -> bool:
@@ -250,14 +256,14 @@ def _is_same_store(left: Source, right: Source) -> bool:
     mine, theirs = left.files[:number], right.files[:number]
     both = has_identity(mine) & has_identity(theirs)
     equal = (mine == theirs).all(axis=1)
-    return bool(equal[both].any() or not both.any())  # a file that was not full may have been written again
+    return bool(equal[both].any() or not both.any())  # one equal file suffices: an unfilled one may be rewritten
 
 
 def _union(layer: str, left: Source, right: Source) -> Source:
     twice = left.covered & right.covered
     if twice:
         known = has_identity(left.files).any() and has_identity(right.files).any()
-        why = "" if known else " (nothing tells their stores apart, so equal layouts are taken for one store)"
+        why = "" if known else " (the stores cannot be told apart, so equal layouts count as the same store)"
         raise MismatchError(
             f"layer {layer}: rows {twice} are counted in both{why}; expected each row once; merge outputs of "
             "different stores or of different rows"

@@ -1,6 +1,6 @@
-"""The manifest of an output: its layers, their files with a SHA-256 of each, what is missing. One writer, one reader.
+"""The manifest of an output: its layers, the SHA-256 of each of their files, and missing rows. One writer, one reader.
 
-The manifest is written last, so it speaks of files that are there; what it says is checked before anyone uses it.
+The manifest is written last, so it names only files that exist; its reader checks it before anyone uses it.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ MANIFEST = "manifest.json"
 FORMAT = "streamstats.manifest/2"
 REMEDY = "run the job again with `streamstats run --restart`"
 Gaps = tuple[tuple[Rows, str], ...]
-"""Rows that could not be read, each range with the reason, in order and apart."""
+"""Rows that could not be read: sorted, disjoint ranges, each with the reason."""
 NOT_YET = "not counted yet"
 
 
 @dataclass(frozen=True)
 class FileEntry:
-    """A file of the output: its path below the output, with `/`, and the SHA-256 (hex) of its bytes."""
+    """A file of the output: its path relative to the output, with `/`, and the SHA-256 (hex) of its bytes."""
 
     file: str
     sha256: str
@@ -47,10 +47,10 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class LayerEntry:
-    """What the manifest says of a layer.
+    """The manifest's entry for a layer.
 
-    `rows` are counted; `corrector` is its file, or the reason why there is none; `missing` are rows that could not be
-    read; `counted` is the rest, JSON-ready: coverage, dtype, statistics and their figures.
+    `rows` is the number of counted rows; `corrector` is its file, or the reason why there is none; `missing` are rows
+    that could not be read; `counted` is the rest, JSON-ready: coverage, dtype, statistics and their figures.
     """
 
     rows: int
@@ -86,9 +86,9 @@ class LayerEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The layers of an output, by name; `sources` are the stores; `rows` those that the job was limited to.
+    """The layers of an output, by name, and the stores they were counted from.
 
-    `merged` outputs come from several others.
+    `merged` outputs combine several others; `rows` is the range to which the job was limited, if any.
     """
 
     layers: Mapping[str, LayerEntry]
@@ -97,7 +97,7 @@ class Manifest:
     rows: Rows | None = None
 
     def write(self, output: Path) -> None:
-        """Write it into `output`. Raises `OutputError`."""
+        """Write the manifest into the folder `output`. Raises `OutputError`."""
         write_json(
             output / MANIFEST,
             {
@@ -118,9 +118,9 @@ NOTHING = Manifest({}, ())
 
 
 def read_manifest(output: Path) -> Manifest | None:
-    """The manifest of `output`, None where there is none.
+    """The manifest of `output`, or None if it has none.
 
-    Raises `DataError` where it is damaged or of another format.
+    Raises `DataError` if it is damaged or has another format.
     """
     path = output / MANIFEST
     if not path.exists():
@@ -187,7 +187,7 @@ def explained(missing: Coverage, gaps: Gaps) -> Gaps:
 
 
 def joined(gaps: Iterable[tuple[Rows, str]]) -> Gaps:
-    """`gaps` in order, neighbours joined: the first reason stands for all that follow it."""
+    """`gaps` sorted, adjacent ones joined under the reason of the first."""
     found: list[tuple[Rows, str]] = []
     for rows, reason in sorted(gaps):
         if found and found[-1][0][1] == rows[0]:

@@ -1,7 +1,7 @@
-"""What a run leaves in its output folder: state and corrector of each layer, and a manifest of them all.
+"""What a run leaves in its output folder: the state and corrector of each layer, and the manifest.
 
-Each file is written whole, the manifest last. Reading checks every file against the manifest's SHA-256, so a set that
-an interrupted run left half new and half old is noticed, and never used.
+Each file is written whole, the manifest last. The reader checks every file against its SHA-256 in the manifest, so it
+detects, and never uses, a mix of old and new files that an interrupted run has left.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from .state import read_excluded, read_state, state_bytes
 
 STATE, CORRECTORS = "state", "correctors"
 WRITERS = 16
-"""Files written at the same time: a writer waits for the disk, which takes many at once."""
+"""Files written at the same time: writers wait for the disk, which serves many at once."""
 
 
 @dataclass(frozen=True)
 class Results:
-    """What a run left in `output`, as its `manifest` says."""
+    """The results of a run in the folder `output`, as its `manifest` lists them."""
 
     output: Path
     manifest: Manifest
@@ -46,16 +46,16 @@ class Results:
 
     @property
     def source(self) -> str | None:
-        """Where the store was, None for merged results."""
+        """The calibration store; None for merged results."""
         return None if self.manifest.merged else self.manifest.sources[0]
 
     def statistics(self, layer: str) -> LayerStatistics:
-        """The statistics of `layer`. Raises `UsageError` if there is no such layer, `DataError` if it is damaged."""
+        """The statistics of `layer`. Raises `UsageError` for an unknown layer, `DataError` for a damaged file."""
         path = self._checked(STATE, layer, self._entry(layer).state)
         return _of_layer(read_state(path), layer, path)
 
     def corrector_path(self, layer: str) -> Path | None:
-        """The corrector's file, None where there is none. Raises as `statistics` does."""
+        """The corrector's file, or None if the layer has none. Raises as `statistics` does."""
         corrector = self._entry(layer).corrector
         return None if isinstance(corrector, str) else self._checked(CORRECTORS, layer, corrector)
 
@@ -68,25 +68,23 @@ class Results:
         path = layer_path(self.output / kind, layer)
         if file_digest(path) != entry.sha256:
             raise DataError(
-                f"{path} does not have the SHA-256 in {MANIFEST}: a run was interrupted while it wrote its results, or "
-                "the file is damaged; run the job again"
+                f"{path} does not match its SHA-256 in {MANIFEST}: a run was interrupted while it wrote its results, "
+                "or the file is damaged; run the job again"
             )
         return path
 
 
 def open_results(output: str | Path) -> Results:
-    """Open the folder that a run left. Raises `UsageError` if it is not one, `DataError` for a damaged manifest."""
+    """Open the output folder of a run. Raises `UsageError` if it is none, `DataError` if its manifest is damaged."""
     manifest = read_manifest(Path(output))
     if manifest is None:
-        raise UsageError(
-            f"{output} has no {MANIFEST}; expected the output folder of a `streamstats run` that has finished"
-        )
+        raise UsageError(f"{output} has no {MANIFEST}; expected the output folder of a finished `streamstats run`")
     return Results(Path(output), manifest)
 
 
 def still_missing(ledger: Ledger, gaps: Gaps) -> Gaps:
-    """Those of the `gaps` of a layer that are still neither counted nor excluded."""
-    if len(ledger.sources) != 1:  # of which one, nobody knows
+    """Those of the `gaps` of a layer whose rows are still neither counted nor excluded."""
+    if len(ledger.sources) != 1:  # gaps do not say which source they belong to
         return ()
     missing = ledger.source.missing(ledger.source.rows)
     return tuple(gap for gap in explained(missing, gaps) if gap[1] != NOT_YET)
@@ -102,11 +100,12 @@ def write_results(
     rows: Rows | None = None,
     keep_states: bool = False,
 ) -> None:
-    """Write state and corrector of every layer, then the manifest; remove the files of layers that are gone.
+    """Write the state and corrector of every layer, then the manifest; remove the files of all other layers.
 
-    `rows` are those that the job was limited to. With `keep_states`, what was counted of other layers stays, for a job
-    that wants them again. Nothing is written before all of it is computed, and no file that has its content already.
-    Raises `UsageError` for a mean beyond float64, `OutputError` where a file cannot be written.
+    `rows` is the range to which the job was limited. With `keep_states`, the states of other layers stay, for later
+    jobs that include these layers again. All content is computed before any is written, and files that already have
+    their content are not rewritten. Raises `UsageError` for a mean beyond float64, `OutputError` if a file cannot be
+    written.
     """
     files: dict[Path, bytes] = {}
     known = gaps or {}
@@ -119,18 +118,18 @@ def write_results(
 
 
 def remove_leftovers(output: Path) -> None:
-    """Remove the temporary files of a process that was killed while it wrote; nobody else may be writing."""
+    """Remove the temporary files of killed processes; the caller must hold the output's lock."""
     for path in temporaries(output):
         remove(path)
 
 
 def write_states(output: Path, ledgers: Iterable[Ledger]) -> None:
-    """Write the states of some layers, whatever else is there. Raises `OutputError`."""
+    """Write the states of `ledgers`, and leave all other files alone. Raises `OutputError`."""
     _write_all({layer_path(output / STATE, each.layer): state_bytes(each) for each in ledgers})
 
 
 def read_states(output: Path, layers: Iterable[str]) -> dict[str, LayerStatistics]:
-    """The states of those of `layers` that have one. Raises `DataError` for one that is damaged."""
+    """The states of those `layers` that have one. Raises `DataError` for a damaged state."""
     paths = {layer: layer_path(output / STATE, layer) for layer in layers}
     found = {layer: read_state(path) for layer, path in paths.items() if path.exists()}
     return {layer: _of_layer(statistics, layer, paths[layer]) for layer, statistics in found.items()}
@@ -138,12 +137,14 @@ def read_states(output: Path, layers: Iterable[str]) -> dict[str, LayerStatistic
 
 def _of_layer(statistics: LayerStatistics, layer: str, path: Path) -> LayerStatistics:
     if statistics.layer != layer:
-        raise DataError(f"{path} is the state of layer {statistics.layer}; remove it and run again")
+        raise DataError(
+            f"{path} is the state of layer {statistics.layer}; expected that of layer {layer}; remove it and run again"
+        )
     return statistics
 
 
 def excluded_rows(output: Path, layer: str) -> Coverage:
-    """The rows of `layer` that were taken out for good. Raises `DataError` for a state that is damaged."""
+    """The excluded rows of `layer`. Raises `DataError` for a damaged state."""
     path = layer_path(output / STATE, layer)
     return read_excluded(path) if path.exists() else Coverage()
 
@@ -153,7 +154,7 @@ def _write_all(files: Mapping[Path, bytes]) -> None:
     with Deferred(), ThreadPoolExecutor(WRITERS) as writers:
         make_folders(sorted({path.parent for path in changed}))
         for _ in writers.map(write_bytes, changed, changed.values()):
-            pass  # raises what a writer raised
+            pass  # `map` raises here what a writer raised
 
 
 def check_no_store(output: Path) -> None:
@@ -164,13 +165,13 @@ def check_no_store(output: Path) -> None:
 
 
 def check_paths(output: Path, layers: Iterable[str]) -> None:
-    """Raise `UsageError` for a layer whose name is too long for a file."""
+    """Raise `UsageError` for a layer whose name is unusable or too long for a file name."""
     for layer in layers:
         layer_path(output / STATE, layer)
 
 
 def _entry(output: Path, statistics: LayerStatistics, gaps: Gaps, files: dict[Path, bytes]) -> LayerEntry:
-    """The manifest's entry of a layer; the content of its files is added to `files`."""
+    """The manifest's entry for a layer; adds the content of its files to `files`."""
 
     def add(kind: str, content: bytes) -> FileEntry:
         path = layer_path(output / kind, statistics.layer)
@@ -188,7 +189,7 @@ def _entry(output: Path, statistics: LayerStatistics, gaps: Gaps, files: dict[Pa
 
 
 def _corrector(statistics: LayerStatistics) -> BiasCorrector | str:
-    """The corrector of a layer, or the reason why there is none."""
+    """The corrector of a layer, or the reason why it has none."""
     without = np.flatnonzero(statistics.sums.count == 0)
     if len(without) == statistics.channels:
         return "no channel has a finite value, so there is no mean"

@@ -1,4 +1,4 @@
-"""Resuming: what was counted before, and whether the store is still the one that it was counted from."""
+"""Resuming: loads what was counted before, and checks that the store is still the one it was counted from."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ WAYS_OUT = "count everything again with `run --restart`, or keep what was counte
 
 
 def load(output: Path, layers: Sequence[Layer], *, accept_changes: bool = False) -> dict[str, LayerStatistics]:
-    """What was counted of `layers` so far, by name. With `accept_changes`, the store may have changed since.
+    """The statistics of `layers` to resume from, by name. With `accept_changes`, the store may have changed since.
 
-    Raises `DataError` for a state that is damaged, and for a store that is not the one it was counted from, which names
-    the chunk; `MismatchError` where the job now describes a layer differently.
+    Raises `DataError` for a damaged state, and for a store that has changed since it was counted, naming the chunk;
+    `MismatchError` if the job now describes a layer differently.
     """
     states = read_states(output, [layer.name for layer in layers])
     return {layer.name: continued(layer, states.get(layer.name), accept_changes=accept_changes) for layer in layers}
 
 
 def continued(layer: Layer, state: LayerStatistics | None, *, accept_changes: bool = False) -> LayerStatistics:
-    """What to resume from: `state`, if the store is the one it was counted from. Raises as `load`."""
+    """The statistics to resume from: `state`, checked against the store, or empty ones. Raises as `load`."""
     if state is None:
         return LayerStatistics.empty(layer)
     source = state.source
     check_same_job(layer, state)
-    state = replace(state, quantization=layer.quantization)  # which is applied to the sums of the codes at the end
+    state = replace(state, quantization=layer.quantization)  # it may change: it applies only to the final sums
     if accept_changes:
         return replace(state, sources=(_accepted(layer, source),))
     if source.fingerprint != layer.fingerprint:
         raise DataError(
-            f"layer {layer.name}: its dtype, shape of samples, chunks or codecs are not those it was counted with; "
+            f"layer {layer.name}: its dtype, sample shape, chunks or codecs have changed since it was counted; "
             f"{WAYS_OUT}"
         )
     if source.covered.stop > layer.rows:
@@ -57,7 +57,7 @@ def continued(layer: Layer, state: LayerStatistics | None, *, accept_changes: bo
 
 
 def restarted(output: Path, layers: Sequence[Layer]) -> dict[str, LayerStatistics]:
-    """Nothing counted of `layers`; excluded rows stay excluded. Raises `DataError` for a damaged state."""
+    """Empty statistics of `layers`; excluded rows stay excluded. Raises `DataError` for a damaged state."""
     return {layer.name: _restarted(output, layer) for layer in layers}
 
 
@@ -68,7 +68,7 @@ def _restarted(output: Path, layer: Layer) -> LayerStatistics:
 
 
 def check_same_job(layer: Layer, state: Ledger) -> None:
-    """Raise `MismatchError` where `layer` cannot be added to what was counted."""
+    """Raise `MismatchError` if `layer` is described differently than when `state` was counted."""
     pairs = {
         "dtype": (str(state.space.dtype), str(layer.space.dtype)),
         "channel axis": (state.channel_axis, layer.channel_axis),
@@ -78,13 +78,13 @@ def check_same_job(layer: Layer, state: Ledger) -> None:
     for what, (counted, asked) in pairs.items():
         if counted != asked:
             raise MismatchError(
-                f"layer {layer.name}: it was counted with the {what} {counted}, now it is {asked}; correct the "
+                f"layer {layer.name}: it was counted with {what} {counted}, but the job now has {asked}; correct the "
                 "configuration, count everything again with --restart, or choose another output"
             )
 
 
 def _accepted(layer: Layer, source: Source) -> Source:
-    """`source` as the store is now."""
+    """`source` with the fingerprint and files that the store has now."""
     rows = max(layer.rows, source.covered.stop, source.excluded.stop)
     found = Source(layer.fingerprint, rows, excluded=source.excluded)
     for start, stop in source.covered.ranges:
@@ -94,9 +94,9 @@ def _accepted(layer: Layer, source: Source) -> Source:
 
 
 def compared(layer: Layer, source: Source) -> tuple[Identities, list[tuple[int, str]]]:
-    """The counted files as they are now, and the numbers of those that are not what they were, with what happened.
+    """The identities of the counted files now, and (number, what happened) for each that has changed.
 
-    A file that was not full may have been written again when rows were appended, also where that was interrupted.
+    A file that was not full may be rewritten when rows are appended, even if appending was interrupted.
     """
     now = identities(layer, range(len(source.files)))
     now[~is_counted(source.files)] = UNCOUNTED
@@ -106,9 +106,9 @@ def compared(layer: Layer, source: Source) -> tuple[Identities, list[tuple[int, 
 
 
 def check_unchanged(layer: Layer, source: Source, first: int, files: Identities) -> None:
-    """Raise `DataError` where one of `files`, from the number `first` on, is not what it was when `source` was counted.
+    """Raise `DataError` if one of `files`, numbered from `first`, has changed since `source` was counted.
 
-    A file that has room for more rows may be written again at any time: somebody may be recording.
+    A file with room for more rows may be rewritten at any time: a recorder may be appending to it.
     """
     for number, said in _changed(source, first, files):
         if rows_of_file(layer, number)[1] <= layer.rows:
@@ -124,7 +124,7 @@ def _change(layer: Layer, number: int, said: str) -> DataError:
 
 
 def _changed(source: Source, first: int, files: Identities) -> list[tuple[int, str]]:
-    """The numbers of those of `files` that are counted in `source` and were others then, with what happened to them."""
+    """(number, what happened) for each of `files` that is counted in `source` and has changed since."""
     before = source.files[first : first + len(files)]
     after = files[: len(before)]
     known = is_known(before) & is_known(after)
@@ -141,5 +141,5 @@ def _what_happened(before: Identity, after: Identity) -> str:
     if before == MISSING:
         return "was written"
     if before[0] != after[0]:
-        return f"has {after[0]} bytes, not {before[0]}: it was changed"
+        return f"changed from {before[0]} to {after[0]} bytes"
     return "was written again"

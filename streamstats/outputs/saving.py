@@ -1,4 +1,4 @@
-"""Saving what is counted while the work continues, and keeping other processes out of the output meanwhile."""
+"""Saving what is counted while the work continues, and locking the output against other processes."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from .results import STATE, write_states
 
 LOCK = "run.lock"
 SAVE_SECONDS = 3.0
-"""Between two saves."""
+"""The least time between two saves."""
 SAVING_SHARE = 50
-"""Saving takes at most one part in so many of the time."""
+"""Saving takes at most about 1/SAVING_SHARE of the time."""
 
 
 @contextmanager
 def held(output: Path, source: str, rows: Mapping[str, int]) -> Iterator[None]:
-    """Keep other runs out of `output`.
+    """Keep other runs out of `output` while the `with` block runs.
 
-    The lock's file stays after a first run that was interrupted: it says what the job was. Raises `OutputError` that
-    names the process which has the output.
+    If the first run in `output` is interrupted, the lock file stays: it says what the job was. Raises `OutputError`,
+    naming the process, if another one holds the output.
     """
     since = datetime.now(UTC).isoformat(timespec="seconds")
     who = {"host": socket.gethostname(), "process": os.getpid(), "since": since}
@@ -42,23 +42,23 @@ def held(output: Path, source: str, rows: Mapping[str, int]) -> Iterator[None]:
 
 
 class Saver:
-    """Saves the states that have changed, every few seconds and at the end."""
+    """Saves changed states, every few seconds and at the end."""
 
     def __init__(self, output: Path, beginning: Iterable[Ledger] = (), progress: Progress = QUIET) -> None:
-        """The `beginning` of a restart is saved with the first that was counted: old and new are never mixed."""
+        """`beginning`, the empty ledgers of a restart, is saved with the first save, so old and new never mix."""
         self._output, self._progress = output, progress
         self._beginning = {each.layer: each for each in beginning}
         self._changed: dict[str, Ledger] = {}
         self._next = time.monotonic() + SAVE_SECONDS
 
     def changed(self, ledger: Ledger) -> None:
-        """Save `ledger` when it is time."""
+        """Note that `ledger` has changed, and save all changes if a save is due."""
         self._changed[ledger.layer] = ledger
         if time.monotonic() >= self._next:
             self.save()
 
     def save(self) -> None:
-        """Save what has changed. Raises `OutputError`."""
+        """Save all changes now. Raises `OutputError`."""
         if not self._changed:
             return
         started = time.monotonic()

@@ -1,4 +1,4 @@
-"""State files: the ledger of a layer, in one file that the next run resumes from."""
+"""State files: each holds the ledger of one layer, from which the next run resumes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 
 
 def state_bytes(ledger: Ledger) -> bytes:
-    """The file that holds `ledger`: equal ledgers, equal bytes."""
+    """The bytes of the state file of `ledger`: equal ledgers, equal bytes."""
     tensors = dict(ledger.statistics.arrays())
     for number, source in enumerate(ledger.sources):
         for name in ROWS:
@@ -49,9 +49,9 @@ def state_bytes(ledger: Ledger) -> bytes:
 
 
 def read_state(path: Path) -> LayerStatistics:
-    """Read what `state_bytes` made.
+    """Read a file that `state_bytes` made.
 
-    Raises `DataError` for a file that is damaged, says impossible things or is of another format.
+    Raises `DataError` for a file that is damaged, has impossible content or another format.
     """
     tensors, metadata = read_tensors(path, FORMAT, RESTART)
     try:
@@ -61,9 +61,9 @@ def read_state(path: Path) -> LayerStatistics:
 
 
 def read_excluded(path: Path) -> Coverage:
-    """The rows that were taken out for good from the only source of a state; none where there are several.
+    """The excluded rows of the only source of a state; none if it has several sources.
 
-    It also reads states of older formats: a restart must not count again what was forgotten. Raises `DataError`.
+    It also reads older formats: a restart must not count forgotten rows again. Raises `DataError`.
     """
     tensors = read_any_tensors(path, FORMAT)
     if _tensor(1, "excluded") in tensors:
@@ -105,13 +105,13 @@ def _kinds(names: object) -> list[Kind]:
         raise DataError(f"its statistics are {names!r}; expected a list with {' and '.join(ALWAYS)}")
     unknown = sorted(set(names) - KINDS.keys())
     if unknown:
-        raise DataError(f"it holds the statistics {', '.join(unknown)}, which this version does not know")
+        raise DataError(f"it holds the statistics {', '.join(unknown)}, which are unknown to this version")
     return [KINDS[name] for name in names]
 
 
 def _source(tensors: Arrays, number: int, fingerprint: object, rows: object) -> Source:
     if type(fingerprint) is not str or type(rows) is not int or rows < 0:
-        raise ValueError(f"a source is {fingerprint!r} with {rows!r} rows")
+        raise ValueError(f"a source has fingerprint {fingerprint!r} and {rows!r} rows")
     covered, excluded, filled = (_coverage(tensors, number, name) for name in ROWS)
     for each in (covered, excluded, filled):
         if each.stop > rows:
@@ -125,7 +125,7 @@ def _coverage(tensors: Arrays, number: int, name: str) -> Coverage:
     ranges = tuple((start, stop) for start, stop in _pairs(tensors, number, name).tolist())
     found = Coverage.of(ranges)
     if found.ranges != ranges:
-        raise ValueError(f"the {name} rows {ranges} are not ranges in order and apart")
+        raise ValueError(f"the {name} rows {ranges} are not sorted, disjoint ranges")
     return found
 
 

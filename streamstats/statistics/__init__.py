@@ -1,1 +1,1 @@
-"""Statistics whose merging is exact; numpy and numba, no input or output."""
+"""Statistics that merge exactly. This package needs only numpy and numba, and does no input or output."""

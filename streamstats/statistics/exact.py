@@ -1,9 +1,10 @@
-"""ExactSum: the sum of each channel as an integer, so that adding is exact, associative and commutative.
+"""ExactSum: the sum per channel as an integer, so that addition is exact, associative and commutative.
 
-The unit is 2^e, e fixed by the dtype: 0 for integers, −24, −149, −1074 for float16, float32, float64 (their smallest
-denormal). The integer is held in base-2^32 digits, lowest first, carries done and every digit but the top one in
-[0, 2^32): one form for each value, so equal sums have equal bytes. (After Neal, Fast exact summation using small and
-large superaccumulators, arXiv 1505.05571; here the chunks are 32 bits of a 64-bit integer.)
+The unit is 2^e, with e fixed by the dtype: 0 for integers; −24, −149, −1074 for float16, float32, float64 (their
+smallest denormals). The integer is held in canonical base-2^32 digits, lowest first: carries are resolved, and every
+digit except the top one is in [0, 2^32). Each value has one form, so equal sums have equal bytes. (After Neal, Fast
+exact summation using small and large superaccumulators, arXiv 1505.05571; here, a digit is 32 bits of a 64-bit
+integer.)
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ UNIT_EXPONENT = {np.dtype(np.float16): -24, np.dtype(np.float32): -149, np.dtype
 
 
 def unit_exponent(dtype: np.dtype[Any]) -> int:
-    """e, where sums over `dtype` are integers in units of 2^e; 0 for integers and bool."""
+    """The e for which sums over `dtype` are integers in units of 2^e; 0 for integers and bool."""
     return UNIT_EXPONENT.get(dtype, 0)
 
 
 def digit_count(dtype: np.dtype[Any]) -> int:
-    """Digits that hold 2^64 terms of the largest magnitude of `dtype`; the top digit holds 63 bits and the sign.
+    """The digits needed for 2^64 terms of the largest magnitude of `dtype`; the top digit holds 63 bits and the sign.
 
     >>> [digit_count(np.dtype(kind)) for kind in ("i1", "u8", "f2", "f4", "f8")]
     [2, 4, 3, 10, 67]
@@ -41,7 +42,7 @@ def digit_count(dtype: np.dtype[Any]) -> int:
 
 @dataclass(frozen=True, eq=False)
 class ExactSum:
-    """The sum of each of C channels: `digits` int64[digit_count(dtype), C], canonical."""
+    """The sum per channel, for C channels: canonical `digits` int64[digit_count(dtype), C]."""
 
     dtype: np.dtype[Any]
     digits: npt.NDArray[np.int64]
@@ -53,7 +54,7 @@ class ExactSum:
 
     @classmethod
     def from_raw(cls, dtype: np.dtype[Any], raw: npt.NDArray[np.int64]) -> Self:
-        """The sum with the value of `raw` digits, of any size and sign, int64[digit_count(dtype), C]."""
+        """The sum whose value is that of `raw` int64[digit_count(dtype), C], digits of any size and sign."""
         return cls(dtype, _carried(raw))
 
     def __add__(self, other: Self) -> Self:
@@ -61,11 +62,11 @@ class ExactSum:
         return self.from_raw(self.dtype, self.digits + other.digits)
 
     def __sub__(self, other: Self) -> Self:
-        """The sum of what is in this one and not in `other`."""
+        """This sum less `other`, over the same dtype and channels."""
         return self.from_raw(self.dtype, self.digits - other.digits)
 
     def units(self) -> list[int]:
-        """The sum of each channel in units of 2^`unit_exponent(dtype)`.
+        """The sum per channel, in units of 2^`unit_exponent(dtype)`.
 
         >>> ExactSum.from_raw(np.dtype("i1"), np.array([[-3, 5], [0, 1]])).units()
         [-3, 4294967301]
@@ -79,7 +80,7 @@ class ExactSum:
 
 
 def is_canonical(digits: npt.NDArray[np.int64]) -> bool:
-    """Whether every digit but the top one is in [0, 2^32)."""
+    """Whether every digit except the top one is in [0, 2^32)."""
     return bool((digits[:-1] & ~DIGIT_MASK == 0).all())
 
 

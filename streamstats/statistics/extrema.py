@@ -1,6 +1,6 @@
-"""ChannelExtrema: the least and the greatest finite value of each channel.
+"""ChannelExtrema: the least and greatest finite value per channel.
 
-Zeros have no sign here (−0 counts as +0), so that the order in which they come cannot show in the bytes.
+Zeros have no sign here (−0 counts as +0), so that their order cannot show in the bytes.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from .statistic import Document, Space, Tensors, ValueStatistic
 
 @dataclass(frozen=True, eq=False)
 class ChannelExtrema(ValueStatistic):
-    """The least and the greatest finite value of each channel.
+    """The least and greatest finite value per channel.
 
-    `minimum` and `maximum`, [C], are of the dtype of the values; minimum > maximum where no finite value was seen.
+    `minimum` and `maximum`, [C], have the dtype of the values; minimum > maximum if no finite value was seen.
     """
 
     name: ClassVar[str] = "extrema"
@@ -36,7 +36,7 @@ class ChannelExtrema(ValueStatistic):
 
     @classmethod
     def empty(cls, space: Space) -> Self:
-        """The identities: the greatest value as minimum and the least as maximum, ±∞ for floats."""
+        """The identities of min and max: the dtype's greatest value as minimum, its least as maximum; ±∞ for floats."""
         least, greatest = _limits(space.dtype)
         return cls(space, *(np.full(space.channels, limit, space.dtype) for limit in (greatest, least)))
 
@@ -52,9 +52,9 @@ class ChannelExtrema(ValueStatistic):
         return type(self)(self.space, least, greatest)
 
     def without(self, part: Self, rest: Self | None = None) -> Self | None:
-        """As `Statistic.without`: known where `part` has no share in an extremum, or `rest` reaches as far.
+        """As `Statistic.without`: known where `part` does not reach an extremum, or `rest` reaches it, too.
 
-        Nothing can reach farther, so fewer rows than all others may suffice.
+        No other row can exceed the extremum, so `rest` need not cover all others.
         """
         self.check_fits(part)
         rest = self.empty(self.space) if rest is None else rest
@@ -73,13 +73,13 @@ class ChannelExtrema(ValueStatistic):
             raise DataError("a minimum is above its maximum, or one of them is not finite")
 
     def document(self, quantization: Quantization | None) -> Document:
-        """Layer: `minimum` and `maximum` of all channels. Per channel: the same, float64[C]; NaN without a value."""
+        """Layer: `minimum` and `maximum` over all channels. Per channel: the same, float64[C]; NaN without a value."""
         low, high = self.real(quantization)
         ends = {"minimum": np.fmin.reduce(low, initial=np.nan), "maximum": np.fmax.reduce(high, initial=np.nan)}
         return Document({name: float(value) for name, value in ends.items()}, {"minimum": low, "maximum": high})
 
     def real(self, quantization: Quantization | None) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        """(minimum, maximum), float64[C], in real units; NaN for a channel without finite values."""
+        """(minimum, maximum), float64[C], in real units; NaN for channels without finite values."""
         seen = self.minimum <= self.maximum
         low, high = (_real(each, seen, quantization) for each in (self.minimum, self.maximum))
         return low, high
@@ -88,7 +88,7 @@ class ChannelExtrema(ValueStatistic):
 def _real(
     values: npt.NDArray[Any], seen: npt.NDArray[np.bool_], quantization: Quantization | None
 ) -> npt.NDArray[np.float64]:
-    with np.errstate(over="ignore", invalid="ignore"):  # a step near the end of float64 takes them to infinity
+    with np.errstate(over="ignore", invalid="ignore"):  # a huge step may take them beyond float64, to infinity
         real = values.astype(np.float64) if quantization is None else quantization.dequantize(values)
     return np.where(seen, real, np.nan)
 

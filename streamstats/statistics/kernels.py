@@ -1,16 +1,17 @@
-"""The compiled loops: exact sum and extrema, per channel, of one contiguous part of a block, in one pass.
+"""The compiled loops: exact sum and extrema per channel of one contiguous part of a block, in one pass.
 
-A part is either *rows* [rows, channels], taken row by row with one accumulator a channel, or *runs* [outer, channels,
-inner], each run reduced by itself. `values` is the part; `bits` is the same memory as signed integers. `sums`
-int64[D + 2, channels] are raw base-2^32 digits, the count of NaN and that of infinities; one deposit adds less than
+A part is either *rows* [rows, channels], taken row by row with one accumulator per channel, or *runs* [outer, channels,
+inner], each reduced separately. `values` is the part; `bits` is the same memory as signed integers. `sums`
+int64[D + 2, channels] holds raw base-2^32 digits, then the counts of NaN and of infinities; a deposit adds less than
 2^32 to a digit, so 2^31 deposits fit before carrying. `low` and `high` [channels] are widened to the finite values.
-`room` [several, tile] is what a loop works in; a tile is channels that are taken together, so that their accumulators
+`room` [several, tile] is the working memory; a tile is a range of channels taken together, so that their accumulators
 stay in the first-level cache. No loop allocates or raises, so none needs Python.
 
-Floats are exact at speed by one observation: a float64 sum is exact, in any order, while every partial sum fits 53
-bits. The least and the greatest magnitude of a strip of terms tell how far their exponents are apart. Close ones are
-just added. Wider ones are first split in two at a power of two (add and subtract a large number; both parts are exact)
-and summed apart. What is wider still, or not finite, goes term by term.
+Floats are summed exactly and fast thanks to one observation: a float64 sum is exact, in any order, while every partial
+sum fits 53 bits. The least and greatest magnitude in a strip of terms bound the distance of their exponents. If it is
+small, the terms are simply added. If it is larger, each term is first split at a power of two (by adding and
+subtracting a large number; both parts are exact), and the parts are summed separately. If it is larger still, or a term
+is not finite, the strip goes term by term.
 """
 
 from __future__ import annotations
@@ -24,26 +25,28 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 Scalar = Any
-"""A compiled integer or float: its type is numba's to find."""
+"""A compiled integer or float, whose type numba infers."""
 
 compiled: Any = numba.njit
 
 LOW = (1 << 32) - 1
 RUN = 2**15
-"""Terms of a run of integers that are summed at once: of up to 16 bits, so many fit 32."""
+"""Terms of a run of integers that are summed at once: so many of up to 16 bits fit 32 bits."""
 
 F16_STRIP = 8192
-"""Terms of float16: 40 bits each, so 2^13 of them fit the 53 bits of a float64 sum whatever their exponents."""
+"""float16 terms in a strip: they span 40 bits, so 2^13 of them fit the 53 bits of a float64 sum, whatever their
+exponents."""
 F32_LOG = 8
-"""log2 of the float32 terms in a strip: 2^n terms of 24 bits fit 53 if they are within 29 − n exponents."""
+"""log2 of the float32 terms in a strip: 2^n terms of 24 bits fit 53 if their exponents are within 29 − n."""
 F32_SPAN = 29 - F32_LOG
 F32_SPLIT_SPAN = 83 - 2 * F32_LOG
-"""float32 terms within so many exponents fit two sums, of what is above and below a power of two between them."""
+"""float32 terms whose exponents are within this span fit two sums: of their parts above and below a power of two."""
 F64_LOG = 5
 F64_SPLIT_SPAN = 44
-"""float64 terms are split at 2^(e−1070), e the greatest exponent; both parts of 2^5 terms fit 53 bits up to here."""
+"""float64 terms are split at 2^(e−1070), with e the greatest exponent; within this span of exponents, the sums of both
+parts of 2^5 terms fit 53 bits."""
 F64_LOWEST, F64_HIGHEST = 64, 2000
-"""Biased exponents between which the powers of two that the split needs are ordinary float64 numbers."""
+"""Biased exponents between which the powers of two for the split are normal float64 numbers."""
 
 F16_INFINITY, F32_INFINITY, F64_INFINITY = 0x7C00, 0x7F800000, 0x7FF0000000000000
 F16_MAGNITUDE, F32_MAGNITUDE, F64_MAGNITUDE = 0x7FFF, 0x7FFFFFFF, 0x7FFFFFFFFFFFFFFF
@@ -54,7 +57,7 @@ F16_MAGNITUDE, F32_MAGNITUDE, F64_MAGNITUDE = 0x7FFF, 0x7FFFFFFF, 0x7FFFFFFFFFFF
 
 @compiled
 def _deposit(sums: Array, channel: Scalar, mantissa: Scalar, position: Scalar) -> None:
-    """Add mantissa·2^position, |mantissa| at most 2^53, to the digits of `channel`."""
+    """Add mantissa·2^position, with |mantissa| ≤ 2^53, to the digits of `channel`."""
     k = position >> 5
     shift = position & 31
     low = (mantissa & LOW) << shift
@@ -66,19 +69,19 @@ def _deposit(sums: Array, channel: Scalar, mantissa: Scalar, position: Scalar) -
 
 @compiled
 def _power_of_two(exponent: Scalar) -> Scalar:
-    """2^exponent for −1022 ≤ exponent ≤ 1023, made from its bits."""
+    """2^exponent for −1022 ≤ exponent ≤ 1023, built from its bits."""
     return np.int64((exponent + 1023) << 52).view(np.float64)
 
 
 @compiled
 def _lesser(a: Scalar, b: Scalar) -> Scalar:
-    """`b` where `a` is NaN."""
+    """The lesser; `b` if `a` is NaN."""
     return a if a < b else b
 
 
 @compiled
 def _greater(a: Scalar, b: Scalar) -> Scalar:
-    """`b` where `a` is NaN."""
+    """The greater; `b` if `a` is NaN."""
     return a if a > b else b
 
 
@@ -91,7 +94,7 @@ def _widen(low: Array, high: Array, channel: Scalar, least: Scalar, greatest: Sc
 
 @compiled
 def _deposit_term(bits: Scalar, fraction_bits: Scalar, infinity: Scalar, sums: Array, channel: Scalar) -> bool:
-    """Add the float with the bit pattern `bits` to the digits, or count it as NaN or infinite; whether it is finite."""
+    """Add the float with the bit pattern `bits` to the digits, or count it as NaN or infinite; true if it is finite."""
     magnitude = bits & (infinity | ((1 << fraction_bits) - 1))
     if magnitude >= infinity:
         sums[len(sums) - (1 if magnitude == infinity else 2), channel] += 1
@@ -117,20 +120,20 @@ def _deposit_terms(
     high: Array,
     channel: Scalar,
 ) -> None:
-    """Take the float32 or float64 terms of `channel` one by one."""
+    """Add the float32 or float64 terms of `channel` one by one."""
     for i in range(values.size):
         if _deposit_term(np.int64(bits[i]), fraction_bits, infinity, sums, channel):
             _widen(low, high, channel, values[i], values[i])
 
 
-# Integers of up to 32 bits, in an accumulator of twice as many
+# Integers of up to 32 bits, in an accumulator twice as wide
 
 
 def rows_narrow(values: Array, bits: Array, sums: Array, low: Array, high: Array, room: Array) -> None:
     """values [rows, channels]; room of an integer type twice as wide."""
     rows, channels = values.shape
     total = room[0]
-    longest = 1 << (8 * room.itemsize - 8 * values.itemsize - 1)  # of the largest terms, in an accumulator
+    longest = 1 << (8 * room.itemsize - 8 * values.itemsize - 1)  # so many of the largest terms fit an accumulator
     for first in range(0, channels, room.shape[1]):
         last = min(first + room.shape[1], channels)
         least, greatest = low[first:last], high[first:last]
@@ -188,11 +191,11 @@ def runs_narrow(values: Array, bits: Array, sums: Array, low: Array, high: Array
             high[c] = greatest
 
 
-# Integers of 64 bits: the halves of each term go into two digits
+# Integers of 64 bits: the two halves of each term go to two digits
 
 
 def rows_wide(values: Array, bits: Array, sums: Array, low: Array, high: Array, room: Array) -> None:
-    """values int64 or uint64 [rows, channels]; bits the same memory as int64."""
+    """values int64 or uint64 [rows, channels]; bits: the same memory as int64."""
     rows, channels = values.shape
     lower, upper = sums[0], sums[1]
     for row in range(rows):
@@ -204,7 +207,7 @@ def rows_wide(values: Array, bits: Array, sums: Array, low: Array, high: Array, 
 
 
 def runs_wide(values: Array, bits: Array, sums: Array, low: Array, high: Array, room: Array) -> None:
-    """values int64 or uint64 [outer, channels, inner]; bits the same memory as int64."""
+    """values int64 or uint64 [outer, channels, inner]; bits: the same memory as int64."""
     outer, channels, inner = values.shape
     for o in range(outer):
         for c in range(channels):
@@ -223,8 +226,8 @@ def runs_wide(values: Array, bits: Array, sums: Array, low: Array, high: Array, 
             high[c] = greatest
 
 
-# float16: moving the bits makes a float32 that is 2^−112 times the value, also of infinities and NaN, which come out
-# larger than every finite value; a strip's float64 sum is always exact. `low` and `high` are float32, as much smaller.
+# float16: shifting the bits gives a float32 that is 2^−112 times the value; infinities and NaN come out larger than
+# every finite value. The float64 sum of a strip is always exact. `low` and `high` are float32, scaled alike.
 
 SCALED_INFINITY = 2.0**-96
 
@@ -237,7 +240,7 @@ def _scaled_from_half(bits: Scalar) -> Scalar:
 
 @compiled
 def _half_key(bits: Scalar) -> Scalar:
-    """An integer whose order is that of the floats; the same function makes bits of a key."""
+    """An integer that orders as the floats do; the function is its own inverse, from key to bits."""
     return np.int16(bits ^ ((bits >> 15) & F16_MAGNITUDE))
 
 
@@ -245,7 +248,7 @@ def _half_key(bits: Scalar) -> Scalar:
 def _settle_half(
     total: Scalar, keys: Scalar, bits: Array, sums: Array, low: Array, high: Array, channel: Scalar
 ) -> None:
-    """Deposit a strip: its sum, if everything in `bits` [terms] is finite, else the terms; `keys` of its extrema."""
+    """Deposit a strip: its sum if all of `bits` [terms] are finite, else its terms; `keys` are those of its extrema."""
     least, greatest = _scaled_from_half(_half_key(keys[0])), _scaled_from_half(_half_key(keys[1]))
     if max(-least, greatest) < SCALED_INFINITY:
         _deposit(sums, channel, np.int64(total * _power_of_two(68) * _power_of_two(68)), 0)
@@ -299,12 +302,13 @@ def runs_float16(values: Array, bits: Array, sums: Array, low: Array, high: Arra
                 _settle_half(total, (least, greatest), strip, sums, low, high, c)
 
 
-# Splitting: a term less its upper part, rounded by adding and subtracting 1.5·2^(52 + p), is the lower part, below 2^p
+# Splitting: adding and subtracting 1.5·2^(52 + p) rounds a term to its upper part; the rest, the lower part, is below
+# 2^p
 
 
 @compiled
 def _split_rows(values: Array, first: Scalar, splitter: Array, upper: Array, lower: Array) -> None:
-    """Sum the upper and the lower parts of a strip's terms, values [rows, channels], from channel `first`."""
+    """Sum the upper and lower parts of a strip's terms, values [rows, channels], separately, from channel `first`."""
     rows, channels = values.shape
     last = min(first + upper.size, channels)
     upper[:] = 0.0
@@ -336,25 +340,25 @@ def _split_run(values: Array, splitter: Scalar) -> Scalar:
 
 @compiled
 def _single_key(bits: Scalar) -> Scalar:
-    """An integer whose order is that of the floats; the same function makes bits of a key."""
+    """An integer that orders as the floats do; the function is its own inverse, from key to bits."""
     return np.int32(bits ^ ((bits >> 31) & F32_MAGNITUDE))
 
 
 @compiled
 def _magnitude_below(bits: Scalar) -> Scalar:
-    """The magnitude less one: zero comes out as the greatest uint32, so the least is that of a term that counts."""
+    """The magnitude less one: zero wraps to the greatest uint32, so the least belongs to a nonzero term, if any."""
     return np.uint32(np.uint32(bits & F32_MAGNITUDE) - np.uint32(1))
 
 
 @compiled
 def _lowest_single(below: Scalar) -> Scalar:
-    """The biased exponent (1 for denormals) of the least nonzero magnitude, given less one."""
+    """The biased exponent (1 for denormals) of the least nonzero magnitude, which is `below` plus one."""
     return max((np.int64(below) + 1) >> 23, 1)
 
 
 @compiled
 def _highest_single(least: Scalar, greatest: Scalar) -> Scalar:
-    """The biased exponent of the greatest magnitude, 255 for infinities."""
+    """The biased exponent of the greatest magnitude; 255 for infinities."""
     return np.int64(np.float32(max(abs(least), abs(greatest))).view(np.int32)) >> 23
 
 
@@ -362,15 +366,15 @@ def _highest_single(least: Scalar, greatest: Scalar) -> Scalar:
 def _settle_single(
     total: Scalar, below: Scalar, least: Scalar, greatest: Scalar, sums: Array, low: Array, high: Array, channel: Scalar
 ) -> Scalar:
-    """Deposit the float64 sum of a strip if it is exact: 0 then; −1 if it must go term by term; else its splitter.
+    """Deposit the float64 sum of a strip and return 0 if it is exact; −1 if it must go term by term; else its splitter.
 
-    `below` is the least nonzero magnitude less one, as a bit pattern; `least` and `greatest` leave NaN out.
+    `below` is the least nonzero magnitude less one, as a bit pattern; `least` and `greatest` ignore NaN.
     """
     if total - total != 0.0:
         return -1.0  # NaN or infinite
     highest, lowest = _highest_single(least, greatest), _lowest_single(below)
     if highest - lowest <= F32_SPAN:
-        if least != 0.0 or greatest != 0.0:  # the exponent of nothing but zeros would be beyond the digits
+        if least != 0.0 or greatest != 0.0:  # for zeros alone, the exponent would be beyond the digits
             _deposit(sums, channel, np.int64(total * _power_of_two(150 - lowest)), lowest - 1)
         _widen(low, high, channel, least, greatest)
         return 0.0
@@ -392,7 +396,7 @@ def _settle_split_single(
 
 
 def rows_float32(values: Array, bits: Array, sums: Array, low: Array, high: Array, room: Array) -> None:
-    """values float32 [rows, channels], bits the same memory as int32."""
+    """values float32 [rows, channels]; bits: the same memory as int32."""
     rows, channels = values.shape
     total, upper, lower, splitter = room[0], room[1], room[2], room[3]
     below = room[4].view(np.uint32)
@@ -424,7 +428,7 @@ def rows_float32(values: Array, bits: Array, sums: Array, low: Array, high: Arra
             if split:
                 _split_rows(values[start:stop], first, splitter, upper, lower)
                 for c in range(last - first):
-                    if splitter[c] > 0.0:  # the exponents of others may be beyond the digits
+                    if splitter[c] > 0.0:  # for others, the exponents may be beyond the digits
                         _settle_split_single(upper[c], lower[c], splitter[c], below[c], sums, first + c)
 
 
@@ -440,7 +444,7 @@ def _four_rows_float32(
     least: Array,
     greatest: Array,
 ) -> None:
-    """Take four rows at a time: the accumulators are loaded and stored once for all of them."""
+    """Take four rows at a time, so that the accumulators are loaded and stored only once for all four."""
     one, two = values[row, first:last], values[row + 1, first:last]
     three, four = values[row + 2, first:last], values[row + 3, first:last]
     for c in range(one.size):
@@ -459,7 +463,7 @@ def _four_rows_float32(
 
 
 def runs_float32(values: Array, bits: Array, sums: Array, low: Array, high: Array, room: Array) -> None:
-    """values float32 [outer, channels, inner], bits the same memory as int32."""
+    """values float32 [outer, channels, inner]; bits: the same memory as int32."""
     outer, channels, inner = values.shape
     for o in range(outer):
         for c in range(channels):
@@ -490,9 +494,10 @@ def runs_float32(values: Array, bits: Array, sums: Array, low: Array, high: Arra
 
 @compiled
 def _splitter(below: Scalar, largest: Scalar) -> Scalar:
-    """1.5·2^(e−1018), whose last place is 2^(e−1070), e the greatest exponent; 0 where all is 0, −1 if not exact.
+    """1.5·2^(e−1018), with e the greatest exponent, whose last place is 2^(e−1070); 0 if all terms are 0, −1 if the
+    split would not be exact.
 
-    `below` is the least nonzero magnitude less one and `largest` the greatest, as bit patterns.
+    `below` is the least nonzero magnitude less one, and `largest` the greatest magnitude, as bit patterns.
     """
     if largest == 0:
         return 0.0
@@ -526,7 +531,7 @@ def _settle_double(
 
 
 def rows_float64(values: Array, bits: Array, sums: Array, low: Array, high: Array, room: Array) -> None:
-    """values float64 [rows, channels], bits the same memory as int64."""
+    """values float64 [rows, channels]; bits: the same memory as int64."""
     rows, channels = values.shape
     below, largest = room[0].view(np.int64), room[1].view(np.int64)
     least, greatest, splitter, upper, lower = room[2], room[3], room[4], room[5], room[6]
@@ -560,7 +565,7 @@ def rows_float64(values: Array, bits: Array, sums: Array, low: Array, high: Arra
 
 
 def runs_float64(values: Array, bits: Array, sums: Array, low: Array, high: Array, room: Array) -> None:
-    """values float64 [outer, channels, inner], bits the same memory as int64."""
+    """values float64 [outer, channels, inner]; bits: the same memory as int64."""
     outer, channels, inner = values.shape
     for o in range(outer):
         for c in range(channels):
@@ -591,6 +596,6 @@ LOOPS: dict[str, tuple[Callable[..., None], Callable[..., None]]] = {
     "float32": (rows_float32, runs_float32),
     "float64": (rows_float64, runs_float64),
 }
-"""How values are taken → the loop over rows, the loop over runs."""
+"""Kind of values → the loop over rows, the loop over runs."""
 REORDERED = (runs_float16, runs_float32)
-"""Loops whose float sums are used only where they are exact in any order: the compiler may choose the order."""
+"""Loops that use float sums only if these are exact in any order, so the compiler may reorder them."""

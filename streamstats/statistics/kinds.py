@@ -1,4 +1,4 @@
-"""The kinds of statistics that there are. A new one is a file beside this one, and a line here."""
+"""All kinds of statistics. A new one is a file beside this one, and a line here."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ Kind = type[Statistic]
 KINDS: dict[str, Kind] = {kind.name: kind for kind in (ChannelMean, ChannelExtrema, PositionSums, SampleSpread)}
 """Name → kind."""
 ALWAYS = (ChannelMean.name, ChannelExtrema.name)
-"""What is counted of every layer; others are counted where they are asked for."""
+"""The statistics that are always counted; others are counted on request."""
 
 
 def kinds_of(names: Iterable[str]) -> tuple[Kind, ...]:
-    """The kinds called `names` and those of ALWAYS, each once, in a fixed order. Raises `UsageError`."""
+    """The kinds named `names` and those in ALWAYS, each once, in a fixed order. Raises `UsageError`."""
     wanted = {*ALWAYS, *names}
     unknown = sorted(wanted - KINDS.keys())
     if unknown:
@@ -29,7 +29,7 @@ def kinds_of(names: Iterable[str]) -> tuple[Kind, ...]:
 
 
 def optional() -> dict[str, str]:
-    """What can be asked for: name → one sentence about it."""
+    """The statistics that are counted on request: name → one sentence that describes it."""
     return {name: _sentence(kind) for name, kind in KINDS.items() if name not in ALWAYS}
 
 

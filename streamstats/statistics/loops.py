@@ -1,4 +1,4 @@
-"""Which compiled loop takes values of a dtype, and what it is given."""
+"""Choosing and loading the compiled loop for a dtype, and the arguments it takes."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ ARGUMENTS = (POINTER, SIZE, SIZE, SIZE, POINTER, POINTER, POINTER, POINTER)
 MODULES = tuple(f"{__package__}.{name}" for name in ("kernels", "loops", "exact"))
 
 ROOM, TILE_BYTES = 7, 4096
-"""What a loop works in: ROOM accumulators for each of the channels that have so many bytes in a row of a block."""
+"""A loop's working memory: ROOM accumulators for each channel of a tile, which is TILE_BYTES of a row of a block."""
 
 INTEGER_OF_FLOAT = {np.dtype(np.float16): np.int16, np.dtype(np.float32): np.int32, np.dtype(np.float64): np.int64}
-"""The signed integer of the same width, through which the bit patterns of a float are read."""
+"""Float → the signed integer of the same width, as which its bit patterns are read."""
 TWICE_AS_WIDE = {1: np.int16, 2: np.int32, 4: np.int64}
-"""Bytes of an integer → the type that its accumulators have."""
+"""Bytes of an integer → the dtype of its accumulators."""
 
 
 def room() -> npt.NDArray[np.float64]:
-    """What a loop works in, for one call at a time."""
-    return np.empty(ROOM * TILE_BYTES)  # enough for float16, whose accumulators are 64 bits each
+    """A loop's working memory, which serves one call at a time."""
+    return np.empty(ROOM * TILE_BYTES)  # enough for float16, whose accumulators have 64 bits each
 
 
 def bound_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """What the loops hold extrema of `dtype` in."""
+    """The dtype in which the loops hold extrema of `dtype`."""
     if dtype.kind == "b":
         return np.dtype(np.uint8)
     return np.dtype(np.float32) if dtype == np.float16 else dtype
@@ -39,13 +39,13 @@ def bound_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 @cache
 def loop(dtype: np.dtype[Any], *, runs: bool) -> Callable[..., None]:
-    """The loop over rows, or over runs, of native `dtype`; it takes ARGUMENTS, addresses and extents."""
+    """The loop over rows, or over runs, of native `dtype`; it takes ARGUMENTS: addresses and extents."""
     name = f"{'runs' if runs else 'rows'}-{dtype.name}"
     return load(name, ARGUMENTS, lambda: _definition(dtype, runs), MODULES)
 
 
 def _definition(dtype: np.dtype[Any], runs: bool) -> Callable[..., None]:
-    """What is compiled: it makes arrays of the addresses and calls the loop."""
+    """The function to compile: it views the addresses as arrays and calls the loop."""
     import numba
 
     from . import kernels
@@ -56,7 +56,7 @@ def _definition(dtype: np.dtype[Any], runs: bool) -> Callable[..., None]:
     values = np.dtype(np.uint8) if dtype.kind == "b" else dtype
     bits = np.dtype(INTEGER_OF_FLOAT.get(dtype, np.int64 if dtype.itemsize == 8 else values))
     if dtype == np.float16:
-        values = bits  # compiled code does not have float16
+        values = bits  # compiled code has no float16
     bound = bound_dtype(dtype)
     accumulators = np.dtype(np.float64 if dtype.kind == "f" else TWICE_AS_WIDE.get(dtype.itemsize, np.int64))
     digits, tile = digit_count(dtype), TILE_BYTES // dtype.itemsize

@@ -1,8 +1,8 @@
-"""Cutting blocks of any layout into pieces that the compiled loops take as they lie in memory.
+"""Cutting blocks of any layout into pieces that the compiled loops take in memory order.
 
-Reduced axes may be taken in any order, so a block whose memory is one piece (C, Fortran or any permuted order) is
-viewed, never copied; anything else (strided, broadcast, foreign byte order) is copied piece by piece, in the order
-of its memory.
+Reduced axes may be taken in any order, so a block whose memory is contiguous (in C, Fortran or any permuted order) is
+viewed, never copied. Any other block (strided, broadcast, foreign byte order) is copied piece by piece, in memory
+order.
 """
 
 from __future__ import annotations
@@ -19,24 +19,27 @@ from ..errors import MismatchError
 Array = npt.NDArray[Any]
 
 LONGEST_PIECE = 2**27
-"""Values per channel: this many deposits are far from overflowing a 64-bit digit."""
+"""The most values per channel of a piece: so many deposits are far from overflowing a 64-bit digit."""
 COPIED_BYTES = 2**20
-"""About the size of the pieces that have to be copied."""
+"""The approximate size of pieces that must be copied."""
 SHORTEST_RUN = 64
-"""Shorter runs of one channel are taken as rows of more channels, where there are FEWEST_ROWS of at most WIDEST."""
+"""Shorter runs of one channel are taken as rows of several channels, if there are FEWEST_ROWS of at most WIDEST."""
 FEWEST_ROWS = 16
 WIDEST = 16384
 NARROWEST = 1024
-"""Rows narrower than this are joined: several are taken as one."""
+"""Rows narrower than this are joined: the loops take several as one."""
 
 
 def pieces(block: Array, channel_axis: int) -> Iterator[Array]:
     """Cut `block` (any shape and layout) into native C-contiguous pieces with the axes (outer, channel, inner).
 
-    Every value comes exactly once. Raises `MismatchError` for an axis out of range.
+    Every value is in exactly one piece. Raises `MismatchError` for an axis out of range.
     """
     if not -block.ndim <= channel_axis < block.ndim:
-        raise MismatchError(f"channel axis {channel_axis} is out of range for a block of shape {block.shape}")
+        raise MismatchError(
+            f"channel axis {channel_axis} is out of range for a block of shape {block.shape}; expected "
+            f"{-block.ndim} to {block.ndim - 1}"
+        )
     order = sorted(range(block.ndim), key=lambda axis: -abs(block.strides[axis]))
     ordered = block.transpose(order)
     channel = order.index(channel_axis % block.ndim)
@@ -46,7 +49,7 @@ def pieces(block: Array, channel_axis: int) -> Iterator[Array]:
 
 
 def _piece_values(block: Array, channel: int) -> int:
-    """How many values a piece of `block` may have: many where it is only viewed, few where it is copied."""
+    """The most values of a piece of `block`: many if it is viewed, few if it must be copied."""
     as_it_lies = block.flags.c_contiguous and block.flags.aligned and block.dtype.isnative
     longest: int = LONGEST_PIECE * max(1, block.shape[channel])
     if as_it_lies and (channel > 0 or block.size <= longest):
@@ -68,7 +71,7 @@ def _split(block: Array, channel: int, limit: int) -> Iterator[Array]:
 
 
 def parts(piece: Array) -> Iterator[tuple[Array, int, int]]:
-    """What the loops take: (rows [n, joined·C·inner], joined, inner), or (runs [outer, C, inner], 1, 1)."""
+    """The arguments of the loops: (rows [n, joined·C·inner], joined, inner), or (runs [outer, C, inner], 1, 1)."""
     outer, channels, inner = piece.shape
     width = channels * inner
     runs, joined = arrangement(outer, channels, inner)
@@ -83,7 +86,7 @@ def parts(piece: Array) -> Iterator[tuple[Array, int, int]]:
 
 
 def arrangement(outer: int, channels: int, inner: int) -> tuple[bool, int]:
-    """Whether values with these axes are taken as runs; if not, how many rows of them as one, with none left over."""
+    """(whether the loops take values with these axes as runs, how many rows they take as one; preferably a divisor)."""
     width = channels * inner
     if inner > 1 and (inner >= SHORTEST_RUN or outer < FEWEST_ROWS or width > WIDEST):
         return True, 1

@@ -1,6 +1,6 @@
-"""PositionSums: the exact sum and the count of every element of a sample, each a channel of its own.
+"""PositionSums: the exact sum and count of every element of a sample, as if each were a channel of its own.
 
-From these follow the means of what each tap of a convolution sees where zeros are padded, for any stride and dilation.
+They give the mean of what each tap of a zero-padded convolution sees, for any stride and dilation.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from .values import Where
 
 @dataclass(frozen=True, eq=False)
 class PositionSums(Statistic):
-    """The sums at each position of a sample: corrections are exact with them where a layer pads with zeros.
+    """The sum at each position of a sample: it makes corrections exact for layers that pad with zeros.
 
-    `digits` int64[D, *sample]; `count`, `nan`, `infinite` int64[*sample]: finite values, NaN, infinities.
+    `digits` int64[D, *sample]; `count`, `nan`, `infinite` int64[*sample] count finite values, NaN and infinities.
     """
 
     name: ClassVar[str] = "positions"
@@ -47,7 +47,7 @@ class PositionSums(Statistic):
         return _PositionAccumulator(space)
 
     def merge(self, other: Self) -> Self:
-        """Sums and counts added."""
+        """The sum of sums and of counts."""
         self.check_fits(other)
         return self._with(other, 1)
 
@@ -59,17 +59,20 @@ class PositionSums(Statistic):
     def _with(self, other: Self, sign: int) -> Self:
         counts = [mine + sign * theirs for mine, theirs in zip(self._counts(), other._counts(), strict=True)]
         if any((count < 0).any() for count in counts):
-            raise MismatchError("more values would be taken out than were counted: the data is not what it was")
+            raise MismatchError(
+                "more values would be subtracted than were counted: the data has changed since it was counted; count "
+                "it again"
+            )
         total = ExactSum.from_raw(self.space.dtype, self.digits + sign * other.digits)
         return type(self)(self.space, total.digits, *counts)
 
     def check(self) -> None:
         """As `Statistic.check`."""
         if not is_canonical(self.digits) or any((count < 0).any() for count in self._counts()):
-            raise DataError("the digits of the sums are not canonical, or a count is negative")
+            raise DataError("the digits of the sums are not canonical, or counts are negative")
 
     def document(self, quantization: Quantization | None) -> Document:  # noqa: ARG002 - means at positions are `mean`
-        """Layer: how many `positions` of a sample there are."""
+        """Layer: the number of `positions` in a sample."""
         return Document({"positions": prod(self.space.sample) // max(1, self.space.channels)})
 
     def mean(self, quantization: Quantization | None = None) -> Float64Array:
@@ -85,7 +88,7 @@ class PositionSums(Statistic):
 
 
 class _PositionAccumulator:
-    """Running sums for each part of a sample in which blocks come."""
+    """Running sums for each part into which blocks cut the samples."""
 
     def __init__(self, space: Space) -> None:
         self._space = space

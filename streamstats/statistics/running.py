@@ -1,4 +1,4 @@
-"""Running sums: exact sum, counts and extrema of each channel over many blocks, one compiled pass over each."""
+"""Running sums: exact sum, counts and extrema per channel over many blocks, in one compiled pass over each block."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ Counts = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class SampleSquares:
-    """The squares of the sums of `samples` int64[C] samples, added: canonical `digits` int64[D, C] of float64.
+    """The sum of the squared sums of `samples` int64[C] samples, as canonical `digits` int64[D, C] of float64.
 
-    `beyond` int64[C] counts what was beyond float64.
+    `beyond` int64[C] counts squares beyond float64.
     """
 
     samples: Counts
@@ -34,11 +34,11 @@ class SampleSquares:
 
 @dataclass(frozen=True)
 class Measures:
-    """What a pass found in each channel, [C]; `digits` int64[digit_count, C] is the sum, not carried.
+    """What a pass has found per channel, [C]; `digits` int64[digit_count, C] is the sum, not yet carried.
 
-    `count` is the number of finite values, `nan` and `infinite` count the others, which have no part in the rest; `low`
-    and `high`, of the values' dtype, are the extrema: ±∞, or the ends of the integer type, where there is no finite
-    value. A zero has no sign. `squares` are there where the pass went sample by sample.
+    `count` is the number of finite values; `nan` and `infinite` count the others, which enter nothing else. `low` and
+    `high`, in the values' dtype, are the extrema; without finite values, `low` is the greatest value of the dtype (+∞
+    for floats) and `high` the least. Zeros have no sign. `squares` exists if the pass went sample by sample.
     """
 
     dtype: np.dtype[Any]
@@ -52,9 +52,9 @@ class Measures:
 
 
 class Intake(NamedTuple):
-    """How a compiled loop takes values in the order of memory: by units of `unit` bytes, each a row or a run.
+    """How a compiled loop takes values in memory order: in units of `unit` bytes, each a row or a run.
 
-    The rest is what the loop at the address `loop` is called with, beside where the values are and how many units.
+    The fields after `loop`, its address, are its arguments after the address of the values and the number of units.
     """
 
     unit: int
@@ -68,15 +68,15 @@ class Intake(NamedTuple):
 
     @classmethod
     def nothing(cls) -> Intake:
-        """Values are left where they are."""
+        """An intake that takes no values."""
         return cls(0, 0, 0, 0, 0, 0, 0, 0)
 
 
 class RunningSums:
-    """Takes blocks of one dtype and number of channels, one pass over each, and adds up what it finds.
+    """Takes blocks of one dtype and number of channels, and sums over them in one pass over each.
 
-    The loops fill arrays of their own for every way in which they take a block (rows of so many joined channels, runs),
-    which are folded together when they are asked for: adding a block costs microseconds beside its bytes.
+    The loops fill separate arrays for each way to take a block (runs, or a number of joined rows). Only `found` folds
+    these together, so adding a block costs microseconds on top of the pass over its bytes.
     """
 
     def __init__(self, dtype: np.dtype[Any], channels: int) -> None:
@@ -88,7 +88,7 @@ class RunningSums:
         self._room = room()
 
     def add(self, block: Array, channel_axis: int) -> None:
-        """Take `block`, of this dtype in any byte order and any layout, with the channels on `channel_axis`."""
+        """Take `block`, of this dtype in any byte order and layout, with the channels on `channel_axis`."""
         check_block(block, channel_axis, self.dtype, self.channels)
         for piece in pieces(block, channel_axis):
             outer, _, inner = piece.shape
@@ -98,10 +98,10 @@ class RunningSums:
                 self._fill(part, joined, run)
 
     def intake(self, shape: Sequence[int], channel_axis: int) -> Intake | None:
-        """How a loop is to be given values of `shape` in C order, channels on `channel_axis`, all of them.
+        """How a loop takes all values of `shape`, in C order, with the channels on `channel_axis`.
 
-        `took` must be told how many bytes a loop was given; what is no whole unit is for `add`. None where there are
-        too many values.
+        The caller passes the number of bytes that the loop has taken to `took`, and values that fill no whole unit to
+        `add`. None if there are too many values.
         """
         outer, channels, inner = prod(shape[:channel_axis]), shape[channel_axis], prod(shape[channel_axis + 1 :])
         if outer * inner > LONGEST_PIECE:
@@ -120,22 +120,22 @@ class RunningSums:
         )
 
     def take(self, memory: npt.NDArray[np.uint8], intake: Intake) -> int:
-        """Give the whole units in `memory` to the loop and move the rest to its start; how many bytes are left."""
+        """Pass the whole units in `memory` to the loop, and move the rest to its start; returns the bytes left."""
         left = give(loop(self.dtype, runs=intake.inner > 1), memory, intake)
         self.took(memory.size - left)
         return left
 
     def took(self, size: int) -> None:
-        """Count the values of `size` bytes that a loop was given by an intake."""
+        """Count the values in `size` bytes that a loop has taken through an intake."""
         self._values += size // (self.dtype.itemsize * self.channels)
 
     @property
     def all_finite(self) -> bool:
-        """Whether no NaN and no infinity was found."""
+        """Whether all values so far are finite."""
         return not any(filled.sums[-2:].any() for filled in self._filled.values())
 
     def found(self) -> Measures:
-        """What was found in all blocks."""
+        """The measures of all blocks so far."""
         folded = [filled.folded(joined, self.channels, run) for (joined, run), filled in self._filled.items()]
         sums, low, high = together(folded, self.dtype, self.channels)
         count = self._values - sums[-2] - sums[-1]
@@ -154,7 +154,7 @@ class RunningSums:
         return filled
 
     def _make_room(self, values: int) -> None:
-        """Carry where `values` more in each channel could be too many."""
+        """Carry if `values` more per channel could overflow a digit."""
         self._uncarried += values
         if self._uncarried > LONGEST_PIECE:
             self._carry()
@@ -167,7 +167,7 @@ class RunningSums:
 
 @dataclass(frozen=True)
 class Filled:
-    """What a loop fills, for each of its channels; sums above, NaN and infinities in the last two rows."""
+    """The arrays that a loop fills, per channel; the last two rows of `sums` count NaN and infinities."""
 
     sums: npt.NDArray[np.int64]
     low: Array
@@ -175,25 +175,25 @@ class Filled:
 
     @classmethod
     def empty(cls, dtype: np.dtype[Any], channels: int) -> Filled:
-        """Of no values."""
+        """The arrays before any value."""
         least, greatest = _ends(bound_dtype(dtype))
         sums = np.zeros((digit_count(dtype) + 2, channels), np.int64)
         return cls(sums, np.full(channels, greatest), np.full(channels, least))
 
     @property
     def addresses(self) -> tuple[int, int, int]:
-        """Where its arrays are."""
+        """The addresses of its arrays."""
         return self.sums.ctypes.data, self.low.ctypes.data, self.high.ctypes.data
 
     def folded(self, joined: int, channels: int, run: int) -> Filled:
-        """The same of the channels of the block, where one of them is `joined` times `run` of the loop's."""
+        """The same per channel of the block, which is spread over `joined` times `run` channels of the loop."""
         shape = (joined, channels, run)
         sums = self.sums.reshape(len(self.sums), *shape).sum(axis=(1, 3))
         return Filled(sums, self.low.reshape(shape).min(axis=(0, 2)), self.high.reshape(shape).max(axis=(0, 2)))
 
 
 def together(folded: Sequence[Filled], dtype: np.dtype[Any], channels: int) -> tuple[Array, Array, Array]:
-    """(sums, low, high) of all of `folded`, the extrema as values of `dtype`."""
+    """(sums, low, high) over all `folded`, with the extrema as values of `dtype`."""
     empty = Filled.empty(dtype, channels)
     sums, low, high = empty.sums, empty.low, empty.high
     for each in folded:
@@ -202,7 +202,7 @@ def together(folded: Sequence[Filled], dtype: np.dtype[Any], channels: int) -> t
 
 
 def give(measure: Callable[..., None], memory: npt.NDArray[np.uint8], intake: Intake) -> int:
-    """Give the whole units in `memory` to `measure` and move the rest to its start; how many bytes are left."""
+    """Pass the whole units in `memory` to `measure`, and move the rest to its start; returns the bytes left."""
     units, left = divmod(memory.size, intake.unit)
     if units:
         measure(memory.ctypes.data, units, *intake[2:])
@@ -211,16 +211,16 @@ def give(measure: Callable[..., None], memory: npt.NDArray[np.uint8], intake: In
 
 
 def check_block(block: Array, channel_axis: int, dtype: np.dtype[Any], channels: int) -> None:
-    """Raise `MismatchError` unless `block` has this dtype, in any byte order, and number of channels."""
+    """Raise `MismatchError` unless `block` has this number of channels and `dtype`, in any byte order."""
     if (block.dtype.newbyteorder("="), block.shape[channel_axis]) != (dtype, channels):
         raise MismatchError(
             f"a block of {block.dtype} with {block.shape[channel_axis]} channels cannot be added to {dtype} with "
-            f"{channels} channels"
+            f"{channels} channels; expected the same of both"
         )
 
 
 def _ends(dtype: np.dtype[Any]) -> tuple[Any, Any]:
-    """The least and the greatest number of `dtype`."""
+    """The least and greatest number of `dtype`."""
     if dtype.kind == "f":
         return dtype.type(-np.inf), dtype.type(np.inf)
     limits = np.iinfo(dtype)
@@ -228,7 +228,7 @@ def _ends(dtype: np.dtype[Any]) -> tuple[Any, Any]:
 
 
 def _to_values(bound: Array, dtype: np.dtype[Any]) -> Array:
-    """Extrema as the loops hold them → values of `dtype`, zeros without sign."""
+    """Extrema as the loops hold them → values of `dtype`; zeros lose their sign."""
     if dtype == np.float16:
         bound = bound * np.float32(2.0**112)
     return bound.astype(dtype) + dtype.type(0) if dtype.kind == "f" else bound.astype(dtype)

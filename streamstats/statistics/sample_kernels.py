@@ -1,9 +1,9 @@
-"""The compiled loops that go sample by sample: the sums of each sample, exactly, and the squares of these sums.
+"""The compiled loops that go sample by sample: the exact sums of each sample, and the squares of these sums.
 
-The loops of `kernels` fill arrays for one sample; at its end these are folded, added to the sums over all samples,
-taken to float64 and squared. A sum of floats is taken to float64 digit by digit, highest first: what a sample adds
-depends on that sample alone, so partitions and order cannot show. The two halves of a float64 have products that
-float64 holds exactly, so the square is three exact terms.
+The loops of `kernels` fill arrays for one sample. At its end, these are folded, added to the sums over all samples,
+converted to float64 and squared. A sum is converted digit by digit, highest first, so what a sample adds depends on
+that sample alone: partition and order cannot show. Products of the two halves of a float64 are exact in float64, so
+the square is three exact terms.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ Scalar = Any
 compiled: Any = numba.njit
 
 LOWER_HALF = (1 << 27) - 1
-"""Bits of a float64's 53 that are split off."""
+"""Mask of the low 27 bits of a float64, which are split off."""
 SQUARE_IS_FINITE = 2.0**500
 FAR = 512
-"""Powers of two beyond 2^±FAR are multiplied with in steps."""
+"""Multiplication by a power of two beyond 2^±FAR takes several steps."""
 
 
 @compiled
 def fold(scratch: Array, sums: Array) -> None:
-    """Add scratch [D, joined, channels, run] up into sums [D, channels], and leave zeros in it."""
+    """Add scratch [D, joined, channels, run] to sums [D, channels], and reset it to zeros."""
     digits, joined, channels, run = scratch.shape
     for d in range(digits):
         for j in range(joined):
@@ -42,10 +42,9 @@ def fold(scratch: Array, sums: Array) -> None:
 
 @compiled
 def settle(sums: Array, exponent: Scalar, totals: Array, squares: Array) -> None:
-    """Add the sums of one sample to `totals`, and their squares to `squares`; zeros are left in `sums`.
+    """Add the sums of one sample to `totals` and their squares to `squares`, and reset `sums` to zeros.
 
-    All have [digits + 2, channels], raw; NaN and infinities are counted in the last two rows. `exponent` is that of the
-    unit of `sums`.
+    All are raw [digits + 2, channels]; the last two rows count NaN and infinities. The unit of `sums` is 2^`exponent`.
     """
     digits, channels = sums.shape
     for c in range(channels):
@@ -66,9 +65,9 @@ def settle(sums: Array, exponent: Scalar, totals: Array, squares: Array) -> None
 
 @compiled
 def _to_float64(digits: Array, exponent: Scalar) -> Scalar:
-    """The value of raw digits in units of 2^exponent: those of the magnitude, added from the highest down.
+    """The value of raw digits in units of 2^exponent: the digits of its magnitude, added from the highest down.
 
-    The digits are made canonical, which does not change their value.
+    It makes the digits canonical, which does not change their value.
     """
     top = len(digits) - 1
     _carry(digits)

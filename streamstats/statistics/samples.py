@@ -1,7 +1,7 @@
 """Running sums that go sample by sample: what `RunningSums` finds, and the squares of the exact sums of samples.
 
-One pass serves both, also while chunks are being decoded: the sums over all samples are those of the samples, added.
-Samples that come in parts, those of the same rows one part after the other, wait until the next rows begin.
+One pass serves both, also while chunks are being decoded: the sums over all samples are the sums of the samples' sums.
+If samples arrive in parts, the parts of the same rows follow each other; their sums wait until other rows begin.
 """
 
 from __future__ import annotations
@@ -26,22 +26,23 @@ Array = npt.NDArray[Any]
 Rows = tuple[int, int]
 
 SQUARES = np.dtype(np.float64)
-"""What the sums of samples are taken to before they are squared."""
+"""The dtype to which sums of samples are converted before they are squared."""
 FEWEST_JOINED = 32
-"""Joined rows of a sample, at least: a strip of the loops."""
+"""The fewest joined rows of a sample: a strip of the loops."""
 MOST_SAMPLES = 2**28
-"""Samples that are squared before carrying: three deposits each."""
+"""The most samples that are squared between carries: each makes three deposits."""
 MOST_VALUES = 2**31
-"""Per channel of one sample: so many deposits fit a digit."""
+"""The limit of values per channel in one sample: so many deposits fit a digit."""
 SAMPLE_MODULES = (*MODULES, f"{__package__}.sample_kernels", __name__, foreign.__name__)
 
 
 WORDS, LEFT, PART_WORDS = 20, 7, 9
-"""Words of the state of the loop over samples, as `SampleSums._words` fills them; the units left of a sample."""
+"""Words in the state of the loop over samples, which `SampleSums._words` fills; the word with the units that remain of
+the current sample; words of the state of the loop over parts."""
 
 
 class SampleSums:
-    """Takes blocks of samples of `shape` with the channels on `axis`, and adds up what it finds in each of them."""
+    """Takes blocks of samples of `shape`, with the channels on `axis`, and sums over each sample separately."""
 
     def __init__(self, dtype: np.dtype[Any], shape: Sequence[int], axis: int) -> None:
         self.dtype, self.channels, self._axis = dtype, shape[axis], axis
@@ -49,7 +50,7 @@ class SampleSums:
         if rows * inner >= MOST_VALUES:
             raise MismatchError(
                 f"samples of shape {tuple(shape)} have {rows * inner:,} values per channel; expected fewer than "
-                f"{MOST_VALUES:,} where single samples are added up"
+                f"{MOST_VALUES:,} for statistics that sum each sample separately; request none of them for this layer"
             )
         self._sample_values = rows * inner
         self._values = self._empty_samples = self._uncarried = 0
@@ -77,7 +78,7 @@ class SampleSums:
         return np.array([*loops, *units, *self._joint.addresses, *self._single.addresses, *fold, *arrays], np.int64)
 
     def add(self, block: Array, rows: Rows, *, whole: bool) -> None:
-        """Take `block`, [rows, …] in any layout, of the samples `rows`; not `whole`: a part of each of them."""
+        """Take `block`, [rows, …] in any layout: the samples `rows`, or, unless `whole`, a part of each of them."""
         check_block(block, self._axis + 1, self.dtype, self.channels)
         if not whole:
             self._add_parts(block, rows)
@@ -93,9 +94,9 @@ class SampleSums:
             self.took(memory.nbytes)
 
     def intake(self, shape: Sequence[int]) -> Intake | None:
-        """How the loop is to be given whole samples, `shape` in C order, all of them; None where they have no values.
+        """How the loop takes all of the whole samples of a block of `shape`, in C order; None if they have no values.
 
-        `took` must be told how many bytes the loop was given.
+        The caller passes the number of bytes that the loop has taken to `took`.
         """
         self._settle_open()
         if not prod(shape):
@@ -105,23 +106,23 @@ class SampleSums:
         return Intake(self._unit * self.dtype.itemsize, function, 0, 0, self._state.ctypes.data, 0, 0, 0)
 
     def take(self, memory: npt.NDArray[np.uint8], intake: Intake) -> int:
-        """Give the whole units in `memory` to the loop and move the rest to its start; how many bytes are left."""
+        """Pass the whole units in `memory` to the loop, and move the rest to its start; returns the bytes left."""
         left = give(_over_samples(self.dtype), memory, intake)
         self.took(memory.size - left)
         return left
 
     def took(self, size: int) -> None:
-        """Count the values of `size` bytes that the loop was given by an intake."""
+        """Count the values in `size` bytes that the loop has taken through an intake."""
         self._values += size // (self.dtype.itemsize * self.channels)
 
     @property
     def all_finite(self) -> bool:
-        """Whether no NaN and no infinity was found."""
+        """Whether all values so far are finite."""
         filled = (self._sums, self._totals, self._joint.sums, self._single.sums, *self._open)
         return not any(sums[-2:].any() for sums in filled)
 
     def found(self) -> Measures:
-        """What was found in all samples."""
+        """The measures of all samples so far."""
         self._settle_open()
         joint = self._joint.folded(self._joined, self.channels, self._run)
         folded = [joint, self._single.folded(1, self.channels, self._run), self._open_bounds]
@@ -136,7 +137,7 @@ class SampleSums:
         return SampleSquares(np.full(self.channels, samples, np.int64), digits, self._squares[-2] + self._squares[-1])
 
     def _add_parts(self, block: Array, rows: Rows) -> None:
-        """Add to the open samples, which are those of `rows` from now on."""
+        """Add parts to the open samples; if these are not `rows`, settle them first and open `rows`."""
         if rows != self._open_rows:
             self._settle_open()
             self._open_rows, self._open = rows, np.zeros((len(block), *self._sums.shape), np.int64)
@@ -159,7 +160,7 @@ class SampleSums:
         self._open_rows, self._open = (0, 0), self._open[:0]
 
     def _make_room(self, samples: int) -> None:
-        """Carry where `samples` more could be too many."""
+        """Carry if `samples` more could overflow a digit."""
         self._uncarried += samples
         if self._uncarried > MOST_SAMPLES:
             self._totals[:-2] = ExactSum.from_raw(self.dtype, self._totals[:-2]).digits
@@ -168,7 +169,7 @@ class SampleSums:
 
 
 def _arrangement(rows: int, channels: int, inner: int) -> tuple[bool, int]:
-    """As `arrangement`, of a sample; joined rows are folded at its end, so there must be enough of them."""
+    """As `arrangement`, but for one sample: its joined rows are folded at its end, so there must be enough of them."""
     runs, _ = arrangement(rows, channels, inner)
     most = max(1, min(NARROWEST // max(1, channels * inner), rows // FEWEST_JOINED))
     even = next((joined for joined in range(most, most // 2, -1) if rows % joined == 0), most)
@@ -177,19 +178,19 @@ def _arrangement(rows: int, channels: int, inner: int) -> tuple[bool, int]:
 
 @cache
 def _over_samples(dtype: np.dtype[Any]) -> Callable[..., None]:
-    """The loop over samples of `dtype`, called as those of `loops`, with its state for the sums."""
+    """The loop over samples of `dtype`; it takes the arguments of `loops`, with its state in place of the sums."""
     return load(f"samples-{dtype.name}", ARGUMENTS, lambda: _definition(dtype), SAMPLE_MODULES)
 
 
 @cache
 def _over_parts() -> Callable[..., None]:
-    """What takes a part of each of some samples: called with the values, samples, their sums, and PART_WORDS words."""
+    """The function that adds a part of each sample: (values, samples, sums, PART_WORDS words)."""
     return load("parts", (POINTER, SIZE, POINTER, POINTER), _parts_definition, SAMPLE_MODULES)
 
 
 @cache
 def _settling(dtype: np.dtype[Any]) -> Callable[..., None]:
-    """What settles sums [samples, digits + 2, channels]: called with them, samples, channels, totals, squares."""
+    """The function that settles sums [samples, digits + 2, channels]: (sums, samples, channels, totals, squares)."""
     arguments = (POINTER, SIZE, SIZE, POINTER, POINTER)
     return load(f"settle-{dtype.name}", arguments, lambda: _settling_definition(dtype), SAMPLE_MODULES)
 

@@ -1,8 +1,8 @@
-"""SampleSpread: how much the means of single samples differ, and so how well the mean over all of them is known.
+"""SampleSpread: how much the means of samples differ, and so how precisely the mean over all samples is known.
 
-For each channel the sum of a sample's values is found exactly and squared; the squares are added exactly. With the sum
-over all samples, which `ChannelMean` has, that gives the variance of the samples' means, and from it the standard error
-of the mean: s / √N, with s² = (Σ mᵢ² − (Σ mᵢ)² / N) / (N − 1). Samples are drawn independently; the values inside one
+For each channel, the sum of a sample's values is exact; it is squared, and the squares are added exactly. With the sum
+over all samples, which `ChannelMean` has, they give the variance of the samples' means, and from it the standard error
+of the mean: s / √N, with s² = (Σ mᵢ² − (Σ mᵢ)² / N) / (N − 1). Samples are assumed independent; the values inside one
 are not.
 """
 
@@ -27,10 +27,10 @@ from .statistic import Document, Space, Tensors, ValueStatistic
 
 @dataclass(frozen=True, eq=False)
 class SampleSpread(ValueStatistic):
-    """How the means of samples differ: it tells how well the mean is known, and how many samples are enough.
+    """How much the means of samples differ: it shows how precise the mean is, and how many samples are enough.
 
-    `samples` int64[C]; the sum of the squares of their sums, as the `digits` int64[D, C] of float64. `beyond` int64[C]
-    counts what was beyond float64: nothing is known of the spread of such a channel.
+    `samples` int64[C]; the sum of the squares of their sums, as `digits` int64[D, C] of float64. `beyond` int64[C]
+    counts squares beyond float64: the spread of such channels is unknown.
     """
 
     name: ClassVar[str] = "spread"
@@ -53,7 +53,7 @@ class SampleSpread(ValueStatistic):
         return cls(space, measures.squares.samples, measures.squares.digits, measures.squares.beyond)
 
     def merge(self, other: Self) -> Self:
-        """Of the samples of both."""
+        """The spread of the samples of both."""
         self.check_fits(other)
         return self._with(other, 1)
 
@@ -65,7 +65,10 @@ class SampleSpread(ValueStatistic):
     def _with(self, other: Self, sign: int) -> Self:
         samples, beyond = self.samples + sign * other.samples, self.beyond + sign * other.beyond
         if (samples < 0).any() or (beyond < 0).any():
-            raise MismatchError("more samples would be taken out than were counted: the data is not what it was")
+            raise MismatchError(
+                "more samples would be subtracted than were counted: the data has changed since it was counted; count "
+                "it again"
+            )
         digits = ExactSum.from_raw(SQUARES, self.digits + sign * other.digits).digits
         return type(self)(self.space.joined(other.space), samples, digits, beyond)
 
@@ -76,14 +79,14 @@ class SampleSpread(ValueStatistic):
             raise DataError("the digits of squares are not canonical, or a count or a sum of squares is negative")
 
     def document(self, quantization: Quantization | None) -> Document:  # noqa: ARG002 - samples have no unit
-        """Layer: how many `samples` there are."""
+        """Layer: the number of `samples`."""
         return Document({"samples": int(self.samples.max(initial=0))})
 
     def standard_error(self, sums: ChannelMean, quantization: Quantization | None = None) -> npt.NDArray[np.float64]:
-        """The standard error of the mean of each channel, float64[C], in real units.
+        """The standard error of the mean per channel, float64[C], in real units.
 
-        `sums` are those of the same samples. NaN where it is not known: for fewer than two samples, where values are
-        left out because they are not finite, for squares beyond float64, and for samples of different extents.
+        `sums` are the sums of the same samples. NaN where it is unknown: for channels with fewer than two samples, with
+        NaN or infinities, or with squares beyond float64, and for samples of different extents.
         """
         steps = [step for step, _ in (quantization or Quantization(1.0)).channel_maps(self.space.channels)]
         totals, squares = sums.total.units(), ExactSum(SQUARES, self.digits).units()

@@ -1,12 +1,13 @@
-"""The contract of a statistic: a small value that can be measured from a block of samples and merged, exactly.
+"""The contract of a statistic: a small value that is measured from blocks of samples and merged, exactly.
 
 The law: `merge` is associative and commutative to the bit, `empty` is its identity, and the statistic of some rows is
-the merge of those of any partition of them. So chunking, order, workers and interruptions cannot change a result.
+the merge of the statistics of any partition of them. So chunking, order, workers and interruptions cannot change a
+result.
 
-A new statistic is a frozen dataclass whose fields after `space` are arrays. It names them in `tensors`, merges them in
-`merge`, and says what adds blocks up in `accumulator`; planning, storage, resuming, forgetting, verifying and showing
-follow. One that takes single values, whichever place they have, is a `ValueStatistic`: one pass over a block finds what
-all of them need, also while the block is being decoded, and it only says what it takes from that.
+A new statistic is a frozen dataclass whose fields after `space` are arrays. It declares them in `tensors`, merges them
+in `merge`, and returns what accumulates blocks in `accumulator`; planning, storage, resuming, forgetting, verifying and
+display follow. A statistic of single values, wherever they lie in a sample, is a `ValueStatistic`: one pass over a
+block, even while it is being decoded, finds what all of them need, and each only selects its share.
 """
 
 from __future__ import annotations
@@ -38,11 +39,11 @@ SUPPORTED_DTYPES = tuple(
 
 @dataclass(frozen=True)
 class Space:
-    """What is known of a layer before any of it is read.
+    """What is known about a layer before any of its data is read.
 
-    `dtype` is that of the stored values, in native byte order; `sample` the shape of one sample; `axis` the axis of the
-    channels in it; `geometry` that of the kernel behind, where it is known. Raises `MismatchError` for a dtype without
-    statistics and an axis out of range.
+    `dtype` is the dtype of the stored values, in native byte order; `sample` the shape of one sample; `axis` the axis
+    of the channels in it; `geometry` that of the layer's kernel, if known. Raises `MismatchError` for a dtype that
+    statistics do not support and for an axis out of range.
     """
 
     dtype: np.dtype[Any]
@@ -62,7 +63,7 @@ class Space:
 
     @classmethod
     def of(cls, block: Array, channel_axis: int = -1) -> Self:
-        """That of `block`, with samples on axis 0 and the channels on `channel_axis` of it. Raises `MismatchError`."""
+        """The space of `block`, with samples on axis 0 and channels on `channel_axis`. Raises `MismatchError`."""
         if not -block.ndim < channel_axis < block.ndim or channel_axis == 0:
             raise MismatchError(
                 f"channel axis {channel_axis} is out of range for a block of shape {block.shape} with samples on axis "
@@ -76,13 +77,15 @@ class Space:
         return self.sample[self.axis]
 
     def joined(self, other: Self) -> Self:
-        """The space of samples of both: extents in which they differ are 0, as is one for axes that only one has.
+        """The space of the samples of both: extents that differ become 0, and so does one for axes that only one has.
 
-        Raises `MismatchError`, with both sides in it, where dtype, channels or their axis differ.
+        Raises `MismatchError`, naming both sides, if dtypes, channels or channel axes differ.
         """
         mine, theirs = ((str(each.dtype), each.channels, each.axis, each.geometry) for each in (self, other))
         if mine != theirs:
-            raise MismatchError(f"{_described(self)} and {_described(other)} do not fit together")
+            raise MismatchError(
+                f"{_described(self)} and {_described(other)} do not fit together; expected the same dtype and channels"
+            )
         extents = tuple(mine if mine == theirs else 0 for mine, theirs in zip(self.sample, other.sample, strict=False))
         if len(self.sample) != len(other.sample):
             extents = (*extents[: self.axis + 1], 0)
@@ -90,12 +93,12 @@ class Space:
 
 
 class Accumulator(Protocol[Found]):
-    """Adds blocks of one layer up, in any order, each value once."""
+    """Accumulates blocks of one layer, in any order, each value once."""
 
     def add(self, block: Array, where: Where) -> None:
-        """Take `block`, native and C-contiguous, which is the part `where` of the layer's array; it is not changed.
+        """Take `block`, native and C-contiguous, the part `where` of the layer's array; `block` stays unchanged.
 
-        `where` has a slice for each axis, the rows first. Parts of the same rows come one after the other.
+        `where` has a slice per axis, rows first. Parts of the same rows arrive one after the other.
         """
 
     def found(self) -> Found:
@@ -104,56 +107,56 @@ class Accumulator(Protocol[Found]):
 
 @dataclass(frozen=True, eq=False)
 class Statistic(ABC):
-    """A value over some samples of a `space`; every other field is an array, as `tensors` declares it."""
+    """A value over some samples of a `space`; every other field is an array that `tensors` declares."""
 
     name: ClassVar[str]
-    """The word for it in configurations, and the prefix of its tensors in files."""
+    """Its name in configurations, and the prefix of its tensors in files."""
     uncut: ClassVar[tuple[str, ...]] = ()
-    """Axes of a sample that the plan must not cut for it: "channels", "space" (all others)."""
+    """Axes of a sample that the plan must not cut: "channels", or "space" (all others)."""
     copies: ClassVar[int] = 1
-    """Times the bytes of a block that its accumulator needs to add one: the plan counts them."""
+    """The memory, in multiples of a block, that its accumulator needs to add one; the plan includes it."""
 
     space: Space = field(repr=False)
 
     @classmethod
     @abstractmethod
     def tensors(cls, space: Space) -> Tensors:
-        """Its state: the fields after `space`. Memory, storage and checks follow from it."""
+        """Its state, the fields after `space`: memory, storage and checks follow from it."""
 
     @classmethod
     @abstractmethod
     def accumulator(cls, space: Space) -> Accumulator[Self]:
-        """What adds blocks of samples of `space` up."""
+        """A new accumulator for blocks of samples of `space`."""
 
     @abstractmethod
     def merge(self, other: Self) -> Self:
-        """The statistic of the samples of both. Raises `MismatchError` where they do not fit together."""
+        """The statistic of the samples of both. Raises `MismatchError` if they do not fit together."""
 
     def without(self, part: Self, rest: Self | None = None) -> Self | None:  # noqa: ARG002 - for those that can
-        """The statistic less the samples of `part`, which were merged in; `rest` is that of some of the others.
+        """The statistic less the samples of `part`, which were merged into it; `rest` is that of some other samples.
 
-        None where it is not known from these: then more of the others have to be read, at last all of them, whose
-        statistic is the answer. Raises `MismatchError` where `part` cannot have been merged in.
+        None if these do not determine it: then more of the other samples must be read, at last all of them, whose
+        statistic is the answer. Raises `MismatchError` if `part` cannot have been merged into it.
         """
         return None
 
     def check(self) -> None:  # noqa: B027 - nothing to check is an answer
-        """Raise `DataError` for values that no samples can give: what is read from a file is not trusted."""
+        """Raise `DataError` for values that no samples can give: files are not trusted."""
 
     @abstractmethod
     def document(self, quantization: Quantization | None) -> Document:
-        """What it says of the layer, in real units."""
+        """Its figures for the layer, in real units."""
 
-    # What every statistic has from here
+    # What every statistic inherits
 
     @classmethod
     def empty(cls, space: Space) -> Self:
-        """The statistic of no samples, the identity of `merge`: zeros, unless it says otherwise."""
+        """The statistic of no samples, the identity of `merge`: zeros, unless overridden."""
         return cls(space, **{name: np.zeros(*of) for name, of in cls.tensors(space).items()})
 
     @classmethod
     def measure(cls, block: Array, channel_axis: int = -1) -> Self:
-        """The statistic of `block`, with samples on axis 0. Raises `MismatchError` for a dtype or an axis without."""
+        """The statistic of `block`, with samples on axis 0. Raises `MismatchError` as `Space` does."""
         space = Space.of(block, channel_axis)
         accumulator = cls.accumulator(space)
         native = np.require(block, space.dtype, ["C", "A"])
@@ -162,16 +165,16 @@ class Statistic(ABC):
 
     @classmethod
     def state_bytes(cls, space: Space) -> int:
-        """Bytes of its state."""
+        """The bytes of its state."""
         return sum(prod(shape) * dtype.itemsize for shape, dtype in cls.tensors(space).values())
 
     def arrays(self) -> dict[str, Array]:
-        """Its state, name → array: what is stored."""
+        """Its state to store, name → array."""
         return {each.name: getattr(self, each.name) for each in fields(self) if each.name != "space"}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, Array], space: Space) -> Self:
-        """The statistic with this state, as `arrays` gave it. Raises `DataError` where it cannot be one."""
+        """The inverse of `arrays`. Raises `DataError` for an impossible state."""
         for name, (shape, dtype) in cls.tensors(space).items():
             found = arrays.get(name)
             if found is None or found.shape != shape or found.dtype != dtype:
@@ -185,7 +188,7 @@ class Statistic(ABC):
         return made
 
     def check_fits(self, other: Statistic) -> None:
-        """Raise `MismatchError`, with both sides in it, unless `other` is the same statistic of the same space."""
+        """Raise `MismatchError`, naming both sides, unless `other` is the same statistic of the same space."""
         mine, theirs = self._kind(), other._kind()
         if mine != theirs:
             raise MismatchError(
@@ -210,9 +213,9 @@ class Statistic(ABC):
 
 @dataclass(frozen=True)
 class Document:
-    """What a statistic says, in real units: `layer`, JSON-ready, of all of it; `channels`, name → [C], per channel.
+    """The figures of a statistic, in real units: `layer`, JSON-ready, for the whole layer; `channels`, name → [C].
 
-    Names differ from those of other statistics. NaN stands for what is not known.
+    Names must differ from those of other statistics. NaN means unknown.
     """
 
     layer: Mapping[str, Any] = field(default_factory=dict)
@@ -220,31 +223,31 @@ class Document:
 
 
 class ValueStatistic(Statistic):
-    """A statistic of single values, whichever place they have in a sample, or of the sums of samples."""
+    """A statistic of single values, wherever they lie in a sample, or of the sums of samples."""
 
     by_sample: ClassVar[bool] = False
-    """Whether it needs `Measures.squares`: then the pass adds up each sample by itself."""
+    """Whether it needs `Measures.squares`: then the pass sums each sample separately."""
 
     @classmethod
     @abstractmethod
     def from_measures(cls, space: Space, measures: Measures) -> Self:
-        """The statistic of some blocks, from what the pass over them found."""
+        """The statistic of some blocks, from the measures of the pass over them."""
 
     @classmethod
     def accumulator(cls, space: Space) -> Accumulator[Self]:
-        """A pass for this statistic alone; it takes blocks of any layout and byte order."""
+        """A pass for this statistic alone, which takes blocks of any layout and byte order."""
         return _Alone(cls, space)
 
     @classmethod
     def measure(cls, block: Array, channel_axis: int = -1) -> Self:
-        """As `Statistic.measure`. A block that is not contiguous in any order is copied a piece at a time."""
+        """As `Statistic.measure`. A block that is contiguous in no order is copied piece by piece."""
         accumulator = cls.accumulator(Space.of(block, channel_axis))
         accumulator.add(block, _everywhere(block))
         return accumulator.found()
 
 
 class _Alone:
-    """A pass over values that one statistic is taken from."""
+    """A pass over values for one statistic."""
 
     def __init__(self, kind: type[Any], space: Space) -> None:
         self._kind, self._space = kind, space
@@ -262,7 +265,7 @@ def _everywhere(block: Array) -> Where:
 
 
 def checked_dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:
-    """`dtype` in native byte order. Raises `MismatchError` unless there are statistics of it."""
+    """`dtype` in native byte order. Raises `MismatchError` unless statistics support it."""
     native = np.dtype(dtype).newbyteorder("=")
     if native not in SUPPORTED_DTYPES:
         raise MismatchError(

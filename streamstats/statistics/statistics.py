@@ -1,6 +1,7 @@
-"""Statistics: all that is counted of a layer, in one value. Workers send it, the ledger holds it, state files store it.
+"""Statistics: everything that is counted of a layer, in one value. Workers send it, ledgers hold it, state files store
+it.
 
-It merges, subtracts, compares and is stored as its members are, and names none of them.
+It merges, subtracts, compares and stores its members, and names none of them.
 """
 
 from __future__ import annotations
@@ -31,19 +32,19 @@ class Statistics(Mapping[str, Statistic]):
 
     @classmethod
     def empty(cls, kinds: Iterable[Kind], space: Space) -> Self:
-        """Those of no samples."""
+        """The statistics of no samples."""
         return cls(space, {kind.name: kind.empty(space) for kind in kinds})
 
     def merge(self, other: Self) -> Self:
-        """Those of the samples of both. Raises `MismatchError` unless both have the same statistics, which fit."""
+        """The statistics of the samples of both. Raises `MismatchError` unless both have the same, fitting members."""
         self._check_same(other)
         merged = {name: mine.merge(other.members[name]) for name, mine in self.members.items()}
         return type(self)(self.space.joined(other.space), merged)
 
     def without(self, part: Self, rest: Self | None = None) -> Self | None:
-        """Those less the samples of `part`, which were merged in; `rest` is over some of the others.
+        """The statistics less the samples of `part`, which were merged in; `rest` covers some of the other samples.
 
-        None where one of them is not known from these, as `Statistic.without` says. Raises `MismatchError`.
+        None if these do not determine every member, as `Statistic.without` explains. Raises `MismatchError`.
         """
         for each in (part, *([] if rest is None else [rest])):
             self._check_same(each)
@@ -55,7 +56,7 @@ class Statistics(Mapping[str, Statistic]):
         return type(self)(self.space, known) if len(known) == len(left) else None
 
     def arrays(self) -> dict[str, Array]:
-        """All states, `statistic.tensor` → array."""
+        """The states of all members, `statistic.tensor` → array."""
         return {
             f"{name}.{tensor}": array
             for name, statistic in self.members.items()
@@ -64,7 +65,7 @@ class Statistics(Mapping[str, Statistic]):
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, Array], kinds: Iterable[Kind], space: Space) -> Self:
-        """Those with these states, as `arrays` gave them. Raises `DataError` where they cannot be."""
+        """The inverse of `arrays`. Raises `DataError` for impossible or unknown states."""
         members = {}
         for kind in kinds:
             prefix = f"{kind.name}."
@@ -73,7 +74,7 @@ class Statistics(Mapping[str, Statistic]):
         found = cls(space, members)
         strange = arrays.keys() - found.arrays().keys()
         if strange:
-            raise DataError(f"{sorted(strange)[0]} belongs to none of the statistics {', '.join(members)}")
+            raise DataError(f"tensor {sorted(strange)[0]} belongs to none of the statistics {', '.join(members)}")
         return found
 
     def check(self) -> None:
@@ -83,11 +84,11 @@ class Statistics(Mapping[str, Statistic]):
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
-        """What it is made of."""
+        """The kinds of its members."""
         return tuple(type(statistic) for statistic in self.members.values())
 
     def document(self, quantization: Quantization | None) -> Document:
-        """What all of them say, in real units."""
+        """The figures of all members, in real units."""
         layer: dict[str, Any] = {}
         channels: dict[str, Array] = {}
         for statistic in self.members.values():
@@ -97,7 +98,7 @@ class Statistics(Mapping[str, Statistic]):
         return Document(layer, channels)
 
     def differing(self, other: Self) -> list[str]:
-        """The names of those that are not the same to the bit. Raises `MismatchError` where they do not fit."""
+        """The names of members that are not equal to the bit. Raises `MismatchError` if the names do not match."""
         self._check_same(other)
         return [name for name, mine in self.members.items() if mine != other.members[name]]
 
@@ -125,7 +126,7 @@ class Statistics(Mapping[str, Statistic]):
 
 
 class StatisticsAccumulator:
-    """Adds blocks up for all `kinds` of a layer: those of single values share one pass, the others get each block."""
+    """Accumulates blocks for all `kinds` of a layer: value statistics share one pass, the others get every block."""
 
     def __init__(self, kinds: Sequence[Kind], space: Space) -> None:
         self._kinds, self._space = tuple(kinds), space
@@ -136,7 +137,7 @@ class StatisticsAccumulator:
 
     @property
     def takes_blocks(self) -> bool:
-        """Whether a kind needs each block whole, in memory."""
+        """Whether a kind needs every block whole, in memory."""
         return bool(self._others)
 
     def add(self, block: Array, where: Where) -> None:
@@ -147,11 +148,11 @@ class StatisticsAccumulator:
 
     @property
     def all_finite(self) -> bool:
-        """Whether no NaN and no infinity was found."""
+        """Whether all values so far are finite."""
         return self.values.all_finite
 
     def found(self) -> Statistics:
-        """The statistics of all blocks."""
+        """The statistics of all blocks so far."""
         measures = self.values.found()
         return Statistics(self._space, {kind.name: self._found(kind, measures) for kind in self._kinds})
 
@@ -163,12 +164,12 @@ class StatisticsAccumulator:
 
 
 def state_bytes(kinds: Iterable[Kind], space: Space) -> int:
-    """Bytes of the statistics of a layer."""
+    """The bytes of the statistics of a layer."""
     return sum(kind.state_bytes(space) for kind in kinds)
 
 
 def working_bytes(kinds: Sequence[Kind], space: Space, block: Sequence[int]) -> int:
-    """Bytes that adding up blocks of at most the shape `block` takes, at most, beside the blocks."""
+    """The most bytes that accumulating blocks of at most the shape `block` needs, in addition to the blocks."""
     values = ValuePass.working_bytes(space.dtype, space.sample, space.axis, block, by_sample=_by_sample(kinds))
     others = [kind for kind in kinds if not issubclass(kind, ValueStatistic)]
     size = int(np.prod(block, dtype=object)) * space.dtype.itemsize
@@ -177,7 +178,7 @@ def working_bytes(kinds: Sequence[Kind], space: Space, block: Sequence[int]) -> 
 
 
 OTHERS = 4
-"""Times the state of a kind that takes blocks is held: while it is added to, found, and handed on."""
+"""Copies of the state of a kind that takes blocks: it is held while it accumulates, is found and is sent."""
 
 
 def _by_sample(kinds: Iterable[Kind]) -> bool:

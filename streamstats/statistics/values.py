@@ -1,7 +1,7 @@
-"""One pass over the values of a layer, for all statistics that take single values or the sums of samples.
+"""One pass over the values of a layer, for all statistics of single values or of the sums of samples.
 
-Blocks may be parts of samples and of the channels. Each range of channels has sums of its own, which are put together
-when they are asked for; where nothing asks for sample sums, samples are not told apart.
+Blocks may be parts of samples and ranges of channels. Each range of channels has sums of its own, which `found` joins.
+Unless a statistic needs the sums of samples, the pass does not tell samples apart.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from .samples import SQUARES, SampleSums
 
 Array = npt.NDArray[Any]
 Where = tuple[slice, ...]
-"""A part of an array: a slice for each axis, with start and stop, the rows first."""
+"""A part of an array: a slice per axis, with start and stop, rows first."""
 
 
 class ValuePass:
-    """Adds up blocks of samples of `shape` with the channels on `axis`; `by_sample`, sample by sample."""
+    """Sums over blocks of samples of `shape` with the channels on `axis`; with `by_sample`, sample by sample."""
 
     def __init__(self, dtype: np.dtype[Any], shape: Sequence[int], axis: int, *, by_sample: bool) -> None:
         self.dtype, self._shape, self._axis, self._by_sample = dtype, tuple(shape), axis, by_sample
@@ -34,7 +34,7 @@ class ValuePass:
         self._finite = True
 
     def add(self, block: Array, where: Where) -> None:
-        """Take `block`, of any layout, the part `where` of the array."""
+        """Take `block`, in any layout: the part `where` of the array."""
         sums = self._of(where)
         if isinstance(sums, SampleSums):
             sums.add(block, (where[0].start, where[0].stop), whole=self._is_whole(where))
@@ -42,9 +42,9 @@ class ValuePass:
             sums.add(block, self._axis + 1)
 
     def intake(self, where: Where) -> tuple[RunningSums | SampleSums, Intake] | None:
-        """The sums of the channels of `where`, and how a loop is to be given its values in C order.
+        """The sums for the channels in `where`, and how a loop takes its values in C order.
 
-        None where they are for `add`.
+        None if the caller must use `add` instead.
         """
         sums, shape = self._of(where), [part.stop - part.start for part in where]
         if isinstance(sums, RunningSums):
@@ -55,11 +55,11 @@ class ValuePass:
 
     @property
     def all_finite(self) -> bool:
-        """Whether no NaN and no infinity was found."""
+        """Whether all values so far are finite."""
         return self._finite and (self._sums is None or self._sums.all_finite)
 
     def found(self) -> Measures:
-        """What was found in all channels."""
+        """The measures of all channels."""
         self._settle()
         if not self._found:
             return self._new((0, self._shape[self._axis])).found()
@@ -89,7 +89,7 @@ class ValuePass:
         return RunningSums(self.dtype, extent)
 
     def _is_whole(self, where: Where) -> bool:
-        """Whether it has all of each sample, of its channels."""
+        """Whether `where` holds whole samples, apart from the range of channels."""
         others = [(part, extent) for part, extent in zip(where[1:], self._shape, strict=True)]
         del others[self._axis]
         return all((part.start, part.stop) == (0, extent) for part, extent in others)
@@ -98,7 +98,7 @@ class ValuePass:
     def working_bytes(
         cls, dtype: np.dtype[Any], shape: Sequence[int], axis: int, block: Sequence[int], *, by_sample: bool
     ) -> int:
-        """Bytes that a pass over blocks of shape `block` works in, at most: arrays of the loops, and copies of them."""
+        """The most working memory, in bytes, of a pass over blocks of shape `block`: the loops' arrays and copies."""
         channels, row = shape[axis], int(np.prod(shape, dtype=object)) * dtype.itemsize
         seen = max(channels, min(WIDEST, max(NARROWEST, row)))  # rows and short runs are joined
         loops = COPIES * 8 * (digit_count(dtype) + 5) * seen
@@ -111,11 +111,11 @@ class ValuePass:
 
 
 COPIES = 4
-"""Times that what the loops fill is held while it is folded, carried and handed on."""
+"""Copies of the loops' arrays that are held while these are folded, carried and sent."""
 
 
 def _added(one: Measures, other: Measures) -> Measures:
-    """One from those of blocks of the same channels."""
+    """The measures of two sets of values of the same channels, as one."""
     squares = None
     if one.squares is not None and other.squares is not None:
         digits = ExactSum.from_raw(SQUARES, one.squares.digits + other.squares.digits).digits
@@ -134,7 +134,7 @@ def _added(one: Measures, other: Measures) -> Measures:
 
 
 def _joined(found: Sequence[Measures]) -> Measures:
-    """One from those of ranges of channels, in order."""
+    """The measures of all channels, from those of consecutive ranges of channels."""
     arrays: dict[str, Any] = {
         each.name: np.concatenate([getattr(one, each.name) for one in found], axis=-1)
         for each in fields(Measures)

@@ -68,7 +68,7 @@ def test_run_prints_the_layers_to_stdout_and_the_plan_and_progress_to_stderr(tmp
     assert [line.split()[0] for line in done.stdout.splitlines()] == ["layer", "block1/conv", "block2/conv"]
     plan, *progress, wrote = done.stderr.splitlines()
     assert re.search(r"plan: 2 layers, 20 rows, 10\.2 kB decoded, in \d+ tasks? on \d+ threads?", plan)
-    assert re.search(r"at most \d+ MiB of 2048 MiB memory", plan)
+    assert re.search(r"at most \d+ MiB of 2048 MiB of memory", plan)
     assert "20/20 rows" in progress[-1]
     assert str(tmp_path / "out") in wrote
     assert "\x1b" not in done.stdout + done.stderr
@@ -149,7 +149,7 @@ def test_integers_without_quantisation_and_uneven_rows_are_pointed_out(tmp_path:
     lines = f"source: {tmp_path / 's.zarr'}\noutput: {tmp_path / 'out'}\nmissing: fill\n"
     done = streamstats("run", write_config(tmp_path, lines))
     assert done.returncode == 0
-    assert "note: integers without `quantization`, so their means are of the codes: codes" in done.stderr
+    assert "note: integers without `quantization`, so their means are means of codes: codes" in done.stderr
     assert "note: the layers have different numbers of rows, 4 to 5" in done.stderr
 
 

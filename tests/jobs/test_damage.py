@@ -194,7 +194,10 @@ def test_verify_finds_any_change_of_what_was_counted(tmp_path: Path, stored: str
     os.utime(chunk, ns=(before.st_atime_ns, before.st_mtime_ns))
     problems = verify(config(store))
     assert problems
-    assert "statistics that were counted" in problems[-1].problem or "cannot be read" in problems[-1].problem
+    assert (
+        "statistics differ from those that were counted" in problems[-1].problem
+        or "cannot be read" in problems[-1].problem
+    )
 
 
 def test_verify_takes_chunks_that_were_never_written_for_fill_values_where_the_job_does(tmp_path: Path) -> None:
@@ -216,7 +219,7 @@ def test_verify_puts_chunks_that_were_copied_into_one_line(tmp_path: Path) -> No
             os.utime(path)
     (found,) = verify(config(store))
     assert found.rows == (0, 8)
-    assert found.problem.startswith("chunk c/0/0 and 3 more was written again since it was counted, but gives the same")
+    assert found.problem.startswith("chunk c/0/0 (and 3 more) was written again since it was counted, but the stat")
 
 
 def test_verify_names_layers_that_were_counted_and_are_gone(tmp_path: Path) -> None:
@@ -224,7 +227,7 @@ def test_verify_names_layers_that_were_counted_and_are_gone(tmp_path: Path) -> N
     run(config(store))
     shutil.rmtree(store / "b")
     assert [(each.layer, each.problem) for each in verify(config(store))] == [
-        ("b", "was counted, and is no longer in the store")
+        ("b", "the layer was counted, but is no longer in the store")
     ]
 
 
@@ -248,7 +251,9 @@ def test_verify_checks_the_sums_also_after_forgetting_and_appending(tmp_path: Pa
     before = chunk.stat()
     flip_a_bit(chunk)
     os.utime(chunk, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert ["statistics that were counted" in each.problem for each in verify(config(store))] == [True]
+    assert ["statistics differ from those that were counted" in each.problem for each in verify(config(store))] == [
+        True
+    ]
 
 
 def test_forgetting_takes_the_fill_value_where_the_job_does(tmp_path: Path) -> None:

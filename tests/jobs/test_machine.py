@@ -170,7 +170,7 @@ class Machine(RuleBasedStateMachine):
         self.model.counted -= self.model.excluded
 
     def check_refused(self, said: str, left: set[int]) -> None:
-        assert "nothing was taken out" in said
+        assert "nothing was forgotten" in said
         assert left - self.readable()
 
     @precondition(lambda self: self.damaged is None and len(self.model.rows) > 1)

@@ -207,7 +207,7 @@ def test_verify_finds_a_change_that_only_one_statistic_can_see(
     swap(store, left, right)
     assert verify(blind) == []
     (problem,) = verify(seeing)
-    assert problem.problem == f"does not give the statistics that were counted: {seen_by}"
+    assert problem.problem == f"statistics differ from those that were counted: {seen_by}"
 
 
 def test_the_command_line_counts_them_in_processes_and_shows_them(tmp_path: Path) -> None:

@@ -356,7 +356,7 @@ def fits(each: Layer, memory: int) -> bool:
 
 def test_sums_that_do_not_fit_are_an_error() -> None:
     layers = [layer((10, 100_000), (1, 1000), name=f"wide{index}", dtype="float64") for index in range(20)]
-    with pytest.raises(UsageError, match="the rest for the sums of 20 layers") as caught:
+    with pytest.raises(UsageError, match="the rest for the statistics and file identities of 20 layers") as caught:
         plan_all(*layers, memory=2 * GiB)
     assert plan_all(*layers, memory=wanted(caught.value)).peak_bytes <= wanted(caught.value)
 

@@ -193,11 +193,11 @@ def test_the_command_line_stops_when_it_is_known_and_says_after_how_many(
     assert len(rows) == 1
     assert max(rows) < 100
     assert f"after {rows.pop()} samples corrections are known to" in said.err
-    assert "1e+09 was asked for" in said.err
+    assert "requested: 1e+09" in said.err
     assert main(["run", f"{recorded}/job.yaml", "--until-stable", "1e-9", *models]) == 3
     message = capsys.readouterr().err
     assert "after 400 samples" in message
-    assert "there are no more samples; 1e-09 would take about" in message
+    assert "there are no more samples; 1e-09 would need about" in message
     for wrong in (
         ["--until-stable", "0", *models],
         ["--until-stable"],

@@ -107,7 +107,7 @@ def test_the_command_line_says_who_does_the_work(store: Path, tmp_path: Path) ->
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert " on 2 workers of 2 threads in all" in done.stderr
+    assert " on 2 workers with 2 threads in total" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -142,7 +142,7 @@ def test_a_scheduler_that_goes_silent_is_an_error(monkeypatch: pytest.MonkeyPatc
                 assert found.threads() == 0
                 with (
                     stopped(psutil.Process(process.pid)),
-                    pytest.raises(ClusterError, match="does not answer any more"),
+                    pytest.raises(ClusterError, match="no longer responds"),
                 ):
                     found.threads()
         finally:
@@ -248,7 +248,7 @@ def test_a_worker_of_another_version_is_named_before_any_work(store: Path, tmp_p
     preload.write_text("import streamstats.jobs.workers\nstreamstats.jobs.workers.__version__ = '0.0.9'\n")
     with (
         cluster(1, preload=[str(preload)]) as client,
-        pytest.raises(ClusterError, match=rf"runs streamstats 0\.0\.9, and the client {ss.__version__}; install"),
+        pytest.raises(ClusterError, match=rf"runs streamstats 0\.0\.9, but the client runs {ss.__version__}; install"),
     ):
         run(config(store, tmp_path / "out"), client=client)
     assert not (tmp_path / "out").exists()
@@ -288,7 +288,7 @@ async def _joined(client: Client, preload: Path) -> Nanny:
 
 @pytest.mark.parametrize(
     ("address", "match"),
-    [("nowhere", "expected an address such as tcp"), ("tcp://127.0.0.1:9", "no dask scheduler answers at")],
+    [("nowhere", "expected an address such as tcp"), ("tcp://127.0.0.1:9", "no dask scheduler responds at")],
 )
 def test_an_address_without_a_scheduler_is_an_error(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str, match: str
@@ -300,14 +300,14 @@ def test_an_address_without_a_scheduler_is_an_error(
 
 
 def test_a_cluster_without_workers_is_an_error_after_a_while() -> None:
-    with cluster(0) as client, pytest.raises(ClusterError, match=r"has no workers, after 1 s; start some, or set"):
+    with cluster(0) as client, pytest.raises(ClusterError, match=r"has no workers after 1 s; start workers, or set"):
         open_workers(Cluster(worker_timeout=1), [], client).__enter__()
 
 
 def test_workers_with_more_threads_than_the_memory_allows_are_refused(store: Path, tmp_path: Path) -> None:
     with (
         cluster(1, processes=False, threads_per_worker=64) as client,
-        pytest.raises(UsageError, match=r"memory suffices for \d+ threads? a process, but the workers have 64"),
+        pytest.raises(UsageError, match=r"memory` suffices for \d+ threads? per process, but the workers have 64"),
     ):
         run(config(store, tmp_path / "out", memory="320MiB"), client=client)
 
@@ -378,7 +378,7 @@ def test_a_task_whose_worker_is_gone_is_given_out_again() -> None:
 def test_a_task_that_dask_does_again_is_told() -> None:
     found, messages = reduced(Scripted(lambda number, _: [Begun(number, "first"), *done(number)]))
     assert sorted(found) == [0, 1, 2, 3]
-    assert messages[0] == "layer layer, rows 0:1, is repeated: worker first is lost"
+    assert messages[0] == "layer layer, rows 0:1, is repeated, because worker first is lost"
 
 
 def test_a_task_that_never_comes_back_is_an_error_that_names_it() -> None:
@@ -395,7 +395,7 @@ def test_a_task_that_hangs_is_given_to_another_worker_and_its_first_result_is_ta
     found, messages = reduced(scripted)
     assert sorted(found) == [0, 1, 2, 3]
     assert messages == [
-        "layer layer, rows 1:2, has been on worker slow for more than 0.1 s; it goes to another worker as well"
+        "layer layer, rows 1:2, has been on worker slow for more than 0.1 s; it is submitted to another worker, too"
     ]
     assert [avoided for avoided in scripted.avoided if avoided] == [["slow"]]
     assert scripted.taken_back == [1]
@@ -403,7 +403,7 @@ def test_a_task_that_hangs_is_given_to_another_worker_and_its_first_result_is_ta
 
 def test_nothing_coming_back_at_all_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reduction, "WAIT_SECONDS", 0.02)
-    with pytest.raises(ClusterError, match=r"no worker had a result for 0\.5 s; what was counted is saved"):
+    with pytest.raises(ClusterError, match=r"no worker returned a result for 0\.5 s; what was counted is saved"):
         reduced(Scripted(lambda _number, _task: [], task_timeout=0.1))
 
 
@@ -567,7 +567,7 @@ def test_processes_that_end_while_they_start_are_started_again(store: Path, tmp_
             run(one)
             assert int(count.read_text()) == 0
         else:
-            with pytest.raises(ClusterError, match="did not start, 3 times"):
+            with pytest.raises(ClusterError, match="did not start in 3 attempts"):
                 run(one)
 
 
@@ -585,7 +585,7 @@ def test_a_worker_that_hangs_is_left_behind(store: Path, tmp_path: Path, monkeyp
         hung.resume()
     run(config(store, tmp_path / "undisturbed"))
     assert results(tmp_path / "out") == results(tmp_path / "undisturbed")
-    assert any("more than 3 s; it goes to another worker as well" in message for message in told.messages)
+    assert any("more than 3 s; it is submitted to another worker, too" in message for message in told.messages)
     assert told.repeats >= 1
 
 

@@ -279,5 +279,5 @@ def test_a_state_with_a_statistic_that_this_version_does_not_know_is_refused(tmp
     tensors, metadata = read_tensors(path, FORMAT)
     metadata["statistics"] = '["mean", "extrema", "kurtosis"]'
     path.write_bytes(tensors_bytes(tensors, metadata))
-    with pytest.raises(DataError, match="holds the statistics kurtosis, which this version does not know"):
+    with pytest.raises(DataError, match="holds the statistics kurtosis, which are unknown to this version"):
         read_state(path)

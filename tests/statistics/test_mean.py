@@ -209,7 +209,7 @@ def test_a_batch_that_is_not_an_array_of_numbers_with_channels_is_refused(batch)
 def test_batches_that_are_not_finite_are_refused_with_batch_channel_and_counts():
     bad = np.ones((4, 3))
     bad[:2, 1], bad[3, 1], bad[0, 2] = np.nan, np.inf, np.inf
-    with pytest.raises(NonFiniteError, match="batch 2, channel 1: 2 NaN and 1 infinities; expected finite"):
+    with pytest.raises(NonFiniteError, match="batch 2, channel 1: 2 NaN and 1 infinity; expected finite"):
         prepare_input_mean([np.ones((4, 3)), np.ones((1, 3)), bad])
 
 

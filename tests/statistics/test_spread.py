@@ -96,7 +96,7 @@ def test_nothing_is_known_of_one_sample_or_of_values_left_out() -> None:
 
 def test_what_does_not_fit_is_refused() -> None:
     block = np.ones((4, 3), "i2")
-    with pytest.raises(MismatchError, match="more samples would be taken out than were counted"):
+    with pytest.raises(MismatchError, match="more samples would be subtracted than were counted"):
         SampleSpread.measure(block[:1]).without(SampleSpread.measure(block))
     with pytest.raises(DataError, match="stored spread of int16 data: samples is missing"):
         SampleSpread.from_arrays({}, space_of("i2", 3))

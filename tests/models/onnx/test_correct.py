@@ -330,7 +330,7 @@ def test_a_corrector_that_is_not_that_of_the_manifest_is_refused_by_name(tmp_pat
     one_line(
         lambda: correct(source, out, tmp_path / "c.onnx", bits=3),
         DataError,
-        f"{path} does not have the SHA-256 in manifest.json: a run was interrupted while it wrote its results",
+        f"{path} does not match its SHA-256 in manifest.json: a run was interrupted while it wrote its results",
         "run the job again",
     )
     path.unlink()
