@@ -277,4 +277,6 @@ def demo(options: Namespace) -> None:
 
 def _own_name() -> str:
     """How to call this program from another folder: by its name if that is on the path, otherwise by its own path."""
+    if Path(sys.argv[0]).name == "__main__.py":
+        return f"{sys.executable} -m streamstats"
     return "streamstats" if shutil.which("streamstats") else str(Path(sys.argv[0]).resolve())

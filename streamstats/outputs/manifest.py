@@ -18,7 +18,7 @@ from ..coverage import Coverage, Rows
 from ..errors import DataError
 from ..storage.files import read_json, write_json
 from ..storage.names import check_layer_name
-from ..storage.tensors import check_format
+from ..storage.tensors import check_format, is_newer
 
 MANIFEST = "manifest.json"
 FORMAT = "streamstats.manifest/2"
@@ -131,6 +131,17 @@ def read_manifest(output: Path) -> Manifest | None:
         return _parsed(document)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path} is damaged ({type(error).__name__}: {error}); remove it and run again") from error
+
+
+def check_not_newer(output: Path) -> None:
+    """Raise `DataError` if a newer version wrote the manifest of `output`, which a restart would replace."""
+    path = output / MANIFEST
+    try:
+        found = read_json(path).get("format") if path.exists() else FORMAT
+    except DataError:
+        return  # a restart replaces a damaged manifest
+    if is_newer(found, FORMAT):
+        check_format(path, found, FORMAT, REMEDY)
 
 
 def _parsed(document: Mapping[str, Any]) -> Manifest:

@@ -15,6 +15,7 @@ from ..coverage import Coverage
 from ..errors import DataError, MismatchError
 from .layer_statistics import LayerStatistics
 from .ledger import Ledger, Source
+from .manifest import check_not_newer
 from .results import excluded_rows, read_states
 
 WAYS_OUT = "count everything again with `run --restart`, or keep what was counted with `run --accept-changes`"
@@ -57,7 +58,11 @@ def continued(layer: Layer, state: LayerStatistics | None, *, accept_changes: bo
 
 
 def restarted(output: Path, layers: Sequence[Layer]) -> dict[str, LayerStatistics]:
-    """Empty statistics of `layers`; excluded rows stay excluded. Raises `DataError` for a damaged state."""
+    """Empty statistics of `layers`; excluded rows stay excluded.
+
+    Raises `DataError` for a damaged state, and for a manifest of a newer version.
+    """
+    check_not_newer(output)
     return {layer.name: _restarted(output, layer) for layer in layers}
 
 

@@ -75,7 +75,9 @@ def _checked(
 ) -> tuple[dict[str, npt.NDArray[Any]], dict[str, str]]:
     digest = metadata.pop(DIGEST_KEY, None)
     if digest != content_digest(tensors, metadata):
-        raise DataError(f"{path} is damaged: its content does not match the SHA-256 in its metadata; make it again")
+        raise DataError(
+            f"{path} is damaged: its content does not match the SHA-256 in its metadata; remove it and make it again"
+        )
     return tensors, metadata
 
 
@@ -101,18 +103,26 @@ def check_format(path: Path, found: object, expected: str, remedy: str) -> None:
     """
     if found == expected:
         return
-    name, _, version = expected.partition("/")
-    said = str(found).partition("/")
-    known = said[0] == name and re.fullmatch("[0-9]{1,9}", said[2]) is not None
-    if known and int(said[2]) > int(version):
+    if is_newer(found, expected):
         raise DataError(
             f"{path} has the format {found!r}, but this version reads {expected!r}; install a newer streamstats"
         )
-    if known:
+    if _version(found, expected):
         raise DataError(
             f"{path} was written by an older version: its format is {found!r}, expected {expected!r}; {remedy}"
         )
     raise DataError(f"{path} has the format {found!r}; expected {expected!r}; name a file that streamstats wrote")
+
+
+def is_newer(found: object, expected: str) -> bool:
+    """Whether the format `found` is a newer version of the format `expected`, as in name/version."""
+    return _version(found, expected) > _version(expected, expected)
+
+
+def _version(found: object, expected: str) -> int:
+    """The version in the format `found`, 0 for another format than `expected`."""
+    match = re.fullmatch(re.escape(expected.partition("/")[0]) + "/([0-9]{1,9})", str(found))
+    return int(match[1]) if match else 0
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, str]]:
@@ -121,7 +131,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
             return tensors, dict(file.metadata() or {})
     except (OSError, SafetensorError) as error:
-        raise DataError(f"cannot read {path} as safetensors: {error}; make it again") from error
+        raise DataError(f"cannot read {path} as safetensors: {error}; remove it and make it again") from error
     except (TypeError, ValueError, AttributeError, KeyError) as error:  # numpy has no such dtype
         raise DataError(
             f"{path} has tensors of a dtype that numpy does not support ({error}); store them as float32"

@@ -703,10 +703,13 @@ def test_an_output_of_an_older_version_is_refused_and_the_remedy_works(tmp_path:
 
 
 def test_an_output_of_a_newer_version_is_refused(tmp_path: Path) -> None:
+    def restart() -> None:
+        run(config(store), restart=True)
+
     store = build_store(tmp_path / "s.zarr", {"conv": samples(20, 3)})
     run(config(store))
     manifest = json.loads((tmp_path / "out/manifest.json").read_text())
     (tmp_path / "out/manifest.json").write_text(json.dumps(manifest | {"format": "streamstats.manifest/99"}))
-    for attempt in (lambda: run(config(store)), lambda: open_results(tmp_path / "out")):
+    for attempt in (lambda: run(config(store)), restart, lambda: open_results(tmp_path / "out")):
         with pytest.raises(DataError, match="install a newer streamstats"):
             attempt()
