@@ -120,10 +120,8 @@ class RunningSums:
         )
 
     def take(self, memory: npt.NDArray[np.uint8], intake: Intake) -> int:
-        """Pass the whole units in `memory` to the loop, and move the rest to its start; returns the bytes left."""
-        left = give(loop(self.dtype, runs=intake.inner > 1), memory, intake)
-        self.took(memory.size - left)
-        return left
+        """Pass the whole units in `memory` to the loop; returns their number. Call `took` with their bytes."""
+        return give(loop(self.dtype, runs=intake.inner > 1), memory, intake)
 
     def took(self, size: int) -> None:
         """Count the values in `size` bytes that a loop has taken through an intake."""
@@ -202,12 +200,11 @@ def together(folded: Sequence[Filled], dtype: np.dtype[Any], channels: int) -> t
 
 
 def give(measure: Callable[..., None], memory: npt.NDArray[np.uint8], intake: Intake) -> int:
-    """Pass the whole units in `memory` to `measure`, and move the rest to its start; returns the bytes left."""
-    units, left = divmod(memory.size, intake.unit)
+    """Pass the whole units in `memory` to `measure`; returns their number."""
+    units = memory.size // intake.unit
     if units:
         measure(memory.ctypes.data, units, *intake[2:])
-        memory[:left] = memory[memory.size - left :].copy()
-    return left
+    return units
 
 
 def check_block(block: Array, channel_axis: int, dtype: np.dtype[Any], channels: int) -> None:

@@ -106,10 +106,8 @@ class SampleSums:
         return Intake(self._unit * self.dtype.itemsize, function, 0, 0, self._state.ctypes.data, 0, 0, 0)
 
     def take(self, memory: npt.NDArray[np.uint8], intake: Intake) -> int:
-        """Pass the whole units in `memory` to the loop, and move the rest to its start; returns the bytes left."""
-        left = give(_over_samples(self.dtype), memory, intake)
-        self.took(memory.size - left)
-        return left
+        """As `RunningSums.take`."""
+        return give(_over_samples(self.dtype), memory, intake)
 
     def took(self, size: int) -> None:
         """Count the values in `size` bytes that the loop has taken through an intake."""

@@ -143,6 +143,10 @@ class StatisticsAccumulator:
     def add(self, block: Array, where: Where) -> None:
         """As `Accumulator.add`."""
         self.values.add(block, where)
+        self.add_measured(block, where)
+
+    def add_measured(self, block: Array, where: Where) -> None:
+        """Take a block that `values` has taken: the other kinds get it."""
         for accumulator in self._others.values():
             accumulator.add(block, where)
 

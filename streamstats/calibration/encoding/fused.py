@@ -2,8 +2,9 @@
 
 Between two calls Python's lock changes hands, which among busy threads costs more than decoding a small chunk. Here a
 compiled loop decodes chunk after chunk into one small buffer, hands the result to the loop that measures, and takes the
-lock for none of it. It calls the C functions inside numcodecs' own extension modules. Where a module does not export
-them, and from the first chunk that they refuse, chunks go through numcodecs one by one, which says what is wrong.
+lock for none of it. Where a block of decoded values is wanted, too, the buffer is that block, and nothing in it moves.
+The loop calls the C functions inside numcodecs' own extension modules. Where a module does not export them, and from
+the first chunk that they refuse, chunks go through numcodecs one by one, which says what is wrong.
 """
 
 from __future__ import annotations
@@ -24,8 +25,10 @@ from ...statistics.running import Intake
 ARGUMENTS = (POINTER, SIZE, POINTER, SIZE, SIZE, SIZE, POINTER, POINTER)
 """Addresses of functions, stored bytes, places of chunks, their number, bytes of a chunk, buffer, intake, state.
 
-The state is int64[4]: whole chunks, bytes left in the buffer, units measured, whether a chunk was torn, as in `Fed`.
+The state is int64[STATE]: whole chunks, bytes left in the buffer, units measured, whether a chunk was torn, as in
+`Fed`; where in the buffer the bytes left begin; whether decoded values stay where they are.
 """
+STATE = 6
 RAW = "raw"
 """The name for chunks that are not encoded."""
 FUNCTIONS: dict[str, tuple[str, ...]] = {
@@ -70,21 +73,25 @@ def feed(
     buffer: npt.NDArray[np.uint8],
     intake: Intake,
     left: int,
+    *,
+    stay: bool = False,
 ) -> Fed:
     """Decode chunks of `stored` into `buffer`, behind the `left` bytes at its start, and measure them by `intake`.
 
-    `places` int64[chunks, 2] has offset and length of each chunk in `stored`, whose headers may change; `buffer` has
-    room for a chunk and a unit. Stops before the first chunk that does not decode to exactly `chunk_bytes`.
+    `places` int64[chunks, 2] has offset and length of each chunk in `stored`, whose headers may change. Bytes that fill
+    no unit move to the start of `buffer`, which has room for a chunk and a unit; with `stay`, nothing moves, and
+    `buffer` has room for `left` bytes and all chunks. Stops before the first chunk that does not decode to exactly
+    `chunk_bytes`.
     """
     functions = _functions(compressor)
     if functions is None:
         return Fed(0, left, 0, torn=False)
     numbers = np.array(intake, np.int64)
-    state = np.array([0, left, 0, 0])
+    state = np.array([0, left, 0, 0, 0, stay], np.int64)
     arrays = functions, stored, places
     addresses = [each.ctypes.data for each in (*arrays, buffer, numbers, state)]
     _loop(compressor)(*addresses[:3], len(places), chunk_bytes, *addresses[3:])
-    chunks, left, units, torn = state.tolist()
+    chunks, left, units, torn = state[:4].tolist()
     return Fed(chunks, left, units, bool(torn))
 
 
@@ -116,15 +123,17 @@ def _measuring() -> Any:
 
     @numba.njit(error_model="numpy")
     def measure(move, buffer, size, numbers, state):  # type: ignore[no-untyped-def]
-        """Measure whole units of the buffer, which now has `size` bytes more; move the rest to its start."""
+        """Measure whole units of the buffer, which now has `size` bytes more; unless they stay, move the rest."""
         unit, loop, channels, inner, sums, low, high, room = carray(numbers, (8,), np.int64)
-        progress = carray(state, (4,), np.int64)
+        progress = carray(state, (STATE,), np.int64)
         have = progress[1] + size
         units = have // unit if unit else 0
         if units:
-            call(loop, (buffer, units, channels, inner, sums, low, high, room))
+            call(loop, (buffer + progress[4], units, channels, inner, sums, low, high, room))
             have -= units * unit
-            if have:
+            if progress[5]:
+                progress[4] += units * unit
+            elif have:
                 call(move, (buffer, buffer + units * unit, have))
         progress[1] = have
         progress[2] += units
@@ -140,11 +149,11 @@ def _raw() -> Callable[..., None]:
 
     def raw(functions, stored, places, number, size, buffer, numbers, state):  # type: ignore[no-untyped-def]
         move = carray(functions, (1,), np.int64)[0]
-        place, progress = carray(places, (number, 2), np.int64), carray(state, (4,), np.int64)
+        place, progress = carray(places, (number, 2), np.int64), carray(state, (STATE,), np.int64)
         for i in range(number):
             if place[i, 1] != size:
                 break
-            call(move, (buffer + progress[1], stored + place[i, 0], size))
+            call(move, (buffer + progress[4] + progress[1], stored + place[i, 0], size))
             measure(move, buffer, size, numbers, state)
             progress[0] += 1
 
@@ -159,12 +168,13 @@ def _zstd() -> Callable[..., None]:
 
     def zstd(functions, stored, places, number, size, buffer, numbers, state):  # type: ignore[no-untyped-def]
         move, create, decompress, free = carray(functions, (4,), np.int64)
-        place, progress = carray(places, (number, 2), np.int64), carray(state, (4,), np.int64)
+        place, progress = carray(places, (number, 2), np.int64), carray(state, (STATE,), np.int64)
         context = call(create, (0,))
         if context == 0:  # no memory
             return
         for i in range(number):
-            if call(decompress, (context, buffer + progress[1], size, stored + place[i, 0], place[i, 1])) != size:
+            out = buffer + progress[4] + progress[1]
+            if call(decompress, (context, out, size, stored + place[i, 0], place[i, 1])) != size:
                 break
             measure(move, buffer, size, numbers, state)
             progress[0] += 1
@@ -181,12 +191,12 @@ def _lz4() -> Callable[..., None]:
 
     def lz4(functions, stored, places, number, size, buffer, numbers, state):  # type: ignore[no-untyped-def]
         move, decompress = carray(functions, (2,), np.int64)
-        place, progress = carray(places, (number, 2), np.int64), carray(state, (4,), np.int64)
+        place, progress = carray(places, (number, 2), np.int64), carray(state, (STATE,), np.int64)
         for i in range(number):
             source, length = stored + place[i, 0] + LZ4_HEADER, place[i, 1] - LZ4_HEADER
             if length < 0 or word(source - LZ4_HEADER) != size:
                 break
-            if np.int32(call(decompress, (source, buffer + progress[1], length, size))) != size:
+            if np.int32(call(decompress, (source, buffer + progress[4] + progress[1], length, size))) != size:
                 break
             measure(move, buffer, size, numbers, state)
             progress[0] += 1
@@ -201,7 +211,7 @@ def _blosc() -> Callable[..., None]:
     take, carray = _blosc_chunk(), numba.carray
 
     def blosc(functions, stored, places, number, size, buffer, numbers, state):  # type: ignore[no-untyped-def]
-        place, progress = carray(places, (number, 2), np.int64), carray(state, (4,), np.int64)
+        place, progress = carray(places, (number, 2), np.int64), carray(state, (STATE,), np.int64)
         for i in range(number):
             if not take(functions, stored + place[i, 0], place[i, 1], size, buffer, numbers, state):
                 break
@@ -244,7 +254,7 @@ def _blosc_chunk() -> Any:
     def take(functions, source, length, size, buffer, numbers, state):  # type: ignore[no-untyped-def]
         """Decode and measure the chunk at `source`; whether that succeeded."""
         move, decompress = carray(functions, (2,), np.int64)
-        progress = carray(state, (4,), np.int64)
+        progress = carray(state, (STATE,), np.int64)
         if length < BLOSC_HEADER or word(source + 4) != size or word(source + 12) > length:
             return False
         block, blocks = blocks_of(source, size)
@@ -255,7 +265,7 @@ def _blosc_chunk() -> Any:
             if last >= size // block:  # the last block may be short, and Blosc takes no chunk shorter than a block
                 last = blocks
             piece = min(last * block, size) - first * block
-            if not decode_piece(decompress, source, first, last, piece, size, buffer + progress[1]):
+            if not decode_piece(decompress, source, first, last, piece, size, buffer + progress[4] + progress[1]):
                 progress[3] = first > 0
                 return False
             measure(move, buffer, piece, numbers, state)

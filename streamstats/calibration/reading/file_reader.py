@@ -67,14 +67,18 @@ class FileReader:
         """As `Reader.read`. Raises `LostError` if a chunk is missing."""
         block = new_block(self._layer, selection)
         for shard in product(*touched(selection, self._encoding.shards)):
-            inside = overlap(selection, shard, self._encoding.shards)
-            key = self._keys.key(shard)
-            with self._or_filled(inside, key, block[relative(inside, selection)]):
-                self._open(key)
-                if self._file is None:
-                    raise lost(self._layer, inside, key)
-                self._read_shard(shard, inside, selection, block)
+            self._read_into(block, shard, selection)
         return block
+
+    def _read_into(self, block: npt.NDArray[Any], shard: Sequence[int], selection: Selection) -> None:
+        """Fill what lies in `shard` of `block`, the part `selection` of the array."""
+        inside = overlap(selection, shard, self._encoding.shards)
+        key = self._keys.key(shard)
+        with self._or_filled(inside, key, block[relative(inside, selection)]):
+            self._open(key)
+            if self._file is None:
+                raise lost(self._layer, inside, key)
+            self._read_shard(shard, inside, selection, block)
 
     @contextmanager
     def _or_filled(self, inside: Selection, key: str, target: npt.NDArray[Any]) -> Iterator[None]:
@@ -93,28 +97,42 @@ class FileReader:
             self.filled.append((inside[0].start, inside[0].stop))
 
     def measure(self, selection: Selection, accumulator: StatisticsAccumulator) -> None:
-        """As `Reader.measure`: compressed chunks are measured during decoding, unless a kind takes whole blocks."""
+        """As `Reader.measure`: compressed chunks are measured while they are decoded."""
         in_a_row = all(len(numbers) == 1 for numbers in touched(selection, self._encoding.chunks)[1:])
-        streams = in_a_row and not accumulator.takes_blocks and (self._encoding.compressor or self._most_gathered)
+        streams = in_a_row and (self._encoding.compressor or self._most_gathered)
         taken = accumulator.values.intake(selection) if streams else None
         if taken is None:
             accumulator.add(self.read(selection), selection)
             return
-        stream = Stream(self._encoding, *taken)
-        others = []
+        block = new_block(self._layer, selection) if accumulator.takes_blocks else None
+        stream = Stream(self._encoding, *taken, block)
+        apart = self._stream(selection, stream, block)
+        stream.finish(selection, self._layer.channel_axis)
+        for inside in apart:
+            accumulator.add(self.read(inside), inside)
+        if block is not None:
+            accumulator.add_measured(block, selection)
+
+    def _stream(self, selection: Selection, stream: Stream, block: npt.NDArray[Any] | None) -> list[Selection]:
+        """Give the chunks of `selection` to `stream`, and return the parts that are not rows of whole, stored chunks.
+
+        If the stream fills `block`, these are read into it, too, and none is returned.
+        """
+        apart = []
         for shard in self._left_by_gathering(selection, stream):
             inside = overlap(selection, shard, self._encoding.shards)
             key = self._keys.key(shard)
             with self._explained(inside, key):
                 self._open(key)
                 run = self._run(shard, inside)
-                if run is None:
-                    others.append(inside)
-                else:
+                if run is not None:
                     stream.take(*run)
-        stream.finish(selection, self._layer.channel_axis)
-        for inside in others:
-            accumulator.add(self.read(inside), inside)
+            if run is None and block is not None:
+                self._read_into(block, shard, selection)
+                stream.take_decoded(block[relative(inside, selection)].nbytes)
+            elif run is None:
+                apart.append(inside)
+        return apart
 
     @contextmanager
     def _explained(self, inside: Selection, key: str) -> Iterator[None]:

@@ -1,8 +1,9 @@
-"""Streaming: chunks are measured while they are decoded, so that no block of decoded values is ever in memory."""
+"""Streaming: chunks are measured while they are decoded, each while it is in the processor's cache."""
 
 from __future__ import annotations
 
 from math import prod
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,33 +18,62 @@ from .parts import kept
 
 
 class Stream:
-    """Decodes chunk after chunk, and measures each while it is in the processor's cache."""
+    """Decodes and measures the chunks of a block, in order.
 
-    def __init__(self, encoding: Encoding, sums: RunningSums | SampleSums, intake: Intake) -> None:
+    They pass through a small buffer, so that no block of decoded values is ever in memory. If `block` is given, they
+    are decoded into it instead, for statistics that take blocks.
+    """
+
+    def __init__(
+        self, encoding: Encoding, sums: RunningSums | SampleSums, intake: Intake, block: npt.NDArray[Any] | None = None
+    ) -> None:
         self._encoding = encoding
         self._sums = sums
         self._intake = intake
-        self._buffer = kept("chunk", encoding.chunk_bytes + intake.unit)
-        self._left = 0  # bytes at the start of the buffer, fewer than a unit, that are not measured yet
+        self._stays = block is not None
+        self._buffer = (
+            kept("chunk", encoding.chunk_bytes + intake.unit) if block is None else block.reshape(-1).view(np.uint8)
+        )
+        self._start = 0  # of the bytes in the buffer that are not measured yet
+        self._left = 0  # how many they are: fewer than a unit
 
     def take(self, stored: Bytes, places: npt.NDArray[np.int64]) -> None:
-        """Measure the chunks of `stored` at `places`, int64[chunks, (offset, length)]. Raises as `Encoding.decode`."""
+        """Decode and measure the chunks of `stored` at `places`, int64[chunks, (offset, length)].
+
+        Raises as `Encoding.decode`.
+        """
         encoding, done = self._encoding, 0
         if not encoding.checksum:
-            codec = encoding.compressor or RAW
-            fed = feed(codec, stored, places, encoding.chunk_bytes, self._buffer, self._intake, self._left)
-            done, self._left = fed.chunks, fed.left
-            self._sums.took(fed.units * self._intake.unit)
+            codec, buffer = encoding.compressor or RAW, self._buffer[self._start :]
+            fed = feed(codec, stored, places, encoding.chunk_bytes, buffer, self._intake, self._left, stay=self._stays)
+            done = fed.chunks
+            self._measured(fed.units, fed.left)
             if fed.torn:
                 raise ValueError(f"a chunk does not decode to {encoding.chunk_bytes} bytes")
         for offset, size in places[done:].tolist():
-            encoding.decode(stored[offset : offset + size], self._buffer[self._left :][: encoding.chunk_bytes])
-            self._left = self._sums.take(self._buffer[: self._left + encoding.chunk_bytes], self._intake)
+            behind = self._start + self._left
+            encoding.decode(stored[offset : offset + size], self._buffer[behind : behind + encoding.chunk_bytes])
+            self.take_decoded(encoding.chunk_bytes)
+
+    def take_decoded(self, size: int) -> None:
+        """Measure the next `size` bytes of the buffer, which have been decoded."""
+        have = self._left + size
+        units = self._sums.take(self._buffer[self._start : self._start + have], self._intake)
+        left = have - units * self._intake.unit
+        if not self._stays:
+            self._buffer[:left] = self._buffer[have - left : have].copy()
+        self._measured(units, left)
+
+    def _measured(self, units: int, left: int) -> None:
+        size = units * self._intake.unit
+        self._sums.took(size)
+        self._start += size if self._stays else 0
+        self._left = left
 
     def finish(self, selection: Selection, axis: int) -> None:
         """Measure what is left of the values of `selection`, with the channels on `axis`: less than a unit."""
         if self._left:
             assert isinstance(self._sums, RunningSums)  # units of samples leave nothing
-            rest = self._buffer[: self._left].view(self._encoding.dtype)
+            rest = self._buffer[self._start : self._start + self._left].view(self._encoding.dtype)
             extents = [part.stop - part.start for part in selection]
             self._sums.add(rest.reshape(-1, extents[axis], prod(extents[axis + 1 :])), 1)

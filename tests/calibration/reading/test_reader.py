@@ -17,6 +17,7 @@ import pytest
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from own_statistics import ZeroCounts
 from stores import Array, build_store, described, samples
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, GzipCodec, ShardingCodec, TransposeCodec, ZstdCodec
 
@@ -28,9 +29,12 @@ from streamstats.calibration.reading.reader import Reader, open_reader
 from streamstats.calibration.reading.zarr_reader import ZarrReader
 from streamstats.errors import ChangedError, DataError
 from streamstats.statistics.exact import ExactSum
-from streamstats.statistics.kinds import kinds_of
+from streamstats.statistics.kinds import Kind, kinds_of
 from streamstats.statistics.running import Measures
+from streamstats.statistics.spread import SampleSpread
+from streamstats.statistics.statistic import Space
 from streamstats.statistics.statistics import StatisticsAccumulator
+from streamstats.statistics.values import Where
 
 SHAPE = (7, 6, 8)
 DTYPES = ("?", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f2", "f4", "f8")
@@ -46,6 +50,7 @@ CHAINS: dict[str, Any] = {
         for name, shuffle in product(("lz4", "zstd", "blosclz"), ("noshuffle", "shuffle", "bitshuffle"))
     },
 }
+ALONE = kinds_of(())
 VERSION_2: dict[str, Any] = {
     "raw": None,
     "zstd": numcodecs.Zstd(),
@@ -77,18 +82,43 @@ def block(layer: Layer, selection: tuple[slice, ...] | None = None) -> Array:
         return reader.read(selection or tuple(slice(0, extent) for extent in layer.shape)).copy()
 
 
-def measured(reader: Reader, layer: Layer, selection: Selection, kinds: Sequence[str] = ()) -> list[bytes]:
+class Seen(ZeroCounts):
+    """A kind that takes blocks: it keeps a copy of each, and where it lies."""
+
+    @classmethod
+    def accumulator(cls, space: Space) -> Any:
+        return _Seeing(space)
+
+
+class _Seeing:
+    def __init__(self, space: Space) -> None:
+        self._space, self.blocks = space, dict[str, bytes]()
+
+    def add(self, block: Array, where: Where) -> None:
+        self.blocks[str(where)] = block.tobytes()
+
+    def found(self) -> _Seeing:
+        return self
+
+
+def measured(reader: Reader, layer: Layer, selection: Selection, kinds: Sequence[Kind] = ALONE) -> object:
     """What the reader finds in `selection`."""
-    accumulator = StatisticsAccumulator(kinds_of(kinds), layer.space)
+    accumulator = StatisticsAccumulator(kinds, layer.space)
     reader.measure(selection, accumulator)
-    return bits(accumulator.values.found())
+    return found_by(accumulator)
 
 
-def added(values: Array, layer: Layer, selection: Selection, kinds: Sequence[str] = ()) -> list[bytes]:
+def added(values: Array, layer: Layer, selection: Selection, kinds: Sequence[Kind] = ALONE) -> object:
     """What is found in `values`, those of `selection`."""
-    accumulator = StatisticsAccumulator(kinds_of(kinds), layer.space)
+    accumulator = StatisticsAccumulator(kinds, layer.space)
     accumulator.add(np.ascontiguousarray(values), selection)
-    return bits(accumulator.values.found())
+    return found_by(accumulator)
+
+
+def found_by(accumulator: StatisticsAccumulator) -> object:
+    """The bits of the measures, and the blocks that `Seen` got, if it was asked."""
+    seen: Any = accumulator.found().get(Seen.name)
+    return bits(accumulator.values.found()), seen and seen.blocks
 
 
 def bits(found: Measures) -> list[bytes]:
@@ -118,7 +148,7 @@ def blocks_everywhere(layer: Layer) -> None:
                 found = reader.read(selection)
                 assert found.dtype == expected.dtype
                 assert found.tobytes() == np.ascontiguousarray(expected[selection]).tobytes()
-                for kinds in ((), ("spread",)):
+                for kinds in (ALONE, (*ALONE, SampleSpread), (*ALONE, Seen)):
                     added_up = added(expected[selection], layer, selection, kinds)
                     assert measured(reader, layer, selection, kinds) == added_up
 
@@ -351,8 +381,10 @@ def assert_damaged(layer: Layer, said: str = "", rows: str = "2:4") -> None:
     where = rf"layer layer: chunk c/1/0/0 \(rows {rows}\) cannot be read: {said}.*; repair"
     with pytest.raises(DataError, match=where):
         block(layer)
-    with open_reader(layer) as reader, pytest.raises(DataError, match=where):
-        measured(reader, layer, tuple(slice(0, extent) for extent in layer.shape))
+    everything = tuple(slice(0, extent) for extent in layer.shape)
+    for kinds in (ALONE, (*ALONE, Seen)):
+        with open_reader(layer) as reader, pytest.raises(DataError, match=where):
+            measured(reader, layer, everything, kinds)
 
 
 @pytest.mark.parametrize("damage", [cut, lambda _: b"", lambda content: content[:3]], ids=["cut", "empty", "3 bytes"])
