@@ -67,7 +67,7 @@ class Quantization:
         if stored is None:
             return None
         if not isinstance(stored, Mapping) or not {"step", "zero_point"} <= stored.keys():
-            raise UsageError(f"quantization is {stored!r}; expected step and zero_point")
+            raise UsageError(f"quantization is {stored!r}; expected an object with `step` and `zero_point`")
         return cls(stored["step"], stored["zero_point"])
 
     @property

@@ -20,7 +20,6 @@ from streamstats.calibration.layer import Layer
 from streamstats.calibration.sources.choose import source_of
 from streamstats.correction import MeanBiasCorrector
 from streamstats.errors import StreamstatsError
-from streamstats.models.onnx.run import run_model
 from streamstats.storage.names import layer_path
 
 Array = npt.NDArray[Any]
@@ -146,6 +145,15 @@ CASES = {
         values(8, 3, 4, 4, dtype="float16"),
     ),
 }
+
+
+def run_model(path: Path, x: Array) -> Array:
+    """The first output of the model for all samples of its only input, in batches if it has a fixed batch."""
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    (source,) = session.get_inputs()
+    batch = source.shape[0] if isinstance(source.shape[0], int) else max(1, len(x))
+    parts = [session.run(None, {source.name: x[start : start + batch]})[0] for start in range(0, len(x), batch)]
+    return np.concatenate(parts)
 
 
 def mean_output(path: Path, x: Array, axis: int) -> Array:

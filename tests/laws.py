@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from streamstats.coverage import Coverage
 from streamstats.errors import DataError, MismatchError
 from streamstats.outputs.layer_statistics import LayerStatistics
-from streamstats.outputs.ledger import Source
+from streamstats.outputs.ledger import CountedSource
 from streamstats.outputs.state import read_state, state_bytes
 from streamstats.quantization import Quantization
 from streamstats.statistics.extrema import ChannelExtrema
@@ -429,7 +429,7 @@ def laws_of(statistic: type[Statistic]) -> type:
             space = Space.of(block, axis)
             kinds = dict.fromkeys([*kinds_of(()), statistic])
             members = {kind.name: kind.measure(block, axis) for kind in kinds}
-            source = Source("", 1, Coverage.first(1))
+            source = CountedSource("", 1, Coverage.first(1))
             written = LayerStatistics("layer", axis, None, (source,), Statistics(space, members))
             with TemporaryDirectory() as folder:
                 path = Path(folder, "state")

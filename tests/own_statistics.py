@@ -107,7 +107,8 @@ class _Multiplying:
         assert (where[axis].start, where[axis].stop) == (0, self._space.channels), "channels must not be cut"
         for values in np.moveaxis(block, axis, -1).reshape(-1, self._space.channels) if block.size else ():
             wide = values.astype(np.float64)
-            np.maximum(self._products, np.outer(wide, wide), out=self._products)
+            products = np.outer(wide, wide) + 0.0  # zeros have no sign, so that their order cannot show
+            np.maximum(self._products, products, out=self._products)
 
     def found(self) -> GreatestProducts:
         return GreatestProducts(self._space, self._products.copy())

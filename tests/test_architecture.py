@@ -48,6 +48,7 @@ STATISTICS_LEVELS = (
     ("samples",),
     ("values",),
     ("statistic",),
+    ("sums",),
     ("mean", "extrema"),
 )
 STATISTICS_TOP = ("kinds", "statistics")

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import CORRUPT, DONE, INCOMPLETE, counted
+from ..errors import CORRUPT, DONE, INCOMPLETE, UsageError, counted
 from ..outputs.documents import channel_columns, channels_document, layers_document
 from .progress import Shown
 from .tables import number, print_json, print_table, row_ranges, say
@@ -63,12 +63,13 @@ def run(options: Namespace) -> int:
 
 
 def _check_run_options(options: Namespace) -> None:
-    from ..errors import UsageError
-
     if (options.until_rows is not None or options.idle is not None) and not options.follow:
-        raise UsageError("--until-rows and --idle say when --follow ends; give --follow, too")
-    if options.until_stable is None and (options.model or options.quantized or options.bits):
-        raise UsageError("--model, --quantized and --bits need --until-stable; add it, or leave them out")
+        raise UsageError("--until-rows and --idle say when --follow ends; add --follow, or leave them out")
+    described = options.model or options.quantized or options.bits or options.per_channel or options.symmetric
+    if options.until_stable is None and described:
+        raise UsageError(
+            "--model, --quantized, --bits, --per-channel and --symmetric need --until-stable; add it, or leave them out"
+        )
 
 
 def _say_filled(statistics: Mapping[str, Ledger]) -> None:
@@ -90,7 +91,6 @@ def _say_unreadable(outcome: Outcome, output: str) -> None:
 
 def _until_stable(job: Job, options: Namespace) -> tuple[Job, KnownTo]:
     """The job, which also counts what standard errors need, and the test for enough samples."""
-    from ..errors import UsageError
     from ..models.linear import PRECISION_STATISTICS
     from ..models.onnx.precision import KnownTo
     from .model_commands import subject_of
@@ -199,7 +199,6 @@ def merge(options: Namespace) -> None:
 
 def inspect(options: Namespace) -> None:
     """`streamstats inspect OUT [LAYER]`."""
-    from ..errors import UsageError
     from ..outputs.results import open_results
 
     if options.plot and options.json:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..errors import MissingDependencyError, UsageError
 from .progress import Shown
 from .tables import number, print_json, print_table, say
 
@@ -73,8 +74,6 @@ def correct(options: Namespace) -> None:
 
 def report(options: Namespace) -> None:
     """`streamstats report OUT [--model MODEL.onnx …]`."""
-    from ..errors import UsageError
-
     output, correction = Path(options.correctors), None
     page = _checked_page(options.output, output / "report.html")
     if options.model is not None:
@@ -92,7 +91,6 @@ def report(options: Namespace) -> None:
 
 def _checked_page(wanted: str | None, default: Path) -> Path:
     """The path of the page. Raises `UsageError` for another suffix, and if its JSON would replace a manifest."""
-    from ..errors import UsageError
     from ..outputs.manifest import MANIFEST
 
     if wanted is not None and Path(wanted).suffix != ".html":
@@ -105,7 +103,6 @@ def _checked_page(wanted: str | None, default: Path) -> Path:
 
 def _reported(page: Path, output: Path, correction: Correction | None) -> Mapping[str, Any]:
     """Write the report to `page`, and as JSON beside it; its content."""
-    from ..errors import MissingDependencyError
     from ..report import page as pages
 
     document = pages.document(output, correction)
@@ -120,7 +117,6 @@ def _reported(page: Path, output: Path, correction: Correction | None) -> Mappin
 
 def subject_of(options: Namespace) -> Subject:
     """The float model and the quantised model that `options` name. Raises `UsageError`."""
-    from ..errors import UsageError
     from ..models.onnx.levels import Levels
     from ..models.onnx.subject import fake_quantized, quantized_by_others
 
@@ -155,8 +151,6 @@ def _corrected(options: Namespace, output: Path | None) -> Correction:
 
 def _check_models(options: Namespace) -> None:
     """Raise `UsageError` unless there are a float model and one way to quantise it."""
-    from ..errors import UsageError
-
     if options.model is None:
         raise UsageError("give the float model that was recorded, or --weights, --fake-quantized and --layout")
     if options.quantized is None and options.bits is None:
@@ -184,8 +178,6 @@ def _how(options: Namespace, output: Path | None) -> How:
 
 def _check_how(options: Namespace) -> None:
     """Raise `UsageError` for options without the one that they go with."""
-    from ..errors import UsageError
-
     if options.iterative is not None and options.samples is None:
         raise UsageError("--iterative runs the quantised model on the recorded samples; give them with --samples")
     if options.samples is not None and options.iterative is None:
@@ -246,8 +238,6 @@ def _correct_tensors(options: Namespace) -> None:
 
 def _check_tensors(options: Namespace) -> None:
     """Raise `UsageError` unless the options for plain tensors, and no others, are there."""
-    from ..errors import UsageError
-
     others = (options.model, options.bits, options.iterative, options.samples, options.held_out, options.labels)
     if not (options.weights and options.fake_quantized and options.layout):
         raise UsageError("--weights, --fake-quantized and --layout go together; give all three")

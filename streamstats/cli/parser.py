@@ -79,7 +79,7 @@ VERIFY = """\
 Read everything once and report what is wrong: chunks that are missing, truncated or fail their checksum, and rows that
 have changed since they were counted. Writes nothing.
 
-  streamstats verify run.yaml                          exit status 0: nothing is wrong, 4: something is
+  streamstats verify run.yaml                          exit status 0: all is intact, 4: something has changed
 """
 
 FORGET = """\

@@ -61,7 +61,7 @@ def _request(options: Namespace) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise UsageError(f"{options.config}: found {type(document).__name__}, expected keys such as `source:`")
     if (options.until_rows is not None or options.idle is not None) and not options.follow:
-        raise UsageError("--until-rows and --idle say when --follow ends; give --follow, too")
+        raise UsageError("--until-rows and --idle say when --follow ends; add --follow, or leave them out")
     ignored = [name for name in ("output", "cluster") if document.pop(name, None) is not None]
     if ignored:
         say(f"{options.config}: {' and '.join(ignored)} ignored; the service decides")

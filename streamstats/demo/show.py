@@ -114,7 +114,7 @@ def run(folder: Path, say: Callable[[str], None]) -> Outcome:
     say(f"record: the input of every layer for the calibration digits → {folder / 'calibration.zarr'}")
     record(model, folder / "calibration.npy", folder / "calibration.zarr", batch_size=64)
     say(f"run: the exact mean of every channel → {folder / 'out'}")
-    run_job(_configuration(folder).job(), restart=True)
+    run_job(_configuration(folder).job())
     say("correct: round the weights, correct the biases in one pass and layer by layer → accuracy on held-out digits")
     outcome = _judge(folder, model)
     pictures.plot_accuracies(outcome.bars(), folder / PICTURE, f"Accuracy on {outcome.held_out} held-out digits")
@@ -162,7 +162,8 @@ def _shipped_model() -> bytes:
 
 def _write_inputs(folder: Path, model: Path) -> None:
     """Write the network, the digits with their labels and the configuration to `folder`."""
-    remove_folder(folder / "calibration.zarr")
+    for earlier in ("calibration.zarr", "out"):
+        remove_folder(folder / earlier)
     write_bytes(model, _shipped_model())
     held_out = held_out_digits()
     write_array(folder / "calibration.npy", calibration_digits().images)

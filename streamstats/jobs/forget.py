@@ -12,7 +12,7 @@ from ..calibration.layer import Layer
 from ..coverage import Coverage, Rows
 from ..errors import DataError, NonFiniteError, UsageError
 from ..outputs.layer_statistics import LayerStatistics
-from ..outputs.ledger import Measured, Source
+from ..outputs.ledger import CountedSource, Measured
 from ..outputs.manifest import read_manifest
 from ..outputs.results import still_missing
 from ..progress import QUIET, Progress
@@ -59,8 +59,8 @@ def _all_or_nothing() -> Iterator[None]:
     except DataError as error:
         what = str(error).partition("; ")[0]
         raise DataError(
-            f"{what}; it stays counted, and is needed to find what is left without the forgotten rows; nothing was "
-            "forgotten; repair it, or forget its rows, too"
+            f"{what}; nothing was forgotten, because the statistics of the remaining rows cannot be found without it; "
+            "repair it, or forget its rows, too"
         ) from error
 
 
@@ -104,7 +104,7 @@ def _empty(session: Session) -> dict[str, LayerStatistics]:
 
 
 def _begun_anew(layer: Layer, whole: LayerStatistics) -> LayerStatistics:
-    source = Source(whole.source.fingerprint, layer.rows, excluded=whole.source.excluded)
+    source = CountedSource(whole.source.fingerprint, layer.rows, excluded=whole.source.excluded)
     return replace(LayerStatistics.empty(layer), sources=(source,))
 
 
@@ -144,7 +144,7 @@ def _rest(session: Session, layer: Layer, part: Statistics, others: Coverage) ->
     return (rest if left is None else left), read
 
 
-def _excluding(layer: Layer, source: Source, rows: Coverage) -> Source:
+def _excluding(layer: Layer, source: CountedSource, rows: Coverage) -> CountedSource:
     left = source.covered - rows
     touched = [number for start, stop in rows.ranges for number in file_range(layer, start, stop)]
     uncounted = [number for number in touched if not left & Coverage.of([rows_of_file(layer, number)])]

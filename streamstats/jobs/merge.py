@@ -10,16 +10,8 @@ from ..errors import MismatchError, UsageError
 from ..outputs.layer_statistics import LayerStatistics
 from ..outputs.ledger import merge
 from ..outputs.manifest import Manifest, read_manifest
-from ..outputs.results import (
-    STATE,
-    check_no_store,
-    check_paths,
-    read_states,
-    still_missing,
-    write_results,
-)
+from ..outputs.results import check_no_store, check_paths, states_in, still_missing, write_results
 from ..outputs.saving import held
-from ..storage.names import layer_of
 
 
 def merge_outputs(outputs: Sequence[Path], output: Path) -> dict[str, LayerStatistics]:
@@ -43,13 +35,6 @@ def merge_outputs(outputs: Sequence[Path], output: Path) -> dict[str, LayerStati
     with held(output, "merge", {layer: statistics.rows for layer, statistics in merged.items()}):
         write_results(output, _sources(manifests), merged, left, merged=True)
     return merged
-
-
-def states_in(output: Path, manifest: Manifest | None) -> dict[str, LayerStatistics]:
-    """The states in `output`: those of the layers in its manifest, or all states if there is no manifest yet."""
-    files = sorted((output / STATE).rglob("*.safetensors"))
-    layers = manifest.layers if manifest else [layer_of(output / STATE, path) for path in files]
-    return read_states(output, layers)
 
 
 def _merged(outputs: Sequence[Path]) -> dict[str, LayerStatistics]:

@@ -126,7 +126,7 @@ class _Window:
         elif not event.lost:
             raise event.error
         elif not any(other.task is given.task for other in self._given.values()):
-            self._give_again(given, first_line(event.error))
+            self._submit_again(given, first_line(event.error))
 
     def _shun(self, error: UnfitError) -> None:
         if error.worker not in self._shunned:
@@ -161,18 +161,18 @@ class _Window:
                 continue
             given.begun = math.inf  # report it only once
             said = f"{_named(given.task)} has been on worker {given.worker} for more than {limit:g} s"
-            if not self._workers.can_give_again:
+            if not self._workers.can_repeat:
                 self._tell(f"{said}; check that the file system responds")
                 continue
             self._tell(f"{said}; it is submitted to another worker, too")
             self._hung[given.worker] = now + limit
             self._suspects.add(given.worker)
             self._give_elsewhere()
-            self._give_again(given, f"it took more than {limit:g} s")
-        if self._workers.can_give_again and now - self._last_result > MOST_TRIES * limit:
+            self._submit_again(given, f"it took more than {limit:g} s")
+        if self._workers.can_repeat and now - self._last_result > MOST_TRIES * limit:
             raise ClusterError(f"no worker returned a result for {MOST_TRIES * limit:g} s; {STARTS_AGAIN}")
 
-    def _give_again(self, given: _Given, why: str) -> None:
+    def _submit_again(self, given: _Given, why: str) -> None:
         if given.tries >= MOST_TRIES:
             raise ClusterError(
                 f"{_named(given.task)} was submitted {given.tries} times without a result: {why}; check in the "

@@ -71,9 +71,8 @@ class Session:
         """The layers of the job, in order."""
         return self.selected.layers
 
-    def count(self, ledgers: Ledgers, wanted: Mapping[str, Coverage], policy: Policy | None = None) -> Outcome:
+    def count(self, ledgers: Ledgers, wanted: Mapping[str, Coverage], policy: Policy) -> Outcome:
         """`ledgers` with the `wanted` rows counted, too; it saves nothing."""
-        policy = policy or Policy(self.job.nonfinite, self.job.missing)
         return reduce_layers(self.layers, ledgers, wanted, self.job.memory, self.workers, policy, self.progress)
 
     def count_and_save(self, wanted: Mapping[str, Coverage]) -> Outcome:

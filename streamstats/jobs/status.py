@@ -11,10 +11,10 @@ from ..coverage import Coverage, Rows
 from ..errors import DataError, UsageError
 from ..outputs.ledger import Ledger
 from ..outputs.manifest import NOTHING, Gaps, explained, read_manifest
+from ..outputs.results import states_in
 from ..outputs.saving import LOCK
 from ..storage.files import read_json
 from ..storage.locks import is_locked
-from .merge import states_in
 
 
 @dataclass(frozen=True)

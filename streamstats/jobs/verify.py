@@ -68,8 +68,10 @@ def _read_again(
     with open_workers(job.cluster, layers) as workers:
         policy = Policy("skip", "report")
         found = reduce_layers(layers, empty, counted, job.memory, workers, policy, progress)
-        beside = reduce_layers(layers, empty, others, job.memory, workers, policy, progress)
-    return found.statistics, [*found.unreadable, *beside.unreadable]
+        unreadable = found.unreadable
+        if any(others.values()):
+            unreadable += reduce_layers(layers, empty, others, job.memory, workers, policy, progress).unreadable
+    return found.statistics, unreadable
 
 
 def _differences(layer: Layer, state: LayerStatistics, found: LayerStatistics) -> Iterator[Problem]:

@@ -105,7 +105,7 @@ class Workers(Protocol):
     """Takes calls and runs them.
 
     `events` reports what happens to the calls; a None in it only wakes the reader. Each process has `threads_each`
-    threads. `can_give_again`: a call that hangs blocks no other call, and can be submitted to another worker.
+    threads. `can_repeat`: a call that hangs blocks no other call, and can be submitted to another worker.
     `repeats` counts repeated calls, for display. `crowd` changes when workers have joined or left, so that calls
     restricted to some of them should be submitted again.
     """
@@ -113,7 +113,7 @@ class Workers(Protocol):
     cluster: Cluster
     events: SimpleQueue[Event | None]
     threads_each: int
-    can_give_again: bool
+    can_repeat: bool
     repeats: int
     crowd: int
 
@@ -179,7 +179,7 @@ def open_workers(cluster: Cluster, layers: Sequence[Layer], client: Client | Non
 class ThreadWorkers:
     """Threads of this process."""
 
-    can_give_again = False
+    can_repeat = False
 
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
@@ -249,7 +249,7 @@ class DaskWorkers:
     `keep_up` is called every LOOK_SECONDS; it may replace lost workers.
     """
 
-    can_give_again = True
+    can_repeat = True
 
     def __init__(self, client: Client, cluster: Cluster, layers: Sequence[Layer], keep_up: Callable[[], None]) -> None:
         self.events: SimpleQueue[Event | None] = SimpleQueue()

@@ -36,7 +36,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Source:
+class CountedSource:
     """What was counted from one array.
 
     `fingerprint` identifies how the array is stored (dtype, chunks, codecs), whatever its rows; `rows` is its number of
@@ -52,7 +52,7 @@ class Source:
     filled: Coverage = EMPTY
     files: Identities = field(default_factory=lambda: np.empty((0, 2), np.int64))
 
-    def count(self, rows: Rows, first_file: int, files: Identities, filled: Coverage = EMPTY) -> Source:
+    def count(self, rows: Rows, first_file: int, files: Identities, filled: Coverage = EMPTY) -> CountedSource:
         """With `rows` counted; their `files` are numbered from `first_file`.
 
         Raises `MismatchError` if any of the rows is already counted.
@@ -68,7 +68,7 @@ class Source:
             files=_put(self.files, first_file, files),
         )
 
-    def forget(self, rows: Coverage, uncounted: list[int]) -> Source:
+    def forget(self, rows: Coverage, uncounted: list[int]) -> CountedSource:
         """With `rows` excluded, counted or not; the files numbered `uncounted` hold no other counted rows."""
         files = self.files.copy()
         files[[number for number in uncounted if number < len(files)]] = UNCOUNTED
@@ -86,7 +86,7 @@ class Source:
 
     def __eq__(self, other: object) -> bool:
         """Equal means equal bytes."""
-        return isinstance(other, Source) and self._key() == other._key()
+        return isinstance(other, CountedSource) and self._key() == other._key()
 
     def _key(self) -> tuple[object, ...]:
         return self.fingerprint, self.rows, self.covered, self.excluded, self.filled, self.files.tobytes()
@@ -104,7 +104,7 @@ class Ledger:
     layer: str
     channel_axis: int
     quantization: Quantization | None
-    sources: tuple[Source, ...]
+    sources: tuple[CountedSource, ...]
     statistics: Statistics
 
     @classmethod
@@ -114,7 +114,7 @@ class Ledger:
             layer=layer.name,
             channel_axis=layer.channel_axis,
             quantization=layer.quantization,
-            sources=(Source(layer.fingerprint, layer.rows),),
+            sources=(CountedSource(layer.fingerprint, layer.rows),),
             statistics=Statistics.empty(layer.kinds, layer.space),
         )
 
@@ -127,7 +127,7 @@ class Ledger:
         return replace(self, statistics=self.statistics.merge(measured.statistics), sources=(source,))
 
     @property
-    def source(self) -> Source:
+    def source(self) -> CountedSource:
         """The only source. Raises `MismatchError` for a merged layer."""
         if len(self.sources) != 1:
             raise MismatchError(
@@ -224,7 +224,7 @@ def merge(left: L, right: L) -> L:
     )
 
 
-def _order(source: Source) -> tuple[object, ...]:
+def _order(source: CountedSource) -> tuple[object, ...]:
     return source.fingerprint, source.rows, source.covered.ranges, source.files.tobytes()
 
 
@@ -249,7 +249,7 @@ def _check_alike(left: Ledger, right: Ledger) -> None:
         )
 
 
-def _is_same_store(left: Source, right: Source) -> bool:
+def _is_same_store(left: CountedSource, right: CountedSource) -> bool:
     if left.fingerprint != right.fingerprint:
         return False
     number = min(len(left.files), len(right.files))
@@ -259,7 +259,7 @@ def _is_same_store(left: Source, right: Source) -> bool:
     return bool(equal[both].any() or not both.any())  # one equal file suffices: an unfilled one may be rewritten
 
 
-def _union(layer: str, left: Source, right: Source) -> Source:
+def _union(layer: str, left: CountedSource, right: CountedSource) -> CountedSource:
     twice = left.covered & right.covered
     if twice:
         known = has_identity(left.files).any() and has_identity(right.files).any()
@@ -276,4 +276,4 @@ def _union(layer: str, left: Source, right: Source) -> Source:
     covered = left.covered | right.covered
     excluded = (left.excluded | right.excluded) - covered
     filled = left.filled | right.filled
-    return Source(left.fingerprint, max(left.rows, right.rows), covered, excluded, filled, files)
+    return CountedSource(left.fingerprint, max(left.rows, right.rows), covered, excluded, filled, files)

@@ -20,7 +20,7 @@ from ..coverage import Coverage, Rows
 from ..errors import DataError, UsageError
 from ..interrupts import Deferred
 from ..storage.files import file_digest, holds, make_folders, remove, temporaries, write_bytes
-from ..storage.names import layer_path
+from ..storage.names import layer_of, layer_path
 from .documents import counted_document
 from .layer_statistics import LayerStatistics
 from .ledger import Ledger
@@ -133,6 +133,13 @@ def read_states(output: Path, layers: Iterable[str]) -> dict[str, LayerStatistic
     paths = {layer: layer_path(output / STATE, layer) for layer in layers}
     found = {layer: read_state(path) for layer, path in paths.items() if path.exists()}
     return {layer: _of_layer(statistics, layer, paths[layer]) for layer, statistics in found.items()}
+
+
+def states_in(output: Path, manifest: Manifest | None) -> dict[str, LayerStatistics]:
+    """The states in `output`: those of the layers in its manifest, or all states if there is no manifest yet."""
+    files = sorted((output / STATE).rglob("*.safetensors"))
+    layers = manifest.layers if manifest else [layer_of(output / STATE, path) for path in files]
+    return read_states(output, layers)
 
 
 def _of_layer(statistics: LayerStatistics, layer: str, path: Path) -> LayerStatistics:

@@ -14,7 +14,7 @@ from ..calibration.sources.identities import MISSING, UNCOUNTED, Identities, Ide
 from ..coverage import Coverage
 from ..errors import DataError, MismatchError
 from .layer_statistics import LayerStatistics
-from .ledger import Ledger, Source
+from .ledger import CountedSource, Ledger
 from .manifest import check_not_newer
 from .results import excluded_rows, read_states
 
@@ -78,7 +78,7 @@ def check_same_job(layer: Layer, state: Ledger) -> None:
         "dtype": (str(state.space.dtype), str(layer.space.dtype)),
         "channel axis": (state.channel_axis, layer.channel_axis),
         "channels": (state.channels, layer.channels),
-        "statistics": ([*state.statistics], [kind.name for kind in layer.kinds]),
+        "statistics": (", ".join(state.statistics), ", ".join(kind.name for kind in layer.kinds)),
     }
     for what, (counted, asked) in pairs.items():
         if counted != asked:
@@ -88,17 +88,17 @@ def check_same_job(layer: Layer, state: Ledger) -> None:
             )
 
 
-def _accepted(layer: Layer, source: Source) -> Source:
+def _accepted(layer: Layer, source: CountedSource) -> CountedSource:
     """`source` with the fingerprint and files that the store has now."""
     rows = max(layer.rows, source.covered.stop, source.excluded.stop)
-    found = Source(layer.fingerprint, rows, excluded=source.excluded)
+    found = CountedSource(layer.fingerprint, rows, excluded=source.excluded)
     for start, stop in source.covered.ranges:
         files = file_range(layer, start, stop)
         found = found.count((start, stop), files.start, identities(layer, files))
     return found
 
 
-def compared(layer: Layer, source: Source) -> tuple[Identities, list[tuple[int, str]]]:
+def compared(layer: Layer, source: CountedSource) -> tuple[Identities, list[tuple[int, str]]]:
     """The identities of the counted files now, and (number, what happened) for each that has changed.
 
     A file that was not full may be rewritten when rows are appended, even if appending was interrupted.
@@ -110,7 +110,7 @@ def compared(layer: Layer, source: Source) -> tuple[Identities, list[tuple[int, 
     return now, [each for each in changed if not (may_have_grown and rows_of_file(layer, each[0])[1] > source.rows)]
 
 
-def check_unchanged(layer: Layer, source: Source, first: int, files: Identities) -> None:
+def check_unchanged(layer: Layer, source: CountedSource, first: int, files: Identities) -> None:
     """Raise `DataError` if one of `files`, numbered from `first`, has changed since `source` was counted.
 
     A file with room for more rows may be rewritten at any time: a recorder may be appending to it.
@@ -128,7 +128,7 @@ def _change(layer: Layer, number: int, said: str) -> DataError:
     )
 
 
-def _changed(source: Source, first: int, files: Identities) -> list[tuple[int, str]]:
+def _changed(source: CountedSource, first: int, files: Identities) -> list[tuple[int, str]]:
     """(number, what happened) for each of `files` that is counted in `source` and has changed since."""
     before = source.files[first : first + len(files)]
     after = files[: len(before)]
@@ -147,4 +147,4 @@ def _what_happened(before: Identity, after: Identity) -> str:
         return "was written"
     if before[0] != after[0]:
         return f"changed from {before[0]} to {after[0]} bytes"
-    return "was written again"
+    return "was rewritten"

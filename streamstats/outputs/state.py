@@ -18,10 +18,11 @@ from ..statistics.statistic import Space
 from ..statistics.statistics import Statistics
 from ..storage.tensors import read_any_tensors, read_tensors, tensors_bytes
 from .layer_statistics import LayerStatistics
-from .ledger import Ledger, Source
+from .ledger import CountedSource, Ledger
 
 FORMAT = "streamstats.state/3"
 RESTART = "count again with `streamstats run --restart`"
+REMOVE = "remove it and run again, then forget again any rows that were forgotten"
 ROWS = ("covered", "excluded", "filled")
 
 Arrays = Mapping[str, npt.NDArray[Any]]
@@ -57,7 +58,7 @@ def read_state(path: Path) -> LayerStatistics:
     try:
         return _from_file(tensors, metadata)
     except (DataError, KeyError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise DataError(f"{path} is not a usable state: {error}; remove it and run again") from error
+        raise DataError(f"{path} is not a usable state: {error}; {REMOVE}") from error
 
 
 def read_excluded(path: Path) -> Coverage:
@@ -71,7 +72,7 @@ def read_excluded(path: Path) -> Coverage:
     try:
         return _coverage(tensors, 0, "excluded")
     except (KeyError, ValueError) as error:
-        raise DataError(f"{path} is not a usable state: {error}; remove it and run again") from error
+        raise DataError(f"{path} is not a usable state: {error}; {REMOVE}") from error
 
 
 def _tensor(number: int, name: str) -> str:
@@ -109,7 +110,7 @@ def _kinds(names: object) -> list[Kind]:
     return [KINDS[name] for name in names]
 
 
-def _source(tensors: Arrays, number: int, fingerprint: object, rows: object) -> Source:
+def _source(tensors: Arrays, number: int, fingerprint: object, rows: object) -> CountedSource:
     if type(fingerprint) is not str or type(rows) is not int or rows < 0:
         raise ValueError(f"a source has fingerprint {fingerprint!r} and {rows!r} rows")
     covered, excluded, filled = (_coverage(tensors, number, name) for name in ROWS)
@@ -118,7 +119,7 @@ def _source(tensors: Arrays, number: int, fingerprint: object, rows: object) -> 
             raise ValueError(f"rows {each} are beyond its {rows} rows")
     if covered & excluded:
         raise ValueError("rows are both counted and excluded")
-    return Source(fingerprint, rows, covered, excluded, filled, _pairs(tensors, number, "files"))
+    return CountedSource(fingerprint, rows, covered, excluded, filled, _pairs(tensors, number, "files"))
 
 
 def _coverage(tensors: Arrays, number: int, name: str) -> Coverage:

@@ -186,7 +186,7 @@ def _of_samples(report: Mapping[str, Any]) -> str:
     if not known:
         return (
             "The precision of the corrections is unknown. To estimate it, set `statistics: [spread]` in the "
-            "configuration of the run, and give the models."
+            "configuration of the run, count two samples or more, and give the models."
         )
     name, worst = max(known.items(), key=lambda each: float(each[1]["error_in_steps"]))
     steps = _number(worst["error_in_steps"])

@@ -48,22 +48,9 @@ class ExactSum:
     digits: npt.NDArray[np.int64]
 
     @classmethod
-    def empty(cls, channels: int, dtype: np.dtype[Any]) -> Self:
-        """Zero in every channel."""
-        return cls(dtype, np.zeros((digit_count(dtype), channels), np.int64))
-
-    @classmethod
     def from_raw(cls, dtype: np.dtype[Any], raw: npt.NDArray[np.int64]) -> Self:
         """The sum whose value is that of `raw` int64[digit_count(dtype), C], digits of any size and sign."""
         return cls(dtype, _carried(raw))
-
-    def __add__(self, other: Self) -> Self:
-        """The sum of both, over the same dtype and channels."""
-        return self.from_raw(self.dtype, self.digits + other.digits)
-
-    def __sub__(self, other: Self) -> Self:
-        """This sum less `other`, over the same dtype and channels."""
-        return self.from_raw(self.dtype, self.digits - other.digits)
 
     def units(self) -> list[int]:
         """The sum per channel, in units of 2^`unit_exponent(dtype)`.

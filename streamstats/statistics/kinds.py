@@ -24,7 +24,7 @@ def kinds_of(names: Iterable[str]) -> tuple[Kind, ...]:
     wanted = {*ALWAYS, *names}
     unknown = sorted(wanted - KINDS.keys())
     if unknown:
-        raise UsageError(f"statistics {', '.join(unknown)} are unknown; expected some of {', '.join(optional())}")
+        raise UsageError(f"statistics {', '.join(unknown)} are unknown; expected some of {', '.join(KINDS)}")
     return tuple(KINDS[name] for name in [*ALWAYS, *sorted(wanted.difference(ALWAYS))])
 
 

@@ -8,35 +8,27 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import DataError, MismatchError, NonFiniteError, UsageError, counted
+from ..errors import MismatchError, NonFiniteError, UsageError, counted
 from ..quantization import Quantization
-from .exact import ExactSum, digit_count, is_canonical, unit_exponent
+from .exact import ExactSum
 from .running import Measures
 from .statistic import Document, Space, Tensors, ValueStatistic
-
-Counts = npt.NDArray[np.int64]
-Float64Array = npt.NDArray[np.float64]
+from .sums import ExactSums, Float64Array, exact_means, sum_tensors
 
 
 @dataclass(frozen=True, eq=False)
-class ChannelMean(ValueStatistic):
+class ChannelMean(ExactSums, ValueStatistic):
     """The sum of the finite values per channel, as the digits of an `ExactSum`, and the counts of values.
 
     `digits` int64[D, C]; `count`, `nan`, `infinite` int64[C] count finite values, NaN and infinities.
     """
 
     name: ClassVar[str] = "mean"
-
-    digits: npt.NDArray[np.int64]
-    count: Counts
-    nan: Counts
-    infinite: Counts
 
     @classmethod
     def tensors(cls, space: Space) -> Tensors:
@@ -49,30 +41,6 @@ class ChannelMean(ValueStatistic):
         total = ExactSum.from_raw(measures.dtype, measures.digits)
         return cls(space, total.digits, measures.count, measures.nan, measures.infinite)
 
-    def merge(self, other: Self) -> Self:
-        """The sum of sums and of counts."""
-        self.check_fits(other)
-        total = ExactSum.from_raw(self.space.dtype, self.digits + other.digits)
-        counts = (mine + theirs for mine, theirs in zip(self._counts(), other._counts(), strict=True))
-        return type(self)(self.space, total.digits, *counts)
-
-    def without(self, part: Self, rest: Self | None = None) -> Self | None:  # noqa: ARG002 - it is not needed
-        """As `Statistic.without`: always known."""
-        self.check_fits(part)
-        counts = [mine - theirs for mine, theirs in zip(self._counts(), part._counts(), strict=True)]
-        if any((count < 0).any() for count in counts):
-            raise MismatchError(
-                "more values would be subtracted than were counted: the data has changed since it was counted; count "
-                "it again"
-            )
-        total = ExactSum.from_raw(self.space.dtype, self.digits - part.digits)
-        return type(self)(self.space, total.digits, *counts)
-
-    def check(self) -> None:
-        """As `Statistic.check`."""
-        if not is_canonical(self.digits) or any((count < 0).any() for count in self._counts()):
-            raise DataError("the digits of the sums are not canonical, or counts are negative")
-
     def document(self, quantization: Quantization | None) -> Document:
         """Layer: the least and greatest mean over all channels; NaN and infinities. Per channel: mean and counts."""
         mean = self.mean(quantization)
@@ -84,53 +52,9 @@ class ChannelMean(ValueStatistic):
         channels = {"mean": mean, "count": self.count, "nan": self.nan, "infinite": self.infinite}
         return Document({name: float(value) for name, value in ends.items()} | counts, channels)
 
-    def _counts(self) -> tuple[Counts, Counts, Counts]:
-        return self.count, self.nan, self.infinite
-
-    @property
-    def total(self) -> ExactSum:
-        """The exact sum per channel."""
-        return ExactSum(self.space.dtype, self.digits)
-
-    @property
-    def nonfinite(self) -> Counts:
-        """NaN plus infinities per channel, int64[C]."""
-        return self.nan + self.infinite
-
     def mean(self, quantization: Quantization | None = None) -> Float64Array:
-        """The mean of the finite values per channel, float64[C], in real units; NaN for channels without any.
-
-        It is the float64 nearest to the exact rational `(S − n·zero_point)·step / n`, ties to even.
-        Raises `MismatchError` for a quantisation with another number of channels; `UsageError` for a quantisation of
-        float data, or if its step takes the mean beyond float64.
-        """
+        """The mean of the finite values per channel, float64[C], in real units, as `exact_means` rounds and raises."""
         return exact_means(self.total, self.count, quantization)
-
-
-def sum_tensors(dtype: np.dtype[Any], shape: tuple[int, ...]) -> Tensors:
-    """The tensors of sums of `shape` over values of `dtype`: digits, and counts of finite values, NaN, infinities."""
-    counts = (shape, np.dtype(np.int64))
-    return {"digits": ((digit_count(dtype), *shape), counts[1]), "count": counts, "nan": counts, "infinite": counts}
-
-
-def exact_means(total: ExactSum, count: Counts, quantization: Quantization | None) -> Float64Array:
-    """As `ChannelMean.mean`: the mean for each sum in `total`, over `count` int64[C] values."""
-    if quantization is not None and total.dtype.kind not in "iu":
-        raise UsageError(f"a quantisation is given, but the values are {total.dtype}; expected integer codes")
-    maps = (quantization or Quantization(1.0)).channel_maps(len(count))
-    shift = -unit_exponent(total.dtype)
-    sums = zip(total.units(), count.tolist(), maps, strict=True)
-    return np.array([_mean(units, shift, values, *affine) for units, values, affine in sums], dtype=np.float64)
-
-
-def _mean(units: int, shift: int, count: int, step: Fraction, zero_point: int) -> float:
-    """(S − n·zero_point)·step / n with S = units / 2^shift, as one quotient of integers, which Python rounds once."""
-    if count == 0:
-        return float("nan")
-    try:
-        return (units - (count * zero_point << shift)) * step.numerator / (count * step.denominator << shift)
-    except OverflowError as error:
-        raise UsageError(f"a mean is beyond float64: the step is {float(step)}; expected a smaller one") from error
 
 
 def prepare_input_mean(

@@ -137,7 +137,7 @@ def test_reported_rows_are_left_out_and_counted_once_they_are_repaired(
     repair(tmp_path, stored, chunk)
     config_now = config(store, missing="report")
     if stored.startswith("sharded") and damage == "bit flip":  # its other chunk was counted
-        with pytest.raises(DataError, match=r"chunk c/1/0/0 \(rows 2:4\) was written again since it was counted"):
+        with pytest.raises(DataError, match=r"chunk c/1/0/0 \(rows 2:4\) was rewritten since it was counted"):
             run(config_now)
     outcome = run(config_now, accept_changes=stored.startswith("sharded"))
     assert_counted(outcome, values)
@@ -219,7 +219,7 @@ def test_verify_puts_chunks_that_were_copied_into_one_line(tmp_path: Path) -> No
             os.utime(path)
     (found,) = verify(config(store))
     assert found.rows == (0, 8)
-    assert found.problem.startswith("chunk c/0/0 (and 3 more) was written again since it was counted, but the stat")
+    assert found.problem.startswith("chunk c/0/0 (and 3 more) was rewritten since it was counted, but the stat")
 
 
 def test_verify_names_layers_that_were_counted_and_are_gone(tmp_path: Path) -> None:

@@ -318,7 +318,7 @@ def test_workers_with_more_threads_than_the_memory_allows_are_refused(store: Pat
 class Scripted(workers.ThreadWorkers):
     """Workers whose events come from `script`, a function of the number of a call and the task."""
 
-    can_give_again = True
+    can_repeat = True
 
     def __init__(self, script: Callable[[int, Task], list[Begun | Ended]], **limits: float) -> None:
         super().__init__(Cluster(threads=1, **limits))  # type: ignore[arg-type]
@@ -410,7 +410,7 @@ def test_nothing_coming_back_at_all_is_an_error(monkeypatch: pytest.MonkeyPatch)
 def test_a_thread_that_hangs_is_told_and_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reduction, "WAIT_SECONDS", 0.02)
     scripted = Scripted(lambda number, _: [Begun(number, "thread")] if number == 1 else done(number), task_timeout=0.1)
-    scripted.can_give_again = False
+    scripted.can_repeat = False
     threading.Timer(0.8, lambda: scripted.events.put(Ended(1, ([], None)))).start()
     found, messages = reduced(scripted)
     assert sorted(found) == [0, 1, 2, 3]

@@ -18,7 +18,7 @@ from rich.cells import cell_len
 from streamstats.coverage import Coverage
 from streamstats.errors import MissingDependencyError, OutputError, UsageError
 from streamstats.outputs.layer_statistics import LayerStatistics
-from streamstats.outputs.ledger import Source
+from streamstats.outputs.ledger import CountedSource
 from streamstats.report.pictures import plot_accuracies, plot_accuracies_text, plot_channels, plot_channels_text
 from streamstats.statistics.kinds import kinds_of
 from streamstats.statistics.statistic import Space
@@ -33,7 +33,7 @@ def measured(values: npt.ArrayLike, layer: str = "block/project") -> LayerStatis
     """The statistics of `values`, rows × channels."""
     block = np.asarray(values, np.float64)
     members = {kind.name: kind.measure(block) for kind in kinds_of(())}
-    source = Source("", len(block), Coverage.first(len(block)))
+    source = CountedSource("", len(block), Coverage.first(len(block)))
     return LayerStatistics(layer, 1, None, (source,), Statistics(Space.of(block), members))
 
 

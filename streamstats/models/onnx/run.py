@@ -188,28 +188,3 @@ def _fixed_batch(session: Any) -> int | None:
     if len(sizes) > 1:
         raise UsageError(f"the model's inputs are fixed to different extents on axis 0: {sizes}; expected one batch")
     return sizes[0] if sizes else None
-
-
-def run_model(model_path: str | Path, inputs: npt.NDArray[Any], batch_size: int = 64) -> npt.NDArray[Any]:
-    """The model's first output for all samples of its only input: samples on axis 0, in and out.
-
-    Raises `UsageError` and `MismatchError` for inputs that do not fit, or a model that cannot be run.
-    """
-    path = Path(model_path)
-    if not path.is_file():
-        raise UsageError(f"cannot read the ONNX model {path}: no such file")
-    session = open_session(str(path), path.parent)
-    arrays = _by_input({"": inputs}, [""], [node.name for node in session.get_inputs()], "the array given")
-    run = ModelRun.prepare(session, arrays, batch_size, "the array given")
-    name = session.get_outputs()[0].name
-    blocks = [_samples_first(run.outputs([name], rows)[name], name, rows) for rows in run.batches()]
-    return np.concatenate(blocks)
-
-
-def _samples_first(block: npt.NDArray[Any], name: str, rows: slice) -> npt.NDArray[Any]:
-    if block.shape[:1] != (rows.stop - rows.start,):
-        raise MismatchError(
-            f"the model's output {name} has the shape {block.shape} for {rows.stop - rows.start} samples; "
-            "expected samples on axis 0"
-        )
-    return block

@@ -116,9 +116,7 @@ def test_appended_objects_alone_are_read_and_changed_ones_are_named(
         assert read == ["20", "21"]
         content = bytes(obstore.get(store, "store/b/c/3/0").bytes())
         obstore.put(store, "store/b/c/3/0", content[::-1])
-        with pytest.raises(
-            DataError, match=r"layer b: chunk c/3/0 \(rows 6:8\) was written again since it was counted"
-        ):
+        with pytest.raises(DataError, match=r"layer b: chunk c/3/0 \(rows 6:8\) was rewritten since it was counted"):
             run(config(source, tmp_path / "out"))
         obstore.delete(store, "store/b/c/3/0")
         with pytest.raises(DataError, match=r"layer b: chunk c/3/0 \(rows 6:8\) was removed since it was counted"):

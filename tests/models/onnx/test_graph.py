@@ -14,7 +14,6 @@ from streamstats.errors import UsageError
 from streamstats.models.onnx.correct import correct
 from streamstats.models.onnx.graph import load_model
 from streamstats.models.onnx.record import record
-from streamstats.models.onnx.run import run_model
 
 
 @pytest.mark.parametrize("content", [b"", b"hello, world", b"\x00" * 64, bytes(range(256)), None, "folder"], ids=repr)
@@ -29,7 +28,6 @@ def test_a_file_that_is_not_a_model_is_refused_in_one_line(content: Any, tmp_pat
     one_line(lambda: load_model(path), UsageError, "bad.onnx")
     one_line(lambda: record(path, tmp_path / "x.npy", tmp_path / "store"), UsageError, "bad.onnx")
     one_line(lambda: correct(path, out, tmp_path / "c.onnx", bits=4), UsageError, "bad.onnx")
-    one_line(lambda: run_model(path, values(4, 3)), UsageError)
     assert not (tmp_path / "store").exists()
     assert not (tmp_path / "c.onnx").exists()
 

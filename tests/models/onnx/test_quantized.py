@@ -11,6 +11,7 @@ import numpy.typing as npt
 import onnx
 import onnxruntime
 import pytest
+from graphs import run_model
 from networks import FLOAT, FORMS, chain, folded, model_of, on_the_grid, quantized, run_out, values
 from onnx import helper, numpy_helper
 
@@ -21,7 +22,6 @@ from streamstats.models.onnx.graph import load_model
 from streamstats.models.onnx.layers import survey
 from streamstats.models.onnx.pairs import pairs
 from streamstats.models.onnx.quantized import quantized_layers
-from streamstats.models.onnx.run import run_model
 
 Array = npt.NDArray[Any]
 

@@ -21,6 +21,7 @@ from graphs import (
     make_model,
     node,
     one_line,
+    run_model,
     save_means,
     saved,
     stored,
@@ -40,7 +41,6 @@ from streamstats.errors import (
 )
 from streamstats.models.onnx.correct import correct
 from streamstats.models.onnx.record import record
-from streamstats.models.onnx.run import run_model
 from streamstats.progress import Quiet, Stage
 
 
