@@ -220,7 +220,7 @@ def test_no_metadata_is_no_quantization():
 
 @pytest.mark.parametrize("stored", [{}, [], "", 0, False, "int8", [1.0, 0], {"step": 1.0}, {"zero_point": 0}])
 def test_metadata_that_is_no_quantization_is_refused(stored):
-    with pytest.raises(UsageError, match="expected step and zero_point"):
+    with pytest.raises(UsageError, match="expected an object with `step` and `zero_point`"):
         Quantization.from_metadata(stored)
 
 
