@@ -159,9 +159,18 @@ BAD_ATTRIBUTES = {
     "axis: text": ({"channel_axis": "last"}, "channel_axis is 'last', expected an integer"),
     "axis: not there": ({"channel_axis": 3}, "channel_axis is 3, but the array has the shape"),
     "axis: the samples": ({"channel_axis": 0}, "channel_axis is 0, but the array has the shape"),
-    "quantization: text": ({"quantization": "int8"}, "quantization is 'int8'; expected an object with `step` and `zero_point`"),
-    "quantization: empty": ({"quantization": {}}, "quantization is {}; expected an object with `step` and `zero_point`"),
-    "quantization: false": ({"quantization": False}, "quantization is False; expected an object with `step` and `zero_point`"),
+    "quantization: text": (
+        {"quantization": "int8"},
+        "quantization is 'int8'; expected an object with `step` and `zero_point`",
+    ),
+    "quantization: empty": (
+        {"quantization": {}},
+        "quantization is {}; expected an object with `step` and `zero_point`",
+    ),
+    "quantization: false": (
+        {"quantization": False},
+        "quantization is False; expected an object with `step` and `zero_point`",
+    ),
     "quantization: no zero point": ({"quantization": {"step": 1.0}}, "expected an object with `step` and `zero_point`"),
     "quantization: step 0": ({"quantization": {"step": 0, "zero_point": 0}}, "step is 0.0; expected a positive"),
     "quantization: text as step": ({"quantization": {"step": "1", "zero_point": 0}}, "step is '1'; expected a number"),

@@ -339,9 +339,7 @@ def test_nothing_is_forgotten_where_rows_that_stay_are_needed_and_cannot_be_read
     before = results(tmp_path / "out")
     record(store, values[12:], chunk_bytes=5 * 3 * 4)
     (store / "conv/c/2/0").unlink()
-    with pytest.raises(
-        DataError, match=r"chunk c/2/0 \(rows 10:12\) was .*; nothing was forgotten, because"
-    ):
+    with pytest.raises(DataError, match=r"chunk c/2/0 \(rows 10:12\) was .*; nothing was forgotten, because"):
         forget(config(store, missing="report"), (0, 1))
     assert results(tmp_path / "out") == before
 
