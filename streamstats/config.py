@@ -53,7 +53,7 @@ def parse_rows(text: str) -> tuple[int, int]:
         raise UsageError(f"rows are {text!r}; expected START:STOP, as in 64:128")
     start, stop = map(int, text.split(":"))
     if start >= stop:
-        raise UsageError(f"rows are {text!r}; expected a START less than STOP")
+        raise UsageError(f"rows are {text!r}; expected START less than STOP")
     return start, stop
 
 
@@ -136,7 +136,7 @@ class ClusterConfig(Settings):
     workers: Annotated[
         Literal["local"] | int,
         PlainValidator(_checked_workers, json_schema_input_type=Literal["local"] | int),
-        Field(description="local: threads of this process; a number: so many processes on this machine."),
+        Field(description="local: threads of this process; a number: that many processes on this machine."),
     ] = "local"
     scheduler: Annotated[
         str | None,

@@ -57,7 +57,7 @@ def seen_differently(layer: Layer) -> str | None:
     except Exception as error:
         return f"cannot see layer {layer.name} of {layer.store} ({first_line(error)}); make the store visible there"
     if _fingerprint(array) != layer.fingerprint or array.shape[0] < layer.rows:
-        return f"sees another layer {layer.name} at {layer.store}; make the same store visible there"
+        return f"sees a different layer {layer.name} at {layer.store}; make the same store visible there"
     return None
 
 

@@ -1,7 +1,8 @@
 """Recorder: append samples to a calibration store, layer by layer, in bounded memory.
 
-The recorder writes rows in whole chunks; the others wait in memory until they fill a chunk, or until it is closed. It
-writes rows first and commits them afterwards, in the attribute `rows`: a reader never counts a row that is not stored.
+The recorder writes rows in whole chunks; the rest wait in memory until they fill a chunk, or until the recorder is
+closed. It writes rows first and commits them afterwards, in the attribute `rows`: a reader never counts a row that is
+not stored.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class Recorder:
     waits in memory. Use it as a context manager, or call `close`. Raises `OutputError` if it cannot write to `store`.
 
     With `buffered=False` nothing waits in memory: when `append` returns, its rows are on disk and committed, all at
-    once; neither a reader nor the store of a process that was killed ever has only some of them.
+    once: even if the process is killed, the store and its readers have all of them or none.
     """
 
     def __init__(self, store: str | Path, *, chunk_bytes: int = DEFAULT_CHUNK_BYTES, buffered: bool = True) -> None:

@@ -1,7 +1,7 @@
 """Selection: which arrays of a store are the layers of a job, and what the job's rules say of each.
 
 Rules are tried in order, and the first match wins. Without rules, every array is a layer, as its attributes describe
-it; with rules, arrays that no rule matches are left out.
+it; with rules, arrays that no rule matches are skipped.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class LayerRule:
 
 @dataclass(frozen=True)
 class Selected:
-    """The layers of a job, in the order of their names, and the names of the arrays that its rules leave out."""
+    """The layers of a job, in the order of their names, and the names of the arrays that its rules skip."""
 
     layers: tuple[Layer, ...]
     left_out: tuple[str, ...]

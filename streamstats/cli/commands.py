@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ..outputs.ledger import Ledger
 
 NAMED = 8
-"""The most ranges of rows that a note names."""
+"""How many ranges of rows a note names at most."""
 
 
 # run and inspect
@@ -96,7 +96,7 @@ def _until_stable(job: Job, options: Namespace) -> tuple[Job, KnownTo]:
     from .model_commands import subject_of
 
     if options.follow:
-        raise UsageError("--until-stable and --follow exclude each other; leave one out")
+        raise UsageError("--until-stable and --follow cannot be combined; leave one out")
     if not 0 < options.until_stable < math.inf:
         raise UsageError(f"--until-stable is {options.until_stable:g}; expected a fraction of a step, above 0")
     subject = subject_of(options)
@@ -112,16 +112,18 @@ def _is_unstable(until: KnownTo, wanted: float) -> bool:
 
 
 def _how_stable(worst: Precision, wanted: float) -> str:
-    known = f"after {counted(worst.rows, 'sample')} corrections are known to {worst.in_steps:.3g} steps of the bias"
+    known = (
+        f"after {counted(worst.rows, 'sample')}, the corrections are known to {worst.in_steps:.3g} steps of the bias"
+    )
     if worst.in_steps <= wanted:
         return f"{known} (standard error, worst layer {worst.layer}); requested: {wanted:g}"
-    needed = f"{wanted:g} would need about {worst.rows_for(wanted):,.0f}"
+    needed = f"{wanted:g} would take about {worst.rows_for(wanted):,.0f}"
     return f"{known} (standard error, worst layer {worst.layer}), and there are no more samples; {needed}"
 
 
 def _until(rows: int | None, idle: float | None) -> str:
     ends = [f"every layer has {rows:,} rows"] if rows is not None else []
-    ends += [f"no rows are added for {idle:g} s"] if idle is not None else []
+    ends += [f"no rows are appended for {idle:g} s"] if idle is not None else []
     return f"until {' or '.join(ends)}" if ends else "until it is interrupted"
 
 
@@ -202,7 +204,7 @@ def inspect(options: Namespace) -> None:
     from ..outputs.results import open_results
 
     if options.plot and options.json:
-        raise UsageError("--plot and --json exclude each other; choose one")
+        raise UsageError("--plot and --json cannot be combined; choose one")
     results = open_results(options.output)
     if options.layer is None:
         if options.plot:

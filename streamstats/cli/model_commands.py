@@ -42,9 +42,9 @@ def record(options: Namespace) -> None:
         print_json({"layers": {layer.layer: layer.document() for layer in recorded}})
     else:
         rows = [[one.layer, one.op, str(one.samples), _shape(one.shape), one.dtype, one.reason] for one in recorded]
-        print_table(["layer", "operator", "samples", "shape", "dtype", "left out because"], rows, left=2)
+        print_table(["layer", "operator", "samples", "shape", "dtype", "skipped because"], rows, left=2)
     say(
-        f"wrote {options.output}; reduce it with `streamstats run`, and `source: {options.output}` in the configuration"
+        f"wrote {options.output}; to reduce it, call `streamstats run` with `source: {options.output}` in its YAML file"
     )
 
 
@@ -156,7 +156,7 @@ def _check_models(options: Namespace) -> None:
     if options.quantized is None and options.bits is None:
         raise UsageError("give a quantised model after the float one, or --bits to quantise its weights here")
     if options.quantized is not None and options.bits is not None:
-        raise UsageError("a quantised model and --bits exclude each other; leave one out")
+        raise UsageError("a quantised model and --bits cannot be combined; leave one out")
     if options.quantized is not None and (options.uncorrected or options.per_channel or options.symmetric):
         raise UsageError("--uncorrected, --per-channel and --symmetric go with --bits; leave them out")
 
@@ -215,7 +215,7 @@ def _say_judgement(judged: Judgement) -> None:
         say(f"float: accuracy {judged.accuracy['float']:.2%} on {judged.samples:,} samples")
     if judged.harmful:
         layers = ", ".join(judged.harmful)
-        say(f"without their correction, these layers would be nearer to the float model: {layers}; see --do-no-harm")
+        say(f"without their correction, these layers would be closer to the float model: {layers}; see --do-no-harm")
 
 
 def _correct_tensors(options: Namespace) -> None:

@@ -13,7 +13,7 @@ Exact calibration statistics, out of core, and the bias corrections that follow 
   record    run a model over samples, and store the input of each layer in a zarr store
   run       reduce a store to exact statistics, and to a corrector for each layer
   inspect   show the results of a run
-  status    show how far a run is: what is counted, what is missing and why
+  status    show how far a run has come: what is counted, what is missing and why
   verify    read a store once, and report what is wrong with it
   forget    subtract rows from the results, for good
   merge     add up the results of several stores or sites
@@ -45,7 +45,7 @@ Reduce every layer of a zarr calibration store to exact sums, counts and extrema
   streamstats run run.yaml
   streamstats run run.yaml --follow --idle 60          count rows as they are recorded, until none arrive for 60 s
 
-Before it reads any data, it prints the plan: tasks, bytes, and the most memory that the run will take. It writes:
+Before it reads any data, it prints the plan: tasks, bytes, and the peak memory of the run. It writes:
 
   OUT/correctors/LAYER.safetensors   the mean of each channel, which corrects the layer's bias
   OUT/state/LAYER.safetensors        exact sums and counts, and the rows that they cover
@@ -70,7 +70,7 @@ Show the results of `streamstats run`: all layers, or the channels of one.
 """
 
 STATUS = """\
-Show how far a job is: the rows counted for each layer, what is missing and why, and what to do next.
+Show how far a run has come: the rows counted for each layer, what is missing and why, and what to do next.
 
   streamstats status out                               exit status 0: everything is counted, 3: something is missing
 """
@@ -79,7 +79,7 @@ VERIFY = """\
 Read everything once and report what is wrong: chunks that are missing, truncated or fail their checksum, and rows that
 have changed since they were counted. Writes nothing.
 
-  streamstats verify run.yaml                          exit status 0: all is intact, 4: something has changed
+  streamstats verify run.yaml                          exit status 0: no problems found, 4: problems found
 """
 
 FORGET = """\
@@ -161,7 +161,7 @@ README and configs/service.yaml explain all other keys:
 """
 
 SERVICE_ENVIRONMENT = """
-The service and its token are those of --url and --token-file, or else of the environment: STREAMSTATS_URL, and
+--url and --token-file name the service and its token. By default, the environment does: STREAMSTATS_URL, and
 STREAMSTATS_TOKEN_FILE or STREAMSTATS_TOKEN.
 """
 
@@ -187,7 +187,7 @@ Show the progress of a job until it ends. Exit status: 0 done, 3 incomplete, 1 f
 {SERVICE_ENVIRONMENT}"""
 
 CANCEL = f"""\
-Cancel a job of a service. The results that it has so far stay.
+Cancel a job of a service; its results so far are retained.
 
   streamstats cancel 0123456789abcdef
 {SERVICE_ENVIRONMENT}"""
@@ -264,7 +264,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", metavar="CONFIG", help="a YAML file")
     parser.add_argument("--restart", action="store_true", help="count everything again, except forgotten rows")
     parser.add_argument(
-        "--accept-changes", action="store_true", help="retain what was counted even if the store has changed since"
+        "--accept-changes", action="store_true", help="keep what was counted, even if the store has changed since"
     )
     parser.add_argument(
         "--follow", action="store_true", help="keep counting rows as they are appended, until a signal or …"
@@ -278,8 +278,8 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         const=0.5,
         type=float,
-        help="count only as many rows, from the first on, as it takes to know every correction to this fraction of a "
-        "step of its bias (default: 0.5); shuffle the samples beforehand",
+        help="count rows from the first on, until every correction is known to this fraction of a step of its bias "
+        "(default: 0.5); shuffle the samples beforehand",
     )
     stable.add_argument("--model", metavar="MODEL.onnx", help="the float model that was recorded")
     stable.add_argument("--quantized", metavar="QUANTIZED.onnx", help="the same model as another quantiser wrote it")
@@ -396,7 +396,7 @@ def _add_how(parser: argparse.ArgumentParser) -> None:
     judging.add_argument(
         "--score",
         metavar="COMMAND",
-        help="a program that prints a score of the file {model}, such as 'python score.py {model}'",
+        help="a program that prints the score of the model file {model}, such as 'python score.py {model}'",
     )
     judging.add_argument("--do-no-harm", action="store_true", help="skip layers that would get worse")
 
@@ -428,9 +428,9 @@ def _add_service(parser: argparse.ArgumentParser) -> None:
 def _add_submit(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", metavar="CONFIG", help="the YAML file of a run")
     parser.add_argument("--watch", action="store_true", help="show the progress until the job ends")
-    parser.add_argument("--follow", action="store_true", help="keep counting rows as they are added, until …")
+    parser.add_argument("--follow", action="store_true", help="keep counting rows as they are appended, until …")
     parser.add_argument("--until-rows", metavar="N", type=int, help="… every layer has N rows")
-    parser.add_argument("--idle", metavar="SECONDS", type=float, help="… no rows are added for this long")
+    parser.add_argument("--idle", metavar="SECONDS", type=float, help="… no rows are appended for this long")
     parser.add_argument("--submitter", metavar="NAME", help="whose job it is; default: your user name")
     parser.add_argument(
         "--priority",

@@ -64,7 +64,7 @@ def _request(options: Namespace) -> dict[str, Any]:
         raise UsageError("--until-rows and --idle say when --follow ends; add --follow, or leave them out")
     ignored = [name for name in ("output", "cluster") if document.pop(name, None) is not None]
     if ignored:
-        say(f"{options.config}: {' and '.join(ignored)} ignored; the service decides")
+        say(f"{options.config}: ignoring {' and '.join(ignored)}, which the service chooses")
     follow = {"follow": {"rows": options.until_rows, "idle": options.idle}} if options.follow else {}
     whose = {"submitter": options.submitter or getpass.getuser(), "priority": options.priority}
     return {"kind": "run", **document, **follow, **whose}
@@ -150,7 +150,7 @@ def fetch(options: Namespace) -> None:
         number = client.fetch(options.job, folder)
     if options.json:
         print_json({"job": options.job, "results": number, "folder": str(folder)})
-    say(f"wrote {folder}; inspect it with: streamstats inspect {folder}")
+    say(f"wrote {folder}; view it with: streamstats inspect {folder}")
 
 
 def send(options: Namespace) -> None:

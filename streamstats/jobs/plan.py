@@ -27,19 +27,19 @@ BASE_BYTES = 300 * MiB
 BLOCK_BYTES = 16 * MiB
 """Decoded bytes of a block: many chunks per call, in a buffer that is reused."""
 TASK_BYTES = 256 * MiB
-"""The most decoded bytes of a task: enough to hide its overhead, few enough to show progress."""
+"""Maximum decoded bytes of a task: enough to hide its overhead, few enough to show progress."""
 SMALLEST_TASK_BYTES = 16 * MiB
-"""The least decoded bytes of a task. Above it, a task takes two thirds of a thread's share of the bytes that are left,
+"""Minimum decoded bytes of a task. Above it, a task takes two thirds of a thread's share of the bytes that are left,
 so that all threads finish together."""
 SCHEDULED_BYTES = 4 * MiB
-"""The least decoded bytes of a task, per thread of a large cluster: a dask scheduler starts some 300 tasks per second,
+"""Minimum decoded bytes of a task, per thread of a large cluster: a dask scheduler starts some 300 tasks per second,
 and a thread decodes about 1 GB per second."""
 CROWD = 16
-"""The most threads that a scheduler serves without effort, whatever the size of the tasks."""
+"""Threads that a scheduler serves without effort, whatever the size of the tasks."""
 MOST_TASKS = 20_000
-"""The most tasks of a job, approximately, however large they become: a scheduler cannot handle more."""
+"""Approximate maximum of tasks in a job, however large they become: a scheduler cannot handle more."""
 RESULT_BYTES = MiB
-"""The most bytes of a task's results, unless one layer alone has more: it limits how many tiny layers share a task."""
+"""Maximum bytes of a task's results, unless one layer alone has more: it limits how many tiny layers share a task."""
 TASKS_IN_FLIGHT = 3
 """Tasks per thread that are submitted and not yet merged."""
 ZARR_COPIES = 3
@@ -47,7 +47,7 @@ ZARR_COPIES = 3
 STATE_COPIES = 4
 """Copies of a layer's state and file identities that are held while results are merged and written."""
 MOST_JOINED_BYTES = 8 * NARROWEST
-"""The most bytes of several rows that the loops take as one."""
+"""Maximum bytes of several rows that the loops take as one."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,8 @@ class Task:
 class Plan:
     """Tasks in order, the `threads` per process that run them, and the totals of the job.
 
-    `bytes` are decoded bytes; `block_bytes` is the size of the largest block, `peak_bytes` the most memory that a
-    process will use.
+    `bytes` are decoded bytes; `block_bytes` is the size of the largest block, `peak_bytes` the peak memory of a
+    process.
     """
 
     tasks: tuple[Task, ...]
@@ -299,7 +299,7 @@ def _size(layer: Layer, shape: Sequence[int]) -> int:
 
 
 def _result_bytes(layers: Sequence[Layer]) -> int:
-    """The most bytes of the results of one task."""
+    """Maximum bytes of the results of one task."""
     return max([RESULT_BYTES, *map(_state_bytes, layers)])
 
 

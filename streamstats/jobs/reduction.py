@@ -23,7 +23,7 @@ from .workers import Begun, Event, UnfitError, Workers, next_event
 
 WAIT_SECONDS = 0.5
 MOST_TRIES = 5
-"""The most submissions of a task whose workers are lost or hang."""
+"""How often a task whose workers are lost or hang is submitted at most."""
 STARTS_AGAIN = "what was counted is saved: start workers, and run again"
 
 

@@ -42,7 +42,7 @@ POLL_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Follow:
-    """When to stop following a store: once every layer has `rows`, or no rows were added for `idle` seconds."""
+    """When to stop following a store: once every layer has `rows`, or no rows were appended for `idle` seconds."""
 
     rows: int | None = None
     idle: float | None = None

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 Ledgers = Mapping[str, LayerStatistics]
 NAMED = 8
-"""The most layers that a note names."""
+"""How many layers a note names at most."""
 
 
 @dataclass
@@ -206,7 +206,7 @@ def tell_selected(selected: Selected, progress: Progress) -> None:
         progress.say(f"skipped, because no entry of `layers` matches: {_some(selected.left_out)}")
     codes = [layer.name for layer in layers if layer.dtype.kind in "iu" and layer.quantization is None]
     if codes:
-        progress.say(f"note: integers without `quantization`, so their means are means of codes: {_some(codes)}")
+        progress.say(f"note: integers without `quantization` are averaged as codes: {_some(codes)}")
     rows = {layer.rows for layer in layers}
     if len(rows) > 1:
         progress.say(

@@ -31,7 +31,7 @@ FARTHEST = 1.0
 """The distance between weights, as a share of their norm, from which they belong to different layers; unrelated weights
 are 1.4 apart."""
 PRECISION_STATISTICS = (SampleSpread.name,)
-"""What the precision of a correction is estimated from, beside what is always counted."""
+"""What the precision of a correction is estimated from, besides what is always counted."""
 CORRECTION_STATISTICS = (*PRECISION_STATISTICS, PositionSums.name)
 """What corrections that are exact with padding, and their precision, are made from."""
 

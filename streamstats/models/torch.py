@@ -165,7 +165,7 @@ def apply_correctors(
     corrector of other channels, `DataError` for a damaged one.
     """
     if getattr(quantized, MARK, False):
-        raise UsageError("the quantised model has been corrected already; give it as its quantiser left it")
+        raise UsageError("the quantised model has already been corrected; give it as its quantiser left it")
     results = open_results(Path(correctors))
     others = {name: module for name, module in quantized.named_modules() if hasattr(module, "weight")}
     modules = linear_modules(model)
@@ -210,7 +210,7 @@ def _unlike(weight: Array, stored: Array) -> str:
     if weight.shape != stored.shape:
         return f"its weight has the shape {weight.shape}, the quantised {stored.shape}"
     if not is_near(weight, stored):
-        return "the quantised weight is not near to its own; fold batch normalisation before recording"
+        return "the quantised weight is not close to its own; fold batch normalisation before recording"
     return ""
 
 

@@ -18,7 +18,7 @@ from .results import STATE, write_states
 
 LOCK = "run.lock"
 SAVE_SECONDS = 3.0
-"""The least time between two saves."""
+"""The shortest time between two saves."""
 SAVING_SHARE = 50
 """Saving takes at most about 1/SAVING_SHARE of the time."""
 

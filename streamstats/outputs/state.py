@@ -22,7 +22,7 @@ from .ledger import CountedSource, Ledger
 
 FORMAT = "streamstats.state/3"
 RESTART = "count again with `streamstats run --restart`"
-REMOVE = "remove it and run again, then forget again any rows that were forgotten"
+REMOVE = "remove it, run again, and repeat any `streamstats forget`"
 ROWS = ("covered", "excluded", "filled")
 
 Arrays = Mapping[str, npt.NDArray[Any]]

@@ -27,9 +27,9 @@ from . import pictures
 Float64Array = npt.NDArray[np.float64]
 FORMAT = "streamstats.report/1"
 MOST_RANKED, MOST_DRAWN = 60, 24
-"""The most layers in a ranking, and the most whose channels are drawn; those with the largest shift come first."""
+"""How many layers a ranking has, and how many have their channels drawn, at most: those with the largest shift."""
 NAMED = 20
-"""The most channels, or layers, that a sentence names."""
+"""How many channels, or layers, a sentence names at most."""
 HALF = 0.5
 """Of a step: rounding to steps discards that much anyway."""
 REPORT = ".report.html"

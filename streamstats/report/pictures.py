@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 Values = npt.NDArray[np.float64]
 
 SMALLEST_TEXT = (40, 12)
-"""The least width and height of a terminal plot, in characters."""
+"""The smallest width and height of a terminal plot, in characters."""
 BAR = 40
 """The length of the bar of accuracy 1, in characters."""
 FLAT = 1e-8

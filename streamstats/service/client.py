@@ -106,7 +106,7 @@ class Client:
         return JobView.model_validate(self._json("GET", f"/jobs/{quote(job, safe='')}"))
 
     def cancel(self, job: str) -> JobView:
-        """Cancel a job; the results that it has written are retained."""
+        """Cancel a job; its results so far are retained."""
         return JobView.model_validate(self._json("POST", f"/jobs/{quote(job, safe='')}/cancel"))
 
     def delete(self, job: str) -> None:

@@ -1,4 +1,4 @@
-"""The errors that clients of the service get with a status of their own, beside those of the library."""
+"""The errors that clients of the service get with a status of their own, besides those of the library."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ class JobRoutes:
         return self._service.table.get(job)
 
     def cancel(self, job: JobId) -> JobView:
-        """Cancel a job; the results that it has written are retained."""
+        """Cancel a job; its results so far are retained."""
         return self._service.jobs.cancel(job)
 
     def delete(self, job: JobId) -> None:
@@ -71,7 +71,7 @@ class JobRoutes:
         """Server-sent events: `job` (its state and progress), `message` (a line of its log), `end`."""
         await asyncio.to_thread(self._service.table.get, job)
         most = self._streams.most
-        self._streams.check(f"{most:,} clients follow jobs already, the limit of this service; poll the job instead")
+        self._streams.check(f"{most:,} clients already follow jobs, the limit of this service; poll the job instead")
         stream = self._counted(job, _number(last_event_id))
         return StreamingResponse(stream, media_type=EVENTS, headers={"x-accel-buffering": "no"})
 

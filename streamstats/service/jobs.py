@@ -52,7 +52,7 @@ class Jobs:
 
     `complete` turns the folder and the request of a job into what its process does, just before the process starts; it
     raises `StreamstatsError` for a request that can no longer be met. `public` removes from messages what clients must
-    not see. At most `running` jobs run at a time, and at most `following` jobs that follow a store, beside them;
+    not see. At most `running` jobs run at the same time, and in addition at most `following` jobs that follow a store;
     `waiting` more may be queued.
     """
 
@@ -128,14 +128,14 @@ class Jobs:
         return self._folder / name
 
     def cancel(self, name: str) -> JobView:
-        """Cancel a job; the results that it has written are retained.
+        """Cancel a job; its results so far are retained.
 
         Raises `NotFoundError`, and `ConflictError` for a job that has ended.
         """
         with self._lock:
             found = self._table.get(name)
             if found.state in ENDED:
-                raise ConflictError(f"job {name} is {found.state} already")
+                raise ConflictError(f"job {name} is already {found.state}")
             running = self._processes.get(name)
             if running is None:
                 self._table.update(name, "cancelled before it started", state=CANCELLED, ended=time.time())

@@ -176,7 +176,7 @@ class Lane:
             self._fail(layer, batch, OutputError(f"cannot append to layer {layer}: {type(error).__name__}"))
 
     def _fail(self, layer: str, batch: Sequence[Waiting], error: StreamstatsError) -> None:
-        """Answer with `error`. What the layer holds is no longer sure: it is read again before the next append."""
+        """Answer with `error`. What the layer holds is no longer certain: it is read again before the next append."""
         self._sure.discard(layer)
         self._recorder = None
         for each in batch:

@@ -1,4 +1,4 @@
-"""Logs as JSON, one object a line: time, level, event, and the job, store or request it concerns. Never a token."""
+"""Logs as JSON, one object per line: time, level, event, and the job, store or request it concerns. Never a token."""
 
 from __future__ import annotations
 

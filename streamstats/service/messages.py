@@ -143,7 +143,7 @@ class StoreView(BaseModel):
 
 
 class StatisticView(BaseModel):
-    """A statistic that a job can keep beside the ones that are always kept: its name and what it is for."""
+    """A statistic that a job counts on request: its name and what it is for."""
 
     name: str
     description: str

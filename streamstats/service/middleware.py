@@ -1,4 +1,4 @@
-"""What every request passes beside `Guard`: the limit of JSON bodies, the metrics and the log."""
+"""What every request passes besides `Guard`: the limit of JSON bodies, the metrics and the log."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ class OperationRoutes:
         }
 
     def statistics(self) -> list[StatisticView]:
-        """The statistics that a job counts if its `statistics` name them, beside those that it always counts."""
+        """The statistics that a job counts if its `statistics` name them, besides those that it always counts."""
         return optional_statistics()
 
 

@@ -1,6 +1,6 @@
 """A job in a process of its own: `python -m streamstats.service.runner FOLDER`, which only the service starts.
 
-It reports on stdout, one JSON object a line: `{"plan": …}`, `{"progress": …}`, `{"message": …}`, `{"saving": …}`,
+It reports on stdout, one JSON object per line: `{"plan": …}`, `{"progress": …}`, `{"message": …}`, `{"saving": …}`,
 `{"results": …}` and, last, `{"end": …}` with the exit status that the command line would have. The end of stdin means
 that the service is gone: the job stops as it does at a signal, and saves what was counted.
 """
@@ -112,7 +112,7 @@ def _wait_for_layers(source: str, lines: Lines) -> None:
     waits = False
     while not _has_layers(source):
         if not waits:
-            lines.say("waits for the first activations")
+            lines.say("waiting for the first activations")
         waits = True
         time.sleep(POLL_SECONDS)
 
@@ -168,11 +168,11 @@ def _record(inputs: dict[str, Path], request: dict[str, Any], lines: Lines) -> N
     if Path(RECORDED).exists():
         return
     remove_folder(Path(STORE))
-    lines.say("runs the model on the samples")
+    lines.say("running the model on the samples")
     recorded = record(inputs["model"], inputs["samples"], STORE, storage=request["storage"])
     for each in recorded:
         if each.reason:
-            lines.say(f"layer {each.layer} is left out: {each.reason}")
+            lines.say(f"layer {each.layer} is skipped: {each.reason}")
     write_json(Path(RECORDED), {"layers": [each.layer for each in recorded]})
 
 
@@ -190,7 +190,7 @@ def _corrected(inputs: dict[str, Path], request: dict[str, Any], lines: Lines) -
     model, quantized = inputs["model"], inputs.get("quantized")
     levels = {name: request[name] for name in ("bits", "per_channel", "symmetric")}
     how = _how(inputs, request)
-    lines.say("corrects the model")
+    lines.say("correcting the model")
     if quantized is not None:
         return correct_quantized(model, quantized, OUTPUT, CORRECTED, how=how, progress=lines)
     return correct(model, OUTPUT, CORRECTED, **levels, how=how, progress=lines)

@@ -164,7 +164,7 @@ class Service:
         return completed
 
     def _cluster(self) -> ClusterConfig:
-        """The workers of a job; jobs that run at a time share the cores unless the configuration says otherwise."""
+        """The workers of a job; jobs that run at once share the cores unless the configuration says otherwise."""
         cluster, running = self.config.cluster, self.config.limits.running_jobs
         if cluster.scheduler is None and cluster.threads is None and cluster.workers == "local":
             return cluster.model_copy(update={"threads": max(1, available_cores() // running)})

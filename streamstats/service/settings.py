@@ -22,7 +22,7 @@ class Limits(Settings):
     """The limits on what clients may ask for."""
 
     running_jobs: Annotated[
-        int, Field(ge=1, le=64, description="Jobs that run at a time; others wait in the queue.")
+        int, Field(ge=1, le=64, description="Jobs that run at the same time; others wait in the queue.")
     ] = 1
     following_jobs: Annotated[int, Field(ge=0, le=64, description="Jobs that follow a store, in addition.")] = 4
     waiting_jobs: Annotated[int, Field(ge=1, le=100_000, description="Jobs in the queue, of all submitters.")] = 1000
@@ -79,8 +79,8 @@ class ServiceConfig(Settings):
                 )
         if not is_loopback(self.host) and self.tls is None and not self.allow_plain_http:
             raise UsageError(
-                f"host is {self.host}, which other machines reach, and `tls` is not set; name a certificate and a key "
-                "or, behind a proxy with TLS, set `allow_plain_http: true`"
+                f"host is {self.host}, which other machines can reach, and `tls` is not set; name a certificate and a "
+                "key or, behind a proxy with TLS, set `allow_plain_http: true`"
             )
         for path in (self.tls.certificate, self.tls.key) if self.tls else ():
             if not path.is_file():

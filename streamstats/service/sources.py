@@ -16,10 +16,10 @@ from ..errors import UsageError
 
 SCHEMES = ("s3", "gs", "az")
 LONGEST = 1024
-"""The most characters of a source."""
+"""Maximum characters of a source."""
 STORE_FILES = ("zarr.json", ".zgroup")
 MOST_LISTED, DEEPEST = 200, 3
-"""The most stores that are listed, and the depth of the search for them."""
+"""How many stores are listed at most, and how deep the search for them goes."""
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ compiled: Any = numba.njit
 
 LOW = (1 << 32) - 1
 RUN = 2**15
-"""Terms of a run of integers that are summed at once: so many of up to 16 bits fit 32 bits."""
+"""Terms of a run of integers that are summed at once: that many of up to 16 bits fit 32 bits."""
 
 F16_STRIP = 8192
 """float16 terms in a strip: they span 40 bits, so 2^13 of them fit the 53 bits of a float64 sum, whatever their
@@ -133,7 +133,7 @@ def rows_narrow(values: Array, bits: Array, sums: Array, low: Array, high: Array
     """values [rows, channels]; room of an integer type twice as wide."""
     rows, channels = values.shape
     total = room[0]
-    longest = 1 << (8 * room.itemsize - 8 * values.itemsize - 1)  # so many of the largest terms fit an accumulator
+    longest = 1 << (8 * room.itemsize - 8 * values.itemsize - 1)  # that many of the largest terms fit an accumulator
     for first in range(0, channels, room.shape[1]):
         last = min(first + room.shape[1], channels)
         least, greatest = low[first:last], high[first:last]

@@ -19,7 +19,7 @@ from ..errors import MismatchError
 Array = npt.NDArray[Any]
 
 LONGEST_PIECE = 2**27
-"""The most values per channel of a piece: so many deposits are far from overflowing a 64-bit digit."""
+"""Maximum values per channel of a piece: that many deposits are far from overflowing a 64-bit digit."""
 COPIED_BYTES = 2**20
 """The approximate size of pieces that must be copied."""
 SHORTEST_RUN = 64
@@ -49,7 +49,7 @@ def pieces(block: Array, channel_axis: int) -> Iterator[Array]:
 
 
 def _piece_values(block: Array, channel: int) -> int:
-    """The most values of a piece of `block`: many if it is viewed, few if it must be copied."""
+    """Maximum values of a piece of `block`: many if it is viewed, few if it must be copied."""
     as_it_lies = block.flags.c_contiguous and block.flags.aligned and block.dtype.isnative
     longest: int = LONGEST_PIECE * max(1, block.shape[channel])
     if as_it_lies and (channel > 0 or block.size <= longest):

@@ -30,9 +30,9 @@ SQUARES = np.dtype(np.float64)
 FEWEST_JOINED = 32
 """The fewest joined rows of a sample: a strip of the loops."""
 MOST_SAMPLES = 2**28
-"""The most samples that are squared between carries: each makes three deposits."""
+"""Maximum samples that are squared between carries: each makes three deposits."""
 MOST_VALUES = 2**31
-"""The limit of values per channel in one sample: so many deposits fit a digit."""
+"""The limit of values per channel in one sample: a digit has room for that many deposits."""
 SAMPLE_MODULES = (*MODULES, f"{__package__}.sample_kernels", __name__, foreign.__name__)
 
 

@@ -173,7 +173,7 @@ def state_bytes(kinds: Iterable[Kind], space: Space) -> int:
 
 
 def working_bytes(kinds: Sequence[Kind], space: Space, block: Sequence[int]) -> int:
-    """The most bytes that accumulating blocks of at most the shape `block` needs, in addition to the blocks."""
+    """Peak bytes that accumulating blocks of at most the shape `block` needs, in addition to the blocks."""
     values = ValuePass.working_bytes(space.dtype, space.sample, space.axis, block, by_sample=_by_sample(kinds))
     others = [kind for kind in kinds if not issubclass(kind, ValueStatistic)]
     size = int(np.prod(block, dtype=object)) * space.dtype.itemsize

@@ -98,7 +98,7 @@ class ValuePass:
     def working_bytes(
         cls, dtype: np.dtype[Any], shape: Sequence[int], axis: int, block: Sequence[int], *, by_sample: bool
     ) -> int:
-        """The most working memory, in bytes, of a pass over blocks of shape `block`: the loops' arrays and copies."""
+        """Peak working memory, in bytes, of a pass over blocks of shape `block`: the loops' arrays and copies."""
         channels, row = shape[axis], int(np.prod(shape, dtype=object)) * dtype.itemsize
         seen = max(channels, min(WIDEST, max(NARROWEST, row)))  # rows and short runs are joined
         loops = COPIES * 8 * (digit_count(dtype) + 5) * seen

@@ -9,7 +9,7 @@ from urllib.parse import quote, unquote
 from ..errors import UsageError
 
 LONGEST_NAME = 255
-"""The most bytes that common file systems allow in a file name."""
+"""Maximum bytes of a file name on common file systems."""
 V3_METADATA = "zarr.json"
 V2_METADATA = (".zgroup", ".zarray", ".zattrs", ".zmetadata")
 METADATA_NAMES = frozenset((V3_METADATA, *V2_METADATA))

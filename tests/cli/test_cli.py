@@ -149,7 +149,7 @@ def test_integers_without_quantisation_and_uneven_rows_are_pointed_out(tmp_path:
     lines = f"source: {tmp_path / 's.zarr'}\noutput: {tmp_path / 'out'}\nmissing: fill\n"
     done = streamstats("run", write_config(tmp_path, lines))
     assert done.returncode == 0
-    assert "note: integers without `quantization`, so their means are means of codes: codes" in done.stderr
+    assert "note: integers without `quantization` are averaged as codes: codes" in done.stderr
     assert "note: the layers have different numbers of rows, 4 to 5" in done.stderr
 
 

@@ -170,7 +170,7 @@ def test_only_spread_and_steps_make_a_correction_known(recorded: Path) -> None:
     results = open_results(recorded / "plain")
     found = [precision(pair, results.statistics(pair.original.name)) for pair in subject.pairs]
     assert all(each is not None and each.error is None and np.isnan(each.in_steps) for each in found)
-    with pytest.raises(UsageError, match="how well its correction is known"):
+    with pytest.raises(UsageError, match="the precision of the corrections cannot be estimated"):
         KnownTo(subject.quantized, subject.pairs, 1.0)({name: results.statistics(name) for name in results.layers})
 
 
@@ -192,12 +192,12 @@ def test_the_command_line_stops_when_it_is_known_and_says_after_how_many(
     rows = {each["rows"] for each in json.loads(said.out)["layers"].values()}
     assert len(rows) == 1
     assert max(rows) < 100
-    assert f"after {rows.pop()} samples corrections are known to" in said.err
+    assert f"after {rows.pop()} samples, the corrections are known to" in said.err
     assert "requested: 1e+09" in said.err
     assert main(["run", f"{recorded}/job.yaml", "--until-stable", "1e-9", *models]) == 3
     message = capsys.readouterr().err
     assert "after 400 samples" in message
-    assert "there are no more samples; 1e-09 would need about" in message
+    assert "there are no more samples; 1e-09 would take about" in message
     for wrong in (
         ["--until-stable", "0", *models],
         ["--until-stable"],

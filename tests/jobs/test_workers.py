@@ -239,7 +239,7 @@ def test_a_worker_that_does_not_see_the_store_is_named_before_any_work(store: Pa
         (address,) = client.nthreads()
         with pytest.raises(ClusterError, match=rf"worker {address} cannot see layer a/conv of .*elsewhere"):
             open_workers(Cluster(), elsewhere, client).__enter__()
-        with pytest.raises(ClusterError, match=rf"worker {address} sees another layer a/conv at .*s\.zarr"):
+        with pytest.raises(ClusterError, match=rf"worker {address} sees a different layer a/conv at .*s\.zarr"):
             open_workers(Cluster(), other, client).__enter__()
 
 

@@ -232,7 +232,7 @@ def test_what_cannot_be_corrected_says_why(network: Any, tmp_path: Path) -> None
     outcomes = {each.layer: each for each in apply_correctors(network, rounded, out)}
     assert outcomes["up"].reason == "the quantised model has no module of its name with a weight"
     assert outcomes["shared"].reason == "no corrector: the run left none for it"
-    assert outcomes["stem/0"].reason.startswith("the quantised weight is not near to its own")
+    assert outcomes["stem/0"].reason.startswith("the quantised weight is not close to its own")
     assert outcomes["head/fc"].corrected
     with pytest.raises(UsageError, match="holds no layer of the model"):
         apply_correctors(nn.Sequential(nn.Linear(2, 2)), nn.Sequential(nn.Linear(2, 2)), out)
@@ -244,7 +244,7 @@ def test_a_copy_is_corrected_once_only_and_one_of_another_model_not_at_all(netwo
     quantized = fake_quantized(network)
     apply_correctors(network, quantized, out)
     before = quantized.head["fc"].bias.clone()
-    with pytest.raises(UsageError, match="corrected already"):
+    with pytest.raises(UsageError, match="already been corrected"):
         apply_correctors(network, quantized, out)
     assert torch.equal(quantized.head["fc"].bias, before)
     with pytest.raises(MismatchError, match="no module was corrected"):

@@ -71,7 +71,7 @@ class Encoding:
 
     @property
     def most_stored_bytes(self) -> int:
-        """The most bytes that a chunk takes in its file: compressors add little to what they cannot compress."""
+        """Maximum bytes of a chunk in its file: compressors add little to what they cannot compress."""
         return self.chunk_bytes + self.chunk_bytes // 4 + SLACK_BYTES
 
     @property
@@ -83,7 +83,7 @@ class Encoding:
 
     @property
     def most_file_bytes(self) -> int:
-        """The most bytes that a file takes: those of its chunks, and of its index."""
+        """Maximum bytes of a file: those of its chunks, and of its index."""
         number = prod(shard // chunk for shard, chunk in zip(self.shards, self.chunks, strict=True))
         return number * self.most_stored_bytes + self.index_bytes
 

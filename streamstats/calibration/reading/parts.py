@@ -70,7 +70,7 @@ def damage(layer: Layer, inside: Selection, error: Exception, key: str) -> DataE
         )
     return DataError(
         f"layer {layer.name}: {where} cannot be read: {first_line(error)}; repair the store, or set "
-        "`missing: report` to leave these rows out"
+        "`missing: report` to skip these rows"
     )
 
 
@@ -80,9 +80,9 @@ def lost(layer: Layer, inside: Selection, key: str) -> LostError:
     if layer.recorded:
         return LostError(
             f"layer {layer.name}: chunk {key} ({rows}) was recorded and is missing; restore it, record the layer "
-            "again, or set `missing: report` to leave these rows out"
+            "again, or set `missing: report` to skip these rows"
         )
     return LostError(
         f"layer {layer.name}: chunk {key} ({rows}) is missing; restore it, or set `missing: fill` if the store omits "
-        "chunks that hold only the fill value, or `missing: report` to leave these rows out"
+        "chunks that hold only the fill value, or `missing: report` to skip these rows"
     )

@@ -37,7 +37,7 @@ KIND, REGULAR = 0xF000, 0x8000
 
 @dataclass(frozen=True)
 class Gathered:
-    """Files read one behind the other: offset and length in `places`, int64[files, 2], and their `identities`."""
+    """Files read one after the other: offset and length in `places`, int64[files, 2], and their `identities`."""
 
     places: npt.NDArray[np.int64]
     identities: Identities

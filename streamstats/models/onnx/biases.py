@@ -1,7 +1,7 @@
 """Adding terms to the biases of a quantised model: each bias keeps its form, and is rounded once to its steps.
 
 A bias of int32 codes has the step of the accumulator, input step · weight step; a new bias gets the same form, so that
-runtimes still find the integer kernel. An operator without a bias (MatMul) gets an addition behind it; on codes, the
+runtimes still find the integer kernel. An operator without a bias (MatMul) gets an addition after it; on codes, the
 addition happens on the accumulator, before the only rounding.
 """
 
@@ -98,7 +98,7 @@ class _Addition:
             return self._on_codes(term)
         if kind == "MatMul":
             self.edit.add_behind(self.node, self._real(term), self.label)
-            return "Add inserted behind it", None
+            return "Add inserted after it", None
         return self._between(term)
 
     @property
@@ -214,10 +214,10 @@ class _Addition:
 def _codes(
     real: Float64Array, step: Float64Array, zero_point: Array | int = 0, dtype: npt.DTypeLike = np.int32
 ) -> tuple[Array, str]:
-    """(the codes of `real` values, a remark on outputs that reach the end of the range of codes)."""
+    """(the codes of `real` values, a remark on outputs that reach a limit of the range of codes)."""
     limits = np.iinfo(dtype)
     codes = np.rint(real / step) + zero_point
     outputs = np.flatnonzero((codes <= limits.min) | (codes >= limits.max))
     shown = ", ".join(map(str, outputs[:NAMED])) + (", …" if outputs.size > NAMED else "")
-    remark = f", at the end of its codes for output {shown}" if outputs.size else ""
+    remark = f", at the limit of its codes for output {shown}" if outputs.size else ""
     return np.clip(codes, limits.min, limits.max).astype(dtype), remark

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 HARMFUL = "it would make the layer worse on the held-out samples"
 UNCORRECTED, ONE_PASS, CORRECTED = "quantised", "one pass", "corrected"
-"""The names of the models in a judgement, beside `float`."""
+"""The names of the models in a judgement, besides `float`."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class How:
     """How to correct beyond one pass.
 
     `iterative` corrects layer by layer; `held_out` judges the models on samples that were not recorded; `do_no_harm`
-    leaves the layers uncorrected that get worse on them. Raises `UsageError` for what does not go together.
+    leaves the layers uncorrected that get worse on them. Raises `UsageError` for options that cannot be combined.
     """
 
     iterative: Iterative | None = None

@@ -188,7 +188,7 @@ def _reduced(store: Path, output: Path, floats: Mapping[str, BiasCorrector]) -> 
 
 
 def _statistics_for(corrector: BiasCorrector) -> tuple[str, ...]:
-    """What a corrector of the same kind is made from, beside what is always counted."""
+    """What a corrector of the same kind is made from, besides what is always counted."""
     return (PositionSums.name,) if isinstance(corrector, PositionBiasCorrector) else ()
 
 
@@ -208,8 +208,9 @@ def _check_same_samples(
         apart = np.linalg.norm(corrector.input_mean - original.input_mean)
         if apart > FARTHEST_MEANS * np.linalg.norm(original.input_mean):
             raise UsageError(
-                f"{how.samples} are not the samples that were recorded: the mean input of layer {name} differs by "
-                f"{apart:.3g}, of {np.linalg.norm(original.input_mean):.3g}; give the samples of the correctors"
+                f"{how.samples} are not the samples that were recorded: the mean input of layer {name} is off by "
+                f"{apart:.3g}, where its norm is {np.linalg.norm(original.input_mean):.3g}; give the samples that the "
+                "correctors were made from"
             )
 
 

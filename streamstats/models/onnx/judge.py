@@ -180,8 +180,8 @@ class Judge:
         missing = [end for end in self._ends if end not in ends]
         if missing:
             raise MismatchError(
-                f"the {name} model has the outputs {', '.join(ends)}, without {', '.join(missing)} of the float model; "
-                "expected models of one network"
+                f"the {name} model has the outputs {', '.join(ends)}, but not {', '.join(missing)} of the float "
+                "model; expected models of the same network"
             )
 
     def finish(self) -> Judgement:

@@ -141,7 +141,7 @@ def _in_layout_of(stored: OnnxLayer, layer: OnnxLayer, weight: Array) -> Array |
 
 
 def _kernel(layer: OnnxLayer) -> tuple[str, int, tuple[int, ...]]:
-    """What two layers that are the same operation have in common, beside the weight."""
+    """What two layers that are the same operation have in common, besides the weight."""
     return layer.layout, layer.groups, layer.geometry.strides if layer.layout in TRANSPOSED else ()
 
 

@@ -96,8 +96,8 @@ class KnownTo:
         self.judged = {each.layer: each for each in found if each is not None and math.isfinite(each.in_steps)}
         if not self.judged:
             raise UsageError(
-                "no layer tells how well its correction is known; expected the float model that was recorded, its "
-                "version with weights of codes (for weights of floats, --bits), and samples that differ"
+                "the precision of the corrections cannot be estimated; expected the float model that was recorded, the "
+                "same model with its weights stored as codes (or --bits for weights of floats), and samples that differ"
             )
         return all(each.in_steps <= self._fraction for each in self.judged.values())
 

@@ -98,7 +98,7 @@ def record(
     `samples` is a `.npy` or `.npz` (see `load_samples`). `layers` are globs on layer names; default all. `storage`
     "float" keeps the activations as they are; "int8" runs the model twice, first to measure the range of each layer,
     then to store codes with a step and a zero point per tensor. A layer whose input does not have the samples on axis 0
-    is left out with a reason. If the recording fails or is interrupted, a new store is removed; rows that were appended
+    is skipped with a reason. If the recording fails or is interrupted, a new store is removed; rows that were appended
     to an older store stay in it.
 
     Raises `UsageError` and `MismatchError` for a request that cannot be met (such as a layer that is in the store
@@ -158,7 +158,7 @@ def _choose(
     if not chosen:
         names = ", ".join(layer.name for layer in layers) or "none"
         wanted = "" if globs is None else f" that match {', '.join(globs)}"
-        raise UsageError(f"the model has no linear layers{wanted} to record; its layers are: {names}")
+        raise UsageError(f"the model has no linear layers to record{wanted}; its layers are: {names}")
     return chosen, list(filter(matches, skipped))
 
 
@@ -213,7 +213,7 @@ def _with_stored(target: _Target, stored: Layer | None, append: bool, storage: s
         return target
     if not append:
         raise UsageError(
-            f"{stored.store} holds {stored.rows} samples of layer {target.name} already; record into another store, or "
+            f"{stored.store} already holds {stored.rows} samples of layer {target.name}; record into another store, or "
             "append to this one"
         )
     expected = (target.sample_shape, "int8" if storage == "int8" else target.dtype.name, target.channel_axis)

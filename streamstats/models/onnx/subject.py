@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 OLDEST_OPSET = 7
 MARK = "streamstats.corrected"
 """The metadata key of a corrected model."""
-UNMATCHED = "no layer of the float model has a weight that is near to its own"
+UNMATCHED = "no layer of the float model has a weight that is close to its own"
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +61,8 @@ def quantized_by_others(original_path: str | Path, quantized_path: str | Path) -
     matched, without = pairs(original, layers, stored, weight_steps(quantized, stored))
     if not matched:
         raise UsageError(
-            f"no layer of {quantized_path} has a weight near to one of {original_path}; expected models of one network"
+            f"no layer of {quantized_path} has a weight close to one of {original_path}; expected models of the same "
+            "network"
         )
     left_out += [LeftOut(layer.name, layer.op, UNMATCHED) for layer in without]
     return Subject(str(original_path), str(quantized_path), original, quantized, layers, matched, left_out)
@@ -75,7 +76,7 @@ def marked(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def _check_uncorrected(model: onnx.ModelProto, path: str | Path) -> None:
     if any(entry.key == MARK for entry in model.metadata_props):
-        raise UsageError(f"{path} has been corrected already; give the model as its quantiser left it")
+        raise UsageError(f"{path} has already been corrected; give the model as its quantiser left it")
 
 
 def _check_valid(model: onnx.ModelProto, path: str | Path) -> None:

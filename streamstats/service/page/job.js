@@ -107,7 +107,7 @@ function button(label, work, kind = null) {
 }
 
 async function cancel(id) {
-  if (await confirmed(`Cancel job ${id}? The results that it has written are retained.`)) await post(`/jobs/${id}/cancel`);
+  if (await confirmed(`Cancel job ${id}? Its results so far are retained.`)) await post(`/jobs/${id}/cancel`);
 }
 
 async function remove(id) {

@@ -277,12 +277,12 @@ def test_models_in_the_wrong_place_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="expected the float model first"):
         correct_quantized(path, tmp_path / "float.onnx", out, tmp_path / "f.onnx")
     corrected(tmp_path, path, out)
-    with pytest.raises(UsageError, match="has been corrected already"):
+    with pytest.raises(UsageError, match="has already been corrected"):
         correct_quantized(tmp_path / "float.onnx", tmp_path / "fixed.onnx", out, tmp_path / "f.onnx")
-    with pytest.raises(UsageError, match="has been corrected already"):
+    with pytest.raises(UsageError, match="has already been corrected"):
         correct(tmp_path / "fixed.onnx", out, tmp_path / "f.onnx", bits=4)
     nodes, constants = chain()
     onnx.save(model_of(nodes, {name: values(*each.shape, seed=77) for name, each in constants.items()}, x), path)
-    with pytest.raises(UsageError, match="models of one network"):
+    with pytest.raises(UsageError, match="models of the same network"):
         correct_quantized(tmp_path / "float.onnx", path, out, tmp_path / "f.onnx")
     assert not (tmp_path / "f.onnx").exists()

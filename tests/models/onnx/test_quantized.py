@@ -147,7 +147,7 @@ def test_a_layer_without_a_counterpart_and_one_without_a_corrector_are_left_and_
     outcomes = {
         each.layer: each for each in correct_quantized(tmp_path / "other.onnx", path, out, tmp_path / "f.onnx").layers
     }
-    assert outcomes["first"].reason == "no layer of the float model has a weight that is near to its own"
+    assert outcomes["first"].reason == "no layer of the float model has a weight that is close to its own"
     for name in ("manifest.json", "correctors/second.safetensors"):
         (out / name).unlink()
     outcomes = {
@@ -180,7 +180,7 @@ def test_a_bias_beyond_its_codes_ends_at_the_last_and_is_named(tmp_path: Path) -
     onnx.save(broken, path)
     (outcome,) = correct_quantized(tmp_path / "float.onnx", path, run_out(tmp_path, x), tmp_path / "fixed.onnx").layers
     assert outcome.corrected
-    assert outcome.change == "int32 bias added, at the end of its codes for output 1, 2"
+    assert outcome.change == "int32 bias added, at the limit of its codes for output 1, 2"
     fixed = onnx.load(tmp_path / "fixed.onnx")
     tensors = (numpy_helper.to_array(each) for each in fixed.graph.initializer)
     (bias,) = (each for each in tensors if each.dtype == np.int32 and each.size == 3)

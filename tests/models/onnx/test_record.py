@@ -135,7 +135,7 @@ def test_samples_are_appended_on_request_only(network: Network, tmp_path: Path, 
     x, store = tmp_path / "x.npy", tmp_path / "store"
     record(network.path, x, store, storage=storage)
     once = stored(store)
-    with pytest.raises(UsageError, match="holds 11 samples of layer conv already"):
+    with pytest.raises(UsageError, match="already holds 11 samples of layer conv"):
         record(network.path, x, store, storage=storage)
     record(network.path, x, store, storage=storage, append=True)
     for name, array in stored(store).items():
@@ -166,7 +166,7 @@ def test_consolidated_metadata_does_not_hide_a_layer_that_is_in_the_store(networ
     with pytest.warns(UserWarning, match="Consolidated metadata"):
         zarr.consolidate_metadata(str(store))
     record(network.path, x, store, layers=["rows"])
-    with pytest.raises(UsageError, match="holds 11 samples of layer rows already"):
+    with pytest.raises(UsageError, match="already holds 11 samples of layer rows"):
         record(network.path, x, store, layers=["rows"])
     np.testing.assert_array_equal(stored(store)["rows"], network.activations()["rows"])
 
