@@ -62,9 +62,14 @@ def run(options: Namespace) -> int:
     return INCOMPLETE
 
 
-def _check_run_options(options: Namespace) -> None:
+def check_follow(options: Namespace) -> None:
+    """Raise `UsageError` for options that say when to stop following, without `--follow`."""
     if (options.until_rows is not None or options.idle is not None) and not options.follow:
         raise UsageError("--until-rows and --idle say when --follow ends; add --follow, or leave them out")
+
+
+def _check_run_options(options: Namespace) -> None:
+    check_follow(options)
     described = options.model or options.quantized or options.bits or options.per_channel or options.symmetric
     if options.until_stable is None and described:
         raise UsageError(

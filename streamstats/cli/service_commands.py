@@ -17,6 +17,7 @@ from rich.filesize import decimal
 
 from ..errors import DONE, FAILURE, INCOMPLETE, UsageError, require
 from ..progress import Stage
+from .commands import check_follow
 from .progress import Shown
 from .tables import print_json, print_table, say
 
@@ -60,8 +61,7 @@ def _request(options: Namespace) -> dict[str, Any]:
     document = load_yaml(Path(options.config))
     if not isinstance(document, dict):
         raise UsageError(f"{options.config}: found {type(document).__name__}, expected keys such as `source:`")
-    if (options.until_rows is not None or options.idle is not None) and not options.follow:
-        raise UsageError("--until-rows and --idle say when --follow ends; add --follow, or leave them out")
+    check_follow(options)
     ignored = [name for name in ("output", "cluster") if document.pop(name, None) is not None]
     if ignored:
         say(f"{options.config}: ignoring {' and '.join(ignored)}, which the service chooses")

@@ -68,10 +68,10 @@ def _read_again(
     with open_workers(job.cluster, layers) as workers:
         policy = Policy("skip", "report")
         found = reduce_layers(layers, empty, counted, job.memory, workers, policy, progress)
-        unreadable = found.unreadable
-        if any(others.values()):
-            unreadable += reduce_layers(layers, empty, others, job.memory, workers, policy, progress).unreadable
-    return found.statistics, unreadable
+        if not any(others.values()):
+            return found.statistics, found.unreadable
+        beside = reduce_layers(layers, empty, others, job.memory, workers, policy, progress)
+    return found.statistics, [*found.unreadable, *beside.unreadable]
 
 
 def _differences(layer: Layer, state: LayerStatistics, found: LayerStatistics) -> Iterator[Problem]:

@@ -18,11 +18,11 @@ from ..quantization import Quantization
 from .exact import ExactSum
 from .running import Measures
 from .statistic import Document, Space, Tensors, ValueStatistic
-from .sums import ExactSums, Float64Array, exact_means, sum_tensors
+from .sums import CountedSums, Float64Array, exact_means, sum_tensors
 
 
 @dataclass(frozen=True, eq=False)
-class ChannelMean(ExactSums, ValueStatistic):
+class ChannelMean(CountedSums, ValueStatistic):
     """The sum of the finite values per channel, as the digits of an `ExactSum`, and the counts of values.
 
     `digits` int64[D, C]; `count`, `nan`, `infinite` int64[C] count finite values, NaN and infinities.

@@ -16,12 +16,12 @@ from ..quantization import Quantization
 from .exact import ExactSum
 from .running import RunningSums
 from .statistic import Document, Space, Tensors
-from .sums import ExactSums, Float64Array, exact_means, sum_tensors
+from .sums import CountedSums, Float64Array, exact_means, sum_tensors
 from .values import Where
 
 
 @dataclass(frozen=True, eq=False)
-class PositionSums(ExactSums):
+class PositionSums(CountedSums):
     """The sum at each position of a sample: it makes corrections exact for layers that pad with zeros.
 
     `digits` int64[D, *sample]; `count`, `nan`, `infinite` int64[*sample] count finite values, NaN and infinities.

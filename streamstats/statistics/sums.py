@@ -1,4 +1,4 @@
-"""ExactSums: exact sums and the counts of what they add up, which every kind that sums values shares.
+"""CountedSums: exact sums and the counts of what they add up, which every kind that sums values shares.
 
 They merge by addition and are subtracted exactly.
 """
@@ -22,7 +22,7 @@ Float64Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
-class ExactSums(Statistic):
+class CountedSums(Statistic):
     """Sums of finite values, as the digits of an `ExactSum`, and the counts of values.
 
     `digits` int64[D, …]; `count`, `nan`, `infinite` int64[…] count finite values, NaN and infinities.

@@ -28,7 +28,7 @@ ARGUMENTS = (POINTER, SIZE, POINTER, SIZE, SIZE, SIZE, POINTER, POINTER)
 The state is int64[STATE]: whole chunks, bytes left in the buffer, units measured, whether a chunk was torn, as in
 `Fed`; where in the buffer the bytes left begin; whether decoded values stay where they are.
 """
-STATE = 6
+CHUNKS, LEFT, UNITS, TORN, START, STAYS, STATE = range(7)
 RAW = "raw"
 """The name for chunks that are not encoded."""
 FUNCTIONS: dict[str, tuple[str, ...]] = {
@@ -126,17 +126,17 @@ def _measuring() -> Any:
         """Measure whole units of the buffer, which now has `size` bytes more; unless they stay, move the rest."""
         unit, loop, channels, inner, sums, low, high, room = carray(numbers, (8,), np.int64)
         progress = carray(state, (STATE,), np.int64)
-        have = progress[1] + size
+        have = progress[LEFT] + size
         units = have // unit if unit else 0
         if units:
-            call(loop, (buffer + progress[4], units, channels, inner, sums, low, high, room))
+            call(loop, (buffer + progress[START], units, channels, inner, sums, low, high, room))
             have -= units * unit
-            if progress[5]:
-                progress[4] += units * unit
+            if progress[STAYS]:
+                progress[START] += units * unit
             elif have:
                 call(move, (buffer, buffer + units * unit, have))
-        progress[1] = have
-        progress[2] += units
+        progress[LEFT] = have
+        progress[UNITS] += units
 
     return measure
 
@@ -153,9 +153,9 @@ def _raw() -> Callable[..., None]:
         for i in range(number):
             if place[i, 1] != size:
                 break
-            call(move, (buffer + progress[4] + progress[1], stored + place[i, 0], size))
+            call(move, (buffer + progress[START] + progress[LEFT], stored + place[i, 0], size))
             measure(move, buffer, size, numbers, state)
-            progress[0] += 1
+            progress[CHUNKS] += 1
 
     return raw
 
@@ -173,11 +173,11 @@ def _zstd() -> Callable[..., None]:
         if context == 0:  # no memory
             return
         for i in range(number):
-            out = buffer + progress[4] + progress[1]
+            out = buffer + progress[START] + progress[LEFT]
             if call(decompress, (context, out, size, stored + place[i, 0], place[i, 1])) != size:
                 break
             measure(move, buffer, size, numbers, state)
-            progress[0] += 1
+            progress[CHUNKS] += 1
         call(free, (context,))
 
     return zstd
@@ -196,10 +196,10 @@ def _lz4() -> Callable[..., None]:
             source, length = stored + place[i, 0] + LZ4_HEADER, place[i, 1] - LZ4_HEADER
             if length < 0 or word(source - LZ4_HEADER) != size:
                 break
-            if np.int32(call(decompress, (source, buffer + progress[4] + progress[1], length, size))) != size:
+            if np.int32(call(decompress, (source, buffer + progress[START] + progress[LEFT], length, size))) != size:
                 break
             measure(move, buffer, size, numbers, state)
-            progress[0] += 1
+            progress[CHUNKS] += 1
 
     return lz4
 
@@ -215,7 +215,7 @@ def _blosc() -> Callable[..., None]:
         for i in range(number):
             if not take(functions, stored + place[i, 0], place[i, 1], size, buffer, numbers, state):
                 break
-            progress[0] += 1
+            progress[CHUNKS] += 1
 
     return blosc
 
@@ -265,8 +265,10 @@ def _blosc_chunk() -> Any:
             if last >= size // block:  # the last block may be short, and Blosc takes no chunk shorter than a block
                 last = blocks
             piece = min(last * block, size) - first * block
-            if not decode_piece(decompress, source, first, last, piece, size, buffer + progress[4] + progress[1]):
-                progress[3] = first > 0
+            if not decode_piece(
+                decompress, source, first, last, piece, size, buffer + progress[START] + progress[LEFT]
+            ):
+                progress[TORN] = first > 0
                 return False
             measure(move, buffer, piece, numbers, state)
             first = last
