@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from fractions import Fraction
 from functools import reduce
 from itertools import pairwise, product
 from pathlib import Path
@@ -30,10 +31,13 @@ from streamstats.outputs.ledger import CountedSource
 from streamstats.outputs.state import read_state, state_bytes
 from streamstats.quantization import Quantization
 from streamstats.statistics.extrema import ChannelExtrema
+from streamstats.statistics.histogram import Histogram
 from streamstats.statistics.kinds import kinds_of
+from streamstats.statistics.magnitude import ChannelMagnitude
 from streamstats.statistics.mean import ChannelMean
 from streamstats.statistics.positions import PositionSums
 from streamstats.statistics.spread import SampleSpread
+from streamstats.statistics.squares import ChannelSquares
 from streamstats.statistics.statistic import Space, Statistic
 from streamstats.statistics.statistics import Statistics, StatisticsAccumulator
 from streamstats.storage.files import write_bytes
@@ -146,11 +150,72 @@ def exact_positions(block: Array, channel_axis: int) -> PositionSums:
     return PositionSums(Space.of(block, channel_axis), **arrays)
 
 
+SQUARE_DIGITS = {"b1": 2, "i1": 2, "u1": 2, "i2": 3, "u2": 3, "i4": 4, "u4": 4, "i8": 6, "u8": 6, "f2": 4, "f4": 19}
+SQUARE_DIGITS["f8"] = 133
+"""Digits that hold 2^64 of the largest square."""
+
+
+def exact_powers(values: Sequence[Any], kind: str, power: int) -> int:
+    """The exact sum of |x|^`power` over the finite `values`, in units: this power of the smallest denormal, or 1."""
+    unit, times = Fraction(2) ** (power * SMALLEST.get(kind, 0)), Counter(filter(math.isfinite, values))
+    total = sum((abs(Fraction(value)) ** power * number for value, number in times.items()), Fraction(0)) / unit
+    assert total.denominator == 1
+    return int(total)
+
+
+def exact_squares(block: Array, channel_axis: int) -> ChannelSquares:
+    """What `ChannelSquares.measure` has to give."""
+    kind, places = block.dtype.str[1:], SQUARE_DIGITS[block.dtype.str[1:]]
+    digits = [as_digits(exact_powers(values, kind, 2), places) for values in channel_values(block, channel_axis)]
+    return ChannelSquares(Space.of(block, channel_axis), np.array(digits, np.int64).reshape(-1, places).T)
+
+
+def exact_magnitude(block: Array, channel_axis: int) -> ChannelMagnitude:
+    """What `ChannelMagnitude.measure` has to give."""
+    space, kind = Space.of(block, channel_axis), block.dtype.str[1:]
+    channels = channel_values(block, channel_axis)
+    if block.dtype.itemsize == 1:
+        counts = [[values.count(code) for code in codes_of(block.dtype)] for values in channels]
+        return ChannelMagnitude(space, counts=np.array(counts, np.int64).reshape(-1, 256).T)
+    digits = [as_digits(exact_powers(values, kind, 1), DIGITS[kind]) for values in channels]
+    return ChannelMagnitude(space, np.array(digits, np.int64).reshape(-1, DIGITS[kind]).T)
+
+
+def codes_of(dtype: np.dtype[Any]) -> range:
+    """The values of 8 bits, ascending."""
+    return range(-128, 128) if dtype.kind == "i" else range(256)
+
+
+def exact_histogram(block: Array, channel_axis: int) -> Histogram:
+    """What `Histogram.measure` has to give: wide values are counted by their places among all upper halves, sorted."""
+    space, dtype = Space.of(block, channel_axis), block.dtype.newbyteorder("=")
+    if dtype.itemsize == 1:
+        return Histogram(space, exact_magnitude(block, channel_axis).counts)
+    shift, counts = 8 * dtype.itemsize - 16, np.zeros(2**16, np.int64)
+    for value in np.ascontiguousarray(block.astype(dtype)).reshape(-1):
+        if math.isfinite(value):
+            counts[PLACES[dtype.kind][int(value.view(f"u{dtype.itemsize}")) >> shift]] += 1
+    return Histogram(space, counts)
+
+
+NEGATIVE = range(2**15, 2**16)
+"""The upper halves of bit patterns with a sign."""
+ASCENDING = {
+    "u": [*range(2**16)],
+    "i": [*NEGATIVE, *range(2**15)],
+    "f": [*reversed(NEGATIVE), *range(2**15)],
+}
+PLACES = {kind: {upper: place for place, upper in enumerate(order)} for kind, order in ASCENDING.items()}
+"""Kind of dtype → upper half of a bit pattern → its place in ascending order."""
+
 EXACT: dict[str, ExactAnswer] = {
     "mean": exact_sums,
     "extrema": exact_extrema,
     "spread": exact_spread,
     "positions": exact_positions,
+    "squares": exact_squares,
+    "magnitude": exact_magnitude,
+    "histogram": exact_histogram,
 }
 """Name of a kind → its exact answer."""
 
@@ -472,7 +537,8 @@ def laws_of(statistic: type[Statistic]) -> type:
         def test_its_document_has_values_for_the_layer_and_one_for_each_channel(self, case):
             block, axis = case
             for quantization in (None, Quantization(0.5, 1)):
-                document = statistic.measure(block, axis).document(quantization)
+                members = {kind.name: kind.measure(block, axis) for kind in dict.fromkeys([*kinds_of(()), statistic])}
+                document = members[statistic.name].document(quantization, members)
                 assert all(isinstance(value, str | int | float | list | None) for value in document.layer.values())
                 assert all(values.shape == (block.shape[axis],) for values in document.channels.values())
 

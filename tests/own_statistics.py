@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -14,8 +15,8 @@ import numpy.typing as npt
 from streamstats.errors import DataError, MismatchError
 from streamstats.quantization import Quantization
 from streamstats.statistics.kinds import KINDS
+from streamstats.statistics.riders import Where
 from streamstats.statistics.statistic import Document, Space, Statistic, Tensors
-from streamstats.statistics.values import Where
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +49,7 @@ class ZeroCounts(Statistic):
         if (self.zeros < 0).any():
             raise DataError("a count of zeros is negative")
 
-    def document(self, quantization: Quantization | None) -> Document:  # noqa: ARG002
+    def document(self, quantization: Quantization | None, beside: Mapping[str, Statistic]) -> Document:  # noqa: ARG002
         return Document({"all_zeros": int(self.zeros.sum())}, {"zeros": self.zeros})
 
 
@@ -92,7 +93,7 @@ class GreatestProducts(Statistic):
         self.check_fits(other)
         return type(self)(self.space, np.maximum(self.products, other.products))
 
-    def document(self, quantization: Quantization | None) -> Document:  # noqa: ARG002
+    def document(self, quantization: Quantization | None, beside: Mapping[str, Statistic]) -> Document:  # noqa: ARG002
         greatest = float(self.products.max(initial=-np.inf))
         return Document({"greatest_product": greatest}, {"greatest_square": np.diagonal(self.products).copy()})
 

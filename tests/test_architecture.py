@@ -42,10 +42,11 @@ FROM_THE_FACE = ("__version__",)
 CALIBRATION_LEVELS = ("calibration.encoding", "calibration.sources", "calibration", "calibration.reading")
 """Inside calibration, a module imports from its own folder, and from those before it; the third is what is in none."""
 STATISTICS_LEVELS = (
-    ("exact", "kernels", "pieces"),
-    ("loops", "sample_kernels"),
+    ("exact", "kernels", "pieces", "count_kernels"),
+    ("loops", "sample_kernels", "moment_kernels"),
     ("running",),
-    ("samples",),
+    ("samples", "riders"),
+    ("moments", "counts"),
     ("values",),
     ("statistic",),
     ("sums",),

@@ -23,21 +23,25 @@ TERMS_BITS = 64
 UNIT_EXPONENT = {np.dtype(np.float16): -24, np.dtype(np.float32): -149, np.dtype(np.float64): -1074}
 
 
-def unit_exponent(dtype: np.dtype[Any]) -> int:
-    """The e for which sums over `dtype` are integers in units of 2^e; 0 for integers and bool."""
-    return UNIT_EXPONENT.get(dtype, 0)
+def unit_exponent(dtype: np.dtype[Any], power: int = 1) -> int:
+    """The e for which sums over values of `dtype`, to this `power`, are integers in units of 2^e; 0 for integers."""
+    return power * UNIT_EXPONENT.get(dtype, 0)
 
 
-def digit_count(dtype: np.dtype[Any]) -> int:
-    """The digits needed for 2^64 terms of the largest magnitude of `dtype`; the top digit holds 63 bits and the sign.
+def digit_count(dtype: np.dtype[Any], power: int = 1) -> int:
+    """The digits needed for 2^64 terms: the largest magnitude of `dtype` to this `power`.
+
+    The top digit holds 63 bits and the sign.
 
     >>> [digit_count(np.dtype(kind)) for kind in ("i1", "u8", "f2", "f4", "f8")]
     [2, 4, 3, 10, 67]
+    >>> [digit_count(np.dtype(kind), 2) for kind in ("i1", "u8", "f2", "f4", "f8")]
+    [2, 6, 4, 19, 133]
     """
     term_bits = dtype.itemsize * 8
     if dtype.kind == "f":
         term_bits = int(np.finfo(dtype).maxexp) - unit_exponent(dtype)
-    return 1 + -(-(term_bits + TERMS_BITS - 63) // DIGIT_BITS)
+    return 1 + -(-(power * term_bits + TERMS_BITS - 63) // DIGIT_BITS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +54,7 @@ class ExactSum:
     @classmethod
     def from_raw(cls, dtype: np.dtype[Any], raw: npt.NDArray[np.int64]) -> Self:
         """The sum whose value is that of `raw` int64[digit_count(dtype), C], digits of any size and sign."""
-        return cls(dtype, _carried(raw))
+        return cls(dtype, carried(raw))
 
     def units(self) -> list[int]:
         """The sum per channel, in units of 2^`unit_exponent(dtype)`.
@@ -66,12 +70,24 @@ class ExactSum:
         ]
 
 
+def rescaled(digits: npt.NDArray[np.int64], shift: int, places: int) -> npt.NDArray[np.int64]:
+    """Canonical, non-negative `digits` [D, C] in units 2^`shift` times as large, as `places` canonical digits.
+
+    Neither the bits below the new unit nor the digits above `places` may be set.
+    """
+    skipped, bits = divmod(shift, DIGIT_BITS)
+    kept = np.zeros((places + 1, *digits.shape[1:]), np.int64)
+    taken = digits[skipped : skipped + places + 1]
+    kept[: len(taken)] = taken
+    return (kept[:-1] >> bits) | (kept[1:] << (DIGIT_BITS - bits) & DIGIT_MASK)
+
+
 def is_canonical(digits: npt.NDArray[np.int64]) -> bool:
     """Whether every digit except the top one is in [0, 2^32)."""
     return bool((digits[:-1] & ~DIGIT_MASK == 0).all())
 
 
-def _carried(raw: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+def carried(raw: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """The canonical digits of the same value."""
     digits = raw.copy()
     for place in range(len(digits) - 1):

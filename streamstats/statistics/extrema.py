@@ -5,6 +5,7 @@ Zeros have no sign here (−0 counts as +0), so that their order cannot show in 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -14,7 +15,7 @@ import numpy.typing as npt
 from ..errors import DataError
 from ..quantization import Quantization
 from .running import Measures
-from .statistic import Document, Space, Tensors, ValueStatistic
+from .statistic import Document, Space, Statistic, Tensors, ValueStatistic
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +73,7 @@ class ChannelExtrema(ValueStatistic):
         if not ((seen & finite) | unseen).all():
             raise DataError("a minimum is above its maximum, or one of them is not finite")
 
-    def document(self, quantization: Quantization | None) -> Document:
+    def document(self, quantization: Quantization | None, beside: Mapping[str, Statistic]) -> Document:  # noqa: ARG002
         """Layer: `minimum` and `maximum` over all channels. Per channel: the same, float64[C]; NaN without a value."""
         low, high = self.real(quantization)
         ends = {"minimum": np.fmin.reduce(low, initial=np.nan), "maximum": np.fmax.reduce(high, initial=np.nan)}

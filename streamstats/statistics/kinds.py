@@ -6,14 +6,27 @@ from collections.abc import Iterable
 
 from ..errors import UsageError
 from .extrema import ChannelExtrema
+from .histogram import Histogram
+from .magnitude import ChannelMagnitude
 from .mean import ChannelMean
 from .positions import PositionSums
 from .spread import SampleSpread
+from .squares import ChannelSquares
 from .statistic import Statistic
 
 Kind = type[Statistic]
 
-KINDS: dict[str, Kind] = {kind.name: kind for kind in (ChannelMean, ChannelExtrema, PositionSums, SampleSpread)}
+KIND_CLASSES: tuple[Kind, ...] = (
+    ChannelMean,
+    ChannelExtrema,
+    ChannelMagnitude,
+    ChannelSquares,
+    Histogram,
+    PositionSums,
+    SampleSpread,
+)
+
+KINDS: dict[str, Kind] = {kind.name: kind for kind in KIND_CLASSES}
 """Name → kind."""
 ALWAYS = (ChannelMean.name, ChannelExtrema.name)
 """The statistics that are always counted; others are counted on request."""

@@ -6,7 +6,7 @@ Integer codes are summed as codes; the affine map to real numbers is applied to 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -17,7 +17,7 @@ from ..errors import MismatchError, NonFiniteError, UsageError, counted
 from ..quantization import Quantization
 from .exact import ExactSum
 from .running import Measures
-from .statistic import Document, Space, Tensors, ValueStatistic
+from .statistic import Document, Space, Statistic, Tensors, ValueStatistic
 from .sums import CountedSums, Float64Array, exact_means, sum_tensors
 
 
@@ -41,7 +41,7 @@ class ChannelMean(CountedSums, ValueStatistic):
         total = ExactSum.from_raw(measures.dtype, measures.digits)
         return cls(space, total.digits, measures.count, measures.nan, measures.infinite)
 
-    def document(self, quantization: Quantization | None) -> Document:
+    def document(self, quantization: Quantization | None, beside: Mapping[str, Statistic]) -> Document:  # noqa: ARG002
         """Layer: the least and greatest mean over all channels; NaN and infinities. Per channel: mean and counts."""
         mean = self.mean(quantization)
         ends = {

@@ -5,6 +5,7 @@ They give the mean of what each tap of a zero-padded convolution sees, for any s
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any, ClassVar
@@ -14,10 +15,10 @@ import numpy.typing as npt
 
 from ..quantization import Quantization
 from .exact import ExactSum
+from .riders import Where
 from .running import RunningSums
-from .statistic import Document, Space, Tensors
+from .statistic import Document, Space, Statistic, Tensors
 from .sums import CountedSums, Float64Array, exact_means, sum_tensors
-from .values import Where
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +41,7 @@ class PositionSums(CountedSums):
         """As `Statistic.accumulator`."""
         return _PositionAccumulator(space)
 
-    def document(self, quantization: Quantization | None) -> Document:  # noqa: ARG002 - means at positions are `mean`
+    def document(self, quantization: Quantization | None, beside: Mapping[str, Statistic]) -> Document:  # noqa: ARG002
         """Layer: the number of `positions` in a sample."""
         return Document({"positions": prod(self.space.sample) // max(1, self.space.channels)})
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,10 +15,18 @@ from ..compiled.cache import address
 from ..errors import MismatchError
 from .exact import ExactSum, digit_count
 from .loops import bound_dtype, loop, room
-from .pieces import LONGEST_PIECE, arrangement, parts, pieces
+from .pieces import LONGEST_PIECE, NARROWEST, WIDEST, arrangement, parts, pieces
 
 Array = npt.NDArray[Any]
 Counts = npt.NDArray[np.int64]
+
+
+class _Filled(Protocol):
+    @property
+    def addresses(self) -> tuple[int, int, int]: ...
+
+
+F = TypeVar("F", bound=_Filled)
 
 
 @dataclass(frozen=True)
@@ -38,7 +47,8 @@ class Measures:
 
     `count` is the number of finite values; `nan` and `infinite` count the others, which enter nothing else. `low` and
     `high`, in the values' dtype, are the extrema; without finite values, `low` is the greatest value of the dtype (+∞
-    for floats) and `high` the least. Zeros have no sign. `squares` exists if the pass went sample by sample.
+    for floats) and `high` the least. Zeros have no sign. `squares` exists if the pass went sample by sample;
+    `beside` has the arrays that the riders of the pass found, by the riders' names.
     """
 
     dtype: np.dtype[Any]
@@ -49,6 +59,7 @@ class Measures:
     low: Array
     high: Array
     squares: SampleSquares | None = None
+    beside: Mapping[str, Mapping[str, Array]] = field(default_factory=dict)
 
 
 class Intake(NamedTuple):
@@ -72,8 +83,8 @@ class Intake(NamedTuple):
         return cls(0, 0, 0, 0, 0, 0, 0, 0)
 
 
-class RunningSums:
-    """Takes blocks of one dtype and number of channels, and sums over them in one pass over each.
+class LoopSums(ABC, Generic[F]):
+    """Takes blocks of one dtype and number of channels; a compiled loop sums over each in one pass.
 
     The loops fill separate arrays for each way to take a block (runs, or a number of joined rows). Only `found` folds
     these together, so adding a block costs microseconds on top of the pass over its bytes.
@@ -84,8 +95,20 @@ class RunningSums:
         self.channels = channels
         self._values = 0
         self._uncarried = 0
-        self._filled: dict[tuple[int, int], Filled] = {}
+        self._filled: dict[tuple[int, int], F] = {}
         self._room = room()
+
+    @abstractmethod
+    def _empty(self, width: int) -> F:
+        """The arrays that a loop over `width` channels fills."""
+
+    @abstractmethod
+    def _loop(self, *, runs: bool) -> Callable[..., None]:
+        """The loop over rows, or over runs."""
+
+    @abstractmethod
+    def _carry(self) -> None:
+        """Carry the digits of all arrays."""
 
     def add(self, block: Array, channel_axis: int) -> None:
         """Take `block`, of this dtype in any byte order and layout, with the channels on `channel_axis`."""
@@ -112,7 +135,7 @@ class RunningSums:
         self._make_room(outer * inner)
         return Intake(
             joined * width * self.dtype.itemsize,
-            address(loop(self.dtype, runs=runs)),
+            address(self._loop(runs=runs)),
             channels if runs else joined * width,
             inner if runs else 1,
             *filled.addresses,
@@ -121,11 +144,48 @@ class RunningSums:
 
     def take(self, memory: npt.NDArray[np.uint8], intake: Intake) -> int:
         """Pass the whole units in `memory` to the loop; returns their number. Call `took` with their bytes."""
-        return give(loop(self.dtype, runs=intake.inner > 1), memory, intake)
+        return give(self._loop(runs=intake.inner > 1), memory, intake)
 
     def took(self, size: int) -> None:
         """Count the values in `size` bytes that a loop has taken through an intake."""
         self._values += size // (self.dtype.itemsize * self.channels)
+
+    def rest(self, values: Array) -> None:
+        """Take `values` [rows, channels, inner] that fill no unit of an intake."""
+        self.add(values, 1)
+
+    def _fill(self, part: Array, joined: int, run: int) -> None:
+        filled = self._filling(joined, run)
+        outer, channels, inner = part.shape if part.ndim == 3 else (*part.shape, 1)
+        measure = self._loop(runs=part.ndim == 3)
+        measure(part.ctypes.data, outer, channels, inner, *filled.addresses, self._room.ctypes.data)
+
+    def _filling(self, joined: int, run: int) -> F:
+        filled = self._filled.get((joined, run))
+        if filled is None:
+            filled = self._filled[joined, run] = self._empty(joined * self.channels * run)
+        return filled
+
+    def _make_room(self, values: int) -> None:
+        """Carry if `values` more per channel could overflow a digit."""
+        self._uncarried += values
+        if self._uncarried > LONGEST_PIECE:
+            self._carry()
+            self._uncarried = values
+
+
+class RunningSums(LoopSums["Filled"]):
+    """Exact sums and extrema of the values."""
+
+    def _empty(self, width: int) -> Filled:
+        return Filled.empty(self.dtype, width)
+
+    def _loop(self, *, runs: bool) -> Callable[..., None]:
+        return loop(self.dtype, runs=runs)
+
+    def _carry(self) -> None:
+        for filled in self._filled.values():
+            filled.sums[:-2] = ExactSum.from_raw(self.dtype, filled.sums[:-2]).digits
 
     @property
     def all_finite(self) -> bool:
@@ -138,29 +198,6 @@ class RunningSums:
         sums, low, high = together(folded, self.dtype, self.channels)
         count = self._values - sums[-2] - sums[-1]
         return Measures(self.dtype, count, sums[:-2], sums[-2], sums[-1], low, high)
-
-    def _fill(self, part: Array, joined: int, run: int) -> None:
-        filled = self._filling(joined, run)
-        outer, channels, inner = part.shape if part.ndim == 3 else (*part.shape, 1)
-        measure = loop(self.dtype, runs=part.ndim == 3)
-        measure(part.ctypes.data, outer, channels, inner, *filled.addresses, self._room.ctypes.data)
-
-    def _filling(self, joined: int, run: int) -> Filled:
-        filled = self._filled.get((joined, run))
-        if filled is None:
-            filled = self._filled[joined, run] = Filled.empty(self.dtype, joined * self.channels * run)
-        return filled
-
-    def _make_room(self, values: int) -> None:
-        """Carry if `values` more per channel could overflow a digit."""
-        self._uncarried += values
-        if self._uncarried > LONGEST_PIECE:
-            self._carry()
-            self._uncarried = values
-
-    def _carry(self) -> None:
-        for filled in self._filled.values():
-            filled.sums[:-2] = ExactSum.from_raw(self.dtype, filled.sums[:-2]).digits
 
 
 @dataclass(frozen=True)
@@ -205,6 +242,12 @@ def give(measure: Callable[..., None], memory: npt.NDArray[np.uint8], intake: In
     if units:
         measure(memory.ctypes.data, units, *intake[2:])
     return units
+
+
+def widest(dtype: np.dtype[Any], shape: Sequence[int], axis: int) -> int:
+    """The most columns of the arrays that a loop fills: the channels, unless rows or short runs are joined."""
+    row = int(np.prod(shape, dtype=object)) * dtype.itemsize
+    return max(shape[axis], min(WIDEST, max(NARROWEST, row)))
 
 
 def check_block(block: Array, channel_axis: int, dtype: np.dtype[Any], channels: int) -> None:

@@ -109,6 +109,11 @@ class SampleSums:
         """As `RunningSums.take`."""
         return give(_over_samples(self.dtype), memory, intake)
 
+    def rest(self, values: Array) -> None:
+        """As `LoopSums.rest`: here, every row is a unit."""
+        _over_samples(self.dtype)(values.ctypes.data, len(values), 0, 0, self._state.ctypes.data, 0, 0, 0)
+        self.took(values.nbytes)
+
     def took(self, size: int) -> None:
         """Count the values in `size` bytes that the loop has taken through an intake."""
         self._values += size // (self.dtype.itemsize * self.channels)

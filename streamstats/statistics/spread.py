@@ -8,7 +8,7 @@ are not.
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import ClassVar, Self
@@ -22,7 +22,8 @@ from .exact import ExactSum, digit_count, is_canonical, unit_exponent
 from .mean import ChannelMean
 from .running import Measures
 from .samples import SQUARES
-from .statistic import Document, Space, Tensors, ValueStatistic
+from .statistic import Document, Space, Statistic, Tensors, ValueStatistic
+from .sums import square_root
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +79,7 @@ class SampleSpread(ValueStatistic):
         if negative or not is_canonical(self.digits):
             raise DataError("the digits of squares are not canonical, or a count or a sum of squares is negative")
 
-    def document(self, quantization: Quantization | None) -> Document:  # noqa: ARG002 - samples have no unit
+    def document(self, quantization: Quantization | None, beside: Mapping[str, Statistic]) -> Document:  # noqa: ARG002
         """Layer: the number of `samples`."""
         return Document({"samples": int(self.samples.max(initial=0))})
 
@@ -99,11 +100,5 @@ class SampleSpread(ValueStatistic):
             values = Fraction(int(sums.count[channel]), samples)
             variance = squares[channel] * square_unit - (totals[channel] * unit) ** 2 / samples
             squared = max(variance, Fraction(0)) / (samples - 1) / samples / values**2 * steps[channel] ** 2
-            found[channel] = _square_root(squared)
+            found[channel] = square_root(squared)
         return found
-
-
-def _square_root(value: Fraction) -> float:
-    """√value, also where value itself is beyond float64."""
-    shift = (value.numerator.bit_length() - value.denominator.bit_length()) // 2
-    return math.ldexp(math.sqrt(value / Fraction(4) ** shift), shift)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any, ClassVar, Protocol, Self, TypeVar
 
@@ -24,8 +24,9 @@ import numpy.typing as npt
 from ..errors import DataError, MismatchError
 from ..layouts import Geometry
 from ..quantization import Quantization
+from .riders import RiderKind, Where
 from .running import Measures
-from .values import ValuePass, Where
+from .values import ValuePass
 
 Array = npt.NDArray[Any]
 Tensors = dict[str, tuple[tuple[int, ...], np.dtype[Any]]]
@@ -107,7 +108,7 @@ class Accumulator(Protocol[Found]):
 
 @dataclass(frozen=True, eq=False)
 class Statistic(ABC):
-    """A value over some samples of a `space`; every other field is an array that `tensors` declares."""
+    """A value over some samples of a `space`; its other fields are arrays, those that `tensors` declares for it."""
 
     name: ClassVar[str]
     """Its name in configurations, and the prefix of its tensors in files."""
@@ -122,6 +123,11 @@ class Statistic(ABC):
     @abstractmethod
     def tensors(cls, space: Space) -> Tensors:
         """Its state, the fields after `space`: memory, storage and checks follow from it."""
+
+    @classmethod
+    def refuses(cls, space: Space, quantization: Quantization | None) -> str | None:  # noqa: ARG003 - for those that do
+        """Why it cannot be counted for a layer whose values `quantization` maps to real ones; None if it can."""
+        return None
 
     @classmethod
     @abstractmethod
@@ -144,8 +150,8 @@ class Statistic(ABC):
         """Raise `DataError` for values that no samples can give: files are not trusted."""
 
     @abstractmethod
-    def document(self, quantization: Quantization | None) -> Document:
-        """Its figures for the layer, in real units."""
+    def document(self, quantization: Quantization | None, beside: Mapping[str, Statistic]) -> Document:
+        """Its figures for the layer, in real units; `beside` has all statistics of the same samples, by name."""
 
     # What every statistic inherits
 
@@ -170,7 +176,7 @@ class Statistic(ABC):
 
     def arrays(self) -> dict[str, Array]:
         """Its state to store, name → array."""
-        return {each.name: getattr(self, each.name) for each in fields(self) if each.name != "space"}
+        return {name: getattr(self, name) for name in self.tensors(self.space)}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, Array], space: Space) -> Self:
@@ -229,6 +235,11 @@ class ValueStatistic(Statistic):
     """Whether it needs `Measures.squares`: then the pass sums each sample separately."""
 
     @classmethod
+    def riders(cls, space: Space) -> Mapping[str, RiderKind]:  # noqa: ARG003 - for those that need some
+        """What must ride on the pass for it, by a name that other statistics may share; see `Measures.beside`."""
+        return {}
+
+    @classmethod
     @abstractmethod
     def from_measures(cls, space: Space, measures: Measures) -> Self:
         """The statistic of some blocks, from the measures of the pass over them."""
@@ -251,7 +262,9 @@ class _Alone:
 
     def __init__(self, kind: type[Any], space: Space) -> None:
         self._kind, self._space = kind, space
-        self._values = ValuePass(space.dtype, space.sample, space.axis, by_sample=kind.by_sample)
+        self._values = ValuePass(
+            space.dtype, space.sample, space.axis, by_sample=kind.by_sample, riders=kind.riders(space)
+        )
 
     def add(self, block: Array, where: Where) -> None:
         self._values.add(block, where)

@@ -15,9 +15,10 @@ import numpy.typing as npt
 
 from ..errors import DataError, MismatchError
 from ..quantization import Quantization
+from .riders import RiderKind, Where
 from .running import Measures
 from .statistic import Accumulator, Document, Space, Statistic, ValueStatistic
-from .values import ValuePass, Where
+from .values import ValuePass
 
 Array = npt.NDArray[Any]
 Kind = type[Statistic]
@@ -92,7 +93,7 @@ class Statistics(Mapping[str, Statistic]):
         layer: dict[str, Any] = {}
         channels: dict[str, Array] = {}
         for statistic in self.members.values():
-            said = statistic.document(quantization)
+            said = statistic.document(quantization, self)
             layer |= said.layer
             channels |= said.channels
         return Document(layer, channels)
@@ -130,15 +131,17 @@ class StatisticsAccumulator:
 
     def __init__(self, kinds: Sequence[Kind], space: Space) -> None:
         self._kinds, self._space = tuple(kinds), space
-        self.values = ValuePass(space.dtype, space.sample, space.axis, by_sample=_by_sample(kinds))
-        self._others: dict[str, Accumulator[Any]] = {
+        self.values = ValuePass(
+            space.dtype, space.sample, space.axis, by_sample=_by_sample(kinds), riders=_riders(kinds, space)
+        )
+        self.others: dict[str, Accumulator[Any]] = {
             kind.name: kind.accumulator(space) for kind in kinds if not issubclass(kind, ValueStatistic)
         }
 
     @property
     def takes_blocks(self) -> bool:
         """Whether a kind needs every block whole, in memory."""
-        return bool(self._others)
+        return bool(self.others)
 
     def add(self, block: Array, where: Where) -> None:
         """As `Accumulator.add`."""
@@ -147,7 +150,7 @@ class StatisticsAccumulator:
 
     def add_measured(self, block: Array, where: Where) -> None:
         """Take a block that `values` has taken: the other kinds get it."""
-        for accumulator in self._others.values():
+        for accumulator in self.others.values():
             accumulator.add(block, where)
 
     @property
@@ -163,7 +166,7 @@ class StatisticsAccumulator:
     def _found(self, kind: Kind, measures: Measures) -> Statistic:
         if issubclass(kind, ValueStatistic):
             return kind.from_measures(self._space, measures)
-        found: Statistic = self._others[kind.name].found()
+        found: Statistic = self.others[kind.name].found()
         return found
 
 
@@ -174,7 +177,10 @@ def state_bytes(kinds: Iterable[Kind], space: Space) -> int:
 
 def working_bytes(kinds: Sequence[Kind], space: Space, block: Sequence[int]) -> int:
     """Peak bytes that accumulating blocks of at most the shape `block` needs, in addition to the blocks."""
-    values = ValuePass.working_bytes(space.dtype, space.sample, space.axis, block, by_sample=_by_sample(kinds))
+    riders = _riders(kinds, space).values()
+    values = ValuePass.working_bytes(
+        space.dtype, space.sample, space.axis, block, by_sample=_by_sample(kinds), riders=riders
+    )
     others = [kind for kind in kinds if not issubclass(kind, ValueStatistic)]
     size = int(np.prod(block, dtype=object)) * space.dtype.itemsize
     copies = max((kind.copies for kind in others), default=0) * size
@@ -183,6 +189,15 @@ def working_bytes(kinds: Sequence[Kind], space: Space, block: Sequence[int]) -> 
 
 OTHERS = 4
 """Copies of the state of a kind that takes blocks: it is held while it accumulates, is found and is sent."""
+
+
+def _riders(kinds: Iterable[Kind], space: Space) -> dict[str, RiderKind]:
+    """The riders of all `kinds`, each once."""
+    riders: dict[str, RiderKind] = {}
+    for kind in kinds:
+        if issubclass(kind, ValueStatistic):
+            riders |= kind.riders(space)
+    return riders
 
 
 def _by_sample(kinds: Iterable[Kind]) -> bool:

@@ -5,6 +5,7 @@ They merge by addition and are subtracted exactly.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Self
@@ -14,8 +15,8 @@ import numpy.typing as npt
 
 from ..errors import DataError, MismatchError, UsageError
 from ..quantization import Quantization
-from .exact import ExactSum, digit_count, is_canonical, unit_exponent
-from .statistic import Statistic, Tensors
+from .exact import ExactSum, carried, digit_count, is_canonical, unit_exponent
+from .statistic import Statistic, Tensors, ValueStatistic
 
 Counts = npt.NDArray[np.int64]
 Float64Array = npt.NDArray[np.float64]
@@ -72,6 +73,45 @@ class CountedSums(Statistic):
         return self.nan + self.infinite
 
 
+class AddedArrays(ValueStatistic):
+    """Arrays of numbers that are not negative and add up: counts, or, in `digits`, the digits of exact sums."""
+
+    def merge(self, other: Self) -> Self:
+        """The sums of the arrays."""
+        self.check_fits(other)
+        return self._with(other, 1)
+
+    def without(self, part: Self, rest: Self | None = None) -> Self | None:  # noqa: ARG002 - it is not needed
+        """As `Statistic.without`: always known."""
+        self.check_fits(part)
+        left = self._with(part, -1)
+        if left._is_negative():
+            raise MismatchError(
+                f"more {self.name} would be subtracted than was counted: the data has changed since it was counted; "
+                "count it again"
+            )
+        return left
+
+    def _with(self, other: Self, sign: int) -> Self:
+        theirs = other.arrays()
+        added = {name: mine + sign * theirs[name] for name, mine in self.arrays().items()}
+        if DIGITS in added:
+            added[DIGITS] = carried(added[DIGITS])
+        return type(self)(self.space, **added)
+
+    def check(self) -> None:
+        """As `Statistic.check`."""
+        digits = self.arrays().get(DIGITS)
+        if self._is_negative() or (digits is not None and not is_canonical(digits)):
+            raise DataError("the digits of the sums are not canonical, or a sum or a count is negative")
+
+    def _is_negative(self) -> bool:
+        return any(((array[-1:] if name == DIGITS else array) < 0).any() for name, array in self.arrays().items())
+
+
+DIGITS = "digits"
+
+
 def sum_tensors(dtype: np.dtype[Any], shape: tuple[int, ...]) -> Tensors:
     """The tensors of sums of `shape` over values of `dtype`: digits, and counts of finite values, NaN, infinities."""
     counts = (shape, np.dtype(np.int64))
@@ -90,10 +130,10 @@ def exact_means(total: ExactSum, count: Counts, quantization: Quantization | Non
     maps = (quantization or Quantization(1.0)).channel_maps(len(count))
     shift = -unit_exponent(total.dtype)
     sums = zip(total.units(), count.tolist(), maps, strict=True)
-    return np.array([_mean(units, shift, values, *affine) for units, values, affine in sums], dtype=np.float64)
+    return np.array([exact_mean(units, shift, values, *affine) for units, values, affine in sums], dtype=np.float64)
 
 
-def _mean(units: int, shift: int, count: int, step: Fraction, zero_point: int) -> float:
+def exact_mean(units: int, shift: int, count: int, step: Fraction, zero_point: int) -> float:
     """(S − n·zero_point)·step / n with S = units / 2^shift, as one quotient of integers, which Python rounds once."""
     if count == 0:
         return float("nan")
@@ -101,3 +141,9 @@ def _mean(units: int, shift: int, count: int, step: Fraction, zero_point: int) -
         return (units - (count * zero_point << shift)) * step.numerator / (count * step.denominator << shift)
     except OverflowError as error:
         raise UsageError(f"a mean is beyond float64: the step is {float(step)}; expected a smaller one") from error
+
+
+def square_root(value: Fraction) -> float:
+    """√value, also where value itself is beyond float64."""
+    shift = (value.numerator.bit_length() - value.denominator.bit_length()) // 2
+    return math.ldexp(math.sqrt(value / Fraction(4) ** shift), shift)

@@ -1,36 +1,50 @@
 """One pass over the values of a layer, for all statistics of single values or of the sums of samples.
 
 Blocks may be parts of samples and ranges of channels. Each range of channels has sums of its own, which `found` joins.
-Unless a statistic needs the sums of samples, the pass does not tell samples apart.
+Unless a statistic needs the sums of samples, the pass does not tell samples apart. What few statistics need is measured
+by riders, which take the same values.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields, replace
+from math import prod
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from .exact import ExactSum, digit_count
-from .pieces import NARROWEST, WIDEST
-from .running import Intake, Measures, RunningSums, SampleSquares
+from .riders import COPIES, Chain, Rider, RiderKind, Taker, Tally, Where
+from .running import Intake, Measures, RunningSums, SampleSquares, widest
 from .samples import SQUARES, SampleSums
 
 Array = npt.NDArray[Any]
-Where = tuple[slice, ...]
-"""A part of an array: a slice per axis, with start and stop, rows first."""
 
 
 class ValuePass:
-    """Sums over blocks of samples of `shape` with the channels on `axis`; with `by_sample`, sample by sample."""
+    """Sums over blocks of samples of `shape` with the channels on `axis`; with `by_sample`, sample by sample.
 
-    def __init__(self, dtype: np.dtype[Any], shape: Sequence[int], axis: int, *, by_sample: bool) -> None:
+    `riders` measure more of the same values; what they find is in `Measures.beside`, by their names.
+    """
+
+    def __init__(
+        self,
+        dtype: np.dtype[Any],
+        shape: Sequence[int],
+        axis: int,
+        *,
+        by_sample: bool,
+        riders: Mapping[str, RiderKind] = MappingProxyType({}),
+    ) -> None:
         self.dtype, self._shape, self._axis, self._by_sample = dtype, tuple(shape), axis, by_sample
+        self._make_riders = riders
         self._channels = (0, 0)
         self._sums: RunningSums | SampleSums | None = None
-        self._found: dict[tuple[int, int], Measures] = {}  # of ranges of channels that are done
+        self._riders: dict[str, Rider] = {}
+        self._found: dict[tuple[int, int], tuple[Measures, dict[str, Tally]]] = {}  # of ranges of channels
         self._finite = True
 
     def add(self, block: Array, where: Where) -> None:
@@ -40,18 +54,30 @@ class ValuePass:
             sums.add(block, (where[0].start, where[0].stop), whole=self._is_whole(where))
         else:
             sums.add(block, self._axis + 1)
+        for rider in self._riders.values():
+            rider.add(block, where)
 
-    def intake(self, where: Where) -> tuple[RunningSums | SampleSums, Intake] | None:
-        """The sums for the channels in `where`, and how a loop takes its values in C order.
+    def intake(self, where: Where) -> tuple[Taker, Intake] | None:
+        """What takes the values in `where`, and how a loop passes them to it in C order.
 
         None if the caller must use `add` instead.
         """
-        sums, shape = self._of(where), [part.stop - part.start for part in where]
+        shape = [part.stop - part.start for part in where]
+        if not prod(shape):
+            return None
+        sums = self._of(where)
         if isinstance(sums, RunningSums):
             intake = sums.intake(shape, self._axis + 1)
         else:
             intake = sums.intake(shape) if self._is_whole(where) else None
-        return None if intake is None else (sums, intake)
+        if intake is None or not self._riders:
+            return None if intake is None else (sums, intake)
+        taken = [(rider, rider.intake(shape)) for rider in self._riders.values()] if self._is_whole(where) else []
+        intakes = [(rider, found) for rider, found in taken if found is not None]
+        if len(intakes) < len(self._riders):
+            return None
+        chain = Chain([(sums, intake), *intakes])
+        return chain, chain.intake
 
     @property
     def all_finite(self) -> bool:
@@ -62,31 +88,38 @@ class ValuePass:
         """The measures of all channels."""
         self._settle()
         if not self._found:
-            return self._new((0, self._shape[self._axis])).found()
+            self._begin((0, self._shape[self._axis]))
+            self._settle()
         found = [self._found[channels] for channels in sorted(self._found)]
-        return found[0] if len(found) == 1 else _joined(found)
+        measures = [each for each, _ in found]
+        tallies = {name: found[0][1][name].beside([each[name] for _, each in found[1:]]) for name in self._make_riders}
+        whole = measures[0] if len(measures) == 1 else _joined(measures)
+        return replace(whole, beside={name: tally.arrays for name, tally in tallies.items()})
 
     def _of(self, where: Where) -> RunningSums | SampleSums:
         channels = where[self._axis + 1].start, where[self._axis + 1].stop
         if self._sums is None or channels != self._channels:
             self._settle()
-            self._channels, self._sums = channels, self._new(channels)
+            return self._begin(channels)
+        return self._sums
+
+    def _begin(self, channels: tuple[int, int]) -> RunningSums | SampleSums:
+        """Begin a range of channels."""
+        shape = (*self._shape[: self._axis], channels[1] - channels[0], *self._shape[self._axis + 1 :])
+        self._channels = channels
+        self._riders = {name: make(self.dtype, shape, self._axis) for name, make in self._make_riders.items()}
+        sums = SampleSums(self.dtype, shape, self._axis) if self._by_sample else None
+        self._sums = sums or RunningSums(self.dtype, shape[self._axis])
         return self._sums
 
     def _settle(self) -> None:
         """Keep what was found of a range of channels, and let go of what the loops work in."""
         if self._sums is not None:
-            found, before = self._sums.found(), self._found.get(self._channels)
+            found = self._sums.found(), {name: rider.found() for name, rider in self._riders.items()}
+            before = self._found.get(self._channels)
             self._found[self._channels] = found if before is None else _added(before, found)
             self._finite = self.all_finite
-            self._sums = None
-
-    def _new(self, channels: tuple[int, int]) -> RunningSums | SampleSums:
-        extent = channels[1] - channels[0]
-        if self._by_sample:
-            shape = (*self._shape[: self._axis], extent, *self._shape[self._axis + 1 :])
-            return SampleSums(self.dtype, shape, self._axis)
-        return RunningSums(self.dtype, extent)
+            self._sums, self._riders = None, {}
 
     def _is_whole(self, where: Where) -> bool:
         """Whether `where` holds whole samples, apart from the range of channels."""
@@ -96,26 +129,36 @@ class ValuePass:
 
     @classmethod
     def working_bytes(
-        cls, dtype: np.dtype[Any], shape: Sequence[int], axis: int, block: Sequence[int], *, by_sample: bool
+        cls,
+        dtype: np.dtype[Any],
+        shape: Sequence[int],
+        axis: int,
+        block: Sequence[int],
+        *,
+        by_sample: bool,
+        riders: Iterable[RiderKind] = (),
     ) -> int:
         """Peak working memory, in bytes, of a pass over blocks of shape `block`: the loops' arrays and copies."""
-        channels, row = shape[axis], int(np.prod(shape, dtype=object)) * dtype.itemsize
-        seen = max(channels, min(WIDEST, max(NARROWEST, row)))  # rows and short runs are joined
-        loops = COPIES * 8 * (digit_count(dtype) + 5) * seen
+        loops = COPIES * 8 * (digit_count(dtype) + 5) * widest(dtype, shape, axis)
+        loops += sum(rider.working_bytes(dtype, tuple(shape), axis) for rider in riders)
         if not by_sample:
             return loops
-        squares = COPIES * 8 * (digit_count(SQUARES) + 2) * channels
+        squares = COPIES * 8 * (digit_count(SQUARES) + 2) * shape[axis]
         cut = list(block[1:]) != list(shape)
         waiting = block[0] * block[axis + 1] * 8 * (digit_count(dtype) + 2) if cut else 0
         return loops + squares + waiting
 
 
-COPIES = 4
-"""Copies of the loops' arrays that are held while these are folded, carried and sent."""
+Found = tuple[Measures, dict[str, Tally]]
 
 
-def _added(one: Measures, other: Measures) -> Measures:
-    """The measures of two sets of values of the same channels, as one."""
+def _added(one: Found, other: Found) -> Found:
+    """What was found in two sets of values of the same channels, as one."""
+    return _summed(one[0], other[0]), {name: tally.plus(other[1][name]) for name, tally in one[1].items()}
+
+
+def _summed(one: Measures, other: Measures) -> Measures:
+    """The measures of both."""
     squares = None
     if one.squares is not None and other.squares is not None:
         digits = ExactSum.from_raw(SQUARES, one.squares.digits + other.squares.digits).digits
@@ -138,7 +181,7 @@ def _joined(found: Sequence[Measures]) -> Measures:
     arrays: dict[str, Any] = {
         each.name: np.concatenate([getattr(one, each.name) for one in found], axis=-1)
         for each in fields(Measures)
-        if each.name not in ("dtype", "squares")
+        if each.name not in ("dtype", "squares", "beside")
     }
     squares = [one.squares for one in found if one.squares is not None]
     if squares:

@@ -111,7 +111,7 @@ def test_other_precisions_are_recorded_exactly(tmp_path: Path, dtype: str) -> No
     with recording(layer, tmp_path / "s.zarr"):
         layer(x)
     found = ss.reduce(tmp_path / "s.zarr")["Linear"]
-    assert str(found.sums.dtype) == {"bfloat16": "float32"}.get(dtype, dtype)
+    assert str(found.sums.space.dtype) == {"bfloat16": "float32"}.get(dtype, dtype)
     exact = x.double().mean(dim=(0, 1)).numpy()
     np.testing.assert_allclose(found.mean, exact, rtol=1e-12)
 

@@ -23,7 +23,8 @@ LEDGER = ("covered", "excluded", "filled", "stores", "channels", "channel_axis",
 
 
 def test_no_two_kinds_give_their_figures_the_same_name() -> None:
-    documents = [kind.empty(space_of("f4", 2)).document(None) for kind in KINDS.values()]
+    members = {name: kind.empty(space_of("f4", 2)) for name, kind in KINDS.items()}
+    documents = [each.document(None, members) for each in members.values()]
     taken = [*LayerEntry(0, FileEntry("", ""), "").document(), *LEDGER, "per_channel"]
     figures = [*taken, *(name for each in documents for name in each.layer)]
     assert len(figures) == len(set(figures))

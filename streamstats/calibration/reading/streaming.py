@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...statistics.running import Intake, RunningSums
-from ...statistics.samples import SampleSums
+from ...statistics.riders import Taker
+from ...statistics.running import Intake
 from ..encoding.chunks import Encoding
 from ..encoding.decoders import Bytes
 from ..encoding.fused import RAW, feed
@@ -24,11 +24,9 @@ class Stream:
     are decoded into it instead, for statistics that take blocks.
     """
 
-    def __init__(
-        self, encoding: Encoding, sums: RunningSums | SampleSums, intake: Intake, block: npt.NDArray[Any] | None = None
-    ) -> None:
+    def __init__(self, encoding: Encoding, taker: Taker, intake: Intake, block: npt.NDArray[Any] | None = None) -> None:
         self._encoding = encoding
-        self._sums = sums
+        self._taker = taker
         self._intake = intake
         self._stays = block is not None
         self._buffer = (
@@ -58,7 +56,7 @@ class Stream:
     def take_decoded(self, size: int) -> None:
         """Measure the next `size` bytes of the buffer, which have been decoded."""
         have = self._left + size
-        units = self._sums.take(self._buffer[self._start : self._start + have], self._intake)
+        units = self._taker.take(self._buffer[self._start : self._start + have], self._intake)
         left = have - units * self._intake.unit
         if not self._stays:
             self._buffer[:left] = self._buffer[have - left : have].copy()
@@ -66,14 +64,13 @@ class Stream:
 
     def _measured(self, units: int, left: int) -> None:
         size = units * self._intake.unit
-        self._sums.took(size)
+        self._taker.took(size)
         self._start += size if self._stays else 0
         self._left = left
 
     def finish(self, selection: Selection, axis: int) -> None:
         """Measure what is left of the values of `selection`, with the channels on `axis`: less than a unit."""
         if self._left:
-            assert isinstance(self._sums, RunningSums)  # units of samples leave nothing
             rest = self._buffer[self._start : self._start + self._left].view(self._encoding.dtype)
             extents = [part.stop - part.start for part in selection]
-            self._sums.add(rest.reshape(-1, extents[axis], prod(extents[axis + 1 :])), 1)
+            self._taker.rest(rest.reshape(-1, extents[axis], prod(extents[axis + 1 :])))

@@ -30,11 +30,10 @@ from streamstats.calibration.reading.zarr_reader import ZarrReader
 from streamstats.errors import ChangedError, DataError
 from streamstats.statistics.exact import ExactSum
 from streamstats.statistics.kinds import Kind, kinds_of
-from streamstats.statistics.running import Measures
+from streamstats.statistics.riders import Where
 from streamstats.statistics.spread import SampleSpread
 from streamstats.statistics.statistic import Space
 from streamstats.statistics.statistics import StatisticsAccumulator
-from streamstats.statistics.values import Where
 
 SHAPE = (7, 6, 8)
 DTYPES = ("?", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f2", "f4", "f8")
@@ -51,6 +50,7 @@ CHAINS: dict[str, Any] = {
     },
 }
 ALONE = kinds_of(())
+RIDERS = kinds_of(("magnitude", "squares", "histogram"))
 VERSION_2: dict[str, Any] = {
     "raw": None,
     "zstd": numcodecs.Zstd(),
@@ -101,6 +101,10 @@ class _Seeing:
         return self
 
 
+FURTHER = ((*ALONE, SampleSpread), (*ALONE, Seen), (*RIDERS, SampleSpread), (*RIDERS, Seen))
+"""Kinds that take the values sample by sample, with riders, or as whole blocks."""
+
+
 def measured(reader: Reader, layer: Layer, selection: Selection, kinds: Sequence[Kind] = ALONE) -> object:
     """What the reader finds in `selection`."""
     accumulator = StatisticsAccumulator(kinds, layer.space)
@@ -116,19 +120,16 @@ def added(values: Array, layer: Layer, selection: Selection, kinds: Sequence[Kin
 
 
 def found_by(accumulator: StatisticsAccumulator) -> object:
-    """The bits of the measures, and the blocks that `Seen` got, if it was asked."""
-    seen: Any = accumulator.found().get(Seen.name)
-    return bits(accumulator.values.found()), seen and seen.blocks
-
-
-def bits(found: Measures) -> list[bytes]:
-    """All that a pass found, as bytes that equal findings share."""
+    """The bits of what the pass found, and the blocks that `Seen` got, if it was asked."""
+    found = accumulator.values.found()
     sums = ExactSum.from_raw(found.dtype, found.digits).digits
     arrays = [sums, found.count, found.nan, found.infinite, found.low, found.high]
     squares = found.squares
     if squares is not None:
         arrays += [squares.samples, squares.digits, squares.beyond]
-    return [array.tobytes() for array in arrays]
+    arrays += [array for name in sorted(found.beside) for array in found.beside[name].values()]
+    seen: Any = accumulator.others.get(Seen.name)
+    return [array.tobytes() for array in arrays], seen and seen.blocks
 
 
 def blocks_everywhere(layer: Layer) -> None:
@@ -148,7 +149,7 @@ def blocks_everywhere(layer: Layer) -> None:
                 found = reader.read(selection)
                 assert found.dtype == expected.dtype
                 assert found.tobytes() == np.ascontiguousarray(expected[selection]).tobytes()
-                for kinds in (ALONE, (*ALONE, SampleSpread), (*ALONE, Seen)):
+                for kinds in (ALONE, FURTHER[(start + stop) % len(FURTHER)]):
                     added_up = added(expected[selection], layer, selection, kinds)
                     assert measured(reader, layer, selection, kinds) == added_up
 

@@ -1,0 +1,85 @@
+"""The compiled loops that count how often each value occurs: a table per channel for 8 bits, one in all for more.
+
+8-bit values are counted in tables of 16-bit numbers, small enough for the processor's first cache; they are added to
+the counts before they can overflow. Wider values are counted by the upper 16 bits of their bit patterns.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+Scalar = Any
+
+compiled: Any = numba.njit(error_model="numpy")
+
+MOST = 2**16 - 1
+"""The most values of a channel between two additions of the tables to the counts."""
+ROWS, TILE = 64, 64
+"""Rows, and channels, that are counted together: their tables fill half of the first cache."""
+
+
+@compiled
+def flush(tables: Array, counts: Array, taken: Array) -> None:
+    """Add tables uint16[4, channels, 256] to counts int64[channels, 256], and reset them."""
+    for table in range(tables.shape[0]):
+        for c in range(counts.shape[0]):
+            for value in range(256):
+                counts[c, value] += np.int64(tables[table, c, value])
+    tables[:] = 0
+    taken[0] = 0
+
+
+@compiled
+def count_rows(values: Array, counts: Array, tables: Array, taken: Array) -> None:
+    """values uint8 [rows, channels]; taken int64[1] counts the values per channel that the tables hold."""
+    rows, channels = values.shape
+    for start in range(0, rows, ROWS):
+        stop = min(start + ROWS, rows)
+        if taken[0] + stop - start > MOST:
+            flush(tables, counts, taken)
+        taken[0] += stop - start
+        for first in range(0, channels, TILE):
+            last = min(first + TILE, channels)
+            for row in range(start, stop):
+                for c in range(first, last):
+                    tables[0, c, values[row, c]] += np.uint16(1)
+
+
+@compiled
+def count_runs(values: Array, counts: Array, tables: Array, taken: Array) -> None:
+    """values uint8 [outer, channels, inner]; neighbours go to different tables, as additions to one count are slow."""
+    outer, channels, inner = values.shape
+    for o in range(outer):
+        for start in range(0, inner, MOST):
+            stop = min(start + MOST, inner)
+            if taken[0] + stop - start > MOST:
+                flush(tables, counts, taken)
+            taken[0] += stop - start
+            for c in range(channels):
+                run = values[o, c, start:stop]
+                one, two, three, four = tables[0, c], tables[1, c], tables[2, c], tables[3, c]
+                for i in range(0, run.size - 3, 4):
+                    one[run[i]] += np.uint16(1)
+                    two[run[i + 1]] += np.uint16(1)
+                    three[run[i + 2]] += np.uint16(1)
+                    four[run[i + 3]] += np.uint16(1)
+                for i in range(run.size - run.size % 4, run.size):
+                    one[run[i]] += np.uint16(1)
+
+
+@compiled
+def count_wide(bits: Array, shift: Scalar, counts: Array) -> None:
+    """bits [values], unsigned; counts int64[2^16 + a power of two] by their upper 16 bits.
+
+    Zeros, which are often every second value, go to the places behind these in turn: see `count_runs`.
+    """
+    bins = 1 << 16
+    turns = counts.size - bins - 1
+    for i in range(bits.size):
+        place = bins + (i & turns) if bits[i] == 0 else np.int64(bits[i] >> shift)
+        counts[place] += 1

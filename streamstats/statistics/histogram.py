@@ -1,0 +1,153 @@
+"""Histogram: how often each value occurs, so that any percentile or range can be found later, without the data.
+
+Values of 8 and 16 bits are counted one by one, those of 8 bits per channel. Wider values are counted by the upper 16
+bits of their patterns, in the order of the values: for float32, 128 bins per octave, of which none was chosen. Counting
+is exact, so histograms merge and are subtracted exactly.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import UsageError
+from ..quantization import Quantization
+from .counts import BINS, Counting, bins, is_counted_by_channel
+from .riders import RiderKind
+from .running import Measures
+from .statistic import Document, Space, Statistic, Tensors
+from .sums import AddedArrays, Float64Array
+
+Array = npt.NDArray[Any]
+
+SHOWN = (0.0001, 0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999, 0.9999)
+"""The quantiles that documents show."""
+DRAWN = 64
+"""Bars of the histogram that documents have, of equal width."""
+
+
+@dataclass(frozen=True, eq=False)
+class Histogram(AddedArrays):
+    """How often each value occurs: percentiles and quantisation ranges follow without reading the data again.
+
+    `counts` int64[256, C] of each value of 8 bits per channel, or int64[65536] over all channels: of each value of 16
+    bits, or of bins of wider ones; in ascending order. NaN and infinities are not counted.
+    """
+
+    name: ClassVar[str] = "histogram"
+
+    counts: npt.NDArray[np.int64]
+
+    @classmethod
+    def tensors(cls, space: Space) -> Tensors:
+        """As `Statistic.tensors`."""
+        shape = (256, space.channels) if is_counted_by_channel(space.dtype) else (BINS,)
+        return {"counts": (shape, np.dtype(np.int64))}
+
+    @classmethod
+    def riders(cls, space: Space) -> Mapping[str, RiderKind]:  # noqa: ARG003 - the same for all
+        """As `ValueStatistic.riders`."""
+        return {"counts": Counting}
+
+    @classmethod
+    def from_measures(cls, space: Space, measures: Measures) -> Self:
+        """As `ValueStatistic.from_measures`."""
+        return cls(space, measures.beside["counts"]["counts"])
+
+    def document(self, quantization: Quantization | None, beside: Mapping[str, Statistic]) -> Document:  # noqa: ARG002
+        """Layer: `quantiles`, [[q, low, high], …], and `histogram`, [[low, high, count], …], in real units.
+
+        Both are empty if there are no values, and for codes of more than 8 bits with one step per channel.
+        """
+        low, high, counts = self.bins(quantization)
+        if not len(counts):
+            return Document({"quantiles": [], "histogram": []})
+        quantiles = [[q, *_at_rank(low, high, counts, rank(q, int(counts.sum())))] for q in SHOWN]
+        return Document({"quantiles": quantiles, "histogram": _bars(low, high, counts)})
+
+    def bins(
+        self, quantization: Quantization | None = None, channel: int | None = None
+    ) -> tuple[Float64Array, Float64Array, npt.NDArray[np.int64]]:
+        """(least value, greatest value, count) of the bins that are not empty, ascending, in real units.
+
+        The two values are equal where values are counted one by one. With `channel`, the bins of that channel. Raises
+        `UsageError` for a channel of values that are not counted per channel.
+        """
+        low, high = bins(self.space.dtype)
+        if is_counted_by_channel(self.space.dtype):
+            return self._of_channels(low, quantization, channel)
+        if channel is not None:
+            raise UsageError(
+                f"the histogram of {self.space.dtype} values is one of all channels; expected no channel: only 8-bit "
+                "values are counted per channel"
+            )
+        if quantization is not None and quantization.channels is not None:
+            return np.empty(0), np.empty(0), np.empty(0, np.int64)
+        seen = np.flatnonzero(self.counts)
+        return _real(low[seen], quantization), _real(high[seen], quantization), self.counts[seen]
+
+    def _of_channels(
+        self, codes: Array, quantization: Quantization | None, channel: int | None
+    ) -> tuple[Float64Array, Float64Array, npt.NDArray[np.int64]]:
+        """The same for values of 8 bits: `codes` of each channel, mapped by its step."""
+        block = np.repeat(codes[:, np.newaxis], self.space.channels, axis=1)
+        real, counts = _real(block, quantization), self.counts
+        if channel is not None:
+            real, counts = real[:, channel], counts[:, channel]
+        values, place = np.unique(real.reshape(-1), return_inverse=True)
+        added = np.zeros(len(values), np.int64)
+        np.add.at(added, place.reshape(-1), counts.reshape(-1))
+        seen = np.flatnonzero(added)
+        return values[seen], values[seen], added[seen]
+
+    def quantile(
+        self, q: float, quantization: Quantization | None = None, channel: int | None = None
+    ) -> tuple[float, float]:
+        """(low, high): the least and greatest value of the bin with the `q`-quantile, in real units.
+
+        It is the value at place ⌈q·n⌉ of the n sorted values, as numpy's method "inverted_cdf" gives it; low and high
+        are equal, and so exact, for values of 8 and 16 bits. NaN if there are no values. Raises `UsageError` for a `q`
+        outside 0 to 1, and as `bins`.
+        """
+        if not 0 <= q <= 1:
+            raise UsageError(f"the quantile is {q}; expected a number from 0 to 1")
+        low, high, counts = self.bins(quantization, channel)
+        return _at_rank(low, high, counts, rank(q, int(counts.sum()))) if len(counts) else (math.nan, math.nan)
+
+
+def rank(q: float, count: int) -> int:
+    """The place of the q-quantile in `count` sorted values, from 0.
+
+    >>> [rank(q, 10) for q in (0.0, 0.1, 0.11, 0.5, 1.0)]
+    [0, 0, 1, 4, 9]
+    """
+    numerator, denominator = float(q).as_integer_ratio()
+    return max(0, -(-numerator * count // denominator) - 1)
+
+
+def _at_rank(low: Float64Array, high: Float64Array, counts: Array, place: int) -> tuple[float, float]:
+    found = int(np.searchsorted(counts.cumsum(), place, side="right"))
+    return float(low[found]), float(high[found])
+
+
+def _bars(low: Float64Array, high: Float64Array, counts: Array) -> list[list[float]]:
+    """[low, high, count] of bars of equal width; a bin counts where its middle lies."""
+    ends = float(low[0]), float(high[-1])
+    if not ends[0] < ends[1]:
+        return [[*ends, int(counts.sum())]]
+    middle = low / 2 + high / 2
+    place = np.clip((middle / 2 - ends[0] / 2) / (ends[1] / 2 - ends[0] / 2) * DRAWN, 0, DRAWN - 1).astype(int)
+    edges = np.linspace(*ends, DRAWN + 1)
+    added = np.zeros(DRAWN, np.int64)
+    np.add.at(added, place, counts)
+    return [[float(edges[bar]), float(edges[bar + 1]), int(added[bar])] for bar in range(DRAWN)]
+
+
+def _real(values: Array, quantization: Quantization | None) -> Float64Array:
+    with np.errstate(over="ignore", invalid="ignore"):  # a huge step may take them beyond float64, to infinity
+        return values.astype(np.float64) if quantization is None else quantization.dequantize(values)

@@ -1,0 +1,103 @@
+"""ChannelMagnitude: the exact sum of |x| per channel, and the mean magnitude, which weighs channels for AWQ.
+
+Magnitudes of codes are those of the real values, |q − zero_point|·step. 8-bit codes are therefore counted, each value
+of each channel: so the magnitude is exact for any zero point, and the zero point may change after counting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from ..quantization import Quantization
+from .counts import Counting, codes, is_counted_by_channel
+from .exact import ExactSum, carried, digit_count, unit_exponent
+from .moments import Moments
+from .riders import RiderKind
+from .running import Measures
+from .statistic import Document, Space, Statistic, Tensors
+from .sums import AddedArrays, Float64Array, exact_mean
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelMagnitude(AddedArrays):
+    """The mean magnitude per channel: it shows which channels matter most, as AWQ weighs them.
+
+    `digits` int64[D, C] of the sum of the magnitudes of finite values; for values of 8 bits, `counts` int64[256, C] of
+    each value in ascending order instead.
+    """
+
+    name: ClassVar[str] = "magnitude"
+
+    digits: Any = None
+    counts: Any = None
+
+    @classmethod
+    def tensors(cls, space: Space) -> Tensors:
+        """As `Statistic.tensors`."""
+        if is_counted_by_channel(space.dtype):
+            return {"counts": ((256, space.channels), np.dtype(np.int64))}
+        return {"digits": ((digit_count(space.dtype), space.channels), np.dtype(np.int64))}
+
+    @classmethod
+    def refuses(cls, space: Space, quantization: Quantization | None) -> str | None:
+        """As `Statistic.refuses`: wider codes are summed as they are, so a zero point cannot be taken off each."""
+        if is_counted_by_channel(space.dtype) or quantization is None or not np.any(quantization.zero_point):
+            return None
+        return f"magnitudes of {space.dtype} codes are exact only if their zero point is 0, or if codes have 8 bits"
+
+    @classmethod
+    def riders(cls, space: Space) -> Mapping[str, RiderKind]:
+        """As `ValueStatistic.riders`: none for unsigned values, which are their own magnitudes."""
+        if is_counted_by_channel(space.dtype):
+            return {"counts": Counting}
+        return {} if space.dtype.kind == "u" else {"moments": Moments}
+
+    @classmethod
+    def from_measures(cls, space: Space, measures: Measures) -> Self:
+        """As `ValueStatistic.from_measures`."""
+        if is_counted_by_channel(space.dtype):
+            return cls(space, counts=measures.beside["counts"]["counts"].copy())
+        if space.dtype.kind == "u":
+            return cls(space, carried(measures.digits))
+        return cls(space, measures.beside["moments"]["magnitudes"])
+
+    def document(self, quantization: Quantization | None, beside: Mapping[str, Statistic]) -> Document:
+        """Layer: the greatest mean magnitude. Per channel: the mean magnitude."""
+        found = self.mean_magnitude(beside["mean"], quantization)
+        greatest = float(np.fmax.reduce(found, initial=np.nan))
+        return Document({"greatest_mean_magnitude": greatest}, {"mean_magnitude": found})
+
+    def mean_magnitude(self, sums: Any, quantization: Quantization | None = None) -> Float64Array:
+        """The mean of |x| per channel, float64[C], in real units: the float64 nearest to the exact rational.
+
+        `sums` is the `ChannelMean` of the same values. NaN for channels without finite values, and for codes of more
+        than 8 bits whose zero point is not 0. Raises `UsageError` if the step takes a mean beyond float64.
+        """
+        maps = (quantization or Quantization(1.0)).channel_maps(self.space.channels)
+        if not is_counted_by_channel(self.space.dtype):
+            units = ExactSum(self.space.dtype, self.digits).units()
+            known = [zero_point == 0 for _, zero_point in maps]
+        else:
+            values = codes(self.space.dtype)
+            counts = self.counts.astype(object)
+            units = [
+                int(np.abs(values - zero_point).astype(object) @ counts[:, channel])
+                for channel, (_, zero_point) in enumerate(maps)
+            ]
+            known = [True] * len(maps)
+        shift = -unit_exponent(self.space.dtype)
+        counted = sums.count.tolist()
+        return np.array(
+            [
+                exact_mean(total, shift, count, step, 0) if is_known else np.nan
+                for total, count, (step, _), is_known in zip(units, counted, maps, known, strict=True)
+            ],
+            dtype=np.float64,
+        )

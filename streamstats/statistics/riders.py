@@ -1,0 +1,160 @@
+"""Riders: what some statistics need beside sums and extrema, measured in the pass that all statistics of values share.
+
+A rider takes the values that the sums take, while they are in the processor's cache: blocks through `add`, and the
+values of a decoder through an `Intake`. A `Chain` makes one intake of those of the sums and of all riders.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from math import lcm
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from ..compiled import foreign
+from ..compiled.cache import address, load
+from .exact import carried
+from .loops import ARGUMENTS
+from .running import Intake, give
+
+Array = npt.NDArray[Any]
+Where = tuple[slice, ...]
+"""A part of an array: a slice per axis, with start and stop, rows first."""
+
+TILE_BYTES = 2**18
+"""Bytes of values that all takers take before any takes more: they stay in the second cache."""
+COPIES = 4
+"""Copies of a loop's arrays that are held while these are folded, carried and sent."""
+HEAD, EACH = 3, 8
+"""Words at the start of a chain's state, and for each taker in it."""
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What a rider has found: arrays that add up, those in `digits` as digits of exact sums.
+
+    If `by_channel`, the channels are on their last axis; otherwise they are sums over all channels.
+    """
+
+    arrays: Mapping[str, Array]
+    digits: tuple[str, ...] = ()
+    by_channel: bool = True
+
+    def plus(self, other: Tally) -> Tally:
+        """That of the values of both, of the same channels."""
+        return Tally(
+            {name: self._carried(name, mine + other.arrays[name]) for name, mine in self.arrays.items()},
+            self.digits,
+            self.by_channel,
+        )
+
+    def beside(self, others: Sequence[Tally]) -> Tally:
+        """That of all channels, if this is that of the first, and `others` are those of the ranges that follow."""
+        if not self.by_channel:
+            whole = self
+            for other in others:
+                whole = whole.plus(other)
+            return whole
+        joined = {
+            name: np.concatenate([mine, *(other.arrays[name] for other in others)], axis=-1)
+            for name, mine in self.arrays.items()
+        }
+        return Tally(joined, self.digits)
+
+    def _carried(self, name: str, added: Array) -> Array:
+        return carried(added) if name in self.digits else added
+
+
+class Taker(Protocol):
+    """Takes values that a decoder produces."""
+
+    def take(self, memory: npt.NDArray[np.uint8], intake: Intake) -> int:
+        """Pass the whole units in `memory` to the loop; returns their number. Call `took` with their bytes."""
+
+    def took(self, size: int) -> None:
+        """Count the values in `size` bytes that a loop has taken through an intake."""
+
+    def rest(self, values: Array) -> None:
+        """Take `values` [rows, channels, inner] that fill no unit of an intake."""
+
+
+class Rider(Taker, Protocol):
+    """Measures the values of one range of channels."""
+
+    def add(self, block: Array, where: Where) -> None:
+        """Take `block`, of any layout and byte order, the part `where` of the array."""
+
+    def intake(self, shape: Sequence[int]) -> Intake | None:
+        """How a loop takes all values of whole samples, a block of `shape` in C order; None if it cannot."""
+
+    def found(self) -> Tally:
+        """What it has found in all values so far."""
+
+
+class RiderKind(Protocol):
+    """Makes riders."""
+
+    def __call__(self, dtype: np.dtype[Any], shape: tuple[int, ...], axis: int, /) -> Rider:
+        """A rider for values of `dtype`, in samples of `shape` with the channels on `axis`."""
+
+    def working_bytes(self, dtype: np.dtype[Any], shape: Sequence[int], axis: int, /) -> int:
+        """The working memory of such a rider, in bytes, what it finds included."""
+
+
+class Chain:
+    """The sums and the riders of a pass, as one taker: each takes a tile of the values, then the next tile follows."""
+
+    def __init__(self, takers: Sequence[tuple[Taker, Intake]]) -> None:
+        self._takers = [taker for taker, _ in takers]
+        unit = lcm(*(intake.unit for _, intake in takers))
+        words = [len(takers), max(1, TILE_BYTES // unit), unit]
+        for _, intake in takers:
+            words += [unit // intake.unit, *intake[1:]]
+        self._words = np.array(words, np.int64)
+        self.intake = Intake(unit, address(_over_takers()), 0, 0, self._words.ctypes.data, 0, 0, 0)
+
+    def take(self, memory: npt.NDArray[np.uint8], intake: Intake) -> int:
+        """As `Taker.take`."""
+        return give(_over_takers(), memory, intake)
+
+    def took(self, size: int) -> None:
+        """As `Taker.took`."""
+        for taker in self._takers:
+            taker.took(size)
+
+    def rest(self, values: Array) -> None:
+        """As `Taker.rest`."""
+        for taker in self._takers:
+            taker.rest(values)
+
+
+@cache
+def _over_takers() -> Callable[..., None]:
+    """The loop over takers; it takes the arguments of `loops`, with the chain's state in place of the sums."""
+    return load("chain", ARGUMENTS, _definition, (__name__, foreign.__name__))
+
+
+def _definition() -> Callable[..., None]:
+    import numba
+
+    carray, call, address_of = numba.carray, foreign.caller(), foreign.address_of()
+
+    def over_takers(data, units, channels, inner, state, low, high, room):  # type: ignore[no-untyped-def]
+        number, tile, unit = carray(state, (HEAD,), np.int64)
+        words = carray(state, (HEAD + EACH * number,), np.int64)
+        place = address_of(data)
+        while units > 0:
+            taken = min(units, tile)
+            for taker in range(number):
+                at = HEAD + EACH * taker
+                rows, columns, run = taken * words[at], words[at + 2], words[at + 3]
+                arrays = words[at + 4], words[at + 5], words[at + 6], words[at + 7]
+                call(words[at + 1], (place, rows, columns, run, arrays[0], arrays[1], arrays[2], arrays[3]))
+            place += taken * unit
+            units -= taken
+
+    return over_takers
