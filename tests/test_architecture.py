@@ -43,10 +43,10 @@ CALIBRATION_LEVELS = ("calibration.encoding", "calibration.sources", "calibratio
 """Inside calibration, a module imports from its own folder, and from those before it; the third is what is in none."""
 STATISTICS_LEVELS = (
     ("exact", "kernels", "pieces", "count_kernels"),
-    ("loops", "sample_kernels", "moment_kernels"),
+    ("loops", "sample_kernels", "moment_kernels", "class_kernels"),
     ("running",),
     ("samples", "riders"),
-    ("moments", "counts"),
+    ("moments", "counts", "classes"),
     ("values",),
     ("statistic",),
     ("sums",),

@@ -37,7 +37,14 @@ class LayerRule:
         quantization = layer.quantization if self.quantization is None else self.quantization
         if self.channel_axis is not None:
             layer = layer.with_channel_axis(self.channel_axis)
-        return replace(layer.with_quantization(quantization), kinds=kinds_of(self.statistics))
+        described = replace(layer.with_quantization(quantization), kinds=kinds_of(self.statistics))
+        for kind in described.kinds:
+            why = kind.refuses(described.space, described.quantization)
+            if why is not None:
+                raise UsageError(
+                    f"layer {layer.name}: {kind.name} cannot be counted: {why}; request it for other layers"
+                )
+        return described
 
 
 @dataclass(frozen=True)

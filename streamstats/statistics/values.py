@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from math import prod
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -37,10 +36,10 @@ class ValuePass:
         axis: int,
         *,
         by_sample: bool,
-        riders: Mapping[str, RiderKind] = MappingProxyType({}),
+        riders: Mapping[str, RiderKind] | None = None,
     ) -> None:
         self.dtype, self._shape, self._axis, self._by_sample = dtype, tuple(shape), axis, by_sample
-        self._make_riders = riders
+        self._make_riders = riders or {}
         self._channels = (0, 0)
         self._sums: RunningSums | SampleSums | None = None
         self._riders: dict[str, Rider] = {}
