@@ -25,9 +25,10 @@ def counted_document(found: Ledger) -> dict[str, Any]:
 
 
 def channels_document(found: Ledger) -> dict[str, Any]:
-    """The same with `per_channel`: for each figure per channel, a list of its values."""
+    """The same with the `tables` of its statistics, and `per_channel`: for each figure per channel, its values."""
     columns = {name: [json_value(value) for value in values] for name, values in channel_columns(found).items()}
-    return {"layer": found.layer, **counted_document(found), "per_channel": columns}
+    tables = {name: [[*map(json_value, row)] for row in rows] for name, rows in found.figures().tables.items()}
+    return {"layer": found.layer, **counted_document(found), "tables": tables, "per_channel": columns}
 
 
 def channel_columns(found: Ledger) -> dict[str, list[Any]]:

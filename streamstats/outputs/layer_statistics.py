@@ -9,9 +9,12 @@ import numpy.typing as npt
 
 from ..errors import UsageError
 from ..statistics.extrema import ChannelExtrema
+from ..statistics.histogram import Histogram
+from ..statistics.magnitude import ChannelMagnitude
 from ..statistics.mean import ChannelMean
 from ..statistics.positions import PositionSums
 from ..statistics.spread import SampleSpread
+from ..statistics.squares import ChannelSquares
 from ..storage.tensors import content_digest
 from .ledger import Ledger
 
@@ -54,6 +57,43 @@ class LayerStatistics(Ledger):
     def maximum(self) -> Float64Array:
         """float64[C]: the greatest finite value; NaN for channels without finite values."""
         return self.extrema.real(self.quantization)[1]
+
+    @property
+    def absmax(self) -> Float64Array:
+        """float64[C]: the greatest magnitude of a finite value; NaN for channels without finite values."""
+        return np.maximum(np.abs(self.minimum), np.abs(self.maximum))
+
+    @cached_property
+    def mean_magnitude(self) -> Float64Array | None:
+        """float64[C]: the mean of |x|, rounded once; None if `magnitude` was not counted."""
+        found = self.statistics.get(ChannelMagnitude.name)
+        return found.mean_magnitude(self.sums, self.quantization) if isinstance(found, ChannelMagnitude) else None
+
+    @cached_property
+    def rms(self) -> Float64Array | None:
+        """float64[C]: the root mean square; None if `squares` was not counted."""
+        found = self.statistics.get(ChannelSquares.name)
+        return found.rms(self.sums, self.quantization) if isinstance(found, ChannelSquares) else None
+
+    @cached_property
+    def variance(self) -> Float64Array | None:
+        """float64[C]: the mean of (x − E[x])², rounded once; None if `squares` was not counted."""
+        found = self.statistics.get(ChannelSquares.name)
+        return found.variance(self.sums, self.quantization) if isinstance(found, ChannelSquares) else None
+
+    @cached_property
+    def standard_deviation(self) -> Float64Array | None:
+        """float64[C]: the root of the variance; None if `squares` was not counted."""
+        found = self.statistics.get(ChannelSquares.name)
+        return found.standard_deviation(self.sums, self.quantization) if isinstance(found, ChannelSquares) else None
+
+    def quantile(self, q: float, channel: int | None = None) -> tuple[float, float] | None:
+        """(low, high) of the bin with the `q`-quantile, as `Histogram.quantile`; None if `histogram` was not counted.
+
+        Raises `UsageError` for a `q` outside 0 to 1, and for a `channel` of values that are not counted per channel.
+        """
+        found = self.statistics.get(Histogram.name)
+        return found.quantile(q, self.quantization, channel) if isinstance(found, Histogram) else None
 
     @cached_property
     def standard_error(self) -> Float64Array | None:

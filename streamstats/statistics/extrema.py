@@ -74,10 +74,12 @@ class ChannelExtrema(ValueStatistic):
             raise DataError("a minimum is above its maximum, or one of them is not finite")
 
     def document(self, quantization: Quantization | None, beside: Mapping[str, Statistic]) -> Document:  # noqa: ARG002
-        """Layer: `minimum` and `maximum` over all channels. Per channel: the same, float64[C]; NaN without a value."""
+        """Layer: `minimum` and `maximum` over all channels. Per channel: these and `absmax`; NaN without a value."""
         low, high = self.real(quantization)
+        absmax = np.maximum(np.abs(low), np.abs(high))
         ends = {"minimum": np.fmin.reduce(low, initial=np.nan), "maximum": np.fmax.reduce(high, initial=np.nan)}
-        return Document({name: float(value) for name, value in ends.items()}, {"minimum": low, "maximum": high})
+        channels = {"minimum": low, "maximum": high, "absmax": absmax}
+        return Document({name: float(value) for name, value in ends.items()}, channels)
 
     def real(self, quantization: Quantization | None) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """(minimum, maximum), float64[C], in real units; NaN for channels without finite values."""

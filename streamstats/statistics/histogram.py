@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -27,6 +28,8 @@ Array = npt.NDArray[Any]
 
 SHOWN = (0.0001, 0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999, 0.9999)
 """The quantiles that documents show."""
+PERCENTILES = {"percentile_0_1": 0.001, "median": 0.5, "percentile_99_9": 0.999}
+"""Those of them that stand in a line with the other figures of a layer."""
 DRAWN = 64
 """Bars of the histogram that documents have, of equal width."""
 
@@ -60,15 +63,18 @@ class Histogram(AddedArrays):
         return cls(space, measures.beside["counts"]["counts"])
 
     def document(self, quantization: Quantization | None, beside: Mapping[str, Statistic]) -> Document:  # noqa: ARG002
-        """Layer: `quantiles`, [[q, low, high], …], and `histogram`, [[low, high, count], …], in real units.
+        """Layer: some percentiles, each the end of its bin that is nearer to zero. Tables: `quantiles`, [q, low, high],
+        and `histogram`, [low, high, count], in real units.
 
-        Both are empty if there are no values, and for codes of more than 8 bits with one step per channel.
+        Unknown without values, and for codes of more than 8 bits with one step per channel.
         """
         low, high, counts = self.bins(quantization)
         if not len(counts):
-            return Document({"quantiles": [], "histogram": []})
-        quantiles = [[q, *_at_rank(low, high, counts, rank(q, int(counts.sum())))] for q in SHOWN]
-        return Document({"quantiles": quantiles, "histogram": _bars(low, high, counts)})
+            return Document(dict.fromkeys(PERCENTILES, math.nan), tables={"quantiles": [], "histogram": []})
+        at = {q: _at_rank(low, high, counts, rank(q, int(counts.sum()))) for q in SHOWN}
+        percentiles = {name: min(at[q], key=abs) for name, q in PERCENTILES.items()}
+        quantiles = [[q, *ends] for q, ends in at.items()]
+        return Document(percentiles, tables={"quantiles": quantiles, "histogram": _bars(low, high, counts)})
 
     def bins(
         self, quantization: Quantization | None = None, channel: int | None = None
@@ -121,13 +127,12 @@ class Histogram(AddedArrays):
 
 
 def rank(q: float, count: int) -> int:
-    """The place of the q-quantile in `count` sorted values, from 0.
+    """The place of the q-quantile in `count` sorted values, from 0; `q` is taken as the decimal number it prints as.
 
     >>> [rank(q, 10) for q in (0.0, 0.1, 0.11, 0.5, 1.0)]
     [0, 0, 1, 4, 9]
     """
-    numerator, denominator = float(q).as_integer_ratio()
-    return max(0, -(-numerator * count // denominator) - 1)
+    return max(0, math.ceil(Fraction(repr(float(q))) * count) - 1)
 
 
 def _at_rank(low: Float64Array, high: Float64Array, counts: Array, place: int) -> tuple[float, float]:

@@ -13,7 +13,7 @@ block, even while it is being decoded, finds what all of them need, and each onl
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any, ClassVar, Protocol, Self, TypeVar
@@ -219,13 +219,15 @@ class Statistic(ABC):
 
 @dataclass(frozen=True)
 class Document:
-    """The figures of a statistic, in real units: `layer`, JSON-ready, for the whole layer; `channels`, name → [C].
+    """The figures of a statistic, in real units: numbers for the whole `layer`; `channels`, name → [C].
 
-    Names must differ from those of other statistics. NaN means unknown.
+    `tables`, name → rows of numbers, hold more than a line shows: documents of one layer have them. Names must differ
+    from those of other statistics. NaN means unknown.
     """
 
     layer: Mapping[str, Any] = field(default_factory=dict)
     channels: Mapping[str, Array] = field(default_factory=dict)
+    tables: Mapping[str, Sequence[Sequence[float]]] = field(default_factory=dict)
 
 
 class ValueStatistic(Statistic):

@@ -92,11 +92,13 @@ class Statistics(Mapping[str, Statistic]):
         """The figures of all members, in real units."""
         layer: dict[str, Any] = {}
         channels: dict[str, Array] = {}
+        tables: dict[str, Any] = {}
         for statistic in self.members.values():
             said = statistic.document(quantization, self)
             layer |= said.layer
             channels |= said.channels
-        return Document(layer, channels)
+            tables |= said.tables
+        return Document(layer, channels, tables)
 
     def differing(self, other: Self) -> list[str]:
         """The names of members that are not equal to the bit. Raises `MismatchError` if the names do not match."""
