@@ -36,8 +36,8 @@ def forget(job: Job, rows: Rows, *, match: str = "*", progress: Progress = QUIET
     """Remove `rows` from the layers of `job` whose names match the glob `match`, and never count them again.
 
     The rows are read once more and subtracted. If a statistic cannot tell what is left, such as an extremum that one
-    of them may hold, other rows are read again until it can. If one of the rows can no longer be read, all others are
-    counted anew. Raises as `run` does.
+    of them may hold, other rows are read again until it can. If one of the rows can no longer be read, or has changed
+    since it was counted, all others are counted anew. Raises as `run` does.
     """
     with open_session(job, progress=progress) as session, _all_or_nothing():
         chosen = [layer for layer in session.layers if fnmatchcase(layer.name, match)]
@@ -86,7 +86,7 @@ def _forgotten(
     for layer in chosen:
         whole, part = session.ledgers[layer.name], parts[layer.name]
         others = whole.source.covered - rows
-        if part.source.covered == taken[layer.name]:
+        if part.source.covered == taken[layer.name] and not taken[layer.name] & whole.source.accepted:
             statistics, read = _rest(session, layer, part.statistics, others)
             rest = replace(whole, statistics=statistics)
         else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
@@ -19,7 +19,7 @@ from ..outputs.resuming import check_same_job, compared
 from ..progress import QUIET, Progress
 from .job import Job
 from .measuring import Policy, Unreadable
-from .session import reduce_layers, tell_selected
+from .session import Outcome, reduce_layers, tell_selected
 from .workers import open_workers
 
 
@@ -65,19 +65,27 @@ def _read_again(
         covered = source.covered if source else EMPTY
         counted[layer.name] = covered & Coverage.first(layer.rows)
         others[layer.name] = job.wanted(layer.rows) - covered - (source.excluded if source else EMPTY)
+    filled = [layer for layer in layers if layer.name in states and states[layer.name].source.filled]
     with open_workers(job.cluster, layers) as workers:
-        policy = Policy("skip", "report")
-        found = reduce_layers(layers, empty, counted, job.memory, workers, policy, progress)
-        if not any(others.values()):
-            return found.statistics, found.unreadable
-        beside = reduce_layers(layers, empty, others, job.memory, workers, policy, progress)
-    return found.statistics, [*found.unreadable, *beside.unreadable]
+
+        def read(chosen: Sequence[Layer], wanted: Mapping[str, Coverage], policy: Policy) -> Outcome:
+            return reduce_layers(chosen, empty, wanted, job.memory, workers, policy, progress)
+
+        outcomes = [read(layers, counted, Policy("skip", "report"))]
+        if any(others.values()):
+            outcomes.append(read(layers, others, Policy("skip", "report")))
+        found = outcomes[0].statistics
+        if filled:  # fill values were counted for some of their chunks: so they must be again
+            refilled = read(filled, counted, Policy("skip", "fill")).statistics
+            found |= {layer.name: refilled[layer.name] for layer in filled}
+    return found, [each for outcome in outcomes for each in outcome.unreadable]
 
 
 def _differences(layer: Layer, state: LayerStatistics, found: LayerStatistics) -> Iterator[Problem]:
     """What has changed since `state` was counted; `found` are the statistics that the same rows give now."""
     if state.source.fingerprint != layer.fingerprint:
-        yield Problem(layer.name, (0, layer.rows), "dtype, chunks or codecs have changed since they were counted")
+        changed = "dtype, sample shape, chunks or codecs have changed since they were counted"
+        yield Problem(layer.name, (0, layer.rows), changed)
         return
     same_rows = state.covered == found.covered
     differing = state.statistics.differing(found.statistics) if same_rows else []

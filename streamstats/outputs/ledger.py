@@ -41,8 +41,8 @@ class CountedSource:
 
     `fingerprint` identifies how the array is stored (dtype, chunks, codecs), whatever its rows; `rows` is its number of
     rows. `covered` rows are counted, `excluded` rows are never counted again; for chunks in `filled` rows, which could
-    not be read, the fill value was counted. `files` int64[n, 2] identifies the counted files, as `calibration.identity`
-    numbers them.
+    not be read, the fill value was counted; `accepted` rows have changed since, and what was counted of them was kept.
+    `files` int64[n, 2] identifies the counted files, as `calibration.identity` numbers them.
     """
 
     fingerprint: str
@@ -50,6 +50,7 @@ class CountedSource:
     covered: Coverage = EMPTY
     excluded: Coverage = EMPTY
     filled: Coverage = EMPTY
+    accepted: Coverage = EMPTY
     files: Identities = field(default_factory=lambda: np.empty((0, 2), np.int64))
 
     def count(self, rows: Rows, first_file: int, files: Identities, filled: Coverage = EMPTY) -> CountedSource:
@@ -77,6 +78,7 @@ class CountedSource:
             covered=self.covered - rows,
             excluded=self.excluded | rows,
             filled=self.filled - rows,
+            accepted=self.accepted - rows,
             files=_trimmed(files),
         )
 
@@ -89,7 +91,8 @@ class CountedSource:
         return isinstance(other, CountedSource) and self._key() == other._key()
 
     def _key(self) -> tuple[object, ...]:
-        return self.fingerprint, self.rows, self.covered, self.excluded, self.filled, self.files.tobytes()
+        rows = self.covered, self.excluded, self.filled, self.accepted
+        return self.fingerprint, self.rows, rows, self.files.tobytes()
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -172,6 +175,7 @@ class Ledger:
             "covered": [rows for source in self.sources for rows in source.covered.document()],
             "excluded": [rows for source in self.sources for rows in source.excluded.document()],
             "filled": [rows for source in self.sources for rows in source.filled.document()],
+            "accepted": [rows for source in self.sources for rows in source.accepted.document()],
             "stores": len(self.sources),
             "channels": self.channels,
             "channel_axis": self.channel_axis,
@@ -275,5 +279,5 @@ def _union(layer: str, left: CountedSource, right: CountedSource) -> CountedSour
     files[counted] = right.files[counted]
     covered = left.covered | right.covered
     excluded = (left.excluded | right.excluded) - covered
-    filled = left.filled | right.filled
-    return CountedSource(left.fingerprint, max(left.rows, right.rows), covered, excluded, filled, files)
+    filled, accepted = left.filled | right.filled, left.accepted | right.accepted
+    return CountedSource(left.fingerprint, max(left.rows, right.rows), covered, excluded, filled, accepted, files)

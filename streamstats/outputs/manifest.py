@@ -59,6 +59,11 @@ class LayerEntry:
     missing: Gaps = ()
     counted: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def excluded(self) -> Coverage:
+        """The rows that were forgotten."""
+        return Coverage.of(_rows(rows) for rows in self.counted.get("excluded", ()))
+
     def document(self) -> dict[str, Any]:
         """JSON-ready."""
         corrector = {"file": None, "reason": self.corrector} if isinstance(self.corrector, str) else None

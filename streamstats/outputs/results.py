@@ -151,9 +151,13 @@ def _of_layer(statistics: LayerStatistics, layer: str, path: Path) -> LayerStati
 
 
 def excluded_rows(output: Path, layer: str) -> Coverage:
-    """The excluded rows of `layer`. Raises `DataError` for a damaged state."""
+    """The excluded rows of `layer`; as the manifest has them if the state was removed. Raises `DataError`."""
     path = layer_path(output / STATE, layer)
-    return read_excluded(path) if path.exists() else Coverage()
+    if path.exists():
+        return read_excluded(path)
+    manifest = read_manifest(output)
+    entry = None if manifest is None or manifest.merged else manifest.layers.get(layer)
+    return Coverage() if entry is None else entry.excluded
 
 
 def _write_all(files: Mapping[Path, bytes]) -> None:

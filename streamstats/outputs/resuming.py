@@ -28,7 +28,12 @@ def load(output: Path, layers: Sequence[Layer], *, accept_changes: bool = False)
     `MismatchError` if the job now describes a layer differently.
     """
     states = read_states(output, [layer.name for layer in layers])
-    return {layer.name: continued(layer, states.get(layer.name), accept_changes=accept_changes) for layer in layers}
+    return {
+        layer.name: continued(layer, states[layer.name], accept_changes=accept_changes)
+        if layer.name in states
+        else _empty(output, layer)
+        for layer in layers
+    }
 
 
 def continued(layer: Layer, state: LayerStatistics | None, *, accept_changes: bool = False) -> LayerStatistics:
@@ -63,10 +68,11 @@ def restarted(output: Path, layers: Sequence[Layer]) -> dict[str, LayerStatistic
     Raises `DataError` for a damaged state, and for a manifest of a newer version.
     """
     check_not_newer(output)
-    return {layer.name: _restarted(output, layer) for layer in layers}
+    return {layer.name: _empty(output, layer) for layer in layers}
 
 
-def _restarted(output: Path, layer: Layer) -> LayerStatistics:
+def _empty(output: Path, layer: Layer) -> LayerStatistics:
+    """The statistics of no rows; those that were forgotten stay excluded."""
     empty = LayerStatistics.empty(layer)
     excluded = excluded_rows(output, layer.name) & Coverage.first(layer.rows)
     return replace(empty, sources=(replace(empty.source, excluded=excluded),))
@@ -86,16 +92,29 @@ def check_same_job(layer: Layer, state: Ledger) -> None:
                 f"layer {layer.name}: it was counted with {what} {counted}, but the job now has {asked}; correct the "
                 "configuration, count everything again with --restart, or choose another output"
             )
+    for kind in layer.kinds:
+        if kind.tensors(state.space) != kind.tensors(layer.space):
+            raise MismatchError(
+                f"layer {layer.name}: {kind.name} was counted over samples of shape {state.space.sample}, but they now "
+                f"have the shape {layer.space.sample}; count everything again with --restart, or choose another output"
+            )
 
 
 def _accepted(layer: Layer, source: CountedSource) -> CountedSource:
     """`source` with the fingerprint and files that the store has now."""
     rows = max(layer.rows, source.covered.stop, source.excluded.stop)
-    found = CountedSource(layer.fingerprint, rows, excluded=source.excluded)
+    changed = source.covered if source.fingerprint != layer.fingerprint else _rows_of_changed(layer, source)
+    accepted = source.accepted | changed & source.covered
+    found = CountedSource(layer.fingerprint, rows, excluded=source.excluded, filled=source.filled, accepted=accepted)
     for start, stop in source.covered.ranges:
         files = file_range(layer, start, stop)
         found = found.count((start, stop), files.start, identities(layer, files))
     return found
+
+
+def _rows_of_changed(layer: Layer, source: CountedSource) -> Coverage:
+    """The rows of the counted files that have changed."""
+    return Coverage.of(rows_of_file(layer, number) for number, _ in compared(layer, source)[1])
 
 
 def compared(layer: Layer, source: CountedSource) -> tuple[Identities, list[tuple[int, str]]]:

@@ -44,26 +44,38 @@ def held(output: Path, source: str, rows: Mapping[str, int]) -> Iterator[None]:
 class Saver:
     """Saves changed states, every few seconds and at the end."""
 
-    def __init__(self, output: Path, beginning: Iterable[Ledger] = (), progress: Progress = QUIET) -> None:
-        """`beginning`, the empty ledgers of a restart, is saved with the first save, so old and new never mix."""
-        self._output, self._progress = output, progress
-        self._beginning = {each.layer: each for each in beginning}
-        self._changed: dict[str, Ledger] = {}
+    def __init__(
+        self, output: Path, ledgers: Iterable[Ledger], progress: Progress = QUIET, *, together: bool = False
+    ) -> None:
+        """`ledgers` are those before any change. With `together`, the first save has all of them.
+
+        So the empty ledgers of a restart never mix with old ones.
+        """
+        self._output, self._progress, self._together = output, progress, together
+        self._ledgers = {each.layer: each for each in ledgers}
+        self._changed: set[str] = set()
         self._next = time.monotonic() + SAVE_SECONDS
 
     def changed(self, ledger: Ledger) -> None:
         """Note that `ledger` has changed, and save all changes if a save is due."""
-        self._changed[ledger.layer] = ledger
+        self._ledgers[ledger.layer] = ledger
+        self._changed.add(ledger.layer)
         if time.monotonic() >= self._next:
             self.save()
+
+    def save_all(self) -> None:
+        """Save every ledger: those without a change say which rows remain. Raises `OutputError`."""
+        self._changed.update(self._ledgers)
+        self.save()
 
     def save(self) -> None:
         """Save all changes now. Raises `OutputError`."""
         if not self._changed:
             return
         started = time.monotonic()
-        write_states(self._output, (self._beginning | self._changed).values())
-        self._beginning.clear()
+        names = self._ledgers.keys() if self._together else self._changed
+        write_states(self._output, [self._ledgers[name] for name in sorted(names)])
+        self._together = False
         self._changed.clear()
         now = time.monotonic()
         self._next = now + max(SAVE_SECONDS, SAVING_SHARE * (now - started))

@@ -20,10 +20,10 @@ from ..storage.tensors import read_any_tensors, read_tensors, tensors_bytes
 from .layer_statistics import LayerStatistics
 from .ledger import CountedSource, Ledger
 
-FORMAT = "streamstats.state/3"
+FORMAT = "streamstats.state/4"
 RESTART = "count again with `streamstats run --restart`"
-REMOVE = "remove it, run again, and repeat any `streamstats forget`"
-ROWS = ("covered", "excluded", "filled")
+REMOVE = "remove it and run again"
+ROWS = ("covered", "excluded", "filled", "accepted")
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -113,13 +113,14 @@ def _kinds(names: object) -> list[Kind]:
 def _source(tensors: Arrays, number: int, fingerprint: object, rows: object) -> CountedSource:
     if type(fingerprint) is not str or type(rows) is not int or rows < 0:
         raise ValueError(f"a source has fingerprint {fingerprint!r} and {rows!r} rows")
-    covered, excluded, filled = (_coverage(tensors, number, name) for name in ROWS)
-    for each in (covered, excluded, filled):
+    covered, excluded, filled, accepted = (_coverage(tensors, number, name) for name in ROWS)
+    for each in (covered, excluded, filled, accepted):
         if each.stop > rows:
             raise ValueError(f"rows {each} are beyond its {rows} rows")
     if covered & excluded:
         raise ValueError("rows are both counted and excluded")
-    return CountedSource(fingerprint, rows, covered, excluded, filled, _pairs(tensors, number, "files"))
+    files = _pairs(tensors, number, "files")
+    return CountedSource(fingerprint, rows, covered, excluded, filled, accepted, files)
 
 
 def _coverage(tensors: Arrays, number: int, name: str) -> Coverage:

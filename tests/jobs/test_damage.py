@@ -21,13 +21,14 @@ from streamstats.calibration import describing
 from streamstats.calibration.recorder import Recorder
 from streamstats.calibration.sources import bounds
 from streamstats.config import JobConfig
-from streamstats.errors import DataError
+from streamstats.errors import DataError, MismatchError
 from streamstats.jobs.forget import forget
 from streamstats.jobs.job import Job
 from streamstats.jobs.run import run
 from streamstats.jobs.session import Outcome
 from streamstats.jobs.status import status
 from streamstats.jobs.verify import verify
+from streamstats.outputs.results import open_results
 
 ROWS = 8
 
@@ -344,3 +345,95 @@ def test_metadata_that_is_no_file_and_links_that_never_end_are_named(tmp_path: P
     os.mkfifo(store / "other/zarr.json")
     with pytest.raises(DataError, match=r"other/zarr.json is not a file; expected the metadata"):
         run(JobConfig(source=str(store), output=str(tmp_path / "out")).job())
+
+
+# What was accepted, filled or forgotten stays known
+
+
+def ascending(path: Path, rows: int = ROWS) -> Path:
+    """A store whose means follow from its rows: 2 of them to a chunk."""
+    values = np.arange(rows * 24, dtype="f4").reshape(rows, 6, 4)
+    return build_store(path / "s.zarr", {"conv": values}, chunks=(2, 6, 4), compressors=None)
+
+
+@pytest.mark.parametrize("statistics", [[], ["spread"], ["squares", "histogram"]], ids=str)
+def test_rows_that_changed_and_were_accepted_are_not_subtracted(tmp_path: Path, statistics: list[str]) -> None:
+    """What they were is not in the store any more, so the other rows are counted anew."""
+    store = ascending(tmp_path)
+    run(config(store, statistics=statistics))
+    zarr.open_array(store, path="conv")[2:4] = 1e6
+    accepted = run(config(store, statistics=statistics), accept_changes=True).statistics["conv"]
+    assert accepted.source.accepted.ranges == ((2, 4),)
+    (forgotten,) = forget(config(store, statistics=statistics), (2, 4))
+    assert (forgotten.rows, forgotten.others) == (2, ROWS - 2)
+    left = open_results(tmp_path / "out").statistics("conv")
+    assert left.source.accepted.ranges == ()
+    fresh = run(config(store, statistics=statistics), restart=True).statistics["conv"]
+    assert left.statistics == fresh.statistics
+
+
+def test_accepting_a_store_keeps_which_rows_were_filled(tmp_path: Path) -> None:
+    store = ascending(tmp_path)
+    (store / "conv/c/1/0/0").unlink()
+    run(config(store, missing="fill"))
+    again = run(config(store, missing="fill"), accept_changes=True).statistics["conv"]
+    assert again.source.filled.ranges == ((2, 4),)
+    assert again.source.accepted.ranges == ()
+
+
+def test_verify_compares_the_sums_of_a_layer_with_filled_rows(tmp_path: Path) -> None:
+    store = ascending(tmp_path)
+    (store / "conv/c/1/0/0").unlink()
+    run(config(store, missing="fill"))
+    assert verify(config(store, missing="fill")) == []
+    chunk = store / "conv/c/0/0/0"
+    before = chunk.stat()
+    flip_a_bit(chunk)
+    os.utime(chunk, ns=(before.st_atime_ns, before.st_mtime_ns))
+    (found,) = verify(config(store, missing="fill"))
+    assert found.problem.startswith("statistics differ from those that were counted: mean")
+
+
+def test_forgotten_rows_stay_forgotten_if_a_damaged_state_is_removed(tmp_path: Path) -> None:
+    store = ascending(tmp_path)
+    run(config(store))
+    forget(config(store), (5, 7))
+    state = tmp_path / "out/state/conv.safetensors"
+    cut_off(state)
+    with pytest.raises(DataError, match="remove it"):
+        run(config(store))
+    state.unlink()
+    found = run(config(store)).statistics["conv"]
+    assert (found.covered, found.excluded) == (((0, 5), (7, 8)), ((5, 7),))
+
+
+def test_status_knows_the_rows_that_a_failed_run_did_not_reach(tmp_path: Path) -> None:
+    store = ascending(tmp_path)
+    run(config(store))
+    array = zarr.open_array(store, path="conv")
+    array.append(np.ones((6, 6, 4), "f4"))
+    (store / "conv/c/4/0/0").unlink()
+    with pytest.raises(DataError, match="is missing"):
+        run(config(store))
+    (layer,) = status(tmp_path / "out").layers
+    assert (layer.counted, layer.rows) == (ROWS, ROWS + 6)
+    assert not status(tmp_path / "out").complete
+
+
+def test_status_of_a_first_run_that_failed_at_once_says_that_nothing_is_counted(tmp_path: Path) -> None:
+    store = ascending(tmp_path)
+    (store / "conv/c/0/0/0").unlink()
+    with pytest.raises(DataError, match="is missing"):
+        run(config(store))
+    (layer,) = status(tmp_path / "out").layers
+    assert (layer.counted, layer.rows) == (0, ROWS)
+
+
+def test_samples_of_another_shape_are_refused_where_a_statistic_depends_on_it(tmp_path: Path) -> None:
+    store = ascending(tmp_path)
+    run(config(store, statistics=["positions"]))
+    shutil.rmtree(store)
+    build_store(store, {"conv": np.ones((ROWS, 5, 4), "f4")})
+    for accept in (False, True):
+        with pytest.raises(MismatchError, match=r"layer conv: positions .* \(6, 4\), .* \(5, 4\)"):
+            run(config(store, statistics=["positions"]), accept_changes=accept)

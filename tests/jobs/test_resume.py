@@ -659,7 +659,7 @@ def test_what_has_changed_is_saved_every_few_seconds_and_no_more_than_a_fiftieth
         ticking[0] += 0.5
 
     monkeypatch.setattr(saving, "write_states", slow_write)
-    saver = saving.Saver(tmp_path)
+    saver = saving.Saver(tmp_path, [])
     for _ in range(1000):
         ticking[0] += 0.1
         saver.changed(statistics)

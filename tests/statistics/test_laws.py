@@ -18,7 +18,18 @@ def test_every_kind_is_called_by_its_name() -> None:
     assert {kind.name for kind in kinds_of(KINDS)} == set(KINDS)
 
 
-LEDGER = ("covered", "excluded", "filled", "stores", "channels", "channel_axis", "dtype", "quantization", "statistics")
+LEDGER = (
+    "covered",
+    "excluded",
+    "filled",
+    "accepted",
+    "stores",
+    "channels",
+    "channel_axis",
+    "dtype",
+    "quantization",
+    "statistics",
+)
 """What a document says of a layer beside figures."""
 
 

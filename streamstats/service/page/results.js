@@ -19,7 +19,7 @@ export function layersOf(id, { layers, results }, searched) {
 }
 
 // What the service says of every layer; whatever else it says are figures of the statistics.
-const KNOWN = new Set(["name", "rows", "covered", "excluded", "filled", "stores", "channels", "channel_axis", "dtype", "quantization", "statistics", "missing", "corrector", "reason"]);
+const KNOWN = new Set(["name", "rows", "covered", "excluded", "filled", "accepted", "stores", "channels", "channel_axis", "dtype", "quantization", "statistics", "missing", "corrector", "reason"]);
 
 const columnsOf = (id, layers) => [
   { title: "Layer", name: true, key: (layer) => layer.name, cell: (layer) => h("a", { href: `#/jobs/${id}/layers/${encodeURIComponent(layer.name)}` }, layer.name) },
