@@ -1,6 +1,6 @@
-"""What a further statistic costs: the speed of a reduction with it, as a share of the speed of one without.
+"""What further statistics cost: the speed of reductions with them, beside the limit of decoding and other idioms.
 
-Both run on each store in one run and in turn; figures are medians. Files come from the page cache.
+All run on each store in one run and in turn; figures are medians. Files come from the page cache.
 """
 
 from __future__ import annotations
@@ -13,15 +13,32 @@ from measuring import available_cores, in_own_process, machine, measure_in_turn
 from stores import LAYOUTS, generate, read_once, working_folder
 from tables import Table, show
 
-METHODS = ("reduction", "with_spread", "with_positions")
-TITLES = {"reduction": "mean and extrema", "with_spread": "and spread", "with_positions": "and positions"}
-CASES = "*-[zl]*"
-"""Layouts that are compressed, by zstd or lz4."""
+METHODS = {
+    "limit": "limit",
+    "reduction": "mean, extrema",
+    "with_spread": "with spread",
+    "with_all": "with all kinds",
+}
+OTHERS = {
+    "dask_all": "dask: all of them",
+    "dask_squares": "dask: squares",
+    "dask_histogram": "dask: histogram",
+    "dask_percentile": "dask: percentile",
+    "dask_tdigest": "dask: t-digest",
+}
+CASES = "*-[zl]*-last"
+"""Layouts that are compressed, by zstd or lz4, with the channels last."""
+NOTES = (
+    "limit: decoding the bytes, nothing else. Shares are of the limit's speed.",
+    "dask: `dask.array` in float32; its histogram is told the range, its percentiles are approximate, and nothing is "
+    'exact. t-digest: `da.percentile(internal_method="tdigest")`, which needs the package crick.',
+)
 
 
 def main() -> None:
-    """Measure the chosen cases and print the shares."""
+    """Measure the chosen cases and print speeds and shares."""
     options = _parser().parse_args()
+    methods = METHODS | (OTHERS if options.others else {})
     rows = []
     with working_folder(options.folder) as folder:
         for layout in LAYOUTS:
@@ -32,20 +49,20 @@ def main() -> None:
                 source = in_own_process(generate, inside / "store.zarr", layout, int(options.size * 1e9))
                 read_once(source)
                 measured = measure_in_turn(
-                    METHODS, source, threads=options.threads, repeats=options.repeats, patience=options.patience
+                    tuple(methods), source, threads=options.threads, repeats=options.repeats, patience=options.patience
                 )
-                seconds = {method: measured[method].median for method in METHODS}
-                rate = options.size / seconds["reduction"]
-                shares = [f"{seconds['reduction'] / seconds[method]:.2f}" for method in METHODS[1:]]
-                rows.append([layout.name, f"{rate:.2f}", *shares])
-    headings = ["case", f"{TITLES['reduction']}, GB/s", *(f"{TITLES[method]}, share" for method in METHODS[1:])]
-    show([Table("What a further statistic costs", headings, rows)], machine(), (), markdown=options.markdown)
+                seconds = {method: measured[method].median for method in methods}
+                shares = [f"{seconds['limit'] / seconds[method]:.2f}" for method in list(methods)[1:]]
+                rows.append([layout.name, f"{options.size / seconds['limit']:.2f}", *shares])
+    headings = ["case", "limit, GB/s", *list(methods.values())[1:]]
+    show([Table("What further statistics cost", headings, rows)], machine(), NOTES, markdown=options.markdown)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", type=float, default=0.8, metavar="GB", help="decoded, per case (default 0.8)")
-    parser.add_argument("--cases", metavar="GLOB", default=CASES, help="of the layouts (default: compressed ones)")
+    parser.add_argument("--cases", metavar="GLOB", default=CASES, help=f"of the layouts (default: {CASES})")
+    parser.add_argument("--others", action="store_true", help="also dask.array's idioms; needs crick")
     parser.add_argument("--threads", type=int, default=available_cores(), help="default: the number of cores")
     parser.add_argument("--repeats", type=int, default=5, help="timed runs of each (default 5)")
     parser.add_argument("--patience", type=float, default=30, metavar="SECONDS", help="after which there are no more")
