@@ -36,6 +36,7 @@ class Layer:
     array, so that every chunk of it was stored. `fingerprint` (SHA-256, hex) identifies dtype, chunk grid and codecs,
     whatever the number of rows. `kinds` are the statistics to count. `unfinished` says that rows were being appended
     when the layer was described, or that appending was interrupted: the file that they begin in may be written again.
+    `within` are the bins of its histogram whose values are told apart.
     """
 
     store: str
@@ -52,6 +53,7 @@ class Layer:
     fingerprint: str = ""
     kinds: tuple[Kind, ...] = kinds_of(())
     unfinished: bool = False
+    within: tuple[int, ...] = ()
 
     @cached_property
     def source(self) -> Source:
@@ -81,7 +83,7 @@ class Layer:
     @property
     def space(self) -> Space:
         """What its statistics know of it."""
-        return Space(self.dtype, self.sample_shape, self.channel_axis - 1)
+        return Space(self.dtype, self.sample_shape, self.channel_axis - 1, within=self.within)
 
     def with_channel_axis(self, axis: int) -> Layer:
         """The layer with its channels on `axis`; a negative axis counts from the end. Raises `UsageError`."""

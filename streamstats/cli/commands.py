@@ -52,7 +52,10 @@ def run(options: Namespace) -> int:
             until=until,
             progress=progress,
         )
-    _print_layers(outcome.statistics, options.json)
+    if options.refine is None:
+        _print_layers(outcome.statistics, options.json)
+    else:
+        _print_quantiles(job, options.refine, as_json=options.json)
     _say_filled(outcome.statistics)
     unstable = until is not None and _is_unstable(until, options.until_stable)
     say(f"wrote {job.output}; view it with: streamstats inspect {job.output}")
@@ -70,11 +73,27 @@ def check_follow(options: Namespace) -> None:
 
 def _check_run_options(options: Namespace) -> None:
     check_follow(options)
+    if options.refine is not None and options.follow:
+        raise UsageError("--refine and --follow cannot be combined; leave one out, and refine once the run has ended")
     described = options.model or options.quantized or options.bits or options.per_channel or options.symmetric
     if options.until_stable is None and described:
         raise UsageError(
             "--model, --quantized, --bits, --per-channel and --symmetric need --until-stable; add it, or leave them out"
         )
+
+
+def _print_quantiles(job: Job, quantiles: Sequence[float], *, as_json: bool) -> None:
+    from ..jobs.quantiles import exact_quantiles
+
+    with Shown() as progress:
+        found = exact_quantiles(job, quantiles, progress=progress)
+    if as_json:
+        layers: dict[str, list[dict[str, float]]] = {}
+        for each in found:
+            layers.setdefault(each.layer, []).append({"q": each.q, "value": each.value})
+        print_json({"quantiles": layers})
+    else:
+        print_table(["layer", "q", "value"], [[each.layer, f"{each.q:g}", repr(each.value)] for each in found])
 
 
 def _say_filled(statistics: Mapping[str, Ledger]) -> None:

@@ -271,6 +271,14 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--until-rows", metavar="N", type=int, help="… every layer has N rows")
     parser.add_argument("--idle", metavar="SECONDS", type=float, help="… no rows are appended for this long")
+    parser.add_argument(
+        "--refine",
+        metavar="Q",
+        nargs="+",
+        type=float,
+        help="print these exact quantiles of each layer, such as 0.5 0.999; the job must count the statistic histogram, "
+        "and values of 32 bits are read once more",
+    )
     stable = parser.add_argument_group("stop once there are enough samples")
     stable.add_argument(
         "--until-stable",

@@ -83,3 +83,15 @@ def count_wide(bits: Array, shift: Scalar, counts: Array) -> None:
     for i in range(bits.size):
         place = bins + (i & turns) if bits[i] == 0 else np.int64(bits[i] >> shift)
         counts[place] += 1
+
+
+@compiled
+def count_within(bits: Array, slots: Array, counts: Array) -> None:
+    """bits uint32 [values]; counts int64[slots, 2^16] by the lower halves of those whose upper halves have a slot.
+
+    slots int64[2^16] has the slot of each upper half, −1 for none.
+    """
+    for i in range(bits.size):
+        slot = slots[bits[i] >> np.uint32(16)]
+        if slot >= 0:
+            counts[slot, bits[i] & np.uint32(0xFFFF)] += 1

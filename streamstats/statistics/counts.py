@@ -78,7 +78,7 @@ class Counting:
             return Tally({"counts": self._counts[:, _order(self.dtype, 8)].T.copy()})
         counts = self._counts[:BINS].copy()
         counts[0] += self._counts[BINS:].sum()
-        found = counts[_order(self.dtype, 16)]
+        found = counts[patterns(self.dtype)]
         if self.dtype.kind == "f":
             beyond = _beyond(self.dtype)
             found[:beyond] = found[BINS - beyond :] = 0  # NaN and infinities
@@ -104,13 +104,18 @@ def bins(dtype: np.dtype[Any]) -> tuple[Array, Array]:
     if is_counted_by_channel(dtype):
         return codes(dtype), codes(dtype)
     shift = 8 * dtype.itemsize - 16
-    upper = _order(dtype, 16).astype(np.uint64) << np.uint64(shift)
+    upper = patterns(dtype).astype(np.uint64) << np.uint64(shift)
     lower = np.uint64((1 << shift) - 1)
     ends = [upper.astype(f"u{dtype.itemsize}").view(dtype), (upper | lower).astype(f"u{dtype.itemsize}").view(dtype)]
     if dtype.kind == "f":  # a negative float grows towards zero as its bits fall
         negative = upper >> np.uint64(8 * dtype.itemsize - 1) == 1
         return np.where(negative, ends[1], ends[0]), np.where(negative, ends[0], ends[1])
     return ends[0], ends[1]
+
+
+def patterns(dtype: np.dtype[Any]) -> npt.NDArray[np.int64]:
+    """The upper 16 bits of the values in each bin of a wider `dtype`, ascending, int64[BINS]."""
+    return _order(dtype, 16)
 
 
 def _order(dtype: np.dtype[Any], bits: int) -> npt.NDArray[np.int64]:

@@ -125,6 +125,18 @@ class Histogram(AddedArrays):
         low, high, counts = self.bins(quantization, channel)
         return _at_rank(low, high, counts, rank(q, int(counts.sum()))) if len(counts) else (math.nan, math.nan)
 
+    def place(self, q: float) -> tuple[int, int]:
+        """The bin of the `q`-quantile of the stored values over all channels, and its place in that bin, from 0."""
+        counts = self.counts.sum(axis=1) if self.counts.ndim > 1 else self.counts
+        ends = counts.cumsum()
+        place = rank(q, int(ends[-1]))
+        found = int(np.searchsorted(ends, place, side="right"))
+        return found, place - int(ends[found] - counts[found])
+
+    def value_of(self, bin_: int) -> Any:
+        """The least value of a bin, as it is stored: the only one for values of 8 and 16 bits."""
+        return bins(self.space.dtype)[0][bin_]
+
 
 def rank(q: float, count: int) -> int:
     """The place of the q-quantile in `count` sorted values, from 0; `q` is taken as the decimal number it prints as.

@@ -43,14 +43,16 @@ class Space:
     """What is known about a layer before any of its data is read.
 
     `dtype` is the dtype of the stored values, in native byte order; `sample` the shape of one sample; `axis` the axis
-    of the channels in it; `geometry` that of the layer's kernel, if known. Raises `MismatchError` for a dtype that
-    statistics do not support and for an axis out of range.
+    of the channels in it; `geometry` that of the layer's kernel, if known; `within` numbers the bins of a histogram
+    whose values are told apart. Raises `MismatchError` for a dtype that statistics do not support and for an axis out of
+    range.
     """
 
     dtype: np.dtype[Any]
     sample: tuple[int, ...]
     axis: int
     geometry: Geometry | None = None
+    within: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "dtype", checked_dtype(self.dtype))

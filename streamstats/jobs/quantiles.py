@@ -1,0 +1,119 @@
+"""Exact quantiles: a histogram says in which bin a quantile lies, and a second pass counts the values of that bin.
+
+The pass reads the counted rows of those layers whose values the histogram does not tell apart, and of no others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from ..calibration.layer import Layer
+from ..errors import DataError, UsageError
+from ..outputs.layer_statistics import LayerStatistics
+from ..progress import QUIET, Progress
+from ..statistics.bin_contents import BinContents
+from ..statistics.histogram import Histogram
+from .job import Job
+from .measuring import Policy
+from .session import Session, open_session, reduce_layers
+
+EXACT_BYTES, REFINED_BYTES = 2, 4
+"""Values of so many bytes have a bin for each value; of so many, bins that one more pass tells apart."""
+
+
+@dataclass(frozen=True)
+class Quantile:
+    """The `q`-quantile of a layer, over all channels, in real units: the value at place ⌈q·n⌉ of the n sorted ones."""
+
+    layer: str
+    q: float
+    value: float
+
+
+def exact_quantiles(job: Job, quantiles: Sequence[float], *, progress: Progress = QUIET) -> list[Quantile]:
+    """The exact `quantiles` of every layer of `job`, whose output has counted a histogram; nothing is written.
+
+    Raises `UsageError` for a quantile outside 0 to 1, a layer without a histogram or without values, and for values of
+    64 bits; `DataError` if the store has changed since it was counted; and as `run` does.
+    """
+    for q in quantiles:
+        if not 0 <= q <= 1:
+            raise UsageError(f"the quantile is {q}; expected a number from 0 to 1")
+    with open_session(job, progress=progress) as session:
+        places = {layer.name: _places(layer, session.ledgers[layer.name], quantiles) for layer in session.layers}
+        refined, found = _refined(session, places), []
+        for layer in session.layers:
+            ledger, contents = session.ledgers[layer.name], refined.get(layer.name)
+            found += [Quantile(layer.name, q, _value(ledger, contents, *places[layer.name][q])) for q in quantiles]
+        return found
+
+
+Places = dict[float, tuple[int, int]]
+"""Quantile → the bin in which it lies, and its place in that bin, from 0."""
+
+
+def _places(layer: Layer, ledger: LayerStatistics, quantiles: Sequence[float]) -> Places:
+    """Raises `UsageError` for layers that cannot have exact quantiles."""
+    histogram = ledger.statistics.get(Histogram.name)
+    if not isinstance(histogram, Histogram):
+        raise UsageError(
+            f"layer {layer.name}: no histogram was counted; add `histogram` to its `statistics`, and run again with "
+            "--restart"
+        )
+    if layer.dtype.itemsize > REFINED_BYTES:
+        raise UsageError(
+            f"layer {layer.name}: exact quantiles of {layer.dtype} values are not supported; `inspect --json` gives "
+            "the bins in which they lie"
+        )
+    if layer.quantization is not None and layer.quantization.channels is not None:
+        raise UsageError(
+            f"layer {layer.name}: its channels have different steps, so no order of its codes is that of their values; "
+            "leave it out"
+        )
+    counts = histogram.counts.sum(axis=1) if histogram.counts.ndim > 1 else histogram.counts
+    if not counts.any():
+        raise UsageError(f"layer {layer.name}: it has no finite values, so it has no quantiles; leave it out")
+    return {q: histogram.place(q) for q in quantiles}
+
+
+def _refined(session: Session, places: dict[str, Places]) -> dict[str, BinContents]:
+    """What is in the bins of the layers whose values the histogram does not tell apart."""
+    layers = [
+        replace(
+            layer,
+            kinds=(BinContents,),
+            within=tuple(sorted({bin_ for bin_, _ in places[layer.name].values()})),
+            quantization=None,
+        )
+        for layer in session.layers
+        if layer.dtype.itemsize > EXACT_BYTES
+    ]
+    if not layers:
+        return {}
+    ledgers = {layer.name: LayerStatistics.empty(layer) for layer in layers}
+    wanted = {layer.name: session.ledgers[layer.name].source.covered for layer in layers}
+    missing = "fill" if any(session.ledgers[layer.name].source.filled for layer in layers) else "error"
+    policy = Policy("skip", missing)
+    outcome = reduce_layers(layers, ledgers, wanted, session.job.memory, session.workers, policy, session.progress)
+    found = {name: ledger.statistics[BinContents.name] for name, ledger in outcome.statistics.items()}
+    for layer in layers:
+        _check_same(layer, session.ledgers[layer.name].statistics[Histogram.name], found[layer.name])
+    return found
+
+
+def _check_same(layer: Layer, histogram: Histogram, contents: BinContents) -> None:
+    """Raise `DataError` unless both counted the same values in each bin."""
+    if contents.counts.sum(axis=1).tolist() != histogram.counts[list(layer.within)].tolist():
+        raise DataError(
+            f"layer {layer.name}: its values have changed since they were counted; find them with `streamstats verify`"
+        )
+
+
+def _value(ledger: LayerStatistics, contents: BinContents | None, bin_: int, place: int) -> float:
+    if contents is not None:
+        value = contents.value_at(bin_, place)
+    else:
+        histogram: Histogram = ledger.statistics[Histogram.name]
+        value = histogram.value_of(bin_)
+    return float(value if ledger.quantization is None else ledger.quantization.dequantize(value))
