@@ -276,8 +276,8 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         metavar="Q",
         nargs="+",
         type=float,
-        help="print these exact quantiles of each layer, such as 0.5 0.999; the job must count the statistic histogram, "
-        "and values of 32 bits are read once more",
+        help="print these exact quantiles of each layer, such as 0.5 0.999; the job must count histograms, and values of "
+        "32 bits are read once more",
     )
     stable = parser.add_argument_group("stop once there are enough samples")
     stable.add_argument(

@@ -21,7 +21,7 @@ from ..quantization import Quantization
 from .counts import BINS, Counting, bins, is_counted_by_channel
 from .riders import RiderKind
 from .running import Measures
-from .statistic import Document, Space, Statistic, Tensors
+from .statistic import Document, Space, Statistic, Table, Tensors
 from .sums import AddedArrays, Float64Array
 
 Array = npt.NDArray[Any]
@@ -63,18 +63,19 @@ class Histogram(AddedArrays):
         return cls(space, measures.beside["counts"]["counts"])
 
     def document(self, quantization: Quantization | None, beside: Mapping[str, Statistic]) -> Document:  # noqa: ARG002
-        """Layer: some percentiles, each the end of its bin that is nearer to zero. Tables: `quantiles`, [q, low, high],
-        and `histogram`, [low, high, count], in real units.
+        """Layer: some percentiles, each the end of its bin that is nearer to zero. Tables: `quantiles` and
+        `histogram`, both in real units.
 
         Unknown without values, and for codes of more than 8 bits with one step per channel.
         """
         low, high, counts = self.bins(quantization)
-        if not len(counts):
-            return Document(dict.fromkeys(PERCENTILES, math.nan), tables={"quantiles": [], "histogram": []})
-        at = {q: _at_rank(low, high, counts, rank(q, int(counts.sum()))) for q in SHOWN}
-        percentiles = {name: min(at[q], key=abs) for name, q in PERCENTILES.items()}
-        quantiles = [[q, *ends] for q, ends in at.items()]
-        return Document(percentiles, tables={"quantiles": quantiles, "histogram": _bars(low, high, counts)})
+        at = {q: _at_rank(low, high, counts, rank(q, int(counts.sum()))) for q in SHOWN} if len(counts) else {}
+        percentiles = {name: min(at[q], key=abs) if at else math.nan for name, q in PERCENTILES.items()}
+        tables = {
+            "quantiles": Table(("q", "low", "high"), [[q, *ends] for q, ends in at.items()]),
+            "histogram": Table(("low", "high", "count"), _bars(low, high, counts) if at else []),
+        }
+        return Document(percentiles, tables=tables)
 
     def bins(
         self, quantization: Quantization | None = None, channel: int | None = None

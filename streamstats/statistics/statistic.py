@@ -44,8 +44,8 @@ class Space:
 
     `dtype` is the dtype of the stored values, in native byte order; `sample` the shape of one sample; `axis` the axis
     of the channels in it; `geometry` that of the layer's kernel, if known; `within` numbers the bins of a histogram
-    whose values are told apart. Raises `MismatchError` for a dtype that statistics do not support and for an axis out of
-    range.
+    whose values are told apart. Raises `MismatchError` for a dtype that statistics do not support, and for an axis out
+    of range.
     """
 
     dtype: np.dtype[Any]
@@ -220,16 +220,24 @@ class Statistic(ABC):
 
 
 @dataclass(frozen=True)
+class Table:
+    """Rows of finite numbers with named columns; a page draws a table with the columns low, high and count as bars."""
+
+    columns: tuple[str, ...]
+    rows: Sequence[Sequence[float]]
+
+
+@dataclass(frozen=True)
 class Document:
     """The figures of a statistic, in real units: numbers for the whole `layer`; `channels`, name → [C].
 
-    `tables`, name → rows of numbers, hold more than a line shows: documents of one layer have them. Names must differ
-    from those of other statistics. NaN means unknown.
+    `tables`, by name, hold more than a line shows: documents of one layer have them. Names must differ from those of
+    other statistics. NaN means unknown.
     """
 
     layer: Mapping[str, Any] = field(default_factory=dict)
     channels: Mapping[str, Array] = field(default_factory=dict)
-    tables: Mapping[str, Sequence[Sequence[float]]] = field(default_factory=dict)
+    tables: Mapping[str, Table] = field(default_factory=dict)
 
 
 class ValueStatistic(Statistic):

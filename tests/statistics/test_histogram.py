@@ -91,9 +91,9 @@ def test_what_cannot_be_answered_is_said() -> None:
 def test_its_document_has_bars_that_add_up_to_the_values() -> None:
     block = np.random.default_rng(2).standard_normal((400, 3)).astype("f4")
     document = Histogram.measure(block).document(None, {})
-    assert sum(count for *_, count in document.tables["histogram"]) == block.size
-    edges = document.tables["histogram"]
+    assert sum(count for *_, count in document.tables["histogram"].rows) == block.size
+    edges = document.tables["histogram"].rows
     assert all(before[1] == after[0] for before, after in pairwise(edges))
     same = Histogram.measure(np.full((5, 2), 3.0, "f2")).document(None, {})
-    assert same.tables["histogram"] == [[3.0, 3.0, 10]]
+    assert same.tables["histogram"].rows == [[3.0, 3.0, 10]]
     assert same.layer["median"] == 3.0

@@ -1,4 +1,4 @@
-// A layer: its channels and its histogram as plots, and every list that the service has of them as a table.
+// A layer: its channels as a plot, every table of its statistics, and every list per channel as a table.
 
 import { get } from "./api.js";
 import { h, number, sortable, title, whole } from "./elements.js";
@@ -9,22 +9,30 @@ export async function showLayer({ main, signal }, id, name) {
   const codes = found.quantization ? ", codes converted to real units" : "";
   main.replaceChildren(h("p", {}, h("a", { href: `#/jobs/${id}` }, `← Job ${id}`)), title(name),
     h("p", { class: "faint" }, `${whole(found.rows)} rows, ${found.dtype}, channels on axis ${found.channel_axis}${codes}, result set ${found.results}`),
-    channelPlot(name, found.per_channel), ...histogram(name, found.tables.histogram), channelTable(name, found.per_channel));
+    channelPlot(name, found.per_channel), ...drawn(name, found.tables), channelTable(name, found.per_channel));
 }
 
 // Bars of equal width, their heights the logarithms of the counts: tails are what ranges are chosen by.
-function histogram(name, bars) {
-  if (!bars || !bars.length) return [];
-  const most = Math.log1p(Math.max(...bars.map(([, , count]) => count)));
-  const drawn = bars.map(([low, high, count]) => {
+function bars(layer, name, { rows }) {
+  const most = Math.log1p(Math.max(...rows.map(([, , count]) => count)));
+  const drawn = rows.map(([low, high, count]) => {
     const bar = h("span", { title: `${number(low)} to ${number(high)}: ${whole(count)}` });
     bar.style.height = `${most ? (100 * Math.log1p(count)) / most : 0}%`;
     return bar;
   });
-  const [low, high] = [bars[0][0], bars[bars.length - 1][1]];
-  return [h("figure", { class: "histogram" }, h("figcaption", {}, `How often values occur, ${number(low)} to ${number(high)} (logarithmic)`),
-    h("div", { role: "img", "aria-label": `Histogram of ${name}, from ${number(low)} to ${number(high)}` }, ...drawn))];
+  const ends = `${number(rows[0][0])} to ${number(rows[rows.length - 1][1])}`;
+  return h("figure", { class: "bars" }, h("figcaption", {}, `${name}: how often values occur, ${ends} (logarithmic)`),
+    h("div", { role: "img", "aria-label": `${name} of ${layer}, ${ends}` }, ...drawn));
 }
+
+function listed(layer, name, { columns, rows }) {
+  const shown = columns.map((column, place) => ({ title: column, number: true, key: (row) => row[place], cell: (row) => number(row[place]) }));
+  return h("details", {}, h("summary", {}, name), h("div", { class: "scroll" }, sortable(shown, rows, { label: `${name} of ${layer}`, cards: false }).table));
+}
+
+const BARS = ["low", "high", "count"].join();
+const drawn = (layer, tables) => Object.entries(tables).filter(([, table]) => table.rows.length)
+  .map(([name, table]) => (table.columns.join() === BARS ? bars : listed)(layer, name, table));
 
 // The table is made when it is opened: a layer may have thousands of channels.
 function channelTable(name, lists) {
