@@ -18,14 +18,18 @@ from .progress import Shown
 from .tables import number, print_json, print_table, row_ranges, say
 
 if TYPE_CHECKING:
+    from ..jobs.compare import Comparison, LayerComparison
     from ..jobs.job import Job
     from ..jobs.session import Outcome
     from ..models.onnx.precision import KnownTo, Precision
+    from ..outputs.distances import Distance, Distances
     from ..outputs.layer_statistics import LayerStatistics
     from ..outputs.ledger import Ledger
 
 NAMED = 8
-"""How many ranges of rows a note names at most."""
+"""How many ranges of rows, or layers, notes name at most."""
+LONGEST_CELL = 60
+"""Characters of a description in a table."""
 
 
 # run and inspect
@@ -202,6 +206,99 @@ def merge(options: Namespace) -> None:
     merged = merge_outputs([Path(each) for each in options.outputs], Path(options.output))
     _print_layers(merged, options.json)
     say(f"wrote {options.output}; view it with: streamstats inspect {options.output}")
+
+
+def compare(options: Namespace) -> int:
+    """`streamstats compare OUT1 OUT2`."""
+    from ..jobs.compare import compare
+
+    threshold: float | None = options.threshold
+    if threshold is not None and not 0 <= threshold < math.inf:
+        raise UsageError(f"--threshold is {threshold:g}; expected a number of standard errors, 0 or more")
+    found = compare(options.first, options.second, match=options.layer)
+    drifted = [] if threshold is None else found.beyond(threshold)
+    if options.json:
+        verdict = {"threshold": threshold, "beyond_threshold": [each.layer for each in drifted]}
+        print_json({**found.document(), **verdict, "first": options.first, "second": options.second})
+    else:
+        columns = ["layer", "rows", "means", "channel", "range", "TV", "KS", "different"]
+        print_table(columns, [_comparison_cells(each) for each in found.layers])
+    say(_verdict(found))
+    for each in drifted[:NAMED]:
+        say(f"layer {each.layer} has drifted: {_how_far(each)}; --threshold is {threshold:g}")
+    if len(drifted) > NAMED:
+        say(f"and {counted(len(drifted) - NAMED, 'more layer')}; see --json")
+    return INCOMPLETE if drifted else DONE
+
+
+def _verdict(found: Comparison) -> str:
+    differing = sum(not each.equal for each in found.layers)
+    rows = "the same rows are covered" if found.same_rows else "the rows that are covered differ"
+    if not differing:
+        return f"{counted(len(found.layers), 'layer')}: equal to the bit; {rows}"
+    return f"{differing:,} of {counted(len(found.layers), 'layer')} differ{'s' * (differing == 1)}; {rows}"
+
+
+def _comparison_cells(found: LayerComparison) -> list[str]:
+    mine, theirs = found.rows
+    others = "" if found.same_rows or found.only_in else " (others)"
+    rows = f"{mine:,}{others}" if mine == theirs else f"{mine:,} and {theirs:,}"
+    if found.apart is None:
+        return [found.layer, rows, "-", "-", "-", "-", "-", f"only in OUT{1 if found.only_in == 'first' else 2}"]
+    apart = found.apart
+    means, channel = _mean_cells(apart)
+    histograms = ["-" if each is None else number(each) for each in (apart.total_variation, apart.kolmogorov_smirnov)]
+    return [found.layer, rows, means, channel, _range_cell(apart), *histograms, _different(found)]
+
+
+def _mean_cells(apart: Distances) -> tuple[str, str]:
+    """How far the means of the worst channel differ, and which channel that is."""
+    if apart.worst_mean is None:
+        return "-", "-"
+    if not apart.worst_mean.value:
+        return "0", "-"
+    unit = " std. errors" if apart.in_standard_errors else "% of range"
+    return f"{apart.worst_mean.value:.3g}{unit}", str(apart.worst_mean.channel)
+
+
+def _range_cell(apart: Distances) -> str:
+    first, second = apart.beyond_second, apart.beyond_first
+    if first is None or second is None:
+        return "-"
+    if not apart.beyond:
+        return "0"
+    return f"+{_share(second)}" if second.value >= first.value else f"-{_share(first)}"
+
+
+def _share(found: Distance) -> str:
+    return f"{100 * found.value:.3g}%"
+
+
+def _different(found: LayerComparison) -> str:
+    """What differs, in words."""
+    one_sided = found.apart.one_sided if found.apart else ()
+    parts = [", ".join(found.differing)] if found.differing else []
+    parts += [f"{counted(len(one_sided), 'channel')} with values in one output only"] if one_sided else []
+    for what, (mine, theirs) in found.described.items():
+        parts.append(f"{what.replace('_', ' ')} {_described_cell(mine)} and {_described_cell(theirs)}")
+    return "; ".join(parts) or "nothing"
+
+
+def _described_cell(value: Any) -> str:
+    """What describes a layer, such as its dtype, or the quantisation of thousands of channels."""
+    text = "none" if value is None else " + ".join(value) if isinstance(value, list) else str(value)
+    return text if len(text) <= LONGEST_CELL else f"{text[:LONGEST_CELL]}…"
+
+
+def _how_far(found: LayerComparison) -> str:
+    if found.apart is None:
+        return f"it is only in OUT{1 if found.only_in == 'first' else 2}"
+    if "channels" in found.described:
+        return "its channels are {} and {}".format(*found.described["channels"])
+    if found.apart.one_sided:
+        return f"channel {found.apart.one_sided[0]} has values in one output only"
+    means, channel = _mean_cells(found.apart)
+    return f"the means of channel {channel} differ by {means}"
 
 
 def inspect(options: Namespace) -> None:
