@@ -36,6 +36,7 @@ class Layer:
     array, so that every chunk of it was stored. `fingerprint` (SHA-256, hex) identifies dtype, chunk grid and codecs,
     whatever the number of rows. `kinds` are the statistics to count. `unfinished` says that rows were being appended
     when the layer was described, or that appending was interrupted: the file that they begin in may be written again.
+    `min_rows` is the number of rows below which the job is incomplete.
     """
 
     store: str
@@ -52,6 +53,7 @@ class Layer:
     fingerprint: str = ""
     kinds: tuple[Kind, ...] = kinds_of(())
     unfinished: bool = False
+    min_rows: int = 0
 
     @cached_property
     def source(self) -> Source:

@@ -8,12 +8,13 @@ from __future__ import annotations
 import math
 import sys
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CORRUPT, DONE, INCOMPLETE, UsageError, counted
 from ..outputs.documents import channel_columns, channels_document, layers_document
+from ..outputs.shortfalls import REMEDY, Shortfall
 from .progress import Shown
 from .tables import number, print_json, print_table, row_ranges, say
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from ..jobs.compare import Comparison, LayerComparison
     from ..jobs.job import Job
     from ..jobs.session import Outcome
+    from ..jobs.status import LayerStatus
     from ..models.onnx.precision import KnownTo, Precision
     from ..outputs.distances import Distance, Distances
     from ..outputs.layer_statistics import LayerStatistics
@@ -56,14 +58,15 @@ def run(options: Namespace) -> int:
             until=until,
             progress=progress,
         )
-    _print_layers(outcome.statistics, options.json)
+    _print_layers(outcome.statistics, options.json, outcome.shortfalls)
     _say_filled(outcome.statistics)
     unstable = until is not None and _is_unstable(until, options.until_stable)
     say(f"wrote {job.output}; view it with: streamstats inspect {job.output}")
-    if not outcome.unreadable:
-        return INCOMPLETE if unstable else DONE
-    _say_unreadable(outcome, job.output)
-    return INCOMPLETE
+    if outcome.unreadable:
+        _say_unreadable(outcome, job.output)
+    if outcome.shortfalls:
+        _say_shortfalls(outcome.shortfalls, job.output)
+    return DONE if outcome.complete and not unstable else INCOMPLETE
 
 
 def check_follow(options: Namespace) -> None:
@@ -96,6 +99,13 @@ def _say_unreadable(outcome: Outcome, output: str) -> None:
     first = outcome.unreadable[0].reason
     say(f"{counted(lost, 'row')} could not be read and {'is' if lost == 1 else 'are'} not counted; the first: {first}")
     say(f"list all of them with: streamstats status {output}; repair them, then run again")
+
+
+def _say_shortfalls(found: Mapping[str, Shortfall], output: str) -> None:
+    for layer, short in [*found.items()][:NAMED]:
+        say(f"layer {layer} has too little: {short.reason}")
+    more = f"; list all of them with: streamstats status {output}" if len(found) > NAMED else ""
+    say(f"{counted(len(found), 'layer')} with too little: {REMEDY}{more}")
 
 
 def _until_stable(job: Job, options: Namespace) -> tuple[Job, KnownTo]:
@@ -148,21 +158,26 @@ def status(options: Namespace) -> int:
         rows = [
             [layer.layer, f"{layer.counted:,}", f"{layer.rows:,}", row_ranges(layer.excluded.ranges), span, why]
             for layer in found.layers
-            for span, why in _gaps(layer.missing)
+            for span, why in _gaps(layer)
         ]
         print_table(["layer", "counted", "of rows", "excluded", "missing", "because"], rows)
     if found.running:
         say("a run is in progress")
-    elif not found.complete:
+    elif any(layer.missing for layer in found.layers):
         say("incomplete; repair any unreadable chunks, then resume with: streamstats run CONFIG")
+    short = sum(layer.shortfall is not None for layer in found.layers)
+    if short:
+        say(f"{counted(short, 'layer')} with too little: {REMEDY}")
     return DONE if found.complete else INCOMPLETE
 
 
-def _gaps(missing: Sequence[tuple[tuple[int, int], str]]) -> list[tuple[str, str]]:
-    """Cells (missing rows, reason) for the first ranges, and one for the number of further ranges."""
-    lines = [(row_ranges([rows]), why) for rows, why in missing[:NAMED]]
-    if len(missing) > NAMED:
-        lines.append((f"{len(missing) - NAMED} more", "see --json"))
+def _gaps(layer: LayerStatus) -> list[tuple[str, str]]:
+    """Cells (missing rows, reason) for the first ranges, one for the number of further ranges, one for a shortfall."""
+    lines = [(row_ranges([rows]), why) for rows, why in layer.missing[:NAMED]]
+    if len(layer.missing) > NAMED:
+        lines.append((f"{len(layer.missing) - NAMED} more", "see --json"))
+    if layer.shortfall is not None:
+        lines.append(("too little", layer.shortfall.reason))
     return lines or [("none", "")]
 
 
@@ -330,9 +345,12 @@ def _plot(statistics: LayerStatistics, target: str) -> None:
     say(f"wrote {target}")
 
 
-def _print_layers(statistics: Mapping[str, Ledger], as_json: bool) -> None:
+def _print_layers(
+    statistics: Mapping[str, Ledger], as_json: bool, shortfalls: Mapping[str, Shortfall] | None = None
+) -> None:
     if as_json:
-        print_json({"layers": layers_document(statistics)})
+        short = {} if shortfalls is None else {"shortfalls": {name: shortfalls[name].document() for name in shortfalls}}
+        print_json({"layers": layers_document(statistics), **short})
         return
     figures = {name: found.figures().layer for name, found in statistics.items()}
     columns = list(dict.fromkeys(column for found in figures.values() for column in found))
