@@ -74,6 +74,8 @@ STATUS = """\
 Show how far a run has come: the rows counted for each layer, what is missing and why, and what to do next.
 
   streamstats status out                               exit status 0: everything is counted, 3: something is missing
+
+Layers that counted less than the `min_rows` of the configuration are named, and make the exit status 3, too.
 """
 
 VERIFY = """\
