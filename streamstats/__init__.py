@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .calibration.selection import LayerRule
     from .correction import BiasCorrector, MeanBiasCorrector, NullBiasCorrector, PositionBiasCorrector
     from .errors import StreamstatsError
+    from .jobs.compare import compare
     from .jobs.run import reduce
     from .layouts import Geometry
     from .outputs.layer_statistics import LayerStatistics
@@ -34,6 +35,7 @@ _HOMES = {
     "Quantization": "quantization",
     "Recorder": "calibration.recorder",
     "StreamstatsError": "errors",
+    "compare": "jobs.compare",
     "fake_quantize": "quantization",
     "prepare_input_mean": "statistics.mean",
     "reduce": "jobs.run",
@@ -52,6 +54,7 @@ __all__ = [
     "Recorder",
     "StreamstatsError",
     "__version__",
+    "compare",
     "fake_quantize",
     "prepare_input_mean",
     "reduce",

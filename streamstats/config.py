@@ -113,15 +113,21 @@ class LayerConfig(Settings):
     statistics: Annotated[
         list[StatisticName] | None, Field(description="As `statistics` of the job, but for these layers only.")
     ] = None
+    min_rows: Annotated[int | None, Field(ge=0, description="As `min_rows` of the job, but for these layers only.")] = (
+        None
+    )
 
-    def rule(self, statistics: Sequence[str]) -> LayerRule:
-        """The rule that chooses and describes these layers; they count `statistics` unless the entry has its own.
+    def rule(self, statistics: Sequence[str], min_rows: int) -> LayerRule:
+        """The rule that chooses and describes these layers.
+
+        They count `statistics` and need `min_rows`, unless the entry has its own.
 
         Raises `UsageError` for an impossible quantisation.
         """
         quantization = self.quantization.quantization() if self.quantization else None
         wanted = statistics if self.statistics is None else self.statistics
-        return LayerRule(self.match, self.channel_axis, quantization, tuple(wanted))
+        needed = min_rows if self.min_rows is None else self.min_rows
+        return LayerRule(self.match, self.channel_axis, quantization, tuple(wanted), needed)
 
 
 def _checked_workers(value: object) -> object:
@@ -199,6 +205,14 @@ class ReductionConfig(Settings):
         BeforeValidator(_checked_rows),
         Field(description="Count only these rows, as in 0:1000; default: all."),
     ] = None
+    min_rows: Annotated[
+        int,
+        Field(
+            ge=0,
+            description="List layers that counted fewer rows than this, or fewer finite values in a channel, and exit "
+            "with status 3.",
+        ),
+    ] = 0
 
     @property
     def wanted_rows(self) -> tuple[int, int] | None:
@@ -210,12 +224,12 @@ class ReductionConfig(Settings):
 
         Raises `UsageError` naming the entry with an impossible quantisation.
         """
-        if not self.layers and self.statistics:
-            return [LayerRule("*", statistics=tuple(self.statistics))]
+        if not self.layers and (self.statistics or self.min_rows):
+            return [LayerRule("*", statistics=tuple(self.statistics), min_rows=self.min_rows)]
         rules = []
         for index, layer in enumerate(self.layers):
             try:
-                rules.append(layer.rule(self.statistics))
+                rules.append(layer.rule(self.statistics, self.min_rows))
             except UsageError as error:
                 raise UsageError(f"layers[{index}] ({layer.match}): {error}") from error
         return rules

@@ -95,6 +95,13 @@ def test_both_conventions_of_scale_give_the_same_quantisation(tmp_path: Path) ->
     assert step.rules()[1].quantization == Quantization(0.25, 3)
 
 
+def test_the_least_rows_of_a_layer_are_its_own_or_those_of_the_job(tmp_path: Path) -> None:
+    text = "min_rows: 100\nlayers: [{match: a, min_rows: 5}, {match: b, min_rows: 0}, {match: '*'}]\n"
+    assert [rule.min_rows for rule in load(tmp_path, NEEDED + text).rules()] == [5, 0, 100]
+    assert load(tmp_path, f"{NEEDED}min_rows: 100\n").rules() == [LayerRule("*", min_rows=100)]
+    assert load(tmp_path, NEEDED).min_rows == 0
+
+
 @pytest.mark.parametrize("text", ["1e-3", "1E-3", "+1.e-3", "0.001", "1.0e-03"])
 def test_numbers_are_read_as_python_and_json_print_them(tmp_path: Path, text: str) -> None:
     config = load(tmp_path, quantized(f"scale: {text}, scale_is: step"))
@@ -146,6 +153,8 @@ REFUSED = {
         NEEDED + "cluster: {cores: 1}",
         "`cluster.cores`; expected one of workers, scheduler, threads, task_timeout",
     ),
+    "a negative number of rows": (NEEDED + "min_rows: -1", "`min_rows` is -1; it should be greater than or equal to 0"),
+    "a number of rows in words": (NEEDED + "layers: [{match: a, min_rows: many}]", "`layers[0].min_rows` is 'many'"),
     "a key that is a number": (NEEDED + "1: 2", "unknown key `[1]`; " + JOB_KEYS),
     "a key that is nothing": (NEEDED + "null: 2", "unknown key `None`; " + JOB_KEYS),
     "a key that is a date": (NEEDED + "2001-01-01: 2", "unknown key `datetime.date(2001, 1, 1)`; " + JOB_KEYS),

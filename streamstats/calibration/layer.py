@@ -37,6 +37,7 @@ class Layer:
     whatever the number of rows. `kinds` are the statistics to count. `unfinished` says that rows were being appended
     when the layer was described, or that appending was interrupted: the file that they begin in may be written again.
     `within` are the bins of its histogram whose values are told apart.
+    `min_rows` is the number of rows below which the job is incomplete.
     """
 
     store: str
@@ -54,6 +55,7 @@ class Layer:
     kinds: tuple[Kind, ...] = kinds_of(())
     unfinished: bool = False
     within: tuple[int, ...] = ()
+    min_rows: int = 0
 
     @cached_property
     def source(self) -> Source:

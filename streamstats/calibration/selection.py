@@ -24,20 +24,24 @@ class LayerRule:
     """What a job says of the layers whose names match the glob `match` (`*` also matches `/`).
 
     Where `channel_axis` or `quantization` is None, the attributes of the store decide. `statistics` names the kinds in
-    `KINDS` to count in addition to those that are always counted.
+    `KINDS` to count in addition to those that are always counted. A job that counts fewer than `min_rows` rows of a
+    layer, or fewer finite values in one of its channels, is incomplete.
     """
 
     match: str
     channel_axis: int | None = None
     quantization: Quantization | None = None
     statistics: tuple[str, ...] = ()
+    min_rows: int = 0
 
     def apply(self, layer: Layer) -> Layer:
         """`layer` as this rule describes it. Raises `UsageError`, `MismatchError`."""
         quantization = layer.quantization if self.quantization is None else self.quantization
         if self.channel_axis is not None:
             layer = layer.with_channel_axis(self.channel_axis)
-        described = replace(layer.with_quantization(quantization), kinds=kinds_of(self.statistics))
+        described = replace(
+            layer.with_quantization(quantization), kinds=kinds_of(self.statistics), min_rows=self.min_rows
+        )
         for kind in described.kinds:
             why = kind.refuses(described.space, described.quantization)
             if why is not None:

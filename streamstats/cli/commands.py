@@ -14,18 +14,24 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import CORRUPT, DONE, INCOMPLETE, UsageError, counted
 from ..outputs.documents import channel_columns, channels_document, layers_document
+from ..outputs.shortfalls import REMEDY, Shortfall
 from .progress import Shown
 from .tables import number, print_json, print_table, row_ranges, say
 
 if TYPE_CHECKING:
+    from ..jobs.compare import Comparison, LayerComparison
     from ..jobs.job import Job
     from ..jobs.session import Outcome
+    from ..jobs.status import LayerStatus
     from ..models.onnx.precision import KnownTo, Precision
+    from ..outputs.distances import Distance, Distances
     from ..outputs.layer_statistics import LayerStatistics
     from ..outputs.ledger import Ledger
 
 NAMED = 8
-"""How many ranges of rows a note names at most."""
+"""How many ranges of rows, or layers, notes name at most."""
+LONGEST_CELL = 60
+"""Characters of a description in a table."""
 
 
 # run and inspect
@@ -53,16 +59,17 @@ def run(options: Namespace) -> int:
             progress=progress,
         )
     if options.refine is None:
-        _print_layers(outcome.statistics, options.json)
+        _print_layers(outcome.statistics, options.json, outcome.shortfalls)
     else:
         _print_quantiles(job, options.refine, as_json=options.json)
     _say_filled(outcome.statistics)
     unstable = until is not None and _is_unstable(until, options.until_stable)
     say(f"wrote {job.output}; view it with: streamstats inspect {job.output}")
-    if not outcome.unreadable:
-        return INCOMPLETE if unstable else DONE
-    _say_unreadable(outcome, job.output)
-    return INCOMPLETE
+    if outcome.unreadable:
+        _say_unreadable(outcome, job.output)
+    if outcome.shortfalls:
+        _say_shortfalls(outcome.shortfalls, job.output)
+    return DONE if outcome.complete and not unstable else INCOMPLETE
 
 
 def check_follow(options: Namespace) -> None:
@@ -111,6 +118,13 @@ def _say_unreadable(outcome: Outcome, output: str) -> None:
     first = outcome.unreadable[0].reason
     say(f"{counted(lost, 'row')} could not be read and {'is' if lost == 1 else 'are'} not counted; the first: {first}")
     say(f"list all of them with: streamstats status {output}; repair them, then run again")
+
+
+def _say_shortfalls(found: Mapping[str, Shortfall], output: str) -> None:
+    for layer, short in [*found.items()][:NAMED]:
+        say(f"layer {layer} has too little: {short.reason}")
+    more = f"; list all of them with: streamstats status {output}" if len(found) > NAMED else ""
+    say(f"{counted(len(found), 'layer')} with too little: {REMEDY}{more}")
 
 
 def _until_stable(job: Job, options: Namespace) -> tuple[Job, KnownTo]:
@@ -163,21 +177,26 @@ def status(options: Namespace) -> int:
         rows = [
             [layer.layer, f"{layer.counted:,}", f"{layer.rows:,}", row_ranges(layer.excluded.ranges), span, why]
             for layer in found.layers
-            for span, why in _gaps(layer.missing)
+            for span, why in _gaps(layer)
         ]
         print_table(["layer", "counted", "of rows", "excluded", "missing", "because"], rows)
     if found.running:
         say("a run is in progress")
-    elif not found.complete:
+    elif any(layer.missing for layer in found.layers):
         say("incomplete; repair any unreadable chunks, then resume with: streamstats run CONFIG")
+    short = sum(layer.shortfall is not None for layer in found.layers)
+    if short:
+        say(f"{counted(short, 'layer')} with too little: {REMEDY}")
     return DONE if found.complete else INCOMPLETE
 
 
-def _gaps(missing: Sequence[tuple[tuple[int, int], str]]) -> list[tuple[str, str]]:
-    """Cells (missing rows, reason) for the first ranges, and one for the number of further ranges."""
-    lines = [(row_ranges([rows]), why) for rows, why in missing[:NAMED]]
-    if len(missing) > NAMED:
-        lines.append((f"{len(missing) - NAMED} more", "see --json"))
+def _gaps(layer: LayerStatus) -> list[tuple[str, str]]:
+    """Cells (missing rows, reason) for the first ranges, one for the number of further ranges, one for a shortfall."""
+    lines = [(row_ranges([rows]), why) for rows, why in layer.missing[:NAMED]]
+    if len(layer.missing) > NAMED:
+        lines.append((f"{len(layer.missing) - NAMED} more", "see --json"))
+    if layer.shortfall is not None:
+        lines.append(("too little", layer.shortfall.reason))
     return lines or [("none", "")]
 
 
@@ -223,6 +242,99 @@ def merge(options: Namespace) -> None:
     say(f"wrote {options.output}; view it with: streamstats inspect {options.output}")
 
 
+def compare(options: Namespace) -> int:
+    """`streamstats compare OUT1 OUT2`."""
+    from ..jobs.compare import compare
+
+    threshold: float | None = options.threshold
+    if threshold is not None and not 0 <= threshold < math.inf:
+        raise UsageError(f"--threshold is {threshold:g}; expected a number of standard errors, 0 or more")
+    found = compare(options.first, options.second, match=options.layer)
+    drifted = [] if threshold is None else found.beyond(threshold)
+    if options.json:
+        verdict = {"threshold": threshold, "beyond_threshold": [each.layer for each in drifted]}
+        print_json({**found.document(), **verdict, "first": options.first, "second": options.second})
+    else:
+        columns = ["layer", "rows", "means", "channel", "range", "TV", "KS", "different"]
+        print_table(columns, [_comparison_cells(each) for each in found.layers])
+    say(_verdict(found))
+    for each in drifted[:NAMED]:
+        say(f"layer {each.layer} has drifted: {_how_far(each)}; --threshold is {threshold:g}")
+    if len(drifted) > NAMED:
+        say(f"and {counted(len(drifted) - NAMED, 'more layer')}; see --json")
+    return INCOMPLETE if drifted else DONE
+
+
+def _verdict(found: Comparison) -> str:
+    differing = sum(not each.equal for each in found.layers)
+    rows = "the same rows are covered" if found.same_rows else "the rows that are covered differ"
+    if not differing:
+        return f"{counted(len(found.layers), 'layer')}: equal to the bit; {rows}"
+    return f"{differing:,} of {counted(len(found.layers), 'layer')} differ{'s' * (differing == 1)}; {rows}"
+
+
+def _comparison_cells(found: LayerComparison) -> list[str]:
+    mine, theirs = found.rows
+    others = "" if found.same_rows or found.only_in else " (others)"
+    rows = f"{mine:,}{others}" if mine == theirs else f"{mine:,} and {theirs:,}"
+    if found.apart is None:
+        return [found.layer, rows, "-", "-", "-", "-", "-", f"only in OUT{1 if found.only_in == 'first' else 2}"]
+    apart = found.apart
+    means, channel = _mean_cells(apart)
+    histograms = ["-" if each is None else number(each) for each in (apart.total_variation, apart.kolmogorov_smirnov)]
+    return [found.layer, rows, means, channel, _range_cell(apart), *histograms, _different(found)]
+
+
+def _mean_cells(apart: Distances) -> tuple[str, str]:
+    """How far the means of the worst channel differ, and which channel that is."""
+    if apart.worst_mean is None:
+        return "-", "-"
+    if not apart.worst_mean.value:
+        return "0", "-"
+    unit = " std. errors" if apart.in_standard_errors else "% of range"
+    return f"{apart.worst_mean.value:.3g}{unit}", str(apart.worst_mean.channel)
+
+
+def _range_cell(apart: Distances) -> str:
+    first, second = apart.beyond_second, apart.beyond_first
+    if first is None or second is None:
+        return "-"
+    if not apart.beyond:
+        return "0"
+    return f"+{_share(second)}" if second.value >= first.value else f"-{_share(first)}"
+
+
+def _share(found: Distance) -> str:
+    return f"{100 * found.value:.3g}%"
+
+
+def _different(found: LayerComparison) -> str:
+    """What differs, in words."""
+    one_sided = found.apart.one_sided if found.apart else ()
+    parts = [", ".join(found.differing)] if found.differing else []
+    parts += [f"{counted(len(one_sided), 'channel')} with values in one output only"] if one_sided else []
+    for what, (mine, theirs) in found.described.items():
+        parts.append(f"{what.replace('_', ' ')} {_described_cell(mine)} and {_described_cell(theirs)}")
+    return "; ".join(parts) or "nothing"
+
+
+def _described_cell(value: Any) -> str:
+    """What describes a layer, such as its dtype, or the quantisation of thousands of channels."""
+    text = "none" if value is None else " + ".join(value) if isinstance(value, list) else str(value)
+    return text if len(text) <= LONGEST_CELL else f"{text[:LONGEST_CELL]}…"
+
+
+def _how_far(found: LayerComparison) -> str:
+    if found.apart is None:
+        return f"it is only in OUT{1 if found.only_in == 'first' else 2}"
+    if "channels" in found.described:
+        return "its channels are {} and {}".format(*found.described["channels"])
+    if found.apart.one_sided:
+        return f"channel {found.apart.one_sided[0]} has values in one output only"
+    means, channel = _mean_cells(found.apart)
+    return f"the means of channel {channel} differ by {means}"
+
+
 def inspect(options: Namespace) -> None:
     """`streamstats inspect OUT [LAYER]`."""
     from ..outputs.results import open_results
@@ -252,9 +364,12 @@ def _plot(statistics: LayerStatistics, target: str) -> None:
     say(f"wrote {target}")
 
 
-def _print_layers(statistics: Mapping[str, Ledger], as_json: bool) -> None:
+def _print_layers(
+    statistics: Mapping[str, Ledger], as_json: bool, shortfalls: Mapping[str, Shortfall] | None = None
+) -> None:
     if as_json:
-        print_json({"layers": layers_document(statistics)})
+        short = {} if shortfalls is None else {"shortfalls": {name: shortfalls[name].document() for name in shortfalls}}
+        print_json({"layers": layers_document(statistics), **short})
         return
     figures = {name: found.figures().layer for name, found in statistics.items()}
     columns = list(dict.fromkeys(column for found in figures.values() for column in found))

@@ -17,6 +17,7 @@ Exact calibration statistics, out of core, and the bias corrections that follow 
   verify    read a store once, and report what is wrong with it
   forget    subtract rows from the results, for good
   merge     add up the results of several stores or sites
+  compare   show whether two results are equal to the bit, or how far apart they are
   correct   correct the biases of a quantised model
   report    write a page on what the corrections do
   demo      do all of this with a small real network
@@ -73,6 +74,8 @@ STATUS = """\
 Show how far a run has come: the rows counted for each layer, what is missing and why, and what to do next.
 
   streamstats status out                               exit status 0: everything is counted, 3: something is missing
+
+Layers that counted less than the `min_rows` of the configuration are named, and make the exit status 3, too.
 """
 
 VERIFY = """\
@@ -95,6 +98,31 @@ Add up the outputs of several sites: of different stores, or of different rows o
 the same row are refused.
 
   streamstats merge site1/out site2/out -o out
+"""
+
+COMPARE = """\
+Show whether the results of two runs, or merges, are equal to the bit and, if not, what differs: worst layers first.
+
+  streamstats compare yesterday/out today/out
+  streamstats compare yesterday/out today/out --threshold 5      exit status 3 if the means of a layer have drifted
+  streamstats compare yesterday/out today/out --layer 'block1/*'
+
+  rows       the rows that each counted; "others" if they are as many, but not the same
+  means      how far the means of the worst channel differ: in standard errors of the difference, |m1 - m2| /
+             sqrt(se1² + se2²), if both counted `spread`; otherwise as a share of the layer's range in both outputs
+  range      how far the range of a channel reaches beyond that in the other output, as a share of the layer's range:
+             + if the second reaches further, - if the first does
+  TV, KS     the total variation and Kolmogorov-Smirnov distances of the histograms, 0 to 1, if both counted `histogram`
+             with the same bins (values of 8 and 16 bits are compared in real units even if their quantisations differ)
+  different  statistics that are not equal to the bit, and what describes the layer differently
+
+Everything is in real units, so outputs of different quantisations compare. Standard errors take the samples of the two
+outputs for independent; if one output has the rows of the other and more, the true difference is more certain.
+
+--threshold X: the exit status is 3 if a layer's means differ by more than X standard errors; for channels without
+standard errors, by more than X hundredths (X %) of the layer's range. Layers whose means cannot be compared count as
+drifted: those that one output lacks, that have another number of channels, or channels with values in one output only.
+Without --threshold, the exit status is 0 whether or not the results differ.
 """
 
 RECORD = """\
@@ -232,6 +260,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_verify(_command(commands, "verify", VERIFY))
     _add_forget(_command(commands, "forget", FORGET))
     _add_merge(_command(commands, "merge", MERGE))
+    _add_compare(_command(commands, "compare", COMPARE))
     _add_record(_command(commands, "record", RECORD, ON_MODELS))
     _add_correct(_command(commands, "correct", CORRECT, ON_MODELS))
     _add_report(_command(commands, "report", REPORT, ON_MODELS))
@@ -276,7 +305,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         metavar="Q",
         nargs="+",
         type=float,
-        help="print these exact quantiles of each layer, such as 0.5 0.999; the job must count histograms, and values of "
+        help="print these exact quantiles of each layer, such as 0.5 0.999; the job must count histograms; values of "
         "32 bits are read once more",
     )
     stable = parser.add_argument_group("stop once there are enough samples")
@@ -311,6 +340,18 @@ def _add_forget(parser: argparse.ArgumentParser) -> None:
 def _add_merge(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("outputs", metavar="OUT", nargs="+", help="the output folders of the runs to merge")
     parser.add_argument("-o", "--output", metavar="OUT", required=True, help="the folder for the merged results")
+
+
+def _add_compare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("first", metavar="OUT1", help="the output folder of a run or a merge")
+    parser.add_argument("second", metavar="OUT2", help="the output folder to compare with it")
+    parser.add_argument(
+        "--threshold",
+        metavar="X",
+        type=float,
+        help="exit with status 3 if the means of a layer differ by more than X standard errors (or X %% of its range)",
+    )
+    parser.add_argument("--layer", metavar="GLOB", default="*", help="only layers whose names match")
 
 
 def _add_inspect(parser: argparse.ArgumentParser) -> None:

@@ -17,8 +17,9 @@ from ..outputs.saving import held
 def merge_outputs(outputs: Sequence[Path], output: Path) -> dict[str, LayerStatistics]:
     """Write the statistics over the rows of all `outputs` to `output`, another folder.
 
-    Layers that only one output has are copied. Raises `UsageError` for an output without states, `MismatchError` if
-    outputs do not fit together or have counted the same row, `DataError`, `OutputError`.
+    Layers that only one output has are copied; of several `min_rows` for a layer, the greatest applies. Raises
+    `UsageError` for an output without states, `MismatchError` if outputs do not fit together or have counted the same
+    row, `DataError`, `OutputError`.
     """
     if output.resolve() in {each.resolve() for each in outputs}:
         raise UsageError(f"{output} is one of the outputs to merge; choose another folder")
@@ -27,13 +28,16 @@ def merge_outputs(outputs: Sequence[Path], output: Path) -> dict[str, LayerStati
     check_no_store(output)
     _check_not_of_a_run(output)
     manifests = [manifest for each in outputs if (manifest := read_manifest(each)) is not None]
+    asked: dict[str, int] = {}
     told: dict[str, list[tuple[Rows, str]]] = {}
     for manifest in manifests:
         for layer, gaps in manifest.gaps().items():
             told.setdefault(layer, []).extend(gaps)
+        for layer, rows in manifest.min_rows().items():
+            asked[layer] = max(rows, asked.get(layer, 0))
     left = {layer: still_missing(merged[layer], tuple(sorted(told.get(layer, ())))) for layer in merged}
     with held(output, "merge", {layer: statistics.rows for layer, statistics in merged.items()}):
-        write_results(output, _sources(manifests), merged, left, merged=True)
+        write_results(output, _sources(manifests), merged, left, merged=True, min_rows=asked)
     return merged
 
 

@@ -152,7 +152,7 @@ def _run_until(session: Session, until: Until, on_written: OnWritten) -> Outcome
     if session.job.rows is not None:
         raise UsageError("`rows` is set, but this run determines how many rows are enough; leave out `rows`")
     covered = max((each.source.covered.stop for each in session.ledgers.values()), default=0)
-    outcome = Outcome(session.ledgers)
+    outcome = session.so_far()
     for rows in _rounds(session.layers):
         if rows < covered:
             continue

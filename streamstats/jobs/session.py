@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ from ..outputs.manifest import Gaps, joined, read_manifest
 from ..outputs.results import check_no_store, check_paths, remove_leftovers, write_results
 from ..outputs.resuming import check_unchanged, load, restarted
 from ..outputs.saving import Saver, held
+from ..outputs.shortfalls import Shortfall, shortfalls
 from ..progress import QUIET, Progress, Stage
 from ..storage.files import remove_if_empty
 from .job import Job
@@ -37,10 +38,19 @@ NAMED = 8
 
 @dataclass
 class Outcome:
-    """What a reduction yields: the statistics of each layer, and the rows that could not be read."""
+    """What a reduction yields: the statistics of each layer, and the rows that could not be read.
+
+    `shortfalls` are the layers that counted less than the `min_rows` of the job, by name.
+    """
 
     statistics: dict[str, LayerStatistics]
     unreadable: list[Unreadable] = field(default_factory=list)
+    shortfalls: Mapping[str, Shortfall] = field(default_factory=dict)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every row could be read, and every layer has the rows that the job asks for."""
+        return not self.unreadable and not self.shortfalls
 
     def gaps(self) -> dict[str, Gaps]:
         """The rows that could not be read, by layer."""
@@ -71,6 +81,15 @@ class Session:
         """The layers of the job, in order."""
         return self.selected.layers
 
+    @property
+    def min_rows(self) -> dict[str, int]:
+        """The rows that the job asks for, by layer."""
+        return {layer.name: layer.min_rows for layer in self.layers}
+
+    def so_far(self) -> Outcome:
+        """The outcome if nothing more is counted."""
+        return Outcome(self.ledgers, shortfalls=shortfalls(self.ledgers, self.min_rows))
+
     def count(self, ledgers: Ledgers, wanted: Mapping[str, Coverage], policy: Policy) -> Outcome:
         """`ledgers` with the `wanted` rows counted, too; it saves nothing."""
         return reduce_layers(self.layers, ledgers, wanted, self.job.memory, self.workers, policy, self.progress)
@@ -90,12 +109,19 @@ class Session:
         except BaseException:
             saver.save_all()
             raise
-        return outcome
+        return replace(outcome, shortfalls=shortfalls(outcome.statistics, self.min_rows))
 
     def write(self, statistics: Ledgers, gaps: Mapping[str, Gaps]) -> None:
         """Write states, correctors and manifest."""
-        rows, keep = self.job.rows, not self.restarted
-        write_results(self.output, [self.job.source], statistics, gaps, rows=rows, keep_states=keep)
+        write_results(
+            self.output,
+            [self.job.source],
+            statistics,
+            gaps,
+            rows=self.job.rows,
+            min_rows=self.min_rows,
+            keep_states=not self.restarted,
+        )
 
 
 @contextmanager

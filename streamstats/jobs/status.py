@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..coverage import Coverage, Rows
 from ..errors import DataError, UsageError
-from ..outputs.ledger import Ledger
+from ..outputs.layer_statistics import LayerStatistics
 from ..outputs.manifest import NOTHING, Gaps, explained, read_manifest
 from ..outputs.results import states_in
 from ..outputs.saving import LOCK
+from ..outputs.shortfalls import Shortfall
 from ..storage.files import read_json
 from ..storage.locks import is_locked
 
 
 @dataclass(frozen=True)
 class LayerStatus:
-    """How far a layer has come: `counted` of `rows`; the `missing` ranges, each with the reason."""
+    """How far a layer has come: `counted` of `rows`; the `missing` ranges, each with the reason.
+
+    `shortfall` is what was counted if that is less than the `min_rows` of the job.
+    """
 
     layer: str
     rows: int
     counted: int
     missing: Gaps
     excluded: Coverage
+    min_rows: int = 0
+    shortfall: Shortfall | None = None
 
     def document(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -34,6 +40,8 @@ class LayerStatus:
             "counted": self.counted,
             "missing": [{"rows": list(rows), "reason": reason} for rows, reason in self.missing],
             "excluded": self.excluded.document(),
+            "min_rows": self.min_rows,
+            "shortfall": None if self.shortfall is None else self.shortfall.document(),
         }
 
 
@@ -46,8 +54,8 @@ class Status:
 
     @property
     def complete(self) -> bool:
-        """Whether every row is counted or excluded."""
-        return not any(layer.missing for layer in self.layers)
+        """Whether every row is counted or excluded, and every layer has the rows that the job asked for."""
+        return not any(layer.missing or layer.shortfall for layer in self.layers)
 
 
 def status(output: Path) -> Status:
@@ -59,9 +67,12 @@ def status(output: Path) -> Status:
     said = manifest or NOTHING
     for name, entry in said.layers.items():
         planned.setdefault(name, entry.rows if name not in states else 0)
-    limit, gaps = Coverage.of([said.rows or (0, sys.maxsize)]), said.gaps()
-    names = sorted({*planned, *states})
-    layers = (_layer_status(name, states.get(name), planned.get(name, 0), gaps.get(name, ()), limit) for name in names)
+    limit, gaps, min_rows = Coverage.of([said.rows or (0, sys.maxsize)]), said.gaps(), said.min_rows()
+    found = {
+        name: _layer_status(name, states.get(name), planned.get(name, 0), gaps.get(name, ()), limit)
+        for name in sorted({*planned, *states})
+    }
+    layers = (_with_shortfall(each, states.get(name), min_rows.get(name, 0)) for name, each in found.items())
     return Status(tuple(layers), is_locked(output / LOCK))
 
 
@@ -75,7 +86,11 @@ def _planned(output: Path) -> dict[str, int]:
         return {}  # the run was interrupted while it wrote the file
 
 
-def _layer_status(layer: str, state: Ledger | None, planned: int, told: Gaps, limit: Coverage) -> LayerStatus:
+def _with_shortfall(found: LayerStatus, state: LayerStatistics | None, min_rows: int) -> LayerStatus:
+    return replace(found, min_rows=min_rows, shortfall=None if state is None else Shortfall.of(state, min_rows))
+
+
+def _layer_status(layer: str, state: LayerStatistics | None, planned: int, told: Gaps, limit: Coverage) -> LayerStatus:
     if state is None:
         return LayerStatus(layer, planned, 0, explained(Coverage.first(planned), ()), Coverage())
     missing: list[tuple[Rows, str]] = []

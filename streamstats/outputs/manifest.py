@@ -19,6 +19,7 @@ from ..errors import DataError
 from ..storage.files import read_json, write_json
 from ..storage.names import check_layer_name
 from ..storage.tensors import check_format, is_newer
+from .shortfalls import Shortfall
 
 MANIFEST = "manifest.json"
 FORMAT = "streamstats.manifest/2"
@@ -50,13 +51,16 @@ class LayerEntry:
     """The manifest's entry for a layer.
 
     `rows` is the number of counted rows; `corrector` is its file, or the reason why there is none; `missing` are rows
-    that could not be read; `counted` is the rest, JSON-ready: coverage, dtype, statistics and their figures.
+    that could not be read; `min_rows` is what the job asked for, and `shortfall` what was counted if that is less;
+    `counted` is the rest, JSON-ready: coverage, dtype, statistics and their figures.
     """
 
     rows: int
     state: FileEntry
     corrector: FileEntry | str
     missing: Gaps = ()
+    min_rows: int = 0
+    shortfall: Shortfall | None = None
     counted: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -73,18 +77,22 @@ class LayerEntry:
             "state": self.state.document(),
             "corrector": corrector or self.corrector.document(),  # type: ignore[union-attr]
             "missing": [{"rows": list(rows), "reason": reason} for rows, reason in self.missing],
+            "min_rows": self.min_rows,
+            "shortfall": None if self.shortfall is None else self.shortfall.document(),
         }
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> LayerEntry:
         """What `document` made. Raises `KeyError`, `TypeError`, `ValueError` for anything else."""
-        known = {"rows", "state", "corrector", "missing"}
-        corrector = document["corrector"]
+        known = {"rows", "state", "corrector", "missing", "min_rows", "shortfall"}
+        corrector, min_rows = document["corrector"], _number(document.get("min_rows", 0))
         return cls(
             rows=_number(document["rows"]),
             state=FileEntry.from_document(document["state"]),
             corrector=_text(corrector["reason"]) if corrector["file"] is None else FileEntry.from_document(corrector),
             missing=tuple((_rows(gap["rows"]), _text(gap["reason"])) for gap in document["missing"]),
+            min_rows=min_rows,
+            shortfall=_shortfall(document.get("shortfall"), min_rows),
             counted={name: value for name, value in document.items() if name not in known},
         )
 
@@ -117,6 +125,10 @@ class Manifest:
     def gaps(self) -> dict[str, Gaps]:
         """The rows that could not be read, by layer."""
         return {name: entry.missing for name, entry in self.layers.items()}
+
+    def min_rows(self) -> dict[str, int]:
+        """The rows that the job asked for, by layer."""
+        return {name: entry.min_rows for name, entry in self.layers.items()}
 
 
 NOTHING = Manifest({}, ())
@@ -170,6 +182,13 @@ def _number(value: object) -> int:
     if type(value) is not int or value < 0:
         raise TypeError(f"found {value!r}, expected an integer of 0 or more")
     return value
+
+
+def _shortfall(value: Any, min_rows: int) -> Shortfall | None:
+    if value is None:
+        return None
+    channel = None if value["channel"] is None else _number(value["channel"])
+    return Shortfall(min_rows, _number(value["rows"]), _number(value["values"]), channel)
 
 
 def _rows(value: Any) -> Rows:

@@ -25,6 +25,7 @@ from .documents import counted_document
 from .layer_statistics import LayerStatistics
 from .ledger import Ledger
 from .manifest import MANIFEST, NOT_YET, FileEntry, Gaps, LayerEntry, Manifest, explained, read_manifest
+from .shortfalls import Shortfall
 from .state import read_excluded, read_state, state_bytes
 
 STATE, CORRECTORS = "state", "correctors"
@@ -98,18 +99,22 @@ def write_results(
     *,
     merged: bool = False,
     rows: Rows | None = None,
+    min_rows: Mapping[str, int] | None = None,
     keep_states: bool = False,
 ) -> None:
     """Write the state and corrector of every layer, then the manifest; remove the files of all other layers.
 
-    `rows` is the range to which the job was limited. With `keep_states`, the states of other layers stay, for later
-    jobs that include these layers again. All content is computed before any is written, and files that already have
-    their content are not rewritten. Raises `UsageError` for a mean beyond float64, `OutputError` if a file cannot be
-    written.
+    `rows` is the range to which the job was limited; `min_rows` is what it asked for, by layer. With `keep_states`, the
+    states of other layers stay, for later jobs that include these layers again. All content is computed before any is
+    written, and files that already have their content are not rewritten. Raises `UsageError` for a mean beyond
+    float64, `OutputError` if a file cannot be written.
     """
     files: dict[Path, bytes] = {}
-    known = gaps or {}
-    layers = {name: _entry(output, found, known.get(name, ()), files) for name, found in sorted(statistics.items())}
+    known, asked = gaps or {}, min_rows or {}
+    layers = {
+        name: _entry(output, found, known.get(name, ()), asked.get(name, 0), files)
+        for name, found in sorted(statistics.items())
+    }
     _write_all(files)
     for kind in (CORRECTORS,) if keep_states else (STATE, CORRECTORS):
         for path in set((output / kind).rglob("*.safetensors")) - set(files):
@@ -181,7 +186,9 @@ def check_paths(output: Path, layers: Iterable[str]) -> None:
         layer_path(output / STATE, layer)
 
 
-def _entry(output: Path, statistics: LayerStatistics, gaps: Gaps, files: dict[Path, bytes]) -> LayerEntry:
+def _entry(
+    output: Path, statistics: LayerStatistics, gaps: Gaps, min_rows: int, files: dict[Path, bytes]
+) -> LayerEntry:
     """The manifest's entry for a layer; adds the content of its files to `files`."""
 
     def add(kind: str, content: bytes) -> FileEntry:
@@ -195,6 +202,8 @@ def _entry(output: Path, statistics: LayerStatistics, gaps: Gaps, files: dict[Pa
         state=add(STATE, state_bytes(statistics)),
         corrector=corrector if isinstance(corrector, str) else add(CORRECTORS, corrector.to_bytes()),
         missing=gaps,
+        min_rows=min_rows,
+        shortfall=Shortfall.of(statistics, min_rows),
         counted=counted_document(statistics),
     )
 

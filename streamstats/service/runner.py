@@ -30,6 +30,7 @@ from ..jobs.run import POLL_SECONDS, Follow
 from ..jobs.run import run as run_job
 from ..jobs.session import Outcome
 from ..models.linear import CORRECTION_STATISTICS
+from ..outputs.shortfalls import REMEDY
 from ..progress import Stage
 from ..storage.files import read_json, remove, remove_folder, write_json
 from ..storage.locks import locked
@@ -101,10 +102,20 @@ def _run(request: dict[str, Any], lines: Lines) -> tuple[int, str]:
     if follow is not None:
         _wait_for_layers(config.source, lines)
     outcome = _reduced(config.job(), lines, Follow(**follow) if follow is not None else None)
-    if not outcome.unreadable:
+    if outcome.complete:
         return DONE, f"done; {counted(len(outcome.statistics), 'layer')}"
-    lost = sum(each.rows[1] - each.rows[0] for each in outcome.unreadable)
-    return INCOMPLETE, f"{counted(lost, 'row')} could not be read; the first: {outcome.unreadable[0].reason}"
+    return INCOMPLETE, "; ".join(_incomplete(outcome))
+
+
+def _incomplete(outcome: Outcome) -> Iterator[str]:
+    """What the outcome lacks: rows that could not be read, layers that counted too little."""
+    if outcome.unreadable:
+        lost = sum(each.rows[1] - each.rows[0] for each in outcome.unreadable)
+        yield f"{counted(lost, 'row')} could not be read; the first: {outcome.unreadable[0].reason}"
+    if outcome.shortfalls:
+        layer, short = next(iter(outcome.shortfalls.items()))
+        short_of = counted(len(outcome.shortfalls), "layer")
+        yield f"{short_of} with too little; the first: {layer}: {short.reason}; {REMEDY}"
 
 
 def _wait_for_layers(source: str, lines: Lines) -> None:

@@ -182,6 +182,16 @@ def test_rows_that_cannot_be_read_are_told(service: Served, client: ss.Client) -
     assert "is not there" in gap["reason"] or "missing" in gap["reason"]
 
 
+def test_layers_with_too_little_make_a_job_incomplete(client: ss.Client) -> None:
+    job = client.wait(client.submit({**REQUEST, "min_rows": 100}).id)
+    assert job.state == "incomplete"
+    assert "with too little; the first: " in job.message
+    assert "`min_rows` is 100; record more samples" in job.message
+    layers = client.layers(job.id)["layers"]
+    assert layers["fc"]["shortfall"]["reason"] == "32 rows counted; `min_rows` is 100"
+    assert client.wait(client.submit({**REQUEST, "min_rows": 32}).id).state == "done"
+
+
 def test_events_tell_of_a_job_until_it_ends(client: ss.Client) -> None:
     heard = list(client.events(client.submit(REQUEST).id))
     kinds = [kind for kind, _ in heard]

@@ -33,6 +33,7 @@ export function runFields(about, statistics, before) {
     sourceField(about, before),
     ...layerFields(before.layers?.[0] ?? {}),
     field("rows", "Rows", text(before.rows, { pattern: "[0-9]+:[0-9]+", placeholder: "all", title: "START:STOP, as in 0:1000" }), "As in 0:1000."),
+    field("min_rows", "Minimum rows", whole(before.min_rows || undefined, { min: "0", placeholder: "none" }), "Layers with fewer make the job incomplete."),
     field("missing", "Missing chunks", select([["error", "refuse"], ["report", "skip and list"], ["fill", "count the fill value"]], before.missing)),
     field("nonfinite", "NaN and infinities", select([["error", "refuse"], ["skip", "skip and count separately"]], before.nonfinite)),
     checks("Follow", check("follow", "count rows as they arrive", before.follow))),

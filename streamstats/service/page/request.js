@@ -15,7 +15,7 @@ function given(form, names, convert = (value) => value) {
 }
 
 function runRequest(form) {
-  const request = { ...given(form, ["source", "rows", "missing", "nonfinite"]), statistics: form.getAll("statistics") };
+  const request = { ...given(form, ["source", "rows", "missing", "nonfinite"]), ...given(form, ["min_rows"], Number), statistics: form.getAll("statistics") };
   const layer = layerRule(form);
   if (Object.keys(layer).length) request.layers = [{ match: "*", ...layer }];
   if (form.get("follow")) request.follow = {};

@@ -15,11 +15,12 @@ export function layersOf(id, { layers, results }, searched) {
   const search = h("input", { id: "search", type: "search", value: searched, placeholder: "part of a name", oninput: narrow });
   narrow();
   const missing = all.filter((layer) => layer.missing.length);
-  return h("div", {}, h("div", { class: "row" }, h("label", { for: "search" }, "Search"), search, left), missing.length ? missingOf(missing) : null, h("div", { class: "scroll" }, table.table));
+  const short = all.filter((layer) => layer.shortfall);
+  return h("div", {}, h("div", { class: "row" }, h("label", { for: "search" }, "Search"), search, left), missing.length ? missingOf(missing) : null, short.length ? shortOf(short) : null, h("div", { class: "scroll" }, table.table));
 }
 
 // What the service says of every layer; whatever else it says are figures of the statistics.
-const KNOWN = new Set(["name", "rows", "covered", "excluded", "filled", "accepted", "stores", "channels", "channel_axis", "dtype", "quantization", "statistics", "missing", "corrector", "reason"]);
+const KNOWN = new Set(["name", "rows", "covered", "excluded", "filled", "accepted", "stores", "channels", "channel_axis", "dtype", "quantization", "statistics", "missing", "min_rows", "shortfall", "corrector", "reason"]);
 
 const columnsOf = (id, layers) => [
   { title: "Layer", name: true, key: (layer) => layer.name, cell: (layer) => h("a", { href: `#/jobs/${id}/layers/${encodeURIComponent(layer.name)}` }, layer.name) },
@@ -56,6 +57,11 @@ function coveragePicture(layer, label) {
 function missingOf(layers) {
   return h("details", { class: "panel", open: true }, h("summary", { class: "error" }, `Rows are missing in ${layers.length === 1 ? "1 layer" : `${layers.length} layers`}`),
     h("ul", { class: "messages" }, layers.flatMap((layer) => layer.missing.map((gap) => h("li", {}, `${layer.name}, rows ${gap.rows[0]}:${gap.rows[1]}: ${gap.reason}`)))));
+}
+
+function shortOf(layers) {
+  return h("details", { class: "panel", open: true }, h("summary", { class: "error" }, `Too little is counted in ${layers.length === 1 ? "1 layer" : `${layers.length} layers`}`),
+    h("ul", { class: "messages" }, layers.map((layer) => h("li", {}, `${layer.name}: ${layer.shortfall.reason}`))));
 }
 
 function correctorOf(id, layer) {
