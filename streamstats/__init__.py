@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .correction import BiasCorrector, MeanBiasCorrector, NullBiasCorrector, PositionBiasCorrector
     from .errors import StreamstatsError
     from .jobs.compare import compare
+    from .jobs.meter import Meter
     from .jobs.run import reduce
     from .layouts import Geometry
     from .outputs.layer_statistics import LayerStatistics
@@ -30,6 +31,7 @@ _HOMES = {
     "LayerRule": "calibration.selection",
     "LayerStatistics": "outputs.layer_statistics",
     "MeanBiasCorrector": "correction",
+    "Meter": "jobs.meter",
     "NullBiasCorrector": "correction",
     "PositionBiasCorrector": "correction",
     "Quantization": "quantization",
@@ -48,6 +50,7 @@ __all__ = [
     "LayerRule",
     "LayerStatistics",
     "MeanBiasCorrector",
+    "Meter",
     "NullBiasCorrector",
     "PositionBiasCorrector",
     "Quantization",

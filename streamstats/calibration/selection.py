@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..errors import UsageError
 from ..quantization import Quantization
-from ..statistics.kinds import kinds_of
+from ..statistics.kinds import check_refusals, kinds_of
 from .describing import describe
 from .layer import Layer
 from .sources.choose import source_of
@@ -42,12 +42,7 @@ class LayerRule:
         described = replace(
             layer.with_quantization(quantization), kinds=kinds_of(self.statistics), min_rows=self.min_rows
         )
-        for kind in described.kinds:
-            why = kind.refuses(described.space, described.quantization)
-            if why is not None:
-                raise UsageError(
-                    f"layer {layer.name}: {kind.name} cannot be counted: {why}; request it for other layers"
-                )
+        check_refusals(layer.name, described.kinds, described.space, described.quantization)
         return described
 
 

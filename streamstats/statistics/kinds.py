@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ..errors import UsageError
+from ..quantization import Quantization
 from .extrema import ChannelExtrema
 from .histogram import Histogram
 from .magnitude import ChannelMagnitude
@@ -12,7 +13,7 @@ from .mean import ChannelMean
 from .positions import PositionSums
 from .spread import SampleSpread
 from .squares import ChannelSquares
-from .statistic import Statistic
+from .statistic import Space, Statistic
 
 Kind = type[Statistic]
 
@@ -39,6 +40,14 @@ def kinds_of(names: Iterable[str]) -> tuple[Kind, ...]:
     if unknown:
         raise UsageError(f"statistics {', '.join(unknown)} are unknown; expected some of {', '.join(KINDS)}")
     return tuple(KINDS[name] for name in [*ALWAYS, *sorted(wanted.difference(ALWAYS))])
+
+
+def check_refusals(layer: str, kinds: Iterable[Kind], space: Space, quantization: Quantization | None) -> None:
+    """Raise `UsageError`, naming `layer`, if one of `kinds` cannot be counted for it."""
+    for kind in kinds:
+        why = kind.refuses(space, quantization)
+        if why is not None:
+            raise UsageError(f"layer {layer}: {kind.name} cannot be counted: {why}; request it for other layers")
 
 
 def optional() -> dict[str, str]:

@@ -1,0 +1,142 @@
+"""Meter: the statistics of arrays as they come, without a store: for activations that are too many to keep.
+
+It has the `append` of a `Recorder`, and gives, to the bit, the statistics that a run over the recorded store gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..calibration.layer import Layer, check_values
+from ..coverage import Coverage
+from ..errors import MismatchError, NonFiniteError, UsageError
+from ..outputs.layer_statistics import LayerStatistics
+from ..outputs.ledger import CountedSource
+from ..outputs.manifest import MANIFEST
+from ..outputs.results import check_no_store, check_paths, write_results
+from ..outputs.saving import held
+from ..quantization import Quantization
+from ..statistics.kinds import check_refusals, kinds_of
+from ..statistics.statistics import StatisticsAccumulator
+from ..storage.names import check_layer_name
+
+
+class Meter:
+    """Measures `statistics`, beside sums and extrema, of every layer that is appended to; it keeps no samples.
+
+    `name` identifies the samples in outputs: those of one name and the same row numbers are taken for the same rows, so
+    that merging never counts a row twice. With `nonfinite="skip"`, NaN and infinities are left out and counted.
+
+    >>> meter = Meter(["squares"])
+    >>> meter.append("fc", np.array([[1.0, 2.0], [3.0, 4.0]]))
+    >>> meter.statistics["fc"].mean.tolist(), meter.statistics["fc"].standard_deviation.tolist()
+    ([2.0, 3.0], [1.0, 1.0])
+    """
+
+    def __init__(self, statistics: Collection[str] = (), *, name: str = "meter", nonfinite: str = "error") -> None:
+        if nonfinite not in ("error", "skip"):
+            raise UsageError(f"nonfinite is {nonfinite!r}; expected error or skip")
+        self._kinds, self._name, self._skips = kinds_of(statistics), name, nonfinite == "skip"
+        self._layers: dict[str, _Metered] = {}
+
+    def append(
+        self,
+        layer: str,
+        samples: npt.NDArray[Any],
+        *,
+        channel_axis: int = -1,
+        quantization: Quantization | None = None,
+    ) -> None:
+        """Measure `samples` (samples on axis 0) of `layer`.
+
+        Raises `MismatchError` if shape, dtype, channel axis or quantisation differ from those of earlier calls,
+        `UsageError` for a name or values that cannot be a layer, or a statistic that it cannot have, and
+        `NonFiniteError` for NaN or infinities. A call that raises has measured nothing.
+        """
+        block = np.asarray(samples)
+        native = np.require(block, block.dtype.newbyteorder("="), ["C", "A"])
+        described = self._described(layer, native, channel_axis, quantization)
+        if layer not in self._layers:
+            self._layers[layer] = _Metered(described)
+        metered = self._layers[layer]
+        metered.check(described)
+        if not self._skips:
+            _check_finite(described, native, metered.rows)
+        metered.add(native)
+
+    def _described(
+        self, name: str, block: npt.NDArray[Any], channel_axis: int, quantization: Quantization | None
+    ) -> Layer:
+        check_layer_name(name)
+        check_values(name, block.dtype, block.shape, "convert or reshape the samples")
+        shape = (0, *block.shape[1:])
+        layer = Layer("", name, shape, block.dtype, (), (), 0, kinds=self._kinds, fingerprint=self._name)
+        described = layer.with_channel_axis(channel_axis).with_quantization(quantization)
+        check_refusals(name, self._kinds, described.space, quantization)
+        return described
+
+    @property
+    def statistics(self) -> dict[str, LayerStatistics]:
+        """The statistics of each layer so far, by name."""
+        return {name: self._layers[name].found() for name in sorted(self._layers)}
+
+    def save(self, output: str | Path) -> None:
+        """Write states, correctors and manifest to the folder `output`, as a run does: other commands take them.
+
+        Raises `UsageError` if nothing was measured, or for a folder that has results or is a store; `OutputError`.
+        """
+        folder, found = Path(output), self.statistics
+        if not found:
+            raise UsageError("nothing was measured; expected at least one call of `append`")
+        if (folder / MANIFEST).exists():
+            raise UsageError(f"{folder} holds other results; choose another folder")
+        check_paths(folder, found)
+        check_no_store(folder)
+        with held(folder, self._name, {name: each.rows for name, each in found.items()}):
+            write_results(folder, [self._name], found)
+
+
+class _Metered:
+    """A layer that is measured, and how many rows of it have come."""
+
+    def __init__(self, layer: Layer) -> None:
+        self._layer, self.rows = layer, 0
+        self._accumulator = StatisticsAccumulator(layer.kinds, layer.space)
+
+    def check(self, described: Layer) -> None:
+        for name, found, before in (
+            ("sample shape", described.sample_shape, self._layer.sample_shape),
+            ("dtype", described.dtype, self._layer.dtype),
+            ("channel axis", described.channel_axis, self._layer.channel_axis),
+            ("quantisation", described.quantization, self._layer.quantization),
+        ):
+            if found != before:
+                raise MismatchError(
+                    f"layer {self._layer.name}: the {name} is {found}; expected {before}, as before; measure it under "
+                    "another name"
+                )
+
+    def add(self, block: npt.NDArray[Any]) -> None:
+        where = (slice(self.rows, self.rows + len(block)), *(slice(0, extent) for extent in block.shape[1:]))
+        self._accumulator.add(block, where)
+        self.rows += len(block)
+
+    def found(self) -> LayerStatistics:
+        source = CountedSource(self._layer.fingerprint, self.rows, Coverage.first(self.rows))
+        layer = self._layer
+        return LayerStatistics(layer.name, layer.channel_axis, layer.quantization, (source,), self._accumulator.found())
+
+
+def _check_finite(layer: Layer, block: npt.NDArray[Any], rows: int) -> None:
+    if block.dtype.kind != "f" or np.isfinite(block).all():
+        return
+    row, *place = np.argwhere(~np.isfinite(block))[0].tolist()
+    raise NonFiniteError(
+        f"layer {layer.name}, row {rows + row}, channel {place[layer.channel_axis - 1]}: the value is "
+        f'{block[(row, *place)]}; repair the samples, or leave such values out with `nonfinite="skip"`'
+    )
