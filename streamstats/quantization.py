@@ -185,34 +185,67 @@ def _code_limits(dtype: np.dtype[Any]) -> np.iinfo[Any]:
     return np.iinfo(dtype)
 
 
+WEIGHT_RANGES = ("minmax", "mse")
+"""How the range of weights is chosen: all of them, or the one with the least squared rounding error."""
+SHRUNK = np.arange(20, 100) / 100
+"""The factors by which the ends of a range are shrunk to find the least squared error."""
+
+
 def fake_quantize(
     weights: npt.NDArray[Any],
     bits: int,
     *,
     axis: int | Sequence[int] | None = None,
     symmetric: bool = False,
+    weight_range: str = "minmax",
 ) -> npt.NDArray[Any]:
     """Round `weights` (real, any shape) to `2^bits` evenly spaced values; same shape and dtype.
 
     The range is that of the whole tensor, or of each index of `axis` (per channel). Asymmetric: the range is widened
     to include zero, and zero has a code. Symmetric: codes are −(2^(bits−1) − 1) … 2^(bits−1) − 1, and zero is code 0.
+    With `weight_range` "minmax", all weights are in the range. With "mse", its ends are shrunk as far as lessens
+    Σ(w − ŵ)², and weights beyond them are clipped: first both by one of the factors 0.20 … 1.00, then each alone.
 
-    Raises `UsageError` for bits outside 2…16, for weights that are not floating-point or not finite, and for rounded
-    values that overflow the dtype; `MismatchError` for axes that do not exist.
+    Raises `UsageError` for bits outside 2…16, an unknown `weight_range`, for weights that are not floating-point or not
+    finite, and for rounded values that overflow the dtype; `MismatchError` for axes that do not exist.
     """
     check_bits(bits)
+    _check_weights(weights)
+    if weights.size == 0:
+        return weights.copy()
+    real, exponent, ranges = _ranges(weights, bits, axis, symmetric, weight_range)
+    with np.errstate(over="ignore"):
+        rounded = np.asarray(np.ldexp(_on_levels(real, *ranges, bits, symmetric), exponent)).astype(weights.dtype)
+    if not np.isfinite(rounded).all():
+        raise UsageError(f"the rounded weights overflow {weights.dtype}; scale the weights down first")
+    return rounded
+
+
+def quantization_step(
+    weights: npt.NDArray[Any],
+    bits: int,
+    *,
+    axis: int | Sequence[int] | None = None,
+    symmetric: bool = False,
+    weight_range: str = "minmax",
+) -> Float64Array:
+    """The distance between the levels of `fake_quantize`, float64, with extents of 1 for reduced axes; 0 for zeros.
+
+    Arguments and errors as `fake_quantize`.
+    """
+    check_bits(bits)
+    _check_weights(weights)
+    if weights.size == 0:
+        return np.zeros(())
+    _, exponent, (low, high) = _ranges(weights, bits, axis, symmetric, weight_range)
+    return np.asarray(np.ldexp((high - low) / _intervals(bits, symmetric), exponent))
+
+
+def _check_weights(weights: npt.NDArray[Any]) -> None:
     if weights.dtype.kind != "f" or not np.isfinite(weights).all():
         raise UsageError(
             f"the weights ({weights.dtype}) are not all finite floating-point numbers; convert or repair them first"
         )
-    reduced = _reduced_axes(weights.shape, axis)
-    if weights.size == 0:
-        return weights.copy()
-    with np.errstate(over="ignore"):
-        rounded = _round(weights.astype(np.float64), int(bits), reduced, symmetric).astype(weights.dtype)
-    if not np.isfinite(rounded).all():
-        raise UsageError(f"the rounded weights overflow {weights.dtype}; scale the weights down first")
-    return rounded
 
 
 def check_bits(bits: int) -> None:
@@ -229,29 +262,68 @@ def _reduced_axes(shape: tuple[int, ...], kept: int | Sequence[int] | None) -> t
     return tuple(axis for axis in range(len(shape)) if axis not in kept_axes)
 
 
-def _round(real: Float64Array, bits: int, reduced: tuple[int, ...], symmetric: bool) -> Float64Array:
-    """Round after scaling to magnitudes below 1 by a power of two: no step underflows, no range overflows."""
-    _, exponent = np.frexp(np.abs(real).max(axis=reduced, keepdims=True))
-    scaled = np.ldexp(real, -exponent)
-    to_codes_and_back = _round_symmetric if symmetric else _round_asymmetric
-    return np.asarray(np.ldexp(to_codes_and_back(scaled, bits, reduced), exponent))
+Ranges = tuple[Float64Array, Float64Array]
+"""(low, high) of each range."""
 
 
-def _round_symmetric(real: Float64Array, bits: int, reduced: tuple[int, ...]) -> Float64Array:
-    levels = 2 ** (bits - 1) - 1
-    step = _nonzero(np.abs(real).max(axis=reduced, keepdims=True) / levels)
-    codes: Float64Array = np.rint(real / step)  # within ±levels: the largest weight is levels · step
-    return codes * step
+def _ranges(
+    weights: npt.NDArray[Any], bits: int, axis: int | Sequence[int] | None, symmetric: bool, weight_range: str
+) -> tuple[Float64Array, npt.NDArray[np.int32], Ranges]:
+    """(the weights scaled by powers of two to magnitudes below 1, the exponents of these, the ranges, scaled alike).
 
-
-def _round_asymmetric(real: Float64Array, bits: int, reduced: tuple[int, ...]) -> Float64Array:
-    levels = 2**bits - 1
+    So no step underflows, and no range overflows.
+    """
+    if weight_range not in WEIGHT_RANGES:
+        raise UsageError(f"weight_range is {weight_range!r}; expected one of {', '.join(WEIGHT_RANGES)}")
+    reduced = _reduced_axes(weights.shape, axis)
+    wide = weights.astype(np.float64)
+    _, exponent = np.frexp(np.abs(wide).max(axis=reduced, keepdims=True))
+    real = np.ldexp(wide, -exponent)
     low = np.minimum(real.min(axis=reduced, keepdims=True), 0.0)
     high = np.maximum(real.max(axis=reduced, keepdims=True), 0.0)
-    step = _nonzero((high - low) / levels)
+    if symmetric:
+        high = np.maximum(-low, high)
+        low = -high
+    if weight_range == "mse":
+        low, high = _least_squares(real, (low, high), bits, symmetric, reduced)
+    return real, exponent, (low, high)
+
+
+def _least_squares(real: Float64Array, ranges: Ranges, bits: int, symmetric: bool, reduced: tuple[int, ...]) -> Ranges:
+    """Within `ranges`, those with the least squared error: both ends shrunk alike, then each alone."""
+    best = ranges
+    least = _squared_error(real, best, bits, symmetric, reduced)
+    both = ((1, 1),) if symmetric else ((1, 1), (1, 0), (0, 1))
+    for shrinks in both:
+        start = best
+        for factor in SHRUNK:
+            tried = tuple(end * factor if shrunk else end for end, shrunk in zip(start, shrinks, strict=True))
+            error = _squared_error(real, (tried[0], tried[1]), bits, symmetric, reduced)
+            better = error < least
+            best = np.where(better, tried[0], best[0]), np.where(better, tried[1], best[1])
+            least = np.where(better, error, least)
+    return best
+
+
+def _squared_error(
+    real: Float64Array, ranges: Ranges, bits: int, symmetric: bool, reduced: tuple[int, ...]
+) -> Float64Array:
+    return np.asarray(((real - _on_levels(real, *ranges, bits, symmetric)) ** 2).sum(axis=reduced, keepdims=True))
+
+
+def _intervals(bits: int, symmetric: bool) -> int:
+    """The steps from the least to the greatest level."""
+    intervals: int = 2 ** int(bits) - (2 if symmetric else 1)
+    return intervals
+
+
+def _on_levels(real: Float64Array, low: Float64Array, high: Float64Array, bits: int, symmetric: bool) -> Float64Array:
+    """`real` rounded to the levels from `low` to `high`, and clipped to them."""
+    intervals = _intervals(bits, symmetric)
+    step = _nonzero((high - low) / intervals)
     zero_point: Float64Array = np.rint(-low / step)
     # the zero point and a weight may both be ties that round up, past the last code
-    codes: Float64Array = np.clip(np.rint(real / step) + zero_point, 0, levels)
+    codes: Float64Array = np.clip(np.rint(real / step) + zero_point, 0, intervals)
     return (codes - zero_point) * step
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 
 from streamstats import Quantization, fake_quantize
 from streamstats.errors import MismatchError, UsageError
+from streamstats.quantization import WEIGHT_RANGES, quantization_step
 
 steps = st.floats(1e-30, 1e30)
 zero_points = st.integers(-(2**31), 2**31)
@@ -401,3 +403,59 @@ def test_weights_whose_nearest_values_overflow_their_dtype_are_refused(dtype):
     with pytest.raises(UsageError, match=f"overflow {dtype}"):
         fake_quantize(np.array([-largest, largest]), 2)
     assert fake_quantize(np.array([-largest, largest]), 2, symmetric=True).tolist() == [-largest, largest]
+
+
+# Ranges of least squared error
+
+
+def squared_error(weights: np.ndarray[Any, Any], rounded: np.ndarray[Any, Any]) -> float:
+    return float(((weights.astype(np.float64) - rounded) ** 2).sum())
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_a_range_of_least_squares_is_no_worse_and_mostly_better(bits: int, symmetric: bool) -> None:
+    weights = np.random.default_rng(bits).standard_t(3, (8, 40)).astype("f4")
+    found = {
+        how: squared_error(weights, fake_quantize(weights, bits, symmetric=symmetric, weight_range=how))
+        for how in WEIGHT_RANGES
+    }
+    assert found["mse"] < found["minmax"] if bits < 8 else found["mse"] <= found["minmax"]
+
+
+def test_its_ends_are_the_best_of_those_that_are_tried() -> None:
+    """Brute force, symmetric: every factor, each rounded here."""
+    weights = np.random.default_rng(0).standard_t(3, 500)
+    found = squared_error(weights, fake_quantize(weights, 4, symmetric=True, weight_range="mse"))
+    tried = []
+    for factor in [*range(20, 101)]:
+        step = np.abs(weights).max() * factor / 100 / 7
+        tried.append(squared_error(weights, np.clip(np.rint(weights / step), -7, 7) * step))
+    assert found == pytest.approx(min(tried), rel=1e-12)
+
+
+@pytest.mark.parametrize("how", WEIGHT_RANGES)
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_the_step_is_the_distance_between_levels(how: str, symmetric: bool) -> None:
+    weights = np.random.default_rng(1).standard_t(3, (3, 4000))
+    rounded = fake_quantize(weights, 4, axis=0, symmetric=symmetric, weight_range=how)
+    step = quantization_step(weights, 4, axis=0, symmetric=symmetric, weight_range=how)
+    assert step.shape == (3, 1)
+    for row, one in zip(rounded, step[:, 0], strict=True):
+        levels = np.unique(row)
+        assert len(levels) <= 16
+        apart = np.diff(levels) / one
+        np.testing.assert_allclose(apart, np.rint(apart), rtol=1e-9)
+        assert apart.min() == pytest.approx(1)
+
+
+def test_each_channel_has_the_range_that_it_has_alone() -> None:
+    weights = np.random.default_rng(2).standard_t(3, (5, 60)).astype("f4")
+    together = fake_quantize(weights, 4, axis=0, weight_range="mse")
+    alone = np.stack([fake_quantize(row, 4, weight_range="mse") for row in weights])
+    np.testing.assert_array_equal(together, alone)
+
+
+def test_other_ranges_are_refused() -> None:
+    with pytest.raises(UsageError, match="weight_range is 'best'; expected one of minmax, mse"):
+        fake_quantize(np.ones(3), 4, weight_range="best")

@@ -83,9 +83,11 @@ def _check_run_options(options: Namespace) -> None:
     if options.refine is not None and options.follow:
         raise UsageError("--refine and --follow cannot be combined; leave one out, and refine once the run has ended")
     described = options.model or options.quantized or options.bits or options.per_channel or options.symmetric
+    described = described or options.weight_range
     if options.until_stable is None and described:
         raise UsageError(
-            "--model, --quantized, --bits, --per-channel and --symmetric need --until-stable; add it, or leave them out"
+            "--model, --quantized, --bits, --per-channel, --symmetric and --weight-range need --until-stable; add it, "
+            "or leave them out"
         )
 
 

@@ -124,7 +124,8 @@ def subject_of(options: Namespace) -> Subject:
         raise UsageError("expected the float model, and either a quantised one or --bits to quantise its weights")
     if options.quantized is not None:
         return quantized_by_others(options.model, options.quantized)
-    return fake_quantized(options.model, Levels(options.bits, options.per_channel, options.symmetric))
+    levels = Levels(options.bits, options.per_channel, options.symmetric, options.weight_range or "minmax")
+    return fake_quantized(options.model, levels)
 
 
 def _corrected(options: Namespace, output: Path | None) -> Correction:
@@ -143,6 +144,7 @@ def _corrected(options: Namespace, output: Path | None) -> Correction:
             bits=options.bits,
             per_channel=options.per_channel,
             symmetric=options.symmetric,
+            weight_range=options.weight_range or "minmax",
             uncorrected=options.uncorrected,
             how=how,
             progress=shown,
@@ -157,8 +159,9 @@ def _check_models(options: Namespace) -> None:
         raise UsageError("give a quantised model after the float one, or --bits to quantise its weights here")
     if options.quantized is not None and options.bits is not None:
         raise UsageError("a quantised model and --bits cannot be combined; leave one out")
-    if options.quantized is not None and (options.uncorrected or options.per_channel or options.symmetric):
-        raise UsageError("--uncorrected, --per-channel and --symmetric go with --bits; leave them out")
+    levels = options.per_channel or options.symmetric or options.weight_range
+    if options.quantized is not None and (options.uncorrected or levels):
+        raise UsageError("--uncorrected, --per-channel, --symmetric and --weight-range go with --bits; leave them out")
 
 
 def _how(options: Namespace, output: Path | None) -> How:

@@ -421,6 +421,12 @@ def _add_levels(parser: argparse.ArgumentParser) -> None:
     levels.add_argument("--bits", metavar="N", type=int, help="bits of the weights, 2 to 16")
     levels.add_argument("--per-channel", action="store_true", help="one range per output channel, not per tensor")
     levels.add_argument("--symmetric", action="store_true", help="ranges that are symmetric about zero")
+    levels.add_argument(
+        "--weight-range",
+        choices=("minmax", "mse"),
+        help="the range of the levels: minmax holds all weights (default); mse clips the largest where that lessens "
+        "the squared error",
+    )
 
 
 def _add_how(parser: argparse.ArgumentParser) -> None:

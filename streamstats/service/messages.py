@@ -70,6 +70,7 @@ class OnnxRequest(Submission):
     bits: Annotated[int | None, Field(ge=2, le=16, description="Fake-quantise the weights to this many bits.")] = None
     per_channel: bool = False
     symmetric: bool = False
+    weight_range: Literal["minmax", "mse"] = "minmax"
     storage: Literal["float", "int8"] = "float"
     iterative: Annotated[Literal["full", "change"] | None, Field(description="Correct layer by layer.")] = None
     held_out: Annotated[Upload | None, Field(description="Samples that measure the effect of the correction.")] = None

@@ -199,7 +199,7 @@ def _corrected(inputs: dict[str, Path], request: dict[str, Any], lines: Lines) -
     from ..models.onnx.correct import correct, correct_quantized
 
     model, quantized = inputs["model"], inputs.get("quantized")
-    levels = {name: request[name] for name in ("bits", "per_channel", "symmetric")}
+    levels = {name: request[name] for name in ("bits", "per_channel", "symmetric", "weight_range")}
     how = _how(inputs, request)
     lines.say("correcting the model")
     if quantized is not None:

@@ -84,13 +84,15 @@ def correct(
     bits: int,
     per_channel: bool = False,
     symmetric: bool = False,
+    weight_range: str = "minmax",
     uncorrected: str | Path | None = None,
     how: How | None = None,
     progress: Progress = QUIET,
 ) -> Correction:
     """Fake-quantise the weights of the model, and write it to `output` with corrected biases.
 
-    `correctors` is the folder that `streamstats run` leaves. The model with fake-quantised weights alone is written to
+    `bits`, `per_channel`, `symmetric` and `weight_range` are those of `fake_quantize`. `correctors` is the folder that
+    `streamstats run` leaves. The model with fake-quantised weights alone is written to
     `uncorrected`, for comparison. A layer without a corrector is quantised and not corrected. Without an `output`,
     nothing is written; the outcome is the same. The tensors of a model of more than 2 GB go into a second file, whose
     name has `.data` appended.
@@ -99,7 +101,7 @@ def correct(
     channels are not the layer's; `DataError` for a corrector that is damaged or differs from the manifest;
     `OutputError`.
     """
-    levels = Levels(bits, per_channel, symmetric)
+    levels = Levels(bits, per_channel, symmetric, weight_range)
     check_targets([model_path], [output, uncorrected])
     subject = fake_quantized(model_path, levels)
     return _Correcting(subject, Path(correctors), how or How(), progress).written(output, uncorrected)

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from ...errors import require
 from ...layouts import Geometry
-from ...quantization import fake_quantize
+from ...quantization import fake_quantize, quantization_step
 from ...storage.names import layer_names, safe_name
 from ..linear import LinearLayer
 from .constants import computed_constants
@@ -100,17 +100,28 @@ class OnnxLayer(LinearLayer):
         spatial = (1,) * (weight.ndim - 2)
         return (self._by_group(weight) * factors.reshape(self.groups, 1, -1, *spatial)).reshape(weight.shape)
 
-    def fake_quantized(self, bits: int, *, per_channel: bool, symmetric: bool) -> Array:
+    def fake_quantized(self, bits: int, *, per_channel: bool, symmetric: bool, weight_range: str) -> Array:
         """The weight on `2^bits` levels, per tensor or per output channel; same shape and dtype.
 
         Raises `UsageError` as `fake_quantize` does.
         """
+        weight, axis = self._ranged(per_channel=per_channel)
+        rounded = fake_quantize(weight, bits, axis=axis, symmetric=symmetric, weight_range=weight_range)
+        return rounded.reshape(self.weight.shape)
+
+    def weight_step(self, bits: int, *, per_channel: bool, symmetric: bool, weight_range: str) -> Array:
+        """The distance between these levels, float64[outputs]."""
+        weight, axis = self._ranged(per_channel=per_channel)
+        step = quantization_step(weight, bits, axis=axis, symmetric=symmetric, weight_range=weight_range).reshape(-1)
+        return np.broadcast_to(step, self.outputs).copy() if step.size == 1 else step
+
+    def _ranged(self, *, per_channel: bool) -> tuple[Array, int | tuple[int, ...] | None]:
+        """(the weight, the axes of which each index has a range of its own)."""
         if not per_channel:
-            return fake_quantize(self.weight, bits, symmetric=symmetric)
+            return self.weight, None
         if self.op != "ConvTranspose":
-            return fake_quantize(self.weight, bits, axis=self.output_axis, symmetric=symmetric)
-        grouped = fake_quantize(self._by_group(self.weight), bits, axis=(0, 2), symmetric=symmetric)
-        return grouped.reshape(self.weight.shape)
+            return self.weight, self.output_axis
+        return self._by_group(self.weight), (0, 2)
 
     def _by_group(self, weight: Array) -> Array:
         """The weight of a transposed convolution with its groups on an axis of their own, the first."""

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import UsageError
-from ...quantization import check_bits
+from ...quantization import WEIGHT_RANGES, check_bits
 from .edit import GraphEdit
 from .layers import OnnxLayer
 from .pairs import Pair
@@ -23,15 +23,18 @@ if TYPE_CHECKING:
 class Levels:
     """How weights are fake-quantised: to `2^bits` levels per tensor, or per output channel.
 
-    Raises `UsageError` for bits outside 2…16.
+    `weight_range` chooses the range, as `fake_quantize` explains. Raises `UsageError` for bits outside 2…16.
     """
 
     bits: int
     per_channel: bool = False
     symmetric: bool = False
+    weight_range: str = "minmax"
 
     def __post_init__(self) -> None:
         check_bits(self.bits)
+        if self.weight_range not in WEIGHT_RANGES:
+            raise UsageError(f"weight_range is {self.weight_range!r}; expected one of {', '.join(WEIGHT_RANGES)}")
 
     def pairs(self, layers: Sequence[OnnxLayer]) -> list[Pair]:
         """Each layer with its version on the levels. Raises `UsageError` that names the layer."""
@@ -59,12 +62,11 @@ class Levels:
 
     def step(self, layer: OnnxLayer) -> npt.NDArray[np.float64]:
         """The distance between levels, float64[outputs], which divide the range evenly."""
-        weights = layer.weight_by_output().astype(np.float64)
-        low, high = weights.min(axis=1, initial=0.0), weights.max(axis=1, initial=0.0)
-        if not self.per_channel:
-            low, high = np.full_like(low, low.min()), np.full_like(high, high.max())
-        width = 2 * np.maximum(-low, high) if self.symmetric else high - low
-        return np.asarray(width / (2**self.bits - (2 if self.symmetric else 1)))
+        return layer.weight_step(self.bits, **self._how)
+
+    @property
+    def _how(self) -> dict[str, Any]:
+        return {"per_channel": self.per_channel, "symmetric": self.symmetric, "weight_range": self.weight_range}
 
     def _key(self, layer: OnnxLayer) -> tuple[str, int, int]:
         """Layers with equal keys share one weight: the same tensor with the same ranges."""
@@ -72,6 +74,6 @@ class Levels:
 
     def _applied(self, layer: OnnxLayer) -> npt.NDArray[Any]:
         try:
-            return layer.fake_quantized(self.bits, per_channel=self.per_channel, symmetric=self.symmetric)
+            return layer.fake_quantized(self.bits, **self._how)
         except UsageError as error:
             raise type(error)(f"layer {layer.name}: {error}") from error

@@ -222,8 +222,10 @@ def test_a_bias_that_the_model_computes_is_corrected_too(tmp_path: Path) -> None
     onnx.checker.check_model(str(tmp_path / "c.onnx"), full_check=True)
     shift = mean_output(tmp_path / "c.onnx", x, 1) - mean_output(source, x, 1)
     ((layer_conv, layer_gemm), _) = survey(load_model(source))
-    conv_hat = layer_conv.fake_quantized(6, per_channel=True, symmetric=False).astype(np.float64)[:, :, 0]
-    gemm_hat = layer_gemm.fake_quantized(6, per_channel=True, symmetric=False).astype(np.float64)
+    conv_hat = layer_conv.fake_quantized(6, per_channel=True, symmetric=False, weight_range="minmax").astype(
+        np.float64
+    )[:, :, 0]
+    gemm_hat = layer_gemm.fake_quantized(6, per_channel=True, symmetric=False, weight_range="minmax").astype(np.float64)
     term = (constants["w"][:, :, 0] - conv_hat) @ means["conv"]
     moved = np.einsum("oi,nit->not", conv_hat, x) + (term - constants["b"])[:, None]
     expected = (moved.reshape(64, 8).mean(axis=0) - means["gemm"]) @ gemm_hat
