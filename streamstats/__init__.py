@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .calibration.recorder import Recorder
     from .calibration.selection import LayerRule
-    from .correction import BiasCorrector, MeanBiasCorrector, NullBiasCorrector, PositionBiasCorrector
+    from .correction import BiasCorrector, MeanBiasCorrector, NullBiasCorrector, TapBiasCorrector
     from .errors import StreamstatsError
     from .jobs.run import reduce
-    from .layouts import Geometry
+    from .layouts import Geometry, Kernel
     from .outputs.layer_statistics import LayerStatistics
     from .quantization import Quantization, fake_quantize
     from .service.client import Client
@@ -26,14 +26,15 @@ _HOMES = {
     "BiasCorrector": "correction",
     "Client": "service.client",
     "Geometry": "layouts",
+    "Kernel": "layouts",
     "LayerRule": "calibration.selection",
     "LayerStatistics": "outputs.layer_statistics",
     "MeanBiasCorrector": "correction",
     "NullBiasCorrector": "correction",
-    "PositionBiasCorrector": "correction",
     "Quantization": "quantization",
     "Recorder": "calibration.recorder",
     "StreamstatsError": "errors",
+    "TapBiasCorrector": "correction",
     "fake_quantize": "quantization",
     "prepare_input_mean": "statistics.mean",
     "reduce": "jobs.run",
@@ -43,14 +44,15 @@ __all__ = [
     "BiasCorrector",
     "Client",
     "Geometry",
+    "Kernel",
     "LayerRule",
     "LayerStatistics",
     "MeanBiasCorrector",
     "NullBiasCorrector",
-    "PositionBiasCorrector",
     "Quantization",
     "Recorder",
     "StreamstatsError",
+    "TapBiasCorrector",
     "__version__",
     "fake_quantize",
     "prepare_input_mean",

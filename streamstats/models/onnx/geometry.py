@@ -28,14 +28,24 @@ def stated_geometry(node: onnx.NodeProto, spatial: int) -> Geometry:
     )
 
 
+def depends_on_extents(node: onnx.NodeProto) -> bool:
+    """Whether the padding of `node` depends on the extents of its input."""
+    found = attributes(node)
+    automatic: bytes = found.get("auto_pad", b"NOTSET")
+    return automatic.startswith(b"SAME") or (_is_transposed(node) and "output_shape" in found)
+
+
+def _is_transposed(node: onnx.NodeProto) -> bool:
+    return str(node.op_type) == "ConvTranspose"
+
+
 def geometry_over(node: onnx.NodeProto, kernel: Sequence[int], extents: Sequence[int]) -> Geometry:
     """The geometry of `node` over an input of these spatial `extents`, with the padding that follows from them."""
     stated, found = stated_geometry(node, len(kernel)), attributes(node)
-    automatic = found.get("auto_pad", b"NOTSET").decode()
-    transposed = node.op_type == "ConvTranspose"
-    if not automatic.startswith("SAME") and not (transposed and "output_shape" in found):
+    if not depends_on_extents(node):
         return stated
-    if transposed:
+    automatic = found.get("auto_pad", b"NOTSET").decode()
+    if _is_transposed(node):
         totals = _cut_off(stated, kernel, extents, found.get("output_shape"))
     else:
         totals = _padded(stated, kernel, extents)
