@@ -243,11 +243,12 @@ def _check_alike(left: Ledger, right: Ledger) -> None:
             "channel_axis": each.channel_axis,
             "quantization": each.quantization.to_metadata() if each.quantization else None,
             "statistics": [*each.statistics],
-            **({"kernel": each.kernel, "sample": each.space.sample} if each.statistics.uses_kernel else {}),
+            "kernel": each.kernel if each.statistics.uses_kernel else None,
+            "sample shape": each.space.sample if each.statistics.uses_kernel else None,
         }
         for each in (left, right)
     )
-    differing = [key for key in mine if mine[key] != theirs.get(key)]
+    differing = [key for key in mine if mine[key] != theirs[key]]
     if differing:
         said = "; ".join(f"{key} {mine[key]} and {theirs[key]}" for key in differing)
         raise MismatchError(

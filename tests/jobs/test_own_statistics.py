@@ -71,7 +71,8 @@ def values(rows: int = 60, seed: int = 0) -> Array:
 
 
 def config(store: Path, output: Path | None = None, **options: Any) -> Job:
-    settings = {"statistics": ["zeros", "products", "spread"]} | options
+    layers = [{"match": "*", "geometry": {"kernel": [3, 3], "pads": [1, 1, 1, 1]}}]
+    settings = {"statistics": ["zeros", "products", "spread"], "layers": layers} | options
     document = {"source": str(store), "output": str(output or store.parent / "out"), **settings}
     return JobConfig.model_validate(document).job()
 
@@ -151,7 +152,7 @@ def newest(output: Path) -> int:
     return state.stat().st_mtime_ns if state.exists() else 0
 
 
-@pytest.mark.parametrize("own", [["zeros"], ["products"], ["zeros", "products", "positions"]], ids=str)
+@pytest.mark.parametrize("own", [["zeros"], ["products"], ["zeros", "products", "taps"]], ids=str)
 @pytest.mark.parametrize("rows", [(0, 9), (20, 41), (0, 60)], ids=str)
 def test_forgetting_leaves_the_bytes_of_never_having_counted(tmp_path: Path, own: list[str], rows: Any) -> None:
     store = build_store(tmp_path / "s.zarr", {"conv": values()}, chunks=(7, 4, 3, 6))
@@ -190,7 +191,7 @@ def swap(store: Path, left: tuple[int, ...], right: tuple[int, ...]) -> None:
     ("seen_by", "left", "right"),
     [
         ("spread", (0, 1, 1, 2), (9, 1, 1, 2)),  # another sample: sums and extrema stay
-        ("positions", (5, 0, 0, 2), (5, 3, 2, 2)),  # another position of the same sample
+        ("taps", (5, 0, 0, 2), (5, 3, 2, 2)),  # another position of the same sample
         ("products", (5, 0, 0, 2), (5, 3, 2, 2)),
     ],
 )

@@ -49,9 +49,9 @@ def samples(number: int = 40) -> Any:
     return torch.randn(number, 3, 9, 9, generator=torch.Generator().manual_seed(1)) + 0.5
 
 
-def run_out(folder: Path, *, positions: bool = True) -> Path:
+def run_out(folder: Path, *, taps: bool = True) -> Path:
     config = {"source": str(folder / "s.zarr"), "output": str(folder / "out")}
-    run(JobConfig.model_validate(config | {"statistics": ["positions"] if positions else []}).job())
+    run(JobConfig.model_validate(config | {"statistics": ["taps"] if taps else []}).job())
     return folder / "out"
 
 
@@ -224,7 +224,7 @@ def test_linear_layers_of_torchao_are_corrected(tmp_path: Path) -> None:
 
 def test_what_cannot_be_corrected_says_why(network: Any, tmp_path: Path) -> None:
     recorded(network, tmp_path, samples(), layers=["stem/*", "head/*", "up"])
-    out = run_out(tmp_path, positions=False)
+    out = run_out(tmp_path, taps=False)
     rounded = fake_quantized(network)
     rounded.up = nn.Identity()
     with torch.no_grad():
