@@ -13,8 +13,8 @@ from measuring import available_cores, in_own_process, machine, measure_in_turn
 from stores import LAYOUTS, generate, read_once, working_folder
 from tables import Table, show
 
-METHODS = ("reduction", "with_spread", "with_positions")
-TITLES = {"reduction": "mean and extrema", "with_spread": "and spread", "with_positions": "and positions"}
+METHODS = ("reduction", "with_spread", "with_taps")
+TITLES = {"reduction": "mean and extrema", "with_spread": "and spread", "with_taps": "and taps"}
 CASES = "*-[zl]*"
 """Layouts that are compressed, by zstd or lz4."""
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from laws import blocks, places
+from laws import blocks, kernel_of, places, space_for
 from own_statistics import OWN, GreatestProducts
 from stores import Array, build_store, samples
 from told import Told
@@ -93,11 +93,11 @@ def check(output: Path, counted: Array) -> None:
 def test_they_are_the_same_however_blocks_are_cut_and_beside_all_others(data: st.DataObject) -> None:
     block, axis = data.draw(blocks([np.dtype("i1"), np.dtype("f4")], finite=True))
     kinds = tuple({**KINDS, **{kind.name: kind for kind in OWN}}.values())
-    accumulator = StatisticsAccumulator(kinds, Space.of(block, axis))
+    accumulator = StatisticsAccumulator(kinds, space_for(block, axis))
     for where in data.draw(places(block.shape, axis, GreatestProducts.uncut)):
         accumulator.add(np.require(block[where], block.dtype.newbyteorder("="), ["C", "A"]), where)
     found = accumulator.found()
-    assert all(found[kind.name] == kind.measure(block, axis) for kind in kinds)
+    assert all(found[kind.name] == kind.measure(block, axis, kernel_of(block.shape)) for kind in kinds)
 
 
 @pytest.mark.parametrize(
