@@ -202,8 +202,9 @@ def _corrector(statistics: LayerStatistics) -> BiasCorrector | str:
         return "no channel has a finite value, so there is no mean"
     if len(without):
         return f"channel {without[0]} has no finite value, so there is no mean"
-    provenance, means, kernel = _provenance(statistics), statistics.tap_mean, statistics.space.kernel
-    if means is None or kernel is None or not kernel.taps:  # without taps, the one mean is the channel's
+    provenance, kernel = _provenance(statistics), statistics.space.kernel
+    means = statistics.tap_mean if kernel is not None and kernel.taps else None
+    if kernel is None or means is None:  # without taps, the one mean is the channel's
         return MeanBiasCorrector(statistics.mean, provenance)
     unknown = np.argwhere(np.isnan(means))
     if len(unknown):
