@@ -206,7 +206,8 @@ class Kernel:
 
     def check_fits(self, extents: Sequence[int]) -> None:
         """Raise `MismatchError` unless the kernel can move over samples with these spatial `extents`."""
-        self.along(extents)
+        for numbers in self._along(extents):
+            _outputs(*numbers)
 
     def along(self, extents: Sequence[int]) -> list[AxisClasses]:
         """The classes of positions along each axis of samples with these spatial `extents`.
@@ -215,15 +216,21 @@ class Kernel:
         """
         if not self.taps:
             return [_one_class(extent) for extent in extents]
-        if len(extents) != len(self.taps):
+        return [_classes(*numbers) for numbers in self._along(extents)]
+
+    def _along(self, extents: Sequence[int]) -> list[AxisNumbers]:
+        """Extent, taps, the numbers of `Geometry.axes` and `transposed` of each axis with taps."""
+        if self.taps and len(extents) != len(self.taps):
             raise MismatchError(
                 f"a kernel of {len(self.taps)} spatial axes does not fit samples of {len(extents)}, with the extents "
                 f"{tuple(extents)}; expected as many axes, or a kernel without taps for a matrix product"
             )
-        axes = zip(extents, self.taps, self.geometry.axes(len(self.taps)), strict=True)
-        return [_classes(extent, taps, *numbers, self.transposed) for extent, taps, numbers in axes]
+        axes = zip(extents, self.taps, self.geometry.axes(len(self.taps)), strict=False)
+        return [(extent, taps, *numbers, self.transposed) for extent, taps, numbers in axes]
 
 
+AxisNumbers = tuple[int, int, int, int, int, int, int, bool]
+"""Extent, taps, stride, pad before, pad after, dilation, output padding, transposed."""
 GEOMETRY = ("strides", "pads", "dilations", "output_padding")
 """The numbers of a geometry, in order."""
 LARGEST = 2**31 - 1
@@ -264,23 +271,23 @@ def _one_class(extent: int) -> AxisClasses:
     return AxisClasses(np.zeros(extent, np.int64), np.array([extent]), np.ones((1, 1), bool), extent)
 
 
-@lru_cache(maxsize=256)
-def _classes(
-    extent: int, taps: int, stride: int, before: int, after: int, dilation: int, more: int, transposed: bool
-) -> AxisClasses:
-    seen, outputs = _seen(extent, taps, stride, before, after, dilation, more, transposed=transposed)
+@lru_cache(maxsize=64)
+def _classes(*numbers: *AxisNumbers) -> AxisClasses:
+    extent, taps, *_ = numbers
+    seen, outputs = _seen(*numbers), _outputs(*numbers)
     if not extent:
         return AxisClasses(np.zeros(0, np.int64), np.zeros(1, np.int64), np.zeros((taps, 1), bool), outputs)
-    numbers: dict[bytes, int] = {}
-    labels = np.array([numbers.setdefault(column.tobytes(), len(numbers)) for column in seen.T], np.int64)
-    _, first, sizes = np.unique(labels, return_index=True, return_counts=True)
-    return AxisClasses(labels, sizes, seen[:, first], outputs)
+    packed = np.ascontiguousarray(np.packbits(seen, axis=0).T)
+    columns = packed.view(f"V{packed.shape[1]}")[:, 0]
+    _, first, labels, sizes = np.unique(columns, return_index=True, return_inverse=True, return_counts=True)
+    order = np.argsort(first)
+    return AxisClasses(np.argsort(order)[labels], sizes[order], seen[:, first[order]], outputs)
 
 
-def _seen(
-    extent: int, taps: int, stride: int, before: int, after: int, dilation: int, more: int, *, transposed: bool
-) -> tuple[npt.NDArray[np.bool_], int]:
-    """Along one axis: (bool[taps, extent], true where a tap sees a position for some output; the output extent)."""
+def _outputs(
+    extent: int, taps: int, stride: int, before: int, after: int, dilation: int, more: int, transposed: bool
+) -> int:
+    """The extent of the output along one axis. Raises `MismatchError` if there is none, or too much to tell apart."""
     reach = dilation * (taps - 1)
     if transposed:
         outputs = (extent - 1) * stride - before - after + reach + more + 1
@@ -291,13 +298,20 @@ def _seen(
             f"a kernel of {taps} taps with dilation {dilation} does not fit into {extent} positions padded by {before} "
             f"and {after}; expected the kernel of the recorded layer"
         )
+    return outputs
+
+
+def _seen(
+    extent: int, taps: int, stride: int, before: int, after: int, dilation: int, more: int, transposed: bool
+) -> npt.NDArray[np.bool_]:
+    """Along one axis, bool[taps, extent]: true where a tap sees a position for some output. Raises as `_outputs`."""
+    outputs = _outputs(extent, taps, stride, before, after, dilation, more, transposed)
     seen = np.empty((taps, extent), dtype=bool)
     positions = np.arange(extent)
     for tap in range(taps):
         if transposed:
-            places = positions * stride + tap * dilation - before
-            seen[tap] = (places >= 0) & (places < outputs)
+            places, between = positions * stride + tap * dilation - before, np.zeros(extent, np.int64)
         else:
             places, between = np.divmod(positions + before - tap * dilation, stride)
-            seen[tap] = (between == 0) & (places >= 0) & (places < outputs)
-    return seen, outputs
+        seen[tap] = (between == 0) & (places >= 0) & (places < outputs)
+    return seen
