@@ -65,7 +65,7 @@ def main() -> None:
         store = folder / "calibration.zarr"
         remove_folder(store)
         record(model, folder / "calibration.npy", store, batch_size=options.batch_size)
-        source, settings = str(store), {"statistics": ["spread", "positions"]}
+        source, settings = str(store), {"statistics": ["spread", "taps"]}
         run(JobConfig.model_validate({"source": source, "output": str(out), **settings}).job(), restart=True)
         cases = [None] if options.quantizer else options.bits
         found = {_title(bits, options): _accuracies(bits, model, folder, options) for bits in cases}

@@ -17,6 +17,7 @@ METHODS = {
     "limit": "limit",
     "reduction": "mean, extrema",
     "with_spread": "with spread",
+    "with_taps": "with taps",
     "with_all": "with all kinds",
 }
 OTHERS = {

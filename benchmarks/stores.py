@@ -49,12 +49,15 @@ COMPRESSORS = {
 
 @dataclass(frozen=True)
 class LayerSource:
-    """An array of a store: where its channels are, and its quantisation (step None: not quantised)."""
+    """An array of a store: where its channels are, its quantisation (step None: not quantised), and the taps of the
+    layer, which pads so that its outputs have the extents of its inputs.
+    """
 
     name: str
     channel_axis: int
     step: float | None = None
     zero_point: int = 0
+    taps: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -112,11 +115,11 @@ LAYOUTS = (
 """What is measured: every codec plain and sharded; channels first for raw and for one codec each."""
 
 REAL_LAYERS = (
-    LayerSource("block02/depthwise", 3, 0.049613301894244025, -128),
-    LayerSource("block04/depthwise", 1),
+    LayerSource("block02/depthwise", 3, 0.049613301894244025, -128, (3, 3)),
+    LayerSource("block04/depthwise", 1, taps=(3, 3)),
     LayerSource("block04/project", 3, 0.013603678871603573, -128),
     LayerSource("block08/expand", 3, 0.03057065290563247, 116),
-    LayerSource("block12/depthwise", 3, 0.02832076502781288, -128),
+    LayerSource("block12/depthwise", 3, 0.02832076502781288, -128, (3, 3)),
     LayerSource("head", 3),
     LayerSource("classifier", 1),
 )
@@ -139,7 +142,7 @@ def generate(path: Path, layout: Layout, decoded_bytes: int) -> Source:
     for block in range(blocks):
         array[block * BLOCK_ROWS : (block + 1) * BLOCK_ROWS] = distinct[block % DISTINCT_BLOCKS]
     quantization = (STEP, ZERO_POINT) if layout.dtype == "int8" else (None, 0)
-    return Source(str(path), (LayerSource("layer", 1 if layout.channels_first else 3, *quantization),))
+    return Source(str(path), (LayerSource("layer", 1 if layout.channels_first else 3, *quantization, taps=(3, 3)),))
 
 
 def _create(path: Path, layout: Layout, rows: int) -> zarr.Array[Any]:

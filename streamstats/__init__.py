@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .calibration.recorder import Recorder
     from .calibration.selection import LayerRule
-    from .correction import BiasCorrector, MeanBiasCorrector, NullBiasCorrector, PositionBiasCorrector
+    from .correction import BiasCorrector, MeanBiasCorrector, NullBiasCorrector, TapBiasCorrector
     from .errors import StreamstatsError
     from .jobs.compare import compare
     from .jobs.meter import Meter
     from .jobs.run import reduce
-    from .layouts import Geometry
+    from .layouts import Geometry, Kernel
     from .outputs.layer_statistics import LayerStatistics
     from .quantization import Quantization, fake_quantize
     from .service.client import Client
@@ -28,15 +28,16 @@ _HOMES = {
     "BiasCorrector": "correction",
     "Client": "service.client",
     "Geometry": "layouts",
+    "Kernel": "layouts",
     "LayerRule": "calibration.selection",
     "LayerStatistics": "outputs.layer_statistics",
     "MeanBiasCorrector": "correction",
     "Meter": "jobs.meter",
     "NullBiasCorrector": "correction",
-    "PositionBiasCorrector": "correction",
     "Quantization": "quantization",
     "Recorder": "calibration.recorder",
     "StreamstatsError": "errors",
+    "TapBiasCorrector": "correction",
     "compare": "jobs.compare",
     "fake_quantize": "quantization",
     "prepare_input_mean": "statistics.mean",
@@ -47,15 +48,16 @@ __all__ = [
     "BiasCorrector",
     "Client",
     "Geometry",
+    "Kernel",
     "LayerRule",
     "LayerStatistics",
     "MeanBiasCorrector",
     "Meter",
     "NullBiasCorrector",
-    "PositionBiasCorrector",
     "Quantization",
     "Recorder",
     "StreamstatsError",
+    "TapBiasCorrector",
     "__version__",
     "compare",
     "fake_quantize",

@@ -33,6 +33,7 @@ from .errors import UsageError
 from .jobs.job import DEFAULT_MEMORY, Job
 from .jobs.sizes import parse_bytes
 from .jobs.workers import Cluster, available_cores
+from .layouts import Geometry, Kernel
 from .quantization import Quantization
 from .statistics.kinds import ALWAYS, KINDS, optional
 
@@ -104,12 +105,35 @@ class QuantizationConfig(Settings):
         return Quantization.from_scale(self.scale, self.scale_is, self.zero_point)
 
 
+class GeometryConfig(Settings):
+    """The kernel of a layer, which the statistic `taps` needs: one number per spatial axis, in the array's order."""
+
+    kernel: Annotated[
+        list[int], Field(description="The taps per spatial axis, as in [3, 3]; [] for matrix products such as Linear.")
+    ]
+    strides: Annotated[list[int], Field(description="Default: 1.")] = []
+    pads: Annotated[
+        list[int], Field(description="Zeros before each axis, then after each, as in ONNX; default: 0.")
+    ] = []
+    dilations: Annotated[list[int], Field(description="Default: 1.")] = []
+    output_padding: Annotated[list[int], Field(description="Of a transposed convolution; default: 0.")] = []
+    transposed: Annotated[bool, Field(description="Whether the convolution is transposed.")] = False
+
+    def parsed(self) -> Kernel:
+        """The kernel. Raises `UsageError` for impossible numbers."""
+        numbers = (self.strides, self.pads, self.dilations, self.output_padding)
+        return Kernel(tuple(self.kernel), Geometry(*map(tuple, numbers)), self.transposed)
+
+
 class LayerConfig(Settings):
     """How the job describes layers whose name matches; keys left out come from the store's attributes."""
 
     match: Annotated[str, Field(description="A glob on the layer's name; `*` also crosses `/`. The first match wins.")]
     channel_axis: Annotated[int | None, Field(description="The axis of the channels; default: the last.")] = None
     quantization: Annotated[QuantizationConfig | None, Field(description="For integer codes.")] = None
+    geometry: Annotated[
+        GeometryConfig | None, Field(description="The kernel, for stores that streamstats did not record.")
+    ] = None
     statistics: Annotated[
         list[StatisticName] | None, Field(description="As `statistics` of the job, but for these layers only.")
     ] = None
@@ -122,12 +146,13 @@ class LayerConfig(Settings):
 
         They count `statistics` and need `min_rows`, unless the entry has its own.
 
-        Raises `UsageError` for an impossible quantisation.
+        Raises `UsageError` for an impossible quantisation or kernel.
         """
         quantization = self.quantization.quantization() if self.quantization else None
         wanted = statistics if self.statistics is None else self.statistics
         needed = min_rows if self.min_rows is None else self.min_rows
-        return LayerRule(self.match, self.channel_axis, quantization, tuple(wanted), needed)
+        kernel = self.geometry.parsed() if self.geometry else None
+        return LayerRule(self.match, self.channel_axis, quantization, tuple(wanted), kernel, needed)
 
 
 def _checked_workers(value: object) -> object:
@@ -222,7 +247,7 @@ class ReductionConfig(Settings):
     def rules(self) -> list[LayerRule]:
         """The rules of `layers`, in order; empty if the store alone describes its layers.
 
-        Raises `UsageError` naming the entry with an impossible quantisation.
+        Raises `UsageError` naming the entry with an impossible quantisation or kernel.
         """
         if not self.layers and (self.statistics or self.min_rows):
             return [LayerRule("*", statistics=tuple(self.statistics), min_rows=self.min_rows)]
@@ -244,7 +269,7 @@ class JobConfig(ReductionConfig):
     cluster: Annotated[ClusterConfig, Field(description="Which workers do the work.")] = ClusterConfig()
 
     def job(self) -> Job:
-        """The job. Raises `UsageError` naming the entry with an impossible quantisation."""
+        """The job. Raises `UsageError` naming the entry with an impossible quantisation or kernel."""
         return Job(
             source=self.source,
             output=self.output,

@@ -7,6 +7,7 @@ Weight Equalization and Bias Correction, arXiv 1906.04721, section 4.2). Needs n
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,14 +19,15 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import DataError, MismatchError, UsageError
-from .layouts import BY_GROUP, TRANSPOSED, Geometry, check_layout, spatial_axes, tap_means, tap_sums
+from .layouts import BY_GROUP, TRANSPOSED, Geometry, Kernel, check_layout, spatial_axes, tap_sums
 from .storage.files import write_bytes
 from .storage.tensors import DIGEST_KEY, read_tensors, tensors_bytes
 
 Array = npt.NDArray[Any]
 Float64Array = npt.NDArray[np.float64]
 FORMAT = "streamstats.corrector/1"
-RESERVED_METADATA = ("format", "kind", DIGEST_KEY)
+KERNEL_KEY = "kernel"
+RESERVED_METADATA = ("format", "kind", KERNEL_KEY, DIGEST_KEY)
 
 
 class BiasCorrector(ABC):
@@ -62,13 +64,13 @@ class BiasCorrector(ABC):
         del metadata["format"]
         if kind == NullBiasCorrector.kind and not tensors:
             return NullBiasCorrector()
-        for made in (MeanBiasCorrector, PositionBiasCorrector):
-            if kind == made.kind and set(tensors) == {made.tensor}:
-                return _stored(Path(path), made, tensors[made.tensor], metadata)
+        for made in (MeanBiasCorrector, TapBiasCorrector):
+            if kind == made.kind and set(tensors) == {*made.tensors}:
+                return _stored(Path(path), made, tensors, metadata)
         raise DataError(
             f"{path} holds a corrector of kind {kind!r} with the tensors {sorted(tensors)}; expected kind 'null' "
-            "without tensors, kind 'mean' with the tensor 'input_mean', or kind 'positions' with 'position_mean'; "
-            "run the job again"
+            "without tensors, kind 'mean' with the tensor 'input_mean', or kind 'taps' with 'input_mean' and "
+            "'tap_mean'; run the job again"
         )
 
 
@@ -104,7 +106,7 @@ class MeanBiasCorrector(BiasCorrector):
     """
 
     kind = "mean"
-    tensor: ClassVar[str] = "input_mean"
+    tensors: ClassVar[tuple[str, ...]] = ("input_mean",)
 
     input_mean: Float64Array
     provenance: Mapping[str, str] = field(default_factory=dict)
@@ -150,29 +152,33 @@ class MeanBiasCorrector(BiasCorrector):
 
 
 @dataclass(frozen=True, eq=False)
-class PositionBiasCorrector(BiasCorrector):
-    """Corrects with the mean at each position: `position_mean` float64[C, *space], in real units, of two axes or more.
+class TapBiasCorrector(BiasCorrector):
+    """Corrects with the mean under each tap of the `kernel`: `tap_mean` float64[C, *taps], and `input_mean` float64[C].
 
     With zero padding, or strides that skip positions, a tap of the kernel does not see all positions, and the mean that
-    it sees is not the channel's. Here each tap has the mean of what it sees, so the correction undoes the whole shift
-    of the mean output. `provenance` and errors as in `MeanBiasCorrector`.
+    it sees is not the channel's. `tap_mean` is, over all outputs, the mean of what each tap sees, zeros where it sees
+    padding. So the correction undoes the whole shift of the mean output. Both are in real units. `provenance` and
+    errors as in `MeanBiasCorrector`; `MismatchError` also for means that do not fit each other or the kernel.
     """
 
-    kind = "positions"
-    tensor: ClassVar[str] = "position_mean"
+    kind = "taps"
+    tensors: ClassVar[tuple[str, ...]] = ("input_mean", "tap_mean")
 
-    position_mean: Float64Array
+    input_mean: Float64Array
+    tap_mean: Float64Array
+    kernel: Kernel
     provenance: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "position_mean", _checked_mean(self.position_mean, "position_mean", axes=None))
+        object.__setattr__(self, "input_mean", _checked_mean(self.input_mean))
+        object.__setattr__(self, "tap_mean", _checked_mean(self.tap_mean, "tap_mean", axes=None))
         object.__setattr__(self, "provenance", _checked_provenance(self.provenance))
-
-    @property
-    def input_mean(self) -> Float64Array:
-        """The mean of each channel, float64[C]."""
-        mean: Float64Array = self.position_mean.reshape(len(self.position_mean), -1).mean(axis=1)
-        return mean
+        expected = (len(self.input_mean), *self.kernel.taps)
+        if self.tap_mean.shape != expected:
+            raise MismatchError(
+                f"tap_mean has the shape {self.tap_mean.shape}; expected {expected}: the channels of input_mean, and "
+                "the taps of the kernel"
+            )
 
     def calculate(
         self,
@@ -185,40 +191,50 @@ class PositionBiasCorrector(BiasCorrector):
     ) -> Float64Array:
         """`Σ over taps and input channels of (W − Ŵ)·E[x under the tap]`, float64[outputs].
 
-        Layouts, `groups` and errors as in `MeanBiasCorrector.calculate`. `geometry` gives the strides, padding and
-        dilations of the convolution, transposed or not (default: stride 1, no padding, dilation 1).
+        Layouts, `groups` and errors as in `MeanBiasCorrector.calculate`. The kernel is known, so `geometry` is only
+        checked: one that differs is a `MismatchError`, and so are weights of other taps. Weights without spatial axes
+        are multiplied by `input_mean`.
         """
         change = _weight_change(np.asarray(weights), np.asarray(fake_quantized_weights))
         check_layout(change.shape, layout)
         axes = spatial_axes(layout, change.ndim)
         if not axes:
             taps = tap_sums(change, layout, groups, geometry)
-            return _multiplied(taps, self.input_mean, change.shape, layout, self.position_mean.shape)
-        if self.position_mean.ndim != len(axes) + 1:
+            return _multiplied(taps, self.input_mean, change.shape, layout, self.input_mean.shape)
+        kernel = Kernel(
+            tuple(change.shape[axis] for axis in axes),
+            self._geometry(len(axes)) if geometry is None else geometry,
+            self.kernel.transposed if layout == "native" else layout in TRANSPOSED,
+        )
+        if kernel != self.kernel:
             raise MismatchError(
-                f"weights of shape {change.shape} in layout {layout!r} have {len(axes)} spatial axes; the "
-                f"position_mean has the shape {self.position_mean.shape}; expected as many spatial axes"
+                f"weights of shape {change.shape} in layout {layout!r} have the kernel {kernel.to_metadata()}; the "
+                f"means were counted for the kernel {self.kernel.to_metadata()}; expected the same; give the weights "
+                "and the geometry of the recorded layer, or count it again with the kernel that it has"
             )
-        return self._by_tap(change, axes, layout, groups, geometry or Geometry())
+        return self._by_tap(change, axes, layout, groups)
 
-    def _by_tap(
-        self, change: Float64Array, axes: tuple[int, ...], layout: str, groups: int | None, geometry: Geometry
-    ) -> Float64Array:
+    def _geometry(self, axes: int) -> Geometry:
+        """Its own geometry, where weights with so many spatial axes can have it."""
+        return self.kernel.geometry if axes == len(self.kernel.taps) else Geometry()
+
+    def _by_tap(self, change: Float64Array, axes: tuple[int, ...], layout: str, groups: int | None) -> Float64Array:
         """Each tap's part of `change` times the mean of what this tap sees, summed: float64[outputs]."""
-        kernel, found = tuple(change.shape[axis] for axis in axes), self.position_mean.shape
-        means = tap_means(self.position_mean, kernel, geometry, transposed=layout in TRANSPOSED)
-        by_tap = np.moveaxis(change, axes, range(len(axes)))
+        by_tap, found = np.moveaxis(change, axes, range(len(axes))), self.tap_mean.shape
         terms = [
-            _multiplied(BY_GROUP[layout](by_tap[tap], groups), means[(slice(None), *tap)], change.shape, layout, found)
-            for tap in np.ndindex(*kernel)
+            _multiplied(
+                BY_GROUP[layout](by_tap[tap], groups), self.tap_mean[(slice(None), *tap)], change.shape, layout, found
+            )
+            for tap in np.ndindex(*self.kernel.taps)
         ]
         total: Float64Array = np.sum(terms, axis=0)
         return total
 
     def to_bytes(self) -> bytes:
-        """The file that `save` writes: the means and their provenance."""
-        metadata = {**self.provenance, "format": FORMAT, "kind": self.kind}
-        return tensors_bytes({self.tensor: self.position_mean}, metadata)
+        """The file that `save` writes: the means, the kernel and their provenance."""
+        kernel = json.dumps(self.kernel.to_metadata(), sort_keys=True)
+        metadata = {**self.provenance, "format": FORMAT, "kind": self.kind, KERNEL_KEY: kernel}
+        return tensors_bytes({name: getattr(self, name) for name in self.tensors}, metadata)
 
 
 def correction_error(
@@ -258,9 +274,10 @@ def _multiplied(
 
 
 def _checked_mean(values: npt.ArrayLike, name: str = "input_mean", axes: int | None = 1) -> Float64Array:
+    """`values` as float64; `axes` is the number of axes, None for channels and at least one more."""
     found = np.asarray(values)
     if found.dtype.kind not in "iuf" or (found.ndim != axes if axes else found.ndim < 2):
-        expected = "one dimension, (channels,)," if axes else "(channels, *space)"
+        expected = "one dimension, (channels,)," if axes else "(channels, *taps)"
         raise MismatchError(
             f"{name} has the shape {found.shape} and dtype {found.dtype}; expected {expected} of real numbers"
         )
@@ -287,17 +304,23 @@ def _checked_provenance(provenance: Mapping[str, str]) -> dict[str, str]:
 
 def _stored(
     path: Path,
-    made: type[MeanBiasCorrector] | type[PositionBiasCorrector],
-    mean: Array,
-    provenance: dict[str, str],
+    made: type[MeanBiasCorrector] | type[TapBiasCorrector],
+    tensors: Mapping[str, Array],
+    metadata: dict[str, str],
 ) -> BiasCorrector:
-    if mean.dtype != np.float64:
-        raise DataError(
-            f"{path} holds the tensor {made.tensor} of dtype {mean.dtype}; expected float64; run the job again"
-        )
+    for name, tensor in tensors.items():
+        if tensor.dtype != np.float64:
+            raise DataError(
+                f"{path} holds the tensor {name} of dtype {tensor.dtype}; expected float64; run the job again"
+            )
     try:
-        return made(mean, provenance)
-    except UsageError as error:
+        if made is MeanBiasCorrector:
+            return MeanBiasCorrector(tensors["input_mean"], metadata)
+        kernel = Kernel.from_metadata(json.loads(metadata.pop(KERNEL_KEY, "null")))
+        if kernel is None:
+            raise UsageError("its metadata has no kernel")
+        return TapBiasCorrector(tensors["input_mean"], tensors["tap_mean"], kernel, metadata)
+    except ValueError as error:
         raise DataError(f"{path} is not a corrector: {error}; run the job again") from error
 
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -61,6 +63,10 @@ def _outputs_per_tap(layout: str, spatial: int, geometry: Geometry) -> int:
     """n, where a tap reaches one in n output positions: product(strides) in a transposed convolution, else 1."""
     axes = geometry.axes(spatial)
     return math.prod(int(stride) for stride, *_ in axes) if layout in TRANSPOSED else 1
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def _is_positive_integer(value: object) -> bool:
@@ -151,47 +157,161 @@ class Geometry:
         return list(zip(strides, pads[:spatial], pads[spatial:], dilations, ends, strict=True))
 
 
-def tap_means(
-    position_mean: Float64Array, kernel: Sequence[int], geometry: Geometry, *, transposed: bool = False
-) -> Float64Array:
-    """The mean of what each tap of a `kernel` sees over all outputs, including padded zeros: float64[C, *kernel].
+@dataclass(frozen=True)
+class Kernel:
+    """The taps of a layer per spatial axis, none for a matrix product, and how they move over the input.
 
-    `position_mean` is float64[C, *space]. Raises `MismatchError` for a kernel that does not fit into the input.
+    `geometry` is held with one number per axis, so that kernels that do the same are equal. `transposed` says that it
+    is that of a transposed convolution. Raises `MismatchError` for a geometry of other axes, `UsageError` for anything
+    but integers.
 
-    >>> tap_means(np.array([[1.0, 2.0, 3.0]]), (3,), Geometry(pads=(1, 1))).tolist()
-    [[1.0, 2.0, 1.6666666666666667]]
+    >>> Kernel((3,), Geometry(pads=(1, 1))) == Kernel((3,), Geometry((1,), (1, 1), (1,), (0,)))
+    True
     """
-    means = position_mean
-    for axis, (taps, numbers) in enumerate(zip(kernel, geometry.axes(len(kernel)), strict=True), start=1):
-        seen, outputs = _seen(position_mean.shape[axis], taps, *numbers, transposed=transposed)
-        # Add position by position: the rounding of a matrix product would depend on the processor.
-        sums = np.zeros((taps, *np.delete(means.shape, axis)))
-        for position, mean in enumerate(np.moveaxis(means, axis, 0)):
-            sums[seen[:, position]] += mean
-        means = np.moveaxis(sums / outputs, 0, axis)
-    return means
+
+    taps: tuple[int, ...] = ()
+    geometry: Geometry = field(default_factory=Geometry)
+    transposed: bool = False
+
+    def __post_init__(self) -> None:
+        numbers = {"taps": self.taps} | {name: getattr(self.geometry, name) for name in GEOMETRY}
+        for name, values in numbers.items():
+            least = LEAST.get(name, 1)
+            if not all(_is_integer(value) and least <= value <= LARGEST for value in values):
+                raise UsageError(f"a kernel has {name} {list(values)}; expected integers from {least} to {LARGEST}")
+        axes = self.geometry.axes(len(self.taps))
+        strides, before, after, dilations, ends = (tuple(int(axis[place]) for axis in axes) for place in range(5))
+        object.__setattr__(self, "taps", tuple(map(int, self.taps)))
+        object.__setattr__(self, "geometry", Geometry(strides, (*before, *after), dilations, ends))
+
+    def to_metadata(self) -> dict[str, Any]:
+        """JSON-ready: `taps`, the numbers of the geometry, and `transposed`."""
+        numbers = {name: list(getattr(self.geometry, name)) for name in GEOMETRY}
+        return {"taps": list(self.taps), **numbers, "transposed": self.transposed}
+
+    @classmethod
+    def from_metadata(cls, stored: object) -> Kernel | None:
+        """The inverse of `to_metadata`; None for None. Raises `UsageError` for anything else, and as the class does."""
+        if stored is None:
+            return None
+        known = {"taps", *GEOMETRY, "transposed"}
+        if not isinstance(stored, Mapping) or "taps" not in stored or not stored.keys() <= known:
+            raise UsageError(f"the kernel is {stored!r}; expected an object with {', '.join(sorted(known))}")
+        lists = {name: stored.get(name, []) for name in ("taps", *GEOMETRY)}
+        transposed = stored.get("transposed", False)
+        if not all(isinstance(each, list) for each in lists.values()) or not isinstance(transposed, bool):
+            raise UsageError(f"the kernel is {stored!r}; expected lists of integers, and `transposed` true or false")
+        taps, *numbers = map(tuple, lists.values())
+        return cls(taps, Geometry(*numbers), transposed)
+
+    def check_fits(self, extents: Sequence[int]) -> None:
+        """Raise `MismatchError` unless the kernel can move over samples with these spatial `extents`."""
+        for numbers in self._along(extents):
+            _outputs(*numbers)
+
+    def along(self, extents: Sequence[int]) -> list[AxisClasses]:
+        """The classes of positions along each axis of samples with these spatial `extents`.
+
+        Without taps, all positions are one class. Raises `MismatchError` as `check_fits`.
+        """
+        if not self.taps:
+            return [_one_class(extent) for extent in extents]
+        return [_classes(*numbers) for numbers in self._along(extents)]
+
+    def _along(self, extents: Sequence[int]) -> list[AxisNumbers]:
+        """Extent, taps, the numbers of `Geometry.axes` and `transposed` of each axis with taps."""
+        if self.taps and len(extents) != len(self.taps):
+            raise MismatchError(
+                f"a kernel of {len(self.taps)} spatial axes does not fit samples of {len(extents)}, with the extents "
+                f"{tuple(extents)}; expected as many axes, or a kernel without taps for a matrix product"
+            )
+        axes = zip(extents, self.taps, self.geometry.axes(len(self.taps)), strict=False)
+        return [(extent, taps, *numbers, self.transposed) for extent, taps, numbers in axes]
 
 
-def _seen(
-    extent: int, taps: int, stride: int, before: int, after: int, dilation: int, more: int, *, transposed: bool
-) -> tuple[npt.NDArray[np.bool_], int]:
-    """Along one axis: (bool[taps, extent], true where a tap sees a position for some output; the output extent)."""
+AxisNumbers = tuple[int, int, int, int, int, int, int, bool]
+"""Extent, taps, stride, pad before, pad after, dilation, output padding, transposed."""
+GEOMETRY = ("strides", "pads", "dilations", "output_padding")
+"""The numbers of a geometry, in order."""
+LARGEST = 2**31 - 1
+LEAST = {"pads": -LARGEST, "output_padding": 0}
+"""The least of these numbers, as negative padding crops; that of others is 1."""
+MOST_SEEN = 2**27
+"""The most pairs of a tap and a position along one axis."""
+
+
+@dataclass(frozen=True, eq=False)
+class AxisClasses:
+    """The positions along one axis, in classes: all of one class are seen by the same taps, over all `outputs`.
+
+    `labels` int64[extent] is the class of each position, in order of their first positions; `sizes` int64[K] the number
+    of positions in each; `seen` bool[taps, K] says which taps see them. An axis without positions has one class.
+    """
+
+    labels: npt.NDArray[np.int64]
+    sizes: npt.NDArray[np.int64]
+    seen: npt.NDArray[np.bool_]
+    outputs: int
+
+
+def labels_of(axes: Sequence[AxisClasses]) -> npt.NDArray[np.int64]:
+    """The class of each position of a sample, int64[*extents]: the product of the classes along its `axes`.
+
+    >>> labels_of(Kernel((3, 1), Geometry(pads=(1, 0, 1, 0))).along((4, 2))).tolist()
+    [[0, 0], [1, 1], [1, 1], [2, 2]]
+    """
+    labels = np.zeros((), np.int64)
+    for axis in axes:
+        labels = labels[..., np.newaxis] * len(axis.sizes) + axis.labels
+    return labels
+
+
+def _one_class(extent: int) -> AxisClasses:
+    """No tap moves along this axis: what is there is seen once for each output."""
+    return AxisClasses(np.zeros(extent, np.int64), np.array([extent]), np.ones((1, 1), bool), extent)
+
+
+@lru_cache(maxsize=64)
+def _classes(*numbers: *AxisNumbers) -> AxisClasses:
+    extent, taps, *_ = numbers
+    seen, outputs = _seen(*numbers), _outputs(*numbers)
+    if not extent:
+        return AxisClasses(np.zeros(0, np.int64), np.zeros(1, np.int64), np.zeros((taps, 1), bool), outputs)
+    packed = np.ascontiguousarray(np.packbits(seen, axis=0).T)
+    columns = packed.view(f"V{packed.shape[1]}")[:, 0]
+    _, first, labels, sizes = np.unique(columns, return_index=True, return_inverse=True, return_counts=True)
+    order = np.argsort(first)
+    return AxisClasses(np.argsort(order)[labels], sizes[order], seen[:, first[order]], outputs)
+
+
+def _outputs(
+    extent: int, taps: int, stride: int, before: int, after: int, dilation: int, more: int, transposed: bool
+) -> int:
+    """The extent of the output along one axis. Raises `MismatchError` if there is none, or too much to tell apart."""
     reach = dilation * (taps - 1)
     if transposed:
         outputs = (extent - 1) * stride - before - after + reach + more + 1
     else:
         outputs = (extent + before + after - reach - 1) // stride + 1
-    if outputs < 1:
+    if outputs < 1 or taps * extent > MOST_SEEN:
         raise MismatchError(
             f"a kernel of {taps} taps with dilation {dilation} does not fit into {extent} positions padded by {before} "
-            f"and {after}; expected the geometry of the recorded layer"
+            f"and {after}; expected the kernel of the recorded layer"
         )
-    seen = np.zeros((taps, extent), dtype=bool)
+    return outputs
+
+
+def _seen(
+    extent: int, taps: int, stride: int, before: int, after: int, dilation: int, more: int, transposed: bool
+) -> npt.NDArray[np.bool_]:
+    """Along one axis, bool[taps, extent]: true where a tap sees a position for some output. Raises as `_outputs`."""
+    outputs = _outputs(extent, taps, stride, before, after, dilation, more, transposed)
+    seen = np.empty((taps, extent), dtype=bool)
+    positions = np.arange(extent)
     for tap in range(taps):
         if transposed:
-            places = np.arange(extent) * stride + tap * dilation - before
-            seen[tap] = (places >= 0) & (places < outputs)
+            places, between = positions * stride + tap * dilation - before, np.zeros(extent, np.int64)
         else:
-            places = np.arange(outputs) * stride + tap * dilation - before
-            seen[tap, places[(places >= 0) & (places < extent)]] = True
-    return seen, outputs
+            places, between = np.divmod(positions + before - tap * dilation, stride)
+        seen[tap] = (between == 0) & (places >= 0) & (places < outputs)
+    return seen

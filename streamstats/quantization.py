@@ -81,15 +81,6 @@ class Quantization:
         if self.channels not in (None, channels):
             raise MismatchError(f"the quantisation has {self.channels} channels, the layer has {channels}")
 
-    def spread_over(self, shape: tuple[int, ...], axis: int) -> Quantization:
-        """The map per element of an array of `shape`, in C order, with the channels on `axis`."""
-        extents = [-1 if place == axis else 1 for place in range(len(shape))]
-
-        def over(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-            return np.broadcast_to(values.reshape(extents) if values.ndim else values, shape).ravel()
-
-        return Quantization(over(self.step), over(self.zero_point))
-
     def channel_maps(self, channels: int) -> list[tuple[Fraction, int]]:
         """The exact (step, zero point) per channel, for `channels` channels."""
         self.check_channels(channels)

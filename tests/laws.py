@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 
 from streamstats.coverage import Coverage
 from streamstats.errors import DataError, MismatchError
+from streamstats.layouts import Geometry, Kernel
 from streamstats.outputs.layer_statistics import LayerStatistics
 from streamstats.outputs.ledger import CountedSource
 from streamstats.outputs.state import read_state, state_bytes
@@ -35,11 +36,11 @@ from streamstats.statistics.histogram import Histogram
 from streamstats.statistics.kinds import kinds_of
 from streamstats.statistics.magnitude import ChannelMagnitude
 from streamstats.statistics.mean import ChannelMean
-from streamstats.statistics.positions import PositionSums
 from streamstats.statistics.spread import SampleSpread
 from streamstats.statistics.squares import ChannelSquares
 from streamstats.statistics.statistic import Space, Statistic
 from streamstats.statistics.statistics import Statistics, StatisticsAccumulator
+from streamstats.statistics.taps import TapSums
 from streamstats.storage.files import write_bytes
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -143,11 +144,41 @@ def _products(value: float) -> tuple[float, float, float]:
         return float(upper * upper), float(2 * upper * rest), float(rest * rest)
 
 
-def exact_positions(block: Array, channel_axis: int) -> PositionSums:
-    """What `PositionSums.measure` has to give: every element of a sample is a channel of its own."""
-    found = exact_sums(block.reshape(len(block), math.prod(block.shape[1:])), 1).arrays()
-    arrays = {name: array.reshape(*array.shape[:-1], *block.shape[1:]) for name, array in found.items()}
-    return PositionSums(Space.of(block, channel_axis), **arrays)
+def kernel_of(shape: Sequence[int]) -> Kernel:
+    """A kernel for blocks of `shape`, which differs along each axis and fits into any extents."""
+    axes = list(AXES[: len(shape) - 2])
+    taps, strides, before, after, dilations = zip(*axes, strict=True) if axes else ((),) * 5
+    return Kernel(taps, Geometry(strides, (*before, *after), dilations))
+
+
+AXES = [(3, 1, 1, 2, 1), (2, 2, 0, 2, 1), (4, 1, 3, 4, 2)]
+"""(taps, stride, pad before, pad after, dilation) of each axis."""
+
+
+def space_for(block: Array, channel_axis: int) -> Space:
+    """The space of `block`, with a kernel: some kinds refuse a layer without one."""
+    return Space.of(block, channel_axis, kernel_of(block.shape))
+
+
+def axis_classes(extent: int, taps: int, stride: int, before: int, after: int, dilation: int) -> list[int]:
+    """The class of each position, by the taps that see it for some output; in order of their first positions."""
+    starts = range(-before, extent + after - dilation * (taps - 1), stride)
+    seen = [tuple(tap for tap in range(taps) if at - tap * dilation in starts) for at in range(extent)]
+    return [[*dict.fromkeys(seen)].index(each) for each in seen]
+
+
+def exact_taps(block: Array, channel_axis: int) -> TapSums:
+    """What `TapSums.measure` has to give: the sums of the positions of each class, as of a block of their own."""
+    values = np.moveaxis(block, channel_axis, -1)
+    along = [axis_classes(extent, *numbers) for extent, numbers in zip(values.shape[1:-1], AXES, strict=False)]
+    numbers = [max(each, default=0) + 1 for each in along]
+    labels = np.zeros(values.shape[1:-1], np.int64)
+    for place in np.ndindex(*labels.shape):
+        for classes, number, at in zip(along, numbers, place, strict=True):
+            labels[place] = labels[place] * number + classes[at]
+    found = [exact_sums(values[:, labels == label], 2).arrays() for label in range(math.prod(numbers))]
+    arrays = {name: np.stack([each[name] for each in found], axis=-2) for name in found[0]}
+    return TapSums(space_for(block, channel_axis), **arrays)
 
 
 SQUARE_DIGITS = {"b1": 2, "i1": 2, "u1": 2, "i2": 3, "u2": 3, "i4": 4, "u4": 4, "i8": 6, "u8": 6, "f2": 4, "f4": 19}
@@ -212,10 +243,10 @@ EXACT: dict[str, ExactAnswer] = {
     "mean": exact_sums,
     "extrema": exact_extrema,
     "spread": exact_spread,
-    "positions": exact_positions,
     "squares": exact_squares,
     "magnitude": exact_magnitude,
     "histogram": exact_histogram,
+    "taps": exact_taps,
 }
 """Name of a kind → its exact answer."""
 
@@ -385,8 +416,8 @@ def cuts(draw: st.DrawFn, block: Array, axis: int, places: int | None = None) ->
 
 
 def space_of(dtype: Any, channels: int) -> Space:
-    """That of samples of `channels` values."""
-    return Space(np.dtype(dtype), (channels,), 0)
+    """That of samples of `channels` values, which a matrix multiplies."""
+    return Space(np.dtype(dtype), (channels,), 0, Kernel())
 
 
 def laws_of(statistic: type[Statistic]) -> type:
@@ -396,26 +427,29 @@ def laws_of(statistic: type[Statistic]) -> type:
         assert statistic.name in EXACT, f"put the exact answer of {statistic.name!r}, term by term, into EXACT"
         return EXACT[statistic.name](block, axis)
 
+    def measure(block: Array, axis: int, kind: type[Statistic] = statistic) -> Statistic:
+        return kind.measure(block, axis, kernel_of(block.shape))
+
     def measured_thirds(data: st.DataObject) -> list[Statistic]:
         block, axis = data.draw(blocks())
-        return [statistic.measure(part, axis) for part in data.draw(cuts(block, 0, 2))]
+        return [measure(part, axis) for part in data.draw(cuts(block, 0, 2))]
 
     class Laws:
         @given(blocks())
         def test_a_measure_is_the_exact_answer(self, case):
             block, axis = case
-            assert statistic.measure(block, axis) == exact_answer(block, axis)
+            assert measure(block, axis) == exact_answer(block, axis)
 
         @given(st.sampled_from(DTYPES), st.integers(0, 4))
         def test_empty_is_the_measure_of_no_rows(self, dtype, channels):
             nothing = np.zeros((0, channels, 3), dtype)
-            empty = statistic.empty(Space.of(nothing, 1))
-            assert empty == statistic.measure(nothing, 1) == exact_answer(nothing, 1)
+            empty = statistic.empty(space_for(nothing, 1))
+            assert empty == measure(nothing, 1) == exact_answer(nothing, 1)
 
         @given(blocks())
         def test_empty_is_the_identity(self, case):
             block, axis = case
-            whole, nothing = statistic.measure(block, axis), statistic.empty(Space.of(block, axis))
+            whole, nothing = measure(block, axis), statistic.empty(space_for(block, axis))
             assert whole.merge(nothing) == whole == nothing.merge(whole)
 
         @given(st.data())
@@ -431,16 +465,16 @@ def laws_of(statistic: type[Statistic]) -> type:
         @given(st.data())
         def test_any_partition_of_the_rows_in_any_order_equals_the_whole(self, data):
             block, axis = data.draw(blocks())
-            parts = [statistic.measure(part, axis) for part in data.draw(partitions(block))]
-            assert reduce(lambda a, b: a.merge(b), parts) == statistic.measure(block, axis)
+            parts = [measure(part, axis) for part in data.draw(partitions(block))]
+            assert reduce(lambda a, b: a.merge(b), parts) == measure(block, axis)
 
         @given(st.data())
         def test_the_parts_in_which_blocks_come_do_not_matter(self, data):
             block, axis = data.draw(blocks())
-            accumulator = statistic.accumulator(Space.of(block, axis))
+            accumulator = statistic.accumulator(space_for(block, axis))
             for where in data.draw(places(block.shape, axis, statistic.uncut)):
                 accumulator.add(np.require(block[where], block.dtype.newbyteorder("="), ["C", "A"]), where)
-            assert accumulator.found() == statistic.measure(block, axis)
+            assert accumulator.found() == measure(block, axis)
 
         @given(st.data())
         def test_it_is_the_same_beside_other_statistics(self, data):
@@ -448,10 +482,10 @@ def laws_of(statistic: type[Statistic]) -> type:
             kinds = kinds_of(data.draw(st.lists(st.sampled_from(sorted(EXACT)))))
             kinds = tuple(dict.fromkeys([*kinds, statistic]))
             uncut = [name for kind in kinds for name in kind.uncut]
-            accumulator = StatisticsAccumulator(kinds, Space.of(block, axis))
+            accumulator = StatisticsAccumulator(kinds, space_for(block, axis))
             for where in data.draw(places(block.shape, axis, uncut)):
                 accumulator.add(np.require(block[where], block.dtype.newbyteorder("="), ["C", "A"]), where)
-            assert accumulator.found()[statistic.name] == statistic.measure(block, axis)
+            assert accumulator.found()[statistic.name] == measure(block, axis)
 
         @given(st.data())
         def test_what_is_left_without_a_part_is_known_or_said_not_to_be(self, data):
@@ -465,24 +499,24 @@ def laws_of(statistic: type[Statistic]) -> type:
         def test_the_order_of_the_rows_does_not_matter(self, case, random):
             block, axis = case
             shuffled = block.take(random.sample(range(len(block)), len(block)), 0)
-            assert statistic.measure(shuffled, axis) == statistic.measure(block, axis)
+            assert measure(shuffled, axis) == measure(block, axis)
 
         @pytest.mark.parametrize("layout", LAYOUTS)
         @given(st.data())
         def test_the_layout_in_memory_does_not_matter(self, layout, data):
             shape, axis = data.draw(shapes())
             block = data.draw(contents(data.draw(st.sampled_from(DTYPES)), shape))
-            assert statistic.measure(LAYOUTS[layout](block), axis) == statistic.measure(block, axis)
+            assert measure(LAYOUTS[layout](block), axis) == measure(block, axis)
 
         @given(blocks())
         def test_a_negative_channel_axis_counts_from_the_end(self, case):
             block, axis = case
-            assert statistic.measure(block, axis - block.ndim) == statistic.measure(block, axis)
+            assert measure(block, axis - block.ndim) == measure(block, axis)
 
         @given(blocks())
         def test_arrays_and_back_is_the_same_statistic(self, case):
             block, axis = case
-            measured, space = statistic.measure(block, axis), Space.of(block, axis)
+            measured, space = measure(block, axis), space_for(block, axis)
             assert statistic.from_arrays(measured.arrays(), space) == measured
             declared = {name: (array.shape, array.dtype) for name, array in measured.arrays().items()}
             assert declared == statistic.tensors(space)
@@ -491,23 +525,23 @@ def laws_of(statistic: type[Statistic]) -> type:
         @given(blocks())
         def test_the_state_file_and_back_is_the_same_statistic(self, case):
             block, axis = case
-            space = Space.of(block, axis)
+            space = space_for(block, axis)
             kinds = dict.fromkeys([*kinds_of(()), statistic])
-            members = {kind.name: kind.measure(block, axis) for kind in kinds}
+            members = {kind.name: measure(block, axis, kind) for kind in kinds}
             source = CountedSource("", 1, Coverage.first(1))
             written = LayerStatistics("layer", axis, None, (source,), Statistics(space, members))
             with TemporaryDirectory() as folder:
                 path = Path(folder, "state")
                 write_bytes(path, state_bytes(written))
                 read = read_state(path)
-            assert read.statistics[statistic.name] == statistic.measure(block, axis)
+            assert read.statistics[statistic.name] == measure(block, axis)
             assert read == written
 
         @given(blocks())
         def test_measuring_and_merging_change_nothing(self, case):
             block, axis = case
             before, flags = block.tobytes(), str(block.flags)
-            measured = statistic.measure(block, axis)
+            measured = measure(block, axis)
             assert (block.tobytes(), str(block.flags)) == (before, flags)
             copy = statistic(measured.space, **{k: v.copy() for k, v in measured.arrays().items()})
             measured.merge(measured)
@@ -516,7 +550,7 @@ def laws_of(statistic: type[Statistic]) -> type:
         @given(blocks())
         def test_a_statistic_keeps_no_memory_of_its_block_or_of_what_was_merged(self, case):
             block, axis = case
-            measured = statistic.measure(block, axis)
+            measured = measure(block, axis)
             for array in measured.arrays().values():
                 assert not np.may_share_memory(array, block)
             for array in measured.merge(measured).arrays().values():
@@ -525,7 +559,7 @@ def laws_of(statistic: type[Statistic]) -> type:
         @given(st.data())
         def test_another_value_is_not_equal(self, data):
             block, axis = data.draw(blocks())
-            measured = statistic.measure(block, axis)
+            measured = measure(block, axis)
             for name, array in measured.arrays().items():
                 if array.size:
                     other = array.copy()
@@ -537,7 +571,7 @@ def laws_of(statistic: type[Statistic]) -> type:
         def test_its_document_has_values_for_the_layer_and_one_for_each_channel(self, case):
             block, axis = case
             for quantization in (None, Quantization(0.5, 1)):
-                members = {kind.name: kind.measure(block, axis) for kind in dict.fromkeys([*kinds_of(()), statistic])}
+                members = {kind.name: measure(block, axis, kind) for kind in dict.fromkeys([*kinds_of(()), statistic])}
                 document = members[statistic.name].document(quantization, members)
                 assert all(isinstance(value, str | int | float | None) for value in document.layer.values())
                 for table in document.tables.values():

@@ -82,10 +82,10 @@ def on_the_grid(path: Path, x: Array) -> Array:
 
 
 def run_out(folder: Path, x: Array) -> Path:
-    """What `record` and `run` leave for the float model in `folder`, with positions."""
+    """What `record` and `run` leave for the float model in `folder`, with what the taps see."""
     np.save(folder / "x.npy", x)
     record(folder / "float.onnx", folder / "x.npy", folder / "s.zarr")
-    config = {"source": str(folder / "s.zarr"), "output": str(folder / "out"), "statistics": ["positions"]}
+    config = {"source": str(folder / "s.zarr"), "output": str(folder / "out"), "statistics": ["taps"]}
     run(JobConfig.model_validate(config).job())
     return folder / "out"
 

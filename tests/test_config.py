@@ -18,6 +18,7 @@ from streamstats.config import (
     parse_bytes,
 )
 from streamstats.errors import UsageError
+from streamstats.layouts import Geometry, Kernel
 from streamstats.quantization import Quantization
 
 NEEDED = "source: in.zarr\noutput: out\n"
@@ -100,6 +101,26 @@ def test_the_least_rows_of_a_layer_are_its_own_or_those_of_the_job(tmp_path: Pat
     assert [rule.min_rows for rule in load(tmp_path, NEEDED + text).rules()] == [5, 0, 100]
     assert load(tmp_path, f"{NEEDED}min_rows: 100\n").rules() == [LayerRule("*", min_rows=100)]
     assert load(tmp_path, NEEDED).min_rows == 0
+
+
+def kernel(keys: str) -> str:
+    return f"{NEEDED}layers:\n- match: a\n  geometry: {{{keys}}}\n"
+
+
+def test_the_geometry_of_an_entry_is_a_kernel(tmp_path: Path) -> None:
+    found = load(tmp_path, kernel("kernel: [3, 1], strides: [2, 1], pads: [0, 0, 1, 0]")).rules()[0].kernel
+    assert found == Kernel((3, 1), Geometry((2, 1), (0, 0, 1, 0)))
+    transposed = kernel("kernel: [2], output_padding: [1], dilations: [3], transposed: true")
+    assert load(tmp_path, transposed).rules()[0].kernel == Kernel((2,), Geometry((), (), (3,), (1,)), transposed=True)
+    assert load(tmp_path, kernel("kernel: []")).rules()[0].kernel == Kernel()
+    for keys, message in {
+        "pads: [1, 1]": "the key `layers[0].geometry.kernel` is missing",
+        "kernel: 3": "`layers[0].geometry.kernel` is 3; it should be a valid list",
+        "kernel: [3], stride: [1]": "unknown key `layers[0].geometry.stride`; expected one of kernel, strides",
+        "kernel: [3], strides: [0]": "layers[0] (a): a kernel has strides [0]; expected integers from 1",
+        "kernel: [3], pads: [1]": "does not fit 1 spatial axes; expected one number per axis",
+    }.items():
+        assert message in refusal(tmp_path, kernel(keys))
 
 
 @pytest.mark.parametrize("text", ["1e-3", "1E-3", "+1.e-3", "0.001", "1.0e-03"])

@@ -13,7 +13,7 @@ from counting import Counting
 from measuring import Run
 from stores import LayerSource, Source
 
-from streamstats import LayerRule, Quantization
+from streamstats import Geometry, Kernel, LayerRule, Quantization
 from streamstats.jobs.workers import Cluster, open_workers
 
 
@@ -42,4 +42,5 @@ def reducing(source: Source, cluster: Cluster, statistics: tuple[str, ...] = ())
 
 def _rule(layer: LayerSource, statistics: tuple[str, ...]) -> LayerRule:
     quantization = None if layer.step is None else Quantization(layer.step, layer.zero_point)
-    return LayerRule(layer.name, layer.channel_axis, quantization, statistics)
+    kernel = Kernel(layer.taps, Geometry(pads=tuple(taps // 2 for taps in layer.taps) * 2))
+    return LayerRule(layer.name, layer.channel_axis, quantization, statistics, kernel)

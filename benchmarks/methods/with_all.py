@@ -13,12 +13,9 @@ from streamstats.statistics.kinds import optional
 
 from .reduction import reducing
 
-LEFT_OUT = ("positions",)
-
 
 @contextmanager
 def opened(source: Source, threads: int) -> Iterator[Callable[[], Run]]:
     """As `reduction`."""
-    kinds = tuple(name for name in optional() if name not in LEFT_OUT)
-    with reducing(source, Cluster(threads=threads), kinds) as run:
+    with reducing(source, Cluster(threads=threads), tuple(optional())) as run:
         yield run

@@ -13,6 +13,7 @@ import numpy as np
 import zarr
 
 from ..errors import DataError, counted, first_line
+from ..layouts import Kernel
 from ..quantization import Quantization
 from ..storage.names import check_layer_name
 from .encoding.chunks import ChunkKeys, Encoding, chunk_keys, encoding_of
@@ -104,7 +105,8 @@ def _read_attributes(layer: Layer, attributes: object) -> Layer:
         unfinished=rows < layer.rows,
     )
     layer = layer.with_channel_axis(_integer(attributes, "channel_axis", -1))
-    return layer.with_quantization(Quantization.from_metadata(attributes.get("quantization")))
+    layer = layer.with_quantization(Quantization.from_metadata(attributes.get("quantization")))
+    return layer.with_kernel(Kernel.from_metadata(attributes.get("kernel")))
 
 
 def _integer(attributes: Mapping[Any, Any], key: str, default: int) -> int:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import MismatchError, UsageError
+from ..layouts import Kernel
 from ..quantization import Quantization
 from ..statistics.kinds import Kind, kinds_of
 from ..statistics.statistic import SUPPORTED_DTYPES, Space
@@ -36,6 +37,7 @@ class Layer:
     array, so that every chunk of it was stored. `fingerprint` (SHA-256, hex) identifies dtype, chunk grid and codecs,
     whatever the number of rows. `kinds` are the statistics to count. `unfinished` says that rows were being appended
     when the layer was described, or that appending was interrupted: the file that they begin in may be written again.
+    `kernel` is the kernel that the layer moves over its samples, if known.
     `within` are the bins of its histogram whose values are told apart.
     `min_rows` is the number of rows below which the job is incomplete.
     """
@@ -54,6 +56,7 @@ class Layer:
     fingerprint: str = ""
     kinds: tuple[Kind, ...] = kinds_of(())
     unfinished: bool = False
+    kernel: Kernel | None = None
     within: tuple[int, ...] = ()
     min_rows: int = 0
 
@@ -85,7 +88,7 @@ class Layer:
     @property
     def space(self) -> Space:
         """What its statistics know of it."""
-        return Space(self.dtype, self.sample_shape, self.channel_axis - 1, within=self.within)
+        return Space(self.dtype, self.sample_shape, self.channel_axis - 1, self.kernel, self.within)
 
     def with_channel_axis(self, axis: int) -> Layer:
         """The layer with its channels on `axis`; a negative axis counts from the end. Raises `UsageError`."""
@@ -111,6 +114,19 @@ class Layer:
         except MismatchError as error:
             raise MismatchError(f"layer {self.name}: {error}") from error
         return replace(self, quantization=quantization)
+
+    def with_kernel(self, kernel: Kernel | None) -> Layer:
+        """The layer with `kernel`; None for an unknown one. Raises `MismatchError` unless it fits the samples."""
+        if kernel is not None:
+            extents = [extent for axis, extent in enumerate(self.shape) if axis not in (0, self.channel_axis)]
+            try:
+                kernel.check_fits(extents)
+            except MismatchError as error:
+                raise MismatchError(
+                    f"layer {self.name}: {error}; correct `channel_axis` or `geometry` in the configuration, or record "
+                    "the layer again"
+                ) from error
+        return replace(self, kernel=kernel)
 
 
 def check_values(name: str, dtype: np.dtype[Any], shape: tuple[int, ...], remedy: str) -> None:

@@ -19,6 +19,7 @@ import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
 
 from ..errors import DataError, MismatchError, OutputError, StreamstatsError, UsageError, first_line
+from ..layouts import Kernel
 from ..quantization import Quantization
 from ..storage.files import sync
 from ..storage.names import METADATA_NAMES, V2_METADATA, V3_METADATA, check_layer_name
@@ -62,15 +63,16 @@ class Recorder:
         *,
         channel_axis: int = -1,
         quantization: Quantization | None = None,
+        kernel: Kernel | None = None,
     ) -> None:
         """Append `samples` (samples on axis 0) to `layer`, which the first call creates.
 
-        Raises `MismatchError` if shape, dtype, channel axis or quantisation differ from those of the layer,
-        `UsageError` for a name or values that cannot be a layer, `OutputError` if writing fails. A call that raises
-        has appended nothing.
+        `kernel` is the one that the layer moves over its samples, None if unknown. Raises `MismatchError` if shape,
+        dtype, channel axis, quantisation or a known kernel differ from those of the layer, `UsageError` for a name or
+        values that cannot be a layer, `OutputError` if writing fails. A call that raises has appended nothing.
         """
         samples = _native(samples)
-        self._opened(layer, samples, channel_axis, quantization).append(samples, self._buffered)
+        self._opened(layer, samples, channel_axis, quantization, kernel).append(samples, self._buffered)
 
     def next_row(
         self,
@@ -88,15 +90,20 @@ class Recorder:
         return opened.layer.rows + sum(map(len, opened.waiting))
 
     def _opened(
-        self, name: str, samples: npt.NDArray[Any], channel_axis: int, quantization: Quantization | None
+        self,
+        name: str,
+        samples: npt.NDArray[Any],
+        channel_axis: int,
+        quantization: Quantization | None,
+        kernel: Kernel | None = None,
     ) -> _OpenLayer:
         if self._closed:
             raise UsageError(
                 f"cannot append to layer {name} of {self._store}: the recorder is closed; open another one"
             )
         if name not in self._open:
-            self._open[name] = self._open_layer(name, samples, channel_axis, quantization)
-        self._open[name].check(samples, channel_axis, quantization)
+            self._open[name] = self._open_layer(name, samples, channel_axis, quantization, kernel)
+        self._open[name].check(samples, channel_axis, quantization, kernel)
         return self._open[name]
 
     def close(self) -> None:
@@ -121,12 +128,17 @@ class Recorder:
         self.close()
 
     def _open_layer(
-        self, name: str, samples: npt.NDArray[Any], channel_axis: int, quantization: Quantization | None
+        self,
+        name: str,
+        samples: npt.NDArray[Any],
+        channel_axis: int,
+        quantization: Quantization | None,
+        kernel: Kernel | None,
     ) -> _OpenLayer:
         check_values(name, samples.dtype, samples.shape, "convert or reshape the samples")
         try:
             if _existing_array(self._group, self._store, name) is None:
-                self._create(name, samples, channel_axis, quantization)
+                self._create(name, samples, channel_axis, quantization, kernel)
             array = self._open_array(name)
         except StreamstatsError:
             raise
@@ -141,14 +153,21 @@ class Recorder:
             return zarr.open_array(self._store, path=name, mode="r+")  # zarr ignores `config` for arrays that exist
 
     def _create(
-        self, name: str, samples: npt.NDArray[Any], channel_axis: int, quantization: Quantization | None
+        self,
+        name: str,
+        samples: npt.NDArray[Any],
+        channel_axis: int,
+        quantization: Quantization | None,
+        kernel: Kernel | None,
     ) -> None:
         layer = Layer(self._source.location, name, (0, *samples.shape[1:]), samples.dtype, (), (), 0)
-        layer = layer.with_channel_axis(channel_axis).with_quantization(quantization)
+        layer = layer.with_channel_axis(channel_axis).with_quantization(quantization).with_kernel(kernel)
         rows = max(1, self._chunk_bytes // max(1, layer.row_bytes))
         attributes: dict[str, Any] = {"channel_axis": layer.channel_axis, "recorded": True, "rows": 0}
         if quantization is not None:
             attributes["quantization"] = quantization.to_metadata()
+        if kernel is not None:
+            attributes["kernel"] = kernel.to_metadata()
         self._group.create_array(
             name,
             shape=layer.shape,
@@ -246,12 +265,20 @@ class _OpenLayer:
             self._write(np.concatenate(self.waiting))
         self.waiting = []
 
-    def check(self, samples: npt.NDArray[Any], channel_axis: int, quantization: Quantization | None) -> None:
+    def check(
+        self,
+        samples: npt.NDArray[Any],
+        channel_axis: int,
+        quantization: Quantization | None,
+        kernel: Kernel | None,
+    ) -> None:
         self._match("sample shape", samples.shape[1:], self.layer.shape[1:])
         self._match("dtype", samples.dtype, self.layer.dtype)
         axis = self.layer.with_channel_axis(channel_axis).channel_axis
         self._match("channel axis", axis, self.layer.channel_axis)
         self._match("quantisation", quantization, self.layer.quantization)
+        if kernel is not None and self.layer.kernel is not None:
+            self._match("kernel", kernel, self.layer.kernel)
 
     def _match(self, name: str, found: object, stored: object) -> None:
         if found != stored:

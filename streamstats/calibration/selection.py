@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import UsageError
+from ..layouts import Kernel
 from ..quantization import Quantization
 from ..statistics.kinds import check_refusals, kinds_of
 from .describing import describe
@@ -23,15 +24,16 @@ from .sources.choose import source_of
 class LayerRule:
     """What a job says of the layers whose names match the glob `match` (`*` also matches `/`).
 
-    Where `channel_axis` or `quantization` is None, the attributes of the store decide. `statistics` names the kinds in
-    `KINDS` to count in addition to those that are always counted. A job that counts fewer than `min_rows` rows of a
-    layer, or fewer finite values in one of its channels, is incomplete.
+    Where `channel_axis`, `quantization` or `kernel` is None, the attributes of the store decide. `statistics` names the
+    kinds in `KINDS` to count in addition to those that are always counted. A job that counts fewer than `min_rows` rows
+    of a layer, or fewer finite values in one of its channels, is incomplete.
     """
 
     match: str
     channel_axis: int | None = None
     quantization: Quantization | None = None
     statistics: tuple[str, ...] = ()
+    kernel: Kernel | None = None
     min_rows: int = 0
 
     def apply(self, layer: Layer) -> Layer:
@@ -39,9 +41,8 @@ class LayerRule:
         quantization = layer.quantization if self.quantization is None else self.quantization
         if self.channel_axis is not None:
             layer = layer.with_channel_axis(self.channel_axis)
-        described = replace(
-            layer.with_quantization(quantization), kinds=kinds_of(self.statistics), min_rows=self.min_rows
-        )
+        layer = layer.with_quantization(quantization).with_kernel(self.kernel or layer.kernel)
+        described = replace(layer, kinds=kinds_of(self.statistics), min_rows=self.min_rows)
         check_refusals(layer.name, described.kinds, described.space, described.quantization)
         return described
 

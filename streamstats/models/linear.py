@@ -8,7 +8,6 @@ inputs over samples, and a way to add a term to a bias: `survey`, `record` and `
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..correction import BiasCorrector, MeanBiasCorrector, PositionBiasCorrector
+from ..correction import BiasCorrector, TapBiasCorrector
 from ..errors import DataError, UsageError
 from ..layouts import Geometry
-from ..statistics.positions import PositionSums
 from ..statistics.spread import SampleSpread
+from ..statistics.taps import TapSums
 
 Array = npt.NDArray[Any]
 Float64Array = npt.NDArray[np.float64]
@@ -32,7 +31,7 @@ FARTHEST = 1.0
 are 1.4 apart."""
 PRECISION_STATISTICS = (SampleSpread.name,)
 """What the precision of a correction is estimated from, besides what is always counted."""
-CORRECTION_STATISTICS = (*PRECISION_STATISTICS, PositionSums.name)
+CORRECTION_STATISTICS = (*PRECISION_STATISTICS, TapSums.name)
 """What corrections that are exact with padding, and their precision, are made from."""
 
 
@@ -41,8 +40,8 @@ class LinearLayer:
     """A layer that multiplies the channels of its input by `weight`, floating-point.
 
     `name` is the layer's name in stores, results and reports. `layout`, `groups` and `geometry` are those of
-    `MeanBiasCorrector.calculate`; without a geometry, the mean of each channel stands for what every tap sees. `factor`
-    multiplies the product of input and weight, as alpha does in a Gemm.
+    `MeanBiasCorrector.calculate`; without a geometry, that of the corrector is right. `factor` multiplies the product
+    of input and weight, as alpha does in a Gemm.
     """
 
     name: str
@@ -52,8 +51,9 @@ class LinearLayer:
     groups: int = 1
     factor: float = 1.0
 
-    def geometry_over(self, extents: Sequence[int]) -> Geometry | None:  # noqa: ARG002 - ONNX computes padding from them
-        """The geometry over an input of these spatial `extents`."""
+    @property
+    def known_geometry(self) -> Geometry | None:
+        """The geometry over any input; None if it is unknown, or depends on the extents of the input."""
         return self.geometry
 
 
@@ -131,10 +131,7 @@ def correction_term(
     Both weights are in the layer's layout. Raises `MismatchError` and `UsageError`, which name the layer, for shapes,
     channels or values that do not fit.
     """
-    geometry = layer.geometry
-    if isinstance(corrector, PositionBiasCorrector):
-        geometry = layer.geometry_over(corrector.position_mean.shape[1:])
-        corrector = corrector if geometry is not None else MeanBiasCorrector(corrector.input_mean)
+    geometry = layer.known_geometry if isinstance(corrector, TapBiasCorrector) else layer.geometry
     try:
         term = corrector.calculate(weight, quantized, layout=layer.layout, groups=layer.groups, geometry=geometry)
     except UsageError as error:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from ..correction import BiasCorrector, MeanBiasCorrector, PositionBiasCorrector
+from ..correction import BiasCorrector, MeanBiasCorrector, TapBiasCorrector
 from ..errors import UsageError
 from ..layouts import BY_GROUP, TRANSPOSED, input_channels
 from ..outputs.results import Results, open_results
@@ -41,8 +41,7 @@ def correct_tensors(
     with `.weight` and `.fake_quantized` appended. `correctors` is the folder that `streamstats run` leaves. `layouts`
     are words of `MeanBiasCorrector.calculate`, each for all layers or, as `GLOB=LAYOUT`, for some; the first that fits
     a layer's name and number of axes counts. Groups follow from the channels, except for transposed convolutions, which
-    are refused. Plain tensors tell neither padding nor strides, so correctors with positions are used with the means of
-    their channels.
+    are refused. Padding and strides are those of the correctors: only those of kind `taps` know them.
 
     Raises `UsageError` for an unknown layout, files without common tensors, tensors of dtypes without numpy,
     `MismatchError` for shapes that do not fit, `DataError` for damaged files, `OutputError`.
@@ -155,6 +154,6 @@ def _groups(shape: tuple[int, ...], layout: str, corrector: BiasCorrector) -> in
     each = input_channels(shape, layout)
     if "C" in layout:
         return each
-    if not isinstance(corrector, MeanBiasCorrector | PositionBiasCorrector):
+    if not isinstance(corrector, MeanBiasCorrector | TapBiasCorrector):
         return 1
     return max(1, len(corrector.input_mean) // max(1, each))

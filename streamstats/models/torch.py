@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from ..calibration.recorder import Recorder
 from ..errors import MismatchError, MissingDependencyError, UsageError
-from ..layouts import Geometry
+from ..layouts import TRANSPOSED, Geometry, Kernel
 from ..outputs.results import Results, open_results
 from ..storage.names import layer_names
 from .linear import NO_CORRECTOR, LayerCorrection, LinearLayer, is_near, load_corrector, planned_correction
@@ -87,7 +87,7 @@ def recording(
     `layers` are globs on layer names; default all. A module that is called several times per batch adds rows each time.
     Inputs are copied from any device to the processor's memory one at a time; bfloat16 becomes float32, and quantised
     tensors become the real numbers they represent. With `positions_as_rows`, every position becomes a row, for inputs
-    whose shape changes from call to call; the means stay the same, but sums at each position are not available.
+    whose shape changes from call to call; the means stay the same, but what the taps of larger kernels see is unknown.
 
     Yields the recorded modules by layer name. Raises `UsageError` if there are none; inside the block, `MismatchError`
     for an input of a different shape than before, `OutputError` if the store cannot be written.
@@ -134,9 +134,20 @@ class _Hook:
         if values.ndim == axes - 1:  # one sample without a sample axis
             values = values[np.newaxis]
         axis = values.ndim - 1 if layout == "OI" else 1
+        kernel = None if len(arguments) > 1 or named.keys() - {"input"} else _kernel(module)  # with an output size
         if self.positions_as_rows:
             values, axis = np.moveaxis(values, axis, -1).reshape(-1, values.shape[axis]), 1
-        self.recorder.append(self.name, values, channel_axis=axis)
+            kernel = Kernel() if layout == "OI" else None
+        self.recorder.append(self.name, values, channel_axis=axis, kernel=kernel)
+
+
+def _kernel(module: Any) -> Kernel | None:
+    """The kernel of `module`; None for a convolution that pads with anything but zeros."""
+    geometry, layout = _geometry(module), _layout(module)
+    if geometry is None or layout is None:
+        return None
+    taps = () if layout == "OI" else tuple(module.kernel_size)
+    return Kernel(taps, geometry, layout in TRANSPOSED)
 
 
 def _to_numpy(tensor: torch.Tensor) -> Array:
@@ -215,18 +226,19 @@ def _unlike(weight: Array, stored: Array) -> str:
 
 
 def _layer(name: str, module: Any) -> LinearLayer:
-    """The layer that `module` is. A convolution that does not pad with zeros has no geometry that can be used."""
     layout, weight = _layout(module), _reals(module.weight)
     assert layout is not None
-    if layout == "OI":
-        return LinearLayer(name=name, weight=weight, layout=layout, geometry=Geometry())
-    pads_with_zeros = getattr(module, "padding_mode", "zeros") == "zeros"
-    geometry = _geometry(module, weight.shape[2:]) if pads_with_zeros else None
-    return LinearLayer(name=name, weight=weight, layout=layout, groups=int(module.groups), geometry=geometry)
+    groups = 1 if layout == "OI" else int(module.groups)
+    return LinearLayer(name=name, weight=weight, layout=layout, groups=groups, geometry=_geometry(module))
 
 
-def _geometry(module: Any, kernel: Sequence[int]) -> Geometry:
-    dilations = tuple(module.dilation)
+def _geometry(module: Any) -> Geometry | None:
+    """How the taps of `module` move; None for a convolution that pads with anything but zeros."""
+    if _layout(module) == "OI":
+        return Geometry()
+    if module.padding_mode != "zeros":
+        return None
+    kernel, dilations = tuple(module.kernel_size), tuple(module.dilation)
     if module.padding == "same":
         totals = [dilation * (taps - 1) for dilation, taps in zip(dilations, kernel, strict=True)]
         pads = (*(total // 2 for total in totals), *(total - total // 2 for total in totals))

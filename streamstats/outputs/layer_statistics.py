@@ -12,9 +12,9 @@ from ..statistics.extrema import ChannelExtrema
 from ..statistics.histogram import Histogram
 from ..statistics.magnitude import ChannelMagnitude
 from ..statistics.mean import ChannelMean
-from ..statistics.positions import PositionSums
 from ..statistics.spread import SampleSpread
 from ..statistics.squares import ChannelSquares
+from ..statistics.taps import TapSums
 from ..storage.tensors import content_digest
 from .ledger import Ledger
 
@@ -105,10 +105,13 @@ class LayerStatistics(Ledger):
         return spread.standard_error(self.sums, self.quantization) if isinstance(spread, SampleSpread) else None
 
     @cached_property
-    def position_mean(self) -> Float64Array | None:
-        """float64[C, *others]: the mean at each position of a sample; None if `positions` was not counted."""
-        positions = self.statistics.get(PositionSums.name)
-        return positions.mean(self.quantization) if isinstance(positions, PositionSums) else None
+    def tap_mean(self) -> Float64Array | None:
+        """float64[C, *taps]: the mean of what each tap of the kernel sees, with padded zeros; None without `taps`.
+
+        NaN for taps that see positions without finite values.
+        """
+        taps = self.statistics.get(TapSums.name)
+        return taps.mean(self.quantization) if isinstance(taps, TapSums) else None
 
     def sums_digest(self) -> str:
         """SHA-256 (hex) of the exact sums and counts."""

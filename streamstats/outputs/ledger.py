@@ -164,6 +164,11 @@ class Ledger:
         """The number of channels."""
         return self.space.channels
 
+    @property
+    def kernel(self) -> dict[str, Any] | None:
+        """The kernel that the layer moves over its samples, JSON-ready; None if unknown."""
+        return None if self.space.kernel is None else self.space.kernel.to_metadata()
+
     def figures(self) -> Document:
         """The figures of its statistics, in real units."""
         return self.statistics.document(self.quantization)
@@ -181,6 +186,7 @@ class Ledger:
             "channel_axis": self.channel_axis,
             "dtype": str(self.space.dtype),
             "quantization": self.quantization.to_metadata() if self.quantization else None,
+            "kernel": self.kernel,
             "statistics": [*self.statistics],
         }
 
@@ -241,6 +247,8 @@ def _check_alike(left: Ledger, right: Ledger) -> None:
             "channel_axis": each.channel_axis,
             "quantization": each.quantization.to_metadata() if each.quantization else None,
             "statistics": [*each.statistics],
+            "kernel": each.kernel if each.statistics.uses_kernel else None,
+            "sample shape": each.space.sample if each.statistics.uses_kernel else None,
         }
         for each in (left, right)
     )

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..correction import BiasCorrector, MeanBiasCorrector, PositionBiasCorrector
+from ..correction import BiasCorrector, MeanBiasCorrector, TapBiasCorrector
 from ..coverage import Coverage, Rows
 from ..errors import DataError, UsageError
 from ..interrupts import Deferred
@@ -215,11 +215,17 @@ def _corrector(statistics: LayerStatistics) -> BiasCorrector | str:
         return "no channel has a finite value, so there is no mean"
     if len(without):
         return f"channel {without[0]} has no finite value, so there is no mean"
-    provenance = _provenance(statistics)
-    means = statistics.position_mean
-    if means is not None and means.ndim > 1 and np.isfinite(means).all():
-        return PositionBiasCorrector(means, provenance)
-    return MeanBiasCorrector(statistics.mean, provenance)
+    provenance, kernel = _provenance(statistics), statistics.space.kernel
+    means = statistics.tap_mean if kernel is not None and kernel.taps else None
+    if kernel is None or means is None:  # without taps, the one mean is the channel's
+        return MeanBiasCorrector(statistics.mean, provenance)
+    unknown = np.argwhere(np.isnan(means))
+    if len(unknown):
+        channel, *tap = unknown[0].tolist()
+        return (
+            f"channel {channel} has no finite value at some positions that tap {tuple(tap)} sees, so there is no mean"
+        )
+    return TapBiasCorrector(statistics.mean, means, kernel, provenance)
 
 
 def _provenance(statistics: LayerStatistics) -> dict[str, str]:

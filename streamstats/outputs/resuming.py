@@ -13,6 +13,7 @@ from ..calibration.layer import Layer
 from ..calibration.sources.identities import MISSING, UNCOUNTED, Identities, Identity, is_counted, is_known
 from ..coverage import Coverage
 from ..errors import DataError, MismatchError
+from ..statistics.statistic import Space
 from .layer_statistics import LayerStatistics
 from .ledger import CountedSource, Ledger
 from .manifest import check_not_newer
@@ -42,7 +43,9 @@ def continued(layer: Layer, state: LayerStatistics | None, *, accept_changes: bo
         return LayerStatistics.empty(layer)
     source = state.source
     check_same_job(layer, state)
-    state = replace(state, quantization=layer.quantization)  # it may change: it applies only to the final sums
+    # the quantisation may change: it applies only to the final sums; the kernel, where no statistic depends on it
+    statistics = state.statistics.with_kernel(layer.kernel)
+    state = replace(state, quantization=layer.quantization, statistics=statistics)
     if accept_changes:
         return replace(state, sources=(_accepted(layer, source),))
     if source.fingerprint != layer.fingerprint:
@@ -86,6 +89,9 @@ def check_same_job(layer: Layer, state: Ledger) -> None:
         "channels": (state.channels, layer.channels),
         "statistics": (", ".join(state.statistics), ", ".join(kind.name for kind in layer.kinds)),
     }
+    if state.statistics.uses_kernel:
+        pairs["kernel"] = (_kernel(state.space), _kernel(layer.space))
+        pairs["sample shape"] = (str(state.space.sample), str(layer.sample_shape))
     for what, (counted, asked) in pairs.items():
         if counted != asked:
             raise MismatchError(
@@ -98,6 +104,10 @@ def check_same_job(layer: Layer, state: Ledger) -> None:
                 f"layer {layer.name}: {kind.name} was counted over samples of shape {state.space.sample}, but they now "
                 f"have the shape {layer.space.sample}; count everything again with --restart, or choose another output"
             )
+
+
+def _kernel(space: Space) -> str:
+    return "unknown" if space.kernel is None else str(space.kernel.to_metadata())
 
 
 def _accepted(layer: Layer, source: CountedSource) -> CountedSource:

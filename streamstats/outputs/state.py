@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from ..coverage import Coverage
 from ..errors import DataError
+from ..layouts import Kernel
 from ..quantization import Quantization
 from ..statistics.kinds import ALWAYS, KINDS, Kind
 from ..statistics.statistic import Space
@@ -44,6 +45,7 @@ def state_bytes(ledger: Ledger) -> bytes:
         "channel_axis": str(ledger.channel_axis),
         "statistics": json.dumps([*ledger.statistics]),
         "quantization": json.dumps(quantization.to_metadata() if quantization else None, sort_keys=True),
+        "kernel": json.dumps(space.kernel.to_metadata() if space.kernel else None, sort_keys=True),
         "sources": json.dumps([[source.fingerprint, source.rows] for source in ledger.sources]),
     }
     return tensors_bytes(tensors, metadata)
@@ -84,7 +86,8 @@ def _from_file(tensors: Arrays, metadata: Mapping[str, str]) -> LayerStatistics:
     if axis < 1:
         raise ValueError(f"its channel axis is {axis}; expected 1 or more")
     sample = tuple(int(extent) for extent in json.loads(metadata["sample"]))
-    space = Space(np.dtype(metadata["dtype"]), sample, axis - 1)
+    kernel = Kernel.from_metadata(json.loads(metadata.get("kernel", "null")))  # older states have none
+    space = Space(np.dtype(metadata["dtype"]), sample, axis - 1, kernel)
     states = {name: array for name, array in tensors.items() if not name.startswith("source.")}
     sources = [
         _source(tensors, number, fingerprint, rows)

@@ -10,10 +10,10 @@ from .extrema import ChannelExtrema
 from .histogram import Histogram
 from .magnitude import ChannelMagnitude
 from .mean import ChannelMean
-from .positions import PositionSums
 from .spread import SampleSpread
 from .squares import ChannelSquares
 from .statistic import Space, Statistic
+from .taps import TapSums
 
 Kind = type[Statistic]
 
@@ -23,8 +23,8 @@ KIND_CLASSES: tuple[Kind, ...] = (
     ChannelMagnitude,
     ChannelSquares,
     Histogram,
-    PositionSums,
     SampleSpread,
+    TapSums,
 )
 
 KINDS: dict[str, Kind] = {kind.name: kind for kind in KIND_CLASSES}

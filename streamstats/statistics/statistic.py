@@ -21,8 +21,8 @@ from typing import Any, ClassVar, Protocol, Self, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import DataError, MismatchError
-from ..layouts import Geometry
+from ..errors import DataError, MismatchError, UsageError
+from ..layouts import Kernel
 from ..quantization import Quantization
 from .riders import RiderKind, Where
 from .running import Measures
@@ -43,15 +43,14 @@ class Space:
     """What is known about a layer before any of its data is read.
 
     `dtype` is the dtype of the stored values, in native byte order; `sample` the shape of one sample; `axis` the axis
-    of the channels in it; `geometry` that of the layer's kernel, if known; `within` numbers the bins of a histogram
-    whose values are told apart. Raises `MismatchError` for a dtype that statistics do not support, and for an axis out
-    of range.
+    of the channels in it; `kernel` the layer's kernel, if known; `within` numbers the bins of a histogram whose values
+    are told apart. Raises `MismatchError` for a dtype that statistics do not support, and for an axis out of range.
     """
 
     dtype: np.dtype[Any]
     sample: tuple[int, ...]
     axis: int
-    geometry: Geometry | None = None
+    kernel: Kernel | None = None
     within: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
@@ -65,14 +64,14 @@ class Space:
         object.__setattr__(self, "axis", self.axis % len(self.sample))
 
     @classmethod
-    def of(cls, block: Array, channel_axis: int = -1) -> Self:
+    def of(cls, block: Array, channel_axis: int = -1, kernel: Kernel | None = None) -> Self:
         """The space of `block`, with samples on axis 0 and channels on `channel_axis`. Raises `MismatchError`."""
         if not -block.ndim < channel_axis < block.ndim or channel_axis == 0:
             raise MismatchError(
                 f"channel axis {channel_axis} is out of range for a block of shape {block.shape} with samples on axis "
                 f"0; expected 1 to {block.ndim - 1}, or {1 - block.ndim} to -1"
             )
-        return cls(block.dtype, block.shape[1:], channel_axis % block.ndim - 1)
+        return cls(block.dtype, block.shape[1:], channel_axis % block.ndim - 1, kernel)
 
     @property
     def channels(self) -> int:
@@ -82,9 +81,10 @@ class Space:
     def joined(self, other: Self) -> Self:
         """The space of the samples of both: extents that differ become 0, and so does one for axes that only one has.
 
-        Raises `MismatchError`, naming both sides, if dtypes, channels or channel axes differ.
+        A kernel that differs becomes unknown; statistics that use it refuse to merge. Raises `MismatchError`, naming
+        both sides, if dtypes, channels or channel axes differ.
         """
-        mine, theirs = ((str(each.dtype), each.channels, each.axis, each.geometry) for each in (self, other))
+        mine, theirs = ((str(each.dtype), each.channels, each.axis) for each in (self, other))
         if mine != theirs:
             raise MismatchError(
                 f"{_described(self)} and {_described(other)} do not fit together; expected the same dtype and channels"
@@ -92,7 +92,8 @@ class Space:
         extents = tuple(mine if mine == theirs else 0 for mine, theirs in zip(self.sample, other.sample, strict=False))
         if len(self.sample) != len(other.sample):
             extents = (*extents[: self.axis + 1], 0)
-        return type(self)(self.dtype, extents, self.axis, self.geometry)
+        kernel = self.kernel if self.kernel == other.kernel else None
+        return type(self)(self.dtype, extents, self.axis, kernel)
 
 
 class Accumulator(Protocol[Found]):
@@ -116,6 +117,8 @@ class Statistic(ABC):
     """Its name in configurations, and the prefix of its tensors in files."""
     uncut: ClassVar[tuple[str, ...]] = ()
     """Axes of a sample that the plan must not cut: "channels", or "space" (all others)."""
+    uses_kernel: ClassVar[bool] = False
+    """Whether its state depends on the kernel and the extents of samples: it refuses layers of unknown kernels."""
     copies: ClassVar[int] = 1
     """The memory, in multiples of a block, that its accumulator needs to add one; the plan includes it."""
 
@@ -127,9 +130,9 @@ class Statistic(ABC):
         """Its state, the fields after `space`: memory, storage and checks follow from it."""
 
     @classmethod
-    def refuses(cls, space: Space, quantization: Quantization | None) -> str | None:  # noqa: ARG003 - for those that do
+    def refuses(cls, space: Space, quantization: Quantization | None) -> str | None:  # noqa: ARG003 - for those that use it
         """Why it cannot be counted for a layer whose values `quantization` maps to real ones; None if it can."""
-        return None
+        return UNKNOWN_KERNEL if cls.uses_kernel and space.kernel is None else None
 
     @classmethod
     @abstractmethod
@@ -163,9 +166,12 @@ class Statistic(ABC):
         return cls(space, **{name: np.zeros(*of) for name, of in cls.tensors(space).items()})
 
     @classmethod
-    def measure(cls, block: Array, channel_axis: int = -1) -> Self:
-        """The statistic of `block`, with samples on axis 0. Raises `MismatchError` as `Space` does."""
-        space = Space.of(block, channel_axis)
+    def measure(cls, block: Array, channel_axis: int = -1, kernel: Kernel | None = None) -> Self:
+        """The statistic of `block`, with samples on axis 0. Raises `MismatchError` as `Space` does.
+
+        Statistics that use a `kernel` raise `UsageError` without one, `MismatchError` for one that does not fit.
+        """
+        space = Space.of(block, channel_axis, kernel)
         accumulator = cls.accumulator(space)
         native = np.require(block, space.dtype, ["C", "A"])
         accumulator.add(native, _everywhere(block))
@@ -207,7 +213,8 @@ class Statistic(ABC):
 
     def _kind(self) -> object:
         shapes = {name: (array.shape, array.dtype) for name, array in self.arrays().items()}
-        return type(self), self.space.dtype, self.space.channels, shapes
+        seen = (self.space.sample, self.space.axis, self.space.kernel) if self.uses_kernel else ()
+        return type(self), self.space.dtype, self.space.channels, shapes, seen
 
     def __eq__(self, other: object) -> bool:
         """Equal means equal bytes."""
@@ -262,9 +269,9 @@ class ValueStatistic(Statistic):
         return _Alone(cls, space)
 
     @classmethod
-    def measure(cls, block: Array, channel_axis: int = -1) -> Self:
+    def measure(cls, block: Array, channel_axis: int = -1, kernel: Kernel | None = None) -> Self:
         """As `Statistic.measure`. A block that is contiguous in no order is copied piece by piece."""
-        accumulator = cls.accumulator(Space.of(block, channel_axis))
+        accumulator = cls.accumulator(Space.of(block, channel_axis, kernel))
         accumulator.add(block, _everywhere(block))
         return accumulator.found()
 
@@ -300,5 +307,19 @@ def checked_dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:
     return native
 
 
+def known_kernel(space: Space) -> Kernel:
+    """The kernel of `space`. Raises `UsageError` if it is unknown."""
+    if space.kernel is None:
+        raise UsageError(UNKNOWN_KERNEL)
+    return space.kernel
+
+
+UNKNOWN_KERNEL = (
+    "the kernel of the layer is unknown; record the layer with streamstats, which knows it for layers that pad with "
+    "zeros or not at all, or set `geometry` for the layer in the configuration"
+)
+
+
 def _described(space: Space) -> str:
-    return f"{space.dtype} samples of shape {space.sample} with channels on axis {space.axis}"
+    kernel = "" if space.kernel is None else f" and the kernel {space.kernel.to_metadata()}"
+    return f"{space.dtype} samples of shape {space.sample} with channels on axis {space.axis}{kernel}"

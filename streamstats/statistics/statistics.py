@@ -7,13 +7,14 @@ It merges, subtracts, compares and stores its members, and names none of them.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import DataError, MismatchError
+from ..layouts import Kernel
 from ..quantization import Quantization
 from .riders import RiderKind, Where
 from .running import Measures
@@ -99,6 +100,17 @@ class Statistics(Mapping[str, Statistic]):
             channels |= said.channels
             tables |= said.tables
         return Document(layer, channels, tables)
+
+    def with_kernel(self, kernel: Kernel | None) -> Self:
+        """The same with another `kernel`. Raises `MismatchError` if a member's state depends on the kernel."""
+        if self.uses_kernel and kernel != self.space.kernel:
+            raise MismatchError(f"the statistics {', '.join(self)} were counted with another kernel; expected the same")
+        return replace(self, space=replace(self.space, kernel=kernel))
+
+    @property
+    def uses_kernel(self) -> bool:
+        """Whether the state of a member depends on the layer's kernel and the extents of samples."""
+        return any(kind.uses_kernel for kind in self.kinds)
 
     def differing(self, other: Self) -> list[str]:
         """The names of members that are not equal to the bit. Raises `MismatchError` if the names do not match."""

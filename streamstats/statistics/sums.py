@@ -125,12 +125,17 @@ def exact_means(total: ExactSum, count: Counts, quantization: Quantization | Non
     Raises `MismatchError` for a quantisation with another number of channels; `UsageError` for a quantisation of float
     data, or if its step takes the mean beyond float64.
     """
-    if quantization is not None and total.dtype.kind not in "iu":
-        raise UsageError(f"a quantisation is given, but the values are {total.dtype}; expected integer codes")
-    maps = (quantization or Quantization(1.0)).channel_maps(len(count))
+    maps = real_maps(total.dtype, quantization, len(count))
     shift = -unit_exponent(total.dtype)
     sums = zip(total.units(), count.tolist(), maps, strict=True)
     return np.array([exact_mean(units, shift, values, *affine) for units, values, affine in sums], dtype=np.float64)
+
+
+def real_maps(dtype: np.dtype[Any], quantization: Quantization | None, channels: int) -> list[tuple[Fraction, int]]:
+    """The exact (step, zero point) per channel of values of `dtype`; raises as `exact_means`."""
+    if quantization is not None and dtype.kind not in "iu":
+        raise UsageError(f"a quantisation is given, but the values are {dtype}; expected integer codes")
+    return (quantization or Quantization(1.0)).channel_maps(channels)
 
 
 def exact_mean(units: int, shift: int, count: int, step: Fraction, zero_point: int) -> float:

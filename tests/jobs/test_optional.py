@@ -1,4 +1,4 @@
-"""Statistics that are counted only where they are asked for: spread and positions, through a whole job."""
+"""Statistics that are counted only where they are asked for: spread and taps, through a whole job."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from stores import build_store, samples
+from taps import exact_tap_means
 
 import streamstats as ss
 from streamstats.calibration.selection import select_layers
@@ -19,17 +20,28 @@ from streamstats.jobs.job import Job
 from streamstats.jobs.merge import merge_outputs
 from streamstats.jobs.plan import make_plan
 from streamstats.jobs.run import run
+from streamstats.layouts import Geometry, Kernel
 from streamstats.outputs.layer_statistics import LayerStatistics
 from streamstats.outputs.results import open_results
 from streamstats.statistics.kinds import ALWAYS, KINDS, kinds_of
 
-BOTH = ["positions", "spread"]
+BOTH = ["spread", "taps"]
 LAYERS = {
     "first": (samples(41, 6, 5, 7), 1),
     "last": (samples(41, 5, 7, 6, dtype="int8"), 3),
     "flat": (samples(41, 9), 1),
 }
 """Values and channel axis."""
+GEOMETRY = {
+    "first": {"kernel": [3, 2], "strides": [1, 2], "pads": [1, 0, 2, 1]},
+    "last": {"kernel": [3, 3], "pads": [1, 1, 1, 1]},
+    "flat": {"kernel": []},
+}
+KERNELS = {
+    "first": Kernel((3, 2), Geometry((1, 2), (1, 0, 2, 1))),
+    "last": Kernel((3, 3), Geometry(pads=(1, 1, 1, 1))),
+    "flat": Kernel(),
+}
 
 
 @pytest.fixture
@@ -40,7 +52,7 @@ def store(tmp_path: Path) -> Path:
 
 
 def config(store: Path, output: Path, **options: Any) -> Job:
-    layers = [{"match": name, "channel_axis": axis} for name, (_, axis) in LAYERS.items()]
+    layers = [{"match": name, "channel_axis": axis, "geometry": GEOMETRY[name]} for name, (_, axis) in LAYERS.items()]
     settings = {"layers": layers, "statistics": BOTH} | options
     return JobConfig.model_validate({"source": str(store), "output": str(output), **settings}).job()
 
@@ -69,11 +81,11 @@ def test_they_are_what_numpy_says_and_have_the_same_bytes(
         block, axis = LAYERS[name]
         per_sample = np.moveaxis(block.astype(np.float64), axis, 1).reshape(41, block.shape[axis], -1).mean(axis=2)
         assert found.standard_error is not None
-        assert found.position_mean is not None
+        assert found.tap_mean is not None
         np.testing.assert_allclose(found.standard_error, per_sample.std(axis=0, ddof=1) / np.sqrt(41), rtol=1e-9)
-        expected = np.moveaxis(block.astype(np.float64).mean(axis=0), axis - 1, 0)
-        np.testing.assert_allclose(found.position_mean, expected, rtol=1e-12)
-        np.testing.assert_allclose(found.position_mean.reshape(len(found.mean), -1).mean(axis=1), found.mean, rtol=1e-9)
+        mean = np.moveaxis(block.astype(np.float64).mean(axis=0), axis - 1, 0)
+        expected = exact_tap_means(mean.astype(object)[np.newaxis], KERNELS[name]) if name != "flat" else mean
+        np.testing.assert_allclose(found.tap_mean, expected.astype(np.float64), rtol=1e-12)
 
 
 def test_a_stopped_run_goes_on_and_forgetting_and_merging_are_exact(store: Path, tmp_path: Path) -> None:
@@ -88,15 +100,15 @@ def test_a_stopped_run_goes_on_and_forgetting_and_merging_are_exact(store: Path,
         assert rest.statistics == part.statistics
 
 
-def test_a_quantised_layer_with_a_step_a_channel_has_real_positions(tmp_path: Path) -> None:
+def test_a_quantised_layer_with_a_step_for_each_channel_has_real_tap_means(tmp_path: Path) -> None:
     codes = samples(10, 4, 4, 3, dtype="int8")
     store = build_store(tmp_path / "s.zarr", {"layer": codes})
     quantization = ss.Quantization([0.5, 0.25, 2.0], [1, -2, 3])
-    rule = ss.LayerRule("layer", 3, quantization, tuple(BOTH))
+    rule = ss.LayerRule("layer", 3, quantization, tuple(BOTH), Kernel((1, 1), Geometry((1, 3))))
     found = ss.reduce(store, layers=[rule])["layer"]
     real = quantization.dequantize(codes)
-    assert found.position_mean is not None
-    np.testing.assert_allclose(found.position_mean, np.moveaxis(real.mean(axis=0), -1, 0), rtol=1e-12)
+    assert found.tap_mean is not None
+    np.testing.assert_allclose(found.tap_mean[:, 0, 0], real[:, :, ::3].mean(axis=(0, 1, 2)), rtol=1e-12)
     np.testing.assert_allclose(
         found.standard_error, real.mean(axis=(1, 2)).std(axis=0, ddof=1) / np.sqrt(10), rtol=1e-9
     )
@@ -105,18 +117,19 @@ def test_a_quantised_layer_with_a_step_a_channel_has_real_positions(tmp_path: Pa
 def test_nothing_is_kept_unasked_and_an_entry_may_ask_for_itself(store: Path, tmp_path: Path) -> None:
     run(config(store, tmp_path / "none", statistics=[]))
     for found in statistics(tmp_path / "none").values():
-        assert (found.standard_error, found.position_mean) == (None, None)
+        assert (found.standard_error, found.tap_mean) == (None, None)
         assert [*found.statistics] == [*ALWAYS]
-    layers = [{"match": "first", "channel_axis": 1, "statistics": ["positions"]}, {"match": "*"}]
+    first = {"match": "first", "channel_axis": 1, "geometry": GEOMETRY["first"], "statistics": ["taps"]}
+    layers = [first, {"match": "*"}]
     run(config(store, tmp_path / "some", layers=layers, statistics=["spread"]))
     counted = {name: set(found.statistics) - {*ALWAYS} for name, found in statistics(tmp_path / "some").items()}
-    assert counted == {"first": {"positions"}, "last": {"spread"}, "flat": {"spread"}}
+    assert counted == {"first": {"taps"}, "last": {"spread"}, "flat": {"spread"}}
 
 
 def test_another_choice_than_was_counted_with_is_refused(store: Path, tmp_path: Path) -> None:
     run(config(store, tmp_path / "out", statistics=[]))
     with pytest.raises(
-        MismatchError, match=r"it was counted with statistics mean, extrema, but the job now has .*positions"
+        MismatchError, match=r"it was counted with statistics mean, extrema, but the job now has .*taps"
     ):
         run(config(store, tmp_path / "out"))
     run(config(store, tmp_path / "other"))
@@ -124,8 +137,31 @@ def test_another_choice_than_was_counted_with_is_refused(store: Path, tmp_path: 
         merge_outputs([tmp_path / "out", tmp_path / "other"], tmp_path / "merged")
 
 
+def test_outputs_that_counted_what_other_kernels_see_are_not_merged(store: Path, tmp_path: Path) -> None:
+    for number, pads in enumerate(([1, 1, 1, 1], [2, 2, 2, 2])):
+        layers = [{"match": "last", "geometry": {"kernel": [3, 3], "pads": pads}}]
+        for kinds in ([], ["taps"]):
+            output = tmp_path / f"{'-'.join(kinds)}{number}"
+            run(config(store, output, rows=f"{20 * number}:{20 * number + 20}", layers=layers, statistics=kinds))
+    with pytest.raises(MismatchError, match=r"layer last .* merged: kernel .*\[1, 1, 1, 1\].* and .*\[2, 2, 2, 2\]"):
+        merge_outputs([tmp_path / "taps0", tmp_path / "taps1"], tmp_path / "merged")
+    merge_outputs([tmp_path / "0", tmp_path / "1"], tmp_path / "merged")
+    assert statistics(tmp_path / "merged")["last"].space.kernel is None
+
+
 def test_the_plan_has_room_for_them(store: Path, tmp_path: Path) -> None:
     layers = select_layers(store, config(store, tmp_path).rules).layers
     without = [replace(layer, kinds=kinds_of(())) for layer in layers]
     peaks = [make_plan(each, {}, memory=2**31, threads=2).peak_bytes for each in (without, layers)]
     assert peaks[1] - peaks[0] > sum(KINDS[name].state_bytes(layer.space) for layer in layers for name in BOTH)
+
+
+def test_a_layer_of_a_mobilenet_takes_kilobytes_for_what_its_taps_see(tmp_path: Path) -> None:
+    store = build_store(tmp_path / "s.zarr", {"depthwise": samples(2, 112, 112, 32)})
+    kernel = Kernel((3, 3), Geometry(pads=(1, 1, 1, 1)))
+    peaks = []
+    for names in ((), ("taps",)):
+        (layer,) = select_layers(store, [ss.LayerRule("*", statistics=names, kernel=kernel)]).layers
+        peaks.append(make_plan([layer], {}, memory=2**31, threads=1).peak_bytes)
+    assert KINDS["taps"].state_bytes(layer.space) == 29_952
+    assert peaks[1] - peaks[0] < 2 * 2**20

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from laws import blocks, places
+from laws import blocks, kernel_of, places, space_for
 from own_statistics import OWN, GreatestProducts
 from stores import Array, build_store, samples
 from told import Told
@@ -71,7 +71,8 @@ def values(rows: int = 60, seed: int = 0) -> Array:
 
 
 def config(store: Path, output: Path | None = None, **options: Any) -> Job:
-    settings = {"statistics": ["zeros", "products", "spread"]} | options
+    layers = [{"match": "*", "geometry": {"kernel": [3, 3], "pads": [1, 1, 1, 1]}}]
+    settings = {"statistics": ["zeros", "products", "spread"], "layers": layers} | options
     document = {"source": str(store), "output": str(output or store.parent / "out"), **settings}
     return JobConfig.model_validate(document).job()
 
@@ -92,11 +93,11 @@ def check(output: Path, counted: Array) -> None:
 def test_they_are_the_same_however_blocks_are_cut_and_beside_all_others(data: st.DataObject) -> None:
     block, axis = data.draw(blocks([np.dtype("i1"), np.dtype("f4")], finite=True))
     kinds = tuple({**KINDS, **{kind.name: kind for kind in OWN}}.values())
-    accumulator = StatisticsAccumulator(kinds, Space.of(block, axis))
+    accumulator = StatisticsAccumulator(kinds, space_for(block, axis))
     for where in data.draw(places(block.shape, axis, GreatestProducts.uncut)):
         accumulator.add(np.require(block[where], block.dtype.newbyteorder("="), ["C", "A"]), where)
     found = accumulator.found()
-    assert all(found[kind.name] == kind.measure(block, axis) for kind in kinds)
+    assert all(found[kind.name] == kind.measure(block, axis, kernel_of(block.shape)) for kind in kinds)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +152,7 @@ def newest(output: Path) -> int:
     return state.stat().st_mtime_ns if state.exists() else 0
 
 
-@pytest.mark.parametrize("own", [["zeros"], ["products"], ["zeros", "products", "positions"]], ids=str)
+@pytest.mark.parametrize("own", [["zeros"], ["products"], ["zeros", "products", "taps"]], ids=str)
 @pytest.mark.parametrize("rows", [(0, 9), (20, 41), (0, 60)], ids=str)
 def test_forgetting_leaves_the_bytes_of_never_having_counted(tmp_path: Path, own: list[str], rows: Any) -> None:
     store = build_store(tmp_path / "s.zarr", {"conv": values()}, chunks=(7, 4, 3, 6))
@@ -190,7 +191,7 @@ def swap(store: Path, left: tuple[int, ...], right: tuple[int, ...]) -> None:
     ("seen_by", "left", "right"),
     [
         ("spread", (0, 1, 1, 2), (9, 1, 1, 2)),  # another sample: sums and extrema stay
-        ("positions", (5, 0, 0, 2), (5, 3, 2, 2)),  # another position of the same sample
+        ("taps", (5, 0, 0, 2), (5, 3, 2, 2)),  # another position of the same sample
         ("products", (5, 0, 0, 2), (5, 3, 2, 2)),
     ],
 )

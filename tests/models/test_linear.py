@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from streamstats import Geometry, MeanBiasCorrector, NullBiasCorrector, PositionBiasCorrector
+from streamstats import Geometry, Kernel, MeanBiasCorrector, NullBiasCorrector, TapBiasCorrector
 from streamstats.errors import DataError, MismatchError, UsageError
 from streamstats.models.linear import (
     NO_CORRECTOR,
@@ -23,36 +23,28 @@ from streamstats.models.linear import (
 
 RNG = np.random.default_rng(5)
 WEIGHT, QUANTIZED = RNG.normal(size=(2, 4, 3, 3, 3))
-MEANS = RNG.normal(size=(3, 6, 6))
-LAYER = LinearLayer(name="block/conv", weight=WEIGHT, layout="OIHW", geometry=Geometry(pads=(1, 1, 1, 1)))
+MEANS, TAP_MEANS = RNG.normal(size=3), RNG.normal(size=(3, 3, 3))
+KERNEL = Kernel((3, 3), Geometry(pads=(1, 1, 1, 1)))
+LAYER = LinearLayer(name="block/conv", weight=WEIGHT, layout="OIHW", geometry=KERNEL.geometry)
 
 
 def test_the_term_is_that_of_the_corrector_times_the_factor_of_the_layer() -> None:
-    for corrector in (MeanBiasCorrector(MEANS.mean(axis=(1, 2))), PositionBiasCorrector(MEANS)):
+    for corrector in (MeanBiasCorrector(MEANS), TapBiasCorrector(MEANS, TAP_MEANS, KERNEL)):
         expected = corrector.calculate(WEIGHT, QUANTIZED, layout="OIHW", geometry=LAYER.geometry)
         np.testing.assert_array_equal(correction_term(LAYER, corrector, WEIGHT, QUANTIZED), expected)
         doubled = correction_term(replace(LAYER, factor=2.0), corrector, WEIGHT, QUANTIZED)
         np.testing.assert_array_equal(doubled, 2 * expected)
 
 
-def test_without_a_geometry_the_mean_of_each_channel_stands_for_what_every_tap_sees() -> None:
-    corrector = PositionBiasCorrector(MEANS)
-    expected = MeanBiasCorrector(corrector.input_mean).calculate(WEIGHT, QUANTIZED, layout="OIHW")
-    found = correction_term(replace(LAYER, geometry=None), corrector, WEIGHT, QUANTIZED)
-    np.testing.assert_array_equal(found, expected)
-
-
-def test_a_geometry_that_depends_on_the_input_is_asked_for_the_extents_of_the_means() -> None:
+def test_a_geometry_that_the_layer_does_not_know_is_that_of_the_corrector() -> None:
     class Automatic(LinearLayer):
-        def geometry_over(self, extents):
-            assert tuple(extents) == (6, 6)
-            return Geometry(pads=(1, 1, 1, 1))
+        known_geometry = None  # the padding depends on the input
 
+    corrector = TapBiasCorrector(MEANS, TAP_MEANS, KERNEL)
+    expected = corrector.calculate(WEIGHT, QUANTIZED, layout="OIHW")
     automatic = Automatic(name="layer", weight=WEIGHT, layout="OIHW", geometry=Geometry())
-    corrector = PositionBiasCorrector(MEANS)
-    np.testing.assert_array_equal(
-        correction_term(automatic, corrector, WEIGHT, QUANTIZED), correction_term(LAYER, corrector, WEIGHT, QUANTIZED)
-    )
+    for layer in (replace(LAYER, geometry=None), automatic):
+        np.testing.assert_array_equal(correction_term(layer, corrector, WEIGHT, QUANTIZED), expected)
 
 
 def test_what_is_planned_has_a_term_or_a_reason() -> None:
@@ -69,6 +61,9 @@ def test_what_is_planned_has_a_term_or_a_reason() -> None:
 def test_what_does_not_fit_names_the_layer() -> None:
     with pytest.raises(MismatchError, match=r"layer block/conv: .* 3 input channels; the mean has the shape \(7,\)"):
         correction_term(LAYER, MeanBiasCorrector(np.ones(7)), WEIGHT, QUANTIZED)
+    unpadded = replace(LAYER, geometry=Geometry())
+    with pytest.raises(MismatchError, match=r"layer block/conv: weights of .* were counted for the kernel"):
+        correction_term(unpadded, TapBiasCorrector(MEANS, TAP_MEANS, KERNEL), WEIGHT, QUANTIZED)
     with pytest.raises(UsageError, match=r"layer block/conv: fake-quantised weights hold NaN"):
         correction_term(LAYER, MeanBiasCorrector(np.ones(3)), WEIGHT, np.full_like(WEIGHT, np.nan))
 

@@ -18,8 +18,10 @@ from streamstats.errors import DataError, MismatchError, UsageError
 from streamstats.jobs.job import Job
 from streamstats.jobs.run import run
 from streamstats.models.tensors import correct_tensors
+from streamstats.statistics.taps import TapSums
 
 RNG = np.random.default_rng(3)
+KERNEL = ss.Kernel((3, 3), ss.Geometry(pads=(1, 1, 1, 1)))
 LAYERS = {
     "conv": samples(20, 5, 5, 8),
     "depthwise": samples(20, 5, 5, 6),
@@ -36,7 +38,8 @@ WEIGHTS = {
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
     store = build_store(tmp_path / "s.zarr", LAYERS)
-    run(Job(str(store), str(tmp_path / "out"), (LayerRule("*", statistics=("positions",)),)))
+    padded = LayerRule("conv", statistics=("taps",), kernel=KERNEL)
+    run(Job(str(store), str(tmp_path / "out"), (padded, LayerRule("*"))))
     return tmp_path / "out"
 
 
@@ -53,7 +56,9 @@ def expected() -> dict[str, Any]:
         values = LAYERS[name].astype(np.float64)
         mean = values.mean(axis=tuple(range(values.ndim - 1)))
         layout, groups = ("OI", 1) if name == "fc" else ("OIHW", 2 if name == "conv" else 6)
-        corrector = ss.MeanBiasCorrector(mean)
+        corrector: ss.BiasCorrector = ss.MeanBiasCorrector(mean)
+        if name == "conv":
+            corrector = ss.TapBiasCorrector(mean, TapSums.measure(LAYERS[name], -1, KERNEL).mean(), KERNEL)
         found[name] = corrector.calculate(weight, ss.fake_quantize(weight, 4), layout=layout, groups=groups)
     return found
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import streamstats as ss
+from streamstats.calibration.selection import select_layers
 from streamstats.config import JobConfig
 from streamstats.errors import MismatchError, UsageError
 from streamstats.jobs.run import run
@@ -49,9 +50,9 @@ def samples(number: int = 40) -> Any:
     return torch.randn(number, 3, 9, 9, generator=torch.Generator().manual_seed(1)) + 0.5
 
 
-def run_out(folder: Path, *, positions: bool = True) -> Path:
+def run_out(folder: Path, *, taps: bool = True) -> Path:
     config = {"source": str(folder / "s.zarr"), "output": str(folder / "out")}
-    run(JobConfig.model_validate(config | {"statistics": ["positions"] if positions else []}).job())
+    run(JobConfig.model_validate(config | {"statistics": ["taps"] if taps else []}).job())
     return folder / "out"
 
 
@@ -135,6 +136,25 @@ def test_shapes_that_change_need_positions_as_rows(tmp_path: Path) -> None:
         layer(3 * torch.ones(2, 2, 2, 2))
     found = ss.reduce(tmp_path / "b.zarr")["Conv2d"]
     assert (found.rows, found.mean.tolist()) == (24, [40 / 24, 40 / 24])
+
+
+def test_kernels_are_recorded_where_taps_see_zeros_or_values(network: Any, tmp_path: Path) -> None:
+    recorded(network, tmp_path, samples(3))
+    found = {layer.name: layer.kernel for layer in select_layers(tmp_path / "s.zarr").layers}
+    assert found == {
+        "stem/0": ss.Kernel((3, 3), ss.Geometry((2, 2), (1,) * 4)),
+        "shared": ss.Kernel((3, 3), ss.Geometry(pads=(1,) * 4)),
+        "up": ss.Kernel((3, 3), ss.Geometry((2, 2), (1,) * 4, (), (1, 1)), transposed=True),
+        "head/fc": ss.Kernel(),
+    }
+    reflecting, growing = nn.Conv2d(2, 2, 3, padding=1, padding_mode="reflect"), nn.ConvTranspose2d(2, 2, 3, stride=2)
+    others = nn.ModuleDict({"reflecting": reflecting, "growing": growing})
+    with recording(others, tmp_path / "others.zarr"):
+        reflecting(torch.ones(1, 2, 5, 5))
+        growing(torch.ones(1, 2, 5, 5), output_size=(12, 12))
+    assert [layer.kernel for layer in select_layers(tmp_path / "others.zarr").layers] == [None, None]
+    with pytest.raises(UsageError, match=r"layer growing: taps cannot be counted: the kernel of the layer is unknown"):
+        ss.reduce(tmp_path / "others.zarr", layers=[ss.LayerRule("*", statistics=("taps",))])
 
 
 def test_layers_are_chosen_by_name(network: Any, tmp_path: Path) -> None:
@@ -224,7 +244,7 @@ def test_linear_layers_of_torchao_are_corrected(tmp_path: Path) -> None:
 
 def test_what_cannot_be_corrected_says_why(network: Any, tmp_path: Path) -> None:
     recorded(network, tmp_path, samples(), layers=["stem/*", "head/*", "up"])
-    out = run_out(tmp_path, positions=False)
+    out = run_out(tmp_path, taps=False)
     rounded = fake_quantized(network)
     rounded.up = nn.Identity()
     with torch.no_grad():

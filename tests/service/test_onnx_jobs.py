@@ -43,7 +43,7 @@ def by_hand(files: dict[str, Path], folder: Path, iterative: str | None = None, 
     """The commands `record`, `run` and `correct`, one after the other."""
     store, out, fixed = folder / "s.zarr", folder / "out", folder / "fixed.onnx"
     record(files["model"], files["samples"], store)
-    run(JobConfig(source=str(store), output=str(out), statistics=["spread", "positions"]).job())
+    run(JobConfig(source=str(store), output=str(out), statistics=["spread", "taps"]).job())
     how = How(Iterative(files["samples"], folder / "work", iterative)) if iterative else None
     if levels:
         correct(files["model"], out, fixed, **levels, how=how)

@@ -28,20 +28,33 @@ def stated_geometry(node: onnx.NodeProto, spatial: int) -> Geometry:
     )
 
 
+def depends_on_extents(node: onnx.NodeProto) -> bool:
+    """Whether the padding of `node` depends on the extents of its input."""
+    found = attributes(node)
+    automatic: bytes = found.get("auto_pad", b"NOTSET")
+    return automatic.startswith(b"SAME") or (_is_transposed(node) and "output_shape" in found)
+
+
+def _is_transposed(node: onnx.NodeProto) -> bool:
+    return str(node.op_type) == "ConvTranspose"
+
+
 def geometry_over(node: onnx.NodeProto, kernel: Sequence[int], extents: Sequence[int]) -> Geometry:
     """The geometry of `node` over an input of these spatial `extents`, with the padding that follows from them."""
     stated, found = stated_geometry(node, len(kernel)), attributes(node)
-    automatic = found.get("auto_pad", b"NOTSET").decode()
-    transposed = node.op_type == "ConvTranspose"
-    if not automatic.startswith("SAME") and not (transposed and "output_shape" in found):
+    if not depends_on_extents(node):
         return stated
-    if transposed:
-        totals = _cut_off(stated, kernel, extents, found.get("output_shape"))
+    automatic, ends = found.get("auto_pad", b"NOTSET").decode(), stated.output_padding
+    if _is_transposed(node):
+        excess = _excess(stated, kernel, extents, found.get("output_shape"))
+        totals = [max(0, each) for each in excess]  # cut off; what is lacking is added at the end
+        ends = tuple(end + max(0, -each) for end, each in zip(ends, excess, strict=True))
     else:
         totals = _padded(stated, kernel, extents)
     less, more = tuple(total // 2 for total in totals), tuple(total - total // 2 for total in totals)
     # SAME_LOWER, and a transposed convolution without auto_pad, have the larger half at the beginning
-    return replace(stated, pads=(*less, *more) if automatic == "SAME_UPPER" else (*more, *less))
+    pads = (*less, *more) if automatic == "SAME_UPPER" else (*more, *less)
+    return replace(stated, pads=pads, output_padding=ends)
 
 
 def _padded(stated: Geometry, kernel: Sequence[int], extents: Sequence[int]) -> list[int]:
@@ -53,13 +66,13 @@ def _padded(stated: Geometry, kernel: Sequence[int], extents: Sequence[int]) -> 
     ]
 
 
-def _cut_off(
+def _excess(
     stated: Geometry, kernel: Sequence[int], extents: Sequence[int], output_shape: Sequence[int] | None
 ) -> list[int]:
-    """What a transposed convolution cuts off per axis to reach `output_shape`, by default extent · stride."""
+    """By how much a transposed convolution exceeds `output_shape` per axis, by default extent · stride."""
     axes = list(zip(extents, kernel, stated.axes(len(kernel)), strict=True))
     wanted = output_shape or [extent * stride for extent, _, (stride, *_) in axes]
     reached = [
         stride * (extent - 1) + end + dilation * (taps - 1) + 1 for extent, taps, (stride, _, _, dilation, end) in axes
     ]
-    return [max(0, reach - want) for reach, want in zip(reached, wanted[-len(kernel) :], strict=True)]
+    return [reach - want for reach, want in zip(reached, wanted[-len(kernel) :], strict=True)]

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...calibration.selection import LayerRule
-from ...correction import BiasCorrector, MeanBiasCorrector, PositionBiasCorrector
+from ...correction import BiasCorrector, MeanBiasCorrector, TapBiasCorrector
 from ...errors import UsageError
 from ...jobs.job import Job
 from ...jobs.run import run as run_job
 from ...outputs.results import open_results
 from ...progress import QUIET, Progress, Stage
-from ...statistics.positions import PositionSums
+from ...statistics.taps import TapSums
 from ...storage.files import file_digest, remove_folder
 from ..linear import (
     NO_CORRECTOR,
@@ -50,7 +50,7 @@ FORMS = ("full", "change")
 NO_MEAN = "it has no mean in the quantised network"
 NAMED = 3
 """How many layers of a stage are named."""
-Means = MeanBiasCorrector | PositionBiasCorrector
+Means = MeanBiasCorrector | TapBiasCorrector
 FARTHEST_MEANS = 0.2
 """How far apart the means of first inputs may be, as a share of their norm: rounding to 4 bits moves them less."""
 
@@ -189,7 +189,7 @@ def _reduced(store: Path, output: Path, floats: Mapping[str, BiasCorrector]) -> 
 
 def _statistics_for(corrector: BiasCorrector) -> tuple[str, ...]:
     """What a corrector of the same kind is made from, besides what is always counted."""
-    return (PositionSums.name,) if isinstance(corrector, PositionBiasCorrector) else ()
+    return (TapSums.name,) if isinstance(corrector, TapBiasCorrector) else ()
 
 
 def _removed(*folders: Path) -> None:

@@ -14,12 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import require
-from ...layouts import Geometry
+from ...layouts import TRANSPOSED, Geometry, Kernel
 from ...quantization import fake_quantize, quantization_step
 from ...storage.names import layer_names, safe_name
 from ..linear import LinearLayer
 from .constants import computed_constants
-from .geometry import geometry_over, stated_geometry
+from .geometry import depends_on_extents, geometry_over, stated_geometry
 from .graph import attributes, constants, label, subgraphs
 
 if TYPE_CHECKING:
@@ -78,9 +78,17 @@ class OnnxLayer(LinearLayer):
         channels: int = self.weight.shape[self.output_axis]
         return channels * self.groups if self.op == "ConvTranspose" else channels
 
-    def geometry_over(self, extents: Sequence[int]) -> Geometry:
-        """The geometry over an input of these spatial `extents`."""
-        return geometry_over(self.node, self.weight.shape[2:], extents) if self.weight.ndim > 2 else self.geometry
+    @property
+    def known_geometry(self) -> Geometry | None:
+        """As `LinearLayer.known_geometry`."""
+        return None if depends_on_extents(self.node) else self.geometry
+
+    def kernel_over(self, extents: Sequence[int]) -> Kernel:
+        """The kernel that moves over an input of these spatial `extents`; that of a matrix has no taps."""
+        taps = self.weight.shape[2:]
+        if not taps:
+            return Kernel()
+        return Kernel(taps, geometry_over(self.node, taps, extents), self.layout in TRANSPOSED)
 
     def with_weight(self, weight: Array) -> OnnxLayer:
         """The same layer with another `weight`, of the same shape."""

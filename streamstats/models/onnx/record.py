@@ -19,6 +19,7 @@ import numpy.typing as npt
 from ...calibration.layer import Layer
 from ...calibration.recorder import Recorder, stored_layer
 from ...errors import MismatchError, NonFiniteError, UsageError, counted, require
+from ...layouts import Kernel
 from ...progress import QUIET, Progress, Stage
 from ...quantization import Quantization
 from ...statistics.extrema import ChannelExtrema
@@ -80,6 +81,11 @@ class _Target:
     @property
     def channel_axis(self) -> int:
         return self.source.channel_axis % (len(self.sample_shape) + 1)
+
+    @property
+    def kernel(self) -> Kernel:
+        extents = [extent for axis, extent in enumerate(self.sample_shape, start=1) if axis != self.channel_axis]
+        return self.source.kernel_over(extents)
 
 
 def record(
@@ -223,6 +229,11 @@ def _with_stored(target: _Target, stored: Layer | None, append: bool, storage: s
             f"layer {target.name}: {stored.store} holds (sample shape, dtype, channel axis) {found}, but the samples "
             f"to append are {expected}; record into another store"
         )
+    if stored.kernel is not None and stored.kernel != target.kernel:
+        raise MismatchError(
+            f"layer {target.name}: {stored.store} was recorded with the kernel {stored.kernel.to_metadata()}, but the "
+            f"model's is {target.kernel.to_metadata()}; record into another store"
+        )
     return replace(target, stored=stored)
 
 
@@ -250,7 +261,13 @@ def _visit_batch(run: ModelRun, targets: Sequence[_Target], visit: Visit, rows: 
 def _append(recorder: Recorder, target: _Target, block: npt.NDArray[Any], rows: slice) -> None:  # noqa: ARG001
     if target.quantization is not None:
         block = target.quantization.quantize(block, np.int8, target.channel_axis)
-    recorder.append(target.name, block, channel_axis=target.channel_axis, quantization=target.quantization)
+    recorder.append(
+        target.name,
+        block,
+        channel_axis=target.channel_axis,
+        quantization=target.quantization,
+        kernel=target.kernel,
+    )
 
 
 def _quantized(run: ModelRun, targets: Sequence[_Target], progress: Progress) -> list[_Target]:

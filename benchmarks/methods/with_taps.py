@@ -1,4 +1,4 @@
-"""streamstats' own reduction with `positions` beside the means."""
+"""streamstats' own reduction with `taps` beside the means."""
 
 from __future__ import annotations
 
@@ -16,5 +16,5 @@ from .reduction import reducing
 @contextmanager
 def opened(source: Source, threads: int) -> Iterator[Callable[[], Run]]:
     """As `reduction`."""
-    with reducing(source, Cluster(threads=threads), ("positions",)) as run:
+    with reducing(source, Cluster(threads=threads), ("taps",)) as run:
         yield run

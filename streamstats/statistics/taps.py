@@ -1,0 +1,117 @@
+"""TapSums: exact sums of the classes of positions that the taps of a layer's kernel tell apart.
+
+Positions that the same taps see are one class: with stride 1 and a padding of 1, a kernel of 3×3 taps has nine,
+whatever the extents of a sample. From their sums follows the exact mean of what each tap sees, padded zeros included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import reduce
+from math import lcm, prod
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from ..layouts import AxisClasses, labels_of
+from ..quantization import Quantization
+from .classes import ClassSumsOf
+from .exact import unit_exponent
+from .riders import RiderKind
+from .running import Measures
+from .statistic import Document, Space, Statistic, Tensors, ValueStatistic, known_kernel
+from .sums import CountedSums, Float64Array, exact_mean, real_maps, sum_tensors
+
+
+@dataclass(frozen=True, eq=False)
+class TapSums(CountedSums, ValueStatistic):
+    """What each tap of the layer's kernel sees: it makes corrections exact with padding, strides and dilation.
+
+    `digits` int64[D, K, C]; `count`, `nan`, `infinite` int64[K, C] count finite values, NaN and infinities, for K
+    classes of positions as `labels_of` numbers them.
+    """
+
+    name: ClassVar[str] = "taps"
+    uses_kernel: ClassVar[bool] = True
+
+    @classmethod
+    def tensors(cls, space: Space) -> Tensors:
+        """As `Statistic.tensors`."""
+        return sum_tensors(space.dtype, (_class_count(_axes(space)), space.channels))
+
+    @classmethod
+    def riders(cls, space: Space) -> Mapping[str, RiderKind]:
+        """As `ValueStatistic.riders`."""
+        axes = _axes(space)
+        return {cls.name: ClassSumsOf(labels_of(axes), _class_count(axes))}
+
+    @classmethod
+    def from_measures(cls, space: Space, measures: Measures) -> Self:
+        """As `ValueStatistic.from_measures`."""
+        return cls(space, **measures.beside[cls.name])
+
+    def document(self, quantization: Quantization | None, beside: Mapping[str, Statistic]) -> Document:  # noqa: ARG002
+        """Layer: the number of `tap_classes`, classes of positions that the taps tell apart."""
+        return Document({"tap_classes": len(self.count)})
+
+    def mean(self, quantization: Quantization | None = None) -> Float64Array:
+        """The mean of what each tap sees over all outputs, float64[C, *taps], in real units; padding is zero.
+
+        With P positions in a class, of the sum S over n finite values, it is the float64 nearest to the exact rational
+        Σ over the classes that the tap sees of P·(S/n − zero_point)·step / outputs; NaN if one of them has no finite
+        value. Raises as `exact_means`.
+        """
+        axes = _axes(self.space)
+        sizes = reduce(np.kron, [axis.sizes for axis in axes], np.ones(1, np.int64))
+        seen = reduce(np.kron, [axis.seen for axis in axes], np.ones((1, 1), bool))
+        outputs = prod(axis.outputs for axis in axes)
+        sums = np.array(self.total.units(), object).reshape(self.count.shape)
+        maps = real_maps(self.space.dtype, quantization, self.space.channels)
+        means = [
+            _tap_means(sums[:, channel], self.count[:, channel], sizes, seen, outputs, self.space.dtype, *affine)
+            for channel, affine in enumerate(maps)
+        ]
+        taps = known_kernel(self.space).taps
+        return np.array(means, np.float64).reshape(self.space.channels, *taps)
+
+
+def _axes(space: Space) -> list[AxisClasses]:
+    """The classes along each axis but that of the channels. Raises `UsageError`."""
+    extents = [extent for axis, extent in enumerate(space.sample) if axis != space.axis]
+    return known_kernel(space).along(extents)
+
+
+def _class_count(axes: list[AxisClasses]) -> int:
+    return prod(len(axis.sizes) for axis in axes)
+
+
+def _tap_means(
+    sums: npt.NDArray[Any],
+    counts: npt.NDArray[np.int64],
+    sizes: npt.NDArray[np.int64],
+    seen: npt.NDArray[np.bool_],
+    outputs: int,
+    dtype: np.dtype[Any],
+    step: Fraction,
+    zero_point: int,
+) -> list[float]:
+    """The mean under each tap for one channel, from the sums in units and the counts of its classes.
+
+    The shares P/n of the classes are brought to one denominator, so that integers are added.
+    """
+    shift = -unit_exponent(dtype)
+    shares = [Fraction(size, max(1, count)) for size, count in zip(sizes.tolist(), counts.tolist(), strict=True)]
+    denominator = lcm(*(share.denominator for share in shares))
+    terms = [
+        (total - (count * zero_point << shift)) * share.numerator * (denominator // share.denominator)
+        for total, count, share in zip(sums, counts.tolist(), shares, strict=True)
+    ]
+    totals = seen @ np.array(terms, object)
+    unknown = seen[:, counts == 0].sum(axis=1)
+    return [
+        np.nan if missing else exact_mean(total, shift, denominator * outputs, step, 0)
+        for total, missing in zip(totals, unknown, strict=True)
+    ]

@@ -1,0 +1,76 @@
+"""Kernels: equal if they do the same, stored as JSON, and refused with what was expected."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from taps import kernels
+
+from streamstats.errors import MismatchError, UsageError
+from streamstats.layouts import Geometry, Kernel, labels_of
+
+
+def test_defaults_and_the_numbers_they_stand_for_are_equal() -> None:
+    assert Kernel((3, 1)) == Kernel((3, 1), Geometry((1, 1), (0,) * 4, (1, 1), (0, 0)))
+    assert Kernel((3,)) != Kernel((3,), transposed=True)
+    assert Kernel() == Kernel((), Geometry())
+
+
+@given(st.integers(1, 3).flatmap(kernels))
+def test_metadata_and_back_is_the_same_kernel(case: tuple[Kernel, Any]) -> None:
+    kernel, extents = case
+    kernel.check_fits(extents)
+    assert Kernel.from_metadata(json.loads(json.dumps(kernel.to_metadata()))) == kernel
+    assert Kernel.from_metadata({"taps": list(kernel.taps)}) == Kernel(kernel.taps)
+    assert Kernel.from_metadata(None) is None
+
+
+@pytest.mark.parametrize(
+    ("stored", "message"),
+    [
+        ("3x3", r"the kernel is '3x3'; expected an object with .*taps"),
+        ({"strides": [1]}, "expected an object with"),
+        ({"taps": [3], "stride": [1]}, "expected an object with"),
+        ({"taps": 3}, "expected lists of integers"),
+        ({"taps": [3], "transposed": 1}, "`transposed` true or false"),
+        ({"taps": [0]}, r"has taps \[0\]; expected integers from 1"),
+        ({"taps": [True]}, r"has taps \[True\]; expected integers"),
+        ({"taps": [3.0]}, "expected integers from 1"),
+        ({"taps": [3], "strides": [0]}, r"has strides \[0\]"),
+        ({"taps": [3], "dilations": ["1"]}, "has dilations"),
+        ({"taps": [3], "output_padding": [-1]}, "expected integers from 0"),
+        ({"taps": [3], "pads": [2**31, 0]}, "has pads"),
+        ({"taps": [3], "pads": [1]}, "does not fit 1 spatial axes; expected one number per axis"),
+        ({"taps": [3, 3], "strides": [1]}, "does not fit 2 spatial axes"),
+    ],
+)
+def test_what_is_no_kernel_is_refused(stored: object, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Kernel.from_metadata(stored)
+
+
+def test_a_kernel_that_fits_no_output_or_is_beyond_all_measure_is_refused() -> None:
+    with pytest.raises(MismatchError, match=r"4 taps with dilation 2 does not fit into 5 positions padded by 1 and 0"):
+        Kernel((4,), Geometry(pads=(1, 0), dilations=(2,))).check_fits((5,))
+    with pytest.raises(MismatchError, match="does not fit into"):
+        Kernel((2**30,), Geometry(pads=(2**30, 2**30))).check_fits((224,))
+    with pytest.raises(MismatchError, match="kernel of 2 spatial axes does not fit samples of 1"):
+        Kernel((3, 3)).check_fits((9,))
+    Kernel().check_fits((3, 4, 5))
+
+
+def test_positions_are_told_apart_by_the_taps_that_see_them() -> None:
+    def labels(*extents: int, **numbers: Any) -> Any:
+        taps = (3,) * len(extents)
+        return labels_of(Kernel(taps, Geometry(**numbers)).along(extents)).tolist()
+
+    assert labels(6, pads=(1, 1)) == [0, 1, 1, 1, 1, 2]
+    assert labels(7, pads=(1, 1), strides=(2,)) == [0, 1, 0, 1, 0, 1, 0]
+    assert labels(6, pads=(1, 1), strides=(2,)) == [0, 1, 0, 1, 0, 2]  # the last is under the last tap alone
+    assert labels(5, strides=(4,)) == [0, 1, 2, 3, 3]
+    assert labels(3, 3, pads=(1, 1, 1, 1)) == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
+    assert labels_of(Kernel().along((2, 2))).tolist() == [[0, 0], [0, 0]]
