@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from .layouts import Geometry
     from .outputs.layer_statistics import LayerStatistics
     from .quantization import Quantization, fake_quantize
+    from .ranges.codes import Codes
+    from .ranges.finding import LayerRange, find_ranges
     from .service.client import Client
     from .statistics.mean import prepare_input_mean
 
@@ -25,7 +27,9 @@ __version__ = "0.1.0"
 _HOMES = {
     "BiasCorrector": "correction",
     "Client": "service.client",
+    "Codes": "ranges.codes",
     "Geometry": "layouts",
+    "LayerRange": "ranges.finding",
     "LayerRule": "calibration.selection",
     "LayerStatistics": "outputs.layer_statistics",
     "MeanBiasCorrector": "correction",
@@ -35,6 +39,7 @@ _HOMES = {
     "Recorder": "calibration.recorder",
     "StreamstatsError": "errors",
     "fake_quantize": "quantization",
+    "find_ranges": "ranges.finding",
     "prepare_input_mean": "statistics.mean",
     "reduce": "jobs.run",
 }
@@ -42,7 +47,9 @@ _HOMES = {
 __all__ = [
     "BiasCorrector",
     "Client",
+    "Codes",
     "Geometry",
+    "LayerRange",
     "LayerRule",
     "LayerStatistics",
     "MeanBiasCorrector",
@@ -53,6 +60,7 @@ __all__ = [
     "StreamstatsError",
     "__version__",
     "fake_quantize",
+    "find_ranges",
     "prepare_input_mean",
     "reduce",
 ]

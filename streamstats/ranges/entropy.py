@@ -1,0 +1,89 @@
+"""The entropy range: the threshold at which quantising loses the least information, as TensorRT defines it.
+
+Source: S. Migacz, "8-bit inference with TensorRT", GTC 2017. |x| is counted in 2,048 bins of equal width up to its
+maximum. For each threshold, after the first k bins, P is the histogram of these bins, with all values beyond added to
+its last one. Q has the same bins merged into as many levels as there are codes on a side, and the values of each level
+spread evenly over those of its bins that are not empty in P. The threshold with the least divergence
+KL(P‖Q) = Σ P·log(P/Q) wins.
+
+Codes that are known one by one have fewer bins, one for each, if they reach less far than 2,048 of them: among empty
+bins, hardly any level would hold more than one value, and the divergence would say nothing.
+
+The slides leave open what happens if k is not a multiple of the levels, and if Q is empty where P is not. Here bin j
+belongs to level ⌊j·levels/k⌋, and such a threshold is not a candidate. Zeros are left out: they have a code of their
+own, so they lose nothing, and otherwise the many zeros behind a ReLU would decide alone.
+
+onnxruntime differs: the bins of the remainder all go to its last level, Q is rounded down to integers, empty bins get a
+small share of both, zeros count; and it has 128 bins by default for 128 levels, so that only one threshold is left, the
+maximum.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from .codes import Codes
+from .distribution import Distribution
+
+Float64Array = npt.NDArray[np.float64]
+
+BINS = 2048
+NOTHING = 2.0**-40
+"""Relative to the greatest magnitude, what any step rounds to zero."""
+
+
+def entropy_range(values: Distribution, codes: Codes) -> tuple[float, float]:
+    """(low, high): the threshold of least divergence on both sides of zero, cut at the extrema.
+
+    The levels are 2^(bits−1); of values on one side of zero in affine codes, 2^bits. If there are no more bins than
+    levels, nothing is lost, and the range is that of the extrema.
+    """
+    low, high = float(values.low[0]), float(values.high[-1])
+    one_sided = low >= 0 or high <= 0
+    levels = 2**codes.bits if one_sided and not codes.symmetric else 2 ** (codes.bits - 1)
+    counts = _magnitudes(values, max(-low, high))
+    threshold = max(-low, high) * (_least_divergence(counts, levels) / len(counts))
+    return max(low, -threshold), min(high, threshold)
+
+
+def _magnitudes(values: Distribution, extent: float) -> Float64Array:
+    """The counts of |x|, without zeros, in bins of equal width up to `extent`; the upper edge belongs to a bin."""
+    edges = np.linspace(0.0, extent, _bins(values, extent) + 1) * (1 + NOTHING)
+    edges[0] = extent * NOTHING
+    return values.counted_between(edges) + values.mirrored().counted_between(edges)
+
+
+def _bins(values: Distribution, extent: float) -> int:
+    """BINS; or fewer, if known values are so far apart that there would be empty bins between any two of them."""
+    if not extent or not values.is_exact:
+        return BINS
+    apart = float(np.diff(np.unique(np.abs(np.append(values.low, 0.0)))).min())
+    return max(1, min(BINS, math.ceil(extent / apart * (1 - NOTHING))))
+
+
+def _least_divergence(counts: Float64Array, levels: int) -> int:
+    """How many of the bins are below the best threshold; the most of those that are equally good."""
+    best, least = len(counts), math.inf
+    for kept in range(len(counts), levels - 1, -1):
+        divergence = _divergence(counts, kept, levels)
+        if divergence < least:
+            best, least = kept, divergence
+    return best
+
+
+def _divergence(counts: Float64Array, kept: int, levels: int) -> float:
+    """KL(P‖Q) for a threshold after the first `kept` bins; infinite if Q is empty where P is not."""
+    inside = counts[:kept]
+    reference = inside.copy()
+    reference[-1] += counts[kept:].sum()
+    seen = reference > 0
+    level = np.arange(kept) * levels // kept
+    spread = np.bincount(level, inside, levels) / np.maximum(np.bincount(level, seen, levels), 1)
+    p, q = reference[seen], spread[level[seen]]
+    if not (q > 0).all():
+        return math.inf
+    p, q = p / p.sum(), q / q.sum()
+    return float(p @ np.log(p / q))
