@@ -25,8 +25,8 @@ class Codes:
     Symmetric codes lie at most 2^(bits−1) − 1 from their zero point, which is 0, or, if unsigned, 2^(bits−1). The
     default for `signed` is that of `symmetric`. Raises `UsageError` for other bit widths.
 
-    >>> Codes(8).quantization(-1.0, 4.1).to_metadata()
-    {'step': 0.02, 'zero_point': 50}
+    >>> Codes(8).quantization(-50.0, 205.0).to_metadata()
+    {'step': 1.0, 'zero_point': 50}
     """
 
     bits: int

@@ -13,9 +13,9 @@ The slides leave open what happens if k is not a multiple of the levels, and if 
 belongs to level ⌊j·levels/k⌋, and such a threshold is not a candidate. Zeros are left out: they have a code of their
 own, so they lose nothing, and otherwise the many zeros behind a ReLU would decide alone.
 
-onnxruntime differs: the bins of the remainder all go to its last level, Q is rounded down to integers, empty bins get a
-small share of both, zeros count; and it has 128 bins by default for 128 levels, so that only one threshold is left, the
-maximum.
+onnxruntime's thresholds are wider. Bins that remain once all levels have equally many, the one with the values beyond
+among them, are empty in its Q and get 1e-4 of a value there, which makes clipping look dear. It rounds Q down to
+integers, and counts zeros. By default it has 128 bins for 128 levels, so that the maximum is the only threshold.
 """
 
 from __future__ import annotations
