@@ -68,10 +68,10 @@ def percentile_of(values: Values, percentile: float) -> float:
     return float(np.sort(values)[math.ceil(Fraction(str(percentile)) / 100 * len(values)) - 1])
 
 
-def divergence(magnitudes: Values, extent: float, bins: int, kept: int, levels: int) -> float:
+def divergence(magnitudes: Values, extent: float, kept: int, levels: int, bins: int = 2048) -> float:
     """KL(P‖Q) as the slides have it, number by number; `magnitudes` are above zero."""
     place = np.ceil(magnitudes / (extent / bins) * (1 - 1e-9)).astype(int) - 1
-    counts = [int((place == each).sum()) for each in range(bins)] if bins < 64 else np.bincount(place, minlength=bins)
+    counts = np.bincount(place, minlength=bins)
     p, q = [float(count) for count in counts[:kept]], [0.0] * kept
     p[-1] += float(sum(counts[kept:]))
     for level in range(levels):

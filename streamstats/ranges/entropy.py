@@ -6,16 +6,15 @@ its last one. Q has the same bins merged into as many levels as there are codes 
 spread evenly over those of its bins that are not empty in P. The threshold with the least divergence
 KL(P‖Q) = Σ P·log(P/Q) wins.
 
-Codes that are known one by one have fewer bins, one for each, if they reach less far than 2,048 of them: among empty
-bins, hardly any level would hold more than one value, and the divergence would say nothing.
-
 The slides leave open what happens if k is not a multiple of the levels, and if Q is empty where P is not. Here bin j
-belongs to level ⌊j·levels/k⌋, and such a threshold is not a candidate. Zeros are left out: they have a code of their
-own, so they lose nothing, and otherwise the many zeros behind a ReLU would decide alone.
+belongs to level ⌊j·levels/k⌋, and such a threshold is not a candidate. Nor is one below which there are fewer different
+values than levels: rounding would lose nothing there, whatever is clipped. Zeros are left out: they have a code of
+their own, so they lose nothing, and otherwise the many zeros behind a ReLU would decide alone.
 
-onnxruntime's thresholds are wider. Bins that remain once all levels have equally many, the one with the values beyond
-among them, are empty in its Q and get 1e-4 of a value there, which makes clipping look dear. It rounds Q down to
-integers, and counts zeros. By default it has 128 bins for 128 levels, so that the maximum is the only threshold.
+onnxruntime's thresholds differ, and are mostly wider. Bins that remain once all levels have equally many, the one with
+the values beyond among them, are empty in its Q and get 1e-4 of a value there, which makes clipping look dear. It
+rounds Q down to integers, and counts zeros. By default it has 128 bins for 128 levels, so that the maximum is the only
+threshold.
 """
 
 from __future__ import annotations
@@ -38,36 +37,36 @@ NOTHING = 2.0**-40
 def entropy_range(values: Distribution, codes: Codes) -> tuple[float, float]:
     """(low, high): the threshold of least divergence on both sides of zero, cut at the extrema.
 
-    The levels are 2^(bits−1); of values on one side of zero in affine codes, 2^bits. If there are no more bins than
-    levels, nothing is lost, and the range is that of the extrema.
+    The levels are 2^(bits−1); of values on one side of zero in affine codes, 2^bits. With 2,048 levels, each bin has
+    its own, nothing is lost, and the range is that of the extrema.
     """
     low, high = float(values.low[0]), float(values.high[-1])
+    extent = max(-low, high)
     one_sided = low >= 0 or high <= 0
     levels = 2**codes.bits if one_sided and not codes.symmetric else 2 ** (codes.bits - 1)
-    counts = _magnitudes(values, max(-low, high))
-    threshold = max(-low, high) * (_least_divergence(counts, levels) / len(counts))
+    fewest = max(levels, _bins_with(levels, values, extent))
+    threshold = extent * (_least_divergence(_magnitudes(values, extent), levels, fewest) / BINS)
     return max(low, -threshold), min(high, threshold)
 
 
 def _magnitudes(values: Distribution, extent: float) -> Float64Array:
     """The counts of |x|, without zeros, in bins of equal width up to `extent`; the upper edge belongs to a bin."""
-    edges = np.linspace(0.0, extent, _bins(values, extent) + 1) * (1 + NOTHING)
+    edges = np.linspace(0.0, extent, BINS + 1) * (1 + NOTHING)
     edges[0] = extent * NOTHING
     return values.counted_between(edges) + values.mirrored().counted_between(edges)
 
 
-def _bins(values: Distribution, extent: float) -> int:
-    """BINS; or fewer, if known values are so far apart that there would be empty bins between any two of them."""
-    if not extent or not values.is_exact:
-        return BINS
-    apart = float(np.diff(np.unique(np.abs(np.append(values.low, 0.0)))).min())
-    return max(1, min(BINS, math.ceil(extent / apart * (1 - NOTHING))))
+def _bins_with(number: int, values: Distribution, extent: float) -> int:
+    """How many of the bins hold `number` different magnitudes; all of them if there are not so many."""
+    different = np.unique(np.maximum(np.abs(values.low), np.abs(values.high)))
+    different = different[different > extent * NOTHING]
+    return math.ceil(different[number - 1] / extent * BINS * (1 - NOTHING)) if number <= len(different) else BINS
 
 
-def _least_divergence(counts: Float64Array, levels: int) -> int:
-    """How many of the bins are below the best threshold; the most of those that are equally good."""
-    best, least = len(counts), math.inf
-    for kept in range(len(counts), levels - 1, -1):
+def _least_divergence(counts: Float64Array, levels: int, fewest: int) -> int:
+    """How many of the bins, at least `fewest`, are below the best threshold; the most of those equally good."""
+    best, least = BINS, math.inf
+    for kept in range(BINS, fewest - 1, -1):
         divergence = _divergence(counts, kept, levels)
         if divergence < least:
             best, least = kept, divergence
