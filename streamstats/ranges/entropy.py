@@ -7,9 +7,10 @@ spread evenly over those of its bins that are not empty in P. The threshold with
 KL(P‖Q) = Σ P·log(P/Q) wins.
 
 The slides leave open what happens if k is not a multiple of the levels, and if Q is empty where P is not. Here bin j
-belongs to level ⌊j·levels/k⌋, and such a threshold is not a candidate. Nor is one below which there are fewer different
-values than levels: rounding would lose nothing there, whatever is clipped. Zeros are left out: they have a code of
-their own, so they lose nothing, and otherwise the many zeros behind a ReLU would decide alone.
+belongs to level ⌊j·levels/k⌋, and a threshold follows a bin that is not empty: there Q has values wherever P has some.
+Below it, there are at least as many different values as levels: otherwise, rounding would lose nothing, whatever is
+clipped. Zeros are left out: they have a code of their own, so they lose nothing, and otherwise the many zeros behind a
+ReLU would decide alone.
 
 onnxruntime's thresholds differ, and are mostly wider. Bins that remain once all levels have equally many, the one with
 the values beyond among them, are empty in its Q and get 1e-4 of a value there, which makes clipping look dear. It
@@ -66,7 +67,9 @@ def _bins_with(number: int, values: Distribution, extent: float) -> int:
 def _least_divergence(counts: Float64Array, levels: int, fewest: int) -> int:
     """How many of the bins, at least `fewest`, are below the best threshold; the most of those equally good."""
     best, least = BINS, math.inf
-    for kept in range(BINS, fewest - 1, -1):
+    for kept in (np.flatnonzero(counts)[::-1] + 1).tolist():
+        if kept < fewest:
+            break
         divergence = _divergence(counts, kept, levels)
         if divergence < least:
             best, least = kept, divergence
@@ -74,7 +77,7 @@ def _least_divergence(counts: Float64Array, levels: int, fewest: int) -> int:
 
 
 def _divergence(counts: Float64Array, kept: int, levels: int) -> float:
-    """KL(P‖Q) for a threshold after the first `kept` bins; infinite if Q is empty where P is not."""
+    """KL(P‖Q) for a threshold after the first `kept` bins, the last of which is not empty."""
     inside = counts[:kept]
     reference = inside.copy()
     reference[-1] += counts[kept:].sum()
@@ -82,7 +85,5 @@ def _divergence(counts: Float64Array, kept: int, levels: int) -> float:
     level = np.arange(kept) * levels // kept
     spread = np.bincount(level, inside, levels) / np.maximum(np.bincount(level, seen, levels), 1)
     p, q = reference[seen], spread[level[seen]]
-    if not (q > 0).all():
-        return math.inf
     p, q = p / p.sum(), q / q.sum()
     return float(p @ np.log(p / q))
