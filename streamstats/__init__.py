@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from .layouts import Geometry, Kernel
     from .outputs.layer_statistics import LayerStatistics
     from .quantization import Quantization, fake_quantize
+    from .ranges.codes import Codes
+    from .ranges.finding import LayerRange, find_ranges
     from .service.client import Client
     from .statistics.mean import prepare_input_mean
 
@@ -27,8 +29,10 @@ __version__ = "0.1.0"
 _HOMES = {
     "BiasCorrector": "correction",
     "Client": "service.client",
+    "Codes": "ranges.codes",
     "Geometry": "layouts",
     "Kernel": "layouts",
+    "LayerRange": "ranges.finding",
     "LayerRule": "calibration.selection",
     "LayerStatistics": "outputs.layer_statistics",
     "MeanBiasCorrector": "correction",
@@ -40,6 +44,7 @@ _HOMES = {
     "TapBiasCorrector": "correction",
     "compare": "jobs.compare",
     "fake_quantize": "quantization",
+    "find_ranges": "ranges.finding",
     "prepare_input_mean": "statistics.mean",
     "reduce": "jobs.run",
 }
@@ -47,8 +52,10 @@ _HOMES = {
 __all__ = [
     "BiasCorrector",
     "Client",
+    "Codes",
     "Geometry",
     "Kernel",
+    "LayerRange",
     "LayerRule",
     "LayerStatistics",
     "MeanBiasCorrector",
@@ -61,6 +68,7 @@ __all__ = [
     "__version__",
     "compare",
     "fake_quantize",
+    "find_ranges",
     "prepare_input_mean",
     "reduce",
 ]

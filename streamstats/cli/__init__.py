@@ -27,6 +27,7 @@ INTERRUPTION = {
     "merge": "the merged results are incomplete; run the command again",
     "compare": "nothing was changed",
     "inspect": "nothing was changed",
+    "ranges": "nothing was changed",
     "record": "a new store was removed; rows that were appended to an older one are still there",
     "correct": "if no model was written, run the command again; with --iterative it resumes",
     "report": "no report was written",

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ..outputs.distances import Distance, Distances
     from ..outputs.layer_statistics import LayerStatistics
     from ..outputs.ledger import Ledger
+    from ..ranges.finding import LayerRange
 
 NAMED = 8
 """How many ranges of rows, or layers, notes name at most."""
@@ -354,6 +355,49 @@ def inspect(options: Namespace) -> None:
         _plot(statistics, options.plot)
     else:
         _print_channels(statistics, options.json)
+
+
+def ranges(options: Namespace) -> None:
+    """`streamstats ranges OUT`."""
+    from ..ranges.codes import Codes
+    from ..ranges.finding import METHODS, layer_ranges, matching_layers
+
+    codes = Codes(options.bits, options.symmetric, options.codes and options.codes == "signed")
+    methods = METHODS if options.compare else (options.method,)
+    chosen = matching_layers(options.output, options.layer)
+    if options.plot and (options.per_channel or len(chosen) > 1):
+        raise UsageError("--plot shows one layer without --per-channel; name the layer with --layer")
+    found = {
+        layer: layer_ranges(statistics, methods, codes, per_channel=options.per_channel, percentile=options.percentile)
+        for layer, statistics in chosen.items()
+    }
+    if options.plot:
+        (layer,) = chosen
+        _plot_ranges(chosen[layer], found[layer], options.plot)
+    if options.json:
+        layers = {layer: {each.method: each.document() for each in by} for layer, by in found.items()}
+        print_json({"layers": layers})
+        return
+    _print_ranges([each for by in found.values() for each in by], options.per_channel)
+    say(f"codes {codes.lowest} to {codes.highest}; real values are (code - zero point) * step")
+
+
+def _plot_ranges(statistics: LayerStatistics, found: Sequence[LayerRange], target: str) -> None:
+    from ..ranges.distribution import Distribution
+    from ..report.pictures import plot_ranges
+
+    plot_ranges(Distribution.of(statistics), found, Path(target))
+    say(f"wrote {target}")
+
+
+def _print_ranges(found: Sequence[LayerRange], per_channel: bool) -> None:
+    names = ["layer", *(["channel"] if per_channel else []), "method"]
+    rows = [
+        [each.layer, *([str(channel)] if per_channel else []), each.method, *map(_cell, figures)]
+        for each in found
+        for channel, figures in enumerate(each.rows())
+    ]
+    print_table([*names, "low", "high", "step", "zero point", "MSE", "SQNR dB"], rows, left=len(names))
 
 
 def _plot(statistics: LayerStatistics, target: str) -> None:

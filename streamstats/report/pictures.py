@@ -1,4 +1,4 @@
-"""Pictures of results: the mean of every channel within its minimum and maximum, and accuracies side by side.
+"""Pictures of results: channels within their extrema, histograms with ranges, and accuracies side by side.
 
 A picture shows the statistics that it is given and computes none. The same input and the same matplotlib give the same
 bytes. matplotlib and plotext are optional: a function here imports the one it draws with, and raises
@@ -23,6 +23,8 @@ from rich.cells import cell_len
 
 from ..errors import UsageError, counted, require
 from ..outputs.layer_statistics import LayerStatistics
+from ..ranges.distribution import Distribution
+from ..ranges.finding import LayerRange
 from ..storage.files import write_bytes
 
 if TYPE_CHECKING:
@@ -41,12 +43,14 @@ TITLE_LINE = r".{0,79}(?:[/ ]|.$)|.{80}"
 """A line of a title: at most 80 characters, broken at the end of a part if possible."""
 MOST = 1000
 """If there are more channels than this, they share columns in a file: thinner ones would fade between the pixels."""
+FEW = 256
+"""Bars of a histogram, and how many values may have a line each instead."""
 MANY = 200
 """If there are more columns than this, the line is thin."""
 MEAN, MEANS, BAND = "mean", "range of means", "minimum to maximum"
 NO_VALUES = "no channel has a finite value"
 
-BLUE, BAND_BLUE, ORANGE = "#0072B2", "#B5D6EA", "#D55E00"
+BLUE, BAND_BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#B5D6EA", "#D55E00", "#009E73", "#CC79A7"
 GREY, INK, FAINT = "#7F7F7F", "#333333", "#DDDDDD"
 """Colours that colour-blind readers can distinguish (Okabe and Ito), and greys."""
 
@@ -290,6 +294,40 @@ def _draw_channels(axes: Axes, statistics: LayerStatistics, together: int) -> No
     if together > 1:
         axes.stairs(upper, edges, baseline=lower, fill=True, color=BLUE, lw=0, gid="means")
     axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False, borderpad=0, reverse=True)
+
+
+def plot_ranges(values: Distribution, found: Sequence[LayerRange], path: Path) -> None:
+    """Write the histogram of `values`, with the range that each of `found` gives the layer, to `path`, a PNG or SVG.
+
+    The counts have a logarithmic axis. Raises `UsageError` for another suffix, `OutputError`, `MissingDependencyError`.
+    """
+    codes = found[0].codes
+    kind = "symmetric" if codes.symmetric else "affine"
+    with _drawing(path, size=(10, 5)) as axes:
+        _draw_title(axes, found[0].layer, f"{values.total:,} values; {kind} codes of {codes.bits} bits")
+        axes.set_xlabel("value")
+        axes.set_ylabel("count")
+        if values.total:
+            _draw_histogram(axes, values)
+        else:
+            _draw_nothing(axes)
+        for each, color in zip(found, (ORANGE, INK, GREEN, PURPLE), strict=False):
+            (chosen,) = each.ranges
+            axes.axvline(chosen.low, color=color, lw=1.6, label=each.method, gid=f"low-{each.method}")
+            axes.axvline(chosen.high, color=color, lw=1.6, gid=f"high-{each.method}")
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=len(found), frameon=False, borderpad=0)
+
+
+def _draw_histogram(axes: Axes, values: Distribution) -> None:
+    """A line for each value if there are few, else bars of equal width."""
+    low, high = float(values.low[0]), float(values.high[-1])
+    if (values.is_exact and len(values.count) <= FEW) or not low < high:
+        axes.vlines(values.low, 0.5, values.count, color=BLUE, lw=1.8, gid="values")
+    else:
+        edges = np.linspace(low, high, FEW + 1)
+        axes.stairs(values.counted_between(edges), edges, baseline=0.5, fill=True, color=BLUE, lw=0, gid="values")
+    axes.set_yscale("log")
+    axes.set_ylim(bottom=0.5)
 
 
 def plot_accuracies(rows: Sequence[tuple[str, float]], path: Path, title: str) -> None:

@@ -1,0 +1,149 @@
+"""Distribution: how often values of a layer lie where, as a run counted it, in real units.
+
+Values of 8 and 16 bits are counted one by one: their bins have no width. Of wider ones only the bin is known; here they
+are spread evenly over it. The extrema are known exactly, and cut the outermost bins. Floats in the bins next to zero,
+below 1e-40 for float32, are taken for zeros unless there are no greater ones.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import UsageError
+from ..outputs.layer_statistics import LayerStatistics
+from ..statistics.counts import is_counted_by_channel
+from ..statistics.histogram import Histogram
+
+Float64Array = npt.NDArray[np.float64]
+
+LARGEST = 1e150
+"""Values beyond it are refused: their squares would overflow."""
+COUNT_IT = "add `statistics: [histogram]` to the configuration, and run it again with --restart"
+
+
+@dataclass(frozen=True, eq=False)
+class Distribution:
+    """`count` int64[n] values lie from `low` to `high`, float64[n]: bins in ascending order, none of them empty."""
+
+    low: Float64Array
+    high: Float64Array
+    count: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(cls, statistics: LayerStatistics, channel: int | None = None) -> Self:
+        """The finite values of a layer, or of one of its channels.
+
+        Raises `UsageError`, with the reason, if `why_unknown` has one, and for values beyond ±1e150.
+        """
+        reason = why_unknown(statistics, by_channel=channel is not None)
+        if reason is not None:
+            raise UsageError(f"layer {statistics.layer}: {reason}")
+        histogram: Histogram = statistics.statistics[Histogram.name]
+        low, high, count = histogram.bins(statistics.quantization, channel)
+        least, greatest = extrema(statistics, channel)
+        if statistics.space.dtype.kind == "f":
+            low, high = (
+                np.where((high == 0) & (low > least), 0.0, low),
+                np.where((low == 0) & (high < greatest), 0.0, high),
+            )
+        return cls(np.maximum(low, least) + 0.0, np.minimum(high, greatest) + 0.0, count)
+
+    @property
+    def total(self) -> int:
+        """The number of values."""
+        return int(self.count.sum())
+
+    @cached_property
+    def is_exact(self) -> bool:
+        """Whether every value is known, not only its bin."""
+        return bool((self.low == self.high).all())
+
+    @property
+    def mean_square(self) -> float:
+        """The mean of x²."""
+        return self.mean((self.low**2 + self.low * self.high + self.high**2) / 3)
+
+    @property
+    def blur(self) -> float:
+        """How far, in the root mean square, a value may lie from where it is spread to."""
+        return float(np.sqrt(self.mean((self.high - self.low) ** 2 / 3)))
+
+    def mean(self, of_bins: Float64Array) -> float:
+        """The mean over values of a figure of their bins."""
+        return float(of_bins @ self.share)
+
+    @cached_property
+    def share(self) -> Float64Array:
+        """The share of the values in each bin."""
+        return self.count / self.total
+
+    def mirrored(self) -> Distribution:
+        """The distribution of −x."""
+        return Distribution(-self.high[::-1], -self.low[::-1], self.count[::-1])
+
+    def counted_between(self, edges: Float64Array) -> Float64Array:
+        """The number of values from each edge to the next, float64[len(edges) − 1]; fractions of wide bins.
+
+        A value on an edge counts above it, on the last edge below it. Values outside count nowhere.
+        """
+        point = self.low == self.high
+        ascending = self.low[point]
+        place = np.searchsorted(ascending, edges)
+        place[-1] = np.searchsorted(ascending, edges[-1], side="right")
+        return np.diff(_summed(self.count[point])[place] + self._counted_below(edges, ~point))
+
+    def _counted_below(self, edges: Float64Array, wide: npt.NDArray[np.bool_]) -> Float64Array:
+        """The number of values in `wide` bins below each edge."""
+        if not wide.any():
+            return np.zeros(len(edges))
+        knots = np.stack([self.low[wide], self.high[wide]], axis=1).reshape(-1)
+        below = _summed(self.count[wide])
+        return np.interp(edges, knots, np.stack([below[:-1], below[1:]], axis=1).reshape(-1))
+
+
+def _summed(counts: npt.NDArray[np.int64]) -> Float64Array:
+    """The sum of the first 0, 1, … of `counts`."""
+    return np.concatenate([[0.0], np.cumsum(counts, dtype=np.float64)])
+
+
+def why_unknown(statistics: LayerStatistics, *, by_channel: bool = False) -> str | None:
+    """Why there is no `Distribution`, or none for each channel, and what to do; None if there is one."""
+    dtype, quantization = statistics.space.dtype, statistics.quantization
+    if Histogram.name not in statistics.statistics:
+        return f"no histogram was counted; {COUNT_IT}"
+    if is_counted_by_channel(dtype):
+        return None
+    if by_channel:
+        return (
+            f"the histogram of {dtype} values is one of all channels, not per channel; only 8-bit values are counted "
+            "per channel: leave out --per-channel, use minmax, or choose other layers"
+        )
+    if quantization is not None and quantization.channels is not None:
+        return (
+            f"each channel of the {dtype} codes has its own step, but their histogram is one of all channels, so the "
+            "real values are unknown; use minmax"
+        )
+    return None
+
+
+def extrema(statistics: LayerStatistics, channel: int | None = None) -> tuple[float, float]:
+    """The least and greatest finite value of a layer, or of a channel; zeros if there is none.
+
+    Raises `UsageError` for values beyond ±1e150.
+    """
+    chosen = slice(None) if channel is None else slice(channel, channel + 1)
+    low = float(np.fmin.reduce(statistics.minimum[chosen], initial=np.nan))
+    high = float(np.fmax.reduce(statistics.maximum[chosen], initial=np.nan))
+    if np.isnan(low):
+        return 0.0, 0.0
+    if max(-low, high) > LARGEST:
+        raise UsageError(
+            f"layer {statistics.layer}: its values reach from {low:g} to {high:g}; expected none beyond ±{LARGEST:g}: "
+            "check that the store holds activations"
+        )
+    return low + 0.0, high + 0.0

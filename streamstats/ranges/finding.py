@@ -1,0 +1,184 @@
+"""Ranges of the layers of an output, by any method, with the error that each is expected to cause."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import UsageError
+from ..outputs.documents import json_value
+from ..outputs.layer_statistics import LayerStatistics
+from ..outputs.results import open_results
+from ..quantization import Quantization
+from .codes import Codes
+from .distortion import Distortion, distortion
+from .distribution import Distribution, extrema, why_unknown
+from .entropy import entropy_range
+from .least_squares import least_squares_range
+from .percentile import PERCENTILE, percentile_range
+
+MINMAX = "minmax"
+METHODS = (MINMAX, "percentile", "mse", "entropy")
+
+
+@dataclass(frozen=True)
+class Range:
+    """The values from `low` to `high`, in real units, zero among them, which `method` chose to have codes.
+
+    `distortion` is the expected error; None if it is unknown, because no histogram was counted or there is no value.
+    """
+
+    low: float
+    high: float
+    method: str
+    distortion: Distortion | None
+
+
+@dataclass(frozen=True)
+class LayerRange:
+    """The ranges of a layer in `codes`, by one method: one for all channels, or one for each."""
+
+    layer: str
+    codes: Codes
+    per_channel: bool
+    ranges: tuple[Range, ...]
+
+    @property
+    def method(self) -> str:
+        """The method that chose them."""
+        return self.ranges[0].method
+
+    @cached_property
+    def quantization(self) -> Quantization:
+        """The steps and zero points, as `Codes.quantization` finds them: scalars, or one for each channel."""
+        low, high = [each.low for each in self.ranges], [each.high for each in self.ranges]
+        return self.codes.quantization(low, high) if self.per_channel else self.codes.quantization(low[0], high[0])
+
+    def document(self) -> dict[str, Any]:
+        """JSON-ready: what is per channel is a list; None for what is unknown, and for an infinite SQNR."""
+        known = [each.distortion for each in self.ranges]
+        figures: dict[str, list[Any]] = {
+            "low": [each.low for each in self.ranges],
+            "high": [each.high for each in self.ranges],
+            "mean_squared_error": [each and each.mean_squared_error for each in known],
+            "rms_error_within": [each and each.within for each in known],
+            "mean_square": [each and each.mean_square for each in known],
+            "sqnr_db": [each and json_value(each.sqnr) for each in known],
+        }
+        return {
+            "method": self.method,
+            "bits": self.codes.bits,
+            "symmetric": self.codes.symmetric,
+            "signed": self.codes.signed,
+            "codes": [self.codes.lowest, self.codes.highest],
+            "per_channel": self.per_channel,
+            **self.quantization.to_metadata(),
+            **{name: column if self.per_channel else column[0] for name, column in figures.items()},
+        }
+
+    def rows(self) -> list[list[Any]]:
+        """[low, high, step, zero point, mean squared error, SQNR in dB] of each range; NaN for what is unknown."""
+        maps = zip(np.atleast_1d(self.quantization.step), np.atleast_1d(self.quantization.zero_point), strict=True)
+        return [
+            [found.low, found.high, float(step), int(zero_point), *_errors(found.distortion)]
+            for found, (step, zero_point) in zip(self.ranges, maps, strict=True)
+        ]
+
+
+def _errors(found: Distortion | None) -> tuple[float, float]:
+    return (found.mean_squared_error, found.sqnr) if found else (math.nan, math.nan)
+
+
+def find_ranges(
+    output: str | Path,
+    method: str = "mse",
+    bits: int = 8,
+    *,
+    symmetric: bool = False,
+    signed: bool | None = None,
+    per_channel: bool = False,
+    percentile: float = PERCENTILE,
+    layers: str = "*",
+) -> dict[str, LayerRange]:
+    """The ranges of the layers of `output` whose names match the glob `layers`, by name, without reading the data.
+
+    `method` is "minmax" (the extrema), "percentile", "mse" (the least mean squared error) or "entropy" (the least
+    divergence, as TensorRT has it). All but minmax need `statistics: [histogram]` in the configuration of the run.
+    `bits`, 2 to 16, `symmetric` and `signed` choose the codes, as `Codes` explains. `per_channel` gives each channel
+    its own range: by minmax for all layers, by other methods for layers of 8-bit values. `percentile` is that of the
+    method of this name.
+
+    Raises `UsageError`, with the reason, if the request cannot be met; `DataError` for damaged files.
+    """
+    codes = Codes(bits, symmetric, signed)
+    chosen = matching_layers(output, layers)
+    return {
+        name: layer_ranges(found, [method], codes, per_channel=per_channel, percentile=percentile)[0]
+        for name, found in chosen.items()
+    }
+
+
+def matching_layers(output: str | Path, glob: str) -> dict[str, LayerStatistics]:
+    """The statistics of the layers of `output` whose names match `glob`. Raises `UsageError` if there is none."""
+    results = open_results(output)
+    names = [name for name in results.layers if fnmatchcase(name, glob)]
+    if not names:
+        raise UsageError(f"{output} has no layer that matches {glob!r}; it has {', '.join(results.layers)}")
+    return {name: results.statistics(name) for name in names}
+
+
+def layer_ranges(
+    statistics: LayerStatistics,
+    methods: Sequence[str],
+    codes: Codes,
+    *,
+    per_channel: bool = False,
+    percentile: float = PERCENTILE,
+) -> list[LayerRange]:
+    """The ranges of one layer, or of each of its channels, by each method. Raises `UsageError` as `find_ranges`."""
+    for method in methods:
+        if method not in METHODS:
+            raise UsageError(f"the method is {method!r}; expected one of {', '.join(METHODS)}")
+    needed = [method for method in methods if method != MINMAX]
+    reason = why_unknown(statistics, by_channel=per_channel)
+    if needed and reason:
+        raise UsageError(f"layer {statistics.layer}: {', '.join(needed)}: {reason}")
+    if per_channel and not statistics.channels:
+        raise UsageError(f"layer {statistics.layer} has no channels; expected at least one for ranges per channel")
+    channels: Sequence[int | None] = range(statistics.channels) if per_channel else [None]
+    ranges = [_ranges(statistics, channel, methods, codes, percentile) for channel in channels]
+    return [LayerRange(statistics.layer, codes, per_channel, each) for each in zip(*ranges, strict=True)]
+
+
+def _ranges(
+    statistics: LayerStatistics, channel: int | None, methods: Sequence[str], codes: Codes, percentile: float
+) -> list[Range]:
+    """The range of a layer, or of one of its channels, by each method."""
+    if why_unknown(statistics, by_channel=channel is not None):
+        low, high = codes.widened(*extrema(statistics, channel))
+        return [Range(float(low), float(high), method, None) for method in methods]
+    values = Distribution.of(statistics, channel)
+    return [_range(values, method, codes, percentile) for method in methods]
+
+
+def _range(values: Distribution, method: str, codes: Codes, percentile: float) -> Range:
+    ends = _ends(values, method, codes, percentile) if values.total else (0.0, 0.0)
+    low, high = codes.widened(*ends)
+    return Range(float(low), float(high), method, distortion(values, codes, codes.quantization(low, high)))
+
+
+def _ends(values: Distribution, method: str, codes: Codes, percentile: float) -> tuple[float, float]:
+    if method == "percentile":
+        return percentile_range(values, codes, percentile)
+    if method == "mse":
+        return least_squares_range(values, codes)
+    if method == "entropy":
+        return entropy_range(values, codes)
+    return float(values.low[0]), float(values.high[-1])
