@@ -29,6 +29,7 @@ INTERRUPTION = {
     "inspect": "nothing was changed",
     "ranges": "nothing was changed",
     "record": "a new store was removed; rows that were appended to an older one are still there",
+    "measure": "nothing was written; run the command again",
     "correct": "if no model was written, run the command again; with --iterative it resumes",
     "report": "no report was written",
     "demo": "its folder is incomplete; run the command again",

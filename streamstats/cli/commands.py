@@ -60,7 +60,7 @@ def run(options: Namespace) -> int:
             progress=progress,
         )
     if options.refine is None:
-        _print_layers(outcome.statistics, options.json, outcome.shortfalls)
+        print_layers(outcome.statistics, options.json, outcome.shortfalls)
     else:
         _print_quantiles(job, options.refine, as_json=options.json)
     _say_filled(outcome.statistics)
@@ -241,7 +241,7 @@ def merge(options: Namespace) -> None:
     from ..jobs.merge import merge_outputs
 
     merged = merge_outputs([Path(each) for each in options.outputs], Path(options.output))
-    _print_layers(merged, options.json)
+    print_layers(merged, options.json)
     say(f"wrote {options.output}; view it with: streamstats inspect {options.output}")
 
 
@@ -348,7 +348,7 @@ def inspect(options: Namespace) -> None:
     if options.layer is None:
         if options.plot:
             raise UsageError(f"--plot shows the channels of one layer; name one of {', '.join(results.layers)}")
-        _print_layers({layer: results.statistics(layer) for layer in results.layers}, options.json)
+        print_layers({layer: results.statistics(layer) for layer in results.layers}, options.json)
         return
     statistics = results.statistics(options.layer)
     if options.plot:
@@ -410,9 +410,10 @@ def _plot(statistics: LayerStatistics, target: str) -> None:
     say(f"wrote {target}")
 
 
-def _print_layers(
+def print_layers(
     statistics: Mapping[str, Ledger], as_json: bool, shortfalls: Mapping[str, Shortfall] | None = None
 ) -> None:
+    """Print what was counted of each layer, as a table or as JSON."""
     if as_json:
         short = {} if shortfalls is None else {"shortfalls": {name: shortfalls[name].document() for name in shortfalls}}
         print_json({"layers": layers_document(statistics), **short})

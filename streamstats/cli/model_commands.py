@@ -48,6 +48,28 @@ def record(options: Namespace) -> None:
     )
 
 
+def measure(options: Namespace) -> None:
+    """`streamstats measure MODEL.onnx --samples FILE -o OUT`."""
+    from ..models.onnx.record import measure
+    from .commands import print_layers
+
+    with Shown() as shown:
+        measured, found = measure(
+            options.model,
+            options.samples,
+            options.output,
+            statistics=options.statistics,
+            batch_size=options.batch_size,
+            layers=options.layers,
+            nonfinite=options.nonfinite,
+            progress=shown,
+        )
+    print_layers(found, options.json)
+    for skipped in [one for one in measured if one.reason]:
+        say(f"skipped layer {skipped.layer}: {skipped.reason}")
+    say(f"wrote {options.output}; view it with: streamstats inspect {options.output}")
+
+
 def _shape(shape: tuple[int, ...]) -> str:
     return "×".join(map(str, shape))
 

@@ -12,6 +12,7 @@ Exact calibration statistics, out of core, and the bias corrections that follow 
 
   record    run a model over samples, and store the input of each layer in a zarr store
   run       reduce a store to exact statistics, and to a corrector for each layer
+  measure   do both at once without a store: statistics of the inputs of each layer while the model runs
   inspect   show the results of a run
   ranges    compute scales and zero points from what a run has counted
   status    show how far a run has come: what is counted, what is missing and why
@@ -156,6 +157,16 @@ constant weights to a zarr store.
 The samples are a .npy file with samples on axis 0, or a .npz file with one array for each input of the model.
 """
 
+MEASURE = """\
+Run an ONNX model over samples, and count the statistics of the input of every Conv, ConvTranspose, Gemm and MatMul with
+constant weights, without storing activations.
+
+  streamstats measure model.onnx --samples calibration.npy -o out --statistics magnitude histogram
+
+The folder holds what `record` and `run` would leave, to the bit; correct, inspect, ranges, merge and compare take it.
+Rows cannot be forgotten, verified or appended later: that needs a store.
+"""
+
 CORRECT = """\
 Add (W − Ŵ)·E[x] to the bias of each layer of a quantised ONNX model, with E[x] from `streamstats run`.
 
@@ -285,6 +296,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_merge(_command(commands, "merge", MERGE))
     _add_compare(_command(commands, "compare", COMPARE))
     _add_record(_command(commands, "record", RECORD, ON_MODELS))
+    _add_measure(_command(commands, "measure", MEASURE, ON_MODELS))
     _add_correct(_command(commands, "correct", CORRECT, ON_MODELS))
     _add_report(_command(commands, "report", REPORT, ON_MODELS))
     _add_demo(_command(commands, "demo", DEMO, ON_MODELS))
@@ -410,23 +422,40 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_record(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL.onnx", help="the float model")
-    parser.add_argument("--samples", metavar="FILE", required=True, help="a .npy or .npz file, samples on axis 0")
+    _add_samples(parser)
     parser.add_argument("-o", "--output", metavar="STORE", required=True, help="the zarr store to append to")
-    parser.add_argument("--batch-size", metavar="N", type=int, default=16, help="samples per run of the model")
     parser.add_argument(
         "--storage",
         choices=("float", "int8"),
         default="float",
         help="store values unchanged, or as int8 codes (a quarter of the space; runs the model twice)",
     )
-    parser.add_argument(
-        "--layers",
-        metavar="GLOB",
-        action="append",
-        help="only layers whose names match; repeatable",
-    )
     parser.add_argument("--append", action="store_true", help="append to layers that the store already has")
+
+
+def _add_measure(parser: argparse.ArgumentParser) -> None:
+    _add_samples(parser)
+    parser.add_argument("-o", "--output", metavar="OUT", required=True, help="a new folder for the results")
+    parser.add_argument(
+        "--statistics",
+        metavar="NAME",
+        nargs="+",
+        default=[],
+        help="what to count in addition to sums and extrema, as `statistics` of a job: magnitude, squares, …",
+    )
+    parser.add_argument(
+        "--nonfinite",
+        choices=("error", "skip"),
+        default="error",
+        help="NaN and infinities: an error that says where they are, or leave them out and count them",
+    )
+
+
+def _add_samples(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL.onnx", help="the float model")
+    parser.add_argument("--samples", metavar="FILE", required=True, help="a .npy or .npz file, samples on axis 0")
+    parser.add_argument("--batch-size", metavar="N", type=int, default=16, help="samples per run of the model")
+    parser.add_argument("--layers", metavar="GLOB", action="append", help="only layers whose names match; repeatable")
 
 
 def _add_correct(parser: argparse.ArgumentParser) -> None:

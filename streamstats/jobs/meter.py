@@ -15,6 +15,7 @@ import numpy.typing as npt
 from ..calibration.layer import Layer, check_values
 from ..coverage import Coverage
 from ..errors import MismatchError, NonFiniteError, UsageError
+from ..layouts import Kernel
 from ..outputs.layer_statistics import LayerStatistics
 from ..outputs.ledger import CountedSource
 from ..outputs.manifest import MANIFEST
@@ -51,16 +52,17 @@ class Meter:
         *,
         channel_axis: int = -1,
         quantization: Quantization | None = None,
+        kernel: Kernel | None = None,
     ) -> None:
-        """Measure `samples` (samples on axis 0) of `layer`.
+        """Measure `samples` (samples on axis 0) of `layer`; `kernel` is the one that it moves over them, if known.
 
-        Raises `MismatchError` if shape, dtype, channel axis or quantisation differ from those of earlier calls,
+        Raises `MismatchError` if shape, dtype, channel axis, quantisation or kernel differ from those of earlier calls,
         `UsageError` for a name or values that cannot be a layer, or a statistic that it cannot have, and
         `NonFiniteError` for NaN or infinities. A call that raises has measured nothing.
         """
         block = np.asarray(samples)
         native = np.require(block, block.dtype.newbyteorder("="), ["C", "A"])
-        described = self._described(layer, native, channel_axis, quantization)
+        described = self._described(layer, native, channel_axis, quantization, kernel)
         if layer not in self._layers:
             self._layers[layer] = _Metered(described)
         metered = self._layers[layer]
@@ -70,13 +72,18 @@ class Meter:
         metered.add(native)
 
     def _described(
-        self, name: str, block: npt.NDArray[Any], channel_axis: int, quantization: Quantization | None
+        self,
+        name: str,
+        block: npt.NDArray[Any],
+        channel_axis: int,
+        quantization: Quantization | None,
+        kernel: Kernel | None,
     ) -> Layer:
         check_layer_name(name)
         check_values(name, block.dtype, block.shape, "convert or reshape the samples")
         shape = (0, *block.shape[1:])
         layer = Layer("", name, shape, block.dtype, (), (), 0, kinds=self._kinds, fingerprint=self._name)
-        described = layer.with_channel_axis(channel_axis).with_quantization(quantization)
+        described = layer.with_channel_axis(channel_axis).with_quantization(quantization).with_kernel(kernel)
         check_refusals(name, self._kinds, described.space, quantization)
         return described
 
@@ -114,6 +121,7 @@ class _Metered:
             ("dtype", described.dtype, self._layer.dtype),
             ("channel axis", described.channel_axis, self._layer.channel_axis),
             ("quantisation", described.quantization, self._layer.quantization),
+            ("kernel", described.kernel, self._layer.kernel),
         ):
             if found != before:
                 raise MismatchError(

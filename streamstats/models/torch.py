@@ -11,7 +11,7 @@ quantised copy: fake-quantised weights, the modules of `torch.ao`, the tensors o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -24,6 +24,7 @@ import numpy.typing as npt
 
 from ..calibration.recorder import Recorder
 from ..errors import MismatchError, MissingDependencyError, UsageError
+from ..jobs.meter import Meter
 from ..layouts import TRANSPOSED, Geometry, Kernel
 from ..outputs.results import Results, open_results
 from ..storage.names import layer_names
@@ -93,16 +94,43 @@ def recording(
     for an input of a different shape than before, `OutputError` if the store cannot be written.
     """
     chosen = _chosen(linear_modules(model), layers)
+    with Recorder(store) as recorder, _hooked(chosen, recorder, positions_as_rows):
+        yield chosen
+
+
+@contextmanager
+def measuring(
+    model: torch.nn.Module,
+    *,
+    statistics: Collection[str] = (),
+    layers: Sequence[str] | None = None,
+    positions_as_rows: bool = False,
+    name: str = "torch",
+    nonfinite: str = "error",
+) -> Iterator[Meter]:
+    """Measure the input of every linear module each time the `with` block calls it, and keep no activations.
+
+    Yields a `Meter`: its `statistics` are, to the bit, those of a run over what `recording` would store, and `save`
+    writes an output for `correct`, `ranges`, `merge` and `compare`. `statistics`, `name` and `nonfinite` are those of
+    `Meter`, the other arguments and errors those of `recording`.
+    """
+    meter = Meter(statistics, name=name, nonfinite=nonfinite)
+    with _hooked(_chosen(linear_modules(model), layers), meter, positions_as_rows):
+        yield meter
+
+
+@contextmanager
+def _hooked(modules: dict[str, torch.nn.Module], recorder: Recorder | Meter, positions_as_rows: bool) -> Iterator[None]:
+    """While the block runs, each call of one of `modules` appends its input to `recorder`."""
     hooks = []
-    with Recorder(store) as recorder:
-        try:
-            for name, module in chosen.items():
-                hook = _Hook(recorder, name, positions_as_rows)
-                hooks.append(module.register_forward_pre_hook(hook, with_kwargs=True))
-            yield chosen
-        finally:
-            for each in hooks:
-                each.remove()
+    try:
+        for name, module in modules.items():
+            hook = _Hook(recorder, name, positions_as_rows)
+            hooks.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+        yield
+    finally:
+        for each in hooks:
+            each.remove()
 
 
 def _chosen(modules: dict[str, torch.nn.Module], globs: Sequence[str] | None) -> dict[str, torch.nn.Module]:
@@ -122,7 +150,7 @@ def _chosen(modules: dict[str, torch.nn.Module], globs: Sequence[str] | None) ->
 class _Hook:
     """Appends the input of each call of a module."""
 
-    recorder: Recorder
+    recorder: Recorder | Meter
     name: str
     positions_as_rows: bool
 

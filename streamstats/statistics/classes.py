@@ -23,7 +23,7 @@ Array = npt.NDArray[Any]
 Labels = npt.NDArray[np.int64]
 
 CLASS_MODULES = (*MODULES, f"{__package__}.class_kernels", __name__, foreign.__name__)
-GATHERED_BYTES = 2**17
+GATHERED_BYTES = 2**18
 """Bytes that are gathered before they are summed."""
 FEWEST_JOINED = 32
 """The fewest joined rows of one class that a loop takes: a strip."""

@@ -156,7 +156,10 @@ def _definition(itemsize: int) -> Callable[..., None]:
         found, full = carray(counts, (channels, 256), np.int64), carray(taken, (1,), np.int64)
         small = carray(tables, (TABLES, channels, 256), np.uint16)
         if inner == 1:
-            count_rows(carray(data, (outer, channels), np.uint8), found, small, full)
+            eighths = channels >> 3 if channels & 7 == 0 else 0
+            words = carray(data, (outer, eighths), np.uint64)
+            flat = carray(tables, (TABLES * channels * 256,), np.uint16)
+            count_rows(carray(data, (outer, channels), np.uint8), words, found, small, flat, full)
         else:
             count_runs(carray(data, (outer, channels, inner), np.uint8), found, small, full)
 

@@ -6,7 +6,7 @@ be recorded are found with one or two samples, before anything is written.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
@@ -19,7 +19,9 @@ import numpy.typing as npt
 from ...calibration.layer import Layer
 from ...calibration.recorder import Recorder, stored_layer
 from ...errors import MismatchError, NonFiniteError, UsageError, counted, require
+from ...jobs.meter import Meter
 from ...layouts import Kernel
+from ...outputs.layer_statistics import LayerStatistics
 from ...progress import QUIET, Progress, Stage
 from ...quantization import Quantization
 from ...statistics.extrema import ChannelExtrema
@@ -124,6 +126,34 @@ def record(
     progress.begin(_stage("recording", run, targets))
     _write_samples(run, targets, Path(store), progress)
     return _outcomes(run, targets, [*unfit, *skipped])
+
+
+def measure(
+    model_path: str | Path,
+    samples: str | Path,
+    output: str | Path,
+    *,
+    statistics: Collection[str] = (),
+    batch_size: int = 16,
+    layers: Sequence[str] | None = None,
+    nonfinite: str = "error",
+    progress: Progress = QUIET,
+) -> tuple[list[RecordedLayer], dict[str, LayerStatistics]]:
+    """Run the model over `samples`, and write to the folder `output` the statistics of the input of every linear layer.
+
+    No activations are stored: the statistics are, to the bit, those of a run over what `record` would store. Samples
+    and layers are those of `record`, `statistics` and `nonfinite` those of `Meter`. Returns what was measured of each
+    layer, and the statistics. Raises as `record`, and as `Meter` does.
+    """
+    chosen, skipped = _choose(*survey(load_model(model_path)), layers)
+    session = open_session(*_with_outputs(Path(model_path), [layer.input for layer in chosen]))
+    run = ModelRun.prepare(session, load_samples(samples, session), batch_size, str(samples))
+    targets, unfit = _probe(run, chosen)
+    meter = Meter(statistics, name=str(samples), nonfinite=nonfinite)
+    progress.begin(_stage("measuring", run, targets))
+    _visit(run, targets, partial(_append, meter), progress)
+    meter.save(output)
+    return _outcomes(run, targets, [*unfit, *skipped]), meter.statistics
 
 
 def record_layers(run: ModelRun, layers: Sequence[OnnxLayer], store: Path, progress: Progress) -> list[RecordedLayer]:
@@ -258,7 +288,7 @@ def _visit_batch(run: ModelRun, targets: Sequence[_Target], visit: Visit, rows: 
         visit(target, blocks[target.source.input], rows)
 
 
-def _append(recorder: Recorder, target: _Target, block: npt.NDArray[Any], rows: slice) -> None:  # noqa: ARG001
+def _append(recorder: Recorder | Meter, target: _Target, block: npt.NDArray[Any], rows: slice) -> None:  # noqa: ARG001
     if target.quantization is not None:
         block = target.quantization.quantize(block, np.int8, target.channel_axis)
     recorder.append(
