@@ -18,7 +18,7 @@ from streamstats.jobs.run import run
 
 torch = pytest.importorskip("torch", reason="`make models` tests with it")
 
-from streamstats.models.torch import apply_correctors, linear_modules, recording  # noqa: E402
+from streamstats.models.torch import apply_correctors, linear_modules, measuring, recording  # noqa: E402
 
 nn: Any = torch.nn
 
@@ -155,6 +155,25 @@ def test_kernels_are_recorded_where_taps_see_zeros_or_values(network: Any, tmp_p
     assert [layer.kernel for layer in select_layers(tmp_path / "others.zarr").layers] == [None, None]
     with pytest.raises(UsageError, match=r"layer growing: taps cannot be counted: the kernel of the layer is unknown"):
         ss.reduce(tmp_path / "others.zarr", layers=[ss.LayerRule("*", statistics=("taps",))])
+
+
+def test_measuring_gives_the_bits_of_recording_and_running(network: Any, tmp_path: Path) -> None:
+    x, statistics = samples(), ["magnitude", "histogram", "taps"]
+    recorded(network, tmp_path, x)
+    config = {"source": str(tmp_path / "s.zarr"), "output": str(tmp_path / "out"), "statistics": statistics}
+    expected = run(JobConfig.model_validate(config).job()).statistics
+    with torch.no_grad(), measuring(network, statistics=statistics) as meter:
+        for batch in x.split(7):
+            network(batch)
+    found = meter.statistics
+    assert found.keys() == expected.keys()
+    for layer, each in found.items():  # the shared module adds rows for each call: the same, in another order
+        assert each.statistics == expected[layer].statistics
+        assert each.rows == expected[layer].rows
+    meter.save(tmp_path / "measured")
+    apply_correctors(network, fake_quantized(network), tmp_path / "measured")
+    network(x)
+    assert meter.statistics["head/fc"].rows == len(x), "hooks must go with the block"
 
 
 def test_layers_are_chosen_by_name(network: Any, tmp_path: Path) -> None:
