@@ -9,19 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from math import prod
 from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from ..compiled.cache import address, load
+from ..compiled.cache import load
 from ..quantization import Quantization
 from .counts import BINS, patterns
 from .loops import ARGUMENTS
-from .pieces import pieces
-from .riders import COPIES, Rider, RiderKind, Tally, Where
-from .running import Intake, Measures, check_block, give
+from .riders import COPIES, CountingRider, Rider, RiderKind, Tally
+from .running import Measures
 from .statistic import Document, Space, Statistic, Tensors
 from .sums import AddedArrays
 
@@ -83,41 +81,22 @@ class _CountingWithin:
         return 8 * BINS * (1 + COPIES * len(self.within))
 
 
-class _WithinBins:
+class _WithinBins(CountingRider):
     """The rider that counts the values of some bins."""
 
     def __init__(self, dtype: np.dtype[Any], shape: tuple[int, ...], axis: int, within: tuple[int, ...]) -> None:
-        self.dtype, self.channels, self._axis, self._within = dtype, shape[axis], axis + 1, within
+        super().__init__(dtype, shape, axis)
+        self._within = within
         self._slots = np.full(BINS, -1, np.int64)
         self._slots[patterns(dtype)[list(within)]] = np.arange(len(within))
         self._counts = np.zeros((len(within), BINS), np.int64)
 
-    def add(self, block: Array, where: Where) -> None:  # noqa: ARG002 - the same wherever values lie
-        """As `Rider.add`."""
-        check_block(block, self._axis, self.dtype, self.channels)
-        for piece in pieces(block, self._axis):
-            self.rest(piece)
+    def _loop(self) -> Callable[..., None]:
+        return _counting()
 
-    def intake(self, shape: Sequence[int]) -> Intake | None:
-        """As `Rider.intake`."""
-        width = self.channels * prod(shape[self._axis + 1 :])
-        return Intake(width * self.dtype.itemsize, address(_counting()), *self._arguments(width))
-
-    def take(self, memory: npt.NDArray[np.uint8], intake: Intake) -> int:
-        """As `Taker.take`."""
-        return give(_counting(), memory, intake)
-
-    def took(self, size: int) -> None:
-        """As `Taker.took`: the loop counts what it takes."""
-
-    def rest(self, values: Array) -> None:
-        """As `Taker.rest`."""
-        if values.size:
-            native = np.require(values, self.dtype, ["C", "A"])
-            _counting()(native.ctypes.data, 1, *self._arguments(native.size))
-
-    def _arguments(self, width: int) -> tuple[int, int, int, int, int, int]:
-        return width, len(self._within), self._slots.ctypes.data, self._counts.ctypes.data, 0, 0
+    def _arguments(self, inner: int) -> tuple[int, int, int, int, int, int]:
+        arrays = self._slots.ctypes.data, self._counts.ctypes.data
+        return self.channels * inner, len(self._within), *arrays, 0, 0
 
     def found(self) -> Tally:
         """`counts` int64[bins, 65536], ascending in each bin."""

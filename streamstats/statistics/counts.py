@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
-from math import prod
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ..compiled import foreign
-from ..compiled.cache import POINTER, SIZE, address, load
+from ..compiled.cache import POINTER, SIZE, load
 from .loops import ARGUMENTS
-from .pieces import pieces
-from .riders import COPIES, Tally, Where
-from .running import Intake, check_block, give
+from .riders import COPIES, CountingRider, Tally
 
 Array = npt.NDArray[Any]
 
@@ -31,41 +28,18 @@ def is_counted_by_channel(dtype: np.dtype[Any]) -> bool:
     return dtype.itemsize == 1
 
 
-class Counting:
+class Counting(CountingRider):
     """A `Rider`: how often each value of 8 bits occurs per channel, or each bin of wider values over all channels."""
 
     def __init__(self, dtype: np.dtype[Any], shape: tuple[int, ...], axis: int) -> None:
-        self.dtype, self.channels, self._axis = dtype, shape[axis], axis + 1
+        super().__init__(dtype, shape, axis)
         narrow = is_counted_by_channel(dtype)
         self._counts = np.zeros((self.channels, 256) if narrow else BINS + ZEROS, np.int64)
         self._tables = np.zeros((TABLES, self.channels, 256) if narrow else 0, np.uint16)
         self._taken = np.zeros(1, np.int64)
 
-    def add(self, block: Array, where: Where) -> None:  # noqa: ARG002 - the same wherever values lie
-        """As `Rider.add`."""
-        check_block(block, self._axis, self.dtype, self.channels)
-        for piece in pieces(block, self._axis):
-            self.rest(piece)
-
-    def intake(self, shape: Sequence[int]) -> Intake | None:
-        """As `Rider.intake`."""
-        inner = prod(shape[self._axis + 1 :])
-        width = self.channels * inner
-        return Intake(width * self.dtype.itemsize, address(_counting(self.dtype)), *self._arguments(inner))
-
-    def take(self, memory: npt.NDArray[np.uint8], intake: Intake) -> int:
-        """As `Taker.take`."""
-        return give(_counting(self.dtype), memory, intake)
-
-    def took(self, size: int) -> None:
-        """As `Taker.took`: the loop counts what it takes."""
-
-    def rest(self, values: Array) -> None:
-        """As `Taker.rest`."""
-        rows, _, inner = values.shape
-        if values.size:
-            native = np.require(values, self.dtype, ["C", "A"])
-            _counting(self.dtype)(native.ctypes.data, rows, *self._arguments(inner))
+    def _loop(self) -> Callable[..., None]:
+        return _counting(self.dtype)
 
     def _arguments(self, inner: int) -> tuple[int, int, int, int, int, int]:
         arrays = [each.ctypes.data for each in (self._counts, self._tables, self._taken)]

@@ -6,10 +6,11 @@ values of a decoder through an `Intake`. A `Chain` makes one intake of those of 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from math import lcm
+from math import lcm, prod
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,7 +20,8 @@ from ..compiled import foreign
 from ..compiled.cache import address, load
 from .exact import carried
 from .loops import ARGUMENTS
-from .running import Intake, give
+from .pieces import pieces
+from .running import Intake, check_block, give
 
 Array = npt.NDArray[Any]
 Where = tuple[slice, ...]
@@ -93,6 +95,46 @@ class Rider(Taker, Protocol):
 
     def found(self) -> Tally:
         """What it has found in all values so far."""
+
+
+class CountingRider(ABC):
+    """A rider whose loop takes rows of all channels, in any number, and counts what it takes itself."""
+
+    def __init__(self, dtype: np.dtype[Any], shape: tuple[int, ...], axis: int) -> None:
+        self.dtype, self.channels, self._axis = dtype, shape[axis], axis + 1
+
+    @abstractmethod
+    def _loop(self) -> Callable[..., None]:
+        """The compiled loop; it takes the arguments of `loops`."""
+
+    @abstractmethod
+    def _arguments(self, inner: int) -> tuple[int, int, int, int, int, int]:
+        """Its arguments after the number of rows, for rows [channels, inner]."""
+
+    def add(self, block: Array, where: Where) -> None:  # noqa: ARG002 - the same wherever values lie
+        """As `Rider.add`."""
+        check_block(block, self._axis, self.dtype, self.channels)
+        for piece in pieces(block, self._axis):
+            self.rest(piece)
+
+    def intake(self, shape: Sequence[int]) -> Intake | None:
+        """As `Rider.intake`."""
+        inner = prod(shape[self._axis + 1 :])
+        return Intake(self.channels * inner * self.dtype.itemsize, address(self._loop()), *self._arguments(inner))
+
+    def take(self, memory: npt.NDArray[np.uint8], intake: Intake) -> int:
+        """As `Taker.take`."""
+        return give(self._loop(), memory, intake)
+
+    def took(self, size: int) -> None:  # noqa: B027 - nothing to do is what it does
+        """As `Taker.took`: the loop counts what it takes."""
+
+    def rest(self, values: Array) -> None:
+        """As `Taker.rest`."""
+        rows, _, inner = values.shape
+        if values.size:
+            native = np.require(values, self.dtype, ["C", "A"])
+            self._loop()(native.ctypes.data, rows, *self._arguments(inner))
 
 
 class RiderKind(Protocol):

@@ -128,3 +128,19 @@ def test_run_prints_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert found == [{"q": q, "value": sorted_value(values, q)} for q in (0.5, 0.999)]
     assert main(["run", str(tmp_path / "run.yaml"), "--refine", "0.5", "--follow", "--idle", "0"]) == 2
     assert "--refine and --follow cannot be combined" in capsys.readouterr().err
+
+
+@pytest.mark.soak
+def test_a_billion_values_have_the_quantiles_of_sorting(tmp_path: Path) -> None:
+    """One block, a hundred times over: the value at a place among all is the block's at a hundredth of that place."""
+    block, times = np.random.default_rng(2).standard_normal((1000, 10_000)).astype("f4"), 100
+    options = {"chunks": (1000, 10_000), "dtype": "f4", "shape": (1000 * times, 10_000)}
+    array = zarr.create_array(tmp_path / "s.zarr", name="layer", **options)
+    for time in range(times):
+        array[1000 * time : 1000 * (time + 1)] = block
+    store = tmp_path / "s.zarr"
+    run(config(store))
+    ordered, count = np.sort(block, axis=None), block.size * times
+    places = {q: max(0, math.ceil(Fraction(str(q)) * count) - 1) for q in QS}
+    found = {each.q: each.value for each in exact_quantiles(config(store), QS)}
+    assert found == {q: float(ordered[place // times]) for q, place in places.items()}
