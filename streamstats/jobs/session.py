@@ -107,7 +107,10 @@ class Session:
             saver.save()
             raise
         except BaseException:
-            saver.save_all()
+            if self.restarted or not any(ledger.rows for ledger in self.ledgers.values()):
+                saver.save()  # nothing that was counted before is lost, and a run that counted nothing leaves nothing
+            else:
+                saver.save_all()
             raise
         return replace(outcome, shortfalls=shortfalls(outcome.statistics, self.min_rows))
 

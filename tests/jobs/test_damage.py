@@ -420,15 +420,6 @@ def test_status_knows_the_rows_that_a_failed_run_did_not_reach(tmp_path: Path) -
     assert not status(tmp_path / "out").complete
 
 
-def test_status_of_a_first_run_that_failed_at_once_says_that_nothing_is_counted(tmp_path: Path) -> None:
-    store = ascending(tmp_path)
-    (store / "conv/c/0/0/0").unlink()
-    with pytest.raises(DataError, match="is missing"):
-        run(config(store))
-    (layer,) = status(tmp_path / "out").layers
-    assert (layer.counted, layer.rows) == (0, ROWS)
-
-
 def test_samples_of_another_shape_are_refused_where_a_statistic_depends_on_it(tmp_path: Path) -> None:
     """With more rows of samples than taps, further ones are further classes."""
     rule = {"match": "*", "geometry": {"kernel": [5], "pads": [2, 2]}}
