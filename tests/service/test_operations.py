@@ -92,7 +92,8 @@ def test_statistics_that_are_offered_are_described_and_accepted(service: Served,
     assert names
     assert names == sorted(names)
     assert all(each["description"] for each in offered)
-    job = client.wait(client.submit({"kind": "run", "source": STORE, "statistics": names}).id)
+    layers = [{"match": "*", "geometry": {"kernel": []}}]  # what some statistics need to know
+    job = client.wait(client.submit({"kind": "run", "source": STORE, "statistics": names, "layers": layers}).id)
     assert job.state == "done", job.message
     with pytest.raises(RefusedError, match="statistics"):
         client.submit({"kind": "run", "source": STORE, "statistics": ["mean of everything"]})
