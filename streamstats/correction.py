@@ -155,9 +155,9 @@ class MeanBiasCorrector(BiasCorrector):
 class TapBiasCorrector(BiasCorrector):
     """Corrects with the mean under each tap of the `kernel`: `tap_mean` float64[C, *taps], and `input_mean` float64[C].
 
-    With zero padding, or strides that skip positions, a tap of the kernel does not see all positions, and the mean that
-    it sees is not the channel's. `tap_mean` is, over all outputs, the mean of what each tap sees, zeros where it sees
-    padding. So the correction undoes the whole shift of the mean output. Both are in real units. `provenance` and
+    With zero padding, or strides that skip positions, a tap does not see all positions, and the mean of what it sees is
+    not that of the channel. `tap_mean` is the mean of what each tap sees over all outputs, with zeros for padding. The
+    correction therefore undoes the whole shift of the mean output. Both means are in real units. `provenance` and
     errors as in `MeanBiasCorrector`; `MismatchError` also for means that do not fit each other or the kernel.
     """
 
@@ -209,13 +209,13 @@ class TapBiasCorrector(BiasCorrector):
         if kernel != self.kernel:
             raise MismatchError(
                 f"weights of shape {change.shape} in layout {layout!r} have the kernel {kernel.to_metadata()}; the "
-                f"means were counted for the kernel {self.kernel.to_metadata()}; expected the same; give the weights "
-                "and the geometry of the recorded layer, or count it again with the kernel that it has"
+                f"means were counted for the kernel {self.kernel.to_metadata()}; expected the same: give the weights "
+                "and the geometry of the recorded layer, or count the layer again with its actual kernel"
             )
         return self._by_tap(change, axes, layout, groups)
 
     def _geometry(self, axes: int) -> Geometry:
-        """Its own geometry, where weights with so many spatial axes can have it."""
+        """The geometry of its kernel, if that has as many spatial axes."""
         return self.kernel.geometry if axes == len(self.kernel.taps) else Geometry()
 
     def _by_tap(self, change: Float64Array, axes: tuple[int, ...], layout: str, groups: int | None) -> Float64Array:

@@ -159,11 +159,11 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Kernel:
-    """The taps of a layer per spatial axis, none for a matrix product, and how they move over the input.
+    """The kernel of a layer: its `taps` per spatial axis (none for a matrix product), and how they move over the input.
 
-    `geometry` is held with one number per axis, so that kernels that do the same are equal. `transposed` says that it
-    is that of a transposed convolution. Raises `MismatchError` for a geometry of other axes, `UsageError` for anything
-    but integers.
+    `geometry` is stored with one number per axis, without defaults, so that kernels with the same effect are equal.
+    `transposed` marks a transposed convolution. Raises `MismatchError` for a geometry with other numbers of axes,
+    `UsageError` for numbers that are not integers or out of range.
 
     >>> Kernel((3,), Geometry(pads=(1, 1))) == Kernel((3,), Geometry((1,), (1, 1), (1,), (0,)))
     True
@@ -235,17 +235,18 @@ GEOMETRY = ("strides", "pads", "dilations", "output_padding")
 """The numbers of a geometry, in order."""
 LARGEST = 2**31 - 1
 LEAST = {"pads": -LARGEST, "output_padding": 0}
-"""The least of these numbers, as negative padding crops; that of others is 1."""
+"""The least value of these numbers (negative padding crops); that of all others is 1."""
 MOST_SEEN = 2**27
-"""The most pairs of a tap and a position along one axis."""
+"""The most pairs of a tap and a position along one axis: they bound the memory of `_seen`."""
 
 
 @dataclass(frozen=True, eq=False)
 class AxisClasses:
-    """The positions along one axis, in classes: all of one class are seen by the same taps, over all `outputs`.
+    """The positions along one axis, in classes: the same taps see all positions of a class, over all `outputs`.
 
-    `labels` int64[extent] is the class of each position, in order of their first positions; `sizes` int64[K] the number
-    of positions in each; `seen` bool[taps, K] says which taps see them. An axis without positions has one class.
+    `labels` int64[extent] is the class of each position; classes are numbered in order of their first positions.
+    `sizes` int64[K] is the number of positions in each class; `seen` bool[taps, K] says which taps see it. `outputs` is
+    the extent of the output. An axis without positions has one class.
     """
 
     labels: npt.NDArray[np.int64]
@@ -267,7 +268,7 @@ def labels_of(axes: Sequence[AxisClasses]) -> npt.NDArray[np.int64]:
 
 
 def _one_class(extent: int) -> AxisClasses:
-    """No tap moves along this axis: what is there is seen once for each output."""
+    """The classes along an axis of a matrix product: one, in which each position belongs to one output."""
     return AxisClasses(np.zeros(extent, np.int64), np.array([extent]), np.ones((1, 1), bool), extent)
 
 
@@ -287,7 +288,7 @@ def _classes(*numbers: *AxisNumbers) -> AxisClasses:
 def _outputs(
     extent: int, taps: int, stride: int, before: int, after: int, dilation: int, more: int, transposed: bool
 ) -> int:
-    """The extent of the output along one axis. Raises `MismatchError` if there is none, or too much to tell apart."""
+    """The extent of the output along one axis. Raises `MismatchError` if it is empty, or above `MOST_SEEN` pairs."""
     reach = dilation * (taps - 1)
     if transposed:
         outputs = (extent - 1) * stride - before - after + reach + more + 1

@@ -177,7 +177,7 @@ def _code_limits(dtype: np.dtype[Any]) -> np.iinfo[Any]:
 
 
 WEIGHT_RANGES = ("minmax", "mse")
-"""How the range of weights is chosen: all of them, or the one with the least squared rounding error."""
+"""How the range of weights is chosen: it includes all of them, or it has the least squared error."""
 SHRUNK = np.arange(20, 100) / 100
 """The factors by which the ends of a range are shrunk to find the least squared error."""
 
@@ -194,11 +194,12 @@ def fake_quantize(
 
     The range is that of the whole tensor, or of each index of `axis` (per channel). Asymmetric: the range is widened
     to include zero, and zero has a code. Symmetric: codes are −(2^(bits−1) − 1) … 2^(bits−1) − 1, and zero is code 0.
-    With `weight_range` "minmax", all weights are in the range. With "mse", its ends are shrunk as far as lessens
-    Σ(w − ŵ)², and weights beyond them are clipped: first both by one of the factors 0.20 … 1.00, then each alone.
+    With `weight_range` "minmax", the range includes all weights. With "mse", the range is shrunk if that reduces
+    Σ(w − ŵ)², and weights beyond it are clipped: first both ends by the best of the factors 0.20, 0.21 … 1.00, then,
+    unless symmetric, each end alone.
 
-    Raises `UsageError` for bits outside 2…16, an unknown `weight_range`, for weights that are not floating-point or not
-    finite, and for rounded values that overflow the dtype; `MismatchError` for axes that do not exist.
+    Raises `UsageError` for bits outside 2…16, an unknown `weight_range`, weights that are not floating-point or not
+    finite, and rounded values that overflow the dtype; `MismatchError` for axes that do not exist.
     """
     check_bits(bits)
     _check_weights(weights)
@@ -220,7 +221,7 @@ def quantization_step(
     symmetric: bool = False,
     weight_range: str = "minmax",
 ) -> Float64Array:
-    """The distance between the levels of `fake_quantize`, float64, with extents of 1 for reduced axes; 0 for zeros.
+    """The distance between the levels of `fake_quantize`, float64, with extents of 1 for reduced axes; 0 for all zeros.
 
     Arguments and errors as `fake_quantize`.
     """
@@ -260,9 +261,9 @@ Ranges = tuple[Float64Array, Float64Array]
 def _ranges(
     weights: npt.NDArray[Any], bits: int, axis: int | Sequence[int] | None, symmetric: bool, weight_range: str
 ) -> tuple[Float64Array, npt.NDArray[np.int32], Ranges]:
-    """(the weights scaled by powers of two to magnitudes below 1, the exponents of these, the ranges, scaled alike).
+    """(the weights, scaled by powers of two to magnitudes below 1; the exponents; the ranges, scaled likewise).
 
-    So no step underflows, and no range overflows.
+    The scaling keeps steps from underflowing and ranges from overflowing.
     """
     if weight_range not in WEIGHT_RANGES:
         raise UsageError(f"weight_range is {weight_range!r}; expected one of {', '.join(WEIGHT_RANGES)}")
@@ -281,7 +282,7 @@ def _ranges(
 
 
 def _least_squares(real: Float64Array, ranges: Ranges, bits: int, symmetric: bool, reduced: tuple[int, ...]) -> Ranges:
-    """Within `ranges`, those with the least squared error: both ends shrunk alike, then each alone."""
+    """`ranges` shrunk to the least squared error: both ends by the same factor, then each alone unless symmetric."""
     best = ranges
     least = _squared_error(real, best, bits, symmetric, reduced)
     both = ((1, 1),) if symmetric else ((1, 1), (1, 0), (0, 1))

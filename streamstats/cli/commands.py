@@ -125,9 +125,9 @@ def _say_unreadable(outcome: Outcome, output: str) -> None:
 
 def _say_shortfalls(found: Mapping[str, Shortfall], output: str) -> None:
     for layer, short in [*found.items()][:NAMED]:
-        say(f"layer {layer} has too little: {short.reason}")
+        say(f"layer {layer}: {short.reason}")
     more = f"; list all of them with: streamstats status {output}" if len(found) > NAMED else ""
-    say(f"{counted(len(found), 'layer')} with too little: {REMEDY}{more}")
+    say(f"{counted(len(found), 'layer')} below `min_rows`: {REMEDY}{more}")
 
 
 def _until_stable(job: Job, options: Namespace) -> tuple[Job, KnownTo]:
@@ -189,7 +189,7 @@ def status(options: Namespace) -> int:
         say("incomplete; repair any unreadable chunks, then resume with: streamstats run CONFIG")
     short = sum(layer.shortfall is not None for layer in found.layers)
     if short:
-        say(f"{counted(short, 'layer')} with too little: {REMEDY}")
+        say(f"{counted(short, 'layer')} below `min_rows`: {REMEDY}")
     return DONE if found.complete else INCOMPLETE
 
 
@@ -199,7 +199,7 @@ def _gaps(layer: LayerStatus) -> list[tuple[str, str]]:
     if len(layer.missing) > NAMED:
         lines.append((f"{len(layer.missing) - NAMED} more", "see --json"))
     if layer.shortfall is not None:
-        lines.append(("too little", layer.shortfall.reason))
+        lines.append(("below min_rows", layer.shortfall.reason))
     return lines or [("none", "")]
 
 
@@ -270,7 +270,7 @@ def compare(options: Namespace) -> int:
 
 def _verdict(found: Comparison) -> str:
     differing = sum(not each.equal for each in found.layers)
-    rows = "the same rows are covered" if found.same_rows else "the rows that are covered differ"
+    rows = "both outputs cover the same rows" if found.same_rows else "the outputs cover different rows"
     if not differing:
         return f"{counted(len(found.layers), 'layer')}: equal to the bit; {rows}"
     return f"{differing:,} of {counted(len(found.layers), 'layer')} differ{'s' * (differing == 1)}; {rows}"

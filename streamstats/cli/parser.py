@@ -12,14 +12,14 @@ Exact calibration statistics, out of core, and the bias corrections that follow 
 
   record    run a model over samples, and store the input of each layer in a zarr store
   run       reduce a store to exact statistics, and to a corrector for each layer
-  measure   do both at once without a store: statistics of the inputs of each layer while the model runs
+  measure   compute the same statistics while the model runs, without a store
   inspect   show the results of a run
-  ranges    compute scales and zero points from what a run has counted
+  ranges    compute quantisation ranges, with steps (scales) and zero points, from the output of a run
   status    show how far a run has come: what is counted, what is missing and why
   verify    read a store once, and report what is wrong with it
   forget    subtract rows from the results, for good
   merge     add up the results of several stores or sites
-  compare   show whether two results are equal to the bit, or how far apart they are
+  compare   compare two outputs: equal to the bit, or how far apart
   correct   correct the biases of a quantised model
   report    write a page on what the corrections do
   demo      do all of this with a small real network
@@ -47,6 +47,7 @@ Reduce every layer of a zarr calibration store to exact sums, counts and extrema
 
   streamstats run run.yaml
   streamstats run run.yaml --follow --idle 60          count rows as they are recorded, until none arrive for 60 s
+  streamstats run run.yaml --refine 0.5 0.999          print exact quantiles; needs `statistics: [histogram]`
 
 Before it reads any data, it prints the plan: tasks, bytes, and the peak memory of the run. It writes:
 
@@ -74,7 +75,7 @@ Show the results of `streamstats run`: all layers, or the channels of one.
 
 RANGES = """\
 Compute quantisation ranges, with their steps (scales) and zero points, from the output of a run. The data is not read
-again, whatever the method and the bit width.
+again, so another method or bit width takes seconds.
 
   streamstats ranges out --method mse --bits 4         one range per layer
   streamstats ranges out --method minmax --per-channel --symmetric
@@ -82,13 +83,13 @@ again, whatever the method and the bit width.
   streamstats ranges out --compare --layer block1/project --plot p.svg
 
   minmax       from the least to the greatest value
-  percentile   cuts the same share off each end: with --percentile 99.99 at most 0.01 % beyond each
-  mse          the range with the least mean squared error, rounding and clipping together
-  entropy      the threshold at which the least information is lost, as TensorRT defines it
+  percentile   cuts the same share off each end: with --percentile 99.99, at most 0.01 % of the values lie beyond each
+  mse          has the least mean squared error, from rounding and clipping together
+  entropy      ends at the threshold that loses the least information, as TensorRT defines it
 
-All methods but minmax need `statistics: [histogram]` in the configuration of the run, and, with --per-channel, layers
-of 8-bit values. MSE and SQNR are those of the values that were counted: exact for values of 8 and 16 bits; for wider
-ones, `rms_error_within` in --json says how far the root of the MSE may be off.
+Every method except minmax needs `statistics: [histogram]` in the configuration of the run and, with --per-channel,
+layers of 8-bit values. MSE and SQNR are those of the counted values. They are exact for values of 8 and 16 bits; for
+wider values, the root of the MSE is off by at most `rms_error_within`, which --json prints.
 
 Real values are (code − zero point) · step. Zero always has a code.
 """
@@ -98,7 +99,7 @@ Show how far a run has come: the rows counted for each layer, what is missing an
 
   streamstats status out                               exit status 0: everything is counted, 3: something is missing
 
-Layers that counted less than the `min_rows` of the configuration are named, and make the exit status 3, too.
+The exit status is also 3 if a layer counted fewer rows than the `min_rows` of the configuration; it names such layers.
 """
 
 VERIFY = """\
@@ -124,28 +125,30 @@ the same row are refused.
 """
 
 COMPARE = """\
-Show whether the results of two runs, or merges, are equal to the bit and, if not, what differs: worst layers first.
+Compare the outputs of two runs or merges: whether they are equal to the bit and, if not, what differs. The layers that
+differ most come first.
 
   streamstats compare yesterday/out today/out
   streamstats compare yesterday/out today/out --threshold 5      exit status 3 if the means of a layer have drifted
   streamstats compare yesterday/out today/out --layer 'block1/*'
 
-  rows       the rows that each counted; "others" if they are as many, but not the same
-  means      how far the means of the worst channel differ: in standard errors of the difference, |m1 - m2| /
-             sqrt(se1² + se2²), if both counted `spread`; otherwise as a share of the layer's range in both outputs
-  range      how far the range of a channel reaches beyond that in the other output, as a share of the layer's range:
-             + if the second reaches further, - if the first does
+  rows       the number of rows of each; "(others)" if the numbers are equal, but not the rows
+  means      the difference of the means for the worst channel: in standard errors, |m1 - m2| / sqrt(se1² + se2²), if
+             both counted `spread`; otherwise as a share of the layer's range over both outputs
+  range      how far the range of a channel extends beyond that in the other output, as a share of the layer's range:
+             + if the second extends further, - if the first does
   TV, KS     the total variation and Kolmogorov-Smirnov distances of the histograms, 0 to 1, if both counted `histogram`
              with the same bins (values of 8 and 16 bits are compared in real units even if their quantisations differ)
-  different  statistics that are not equal to the bit, and what describes the layer differently
+  different  the statistics that are not equal to the bit, and differences in dtype, channels and quantisation
 
-Everything is in real units, so outputs of different quantisations compare. Standard errors take the samples of the two
-outputs for independent; if one output has the rows of the other and more, the true difference is more certain.
+All figures are in real units, so outputs with different quantisations can be compared. Standard errors treat the
+samples of the two outputs as independent. If one output contains the rows of the other, the figure in standard errors
+is too small, because the shared rows cannot differ.
 
---threshold X: the exit status is 3 if a layer's means differ by more than X standard errors; for channels without
-standard errors, by more than X hundredths (X %) of the layer's range. Layers whose means cannot be compared count as
-drifted: those that one output lacks, that have another number of channels, or channels with values in one output only.
-Without --threshold, the exit status is 0 whether or not the results differ.
+--threshold X: the exit status is 3 if a layer has drifted. That is, the means of a channel differ by more than X
+standard errors or, without standard errors, by more than X % of the layer's range. Layers that cannot be compared have
+drifted, too: only one output has the layer, the numbers of channels differ, or a channel has values in only one output.
+Without --threshold, the exit status is 0 whether or not the outputs differ.
 """
 
 RECORD = """\
@@ -158,13 +161,13 @@ The samples are a .npy file with samples on axis 0, or a .npz file with one arra
 """
 
 MEASURE = """\
-Run an ONNX model over samples, and count the statistics of the input of every Conv, ConvTranspose, Gemm and MatMul with
-constant weights, without storing activations.
+Run an ONNX model over samples, and compute statistics of the input of every Conv, ConvTranspose, Gemm and MatMul with
+constant weights. No activations are stored.
 
   streamstats measure model.onnx --samples calibration.npy -o out --statistics magnitude histogram
 
-The folder holds what `record` and `run` would leave, to the bit; correct, inspect, ranges, merge and compare take it.
-Rows cannot be forgotten, verified or appended later: that needs a store.
+The statistics equal, to the bit, those that `record` and `run` give; correct, inspect, ranges, merge and compare accept
+the output. Forgetting, verifying and appending rows need a store.
 """
 
 CORRECT = """\
@@ -277,7 +280,7 @@ class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpF
     """Descriptions keep their lines; a default is shown only if it has a meaning."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default in (None, False, argparse.SUPPRESS):
+        if action.default in (None, False, [], argparse.SUPPRESS):
             return action.help
         return super()._get_help_string(action)
 
@@ -340,8 +343,8 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         metavar="Q",
         nargs="+",
         type=float,
-        help="print these exact quantiles of each layer, such as 0.5 0.999; the job must count histograms; values of "
-        "32 bits are read once more",
+        help="print these exact quantiles of each layer, such as 0.5 0.999; needs `statistics: [histogram]`; reads "
+        "layers of 32-bit values once more",
     )
     stable = parser.add_argument_group("stop once there are enough samples")
     stable.add_argument(
@@ -371,7 +374,13 @@ def _add_ranges(parser: argparse.ArgumentParser) -> None:
         help="whether codes may be negative; default: signed if --symmetric, else unsigned",
     )
     parser.add_argument("--per-channel", action="store_true", help="one range per channel, not per layer")
-    parser.add_argument("--percentile", metavar="P", type=float, default=99.99, help="of the method percentile, in %%")
+    parser.add_argument(
+        "--percentile",
+        metavar="P",
+        type=float,
+        default=99.99,
+        help="with --method percentile: the share of values within each end, in %%",
+    )
     parser.add_argument("--layer", metavar="GLOB", default="*", help="only layers whose names match")
     parser.add_argument(
         "--plot", metavar="FILE", help="draw the histogram of one layer with the ranges, to a .png or .svg file"
@@ -404,7 +413,8 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
         "--threshold",
         metavar="X",
         type=float,
-        help="exit with status 3 if the means of a layer differ by more than X standard errors (or X %% of its range)",
+        help="exit with status 3 if the means of a layer differ by more than X standard errors (or, without standard "
+        "errors, X %% of its range)",
     )
     parser.add_argument("--layer", metavar="GLOB", default="*", help="only layers whose names match")
 
@@ -441,13 +451,13 @@ def _add_measure(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         nargs="+",
         default=[],
-        help="what to count in addition to sums and extrema, as `statistics` of a job: magnitude, squares, …",
+        help="what to count in addition to sums and extrema: magnitude, squares, histogram, spread, taps",
     )
     parser.add_argument(
         "--nonfinite",
         choices=("error", "skip"),
         default="error",
-        help="NaN and infinities: an error that says where they are, or leave them out and count them",
+        help="NaN and infinities: error says where they are; skip only counts them",
     )
 
 
@@ -496,7 +506,7 @@ def _add_levels(parser: argparse.ArgumentParser) -> None:
     levels.add_argument(
         "--weight-range",
         choices=("minmax", "mse"),
-        help="the range of the levels: minmax holds all weights (default); mse clips the largest where that lessens "
+        help="the range of the weights: minmax includes all of them (default); mse clips the largest if that reduces "
         "the squared error",
     )
 

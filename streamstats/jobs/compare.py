@@ -21,7 +21,7 @@ from ..outputs.results import Results, open_results
 from ..statistics.statistics import Statistics
 
 DESCRIPTION = ("dtype", "channels", "channel_axis", "quantization", "statistics")
-"""What is compared of the description of a layer: keys of `Ledger.document`."""
+"""The parts of a layer's description that are compared: keys of `LayerStatistics.document`."""
 NAMED = 8
 """How many layers an error names at most."""
 
@@ -30,9 +30,10 @@ NAMED = 8
 class LayerComparison:
     """What differs in a layer, the first output before the second.
 
-    `rows` and `values` are the numbers counted; `same_rows` says whether the same rows of as many stores are covered.
-    `differing` names the statistics that both outputs have and that are not equal to the bit; `described` has what
-    differs in the description of the layer, such as its dtype. A layer that is in one output only has no `apart`.
+    `rows` and `values` are the numbers of rows and of finite values that were counted; `same_rows` says whether both
+    cover the same rows of each store. `differing` names the statistics that both outputs have and that are not equal to
+    the bit. `described` has the parts of the layer's description that differ, such as its dtype. `apart` is None for a
+    layer that only one output has.
     """
 
     layer: str
@@ -71,7 +72,7 @@ class LayerComparison:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What differs between two outputs: all layers, those whose means differ most first."""
+    """What differs between two outputs: all layers, those with the largest difference of means first."""
 
     layers: tuple[LayerComparison, ...]
 
@@ -88,8 +89,8 @@ class Comparison:
     def beyond(self, threshold: float) -> list[LayerComparison]:
         """The layers whose `shift` is above `threshold`: in standard errors, or hundredths of the layer's range.
 
-        Layers whose means cannot be compared are among them: those that only one output has, that have other channels,
-        or channels with values in one output only.
+        They include the layers that cannot be compared: only one output has the layer, the numbers of channels differ,
+        or a channel has values in only one output.
         """
         return [each for each in self.layers if each.shift > threshold]
 
@@ -102,7 +103,8 @@ class Comparison:
 def compare(first: str | Path, second: str | Path, *, match: str = "*") -> Comparison:
     """Compare the layers whose names match the glob `match` in two outputs of runs or merges.
 
-    Raises `UsageError` for a folder that is no output and a glob that matches nothing, `DataError` for a damaged file.
+    Raises `UsageError` for a folder that is not an output, and a glob that matches nothing; `DataError` for a damaged
+    file.
     """
     outputs = open_results(first), open_results(second)
     names = sorted({*outputs[0].layers, *outputs[1].layers})
@@ -119,7 +121,7 @@ def _some(names: list[str]) -> str:
 
 
 def _order(found: LayerComparison) -> tuple[object, ...]:
-    """Worst first: by means, then by ranges and histograms; layers that are equal come last."""
+    """The key that sorts the worst first: by means, then by ranges and histograms; equal layers come last."""
     beyond = 0.0 if found.apart is None else found.apart.beyond
     variation = (found.apart and found.apart.total_variation) or 0.0
     return -found.shift, -beyond, -variation, found.equal, found.layer

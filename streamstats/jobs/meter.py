@@ -1,6 +1,6 @@
-"""Meter: the statistics of arrays as they come, without a store: for activations that are too many to keep.
+"""Meter: the statistics of arrays as they arrive, without a store, for activations that are too large to store.
 
-It has the `append` of a `Recorder`, and gives, to the bit, the statistics that a run over the recorded store gives.
+It has the `append` of a `Recorder`. Its statistics equal, to the bit, those of a run over the recorded store.
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ from ..storage.names import check_layer_name
 
 
 class Meter:
-    """Measures `statistics`, beside sums and extrema, of every layer that is appended to; it keeps no samples.
+    """Measures sums, extrema and the given `statistics` of each appended layer; it stores no samples.
 
-    `name` identifies the samples in outputs: those of one name and the same row numbers are taken for the same rows, so
-    that merging never counts a row twice. With `nonfinite="skip"`, NaN and infinities are left out and counted.
+    `name` identifies the samples in outputs. Rows of the same name and number are the same rows, so that merging never
+    counts a row twice: give different samples different names. With `nonfinite="skip"`, NaN and infinities are only
+    counted. Raises `UsageError` for an unknown statistic, and for another value of `nonfinite`.
 
     >>> meter = Meter(["squares"])
     >>> meter.append("fc", np.array([[1.0, 2.0], [3.0, 4.0]]))
@@ -54,11 +55,12 @@ class Meter:
         quantization: Quantization | None = None,
         kernel: Kernel | None = None,
     ) -> None:
-        """Measure `samples` (samples on axis 0) of `layer`; `kernel` is the one that it moves over them, if known.
+        """Measure `samples` of `layer`: integers or floats, samples on axis 0, channels on `channel_axis`.
 
-        Raises `MismatchError` if shape, dtype, channel axis, quantisation or kernel differ from those of earlier calls,
-        `UsageError` for a name or values that cannot be a layer, or a statistic that it cannot have, and
-        `NonFiniteError` for NaN or infinities. A call that raises has measured nothing.
+        `quantization` maps integer codes to real values; `kernel` is the kernel that the layer moves over its samples,
+        None if unknown. Raises `MismatchError` if shape, dtype, channel axis, quantisation or kernel differ from those
+        of earlier calls, `UsageError` for a name or values that cannot be a layer, or a statistic that it cannot have,
+        and `NonFiniteError` for NaN or infinities, unless they are skipped. A call that raises has measured nothing.
         """
         block = np.asarray(samples)
         native = np.require(block, block.dtype.newbyteorder("="), ["C", "A"])
@@ -93,13 +95,14 @@ class Meter:
         return {name: self._layers[name].found() for name in sorted(self._layers)}
 
     def save(self, output: str | Path) -> None:
-        """Write states, correctors and manifest to the folder `output`, as a run does: other commands take them.
+        """Write states, correctors and manifest to the folder `output`, as a run does; other commands accept it.
 
-        Raises `UsageError` if nothing was measured, or for a folder that has results or is a store; `OutputError`.
+        Raises `UsageError` if nothing was measured, or for a folder that has results or is a store; `OutputError` if a
+        file cannot be written.
         """
         folder, found = Path(output), self.statistics
         if not found:
-            raise UsageError("nothing was measured; expected at least one call of `append`")
+            raise UsageError("nothing was measured; call `append` before `save`")
         if (folder / MANIFEST).exists():
             raise UsageError(f"{folder} holds other results; choose another folder")
         check_paths(folder, found)
@@ -109,7 +112,7 @@ class Meter:
 
 
 class _Metered:
-    """A layer that is measured, and how many rows of it have come."""
+    """A layer that is measured, and the number of its rows so far."""
 
     def __init__(self, layer: Layer) -> None:
         self._layer, self.rows = layer, 0
@@ -125,8 +128,8 @@ class _Metered:
         ):
             if found != before:
                 raise MismatchError(
-                    f"layer {self._layer.name}: the {name} is {found}; expected {before}, as before; measure it under "
-                    "another name"
+                    f"layer {self._layer.name}: the {name} is {found}; expected {before}, as in earlier calls; append "
+                    "it under another name"
                 )
 
     def add(self, block: npt.NDArray[Any]) -> None:

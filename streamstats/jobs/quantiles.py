@@ -1,6 +1,6 @@
-"""Exact quantiles: a histogram says in which bin a quantile lies, and a second pass counts the values of that bin.
+"""Exact quantiles: a histogram gives the bin in which a quantile lies, and a second pass counts the values in that bin.
 
-The pass reads the counted rows of those layers whose values the histogram does not tell apart, and of no others.
+The pass reads the counted rows of layers whose bins hold several values, and of no other layers.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from ..errors import DataError, UsageError
 from ..outputs.layer_statistics import LayerStatistics
 from ..progress import QUIET, Progress
 from ..statistics.bin_contents import BinContents
+from ..statistics.counts import is_counted_by_value
 from ..statistics.histogram import Histogram
 from .job import Job
 from .measuring import Policy
 from .session import Session, open_session, reduce_layers
 
-EXACT_BYTES, REFINED_BYTES = 2, 4
-"""Values of so many bytes have a bin for each value; of so many, bins that one more pass tells apart."""
+WIDEST = 4
+"""Bytes of the widest values whose bins a second pass can resolve."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,11 @@ class Quantile:
 
 
 def exact_quantiles(job: Job, quantiles: Sequence[float], *, progress: Progress = QUIET) -> list[Quantile]:
-    """The exact `quantiles` of every layer of `job`, whose output has counted a histogram; nothing is written.
+    """The exact `quantiles` of every layer of `job`, layer by layer, from the histograms in its output; writes nothing.
 
-    Raises `UsageError` for a quantile outside 0 to 1, a layer without a histogram or without values, and for values of
-    64 bits; `DataError` if the store has changed since it was counted; and as `run` does.
+    Raises `UsageError` for a quantile outside 0 to 1, a layer without a histogram or without finite values, codes with
+    one step per channel, and values of 64 bits; `DataError` if the store has changed since it was counted; and as `run`
+    does.
     """
     for q in quantiles:
         if not 0 <= q <= 1:
@@ -50,35 +52,36 @@ def exact_quantiles(job: Job, quantiles: Sequence[float], *, progress: Progress 
 
 
 Places = dict[float, tuple[int, int]]
-"""Quantile → the bin in which it lies, and its place in that bin, from 0."""
+"""Quantile → the index of the bin in which it lies, and its place in that bin, from 0."""
 
 
 def _places(layer: Layer, ledger: LayerStatistics, quantiles: Sequence[float]) -> Places:
-    """Raises `UsageError` for layers that cannot have exact quantiles."""
+    """The bin and place of each quantile. Raises `UsageError` for layers that cannot have exact quantiles."""
     histogram = ledger.statistics.get(Histogram.name)
     if not isinstance(histogram, Histogram):
         raise UsageError(
             f"layer {layer.name}: no histogram was counted; add `histogram` to its `statistics`, and run again with "
             "--restart"
         )
-    if layer.dtype.itemsize > REFINED_BYTES:
+    if layer.dtype.itemsize > WIDEST:
         raise UsageError(
             f"layer {layer.name}: exact quantiles of {layer.dtype} values are not supported; `inspect --json` gives "
             "the bins in which they lie"
         )
     if layer.quantization is not None and layer.quantization.channels is not None:
         raise UsageError(
-            f"layer {layer.name}: its channels have different steps, so no order of its codes is that of their values; "
-            "leave it out"
+            f"layer {layer.name}: each channel has its own step, so its codes do not sort like the real values; leave "
+            "the layer out of the job"
         )
-    counts = histogram.counts.sum(axis=1) if histogram.counts.ndim > 1 else histogram.counts
-    if not counts.any():
-        raise UsageError(f"layer {layer.name}: it has no finite values, so it has no quantiles; leave it out")
+    if not histogram.counts.any():
+        raise UsageError(
+            f"layer {layer.name}: it has no finite values, so it has no quantiles; leave the layer out of the job"
+        )
     return {q: histogram.place(q) for q in quantiles}
 
 
 def _refined(session: Session, places: dict[str, Places]) -> dict[str, BinContents]:
-    """What is in the bins of the layers whose values the histogram does not tell apart."""
+    """The contents of the bins at `places`, for each layer whose bins hold several values; by layer."""
     layers = [
         replace(
             layer,
@@ -87,7 +90,7 @@ def _refined(session: Session, places: dict[str, Places]) -> dict[str, BinConten
             quantization=None,
         )
         for layer in session.layers
-        if layer.dtype.itemsize > EXACT_BYTES
+        if not is_counted_by_value(layer.dtype)
     ]
     if not layers:
         return {}
@@ -103,7 +106,7 @@ def _refined(session: Session, places: dict[str, Places]) -> dict[str, BinConten
 
 
 def _check_same(layer: Layer, histogram: Histogram, contents: BinContents) -> None:
-    """Raise `DataError` unless both counted the same values in each bin."""
+    """Raise `DataError` unless both have the same count in each bin."""
     if contents.counts.sum(axis=1).tolist() != histogram.counts[list(layer.within)].tolist():
         raise DataError(
             f"layer {layer.name}: its values have changed since they were counted; find them with `streamstats verify`"

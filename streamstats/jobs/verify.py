@@ -75,7 +75,7 @@ def _read_again(
         if any(others.values()):
             outcomes.append(read(layers, others, Policy("skip", "report")))
         found = outcomes[0].statistics
-        if filled:  # fill values were counted for some of their chunks: so they must be again
+        if filled:  # fill values were counted for some of their chunks; compare like with like
             refilled = read(filled, counted, Policy("skip", "fill")).statistics
             found |= {layer.name: refilled[layer.name] for layer in filled}
     return found, [each for outcome in outcomes for each in outcome.unreadable]

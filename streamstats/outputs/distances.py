@@ -1,7 +1,8 @@
 """Distances: how far apart the statistics of a layer are in two outputs, in real units.
 
-Means are measured in standard errors where `spread` was counted, and in ranges of the layer; extrema in ranges;
-histograms by the distances of their distributions. Differences and counts are exact, and each quotient is rounded once.
+Means are compared in standard errors if `spread` was counted, and as shares of the layer's range; extrema as shares of
+that range; histograms by the distances of their distributions. Differences and counts are exact, and each quotient is
+rounded once.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..statistics.counts import is_counted_by_value
 from ..statistics.histogram import Histogram
 from .documents import json_value
 from .layer_statistics import LayerStatistics
@@ -24,9 +26,7 @@ Float64Array = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
 
 HUNDREDTHS = 100
-"""A layer's range in the unit that stands for a standard error where these are unknown."""
-ONE_BY_ONE = 2
-"""Bytes of the widest values that histograms count one by one."""
+"""A layer's range in hundredths, the unit of means without standard errors."""
 
 
 @dataclass(frozen=True)
@@ -43,18 +43,20 @@ class Distance:
 
 @dataclass(frozen=True)
 class Distances:
-    """How far apart the statistics of a layer are in two outputs; None is unknown.
+    """How far apart the statistics of a layer are in two outputs; None means unknown.
 
-    The difference of the means is |m₁ − m₂| / √(se₁² + se₂²) in standard errors, as if the outputs were of independent
-    samples; it is infinite where means differ that have no error. The layer's range reaches from the least to the
-    greatest value in either output. `beyond_first` is how far the range of a channel in the second output reaches
-    beyond that in the first, `beyond_second` the reverse, both as a share of the layer's range. `total_variation` is
-    ½Σ|p − q| over the bins of the histograms, `kolmogorov_smirnov` the greatest difference of their cumulative shares.
-    `one_sided` are channels with finite values in one output only; `comparable` says that there are none, and that both
-    have as many channels.
-
-    `worst_mean` is the greatest difference of means in one unit for all channels: standard errors or, in channels where
-    these are unknown, hundredths of the layer's range.
+    - `comparable`: both outputs have the same number of channels, and no channel is in `one_sided`;
+    - `worst_mean`: the greatest difference of means, in standard errors or, for channels without standard errors, in
+      hundredths of the layer's range;
+    - `mean_in_standard_errors`: |m₁ − m₂| / √(se₁² + se₂²), which treats the samples of the outputs as independent;
+      infinite if means without error differ;
+    - `mean_in_ranges`: |m₁ − m₂| as a share of the layer's range, which extends from the least to the greatest value in
+      either output;
+    - `beyond_first`: how far the range of a channel in the second output extends beyond that in the first, as a share
+      of the layer's range; `beyond_second`: the reverse;
+    - `total_variation`: ½Σ|p − q| over the bins of the histograms; `kolmogorov_smirnov`: the greatest difference of
+      their cumulative shares;
+    - `one_sided`: the channels with finite values in only one output.
     """
 
     comparable: bool
@@ -79,7 +81,7 @@ class Distances:
 
     @property
     def beyond(self) -> float:
-        """How far either range reaches beyond the other at most; 0 if it is unknown."""
+        """The greater of `beyond_first` and `beyond_second`, a share of the layer's range; 0 if unknown."""
         return max((each.value for each in (self.beyond_first, self.beyond_second) if each), default=0.0)
 
     def document(self) -> dict[str, Any]:
@@ -135,7 +137,7 @@ def _greatest(found: ByChannel) -> Distance | None:
 
 
 def _mean_distances(first: LayerStatistics, second: LayerStatistics) -> tuple[ByChannel, ByChannel]:
-    """The differences of the means (in standard errors, in ranges) of the layer."""
+    """The differences of the means: (in standard errors, as shares of the layer's range)."""
     error, width = _standard_errors(first, second), _width(first, second)
     both = np.flatnonzero(np.isfinite(first.mean) & np.isfinite(second.mean)).tolist()
     apart = {channel: abs(_exact(first.mean, channel) - _exact(second.mean, channel)) for channel in both}
@@ -164,7 +166,7 @@ def _width(first: LayerStatistics, second: LayerStatistics) -> Fraction:
 
 
 def _excesses(first: LayerStatistics, second: LayerStatistics) -> tuple[ByChannel, ByChannel]:
-    """How far the range of each channel in (`second`, `first`) reaches beyond that in the other, in ranges."""
+    """How far the range of each channel extends beyond that in the other output: (`second`'s, `first`'s), as shares."""
     width, mine, theirs = _width(first, second), _ends(first), _ends(second)
     both = np.flatnonzero(~np.isnan(mine[0]) & ~np.isnan(theirs[0])).tolist()
 
@@ -180,7 +182,7 @@ def _excesses(first: LayerStatistics, second: LayerStatistics) -> tuple[ByChanne
 
 
 def _ends(found: LayerStatistics) -> tuple[Float64Array, Float64Array]:
-    """(minimum, maximum) per channel; what a huge step takes beyond float64 ends there."""
+    """(minimum, maximum) per channel, float64[C]; a huge step may take them beyond float64: they are clipped to it."""
     limit = np.finfo(np.float64).max
     low, high = (np.clip(each, -limit, limit) for each in (found.minimum, found.maximum))
     return low, high
@@ -209,8 +211,8 @@ def _histogram_distances(first: LayerStatistics, second: LayerStatistics) -> tup
     if not (isinstance(mine, Histogram) and isinstance(theirs, Histogram)):
         return None, None
     if first.space.dtype == second.space.dtype and first.quantization == second.quantization:
-        return _count_distances(_over_channels(mine), _over_channels(theirs))
-    if max(first.space.dtype.itemsize, second.space.dtype.itemsize) > ONE_BY_ONE:
+        return _count_distances(mine.over_channels, theirs.over_channels)
+    if not (is_counted_by_value(first.space.dtype) and is_counted_by_value(second.space.dtype)):
         return None, None
     values, _, counts = mine.bins(first.quantization)
     others, _, other_counts = theirs.bins(second.quantization)
@@ -218,13 +220,8 @@ def _histogram_distances(first: LayerStatistics, second: LayerStatistics) -> tup
     return _count_distances(_placed(values, counts, together), _placed(others, other_counts, together))
 
 
-def _over_channels(histogram: Histogram) -> Counts:
-    counts = histogram.counts
-    return counts if counts.ndim == 1 else counts.sum(axis=1)
-
-
 def _placed(values: Float64Array, counts: Counts, together: Float64Array) -> Counts:
-    """The `counts` of `values`, at the places that these have in `together`."""
+    """The `counts` of `values`, each at the index of its value in `together`; both ascend."""
     placed = np.zeros(len(together), np.int64)
     placed[np.searchsorted(together, values)] = counts
     return placed

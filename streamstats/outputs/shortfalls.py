@@ -1,6 +1,6 @@
-"""Shortfalls: layers that counted less than a job asks for, such as an expert of a network to which few tokens went.
+"""Shortfalls: layers that counted less than `min_rows`, such as an expert that received few tokens.
 
-`min_rows` of a job asks for that many rows, and for as many finite values in every channel of them.
+A layer needs at least `min_rows` rows, and as many finite values in every channel.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ REMEDY = "record more samples and run again, or lower `min_rows`"
 
 @dataclass(frozen=True)
 class Shortfall:
-    """What a layer counted, which is less than `min_rows`: its `rows`, and the fewest finite `values` of a `channel`.
+    """What a layer below `min_rows` counted: its `rows`, and the finite `values` of the `channel` that has the fewest.
 
-    `channel` is None if the layer has no channels.
+    `channel` is None, and `values` is the number of rows, if the layer has no channels.
     """
 
     min_rows: int
@@ -29,7 +29,7 @@ class Shortfall:
 
     @classmethod
     def of(cls, found: LayerStatistics, min_rows: int) -> Self | None:
-        """What was counted of a layer if it is less than `min_rows`, or else None."""
+        """The shortfall of the layer `found`; None if it has enough."""
         count = found.sums.count
         channel = int(count.argmin()) if len(count) else None
         values = found.rows if channel is None else int(count[channel])
@@ -37,7 +37,7 @@ class Shortfall:
 
     @property
     def reason(self) -> str:
-        """What was found and what was expected."""
+        """What was counted and what was expected, without the layer's name."""
         if self.rows < self.min_rows:
             return f"{counted(self.rows, 'row')} counted; `min_rows` is {self.min_rows:,}"
         return f"channel {self.channel} has {counted(self.values, 'finite value')}; `min_rows` is {self.min_rows:,}"
@@ -48,6 +48,6 @@ class Shortfall:
 
 
 def shortfalls(found: Mapping[str, LayerStatistics], min_rows: Mapping[str, int]) -> dict[str, Shortfall]:
-    """The layers of `found` that have less than their `min_rows`, by name."""
+    """The shortfalls of the layers in `found` that are below their `min_rows` (default: 0), by name."""
     each = {layer: Shortfall.of(statistics, min_rows.get(layer, 0)) for layer, statistics in found.items()}
     return {layer: short for layer, short in each.items() if short is not None}

@@ -22,8 +22,8 @@ class Codes:
     """The codes of `bits` bits, 2 to 16.
 
     Affine codes are 0 … 2^bits − 1, or, if signed, −2^(bits−1) … 2^(bits−1) − 1, with a zero point for each range.
-    Symmetric codes lie at most 2^(bits−1) − 1 from their zero point, which is 0, or, if unsigned, 2^(bits−1). The
-    default for `signed` is that of `symmetric`. Raises `UsageError` for other bit widths.
+    Symmetric codes lie at most 2^(bits−1) − 1 from their zero point, which is 0, or, if unsigned, 2^(bits−1). By
+    default, symmetric codes are signed and affine codes unsigned. Raises `UsageError` for other bit widths.
 
     >>> Codes(8).quantization(-50.0, 205.0).to_metadata()
     {'step': 1.0, 'zero_point': 50}
@@ -50,7 +50,7 @@ class Codes:
         return (1 << (self.bits - 1 if self.signed else self.bits)) - 1
 
     def widened(self, low: npt.ArrayLike, high: npt.ArrayLike) -> tuple[Float64Array, Float64Array]:
-        """The least range with `low`, `high` and zero that these codes can have: about zero if they are symmetric."""
+        """(low, high) of the least range that includes `low`, `high` and zero; centred on zero for symmetric codes."""
         ends = np.minimum(low, 0.0) + 0.0, np.maximum(high, 0.0) + 0.0  # + 0.0: no −0
         if not self.symmetric:
             return ends
@@ -60,9 +60,9 @@ class Codes:
     def quantization(self, low: npt.ArrayLike, high: npt.ArrayLike) -> Quantization:
         """The map for the range `low` to `high`, scalars or [n], in real units, widened to include zero.
 
-        The zero point is rounded, so the values with a code may lie up to half a step beside an affine range. A range
-        that holds zero alone has step 1, and zero point 0 unless the codes are symmetric and unsigned: any step
-        represents it exactly.
+        The zero point is rounded, so the ends of an affine range may shift by up to half a step. A range that holds
+        zero alone gets step 1, because any step represents it exactly; its zero point is 0 unless the codes are
+        symmetric and unsigned.
         """
         low, high = self.widened(low, high)
         levels = self.highest - self.lowest

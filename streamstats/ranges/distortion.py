@@ -1,10 +1,10 @@
-"""Distortion: the mean squared error that quantising a distribution causes: rounding and clipping together.
+"""Distortion: the mean squared error of quantising a distribution, from rounding and clipping together.
 
 A value is quantised to the nearest value with a code, so its error is its distance to a fixed set of values. Over a bin
 whose values are spread evenly, the mean of the squared distance has a closed form; in a bin without width, it is the
 squared distance itself. Distances to a set differ by no more than the points do. So the root mean square error of the
-values themselves is within `Distribution.blur` of the one found here (Minkowski's inequality), and equal to it, but for
-the rounding of float64, where values are counted one by one.
+values themselves is within `Distribution.blur` of the one computed here (Minkowski's inequality). For values that are
+counted one by one, the two are equal up to the rounding of float64.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from .distribution import Distribution
 Float64Array = npt.NDArray[np.float64]
 
 AT_ONCE = 2**18
-"""Distances that are found in one go: they fit the processor's cache."""
+"""Distances that are computed at once: they fit the processor's cache."""
 
 
 @dataclass(frozen=True)
 class Distortion:
     """The expected error of quantised values, in squared real units.
 
-    `mean_square` is that of the values. The root of `mean_squared_error` is exact to `within`: 0 for values that are
-    counted one by one.
+    `mean_square` is that of the values. The root of `mean_squared_error` is off by at most `within`, in real units: 0
+    for values that are counted one by one.
     """
 
     mean_squared_error: float
@@ -54,7 +54,7 @@ def distortion(values: Distribution, codes: Codes, quantization: Quantization) -
 
 
 def mean_squared_errors(values: Distribution, codes: Codes, quantization: Quantization) -> Float64Array:
-    """The mean squared error of `values`, of which there must be some, for each of n maps to `codes`, float64[n]."""
+    """The mean squared error of `values` for each of the n maps in `quantization`, float64[n]; there must be values."""
     step = quantization.step.reshape(-1, 1)
     lowest, highest = (np.broadcast_to(end.reshape(-1, 1), step.shape) for end in codes.reach(quantization))
     together = max(1, AT_ONCE // len(values.count))

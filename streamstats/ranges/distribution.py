@@ -1,15 +1,15 @@
-"""Distribution: how often values of a layer lie where, as a run counted it, in real units.
+"""Distribution: the values of a layer and how often they occur, from what a run counted, in real units.
 
-Values of 8 and 16 bits are counted one by one: their bins have no width. Of wider ones only the bin is known; here they
-are spread evenly over it. The extrema are known exactly, and cut the outermost bins. Floats in the bins next to zero,
-below 1e-40 for float32, are taken for zeros unless there are no greater ones.
+Values of 8 and 16 bits are counted one by one: their bins have no width. For wider values, only the bin is known; they
+are assumed to be spread evenly over it. The extrema are known exactly, and cut the outermost bins. Floats in the bins
+next to zero, below 1e-40 for float32, are treated as zeros unless there are no greater ones.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -22,8 +22,8 @@ from ..statistics.histogram import Histogram
 Float64Array = npt.NDArray[np.float64]
 
 LARGEST = 1e150
-"""Values beyond it are refused: their squares would overflow."""
-COUNT_IT = "add `statistics: [histogram]` to the configuration, and run it again with --restart"
+"""Values beyond ±1e150 are refused: their squares would overflow."""
+COUNT_IT = "add `statistics: [histogram]` to the configuration, and run again with --restart"
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +70,7 @@ class Distribution:
 
     @property
     def blur(self) -> float:
-        """How far, in the root mean square, a value may lie from where it is spread to."""
+        """The largest root mean square distance between the values and where they are assumed to lie, in real units."""
         return float(np.sqrt(self.mean((self.high - self.low) ** 2 / 3)))
 
     def mean(self, of_bins: Float64Array) -> float:
@@ -87,28 +87,29 @@ class Distribution:
         return Distribution(-self.high[::-1], -self.low[::-1], self.count[::-1])
 
     def counted_between(self, edges: Float64Array) -> Float64Array:
-        """The number of values from each edge to the next, float64[len(edges) − 1]; fractions of wide bins.
+        """The number of values between neighbouring `edges`, float64[len(edges) − 1]; wide bins give fractions.
 
-        A value on an edge counts above it, on the last edge below it. Values outside count nowhere.
+        Edges ascend. A value on an edge belongs to the interval above it, on the last edge to the one below. Values
+        outside are left out.
         """
         point = self.low == self.high
         ascending = self.low[point]
         place = np.searchsorted(ascending, edges)
         place[-1] = np.searchsorted(ascending, edges[-1], side="right")
-        return np.diff(_summed(self.count[point])[place] + self._counted_below(edges, ~point))
+        return np.diff(summed(self.count[point])[place] + self._counted_below(edges, ~point))
 
     def _counted_below(self, edges: Float64Array, wide: npt.NDArray[np.bool_]) -> Float64Array:
         """The number of values in `wide` bins below each edge."""
         if not wide.any():
             return np.zeros(len(edges))
         knots = np.stack([self.low[wide], self.high[wide]], axis=1).reshape(-1)
-        below = _summed(self.count[wide])
+        below = summed(self.count[wide])
         return np.interp(edges, knots, np.stack([below[:-1], below[1:]], axis=1).reshape(-1))
 
 
-def _summed(counts: npt.NDArray[np.int64]) -> Float64Array:
-    """The sum of the first 0, 1, … of `counts`."""
-    return np.concatenate([[0.0], np.cumsum(counts, dtype=np.float64)])
+def summed(terms: npt.NDArray[Any]) -> Float64Array:
+    """The sums of the first 0, 1, … n of n `terms`, float64[n + 1]."""
+    return np.concatenate([[0.0], np.cumsum(terms, dtype=np.float64)])
 
 
 def why_unknown(statistics: LayerStatistics, *, by_channel: bool = False) -> str | None:
@@ -120,13 +121,13 @@ def why_unknown(statistics: LayerStatistics, *, by_channel: bool = False) -> str
         return None
     if by_channel:
         return (
-            f"the histogram of {dtype} values is one of all channels, not per channel; only 8-bit values are counted "
-            "per channel: leave out --per-channel, use minmax, or choose other layers"
+            f"the histogram of {dtype} values covers all channels together; only 8-bit values are counted per channel: "
+            "leave out --per-channel, use minmax, or choose other layers"
         )
     if quantization is not None and quantization.channels is not None:
         return (
-            f"each channel of the {dtype} codes has its own step, but their histogram is one of all channels, so the "
-            "real values are unknown; use minmax"
+            f"each channel of the {dtype} codes has its own step, but their histogram covers all channels together, so "
+            "the real values are unknown; use minmax"
         )
     return None
 

@@ -32,7 +32,7 @@ Float64Array = npt.NDArray[np.float64]
 
 BINS = 2048
 NOTHING = 2.0**-40
-"""Relative to the greatest magnitude, what any step rounds to zero."""
+"""Magnitudes below this share of the greatest one round to zero with any step."""
 
 
 def entropy_range(values: Distribution, codes: Codes) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""Ranges of the layers of an output, by any method, with the error that each is expected to cause."""
+"""Quantisation ranges of the layers of an output, by any method, with the expected error of each."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ METHODS = (MINMAX, "percentile", "mse", "entropy")
 
 @dataclass(frozen=True)
 class Range:
-    """The values from `low` to `high`, in real units, zero among them, which `method` chose to have codes.
+    """The range from `low` to `high`, in real units, which `method` chose; it includes zero.
 
-    `distortion` is the expected error; None if it is unknown, because no histogram was counted or there is no value.
+    `distortion` is the expected error; None without a histogram that fits, or without values.
     """
 
     low: float
@@ -43,7 +43,7 @@ class Range:
 
 @dataclass(frozen=True)
 class LayerRange:
-    """The ranges of a layer in `codes`, by one method: one for all channels, or one for each."""
+    """The ranges of a layer in `codes`, by one method: one for all channels or, if `per_channel`, one for each."""
 
     layer: str
     codes: Codes
@@ -62,7 +62,7 @@ class LayerRange:
         return self.codes.quantization(low, high) if self.per_channel else self.codes.quantization(low[0], high[0])
 
     def document(self) -> dict[str, Any]:
-        """JSON-ready: what is per channel is a list; None for what is unknown, and for an infinite SQNR."""
+        """JSON-ready: lists if `per_channel`; None for unknown figures, and for an infinite SQNR."""
         known = [each.distortion for each in self.ranges]
         figures: dict[str, list[Any]] = {
             "low": [each.low for each in self.ranges],
@@ -84,7 +84,7 @@ class LayerRange:
         }
 
     def rows(self) -> list[list[Any]]:
-        """[low, high, step, zero point, mean squared error, SQNR in dB] of each range; NaN for what is unknown."""
+        """[low, high, step, zero point, mean squared error, SQNR in dB] of each range; NaN for unknown figures."""
         maps = zip(np.atleast_1d(self.quantization.step), np.atleast_1d(self.quantization.zero_point), strict=True)
         return [
             [found.low, found.high, float(step), int(zero_point), *_errors(found.distortion)]
@@ -110,10 +110,10 @@ def find_ranges(
     """The ranges of the layers of `output` whose names match the glob `layers`, by name, without reading the data.
 
     `method` is "minmax" (the extrema), "percentile", "mse" (the least mean squared error) or "entropy" (the least
-    divergence, as TensorRT has it). All but minmax need `statistics: [histogram]` in the configuration of the run.
-    `bits`, 2 to 16, `symmetric` and `signed` choose the codes, as `Codes` explains. `per_channel` gives each channel
-    its own range: by minmax for all layers, by other methods for layers of 8-bit values. `percentile` is that of the
-    method of this name.
+    divergence, as TensorRT defines it). Every method except "minmax" needs `statistics: [histogram]` in the
+    configuration of the run. `bits` (2 to 16), `symmetric` and `signed` choose the codes, as `Codes` explains.
+    `per_channel` gives each channel its own range: with "minmax" for all layers, with other methods for layers of 8-bit
+    values. `percentile`, in %, is for the method of that name.
 
     Raises `UsageError`, with the reason, if the request cannot be met; `DataError` for damaged files.
     """

@@ -1,4 +1,4 @@
-"""The range of least squared error: the ends, out of a grid of candidates, with the least mean squared error."""
+"""The range of least squared error: the pair of ends, in a grid of candidates, with the least mean squared error."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy.typing as npt
 from ..quantization import Quantization
 from .codes import Codes
 from .distortion import mean_squared_errors
-from .distribution import Distribution
+from .distribution import Distribution, summed
 
 Float64Array = npt.NDArray[np.float64]
 
@@ -16,16 +16,16 @@ PER_OCTAVE, OCTAVES = 16, 16
 FIRST = 64
 """Candidates that are tried first; their error shows which others cannot be better."""
 MARGIN = 1e-12
-"""Relative to the mean square, more than the rounding errors of the least errors."""
+"""More than the rounding errors of the lower bounds, relative to the mean square."""
 
 
 def least_squares_range(values: Distribution, codes: Codes) -> tuple[float, float]:
     """(low, high) of the least mean squared error, rounding and clipping together, of all candidates.
 
-    The candidates for an end are the extremum times 2^(−k/16), k = 0 … 256, and, of affine codes, zero. Each pair of a
-    low and a high is a candidate range; of symmetric codes, each ± the greatest magnitude times 2^(−k/16). All are
-    compared, except those of which a part of the error already exceeds the whole error of another. The widest of equal
-    ones is returned.
+    The candidates for an end are the extremum times 2^(−k/16), k = 0 … 256, and, for affine codes, zero. Each pair of a
+    low and a high is a candidate range; for symmetric codes, each ± the greatest magnitude times 2^(−k/16). A candidate
+    is skipped if a lower bound of its error exceeds the error of another. Of equally good ranges, the widest is
+    returned. There must be values.
     """
     low, high = _candidates(values, codes)
     quantization = codes.quantization(low, high)
@@ -50,7 +50,7 @@ def _candidates(values: Distribution, codes: Codes) -> tuple[Float64Array, Float
 
 
 def _least_errors(values: Distribution, codes: Codes, quantization: Quantization) -> Float64Array:
-    """What the error of each map is at least: that of the values beyond its codes, and of those that become zero."""
+    """A lower bound of the error of each map: that of values beyond its codes, and of values that round to zero."""
     lowest, highest = codes.reach(quantization)
     return _least_above_zero(values, quantization.step, highest) + _least_above_zero(
         values.mirrored(), quantization.step, -lowest
@@ -58,21 +58,16 @@ def _least_errors(values: Distribution, codes: Codes, quantization: Quantization
 
 
 def _least_above_zero(values: Distribution, step: Float64Array, highest: npt.NDArray[np.int64]) -> Float64Array:
-    """The least part of the error that values above zero can have, from the ends of their bins that are nearest to it.
+    """A lower bound of the part of the error that is due to values above zero, from the ends of their bins.
 
     Beyond the highest code, Σ (low − end)² of the bins that begin there; Σ low² of those that end below half a step.
     """
     positive = values.low >= 0
     low, top, share = values.low[positive], values.high[positive], values.share[positive]
-    squares, firsts, shares = (_summed(low**power * share) for power in (2, 1, 0))
+    squares, firsts, shares = (summed(low**power * share) for power in (2, 1, 0))
     end = highest * step
     begin = np.searchsorted(low, end)
     beyond = [each[-1] - each[begin] for each in (squares, firsts, shares)]
     clipped = beyond[0] - 2 * end * beyond[1] + end**2 * beyond[2]
     rounded = squares[np.searchsorted(top, step / 2, side="right")]
     return np.asarray(clipped + np.where(highest > 0, rounded, 0.0))
-
-
-def _summed(terms: Float64Array) -> Float64Array:
-    """The sum of the first 0, 1, … of `terms`."""
-    return np.append(0.0, np.cumsum(terms))

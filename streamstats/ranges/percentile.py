@@ -15,14 +15,15 @@ PERCENTILE = 99.99
 
 
 def percentile_range(values: Distribution, codes: Codes, percentile: float = PERCENTILE) -> tuple[float, float]:
-    """(low, high): `percentile` % of the values are at most high, and `percentile` % at least low.
+    """(low, high), in real units: `percentile` % of the values are at most high, and `percentile` % at least low.
 
-    For symmetric codes, `percentile` % of the values are at most that far from zero. High is the value at place
-    ⌈p·n⌉ of the n sorted values, as numpy's method "inverted_cdf" gives it, and low the same for −x. It is exact for
-    values of 8 and 16 bits; of wider ones, it is the outer edge of the bin with that value, so that no more than the
-    requested share lies beyond. Raises `UsageError` for a percentile that is not above 50 and at most 100.
+    For symmetric codes, the range is ±extent, and the magnitudes of `percentile` % of the values are at most extent.
+    High is the value at place ⌈p·n⌉ of the n sorted values, as numpy's method "inverted_cdf" gives it, and low the same
+    for −x. For values of 8 and 16 bits, both are exact. For wider values, each is the outer edge of the bin with that
+    value, so that no more than the requested share lies beyond. Raises `UsageError` for a percentile that is not above
+    50 and at most 100.
 
-    (onnxruntime divides what lies beyond among both ends: our 99.99 is its 99.98, unless codes are symmetric.)
+    (onnxruntime divides the share beyond between both ends: our 99.99 is its 99.98, unless codes are symmetric.)
     """
     if not 50 < percentile <= 100:
         raise UsageError(f"the percentile is {percentile:g}; expected a number above 50, at most 100")

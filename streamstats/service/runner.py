@@ -108,14 +108,14 @@ def _run(request: dict[str, Any], lines: Lines) -> tuple[int, str]:
 
 
 def _incomplete(outcome: Outcome) -> Iterator[str]:
-    """What the outcome lacks: rows that could not be read, layers that counted too little."""
+    """What the outcome lacks: rows that could not be read, and layers below `min_rows`."""
     if outcome.unreadable:
         lost = sum(each.rows[1] - each.rows[0] for each in outcome.unreadable)
         yield f"{counted(lost, 'row')} could not be read; the first: {outcome.unreadable[0].reason}"
     if outcome.shortfalls:
         layer, short = next(iter(outcome.shortfalls.items()))
-        short_of = counted(len(outcome.shortfalls), "layer")
-        yield f"{short_of} with too little; the first: {layer}: {short.reason}; {REMEDY}"
+        below = counted(len(outcome.shortfalls), "layer")
+        yield f"{below} below `min_rows`; the first: {layer}: {short.reason}; {REMEDY}"
 
 
 def _wait_for_layers(source: str, lines: Lines) -> None:

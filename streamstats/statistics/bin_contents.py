@@ -1,7 +1,7 @@
-"""BinContents: how often each value of a few bins of a `Histogram` occurs, so that a quantile in them is exact.
+"""BinContents: how often each value in a few bins of a `Histogram` occurs, which makes a quantile in them exact.
 
-It is counted in a second pass, for the bins that `Space.within` names, over values of 32 bits: a bin holds those that
-share their upper 16 bits, and their lower 16 bits tell them apart.
+A second pass over values of 32 bits counts it, for the bins in `Space.within`. The values of a bin share their upper 16
+bits; their lower 16 bits tell them apart.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ WITHIN_MODULES = (f"{__package__}.count_kernels", __name__)
 
 @dataclass(frozen=True, eq=False)
 class BinContents(AddedArrays):
-    """How often each value of some bins occurs: `counts` int64[bins, 65536], ascending in each bin."""
+    """How often each value in the bins of `Space.within` occurs: `counts` int64[bins, 65536], ascending in each bin."""
 
     name: ClassVar[str] = "bin_contents"
 
@@ -51,11 +51,11 @@ class BinContents(AddedArrays):
         return cls(space, measures.beside[cls.name]["counts"])
 
     def document(self, quantization: Quantization | None, beside: Mapping[str, Statistic]) -> Document:  # noqa: ARG002
-        """Nothing: it answers for quantiles alone."""
+        """No figures: it serves exact quantiles only."""
         return Document()
 
     def value_at(self, bin_: int, place: int) -> Any:
-        """The value at `place`, from 0, among the sorted values of the bin numbered `bin_` in `Space.within`."""
+        """The stored value at `place`, from 0, among the sorted values of `bin_`, which is one of `Space.within`."""
         slot = self.space.within.index(bin_)
         low = int(np.searchsorted(self.counts[slot].cumsum(), place, side="right"))
         upper = int(patterns(self.space.dtype)[bin_])
@@ -64,7 +64,7 @@ class BinContents(AddedArrays):
 
 
 def _descends(dtype: np.dtype[Any], upper: int) -> bool:
-    """Whether values fall as their lower bits grow: those of negative floats."""
+    """Whether values fall as their lower bits grow, as negative floats do."""
     return dtype.kind == "f" and upper >= BINS // 2
 
 

@@ -1,4 +1,7 @@
-"""ClassSums: the rider that sums positions of a sample by classes, each class per channel; and its loops."""
+"""ClassSums: the rider that sums the values of each class of positions per channel, and its loops.
+
+Each position of a sample belongs to one class. Values of a class are gathered, then summed by the loops of `loops`.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ CLASS_MODULES = (*MODULES, f"{__package__}.class_kernels", __name__, foreign.__n
 GATHERED_BYTES = 2**18
 """Bytes that are gathered before they are summed."""
 FEWEST_JOINED = 32
-"""The fewest joined rows of one class that a loop takes: a strip."""
+"""The fewest joined rows of one class for which room is left where values are gathered: a strip."""
 NEXT, UNITS, LABELS, STARTS, CLASSES, LOOP, JOINED, CAPACITY, GATHERED, ROOM, TAKEN, ENDS, HEAD = range(13)
 """Words of the state of a loop: which unit of the sample comes next, of how many; the addresses of the labels of units,
 or of the positions of each class, and of where these begin; the classes; the loop that sums; the rows it takes as one;
@@ -39,7 +42,7 @@ EACH = 6
 class ClassSumsOf:
     """A `RiderKind`: makes riders that sum the positions of a sample by their `labels`.
 
-    `labels` has the shape of a sample without its channel axis, and the numbers 0 to `classes` − 1.
+    `labels` int64 has the shape of a sample without its channel axis, and values from 0 to `classes` − 1.
     """
 
     labels: Labels
@@ -164,7 +167,7 @@ class _Place:
 
 
 def _joined(channels: int, dtype: np.dtype[Any]) -> int:
-    """The rows of one class that a loop takes as one, so that narrow rows fill the processor's registers."""
+    """The rows of one class that a loop joins, so that narrow rows fill the processor's registers."""
     gathered = GATHERED_BYTES // max(1, channels * dtype.itemsize)
     return max(1, min(NARROWEST // max(1, channels), gathered // FEWEST_JOINED))
 

@@ -1,4 +1,7 @@
-"""Counting: the rider that counts how often each value occurs, and its loops."""
+"""Counting: the rider that counts how often each value occurs, and its loops.
+
+Values of 8 bits are counted one by one for each channel, wider ones by their upper 16 bits over all channels.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +22,18 @@ Array = npt.NDArray[Any]
 BINS = 2**16
 """The bins of wide values: one for each pattern of their upper 16 bits."""
 TABLES, ZEROS = 4, 8
-"""Tables per channel of 8-bit values, and places for zeros of wider ones."""
+"""Tables per channel for 8-bit values, and places that share the zeros of wider values."""
 COUNT_MODULES = (f"{__package__}.count_kernels", __name__, foreign.__name__)
 
 
 def is_counted_by_channel(dtype: np.dtype[Any]) -> bool:
     """Whether `Counting` counts each value of each channel: those of 8 bits."""
     return dtype.itemsize == 1
+
+
+def is_counted_by_value(dtype: np.dtype[Any]) -> bool:
+    """Whether each value of `dtype` has a bin of its own: those of 8 and 16 bits."""
+    return dtype.itemsize <= 2
 
 
 class Counting(CountingRider):
@@ -46,7 +54,7 @@ class Counting(CountingRider):
         return self.channels, inner, arrays[0], arrays[1], arrays[2], 0
 
     def found(self) -> Tally:
-        """`counts`, in the order of the values: int64[256, C] for 8 bits, else int64[BINS], finite values alone."""
+        """`counts` of finite values, ascending by value: int64[256, C] for 8 bits, else int64[BINS]."""
         if is_counted_by_channel(self.dtype):
             _flushing()(*self._arguments(0)[2:5], self.channels)
             return Tally({"counts": self._counts[:, _order(self.dtype, 8)].T.copy()})
@@ -66,14 +74,14 @@ class Counting(CountingRider):
 
 
 def codes(dtype: np.dtype[Any]) -> npt.NDArray[np.int64]:
-    """The 256 values of an 8-bit `dtype`, ascending; those beyond 1 of bool never occur."""
+    """The 256 values of an 8-bit `dtype`, int64[256], ascending; values of bool above 1 never occur."""
     return np.arange(256) - (128 if dtype.kind == "i" else 0)
 
 
 def bins(dtype: np.dtype[Any]) -> tuple[Array, Array]:
-    """(least, greatest) value of each bin of `dtype`, ascending, in this dtype; codes for 8 bits, as int64.
+    """(least, greatest) value of each bin of `dtype`, ascending, in this dtype: [BINS] each; int64[256] for 8 bits.
 
-    NaN and infinities in the bins of floats that hold them: they are never counted.
+    The outermost bins of floats hold NaN and infinities; their counts are always 0.
     """
     if is_counted_by_channel(dtype):
         return codes(dtype), codes(dtype)

@@ -1,8 +1,8 @@
-"""Histogram: how often each value occurs, so that any percentile or range can be found later, without the data.
+"""Histogram: how often each value occurs, so that any percentile or range can be computed later, without the data.
 
 Values of 8 and 16 bits are counted one by one, those of 8 bits per channel. Wider values are counted by the upper 16
-bits of their patterns, in the order of the values: for float32, 128 bins per octave, of which none was chosen. Counting
-is exact, so histograms merge and are subtracted exactly.
+bits of their patterns, in the order of the values: for float32, 128 bins per octave. The bins are fixed by the dtype,
+not by the data, so histograms merge and are subtracted exactly.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ Array = npt.NDArray[Any]
 SHOWN = (0.0001, 0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999, 0.9999)
 """The quantiles that documents show."""
 PERCENTILES = {"percentile_0_1": 0.001, "median": 0.5, "percentile_99_9": 0.999}
-"""Those of them that stand in a line with the other figures of a layer."""
+"""The quantiles that stand among the figures of a layer, by name."""
 DRAWN = 64
-"""Bars of the histogram that documents have, of equal width."""
+"""Bars, of equal width, of the histogram in documents."""
 
 
 @dataclass(frozen=True, eq=False)
 class Histogram(AddedArrays):
     """How often each value occurs: percentiles and quantisation ranges follow without reading the data again.
 
-    `counts` int64[256, C] of each value of 8 bits per channel, or int64[65536] over all channels: of each value of 16
-    bits, or of bins of wider ones; in ascending order. NaN and infinities are not counted.
+    `counts`, ascending by value: for values of 8 bits int64[256, C], one per value and channel; for others int64[65536]
+    over all channels, one per value of 16 bits, or per bin of wider values. NaN and infinities are not counted.
     """
 
     name: ClassVar[str] = "histogram"
@@ -66,7 +66,7 @@ class Histogram(AddedArrays):
         """Layer: some percentiles, each the end of its bin that is nearer to zero. Tables: `quantiles` and
         `histogram`, both in real units.
 
-        Unknown without values, and for codes of more than 8 bits with one step per channel.
+        NaN and empty tables without values, and for codes of more than 8 bits with one step per channel.
         """
         low, high, counts = self.bins(quantization)
         at = {q: _at_rank(low, high, counts, rank(q, int(counts.sum()))) for q in SHOWN} if len(counts) else {}
@@ -80,18 +80,19 @@ class Histogram(AddedArrays):
     def bins(
         self, quantization: Quantization | None = None, channel: int | None = None
     ) -> tuple[Float64Array, Float64Array, npt.NDArray[np.int64]]:
-        """(least value, greatest value, count) of the bins that are not empty, ascending, in real units.
+        """(least value, greatest value, count) of the bins that are not empty, ascending, in real units, [n] each.
 
-        The two values are equal where values are counted one by one. With `channel`, the bins of that channel. Raises
-        `UsageError` for a channel of values that are not counted per channel.
+        Least and greatest are equal where values are counted one by one. With `channel`, the bins are those of that
+        channel. No bins for codes of more than 8 bits with one step per channel, whose real values are unknown. Raises
+        `UsageError` for a `channel` of values that are not counted per channel.
         """
         low, high = bins(self.space.dtype)
         if is_counted_by_channel(self.space.dtype):
             return self._of_channels(low, quantization, channel)
         if channel is not None:
             raise UsageError(
-                f"the histogram of {self.space.dtype} values is one of all channels; expected no channel: only 8-bit "
-                "values are counted per channel"
+                f"channel {channel} was requested, but the histogram of {self.space.dtype} values covers all channels "
+                "together: only 8-bit values are counted per channel; leave the channel out"
             )
         if quantization is not None and quantization.channels is not None:
             return np.empty(0), np.empty(0), np.empty(0, np.int64)
@@ -126,9 +127,17 @@ class Histogram(AddedArrays):
         low, high, counts = self.bins(quantization, channel)
         return _at_rank(low, high, counts, rank(q, int(counts.sum()))) if len(counts) else (math.nan, math.nan)
 
+    @property
+    def over_channels(self) -> npt.NDArray[np.int64]:
+        """The counts of all bins over all channels, int64[256] for values of 8 bits, else int64[65536]."""
+        return self.counts.sum(axis=1) if self.counts.ndim > 1 else self.counts
+
     def place(self, q: float) -> tuple[int, int]:
-        """The bin of the `q`-quantile of the stored values over all channels, and its place in that bin, from 0."""
-        counts = self.counts.sum(axis=1) if self.counts.ndim > 1 else self.counts
+        """The index of the bin with the `q`-quantile of the stored values, and its place in that bin, from 0.
+
+        The quantile is that of all channels. There must be values.
+        """
+        counts = self.over_channels
         ends = counts.cumsum()
         place = rank(q, int(ends[-1]))
         found = int(np.searchsorted(ends, place, side="right"))

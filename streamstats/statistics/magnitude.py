@@ -1,7 +1,7 @@
 """ChannelMagnitude: the exact sum of |x| per channel, and the mean magnitude, which weighs channels for AWQ.
 
-Magnitudes of codes are those of the real values, |q − zero_point|·step. 8-bit codes are therefore counted, each value
-of each channel: so the magnitude is exact for any zero point, and the zero point may change after counting.
+The magnitude of a code is that of its real value, |q − zero_point|·step. For 8-bit codes, the state therefore counts
+each value of each channel: the sum is exact for any zero point, which may change after counting.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ Array = npt.NDArray[Any]
 class ChannelMagnitude(AddedArrays):
     """The mean magnitude per channel: it shows which channels matter most, as AWQ weighs them.
 
-    `digits` int64[D, C] of the sum of the magnitudes of finite values; for values of 8 bits, `counts` int64[256, C] of
-    each value in ascending order instead.
+    For values of 8 bits, `counts` int64[256, C] counts each value per channel, in ascending order. For others, `digits`
+    int64[D, C] are those of the exact sum of the magnitudes of finite values. The other field is None.
     """
 
     name: ClassVar[str] = "magnitude"
@@ -47,10 +47,10 @@ class ChannelMagnitude(AddedArrays):
 
     @classmethod
     def refuses(cls, space: Space, quantization: Quantization | None) -> str | None:
-        """As `Statistic.refuses`: wider codes are summed as they are, so a zero point cannot be taken off each."""
+        """As `Statistic.refuses`: |q| is summed for wider codes, which does not give the sum of |q − zero_point|."""
         if is_counted_by_channel(space.dtype) or quantization is None or not np.any(quantization.zero_point):
             return None
-        return f"magnitudes of {space.dtype} codes are exact only if their zero point is 0, or if codes have 8 bits"
+        return f"magnitudes of {space.dtype} codes are exact only with the zero point 0"
 
     @classmethod
     def riders(cls, space: Space) -> Mapping[str, RiderKind]:

@@ -20,7 +20,7 @@ Array = npt.NDArray[Any]
 
 MOMENT_MODULES = (*MODULES, f"{__package__}.moment_kernels", __name__)
 SQUARE = 2
-"""The power of the values that squares are."""
+"""The power of x in x²."""
 
 
 class Moments:
@@ -91,7 +91,7 @@ class _MomentSums(LoopSums[_Filled]):
 
 
 SPARE = 1
-"""Digits above those of a sum, into which a loop may deposit zeros."""
+"""Digits above those of a sum, where a loop may deposit zeros."""
 
 
 @cache

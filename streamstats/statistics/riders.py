@@ -1,7 +1,7 @@
-"""Riders: what some statistics need beside sums and extrema, measured in the pass that all statistics of values share.
+"""Riders: they measure what some statistics need besides sums and extrema, in the pass that all of them share.
 
-A rider takes the values that the sums take, while they are in the processor's cache: blocks through `add`, and the
-values of a decoder through an `Intake`. A `Chain` makes one intake of those of the sums and of all riders.
+A rider takes the same values as the sums, while these are in the processor's cache: blocks through `add`, and the
+values of a decoder through an `Intake`. A `Chain` combines the intakes of the sums and of all riders into one.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ Where = tuple[slice, ...]
 """A part of an array: a slice per axis, with start and stop, rows first."""
 
 TILE_BYTES = 2**18
-"""Bytes of values that all takers take before any takes more: they stay in the second cache."""
+"""Bytes of a tile: all takers take one tile before the next, while it is in the second cache."""
 COPIES = 4
-"""Copies of a loop's arrays that are held while these are folded, carried and sent."""
+"""Copies of a loop's arrays in memory while they are folded, carried and sent."""
 HEAD, EACH = 3, 8
 """Words at the start of a chain's state, and for each taker in it."""
 
 
 @dataclass(frozen=True)
 class Tally:
-    """What a rider has found: arrays that add up, those in `digits` as digits of exact sums.
+    """What a rider has measured: arrays that add up, int64; those named in `digits` are digits [D, …] of exact sums.
 
-    If `by_channel`, the channels are on their last axis; otherwise they are sums over all channels.
+    If `by_channel`, the channels are on the last axis of each array; otherwise the arrays are sums over all channels.
     """
 
     arrays: Mapping[str, Array]
@@ -47,7 +47,7 @@ class Tally:
     by_channel: bool = True
 
     def plus(self, other: Tally) -> Tally:
-        """That of the values of both, of the same channels."""
+        """The tally of the values of both, which have the same channels."""
         return Tally(
             {name: self._carried(name, mine + other.arrays[name]) for name, mine in self.arrays.items()},
             self.digits,
@@ -55,7 +55,7 @@ class Tally:
         )
 
     def beside(self, others: Sequence[Tally]) -> Tally:
-        """That of all channels, if this is that of the first, and `others` are those of the ranges that follow."""
+        """The tally of all channels: this one is of the first range of channels, `others` of those that follow."""
         if not self.by_channel:
             whole = self
             for other in others:
@@ -72,13 +72,13 @@ class Tally:
 
 
 class Taker(Protocol):
-    """Takes values that a decoder produces."""
+    """Takes the values that a decoder produces."""
 
     def take(self, memory: npt.NDArray[np.uint8], intake: Intake) -> int:
         """Pass the whole units in `memory` to the loop; returns their number. Call `took` with their bytes."""
 
     def took(self, size: int) -> None:
-        """Count the values in `size` bytes that a loop has taken through an intake."""
+        """Account for `size` bytes that a loop has taken through an intake."""
 
     def rest(self, values: Array) -> None:
         """Take `values` [rows, channels, inner] that fill no unit of an intake."""
@@ -94,7 +94,7 @@ class Rider(Taker, Protocol):
         """How a loop takes all values of whole samples, a block of `shape` in C order; None if it cannot."""
 
     def found(self) -> Tally:
-        """What it has found in all values so far."""
+        """The tally of all values so far."""
 
 
 class CountingRider(ABC):
@@ -144,11 +144,11 @@ class RiderKind(Protocol):
         """A rider for values of `dtype`, in samples of `shape` with the channels on `axis`."""
 
     def working_bytes(self, dtype: np.dtype[Any], shape: Sequence[int], axis: int, /) -> int:
-        """The working memory of such a rider, in bytes, what it finds included."""
+        """The working memory of such a rider in bytes, with its tally."""
 
 
 class Chain:
-    """The sums and the riders of a pass, as one taker: each takes a tile of the values, then the next tile follows."""
+    """The sums and the riders of a pass, as one taker: all of them take one tile of the values, then the next."""
 
     def __init__(self, takers: Sequence[tuple[Taker, Intake]]) -> None:
         self._takers = [taker for taker, _ in takers]

@@ -1,7 +1,7 @@
 """ChannelSquares: the exact sum of x² per channel, with variance, standard deviation and root mean square.
 
-A square is summed in the square of the unit of the values: 2^−298 for float32. With the exact sum, which `ChannelMean`
-has, the variance is an exact rational, (n·Σx² − (Σx)²) / n², rounded once; nothing cancels.
+Squares are summed in the square of the values' unit: 2^−298 for float32. With the exact sum Σx from `ChannelMean`, the
+variance is an exact rational, (n·Σx² − (Σx)²) / n², rounded once: no digits cancel.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .sums import AddedArrays, Counts, Float64Array, square_root
 class ChannelSquares(AddedArrays):
     """The standard deviation and root mean square per channel: importance matrices are made from them.
 
-    `digits` int64[D, C] of the sum of the squares of finite values.
+    `digits` int64[D, C] are those of the exact sum of the squares of finite values.
     """
 
     name: ClassVar[str] = "squares"
@@ -68,15 +68,21 @@ class ChannelSquares(AddedArrays):
         return self._roots(self._mean_squares(sums, quantization))
 
     def mean_square(self, sums: Any, quantization: Quantization | None = None) -> Float64Array:
-        """The mean of x² per channel, float64[C], the nearest to the exact rational, in squared real units."""
+        """The mean of x² per channel, float64[C], nearest to the exact rational, in squared real units.
+
+        `sums` is the `ChannelMean` of the same values; NaN for channels without finite values.
+        """
         return np.array([_rounded(each) for each in self._mean_squares(sums, quantization)], dtype=np.float64)
 
     def variance(self, sums: Any, quantization: Quantization | None = None) -> Float64Array:
-        """The mean of (x − E[x])² per channel, float64[C], the nearest to the exact rational, in squared real units."""
+        """The mean of (x − E[x])² per channel, float64[C], nearest to the exact rational, in squared real units.
+
+        `sums` is the `ChannelMean` of the same values; NaN for channels without finite values.
+        """
         return np.array([_rounded(each) for each in self._variances(sums, quantization)], dtype=np.float64)
 
     def standard_deviation(self, sums: Any, quantization: Quantization | None = None) -> Float64Array:
-        """The root of the variance per channel, float64[C], in real units."""
+        """The root of the variance per channel, float64[C], in real units; `sums` and NaN as for `variance`."""
         return self._roots(self._variances(sums, quantization))
 
     def _roots(self, values: list[Fraction | None]) -> Float64Array:

@@ -255,7 +255,7 @@ class ValueStatistic(Statistic):
 
     @classmethod
     def riders(cls, space: Space) -> Mapping[str, RiderKind]:  # noqa: ARG003 - for those that need some
-        """What must ride on the pass for it, by a name that other statistics may share; see `Measures.beside`."""
+        """The riders whose tallies it needs in `Measures.beside`, by name; kinds that use one name share the rider."""
         return {}
 
     @classmethod

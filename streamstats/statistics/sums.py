@@ -1,6 +1,7 @@
-"""CountedSums: exact sums and the counts of what they add up, which every kind that sums values shares.
+"""What kinds that add up share: `CountedSums`, signed exact sums with counts, and `AddedArrays`, sums that are never
+negative.
 
-They merge by addition and are subtracted exactly.
+Both merge by addition and are subtracted exactly.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ class CountedSums(Statistic):
 
 
 class AddedArrays(ValueStatistic):
-    """Arrays of numbers that are not negative and add up: counts, or, in `digits`, the digits of exact sums."""
+    """Arrays that add up and are never negative, int64: counts or, in the field `digits`, the digits of exact sums."""
 
     def merge(self, other: Self) -> Self:
         """The sums of the arrays."""
@@ -87,7 +88,7 @@ class AddedArrays(ValueStatistic):
         left = self._with(part, -1)
         if left._is_negative():
             raise MismatchError(
-                f"more {self.name} would be subtracted than was counted: the data has changed since it was counted; "
+                f"{self.name}: more would be subtracted than was counted: the data has changed since it was counted; "
                 "count it again"
             )
         return left

@@ -1,7 +1,7 @@
 """TapSums: exact sums of the classes of positions that the taps of a layer's kernel tell apart.
 
-Positions that the same taps see are one class: with stride 1 and a padding of 1, a kernel of 3×3 taps has nine,
-whatever the extents of a sample. From their sums follows the exact mean of what each tap sees, padded zeros included.
+Positions that the same taps see form one class. With stride 1 and padding 1, a 3×3 kernel has nine classes, whatever
+the extents of a sample. Their sums give the exact mean of what each tap sees, padded zeros included.
 """
 
 from __future__ import annotations
@@ -60,9 +60,9 @@ class TapSums(CountedSums, ValueStatistic):
     def mean(self, quantization: Quantization | None = None) -> Float64Array:
         """The mean of what each tap sees over all outputs, float64[C, *taps], in real units; padding is zero.
 
-        With P positions in a class, of the sum S over n finite values, it is the float64 nearest to the exact rational
-        Σ over the classes that the tap sees of P·(S/n − zero_point)·step / outputs; NaN if one of them has no finite
-        value. Raises as `exact_means`.
+        It is the float64 nearest to the exact rational Σ P·(S/n − zero_point)·step / outputs, over the classes that the
+        tap sees, each with P positions and the sum S of n finite values. NaN if one of these classes has no finite
+        value. Raises as `exact_means`, and `UsageError` if the kernel is unknown.
         """
         axes = _axes(self.space)
         sizes = reduce(np.kron, [axis.sizes for axis in axes], np.ones(1, np.int64))
@@ -79,7 +79,7 @@ class TapSums(CountedSums, ValueStatistic):
 
 
 def _axes(space: Space) -> list[AxisClasses]:
-    """The classes along each axis but that of the channels. Raises `UsageError`."""
+    """The classes along each axis except that of the channels. Raises `UsageError` for an unknown kernel."""
     extents = [extent for axis, extent in enumerate(space.sample) if axis != space.axis]
     return known_kernel(space).along(extents)
 
@@ -98,9 +98,9 @@ def _tap_means(
     step: Fraction,
     zero_point: int,
 ) -> list[float]:
-    """The mean under each tap for one channel, from the sums in units and the counts of its classes.
+    """The mean under each tap for one channel, from the sums (in units) and counts of its classes.
 
-    The shares P/n of the classes are brought to one denominator, so that integers are added.
+    The shares P/n of the classes get a common denominator, so that the terms are integers.
     """
     shift = -unit_exponent(dtype)
     shares = [Fraction(size, max(1, count)) for size, count in zip(sizes.tolist(), counts.tolist(), strict=True)]

@@ -1,4 +1,4 @@
-"""`min_rows`: layers that counted too little are named wherever results are, until a later run has counted enough."""
+"""`min_rows`: layers that counted fewer rows are named wherever results are shown, until a later run counts enough."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def test_a_layer_with_fewer_rows_is_named_everywhere(tmp_path: Path, capsys: pyt
     job = written(tmp_path, min_rows=10)
     assert main(["run", job, "--json"]) == 3
     shown = capsys.readouterr()
-    assert "layer b has too little: 4 rows counted; `min_rows` is 10" in shown.err
-    assert "1 layer with too little: record more samples and run again, or lower `min_rows`" in shown.err
+    assert "layer b: 4 rows counted; `min_rows` is 10" in shown.err
+    assert "1 layer below `min_rows`: record more samples and run again, or lower `min_rows`" in shown.err
     short = {"rows": 4, "values": 4, "channel": 0, "reason": "4 rows counted; `min_rows` is 10"}
     assert json.loads(shown.out)["shortfalls"] == {"b": short}
     found = entry(tmp_path / "out")
@@ -56,8 +56,8 @@ def test_a_layer_with_fewer_rows_is_named_everywhere(tmp_path: Path, capsys: pyt
     assert main(["status", str(tmp_path / "out")]) == 3
     shown = capsys.readouterr()
     assert re.search(r"^a +20 +20 +none +none$", shown.out, re.MULTILINE)
-    assert re.search(r"^b +4 +4 +none +too little +4 rows counted; `min_rows` is 10$", shown.out, re.MULTILINE)
-    assert "1 layer with too little: record more samples" in shown.err
+    assert re.search(r"^b +4 +4 +none +below min_rows +4 rows counted; `min_rows` is 10$", shown.out, re.MULTILINE)
+    assert "1 layer below `min_rows`: record more samples" in shown.err
     assert "repair" not in shown.err
     assert main(["status", str(tmp_path / "out"), "--json"]) == 3
     document = json.loads(capsys.readouterr().out)
@@ -130,12 +130,12 @@ def test_rows_that_cannot_be_read_are_told_beside(tmp_path: Path, capsys: pytest
     assert main(["run", written(tmp_path, min_rows=4, missing="report")]) == 3
     shown = capsys.readouterr().err
     assert "2 rows could not be read" in shown
-    assert "layer b has too little: 2 rows counted; `min_rows` is 4" in shown
+    assert "layer b: 2 rows counted; `min_rows` is 4" in shown
     assert main(["status", str(tmp_path / "out")]) == 3
     shown = capsys.readouterr()
     assert "repair any unreadable chunks" in shown.err
     assert re.search(r"^b +2 +4 +none +0:2 +.*missing", shown.out, re.MULTILINE)
-    assert re.search(r"^b +2 +4 +none +too little +2 rows", shown.out, re.MULTILINE)
+    assert re.search(r"^b +2 +4 +none +below min_rows +2 rows", shown.out, re.MULTILINE)
 
 
 def test_following_goes_on_until_it_ends_and_only_then_says_what_is_too_little(tmp_path: Path) -> None:

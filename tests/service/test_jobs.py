@@ -182,10 +182,10 @@ def test_rows_that_cannot_be_read_are_told(service: Served, client: ss.Client) -
     assert "is not there" in gap["reason"] or "missing" in gap["reason"]
 
 
-def test_layers_with_too_little_make_a_job_incomplete(client: ss.Client) -> None:
+def test_layers_below_min_rows_make_a_job_incomplete(client: ss.Client) -> None:
     job = client.wait(client.submit({**REQUEST, "min_rows": 100}).id)
     assert job.state == "incomplete"
-    assert "with too little; the first: " in job.message
+    assert "below `min_rows`; the first: " in job.message
     assert "`min_rows` is 100; record more samples" in job.message
     layers = client.layers(job.id)["layers"]
     assert layers["fc"]["shortfall"]["reason"] == "32 rows counted; `min_rows` is 100"

@@ -231,10 +231,10 @@ def test_what_is_missing_is_shown(page: Page, pages: Served) -> None:
     expect(page.get_by_role("img", name="all rows are counted")).to_be_visible()
 
 
-def test_layers_with_too_little_are_shown(page: Page) -> None:
+def test_layers_below_min_rows_are_shown(page: Page) -> None:
     submitted(page, source=STORE, submitter="ann", rows="0:20", min_rows="24")
     expect(page.locator(".state")).to_have_text("incomplete")
-    expect(page.locator("details").filter(has_text="Too little")).to_contain_text(
+    expect(page.locator("details").filter(has_text="below min_rows")).to_contain_text(
         "fc: 20 rows counted; `min_rows` is 24"
     )
     columns = page.get_by_role("table", name="Layers").locator("th")

@@ -97,5 +97,5 @@ def test_magnitudes_of_wide_codes_with_a_zero_point_are_refused_and_never_given(
 @pytest.mark.parametrize("kind", [ChannelSquares, ChannelMagnitude])
 def test_more_than_was_counted_is_not_subtracted(kind: Any) -> None:
     block = np.ones((4, 3), "i2")
-    with pytest.raises(MismatchError, match=f"more {kind.name} would be subtracted than was counted"):
+    with pytest.raises(MismatchError, match=f"{kind.name}: more would be subtracted than was counted"):
         kind.measure(block[:1]).without(kind.measure(block))

@@ -60,7 +60,7 @@ function missingOf(layers) {
 }
 
 function shortOf(layers) {
-  return h("details", { class: "panel", open: true }, h("summary", { class: "error" }, `Too little is counted in ${layers.length === 1 ? "1 layer" : `${layers.length} layers`}`),
+  return h("details", { class: "panel", open: true }, h("summary", { class: "error" }, `${layers.length === 1 ? "1 layer" : `${layers.length} layers`} below min_rows`),
     h("ul", { class: "messages" }, layers.map((layer) => h("li", {}, `${layer.name}: ${layer.shortfall.reason}`))));
 }
 
