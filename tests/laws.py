@@ -109,39 +109,19 @@ def exact_extrema(block: Array, channel_axis: int) -> ChannelExtrema:
 
 
 def exact_spread(block: Array, channel_axis: int) -> SampleSpread:
-    """What `SampleSpread.measure` has to give: the squares of the float64 sums of samples, as three products each."""
+    """What `SampleSpread.measure` has to give: the sum of the squares of the exact sums of samples."""
     kind, channels = block.dtype.str[1:], block.shape[channel_axis]
-    squares, beyond = [0] * channels, [0] * channels
+    squares, places = [0] * channels, SPREAD_DIGITS[block.dtype.str[1:]]
     for sample in block:
         for channel, values in enumerate(channel_values(sample, channel_axis - 1)):
-            total = _as_float(units(values, kind), SMALLEST.get(kind, 0))
-            for term in _products(total):
-                if math.isfinite(term):
-                    squares[channel] += units([term], "f8")
-                else:
-                    beyond[channel] += 1
-    digits = np.array([as_digits(total, DIGITS["f8"]) for total in squares], np.int64).reshape(-1, DIGITS["f8"]).T
-    samples = np.full(channels, len(block), np.int64)
-    return SampleSpread(Space.of(block, channel_axis), samples, digits, np.array(beyond, np.int64))
+            squares[channel] += units(values, kind) ** 2
+    digits = np.array([as_digits(total, places) for total in squares], np.int64).reshape(-1, places).T
+    return SampleSpread(Space.of(block, channel_axis), np.full(channels, len(block), np.int64), digits)
 
 
-def _as_float(total: int, exponent: int) -> float:
-    """`total`·2^exponent, its 32-bit digits added from the highest down."""
-    found, sign = 0.0, -1 if total < 0 else 1
-    for place in range(abs(total).bit_length() // 32, -1, -1):
-        try:
-            found += math.ldexp(float(abs(total) >> 32 * place & 0xFFFFFFFF), 32 * place + exponent)
-        except OverflowError:
-            found = math.inf
-    return sign * found
-
-
-def _products(value: float) -> tuple[float, float, float]:
-    """The square of `value`, from its upper 26 bits and the rest."""
-    upper = np.array([np.array([value]).view(np.int64)[0] >> 27 << 27]).view(np.float64)[0]
-    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-        rest = value - upper
-        return float(upper * upper), float(2 * upper * rest), float(rest * rest)
+SPREAD_DIGITS = {"b1": 4, "i1": 4, "u1": 4, "i2": 4, "u2": 4, "i4": 5, "u4": 5, "i8": 7, "u8": 7, "f2": 6, "f4": 21}
+SPREAD_DIGITS["f8"] = 135
+"""Digits that hold 2^64 squares of sums of 2^31 of the largest value."""
 
 
 def kernel_of(shape: Sequence[int]) -> Kernel:

@@ -28,8 +28,8 @@ def unit_exponent(dtype: np.dtype[Any], power: int = 1) -> int:
     return power * UNIT_EXPONENT.get(dtype, 0)
 
 
-def digit_count(dtype: np.dtype[Any], power: int = 1) -> int:
-    """The digits needed for 2^64 terms: the largest magnitude of `dtype` to this `power`.
+def digit_count(dtype: np.dtype[Any], power: int = 1, more_bits: int = 0) -> int:
+    """The digits needed for 2^64 terms: the largest magnitude of `dtype` to this `power`, times 2^`more_bits`.
 
     The top digit holds 63 bits and the sign.
 
@@ -41,7 +41,7 @@ def digit_count(dtype: np.dtype[Any], power: int = 1) -> int:
     term_bits = dtype.itemsize * 8
     if dtype.kind == "f":
         term_bits = int(np.finfo(dtype).maxexp) - unit_exponent(dtype)
-    return 1 + -(-(power * term_bits + TERMS_BITS - 63) // DIGIT_BITS)
+    return 1 + -(-(power * term_bits + more_bits + TERMS_BITS - 63) // DIGIT_BITS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,18 +68,6 @@ class ExactSum:
             (int(top) << shift) + int.from_bytes(rest.tobytes(), "little")
             for top, rest in zip(self.digits[-1], low, strict=True)
         ]
-
-
-def rescaled(digits: npt.NDArray[np.int64], shift: int, places: int) -> npt.NDArray[np.int64]:
-    """Canonical, non-negative `digits` [D, C] in units 2^`shift` times as large, as `places` canonical digits.
-
-    Neither the bits below the new unit nor the digits above `places` may be set.
-    """
-    skipped, bits = divmod(shift, DIGIT_BITS)
-    kept = np.zeros((places + 1, *digits.shape[1:]), np.int64)
-    taken = digits[skipped : skipped + places + 1]
-    kept[: len(taken)] = taken
-    return (kept[:-1] >> bits) | (kept[1:] << (DIGIT_BITS - bits) & DIGIT_MASK)
 
 
 def is_canonical(digits: npt.NDArray[np.int64]) -> bool:

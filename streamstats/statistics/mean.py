@@ -17,12 +17,12 @@ from ..errors import MismatchError, NonFiniteError, UsageError, counted
 from ..quantization import Quantization
 from .exact import ExactSum
 from .running import Measures
-from .statistic import Document, Space, Statistic, Tensors, ValueStatistic
+from .statistic import Document, Space, Statistic, Tensors
 from .sums import CountedSums, Float64Array, exact_means, sum_tensors
 
 
 @dataclass(frozen=True, eq=False)
-class ChannelMean(CountedSums, ValueStatistic):
+class ChannelMean(CountedSums):
     """The sum of the finite values per channel, as the digits of an `ExactSum`, and the counts of values.
 
     `digits` int64[D, C]; `count`, `nan`, `infinite` int64[C] count finite values, NaN and infinities.

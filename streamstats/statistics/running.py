@@ -31,14 +31,13 @@ F = TypeVar("F", bound=_Filled)
 
 @dataclass(frozen=True)
 class SampleSquares:
-    """The sum of the squared sums of `samples` int64[C] samples, as canonical `digits` int64[D, C] of float64.
+    """The sum of the squared sums of `samples` int64[C] samples, as canonical `digits` int64[D, C].
 
-    `beyond` int64[C] counts squares beyond float64.
+    Their unit is the square of that of the sums.
     """
 
     samples: Counts
     digits: npt.NDArray[np.int64]
-    beyond: Counts
 
 
 @dataclass(frozen=True)

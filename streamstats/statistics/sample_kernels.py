@@ -1,9 +1,7 @@
 """The compiled loops that go sample by sample: the exact sums of each sample, and the squares of these sums.
 
-The loops of `kernels` fill arrays for one sample. At its end, these are folded, added to the sums over all samples,
-converted to float64 and squared. A sum is converted digit by digit, highest first, so what a sample adds depends on
-that sample alone: partition and order cannot show. Products of the two halves of a float64 are exact in float64, so
-the square is three exact terms.
+The loops of `kernels` fill arrays for one sample. At its end, these are folded, added to the sums over all samples, and
+squared digit by digit: products of two digits of 32 bits are exact in 64.
 """
 
 from __future__ import annotations
@@ -14,18 +12,12 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from .kernels import F64_INFINITY, LOW, _deposit_term, _power_of_two
+from .kernels import LOW
 
 Array = npt.NDArray[Any]
 Scalar = Any
 
 compiled: Any = numba.njit
-
-LOWER_HALF = (1 << 27) - 1
-"""Mask of the low 27 bits of a float64, which are split off."""
-SQUARE_IS_FINITE = 2.0**500
-FAR = 512
-"""Multiplication by a power of two beyond 2^±FAR takes several steps."""
 
 
 @compiled
@@ -41,70 +33,53 @@ def fold(scratch: Array, sums: Array) -> None:
 
 
 @compiled
-def settle(sums: Array, exponent: Scalar, totals: Array, squares: Array) -> None:
+def settle(sums: Array, totals: Array, squares: Array) -> None:
     """Add the sums of one sample to `totals` and their squares to `squares`, and reset `sums` to zeros.
 
-    All are raw [digits + 2, channels]; the last two rows count NaN and infinities. The unit of `sums` is 2^`exponent`.
+    `sums` and `totals` are raw [D + 2, channels]; the last two rows count NaN and infinities. `squares` are raw
+    [D', channels], in units of the square of theirs.
     """
     digits, channels = sums.shape
     for c in range(channels):
-        value = _to_float64(sums[: digits - 2, c], exponent)
-        for d in range(digits):
+        column = sums[: digits - 2, c]
+        negative = _to_magnitude(column)
+        _add_square(column, squares, c)
+        for d in range(column.size):
+            totals[d, c] += -column[d] if negative else column[d]
+            column[d] = 0
+        for d in range(digits - 2, digits):
             totals[d, c] += sums[d, c]
             sums[d, c] = 0
-        if value == 0.0:
-            continue
-        high = np.int64(np.float64(value).view(np.int64) & ~LOWER_HALF).view(np.float64)
-        low = value - high
-        if low == 0.0 and abs(value) < SQUARE_IS_FINITE:
-            _deposit_term(np.float64(high * high).view(np.int64), 52, F64_INFINITY, squares, c)
-            continue
-        for product in (high * high, 2.0 * high * low, low * low):
-            _deposit_term(np.float64(product).view(np.int64), 52, F64_INFINITY, squares, c)
 
 
 @compiled
-def _to_float64(digits: Array, exponent: Scalar) -> Scalar:
-    """The value of raw digits in units of 2^exponent: the digits of its magnitude, added from the highest down.
-
-    It makes the digits canonical, which does not change their value.
-    """
-    top = len(digits) - 1
+def _to_magnitude(digits: Array) -> bool:
+    """Make raw digits those of their magnitude, each in [0, 2^32); whether the value is negative."""
     _carry(digits)
-    if digits[top] >= 0:
-        return _added(digits, exponent)
-    for place in range(top + 1):
+    if digits[digits.size - 1] >= 0:
+        return False
+    for place in range(digits.size):
         digits[place] = -digits[place]
     _carry(digits)
-    value = -_added(digits, exponent)
-    for place in range(top + 1):
-        digits[place] = -digits[place]
-    return value
+    return True
 
 
 @compiled
 def _carry(digits: Array) -> None:
-    for place in range(len(digits) - 1):
+    for place in range(digits.size - 1):
         digits[place + 1] += digits[place] >> 32
         digits[place] &= LOW
 
 
 @compiled
-def _added(digits: Array, exponent: Scalar) -> Scalar:
-    total = 0.0
-    for place in range(len(digits) - 1, -1, -1):
-        if digits[place]:
-            total += _scaled(np.float64(digits[place]), 32 * place + exponent)
-    return total
-
-
-@compiled
-def _scaled(value: Scalar, power: Scalar) -> Scalar:
-    """value·2^power, exact unless it is beyond float64."""
-    while power > FAR:
-        value *= _power_of_two(FAR)
-        power -= FAR
-    while power < -FAR:
-        value *= _power_of_two(-FAR)
-        power += FAR
-    return value * _power_of_two(power)
+def _add_square(digits: Array, squares: Array, channel: Scalar) -> None:
+    """Add the square of digits in [0, 2^32): a product of two digits goes to two, once or, if they differ, twice."""
+    for one in range(digits.size):
+        if digits[one] == 0:
+            continue
+        for other in range(one, digits.size):
+            if digits[other]:
+                product = np.uint64(digits[one]) * np.uint64(digits[other])
+                times = 1 if one == other else 2
+                squares[one + other, channel] += times * np.int64(product & np.uint64(LOW))
+                squares[one + other + 1, channel] += times * np.int64(product >> np.uint64(32))

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from ..compiled import foreign
 from ..compiled.cache import POINTER, SIZE, address, load
 from ..errors import MismatchError
-from .exact import ExactSum, digit_count, unit_exponent
+from .exact import ExactSum, carried, digit_count
 from .loops import ARGUMENTS, MODULES, loop, room
 from .pieces import NARROWEST, arrangement
 from .running import Filled, Intake, Measures, SampleSquares, check_block, give, together
@@ -25,14 +25,13 @@ from .running import Filled, Intake, Measures, SampleSquares, check_block, give,
 Array = npt.NDArray[Any]
 Rows = tuple[int, int]
 
-SQUARES = np.dtype(np.float64)
-"""The dtype to which sums of samples are converted before they are squared."""
 FEWEST_JOINED = 32
 """The fewest joined rows of a sample: a strip of the loops."""
-MOST_SAMPLES = 2**28
-"""Maximum samples that are squared between carries: each makes three deposits."""
-MOST_VALUES = 2**31
-"""The limit of values per channel in one sample: a digit has room for that many deposits."""
+MOST_SAMPLES = 2**20
+"""The maximum number of samples that are squared between carries: each adds less than 2^41 to a digit."""
+VALUE_BITS = 31
+MOST_VALUES = 2**VALUE_BITS
+"""The limit of values per channel in one sample: so many deposits fit a digit."""
 SAMPLE_MODULES = (*MODULES, f"{__package__}.sample_kernels", __name__, foreign.__name__)
 
 
@@ -56,7 +55,7 @@ class SampleSums:
         self._values = self._empty_samples = self._uncarried = 0
         digits = digit_count(dtype) + 2
         self._sums, self._totals = np.zeros((2, digits, self.channels), np.int64)
-        self._squares = np.zeros((digit_count(SQUARES) + 2, self.channels), np.int64)
+        self._squares = np.zeros((square_digits(dtype), self.channels), np.int64)
         self._unit = self.channels * inner
         runs, self._joined = _arrangement(rows, self.channels, inner)
         self._run = 1 if runs else max(1, inner)
@@ -136,8 +135,7 @@ class SampleSums:
 
     def _squares_found(self) -> SampleSquares:
         samples = self._values // self._sample_values if self._sample_values else self._empty_samples
-        digits = ExactSum.from_raw(SQUARES, self._squares[:-2]).digits
-        return SampleSquares(np.full(self.channels, samples, np.int64), digits, self._squares[-2] + self._squares[-1])
+        return SampleSquares(np.full(self.channels, samples, np.int64), carried(self._squares))
 
     def _add_parts(self, block: Array, rows: Rows) -> None:
         """Add parts to the open samples; if these are not `rows`, settle them first and open `rows`."""
@@ -167,8 +165,13 @@ class SampleSums:
         self._uncarried += samples
         if self._uncarried > MOST_SAMPLES:
             self._totals[:-2] = ExactSum.from_raw(self.dtype, self._totals[:-2]).digits
-            self._squares[:-2] = ExactSum.from_raw(SQUARES, self._squares[:-2]).digits
+            self._squares[:] = carried(self._squares)
             self._uncarried = samples
+
+
+def square_digits(dtype: np.dtype[Any]) -> int:
+    """The digits of the sum of the squares of 2^64 samples' sums, each of fewer than `MOST_VALUES` values."""
+    return digit_count(dtype, 2, 2 * VALUE_BITS)
 
 
 def _arrangement(rows: int, channels: int, inner: int) -> tuple[bool, int]:
@@ -207,7 +210,7 @@ def _definition(dtype: np.dtype[Any]) -> Callable[..., None]:
     from .sample_kernels import fold, settle
 
     carray, call, at, address_of = numba.carray, foreign.caller(), foreign.at(), foreign.address_of()
-    digits, square_digits, exponent = digit_count(dtype) + 2, digit_count(SQUARES) + 2, unit_exponent(dtype)
+    digits, squared = digit_count(dtype) + 2, square_digits(dtype)
 
     def over_samples(data, units, channels, inner, sums, low, high, room):  # type: ignore[no-untyped-def]
         state = carray(sums, (WORDS,), np.int64)
@@ -233,7 +236,7 @@ def _definition(dtype: np.dtype[Any]) -> Callable[..., None]:
                 fold(carray(at(joint), (digits, joined, number, short), np.int64), one)
                 fold(carray(at(single), (digits, 1, number, short), np.int64), one)
                 totals = carray(at(state[18]), (digits, number), np.int64)
-                settle(one, exponent, totals, carray(at(state[19]), (square_digits, number), np.int64))
+                settle(one, totals, carray(at(state[19]), (squared, number), np.int64))
 
     return over_samples
 
@@ -260,15 +263,12 @@ def _settling_definition(dtype: np.dtype[Any]) -> Callable[..., None]:
     from .sample_kernels import settle
 
     carray = numba.carray
-    digits, square_digits, exponent = digit_count(dtype) + 2, digit_count(SQUARES) + 2, unit_exponent(dtype)
+    digits, squared = digit_count(dtype) + 2, square_digits(dtype)
 
     def settle_all(sums, samples, channels, totals, squares):  # type: ignore[no-untyped-def]
         each = carray(sums, (samples, digits, channels), np.int64)
-        into, squared = (
-            carray(totals, (digits, channels), np.int64),
-            carray(squares, (square_digits, channels), np.int64),
-        )
+        into, of_squares = carray(totals, (digits, channels), np.int64), carray(squares, (squared, channels), np.int64)
         for sample in range(samples):
-            settle(each[sample], exponent, into, squared)
+            settle(each[sample], into, of_squares)
 
     return settle_all

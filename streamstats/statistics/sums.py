@@ -1,7 +1,5 @@
-"""What kinds that add up share: `CountedSums`, signed exact sums with counts, and `AddedArrays`, sums that are never
-negative.
-
-Both merge by addition and are subtracted exactly.
+"""What kinds that add up share: `AddedArrays` merge by addition and are subtracted exactly; `CountedSums` are sums of
+values with the counts of these.
 """
 
 from __future__ import annotations
@@ -9,7 +7,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -17,65 +15,22 @@ import numpy.typing as npt
 from ..errors import DataError, MismatchError, UsageError
 from ..quantization import Quantization
 from .exact import ExactSum, carried, digit_count, is_canonical, unit_exponent
-from .statistic import Statistic, Tensors, ValueStatistic
+from .statistic import Tensors, ValueStatistic
 
 Counts = npt.NDArray[np.int64]
 Float64Array = npt.NDArray[np.float64]
 
 
-@dataclass(frozen=True, eq=False)
-class CountedSums(Statistic):
-    """Sums of finite values, as the digits of an `ExactSum`, and the counts of values.
-
-    `digits` int64[D, …]; `count`, `nan`, `infinite` int64[…] count finite values, NaN and infinities.
-    """
-
-    digits: npt.NDArray[np.int64]
-    count: Counts
-    nan: Counts
-    infinite: Counts
-
-    def merge(self, other: Self) -> Self:
-        """The sum of sums and of counts."""
-        self.check_fits(other)
-        return self._with(other, 1)
-
-    def without(self, part: Self, rest: Self | None = None) -> Self | None:  # noqa: ARG002 - it is not needed
-        """As `Statistic.without`: always known."""
-        self.check_fits(part)
-        return self._with(part, -1)
-
-    def _with(self, other: Self, sign: int) -> Self:
-        counts = [mine + sign * theirs for mine, theirs in zip(self._counts(), other._counts(), strict=True)]
-        if any((count < 0).any() for count in counts):
-            raise MismatchError(
-                "more values would be subtracted than were counted: the data has changed since it was counted; count "
-                "it again"
-            )
-        total = ExactSum.from_raw(self.space.dtype, self.digits + sign * other.digits)
-        return type(self)(self.space, total.digits, *counts)
-
-    def check(self) -> None:
-        """As `Statistic.check`."""
-        if not is_canonical(self.digits) or any((count < 0).any() for count in self._counts()):
-            raise DataError("the digits of the sums are not canonical, or counts are negative")
-
-    def _counts(self) -> tuple[Counts, Counts, Counts]:
-        return self.count, self.nan, self.infinite
-
-    @property
-    def total(self) -> ExactSum:
-        """The exact sums, one after the other."""
-        return ExactSum(self.space.dtype, self.digits.reshape(len(self.digits), -1))
-
-    @property
-    def nonfinite(self) -> Counts:
-        """NaN plus infinities, int64[…]."""
-        return self.nan + self.infinite
+DIGITS = "digits"
 
 
 class AddedArrays(ValueStatistic):
-    """Arrays that add up and are never negative, int64: counts or, in the field `digits`, the digits of exact sums."""
+    """Arrays that add up, int64: counts or, in the field `digits`, the digits of exact sums.
+
+    None of them is ever negative, except sums that are `signed`.
+    """
+
+    signed: ClassVar[bool] = False
 
     def merge(self, other: Self) -> Self:
         """The sums of the arrays."""
@@ -98,7 +53,7 @@ class AddedArrays(ValueStatistic):
         added = {name: mine + sign * theirs[name] for name, mine in self.arrays().items()}
         if DIGITS in added:
             added[DIGITS] = carried(added[DIGITS])
-        return type(self)(self.space, **added)
+        return type(self)(self.space.joined(other.space), **added)
 
     def check(self) -> None:
         """As `Statistic.check`."""
@@ -107,10 +62,35 @@ class AddedArrays(ValueStatistic):
             raise DataError("the digits of the sums are not canonical, or a sum or a count is negative")
 
     def _is_negative(self) -> bool:
-        return any(((array[-1:] if name == DIGITS else array) < 0).any() for name, array in self.arrays().items())
+        arrays = self.arrays()
+        digits = arrays.pop(DIGITS, None)
+        counts = any((array < 0).any() for array in arrays.values())
+        return counts or (digits is not None and not self.signed and bool((digits[-1:] < 0).any()))
 
 
-DIGITS = "digits"
+@dataclass(frozen=True, eq=False)
+class CountedSums(AddedArrays):
+    """Sums of finite values, as the digits of an `ExactSum`, and the counts of values.
+
+    `digits` int64[D, …]; `count`, `nan`, `infinite` int64[…] count finite values, NaN and infinities.
+    """
+
+    signed: ClassVar[bool] = True
+
+    digits: npt.NDArray[np.int64]
+    count: Counts
+    nan: Counts
+    infinite: Counts
+
+    @property
+    def total(self) -> ExactSum:
+        """The exact sums, one after the other."""
+        return ExactSum(self.space.dtype, self.digits.reshape(len(self.digits), -1))
+
+    @property
+    def nonfinite(self) -> Counts:
+        """NaN plus infinities, int64[…]."""
+        return self.nan + self.infinite
 
 
 def sum_tensors(dtype: np.dtype[Any], shape: tuple[int, ...]) -> Tensors:
@@ -150,6 +130,14 @@ def exact_mean(units: int, shift: int, count: int, step: Fraction, zero_point: i
 
 
 def square_root(value: Fraction) -> float:
-    """√value, also where value itself is beyond float64."""
-    shift = (value.numerator.bit_length() - value.denominator.bit_length()) // 2
-    return math.ldexp(math.sqrt(value / Fraction(4) ** shift), shift)
+    """The float64 nearest to √value, also where `value` itself is beyond float64.
+
+    The root has 64 bits or more, and a last bit that says whether more would follow, so that the one rounding is right.
+
+    >>> square_root(Fraction(1, 9)), square_root(Fraction(10**400))
+    (0.3333333333333333, 1e+200)
+    """
+    bits = 64 + max(0, (value.denominator.bit_length() - value.numerator.bit_length()) // 2 + 1)
+    scaled, left = divmod(value.numerator << 2 * bits, value.denominator)
+    root = math.isqrt(scaled)
+    return (2 * root + (left > 0 or root * root < scaled)) / (1 << bits + 1)

@@ -22,12 +22,12 @@ from .classes import ClassSumsOf
 from .exact import unit_exponent
 from .riders import RiderKind
 from .running import Measures
-from .statistic import Document, Space, Statistic, Tensors, ValueStatistic, known_kernel
+from .statistic import Document, Space, Statistic, Tensors, known_kernel
 from .sums import CountedSums, Float64Array, exact_mean, real_maps, sum_tensors
 
 
 @dataclass(frozen=True, eq=False)
-class TapSums(CountedSums, ValueStatistic):
+class TapSums(CountedSums):
     """What each tap of the layer's kernel sees: it makes corrections exact with padding, strides and dilation.
 
     `digits` int64[D, K, C]; `count`, `nan`, `infinite` int64[K, C] count finite values, NaN and infinities, for K

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .exact import ExactSum, digit_count
+from .exact import ExactSum, carried, digit_count
 from .riders import COPIES, Chain, Rider, RiderKind, Taker, Tally, Where
 from .running import Intake, Measures, RunningSums, SampleSquares, widest
-from .samples import SQUARES, SampleSums
+from .samples import SampleSums, square_digits
 
 Array = npt.NDArray[Any]
 
@@ -142,7 +142,7 @@ class ValuePass:
         loops += sum(rider.working_bytes(dtype, tuple(shape), axis) for rider in riders)
         if not by_sample:
             return loops
-        squares = COPIES * 8 * (digit_count(SQUARES) + 2) * shape[axis]
+        squares = COPIES * 8 * square_digits(dtype) * shape[axis]
         cut = list(block[1:]) != list(shape)
         waiting = block[0] * block[axis + 1] * 8 * (digit_count(dtype) + 2) if cut else 0
         return loops + squares + waiting
@@ -160,9 +160,9 @@ def _summed(one: Measures, other: Measures) -> Measures:
     """The measures of both."""
     squares = None
     if one.squares is not None and other.squares is not None:
-        digits = ExactSum.from_raw(SQUARES, one.squares.digits + other.squares.digits).digits
+        digits = carried(one.squares.digits + other.squares.digits)
         samples = one.squares.samples + other.squares.samples
-        squares = SampleSquares(samples, digits, one.squares.beyond + other.squares.beyond)
+        squares = SampleSquares(samples, digits)
     return Measures(
         one.dtype,
         one.count + other.count,

@@ -8,15 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
 from hypothesis import strategies as st
 from laws import DTYPES, contents, space_of
 
 from streamstats.errors import DataError, MismatchError
 from streamstats.quantization import Quantization
-from streamstats.statistics.exact import ExactSum
+from streamstats.statistics import samples
 from streamstats.statistics.mean import ChannelMean
-from streamstats.statistics.samples import SQUARES
 from streamstats.statistics.spread import SampleSpread
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -39,24 +37,6 @@ def samples_of(block: Array, axis: int) -> list[list[list[Any]]]:
     ]
 
 
-@given(blocks())
-def test_squares_of_integers_are_exact(case: tuple[Array, int]) -> None:
-    block, axis = case
-    if block.dtype.kind == "f" or block.dtype.itemsize == 8:
-        with np.errstate(invalid="ignore"):  # a NaN that signals
-            block = (np.nan_to_num(block.astype(np.float64), posinf=7, neginf=-7) % 1000).astype("i2")
-    found = SampleSpread.measure(block, axis)
-    sums = [[sum(map(int, values)) for values in sample] for sample in samples_of(block, axis)]
-    expected = [sum(sample[c] ** 2 for sample in sums) * UNITS for c in range(block.shape[axis])]
-    assert exact_units(found) == expected
-    assert (found.samples == len(block)).all()
-    assert not found.beyond.any()
-
-
-def exact_units(found: SampleSpread) -> list[int]:
-    return ExactSum(SQUARES, found.digits).units()
-
-
 @pytest.mark.parametrize("dtype", ["i1", "u4", "f2", "f4", "f8"])
 @pytest.mark.parametrize("quantization", [None, Quantization(0.25, 3)])
 def test_the_standard_error_is_that_of_the_samples_means(dtype: str, quantization: Quantization | None) -> None:
@@ -69,18 +49,38 @@ def test_the_standard_error_is_that_of_the_samples_means(dtype: str, quantizatio
     np.testing.assert_allclose(found, expected, rtol=1e-9)
 
 
-def test_a_spread_far_smaller_than_the_mean_is_not_lost() -> None:
-    block = np.array([[2**40 + 1], [2**40 - 1]], "i8")
-    found = SampleSpread.measure(block).standard_error(ChannelMean.measure(block))
-    assert found.tolist() == [1.0]
+def exact_error(block: Array) -> Fraction:
+    """The squared standard error of the mean of the only channel of `block` [samples, values]."""
+    means = [sum(map(Fraction, sample.tolist()), Fraction(0)) / block.shape[1] for sample in block]
+    mean = sum(means, Fraction(0)) / len(means)
+    return sum(((each - mean) ** 2 for each in means), Fraction(0)) / (len(means) - 1) / len(means)
 
 
-@pytest.mark.parametrize("scale", [1e-300, 1e300])
-def test_a_spread_whose_square_is_beyond_float64_is_not_known(scale: float) -> None:
-    block = np.array([[1.0, scale], [3.0, 2 * scale]])
-    found = SampleSpread.measure(block).standard_error(ChannelMean.measure(block))
-    assert found[0] == 1.0
-    assert math.isnan(found[1]) if scale > 1 else found[1] < 1e-150
+@pytest.mark.parametrize(
+    "block",
+    [
+        2**40 + np.array([[1], [-1]], "i8"),
+        1e9 + np.random.default_rng(0).normal(0, 0.1, (50, 4)),
+        2**60 + np.random.default_rng(1).integers(0, 9, (50, 4)),
+        np.random.default_rng(2).normal(1, 0.1, (50, 4)) * 1e-161,
+        np.random.default_rng(3).normal(1, 0.1, (50, 4)) * 1e-170,
+        np.random.default_rng(4).normal(1, 0.1, (50, 4)) * 1e300,
+        1000 + np.random.default_rng(5).normal(0, 1e-3, (50, 64)).astype("f4"),
+        np.array([[5e-324], [0.0], [1.5e-323]]),
+    ],
+    ids=["2^40 ± 1", "1e9", "2^60", "1e-161", "1e-170", "1e300", "float32", "denormals"],
+)
+def test_a_standard_error_is_the_nearest_float_however_small_the_spread(block: Array) -> None:
+    sums = ChannelMean.measure(block[:, :, np.newaxis])
+    found = SampleSpread.measure(block[:, :, np.newaxis]).standard_error(sums)[0]
+    wanted = exact_error(block)
+    below, above = Fraction(math.nextafter(found, 0)), Fraction(math.nextafter(found, math.inf))
+    assert ((below + Fraction(found)) / 2) ** 2 <= wanted <= ((above + Fraction(found)) / 2) ** 2
+
+
+def test_samples_that_are_all_alike_have_an_error_of_zero() -> None:
+    block = np.full((5, 3), 0.1)
+    assert SampleSpread.measure(block).standard_error(ChannelMean.measure(block)).tolist() == [0, 0, 0]
 
 
 def test_nothing_is_known_of_one_sample_or_of_values_left_out() -> None:
@@ -96,14 +96,21 @@ def test_nothing_is_known_of_one_sample_or_of_values_left_out() -> None:
 
 def test_what_does_not_fit_is_refused() -> None:
     block = np.ones((4, 3), "i2")
-    with pytest.raises(MismatchError, match="more samples would be subtracted than were counted"):
+    with pytest.raises(MismatchError, match="spread: more would be subtracted than was counted"):
         SampleSpread.measure(block[:1]).without(SampleSpread.measure(block))
     with pytest.raises(DataError, match="stored spread of int16 data: samples is missing"):
         SampleSpread.from_arrays({}, space_of("i2", 3))
 
 
-def test_a_large_variance_is_the_root_of_the_exact_one() -> None:
-    block = np.array([[3e150], [1e150]])
-    found = SampleSpread.measure(block).standard_error(ChannelMean.measure(block))
-    exact = (Fraction(3e150) - Fraction(1e150)) / 2
-    assert found[0] == pytest.approx(float(exact))
+def test_digits_are_carried_before_they_overflow(monkeypatch: pytest.MonkeyPatch) -> None:
+    block = np.random.default_rng(6).standard_normal((40, 9, 3))
+    expected = SampleSpread.measure(block)
+    carries: list[int] = []
+    carried = samples.carried
+    monkeypatch.setattr(samples, "MOST_SAMPLES", 7)
+    monkeypatch.setattr(samples, "carried", lambda digits: carries.append(1) or carried(digits))
+    accumulator = SampleSpread.accumulator(expected.space)
+    for start in range(0, 40, 5):
+        accumulator.add(block[start : start + 5], (slice(start, start + 5), slice(0, 9), slice(0, 3)))
+    assert accumulator.found() == expected
+    assert len(carries) > 5

@@ -126,7 +126,7 @@ def found_by(accumulator: StatisticsAccumulator) -> object:
     arrays = [sums, found.count, found.nan, found.infinite, found.low, found.high]
     squares = found.squares
     if squares is not None:
-        arrays += [squares.samples, squares.digits, squares.beyond]
+        arrays += [squares.samples, squares.digits]
     arrays += [array for name in sorted(found.beside) for array in found.beside[name].values()]
     seen: Any = accumulator.others.get(Seen.name)
     return [array.tobytes() for array in arrays], seen and seen.blocks
