@@ -41,10 +41,13 @@ LONGEST_CELL = 60
 def run(options: Namespace) -> int:
     """`streamstats run CONFIG`."""
     from ..config import load_config
+    from ..jobs.quantiles import check_quantiles
     from ..jobs.run import Follow, run
 
     job = load_config(options.config).job()
     _check_run_options(options)
+    if options.refine is not None:
+        check_quantiles(job, options.refine)
     until = None
     if options.until_stable is not None:
         job, until = _until_stable(job, options)

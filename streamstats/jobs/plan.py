@@ -121,7 +121,8 @@ def make_plan(
 def blocks(layer: Layer, part: Part) -> Iterator[Selection]:
     """The blocks of `part`: those of one range of channels follow each other, and within it those of the same rows."""
     samples = [
-        list(_cuts(range(extent), step)) for extent, step in zip(layer.shape[1:], part.block_shape[1:], strict=True)
+        list(_cuts(range(extent), step)) or [slice(0, 0)]  # samples without values are samples
+        for extent, step in zip(layer.shape[1:], part.block_shape[1:], strict=True)
     ]
     for channels in samples[layer.channel_axis - 1]:
         chosen = [[channels] if axis == layer.channel_axis else cuts for axis, cuts in enumerate(samples, start=1)]

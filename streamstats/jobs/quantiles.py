@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ..calibration.layer import Layer
+from ..calibration.selection import select_layers
 from ..errors import DataError, UsageError
 from ..outputs.layer_statistics import LayerStatistics
 from ..progress import QUIET, Progress
@@ -35,13 +36,10 @@ class Quantile:
 def exact_quantiles(job: Job, quantiles: Sequence[float], *, progress: Progress = QUIET) -> list[Quantile]:
     """The exact `quantiles` of every layer of `job`, layer by layer, from the histograms in its output; writes nothing.
 
-    Raises `UsageError` for a quantile outside 0 to 1, a layer without a histogram or without finite values, codes with
-    one step per channel, and values of 64 bits; `DataError` if the store has changed since it was counted; and as `run`
-    does.
+    Raises as `check_quantiles`; `UsageError` for a layer without finite values, and for rows that have changed since
+    they were counted and were accepted; `DataError` if the store has changed otherwise; and as `run` does.
     """
-    for q in quantiles:
-        if not 0 <= q <= 1:
-            raise UsageError(f"the quantile is {q}; expected a number from 0 to 1")
+    check_quantiles(job, quantiles)
     with open_session(job, progress=progress) as session:
         places = {layer.name: _places(layer, session.ledgers[layer.name], quantiles) for layer in session.layers}
         refined, found = _refined(session, places), []
@@ -51,31 +49,47 @@ def exact_quantiles(job: Job, quantiles: Sequence[float], *, progress: Progress 
         return found
 
 
+def check_quantiles(job: Job, quantiles: Sequence[float]) -> None:
+    """Raise `UsageError` unless a run of `job` can have exact `quantiles`.
+
+    They must be from 0 to 1; its layers must count a histogram, and have values of at most 32 bits and one step.
+    """
+    for q in quantiles:
+        if not 0 <= q <= 1:
+            raise UsageError(f"the quantile is {q}; expected a number from 0 to 1")
+    for layer in select_layers(job.source, job.rules).layers:
+        if Histogram not in layer.kinds:
+            raise UsageError(
+                f"layer {layer.name}: exact quantiles need its histogram; add `histogram` to its `statistics`, and "
+                "count everything again with --restart if the output was counted without it"
+            )
+        if layer.dtype.itemsize > WIDEST:
+            raise UsageError(
+                f"layer {layer.name}: exact quantiles of {layer.dtype} values are not supported; `inspect --json` "
+                "gives the bins in which they lie"
+            )
+        if layer.quantization is not None and layer.quantization.channels is not None:
+            raise UsageError(
+                f"layer {layer.name}: each channel has its own step, so its codes do not sort like the real values; "
+                "leave the layer out of the job"
+            )
+
+
 Places = dict[float, tuple[int, int]]
 """Quantile → the index of the bin in which it lies, and its place in that bin, from 0."""
 
 
 def _places(layer: Layer, ledger: LayerStatistics, quantiles: Sequence[float]) -> Places:
-    """The bin and place of each quantile. Raises `UsageError` for layers that cannot have exact quantiles."""
-    histogram = ledger.statistics.get(Histogram.name)
-    if not isinstance(histogram, Histogram):
-        raise UsageError(
-            f"layer {layer.name}: no histogram was counted; add `histogram` to its `statistics`, and run again with "
-            "--restart"
-        )
-    if layer.dtype.itemsize > WIDEST:
-        raise UsageError(
-            f"layer {layer.name}: exact quantiles of {layer.dtype} values are not supported; `inspect --json` gives "
-            "the bins in which they lie"
-        )
-    if layer.quantization is not None and layer.quantization.channels is not None:
-        raise UsageError(
-            f"layer {layer.name}: each channel has its own step, so its codes do not sort like the real values; leave "
-            "the layer out of the job"
-        )
+    """The bin and place of each quantile. Raises `UsageError` for layers that turn out to have no exact quantiles."""
+    histogram: Histogram = ledger.statistics[Histogram.name]
     if not histogram.counts.any():
         raise UsageError(
             f"layer {layer.name}: it has no finite values, so it has no quantiles; leave the layer out of the job"
+        )
+    if ledger.source.accepted and not is_counted_by_value(layer.dtype):
+        raise UsageError(
+            f"layer {layer.name}: rows {ledger.source.accepted} have changed since they were counted, so the values "
+            "in a bin cannot be read again; count everything again with --restart"
         )
     return {q: histogram.place(q) for q in quantiles}
 

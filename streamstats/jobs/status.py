@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..coverage import Coverage, Rows
+from ..coverage import EMPTY, Coverage, Rows
 from ..errors import DataError, UsageError
 from ..outputs.layer_statistics import LayerStatistics
-from ..outputs.manifest import NOTHING, Gaps, explained, read_manifest
+from ..outputs.manifest import NOTHING, Gaps, LayerEntry, explained, read_manifest
 from ..outputs.results import states_in
 from ..outputs.saving import LOCK
 from ..outputs.shortfalls import Shortfall
@@ -65,12 +65,12 @@ def status(output: Path) -> Status:
     if not (states or planned or manifest):
         raise UsageError(f"{output} has no states; expected the output folder of `streamstats run`")
     said = manifest or NOTHING
-    for name, entry in said.layers.items():
-        planned.setdefault(name, entry.rows if name not in states else 0)
     limit, gaps, min_rows = Coverage.of([said.rows or (0, sys.maxsize)]), said.gaps(), said.min_rows()
     found = {
-        name: _layer_status(name, states.get(name), planned.get(name, 0), gaps.get(name, ()), limit)
-        for name in sorted({*planned, *states})
+        name: _layer_status(name, states[name], planned.get(name, 0), gaps.get(name, ()), limit)
+        if name in states
+        else _uncounted(name, planned.get(name, 0), said.layers.get(name))
+        for name in sorted({*planned, *states, *said.layers})
     }
     layers = (_with_shortfall(each, states.get(name), min_rows.get(name, 0)) for name, each in found.items())
     return Status(tuple(layers), is_locked(output / LOCK))
@@ -90,9 +90,14 @@ def _with_shortfall(found: LayerStatus, state: LayerStatistics | None, min_rows:
     return replace(found, min_rows=min_rows, shortfall=None if state is None else Shortfall.of(state, min_rows))
 
 
-def _layer_status(layer: str, state: LayerStatistics | None, planned: int, told: Gaps, limit: Coverage) -> LayerStatus:
-    if state is None:
-        return LayerStatus(layer, planned, 0, explained(Coverage.first(planned), ()), Coverage())
+def _uncounted(layer: str, planned: int, entry: LayerEntry | None) -> LayerStatus:
+    """The status of a layer without a state: nothing is counted, and the manifest knows what was before."""
+    before, excluded = (EMPTY, EMPTY) if entry is None else (entry.covered, entry.excluded)
+    rows = max(planned, before.stop, excluded.stop)
+    return LayerStatus(layer, rows, 0, explained(Coverage.first(rows) - excluded, ()), excluded)
+
+
+def _layer_status(layer: str, state: LayerStatistics, planned: int, told: Gaps, limit: Coverage) -> LayerStatus:
     missing: list[tuple[Rows, str]] = []
     for source in state.sources:
         wanted = max(source.rows, planned) if len(state.sources) == 1 else source.rows

@@ -64,9 +64,17 @@ class LayerEntry:
     counted: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def covered(self) -> Coverage:
+        """The rows that were counted."""
+        return self._coverage("covered")
+
+    @property
     def excluded(self) -> Coverage:
         """The rows that were forgotten."""
-        return Coverage.of(_rows(rows) for rows in self.counted.get("excluded", ()))
+        return self._coverage("excluded")
+
+    def _coverage(self, name: str) -> Coverage:
+        return Coverage.of(_rows(rows) for rows in self.counted.get(name, ()))
 
     def document(self) -> dict[str, Any]:
         """JSON-ready."""

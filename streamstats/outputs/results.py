@@ -136,7 +136,14 @@ def write_states(output: Path, ledgers: Iterable[Ledger]) -> None:
 def read_states(output: Path, layers: Iterable[str]) -> dict[str, LayerStatistics]:
     """The states of those `layers` that have one. Raises `DataError` for a damaged state."""
     paths = {layer: layer_path(output / STATE, layer) for layer in layers}
-    found = {layer: read_state(path) for layer, path in paths.items() if path.exists()}
+    try:
+        found = {layer: read_state(path) for layer, path in paths.items() if path.exists()}
+    except DataError as error:
+        if (output / MANIFEST).exists() or "remove it" not in str(error):
+            raise
+        raise DataError(
+            f"{error}; there is no manifest to say which of its rows were forgotten, so repeat any `streamstats forget`"
+        ) from error
     return {layer: _of_layer(statistics, layer, paths[layer]) for layer, statistics in found.items()}
 
 

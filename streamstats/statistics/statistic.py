@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any, ClassVar, Protocol, Self, TypeVar
 
@@ -93,7 +93,7 @@ class Space:
         if len(self.sample) != len(other.sample):
             extents = (*extents[: self.axis + 1], 0)
         kernel = self.kernel if self.kernel == other.kernel else None
-        return type(self)(self.dtype, extents, self.axis, kernel)
+        return replace(self, sample=extents, kernel=kernel)
 
 
 class Accumulator(Protocol[Found]):

@@ -407,6 +407,25 @@ def test_forgotten_rows_stay_forgotten_if_a_damaged_state_is_removed(tmp_path: P
     assert (found.covered, found.excluded) == (((0, 5), (7, 8)), ((5, 7),))
 
 
+def test_status_knows_what_a_removed_state_had(tmp_path: Path) -> None:
+    store = ascending(tmp_path)
+    run(config(store))
+    forget(config(store), (0, 3))
+    (tmp_path / "out/state/conv.safetensors").unlink()
+    (layer,) = status(tmp_path / "out").layers
+    assert (layer.counted, layer.rows, layer.excluded.ranges) == (0, ROWS, ((0, 3),))
+    assert [rows for rows, _ in layer.missing] == [(3, ROWS)]
+
+
+def test_a_damaged_state_without_a_manifest_says_that_forgotten_rows_are_unknown(tmp_path: Path) -> None:
+    store = ascending(tmp_path)
+    run(config(store))
+    cut_off(tmp_path / "out/state/conv.safetensors")
+    (tmp_path / "out/manifest.json").unlink()
+    with pytest.raises(DataError, match=r"remove it .*no manifest .* repeat any `streamstats forget`"):
+        run(config(store))
+
+
 def test_status_knows_the_rows_that_a_failed_run_did_not_reach(tmp_path: Path) -> None:
     store = ascending(tmp_path)
     run(config(store))

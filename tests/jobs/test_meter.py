@@ -40,6 +40,16 @@ def test_a_meter_gives_the_bits_of_a_run_over_the_recorded_store(dtype: str, axi
         assert (found.rows, found.channel_axis) == (23, expected.channel_axis)
 
 
+@pytest.mark.parametrize("shape", [(4, 3, 0), (4, 0, 3), (0, 3, 2)])
+def test_samples_without_values_are_samples_in_both(shape: tuple[int, ...], tmp_path: Path) -> None:
+    values = np.zeros(shape, "f4")
+    with ss.Recorder(tmp_path / "s.zarr") as recorder:
+        recorder.append("block/conv", values)
+    expected = ss.reduce(tmp_path / "s.zarr", layers=[ss.LayerRule("*", statistics=tuple(STATISTICS))])["block/conv"]
+    assert metered(values, 2).statistics["block/conv"].statistics == expected.statistics
+    assert (expected.statistics["spread"].samples == len(values)).all()
+
+
 def test_what_it_saves_is_an_output_that_other_commands_take(tmp_path: Path) -> None:
     values = samples(30, 5, 6)
     for number, part in enumerate(np.array_split(values, 3)):

@@ -468,11 +468,12 @@ def test_no_rows_are_no_tasks() -> None:
 
 
 @pytest.mark.parametrize("shape", [(9, 0), (9, 0, 4), (9, 4, 0)])
-def test_rows_without_elements_are_planned_and_have_no_blocks(shape: tuple[int, ...]) -> None:
+def test_rows_without_elements_are_planned_and_have_a_block_without_elements(shape: tuple[int, ...]) -> None:
     each = layer(shape, tuple(max(1, extent) for extent in shape))
     planned = plan_all(each)
     assert (planned.rows, planned.bytes) == (9, 0)
-    assert list(blocks(each, planned.tasks[0].parts[0])) == []
+    (block,) = blocks(each, planned.tasks[0].parts[0])
+    assert block == tuple(slice(0, extent) for extent in shape)
 
 
 def test_the_same_layers_give_the_same_plan() -> None:

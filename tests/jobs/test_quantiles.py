@@ -103,7 +103,7 @@ def test_what_cannot_be_answered_is_said_with_the_remedy(tmp_path: Path) -> None
         exact_quantiles(config(store), [2])
     other = build_store(tmp_path / "other" / "s.zarr", {"conv": activations("f4")})
     run(config(other, statistics=[]))
-    with pytest.raises(UsageError, match=r"layer conv: no histogram was counted; add `histogram`"):
+    with pytest.raises(UsageError, match=r"layer conv: exact quantiles need its histogram; add `histogram`"):
         exact_quantiles(config(other, statistics=[]), [0.5])
 
 
@@ -128,6 +128,29 @@ def test_run_prints_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert found == [{"q": q, "value": sorted_value(values, q)} for q in (0.5, 0.999)]
     assert main(["run", str(tmp_path / "run.yaml"), "--refine", "0.5", "--follow", "--idle", "0"]) == 2
     assert "--refine and --follow cannot be combined" in capsys.readouterr().err
+
+
+def test_values_that_changed_and_were_accepted_have_no_exact_quantiles(tmp_path: Path) -> None:
+    """A change within a bin keeps its count, so only the acceptance tells."""
+    store = build_store(tmp_path / "s.zarr", {"conv": np.full((8, 3), 1.001, "f4")}, chunks=(2, 3))
+    run(config(store))
+    zarr.open_array(store, path="conv")[2:4] = 1.005
+    run(config(store), accept_changes=True)
+    with pytest.raises(UsageError, match=r"layer conv: rows 2:4 have changed since they were counted"):
+        exact_quantiles(config(store), [0.5])
+    run(config(store), restart=True)
+    assert exact_quantiles(config(store), [0.99])[0].value == np.float32(1.005)
+
+
+@pytest.mark.parametrize(("quantile", "statistics"), [("7", "[histogram]"), ("nan", "[histogram]"), ("0.5", "[]")])
+def test_a_quantile_that_cannot_be_found_is_refused_before_anything_is_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], quantile: str, statistics: str
+) -> None:
+    build_store(tmp_path / "s.zarr", {"conv": activations("f4")})
+    (tmp_path / "run.yaml").write_text(f"source: {tmp_path}/s.zarr\noutput: {tmp_path}/out\nstatistics: {statistics}\n")
+    assert main(["run", str(tmp_path / "run.yaml"), "--refine", quantile]) == 2
+    assert "quantile" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.soak
