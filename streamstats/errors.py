@@ -6,6 +6,7 @@ command line, so a batch system can tell a job that needs correcting (2) from da
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from importlib import import_module
 from types import ModuleType
 
@@ -84,6 +85,17 @@ def require(module: str, extra: str) -> ModuleType:
 def first_line(error: BaseException) -> str:
     """The first line of the message of `error`, or its class if the message is empty."""
     return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
+def listed(names: Iterable[str], most: int = 8) -> str:
+    """The first of `names`, and how many more there are, for a message; "none" if there are none.
+
+    >>> listed("abc"), listed("abc", most=1), listed([])
+    ('a, b, c', 'a and 2 more', 'none')
+    """
+    every = [*names]
+    more = f" and {len(every) - most:,} more" if len(every) > most else ""
+    return (", ".join(every[:most]) or "none") + more
 
 
 def counted(number: int, what: str, plural: str = "") -> str:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..errors import UsageError
+from ..errors import UsageError, listed
 from ..layouts import Kernel
 from ..quantization import Quantization
 from ..statistics.kinds import check_refusals, kinds_of
@@ -65,7 +65,7 @@ def select_layers(source: str | Path, rules: Sequence[LayerRule] = ()) -> Select
     arrays = store.arrays()
     for rule in rules:
         if not any(fnmatch.fnmatchcase(name, rule.match) for name in arrays):
-            raise UsageError(f"no layer of {source} matches {rule.match!r}; the store has {_some(list(arrays))}")
+            raise UsageError(f"no layer of {source} matches {rule.match!r}; the store has {listed(arrays)}")
     chosen = {name: _first_match(name, rules) for name in arrays}
     return Selected(
         layers=tuple(rule.apply(describe(store, name, arrays[name])) for name, rule in chosen.items() if rule),
@@ -77,8 +77,3 @@ def _first_match(name: str, rules: Sequence[LayerRule]) -> LayerRule | None:
     if not rules:
         return LayerRule("*")
     return next((rule for rule in rules if fnmatch.fnmatchcase(name, rule.match)), None)
-
-
-def _some(names: Sequence[str], most: int = 8) -> str:
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest

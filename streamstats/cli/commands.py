@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import CORRUPT, DONE, INCOMPLETE, UsageError, counted
+from ..errors import CORRUPT, DONE, INCOMPLETE, UsageError, counted, listed
 from ..outputs.documents import channel_columns, channels_document, layers_document
 from ..outputs.shortfalls import REMEDY, Shortfall
 from .progress import Shown
@@ -350,7 +350,7 @@ def inspect(options: Namespace) -> None:
     results = open_results(options.output)
     if options.layer is None:
         if options.plot:
-            raise UsageError(f"--plot shows the channels of one layer; name one of {', '.join(results.layers)}")
+            raise UsageError(f"--plot shows the channels of one layer; name one of {listed(results.layers)}")
         print_layers({layer: results.statistics(layer) for layer in results.layers}, options.json)
         return
     statistics = results.statistics(options.layer)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..coverage import Rows
-from ..errors import UsageError
+from ..errors import UsageError, listed
 from ..outputs.distances import Distances, distances
 from ..outputs.layer_statistics import LayerStatistics
 from ..outputs.results import Results, open_results
@@ -110,14 +110,9 @@ def compare(first: str | Path, second: str | Path, *, match: str = "*") -> Compa
     names = sorted({*outputs[0].layers, *outputs[1].layers})
     chosen = [name for name in names if fnmatchcase(name, match)]
     if not chosen:
-        raise UsageError(f"no layer matches {match!r}; the outputs have {_some(names)}")
+        raise UsageError(f"no layer matches {match!r}; the outputs have {listed(names)}")
     layers = [_layer_comparison(name, *outputs) for name in chosen]
     return Comparison(tuple(sorted(layers, key=_order)))
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return (", ".join(names[:NAMED]) or "no layers") + more
 
 
 def _order(found: LayerComparison) -> tuple[object, ...]:

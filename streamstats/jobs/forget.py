@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from ..calibration.identity import file_range, rows_of_file
 from ..calibration.layer import Layer
 from ..coverage import Coverage, Rows
-from ..errors import DataError, NonFiniteError, UsageError
+from ..errors import DataError, NonFiniteError, UsageError, listed
 from ..outputs.layer_statistics import LayerStatistics
 from ..outputs.ledger import CountedSource, Measured
 from ..outputs.manifest import read_manifest
@@ -66,7 +66,7 @@ def _all_or_nothing() -> Iterator[None]:
 
 def _check_rows(session: Session, chosen: Sequence[Layer], rows: Rows, match: str) -> None:
     if not chosen:
-        names = ", ".join(layer.name for layer in session.layers)
+        names = listed(layer.name for layer in session.layers)
         raise UsageError(f"no layer matches {match!r}; the job has {names}")
     for layer in chosen:
         if not 0 <= rows[0] < rows[1] <= layer.rows:

@@ -103,12 +103,17 @@ class Meter:
         folder, found = Path(output), self.statistics
         if not found:
             raise UsageError("nothing was measured; call `append` before `save`")
-        if (folder / MANIFEST).exists():
-            raise UsageError(f"{folder} holds other results; choose another folder")
+        check_output(folder)
         check_paths(folder, found)
-        check_no_store(folder)
         with held(folder, self._name, {name: each.rows for name, each in found.items()}):
             write_results(folder, [self._name], found)
+
+
+def check_output(output: str | Path) -> None:
+    """Raise `UsageError` if the folder `output` has results, or is a store."""
+    if (Path(output) / MANIFEST).exists():
+        raise UsageError(f"{output} holds other results; choose another folder")
+    check_no_store(Path(output))
 
 
 class _Metered:

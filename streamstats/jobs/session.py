@@ -13,7 +13,7 @@ from rich.filesize import decimal
 from ..calibration.layer import Layer
 from ..calibration.selection import Selected, select_layers
 from ..coverage import Coverage, Rows
-from ..errors import StreamstatsError, UsageError, counted
+from ..errors import StreamstatsError, UsageError, counted, listed
 from ..outputs.layer_statistics import LayerStatistics
 from ..outputs.manifest import Gaps, joined, read_manifest
 from ..outputs.results import check_no_store, check_paths, remove_leftovers, write_results
@@ -235,10 +235,10 @@ def tell_selected(selected: Selected, progress: Progress) -> None:
     """Report which arrays are skipped, and what is allowed but often a mistake."""
     layers = selected.layers
     if selected.left_out:
-        progress.say(f"skipped, because no entry of `layers` matches: {_some(selected.left_out)}")
+        progress.say(f"skipped, because no entry of `layers` matches: {listed(selected.left_out)}")
     codes = [layer.name for layer in layers if layer.dtype.kind in "iu" and layer.quantization is None]
     if codes:
-        progress.say(f"note: integers without `quantization` are averaged as codes: {_some(codes)}")
+        progress.say(f"note: integers without `quantization` are averaged as codes: {listed(codes)}")
     rows = {layer.rows for layer in layers}
     if len(rows) > 1:
         progress.say(
@@ -258,12 +258,6 @@ def tell_plan(
     peak = f"at most {_mib(plan.peak_bytes)} of {_mib(memory)} of memory"
     what = f"plan: {sizes} decoded, in {tasks}; blocks of at most {_mib(plan.block_bytes)}, {peak}"
     progress.begin(Stage(what, plan.rows, plan.bytes, before, len(layers), workers.description()))
-
-
-def _some(names: Sequence[str]) -> str:
-    """The first of `names`, and how many more there are."""
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more
 
 
 def _mib(size: int) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy.typing as npt
 
 from ..correction import BiasCorrector, MeanBiasCorrector, TapBiasCorrector
-from ..errors import UsageError
+from ..errors import UsageError, listed
 from ..layouts import BY_GROUP, TRANSPOSED, input_channels
 from ..outputs.results import Results, open_results
 from ..storage.files import check_apart, write_bytes
@@ -64,7 +64,7 @@ def tensor_terms(
     if not terms:
         raise UsageError(
             f"{weights} and {fake_quantized} have no weights of a layer that has a corrector; the layers are "
-            f"{', '.join(results.layers)}: expected tensors called LAYER, LAYER{WEIGHT}, LAYER{FAKE_QUANTIZED}"
+            f"{listed(results.layers)}: expected tensors called LAYER, LAYER{WEIGHT}, LAYER{FAKE_QUANTIZED}"
         )
     return terms, outcomes
 

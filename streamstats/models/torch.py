@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..calibration.recorder import Recorder
-from ..errors import MismatchError, MissingDependencyError, UsageError
+from ..errors import MismatchError, MissingDependencyError, UsageError, listed
 from ..jobs.meter import Meter
 from ..layouts import TRANSPOSED, Geometry, Kernel
 from ..outputs.results import Results, open_results
@@ -141,8 +141,7 @@ def _chosen(modules: dict[str, torch.nn.Module], globs: Sequence[str] | None) ->
         if globs is None or any(fnmatchcase(name, glob) for glob in globs)
     }
     if not chosen:
-        names = ", ".join(modules) or "none"
-        raise UsageError(f"the model has no linear modules to record; its layers are: {names}")
+        raise UsageError(f"the model has no linear modules to record; its layers are: {listed(modules)}")
     return chosen
 
 
@@ -209,7 +208,7 @@ def apply_correctors(
     others = {name: module for name, module in quantized.named_modules() if hasattr(module, "weight")}
     modules = linear_modules(model)
     if not set(modules) & set(results.layers):
-        raise UsageError(f"{correctors} holds no layer of the model; its layers are: {', '.join(modules) or 'none'}")
+        raise UsageError(f"{correctors} holds no layer of the model; its layers are: {listed(modules)}")
     places = {id(module): name for name, module in model.named_modules()}
     done = [_corrected(name, module, others.get(places[id(module)]), results) for name, module in modules.items()]
     if not any(each.corrected for each in done):

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import UsageError
+from ..errors import UsageError, listed
 from ..outputs.documents import json_value
 from ..outputs.layer_statistics import LayerStatistics
 from ..outputs.results import open_results
@@ -130,7 +130,7 @@ def matching_layers(output: str | Path, glob: str) -> dict[str, LayerStatistics]
     results = open_results(output)
     names = [name for name in results.layers if fnmatchcase(name, glob)]
     if not names:
-        raise UsageError(f"{output} has no layer that matches {glob!r}; it has {', '.join(results.layers)}")
+        raise UsageError(f"{output} has no layer that matches {glob!r}; it has {listed(results.layers)}")
     return {name: results.statistics(name) for name in names}
 
 

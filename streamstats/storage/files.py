@@ -238,8 +238,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 (hex) of the file at `path`. Raises `DataError` if it cannot be read."""
-    return hashlib.sha256(read_bytes(path)).hexdigest()
+    """SHA-256 (hex) of the file at `path`, read piece by piece. Raises `DataError` if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def remove_if_empty(folder: Path) -> None:

@@ -18,14 +18,14 @@ import numpy.typing as npt
 
 from ...calibration.layer import Layer
 from ...calibration.recorder import Recorder, stored_layer
-from ...errors import MismatchError, NonFiniteError, UsageError, counted, require
-from ...jobs.meter import Meter
+from ...errors import MismatchError, NonFiniteError, UsageError, counted, listed, require
+from ...jobs.meter import Meter, check_output
 from ...layouts import Kernel
 from ...outputs.layer_statistics import LayerStatistics
 from ...progress import QUIET, Progress, Stage
 from ...quantization import Quantization
 from ...statistics.extrema import ChannelExtrema
-from ...storage.files import remove_folder
+from ...storage.files import file_digest, remove_folder
 from .graph import load_model
 from .layers import LeftOut, OnnxLayer, survey
 from .run import ModelRun, load_samples, open_session
@@ -115,17 +115,14 @@ def record(
     """
     if storage not in STORAGES:
         raise UsageError(f"storage is {storage!r}; expected one of {', '.join(STORAGES)}")
-    chosen, skipped = _choose(*survey(load_model(model_path)), layers)
-    session = open_session(*_with_outputs(Path(model_path), [layer.input for layer in chosen]))
-    run = ModelRun.prepare(session, load_samples(samples, session), batch_size, str(samples))
-    targets, unfit = _probe(run, chosen)
+    run, targets, left_out = _prepared(model_path, samples, batch_size, layers)
     targets = [_with_stored(target, stored_layer(store, target.name), append, storage) for target in targets]
     if storage == "int8":
         progress.begin(_stage("measuring the ranges of", run, targets))
         targets = _quantized(run, targets, progress)
     progress.begin(_stage("recording", run, targets))
     _write_samples(run, targets, Path(store), progress)
-    return _outcomes(run, targets, [*unfit, *skipped])
+    return _outcomes(run, targets, left_out)
 
 
 def measure(
@@ -143,17 +140,27 @@ def measure(
 
     No activations are stored: the statistics are, to the bit, those of a run over what `record` would store. Samples
     and layers are those of `record`, `statistics` and `nonfinite` those of `Meter`. Returns what was measured of each
-    layer, and the statistics. Raises as `record`, and as `Meter` does.
+    layer, and the statistics. The samples are identified by their SHA-256, so that merging never counts them twice.
+    Raises as `record`, and as `Meter` does.
     """
+    check_output(output)
+    run, targets, left_out = _prepared(model_path, samples, batch_size, layers)
+    meter = Meter(statistics, name=f"sha256:{file_digest(Path(samples))}", nonfinite=nonfinite)
+    progress.begin(_stage("measuring", run, targets))
+    _visit(run, targets, partial(_append, meter), progress)
+    meter.save(output)
+    return _outcomes(run, targets, left_out), meter.statistics
+
+
+def _prepared(
+    model_path: str | Path, samples: str | Path, batch_size: int, layers: Sequence[str] | None
+) -> tuple[ModelRun, list[_Target], list[LeftOut]]:
+    """(the run of the model over the samples, the layers to record, those that cannot be)."""
     chosen, skipped = _choose(*survey(load_model(model_path)), layers)
     session = open_session(*_with_outputs(Path(model_path), [layer.input for layer in chosen]))
     run = ModelRun.prepare(session, load_samples(samples, session), batch_size, str(samples))
     targets, unfit = _probe(run, chosen)
-    meter = Meter(statistics, name=str(samples), nonfinite=nonfinite)
-    progress.begin(_stage("measuring", run, targets))
-    _visit(run, targets, partial(_append, meter), progress)
-    meter.save(output)
-    return _outcomes(run, targets, [*unfit, *skipped]), meter.statistics
+    return run, targets, [*unfit, *skipped]
 
 
 def record_layers(run: ModelRun, layers: Sequence[OnnxLayer], store: Path, progress: Progress) -> list[RecordedLayer]:
@@ -192,7 +199,7 @@ def _choose(
 
     chosen = list(filter(matches, layers))
     if not chosen:
-        names = ", ".join(layer.name for layer in layers) or "none"
+        names = listed(layer.name for layer in layers)
         wanted = "" if globs is None else f" that match {', '.join(globs)}"
         raise UsageError(f"the model has no linear layers to record{wanted}; its layers are: {names}")
     return chosen, list(filter(matches, skipped))

@@ -11,9 +11,11 @@ from graphs import Network
 
 from streamstats.cli import main
 from streamstats.config import JobConfig
-from streamstats.errors import NonFiniteError, UsageError
+from streamstats.errors import MismatchError, NonFiniteError, UsageError
 from streamstats.jobs.compare import compare
+from streamstats.jobs.merge import merge_outputs
 from streamstats.jobs.run import run
+from streamstats.models.onnx import record as recording
 from streamstats.models.onnx.correct import correct
 from streamstats.models.onnx.record import measure, record
 
@@ -58,3 +60,23 @@ def test_what_cannot_be_measured_is_said_and_nothing_is_written(network: Network
     with pytest.raises(NonFiniteError, match="row 1"):
         measure(network.path, tmp_path / "bad.npy", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_is_taken_is_refused_before_the_model_runs(
+    network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.save(tmp_path / "x.npy", network.x)
+    measure(network.path, tmp_path / "x.npy", tmp_path / "out")
+    monkeypatch.setattr(recording, "_visit", lambda *_: pytest.fail("the model ran"))
+    with pytest.raises(UsageError, match="holds other results"):
+        measure(network.path, tmp_path / "x.npy", tmp_path / "out")
+
+
+def test_the_same_samples_are_merged_once_whatever_their_name(network: Network, tmp_path: Path) -> None:
+    for name, x in (("a", network.x), ("b", network.x), ("c", network.x + 1)):
+        np.save(tmp_path / f"{name}.npy", x)
+        measure(network.path, tmp_path / f"{name}.npy", tmp_path / name)
+    with pytest.raises(MismatchError, match="are counted in both"):
+        merge_outputs([tmp_path / "a", tmp_path / "b"], tmp_path / "merged")
+    merged = merge_outputs([tmp_path / "a", tmp_path / "c"], tmp_path / "merged")
+    assert {found.rows for found in merged.values()} == {2 * len(network.x)}
