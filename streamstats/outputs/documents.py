@@ -27,7 +27,10 @@ def counted_document(found: Ledger) -> dict[str, Any]:
 def channels_document(found: Ledger) -> dict[str, Any]:
     """The same with the `tables` of its statistics, and `per_channel`: for each figure per channel, its values."""
     columns = {name: [json_value(value) for value in values] for name, values in channel_columns(found).items()}
-    tables = {name: {"columns": [*each.columns], "rows": each.rows} for name, each in found.figures().tables.items()}
+    tables = {
+        name: {"columns": [*each.columns], "rows": [[*map(json_value, row)] for row in each.rows]}
+        for name, each in found.figures().tables.items()
+    }
     return {"layer": found.layer, **counted_document(found), "tables": tables, "per_channel": columns}
 
 

@@ -163,13 +163,15 @@ def _at_rank(low: Float64Array, high: Float64Array, counts: Array, place: int) -
 
 
 def _bars(low: Float64Array, high: Float64Array, counts: Array) -> list[list[float]]:
-    """[low, high, count] of bars of equal width; a bin counts where its middle lies."""
+    """[low, high, count] of bars of equal width; a bin counts where its middle lies. None for infinite values."""
     ends = float(low[0]), float(high[-1])
-    if not ends[0] < ends[1]:
+    if not np.isfinite(ends).all():
+        return []
+    if not ends[0] / 2 < ends[1] / 2:  # all values are the same, or too near to each other to divide
         return [[*ends, int(counts.sum())]]
     middle = low / 2 + high / 2
     place = np.clip((middle / 2 - ends[0] / 2) / (ends[1] / 2 - ends[0] / 2) * DRAWN, 0, DRAWN - 1).astype(int)
-    edges = np.linspace(*ends, DRAWN + 1)
+    edges = 2 * np.linspace(ends[0] / 2, ends[1] / 2, DRAWN + 1)  # halves, whose difference is within float64
     added = np.zeros(DRAWN, np.int64)
     np.add.at(added, place, counts)
     return [[float(edges[bar]), float(edges[bar + 1]), int(added[bar])] for bar in range(DRAWN)]

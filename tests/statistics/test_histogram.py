@@ -97,3 +97,17 @@ def test_its_document_has_bars_that_add_up_to_the_values() -> None:
     same = Histogram.measure(np.full((5, 2), 3.0, "f2")).document(None, {})
     assert same.tables["histogram"].rows == [[3.0, 3.0, 10]]
     assert same.layer["median"] == 3.0
+
+
+@pytest.mark.parametrize("ends", [(0.0, 5e-324), (-5e-324, 5e-324), (-1.7e308, 1.7e308)], ids=str)
+def test_bars_are_drawn_for_any_finite_values(ends: tuple[float, float]) -> None:
+    document = Histogram.measure(np.array([ends]).T).document(None, {})
+    rows = document.tables["histogram"].rows
+    assert sum(count for *_, count in rows) == 2
+    assert all(math.isfinite(number) for row in rows for number in row)
+
+
+def test_values_beyond_float64_are_not_drawn_and_their_quantiles_are_null_in_json() -> None:
+    document = Histogram.measure(np.full((2, 1), 127, "i1")).document(Quantization(1e307, 0), {})
+    assert document.tables["histogram"].rows == []
+    assert document.layer["median"] == math.inf
