@@ -86,8 +86,9 @@ def _forgotten(
     for layer in chosen:
         whole, part = session.ledgers[layer.name], parts[layer.name]
         others = whole.source.covered - rows
-        if part.source.covered == taken[layer.name] and not taken[layer.name] & whole.source.accepted:
-            statistics, read = _rest(session, layer, part.statistics, others)
+        as_counted = part.source.covered == taken[layer.name] and not taken[layer.name] & whole.source.accepted
+        statistics, read = _rest(session, layer, part.statistics, others) if as_counted else (None, 0)
+        if statistics is not None:
             rest = replace(whole, statistics=statistics)
         else:
             again[layer.name], read = others, len(others)
@@ -119,17 +120,18 @@ def _policy(session: Session, unreadable: str) -> Policy:
     return Policy(session.job.nonfinite, "fill" if session.job.missing == "fill" else unreadable)
 
 
-def _rest(session: Session, layer: Layer, part: Statistics, others: Coverage) -> tuple[Statistics, int]:
+def _rest(session: Session, layer: Layer, part: Statistics, others: Coverage) -> tuple[Statistics | None, int]:
     """The statistics of `layer` less `part`, and how many of the `others` were read to find them.
 
-    Others are read only until every statistic is known; the statistic of all others is always the answer.
+    Others are read only until every statistic is known; the statistic of all others is always the answer. But rows that
+    have changed since they were counted are not what was counted of them: None if only they could tell.
     """
-    whole = session.ledgers[layer.name].statistics
+    whole, accepted = session.ledgers[layer.name].statistics, session.ledgers[layer.name].source.accepted
     read, rest = 0, Statistics.empty(layer.kinds, layer.space)
     left = whole.without(part, rest)
     if left is not None:
         return left, read
-    plan = planned(session.layers, {layer.name: others}, session.job.memory, session.workers)
+    plan = planned(session.layers, {layer.name: others - accepted}, session.job.memory, session.workers)
     described = {each.name: each for each in session.layers}
     reduced = reduce_tasks(plan, described, session.workers, _policy(session, "error"), session.progress)
     for task, results in reduced:
@@ -141,7 +143,9 @@ def _rest(session: Session, layer: Layer, part: Statistics, others: Coverage) ->
         if left is not None:
             break
     reduced.close()
-    return (rest if left is None else left), read
+    if left is None and not others & accepted:
+        left = rest
+    return left, read
 
 
 def _excluding(layer: Layer, source: CountedSource, rows: Coverage) -> CountedSource:

@@ -372,6 +372,18 @@ def test_rows_that_changed_and_were_accepted_are_not_subtracted(tmp_path: Path, 
     assert left.statistics == fresh.statistics
 
 
+def test_accepted_rows_do_not_tell_an_extremum_that_they_may_not_have_had(tmp_path: Path) -> None:
+    """The forgotten row held the maximum; what the accepted rows held is not in the store any more."""
+    store = ascending(tmp_path)
+    run(config(store))
+    zarr.open_array(store, path="conv")[0:2] = 1e6
+    run(config(store), accept_changes=True)
+    (forgotten,) = forget(config(store), (ROWS - 1, ROWS))
+    assert forgotten.others == ROWS - 1
+    left = open_results(tmp_path / "out").statistics("conv")
+    assert left.statistics == run(config(store), restart=True).statistics["conv"].statistics
+
+
 def test_accepting_a_store_keeps_which_rows_were_filled(tmp_path: Path) -> None:
     store = ascending(tmp_path)
     (store / "conv/c/1/0/0").unlink()
