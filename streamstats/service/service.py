@@ -272,8 +272,9 @@ def check_onnx(request: OnnxRequest) -> None:
     """Raise `UsageError` for keys that contradict each other."""
     if (request.quantized is None) == (request.bits is None):
         raise UsageError("give either a quantised model or `bits` to quantise the weights here, not both")
-    if request.quantized is not None and (request.per_channel or request.symmetric):
-        raise UsageError("`per_channel` and `symmetric` go with `bits`; leave them out")
+    levels = request.per_channel or request.symmetric or request.weight_range != "minmax"
+    if request.quantized is not None and levels:
+        raise UsageError("`per_channel`, `symmetric` and `weight_range` go with `bits`; leave them out")
     if request.quantized == request.model:
         raise UsageError("the quantised model is the float model; upload the quantised one")
     if request.held_out is None and (request.labels is not None or request.do_no_harm):

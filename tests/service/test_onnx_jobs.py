@@ -52,7 +52,9 @@ def by_hand(files: dict[str, Path], folder: Path, iterative: str | None = None, 
     return fixed.read_bytes()
 
 
-@pytest.mark.parametrize("options", [{}, {"iterative": "full"}, {"bits": 5, "per_channel": True}])
+@pytest.mark.parametrize(
+    "options", [{}, {"iterative": "full"}, {"bits": 5, "per_channel": True}, {"bits": 4, "weight_range": "mse"}]
+)
 def test_the_corrected_model_is_that_of_the_command_line(
     client: ss.Client, files: dict[str, Path], tmp_path: Path, options: dict[str, Any]
 ) -> None:
@@ -85,6 +87,7 @@ def test_it_is_judged_and_reported(service: Served, client: ss.Client, files: di
         ({"quantized": None}, "either a quantised model or `bits`"),
         ({"bits": 4}, "not both"),
         ({"symmetric": True}, "go with `bits`"),
+        ({"weight_range": "mse"}, "go with `bits`"),
         ({"labels": "samples"}, "go with `held_out`"),
         ({"held_out": "samples"}, "held-out samples are the calibration samples"),
         ({"quantized": "model"}, "upload the quantised one"),

@@ -255,6 +255,23 @@ def test_layers_are_sorted_and_searched(page: Page, pages: Served) -> None:
     expect(page.locator("main")).to_contain_text("1 of 2 layers")
 
 
+def test_tables_of_counts_are_drawn_as_bars_and_other_tables_are_listed(page: Page, pages: Served) -> None:
+    name = done_job(pages, statistics=["histogram"])
+    page.goto(f"{pages.url}/#/jobs/{name}/layers/fc")
+    with pages.client() as client:
+        tables = client.channels(name, "fc")["tables"]
+    counts = [count for *_, count in tables["histogram"]["rows"]]
+    bars = page.get_by_role("img", name="histogram of fc").locator("span")
+    expect(bars).to_have_count(len(counts))
+    heights = bars.evaluate_all("all => all.map((bar) => bar.getBoundingClientRect().height)")
+    assert heights.index(max(heights)) == counts.index(max(counts))
+    assert [height > 0 for height in heights] == [count > 0 for count in counts]
+    page.locator("summary", has_text="quantiles").click()
+    expect(page.get_by_role("table", name="quantiles of fc").locator("tbody tr")).to_have_count(
+        len(tables["quantiles"]["rows"])
+    )
+
+
 def test_the_channels_are_a_plot_that_answers_to_pointer_and_keys(page: Page, pages: Served) -> None:
     name = done_job(pages)
     page.goto(f"{pages.url}/#/jobs/{name}/layers/fc")

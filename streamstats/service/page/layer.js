@@ -15,14 +15,14 @@ export async function showLayer({ main, signal }, id, name) {
 // Bars of equal width, their heights the logarithms of the counts: tails are what ranges are chosen by.
 function bars(layer, name, { rows }) {
   const most = Math.log1p(Math.max(...rows.map(([, , count]) => count)));
-  const drawn = rows.map(([low, high, count]) => {
+  const all = rows.map(([low, high, count]) => {
     const bar = h("span", { title: `${number(low)} to ${number(high)}: ${whole(count)}` });
     bar.style.height = `${most ? (100 * Math.log1p(count)) / most : 0}%`;
     return bar;
   });
   const ends = `${number(rows[0][0])} to ${number(rows[rows.length - 1][1])}`;
   return h("figure", { class: "bars" }, h("figcaption", {}, `${name}: how often values occur, ${ends} (logarithmic)`),
-    h("div", { role: "img", "aria-label": `${name} of ${layer}, ${ends}` }, ...drawn));
+    h("div", { role: "img", "aria-label": `${name} of ${layer}, ${ends}` }, ...all));
 }
 
 function listed(layer, name, { columns, rows }) {
