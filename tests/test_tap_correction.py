@@ -166,7 +166,7 @@ def test_it_is_saved_and_loaded_whole(tmp_path: Path) -> None:
             (3, 2, 5, 5),
             "OIHW",
             None,
-            r"have the kernel .*\[5, 5\].* counted for the kernel .*\[3, 3\].* count it again",
+            r"have the kernel .*\[5, 5\].* counted for the kernel .*\[3, 3\].* count the layer again",
         ),
         ((3, 2, 3, 3), "OIHW", ss.Geometry(), r"'pads': \[0, 0, 0, 0\].* counted for the kernel .*\[1, 1, 1, 1\]"),
         ((3, 2, 3, 3), "OIHW", ss.Geometry((2, 2), (1, 1, 1, 1)), r"'strides': \[2, 2\].* expected the same"),

@@ -58,8 +58,10 @@ class AddedArrays(ValueStatistic):
     def check(self) -> None:
         """As `Statistic.check`."""
         digits = self.arrays().get(DIGITS)
-        if self._is_negative() or (digits is not None and not is_canonical(digits)):
-            raise DataError("the digits of the sums are not canonical, or a sum or a count is negative")
+        if digits is not None and not is_canonical(digits):
+            raise DataError("the digits of the sums are not canonical")
+        if self._is_negative():
+            raise DataError("counts are negative" if self.signed else "sums or counts are negative")
 
     def _is_negative(self) -> bool:
         arrays = self.arrays()
