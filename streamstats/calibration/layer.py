@@ -12,12 +12,14 @@ from math import prod
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ..errors import MismatchError, UsageError
 from ..layouts import Kernel
 from ..quantization import Quantization
 from ..statistics.kinds import Kind, kinds_of
 from ..statistics.statistic import SUPPORTED_DTYPES, Space
+from ..storage.names import check_layer_name
 from .encoding.chunks import ChunkKeys, Encoding
 from .sources.choose import source_of
 from .sources.source import Source
@@ -127,6 +129,41 @@ class Layer:
                     "the layer again"
                 ) from error
         return replace(self, kernel=kernel)
+
+    def check_continues(self, earlier: Layer, place: str, remedy: str) -> None:
+        """Raise `MismatchError`, ending in `remedy`, unless samples of this layer can follow those of `earlier`.
+
+        `place` says who holds those, as in "the store holds". A kernel that is unknown on one side fits any.
+        """
+        differences = {
+            "sample shape": (self.sample_shape, earlier.sample_shape),
+            "dtype": (self.dtype, earlier.dtype),
+            "channel axis": (self.channel_axis, earlier.channel_axis),
+            "quantisation": (self.quantization, earlier.quantization),
+            "kernel": (self.kernel or earlier.kernel, earlier.kernel or self.kernel),
+        }
+        for name, (found, expected) in differences.items():
+            if found != expected:
+                raise MismatchError(f"layer {self.name}: the {name} is {found}; {place} {expected}; {remedy}")
+
+
+def described(
+    store: str,
+    name: str,
+    samples: npt.NDArray[Any],
+    channel_axis: int,
+    quantization: Quantization | None,
+    kernel: Kernel | None,
+) -> Layer:
+    """The layer `name` of `store` that `samples`, whose axis 0 is that of the samples, could begin; it has no rows.
+
+    Raises `UsageError` for a name, values or a channel axis that a layer cannot have, and `MismatchError` for a
+    quantisation or a kernel that does not fit the samples.
+    """
+    check_layer_name(name)
+    check_values(name, samples.dtype, samples.shape, "convert or reshape the samples")
+    layer = Layer(store, name, (0, *samples.shape[1:]), samples.dtype, (), (), 0)
+    return layer.with_channel_axis(channel_axis).with_quantization(quantization).with_kernel(kernel)
 
 
 def check_values(name: str, dtype: np.dtype[Any], shape: tuple[int, ...], remedy: str) -> None:

@@ -18,14 +18,14 @@ import numpy.typing as npt
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
 
-from ..errors import DataError, MismatchError, OutputError, StreamstatsError, UsageError, first_line
+from ..errors import DataError, OutputError, StreamstatsError, UsageError, first_line
 from ..layouts import Kernel
 from ..quantization import Quantization
 from ..storage.files import sync
 from ..storage.names import METADATA_NAMES, V2_METADATA, V3_METADATA, check_layer_name
 from .describing import ATTRIBUTES_KEY, describe
 from .identity import file_key, file_range
-from .layer import Layer, check_values
+from .layer import Layer, described
 from .sources.choose import source_of
 from .sources.source import Source
 from .zarr_settings import DEFAULT_PIPELINE, codec_pipeline
@@ -72,7 +72,8 @@ class Recorder:
         values that cannot be a layer, `OutputError` if writing fails. A call that raises has appended nothing.
         """
         samples = _native(samples)
-        self._opened(layer, samples, channel_axis, quantization, kernel).append(samples, self._buffered)
+        appended = described(self._source.location, layer, samples, channel_axis, quantization, kernel)
+        self._opened(appended).append(samples, self._buffered)
 
     def next_row(
         self,
@@ -86,25 +87,21 @@ class Recorder:
 
         Raises as `append`.
         """
-        opened = self._opened(layer, _native(samples), channel_axis, quantization)
+        appended = described(self._source.location, layer, _native(samples), channel_axis, quantization, None)
+        opened = self._opened(appended)
         return opened.layer.rows + sum(map(len, opened.waiting))
 
-    def _opened(
-        self,
-        name: str,
-        samples: npt.NDArray[Any],
-        channel_axis: int,
-        quantization: Quantization | None,
-        kernel: Kernel | None = None,
-    ) -> _OpenLayer:
+    def _opened(self, appended: Layer) -> _OpenLayer:
+        name = appended.name
         if self._closed:
             raise UsageError(
                 f"cannot append to layer {name} of {self._store}: the recorder is closed; open another one"
             )
         if name not in self._open:
-            self._open[name] = self._open_layer(name, samples, channel_axis, quantization, kernel)
-        self._open[name].check(samples, channel_axis, quantization, kernel)
-        return self._open[name]
+            self._open[name] = self._open_layer(appended)
+        opened = self._open[name]
+        appended.check_continues(opened.layer, "the store holds", "record into another store")
+        return opened
 
     def close(self) -> None:
         """Write and commit the rows that wait in memory, layer by layer. Raises the first `OutputError` at the end."""
@@ -127,18 +124,11 @@ class Recorder:
         """Close it. Samples are committed even if the block raised an error: each `append` was complete."""
         self.close()
 
-    def _open_layer(
-        self,
-        name: str,
-        samples: npt.NDArray[Any],
-        channel_axis: int,
-        quantization: Quantization | None,
-        kernel: Kernel | None,
-    ) -> _OpenLayer:
-        check_values(name, samples.dtype, samples.shape, "convert or reshape the samples")
+    def _open_layer(self, appended: Layer) -> _OpenLayer:
+        name = appended.name
         try:
             if _existing_array(self._group, self._store, name) is None:
-                self._create(name, samples, channel_axis, quantization, kernel)
+                self._create(appended)
             array = self._open_array(name)
         except StreamstatsError:
             raise
@@ -152,26 +142,17 @@ class Recorder:
         with codec_pipeline(DEFAULT_PIPELINE), zarr.config.set({"array.write_empty_chunks": True}):
             return zarr.open_array(self._store, path=name, mode="r+")  # zarr ignores `config` for arrays that exist
 
-    def _create(
-        self,
-        name: str,
-        samples: npt.NDArray[Any],
-        channel_axis: int,
-        quantization: Quantization | None,
-        kernel: Kernel | None,
-    ) -> None:
-        layer = Layer(self._source.location, name, (0, *samples.shape[1:]), samples.dtype, (), (), 0)
-        layer = layer.with_channel_axis(channel_axis).with_quantization(quantization).with_kernel(kernel)
+    def _create(self, layer: Layer) -> None:
         rows = max(1, self._chunk_bytes // max(1, layer.row_bytes))
         attributes: dict[str, Any] = {"channel_axis": layer.channel_axis, "recorded": True, "rows": 0}
-        if quantization is not None:
-            attributes["quantization"] = quantization.to_metadata()
-        if kernel is not None:
-            attributes["kernel"] = kernel.to_metadata()
+        if layer.quantization is not None:
+            attributes["quantization"] = layer.quantization.to_metadata()
+        if layer.kernel is not None:
+            attributes["kernel"] = layer.kernel.to_metadata()
         self._group.create_array(
-            name,
+            layer.name,
             shape=layer.shape,
-            dtype=samples.dtype,
+            dtype=layer.dtype,
             chunks=(rows, *(max(1, extent) for extent in layer.shape[1:])),
             compressors=[BloscCodec(cname="lz4", shuffle="bitshuffle"), Crc32cCodec()],
             attributes={ATTRIBUTES_KEY: attributes},
@@ -264,27 +245,6 @@ class _OpenLayer:
         if any(map(len, self.waiting)):
             self._write(np.concatenate(self.waiting))
         self.waiting = []
-
-    def check(
-        self,
-        samples: npt.NDArray[Any],
-        channel_axis: int,
-        quantization: Quantization | None,
-        kernel: Kernel | None,
-    ) -> None:
-        self._match("sample shape", samples.shape[1:], self.layer.shape[1:])
-        self._match("dtype", samples.dtype, self.layer.dtype)
-        axis = self.layer.with_channel_axis(channel_axis).channel_axis
-        self._match("channel axis", axis, self.layer.channel_axis)
-        self._match("quantisation", quantization, self.layer.quantization)
-        if kernel is not None and self.layer.kernel is not None:
-            self._match("kernel", kernel, self.layer.kernel)
-
-    def _match(self, name: str, found: object, stored: object) -> None:
-        if found != stored:
-            raise MismatchError(
-                f"layer {self.layer.name}: the {name} is {found}; the store holds {stored}; record into another store"
-            )
 
     def _write(self, block: npt.NDArray[Any], *, durably: bool = False) -> None:
         start, stop = self.layer.rows, self.layer.rows + len(block)

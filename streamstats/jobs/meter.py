@@ -6,15 +6,16 @@ It has the `append` of a `Recorder`. Its statistics equal, to the bit, those of 
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ..calibration.layer import Layer, check_values
+from ..calibration.layer import Layer, described
 from ..coverage import Coverage
-from ..errors import MismatchError, NonFiniteError, UsageError
+from ..errors import NonFiniteError, UsageError
 from ..layouts import Kernel
 from ..outputs.layer_statistics import LayerStatistics
 from ..outputs.ledger import CountedSource
@@ -24,7 +25,6 @@ from ..outputs.saving import held
 from ..quantization import Quantization
 from ..statistics.kinds import check_refusals, kinds_of
 from ..statistics.statistics import StatisticsAccumulator
-from ..storage.names import check_layer_name
 
 
 class Meter:
@@ -58,36 +58,22 @@ class Meter:
         """Measure `samples` of `layer`: integers or floats, samples on axis 0, channels on `channel_axis`.
 
         `quantization` maps integer codes to real values; `kernel` is the kernel that the layer moves over its samples,
-        None if unknown. Raises `MismatchError` if shape, dtype, channel axis, quantisation or kernel differ from those
-        of earlier calls, `UsageError` for a name or values that cannot be a layer, or a statistic that it cannot have,
-        and `NonFiniteError` for NaN or infinities, unless they are skipped. A call that raises has measured nothing.
+        None if unknown. Raises `MismatchError` if shape, dtype, channel axis, quantisation or a known kernel differ
+        from those of earlier calls, `UsageError` for a name or values that cannot be a layer, or a statistic that it
+        cannot have, and `NonFiniteError` for NaN or infinities, unless they are skipped. A call that raises has
+        measured nothing.
         """
         block = np.asarray(samples)
         native = np.require(block, block.dtype.newbyteorder("="), ["C", "A"])
-        described = self._described(layer, native, channel_axis, quantization, kernel)
+        appended = described("", layer, native, channel_axis, quantization, kernel)
         if layer not in self._layers:
-            self._layers[layer] = _Metered(described)
+            check_refusals(layer, self._kinds, appended.space, quantization)
+            self._layers[layer] = _Metered(replace(appended, kinds=self._kinds, fingerprint=self._name))
         metered = self._layers[layer]
-        metered.check(described)
+        appended.check_continues(metered.layer, "earlier calls had", "append it under another name")
         if not self._skips:
-            _check_finite(described, native, metered.rows)
+            _check_finite(appended, native, metered.rows)
         metered.add(native)
-
-    def _described(
-        self,
-        name: str,
-        block: npt.NDArray[Any],
-        channel_axis: int,
-        quantization: Quantization | None,
-        kernel: Kernel | None,
-    ) -> Layer:
-        check_layer_name(name)
-        check_values(name, block.dtype, block.shape, "convert or reshape the samples")
-        shape = (0, *block.shape[1:])
-        layer = Layer("", name, shape, block.dtype, (), (), 0, kinds=self._kinds, fingerprint=self._name)
-        described = layer.with_channel_axis(channel_axis).with_quantization(quantization).with_kernel(kernel)
-        check_refusals(name, self._kinds, described.space, quantization)
-        return described
 
     @property
     def statistics(self) -> dict[str, LayerStatistics]:
@@ -120,22 +106,8 @@ class _Metered:
     """A layer that is measured, and the number of its rows so far."""
 
     def __init__(self, layer: Layer) -> None:
-        self._layer, self.rows = layer, 0
+        self.layer, self.rows = layer, 0
         self._accumulator = StatisticsAccumulator(layer.kinds, layer.space)
-
-    def check(self, described: Layer) -> None:
-        for name, found, before in (
-            ("sample shape", described.sample_shape, self._layer.sample_shape),
-            ("dtype", described.dtype, self._layer.dtype),
-            ("channel axis", described.channel_axis, self._layer.channel_axis),
-            ("quantisation", described.quantization, self._layer.quantization),
-            ("kernel", described.kernel, self._layer.kernel),
-        ):
-            if found != before:
-                raise MismatchError(
-                    f"layer {self._layer.name}: the {name} is {found}; expected {before}, as in earlier calls; append "
-                    "it under another name"
-                )
 
     def add(self, block: npt.NDArray[Any]) -> None:
         where = (slice(self.rows, self.rows + len(block)), *(slice(0, extent) for extent in block.shape[1:]))
@@ -143,8 +115,8 @@ class _Metered:
         self.rows += len(block)
 
     def found(self) -> LayerStatistics:
-        source = CountedSource(self._layer.fingerprint, self.rows, Coverage.first(self.rows))
-        layer = self._layer
+        source = CountedSource(self.layer.fingerprint, self.rows, Coverage.first(self.rows))
+        layer = self.layer
         return LayerStatistics(layer.name, layer.channel_axis, layer.quantization, (source,), self._accumulator.found())
 
 
