@@ -7,8 +7,8 @@ group-major. Needs only numpy.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import astuple, dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -229,6 +229,45 @@ class Kernel:
         return [(extent, taps, *numbers, self.transposed) for extent, taps, numbers in axes]
 
 
+@dataclass(frozen=True)
+class Kernels:
+    """Two or more different kernels that move over the same input, because several layers read it; sorted."""
+
+    members: tuple[Kernel, ...]
+
+    def to_metadata(self) -> list[dict[str, Any]]:
+        """JSON-ready."""
+        return [kernel.to_metadata() for kernel in self.members]
+
+    def check_fits(self, extents: Sequence[int]) -> None:
+        """Raise `MismatchError` unless every kernel can move over samples with these spatial `extents`."""
+        for kernel in self.members:
+            kernel.check_fits(extents)
+
+    def along(self, extents: Sequence[int]) -> list[Partition]:
+        """The coarsest classes along each axis that tell apart all that a kernel tells apart. Raises `MismatchError`.
+
+        The classes of a sample are products of those along its axes, and so are the coarsest that refine several.
+        """
+        of_kernels = [kernel.along(extents) for kernel in self.members]
+        return [_refined(classes) for classes in zip(*of_kernels, strict=True)]
+
+
+def joint_kernel(kernels: Iterable[Kernel | None]) -> Kernel | Kernels | None:
+    """What moves over an input that layers with these `kernels` read; None if one of them is unknown.
+
+    Nothing tells apart the positions of an input without layers, as for a matrix product.
+
+    >>> joint_kernel([Kernel((3,)), Kernel((3,))]) == Kernel((3,)), joint_kernel([]) == Kernel()
+    (True, True)
+    """
+    found = set(kernels)
+    known = sorted((each for each in found if each is not None), key=astuple)
+    if len(known) < len(found):
+        return None
+    return Kernels(tuple(known)) if len(known) > 1 else (known or [Kernel()])[0]
+
+
 AxisNumbers = tuple[int, int, int, int, int, int, int, bool]
 """Extent, taps, stride, pad before, pad after, dilation, output padding, transposed."""
 GEOMETRY = ("strides", "pads", "dilations", "output_padding")
@@ -241,21 +280,42 @@ MOST_SEEN = 2**27
 
 
 @dataclass(frozen=True, eq=False)
-class AxisClasses:
-    """The positions along one axis, in classes: the same taps see all positions of a class, over all `outputs`.
+class Partition:
+    """The positions along one axis, in classes.
 
     `labels` int64[extent] is the class of each position; classes are numbered in order of their first positions.
-    `sizes` int64[K] is the number of positions in each class; `seen` bool[taps, K] says which taps see it. `outputs` is
-    the extent of the output. An axis without positions has one class.
+    `sizes` int64[K] is the number of positions in each class. An axis without positions has one class.
     """
 
     labels: npt.NDArray[np.int64]
     sizes: npt.NDArray[np.int64]
+
+    def into(self, coarser: Partition) -> npt.NDArray[np.int64]:
+        """The class of `coarser` that each class lies in, int64[K]. Raises `MismatchError` if one lies in several."""
+        if len(self.labels) != len(coarser.labels):
+            raise MismatchError(
+                f"classes of {len(self.labels)} positions do not divide into classes of {len(coarser.labels)}; "
+                "expected the same positions"
+            )
+        found = np.zeros(len(self.sizes), np.int64)
+        found[self.labels] = coarser.labels
+        if (found[self.labels] != coarser.labels).any():
+            raise MismatchError("the kernel tells apart positions that were counted together; count the layer again")
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class AxisClasses(Partition):
+    """The classes along one axis that a kernel tells apart: the same taps see all positions of a class.
+
+    `seen` bool[taps, K] says which taps see each class, over all `outputs`, the extent of the output.
+    """
+
     seen: npt.NDArray[np.bool_]
     outputs: int
 
 
-def labels_of(axes: Sequence[AxisClasses]) -> npt.NDArray[np.int64]:
+def labels_of(axes: Sequence[Partition]) -> npt.NDArray[np.int64]:
     """The class of each position of a sample, int64[*extents]: the product of the classes along its `axes`.
 
     >>> labels_of(Kernel((3, 1), Geometry(pads=(1, 0, 1, 0))).along((4, 2))).tolist()
@@ -279,10 +339,24 @@ def _classes(*numbers: *AxisNumbers) -> AxisClasses:
     if not extent:
         return AxisClasses(np.zeros(0, np.int64), np.zeros(1, np.int64), np.zeros((taps, 1), bool), outputs)
     packed = np.ascontiguousarray(np.packbits(seen, axis=0).T)
-    columns = packed.view(f"V{packed.shape[1]}")[:, 0]
-    _, first, labels, sizes = np.unique(columns, return_index=True, return_inverse=True, return_counts=True)
+    first, labels, sizes = _numbered(packed.view(f"V{packed.shape[1]}")[:, 0])
+    return AxisClasses(labels, sizes, seen[:, first], outputs)
+
+
+def _refined(classes: Sequence[AxisClasses]) -> Partition:
+    """The coarsest classes along one axis that refine all these `classes`."""
+    labels = np.ascontiguousarray(np.stack([each.labels for each in classes], axis=1))
+    if not len(labels):
+        return Partition(classes[0].labels, classes[0].sizes)
+    _, refined, sizes = _numbered(labels.view(f"V{labels.shape[1] * labels.itemsize}")[:, 0])
+    return Partition(refined, sizes)
+
+
+def _numbered(keys: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
+    """For equal `keys`, in order of their first places: (these places, the number of each key, how many are equal)."""
+    _, first, labels, sizes = np.unique(keys, return_index=True, return_inverse=True, return_counts=True)
     order = np.argsort(first)
-    return AxisClasses(np.argsort(order)[labels], sizes[order], seen[:, first[order]], outputs)
+    return first[order], np.argsort(order)[labels], sizes[order]
 
 
 def _outputs(

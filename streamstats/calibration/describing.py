@@ -18,6 +18,7 @@ from ..quantization import Quantization
 from ..storage.names import check_layer_name
 from .encoding.chunks import ChunkKeys, Encoding, chunk_keys, encoding_of
 from .layer import Layer, check_values
+from .readers import Readers
 from .sources.source import Source
 
 ATTRIBUTES_KEY = "streamstats"
@@ -49,6 +50,13 @@ def describe(source: Source, name: str, array: zarr.Array[Any]) -> Layer:
     )
     attributes = array.attrs.asdict().get(ATTRIBUTES_KEY)
     return layer if attributes is None else _with_attributes(layer, attributes)
+
+
+def names_in(name: str, array: zarr.Array[Any]) -> tuple[str, ...]:
+    """The names of the layers that read `array`, as its attributes give them, or its own; nothing else is checked."""
+    attributes = array.attrs.asdict().get(ATTRIBUTES_KEY)
+    layers = attributes.get("layers") if isinstance(attributes, Mapping) else None
+    return tuple(map(str, layers)) if isinstance(layers, Mapping) and layers else (name,)
 
 
 def seen_differently(layer: Layer) -> str | None:
@@ -106,6 +114,9 @@ def _read_attributes(layer: Layer, attributes: object) -> Layer:
     )
     layer = layer.with_channel_axis(_integer(attributes, "channel_axis", -1))
     layer = layer.with_quantization(Quantization.from_metadata(attributes.get("quantization")))
+    layer = replace(layer, tensor=str(attributes.get("tensor", "")))
+    if "layers" in attributes:
+        return layer.with_readers(Readers.from_metadata(attributes["layers"]))
     return layer.with_kernel(Kernel.from_metadata(attributes.get("kernel")))
 
 

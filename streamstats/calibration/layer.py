@@ -1,12 +1,14 @@
 """A layer: an array of a calibration store, its channel axis, its quantisation, and how it is stored.
 
-A `Layer` is a small value that travels to workers; each worker opens the array, or its files, for itself. Axis 0 holds
-the samples, one axis holds the channels, and every other axis is reduced. Chunks are read as they are stored.
+Several layers of a model may read one array; it is counted once, and `readers` names them. A `Layer` is a small value
+that travels to workers; each worker opens the array, or its files, for itself. Axis 0 holds the samples, one axis holds
+the channels, and every other axis is reduced. Chunks are read as they are stored.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from functools import cached_property
 from math import prod
 from typing import Any
@@ -15,12 +17,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import MismatchError, UsageError
-from ..layouts import Kernel
+from ..layouts import Kernel, Kernels
 from ..quantization import Quantization
 from ..statistics.kinds import Kind, kinds_of
 from ..statistics.statistic import SUPPORTED_DTYPES, Space
 from ..storage.names import check_layer_name
 from .encoding.chunks import ChunkKeys, Encoding
+from .readers import Readers
 from .sources.choose import source_of
 from .sources.source import Source
 
@@ -39,7 +42,8 @@ class Layer:
     array, so that every chunk of it was stored. `fingerprint` (SHA-256, hex) identifies dtype, chunk grid and codecs,
     whatever the number of rows. `kinds` are the statistics to count. `unfinished` says that rows were being appended
     when the layer was described, or that appending was interrupted: the file that they begin in may be written again.
-    `kernel` is the kernel that the layer moves over its samples, if known.
+    `kernel` is what moves over the samples, if known. `readers` are the layers of the model that read the array; None
+    means the layer of its own name. `tensor` is the model's name of what was recorded, empty if unknown.
     `within` are the bins of its histogram whose values are told apart.
     `min_rows` is the number of rows below which the job is incomplete.
     """
@@ -58,14 +62,33 @@ class Layer:
     fingerprint: str = ""
     kinds: tuple[Kind, ...] = kinds_of(())
     unfinished: bool = False
-    kernel: Kernel | None = None
+    kernel: Kernel | Kernels | None = None
     within: tuple[int, ...] = ()
     min_rows: int = 0
+    readers: Readers | None = None
+    tensor: str = ""
 
     @cached_property
     def source(self) -> Source:
         """Where the store lies."""
         return source_of(self.store)
+
+    @property
+    def read_by(self) -> Readers:
+        """The layers of the model that read it."""
+        if self.readers is not None:
+            return self.readers
+        assert not isinstance(self.kernel, Kernels)
+        return Readers.of({self.name: self.kernel})
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names under which its results are found: those of the layers that read it, or its own."""
+        return self.read_by.names or (self.name,)
+
+    def matches(self, glob: str) -> bool:
+        """Whether its own name, or that of a layer that reads it, matches `glob` (`*` also matches `/`)."""
+        return any(fnmatchcase(name, glob) for name in (self.name, *self.names))
 
     @property
     def rows(self) -> int:
@@ -118,33 +141,50 @@ class Layer:
         return replace(self, quantization=quantization)
 
     def with_kernel(self, kernel: Kernel | None) -> Layer:
-        """The layer with `kernel`; None for an unknown one. Raises `MismatchError` unless it fits the samples."""
-        if kernel is not None:
-            extents = [extent for axis, extent in enumerate(self.shape) if axis not in (0, self.channel_axis)]
+        """The input of the layer of its own name, with `kernel`, None for an unknown one. Raises as `with_readers`."""
+        return self.with_readers(Readers.of({self.name: kernel}))
+
+    def with_readers(self, readers: Readers) -> Layer:
+        """The layer as `readers` read it. Raises `MismatchError` unless their kernels fit the samples."""
+        extents = [extent for axis, extent in enumerate(self.shape) if axis not in (0, self.channel_axis)]
+        for reader in readers.each:
             try:
-                kernel.check_fits(extents)
+                if reader.kernel is not None:
+                    reader.kernel.check_fits(extents)
             except MismatchError as error:
                 raise MismatchError(
-                    f"layer {self.name}: {error}; correct `channel_axis` or `geometry` in the configuration, or record "
-                    "the layer again"
+                    f"layer {reader.layer}: {error}; correct `channel_axis` or `geometry` in the configuration, or "
+                    "record the layer again"
                 ) from error
-        return replace(self, kernel=kernel)
+        own = readers.is_only(self.name)
+        return replace(self, readers=None if own else readers, kernel=readers.kernel)
 
     def check_continues(self, earlier: Layer, place: str, remedy: str) -> None:
         """Raise `MismatchError`, ending in `remedy`, unless samples of this layer can follow those of `earlier`.
 
         `place` says who holds those, as in "the store holds". A kernel that is unknown on one side fits any.
         """
-        differences = {
+        mine, theirs = self.read_by.filled_from(earlier.read_by), earlier.read_by.filled_from(self.read_by)
+        differences: dict[str, tuple[object, object]] = {
+            "list of layers that read it": (", ".join(mine.names), ", ".join(theirs.names)),
             "sample shape": (self.sample_shape, earlier.sample_shape),
             "dtype": (self.dtype, earlier.dtype),
             "channel axis": (self.channel_axis, earlier.channel_axis),
             "quantisation": (self.quantization, earlier.quantization),
-            "kernel": (self.kernel or earlier.kernel, earlier.kernel or self.kernel),
+            **{
+                f"kernel{_of(self, name)}": (mine.kernel_of(name), theirs.kernel_of(name))
+                for name in mine.names
+                if name in theirs.names
+            },
         }
         for name, (found, expected) in differences.items():
             if found != expected:
                 raise MismatchError(f"layer {self.name}: the {name} is {found}; {place} {expected}; {remedy}")
+
+
+def _of(layer: Layer, reader: str) -> str:
+    """Which reader is meant, where it has another name than the layer."""
+    return "" if reader == layer.name else f" of {reader}"
 
 
 def described(
@@ -153,7 +193,8 @@ def described(
     samples: npt.NDArray[Any],
     channel_axis: int,
     quantization: Quantization | None,
-    kernel: Kernel | None,
+    readers: Readers,
+    tensor: str = "",
 ) -> Layer:
     """The layer `name` of `store` that `samples`, whose axis 0 is that of the samples, could begin; it has no rows.
 
@@ -162,8 +203,8 @@ def described(
     """
     check_layer_name(name)
     check_values(name, samples.dtype, samples.shape, "convert or reshape the samples")
-    layer = Layer(store, name, (0, *samples.shape[1:]), samples.dtype, (), (), 0)
-    return layer.with_channel_axis(channel_axis).with_quantization(quantization).with_kernel(kernel)
+    layer = Layer(store, name, (0, *samples.shape[1:]), samples.dtype, (), (), 0, tensor=tensor)
+    return layer.with_channel_axis(channel_axis).with_quantization(quantization).with_readers(readers)
 
 
 def check_values(name: str, dtype: np.dtype[Any], shape: tuple[int, ...], remedy: str) -> None:

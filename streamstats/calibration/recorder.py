@@ -7,6 +7,7 @@ not stored.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
@@ -26,6 +27,7 @@ from ..storage.names import METADATA_NAMES, V2_METADATA, V3_METADATA, check_laye
 from .describing import ATTRIBUTES_KEY, describe
 from .identity import file_key, file_range
 from .layer import Layer, described
+from .readers import readers_of
 from .sources.choose import source_of
 from .sources.source import Source
 from .zarr_settings import DEFAULT_PIPELINE, codec_pipeline
@@ -64,15 +66,22 @@ class Recorder:
         channel_axis: int = -1,
         quantization: Quantization | None = None,
         kernel: Kernel | None = None,
+        layers: Mapping[str, Kernel | None] | None = None,
+        tensor: str = "",
     ) -> None:
         """Append `samples` (samples on axis 0) to `layer`, which the first call creates.
 
-        `kernel` is the one that the layer moves over its samples, None if unknown. Raises `MismatchError` if shape,
-        dtype, channel axis, quantisation or a known kernel differ from those of the layer, `UsageError` for a name or
-        values that cannot be a layer, `OutputError` if writing fails. A call that raises has appended nothing.
+        `kernel` is the one that the layer moves over its samples, None if unknown. If several layers read the samples,
+        `layers` names them, each with its kernel; the array `layer` then may have any name, and is stored and counted
+        once. No layers are those of a tensor that none reads. `tensor` is the name of the samples in the model.
+
+        Raises `MismatchError` if shape, dtype, channel axis, quantisation, layers or a known kernel differ from those
+        of the layer, `UsageError` for a name or values that cannot be a layer, `OutputError` if writing fails. A call
+        that raises has appended nothing.
         """
         samples = _native(samples)
-        appended = described(self._source.location, layer, samples, channel_axis, quantization, kernel)
+        readers = readers_of(layer, kernel, layers)
+        appended = described(self._source.location, layer, samples, channel_axis, quantization, readers, tensor)
         self._opened(appended).append(samples, self._buffered)
 
     def next_row(
@@ -87,7 +96,8 @@ class Recorder:
 
         Raises as `append`.
         """
-        appended = described(self._source.location, layer, _native(samples), channel_axis, quantization, None)
+        readers = readers_of(layer, None, None)
+        appended = described(self._source.location, layer, _native(samples), channel_axis, quantization, readers)
         opened = self._opened(appended)
         return opened.layer.rows + sum(map(len, opened.waiting))
 
@@ -147,8 +157,12 @@ class Recorder:
         attributes: dict[str, Any] = {"channel_axis": layer.channel_axis, "recorded": True, "rows": 0}
         if layer.quantization is not None:
             attributes["quantization"] = layer.quantization.to_metadata()
-        if layer.kernel is not None:
+        if layer.readers is not None:
+            attributes["layers"] = layer.readers.to_metadata()
+        elif layer.kernel is not None:
             attributes["kernel"] = layer.kernel.to_metadata()
+        if layer.tensor:
+            attributes["tensor"] = layer.tensor
         self._group.create_array(
             layer.name,
             shape=layer.shape,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 
 from ..calibration.identity import file_range, rows_of_file
 from ..calibration.layer import Layer
@@ -35,12 +34,13 @@ class Forgotten:
 def forget(job: Job, rows: Rows, *, match: str = "*", progress: Progress = QUIET) -> list[Forgotten]:
     """Remove `rows` from the layers of `job` whose names match the glob `match`, and never count them again.
 
-    The rows are read once more and subtracted. If a statistic cannot tell what is left, such as an extremum that one
-    of them may hold, other rows are read again until it can. If one of the rows can no longer be read, or has changed
-    since it was counted, all others are counted anew. Raises as `run` does.
+    Layers that read the same array forget together. The rows are read once more and subtracted. If a statistic cannot
+    tell what is left, such as an extremum that one of them may hold, other rows are read again until it can. If one of
+    the rows can no longer be read, or has changed since it was counted, all others are counted anew. Raises as `run`
+    does.
     """
     with open_session(job, progress=progress) as session, _all_or_nothing():
-        chosen = [layer for layer in session.layers if fnmatchcase(layer.name, match)]
+        chosen = [layer for layer in session.layers if layer.matches(match)]
         _check_rows(session, chosen, rows, match)
         ledgers, forgotten = _forgotten(session, chosen, Coverage.of([rows]))
         manifest = read_manifest(session.output)

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import reduce
 from pathlib import Path
 
 from ..coverage import Rows
 from ..errors import MismatchError, UsageError
 from ..outputs.layer_statistics import LayerStatistics
-from ..outputs.ledger import merge
-from ..outputs.manifest import Manifest, read_manifest
+from ..outputs.ledger import by_layer, merge
+from ..outputs.manifest import LayerEntry, Manifest, read_manifest
 from ..outputs.results import check_no_store, check_paths, states_in, still_missing, write_results
 from ..outputs.saving import held
 
 
 def merge_outputs(outputs: Sequence[Path], output: Path) -> dict[str, LayerStatistics]:
-    """Write the statistics over the rows of all `outputs` to `output`, another folder.
+    """Write the statistics over the rows of all `outputs` to `output`, another folder, and return those of each layer.
 
     Layers that only one output has are copied; of several `min_rows` for a layer, the greatest applies. Raises
     `UsageError` for an output without states, `MismatchError` if outputs do not fit together or have counted the same
@@ -30,15 +32,21 @@ def merge_outputs(outputs: Sequence[Path], output: Path) -> dict[str, LayerStati
     manifests = [manifest for each in outputs if (manifest := read_manifest(each)) is not None]
     asked: dict[str, int] = {}
     told: dict[str, list[tuple[Rows, str]]] = {}
-    for manifest in manifests:
-        for layer, gaps in manifest.gaps().items():
-            told.setdefault(layer, []).extend(gaps)
-        for layer, rows in manifest.min_rows().items():
-            asked[layer] = max(rows, asked.get(layer, 0))
+    for name, entry in _entries(manifests, merged):
+        told.setdefault(name, []).extend(entry.missing)
+        asked[name] = max(entry.min_rows, asked.get(name, 0))
     left = {layer: still_missing(merged[layer], tuple(sorted(told.get(layer, ())))) for layer in merged}
     with held(output, "merge", {layer: statistics.rows for layer, statistics in merged.items()}):
         write_results(output, _sources(manifests), merged, left, merged=True, min_rows=asked)
-    return merged
+    return by_layer(merged)
+
+
+def _entries(manifests: Sequence[Manifest], merged: Mapping[str, LayerStatistics]) -> Iterator[tuple[str, LayerEntry]]:
+    """(array in `merged`, an entry of one of the `manifests` for it), each of a manifest's arrays once."""
+    array_of = {layer: name for name, found in merged.items() for layer in _names(found)}
+    for manifest in manifests:
+        found = {(array_of[layer], entry.array): entry for layer, entry in manifest.layers.items()}
+        yield from ((name, entry) for (name, _), entry in found.items())
 
 
 def _merged(outputs: Sequence[Path]) -> dict[str, LayerStatistics]:
@@ -47,12 +55,42 @@ def _merged(outputs: Sequence[Path]) -> dict[str, LayerStatistics]:
         states = states_in(each, read_manifest(each))
         if not states:
             raise UsageError(f"{each} has no states; expected the output folder of `streamstats run`")
-        for layer, statistics in states.items():
-            try:
-                merged[layer] = merge(merged[layer], statistics) if layer in merged else statistics
-            except MismatchError as error:
-                raise MismatchError(f"{each}: {error}") from error
+        try:
+            merged = _joined(merged, states)
+        except MismatchError as error:
+            raise MismatchError(f"{each}: {error}") from error
     return merged
+
+
+def _joined(left: Mapping[str, LayerStatistics], right: Mapping[str, LayerStatistics]) -> dict[str, LayerStatistics]:
+    """What was counted in either, by array.
+
+    Layers that read one array in an output, but not in the other, such as one of an older recording, read several here.
+    """
+    mine, theirs = ({layer: name for name, found in side.items() for layer in _names(found)} for side in (left, right))
+    groups: dict[tuple[str | None, str | None], list[str]] = {}
+    for layer in sorted({*mine, *theirs}):
+        groups.setdefault((mine.get(layer), theirs.get(layer)), []).append(layer)
+    found: dict[str, LayerStatistics] = {}
+    for arrays, layers in groups.items():
+        parts = [side[array] for side, array in zip((left, right), arrays, strict=True) if array is not None]
+        whole = all(_names(part) == tuple(layers) for part in parts) and len({part.layer for part in parts}) == 1
+        name = parts[0].layer if whole else layers[0]
+        if name in found:
+            raise MismatchError(f"layer {name}: the outputs name their arrays differently; record them alike")
+        found[name] = reduce(merge, [part if whole else _part(part, name, layers) for part in parts])
+    return found
+
+
+def _names(found: LayerStatistics) -> tuple[str, ...]:
+    return found.read_by.names or (found.layer,)
+
+
+def _part(found: LayerStatistics, name: str, layers: Sequence[str]) -> LayerStatistics:
+    """What `layers` read of `found`, under the `name` of another array."""
+    readers = found.read_by.among(layers)
+    statistics = found.statistics.with_kernel(readers.kernel)
+    return replace(found, layer=name, statistics=statistics, readers=None if readers.is_only(name) else readers)
 
 
 def _check_not_of_a_run(output: Path) -> None:

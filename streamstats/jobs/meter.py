@@ -5,7 +5,7 @@ It has the `append` of a `Recorder`. Its statistics equal, to the bit, those of 
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ..calibration.layer import Layer, described
+from ..calibration.readers import readers_of
 from ..coverage import Coverage
 from ..errors import NonFiniteError, UsageError
 from ..layouts import Kernel
 from ..outputs.layer_statistics import LayerStatistics
-from ..outputs.ledger import CountedSource
+from ..outputs.ledger import CountedSource, by_layer
 from ..outputs.manifest import MANIFEST
 from ..outputs.results import check_no_store, check_paths, write_results
 from ..outputs.saving import held
@@ -54,18 +55,20 @@ class Meter:
         channel_axis: int = -1,
         quantization: Quantization | None = None,
         kernel: Kernel | None = None,
+        layers: Mapping[str, Kernel | None] | None = None,
+        tensor: str = "",
     ) -> None:
         """Measure `samples` of `layer`: integers or floats, samples on axis 0, channels on `channel_axis`.
 
         `quantization` maps integer codes to real values; `kernel` is the kernel that the layer moves over its samples,
-        None if unknown. Raises `MismatchError` if shape, dtype, channel axis, quantisation or a known kernel differ
-        from those of earlier calls, `UsageError` for a name or values that cannot be a layer, or a statistic that it
-        cannot have, and `NonFiniteError` for NaN or infinities, unless they are skipped. A call that raises has
-        measured nothing.
+        None if unknown. `layers` and `tensor` are those of `Recorder.append`. Raises `MismatchError` if shape, dtype,
+        channel axis, quantisation, layers or a known kernel differ from those of earlier calls, `UsageError` for a name
+        or values that cannot be a layer, or a statistic that it cannot have, and `NonFiniteError` for NaN or
+        infinities, unless they are skipped. A call that raises has measured nothing.
         """
         block = np.asarray(samples)
         native = np.require(block, block.dtype.newbyteorder("="), ["C", "A"])
-        appended = described("", layer, native, channel_axis, quantization, kernel)
+        appended = described("", layer, native, channel_axis, quantization, readers_of(layer, kernel, layers), tensor)
         if layer not in self._layers:
             check_refusals(layer, self._kinds, appended.space, quantization)
             self._layers[layer] = _Metered(replace(appended, kinds=self._kinds, fingerprint=self._name))
@@ -78,6 +81,10 @@ class Meter:
     @property
     def statistics(self) -> dict[str, LayerStatistics]:
         """The statistics of each layer so far, by name."""
+        return by_layer(self._found())
+
+    def _found(self) -> dict[str, LayerStatistics]:
+        """What was measured, by the names that it was appended under."""
         return {name: self._layers[name].found() for name in sorted(self._layers)}
 
     def save(self, output: str | Path) -> None:
@@ -86,7 +93,7 @@ class Meter:
         Raises `UsageError` if nothing was measured, or for a folder that has results or is a store; `OutputError` if a
         file cannot be written.
         """
-        folder, found = Path(output), self.statistics
+        folder, found = Path(output), self._found()
         if not found:
             raise UsageError("nothing was measured; call `append` before `save`")
         check_output(folder)
@@ -117,7 +124,7 @@ class _Metered:
     def found(self) -> LayerStatistics:
         source = CountedSource(self.layer.fingerprint, self.rows, Coverage.first(self.rows))
         layer = self.layer
-        return LayerStatistics(layer.name, layer.channel_axis, layer.quantization, (source,), self._accumulator.found())
+        return replace(LayerStatistics.empty(layer), sources=(source,), statistics=self._accumulator.found())
 
 
 def _check_finite(layer: Layer, block: npt.NDArray[Any], rows: int) -> None:

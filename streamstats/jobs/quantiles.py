@@ -45,7 +45,8 @@ def exact_quantiles(job: Job, quantiles: Sequence[float], *, progress: Progress 
         refined, found = _refined(session, places), []
         for layer in session.layers:
             ledger, contents = session.ledgers[layer.name], refined.get(layer.name)
-            found += [Quantile(layer.name, q, _value(ledger, contents, *places[layer.name][q])) for q in quantiles]
+            values = {q: _value(ledger, contents, *places[layer.name][q]) for q in quantiles}
+            found += [Quantile(name, q, value) for name in layer.names for q, value in values.items()]
         return found
 
 

@@ -18,6 +18,7 @@ from ..calibration.selection import LayerRule, Selected, select_layers
 from ..coverage import Coverage
 from ..errors import ChangedError, UsageError
 from ..outputs.layer_statistics import LayerStatistics
+from ..outputs.ledger import by_layer
 from ..outputs.resuming import continued, load
 from ..progress import QUIET, Progress
 from .job import DEFAULT_MEMORY, Job
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from distributed import Client
 
 Until = Callable[[Mapping[str, LayerStatistics]], bool]
-"""Called after each round with what is counted; true if that is enough."""
+"""Called after each round with what is counted, by layer; true if that is enough."""
 OnWritten = Callable[[Outcome], None]
 FIRST_ROWS, GROWTH = 32, 1.5
 """The rows of the first round after which `until` is called, and the factor from one round to the next."""
@@ -78,7 +79,8 @@ def reduce(
     ledgers = {layer.name: LayerStatistics.empty(layer) for layer in chosen}
     with open_workers(cluster, chosen, client) as workers:
         wanted = missing_rows(chosen, ledgers)
-        return reduce_layers(chosen, ledgers, wanted, budget, workers, Policy(nonfinite, missing), progress).statistics
+        outcome = reduce_layers(chosen, ledgers, wanted, budget, workers, Policy(nonfinite, missing), progress)
+        return by_layer(outcome.statistics)
 
 
 def _budget(memory: str | int) -> int:
@@ -159,7 +161,7 @@ def _run_until(session: Session, until: Until, on_written: OnWritten) -> Outcome
         job = replace(session.job, rows=(0, rows))
         outcome = _run_once(replace(session, job=job, ledgers=outcome.statistics), on_written)
         session = replace(session, restarted=False)
-        if until(outcome.statistics):
+        if until(by_layer(outcome.statistics)):
             break
     return outcome
 

@@ -69,8 +69,8 @@ def status(output: Path) -> Status:
     found = {
         name: _layer_status(name, states[name], planned.get(name, 0), gaps.get(name, ()), limit)
         if name in states
-        else _uncounted(name, planned.get(name, 0), said.layers.get(name))
-        for name in sorted({*planned, *states, *said.layers})
+        else _uncounted(name, planned.get(name, 0), said.arrays.get(name))
+        for name in sorted({*planned, *states, *said.arrays})
     }
     layers = (_with_shortfall(each, states.get(name), min_rows.get(name, 0)) for name, each in found.items())
     return Status(tuple(layers), is_locked(output / LOCK))

@@ -111,6 +111,6 @@ def _gone(job: Job, selected: Selected) -> Iterator[Problem]:
     """Layers that were counted, but no longer exist in the store."""
     manifest = read_manifest(Path(job.output))
     known = {*(layer.name for layer in selected.layers), *selected.left_out}
-    for name, entry in manifest.layers.items() if manifest else ():
+    for name, entry in manifest.arrays.items() if manifest else ():
         if name not in known:
             yield Problem(name, (0, entry.rows), "the layer was counted, but is no longer in the store")

@@ -57,14 +57,15 @@ def tensor_terms(
 ) -> tuple[dict[str, Array], list[LayerCorrection]]:
     """The term to add to the bias of each layer, float64[outputs], and all outcomes. Arguments as `correct_tensors`."""
     results = open_results(Path(correctors))
-    rules = _rules(layouts, results.layers)
+    layers = [layer for layer in results.layers if results.is_read(layer)]
+    rules = _rules(layouts, layers)
     tensors = _Tensors(read_plain_tensors(Path(weights)), read_plain_tensors(Path(fake_quantized)))
-    outcomes = [_outcome(layer, results, tensors, rules) for layer in results.layers]
+    outcomes = [_outcome(layer, results, tensors, rules) for layer in layers]
     terms = {each.layer: each.term for each in outcomes if each.term is not None}
     if not terms:
         raise UsageError(
             f"{weights} and {fake_quantized} have no weights of a layer that has a corrector; the layers are "
-            f"{listed(results.layers)}: expected tensors called LAYER, LAYER{WEIGHT}, LAYER{FAKE_QUANTIZED}"
+            f"{listed(layers)}: expected tensors called LAYER, LAYER{WEIGHT}, LAYER{FAKE_QUANTIZED}"
         )
     return terms, outcomes
 

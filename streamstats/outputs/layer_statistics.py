@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import UsageError
+from ..layouts import Kernels
 from ..statistics.extrema import ChannelExtrema
 from ..statistics.histogram import Histogram
 from ..statistics.magnitude import ChannelMagnitude
@@ -108,10 +109,12 @@ class LayerStatistics(Ledger):
     def tap_mean(self) -> Float64Array | None:
         """float64[C, *taps]: the mean of what each tap of the kernel sees, with padded zeros; None without `taps`.
 
-        NaN for taps that see positions without finite values.
+        Where layers with different kernels read the same array, only the ledger of one of them (`read_as`) has it. NaN
+        for taps that see positions without finite values.
         """
         taps = self.statistics.get(TapSums.name)
-        return taps.mean(self.quantization) if isinstance(taps, TapSums) else None
+        several = isinstance(self.space.kernel, Kernels)
+        return taps.mean(self.quantization) if isinstance(taps, TapSums) and not several else None
 
     def sums_digest(self) -> str:
         """SHA-256 (hex) of the exact sums and counts."""

@@ -6,15 +6,18 @@ rows that are already counted are refused.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Self, TypeVar
 
 import numpy as np
 
 from ..calibration.layer import Layer
+from ..calibration.readers import Readers
 from ..calibration.sources.identities import UNCOUNTED, Identities, has_identity, is_counted
 from ..coverage import EMPTY, Coverage, Rows
 from ..errors import MismatchError
+from ..layouts import Kernels
 from ..quantization import Quantization
 from ..statistics.statistic import Document, Space
 from ..statistics.statistics import Statistics
@@ -101,7 +104,9 @@ class CountedSource:
 class Ledger:
     """What is counted of a layer: its `statistics` over the rows of its `sources`, one array or several merged ones.
 
-    The statistics describe the stored values; `quantization` maps them to real units.
+    The statistics describe the stored values; `quantization` maps them to real units. `readers` are the layers of the
+    model that read what was counted; None means the layer of its own name, `layer`. `tensor` is the model's name of it,
+    empty if unknown. `array` is the name under which it was counted, empty if that is `layer`.
     """
 
     layer: str
@@ -109,6 +114,9 @@ class Ledger:
     quantization: Quantization | None
     sources: tuple[CountedSource, ...]
     statistics: Statistics
+    readers: Readers | None = None
+    tensor: str = ""
+    array: str = ""
 
     @classmethod
     def empty(cls, layer: Layer) -> Self:
@@ -119,6 +127,8 @@ class Ledger:
             quantization=layer.quantization,
             sources=(CountedSource(layer.fingerprint, layer.rows),),
             statistics=Statistics.empty(layer.kinds, layer.space),
+            readers=layer.readers,
+            tensor=layer.tensor,
         )
 
     def count(self, measured: Measured) -> Self:
@@ -128,6 +138,22 @@ class Ledger:
         """
         source = self.source.count(measured.rows, measured.first_file, measured.files, measured.filled)
         return replace(self, statistics=self.statistics.merge(measured.statistics), sources=(source,))
+
+    @property
+    def read_by(self) -> Readers:
+        """The layers of the model that read it."""
+        if self.readers is not None:
+            return self.readers
+        kernel = self.space.kernel
+        assert not isinstance(kernel, Kernels)
+        return Readers.of({self.layer: kernel})
+
+    def read_as(self, layer: str) -> Self:
+        """The ledger of `layer`, one of those that read it: what is counted if its input is stored for it alone."""
+        if self.readers is None:
+            return self
+        statistics = self.statistics.with_kernel(self.readers.kernel_of(layer))
+        return replace(self, layer=layer, statistics=statistics, readers=None, array=self.layer)
 
     @property
     def source(self) -> CountedSource:
@@ -165,8 +191,8 @@ class Ledger:
         return self.space.channels
 
     @property
-    def kernel(self) -> dict[str, Any] | None:
-        """The kernel that the layer moves over its samples, JSON-ready; None if unknown."""
+    def kernel(self) -> dict[str, Any] | list[dict[str, Any]] | None:
+        """What moves over the samples, JSON-ready: a kernel, several, or None if unknown."""
         return None if self.space.kernel is None else self.space.kernel.to_metadata()
 
     def figures(self) -> Document:
@@ -188,6 +214,9 @@ class Ledger:
             "quantization": self.quantization.to_metadata() if self.quantization else None,
             "kernel": self.kernel,
             "statistics": [*self.statistics],
+            "array": self.array or self.layer,
+            "tensor": self.tensor or None,
+            "layers": list(self.read_by.names),
         }
 
 
@@ -227,11 +256,22 @@ def merge(left: L, right: L) -> L:
             sources.append(added)
         else:
             sources[same] = _union(left.layer, sources[same], added)
+    readers = left.read_by.union(right.read_by)
     return replace(
         left,
         sources=tuple(sorted(sources, key=_order)),
-        statistics=left.statistics.merge(right.statistics),
+        statistics=left.statistics.merge(right.statistics).with_kernel(readers.kernel),
+        readers=None if readers.is_only(left.layer) else readers,
+        tensor=left.tensor if left.tensor == right.tensor else "",
     )
+
+
+def by_layer(ledgers: Mapping[str, L]) -> dict[str, L]:
+    """The ledger of each layer, by name, from those that were counted; what no layer reads has its own name."""
+    found: dict[str, L] = {}
+    for ledger in ledgers.values():
+        found |= {name: ledger.read_as(name) for name in ledger.read_by.names} or {ledger.layer: ledger}
+    return dict(sorted(found.items()))
 
 
 def _order(source: CountedSource) -> tuple[object, ...]:

@@ -48,14 +48,16 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class LayerEntry:
-    """The manifest's entry for a layer.
+    """The manifest's entry for a layer, or for an array that no layer reads.
 
+    `array` is the name of the array that it reads, and of its state: layers that read the same array share these.
     `rows` is the number of counted rows; `corrector` is its file, or the reason why there is none; `missing` are rows
     that could not be read; `min_rows` is what the job asked for, and `shortfall` what was counted if that is less;
     `counted` is the rest, JSON-ready: coverage, dtype, statistics and their figures.
     """
 
     rows: int
+    array: str
     state: FileEntry
     corrector: FileEntry | str
     missing: Gaps = ()
@@ -82,6 +84,7 @@ class LayerEntry:
         return {
             **self.counted,
             "rows": self.rows,
+            "array": self.array,
             "state": self.state.document(),
             "corrector": corrector or self.corrector.document(),  # type: ignore[union-attr]
             "missing": [{"rows": list(rows), "reason": reason} for rows, reason in self.missing],
@@ -90,12 +93,16 @@ class LayerEntry:
         }
 
     @classmethod
-    def from_document(cls, document: Mapping[str, Any]) -> LayerEntry:
-        """What `document` made. Raises `KeyError`, `TypeError`, `ValueError` for anything else."""
-        known = {"rows", "state", "corrector", "missing", "min_rows", "shortfall"}
+    def from_document(cls, name: str, document: Mapping[str, Any]) -> LayerEntry:
+        """What `document` made for the layer `name`; older documents name no array.
+
+        Raises `KeyError`, `TypeError`, `ValueError` for anything else.
+        """
+        known = {"rows", "array", "state", "corrector", "missing", "min_rows", "shortfall"}
         corrector, min_rows = document["corrector"], _number(document.get("min_rows", 0))
         return cls(
             rows=_number(document["rows"]),
+            array=check_layer_name(_text(document.get("array", name))),
             state=FileEntry.from_document(document["state"]),
             corrector=_text(corrector["reason"]) if corrector["file"] is None else FileEntry.from_document(corrector),
             missing=tuple((_rows(gap["rows"]), _text(gap["reason"])) for gap in document["missing"]),
@@ -130,13 +137,18 @@ class Manifest:
             },
         )
 
+    @property
+    def arrays(self) -> dict[str, LayerEntry]:
+        """What was counted, by array: the entry of one of the layers that read it."""
+        return {entry.array: entry for entry in self.layers.values()}
+
     def gaps(self) -> dict[str, Gaps]:
-        """The rows that could not be read, by layer."""
-        return {name: entry.missing for name, entry in self.layers.items()}
+        """The rows that could not be read, by array."""
+        return {name: entry.missing for name, entry in self.arrays.items()}
 
     def min_rows(self) -> dict[str, int]:
-        """The rows that the job asked for, by layer."""
-        return {name: entry.min_rows for name, entry in self.layers.items()}
+        """The rows that the job asked for, by array."""
+        return {name: entry.min_rows for name, entry in self.arrays.items()}
 
 
 NOTHING = Manifest({}, ())
@@ -170,7 +182,7 @@ def check_not_newer(output: Path) -> None:
 
 
 def _parsed(document: Mapping[str, Any]) -> Manifest:
-    layers = {check_layer_name(name): LayerEntry.from_document(each) for name, each in document["layers"].items()}
+    layers = {check_layer_name(name): LayerEntry.from_document(name, each) for name, each in document["layers"].items()}
     source = document["source"]
     merged = isinstance(source, list)
     sources = tuple(map(_text, source if merged else [source]))

@@ -1,4 +1,6 @@
-"""What a run leaves in its output folder: the state and corrector of each layer, and the manifest.
+"""What a run leaves in its output folder: the state of each array, the corrector of each layer, and the manifest.
+
+Layers that read the same array share its state; each finds its statistics and its corrector by its own name.
 
 Each file is written whole, the manifest last. The reader checks every file against its SHA-256 in the manifest, so it
 detects, and never uses, a mix of old and new files that an interrupted run has left.
@@ -19,16 +21,18 @@ from ..correction import BiasCorrector, MeanBiasCorrector, TapBiasCorrector
 from ..coverage import Coverage, Rows
 from ..errors import DataError, UsageError
 from ..interrupts import Deferred
+from ..layouts import Kernel
 from ..storage.files import file_digest, holds, make_folders, remove, temporaries, write_bytes
 from ..storage.names import layer_of, layer_path
 from .documents import counted_document
 from .layer_statistics import LayerStatistics
-from .ledger import Ledger
+from .ledger import Ledger, by_layer
 from .manifest import MANIFEST, NOT_YET, FileEntry, Gaps, LayerEntry, Manifest, explained, read_manifest
 from .shortfalls import Shortfall
 from .state import read_excluded, read_state, state_bytes
 
 STATE, CORRECTORS = "state", "correctors"
+UNREAD = "no layer reads it"
 WRITERS = 16
 """Files written at the same time: writers wait for the disk, which serves many at once."""
 
@@ -42,7 +46,7 @@ class Results:
 
     @property
     def layers(self) -> list[str]:
-        """The names of the layers, in order."""
+        """The names of the layers, in order, and of the arrays that no layer reads."""
         return sorted(self.manifest.layers)
 
     @property
@@ -52,13 +56,19 @@ class Results:
 
     def statistics(self, layer: str) -> LayerStatistics:
         """The statistics of `layer`. Raises `UsageError` for an unknown layer, `DataError` for a damaged file."""
-        path = self._checked(STATE, layer, self._entry(layer).state)
-        return _of_layer(read_state(path), layer, path)
+        entry = self._entry(layer)
+        path = self._checked(STATE, entry.array, entry.state)
+        found = _of_layer(read_state(path), entry.array, path)
+        return found.read_as(layer) if layer in found.read_by.names else found
 
     def corrector_path(self, layer: str) -> Path | None:
         """The corrector's file, or None if the layer has none. Raises as `statistics` does."""
         corrector = self._entry(layer).corrector
         return None if isinstance(corrector, str) else self._checked(CORRECTORS, layer, corrector)
+
+    def is_read(self, layer: str) -> bool:
+        """Whether it is a layer of the model; otherwise it is an array that no layer reads. Raises `UsageError`."""
+        return self._entry(layer).corrector != UNREAD
 
     def _entry(self, layer: str) -> LayerEntry:
         if layer not in self.manifest.layers:
@@ -102,19 +112,19 @@ def write_results(
     min_rows: Mapping[str, int] | None = None,
     keep_states: bool = False,
 ) -> None:
-    """Write the state and corrector of every layer, then the manifest; remove the files of all other layers.
+    """Write the state of every array in `statistics` and the corrector of every layer, then the manifest; remove the
+    files of all others.
 
-    `rows` is the range to which the job was limited; `min_rows` is what it asked for, by layer. With `keep_states`, the
-    states of other layers stay, for later jobs that include these layers again. All content is computed before any is
+    `rows` is the range to which the job was limited; `min_rows` is what it asked for, by array. With `keep_states`, the
+    states of other arrays stay, for later jobs that include these again. All content is computed before any is
     written, and files that already have their content are not rewritten. Raises `UsageError` for a mean beyond
     float64, `OutputError` if a file cannot be written.
     """
     files: dict[Path, bytes] = {}
     known, asked = gaps or {}, min_rows or {}
-    layers = {
-        name: _entry(output, found, known.get(name, ()), asked.get(name, 0), files)
-        for name, found in sorted(statistics.items())
-    }
+    layers: dict[str, LayerEntry] = {}
+    for name, found in sorted(statistics.items()):
+        layers |= _entries(output, found, known.get(name, ()), asked.get(name, 0), files)
     _write_all(files)
     for kind in (CORRECTORS,) if keep_states else (STATE, CORRECTORS):
         for path in set((output / kind).rglob("*.safetensors")) - set(files):
@@ -148,9 +158,9 @@ def read_states(output: Path, layers: Iterable[str]) -> dict[str, LayerStatistic
 
 
 def states_in(output: Path, manifest: Manifest | None) -> dict[str, LayerStatistics]:
-    """The states in `output`: those of the layers in its manifest, or all states if there is no manifest yet."""
+    """The states in `output`, by array: those in its manifest, or all states if there is no manifest yet."""
     files = sorted((output / STATE).rglob("*.safetensors"))
-    layers = manifest.layers if manifest else [layer_of(output / STATE, path) for path in files]
+    layers = manifest.arrays if manifest else [layer_of(output / STATE, path) for path in files]
     return read_states(output, layers)
 
 
@@ -168,7 +178,7 @@ def excluded_rows(output: Path, layer: str) -> Coverage:
     if path.exists():
         return read_excluded(path)
     manifest = read_manifest(output)
-    entry = None if manifest is None or manifest.merged else manifest.layers.get(layer)
+    entry = None if manifest is None or manifest.merged else manifest.arrays.get(layer)
     return Coverage() if entry is None else entry.excluded
 
 
@@ -193,26 +203,30 @@ def check_paths(output: Path, layers: Iterable[str]) -> None:
         layer_path(output / STATE, layer)
 
 
-def _entry(
+def _entries(
     output: Path, statistics: LayerStatistics, gaps: Gaps, min_rows: int, files: dict[Path, bytes]
-) -> LayerEntry:
-    """The manifest's entry for a layer; adds the content of its files to `files`."""
+) -> dict[str, LayerEntry]:
+    """The manifest's entries for the layers that read an array; adds the content of its files to `files`."""
 
-    def add(kind: str, content: bytes) -> FileEntry:
-        path = layer_path(output / kind, statistics.layer)
+    def add(kind: str, name: str, content: bytes) -> FileEntry:
+        path = layer_path(output / kind, name)
         files[path] = content
         return FileEntry(path.relative_to(output).as_posix(), sha256(content).hexdigest())
 
-    corrector = _corrector(statistics)
-    return LayerEntry(
-        rows=statistics.rows,
-        state=add(STATE, state_bytes(statistics)),
-        corrector=corrector if isinstance(corrector, str) else add(CORRECTORS, corrector.to_bytes()),
-        missing=gaps,
-        min_rows=min_rows,
-        shortfall=Shortfall.of(statistics, min_rows),
-        counted=counted_document(statistics),
-    )
+    state, entries = add(STATE, statistics.layer, state_bytes(statistics)), {}
+    for name, found in by_layer({statistics.layer: statistics}).items():
+        corrector = _corrector(found) if found.read_by.names else UNREAD
+        entries[name] = LayerEntry(
+            rows=statistics.rows,
+            array=statistics.layer,
+            state=state,
+            corrector=corrector if isinstance(corrector, str) else add(CORRECTORS, name, corrector.to_bytes()),
+            missing=gaps,
+            min_rows=min_rows,
+            shortfall=Shortfall.of(statistics, min_rows),
+            counted=counted_document(found),
+        )
+    return entries
 
 
 def _corrector(statistics: LayerStatistics) -> BiasCorrector | str:
@@ -223,8 +237,8 @@ def _corrector(statistics: LayerStatistics) -> BiasCorrector | str:
     if len(without):
         return f"channel {without[0]} has no finite value, so there is no mean"
     provenance, kernel = _provenance(statistics), statistics.space.kernel
-    means = statistics.tap_mean if kernel is not None and kernel.taps else None
-    if kernel is None or means is None:  # without taps, the one mean is the channel's
+    means = statistics.tap_mean if isinstance(kernel, Kernel) and kernel.taps else None
+    if not isinstance(kernel, Kernel) or means is None:  # without taps, the one mean is the channel's
         return MeanBiasCorrector(statistics.mean, provenance)
     unknown = np.argwhere(np.isnan(means))
     if len(unknown):

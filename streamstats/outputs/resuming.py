@@ -44,8 +44,13 @@ def continued(layer: Layer, state: LayerStatistics | None, *, accept_changes: bo
     source = state.source
     check_same_job(layer, state)
     # the quantisation may change: it applies only to the final sums; the kernel, where no statistic depends on it
-    statistics = state.statistics.with_kernel(layer.kernel)
-    state = replace(state, quantization=layer.quantization, statistics=statistics)
+    state = replace(
+        state,
+        quantization=layer.quantization,
+        statistics=state.statistics.with_kernel(layer.kernel),
+        readers=layer.readers,
+        tensor=layer.tensor,
+    )
     if accept_changes:
         return replace(state, sources=(_accepted(layer, source),))
     if source.fingerprint != layer.fingerprint:

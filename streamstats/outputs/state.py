@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..calibration.readers import Readers
 from ..coverage import Coverage
 from ..errors import DataError
 from ..layouts import Kernel
@@ -45,10 +46,22 @@ def state_bytes(ledger: Ledger) -> bytes:
         "channel_axis": str(ledger.channel_axis),
         "statistics": json.dumps([*ledger.statistics]),
         "quantization": json.dumps(quantization.to_metadata() if quantization else None, sort_keys=True),
-        "kernel": json.dumps(space.kernel.to_metadata() if space.kernel else None, sort_keys=True),
+        **_readers_metadata(ledger),
         "sources": json.dumps([[source.fingerprint, source.rows] for source in ledger.sources]),
     }
     return tensors_bytes(tensors, metadata)
+
+
+def _readers_metadata(ledger: Ledger) -> dict[str, str]:
+    """The layers that read what was counted: without `layers`, the one of its own name, with this `kernel`."""
+    tensor = {"tensor": ledger.tensor} if ledger.tensor else {}
+    if ledger.readers is None:
+        return {"kernel": json.dumps(ledger.kernel, sort_keys=True), **tensor}
+    return {"layers": json.dumps(ledger.readers.to_metadata(), sort_keys=True), **tensor}
+
+
+def _readers(metadata: Mapping[str, str]) -> Readers | None:
+    return Readers.from_metadata(json.loads(metadata["layers"])) if "layers" in metadata else None
 
 
 def read_state(path: Path) -> LayerStatistics:
@@ -86,7 +99,9 @@ def _from_file(tensors: Arrays, metadata: Mapping[str, str]) -> LayerStatistics:
     if axis < 1:
         raise ValueError(f"its channel axis is {axis}; expected 1 or more")
     sample = tuple(int(extent) for extent in json.loads(metadata["sample"]))
-    kernel = Kernel.from_metadata(json.loads(metadata.get("kernel", "null")))  # older states have none
+    readers = _readers(metadata)
+    own = Kernel.from_metadata(json.loads(metadata.get("kernel", "null")))  # older states have none
+    kernel = own if readers is None else readers.kernel
     space = Space(np.dtype(metadata["dtype"]), sample, axis - 1, kernel)
     states = {name: array for name, array in tensors.items() if not name.startswith("source.")}
     sources = [
@@ -101,6 +116,8 @@ def _from_file(tensors: Arrays, metadata: Mapping[str, str]) -> LayerStatistics:
         quantization=Quantization.from_metadata(json.loads(metadata["quantization"])),
         sources=tuple(sources),
         statistics=Statistics.from_arrays(states, _kinds(json.loads(metadata["statistics"])), space),
+        readers=readers,
+        tensor=metadata.get("tensor", ""),
     )
 
 

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import DataError, MismatchError, UsageError
-from ..layouts import Kernel
+from ..layouts import Kernel, Kernels
 from ..quantization import Quantization
 from .riders import RiderKind, Where
 from .running import Measures
@@ -43,14 +43,15 @@ class Space:
     """What is known about a layer before any of its data is read.
 
     `dtype` is the dtype of the stored values, in native byte order; `sample` the shape of one sample; `axis` the axis
-    of the channels in it; `kernel` the layer's kernel, if known; `within` numbers the bins of a histogram whose values
-    are told apart. Raises `MismatchError` for a dtype that statistics do not support, and for an axis out of range.
+    of the channels in it; `kernel` what moves over the samples, if known: the kernel of the layer, or those of all
+    layers that read them; `within` numbers the bins of a histogram whose values are told apart. Raises `MismatchError`
+    for a dtype that statistics do not support, and for an axis out of range.
     """
 
     dtype: np.dtype[Any]
     sample: tuple[int, ...]
     axis: int
-    kernel: Kernel | None = None
+    kernel: Kernel | Kernels | None = None
     within: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
@@ -157,6 +158,15 @@ class Statistic(ABC):
     @abstractmethod
     def document(self, quantization: Quantization | None, beside: Mapping[str, Statistic]) -> Document:
         """Its figures for the layer, in real units; `beside` has all statistics of the same samples, by name."""
+
+    def with_kernel(self, kernel: Kernel | Kernels | None) -> Self:
+        """The statistic that the same samples have for a layer with `kernel`.
+
+        Raises `MismatchError` if the state depends on the kernel and does not determine it.
+        """
+        if self.uses_kernel and kernel != self.space.kernel:
+            raise MismatchError(f"{self.name} was counted with another kernel; expected the same")
+        return replace(self, space=replace(self.space, kernel=kernel))
 
     # What every statistic inherits
 
@@ -307,7 +317,7 @@ def checked_dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:
     return native
 
 
-def known_kernel(space: Space) -> Kernel:
+def known_kernel(space: Space) -> Kernel | Kernels:
     """The kernel of `space`. Raises `UsageError` if it is unknown."""
     if space.kernel is None:
         raise UsageError(UNKNOWN_KERNEL)

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import DataError, MismatchError
-from ..layouts import Kernel
+from ..layouts import Kernel, Kernels
 from ..quantization import Quantization
 from .riders import RiderKind, Where
 from .running import Measures
@@ -101,11 +101,13 @@ class Statistics(Mapping[str, Statistic]):
             tables |= said.tables
         return Document(layer, channels, tables)
 
-    def with_kernel(self, kernel: Kernel | None) -> Self:
-        """The same with another `kernel`. Raises `MismatchError` if a member's state depends on the kernel."""
-        if self.uses_kernel and kernel != self.space.kernel:
-            raise MismatchError(f"the statistics {', '.join(self)} were counted with another kernel; expected the same")
-        return replace(self, space=replace(self.space, kernel=kernel))
+    def with_kernel(self, kernel: Kernel | Kernels | None) -> Self:
+        """What the same samples have for a layer with `kernel`.
+
+        Raises `MismatchError` if a member's state depends on the kernel and does not determine it.
+        """
+        members = {name: statistic.with_kernel(kernel) for name, statistic in self.members.items()}
+        return replace(self, space=replace(self.space, kernel=kernel), members=members)
 
     @property
     def uses_kernel(self) -> bool:

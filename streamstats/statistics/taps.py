@@ -1,13 +1,15 @@
 """TapSums: exact sums of the classes of positions that the taps of a layer's kernel tell apart.
 
 Positions that the same taps see form one class. With stride 1 and padding 1, a 3×3 kernel has nine classes, whatever
-the extents of a sample. Their sums give the exact mean of what each tap sees, padded zeros included.
+the extents of a sample. Their sums give the exact mean of what each tap sees, padded zeros included. Where several
+layers read the same samples, the classes are those that all their kernels together tell apart; those of each kernel
+are sums of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import reduce
 from math import lcm, prod
@@ -16,10 +18,11 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import numpy.typing as npt
 
-from ..layouts import AxisClasses, labels_of
+from ..errors import MismatchError, UsageError
+from ..layouts import Kernel, Kernels, Partition, labels_of
 from ..quantization import Quantization
 from .classes import ClassSumsOf
-from .exact import unit_exponent
+from .exact import carried, unit_exponent
 from .riders import RiderKind
 from .running import Measures
 from .statistic import Document, Space, Statistic, Tensors, known_kernel
@@ -57,14 +60,33 @@ class TapSums(CountedSums):
         """Layer: the number of `tap_classes`, classes of positions that the taps tell apart."""
         return Document({"tap_classes": len(self.count)})
 
+    def with_kernel(self, kernel: Kernel | Kernels | None) -> Self:
+        """The sums of the classes that `kernel` tells apart, which are sums of these. Raises as `Statistic`."""
+        if kernel == self.space.kernel:
+            return self
+        space = replace(self.space, kernel=kernel)
+        try:
+            into = _into(_axes(self.space), _axes(space))
+        except UsageError as error:
+            raise MismatchError(f"{self.name} was counted with other kernels: {error}") from error
+        sums = {
+            name: _added(array, into, *of)
+            for (name, of), array in zip(self.tensors(space).items(), self.arrays().values(), strict=True)
+        }
+        return type(self)(space, **sums | {"digits": carried(sums["digits"])})
+
     def mean(self, quantization: Quantization | None = None) -> Float64Array:
         """The mean of what each tap sees over all outputs, float64[C, *taps], in real units; padding is zero.
 
         It is the float64 nearest to the exact rational Σ P·(S/n − zero_point)·step / outputs, over the classes that the
         tap sees, each with P positions and the sum S of n finite values. NaN if one of these classes has no finite
-        value. Raises as `exact_means`, and `UsageError` if the kernel is unknown.
+        value. Raises as `exact_means`, and `UsageError` if the kernel is unknown, or if there are several: see
+        `with_kernel`.
         """
-        axes = _axes(self.space)
+        kernel = known_kernel(self.space)
+        if isinstance(kernel, Kernels):
+            raise UsageError(f"{len(kernel.members)} kernels move over the samples; choose one by `with_kernel`")
+        axes = kernel.along(_extents(self.space))
         sizes = reduce(np.kron, [axis.sizes for axis in axes], np.ones(1, np.int64))
         seen = reduce(np.kron, [axis.seen for axis in axes], np.ones((1, 1), bool))
         outputs = prod(axis.outputs for axis in axes)
@@ -74,18 +96,37 @@ class TapSums(CountedSums):
             _tap_means(sums[:, channel], self.count[:, channel], sizes, seen, outputs, self.space.dtype, *affine)
             for channel, affine in enumerate(maps)
         ]
-        taps = known_kernel(self.space).taps
-        return np.array(means, np.float64).reshape(self.space.channels, *taps)
+        return np.array(means, np.float64).reshape(self.space.channels, *kernel.taps)
 
 
-def _axes(space: Space) -> list[AxisClasses]:
+def _axes(space: Space) -> Sequence[Partition]:
     """The classes along each axis except that of the channels. Raises `UsageError` for an unknown kernel."""
-    extents = [extent for axis, extent in enumerate(space.sample) if axis != space.axis]
-    return known_kernel(space).along(extents)
+    return known_kernel(space).along(_extents(space))
 
 
-def _class_count(axes: list[AxisClasses]) -> int:
+def _extents(space: Space) -> list[int]:
+    return [extent for axis, extent in enumerate(space.sample) if axis != space.axis]
+
+
+def _class_count(axes: Sequence[Partition]) -> int:
     return prod(len(axis.sizes) for axis in axes)
+
+
+def _into(fine: Sequence[Partition], coarse: Sequence[Partition]) -> npt.NDArray[np.int64]:
+    """The class of a sample, by its axes in `coarse`, that each class by its axes in `fine` lies in, int64[K]."""
+    found = np.zeros(1, np.int64)
+    for mine, theirs in zip(fine, coarse, strict=True):
+        found = (found[:, np.newaxis] * len(theirs.sizes) + mine.into(theirs)).reshape(-1)
+    return found
+
+
+def _added(
+    array: npt.NDArray[Any], into: npt.NDArray[np.int64], shape: tuple[int, ...], dtype: np.dtype[Any]
+) -> npt.NDArray[Any]:
+    """`array` [..., K, C] with its classes added up `into` those of a result of this `shape`."""
+    total = np.zeros(shape, dtype)
+    np.add.at(np.moveaxis(total, -2, 0), into, np.moveaxis(array, -2, 0))
+    return total
 
 
 def _tap_means(
