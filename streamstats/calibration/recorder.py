@@ -24,7 +24,7 @@ from ..layouts import Kernel
 from ..quantization import Quantization
 from ..storage.files import sync
 from ..storage.names import METADATA_NAMES, V2_METADATA, V3_METADATA, check_layer_name
-from .describing import ATTRIBUTES_KEY, describe
+from .describing import ATTRIBUTES_KEY, describe, names_in
 from .identity import file_key, file_range
 from .layer import Layer, described
 from .readers import readers_of
@@ -187,6 +187,18 @@ def stored_layer(store: str | Path, name: str) -> Layer | None:
     group = _existing_group(Path(store))
     array = None if group is None else _existing_array(group, str(store), name)
     return None if array is None else describe(source_of(store), name, array)
+
+
+def stored_readers(store: str | Path) -> dict[str, str]:
+    """Layer → the array that it reads in the store at `store` (a local folder); empty if there is none.
+
+    Raises as `stored_layer`.
+    """
+    group = _existing_group(Path(store))
+    if group is None or not any(True for _ in group.members(max_depth=0)):
+        return {}
+    arrays = source_of(store).arrays()
+    return {layer: name for name, array in arrays.items() for layer in names_in(name, array)}
 
 
 def _existing_group(store: Path) -> zarr.Group | None:

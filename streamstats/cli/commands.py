@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import CORRUPT, DONE, INCOMPLETE, UsageError, counted, listed
 from ..outputs.documents import channel_columns, channels_document, layers_document
+from ..outputs.ledger import Ledger, by_layer
 from ..outputs.shortfalls import REMEDY, Shortfall
 from .progress import Shown
 from .tables import number, print_json, print_table, row_ranges, say
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from ..models.onnx.precision import KnownTo, Precision
     from ..outputs.distances import Distance, Distances
     from ..outputs.layer_statistics import LayerStatistics
-    from ..outputs.ledger import Ledger
     from ..ranges.finding import LayerRange
 
 NAMED = 8
@@ -63,7 +63,7 @@ def run(options: Namespace) -> int:
             progress=progress,
         )
     if options.refine is None:
-        print_layers(outcome.statistics, options.json, outcome.shortfalls)
+        print_layers(by_layer(outcome.statistics), options.json, outcome.shortfalls)
     else:
         _print_quantiles(job, options.refine, as_json=options.json)
     _say_filled(outcome.statistics)
@@ -423,18 +423,25 @@ def print_layers(
         return
     figures = {name: found.figures().layer for name, found in statistics.items()}
     columns = list(dict.fromkeys(column for found in figures.values() for column in found))
-    headings = ["layer", "rows", "covered", "channels", "axis", "dtype", *(each.replace("_", " ") for each in columns)]
+    shared = any(found.array for found in statistics.values())
+    headings = ["layer", *(["array"] if shared else []), "rows", "covered", "channels", "axis", "dtype"]
+    headings += [each.replace("_", " ") for each in columns]
     rows = [
-        [*_layer_cells(found), *(_cell(figures[name][column]) if column in figures[name] else "" for column in columns)]
+        [
+            *_layer_cells(found, shared),
+            *(_cell(figures[name][column]) if column in figures[name] else "" for column in columns),
+        ]
         for name, found in statistics.items()
     ]
     print_table(headings, rows)
 
 
-def _layer_cells(found: Ledger) -> list[str]:
+def _layer_cells(found: Ledger, shared: bool) -> list[str]:
+    """The first cells of a layer; where some are `shared`, also the array that it reads."""
     covered = " + ".join(row_ranges(source.covered.ranges) for source in found.sources)
     kind = f"{found.space.dtype}{' codes' if found.quantization else ''}"
-    return [found.layer, f"{found.rows:,}", covered, f"{found.channels:,}", str(found.channel_axis), kind]
+    array = [found.array or found.layer] if shared else []
+    return [found.layer, *array, f"{found.rows:,}", covered, f"{found.channels:,}", str(found.channel_axis), kind]
 
 
 def _print_channels(found: LayerStatistics, as_json: bool) -> None:

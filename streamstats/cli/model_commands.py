@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ..models.linear import LayerCorrection
     from ..models.onnx.correct import Correction, How
     from ..models.onnx.judge import Judgement
+    from ..models.onnx.record import RecordedLayer
     from ..models.onnx.subject import Subject
 
 
@@ -35,17 +36,24 @@ def record(options: Namespace) -> None:
             batch_size=options.batch_size,
             storage=options.storage,
             layers=options.layers,
+            tensors=options.tensors,
             append=options.append,
             progress=shown,
         )
     if options.json:
         print_json({"layers": {layer.layer: layer.document() for layer in recorded}})
     else:
-        rows = [[one.layer, one.op, str(one.samples), _shape(one.shape), one.dtype, one.reason] for one in recorded]
-        print_table(["layer", "operator", "samples", "shape", "dtype", "skipped because"], rows, left=2)
+        _print_recorded(recorded)
     say(
         f"wrote {options.output}; to reduce it, call `streamstats run` with `source: {options.output}` in its YAML file"
     )
+
+
+def _print_recorded(recorded: Sequence[RecordedLayer]) -> None:
+    rows = [
+        [one.layer, one.op, one.array, str(one.samples), _shape(one.shape), one.dtype, one.reason] for one in recorded
+    ]
+    print_table(["layer", "operator", "array", "samples", "shape", "dtype", "skipped because"], rows, left=3)
 
 
 def measure(options: Namespace) -> None:
@@ -61,6 +69,7 @@ def measure(options: Namespace) -> None:
             statistics=options.statistics,
             batch_size=options.batch_size,
             layers=options.layers,
+            tensors=options.tensors,
             nonfinite=options.nonfinite,
             progress=shown,
         )

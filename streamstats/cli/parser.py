@@ -153,7 +153,7 @@ Without --threshold, the exit status is 0 whether or not the outputs differ.
 
 RECORD = """\
 Run an ONNX model over samples, batch by batch, and append the input of every Conv, ConvTranspose, Gemm and MatMul with
-constant weights to a zarr store.
+constant weights to a zarr store. A tensor that several layers read is stored once.
 
   streamstats record model.onnx --samples calibration.npy -o calibration.zarr
 
@@ -466,6 +466,12 @@ def _add_samples(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--samples", metavar="FILE", required=True, help="a .npy or .npz file, samples on axis 0")
     parser.add_argument("--batch-size", metavar="N", type=int, default=16, help="samples per run of the model")
     parser.add_argument("--layers", metavar="GLOB", action="append", help="only layers whose names match; repeatable")
+    parser.add_argument(
+        "--tensors",
+        choices=("layers", "quantizable"),
+        default="layers",
+        help="the inputs of these layers, or every tensor that onnxruntime's static quantiser needs a range for",
+    )
 
 
 def _add_correct(parser: argparse.ArgumentParser) -> None:

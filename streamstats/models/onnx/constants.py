@@ -26,7 +26,7 @@ def computed_constants(model: onnx.ModelProto, names: Iterable[str]) -> dict[str
     made_by = producers(model.graph.node)
     initializers = {tensor.name: tensor for tensor in model.graph.initializer}
     to_array = require("onnx", "onnx").numpy_helper.to_array
-    constant = [name for name in dict.fromkeys(names) if name and _is_constant(name, made_by, initializers)]
+    constant = constant_names(model, filter(None, dict.fromkeys(names)))
     found = {name: np.asarray(to_array(initializers[name])) for name in constant if name in initializers}
     left = [name for name in constant if name not in found]
     if not left:
@@ -35,6 +35,13 @@ def computed_constants(model: onnx.ModelProto, names: Iterable[str]) -> dict[str
     nodes = [node for node in model.graph.node if any(output in needed for output in node.output)]
     tensors = [initializers[name] for name in needed if name in initializers]
     return found | _computed(model, nodes, tensors, left)
+
+
+def constant_names(model: onnx.ModelProto, names: Iterable[str]) -> list[str]:
+    """Those of `names` that are the same whatever the inputs of the model."""
+    made_by = producers(model.graph.node)
+    initializers = {tensor.name: tensor for tensor in model.graph.initializer}
+    return [name for name in names if _is_constant(name, made_by, initializers)]
 
 
 def _is_constant(name: str, made_by: Mapping[str, onnx.NodeProto], initializers: Mapping[str, Any]) -> bool:

@@ -1,4 +1,4 @@
-"""Recording: the input of every linear layer of an ONNX model, appended to a calibration store.
+"""Recording: the input of every linear layer of an ONNX model, appended to a calibration store, each tensor once.
 
 One batch of activations is alive at a time: each batch is run, appended and dropped within one call. Layers that cannot
 be recorded are found with one or two samples, before anything is written.
@@ -6,7 +6,7 @@ be recorded are found with one or two samples, before anything is written.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
@@ -16,31 +16,35 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...calibration.layer import Layer
-from ...calibration.recorder import Recorder, stored_layer
+from ...calibration.recorder import Recorder
 from ...errors import MismatchError, NonFiniteError, UsageError, counted, listed, require
 from ...jobs.meter import Meter, check_output
-from ...layouts import Kernel
 from ...outputs.layer_statistics import LayerStatistics
 from ...progress import QUIET, Progress, Stage
 from ...quantization import Quantization
 from ...statistics.extrema import ChannelExtrema
 from ...storage.files import file_digest, remove_folder
+from .constants import constant_names
 from .graph import load_model
 from .layers import LeftOut, OnnxLayer, survey
+from .quantizable import quantizable_tensors
 from .run import ModelRun, load_samples, open_session
+from .targets import Target, Wanted, find_targets, in_store
 
 STORAGES = ("float", "int8")
-Visit = Callable[["_Target", npt.NDArray[Any], slice], None]
+TENSORS = (LAYER_INPUTS, QUANTIZABLE) = ("layers", "quantizable")
+"""What can be recorded: the inputs of linear layers, or every tensor that onnxruntime's static quantiser calibrates."""
+Visit = Callable[[Target, npt.NDArray[Any], slice], None]
 CODES = np.iinfo(np.int8)
 
 
 @dataclass(frozen=True)
 class RecordedLayer:
-    """What was recorded for one linear layer: `samples` appended, or none and the `reason`.
+    """What was recorded for a linear layer, or a tensor that none reads: `samples` appended, or none and the `reason`.
 
-    `shape` and `dtype` are those of one stored sample, `channel_axis` counts the sample axis too, and `quantization`
-    maps the stored codes to reals (None for reals).
+    `array` is what the store calls the samples, `tensor` what the model calls them; layers may share them. `shape` and
+    `dtype` are those of one stored sample, `channel_axis` counts the sample axis too, and `quantization` maps the
+    stored codes to reals (None for reals).
     """
 
     layer: str
@@ -51,6 +55,8 @@ class RecordedLayer:
     channel_axis: int = 0
     quantization: Quantization | None = None
     reason: str = ""
+    array: str = ""
+    tensor: str = ""
 
     def document(self) -> dict[str, Any]:
         """Its fields, JSON-ready."""
@@ -63,31 +69,9 @@ class RecordedLayer:
             "channel_axis": self.channel_axis,
             "quantization": self.quantization.to_metadata() if self.quantization else None,
             "reason": self.reason,
+            "array": self.array or None,
+            "tensor": self.tensor or None,
         }
-
-
-@dataclass(frozen=True, eq=False)
-class _Target:
-    """A layer to record: the layer of the model, the shape and dtype of its input, the layer in the store if any."""
-
-    source: OnnxLayer
-    sample_shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    stored: Layer | None = None
-    quantization: Quantization | None = None
-
-    @property
-    def name(self) -> str:
-        return self.source.name
-
-    @property
-    def channel_axis(self) -> int:
-        return self.source.channel_axis % (len(self.sample_shape) + 1)
-
-    @property
-    def kernel(self) -> Kernel:
-        extents = [extent for axis, extent in enumerate(self.sample_shape, start=1) if axis != self.channel_axis]
-        return self.source.kernel_over(extents)
 
 
 def record(
@@ -98,12 +82,15 @@ def record(
     batch_size: int = 16,
     storage: str = "float",
     layers: Sequence[str] | None = None,
+    tensors: str = LAYER_INPUTS,
     append: bool = False,
     progress: Progress = QUIET,
 ) -> list[RecordedLayer]:
     """Run the model over `samples` and append the input of every linear layer to the zarr group `store`.
 
-    `samples` is a `.npy` or `.npz` (see `load_samples`). `layers` are globs on layer names; default all. `storage`
+    A tensor that several layers read is stored once. `samples` is a `.npy` or `.npz` (see `load_samples`). `layers` are
+    globs on layer names; default all. `tensors` "quantizable" also stores every other tensor for which onnxruntime's
+    static quantiser needs a range; a tensor that is the same for all samples makes one row. `storage`
     "float" keeps the activations as they are; "int8" runs the model twice, first to measure the range of each layer,
     then to store codes with a step and a zero point per tensor. A layer whose input does not have the samples on axis 0
     is skipped with a reason. If the recording fails or is interrupted, a new store is removed; rows that were appended
@@ -115,14 +102,16 @@ def record(
     """
     if storage not in STORAGES:
         raise UsageError(f"storage is {storage!r}; expected one of {', '.join(STORAGES)}")
-    run, targets, left_out = _prepared(model_path, samples, batch_size, layers)
-    targets = [_with_stored(target, stored_layer(store, target.name), append, storage) for target in targets]
+    wanted, skipped = _wanted(model_path, layers, tensors)
+    run = _opened(model_path, samples, batch_size, wanted)
+    found, unfit = find_targets(run, wanted)
+    targets = in_store(found, Path(store), wanted.inputs, append=append, storage=storage)
     if storage == "int8":
         progress.begin(_stage("measuring the ranges of", run, targets))
         targets = _quantized(run, targets, progress)
     progress.begin(_stage("recording", run, targets))
     _write_samples(run, targets, Path(store), progress)
-    return _outcomes(run, targets, left_out)
+    return _outcomes(run, targets, [*unfit, *skipped])
 
 
 def measure(
@@ -133,53 +122,71 @@ def measure(
     statistics: Collection[str] = (),
     batch_size: int = 16,
     layers: Sequence[str] | None = None,
+    tensors: str = LAYER_INPUTS,
     nonfinite: str = "error",
     progress: Progress = QUIET,
 ) -> tuple[list[RecordedLayer], dict[str, LayerStatistics]]:
     """Run the model over `samples`, and write to the folder `output` the statistics of the input of every linear layer.
 
-    No activations are stored: the statistics are, to the bit, those of a run over what `record` would store. Samples
-    and layers are those of `record`, `statistics` and `nonfinite` those of `Meter`. Returns what was measured of each
-    layer, and the statistics. The samples are identified by their SHA-256, so that merging never counts them twice.
-    Raises as `record`, and as `Meter` does.
+    No activations are stored: the statistics are, to the bit, those of a run over what `record` would store. Samples,
+    layers and tensors are those of `record`, `statistics` and `nonfinite` those of `Meter`. Returns what was measured
+    of each layer, and the statistics. The samples are identified by their SHA-256, so that merging never counts them
+    twice. Raises as `record`, and as `Meter` does.
     """
     check_output(output)
-    run, targets, left_out = _prepared(model_path, samples, batch_size, layers)
+    wanted, skipped = _wanted(model_path, layers, tensors)
+    run = _opened(model_path, samples, batch_size, wanted)
+    targets, unfit = find_targets(run, wanted)
     meter = Meter(statistics, name=f"sha256:{file_digest(Path(samples))}", nonfinite=nonfinite)
     progress.begin(_stage("measuring", run, targets))
     _visit(run, targets, partial(_append, meter), progress)
     meter.save(output)
-    return _outcomes(run, targets, left_out), meter.statistics
+    return _outcomes(run, targets, [*unfit, *skipped]), meter.statistics
 
 
-def _prepared(
-    model_path: str | Path, samples: str | Path, batch_size: int, layers: Sequence[str] | None
-) -> tuple[ModelRun, list[_Target], list[LeftOut]]:
-    """(the run of the model over the samples, the layers to record, those that cannot be)."""
-    chosen, skipped = _choose(*survey(load_model(model_path)), layers)
-    session = open_session(*_with_outputs(Path(model_path), [layer.input for layer in chosen]))
-    run = ModelRun.prepare(session, load_samples(samples, session), batch_size, str(samples))
-    targets, unfit = _probe(run, chosen)
-    return run, targets, [*unfit, *skipped]
+def _wanted(path: str | Path, globs: Sequence[str] | None, tensors: str) -> tuple[Wanted, list[LeftOut]]:
+    """(what to record of the model at `path`, the linear operators that cannot be). Raises `UsageError`."""
+    if tensors not in TENSORS:
+        raise UsageError(f"tensors is {tensors!r}; expected one of {', '.join(TENSORS)}")
+    model = load_model(path)
+    layers, skipped = survey(model)
+    inputs = {layer.name: layer.input for layer in layers}
+    if tensors == LAYER_INPUTS:
+        chosen, skipped = _choose(layers, skipped, globs)
+        return Wanted(chosen, inputs), skipped
+    if globs is not None:
+        raise UsageError("`layers` and the tensors of a quantiser cannot be combined; leave one out")
+    names = quantizable_tensors(path)
+    if not layers and not names:
+        raise UsageError(f"{path} has no tensor that onnxruntime quantises; expected a float model")
+    return Wanted(layers, inputs, names, frozenset(constant_names(model, names))), skipped
+
+
+def _opened(path: str | Path, samples: str | Path, batch_size: int, wanted: Wanted) -> ModelRun:
+    session = open_session(*_with_outputs(Path(path), wanted.all_tensors))
+    return ModelRun.prepare(session, load_samples(samples, session), batch_size, str(samples))
 
 
 def record_layers(run: ModelRun, layers: Sequence[OnnxLayer], store: Path, progress: Progress) -> list[RecordedLayer]:
     """Append the inputs of `layers`, tensors of the model in `run`, to a new `store`. Errors as `record`."""
-    targets, unfit = _probe(run, layers)
+    targets, unfit = find_targets(run, Wanted(layers, {layer.name: layer.input for layer in layers}))
     _write_samples(run, targets, store, progress)
     return _outcomes(run, targets, unfit)
 
 
-def _stage(what: str, run: ModelRun, targets: Sequence[_Target]) -> Stage:
-    return Stage(f"{what} {counted(len(targets), 'layer')}", run.samples, layers=len(targets))
+def _stage(what: str, run: ModelRun, targets: Sequence[Target]) -> Stage:
+    layers = counted(sum(len(target.layers) for target in targets), "layer")
+    own = all(len(target.layers) == 1 for target in targets)
+    subject = layers if own else f"{counted(len(targets), 'tensor')}, the inputs of {layers}"
+    return Stage(f"{what} {subject}", run.samples, layers=len(targets))
 
 
-def _outcomes(run: ModelRun, targets: Sequence[_Target], left_out: Sequence[LeftOut]) -> list[RecordedLayer]:
-    recorded = [_recorded(target, run.samples) for target in targets]
+def _outcomes(run: ModelRun, targets: Sequence[Target], left_out: Sequence[LeftOut]) -> list[RecordedLayer]:
+    recorded = [each for target in targets for each in _recorded(target, 1 if target.constant else run.samples)]
     return [*recorded, *(RecordedLayer(left.name, left.op, reason=left.reason) for left in left_out)]
 
 
-def _write_samples(run: ModelRun, targets: Sequence[_Target], store: Path, progress: Progress) -> None:
+def _write_samples(run: ModelRun, targets: Sequence[Target], store: Path, progress: Progress) -> None:
     """Run the model and append its activations; a new store is removed if it cannot be finished."""
     is_new = not store.exists()
     try:
@@ -215,87 +222,22 @@ def _with_outputs(path: Path, tensors: Sequence[str]) -> tuple[bytes, Path]:
     return model.SerializeToString(), path.parent
 
 
-def _probe(run: ModelRun, layers: Sequence[OnnxLayer]) -> tuple[list[_Target], list[LeftOut]]:
-    """Run one sample, then two: an extent that happens to equal one batch size does not equal both.
-
-    Raises `UsageError` if no layer is left.
-    """
-    sizes = (run.batch,) if run.is_fixed else sorted({1, min(2, run.batch, run.samples)})
-    probes = {size: run.outputs(_tensors(layers), slice(0, size)) for size in sizes}
-    targets, unfit = [], []
-    for layer in layers:
-        blocks = {size: probe[layer.input] for size, probe in probes.items()}
-        reason = _unfit(layer, {size: block.shape for size, block in blocks.items()})
-        if reason:
-            unfit.append(LeftOut(layer.name, layer.op, reason))
-        else:
-            targets.append(_Target(layer, blocks[sizes[-1]].shape[1:], blocks[sizes[-1]].dtype))
-    if not targets:
-        raise UsageError(f"nothing to record: layer {unfit[0].name}: {unfit[0].reason}")
-    return targets, unfit
-
-
-def _tensors(layers: Iterable[OnnxLayer]) -> list[str]:
-    return list(dict.fromkeys(layer.input for layer in layers))
-
-
-def _unfit(layer: OnnxLayer, shapes: Mapping[int, tuple[int, ...]]) -> str:
-    """Why an input with these `shapes` (by number of samples) cannot be recorded, or nothing."""
-    for size, shape in shapes.items():
-        if len(shape) < 2 or shape[0] != size:
-            found = f"its input {layer.input} has the shape {shape} for {counted(size, 'sample')}"
-            return f"{found}; expected samples on axis 0 and channels on another"
-    if len({shape[1:] for shape in shapes.values()}) > 1:
-        return f"its input {layer.input} changes its shape with the number of samples: {list(shapes.values())}"
-    return ""
-
-
-def _with_stored(target: _Target, stored: Layer | None, append: bool, storage: str) -> _Target:
-    """Raises `UsageError` for a layer in the store, unless `append`; `MismatchError` for one that does not fit."""
-    if stored is None:
-        return target
-    if not append:
-        raise UsageError(
-            f"{stored.store} already holds {stored.rows} samples of layer {target.name}; record into another store, or "
-            "append to this one"
-        )
-    expected = (target.sample_shape, "int8" if storage == "int8" else target.dtype.name, target.channel_axis)
-    found = (stored.shape[1:], stored.dtype.name, stored.channel_axis)
-    if found != expected or (stored.quantization is None) != (storage == "float"):
-        raise MismatchError(
-            f"layer {target.name}: {stored.store} holds (sample shape, dtype, channel axis) {found}, but the samples "
-            f"to append are {expected}; record into another store"
-        )
-    if stored.kernel is not None and stored.kernel != target.kernel:
-        raise MismatchError(
-            f"layer {target.name}: {stored.store} was recorded with the kernel {stored.kernel.to_metadata()}, but the "
-            f"model's is {target.kernel.to_metadata()}; record into another store"
-        )
-    return replace(target, stored=stored)
-
-
-def _visit(run: ModelRun, targets: Sequence[_Target], visit: Visit, progress: Progress) -> None:
+def _visit(run: ModelRun, targets: Sequence[Target], visit: Visit, progress: Progress) -> None:
     """Call `visit(target, block, rows)` for every layer and batch."""
     for rows in run.batches():
         _visit_batch(run, targets, visit, rows)
         progress.advance(rows.stop - rows.start)
 
 
-def _visit_batch(run: ModelRun, targets: Sequence[_Target], visit: Visit, rows: slice) -> None:
+def _visit_batch(run: ModelRun, targets: Sequence[Target], visit: Visit, rows: slice) -> None:
     """The activations of a batch live as long as this call."""
-    blocks = run.outputs(_tensors(target.source for target in targets), rows)
-    for target in targets:
-        found, expected = blocks[target.source.input].shape, (rows.stop - rows.start, *target.sample_shape)
-        if found != expected:
-            raise MismatchError(
-                f"layer {target.name}: its input for the samples {rows.start}:{rows.stop} has the shape "
-                f"{found}; expected {expected} as for the first samples"
-            )
-    for target in targets:
-        visit(target, blocks[target.source.input], rows)
+    blocks = run.outputs(list(dict.fromkeys(target.tensor for target in targets)), rows)
+    found = [target.rows(blocks[target.tensor], rows) for target in targets]
+    for target, block in zip(targets, found, strict=True):
+        visit(target, block, rows)
 
 
-def _append(recorder: Recorder | Meter, target: _Target, block: npt.NDArray[Any], rows: slice) -> None:  # noqa: ARG001
+def _append(recorder: Recorder | Meter, target: Target, block: npt.NDArray[Any], rows: slice) -> None:  # noqa: ARG001
     if target.quantization is not None:
         block = target.quantization.quantize(block, np.int8, target.channel_axis)
     recorder.append(
@@ -303,15 +245,16 @@ def _append(recorder: Recorder | Meter, target: _Target, block: npt.NDArray[Any]
         block,
         channel_axis=target.channel_axis,
         quantization=target.quantization,
-        kernel=target.kernel,
+        layers=target.readers,
+        tensor=target.tensor,
     )
 
 
-def _quantized(run: ModelRun, targets: Sequence[_Target], progress: Progress) -> list[_Target]:
+def _quantized(run: ModelRun, targets: Sequence[Target], progress: Progress) -> list[Target]:
     """Measure the range of every layer over all samples, and give each target its quantisation."""
     ranges: dict[str, ChannelExtrema] = {}
 
-    def measure(target: _Target, block: npt.NDArray[Any], rows: slice) -> None:
+    def measure(target: Target, block: npt.NDArray[Any], rows: slice) -> None:
         if not np.isfinite(block).all():
             raise NonFiniteError(
                 f"layer {target.name}: its input for the samples {rows.start}:{rows.stop} holds NaN or "
@@ -324,7 +267,7 @@ def _quantized(run: ModelRun, targets: Sequence[_Target], progress: Progress) ->
     return [replace(target, quantization=_fitting(target, ranges[target.name])) for target in targets]
 
 
-def _fitting(target: _Target, extrema: ChannelExtrema) -> Quantization:
+def _fitting(target: Target, extrema: ChannelExtrema) -> Quantization:
     """A quantisation whose codes cover `extrema`: a new one, or the store's if it is wide enough."""
     low, high = float(extrema.minimum.min()), float(extrema.maximum.max())
     if target.stored is None or target.stored.quantization is None:
@@ -352,13 +295,19 @@ def tensor_quantization(low: float, high: float) -> Quantization:
     return Quantization(step, CODES.min - round(low / step))
 
 
-def _recorded(target: _Target, samples: int) -> RecordedLayer:
-    return RecordedLayer(
-        layer=target.name,
-        op=target.source.op,
-        samples=samples,
-        shape=target.sample_shape,
-        dtype="int8" if target.quantization else target.dtype.name,
-        channel_axis=target.channel_axis,
-        quantization=target.quantization,
-    )
+def _recorded(target: Target, samples: int) -> list[RecordedLayer]:
+    """What was recorded for each layer of `target`, or for the tensor if none reads it."""
+    return [
+        RecordedLayer(
+            layer=name,
+            op=op,
+            samples=samples,
+            shape=target.sample_shape,
+            dtype="int8" if target.quantization else target.dtype.name,
+            channel_axis=target.channel_axis,
+            quantization=target.quantization,
+            array=target.name,
+            tensor=target.tensor,
+        )
+        for name, op in [(layer.name, layer.op) for layer in target.layers] or [(target.name, "")]
+    ]
