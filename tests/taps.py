@@ -79,3 +79,11 @@ def kernels(draw: st.DrawFn, spatial: int) -> tuple[Kernel, tuple[int, ...]]:
     whole = [(n - 1) * s + r + 1 for n, s, r in zip(extents, strides, reach, strict=True)]
     before, after = (tuple(draw(st.integers(0, (n - 1) // 2)) for n in whole) for _ in range(2))
     return Kernel(taps, Geometry(strides, (*before, *after), dilations, ends), transposed=True), extents
+
+
+@st.composite
+def several_kernels(draw: st.DrawFn, spatial: int) -> tuple[list[Kernel], tuple[int, ...]]:
+    """Two or three kernels over `spatial` axes, or over none, and extents that all of them fit into."""
+    cases = draw(st.lists(kernels(spatial), min_size=2, max_size=3))
+    extents = tuple(max(each) for each in zip(*(extents for _, extents in cases), strict=True))
+    return [*(kernel for kernel, _ in cases), *([Kernel()] if draw(st.booleans()) else [])], extents

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+from itertools import permutations, product
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from taps import kernels
+from taps import kernels, several_kernels
 
 from streamstats.errors import MismatchError, UsageError
-from streamstats.layouts import Geometry, Kernel, labels_of
+from streamstats.layouts import Geometry, Kernel, Kernels, joint_kernel, labels_of
 
 
 def test_defaults_and_the_numbers_they_stand_for_are_equal() -> None:
@@ -74,3 +75,35 @@ def test_positions_are_told_apart_by_the_taps_that_see_them() -> None:
     assert labels(5, strides=(4,)) == [0, 1, 2, 3, 3]
     assert labels(3, 3, pads=(1, 1, 1, 1)) == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
     assert labels_of(Kernel().along((2, 2))).tolist() == [[0, 0], [0, 0]]
+
+
+@given(st.integers(1, 2).flatmap(several_kernels))
+def test_the_classes_of_several_kernels_are_the_coarsest_that_tell_apart_what_each_does(
+    case: tuple[list[Kernel], tuple[int, ...]],
+) -> None:
+    kernels, extents = case
+    joint = joint_kernel(kernels)
+    assert joint is not None
+    assert all(joint_kernel(order) == joint for order in permutations(kernels))
+    together = labels_of(joint.along(extents))
+    alone = [labels_of(kernel.along(extents)) for kernel in kernels]
+    keys = [tuple(int(labels[place]) for labels in alone) for place in product(*map(range, extents))]
+    numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}  # in order of their first positions
+    if len(extents) == 1:
+        assert together.ravel().tolist() == [numbers[key] for key in keys]
+    pairs = {(int(together[place]), key) for place, key in zip(product(*map(range, extents)), keys, strict=True)}
+    assert len(pairs) == len(numbers) == together.max() + 1  # a class for each combination, and no more
+
+
+def test_layers_of_one_kernel_have_it_and_an_unknown_one_leaves_all_unknown() -> None:
+    one, other = Kernel((3,)), Kernel((1,))
+    assert joint_kernel([one, one]) == one
+    assert joint_kernel([one, other]) == joint_kernel([other, one]) == Kernels((other, one))
+    assert joint_kernel([one, None]) is None
+    assert joint_kernel([]) == Kernel()
+    fine, coarse = Kernels((other, one)).along([4]), other.along([4])
+    assert fine[0].into(coarse[0]).tolist() == [0, 0, 0, 0]
+    with pytest.raises(MismatchError, match="positions that were counted together"):
+        coarse[0].into(fine[0])
+    with pytest.raises(MismatchError, match="classes of 4 positions do not divide into classes of 5"):
+        fine[0].into(other.along([5])[0])

@@ -50,10 +50,17 @@ def record(options: Namespace) -> None:
 
 
 def _print_recorded(recorded: Sequence[RecordedLayer]) -> None:
+    """Print a row per layer, with the array in the store where one is shared."""
+    shared = any(one.array not in ("", one.layer) for one in recorded)
+    columns = ["layer", "operator", *(["array"] if shared else [])]
     rows = [
-        [one.layer, one.op, one.array, str(one.samples), _shape(one.shape), one.dtype, one.reason] for one in recorded
+        [
+            *[one.layer, one.op, *([one.array] if shared else [])],
+            *[str(one.samples), _shape(one.shape), one.dtype, one.reason],
+        ]
+        for one in recorded
     ]
-    print_table(["layer", "operator", "array", "samples", "shape", "dtype", "skipped because"], rows, left=3)
+    print_table([*columns, "samples", "shape", "dtype", "skipped because"], rows, left=len(columns))
 
 
 def measure(options: Namespace) -> None:

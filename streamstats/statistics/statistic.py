@@ -65,7 +65,7 @@ class Space:
         object.__setattr__(self, "axis", self.axis % len(self.sample))
 
     @classmethod
-    def of(cls, block: Array, channel_axis: int = -1, kernel: Kernel | None = None) -> Self:
+    def of(cls, block: Array, channel_axis: int = -1, kernel: Kernel | Kernels | None = None) -> Self:
         """The space of `block`, with samples on axis 0 and channels on `channel_axis`. Raises `MismatchError`."""
         if not -block.ndim < channel_axis < block.ndim or channel_axis == 0:
             raise MismatchError(
@@ -176,7 +176,7 @@ class Statistic(ABC):
         return cls(space, **{name: np.zeros(*of) for name, of in cls.tensors(space).items()})
 
     @classmethod
-    def measure(cls, block: Array, channel_axis: int = -1, kernel: Kernel | None = None) -> Self:
+    def measure(cls, block: Array, channel_axis: int = -1, kernel: Kernel | Kernels | None = None) -> Self:
         """The statistic of `block`, with samples on axis 0. Raises `MismatchError` as `Space` does.
 
         Statistics that use a `kernel` raise `UsageError` without one, `MismatchError` for one that does not fit.
@@ -279,7 +279,7 @@ class ValueStatistic(Statistic):
         return _Alone(cls, space)
 
     @classmethod
-    def measure(cls, block: Array, channel_axis: int = -1, kernel: Kernel | None = None) -> Self:
+    def measure(cls, block: Array, channel_axis: int = -1, kernel: Kernel | Kernels | None = None) -> Self:
         """As `Statistic.measure`. A block that is contiguous in no order is copied piece by piece."""
         accumulator = cls.accumulator(Space.of(block, channel_axis, kernel))
         accumulator.add(block, _everywhere(block))

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from laws import DTYPES, contents
-from taps import exact_tap_means, kernels
+from taps import exact_tap_means, kernels, several_kernels
 
 from streamstats.errors import DataError, MismatchError, UsageError
-from streamstats.layouts import Geometry, Kernel
+from streamstats.layouts import Geometry, Kernel, joint_kernel
 from streamstats.quantization import Quantization
 from streamstats.statistics.mean import ChannelMean
 from streamstats.statistics.statistic import Space
@@ -92,3 +92,36 @@ def test_what_has_no_kernel_or_another_is_refused() -> None:
         mine.mean(Quantization(0.5))
     with pytest.raises(DataError, match="counts are negative"):
         TapSums.from_arrays(mine.arrays() | {"count": -mine.count}, mine.space)
+
+
+@settings(max_examples=60)
+@given(st.data())
+def test_sums_for_several_kernels_give_each_the_bits_of_its_own_sums_and_the_exact_means(data: st.DataObject) -> None:
+    spatial = data.draw(st.integers(1, 2))
+    several, extents = data.draw(several_kernels(spatial))
+    dtype = data.draw(st.sampled_from([each for each in DTYPES if each.kind != "b"]))
+    values = data.draw(contents(dtype, (data.draw(st.integers(1, 3)), 2, *extents), finite=True))
+    joint = joint_kernel(several)
+    found = TapSums.measure(values, 1, joint)
+    real = np.array([Fraction(value.item()) for value in values.ravel()], object).reshape(values.shape)
+    for kernel in several:
+        alone = found.with_kernel(kernel)
+        assert alone == TapSums.measure(values, 1, kernel)
+        assert alone.space.kernel == kernel
+        if kernel.taps:
+            assert alone.mean().ravel().tolist() == [float(each) for each in exact_tap_means(real, kernel).ravel()]
+    half = len(values) // 2
+    parts = [TapSums.measure(part, 1, joint) for part in (values[:half], values[half:])]
+    assert parts[0].merge(parts[1]) == found
+
+
+def test_sums_of_other_kernels_than_those_counted_are_refused() -> None:
+    block = np.ones((2, 3, 6, 6), np.float32)
+    strided = Kernel((1, 1), Geometry((2, 2)))
+    found = TapSums.measure(block, 1, joint_kernel([SAME, strided]))
+    with pytest.raises(UsageError, match="2 kernels move over the samples"):
+        found.mean()
+    with pytest.raises(MismatchError, match=r"taps was counted with other kernels: .* tells apart positions"):
+        found.with_kernel(Kernel((5, 5), Geometry(pads=(2,) * 4)))
+    with pytest.raises(MismatchError, match="taps was counted with other kernels: the kernel of the layer is unknown"):
+        found.with_kernel(None)

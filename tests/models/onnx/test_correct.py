@@ -355,6 +355,8 @@ def test_what_was_recorded_and_corrected_is_told_in_json_with_the_same_keys(netw
         "channel_axis": 1,
         "quantization": quantization.to_metadata(),
         "reason": "",
+        "array": "conv",
+        "tensor": "x",
     }
     assert json.loads(json.dumps(corrected[0].document())) == {
         "layer": "conv",

@@ -64,8 +64,9 @@ def test_names_come_from_the_node_or_its_output_and_are_usable_and_unique() -> N
 
 def test_names_are_those_under_which_a_store_finds_its_layers_again(tmp_path: Path) -> None:
     labels = ["/a", "a", "a/b", "a/b/c", "./d", "e\\f", "é ü", "zarr.json", "g/.zmetadata"]
-    nodes = [node("MatMul", ["x", "w"], f"out{index}", label) for index, label in enumerate(labels)]
-    source = saved(make_model(nodes, {"w": values(3, 3)}, {"x": ("N", 3)}, ["out0"]), tmp_path)
+    inputs = ["x", *(f"out{index}" for index in range(len(labels)))]
+    nodes = [node("MatMul", [inputs[index], "w"], f"out{index}", label) for index, label in enumerate(labels)]
+    source = saved(make_model(nodes, {"w": values(3, 3)}, {"x": ("N", 3)}, [inputs[-1]]), tmp_path)
     np.save(tmp_path / "x.npy", values(4, 3))
     recorded = record(source, tmp_path / "x.npy", tmp_path / "store")
     assert sorted(stored_layers(tmp_path / "store")) == sorted(layer.layer for layer in recorded)
