@@ -30,7 +30,7 @@ T = TypeVar("T")
 class LayerRule:
     """What a job says of the layers whose names match the glob `match` (`*` also matches `/`).
 
-    The name of an array stands for all layers that read it.
+    The name of an array that is not that of a layer stands for all layers that read it.
 
     Where `channel_axis`, `quantization` or `kernel` is None, the attributes of the store decide. `statistics` names the
     kinds in `KINDS` to count in addition to those that are always counted. A job that counts fewer than `min_rows` rows
@@ -63,7 +63,7 @@ def select_layers(source: str | Path, rules: Sequence[LayerRule] = ()) -> Select
     arrays = store.arrays()
     names = {name: names_in(name, array) for name, array in arrays.items()}
     for rule in rules:
-        if not any(_matches(rule, array, name) for array, readers in names.items() for name in readers):
+        if not any(_matches(rule, array, readers, name) for array, readers in names.items() for name in readers):
             raise UsageError(f"no layer of {source} matches {rule.match!r}; the store has {listed(arrays)}")
     chosen = {array: _first_matches(array, readers, rules) for array, readers in names.items()}
     layers = tuple(_by_rules(describe(store, name, arrays[name]), found) for name, found in chosen.items() if found)
@@ -74,16 +74,16 @@ def select_layers(source: str | Path, rules: Sequence[LayerRule] = ()) -> Select
     )
 
 
-def _matches(rule: LayerRule, array: str, name: str) -> bool:
-    """Whether `rule` describes the layer `name`, which reads `array`."""
-    return fnmatchcase(name, rule.match) or fnmatchcase(array, rule.match)
+def _matches(rule: LayerRule, array: str, readers: Sequence[str], name: str) -> bool:
+    """Whether `rule` describes the layer `name`, one of the `readers` of `array`."""
+    return fnmatchcase(name, rule.match) or (array not in readers and fnmatchcase(array, rule.match))
 
 
 def _first_matches(array: str, names: Sequence[str], rules: Sequence[LayerRule]) -> dict[str, LayerRule]:
     """The first rule for each of the `names` of the layers that read `array`, if it has one."""
     if not rules:
         return dict.fromkeys(names, LayerRule("*"))
-    found = {name: next((rule for rule in rules if _matches(rule, array, name)), None) for name in names}
+    found = {name: next((rule for rule in rules if _matches(rule, array, names, name)), None) for name in names}
     return {name: rule for name, rule in found.items() if rule is not None}
 
 
@@ -126,6 +126,6 @@ def _check_once(layers: Sequence[Layer]) -> None:
             if name in seen:
                 raise UsageError(
                     f"layer {name} reads two arrays of {layer.store}, {seen[name]} and {layer.name}; expected one: "
-                    "name the arrays to count under `layers`, or record the layer again"
+                    "leave the layer out of `layers`, or record into another store"
                 )
             seen[name] = layer.name

@@ -216,7 +216,6 @@ class Ledger:
             "statistics": [*self.statistics],
             "array": self.array or self.layer,
             "tensor": self.tensor or None,
-            "layers": list(self.read_by.names),
         }
 
 
