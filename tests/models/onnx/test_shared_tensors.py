@@ -216,6 +216,7 @@ def test_quantizable_tensors_are_those_that_onnxruntime_calibrates_each_once(
 def test_their_ranges_make_the_model_that_onnxruntime_makes_of_its_own_calibration(model: Path, tmp_path: Path) -> None:
     recorded(model, tmp_path / "s.zarr", tensors="quantizable")
     results = open_results(run_out(tmp_path / "s.zarr", tmp_path / "out", "taps"))
+    assert results.statistics("tensors/wk").rows == 1
     assert sorted(path.stem for path in (tmp_path / "out/correctors").rglob("*")) == sorted(
         ["block", "conv", "down", "key", "query", "stem"]
     )
