@@ -36,6 +36,7 @@ class TapSums(CountedSums):
 
     name: ClassVar[str] = "taps"
     uses_kernel: ClassVar[bool] = True
+    maskable: ClassVar[bool] = False
 
     @classmethod
     def tensors(cls, space: Space) -> Tensors:
