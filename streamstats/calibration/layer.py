@@ -42,6 +42,7 @@ class Layer:
     `kernel` is the kernel that the layer moves over its samples, if known.
     `within` are the bins of its histogram whose values are told apart.
     `min_rows` is the number of rows below which the job is incomplete.
+    `mask`, itself such an array but without channels, has ones where values count and zeros where they do not.
     """
 
     store: str
@@ -61,6 +62,7 @@ class Layer:
     kernel: Kernel | None = None
     within: tuple[int, ...] = ()
     min_rows: int = 0
+    mask: Layer | None = None
 
     @cached_property
     def source(self) -> Source:
@@ -90,7 +92,8 @@ class Layer:
     @property
     def space(self) -> Space:
         """What its statistics know of it."""
-        return Space(self.dtype, self.sample_shape, self.channel_axis - 1, self.kernel, self.within)
+        axis, masked = self.channel_axis - 1, self.mask is not None
+        return Space(self.dtype, self.sample_shape, axis, self.kernel, self.within, masked)
 
     def with_channel_axis(self, axis: int) -> Layer:
         """The layer with its channels on `axis`; a negative axis counts from the end. Raises `UsageError`."""
@@ -141,10 +144,15 @@ class Layer:
             "channel axis": (self.channel_axis, earlier.channel_axis),
             "quantisation": (self.quantization, earlier.quantization),
             "kernel": (self.kernel or earlier.kernel, earlier.kernel or self.kernel),
+            "mask": (_mask_of(self), _mask_of(earlier)),
         }
         for name, (found, expected) in differences.items():
             if found != expected:
                 raise MismatchError(f"layer {self.name}: the {name} is {found}; {place} {expected}; {remedy}")
+
+
+def _mask_of(layer: Layer) -> str:
+    return "none" if layer.mask is None else f"one of shape {layer.mask.sample_shape} for each sample"
 
 
 def described(

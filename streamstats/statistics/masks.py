@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,15 @@ Mask = npt.NDArray[np.bool_]
 
 def chosen(block: Array, axis: int, mask: Mask) -> Array:
     """The values of `block` where `mask` is true, sample by sample: a copy [M, 1, …, C, …, 1], channels on `axis`."""
-    values = np.moveaxis(block, axis, -1)[mask]
+    channels = block.shape[axis]
+    rows = np.ascontiguousarray(np.moveaxis(block, axis, -1)).reshape(mask.size, channels)
+    values = np.compress(mask.reshape(-1), rows, axis=0)
     extents = [1] * block.ndim
-    extents[0], extents[axis] = values.shape
+    extents[0], extents[axis] = len(values), channels
     return values.reshape(extents)
+
+
+def chosen_bytes(block: Sequence[int], axis: int, dtype: np.dtype[Any]) -> int:
+    """Peak bytes of what `chosen` makes of a block of shape `block`: two copies, the mask and the chosen positions."""
+    values = prod(block)
+    return 2 * values * dtype.itemsize + (2 + 8) * values // max(1, block[axis])

@@ -49,8 +49,8 @@ class SampleSpread(AddedArrays):
         """As `Statistic.tensors`."""
         integers, channels = np.dtype(np.int64), space.channels
         digits = square_digits(space.dtype), product_digits(space.dtype), COUNT_DIGITS
-        sums = {name: ((places, channels), integers) for name, places in zip(cls.exact, digits, strict=True)}
-        return {"samples": ((channels,), integers)} | sums
+        tensors: Tensors = {"samples": ((channels,), integers)}
+        return tensors | {name: ((places, channels), integers) for name, places in zip(cls.exact, digits, strict=True)}
 
     @classmethod
     def from_measures(cls, space: Space, measures: Measures) -> Self:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from ..errors import DataError, MismatchError
 from ..layouts import Kernel
 from ..quantization import Quantization
-from .masks import Mask
+from .masks import Mask, chosen_bytes
 from .riders import RiderKind, Where
 from .running import Measures
 from .statistic import Accumulator, Document, Space, Statistic, ValueStatistic
@@ -199,12 +199,11 @@ def working_bytes(kinds: Sequence[Kind], space: Space, block: Sequence[int]) -> 
     )
     others = [kind for kind in kinds if not issubclass(kind, ValueStatistic)]
     size = int(np.prod(block, dtype=object)) * space.dtype.itemsize
-    copies = max((kind.copies for kind in others), default=0) + (CHOSEN_COPIES if space.masked else 0)
-    return values + copies * size + OTHERS * state_bytes(others, space)
+    copies = max((kind.copies for kind in others), default=0) * size
+    masked = chosen_bytes(block, space.axis + 1, space.dtype) if space.masked else 0
+    return values + copies + masked + OTHERS * state_bytes(others, space)
 
 
-CHOSEN_COPIES = 2
-"""Copies of a block that are made of its values under a mask."""
 OTHERS = 4
 """Copies of the state of a kind that takes blocks: it is held while it accumulates, is found and is sent."""
 
