@@ -423,9 +423,15 @@ def print_layers(
         return
     figures = {name: found.figures().layer for name, found in statistics.items()}
     columns = list(dict.fromkeys(column for found in figures.values() for column in found))
-    headings = ["layer", "rows", "covered", "channels", "axis", "dtype", *(each.replace("_", " ") for each in columns)]
+    masked = [found.masked for found in statistics.values()]
+    of_masks = ["masked"] if any(masked) else []
+    fixed = ["layer", "rows", "covered", "channels", "axis", "dtype", *of_masks]
+    headings = [*fixed, *(each.replace("_", " ") for each in columns)]
     rows = [
-        [*_layer_cells(found), *(_cell(figures[name][column]) if column in figures[name] else "" for column in columns)]
+        [
+            *_layer_cells(found)[: len(fixed)],
+            *(_cell(figures[name][column]) if column in figures[name] else "" for column in columns),
+        ]
         for name, found in statistics.items()
     ]
     print_table(headings, rows)
@@ -434,7 +440,8 @@ def print_layers(
 def _layer_cells(found: Ledger) -> list[str]:
     covered = " + ".join(row_ranges(source.covered.ranges) for source in found.sources)
     kind = f"{found.space.dtype}{' codes' if found.quantization else ''}"
-    return [found.layer, f"{found.rows:,}", covered, f"{found.channels:,}", str(found.channel_axis), kind]
+    masked = f"{found.masked[0] / max(1, found.masked[1]):.1%}" if found.masked else ""
+    return [found.layer, f"{found.rows:,}", covered, f"{found.channels:,}", str(found.channel_axis), kind, masked]
 
 
 def _print_channels(found: LayerStatistics, as_json: bool) -> None:
