@@ -134,6 +134,14 @@ class LayerConfig(Settings):
     geometry: Annotated[
         GeometryConfig | None, Field(description="The kernel, for stores that streamstats did not record.")
     ] = None
+    mask: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            description="The array of the store, by name, that says which positions count (1) and which do not (0): "
+            "the shape of the layer without its channel axis.",
+        ),
+    ] = None
     statistics: Annotated[
         list[StatisticName] | None, Field(description="As `statistics` of the job, but for these layers only.")
     ] = None
@@ -152,7 +160,7 @@ class LayerConfig(Settings):
         wanted = statistics if self.statistics is None else self.statistics
         needed = min_rows if self.min_rows is None else self.min_rows
         kernel = self.geometry.parsed() if self.geometry else None
-        return LayerRule(self.match, self.channel_axis, quantization, tuple(wanted), kernel, needed)
+        return LayerRule(self.match, self.channel_axis, quantization, tuple(wanted), kernel, needed, self.mask)
 
 
 def _checked_workers(value: object) -> object:

@@ -109,19 +109,37 @@ def exact_extrema(block: Array, channel_axis: int) -> ChannelExtrema:
 
 
 def exact_spread(block: Array, channel_axis: int) -> SampleSpread:
-    """What `SampleSpread.measure` has to give: the sum of the squares of the exact sums of samples."""
+    """What `SampleSpread.measure` has to give: sums over samples of squared sums, of sums times counts, of counts²."""
     kind, channels = block.dtype.str[1:], block.shape[channel_axis]
-    squares, places = [0] * channels, SPREAD_DIGITS[block.dtype.str[1:]]
+    samples, squares, products, counts = ([0] * channels for _ in range(4))
     for sample in block:
         for channel, values in enumerate(channel_values(sample, channel_axis - 1)):
-            squares[channel] += units(values, kind) ** 2
-    digits = np.array([as_digits(total, places) for total in squares], np.int64).reshape(-1, places).T
-    return SampleSpread(Space.of(block, channel_axis), np.full(channels, len(block), np.int64), digits)
+            total, count = units(values, kind), sum(map(math.isfinite, values))
+            samples[channel] += count > 0
+            squares[channel] += total**2
+            products[channel] += total * count
+            counts[channel] += count**2
+
+    def digits(totals: list[int], places: int) -> Array:
+        return np.array([as_digits(total, places) for total in totals], np.int64).reshape(-1, places).T
+
+    found = digits(squares, SPREAD_DIGITS[kind]), digits(products, PRODUCT_DIGITS[kind]), digits(counts, 4)
+    return SampleSpread(Space.of(block, channel_axis), np.array(samples, np.int64), *found)
 
 
 SPREAD_DIGITS = {"b1": 4, "i1": 4, "u1": 4, "i2": 4, "u2": 4, "i4": 5, "u4": 5, "i8": 7, "u8": 7, "f2": 6, "f4": 21}
 SPREAD_DIGITS["f8"] = 135
 """Digits that hold 2^64 squares of sums of 2^31 of the largest value."""
+PRODUCT_DIGITS = {"b1": 4, "i1": 4, "u1": 4, "i2": 4, "u2": 4, "i4": 4, "u4": 4, "i8": 5, "u8": 5, "f2": 5, "f4": 12}
+PRODUCT_DIGITS["f8"] = 69
+"""Digits that hold 2^64 products of 2^31 and sums of 2^31 of the largest value."""
+
+
+def unmasked(block: Array, channel_axis: int, mask: Array) -> list[Array]:
+    """What counts of each sample, [1, positions, C]."""
+    return [
+        np.moveaxis(sample, channel_axis - 1, -1)[kept][np.newaxis] for sample, kept in zip(block, mask, strict=True)
+    ]
 
 
 def kernel_of(shape: Sequence[int]) -> Kernel:
@@ -455,6 +473,25 @@ def laws_of(statistic: type[Statistic]) -> type:
             for where in data.draw(places(block.shape, axis, statistic.uncut)):
                 accumulator.add(np.require(block[where], block.dtype.newbyteorder("="), ["C", "A"]), where)
             assert accumulator.found() == measure(block, axis)
+
+        @given(st.data())
+        def test_what_a_mask_leaves_out_is_not_counted_or_the_layer_is_refused(self, data):
+            block, axis = data.draw(blocks())
+            space = replace(space_for(block, axis), masked=True)
+            assert (statistic.refuses(space, None) is None) == statistic.maskable
+            if not statistic.maskable:
+                return
+            positions = (*block.shape[:axis], *block.shape[axis + 1 :])
+            share, seed = data.draw(st.sampled_from([0.1, 0.5, 0.9])), data.draw(st.integers(0, 99))
+            mask = np.random.default_rng(seed).random(positions) < share
+            accumulator = StatisticsAccumulator([statistic], space)
+            for where in data.draw(places(block.shape, axis, statistic.uncut)):
+                part = np.require(block[where], block.dtype.newbyteorder("="), ["C", "A"])
+                accumulator.add(part, where, mask[(*where[:axis], *where[axis + 1 :])])
+            nothing = statistic.empty(Space(block.dtype, (0, block.shape[axis]), 1))
+            samples = [exact_answer(sample, 2) for sample in unmasked(block, axis, mask)]
+            expected = reduce(lambda a, b: a.merge(replace(b, space=nothing.space)), samples, nothing)
+            assert accumulator.found()[statistic.name] == expected
 
         @given(st.data())
         def test_it_is_the_same_beside_other_statistics(self, data):

@@ -33,10 +33,40 @@ def describe(source: Source, name: str, array: zarr.Array[Any]) -> Layer:
     """
     check_layer_name(name)
     check_values(name, array.dtype, array.shape, "name the layers to reduce under `layers`")
+    layer = describe_array(source, name, array)
+    attributes = array.attrs.asdict().get(ATTRIBUTES_KEY)
+    return layer if attributes is None else _with_attributes(layer, attributes)
+
+
+def mask_name(array: zarr.Array[Any]) -> str | None:
+    """The name of the mask of `array` in its store, as its attributes give it; None if they give none."""
+    return _named(array, "mask")
+
+
+def masked_layer(array: zarr.Array[Any]) -> str | None:
+    """The name of the layer of which `array` is the mask, if a recorder made it; else None."""
+    return _named(array, "mask_of")
+
+
+def _named(array: zarr.Array[Any], key: str) -> str | None:
+    attributes = array.attrs.asdict().get(ATTRIBUTES_KEY)
+    name = attributes.get(key) if isinstance(attributes, Mapping) else None
+    if name is not None and not isinstance(name, str):
+        raise DataError(
+            f"{array.path}: `{key}` in its attributes is {name!r}; expected the name of an array; repair them"
+        )
+    return name
+
+
+def describe_array(source: Source, name: str, array: zarr.Array[Any]) -> Layer:
+    """How `array` is stored, as a layer with the channels on the last axis, whatever its values and attributes.
+
+    Raises `DataError` if its grid is damaged.
+    """
     _check_grid(name, array)
     keys = chunk_keys(array)
     encoding = _encoding(source, name, array, keys)
-    layer = Layer(
+    return Layer(
         store=source.location,
         name=name,
         shape=array.shape,
@@ -48,8 +78,6 @@ def describe(source: Source, name: str, array: zarr.Array[Any]) -> Layer:
         keys=keys,
         fingerprint=_fingerprint(array),
     )
-    attributes = array.attrs.asdict().get(ATTRIBUTES_KEY)
-    return layer if attributes is None else _with_attributes(layer, attributes)
 
 
 def names_in(name: str, array: zarr.Array[Any]) -> tuple[str, ...]:
@@ -63,11 +91,20 @@ def seen_differently(layer: Layer) -> str | None:
     """How `layer` differs as this process sees it; None if it is the same."""
     try:
         array = zarr.open_array(layer.source.zarr_store(), path=layer.name, mode="r")
+        found = _fingerprint(array)
+        if layer.mask is not None:
+            mask = zarr.open_array(layer.source.zarr_store(), path=layer.mask.name, mode="r")
+            found = masked_fingerprint(found, layer.mask.name, _fingerprint(mask))
     except Exception as error:
         return f"cannot see layer {layer.name} of {layer.store} ({first_line(error)}); make the store visible there"
-    if _fingerprint(array) != layer.fingerprint or array.shape[0] < layer.rows:
+    if found != layer.fingerprint or array.shape[0] < layer.rows:
         return f"sees a different layer {layer.name} at {layer.store}; make the same store visible there"
     return None
+
+
+def masked_fingerprint(fingerprint: str, mask: str, of_mask: str) -> str:
+    """SHA-256 (hex) of the `fingerprint` of an array, and of the name and fingerprint of its mask."""
+    return sha256(f"{fingerprint} {mask} {of_mask}".encode()).hexdigest()
 
 
 def _check_grid(name: str, array: zarr.Array[Any]) -> None:

@@ -46,6 +46,7 @@ class Layer:
     means the layer of its own name. `tensor` is the model's name of what was recorded, empty if unknown.
     `within` are the bins of its histogram whose values are told apart.
     `min_rows` is the number of rows below which the job is incomplete.
+    `mask`, itself such an array but without channels, has ones where values count and zeros where they do not.
     """
 
     store: str
@@ -67,6 +68,7 @@ class Layer:
     min_rows: int = 0
     readers: Readers | None = None
     tensor: str = ""
+    mask: Layer | None = None
 
     @cached_property
     def source(self) -> Source:
@@ -113,7 +115,8 @@ class Layer:
     @property
     def space(self) -> Space:
         """What its statistics know of it."""
-        return Space(self.dtype, self.sample_shape, self.channel_axis - 1, self.kernel, self.within)
+        axis, masked = self.channel_axis - 1, self.mask is not None
+        return Space(self.dtype, self.sample_shape, axis, self.kernel, self.within, masked)
 
     def with_channel_axis(self, axis: int) -> Layer:
         """The layer with its channels on `axis`; a negative axis counts from the end. Raises `UsageError`."""
@@ -176,6 +179,7 @@ class Layer:
                 for name in mine.names
                 if name in theirs.names
             },
+            "mask": (_mask_of(self), _mask_of(earlier)),
         }
         for name, (found, expected) in differences.items():
             if found != expected:
@@ -185,6 +189,10 @@ class Layer:
 def _of(layer: Layer, reader: str) -> str:
     """Which reader is meant, where it has another name than the layer."""
     return "" if reader == layer.name else f" of {reader}"
+
+
+def _mask_of(layer: Layer) -> str:
+    return "none" if layer.mask is None else f"one of shape {layer.mask.sample_shape} for each sample"
 
 
 def described(

@@ -7,7 +7,7 @@ not stored.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
@@ -24,15 +24,17 @@ from ..layouts import Kernel
 from ..quantization import Quantization
 from ..storage.files import sync
 from ..storage.names import METADATA_NAMES, V2_METADATA, V3_METADATA, check_layer_name
-from .describing import ATTRIBUTES_KEY, describe, names_in
+from .describing import ATTRIBUTES_KEY, describe, describe_array, mask_name, masked_layer, names_in
 from .identity import file_key, file_range
 from .layer import Layer, described
+from .masking import appended_with, checked_mask, positions_of, with_mask
 from .readers import readers_of
 from .sources.choose import source_of
 from .sources.source import Source
 from .zarr_settings import DEFAULT_PIPELINE, codec_pipeline
 
 DEFAULT_CHUNK_BYTES = 2**20
+Block = list[npt.NDArray[Any]]
 
 
 class Recorder:
@@ -68,21 +70,28 @@ class Recorder:
         kernel: Kernel | None = None,
         layers: Mapping[str, Kernel | None] | None = None,
         tensor: str = "",
+        mask: npt.ArrayLike | None = None,
     ) -> None:
         """Append `samples` (samples on axis 0) to `layer`, which the first call creates.
 
         `kernel` is the one that the layer moves over its samples, None if unknown. If several layers read the samples,
         `layers` names them, each with its kernel; the array `layer` then may have any name, and is stored and counted
-        once. No layers are those of a tensor that none reads. `tensor` is the name of the samples in the model.
+        once. No layers are those of a tensor that none reads. `tensor` is the name of the samples in the model. `mask`
+        says which positions count: booleans, or 1 and 0, in the shape of `samples` without the channel axis, or with 1
+        in place of an extent after the first; either all calls give one or none.
 
-        Raises `MismatchError` if shape, dtype, channel axis, quantisation, layers or a known kernel differ from those
-        of the layer, `UsageError` for a name or values that cannot be a layer, `OutputError` if writing fails. A call
-        that raises has appended nothing.
+        Raises `MismatchError` if shape, dtype, channel axis, quantisation, layers, a known kernel or the shape of the
+        mask differ from those of the layer, `UsageError` for a name, values or a mask that a layer cannot have,
+        `OutputError` if writing fails. A call that raises has appended nothing.
         """
         samples = _native(samples)
         readers = readers_of(layer, kernel, layers)
         appended = described(self._source.location, layer, samples, channel_axis, quantization, readers, tensor)
-        self._opened(appended).append(samples, self._buffered)
+        arrays = [samples]
+        if mask is not None:
+            arrays.append(checked_mask(layer, mask, positions_of(appended, samples.shape)))
+            appended = appended_with(appended, arrays[1])
+        self._opened(appended).append(arrays, self._buffered)
 
     def next_row(
         self,
@@ -99,7 +108,7 @@ class Recorder:
         readers = readers_of(layer, None, None)
         appended = described(self._source.location, layer, _native(samples), channel_axis, quantization, readers)
         opened = self._opened(appended)
-        return opened.layer.rows + sum(map(len, opened.waiting))
+        return opened.layer.rows + opened.waiting_rows
 
     def _opened(self, appended: Layer) -> _OpenLayer:
         name = appended.name
@@ -139,14 +148,13 @@ class Recorder:
         try:
             if _existing_array(self._group, self._store, name) is None:
                 self._create(appended)
-            array = self._open_array(name)
+            return _OpenLayer.of(self._source, name, self._open_array)
         except StreamstatsError:
             raise
         except Exception as error:
             raise OutputError(
                 f"cannot open or create layer {name} in {self._store}: {first_line(error)}; check the folder"
             ) from error
-        return _OpenLayer(array, self._source, describe(self._source, name, array))
 
     def _open_array(self, name: str) -> zarr.Array[Any]:
         with codec_pipeline(DEFAULT_PIPELINE), zarr.config.set({"array.write_empty_chunks": True}):
@@ -155,6 +163,9 @@ class Recorder:
     def _create(self, layer: Layer) -> None:
         rows = max(1, self._chunk_bytes // max(1, layer.row_bytes))
         attributes: dict[str, Any] = {"channel_axis": layer.channel_axis, "recorded": True, "rows": 0}
+        if layer.mask is not None:
+            attributes["mask"] = layer.mask.name
+            self._create_mask(layer.mask, layer.name, rows)
         if layer.quantization is not None:
             attributes["quantization"] = layer.quantization.to_metadata()
         if layer.readers is not None:
@@ -163,11 +174,24 @@ class Recorder:
             attributes["kernel"] = layer.kernel.to_metadata()
         if layer.tensor:
             attributes["tensor"] = layer.tensor
+        self._create_array(layer, rows, attributes)
+
+    def _create_mask(self, mask: Layer, layer: str, rows: int) -> None:
+        """Create the array `mask` of `layer`, which does not exist yet. Raises `UsageError` if its name is taken."""
+        existing = _existing_array(self._group, self._store, mask.name)
+        if existing is not None and masked_layer(existing) != layer:
+            raise UsageError(f"{self._store}: {mask.name} is a layer already; rename the layer, or use another store")
+        if existing is not None:  # a recorder was interrupted before it created the layer
+            del self._group[mask.name]
+        self._create_array(mask, rows, {"recorded": True, "mask_of": layer})
+
+    def _create_array(self, array: Layer, rows: int, attributes: Mapping[str, Any]) -> None:
+        """Create `array`, in chunks of `rows` whole samples."""
         self._group.create_array(
-            layer.name,
-            shape=layer.shape,
-            dtype=layer.dtype,
-            chunks=(rows, *(max(1, extent) for extent in layer.shape[1:])),
+            array.name,
+            shape=array.shape,
+            dtype=array.dtype,
+            chunks=(rows, *(max(1, extent) for extent in array.shape[1:])),
             compressors=[BloscCodec(cname="lz4", shuffle="bitshuffle"), Crc32cCodec()],
             attributes={ATTRIBUTES_KEY: attributes},
         )
@@ -246,63 +270,103 @@ def _check_version(store: Path) -> None:
 
 @dataclass
 class _OpenLayer:
-    """A layer being written: its rows on disk, and the blocks that wait until they fill a chunk."""
+    """A layer being written: its array, and its mask's if it has one, and the blocks that wait until they fill a chunk.
 
-    array: zarr.Array[Any]
+    A block is a list of arrays with the same rows: the samples, and their mask. The rows of a mask count as committed
+    with those of the layer.
+    """
+
     source: Source
     layer: Layer
-    waiting: list[npt.NDArray[Any]] = field(default_factory=list)
+    arrays: Sequence[zarr.Array[Any]]
+    waiting: list[Block] = field(default_factory=list)
 
-    def append(self, samples: npt.NDArray[Any], buffered: bool) -> None:
+    @classmethod
+    def of(cls, source: Source, name: str, opened: Callable[[str], zarr.Array[Any]]) -> _OpenLayer:
+        """The layer `name`, whose arrays `opened` opens."""
+        array = opened(name)
+        mask = mask_name(array)
+        arrays = [array] if mask is None else [array, opened(mask)]
+        return cls(source, _described(source, name, arrays), arrays)
+
+    @property
+    def waiting_rows(self) -> int:
+        """The rows that wait."""
+        return sum(len(block[0]) for block in self.waiting)
+
+    def append(self, block: Block, buffered: bool) -> None:
         if not buffered:
-            if len(samples):
-                self._write(samples, durably=True)
+            if len(block[0]):
+                self._write(block, durably=True)
             return
-        rows = sum(map(len, self.waiting)) + len(samples)
+        rows = self.waiting_rows + len(block[0])
         whole = rows - (self.layer.rows + rows) % self.layer.chunks[0]
         if whole <= 0:
-            self.waiting.append(samples.copy())
+            self.waiting.append([part.copy() for part in block])
             return
-        block = np.concatenate([*self.waiting, samples])  # a copy: zarr keeps the last block that it wrote
-        self._write(block[:whole])
-        self.waiting = [block[whole:].copy()]  # not a view, which would keep the whole block
+        joined = _joined([*self.waiting, block])  # a copy: zarr keeps the last block that it wrote
+        self._write([part[:whole] for part in joined])
+        self.waiting = [[part[whole:].copy() for part in joined]]  # not a view, which would keep the whole block
 
     def flush(self) -> None:
-        if any(map(len, self.waiting)):
-            self._write(np.concatenate(self.waiting))
+        if self.waiting_rows:
+            self._write(_joined(self.waiting))
         self.waiting = []
 
-    def _write(self, block: npt.NDArray[Any], *, durably: bool = False) -> None:
-        start, stop = self.layer.rows, self.layer.rows + len(block)
+    def _write(self, block: Block, *, durably: bool = False) -> None:
+        start, stop = self.layer.rows, self.layer.rows + len(block[0])
         try:
             self._commit(start)  # an array that another tool made may lack the attribute `rows`
-            self.array.resize((stop, *self.array.shape[1:]))
-            self.array[start:stop] = block
+            for array, values in zip(self.arrays, block, strict=True):
+                array.resize((stop, *array.shape[1:]))
+                array[start:stop] = values
             if durably:
                 sync(self._files(start, stop))
             self._commit(stop)
             if durably:
-                sync([self._folder / V3_METADATA, *self._groups()])
+                sync([*(folder / V3_METADATA for folder in self._folders), *self._groups()])
         except Exception as error:
             raise OutputError(
                 f"cannot write rows {start}:{stop} of layer {self.layer.name}: {first_line(error)}; check the folder "
-                f"{self._folder}, and append them again"
+                f"{self._folders[0]}, and append them again"
             ) from error
-        self.layer = describe(self.source, self.layer.name, self.array)
+        self.layer = _described(self.source, self.layer.name, self.arrays)
 
     @property
-    def _folder(self) -> Path:
-        return Path(self.layer.store, self.layer.name)
+    def _parts(self) -> list[Layer]:
+        """The layer, and its mask if it has one."""
+        return [self.layer] if self.layer.mask is None else [self.layer, self.layer.mask]
+
+    @property
+    def _folders(self) -> list[Path]:
+        return [Path(part.store, part.name) for part in self._parts]
 
     def _groups(self) -> list[Path]:
         """The folders above the layer's, up to the store's."""
-        folders = [folder for folder in self._folder.parents if folder.is_relative_to(self.layer.store)]
+        folders = [folder for folder in self._folders[0].parents if folder.is_relative_to(self.layer.store)]
         return folders if self.layer.rows == 0 else []
 
     def _files(self, start: int, stop: int) -> list[Path]:
-        return [self._folder / file_key(self.layer, number) for number in file_range(self.layer, start, stop)]
+        return [
+            folder / file_key(part, number)
+            for folder, part in zip(self._folders, self._parts, strict=True)
+            for number in file_range(part, start, stop)
+        ]
 
     def _commit(self, rows: int) -> None:
-        attributes: Any = self.array.attrs.asdict().get(ATTRIBUTES_KEY, {})
+        array = self.arrays[0]
+        attributes: Any = array.attrs.asdict().get(ATTRIBUTES_KEY, {})
         if attributes.get("rows") != rows:
-            self.array.attrs[ATTRIBUTES_KEY] = {**attributes, "rows": rows}
+            array.attrs[ATTRIBUTES_KEY] = {**attributes, "rows": rows}
+
+
+def _described(source: Source, name: str, arrays: Sequence[zarr.Array[Any]]) -> Layer:
+    """The layer `name`, whose array is the first of `arrays`; the second, if there is one, is its mask."""
+    layer = describe(source, name, arrays[0])
+    masks = [describe_array(source, array.path, array) for array in arrays[1:]]
+    return with_mask(layer, *masks) if masks else layer
+
+
+def _joined(blocks: Sequence[Block]) -> Block:
+    """The rows of all `blocks`, as one."""
+    return [np.concatenate(parts) for parts in zip(*blocks, strict=True)]

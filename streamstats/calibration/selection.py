@@ -10,20 +10,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from itertools import chain
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
+
+import zarr
 
 from ..errors import UsageError, listed
 from ..layouts import Kernel
 from ..quantization import Quantization
 from ..statistics.kinds import check_refusals, kinds_of
-from .describing import describe, names_in
+from .describing import describe, describe_array, mask_name, masked_layer, names_in
 from .layer import Layer
+from .masking import with_mask
 from .readers import Readers
 from .sources.choose import source_of
-
-T = TypeVar("T")
+from .sources.source import Source
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ class LayerRule:
 
     Where `channel_axis`, `quantization` or `kernel` is None, the attributes of the store decide. `statistics` names the
     kinds in `KINDS` to count in addition to those that are always counted. A job that counts fewer than `min_rows` rows
-    of a layer, or fewer finite values in one of its channels, is incomplete.
+    of a layer, or fewer finite values in one of its channels, is incomplete. `mask` names the array of the store that
+    says which positions count; where it is None, the attributes of the store decide.
     """
 
     match: str
@@ -43,11 +45,15 @@ class LayerRule:
     statistics: tuple[str, ...] = ()
     kernel: Kernel | None = None
     min_rows: int = 0
+    mask: str | None = None
 
 
 @dataclass(frozen=True)
 class Selected:
-    """The layers of a job, in the order of their names, and the names of the layers and arrays that its rules skip."""
+    """The layers of a job, in the order of their names, and the names of the layers and arrays that its rules skip.
+
+    Arrays that are masks of others are neither.
+    """
 
     layers: tuple[Layer, ...]
     left_out: tuple[str, ...]
@@ -66,17 +72,39 @@ def select_layers(source: str | Path, rules: Sequence[LayerRule] = ()) -> Select
         if not any(_matches(rule, array, readers, name) for array, readers in names.items() for name in readers):
             raise UsageError(f"no layer of {source} matches {rule.match!r}; the store has {listed(arrays)}")
     chosen = {array: _first_matches(array, readers, rules) for array, readers in names.items()}
-    layers = tuple(_by_rules(describe(store, name, arrays[name]), found) for name, found in chosen.items() if found)
-    _check_once(layers)
-    skipped = [[name for name in names[array] if name not in found] for array, found in chosen.items() if found]
-    return Selected(
-        layers, left_out=tuple(sorted([*(each for each, found in chosen.items() if not found), *chain(*skipped)]))
+    masks = {array: _asked(array, "mask", found) or mask_name(arrays[array]) for array, found in chosen.items()}
+    masked = [array for array in chosen if array in masks.values() or masked_layer(arrays[array])]
+    found = {array: by for array, by in chosen.items() if by and array not in masked}
+    if masked and not found:
+        raise UsageError(
+            f"{source} has no layers, only masks of layers: {listed(masked)}; restore the layers, or match them in "
+            "`layers`"
+        )
+    layers = tuple(
+        _by_rules(describe(store, name, arrays[name]), _mask(store, name, masks[name], arrays), by)
+        for name, by in found.items()
     )
+    _check_once(layers)
+    skipped = [name for array, by in found.items() for name in names[array] if name not in by]
+    skipped += [array for array, by in chosen.items() if not by and array not in masked]
+    return Selected(layers, left_out=tuple(sorted(skipped)))
 
 
 def _matches(rule: LayerRule, array: str, readers: Sequence[str], name: str) -> bool:
     """Whether `rule` describes the layer `name`, one of the `readers` of `array`."""
     return fnmatchcase(name, rule.match) or (array not in readers and fnmatchcase(array, rule.match))
+
+
+def _mask(store: Source, layer: str, name: str | None, arrays: Mapping[str, zarr.Array[Any]]) -> Layer | None:
+    """The array `name`, the mask of `layer`; None if it has none."""
+    if name is None:
+        return None
+    if name not in arrays:
+        raise UsageError(
+            f"layer {layer}: its mask {name} is not in the store, which has {listed(arrays)}; restore it, or name "
+            "another one under `mask`"
+        )
+    return describe_array(store, name, arrays[name])
 
 
 def _first_matches(array: str, names: Sequence[str], rules: Sequence[LayerRule]) -> dict[str, LayerRule]:
@@ -87,33 +115,35 @@ def _first_matches(array: str, names: Sequence[str], rules: Sequence[LayerRule])
     return {name: rule for name, rule in found.items() if rule is not None}
 
 
-def _by_rules(layer: Layer, rules: Mapping[str, LayerRule]) -> Layer:
-    """`layer` as the `rules` of the layers that read it describe it, by name; other layers do not read it here.
+def _by_rules(layer: Layer, mask: Layer | None, rules: Mapping[str, LayerRule]) -> Layer:
+    """`layer`, with `mask`, as the `rules` of the layers that read it describe it; others do not read it here.
 
     Raises `UsageError`, `MismatchError`.
     """
-    axis = _common(layer, "channel_axis", {name: rule.channel_axis for name, rule in rules.items()})
-    quantization = _common(layer, "quantization", {name: rule.quantization for name, rule in rules.items()})
+    axis, quantization = _asked(layer.name, "channel_axis", rules), _asked(layer.name, "quantization", rules)
     readers = Readers.of(
         {name: rules[name].kernel or layer.read_by.kernel_of(name) for name in layer.read_by.names if name in rules}
     )
     if axis is not None:
         layer = layer.with_channel_axis(axis)
     layer = layer.with_quantization(layer.quantization if quantization is None else quantization).with_readers(readers)
+    if mask is not None:
+        layer = with_mask(layer, mask)
     kinds = kinds_of([name for rule in rules.values() for name in rule.statistics])
     described = replace(layer, kinds=kinds, min_rows=max(rule.min_rows for rule in rules.values()))
     check_refusals(layer.name, described.kinds, described.space, described.quantization)
     return described
 
 
-def _common(layer: Layer, key: str, asked: Mapping[str, T | None]) -> T | None:
-    """What is asked of every layer that reads `layer`. Raises `UsageError` if they are asked for different values."""
-    found = list(asked.values())
+def _asked(array: str, key: str, rules: Mapping[str, LayerRule]) -> Any:
+    """What the `rules` of the layers that read `array` say under `key`. Raises `UsageError` if they differ."""
+    asked = {name: getattr(rule, key) for name, rule in rules.items()}
+    found = list(asked.values()) or [None]
     if any(each != found[0] for each in found):
         said = ", ".join(f"{name}: {value}" for name, value in asked.items())
         raise UsageError(
-            f"layer {layer.name}: the layers that read it have different `{key}` in the configuration ({said}); "
-            "expected the same, because they read the same array"
+            f"layer {array}: the layers that read it have different `{key}` in the configuration ({said}); expected "
+            "the same, because they read the same array"
         )
     return found[0]
 

@@ -424,11 +424,12 @@ def print_layers(
     figures = {name: found.figures().layer for name, found in statistics.items()}
     columns = list(dict.fromkeys(column for found in figures.values() for column in found))
     shared = any(found.array for found in statistics.values())
-    headings = ["layer", *(["array"] if shared else []), "rows", "covered", "channels", "axis", "dtype"]
-    headings += [each.replace("_", " ") for each in columns]
+    masked = any(found.masked for found in statistics.values())
+    fixed = ["layer", *(["array"] if shared else []), "rows", "covered", "channels", "axis", "dtype"]
+    headings = [*fixed, *(["masked"] if masked else []), *(each.replace("_", " ") for each in columns)]
     rows = [
         [
-            *_layer_cells(found, shared),
+            *_layer_cells(found, shared, masked),
             *(_cell(figures[name][column]) if column in figures[name] else "" for column in columns),
         ]
         for name, found in statistics.items()
@@ -436,12 +437,14 @@ def print_layers(
     print_table(headings, rows)
 
 
-def _layer_cells(found: Ledger, shared: bool) -> list[str]:
-    """The first cells of a layer; where some are `shared`, also the array that it reads."""
+def _layer_cells(found: Ledger, shared: bool, masked: bool) -> list[str]:
+    """The first cells of a layer: the array that it reads where some are `shared`, what masks leave out if `masked`."""
     covered = " + ".join(row_ranges(source.covered.ranges) for source in found.sources)
     kind = f"{found.space.dtype}{' codes' if found.quantization else ''}"
     array = [found.array or found.layer] if shared else []
-    return [found.layer, *array, f"{found.rows:,}", covered, f"{found.channels:,}", str(found.channel_axis), kind]
+    share = [f"{found.masked[0] / max(1, found.masked[1]):.1%}" if found.masked else ""] if masked else []
+    sizes = [f"{found.rows:,}", covered, f"{found.channels:,}", str(found.channel_axis), kind]
+    return [found.layer, *array, *sizes, *share]
 
 
 def _print_channels(found: LayerStatistics, as_json: bool) -> None:

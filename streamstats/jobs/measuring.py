@@ -13,11 +13,13 @@ import numpy.typing as npt
 
 from ..calibration.identity import file_range, identities
 from ..calibration.layer import Layer, Selection
+from ..calibration.reading.mask_reader import MaskReader
 from ..calibration.reading.reader import Reader, open_reader
 from ..coverage import Coverage, Rows
 from ..errors import DataError, LostError, NonFiniteError
 from ..interrupts import check_wanted
 from ..outputs.ledger import Measured
+from ..statistics.masks import Mask
 from ..statistics.statistics import Statistics, StatisticsAccumulator
 from .plan import Part, Task, blocks
 
@@ -74,13 +76,15 @@ def measure_part(layer: Layer, part: Part, policy: Policy, *, fill: bool = False
 
     With `fill`, the fill value stands in for unreadable chunks. Raises `DataError`, `NonFiniteError`.
     """
-    files = file_range(layer, part.start, part.stop)
-    before = identities(layer, files) if layer.encoding is None else None  # before reading, so no change is missed
-    with open_reader(layer, fill=fill or policy.missing == "fill") as reader:
+    files, fills = file_range(layer, part.start, part.stop), fill or policy.missing == "fill"
+    identified_later = layer.encoding is not None and layer.mask is None
+    before = None if identified_later else identities(layer, files)  # before reading, so no change is missed
+    with MaskReader(layer, fill=fills) as masks, open_reader(layer, fill=fills) as reader:
+        masks.expect(blocks(layer, part))
         reader.expect(blocks(layer, part))
-        statistics = _measure_blocks(layer, part, reader, policy, while_decoding=not fill)
+        statistics = _measure_blocks(layer, part, reader, masks, policy, while_decoding=not fill)
         identified = identities(layer, files, reader.identified) if before is None else before
-        filled = Coverage.of(reader.filled)
+        filled = Coverage.of([*reader.filled, *masks.filled])
     return Measured(layer.name, (part.start, part.stop), statistics, files.start, identified, filled)
 
 
@@ -98,22 +102,27 @@ def _measure_what_can_be_read(layer: Layer, part: Part, policy: Policy) -> Itera
             yield Unreadable(layer.name, (rows.start, rows.stop), str(error), isinstance(error, LostError))
 
 
-def _measure_blocks(layer: Layer, part: Part, reader: Reader, policy: Policy, *, while_decoding: bool) -> Statistics:
+def _measure_blocks(
+    layer: Layer, part: Part, reader: Reader, masks: MaskReader, policy: Policy, *, while_decoding: bool
+) -> Statistics:
     """The statistics of the blocks of `part`; unless `while_decoding`, a block is read whole before it is measured."""
     accumulator = StatisticsAccumulator(layer.kinds, layer.space)
     for selection in blocks(layer, part):
         check_wanted()
-        if while_decoding:
+        mask = masks.read(selection)
+        if while_decoding and mask is None:
             reader.measure(selection, accumulator)
         else:
-            accumulator.add(reader.read(selection), selection)
+            accumulator.add(reader.read(selection), selection, mask)
         if policy.nonfinite == "error" and not accumulator.all_finite:
-            raise _nonfinite_error(layer, selection, reader.read(selection))
+            raise _nonfinite_error(layer, selection, reader.read(selection), mask)
     return accumulator.found()
 
 
-def _nonfinite_error(layer: Layer, selection: Selection, block: npt.NDArray[Any]) -> NonFiniteError:
+def _nonfinite_error(layer: Layer, selection: Selection, block: npt.NDArray[Any], mask: Mask | None) -> NonFiniteError:
     bad = ~np.isfinite(block)
+    if mask is not None:
+        bad &= np.expand_dims(mask, layer.channel_axis)
     found = bad.any(axis=tuple(axis for axis in range(1, block.ndim) if axis != layer.channel_axis))
     rows = np.flatnonzero(found.any(axis=1)) + selection[0].start
     channels = np.flatnonzero(found.any(axis=0)) + selection[layer.channel_axis].start

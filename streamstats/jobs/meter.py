@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..calibration.layer import Layer, described
+from ..calibration.masking import appended_with, checked_mask, positions_of
 from ..calibration.readers import readers_of
 from ..coverage import Coverage
 from ..errors import NonFiniteError, UsageError
@@ -25,6 +26,7 @@ from ..outputs.results import check_no_store, check_paths, write_results
 from ..outputs.saving import held
 from ..quantization import Quantization
 from ..statistics.kinds import check_refusals, kinds_of
+from ..statistics.masks import Mask
 from ..statistics.statistics import StatisticsAccumulator
 
 
@@ -57,26 +59,33 @@ class Meter:
         kernel: Kernel | None = None,
         layers: Mapping[str, Kernel | None] | None = None,
         tensor: str = "",
+        mask: npt.ArrayLike | None = None,
     ) -> None:
         """Measure `samples` of `layer`: integers or floats, samples on axis 0, channels on `channel_axis`.
 
         `quantization` maps integer codes to real values; `kernel` is the kernel that the layer moves over its samples,
-        None if unknown. `layers` and `tensor` are those of `Recorder.append`. Raises `MismatchError` if shape, dtype,
-        channel axis, quantisation, layers or a known kernel differ from those of earlier calls, `UsageError` for a name
-        or values that cannot be a layer, or a statistic that it cannot have, and `NonFiniteError` for NaN or
-        infinities, unless they are skipped. A call that raises has measured nothing.
+        None if unknown. `layers`, `tensor` and `mask`, which says which positions count, are those of
+        `Recorder.append`. Raises `MismatchError` if shape, dtype, channel axis, quantisation, layers, a known kernel or
+        the shape of the mask differ from those of earlier calls, `UsageError` for a name, values or a mask that a layer
+        cannot have, or a statistic that it cannot have, and `NonFiniteError` for NaN or infinities, unless they are
+        skipped. A call that raises has measured nothing.
         """
         block = np.asarray(samples)
         native = np.require(block, block.dtype.newbyteorder("="), ["C", "A"])
         appended = described("", layer, native, channel_axis, quantization, readers_of(layer, kernel, layers), tensor)
+        counts = None
+        if mask is not None:
+            positions = positions_of(appended, native.shape)
+            given = checked_mask(layer, mask, positions)
+            appended, counts = appended_with(appended, given), np.broadcast_to(given, positions)
         if layer not in self._layers:
             check_refusals(layer, self._kinds, appended.space, quantization)
             self._layers[layer] = _Metered(replace(appended, kinds=self._kinds, fingerprint=self._name))
         metered = self._layers[layer]
         appended.check_continues(metered.layer, "earlier calls had", "append it under another name")
         if not self._skips:
-            _check_finite(appended, native, metered.rows)
-        metered.add(native)
+            _check_finite(appended, native, metered.rows, counts)
+        metered.add(native, counts)
 
     @property
     def statistics(self) -> dict[str, LayerStatistics]:
@@ -116,9 +125,9 @@ class _Metered:
         self.layer, self.rows = layer, 0
         self._accumulator = StatisticsAccumulator(layer.kinds, layer.space)
 
-    def add(self, block: npt.NDArray[Any]) -> None:
+    def add(self, block: npt.NDArray[Any], mask: Mask | None) -> None:
         where = (slice(self.rows, self.rows + len(block)), *(slice(0, extent) for extent in block.shape[1:]))
-        self._accumulator.add(block, where)
+        self._accumulator.add(block, where, mask)
         self.rows += len(block)
 
     def found(self) -> LayerStatistics:
@@ -127,10 +136,15 @@ class _Metered:
         return replace(LayerStatistics.empty(layer), sources=(source,), statistics=self._accumulator.found())
 
 
-def _check_finite(layer: Layer, block: npt.NDArray[Any], rows: int) -> None:
-    if block.dtype.kind != "f" or np.isfinite(block).all():
+def _check_finite(layer: Layer, block: npt.NDArray[Any], rows: int, mask: Mask | None) -> None:
+    if block.dtype.kind != "f":
         return
-    row, *place = np.argwhere(~np.isfinite(block))[0].tolist()
+    bad = ~np.isfinite(block)
+    if mask is not None:
+        bad &= np.expand_dims(mask, layer.channel_axis)
+    if not bad.any():
+        return
+    row, *place = np.argwhere(bad)[0].tolist()
     raise NonFiniteError(
         f"layer {layer.name}, row {rows + row}, channel {place[layer.channel_axis - 1]}: the value is "
         f'{block[(row, *place)]}; repair the samples, or leave such values out with `nonfinite="skip"`'

@@ -14,6 +14,7 @@ from math import prod
 
 from ..calibration.identity import file_count, files_a_row
 from ..calibration.layer import Layer, Selection
+from ..calibration.masking import mask_selection
 from ..calibration.sources.identities import IDENTITY_BYTES
 from ..calibration.zarr_settings import FETCHES
 from ..coverage import EMPTY, Coverage
@@ -218,7 +219,7 @@ def _fit(layers: Sequence[Layer], memory: int, threads: int) -> tuple[int, int]:
 def _peak(layers: Sequence[Layer], threads: int, block_budget: int) -> int:
     states = STATE_COPIES * sum(_state_bytes(layer) + IDENTITY_BYTES * file_count(layer) for layer in layers)
     in_flight = threads * TASKS_IN_FLIGHT * _result_bytes(layers)
-    each = zip(*(_reading_bytes(layer, block_budget) for layer in layers), strict=True)
+    each = zip(*_each_reading_bytes(layers, block_budget), strict=True)
     reading: int = threads * sum(
         max(of_one_kind) for of_one_kind in each
     )  # a thread keeps its buffers from layer to layer
@@ -233,19 +234,31 @@ def _why_it_does_not_fit(layers: Sequence[Layer], memory: int) -> str:
             f"memory is {memory // MiB} MiB, but at least {-(-needed // MiB)} MiB are needed for the program alone; "
             f"set `memory` to {-(-needed // MiB)}MiB or more"
         )
-    largest = max(layers, key=lambda layer: sum(_reading_bytes(layer, 1)))
+    needs = {layer.name: sum(_reading_bytes(layer, _block_shape(layer, 1))) for layer in layers}
+    largest = max(layers, key=lambda layer: needs[layer.name])
     return (
         f"memory is {memory // MiB} MiB, but at least {-(-needed // MiB)} MiB are needed: "
-        f"{BASE_BYTES // MiB} MiB for the program, {sum(_reading_bytes(largest, 1)) / MiB:.1f} MiB to decode one chunk "
+        f"{BASE_BYTES // MiB} MiB for the program, {needs[largest.name] / MiB:.1f} MiB to decode one chunk "
         f"{largest.chunks} of layer {largest.name}, the rest for the statistics and file identities of "
         f"{counted(len(layers), 'layer')}; set `memory` to {-(-needed // MiB)}MiB or more, or store the layer in "
         "smaller chunks"
     )
 
 
-def _reading_bytes(layer: Layer, block_budget: int) -> tuple[int, int, int, int]:
-    """Bytes that a thread holds to read `layer`: a block, stored bytes, a chunk that is used in part, zarr's copies."""
-    shape, encoding = _block_shape(layer, block_budget), layer.encoding
+def _each_reading_bytes(layers: Sequence[Layer], block_budget: int) -> Iterator[tuple[int, int, int, int]]:
+    """What a thread holds to read each layer, and each mask."""
+    for layer in layers:
+        shape = _block_shape(layer, block_budget)
+        yield _reading_bytes(layer, shape)
+        if layer.mask is not None:
+            of_mask = mask_selection(layer, tuple(slice(0, extent) for extent in shape))
+            yield _reading_bytes(layer.mask, [part.stop for part in of_mask])
+
+
+def _reading_bytes(layer: Layer, shape: Sequence[int]) -> tuple[int, int, int, int]:
+    """Bytes that a thread holds to read parts of `shape`: such a part, stored bytes, a chunk that is used in part,
+    zarr's copies."""
+    encoding = layer.encoding
     block, chunk = _size(layer, shape), _size(layer, layer.chunks)
     if encoding is None:
         whole_shards = all(

@@ -84,7 +84,7 @@ def _read_again(
 def _differences(layer: Layer, state: LayerStatistics, found: LayerStatistics) -> Iterator[Problem]:
     """What has changed since `state` was counted; `found` are the statistics that the same rows give now."""
     if state.source.fingerprint != layer.fingerprint:
-        changed = "dtype, sample shape, chunks or codecs have changed since they were counted"
+        changed = "dtype, sample shape, chunks, codecs or mask have changed since they were counted"
         yield Problem(layer.name, (0, layer.rows), changed)
         return
     same_rows = state.covered == found.covered
@@ -103,7 +103,8 @@ def _changed_files(layer: Layer, state: LayerStatistics, *, harmless: bool) -> I
         numbers = [number for number, _ in those]
         first, stop = rows_of_file(layer, numbers[0])[0], rows_of_file(layer, numbers[-1])[1]
         more = f" (and {len(numbers) - 1:,} more)" if len(numbers) > 1 else ""
-        where = f"chunk {file_key(layer, numbers[0])}{more}"
+        mask = "" if layer.mask is None else f", or its mask in {layer.mask.name},"
+        where = f"chunk {file_key(layer, numbers[0])}{more}{mask}"
         yield Problem(layer.name, (first, min(stop, state.source.rows)), f"{where} {said} since it was counted{but}")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from math import prod
 from typing import Any, Self, TypeVar
 
 import numpy as np
@@ -19,6 +20,7 @@ from ..coverage import EMPTY, Coverage, Rows
 from ..errors import MismatchError
 from ..layouts import Kernels
 from ..quantization import Quantization
+from ..statistics.mean import ChannelMean
 from ..statistics.statistic import Document, Space
 from ..statistics.statistics import Statistics
 
@@ -195,6 +197,18 @@ class Ledger:
         """What moves over the samples, JSON-ready: a kernel, several, or None if unknown."""
         return None if self.space.kernel is None else self.space.kernel.to_metadata()
 
+    @property
+    def masked(self) -> tuple[int, int] | None:
+        """(positions that the mask left out, all positions) of the counted rows; None without a mask.
+
+        None, too, if rows of several extents were merged.
+        """
+        space, sums = self.space, self.statistics[ChannelMean.name]
+        if not space.masked or 0 in space.sample:
+            return None
+        positions = self.rows * prod(space.sample) // space.channels
+        return positions - int((sums.count + sums.nonfinite)[0]), positions
+
     def figures(self) -> Document:
         """The figures of its statistics, in real units."""
         return self.statistics.document(self.quantization)
@@ -213,6 +227,7 @@ class Ledger:
             "dtype": str(self.space.dtype),
             "quantization": self.quantization.to_metadata() if self.quantization else None,
             "kernel": self.kernel,
+            "masked": None if self.masked is None else dict(zip(("positions", "of"), self.masked, strict=True)),
             "statistics": [*self.statistics],
             "array": self.array or self.layer,
             "tensor": self.tensor or None,
@@ -288,6 +303,7 @@ def _check_alike(left: Ledger, right: Ledger) -> None:
             "statistics": [*each.statistics],
             "kernel": each.kernel if each.statistics.uses_kernel else None,
             "sample shape": each.space.sample if each.statistics.uses_kernel else None,
+            "mask": "one" if each.space.masked else "none",
         }
         for each in (left, right)
     )

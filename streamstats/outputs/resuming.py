@@ -55,7 +55,7 @@ def continued(layer: Layer, state: LayerStatistics | None, *, accept_changes: bo
         return replace(state, sources=(_accepted(layer, source),))
     if source.fingerprint != layer.fingerprint:
         raise DataError(
-            f"layer {layer.name}: its dtype, sample shape, chunks or codecs have changed since it was counted; "
+            f"layer {layer.name}: its dtype, sample shape, chunks, codecs or mask have changed since it was counted; "
             f"{WAYS_OUT}"
         )
     if source.covered.stop > layer.rows:
@@ -93,6 +93,7 @@ def check_same_job(layer: Layer, state: Ledger) -> None:
         "channel axis": (state.channel_axis, layer.channel_axis),
         "channels": (state.channels, layer.channels),
         "statistics": (", ".join(state.statistics), ", ".join(kind.name for kind in layer.kinds)),
+        "mask": tuple("one" if each.masked else "none" for each in (state.space, layer.space)),
     }
     if state.statistics.uses_kernel:
         pairs["kernel"] = (_kernel(state.space), _kernel(layer.space))
@@ -157,9 +158,9 @@ def check_unchanged(layer: Layer, source: CountedSource, first: int, files: Iden
 def _change(layer: Layer, number: int, said: str) -> DataError:
     first, stop = rows_of_file(layer, number)
     rows = f"{first}:{min(stop, layer.rows)}"
-    return DataError(
-        f"layer {layer.name}: chunk {file_key(layer, number)} (rows {rows}) {said} since it was counted; {WAYS_OUT}"
-    )
+    mask = "" if layer.mask is None else f", or its mask in {layer.mask.name},"
+    where = f"chunk {file_key(layer, number)} (rows {rows}){mask}"
+    return DataError(f"layer {layer.name}: {where} {said} since it was counted; {WAYS_OUT}")
 
 
 def _changed(source: CountedSource, first: int, files: Identities) -> list[tuple[int, str]]:

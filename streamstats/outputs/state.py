@@ -22,7 +22,7 @@ from ..storage.tensors import read_any_tensors, read_tensors, tensors_bytes
 from .layer_statistics import LayerStatistics
 from .ledger import CountedSource, Ledger
 
-FORMAT = "streamstats.state/4"
+FORMAT = "streamstats.state/5"
 RESTART = "count again with `streamstats run --restart`"
 REMOVE = "remove it and run again"
 ROWS = ("covered", "excluded", "filled", "accepted")
@@ -47,6 +47,7 @@ def state_bytes(ledger: Ledger) -> bytes:
         "statistics": json.dumps([*ledger.statistics]),
         "quantization": json.dumps(quantization.to_metadata() if quantization else None, sort_keys=True),
         **_readers_metadata(ledger),
+        "masked": json.dumps(space.masked),
         "sources": json.dumps([[source.fingerprint, source.rows] for source in ledger.sources]),
     }
     return tensors_bytes(tensors, metadata)
@@ -102,7 +103,8 @@ def _from_file(tensors: Arrays, metadata: Mapping[str, str]) -> LayerStatistics:
     readers = _readers(metadata)
     own = Kernel.from_metadata(json.loads(metadata.get("kernel", "null")))  # older states have none
     kernel = own if readers is None else readers.kernel
-    space = Space(np.dtype(metadata["dtype"]), sample, axis - 1, kernel)
+    masked = json.loads(metadata["masked"]) is True
+    space = Space(np.dtype(metadata["dtype"]), sample, axis - 1, kernel, masked=masked)
     states = {name: array for name, array in tensors.items() if not name.startswith("source.")}
     sources = [
         _source(tensors, number, fingerprint, rows)

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from ..compiled.cache import address
 from ..errors import MismatchError
-from .exact import ExactSum, digit_count
+from .exact import ExactSum, carried, digit_count
 from .loops import bound_dtype, loop, room
 from .pieces import LONGEST_PIECE, NARROWEST, WIDEST, arrangement, parts, pieces
 
@@ -30,14 +30,21 @@ F = TypeVar("F", bound=_Filled)
 
 
 @dataclass(frozen=True)
-class SampleSquares:
-    """The sum of the squared sums of `samples` int64[C] samples, as canonical `digits` int64[D, C].
-
-    Their unit is the square of that of the sums.
+class SampleMoments:
+    """Sums over samples, as canonical digits int64[·, C]: of the `squares` of their sums, in the square of the unit of
+    sums; of the `products` of their sums and their counts of finite values, in the unit of sums; of the squares of
+    these `counts`. `samples` int64[C] is the number of samples with finite values.
     """
 
     samples: Counts
-    digits: npt.NDArray[np.int64]
+    squares: npt.NDArray[np.int64]
+    products: npt.NDArray[np.int64]
+    counts: npt.NDArray[np.int64]
+
+    def plus(self, other: SampleMoments) -> SampleMoments:
+        """Those of the samples of both."""
+        squares, products = carried(self.squares + other.squares), carried(self.products + other.products)
+        return SampleMoments(self.samples + other.samples, squares, products, carried(self.counts + other.counts))
 
 
 @dataclass(frozen=True)
@@ -46,7 +53,7 @@ class Measures:
 
     `count` is the number of finite values; `nan` and `infinite` count the others, which enter nothing else. `low` and
     `high`, in the values' dtype, are the extrema; without finite values, `low` is the greatest value of the dtype (+∞
-    for floats) and `high` the least. Zeros have no sign. `squares` exists if the pass went sample by sample;
+    for floats) and `high` the least. Zeros have no sign. `moments` exist if the pass went sample by sample;
     `beside` has the arrays that the riders of the pass found, by the riders' names.
     """
 
@@ -57,7 +64,7 @@ class Measures:
     infinite: Counts
     low: Array
     high: Array
-    squares: SampleSquares | None = None
+    moments: SampleMoments | None = None
     beside: Mapping[str, Mapping[str, Array]] = field(default_factory=dict)
 
 

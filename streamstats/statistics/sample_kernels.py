@@ -1,7 +1,7 @@
-"""The compiled loops that go sample by sample: the exact sums of each sample, and the squares of these sums.
+"""The compiled loops that go sample by sample: the exact sum of each sample, its square, and its product with a count.
 
 The loops of `kernels` fill arrays for one sample. At its end, these are folded, added to the sums over all samples, and
-squared digit by digit: products of two digits of 32 bits are exact in 64.
+multiplied digit by digit: products of two digits of 32 bits are exact in 64.
 """
 
 from __future__ import annotations
@@ -33,17 +33,21 @@ def fold(scratch: Array, sums: Array) -> None:
 
 
 @compiled
-def settle(sums: Array, totals: Array, squares: Array) -> None:
-    """Add the sums of one sample to `totals` and their squares to `squares`, and reset `sums` to zeros.
+def settle(sums: Array, values: Scalar, totals: Array, squares: Array, products: Array, counts: Array) -> None:
+    """Add one sample of `values` values per channel to `totals` and to the moments, and reset its `sums` to zeros.
 
-    `sums` and `totals` are raw [D + 2, channels]; the last two rows count NaN and infinities. `squares` are raw
-    [D', channels], in units of the square of theirs.
+    `sums` and `totals` are raw [D + 2, channels]; the last two rows count NaN and infinities. The moments are raw, too:
+    `squares` [D', channels] of sums, in units of the square of theirs; `products` [D'', channels] of sums and numbers
+    of finite values; `counts`, in the last row the samples with finite values, before it the squares of their numbers.
     """
     digits, channels = sums.shape
     for c in range(channels):
         column = sums[: digits - 2, c]
+        finite = values - sums[digits - 2, c] - sums[digits - 1, c]
         negative = _to_magnitude(column)
         _add_square(column, squares, c)
+        _add_product(column, negative, finite, products, c)
+        _add_count(finite, counts, c)
         for d in range(column.size):
             totals[d, c] += -column[d] if negative else column[d]
             column[d] = 0
@@ -83,3 +87,21 @@ def _add_square(digits: Array, squares: Array, channel: Scalar) -> None:
                 times = 1 if one == other else 2
                 squares[one + other, channel] += times * np.int64(product & np.uint64(LOW))
                 squares[one + other + 1, channel] += times * np.int64(product >> np.uint64(32))
+
+
+@compiled
+def _add_product(digits: Array, negative: bool, count: Scalar, products: Array, channel: Scalar) -> None:
+    """Add the product of digits in [0, 2^32), whose value is perhaps negative, and a `count` below 2^31."""
+    for place in range(digits.size):
+        if digits[place]:
+            product = -digits[place] * count if negative else digits[place] * count
+            products[place, channel] += product & LOW
+            products[place + 1, channel] += product >> 32
+
+
+@compiled
+def _add_count(count: Scalar, counts: Array, channel: Scalar) -> None:
+    """Add the square of a `count` below 2^31 to the digits in `counts`, and one sample to its last row."""
+    counts[0, channel] += count * count & LOW
+    counts[1, channel] += count * count >> 32
+    counts[counts.shape[0] - 1, channel] += count > 0

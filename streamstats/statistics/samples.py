@@ -1,4 +1,4 @@
-"""Running sums that go sample by sample: what `RunningSums` finds, and the squares of the exact sums of samples.
+"""Running sums that go sample by sample: what `RunningSums` finds, and the moments of the exact sums of samples.
 
 One pass serves both, also while chunks are being decoded: the sums over all samples are the sums of the samples' sums.
 If samples arrive in parts, the parts of the same rows follow each other; their sums wait until other rows begin.
@@ -20,9 +20,10 @@ from ..errors import MismatchError
 from .exact import ExactSum, carried, digit_count
 from .loops import ARGUMENTS, MODULES, loop, room
 from .pieces import NARROWEST, arrangement
-from .running import Filled, Intake, Measures, SampleSquares, check_block, give, together
+from .running import Filled, Intake, Measures, SampleMoments, check_block, give, together
 
 Array = npt.NDArray[Any]
+Counts = npt.NDArray[np.int64]
 Rows = tuple[int, int]
 
 FEWEST_JOINED = 32
@@ -35,7 +36,9 @@ MOST_VALUES = 2**VALUE_BITS
 SAMPLE_MODULES = (*MODULES, f"{__package__}.sample_kernels", __name__, foreign.__name__)
 
 
-WORDS, LEFT, PART_WORDS = 20, 7, 9
+COUNT_DIGITS = 4
+"""Digits of the sum of the squares of 2^64 counts."""
+WORDS, LEFT, PART_WORDS = 21, 7, 8
 """Words in the state of the loop over samples, which `SampleSums._words` fills; the word with the units that remain of
 the current sample; words of the state of the loop over parts."""
 
@@ -52,10 +55,10 @@ class SampleSums:
                 f"{MOST_VALUES:,} for statistics that sum each sample separately; request none of them for this layer"
             )
         self._sample_values = rows * inner
-        self._values = self._empty_samples = self._uncarried = 0
+        self._values = self._uncarried = 0
         digits = digit_count(dtype) + 2
         self._sums, self._totals = np.zeros((2, digits, self.channels), np.int64)
-        self._squares = np.zeros((square_digits(dtype), self.channels), np.int64)
+        self._moments = np.zeros((moment_digits(dtype), self.channels), np.int64)
         self._unit = self.channels * inner
         runs, self._joined = _arrangement(rows, self.channels, inner)
         self._run = 1 if runs else max(1, inner)
@@ -65,16 +68,18 @@ class SampleSums:
         self._state = self._words(rows, inner if runs else 1, runs=runs)
         self._open_rows: Rows = (0, 0)
         self._open = np.zeros((0, digits, self.channels), np.int64)
+        self._open_values = np.zeros(0, np.int64)
         self._open_bounds = Filled.empty(dtype, self.channels)
 
     def _words(self, rows: int, inner: int, *, runs: bool) -> npt.NDArray[np.int64]:
         """The state of the loop over samples, as `_definition` reads it."""
         widths = [self.channels if runs else n * self.channels * self._run for n in (self._joined, 1)]
-        arrays = [each.ctypes.data for each in (self._room, self._sums, self._totals, self._squares)]
+        arrays = [each.ctypes.data for each in (self._room, self._sums, self._totals, self._moments)]
         loops = [address(loop(self.dtype, runs=runs)), *widths, inner, self._joined]
         units = [self._unit * self.dtype.itemsize, rows, rows]
         fold = [self.channels, self._run]
-        return np.array([*loops, *units, *self._joint.addresses, *self._single.addresses, *fold, *arrays], np.int64)
+        filled = [*self._joint.addresses, *self._single.addresses]
+        return np.array([*loops, *units, *filled, *fold, *arrays, self._sample_values], np.int64)
 
     def add(self, block: Array, rows: Rows, *, whole: bool) -> None:
         """Take `block`, [rows, …] in any layout: the samples `rows`, or, unless `whole`, a part of each of them."""
@@ -84,7 +89,6 @@ class SampleSums:
             return
         intake = self.intake(block.shape)
         if intake is None:
-            self._empty_samples += len(block)
             return
         as_it_lies = block.flags.c_contiguous and block.flags.aligned and block.dtype.isnative
         for samples in [block] if as_it_lies else block:
@@ -131,33 +135,43 @@ class SampleSums:
         _, low, high = together(folded, self.dtype, self.channels)
         sums, nan, infinite = self._totals[:-2].copy(), self._totals[-2].copy(), self._totals[-1].copy()
         count = self._values - nan - infinite
-        return Measures(self.dtype, count, sums, nan, infinite, low, high, self._squares_found())
+        return Measures(self.dtype, count, sums, nan, infinite, low, high, self._moments_found())
 
-    def _squares_found(self) -> SampleSquares:
-        samples = self._values // self._sample_values if self._sample_values else self._empty_samples
-        return SampleSquares(np.full(self.channels, samples, np.int64), carried(self._squares))
+    def _moments_found(self) -> SampleMoments:
+        squares, products, counts = (carried(each) for each in _parts_of(self._moments[:-1], self.dtype))
+        return SampleMoments(self._moments[-1].copy(), squares, products, counts)
 
     def _add_parts(self, block: Array, rows: Rows) -> None:
-        """Add parts to the open samples; if these are not `rows`, settle them first and open `rows`."""
+        """Add a part of each of the samples `rows`."""
+        outer, inner = prod(block.shape[1 : self._axis + 1]), prod(block.shape[self._axis + 2 :])
+        self._add_open(block, rows, np.full(len(block), outer, np.int64), inner)
+
+    def add_chosen(self, values: Array, rows: Rows, numbers: Counts) -> None:
+        """Take chosen values of the samples `rows`, one sample after the other: `numbers` int64[rows] per channel."""
+        self._add_open(values, rows, numbers, 1)
+
+    def _add_open(self, values: Array, rows: Rows, outer: Counts, inner: int) -> None:
+        """Add values to the open samples, `outer` times `inner` to each; if these are not `rows`, open `rows` first."""
         if rows != self._open_rows:
             self._settle_open()
-            self._open_rows, self._open = rows, np.zeros((len(block), *self._sums.shape), np.int64)
-            self._make_room(len(block))
-            self._empty_samples += 0 if self._sample_values else len(block)
-        if not block.size:
+            self._open_rows, self._open = rows, np.zeros((len(outer), *self._sums.shape), np.int64)
+            self._open_values = np.zeros(len(outer), np.int64)
+            self._make_room(len(outer))
+        if not values.size:
             return
-        native = np.require(block, self.dtype, ["C", "A"])
-        outer, inner = prod(block.shape[1 : self._axis + 1]), prod(block.shape[self._axis + 2 :])
+        native = np.require(values, self.dtype, ["C", "A"])
         bounds = self._open_bounds.addresses[1:]
-        arrays = [address(loop(self.dtype, runs=inner > 1)), outer, self.channels, inner, native.nbytes // len(block)]
-        words = np.array([*arrays, self._open[0].nbytes, *bounds, self._room.ctypes.data], np.int64)
-        _over_parts()(native.ctypes.data, len(block), self._open.ctypes.data, words.ctypes.data)
-        self._values += len(block) * outer * inner
+        unit = self.channels * inner * self.dtype.itemsize
+        arrays = [address(loop(self.dtype, runs=inner > 1)), self.channels, inner, unit, self._open[0].nbytes]
+        words = np.array([*arrays, *bounds, self._room.ctypes.data], np.int64)
+        _over_parts()(native.ctypes.data, len(outer), outer.ctypes.data, self._open.ctypes.data, words.ctypes.data)
+        self._open_values += outer * inner
+        self._values += int(outer.sum()) * inner
 
     def _settle_open(self) -> None:
         if len(self._open):
-            arrays = [each.ctypes.data for each in (self._open, self._totals, self._squares)]
-            _settling(self.dtype)(arrays[0], len(self._open), self.channels, *arrays[1:])
+            arrays = [each.ctypes.data for each in (self._open_values, self._totals, self._moments)]
+            _settling(self.dtype)(self._open.ctypes.data, len(self._open), self.channels, *arrays)
         self._open_rows, self._open = (0, 0), self._open[:0]
 
     def _make_room(self, samples: int) -> None:
@@ -165,13 +179,30 @@ class SampleSums:
         self._uncarried += samples
         if self._uncarried > MOST_SAMPLES:
             self._totals[:-2] = ExactSum.from_raw(self.dtype, self._totals[:-2]).digits
-            self._squares[:] = carried(self._squares)
+            for each in _parts_of(self._moments[:-1], self.dtype):
+                each[:] = carried(each)
             self._uncarried = samples
 
 
 def square_digits(dtype: np.dtype[Any]) -> int:
     """The digits of the sum of the squares of 2^64 samples' sums, each of fewer than `MOST_VALUES` values."""
     return digit_count(dtype, 2, 2 * VALUE_BITS)
+
+
+def product_digits(dtype: np.dtype[Any]) -> int:
+    """The digits of the sum of the products of 2^64 samples' sums and their numbers of values."""
+    return digit_count(dtype, 1, 2 * VALUE_BITS)
+
+
+def moment_digits(dtype: np.dtype[Any]) -> int:
+    """The rows of the moments of samples: digits of squares, of products and of squared counts, and one of counts."""
+    return square_digits(dtype) + product_digits(dtype) + COUNT_DIGITS + 1
+
+
+def _parts_of(moments: Array, dtype: np.dtype[Any]) -> list[Array]:
+    """The rows of squares, of products, and the others."""
+    squares, products = square_digits(dtype), product_digits(dtype)
+    return [moments[:squares], moments[squares : squares + products], moments[squares + products :]]
 
 
 def _arrangement(rows: int, channels: int, inner: int) -> tuple[bool, int]:
@@ -190,14 +221,14 @@ def _over_samples(dtype: np.dtype[Any]) -> Callable[..., None]:
 
 @cache
 def _over_parts() -> Callable[..., None]:
-    """The function that adds a part of each sample: (values, samples, sums, PART_WORDS words)."""
-    return load("parts", (POINTER, SIZE, POINTER, POINTER), _parts_definition, SAMPLE_MODULES)
+    """The function that adds a part of each sample: (values, samples, units of each, sums, PART_WORDS words)."""
+    return load("parts", (POINTER, SIZE, POINTER, POINTER, POINTER), _parts_definition, SAMPLE_MODULES)
 
 
 @cache
 def _settling(dtype: np.dtype[Any]) -> Callable[..., None]:
-    """The function that settles sums [samples, digits + 2, channels]: (sums, samples, channels, totals, squares)."""
-    arguments = (POINTER, SIZE, SIZE, POINTER, POINTER)
+    """The function that settles sums [samples, D + 2, channels]: (sums, samples, channels, values, totals, moments)."""
+    arguments = (POINTER, SIZE, SIZE, POINTER, POINTER, POINTER)
     return load(f"settle-{dtype.name}", arguments, lambda: _settling_definition(dtype), SAMPLE_MODULES)
 
 
@@ -210,7 +241,8 @@ def _definition(dtype: np.dtype[Any]) -> Callable[..., None]:
     from .sample_kernels import fold, settle
 
     carray, call, at, address_of = numba.carray, foreign.caller(), foreign.at(), foreign.address_of()
-    digits, squared = digit_count(dtype) + 2, square_digits(dtype)
+    digits, rows = digit_count(dtype) + 2, moment_digits(dtype)
+    squared, multiplied = square_digits(dtype), square_digits(dtype) + product_digits(dtype)
 
     def over_samples(data, units, channels, inner, sums, low, high, room):  # type: ignore[no-untyped-def]
         state = carray(sums, (WORDS,), np.int64)
@@ -236,7 +268,9 @@ def _definition(dtype: np.dtype[Any]) -> Callable[..., None]:
                 fold(carray(at(joint), (digits, joined, number, short), np.int64), one)
                 fold(carray(at(single), (digits, 1, number, short), np.int64), one)
                 totals = carray(at(state[18]), (digits, number), np.int64)
-                settle(one, totals, carray(at(state[19]), (squared, number), np.int64))
+                moments = carray(at(state[19]), (rows, number), np.int64)
+                products, counts = moments[squared:multiplied], moments[multiplied:]
+                settle(one, state[20], totals, moments[:squared], products, counts)
 
     return over_samples
 
@@ -246,13 +280,14 @@ def _parts_definition() -> Callable[..., None]:
 
     carray, call, address_of = numba.carray, foreign.caller(), foreign.address_of()
 
-    def over_parts(data, samples, sums, words):  # type: ignore[no-untyped-def]
-        loop, outer, channels, inner, part, state, low, high, room = carray(words, (PART_WORDS,), np.int64)
-        values, found = address_of(data), address_of(sums)
-        if outer * channels * inner == 0:
-            return
+    def over_parts(data, samples, units, sums, words):  # type: ignore[no-untyped-def]
+        loop, channels, inner, unit, state, low, high, room = carray(words, (PART_WORDS,), np.int64)
+        place, found = address_of(data), address_of(sums)
+        outer = carray(units, (samples,), np.int64)
         for sample in range(samples):
-            call(loop, (values + sample * part, outer, channels, inner, found + sample * state, low, high, room))
+            if outer[sample]:
+                call(loop, (place, outer[sample], channels, inner, found + sample * state, low, high, room))
+            place += outer[sample] * unit
 
     return over_parts
 
@@ -263,12 +298,14 @@ def _settling_definition(dtype: np.dtype[Any]) -> Callable[..., None]:
     from .sample_kernels import settle
 
     carray = numba.carray
-    digits, squared = digit_count(dtype) + 2, square_digits(dtype)
+    digits, rows = digit_count(dtype) + 2, moment_digits(dtype)
+    squared, multiplied = square_digits(dtype), square_digits(dtype) + product_digits(dtype)
 
-    def settle_all(sums, samples, channels, totals, squares):  # type: ignore[no-untyped-def]
-        each = carray(sums, (samples, digits, channels), np.int64)
-        into, of_squares = carray(totals, (digits, channels), np.int64), carray(squares, (squared, channels), np.int64)
+    def settle_all(sums, samples, channels, values, totals, moments):  # type: ignore[no-untyped-def]
+        each, numbers = carray(sums, (samples, digits, channels), np.int64), carray(values, (samples,), np.int64)
+        into, found = carray(totals, (digits, channels), np.int64), carray(moments, (rows, channels), np.int64)
+        products, counts = found[squared:multiplied], found[multiplied:]
         for sample in range(samples):
-            settle(each[sample], into, of_squares)
+            settle(each[sample], numbers[sample], into, found[:squared], products, counts)
 
     return settle_all

@@ -1,9 +1,9 @@
 """SampleSpread: how much the means of samples differ, and so how precisely the mean over all samples is known.
 
-For each channel, the sum of a sample's values is exact; it is squared, and the squares are added exactly. With the sum
-over all samples, which `ChannelMean` has, they give the variance of the samples' means, and from it the standard error
-of the mean: s / √N, with s² = (Σ mᵢ² − (Σ mᵢ)² / N) / (N − 1). Samples are assumed independent; the values inside one
-are not.
+For each channel, the sum Sᵢ and the number nᵢ of a sample's finite values are exact, and so are the sums of their
+squares and products. The mean is the ratio R = Σ Sᵢ / Σ nᵢ, and its standard error that of a ratio estimate (Cochran,
+Sampling Techniques, section 2.11): √(N / (N − 1) · Σ (Sᵢ − R·nᵢ)²) / Σ nᵢ over N samples; with equal nᵢ, it is the
+standard deviation of the samples' means, over √N. Samples are assumed independent; the values inside one are not.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ..quantization import Quantization
 from .exact import ExactSum, unit_exponent
 from .mean import ChannelMean
 from .running import Measures
-from .samples import square_digits
+from .samples import COUNT_DIGITS, product_digits, square_digits
 from .statistic import Document, Space, Statistic, Tensors
 from .sums import AddedArrays, Counts, square_root
 
@@ -29,27 +29,35 @@ from .sums import AddedArrays, Counts, square_root
 class SampleSpread(AddedArrays):
     """How much the means of samples differ: it shows how precise the mean is, and how many samples are enough.
 
-    `samples` int64[C]; `digits` int64[D, C] of the sum of the squares of their sums, in the square of the sums' unit.
+    `samples` int64[C] counts those with finite values. The others are digits int64[·, C], summed over samples: of the
+    `squares` of their sums, of the `products` of their sums and their numbers of finite values, and of the squares of
+    these numbers, `counts`.
     """
 
     name: ClassVar[str] = "spread"
     by_sample: ClassVar[bool] = True
+    exact: ClassVar[tuple[str, ...]] = ("squares", "products", "counts")
+    signed: ClassVar[tuple[str, ...]] = ("products",)
 
     samples: Counts
-    digits: npt.NDArray[np.int64]
+    squares: npt.NDArray[np.int64]
+    products: npt.NDArray[np.int64]
+    counts: npt.NDArray[np.int64]
 
     @classmethod
     def tensors(cls, space: Space) -> Tensors:
         """As `Statistic.tensors`."""
-        integers = np.dtype(np.int64)
-        digits = (square_digits(space.dtype), space.channels)
-        return {"samples": ((space.channels,), integers), "digits": (digits, integers)}
+        integers, channels = np.dtype(np.int64), space.channels
+        digits = square_digits(space.dtype), product_digits(space.dtype), COUNT_DIGITS
+        tensors: Tensors = {"samples": ((channels,), integers)}
+        return tensors | {name: ((places, channels), integers) for name, places in zip(cls.exact, digits, strict=True)}
 
     @classmethod
     def from_measures(cls, space: Space, measures: Measures) -> Self:
         """As `ValueStatistic.from_measures`."""
-        assert measures.squares is not None
-        return cls(space, measures.squares.samples, measures.squares.digits)
+        found = measures.moments
+        assert found is not None
+        return cls(space, found.samples, found.squares, found.products, found.counts)
 
     def document(self, quantization: Quantization | None, beside: Mapping[str, Statistic]) -> Document:  # noqa: ARG002
         """Layer: the number of `samples`."""
@@ -58,19 +66,20 @@ class SampleSpread(AddedArrays):
     def standard_error(self, sums: ChannelMean, quantization: Quantization | None = None) -> npt.NDArray[np.float64]:
         """The standard error of the mean per channel, float64[C], in real units.
 
-        `sums` are the sums of the same samples. NaN where it is unknown: for channels with fewer than two samples, with
-        NaN or infinities, and for samples of different extents.
+        `sums` are the sums of the same samples. NaN where it is unknown: for channels with values in fewer than two
+        samples. Masked values, NaN and infinities make samples of unequal weights.
         """
         steps = [step for step, _ in (quantization or Quantization(1.0)).channel_maps(self.space.channels)]
-        totals, squares = sums.total.units(), ExactSum(self.space.dtype, self.digits).units()
-        known = (sums.nonfinite == 0) & (self.samples > 1) & (sums.count > 0)
-        known &= 0 not in self.space.sample  # samples of several extents were merged: their sums do not compare
+        totals = sums.total.units()
+        squares, products, counts = (
+            ExactSum(self.space.dtype, digits).units() for digits in (self.squares, self.products, self.counts)
+        )
         unit = Fraction(2) ** unit_exponent(self.space.dtype)
         found = np.full(self.space.channels, np.nan)
-        for channel in np.flatnonzero(known).tolist():
-            samples = int(self.samples[channel])
-            values = Fraction(int(sums.count[channel]), samples)
-            variance = (squares[channel] - Fraction(totals[channel] ** 2, samples)) * unit**2 / (samples - 1)
-            squared = variance / samples / values**2 * steps[channel] ** 2
+        for channel in np.flatnonzero((self.samples > 1) & (sums.count > 0)).tolist():
+            samples, values = int(self.samples[channel]), int(sums.count[channel])
+            ratio = Fraction(totals[channel], values)
+            residuals = squares[channel] - 2 * ratio * products[channel] + ratio**2 * counts[channel]
+            squared = residuals * unit**2 * samples / (samples - 1) / values**2 * steps[channel] ** 2
             found[channel] = square_root(squared)
         return found

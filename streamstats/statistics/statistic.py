@@ -24,6 +24,7 @@ import numpy.typing as npt
 from ..errors import DataError, MismatchError, UsageError
 from ..layouts import Kernel, Kernels
 from ..quantization import Quantization
+from .masks import Mask
 from .riders import RiderKind, Where
 from .running import Measures
 from .values import ValuePass
@@ -44,8 +45,9 @@ class Space:
 
     `dtype` is the dtype of the stored values, in native byte order; `sample` the shape of one sample; `axis` the axis
     of the channels in it; `kernel` what moves over the samples, if known: the kernel of the layer, or those of all
-    layers that read them; `within` numbers the bins of a histogram whose values are told apart. Raises `MismatchError`
-    for a dtype that statistics do not support, and for an axis out of range.
+    layers that read them; `within` numbers the bins of a histogram whose values are told apart; `masked` says that a
+    mask leaves out positions. Raises `MismatchError` for a dtype that statistics do not support, and for an axis out of
+    range.
     """
 
     dtype: np.dtype[Any]
@@ -53,6 +55,7 @@ class Space:
     axis: int
     kernel: Kernel | Kernels | None = None
     within: tuple[int, ...] = ()
+    masked: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "dtype", checked_dtype(self.dtype))
@@ -94,16 +97,17 @@ class Space:
         if len(self.sample) != len(other.sample):
             extents = (*extents[: self.axis + 1], 0)
         kernel = self.kernel if self.kernel == other.kernel else None
-        return replace(self, sample=extents, kernel=kernel)
+        return replace(self, sample=extents, kernel=kernel, masked=self.masked or other.masked)
 
 
 class Accumulator(Protocol[Found]):
     """Accumulates blocks of one layer, in any order, each value once."""
 
-    def add(self, block: Array, where: Where) -> None:
+    def add(self, block: Array, where: Where, mask: Mask | None = None) -> None:
         """Take `block`, native and C-contiguous, the part `where` of the layer's array; `block` stays unchanged.
 
-        `where` has a slice per axis, rows first. Parts of the same rows arrive one after the other.
+        `where` has a slice per axis, rows first. Parts of the same rows arrive one after the other. Only positions
+        where `mask` is true count; kinds that are not `maskable` never get one.
         """
 
     def found(self) -> Found:
@@ -120,6 +124,8 @@ class Statistic(ABC):
     """Axes of a sample that the plan must not cut: "channels", or "space" (all others)."""
     uses_kernel: ClassVar[bool] = False
     """Whether its state depends on the kernel and the extents of samples: it refuses layers of unknown kernels."""
+    maskable: ClassVar[bool] = False
+    """Whether its accumulator takes masks; otherwise it refuses layers that have one."""
     copies: ClassVar[int] = 1
     """The memory, in multiples of a block, that its accumulator needs to add one; the plan includes it."""
 
@@ -133,6 +139,8 @@ class Statistic(ABC):
     @classmethod
     def refuses(cls, space: Space, quantization: Quantization | None) -> str | None:  # noqa: ARG003 - for those that use it
         """Why it cannot be counted for a layer whose values `quantization` maps to real ones; None if it can."""
+        if space.masked and not cls.maskable:
+            return MASKED
         return UNKNOWN_KERNEL if cls.uses_kernel and space.kernel is None else None
 
     @classmethod
@@ -260,8 +268,9 @@ class Document:
 class ValueStatistic(Statistic):
     """A statistic of single values, wherever they lie in a sample, or of the sums of samples."""
 
+    maskable: ClassVar[bool] = True
     by_sample: ClassVar[bool] = False
-    """Whether it needs `Measures.squares`: then the pass sums each sample separately."""
+    """Whether it needs `Measures.moments`: then the pass sums each sample separately."""
 
     @classmethod
     def riders(cls, space: Space) -> Mapping[str, RiderKind]:  # noqa: ARG003 - for those that need some
@@ -295,8 +304,8 @@ class _Alone:
             space.dtype, space.sample, space.axis, by_sample=kind.by_sample, riders=kind.riders(space)
         )
 
-    def add(self, block: Array, where: Where) -> None:
-        self._values.add(block, where)
+    def add(self, block: Array, where: Where, mask: Mask | None = None) -> None:
+        self._values.add(block, where, mask)
 
     def found(self) -> Any:
         return self._kind.from_measures(self._space, self._values.found())
@@ -327,6 +336,11 @@ def known_kernel(space: Space) -> Kernel | Kernels:
 UNKNOWN_KERNEL = (
     "the kernel of the layer is unknown; record the layer with streamstats, which knows it for layers that pad with "
     "zeros or not at all, or set `geometry` for the layer in the configuration"
+)
+
+MASKED = (
+    "the layer has a mask, which this statistic cannot take: which positions count matters to it; request other "
+    "statistics for the layer"
 )
 
 

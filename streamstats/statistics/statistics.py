@@ -16,6 +16,7 @@ import numpy.typing as npt
 from ..errors import DataError, MismatchError
 from ..layouts import Kernel, Kernels
 from ..quantization import Quantization
+from .masks import Mask, chosen_bytes
 from .riders import RiderKind, Where
 from .running import Measures
 from .statistic import Accumulator, Document, Space, Statistic, ValueStatistic
@@ -159,15 +160,16 @@ class StatisticsAccumulator:
         """Whether a kind needs every block whole, in memory."""
         return bool(self.others)
 
-    def add(self, block: Array, where: Where) -> None:
+    def add(self, block: Array, where: Where, mask: Mask | None = None) -> None:
         """As `Accumulator.add`."""
-        self.values.add(block, where)
-        self.add_measured(block, where)
+        self.values.add(block, where, mask)
+        self.add_measured(block, where, mask)
 
-    def add_measured(self, block: Array, where: Where) -> None:
+    def add_measured(self, block: Array, where: Where, mask: Mask | None = None) -> None:
         """Take a block that `values` has taken: the other kinds get it."""
+        masked = () if mask is None else (mask,)
         for accumulator in self.others.values():
-            accumulator.add(block, where)
+            accumulator.add(block, where, *masked)
 
     @property
     def all_finite(self) -> bool:
@@ -200,7 +202,8 @@ def working_bytes(kinds: Sequence[Kind], space: Space, block: Sequence[int]) -> 
     others = [kind for kind in kinds if not issubclass(kind, ValueStatistic)]
     size = int(np.prod(block, dtype=object)) * space.dtype.itemsize
     copies = max((kind.copies for kind in others), default=0) * size
-    return values + copies + OTHERS * state_bytes(others, space)
+    masked = chosen_bytes(block, space.axis + 1, space.dtype) if space.masked else 0
+    return values + copies + masked + OTHERS * state_bytes(others, space)
 
 
 OTHERS = 4

@@ -21,16 +21,14 @@ Counts = npt.NDArray[np.int64]
 Float64Array = npt.NDArray[np.float64]
 
 
-DIGITS = "digits"
-
-
 class AddedArrays(ValueStatistic):
-    """Arrays that add up, int64: counts or, in the field `digits`, the digits of exact sums.
+    """Arrays that add up, int64: counts and, in the fields named in `exact`, the digits of exact sums.
 
-    None of them is ever negative, except sums that are `signed`.
+    None of them is ever negative, except the sums named in `signed`.
     """
 
-    signed: ClassVar[bool] = False
+    exact: ClassVar[tuple[str, ...]] = ("digits",)
+    signed: ClassVar[tuple[str, ...]] = ()
 
     def merge(self, other: Self) -> Self:
         """The sums of the arrays."""
@@ -51,23 +49,19 @@ class AddedArrays(ValueStatistic):
     def _with(self, other: Self, sign: int) -> Self:
         theirs = other.arrays()
         added = {name: mine + sign * theirs[name] for name, mine in self.arrays().items()}
-        if DIGITS in added:
-            added[DIGITS] = carried(added[DIGITS])
-        return type(self)(self.space.joined(other.space), **added)
+        canonical = {name: carried(array) if name in self.exact else array for name, array in added.items()}
+        return type(self)(self.space.joined(other.space), **canonical)
 
     def check(self) -> None:
         """As `Statistic.check`."""
-        digits = self.arrays().get(DIGITS)
-        if digits is not None and not is_canonical(digits):
+        if not all(is_canonical(array) for name, array in self.arrays().items() if name in self.exact):
             raise DataError("the digits of the sums are not canonical")
         if self._is_negative():
             raise DataError("counts are negative" if self.signed else "sums or counts are negative")
 
     def _is_negative(self) -> bool:
-        arrays = self.arrays()
-        digits = arrays.pop(DIGITS, None)
-        counts = any((array < 0).any() for array in arrays.values())
-        return counts or (digits is not None and not self.signed and bool((digits[-1:] < 0).any()))
+        tops = {name: array[-1:] if name in self.exact else array for name, array in self.arrays().items()}
+        return any((top < 0).any() for name, top in tops.items() if name not in self.signed)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +71,7 @@ class CountedSums(AddedArrays):
     `digits` int64[D, …]; `count`, `nan`, `infinite` int64[…] count finite values, NaN and infinities.
     """
 
-    signed: ClassVar[bool] = True
+    signed: ClassVar[tuple[str, ...]] = ("digits",)
 
     digits: npt.NDArray[np.int64]
     count: Counts

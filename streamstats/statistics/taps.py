@@ -39,6 +39,7 @@ class TapSums(CountedSums):
 
     name: ClassVar[str] = "taps"
     uses_kernel: ClassVar[bool] = True
+    maskable: ClassVar[bool] = False
 
     @classmethod
     def tensors(cls, space: Space) -> Tensors:

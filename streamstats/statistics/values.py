@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .exact import ExactSum, carried, digit_count
+from .exact import ExactSum, digit_count
+from .masks import Mask, chosen
 from .riders import COPIES, Chain, Rider, RiderKind, Taker, Tally, Where
-from .running import Intake, Measures, RunningSums, SampleSquares, widest
-from .samples import SampleSums, square_digits
+from .running import Intake, Measures, RunningSums, SampleMoments, widest
+from .samples import SampleSums, moment_digits
 
 Array = npt.NDArray[Any]
 
@@ -46,15 +47,22 @@ class ValuePass:
         self._found: dict[tuple[int, int], tuple[Measures, dict[str, Tally]]] = {}  # of ranges of channels
         self._finite = True
 
-    def add(self, block: Array, where: Where) -> None:
-        """Take `block`, in any layout: the part `where` of the array."""
+    def add(self, block: Array, where: Where, mask: Mask | None = None) -> None:
+        """Take `block`, in any layout: the part `where` of the array; with a `mask`, only positions where it is true.
+
+        Riders then get these one after the other, so those that use `where` are not for masked layers.
+        """
         sums = self._of(where)
-        if isinstance(sums, SampleSums):
-            sums.add(block, (where[0].start, where[0].stop), whole=self._is_whole(where))
+        rows = where[0].start, where[0].stop
+        values = block if mask is None else chosen(block, self._axis + 1, mask)
+        if isinstance(sums, RunningSums):
+            sums.add(values, self._axis + 1)
+        elif mask is None:
+            sums.add(values, rows, whole=self._is_whole(where))
         else:
-            sums.add(block, self._axis + 1)
+            sums.add_chosen(values, rows, mask.sum(axis=tuple(range(1, mask.ndim)), dtype=np.int64))
         for rider in self._riders.values():
-            rider.add(block, where)
+            rider.add(values, where)
 
     def intake(self, where: Where) -> tuple[Taker, Intake] | None:
         """What takes the values in `where`, and how a loop passes them to it in C order.
@@ -142,10 +150,10 @@ class ValuePass:
         loops += sum(rider.working_bytes(dtype, tuple(shape), axis) for rider in riders)
         if not by_sample:
             return loops
-        squares = COPIES * 8 * square_digits(dtype) * shape[axis]
+        moments = COPIES * 8 * moment_digits(dtype) * shape[axis]
         cut = list(block[1:]) != list(shape)
         waiting = block[0] * block[axis + 1] * 8 * (digit_count(dtype) + 2) if cut else 0
-        return loops + squares + waiting
+        return loops + moments + waiting
 
 
 Found = tuple[Measures, dict[str, Tally]]
@@ -158,11 +166,6 @@ def _added(one: Found, other: Found) -> Found:
 
 def _summed(one: Measures, other: Measures) -> Measures:
     """The measures of both."""
-    squares = None
-    if one.squares is not None and other.squares is not None:
-        digits = carried(one.squares.digits + other.squares.digits)
-        samples = one.squares.samples + other.squares.samples
-        squares = SampleSquares(samples, digits)
     return Measures(
         one.dtype,
         one.count + other.count,
@@ -171,7 +174,7 @@ def _summed(one: Measures, other: Measures) -> Measures:
         one.infinite + other.infinite,
         np.minimum(one.low, other.low),
         np.maximum(one.high, other.high),
-        squares,
+        one.moments.plus(other.moments) if one.moments and other.moments else None,
     )
 
 
@@ -180,11 +183,11 @@ def _joined(found: Sequence[Measures]) -> Measures:
     arrays: dict[str, Any] = {
         each.name: np.concatenate([getattr(one, each.name) for one in found], axis=-1)
         for each in fields(Measures)
-        if each.name not in ("dtype", "squares", "beside")
+        if each.name not in ("dtype", "moments", "beside")
     }
-    squares = [one.squares for one in found if one.squares is not None]
-    if squares:
-        arrays["squares"] = SampleSquares(
-            *(np.concatenate([getattr(one, each.name) for one in squares], axis=-1) for each in fields(SampleSquares))
+    moments = [one.moments for one in found if one.moments is not None]
+    if moments:
+        arrays["moments"] = SampleMoments(
+            *(np.concatenate([getattr(one, each.name) for one in moments], axis=-1) for each in fields(SampleMoments))
         )
     return Measures(found[0].dtype, **arrays)

@@ -52,6 +52,17 @@ def measure(store: Path, memory: str) -> dict[str, int]:
     return dict(json.loads(done.stdout))
 
 
+def masked(store: Path, chunk: int) -> Path:
+    """`store` with a mask that leaves out every fourth position of its layer, in chunks of `chunk` rows."""
+    group = zarr.open_group(store)
+    layer = group["layer"]
+    assert isinstance(layer, zarr.Array)
+    layer.attrs["streamstats"] = {"mask": "mask"}
+    mask = group.create_array("mask", shape=layer.shape[:-1], chunks=(chunk, *SAMPLE[:2]), dtype="int64")
+    mask[...] = np.broadcast_to(np.arange(SAMPLE[1]) % 4 > 0, mask.shape)
+    return store
+
+
 LAYERS: dict[str, dict[str, Any]] = {
     "chunks of 16 MiB": {"dtype": "float32", "chunk": 4},
     "shards of 16 MiB with chunks of one sample": {"dtype": "int8", "chunk": 1, "shards": (16, *SAMPLE)},
@@ -66,6 +77,11 @@ def test_a_run_takes_no_more_memory_than_planned(tmp_path: Path, kind: str, memo
     taken = measure(write_repetitive(tmp_path / "s.zarr", rows, **options), memory)
     assert taken["bytes"] >= 590 * MiB
     assert taken["found"] <= taken["planned"] <= (400 if memory == "400MiB" else 2048) * MiB
+
+
+def test_a_mask_takes_no_more_memory_than_planned(tmp_path: Path) -> None:
+    taken = measure(masked(write_repetitive(tmp_path / "s.zarr", 150, "float32", 4), 150), "700MiB")
+    assert taken["found"] <= taken["planned"] <= 700 * MiB
 
 
 @pytest.mark.soak

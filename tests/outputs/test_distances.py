@@ -185,7 +185,7 @@ def test_without_standard_errors_hundredths_of_the_range_stand_for_them() -> Non
 def test_channels_without_a_standard_error_are_judged_by_the_range_beside_the_others() -> None:
     values = np.array([[0.0, 0.0], [10.0, 1.0], [0.0, 0.5]], np.float32)
     moved = values + np.float32(1.0) * np.array([1, 0], np.float32)
-    values[0, 0] = np.nan
+    values[:2, 0] = moved[:2, 0] = np.nan
     found = distances(counted(values, "spread"), counted(moved, "spread"))
     assert found.mean_in_standard_errors == Distance(0.0, 1)
     assert found.worst_mean is not None

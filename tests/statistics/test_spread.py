@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -16,6 +18,8 @@ from streamstats.quantization import Quantization
 from streamstats.statistics import samples
 from streamstats.statistics.mean import ChannelMean
 from streamstats.statistics.spread import SampleSpread
+from streamstats.statistics.statistic import Space
+from streamstats.statistics.statistics import StatisticsAccumulator
 
 Array = np.ndarray[Any, np.dtype[Any]]
 UNITS = 2**1074
@@ -49,11 +53,19 @@ def test_the_standard_error_is_that_of_the_samples_means(dtype: str, quantizatio
     np.testing.assert_allclose(found, expected, rtol=1e-9)
 
 
-def exact_error(block: Array) -> Fraction:
-    """The squared standard error of the mean of the only channel of `block` [samples, values]."""
-    means = [sum(map(Fraction, sample.tolist()), Fraction(0)) / block.shape[1] for sample in block]
-    mean = sum(means, Fraction(0)) / len(means)
-    return sum(((each - mean) ** 2 for each in means), Fraction(0)) / (len(means) - 1) / len(means)
+def exact_error(samples: Sequence[Array]) -> Fraction:
+    """The squared standard error of the mean of the only channel of `samples`, as a ratio estimate."""
+    sums = [sum(map(Fraction, sample.tolist()), Fraction(0)) for sample in samples]
+    values = sum(map(len, samples))
+    mean = sum(sums, Fraction(0)) / values
+    residuals = [(total - mean * len(sample)) ** 2 for total, sample in zip(sums, samples, strict=True)]
+    return sum(residuals, Fraction(0)) * len(samples) / (len(samples) - 1) / values**2
+
+
+def is_nearest_root(found: float, squared: Fraction) -> bool:
+    """Whether no float64 is nearer to the root of `squared`."""
+    below, above = Fraction(math.nextafter(found, 0)), Fraction(math.nextafter(found, math.inf))
+    return ((below + Fraction(found)) / 2) ** 2 <= squared <= ((above + Fraction(found)) / 2) ** 2
 
 
 @pytest.mark.parametrize(
@@ -73,9 +85,28 @@ def exact_error(block: Array) -> Fraction:
 def test_a_standard_error_is_the_nearest_float_however_small_the_spread(block: Array) -> None:
     sums = ChannelMean.measure(block[:, :, np.newaxis])
     found = SampleSpread.measure(block[:, :, np.newaxis]).standard_error(sums)[0]
-    wanted = exact_error(block)
-    below, above = Fraction(math.nextafter(found, 0)), Fraction(math.nextafter(found, math.inf))
-    assert ((below + Fraction(found)) / 2) ** 2 <= wanted <= ((above + Fraction(found)) / 2) ** 2
+    assert is_nearest_root(found, exact_error([*block]))
+
+
+def test_samples_of_unequal_counts_are_weighed_by_them() -> None:
+    rng = np.random.default_rng(7)
+    block = rng.normal(3, 1, (40, 30, 1)).astype("f4")
+    mask = np.arange(30) < rng.integers(1, 31, (40, 1))
+    mask[5] = False  # a sample without any value is none
+    block[3, 0] = np.nan
+    kept = [sample[chosen & np.isfinite(sample[:, 0]), 0] for sample, chosen in zip(block, mask, strict=True)]
+    statistics = StatisticsAccumulator([ChannelMean, SampleSpread], replace(Space.of(block), masked=True))
+    statistics.add(block, (slice(0, 40), slice(0, 30), slice(0, 1)), mask)
+    found = statistics.found()
+    assert found["spread"].samples.tolist() == [39]
+    assert is_nearest_root(found["spread"].standard_error(found["mean"])[0], exact_error([*filter(len, kept)]))
+
+
+def test_samples_of_several_extents_are_weighed_by_their_counts() -> None:
+    short, long = np.arange(6.0).reshape(2, 3, 1), np.arange(10.0).reshape(2, 5, 1)
+    spread = SampleSpread.measure(short).merge(SampleSpread.measure(long))
+    sums = ChannelMean.measure(short).merge(ChannelMean.measure(long))
+    assert is_nearest_root(spread.standard_error(sums)[0], exact_error([*short[:, :, 0], *long[:, :, 0]]))
 
 
 def test_samples_that_are_all_alike_have_an_error_of_zero() -> None:
@@ -83,11 +114,11 @@ def test_samples_that_are_all_alike_have_an_error_of_zero() -> None:
     assert SampleSpread.measure(block).standard_error(ChannelMean.measure(block)).tolist() == [0, 0, 0]
 
 
-def test_nothing_is_known_of_one_sample_or_of_values_left_out() -> None:
+def test_nothing_is_known_of_one_sample() -> None:
     block = np.array([[1.0, 2.0], [3.0, np.nan]])
     found = SampleSpread.measure(block).standard_error(ChannelMean.measure(block))
     assert found[0] == 1.0
-    assert math.isnan(found[1])
+    assert math.isnan(found[1])  # of the second channel, one sample has a value
     assert np.isnan(SampleSpread.measure(block[:1]).standard_error(ChannelMean.measure(block[:1]))).all()
     empty = SampleSpread.empty(space_of("f8", 2))
     assert np.isnan(empty.standard_error(ChannelMean.empty(space_of("f8", 2)))).all()

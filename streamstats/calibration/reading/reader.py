@@ -41,16 +41,23 @@ class Reader(Protocol):
     def measure(self, selection: Selection, accumulator: StatisticsAccumulator) -> None:
         """Add the values of `selection` to `accumulator`. Raises as `read`."""
 
+    def close(self) -> None:
+        """Release what the reader holds."""
 
-@contextmanager
-def open_reader(layer: Layer, *, fill: bool = False) -> Iterator[Reader]:
+
+def opened_reader(layer: Layer, *, fill: bool = False) -> Reader:
     """A reader of `layer`; with `fill`, parts that cannot be read get the fill value. Raises `DataError`."""
     encoding, keys = layer.encoding, layer.keys
     folder = layer.source.folder(layer.name, encoding.most_file_bytes) if encoding else None
     if encoding is None or keys is None or folder is None:
-        yield ZarrReader(layer, fill=fill)
-        return
-    reader = FileReader(layer, encoding, keys, folder, fill=fill)
+        return ZarrReader(layer, fill=fill)
+    return FileReader(layer, encoding, keys, folder, fill=fill)
+
+
+@contextmanager
+def open_reader(layer: Layer, *, fill: bool = False) -> Iterator[Reader]:
+    """An `opened_reader`, closed at the end."""
+    reader = opened_reader(layer, fill=fill)
     try:
         yield reader
     finally:

@@ -39,6 +39,9 @@ class ZarrReader:
         except Exception as error:
             raise DataError(f"zarr cannot open layer {layer.name}: {first_line(error)}; repair the store") from error
 
+    def close(self) -> None:
+        """As `Reader.close`: it holds nothing."""
+
     def expect(self, selections: Iterable[Selection]) -> None:
         """As `Reader.expect`: nothing to do, zarr fetches chunk by chunk."""
 

@@ -124,9 +124,9 @@ def found_by(accumulator: StatisticsAccumulator) -> object:
     found = accumulator.values.found()
     sums = ExactSum.from_raw(found.dtype, found.digits).digits
     arrays = [sums, found.count, found.nan, found.infinite, found.low, found.high]
-    squares = found.squares
-    if squares is not None:
-        arrays += [squares.samples, squares.digits]
+    moments = found.moments
+    if moments is not None:
+        arrays += [moments.samples, moments.squares, moments.products, moments.counts]
     arrays += [array for name in sorted(found.beside) for array in found.beside[name].values()]
     seen: Any = accumulator.others.get(Seen.name)
     return [array.tobytes() for array in arrays], seen and seen.blocks

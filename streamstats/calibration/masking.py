@@ -1,0 +1,85 @@
+"""Masks of layers: arrays of ones and zeros beside a layer, which say which of its positions count.
+
+A mask has the shape of its layer without the channel axis; an axis of extent 1 stands for all positions along it. What
+it leaves out is in no statistic. Its chunks belong to what identifies the layer: if they change, so has the layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import MismatchError, UsageError
+from ..statistics.masks import Mask
+from .describing import masked_fingerprint
+from .layer import Layer, Selection
+
+MASK_SUFFIX = ".mask"
+"""What a recorder appends to the name of a layer to name its mask."""
+
+
+def checked_mask(layer: str, mask: npt.ArrayLike, positions: Sequence[int]) -> Mask:
+    """`mask` as booleans, for samples with these `positions`: their shape without the channel axis, rows first.
+
+    Raises `MismatchError` for another shape, `UsageError` for values other than 0 and 1.
+    """
+    array = np.asarray(mask)
+    _check_dtype(layer, "its mask", array.dtype)
+    if array.shape[:1] != tuple(positions[:1]) or not _spreads(array.shape[1:], positions[1:]):
+        raise MismatchError(
+            f"layer {layer}: its mask has the shape {array.shape}; expected {tuple(positions)}, the shape of the "
+            "samples without the channel axis, or 1 in place of an extent after the first"
+        )
+    other = array[(array != 0) & (array != 1)]
+    if other.size:
+        raise UsageError(f"layer {layer}: its mask holds {other[0]}; expected 1 for what counts, 0 for what does not")
+    counts: Mask = array != 0
+    return counts
+
+
+def appended_with(layer: Layer, mask: npt.NDArray[Any]) -> Layer:
+    """`layer`, which samples with `mask`, as `checked_mask` gives it, could begin; its mask has no rows, either."""
+    name, shape = f"{layer.name}{MASK_SUFFIX}", (0, *mask.shape[1:])
+    return replace(layer, mask=Layer(layer.store, name, shape, mask.dtype, (), (), len(shape) - 1))
+
+
+def with_mask(layer: Layer, mask: Layer) -> Layer:
+    """`layer` with `mask`. Raises `UsageError` for values that are no mask, `MismatchError` for another shape."""
+    _check_dtype(layer.name, f"its mask {mask.name}", mask.dtype)
+    positions = positions_of(layer, layer.shape)
+    rows_fit = mask.rows >= layer.rows if layer.recorded else mask.rows == layer.rows
+    if not rows_fit or not _spreads(mask.shape[1:], positions[1:]):
+        raise MismatchError(
+            f"layer {layer.name}: its mask {mask.name} has the shape {mask.shape}; expected {positions}, the shape of "
+            "the layer without its channel axis, or 1 in place of an extent after the first; correct the mask, or "
+            "name another one under `mask`"
+        )
+    fingerprint = masked_fingerprint(layer.fingerprint, mask.name, mask.fingerprint)
+    return replace(layer, mask=mask, fingerprint=fingerprint)
+
+
+def positions_of(layer: Layer, extents: Sequence[int]) -> tuple[int, ...]:
+    """`extents` of the array of `layer` without that of the channel axis."""
+    return tuple(extent for axis, extent in enumerate(extents) if axis != layer.channel_axis)
+
+
+def mask_selection(layer: Layer, selection: Selection) -> Selection:
+    """The part of the mask of `layer` for the part `selection` of the layer."""
+    assert layer.mask is not None
+    parts = [part for axis, part in enumerate(selection) if axis != layer.channel_axis]
+    extents = layer.mask.shape[1:]
+    return (parts[0], *(part if n > 1 else slice(0, 1) for part, n in zip(parts[1:], extents, strict=True)))
+
+
+def _check_dtype(layer: str, mask: str, dtype: np.dtype[Any]) -> None:
+    if dtype.kind not in "biu":
+        raise UsageError(f"layer {layer}: the values of {mask} are {dtype}; expected booleans or integers, 0 or 1")
+
+
+def _spreads(extents: Sequence[int], positions: Sequence[int]) -> bool:
+    pairs = zip(extents, positions, strict=False)
+    return len(extents) == len(positions) and all(n in (1, position) for n, position in pairs)
