@@ -224,6 +224,27 @@ def test_quantiles_tables_and_json_name_every_layer(tmp_path: Path, capsys: pyte
     assert ranges["block/conv"] == ranges["block/down"]
 
 
+def test_what_a_mask_leaves_out_is_in_no_result_of_the_layers_that_read_the_array(tmp_path: Path) -> None:
+    mask = np.random.default_rng(3).random((24, 6, 7)) < 0.7
+    out = {}
+    for name, shared in (("once", True), ("apart", False)):
+        with ss.Recorder(tmp_path / f"{name}.zarr") as recorder:
+            if shared:
+                recorder.append("block/conv", VALUES, channel_axis=1, layers=LAYERS, mask=mask)
+            else:
+                for layer, kernel in LAYERS.items():
+                    recorder.append(layer, VALUES, channel_axis=1, kernel=kernel, mask=mask)
+        run(job(tmp_path / f"{name}.zarr", tmp_path / name, statistics=["spread", "histogram"]))
+        out[name] = tmp_path / name
+    assert correctors(out["once"]) == correctors(out["apart"])
+    assert compare(out["once"], out["apart"]).equal
+    mean = VALUES.astype(np.float64).transpose(1, 0, 2, 3)[:, mask].mean(axis=1)
+    np.testing.assert_allclose(open_results(out["once"]).statistics("block/down").mean, mean, rtol=1e-12)
+    rules = [LayerRule("block/down", mask="other"), LayerRule("*")]
+    with pytest.raises(UsageError, match=r"layer block/conv: .* different `mask` .*block/down: other"):
+        select_layers(tmp_path / "once.zarr", rules)
+
+
 def test_a_manifest_that_names_no_arrays_is_that_of_an_output_of_before(tmp_path: Path) -> None:
     out = counted(tmp_path, shared=False)
     document = json.loads((out / "manifest.json").read_text())
