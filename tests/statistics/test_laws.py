@@ -36,7 +36,7 @@ LEDGER = (
 def test_no_two_kinds_give_their_figures_the_same_name() -> None:
     members = {name: kind.empty(space_of("f4", 2)) for name, kind in KINDS.items()}
     documents = [each.document(None, members) for each in members.values()]
-    taken = [*LayerEntry(0, FileEntry("", ""), "").document(), *LEDGER, "per_channel"]
+    taken = [*LayerEntry(0, "", FileEntry("", ""), "").document(), *LEDGER, "per_channel"]
     figures = [*taken, *(name for each in documents for name in (*each.layer, *each.tables))]
     assert len(figures) == len(set(figures))
     columns = [name for each in documents for name in each.channels]
