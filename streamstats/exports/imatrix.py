@@ -68,7 +68,8 @@ class Imatrix:
 
     def to_bytes(self) -> bytes:
         """The GGUF file: equal content, equal bytes. Raises `MissingDependencyError` without the gguf package."""
-        writer = _writer(require("gguf", "gguf"))
+        gguf = require("gguf", "gguf")
+        writer = _writer(gguf)
         writer.add_string(KIND, "imatrix")
         writer.add_array(DATASETS, [*self.datasets])
         writer.add_uint32(CHUNK_COUNT, self.chunk_count)
@@ -76,16 +77,16 @@ class Imatrix:
         tensors = self._tensors()
         for name, tensor in tensors.items():
             writer.add_tensor_info(name, tensor.shape, tensor.dtype, tensor.nbytes)
+        file = io.BytesIO()
+        writer.fout, writer.state = [file], gguf.gguf_writer.WriterState.EMPTY  # as if it had opened the file
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        (file,) = writer.fout
         for tensor in tensors.values():
             writer.write_padding(file, file.tell())
             file.write(tensor.tobytes())
         writer.write_padding(file, file.tell())
-        content: bytes = file.getvalue()
-        return content
+        return file.getvalue()
 
     def _tensors(self) -> dict[str, Float32Array]:
         found: dict[str, Float32Array] = {}
@@ -98,15 +99,13 @@ class Imatrix:
 
 
 def _writer(gguf: Any) -> Any:
-    """A writer into memory; its files have no architecture."""
+    """A writer of files without an architecture."""
 
     class Writer(gguf.GGUFWriter):  # type: ignore[misc]
         def add_architecture(self) -> None:
             """An imatrix has none."""
 
-    writer = Writer(None, "")
-    writer.fout, writer.state = [io.BytesIO()], gguf.gguf_writer.WriterState.EMPTY
-    return writer
+    return Writer(None, "")
 
 
 def inexact(layers: Mapping[str, LayerStatistics], earlier: Imatrix | None = None) -> list[str]:

@@ -28,6 +28,7 @@ def tensor_names(model: str | Path, layers: Iterable[str]) -> dict[str, str]:
     tensors = _by_safe_name(loaded)
     unknown = [layer for layer in wanted if layer not in tensors]
     if unknown:
+        unknown = [layer for layer in unknown if layer not in inputs] or unknown
         raise UsageError(
             f"{model} has no tensor for {listed(unknown)}; expected the model that was recorded; name the tensors with "
             "--names"
