@@ -63,9 +63,7 @@ def test_its_loader_gives_a_model_that_quantises_as_we_do(tmp_path: Path, out: P
     library.apply_quantization_config(
         model, library.QuantizationConfig(config_groups={"all": scheme}, quantization_status="frozen")
     )
-    ss.export(
-        out, "compressed-tensors", tmp_path / "model.safetensors", ranges=ss.RangeChoice("mse", **CODES[codes])
-    )
+    ss.export(out, "compressed-tensors", tmp_path / "model.safetensors", ranges=ss.RangeChoice("mse", **CODES[codes]))
     library.load_pretrained_quantization_parameters(model, str(tmp_path))
     found = ss.find_ranges(out, "mse", **({"bits": 8} | CODES[codes]))
     values = np.random.default_rng(1).normal(size=500).astype("f4") * 2

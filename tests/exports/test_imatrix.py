@@ -168,7 +168,7 @@ def test_a_file_that_is_no_imatrix_is_refused(tmp_path: Path, case: str) -> None
 @pytest.mark.parametrize("content", [b"", b"GGUF", b"\x05\x00\x00\x00legacy imatrix data of an older llama.cpp"])
 def test_a_file_of_another_format_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "old.dat").write_bytes(content)
-    with pytest.raises(DataError, match="old.dat is not a GGUF file"):
+    with pytest.raises(DataError, match=r"old\.dat is not a GGUF file"):
         read_imatrix(tmp_path / "old.dat")
     with pytest.raises(DataError, match="cannot read"):
         read_imatrix(tmp_path / "nowhere.gguf")
@@ -177,11 +177,11 @@ def test_a_file_of_another_format_is_refused(tmp_path: Path, content: bytes) -> 
 def test_layers_that_do_not_fit_are_named(tmp_path: Path) -> None:
     old = file_of(tmp_path / "o.gguf", {"q.weight.in_sum2": np.ones((1, 5)), "q.weight.counts": [[2]]})
     out = output(tmp_path / "1", {"q": np.ones((4, 3), "f4")})
-    with pytest.raises(UsageError, match="layer q has the sums of 1 matrix of 3 inputs, .* those of 1 matrix of 5"):
+    with pytest.raises(UsageError, match=r"layer q has the sums of 1 matrix of 3 inputs, .* those of 1 matrix of 5"):
         ss.export(out, "imatrix", tmp_path / "new.gguf", merge=old)
     with pytest.raises(UsageError, match="both the input and the output"):
         ss.export(out, "imatrix", old, merge=old)
-    with pytest.raises(UsageError, match="is too long: llama.cpp reads names of at most 55 characters"):
+    with pytest.raises(UsageError, match=r"is too long: llama\.cpp reads names of at most 55 characters"):
         ss.export(out, "imatrix", tmp_path / "new.gguf", names={"q": "x" * 56})
     holes = np.array([[1, np.nan], [1, 1]], "f4")
     uneven = output(tmp_path / "2", {"q": holes}, nonfinite="skip")

@@ -122,7 +122,7 @@ def test_the_command_names_tensors_and_lists_those_that_onnxruntime_misses(
     printed = capsys.readouterr()
     assert json.loads(printed.out)["missing"] == ["/h", "/s"]
     assert "onnxruntime also needs 2 tensors: /h, /s" in printed.err
-    with pytest.raises(ValueError, match="/[hs]"):  # it really does
+    with pytest.raises(ValueError, match=r"/[hs]"):  # it really does
         quantized(model, tmp_path / "part.json", QuantType.QUInt8)
 
 

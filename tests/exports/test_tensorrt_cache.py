@@ -39,7 +39,8 @@ def test_each_tensor_has_its_largest_magnitude(tmp_path: Path, out: Path) -> Non
 
 
 def test_modelopt_reads_our_steps(tmp_path: Path, out: Path) -> None:
-    calibration = pytest.importorskip("modelopt.onnx.quantization.calib_utils", reason="`make models` tests with it")
+    module, reason = "modelopt.onnx.quantization.calib_utils", "it needs nvidia-modelopt[onnx]"
+    calibration = pytest.importorskip(module, reason=reason, exc_type=ImportError)
     ss.export(out, "tensorrt", tmp_path / "calibration.cache", ranges=CHOICE)
     read = calibration.import_scales_from_calib_cache(str(tmp_path / "calibration.cache"))
     steps = {
