@@ -166,7 +166,7 @@ def _shape(shape: Sequence[int]) -> str:
 
 
 def _added(totals: Sequence[Fraction], earlier: Float32Array) -> Float32Array:
-    both = [total + Fraction(old) for total, old in zip(totals, earlier[0].tolist(), strict=True)]
+    both = [total + Fraction(old) if old else total for total, old in zip(totals, earlier[0].tolist(), strict=True)]
     return rounded(both).reshape(earlier.shape)
 
 

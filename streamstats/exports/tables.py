@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import require
-from ..outputs.documents import channel_columns, channels_document
+from ..outputs.documents import channels_document
 from ..outputs.layer_statistics import LayerStatistics
 from ..storage.files import json_bytes
 from ..storage.tensors import tensors_bytes
@@ -78,12 +78,13 @@ def _columns(layers: Layers) -> dict[str, list[Any]]:
 
 
 def _rows(name: str, found: LayerStatistics) -> Iterator[dict[str, Any]]:
-    of_layer = {"rows": found.rows, "dtype": str(found.space.dtype), **found.figures().layer}
+    figures = found.figures()
+    of_layer = {"rows": found.rows, "dtype": str(found.space.dtype), **figures.layer}
     repeated = {f"{OF_LAYER}{key}": _known(value) for key, value in of_layer.items()}
-    columns = channel_columns(found)
+    columns = {key: values.tolist() for key, values in figures.channels.items()}
     for channel in range(found.channels):
-        figures = {key: _known(values[channel]) for key, values in columns.items()}
-        yield {"layer": name, "channel": channel, **figures, **repeated}
+        of_channel = {key: _known(values[channel]) for key, values in columns.items()}
+        yield {"layer": name, "channel": channel, **of_channel, **repeated}
 
 
 def _known(value: Any) -> Any:

@@ -60,9 +60,9 @@ class ChannelMean(CountedSums):
     def totals(self, quantization: Quantization | None = None) -> list[Fraction]:
         """Σx = (Σq − n·z)·step of each channel, exact, in real units. Raises as `mean` for a wrong quantisation."""
         maps = real_maps(self.space.dtype, quantization, self.space.channels)
-        unit = Fraction(2) ** unit_exponent(self.space.dtype)
+        shift = -unit_exponent(self.space.dtype)
         return [
-            (total * unit - count * zero_point) * step
+            Fraction((total - (count * zero_point << shift)) * step.numerator, step.denominator << shift)
             for total, count, (step, zero_point) in zip(self.total.units(), self.count.tolist(), maps, strict=True)
         ]
 

@@ -87,9 +87,12 @@ class ChannelSquares(AddedArrays):
 
     def totals(self, sums: Any, quantization: Quantization | None = None) -> list[Fraction]:
         """Σx² = (Σq² − 2·z·Σq + n·z²)·step² of each channel, exact, in squared real units; `sums` as for `rms`."""
-        unit = Fraction(2) ** unit_exponent(self.space.dtype)
+        shift = -unit_exponent(self.space.dtype)
         return [
-            (square * unit**2 - 2 * zero_point * total * unit + count * zero_point**2) * step**2
+            Fraction(
+                (square - (2 * zero_point * total << shift) + (count * zero_point**2 << 2 * shift)) * step.numerator**2,
+                step.denominator**2 << 2 * shift,
+            )
             for square, total, count, (step, zero_point) in self._channels(sums, quantization)
         ]
 
