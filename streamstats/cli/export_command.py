@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 def export(options: Namespace) -> int:
     """`streamstats export OUT --format FORMAT -o FILE`."""
     from ..exports.exporting import export
+    from ..storage.files import check_apart
 
+    check_apart([each for each in (options.names, options.model) if each is not None], options.file)
     written = export(
         options.output,
         options.format,

@@ -45,8 +45,8 @@ def named(
 ) -> tuple[dict[str, LayerStatistics], dict[str, str]]:
     """(name in the file → statistics, ascending; name in the file → layer).
 
-    Raises `UsageError` for a name without a layer, and for layers that get the same name though their statistics
-    differ.
+    Raises `UsageError` for a name without a layer, for an empty name, and for layers that get the same name though
+    their statistics differ.
     """
     unknown = (names or {}).keys() - layers.keys()
     if unknown:
@@ -58,6 +58,8 @@ def named(
     origins: dict[str, str] = {}
     for layer, statistics in layers.items():
         for name in _names_of(layer, names or {}, rule):
+            if not name:
+                raise UsageError(f"layer {layer} has an empty name; expected text, or null to leave the layer out")
             if name in found and found[name].statistics != statistics.statistics:
                 raise UsageError(
                     f"layers {origins[name]} and {layer} are both called {name}, but their statistics differ; expected "

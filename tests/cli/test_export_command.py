@@ -12,8 +12,10 @@ from quantizing import output_of
 from test_cli import one_line, streamstats
 
 import streamstats as ss
+from streamstats.cli import main
 from streamstats.cli.parser import make_parser
 from streamstats.exports.exporting import FORMATS
+from streamstats.exports.imatrix import read_imatrix
 
 
 @pytest.fixture(scope="module")
@@ -45,19 +47,46 @@ BAD = {
     "two namings": (["--format", "csv", "--names", "n", "--model", "m"], "not allowed with argument"),
     "names": (["--format", "csv", "--names", "nowhere.yaml"], "nowhere.yaml cannot be read"),
     "model": (["--format", "csv", "--model", "nowhere.onnx"], "cannot read the ONNX model nowhere.onnx"),
-    "colon": (["--format", "tensorrt", "--method", "minmax"], "add --symmetric"),
+    "its own names": (["--format", "csv", "--names", "file"], "file is both the input and the output"),
+    "codes": (["--format", "tensorrt", "--method", "minmax"], "add --symmetric"),
     "squares": (["--format", "imatrix"], "`squares` was not counted for a, block/b; add `statistics: [squares]`"),
 }
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_requests_get_the_reason_and_status_2(tmp_path: Path, out: Path, case: str) -> None:
+def test_bad_requests_get_the_reason_and_status_2(
+    tmp_path: Path, out: Path, case: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     options, message = BAD[case]
-    done = streamstats("export", out, "-o", "file", *options, folder=tmp_path)
-    assert done.returncode == 2
-    assert message in done.stderr.splitlines()[-1]
-    assert done.stdout == ""
+    monkeypatch.chdir(tmp_path)
+    assert status_of("export", str(out), "-o", "file", *options) == 2
+    printed = capsys.readouterr()
+    assert message in printed.err.splitlines()[-1]
+    assert printed.out == ""
     assert list(tmp_path.iterdir()) == []
+
+
+def status_of(*arguments: str) -> object:
+    """The exit status, in this process."""
+    try:
+        return main(arguments)
+    except SystemExit as end:
+        return end.code
+
+
+def test_an_earlier_imatrix_is_merged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = output_of(tmp_path, {"a": np.ones((4, 3), "f4")}, statistics=("squares",))
+    monkeypatch.chdir(tmp_path)
+    command = ["export", str(out), "--format", "imatrix", "-o"]
+    assert main([*command, "1.gguf"]) == 0
+    assert main([*command, "2.gguf", "--merge", "1.gguf"]) == 0
+    assert read_imatrix("2.gguf").entries["a.weight"].counts.tolist() == [8]
+
+
+def test_a_version_of_encodings_is_chosen(tmp_path: Path, out: Path) -> None:
+    command = ["export", str(out), "--format", "aimet", "--method", "minmax", "--encoding-version", "2.0.0", "-o"]
+    assert main([*command, str(tmp_path / "e.json")]) == 0
+    assert json.loads((tmp_path / "e.json").read_text())["version"] == "2.0.0"
 
 
 def test_the_help_names_every_format_and_an_example() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,18 @@ def test_the_same_output_gives_the_same_bytes_without_paths(tmp_path: Path, out:
     assert str(out.parent).encode() not in contents[0]
 
 
+def test_statistics_that_were_measured_without_a_store_are_exported(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).normal(size=(20, 3)).astype("f4")
+    meter = ss.Meter(["squares"], name="s.zarr")
+    meter.append("b", values)
+    meter.save(tmp_path / "metered")
+    out = output_of(tmp_path, {"b": values}, statistics=("squares",))
+    for file_format in ("imatrix", "csv"):
+        ss.export(tmp_path / "metered", file_format, tmp_path / "1")
+        ss.export(out, file_format, tmp_path / "2")
+        assert (tmp_path / "1").read_bytes() == (tmp_path / "2").read_bytes()
+
+
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "format": ({"file_format": "tflite"}, f"the format is 'tflite'; expected one of {', '.join(FORMATS)}"),
     "no ranges": ({"file_format": "aimet"}, "aimet holds a range for each layer; choose how to find it (--method)"),
@@ -75,6 +88,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "bits": ({"ranges": ss.RangeChoice("minmax", 17)}, "bits is 17; expected an integer from 2 to 16"),
     "layer": ({"ranges": MINMAX, "layers": "z*"}, "has no layer that matches 'z*'"),
     "name": ({"ranges": MINMAX, "names": {"z": "y"}}, "names for layers that are not exported: z"),
+    "empty name": ({"ranges": MINMAX, "names": {"b": ""}}, "layer b has an empty name; expected text"),
 }
 
 
@@ -98,7 +112,7 @@ def test_results_are_never_overwritten(out: Path, name: str) -> None:
 def test_a_missing_library_is_named_with_the_extra(
     tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch, file_format: str, library: str
 ) -> None:
-    monkeypatch.setitem(__import__("sys").modules, {"parquet": "pyarrow"}.get(library, library), None)
+    monkeypatch.setitem(sys.modules, {"parquet": "pyarrow"}.get(library, library), None)
     with pytest.raises(MissingDependencyError, match=rf"pip install 'streamstats-calibration\[{library}\]'"):
         ss.export(out, file_format, tmp_path / "file", layers="b")
 
