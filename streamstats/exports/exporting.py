@@ -76,14 +76,14 @@ def export(
     _check_target(Path(output), Path(path), merge)
     found, origins = named(matching_layers(output, layers), names, RULES.get(file_format, identity))
     notes: list[str] = []
-    if file_format not in OF_FIGURES:
-        found = _with_values(found, notes)
     if file_format in OF_FIGURES:
         content = OF_FIGURES[file_format](found)
-    elif ranges is not None:
-        content = _ranges_content(found, file_format, ranges, encoding_version)
     else:
-        content = _imatrix_content(found, _datasets(output), merge, notes)
+        found = _with_values(found, notes)
+        if ranges is not None:
+            content = _ranges_content(found, file_format, ranges, encoding_version)
+        else:
+            content = _imatrix_content(found, _datasets(output), merge, notes)
     write_bytes(Path(path), content)
     return Exported(Path(path), {name: origins[name] for name in found}, tuple(notes))
 

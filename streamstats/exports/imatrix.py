@@ -19,8 +19,7 @@ import numpy.typing as npt
 from ..errors import DataError, UsageError, listed, require
 from ..outputs.layer_statistics import LayerStatistics
 from ..statistics.squares import ChannelSquares
-
-Float32Array = npt.NDArray[np.float32]
+from .rounding import Float32Array, rounded
 
 SQUARES, SUMS, COUNTS = ".in_sum2", ".in_sum", ".counts"
 DATASETS, CHUNK_COUNT, CHUNK_SIZE = "imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size"
@@ -168,39 +167,6 @@ def _shape(shape: Sequence[int]) -> str:
 def _added(totals: Sequence[Fraction], earlier: Float32Array) -> Float32Array:
     both = [total + Fraction(old) if old else total for total, old in zip(totals, earlier[0].tolist(), strict=True)]
     return rounded(both).reshape(earlier.shape)
-
-
-def rounded(values: Sequence[Fraction]) -> Float32Array:
-    """The float32 nearest to each value, ties to even. Raises `UsageError` for values beyond float32.
-
-    >>> rounded([Fraction(2**24 + 1) + Fraction(1, 2**60), Fraction(2**24 + 1)]).tolist()
-    [16777218.0, 16777216.0]
-    """
-    try:
-        wide = np.array([value.numerator / value.denominator for value in values], np.float64)
-    except OverflowError as error:
-        raise UsageError(BEYOND) from error
-    for place in np.flatnonzero(_are_ties(wide)).tolist():  # what the first rounding took away decides
-        rest = values[place] - Fraction(float(wide[place]))
-        if rest:
-            wide[place] = np.nextafter(wide[place], np.inf if rest > 0 else -np.inf)
-    with np.errstate(over="ignore"):
-        narrow = wide.astype(np.float32)
-    if not np.isfinite(narrow).all():
-        raise UsageError(BEYOND)
-    return narrow
-
-
-BEYOND = "a sum of squares is beyond float32, which an imatrix holds; leave the layer out with --layer or --names"
-
-
-def _are_ties(wide: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
-    """Which values lie in the middle between two float32."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        near = wide.astype(np.float32)
-        other = np.nextafter(near, np.where(wide > near, np.inf, -np.inf).astype(np.float32))
-        ties: npt.NDArray[np.bool_] = (near != wide) & (wide - near.astype(np.float64) == other.astype(float) - wide)
-    return ties
 
 
 # Reading

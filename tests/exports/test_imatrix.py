@@ -18,7 +18,8 @@ from quantizing import output_of
 
 import streamstats as ss
 from streamstats.errors import DataError, UsageError
-from streamstats.exports.imatrix import read_imatrix, rounded
+from streamstats.exports.imatrix import read_imatrix
+from streamstats.exports.rounding import rounded
 
 Array = np.ndarray[Any, Any]
 
