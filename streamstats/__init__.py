@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from .calibration.selection import LayerRule
     from .correction import BiasCorrector, MeanBiasCorrector, NullBiasCorrector, TapBiasCorrector
     from .errors import StreamstatsError
+    from .exports.choice import RangeChoice
+    from .exports.exporting import Exported, export
     from .jobs.compare import compare
     from .jobs.meter import Meter
     from .jobs.run import reduce
@@ -30,6 +32,7 @@ _HOMES = {
     "BiasCorrector": "correction",
     "Client": "service.client",
     "Codes": "ranges.codes",
+    "Exported": "exports.exporting",
     "Geometry": "layouts",
     "Kernel": "layouts",
     "LayerRange": "ranges.finding",
@@ -39,10 +42,12 @@ _HOMES = {
     "Meter": "jobs.meter",
     "NullBiasCorrector": "correction",
     "Quantization": "quantization",
+    "RangeChoice": "exports.choice",
     "Recorder": "calibration.recorder",
     "StreamstatsError": "errors",
     "TapBiasCorrector": "correction",
     "compare": "jobs.compare",
+    "export": "exports.exporting",
     "fake_quantize": "quantization",
     "find_ranges": "ranges.finding",
     "prepare_input_mean": "statistics.mean",
@@ -53,6 +58,7 @@ __all__ = [
     "BiasCorrector",
     "Client",
     "Codes",
+    "Exported",
     "Geometry",
     "Kernel",
     "LayerRange",
@@ -62,11 +68,13 @@ __all__ = [
     "Meter",
     "NullBiasCorrector",
     "Quantization",
+    "RangeChoice",
     "Recorder",
     "StreamstatsError",
     "TapBiasCorrector",
     "__version__",
     "compare",
+    "export",
     "fake_quantize",
     "find_ranges",
     "prepare_input_mean",

@@ -330,6 +330,22 @@ def load_config(path: str | Path) -> JobConfig:
     return config
 
 
+def load_names(path: str | Path) -> dict[str, str | list[str] | None]:
+    """The names of layers in the YAML or JSON file at `path`: layer → name, names, or nothing. Raises `UsageError`."""
+    document = load_yaml(Path(path))
+    if not isinstance(document, dict):
+        found = "nothing" if document is None else type(document).__name__
+        raise UsageError(f"{path}: found {found}, expected a name for each layer, as in `block1/conv: input.3`")
+    for layer, name in document.items():
+        several = isinstance(name, list) and all(isinstance(each, str) for each in name)
+        if not isinstance(layer, str) or not (name is None or isinstance(name, str) or several):
+            raise UsageError(
+                f"{path}: {layer!r} is called {name!r}; expected a layer, and its name, a list of names, or null "
+                "to leave it out"
+            )
+    return document
+
+
 def load_yaml(path: Path) -> Any:
     """The content of the YAML file at `path`.
 

@@ -15,6 +15,7 @@ Exact calibration statistics, out of core, and the bias corrections that follow 
   measure   compute the same statistics while the model runs, without a store
   inspect   show the results of a run
   ranges    compute quantisation ranges, with steps (scales) and zero points, from the output of a run
+  export    write statistics or ranges as a file that another tool loads
   status    show how far a run has come: what is counted, what is missing and why
   verify    read a store once, and report what is wrong with it
   forget    subtract rows from the results, for good
@@ -92,6 +93,35 @@ layers of 8-bit values. MSE and SQNR are those of the counted values. They are e
 wider values, the root of the MSE is off by at most `rms_error_within`, which --json prints.
 
 Real values are (code − zero point) · step. Zero always has a code.
+"""
+
+EXPORT = """\
+Write what a run has counted as a file that another tool loads. The data is not read again.
+
+  streamstats export out --format onnxruntime --method mse -o cache.json --model model.onnx
+  streamstats export out --format imatrix -o imatrix.gguf --names names.yaml
+  streamstats export out --format csv -o figures.csv
+
+Ranges, chosen by --method, --bits, --symmetric, --codes and --percentile as by `streamstats ranges`:
+
+  onnxruntime         calibration cache: quantize_static(…, calibration_cache_path="cache.json")
+  tensorrt            calibration cache of 8-bit symmetric codes, for IInt8EntropyCalibrator2
+  aimet               encodings of activations, version 0.6.1, 1.0.0 or 2.0.0 (--encoding-version)
+  compressed-tensors  MODULE.input_scale and MODULE.input_zero_point, signed codes of up to 8 bits
+
+Sums:
+
+  imatrix             llama.cpp's importance matrix; needs `statistics: [squares]`. --merge adds to an earlier file
+
+All figures of all statistics, for analysis:
+
+  json safetensors    with histograms and other tables
+  csv parquet         a row for each channel of each layer; figures of the layer in columns layer_…
+
+Names in the file: onnxruntime, tensorrt and aimet name tensors. If the layers have other names, --model finds the
+tensor that each layer reads. compressed-tensors names modules, with "." in place of "/", and imatrix their weights,
+MODULE.weight. --names overrides that: a YAML or JSON file with `layer: name`, `layer: [name, name]` or `layer: null`,
+which leaves the layer out. Layers without a finite value are left out, too, except from the formats for analysis.
 """
 
 STATUS = """\
@@ -273,6 +303,7 @@ Each file is counted once, so it is safe to send it again: its key is the SHA-25
 
 
 ON_MODELS = "model_commands"
+EXPORTING = "export_command"
 WITH_SERVICE = "service_commands"
 
 
@@ -293,6 +324,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_run(_command(commands, "run", RUN))
     _add_inspect(_command(commands, "inspect", INSPECT))
     _add_ranges(_command(commands, "ranges", RANGES))
+    _add_export(_command(commands, "export", EXPORT, EXPORTING))
     _add_status(_command(commands, "status", STATUS))
     _add_verify(_command(commands, "verify", VERIFY))
     _add_forget(_command(commands, "forget", FORGET))
@@ -385,6 +417,41 @@ def _add_ranges(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--plot", metavar="FILE", help="draw the histogram of one layer with the ranges, to a .png or .svg file"
     )
+
+
+def _add_export(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("output", metavar="OUT", help="the output folder of a run")
+    formats = (
+        "onnxruntime",
+        "tensorrt",
+        "aimet",
+        "compressed-tensors",
+        "imatrix",
+        "json",
+        "safetensors",
+        "csv",
+        "parquet",
+    )
+    parser.add_argument("--format", choices=formats, required=True, help="the format of the file")
+    parser.add_argument("-o", "--file", metavar="FILE", required=True, help="the file to write")
+    parser.add_argument("--layer", metavar="GLOB", default="*", help="only layers whose names match")
+    naming = parser.add_mutually_exclusive_group()
+    naming.add_argument("--names", metavar="FILE", help="a YAML or JSON file: layer: name in the file")
+    naming.add_argument(
+        "--model", metavar="MODEL.onnx", help="the recorded model, to name the tensors that layers read"
+    )
+    ranges = parser.add_argument_group("ranges")
+    ranges.add_argument("--method", choices=("minmax", "percentile", "mse", "entropy"), help="how to choose the ranges")
+    ranges.add_argument("--bits", metavar="N", type=int, help="bits of the codes, 2 to 16; default: 8")
+    ranges.add_argument("--symmetric", action="store_true", help="ranges that are symmetric about zero")
+    ranges.add_argument(
+        "--codes",
+        choices=("signed", "unsigned"),
+        help="whether codes may be negative; default: signed if --symmetric, else unsigned",
+    )
+    ranges.add_argument("--percentile", metavar="P", type=float, help="with --method percentile, in %%; default: 99.99")
+    ranges.add_argument("--encoding-version", metavar="V", help="for aimet: 0.6.1, 1.0.0 or 2.0.0; default: 1.0.0")
+    parser.add_argument("--merge", metavar="FILE", help="for imatrix: an earlier file, to add to")
 
 
 def _add_status(parser: argparse.ArgumentParser) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ..statistics.statistic import Document
 from .ledger import Ledger
 
 
@@ -21,17 +22,23 @@ def layers_document(ledgers: Mapping[str, Ledger]) -> dict[str, Any]:
 
 def counted_document(found: Ledger) -> dict[str, Any]:
     """What was counted for a layer, and the figures per layer that its statistics give, in real units."""
-    return {**found.document(), **{name: json_value(value) for name, value in found.figures().layer.items()}}
+    return {**found.document(), **_of_layer(found.figures())}
 
 
 def channels_document(found: Ledger) -> dict[str, Any]:
     """The same with the `tables` of its statistics, and `per_channel`: for each figure per channel, its values."""
-    columns = {name: [json_value(value) for value in values] for name, values in channel_columns(found).items()}
+    figures = found.figures()
+    columns = {name: [json_value(value) for value in values.tolist()] for name, values in figures.channels.items()}
     tables = {
         name: {"columns": [*each.columns], "rows": [[*map(json_value, row)] for row in each.rows]}
-        for name, each in found.figures().tables.items()
+        for name, each in figures.tables.items()
     }
-    return {"layer": found.layer, **counted_document(found), "tables": tables, "per_channel": columns}
+    counted = {**found.document(), **_of_layer(figures)}
+    return {"layer": found.layer, **counted, "tables": tables, "per_channel": columns}
+
+
+def _of_layer(figures: Document) -> dict[str, Any]:
+    return {name: json_value(value) for name, value in figures.layer.items()}
 
 
 def channel_columns(found: Ledger) -> dict[str, list[Any]]:

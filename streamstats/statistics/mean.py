@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -15,10 +16,10 @@ import numpy.typing as npt
 
 from ..errors import MismatchError, NonFiniteError, UsageError, counted
 from ..quantization import Quantization
-from .exact import ExactSum
+from .exact import ExactSum, unit_exponent
 from .running import Measures
 from .statistic import Document, Space, Statistic, Tensors
-from .sums import CountedSums, Float64Array, exact_means, sum_tensors
+from .sums import CountedSums, Float64Array, exact_means, real_maps, sum_tensors
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +56,15 @@ class ChannelMean(CountedSums):
     def mean(self, quantization: Quantization | None = None) -> Float64Array:
         """The mean of the finite values per channel, float64[C], in real units, as `exact_means` rounds and raises."""
         return exact_means(self.total, self.count, quantization)
+
+    def totals(self, quantization: Quantization | None = None) -> list[Fraction]:
+        """Σx = (Σq − n·z)·step of each channel, exact, in real units. Raises as `mean` for a wrong quantisation."""
+        maps = real_maps(self.space.dtype, quantization, self.space.channels)
+        shift = -unit_exponent(self.space.dtype)
+        return [
+            Fraction((total - (count * zero_point << shift)) * step.numerator, step.denominator << shift)
+            for total, count, (step, zero_point) in zip(self.total.units(), self.count.tolist(), maps, strict=True)
+        ]
 
 
 def prepare_input_mean(

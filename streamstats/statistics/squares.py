@@ -85,18 +85,23 @@ class ChannelSquares(AddedArrays):
         """The root of the variance per channel, float64[C], in real units; `sums` and NaN as for `variance`."""
         return self._roots(self._variances(sums, quantization))
 
+    def totals(self, sums: Any, quantization: Quantization | None = None) -> list[Fraction]:
+        """Σx² = (Σq² − 2·z·Σq + n·z²)·step² of each channel, exact, in squared real units; `sums` as for `rms`."""
+        shift = -unit_exponent(self.space.dtype)
+        return [
+            Fraction(
+                (square - (2 * zero_point * total << shift) + (count * zero_point**2 << 2 * shift)) * step.numerator**2,
+                step.denominator**2 << 2 * shift,
+            )
+            for square, total, count, (step, zero_point) in self._channels(sums, quantization)
+        ]
+
     def _roots(self, values: list[Fraction | None]) -> Float64Array:
         return np.array([np.nan if each is None else square_root(each) for each in values], dtype=np.float64)
 
     def _mean_squares(self, sums: Any, quantization: Quantization | None) -> list[Fraction | None]:
-        """(Σq² − 2·z·Σq + n·z²)·step² / n of each channel; None without finite values."""
-        unit = Fraction(2) ** unit_exponent(self.space.dtype)
-        return [
-            (square * unit**2 - 2 * zero_point * total * unit + count * zero_point**2) * step**2 / count
-            if count
-            else None
-            for square, total, count, (step, zero_point) in self._channels(sums, quantization)
-        ]
+        totals = zip(self.totals(sums, quantization), sums.count.tolist(), strict=True)
+        return [total / count if count else None for total, count in totals]
 
     def _variances(self, sums: Any, quantization: Quantization | None) -> list[Fraction | None]:
         unit = Fraction(2) ** unit_exponent(self.space.dtype)

@@ -218,7 +218,12 @@ def holds(path: Path, content: bytes) -> bool:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write `content` as JSON with sorted keys: equal content, equal bytes. Raises `OutputError`."""
-    write_bytes(path, (json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n").encode())
+    write_bytes(path, json_bytes(content))
+
+
+def json_bytes(content: Mapping[str, Any]) -> bytes:
+    """The bytes that `write_json` writes."""
+    return (json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -1,0 +1,85 @@
+"""`streamstats export`: calls the library and prints the result."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Collection
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+
+from ..errors import DONE, INCOMPLETE, UsageError, counted, listed
+from .tables import print_json, print_table, say
+
+if TYPE_CHECKING:
+    from ..exports.choice import RangeChoice
+    from ..exports.naming import Names
+
+
+def export(options: Namespace) -> int:
+    """`streamstats export OUT --format FORMAT -o FILE`."""
+    from ..exports.exporting import export
+    from ..storage.files import check_apart
+
+    check_apart([each for each in (options.names, options.model) if each is not None], options.file)
+    written = export(
+        options.output,
+        options.format,
+        options.file,
+        layers=options.layer,
+        names=_names(options),
+        ranges=_ranges(options),
+        encoding_version=options.encoding_version,
+        merge=options.merge,
+    )
+    missing = _missing(options, written.layers.keys())
+    if options.json:
+        print_json({"file": str(written.path), "layers": written.layers, "notes": written.notes, "missing": missing})
+    else:
+        print_table(["name in the file", "layer"], [[name, layer] for name, layer in written.layers.items()], left=2)
+    for note in written.notes:
+        say(note)
+    say(f"wrote {written.path}")
+    if missing:
+        say(
+            f"by default, onnxruntime also needs {counted(len(missing), 'tensor')}: {listed(missing)}; record them, or "
+            "leave the nodes that use them out of the quantisation"
+        )
+    return INCOMPLETE if missing else DONE
+
+
+def _ranges(options: Namespace) -> RangeChoice | None:
+    """The choice of ranges; None without a method. Raises `UsageError` for options that need one."""
+    from ..exports.choice import RangeChoice
+    from ..ranges.percentile import PERCENTILE
+
+    if options.method is not None:
+        signed = None if options.codes is None else options.codes == "signed"
+        bits = 8 if options.bits is None else options.bits
+        percentile = PERCENTILE if options.percentile is None else options.percentile
+        return RangeChoice(options.method, bits, options.symmetric, signed, percentile)
+    if options.bits is not None or options.symmetric or options.codes or options.percentile is not None:
+        raise UsageError("--bits, --symmetric, --codes and --percentile go with --method; add it, or leave them out")
+    return None
+
+
+def _names(options: Namespace) -> Names | None:
+    if options.names is not None:
+        from ..config import load_names
+
+        return load_names(options.names)
+    if options.model is None:
+        return None
+    from ..models.onnx.tensor_names import tensor_names
+    from ..outputs.results import open_results
+
+    layers = [layer for layer in open_results(options.output).layers if fnmatchcase(layer, options.layer)]
+    return tensor_names(options.model, layers)
+
+
+def _missing(options: Namespace, names: Collection[str]) -> list[str]:
+    """The tensors that onnxruntime needs and the file lacks, as far as the model tells."""
+    from ..models.onnx.tensor_names import calibrated_tensors
+
+    if options.model is None or options.format != "onnxruntime":
+        return []
+    return [each for each in calibrated_tensors(options.model) if each not in names]

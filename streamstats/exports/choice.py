@@ -1,0 +1,30 @@
+"""RangeChoice: which ranges an export holds, as `find_ranges` finds them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..outputs.layer_statistics import LayerStatistics
+from ..ranges.codes import Codes
+from ..ranges.finding import LayerRange, layer_ranges
+from ..ranges.percentile import PERCENTILE
+
+
+@dataclass(frozen=True)
+class RangeChoice:
+    """How the range of each layer is chosen, and for which codes; the arguments are those of `find_ranges`."""
+
+    method: str
+    bits: int = 8
+    symmetric: bool = False
+    signed: bool | None = None
+    percentile: float = PERCENTILE
+
+    @property
+    def codes(self) -> Codes:
+        """The codes. Raises `UsageError` for bit widths that have none."""
+        return Codes(self.bits, self.symmetric, self.signed)
+
+    def of(self, statistics: LayerStatistics) -> LayerRange:
+        """The range of a layer. Raises `UsageError` as `find_ranges` does."""
+        return layer_ranges(statistics, [self.method], self.codes, percentile=self.percentile)[0]

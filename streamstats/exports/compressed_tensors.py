@@ -1,0 +1,36 @@
+"""compressed-tensors: the steps and zero points of the inputs of torch modules, as a safetensors file.
+
+`load_pretrained_quantization_parameters` takes them into a model with static quantisation of activations per tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..ranges.codes import Codes
+from ..ranges.finding import LayerRange
+from ..storage.tensors import tensors_bytes
+
+METADATA = {"format": "pt"}
+"""What transformers expects of any safetensors file."""
+
+
+def refuses(codes: Codes) -> str | None:
+    """Why compressed-tensors cannot use ranges for `codes`; None if it can."""
+    if not codes.signed or codes.bits > 8:
+        return "compressed-tensors holds signed codes of at most 8 bits; add --codes signed or --symmetric"
+    return None
+
+
+def content(ranges: Mapping[str, LayerRange]) -> bytes:
+    """`MODULE.input_scale` float32[1] and, unless symmetric, `MODULE.input_zero_point` int8[1]."""
+    tensors: dict[str, npt.NDArray[Any]] = {}
+    for name, found in ranges.items():
+        tensors[f"{name}.input_scale"] = np.atleast_1d(found.quantization.step).astype(np.float32)
+        if not found.codes.symmetric:
+            tensors[f"{name}.input_zero_point"] = np.atleast_1d(found.quantization.zero_point).astype(np.int8)
+    return tensors_bytes(tensors, METADATA)

@@ -1,0 +1,67 @@
+"""Names of tensors: which tensor of an ONNX model a layer of an output is, and which ones onnxruntime calibrates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ...errors import UsageError, listed, require
+from ...storage.names import safe_name
+from .graph import load_model
+from .layers import survey
+
+if TYPE_CHECKING:
+    import onnx
+
+
+def tensor_names(model: str | Path, layers: Iterable[str]) -> dict[str, str]:
+    """Layer → tensor, for the `layers` that were recorded of the model.
+
+    If all of them are layers of the model, it is the tensor that each reads; otherwise, they are tensors, whose names
+    may have lost a leading `/`. Raises `UsageError` for a layer that is neither.
+    """
+    loaded, wanted = load_model(model), list(layers)
+    inputs = {layer.name: layer.input for layer in survey(loaded)[0]}
+    if wanted and all(layer in inputs for layer in wanted):
+        return {layer: inputs[layer] for layer in wanted}
+    tensors = _by_safe_name(loaded)
+    unknown = [layer for layer in wanted if layer not in tensors]
+    if unknown:
+        unknown = [layer for layer in unknown if layer not in inputs] or unknown
+        raise UsageError(
+            f"{model} has no tensor for {listed(unknown)}; expected the model that was recorded; name the tensors with "
+            "--names"
+        )
+    return {layer: tensors[layer] for layer in wanted}
+
+
+def calibrated_tensors(model: str | Path) -> list[str]:
+    """The tensors of which `quantize_static` needs a range, by default: floats that an operator it quantises uses."""
+    onnx, registry = require("onnx", "onnx"), require("onnxruntime.quantization.registry", "onnx")
+    inferred = onnx.shape_inference.infer_shapes(load_model(model))
+    graph, floats = inferred.graph, (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
+    quantized = {*registry.QDQRegistry, *registry.QLinearOpsRegistry}
+    infos = [*graph.value_info, *graph.input, *graph.output]
+    known = {each.name for each in infos if each.type.tensor_type.elem_type in floats}
+    used = {name for node in graph.node if node.op_type in quantized for name in (*node.input, *node.output)}
+    return sorted((used & known) - {each.name for each in graph.initializer})
+
+
+def _by_safe_name(model: onnx.ModelProto) -> dict[str, str]:
+    """Name as a layer → tensor, for names that one tensor has; a tensor's own name goes first."""
+    found: dict[str, list[str]] = {}
+    tensors = [*_tensors(model)]
+    for tensor in tensors:
+        found.setdefault(safe_name(tensor), []).append(tensor)
+    unique = {name: each[0] for name, each in found.items() if len(each) == 1}
+    return unique | {tensor: tensor for tensor in tensors}
+
+
+def _tensors(model: onnx.ModelProto) -> Iterator[str]:
+    yield from dict.fromkeys(
+        [
+            *(each.name for each in model.graph.input),
+            *(name for node in model.graph.node for name in node.output if name),
+        ]
+    )
