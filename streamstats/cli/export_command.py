@@ -41,8 +41,8 @@ def export(options: Namespace) -> int:
     say(f"wrote {written.path}")
     if missing:
         say(
-            f"by default, onnxruntime also needs {counted(len(missing), 'tensor')}: {listed(missing)}; record them, or "
-            "leave the nodes that use them out of the quantisation"
+            f"by default, onnxruntime also needs {counted(len(missing), 'tensor')}: {listed(missing)}; record them "
+            "(`record --tensors quantizable`), or leave the nodes that use them out of the quantisation"
         )
     return INCOMPLETE if missing else DONE
 
@@ -72,14 +72,15 @@ def _names(options: Namespace) -> Names | None:
     from ..models.onnx.tensor_names import tensor_names
     from ..outputs.results import open_results
 
-    layers = [layer for layer in open_results(options.output).layers if fnmatchcase(layer, options.layer)]
+    entries = open_results(options.output).manifest.layers
+    layers = [layer for layer in sorted(entries) if fnmatchcase(layer, options.layer) and not entries[layer].tensor]
     return tensor_names(options.model, layers)
 
 
 def _missing(options: Namespace, names: Collection[str]) -> list[str]:
     """The tensors that onnxruntime needs and the file lacks, as far as the model tells."""
-    from ..models.onnx.tensor_names import calibrated_tensors
+    from ..models.onnx.quantizable import quantizable_tensors
 
     if options.model is None or options.format != "onnxruntime":
         return []
-    return [each for each in calibrated_tensors(options.model) if each not in names]
+    return [each for each in quantizable_tensors(options.model) if each not in names]

@@ -37,6 +37,8 @@ REFUSES: Mapping[str, Callable[[Codes], str | None]] = {
     TENSORRT: tensorrt.refuses,
     COMPRESSED_TENSORS: compressed_tensors.refuses,
 }
+OF_TENSORS = (ONNXRUNTIME, TENSORRT, AIMET)
+"""Formats that name tensors: layers whose tensor was recorded have its name."""
 RULES: Mapping[str, Rule] = {COMPRESSED_TENSORS: module_name, IMATRIX: weight_name}
 """How layers are called in a format, unless by their own names."""
 
@@ -74,7 +76,10 @@ def export(
     """
     _check_options(file_format, ranges, encoding_version, merge)
     _check_target(Path(output), Path(path), merge)
-    found, origins = named(matching_layers(output, layers), names, RULES.get(file_format, identity))
+    chosen = matching_layers(output, layers)
+    if file_format in OF_TENSORS:
+        names = {**{layer: each.tensor for layer, each in chosen.items() if each.tensor}, **(names or {})}
+    found, origins = named(chosen, names, RULES.get(file_format, identity))
     notes: list[str] = []
     if file_format in OF_FIGURES:
         content = OF_FIGURES[file_format](found)

@@ -60,7 +60,7 @@ def named(
         for name in _names_of(layer, names or {}, rule):
             if not name:
                 raise UsageError(f"layer {layer} has an empty name; expected text, or null to leave the layer out")
-            if name in found and found[name].statistics != statistics.statistics:
+            if name in found and not _agree(found[name], statistics):
                 raise UsageError(
                     f"layers {origins[name]} and {layer} are both called {name}, but their statistics differ; expected "
                     "a name for each; choose other names, or leave one of them out"
@@ -68,6 +68,11 @@ def named(
             found.setdefault(name, statistics)
             origins.setdefault(name, layer)
     return dict(sorted(found.items())), origins
+
+
+def _agree(first: LayerStatistics, second: LayerStatistics) -> bool:
+    """Whether both read the same array, with whatever kernels, or have equal statistics."""
+    return first.array == second.array != "" or first.statistics == second.statistics
 
 
 def _names_of(layer: str, names: Names, rule: Rule) -> Iterator[str]:

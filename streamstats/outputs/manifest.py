@@ -75,6 +75,11 @@ class LayerEntry:
         """The rows that were forgotten."""
         return self._coverage("excluded")
 
+    @property
+    def tensor(self) -> str:
+        """The model's name of what was counted, empty if unknown."""
+        return str(self.counted.get("tensor") or "")
+
     def _coverage(self, name: str) -> Coverage:
         return Coverage.of(_rows(rows) for rows in self.counted.get(name, ()))
 

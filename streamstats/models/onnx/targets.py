@@ -139,7 +139,7 @@ def _unread_targets(wanted: Wanted, read: Sequence[Target], probes: Probes) -> t
     """The `tensors` that no layer in `read` reads."""
     recorded = {target.tensor for target in read}
     left = [name for name in wanted.tensors if name not in recorded]
-    names = tensor_names(left, list(wanted.inputs))
+    names = unread_names(left, list(wanted.inputs))
     targets, unfit = [], []
     for tensor, name in zip(left, names, strict=True):
         constant, value = tensor in wanted.constant, list(probes[tensor].values())[-1]
@@ -154,10 +154,10 @@ def _unread_targets(wanted: Wanted, read: Sequence[Target], probes: Probes) -> t
     return targets, unfit
 
 
-def tensor_names(tensors: Sequence[str], layers: Sequence[str]) -> list[str]:
+def unread_names(tensors: Sequence[str], layers: Sequence[str]) -> list[str]:
     """A name for each of the `tensors` that no layer reads, below a folder that no layer is in.
 
-    >>> tensor_names(["/relu", "y"], ["conv"]), tensor_names(["y"], ["tensors/conv"])
+    >>> unread_names(["/relu", "y"], ["conv"]), unread_names(["y"], ["tensors/conv"])
     (['tensors/relu', 'tensors/y'], ['tensors_2/y'])
     """
     taken = {layer.split("/")[0] for layer in layers}

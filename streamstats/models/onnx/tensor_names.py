@@ -1,4 +1,4 @@
-"""Names of tensors: which tensor of an ONNX model a layer of an output is, and which ones onnxruntime calibrates."""
+"""Names of tensors: which tensor of an ONNX model a layer of an output is, where the recording does not say so."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...errors import UsageError, listed, require
+from ...errors import UsageError, listed
 from ...storage.names import safe_name
 from .graph import load_model
 from .layers import survey
@@ -34,18 +34,6 @@ def tensor_names(model: str | Path, layers: Iterable[str]) -> dict[str, str]:
             "--names"
         )
     return {layer: tensors[layer] for layer in wanted}
-
-
-def calibrated_tensors(model: str | Path) -> list[str]:
-    """The tensors of which `quantize_static` needs a range, by default: floats that an operator it quantises uses."""
-    onnx, registry = require("onnx", "onnx"), require("onnxruntime.quantization.registry", "onnx")
-    inferred = onnx.shape_inference.infer_shapes(load_model(model))
-    graph, floats = inferred.graph, (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
-    quantized = {*registry.QDQRegistry, *registry.QLinearOpsRegistry}
-    infos = [*graph.value_info, *graph.input, *graph.output]
-    known = {each.name for each in infos if each.type.tensor_type.elem_type in floats}
-    used = {name for node in graph.node if node.op_type in quantized for name in (*node.input, *node.output)}
-    return sorted((used & known) - {each.name for each in graph.initializer})
 
 
 def _by_safe_name(model: onnx.ModelProto) -> dict[str, str]:

@@ -25,6 +25,7 @@ from streamstats.jobs.run import run
 from streamstats.models.onnx.correct import How, correct, correct_quantized
 from streamstats.models.onnx.iterative import Iterative
 from streamstats.models.onnx.judge import HeldOut
+from streamstats.models.onnx.quantizable import quantizable_tensors
 from streamstats.models.onnx.record import measure, record
 from streamstats.outputs.results import open_results
 
@@ -246,6 +247,22 @@ def test_their_ranges_make_the_model_that_onnxruntime_makes_of_its_own_calibrati
             assert scales[0].keys() == scales[1].keys()
             for name, scale in scales[0].items():
                 np.testing.assert_allclose(scale, scales[1][name], rtol=1e-5, atol=1)
+
+
+def test_an_exported_cache_is_complete_and_names_every_tensor(model: Path, tmp_path: Path) -> None:
+    recorded(model, tmp_path / "s.zarr", tensors="quantizable")
+    out = run_out(tmp_path / "s.zarr", tmp_path / "out", "taps", "histogram")
+    command = ["export", str(out), "--format", "onnxruntime", "--method", "mse"]
+    for more in ([], ["--model", str(model)]):
+        cache = tmp_path / f"cache{len(more)}.json"
+        assert main([*command, "-o", str(cache), *more]) == 0
+        assert sorted(json.loads(cache.read_text())["data"]) == sorted(quantizable_tensors(model))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            quantize_static(model, tmp_path / "q.onnx", None, calibration_cache_path=cache)
+        constants = {each.name: each for each in onnx.load(tmp_path / "q.onnx").graph.initializer}
+        expected = ss.find_ranges(out, "mse")["block/down"].quantization.step
+        assert numpy_helper.to_array(constants["r_scale"]) == pytest.approx(float(expected), rel=1e-6)
 
 
 def test_the_names_of_tensors_never_take_those_of_layers(tmp_path: Path) -> None:
