@@ -82,12 +82,13 @@ class Recorder:
         *,
         channel_axis: int = -1,
         quantization: Quantization | None = None,
+        kernel: Kernel | None = None,
     ) -> int:
         """The row at which `samples` would begin if they were appended; creates the layer if it does not exist.
 
         Raises as `append`.
         """
-        appended = described(self._source.location, layer, _native(samples), channel_axis, quantization, None)
+        appended = described(self._source.location, layer, _native(samples), channel_axis, quantization, kernel)
         opened = self._opened(appended)
         return opened.layer.rows + sum(map(len, opened.waiting))
 

@@ -611,5 +611,10 @@ def _add_send(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--quantization", metavar="JSON", help='of integer codes: \'{"scale": 0.1, "scale_is": "step"}\''
     )
+    parser.add_argument(
+        "--geometry",
+        metavar="JSON",
+        help='the layer\'s kernel, for `taps`: \'{"kernel": [3, 3], "pads": [1, 1, 1, 1]}\'',
+    )
     parser.add_argument("--key", help="with a single file: its key; default: the SHA-256 of its content")
     _add_service(parser)
