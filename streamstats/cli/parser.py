@@ -481,7 +481,7 @@ def _add_correct(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="the file for the corrected model, or for the corrections",
     )
-    _add_levels(parser)
+    _add_activations(_add_levels(parser))
     parser.add_argument("--uncorrected", metavar="FILE", help="with --bits: also write the uncorrected model")
     _add_how(parser)
     parser.add_argument(
@@ -498,7 +498,7 @@ def _add_correct(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_levels(parser: argparse.ArgumentParser) -> None:
+def _add_levels(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     levels = parser.add_argument_group("fake-quantise the float model, instead of giving a quantised one")
     levels.add_argument("--bits", metavar="N", type=int, help="bits of the weights, 2 to 16")
     levels.add_argument("--per-channel", action="store_true", help="one range per output channel, not per tensor")
@@ -508,6 +508,18 @@ def _add_levels(parser: argparse.ArgumentParser) -> None:
         choices=("minmax", "mse"),
         help="the range of the weights: minmax includes all of them (default); mse clips the largest if that reduces "
         "the squared error",
+    )
+    return levels
+
+
+def _add_activations(levels: argparse._ArgumentGroup) -> None:
+    levels.add_argument(
+        "--activation-bits", metavar="N", type=int, help="also round the input of every layer to N bits, 2 to 16"
+    )
+    levels.add_argument(
+        "--activation-range",
+        choices=("minmax", "percentile", "mse", "entropy"),
+        help="how `ranges` finds the range of each input in OUT (default minmax)",
     )
 
 
@@ -543,7 +555,7 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", metavar="FILE.html", help="the file for the report; default: OUT/report.html")
     parser.add_argument("--model", metavar="MODEL.onnx", help="the float model that was recorded")
     parser.add_argument("--quantized", metavar="QUANTIZED.onnx", help="the same model as another quantiser wrote it")
-    _add_levels(parser)
+    _add_activations(_add_levels(parser))
     _add_how(parser)
     parser.set_defaults(uncorrected=None)
 
