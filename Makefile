@@ -28,10 +28,10 @@ browser: $(VENV)/test.installed
 	($$as_root apt-get update -qq && $$as_root apt-get install -y -qq chromium) >/dev/null || \
 	$(BIN)/python -m playwright install chromium
 
-# The tests of models that need torch, and those that take long.
+# The tests that need torch or NNCF, and those of models that take long.
 models: $(VENV)/test.installed
-	$(BIN)/python -m pip install --quiet torch==2.13.0 torchao
-	$(BIN)/pytest -m 'soak or not soak' tests/models
+	$(BIN)/python -m pip install --quiet torch==2.13.0 torchao nncf
+	$(BIN)/pytest -m 'soak or not soak' tests/models tests/ranges/test_against_torch.py tests/ranges/test_against_nncf.py
 
 # The wheel and the sdist: their contents, and the demo from each of them in a fresh environment (some 3 minutes).
 package: $(VENV)/test.installed

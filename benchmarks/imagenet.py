@@ -7,8 +7,8 @@ lines `FILE LABEL` of `--labels`. Some are drawn for calibration, others to be j
 are fake-quantised to each of `--bits`, per tensor, in the range of all weights and in that of least squared error
 (mse); with `--activation-bits`, also with activations of so many bits, in ranges of least squared error; `--quantizer`
 has onnxruntime quantise weights and activations to 8 bits instead. What comes out: top-1 accuracy of the float model,
-the quantised one, and the corrected ones, in one pass and layer by layer; a report of each stays in `--folder`. With `--trial` the network and the images of
-`streamstats demo` are used: is everything there?
+the quantised one, and the corrected ones, in one pass and layer by layer; a report of each stays in `--folder`. With
+`--trial` the network and the images of `streamstats demo` are used: is everything there?
 """
 
 from __future__ import annotations
@@ -205,16 +205,20 @@ def _title(case: Case | None, options: argparse.Namespace) -> str:
     return f"{case.bits} bits {kind}, {case.weight_range}{activations}"
 
 
+def _suffix(case: Case | None) -> str:
+    """What tells the files of a case apart."""
+    if case is None:
+        return ""
+    return f"-{case.bits}-bits-{case.weight_range}{'-activations' if case.activation_bits else ''}"
+
+
 def _accuracies(case: Case | None, model: Path, folder: Path, options: argparse.Namespace) -> dict[str, float]:
     """Top-1 of every model of a case."""
     print(f"{_title(case, options)} …", file=sys.stderr)
     held_out = HeldOut(folder / "held-out.npy", folder / "labels.npy", batch_size=options.batch_size)
     iterative = Iterative(folder / "calibration.npy", folder / "work", batch_size=options.batch_size)
     how = How(iterative, held_out)
-    name = (
-        "" if case is None else "-".join(["", str(case.bits), case.weight_range, str(case.activation_bits or "float")])
-    )
-    target = folder / f"corrected{name}.onnx"
+    target = folder / f"corrected{_suffix(case)}.onnx"
     if case is None:
         quantized = _quantized(model, folder, options)
         done = correct_quantized(model, quantized, folder / "out", target, how=how)
