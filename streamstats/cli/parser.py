@@ -181,6 +181,8 @@ their weights, and the result is listed for each:
 Or fake-quantise the weights of the float model first:
 
   streamstats correct model.onnx --bits 5 --correctors out -o corrected.onnx --uncorrected quantized.onnx
+  streamstats correct model.onnx --bits 4 --weight-range mse --activation-bits 8 --activation-range mse \\
+      --correctors out -o corrected.onnx
 
 Correct layer by layer, with the inputs that the quantised network gives each layer; judge the result on samples that
 were not recorded; and leave alone the layers that would get worse. FIXED.report.html and .json show the effect:
