@@ -28,10 +28,10 @@ browser: $(VENV)/test.installed
 	($$as_root apt-get update -qq && $$as_root apt-get install -y -qq chromium) >/dev/null || \
 	$(BIN)/python -m playwright install chromium
 
-# The tests of models and exports that need torch and the tools built on it, and those that take long.
+# The tests that need torch, NNCF and other tools, and those of models that take long.
 models: $(VENV)/test.installed
-	$(BIN)/python -m pip install --quiet torch==2.13.0 torchao aimet-onnx compressed-tensors
-	$(BIN)/pytest -m 'soak or not soak' tests/models tests/exports
+	$(BIN)/python -m pip install --quiet torch==2.13.0 torchao nncf aimet-onnx compressed-tensors
+	$(BIN)/pytest -m 'soak or not soak' tests/models tests/exports tests/ranges/test_against_*.py
 
 # The wheel and the sdist: their contents, and the demo from each of them in a fresh environment (some 3 minutes).
 package: $(VENV)/test.installed

@@ -4,10 +4,11 @@
 
 The images lie in a folder for each class, as ImageNet's do; the classes are the sorted names of the folders, or the
 lines `FILE LABEL` of `--labels`. Some are drawn for calibration, others to be judged by; no image is both. The weights
-are fake-quantised to each of `--bits`, per tensor; `--quantizer` has onnxruntime quantise weights and activations to 8
-bits instead. What comes out: top-1 accuracy of the float model, the quantised one, and the corrected ones, in one pass
-and layer by layer; a report of each stays in `--folder`. With `--trial` the network and the images of
-`streamstats demo` are used: is everything there?
+are fake-quantised to each of `--bits`, per tensor, in the range of all weights and in that of least squared error
+(mse); with `--activation-bits`, also with activations of so many bits, in ranges of least squared error; `--quantizer`
+has onnxruntime quantise weights and activations to 8 bits instead. What comes out: top-1 accuracy of the float model,
+the quantised one, and the corrected ones, in one pass and layer by layer; a report of each stays in `--folder`. With
+`--trial` the network and the images of `streamstats demo` are used: is everything there?
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -65,10 +67,9 @@ def main() -> None:
         store = folder / "calibration.zarr"
         remove_folder(store)
         record(model, folder / "calibration.npy", store, batch_size=options.batch_size)
-        source, settings = str(store), {"statistics": ["spread", "taps"]}
+        source, settings = str(store), {"statistics": ["spread", "taps", "histogram"]}
         run(JobConfig.model_validate({"source": source, "output": str(out), **settings}).job(), restart=True)
-        cases = [None] if options.quantizer else options.bits
-        found = {_title(bits, options): _accuracies(bits, model, folder, options) for bits in cases}
+        found = {_title(case, options): _accuracies(case, model, folder, options) for case in _cases(options)}
     about = machine()
     if options.json:
         show_json({"machine": about, "top1": found})
@@ -87,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--trial", action="store_true", help="the demo's network and digits instead")
     parser.add_argument("--labels", help="a text file of lines FILE LABEL, instead of folders by class")
     parser.add_argument("--bits", type=int, nargs="+", default=[8, 5, 4], help="of fake-quantised weights")
+    parser.add_argument("--activation-bits", type=int, help="of fake-quantised activations, as a further case")
     parser.add_argument("--quantizer", action="store_true", help="onnxruntime's, weights and activations of 8 bits")
     parser.add_argument("--per-channel", action="store_true", help="one range an output channel")
     parser.add_argument("--calibration", type=int, default=512, help="images to calibrate with")
@@ -176,24 +178,62 @@ def _write_trial(folder: Path, options: argparse.Namespace) -> None:
 # Models
 
 
-def _title(bits: int | None, options: argparse.Namespace) -> str:
-    """What a case is called: of weights of so many `bits`, or None of onnxruntime's quantiser."""
+@dataclass(frozen=True)
+class Case:
+    """Weights of `bits` bits in the range `weight_range`, and activations of `activation_bits` unless None."""
+
+    bits: int
+    weight_range: str
+    activation_bits: int | None = None
+
+
+def _cases(options: argparse.Namespace) -> list[Case | None]:
+    """The cases to judge; None stands for onnxruntime's quantiser."""
+    if options.quantizer:
+        return [None]
+    kinds: list[tuple[str, int | None]] = [("minmax", None), ("mse", None)]
+    kinds += [("mse", options.activation_bits)] if options.activation_bits else []
+    return [Case(bits, *kind) for bits in options.bits for kind in kinds]
+
+
+def _title(case: Case | None, options: argparse.Namespace) -> str:
+    """What a case is called."""
     kind = "per channel" if options.per_channel else "per tensor"
-    return f"onnxruntime, 8 bits {kind}, activations too" if bits is None else f"{bits} bits {kind}"
+    if case is None:
+        return f"onnxruntime, 8 bits {kind}, activations too"
+    activations = f", activations {case.activation_bits} bits" if case.activation_bits else ""
+    return f"{case.bits} bits {kind}, {case.weight_range}{activations}"
 
 
-def _accuracies(bits: int | None, model: Path, folder: Path, options: argparse.Namespace) -> dict[str, float]:
+def _suffix(case: Case | None) -> str:
+    """What tells the files of a case apart."""
+    if case is None:
+        return ""
+    return f"-{case.bits}-bits-{case.weight_range}{'-activations' if case.activation_bits else ''}"
+
+
+def _accuracies(case: Case | None, model: Path, folder: Path, options: argparse.Namespace) -> dict[str, float]:
     """Top-1 of every model of a case."""
-    print(f"{_title(bits, options)} …", file=sys.stderr)
+    print(f"{_title(case, options)} …", file=sys.stderr)
     held_out = HeldOut(folder / "held-out.npy", folder / "labels.npy", batch_size=options.batch_size)
     iterative = Iterative(folder / "calibration.npy", folder / "work", batch_size=options.batch_size)
     how = How(iterative, held_out)
-    target = folder / ("corrected.onnx" if bits is None else f"corrected-{bits}-bits.onnx")
-    if bits is None:
+    target = folder / f"corrected{_suffix(case)}.onnx"
+    if case is None:
         quantized = _quantized(model, folder, options)
         done = correct_quantized(model, quantized, folder / "out", target, how=how)
     else:
-        done = correct(model, folder / "out", target, bits=bits, per_channel=options.per_channel, how=how)
+        done = correct(
+            model,
+            folder / "out",
+            target,
+            bits=case.bits,
+            per_channel=options.per_channel,
+            weight_range=case.weight_range,
+            activation_bits=case.activation_bits,
+            activation_range="mse",
+            how=how,
+        )
     page.write(target.with_suffix(page.REPORT), page.document(folder / "out", done))
     assert done.judgement is not None
     return {**done.judgement.accuracy}

@@ -22,11 +22,17 @@ def computing(source: Source, threads: int, *wanted: str) -> Iterator[Callable[[
 
     def run() -> Run:
         start = time.perf_counter()
-        with dask.config.set(scheduler="threads", num_workers=threads):
-            dask.compute([STATISTICS[name](*_values(source, layer)) for layer in source.layers for name in wanted])
+        computed(source, threads, *wanted)
         return Run(time.perf_counter() - start)
 
     yield run
+
+
+def computed(source: Source, threads: int, *wanted: str) -> list[Any]:
+    """The statistics `wanted` of each layer, in one compute."""
+    with dask.config.set(scheduler="threads", num_workers=threads):
+        statistics = [STATISTICS[name](*_values(source, layer)) for layer in source.layers for name in wanted]
+        return list(dask.compute(statistics)[0])
 
 
 def _values(source: Source, layer: LayerSource) -> tuple[Any, Sequence[int]]:
@@ -42,9 +48,7 @@ STATISTICS: dict[str, Callable[[Any, Sequence[int]], Any]] = {
     "extrema": lambda values, axes: [values.min(axis=axes), values.max(axis=axes)],
     "magnitude": lambda values, axes: abs(values).mean(axis=axes),
     "squares": lambda values, axes: (values**2).mean(axis=axes),
-    "histogram": lambda values, _: da.histogram(values, bins=BINS, range=(-16, 16))[
-        0
-    ],  # the range must be known before
+    "histogram": lambda values, _: da.histogram(values, bins=BINS, range=RANGE)[0],
     "percentile": lambda values, _: da.percentile(values.ravel(), QUANTILES, internal_method="dask"),
     "tdigest": lambda values, _: da.percentile(values.ravel(), QUANTILES, internal_method="tdigest"),
 }

@@ -100,12 +100,13 @@ class Recorder:
         *,
         channel_axis: int = -1,
         quantization: Quantization | None = None,
+        kernel: Kernel | None = None,
     ) -> int:
         """The row at which `samples` would begin if they were appended; creates the layer if it does not exist.
 
         Raises as `append`.
         """
-        readers = readers_of(layer, None, None)
+        readers = readers_of(layer, kernel, None)
         appended = described(self._source.location, layer, _native(samples), channel_axis, quantization, readers)
         opened = self._opened(appended)
         return opened.layer.rows + opened.waiting_rows

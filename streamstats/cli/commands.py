@@ -383,6 +383,7 @@ def ranges(options: Namespace) -> None:
         return
     _print_ranges([each for by in found.values() for each in by], options.per_channel)
     say(f"codes {codes.lowest} to {codes.highest}; real values are (code - zero point) * step")
+    _say_bounds([each for by in found.values() for each in by])
 
 
 def _plot_ranges(statistics: LayerStatistics, found: Sequence[LayerRange], target: str) -> None:
@@ -401,6 +402,16 @@ def _print_ranges(found: Sequence[LayerRange], per_channel: bool) -> None:
         for channel, figures in enumerate(each.rows())
     ]
     print_table([*names, "low", "high", "step", "zero point", "MSE", "SQNR dB"], rows, left=len(names))
+
+
+def _say_bounds(found: Sequence[LayerRange]) -> None:
+    """Say of which layers the errors are bounds, and why."""
+    names: dict[str, list[str]] = {}
+    for each in found:
+        if each.unknown:
+            names.setdefault(each.unknown, []).append(each.layer)
+    for reason, layers in names.items():
+        say(f"≤ and ≥ are bounds, from the extrema (and `squares`, if counted) of {listed(layers)}: {reason}")
 
 
 def _plot(statistics: LayerStatistics, target: str) -> None:

@@ -118,7 +118,7 @@ def report(options: Namespace) -> None:
         correction = _corrected(options, None)
         if options.iterative is not None:
             say("the report writes no model; `correct` with the same options does, and corrects layer by layer again")
-    elif options.quantized or options.bits or options.held_out or options.iterative:
+    elif options.quantized or options.bits or options.activation_bits or options.held_out or options.iterative:
         raise UsageError("--quantized, --bits, --held-out and --iterative need the float model; give it with --model")
     if correction is not None and not options.json:
         _print_correction(correction)
@@ -183,6 +183,8 @@ def _corrected(options: Namespace, output: Path | None) -> Correction:
             per_channel=options.per_channel,
             symmetric=options.symmetric,
             weight_range=options.weight_range or "minmax",
+            activation_bits=options.activation_bits,
+            activation_range=options.activation_range or "minmax",
             uncorrected=options.uncorrected,
             how=how,
             progress=shown,
@@ -197,9 +199,14 @@ def _check_models(options: Namespace) -> None:
         raise UsageError("give a quantised model after the float one, or --bits to quantise its weights here")
     if options.quantized is not None and options.bits is not None:
         raise UsageError("a quantised model and --bits cannot be combined; leave one out")
-    levels = options.per_channel or options.symmetric or options.weight_range
+    levels = options.per_channel or options.symmetric or options.weight_range or options.activation_bits
     if options.quantized is not None and (options.uncorrected or levels):
-        raise UsageError("--uncorrected, --per-channel, --symmetric and --weight-range go with --bits; leave them out")
+        raise UsageError(
+            "--uncorrected, --per-channel, --symmetric, --weight-range and --activation-bits go with --bits; leave "
+            "them out"
+        )
+    if options.activation_range and not options.activation_bits:
+        raise UsageError("--activation-range goes with --activation-bits; give both, or leave it out")
 
 
 def _how(options: Namespace, output: Path | None) -> How:
@@ -279,7 +286,15 @@ def _correct_tensors(options: Namespace) -> None:
 
 def _check_tensors(options: Namespace) -> None:
     """Raise `UsageError` unless the options for plain tensors, and no others, are there."""
-    others = (options.model, options.bits, options.iterative, options.samples, options.held_out, options.labels)
+    others = (
+        options.model,
+        options.bits,
+        options.activation_bits,
+        options.iterative,
+        options.samples,
+        options.held_out,
+        options.labels,
+    )
     if not (options.weights and options.fake_quantized and options.layout):
         raise UsageError("--weights, --fake-quantized and --layout go together; give all three")
     if any(others) or options.score or options.do_no_harm or options.report or options.uncorrected or options.work:

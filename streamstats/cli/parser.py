@@ -211,6 +211,8 @@ their weights, and the result is listed for each:
 Or fake-quantise the weights of the float model first:
 
   streamstats correct model.onnx --bits 5 --correctors out -o corrected.onnx --uncorrected quantized.onnx
+  streamstats correct model.onnx --bits 4 --weight-range mse --activation-bits 8 --activation-range mse \\
+      --correctors out -o corrected.onnx
 
 Correct layer by layer, with the inputs that the quantised network gives each layer; judge the result on samples that
 were not recorded; and leave alone the layers that would get worse. FIXED.report.html and .json show the effect:
@@ -554,7 +556,7 @@ def _add_correct(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="the file for the corrected model, or for the corrections",
     )
-    _add_levels(parser)
+    _add_activations(_add_levels(parser))
     parser.add_argument("--uncorrected", metavar="FILE", help="with --bits: also write the uncorrected model")
     _add_how(parser)
     parser.add_argument(
@@ -571,7 +573,7 @@ def _add_correct(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_levels(parser: argparse.ArgumentParser) -> None:
+def _add_levels(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     levels = parser.add_argument_group("fake-quantise the float model, instead of giving a quantised one")
     levels.add_argument("--bits", metavar="N", type=int, help="bits of the weights, 2 to 16")
     levels.add_argument("--per-channel", action="store_true", help="one range per output channel, not per tensor")
@@ -581,6 +583,18 @@ def _add_levels(parser: argparse.ArgumentParser) -> None:
         choices=("minmax", "mse"),
         help="the range of the weights: minmax includes all of them (default); mse clips the largest if that reduces "
         "the squared error",
+    )
+    return levels
+
+
+def _add_activations(levels: argparse._ArgumentGroup) -> None:
+    levels.add_argument(
+        "--activation-bits", metavar="N", type=int, help="also round the input of every layer to N bits, 2 to 16"
+    )
+    levels.add_argument(
+        "--activation-range",
+        choices=("minmax", "percentile", "mse", "entropy"),
+        help="how `ranges` finds the range of each input in OUT (default minmax)",
     )
 
 
@@ -616,7 +630,7 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", metavar="FILE.html", help="the file for the report; default: OUT/report.html")
     parser.add_argument("--model", metavar="MODEL.onnx", help="the float model that was recorded")
     parser.add_argument("--quantized", metavar="QUANTIZED.onnx", help="the same model as another quantiser wrote it")
-    _add_levels(parser)
+    _add_activations(_add_levels(parser))
     _add_how(parser)
     parser.set_defaults(uncorrected=None)
 
@@ -683,6 +697,11 @@ def _add_send(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--channel-axis", metavar="N", type=int, default=-1, help="the axis of the channels")
     parser.add_argument(
         "--quantization", metavar="JSON", help='of integer codes: \'{"scale": 0.1, "scale_is": "step"}\''
+    )
+    parser.add_argument(
+        "--geometry",
+        metavar="JSON",
+        help='the layer\'s kernel, for `taps`: \'{"kernel": [3, 3], "pads": [1, 1, 1, 1]}\'',
     )
     parser.add_argument("--key", help="with a single file: its key; default: the SHA-256 of its content")
     _add_service(parser)

@@ -27,6 +27,11 @@ if TYPE_CHECKING:
 
 STATUS_OF = {"done": DONE, "incomplete": INCOMPLETE}
 """The exit status that follows from the state of a job that has ended; FAILURE for any other."""
+DESCRIBED = {
+    "quantization": '{"scale": …, "scale_is": "step", "zero_point": …}',
+    "geometry": '{"kernel": […], "strides": […], "pads": […]}',
+}
+"""Options that describe a layer in JSON, each with an example of its value."""
 
 
 def serve(options: Namespace) -> None:
@@ -157,9 +162,9 @@ def send(options: Namespace) -> None:
     """`streamstats send STORE LAYER FILE…`."""
     if options.key is not None and len(options.files) > 1:
         raise UsageError("--key is for a single file; leave it out, or send the files one by one")
-    quantization = None if options.quantization is None else _parsed(options.quantization)
+    about = {name: _parsed(name, text) for name in DESCRIBED if (text := getattr(options, name)) is not None}
     with _client(options) as client:
-        answers = [(name, _sent(client, options, name, quantization)) for name in options.files]
+        answers = [(name, _sent(client, options, name, about)) for name in options.files]
     if options.json:
         print_json({"sent": [{"file": name, **each.model_dump()} for name, each in answers]})
         return
@@ -167,27 +172,32 @@ def send(options: Namespace) -> None:
     print_table(["file", "rows", "note"], rows)
 
 
-def _sent(client: Client, options: Namespace, name: str, quantization: dict[str, Any] | None) -> IngestView:
-    """Append the file `name`. Raises `UsageError` if it cannot be read."""
+def _sent(client: Client, options: Namespace, name: str, about: Mapping[str, Any]) -> IngestView:
+    """Append the file `name` to the layer that `about` describes. Raises `UsageError` if it cannot be read."""
     try:
         content = Path(name).read_bytes()
     except OSError as error:
         raise UsageError(f"cannot read {name}: {error.strerror or error}") from error
     key = options.key or hashlib.sha256(content).hexdigest()
     return client.ingest(
-        options.store, options.layer, content, key=key, channel_axis=options.channel_axis, quantization=quantization
+        options.store,
+        options.layer,
+        content,
+        key=key,
+        channel_axis=options.channel_axis,
+        quantization=about.get("quantization"),
+        geometry=about.get("geometry"),
     )
 
 
-def _parsed(text: str) -> dict[str, Any]:
+def _parsed(name: str, text: str) -> dict[str, Any]:
+    """The value of the option `name`, which is JSON. Raises `UsageError`."""
     try:
         found = json.loads(text)
     except ValueError as error:
-        raise UsageError(f"--quantization is not JSON: {error}") from error
+        raise UsageError(f"--{name} is not JSON: {error}") from error
     if not isinstance(found, dict):
-        raise UsageError(
-            '--quantization is not a JSON object; expected \'{"scale": …, "scale_is": "step", "zero_point": …}\''
-        )
+        raise UsageError(f"--{name} is not a JSON object; expected '{DESCRIBED[name]}'")
     return found
 
 

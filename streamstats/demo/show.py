@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..config import JobConfig
 from ..errors import UsageError, require
@@ -21,6 +21,10 @@ from .digits import calibration_digits, held_out_digits
 
 BITS = 5
 OTHER_BITS = (4, 6, 8)
+STATISTICS = ["spread", "histogram"]
+"""What is counted besides means and extrema: for the report, and for ranges."""
+ACTIVATION_BITS = 8
+HEADINGS = ("quantised", "corrected", "layer by layer", "mse ranges", "activations, too")
 PICTURE = "accuracy.png"
 
 FILES = {
@@ -46,16 +50,28 @@ NEXT = (
 """Arguments of commands to try in the demo's folder."""
 
 
+class Accuracies(NamedTuple):
+    """Accuracies (0 to 1) of the network with weights of one bit width.
+
+    First with ranges that include all weights: quantised, corrected in one pass, corrected layer by layer. Then
+    corrected in one pass with ranges of least squared error: of the weights; of activations of 8 bits, too.
+    """
+
+    quantized: float
+    one_pass: float
+    iterative: float
+    least_squares: float
+    with_activations: float
+
+
 @dataclass(frozen=True)
 class Outcome:
-    """Accuracy (0 to 1) on the held-out digits: of the float network, and for each bit width of the quantised network,
-    the one corrected in one pass, and the one corrected layer by layer.
-    """
+    """Accuracy (0 to 1) on the held-out digits: of the float network, and for each bit width of the weights."""
 
     folder: Path
     held_out: int
     float_accuracy: float
-    by_bits: dict[int, tuple[float, float, float]]
+    by_bits: dict[int, Accuracies]
 
     def document(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -63,20 +79,17 @@ class Outcome:
             "folder": str(self.folder),
             "held_out_digits": self.held_out,
             "float": self.float_accuracy,
-            "bits": {
-                str(bits): dict(zip(("quantized", "one_pass", "iterative"), found, strict=True))
-                for bits, found in self.by_bits.items()
-            },
+            "bits": {str(bits): found._asdict() for bits, found in self.by_bits.items()},
         }
 
     def bars(self) -> list[tuple[str, float]]:
         """(name, accuracy) of the float, the quantised and the corrected network at the demo's bit width."""
-        quantized, one_pass, iterative = self.by_bits[BITS]
+        found = self.by_bits[BITS]
         return [
             ("float", self.float_accuracy),
-            (f"{BITS}-bit weights", quantized),
-            ("corrected", one_pass),
-            ("layer by layer", iterative),
+            (f"{BITS}-bit weights", found.quantized),
+            ("corrected", found.one_pass),
+            ("layer by layer", found.iterative),
         ]
 
     def text(self, command: str = "streamstats") -> str:
@@ -88,8 +101,11 @@ class Outcome:
         lines = [
             f"Accuracy on {self.held_out} held-out digits; weights of N bits, one range per tensor:",
             "",
-            f"bits  quantised  corrected  layer by layer    (float {self.float_accuracy:.1%})",
-            *(f"{bits:>4}  {q:>9.1%}  {c:>9.1%}  {i:>14.1%}" for bits, (q, c, i) in self.by_bits.items()),
+            "  ".join(["bits", *HEADINGS]) + f"    (float {self.float_accuracy:.1%})",
+            *(_row(bits, found) for bits, found in self.by_bits.items()),
+            "",
+            "mse ranges: weights in ranges of least squared error, corrected in one pass",
+            f"activations, too: the same, and activations of {ACTIVATION_BITS} bits",
         ]
         return "\n".join(lines)
 
@@ -100,6 +116,11 @@ class Outcome:
     def _next(self, command: str) -> str:
         commands = [f"  cd {self.folder}", *(f"  {command} {arguments}" for arguments in NEXT)]
         return "\n".join(["Next:", *commands])
+
+
+def _row(bits: int, found: Accuracies) -> str:
+    cells = [f"{each:>{len(heading)}.1%}" for heading, each in zip(HEADINGS, found, strict=True)]
+    return "  ".join([f"{bits:>4}", *cells])
 
 
 def run(folder: Path, say: Callable[[str], None]) -> Outcome:
@@ -124,27 +145,40 @@ def run(folder: Path, say: Callable[[str], None]) -> Outcome:
 def _configuration(folder: Path) -> JobConfig:
     """That of `run.yaml`, with the paths as they are from here."""
     paths = {"source": str(folder / "calibration.zarr"), "output": str(folder / "out")}
-    return JobConfig.model_validate(paths | {"statistics": ["spread"]})
+    return JobConfig.model_validate(paths | {"statistics": STATISTICS})
 
 
 def _judge(folder: Path, model: Path) -> Outcome:
     """The accuracies at every bit width. The models of width BITS come last, so they stay, with their report."""
     quantized, corrected = folder / "quantized.onnx", folder / "corrected.onnx"
-    how = How(
-        Iterative(folder / "calibration.npy", folder / "work", batch_size=256),
-        HeldOut(folder / "held-out.npy", folder / "labels.npy", batch_size=256),
-    )
+    held_out = HeldOut(folder / "held-out.npy", folder / "labels.npy", batch_size=256)
+    how = How(Iterative(folder / "calibration.npy", folder / "work", batch_size=256), held_out)
     found = {}
     for bits in (*OTHER_BITS, BITS):
         done = correct(model, folder / "out", corrected, bits=bits, uncorrected=quantized, how=how)
         assert done.judgement is not None
-        found[bits] = done.judgement.accuracy
+        accuracy = done.judgement.accuracy
+        plain = (accuracy[UNCORRECTED], accuracy[ONE_PASS], accuracy[CORRECTED])
+        found[bits] = Accuracies(*plain, *_least_squares(folder, model, bits, held_out))
     page.write(corrected.with_suffix(page.REPORT), page.document(folder / "out", done))
-    by_bits = {
-        bits: (accuracy[UNCORRECTED], accuracy[ONE_PASS], accuracy[CORRECTED])
-        for bits, accuracy in sorted(found.items())
-    }
-    return Outcome(folder, len(held_out_digits().labels), found[BITS]["float"], by_bits)
+    return Outcome(folder, len(held_out_digits().labels), accuracy["float"], dict(sorted(found.items())))
+
+
+def _least_squares(folder: Path, model: Path, bits: int, held_out: HeldOut) -> Iterator[float]:
+    """The accuracies with ranges of least squared error: of the weights, and of activations, too."""
+    for activation_bits in (None, ACTIVATION_BITS):
+        done = correct(
+            model,
+            folder / "out",
+            None,
+            bits=bits,
+            weight_range="mse",
+            activation_bits=activation_bits,
+            activation_range="mse",
+            how=How(held_out=held_out),
+        )
+        assert done.judgement is not None
+        yield done.judgement.accuracy[CORRECTED]
 
 
 def _check_folder(folder: Path) -> None:
@@ -169,4 +203,5 @@ def _write_inputs(folder: Path, model: Path) -> None:
     write_array(folder / "calibration.npy", calibration_digits().images)
     write_array(folder / "held-out.npy", held_out.images)
     write_array(folder / "labels.npy", held_out.labels)
-    write_bytes(folder / "run.yaml", b"source: calibration.zarr\noutput: out\nstatistics: [spread]\n")
+    content = f"source: calibration.zarr\noutput: out\nstatistics: [{', '.join(STATISTICS)}]\n"
+    write_bytes(folder / "run.yaml", content.encode())

@@ -40,9 +40,47 @@ class Distortion:
     @property
     def sqnr(self) -> float:
         """The signal-to-quantisation-noise ratio in dB; infinite without an error."""
-        if self.mean_squared_error == 0:
-            return math.inf
-        return 10 * math.log10(self.mean_square / self.mean_squared_error)
+        return decibels(self.mean_square, self.mean_squared_error)
+
+    @property
+    def bound(self) -> Bound:
+        """What is certain of the error."""
+        least_root = max(0.0, math.sqrt(self.mean_square) - self.within)
+        return Bound((math.sqrt(self.mean_squared_error) + self.within) ** 2, least_root**2)
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What is certain of the error of quantised values, in squared real units.
+
+    The mean squared error is at most `mean_squared_error`. The mean square of the values is at least `mean_square`,
+    None if nothing is known of it.
+    """
+
+    mean_squared_error: float
+    mean_square: float | None
+
+    @property
+    def sqnr(self) -> float:
+        """The least signal-to-quantisation-noise ratio in dB; NaN if nothing is known of the mean square."""
+        return math.nan if self.mean_square is None else decibels(self.mean_square, self.mean_squared_error)
+
+
+def decibels(mean_square: float, mean_squared_error: float) -> float:
+    """The ratio of the two in dB; infinite without an error."""
+    if mean_squared_error == 0:
+        return math.inf
+    return 10 * math.log10(mean_square / mean_squared_error) if mean_square else -math.inf
+
+
+def unclipped_bound(quantization: Quantization, mean_square: float | None) -> Bound:
+    """The bound for a range that includes all values, of which only the extrema and `mean_square` are known, or None.
+
+    Every value lies within half a step of a value with a code, even if the zero point was rounded; and none is farther
+    from such a value than from zero, which has a code.
+    """
+    half_a_step = float(quantization.step) ** 2 / 4
+    return Bound(half_a_step if mean_square is None else min(half_a_step, mean_square), mean_square)
 
 
 def distortion(values: Distribution, codes: Codes, quantization: Quantization) -> Distortion | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,6 @@ Float64Array = npt.NDArray[np.float64]
 
 LARGEST = 1e150
 """Values beyond ±1e150 are refused: their squares would overflow."""
-COUNT_IT = "add `statistics: [histogram]` to the configuration, and run again with --restart"
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,9 +39,9 @@ class Distribution:
 
         Raises `UsageError`, with the reason, if `why_unknown` has one, and for values beyond ±1e150.
         """
-        reason = why_unknown(statistics, by_channel=channel is not None)
-        if reason is not None:
-            raise UsageError(f"layer {statistics.layer}: {reason}")
+        unknown = why_unknown(statistics, by_channel=channel is not None)
+        if unknown is not None:
+            raise UsageError(f"layer {statistics.layer}: {unknown.reason}; {unknown.remedy}")
         histogram: Histogram = statistics.statistics[Histogram.name]
         low, high, count = histogram.bins(statistics.quantization, channel)
         least, greatest = extrema(statistics, channel)
@@ -112,22 +111,31 @@ def summed(terms: npt.NDArray[Any]) -> Float64Array:
     return np.concatenate([[0.0], np.cumsum(terms, dtype=np.float64)])
 
 
-def why_unknown(statistics: LayerStatistics, *, by_channel: bool = False) -> str | None:
-    """Why there is no `Distribution`, or none for each channel, and what to do; None if there is one."""
+class Unknown(NamedTuple):
+    """Why there is no `Distribution`, and what to do."""
+
+    reason: str
+    remedy: str
+
+
+def why_unknown(statistics: LayerStatistics, *, by_channel: bool = False) -> Unknown | None:
+    """Why there is no `Distribution`, or none for each channel; None if there is one."""
     dtype, quantization = statistics.space.dtype, statistics.quantization
-    if Histogram.name not in statistics.statistics:
-        return f"no histogram was counted; {COUNT_IT}"
-    if is_counted_by_channel(dtype):
-        return None
-    if by_channel:
-        return (
-            f"the histogram of {dtype} values covers all channels together; only 8-bit values are counted per channel: "
-            "leave out --per-channel, use minmax, or choose other layers"
+    if by_channel and not is_counted_by_channel(dtype):
+        return Unknown(
+            f"the histogram of {dtype} values covers all channels together; only 8-bit values are counted per channel",
+            "leave out --per-channel, use minmax, or choose other layers",
         )
-    if quantization is not None and quantization.channels is not None:
-        return (
+    if Histogram.name not in statistics.statistics:
+        return Unknown(
+            "no histogram was counted",
+            "add `statistics: [histogram]` to the configuration, and run again with --restart",
+        )
+    if quantization is not None and quantization.channels is not None and not is_counted_by_channel(dtype):
+        return Unknown(
             f"each channel of the {dtype} codes has its own step, but their histogram covers all channels together, so "
-            "the real values are unknown; use minmax"
+            "the real values are unknown",
+            "use minmax",
         )
     return None
 

@@ -18,7 +18,7 @@ from ..outputs.layer_statistics import LayerStatistics
 from ..outputs.results import open_results
 from ..quantization import Quantization
 from .codes import Codes
-from .distortion import Distortion, distortion
+from .distortion import Bound, Distortion, distortion, unclipped_bound
 from .distribution import Distribution, extrema, why_unknown
 from .entropy import entropy_range
 from .least_squares import least_squares_range
@@ -32,23 +32,29 @@ METHODS = (MINMAX, "percentile", "mse", "entropy")
 class Range:
     """The range from `low` to `high`, in real units, which `method` chose; it includes zero.
 
-    `distortion` is the expected error; None without a histogram that fits, or without values.
+    `distortion` is the expected error, None without a histogram of these values. `bound` is what is certain of the
+    error. Both are None without values.
     """
 
     low: float
     high: float
     method: str
     distortion: Distortion | None
+    bound: Bound | None = None
 
 
 @dataclass(frozen=True)
 class LayerRange:
-    """The ranges of a layer in `codes`, by one method: one for all channels or, if `per_channel`, one for each."""
+    """The ranges of a layer in `codes`, by one method: one for all channels or, if `per_channel`, one for each.
+
+    `unknown` says why only the bounds of the errors are known, if so.
+    """
 
     layer: str
     codes: Codes
     per_channel: bool
     ranges: tuple[Range, ...]
+    unknown: str | None = None
 
     @property
     def method(self) -> str:
@@ -63,7 +69,7 @@ class LayerRange:
 
     def document(self) -> dict[str, Any]:
         """JSON-ready: lists if `per_channel`; None for unknown figures, and for an infinite SQNR."""
-        known = [each.distortion for each in self.ranges]
+        known, certain = [each.distortion for each in self.ranges], [each.bound for each in self.ranges]
         figures: dict[str, list[Any]] = {
             "low": [each.low for each in self.ranges],
             "high": [each.high for each in self.ranges],
@@ -71,6 +77,8 @@ class LayerRange:
             "rms_error_within": [each and each.within for each in known],
             "mean_square": [each and each.mean_square for each in known],
             "sqnr_db": [each and json_value(each.sqnr) for each in known],
+            "mean_squared_error_at_most": [each and each.mean_squared_error for each in certain],
+            "sqnr_db_at_least": [each and json_value(each.sqnr) for each in certain],
         }
         return {
             "method": self.method,
@@ -81,19 +89,28 @@ class LayerRange:
             "per_channel": self.per_channel,
             **self.quantization.to_metadata(),
             **{name: column if self.per_channel else column[0] for name, column in figures.items()},
+            "unknown": self.unknown,
         }
 
     def rows(self) -> list[list[Any]]:
-        """[low, high, step, zero point, mean squared error, SQNR in dB] of each range; NaN for unknown figures."""
+        """[low, high, step, zero point, mean squared error, SQNR in dB] of each range.
+
+        Of errors that are not known, the bounds: "≤ …" and "≥ …"; NaN if nothing is known.
+        """
         maps = zip(np.atleast_1d(self.quantization.step), np.atleast_1d(self.quantization.zero_point), strict=True)
         return [
-            [found.low, found.high, float(step), int(zero_point), *_errors(found.distortion)]
+            [found.low, found.high, float(step), int(zero_point), *_errors(found)]
             for found, (step, zero_point) in zip(self.ranges, maps, strict=True)
         ]
 
 
-def _errors(found: Distortion | None) -> tuple[float, float]:
-    return (found.mean_squared_error, found.sqnr) if found else (math.nan, math.nan)
+def _errors(found: Range) -> tuple[Any, Any]:
+    if found.distortion:
+        return found.distortion.mean_squared_error, found.distortion.sqnr
+    if found.bound is None:
+        return math.nan, math.nan
+    least = found.bound.sqnr
+    return f"≤ {found.bound.mean_squared_error:.6g}", math.nan if math.isnan(least) else f"≥ {least:.6g}"
 
 
 def find_ranges(
@@ -113,7 +130,7 @@ def find_ranges(
     divergence, as TensorRT defines it). Every method except "minmax" needs `statistics: [histogram]` in the
     configuration of the run. `bits` (2 to 16), `symmetric` and `signed` choose the codes, as `Codes` explains.
     `per_channel` gives each channel its own range: with "minmax" for all layers, with other methods for layers of 8-bit
-    values. `percentile`, in %, is for the method of that name.
+    values and of a single channel. `percentile`, in %, is for the method of that name.
 
     Raises `UsageError`, with the reason, if the request cannot be met; `DataError` for damaged files.
     """
@@ -147,14 +164,15 @@ def layer_ranges(
         if method not in METHODS:
             raise UsageError(f"the method is {method!r}; expected one of {', '.join(METHODS)}")
     needed = [method for method in methods if method != MINMAX]
-    reason = why_unknown(statistics, by_channel=per_channel)
-    if needed and reason:
-        raise UsageError(f"layer {statistics.layer}: {', '.join(needed)}: {reason}")
+    unknown = why_unknown(statistics, by_channel=per_channel and statistics.channels > 1)
+    if needed and unknown:
+        raise UsageError(f"layer {statistics.layer}: {', '.join(needed)}: {unknown.reason}; {unknown.remedy}")
     if per_channel and not statistics.channels:
         raise UsageError(f"layer {statistics.layer} has no channels; expected at least one for ranges per channel")
-    channels: Sequence[int | None] = range(statistics.channels) if per_channel else [None]
+    channels: Sequence[int | None] = range(statistics.channels) if per_channel and statistics.channels > 1 else [None]
     ranges = [_ranges(statistics, channel, methods, codes, percentile) for channel in channels]
-    return [LayerRange(statistics.layer, codes, per_channel, each) for each in zip(*ranges, strict=True)]
+    reason = unknown and unknown.reason
+    return [LayerRange(statistics.layer, codes, per_channel, each, reason) for each in zip(*ranges, strict=True)]
 
 
 def _ranges(
@@ -163,15 +181,28 @@ def _ranges(
     """The range of a layer, or of one of its channels, by each method."""
     if why_unknown(statistics, by_channel=channel is not None):
         low, high = codes.widened(*extrema(statistics, channel))
-        return [Range(float(low), float(high), method, None) for method in methods]
+        bound = _bound(statistics, channel, codes.quantization(low, high))
+        return [Range(float(low), float(high), method, None, bound) for method in methods]
     values = Distribution.of(statistics, channel)
     return [_range(values, method, codes, percentile) for method in methods]
+
+
+def _bound(statistics: LayerStatistics, channel: int | None, quantization: Quantization) -> Bound | None:
+    """What is certain of the error of a range from the least to the greatest value; None without values."""
+    chosen = slice(None) if channel is None else slice(channel, channel + 1)
+    counts = statistics.sums.count[chosen]
+    if not counts.sum():
+        return None
+    rms = statistics.rms
+    squares = None if rms is None else np.where(counts, rms[chosen], 0.0) ** 2
+    return unclipped_bound(quantization, None if squares is None else float(squares @ counts / counts.sum()))
 
 
 def _range(values: Distribution, method: str, codes: Codes, percentile: float) -> Range:
     ends = _ends(values, method, codes, percentile) if values.total else (0.0, 0.0)
     low, high = codes.widened(*ends)
-    return Range(float(low), float(high), method, distortion(values, codes, codes.quantization(low, high)))
+    found = distortion(values, codes, codes.quantization(low, high))
+    return Range(float(low), float(high), method, found, found.bound if found else None)
 
 
 def _ends(values: Distribution, method: str, codes: Codes, percentile: float) -> tuple[float, float]:

@@ -205,16 +205,20 @@ class Client:
         key: str | None = None,
         channel_axis: int = -1,
         quantization: Mapping[str, Any] | None = None,
+        geometry: Mapping[str, Any] | None = None,
     ) -> IngestView:
         """Append `samples` (samples on axis 0, or the bytes of a file that holds them) to a layer of a service's store.
 
         The samples are on the service's disk when this returns. Requests with the same `key` (default: a new one)
-        count once.
+        count once. `quantization` and `geometry`, the layer's kernel, have the keys that they have in a configuration;
+        jobs that count `taps` need the geometry.
         """
         content = samples if isinstance(samples, bytes) else _npy(samples)
         query: dict[str, Any] = {"channel_axis": channel_axis}
         if quantization is not None:
             query["quantization"] = json.dumps(quantization)
+        if geometry is not None:
+            query["geometry"] = json.dumps(geometry)
         path = f"/stores/{quote(store, safe='')}/layers/{quote(layer)}"
         headers = {"Idempotency-Key": key or uuid.uuid4().hex}
         return IngestView.model_validate(self._json("POST", path, params=query, headers=headers, content=content))

@@ -22,6 +22,7 @@ import numpy.typing as npt
 from ..calibration.recorder import Recorder, stored_layer
 from ..calibration.sources.choose import source_of
 from ..errors import MismatchError, OutputError, StreamstatsError, UsageError
+from ..layouts import Kernel
 from ..quantization import Quantization
 from .database import Database
 from .errors import ConflictError, FullError
@@ -46,6 +47,7 @@ class Activations:
     samples: npt.NDArray[Any]
     channel_axis: int = -1
     quantization: Quantization | None = None
+    kernel: Kernel | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,7 +205,11 @@ class Lane:
             waiting.answer.set_result(known)
         else:
             start = recorder.next_row(
-                sent.layer, sent.samples, channel_axis=sent.channel_axis, quantization=sent.quantization
+                sent.layer,
+                sent.samples,
+                channel_axis=sent.channel_axis,
+                quantization=sent.quantization,
+                kernel=sent.kernel,
             )
             start = next(reversed(fresh.values())).stop if fresh else start
             fresh[sent.key] = _Fresh(waiting, start, start + len(sent.samples))
@@ -213,7 +219,13 @@ class Lane:
         first = fresh[0].sent
         blocks = [each.sent.samples for each in fresh]
         samples = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
-        recorder.append(first.layer, samples, channel_axis=first.channel_axis, quantization=first.quantization)
+        recorder.append(
+            first.layer,
+            samples,
+            channel_axis=first.channel_axis,
+            quantization=first.quantization,
+            kernel=first.kernel,
+        )
         self._metrics.ingested_rows.inc(len(samples))
         self._metrics.ingested_bytes.inc(samples.nbytes)
         for each in fresh:

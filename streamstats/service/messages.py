@@ -71,6 +71,13 @@ class OnnxRequest(Submission):
     per_channel: bool = False
     symmetric: bool = False
     weight_range: Literal["minmax", "mse"] = "minmax"
+    activation_bits: Annotated[
+        int | None,
+        Field(ge=2, le=16, description="With `bits`: also round the input of every layer to this many bits."),
+    ] = None
+    activation_range: Annotated[
+        Literal["minmax", "percentile", "mse", "entropy"], Field(description="How the ranges of inputs are found.")
+    ] = "minmax"
     storage: Literal["float", "int8"] = "float"
     iterative: Annotated[Literal["full", "change"] | None, Field(description="Correct layer by layer.")] = None
     held_out: Annotated[Upload | None, Field(description="Samples that measure the effect of the correction.")] = None

@@ -32,6 +32,7 @@ from ..jobs.session import Outcome
 from ..models.linear import CORRECTION_STATISTICS
 from ..outputs.shortfalls import REMEDY
 from ..progress import Stage
+from ..statistics.histogram import Histogram
 from ..storage.files import read_json, remove, remove_folder, write_json
 from ..storage.locks import locked
 from .published import publish, result_files
@@ -190,7 +191,8 @@ def _record(inputs: dict[str, Path], request: dict[str, Any], lines: Lines) -> N
 def _onnx_job(request: dict[str, Any]) -> Job:
     """The reduction of the recorded store."""
     cluster = ClusterConfig.model_validate(request["cluster"], strict=False)
-    rule = LayerRule("*", statistics=CORRECTION_STATISTICS)
+    ranges = (Histogram.name,) if request.get("activation_bits") else ()
+    rule = LayerRule("*", statistics=(*CORRECTION_STATISTICS, *ranges))
     return Job(STORE, OUTPUT, (rule,), memory=request["memory"], cluster=cluster.chosen())
 
 
@@ -199,7 +201,7 @@ def _corrected(inputs: dict[str, Path], request: dict[str, Any], lines: Lines) -
     from ..models.onnx.correct import correct, correct_quantized
 
     model, quantized = inputs["model"], inputs.get("quantized")
-    levels = {name: request[name] for name in ("bits", "per_channel", "symmetric", "weight_range")}
+    levels = {name: request[name] for name in LEVELS if name in request}  # an older service did not know all of them
     how = _how(inputs, request)
     lines.say("correcting the model")
     if quantized is not None:
@@ -228,6 +230,8 @@ def _publish_correction(correction: Correction, lines: Lines) -> None:
     lines.write("results", publish(Path(), result_files(Path(OUTPUT)) | files))
 
 
+LEVELS = ("bits", "per_channel", "symmetric", "weight_range", "activation_bits", "activation_range")
+"""The keys of a request that say how the float model is fake-quantised."""
 JOB_KINDS = {"run": _run, "onnx": _onnx}
 
 

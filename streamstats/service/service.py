@@ -272,9 +272,13 @@ def check_onnx(request: OnnxRequest) -> None:
     """Raise `UsageError` for keys that contradict each other."""
     if (request.quantized is None) == (request.bits is None):
         raise UsageError("give either a quantised model or `bits` to quantise the weights here, not both")
-    levels = request.per_channel or request.symmetric or request.weight_range != "minmax"
+    levels = request.per_channel or request.symmetric or request.weight_range != "minmax" or request.activation_bits
     if request.quantized is not None and levels:
-        raise UsageError("`per_channel`, `symmetric` and `weight_range` go with `bits`; leave them out")
+        raise UsageError(
+            "`per_channel`, `symmetric`, `weight_range` and `activation_bits` go with `bits`; leave them out"
+        )
+    if request.activation_range != "minmax" and not request.activation_bits:
+        raise UsageError("`activation_range` goes with `activation_bits`; give both, or leave it out")
     if request.quantized == request.model:
         raise UsageError("the quantised model is the float model; upload the quantised one")
     if request.held_out is None and (request.labels is not None or request.do_no_harm):

@@ -9,8 +9,9 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import ValidationError
 
-from ..config import QuantizationConfig, explain
+from ..config import GeometryConfig, QuantizationConfig, explain
 from ..errors import UsageError
+from ..layouts import Kernel
 from ..quantization import Quantization
 from .bodies import Body
 from .errors import FullError
@@ -27,6 +28,16 @@ QuantizationText = Annotated[
         max_length=2**14,
         pattern=r"^[ -~]*$",
         description="JSON with the keys of a configuration: scale, scale_is, zero_point.",
+    ),
+]
+GeometryText = Annotated[
+    str | None,
+    Query(
+        max_length=2**10,
+        pattern=r"^[ -~]*$",
+        description="The kernel of the layer, which the statistic taps needs: JSON with the keys of `geometry` in a "
+        "configuration: kernel, strides, pads, dilations, output_padding, transposed. The first activations of a layer "
+        "store it; later ones must agree, or leave it out.",
     ),
 ]
 
@@ -71,13 +82,15 @@ class StoreRoutes:
         idempotency_key: Key,
         channel_axis: ChannelAxis = -1,
         quantization: QuantizationText = None,
+        geometry: GeometryText = None,
     ) -> IngestView:
         """Append activations: `.npy` or safetensors with one tensor, samples on axis 0. The first create the layer.
 
         The activations are on the disk before this answers 201. A request with the same key counts once, and is
         answered with 200.
         """
-        described, about = _quantization(quantization), f" {channel_axis} {quantization or ''}"
+        described, kernel = _quantization(quantization), _kernel(geometry)
+        about = f" {channel_axis} {quantization or ''}" + (f" {geometry}" if geometry else "")
         self._check_capacity()
         with self._ingests.taken():
             await asyncio.to_thread(self._service.check_room)
@@ -86,7 +99,7 @@ class StoreRoutes:
                 appended = await self._appended(
                     store,
                     lambda: Activations(
-                        layer, idempotency_key, body.digest + about, body.samples(), channel_axis, described
+                        layer, idempotency_key, body.digest + about, body.samples(), channel_axis, described, kernel
                     ),
                 )
             finally:
@@ -116,3 +129,13 @@ def _quantization(text: str | None) -> Quantization | None:
         return QuantizationConfig.model_validate_json(text).quantization()
     except ValidationError as error:
         raise UsageError(f"quantization: {explain(error.errors(), QuantizationConfig)}") from error
+
+
+def _kernel(text: str | None) -> Kernel | None:
+    """The kernel that a client describes in JSON. Raises `UsageError`."""
+    if text is None:
+        return None
+    try:
+        return GeometryConfig.model_validate_json(text).parsed()
+    except ValidationError as error:
+        raise UsageError(f"geometry: {explain(error.errors(), GeometryConfig)}") from error

@@ -51,8 +51,14 @@ def test_each_channel_has_a_line(out: Path) -> None:
         [layer, str(channel)] for layer in ("block/codes", "block/floats") for channel in range(8)
     ]
     assert {line[6] for line in lines} == {"0"}
-    assert [line[7:] for line in lines[8:]] == [["-", "-"]] * 8  # floats are not counted per channel
     assert "-" not in [cell for line in lines[:8] for cell in line]
+    steps = [float(line[5]) for line in lines[8:]]  # floats are not counted per channel: half a step is certain
+    assert [line[7] for line in lines[8:]] == ["≤"] * 8
+    assert [float(line[8]) for line in lines[8:]] == pytest.approx([(step / 2) ** 2 for step in steps], rel=1e-4)
+    assert [line[9:] for line in lines[8:]] == [["-"]] * 8
+    said = done.stderr.splitlines()[-1]
+    assert said.startswith("streamstats: ≤ and ≥ are bounds, from the extrema (and `squares`, if counted) of block/flo")
+    assert "the histogram of float32 values covers all channels together" in said
 
 
 def test_json_has_every_number(out: Path) -> None:

@@ -23,7 +23,7 @@ from streamstats.quantization import Quantization
 from streamstats.ranges.codes import Codes
 from streamstats.ranges.distortion import mean_squared_errors
 from streamstats.ranges.distribution import Distribution
-from streamstats.ranges.finding import METHODS, LayerRange, find_ranges, layer_ranges
+from streamstats.ranges.finding import METHODS, LayerRange, Range, find_ranges, layer_ranges
 from streamstats.ranges.least_squares import least_squares_range
 from streamstats.statistics.kinds import kinds_of
 from streamstats.statistics.statistic import Space
@@ -380,6 +380,84 @@ def test_minmax_per_channel_needs_no_histogram(tmp_path: Path, output: Path, nam
     assert found_in(bare, name, "minmax", per_channel=True, symmetric=symmetric) == found
 
 
+WIDE = [name for name in STORES if STORES[name][0].dtype.itemsize > 1 and STORES[name][0].shape[-1] > 1]
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8, 16])
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("statistics", [(), ("histogram", "squares")])
+def test_the_error_of_minmax_per_channel_is_below_its_bound(
+    tmp_path: Path, statistics: tuple[str, ...], symmetric: bool, bits: int
+) -> None:
+    attributes = {name: {"channel_axis": -1, **(STORES[name][1] or {})} for name in WIDE}
+    layers = {name: STORES[name][0] for name in WIDE}
+    output = output_of(tmp_path, layers, statistics=statistics, attributes=attributes)
+    every = find_ranges(output, "minmax", bits, symmetric=symmetric, per_channel=True)
+    for name in WIDE:
+        for channel, each in enumerate(every[name].ranges):
+            values = real(name)[..., channel].ravel()
+            bound, error = each.bound, error_of(every[name], each, values)
+            assert bound is not None
+            assert error <= bound.mean_squared_error * (1 + 1e-9) + 1e-28 * np.abs(values).max() ** 2
+            assert bound.mean_squared_error <= every[name].quantization.step[channel] ** 2 / 4
+            assert (bound.mean_square is None) == (not statistics)
+            if bound.mean_square is not None:
+                assert bound.mean_square == pytest.approx((values**2).mean(), rel=1e-12)
+                assert bound.mean_squared_error <= bound.mean_square
+
+
+def error_of(found: LayerRange, chosen: Range, values: Values) -> float:
+    quantization = found.codes.quantization(chosen.low, chosen.high)
+    lowest, highest = (int(each) for each in found.codes.reach(quantization))
+    return mean_squared_error(values, np.arange(lowest, highest + 1) * float(quantization.step))
+
+
+def test_values_between_codes_reach_the_bound(tmp_path: Path) -> None:
+    values = np.full((1000, 2), [0.5, 0.25], "f4")
+    values[:2] = [[0, 0], [3, 3]]
+    output = output_of(tmp_path, {"layer": values}, statistics=("squares",))
+    first, second = find_ranges(output, "minmax", 2, per_channel=True)["layer"].ranges
+    assert first.bound is not None
+    assert first.bound.mean_squared_error == 1 / 4
+    assert first.bound.sqnr == pytest.approx(10 * math.log10((values[:, 0].astype(np.float64) ** 2).mean() * 4))
+    assert second.bound is not None  # no value is farther from a code than from zero
+    assert second.bound.mean_squared_error == pytest.approx((values[:, 1].astype(np.float64) ** 2).mean())
+
+
+@pytest.mark.parametrize("name", STORES)
+@pytest.mark.parametrize("method", METHODS)
+def test_a_known_error_has_a_bound_too(output: Path, name: str, method: str) -> None:
+    values = real(name).ravel()
+    found = found_in(output, name, method, 4)
+    chosen = found.ranges[0]
+    assert chosen.bound is not None
+    assert error_of(found, chosen, values) <= chosen.bound.mean_squared_error * (1 + 1e-9) + 1e-28 * values.max() ** 2
+    assert found.unknown is None
+    document = found.document()
+    assert document["mean_squared_error"] <= document["mean_squared_error_at_most"] * (1 + 1e-15)
+    if None not in (document["sqnr_db"], document["sqnr_db_at_least"]):
+        assert document["sqnr_db_at_least"] <= document["sqnr_db"] + 1e-9
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_range_of_a_single_channel_is_that_of_the_layer(tmp_path: Path, method: str) -> None:
+    output = output_of(tmp_path, {"layer": normal(200, 1).astype("f4")})
+    alone = find_ranges(output, method, 5, per_channel=True)["layer"]
+    assert alone.ranges == find_ranges(output, method, 5)["layer"].ranges
+    assert alone.quantization.step.shape == (1,)
+
+
+def test_a_channel_without_values_has_no_bound(tmp_path: Path) -> None:
+    values = np.array([[1, np.nan], [2, np.nan]], "f4")
+    output = output_of(tmp_path, {"layer": values}, statistics=("squares",), nonfinite="skip")
+    found = find_ranges(output, "minmax", 4, per_channel=True)["layer"]
+    assert found.ranges[0].bound is not None
+    assert found.ranges[1].bound is None
+    together = find_ranges(output, "minmax", 4)["layer"].ranges[0].bound
+    assert together is not None
+    assert together.mean_square == pytest.approx(2.5)
+
+
 # Distributions
 
 
@@ -478,6 +556,10 @@ def test_wide_codes_with_a_step_per_channel_have_only_their_extrema() -> None:
     assert [(each.low, each.high) for each in found.ranges] == [(-20, 50), (0, 20)]
     (found,) = layer_ranges(statistics, ["minmax"], Codes(8))
     assert [(each.low, each.high) for each in found.ranges] == [(-20, 50)]
+    assert found.ranges[0].bound is not None
+    assert found.ranges[0].bound.mean_squared_error == (70 / 255 / 2) ** 2
+    assert found.unknown is not None
+    assert found.unknown.startswith("each channel of the int16 codes has its own step")
 
 
 def test_values_whose_squares_overflow_are_refused() -> None:

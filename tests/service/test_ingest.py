@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import numpy as np
 import pytest
 from safetensors.numpy import save
 from served import Served, npy, served
+from taps import exact_tap_means
 
 import streamstats as ss
 from streamstats.service.client import RefusedError
@@ -76,6 +81,48 @@ def test_codes_come_with_their_quantisation(client: ss.Client) -> None:
     job = client.wait(client.submit({"kind": "run", "source": "store:codes"}).id)
     expected = ss.prepare_input_mean([codes], ss.Quantization(0.5, 3))
     assert client.channels(job.id, "fc")["per_channel"]["mean"] == expected.tolist()
+
+
+def test_layers_come_with_their_kernel_which_taps_needs(client: ss.Client) -> None:
+    blocks = [np.moveaxis(samples(seed), -1, 1).reshape(8, 5, 3) for seed in range(2)]
+    geometry = {"kernel": [3], "pads": [1, 0], "strides": [2]}
+    kernel = ss.Kernel((3,), ss.Geometry((2,), (1, 0)))
+    client.ingest("kernels", "conv", blocks[0], key="one", channel_axis=1, geometry=geometry)
+    client.ingest("kernels", "conv", blocks[1], channel_axis=1)  # a later request need not repeat it
+    with pytest.raises(RefusedError, match="other activations"):
+        client.ingest("kernels", "conv", blocks[0], key="one", channel_axis=1, geometry={"kernel": [3]})
+    with pytest.raises(RefusedError, match=r"kernel is .* the store holds"):
+        client.ingest("kernels", "conv", blocks[0], channel_axis=1, geometry={"kernel": [1]})
+    job = client.wait(client.submit({"kind": "run", "source": "store:kernels", "statistics": ["taps"]}).id)
+    assert job.state == "done", job.message
+    with tempfile.TemporaryDirectory() as folder:
+        client.fetch(job.id, folder)
+        corrector = ss.BiasCorrector.load(Path(folder) / "correctors" / "conv.safetensors")
+    assert isinstance(corrector, ss.TapBiasCorrector)
+    exact = exact_tap_means(np.vectorize(Fraction, otypes=[object])(np.concatenate(blocks).astype(np.float64)), kernel)
+    assert corrector.tap_mean.tolist() == exact.astype(np.float64).tolist()
+
+
+GEOMETRIES = {
+    "no JSON": ("{", "geometry"),
+    "another key": ('{"kernel": [3], "stride": [2]}', "unknown key `stride`"),
+    "no kernel": ("{}", "geometry: .*kernel"),
+    "no list": ('{"kernel": 3}', "geometry: .*kernel"),
+    "stride 0": ('{"kernel": [3], "strides": [0]}', "a kernel has strides"),
+    "too many axes": ('{"kernel": [3, 3]}', "layer conv: .*geometry"),
+    "too large a kernel": ('{"kernel": [9]}', "layer conv: "),
+    "too long": ('{"kernel": [' + "1," * 600 + "1]}", "geometry"),
+    "control characters": ('{"kernel":\n[3]}', "geometry"),
+}
+
+
+@pytest.mark.parametrize("case", GEOMETRIES)
+def test_a_kernel_that_cannot_be_one_is_refused(service: Served, case: str) -> None:
+    text, said = GEOMETRIES[case]
+    query = "?" + urlencode({"channel_axis": 1, "geometry": text})
+    answer = send(service, "refused", "conv", npy(np.ones((2, 4, 5), np.float32)), query=query)
+    assert answer.status_code == 422
+    assert re.search(said, message(answer)), message(answer)
 
 
 def test_a_request_repeated_with_its_key_is_counted_once(client: ss.Client) -> None:

@@ -43,7 +43,7 @@ def by_hand(files: dict[str, Path], folder: Path, iterative: str | None = None, 
     """The commands `record`, `run` and `correct`, one after the other."""
     store, out, fixed = folder / "s.zarr", folder / "out", folder / "fixed.onnx"
     record(files["model"], files["samples"], store)
-    run(JobConfig(source=str(store), output=str(out), statistics=["spread", "taps"]).job())
+    run(JobConfig(source=str(store), output=str(out), statistics=["spread", "taps", "histogram"]).job())
     how = How(Iterative(files["samples"], folder / "work", iterative)) if iterative else None
     if levels:
         correct(files["model"], out, fixed, **levels, how=how)
@@ -53,7 +53,14 @@ def by_hand(files: dict[str, Path], folder: Path, iterative: str | None = None, 
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"iterative": "full"}, {"bits": 5, "per_channel": True}, {"bits": 4, "weight_range": "mse"}]
+    "options",
+    [
+        {},
+        {"iterative": "full"},
+        {"bits": 5, "per_channel": True},
+        {"bits": 4, "weight_range": "mse"},
+        {"bits": 4, "activation_bits": 6, "activation_range": "entropy", "iterative": "full"},
+    ],
 )
 def test_the_corrected_model_is_that_of_the_command_line(
     client: ss.Client, files: dict[str, Path], tmp_path: Path, options: dict[str, Any]
@@ -88,6 +95,9 @@ def test_it_is_judged_and_reported(service: Served, client: ss.Client, files: di
         ({"bits": 4}, "not both"),
         ({"symmetric": True}, "go with `bits`"),
         ({"weight_range": "mse"}, "go with `bits`"),
+        ({"activation_bits": 8}, "go with `bits`"),
+        ({"quantized": None, "bits": 4, "activation_range": "mse"}, "goes with `activation_bits`"),
+        ({"quantized": None, "bits": 4, "activation_bits": 17}, "activation_bits"),
         ({"labels": "samples"}, "go with `held_out`"),
         ({"held_out": "samples"}, "held-out samples are the calibration samples"),
         ({"quantized": "model"}, "upload the quantised one"),

@@ -13,6 +13,7 @@ import pytest
 from served import STORE, Served, npy
 
 import streamstats as ss
+from streamstats.calibration.recorder import stored_layer
 
 
 @pytest.fixture
@@ -88,6 +89,15 @@ def test_send_counts_each_file_once(run: Run, tmp_path: Path, client: ss.Client)
     assert client.store("sent").layers == {"a/b": 12}
 
 
+def test_send_describes_the_kernel(run: Run, service: Served, tmp_path: Path) -> None:
+    (tmp_path / "x.npy").write_bytes(npy(np.ones((4, 2, 5, 5), np.float32)))
+    geometry = '{"kernel": [3, 3], "strides": [2, 2]}'
+    run("send", "kernels", "a", "x.npy", "--channel-axis", "1", "--geometry", geometry)
+    stored = stored_layer(service.data / "stores" / "kernels", "a")
+    assert stored is not None
+    assert stored.kernel == ss.Kernel((3, 3), ss.Geometry((2, 2)))
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "said"),
     [
@@ -99,7 +109,8 @@ def test_send_counts_each_file_once(run: Run, tmp_path: Path, client: ss.Client)
         (("fetch", "0000000000000000", "-o", "x"), 2, "there is no job"),
         (("send", "s", "l", "nowhere.npy"), 2, "cannot read"),
         (("send", "s", "l", "job.yaml"), 2, "neither .npy nor safetensors"),
-        (("send", "s", "l", "job.yaml", "--quantization", "x"), 2, "not JSON"),
+        (("send", "s", "l", "job.yaml", "--quantization", "x"), 2, "--quantization is not JSON"),
+        (("send", "s", "l", "job.yaml", "--geometry", "[3, 3]"), 2, "--geometry is not a JSON object; expected"),
         (("jobs", "--token-file", "nowhere"), 2, "cannot read the token"),
         (("jobs", "--token-file", "job.yaml"), 2, "token"),
         (("jobs", "--url", "nonsense"), 2, "expected an address"),

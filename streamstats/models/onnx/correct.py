@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import UsageError
 from ...progress import QUIET, Progress
+from ...ranges.finding import MINMAX
 from ...storage.files import remove_folder
 from ..linear import LayerCorrection
+from .activations import Activations
 from .biases import add_to_biases
 from .correctors import find_correctors, one_pass, strays
 from .files import check_targets, write_models
@@ -85,6 +87,8 @@ def correct(
     per_channel: bool = False,
     symmetric: bool = False,
     weight_range: str = "minmax",
+    activation_bits: int | None = None,
+    activation_range: str = MINMAX,
     uncorrected: str | Path | None = None,
     how: How | None = None,
     progress: Progress = QUIET,
@@ -92,18 +96,20 @@ def correct(
     """Fake-quantise the weights of the model, and write it to `output` with corrected biases.
 
     `bits`, `per_channel`, `symmetric` and `weight_range` are those of `fake_quantize`. `correctors` is the folder that
-    `streamstats run` leaves. The model with fake-quantised weights alone is written to
+    `streamstats run` leaves. With `activation_bits`, the input of every layer is rounded, too, in the range that
+    `find_ranges` finds in that folder by the method `activation_range`. The model without corrections is written to
     `uncorrected`, for comparison. A layer without a corrector is quantised and not corrected. Without an `output`,
     nothing is written; the outcome is the same. The tensors of a model of more than 2 GB go into a second file, whose
     name has `.data` appended.
 
-    Raises `UsageError` for bits outside 2…16 and for an unusable model or folder; `MismatchError` for a corrector whose
-    channels are not the layer's; `DataError` for a corrector that is damaged or differs from the manifest;
-    `OutputError`.
+    Raises `UsageError` for bits outside 2…16, an unusable model or folder, and activations without a range;
+    `MismatchError` for a corrector whose channels are not the layer's; `DataError` for a corrector that is damaged or
+    differs from the manifest; `OutputError`.
     """
     levels = Levels(bits, per_channel, symmetric, weight_range)
+    activations = None if activation_bits is None else Activations(correctors, activation_bits, activation_range)
     check_targets([model_path], [output, uncorrected])
-    subject = fake_quantized(model_path, levels)
+    subject = fake_quantized(model_path, levels, activations)
     return _Correcting(subject, Path(correctors), how or How(), progress).written(output, uncorrected)
 
 
@@ -168,7 +174,9 @@ class _Correcting:
         if self.how.iterative is None:
             return once
         subject = self.subject
-        return iterative_corrections(subject.quantized, subject.pairs, self.found, self.how.iterative, self.progress)
+        return iterative_corrections(
+            subject.quantized, subject.pairs, self.found, self.how.iterative, self.progress, moves=subject.moves
+        )
 
     def _helpful(
         self, planned: Sequence[LayerCorrection], judge: Judge

@@ -140,7 +140,8 @@ class GraphEdit:
 
     def _add_constant(self, value: npt.NDArray[Any], label: str) -> str:
         onnx = require("onnx", "onnx")
-        tensor = onnx.numpy_helper.from_array(np.ascontiguousarray(value), self._fresh(label))
+        contiguous = np.asarray(value, order="C")  # np.ascontiguousarray makes a scalar a vector
+        tensor = onnx.numpy_helper.from_array(contiguous, self._fresh(label))
         self._graph.initializer.append(tensor)
         if self._model.ir_version <= NEWEST_IR_WITH_INITIALIZERS_AS_INPUTS:
             self._graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))

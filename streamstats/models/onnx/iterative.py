@@ -12,6 +12,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -81,15 +82,18 @@ def iterative_corrections(
     correctors: Mapping[str, Path],
     how: Iterative,
     progress: Progress = QUIET,
+    *,
+    moves: Mapping[str, float] = MappingProxyType({}),
 ) -> list[LayerCorrection]:
     """The term of each of `pairs`, found stage by stage and not added to `quantized`.
 
+    `moves` says how far rounding may move the means of a layer's input, as `Subject.moves` does.
     Raises `UsageError`, `MismatchError`, `DataError`, `OutputError`, and what a reduction raises; the stages that are
     done by then stay in the work folder.
     """
     by_depth = stages(quantized, [pair for pair in pairs if pair.name in correctors])
     with work_folder(Path(how.work), _plan(quantized, by_depth, correctors, how)):
-        found = _Staged(copied(quantized), correctors, how, progress).corrections(by_depth)
+        found = _Staged(copied(quantized), correctors, how, progress, moves).corrections(by_depth)
     return [found.get(pair.name) or LayerCorrection(pair.name, reason=NO_CORRECTOR) for pair in pairs]
 
 
@@ -116,6 +120,7 @@ class _Staged:
     correctors: Mapping[str, Path]
     how: Iterative
     progress: Progress
+    moves: Mapping[str, float]
 
     def corrections(self, by_depth: Sequence[Sequence[Pair]]) -> dict[str, LayerCorrection]:
         """Layer → its term, stage by stage; stages that are done are not measured again."""
@@ -142,7 +147,7 @@ class _Staged:
         if layers:
             seen = self._measured(only(plain.model, [layer.input for layer in layers]), layers, floats, what)
         if number == 0:
-            _check_same_samples(self.how, floats, seen)
+            _check_same_samples(self.how, floats, seen, self.moves)
         return [_correction(pair, floats[pair.name], seen, self.how.form) for pair in stage]
 
     def _measured(
@@ -198,7 +203,10 @@ def _removed(*folders: Path) -> None:
 
 
 def _check_same_samples(
-    how: Iterative, floats: Mapping[str, BiasCorrector], seen: Mapping[str, BiasCorrector | str]
+    how: Iterative,
+    floats: Mapping[str, BiasCorrector],
+    seen: Mapping[str, BiasCorrector | str],
+    moves: Mapping[str, float],
 ) -> None:
     """Raise `UsageError` unless the first layers have the same inputs in both networks, up to rounding."""
     for name, original in floats.items():
@@ -206,7 +214,7 @@ def _check_same_samples(
         if not isinstance(original, Means) or not isinstance(corrector, Means):
             continue
         apart = np.linalg.norm(corrector.input_mean - original.input_mean)
-        if apart > FARTHEST_MEANS * np.linalg.norm(original.input_mean):
+        if apart > FARTHEST_MEANS * np.linalg.norm(original.input_mean) + moves.get(name, 0.0):
             raise UsageError(
                 f"{how.samples} are not the samples that were recorded: the mean input of layer {name} is off by "
                 f"{apart:.3g}, where its norm is {np.linalg.norm(original.input_mean):.3g}; give the samples that the "

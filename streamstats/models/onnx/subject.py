@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...errors import UsageError, first_line, require
+from .activations import Activations, round_inputs
 from .files import fits_one_file
 from .graph import copied, load_model
 from .layers import STANDARD_DOMAINS, LeftOut, OnnxLayer, survey
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     import onnx
 
 OLDEST_OPSET = 7
+OLDEST_TO_ROUND = 11
+"""The first operator set with Round, and with Clip as activations need it."""
 MARK = "streamstats.corrected"
 """The metadata key of a corrected model."""
 UNMATCHED = "no layer of the float model has a weight that is close to its own"
@@ -26,7 +29,10 @@ UNMATCHED = "no layer of the float model has a weight that is close to its own"
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """A float model and its quantised version: layers of both in `pairs`, all others in `left_out`."""
+    """A float model and its quantised version: layers of both in `pairs`, all others in `left_out`.
+
+    `moves` says, for layers whose input is rounded here, how far that may move the means of the input, as a norm.
+    """
 
     name: str
     quantized_name: str
@@ -35,18 +41,30 @@ class Subject:
     layers: Sequence[OnnxLayer]
     pairs: Sequence[Pair]
     left_out: Sequence[LeftOut]
+    moves: Mapping[str, float] = field(default_factory=dict)
 
 
-def fake_quantized(model_path: str | Path, levels: Levels) -> Subject:
-    """The model at `model_path`, and a copy with its weights on `levels`. Raises `UsageError`."""
+def fake_quantized(model_path: str | Path, levels: Levels, activations: Activations | None = None) -> Subject:
+    """The model at `model_path`, and a copy with its weights on `levels`, and its activations rounded if asked for.
+
+    Raises `UsageError`, and what `activations.ranges` raises.
+    """
     original = load_model(model_path)
-    _check_opset(original, model_path)
+    _check_opset(original, model_path, OLDEST_OPSET if activations is None else OLDEST_TO_ROUND)
     _check_uncorrected(original, model_path)
     layers, left_out = survey(original)
     on_levels = levels.pairs(layers)
+    ranges = {} if activations is None else activations.ranges(layers)
+    quantized = round_inputs(levels.put_into(copied(original), on_levels), layers, ranges)
+    moves = {name: each.farthest_move for name, each in ranges.items()}
+    name = _named(levels, activations)
+    return Subject(str(model_path), name, original, quantized, layers, on_levels, left_out, moves)
+
+
+def _named(levels: Levels, activations: Activations | None) -> str:
+    """What the quantised model is called in reports."""
     name = f"weights of {levels.bits} bits {'per channel' if levels.per_channel else 'per tensor'}"
-    quantized = levels.put_into(copied(original), on_levels)
-    return Subject(str(model_path), name, original, quantized, layers, on_levels, left_out)
+    return name if activations is None else f"{name}, activations of {activations.bits} bits ({activations.method})"
 
 
 def quantized_by_others(original_path: str | Path, quantized_path: str | Path) -> Subject:
@@ -92,10 +110,9 @@ def _check_valid(model: onnx.ModelProto, path: str | Path) -> None:
         ) from error
 
 
-def _check_opset(model: onnx.ModelProto, path: str | Path) -> None:
+def _check_opset(model: onnx.ModelProto, path: str | Path, oldest: int) -> None:
     version = next((opset.version for opset in model.opset_import if opset.domain in STANDARD_DOMAINS), OLDEST_OPSET)
-    if version < OLDEST_OPSET:
+    if version < oldest:
         raise UsageError(
-            f"{path} has the operator set {version}; expected {OLDEST_OPSET} or later: convert it with "
-            "onnx.version_converter"
+            f"{path} has the operator set {version}; expected {oldest} or later: convert it with onnx.version_converter"
         )
