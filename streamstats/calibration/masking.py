@@ -28,15 +28,20 @@ def checked_mask(layer: str, mask: npt.ArrayLike, positions: Sequence[int]) -> M
     Raises `MismatchError` for another shape, `UsageError` for values other than 0 and 1.
     """
     array = np.asarray(mask)
-    _check_dtype(layer, "its mask", array.dtype)
-    if array.shape[:1] != tuple(positions[:1]) or not _spreads(array.shape[1:], positions[1:]):
+    if array.shape[:1] != tuple(positions[:1]) or not spreads(array.shape[1:], positions[1:]):
         raise MismatchError(
             f"layer {layer}: its mask has the shape {array.shape}; expected {tuple(positions)}, the shape of the "
             "samples without the channel axis, or 1 in place of an extent after the first"
         )
+    return mask_values(f"layer {layer}: its mask", array)
+
+
+def mask_values(what: str, array: npt.NDArray[Any]) -> Mask:
+    """`array` as booleans. Raises `UsageError`, beginning with `what`, for values other than 0 and 1."""
+    _check_dtype(what, array.dtype)
     other = array[(array != 0) & (array != 1)]
     if other.size:
-        raise UsageError(f"layer {layer}: its mask holds {other[0]}; expected 1 for what counts, 0 for what does not")
+        raise UsageError(f"{what} holds {other[0]}; expected 1 for what counts, 0 for what does not")
     counts: Mask = array != 0
     return counts
 
@@ -49,10 +54,10 @@ def appended_with(layer: Layer, mask: npt.NDArray[Any]) -> Layer:
 
 def with_mask(layer: Layer, mask: Layer) -> Layer:
     """`layer` with `mask`. Raises `UsageError` for values that are no mask, `MismatchError` for another shape."""
-    _check_dtype(layer.name, f"its mask {mask.name}", mask.dtype)
+    _check_dtype(f"layer {layer.name}: its mask {mask.name}", mask.dtype)
     positions = positions_of(layer, layer.shape)
     rows_fit = mask.rows >= layer.rows if layer.recorded else mask.rows == layer.rows
-    if not rows_fit or not _spreads(mask.shape[1:], positions[1:]):
+    if not rows_fit or not spreads(mask.shape[1:], positions[1:]):
         raise MismatchError(
             f"layer {layer.name}: its mask {mask.name} has the shape {mask.shape}; expected {positions}, the shape of "
             "the layer without its channel axis, or 1 in place of an extent after the first; correct the mask, or "
@@ -75,11 +80,12 @@ def mask_selection(layer: Layer, selection: Selection) -> Selection:
     return (parts[0], *(part if n > 1 else slice(0, 1) for part, n in zip(parts[1:], extents, strict=True)))
 
 
-def _check_dtype(layer: str, mask: str, dtype: np.dtype[Any]) -> None:
+def _check_dtype(what: str, dtype: np.dtype[Any]) -> None:
     if dtype.kind not in "biu":
-        raise UsageError(f"layer {layer}: the values of {mask} are {dtype}; expected booleans or integers, 0 or 1")
+        raise UsageError(f"{what} holds values of {dtype}; expected booleans, or integers 0 and 1")
 
 
-def _spreads(extents: Sequence[int], positions: Sequence[int]) -> bool:
+def spreads(extents: Sequence[int], positions: Sequence[int]) -> bool:
+    """Whether a mask of shape `extents` is that of `positions`: an extent of 1 stands for any."""
     pairs = zip(extents, positions, strict=False)
     return len(extents) == len(positions) and all(n in (1, position) for n, position in pairs)

@@ -37,6 +37,7 @@ def record(options: Namespace) -> None:
             storage=options.storage,
             layers=options.layers,
             tensors=options.tensors,
+            mask=options.mask,
             append=options.append,
             progress=shown,
         )
@@ -52,10 +53,11 @@ def record(options: Namespace) -> None:
 def _print_recorded(recorded: Sequence[RecordedLayer]) -> None:
     """Print a row per layer, with the array in the store where one is shared."""
     shared = any(one.array not in ("", one.layer) for one in recorded)
-    columns = ["layer", "operator", *(["array"] if shared else [])]
+    masked = any(one.mask for one in recorded)
+    columns = ["layer", "operator", *(["array"] if shared else []), *(["mask"] if masked else [])]
     rows = [
         [
-            *[one.layer, one.op, *([one.array] if shared else [])],
+            *[one.layer, one.op, *([one.array] if shared else []), *([one.mask] if masked else [])],
             *[str(one.samples), _shape(one.shape), one.dtype, one.reason],
         ]
         for one in recorded
@@ -77,6 +79,7 @@ def measure(options: Namespace) -> None:
             batch_size=options.batch_size,
             layers=options.layers,
             tensors=options.tensors,
+            mask=options.mask,
             nonfinite=options.nonfinite,
             progress=shown,
         )
@@ -218,9 +221,9 @@ def _how(options: Namespace, output: Path | None) -> How:
     iterative = held_out = None
     if options.iterative is not None:
         work = options.work or (output or Path(options.correctors) / "report").with_suffix(".work")
-        iterative = Iterative(options.samples, work, options.iterative)
+        iterative = Iterative(options.samples, work, options.iterative, mask=options.mask)
     if options.held_out is not None:
-        held_out = HeldOut(options.held_out, options.labels, options.score)
+        held_out = HeldOut(options.held_out, options.labels, options.score, mask=options.mask)
     return How(iterative, held_out, options.do_no_harm)
 
 
@@ -232,6 +235,8 @@ def _check_how(options: Namespace) -> None:
         raise UsageError("--samples goes with --iterative; leave it out, or correct layer by layer with both")
     if options.work and options.iterative is None:
         raise UsageError("--work goes with --iterative; leave it out")
+    if options.mask and options.iterative is None and options.held_out is None:
+        raise UsageError("--mask goes with --iterative or --held-out; one pass takes it from the statistics")
     if (options.labels or options.score) and options.held_out is None:
         raise UsageError("--labels and --score go with --held-out; give samples that were not recorded")
 

@@ -541,6 +541,11 @@ def _add_samples(parser: argparse.ArgumentParser) -> None:
         default="layers",
         help="the inputs of these layers, or every tensor that onnxruntime's static quantiser needs a range for",
     )
+    parser.add_argument(
+        "--mask",
+        metavar="INPUT",
+        help="the input of the model with ones for positions that count and zeros for padding, such as attention_mask",
+    )
 
 
 def _add_correct(parser: argparse.ArgumentParser) -> None:
@@ -623,6 +628,8 @@ def _add_how(parser: argparse.ArgumentParser) -> None:
         help="a program that prints the score of the model file {model}, such as 'python score.py {model}'",
     )
     judging.add_argument("--do-no-harm", action="store_true", help="skip layers that would get worse")
+    both = parser.add_argument_group("padding, with --iterative or --held-out")
+    both.add_argument("--mask", metavar="INPUT", help="the input of the model that was the mask of the recording")
 
 
 def _add_report(parser: argparse.ArgumentParser) -> None:

@@ -227,6 +227,7 @@ class Ledger:
             "dtype": str(self.space.dtype),
             "quantization": self.quantization.to_metadata() if self.quantization else None,
             "kernel": self.kernel,
+            "mask": self.space.masked,
             "masked": None if self.masked is None else dict(zip(("positions", "of"), self.masked, strict=True)),
             "statistics": [*self.statistics],
             "array": self.array or self.layer,

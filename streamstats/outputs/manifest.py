@@ -80,6 +80,11 @@ class LayerEntry:
         """The model's name of what was counted, empty if unknown."""
         return str(self.counted.get("tensor") or "")
 
+    @property
+    def has_mask(self) -> bool:
+        """Whether a mask left out positions."""
+        return self.counted.get("mask") is True
+
     def _coverage(self, name: str) -> Coverage:
         return Coverage.of(_rows(rows) for rows in self.counted.get(name, ()))
 

@@ -66,6 +66,10 @@ class Results:
         corrector = self._entry(layer).corrector
         return None if isinstance(corrector, str) else self._checked(CORRECTORS, layer, corrector)
 
+    def masked(self, layers: Iterable[str]) -> list[str]:
+        """Those of `layers` that were counted with a mask."""
+        return [layer for layer in layers if layer in self.manifest.layers and self._entry(layer).has_mask]
+
     def is_read(self, layer: str) -> bool:
         """Whether it is a layer of the model; otherwise it is an array that no layer reads. Raises `UsageError`."""
         return self._entry(layer).corrector != UNREAD

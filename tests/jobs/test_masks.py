@@ -182,7 +182,7 @@ def with_mask(tmp_path: Path, mask: Array | None, attributes: Mapping[str, Any] 
         (np.ones((7, 5), bool), r"layer x: its mask m has the shape \(7, 5\); expected \(6, 5\)"),
         (np.ones(6, bool), r"layer x: its mask m has the shape \(6,\); expected \(6, 5\)"),
         (np.ones((6, 5, 3), bool), r"layer x: its mask m has the shape \(6, 5, 3\); expected \(6, 5\)"),
-        (np.ones((6, 5), "float32"), "layer x: the values of its mask m are float32; expected booleans or integers"),
+        (np.ones((6, 5), "float32"), "layer x: its mask m holds values of float32; expected booleans, or integers"),
         (None, "layer x: its mask m is not in the store"),
     ],
 )

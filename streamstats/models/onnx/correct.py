@@ -18,7 +18,7 @@ from ...storage.files import remove_folder
 from ..linear import LayerCorrection
 from .activations import Activations
 from .biases import add_to_biases
-from .correctors import find_correctors, one_pass, strays
+from .correctors import check_masks, find_correctors, one_pass, strays
 from .files import check_targets, write_models
 from .graph import copied
 from .iterative import Iterative, iterative_corrections
@@ -74,6 +74,7 @@ class Correction:
             "iterative": iterative and iterative.form,
             "samples": iterative and str(iterative.samples),
             "held_out": held_out and str(held_out.samples),
+            "mask": (iterative and iterative.mask) or (held_out and held_out.mask),
             "do_no_harm": self.how.do_no_harm,
         }
 
@@ -138,6 +139,8 @@ class _Correcting:
     def __init__(self, subject: Subject, correctors: Path, how: How, progress: Progress) -> None:
         self.subject, self.how, self.progress = subject, how, progress
         self.found = find_correctors(correctors, subject.layers)
+        for mask in (each.mask for each in (how.iterative, how.held_out) if each is not None):
+            check_masks(correctors, subject.layers, mask)
         self.strays = list(strays(correctors, subject.layers))
 
     def written(self, output: str | Path | None, uncorrected: str | Path | None) -> Correction:

@@ -44,6 +44,23 @@ def _of_folder(out: Path, names: Sequence[str]) -> dict[str, Path]:
     return {name: path for name, path in paths.items() if path.is_file()}
 
 
+def check_masks(out: Path, layers: Sequence[OnnxLayer], mask: str | None) -> None:
+    """Raise `UsageError` unless what was counted in `out` was counted with a mask if there is a `mask`, else without.
+
+    A folder of correctors alone does not tell.
+    """
+    if not (out / MANIFEST).exists():
+        return
+    masked = open_results(out).masked([layer.name for layer in layers])
+    if masked and mask is None:
+        raise UsageError(
+            f"{out}: layer {masked[0]} was counted with a mask; name the input of the model that is the mask, too "
+            "(--mask), so that the same positions count"
+        )
+    if mask is not None and not masked:
+        raise UsageError(f"{out}: no layer was counted with a mask; record with the mask {mask}, or leave it out")
+
+
 def one_pass(pairs: Sequence[Pair], correctors: Mapping[str, Path]) -> list[LayerCorrection]:
     """`(W − Ŵ)·E[x]` for each of `pairs`, not added yet. Raises as `load_corrector` and `planned_correction`."""
     return [

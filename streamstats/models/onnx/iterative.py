@@ -63,13 +63,14 @@ class Iterative:
     `samples` are those that the float model was recorded from. With x̂ the input of a layer in the quantised network
     corrected so far, the `form` "change" adds (W − Ŵ)·E[x̂], and "full" adds W·E[x] − Ŵ·E[x̂], which also undoes the
     shift that earlier layers left. `work` is a folder for intermediate results; the caller of `iterative_corrections`
-    removes it.
+    removes it. `mask` is the one that the float model was recorded with.
     """
 
     samples: str | Path
     work: str | Path
     form: str = "full"
     batch_size: int = 16
+    mask: str | None = None
 
     def __post_init__(self) -> None:
         if self.form not in FORMS:
@@ -159,7 +160,7 @@ class _Staged:
         _removed(store, output)
         run = self._opened(model, work)
         self.progress.begin(Stage(what, run.samples, layers=len(layers)))
-        recorded = record_layers(run, layers, store, self.progress)
+        recorded = record_layers(run, layers, store, self.how.mask, self.progress)
         found: dict[str, BiasCorrector | str] = {each.layer: each.reason or NO_MEAN for each in recorded}
         kept = {each.layer: floats[each.layer] for each in recorded if not each.reason}
         if kept:
@@ -253,5 +254,6 @@ def _plan(
         "models": digest.hexdigest(),
         "samples": file_digest(Path(how.samples)),
         "form": how.form,
+        "mask": how.mask,
         "stages": [[pair.name for pair in stage] for stage in by_depth],
     }

@@ -18,8 +18,10 @@ import numpy.typing as npt
 
 from ...errors import MismatchError, NonFiniteError, UsageError, first_line
 from ...progress import QUIET, Progress, Stage
+from ...statistics.masks import Mask
 from .files import write_models
 from .graph import copied
+from .masking import check_mask, fits, mask_rows
 from .pairs import Pair
 from .plain import PlainModel, only, plainly
 from .quality import Quality, Sums, together
@@ -41,13 +43,15 @@ class HeldOut:
 
     `labels`, a `.npy` of integers, one per sample, give the accuracy of a classifier: how often the greatest value of
     its first output is at the label. `score` is a command in which `{model}` stands for a model's file; the last number
-    that it prints is the model's score. `batch_size` samples are run at a time.
+    that it prints is the model's score. `batch_size` samples are run at a time. `mask` is an input of the model;
+    positions where it is 0 are not judged.
     """
 
     samples: str | Path
     labels: str | Path | None = None
     score: str | None = None
     batch_size: int = 8
+    mask: str | None = None
 
     def __post_init__(self) -> None:
         if self.score is not None and PLACE not in self.score:
@@ -115,6 +119,7 @@ class Judge:
         session = self._session(copied(self._original), [*self._ends, *names], FLOAT)
         self._arrays = load_samples(self._held_out.samples, session)
         self._float = ModelRun.prepare(session, self._arrays, self._held_out.batch_size, str(self._held_out.samples))
+        check_mask(self._float, self._held_out.mask)
         self._samples = self._float.samples
         self._check_finite()
         self._labels = self._loaded_labels()
@@ -165,7 +170,7 @@ class Judge:
         self._progress.begin(Stage(f"judging the {name} model", run.samples, layers=len(judged)))
         for rows in run.batches():
             mine, theirs = run.outputs(mine_wanted, rows), self._float.outputs(theirs_wanted, rows)
-            found.add(judged, mine, theirs)
+            found.add(judged, mine, theirs, mask_rows(self._float, self._held_out.mask, rows))
             for model_name, logits in ((name, mine[self._ends[0]]), (FLOAT, theirs[self._ends[0]])):
                 found.right[model_name] = found.right.get(model_name, 0) + self._right(logits, rows)
             self._progress.advance(rows.stop - rows.start)
@@ -243,14 +248,22 @@ class _Measured:
     outputs: dict[str, Sums]
     right: dict[str, int] = field(default_factory=dict)
 
-    def add(self, judged: Sequence[tuple[Pair, str]], mine: Mapping[str, Array], theirs: Mapping[str, Array]) -> None:
-        """Add the tensors of a batch, those of the model and those of the float model."""
+    def add(
+        self,
+        judged: Sequence[tuple[Pair, str]],
+        mine: Mapping[str, Array],
+        theirs: Mapping[str, Array],
+        mask: Mask | None,
+    ) -> None:
+        """Add the tensors of a batch, those of the model and those of the float model, where `mask` is true."""
         for pair, tensor in judged:
             axis = 1 if pair.quantized.weight.ndim > 2 else -1
-            self.layers[pair.name].add(pair.name, mine[tensor], theirs[pair.output], axis)
+            self.layers[pair.name].add(pair.name, mine[tensor], theirs[pair.output], axis, mask)
         for end, sums in self.outputs.items():
             if theirs[end].dtype.kind == "f":
-                sums.add(end, mine[end], theirs[end], min(1, theirs[end].ndim - 1))
+                masked = mask is not None and fits(mask.shape, theirs[end].shape, -1)
+                axis = -1 if masked else min(1, theirs[end].ndim - 1)
+                sums.add(end, mine[end], theirs[end], axis, mask)
 
 
 def _scored(command: str, model: Path) -> float:

@@ -17,6 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import MismatchError
+from ...statistics.masks import Mask
+from .masking import counted_values
 
 Array = npt.NDArray[Any]
 Float64Array = npt.NDArray[np.float64]
@@ -70,13 +72,17 @@ class Sums:
     noise: float = 0.0
     signal: float = 0.0
 
-    def add(self, layer: str, mine: Array, theirs: Array, axis: int) -> None:
-        """Add a batch of outputs, channels on `axis`, and those of the float model. Raises `MismatchError`."""
+    def add(self, layer: str, mine: Array, theirs: Array, axis: int, mask: Mask | None = None) -> None:
+        """Add a batch of outputs, channels on `axis`, and those of the float model. Raises `MismatchError`.
+
+        Only positions where `mask` is true count, if it is the mask of these outputs.
+        """
         if mine.shape != theirs.shape:
             raise MismatchError(
                 f"layer {layer}: its outputs have the shape {mine.shape}, in the float model {theirs.shape}; expected "
                 "models of the same network"
             )
+        mine, theirs = (counted_values(values, axis, mask) for values in (mine, theirs))
         wanted = np.moveaxis(theirs, axis, -1).reshape(-1, theirs.shape[axis]).astype(np.float64)
         error = np.moveaxis(mine, axis, -1).reshape(wanted.shape) - wanted
         self.values += len(wanted)

@@ -27,6 +27,7 @@ from ...storage.files import file_digest, remove_folder
 from .constants import constant_names
 from .graph import load_model
 from .layers import LeftOut, OnnxLayer, survey
+from .masking import USUAL, counted_values, mask_rows, masked_targets
 from .quantizable import quantizable_tensors
 from .run import ModelRun, load_samples, open_session
 from .targets import Target, Wanted, find_targets, in_store
@@ -44,7 +45,7 @@ class RecordedLayer:
 
     `array` is what the store calls the samples, `tensor` what the model calls them; layers may share them. `shape` and
     `dtype` are those of one stored sample, `channel_axis` counts the sample axis too, and `quantization` maps the
-    stored codes to reals (None for reals).
+    stored codes to reals (None for reals). `mask` is the input of the model that says which positions count, if any.
     """
 
     layer: str
@@ -57,6 +58,7 @@ class RecordedLayer:
     reason: str = ""
     array: str = ""
     tensor: str = ""
+    mask: str = ""
 
     def document(self) -> dict[str, Any]:
         """Its fields, JSON-ready."""
@@ -71,6 +73,7 @@ class RecordedLayer:
             "reason": self.reason,
             "array": self.array or None,
             "tensor": self.tensor or None,
+            "mask": self.mask or None,
         }
 
 
@@ -83,6 +86,7 @@ def record(
     storage: str = "float",
     layers: Sequence[str] | None = None,
     tensors: str = LAYER_INPUTS,
+    mask: str | None = None,
     append: bool = False,
     progress: Progress = QUIET,
 ) -> list[RecordedLayer]:
@@ -93,8 +97,9 @@ def record(
     static quantiser needs a range; a tensor that is the same for all samples makes one row. `storage`
     "float" keeps the activations as they are; "int8" runs the model twice, first to measure the range of each layer,
     then to store codes with a step and a zero point per tensor. A layer whose input does not have the samples on axis 0
-    is skipped with a reason. If the recording fails or is interrupted, a new store is removed; rows that were appended
-    to an older store stay in it.
+    is skipped with a reason. `mask` is an input of the model, ones for positions that count and zeros for padding; the
+    store keeps it beside the layers that have its positions. If the recording fails or is interrupted, a new store is
+    removed; rows that were appended to an older store stay in it.
 
     Raises `UsageError` and `MismatchError` for a request that cannot be met (such as a layer that is in the store
     already, unless `append`), `NonFiniteError` for NaN or infinities that would be quantised, `OutputError` if the
@@ -105,7 +110,9 @@ def record(
     wanted, skipped = _wanted(model_path, layers, tensors)
     run = _opened(model_path, samples, batch_size, wanted)
     found, unfit = find_targets(run, wanted)
-    targets = in_store(found, Path(store), wanted.inputs, append=append, storage=storage)
+    tell_unused(run, mask, progress)
+    masked = masked_targets(run, found, mask)
+    targets = in_store(masked, Path(store), wanted.inputs, append=append, storage=storage)
     if storage == "int8":
         progress.begin(_stage("measuring the ranges of", run, targets))
         targets = _quantized(run, targets, progress)
@@ -123,23 +130,26 @@ def measure(
     batch_size: int = 16,
     layers: Sequence[str] | None = None,
     tensors: str = LAYER_INPUTS,
+    mask: str | None = None,
     nonfinite: str = "error",
     progress: Progress = QUIET,
 ) -> tuple[list[RecordedLayer], dict[str, LayerStatistics]]:
     """Run the model over `samples`, and write to the folder `output` the statistics of the input of every linear layer.
 
     No activations are stored: the statistics are, to the bit, those of a run over what `record` would store. Samples,
-    layers and tensors are those of `record`, `statistics` and `nonfinite` those of `Meter`. Returns what was measured
-    of each layer, and the statistics. The samples are identified by their SHA-256, so that merging never counts them
-    twice. Raises as `record`, and as `Meter` does.
+    layers, tensors and mask are those of `record`, `statistics` and `nonfinite` those of `Meter`. Returns what was
+    measured of each layer, and the statistics. The samples are identified by their SHA-256, so that merging never
+    counts them twice. Raises as `record`, and as `Meter` does.
     """
     check_output(output)
     wanted, skipped = _wanted(model_path, layers, tensors)
     run = _opened(model_path, samples, batch_size, wanted)
-    targets, unfit = find_targets(run, wanted)
+    found, unfit = find_targets(run, wanted)
+    tell_unused(run, mask, progress)
+    targets = masked_targets(run, found, mask)
     meter = Meter(statistics, name=f"sha256:{file_digest(Path(samples))}", nonfinite=nonfinite)
     progress.begin(_stage("measuring", run, targets))
-    _visit(run, targets, partial(_append, meter), progress)
+    _visit(run, targets, partial(_append, meter, run), progress)
     meter.save(output)
     return _outcomes(run, targets, [*unfit, *skipped]), meter.statistics
 
@@ -167,11 +177,20 @@ def _opened(path: str | Path, samples: str | Path, batch_size: int, wanted: Want
     return ModelRun.prepare(session, load_samples(samples, session), batch_size, str(samples))
 
 
-def record_layers(run: ModelRun, layers: Sequence[OnnxLayer], store: Path, progress: Progress) -> list[RecordedLayer]:
+def record_layers(
+    run: ModelRun, layers: Sequence[OnnxLayer], store: Path, mask: str | None, progress: Progress
+) -> list[RecordedLayer]:
     """Append the inputs of `layers`, tensors of the model in `run`, to a new `store`. Errors as `record`."""
-    targets, unfit = find_targets(run, Wanted(layers, {layer.name: layer.input for layer in layers}))
+    found, unfit = find_targets(run, Wanted(layers, {layer.name: layer.input for layer in layers}))
+    targets = masked_targets(run, found, mask, any_fits=False)
     _write_samples(run, targets, store, progress)
     return _outcomes(run, targets, unfit)
+
+
+def tell_unused(run: ModelRun, mask: str | None, progress: Progress) -> None:
+    """Say that the model has an input that looks like a mask, if none was named."""
+    if mask is None and USUAL in run.arrays:
+        progress.say(f"note: padding counts like data; name the model's input {USUAL} as the mask to leave it out")
 
 
 def _stage(what: str, run: ModelRun, targets: Sequence[Target]) -> Stage:
@@ -191,7 +210,7 @@ def _write_samples(run: ModelRun, targets: Sequence[Target], store: Path, progre
     is_new = not store.exists()
     try:
         with Recorder(store) as recorder:
-            _visit(run, targets, partial(_append, recorder), progress)
+            _visit(run, targets, partial(_append, recorder, run), progress)
     except BaseException:
         if is_new:
             remove_folder(store)
@@ -237,7 +256,8 @@ def _visit_batch(run: ModelRun, targets: Sequence[Target], visit: Visit, rows: s
         visit(target, block, rows)
 
 
-def _append(recorder: Recorder | Meter, target: Target, block: npt.NDArray[Any], rows: slice) -> None:  # noqa: ARG001
+def _append(recorder: Recorder | Meter, run: ModelRun, target: Target, block: npt.NDArray[Any], rows: slice) -> None:
+    mask = mask_rows(run, target.mask, rows)
     if target.quantization is not None:
         block = target.quantization.quantize(block, np.int8, target.channel_axis)
     recorder.append(
@@ -247,6 +267,7 @@ def _append(recorder: Recorder | Meter, target: Target, block: npt.NDArray[Any],
         quantization=target.quantization,
         layers=target.readers,
         tensor=target.tensor,
+        mask=mask,
     )
 
 
@@ -255,12 +276,13 @@ def _quantized(run: ModelRun, targets: Sequence[Target], progress: Progress) -> 
     ranges: dict[str, ChannelExtrema] = {}
 
     def measure(target: Target, block: npt.NDArray[Any], rows: slice) -> None:
-        if not np.isfinite(block).all():
+        values = counted_values(block, target.channel_axis, mask_rows(run, target.mask, rows))
+        if not np.isfinite(values).all():
             raise NonFiniteError(
                 f"layer {target.name}: its input for the samples {rows.start}:{rows.stop} holds NaN or "
                 'infinities, which have no code; repair the samples, or record with storage "float"'
             )
-        extrema = ChannelExtrema.measure(block, target.channel_axis)
+        extrema = ChannelExtrema.measure(values, target.channel_axis)
         ranges[target.name] = ranges[target.name].merge(extrema) if target.name in ranges else extrema
 
     _visit(run, targets, measure, progress)
@@ -308,6 +330,7 @@ def _recorded(target: Target, samples: int) -> list[RecordedLayer]:
             quantization=target.quantization,
             array=target.name,
             tensor=target.tensor,
+            mask=target.mask or "",
         )
         for name, op in [(layer.name, layer.op) for layer in target.layers] or [(target.name, "")]
     ]

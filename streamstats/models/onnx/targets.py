@@ -52,7 +52,8 @@ class Target:
     """An array to record: the `tensor` of the model, and the chosen `layers` that read it.
 
     `tail` is the shape of the tensor, without the axis of the samples unless it is `constant`: such a tensor makes one
-    row. `channel_axis` counts the axis of the rows. `stored` is the array in the store, if it exists.
+    row. `channel_axis` counts the axis of the rows. `stored` is the array in the store, if it exists. `mask` is the
+    input of the model that says which positions count.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Target:
     constant: bool = False
     stored: Layer | None = None
     quantization: Quantization | None = None
+    mask: str | None = None
 
     @property
     def sample_shape(self) -> tuple[int, ...]:

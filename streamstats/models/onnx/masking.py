@@ -1,0 +1,74 @@
+"""Masks of ONNX models: an input of the model says which positions of its samples count.
+
+It is the mask of every tensor that has its positions: a mask `[N, T]` is that of tensors `[N, T, C]`. Other tensors,
+such as one vector for each sample, count whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ...calibration.masking import mask_values, spreads
+from ...errors import UsageError
+from ...statistics.masks import Mask, chosen
+from .run import ModelRun
+from .targets import Target
+
+USUAL = "attention_mask"
+"""What transformers call the input that tells tokens from padding."""
+
+
+def check_mask(run: ModelRun, name: str | None) -> None:
+    """Raise `UsageError` unless `name`, if it is given, is an input of the model with an axis besides the samples'."""
+    if name is None:
+        return
+    if name not in run.arrays:
+        raise UsageError(f"the mask is {name}, but the model's inputs are {', '.join(run.arrays)}; name one of these")
+    if run.arrays[name].ndim < 2:
+        raise UsageError(
+            f"the mask {name} has the shape {run.arrays[name].shape}; expected samples, and their positions"
+        )
+
+
+def masked_targets(
+    run: ModelRun, targets: Sequence[Target], name: str | None, *, any_fits: bool = True
+) -> list[Target]:
+    """`targets` with the mask, those that have its positions.
+
+    Raises `UsageError` if none has although `any_fits` promises one, and as `check_mask`.
+    """
+    check_mask(run, name)
+    if name is None:
+        return [*targets]
+    shape = run.arrays[name].shape[1:]
+    fitting = [not target.constant and fits(shape, target.sample_shape, target.channel_axis - 1) for target in targets]
+    if any_fits and not any(fitting):
+        raise UsageError(
+            f"the mask {name} has the shape {shape} for each sample, and no recorded tensor has these positions; name "
+            "another input, or record without a mask"
+        )
+    return [replace(target, mask=name if fit else None) for target, fit in zip(targets, fitting, strict=True)]
+
+
+def mask_rows(run: ModelRun, name: str | None, rows: slice) -> Mask | None:
+    """The mask of the samples `rows`; None without a mask. Raises `UsageError` for values other than 0 and 1."""
+    return None if name is None else mask_values(f"the mask {name}", run.arrays[name][rows])
+
+
+def fits(mask: Sequence[int], values: Sequence[int], axis: int) -> bool:
+    """Whether a mask of shape `mask` is that of `values` with the channels on `axis`."""
+    axis %= len(values)
+    return spreads(mask, [*values[:axis], *values[axis + 1 :]])
+
+
+def counted_values(values: npt.NDArray[Any], axis: int, mask: Mask | None) -> npt.NDArray[Any]:
+    """The `values` that count, channels on `axis` of as many axes; all of them if the mask is not that of `values`."""
+    axis %= values.ndim
+    if mask is None or not fits(mask.shape, values.shape, axis):
+        return values
+    return chosen(values, axis, np.broadcast_to(mask, (*values.shape[:axis], *values.shape[axis + 1 :])))
