@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import DataError, MismatchError, UsageError
+from ..floats import NARROW
 from ..layouts import Kernel
 from ..quantization import Quantization
 from .riders import RiderKind, Where
@@ -33,8 +34,9 @@ Tensors = dict[str, tuple[tuple[int, ...], np.dtype[Any]]]
 """Name → (shape, dtype)."""
 Found = TypeVar("Found", covariant=True)
 
-SUPPORTED_DTYPES = tuple(
-    np.dtype(kind) for kind in ("?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")
+SUPPORTED_DTYPES = (
+    *(np.dtype(kind) for kind in ("?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")),
+    *NARROW,
 )
 
 
@@ -299,12 +301,17 @@ def _everywhere(block: Array) -> Where:
 def checked_dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:
     """`dtype` in native byte order. Raises `MismatchError` unless statistics support it."""
     native = np.dtype(dtype).newbyteorder("=")
-    if native not in SUPPORTED_DTYPES:
+    if not is_supported(native):
         raise MismatchError(
             f"values of dtype {np.dtype(dtype)} have no statistics; expected one of "
             f"{', '.join(map(str, SUPPORTED_DTYPES))}"
         )
     return native
+
+
+def is_supported(dtype: np.dtype[Any]) -> bool:
+    """Whether values of `dtype`, in any byte order, have statistics."""
+    return dtype.newbyteorder("=") in SUPPORTED_DTYPES
 
 
 def known_kernel(space: Space) -> Kernel:
