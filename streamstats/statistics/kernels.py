@@ -570,9 +570,9 @@ def runs_float32(values: Array, bits: Array, sums: Array, low: Array, high: Arra
                 below = np.uint32(LOW)
                 least, greatest = np.int32(F32_MAGNITUDE), np.int32(~F32_MAGNITUDE)
                 for i in range(strip.size):
-                    pattern = _single_bits(strip_bits[i])
+                    pattern = np.int32(_single_bits(strip_bits[i]))
                     key = _single_key(pattern)
-                    total += _number(strip[i])
+                    total += pattern.view(np.float32)
                     below = _lesser(_magnitude_below(pattern), below)
                     least = _lesser(key, least)
                     greatest = _greater(key, greatest)

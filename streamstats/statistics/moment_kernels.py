@@ -31,7 +31,6 @@ from .kernels import (
     _greater,
     _lesser,
     _magnitude_below,
-    _number,
     _power_of_two,
     _scaled_from_half,
     _single_bits,
@@ -222,6 +221,12 @@ def _sum(terms: Array) -> Scalar:
 
 
 @compiled
+def _single(bits: Scalar) -> Scalar:
+    """The float32 with this bit pattern, as float64."""
+    return np.float64(np.int32(bits).view(np.float32))
+
+
+@compiled
 def _splitter(highest: Scalar, spare: Scalar) -> Scalar:
     """What rounds squares below 2^(2·highest − 252) to multiples of 2^(2·highest − 297 + 2·spare)."""
     return 1.5 * _power_of_two(2 * highest - 245 + 2 * spare)
@@ -252,8 +257,8 @@ def _window(highest: Scalar) -> Scalar:
 
 
 def rows_float32(values: Array, bits: Array, magnitudes: Array, squares: Array, room: Array) -> None:
-    """values float32 [rows, channels]; bits: the same memory as int32; both int16 for bfloat16."""
-    rows, channels = values.shape
+    """bits int32, or int16 for bfloat16, [rows, channels]."""
+    rows, channels = bits.shape
     spare = _spare_of_single(bits)
     total, upper, lower, splitter = room[0], room[1], room[2], room[3]
     below = room[4].view(np.uint32)
@@ -284,9 +289,9 @@ def rows_float32(values: Array, bits: Array, magnitudes: Array, squares: Array, 
                     upper[c] = 0.0
                     lower[c] = 0.0
                 for row in range(start, stop - 1, 2):
-                    _two_rows(values, bits, row, first, last, least, beyond, splitter, total, upper, lower)
+                    _two_rows(bits, row, first, last, least, beyond, splitter, total, upper, lower)
                 if (stop - start) % 2:
-                    _one_row(values, bits, stop - 1, first, last, least, beyond, splitter, total, upper, lower)
+                    _one_row(bits, stop - 1, first, last, least, beyond, splitter, total, upper, lower)
                 unseen = 0
                 for c in range(width):
                     if largest[c] == 0:
@@ -300,7 +305,6 @@ def rows_float32(values: Array, bits: Array, magnitudes: Array, squares: Array, 
 
 @compiled
 def _one_row(
-    values: Array,
     bits: Array,
     row: Scalar,
     first: Scalar,
@@ -312,11 +316,11 @@ def _one_row(
     upper: Array,
     lower: Array,
 ) -> None:
-    line, line_bits = values[row, first:last], bits[row, first:last]
+    line = bits[row, first:last]
     for c in range(line.size):
-        magnitude = _single_bits(line_bits[c]) & F32_MAGNITUDE
+        magnitude = _single_bits(line[c]) & F32_MAGNITUDE
         inside = (magnitude >= least[c]) & (magnitude < beyond[c])
-        term = np.float64(abs(_number(line[c])) if inside else np.float32(0.0))
+        term = _single(magnitude if inside else 0)
         square = term * term
         rounded = (square + splitter[c]) - splitter[c]
         total[c] += term
@@ -326,7 +330,6 @@ def _one_row(
 
 @compiled
 def _two_rows(
-    values: Array,
     bits: Array,
     row: Scalar,
     first: Scalar,
@@ -339,14 +342,13 @@ def _two_rows(
     lower: Array,
 ) -> None:
     """Take two rows at a time, so that the accumulators are loaded and stored only once for both."""
-    one, two = values[row, first:last], values[row + 1, first:last]
-    one_bits, two_bits = bits[row, first:last], bits[row + 1, first:last]
+    one, two = bits[row, first:last], bits[row + 1, first:last]
     for c in range(one.size):
-        magnitude, other = _single_bits(one_bits[c]) & F32_MAGNITUDE, _single_bits(two_bits[c]) & F32_MAGNITUDE
+        magnitude, other = _single_bits(one[c]) & F32_MAGNITUDE, _single_bits(two[c]) & F32_MAGNITUDE
         inside = (magnitude >= least[c]) & (magnitude < beyond[c])
         beside = (other >= least[c]) & (other < beyond[c])
-        term = np.float64(abs(_number(one[c])) if inside else np.float32(0.0))
-        next_term = np.float64(abs(_number(two[c])) if beside else np.float32(0.0))
+        term = _single(magnitude if inside else 0)
+        next_term = _single(other if beside else 0)
         square, next_square = term * term, next_term * next_term
         rounded = (square + splitter[c]) - splitter[c]
         next_rounded = (next_square + splitter[c]) - splitter[c]
@@ -356,18 +358,18 @@ def _two_rows(
 
 
 def runs_float32(values: Array, bits: Array, magnitudes: Array, squares: Array, room: Array) -> None:
-    """values float32 [outer, channels, inner]; bits: the same memory as int32; both int16 for bfloat16."""
-    outer, channels, inner = values.shape
+    """bits int32, or int16 for bfloat16, [outer, channels, inner]."""
+    outer, channels, inner = bits.shape
     spare = _spare_of_single(bits)
     term, upper, lower = room[0], room[1], room[2]
     for o in range(outer):
         for c in range(channels):
             for start in range(0, inner, STRIP):
                 stop = min(start + STRIP, inner)
-                strip, strip_bits = values[o, c, start:stop], bits[o, c, start:stop]
+                strip = bits[o, c, start:stop]
                 below, largest = np.uint32(LOW), np.int32(0)
                 for i in range(strip.size):
-                    pattern = _single_bits(strip_bits[i])
+                    pattern = _single_bits(strip[i])
                     magnitude = np.int32(pattern & F32_MAGNITUDE)
                     below = _lesser(_magnitude_below(pattern), below)
                     largest = _greater(np.int32(magnitude if magnitude < F32_INFINITY else 0), largest)
@@ -375,9 +377,9 @@ def runs_float32(values: Array, bits: Array, magnitudes: Array, squares: Array, 
                     highest = max(np.int64(largest) >> 23, 1)
                     splitter, (least, beyond) = _splitter(highest, spare), _window(highest)
                     for i in range(strip.size):
-                        magnitude = np.int32(_single_bits(strip_bits[i]) & F32_MAGNITUDE)
+                        magnitude = np.int32(_single_bits(strip[i]) & F32_MAGNITUDE)
                         inside = (magnitude >= least) & (magnitude < beyond)
-                        term[i] = np.float64(abs(_number(strip[i])) if inside else np.float32(0.0))
+                        term[i] = _single(magnitude if inside else 0)
                         square = term[i] * term[i]
                         upper[i] = (square + splitter) - splitter
                         lower[i] = square - upper[i]
