@@ -16,6 +16,7 @@ import numpy.typing as npt
 from ..calibration.layer import Layer, described
 from ..coverage import Coverage
 from ..errors import NonFiniteError, UsageError
+from ..floats import is_float
 from ..layouts import Kernel
 from ..outputs.layer_statistics import LayerStatistics
 from ..outputs.ledger import CountedSource
@@ -121,7 +122,7 @@ class _Metered:
 
 
 def _check_finite(layer: Layer, block: npt.NDArray[Any], rows: int) -> None:
-    if block.dtype.kind != "f" or np.isfinite(block).all():
+    if not is_float(block.dtype) or np.isfinite(block).all():
         return
     row, *place = np.argwhere(~np.isfinite(block))[0].tolist()
     raise NonFiniteError(

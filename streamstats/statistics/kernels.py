@@ -572,7 +572,7 @@ def runs_float32(values: Array, bits: Array, sums: Array, low: Array, high: Arra
                 for i in range(strip.size):
                     pattern = np.int32(_single_bits(strip_bits[i]))
                     key = _single_key(pattern)
-                    total += pattern.view(np.float32)
+                    total += np.float64(pattern.view(np.float32))
                     below = _lesser(_magnitude_below(pattern), below)
                     least = _lesser(key, least)
                     greatest = _greater(key, greatest)
