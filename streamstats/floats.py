@@ -40,6 +40,12 @@ def widen(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return values.astype(widened(values.dtype), copy=False)
 
 
+def is_finite(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Whether each value is finite."""
+    with np.errstate(invalid="ignore"):  # signalling NaN of narrow floats
+        return np.asarray(np.isfinite(values))
+
+
 def fraction_bits(dtype: np.dtype[Any]) -> int:
     """The bits of the fraction of a float, without the one that is not stored."""
     return int(_limits(dtype).nmant)

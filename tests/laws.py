@@ -70,6 +70,11 @@ def kind_of(dtype: np.dtype[Any]) -> str:
     return dtype.name if dtype.newbyteorder("=") in NARROW else dtype.str[1:]
 
 
+def limits_of(dtype: np.dtype[Any]) -> Any:
+    """As `np.finfo`."""
+    return ml_dtypes.finfo(dtype)
+
+
 def held(dtype: np.dtype[Any]) -> np.dtype[Any]:
     """The dtype of extrema."""
     return np.dtype("f4") if dtype in NARROW else dtype
@@ -277,7 +282,7 @@ def hard_bits(dtype: np.dtype[Any], finite: bool = False) -> list[int]:
         edges = [0, 1, 2, sign - 1, sign - 2, 1 << 31, (1 << 32) - 1]
         mask = 2 * sign - 1
         return sorted({pattern & mask for edge in edges for pattern in (edge, -edge, ~edge)})
-    fraction_bits = ml_dtypes.finfo(dtype).nmant
+    fraction_bits = limits_of(dtype).nmant
     infinity = sign - (1 if dtype == E4M3FN else 1 << fraction_bits)  # or NaN, where there are no infinities
     normal = 1 << fraction_bits
     one = int(np.ones(1, dtype).view(f"u{dtype.itemsize}")[0])
@@ -300,7 +305,7 @@ def _close_values(rng: np.random.Generator, dtype: np.dtype[Any], shape: tuple[i
     if not is_float(dtype):
         return rng.integers(0, 2 if dtype.kind == "b" else 100, shape).astype(dtype)
     span = rng.integers(1, 60)
-    limits = ml_dtypes.finfo(dtype)
+    limits = limits_of(dtype)
     exponent = rng.integers(limits.minexp, limits.maxexp) + rng.integers(-span, 1, shape)
     with np.errstate(over="ignore", under="ignore"):
         values = np.ldexp(rng.uniform(-1, 1, shape), exponent.clip(-1074, 1023)).astype(dtype)

@@ -16,6 +16,7 @@ from ..calibration.layer import Layer, Selection
 from ..calibration.reading.reader import Reader, open_reader
 from ..coverage import Coverage, Rows
 from ..errors import DataError, LostError, NonFiniteError
+from ..floats import is_finite
 from ..interrupts import check_wanted
 from ..outputs.ledger import Measured
 from ..statistics.statistics import Statistics, StatisticsAccumulator
@@ -113,8 +114,8 @@ def _measure_blocks(layer: Layer, part: Part, reader: Reader, policy: Policy, *,
 
 
 def _nonfinite_error(layer: Layer, selection: Selection, block: npt.NDArray[Any]) -> NonFiniteError:
-    bad = ~np.isfinite(block)
-    found = bad.any(axis=tuple(axis for axis in range(1, block.ndim) if axis != layer.channel_axis))
+    bad = ~is_finite(block)
+    found: Any = bad.any(axis=tuple(axis for axis in range(1, block.ndim) if axis != layer.channel_axis))
     rows = np.flatnonzero(found.any(axis=1)) + selection[0].start
     channels = np.flatnonzero(found.any(axis=0)) + selection[layer.channel_axis].start
     more = f" and {len(channels) - 1} more" if len(channels) > 1 else ""

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from ..calibration.layer import Layer, described
 from ..coverage import Coverage
 from ..errors import NonFiniteError, UsageError
-from ..floats import is_float
+from ..floats import is_finite, is_float
 from ..layouts import Kernel
 from ..outputs.layer_statistics import LayerStatistics
 from ..outputs.ledger import CountedSource
@@ -122,9 +122,9 @@ class _Metered:
 
 
 def _check_finite(layer: Layer, block: npt.NDArray[Any], rows: int) -> None:
-    if not is_float(block.dtype) or np.isfinite(block).all():
+    if not is_float(block.dtype) or is_finite(block).all():
         return
-    row, *place = np.argwhere(~np.isfinite(block))[0].tolist()
+    row, *place = np.argwhere(~is_finite(block))[0].tolist()
     raise NonFiniteError(
         f"layer {layer.name}, row {rows + row}, channel {place[layer.channel_axis - 1]}: the value is "
         f'{block[(row, *place)]}; repair the samples, or leave such values out with `nonfinite="skip"`'

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import zarr
 
 import streamstats as ss
 from streamstats.calibration.selection import select_layers

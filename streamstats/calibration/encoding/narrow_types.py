@@ -7,8 +7,9 @@ Their names in metadata are `bfloat16`, `float8_e4m3fn` and `float8_e5m2`, in za
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from zarr.core.dtype.common import DataTypeValidationError, HasEndianness, HasItemSize
@@ -17,7 +18,6 @@ from zarr.dtype import ZDType, data_type_registry
 from ...floats import BFLOAT16, FLOAT8_E4M3FN, FLOAT8_E5M2
 
 SPECIAL = {"NaN": np.nan, "Infinity": np.inf, "-Infinity": -np.inf}
-NativeByteOrder = Literal["little", "big"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ class NarrowFloat(ZDType[Any, Any], HasItemSize):
 
     @classmethod
     def _from_json_v2(cls, data: Any) -> Self:
-        return cls._from_json_v3(data.get("name"))
+        return cls._from_json_v3(data["name"] if isinstance(data, Mapping) else data)
 
     def to_json(self, zarr_format: Any) -> Any:
         """As `ZDType.to_json`."""
