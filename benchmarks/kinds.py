@@ -10,7 +10,7 @@ import sys
 from fnmatch import fnmatchcase
 
 from measuring import available_cores, in_own_process, machine, measure_in_turn
-from stores import LAYOUTS, generate, read_once, working_folder
+from stores import LAYOUTS, NARROW_LAYOUTS, generate, read_once, working_folder
 from tables import Table, show
 
 METHODS = {
@@ -39,23 +39,24 @@ NOTES = (
 def main() -> None:
     """Measure the chosen cases and print speeds and shares."""
     options = _parser().parse_args()
-    methods = METHODS | (OTHERS if options.others else {})
     rows = []
     with working_folder(options.folder) as folder:
-        for layout in LAYOUTS:
+        for layout in (*LAYOUTS, *NARROW_LAYOUTS):
             if not fnmatchcase(layout.name, options.cases):
                 continue
             with working_folder(str(folder)) as inside:
                 print(f"measuring {layout.name} …", file=sys.stderr)
                 source = in_own_process(generate, inside / "store.zarr", layout, int(options.size * 1e9))
                 read_once(source)
+                methods = METHODS | (OTHERS if options.others and layout in LAYOUTS else {})
                 measured = measure_in_turn(
                     tuple(methods), source, threads=options.threads, repeats=options.repeats, patience=options.patience
                 )
                 seconds = {method: measured[method].median for method in methods}
                 shares = [f"{seconds['limit'] / seconds[method]:.2f}" for method in list(methods)[1:]]
                 rows.append([layout.name, f"{options.size / seconds['limit']:.2f}", *shares])
-    headings = ["case", "limit, GB/s", *list(methods.values())[1:]]
+    headings = ["case", "limit, GB/s", *list((METHODS | (OTHERS if options.others else {})).values())[1:]]
+    rows = [[*row, *["–"] * (len(headings) - len(row))] for row in rows]
     show([Table("What further statistics cost", headings, rows)], machine(), NOTES, markdown=options.markdown)
 
 

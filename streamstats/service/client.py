@@ -25,7 +25,9 @@ import numpy.typing as npt
 
 from ..address import SERVICE_URL
 from ..errors import DataError, ServiceError, StreamstatsError, UsageError, first_line, require
+from ..floats import NARROW
 from ..storage.files import write_bytes
+from ..storage.plain_tensors import plain_tensor_bytes
 from ..storage.tensors import tensors_bytes, tensors_of
 from .messages import V1, IngestView, JobPage, JobView, StoreView, UploadView
 
@@ -211,7 +213,7 @@ class Client:
         The samples are on the service's disk when this returns. Requests with the same `key` (default: a new one)
         count once.
         """
-        content = samples if isinstance(samples, bytes) else _npy(samples)
+        content = samples if isinstance(samples, bytes) else _file_of(np.asarray(samples))
         query: dict[str, Any] = {"channel_axis": channel_axis}
         if quantization is not None:
             query["quantization"] = json.dumps(quantization)
@@ -295,7 +297,10 @@ def _events(lines: Iterator[str]) -> Iterator[tuple[str, dict[str, Any], str]]:
             fields = {}
 
 
-def _npy(array: npt.NDArray[Any]) -> bytes:
+def _file_of(array: npt.NDArray[Any]) -> bytes:
+    """A `.npy` file, or safetensors for bfloat16 and float8, which `.npy` cannot name."""
+    if array.dtype.newbyteorder("=") in NARROW:
+        return plain_tensor_bytes(array)
     content = io.BytesIO()
     np.save(content, array, allow_pickle=False)
     return content.getvalue()

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from safetensors import safe_open
+from safetensors.numpy import save
 
 from ..errors import UsageError
 from ..floats import BFLOAT16, FLOAT8_E4M3FN, FLOAT8_E5M2
@@ -28,6 +29,11 @@ def read_plain_tensors(path: Path) -> dict[str, npt.NDArray[Any]]:
         kinds = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 - not a mapping
         tensors = {name: file.get_tensor(name) for name, kind in kinds.items() if kind not in NARROW}
         return tensors | _narrow_tensors(path, [name for name, kind in kinds.items() if kind in NARROW])
+
+
+def plain_tensor_bytes(array: npt.NDArray[Any]) -> bytes:
+    """A safetensors file with `array` alone."""
+    return bytes(save({"samples": np.require(array, array.dtype.newbyteorder("="), "C")}))
 
 
 def _narrow_tensors(path: Path, names: Iterable[str]) -> dict[str, npt.NDArray[Any]]:
