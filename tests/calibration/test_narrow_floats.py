@@ -23,9 +23,14 @@ from streamstats.calibration.reading.reader import open_reader
 from streamstats.calibration.recorder import Recorder
 from streamstats.calibration.selection import LayerRule
 from streamstats.errors import DataError, MismatchError, NonFiniteError, UsageError
+from streamstats.jobs.compare import compare
+from streamstats.jobs.job import Job
 from streamstats.jobs.meter import Meter
-from streamstats.jobs.run import reduce
+from streamstats.jobs.run import reduce, run
 from streamstats.layouts import Kernel
+from streamstats.outputs.results import open_results
+from streamstats.ranges.finding import find_ranges
+from streamstats.report.page import document, page
 from streamstats.statistics.kinds import KINDS
 
 Array = np.ndarray[Any, Any]
@@ -207,6 +212,28 @@ def test_a_meter_gives_the_bits_of_recording_and_running(dtype: np.dtype[Any], t
     assert stored.statistics["extrema"].minimum.dtype == held(dtype)
     with pytest.raises(NonFiniteError, match="the value is nan"):
         meter.append("fc", np.array([[np.nan] * 6], dtype))
+
+
+@ALL_NARROW
+def test_results_are_those_of_the_same_numbers_in_float32(dtype: np.dtype[Any], tmp_path: Path) -> None:
+    values = np.random.default_rng(1).normal(size=(200, 6)).astype(dtype)
+    for kind in (dtype, np.dtype("f4")):
+        with Recorder(tmp_path / f"{kind}.zarr") as recorder:
+            recorder.append("fc", values.astype(kind))
+        rule = LayerRule("*", statistics=("histogram", "magnitude", "spread", "squares"))
+        run(Job(str(tmp_path / f"{kind}.zarr"), str(tmp_path / f"{kind}"), (rule,)))
+    narrow, wide = tmp_path / str(dtype), tmp_path / "float32"
+    mine, theirs = (open_results(out).statistics("fc") for out in (narrow, wide))
+    for figure in ("mean", "minimum", "maximum", "standard_deviation", "rms", "mean_magnitude", "standard_error"):
+        assert getattr(mine, figure).tolist() == getattr(theirs, figure).tolist(), figure
+    found, expected = (find_ranges(out, "minmax", 8)["fc"].rows()[0] for out in (narrow, wide))
+    assert found[:4] == expected[:4]
+    assert found[4] > 0
+    compared = compare(narrow, wide).layers[0]
+    assert compared.described == {"dtype": (str(dtype), "float32")}
+    assert compared.shift == 0
+    assert compare(narrow, narrow).equal
+    assert "fc" in page(document(narrow))
 
 
 def test_arrays_of_types_that_nobody_counts_are_named_and_do_not_hide_the_others(tmp_path: Path) -> None:
