@@ -35,8 +35,9 @@ Tensors = dict[str, tuple[tuple[int, ...], np.dtype[Any]]]
 Found = TypeVar("Found", covariant=True)
 
 SUPPORTED_DTYPES = (
-    *(np.dtype(kind) for kind in ("?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")),
+    *(np.dtype(kind) for kind in ("?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8")),
     *NARROW,
+    *(np.dtype(kind) for kind in ("f2", "f4", "f8")),
 )
 
 
@@ -300,18 +301,17 @@ def _everywhere(block: Array) -> Where:
 
 def checked_dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:
     """`dtype` in native byte order. Raises `MismatchError` unless statistics support it."""
-    native = np.dtype(dtype).newbyteorder("=")
-    if not is_supported(native):
+    if not is_supported(np.dtype(dtype)):
         raise MismatchError(
             f"values of dtype {np.dtype(dtype)} have no statistics; expected one of "
             f"{', '.join(map(str, SUPPORTED_DTYPES))}"
         )
-    return native
+    return np.dtype(dtype).newbyteorder("=")
 
 
 def is_supported(dtype: np.dtype[Any]) -> bool:
     """Whether values of `dtype`, in any byte order, have statistics."""
-    return dtype.newbyteorder("=") in SUPPORTED_DTYPES
+    return dtype.kind in "biufV" and dtype.newbyteorder("=") in SUPPORTED_DTYPES
 
 
 def known_kernel(space: Space) -> Kernel:

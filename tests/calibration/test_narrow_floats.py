@@ -10,7 +10,6 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import pytest
 import tensorstore
@@ -236,18 +235,25 @@ def test_results_are_those_of_the_same_numbers_in_float32(dtype: np.dtype[Any], 
     assert "fc" in page(document(narrow))
 
 
-def test_arrays_of_types_that_nobody_counts_are_named_and_do_not_hide_the_others(tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore::zarr.errors.UnstableSpecificationWarning")
+def test_they_stand_beside_other_arrays_in_a_group(tmp_path: Path) -> None:
     written(tmp_path, E4M3FN, CODECS["zstd"], values_of(E4M3FN))
-    build_store(tmp_path, {"other": np.ones((4, 2), "f4")})
-    store = {"driver": "file", "path": f"{tmp_path}/weights/"}
-    metadata = {"shape": [4, 4], "data_type": "int4"}
-    tensorstore.open({"driver": "zarr3", "kvstore": store, "metadata": metadata, "create": True}).result()
+    build_store(tmp_path, {"other": np.ones((4, 2), "f4"), "void": np.ones((4, 2), "V2")})
     assert {*reduce(tmp_path, layers=[LayerRule("layer"), LayerRule("other")])} == {"layer", "other"}
-    with pytest.raises(UsageError, match=r"layer weights: its values are int4; expected one of bool, .*bfloat16"):
+    with pytest.raises(UsageError, match=r"layer void: its values are .*V2; expected one of bool, .*bfloat16"):
         reduce(tmp_path)
 
 
 def test_zarr_keeps_its_own_types() -> None:
     assert zarr.dtype.parse_dtype("<V2", zarr_format=2).to_native_dtype() == np.dtype("V2")
     assert zarr.dtype.parse_dtype(np.dtype("V2"), zarr_format=3).to_native_dtype() == np.dtype("V2")
-    assert zarr.dtype.parse_dtype(np.dtype(ml_dtypes.bfloat16), zarr_format=3).to_native_dtype() == BFLOAT16
+    for kind in ("V1", ">f4", ">i2", "<f2", "|b1", "S3", np.dtype(np.dtypes.StringDType())):
+        assert zarr.dtype.parse_dtype(np.dtype(kind), zarr_format=3).to_native_dtype() == np.dtype(kind)
+
+
+@ALL_NARROW
+def test_zarr_knows_narrow_types_of_either_byte_order(dtype: np.dtype[Any]) -> None:
+    for order in "<>":
+        ordered = dtype.newbyteorder(order)
+        found = zarr.dtype.parse_dtype(ordered, zarr_format=3).to_native_dtype()
+        assert found == (ordered if dtype.itemsize > 1 else dtype)

@@ -35,7 +35,7 @@ class NarrowFloat(ZDType[Any, Any], HasItemSize):
     @classmethod
     def from_native_dtype(cls, dtype: Any) -> Self:
         """As `ZDType.from_native_dtype`."""
-        if dtype != cls.native:
+        if dtype.type is not cls.native.type:
             raise DataTypeValidationError(f"the dtype is {dtype}; expected {cls.native}")
         return cls()
 
@@ -102,7 +102,8 @@ class BFloat16(NarrowFloat, HasEndianness):
     @classmethod
     def from_native_dtype(cls, dtype: Any) -> Self:
         """As `ZDType.from_native_dtype`."""
-        return super().from_native_dtype(dtype) if dtype.isnative else cls(endianness="big")
+        super().from_native_dtype(dtype)
+        return cls(endianness="little" if dtype == dtype.newbyteorder("<") else "big")
 
     def to_native_dtype(self) -> Any:
         """As `ZDType.to_native_dtype`."""
