@@ -12,10 +12,15 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import numpy as np
-from zarr.core.dtype.common import DataTypeValidationError, HasEndianness, HasItemSize
+from zarr.core.dtype.common import HasEndianness, HasItemSize
 from zarr.dtype import ZDType, data_type_registry
 
 from ...floats import BFLOAT16, FLOAT8_E4M3FN, FLOAT8_E5M2
+
+try:  # where it is in newer versions of zarr
+    from zarr.errors import DataTypeValidationError  # type: ignore[attr-defined]
+except ImportError:
+    from zarr.core.dtype.common import DataTypeValidationError
 
 SPECIAL = {"NaN": np.nan, "Infinity": np.inf, "-Infinity": -np.inf}
 
