@@ -16,7 +16,7 @@ import numpy as np
 import zarr
 from measuring import available_cores, in_own_process, machine, measure_in_turn
 from methods.idioms import computed
-from stores import LAYOUTS, LayerSource, Source, generate, read_once, working_folder
+from stores import LAYOUTS, NARROW_LAYOUTS, LayerSource, Source, generate, read_once, working_folder
 from tables import Table, show
 
 from streamstats import LayerRule, Quantization, reduce
@@ -51,26 +51,32 @@ QUANTILE = 0.999
 def main() -> None:
     """Measure the chosen cases and print speeds and shares."""
     options = _parser().parse_args()
+    layouts = (*LAYOUTS, *NARROW_LAYOUTS)
     methods = METHODS | (OTHERS if options.others else {})
     rows, wrong = [], []
-    if not any(fnmatchcase(layout.name, options.cases) for layout in LAYOUTS):
-        sys.exit(f"no case matches {options.cases}; there are {', '.join(layout.name for layout in LAYOUTS)}")
+    if not any(fnmatchcase(layout.name, options.cases) for layout in layouts):
+        sys.exit(f"no case matches {options.cases}; there are {', '.join(layout.name for layout in layouts)}")
     with working_folder(options.folder) as folder:
-        for layout in LAYOUTS:
+        for layout in layouts:
             if not fnmatchcase(layout.name, options.cases):
                 continue
+            compared = options.others and layout in LAYOUTS
             with working_folder(str(folder)) as inside:
                 print(f"measuring {layout.name} …", file=sys.stderr)
                 source = in_own_process(generate, inside / "store.zarr", layout, int(options.size * 1e9))
                 read_once(source)
+                chosen = tuple(methods if compared else METHODS)
                 measured = measure_in_turn(
-                    tuple(methods), source, threads=options.threads, repeats=options.repeats, patience=options.patience
+                    chosen, source, threads=options.threads, repeats=options.repeats, patience=options.patience
                 )
-                seconds = {method: measured[method].median for method in methods}
+                seconds = {method: measured[method].median for method in chosen}
                 shares = [f"{seconds['limit'] / seconds[method]:.2f}" for method in list(METHODS)[1:]]
-                times = [f"× {seconds[method] / seconds['with_all']:.1f}" for method in list(methods)[len(METHODS) :]]
+                times = [
+                    f"× {seconds[method] / seconds['with_all']:.1f}" if compared else "–"
+                    for method in list(methods)[len(METHODS) :]
+                ]
                 rows.append([layout.name, f"{options.size / seconds['limit']:.2f}", *shares, *times])
-                if options.others:
+                if compared:
                     wrong.append([layout.name, *in_own_process(errors, source, options.threads)])
     headings = ["case", "limit, GB/s", *list(methods.values())[1:]]
     tables = [Table("What further statistics cost", headings, rows)]

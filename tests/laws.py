@@ -19,6 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given
@@ -49,11 +50,34 @@ Where = tuple[slice, ...]
 
 INTEGERS = [np.dtype(kind) for kind in ("i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8")]
 FLOATS = [np.dtype(kind) for kind in ("f2", "f4", "f8")]
-DTYPES = [np.dtype(bool), *INTEGERS, *FLOATS]
-SMALLEST = {"f2": -24, "f4": -149, "f8": -1074}
+NARROW = [np.dtype(kind) for kind in (ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2)]
+BFLOAT16, E4M3FN, E5M2 = NARROW
+ALL_FLOATS = [*FLOATS, *NARROW]
+DTYPES = [np.dtype(bool), *INTEGERS, *ALL_FLOATS]
+SMALLEST = {"f2": -24, "f4": -149, "f8": -1074, "bfloat16": -133, "float8_e4m3fn": -9, "float8_e5m2": -16}
 """The exponent of the smallest denormal."""
 DIGITS = {"b1": 2, "i1": 2, "u1": 2, "i2": 2, "u2": 2, "i4": 3, "u4": 3, "i8": 4, "u8": 4, "f2": 3, "f4": 10, "f8": 67}
-"""Digits of 32 bits that hold 2^64 of the largest value, the top one 63 bits and the sign."""
+DIGITS |= {"bfloat16": 10, "float8_e4m3fn": 3, "float8_e5m2": 3}
+"""Digits of 32 bits that hold 2^64 of the largest value, the top one 63 bits and the sign; at least 3 for floats."""
+
+
+def is_float(dtype: np.dtype[Any]) -> bool:
+    return dtype.newbyteorder("=") in ALL_FLOATS
+
+
+def kind_of(dtype: np.dtype[Any]) -> str:
+    """The key of a dtype in the tables here."""
+    return dtype.name if dtype.newbyteorder("=") in NARROW else dtype.str[1:]
+
+
+def limits_of(dtype: np.dtype[Any]) -> Any:
+    """As `np.finfo`."""
+    return ml_dtypes.finfo(dtype)
+
+
+def held(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The dtype of extrema."""
+    return np.dtype("f4") if dtype in NARROW else dtype
 
 
 # The exact answers
@@ -61,7 +85,8 @@ DIGITS = {"b1": 2, "i1": 2, "u1": 2, "i2": 2, "u2": 2, "i4": 3, "u4": 3, "i8": 4
 
 def channel_values(block: Array, channel_axis: int) -> list[list[Any]]:
     """The values of each channel as Python numbers."""
-    return [block.take(channel, channel_axis).ravel().tolist() for channel in range(block.shape[channel_axis])]
+    native = block.astype(block.dtype.newbyteorder("="))
+    return [native.take(channel, channel_axis).ravel().tolist() for channel in range(block.shape[channel_axis])]
 
 
 def units(values: Sequence[Any], kind: str) -> int:
@@ -81,7 +106,7 @@ def as_digits(total: int, places: int) -> list[int]:
 
 def exact_sums(block: Array, channel_axis: int) -> ChannelMean:
     """What `ChannelMean.measure` has to give."""
-    kind = block.dtype.str[1:]
+    kind = kind_of(block.dtype)
     channels = channel_values(block, channel_axis)
     digits = [as_digits(units(values, kind), DIGITS[kind]) for values in channels]
     counts = [[sum(map(test, values)) for values in channels] for test in (math.isfinite, math.isnan, math.isinf)]
@@ -96,21 +121,21 @@ def exact_extrema(block: Array, channel_axis: int) -> ChannelExtrema:
     """What `ChannelExtrema.measure` has to give."""
     dtype = block.dtype.newbyteorder("=")
     finite = [[*filter(math.isfinite, values)] for values in channel_values(block, channel_axis)]
-    if dtype.kind == "f":
+    if is_float(dtype):
         least, greatest = -math.inf, math.inf
     else:
         limits = [False, True] if dtype.kind == "b" else np.iinfo(dtype)
         least, greatest = limits if dtype.kind == "b" else (limits.min, limits.max)
-    minimum = np.array([min(values, default=greatest) for values in finite], dtype)
-    maximum = np.array([max(values, default=least) for values in finite], dtype)
-    if dtype.kind == "f":
+    minimum = np.array([min(values, default=greatest) for values in finite], held(dtype))
+    maximum = np.array([max(values, default=least) for values in finite], held(dtype))
+    if is_float(dtype):
         minimum[minimum == 0] = maximum[maximum == 0] = 0.0  # a zero has no sign
     return ChannelExtrema(space_of(dtype, block.shape[channel_axis]), minimum, maximum)
 
 
 def exact_spread(block: Array, channel_axis: int) -> SampleSpread:
     """What `SampleSpread.measure` has to give: sums over samples of squared sums, of sums times counts, of counts²."""
-    kind, channels = block.dtype.str[1:], block.shape[channel_axis]
+    kind, channels = kind_of(block.dtype), block.shape[channel_axis]
     samples, squares, products, counts = ([0] * channels for _ in range(4))
     for sample in block:
         for channel, values in enumerate(channel_values(sample, channel_axis - 1)):
@@ -128,10 +153,10 @@ def exact_spread(block: Array, channel_axis: int) -> SampleSpread:
 
 
 SPREAD_DIGITS = {"b1": 4, "i1": 4, "u1": 4, "i2": 4, "u2": 4, "i4": 5, "u4": 5, "i8": 7, "u8": 7, "f2": 6, "f4": 21}
-SPREAD_DIGITS["f8"] = 135
+SPREAD_DIGITS |= {"f8": 135, "bfloat16": 20, "float8_e4m3fn": 5, "float8_e5m2": 5}
 """Digits that hold 2^64 squares of sums of 2^31 of the largest value."""
 PRODUCT_DIGITS = {"b1": 4, "i1": 4, "u1": 4, "i2": 4, "u2": 4, "i4": 4, "u4": 4, "i8": 5, "u8": 5, "f2": 5, "f4": 12}
-PRODUCT_DIGITS["f8"] = 69
+PRODUCT_DIGITS |= {"f8": 69, "bfloat16": 12, "float8_e4m3fn": 4, "float8_e5m2": 4}
 """Digits that hold 2^64 products of 2^31 and sums of 2^31 of the largest value."""
 
 
@@ -180,7 +205,7 @@ def exact_taps(block: Array, channel_axis: int) -> TapSums:
 
 
 SQUARE_DIGITS = {"b1": 2, "i1": 2, "u1": 2, "i2": 3, "u2": 3, "i4": 4, "u4": 4, "i8": 6, "u8": 6, "f2": 4, "f4": 19}
-SQUARE_DIGITS["f8"] = 133
+SQUARE_DIGITS |= {"f8": 133, "bfloat16": 18, "float8_e4m3fn": 3, "float8_e5m2": 4}
 """Digits that hold 2^64 of the largest square."""
 
 
@@ -194,25 +219,32 @@ def exact_powers(values: Sequence[Any], kind: str, power: int) -> int:
 
 def exact_squares(block: Array, channel_axis: int) -> ChannelSquares:
     """What `ChannelSquares.measure` has to give."""
-    kind, places = block.dtype.str[1:], SQUARE_DIGITS[block.dtype.str[1:]]
+    kind, places = kind_of(block.dtype), SQUARE_DIGITS[kind_of(block.dtype)]
     digits = [as_digits(exact_powers(values, kind, 2), places) for values in channel_values(block, channel_axis)]
     return ChannelSquares(Space.of(block, channel_axis), np.array(digits, np.int64).reshape(-1, places).T)
 
 
 def exact_magnitude(block: Array, channel_axis: int) -> ChannelMagnitude:
     """What `ChannelMagnitude.measure` has to give."""
-    space, kind = Space.of(block, channel_axis), block.dtype.str[1:]
+    space, kind = Space.of(block, channel_axis), kind_of(block.dtype)
     channels = channel_values(block, channel_axis)
     if block.dtype.itemsize == 1:
-        counts = [[values.count(code) for code in codes_of(block.dtype)] for values in channels]
-        return ChannelMagnitude(space, counts=np.array(counts, np.int64).reshape(-1, 256).T)
+        counts = np.zeros((256, len(channels)), np.int64)
+        for channel, values in enumerate(channels):
+            bits = block.astype(space.dtype).take(channel, channel_axis).copy().view(np.uint8).ravel().tolist()
+            for pattern, value in zip(bits, values, strict=True):
+                counts[codes_of(block.dtype).index(pattern), channel] += math.isfinite(value)
+        return ChannelMagnitude(space, counts=counts)
     digits = [as_digits(exact_powers(values, kind, 1), DIGITS[kind]) for values in channels]
     return ChannelMagnitude(space, np.array(digits, np.int64).reshape(-1, DIGITS[kind]).T)
 
 
-def codes_of(dtype: np.dtype[Any]) -> range:
-    """The values of 8 bits, ascending."""
-    return range(-128, 128) if dtype.kind == "i" else range(256)
+def codes_of(dtype: np.dtype[Any]) -> list[int]:
+    """The bit patterns of 8 bits, ascending by their values."""
+    positive, negative = [*range(128)], [*range(128, 256)]
+    if is_float(dtype):
+        return [*reversed(negative), *positive]
+    return [*negative, *positive] if dtype.kind == "i" else [*positive, *negative]
 
 
 def exact_histogram(block: Array, channel_axis: int) -> Histogram:
@@ -221,9 +253,10 @@ def exact_histogram(block: Array, channel_axis: int) -> Histogram:
     if dtype.itemsize == 1:
         return Histogram(space, exact_magnitude(block, channel_axis).counts)
     shift, counts = 8 * dtype.itemsize - 16, np.zeros(2**16, np.int64)
-    for value in np.ascontiguousarray(block.astype(dtype)).reshape(-1):
+    values = np.ascontiguousarray(block.astype(dtype)).reshape(-1)
+    for value, bits in zip(values.tolist(), values.view(f"u{dtype.itemsize}").tolist(), strict=True):
         if math.isfinite(value):
-            counts[PLACES[dtype.kind][int(value.view(f"u{dtype.itemsize}")) >> shift]] += 1
+            counts[PLACES["f" if is_float(dtype) else dtype.kind][bits >> shift]] += 1
     return Histogram(space, counts)
 
 
@@ -267,12 +300,14 @@ def hard_bits(dtype: np.dtype[Any], finite: bool = False) -> list[int]:
         edges = [0, 1, 2, sign - 1, sign - 2, 1 << 31, (1 << 32) - 1]
         mask = 2 * sign - 1
         return sorted({pattern & mask for edge in edges for pattern in (edge, -edge, ~edge)})
-    fraction_bits = np.finfo(dtype).nmant
-    infinity = sign - (1 << fraction_bits)
+    fraction_bits = limits_of(dtype).nmant
+    infinity = sign - (1 if dtype == E4M3FN else 1 << fraction_bits)  # or NaN, where there are no infinities
     normal = 1 << fraction_bits
     one = int(np.ones(1, dtype).view(f"u{dtype.itemsize}")[0])
     magnitudes = [0, 1, 2, normal - 1, normal, normal + 1, one - 1, one, one + 1, infinity - normal, infinity - 1]
-    if not finite:
+    if not finite and dtype == E4M3FN:
+        magnitudes += [infinity]
+    elif not finite:
         magnitudes += [infinity, infinity + 1, infinity + normal // 2, infinity + normal - 1]
     return [magnitude | s for magnitude in magnitudes for s in (0, sign)]
 
@@ -285,17 +320,18 @@ def _any_bits(rng: np.random.Generator, dtype: np.dtype[Any], shape: tuple[int, 
 
 def _close_values(rng: np.random.Generator, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:
     """Terms of a few neighbouring sizes, as activations are; here and there a zero."""
-    if dtype.kind != "f":
+    if not is_float(dtype):
         return rng.integers(0, 2 if dtype.kind == "b" else 100, shape).astype(dtype)
     span = rng.integers(1, 60)
-    exponent = rng.integers(np.finfo(dtype).minexp, np.finfo(dtype).maxexp) + rng.integers(-span, 1, shape)
+    limits = limits_of(dtype)
+    exponent = rng.integers(limits.minexp, limits.maxexp) + rng.integers(-span, 1, shape)
     with np.errstate(over="ignore", under="ignore"):
         values = np.ldexp(rng.uniform(-1, 1, shape), exponent.clip(-1074, 1023)).astype(dtype)
     return np.where(rng.random(shape) < 0.1, dtype.type(0), values)
 
 
 def _finite(block: Array) -> Array:
-    return np.where(np.isfinite(block), block, block.dtype.type(1)) if block.dtype.kind == "f" else block
+    return np.where(np.isfinite(block), block, block.dtype.type(1)) if is_float(block.dtype) else block
 
 
 @st.composite
@@ -307,7 +343,7 @@ def contents(draw: st.DrawFn, dtype: np.dtype[Any], shape: tuple[int, ...], fini
         patterns = draw(st.lists(st.sampled_from(hard_bits(dtype, finite)), min_size=1, max_size=6))
         return rng.choice(from_bits(patterns[:1] if kind == "same" else patterns, dtype), shape)
     block = (_close_values if kind == "close" else _any_bits)(rng, dtype, shape)
-    if kind == "cancelling" and dtype.kind in "if":
+    if kind == "cancelling" and (dtype.kind == "i" or is_float(dtype)):
         flat = block.reshape(-1)
         half = flat.size // 2
         with np.errstate(over="ignore"):
@@ -411,6 +447,10 @@ def cuts(draw: st.DrawFn, block: Array, axis: int, places: int | None = None) ->
 
 
 # The laws
+
+
+UNSUPPORTED = ("c8", "g", "O", "U1", "S1", "M8[s]", "m8[s]", "V4", "V2", "V1", "i4,i4", "float8_e4m3fnuz", "int4")
+"""dtypes without statistics."""
 
 
 def space_of(dtype: Any, channels: int) -> Space:
@@ -612,7 +652,9 @@ def laws_of(statistic: type[Statistic]) -> type:
                 statistic.empty(space_of("f4", 3)).merge(other.empty(space_of("f4", 3)))
             assert statistic.empty(space_of("f4", 3)) != other.empty(space_of("f4", 3))
 
-        @pytest.mark.parametrize("kind", ["c8", "g", "O", "U1", "S1", "M8[s]", "m8[s]", "V4", "i4,i4"])
+        @pytest.mark.parametrize(
+            "kind", ["c8", "g", "O", "U1", "S1", "M8[s]", "m8[s]", "V4", "V2", "V1", "float8_e4m3fnuz", "i4,i4"]
+        )
         def test_values_without_a_statistic_are_refused_with_the_dtypes_that_have_one(self, kind):
             with pytest.raises(MismatchError, match=r"have no statistics; expected one of bool, int8, .*float64"):
                 statistic.measure(np.zeros((2, 3), kind))

@@ -19,6 +19,7 @@ ORDER = (
     "interrupts",
     "progress",
     "address",
+    "floats",
     "quantization",
     "layouts",
     "coverage",
@@ -66,6 +67,7 @@ IMPORTERS = {
     "gguf": ("exports",),
     "google_crc32c": ("calibration.encoding",),
     "llvmlite": ("compiled",),
+    "ml_dtypes": ("floats",),
     "numba": ("compiled", "statistics", "calibration.encoding", "calibration.sources.gathering"),
     "numcodecs": ("calibration.encoding",),
     "onnx": ("models.onnx", "demo.train"),  # which exports the small network that is shipped

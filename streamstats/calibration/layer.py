@@ -20,7 +20,7 @@ from ..errors import MismatchError, UsageError
 from ..layouts import Kernel, Kernels
 from ..quantization import Quantization
 from ..statistics.kinds import Kind, kinds_of
-from ..statistics.statistic import SUPPORTED_DTYPES, Space
+from ..statistics.statistic import SUPPORTED_DTYPES, Space, is_supported
 from ..storage.names import check_layer_name
 from .encoding.chunks import ChunkKeys, Encoding
 from .readers import Readers
@@ -217,7 +217,7 @@ def described(
 
 def check_values(name: str, dtype: np.dtype[Any], shape: tuple[int, ...], remedy: str) -> None:
     """Raise `UsageError`, ending in `remedy`, unless an array of `dtype` and `shape` can be a layer."""
-    if (dtype.kind, dtype.itemsize) not in {(each.kind, each.itemsize) for each in SUPPORTED_DTYPES}:
+    if not is_supported(dtype):
         expected = ", ".join(map(str, SUPPORTED_DTYPES))
         raise UsageError(f"layer {name}: its values are {dtype}; expected one of {expected}; {remedy}")
     if len(shape) < 2:

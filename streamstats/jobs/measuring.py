@@ -17,6 +17,7 @@ from ..calibration.reading.mask_reader import MaskReader
 from ..calibration.reading.reader import Reader, open_reader
 from ..coverage import Coverage, Rows
 from ..errors import DataError, LostError, NonFiniteError
+from ..floats import is_finite
 from ..interrupts import check_wanted
 from ..outputs.ledger import Measured
 from ..statistics.masks import Mask
@@ -120,10 +121,10 @@ def _measure_blocks(
 
 
 def _nonfinite_error(layer: Layer, selection: Selection, block: npt.NDArray[Any], mask: Mask | None) -> NonFiniteError:
-    bad = ~np.isfinite(block)
+    bad = ~is_finite(block)
     if mask is not None:
         bad &= np.expand_dims(mask, layer.channel_axis)
-    found = bad.any(axis=tuple(axis for axis in range(1, block.ndim) if axis != layer.channel_axis))
+    found: Any = bad.any(axis=tuple(axis for axis in range(1, block.ndim) if axis != layer.channel_axis))
     rows = np.flatnonzero(found.any(axis=1)) + selection[0].start
     channels = np.flatnonzero(found.any(axis=0)) + selection[layer.channel_axis].start
     more = f" and {len(channels) - 1} more" if len(channels) > 1 else ""

@@ -18,6 +18,7 @@ from ..calibration.masking import appended_with, checked_mask, positions_of
 from ..calibration.readers import readers_of
 from ..coverage import Coverage
 from ..errors import NonFiniteError, UsageError
+from ..floats import is_finite, is_float
 from ..layouts import Kernel
 from ..outputs.layer_statistics import LayerStatistics
 from ..outputs.ledger import CountedSource, by_layer
@@ -137,9 +138,9 @@ class _Metered:
 
 
 def _check_finite(layer: Layer, block: npt.NDArray[Any], rows: int, mask: Mask | None) -> None:
-    if block.dtype.kind != "f":
+    if not is_float(block.dtype):
         return
-    bad = ~np.isfinite(block)
+    bad = ~is_finite(block)
     if mask is not None:
         bad &= np.expand_dims(mask, layer.channel_axis)
     if not bad.any():

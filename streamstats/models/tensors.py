@@ -12,10 +12,12 @@ import numpy.typing as npt
 
 from ..correction import BiasCorrector, MeanBiasCorrector, TapBiasCorrector
 from ..errors import UsageError, listed
+from ..floats import widen
 from ..layouts import BY_GROUP, TRANSPOSED, input_channels
 from ..outputs.results import Results, open_results
 from ..storage.files import check_apart, write_bytes
-from ..storage.tensors import read_plain_tensors, tensors_bytes
+from ..storage.plain_tensors import read_plain_tensors
+from ..storage.tensors import tensors_bytes
 from .linear import NO_CORRECTOR, LayerCorrection, LinearLayer, load_corrector, planned_correction
 
 FORMAT = "streamstats.corrections/1"
@@ -59,7 +61,7 @@ def tensor_terms(
     results = open_results(Path(correctors))
     layers = [layer for layer in results.layers if results.is_read(layer)]
     rules = _rules(layouts, layers)
-    tensors = _Tensors(read_plain_tensors(Path(weights)), read_plain_tensors(Path(fake_quantized)))
+    tensors = _Tensors(_read(weights), _read(fake_quantized))
     outcomes = [_outcome(layer, results, tensors, rules) for layer in layers]
     terms = {each.layer: each.term for each in outcomes if each.term is not None}
     if not terms:
@@ -68,6 +70,11 @@ def tensor_terms(
             f"{listed(layers)}: expected tensors called LAYER, LAYER{WEIGHT}, LAYER{FAKE_QUANTIZED}"
         )
     return terms, outcomes
+
+
+def _read(path: str | Path) -> dict[str, Array]:
+    """The tensors of a file; bfloat16 and float8 become float32."""
+    return {name: widen(tensor) for name, tensor in read_plain_tensors(Path(path)).items()}
 
 
 def terms_bytes(terms: Mapping[str, Array]) -> bytes:

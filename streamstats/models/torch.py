@@ -24,6 +24,7 @@ import numpy.typing as npt
 
 from ..calibration.recorder import Recorder
 from ..errors import MismatchError, MissingDependencyError, UsageError, listed
+from ..floats import BFLOAT16, FLOAT8_E4M3FN, FLOAT8_E5M2
 from ..jobs.meter import Meter
 from ..layouts import TRANSPOSED, Geometry, Kernel
 from ..outputs.results import Results, open_results
@@ -44,8 +45,8 @@ LAYOUTS = {
     "ConvTranspose3d": "IODHW",
 }
 """Class of `torch.nn` → layout of its weight. Subclasses count too, such as those of quantisation-aware training."""
-WIDENED = ("bfloat16",)
-"""dtypes that numpy lacks: their values become float32, which represents all of them."""
+NARROW = {each.name: each for each in (BFLOAT16, FLOAT8_E4M3FN, FLOAT8_E5M2)}
+"""dtypes that numpy lacks: their bits are taken as they are."""
 MARK = "_streamstats_corrected"
 """The attribute of a model whose biases are corrected."""
 
@@ -86,9 +87,10 @@ def recording(
     """Append the input of every linear module to the zarr group `store`, each time the `with` block calls the module.
 
     `layers` are globs on layer names; default all. A module that is called several times per batch adds rows each time.
-    Inputs are copied from any device to the processor's memory one at a time; bfloat16 becomes float32, and quantised
-    tensors become the real numbers they represent. With `positions_as_rows`, every position becomes a row, for inputs
-    whose shape changes from call to call; the means stay the same, but what the taps of larger kernels see is unknown.
+    Inputs are copied from any device to the processor's memory one at a time; bfloat16 and float8 stay what they are,
+    and quantised tensors become the real numbers they represent. With `positions_as_rows`, every position becomes a
+    row, for inputs whose shape changes from call to call; the means stay the same, but what the taps of larger kernels
+    see is unknown.
 
     Yields the recorded modules by layer name. Raises `UsageError` if there are none; inside the block, `MismatchError`
     for an input of a different shape than before, `OutputError` if the store cannot be written.
@@ -182,9 +184,11 @@ def _to_numpy(tensor: torch.Tensor) -> Array:
     plain = tensor.detach()
     if plain.is_quantized:
         plain = plain.dequantize()
-    if str(plain.dtype).removeprefix("torch.") in WIDENED:
-        plain = plain.to(torch.float32)
-    return np.asarray(plain.cpu().numpy())
+    narrow = NARROW.get(str(plain.dtype).removeprefix("torch."))
+    if narrow is None:
+        return np.asarray(plain.cpu().numpy())
+    integers = torch.int16 if narrow.itemsize == 2 else torch.int8
+    return np.asarray(plain.view(integers).cpu().numpy()).view(narrow)
 
 
 # Correcting

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import UsageError
+from ..floats import is_float
 from ..outputs.layer_statistics import LayerStatistics
 from ..statistics.counts import is_counted_by_channel
 from ..statistics.histogram import Histogram
@@ -45,7 +46,7 @@ class Distribution:
         histogram: Histogram = statistics.statistics[Histogram.name]
         low, high, count = histogram.bins(statistics.quantization, channel)
         least, greatest = extrema(statistics, channel)
-        if statistics.space.dtype.kind == "f":
+        if is_float(statistics.space.dtype):
             low, high = (
                 np.where((high == 0) & (low > least), 0.0, low),
                 np.where((low == 0) & (high < greatest), 0.0, high),

@@ -20,7 +20,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from ..errors import DataError, UsageError, counted
 from ..storage.files import Spool
-from ..storage.tensors import read_plain_tensors
+from ..storage.plain_tensors import read_plain_tensors
 from .errors import TooLargeError
 
 IN_MEMORY = 4 * 2**20

@@ -25,7 +25,9 @@ import numpy.typing as npt
 
 from ..address import SERVICE_URL
 from ..errors import DataError, ServiceError, StreamstatsError, UsageError, first_line, require
+from ..floats import NARROW
 from ..storage.files import write_bytes
+from ..storage.plain_tensors import plain_tensor_bytes
 from ..storage.tensors import tensors_bytes, tensors_of
 from .messages import V1, IngestView, JobPage, JobView, StoreView, UploadView
 
@@ -213,7 +215,7 @@ class Client:
         count once. `quantization` and `geometry`, the layer's kernel, have the keys that they have in a configuration;
         jobs that count `taps` need the geometry.
         """
-        content = samples if isinstance(samples, bytes) else _npy(samples)
+        content = samples if isinstance(samples, bytes) else _file_of(np.asarray(samples))
         query: dict[str, Any] = {"channel_axis": channel_axis}
         if quantization is not None:
             query["quantization"] = json.dumps(quantization)
@@ -299,7 +301,10 @@ def _events(lines: Iterator[str]) -> Iterator[tuple[str, dict[str, Any], str]]:
             fields = {}
 
 
-def _npy(array: npt.NDArray[Any]) -> bytes:
+def _file_of(array: npt.NDArray[Any]) -> bytes:
+    """A `.npy` file, or safetensors for bfloat16 and float8, which `.npy` cannot name."""
+    if array.dtype.newbyteorder("=") in NARROW:
+        return plain_tensor_bytes(array)
     content = io.BytesIO()
     np.save(content, array, allow_pickle=False)
     return content.getvalue()

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..compiled.cache import load
+from ..floats import is_float
 from ..quantization import Quantization
 from .counts import BINS, patterns
 from .loops import ARGUMENTS
@@ -65,7 +66,7 @@ class BinContents(AddedArrays):
 
 def _descends(dtype: np.dtype[Any], upper: int) -> bool:
     """Whether values fall as their lower bits grow, as negative floats do."""
-    return dtype.kind == "f" and upper >= BINS // 2
+    return is_float(dtype) and upper >= BINS // 2
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from ..compiled import foreign
 from ..compiled.cache import POINTER, SIZE, load
+from ..floats import fraction_bits, is_float, unit_exponent_of, widen
 from .loops import ARGUMENTS
 from .riders import COPIES, CountingRider, Tally
 
@@ -57,11 +58,13 @@ class Counting(CountingRider):
         """`counts` of finite values, ascending by value: int64[256, C] for 8 bits, else int64[BINS]."""
         if is_counted_by_channel(self.dtype):
             _flushing()(*self._arguments(0)[2:5], self.channels)
-            return Tally({"counts": self._counts[:, _order(self.dtype, 8)].T.copy()})
+            counts = self._counts[:, _order(self.dtype, 8)].T.copy()
+            counts[~np.isfinite(codes(self.dtype))] = 0
+            return Tally({"counts": counts})
         counts = self._counts[:BINS].copy()
         counts[0] += self._counts[BINS:].sum()
         found = counts[patterns(self.dtype)]
-        if self.dtype.kind == "f":
+        if is_float(self.dtype):
             beyond = _beyond(self.dtype)
             found[:beyond] = found[BINS - beyond :] = 0  # NaN and infinities
         return Tally({"counts": found}, by_channel=False)
@@ -73,23 +76,37 @@ class Counting(CountingRider):
         return narrow if is_counted_by_channel(dtype) else wide
 
 
-def codes(dtype: np.dtype[Any]) -> npt.NDArray[np.int64]:
-    """The 256 values of an 8-bit `dtype`, int64[256], ascending; values of bool above 1 never occur."""
+def codes(dtype: np.dtype[Any]) -> Array:
+    """The 256 values of an 8-bit `dtype`, ascending: int64[256], or float32[256] with NaN and infinities at both ends.
+
+    Values of bool above 1 never occur.
+    """
+    if is_float(dtype):
+        return widen(_order(dtype, 8).astype(np.uint8).view(dtype))
     return np.arange(256) - (128 if dtype.kind == "i" else 0)
 
 
-def bins(dtype: np.dtype[Any]) -> tuple[Array, Array]:
-    """(least, greatest) value of each bin of `dtype`, ascending, in this dtype: [BINS] each; int64[256] for 8 bits.
+def code_units(dtype: np.dtype[Any]) -> npt.NDArray[np.int64]:
+    """The same in the unit of their sums, int64[256]; 0 for NaN and infinities, which are not counted."""
+    if not is_float(dtype):
+        return codes(dtype)
+    values = codes(dtype).astype(np.float64)
+    return (np.where(np.isfinite(values), values, 0.0) * 2.0 ** -unit_exponent_of(dtype)).astype(np.int64)
 
-    The outermost bins of floats hold NaN and infinities; their counts are always 0.
+
+def bins(dtype: np.dtype[Any]) -> tuple[Array, Array]:
+    """(least, greatest) value of each bin of `dtype`, ascending: [BINS] each, or [256] as `codes` for 8 bits.
+
+    They have this dtype, or float32 for bfloat16. The outermost bins of floats hold NaN and infinities; their counts
+    are always 0.
     """
     if is_counted_by_channel(dtype):
         return codes(dtype), codes(dtype)
     shift = 8 * dtype.itemsize - 16
     upper = patterns(dtype).astype(np.uint64) << np.uint64(shift)
     lower = np.uint64((1 << shift) - 1)
-    ends = [upper.astype(f"u{dtype.itemsize}").view(dtype), (upper | lower).astype(f"u{dtype.itemsize}").view(dtype)]
-    if dtype.kind == "f":  # a negative float grows towards zero as its bits fall
+    ends = [widen(each.astype(f"u{dtype.itemsize}").view(dtype)) for each in (upper, upper | lower)]
+    if is_float(dtype):  # a negative float grows towards zero as its bits fall
         negative = upper >> np.uint64(8 * dtype.itemsize - 1) == 1
         return np.where(negative, ends[1], ends[0]), np.where(negative, ends[0], ends[1])
     return ends[0], ends[1]
@@ -105,14 +122,14 @@ def _order(dtype: np.dtype[Any], bits: int) -> npt.NDArray[np.int64]:
     sign, patterns = 1 << (bits - 1), np.arange(1 << bits)
     if dtype.kind == "i":
         return patterns ^ sign
-    if dtype.kind == "f":
+    if is_float(dtype):
         return np.where(patterns < sign, 2 * sign - 1 - patterns, patterns ^ sign)
     return patterns
 
 
 def _beyond(dtype: np.dtype[Any]) -> int:
     """How many bins at each end hold NaN and infinities."""
-    return 1 << max(0, np.finfo(dtype).nmant - 8 * dtype.itemsize + 16)
+    return 1 << max(0, fraction_bits(dtype) - 8 * dtype.itemsize + 16)
 
 
 @cache

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import DataError
+from ..floats import widened
 from ..quantization import Quantization
 from .running import Measures
 from .statistic import Document, Space, Statistic, Tensors, ValueStatistic
@@ -22,7 +23,8 @@ from .statistic import Document, Space, Statistic, Tensors, ValueStatistic
 class ChannelExtrema(ValueStatistic):
     """The least and greatest finite value per channel.
 
-    `minimum` and `maximum`, [C], have the dtype of the values; minimum > maximum if no finite value was seen.
+    `minimum` and `maximum`, [C], have the dtype of the values, or float32 for bfloat16 and float8; minimum > maximum if
+    no finite value was seen.
     """
 
     name: ClassVar[str] = "extrema"
@@ -33,13 +35,14 @@ class ChannelExtrema(ValueStatistic):
     @classmethod
     def tensors(cls, space: Space) -> Tensors:
         """As `Statistic.tensors`."""
-        return dict.fromkeys(("minimum", "maximum"), ((space.channels,), space.dtype))
+        return dict.fromkeys(("minimum", "maximum"), ((space.channels,), widened(space.dtype)))
 
     @classmethod
     def empty(cls, space: Space) -> Self:
         """The identities of min and max: the dtype's greatest value as minimum, its least as maximum; ±∞ for floats."""
-        least, greatest = _limits(space.dtype)
-        return cls(space, *(np.full(space.channels, limit, space.dtype) for limit in (greatest, least)))
+        held = widened(space.dtype)
+        least, greatest = _limits(held)
+        return cls(space, *(np.full(space.channels, limit, held) for limit in (greatest, least)))
 
     @classmethod
     def from_measures(cls, space: Space, measures: Measures) -> Self:

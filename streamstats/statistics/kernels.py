@@ -12,22 +12,30 @@ sum fits 53 bits. The least and greatest magnitude in a strip of terms bound the
 small, the terms are simply added. If it is larger, each term is first split at a power of two (by adding and
 subtracting a large number; both parts are exact), and the parts are summed separately. If it is larger still, or a term
 is not finite, the strip goes term by term.
+
+Narrow floats are widened as they are loaded: shifting their bits makes bfloat16 a float32, and float8 a float16 (for
+e4m3fn, 2^−8 times the value). So the loops of these serve them, too; only the unit of the sums is larger, by 2^SPARE.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numba
 import numpy as np
 import numpy.typing as npt
+from numba import types
+from numba.extending import overload
 
 Array = npt.NDArray[Any]
 Scalar = Any
 """A compiled integer or float, whose type numba infers."""
 
 compiled: Any = numba.njit
+by_dtype: Any = partial(overload, strict=False)
+"""For functions that compiled code chooses by the dtypes of their arguments."""
 
 LOW = (1 << 32) - 1
 RUN = 2**15
@@ -50,6 +58,70 @@ F64_LOWEST, F64_HIGHEST = 64, 2000
 
 F16_INFINITY, F32_INFINITY, F64_INFINITY = 0x7C00, 0x7F800000, 0x7FF0000000000000
 F16_MAGNITUDE, F32_MAGNITUDE, F64_MAGNITUDE = 0x7FFF, 0x7FFFFFFF, 0x7FFFFFFFFFFFFFFF
+
+BFLOAT16_SPARE, E5M2_SPARE, E4M3FN_SPARE = 16, 8, 7
+"""log2 of the unit of a narrow float in units of the float that it is widened to."""
+E4M3FN_NAN = 0x7F
+
+
+# Widening. The dtype of the memory tells what is loaded: in the loops of float32, int16 is bfloat16; in those of
+# float16, int8 is float8_e5m2, and uint8 float8_e4m3fn
+
+
+def _single_bits(bits: Scalar) -> Scalar:
+    """The bit pattern of a float32 or bfloat16 as that of a float32."""
+
+
+@by_dtype(_single_bits)
+def _widened_single_bits(bits: Any) -> Any:
+    return (lambda bits: np.int32(np.int32(bits) << 16)) if bits == types.int16 else (lambda bits: bits)
+
+
+def _number(value: Scalar) -> Scalar:
+    """A float32 or float64 as it is; the bit pattern of a bfloat16 as a float32."""
+
+
+@by_dtype(_number)
+def _widened_number(value: Any) -> Any:
+    if value == types.int16:
+        return lambda value: np.int32(np.int32(value) << 16).view(np.float32)
+    return lambda value: value
+
+
+def _spare_of_single(bits: Array) -> Scalar:
+    """SPARE for memory of bfloat16, 0 for float32."""
+
+
+@by_dtype(_spare_of_single)
+def _spare_of_single_memory(bits: Any) -> Any:
+    spare = BFLOAT16_SPARE if bits.dtype == types.int16 else 0
+    return lambda bits: spare  # noqa: ARG005 - its dtype decides
+
+
+def _half_bits(bits: Scalar) -> Scalar:
+    """The bit pattern of a float16 or float8 as that of a float16."""
+
+
+@by_dtype(_half_bits)
+def _widened_half_bits(bits: Any) -> Any:
+    def of_e4m3fn(bits: Any) -> Any:
+        magnitude = np.int16(bits) & np.int16(E4M3FN_NAN)
+        wide = np.int16(F16_MAGNITUDE) if magnitude == E4M3FN_NAN else np.int16(magnitude << 7)
+        return np.int16(wide | (np.int16(bits) & 0x80) << 8)
+
+    if bits == types.uint8:
+        return of_e4m3fn
+    return (lambda bits: np.int16(np.int16(bits) << 8)) if bits == types.int8 else (lambda bits: bits)
+
+
+def _spare_of_half(bits: Array) -> Scalar:
+    """SPARE for memory of float8, 0 for float16."""
+
+
+@by_dtype(_spare_of_half)
+def _spare_of_half_memory(bits: Any) -> Any:
+    spare = {types.int8: E5M2_SPARE, types.uint8: E4M3FN_SPARE}.get(bits.dtype, 0)
+    return lambda bits: spare  # noqa: ARG005 - its dtype decides
 
 
 # Digits and extrema
@@ -120,10 +192,10 @@ def _deposit_terms(
     high: Array,
     channel: Scalar,
 ) -> None:
-    """Add the float32 or float64 terms of `channel` one by one."""
+    """Add the float32, bfloat16 or float64 terms of `channel` one by one."""
     for i in range(values.size):
         if _deposit_term(np.int64(bits[i]), fraction_bits, infinity, sums, channel):
-            _widen(low, high, channel, values[i], values[i])
+            _widen(low, high, channel, _number(values[i]), _number(values[i]))
 
 
 # Integers of up to 32 bits, in an accumulator twice as wide
@@ -227,7 +299,8 @@ def runs_wide(values: Array, bits: Array, sums: Array, low: Array, high: Array, 
 
 
 # float16: shifting the bits gives a float32 that is 2^−112 times the value; infinities and NaN come out larger than
-# every finite value. The float64 sum of a strip is always exact. `low` and `high` are float32, scaled alike.
+# every finite value. The float64 sum of a strip is always exact. `low` and `high` are float32, scaled alike. float8 is
+# widened to float16 first.
 
 SCALED_INFINITY = 2.0**-96
 
@@ -250,18 +323,20 @@ def _settle_half(
 ) -> None:
     """Deposit a strip: its sum if all of `bits` [terms] are finite, else its terms; `keys` are those of its extrema."""
     least, greatest = _scaled_from_half(_half_key(keys[0])), _scaled_from_half(_half_key(keys[1]))
+    spare = _spare_of_half(bits)
     if max(-least, greatest) < SCALED_INFINITY:
-        _deposit(sums, channel, np.int64(total * _power_of_two(68) * _power_of_two(68)), 0)
+        _deposit(sums, channel, np.int64(total * _power_of_two(68) * _power_of_two(68 - spare)), 0)
         _widen(low, high, channel, least, greatest)
         return
     for i in range(bits.size):
-        if _deposit_term(np.int64(bits[i]), 10, F16_INFINITY, sums, channel):
-            value = _scaled_from_half(bits[i])
+        half = _half_bits(bits[i])
+        if _deposit_term(np.int64(half) >> spare, 10 - spare, F16_INFINITY >> spare, sums, channel):
+            value = _scaled_from_half(half)
             _widen(low, high, channel, value, value)
 
 
 def rows_float16(values: Array, bits: Array, sums: Array, low: Array, high: Array, room: Array) -> None:
-    """bits int16 [rows, channels]; low and high float32, 2^−112 times the extrema."""
+    """bits int16, or float8 as int8 or uint8, [rows, channels]; low and high float32, 2^−112 times the extrema."""
     rows, channels = bits.shape
     total = room[0]
     least = room[1].view(np.int16)
@@ -276,16 +351,17 @@ def rows_float16(values: Array, bits: Array, sums: Array, low: Array, high: Arra
             for row in range(start, stop):
                 line = bits[row, first:last]
                 for c in range(line.size):
-                    total[c] += _scaled_from_half(line[c])
+                    total[c] += _scaled_from_half(_half_bits(line[c]))
                 for c in range(line.size):
-                    _widen(least, greatest, c, _half_key(line[c]), _half_key(line[c]))
+                    key = _half_key(_half_bits(line[c]))
+                    _widen(least, greatest, c, key, key)
             for c in range(last - first):
                 strip = bits[start:stop, first + c]
                 _settle_half(total[c], (least[c], greatest[c]), strip, sums, low, high, first + c)
 
 
 def runs_float16(values: Array, bits: Array, sums: Array, low: Array, high: Array, room: Array) -> None:
-    """bits int16 [outer, channels, inner]; low and high float32, 2^−112 times the extrema."""
+    """bits int16, or float8 as int8 or uint8, [outer, channels, inner]; low and high as for rows."""
     outer, channels, inner = bits.shape
     for o in range(outer):
         for c in range(channels):
@@ -294,9 +370,9 @@ def runs_float16(values: Array, bits: Array, sums: Array, low: Array, high: Arra
                 total = 0.0
                 least, greatest = np.int16(F16_MAGNITUDE), np.int16(~F16_MAGNITUDE)
                 for i in range(strip.size):
-                    total += _scaled_from_half(strip[i])
+                    total += _scaled_from_half(_half_bits(strip[i]))
                 for i in range(strip.size):
-                    key = _half_key(strip[i])
+                    key = _half_key(_half_bits(strip[i]))
                     least = _lesser(key, least)
                     greatest = _greater(key, greatest)
                 _settle_half(total, (least, greatest), strip, sums, low, high, c)
@@ -316,7 +392,7 @@ def _split_rows(values: Array, first: Scalar, splitter: Array, upper: Array, low
     for row in range(rows):
         line = values[row, first:last]
         for c in range(line.size):
-            term = np.float64(line[c])
+            term = np.float64(_number(line[c]))
             rounded = (term + splitter[c]) - splitter[c]
             upper[c] += rounded
             lower[c] += term - rounded
@@ -328,14 +404,14 @@ def _split_run(values: Array, splitter: Scalar) -> Scalar:
     upper = 0.0
     lower = 0.0
     for i in range(values.size):
-        term = np.float64(values[i])
+        term = np.float64(_number(values[i]))
         rounded = (term + splitter) - splitter
         upper += rounded
         lower += term - rounded
     return upper, lower
 
 
-# float32
+# float32, and bfloat16 as its upper half
 
 
 @compiled
@@ -364,7 +440,15 @@ def _highest_single(least: Scalar, greatest: Scalar) -> Scalar:
 
 @compiled
 def _settle_single(
-    total: Scalar, below: Scalar, least: Scalar, greatest: Scalar, sums: Array, low: Array, high: Array, channel: Scalar
+    total: Scalar,
+    below: Scalar,
+    least: Scalar,
+    greatest: Scalar,
+    spare: Scalar,
+    sums: Array,
+    low: Array,
+    high: Array,
+    channel: Scalar,
 ) -> Scalar:
     """Deposit the float64 sum of a strip and return 0 if it is exact; −1 if it must go term by term; else its splitter.
 
@@ -375,29 +459,37 @@ def _settle_single(
     highest, lowest = _highest_single(least, greatest), _lowest_single(below)
     if highest - lowest <= F32_SPAN:
         if least != 0.0 or greatest != 0.0:  # for zeros alone, the exponent would be beyond the digits
-            _deposit(sums, channel, np.int64(total * _power_of_two(150 - lowest)), lowest - 1)
+            _deposit(sums, channel, np.int64(total * _power_of_two(150 - spare - lowest)), lowest - 1)
         _widen(low, high, channel, least, greatest)
         return 0.0
     if highest - lowest > F32_SPLIT_SPAN:
         return -1.0
     _widen(low, high, channel, least, greatest)
-    return 1.5 * _power_of_two(highest + F32_LOG - 127)
+    return 1.5 * _power_of_two(highest + F32_LOG + spare - 127)
 
 
 @compiled
 def _settle_split_single(
-    upper: Scalar, lower: Scalar, splitter: Scalar, below: Scalar, sums: Array, channel: Scalar
+    upper: Scalar, lower: Scalar, splitter: Scalar, below: Scalar, spare: Scalar, sums: Array, channel: Scalar
 ) -> None:
     """Deposit the two sums of a strip that was split."""
-    highest = (np.float64(splitter).view(np.int64) >> 52) - 1023 - F32_LOG + 127
-    _deposit(sums, channel, np.int64(upper * _power_of_two(179 - F32_LOG - highest)), highest + F32_LOG - 30)
+    highest = (np.float64(splitter).view(np.int64) >> 52) - 1023 - F32_LOG - spare + 127
+    _deposit(sums, channel, np.int64(upper * _power_of_two(179 - spare - F32_LOG - highest)), highest + F32_LOG - 30)
     lowest = _lowest_single(below)
-    _deposit(sums, channel, np.int64(lower * _power_of_two(150 - lowest)), lowest - 1)
+    _deposit(sums, channel, np.int64(lower * _power_of_two(150 - spare - lowest)), lowest - 1)
+
+
+@compiled
+def _deposit_singles(values: Array, bits: Array, sums: Array, low: Array, high: Array, channel: Scalar) -> None:
+    """Add the float32 or bfloat16 terms of `channel` one by one."""
+    spare = _spare_of_single(bits)
+    _deposit_terms(values, bits, 23 - spare, F32_INFINITY >> spare, sums, low, high, channel)
 
 
 def rows_float32(values: Array, bits: Array, sums: Array, low: Array, high: Array, room: Array) -> None:
-    """values float32 [rows, channels]; bits: the same memory as int32."""
+    """values float32 [rows, channels]; bits: the same memory as int32; both int16 for bfloat16."""
     rows, channels = values.shape
+    spare = _spare_of_single(bits)
     total, upper, lower, splitter = room[0], room[1], room[2], room[3]
     below = room[4].view(np.uint32)
     least = room[5].view(np.float32)
@@ -415,21 +507,22 @@ def rows_float32(values: Array, bits: Array, sums: Array, low: Array, high: Arra
             for row in range(stop - (stop - start) % 4, stop):
                 line, line_bits = values[row, first:last], bits[row, first:last]
                 for c in range(line.size):
-                    total[c] += line[c]
-                    below[c] = _lesser(_magnitude_below(line_bits[c]), below[c])
-                    _widen(least, greatest, c, line[c], line[c])
+                    total[c] += _number(line[c])
+                    below[c] = _lesser(_magnitude_below(_single_bits(line_bits[c])), below[c])
+                    _widen(least, greatest, c, _number(line[c]), _number(line[c]))
             split = False
             for c in range(last - first):
-                splitter[c] = _settle_single(total[c], below[c], least[c], greatest[c], sums, low, high, first + c)
+                bounds = below[c], least[c], greatest[c]
+                splitter[c] = _settle_single(total[c], *bounds, spare, sums, low, high, first + c)
                 if splitter[c] < 0.0:
                     strip, strip_bits = values[start:stop, first + c], bits[start:stop, first + c]
-                    _deposit_terms(strip, strip_bits, 23, F32_INFINITY, sums, low, high, first + c)
+                    _deposit_singles(strip, strip_bits, sums, low, high, first + c)
                 split |= splitter[c] > 0.0
             if split:
                 _split_rows(values[start:stop], first, splitter, upper, lower)
                 for c in range(last - first):
                     if splitter[c] > 0.0:  # for others, the exponents may be beyond the digits
-                        _settle_split_single(upper[c], lower[c], splitter[c], below[c], sums, first + c)
+                        _settle_split_single(upper[c], lower[c], splitter[c], below[c], spare, sums, first + c)
 
 
 @compiled
@@ -448,23 +541,26 @@ def _four_rows_float32(
     one, two = values[row, first:last], values[row + 1, first:last]
     three, four = values[row + 2, first:last], values[row + 3, first:last]
     for c in range(one.size):
-        total[c] += (np.float64(one[c]) + np.float64(two[c])) + (np.float64(three[c]) + np.float64(four[c]))
+        total[c] += (np.float64(_number(one[c])) + np.float64(_number(two[c]))) + (
+            np.float64(_number(three[c])) + np.float64(_number(four[c]))
+        )
     for c in range(one.size):
-        small = _lesser(two[c], _lesser(one[c], least[c]))
-        large = _greater(two[c], _greater(one[c], greatest[c]))
-        least[c] = _lesser(four[c], _lesser(three[c], small))
-        greatest[c] = _greater(four[c], _greater(three[c], large))
+        small = _lesser(_number(two[c]), _lesser(_number(one[c]), least[c]))
+        large = _greater(_number(two[c]), _greater(_number(one[c]), greatest[c]))
+        least[c] = _lesser(_number(four[c]), _lesser(_number(three[c]), small))
+        greatest[c] = _greater(_number(four[c]), _greater(_number(three[c]), large))
     ones, twos = bits[row, first:last], bits[row + 1, first:last]
     threes, fours = bits[row + 2, first:last], bits[row + 3, first:last]
     for c in range(one.size):
-        near = _lesser(_magnitude_below(ones[c]), _magnitude_below(twos[c]))
-        other = _lesser(_magnitude_below(threes[c]), _magnitude_below(fours[c]))
+        near = _lesser(_magnitude_below(_single_bits(ones[c])), _magnitude_below(_single_bits(twos[c])))
+        other = _lesser(_magnitude_below(_single_bits(threes[c])), _magnitude_below(_single_bits(fours[c])))
         below[c] = _lesser(_lesser(near, other), below[c])
 
 
 def runs_float32(values: Array, bits: Array, sums: Array, low: Array, high: Array, room: Array) -> None:
-    """values float32 [outer, channels, inner]; bits: the same memory as int32."""
+    """values float32 [outer, channels, inner]; bits: the same memory as int32; both int16 for bfloat16."""
     outer, channels, inner = values.shape
+    spare = _spare_of_single(bits)
     for o in range(outer):
         for c in range(channels):
             for start in range(0, inner, 1 << F32_LOG):
@@ -474,19 +570,20 @@ def runs_float32(values: Array, bits: Array, sums: Array, low: Array, high: Arra
                 below = np.uint32(LOW)
                 least, greatest = np.int32(F32_MAGNITUDE), np.int32(~F32_MAGNITUDE)
                 for i in range(strip.size):
-                    key = _single_key(strip_bits[i])
-                    total += strip[i]
-                    below = _lesser(_magnitude_below(strip_bits[i]), below)
+                    pattern = np.int32(_single_bits(strip_bits[i]))
+                    key = _single_key(pattern)
+                    total += np.float64(pattern.view(np.float32))
+                    below = _lesser(_magnitude_below(pattern), below)
                     least = _lesser(key, least)
                     greatest = _greater(key, greatest)
                 smallest = np.int32(_single_key(least)).view(np.float32)
                 largest = np.int32(_single_key(greatest)).view(np.float32)
-                splitter = _settle_single(total, below, smallest, largest, sums, low, high, c)
+                splitter = _settle_single(total, below, smallest, largest, spare, sums, low, high, c)
                 if splitter < 0.0:
-                    _deposit_terms(strip, strip_bits, 23, F32_INFINITY, sums, low, high, c)
+                    _deposit_singles(strip, strip_bits, sums, low, high, c)
                 elif splitter > 0.0:
                     upper, lower = _split_run(strip, splitter)
-                    _settle_split_single(upper, lower, splitter, below, sums, c)
+                    _settle_split_single(upper, lower, splitter, below, spare, sums, c)
 
 
 # float64: always split

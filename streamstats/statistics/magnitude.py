@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..quantization import Quantization
-from .counts import Counting, codes, is_counted_by_channel
+from .counts import Counting, code_units, is_counted_by_channel
 from .exact import ExactSum, carried, digit_count, unit_exponent
 from .moments import Moments
 from .riders import RiderKind
@@ -85,7 +85,7 @@ class ChannelMagnitude(AddedArrays):
             units = ExactSum(self.space.dtype, self.digits).units()
             known = [zero_point == 0 for _, zero_point in maps]
         else:
-            values = codes(self.space.dtype)
+            values = code_units(self.space.dtype)
             counts = self.counts.astype(object)
             units = [
                 int(np.abs(values - zero_point).astype(object) @ counts[:, channel])

@@ -7,7 +7,7 @@ sums, `squares` int64[D', channels] those in the square of that unit. NaN and in
 A float32 term has 24 bits and its square 48, so float64 sums of a strip are exact only if the exponents of its terms
 are close. A strip is therefore taken in windows of exponents, the highest first: within one, the magnitudes of 2^8
 terms fit the 53 bits of one sum, and their squares those of two, which add up the parts of each square above and below
-a power of two. One window nearly always suffices.
+a power of two. One window nearly always suffices. A bfloat16 is widened to a float32 as it is loaded.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ from .kernels import (
     _magnitude_below,
     _power_of_two,
     _scaled_from_half,
+    _single_bits,
+    _spare_of_single,
 )
 
 Array = npt.NDArray[Any]
@@ -215,13 +217,19 @@ def _sum(terms: Array) -> Scalar:
     return total
 
 
-# float32
+# float32, and bfloat16 as its upper half
 
 
 @compiled
-def _splitter(highest: Scalar) -> Scalar:
-    """What rounds squares below 2^(2·highest − 252) to multiples of 2^(2·highest − 297)."""
-    return 1.5 * _power_of_two(2 * highest - 245)
+def _single(bits: Scalar) -> Scalar:
+    """The float32 with this bit pattern, as float64."""
+    return np.float64(np.int32(bits).view(np.float32))
+
+
+@compiled
+def _splitter(highest: Scalar, spare: Scalar) -> Scalar:
+    """What rounds squares below 2^(2·highest − 252) to multiples of 2^(2·highest − 297 + 2·spare)."""
+    return 1.5 * _power_of_two(2 * highest - 245 + 2 * spare)
 
 
 @compiled
@@ -230,15 +238,16 @@ def _settle_window(
     total: Scalar,
     upper: Scalar,
     lower: Scalar,
+    spare: Scalar,
     magnitudes: Array,
     squares: Array,
     channel: Scalar,
 ) -> None:
     """Deposit the three sums of a window whose highest biased exponent is `highest`."""
     lowest = max(highest - SPAN, 1)
-    _deposit(magnitudes, channel, np.int64(total * _power_of_two(150 - lowest)), lowest - 1)
-    _deposit(squares, channel, np.int64(upper * _power_of_two(297 - 2 * highest)), 2 * highest + 1)
-    _deposit(squares, channel, np.int64(lower * _power_of_two(300 - 2 * lowest)), 2 * lowest - 2)
+    _deposit(magnitudes, channel, np.int64(total * _power_of_two(150 - spare - lowest)), lowest - 1)
+    _deposit(squares, channel, np.int64(upper * _power_of_two(297 - 2 * spare - 2 * highest)), 2 * highest + 1)
+    _deposit(squares, channel, np.int64(lower * _power_of_two(300 - 2 * spare - 2 * lowest)), 2 * lowest - 2)
 
 
 @compiled
@@ -248,8 +257,9 @@ def _window(highest: Scalar) -> Scalar:
 
 
 def rows_float32(values: Array, bits: Array, magnitudes: Array, squares: Array, room: Array) -> None:
-    """values float32 [rows, channels]; bits: the same memory as int32."""
-    rows, channels = values.shape
+    """bits int32, or int16 for bfloat16, [rows, channels]."""
+    rows, channels = bits.shape
+    spare = _spare_of_single(bits)
     total, upper, lower, splitter = room[0], room[1], room[2], room[3]
     below = room[4].view(np.uint32)
     largest = room[4].view(np.int32)[room.shape[1] :]
@@ -265,28 +275,29 @@ def rows_float32(values: Array, bits: Array, magnitudes: Array, squares: Array, 
             for row in range(start, stop):
                 line = bits[row, first:last]
                 for c in range(width):
-                    magnitude = np.int32(line[c] & F32_MAGNITUDE)
-                    below[c] = _lesser(_magnitude_below(line[c]), below[c])
+                    pattern = _single_bits(line[c])
+                    magnitude = np.int32(pattern & F32_MAGNITUDE)
+                    below[c] = _lesser(_magnitude_below(pattern), below[c])
                     largest[c] = _greater(np.int32(magnitude if magnitude < F32_INFINITY else 0), largest[c])
             unseen = 1
             while unseen:
                 for c in range(width):
                     highest = max(np.int64(largest[c]) >> 23, 1)
-                    splitter[c] = _splitter(highest)
+                    splitter[c] = _splitter(highest, spare)
                     least[c], beyond[c] = _window(highest)
                     total[c] = 0.0
                     upper[c] = 0.0
                     lower[c] = 0.0
                 for row in range(start, stop - 1, 2):
-                    _two_rows(values, bits, row, first, last, least, beyond, splitter, total, upper, lower)
+                    _two_rows(bits, row, first, last, least, beyond, splitter, total, upper, lower)
                 if (stop - start) % 2:
-                    _one_row(values, bits, stop - 1, first, last, least, beyond, splitter, total, upper, lower)
+                    _one_row(bits, stop - 1, first, last, least, beyond, splitter, total, upper, lower)
                 unseen = 0
                 for c in range(width):
                     if largest[c] == 0:
                         continue
                     highest = max(np.int64(largest[c]) >> 23, 1)
-                    _settle_window(highest, total[c], upper[c], lower[c], magnitudes, squares, first + c)
+                    _settle_window(highest, total[c], upper[c], lower[c], spare, magnitudes, squares, first + c)
                     left = np.int64(below[c]) + 1 < np.int64(least[c])
                     largest[c] = least[c] - 1 if left else 0
                     unseen = max(unseen, int(left))
@@ -294,7 +305,6 @@ def rows_float32(values: Array, bits: Array, magnitudes: Array, squares: Array, 
 
 @compiled
 def _one_row(
-    values: Array,
     bits: Array,
     row: Scalar,
     first: Scalar,
@@ -306,11 +316,11 @@ def _one_row(
     upper: Array,
     lower: Array,
 ) -> None:
-    line, line_bits = values[row, first:last], bits[row, first:last]
+    line = bits[row, first:last]
     for c in range(line.size):
-        magnitude = line_bits[c] & F32_MAGNITUDE
+        magnitude = _single_bits(line[c]) & F32_MAGNITUDE
         inside = (magnitude >= least[c]) & (magnitude < beyond[c])
-        term = np.float64(abs(line[c]) if inside else np.float32(0.0))
+        term = _single(magnitude if inside else 0)
         square = term * term
         rounded = (square + splitter[c]) - splitter[c]
         total[c] += term
@@ -320,7 +330,6 @@ def _one_row(
 
 @compiled
 def _two_rows(
-    values: Array,
     bits: Array,
     row: Scalar,
     first: Scalar,
@@ -333,14 +342,13 @@ def _two_rows(
     lower: Array,
 ) -> None:
     """Take two rows at a time, so that the accumulators are loaded and stored only once for both."""
-    one, two = values[row, first:last], values[row + 1, first:last]
-    one_bits, two_bits = bits[row, first:last], bits[row + 1, first:last]
+    one, two = bits[row, first:last], bits[row + 1, first:last]
     for c in range(one.size):
-        magnitude, other = one_bits[c] & F32_MAGNITUDE, two_bits[c] & F32_MAGNITUDE
+        magnitude, other = _single_bits(one[c]) & F32_MAGNITUDE, _single_bits(two[c]) & F32_MAGNITUDE
         inside = (magnitude >= least[c]) & (magnitude < beyond[c])
         beside = (other >= least[c]) & (other < beyond[c])
-        term = np.float64(abs(one[c]) if inside else np.float32(0.0))
-        next_term = np.float64(abs(two[c]) if beside else np.float32(0.0))
+        term = _single(magnitude if inside else 0)
+        next_term = _single(other if beside else 0)
         square, next_square = term * term, next_term * next_term
         rounded = (square + splitter[c]) - splitter[c]
         next_rounded = (next_square + splitter[c]) - splitter[c]
@@ -350,31 +358,33 @@ def _two_rows(
 
 
 def runs_float32(values: Array, bits: Array, magnitudes: Array, squares: Array, room: Array) -> None:
-    """values float32 [outer, channels, inner]; bits: the same memory as int32."""
-    outer, channels, inner = values.shape
+    """bits int32, or int16 for bfloat16, [outer, channels, inner]."""
+    outer, channels, inner = bits.shape
+    spare = _spare_of_single(bits)
     term, upper, lower = room[0], room[1], room[2]
     for o in range(outer):
         for c in range(channels):
             for start in range(0, inner, STRIP):
                 stop = min(start + STRIP, inner)
-                strip, strip_bits = values[o, c, start:stop], bits[o, c, start:stop]
+                strip = bits[o, c, start:stop]
                 below, largest = np.uint32(LOW), np.int32(0)
                 for i in range(strip.size):
-                    magnitude = np.int32(strip_bits[i] & F32_MAGNITUDE)
-                    below = _lesser(_magnitude_below(strip_bits[i]), below)
+                    pattern = _single_bits(strip[i])
+                    magnitude = np.int32(pattern & F32_MAGNITUDE)
+                    below = _lesser(_magnitude_below(pattern), below)
                     largest = _greater(np.int32(magnitude if magnitude < F32_INFINITY else 0), largest)
                 while largest:
                     highest = max(np.int64(largest) >> 23, 1)
-                    splitter, (least, beyond) = _splitter(highest), _window(highest)
+                    splitter, (least, beyond) = _splitter(highest, spare), _window(highest)
                     for i in range(strip.size):
-                        magnitude = np.int32(strip_bits[i] & F32_MAGNITUDE)
+                        magnitude = np.int32(_single_bits(strip[i]) & F32_MAGNITUDE)
                         inside = (magnitude >= least) & (magnitude < beyond)
-                        term[i] = np.float64(abs(strip[i]) if inside else np.float32(0.0))
+                        term[i] = _single(magnitude if inside else 0)
                         square = term[i] * term[i]
                         upper[i] = (square + splitter) - splitter
                         lower[i] = square - upper[i]
                     sums = _sum(term[: strip.size]), _sum(upper[: strip.size]), _sum(lower[: strip.size])
-                    _settle_window(highest, sums[0], sums[1], sums[2], magnitudes, squares, c)
+                    _settle_window(highest, sums[0], sums[1], sums[2], spare, magnitudes, squares, c)
                     largest = np.int32(least - 1 if np.int64(below) + 1 < np.int64(least) else 0)
 
 
@@ -418,7 +428,7 @@ LOOPS: dict[str, tuple[Callable[..., None], Callable[..., None]]] = {
     **dict.fromkeys(("int32", "uint32"), (rows_int, runs_int)),
     **dict.fromkeys(("int64", "uint64"), (rows_wide, runs_wide)),
     "float16": (rows_float16, runs_float16),
-    "float32": (rows_float32, runs_float32),
+    **dict.fromkeys(("float32", "bfloat16"), (rows_float32, runs_float32)),
     "float64": (rows_float64, runs_float64),
 }
 """dtype → the loop over rows, the loop over runs."""

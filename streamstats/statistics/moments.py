@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from ..compiled.cache import load
 from .exact import carried, digit_count
-from .loops import ARGUMENTS, INTEGER_OF_FLOAT, MODULES, ROOM, TILE_BYTES
+from .loops import ARGUMENTS, INTEGER_OF_FLOAT, MODULES, ROOM, TILE_BYTES, is_compiled
 from .riders import COPIES, Tally, Where
 from .running import Intake, LoopSums, widest
 
@@ -109,7 +109,7 @@ def _definition(dtype: np.dtype[Any], runs: bool) -> Callable[..., None]:
     compiled = numba.njit(LOOPS[dtype.name][runs])
     carray = numba.carray
     bits = np.dtype(INTEGER_OF_FLOAT.get(dtype, dtype))
-    values = bits if dtype == np.float16 else dtype  # compiled code has no float16
+    values = dtype if is_compiled(dtype) else bits
     digits, square_digits = digit_count(dtype) + SPARE, digit_count(dtype, SQUARE) + SPARE
     tile = TILE_BYTES // dtype.itemsize
 

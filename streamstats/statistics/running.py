@@ -13,8 +13,9 @@ import numpy.typing as npt
 
 from ..compiled.cache import address
 from ..errors import MismatchError
+from ..floats import is_float, widened
 from .exact import ExactSum, carried, digit_count
-from .loops import bound_dtype, loop, room
+from .loops import HALF_SCALE, bound_dtype, loop, room
 from .pieces import LONGEST_PIECE, NARROWEST, WIDEST, arrangement, parts, pieces
 
 Array = npt.NDArray[Any]
@@ -52,9 +53,9 @@ class Measures:
     """What a pass has found per channel, [C]; `digits` int64[digit_count, C] is the sum, not yet carried.
 
     `count` is the number of finite values; `nan` and `infinite` count the others, which enter nothing else. `low` and
-    `high`, in the values' dtype, are the extrema; without finite values, `low` is the greatest value of the dtype (+∞
-    for floats) and `high` the least. Zeros have no sign. `moments` exist if the pass went sample by sample;
-    `beside` has the arrays that the riders of the pass found, by the riders' names.
+    `high`, in the values' dtype (narrow floats in float32), are the extrema; without finite values, `low` is the
+    greatest value of the dtype (+∞ for floats) and `high` the least. Zeros have no sign. `moments` exist if the pass
+    went sample by sample; `beside` has the arrays that the riders of the pass found, by the riders' names.
     """
 
     dtype: np.dtype[Any]
@@ -274,7 +275,8 @@ def _ends(dtype: np.dtype[Any]) -> tuple[Any, Any]:
 
 
 def _to_values(bound: Array, dtype: np.dtype[Any]) -> Array:
-    """Extrema as the loops hold them → values of `dtype`; zeros lose their sign."""
-    if dtype == np.float16:
-        bound = bound * np.float32(2.0**112)
-    return bound.astype(dtype) + dtype.type(0) if dtype.kind == "f" else bound.astype(dtype)
+    """Extrema as the loops hold them → values of `dtype`, narrow floats in float32; zeros lose their sign."""
+    if dtype in HALF_SCALE:
+        bound = bound * np.float32(2.0 ** -HALF_SCALE[dtype])
+    held = widened(dtype)
+    return bound.astype(held) + held.type(0) if is_float(dtype) else bound.astype(held)

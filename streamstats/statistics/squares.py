@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from ..quantization import Quantization
-from .counts import Counting, codes, is_counted_by_channel
+from .counts import Counting, code_units, is_counted_by_channel
 from .exact import ExactSum, carried, digit_count, unit_exponent
 from .moments import SQUARE, Moments
 from .riders import RiderKind
@@ -49,10 +49,7 @@ class ChannelSquares(AddedArrays):
         """As `ValueStatistic.from_measures`."""
         if not is_counted_by_channel(space.dtype):
             return cls(space, measures.beside["moments"]["squares"])
-        counts = measures.beside["counts"]["counts"]  # fewer than 2^47 values, so the sums fit 63 bits
-        digits = cls.empty(space).digits
-        digits[0] = codes(space.dtype) ** 2 @ counts
-        return cls(space, carried(digits))
+        return cls(space, _of_counts(measures.beside["counts"]["counts"], space))
 
     def document(self, quantization: Quantization | None, beside: Mapping[str, Statistic]) -> Document:
         """Layer: the greatest root mean square. Per channel: root mean square and standard deviation."""
@@ -115,6 +112,21 @@ class ChannelSquares(AddedArrays):
         maps = (quantization or Quantization(1.0)).channel_maps(self.space.channels)
         squares = ExactSum(self.space.dtype, self.digits).units()
         return zip(squares, sums.total.units(), sums.count.tolist(), maps, strict=True)
+
+
+def _of_counts(counts: Counts, space: Space) -> Counts:
+    """The digits of the sum of the squares of 8-bit values, int64[D, C], from counts int64[256, C].
+
+    Squares, of up to 64 bits, are taken in parts of 16: the sums over fewer than 2^47 values then fit 63 bits.
+    """
+    squares = np.abs(code_units(space.dtype)).astype(np.uint64) ** np.uint64(SQUARE)
+    raw = np.zeros((digit_count(space.dtype, SQUARE) + 1, space.channels), np.int64)
+    for place, shift in enumerate(range(0, 64, 16)):
+        part = (squares >> np.uint64(shift) & np.uint64(0xFFFF)).astype(np.int64) @ counts
+        digit, upper = divmod(place, 2)
+        raw[digit] += (part & 0xFFFF) << 16 if upper else part
+        raw[digit + 1] += part >> 16 if upper else 0
+    return carried(raw)[:-1]
 
 
 def _rounded(value: Fraction | None) -> float:

@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import DataError, MismatchError, UsageError
+from ..floats import NARROW
 from ..layouts import Kernel, Kernels
 from ..quantization import Quantization
 from .masks import Mask
@@ -34,8 +35,10 @@ Tensors = dict[str, tuple[tuple[int, ...], np.dtype[Any]]]
 """Name → (shape, dtype)."""
 Found = TypeVar("Found", covariant=True)
 
-SUPPORTED_DTYPES = tuple(
-    np.dtype(kind) for kind in ("?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")
+SUPPORTED_DTYPES = (
+    *(np.dtype(kind) for kind in ("?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8")),
+    *NARROW,
+    *(np.dtype(kind) for kind in ("f2", "f4", "f8")),
 )
 
 
@@ -317,13 +320,17 @@ def _everywhere(block: Array) -> Where:
 
 def checked_dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:
     """`dtype` in native byte order. Raises `MismatchError` unless statistics support it."""
-    native = np.dtype(dtype).newbyteorder("=")
-    if native not in SUPPORTED_DTYPES:
+    if not is_supported(np.dtype(dtype)):
         raise MismatchError(
             f"values of dtype {np.dtype(dtype)} have no statistics; expected one of "
             f"{', '.join(map(str, SUPPORTED_DTYPES))}"
         )
-    return native
+    return np.dtype(dtype).newbyteorder("=")
+
+
+def is_supported(dtype: np.dtype[Any]) -> bool:
+    """Whether values of `dtype`, in any byte order, have statistics."""
+    return dtype.kind in "biufV" and dtype.newbyteorder("=") in SUPPORTED_DTYPES
 
 
 def known_kernel(space: Space) -> Kernel | Kernels:

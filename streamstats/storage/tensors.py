@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -81,13 +82,6 @@ def _checked(
     return tensors, metadata
 
 
-def read_plain_tensors(path: Path) -> dict[str, npt.NDArray[Any]]:
-    """The arrays of any safetensors file. Raises `DataError` if it is damaged, `UsageError` if it does not exist."""
-    if not path.is_file():
-        raise UsageError(f"{path} is not a file; expected a safetensors file")
-    return _read_safetensors(path)[0]
-
-
 def tensors_of(content: bytes) -> dict[str, npt.NDArray[Any]]:
     """The arrays of a safetensors file that was received as bytes. Raises `DataError`."""
     try:
@@ -126,10 +120,16 @@ def _version(found: object, expected: str) -> int:
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, str]]:
+    with explained(path), safe_open(path, framework="numpy") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        return tensors, dict(file.metadata() or {})
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turn what the library raises while it reads `path` into a `DataError`."""
     try:
-        with safe_open(path, framework="numpy") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-            return tensors, dict(file.metadata() or {})
+        yield
     except (OSError, SafetensorError) as error:
         raise DataError(f"cannot read {path} as safetensors: {error}; remove it and make it again") from error
     except (TypeError, ValueError, AttributeError, KeyError) as error:  # numpy has no such dtype

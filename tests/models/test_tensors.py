@@ -50,6 +50,23 @@ def saved(folder: Path, **suffixes: str) -> tuple[Path, Path]:
     return folder / "w.safetensors", folder / "q.safetensors"
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float8_e4m3fn", "float8_e5m2"])
+def test_narrow_weights_are_taken_as_the_numbers_that_they_are(tmp_path: Path, out: Path, dtype: str) -> None:
+    narrow = {name: weight.astype(dtype) for name, weight in WEIGHTS.items()}
+    fake = {name: (np.rint(weight.astype("f8") * 4) / 4).astype(dtype) for name, weight in narrow.items()}
+    terms = []
+    for kind in (dtype, "float32"):
+        paths = [tmp_path / f"{name}-{kind}.safetensors" for name in ("w", "q", "terms")]
+        for tensors, path in zip((narrow, fake), paths, strict=False):
+            save_file({name: tensor.astype(kind) for name, tensor in tensors.items()} | {"other": np.ones(3)}, path)
+        correct_tensors(*paths[:2], out, paths[2], layouts=["OIHW", "OI"])
+        terms.append(load_file(paths[2]))
+    assert {name: each.tobytes() for name, each in terms[0].items()} == {
+        name: each.tobytes() for name, each in terms[1].items()
+    }
+    assert {*terms[0]} == {*WEIGHTS}
+
+
 def expected() -> dict[str, Any]:
     found = {}
     for name, weight in WEIGHTS.items():

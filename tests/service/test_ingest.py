@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 from served import Served, npy, served
+from stores import described, read
 from taps import exact_tap_means
 
 import streamstats as ss
@@ -157,6 +158,16 @@ def test_jobs_go_on_while_the_chunk_that_they_read_is_written_again(client: ss.C
         found = client.wait(name)
         assert found.state == "done", found.message
         assert client.channels(name, "l")["per_channel"]["mean"] == expected
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float8_e4m3fn", "float8_e5m2"])
+def test_narrow_floats_are_taken_as_they_are(service: Served, client: ss.Client, dtype: str) -> None:
+    block = samples(7).astype(dtype)
+    client.ingest(f"narrow-{dtype}", "l", block)
+    client.ingest(f"narrow-{dtype}", "l", block.byteswap().view(block.dtype.newbyteorder()))
+    assert send(service, f"narrow-{dtype}", "l", save({"x": block}), "three").status_code == 201
+    layer = described(service.data / "stores" / f"narrow-{dtype}", "l")
+    assert read(layer).tobytes() == 3 * block.tobytes()
 
 
 def test_threads_of_stores_do_not_pile_up(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from laws import DIGITS, DTYPES, SMALLEST, as_digits
+from laws import DIGITS, DTYPES, SMALLEST, as_digits, is_float, kind_of, limits_of
 
 from streamstats.statistics.exact import ExactSum, digit_count, is_canonical, unit_exponent
 
@@ -16,7 +16,7 @@ RAW_DIGIT = st.integers(-(2**62), 2**62) | st.sampled_from([0, 1, -1, 2**32 - 1,
 
 def the_sum(dtype, *totals):
     """One channel for each of the integers `totals`."""
-    places = DIGITS[dtype.str[1:]]
+    places = DIGITS[kind_of(dtype)]
     return ExactSum(dtype, np.array([as_digits(total, places) for total in totals], np.int64).reshape(-1, places).T)
 
 
@@ -24,15 +24,15 @@ def largest_terms(dtype):
     """The largest and the least finite value of `dtype` in units."""
     if dtype.kind == "b":
         return 1, 0
-    if dtype.kind == "f":
-        greatest = int(np.finfo(dtype).max.item().as_integer_ratio()[0]) << -SMALLEST[dtype.str[1:]]
+    if is_float(dtype):
+        greatest = int(limits_of(dtype).max.item().as_integer_ratio()[0]) << -SMALLEST[kind_of(dtype)]
         return greatest, -greatest
     return np.iinfo(dtype).max, np.iinfo(dtype).min
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_the_unit_is_the_smallest_denormal_or_one(dtype):
-    smallest = np.finfo(dtype).smallest_subnormal if dtype.kind == "f" else 1
+    smallest = limits_of(dtype).smallest_subnormal if is_float(dtype) else 1
     assert 2.0 ** unit_exponent(dtype) == smallest
 
 

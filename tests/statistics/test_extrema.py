@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from laws import DTYPES, FLOATS, exact_extrema, from_bits, hard_bits, space_of
+from laws import ALL_FLOATS, DTYPES, exact_extrema, from_bits, hard_bits, space_of
 
 from streamstats.statistics.extrema import ChannelExtrema
 
@@ -18,7 +18,7 @@ def test_every_pair_of_hard_values_is_in_order(dtype, inner):
     assert ChannelExtrema.measure(block, 1) == exact_extrema(block, 1)
 
 
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("dtype", ALL_FLOATS, ids=str)
 @pytest.mark.parametrize("order", [[0.0, -0.0], [-0.0, 0.0]])
 def test_a_zero_has_no_sign(dtype, order):
     measured = ChannelExtrema.measure(np.array(order, dtype)[:, None])
@@ -26,7 +26,7 @@ def test_a_zero_has_no_sign(dtype, order):
     assert not np.signbit(measured.maximum).any()
 
 
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("dtype", ALL_FLOATS, ids=str)
 @pytest.mark.parametrize("inner", [1, 40])
 def test_nan_and_infinities_are_no_extrema(dtype, inner):
     column = np.array([np.nan, np.inf, -2, -np.inf, 3, -np.nan], dtype)

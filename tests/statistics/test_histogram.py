@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from laws import DTYPES, contents, space_of
+from laws import DTYPES, contents, is_float, limits_of, space_of
 
 from streamstats.errors import UsageError
 from streamstats.quantization import Quantization
@@ -36,9 +36,9 @@ def test_a_quantile_is_the_value_at_its_place_among_the_sorted_ones(data: st.Dat
         assert low <= value <= high
         if dtype.itemsize < 4:
             assert low == high == value
-        elif dtype.kind == "f":
-            bits = np.finfo(dtype).nmant - 8 * dtype.itemsize + 16  # of the fraction that a bin tells apart
-            assert high - low <= abs(float(value)) * 2.0**-bits + float(np.finfo(dtype).tiny)
+        elif is_float(dtype):
+            bits = limits_of(dtype).nmant - 8 * dtype.itemsize + 16  # of the fraction that a bin tells apart
+            assert high - low <= abs(float(value)) * 2.0**-bits + float(limits_of(dtype).tiny)
 
 
 def test_quantiles_are_those_of_numpy() -> None:
@@ -51,13 +51,13 @@ def test_quantiles_are_those_of_numpy() -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_bins_ascend_and_do_not_overlap(dtype: np.dtype[Any]) -> None:
     low, high = bins(dtype)
-    if dtype.kind == "f":
+    if is_float(dtype):
         inside = np.isfinite(low) & np.isfinite(high)
         low, high = low[inside], high[inside]
     assert (low <= high).all()
     zero = np.flatnonzero((high[:-1] == 0) & (low[1:] == 0))  # −0 and +0 are neighbours, and equal
     assert (np.delete(high[:-1], zero) < np.delete(low[1:], zero)).all()
-    assert len(zero) == (dtype.kind == "f")
+    assert len(zero) == is_float(dtype)
 
 
 def test_bins_of_float32_are_128_per_octave() -> None:

@@ -8,11 +8,31 @@ loops over runs. Sums and extrema are compared with the exact ones.
 
 from __future__ import annotations
 
+import math
 from itertools import product
 
 import numpy as np
 import pytest
-from laws import DTYPES, FLOATS, INTEGERS, as_digits, exact_extrema, exact_sums, from_bits, hard_bits, space_of
+from laws import (
+    ALL_FLOATS,
+    BFLOAT16,
+    DTYPES,
+    E4M3FN,
+    E5M2,
+    FLOATS,
+    INTEGERS,
+    SMALLEST,
+    as_digits,
+    exact_extrema,
+    exact_sums,
+    from_bits,
+    hard_bits,
+    held,
+    is_float,
+    kind_of,
+    limits_of,
+    space_of,
+)
 
 from streamstats.statistics.extrema import ChannelExtrema
 from streamstats.statistics.mean import ChannelMean
@@ -67,7 +87,7 @@ def signed(bits, dtype, rows, signs):
 
 def spanning_columns(dtype, rows, spans, lowest_exponents, large, small):
     """Columns of mantissas `large`, but for one `small` of an exponent that is less by one of the `spans`."""
-    fraction_bits = np.finfo(dtype).nmant
+    fraction_bits = limits_of(dtype).nmant
     top = 2 ** (8 * dtype.itemsize - 1 - fraction_bits) - 2  # the greatest finite exponent
     hidden = (1 << fraction_bits) - 1
     columns = []
@@ -137,6 +157,27 @@ def test_float64_strips_are_exact_at_the_ends_of_the_exponents(loop):
 
 
 @BOTH_LOOPS
+@pytest.mark.parametrize("rows", [2, 255, 256, 257, 258, 512, 513])
+def test_bfloat16_strips_are_exact_at_the_widest_spans_and_past_them(rows, loop):
+    all_ones, odd = 2**8 - 1, 2**7 + 1
+    spans = (0, 20, 21, 22, 23, 45, 66, 67, 68, 69, 253)
+    columns = spanning_columns(BFLOAT16, rows, spans, (0, 1, 14, 40, -1), (all_ones, 2**7), (all_ones, odd))
+    assert_exact(columns, loop)
+
+
+@BOTH_LOOPS
+@pytest.mark.parametrize("rows", [8191, 8192, 8193, 16383, 16384, 16385])
+@pytest.mark.parametrize("dtype", [E4M3FN, E5M2], ids=str)
+def test_float8_strips_are_exact_whatever_their_exponents(dtype, rows, loop):
+    greatest = hard_bits(dtype, finite=True)[-2] + (7 if dtype == E4M3FN else 0)
+    columns = [signed([greatest] * rows, dtype, rows, signs) for signs in SIGNS]
+    mixed = [greatest] * rows
+    mixed[rows // 2] = 1
+    columns += [signed(mixed, dtype, rows, signs) for signs in SIGNS]
+    assert_exact(np.stack(columns, axis=1), loop)
+
+
+@BOTH_LOOPS
 @pytest.mark.parametrize("rows", [8191, 8192, 8193, 16383, 16384, 16385])
 def test_float16_strips_are_exact_whatever_their_exponents(rows, loop):
     greatest, smallest, least_normal = 0x7BFF, 0x0001, 0x0400
@@ -150,7 +191,7 @@ def test_float16_strips_are_exact_whatever_their_exponents(rows, loop):
 
 
 @BOTH_LOOPS
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("dtype", ALL_FLOATS, ids=str)
 def test_huge_terms_cancel_and_leave_the_smallest_denormal(dtype, loop):
     greatest, smallest, zero = np.split(from_bits([hard_bits(dtype, finite=True)[-2], 1, 0], dtype), 3)
     column = np.concatenate([greatest] * 140 + [smallest] + [-greatest] * 140 + [zero] * 24)
@@ -164,10 +205,10 @@ def test_huge_terms_cancel_and_leave_the_smallest_denormal(dtype, loop):
 
 @BOTH_LOOPS
 @pytest.mark.parametrize("rows", [1, 31, 32, 33, 65, 255, 256, 257])
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("dtype", ALL_FLOATS, ids=str)
 def test_nan_and_infinities_are_counted_and_never_summed(dtype, rows, loop):
-    specials = [bits for bits in hard_bits(dtype) if not np.isfinite(from_bits([bits], dtype)[0])]
-    assert len(specials) == 8
+    specials = [bits for bits in hard_bits(dtype) if not math.isfinite(from_bits([bits], dtype).tolist()[0])]
+    assert len(specials) == (2 if dtype == E4M3FN else 8)
     columns = []
     for special, place in product(specials, {0, rows // 2, rows - 1}):
         column = np.arange(1, rows + 1).astype(dtype)
@@ -186,9 +227,9 @@ def test_a_nan_in_a_long_float16_strip_leaves_the_other_terms_in_the_sum(loop):
 
 @BOTH_LOOPS
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 32, 33, 256, 257])
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("dtype", ALL_FLOATS, ids=str)
 def test_extrema_leave_out_what_is_not_finite_wherever_it_is(dtype, rows, loop):
-    nan, inf, greatest = np.nan, np.inf, np.finfo(dtype).max
+    nan, inf, greatest = np.nan, np.inf, limits_of(dtype).max
     columns = [np.full(rows, special, dtype) for special in (nan, -nan, inf, -inf)]
     columns += [np.resize(np.array(specials, dtype), rows) for specials in ([nan, inf], [-inf, nan], [inf, -inf])]
     for special, finite, place in product((nan, -nan, inf, -inf), (-3, 0, 5, -greatest, greatest), range(min(rows, 5))):
@@ -201,9 +242,9 @@ def test_extrema_leave_out_what_is_not_finite_wherever_it_is(dtype, rows, loop):
 
 @BOTH_LOOPS
 @pytest.mark.parametrize("rows", [1, 4, 7, 32, 257])
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("dtype", ALL_FLOATS, ids=str)
 def test_zeros_have_no_sign(dtype, rows, loop):
-    smallest = np.finfo(dtype).smallest_subnormal
+    smallest = limits_of(dtype).smallest_subnormal
     kinds = ([0.0], [-0.0], [0.0, -0.0], [-0.0, 0.0], [-0.0, 1], [0.0, -1], [-0.0, np.nan], [0.0, np.inf])
     kinds += ([-0.0, smallest], [0.0, -smallest], [-0.0, -np.inf, np.nan])
     columns = np.stack([np.resize(np.array(kind, dtype), rows) for kind in kinds], axis=1)
@@ -213,13 +254,14 @@ def test_zeros_have_no_sign(dtype, rows, loop):
 
 
 @BOTH_LOOPS
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("dtype", ALL_FLOATS, ids=str)
 def test_channels_of_every_kind_share_a_strip_and_change_from_strip_to_strip(dtype, loop):
     """Narrow, split, term by term, all zero, not finite."""
-    strip = {"f2": 8192, "f4": 256, "f8": 32}[dtype.str[1:]]
-    near, far, farther = (dtype.type(2.0**-below) for below in ((5, 14, 24) if dtype == np.float16 else (9, 44, 90)))
+    strip = {"f8": 32, "f4": 256, "bfloat16": 256}.get(kind_of(dtype), 8192)
+    apart = {"f2": (5, 14, 24), "float8_e4m3fn": (2, 6, 9), "float8_e5m2": (5, 14, 16)}.get(kind_of(dtype), (9, 44, 90))
+    near, far, farther = (dtype.type(2.0**-below) for below in apart)
     kinds = [[1.5, near], [1.5, far, near], [1.5, far, farther], [0.0], [-0.0], [1.5, np.nan], [-np.inf, far]]
-    kinds += [[np.nan], [np.inf, -np.inf], [farther], [np.finfo(dtype).max, np.finfo(dtype).smallest_subnormal]]
+    kinds += [[np.nan], [np.inf, -np.inf], [farther], [limits_of(dtype).max, limits_of(dtype).smallest_subnormal]]
     kinds += [[-far, far, -near], [0.0, -1.5]]
     strips = [np.resize(np.array(kind, dtype), strip) for kind in kinds]
     channels = range(len(strips))
@@ -236,7 +278,7 @@ def test_an_extremum_is_found_wherever_it_is(dtype, rows, loop):
     columns = np.ones((rows, 2 * rows), dtype)
     columns[places, places] = 0 if dtype.kind in "bu" else -7
     columns[(places + 1) % rows, places] = 9
-    columns[:, rows:] = 1 - columns[:, :rows] if dtype.kind == "f" else columns[::-1, :rows]
+    columns[:, rows:] = dtype.type(1) - columns[:, :rows] if is_float(dtype) else columns[::-1, :rows]
     assert_exact(columns, loop)
 
 
@@ -335,9 +377,11 @@ def sums_and_extrema_of_small_values(block):
     """The exact answers for `small_values`, whose sums are small enough for int64, also when shifted in a digit."""
     channels = np.moveaxis(block, 1, -1).reshape(-1, block.shape[1])
     totals = channels.sum(axis=0, dtype=np.int64 if block.dtype.kind in "biu" else np.float64).astype(np.int64)
-    place, shift = divmod({"f2": 24, "f4": 149, "f8": 1074}.get(block.dtype.str[1:], 0), 32)
+    place, shift = divmod(-SMALLEST.get(kind_of(block.dtype), 0), 32)
     empty = ChannelMean.empty(space_of(block.dtype, block.shape[1]))
     digits = empty.digits.copy()
     digits[place], digits[place + 1] = (totals << shift) & 0xFFFFFFFF, totals >> (32 - shift)
     sums = ChannelMean(empty.space, digits, empty.count + len(channels), empty.nan, empty.infinite)
-    return sums, ChannelExtrema(empty.space, channels.min(axis=0), channels.max(axis=0))
+    return sums, ChannelExtrema(
+        empty.space, *(each.astype(held(block.dtype)) for each in (channels.min(axis=0), channels.max(axis=0)))
+    )

@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from laws import is_float, limits_of
 
 from streamstats.statistics.exact import ExactSum, is_canonical, unit_exponent
 from streamstats.statistics.moments import Moments
 
 Array = np.ndarray[Any, np.dtype[Any]]
-WIDER = [np.dtype(kind) for kind in ("i2", "u2", "i4", "u4", "i8", "u8", "f2", "f4", "f8")]
-FLOATS = [dtype for dtype in WIDER if dtype.kind == "f"]
+WIDER = [np.dtype(kind) for kind in ("i2", "u2", "i4", "u4", "i8", "u8", "f2", "f4", "f8", "bfloat16")]
+FLOATS = [dtype for dtype in WIDER if is_float(dtype)]
 
 
 def check(block: Array, axis: int) -> None:
@@ -50,7 +51,7 @@ def test_any_bits_are_summed_exactly(dtype: np.dtype[Any]) -> None:
 @pytest.mark.parametrize("dtype", WIDER, ids=str)
 @pytest.mark.parametrize("end", ["least", "greatest"])
 def test_the_ends_of_the_range_fit(dtype: np.dtype[Any], end: str) -> None:
-    limits: Any = np.finfo(dtype) if dtype.kind == "f" else np.iinfo(dtype)
+    limits: Any = limits_of(dtype) if is_float(dtype) else np.iinfo(dtype)
     both_ways(np.full((600, 2), limits.min if end == "least" else limits.max, dtype))
 
 
@@ -63,6 +64,16 @@ def test_float32_terms_whose_exponents_are_far_apart_take_several_windows(span: 
     block[::50] = np.float32(np.finfo(np.float32).smallest_subnormal)
     block[::7] = 0
     both_ways(block)
+
+
+@pytest.mark.parametrize("span", [0, 1, 20, 21, 22, 23, 43, 44, 60, 120, 250])
+def test_bfloat16_terms_whose_exponents_are_far_apart_take_several_windows(span: int) -> None:
+    rng = np.random.default_rng(span)
+    exponents = rng.choice([254 - span, 254, 254 - span // 2], (600, 4))
+    block = (exponents << 7 | rng.choice([0, 1, 126, 127], (600, 4)) | rng.choice([0, 1 << 15], (600, 4))).astype("u2")
+    block[::50], block[::7] = 1, 0
+    both_ways(block.view("bfloat16"))
+    both_ways(np.full((600, 2), 0x7F7F, "u2").view("bfloat16"))
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)

@@ -6,7 +6,20 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from laws import DTYPES, FLOATS, LAYOUTS, as_digits, blocks, contents, exact_extrema, exact_sums, shapes, space_of
+from laws import (
+    ALL_FLOATS,
+    DTYPES,
+    LAYOUTS,
+    as_digits,
+    blocks,
+    contents,
+    exact_extrema,
+    exact_sums,
+    is_float,
+    limits_of,
+    shapes,
+    space_of,
+)
 
 from streamstats.errors import MismatchError
 from streamstats.statistics import pieces as cutting
@@ -189,7 +202,7 @@ def test_an_accumulator_of_many_blocks_equals_the_whole(case, longest):
 
 @pytest.mark.parametrize("shape", [(5, 600), (600, 5), (40, 600, 3), (1, 600, 70)], ids=str)
 @pytest.mark.parametrize("special", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("dtype", ALL_FLOATS, ids=str)
 def test_one_value_that_is_not_finite_is_noticed_in_any_block_and_never_forgotten(dtype, special, shape):
     accumulator, finite = RunningSums(dtype, 600), np.ones(shape, dtype)
     axis = shape.index(600)
@@ -208,7 +221,7 @@ def test_digits_stay_small_however_many_blocks_are_added(dtype, monkeypatch):
     """A digit has room for 2^31 deposits: here as if it had room for 7."""
     monkeypatch.setattr(cutting, "LONGEST_PIECE", 7)
     monkeypatch.setattr(running, "LONGEST_PIECE", 7)
-    greatest = {"b": lambda: True, "f": lambda: np.finfo(dtype).max}.get(dtype.kind, lambda: np.iinfo(dtype).max)()
+    greatest = True if dtype.kind == "b" else (limits_of if is_float(dtype) else np.iinfo)(dtype).max
     accumulator = RunningSums(dtype, 600)
     for rows in (1, 2, 3, 5, 7) * 20:
         accumulator.add(np.full((rows, 600), greatest, dtype), 1)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from hypothesis import strategies as st
-from laws import DTYPES, contents, space_of
+from laws import DTYPES, contents, is_float, space_of
 
 from streamstats.errors import DataError, MismatchError
 from streamstats.quantization import Quantization
@@ -41,10 +41,10 @@ def samples_of(block: Array, axis: int) -> list[list[list[Any]]]:
     ]
 
 
-@pytest.mark.parametrize("dtype", ["i1", "u4", "f2", "f4", "f8"])
+@pytest.mark.parametrize("dtype", ["i1", "u4", "f2", "f4", "f8", "bfloat16", "float8_e4m3fn"])
 @pytest.mark.parametrize("quantization", [None, Quantization(0.25, 3)])
 def test_the_standard_error_is_that_of_the_samples_means(dtype: str, quantization: Quantization | None) -> None:
-    if quantization and dtype[0] == "f":
+    if quantization and is_float(np.dtype(dtype)):
         return
     block = (np.random.default_rng(1).normal(20, 6, (50, 3, 9))).astype(dtype)
     real = block.astype(np.float64) if quantization is None else quantization.dequantize(block)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from laws import contents, space_of
+from laws import NARROW, contents, space_of
 
 from streamstats.errors import MismatchError
 from streamstats.quantization import Quantization
@@ -57,7 +57,8 @@ def check(block: Array, quantization: Quantization | None) -> None:
 @given(st.data())
 def test_floats_give_the_nearest_float_to_the_exact_figure(data: st.DataObject) -> None:
     shape = data.draw(st.integers(1, 40)), 2
-    check(data.draw(contents(np.dtype("f2"), shape, finite=True)), None)
+    dtype = data.draw(st.sampled_from([np.dtype("f2"), *NARROW]))
+    check(data.draw(contents(dtype, shape, finite=True)), None)
     block = np.random.default_rng(data.draw(st.integers(0, 99))).normal(1e4, 1e-3, shape).astype("f4")
     check(block, None)
 
