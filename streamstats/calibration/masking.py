@@ -69,7 +69,12 @@ def with_mask(layer: Layer, mask: Layer) -> Layer:
 
 def positions_of(layer: Layer, extents: Sequence[int]) -> tuple[int, ...]:
     """`extents` of the array of `layer` without that of the channel axis."""
-    return tuple(extent for axis, extent in enumerate(extents) if axis != layer.channel_axis)
+    return positions_of_axis(extents, layer.channel_axis)
+
+
+def positions_of_axis(extents: Sequence[int], axis: int) -> tuple[int, ...]:
+    """`extents` without that of the `axis` of channels, which may count from the end."""
+    return tuple(extent for place, extent in enumerate(extents) if place != axis % len(extents))
 
 
 def mask_selection(layer: Layer, selection: Selection) -> Selection:

@@ -19,7 +19,6 @@ from ..correction import BiasCorrector, TapBiasCorrector
 from ..errors import DataError, UsageError
 from ..layouts import Geometry
 from ..statistics.spread import SampleSpread
-from ..statistics.taps import TapSums
 
 Array = npt.NDArray[Any]
 Float64Array = npt.NDArray[np.float64]
@@ -31,8 +30,6 @@ FARTHEST = 1.0
 are 1.4 apart."""
 PRECISION_STATISTICS = (SampleSpread.name,)
 """What the precision of a correction is estimated from, besides what is always counted."""
-CORRECTION_STATISTICS = (*PRECISION_STATISTICS, TapSums.name)
-"""What corrections that are exact with padding, and their precision, are made from."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

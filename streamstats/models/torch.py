@@ -22,14 +22,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from ..calibration.masking import positions_of_axis
 from ..calibration.recorder import Recorder
 from ..errors import MismatchError, MissingDependencyError, UsageError, listed
 from ..floats import BFLOAT16, FLOAT8_E4M3FN, FLOAT8_E5M2
 from ..jobs.meter import Meter
 from ..layouts import TRANSPOSED, Geometry, Kernel
 from ..outputs.results import Results, open_results
+from ..statistics.masks import Mask, chosen
 from ..storage.names import layer_names
 from .linear import NO_CORRECTOR, LayerCorrection, LinearLayer, is_near, load_corrector, planned_correction
+from .torch_masks import USUAL, BatchMask, MaskOf
 
 if TYPE_CHECKING:
     import torch
@@ -83,6 +86,7 @@ def recording(
     *,
     layers: Sequence[str] | None = None,
     positions_as_rows: bool = False,
+    mask: MaskOf = USUAL,
 ) -> Iterator[dict[str, torch.nn.Module]]:
     """Append the input of every linear module to the zarr group `store`, each time the `with` block calls the module.
 
@@ -92,11 +96,16 @@ def recording(
     row, for inputs whose shape changes from call to call; the means stay the same, but what the taps of larger kernels
     see is unknown.
 
+    `mask` says which positions count: the name of an argument of the model, or a function of all its arguments that
+    returns a mask `[N, T]` of ones and zeros, or None. By default, padding is left out if the model is called with an
+    `attention_mask`. The mask is that of inputs with its positions; a warning names layers with others.
+
     Yields the recorded modules by layer name. Raises `UsageError` if there are none; inside the block, `MismatchError`
-    for an input of a different shape than before, `OutputError` if the store cannot be written.
+    for an input of a different shape than before, `UsageError` for what is not a mask, `OutputError` if the store
+    cannot be written.
     """
-    chosen = _chosen(linear_modules(model), layers)
-    with Recorder(store) as recorder, _hooked(chosen, recorder, positions_as_rows):
+    chosen, masks = _chosen(linear_modules(model), layers), BatchMask(model, mask, _to_numpy)
+    with Recorder(store) as recorder, _hooked(model, chosen, recorder, positions_as_rows, masks):
         yield chosen
 
 
@@ -107,6 +116,7 @@ def measuring(
     statistics: Collection[str] = (),
     layers: Sequence[str] | None = None,
     positions_as_rows: bool = False,
+    mask: MaskOf = USUAL,
     name: str = "torch",
     nonfinite: str = "error",
 ) -> Iterator[Meter]:
@@ -116,23 +126,30 @@ def measuring(
     writes an output for `correct`, `ranges`, `merge` and `compare`. `statistics`, `name` and `nonfinite` are those of
     `Meter`, the other arguments and errors those of `recording`.
     """
-    meter = Meter(statistics, name=name, nonfinite=nonfinite)
-    with _hooked(_chosen(linear_modules(model), layers), meter, positions_as_rows):
+    meter, masks = Meter(statistics, name=name, nonfinite=nonfinite), BatchMask(model, mask, _to_numpy)
+    with _hooked(model, _chosen(linear_modules(model), layers), meter, positions_as_rows, masks):
         yield meter
 
 
 @contextmanager
-def _hooked(modules: dict[str, torch.nn.Module], recorder: Recorder | Meter, positions_as_rows: bool) -> Iterator[None]:
-    """While the block runs, each call of one of `modules` appends its input to `recorder`."""
-    hooks = []
+def _hooked(
+    model: torch.nn.Module,
+    modules: dict[str, torch.nn.Module],
+    recorder: Recorder | Meter,
+    positions_as_rows: bool,
+    masks: BatchMask,
+) -> Iterator[None]:
+    """While the block runs, each call of one of `modules` of `model` appends its input to `recorder`."""
+    hooks = [model.register_forward_pre_hook(masks, with_kwargs=True)]
     try:
         for name, module in modules.items():
-            hook = _Hook(recorder, name, positions_as_rows)
+            hook = _Hook(recorder, name, positions_as_rows, masks)
             hooks.append(module.register_forward_pre_hook(hook, with_kwargs=True))
         yield
     finally:
         for each in hooks:
             each.remove()
+    masks.warn()
 
 
 def _chosen(modules: dict[str, torch.nn.Module], globs: Sequence[str] | None) -> dict[str, torch.nn.Module]:
@@ -154,6 +171,7 @@ class _Hook:
     recorder: Recorder | Meter
     name: str
     positions_as_rows: bool
+    masks: BatchMask
 
     def __call__(self, module: torch.nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
         layout = _layout(module)
@@ -164,10 +182,18 @@ class _Hook:
             values = values[np.newaxis]
         axis = values.ndim - 1 if layout == "OI" else 1
         kernel = None if len(arguments) > 1 or named.keys() - {"input"} else _kernel(module)  # with an output size
+        mask = self.masks.of(self.name, values, axis)
         if self.positions_as_rows:
-            values, axis = np.moveaxis(values, axis, -1).reshape(-1, values.shape[axis]), 1
+            values, axis, mask = _positions(values, axis, mask), 1, None
             kernel = Kernel() if layout == "OI" else None
-        self.recorder.append(self.name, values, channel_axis=axis, kernel=kernel)
+        self.recorder.append(self.name, values, channel_axis=axis, kernel=kernel, mask=mask)
+
+
+def _positions(values: Array, axis: int, mask: Mask | None) -> Array:
+    """Every position of `values`, channels on `axis`, that counts: [positions, C]."""
+    if mask is not None:
+        values = chosen(values, axis, np.broadcast_to(mask, positions_of_axis(values.shape, axis)))
+    return np.moveaxis(values, axis, -1).reshape(-1, values.shape[axis])
 
 
 def _kernel(module: Any) -> Kernel | None:

@@ -79,6 +79,10 @@ class OnnxRequest(Submission):
         Literal["minmax", "percentile", "mse", "entropy"], Field(description="How the ranges of inputs are found.")
     ] = "minmax"
     storage: Literal["float", "int8"] = "float"
+    mask: Annotated[
+        str | None,
+        Field(min_length=1, description="The input of the model with ones for positions that count, zeros for others."),
+    ] = None
     iterative: Annotated[Literal["full", "change"] | None, Field(description="Correct layer by layer.")] = None
     held_out: Annotated[Upload | None, Field(description="Samples that measure the effect of the correction.")] = None
     labels: Annotated[Upload | None, Field(description="Labels of the held-out samples, a .npy of integers.")] = None

@@ -29,10 +29,11 @@ from ..jobs.job import Job
 from ..jobs.run import POLL_SECONDS, Follow
 from ..jobs.run import run as run_job
 from ..jobs.session import Outcome
-from ..models.linear import CORRECTION_STATISTICS
+from ..models.linear import PRECISION_STATISTICS
 from ..outputs.shortfalls import REMEDY
 from ..progress import Stage
 from ..statistics.histogram import Histogram
+from ..statistics.taps import TapSums
 from ..storage.files import read_json, remove, remove_folder, write_json
 from ..storage.locks import locked
 from .published import publish, result_files
@@ -181,7 +182,7 @@ def _record(inputs: dict[str, Path], request: dict[str, Any], lines: Lines) -> N
         return
     remove_folder(Path(STORE))
     lines.say("running the model on the samples")
-    recorded = record(inputs["model"], inputs["samples"], STORE, storage=request["storage"])
+    recorded = record(inputs["model"], inputs["samples"], STORE, storage=request["storage"], mask=request.get("mask"))
     for each in recorded:
         if each.reason:
             lines.say(f"layer {each.layer} is skipped: {each.reason}")
@@ -192,7 +193,8 @@ def _onnx_job(request: dict[str, Any]) -> Job:
     """The reduction of the recorded store."""
     cluster = ClusterConfig.model_validate(request["cluster"], strict=False)
     ranges = (Histogram.name,) if request.get("activation_bits") else ()
-    rule = LayerRule("*", statistics=(*CORRECTION_STATISTICS, *ranges))
+    taps = () if request.get("mask") else (TapSums.name,)  # which layers with a mask cannot have
+    rule = LayerRule("*", statistics=(*PRECISION_STATISTICS, *taps, *ranges))
     return Job(STORE, OUTPUT, (rule,), memory=request["memory"], cluster=cluster.chosen())
 
 
@@ -215,8 +217,12 @@ def _how(inputs: dict[str, Path], request: dict[str, Any]) -> How:
     from ..models.onnx.iterative import Iterative
     from ..models.onnx.judge import HeldOut
 
-    iterative = Iterative(inputs["samples"], Path("work"), request["iterative"]) if request["iterative"] else None
-    held_out = HeldOut(inputs["held_out"], inputs.get("labels")) if "held_out" in inputs else None
+    iterative = held_out = None
+    mask = request.get("mask")  # an older service did not know it
+    if request["iterative"]:
+        iterative = Iterative(inputs["samples"], Path("work"), request["iterative"], mask=mask)
+    if "held_out" in inputs:
+        held_out = HeldOut(inputs["held_out"], inputs.get("labels"), mask=mask)
     return How(iterative, held_out, request["do_no_harm"])
 
 

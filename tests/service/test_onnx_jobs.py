@@ -88,6 +88,13 @@ def test_it_is_judged_and_reported(service: Served, client: ss.Client, files: di
     assert not (service.data / "jobs" / found.id / "calibration.zarr").exists()  # which takes much room
 
 
+def test_a_mask_must_be_an_input_of_the_model(client: ss.Client, files: dict[str, Path]) -> None:
+    inputs = uploaded(client, files, "model", "samples", "quantized")
+    found = client.wait(client.submit({"kind": "onnx", **inputs, "mask": "padding"}).id)
+    assert found.state == "failed"
+    assert "the mask is padding, but the model's inputs are" in found.message
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

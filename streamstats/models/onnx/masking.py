@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...calibration.masking import mask_values, spreads
+from ...calibration.masking import mask_values, positions_of_axis, spreads
 from ...errors import UsageError
 from ...statistics.masks import Mask, chosen
 from .run import ModelRun
@@ -62,13 +62,11 @@ def mask_rows(run: ModelRun, name: str | None, rows: slice) -> Mask | None:
 
 def fits(mask: Sequence[int], values: Sequence[int], axis: int) -> bool:
     """Whether a mask of shape `mask` is that of `values` with the channels on `axis`."""
-    axis %= len(values)
-    return spreads(mask, [*values[:axis], *values[axis + 1 :]])
+    return spreads(mask, positions_of_axis(values, axis))
 
 
 def counted_values(values: npt.NDArray[Any], axis: int, mask: Mask | None) -> npt.NDArray[Any]:
     """The `values` that count, channels on `axis` of as many axes; all of them if the mask is not that of `values`."""
-    axis %= values.ndim
     if mask is None or not fits(mask.shape, values.shape, axis):
         return values
-    return chosen(values, axis, np.broadcast_to(mask, (*values.shape[:axis], *values.shape[axis + 1 :])))
+    return chosen(values, axis % values.ndim, np.broadcast_to(mask, positions_of_axis(values.shape, axis)))

@@ -1,0 +1,87 @@
+"""Masks of torch models: which positions of a batch count, as the arguments of the model's call say.
+
+A mask `[N, T]` is that of inputs `[N, T, C]`. Layers whose inputs have other positions count whole; if they see more
+than one position of each sample, a warning names them.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..calibration.masking import mask_values, positions_of_axis, spreads
+from ..errors import UsageError, listed
+from ..statistics.masks import Mask
+
+if TYPE_CHECKING:
+    import torch
+
+USUAL = "attention_mask"
+"""The argument in which transformers take their mask."""
+MaskOf = str | Callable[..., Any] | None
+"""The name of an argument of the model, or a function of all its arguments, or None for no mask."""
+
+
+class BatchMask:
+    """The mask of the batch that the model runs on. It is a forward pre-hook of the model, with its named arguments."""
+
+    def __init__(self, model: torch.nn.Module, mask: MaskOf, to_numpy: Callable[[Any], npt.NDArray[Any]]) -> None:
+        self._mask, self._to_numpy = mask, to_numpy
+        self._signature = inspect.signature(model.forward)
+        self._current: Mask | None = None
+        self._whole: dict[str, tuple[int, ...]] = {}
+        if isinstance(mask, str) and mask != USUAL and not self._takes(mask):
+            names = ", ".join(self._signature.parameters)
+            raise UsageError(f"the mask is {mask!r}, but the arguments of the model are {names}; name one of these")
+
+    def _takes(self, name: str) -> bool:
+        named = {each.name for each in self._signature.parameters.values()}
+        return name in named or any(each.kind == each.VAR_KEYWORD for each in self._signature.parameters.values())
+
+    def __call__(self, module: torch.nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:  # noqa: ARG002
+        """Take the mask from the arguments of a call of the model. Raises `UsageError` for what is not a mask."""
+        found = self._found(arguments, named)
+        self._current = None
+        if found is None:
+            return
+        what = f"the mask {self._mask}" if isinstance(self._mask, str) else "the mask"
+        array = np.asarray(found) if isinstance(found, np.ndarray) else self._to_numpy(found)
+        if array.ndim != 2 and isinstance(self._mask, str):
+            raise UsageError(
+                f"{what} has the shape {array.shape}; expected (samples, positions): give a function of the model's "
+                "arguments that returns such a mask as `mask`, or None to count every position"
+            )
+        self._current = mask_values(what, array)
+
+    def _found(self, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> Any:
+        if not isinstance(self._mask, str):
+            return None if self._mask is None else self._mask(*arguments, **named)
+        if self._mask in named:
+            return named[self._mask]
+        return self._signature.bind_partial(*arguments).arguments.get(self._mask)
+
+    def of(self, layer: str, values: npt.NDArray[Any], axis: int) -> Mask | None:
+        """The mask of the input `values` of `layer`, channels on `axis`; None if there is none with its positions."""
+        if self._current is None:
+            return None
+        positions = positions_of_axis(values.shape, axis)
+        if spreads(self._current.shape, positions) and self._current.shape[0] == len(values):
+            return self._current
+        if np.prod(positions) > len(self._current):
+            self._whole[layer] = positions
+        return None
+
+    def warn(self) -> None:
+        """Warn of layers that see several positions of each sample and could not be masked."""
+        if self._whole:
+            layer, positions = next(iter(self._whole.items()))
+            warnings.warn(
+                f"the mask was not applied to {listed(self._whole)}: the input of {layer} has the positions "
+                f"{positions}; padding in them counts like data",
+                stacklevel=4,
+            )

@@ -1,0 +1,115 @@
+"""torch: padding is left out of what is recorded and measured, as the call of the model says."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import streamstats as ss
+from streamstats.errors import UsageError
+
+torch = pytest.importorskip("torch", reason="`make models` tests with it")
+
+from streamstats.models.torch import measuring, recording  # noqa: E402
+
+nn: Any = torch.nn
+N, T, C = 12, 5, 4
+
+
+class Encoder(nn.Module):  # type: ignore[misc]
+    """A layer over tokens, and one over the mean of each sample."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.head = nn.Linear(C, 6), nn.Linear(6, 2)
+
+    def forward(self, ids: Any, attention_mask: Any = None, turned: bool = False) -> Any:  # noqa: ARG002
+        x = ids.transpose(0, 1) if turned else ids
+        return self.head(torch.relu(self.tokens(x)).mean(dim=0 if turned else 1))
+
+
+@pytest.fixture
+def encoder() -> Any:
+    torch.manual_seed(0)
+    return Encoder().eval()
+
+
+def batch() -> tuple[Any, Any]:
+    generator = torch.Generator().manual_seed(1)
+    mask = torch.arange(T) < torch.randint(1, T + 1, (N, 1), generator=generator)
+    return torch.where(mask[..., None], torch.randn(N, T, C, generator=generator), torch.tensor(float("nan"))), mask
+
+
+def means(store: Path) -> dict[str, Any]:
+    return {name: found.mean for name, found in ss.reduce(store, nonfinite="skip").items()}
+
+
+@pytest.mark.parametrize("form", ["by name", "by place", "integers", "a function"])
+@pytest.mark.parametrize("positions_as_rows", [False, True])
+def test_what_the_mask_leaves_out_is_not_counted(
+    encoder: Any, tmp_path: Path, form: str, positions_as_rows: bool
+) -> None:
+    x, mask = batch()
+    options: dict[str, Any] = {"positions_as_rows": positions_as_rows}
+    calls = {
+        "by name": lambda: encoder(x, attention_mask=mask),
+        "by place": lambda: encoder(x, mask),
+        "integers": lambda: encoder(x, attention_mask=mask.to(torch.int64)),
+        "a function": lambda: encoder(x),
+    }
+    if form == "a function":
+        options["mask"] = lambda ids: ~torch.isnan(ids[..., 0])
+    with recording(encoder, tmp_path / "s.zarr", **options):
+        calls[form]()
+    with measuring(encoder, nonfinite="skip", **options) as meter:
+        calls[form]()
+    found = ss.reduce(tmp_path / "s.zarr", layers=[ss.LayerRule("tokens")])["tokens"]  # padding is NaN
+    np.testing.assert_allclose(found.mean, x.numpy()[mask.numpy()].astype("f8").mean(axis=0), rtol=1e-6)
+    assert found.statistics == meter.statistics["tokens"].statistics
+    assert found.masked == (None if positions_as_rows else (N * T - int(mask.sum()), N * T))
+    assert ss.reduce(tmp_path / "s.zarr", nonfinite="skip")["head"].rows == N
+
+
+def test_masks_can_be_left_out(encoder: Any, tmp_path: Path) -> None:
+    x, mask = batch()
+    with recording(encoder, tmp_path / "s.zarr", mask=None):
+        encoder(x, mask)
+    assert ss.reduce(tmp_path / "s.zarr", nonfinite="skip")["tokens"].sums.nonfinite.any()
+
+
+def test_layers_with_other_positions_are_named_in_a_warning(encoder: Any, tmp_path: Path) -> None:
+    x, mask = batch()
+    with (
+        pytest.warns(UserWarning, match=r"not applied to tokens: the input of tokens has the positions \(5, 12\)"),
+        recording(encoder, tmp_path / "s.zarr"),
+    ):
+        encoder(x, attention_mask=mask, turned=True)
+
+
+def test_what_is_no_mask_is_refused(encoder: Any, tmp_path: Path) -> None:
+    x, mask = batch()
+    for wrong, said in {
+        "of four axes": (mask[:, None, None], r"attention_mask has the shape \(12, 1, 1, 5\); expected \(samples, pos"),
+        "of floats": (mask.float(), "attention_mask holds values of float32; expected booleans"),
+        "of other numbers": (mask.long() * 3, "attention_mask holds 3; expected 1"),
+    }.values():
+        with recording(encoder, tmp_path / "s.zarr"), pytest.raises(UsageError, match=said):
+            encoder(x, attention_mask=wrong)
+    with (
+        pytest.raises(UsageError, match="the mask is 'pads', but the arguments of the model are ids, attention_mask"),
+        recording(encoder, tmp_path / "s.zarr", mask="pads"),
+    ):
+        pass
+
+
+def test_models_without_a_mask_are_recorded_without_a_word(tmp_path: Path) -> None:
+    layer = nn.Linear(C, 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with recording(layer, tmp_path / "s.zarr"):
+            layer(torch.ones(3, 7, C))
+    assert ss.reduce(tmp_path / "s.zarr")["Linear"].masked is None
