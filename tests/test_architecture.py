@@ -53,7 +53,7 @@ STATISTICS_LEVELS = (
     ("values",),
     ("statistic",),
     ("sums",),
-    ("mean", "extrema"),
+    ("mean", "extrema", "squares"),
 )
 STATISTICS_TOP = ("kinds", "statistics")
 """Inside statistics, a module imports from the levels before its own: those here, other kinds, the top."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from math import prod
 from typing import Any, Self, TypeVar
 
 import numpy as np
@@ -206,7 +205,7 @@ class Ledger:
         space, sums = self.space, self.statistics[ChannelMean.name]
         if not space.masked or 0 in space.sample:
             return None
-        positions = self.rows * prod(space.sample) // space.channels
+        positions = self.rows * space.positions
         return positions - int((sums.count + sums.nonfinite)[0]), positions
 
     def figures(self) -> Document:

@@ -17,10 +17,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ..quantization import Quantization
-from .exact import ExactSum, unit_exponent
+from .exact import ExactSum, carried, unit_exponent
 from .mean import ChannelMean
-from .running import Measures
+from .riders import RiderKind
+from .running import Measures, SampleMoments
 from .samples import COUNT_DIGITS, product_digits, square_digits
+from .squares import ChannelSquares
 from .statistic import Document, Space, Statistic, Tensors
 from .sums import AddedArrays, Counts, square_root
 
@@ -35,7 +37,6 @@ class SampleSpread(AddedArrays):
     """
 
     name: ClassVar[str] = "spread"
-    by_sample: ClassVar[bool] = True
     exact: ClassVar[tuple[str, ...]] = ("squares", "products", "counts")
     signed: ClassVar[tuple[str, ...]] = ("products",)
 
@@ -53,9 +54,19 @@ class SampleSpread(AddedArrays):
         return tensors | {name: ((places, channels), integers) for name, places in zip(cls.exact, digits, strict=True)}
 
     @classmethod
+    def by_sample(cls, space: Space) -> bool:
+        """As `ValueStatistic.by_sample`: unless a sample has one value per channel, which is then its own sum."""
+        return space.positions != 1
+
+    @classmethod
+    def riders(cls, space: Space) -> Mapping[str, RiderKind]:
+        """As `ValueStatistic.riders`."""
+        return {} if cls.by_sample(space) else ChannelSquares.riders(space)
+
+    @classmethod
     def from_measures(cls, space: Space, measures: Measures) -> Self:
         """As `ValueStatistic.from_measures`."""
-        found = measures.moments
+        found = measures.moments if cls.by_sample(space) else _of_single_values(space, measures)
         assert found is not None
         return cls(space, found.samples, found.squares, found.products, found.counts)
 
@@ -83,3 +94,19 @@ class SampleSpread(AddedArrays):
             squared = residuals * unit**2 * samples / (samples - 1) / values**2 * steps[channel] ** 2
             found[channel] = square_root(squared)
         return found
+
+
+def _of_single_values(space: Space, measures: Measures) -> SampleMoments:
+    """The moments of samples with one value per channel: sums are values, and counts are 1 or, if not finite, 0."""
+    squares, count = ChannelSquares.from_measures(space, measures).digits, measures.count
+    return SampleMoments(
+        count,
+        _lengthened(squares, square_digits(space.dtype)),
+        _lengthened(carried(measures.digits), product_digits(space.dtype)),
+        _lengthened(carried(np.stack([count, np.zeros_like(count)])), COUNT_DIGITS),
+    )
+
+
+def _lengthened(digits: npt.NDArray[np.int64], places: int) -> npt.NDArray[np.int64]:
+    """The canonical `digits` [D, C] as `places` digits."""
+    return carried(np.concatenate([digits, np.zeros((places - len(digits), digits.shape[1]), np.int64)]))

@@ -85,6 +85,11 @@ class Space:
         """The number of channels."""
         return self.sample[self.axis]
 
+    @property
+    def positions(self) -> int:
+        """The number of values per channel in a sample."""
+        return prod(extent for axis, extent in enumerate(self.sample) if axis != self.axis)
+
     def joined(self, other: Self) -> Self:
         """The space of the samples of both: extents that differ become 0, and so does one for axes that only one has.
 
@@ -272,8 +277,11 @@ class ValueStatistic(Statistic):
     """A statistic of single values, wherever they lie in a sample, or of the sums of samples."""
 
     maskable: ClassVar[bool] = True
-    by_sample: ClassVar[bool] = False
-    """Whether it needs `Measures.moments`: then the pass sums each sample separately."""
+
+    @classmethod
+    def by_sample(cls, space: Space) -> bool:  # noqa: ARG003 - for those that need it
+        """Whether it needs `Measures.moments`: then the pass sums each sample separately."""
+        return False
 
     @classmethod
     def riders(cls, space: Space) -> Mapping[str, RiderKind]:  # noqa: ARG003 - for those that need some
@@ -304,7 +312,7 @@ class _Alone:
     def __init__(self, kind: type[Any], space: Space) -> None:
         self._kind, self._space = kind, space
         self._values = ValuePass(
-            space.dtype, space.sample, space.axis, by_sample=kind.by_sample, riders=kind.riders(space)
+            space.dtype, space.sample, space.axis, by_sample=kind.by_sample(space), riders=kind.riders(space)
         )
 
     def add(self, block: Array, where: Where, mask: Mask | None = None) -> None:

@@ -149,7 +149,7 @@ class StatisticsAccumulator:
     def __init__(self, kinds: Sequence[Kind], space: Space) -> None:
         self._kinds, self._space = tuple(kinds), space
         self.values = ValuePass(
-            space.dtype, space.sample, space.axis, by_sample=_by_sample(kinds), riders=_riders(kinds, space)
+            space.dtype, space.sample, space.axis, by_sample=_by_sample(kinds, space), riders=_riders(kinds, space)
         )
         self.others: dict[str, Accumulator[Any]] = {
             kind.name: kind.accumulator(space) for kind in kinds if not issubclass(kind, ValueStatistic)
@@ -197,7 +197,7 @@ def working_bytes(kinds: Sequence[Kind], space: Space, block: Sequence[int]) -> 
     """Peak bytes that accumulating blocks of at most the shape `block` needs, in addition to the blocks."""
     riders = _riders(kinds, space).values()
     values = ValuePass.working_bytes(
-        space.dtype, space.sample, space.axis, block, by_sample=_by_sample(kinds), riders=riders
+        space.dtype, space.sample, space.axis, block, by_sample=_by_sample(kinds, space), riders=riders
     )
     others = [kind for kind in kinds if not issubclass(kind, ValueStatistic)]
     size = int(np.prod(block, dtype=object)) * space.dtype.itemsize
@@ -219,5 +219,5 @@ def _riders(kinds: Iterable[Kind], space: Space) -> dict[str, RiderKind]:
     return riders
 
 
-def _by_sample(kinds: Iterable[Kind]) -> bool:
-    return any(issubclass(kind, ValueStatistic) and kind.by_sample for kind in kinds)
+def _by_sample(kinds: Iterable[Kind], space: Space) -> bool:
+    return any(issubclass(kind, ValueStatistic) and kind.by_sample(space) for kind in kinds)
