@@ -40,6 +40,7 @@ from streamstats.jobs.reduction import MOST_TRIES, reduce_tasks
 from streamstats.jobs.run import reduce, run
 from streamstats.jobs.workers import Begun, Cluster, Ended, UnfitError, open_workers
 from streamstats.outputs.results import read_states
+from streamstats.progress import Quiet, Stage
 
 
 @pytest.fixture
@@ -504,8 +505,8 @@ if left:
 """A preload that ends its process while it starts, so many times."""
 
 
-class Killer:
-    """Kills the workers of this process at random moments, one or all of them, until it is told to stop."""
+class Killer(Quiet):
+    """Kills the workers of this process at random moments, one or all of them, from the plan of a run to its end."""
 
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)
@@ -513,8 +514,10 @@ class Killer:
         self.killed = 0
         self._thread = threading.Thread(target=self._kill)
 
+    def begin(self, stage: Stage) -> None:  # noqa: ARG002
+        self._thread.start()  # workers that are killed while they start are another test's
+
     def __enter__(self) -> Killer:
-        self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -546,7 +549,7 @@ def run_while_workers_are_killed(store: Path, folder: Path, seed: int) -> int:
         patch.setattr("streamstats.jobs.plan.SMALLEST_TASK_BYTES", 2000)
         patch.setattr("streamstats.jobs.plan.TASK_BYTES", 2000)
         with Killer(seed) as killer:
-            run(config(store, output, cluster=two))
+            run(config(store, output, cluster=two), progress=killer)
     run(config(store, folder / "undisturbed"), restart=True)
     assert results(output) == results(folder / "undisturbed")
     return killer.killed
