@@ -31,7 +31,7 @@ from .sources.source import Source
 class LayerRule:
     """What a job says of the layers whose names match the glob `match` (`*` also matches `/`).
 
-    The name of an array that is not that of a layer stands for all layers that read it.
+    If no layer has the name of an array, that name stands for all layers that read the array.
 
     Where `channel_axis`, `quantization` or `kernel` is None, the attributes of the store decide. `statistics` names the
     kinds in `KINDS` to count in addition to those that are always counted. A job that counts fewer than `min_rows` rows

@@ -38,7 +38,7 @@ def check_mask(run: ModelRun, name: str | None) -> None:
 def masked_targets(
     run: ModelRun, targets: Sequence[Target], name: str | None, *, any_fits: bool = True
 ) -> list[Target]:
-    """`targets` with the mask, those that have its positions.
+    """`targets`, those that have the positions of the mask with it.
 
     Raises `UsageError` if none has although `any_fits` promises one, and as `check_mask`.
     """
