@@ -138,8 +138,8 @@ class LayerConfig(Settings):
         str | None,
         Field(
             min_length=1,
-            description="The array of the store, by name, that says which positions count (1) and which do not (0): "
-            "the shape of the layer without its channel axis.",
+            description="The name of the array in the store that says which positions count (1) and which do not (0). "
+            "It has the shape of the layer without its channel axis.",
         ),
     ] = None
     statistics: Annotated[
@@ -331,7 +331,7 @@ def load_config(path: str | Path) -> JobConfig:
 
 
 def load_names(path: str | Path) -> dict[str, str | list[str] | None]:
-    """The names of layers in the YAML or JSON file at `path`: layer → name, names, or nothing. Raises `UsageError`."""
+    """The names of layers in the YAML or JSON file at `path`: layer → name, names, or None. Raises `UsageError`."""
     document = load_yaml(Path(path))
     if not isinstance(document, dict):
         found = "nothing" if document is None else type(document).__name__
@@ -340,8 +340,8 @@ def load_names(path: str | Path) -> dict[str, str | list[str] | None]:
         several = isinstance(name, list) and all(isinstance(each, str) for each in name)
         if not isinstance(layer, str) or not (name is None or isinstance(name, str) or several):
             raise UsageError(
-                f"{path}: {layer!r} is called {name!r}; expected a layer, and its name, a list of names, or null "
-                "to leave it out"
+                f"{path}: the name of {layer!r} is {name!r}; expected a name, a list of names, or null to leave the "
+                "layer out"
             )
     return document
 

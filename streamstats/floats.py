@@ -1,7 +1,7 @@
 """Floats narrower than numpy's own: bfloat16 and two float8, as ml_dtypes defines them, beside float16, 32 and 64.
 
-numpy does not see that these are floats: `dtype.kind` is "V" for most, and `np.finfo` refuses all. Whoever asks what
-a dtype is asks here.
+numpy does not know that these are floats: `dtype.kind` is "V" for most, and `np.finfo` refuses all of them. Code that
+must know whether a dtype is a float, or what its limits are, asks this module.
 """
 
 from __future__ import annotations

@@ -231,7 +231,7 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Kernels:
-    """Two or more different kernels that move over the same input, because several layers read it; sorted."""
+    """Two or more different kernels, sorted, that move over the same input because several layers read it."""
 
     members: tuple[Kernel, ...]
 
@@ -256,7 +256,7 @@ class Kernels:
 def joint_kernel(kernels: Iterable[Kernel | None]) -> Kernel | Kernels | None:
     """What moves over an input that layers with these `kernels` read; None if one of them is unknown.
 
-    Nothing tells apart the positions of an input without layers, as for a matrix product.
+    Without kernels, nothing tells positions apart, as in a matrix product.
 
     >>> joint_kernel([Kernel((3,)), Kernel((3,))]) == Kernel((3,)), joint_kernel([]) == Kernel()
     (True, True)

@@ -22,18 +22,23 @@ MASK_SUFFIX = ".mask"
 """What a recorder appends to the name of a layer to name its mask."""
 
 
-def checked_mask(layer: str, mask: npt.ArrayLike, positions: Sequence[int]) -> Mask:
-    """`mask` as booleans, for samples with these `positions`: their shape without the channel axis, rows first.
+def given_mask(layer: Layer, extents: Sequence[int], mask: npt.ArrayLike | None) -> tuple[Layer, Mask | None]:
+    """(`layer`, without rows, with an empty mask like `mask`; `mask` as booleans), for samples of shape `extents`.
 
-    Raises `MismatchError` for another shape, `UsageError` for values other than 0 and 1.
+    Without a mask, `layer` as it is, and None. Raises `MismatchError` for another shape than that of the samples'
+    positions, `UsageError` for values other than 0 and 1.
     """
-    array = np.asarray(mask)
-    if array.shape[:1] != tuple(positions[:1]) or not spreads(array.shape[1:], positions[1:]):
+    if mask is None:
+        return layer, None
+    array, positions = np.asarray(mask), positions_of(layer, extents)
+    if array.shape[:1] != positions[:1] or not broadcasts_to(array.shape[1:], positions[1:]):
         raise MismatchError(
-            f"layer {layer}: its mask has the shape {array.shape}; expected {tuple(positions)}, the shape of the "
-            "samples without the channel axis, or 1 in place of an extent after the first"
+            f"layer {layer.name}: its mask has the shape {array.shape}; expected {positions}, the shape of the samples "
+            "without the channel axis, or 1 in place of an extent after the first"
         )
-    return mask_values(f"layer {layer}: its mask", array)
+    values = mask_values(f"layer {layer.name}: its mask", array)
+    name, shape = f"{layer.name}{MASK_SUFFIX}", (0, *values.shape[1:])
+    return replace(layer, mask=Layer(layer.store, name, shape, values.dtype, (), (), len(shape) - 1)), values
 
 
 def mask_values(what: str, array: npt.NDArray[Any]) -> Mask:
@@ -41,23 +46,17 @@ def mask_values(what: str, array: npt.NDArray[Any]) -> Mask:
     _check_dtype(what, array.dtype)
     other = array[(array != 0) & (array != 1)]
     if other.size:
-        raise UsageError(f"{what} holds {other[0]}; expected 1 for what counts, 0 for what does not")
+        raise UsageError(f"{what} holds {other[0]}; expected 1 for positions that count, 0 for others")
     counts: Mask = array != 0
     return counts
 
 
-def appended_with(layer: Layer, mask: npt.NDArray[Any]) -> Layer:
-    """`layer`, which samples with `mask`, as `checked_mask` gives it, could begin; its mask has no rows, either."""
-    name, shape = f"{layer.name}{MASK_SUFFIX}", (0, *mask.shape[1:])
-    return replace(layer, mask=Layer(layer.store, name, shape, mask.dtype, (), (), len(shape) - 1))
-
-
 def with_mask(layer: Layer, mask: Layer) -> Layer:
-    """`layer` with `mask`. Raises `UsageError` for values that are no mask, `MismatchError` for another shape."""
+    """`layer` with `mask`. Raises `UsageError` for a dtype that no mask has, `MismatchError` for another shape."""
     _check_dtype(f"layer {layer.name}: its mask {mask.name}", mask.dtype)
     positions = positions_of(layer, layer.shape)
     rows_fit = mask.rows >= layer.rows if layer.recorded else mask.rows == layer.rows
-    if not rows_fit or not spreads(mask.shape[1:], positions[1:]):
+    if not rows_fit or not broadcasts_to(mask.shape[1:], positions[1:]):
         raise MismatchError(
             f"layer {layer.name}: its mask {mask.name} has the shape {mask.shape}; expected {positions}, the shape of "
             "the layer without its channel axis, or 1 in place of an extent after the first; correct the mask, or "
@@ -90,7 +89,7 @@ def _check_dtype(what: str, dtype: np.dtype[Any]) -> None:
         raise UsageError(f"{what} holds values of {dtype}; expected booleans, or integers 0 and 1")
 
 
-def spreads(extents: Sequence[int], positions: Sequence[int]) -> bool:
-    """Whether a mask of shape `extents` is that of `positions`: an extent of 1 stands for any."""
+def broadcasts_to(extents: Sequence[int], positions: Sequence[int]) -> bool:
+    """Whether a mask of shape `extents` is one for `positions`: an extent of 1 stands for any."""
     pairs = zip(extents, positions, strict=False)
     return len(extents) == len(positions) and all(n in (1, position) for n, position in pairs)

@@ -25,7 +25,7 @@ class Reader:
 
 @dataclass(frozen=True)
 class Readers:
-    """The layers that read one array, sorted by name: none, one, or several. Raises `UsageError` for a name."""
+    """The layers that read one array, sorted by name: none, one, or several. Raises `UsageError` for a bad name."""
 
     each: tuple[Reader, ...] = ()
 
@@ -91,7 +91,7 @@ class Readers:
 
 
 def readers_of(name: str, kernel: Kernel | None, layers: Mapping[str, Kernel | None] | None) -> Readers:
-    """Those that a caller names: the `layers`, or that of the array's own `name`, with `kernel`.
+    """The readers that a caller names: the `layers`, or the one with the array's own `name`, and with `kernel`.
 
     Raises `UsageError` if both are given.
     """

@@ -27,7 +27,7 @@ from ..storage.names import METADATA_NAMES, V2_METADATA, V3_METADATA, check_laye
 from .describing import ATTRIBUTES_KEY, describe, describe_array, mask_name, masked_layer, names_in
 from .identity import file_key, file_range
 from .layer import Layer, described
-from .masking import appended_with, checked_mask, positions_of, with_mask
+from .masking import given_mask, with_mask
 from .readers import readers_of
 from .sources.choose import source_of
 from .sources.source import Source
@@ -75,10 +75,10 @@ class Recorder:
         """Append `samples` (samples on axis 0) to `layer`, which the first call creates.
 
         `kernel` is the one that the layer moves over its samples, None if unknown. If several layers read the samples,
-        `layers` names them, each with its kernel; the array `layer` then may have any name, and is stored and counted
-        once. No layers are those of a tensor that none reads. `tensor` is the name of the samples in the model. `mask`
-        says which positions count: booleans, or 1 and 0, in the shape of `samples` without the channel axis, or with 1
-        in place of an extent after the first; either all calls give one or none.
+        `layers` names them, each with its kernel; the array is then stored and counted once, and `layer`, its name, may
+        be any. An empty `layers` describes a tensor that no layer reads. `tensor` is the model's name for the samples.
+        `mask` says which positions count: booleans, or 1 and 0, in the shape of `samples` without the channel axis, or
+        with 1 in place of an extent after the first. Either every call gives a mask, or none does.
 
         Raises `MismatchError` if shape, dtype, channel axis, quantisation, layers, a known kernel or the shape of the
         mask differ from those of the layer, `UsageError` for a name, values or a mask that a layer cannot have,
@@ -87,11 +87,8 @@ class Recorder:
         samples = _native(samples)
         readers = readers_of(layer, kernel, layers)
         appended = described(self._source.location, layer, samples, channel_axis, quantization, readers, tensor)
-        arrays = [samples]
-        if mask is not None:
-            arrays.append(checked_mask(layer, mask, positions_of(appended, samples.shape)))
-            appended = appended_with(appended, arrays[1])
-        self._opened(appended).append(arrays, self._buffered)
+        appended, given = given_mask(appended, samples.shape, mask)
+        self._opened(appended).append([samples] if given is None else [samples, given], self._buffered)
 
     def next_row(
         self,

@@ -31,7 +31,7 @@ from .sources.source import Source
 class LayerRule:
     """What a job says of the layers whose names match the glob `match` (`*` also matches `/`).
 
-    The name of an array that is not that of a layer stands for all layers that read it.
+    If no layer has the name of an array, that name stands for all layers that read the array.
 
     Where `channel_axis`, `quantization` or `kernel` is None, the attributes of the store decide. `statistics` names the
     kinds in `KINDS` to count in addition to those that are always counted. A job that counts fewer than `min_rows` rows
@@ -67,27 +67,37 @@ def select_layers(source: str | Path, rules: Sequence[LayerRule] = ()) -> Select
     """
     store = source_of(source)
     arrays = store.arrays()
-    names = {name: names_in(name, array) for name, array in arrays.items()}
-    for rule in rules:
-        if not any(_matches(rule, array, readers, name) for array, readers in names.items() for name in readers):
-            raise UsageError(f"no layer of {source} matches {rule.match!r}; the store has {listed(arrays)}")
-    chosen = {array: _first_matches(array, readers, rules) for array, readers in names.items()}
-    masks = {array: _asked(array, "mask", found) or mask_name(arrays[array]) for array, found in chosen.items()}
-    masked = [array for array in chosen if array in masks.values() or masked_layer(arrays[array])]
-    found = {array: by for array, by in chosen.items() if by and array not in masked}
-    if masked and not found:
+    readers = {array: names_in(array, each) for array, each in arrays.items()}
+    _check_matched(source, rules, readers)
+    matches = {array: _first_matches(array, names, rules) for array, names in readers.items()}
+    mask_of = {array: _asked(array, "mask", by) or mask_name(arrays[array]) for array, by in matches.items()}
+    masks = [array for array in arrays if array in mask_of.values() or masked_layer(arrays[array])]
+    not_masks = {array: by for array, by in matches.items() if array not in masks}
+    if masks and not any(not_masks.values()):
         raise UsageError(
-            f"{source} has no layers, only masks of layers: {listed(masked)}; restore the layers, or match them in "
+            f"{source} has no layers, only masks of layers: {listed(masks)}; restore the layers, or match them in "
             "`layers`"
         )
     layers = tuple(
-        _by_rules(describe(store, name, arrays[name]), _mask(store, name, masks[name], arrays), by)
-        for name, by in found.items()
+        _by_rules(describe(store, array, arrays[array]), _mask(store, array, mask_of[array], arrays), by)
+        for array, by in not_masks.items()
+        if by
     )
     _check_once(layers)
-    skipped = [name for array, by in found.items() for name in names[array] if name not in by]
-    skipped += [array for array, by in chosen.items() if not by and array not in masked]
-    return Selected(layers, left_out=tuple(sorted(skipped)))
+    return Selected(layers, _skipped(readers, not_masks))
+
+
+def _check_matched(source: str | Path, rules: Sequence[LayerRule], readers: Mapping[str, Sequence[str]]) -> None:
+    """Raise `UsageError` for a rule that matches none of the `readers`, array → names of layers."""
+    for rule in rules:
+        if not any(_matches(rule, array, names, name) for array, names in readers.items() for name in names):
+            raise UsageError(f"no layer of {source} matches {rule.match!r}; the store has {listed(readers)}")
+
+
+def _skipped(readers: Mapping[str, Sequence[str]], matches: Mapping[str, Mapping[str, LayerRule]]) -> tuple[str, ...]:
+    """The arrays in `matches` without a rule, and the layers without one that read the others; sorted."""
+    found = [name for array, by in matches.items() if by for name in readers[array] if name not in by]
+    return tuple(sorted([*found, *(array for array, by in matches.items() if not by)]))
 
 
 def _matches(rule: LayerRule, array: str, readers: Sequence[str], name: str) -> bool:
@@ -142,8 +152,8 @@ def _asked(array: str, key: str, rules: Mapping[str, LayerRule]) -> Any:
     if any(each != found[0] for each in found):
         said = ", ".join(f"{name}: {value}" for name, value in asked.items())
         raise UsageError(
-            f"layer {array}: the layers that read it have different `{key}` in the configuration ({said}); expected "
-            "the same, because they read the same array"
+            f"layer {array}: the layers that read it have different `{key}` values in the configuration ({said}); "
+            "expected one value, because they read the same array"
         )
     return found[0]
 

@@ -405,13 +405,13 @@ def _print_ranges(found: Sequence[LayerRange], per_channel: bool) -> None:
 
 
 def _say_bounds(found: Sequence[LayerRange]) -> None:
-    """Say of which layers the errors are bounds, and why."""
+    """Say for which layers only bounds of the errors are known, and why."""
     names: dict[str, list[str]] = {}
     for each in found:
         if each.unknown:
             names.setdefault(each.unknown, []).append(each.layer)
     for reason, layers in names.items():
-        say(f"≤ and ≥ are bounds, from the extrema (and `squares`, if counted) of {listed(layers)}: {reason}")
+        say(f"≤ and ≥ are bounds, from the extrema and, if counted, `squares`; for {listed(layers)}, {reason}")
 
 
 def _plot(statistics: LayerStatistics, target: str) -> None:

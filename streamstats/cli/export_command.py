@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ from .tables import print_json, print_table, say
 
 if TYPE_CHECKING:
     from ..exports.choice import RangeChoice
+    from ..exports.exporting import Exported
     from ..exports.naming import Names
 
 
@@ -32,7 +33,12 @@ def export(options: Namespace) -> int:
         merge=options.merge,
     )
     missing = _missing(options, written.layers.keys())
-    if options.json:
+    _print_exported(written, missing, as_json=options.json)
+    return INCOMPLETE if missing else DONE
+
+
+def _print_exported(written: Exported, missing: Sequence[str], *, as_json: bool) -> None:
+    if as_json:
         print_json({"file": str(written.path), "layers": written.layers, "notes": written.notes, "missing": missing})
     else:
         print_table(["name in the file", "layer"], [[name, layer] for name, layer in written.layers.items()], left=2)
@@ -42,9 +48,8 @@ def export(options: Namespace) -> int:
     if missing:
         say(
             f"by default, onnxruntime also needs {counted(len(missing), 'tensor')}: {listed(missing)}; record them "
-            "(`record --tensors quantizable`), or leave the nodes that use them out of the quantisation"
+            "(`record --tensors quantizable`), or exclude the nodes that use them from quantisation"
         )
-    return INCOMPLETE if missing else DONE
 
 
 def _ranges(options: Namespace) -> RangeChoice | None:

@@ -23,6 +23,12 @@ if TYPE_CHECKING:
     from ..models.onnx.record import RecordedLayer
     from ..models.onnx.subject import Subject
 
+OF_MODELS = (
+    *("bits", "per_channel", "symmetric", "weight_range", "activation_bits", "activation_range"),
+    *("iterative", "samples", "work", "held_out", "labels", "score", "do_no_harm", "mask"),
+)
+"""Options that say how a model is quantised, corrected and judged."""
+
 
 def record(options: Namespace) -> None:
     """`streamstats record MODEL.onnx --samples FILE -o STORE`."""
@@ -121,8 +127,11 @@ def report(options: Namespace) -> None:
         correction = _corrected(options, None)
         if options.iterative is not None:
             say("the report writes no model; `correct` with the same options does, and corrects layer by layer again")
-    elif options.quantized or options.bits or options.activation_bits or options.held_out or options.iterative:
-        raise UsageError("--quantized, --bits, --held-out and --iterative need the float model; give it with --model")
+    elif any(getattr(options, name) for name in (*OF_MODELS, "quantized")):
+        raise UsageError(
+            "options that correct or judge a model, such as --bits and --held-out, need the float model; give it with "
+            "--model"
+        )
     if correction is not None and not options.json:
         _print_correction(correction)
     written = _reported(page, output, correction)
@@ -291,20 +300,11 @@ def _correct_tensors(options: Namespace) -> None:
 
 def _check_tensors(options: Namespace) -> None:
     """Raise `UsageError` unless the options for plain tensors, and no others, are there."""
-    others = (
-        options.model,
-        options.bits,
-        options.activation_bits,
-        options.iterative,
-        options.samples,
-        options.held_out,
-        options.labels,
-    )
     if not (options.weights and options.fake_quantized and options.layout):
         raise UsageError("--weights, --fake-quantized and --layout go together; give all three")
-    if any(others) or options.score or options.do_no_harm or options.report or options.uncorrected or options.work:
+    if any(getattr(options, name) for name in (*OF_MODELS, "model", "report", "uncorrected")):
         raise UsageError(
-            "--weights corrects plain tensors; leave out models, --bits, and options that run or judge them"
+            "--weights corrects plain tensors; leave out models, and options that quantise, run or judge them"
         )
 
 

@@ -102,7 +102,7 @@ Write what a run has counted as a file that another tool loads. The data is not 
   streamstats export out --format imatrix -o imatrix.gguf --names names.yaml
   streamstats export out --format csv -o figures.csv
 
-Ranges, chosen by --method, --bits, --symmetric, --codes and --percentile as by `streamstats ranges`:
+Ranges, chosen with --method, --bits, --symmetric, --codes and --percentile as in `streamstats ranges`:
 
   onnxruntime         calibration cache: quantize_static(…, calibration_cache_path="cache.json")
   tensorrt            calibration cache of 8-bit symmetric codes, for IInt8EntropyCalibrator2
@@ -118,10 +118,11 @@ All figures of all statistics, for analysis:
   json safetensors    with histograms and other tables
   csv parquet         a row for each channel of each layer; figures of the layer in columns layer_…
 
-Names in the file: onnxruntime, tensorrt and aimet name tensors. If the layers have other names, --model finds the
-tensor that each layer reads. compressed-tensors names modules, with "." in place of "/", and imatrix their weights,
-MODULE.weight. --names overrides that: a YAML or JSON file with `layer: name`, `layer: [name, name]` or `layer: null`,
-which leaves the layer out. Layers without a finite value are left out, too, except from the formats for analysis.
+Names in the file: onnxruntime, tensorrt and aimet name tensors. Stores of `record` know the tensor that each layer
+reads; for other stores, --model finds it. compressed-tensors names modules, with "." in place of "/", and imatrix
+their weights, MODULE.weight. --names overrides that: a YAML or JSON file with `layer: name`, `layer: [name, name]`, or
+`layer: null`, which leaves the layer out. Layers without a finite value are left out, too, except from the formats for
+analysis.
 """
 
 STATUS = """\
@@ -196,8 +197,8 @@ constant weights. No activations are stored.
 
   streamstats measure model.onnx --samples calibration.npy -o out --statistics magnitude histogram
 
-The statistics equal, to the bit, those that `record` and `run` give; correct, inspect, ranges, merge and compare accept
-the output. Forgetting, verifying and appending rows need a store.
+The statistics equal, to the bit, those that `record` and `run` give; correct, inspect, ranges, export, merge and
+compare accept the output. Forgetting, verifying and appending rows need a store.
 """
 
 CORRECT = """\
@@ -438,9 +439,9 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--file", metavar="FILE", required=True, help="the file to write")
     parser.add_argument("--layer", metavar="GLOB", default="*", help="only layers whose names match")
     naming = parser.add_mutually_exclusive_group()
-    naming.add_argument("--names", metavar="FILE", help="a YAML or JSON file: layer: name in the file")
+    naming.add_argument("--names", metavar="FILE", help="a YAML or JSON file with names for layers")
     naming.add_argument(
-        "--model", metavar="MODEL.onnx", help="the recorded model, to name the tensors that layers read"
+        "--model", metavar="MODEL.onnx", help="the model that was recorded, to find the tensor that each layer reads"
     )
     ranges = parser.add_argument_group("ranges")
     ranges.add_argument("--method", choices=("minmax", "percentile", "mse", "entropy"), help="how to choose the ranges")
@@ -453,7 +454,7 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
     )
     ranges.add_argument("--percentile", metavar="P", type=float, help="with --method percentile, in %%; default: 99.99")
     ranges.add_argument("--encoding-version", metavar="V", help="for aimet: 0.6.1, 1.0.0 or 2.0.0; default: 1.0.0")
-    parser.add_argument("--merge", metavar="FILE", help="for imatrix: an earlier file, to add to")
+    parser.add_argument("--merge", metavar="FILE", help="for imatrix: an earlier file, whose sums are added")
 
 
 def _add_status(parser: argparse.ArgumentParser) -> None:
@@ -539,12 +540,12 @@ def _add_samples(parser: argparse.ArgumentParser) -> None:
         "--tensors",
         choices=("layers", "quantizable"),
         default="layers",
-        help="the inputs of these layers, or every tensor that onnxruntime's static quantiser needs a range for",
+        help="layers: their inputs; quantizable: every tensor for which onnxruntime's static quantiser needs a range",
     )
     parser.add_argument(
         "--mask",
         metavar="INPUT",
-        help="the input of the model with ones for positions that count and zeros for padding, such as attention_mask",
+        help="the input of the model that is 1 at positions that count and 0 at padding, such as attention_mask",
     )
 
 
@@ -594,7 +595,7 @@ def _add_levels(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
 
 def _add_activations(levels: argparse._ArgumentGroup) -> None:
     levels.add_argument(
-        "--activation-bits", metavar="N", type=int, help="also round the input of every layer to N bits, 2 to 16"
+        "--activation-bits", metavar="N", type=int, help="also round the input of each layer to N bits, 2 to 16"
     )
     levels.add_argument(
         "--activation-range",
@@ -629,7 +630,7 @@ def _add_how(parser: argparse.ArgumentParser) -> None:
     )
     judging.add_argument("--do-no-harm", action="store_true", help="skip layers that would get worse")
     both = parser.add_argument_group("padding, with --iterative or --held-out")
-    both.add_argument("--mask", metavar="INPUT", help="the input of the model that was the mask of the recording")
+    both.add_argument("--mask", metavar="INPUT", help="the input of the model that was the mask when it was recorded")
 
 
 def _add_report(parser: argparse.ArgumentParser) -> None:

@@ -20,18 +20,18 @@ DEFAULT_VERSION = "1.0.0"
 def content(ranges: Mapping[str, LayerRange], version: str = DEFAULT_VERSION) -> bytes:
     """The encodings of activations. Raises `UsageError` for another `version` than one of `VERSIONS`."""
     if version == "0.6.1":
-        entries = {name: [_oldest(found)] for name, found in ranges.items()}
-        return json_bytes({"version": version, "activation_encodings": entries, "param_encodings": {}})
+        by_name = {name: [_entry_0_6_1(found)] for name, found in ranges.items()}
+        return json_bytes({"version": version, "activation_encodings": by_name, "param_encodings": {}})
     if version == "1.0.0":
-        listed = [{"name": name, **_older(found)} for name, found in ranges.items()]
-        return json_bytes({"version": version, "activation_encodings": listed, "param_encodings": []})
+        entries = [{"name": name, **_entry_1_0_0(found)} for name, found in ranges.items()]
+        return json_bytes({"version": version, "activation_encodings": entries, "param_encodings": []})
     if version == "2.0.0":
-        encodings = [{"name": name, **_newest(found)} for name, found in ranges.items()]
-        return json_bytes({"version": version, "encodings": encodings})
+        entries = [{"name": name, **_entry_2_0_0(found)} for name, found in ranges.items()]
+        return json_bytes({"version": version, "encodings": entries})
     raise UsageError(f"the version of the encodings is {version!r}; expected one of {', '.join(VERSIONS)}")
 
 
-def _oldest(found: LayerRange) -> dict[str, Any]:
+def _entry_0_6_1(found: LayerRange) -> dict[str, Any]:
     step, offset = _step(found), _offset(found)
     return {
         "min": offset * step,
@@ -44,7 +44,7 @@ def _oldest(found: LayerRange) -> dict[str, Any]:
     }
 
 
-def _older(found: LayerRange) -> dict[str, Any]:
+def _entry_1_0_0(found: LayerRange) -> dict[str, Any]:
     return {
         "enc_type": "PER_TENSOR",
         "dtype": "INT",
@@ -55,7 +55,7 @@ def _older(found: LayerRange) -> dict[str, Any]:
     }
 
 
-def _newest(found: LayerRange) -> dict[str, Any]:
+def _entry_2_0_0(found: LayerRange) -> dict[str, Any]:
     return {
         "output_dtype": f"{'' if found.codes.signed else 'u'}int{found.codes.bits}",
         "y_scale": _step(found),

@@ -1,6 +1,7 @@
 """compressed-tensors: the steps and zero points of the inputs of torch modules, as a safetensors file.
 
-`load_pretrained_quantization_parameters` takes them into a model with static quantisation of activations per tensor.
+`load_pretrained_quantization_parameters` loads them into a model whose activations are quantised statically, per
+tensor.
 """
 
 from __future__ import annotations

@@ -38,14 +38,14 @@ REFUSES: Mapping[str, Callable[[Codes], str | None]] = {
     COMPRESSED_TENSORS: compressed_tensors.refuses,
 }
 OF_TENSORS = (ONNXRUNTIME, TENSORRT, AIMET)
-"""Formats that name tensors: layers whose tensor was recorded have its name."""
+"""Formats that name tensors: a layer whose tensor is known has the tensor's name."""
 RULES: Mapping[str, Rule] = {COMPRESSED_TENSORS: module_name, IMATRIX: weight_name}
 """How layers are called in a format, unless by their own names."""
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written: the file, and for each name in it, the layer; `notes` for the user, such as layers left out."""
+    """What was written: the file, the layer of each name in it, and `notes` for the user, such as layers left out."""
 
     path: Path
     layers: Mapping[str, str]
@@ -66,9 +66,9 @@ def export(
     """Write the statistics of the layers of `output` that match the glob `layers` to the file at `path`.
 
     `file_format` is one of `FORMATS`. Those that hold ranges ("onnxruntime", "tensorrt", "aimet", "compressed-tensors")
-    need to know which, `ranges`; the data is not read. `names` says what layers are called in the file; layers that it
-    does not mention are called as the format's rule says. `encoding_version`, "1.0.0" by default, is for "aimet".
-    `merge` is for "imatrix": an earlier file, to whose sums those of `output` are added. Layers without a finite value
+    need to know which, `ranges`; the data is not read. `names` gives the names of layers in the file; the format's
+    rule names the others. `encoding_version`, "1.0.0" by default, is for "aimet".
+    `merge` is for "imatrix": an earlier file, whose sums are added to those of `output`. Layers without a finite value
     are left out, and listed in the notes.
 
     Raises `UsageError`, with the reason, if the request cannot be met; `MissingDependencyError` without the library
@@ -103,7 +103,7 @@ def _check_options(
     if file_format not in OF_RANGES and ranges is not None:
         raise UsageError(f"{file_format} holds no ranges; leave out the method, or choose {listed(OF_RANGES)}")
     if encoding_version is not None and file_format != AIMET:
-        raise UsageError(f"a version of encodings goes with {AIMET}, not with {file_format}; leave it out")
+        raise UsageError(f"the version of encodings goes with {AIMET}, not with {file_format}; leave it out")
     if merge is not None and file_format != IMATRIX:
         raise UsageError(f"merging a file goes with {IMATRIX}, not with {file_format}; leave it out")
     reason = REFUSES[file_format](ranges.codes) if ranges is not None and file_format in REFUSES else None

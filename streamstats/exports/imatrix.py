@@ -7,7 +7,7 @@ are the exact sums of both.
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -55,6 +55,7 @@ class Imatrix:
         file. Raises `UsageError` for a layer without `squares`, and for one that does not fit.
         """
         _check_counted(layers)
+        _check_names(layers)
         known = {} if earlier is None else earlier.entries
         added = {name: _entry(name, found, known.get(name)) for name, found in layers.items()}
         counted = max(_count(name, found) for name, found in layers.items())
@@ -108,7 +109,7 @@ def _writer(gguf: Any) -> Any:
 
 
 def inexact(layers: Mapping[str, LayerStatistics], earlier: Imatrix | None = None) -> list[str]:
-    """Those of the weights whose counts are no float32: they are rounded, by at most 6e-8 of themselves."""
+    """The weights whose counts float32 cannot hold: they are rounded, by at most 6e-8 of their value."""
     known = {} if earlier is None else earlier.entries
     totals = {name: _total(name, found, known.get(name)) for name, found in layers.items()}
     return [name for name, total in totals.items() if int(np.float32(total)) != total]
@@ -122,7 +123,10 @@ def _check_counted(layers: Mapping[str, LayerStatistics]) -> None:
     without = [found.layer for found in layers.values() if ChannelSquares.name not in found.statistics]
     if without:
         raise UsageError(f"`squares` was not counted for {listed(without)}; {COUNT_IT}")
-    for name in layers:
+
+
+def _check_names(names: Iterable[str]) -> None:
+    for name in names:
         if len(name + SQUARES) > LONGEST_NAME:
             raise UsageError(
                 f"the name {name} is too long: llama.cpp reads names of at most {LONGEST_NAME - len(SQUARES)} "
@@ -152,11 +156,11 @@ def _entry(name: str, found: LayerStatistics, earlier: Entry | None) -> Entry:
             f"{name}: layer {found.layer} has the sums of {_shape(shape)}, but the file to merge has those of "
             f"{_shape(earlier.squares.shape)}; expected the same: check the names, or leave the layer out"
         )
-    sums = None if earlier.sums is None else _added(found.sums.totals(found.quantization), earlier.sums)
+    totals = squares.totals(found.sums, found.quantization), found.sums.totals(found.quantization)
     return Entry(
-        squares=_added(squares.totals(found.sums, found.quantization), earlier.squares),
-        sums=sums,
-        counts=rounded([Fraction(_total(name, found, earlier))]),
+        squares=_added(totals[0], earlier.squares, found.layer),
+        sums=None if earlier.sums is None else _added(totals[1], earlier.sums, found.layer),
+        counts=rounded([Fraction(_total(name, found, earlier))], found.layer),
     )
 
 
@@ -164,9 +168,9 @@ def _shape(shape: Sequence[int]) -> str:
     return f"{shape[0]} matrix of {shape[1]} inputs" if shape[0] == 1 else f"{shape[0]} matrices of {shape[1]} inputs"
 
 
-def _added(totals: Sequence[Fraction], earlier: Float32Array) -> Float32Array:
+def _added(totals: Sequence[Fraction], earlier: Float32Array, layer: str) -> Float32Array:
     both = [total + Fraction(old) if old else total for total, old in zip(totals, earlier[0].tolist(), strict=True)]
-    return rounded(both).reshape(earlier.shape)
+    return rounded(both, layer).reshape(earlier.shape)
 
 
 # Reading

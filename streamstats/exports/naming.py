@@ -1,6 +1,6 @@
 """Names: what a layer of an output is called in the file of another tool.
 
-A name comes from the names that the user gives or, for all other layers, from the rule of the format. Layers that get
+The user names layers; the rule of the format names all others. Layers that get
 the same name must have equal statistics: a tensor that two layers read is one entry.
 """
 
@@ -18,7 +18,7 @@ Rule = Callable[[str], str]
 
 
 def identity(layer: str) -> str:
-    """The name of the layer itself: for tools that name tensors, and layers that are named by their tensors."""
+    """The name of the layer itself, for formats that name tensors, and layers that have the names of their tensors."""
     return layer
 
 
@@ -43,7 +43,7 @@ def weight_name(layer: str) -> str:
 def named(
     layers: Mapping[str, LayerStatistics], names: Names | None, rule: Rule
 ) -> tuple[dict[str, LayerStatistics], dict[str, str]]:
-    """(name in the file → statistics, ascending; name in the file → layer).
+    """(name in the file → statistics, sorted; name in the file → layer).
 
     Raises `UsageError` for a name without a layer, for an empty name, and for layers that get the same name though
     their statistics differ.

@@ -39,7 +39,7 @@ def _entry(name: str, found: LayerRange) -> dict[str, float | str]:
     (one,) = found.ranges
     if max(-one.low, one.high) > LARGEST:
         raise UsageError(
-            f"tensor {name}: its range is {one.low:g} to {one.high:g}; expected float32: check that the store holds "
-            "activations"
+            f"tensor {name}: its range is {one.low:g} to {one.high:g}; expected a range within float32; check "
+            "that the store holds activations"
         )
     return {"CLS": "TensorData", "lowest": one.low, "highest": one.high}

@@ -1,4 +1,4 @@
-"""Rounding exact sums to float32, once: a value that was rounded to float64 before could end on the wrong side."""
+"""Rounding exact sums to float32, once: a value that was is rounded to float64 first can end on the wrong side."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from ..errors import UsageError
 
 Float32Array = npt.NDArray[np.float32]
 
-BEYOND = "a sum is beyond float32, which the format holds; leave the layer out with --layer or --names"
+BEYOND = "beyond float32, which the format holds; leave the layer out with --layer or --names"
 
 
-def rounded(values: Sequence[Fraction]) -> Float32Array:
-    """The float32 nearest to each value, ties to even. Raises `UsageError` for values beyond float32.
+def rounded(values: Sequence[Fraction], layer: str) -> Float32Array:
+    """The float32 nearest to each value, ties to even. Raises `UsageError`, naming `layer`, for values beyond it.
 
-    >>> rounded([Fraction(2**24 + 1) + Fraction(1, 2**60), Fraction(2**24 + 1)]).tolist()
+    >>> rounded([Fraction(2**24 + 1) + Fraction(1, 2**60), Fraction(2**24 + 1)], "fc").tolist()
     [16777218.0, 16777216.0]
     """
     try:
         wide = np.array([value.numerator / value.denominator for value in values], np.float64)
     except OverflowError as error:
-        raise UsageError(BEYOND) from error
+        raise UsageError(f"layer {layer}: a sum is {BEYOND}") from error
     for place in np.flatnonzero(_are_ties(wide)).tolist():  # what the first rounding took away decides
         rest = values[place] - Fraction(float(wide[place]))
         if rest:
@@ -32,7 +32,7 @@ def rounded(values: Sequence[Fraction]) -> Float32Array:
     with np.errstate(over="ignore"):
         narrow = wide.astype(np.float32)
     if not np.isfinite(narrow).all():
-        raise UsageError(BEYOND)
+        raise UsageError(f"layer {layer}: a sum is {BEYOND}")
     return narrow
 
 

@@ -1,7 +1,7 @@
 """Tables for analysis: all figures of all statistics, by layer and channel, whatever the statistics are.
 
 JSON and safetensors also hold the tables of statistics, such as histograms. CSV and Parquet have one row for each
-channel of each layer; the figures of a layer stand in columns `layer_…` of each of its rows. Unknown figures are null,
+channel of each layer; the figures of a layer are in columns `layer_…`, repeated in its rows. Unknown figures are null,
 or empty; in safetensors, they are NaN.
 """
 

@@ -33,8 +33,8 @@ def content(ranges: Mapping[str, LayerRange]) -> bytes:
 def _checked(name: str) -> str:
     if ":" in name or not name.isprintable():
         raise UsageError(
-            f"TensorRT cannot read the tensor name {name!r}: a colon ends a name in its cache; rename the tensor in "
-            "the model and in --names, or leave it out"
+            f"TensorRT cannot read the tensor name {name!r}: a colon or a line break ends a name in its cache; "
+            "rename the tensor in the model and in --names, or leave it out"
         )
     return name
 
@@ -44,7 +44,7 @@ def _bits(name: str, found: LayerRange) -> str:
         step = np.float32(found.quantization.step)
     if not (np.isfinite(step) and step > 0):
         raise UsageError(
-            f"tensor {name}: its step is {float(found.quantization.step):g}; expected a positive float32: check that "
+            f"tensor {name}: its step is {float(found.quantization.step):g}; expected a positive float32; check that "
             "the store holds activations"
         )
     return struct.pack(">f", step).hex()

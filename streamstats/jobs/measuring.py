@@ -17,10 +17,9 @@ from ..calibration.reading.mask_reader import MaskReader
 from ..calibration.reading.reader import Reader, open_reader
 from ..coverage import Coverage, Rows
 from ..errors import DataError, LostError, NonFiniteError
-from ..floats import is_finite
 from ..interrupts import check_wanted
 from ..outputs.ledger import Measured
-from ..statistics.masks import Mask
+from ..statistics.masks import Mask, nonfinite
 from ..statistics.statistics import Statistics, StatisticsAccumulator
 from .plan import Part, Task, blocks
 
@@ -121,9 +120,7 @@ def _measure_blocks(
 
 
 def _nonfinite_error(layer: Layer, selection: Selection, block: npt.NDArray[Any], mask: Mask | None) -> NonFiniteError:
-    bad = ~is_finite(block)
-    if mask is not None:
-        bad &= np.expand_dims(mask, layer.channel_axis)
+    bad = nonfinite(block, layer.channel_axis, mask)
     found: Any = bad.any(axis=tuple(axis for axis in range(1, block.ndim) if axis != layer.channel_axis))
     rows = np.flatnonzero(found.any(axis=1)) + selection[0].start
     channels = np.flatnonzero(found.any(axis=0)) + selection[layer.channel_axis].start

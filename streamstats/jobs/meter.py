@@ -14,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ..calibration.layer import Layer, described
-from ..calibration.masking import appended_with, checked_mask, positions_of
+from ..calibration.masking import given_mask, positions_of
 from ..calibration.readers import readers_of
 from ..coverage import Coverage
 from ..errors import NonFiniteError, UsageError
-from ..floats import is_finite, is_float
+from ..floats import is_float
 from ..layouts import Kernel
 from ..outputs.layer_statistics import LayerStatistics
 from ..outputs.ledger import CountedSource, by_layer
@@ -27,7 +27,7 @@ from ..outputs.results import check_no_store, check_paths, write_results
 from ..outputs.saving import held
 from ..quantization import Quantization
 from ..statistics.kinds import check_refusals, kinds_of
-from ..statistics.masks import Mask
+from ..statistics.masks import Mask, nonfinite
 from ..statistics.statistics import StatisticsAccumulator
 
 
@@ -74,11 +74,8 @@ class Meter:
         block = np.asarray(samples)
         native = np.require(block, block.dtype.newbyteorder("="), ["C", "A"])
         appended = described("", layer, native, channel_axis, quantization, readers_of(layer, kernel, layers), tensor)
-        counts = None
-        if mask is not None:
-            positions = positions_of(appended, native.shape)
-            given = checked_mask(layer, mask, positions)
-            appended, counts = appended_with(appended, given), np.broadcast_to(given, positions)
+        appended, given = given_mask(appended, native.shape, mask)
+        counts = None if given is None else np.broadcast_to(given, positions_of(appended, native.shape))
         if layer not in self._layers:
             check_refusals(layer, self._kinds, appended.space, quantization)
             self._layers[layer] = _Metered(replace(appended, kinds=self._kinds, fingerprint=self._name))
@@ -140,9 +137,7 @@ class _Metered:
 def _check_finite(layer: Layer, block: npt.NDArray[Any], rows: int, mask: Mask | None) -> None:
     if not is_float(block.dtype):
         return
-    bad = ~is_finite(block)
-    if mask is not None:
-        bad &= np.expand_dims(mask, layer.channel_axis)
+    bad = nonfinite(block, layer.channel_axis, mask)
     if not bad.any():
         return
     row, *place = np.argwhere(bad)[0].tolist()

@@ -239,9 +239,8 @@ def tell_selected(selected: Selected, progress: Progress) -> None:
     codes = [layer.name for layer in layers if layer.dtype.kind in "iu" and layer.quantization is None]
     if codes:
         progress.say(f"note: integers without `quantization` are averaged as codes: {listed(codes)}")
-    rows = {
-        layer.rows for layer in layers if layer.read_by.names
-    }  # what no layer reads may be the same for all samples
+    # what no layer reads may be the same for all samples
+    rows = {layer.rows for layer in layers if layer.read_by.names}
     if len(rows) > 1:
         progress.say(
             f"note: the layers have different numbers of rows, {min(rows):,} to {max(rows):,}; check that no "

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ..calibration.masking import mask_values, positions_of_axis, spreads
+from ..calibration.masking import broadcasts_to, mask_values, positions_of_axis
 from ..errors import UsageError, listed
 from ..statistics.masks import Mask
 
@@ -70,7 +70,7 @@ class BatchMask:
         if self._current is None:
             return None
         positions = positions_of_axis(values.shape, axis)
-        if spreads(self._current.shape, positions) and self._current.shape[0] == len(values):
+        if broadcasts_to(self._current.shape, positions) and self._current.shape[0] == len(values):
             return self._current
         if np.prod(positions) > len(self._current):
             self._whole[layer] = positions

@@ -81,7 +81,7 @@ class OnnxRequest(Submission):
     storage: Literal["float", "int8"] = "float"
     mask: Annotated[
         str | None,
-        Field(min_length=1, description="The input of the model with ones for positions that count, zeros for others."),
+        Field(min_length=1, description="The input of the model that is 1 at positions that count and 0 at others."),
     ] = None
     iterative: Annotated[Literal["full", "change"] | None, Field(description="Correct layer by layer.")] = None
     held_out: Annotated[Upload | None, Field(description="Samples that measure the effect of the correction.")] = None

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..floats import is_finite
+
 Array = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]
 """bool, with the shape of a block less its channel axis: whether the values of a position count."""
@@ -22,6 +24,12 @@ def chosen(block: Array, axis: int, mask: Mask) -> Array:
     extents = [1] * block.ndim
     extents[0], extents[axis] = len(values), channels
     return values.reshape(extents)
+
+
+def nonfinite(block: Array, axis: int, mask: Mask | None) -> Mask:
+    """bool, of the shape of `block`: which of its values are NaN or infinite and count; channels on `axis`."""
+    bad = ~is_finite(block)
+    return bad if mask is None else bad & np.expand_dims(mask, axis)
 
 
 def chosen_bytes(block: Sequence[int], axis: int, dtype: np.dtype[Any]) -> int:

@@ -354,7 +354,7 @@ UNKNOWN_KERNEL = (
 )
 
 MASKED = (
-    "the layer has a mask, which this statistic cannot take: which positions count matters to it; request other "
+    "the layer has a mask, and this statistic tells positions apart, so it cannot leave out any; request other "
     "statistics for the layer"
 )
 

@@ -57,7 +57,7 @@ def test_each_channel_has_a_line(out: Path) -> None:
     assert [float(line[8]) for line in lines[8:]] == pytest.approx([(step / 2) ** 2 for step in steps], rel=1e-4)
     assert [line[9:] for line in lines[8:]] == [["-"]] * 8
     said = done.stderr.splitlines()[-1]
-    assert said.startswith("streamstats: ≤ and ≥ are bounds, from the extrema (and `squares`, if counted) of block/flo")
+    assert said.startswith("streamstats: ≤ and ≥ are bounds, from the extrema and, if counted, `squares`; for block/")
     assert "the histogram of float32 values covers all channels together" in said
 
 

@@ -58,7 +58,7 @@ def test_other_codes_are_refused(tmp_path: Path, out: Path, choice: ss.RangeChoi
 
 @pytest.mark.parametrize("name", ["input:0", "in\nput"])
 def test_names_that_it_cannot_read_are_refused(tmp_path: Path, out: Path, name: str) -> None:
-    with pytest.raises(UsageError, match="a colon ends a name"):
+    with pytest.raises(UsageError, match="a colon or a line break ends a name"):
         ss.export(out, "tensorrt", tmp_path / "calibration.cache", names={"input_1": name}, ranges=CHOICE)
     huge = output_of(tmp_path, {"t": np.array([[1e41]])})
     with pytest.raises(UsageError, match="expected a positive float32"):

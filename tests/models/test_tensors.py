@@ -100,7 +100,14 @@ def test_the_command_line_lists_every_layer(tmp_path: Path, out: Path, capsys: p
     assert layers["fc"]["outputs"] == 2
     assert main([*command, *target, "--layout", "OIHW", "--layout", "OI"]) == 0
     assert "depthwise" in capsys.readouterr().out
-    for wrong in ([], ["--layout", "OIHW", "--bits", "4"], ["--layout", "XYZ"], ["--layout", "OIHW"]):
+    of_models = (["--bits", "4"], ["--mask", "m"], ["--activation-range", "mse"], ["--weight-range", "mse"])
+    wrongs = [
+        [],
+        ["--layout", "XYZ"],
+        ["--layout", "OIHW"],
+        *(["--layout", "OIHW", "--layout", "OI", *each] for each in of_models),
+    ]
+    for wrong in wrongs:
         assert main([*command, *target, *wrong]) == 2
         assert "Traceback" not in capsys.readouterr().err
 

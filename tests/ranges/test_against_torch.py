@@ -65,9 +65,8 @@ def test_symmetric_minmax_is_that_of_its_observer_whose_codes_number_one_more(tm
     values = drawn(kind)
     step, zero_point = observed(observers.MinMaxObserver(**levels(8, symmetric=True)), values)
     ours = find_ranges(output_of(tmp_path, {"x": values}), "minmax", 8, symmetric=True)["x"].quantization
-    assert step.item() * 127.5 == pytest.approx(
-        ours.step.item() * 127, rel=1e-6
-    )  # it divides the range by 255, we by 254
+    # it divides the range by 255, we by 254
+    assert step.item() * 127.5 == pytest.approx(ours.step.item() * 127, rel=1e-6)
     assert zero_point.item() == ours.zero_point == 0
 
 

@@ -185,13 +185,18 @@ def test_a_model_is_uploaded_corrected_and_downloaded(page: Page, tmp_path: Path
     page.get_by_label("Calibration samples").set_input_files(tmp_path / "samples.npy")
     page.get_by_role("button", name="Submit", exact=True).click()
     expect(page.get_by_role("alert")).to_contain_text("either a quantised model or `bits`")
-    page.get_by_label("Bits").fill("5")
+    page.get_by_label("Bits", exact=True).fill("5")
+    page.get_by_label("Weight ranges").select_option("least squared error")
+    page.get_by_label("Activation bits").fill("8")
+    page.get_by_label("Activation ranges").select_option("entropy")
     page.get_by_role("button", name="Submit", exact=True).click()
     expect(page.locator(".state")).to_have_text("done")
     with page.expect_download() as waiting:
         page.get_by_role("button", name="Download the model").click()
     waiting.value.save_as(tmp_path / "corrected.onnx")
-    onnx.checker.check_model(onnx.load(tmp_path / "corrected.onnx"))
+    corrected = onnx.load(tmp_path / "corrected.onnx")
+    onnx.checker.check_model(corrected)
+    assert "Round" in {node.op_type for node in corrected.graph.node}  # of activations
 
 
 def test_the_statistics_to_choose_from_are_those_of_the_service(page: Page, pages: Served) -> None:

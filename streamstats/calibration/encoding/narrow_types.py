@@ -69,7 +69,7 @@ class NarrowFloat(ZDType[Any, Any], HasItemSize):
     def cast_scalar(self, data: object) -> Any:
         """As `ZDType.cast_scalar`. Raises `TypeError`."""
         if not self._check_scalar(data):
-            raise TypeError(f"{data!r} is no number; expected one for {self.native}")
+            raise TypeError(f"{data!r} is not a number; expected one for {self.native}")
         return self.native.type(data)
 
     def default_scalar(self) -> Any:
@@ -83,7 +83,7 @@ class NarrowFloat(ZDType[Any, Any], HasItemSize):
             return np.array(int(data, 16), f"u{self.item_size}").view(self.native)[()]
         if isinstance(data, str) and data not in SPECIAL:
             raise ValueError(
-                f"{data!r} is no value of {self.native}; expected a number, NaN, Infinity, -Infinity, or 0x and "
+                f"{data!r} is not a value of {self.native}; expected a number, NaN, Infinity, -Infinity, or 0x and "
                 f"{digits} digits"
             )
         return self.cast_scalar(SPECIAL[data] if isinstance(data, str) else data)

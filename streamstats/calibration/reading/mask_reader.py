@@ -67,5 +67,5 @@ class MaskReader:
         assert self._layer.mask is not None
         raise DataError(
             f"layer {self._layer.name}: its mask {self._layer.mask.name} holds {values[place]} at {at}; expected 1 for "
-            "what counts, 0 for what does not; repair the mask, or name another one under `mask`"
+            "positions that count, 0 for others; repair the mask, or name another one under `mask`"
         )

@@ -1,5 +1,4 @@
-"""Fake-quantising activations: the inputs of layers, rounded to what N bits represent, in ranges that a run's output
-gives.
+"""Fake-quantising activations: rounding the inputs of layers to codes of N bits, in ranges from a run's output.
 
 The rounding is written into the model as operators on floats (Div, Round, Clip, Mul), so any width can be judged.
 Zero has a code, so zeros that a layer pads with stay exact.
@@ -57,8 +56,8 @@ class Activations:
         missing = [layer.name for layer in layers if layer.name not in results.layers]
         if missing:
             raise UsageError(
-                f"{self.output} has no statistics of {listed(missing)}, so their activations have no range; count all "
-                "layers of the model"
+                f"{self.output} has no statistics of {listed(missing)}, so their inputs have no range; count "
+                "all layers of the model"
             )
         counted = {layer.name: results.statistics(layer.name) for layer in layers}
         return {
@@ -128,6 +127,6 @@ def _step(found: LayerRange, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     if not step > 0:
         raise UsageError(
             f"layer {found.layer}: its activations reach from {found.ranges[0].low:g} to {found.ranges[0].high:g}, too "
-            f"near to zero for steps of {dtype}; leave activations as they are"
+            f"close to zero for steps of {dtype}; leave activations as they are"
         )
     return step

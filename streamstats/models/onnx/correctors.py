@@ -45,9 +45,9 @@ def _of_folder(out: Path, names: Sequence[str]) -> dict[str, Path]:
 
 
 def check_masks(out: Path, layers: Sequence[OnnxLayer], mask: str | None) -> None:
-    """Raise `UsageError` unless what was counted in `out` was counted with a mask if there is a `mask`, else without.
+    """Raise `UsageError` if layers in `out` were counted with a mask and `mask` is None, or without one and it is not.
 
-    A folder of correctors alone does not tell.
+    A folder of correctors alone does not say how they were counted.
     """
     if not (out / MANIFEST).exists():
         return
@@ -58,7 +58,7 @@ def check_masks(out: Path, layers: Sequence[OnnxLayer], mask: str | None) -> Non
             "(--mask), so that the same positions count"
         )
     if mask is not None and not masked:
-        raise UsageError(f"{out}: no layer was counted with a mask; record with the mask {mask}, or leave it out")
+        raise UsageError(f"{out}: no layer was counted with a mask; record with the mask {mask}, or leave out --mask")
 
 
 def one_pass(pairs: Sequence[Pair], correctors: Mapping[str, Path]) -> list[LayerCorrection]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...calibration.masking import mask_values, positions_of_axis, spreads
+from ...calibration.masking import broadcasts_to, mask_values, positions_of_axis
 from ...errors import UsageError
 from ...statistics.masks import Mask, chosen
 from .run import ModelRun
@@ -38,7 +38,7 @@ def check_mask(run: ModelRun, name: str | None) -> None:
 def masked_targets(
     run: ModelRun, targets: Sequence[Target], name: str | None, *, any_fits: bool = True
 ) -> list[Target]:
-    """`targets` with the mask, those that have its positions.
+    """`targets`, those that have the positions of the mask with it.
 
     Raises `UsageError` if none has although `any_fits` promises one, and as `check_mask`.
     """
@@ -62,7 +62,7 @@ def mask_rows(run: ModelRun, name: str | None, rows: slice) -> Mask | None:
 
 def fits(mask: Sequence[int], values: Sequence[int], axis: int) -> bool:
     """Whether a mask of shape `mask` is that of `values` with the channels on `axis`."""
-    return spreads(mask, positions_of_axis(values, axis))
+    return broadcasts_to(mask, positions_of_axis(values, axis))
 
 
 def counted_values(values: npt.NDArray[Any], axis: int, mask: Mask | None) -> npt.NDArray[Any]:

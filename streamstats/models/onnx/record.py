@@ -94,7 +94,7 @@ def record(
 
     A tensor that several layers read is stored once. `samples` is a `.npy` or `.npz` (see `load_samples`). `layers` are
     globs on layer names; default all. `tensors` "quantizable" also stores every other tensor for which onnxruntime's
-    static quantiser needs a range; a tensor that is the same for all samples makes one row. `storage`
+    static quantiser needs a range; a tensor that is the same for all samples becomes one row. `storage`
     "float" keeps the activations as they are; "int8" runs the model twice, first to measure the range of each layer,
     then to store codes with a step and a zero point per tensor. A layer whose input does not have the samples on axis 0
     is skipped with a reason. `mask` is an input of the model, ones for positions that count and zeros for padding; the
@@ -165,7 +165,7 @@ def _wanted(path: str | Path, globs: Sequence[str] | None, tensors: str) -> tupl
         chosen, skipped = _choose(layers, skipped, globs)
         return Wanted(chosen, inputs), skipped
     if globs is not None:
-        raise UsageError("`layers` and the tensors of a quantiser cannot be combined; leave one out")
+        raise UsageError('globs of layers and tensors "quantizable" cannot be combined; leave one out')
     names = quantizable_tensors(path)
     if not layers and not names:
         raise UsageError(f"{path} has no tensor that onnxruntime quantises; expected a float model")
@@ -190,7 +190,9 @@ def record_layers(
 def tell_unused(run: ModelRun, mask: str | None, progress: Progress) -> None:
     """Say that the model has an input that looks like a mask, if none was named."""
     if mask is None and USUAL in run.arrays:
-        progress.say(f"note: padding counts like data; name the model's input {USUAL} as the mask to leave it out")
+        progress.say(
+            f"note: padding counts like data; name the model's input {USUAL} as the mask (--mask) to leave it out"
+        )
 
 
 def _stage(what: str, run: ModelRun, targets: Sequence[Target]) -> Stage:

@@ -51,8 +51,8 @@ class Wanted(NamedTuple):
 class Target:
     """An array to record: the `tensor` of the model, and the chosen `layers` that read it.
 
-    `tail` is the shape of the tensor, without the axis of the samples unless it is `constant`: such a tensor makes one
-    row. `channel_axis` counts the axis of the rows. `stored` is the array in the store, if it exists. `mask` is the
+    `tail` is the shape of the tensor, without the axis of the samples unless it is `constant`, which makes it one row.
+    `channel_axis` counts the axis of the rows. `stored` is the array in the store, if it exists. `mask` is the
     input of the model that says which positions count.
     """
 

@@ -31,7 +31,7 @@ function layerRule(form) {
 }
 
 async function onnxRequest(form) {
-  const request = { ...given(form, ["storage", "iterative"]), ...given(form, ["bits"], Number), ...given(form, ["per_channel", "symmetric", "do_no_harm"], Boolean) };
+  const request = { ...given(form, ["storage", "weight_range", "activation_range", "mask", "iterative"]), ...given(form, ["bits", "activation_bits"], Number), ...given(form, ["per_channel", "symmetric", "do_no_harm"], Boolean) };
   for (const name of FILES) {
     if (form.get(name)?.size) request[name] = (await upload(form.get(name))).id;
   }

@@ -167,7 +167,7 @@ def test_steps_that_underflow_are_refused(tmp_path: Path) -> None:
     x = np.full((4, 2), 1e-44, np.float32)
     model = make_model([node("MatMul", ["x", "w"], "y", "fc")], {"w": integers(2, 2)}, {"x": ("n", 2)})
     out = counted(tmp_path, model, x)
-    with pytest.raises(UsageError, match=r"layer fc: its activations reach from 0 to .*too near to zero for steps of"):
+    with pytest.raises(UsageError, match=r"layer fc: its activations reach from 0 to .*too close to zero for steps of"):
         correct(tmp_path / "model.onnx", out, None, bits=4, activation_bits=8)
 
 
