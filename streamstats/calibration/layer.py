@@ -182,6 +182,8 @@ class Layer:
             "mask": (_mask_of(self), _mask_of(earlier)),
         }
         for name, (found, expected) in differences.items():
+            if found != expected and name == "sample shape":
+                remedy = f"{remedy}, or append every position as a row (`positions_as_rows` of torch's recording)"
             if found != expected:
                 raise MismatchError(f"layer {self.name}: the {name} is {found}; {place} {expected}; {remedy}")
 

@@ -85,8 +85,8 @@ def mask_selection(layer: Layer, selection: Selection) -> Selection:
 
 
 def _check_dtype(what: str, dtype: np.dtype[Any]) -> None:
-    if dtype.kind not in "biu":
-        raise UsageError(f"{what} holds values of {dtype}; expected booleans, or integers 0 and 1")
+    if dtype.kind not in "biuf":
+        raise UsageError(f"{what} holds values of {dtype}; expected booleans, or the numbers 0 and 1")
 
 
 def broadcasts_to(extents: Sequence[int], positions: Sequence[int]) -> bool:

@@ -274,6 +274,8 @@ def compare(options: Namespace) -> int:
 def _verdict(found: Comparison) -> str:
     differing = sum(not each.equal for each in found.layers)
     rows = "both outputs cover the same rows" if found.same_rows else "the outputs cover different rows"
+    if not found.same_stores:
+        rows = f"{rows.replace('the same rows', 'rows of the same numbers')}, of different stores"
     if not differing:
         return f"{counted(len(found.layers), 'layer')}: equal to the bit; {rows}"
     return f"{differing:,} of {counted(len(found.layers), 'layer')} differ{'s' * (differing == 1)}; {rows}"
@@ -367,7 +369,12 @@ def ranges(options: Namespace) -> None:
 
     codes = Codes(options.bits, options.symmetric, options.codes and options.codes == "signed")
     methods = METHODS if options.compare else (options.method,)
-    chosen = matching_layers(options.output, options.layer)
+    matching = matching_layers(options.output, options.layer)
+    chosen = {layer: statistics for layer, statistics in matching.items() if statistics.sums.count.any()}
+    if len(chosen) < len(matching):
+        say(f"left out, because they have no finite value: {listed(matching.keys() - chosen.keys())}")
+    if not chosen:
+        raise UsageError("no layer has a finite value, so none has a range; check what was counted with `inspect`")
     if options.plot and (options.per_channel or len(chosen) > 1):
         raise UsageError("--plot shows one layer without --per-channel; name the layer with --layer")
     found = {

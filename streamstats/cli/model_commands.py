@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import MissingDependencyError, UsageError
+from ..errors import MissingDependencyError, UsageError, counted
 from .progress import Shown
 from .tables import number, print_json, print_table, say
 
@@ -257,6 +257,9 @@ def _print_correction(correction: Correction) -> None:
     columns = ["layer", "operator", "quantised", "corrected", "note", "largest term"]
     rows = [_correction_row(each, judged, models) for each in correction.layers]
     print_table([*columns, *(f"SQNR {model}" for model in models)], rows, left=5)
+    quantized = [each for each in correction.layers if each.quantized]
+    corrected = sum(each.corrected for each in quantized)
+    say(f"corrected {corrected:,} of {counted(len(quantized), 'quantised layer')}")
     if judged is not None:
         _say_judgement(judged)
 

@@ -17,6 +17,7 @@ from ..coverage import Rows
 from ..errors import UsageError, listed
 from ..outputs.distances import Distances, distances
 from ..outputs.layer_statistics import LayerStatistics
+from ..outputs.ledger import same_stores
 from ..outputs.results import Results, open_results
 from ..statistics.statistics import Statistics
 
@@ -31,9 +32,9 @@ class LayerComparison:
     """What differs in a layer, the first output before the second.
 
     `rows` and `values` are the numbers of rows and of finite values that were counted; `same_rows` says whether both
-    cover the same rows of each store. `differing` names the statistics that both outputs have and that are not equal to
-    the bit. `described` has the parts of the layer's description that differ, such as its dtype. `apart` is None for a
-    layer that only one output has.
+    cover the same rows of each store, `same_stores` whether they were counted from the same stores. `differing` names
+    the statistics that both outputs have and that are not equal to the bit. `described` has the parts of the layer's
+    description that differ, such as its dtype. `apart` is None for a layer that only one output has.
     """
 
     layer: str
@@ -41,6 +42,7 @@ class LayerComparison:
     values: tuple[int, int]
     only_in: Literal["first", "second"] | None = None
     same_rows: bool = False
+    same_stores: bool = False
     differing: tuple[str, ...] = ()
     described: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
     apart: Distances | None = None
@@ -62,6 +64,7 @@ class LayerComparison:
             "equal": self.equal,
             "only_in": self.only_in,
             "same_rows": self.same_rows,
+            "same_stores": self.same_stores,
             "rows": list(self.rows),
             "values": list(self.values),
             "differing": list(self.differing),
@@ -86,6 +89,11 @@ class Comparison:
         """Whether the same rows of every layer are covered."""
         return all(each.same_rows for each in self.layers)
 
+    @property
+    def same_stores(self) -> bool:
+        """Whether every layer was counted from the same stores, as far as their chunks and files tell."""
+        return all(each.same_stores for each in self.layers)
+
     def beyond(self, threshold: float) -> list[LayerComparison]:
         """The layers whose `shift` is above `threshold`: in standard errors, or hundredths of the layer's range.
 
@@ -97,7 +105,8 @@ class Comparison:
     def document(self) -> dict[str, Any]:
         """JSON-ready; the layers are a list, in order."""
         layers = [each.document() for each in self.layers]
-        return {"equal": self.equal, "same_rows": self.same_rows, "layers": layers}
+        same = {"same_rows": self.same_rows, "same_stores": self.same_stores}
+        return {"equal": self.equal, **same, "layers": layers}
 
 
 def compare(first: str | Path, second: str | Path, *, match: str = "*") -> Comparison:
@@ -134,6 +143,7 @@ def _compared(first: LayerStatistics, second: LayerStatistics) -> LayerCompariso
         first.layer,
         *_numbers(first, second),
         same_rows=_coverage(first) == _coverage(second),
+        same_stores=same_stores(first, second),
         differing=tuple(_differing(first.statistics, second.statistics)),
         described=_described_differently(first, second),
         apart=distances(first, second),

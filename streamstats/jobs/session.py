@@ -239,8 +239,8 @@ def tell_selected(selected: Selected, progress: Progress) -> None:
     codes = [layer.name for layer in layers if layer.dtype.kind in "iu" and layer.quantization is None]
     if codes:
         progress.say(f"note: integers without `quantization` are averaged as codes: {listed(codes)}")
-    # what no layer reads may be the same for all samples
-    rows = {layer.rows for layer in layers if layer.read_by.names}
+    # a tensor that no layer reads and that is the same for all samples has one row
+    rows = {layer.rows for layer in layers if layer.read_by.names or layer.rows != 1}
     if len(rows) > 1:
         progress.say(
             f"note: the layers have different numbers of rows, {min(rows):,} to {max(rows):,}; check that no "

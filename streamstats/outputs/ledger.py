@@ -265,7 +265,7 @@ def merge(left: L, right: L) -> L:
     _check_alike(left, right)
     sources = list(left.sources)
     for added in right.sources:
-        same = next((place for place, known in enumerate(sources) if _is_same_store(known, added)), None)
+        same = next((place for place, known in enumerate(sources) if is_same_store(known, added)), None)
         if same is None:
             sources.append(added)
         else:
@@ -316,7 +316,8 @@ def _check_alike(left: Ledger, right: Ledger) -> None:
         )
 
 
-def _is_same_store(left: CountedSource, right: CountedSource) -> bool:
+def is_same_store(left: CountedSource, right: CountedSource) -> bool:
+    """Whether both were counted from one store: equal fingerprints, and not every file that both counted differs."""
     if left.fingerprint != right.fingerprint:
         return False
     number = min(len(left.files), len(right.files))
@@ -324,6 +325,15 @@ def _is_same_store(left: CountedSource, right: CountedSource) -> bool:
     both = has_identity(mine) & has_identity(theirs)
     equal = (mine == theirs).all(axis=1)
     return bool(equal[both].any() or not both.any())  # one equal file suffices: an unfilled one may be rewritten
+
+
+def same_stores(left: Ledger, right: Ledger) -> bool:
+    """Whether both were counted from the same stores, as far as their chunks and files tell."""
+
+    def all_in(some: Ledger, others: Ledger) -> bool:
+        return all(any(is_same_store(each, other) for other in others.sources) for each in some.sources)
+
+    return all_in(left, right) and all_in(right, left)
 
 
 def _union(layer: str, left: CountedSource, right: CountedSource) -> CountedSource:

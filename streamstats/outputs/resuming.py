@@ -99,6 +99,11 @@ def check_same_job(layer: Layer, state: Ledger) -> None:
         pairs["kernel"] = (_kernel(state.space), _kernel(layer.space))
         pairs["sample shape"] = (str(state.space.sample), str(layer.sample_shape))
     for what, (counted, asked) in pairs.items():
+        if counted != asked and what == "statistics":
+            raise MismatchError(
+                f"layer {layer.name}: {counted} were counted, but the job now has {asked}; set `statistics` to what "
+                "was counted besides mean and extrema, count everything again with --restart, or choose another output"
+            )
         if counted != asked:
             raise MismatchError(
                 f"layer {layer.name}: it was counted with {what} {counted}, but the job now has {asked}; correct the "

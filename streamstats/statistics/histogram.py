@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -163,18 +164,27 @@ def _at_rank(low: Float64Array, high: Float64Array, counts: Array, place: int) -
 
 
 def _bars(low: Float64Array, high: Float64Array, counts: Array) -> list[list[float]]:
-    """[low, high, count] of bars of equal width; a bin counts where its middle lies. None for infinite values."""
+    """[low, high, count] of bars of about equal width, with the exact count of the values in [low, high).
+
+    The last bar includes its end. Where an edge would cut a bin, it moves to the end of the bin. None for infinite
+    values.
+    """
     ends = float(low[0]), float(high[-1])
     if not np.isfinite(ends).all():
         return []
     if not ends[0] / 2 < ends[1] / 2:  # all values are the same, or too near to each other to divide
         return [[*ends, int(counts.sum())]]
-    middle = low / 2 + high / 2
-    place = np.clip((middle / 2 - ends[0] / 2) / (ends[1] / 2 - ends[0] / 2) * DRAWN, 0, DRAWN - 1).astype(int)
     edges = 2 * np.linspace(ends[0] / 2, ends[1] / 2, DRAWN + 1)  # halves, whose difference is within float64
-    added = np.zeros(DRAWN, np.int64)
-    np.add.at(added, place, counts)
-    return [[float(edges[bar]), float(edges[bar + 1]), int(added[bar])] for bar in range(DRAWN)]
+    first = np.searchsorted(low / 2 + high / 2, edges[1:-1])  # of the bins whose middle is beyond an edge
+    last = np.where(first > 0, high[first - 1], -np.inf)  # value of the bins before
+    inner = np.maximum(edges[1:-1], np.nextafter(last, np.inf))
+    edges[1:-1] = np.minimum(inner, np.append(low, ends[1])[first])
+    places = [0, *first.tolist(), len(low)]
+    bars = [
+        [float(edges[bar]), float(edges[bar + 1]), int(counts[start:stop].sum())]
+        for bar, (start, stop) in enumerate(pairwise(places))
+    ]
+    return [bar for bar in bars if bar[0] < bar[1] or bar[2]]
 
 
 def _real(values: Array, quantization: Quantization | None) -> Float64Array:

@@ -70,9 +70,12 @@ class SampleSpread(AddedArrays):
         assert found is not None
         return cls(space, found.samples, found.squares, found.products, found.counts)
 
-    def document(self, quantization: Quantization | None, beside: Mapping[str, Statistic]) -> Document:  # noqa: ARG002
-        """Layer: the number of `samples`."""
-        return Document({"samples": int(self.samples.max(initial=0))})
+    def document(self, quantization: Quantization | None, beside: Mapping[str, Statistic]) -> Document:
+        """Layer: the number of `samples`, those with values. Per channel: the standard error of the mean."""
+        sums = beside[ChannelMean.name]
+        assert isinstance(sums, ChannelMean)
+        error = self.standard_error(sums, quantization)
+        return Document({"samples": int(self.samples.max(initial=0))}, {"standard_error": error})
 
     def standard_error(self, sums: ChannelMean, quantization: Quantization | None = None) -> npt.NDArray[np.float64]:
         """The standard error of the mean per channel, float64[C], in real units.

@@ -42,7 +42,7 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def test_equal_outputs_say_so_and_end_with_0(outputs: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", outputs["first"], outputs["again"], "--threshold", "0"]) == 0
     shown = capsys.readouterr()
-    assert "2 layers: equal to the bit; both outputs cover the same rows" in shown.err
+    assert "2 layers: equal to the bit; both outputs cover rows of the same numbers, of different stores" in shown.err
     assert [line.split()[0] for line in shown.out.splitlines()] == ["layer", "a", "b"]
     assert shown.out.count("nothing") == 2
 
@@ -56,7 +56,7 @@ def test_the_worst_layer_comes_first_with_its_channel(
     assert re.match(
         r"b +32 +[\d.]+ std\. errors +2 +\+[\d.]+% +0\.\d+ +0\.\d+ +mean, extrema, histogram, spread$", line
     )
-    assert "1 of 2 layers differs; both outputs cover the same rows" in shown.err
+    assert "1 of 2 layers differs; both outputs cover rows of the same numbers, of different stores" in shown.err
 
 
 CASES = {

@@ -182,7 +182,7 @@ def with_mask(tmp_path: Path, mask: Array | None, attributes: Mapping[str, Any] 
         (np.ones((7, 5), bool), r"layer x: its mask m has the shape \(7, 5\); expected \(6, 5\)"),
         (np.ones(6, bool), r"layer x: its mask m has the shape \(6,\); expected \(6, 5\)"),
         (np.ones((6, 5, 3), bool), r"layer x: its mask m has the shape \(6, 5, 3\); expected \(6, 5\)"),
-        (np.ones((6, 5), "float32"), "layer x: its mask m holds values of float32; expected booleans, or integers"),
+        (np.ones((6, 5), "complex64"), "layer x: its mask m holds values of complex64; expected booleans, or the num"),
         (None, "layer x: its mask m is not in the store"),
     ],
 )
@@ -196,6 +196,18 @@ def test_a_mask_of_other_numbers_is_refused_with_the_place(tmp_path: Path) -> No
     mask[4, 2] = -1
     with pytest.raises(DataError, match=r"layer x: its mask m holds -1 at \(4, 2\); expected 1 .* 0"):
         run(with_mask(tmp_path, mask))
+
+
+@pytest.mark.parametrize(("dtype", "wrong"), [("float32", -np.inf), ("float64", 0.5), ("float16", np.nan)])
+def test_a_mask_of_floats_holds_ones_and_zeros(tmp_path: Path, dtype: str, wrong: float) -> None:
+    mask = np.ones((6, 5), dtype)
+    mask[1] = 0
+    run(with_mask(tmp_path, mask))
+    assert found(tmp_path).masked == (5, 30)
+    mask[4, 2] = wrong
+    rewritten(tmp_path, mask, "m")
+    with pytest.raises(DataError, match=rf"layer x: its mask m holds {wrong} at \(4, 2\)"):
+        run(job(tmp_path, "again"))
 
 
 def test_attributes_that_are_no_name_are_refused(tmp_path: Path) -> None:

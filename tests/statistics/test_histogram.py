@@ -107,6 +107,19 @@ def test_bars_are_drawn_for_any_finite_values(ends: tuple[float, float]) -> None
     assert all(math.isfinite(number) for row in rows for number in row)
 
 
+@pytest.mark.parametrize("dtype", ["i1", "u1", "i2", "f2", "f4", "f8"])
+@pytest.mark.parametrize("seed", range(5))
+def test_every_bar_has_the_exact_count_of_its_values(dtype: str, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    values = (rng.standard_normal(3000) * rng.choice([1, 1e-3, 30], 3000)).astype(dtype)
+    rows = Histogram.measure(values[:, np.newaxis]).document(None, {}).tables["histogram"].rows
+    found = values.astype(np.float64)
+    for bar, (low, high, count) in enumerate(rows):
+        below = found <= high if bar == len(rows) - 1 else found < high
+        assert count == np.count_nonzero((low <= found) & below)
+    assert sum(count for *_, count in rows) == len(values)
+
+
 def test_values_beyond_float64_are_not_drawn_and_their_quantiles_are_null_in_json() -> None:
     document = Histogram.measure(np.full((2, 1), 127, "i1")).document(Quantization(1e307, 0), {})
     assert document.tables["histogram"].rows == []

@@ -50,7 +50,7 @@ class Activations:
     def ranges(self, layers: Sequence[OnnxLayer]) -> dict[str, InputRange]:
         """The range of each layer's input.
 
-        Raises `UsageError` if a layer was not counted or has no range, `DataError` for a damaged output.
+        Raises `UsageError` if a layer was not counted, or has no finite value, `DataError` for a damaged output.
         """
         results, codes = open_results(self.output), Codes(self.bits)
         missing = [layer.name for layer in layers if layer.name not in results.layers]
@@ -60,6 +60,12 @@ class Activations:
                 "all layers of the model"
             )
         counted = {layer.name: results.statistics(layer.name) for layer in layers}
+        empty = [name for name, statistics in counted.items() if not statistics.sums.count.any()]
+        if empty:
+            raise UsageError(
+                f"{self.output} counted no finite value of {listed(empty)}, so their inputs have no range; count rows "
+                "of them, or leave activations as they are"
+            )
         return {
             name: InputRange(layer_ranges(statistics, [self.method], codes)[0], statistics.channels)
             for name, statistics in counted.items()

@@ -214,6 +214,12 @@ def _check_same_samples(
         corrector = seen.get(name)
         if not isinstance(original, Means) or not isinstance(corrector, Means):
             continue
+        counts = original.provenance.get("count"), corrector.provenance.get("count")
+        if all(each and each.isdigit() for each in counts) and counts[0] != counts[1]:
+            raise UsageError(
+                f"{how.samples} are not the samples that were recorded: they give {counts[1]} values per channel of "
+                f"layer {name}, but {counts[0]} were counted; give the samples that the correctors were made from"
+            )
         apart = np.linalg.norm(corrector.input_mean - original.input_mean)
         if apart > FARTHEST_MEANS * np.linalg.norm(original.input_mean) + moves.get(name, 0.0):
             raise UsageError(

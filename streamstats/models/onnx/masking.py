@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ...calibration.masking import broadcasts_to, mask_values, positions_of_axis
-from ...errors import UsageError
+from ...errors import UsageError, listed
+from ...progress import Progress
 from ...statistics.masks import Mask, chosen
 from .run import ModelRun
 from .targets import Target
@@ -53,6 +54,20 @@ def masked_targets(
             "another input, or record without a mask"
         )
     return [replace(target, mask=name if fit else None) for target, fit in zip(targets, fitting, strict=True)]
+
+
+def tell_masks(run: ModelRun, targets: Sequence[Target], name: str | None, progress: Progress) -> None:
+    """Say which targets see several positions of each sample and have no mask; or that none was named."""
+    if name is None:
+        if USUAL in run.arrays:
+            progress.say(f"note: padding counts like data; leave it out with `--mask {USUAL}`, an input of the model")
+        return
+    whole = [each.name for each in targets if each.mask is None and not each.constant and each.positions > 1]
+    if whole:
+        progress.say(
+            f"note: the mask {name} was not applied to {listed(whole)}, which have other positions; padding in them "
+            "counts like data"
+        )
 
 
 def mask_rows(run: ModelRun, name: str | None, rows: slice) -> Mask | None:

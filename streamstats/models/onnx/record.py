@@ -27,7 +27,7 @@ from ...storage.files import file_digest, remove_folder
 from .constants import constant_names
 from .graph import load_model
 from .layers import LeftOut, OnnxLayer, survey
-from .masking import USUAL, counted_values, mask_rows, masked_targets
+from .masking import counted_values, mask_rows, masked_targets, tell_masks
 from .quantizable import quantizable_tensors
 from .run import ModelRun, load_samples, open_session
 from .targets import Target, Wanted, find_targets, in_store
@@ -110,8 +110,8 @@ def record(
     wanted, skipped = _wanted(model_path, layers, tensors)
     run = _opened(model_path, samples, batch_size, wanted)
     found, unfit = find_targets(run, wanted)
-    tell_unused(run, mask, progress)
     masked = masked_targets(run, found, mask)
+    tell_masks(run, masked, mask, progress)
     targets = in_store(masked, Path(store), wanted.inputs, append=append, storage=storage)
     if storage == "int8":
         progress.begin(_stage("measuring the ranges of", run, targets))
@@ -145,8 +145,8 @@ def measure(
     wanted, skipped = _wanted(model_path, layers, tensors)
     run = _opened(model_path, samples, batch_size, wanted)
     found, unfit = find_targets(run, wanted)
-    tell_unused(run, mask, progress)
     targets = masked_targets(run, found, mask)
+    tell_masks(run, targets, mask, progress)
     meter = Meter(statistics, name=f"sha256:{file_digest(Path(samples))}", nonfinite=nonfinite)
     progress.begin(_stage("measuring", run, targets))
     _visit(run, targets, partial(_append, meter, run), progress)
@@ -185,14 +185,6 @@ def record_layers(
     targets = masked_targets(run, found, mask, any_fits=False)
     _write_samples(run, targets, store, progress)
     return _outcomes(run, targets, unfit)
-
-
-def tell_unused(run: ModelRun, mask: str | None, progress: Progress) -> None:
-    """Say that the model has an input that looks like a mask, if none was named."""
-    if mask is None and USUAL in run.arrays:
-        progress.say(
-            f"note: padding counts like data; name the model's input {USUAL} as the mask (--mask) to leave it out"
-        )
 
 
 def _stage(what: str, run: ModelRun, targets: Sequence[Target]) -> Stage:

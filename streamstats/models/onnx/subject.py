@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 OLDEST_OPSET = 7
 OLDEST_TO_ROUND = 11
 """The first operator set with Round, and with Clip as activations need it."""
-MARK = "streamstats.corrected"
-"""The metadata key of a corrected model."""
+MARK, ROUNDED = "streamstats.corrected", "streamstats.rounded"
+"""The metadata keys of corrected models, and of those whose weights were fake-quantised here."""
 UNMATCHED = "no layer of the float model has a weight that is close to its own"
 
 
@@ -52,10 +52,12 @@ def fake_quantized(model_path: str | Path, levels: Levels, activations: Activati
     original = load_model(model_path)
     _check_opset(original, model_path, OLDEST_OPSET if activations is None else OLDEST_TO_ROUND)
     _check_uncorrected(original, model_path)
+    _check_float(original, model_path)
     layers, left_out = survey(original)
     on_levels = levels.pairs(layers)
     ranges = {} if activations is None else activations.ranges(layers)
     quantized = round_inputs(levels.put_into(copied(original), on_levels), layers, ranges)
+    quantized.metadata_props.add(key=ROUNDED, value=str(levels.bits))
     moves = {name: each.farthest_move for name, each in ranges.items()}
     name = _named(levels, activations)
     return Subject(str(model_path), name, original, quantized, layers, on_levels, left_out, moves)
@@ -72,8 +74,7 @@ def quantized_by_others(original_path: str | Path, quantized_path: str | Path) -
     original, quantized = load_model(original_path), load_model(quantized_path)
     _check_valid(quantized, quantized_path)
     _check_uncorrected(quantized, quantized_path)
-    if is_quantized(original):
-        raise UsageError(f"{original_path} is quantised; expected the float model first, then the quantised one")
+    _check_float(original, original_path)
     layers, _ = survey(original)
     stored, left_out = quantized_layers(quantized)
     matched, without = pairs(original, layers, stored, weight_steps(quantized, stored))
@@ -90,6 +91,11 @@ def marked(model: onnx.ModelProto) -> onnx.ModelProto:
     """`model`, changed in place, marked as corrected: correcting it again would spoil it."""
     model.metadata_props.add(key=MARK, value="biases")
     return model
+
+
+def _check_float(model: onnx.ModelProto, path: str | Path) -> None:
+    if is_quantized(model) or any(entry.key == ROUNDED for entry in model.metadata_props):
+        raise UsageError(f"{path} is quantised; expected the float model first, then the quantised one")
 
 
 def _check_uncorrected(model: onnx.ModelProto, path: str | Path) -> None:

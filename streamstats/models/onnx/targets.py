@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...calibration.layer import Layer
+from ...calibration.masking import positions_of_axis
 from ...calibration.recorder import stored_layer, stored_readers
 from ...errors import MismatchError, UsageError, counted
 from ...layouts import Kernel
@@ -71,6 +73,11 @@ class Target:
     def sample_shape(self) -> tuple[int, ...]:
         """The shape of a row; a single value has one channel."""
         return self.tail or (1,)
+
+    @property
+    def positions(self) -> int:
+        """The number of values per channel of a row."""
+        return prod(positions_of_axis((1, *self.sample_shape), self.channel_axis))
 
     @property
     def kernels(self) -> dict[str, Kernel]:
