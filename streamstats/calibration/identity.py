@@ -6,14 +6,14 @@ Files are numbered in C order of their grid, so those that hold a range of rows 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from hashlib import sha256
 from itertools import product
 from math import prod
 
 import numpy as np
 
+from ..coverage import Rows
 from .layer import Layer
-from .sources.identities import Identities, Identity, has_identity
+from .sources.identities import Identities, Identity
 
 
 def files_a_row(layer: Layer) -> int:
@@ -46,8 +46,7 @@ def file_key(layer: Layer, number: int) -> str:
 def identities(layer: Layer, files: range, opened: Mapping[str, Identity] | None = None) -> Identities:
     """The identity of each of `files`, int64[files, 2]: as it was when `opened` (key → identity), else as it is now.
 
-    That of a file whose rows have a mask depends on the mask's files, too. The files of an archive have the identity of
-    the archive; those that their source cannot identify are UNKNOWN.
+    The files of an archive have the identity of the archive; those that their source cannot identify are UNKNOWN.
     Raises `StoreError` if an object store does not respond.
     """
     folder = None if layer.keys is None else layer.source.folder(layer.name)
@@ -55,22 +54,15 @@ def identities(layer: Layer, files: range, opened: Mapping[str, Identity] | None
         return np.full((len(files), 2), layer.source.identity(), np.int64)
     each = folder.identities(_keys(layer, files), opened)
     found: Identities = np.fromiter(each, np.dtype((np.int64, 2)), len(files))
-    return found if layer.mask is None else _with_masks(found, layer, layer.mask, files)
+    return found
 
 
-def _with_masks(found: Identities, layer: Layer, mask: Layer, files: range) -> Identities:
-    """The identities `found` of `files`, each mixed with those of the files of `mask` that hold the same rows."""
-    known = has_identity(found)
-    rows = [rows_of_file(layer, number) for number in files]
-    masks = [file_range(mask, start, min(stop, layer.rows)) for start, stop in rows]
-    first = min((each.start for each in masks), default=0)
-    of_masks = identities(mask, range(first, max((each.stop for each in masks), default=0)))
-    mixed = found.copy()
-    for place in np.flatnonzero(known).tolist():
-        part = of_masks[masks[place].start - first : masks[place].stop - first]
-        digest = sha256(found[place].tobytes() + part.tobytes()).digest()
-        mixed[place, 1] = int.from_bytes(digest[:8], "little", signed=True)
-    return mixed
+def mask_identities(layer: Layer, rows: Rows) -> tuple[int, Identities]:
+    """(number of the first, identities) of the files that hold the mask of `rows`; none without a mask."""
+    if layer.mask is None:
+        return 0, np.empty((0, 2), np.int64)
+    files = file_range(layer.mask, *rows)
+    return files.start, identities(layer.mask, files)
 
 
 def _keys(layer: Layer, files: range) -> Iterator[str]:

@@ -15,7 +15,6 @@ import numpy.typing as npt
 
 from ..errors import MismatchError, UsageError
 from ..statistics.masks import Mask
-from .describing import masked_fingerprint
 from .layer import Layer, Selection
 
 MASK_SUFFIX = ".mask"
@@ -62,8 +61,7 @@ def with_mask(layer: Layer, mask: Layer) -> Layer:
             "the layer without its channel axis, or 1 in place of an extent after the first; correct the mask, or "
             "name another one under `mask`"
         )
-    fingerprint = masked_fingerprint(layer.fingerprint, mask.name, mask.fingerprint)
-    return replace(layer, mask=mask, fingerprint=fingerprint)
+    return replace(layer, mask=mask)
 
 
 def positions_of(layer: Layer, extents: Sequence[int]) -> tuple[int, ...]:
@@ -81,7 +79,7 @@ def mask_selection(layer: Layer, selection: Selection) -> Selection:
     assert layer.mask is not None
     parts = [part for axis, part in enumerate(selection) if axis != layer.channel_axis]
     extents = layer.mask.shape[1:]
-    return (parts[0], *(part if n > 1 else slice(0, 1) for part, n in zip(parts[1:], extents, strict=True)))
+    return (parts[0], *(slice(0, 1) if n == 1 else part for part, n in zip(parts[1:], extents, strict=True)))
 
 
 def _check_dtype(what: str, dtype: np.dtype[Any]) -> None:

@@ -144,7 +144,13 @@ class Recorder:
     def _open_layer(self, appended: Layer) -> _OpenLayer:
         name = appended.name
         try:
-            if _existing_array(self._group, self._store, name) is None:
+            existing = _existing_array(self._group, self._store, name)
+            if existing is not None and masked_layer(existing):
+                raise UsageError(
+                    f"{self._store}: {name} is the mask of layer {masked_layer(existing)}; append it with the samples "
+                    "of that layer, or rename the layer"
+                )
+            if existing is None:
                 self._create(appended)
             return _OpenLayer.of(self._source, name, self._open_array)
         except StreamstatsError:

@@ -15,7 +15,7 @@ from typing import Any
 
 import zarr
 
-from ..errors import UsageError, listed
+from ..errors import MismatchError, UsageError, listed
 from ..layouts import Kernel
 from ..quantization import Quantization
 from ..statistics.kinds import check_refusals, kinds_of
@@ -71,6 +71,9 @@ def select_layers(source: str | Path, rules: Sequence[LayerRule] = ()) -> Select
     _check_matched(source, rules, readers)
     matches = {array: _first_matches(array, names, rules) for array, names in readers.items()}
     mask_of = {array: _asked(array, "mask", by) or mask_name(arrays[array]) for array, by in matches.items()}
+    own = next((array for array, mask in mask_of.items() if mask == array), None)
+    if own is not None:
+        raise UsageError(f"layer {own}: it is named as its own mask; name another array under `mask`")
     masks = [array for array in arrays if array in mask_of.values() or masked_layer(arrays[array])]
     not_masks = {array: by for array, by in matches.items() if array not in masks}
     if masks and not any(not_masks.values()):
@@ -109,6 +112,8 @@ def _mask(store: Source, layer: str, name: str | None, arrays: Mapping[str, zarr
     """The array `name`, the mask of `layer`; None if it has none."""
     if name is None:
         return None
+    if not arrays.get(name, arrays[layer]).shape:
+        raise MismatchError(f"layer {layer}: its mask {name} is a single value; expected one for each position")
     if name not in arrays:
         raise UsageError(
             f"layer {layer}: its mask {name} is not in the store, which has {listed(arrays)}; restore it, or name "

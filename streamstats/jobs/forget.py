@@ -11,7 +11,7 @@ from ..calibration.layer import Layer
 from ..coverage import Coverage, Rows
 from ..errors import DataError, NonFiniteError, UsageError, listed
 from ..outputs.layer_statistics import LayerStatistics
-from ..outputs.ledger import CountedSource, Measured
+from ..outputs.ledger import CountedSource, Measured, source_of
 from ..outputs.manifest import read_manifest
 from ..outputs.results import still_missing
 from ..progress import QUIET, Progress
@@ -105,7 +105,7 @@ def _empty(session: Session) -> dict[str, LayerStatistics]:
 
 
 def _begun_anew(layer: Layer, whole: LayerStatistics) -> LayerStatistics:
-    source = CountedSource(whole.source.fingerprint, layer.rows, excluded=whole.source.excluded)
+    source = replace(source_of(layer), fingerprint=whole.source.fingerprint, excluded=whole.source.excluded)
     return replace(LayerStatistics.empty(layer), sources=(source,))
 
 
@@ -150,6 +150,11 @@ def _rest(session: Session, layer: Layer, part: Statistics, others: Coverage) ->
 
 def _excluding(layer: Layer, source: CountedSource, rows: Coverage) -> CountedSource:
     left = source.covered - rows
-    touched = [number for start, stop in rows.ranges for number in file_range(layer, start, stop)]
-    uncounted = [number for number in touched if not left & Coverage.of([rows_of_file(layer, number)])]
-    return source.forget(rows, uncounted)
+    masks = [] if layer.mask is None else _uncounted(layer.mask, rows, left)
+    return source.forget(rows, _uncounted(layer, rows, left), masks)
+
+
+def _uncounted(array: Layer, rows: Coverage, left: Coverage) -> list[int]:
+    """The files of `array` that hold some of `rows`, and none of the rows that are `left`."""
+    touched = [number for start, stop in rows.ranges for number in file_range(array, start, stop)]
+    return [number for number in touched if not left & Coverage.of([rows_of_file(array, number)])]

@@ -21,7 +21,7 @@ from ..errors import NonFiniteError, UsageError
 from ..floats import is_float
 from ..layouts import Kernel
 from ..outputs.layer_statistics import LayerStatistics
-from ..outputs.ledger import CountedSource, by_layer
+from ..outputs.ledger import by_layer, source_of
 from ..outputs.manifest import MANIFEST
 from ..outputs.results import check_no_store, check_paths, write_results
 from ..outputs.saving import held
@@ -129,7 +129,7 @@ class _Metered:
         self.rows += len(block)
 
     def found(self) -> LayerStatistics:
-        source = CountedSource(self.layer.fingerprint, self.rows, Coverage.first(self.rows))
+        source = replace(source_of(self.layer, self.rows), covered=Coverage.first(self.rows))
         layer = self.layer
         return replace(LayerStatistics.empty(layer), sources=(source,), statistics=self._accumulator.found())
 

@@ -217,7 +217,7 @@ def _fit(layers: Sequence[Layer], memory: int, threads: int) -> tuple[int, int]:
 
 
 def _peak(layers: Sequence[Layer], threads: int, block_budget: int) -> int:
-    states = STATE_COPIES * sum(_state_bytes(layer) + IDENTITY_BYTES * file_count(layer) for layer in layers)
+    states = STATE_COPIES * sum(_state_bytes(layer) + IDENTITY_BYTES * _file_count(layer) for layer in layers)
     in_flight = threads * TASKS_IN_FLIGHT * _result_bytes(layers)
     each = zip(*_each_reading_bytes(layers, block_budget), strict=True)
     reading: int = threads * sum(
@@ -310,6 +310,11 @@ def _uncut(layer: Layer) -> set[int]:
 
 def _size(layer: Layer, shape: Sequence[int]) -> int:
     return prod(shape) * layer.dtype.itemsize
+
+
+def _file_count(layer: Layer) -> int:
+    """How many files hold the rows of `layer`, those of its mask among them."""
+    return file_count(layer) + (0 if layer.mask is None else file_count(layer.mask))
 
 
 def _result_bytes(layers: Sequence[Layer]) -> int:

@@ -209,7 +209,7 @@ def _take(outcome: Outcome, layer: Layer, found: Found, saver: Saver | None) -> 
         outcome.unreadable.append(found)
         return
     before = outcome.statistics[found.layer]
-    check_unchanged(layer, before.source, found.first_file, found.files)
+    check_unchanged(layer, before.source, found)
     outcome.statistics[found.layer] = before.count(found)
     if saver:
         saver.changed(outcome.statistics[found.layer])

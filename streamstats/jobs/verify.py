@@ -15,7 +15,7 @@ from ..coverage import EMPTY, Coverage, Rows
 from ..outputs.layer_statistics import LayerStatistics
 from ..outputs.manifest import read_manifest
 from ..outputs.results import read_states
-from ..outputs.resuming import check_same_job, compared
+from ..outputs.resuming import check_same_job, compared, compared_mask, mask_of
 from ..progress import QUIET, Progress
 from .job import Job
 from .measuring import Policy, Unreadable
@@ -84,7 +84,7 @@ def _read_again(
 def _differences(layer: Layer, state: LayerStatistics, found: LayerStatistics) -> Iterator[Problem]:
     """What has changed since `state` was counted; `found` are the statistics that the same rows give now."""
     if state.source.fingerprint != layer.fingerprint:
-        changed = "dtype, sample shape, chunks, codecs or mask have changed since they were counted"
+        changed = "dtype, sample shape, chunks or codecs have changed since they were counted"
         yield Problem(layer.name, (0, layer.rows), changed)
         return
     same_rows = state.covered == found.covered
@@ -99,13 +99,18 @@ def _differences(layer: Layer, state: LayerStatistics, found: LayerStatistics) -
 
 def _changed_files(layer: Layer, state: LayerStatistics, *, harmless: bool) -> Iterator[Problem]:
     but = ", but the statistics are the same: accept it with `run --accept-changes`" if harmless else ""
-    for said, those in groupby(compared(layer, state.source)[1], key=itemgetter(1)):
-        numbers = [number for number, _ in those]
-        first, stop = rows_of_file(layer, numbers[0])[0], rows_of_file(layer, numbers[-1])[1]
-        more = f" (and {len(numbers) - 1:,} more)" if len(numbers) > 1 else ""
-        mask = "" if layer.mask is None else f", or its mask in {layer.mask.name},"
-        where = f"chunk {file_key(layer, numbers[0])}{more}{mask}"
-        yield Problem(layer.name, (first, min(stop, state.source.rows)), f"{where} {said} since it was counted{but}")
+    changed = [(layer, "", compared(layer, state.source)[1])]
+    if layer.mask is not None:
+        changed.append((mask_of(layer), f" of its mask {layer.mask.name}", compared_mask(layer, state.source)[1]))
+    for array, whose, files in changed:
+        for said, those in groupby(files, key=itemgetter(1)):
+            numbers = [number for number, _ in those]
+            first, stop = rows_of_file(array, numbers[0])[0], rows_of_file(array, numbers[-1])[1]
+            more = f" (and {len(numbers) - 1:,} more)" if len(numbers) > 1 else ""
+            where = f"chunk {file_key(array, numbers[0])}{more}{whose}"
+            yield Problem(
+                layer.name, (first, min(stop, state.source.rows)), f"{where} {said} since it was counted{but}"
+            )
 
 
 def _gone(job: Job, selected: Selected) -> Iterator[Problem]:

@@ -24,10 +24,16 @@ from ..statistics.statistic import Document, Space
 from ..statistics.statistics import Statistics
 
 
+def no_files() -> Identities:
+    """The identities of no files."""
+    return np.empty((0, 2), np.int64)
+
+
 @dataclass(frozen=True)
 class Measured:
     """The statistics of the `rows` of a layer, and the identities of their `files`, numbered from `first_file`.
 
+    If the layer has a mask, `mask_files` are those of the mask, from `first_mask_file`.
     `filled` are rows with chunks that could not be read, in whose place the fill value was counted.
     """
 
@@ -37,6 +43,8 @@ class Measured:
     first_file: int
     files: Identities
     filled: Coverage = EMPTY
+    first_mask_file: int = 0
+    mask_files: Identities = field(default_factory=no_files)
 
 
 @dataclass(frozen=True)
@@ -46,7 +54,8 @@ class CountedSource:
     `fingerprint` identifies how the array is stored (dtype, chunks, codecs), whatever its rows; `rows` is its number of
     rows. `covered` rows are counted, `excluded` rows are never counted again; for chunks in `filled` rows, which could
     not be read, the fill value was counted; `accepted` rows have changed since, and what was counted of them was kept.
-    `files` int64[n, 2] identifies the counted files, as `calibration.identity` numbers them.
+    `files` int64[n, 2] identifies the counted files, as `calibration.identity` numbers them; `mask_files` those of the
+    array called `mask`, which says which positions count, if there is one.
     """
 
     fingerprint: str
@@ -55,35 +64,40 @@ class CountedSource:
     excluded: Coverage = EMPTY
     filled: Coverage = EMPTY
     accepted: Coverage = EMPTY
-    files: Identities = field(default_factory=lambda: np.empty((0, 2), np.int64))
+    files: Identities = field(default_factory=no_files)
+    mask: str = ""
+    mask_files: Identities = field(default_factory=no_files)
 
-    def count(self, rows: Rows, first_file: int, files: Identities, filled: Coverage = EMPTY) -> CountedSource:
-        """With `rows` counted; their `files` are numbered from `first_file`.
+    def count(self, measured: Measured) -> CountedSource:
+        """With the rows and files of `measured` counted.
 
         Raises `MismatchError` if any of the rows is already counted.
         """
-        added = Coverage.of([rows])
+        added = Coverage.of([measured.rows])
         twice = self.covered & added
         if twice:
             raise MismatchError(f"rows {twice} are already counted; expected each row once")
         return replace(
             self,
             covered=self.covered | added,
-            filled=self.filled | filled,
-            files=_put(self.files, first_file, files),
+            filled=self.filled | measured.filled,
+            files=_put(self.files, measured.first_file, measured.files),
+            mask_files=_put(self.mask_files, measured.first_mask_file, measured.mask_files),
         )
 
-    def forget(self, rows: Coverage, uncounted: list[int]) -> CountedSource:
-        """With `rows` excluded, counted or not; the files numbered `uncounted` hold no other counted rows."""
-        files = self.files.copy()
-        files[[number for number in uncounted if number < len(files)]] = UNCOUNTED
+    def forget(self, rows: Coverage, uncounted: list[int], uncounted_masks: list[int]) -> CountedSource:
+        """With `rows` excluded, counted or not.
+
+        The files numbered `uncounted`, and those of the mask numbered `uncounted_masks`, hold no other counted rows.
+        """
         return replace(
             self,
             covered=self.covered - rows,
             excluded=self.excluded | rows,
             filled=self.filled - rows,
             accepted=self.accepted - rows,
-            files=_trimmed(files),
+            files=_without(self.files, uncounted),
+            mask_files=_without(self.mask_files, uncounted_masks),
         )
 
     def missing(self, rows: int) -> Coverage:
@@ -96,9 +110,15 @@ class CountedSource:
 
     def _key(self) -> tuple[object, ...]:
         rows = self.covered, self.excluded, self.filled, self.accepted
-        return self.fingerprint, self.rows, rows, self.files.tobytes()
+        return self.fingerprint, self.rows, rows, self.files.tobytes(), self.mask, self.mask_files.tobytes()
 
     __hash__ = None  # type: ignore[assignment]
+
+
+def source_of(layer: Layer, rows: int | None = None) -> CountedSource:
+    """The array of `layer` before any row is counted, with as many `rows` as it has, or as are given."""
+    mask = "" if layer.mask is None else layer.mask.name
+    return CountedSource(layer.fingerprint, layer.rows if rows is None else rows, mask=mask)
 
 
 @dataclass(frozen=True)
@@ -126,7 +146,7 @@ class Ledger:
             layer=layer.name,
             channel_axis=layer.channel_axis,
             quantization=layer.quantization,
-            sources=(CountedSource(layer.fingerprint, layer.rows),),
+            sources=(source_of(layer),),
             statistics=Statistics.empty(layer.kinds, layer.space),
             readers=layer.readers,
             tensor=layer.tensor,
@@ -137,7 +157,7 @@ class Ledger:
 
         Raises `MismatchError` if any of its rows is already counted, or its statistics are not those of the ledger.
         """
-        source = self.source.count(measured.rows, measured.first_file, measured.files, measured.filled)
+        source = self.source.count(measured)
         return replace(self, statistics=self.statistics.merge(measured.statistics), sources=(source,))
 
     @property
@@ -244,8 +264,10 @@ def _put(files: Identities, first: int, added: Identities) -> Identities:
     return grown
 
 
-def _trimmed(files: Identities) -> Identities:
-    """`files` without uncounted ones at the end: equal coverage, equal bytes."""
+def _without(files: Identities, uncounted: list[int]) -> Identities:
+    """`files` with those numbered `uncounted` not counted, and none such at the end: equal coverage, equal bytes."""
+    files = files.copy()
+    files[[number for number in uncounted if number < len(files)]] = UNCOUNTED
     counted = np.flatnonzero(is_counted(files))
     return files[: counted[-1] + 1 if len(counted) else 0]
 
@@ -345,12 +367,23 @@ def _union(layer: str, left: CountedSource, right: CountedSource) -> CountedSour
             f"layer {layer}: rows {twice} are counted in both{why}; expected each row once; merge outputs of "
             "different stores or of different rows"
         )
-    number = max(len(left.files), len(right.files))
-    files = np.full((number, 2), UNCOUNTED, np.int64)
-    files[: len(left.files)] = left.files
-    counted = np.flatnonzero(is_counted(right.files))
-    files[counted] = right.files[counted]
+    if left.mask != right.mask:
+        raise MismatchError(
+            f"layer {layer}: rows of one store were counted with the masks {left.mask} and {right.mask}; expected the "
+            "same mask; count one of them again"
+        )
     covered = left.covered | right.covered
     excluded = (left.excluded | right.excluded) - covered
     filled, accepted = left.filled | right.filled, left.accepted | right.accepted
-    return CountedSource(left.fingerprint, max(left.rows, right.rows), covered, excluded, filled, accepted, files)
+    files, mask_files = _both(left.files, right.files), _both(left.mask_files, right.mask_files)
+    rows = max(left.rows, right.rows)
+    return CountedSource(left.fingerprint, rows, covered, excluded, filled, accepted, files, left.mask, mask_files)
+
+
+def _both(left: Identities, right: Identities) -> Identities:
+    """The identities of the files that either side has counted; where both have, those of `right`."""
+    files = np.full((max(len(left), len(right)), 2), UNCOUNTED, np.int64)
+    files[: len(left)] = left
+    counted = np.flatnonzero(is_counted(right))
+    files[counted] = right[counted]
+    return files

@@ -8,14 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
-from ..calibration.identity import file_key, file_range, identities, rows_of_file
+from ..calibration.identity import file_key, file_range, identities, mask_identities, rows_of_file
 from ..calibration.layer import Layer
 from ..calibration.sources.identities import MISSING, UNCOUNTED, Identities, Identity, is_counted, is_known
-from ..coverage import Coverage
+from ..coverage import EMPTY, Coverage, Rows
 from ..errors import DataError, MismatchError
 from ..statistics.statistic import Space
+from ..statistics.statistics import Statistics
 from .layer_statistics import LayerStatistics
-from .ledger import CountedSource, Ledger
+from .ledger import CountedSource, Ledger, Measured, source_of
 from .manifest import check_not_newer
 from .results import excluded_rows, read_states
 
@@ -55,7 +56,7 @@ def continued(layer: Layer, state: LayerStatistics | None, *, accept_changes: bo
         return replace(state, sources=(_accepted(layer, source),))
     if source.fingerprint != layer.fingerprint:
         raise DataError(
-            f"layer {layer.name}: its dtype, sample shape, chunks, codecs or mask have changed since it was counted; "
+            f"layer {layer.name}: its dtype, sample shape, chunks or codecs have changed since it was counted; "
             f"{WAYS_OUT}"
         )
     if source.covered.stop > layer.rows:
@@ -66,8 +67,13 @@ def continued(layer: Layer, state: LayerStatistics | None, *, accept_changes: bo
     known, changed = compared(layer, source)
     if changed:
         raise _change(layer, *changed[0])
+    known_masks, changed = compared_mask(layer, source)
+    if changed:
+        raise _mask_change(layer, *changed[0])
     excluded = source.excluded & Coverage.first(layer.rows)
-    return replace(state, sources=(replace(source, rows=layer.rows, excluded=excluded, files=known),))
+    return replace(
+        state, sources=(replace(source, rows=layer.rows, excluded=excluded, files=known, mask_files=known_masks),)
+    )
 
 
 def restarted(output: Path, layers: Sequence[Layer]) -> dict[str, LayerStatistics]:
@@ -93,7 +99,7 @@ def check_same_job(layer: Layer, state: Ledger) -> None:
         "channel axis": (state.channel_axis, layer.channel_axis),
         "channels": (state.channels, layer.channels),
         "statistics": (", ".join(state.statistics), ", ".join(kind.name for kind in layer.kinds)),
-        "mask": tuple("one" if each.masked else "none" for each in (state.space, layer.space)),
+        "mask": (_mask(state), "none" if layer.mask is None else layer.mask.name),
     }
     if state.statistics.uses_kernel:
         pairs["kernel"] = (_kernel(state.space), _kernel(layer.space))
@@ -117,6 +123,10 @@ def check_same_job(layer: Layer, state: Ledger) -> None:
             )
 
 
+def _mask(state: Ledger) -> str:
+    return " and ".join(sorted({source.mask or "none" for source in state.sources}))
+
+
 def _kernel(space: Space) -> str:
     return "unknown" if space.kernel is None else str(space.kernel.to_metadata())
 
@@ -126,16 +136,25 @@ def _accepted(layer: Layer, source: CountedSource) -> CountedSource:
     rows = max(layer.rows, source.covered.stop, source.excluded.stop)
     changed = source.covered if source.fingerprint != layer.fingerprint else _rows_of_changed(layer, source)
     accepted = source.accepted | changed & source.covered
-    found = CountedSource(layer.fingerprint, rows, excluded=source.excluded, filled=source.filled, accepted=accepted)
+    found = replace(source_of(layer, rows), excluded=source.excluded, filled=source.filled, accepted=accepted)
     for start, stop in source.covered.ranges:
-        files = file_range(layer, start, stop)
-        found = found.count((start, stop), files.start, identities(layer, files))
+        found = found.count(_unmeasured(layer, (start, stop)))
     return found
 
 
+def _unmeasured(layer: Layer, rows: Rows) -> Measured:
+    """The files that hold `rows` now, and their mask's, with the statistics of nothing."""
+    files = file_range(layer, *rows)
+    masks, of_masks = mask_identities(layer, rows)
+    nothing = Statistics.empty(layer.kinds, layer.space)
+    return Measured(layer.name, rows, nothing, files.start, identities(layer, files), EMPTY, masks, of_masks)
+
+
 def _rows_of_changed(layer: Layer, source: CountedSource) -> Coverage:
-    """The rows of the counted files that have changed."""
-    return Coverage.of(rows_of_file(layer, number) for number, _ in compared(layer, source)[1])
+    """The rows of the counted files that have changed, those of the mask among them."""
+    changed = Coverage.of(rows_of_file(layer, number) for number, _ in compared(layer, source)[1])
+    masks = compared_mask(layer, source)[1]
+    return changed | Coverage.of(rows_of_file(mask_of(layer), number) for number, _ in masks)
 
 
 def compared(layer: Layer, source: CountedSource) -> tuple[Identities, list[tuple[int, str]]]:
@@ -150,22 +169,47 @@ def compared(layer: Layer, source: CountedSource) -> tuple[Identities, list[tupl
     return now, [each for each in changed if not (may_have_grown and rows_of_file(layer, each[0])[1] > source.rows)]
 
 
-def check_unchanged(layer: Layer, source: CountedSource, first: int, files: Identities) -> None:
-    """Raise `DataError` if one of `files`, numbered from `first`, has changed since `source` was counted.
+def compared_mask(layer: Layer, source: CountedSource) -> tuple[Identities, list[tuple[int, str]]]:
+    """As `compared`, for the files of the mask of `layer`."""
+    if layer.mask is None:
+        return source.mask_files, []
+    return compared(mask_of(layer), replace(source, files=source.mask_files))
+
+
+def mask_of(layer: Layer) -> Layer:
+    """The mask of `layer`, an array with as many rows."""
+    assert layer.mask is not None
+    return replace(layer.mask, shape=(layer.rows, *layer.mask.shape[1:]), unfinished=layer.unfinished)
+
+
+def check_unchanged(layer: Layer, source: CountedSource, measured: Measured) -> None:
+    """Raise `DataError` if one of the files of `measured` has changed since `source` was counted.
 
     A file with room for more rows may be rewritten at any time: a recorder may be appending to it.
     """
-    for number, said in _changed(source, first, files):
+    for number, said in _changed(source, measured.first_file, measured.files):
         if rows_of_file(layer, number)[1] <= layer.rows:
             raise _change(layer, number, said)
+    masks = replace(source, files=source.mask_files)
+    for number, said in _changed(masks, measured.first_mask_file, measured.mask_files):
+        if rows_of_file(mask_of(layer), number)[1] <= layer.rows:
+            raise _mask_change(layer, number, said)
 
 
 def _change(layer: Layer, number: int, said: str) -> DataError:
+    return DataError(f"layer {layer.name}: {_chunk(layer, number)} {said} since it was counted; {WAYS_OUT}")
+
+
+def _mask_change(layer: Layer, number: int, said: str) -> DataError:
+    mask = mask_of(layer)
+    return DataError(
+        f"layer {layer.name}: {_chunk(mask, number)} of its mask {mask.name} {said} since it was counted; {WAYS_OUT}"
+    )
+
+
+def _chunk(layer: Layer, number: int) -> str:
     first, stop = rows_of_file(layer, number)
-    rows = f"{first}:{min(stop, layer.rows)}"
-    mask = "" if layer.mask is None else f", or its mask in {layer.mask.name},"
-    where = f"chunk {file_key(layer, number)} (rows {rows}){mask}"
-    return DataError(f"layer {layer.name}: {where} {said} since it was counted; {WAYS_OUT}")
+    return f"chunk {file_key(layer, number)} (rows {first}:{min(stop, layer.rows)})"
 
 
 def _changed(source: CountedSource, first: int, files: Identities) -> list[tuple[int, str]]:

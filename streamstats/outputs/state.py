@@ -37,6 +37,7 @@ def state_bytes(ledger: Ledger) -> bytes:
         for name in ROWS:
             tensors[_tensor(number, name)] = np.array(getattr(source, name).ranges, np.int64).reshape(-1, 2)
         tensors[_tensor(number, "files")] = source.files
+        tensors[_tensor(number, "mask_files")] = source.mask_files
     space, quantization = ledger.space, ledger.quantization
     metadata = {
         "format": FORMAT,
@@ -48,7 +49,7 @@ def state_bytes(ledger: Ledger) -> bytes:
         "quantization": json.dumps(quantization.to_metadata() if quantization else None, sort_keys=True),
         **_readers_metadata(ledger),
         "masked": json.dumps(space.masked),
-        "sources": json.dumps([[source.fingerprint, source.rows] for source in ledger.sources]),
+        "sources": json.dumps([[source.fingerprint, source.rows, source.mask] for source in ledger.sources]),
     }
     return tensors_bytes(tensors, metadata)
 
@@ -107,8 +108,8 @@ def _from_file(tensors: Arrays, metadata: Mapping[str, str]) -> LayerStatistics:
     space = Space(np.dtype(metadata["dtype"]), sample, axis - 1, kernel, masked=masked)
     states = {name: array for name, array in tensors.items() if not name.startswith("source.")}
     sources = [
-        _source(tensors, number, fingerprint, rows)
-        for number, (fingerprint, rows) in enumerate(json.loads(metadata["sources"]))
+        _source(tensors, number, fingerprint, rows, mask)
+        for number, (fingerprint, rows, mask) in enumerate(json.loads(metadata["sources"]))
     ]
     if not sources:
         raise ValueError("it names no source")
@@ -132,17 +133,17 @@ def _kinds(names: object) -> list[Kind]:
     return [KINDS[name] for name in names]
 
 
-def _source(tensors: Arrays, number: int, fingerprint: object, rows: object) -> CountedSource:
-    if type(fingerprint) is not str or type(rows) is not int or rows < 0:
-        raise ValueError(f"a source has fingerprint {fingerprint!r} and {rows!r} rows")
+def _source(tensors: Arrays, number: int, fingerprint: object, rows: object, mask: object) -> CountedSource:
+    if type(fingerprint) is not str or type(rows) is not int or rows < 0 or type(mask) is not str:
+        raise ValueError(f"a source has fingerprint {fingerprint!r}, {rows!r} rows and the mask {mask!r}")
     covered, excluded, filled, accepted = (_coverage(tensors, number, name) for name in ROWS)
     for each in (covered, excluded, filled, accepted):
         if each.stop > rows:
             raise ValueError(f"rows {each} are beyond its {rows} rows")
     if covered & excluded:
         raise ValueError("rows are both counted and excluded")
-    files = _pairs(tensors, number, "files")
-    return CountedSource(fingerprint, rows, covered, excluded, filled, accepted, files)
+    files, mask_files = (_pairs(tensors, number, name) for name in ("files", "mask_files"))
+    return CountedSource(fingerprint, rows, covered, excluded, filled, accepted, files, mask, mask_files)
 
 
 def _coverage(tensors: Arrays, number: int, name: str) -> Coverage:

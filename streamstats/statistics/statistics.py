@@ -197,7 +197,13 @@ def working_bytes(kinds: Sequence[Kind], space: Space, block: Sequence[int]) -> 
     """Peak bytes that accumulating blocks of at most the shape `block` needs, in addition to the blocks."""
     riders = _riders(kinds, space).values()
     values = ValuePass.working_bytes(
-        space.dtype, space.sample, space.axis, block, by_sample=_by_sample(kinds, space), riders=riders
+        space.dtype,
+        space.sample,
+        space.axis,
+        block,
+        by_sample=_by_sample(kinds, space),
+        masked=space.masked,
+        riders=riders,
     )
     others = [kind for kind in kinds if not issubclass(kind, ValueStatistic)]
     size = int(np.prod(block, dtype=object)) * space.dtype.itemsize

@@ -143,6 +143,7 @@ class ValuePass:
         block: Sequence[int],
         *,
         by_sample: bool,
+        masked: bool = False,
         riders: Iterable[RiderKind] = (),
     ) -> int:
         """Peak working memory, in bytes, of a pass over blocks of shape `block`: the loops' arrays and copies."""
@@ -151,8 +152,8 @@ class ValuePass:
         if not by_sample:
             return loops
         moments = COPIES * 8 * moment_digits(dtype) * shape[axis]
-        cut = list(block[1:]) != list(shape)
-        waiting = block[0] * block[axis + 1] * 8 * (digit_count(dtype) + 2) if cut else 0
+        in_parts = masked or list(block[1:]) != list(shape)
+        waiting = block[0] * block[axis + 1] * 8 * (digit_count(dtype) + 2) if in_parts else 0
         return loops + moments + waiting
 
 

@@ -149,14 +149,56 @@ def test_a_mask_that_has_changed_since_it_was_counted_is_an_error(tmp_path: Path
     mask = CASES["tokens"][2].copy()
     mask[20, 3] ^= True
     rewritten(tmp_path, mask)
-    said = r"layer x: chunk c/0/0/0 \(rows 0:4\), or its mask in deep/mask, was rewritten since it was counted"
+    said = r"layer x: chunk c/0/0 \(rows 0:7\) of its mask deep/mask was rewritten since it was counted"
     with pytest.raises(DataError, match=said):
         run(first)
     problems = [each.problem for each in verify(first)]
     assert any("statistics differ" in each for each in problems)
-    assert any("or its mask in deep/mask, was rewritten" in each for each in problems)
+    assert any("of its mask deep/mask was rewritten" in each for each in problems)
     run(first, restart=True)
     assert verify(first) == []
+
+
+def test_a_mask_that_has_changed_is_noticed_where_the_layer_has_no_chunk(tmp_path: Path) -> None:
+    values, mask = samples(16, 5, 3), np.ones((16, 5), bool)
+    values[4:8] = 0  # a chunk that zarr does not write
+    build_store(tmp_path / "t.zarr", {"x": values}, attributes={"x": {"mask": "m"}}, chunks=(4, 5, 3))
+    build_store(tmp_path / "t.zarr", {"m": mask}, chunks=(4, 5), config=EVERY_CHUNK)
+    filled = job(tmp_path, source=str(tmp_path / "t.zarr"), missing="fill")
+    run(filled)
+    mask[4:8, 2:] = False
+    zarr.open_group(tmp_path / "t.zarr")["m"][4:8] = mask[4:8]
+    with pytest.raises(DataError, match=r"chunk c/1/0 \(rows 4:8\) of its mask m changed from"):
+        run(filled)
+
+
+def test_rows_are_appended_whatever_the_chunks_of_the_mask(tmp_path: Path) -> None:
+    values, mask = samples(20, 5, 3), RNG.random((20, 5)) < 0.6
+    for rows in (16, 20):
+        for name, array, chunks in (("x", values, (4, 5, 3)), ("m", mask, (64, 5))):
+            if rows == 16:
+                attributes = {"x": {"mask": "m"}}
+                build_store(tmp_path / "s.zarr", {name: array[:16]}, attributes=attributes, chunks=chunks)
+            else:
+                zarr.open_group(tmp_path / "s.zarr")[name].append(array[16:])
+        run(job(tmp_path))
+    assert found(tmp_path).rows == 20
+    assert found(tmp_path).masked == (int((~mask).sum()), 100)
+    assert verify(job(tmp_path)) == []
+
+
+def test_one_store_counted_with_two_masks_is_not_merged(tmp_path: Path) -> None:
+    values, mask = samples(8, 5, 3), np.ones((8, 5), bool)
+    build_store(tmp_path / "s.zarr", {"x": values, "m": mask, "copy": mask}, chunks="auto")
+    for name, rows in (("m", None), ("copy", None), ("m", "0:4"), ("copy", "4:8")):
+        layers = [{"match": "x", "mask": name}]
+        run(job(tmp_path, f"{name} {rows}", layers=layers, rows=rows))
+    for outputs, said in {
+        ("m None", "copy None"): "rows 0:8 are counted in both",
+        ("m 0:4", "copy 4:8"): "rows of one store were counted with the masks m and copy",
+    }.items():
+        with pytest.raises(MismatchError, match=said):
+            merge_outputs([tmp_path / each for each in outputs], tmp_path / "all")
 
 
 @pytest.mark.parametrize("mask", [None, "other"])
@@ -208,6 +250,21 @@ def test_a_mask_of_floats_holds_ones_and_zeros(tmp_path: Path, dtype: str, wrong
     rewritten(tmp_path, mask, "m")
     with pytest.raises(DataError, match=rf"layer x: its mask m holds {wrong} at \(4, 2\)"):
         run(job(tmp_path, "again"))
+
+
+def test_a_single_value_and_the_layer_itself_are_no_masks(tmp_path: Path) -> None:
+    with_mask(tmp_path, np.array(True))
+    with pytest.raises(MismatchError, match="layer x: its mask m is a single value"):
+        run(job(tmp_path))
+    with pytest.raises(UsageError, match="layer x: it is named as its own mask"):
+        run(job(tmp_path, layers=[{"match": "x", "mask": "x"}]))
+
+
+def test_chunks_of_a_mask_that_cannot_be_read_name_its_layer(tmp_path: Path) -> None:
+    first = with_mask(tmp_path, np.ones((6, 5), "int16"))
+    (tmp_path / "s.zarr/m/c/0/0").unlink()
+    with pytest.raises(DataError, match=r"layer x: its mask m: chunk c/0/0 \(rows 0:6\) is missing"):
+        run(first)
 
 
 def test_attributes_that_are_no_name_are_refused(tmp_path: Path) -> None:
@@ -268,3 +325,6 @@ def test_a_recorder_that_was_interrupted_before_it_made_the_layer_starts_again(t
         recorder.append("y.mask", values)
         with pytest.raises(UsageError, match=r"y\.mask is a layer already"):
             recorder.append("y", values, mask=mask)
+        recorder.append("x", values, mask=mask)
+        with pytest.raises(UsageError, match=r"x\.mask is the mask of layer x"):
+            recorder.append("x.mask", mask)

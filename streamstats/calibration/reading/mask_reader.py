@@ -51,7 +51,7 @@ class MaskReader:
         if self._reader is None:
             return None
         part = mask_selection(self._layer, selection)
-        values = self._reader.read(part)
+        values = self._values(part)
         values = values.view(np.uint8) if values.dtype == np.bool_ else values
         counts: Mask = values != 0  # a copy: the reader reuses the memory of `values`
         if not (counts == values).all():
@@ -60,6 +60,14 @@ class MaskReader:
             return None
         extents = [part.stop - part.start for part in selection]
         return np.broadcast_to(counts, positions_of(self._layer, extents))
+
+    def _values(self, part: Selection) -> npt.NDArray[Any]:
+        assert self._reader is not None
+        try:
+            return self._reader.read(part)
+        except DataError as error:
+            said = str(error).removeprefix("layer ")
+            raise type(error)(f"layer {self._layer.name}: its mask {said}") from error
 
     def _refuse(self, values: npt.NDArray[Any], part: Selection) -> None:
         place = tuple(np.argwhere((values != 0) & (values != 1))[0].tolist())

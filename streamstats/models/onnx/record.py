@@ -253,6 +253,8 @@ def _visit_batch(run: ModelRun, targets: Sequence[Target], visit: Visit, rows: s
 def _append(recorder: Recorder | Meter, run: ModelRun, target: Target, block: npt.NDArray[Any], rows: slice) -> None:
     mask = mask_rows(run, target.mask, rows)
     if target.quantization is not None:
+        if mask is not None:  # whatever lies under the mask needs no code
+            block = np.where(np.expand_dims(mask, target.channel_axis), block, block.dtype.type(0))
         block = target.quantization.quantize(block, np.int8, target.channel_axis)
     recorder.append(
         target.name,
@@ -286,6 +288,8 @@ def _quantized(run: ModelRun, targets: Sequence[Target], progress: Progress) -> 
 def _fitting(target: Target, extrema: ChannelExtrema) -> Quantization:
     """A quantisation whose codes cover `extrema`: a new one, or the store's if it is wide enough."""
     low, high = float(extrema.minimum.min()), float(extrema.maximum.max())
+    if low > high:  # no value counts
+        low = high = 0.0
     if target.stored is None or target.stored.quantization is None:
         return tensor_quantization(low, high)
     stored = target.stored.quantization

@@ -94,6 +94,26 @@ def test_codes_are_those_of_the_range_of_what_counts(folder: Path) -> None:
     np.testing.assert_allclose(statistics.quantization.step, (max(high, 0) - min(low, 0)) / 255, rtol=1e-6)
 
 
+def test_whatever_lies_under_the_mask_has_no_code(folder: Path) -> None:
+    hidden = np.where(MASK[..., None] == 1, X, np.float32(np.nan))
+    np.savez(folder / "x.npz", x=hidden, attention_mask=MASK)
+    record(
+        folder / "model.onnx",
+        folder / "x.npz",
+        folder / "s.zarr",
+        mask="attention_mask",
+        storage="int8",
+        layers=["first"],
+    )
+    np.savez(folder / "x.npz", x=hidden, attention_mask=np.zeros_like(MASK))
+    options: dict[str, Any] = {"storage": "int8", "layers": ["first"], "append": True}
+    record(folder / "model.onnx", folder / "x.npz", folder / "s.zarr", mask="attention_mask", **options)
+    run(JobConfig(source=str(folder / "s.zarr"), output=str(folder / "out")).job())
+    found = open_results(folder / "out").statistics("first")
+    assert found.masked == (2 * N * T - MASK.sum(), 2 * N * T)
+    np.testing.assert_allclose(found.mean, X[MASK == 1].mean(axis=0, dtype="f8"), atol=0.02)
+
+
 @pytest.mark.parametrize("form", ["full", "change", None])
 def test_a_correction_undoes_the_shift_of_what_counts(folder: Path, form: str | None) -> None:
     out, fixed = counted(folder), folder / "fixed.onnx"
