@@ -364,14 +364,17 @@ def ranges(options: Namespace) -> None:
     """`streamstats ranges OUT`."""
     from ..ranges.codes import Codes
     from ..ranges.finding import METHODS, layer_ranges, matching_layers
+    from ..ranges.percentile import PERCENTILE
 
     codes = Codes(options.bits, options.symmetric, options.codes and options.codes == "signed")
     methods = METHODS if options.compare else (options.method,)
+    check_percentile(options, methods)
+    percentile = PERCENTILE if options.percentile is None else options.percentile
     chosen = matching_layers(options.output, options.layer)
     if options.plot and (options.per_channel or len(chosen) > 1):
         raise UsageError("--plot shows one layer without --per-channel; name the layer with --layer")
     found = {
-        layer: layer_ranges(statistics, methods, codes, per_channel=options.per_channel, percentile=options.percentile)
+        layer: layer_ranges(statistics, methods, codes, per_channel=options.per_channel, percentile=percentile)
         for layer, statistics in chosen.items()
     }
     if options.plot:
@@ -384,6 +387,15 @@ def ranges(options: Namespace) -> None:
     _print_ranges([each for by in found.values() for each in by], options.per_channel)
     say(f"codes {codes.lowest} to {codes.highest}; real values are (code - zero point) * step")
     _say_bounds([each for by in found.values() for each in by])
+
+
+def check_percentile(options: Namespace, methods: Sequence[str]) -> None:
+    """Raise `UsageError` for a percentile that none of the `methods` takes."""
+    if options.percentile is not None and "percentile" not in methods:
+        raise UsageError(
+            f"--percentile is {options.percentile:g}, but --method is {', '.join(methods)}; choose --method "
+            "percentile, or leave --percentile out"
+        )
 
 
 def _plot_ranges(statistics: LayerStatistics, found: Sequence[LayerRange], target: str) -> None:

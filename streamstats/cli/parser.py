@@ -413,8 +413,7 @@ def _add_ranges(parser: argparse.ArgumentParser) -> None:
         "--percentile",
         metavar="P",
         type=float,
-        default=99.99,
-        help="with --method percentile: the share of values within each end, in %%",
+        help="with --method percentile or --compare: the share of values within each end, in %%; default: 99.99",
     )
     parser.add_argument("--layer", metavar="GLOB", default="*", help="only layers whose names match")
     parser.add_argument(
