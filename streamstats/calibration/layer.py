@@ -183,12 +183,20 @@ class Layer:
         }
         for name, (found, expected) in differences.items():
             if found != expected:
-                raise MismatchError(f"layer {self.name}: the {name} is {found}; {place} {expected}; {remedy}")
+                ways = f"{_mask_remedy(self, earlier)}{remedy}" if name == "mask" else remedy
+                raise MismatchError(f"layer {self.name}: the {name} is {found}; {place} {expected}; {ways}")
 
 
 def _of(layer: Layer, reader: str) -> str:
     """Which reader is meant, where it has another name than the layer."""
     return "" if reader == layer.name else f" of {reader}"
+
+
+def _mask_remedy(layer: Layer, earlier: Layer) -> str:
+    """What to do about samples with a mask after those of `earlier` without one, or the reverse; else nothing."""
+    if layer.mask is None:
+        return "give each append its `mask`, or "
+    return "leave the mask out, or " if earlier.mask is None else ""
 
 
 def _mask_of(layer: Layer) -> str:
@@ -211,8 +219,9 @@ def described(
     """
     check_layer_name(name)
     check_values(name, samples.dtype, samples.shape, "convert or reshape the samples")
-    layer = Layer(store, name, (0, *samples.shape[1:]), samples.dtype, (), (), 0, tensor=tensor)
-    return layer.with_channel_axis(channel_axis).with_quantization(quantization).with_readers(readers)
+    whole = Layer(store, name, samples.shape, samples.dtype, (), (), 0, tensor=tensor)
+    found = whole.with_channel_axis(channel_axis).with_quantization(quantization).with_readers(readers)
+    return replace(found, shape=(0, *found.sample_shape))
 
 
 def check_values(name: str, dtype: np.dtype[Any], shape: tuple[int, ...], remedy: str) -> None:

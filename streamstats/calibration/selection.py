@@ -18,7 +18,7 @@ import zarr
 from ..errors import UsageError, listed
 from ..layouts import Kernel
 from ..quantization import Quantization
-from ..statistics.kinds import check_refusals, kinds_of
+from ..statistics.kinds import check_refusals, checked_names, kinds_of
 from .describing import describe, describe_array, mask_name, masked_layer, names_in
 from .layer import Layer
 from .masking import with_mask
@@ -37,6 +37,7 @@ class LayerRule:
     kinds in `KINDS` to count in addition to those that are always counted. A job that counts fewer than `min_rows` rows
     of a layer, or fewer finite values in one of its channels, is incomplete. `mask` names the array of the store that
     says which positions count; where it is None, the attributes of the store decide.
+    Raises `UsageError` for statistics that are one text.
     """
 
     match: str
@@ -46,6 +47,9 @@ class LayerRule:
     kernel: Kernel | None = None
     min_rows: int = 0
     mask: str | None = None
+
+    def __post_init__(self) -> None:
+        checked_names(self.statistics)
 
 
 @dataclass(frozen=True)

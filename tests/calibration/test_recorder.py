@@ -403,6 +403,22 @@ def test_what_does_not_fit_is_refused_with_both_sides(tmp_path: Path) -> None:
     assert files(tmp_path) == before
 
 
+@pytest.mark.parametrize("reopened", [False, True])
+def test_a_layer_that_reads_another_array_is_refused_either_way_round(tmp_path: Path, reopened: bool) -> None:
+    both = {"block/conv": None, "block/skip": None}
+    appends: dict[str, Any] = {"block/conv": {"layers": both}, "block/skip": {}}
+    for first, other in (("block/conv", "block/skip"), ("block/skip", "block/conv")):
+        store = tmp_path / other
+        recorder = Recorder(store)
+        recorder.append(first, rows(2), **appends[first])
+        if reopened:
+            recorder.close()
+            recorder = Recorder(store)
+        with recorder, pytest.raises(UsageError, match=f"layer block/skip reads the array {first} of .*{store.name}"):
+            recorder.append(other, rows(2), **appends[other])
+        assert [layer.name for layer in select_layers(store).layers] == [first]
+
+
 @pytest.mark.parametrize("axis", [0, 3, -3, 5, -10])
 def test_a_channel_axis_that_is_not_there_is_refused_at_every_append(tmp_path: Path, axis: int) -> None:
     with Recorder(tmp_path) as recorder:

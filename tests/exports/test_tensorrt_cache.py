@@ -59,7 +59,9 @@ OTHER_CODES = {
 
 @pytest.mark.parametrize(("found", "choice"), OTHER_CODES.items())
 def test_other_codes_are_refused(tmp_path: Path, out: Path, found: str, choice: ss.RangeChoice) -> None:
-    message = f"ranges are for {found}; expected symmetric signed codes of 8 bits, .*--bits 8 --symmetric --codes signed"
+    message = (
+        f"ranges are for {found}; expected symmetric signed codes of 8 bits, .*--bits 8 --symmetric --codes signed"
+    )
     with pytest.raises(UsageError, match=message):
         ss.export(out, "tensorrt", tmp_path / "calibration.cache", ranges=choice)
 

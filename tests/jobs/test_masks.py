@@ -206,7 +206,9 @@ def test_attributes_that_are_no_name_are_refused(tmp_path: Path) -> None:
 def test_statistics_for_which_positions_matter_refuse_masks(tmp_path: Path) -> None:
     with_mask(tmp_path, np.ones((6, 5), bool))
     geometry = {"kernel": [3], "pads": [1, 1]}
-    with pytest.raises(UsageError, match=r"layer x: .*taps.* the layer has a mask"):
+    with pytest.raises(
+        UsageError, match=r"layer x: `taps` cannot be counted, because the layer has a mask, [^:;]*; request"
+    ):
         run(job(tmp_path, layers=[{"match": "x", "geometry": geometry, "statistics": ["taps"]}]))
 
 

@@ -191,7 +191,7 @@ def tell_unused(run: ModelRun, mask: str | None, progress: Progress) -> None:
     """Say that the model has an input that looks like a mask, if none was named."""
     if mask is None and USUAL in run.arrays:
         progress.say(
-            f"note: padding counts like data; name the model's input {USUAL} as the mask (--mask) to leave it out"
+            f"note: the model has an input {USUAL}, but padding counts like data; leave it out with `--mask {USUAL}`"
         )
 
 
