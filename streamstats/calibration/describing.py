@@ -103,8 +103,30 @@ def seen_differently(layer: Layer) -> str | None:
 
 
 def masked_fingerprint(fingerprint: str, mask: str, of_mask: str) -> str:
-    """SHA-256 (hex) of the `fingerprint` of an array, and of the name and fingerprint of its mask."""
-    return sha256(f"{fingerprint} {mask} {of_mask}".encode()).hexdigest()
+    """The `fingerprint` of an array, and the fingerprint and name of its mask."""
+    return f"{fingerprint} {of_mask} {mask}"
+
+
+def what_changed(before: str, now: str) -> str:
+    """How an array whose fingerprint was `before`, and is `now` another one, has changed since it was counted.
+
+    >>> what_changed("1f 2e a/mask", "1f 2e b/mask")
+    'its mask was a/mask when it was counted, and is b/mask now'
+    >>> what_changed("1f 2e a/mask", "1f 3d a/mask")
+    'the dtype, shape, chunks or codecs of its mask a/mask have changed since it was counted'
+    """
+    mask, mask_now = mask_in(before), mask_in(now)
+    if before.split(" ")[0] != now.split(" ")[0] or mask is None or mask_now is None:
+        return "its dtype, sample shape, chunks or codecs have changed since it was counted"
+    if mask != mask_now:
+        return f"its mask was {mask} when it was counted, and is {mask_now} now"
+    return f"the dtype, shape, chunks or codecs of its mask {mask} have changed since it was counted"
+
+
+def mask_in(fingerprint: str) -> str | None:
+    """The name of the mask in a fingerprint; None if it has none."""
+    parts = fingerprint.split(" ", 2)
+    return parts[2] if len(parts) == 3 else None
 
 
 def _check_grid(name: str, array: zarr.Array[Any]) -> None:

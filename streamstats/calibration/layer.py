@@ -40,12 +40,12 @@ class Layer:
     `shards` lies in one file. `channel_axis` counts from 0. `keys` names the files, if the naming scheme is known;
     `encoding` says how to read them without zarr, where that is possible. `recorded` says that our recorder wrote the
     array, so that every chunk of it was stored. `fingerprint` (SHA-256, hex) identifies dtype, chunk grid and codecs,
-    whatever the number of rows. `kinds` are the statistics to count. `unfinished` says that rows were being appended
-    when the layer was described, or that appending was interrupted: the file that they begin in may be written again.
-    `kernel` is what moves over the samples, if known. `readers` are the layers of the model that read the array; None
-    means the layer of its own name. `tensor` is the model's name of what was recorded, empty if unknown.
-    `within` are the bins of its histogram whose values are told apart.
-    `min_rows` is the number of rows below which the job is incomplete.
+    whatever the number of rows; those of the mask and its name follow, if there is one. `kinds` are the statistics to
+    count. `unfinished` says that rows were being appended when the layer was described, or that appending was
+    interrupted: the file that they begin in may be written again. `kernel` is what moves over the samples, if known.
+    `readers` are the layers of the model that read the array; None means the layer of its own name. `tensor` is the
+    model's name of what was recorded, empty if unknown. `within` are the bins of its histogram whose values are told
+    apart. `min_rows` is the number of rows below which the job is incomplete.
     `mask`, itself such an array but without channels, has ones where values count and zeros where they do not.
     """
 

@@ -75,6 +75,7 @@ def select_layers(source: str | Path, rules: Sequence[LayerRule] = ()) -> Select
     _check_matched(source, rules, readers)
     matches = {array: _first_matches(array, names, rules) for array, names in readers.items()}
     mask_of = {array: _asked(array, "mask", by) or mask_name(arrays[array]) for array, by in matches.items()}
+    _check_not_own_mask(mask_of)
     masks = [array for array in arrays if array in mask_of.values() or masked_layer(arrays[array])]
     not_masks = {array: by for array, by in matches.items() if array not in masks}
     if masks and not any(not_masks.values()):
@@ -89,6 +90,16 @@ def select_layers(source: str | Path, rules: Sequence[LayerRule] = ()) -> Select
     )
     _check_once(layers)
     return Selected(layers, _skipped(readers, not_masks))
+
+
+def _check_not_own_mask(mask_of: Mapping[str, str | None]) -> None:
+    """Raise `UsageError` for an array that is named as the mask of itself, and of no other one."""
+    for array, mask in mask_of.items():
+        if array == mask and [*mask_of.values()].count(mask) == 1:
+            raise UsageError(
+                f"layer {array} is named as its own mask; expected another array of its shape without the channel "
+                "axis: name that array under `mask`, or leave `mask` out"
+            )
 
 
 def _check_matched(source: str | Path, rules: Sequence[LayerRule], readers: Mapping[str, Sequence[str]]) -> None:

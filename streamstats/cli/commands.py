@@ -180,12 +180,10 @@ def status(options: Namespace) -> int:
         layers = {layer.layer: layer.document() for layer in found.layers}
         print_json({"complete": found.complete, "running": found.running, "layers": layers})
     else:
-        rows = [
-            [layer.layer, f"{layer.counted:,}", f"{layer.rows:,}", row_ranges(layer.excluded.ranges), span, why]
-            for layer in found.layers
-            for span, why in _gaps(layer)
-        ]
-        print_table(["layer", "counted", "of rows", "excluded", "missing", "because"], rows)
+        array = any(layer.array != layer.layer for layer in found.layers)
+        rows = [[*_status_cells(layer, array), span, why] for layer in found.layers for span, why in _gaps(layer)]
+        columns = ["layer", *(["array"] if array else []), "counted", "of rows", "excluded", "missing", "reason"]
+        print_table(columns, rows, left=1 + array)
     if found.running:
         say("a run is in progress")
     elif any(layer.missing for layer in found.layers):
@@ -196,13 +194,19 @@ def status(options: Namespace) -> int:
     return DONE if found.complete else INCOMPLETE
 
 
+def _status_cells(layer: LayerStatus, array: bool) -> list[str]:
+    """The first cells of a layer, with the array that it reads if `array`."""
+    rows = [f"{layer.counted:,}", f"{layer.rows:,}", row_ranges(layer.excluded.ranges)]
+    return [layer.layer, *([layer.array] if array else []), *rows]
+
+
 def _gaps(layer: LayerStatus) -> list[tuple[str, str]]:
     """Cells (missing rows, reason) for the first ranges, one for the number of further ranges, one for a shortfall."""
     lines = [(row_ranges([rows]), why) for rows, why in layer.missing[:NAMED]]
     if len(layer.missing) > NAMED:
         lines.append((f"{len(layer.missing) - NAMED} more", "see --json"))
     if layer.shortfall is not None:
-        lines.append(("below min_rows", layer.shortfall.reason))
+        lines.append(("" if lines else "none", layer.shortfall.reason))
     return lines or [("none", "")]
 
 
@@ -233,10 +237,12 @@ def forget(options: Namespace) -> None:
     with Shown() as progress:
         forgotten = forget(job, parse_rows(options.rows), match=options.layers, progress=progress)
     if options.json:
-        print_json({"layers": {each.layer: {"rows": each.rows, "others": each.others} for each in forgotten}})
+        layers = {each.layer: {"array": each.array, "rows": each.rows, "others": each.others} for each in forgotten}
+        print_json({"layers": layers})
         return
-    rows = [[each.layer, f"{each.rows:,}", f"{each.others:,}"] for each in forgotten]
-    print_table(["layer", "rows forgotten", "other rows read again"], rows)
+    array = ["array"] if any(each.array != each.layer for each in forgotten) else []
+    rows = [[each.layer, *([each.array] if array else []), f"{each.rows:,}", f"{each.others:,}"] for each in forgotten]
+    print_table(["layer", *array, "rows forgotten", "other rows read again"], rows, left=1 + len(array))
 
 
 def merge(options: Namespace) -> None:

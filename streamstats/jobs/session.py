@@ -147,7 +147,8 @@ def open_session(
     check_paths(output, [layer.name for layer in selected.layers])
     tell_selected(selected, progress)
     try:
-        with held(output, job.source, {layer.name: layer.rows for layer in selected.layers}):
+        rows = {layer.name: layer.rows for layer in selected.layers}
+        with held(output, job.source, rows, {layer.name: layer.names for layer in selected.layers}):
             remove_leftovers(output)
             if restart:
                 ledgers = restarted(output, selected.layers)

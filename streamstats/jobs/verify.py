@@ -8,6 +8,7 @@ from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 
+from ..calibration.describing import what_changed
 from ..calibration.identity import file_key, rows_of_file
 from ..calibration.layer import Layer
 from ..calibration.selection import Selected, select_layers
@@ -84,8 +85,7 @@ def _read_again(
 def _differences(layer: Layer, state: LayerStatistics, found: LayerStatistics) -> Iterator[Problem]:
     """What has changed since `state` was counted; `found` are the statistics that the same rows give now."""
     if state.source.fingerprint != layer.fingerprint:
-        changed = "dtype, sample shape, chunks, codecs or mask have changed since they were counted"
-        yield Problem(layer.name, (0, layer.rows), changed)
+        yield Problem(layer.name, (0, layer.rows), what_changed(state.source.fingerprint, layer.fingerprint))
         return
     same_rows = state.covered == found.covered
     differing = state.statistics.differing(found.statistics) if same_rows else []

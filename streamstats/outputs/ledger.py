@@ -43,10 +43,10 @@ class Measured:
 class CountedSource:
     """What was counted from one array.
 
-    `fingerprint` identifies how the array is stored (dtype, chunks, codecs), whatever its rows; `rows` is its number of
-    rows. `covered` rows are counted, `excluded` rows are never counted again; for chunks in `filled` rows, which could
-    not be read, the fill value was counted; `accepted` rows have changed since, and what was counted of them was kept.
-    `files` int64[n, 2] identifies the counted files, as `calibration.identity` numbers them.
+    `fingerprint` identifies how the array and its mask are stored (`Layer.fingerprint`), whatever their rows; `rows` is
+    its number of rows. `covered` rows are counted, `excluded` rows are never counted again; for chunks in `filled`
+    rows, which could not be read, the fill value was counted; `accepted` rows have changed since, and what was counted
+    of them was kept. `files` int64[n, 2] identifies the counted files, as `calibration.identity` numbers them.
     """
 
     fingerprint: str

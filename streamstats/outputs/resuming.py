@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..calibration.describing import mask_in, what_changed
 from ..calibration.identity import file_key, file_range, identities, rows_of_file
 from ..calibration.layer import Layer
 from ..calibration.sources.identities import MISSING, UNCOUNTED, Identities, Identity, is_counted, is_known
@@ -54,10 +55,7 @@ def continued(layer: Layer, state: LayerStatistics | None, *, accept_changes: bo
     if accept_changes:
         return replace(state, sources=(_accepted(layer, source),))
     if source.fingerprint != layer.fingerprint:
-        raise DataError(
-            f"layer {layer.name}: its dtype, sample shape, chunks, codecs or mask have changed since it was counted; "
-            f"{WAYS_OUT}"
-        )
+        raise DataError(f"layer {layer.name}: {what_changed(source.fingerprint, layer.fingerprint)}; {WAYS_OUT}")
     if source.covered.stop > layer.rows:
         raise DataError(
             f"layer {layer.name}: it has {layer.rows} rows, but rows up to {source.covered.stop} were counted; "
@@ -93,8 +91,9 @@ def check_same_job(layer: Layer, state: Ledger) -> None:
         "channel axis": (state.channel_axis, layer.channel_axis),
         "channels": (state.channels, layer.channels),
         "statistics": (", ".join(state.statistics), ", ".join(kind.name for kind in layer.kinds)),
-        "mask": tuple("one" if each.masked else "none" for each in (state.space, layer.space)),
     }
+    if state.space.masked != layer.space.masked:
+        pairs["mask"] = (_mask(state.space, state.source.fingerprint), _mask(layer.space, layer.fingerprint))
     if state.statistics.uses_kernel:
         pairs["kernel"] = (_kernel(state.space), _kernel(layer.space))
         pairs["sample shape"] = (str(state.space.sample), str(layer.sample_shape))
@@ -110,6 +109,10 @@ def check_same_job(layer: Layer, state: Ledger) -> None:
                 f"layer {layer.name}: {kind.name} was counted over samples of shape {state.space.sample}, but they now "
                 f"have the shape {layer.space.sample}; count everything again with --restart, or choose another output"
             )
+
+
+def _mask(space: Space, fingerprint: str) -> str:
+    return (mask_in(fingerprint) or "one") if space.masked else "none"
 
 
 def _kernel(space: Space) -> str:

@@ -159,13 +159,25 @@ def test_a_mask_that_has_changed_since_it_was_counted_is_an_error(tmp_path: Path
     assert verify(first) == []
 
 
-@pytest.mark.parametrize("mask", [None, "other"])
-def test_another_mask_than_the_counted_one_is_an_error(tmp_path: Path, mask: str | None) -> None:
+@pytest.mark.parametrize(
+    ("mask", "said"),
+    [
+        (None, "counted with mask deep/mask, but the job now has none"),
+        ("other", "its mask was deep/mask when it was counted, and is other now"),
+        ("deep/mask", "the dtype, shape, chunks or codecs of its mask deep/mask have changed"),
+    ],
+)
+def test_another_mask_than_the_counted_one_is_an_error(tmp_path: Path, mask: str | None, said: str) -> None:
     run(masked(tmp_path, "tokens"))
     build_store(tmp_path / "s.zarr", {"other": CASES["tokens"][2]}, chunks=(7, 9))
-    layers = [{"match": "x", "mask": mask}]
-    with pytest.raises((DataError, MismatchError), match=r"layer x: .* mask"):
-        run(job(tmp_path, layers=layers, statistics=[*KINDS, "spread"]))
+    if mask == "deep/mask":
+        del zarr.open_group(tmp_path / "s.zarr")[mask]
+        build_store(tmp_path / "s.zarr", {mask: CASES["tokens"][2]}, chunks=(5, 9))
+    again = job(tmp_path, layers=[{"match": "x", "mask": mask}], statistics=[*KINDS, "spread"])
+    with pytest.raises((DataError, MismatchError), match=f"layer x: .*{said}"):
+        run(again)
+    if mask is not None:
+        assert [said in each.problem for each in verify(again)] == [True]
 
 
 def with_mask(tmp_path: Path, mask: Array | None, attributes: Mapping[str, Any] | None = None) -> Any:
@@ -189,6 +201,20 @@ def with_mask(tmp_path: Path, mask: Array | None, attributes: Mapping[str, Any] 
 def test_a_mask_that_does_not_fit_is_refused(tmp_path: Path, mask: Array | None, said: str) -> None:
     with pytest.raises((MismatchError, UsageError), match=said):
         run(with_mask(tmp_path, mask))
+
+
+@pytest.mark.parametrize("others", [[], [{"match": "*"}]])
+def test_a_layer_is_not_its_own_mask(tmp_path: Path, others: list[dict[str, Any]]) -> None:
+    with_mask(tmp_path, np.ones((6, 5), bool))
+    with pytest.raises(UsageError, match="layer x is named as its own mask; expected another array of its shape"):
+        run(job(tmp_path, layers=[{"match": "x", "mask": "x"}, *others]))
+
+
+def test_a_mask_of_null_is_that_of_the_attributes(tmp_path: Path) -> None:
+    mask = np.tile([True, True, True, False, False], (6, 1))
+    with_mask(tmp_path, mask)
+    run(job(tmp_path, layers=[{"match": "x", "mask": None}]))
+    assert found(tmp_path).masked == (12, 30)
 
 
 def test_a_mask_of_other_numbers_is_refused_with_the_place(tmp_path: Path) -> None:

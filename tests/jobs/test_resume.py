@@ -504,7 +504,7 @@ def test_an_array_that_was_made_anew_in_another_way_is_an_error(tmp_path: Path) 
     run(config(store))
     group = zarr.open_group(store)
     group.create_array("conv", data=samples(8, 3), chunks=(4, 3), overwrite=True)
-    with pytest.raises(DataError, match="codecs or mask have changed since it was counted; count everything again"):
+    with pytest.raises(DataError, match="chunks or codecs have changed since it was counted; count everything again"):
         run(config(store))
     run(config(store), restart=True)
     assert results(tmp_path / "out") == undisturbed(store, tmp_path)
