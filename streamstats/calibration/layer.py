@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import MismatchError, UsageError
+from ..errors import MismatchError, UsageError, in_words
 from ..layouts import Kernel, Kernels
 from ..quantization import Quantization
 from ..statistics.kinds import Kind, kinds_of
@@ -173,9 +173,9 @@ class Layer:
             "sample shape": (self.sample_shape, earlier.sample_shape),
             "dtype": (self.dtype, earlier.dtype),
             "channel axis": (self.channel_axis, earlier.channel_axis),
-            "quantisation": (self.quantization, earlier.quantization),
+            "quantisation": (_metadata(self.quantization), _metadata(earlier.quantization)),
             **{
-                f"kernel{_of(self, name)}": (mine.kernel_of(name), theirs.kernel_of(name))
+                f"kernel{_of(self, name)}": (_metadata(mine.kernel_of(name)), _metadata(theirs.kernel_of(name)))
                 for name in mine.names
                 if name in theirs.names
             },
@@ -184,7 +184,12 @@ class Layer:
         for name, (found, expected) in differences.items():
             if found != expected:
                 ways = f"{_mask_remedy(self, earlier)}{remedy}" if name == "mask" else remedy
-                raise MismatchError(f"layer {self.name}: the {name} is {found}; {place} {expected}; {ways}")
+                said = f"the {name} is {in_words(found)}; {place} {in_words(expected)}"
+                raise MismatchError(f"layer {self.name}: {said}; {ways}")
+
+
+def _metadata(described: Quantization | Kernel | None) -> dict[str, Any] | None:
+    return None if described is None else described.to_metadata()
 
 
 def _of(layer: Layer, reader: str) -> str:

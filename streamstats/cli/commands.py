@@ -6,13 +6,14 @@ Heavy imports wait until a command needs them.
 from __future__ import annotations
 
 import math
+import re
 import sys
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import CORRUPT, DONE, INCOMPLETE, UsageError, counted, listed
+from ..errors import CORRUPT, DONE, INCOMPLETE, UsageError, counted, in_words, listed
 from ..outputs.documents import channel_columns, channels_document, layers_document
 from ..outputs.ledger import Ledger, by_layer
 from ..outputs.shortfalls import REMEDY, Shortfall
@@ -326,13 +327,14 @@ def _different(found: LayerComparison) -> str:
     parts = [", ".join(found.differing)] if found.differing else []
     parts += [f"{counted(len(one_sided), 'channel')} with values in one output only"] if one_sided else []
     for what, (mine, theirs) in found.described.items():
-        parts.append(f"{what.replace('_', ' ')} {_described_cell(mine)} and {_described_cell(theirs)}")
+        named = "quantisation" if what == "quantization" else what.replace("_", " ")
+        parts.append(f"{named} {_described_cell(mine)} and {_described_cell(theirs)}")
     return "; ".join(parts) or "nothing"
 
 
 def _described_cell(value: Any) -> str:
     """What describes a layer, such as its dtype, or the quantisation of thousands of channels."""
-    text = "none" if value is None else " + ".join(value) if isinstance(value, list) else str(value)
+    text = in_words(value, most=2)
     return text if len(text) <= LONGEST_CELL else f"{text[:LONGEST_CELL]}…"
 
 
@@ -455,7 +457,7 @@ def print_layers(
     shared = any(found.array for found in statistics.values())
     masked = any(found.masked for found in statistics.values())
     fixed = ["layer", *(["array"] if shared else []), "rows", "covered", "channels", "axis", "dtype"]
-    headings = [*fixed, *(["masked"] if masked else []), *(each.replace("_", " ") for each in columns)]
+    headings = [*fixed, *(["masked"] if masked else []), *map(_heading, columns)]
     rows = [
         [
             *_layer_cells(found, shared, masked),
@@ -464,6 +466,11 @@ def print_layers(
         for name, found in statistics.items()
     ]
     print_table(headings, rows)
+
+
+def _heading(name: str) -> str:
+    """The name of a figure as a heading, such as "percentile 99.9" for `percentile_99_9`."""
+    return re.sub(r"(\d) (\d)", r"\1.\2", name.replace("_", " "))
 
 
 def _layer_cells(found: Ledger, shared: bool, masked: bool) -> list[str]:

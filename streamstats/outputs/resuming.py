@@ -13,7 +13,7 @@ from ..calibration.identity import file_key, file_range, identities, rows_of_fil
 from ..calibration.layer import Layer
 from ..calibration.sources.identities import MISSING, UNCOUNTED, Identities, Identity, is_counted, is_known
 from ..coverage import Coverage
-from ..errors import DataError, MismatchError
+from ..errors import DataError, MismatchError, in_words
 from ..statistics.statistic import Space
 from .layer_statistics import LayerStatistics
 from .ledger import CountedSource, Ledger
@@ -116,7 +116,7 @@ def _mask(space: Space, fingerprint: str) -> str:
 
 
 def _kernel(space: Space) -> str:
-    return "unknown" if space.kernel is None else str(space.kernel.to_metadata())
+    return "unknown" if space.kernel is None else in_words(space.kernel.to_metadata())
 
 
 def _accepted(layer: Layer, source: CountedSource) -> CountedSource:

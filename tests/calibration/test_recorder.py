@@ -388,7 +388,7 @@ def test_what_does_not_fit_is_refused_with_both_sides(tmp_path: Path) -> None:
         (samples(3, 3, dtype="int8"), {}, ("the sample shape is (3,); the store holds (3, 4)",)),
         (codes.astype("uint8"), {}, ("the dtype is uint8; the store holds int8",)),
         (codes, {"channel_axis": 2}, ("the channel axis is 2; the store holds 1",)),
-        (codes, {"quantization": None}, ("the quantisation is None; the store holds Quantization(",)),
+        (codes, {"quantization": None}, ("the quantisation is none; the store holds step 0.5, zero point 3;",)),
         (codes, {"quantization": Quantization(0.25, 3)}, ("0.25", "the store holds", "0.5")),
     ]
     before = files(tmp_path)

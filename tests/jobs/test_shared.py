@@ -230,6 +230,8 @@ def test_quantiles_tables_and_json_name_every_layer(tmp_path: Path, capsys: pyte
     }
     assert main(["inspect", str(out)]) == 0
     lines = capsys.readouterr().out.splitlines()
+    assert "  percentile 0.1  " in lines[0]
+    assert "  percentile 99.9" in lines[0]
     assert [line.split()[:2] for line in lines] == [
         ["layer", "array"],
         ["block/conv", "block/conv"],
