@@ -64,7 +64,7 @@ def _ranges(options: Namespace) -> RangeChoice | None:
         check_holds_ranges(options.format, given)
     if options.method is None:
         if given:
-            raise UsageError(f"{given} is given without --method; add --method, or leave out {given}")
+            raise UsageError(f"found {given}, but no --method; add --method, or leave out {given}")
         return None
     check_percentile(options, [options.method])
     signed = None if options.codes is None else options.codes == "signed"
@@ -82,7 +82,7 @@ def _range_options(options: Namespace) -> str:
         "--codes": options.codes is not None,
         "--percentile": options.percentile is not None,
     }
-    return ", ".join(name for name, is_given in given.items() if is_given)
+    return " and ".join(name for name, is_given in given.items() if is_given)
 
 
 def _names(options: Namespace) -> Names | None:

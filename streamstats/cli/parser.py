@@ -146,6 +146,8 @@ there. This reads the rows once more. If it ends with an error, nothing has chan
 
   streamstats forget run.yaml --rows 128:192           from all layers
   streamstats forget run.yaml --rows 0:8 --layers 'block1/*'
+
+Layers that read the same array forget together, even if only one of their names matches; all of them are listed.
 """
 
 MERGE = """\

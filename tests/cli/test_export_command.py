@@ -43,7 +43,10 @@ def test_json_says_what_was_written(tmp_path: Path, out: Path) -> None:
 
 BAD = {
     "no method": (["--format", "aimet"], "choose how to find it: with --method, or"),
-    "no method, but bits": (["--format", "aimet", "--bits", "4"], "--bits is given without --method; add --method, or"),
+    "no method, but bits": (
+        ["--format", "aimet", "--bits", "4"],
+        "found --bits, but no --method; add --method, or leave",
+    ),
     "no ranges, but bits": (["--format", "csv", "--bits", "4"], "the csv file holds no ranges; leave out --bits, or"),
     "another percentile": (
         ["--format", "aimet", "--method", "mse", "--percentile", "99"],

@@ -191,7 +191,7 @@ class _Correcting:
         left_out: list[str] = []
         while True:
             model, outcomes = self._corrected(planned)
-            note = f" without the corrections that do harm, of {listed(left_out)}" if left_out else ""
+            note = f" again, without the corrections of {listed(left_out)}, which do harm" if left_out else ""
             harmful = judge.add(CORRECTED, model, _added_terms(outcomes), note)
             left_out += harmful
             if not self.how.do_no_harm or not harmful:
