@@ -139,15 +139,17 @@ class LayerConfig(Settings):
         Field(
             min_length=1,
             description="The name of the array in the store that says which positions count (1) and which do not (0). "
-            "It has the shape of the layer without its channel axis.",
+            "It has the shape of the layer without its channel axis. null, the default, leaves it to the store's "
+            "attributes.",
         ),
     ] = None
     statistics: Annotated[
-        list[StatisticName] | None, Field(description="As `statistics` of the job, but for these layers only.")
+        list[StatisticName] | None,
+        Field(description="As `statistics` of the job, which it replaces for these layers; [] for none."),
     ] = None
-    min_rows: Annotated[int | None, Field(ge=0, description="As `min_rows` of the job, but for these layers only.")] = (
-        None
-    )
+    min_rows: Annotated[
+        int | None, Field(ge=0, description="As `min_rows` of the job, which it replaces for these layers.")
+    ] = None
 
     def rule(self, statistics: Sequence[str], min_rows: int) -> LayerRule:
         """The rule that chooses and describes these layers.

@@ -6,7 +6,7 @@ command line, so a batch system can tell a job that needs correcting (2) from da
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib import import_module
 from types import ModuleType
 
@@ -96,6 +96,26 @@ def listed(names: Iterable[str], most: int = 8) -> str:
     every = [*names]
     more = f" and {len(every) - most:,} more" if len(every) > most else ""
     return (", ".join(every[:most]) or "none") + more
+
+
+def in_words(value: object, most: int = 8) -> str:
+    """What describes a layer, such as its quantisation, as a message shows it; of long lists, the first numbers.
+
+    >>> in_words({"step": 0.5, "zero_point": -128}), in_words(["mean", "spread"]), in_words(None)
+    ('step 0.5, zero point -128', 'mean + spread', 'none')
+    >>> in_words(list(range(100)), most=2)
+    '[0, 1, … 98 more]'
+    """
+    if value is None:
+        return "none"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key.replace('_', ' ')} {in_words(each, most)}" for key, each in value.items())
+    if not isinstance(value, list):
+        return str(value)
+    if value and all(isinstance(each, str | Mapping) for each in value):
+        return " + ".join(in_words(each, most) for each in value)
+    more = f", … {len(value) - most:,} more" if len(value) > most else ""
+    return f"[{', '.join(map(str, value[:most]))}{more}]"
 
 
 def counted(number: int, what: str, plural: str = "") -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .errors import MismatchError, UsageError
+from .errors import MismatchError, UsageError, counted
 
 Float64Array = npt.NDArray[np.float64]
 
@@ -146,15 +146,29 @@ class Geometry:
     def axes(self, spatial: int) -> list[tuple[int, int, int, int, int]]:
         """(stride, pad before, pad after, dilation, output padding) of each axis.
 
-        Raises `MismatchError` unless there is one number per spatial axis and strides and dilations are positive.
+        Raises `MismatchError` unless there is one number per spatial axis, and two of `pads`, and strides and dilations
+        are positive.
         """
+        self._check_numbers(spatial)
         strides, dilations = self.strides or (1,) * spatial, self.dilations or (1,) * spatial
         pads, ends = self.pads or (0,) * 2 * spatial, self.output_padding or (0,) * spatial
-        if not len(strides) == len(dilations) == len(ends) == spatial or len(pads) != 2 * spatial:
-            raise MismatchError(f"{self} does not fit {spatial} spatial axes; expected one number per axis")
         if not all(map(_is_positive_integer, (*strides, *dilations))):
-            raise MismatchError(f"{self} does not fit a convolution; expected positive integer strides and dilations")
+            raise MismatchError(
+                f"a geometry with strides {[*strides]} and dilations {[*dilations]} does not fit a convolution; "
+                "expected positive integers"
+            )
         return list(zip(strides, pads[:spatial], pads[spatial:], dilations, ends, strict=True))
+
+    def _check_numbers(self, spatial: int) -> None:
+        axes = counted(spatial, "spatial axis", "spatial axes")
+        for name in GEOMETRY:
+            values, per_axis = getattr(self, name), 2 if name == "pads" else 1
+            if len(values) not in (0, per_axis * spatial):
+                which = "one before each axis, then one after each" if name == "pads" else "one per axis"
+                raise MismatchError(
+                    f"a geometry with {name} {[*values]} does not fit {axes}; expected "
+                    f"{counted(per_axis * spatial, 'number')}, {which}"
+                )
 
 
 @dataclass(frozen=True)

@@ -118,7 +118,7 @@ def test_the_geometry_of_an_entry_is_a_kernel(tmp_path: Path) -> None:
         "kernel: 3": "`layers[0].geometry.kernel` is 3; it should be a valid list",
         "kernel: [3], stride: [1]": "unknown key `layers[0].geometry.stride`; expected one of kernel, strides",
         "kernel: [3], strides: [0]": "layers[0] (a): a kernel has strides [0]; expected integers from 1",
-        "kernel: [3], pads: [1]": "does not fit 1 spatial axes; expected one number per axis",
+        "kernel: [3], pads: [1]": "pads [1] does not fit 1 spatial axis; expected 2 numbers, one before each axis",
     }.items():
         assert message in refusal(tmp_path, kernel(keys))
 

@@ -379,10 +379,10 @@ def test_an_unknown_layout_is_refused_with_the_known_ones(layout):
         (Geometry(strides=(2,)), "does not fit 2 spatial axes"),
         (Geometry(strides=(2, 2, 2)), "does not fit 2 spatial axes"),
         (Geometry(pads=(1, 1)), "does not fit 2 spatial axes"),
-        (Geometry(strides=(2, 0)), "positive integer strides"),
-        (Geometry(strides=(2, -1)), "positive integer strides"),
-        (Geometry(strides=(2, 1.5)), "positive integer strides"),
-        (Geometry(dilations=(0, 1)), "positive integer strides"),
+        (Geometry(strides=(2, 0)), "expected positive integers"),
+        (Geometry(strides=(2, -1)), "expected positive integers"),
+        (Geometry(strides=(2, 1.5)), "expected positive integers"),
+        (Geometry(dilations=(0, 1)), "expected positive integers"),
     ],
 )
 @pytest.mark.parametrize("layout", ["OIHW", "HWIO", "HWCM", "IOHW"])

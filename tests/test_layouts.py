@@ -45,7 +45,10 @@ def test_metadata_and_back_is_the_same_kernel(case: tuple[Kernel, Any]) -> None:
         ({"taps": [3], "dilations": ["1"]}, "has dilations"),
         ({"taps": [3], "output_padding": [-1]}, "expected integers from 0"),
         ({"taps": [3], "pads": [2**31, 0]}, "has pads"),
-        ({"taps": [3], "pads": [1]}, "does not fit 1 spatial axes; expected one number per axis"),
+        (
+            {"taps": [3], "pads": [1]},
+            r"pads \[1\] does not fit 1 spatial axis; expected 2 numbers, one before each axis",
+        ),
         ({"taps": [3, 3], "strides": [1]}, "does not fit 2 spatial axes"),
     ],
 )

@@ -236,7 +236,7 @@ def test_what_the_recorder_knows_of_a_kernel_is_used_and_the_configuration_overr
 
 def test_a_store_that_knows_no_kernel_counts_everything_but_taps(tmp_path: Path) -> None:
     store = build_store(tmp_path / "s.zarr", {"conv": samples(6, 4, 5, 3)})
-    with pytest.raises(UsageError, match=r"layer conv: taps cannot be counted: the kernel .* unknown; .*`geometry`"):
+    with pytest.raises(UsageError, match=r"layer conv: `taps` cannot be counted, because the kernel .*`geometry`"):
         ss.reduce(store, layers=[LayerRule("*", statistics=("taps",))])
     with pytest.raises(UsageError, match=r"layer conv: a kernel of 1 spatial axes does not fit samples of 2"):
         ss.reduce(store, layers=[LayerRule("*", kernel=ss.Kernel((3,)))])

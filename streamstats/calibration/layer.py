@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import MismatchError, UsageError
+from ..errors import MismatchError, UsageError, in_words
 from ..layouts import Kernel, Kernels
 from ..quantization import Quantization
 from ..statistics.kinds import Kind, kinds_of
@@ -40,12 +40,12 @@ class Layer:
     `shards` lies in one file. `channel_axis` counts from 0. `keys` names the files, if the naming scheme is known;
     `encoding` says how to read them without zarr, where that is possible. `recorded` says that our recorder wrote the
     array, so that every chunk of it was stored. `fingerprint` (SHA-256, hex) identifies dtype, chunk grid and codecs,
-    whatever the number of rows. `kinds` are the statistics to count. `unfinished` says that rows were being appended
-    when the layer was described, or that appending was interrupted: the file that they begin in may be written again.
-    `kernel` is what moves over the samples, if known. `readers` are the layers of the model that read the array; None
-    means the layer of its own name. `tensor` is the model's name of what was recorded, empty if unknown.
-    `within` are the bins of its histogram whose values are told apart.
-    `min_rows` is the number of rows below which the job is incomplete.
+    whatever the number of rows; those of the mask and its name follow, if there is one. `kinds` are the statistics to
+    count. `unfinished` says that rows were being appended when the layer was described, or that appending was
+    interrupted: the file that they begin in may be written again. `kernel` is what moves over the samples, if known.
+    `readers` are the layers of the model that read the array; None means the layer of its own name. `tensor` is the
+    model's name of what was recorded, empty if unknown. `within` are the bins of its histogram whose values are told
+    apart. `min_rows` is the number of rows below which the job is incomplete.
     `mask`, itself such an array but without channels, has ones where values count and zeros where they do not.
     """
 
@@ -173,9 +173,9 @@ class Layer:
             "sample shape": (self.sample_shape, earlier.sample_shape),
             "dtype": (self.dtype, earlier.dtype),
             "channel axis": (self.channel_axis, earlier.channel_axis),
-            "quantisation": (self.quantization, earlier.quantization),
+            "quantisation": (_metadata(self.quantization), _metadata(earlier.quantization)),
             **{
-                f"kernel{_of(self, name)}": (mine.kernel_of(name), theirs.kernel_of(name))
+                f"kernel{_of(self, name)}": (_metadata(mine.kernel_of(name)), _metadata(theirs.kernel_of(name)))
                 for name in mine.names
                 if name in theirs.names
             },
@@ -185,12 +185,25 @@ class Layer:
             if found != expected and name == "sample shape":
                 remedy = f"{remedy}, or append every position as a row (`positions_as_rows` of torch's recording)"
             if found != expected:
-                raise MismatchError(f"layer {self.name}: the {name} is {found}; {place} {expected}; {remedy}")
+                ways = f"{_mask_remedy(self, earlier)}{remedy}" if name == "mask" else remedy
+                said = f"the {name} is {in_words(found)}; {place} {in_words(expected)}"
+                raise MismatchError(f"layer {self.name}: {said}; {ways}")
+
+
+def _metadata(described: Quantization | Kernel | None) -> dict[str, Any] | None:
+    return None if described is None else described.to_metadata()
 
 
 def _of(layer: Layer, reader: str) -> str:
     """Which reader is meant, where it has another name than the layer."""
     return "" if reader == layer.name else f" of {reader}"
+
+
+def _mask_remedy(layer: Layer, earlier: Layer) -> str:
+    """What to do about samples with a mask after those of `earlier` without one, or the reverse; else nothing."""
+    if layer.mask is None:
+        return "give each append its `mask`, or "
+    return "leave the mask out, or " if earlier.mask is None else ""
 
 
 def _mask_of(layer: Layer) -> str:
@@ -213,8 +226,9 @@ def described(
     """
     check_layer_name(name)
     check_values(name, samples.dtype, samples.shape, "convert or reshape the samples")
-    layer = Layer(store, name, (0, *samples.shape[1:]), samples.dtype, (), (), 0, tensor=tensor)
-    return layer.with_channel_axis(channel_axis).with_quantization(quantization).with_readers(readers)
+    whole = Layer(store, name, samples.shape, samples.dtype, (), (), 0, tensor=tensor)
+    found = whole.with_channel_axis(channel_axis).with_quantization(quantization).with_readers(readers)
+    return replace(found, shape=(0, *found.sample_shape))
 
 
 def check_values(name: str, dtype: np.dtype[Any], shape: tuple[int, ...], remedy: str) -> None:

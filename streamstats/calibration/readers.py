@@ -17,10 +17,20 @@ from ..storage.names import check_layer_name
 
 @dataclass(frozen=True, order=True)
 class Reader:
-    """A layer that reads an array; `kernel` is what it moves over the samples, None if unknown."""
+    """A layer that reads an array; `kernel` is what it moves over the samples, None if unknown.
+
+    Raises `UsageError` for anything else in place of a kernel.
+    """
 
     layer: str
     kernel: Kernel | None = None
+
+    def __post_init__(self) -> None:
+        if not (self.kernel is None or isinstance(self.kernel, Kernel)):
+            raise UsageError(
+                f"layer {self.layer}: its kernel is {self.kernel!r}; expected a `Kernel`, as in Kernel((3, 3)), or "
+                "None for an unknown one"
+            )
 
 
 @dataclass(frozen=True)
@@ -93,10 +103,19 @@ class Readers:
 def readers_of(name: str, kernel: Kernel | None, layers: Mapping[str, Kernel | None] | None) -> Readers:
     """The readers that a caller names: the `layers`, or the one with the array's own `name`, and with `kernel`.
 
-    Raises `UsageError` if both are given.
+    Raises `UsageError` if both are given, and for a name or layers of other types.
     """
+    if not isinstance(name, str):
+        raise UsageError(
+            f"the layer's name is of type {type(name).__name__}; expected text: give the name first, then the samples"
+        )
     if layers is None:
         return Readers.of({name: kernel})
+    if not isinstance(layers, Mapping):
+        raise UsageError(
+            f"array {name}: `layers` is of type {type(layers).__name__}; expected a mapping with the kernel of each "
+            'layer, None if it is unknown, as in {"block1/conv": None}'
+        )
     if kernel is not None:
         raise UsageError(f"array {name}: both `kernel` and `layers` are given; give each layer its kernel in `layers`")
     return Readers.of(layers)

@@ -51,6 +51,7 @@ class Recorder:
         self._store, self._source, self._buffered = str(store), source_of(store), buffered
         self._chunk_bytes = chunk_bytes
         self._open: dict[str, _OpenLayer] = {}
+        self._array_of: dict[str, str] | None = None  # of each layer; read when the first array is created
         self._closed = False
         _check_version(Path(store))
         try:
@@ -81,8 +82,8 @@ class Recorder:
         with 1 in place of an extent after the first. Either every call gives a mask, or none does.
 
         Raises `MismatchError` if shape, dtype, channel axis, quantisation, layers, a known kernel or the shape of the
-        mask differ from those of the layer, `UsageError` for a name, values or a mask that a layer cannot have,
-        `OutputError` if writing fails. A call that raises has appended nothing.
+        mask differ from those of the layer, `UsageError` for a name, values or a mask that a layer cannot have, and for
+        a layer that reads another array, `OutputError` if writing fails. A call that raises has appended nothing.
         """
         samples = _native(samples)
         readers = readers_of(layer, kernel, layers)
@@ -151,6 +152,7 @@ class Recorder:
                     "of that layer, or rename the layer"
                 )
             if existing is None:
+                self._check_read_once(appended)
                 self._create(appended)
             return _OpenLayer.of(self._source, name, self._open_array)
         except StreamstatsError:
@@ -159,6 +161,19 @@ class Recorder:
             raise OutputError(
                 f"cannot open or create layer {name} in {self._store}: {first_line(error)}; check the folder"
             ) from error
+
+    def _check_read_once(self, appended: Layer) -> None:
+        """Note the layers that read the new array. Raises `UsageError` if one of them reads another one."""
+        if self._array_of is None:
+            self._array_of = stored_readers(self._store)
+        for layer in appended.names:
+            array = self._array_of.get(layer, appended.name)
+            if array != appended.name:
+                raise UsageError(
+                    f"layer {layer} reads the array {array} of {self._store} already; expected one array for it: "
+                    f"append its samples to {array}, or record into another store"
+                )
+        self._array_of |= dict.fromkeys(appended.names, appended.name)
 
     def _open_array(self, name: str) -> zarr.Array[Any]:
         with codec_pipeline(DEFAULT_PIPELINE), zarr.config.set({"array.write_empty_chunks": True}):
@@ -207,20 +222,23 @@ def _native(samples: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def stored_layer(store: str | Path, name: str) -> Layer | None:
-    """The layer `name` as the store at `store` (a local folder) holds it so far; None if it holds none.
+    """The layer `name`, with its mask, as the store at `store` (a local folder) holds it so far; None if it does not.
 
     Raises `UsageError` if `store` is not a zarr v3 group, or cannot have a layer of that name; `DataError` if its
     metadata is damaged.
     """
     group = _existing_group(Path(store))
     array = None if group is None else _existing_array(group, str(store), name)
-    return None if array is None else describe(source_of(store), name, array)
+    if group is None or array is None:
+        return None
+    mask = None if (named := mask_name(array)) is None else _existing_array(group, str(store), named)
+    return _described(source_of(store), name, [array] if mask is None else [array, mask])
 
 
 def stored_readers(store: str | Path) -> dict[str, str]:
     """Layer → the array that it reads in the store at `store` (a local folder); empty if there is none.
 
-    Raises as `stored_layer`.
+    Raises as `stored_layer`, and `DataError` if the store is damaged.
     """
     group = _existing_group(Path(store))
     if group is None or not any(True for _ in group.members(max_depth=0)):

@@ -18,7 +18,7 @@ import zarr
 from ..errors import MismatchError, UsageError, listed
 from ..layouts import Kernel
 from ..quantization import Quantization
-from ..statistics.kinds import check_refusals, kinds_of
+from ..statistics.kinds import check_refusals, checked_names, kinds_of
 from .describing import describe, describe_array, mask_name, masked_layer, names_in
 from .layer import Layer
 from .masking import with_mask
@@ -37,6 +37,7 @@ class LayerRule:
     kinds in `KINDS` to count in addition to those that are always counted. A job that counts fewer than `min_rows` rows
     of a layer, or fewer finite values in one of its channels, is incomplete. `mask` names the array of the store that
     says which positions count; where it is None, the attributes of the store decide.
+    Raises `UsageError` for statistics that are one text.
     """
 
     match: str
@@ -46,6 +47,9 @@ class LayerRule:
     kernel: Kernel | None = None
     min_rows: int = 0
     mask: str | None = None
+
+    def __post_init__(self) -> None:
+        checked_names(self.statistics)
 
 
 @dataclass(frozen=True)
@@ -71,9 +75,7 @@ def select_layers(source: str | Path, rules: Sequence[LayerRule] = ()) -> Select
     _check_matched(source, rules, readers)
     matches = {array: _first_matches(array, names, rules) for array, names in readers.items()}
     mask_of = {array: _asked(array, "mask", by) or mask_name(arrays[array]) for array, by in matches.items()}
-    own = next((array for array, mask in mask_of.items() if mask == array), None)
-    if own is not None:
-        raise UsageError(f"layer {own}: it is named as its own mask; name another array under `mask`")
+    _check_not_own_mask(mask_of)
     masks = [array for array in arrays if array in mask_of.values() or masked_layer(arrays[array])]
     not_masks = {array: by for array, by in matches.items() if array not in masks}
     if masks and not any(not_masks.values()):
@@ -88,6 +90,16 @@ def select_layers(source: str | Path, rules: Sequence[LayerRule] = ()) -> Select
     )
     _check_once(layers)
     return Selected(layers, _skipped(readers, not_masks))
+
+
+def _check_not_own_mask(mask_of: Mapping[str, str | None]) -> None:
+    """Raise `UsageError` for an array that is named as the mask of itself, and of no other one."""
+    for array, mask in mask_of.items():
+        if array == mask and [*mask_of.values()].count(mask) == 1:
+            raise UsageError(
+                f"layer {array} is named as its own mask; expected another array of its shape without the channel "
+                "axis: name that array under `mask`, or leave `mask` out"
+            )
 
 
 def _check_matched(source: str | Path, rules: Sequence[LayerRule], readers: Mapping[str, Sequence[str]]) -> None:

@@ -6,13 +6,14 @@ Heavy imports wait until a command needs them.
 from __future__ import annotations
 
 import math
+import re
 import sys
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import CORRUPT, DONE, INCOMPLETE, UsageError, counted, listed
+from ..errors import CORRUPT, DONE, INCOMPLETE, UsageError, counted, in_words, listed
 from ..outputs.documents import channel_columns, channels_document, layers_document
 from ..outputs.ledger import Ledger, by_layer
 from ..outputs.shortfalls import REMEDY, Shortfall
@@ -180,12 +181,10 @@ def status(options: Namespace) -> int:
         layers = {layer.layer: layer.document() for layer in found.layers}
         print_json({"complete": found.complete, "running": found.running, "layers": layers})
     else:
-        rows = [
-            [layer.layer, f"{layer.counted:,}", f"{layer.rows:,}", row_ranges(layer.excluded.ranges), span, why]
-            for layer in found.layers
-            for span, why in _gaps(layer)
-        ]
-        print_table(["layer", "counted", "of rows", "excluded", "missing", "because"], rows)
+        array = any(layer.array != layer.layer for layer in found.layers)
+        rows = [[*_status_cells(layer, array), span, why] for layer in found.layers for span, why in _gaps(layer)]
+        columns = ["layer", *(["array"] if array else []), "counted", "of rows", "excluded", "missing", "reason"]
+        print_table(columns, rows, left=1 + array)
     if found.running:
         say("a run is in progress")
     elif any(layer.missing for layer in found.layers):
@@ -196,13 +195,19 @@ def status(options: Namespace) -> int:
     return DONE if found.complete else INCOMPLETE
 
 
+def _status_cells(layer: LayerStatus, array: bool) -> list[str]:
+    """The first cells of a layer, with the array that it reads if `array`."""
+    rows = [f"{layer.counted:,}", f"{layer.rows:,}", row_ranges(layer.excluded.ranges)]
+    return [layer.layer, *([layer.array] if array else []), *rows]
+
+
 def _gaps(layer: LayerStatus) -> list[tuple[str, str]]:
     """Cells (missing rows, reason) for the first ranges, one for the number of further ranges, one for a shortfall."""
     lines = [(row_ranges([rows]), why) for rows, why in layer.missing[:NAMED]]
     if len(layer.missing) > NAMED:
         lines.append((f"{len(layer.missing) - NAMED} more", "see --json"))
     if layer.shortfall is not None:
-        lines.append(("below min_rows", layer.shortfall.reason))
+        lines.append(("" if lines else "none", layer.shortfall.reason))
     return lines or [("none", "")]
 
 
@@ -233,10 +238,12 @@ def forget(options: Namespace) -> None:
     with Shown() as progress:
         forgotten = forget(job, parse_rows(options.rows), match=options.layers, progress=progress)
     if options.json:
-        print_json({"layers": {each.layer: {"rows": each.rows, "others": each.others} for each in forgotten}})
+        layers = {each.layer: {"array": each.array, "rows": each.rows, "others": each.others} for each in forgotten}
+        print_json({"layers": layers})
         return
-    rows = [[each.layer, f"{each.rows:,}", f"{each.others:,}"] for each in forgotten]
-    print_table(["layer", "rows forgotten", "other rows read again"], rows)
+    array = ["array"] if any(each.array != each.layer for each in forgotten) else []
+    rows = [[each.layer, *([each.array] if array else []), f"{each.rows:,}", f"{each.others:,}"] for each in forgotten]
+    print_table(["layer", *array, "rows forgotten", "other rows read again"], rows, left=1 + len(array))
 
 
 def merge(options: Namespace) -> None:
@@ -322,13 +329,14 @@ def _different(found: LayerComparison) -> str:
     parts = [", ".join(found.differing)] if found.differing else []
     parts += [f"{counted(len(one_sided), 'channel')} with values in one output only"] if one_sided else []
     for what, (mine, theirs) in found.described.items():
-        parts.append(f"{what.replace('_', ' ')} {_described_cell(mine)} and {_described_cell(theirs)}")
+        named = "quantisation" if what == "quantization" else what.replace("_", " ")
+        parts.append(f"{named} {_described_cell(mine)} and {_described_cell(theirs)}")
     return "; ".join(parts) or "nothing"
 
 
 def _described_cell(value: Any) -> str:
     """What describes a layer, such as its dtype, or the quantisation of thousands of channels."""
-    text = "none" if value is None else " + ".join(value) if isinstance(value, list) else str(value)
+    text = in_words(value, most=2)
     return text if len(text) <= LONGEST_CELL else f"{text[:LONGEST_CELL]}…"
 
 
@@ -366,9 +374,12 @@ def ranges(options: Namespace) -> None:
     """`streamstats ranges OUT`."""
     from ..ranges.codes import Codes
     from ..ranges.finding import METHODS, layer_ranges, matching_layers
+    from ..ranges.percentile import PERCENTILE
 
     codes = Codes(options.bits, options.symmetric, options.codes and options.codes == "signed")
     methods = METHODS if options.compare else (options.method,)
+    check_percentile(options, methods)
+    percentile = PERCENTILE if options.percentile is None else options.percentile
     matching = matching_layers(options.output, options.layer)
     chosen = {layer: statistics for layer, statistics in matching.items() if statistics.sums.count.any()}
     if len(chosen) < len(matching):
@@ -378,7 +389,7 @@ def ranges(options: Namespace) -> None:
     if options.plot and (options.per_channel or len(chosen) > 1):
         raise UsageError("--plot shows one layer without --per-channel; name the layer with --layer")
     found = {
-        layer: layer_ranges(statistics, methods, codes, per_channel=options.per_channel, percentile=options.percentile)
+        layer: layer_ranges(statistics, methods, codes, per_channel=options.per_channel, percentile=percentile)
         for layer, statistics in chosen.items()
     }
     if options.plot:
@@ -391,6 +402,15 @@ def ranges(options: Namespace) -> None:
     _print_ranges([each for by in found.values() for each in by], options.per_channel)
     say(f"codes {codes.lowest} to {codes.highest}; real values are (code - zero point) * step")
     _say_bounds([each for by in found.values() for each in by])
+
+
+def check_percentile(options: Namespace, methods: Sequence[str]) -> None:
+    """Raise `UsageError` for a percentile that none of the `methods` takes."""
+    if options.percentile is not None and "percentile" not in methods:
+        raise UsageError(
+            f"--percentile is {options.percentile:g}, but --method is {', '.join(methods)}; choose --method "
+            "percentile, or leave --percentile out"
+        )
 
 
 def _plot_ranges(statistics: LayerStatistics, found: Sequence[LayerRange], target: str) -> None:
@@ -444,7 +464,7 @@ def print_layers(
     shared = any(found.array for found in statistics.values())
     masked = any(found.masked for found in statistics.values())
     fixed = ["layer", *(["array"] if shared else []), "rows", "covered", "channels", "axis", "dtype"]
-    headings = [*fixed, *(["masked"] if masked else []), *(each.replace("_", " ") for each in columns)]
+    headings = [*fixed, *(["masked"] if masked else []), *map(_heading, columns)]
     rows = [
         [
             *_layer_cells(found, shared, masked),
@@ -453,6 +473,11 @@ def print_layers(
         for name, found in statistics.items()
     ]
     print_table(headings, rows)
+
+
+def _heading(name: str) -> str:
+    """The name of a figure as a heading, such as "percentile 99.9" for `percentile_99_9`."""
+    return re.sub(r"(\d) (\d)", r"\1.\2", name.replace("_", " "))
 
 
 def _layer_cells(found: Ledger, shared: bool, masked: bool) -> list[str]:

@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from ..errors import DONE, INCOMPLETE, UsageError, counted, listed
+from .commands import check_percentile
 from .tables import print_json, print_table, say
 
 if TYPE_CHECKING:
@@ -55,16 +56,33 @@ def _print_exported(written: Exported, missing: Sequence[str], *, as_json: bool)
 def _ranges(options: Namespace) -> RangeChoice | None:
     """The choice of ranges; None without a method. Raises `UsageError` for options that need one."""
     from ..exports.choice import RangeChoice
+    from ..exports.exporting import check_holds_ranges
     from ..ranges.percentile import PERCENTILE
 
-    if options.method is not None:
-        signed = None if options.codes is None else options.codes == "signed"
-        bits = 8 if options.bits is None else options.bits
-        percentile = PERCENTILE if options.percentile is None else options.percentile
-        return RangeChoice(options.method, bits, options.symmetric, signed, percentile)
-    if options.bits is not None or options.symmetric or options.codes or options.percentile is not None:
-        raise UsageError("--bits, --symmetric, --codes and --percentile go with --method; add it, or leave them out")
-    return None
+    given = _range_options(options)
+    if given:
+        check_holds_ranges(options.format, given)
+    if options.method is None:
+        if given:
+            raise UsageError(f"found {given}, but no --method; add --method, or leave out {given}")
+        return None
+    check_percentile(options, [options.method])
+    signed = None if options.codes is None else options.codes == "signed"
+    bits = 8 if options.bits is None else options.bits
+    percentile = PERCENTILE if options.percentile is None else options.percentile
+    return RangeChoice(options.method, bits, options.symmetric, signed, percentile)
+
+
+def _range_options(options: Namespace) -> str:
+    """The options on ranges that are given, as a message names them; empty if there is none."""
+    given = {
+        "--method": options.method is not None,
+        "--bits": options.bits is not None,
+        "--symmetric": options.symmetric,
+        "--codes": options.codes is not None,
+        "--percentile": options.percentile is not None,
+    }
+    return " and ".join(name for name, is_given in given.items() if is_given)
 
 
 def _names(options: Namespace) -> Names | None:

@@ -53,7 +53,7 @@ Reduce every layer of a zarr calibration store to exact sums, counts and extrema
 Before it reads any data, it prints the plan: tasks, bytes, and the peak memory of the run. It writes:
 
   OUT/correctors/LAYER.safetensors   the mean of each channel, which corrects the layer's bias
-  OUT/state/LAYER.safetensors        exact sums and counts, and the rows that they cover
+  OUT/state/ARRAY.safetensors        exact sums and counts, and the rows that they cover; layers may share an array
   OUT/manifest.json                  every file with its SHA-256
 
 A run saves every few seconds, and when it is interrupted. Kill it at any moment and run it again: it resumes. If rows
@@ -146,6 +146,8 @@ there. This reads the rows once more. If it ends with an error, nothing has chan
 
   streamstats forget run.yaml --rows 128:192           from all layers
   streamstats forget run.yaml --rows 0:8 --layers 'block1/*'
+
+Layers that read the same array forget together, even if only one of their names matches; all of them are listed.
 """
 
 MERGE = """\
@@ -197,8 +199,8 @@ constant weights. No activations are stored.
 
   streamstats measure model.onnx --samples calibration.npy -o out --statistics magnitude histogram
 
-The statistics equal, to the bit, those that `record` and `run` give; correct, inspect, ranges, export, merge and
-compare accept the output. Forgetting, verifying and appending rows need a store.
+The statistics equal, to the bit, those that `record` and `run` give; correct, report, inspect, ranges, export, merge
+and compare accept the output. Forgetting, verifying and appending rows need a store.
 """
 
 CORRECT = """\
@@ -378,8 +380,8 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         metavar="Q",
         nargs="+",
         type=float,
-        help="print these exact quantiles of each layer, such as 0.5 0.999; needs `statistics: [histogram]`; reads "
-        "layers of 32-bit values once more",
+        help="print these exact quantiles, such as 0.5 0.999, of each layer with `statistics: [histogram]`, and name "
+        "the others; reads layers of 32-bit values once more",
     )
     stable = parser.add_argument_group("stop once there are enough samples")
     stable.add_argument(
@@ -413,8 +415,7 @@ def _add_ranges(parser: argparse.ArgumentParser) -> None:
         "--percentile",
         metavar="P",
         type=float,
-        default=99.99,
-        help="with --method percentile: the share of values within each end, in %%",
+        help="with --method percentile or --compare: the share of values within each end, in %%; default: 99.99",
     )
     parser.add_argument("--layer", metavar="GLOB", default="*", help="only layers whose names match")
     parser.add_argument(

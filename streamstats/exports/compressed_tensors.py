@@ -18,13 +18,17 @@ from ..storage.tensors import tensors_bytes
 
 METADATA = {"format": "pt"}
 """What transformers expects of any safetensors file."""
+MOST_BITS = 8
 
 
 def refuses(codes: Codes) -> str | None:
     """Why compressed-tensors cannot use ranges for `codes`; None if it can."""
-    if not codes.signed or codes.bits > 8:
-        return "compressed-tensors holds signed codes of at most 8 bits; add --codes signed or --symmetric"
-    return None
+    if codes.signed and codes.bits <= MOST_BITS:
+        return None
+    return (
+        f"the ranges are for {codes}; expected signed codes of at most {MOST_BITS} bits, which compressed-tensors "
+        f"holds: choose such codes (--codes signed, and --bits {MOST_BITS} or fewer)"
+    )
 
 
 def content(ranges: Mapping[str, LayerRange]) -> bytes:

@@ -37,6 +37,7 @@ REFUSES: Mapping[str, Callable[[Codes], str | None]] = {
     TENSORRT: tensorrt.refuses,
     COMPRESSED_TENSORS: compressed_tensors.refuses,
 }
+CACHES = (ONNXRUNTIME, TENSORRT)
 OF_TENSORS = (ONNXRUNTIME, TENSORRT, AIMET)
 """Formats that name tensors: a layer whose tensor is known has the tensor's name."""
 RULES: Mapping[str, Rule] = {COMPRESSED_TENSORS: module_name, IMATRIX: weight_name}
@@ -99,9 +100,12 @@ def _check_options(
     if file_format not in FORMATS:
         raise UsageError(f"the format is {file_format!r}; expected one of {', '.join(FORMATS)}")
     if file_format in OF_RANGES and ranges is None:
-        raise UsageError(f"{file_format} holds a range for each layer; choose how to find it (--method)")
-    if file_format not in OF_RANGES and ranges is not None:
-        raise UsageError(f"{file_format} holds no ranges; leave out the method, or choose {listed(OF_RANGES)}")
+        raise UsageError(
+            f"{_called(file_format)} holds a range for each layer; choose how to find it: with --method, or in Python "
+            "with `ranges`"
+        )
+    if ranges is not None:
+        check_holds_ranges(file_format, "the method")
     if encoding_version is not None and file_format != AIMET:
         raise UsageError(f"the version of encodings goes with {AIMET}, not with {file_format}; leave it out")
     if merge is not None and file_format != IMATRIX:
@@ -109,6 +113,16 @@ def _check_options(
     reason = REFUSES[file_format](ranges.codes) if ranges is not None and file_format in REFUSES else None
     if reason is not None:
         raise UsageError(reason)
+
+
+def check_holds_ranges(file_format: str, given: str) -> None:
+    """Raise `UsageError` unless files of the format hold ranges, which what was `given` is about."""
+    if file_format not in OF_RANGES:
+        raise UsageError(f"{_called(file_format)} holds no ranges; leave out {given}, or choose {listed(OF_RANGES)}")
+
+
+def _called(file_format: str) -> str:
+    return f"the {file_format} {'cache' if file_format in CACHES else 'file'}"
 
 
 def _check_target(output: Path, path: Path, merge: str | Path | None) -> None:

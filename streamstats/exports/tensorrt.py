@@ -21,7 +21,12 @@ CODES = Codes(8, symmetric=True, signed=True)
 
 def refuses(codes: Codes) -> str | None:
     """Why the cache cannot hold steps for `codes`; None if it can."""
-    return None if codes == CODES else "TensorRT's cache holds steps of 8-bit symmetric signed codes; add --symmetric"
+    if codes == CODES:
+        return None
+    return (
+        f"the ranges are for {codes}; expected {CODES}, of which TensorRT's cache holds the steps: choose these codes "
+        "(--bits 8 --symmetric --codes signed)"
+    )
 
 
 def content(ranges: Mapping[str, LayerRange]) -> bytes:

@@ -24,9 +24,13 @@ from .session import Session, open_session, planned
 
 @dataclass(frozen=True)
 class Forgotten:
-    """What was forgotten of a layer: `rows` had been counted; `others` is how many other rows were read again."""
+    """What was forgotten of a layer: `rows` had been counted; `others` is how many other rows were read again.
+
+    `array` is the one that it reads; layers that read the same array forget together, and its rows are read once.
+    """
 
     layer: str
+    array: str
     rows: int
     others: int
 
@@ -34,10 +38,10 @@ class Forgotten:
 def forget(job: Job, rows: Rows, *, match: str = "*", progress: Progress = QUIET) -> list[Forgotten]:
     """Remove `rows` from the layers of `job` whose names match the glob `match`, and never count them again.
 
-    Layers that read the same array forget together. The rows are read once more and subtracted. If a statistic cannot
-    tell what is left, such as an extremum that one of them may hold, other rows are read again until it can. If one of
-    the rows can no longer be read, or has changed since it was counted, all others are counted anew. Raises as `run`
-    does.
+    Layers that read the same array forget together, even if only one of their names matches. The rows are read once
+    more and subtracted. If a statistic cannot tell what is left, such as an extremum that one of them may hold, other
+    rows are read again until it can. If one of the rows can no longer be read, or has changed since it was counted, all
+    others are counted anew. Raises as `run` does.
     """
     with open_session(job, progress=progress) as session, _all_or_nothing():
         chosen = [layer for layer in session.layers if layer.matches(match)]
@@ -66,7 +70,7 @@ def _all_or_nothing() -> Iterator[None]:
 
 def _check_rows(session: Session, chosen: Sequence[Layer], rows: Rows, match: str) -> None:
     if not chosen:
-        names = listed(layer.name for layer in session.layers)
+        names = listed(name for layer in session.layers for name in layer.names)
         raise UsageError(f"no layer matches {match!r}; the job has {names}")
     for layer in chosen:
         if not 0 <= rows[0] < rows[1] <= layer.rows:
@@ -94,7 +98,7 @@ def _forgotten(
             again[layer.name], read = others, len(others)
             rest = _begun_anew(layer, whole)
         ledgers[layer.name] = replace(rest, sources=(_excluding(layer, rest.source, rows),))
-        forgotten.append(Forgotten(layer.name, len(taken[layer.name]), read))
+        forgotten += [Forgotten(name, layer.name, len(taken[layer.name]), read) for name in layer.names]
     if again:
         ledgers = _counted(session, ledgers, again, unreadable="error")
     return ledgers, forgotten

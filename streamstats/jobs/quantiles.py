@@ -5,12 +5,12 @@ The pass reads the counted rows of layers whose bins hold several values, and of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ..calibration.layer import Layer
 from ..calibration.selection import select_layers
-from ..errors import DataError, UsageError
+from ..errors import DataError, UsageError, counted, listed
 from ..outputs.layer_statistics import LayerStatistics
 from ..progress import QUIET, Progress
 from ..statistics.bin_contents import BinContents
@@ -34,16 +34,24 @@ class Quantile:
 
 
 def exact_quantiles(job: Job, quantiles: Sequence[float], *, progress: Progress = QUIET) -> list[Quantile]:
-    """The exact `quantiles` of every layer of `job`, layer by layer, from the histograms in its output; writes nothing.
+    """The exact `quantiles` of the layers of `job`, layer by layer, from the histograms in its output; writes nothing.
 
-    Raises as `check_quantiles`; `UsageError` for a layer without finite values, and for rows that have changed since
-    they were counted and were accepted; `DataError` if the store has changed otherwise; and as `run` does.
+    Layers that have none are left out, and `progress` says why: those for which `check_quantiles` gives a reason, those
+    without finite values, and those with rows that have changed since they were counted and were accepted. Raises
+    `UsageError` if that leaves none, and for numbers that are no quantiles; `DataError` if the store has changed
+    otherwise; and as `run` does.
     """
     check_quantiles(job, quantiles)
     with open_session(job, progress=progress) as session:
-        places = {layer.name: _places(layer, session.ledgers[layer.name], quantiles) for layer in session.layers}
-        refined, found = _refined(session, places), []
+        reasons = {layer.name: _refusal(layer, session.ledgers[layer.name]) for layer in session.layers}
+        chosen = [layer for layer in session.layers if reasons[layer.name] is None]
+        _check_some(session.layers, reasons)
         for layer in session.layers:
+            if reasons[layer.name] is not None:
+                progress.say(f"no quantiles of {listed(layer.names)}: {reasons[layer.name]}")
+        places = {layer.name: _places(session.ledgers[layer.name], quantiles) for layer in chosen}
+        refined, found = _refined(session, chosen, places), []
+        for layer in chosen:
             ledger, contents = session.ledgers[layer.name], refined.get(layer.name)
             values = {q: _value(ledger, contents, *places[layer.name][q]) for q in quantiles}
             found += [Quantile(name, q, value) for name in layer.names for q, value in values.items()]
@@ -51,52 +59,67 @@ def exact_quantiles(job: Job, quantiles: Sequence[float], *, progress: Progress 
 
 
 def check_quantiles(job: Job, quantiles: Sequence[float]) -> None:
-    """Raise `UsageError` unless a run of `job` can have exact `quantiles`.
+    """Raise `UsageError` unless a run of `job` can have exact `quantiles` of some layer.
 
-    They must be from 0 to 1; its layers must count a histogram, and have values of at most 32 bits and one step.
+    They must be from 0 to 1; the layer must count a histogram, and have values of at most 32 bits and one step.
     """
     for q in quantiles:
         if not 0 <= q <= 1:
             raise UsageError(f"the quantile is {q}; expected a number from 0 to 1")
-    for layer in select_layers(job.source, job.rules).layers:
-        if Histogram not in layer.kinds:
-            raise UsageError(
-                f"layer {layer.name}: exact quantiles need its histogram; add `histogram` to its `statistics`, and "
-                "count everything again with --restart if the output was counted without it"
-            )
-        if layer.dtype.itemsize > WIDEST:
-            raise UsageError(
-                f"layer {layer.name}: exact quantiles of {layer.dtype} values are not supported; `inspect --json` "
-                "gives the bins in which they lie"
-            )
-        if layer.quantization is not None and layer.quantization.channels is not None:
-            raise UsageError(
-                f"layer {layer.name}: each channel has its own step, so its codes do not sort like the real values; "
-                "leave the layer out of the job"
-            )
+    layers = select_layers(job.source, job.rules).layers
+    _check_some(layers, {layer.name: _refusal(layer) for layer in layers})
+
+
+def _check_some(layers: Sequence[Layer], reasons: Mapping[str, str | None]) -> None:
+    """Raise `UsageError`, with the first of the `reasons`, unless some layer has none."""
+    refused = [(layer, reason) for layer in layers if (reason := reasons[layer.name]) is not None]
+    if len(refused) == len(layers):
+        layer, reason = refused[0]
+        others = f" (and {counted(len(refused) - 1, 'more layer')})" if len(refused) > 1 else ""
+        raise UsageError(f"layer {layer.name}{others}: {reason}")
+
+
+def _refusal(layer: Layer, ledger: LayerStatistics | None = None) -> str | None:
+    """Why `layer` has no exact quantiles, as far as its description and its `ledger` tell; None if it has."""
+    if Histogram not in layer.kinds:
+        return (
+            "exact quantiles need its histogram; add `histogram` to its `statistics`, and count everything again with "
+            "--restart if the output was counted without it"
+        )
+    if layer.dtype.itemsize > WIDEST:
+        return (
+            f"exact quantiles of {layer.dtype} values are not supported; `inspect --json` gives the bins in which they "
+            "lie"
+        )
+    if layer.quantization is not None and layer.quantization.channels is not None:
+        return "each channel has its own step, so its codes do not sort like the real values"
+    return None if ledger is None else _refusal_of_counted(layer, ledger)
+
+
+def _refusal_of_counted(layer: Layer, ledger: LayerStatistics) -> str | None:
+    histogram: Histogram = ledger.statistics[Histogram.name]
+    if not histogram.counts.any():
+        return "it has no finite values, so it has no quantiles"
+    if ledger.source.accepted and not is_counted_by_value(layer.dtype):
+        return (
+            f"rows {ledger.source.accepted} have changed since they were counted, so the values in a bin cannot be "
+            "read again; count everything again with --restart"
+        )
+    return None
 
 
 Places = dict[float, tuple[int, int]]
 """Quantile → the index of the bin in which it lies, and its place in that bin, from 0."""
 
 
-def _places(layer: Layer, ledger: LayerStatistics, quantiles: Sequence[float]) -> Places:
-    """The bin and place of each quantile. Raises `UsageError` for layers that turn out to have no exact quantiles."""
+def _places(ledger: LayerStatistics, quantiles: Sequence[float]) -> Places:
+    """The bin and place of each quantile."""
     histogram: Histogram = ledger.statistics[Histogram.name]
-    if not histogram.counts.any():
-        raise UsageError(
-            f"layer {layer.name}: it has no finite values, so it has no quantiles; leave the layer out of the job"
-        )
-    if ledger.source.accepted and not is_counted_by_value(layer.dtype):
-        raise UsageError(
-            f"layer {layer.name}: rows {ledger.source.accepted} have changed since they were counted, so the values "
-            "in a bin cannot be read again; count everything again with --restart"
-        )
     return {q: histogram.place(q) for q in quantiles}
 
 
-def _refined(session: Session, places: dict[str, Places]) -> dict[str, BinContents]:
-    """The contents of the bins at `places`, for each layer whose bins hold several values; by layer."""
+def _refined(session: Session, chosen: Sequence[Layer], places: Mapping[str, Places]) -> dict[str, BinContents]:
+    """The contents of the bins at `places`, for each `chosen` layer whose bins hold several values; by layer."""
     layers = [
         replace(
             layer,
@@ -104,7 +127,7 @@ def _refined(session: Session, places: dict[str, Places]) -> dict[str, BinConten
             within=tuple(sorted({bin_ for bin_, _ in places[layer.name].values()})),
             quantization=None,
         )
-        for layer in session.layers
+        for layer in chosen
         if not is_counted_by_value(layer.dtype)
     ]
     if not layers:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 from rich.filesize import decimal
 
 from ..calibration.layer import Layer
@@ -147,7 +148,8 @@ def open_session(
     check_paths(output, [layer.name for layer in selected.layers])
     tell_selected(selected, progress)
     try:
-        with held(output, job.source, {layer.name: layer.rows for layer in selected.layers}):
+        rows = {layer.name: layer.rows for layer in selected.layers}
+        with held(output, job.source, rows, {layer.name: layer.names for layer in selected.layers}):
             remove_leftovers(output)
             if restart:
                 ledgers = restarted(output, selected.layers)
@@ -239,6 +241,13 @@ def tell_selected(selected: Selected, progress: Progress) -> None:
     codes = [layer.name for layer in layers if layer.dtype.kind in "iu" and layer.quantization is None]
     if codes:
         progress.say(f"note: integers without `quantization` are averaged as codes: {listed(codes)}")
+    outside = [(layer.name, found) for layer in layers if (found := _zero_point_outside(layer)) is not None]
+    if outside:
+        first, point = outside[0]
+        progress.say(
+            f"note: the zero point {point} of {first} is not one of its codes, so none of them stands for 0; check "
+            f"`zero_point` of: {listed(name for name, _ in outside)}"
+        )
     # a tensor that no layer reads and that is the same for all samples has one row
     rows = {layer.rows for layer in layers if layer.read_by.names or layer.rows != 1}
     if len(rows) > 1:
@@ -246,6 +255,15 @@ def tell_selected(selected: Selected, progress: Progress) -> None:
             f"note: the layers have different numbers of rows, {min(rows):,} to {max(rows):,}; check that no "
             "recording was interrupted"
         )
+
+
+def _zero_point_outside(layer: Layer) -> int | None:
+    """The first zero point that is not a code of `layer`: rare, but not impossible, since a range may exclude zero."""
+    if layer.quantization is None:
+        return None
+    codes, points = np.iinfo(layer.dtype), np.atleast_1d(layer.quantization.zero_point)
+    outside = points[(points < codes.min) | (points > codes.max)]
+    return int(outside[0]) if outside.size else None
 
 
 def tell_plan(

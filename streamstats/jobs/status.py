@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from ..coverage import EMPTY, Coverage, Rows
 from ..errors import DataError, UsageError
 from ..outputs.layer_statistics import LayerStatistics
-from ..outputs.manifest import NOTHING, Gaps, LayerEntry, explained, read_manifest
+from ..outputs.manifest import NOTHING, Gaps, LayerEntry, Manifest, explained, read_manifest
 from ..outputs.results import states_in
 from ..outputs.saving import LOCK
 from ..outputs.shortfalls import Shortfall
@@ -22,10 +23,12 @@ from ..storage.locks import is_locked
 class LayerStatus:
     """How far a layer has come: `counted` of `rows`; the `missing` ranges, each with the reason.
 
-    `shortfall` is what was counted if that is less than the `min_rows` of the job.
+    `array` is the one that it reads; layers that read the same array share the rest. `shortfall` is what was counted if
+    that is less than the `min_rows` of the job.
     """
 
     layer: str
+    array: str
     rows: int
     counted: int
     missing: Gaps
@@ -36,6 +39,7 @@ class LayerStatus:
     def document(self) -> dict[str, Any]:
         """JSON-ready."""
         return {
+            "array": self.array,
             "rows": self.rows,
             "counted": self.counted,
             "missing": [{"rows": list(rows), "reason": reason} for rows, reason in self.missing],
@@ -72,17 +76,41 @@ def status(output: Path) -> Status:
         else _uncounted(name, planned.get(name, 0), said.arrays.get(name))
         for name in sorted({*planned, *states, *said.arrays})
     }
-    layers = (_with_shortfall(each, states.get(name), min_rows.get(name, 0)) for name, each in found.items())
-    return Status(tuple(layers), is_locked(output / LOCK))
+    arrays = (_with_shortfall(each, states.get(name), min_rows.get(name, 0)) for name, each in found.items())
+    readers = _readers(states, said, output)
+    layers = [replace(each, layer=layer) for each in arrays for layer in readers.get(each.array, [each.array])]
+    return Status(tuple(sorted(layers, key=lambda each: each.layer)), is_locked(output / LOCK))
+
+
+def _readers(states: Mapping[str, LayerStatistics], said: Manifest, output: Path) -> dict[str, Sequence[str]]:
+    """The layers that read each array, as its state has them, or else the manifest, or the run that began."""
+    of_manifest: dict[str, list[str]] = {}
+    for layer, entry in said.layers.items():
+        of_manifest.setdefault(entry.array, []).append(layer)
+    of_states = {name: found.read_by.names or (name,) for name, found in states.items()}
+    return {**_planned_readers(output), **of_manifest, **of_states}
 
 
 def _planned(output: Path) -> dict[str, int]:
-    """The rows of each layer that an unfinished run plans to count."""
+    """The rows of each array that an unfinished run plans to count."""
+    try:
+        return {str(array): int(rows) for array, rows in _of_run(output, "layers").items()}
+    except (TypeError, ValueError):
+        return {}
+
+
+def _planned_readers(output: Path) -> dict[str, list[str]]:
+    """The layers that read each array, for an unfinished run."""
+    return {str(array): [*map(str, names)] for array, names in _of_run(output, "readers").items()}
+
+
+def _of_run(output: Path, key: str) -> dict[str, Any]:
+    """What an unfinished run says under `key` in its lock; nothing if there is none."""
     if not (output / LOCK).exists():
         return {}
     try:
-        return {str(layer): int(rows) for layer, rows in read_json(output / LOCK)["layers"].items()}
-    except (DataError, KeyError, TypeError, ValueError, AttributeError):
+        return dict(read_json(output / LOCK)[key])
+    except (DataError, KeyError, TypeError, ValueError):
         return {}  # the run was interrupted while it wrote the file
 
 
@@ -94,7 +122,7 @@ def _uncounted(layer: str, planned: int, entry: LayerEntry | None) -> LayerStatu
     """The status of a layer without a state: nothing is counted, and the manifest knows what was before."""
     before, excluded = (EMPTY, EMPTY) if entry is None else (entry.covered, entry.excluded)
     rows = max(planned, before.stop, excluded.stop)
-    return LayerStatus(layer, rows, 0, explained(Coverage.first(rows) - excluded, ()), excluded)
+    return LayerStatus(layer, layer, rows, 0, explained(Coverage.first(rows) - excluded, ()), excluded)
 
 
 def _layer_status(layer: str, state: LayerStatistics, planned: int, told: Gaps, limit: Coverage) -> LayerStatus:
@@ -104,4 +132,4 @@ def _layer_status(layer: str, state: LayerStatistics, planned: int, told: Gaps, 
         missing += explained(source.missing(wanted) & limit, told)
     rows = max(sum(source.rows for source in state.sources), planned)
     excluded = Coverage.of(rows for source in state.sources for rows in source.excluded.ranges)
-    return LayerStatus(layer, rows, state.rows, tuple(sorted(missing)), excluded)
+    return LayerStatus(layer, layer, rows, state.rows, tuple(sorted(missing)), excluded)

@@ -160,7 +160,8 @@ def _chosen(modules: dict[str, torch.nn.Module], globs: Sequence[str] | None) ->
         if globs is None or any(fnmatchcase(name, glob) for glob in globs)
     }
     if not chosen:
-        raise UsageError(f"the model has no linear modules to record; its layers are: {listed(modules)}")
+        wanted = "" if globs is None else f" that match {', '.join(globs)}"
+        raise UsageError(f"the model has no linear modules to record{wanted}; its layers are: {listed(modules)}")
     return chosen
 
 

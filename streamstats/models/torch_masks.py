@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..calibration.masking import broadcasts_to, mask_values, positions_of_axis
-from ..errors import UsageError, listed
+from ..errors import UsageError, counted, listed
 from ..statistics.masks import Mask
 
 if TYPE_CHECKING:
@@ -35,6 +35,11 @@ class BatchMask:
         self._signature = inspect.signature(model.forward)
         self._current: Mask | None = None
         self._whole: dict[str, tuple[int, ...]] = {}
+        if not (mask is None or isinstance(mask, str) or callable(mask)):
+            raise UsageError(
+                f"the mask is of type {type(mask).__name__}; expected the name of an argument of the model, a function "
+                "of all its arguments, which returns the mask of their batch, or None"
+            )
         if isinstance(mask, str) and mask != USUAL and not self._takes(mask):
             names = ", ".join(self._signature.parameters)
             raise UsageError(f"the mask is {mask!r}, but the arguments of the model are {names}; name one of these")
@@ -60,7 +65,7 @@ class BatchMask:
 
     def _found(self, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> Any:
         if not isinstance(self._mask, str):
-            return None if self._mask is None else self._mask(*arguments, **named)
+            return None if self._mask is None else _called(self._mask, arguments, named)
         if self._mask in named:
             return named[self._mask]
         return self._signature.bind_partial(*arguments).arguments.get(self._mask)
@@ -85,3 +90,20 @@ class BatchMask:
                 f"{positions}; padding in them counts like data",
                 stacklevel=4,
             )
+
+
+def _called(mask: Callable[..., Any], arguments: tuple[Any, ...], named: Mapping[str, Any]) -> Any:
+    """What `mask` returns for a call of the model. Raises `UsageError` if it does not take the model's arguments."""
+    try:
+        signature = inspect.signature(mask)
+    except (TypeError, ValueError):  # of a function that is not written in Python
+        return mask(*arguments, **named)
+    try:
+        signature.bind(*arguments, **named)
+    except TypeError as error:
+        places = counted(len(arguments), "argument by place", "arguments by place")
+        raise UsageError(
+            f"the function `mask` takes {signature}, but the model is called with {places} and, by name, "
+            f"{listed(named)} ({error}); give a function of all the arguments of the model"
+        ) from error
+    return mask(*arguments, **named)

@@ -16,7 +16,7 @@ from ..calibration.layer import Layer
 from ..calibration.readers import Readers
 from ..calibration.sources.identities import UNCOUNTED, Identities, has_identity, is_counted
 from ..coverage import EMPTY, Coverage, Rows
-from ..errors import MismatchError
+from ..errors import MismatchError, in_words
 from ..layouts import Kernels
 from ..quantization import Quantization
 from ..statistics.mean import ChannelMean
@@ -320,8 +320,8 @@ def _check_alike(left: Ledger, right: Ledger) -> None:
             "layer": each.layer,
             "dtype": str(each.space.dtype),
             "channels": each.channels,
-            "channel_axis": each.channel_axis,
-            "quantization": each.quantization.to_metadata() if each.quantization else None,
+            "channel axis": each.channel_axis,
+            "quantisation": each.quantization.to_metadata() if each.quantization else None,
             "statistics": [*each.statistics],
             "kernel": each.kernel if each.statistics.uses_kernel else None,
             "sample shape": each.space.sample if each.statistics.uses_kernel else None,
@@ -331,7 +331,7 @@ def _check_alike(left: Ledger, right: Ledger) -> None:
     )
     differing = [key for key in mine if mine[key] != theirs[key]]
     if differing:
-        said = "; ".join(f"{key} {mine[key]} and {theirs[key]}" for key in differing)
+        said = "; ".join(f"{key} {in_words(mine[key])} and {in_words(theirs[key])}" for key in differing)
         raise MismatchError(
             f"layer {left.layer} cannot be merged: {said}; expected the same in both; merge outputs of jobs that "
             "describe the layer alike"

@@ -12,7 +12,7 @@ from ..calibration.identity import file_key, file_range, identities, mask_identi
 from ..calibration.layer import Layer
 from ..calibration.sources.identities import MISSING, UNCOUNTED, Identities, Identity, is_counted, is_known
 from ..coverage import EMPTY, Coverage, Rows
-from ..errors import DataError, MismatchError
+from ..errors import DataError, MismatchError, in_words
 from ..statistics.statistic import Space
 from ..statistics.statistics import Statistics
 from .layer_statistics import LayerStatistics
@@ -128,7 +128,7 @@ def _mask(state: Ledger) -> str:
 
 
 def _kernel(space: Space) -> str:
-    return "unknown" if space.kernel is None else str(space.kernel.to_metadata())
+    return "unknown" if space.kernel is None else in_words(space.kernel.to_metadata())
 
 
 def _accepted(layer: Layer, source: CountedSource) -> CountedSource:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,10 +24,13 @@ SAVING_SHARE = 50
 
 
 @contextmanager
-def held(output: Path, source: str, rows: Mapping[str, int]) -> Iterator[None]:
+def held(
+    output: Path, source: str, rows: Mapping[str, int], readers: Mapping[str, Sequence[str]] | None = None
+) -> Iterator[None]:
     """Keep other runs out of `output` while the `with` block runs.
 
-    If the first run in `output` is interrupted, the lock file stays: it says what the job was. Raises `OutputError`,
+    If the first run in `output` is interrupted, the lock file stays: it says what the job was, the `rows` of each array
+    and the layers that are its `readers`. Raises `OutputError`,
     naming the process, if another one holds the output.
     """
     since = datetime.now(UTC).isoformat(timespec="seconds")
@@ -36,7 +39,7 @@ def held(output: Path, source: str, rows: Mapping[str, int]) -> Iterator[None]:
     def first_was_interrupted() -> bool:
         return (output / STATE).exists() and not (output / MANIFEST).exists()
 
-    document = {**who, "source": source, "layers": dict(rows)}
+    document = {**who, "source": source, "layers": dict(rows), "readers": dict(readers or {})}
     with locked(output / LOCK, document, keep=first_was_interrupted):
         yield
 

@@ -38,6 +38,15 @@ class Codes:
         if self.signed is None:
             object.__setattr__(self, "signed", self.symmetric)
 
+    def __str__(self) -> str:
+        """What a message calls them.
+
+        >>> str(Codes(4, symmetric=True))
+        'symmetric signed codes of 4 bits'
+        """
+        kind = "symmetric" if self.symmetric else "affine"
+        return f"{kind} {'signed' if self.signed else 'unsigned'} codes of {self.bits} bits"
+
     @property
     def lowest(self) -> int:
         """The lowest code."""

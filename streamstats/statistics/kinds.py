@@ -35,6 +35,7 @@ ALWAYS = (ChannelMean.name, ChannelExtrema.name)
 
 def kinds_of(names: Iterable[str]) -> tuple[Kind, ...]:
     """The kinds named `names` and those in ALWAYS, each once, in a fixed order. Raises `UsageError`."""
+    names = checked_names(names)
     wanted = {*ALWAYS, *names}
     unknown = sorted(wanted - KINDS.keys())
     if unknown:
@@ -42,12 +43,19 @@ def kinds_of(names: Iterable[str]) -> tuple[Kind, ...]:
     return tuple(KINDS[name] for name in [*ALWAYS, *sorted(wanted.difference(ALWAYS))])
 
 
+def checked_names(names: Iterable[str]) -> Iterable[str]:
+    """`names`. Raises `UsageError` for a text, whose characters would be taken for names."""
+    if isinstance(names, str):
+        raise UsageError(f"statistics is the text {names!r}; expected a list of names, as in [{names!r}]")
+    return names
+
+
 def check_refusals(layer: str, kinds: Iterable[Kind], space: Space, quantization: Quantization | None) -> None:
     """Raise `UsageError`, naming `layer`, if one of `kinds` cannot be counted for it."""
     for kind in kinds:
         why = kind.refuses(space, quantization)
         if why is not None:
-            raise UsageError(f"layer {layer}: {kind.name} cannot be counted: {why}; request it for other layers")
+            raise UsageError(f"layer {layer}: `{kind.name}` cannot be counted, because {why}")
 
 
 def optional() -> dict[str, str]:

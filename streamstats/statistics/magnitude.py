@@ -50,7 +50,10 @@ class ChannelMagnitude(AddedArrays):
         """As `Statistic.refuses`: |q| is summed for wider codes, which does not give the sum of |q − zero_point|."""
         if is_counted_by_channel(space.dtype) or quantization is None or not np.any(quantization.zero_point):
             return None
-        return f"magnitudes of {space.dtype} codes are exact only with the zero point 0"
+        return (
+            f"magnitudes of {space.dtype} codes are exact only with the zero point 0; request the statistic for other "
+            "layers"
+        )
 
     @classmethod
     def riders(cls, space: Space) -> Mapping[str, RiderKind]:

@@ -350,12 +350,12 @@ def known_kernel(space: Space) -> Kernel | Kernels:
 
 UNKNOWN_KERNEL = (
     "the kernel of the layer is unknown; record the layer with streamstats, which knows it for layers that pad with "
-    "zeros or not at all, or set `geometry` for the layer in the configuration"
+    "zeros or not at all, set `geometry` for the layer in the configuration, or request the statistic for other layers"
 )
 
 MASKED = (
-    "the layer has a mask, and this statistic tells positions apart, so it cannot leave out any; request other "
-    "statistics for the layer"
+    "the layer has a mask, but the statistic tells positions apart and cannot leave any out; request it only for "
+    "layers without a mask"
 )
 
 

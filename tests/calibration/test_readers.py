@@ -32,6 +32,17 @@ def test_a_kernel_beside_layers_with_their_own_is_refused() -> None:
         readers_of("x", ONE, {"a": ONE})
 
 
+def test_names_layers_and_kernels_of_other_types_are_refused() -> None:
+    for wrong, said in {
+        (3, None): "the layer's name is of type int; expected text: give the name first",
+        ("x", ("a", "b")): "array x: `layers` is of type tuple; expected a mapping",
+    }.items():
+        with pytest.raises(UsageError, match=said):
+            readers_of(wrong[0], None, wrong[1])  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"layer conv: its kernel is \(3, 3\); expected a `Kernel`, as in"):
+        readers_of("conv", (3, 3), None)  # type: ignore[arg-type]
+
+
 def test_the_union_has_all_layers_and_no_kernel_that_differs() -> None:
     mine, theirs = Readers.of({"a": ONE, "b": OTHER, "c": None}), Readers.of({"b": ONE, "c": ONE, "d": ONE})
     assert mine.union(theirs) == Readers.of({"a": ONE, "b": None, "c": None, "d": ONE})

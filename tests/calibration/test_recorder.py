@@ -388,7 +388,7 @@ def test_what_does_not_fit_is_refused_with_both_sides(tmp_path: Path) -> None:
         (samples(3, 3, dtype="int8"), {}, ("the sample shape is (3,); the store holds (3, 4)",)),
         (codes.astype("uint8"), {}, ("the dtype is uint8; the store holds int8",)),
         (codes, {"channel_axis": 2}, ("the channel axis is 2; the store holds 1",)),
-        (codes, {"quantization": None}, ("the quantisation is None; the store holds Quantization(",)),
+        (codes, {"quantization": None}, ("the quantisation is none; the store holds step 0.5, zero point 3;",)),
         (codes, {"quantization": Quantization(0.25, 3)}, ("0.25", "the store holds", "0.5")),
     ]
     before = files(tmp_path)
@@ -401,6 +401,22 @@ def test_what_does_not_fit_is_refused_with_both_sides(tmp_path: Path) -> None:
                     recorder.append("layer", block, **(fitting | options))
                 assert all(text in str(caught.value) for text in expected)
     assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize("reopened", [False, True])
+def test_a_layer_that_reads_another_array_is_refused_either_way_round(tmp_path: Path, reopened: bool) -> None:
+    both = {"block/conv": None, "block/skip": None}
+    appends: dict[str, Any] = {"block/conv": {"layers": both}, "block/skip": {}}
+    for first, other in (("block/conv", "block/skip"), ("block/skip", "block/conv")):
+        store = tmp_path / other
+        recorder = Recorder(store)
+        recorder.append(first, rows(2), **appends[first])
+        if reopened:
+            recorder.close()
+            recorder = Recorder(store)
+        with recorder, pytest.raises(UsageError, match=f"layer block/skip reads the array {first} of .*{store.name}"):
+            recorder.append(other, rows(2), **appends[other])
+        assert [layer.name for layer in select_layers(store).layers] == [first]
 
 
 @pytest.mark.parametrize("axis", [0, 3, -3, 5, -10])

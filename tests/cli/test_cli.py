@@ -153,6 +153,18 @@ def test_integers_without_quantisation_and_uneven_rows_are_pointed_out(tmp_path:
     assert "note: the layers have different numbers of rows, 4 to 5" in done.stderr
 
 
+def test_a_zero_point_that_is_not_a_code_is_pointed_out(tmp_path: Path) -> None:
+    for name in ("wide", "within"):
+        array(tmp_path, "int8", (4, 3), name)
+    quantization = "quantization: {scale: 0.5, scale_is: step, zero_point:"
+    layers = f"layers: [{{match: wide, {quantization} 300}}}}, {{match: within, {quantization} -128}}}}]"
+    keys = f"source: s.zarr\noutput: out\n{layers}\nmissing: fill\n"
+    done = streamstats("run", write_config(tmp_path, keys), folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "the zero point 300 of wide is not one of its codes, so none of them stands for 0" in done.stderr
+    assert "check `zero_point` of: wide\n" in done.stderr
+
+
 @pytest.mark.parametrize("output", ["s.zarr", "s.zarr/out", "."])
 def test_an_output_in_the_calibration_store_is_refused(tmp_path: Path, output: str) -> None:
     floats(tmp_path)

@@ -59,6 +59,21 @@ def test_the_worst_layer_comes_first_with_its_channel(
     assert "1 of 2 layers differs; both outputs cover rows of the same numbers, of different stores" in shown.err
 
 
+def test_quantisations_are_shown_as_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    codes, outputs = np.arange(24, dtype="int8").reshape(4, 6), []
+    for name, step in (("one", 0.5), ("two", [0.25, 1, 1, 1, 1, 2])):
+        attributes = {"a": {"quantization": {"step": step, "zero_point": -128}}}
+        store = build_store(tmp_path / name / "s.zarr", {"a": codes}, attributes=attributes)
+        outputs.append(str(tmp_path / name / "out"))
+        run(JobConfig(source=str(store), output=outputs[-1]).job())
+    assert main(["compare", *outputs]) == 0
+    said = "quantisation step 0.5, zero point -128 and step [0.25, 1.0, … 4 more], zero point -128"
+    assert said in capsys.readouterr().out
+    assert main(["merge", *outputs, "-o", str(tmp_path / "all")]) == 2
+    said = "quantisation step 0.5, zero point -128 and step [0.25, 1.0, 1.0, 1.0, 1.0, 2.0], zero point -128; expected"
+    assert said in capsys.readouterr().err
+
+
 CASES = {
     "drift": ("first", "moved", "5", 3, r"layer b has drifted: the means of channel 2 differ by [\d.]+ std\. errors"),
     "less than the threshold": ("first", "moved", "100", 0, "1 of 2 layers differs"),

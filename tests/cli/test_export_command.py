@@ -42,13 +42,21 @@ def test_json_says_what_was_written(tmp_path: Path, out: Path) -> None:
 
 
 BAD = {
-    "no method": (["--format", "aimet"], "choose how to find it (--method)"),
-    "no method, but bits": (["--format", "aimet", "--bits", "4"], "go with --method; add it, or leave them out"),
+    "no method": (["--format", "aimet"], "choose how to find it: with --method, or"),
+    "no method, but bits": (
+        ["--format", "aimet", "--bits", "4"],
+        "found --bits, but no --method; add --method, or leave",
+    ),
+    "no ranges, but bits": (["--format", "csv", "--bits", "4"], "the csv file holds no ranges; leave out --bits, or"),
+    "another percentile": (
+        ["--format", "aimet", "--method", "mse", "--percentile", "99"],
+        "--percentile is 99, but --method is mse; choose --method percentile, or leave --percentile out",
+    ),
     "two namings": (["--format", "csv", "--names", "n", "--model", "m"], "not allowed with argument"),
     "names": (["--format", "csv", "--names", "nowhere.yaml"], "nowhere.yaml cannot be read"),
     "model": (["--format", "csv", "--model", "nowhere.onnx"], "cannot read the ONNX model nowhere.onnx"),
     "its own names": (["--format", "csv", "--names", "file"], "file is both the input and the output"),
-    "codes": (["--format", "tensorrt", "--method", "minmax"], "add --symmetric"),
+    "codes": (["--format", "tensorrt", "--method", "minmax"], "--bits 8 --symmetric --codes signed"),
     "squares": (["--format", "imatrix"], "`squares` was not counted for a, block/b; add `statistics: [squares]`"),
 }
 

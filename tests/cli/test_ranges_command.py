@@ -87,6 +87,10 @@ BAD = {
     "two": (["--method", "mse", "--compare"], "not allowed with argument"),
     "bits": (["--compare", "--bits", "17"], "bits is 17; expected an integer from 2 to 16"),
     "percentile": (["--method", "percentile", "--percentile", "3"], "the percentile is 3; expected"),
+    "another percentile": (
+        ["--method", "mse", "--percentile", "99"],
+        "--percentile is 99, but --method is mse",
+    ),
     "layer": (["--compare", "--layer", "conv"], "no layer that matches 'conv'; it has block/codes, block/floats"),
     "floats per channel": (["--compare", "--per-channel"], "layer block/floats: percentile, mse, entropy: the histo"),
     "a picture of two layers": (["--compare", "--plot", "p.svg"], "--plot shows one layer"),

@@ -39,9 +39,15 @@ def test_each_module_has_its_step(tmp_path: Path, out: Path, codes: str) -> None
             assert tensors[f"{name}.input_zero_point"].dtype == np.int8
 
 
-@pytest.mark.parametrize("choice", [ss.RangeChoice("mse"), ss.RangeChoice("mse", 16, symmetric=True)])
-def test_codes_that_it_has_not_are_refused(tmp_path: Path, out: Path, choice: ss.RangeChoice) -> None:
-    with pytest.raises(UsageError, match="signed codes of at most 8 bits"):
+OTHER_CODES = {
+    "affine unsigned codes of 8 bits": ss.RangeChoice("mse"),
+    "symmetric signed codes of 16 bits": ss.RangeChoice("mse", 16, symmetric=True),
+}
+
+
+@pytest.mark.parametrize(("found", "choice"), OTHER_CODES.items())
+def test_codes_that_it_has_not_are_refused(tmp_path: Path, out: Path, found: str, choice: ss.RangeChoice) -> None:
+    with pytest.raises(UsageError, match=f"ranges are for {found}; expected signed codes of at most 8 bits"):
         ss.export(out, "compressed-tensors", tmp_path / "m.safetensors", ranges=choice)
 
 

@@ -79,8 +79,8 @@ def test_statistics_that_were_measured_without_a_store_are_exported(tmp_path: Pa
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "format": ({"file_format": "tflite"}, f"the format is 'tflite'; expected one of {', '.join(FORMATS)}"),
-    "no ranges": ({"file_format": "aimet"}, "aimet holds a range for each layer; choose how to find it (--method)"),
-    "ranges": ({"file_format": "csv", "ranges": MINMAX}, "csv holds no ranges; leave out the method"),
+    "no ranges": ({"file_format": "aimet"}, "the aimet file holds a range for each layer; choose how to find it: with"),
+    "ranges": ({"file_format": "csv", "ranges": MINMAX}, "the csv file holds no ranges; leave out the method, or"),
     "version": ({"file_format": "csv", "encoding_version": "1.0.0"}, "goes with aimet, not with csv"),
     "merge": ({"file_format": "csv", "merge": "x"}, "merging a file goes with imatrix, not with csv"),
     "method": ({"ranges": ss.RangeChoice("best")}, "the method is 'best'; expected one of minmax"),

@@ -50,9 +50,19 @@ def test_modelopt_reads_our_steps(tmp_path: Path, out: Path) -> None:
     assert read == steps
 
 
-@pytest.mark.parametrize("choice", [ss.RangeChoice("minmax"), ss.RangeChoice("minmax", 7, symmetric=True)])
-def test_other_codes_are_refused(tmp_path: Path, out: Path, choice: ss.RangeChoice) -> None:
-    with pytest.raises(UsageError, match="8-bit symmetric signed codes; add --symmetric"):
+OTHER_CODES = {
+    "affine unsigned codes of 8 bits": ss.RangeChoice("minmax"),
+    "symmetric signed codes of 7 bits": ss.RangeChoice("minmax", 7, symmetric=True),
+    "symmetric unsigned codes of 8 bits": ss.RangeChoice("minmax", symmetric=True, signed=False),
+}
+
+
+@pytest.mark.parametrize(("found", "choice"), OTHER_CODES.items())
+def test_other_codes_are_refused(tmp_path: Path, out: Path, found: str, choice: ss.RangeChoice) -> None:
+    message = (
+        f"ranges are for {found}; expected symmetric signed codes of 8 bits, .*--bits 8 --symmetric --codes signed"
+    )
+    with pytest.raises(UsageError, match=message):
         ss.export(out, "tensorrt", tmp_path / "calibration.cache", ranges=choice)
 
 

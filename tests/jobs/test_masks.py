@@ -201,13 +201,25 @@ def test_one_store_counted_with_two_masks_is_not_merged(tmp_path: Path) -> None:
             merge_outputs([tmp_path / each for each in outputs], tmp_path / "all")
 
 
-@pytest.mark.parametrize("mask", [None, "other"])
-def test_another_mask_than_the_counted_one_is_an_error(tmp_path: Path, mask: str | None) -> None:
+@pytest.mark.parametrize(
+    ("mask", "said"),
+    [
+        (None, "counted with mask deep/mask, but the job now has none"),
+        ("other", "counted with mask deep/mask, but the job now has other"),
+        ("deep/mask", r"chunk c/0/0 \(rows 0:5\) of its mask deep/mask"),
+    ],
+)
+def test_another_mask_than_the_counted_one_is_an_error(tmp_path: Path, mask: str | None, said: str) -> None:
     run(masked(tmp_path, "tokens"))
     build_store(tmp_path / "s.zarr", {"other": CASES["tokens"][2]}, chunks=(7, 9))
-    layers = [{"match": "x", "mask": mask}]
-    with pytest.raises((DataError, MismatchError), match=r"layer x: .* mask"):
-        run(job(tmp_path, layers=layers, statistics=[*KINDS, "spread"]))
+    if mask == "deep/mask":
+        del zarr.open_group(tmp_path / "s.zarr")[mask]
+        build_store(tmp_path / "s.zarr", {mask: CASES["tokens"][2]}, chunks=(5, 9))
+    again = job(tmp_path, layers=[{"match": "x", "mask": mask}], statistics=[*KINDS, "spread"])
+    with pytest.raises((DataError, MismatchError), match=f"layer x: .*{said}"):
+        run(again)
+    if mask == "deep/mask":  # stored in other chunks
+        assert any("of its mask deep/mask" in each.problem for each in verify(again))
 
 
 def with_mask(tmp_path: Path, mask: Array | None, attributes: Mapping[str, Any] | None = None) -> Any:
@@ -233,6 +245,20 @@ def test_a_mask_that_does_not_fit_is_refused(tmp_path: Path, mask: Array | None,
         run(with_mask(tmp_path, mask))
 
 
+@pytest.mark.parametrize("others", [[], [{"match": "*"}]])
+def test_a_layer_is_not_its_own_mask(tmp_path: Path, others: list[dict[str, Any]]) -> None:
+    with_mask(tmp_path, np.ones((6, 5), bool))
+    with pytest.raises(UsageError, match="layer x is named as its own mask; expected another array of its shape"):
+        run(job(tmp_path, layers=[{"match": "x", "mask": "x"}, *others]))
+
+
+def test_a_mask_of_null_is_that_of_the_attributes(tmp_path: Path) -> None:
+    mask = np.tile([True, True, True, False, False], (6, 1))
+    with_mask(tmp_path, mask)
+    run(job(tmp_path, layers=[{"match": "x", "mask": None}]))
+    assert found(tmp_path).masked == (12, 30)
+
+
 def test_a_mask_of_other_numbers_is_refused_with_the_place(tmp_path: Path) -> None:
     mask = np.ones((6, 5), "int16")
     mask[4, 2] = -1
@@ -256,7 +282,7 @@ def test_a_single_value_and_the_layer_itself_are_no_masks(tmp_path: Path) -> Non
     with_mask(tmp_path, np.array(True))
     with pytest.raises(MismatchError, match="layer x: its mask m is a single value"):
         run(job(tmp_path))
-    with pytest.raises(UsageError, match="layer x: it is named as its own mask"):
+    with pytest.raises(UsageError, match="layer x is named as its own mask"):
         run(job(tmp_path, layers=[{"match": "x", "mask": "x"}]))
 
 
@@ -275,7 +301,9 @@ def test_attributes_that_are_no_name_are_refused(tmp_path: Path) -> None:
 def test_statistics_for_which_positions_matter_refuse_masks(tmp_path: Path) -> None:
     with_mask(tmp_path, np.ones((6, 5), bool))
     geometry = {"kernel": [3], "pads": [1, 1]}
-    with pytest.raises(UsageError, match=r"layer x: .*taps.* the layer has a mask"):
+    with pytest.raises(
+        UsageError, match=r"layer x: `taps` cannot be counted, because the layer has a mask, [^:;]*; request"
+    ):
         run(job(tmp_path, layers=[{"match": "x", "geometry": geometry, "statistics": ["taps"]}]))
 
 

@@ -104,7 +104,24 @@ def test_a_call_that_raises_has_measured_nothing(tmp_path: Path) -> None:
 
 
 def test_a_statistic_that_a_layer_cannot_have_is_refused_by_name() -> None:
-    with pytest.raises(UsageError, match=r"layer conv: magnitude cannot be counted: .*zero point"):
+    with pytest.raises(UsageError, match=r"layer conv: `magnitude` cannot be counted, because .*zero point"):
         Meter(["magnitude"]).append("conv", samples(2, 3, dtype="i2"), quantization=ss.Quantization(0.5, 3))
     with pytest.raises(UsageError, match="statistics nothing are unknown"):
         Meter(["nothing"])
+    for asked in (Meter, lambda text: ss.LayerRule("*", statistics=text)):
+        with pytest.raises(UsageError, match=r"statistics is the text 'spread'; expected a list .* \['spread'\]"):
+            asked("spread")
+
+
+def test_samples_before_the_name_and_other_axes_are_refused_as_they_were_given() -> None:
+    values: Any = samples(40, 3, 5)
+    with pytest.raises(UsageError, match="the layer's name is of type ndarray; expected text: give the name first"):
+        Meter().append(values, "conv")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"channel_axis is 4, but the array has the shape \(40, 3, 5\)"):
+        Meter().append("conv", values, channel_axis=4)
+    masks = Meter()
+    masks.append("conv", values, mask=np.ones((40, 3), bool))
+    with pytest.raises(
+        MismatchError, match=r"the mask is none; .* one of shape \(3,\) .*; give each append its `mask`"
+    ):
+        masks.append("conv", values)

@@ -107,6 +107,28 @@ def test_what_cannot_be_answered_is_said_with_the_remedy(tmp_path: Path) -> None
         exact_quantiles(config(other, statistics=[]), [0.5])
 
 
+def test_layers_that_have_none_are_named_and_the_others_are_answered(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = activations("f4")
+    layers = {"a": values, "nan": np.full((4, 3), np.nan, "f4"), "plain": values, "wide": activations("f8")}
+    build_store(tmp_path / "s.zarr", layers)
+    entries = '[{match: plain}, {match: "*", statistics: [histogram]}]'
+    (tmp_path / "run.yaml").write_text(
+        f"source: {tmp_path}/s.zarr\noutput: {tmp_path}/out\nlayers: {entries}\nnonfinite: skip\n"
+    )
+    assert main(["run", str(tmp_path / "run.yaml"), "--json", "--refine", "0.5"]) == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["quantiles"] == {"a": [{"q": 0.5, "value": sorted_value(values, 0.5)}]}
+    assert "no quantiles of plain: exact quantiles need its histogram; add `histogram`" in shown.err
+    assert "no quantiles of wide: exact quantiles of float64 values are not supported" in shown.err
+    assert "no quantiles of nan: it has no finite values" in shown.err
+    others = config(tmp_path / "s.zarr", nonfinite="skip", layers=[{"match": "nan"}, {"match": "wide"}])
+    run(others, restart=True)
+    with pytest.raises(UsageError, match=r"layer nan \(and 1 more layer\): it has no finite values"):
+        exact_quantiles(others, [0.5])
+
+
 def test_values_that_changed_in_silence_are_an_error(tmp_path: Path) -> None:
     values = activations("f4")
     store = build_store(tmp_path / "s.zarr", {"conv": values}, compressors=None, chunks=(40, 6, 5, 8))

@@ -412,7 +412,12 @@ def test_the_same_rows_twice_are_refused_with_their_numbers(tmp_path: Path) -> N
     [
         (samples(4, 8, dtype="int8"), {}, "dtype float32 and int8"),
         (samples(4, 7), {}, "channels 8 and 7"),
-        (samples(4, 8, 2), {"layers": [{"match": "*", "channel_axis": 1}]}, "channel_axis 1 and 1|cannot be merged"),
+        (
+            samples(4, 8),
+            {"statistics": ["spread"]},
+            r"statistics mean \+ extrema and mean \+ extrema \+ spread; expect",
+        ),
+        (samples(4, 8, 2), {"layers": [{"match": "*", "channel_axis": 1}]}, "cannot be merged"),
     ],
 )
 def test_what_does_not_fit_together_is_refused_with_both(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from streamstats.jobs.status import status
 from streamstats.jobs.verify import verify
 from streamstats.outputs.manifest import read_manifest
 from streamstats.outputs.results import open_results
+from streamstats.outputs.saving import held
 
 CONV = ss.Kernel((3, 3), ss.Geometry((2, 2), (1, 1, 1, 1)))
 DOWN = ss.Kernel((1, 1), ss.Geometry((2, 2)))
@@ -104,10 +106,29 @@ def test_it_is_read_once_and_progress_counts_it_once(tmp_path: Path) -> None:
     assert [layer.name for layer in layers] == ["block/conv", "tensors/y"]
     assert [layer.names for layer in layers] == [("block/conv", "block/down"), ("tensors/y",)]
     run(job(store, tmp_path / "out"))
-    assert [(each.layer, each.counted) for each in status(tmp_path / "out").layers] == [
-        ("block/conv", 24),
-        ("tensors/y", 24),
+    found = status(tmp_path / "out").layers
+    assert [(each.layer, each.array, each.counted) for each in found] == [
+        ("block/conv", "block/conv", 24),
+        ("block/down", "block/conv", 24),
+        ("tensors/y", "tensors/y", 24),
     ]
+
+
+@pytest.mark.parametrize("kept", [(), ("manifest.json",), ("state",)])
+def test_status_knows_the_layers_from_the_lock_the_manifest_or_the_states(tmp_path: Path, kept: Sequence[str]) -> None:
+    store = recorded(tmp_path / "s.zarr", name="input")
+    out = counted(tmp_path, name="input")
+    for path in [out / "manifest.json", *(out / "state").rglob("*.safetensors")]:
+        if path.relative_to(out).parts[0] not in kept:
+            path.unlink()
+    rows, readers = {"input": 24}, {layer.name: layer.names for layer in select_layers(store).layers}
+    with held(out, "s.zarr", rows, readers):
+        layers = {each.layer: each.array for each in status(out).layers}
+    assert layers | {"tensors/y": "tensors/y"} == {
+        "block/conv": "input",
+        "block/down": "input",
+        "tensors/y": "tensors/y",
+    }
 
 
 def test_appending_forgetting_and_verifying_go_on_with_the_shared_array(tmp_path: Path) -> None:
@@ -118,8 +139,13 @@ def test_appending_forgetting_and_verifying_go_on_with_the_shared_array(tmp_path
     run(asked)
     assert correctors(tmp_path / "out") == correctors(counted(tmp_path / "whole"))
     assert verify(asked) == []
+    with pytest.raises(UsageError, match="no layer matches 'fc'; the job has block/conv, block/down, tensors/y"):
+        forget(asked, (4, 9), match="fc")
     forgotten = forget(asked, (4, 9), match="block/down")
-    assert [(each.layer, each.rows) for each in forgotten] == [("block/conv", 5)]
+    assert [(each.layer, each.array, each.rows) for each in forgotten] == [
+        ("block/conv", "block/conv", 5),
+        ("block/down", "block/conv", 5),
+    ]
     rest = np.concatenate([VALUES[:4], VALUES[9:]])
     alone = correctors(counted(tmp_path / "rest", values=rest))
     assert correctors(tmp_path / "out").keys() == alone.keys()
@@ -178,8 +204,7 @@ def test_rules_describe_the_layers_that_read_an_array(tmp_path: Path) -> None:
 
 def test_a_layer_that_reads_two_arrays_is_refused_unless_it_is_left_out(tmp_path: Path) -> None:
     store = recorded(tmp_path / "s.zarr")
-    with ss.Recorder(store) as recorder:
-        recorder.append("block/down", VALUES, channel_axis=1, kernel=DOWN)
+    build_store(store, {"block/down": VALUES}, attributes={"block/down": {"channel_axis": 1}})
     with pytest.raises(
         UsageError, match=r"layer block/down reads two arrays of .*, block/conv and block/down; expected"
     ):
@@ -205,6 +230,8 @@ def test_quantiles_tables_and_json_name_every_layer(tmp_path: Path, capsys: pyte
     }
     assert main(["inspect", str(out)]) == 0
     lines = capsys.readouterr().out.splitlines()
+    assert "  percentile 0.1  " in lines[0]
+    assert "  percentile 99.9" in lines[0]
     assert [line.split()[:2] for line in lines] == [
         ["layer", "array"],
         ["block/conv", "block/conv"],
@@ -218,6 +245,13 @@ def test_quantiles_tables_and_json_name_every_layer(tmp_path: Path, capsys: pyte
         "block/down": ("block/conv", "relu"),
         "tensors/y": ("tensors/y", "y"),
     }
+    assert main(["status", str(out)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:3] for line in lines[:3]] == [
+        ["layer", "array", "counted"],
+        ["block/conv", "block/conv", "24"],
+        ["block/down", "block/conv", "24"],
+    ]
     assert main(["ranges", str(out), "--method", "mse", "--layer", "block/*", "--json"]) == 0
     ranges = json.loads(capsys.readouterr().out)["layers"]
     assert list(ranges) == ["block/conv", "block/down"]

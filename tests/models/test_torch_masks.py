@@ -106,6 +106,18 @@ def test_what_is_no_mask_is_refused(encoder: Any, tmp_path: Path) -> None:
         pass
 
 
+def test_a_mask_that_no_call_can_give_is_refused(encoder: Any, tmp_path: Path) -> None:
+    x, mask = batch()
+    with (
+        pytest.raises(UsageError, match="the mask is of type Tensor; expected the name of an argument"),
+        recording(encoder, tmp_path / "s.zarr", mask=mask),
+    ):
+        pass
+    said = r"`mask` takes \(ids.*\), but the model is called with 1 argument by place and, by name, attention_mask"
+    with recording(encoder, tmp_path / "s.zarr", mask=lambda ids: ids), pytest.raises(UsageError, match=said):
+        encoder(x, attention_mask=mask)
+
+
 def test_models_without_a_mask_are_recorded_without_a_word(tmp_path: Path) -> None:
     layer = nn.Linear(C, 2)
     with warnings.catch_warnings():

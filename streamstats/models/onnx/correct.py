@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...errors import UsageError
+from ...errors import UsageError, listed
 from ...progress import QUIET, Progress
 from ...ranges.finding import MINMAX
 from ...storage.files import remove_folder
@@ -188,9 +188,12 @@ class _Correcting:
 
         Leaving one out changes the inputs of later layers, so the model is judged again until no correction does harm.
         """
+        left_out: list[str] = []
         while True:
             model, outcomes = self._corrected(planned)
-            harmful = judge.add(CORRECTED, model, _added_terms(outcomes))
+            note = f" again, without the corrections of {listed(left_out)}, which do harm" if left_out else ""
+            harmful = judge.add(CORRECTED, model, _added_terms(outcomes), note)
+            left_out += harmful
             if not self.how.do_no_harm or not harmful:
                 return model, outcomes
             planned = [replace(each, term=None, reason=HARMFUL) if each.layer in harmful else each for each in planned]

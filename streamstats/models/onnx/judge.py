@@ -130,13 +130,15 @@ class Judge:
     ) -> None:
         self._stack.close()
 
-    def add(self, name: str, model: onnx.ModelProto, terms: Mapping[str, Float64Array] | None = None) -> list[str]:
+    def add(
+        self, name: str, model: onnx.ModelProto, terms: Mapping[str, Float64Array] | None = None, note: str = ""
+    ) -> list[str]:
         """Judge `model`, whose biases contain the `terms`: the layers in which these do harm.
 
-        A second model of the same name replaces the first. Raises `MismatchError` for a model of another network,
-        `UsageError` for a model that onnxruntime does not run.
+        `note` follows the name of the model in the progress. A second model of the same name replaces the first. Raises
+        `MismatchError` for a model of another network, `UsageError` for a model that onnxruntime does not run.
         """
-        found = self._measured(name, model)
+        found = self._measured(name, model, note)
         for layer, sums in found.layers.items():
             self._layers.setdefault(layer, {})[name] = sums.quality()
         self._outputs[name] = together([sums.quality() for sums in found.outputs.values() if sums.values])
@@ -157,7 +159,7 @@ class Judge:
         write_models([(model, path)])
         self._scores[name] = _scored(self._held_out.score, path)
 
-    def _measured(self, name: str, model: onnx.ModelProto) -> _Measured:
+    def _measured(self, name: str, model: onnx.ModelProto, note: str) -> _Measured:
         """Run `model` beside the float model, and sum up their errors."""
         self._check_outputs(name, [output.name for output in model.graph.output])
         plain = plainly(model)
@@ -167,7 +169,8 @@ class Judge:
         session = self._session(plain.model, mine_wanted, name)
         run = ModelRun.prepare(session, self._arrays, self._held_out.batch_size, str(self._held_out.samples))
         found = _Measured({pair.name: Sums() for pair, _ in judged}, {end: Sums() for end in self._ends})
-        self._progress.begin(Stage(f"judging the {name} model", run.samples, layers=len(judged)))
+        what = f"judging the {name.replace(' ', '-')} model{note}"
+        self._progress.begin(Stage(what, run.samples, layers=len(judged)))
         for rows in run.batches():
             mine, theirs = run.outputs(mine_wanted, rows), self._float.outputs(theirs_wanted, rows)
             found.add(judged, mine, theirs, mask_rows(self._float, self._held_out.mask, rows))

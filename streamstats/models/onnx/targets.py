@@ -228,9 +228,10 @@ def _with_stored(target: Target, store: Path, inputs: Mapping[str, str], *, appe
     if not append:
         raise UsageError(
             f"{stored.store} already holds {stored.rows} samples of layer {target.name}; record into another store, or "
-            "append to this one"
+            "append to this one with --append"
         )
     _check_form(target, stored, storage)
+    _check_mask(target, stored)
     _check_readers(target, stored, inputs)
     return replace(target, stored=stored)
 
@@ -242,6 +243,21 @@ def _check_form(target: Target, stored: Layer, storage: str) -> None:
         raise MismatchError(
             f"layer {target.name}: {stored.store} holds (sample shape, dtype, channel axis) {found}, but the samples "
             f"to append are {expected}; record into another store"
+        )
+
+
+def _check_mask(target: Target, stored: Layer) -> None:
+    """Raise `MismatchError` unless both have a mask, or neither has."""
+    if stored.mask is not None and target.mask is None:
+        raise MismatchError(
+            f"layer {target.name}: {stored.store} holds it with a mask, {stored.mask.name}, but the samples to append "
+            "have none; name the model's input that is their mask, as in `--mask attention_mask`, or record into "
+            "another store"
+        )
+    if stored.mask is None and target.mask is not None:
+        raise MismatchError(
+            f"layer {target.name}: {stored.store} holds it without a mask, but the samples to append have one, "
+            f"{target.mask}; leave out --mask, or record into another store"
         )
 
 

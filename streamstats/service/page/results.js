@@ -34,7 +34,7 @@ const columnsOf = (id, layers) => [
 
 const figuresOf = (layers) => [...new Set(layers.flatMap((layer) => Object.keys(layer)))].filter((name) => !KNOWN.has(name));
 
-const titleOf = (figure) => figure[0].toUpperCase() + figure.slice(1).replaceAll("_", " ");
+const titleOf = (figure) => figure[0].toUpperCase() + figure.slice(1).replaceAll("_", " ").replace(/(\d) (\d)/, "$1.$2");
 
 const figureCell = (value) => (value === undefined ? "" : Number.isInteger(value) ? whole(value) : typeof value === "number" || value === null ? number(value) : String(value));
 

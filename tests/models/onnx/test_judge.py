@@ -14,6 +14,7 @@ import pytest
 from networks import FORMS, chain, model_of, quantized, run_out, values
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
+from told import Told
 
 from streamstats import MeanBiasCorrector
 from streamstats.errors import MismatchError, NonFiniteError, UsageError
@@ -22,6 +23,7 @@ from streamstats.models.onnx.iterative import Iterative
 from streamstats.models.onnx.judge import HeldOut
 from streamstats.models.onnx.plain import plainly
 from streamstats.models.onnx.quality import Quality
+from streamstats.progress import QUIET, Progress
 
 WEIGHTS = {"w": values(4, 6), "v": values(6, 3, seed=1)}
 NODES = [
@@ -40,9 +42,9 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def judged(folder: Path, do_no_harm: bool = False, **held_out: Any) -> Any:
+def judged(folder: Path, do_no_harm: bool = False, progress: Progress = QUIET, **held_out: Any) -> Any:
     how = How(None, HeldOut(folder / "held.npy", **held_out), do_no_harm)
-    return correct(folder / "float.onnx", folder / "out", folder / "fixed.onnx", bits=3, how=how)
+    return correct(folder / "float.onnx", folder / "out", folder / "fixed.onnx", bits=3, how=how, progress=progress)
 
 
 def test_shift_signal_and_noise_are_those_of_the_outputs_of_each_layer(folder: Path) -> None:
@@ -87,7 +89,12 @@ def test_a_correction_that_does_harm_is_named_and_left_out_on_request(folder: Pa
     (folder / "out" / "manifest.json").unlink()
     MeanBiasCorrector(-3 * mean, {"layer": "two"}).save(path)
     assert judged(folder).judgement.harmful == ("two",)
-    done = judged(folder, do_no_harm=True)
+    told = Told()
+    done = judged(folder, do_no_harm=True, progress=told)
+    assert [stage.what for stage in told.stages if "corrected" in stage.what] == [
+        "judging the corrected model",
+        "judging the corrected model again, without the corrections of two, which do harm",
+    ]
     outcomes = {each.layer: each for each in done.layers}
     assert outcomes["one"].corrected
     assert not outcomes["two"].corrected

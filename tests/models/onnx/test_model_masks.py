@@ -165,6 +165,15 @@ def test_the_commands_take_it_and_say_when_it_is_left_out(folder: Path, capsys: 
     assert main(["record", model, "--samples", samples, "-o", str(folder / "plain.zarr")]) == 0
     assert "note: padding counts like data; leave it out with `--mask attention_mask`" in capsys.readouterr().err
     mask = ["--mask", "attention_mask"]
+    again = ["record", model, "--samples", samples, "-o", str(folder / "plain.zarr")]
+    assert main(again) == 2
+    assert "append to this one with --append" in capsys.readouterr().err
+    assert main([*again, *mask, "--append"]) == 2
+    assert "plain.zarr holds it without a mask" in capsys.readouterr().err
+    assert main([*again[:-1], str(folder / "s.zarr"), *mask]) == 0
+    assert main([*again[:-1], str(folder / "s.zarr"), "--append"]) == 2
+    assert "s.zarr holds it with a mask, first.mask, but" in (said := capsys.readouterr().err)
+    assert "as in `--mask attention_mask`" in said
     assert main(["measure", model, "--samples", samples, "-o", str(folder / "out"), *mask]) == 0
     command = ["correct", model, "--bits", "4", "--correctors", str(folder / "out"), "-o", str(folder / "f.onnx")]
     assert main([*command, *mask]) == 2
