@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ..calibration.masking import mask_values, positions_of_axis, spreads
-from ..errors import UsageError, listed
-from ..statistics.masks import Mask
+from ...calibration.masking import mask_values, positions_of_axis, spreads
+from ...errors import UsageError, listed
+from ...statistics.masks import Mask
 
 if TYPE_CHECKING:
     import torch
@@ -42,6 +42,11 @@ class BatchMask:
     def _takes(self, name: str) -> bool:
         named = {each.name for each in self._signature.parameters.values()}
         return name in named or any(each.kind == each.VAR_KEYWORD for each in self._signature.parameters.values())
+
+    @property
+    def may_apply(self) -> bool:
+        """Whether a call of the model may give a mask."""
+        return self._mask is not None and (not isinstance(self._mask, str) or self._takes(self._mask))
 
     def __call__(self, module: torch.nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:  # noqa: ARG002
         """Take the mask from the arguments of a call of the model. Raises `UsageError` for what is not a mask."""
@@ -83,5 +88,5 @@ class BatchMask:
             warnings.warn(
                 f"the mask was not applied to {listed(self._whole)}: the input of {layer} has the positions "
                 f"{positions}; padding in them counts like data",
-                stacklevel=4,
+                stacklevel=5,
             )
