@@ -12,8 +12,9 @@ quantised copy: fake-quantised weights, modules that quantise while they run, th
 from __future__ import annotations
 
 from .account import Account, LayerRecord
-from .correcting import add_to_bias, apply_correctors
+from .correcting import apply_correctors
 from .layers import linear_modules
+from .places import add_to_bias
 from .recording import ModelMeter, measuring, recording
 
 __all__ = [

@@ -97,7 +97,7 @@ class ParameterCalls(TorchFunctionMode):  # type: ignore[misc]
             if function is functional.multi_head_attention_forward:
                 self._attention(arguments, named)
             elif function in MATRIX_PRODUCTS:
-                self._product(*_operands(MATRIX_PRODUCTS[function], arguments, named), function)
+                self._product(*operands(MATRIX_PRODUCTS[function], arguments, named), function)
             elif function in CONVOLUTIONS:
                 self._convolution(*CONVOLUTIONS[function], arguments, named)
         except OutputError:
@@ -116,7 +116,7 @@ class ParameterCalls(TorchFunctionMode):  # type: ignore[misc]
             self._session.append(found[0], x, 2, -1, Kernel())
 
     def _convolution(self, spatial: int, transposed: bool, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-        x, weight = _operands((0, 1), arguments, named)
+        x, weight = operands((0, 1), arguments, named)
         found = self._layer(weight)
         if found is None:
             return
@@ -153,7 +153,7 @@ class ParameterCalls(TorchFunctionMode):  # type: ignore[misc]
                 yield prefix + part, x
 
 
-def _operands(places: tuple[int, int], arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, Any]:
+def operands(places: tuple[int, int], arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, Any]:
     """The input and the weight among the arguments of a function."""
     every = dict(enumerate(arguments)) | {NAMES[name]: value for name, value in named.items() if name in NAMES}
     return every[places[0]], every[places[1]]

@@ -1,22 +1,45 @@
-"""Correcting the biases of a quantised copy of a torch model."""
+"""Correcting the biases of a quantised copy of a torch model.
+
+Each layer ends as one of four: corrected, unchanged (its quantised weight is exact), never quantised, or refused, with
+the reason.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from ...correction import BiasCorrector, TapBiasCorrector
 from ...errors import MismatchError, UsageError, listed
+from ...layouts import TRANSPOSED, Geometry
 from ...outputs.results import Results, open_results
-from ..linear import NO_CORRECTOR, LayerCorrection, LinearLayer, is_near, load_corrector, planned_correction
-from .layers import MATRICES, geometry_of, layout_of, linear_modules
-from .library import Array, library, reals
+from ..linear import (
+    NEVER_QUANTISED,
+    NO_CORRECTOR,
+    UNCHANGED,
+    LayerCorrection,
+    LinearLayer,
+    load_corrector,
+    planned_correction,
+)
+from .folding import folded_weight
+from .layers import MATRICES, ModelLayer, geometry_of, layers_of
+from .library import Array, reals
+from .parameters import loose_parameters
+from .places import Copy
 
 if TYPE_CHECKING:
     import torch
 
 MARK = "_streamstats_corrected"
 """The attribute of a model whose biases are corrected."""
+REASONS = {
+    UNCHANGED: "the quantised weight equals its own: nothing to correct",
+    NEVER_QUANTISED: "never quantised: its weight in the quantised model is the float one",
+}
+IN_PARTS = "it multiplied one input in some calls and several in others, recorded apart: neither mean is that of all"
 
 
 def apply_correctors(
@@ -24,96 +47,107 @@ def apply_correctors(
 ) -> list[LayerCorrection]:
     """Add to the biases of `quantized`, in place, the terms that undo the shift of each layer's mean output.
 
-    `model` is the float model that was recorded. `quantized` is a copy of it with quantised weights and modules of the
-    same names: fake-quantised, of `torch.ao` (converted, or trained with quantisation), or of torchao. `correctors` is
-    the folder that `streamstats run` left. A module without a bias gets one. A model can be corrected only once.
+    `model` is the float model that was recorded. `quantized` is a copy of it with quantised weights: fake-quantised,
+    of `torch.ao` (prepared, trained with quantisation, or converted), of torchao, or with modules that quantise while
+    they run. Modules have the same names in both, or those that fusing gives them; batch normalisation may have been
+    folded. `correctors` is the folder that `streamstats run` left. A module without a bias gets one. A model can be
+    corrected only once.
 
-    Returns what was done for each layer. Raises `UsageError` if no layer has a corrector, `MismatchError` for a
-    corrector of other channels, `DataError` for a damaged one.
+    Returns what was done for each layer: its `outcome` is corrected, unchanged, never quantised, or refused. Raises
+    `UsageError` if no layer has a corrector, `MismatchError` for a corrector of other channels or if all layers are
+    refused or were never quantised, `DataError` for a damaged corrector.
     """
     if getattr(quantized, MARK, False):
         raise UsageError("the quantised model has already been corrected; give it as its quantiser left it")
-    results = open_results(Path(correctors))
-    others = {name: module for name, module in quantized.named_modules() if hasattr(module, "weight")}
-    modules = linear_modules(model)
-    if not set(modules) & set(results.layers):
-        raise UsageError(f"{correctors} holds no layer of the model; its layers are: {listed(modules)}")
-    places = {id(module): name for name, module in model.named_modules()}
-    done = [_corrected(name, module, others.get(places[id(module)]), results) for name, module in modules.items()]
-    if not any(each.corrected for each in done):
+    results, layers = open_results(Path(correctors)), layers_of(model)
+    loose = [each.name for each in loose_parameters(model, layers)]
+    if not {*(layer.name for layer in layers), *loose} & set(results.layers):
+        names = [layer.name for layer in layers]
+        raise UsageError(f"{correctors} holds no layer of the model; its layers are: {listed(names)}")
+    correcting = _Correcting(model, Copy(quantized), results)
+    done = [correcting.corrected(layer) for layer in _wanted(layers, results)]
+    done += _left_over(loose, results)
+    if not any(each.corrected or each.kept == UNCHANGED for each in done):
         raise MismatchError(f"no module was corrected; the first, {done[0].layer}: {done[0].reason}")
-    setattr(quantized, MARK, True)
+    if any(each.corrected for each in done):
+        setattr(quantized, MARK, True)
     return done
 
 
-def _corrected(
-    name: str, module: torch.nn.Module, quantized: torch.nn.Module | None, results: Results
-) -> LayerCorrection:
-    planned = _planned(name, module, quantized, results)
-    if planned.term is None or quantized is None:
-        return planned
-    change = add_to_bias(quantized, planned.term)
-    return replace(planned, quantized=True, corrected=True, change=change)
+def _wanted(layers: list[ModelLayer], results: Results) -> Iterator[ModelLayer]:
+    """The layers to correct: of a projection that may run whole or in parts, what the results have."""
+    in_parts = {layer.whole for layer in layers if layer.whole and layer.name in results.layers}
+    for layer in layers:
+        whole_only = layer.name in in_parts and layer.name not in results.layers
+        if not whole_only and (not layer.whole or layer.name in results.layers):
+            yield layer
 
 
-def _planned(
-    name: str, module: torch.nn.Module, quantized: torch.nn.Module | None, results: Results
-) -> LayerCorrection:
-    """The term for `module`, or why there is none."""
-    op = type(module).__name__
-    if quantized is None:
-        return LayerCorrection(name, op, reason="the quantised model has no module of its name with a weight")
-    corrector = load_corrector(results.corrector_path(name) if name in results.layers else None, name)
-    if corrector is None:
-        return LayerCorrection(name, op, reason=NO_CORRECTOR)
-    layer, stored = _layer(name, module), _stored_weight(quantized)
-    if reason := _unlike(layer.weight, stored):
-        return LayerCorrection(name, op, reason=reason)
-    return replace(planned_correction(layer, corrector, layer.weight, stored), op=op)
+def _left_over(loose: list[str], results: Results) -> Iterator[LayerCorrection]:
+    """The layers of the results that are parameters of no linear module."""
+    for name in results.layers:
+        if any(name == each or name.startswith(f"{each}/") for each in loose):
+            reason = "a parameter with no known bias beside it; its corrector's `calculate` gives the term"
+            yield LayerCorrection(name, reason=reason)
 
 
-def _unlike(weight: Array, stored: Array) -> str:
-    """Why `stored` cannot stand for `weight`, or nothing."""
-    if weight.shape != stored.shape:
-        return f"its weight has the shape {weight.shape}, the quantised {stored.shape}"
-    if not is_near(weight, stored):
-        return "the quantised weight is not close to its own; fold batch normalisation before recording"
-    return ""
+class _RefusedError(Exception):
+    """A layer that is not corrected, and why."""
 
 
-def _layer(name: str, module: Any) -> LinearLayer:
-    layout, weight = layout_of(module), reals(module.weight)
-    assert layout is not None
-    groups = 1 if layout in MATRICES else int(module.groups)
-    return LinearLayer(name=name, weight=weight, layout=layout, groups=groups, geometry=geometry_of(module))
+class _Correcting:
+    """One correction of a copy of a model."""
+
+    def __init__(self, model: torch.nn.Module, copied: Copy, results: Results) -> None:
+        self._model, self._copied, self._results = model, copied, results
+        self._layers = set(results.layers)
+
+    def corrected(self, layer: ModelLayer) -> LayerCorrection:
+        """What was done for `layer`."""
+        path = self._results.corrector_path(layer.name) if layer.name in self._layers else None
+        corrector = load_corrector(path, layer.name)
+        if corrector is None:
+            return LayerCorrection(layer.name, layer.op, reason=NO_CORRECTOR)
+        if (layer.whole and layer.whole in self._layers) or self._is_also_in_parts(layer):
+            return LayerCorrection(layer.name, layer.op, reason=IN_PARTS)
+        try:
+            return replace(self._added(layer, corrector), op=layer.op)
+        except _RefusedError as refused:
+            return LayerCorrection(layer.name, layer.op, reason=str(refused))
+
+    def _is_also_in_parts(self, layer: ModelLayer) -> bool:
+        parts = (layer.name.removesuffix("in_proj") + part for part in ("q_proj", "k_proj", "v_proj"))
+        return layer.weight == "in_proj_weight" and not layer.whole and not self._layers.isdisjoint(parts)
+
+    def _added(self, layer: ModelLayer, corrector: BiasCorrector) -> LayerCorrection:
+        own = _reals_of(layer)
+        try:
+            place = self._copied.place(layer)
+            found = place.weight()
+            float_weight = folded_weight(layer, own, found.values, self._model, self._copied)
+        except MismatchError as error:
+            raise _RefusedError(str(error)) from error
+        if (float_weight == found.values).all():
+            kept = UNCHANGED if found.quantises else NEVER_QUANTISED
+            return LayerCorrection(layer.name, quantized=found.quantises, kept=kept, reason=REASONS[kept])
+        planned = planned_correction(_linear(layer, float_weight, corrector), corrector, float_weight, found.values)
+        if planned.term is None:
+            return planned
+        return replace(planned, quantized=True, corrected=True, change=place.add(planned.term))
 
 
-def _stored_weight(module: Any) -> Array:
-    """The real numbers that the module multiplies by: its weight, fake-quantised if the module does so itself."""
-    weight = module.weight() if callable(module.weight) else module.weight
-    fake = getattr(module, "weight_fake_quant", None)
-    return reals(weight if fake is None else fake(weight))
+def _reals_of(layer: ModelLayer) -> Array:
+    """The float weight of `layer`, float64."""
+    weight = reals(layer.parameter)
+    return weight if layer.rows is None else weight[layer.rows]
 
 
-def add_to_bias(module: Any, term: Array) -> str:
-    """Add `term`, float64[outputs], to the bias of `module`, in place; what changed."""
-    torch = library()
-    if callable(module.weight):  # packed: weight and bias are set together
-        weight, bias = module.weight(), module.bias()
-        base = torch.zeros(len(term), dtype=torch.float32) if bias is None else bias.detach()
-        module.set_weight_bias(weight, base + torch.from_numpy(term).to(base))
-        return "bias added" if bias is None else "bias changed"
-    with torch.no_grad():
-        if module.bias is None:
-            like = _like_bias(module.weight)
-            module.bias = torch.nn.Parameter(torch.from_numpy(term).to(like), requires_grad=False)
-            return "bias added"
-        module.bias += torch.from_numpy(term).to(module.bias)
-    return "bias changed"
-
-
-def _like_bias(weight: Any) -> Any:
-    """An empty tensor on the device and of the dtype of a bias beside `weight`."""
-    torch = library()
-    dtype = weight.dtype if weight.dtype.is_floating_point else torch.float32
-    return torch.empty(0, dtype=dtype, device=weight.device)
+def _linear(layer: ModelLayer, weight: Array, corrector: BiasCorrector) -> LinearLayer:
+    """`layer` with the float `weight`; taps of a transposed one move as its calls said, which the corrector knows."""
+    if layer.layout in MATRICES:
+        return LinearLayer(name=layer.name, weight=weight, layout=layer.layout, geometry=Geometry())
+    as_recorded = layer.layout in TRANSPOSED and isinstance(corrector, TapBiasCorrector)
+    geometry = None if as_recorded else geometry_of(layer.module)
+    return LinearLayer(
+        name=layer.name, weight=weight, layout=layer.layout, groups=int(layer.module.groups), geometry=geometry
+    )

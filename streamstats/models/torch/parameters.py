@@ -38,7 +38,7 @@ class ParameterIndex:
 
     def __init__(self, model: torch.nn.Module, layers: list[ModelLayer]) -> None:
         known = {id(layer.parameter): layer.name for layer in reversed(layers) if not layer.whole}
-        self.loose = _loose(model, known, [layer.name for layer in layers])
+        self.loose = loose_parameters(model, layers)
         self.seen: dict[str, set[str]] = {each.name: set() for each in self.loose}
         self._names = known | {id(each.parameter): each.name for each in self.loose}
         parameters = {id(each): each for each in model.parameters()}
@@ -63,7 +63,9 @@ class ParameterIndex:
         return bool(self.seen[name]) and self.seen[name] <= HARMLESS
 
 
-def _loose(model: torch.nn.Module, known: dict[int, str], taken: list[str]) -> list[LooseParameter]:
+def loose_parameters(model: torch.nn.Module, layers: list[ModelLayer]) -> list[LooseParameter]:
+    """The parameters of `model` with two or more extents above 1 that belong to none of its `layers`."""
+    known, taken = {id(layer.parameter) for layer in layers}, [layer.name for layer in layers]
     found = [
         (f"{plain_path(path)}.{name}".strip(".").replace(".", "/"), module, parameter)
         for path, module in model.named_modules()
