@@ -432,3 +432,85 @@ def test_transposed_convolutions_with_an_output_size_are_exact(tmp_path: Path) -
     assert outcome.corrected
     assert network(x).shape[-1] == 16
     np.testing.assert_allclose(mean(quantized(x)), mean(network(x)), atol=2e-6)
+
+
+# Exported models
+
+
+class Exported(nn.Module):  # type: ignore[misc]
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(4, 6, 1, bias=False), nn.BatchNorm2d(6), nn.ReLU())
+        self.fc, self.last = nn.Linear(6, 5), nn.Linear(5, 5, bias=False)
+        with torch.no_grad():
+            self.body[1].weight.copy_(torch.rand(6) + 0.5)
+
+    def forward(self, x: Any) -> Any:
+        x = torch.relu(self.fc(self.body(x).mean((2, 3))))
+        return self.last(torch.relu(self.last(x)))
+
+
+def mean_inputs(network: Any, x: Any) -> dict[str, Any]:
+    """The mean input of each module with a weight over all its calls, by plain hooks: float64[channels]."""
+    found: dict[str, list[Any]] = {}
+
+    def keep(name: str, given: Any) -> None:
+        found.setdefault(name, []).append(given.detach().double())
+
+    hooks = [
+        module.register_forward_pre_hook(lambda _, given, name=name: keep(name, given[0]))
+        for name, module in network.named_modules()
+    ]
+    network(x)
+    for hook in hooks:
+        hook.remove()
+    return {name: mean(torch.cat(blocks)) for name, blocks in found.items()}
+
+
+class Products(torch.fx.Interpreter):  # type: ignore[misc]
+    """The weight and bias of each product that a graph runs, float64, in order."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__(model)
+        self.found: list[tuple[Any, Any]] = []
+
+    def call_function(self, target: Any, arguments: Any, named: Any) -> Any:
+        if "conv2d" in str(target) or "linear" in str(target):
+            weight, bias = (*arguments, None)[1:3]
+            zeros = torch.zeros(len(weight)) if bias is None else bias
+            self.found.append((weight.detach().double().flatten(1).numpy(), zeros.detach().double().numpy()))
+        return super().call_function(target, arguments, named)
+
+
+def products(model: Any, x: Any) -> list[tuple[Any, Any]]:
+    interpreter = Products(model)
+    interpreter.run(x)
+    return interpreter.found
+
+
+@pytest.mark.filterwarnings("ignore")  # torchao's own
+@pytest.mark.parametrize("stage", ["prepared for training", "converted"])
+def test_models_of_pt2e_are_corrected_in_their_graphs(tmp_path: Path, stage: str) -> None:
+    flow = pytest.importorskip("torchao.quantization.pt2e.quantize_pt2e")
+    quantizers = pytest.importorskip("torchao.quantization.pt2e.quantizer.x86_inductor_quantizer")
+    network, x, training = Exported().eval(), inputs(), stage != "converted"
+    quantizer = quantizers.X86InductorQuantizer()
+    quantizer.set_global(quantizers.get_default_x86_inductor_quantization_config(is_qat=training))
+    exported = torch.export.export(network, (x,)).module()
+    prepared = (flow.prepare_qat_pt2e if training else flow.prepare_pt2e)(exported, quantizer)
+    prepared(x)
+    quantized = prepared if training else flow.convert_pt2e(prepared)
+    before = products(quantized, x)
+    outcomes = apply_correctors(network, quantized, correctors(network, tmp_path, x))
+    found = {each.layer: (each.outcome, each.reason) for each in outcomes}
+    assert found == dict.fromkeys(("body/0", "fc", "last"), ("corrected", ""))
+    scale = network.body[1].weight / (network.body[1].running_var + network.body[1].eps).sqrt()
+    folded = network.body[0].weight * scale.view(-1, 1, 1, 1)
+    weights = {"body.0": folded, "fc": network.fc.weight, "last": network.last.weight}
+    inputs_are, after = mean_inputs(network, x), products(quantized, x)
+    for number, name in enumerate(("body.0", "fc", "last", "last")):
+        weight, bias = weights[name].detach().double().flatten(1).numpy(), before[number][1]
+        wanted = weight @ inputs_are[name] + bias
+        assert np.abs(before[number][0] @ inputs_are[name] + bias - wanted).max() > 1e-4
+        np.testing.assert_allclose(after[number][0] @ inputs_are[name] + after[number][1], wanted, atol=1e-6)
+    quantized.graph.lint()

@@ -108,6 +108,9 @@ class Copy:
     """The modules of a quantised copy, by the names that they have in the float model."""
 
     def __init__(self, model: torch.nn.Module) -> None:
+        from .exported import products_by_path
+
+        self._model, self._products = model, products_by_path(model)
         self._modules = {_inner_path(model, path): module for path, module in model.named_modules()}
 
     def has_norm(self, path: str) -> bool:
@@ -117,11 +120,20 @@ class Copy:
     def place(self, layer: ModelLayer) -> Place:
         """The place of `layer`. Raises `MismatchError` if there is none."""
         path = plain_path(layer.path)
+        if self._products is not None:
+            return self._in_graph(path, self._products)
         if layer.is_projection:
             return self._projection(layer, self._modules.get(path))
         if found := self._weighted(path):
             return ModulePlace(found)
         raise MismatchError("the quantised model has no module of its name with a weight")
+
+    def _in_graph(self, path: str, products: dict[str, list[Any]]) -> Place:
+        from .exported import GraphPlace
+
+        if path not in products:
+            raise MismatchError("the exported graph has no product that came from its module")
+        return GraphPlace(self._model, products[path])
 
     def _weighted(self, path: str) -> Any:
         """The module with the weight of that at `path`: it, the only one inside it, or the fused module around it."""
