@@ -248,6 +248,61 @@ def test_parameters_that_functions_multiply_by_are_layers(tmp_path: Path, infere
     assert kernels["kernel"] == ss.Kernel((3,), ss.Geometry((2,), (1, 1)))
 
 
+class Experts(nn.Module):  # type: ignore[misc]
+    """A stack of weights [experts, outputs, inputs], and rows in order of their experts."""
+
+    def __init__(self, grouped: bool) -> None:
+        super().__init__()
+        self.stack, self.grouped = nn.Parameter(torch.randn(4, 8, 16, dtype=torch.bfloat16)), grouped
+
+    def forward(self, x: Any, ends: Any = None) -> Any:
+        weights = self.stack.transpose(1, 2)
+        return functional.grouped_mm(x, weights, offs=ends) if self.grouped else torch.bmm(x, weights)
+
+
+def test_each_expert_of_a_stack_is_a_layer(tmp_path: Path) -> None:
+    network, x = Experts(grouped=True), torch.randn(10, 16).bfloat16()
+    ends = torch.tensor([3, 4, 4, 10], dtype=torch.int32)
+    said = "1 weights of the model were passed over: stack/2 .never called, or with empty"
+    with torch.no_grad(), pytest.warns(UserWarning, match=said), recording(network, tmp_path / "s.zarr") as account:
+        network(x, ends)
+    assert {name: each.rows for name, each in account.items()} == {
+        "stack/0": 3,
+        "stack/1": 1,
+        "stack/2": 0,
+        "stack/3": 6,
+    }
+    assert same_bits(x[4:].view(torch.int16), stored(tmp_path / "s.zarr", "stack/3"))
+
+
+def test_each_expert_of_a_batch_is_a_layer(tmp_path: Path) -> None:
+    network, x = Experts(grouped=False), torch.randn(4, 5, 16).bfloat16()
+    with torch.no_grad(), recording(network, tmp_path / "s.zarr"):
+        network(x)
+    for number in range(4):
+        assert same_bits(x[number].view(torch.int16), stored(tmp_path / "s.zarr", f"stack/{number}"))
+
+
+@pytest.mark.parametrize("norm", ["parametrizations.weight_norm", "weight_norm"])
+@pytest.mark.filterwarnings("ignore:.*weight_norm")
+def test_modules_that_compute_their_weight_are_recorded_once(tmp_path: Path, norm: str) -> None:
+    normed = nn.utils.parametrizations.weight_norm if "." in norm else nn.utils.weight_norm
+    network, x = nn.Sequential(normed(nn.Linear(4, 3)), nn.Linear(3, 2)), torch.randn(5, 4)
+    with recording(network, tmp_path / "s.zarr") as account:
+        network(x)
+    assert [(name, each.rows) for name, each in account.items()] == [("0", 5), ("1", 5)]
+    assert same_bits(x, stored(tmp_path / "s.zarr", "0"))
+
+
+def test_inputs_that_the_model_overwrites_are_recorded_as_they_were(tmp_path: Path) -> None:
+    layer, x = nn.Linear(4, 3), torch.randn(5, 4)
+    given = x.clone()
+    with recording(layer, tmp_path / "s.zarr"):
+        layer(given)
+        given.zero_()
+    assert same_bits(x, stored(tmp_path / "s.zarr", "Linear"))
+
+
 def test_a_module_that_pads_by_itself_is_recorded_once(tmp_path: Path) -> None:
     layer = nn.Conv1d(2, 3, 3, padding=1, padding_mode="reflect")
     x = torch.randn(4, 2, 6)

@@ -32,6 +32,9 @@ MATRIX_PRODUCTS: dict[Any, tuple[int, int]] = {
     torch.Tensor.addmm: (1, 2),
 }
 """Function → places of the input and of the weight among its arguments. Channels are on the input's last axis."""
+STACKED_PRODUCTS = frozenset(("bmm", "matmul", "__matmul__"))
+GROUPED_PRODUCTS = frozenset(("grouped_mm", "_grouped_mm", "grouped_mm_fallback"))
+"""Functions that multiply by a stack of matrices: an input by each, or a group of the rows of one input by each."""
 CONVOLUTIONS: dict[Any, tuple[int, bool]] = {
     functional.conv1d: (1, False),
     functional.conv2d: (2, False),
@@ -43,7 +46,7 @@ CONVOLUTIONS: dict[Any, tuple[int, bool]] = {
 """Function → spatial axes, and whether it is transposed."""
 AFTER_WEIGHT = ("bias", "stride", "padding", "dilation", "groups")
 AFTER_WEIGHT_TRANSPOSED = ("bias", "stride", "padding", "output_padding", "groups", "dilation")
-NAMES = {"input": 0, "weight": 1, "other": 1, "mat1": 1, "mat2": 2}
+NAMES = {"input": 0, "mat_a": 0, "weight": 1, "other": 1, "mat_b": 1, "mat1": 1, "mat2": 2}
 ATTENTION = inspect.signature(functional.multi_head_attention_forward)
 
 
@@ -97,9 +100,10 @@ class ParameterCalls(TorchFunctionMode):  # type: ignore[misc]
             if function is functional.multi_head_attention_forward:
                 self._attention(arguments, named)
             elif function in MATRIX_PRODUCTS:
-                self._product(*operands(MATRIX_PRODUCTS[function], arguments, named), function)
+                self._product(*operands(MATRIX_PRODUCTS[function], arguments, named))
             elif function in CONVOLUTIONS:
                 self._convolution(*CONVOLUTIONS[function], arguments, named)
+            self._experts(getattr(function, "__name__", ""), arguments, named)
         except OutputError:
             raise
         except (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError):
@@ -110,10 +114,25 @@ class ParameterCalls(TorchFunctionMode):  # type: ignore[misc]
         found = self._index.layer(weight)
         return None if found is None or found[0] in self.entered else found
 
-    def _product(self, x: Any, weight: Any, function: Any) -> None:  # noqa: ARG002
-        found = self._layer(weight)
+    def _product(self, x: Any, weight: Any) -> None:
+        found = self._layer(weight) if weight.ndim == 2 else None
         if found is not None:
             self._session.append(found[0], x, 2, -1, Kernel())
+
+    def _experts(self, function: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        """Record what each matrix of a stack multiplies."""
+        if function not in STACKED_PRODUCTS | GROUPED_PRODUCTS:
+            return
+        x, weights = operands((0, 1), arguments, named)
+        name = self._index.stack(weights)
+        if name is None:
+            return
+        parts = x
+        if function in GROUPED_PRODUCTS:
+            ends = (named["offs"] if "offs" in named else arguments[2]).tolist()
+            parts = [x[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+        for number, part in enumerate(parts):
+            self._session.append(f"{name}/{number}", part, 2, -1, Kernel())
 
     def _convolution(self, spatial: int, transposed: bool, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
         x, weight = operands((0, 1), arguments, named)

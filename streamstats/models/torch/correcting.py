@@ -11,6 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from ...correction import BiasCorrector, TapBiasCorrector
 from ...errors import MismatchError, UsageError, listed
 from ...layouts import TRANSPOSED, Geometry
@@ -39,6 +41,8 @@ REASONS = {
     UNCHANGED: "the quantised weight equals its own: nothing to correct",
     NEVER_QUANTISED: "never quantised: its weight in the quantised model is the float one",
 }
+FOLDING = 1e-6
+"""How far apart, as a share of the norm, two ways of folding a norm into a weight in float32 may be."""
 IN_PARTS = "it multiplied one input in some calls and several in others, recorded apart: neither mean is that of all"
 
 
@@ -57,6 +61,11 @@ def apply_correctors(
     `UsageError` if no layer has a corrector, `MismatchError` for a corrector of other channels or if all layers are
     refused or were never quantised, `DataError` for a damaged corrector.
     """
+    if not callable(getattr(quantized, "named_modules", None)):
+        raise UsageError(
+            f"the quantised model is a {type(quantized).__name__}; expected a torch module, such as `.module()` of an "
+            "exported program"
+        )
     if getattr(quantized, MARK, False):
         raise UsageError("the quantised model has already been corrected; give it as its quantiser left it")
     results, layers = open_results(Path(correctors)), layers_of(model)
@@ -127,7 +136,7 @@ class _Correcting:
             float_weight = folded_weight(layer, own, found.values, self._model, self._copied)
         except MismatchError as error:
             raise _RefusedError(str(error)) from error
-        if (float_weight == found.values).all():
+        if _is_same(own, float_weight, found.values):
             kept = UNCHANGED if found.quantises else NEVER_QUANTISED
             return LayerCorrection(layer.name, quantized=found.quantises, kept=kept, reason=REASONS[kept])
         planned = planned_correction(_linear(layer, float_weight, corrector), corrector, float_weight, found.values)
@@ -136,9 +145,16 @@ class _Correcting:
         return replace(planned, quantized=True, corrected=True, change=place.add(planned.term))
 
 
+def _is_same(own: Array, float_weight: Array, stored: Array) -> bool:
+    """Whether `stored` is not rounded: the float weight itself or, if it was folded, within errors of float32."""
+    if float_weight is own:
+        return bool((own == stored).all())
+    return bool(np.linalg.norm(stored - float_weight) <= FOLDING * np.linalg.norm(float_weight))
+
+
 def _reals_of(layer: ModelLayer) -> Array:
     """The float weight of `layer`, float64."""
-    weight = reals(layer.parameter)
+    weight = reals(getattr(layer.module, layer.weight))
     return weight if layer.rows is None else weight[layer.rows]
 
 

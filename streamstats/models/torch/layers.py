@@ -58,8 +58,8 @@ class ModelLayer:
 
     @property
     def parameter(self) -> Any:
-        """The parameter that holds its weight."""
-        return getattr(self.module, self.weight)
+        """The parameter that is its weight; None if the module computes its weight, as parametrisations do."""
+        return self.module._parameters.get(self.weight)
 
     @property
     def is_projection(self) -> bool:

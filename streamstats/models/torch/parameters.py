@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ...storage.names import layer_names
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     import torch
 
 Key = tuple[int, tuple[int, ...], tuple[int, ...]]
+PARTS = ("weight_g", "weight_v")
+"""Parameters that `weight_norm` computes the weight of a module from."""
 HARMLESS = frozenset(
     ("add", "__add__", "__radd__", "add_", "__iadd__", "cat", "embedding", "expand", "repeat", "stack")
 )
@@ -37,19 +39,29 @@ class ParameterIndex:
     """The weights of a model, by identity and memory; `seen` is in which functions loose parameters were arguments."""
 
     def __init__(self, model: torch.nn.Module, layers: list[ModelLayer]) -> None:
-        known = {id(layer.parameter): layer.name for layer in reversed(layers) if not layer.whole}
+        known = {
+            id(layer.parameter): layer.name
+            for layer in reversed(layers)
+            if not layer.whole and layer.parameter is not None
+        }
         self.loose = loose_parameters(model, layers)
         self.seen: dict[str, set[str]] = {each.name: set() for each in self.loose}
         self._names = known | {id(each.parameter): each.name for each in self.loose}
         parameters = {id(each): each for each in model.parameters()}
         views = [view for at, name in self._names.items() for view in _views(name, parameters.get(at), at in known)]
         self._views = dict(views)
+        self._stacks = {key: each.name for each in self.loose for key in _stacks(each.parameter)}
 
     def layer(self, weight: Any) -> tuple[str, bool] | None:
         """The name of the layer with this `weight`, and whether it is its transpose; None for other tensors."""
         if name := self._names.get(id(weight)):
             return name, False
         return self._views.get(key) if (key := _key(weight)) else None
+
+    def stack(self, weights: Any) -> str | None:
+        """The name of the loose parameter that holds these `weights` of several experts, or their transposes."""
+        key = _key(weights)
+        return None if key is None else self._stacks.get(key)
 
     def note(self, function: str, arguments: tuple[Any, ...]) -> None:
         """Remember that loose parameters among the `arguments` were given to `function`."""
@@ -65,17 +77,23 @@ class ParameterIndex:
 
 def loose_parameters(model: torch.nn.Module, layers: list[ModelLayer]) -> list[LooseParameter]:
     """The parameters of `model` with two or more extents above 1 that belong to none of its `layers`."""
-    known, taken = {id(layer.parameter) for layer in layers}, [layer.name for layer in layers]
-    found = [
-        (f"{plain_path(path)}.{name}".strip(".").replace(".", "/"), module, parameter)
-        for path, module in model.named_modules()
-        for name, parameter in module.named_parameters(recurse=False)
-        if id(parameter) not in known and sum(extent > 1 for extent in parameter.shape) > 1
-    ]
-    found = list({id(parameter): (name, module, parameter) for name, module, parameter in reversed(found)}.values())
-    names = layer_names([*taken, *(name for name, _, _ in reversed(found))])[len(taken) :]
-    parts = zip(names, reversed(found), strict=True)
-    return [LooseParameter(name, module, parameter) for name, (_, module, parameter) in parts]
+    known = {id(layer.parameter) for layer in layers} | _parts(layers)
+    found = {}
+    for path, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            matrix = sum(extent > 1 for extent in parameter.shape) > 1
+            if matrix and name not in PARTS and id(parameter) not in known:
+                place = f"{plain_path(path)}.{name}".strip(".").replace(".", "/")
+                found.setdefault(id(parameter), LooseParameter(place, module, parameter))
+    taken = [layer.name for layer in layers]
+    names = layer_names([*taken, *(each.name for each in found.values())])[len(taken) :]
+    return [replace(each, name=name) for name, each in zip(names, found.values(), strict=True)]
+
+
+def _parts(layers: list[ModelLayer]) -> set[int]:
+    """The ids of the parameters that modules compute their weights from."""
+    computed = [layer.module for layer in layers if layer.parameter is None]
+    return {id(each) for module in computed for inner in module.children() for each in inner.parameters()}
 
 
 def _views(name: str, parameter: Any, known: bool) -> Iterator[tuple[Key, tuple[str, bool]]]:
@@ -92,6 +110,15 @@ def _views(name: str, parameter: Any, known: bool) -> Iterator[tuple[Key, tuple[
             if inner is not None:
                 yield inner, (f"{name}/{number}", False)
                 yield _transposed(inner), (f"{name}/{number}", True)
+
+
+def _stacks(parameter: Any) -> list[Key]:
+    """Keys of a stack of matrices, and of the stack of their transposes; none for other parameters."""
+    key = _key(parameter) if parameter.ndim == 3 else None
+    if key is None:
+        return []
+    address, (count, *shape), (step, *strides) = key
+    return [key, (address, (count, *shape[::-1]), (step, *strides[::-1]))]
 
 
 def _transposed(key: Key) -> Key:

@@ -227,7 +227,7 @@ def _record(name: str, op: str, session: Session, otherwise: str) -> LayerRecord
 
 def _loose_records(loose: LooseParameter, index: ParameterIndex, session: Session) -> Iterator[LayerRecord]:
     name, op = loose.name, type(loose.module).__name__
-    names = [name, *(each for each in session.rows if each.startswith(f"{name}/"))]
+    names = [name, *(each for each in {**session.rows, **session.failures} if each.startswith(f"{name}/"))]
     slices = loose.parameter.shape[0] if loose.parameter.ndim == 3 and len(names) > 1 else 0
     if slices:
         for number in range(slices):
