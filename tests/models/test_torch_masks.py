@@ -97,7 +97,7 @@ def test_what_is_no_mask_is_refused(encoder: Any, tmp_path: Path) -> None:
         "of floats": (mask.float(), "attention_mask holds values of float32; expected booleans"),
         "of other numbers": (mask.long() * 3, "attention_mask holds 3; expected 1"),
     }.values():
-        nothing = pytest.warns(UserWarning, match="2 weights of the model were passed over: tokens, head")
+        nothing = pytest.warns(UserWarning, match="2 weights of the model passed over: tokens, head")
         with nothing, recording(encoder, tmp_path / "s.zarr"), pytest.raises(UsageError, match=said):
             encoder(x, attention_mask=wrong)
     with (

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ...errors import listed
+from ...errors import counted, listed
 
 NEVER_CALLED = "never called, or with empty inputs only"
 NOT_CHOSEN = "not among the `layers` to record"
@@ -63,6 +63,11 @@ class Account(Mapping[str, LayerRecord]):
     def __len__(self) -> int:
         return len(self._records)
 
+    def __repr__(self) -> str:
+        return "\n".join(
+            f"{each.layer} ({each.op}): {each.reason or counted(each.rows, 'row')}" for each in self.values()
+        )
+
     def enter(self, record: LayerRecord) -> None:
         """Add `record`."""
         self._records[record.layer] = record
@@ -90,4 +95,4 @@ class Account(Mapping[str, LayerRecord]):
         for each in left:
             reasons.setdefault(each.reason, []).append(each.layer)
         told = "; ".join(f"{listed(layers)} ({reason})" for reason, layers in reasons.items())
-        warnings.warn(f"{len(left)} weights of the model were passed over: {told}", stacklevel=5)
+        warnings.warn(f"{counted(len(left), 'weight')} of the model passed over: {told}", stacklevel=5)

@@ -78,7 +78,7 @@ class ParameterIndex:
 def loose_parameters(model: torch.nn.Module, layers: list[ModelLayer]) -> list[LooseParameter]:
     """The parameters of `model` with two or more extents above 1 that belong to none of its `layers`."""
     known = {id(layer.parameter) for layer in layers} | _parts(layers)
-    found = {}
+    found: dict[int, LooseParameter] = {}
     for path, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
             matrix = sum(extent > 1 for extent in parameter.shape) > 1
