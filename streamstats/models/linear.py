@@ -145,6 +145,6 @@ def correction_term(
     return None if term is None else term * layer.factor
 
 
-def is_near(weight: Array, quantized: Array) -> bool:
-    """Whether `quantized` can stand for `weight`, of the same shape: their distance is below the norm of `weight`."""
-    return not np.linalg.norm(quantized - weight) >= FARTHEST * np.linalg.norm(weight) > 0
+def is_near(weight: Array, quantized: Array, farthest: float = FARTHEST) -> bool:
+    """Whether `quantized` can stand for `weight`, of the same shape: at most `farthest` times its norm away."""
+    return not np.linalg.norm(quantized - weight) >= farthest * np.linalg.norm(weight) > 0

@@ -280,7 +280,8 @@ def test_what_cannot_be_corrected_says_why(network: Any, tmp_path: Path) -> None
     with torch.no_grad():
         rounded.stem[0].weight.copy_(torch.randn_like(rounded.stem[0].weight))
     outcomes = {each.layer: each for each in apply_correctors(network, rounded, out)}
-    assert outcomes["up"].reason == "the quantised model has no module of its name with a weight"
+    reason = "the quantised model has no module of its name with a weight, and none of another name has its weight"
+    assert outcomes["up"].reason == reason
     assert outcomes["shared"].reason == "no corrector: the run left none for it"
     assert outcomes["stem/0"].reason.startswith("the quantised weight is not close to its own")
     assert outcomes["head/fc"].corrected

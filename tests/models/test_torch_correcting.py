@@ -322,6 +322,59 @@ def test_outcomes_are_told_apart(tmp_path: Path) -> None:
     assert "its own times 0.1 to 0.1 for each output" in reasons["scaled"]
 
 
+class Standardised(nn.Conv2d):  # type: ignore[misc]
+    """A convolution that standardises its weight, as timm's does."""
+
+    def forward(self, x: Any) -> Any:
+        weight = self.weight - self.weight.mean(dim=(1, 2, 3), keepdim=True)
+        return self._conv_forward(x, weight, self.bias)
+
+
+@pytest.mark.parametrize("copied", ["as it is", "as a plain convolution"])
+def test_float_modules_that_compute_their_weight_are_compared_by_it(tmp_path: Path, copied: str) -> None:
+    network, x = nn.Sequential(Standardised(4, 6, 1)), inputs()
+    quantized = copy.deepcopy(network)
+    if copied != "as it is":
+        quantized = nn.Sequential(nn.Conv2d(4, 6, 1))
+        quantized.load_state_dict(network.state_dict())
+        with torch.no_grad():
+            quantized[0].weight.sub_(quantized[0].weight.mean(dim=(1, 2, 3), keepdim=True))
+    rounded(quantized[0])
+    (outcome,) = apply_correctors(network, quantized, correctors(network, tmp_path, x))
+    assert outcome.corrected
+    np.testing.assert_allclose(mean(quantized(x)), mean(network(x)), atol=2e-6)
+
+
+def test_weights_that_were_trained_since_are_refused(tmp_path: Path) -> None:
+    network, x = nn.Sequential(nn.Linear(12, 8)), torch.randn(64, 12) + 0.7
+    out = correctors(network, tmp_path, x)
+    trained = copy.deepcopy(network)
+    with torch.no_grad():
+        trained[0].weight.add_(torch.randn(8, 12) * 0.02)
+    with pytest.raises(MismatchError, match="the float weight that the quantised module rounds is not the model's"):
+        apply_correctors(network, on_the_fly(trained), out)
+    with pytest.raises(MismatchError, match="of 96 quantised weights are further from their own than rounding"):
+        apply_correctors(network, torch.ao.quantization.quantize_dynamic(trained, {nn.Linear}), out)
+
+
+def test_modules_under_other_names_are_matched_by_their_weights(tmp_path: Path) -> None:
+    network, x = nn.Sequential(nn.Linear(12, 12), nn.Linear(12, 12), nn.Linear(12, 8)), torch.randn(64, 12) + 0.7
+    modules = copy.deepcopy(network)
+    for module in modules:
+        rounded(module, 4)
+    quantized = nn.ModuleDict({"c": modules[2], "b": modules[1], "a": modules[0]})
+    out = correctors(network, tmp_path, x)
+    twins = nn.ModuleDict({"a": copy.deepcopy(modules[0]), "b": copy.deepcopy(modules[0])})
+    assert {each.outcome for each in apply_correctors(network, quantized, out)} == {"corrected"}
+    given = x
+    for name, module in zip("abc", network, strict=True):
+        y = module(given)
+        np.testing.assert_allclose(mean(quantized[name](given)), mean(y), atol=2e-6)
+        given = y
+    with pytest.raises(MismatchError, match="has no module of its name with a weight, and 2 of other names have its"):
+        apply_correctors(network, twins, out)
+
+
 # Attention, Conv1D, output sizes
 
 

@@ -74,6 +74,26 @@ def test_what_the_mask_leaves_out_is_not_counted(
     assert ss.reduce(tmp_path / "s.zarr", nonfinite="skip")["head"].rows == N
 
 
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_padding_is_left_out_of_attention(batch_first: bool) -> None:
+    class Attending(nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.attn = nn.MultiheadAttention(C, 2, batch_first=batch_first)
+
+        def forward(self, x: Any, attention_mask: Any) -> Any:  # noqa: ARG002
+            x = x if batch_first else x.transpose(0, 1)
+            return self.attn(x, x, x)[0]
+
+    x, mask = torch.randn(N, T, C), batch()[1]
+    with torch.no_grad(), measuring(network := Attending().eval()) as meter:
+        network(x, mask)
+    for name in ("attn/in_proj", "attn/out_proj"):
+        assert meter.statistics[name].masked == (N * T - int(mask.sum()), N * T)
+    found = meter.statistics["attn/in_proj"].mean
+    np.testing.assert_allclose(found, x[mask].double().mean(dim=0).numpy(), rtol=1e-6)
+
+
 def test_masks_can_be_left_out(encoder: Any, tmp_path: Path) -> None:
     x, mask = batch()
     with recording(encoder, tmp_path / "s.zarr", mask=None):

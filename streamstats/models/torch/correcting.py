@@ -7,6 +7,7 @@ the reason.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,10 +31,12 @@ from .folding import folded_weight
 from .layers import MATRICES, ModelLayer, geometry_of, layers_of
 from .library import Array, reals
 from .parameters import loose_parameters
-from .places import Copy
+from .places import Copy, MissingPlaceError, ModulePlace, Place
 
 if TYPE_CHECKING:
     import torch
+
+    from .weights import ComputedWeight
 
 MARK = "_streamstats_corrected"
 """The attribute of a model whose biases are corrected."""
@@ -43,6 +46,8 @@ REASONS = {
 }
 FOLDING = 1e-6
 """How far apart, as a share of the norm, two ways of folding a norm into a weight in float32 may be."""
+CLOSE = 0.5
+"""The distance between weights, as a share of their norm, below which weights alone tell that a layer is the same."""
 IN_PARTS = "it multiplied one input in some calls and several in others, recorded apart: neither mean is that of all"
 
 
@@ -73,7 +78,7 @@ def apply_correctors(
     if not {*(layer.name for layer in layers), *loose} & set(results.layers):
         names = [layer.name for layer in layers]
         raise UsageError(f"{correctors} holds no layer of the model; its layers are: {listed(names)}")
-    correcting = _Correcting(model, Copy(quantized), results)
+    correcting = _Correcting(model, Copy(quantized), layers, results)
     done = [correcting.corrected(layer) for layer in _wanted(layers, results)]
     done += _left_over(loose, results)
     if not any(each.corrected or each.kept == UNCHANGED for each in done):
@@ -107,9 +112,10 @@ class _RefusedError(Exception):
 class _Correcting:
     """One correction of a copy of a model."""
 
-    def __init__(self, model: torch.nn.Module, copied: Copy, results: Results) -> None:
+    def __init__(self, model: torch.nn.Module, copied: Copy, layers: list[ModelLayer], results: Results) -> None:
         self._model, self._copied, self._results = model, copied, results
         self._layers = set(results.layers)
+        self._unnamed = copied.unnamed(layers)
 
     def corrected(self, layer: ModelLayer) -> LayerCorrection:
         """What was done for `layer`."""
@@ -129,11 +135,9 @@ class _Correcting:
         return layer.weight == "in_proj_weight" and not layer.whole and not self._layers.isdisjoint(parts)
 
     def _added(self, layer: ModelLayer, corrector: BiasCorrector) -> LayerCorrection:
-        own = _reals_of(layer)
         try:
-            place = self._copied.place(layer)
-            found = place.weight()
-            float_weight = folded_weight(layer, own, found.values, self._model, self._copied)
+            own = _computed(layer)
+            place, found, float_weight = self._found(layer, own)
         except MismatchError as error:
             raise _RefusedError(str(error)) from error
         if _is_same(own, float_weight, found.values):
@@ -144,6 +148,33 @@ class _Correcting:
             return planned
         return replace(planned, quantized=True, corrected=True, change=place.add(planned.term))
 
+    def _found(self, layer: ModelLayer, own: Array) -> tuple[Place, ComputedWeight, Array]:
+        """The place of `layer` in the copy, what it computes with, and the float weight that this is rounded from."""
+        try:
+            place = self._copied.place(layer)
+        except MissingPlaceError as missing:
+            return self._by_weight(layer, own, str(missing))
+        return self._explained(layer, own, place)
+
+    def _explained(self, layer: ModelLayer, own: Array, place: Place) -> tuple[Place, ComputedWeight, Array]:
+        found = place.weight()
+        if isinstance(place, ModulePlace) and type(place.module) is type(layer.module):
+            found = replace(found, origin=None)  # what it does to its weight, the float model does, too
+        return place, found, folded_weight(layer, own, found, self._model, self._copied)
+
+    def _by_weight(self, layer: ModelLayer, own: Array, missing: str) -> tuple[Place, ComputedWeight, Array]:
+        """The only place that no layer's name leads to and whose weight is rounded from that of `layer`."""
+        fitting = []
+        for place in self._unnamed:
+            with suppress(MismatchError):
+                fitting.append(self._explained(layer, own, place))
+        if len(fitting) != 1:
+            found = (
+                f"{len(fitting)} of other names have its weight" if fitting else "none of another name has its weight"
+            )
+            raise MismatchError(f"{missing}, and {found}")
+        return fitting[0]
+
 
 def _is_same(own: Array, float_weight: Array, stored: Array) -> bool:
     """Whether `stored` is not rounded: the float weight itself or, if it was folded, within errors of float32."""
@@ -152,10 +183,11 @@ def _is_same(own: Array, float_weight: Array, stored: Array) -> bool:
     return bool(np.linalg.norm(stored - float_weight) <= FOLDING * np.linalg.norm(float_weight))
 
 
-def _reals_of(layer: ModelLayer) -> Array:
-    """The float weight of `layer`, float64."""
-    weight = reals(getattr(layer.module, layer.weight))
-    return weight if layer.rows is None else weight[layer.rows]
+def _computed(layer: ModelLayer) -> Array:
+    """The float weight that `layer` computes with, float64. Raises `MismatchError` if it is unknown."""
+    if layer.is_projection:
+        return reals(getattr(layer.module, layer.weight))[layer.rows or slice(None)]
+    return ModulePlace(layer.module).weight().values
 
 
 def _linear(layer: ModelLayer, weight: Array, corrector: BiasCorrector) -> LinearLayer:

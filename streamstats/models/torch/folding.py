@@ -21,17 +21,25 @@ from .places import Copy, is_norm
 if TYPE_CHECKING:
     import torch
 
+    from .weights import ComputedWeight
+
 ENOUGH = 4
 """The weights from which on a factor for all of them is told from rounding."""
+SAME = 1e-5
+"""How far apart, as a share of the norm, float weights are that differ by errors of float32 only."""
+TRAINED = "it was trained or changed since: record the model whose weights were rounded"
 EXPLAINED = 0.5
 """The share of a difference that is left where a factor explains it; of rounding errors, nearly all is left."""
 
 
-def folded_weight(layer: ModelLayer, weight: Array, quantized: Array, model: torch.nn.Module, copied: Copy) -> Array:
-    """The weight that `quantized` is the rounded one of: `weight`, or what a norm that the copy lacks makes of it.
+def folded_weight(
+    layer: ModelLayer, weight: Array, found: ComputedWeight, model: torch.nn.Module, copied: Copy
+) -> Array:
+    """The weight that `found` is the rounded one of: `weight`, or what a norm that the copy lacks makes of it.
 
-    Raises `MismatchError` if `quantized` is no rounded one of any.
+    Raises `MismatchError` if it is no rounded one of any.
     """
+    quantized = found.values
     if weight.shape != quantized.shape:
         raise MismatchError(f"its weight has the shape {weight.shape}, the quantised {quantized.shape}")
     candidates = [weight, *_folded(layer, weight, model, copied)]
@@ -41,7 +49,22 @@ def folded_weight(layer: ModelLayer, weight: Array, quantized: Array, model: tor
     outputs = _output_axis(layer)
     for side, axis in (("output", outputs), ("input", 1 - outputs)):
         _check_not_scaled(side, np.moveaxis(nearest, axis, -1), np.moveaxis(quantized, axis, -1))
+    _check_not_trained(weight, nearest, found)
     return nearest
+
+
+def _check_not_trained(weight: Array, nearest: Array, found: ComputedWeight) -> None:
+    """Raise `MismatchError` if rounding alone cannot have made what was `found` of the float weight."""
+    if found.origin is not None and np.linalg.norm(found.origin - weight) > SAME * np.linalg.norm(weight):
+        raise MismatchError(f"the float weight that the quantised module rounds is not the model's; {TRAINED}")
+    if found.tolerance is None:
+        return
+    far = np.abs(found.values - nearest) > found.tolerance
+    if far.any():
+        raise MismatchError(
+            f"{far.sum():,} of {far.size:,} quantised weights are further from their own than rounding moves them; "
+            f"{TRAINED}"
+        )
 
 
 def _folded(layer: ModelLayer, weight: Array, model: torch.nn.Module, copied: Copy) -> Iterator[Array]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...errors import MismatchError
-from .layers import PROJECTIONS, ModelLayer, plain_path
+from .layers import PROJECTIONS, ModelLayer, layout_of, plain_path
 from .library import Array, library, reals
 
 if TYPE_CHECKING:
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
 WRAPPERS = ("QuantWrapper", "DataParallel", "DistributedDataParallel")
 """Modules whose attribute `module` is the model."""
+
+
+class MissingPlaceError(MismatchError):
+    """The quantised model has nothing where the names of a layer lead."""
 
 
 class Place(ABC):
@@ -126,7 +130,15 @@ class Copy:
             return self._projection(layer, self._modules.get(path))
         if found := self._weighted(path):
             return ModulePlace(found)
-        raise MismatchError("the quantised model has no module of its name with a weight")
+        raise MissingPlaceError("the quantised model has no module of its name with a weight")
+
+    def unnamed(self, layers: Sequence[ModelLayer]) -> list[Place]:
+        """The modules with matrices to which the name of none of the `layers` leads."""
+        if self._products is not None:
+            return []
+        named = {id(self._weighted(plain_path(layer.path))) for layer in layers if not layer.is_projection}
+        every = {id(each): each for each in _weighted_within(self._model)}
+        return [ModulePlace(each) for at, each in every.items() if at not in named and _makes_products(each)]
 
     def _in_graph(self, path: str, products: dict[str, list[Any]]) -> Place:
         from .exported import GraphPlace
@@ -162,6 +174,11 @@ class Copy:
 def _inner_path(model: Any, path: str) -> str:
     parts = plain_path(path).split(".")
     return ".".join(parts[1:] if type(model).__name__ in WRAPPERS and parts[0] == "module" else parts)
+
+
+def _makes_products(module: Any) -> bool:
+    """Whether a module with a weight may be a layer: it packs its weight, or is linear itself."""
+    return callable(module.weight) or layout_of(module) is not None
 
 
 def _weighted_within(module: Any) -> Iterator[Any]:

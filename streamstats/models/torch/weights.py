@@ -11,6 +11,7 @@ import copy
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 
@@ -19,21 +20,30 @@ from .calls import CONVOLUTIONS, MATRIX_PRODUCTS, operands
 from .layers import LAYOUTS, MATRICES, layout_of
 from .library import Array, reals
 
+HALF = 0.51
+"""Half a step, and a little for float32."""
 PLAIN = tuple(getattr(torch.nn, kind) for kind in LAYOUTS)
 
 
 @dataclass(frozen=True, eq=False)
 class ComputedWeight:
-    """The real numbers `values` that a module multiplies by; `quantises` says that it is a quantised module's."""
+    """The real numbers `values` that a module multiplies by; `quantises` says that it is a quantised module's.
+
+    `origin` is the float weight that the module rounds while it runs. `tolerance`, of the shape of the values, is how
+    far rounding can have moved each: half a step, or any distance at the ends of the codes. None where unknown.
+    """
 
     values: Array
     quantises: bool
+    origin: Array | None = None
+    tolerance: Array | None = None
 
 
 def computed_weight(module: Any) -> ComputedWeight:
     """The weight that `module` computes with. Raises `MismatchError` with the reason if that cannot be found out."""
     if callable(module.weight):
-        return ComputedWeight(reals(module.weight()), quantises=True)
+        packed = module.weight()
+        return ComputedWeight(reals(packed), quantises=True, tolerance=_tolerance(packed))
     if type(module) in PLAIN or type(module).__name__ in ("Conv1D", "NonDynamicallyQuantizableLinear"):
         is_plain = type(module.weight) in (torch.Tensor, torch.nn.Parameter) and not module.weight.is_quantized
         return ComputedWeight(reals(module.weight), quantises=not is_plain)
@@ -43,9 +53,26 @@ def computed_weight(module: Any) -> ComputedWeight:
 
 
 def _same(module: Any, weight: Any) -> ComputedWeight:
-    """`weight`, of a `module` that stores one, too: it quantises if they differ."""
-    values, stored = reals(weight), reals(module.weight)
-    return ComputedWeight(values, quantises=values.shape != stored.shape or bool((values != stored).any()))
+    """`weight`, which `module` computes with: it quantises unless it stores that weight."""
+    values, parameter = reals(weight), module._parameters.get("weight")
+    if parameter is None:
+        return ComputedWeight(values, quantises=True)
+    stored = reals(parameter)
+    differs = values.shape != stored.shape or bool((values != stored).any())
+    return ComputedWeight(values, quantises=differs, origin=stored if differs else None)
+
+
+def _tolerance(packed: Any) -> Array | None:
+    """How far rounding to codes can have moved each weight of a quantised tensor, float64; None for other codes."""
+    if packed.dtype != torch.qint8:
+        return None
+    codes = packed.int_repr().cpu().numpy()
+    if packed.qscheme() in (torch.per_tensor_affine, torch.per_tensor_symmetric):
+        steps = np.full(codes.shape, packed.q_scale())
+    else:
+        scales, axis = reals(packed.q_per_channel_scales()), packed.q_per_channel_axis()
+        steps = np.broadcast_to(np.expand_dims(scales, tuple(i for i in range(codes.ndim) if i != axis)), codes.shape)
+    return np.where((codes == codes.min()) | (codes == codes.max()), np.inf, HALF * steps)
 
 
 class _Products(TorchFunctionMode):  # type: ignore[misc]
