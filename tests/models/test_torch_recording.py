@@ -142,6 +142,34 @@ def test_encoders_on_their_fast_path_are_recorded_and_keep_their_bits(
     assert same_bits(seen[0], stored(tmp_path / "s.zarr", "layers/0/linear2"))
 
 
+@pytest.mark.parametrize("options", [{"activation": torch.tanh}, {"nhead": 1}], ids=["activation", "odd heads"])
+def test_encoders_that_could_be_fast_and_are_not_are_recorded_once(tmp_path: Path, options: dict[str, Any]) -> None:
+    layer = nn.TransformerEncoderLayer(
+        **{"d_model": 16, "nhead": 4, "dim_feedforward": 32, "batch_first": True} | options
+    )
+    network, x = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).eval(), torch.randn(12, 7, 16)
+    with torch.no_grad():
+        expected = network(x)
+        with recording(network, tmp_path / "s.zarr") as account:
+            assert torch.equal(network(x), expected)
+    assert {each.rows for each in account.values()} == {12}
+
+
+def test_an_encoder_of_other_layers_is_heard(tmp_path: Path) -> None:
+    class Own(nn.TransformerEncoderLayer):
+        def __init__(self) -> None:
+            super().__init__(16, 4, 32, batch_first=True)
+            self.mix = nn.Parameter(torch.randn(16, 16))
+
+        def forward(self, x: Any, *_: Any, **__: Any) -> Any:
+            return torch.mm(x[0], mat2=self.mix)[None]
+
+    network = nn.TransformerEncoder(Own(), 2, enable_nested_tensor=False).eval()
+    with torch.no_grad(), recording(network, tmp_path / "s.zarr", layers=["*/mix"]) as account:
+        network(torch.randn(1, 7, 16))
+    assert {each.layer: each.rows for each in account.recorded} == {"layers/0/mix": 7, "layers/1/mix": 7}
+
+
 def test_tokens_of_nested_tensors_are_recorded_without_padding(tmp_path: Path) -> None:
     network, x = encoder(), torch.randn(12, 7, 16)
     padding = torch.zeros(12, 7, dtype=torch.bool)

@@ -46,7 +46,8 @@ CONVOLUTIONS: dict[Any, tuple[int, bool]] = {
 """Function → spatial axes, and whether it is transposed."""
 AFTER_WEIGHT = ("bias", "stride", "padding", "dilation", "groups")
 AFTER_WEIGHT_TRANSPOSED = ("bias", "stride", "padding", "output_padding", "groups", "dilation")
-NAMES = {"input": 0, "mat_a": 0, "weight": 1, "other": 1, "mat_b": 1, "mat1": 1, "mat2": 2}
+WEIGHTS, INPUTS = ("weight", "other", "mat2", "mat_b"), ("mat1", "mat_a")
+"""How functions name their weight and their input; some say `input`, which is the bias in `addmm`."""
 ATTENTION = inspect.signature(functional.multi_head_attention_forward)
 
 
@@ -96,6 +97,7 @@ class ParameterCalls(TorchFunctionMode):  # type: ignore[misc]
             self._session = session
 
     def _hear(self, function: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        name = getattr(function, "__name__", str(function))
         try:
             if function is functional.multi_head_attention_forward:
                 self._attention(arguments, named)
@@ -103,12 +105,13 @@ class ParameterCalls(TorchFunctionMode):  # type: ignore[misc]
                 self._product(*operands(MATRIX_PRODUCTS[function], arguments, named))
             elif function in CONVOLUTIONS:
                 self._convolution(*CONVOLUTIONS[function], arguments, named)
-            self._experts(getattr(function, "__name__", ""), arguments, named)
+            self._experts(name, arguments, named)
         except OutputError:
             raise
-        except (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError):
-            pass  # the function itself says what is wrong with its arguments; what is not recorded is in the account
-        self._index.note(getattr(function, "__name__", str(function)), (*arguments, *named.values()))
+        except Exception as error:
+            for found in filter(None, map(self._layer, (*arguments, *named.values()))):
+                self._session.fail(found[0], f"a call of {name} was not understood ({first_line(error)})")
+        self._index.note(name, (*arguments, *named.values()))
 
     def _layer(self, weight: Any) -> tuple[str, bool] | None:
         found = self._index.layer(weight)
@@ -174,8 +177,12 @@ class ParameterCalls(TorchFunctionMode):  # type: ignore[misc]
 
 def operands(places: tuple[int, int], arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, Any]:
     """The input and the weight among the arguments of a function."""
-    every = dict(enumerate(arguments)) | {NAMES[name]: value for name, value in named.items() if name in NAMES}
-    return every[places[0]], every[places[1]]
+    x, weight = places
+    inputs = (*INPUTS, "input") if x == 0 else INPUTS
+    given = dict(enumerate(arguments))
+    for place, names in ((x, inputs), (weight, WEIGHTS)):
+        given.update((place, named[name]) for name in names if name in named)
+    return given[x], given[weight]
 
 
 def _samples_first(x: Any) -> Any:
@@ -190,22 +197,15 @@ def _attended(given: dict[str, Any]) -> Any:
     """
     like = given["out_proj_weight"]
     identity = torch.eye(like.shape[1], dtype=like.dtype, device=like.device)
+    unprojected = {**given, "out_proj_weight": identity, "out_proj_bias": None}
     devices = [like.device] if like.is_cuda else []
     with torch.random.fork_rng(devices, enabled=bool(given["training"] and given["dropout_p"])):
-        return functional.multi_head_attention_forward(**{**given, "out_proj_weight": identity, "out_proj_bias": None})[
-            0
-        ]
+        return functional.multi_head_attention_forward(**unprojected)[0]
 
 
 KINDS = (torch.nn.TransformerEncoder, torch.nn.TransformerEncoderLayer, torch.nn.MultiheadAttention)
 FAST = tuple(kind.forward for kind in KINDS)
 """What modules run that have fast paths, in which torch calls no functions that can be heard."""
-
-
-def _may_be_fast(module: Any) -> bool:
-    """Whether torch may run `module` on its fast path, as far as its state tells."""
-    needs_gradients = torch.is_grad_enabled() and any(each.requires_grad for each in module.parameters())
-    return not module.training and not needs_gradients and not torch.is_autocast_enabled()
 
 
 class FastPaths:
@@ -219,7 +219,7 @@ class FastPaths:
     ) -> None:
         self._modules = {id(module): module for module in model.modules() if type(module).forward in FAST}
         self._layers, self._session, self._calls = layers, session, calls
-        self._slow = False
+        self._slow = self._done = False
 
     @property
     def without_hooks(self) -> set[int]:
@@ -241,19 +241,41 @@ class FastPaths:
 
     def _watching(self, forward: Callable[..., Any]) -> Callable[..., Any]:
         def call(module: Any, *arguments: Any, **named: Any) -> Any:
-            if self._slow or (id(module) in self._modules and not _may_be_fast(module)):
+            if not self._done and (self._slow or self._is_slow(module)):
                 with self._calls.active():
                     return forward(module, *arguments, **named)
-            if id(module) in self._modules and not isinstance(module, torch.nn.TransformerEncoder):
-                self._beside(forward, module, arguments, named)
-            with self._calls.paused():
+            with self._beside(forward, module, arguments, named), self._calls.paused():
                 return forward(module, *arguments, **named)
 
         call.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
         return call
 
-    def _beside(self, forward: Callable[..., Any], module: Any, arguments: Any, named: dict[str, Any]) -> None:
-        """Run `module` on its slow path, for what it records."""
+    def _is_slow(self, module: Any) -> bool:
+        """Whether `module` is of the model, and certain not to take a fast path."""
+        if id(module) not in self._modules:
+            return False
+        if isinstance(module, torch.nn.TransformerEncoder) and any(
+            id(each) not in self._modules for each in module.layers
+        ):
+            return True
+        needs_gradients = torch.is_grad_enabled() and any(each.requires_grad for each in module.parameters())
+        return bool(module.training or needs_gradients or torch.is_autocast_enabled())
+
+    @contextmanager
+    def _beside(self, forward: Any, module: Any, arguments: Any, named: dict[str, Any]) -> Iterator[None]:
+        """Record what `module` sees on its slow path; while the block runs, modules inside it are recorded already."""
+        records = id(module) in self._modules and not isinstance(module, torch.nn.TransformerEncoder)
+        if not records or self._done:
+            yield
+            return
+        self._run_slowly(forward, module, arguments, named)
+        self._done = True
+        try:
+            yield
+        finally:
+            self._done = False
+
+    def _run_slowly(self, forward: Any, module: Any, arguments: Any, named: dict[str, Any]) -> None:
         self._slow = True
         try:
             with torch.no_grad(), self._calls.active():
