@@ -375,8 +375,9 @@ def test_every_weight_is_in_the_account_and_what_was_passed_over_in_a_warning(tm
         r"mixed \(the parameter \[6, 6\] of a Everything, which is no linear module; seen only in einsum\); "
         r"lstm/weight_ih_l0, lstm/weight_hh_l0 \(recurrent: "
     )
-    with pytest.warns(UserWarning, match=said), recording(network, tmp_path / "s.zarr") as account:
+    with pytest.warns(UserWarning, match=said) as warned, recording(network, tmp_path / "s.zarr") as account:
         network(torch.randint(0, 9, (2, 5)))
+    assert warned[0].filename == __file__, "it points to the line of the user"
     matrices = {name.removesuffix(".weight").replace(".", "/") for name, p in network.named_parameters() if p.ndim > 1}
     assert {name.removesuffix("/weight") for name in account} == matrices
     assert [each.layer for each in account.recorded] == ["experts/0"]

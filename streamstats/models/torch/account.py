@@ -95,4 +95,4 @@ class Account(Mapping[str, LayerRecord]):
         for each in left:
             reasons.setdefault(each.reason, []).append(each.layer)
         told = "; ".join(f"{listed(layers)} ({reason})" for reason, layers in reasons.items())
-        warnings.warn(f"{counted(len(left), 'weight')} of the model passed over: {told}", stacklevel=5)
+        warnings.warn(f"{counted(len(left), 'weight')} of the model passed over: {told}", stacklevel=6)

@@ -88,5 +88,5 @@ class BatchMask:
             warnings.warn(
                 f"the mask was not applied to {listed(self._whole)}: the input of {layer} has the positions "
                 f"{positions}; padding in them counts like data",
-                stacklevel=5,
+                stacklevel=6,
             )
