@@ -69,7 +69,8 @@ class ParameterCalls(TorchFunctionMode):  # type: ignore[misc]
         named = named or {}
         with torch.no_grad():
             self._hear(function, arguments, named)
-        return function(*arguments, **named)
+        with self._attended(function, arguments, named):
+            return function(*arguments, **named)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -150,19 +151,45 @@ class ParameterCalls(TorchFunctionMode):  # type: ignore[misc]
         self._session.append(found[0], x, spatial + 2, 1, Kernel(taps, moves, transposed))
 
     def _attention(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-        bound = ATTENTION.bind(*arguments, **named)
-        bound.apply_defaults()
-        given = bound.arguments
+        given = ATTENTION.bind(*arguments, **named).arguments
         inputs = [given[name] for name in ("query", "key", "value")]
         for name, x in self._projected(given, inputs):
             self._session.append(name, _samples_first(x), 3, -1, Kernel())
-        output = self._layer(given["out_proj_weight"])
-        if output is not None and self._session.wants(output[0]):
-            self._session.append(output[0], _samples_first(_attended(given)), 3, -1, Kernel())
+
+    @contextmanager
+    def _attended(self, function: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> Iterator[None]:
+        """Record what attention hands to its output projection, which it makes inside a function of its own."""
+        output = None
+        if function is functional.multi_head_attention_forward:
+            query, weight = (_attention_argument(name, arguments, named) for name in ("query", "out_proj_weight"))
+            output = self._layer(weight)
+        if output is None:
+            yield
+            return
+        project: Any = functional.linear
+
+        def linear(x: Any, other: Any, *rest: Any) -> Any:
+            if other is weight:
+                self._rows(output[0], x.detach(), len(query))
+            return project(x, other, *rest)
+
+        listening: Any = linear
+        functional.linear = listening
+        try:
+            yield
+        finally:
+            functional.linear = project
+
+    def _rows(self, name: str, rows: Any, positions: int) -> None:
+        """Record `rows` [T * N, E] of attention over so many positions T as samples [N, T, E]."""
+        if rows.ndim != 2 or rows.shape[0] % positions:
+            self._session.fail(name, f"attention hands it an input of the shape {list(rows.shape)}, which is not known")
+            return
+        self._session.append(name, rows.reshape(positions, -1, rows.shape[1]).transpose(0, 1), 3, -1, Kernel())
 
     def _projected(self, given: dict[str, Any], inputs: list[Any]) -> Iterator[tuple[str, Any]]:
         """The names of the projections of queries, keys and values, each with its input."""
-        if given["use_separate_proj_weight"]:
+        if given.get("use_separate_proj_weight"):
             for part, x in zip(PROJECTIONS, inputs, strict=True):
                 if found := self._layer(given[f"{part}_weight"]):
                     yield found[0], x
@@ -190,17 +217,9 @@ def _samples_first(x: Any) -> Any:
     return x.transpose(0, 1) if x.ndim == 3 else x[None]
 
 
-def _attended(given: dict[str, Any]) -> Any:
-    """What attention gives to its output projection: its result with the identity in place of the projection.
-
-    Random numbers are drawn from a copy of their state, so that the call itself draws the same.
-    """
-    like = given["out_proj_weight"]
-    identity = torch.eye(like.shape[1], dtype=like.dtype, device=like.device)
-    unprojected = {**given, "out_proj_weight": identity, "out_proj_bias": None}
-    devices = [like.device] if like.is_cuda else []
-    with torch.random.fork_rng(devices, enabled=bool(given["training"] and given["dropout_p"])):
-        return functional.multi_head_attention_forward(**unprojected)[0]
+def _attention_argument(name: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
+    place = [*ATTENTION.parameters].index(name)
+    return arguments[place] if place < len(arguments) else named.get(name)
 
 
 KINDS = (torch.nn.TransformerEncoder, torch.nn.TransformerEncoderLayer, torch.nn.MultiheadAttention)
