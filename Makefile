@@ -30,7 +30,7 @@ browser: $(VENV)/test.installed
 
 # The tests that need torch, NNCF and other tools, and those of models that take long.
 models: $(VENV)/test.installed
-	$(BIN)/python -m pip install --quiet torch==2.13.0 torchao nncf aimet-onnx compressed-tensors
+	$(BIN)/python -m pip install --quiet torch==2.13.0 torchao brevitas nncf aimet-onnx compressed-tensors
 	$(BIN)/pytest -m 'soak or not soak' tests/models tests/exports tests/ranges/test_against_*.py
 
 # The wheel and the sdist: their contents, and the demo from each of them in a fresh environment (some 3 minutes).

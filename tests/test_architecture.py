@@ -74,7 +74,7 @@ IMPORTERS = {
     "obstore": ("calibration.sources",),
     "onnxruntime": ("models.onnx",),
     "sklearn": ("demo",),
-    "torch": ("demo.train", "models.torch", "models.torch_masks"),
+    "torch": ("demo.train", "models.torch"),
     "fastapi": ("service",),
     "httpx": ("service",),
     "prometheus_client": ("service",),

@@ -25,6 +25,8 @@ Float64Array = npt.NDArray[np.float64]
 
 NO_CORRECTOR = "no corrector: the run left none for it"
 NULL_CORRECTOR = "its corrector is null"
+UNCHANGED, NEVER_QUANTISED = "unchanged", "never quantised"
+"""Outcomes of layers with nothing to correct: the quantised weight is exact, or it is the float one."""
 FARTHEST = 1.0
 """The distance between weights, as a share of their norm, from which they belong to different layers; unrelated weights
 are 1.4 apart."""
@@ -59,7 +61,8 @@ class LayerCorrection:
     """What the correction of one layer came to.
 
     `term`, float64[outputs], undoes the shift of its mean outputs. `corrected` says whether the term was added;
-    `change` then says what changed in the model, and otherwise `reason` says why nothing did. `op` is the operator,
+    `change` then says what changed in the model, and otherwise `reason` says why nothing did; `kept` is one of the
+    outcomes with nothing to correct, or empty. `op` is the operator,
     `quantized` says whether the model at hand stores a quantised weight for the layer. `step`, float64[outputs], is the
     step of a bias of codes, None for floats.
     """
@@ -70,9 +73,15 @@ class LayerCorrection:
     corrected: bool = False
     change: str = ""
     reason: str = ""
+    kept: str = ""
     outputs: int = 0
     term: Float64Array | None = None
     step: Float64Array | None = None
+
+    @property
+    def outcome(self) -> str:
+        """What became of the layer: corrected, unchanged, never quantised, or refused."""
+        return "corrected" if self.corrected else self.kept or "refused"
 
     @property
     def largest(self) -> float:
@@ -136,6 +145,6 @@ def correction_term(
     return None if term is None else term * layer.factor
 
 
-def is_near(weight: Array, quantized: Array) -> bool:
-    """Whether `quantized` can stand for `weight`, of the same shape: their distance is below the norm of `weight`."""
-    return not np.linalg.norm(quantized - weight) >= FARTHEST * np.linalg.norm(weight) > 0
+def is_near(weight: Array, quantized: Array, farthest: float = FARTHEST) -> bool:
+    """Whether `quantized` can stand for `weight`, of the same shape: at most `farthest` times its norm away."""
+    return not np.linalg.norm(quantized - weight) >= farthest * np.linalg.norm(weight) > 0

@@ -134,10 +134,11 @@ def test_one_sample_without_its_axis_and_named_arguments(tmp_path: Path) -> None
 
 def test_shapes_that_change_need_positions_as_rows(tmp_path: Path) -> None:
     layer = nn.Conv2d(2, 3, 1)
-    with recording(layer, tmp_path / "a.zarr"):
-        layer(torch.ones(1, 2, 4, 4))
-        with pytest.raises(MismatchError, match="sample shape"):
-            layer(torch.ones(1, 2, 5, 5))
+    said = "not all inputs of Conv2d were recorded, but only 1 row: .* sample shape .* use `positions_as_rows`"
+    with pytest.raises(MismatchError, match=said), recording(layer, tmp_path / "a.zarr") as account:
+        shapes = [layer(torch.ones(1, 2, extent, extent)).shape for extent in (4, 5)]
+    assert [shape[-1] for shape in shapes] == [4, 5], "the loop runs on"
+    assert not account["Conv2d"].recorded
     with recording(layer, tmp_path / "b.zarr", positions_as_rows=True):
         layer(torch.ones(1, 2, 4, 4))
         layer(3 * torch.ones(2, 2, 2, 2))
@@ -159,8 +160,11 @@ def test_kernels_are_recorded_where_taps_see_zeros_or_values(network: Any, tmp_p
     with recording(others, tmp_path / "others.zarr"):
         reflecting(torch.ones(1, 2, 5, 5))
         growing(torch.ones(1, 2, 5, 5), output_size=(12, 12))
-    assert [layer.kernel for layer in select_layers(tmp_path / "others.zarr").layers] == [None, None]
-    with pytest.raises(UsageError, match=r"layer growing: `taps` cannot be counted, because the kernel of"):
+    assert {layer.name: layer.kernel for layer in select_layers(tmp_path / "others.zarr").layers} == {
+        "reflecting": None,
+        "growing": ss.Kernel((3, 3), ss.Geometry((2, 2), output_padding=(1, 1)), transposed=True),
+    }
+    with pytest.raises(UsageError, match=r"layer reflecting: `taps` cannot be counted, because the kernel of"):
         ss.reduce(tmp_path / "others.zarr", layers=[ss.LayerRule("*", statistics=("taps",))])
 
 
@@ -276,7 +280,8 @@ def test_what_cannot_be_corrected_says_why(network: Any, tmp_path: Path) -> None
     with torch.no_grad():
         rounded.stem[0].weight.copy_(torch.randn_like(rounded.stem[0].weight))
     outcomes = {each.layer: each for each in apply_correctors(network, rounded, out)}
-    assert outcomes["up"].reason == "the quantised model has no module of its name with a weight"
+    reason = "the quantised model has no module of its name with a weight, and none of another name has its weight"
+    assert outcomes["up"].reason == reason
     assert outcomes["shared"].reason == "no corrector: the run left none for it"
     assert outcomes["stem/0"].reason.startswith("the quantised weight is not close to its own")
     assert outcomes["head/fc"].corrected

@@ -74,6 +74,26 @@ def test_what_the_mask_leaves_out_is_not_counted(
     assert ss.reduce(tmp_path / "s.zarr", nonfinite="skip")["head"].rows == N
 
 
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_padding_is_left_out_of_attention(batch_first: bool) -> None:
+    class Attending(nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.attn = nn.MultiheadAttention(C, 2, batch_first=batch_first)
+
+        def forward(self, x: Any, attention_mask: Any) -> Any:  # noqa: ARG002
+            x = x if batch_first else x.transpose(0, 1)
+            return self.attn(x, x, x)[0]
+
+    x, mask = torch.randn(N, T, C), batch()[1]
+    with torch.no_grad(), measuring(network := Attending().eval()) as meter:
+        network(x, mask)
+    for name in ("attn/in_proj", "attn/out_proj"):
+        assert meter.statistics[name].masked == (N * T - int(mask.sum()), N * T)
+    found = meter.statistics["attn/in_proj"].mean
+    np.testing.assert_allclose(found, x[mask].double().mean(dim=0).numpy(), rtol=1e-6)
+
+
 def test_masks_can_be_left_out(encoder: Any, tmp_path: Path) -> None:
     x, mask = batch()
     with recording(encoder, tmp_path / "s.zarr", mask=None):
@@ -94,10 +114,11 @@ def test_what_is_no_mask_is_refused(encoder: Any, tmp_path: Path) -> None:
     x, mask = batch()
     for wrong, said in {
         "of four axes": (mask[:, None, None], r"attention_mask has the shape \(12, 1, 1, 5\); expected \(samples, pos"),
-        "of floats": (mask.float(), "attention_mask holds values of float32; expected booleans"),
+        "of what is added": ((mask.float() - 1) * 1e9, "attention_mask holds -1000000000.0; expected 1"),
         "of other numbers": (mask.long() * 3, "attention_mask holds 3; expected 1"),
     }.values():
-        with recording(encoder, tmp_path / "s.zarr"), pytest.raises(UsageError, match=said):
+        nothing = pytest.warns(UserWarning, match="2 weights of the model passed over: tokens, head")
+        with nothing, recording(encoder, tmp_path / "s.zarr"), pytest.raises(UsageError, match=said):
             encoder(x, attention_mask=wrong)
     with (
         pytest.raises(UsageError, match="the mask is 'pads', but the arguments of the model are ids, attention_mask"),
@@ -114,7 +135,7 @@ def test_a_mask_that_no_call_can_give_is_refused(encoder: Any, tmp_path: Path) -
     ):
         pass
     said = r"`mask` takes \(ids.*\), but the model is called with 1 argument by place and, by name, attention_mask"
-    with recording(encoder, tmp_path / "s.zarr", mask=lambda ids: ids), pytest.raises(UsageError, match=said):
+    with pytest.raises(UsageError, match=said), recording(encoder, tmp_path / "s.zarr", mask=lambda ids: ids):
         encoder(x, attention_mask=mask)
 
 

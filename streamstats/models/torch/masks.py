@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ..calibration.masking import broadcasts_to, mask_values, positions_of_axis
-from ..errors import UsageError, counted, listed
-from ..statistics.masks import Mask
+from ...calibration.masking import broadcasts_to, mask_values, positions_of_axis
+from ...errors import UsageError, counted, listed
+from ...statistics.masks import Mask
 
 if TYPE_CHECKING:
     import torch
@@ -48,6 +48,11 @@ class BatchMask:
         named = {each.name for each in self._signature.parameters.values()}
         return name in named or any(each.kind == each.VAR_KEYWORD for each in self._signature.parameters.values())
 
+    @property
+    def may_apply(self) -> bool:
+        """Whether a call of the model may give a mask."""
+        return self._mask is not None and (not isinstance(self._mask, str) or self._takes(self._mask))
+
     def __call__(self, module: torch.nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:  # noqa: ARG002
         """Take the mask from the arguments of a call of the model. Raises `UsageError` for what is not a mask."""
         found = self._found(arguments, named)
@@ -61,7 +66,12 @@ class BatchMask:
                 f"{what} has the shape {array.shape}; expected (samples, positions): give a function of the model's "
                 "arguments that returns such a mask as `mask`, or None to count every position"
             )
-        self._current = mask_values(what, array)
+        try:
+            self._current = mask_values(what, array)
+        except UsageError as error:
+            raise UsageError(
+                f"{error}: give a function of the model's arguments as `mask`, or None to count every position"
+            ) from error
 
     def _found(self, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> Any:
         if not isinstance(self._mask, str):
@@ -88,7 +98,7 @@ class BatchMask:
             warnings.warn(
                 f"the mask was not applied to {listed(self._whole)}: the input of {layer} has the positions "
                 f"{positions}; padding in them counts like data",
-                stacklevel=4,
+                stacklevel=6,
             )
 
 

@@ -1,0 +1,98 @@
+"""The account of a recording: every weight of the model, and whether what it multiplies was recorded, or why not.
+
+A layer that no call reached, a module whose products stay inside torch, and a parameter of an unknown module are named,
+so that nothing is passed over in silence.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ...errors import counted, listed
+
+NEVER_CALLED = "never called, or with empty inputs only"
+NOT_CHOSEN = "not among the `layers` to record"
+
+
+@dataclass(frozen=True)
+class LayerRecord:
+    """What became of one weight: `rows` of its input recorded in this block, or the `reason` why none were.
+
+    `op` is the class of its module. `passed_over` says that it multiplies something that was asked for and not
+    recorded.
+    """
+
+    layer: str
+    op: str
+    rows: int = 0
+    reason: str = ""
+    passed_over: bool = False
+
+    @property
+    def recorded(self) -> bool:
+        """Whether its input was recorded, in full."""
+        return self.rows > 0 and not self.reason
+
+    def document(self) -> dict[str, Any]:
+        """Its fields, JSON-ready."""
+        return {
+            "layer": self.layer,
+            "operator": self.op,
+            "recorded": self.recorded,
+            "rows": self.rows,
+            "reason": self.reason,
+            "passed_over": self.passed_over,
+        }
+
+
+class Account(Mapping[str, LayerRecord]):
+    """`LayerRecord` of every weight of a model, by layer name. It is filled when the block of the recording ends."""
+
+    def __init__(self) -> None:
+        self._records: dict[str, LayerRecord] = {}
+
+    def __getitem__(self, layer: str) -> LayerRecord:
+        return self._records[layer]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._records)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __repr__(self) -> str:
+        return "\n".join(
+            f"{each.layer} ({each.op}): {each.reason or counted(each.rows, 'row')}" for each in self.values()
+        )
+
+    def enter(self, record: LayerRecord) -> None:
+        """Add `record`."""
+        self._records[record.layer] = record
+
+    @property
+    def recorded(self) -> list[LayerRecord]:
+        """The layers whose inputs were recorded."""
+        return [each for each in self.values() if each.recorded]
+
+    @property
+    def passed_over(self) -> list[LayerRecord]:
+        """The weights that multiply something that was not recorded, though it was asked for."""
+        return [each for each in self.values() if each.passed_over]
+
+    def document(self) -> list[dict[str, Any]]:
+        """Its records, JSON-ready."""
+        return [each.document() for each in self.values()]
+
+    def warn(self) -> None:
+        """Warn of what was passed over, if anything was; the reason of each is in its record."""
+        left = self.passed_over
+        if not left:
+            return
+        reasons: dict[str, list[str]] = {}
+        for each in left:
+            reasons.setdefault(each.reason, []).append(each.layer)
+        told = "; ".join(f"{listed(layers)} ({reason})" for reason, layers in reasons.items())
+        warnings.warn(f"{counted(len(left), 'weight')} of the model passed over: {told}", stacklevel=6)

@@ -1,0 +1,115 @@
+"""Layers in the graph of an exported model, as the `pt2e` flow of torchao quantises it.
+
+Such a model has no modules that run: the nodes of its graph multiply by constants, and each remembers the module that
+it was exported from. Importing this module imports torch.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ...errors import MismatchError
+from .library import Array, reals
+from .places import Place
+from .weights import ComputedWeight
+
+PRODUCTS = frozenset(
+    ("linear", "conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+)
+"""Operators with the arguments input, weight, bias."""
+
+
+def products_by_path(model: Any) -> dict[str, list[Any]] | None:
+    """Path of a module → the products in the graph that came from it; None if `model` is no exported model."""
+    graph = getattr(model, "graph", None)
+    if not isinstance(model, torch.fx.GraphModule) or graph is None:
+        return None
+    exported = [node for node in graph.nodes if isinstance(node.target, torch._ops.OpOverload)]
+    if not exported:
+        return None
+    found: dict[str, list[Any]] = {}
+    for node in exported:
+        stack = list((node.meta.get("nn_module_stack") or {}).values())
+        if stack and node.target._schema.name.removeprefix("aten::") in PRODUCTS:
+            found.setdefault(stack[-1][0], []).append(node)
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class GraphPlace(Place):
+    """The products in the graph of `model` that came from the calls of one module."""
+
+    model: Any
+    nodes: Sequence[Any]
+
+    def weight(self) -> ComputedWeight:
+        """The constant that all the products have."""
+        found = [reals(self._constant(node.args[1])) for node in self.nodes]
+        if any(each.shape != found[0].shape or (each != found[0]).any() for each in found[1:]):
+            raise MismatchError(f"its {len(found)} calls have different weights in the exported graph")
+        return ComputedWeight(found[0], quantises=self.nodes[0].args[1].op != "get_attr")
+
+    def add(self, term: Array) -> str:
+        """Add `term` to the bias of each product."""
+        changed = {bias: self._add(bias, nodes, term) for bias, nodes in self._by_bias()}
+        return ", ".join(dict.fromkeys(changed.values()))
+
+    def _by_bias(self) -> Iterator[tuple[Any, list[Any]]]:
+        biases = [node.args[2] if len(node.args) > 2 else node.kwargs.get("bias") for node in self.nodes]
+        for bias in dict.fromkeys(biases):
+            yield bias, [node for node, each in zip(self.nodes, biases, strict=True) if each is bias]
+
+    def _add(self, bias: Any, nodes: list[Any], term: Array) -> str:
+        """Give `nodes`, whose bias is `bias`, one with `term` added; other nodes keep theirs."""
+        old = None if bias is None else self._constant(bias)
+        values = torch.from_numpy(term) if old is None else torch.from_numpy(reals(old) + term)
+        dtype = torch.float32 if old is None or not old.dtype.is_floating_point else old.dtype
+        name = _free_name(self.model)
+        parameter = torch.nn.Parameter(values.to(_device(self.model), dtype), requires_grad=False)
+        self.model.register_parameter(name, parameter)
+        with self.model.graph.inserting_before(nodes[0]):
+            given = self.model.graph.get_attr(name)
+        for node in nodes:
+            node.args = (*node.args[:2], given, *node.args[3:])
+            node.kwargs = {key: value for key, value in node.kwargs.items() if key != "bias"}
+        self.model.recompile()
+        return "bias added" if bias is None else "bias changed"
+
+    def _constant(self, node: Any) -> Any:
+        """The value of `node`, which depends on no input. Raises `MismatchError` if it does."""
+        if not isinstance(node, torch.fx.Node):
+            return node
+        if node.op == "get_attr":
+            return _attribute(self.model, node.target)
+        if node.op not in ("call_function", "call_module"):
+            raise MismatchError(f"its weight in the exported graph depends on the input {node.name}")
+        function = node.target if node.op == "call_function" else _alone(self.model, node.target)
+        arguments = [self._constant(each) for each in node.args]
+        with torch.no_grad():
+            return function(*arguments, **{key: self._constant(each) for key, each in node.kwargs.items()})
+
+
+def _attribute(model: Any, target: str) -> Any:
+    value = model
+    for part in target.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def _alone(model: Any, target: str) -> Any:
+    """A copy of the module at `target`, so that an observer in it sees nothing twice."""
+    return copy.deepcopy(_attribute(model, target))
+
+
+def _device(model: Any) -> Any:
+    return next((each.device for each in (*model.parameters(), *model.buffers())), None)
+
+
+def _free_name(model: Any) -> str:
+    number = sum(name.startswith("corrected_bias_") for name, _ in model.named_parameters(recurse=False))
+    return f"corrected_bias_{number}"

@@ -1,0 +1,108 @@
+"""What became of a float weight before it was rounded: nothing, or it took the scale of a batch normalisation.
+
+A difference that is not rounding is not corrected. Rounding errors do not follow the weight: if a factor for each
+output or input explains most of a difference, the weight was scaled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ...errors import MismatchError
+from ...layouts import TRANSPOSED
+from ..linear import is_near
+from .layers import ModelLayer
+from .library import Array, reals
+from .places import Copy, is_norm
+
+if TYPE_CHECKING:
+    import torch
+
+    from .weights import ComputedWeight
+
+ENOUGH = 4
+"""The weights from which on a factor for all of them is told from rounding."""
+SAME = 1e-5
+"""How far apart, as a share of the norm, float weights are that differ by errors of float32 only."""
+TRAINED = "it was trained or changed since: record the model whose weights were rounded"
+EXPLAINED = 0.5
+"""The share of a difference that is left where a factor explains it; of rounding errors, nearly all is left."""
+
+
+def folded_weight(
+    layer: ModelLayer, weight: Array, found: ComputedWeight, model: torch.nn.Module, copied: Copy
+) -> Array:
+    """The weight that `found` is the rounded one of: `weight`, or what a norm that the copy lacks makes of it.
+
+    Raises `MismatchError` if it is no rounded one of any.
+    """
+    quantized = found.values
+    if weight.shape != quantized.shape:
+        raise MismatchError(f"its weight has the shape {weight.shape}, the quantised {quantized.shape}")
+    candidates = [weight, *_folded(layer, weight, model, copied)]
+    nearest = min(candidates, key=lambda each: float(np.linalg.norm(each - quantized)))
+    if not is_near(nearest, quantized):
+        raise MismatchError("the quantised weight is not close to its own: it belongs to another layer, or was changed")
+    outputs = _output_axis(layer)
+    for side, axis in (("output", outputs), ("input", 1 - outputs)):
+        _check_not_scaled(side, np.moveaxis(nearest, axis, -1), np.moveaxis(quantized, axis, -1))
+    _check_not_trained(weight, nearest, found)
+    return nearest
+
+
+def _check_not_trained(weight: Array, nearest: Array, found: ComputedWeight) -> None:
+    """Raise `MismatchError` if rounding alone cannot have made what was `found` of the float weight."""
+    if found.origin is not None and np.linalg.norm(found.origin - weight) > SAME * np.linalg.norm(weight):
+        raise MismatchError(f"the float weight that the quantised module rounds is not the model's; {TRAINED}")
+    if found.tolerance is None:
+        return
+    far = np.abs(found.values - nearest) > found.tolerance
+    if far.any():
+        raise MismatchError(
+            f"{far.sum():,} of {far.size:,} quantised weights are further from their own than rounding moves them; "
+            f"{TRAINED}"
+        )
+
+
+def _folded(layer: ModelLayer, weight: Array, model: torch.nn.Module, copied: Copy) -> Iterator[Array]:
+    """`weight` with the scale of each batch normalisation that `copied` lacks and that has its outputs."""
+    axis = _output_axis(layer)
+    groups = getattr(layer.module, "groups", 1) if layer.layout in TRANSPOSED else 1
+    for path, module in model.named_modules():
+        if not is_norm(module) or copied.has_norm(path) or module.num_features != weight.shape[axis] * groups:
+            continue
+        scale = _scale(module)
+        if groups > 1:
+            rows = scale.reshape(groups, 1, -1)
+            inputs = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
+            yield (inputs * rows[..., None]).reshape(weight.shape)
+        else:
+            yield weight * np.expand_dims(scale, tuple(other for other in range(weight.ndim) if other != axis))
+
+
+def _scale(norm: Any) -> Array:
+    """What a batch normalisation multiplies by, float64[features]."""
+    scale: Array = 1 / np.sqrt(reals(norm.running_var) + norm.eps)
+    return scale if norm.weight is None else scale * reals(norm.weight)
+
+
+def _output_axis(layer: ModelLayer) -> int:
+    return 0 if layer.layout.startswith("O") else 1
+
+
+def _check_not_scaled(side: str, weight: Array, quantized: Array) -> None:
+    """Raise `MismatchError` if a factor for each of the last axis explains most of the difference."""
+    rows, channels = weight.reshape(-1, weight.shape[-1]), quantized.reshape(-1, weight.shape[-1])
+    difference = np.linalg.norm(channels - rows)
+    if len(rows) < ENOUGH or difference <= 1e-6 * np.linalg.norm(rows):
+        return
+    squares = (rows * rows).sum(axis=0)
+    factors = (rows * channels).sum(axis=0) / np.where(squares, squares, 1)
+    if np.linalg.norm(channels - factors * rows) < EXPLAINED * difference:
+        raise MismatchError(
+            f"the quantised weight is its own times {factors.min():.3g} to {factors.max():.3g} for each {side}, "
+            "which is no rounding: record the model as its quantiser had it, with norms folded or channels scaled"
+        )
