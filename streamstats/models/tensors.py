@@ -18,6 +18,7 @@ from ..outputs.results import Results, open_results
 from ..storage.files import check_apart, write_bytes
 from ..storage.plain_tensors import read_plain_tensors
 from ..storage.tensors import tensors_bytes
+from .explaining import channels_of, explain
 from .linear import NO_CORRECTOR, LayerCorrection, LinearLayer, load_corrector, planned_correction
 
 FORMAT = "streamstats.corrections/1"
@@ -136,8 +137,20 @@ def _outcome(name: str, results: Results, tensors: _Tensors, rules: Sequence[_Ru
     if weight is None or quantized is None:
         missing = WEIGHT if weight is None else FAKE_QUANTIZED
         return LayerCorrection(name, reason=f"no tensor {name} or {name}{missing}")
-    planned = planned_correction(_layer(name, weight, rules, corrector), corrector, weight, quantized)
-    return replace(planned, quantized=True, corrected=planned.term is not None)
+    layer = _layer(name, weight, rules, corrector)
+    planned = planned_correction(layer, corrector, weight, quantized)
+    return replace(planned, quantized=True) if planned.term is None else _explained(layer, corrector, quantized)
+
+
+def _explained(layer: LinearLayer, corrector: BiasCorrector, quantized: Array) -> LayerCorrection:
+    """The term for `layer`, if rounding explains its quantised weight, alone or after a scale; else the reason."""
+    channels = channels_of(quantized.shape, layer.layout, layer.groups)
+    found = explain([layer.weight], quantized, None, channels)
+    if found.reason:
+        return LayerCorrection(layer.name, quantized=True, reason=found.reason)
+    weight, rounded = found.undone(layer.weight, quantized, channels)
+    planned = planned_correction(layer, corrector, weight, rounded)
+    return replace(planned, quantized=True, corrected=planned.term is not None, difference=found.words)
 
 
 def _layer(name: str, weight: Array, rules: Sequence[_Rule], corrector: BiasCorrector) -> LinearLayer:

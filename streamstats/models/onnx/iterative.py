@@ -35,6 +35,7 @@ from ..linear import (
     planned_correction,
 )
 from .biases import add_to_biases
+from .correctors import SAME_WEIGHT
 from .files import write_models
 from .graph import copied, subgraphs
 from .layers import OnnxLayer
@@ -49,6 +50,10 @@ if TYPE_CHECKING:
 
 FORMS = ("full", "change")
 NO_MEAN = "it has no mean in the quantised network"
+PADDED_APART = (
+    "its padding is a node of its own in one of the models, so the means of its input are of different positions; "
+    "count with `statistics: [taps]`, or use the form change"
+)
 NAMED = 3
 """How many layers of a stage are named."""
 Means = MeanBiasCorrector | TapBiasCorrector
@@ -148,7 +153,7 @@ class _Staged:
         if layers:
             seen = self._measured(only(plain.model, [layer.input for layer in layers]), layers, floats, what)
         if number == 0:
-            _check_same_samples(self.how, floats, seen, self.moves)
+            _check_same_samples(self.how, [pair for pair in stage if not pair.padded_apart], floats, seen, self.moves)
         return [_correction(pair, floats[pair.name], seen, self.how.form) for pair in stage]
 
     def _measured(
@@ -205,16 +210,18 @@ def _removed(*folders: Path) -> None:
 
 def _check_same_samples(
     how: Iterative,
+    stage: Sequence[Pair],
     floats: Mapping[str, BiasCorrector],
     seen: Mapping[str, BiasCorrector | str],
     moves: Mapping[str, float],
 ) -> None:
     """Raise `UsageError` unless the first layers have the same inputs in both networks, up to rounding."""
-    for name, original in floats.items():
-        corrector = seen.get(name)
+    for pair in stage:
+        name, original, corrector = pair.name, floats[pair.name], seen.get(pair.name)
         if not isinstance(original, Means) or not isinstance(corrector, Means):
             continue
-        apart = np.linalg.norm(corrector.input_mean - original.input_mean)
+        factors = 1.0 if pair.input_factors is None else pair.input_factors
+        apart = np.linalg.norm(corrector.input_mean * factors - original.input_mean)
         if apart > FARTHEST_MEANS * np.linalg.norm(original.input_mean) + moves.get(name, 0.0):
             raise UsageError(
                 f"{how.samples} are not the samples that were recorded: the mean input of layer {name} is off by "
@@ -230,9 +237,13 @@ def _correction(
     if isinstance(corrector, str):
         return LayerCorrection(pair.name, reason=corrector)
     layer, stored = pair.layer, pair.quantized.weight
+    if form == "full" and pair.padded_apart and isinstance(original, MeanBiasCorrector):
+        return LayerCorrection(pair.name, reason=PADDED_APART)
+    if form == "change" and pair.same_weight:
+        return LayerCorrection(pair.name, reason=SAME_WEIGHT)
     if form == "change":
         return planned_correction(layer, corrector, pair.weight, stored)
-    wanted = correction_term(layer, original, pair.weight, np.zeros_like(stored))
+    wanted = correction_term(pair.recorded_layer, original, pair.for_recorded(pair.weight), np.zeros_like(stored))
     given = correction_term(layer, corrector, stored, np.zeros_like(stored))
     if wanted is None or given is None:
         return LayerCorrection(pair.name, reason=NULL_CORRECTOR)

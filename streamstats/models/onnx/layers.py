@@ -17,6 +17,7 @@ from ...errors import require
 from ...layouts import TRANSPOSED, Geometry, Kernel
 from ...quantization import fake_quantize, quantization_step
 from ...storage.names import layer_names, safe_name
+from ..explaining import Channels, channels_of
 from ..linear import LinearLayer
 from .constants import computed_constants
 from .geometry import depends_on_extents, geometry_over, stated_geometry
@@ -107,6 +108,10 @@ class OnnxLayer(LinearLayer):
             return weight * factors.reshape([-1 if axis == self.output_axis else 1 for axis in range(weight.ndim)])
         spatial = (1,) * (weight.ndim - 2)
         return (self._by_group(weight) * factors.reshape(self.groups, 1, -1, *spatial)).reshape(weight.shape)
+
+    def channels(self) -> Channels:
+        """The channels of each element of the weight."""
+        return channels_of(self.weight.shape, self.layout, self.groups)
 
     def fake_quantized(self, bits: int, *, per_channel: bool, symmetric: bool, weight_range: str) -> Array:
         """The weight on `2^bits` levels, per tensor or per output channel; same shape and dtype.

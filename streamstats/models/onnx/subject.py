@@ -13,8 +13,8 @@ from .files import fits_one_file
 from .graph import copied, load_model
 from .layers import STANDARD_DOMAINS, LeftOut, OnnxLayer, survey
 from .levels import Levels
-from .pairs import Pair, pairs
-from .quantized import is_quantized, quantized_layers, weight_steps
+from .pairs import UNMATCHED, Pair, pairs
+from .quantized import is_quantized, quantized_layers, stored_layers
 
 if TYPE_CHECKING:
     import onnx
@@ -24,7 +24,6 @@ OLDEST_TO_ROUND = 11
 """The first operator set with Round, and with Clip as activations need it."""
 MARK = "streamstats.corrected"
 """The metadata key of a corrected model."""
-UNMATCHED = "no layer of the float model has a weight that is close to its own"
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,14 +75,13 @@ def quantized_by_others(original_path: str | Path, quantized_path: str | Path) -
         raise UsageError(f"{original_path} is quantised; expected the float model first, then the quantised one")
     layers, _ = survey(original)
     stored, left_out = quantized_layers(quantized)
-    matched, without = pairs(original, layers, stored, weight_steps(quantized, stored))
-    if not matched:
+    matched, without = pairs(original, layers, stored, stored_layers(quantized, stored))
+    if not matched and all(each.reason == UNMATCHED for each in without):
         raise UsageError(
             f"no layer of {quantized_path} has a weight close to one of {original_path}; expected models of the same "
             "network"
         )
-    left_out += [LeftOut(layer.name, layer.op, UNMATCHED) for layer in without]
-    return Subject(str(original_path), str(quantized_path), original, quantized, layers, matched, left_out)
+    return Subject(str(original_path), str(quantized_path), original, quantized, layers, matched, [*left_out, *without])
 
 
 def marked(model: onnx.ModelProto) -> onnx.ModelProto:

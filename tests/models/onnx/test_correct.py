@@ -366,6 +366,7 @@ def test_what_was_recorded_and_corrected_is_told_in_json_with_the_same_keys(netw
         "corrected": True,
         "change": "float bias changed",
         "reason": "",
+        "difference": "",
         "largest_term": corrected[0].largest,
         "outputs": 4,
         "largest_bias_step": None,
