@@ -204,14 +204,17 @@ def _at_ends(quantized: Array, grid: Grid) -> tuple[npt.NDArray[np.bool_], npt.N
 def _scaled(weight: Array, quantized: Array, grid: Grid, channels: Channels) -> Explanation | None:
     """The scale in all, per output channel or per input channel that leaves nothing but rounding, if there is one."""
     lowest, highest = _bounds(weight, quantized, grid)
+    rounding = float(np.sqrt(np.broadcast_to(grid.step**2, weight.shape).sum() / 12))
+    loosest = LOOSEST * rounding if channels.each > 1 else np.inf  # it only names what is refused
     everything = np.zeros_like(channels.output[:1].reshape(-1)[:1])
     for side, index, count in (
         ("all", everything, 1),
         ("output", channels.output, channels.outputs),
         ("input", channels.input, channels.inputs),
     ):
-        factors = _common(lowest, highest, weight, grid, np.broadcast_to(index, weight.shape), count)
-        if factors is None:
+        wide = np.broadcast_to(index, weight.shape)
+        factors, uncertain = _common(lowest, highest, weight, wide, count)
+        if factors is None or uncertain > loosest:
             continue
         clipped = _nearest(weight * factors[index], quantized, grid)
         if clipped is None:
@@ -237,21 +240,19 @@ def _bounds(weight: Array, quantized: Array, grid: Grid) -> tuple[Float64Array, 
 
 
 def _common(
-    lowest: Float64Array, highest: Float64Array, weight: Array, grid: Grid, index: IntArray, count: int
-) -> Float64Array | None:
-    """The factor of each channel that lies within the bounds of all its elements; None if one has none, or room."""
+    lowest: Float64Array, highest: Float64Array, weight: Array, index: IntArray, count: int
+) -> tuple[Float64Array | None, float]:
+    """(the factor of each channel that lies within the bounds of all its elements, None if one has none; how far the
+    factors may move the weight, as a norm).
+    """
     low, high, size = np.full(count, -np.inf), np.full(count, np.inf), np.zeros(count)
     np.maximum.at(low, index, lowest)
     np.minimum.at(high, index, highest)
-    if (low > high).any():
-        return None
     np.add.at(size, index, np.square(weight, dtype=np.float64))
-    if not np.isfinite(low + high)[size > 0].all():
-        return None
     low, high = (np.where(size > 0, each, 1.0) for each in (low, high))
-    rounding = float(np.broadcast_to(grid.step**2, weight.shape).sum()) / 12
-    uncertain = float((np.square((high - low) / 2) * size).sum())
-    return (low + high) / 2 if uncertain <= LOOSEST**2 * rounding else None
+    if (low > high).any() or not np.isfinite(low + high).all():
+        return None, np.inf
+    return (low + high) / 2, float(np.sqrt((np.square((high - low) / 2) * size).sum()))
 
 
 def _unsystematic(weight: Array, quantized: Array, grid: Grid | None, channels: Channels) -> bool:
