@@ -9,30 +9,25 @@ within the bounds of all elements of its channel, and if they leave less room th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ..layouts import TRANSPOSED
+from .grids import MARGIN, Channels, Grid, inferred_grids, precision_of
 
 Array = npt.NDArray[Any]
 Float64Array = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
 ROUNDING = "rounding"
-MARGIN = 0.01
-"""By how much of a step the arithmetic of a quantiser may miss the nearest code."""
 NOISE = 4.0
 """How many units in the last place a weight may be off by arithmetic, of folding for example."""
+NEGLIGIBLE = 2.0**-14
+"""The share of the largest weight up to which a difference is not worth an explanation."""
 MOST_CLIPPED = 0.5
 """The largest share of elements that may be clipped."""
-MOST_LEVELS = 2**16
-FLOAT_DIGITS = (2**4, 2**8)
-"""How many numbers the significant digits of a float of 8 bits can be, and of bfloat16."""
-FINEST = 64
-"""How many times the noise of the values a step must be, to be told."""
 SYSTEMATIC = 0.25
 """The correlation with the weight from which a difference is more than rounding, however many elements there are."""
 DEVIATIONS = 5.0
@@ -41,42 +36,6 @@ LOOSEST = 0.5
 """How far a scale may be uncertain: the change of the weight, as a share of what rounding changes."""
 FARTHEST = 0.5
 """How far weights without a known step may be apart, as a share of their norm."""
-
-
-class Channels(NamedTuple):
-    """The channels of each element of a weight, int64, broadcastable to its shape; how many there are in all.
-
-    Each output channel has `each` input channels; if that is one, scales of both cannot be told apart.
-    """
-
-    output: IntArray
-    input: IntArray
-    outputs: int
-    inputs: int
-    each: int
-
-
-@dataclass(frozen=True, eq=False)
-class Grid:
-    """What a quantised weight can represent: its `step`, the lowest and the highest value that occur as codes.
-
-    All are float64 and broadcastable to the weight. `noise` is what arithmetic may move each element.
-    """
-
-    step: Float64Array
-    low: Float64Array
-    high: Float64Array
-    noise: Float64Array = field(default_factory=lambda: np.zeros(()))
-
-    @property
-    def room(self) -> Float64Array:
-        """How far rounding to nearest may move each element."""
-        room: Float64Array = self.step * (0.5 + MARGIN) + self.noise
-        return room
-
-    def with_noise(self, noise: Float64Array) -> Grid:
-        """The grid for weights that are known up to `noise`."""
-        return replace(self, noise=noise)
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,29 +77,6 @@ class Explanation:
         return ", ".join([ROUNDING, *scaled, *clipped])
 
 
-def channels_of(shape: tuple[int, ...], layout: str, groups: int) -> Channels:
-    """The channels of each element of a weight of this `shape`, in a layout of `MeanBiasCorrector.calculate`."""
-    if layout == "native":
-        each, groups, outer = shape[-3:]
-        group, one, two = (_along(axis, shape) for axis in (-2, -3, -1))
-        return Channels(group * outer + two, group * each + one, groups * outer, groups * each, each)
-    first, second = (layout.index(letter) for letter in (("C", "M") if "C" in layout else ("O", "I")))
-    one, two = _along(first, shape), _along(second, shape)
-    if "C" in layout:
-        return Channels(one * shape[second] + two, one, shape[first] * shape[second], shape[first], 1)
-    if layout in TRANSPOSED:
-        each = shape[second] // groups
-        return Channels(two // each * shape[first] + one, two, groups * shape[first], shape[second], each)
-    each, group = shape[second], one // (shape[first] // groups)
-    return Channels(one, group * each + two, shape[first], groups * each, each)
-
-
-def _along(axis: int, shape: tuple[int, ...]) -> IntArray:
-    """The index along `axis`, with extents of 1 along the others."""
-    place = axis % len(shape)
-    return np.arange(shape[place], dtype=np.int64).reshape([-1 if each == place else 1 for each in range(len(shape))])
-
-
 def explain(
     versions: Sequence[Array],
     quantized: Array,
@@ -153,28 +89,57 @@ def explain(
     All arrays have one shape. Without a `grid`, the values of `quantized` tell it, if they lie on one. `dtype` is that
     of the float weight, if the versions have another.
     """
-    kept = np.dtype(dtype or versions[0].dtype)
-    found = grid or inferred_grid(quantized, channels)
-    found = found and found.with_noise(NOISE * _precision(kept) * np.abs(np.asarray(quantized, np.float64)))
+    noise = NOISE * precision_of(np.dtype(dtype or versions[0].dtype)) * np.abs(np.asarray(quantized, np.float64))
+    grids = [each.with_noise(noise) for each in ([grid] if grid else inferred_grids(quantized, channels))]
+    found = _alike(versions, quantized) or _as_rounding(versions, quantized, grids)
+    found = found or _as_scaled(versions, quantized, grids, channels)
+    found = found or _as_chance(versions, quantized, grids, channels)
+    return found or Explanation(reason=_difference(versions[0], quantized, grids[0] if grids else None))
+
+
+def _alike(versions: Sequence[Array], quantized: Array) -> Explanation | None:
+    share = max(NEGLIGIBLE, precision_of(quantized.dtype))
     for place, version in enumerate(versions):
-        clipped = _nearest(version, quantized, found) if found else None
-        if clipped is not None:
-            return Explanation(place, clipped=clipped, elements=quantized.size)
-    for place, version in enumerate(versions):
-        scaled = _scaled(version, quantized, found, channels) if found else None
-        if scaled is not None:
-            return _checked(scaled, place, channels)
-    for place, version in enumerate(versions):
-        if _unsystematic(version, quantized, found, channels):
+        if np.abs(quantized - version).max(initial=0.0) <= share * np.abs(version).max(initial=0.0):
             return Explanation(place, elements=quantized.size)
-    return Explanation(reason=_difference(versions[0], quantized, found))
+    return None
 
 
-def _checked(scaled: Explanation, place: int, channels: Channels) -> Explanation:
+def _as_rounding(versions: Sequence[Array], quantized: Array, grids: Sequence[Grid]) -> Explanation | None:
+    for place, version in enumerate(versions):
+        for grid in grids:
+            clipped = _nearest(version, quantized, grid)
+            if clipped is not None:
+                return Explanation(place, clipped=clipped, elements=quantized.size)
+    return None
+
+
+def _as_scaled(
+    versions: Sequence[Array], quantized: Array, grids: Sequence[Grid], channels: Channels
+) -> Explanation | None:
+    for place, version in enumerate(versions):
+        for grid in grids:
+            scaled = _scaled(version, quantized, grid, channels)
+            if scaled is not None:
+                return _checked(replace(scaled, version=place), channels)
+    return None
+
+
+def _as_chance(
+    versions: Sequence[Array], quantized: Array, grids: Sequence[Grid], channels: Channels
+) -> Explanation | None:
+    tried: Sequence[Grid | None] = grids or [None]
+    for place, version in enumerate(versions):
+        if any(_unsystematic(version, quantized, grid, channels) for grid in tried):
+            return Explanation(place, elements=quantized.size)
+    return None
+
+
+def _checked(scaled: Explanation, channels: Channels) -> Explanation:
     """`scaled`, or the reason why it does not tell what was scaled: the inputs or the outputs."""
     factors = scaled.outputs
     if factors is None or (channels.each > 1 and np.ptp(factors) > 0):
-        return Explanation(place, scaled.outputs, scaled.inputs, scaled.clipped, scaled.elements)
+        return scaled
     size = f"{factors.min():.6g}" if np.ptp(factors) == 0 else f"{factors.min():.3g} to {factors.max():.3g}"
     return Explanation(
         reason=f"its weight is {size} times that of the float model, rounded, and the models do not say whether its "
@@ -203,26 +168,22 @@ def _at_ends(quantized: Array, grid: Grid) -> tuple[npt.NDArray[np.bool_], npt.N
 
 def _scaled(weight: Array, quantized: Array, grid: Grid, channels: Channels) -> Explanation | None:
     """The scale in all, per output channel or per input channel that leaves nothing but rounding, if there is one."""
-    lowest, highest = _bounds(weight, quantized, grid)
+    bounds = _bounds(weight, quantized, grid)
     rounding = float(np.sqrt(np.broadcast_to(grid.step**2, weight.shape).sum() / 12))
     loosest = LOOSEST * rounding if channels.each > 1 else np.inf  # it only names what is refused
-    everything = np.zeros_like(channels.output[:1].reshape(-1)[:1])
-    for side, index, count in (
-        ("all", everything, 1),
-        ("output", channels.output, channels.outputs),
-        ("input", channels.input, channels.inputs),
-    ):
-        wide = np.broadcast_to(index, weight.shape)
-        factors, uncertain = _common(lowest, highest, weight, wide, count)
+    everything = np.zeros_like(channels.output)
+    sides = ((everything, 1), (channels.output, channels.outputs), (channels.input, channels.inputs))
+    for index, count in sides:
+        factors, uncertain = _common(*bounds, weight, np.broadcast_to(index, weight.shape), count)
         if factors is None or uncertain > loosest:
             continue
         clipped = _nearest(weight * factors[index], quantized, grid)
         if clipped is None:
             continue
-        if side == "input":
+        if index is channels.input:
             return Explanation(inputs=factors, clipped=clipped, elements=weight.size)
-        wide = np.broadcast_to(factors, channels.outputs)
-        return Explanation(outputs=wide, clipped=clipped, elements=weight.size)
+        outputs = np.broadcast_to(factors, (channels.outputs,))
+        return Explanation(outputs=outputs, clipped=clipped, elements=weight.size)
     return None
 
 
@@ -265,23 +226,43 @@ def _unsystematic(weight: Array, quantized: Array, grid: Grid | None, channels: 
         return False
     if grid is None and np.linalg.norm(apart) > FARTHEST * np.linalg.norm(weight):
         return False
+    inside = np.where(_inside(quantized, channels), apart, 0.0)
     everything = np.zeros_like(channels.output)
     sides = ((everything, 1), (channels.output, channels.outputs), (channels.input, channels.inputs))
-    return all(
-        any(_uncorrelated(apart, values, np.broadcast_to(index, weight.shape), count) for values in (weight, quantized))
-        for index, count in sides
-    )
+    return all(_is_chance(inside, (weight, quantized), np.broadcast_to(index, apart.shape), n) for index, n in sides)
 
 
-def _uncorrelated(apart: Float64Array, values: Array, index: IntArray, count: int) -> bool:
-    """Whether the differences of each channel have no more to do with the `values` than chance has."""
-    sums = np.zeros((4, count))
-    wide = np.asarray(values, np.float64)
-    for place, terms in enumerate((apart * wide, apart**2, wide**2, np.ones_like(apart))):
-        np.add.at(sums[place], index, terms)
-    product, mine, theirs, elements = sums
+def _inside(quantized: Array, channels: Channels) -> npt.NDArray[np.bool_]:
+    """Where no end of the range is, in all or of an output channel, at which elements may have been clipped."""
+    index = np.broadcast_to(channels.output, quantized.shape)
+    low, high = np.full(channels.outputs, np.inf), np.full(channels.outputs, -np.inf)
+    np.minimum.at(low, index, quantized)
+    np.maximum.at(high, index, quantized)
+    of_channel = (quantized > low[index]) & (quantized < high[index])
+    inside: npt.NDArray[np.bool_] = of_channel & (quantized > low.min()) & (quantized < high.max())
+    return inside
+
+
+def _is_chance(apart: Float64Array, weights: Sequence[Array], index: IntArray, count: int) -> bool:
+    """Whether the differences of each channel have no more to do with one of the two `weights` than chance has.
+
+    What is rounded to zero differs by the float weight, but has nothing of the quantised one.
+    """
+    found = [np.abs(_correlation(apart, np.asarray(weight, np.float64), index, count)) for weight in weights]
+    elements = np.bincount(index.reshape(-1), (apart != 0).reshape(-1), minlength=count)
     limit = np.maximum(SYSTEMATIC, DEVIATIONS / np.sqrt(np.maximum(elements, 1)))
-    return bool((np.abs(product) <= limit * np.sqrt(mine * theirs) * (1 + MARGIN)).all())
+    return bool((np.min(found, axis=0) <= limit).all())
+
+
+def _correlation(one: Float64Array, other: Float64Array, index: IntArray, count: int) -> Float64Array:
+    """The correlation of both in each channel, without their means taken out; 0 where one of them is zero."""
+    flat = index.reshape(-1)
+    product, mine, theirs = (
+        np.bincount(flat, terms.reshape(-1), minlength=count) for terms in (one * other, one**2, other**2)
+    )
+    size = np.sqrt(mine * theirs)
+    found: Float64Array = np.divide(product, size, out=np.zeros(count), where=size > 0)
+    return found
 
 
 def _difference(weight: Array, quantized: Array, grid: Grid | None) -> str:
@@ -301,12 +282,6 @@ def _difference(weight: Array, quantized: Array, grid: Grid | None) -> str:
     )
 
 
-def _precision(dtype: np.dtype[Any]) -> float:
-    """The relative precision of values that were once of this `dtype`; arithmetic is of float32 at best."""
-    found = float(np.finfo(dtype).eps) if dtype.kind == "f" else 0.0
-    return max(found, float(np.finfo(np.float32).eps))
-
-
 def likeness(weight: Array, quantized: Array, channels: Channels) -> float:
     """How far `quantized` is from `weight` after the best scale per output or per input channel, from 0 to about 1.
 
@@ -324,56 +299,3 @@ def _after_scales(weight: Array, quantized: Array, index: IntArray, count: int) 
     if weight.size <= count or total == 0:
         return 1.0
     return float(np.sqrt(max(0.0, 1 - explained / total) * weight.size / (weight.size - count)))
-
-
-def inferred_grid(quantized: Array, channels: Channels) -> Grid | None:
-    """The grid that the values of a fake-quantised weight lie on, one in all or one per output channel, if any."""
-    values = np.asarray(quantized, np.float64)
-    precision = _precision(quantized.dtype)
-    whole = _grid_of(values, precision)
-    if whole is not None:
-        return Grid(*(np.asarray(each) for each in whole))
-    index = np.broadcast_to(channels.output, values.shape).reshape(-1)
-    order = np.argsort(index, kind="stable")
-    parts = np.split(values.reshape(-1)[order], np.flatnonzero(np.diff(index[order])) + 1)
-    found = [_grid_of(part, precision) for part in parts]
-    known = [each[0] for each in found if each is not None]
-    if len(known) * 2 < len(parts):
-        return None
-    filled = [each or (max(known), part.min(), part.max()) for each, part in zip(found, parts, strict=True)]
-    return Grid(*(np.asarray([each[place] for each in filled])[channels.output] for place in range(3)))
-
-
-def _grid_of(values: Float64Array, precision: float) -> tuple[float, float, float] | None:
-    """(step, least, greatest) of evenly spaced `values`, known to a relative `precision`; None if they are not."""
-    levels = np.unique(values)
-    if levels.size < 2:
-        return None
-    noise = NOISE * precision * float(np.abs(levels).max())
-    gaps = np.diff(levels)
-    gaps = gaps[gaps > noise]
-    if not gaps.size or levels.size > 2 * MOST_LEVELS:
-        return None
-    step = _common_step(gaps, noise)
-    if step is None or np.abs(gaps / step - np.rint(gaps / step)).max() * step > 2 * noise + MARGIN * step:
-        return None
-    return None if _are_floats(levels / step) else (step, float(levels[0]), float(levels[-1]))
-
-
-def _are_floats(codes: Float64Array) -> bool:
-    """Whether `codes` are far apart where they are large, as floats of 8 or 16 bits are."""
-    whole = np.abs(np.rint(codes)).astype(np.int64)
-    odd = whole // np.maximum(whole & -whole, 1)
-    return any(whole.max() >= 2 * digits and odd.max() < digits for digits in FLOAT_DIGITS)
-
-
-def _common_step(gaps: Float64Array, noise: float) -> float | None:
-    """The largest number that all `gaps` are multiples of, up to `noise`; None if it is too small to tell."""
-    step = float(gaps.min())
-    while step > FINEST * noise and gaps.sum() / step < MOST_LEVELS:
-        rest = np.abs(gaps - np.rint(gaps / step) * step)
-        missed = rest[rest > 2 * noise + MARGIN * step]
-        if not missed.size:
-            return float(gaps.sum() / np.rint(gaps / step).sum())
-        step = float(missed.min())
-    return None

@@ -18,7 +18,8 @@ from ..outputs.results import Results, open_results
 from ..storage.files import check_apart, write_bytes
 from ..storage.plain_tensors import read_plain_tensors
 from ..storage.tensors import tensors_bytes
-from .explaining import channels_of, explain
+from .explaining import explain
+from .grids import channels_of
 from .linear import NO_CORRECTOR, LayerCorrection, LinearLayer, load_corrector, planned_correction
 
 FORMAT = "streamstats.corrections/1"

@@ -9,7 +9,8 @@ import numpy.typing as npt
 import pytest
 
 from streamstats.layouts import BY_GROUP, tap_sums
-from streamstats.models.explaining import Grid, channels_of, explain, inferred_grid, likeness
+from streamstats.models.explaining import explain, likeness
+from streamstats.models.grids import Grid, channels_of, inferred_grids
 
 Array = npt.NDArray[Any]
 SHAPE = (24, 12, 3, 3)
@@ -143,7 +144,7 @@ def test_floats_of_few_bits_have_no_step_and_are_explained_by_what_they_are_near
     original = weight() / 4
     narrow = original.astype(getattr(ml_dtypes, dtype)).astype(np.float32)
     channels = channels_of(SHAPE, "OIHW", 1)
-    assert inferred_grid(narrow, channels) is None
+    assert not [*inferred_grids(narrow, channels)]
     assert not explain([original], narrow, None, channels).reason
     assert explain([original], (narrow * np.float32(0.9)), None, channels).reason
 
@@ -152,8 +153,8 @@ def test_a_grid_is_inferred_to_its_step_and_ends() -> None:
     original = weight()
     for per_channel in (False, True):
         stored, grid = rounded(original, 8, per_channel)
-        found = inferred_grid(stored, channels_of(SHAPE, "OIHW", 1))
-        assert found is not None
+        found, *others = inferred_grids(stored, channels_of(SHAPE, "OIHW", 1))
+        assert bool(others) is not per_channel
         np.testing.assert_allclose(np.broadcast_to(found.step, SHAPE), np.broadcast_to(grid.step, SHAPE), rtol=1e-5)
         if per_channel:
             np.testing.assert_array_equal(found.high.reshape(-1), stored.reshape(24, -1).max(axis=1))

@@ -17,7 +17,7 @@ from ...errors import require
 from ...layouts import TRANSPOSED, Geometry, Kernel
 from ...quantization import fake_quantize, quantization_step
 from ...storage.names import layer_names, safe_name
-from ..explaining import Channels, channels_of
+from ..grids import Channels, channels_of
 from ..linear import LinearLayer
 from .constants import computed_constants
 from .geometry import depends_on_extents, geometry_over, stated_geometry

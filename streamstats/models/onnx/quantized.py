@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...storage.names import layer_names
-from ..explaining import Grid
+from ..grids import Grid
 from .constants import computed_constants
 from .graph import attributes, label, producers
 from .layers import LeftOut, OnnxLayer, build_layer, survey
