@@ -21,14 +21,13 @@ from ..grids import Channels, channels_of
 from ..linear import LinearLayer
 from .constants import computed_constants
 from .geometry import depends_on_extents, geometry_over, stated_geometry
-from .graph import attributes, constants, label, subgraphs
+from .graph import STANDARD_DOMAINS, attributes, constants, label, subgraphs
 
 if TYPE_CHECKING:
     import onnx
 
 Array = npt.NDArray[Any]
 
-STANDARD_DOMAINS = ("", "ai.onnx")
 WEIGHT_DTYPES = ("float16", "float32", "float64")
 CONVOLUTION_LAYOUTS = {3: "OIW", 4: "OIHW", 5: "OIDHW"}
 TRANSPOSED_LAYOUTS = {3: "IOW", 4: "IOHW", 5: "IODHW"}
