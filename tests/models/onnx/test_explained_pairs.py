@@ -252,6 +252,47 @@ def test_padding_that_was_folded_in_is_not_counted_twice(tmp_path: Path) -> None
     assert done.layers[0].reason.startswith("its padding is a node of its own in one of the models")
 
 
+@pytest.mark.parametrize("form", ["qdq", "codes", "qdq, int4"])
+def test_rows_that_an_optimiser_merged_are_those_of_the_samples(tmp_path: Path, form: str) -> None:
+    x, held = (values(size, 7, 12, seed=size) + np.float32(0.6) for size in (32, 8))
+    w, b, v, c = values(12, 8, seed=1), values(8, seed=2), values(8, 3, seed=3), values(3, seed=4)
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["m"], name="fc1"),
+        helper.make_node("Add", ["m", "b"], ["a"]),
+        helper.make_node("Relu", ["a"], ["r"]),
+        helper.make_node("MatMul", ["r", "v"], ["n"], name="fc2"),
+        helper.make_node("Add", ["n", "c"], ["y"]),
+    ]
+    plain = model_of(nodes, {"w": w, "b": b, "v": v, "c": c}, x)
+    rows = np.array([-1, 12]), np.array([-1, 8]), np.array([-1, 7, 8]), np.array([-1, 7, 3])
+    merged = [  # what onnxruntime's optimiser writes for fixed shapes
+        helper.make_node("Reshape", ["x", "s0"], ["x2"]),
+        helper.make_node("Gemm", ["x2", "w", "b"], ["a2"], name="fc1"),
+        helper.make_node("Reshape", ["a2", "s2"], ["a"]),
+        helper.make_node("Relu", ["a"], ["r"]),
+        helper.make_node("Reshape", ["r", "s1"], ["r2"]),
+        helper.make_node("Gemm", ["r2", "v", "c"], ["y2"], name="fc2"),
+        helper.make_node("Reshape", ["y2", "s3"], ["y"]),
+    ]
+    shapes = {f"s{number}": shape for number, shape in enumerate(rows)}
+    path = quantized(model_of(merged, {"w": w, "b": b, "v": v, "c": c, **shapes}, x), tmp_path, x, form)
+    onnx.save(plain, tmp_path / "float.onnx")
+    out = run_out(tmp_path, x)
+    np.save(tmp_path / "held.npy", held)
+    wanted = (x.astype("f8") @ w).mean(axis=(0, 1)) + b
+    for iterative in (None, Iterative(tmp_path / "x.npy", tmp_path / "work")):
+        how = How(iterative, HeldOut(tmp_path / "held.npy"))
+        done = correct_quantized(tmp_path / "float.onnx", path, out, tmp_path / "fixed.onnx", how=how)
+        assert [(each.layer, each.corrected) for each in done.layers] == [("fc1", True), ("fc2", True)]
+        stored = done.subject.pairs[0].quantized.weight.astype("f8")
+        expected = (x.astype("f8").mean(axis=(0, 1))) @ (w - stored)
+        allowed = 1e-5 if iterative is None else 0.05 * np.abs(wanted).max()
+        np.testing.assert_allclose(done.layers[0].term, expected, atol=allowed)
+        assert done.judgement is not None
+        signal = float(((held.astype("f8") @ w + b) ** 2).mean())
+        assert done.judgement.layers["fc1"]["corrected"].signal == pytest.approx(signal, rel=1e-5)
+
+
 @pytest.mark.parametrize("form", ["qdq", "codes"])
 def test_a_bias_is_rounded_once(tmp_path: Path, form: str) -> None:
     x, last = values(64, CHANNELS, 4, 4) + np.float32(0.5), values(3, OUTPUTS, 1, 1, seed=6)
