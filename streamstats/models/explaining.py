@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .grids import MARGIN, Channels, Grid, inferred_grids, precision_of
+from .grids import MARGIN, Channels, Grid, inferred_grids, narrowest_precision, precision_of
 
 Array = npt.NDArray[Any]
 Float64Array = npt.NDArray[np.float64]
@@ -32,10 +32,14 @@ SYSTEMATIC = 0.25
 """The correlation with the weight from which a difference is more than rounding, however many elements there are."""
 DEVIATIONS = 5.0
 """The same in standard deviations, for few elements."""
+UNIFORM = 0.02
+"""How far scales may be apart, as a share of the largest, that are taken for one."""
 LOOSEST = 0.5
 """How far a scale may be uncertain: the change of the weight, as a share of what rounding changes."""
 FARTHEST = 0.5
 """How far weights without a known step may be apart, as a share of their norm."""
+CLOSE = 1 / 64
+"""The same up to which elements may be too few to tell a scale."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,7 +132,8 @@ def _as_scaled(
 def _as_chance(
     versions: Sequence[Array], quantized: Array, grids: Sequence[Grid], channels: Channels
 ) -> Explanation | None:
-    tried: Sequence[Grid | None] = grids or [None]
+    narrow = narrowest_precision(quantized) > precision_of(quantized.dtype)
+    tried: Sequence[Grid | None] = [*grids, None] if narrow or not grids else grids
     for place, version in enumerate(versions):
         if any(_unsystematic(version, quantized, grid, channels) for grid in tried):
             return Explanation(place, elements=quantized.size)
@@ -138,9 +143,10 @@ def _as_chance(
 def _checked(scaled: Explanation, channels: Channels) -> Explanation:
     """`scaled`, or the reason why it does not tell what was scaled: the inputs or the outputs."""
     factors = scaled.outputs
-    if factors is None or (channels.each > 1 and np.ptp(factors) > 0):
+    same = factors is not None and np.ptp(factors) <= UNIFORM * np.abs(factors).max()
+    if factors is None or (channels.each > 1 and not same):
         return scaled
-    size = f"{factors.min():.6g}" if np.ptp(factors) == 0 else f"{factors.min():.3g} to {factors.max():.3g}"
+    size = f"{factors.mean():.6g}" if same else f"{factors.min():.3g} to {factors.max():.3g}"
     return Explanation(
         reason=f"its weight is {size} times that of the float model, rounded, and the models do not say whether its "
         "inputs or its outputs were scaled; give the float model as it was quantised, with this factor in it"
@@ -224,12 +230,17 @@ def _unsystematic(weight: Array, quantized: Array, grid: Grid | None, channels: 
     apart = np.asarray(quantized, np.float64) - weight
     if grid is not None and (np.abs(apart) > grid.step / 2 + grid.room).any():
         return False
-    if grid is None and np.linalg.norm(apart) > FARTHEST * np.linalg.norm(weight):
+    share = float(np.linalg.norm(apart)) / (float(np.linalg.norm(weight)) or 1.0)
+    if grid is None and share > FARTHEST:
         return False
+    surely = grid is None and share > CLOSE
     inside = np.where(_inside(quantized, channels), apart, 0.0)
     everything = np.zeros_like(channels.output)
     sides = ((everything, 1), (channels.output, channels.outputs), (channels.input, channels.inputs))
-    return all(_is_chance(inside, (weight, quantized), np.broadcast_to(index, apart.shape), n) for index, n in sides)
+    return all(
+        _is_chance(inside, (weight, quantized), np.broadcast_to(index, apart.shape), count, surely=surely)
+        for index, count in sides
+    )
 
 
 def _inside(quantized: Array, channels: Channels) -> npt.NDArray[np.bool_]:
@@ -243,15 +254,23 @@ def _inside(quantized: Array, channels: Channels) -> npt.NDArray[np.bool_]:
     return inside
 
 
-def _is_chance(apart: Float64Array, weights: Sequence[Array], index: IntArray, count: int) -> bool:
-    """Whether the differences of each channel have no more to do with one of the two `weights` than chance has.
+def _is_chance(apart: Float64Array, weights: Sequence[Array], index: IntArray, count: int, *, surely: bool) -> bool:
+    """Whether the differences of channels have no more to do with one of the two `weights` than chance has.
 
-    What is rounded to zero differs by the float weight, but has nothing of the quantised one.
+    What is rounded to zero differs by the float weight, but has nothing of the quantised one. By chance, the squared
+    correlation in n elements is 1/n on average. `surely` asks for elements enough to tell.
     """
-    found = [np.abs(_correlation(apart, np.asarray(weight, np.float64), index, count)) for weight in weights]
+    found = np.min([_correlation(apart, np.asarray(each, np.float64), index, count) ** 2 for each in weights], axis=0)
     elements = np.bincount(index.reshape(-1), (apart != 0).reshape(-1), minlength=count)
-    limit = np.maximum(SYSTEMATIC, DEVIATIONS / np.sqrt(np.maximum(elements, 1)))
-    return bool((np.min(found, axis=0) <= limit).all())
+    known = elements > 1
+    if not known.any():
+        return not surely
+    chance = 1 + DEVIATIONS * np.sqrt(2 / known.sum())
+    limit = chance + SYSTEMATIC**2 * elements[known].mean()
+    if surely and limit >= elements[known].mean():
+        return False
+    alone = np.maximum(SYSTEMATIC**2, DEVIATIONS**2 / elements[known])
+    return bool((elements * found)[known].mean() <= limit and (found[known] <= alone).all())
 
 
 def _correlation(one: Float64Array, other: Float64Array, index: IntArray, count: int) -> Float64Array:
@@ -270,7 +289,7 @@ def _difference(weight: Array, quantized: Array, grid: Grid | None) -> str:
     apart = np.abs(np.asarray(quantized, np.float64) - weight)
     if grid is None:
         share = float(np.linalg.norm(apart)) / (float(np.linalg.norm(weight)) or 1.0)
-        size = f"by {share:.0%} of its norm"
+        size = f"by {share:.1%} of its norm, and its values do not tell their step"
     else:
         beyond = (apart > grid.room).mean()
         steps = np.max(apart / grid.step, initial=0.0)

@@ -21,11 +21,15 @@ IntArray = npt.NDArray[np.int64]
 
 MARGIN = 0.01
 """By how much of a step the arithmetic of a quantiser may miss the nearest code."""
+NARROW = {2.0**-7: 0xFFFF, 2.0**-10: 0x1FFF}
+"""The precision of bfloat16, and of float16 → the bits of a float32 that are zero in such a number."""
 MOST_LEVELS = 2**16
 FLOAT_DIGITS = (2**4, 2**8)
 """How many numbers the significant digits of a float of 8 bits can be, and of bfloat16."""
 FINEST, DENSE = 32.0, 4.0
 """How many times the noise of the values a step must be, to be told; the same if half of the codes or more occur."""
+FEW = 6
+"""This many different values do not tell their step, unless each occurs several times."""
 MOST_PARTS = 16
 """How many steps the nearest values may be apart."""
 
@@ -85,8 +89,8 @@ class Grid:
         return room
 
     def with_noise(self, noise: Float64Array) -> Grid:
-        """The grid for weights that are known up to `noise`."""
-        return replace(self, noise=noise)
+        """The grid for weights that are known up to `noise` more."""
+        return replace(self, noise=self.noise + noise)
 
 
 def precision_of(dtype: np.dtype[Any]) -> float:
@@ -95,9 +99,27 @@ def precision_of(dtype: np.dtype[Any]) -> float:
     return max(found, float(np.finfo(np.float32).eps))
 
 
+def narrowest_precision(values: Array) -> float:
+    """The relative precision of bfloat16 or float16 if all `values` are such numbers; that of their dtype if not."""
+    precision = precision_of(values.dtype)
+    bits = np.asarray(values, np.float32).view(np.uint32)
+    if values.dtype.itemsize > 4 and (np.asarray(values, np.float32) != values).any():
+        return precision
+    return next((each for each, rest in NARROW.items() if not (bits & rest).any()), precision)
+
+
 def inferred_grids(quantized: Array, channels: Channels) -> Iterator[Grid]:
-    """The grids that the values of a fake-quantised weight may lie on: one in all, and one per output channel."""
-    values, precision = np.asarray(quantized, np.float64), precision_of(quantized.dtype)
+    """The grids that the values of a fake-quantised weight may lie on: one in all, and one per output channel.
+
+    Values that fit a narrower float may have been rounded to it, so their grids are known less precisely.
+    """
+    values = np.asarray(quantized, np.float64)
+    for precision in dict.fromkeys([precision_of(quantized.dtype), narrowest_precision(quantized)]):
+        for grid in _grids(values, precision, channels):
+            yield grid.with_noise(precision * np.abs(values))
+
+
+def _grids(values: Float64Array, precision: float, channels: Channels) -> Iterator[Grid]:
     whole = _grid_of(values, precision)
     if whole is not None:
         yield Grid(*(np.asarray(each) for each in whole))
@@ -105,9 +127,9 @@ def inferred_grids(quantized: Array, channels: Channels) -> Iterator[Grid]:
     order = np.argsort(index, kind="stable")
     parts = np.split(values.reshape(-1)[order], np.flatnonzero(np.diff(index[order])) + 1)
     found = [_grid_of(part, precision) for part in parts]
-    if sum(each is not None for each in found) * 2 >= len(parts):
-        each_channel = np.asarray(_filled(found, parts))
-        yield Grid(*(each_channel[:, place][channels.output] for place in range(3)))
+    filled = _filled(found, parts)
+    if filled:
+        yield Grid(*(np.asarray(filled)[:, place][channels.output] for place in range(3)))
 
 
 _Levels = tuple[float, float, float]
@@ -115,19 +137,32 @@ _Levels = tuple[float, float, float]
 
 
 def _filled(found: list[_Levels | None], parts: list[Float64Array]) -> list[_Levels]:
-    """The levels of each channel; where they are not known, as few for the largest value as a channel has."""
-    reaches = [float(np.abs(part).max()) for part in parts]
-    coarsest = max(each[0] / reach for each, reach in zip(found, reaches, strict=True) if each is not None)
+    """The levels of each channel, none if less than half of them are known.
+
+    Steps are about the same share of the largest values of their channels. A channel whose levels are not known, or of
+    which only every second or third occurs, has the greatest share that others have.
+    """
+    reaches = [float(np.abs(part).max()) or np.inf for part in parts]
+    shares = [each[0] / reach for each, reach in zip(found, reaches, strict=True) if each is not None]
+    if len(shares) * 2 < len(parts):
+        return []
+    typical = [share for share in shares if share <= 2 * np.median(shares)]
+    longest = max(each[0] for each in found if each is not None)
     return [
-        each or (coarsest * reach, float(part.min()), float(part.max()))
+        each
+        if each is not None and each[0] <= max(typical) * reach
+        else (max(typical) * reach if np.isfinite(reach) else longest, float(part.min()), float(part.max()))
         for each, reach, part in zip(found, reaches, parts, strict=True)
     ]
 
 
 def _grid_of(values: Float64Array, precision: float) -> _Levels | None:
-    """(step, least, greatest) of evenly spaced `values`, known to a relative `precision`; None if they are not."""
+    """(step, least, greatest) of evenly spaced `values`, known to a relative `precision`; None if they are not, or if
+    they are too few to tell.
+    """
     levels = np.unique(values)
-    if not 1 < levels.size <= MOST_LEVELS:
+    told = levels.size > FEW or 3 * levels.size <= values.size
+    if not told or not 1 < levels.size <= MOST_LEVELS:
         return None
     noise = precision * float(np.abs(levels).max())
     step = _common_step(levels, noise)

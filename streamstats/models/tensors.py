@@ -45,9 +45,12 @@ def correct_tensors(
     with `.weight` and `.fake_quantized` appended. `correctors` is the folder that `streamstats run` leaves. `layouts`
     are words of `MeanBiasCorrector.calculate`, each for all layers or, as `GLOB=LAYOUT`, for some; the first that fits
     a layer's name and number of axes counts. Groups follow from the channels, except for transposed convolutions, which
-    are refused. Padding and strides are those of the correctors: only those of kind `taps` know them.
+    are refused. A layer is left out, with the reason, unless rounding explains its quantised weight, alone or after a
+    scale per output or per input channel. Padding and strides are those of the correctors: only those of kind `taps`
+    know them.
 
-    Raises `UsageError` for an unknown layout, files without common tensors, tensors of dtypes without numpy,
+    Raises `UsageError` for an unknown layout, files without common tensors or with none that can be corrected,
+    tensors of dtypes without numpy,
     `MismatchError` for shapes that do not fit, `DataError` for damaged files, `OutputError`.
     """
     check_apart([weights, fake_quantized], output)
@@ -66,6 +69,9 @@ def tensor_terms(
     tensors = _Tensors(_read(weights), _read(fake_quantized))
     outcomes = [_outcome(layer, results, tensors, rules) for layer in layers]
     terms = {each.layer: each.term for each in outcomes if each.term is not None}
+    refused = [each for each in outcomes if each.quantized]
+    if not terms and refused:
+        raise UsageError(f"no layer can be corrected; the first is {refused[0].layer}: {refused[0].reason}")
     if not terms:
         raise UsageError(
             f"{weights} and {fake_quantized} have no weights of a layer that has a corrector; the layers are "

@@ -105,7 +105,7 @@ def weight_grids(model: onnx.ModelProto, layers: Sequence[OnnxLayer]) -> dict[st
 
 @dataclass(frozen=True)
 class _Codes:
-    """The names of a weight's codes, scale and zero point (or none); the axis of several scales, and their blocks."""
+    """The names of a weight's scale and zero point (or none); the axis of several scales, and their blocks."""
 
     names: Sequence[str]
     axis: int
@@ -114,21 +114,21 @@ class _Codes:
 
 def _codes_of(layer: OnnxLayer, behind: onnx.NodeProto | None) -> _Codes | None:
     if layer.node.op_type in ON_CODES:
-        return _Codes(layer.node.input[WEIGHT : WEIGHT_ZERO_POINT + 1], layer.output_axis)
+        return _Codes(layer.node.input[WEIGHT_SCALE : WEIGHT_ZERO_POINT + 1], layer.output_axis)
     if behind is None or behind.op_type != "DequantizeLinear":
         return None
     found = attributes(behind)
-    return _Codes([name for name in behind.input if name], found.get("axis", 1), found.get("block_size", 0))
+    return _Codes([name for name in behind.input[1:] if name], found.get("axis", 1), found.get("block_size", 0))
 
 
 def _grid(source: _Codes, layer: OnnxLayer, known: Mapping[str, Array]) -> Grid | None:
-    codes, scale, *zeros = (known.get(name) for name in source.names)
-    if codes is None or scale is None or codes.shape != layer.weight.shape:
+    scale, *zeros = (known.get(name) for name in source.names)
+    if scale is None:
         return None
     zero = zeros[0] if zeros and zeros[0] is not None else np.zeros(scale.shape)
-    step, zero = (_spread(np.asarray(each, np.float64), source, codes.shape) for each in (scale, zero))
-    ends = (float(end(np.asarray(codes, np.float64))) for end in (np.min, np.max))
-    low, high = ((each - zero) * step for each in ends)
+    step, zero = (_spread(np.asarray(each, np.float64), source, layer.weight.shape) for each in (scale, zero))
+    codes = np.rint(layer.weight / step) + zero
+    low, high = ((end - zero) * step for end in (codes.min(), codes.max()))
     return Grid(step, low, high)
 
 
