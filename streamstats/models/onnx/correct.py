@@ -152,7 +152,7 @@ class _Correcting:
         if self.how.iterative is not None:
             remove_folder(Path(self.how.iterative.work))
         others = [*self.subject.left_out, *self.strays]
-        skipped = [LayerCorrection(left.name, left.op, reason=left.reason) for left in others]
+        skipped = [LayerCorrection(left.name, left.op, left.quantized, reason=left.reason) for left in others]
         return Correction([*outcomes, *skipped], self.subject, self.how, judgement)
 
     def _plain(self, once: Sequence[LayerCorrection]) -> tuple[onnx.ModelProto, list[LayerCorrection], None]:

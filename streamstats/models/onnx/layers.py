@@ -142,11 +142,12 @@ class OnnxLayer(LinearLayer):
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A linear operator that is not handled, and why."""
+    """A linear operator that is not handled, and why; `quantized` if its weight is known to be stored as codes."""
 
     name: str
     op: str
     reason: str
+    quantized: bool = False
 
 
 class _NotALayerError(Exception):

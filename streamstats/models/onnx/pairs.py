@@ -126,7 +126,7 @@ def _pair(
     weights = [version.weight for version in versions]
     explanation = explain(weights, quantized.weight, stored.grid, quantized.channels(), layer.weight.dtype)
     if explanation.reason:
-        return LeftOut(layer.name, quantized.op, explanation.reason)
+        return LeftOut(layer.name, quantized.op, explanation.reason, quantized=stored.grid is not None)
     fold, weight = versions[explanation.version]
     scaled = explanation.outputs is not None
     return Pair(

@@ -310,3 +310,31 @@ def test_a_bias_is_rounded_once(tmp_path: Path, form: str) -> None:
     mean = x.astype("f8").mean(axis=(0, 2, 3))
     term = (weight[:, :, 0, 0] - stored_weight(path)[:, :, 0, 0]) @ mean
     np.testing.assert_array_equal(constants[name], np.rint((bias + term) / first.step))
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_each_block_has_its_own_step(tmp_path: Path, trained: bool) -> None:
+    x, weight = values(32, 8) + np.float32(0.5), values(8, 6, seed=1) * np.float32([[1]] * 4 + [[30]] * 4)
+    onnx.save(
+        model_of([helper.make_node("MatMul", ["x", "w"], ["y"], name="fc")], {"w": weight}, x), tmp_path / "float.onnx"
+    )
+    scale = np.abs(weight).reshape(2, 4, 6).max(axis=1) / np.float32(127)
+    codes = np.rint(weight / np.repeat(scale, 4, axis=0))
+    if trained:  # two steps of a fine block are far less than one of a coarse one
+        codes[1, 2] -= 2 * np.sign(codes[1, 2])
+    nodes = [
+        helper.make_node("DequantizeLinear", ["q", "s"], ["w"], axis=0, block_size=4),
+        helper.make_node("MatMul", ["x", "w"], ["y"], name="fc"),
+    ]
+    model = model_of(nodes, {"q": codes.astype(np.int8), "s": scale}, x, opset=21)
+    model.ir_version = 10
+    onnx.save(model, tmp_path / "quantized.onnx")
+    out = run_out(tmp_path, x)
+    done = correct_quantized(tmp_path / "float.onnx", tmp_path / "quantized.onnx", out, tmp_path / "fixed.onnx")
+    assert [each.corrected for each in done.layers] == [not trained]
+    if trained:
+        assert done.layers[0].reason.startswith("its weight differs from that of the float model by up to 1.8 steps")
+        assert done.layers[0].quantized
+        return
+    expected = x.astype("f8").mean(axis=0) @ (weight - codes * np.repeat(scale, 4, axis=0))
+    np.testing.assert_allclose(done.layers[0].term, expected, atol=1e-5)
