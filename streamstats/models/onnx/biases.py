@@ -145,7 +145,14 @@ class _Addition:
         real = self.edit.insert_before(self.node, "Cast", [product], f"{label}.float", to=1)
         scaled = self.edit.insert_before(self.node, "Mul", [real, step.astype(np.float32)], f"{label}.real")
         total = self.edit.insert_before(self.node, "Add", [scaled, term.astype(np.float32)], f"{label}.corrected")
-        self.edit.replace(self.node, "QuantizeLinear", [total, y_scale, y_zero])
+        self.edit.replace(self.node, "QuantizeLinear", [total, self._of_float32(y_scale, label), y_zero])
+
+    def _of_float32(self, scale: str, label: str) -> str:
+        """The `scale` as the type of the sums that it divides."""
+        found = self.known.values.get(scale)
+        if found is not None and found.dtype == np.float32:
+            return scale
+        return self.edit.insert_before(self.node, "Cast", [scale], f"{label}.scale", to=1)
 
     def _between(self, term: Float64Array) -> _Change:
         """A Conv, ConvTranspose or Gemm that reads reals: floats, or the outputs of DequantizeLinear."""

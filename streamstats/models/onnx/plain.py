@@ -66,6 +66,7 @@ class _Making:
         on_codes = [node for node in model.graph.node if node.op_type in (*ON_CODES, "MatMulInteger")]
         self._known = computed_constants(model, [name for node in on_codes for name in node.input])
         self.constants: list[Any] = []
+        self._wide = set[str]()
         self.inputs: dict[str, str] = {}
         self.outputs: dict[str, str] = {}
 
@@ -98,10 +99,20 @@ class _Making:
         if bias := self._bias(node):
             scales = self._known[node.input[INPUT_SCALE]].astype(np.float64) * self._known[node.input[WEIGHT_SCALE]]
             reads.append(self._constant(f"{name}/bias", self._known[bias] * scales.reshape(-1)))
-        yield make("DequantizeLinear", list(node.input[: INPUT_ZERO_POINT + 1]), [self.inputs[name]])
+        codes, scale, *zero = node.input[: INPUT_ZERO_POINT + 1]
+        yield make("DequantizeLinear", [codes, self._of_float32(scale), *zero], [self.inputs[name]])
         yield make(ON_CODES[node.op_type], reads, [self.outputs[name]], name=node.name, **attributes(node))
         if rounded:
-            yield make("QuantizeLinear", [real, *rounded], [name])
+            yield make("QuantizeLinear", [real, self._of_float32(rounded[0]), *rounded[1:]], [name])
+
+    def _of_float32(self, scale: str) -> str:
+        """The name of a `scale` of float32: reals are of float32 here."""
+        value, name = self._known.get(scale), f"{scale}/float32"
+        if value is None or value.dtype == np.float32:
+            return scale
+        if name not in self._wide:
+            self._wide.add(self._constant(name, value))
+        return name
 
     def _integer_product(self, node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
         make = require("onnx", "onnx").helper.make_node
