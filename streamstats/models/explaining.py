@@ -314,6 +314,7 @@ def _after_scales(weight: Array, quantized: Array, index: IntArray, count: int) 
     product, square = np.zeros(count), np.zeros(count)
     np.add.at(product, index, np.asarray(weight, np.float64) * quantized)
     np.add.at(square, index, np.square(weight, dtype=np.float64))
+    count = int(np.count_nonzero(square))
     total, explained = float(np.square(quantized).sum()), float((product**2 / np.where(square > 0, square, 1)).sum())
     if weight.size <= count or total == 0:
         return 1.0

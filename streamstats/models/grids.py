@@ -46,6 +46,11 @@ class Channels(NamedTuple):
     inputs: int
     each: int
 
+    def within(self, extent: int) -> Channels:
+        """The channels of the elements up to this `extent` of each axis."""
+        corner = tuple(slice(0, extent) for _ in self.output.shape)
+        return self._replace(output=self.output[corner], input=self.input[corner])
+
 
 def channels_of(shape: tuple[int, ...], layout: str, groups: int) -> Channels:
     """The channels of each element of a weight of this `shape`, in a layout of `MeanBiasCorrector.calculate`."""

@@ -31,6 +31,8 @@ Float64Array = npt.NDArray[np.float64]
 UNMATCHED = "no layer of the float model has a weight that is close to its own"
 SCALED = "no tensor of the float model has its outputs: a scale was folded into its weight that the float model lacks"
 """Why a layer cannot be judged."""
+CORNER, UNLIKE = 64, 0.97
+"""The extent of the corners that are compared first; how far they are apart, at least, if they are unrelated."""
 SUSPICIOUS = 0.5
 """The distance of weights, as a share of their norm, from which there may be a scale between them."""
 NEAR = 1e-6
@@ -213,12 +215,26 @@ def _candidates(
 
 def _distance(stored: OnnxLayer, layer: OnnxLayer, folded: Sequence[Fold]) -> float:
     """How far the stored weight is from the nearest version of the layer's; scales between them count as half."""
+    if _unlike(stored, layer):
+        return np.inf
     weights = [version.weight for version in _versions(stored, layer, folded, Stored())]
     near = min((_apart(weight, stored.weight) for weight in weights), default=np.inf)
     if near < SUSPICIOUS or not weights:
         return near
     alike = likeness(weights[0], stored.weight, stored.channels())
     return SUSPICIOUS * (1 + alike) if alike < SUSPICIOUS else near
+
+
+def _unlike(stored: OnnxLayer, layer: OnnxLayer) -> bool:
+    """Whether a corner of two large weights tells that they are unrelated, whatever their scales."""
+    weight = _in_layout_of(stored, layer, layer.weight)
+    if weight is None:
+        return True
+    corner = tuple(slice(0, CORNER) for _ in weight.shape)
+    mine, theirs = stored.weight[corner], weight[corner]
+    if mine.size < CORNER**2 or not (mine.any() and theirs.any()):
+        return False
+    return likeness(theirs, mine, stored.channels().within(CORNER)) > UNLIKE
 
 
 def _same_name(stored: OnnxLayer, layer: OnnxLayer) -> bool:

@@ -338,3 +338,26 @@ def test_each_block_has_its_own_step(tmp_path: Path, trained: bool) -> None:
         return
     expected = x.astype("f8").mean(axis=0) @ (weight - codes * np.repeat(scale, 4, axis=0))
     np.testing.assert_allclose(done.layers[0].term, expected, atol=1e-5)
+
+
+def test_large_layers_of_one_shape_are_told_apart_scaled_or_not(tmp_path: Path) -> None:
+    x, count = values(16, 96), 6
+    weights = {f"w{number}": values(96, 96, seed=number) / np.float32(9) for number in range(count)}
+    changed = weights | {"w3": weights["w3"] * np.random.default_rng(1).uniform(0.3, 3, 96).astype("f4")}
+    tensors = ["x", *(f"t{number}" for number in range(1, count)), "y"]
+
+    def network_of(constants: dict[str, Array], names: list[str]) -> Any:
+        places = range(count)
+        nodes = [
+            helper.make_node("MatMul", [tensors[each], f"w{each}"], [tensors[each + 1]], name=names[each])
+            for each in places
+        ]
+        return model_of(nodes, constants, x)
+
+    names = [f"layer{number}" for number in range(count)]
+    path = quantized(network_of(changed, names[1:] + names[:1]), tmp_path, x, "qdq")
+    onnx.save(network_of(weights, names), tmp_path / "float.onnx")
+    subject = quantized_by_others(tmp_path / "float.onnx", path)
+    assert [pair.name for pair in subject.pairs] == names
+    assert not subject.left_out
+    assert ["a scale per output channel" in pair.explained for pair in subject.pairs] == [n == 3 for n in range(count)]
