@@ -31,7 +31,10 @@ RESERVED_METADATA = ("format", "kind", KERNEL_KEY, DIGEST_KEY)
 
 
 class BiasCorrector(ABC):
-    """Corrects the bias of one layer: `calculate` gives the term to add, `save` and `load` use a file."""
+    """Corrects the bias of one layer: `calculate` gives the term to add, `save` and `load` use a file.
+
+    A subclass needs `calculate`; `to_bytes` as well if it is to be saved.
+    """
 
     kind: ClassVar[str]
     provenance: Mapping[str, str] = MappingProxyType({})
@@ -48,9 +51,12 @@ class BiasCorrector(ABC):
     ) -> Float64Array | None:
         """The term to add to the bias, float64[output channels], or None if there is nothing to add."""
 
-    @abstractmethod
     def to_bytes(self) -> bytes:
-        """The content of the safetensors file that `save` writes: equal correctors have equal bytes."""
+        """The content of the safetensors file that `save` writes: equal correctors have equal bytes.
+
+        Raises `UsageError` for a kind of corrector that has no file.
+        """
+        raise UsageError(f"{type(self).__name__} has no file; define to_bytes to save it")
 
     def save(self, path: str | Path) -> None:
         """Write the corrector to `path` as safetensors, atomically. Raises `OutputError`."""

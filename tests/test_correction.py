@@ -619,3 +619,16 @@ def test_a_corrector_that_cannot_be_written_is_an_output_error_and_the_old_one_s
     with pytest.raises(OutputError, match=r"layer\.safetensors"):
         MeanBiasCorrector([1.0]).save(saved / "below-a-file.safetensors")
     assert saved.read_bytes() == before
+
+
+def test_a_corrector_of_ones_own_needs_calculate_alone_and_is_saved_if_it_says_how(tmp_path: Path) -> None:
+    class Difference(BiasCorrector):
+        kind = "difference"
+
+        def calculate(self, weights: object, fake_quantized_weights: object, **_: object) -> np.ndarray:  # type: ignore[override]
+            return np.subtract(weights, fake_quantized_weights)
+
+    assert Difference().calculate([3.0], [1.0]).tolist() == [2.0]
+    with pytest.raises(UsageError, match="Difference has no file; define to_bytes to save it"):
+        Difference().save(tmp_path / "c.safetensors")
+    assert not (tmp_path / "c.safetensors").exists()

@@ -267,7 +267,7 @@ def _print_correction(correction: Correction) -> None:
 def _correction_row(one: LayerCorrection, judged: Judgement | None, models: Sequence[str]) -> list[str]:
     found = judged.layers.get(one.layer, {}) if judged else {}
     ratios = [f"{found[model].sqnr:.2f}" if model in found else "-" for model in models]
-    done = [one.layer, one.op, _yes(one.quantized), _yes(one.corrected), one.change + one.reason]
+    done = [one.layer, one.op, _yes(one.quantized), _yes(one.corrected), one.note]
     return [*done, number(one.largest), *ratios]
 
 
@@ -278,6 +278,8 @@ def _say_judgement(judged: Judgement) -> None:
         say(f"{model}: SQNR of the outputs {quality.sqnr:.2f} dB, shift {quality.size:.4g}{accuracy}{score}")
     if judged.accuracy:
         say(f"float: accuracy {judged.accuracy['float']:.2%} on {judged.samples:,} samples")
+    for layer, reason in judged.unjudged.items():
+        say(f"layer {layer} is not judged: {reason}")
     if judged.harmful:
         layers = ", ".join(judged.harmful)
         say(f"without their correction, these layers would be closer to the float model: {layers}; see --do-no-harm")
@@ -294,7 +296,7 @@ def _correct_tensors(options: Namespace) -> None:
         print_json({"layers": {each.layer: each.document() for each in corrections}})
     else:
         rows = [
-            [each.layer, _yes(each.corrected), number(each.largest), f"{each.outputs:,}", each.reason]
+            [each.layer, _yes(each.corrected), number(each.largest), f"{each.outputs:,}", each.note]
             for each in corrections
         ]
         print_table(["layer", "corrected", "largest term", "outputs", "note"], rows, left=2)

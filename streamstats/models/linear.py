@@ -19,6 +19,7 @@ from ..correction import BiasCorrector, TapBiasCorrector
 from ..errors import DataError, UsageError
 from ..layouts import Geometry
 from ..statistics.spread import SampleSpread
+from .explaining import ROUNDING
 
 Array = npt.NDArray[Any]
 Float64Array = npt.NDArray[np.float64]
@@ -64,7 +65,8 @@ class LayerCorrection:
     `change` then says what changed in the model, and otherwise `reason` says why nothing did; `kept` is one of the
     outcomes with nothing to correct, or empty. `op` is the operator,
     `quantized` says whether the model at hand stores a quantised weight for the layer. `step`, float64[outputs], is the
-    step of a bias of codes, None for floats.
+    step of a bias of codes, None for floats. `difference` says what explains the difference between the weights, if
+    that was checked.
     """
 
     layer: str
@@ -77,6 +79,13 @@ class LayerCorrection:
     outputs: int = 0
     term: Float64Array | None = None
     step: Float64Array | None = None
+    difference: str = ""
+
+    @property
+    def note(self) -> str:
+        """What a person should know: what changed or why nothing did, and more than rounding between the weights."""
+        known = f"; weight: {self.difference}" if self.corrected and self.difference not in ("", ROUNDING) else ""
+        return self.change + self.reason + known
 
     @property
     def outcome(self) -> str:
@@ -97,6 +106,7 @@ class LayerCorrection:
             "corrected": self.corrected,
             "change": self.change,
             "reason": self.reason,
+            "difference": self.difference,
             "largest_term": self.largest,
             "outputs": self.outputs,
             "largest_bias_step": None if self.step is None else float(self.step.max(initial=0.0)),

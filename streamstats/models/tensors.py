@@ -18,6 +18,8 @@ from ..outputs.results import Results, open_results
 from ..storage.files import check_apart, write_bytes
 from ..storage.plain_tensors import read_plain_tensors
 from ..storage.tensors import tensors_bytes
+from .explaining import explain
+from .grids import channels_of
 from .linear import NO_CORRECTOR, LayerCorrection, LinearLayer, load_corrector, planned_correction
 
 FORMAT = "streamstats.corrections/1"
@@ -43,9 +45,12 @@ def correct_tensors(
     with `.weight` and `.fake_quantized` appended. `correctors` is the folder that `streamstats run` leaves. `layouts`
     are words of `MeanBiasCorrector.calculate`, each for all layers or, as `GLOB=LAYOUT`, for some; the first that fits
     a layer's name and number of axes counts. Groups follow from the channels, except for transposed convolutions, which
-    are refused. Padding and strides are those of the correctors: only those of kind `taps` know them.
+    are refused. A layer is left out, with the reason, unless rounding explains its quantised weight, alone or after a
+    scale per output or per input channel. Padding and strides are those of the correctors: only those of kind `taps`
+    know them.
 
-    Raises `UsageError` for an unknown layout, files without common tensors, tensors of dtypes without numpy,
+    Raises `UsageError` for an unknown layout, files without common tensors or with none that can be corrected,
+    tensors of dtypes without numpy,
     `MismatchError` for shapes that do not fit, `DataError` for damaged files, `OutputError`.
     """
     check_apart([weights, fake_quantized], output)
@@ -64,6 +69,9 @@ def tensor_terms(
     tensors = _Tensors(_read(weights), _read(fake_quantized))
     outcomes = [_outcome(layer, results, tensors, rules) for layer in layers]
     terms = {each.layer: each.term for each in outcomes if each.term is not None}
+    refused = [each for each in outcomes if each.quantized]
+    if not terms and refused:
+        raise UsageError(f"no layer can be corrected; the first is {refused[0].layer}: {refused[0].reason}")
     if not terms:
         raise UsageError(
             f"{weights} and {fake_quantized} have no weights of a layer that has a corrector; the layers are "
@@ -136,8 +144,20 @@ def _outcome(name: str, results: Results, tensors: _Tensors, rules: Sequence[_Ru
     if weight is None or quantized is None:
         missing = WEIGHT if weight is None else FAKE_QUANTIZED
         return LayerCorrection(name, reason=f"no tensor {name} or {name}{missing}")
-    planned = planned_correction(_layer(name, weight, rules, corrector), corrector, weight, quantized)
-    return replace(planned, quantized=True, corrected=planned.term is not None)
+    layer = _layer(name, weight, rules, corrector)
+    planned = planned_correction(layer, corrector, weight, quantized)
+    return replace(planned, quantized=True) if planned.term is None else _explained(layer, corrector, quantized)
+
+
+def _explained(layer: LinearLayer, corrector: BiasCorrector, quantized: Array) -> LayerCorrection:
+    """The term for `layer`, if rounding explains its quantised weight, alone or after a scale; else the reason."""
+    channels = channels_of(quantized.shape, layer.layout, layer.groups)
+    found = explain([layer.weight], quantized, None, channels)
+    if found.reason:
+        return LayerCorrection(layer.name, quantized=True, reason=found.reason)
+    weight, rounded = found.undone(layer.weight, quantized, channels)
+    planned = planned_correction(layer, corrector, weight, rounded)
+    return replace(planned, quantized=True, corrected=planned.term is not None, difference=found.words)
 
 
 def _layer(name: str, weight: Array, rules: Sequence[_Rule], corrector: BiasCorrector) -> LinearLayer:

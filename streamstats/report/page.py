@@ -152,6 +152,8 @@ def _verdicts(report: Mapping[str, Any]) -> list[str]:
     """The sentences at the top: what a person wants to know first."""
     found = [_of_outputs(report["judgement"])] if report["judgement"] else []
     found += [_of_harm(report["judgement"]["harmful"])] if report["judgement"] else []
+    unjudged = (report["judgement"] or {}).get("unjudged", {})
+    found += [f"Not judged: {layer}. {reason[0].upper()}{reason[1:]}." for layer, reason in unjudged.items()]
     found.append(_of_samples(report))
     idle = sum(len(each["never_active"]) for each in report["layers"].values())
     if idle:

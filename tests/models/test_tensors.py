@@ -147,3 +147,48 @@ def test_a_layout_for_no_layer_and_an_output_that_is_read_are_refused(tmp_path: 
     assert weights.read_bytes() == before
     with pytest.raises(UsageError, match="--layout linear=OI matches no layer"):
         correct_tensors(weights, rounded, out, tmp_path / "c.safetensors", layouts=["OIHW", "linear=OI"])
+
+
+def pair(folder: Path, weight: Any, quantized: Any) -> tuple[Path, Path]:
+    save_file({"fc": weight, "conv": WEIGHTS["conv"]}, folder / "w.safetensors")
+    save_file({"fc": quantized, "conv": ss.fake_quantize(WEIGHTS["conv"], 4)}, folder / "q.safetensors")
+    return folder / "w.safetensors", folder / "q.safetensors"
+
+
+@pytest.mark.parametrize("axis", [None, 0])
+@pytest.mark.parametrize("side", ["output", "input"])
+def test_scales_per_channel_are_undone_in_the_terms(tmp_path: Path, out: Path, axis: int | None, side: str) -> None:
+    random = np.random.default_rng(5)
+    weight = random.normal(size=(48, 4))
+    factors = random.uniform(0.5, 1.5, (48, 1) if side == "output" else (1, 4))
+    rounded = ss.fake_quantize(weight * factors, 8, axis=axis)
+    paths = pair(tmp_path, weight, rounded)
+    outcomes = correct_tensors(*paths, out, tmp_path / "c.safetensors", layouts=["OIHW", "OI"])
+    outcome = {each.layer: each for each in outcomes}["fc"]
+    if side == "output" or axis == 0:  # four elements a channel tell neither a scale of it nor its step
+        assert outcome.reason.startswith("its weight differs")
+        return
+    assert outcome.difference.startswith("rounding, a scale per input channel of ")
+    mean = LAYERS["fc"].astype(np.float64).mean(axis=0)
+    expected = weight @ mean - rounded @ (mean / factors[0])
+    assert np.linalg.norm(outcome.term - expected) < 0.25 * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("change", ["factor", "training"])
+def test_a_difference_that_is_not_rounding_is_refused_and_others_are_corrected(
+    tmp_path: Path, out: Path, change: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weight, more = (np.random.default_rng(seed).normal(size=(48, 4)) for seed in (5, 6))
+    changed = weight * 0.1 if change == "factor" else weight + more
+    weights, rounded = pair(tmp_path, weight, ss.fake_quantize(changed, 8))
+    command = ["correct", "--weights", str(weights), "--fake-quantized", str(rounded), "--correctors", str(out)]
+    command += ["-o", str(tmp_path / "c.safetensors"), "--layout", "OIHW", "--layout", "OI"]
+    assert main([*command, "--json"]) == 0
+    layers = json.loads(capsys.readouterr().out)["layers"]
+    assert layers["conv"]["corrected"]
+    said = "its weight is 0.1" if change == "factor" else "its weight differs from that of the float model by up to "
+    assert layers["fc"]["reason"].startswith(said)
+    assert {*load_file(tmp_path / "c.safetensors")} == {"conv"}
+    save_file({"fc": weight}, weights)
+    assert main(command) == 2
+    assert f"no layer can be corrected; the first is fc: {said}" in capsys.readouterr().err

@@ -1,8 +1,9 @@
 """Adding terms to the biases of a quantised model: each bias keeps its form, and is rounded once to its steps.
 
 A bias of int32 codes has the step of the accumulator, input step · weight step; a new bias gets the same form, so that
-runtimes still find the integer kernel. An operator without a bias (MatMul) gets an addition after it; on codes, the
-addition happens on the accumulator, before the only rounding.
+runtimes still find the integer kernel. Where the float model has the bias that was rounded to these codes, the term is
+added to that one, not on top of the quantiser's rounding. An operator without a bias (MatMul) gets an addition after
+it; on codes, the addition happens on the accumulator, before the only rounding.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from .edit import GraphEdit
 from .graph import attributes, producers
 from .layers import OnnxLayer
 from .pairs import Pair
-from .quantized import BIAS, ON_CODES, WEIGHT_SCALE
+from .quantized import BIAS, INPUT_SCALE, ON_CODES, WEIGHT_SCALE, bias_name
 
 if TYPE_CHECKING:
     import onnx
@@ -29,7 +30,8 @@ Array = npt.NDArray[Any]
 Float64Array = npt.NDArray[np.float64]
 NAMED = 8
 """How many outputs a remark names."""
-INPUT_SCALE = 1
+MARGIN, NOISE = 0.01, 1e-6
+"""By how much of a step, and of its value, a bias that was folded in float32 may miss its nearest code."""
 
 
 def add_to_biases(
@@ -73,11 +75,17 @@ class _Addition:
     """One layer while a term is added to its bias."""
 
     def __init__(self, edit: GraphEdit, known: _Known, pair: Pair, planned: LayerCorrection) -> None:
-        self.edit, self.known, self.layer = edit, known, pair.quantized
+        self.edit, self.known, self.layer, self.bias = edit, known, pair.quantized, pair.bias
         self.dtype = pair.original.weight.dtype
         self.node = edit.node(self.layer.node.output[0])
         self.label = f"{self.layer.name}.bias"
-        self.outcome = replace(planned, op=self.node.op_type, quantized=True, outputs=self.layer.outputs)
+        self.outcome = replace(
+            planned,
+            op=self.node.op_type,
+            quantized=not pair.same_weight,
+            outputs=self.layer.outputs,
+            difference=pair.explained,
+        )
 
     def done(self) -> LayerCorrection:
         """Change the bias; what was done."""
@@ -103,8 +111,7 @@ class _Addition:
 
     @property
     def _bias(self) -> str:
-        place = BIAS[self.node.op_type]
-        return str(self.node.input[place]) if len(self.node.input) > place else ""
+        return bias_name(self.node)
 
     def _on_codes(self, term: Float64Array) -> _Change:
         scales = [self.known.values.get(self.node.input[place]) for place in (INPUT_SCALE, WEIGHT_SCALE)]
@@ -125,7 +132,7 @@ class _Addition:
         before = self.known.values.get(name)
         if name and before is None:
             raise _CannotError("its bias is computed, not constant")
-        real = term if before is None else before.astype(np.float64) * step + term
+        real = term if before is None else _unrounded(before.astype(np.float64) * step, step, self.bias) + term
         codes, clipped = _codes(real, step)
         self.edit.replace_input([self.node], place, codes, name or self.label)
         return f"int32 bias {'added' if before is None else 'changed'}{clipped}", step
@@ -138,7 +145,14 @@ class _Addition:
         real = self.edit.insert_before(self.node, "Cast", [product], f"{label}.float", to=1)
         scaled = self.edit.insert_before(self.node, "Mul", [real, step.astype(np.float32)], f"{label}.real")
         total = self.edit.insert_before(self.node, "Add", [scaled, term.astype(np.float32)], f"{label}.corrected")
-        self.edit.replace(self.node, "QuantizeLinear", [total, y_scale, y_zero])
+        self.edit.replace(self.node, "QuantizeLinear", [total, self._of_float32(y_scale, label), y_zero])
+
+    def _of_float32(self, scale: str, label: str) -> str:
+        """The `scale` as the type of the sums that it divides."""
+        found = self.known.values.get(scale)
+        if found is not None and found.dtype == np.float32:
+            return scale
+        return self.edit.insert_before(self.node, "Cast", [scale], f"{label}.scale", to=1)
 
     def _between(self, term: Float64Array) -> _Change:
         """A Conv, ConvTranspose or Gemm that reads reals: floats, or the outputs of DequantizeLinear."""
@@ -149,7 +163,7 @@ class _Addition:
             self._count_bias_once()
             return self._new_bias(term)
         stored = self.known.dequantized(name)
-        return self._float_bias(name, term / beta) if stored is None else self._stored_codes(*stored, term / beta)
+        return self._float_bias(name, term / beta) if stored is None else self._stored_codes(*stored, term, beta)
 
     def _float_bias(self, name: str, term: Float64Array) -> _Change:
         before = self.known.values.get(name)
@@ -165,14 +179,15 @@ class _Addition:
         del self.node.attribute[:]
         self.node.attribute.extend(kept)
 
-    def _stored_codes(self, node: onnx.NodeProto, scale: Array | None, term: Float64Array) -> _Change:
+    def _stored_codes(self, node: onnx.NodeProto, scale: Array | None, term: Float64Array, beta: float) -> _Change:
         real, codes = self.known.values.get(self._bias), self.known.values.get(node.input[0])
         if real is None or codes is None or scale is None:
             raise _CannotError("its bias is computed, not constant")
         zero_point = self.known.values.get(node.input[2]) if len(node.input) > 2 and node.input[2] else None
         step = np.asarray(scale, np.float64).reshape(-1)
         zeros = 0 if zero_point is None else zero_point.reshape(-1)
-        new, clipped = _codes(real.astype(np.float64) + term, step, zeros, codes.dtype)
+        before = _unrounded(real.astype(np.float64), step, None if self.bias is None else self.bias / beta)
+        new, clipped = _codes(before + term / beta, step, zeros, codes.dtype)
         inputs: list[str | Array] = [new, *node.input[1:]]
         kept = attributes(node)
         output = self.edit.insert_before(self.node, "DequantizeLinear", inputs, self.label, domain=node.domain, **kept)
@@ -209,6 +224,14 @@ class _Addition:
         if not np.isfinite(cast).all():
             raise _CannotError(f"the corrected bias reaches {np.abs(values).max():g}, more than {self.dtype} can hold")
         return cast
+
+
+def _unrounded(stored: Float64Array, step: Float64Array, real: Float64Array | None) -> Float64Array:
+    """The `real` bias where its codes are the `stored` ones, the stored bias elsewhere."""
+    if real is None:
+        return stored
+    room = step * (0.5 + MARGIN) + NOISE * np.abs(stored)
+    return np.where(np.abs(stored - real) <= room, real, stored)
 
 
 def _codes(

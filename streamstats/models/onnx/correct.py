@@ -22,7 +22,7 @@ from .correctors import check_masks, find_correctors, one_pass, strays
 from .files import check_targets, write_models
 from .graph import copied
 from .iterative import Iterative, iterative_corrections
-from .judge import HeldOut, Judge, Judgement
+from .judge import HeldOut, Judge, Judgement, unjudged
 from .levels import Levels
 from .subject import Subject, fake_quantized, marked, quantized_by_others
 
@@ -39,7 +39,8 @@ class How:
     """How to correct beyond one pass.
 
     `iterative` corrects layer by layer; `held_out` judges the models on samples that were not recorded; `do_no_harm`
-    leaves the layers uncorrected that get worse on them. Raises `UsageError` for options that cannot be combined.
+    leaves the layers uncorrected that get worse on them or cannot be judged. Raises `UsageError` for options that
+    cannot be combined.
     """
 
     iterative: Iterative | None = None
@@ -151,7 +152,7 @@ class _Correcting:
         if self.how.iterative is not None:
             remove_folder(Path(self.how.iterative.work))
         others = [*self.subject.left_out, *self.strays]
-        skipped = [LayerCorrection(left.name, left.op, reason=left.reason) for left in others]
+        skipped = [LayerCorrection(left.name, left.op, left.quantized, reason=left.reason) for left in others]
         return Correction([*outcomes, *skipped], self.subject, self.how, judgement)
 
     def _plain(self, once: Sequence[LayerCorrection]) -> tuple[onnx.ModelProto, list[LayerCorrection], None]:
@@ -189,6 +190,9 @@ class _Correcting:
         Leaving one out changes the inputs of later layers, so the model is judged again until no correction does harm.
         """
         left_out: list[str] = []
+        if self.how.do_no_harm:
+            unknown = unjudged(self.subject.pairs)
+            planned = [_left(each, unknown[each.layer]) if each.layer in unknown else each for each in planned]
         while True:
             model, outcomes = self._corrected(planned)
             note = f" again, without the corrections of {listed(left_out)}, which do harm" if left_out else ""
@@ -196,13 +200,18 @@ class _Correcting:
             left_out += harmful
             if not self.how.do_no_harm or not harmful:
                 return model, outcomes
-            planned = [replace(each, term=None, reason=HARMFUL) if each.layer in harmful else each for each in planned]
+            planned = [_left(each, HARMFUL) if each.layer in harmful else each for each in planned]
 
     def _corrected(self, planned: Sequence[LayerCorrection]) -> tuple[onnx.ModelProto, list[LayerCorrection]]:
         """A copy of the quantised model with the `planned` terms in its biases, and what was done for each layer."""
         model = copied(self.subject.quantized)
         outcomes = add_to_biases(model, self.subject.pairs, planned)
         return marked(model), outcomes
+
+
+def _left(planned: LayerCorrection, reason: str) -> LayerCorrection:
+    """The layer left as it is, for this `reason`."""
+    return planned if planned.term is None else replace(planned, term=None, reason=reason)
 
 
 def _added_terms(outcomes: Sequence[LayerCorrection]) -> Mapping[str, Any]:

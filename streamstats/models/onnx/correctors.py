@@ -14,6 +14,7 @@ from .layers import LeftOut, OnnxLayer
 from .pairs import Pair
 
 SUFFIX = ".safetensors"
+SAME_WEIGHT = "the quantiser left its weight in float: there is nothing to correct"
 
 
 def find_correctors(out: Path, layers: Sequence[OnnxLayer]) -> dict[str, Path]:
@@ -63,12 +64,15 @@ def check_masks(out: Path, layers: Sequence[OnnxLayer], mask: str | None) -> Non
 
 def one_pass(pairs: Sequence[Pair], correctors: Mapping[str, Path]) -> list[LayerCorrection]:
     """`(W − Ŵ)·E[x]` for each of `pairs`, not added yet. Raises as `load_corrector` and `planned_correction`."""
-    return [
-        planned_correction(
-            pair.layer, load_corrector(correctors.get(pair.name), pair.name), pair.weight, pair.quantized.weight
-        )
-        for pair in pairs
-    ]
+    return [_of_one_pass(pair, correctors) for pair in pairs]
+
+
+def _of_one_pass(pair: Pair, correctors: Mapping[str, Path]) -> LayerCorrection:
+    corrector = load_corrector(correctors.get(pair.name), pair.name)
+    if corrector is not None and pair.same_weight:
+        return LayerCorrection(pair.name, reason=SAME_WEIGHT)
+    weight, quantized = (pair.for_recorded(each) for each in (pair.weight, pair.quantized.weight))
+    return planned_correction(pair.recorded_layer, corrector, weight, quantized)
 
 
 def strays(out: Path, layers: Sequence[OnnxLayer]) -> Iterator[LeftOut]:

@@ -12,6 +12,11 @@ if TYPE_CHECKING:
     import onnx
 
 
+STANDARD_DOMAINS = ("", "ai.onnx")
+OLDEST_OPSET = 7
+"""The first operator set whose operators broadcast."""
+
+
 class Constant(NamedTuple):
     """A tensor that does not change: the name of its initializer or Constant output, and its value."""
 
@@ -31,6 +36,15 @@ def load_model(path: str | Path) -> onnx.ModelProto:
     if not (model.ir_version and model.opset_import and model.graph.output):
         raise UsageError(f"{path} is not an ONNX model: it has no version, operator set or graph with outputs")
     return model
+
+
+def check_opset(model: onnx.ModelProto, path: str | Path, oldest: int = OLDEST_OPSET) -> None:
+    """Raise `UsageError` unless the operator set of `model` is the `oldest` or a later one."""
+    version = next((opset.version for opset in model.opset_import if opset.domain in STANDARD_DOMAINS), oldest)
+    if version < oldest:
+        raise UsageError(
+            f"{path} has the operator set {version}; expected {oldest} or later: convert it with onnx.version_converter"
+        )
 
 
 def copied(model: onnx.ModelProto) -> onnx.ModelProto:

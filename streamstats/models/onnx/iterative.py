@@ -35,11 +35,12 @@ from ..linear import (
     planned_correction,
 )
 from .biases import add_to_biases
+from .correctors import SAME_WEIGHT
 from .files import write_models
 from .graph import copied, subgraphs
 from .layers import OnnxLayer
 from .pairs import Pair
-from .plain import only, plainly
+from .plain import PlainModel, only, plainly, rows_of_samples
 from .record import record_layers
 from .run import ModelRun, load_samples, open_session
 from .stages import save_stage, saved_stage, work_folder
@@ -49,6 +50,10 @@ if TYPE_CHECKING:
 
 FORMS = ("full", "change")
 NO_MEAN = "it has no mean in the quantised network"
+PADDED_APART = (
+    "its padding is a node of its own in one of the models, so the means of its input are of different positions; "
+    "count with `statistics: [taps]`, or use the form change"
+)
 NAMED = 3
 """How many layers of a stage are named."""
 Means = MeanBiasCorrector | TapBiasCorrector
@@ -142,13 +147,13 @@ class _Staged:
         """The terms of a `stage`, from the inputs that its layers get in the model corrected so far."""
         floats = {pair.name: _loaded(self.correctors[pair.name], pair.name) for pair in stage}
         plain = plainly(self.model)
-        inputs = {pair.name: plain.inputs.get(pair.quantized.node.output[0]) for pair in stage}
+        inputs = {pair.name: _input_of(pair, plain) for pair in stage}
         layers = [replace(pair.quantized, name=pair.name, input=name) for pair in stage if (name := inputs[pair.name])]
         seen: dict[str, BiasCorrector | str] = {}
         if layers:
             seen = self._measured(only(plain.model, [layer.input for layer in layers]), layers, floats, what)
         if number == 0:
-            _check_same_samples(self.how, floats, seen, self.moves)
+            _check_same_samples(self.how, [pair for pair in stage if not pair.padded_apart], floats, seen, self.moves)
         return [_correction(pair, floats[pair.name], seen, self.how.form) for pair in stage]
 
     def _measured(
@@ -174,6 +179,15 @@ class _Staged:
         write_models([(model, path)])
         session = open_session(str(path), work, optimized=False)
         return ModelRun.prepare(session, load_samples(samples, session), self.how.batch_size, str(samples))
+
+
+def _input_of(pair: Pair, plain: PlainModel) -> str | None:
+    """The tensor of `plain` that the weight of the layer multiplies, its samples on axis 0 where they can be."""
+    product = pair.quantized.node.output[0]
+    name = plain.inputs.get(product)
+    if name is None or pair.original.op != "MatMul" or pair.quantized.layout not in ("IO", "OI"):
+        return name
+    return rows_of_samples(plain.model, plain.outputs.get(product, product), name)
 
 
 def _loaded(path: Path, layer: str) -> BiasCorrector:
@@ -205,13 +219,14 @@ def _removed(*folders: Path) -> None:
 
 def _check_same_samples(
     how: Iterative,
+    stage: Sequence[Pair],
     floats: Mapping[str, BiasCorrector],
     seen: Mapping[str, BiasCorrector | str],
     moves: Mapping[str, float],
 ) -> None:
     """Raise `UsageError` unless the first layers have the same inputs in both networks, up to rounding."""
-    for name, original in floats.items():
-        corrector = seen.get(name)
+    for pair in stage:
+        name, original, corrector = pair.name, floats[pair.name], seen.get(pair.name)
         if not isinstance(original, Means) or not isinstance(corrector, Means):
             continue
         counts = original.provenance.get("count"), corrector.provenance.get("count")
@@ -220,7 +235,8 @@ def _check_same_samples(
                 f"{how.samples} are not the samples that were recorded: they give {counts[1]} values per channel of "
                 f"layer {name}, but {counts[0]} were counted; give the samples that the correctors were made from"
             )
-        apart = np.linalg.norm(corrector.input_mean - original.input_mean)
+        factors = 1.0 if pair.input_factors is None else pair.input_factors
+        apart = np.linalg.norm(corrector.input_mean * factors - original.input_mean)
         if apart > FARTHEST_MEANS * np.linalg.norm(original.input_mean) + moves.get(name, 0.0):
             raise UsageError(
                 f"{how.samples} are not the samples that were recorded: the mean input of layer {name} is off by "
@@ -236,9 +252,13 @@ def _correction(
     if isinstance(corrector, str):
         return LayerCorrection(pair.name, reason=corrector)
     layer, stored = pair.layer, pair.quantized.weight
+    if form == "full" and pair.padded_apart and isinstance(original, MeanBiasCorrector):
+        return LayerCorrection(pair.name, reason=PADDED_APART)
+    if form == "change" and pair.same_weight:
+        return LayerCorrection(pair.name, reason=SAME_WEIGHT)
     if form == "change":
         return planned_correction(layer, corrector, pair.weight, stored)
-    wanted = correction_term(layer, original, pair.weight, np.zeros_like(stored))
+    wanted = correction_term(pair.recorded_layer, original, pair.for_recorded(pair.weight), np.zeros_like(stored))
     given = correction_term(layer, corrector, stored, np.zeros_like(stored))
     if wanted is None or given is None:
         return LayerCorrection(pair.name, reason=NULL_CORRECTOR)

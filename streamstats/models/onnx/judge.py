@@ -22,7 +22,7 @@ from ...statistics.masks import Mask
 from .files import write_models
 from .graph import copied
 from .masking import check_mask, fits, mask_rows
-from .pairs import Pair
+from .pairs import SCALED, Pair
 from .plain import PlainModel, only, plainly
 from .quality import Quality, Sums, together
 from .run import ModelRun, load_samples, open_session
@@ -65,7 +65,8 @@ class HeldOut:
 @dataclass(frozen=True)
 class Judgement:
     """What judging on `samples` samples gave, by model name: the quality of each layer and of all outputs together, the
-    accuracy and the score. `harmful` are the layers whose correction does more harm than good.
+    accuracy and the score. `harmful` are the layers whose correction does more harm than good, `unjudged` those whose
+    outputs stand for no tensor of the float model, and why.
     """
 
     samples: int
@@ -74,6 +75,7 @@ class Judgement:
     accuracy: Mapping[str, float] = field(default_factory=dict)
     scores: Mapping[str, float] = field(default_factory=dict)
     harmful: Sequence[str] = ()
+    unjudged: Mapping[str, str] = field(default_factory=dict)
 
     def document(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -87,6 +89,7 @@ class Judgement:
             "accuracy": dict(self.accuracy),
             "scores": dict(self.scores),
             "harmful": list(self.harmful),
+            "unjudged": dict(self.unjudged),
         }
 
 
@@ -114,7 +117,7 @@ class Judge:
         return self
 
     def _open(self) -> None:
-        names = [pair.output for pair in self._pairs]
+        names = [pair.output for pair in self._pairs if pair.output]
         self._ends = [output.name for output in self._original.graph.output]
         session = self._session(copied(self._original), [*self._ends, *names], FLOAT)
         self._arrays = load_samples(self._held_out.samples, session)
@@ -181,7 +184,8 @@ class Judge:
 
     def _judged(self, plain: PlainModel) -> list[tuple[Pair, str]]:
         """The pairs whose outputs `plain` has, each with the tensor of its unrounded outputs."""
-        tensors = [(pair, plain.outputs.get(pair.quantized.node.output[0])) for pair in self._pairs]
+        judged = [pair for pair in self._pairs if pair.output]
+        tensors = [(pair, plain.outputs.get(pair.quantized.node.output[0])) for pair in judged]
         return [(pair, tensor) for pair, tensor in tensors if tensor]
 
     def _check_outputs(self, name: str, ends: Sequence[str]) -> None:
@@ -194,7 +198,10 @@ class Judge:
 
     def finish(self) -> Judgement:
         """The judgement on all models."""
-        return Judgement(self._samples, self._layers, self._outputs, self._accuracy, self._scores, tuple(self._harmful))
+        harmful = tuple(self._harmful)
+        return Judgement(
+            self._samples, self._layers, self._outputs, self._accuracy, self._scores, harmful, unjudged(self._pairs)
+        )
 
     def _session(self, model: onnx.ModelProto, tensors: Sequence[str], name: str) -> Any:
         path = self._folder / f"{name} judged.onnx"
@@ -261,12 +268,25 @@ class _Measured:
         """Add the tensors of a batch, those of the model and those of the float model, where `mask` is true."""
         for pair, tensor in judged:
             axis = 1 if pair.quantized.weight.ndim > 2 else -1
-            self.layers[pair.name].add(pair.name, mine[tensor], theirs[pair.output], axis, mask)
+            wanted = theirs[pair.output]
+            self.layers[pair.name].add(pair.name, _alike(mine[tensor], wanted, axis), wanted, axis, mask)
         for end, sums in self.outputs.items():
             if theirs[end].dtype.kind == "f":
                 masked = mask is not None and fits(mask.shape, theirs[end].shape, -1)
                 axis = -1 if masked else min(1, theirs[end].ndim - 1)
                 sums.add(end, mine[end], theirs[end], axis, mask)
+
+
+def unjudged(pairs: Sequence[Pair]) -> dict[str, str]:
+    """The layers that cannot be judged → why."""
+    return {pair.name: SCALED for pair in pairs if not pair.output}
+
+
+def _alike(mine: Array, theirs: Array, axis: int) -> Array:
+    """The outputs of a matrix in the shape of `theirs`: optimisers merge the axes of their rows."""
+    if axis != -1 or mine.size != theirs.size or mine.shape[-1:] != theirs.shape[-1:]:
+        return mine
+    return mine.reshape(theirs.shape)
 
 
 def _scored(command: str, model: Path) -> float:

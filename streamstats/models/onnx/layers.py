@@ -17,17 +17,17 @@ from ...errors import require
 from ...layouts import TRANSPOSED, Geometry, Kernel
 from ...quantization import fake_quantize, quantization_step
 from ...storage.names import layer_names, safe_name
+from ..grids import Channels, channels_of
 from ..linear import LinearLayer
 from .constants import computed_constants
 from .geometry import depends_on_extents, geometry_over, stated_geometry
-from .graph import attributes, constants, label, subgraphs
+from .graph import STANDARD_DOMAINS, attributes, constants, label, subgraphs
 
 if TYPE_CHECKING:
     import onnx
 
 Array = npt.NDArray[Any]
 
-STANDARD_DOMAINS = ("", "ai.onnx")
 WEIGHT_DTYPES = ("float16", "float32", "float64")
 CONVOLUTION_LAYOUTS = {3: "OIW", 4: "OIHW", 5: "OIDHW"}
 TRANSPOSED_LAYOUTS = {3: "IOW", 4: "IOHW", 5: "IODHW"}
@@ -108,6 +108,10 @@ class OnnxLayer(LinearLayer):
         spatial = (1,) * (weight.ndim - 2)
         return (self._by_group(weight) * factors.reshape(self.groups, 1, -1, *spatial)).reshape(weight.shape)
 
+    def channels(self) -> Channels:
+        """The channels of each element of the weight."""
+        return channels_of(self.weight.shape, self.layout, self.groups)
+
     def fake_quantized(self, bits: int, *, per_channel: bool, symmetric: bool, weight_range: str) -> Array:
         """The weight on `2^bits` levels, per tensor or per output channel; same shape and dtype.
 
@@ -138,11 +142,12 @@ class OnnxLayer(LinearLayer):
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A linear operator that is not handled, and why."""
+    """A linear operator that is not handled, and why; `quantized` if its weight is known to be stored as codes."""
 
     name: str
     op: str
     reason: str
+    quantized: bool = False
 
 
 class _NotALayerError(Exception):

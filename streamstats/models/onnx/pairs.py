@@ -1,7 +1,8 @@
-"""Which layer of the float model each layer of a quantised model was made from.
+"""Which layer of the float model each layer of a quantised model was made from, and what lies between their weights.
 
 A quantised layer belongs to the float layer whose weight is nearest to its own; names only decide between equals,
-because optimisers rename, fuse and fold.
+because optimisers rename, fuse and fold. A pair is used only if its difference is explained: by rounding, after what
+was folded into the layer, or a scale per channel, is undone.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ...layouts import TRANSPOSED
+from ..explaining import Explanation, explain, likeness
 from ..linear import FARTHEST, LinearLayer
-from .constants import computed_constants
-from .graph import attributes
-from .layers import OnnxLayer
-from .quantized import BIAS
+from .folding import Fold, folds
+from .layers import LeftOut, OnnxLayer
+from .quantized import Stored
 
 if TYPE_CHECKING:
     import onnx
@@ -27,15 +28,27 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 Float64Array = npt.NDArray[np.float64]
 
+UNMATCHED = "no layer of the float model has a weight that is close to its own"
+SCALED = "no tensor of the float model has its outputs: a scale was folded into its weight that the float model lacks"
+"""Why a layer cannot be judged."""
+CORNER, UNLIKE = 64, 0.97
+"""The extent of the corners that are compared first; how far they are apart, at least, if they are unrelated."""
+SUSPICIOUS = 0.5
+"""The distance of weights, as a share of their norm, from which there may be a scale between them."""
+NEAR = 1e-6
+"""The distance of a weight that was only copied, or folded in float32, as a share of its norm."""
+
 
 @dataclass(frozen=True, eq=False)
 class Pair:
     """A layer of the quantised model and the layer of the float model that it was made from.
 
-    `weight` is what `quantized.weight` stands for, in the same layout: the float layer's weight, possibly with the
-    following batch normalisation folded in. `output` is the float model's tensor that the outputs of the quantised
-    layer stand for: behind what was folded in. `weight_step`, float64[outputs], is the step of the stored weight, None
-    if it is not known.
+    `weight` is what `quantized.weight` stands for, in the same layout: the float layer's weight, with what was folded
+    in and with the scales that were found. `output` is the float model's tensor that the outputs of the quantised
+    layer stand for: behind what was folded in; empty if there is none. `bias`, float64[outputs], is what the layer adds
+    before its bias is rounded, `weight_step`, float64[outputs], the step of the stored weight; None if not known.
+    `input_factors`, float64[channels], are those of the weight's input channels, by which the inputs of the quantised
+    layer were divided; None for none. `explained` says how the weights differ.
     """
 
     quantized: OnnxLayer
@@ -43,6 +56,9 @@ class Pair:
     weight: Array
     output: str
     weight_step: Float64Array | None = None
+    bias: Float64Array | None = None
+    input_factors: Float64Array | None = None
+    explained: str = ""
 
     @property
     def name(self) -> str:
@@ -54,81 +70,177 @@ class Pair:
         """The quantised layer, under the name of the float layer."""
         return replace(self.quantized, name=self.name)
 
+    @property
+    def recorded_layer(self) -> LinearLayer:
+        """The quantised layer, reading what the float layer reads: its padding may have been a node of its own."""
+        return replace(self.quantized, name=self.name, node=self.original.node, geometry=self.original.geometry)
+
+    @property
+    def same_weight(self) -> bool:
+        """Whether the quantiser left the weight in float."""
+        apart = float(np.linalg.norm(np.asarray(self.quantized.weight, np.float64) - self.weight))
+        return self.weight_step is None and apart <= NEAR * float(np.linalg.norm(self.weight))
+
+    @property
+    def padded_apart(self) -> bool:
+        """Whether padding that is a node of its own in one model is part of the layer in the other."""
+        here, there = self.quantized.known_geometry, self.original.known_geometry
+        return here is not None and there is not None and here.pads != there.pads
+
+    def for_recorded(self, weight: Array) -> Array:
+        """`weight`, of the quantised layer, for the inputs of the float layer."""
+        if self.input_factors is None:
+            return weight
+        each: Array = np.asarray(weight, np.float64) / self.input_factors[self.quantized.channels().input]
+        return each
+
 
 def pairs(
     original: onnx.ModelProto,
     layers: Sequence[OnnxLayer],
     quantized: Sequence[OnnxLayer],
-    steps: Mapping[str, Float64Array] = MappingProxyType({}),
-) -> tuple[list[Pair], list[OnnxLayer]]:
-    """(each of the `quantized` layers with its float layer among `layers`; quantised layers without one).
+    stored: Mapping[str, Stored] = MappingProxyType({}),
+) -> tuple[list[Pair], list[LeftOut]]:
+    """(each of the `quantized` layers with its float layer among `layers`; those left out: no float layer, or one from
+    which it differs by more than rounding).
 
     A float layer belongs to at most one quantised layer. The nearest weights are paired first; among layers that share
-    a weight, those of the same name or output, then those in the same order. `steps` are the steps of the stored
-    weights, by output.
+    a weight, those of the same name or output, then those in the same order. `stored` says how the quantised layers
+    are stored, by output.
     """
-    found: dict[int, Pair] = {}
+    folded = folds(original, layers)
+    found = _matched(layers, quantized, folded)
+    every = [
+        _pair(layer, found.get(place), folded, stored.get(layer.node.output[0], Stored()))
+        for place, layer in enumerate(quantized)
+    ]
+    return [each for each in every if isinstance(each, Pair)], [each for each in every if isinstance(each, LeftOut)]
+
+
+def _pair(
+    quantized: OnnxLayer, layer: OnnxLayer | None, folds_of: Mapping[str, Sequence[Fold]], stored: Stored
+) -> Pair | LeftOut:
+    """The pair of the two layers, or why there is none that can be used."""
+    if layer is None:
+        return LeftOut(quantized.name, quantized.op, UNMATCHED)
+    folded = folds_of[layer.name]
+    versions = _versions(quantized, layer, folded, stored)
+    weights = [version.weight for version in versions]
+    explanation = explain(weights, quantized.weight, stored.grid, quantized.channels(), layer.weight.dtype)
+    if explanation.reason:
+        return LeftOut(layer.name, quantized.op, explanation.reason, quantized=stored.grid is not None)
+    fold, weight = versions[explanation.version]
+    scaled = explanation.outputs is not None
+    return Pair(
+        quantized,
+        layer,
+        _with_scales(quantized, weight, explanation),
+        "" if scaled else fold.output,
+        stored.step,
+        None if scaled else fold.bias,
+        explanation.inputs,
+        explanation.words,
+    )
+
+
+def _with_scales(quantized: OnnxLayer, weight: Array, explanation: Explanation) -> Array:
+    channels = quantized.channels()
+    for factors, index in ((explanation.outputs, channels.output), (explanation.inputs, channels.input)):
+        weight = weight if factors is None else np.asarray(weight * factors[index])
+    return weight
+
+
+class _Version(NamedTuple):
+    """What a float layer may have become, and its weight in the layout of the quantised layer."""
+
+    fold: Fold
+    weight: Array
+
+
+def _versions(quantized: OnnxLayer, layer: OnnxLayer, folded: Sequence[Fold], stored: Stored) -> list[_Version]:
+    """What `layer` may have become, in the layout of `quantized`: the nearest weight first, then the nearest bias."""
+    found = [_Version(fold, weight) for fold in folded if (weight := _folded(quantized, layer, fold)) is not None]
+    return sorted(found, key=lambda each: (_apart(each.weight, quantized.weight), _bias_apart(each.fold, stored)))
+
+
+def _folded(quantized: OnnxLayer, layer: OnnxLayer, fold: Fold) -> Array | None:
+    weight = layer.scaled(fold.factor) * (layer.factor / (quantized.factor or 1.0))
+    return _in_layout_of(quantized, layer, weight)
+
+
+def _apart(weight: Array, other: Array) -> float:
+    """The distance between weights, as a share of their norm, to a few digits: equals are told apart by other means."""
+    norm = float(np.linalg.norm(weight)) or 1.0
+    return round(float(np.linalg.norm(weight - other)) / norm, 6)
+
+
+def _bias_apart(fold: Fold, stored: Stored) -> float:
+    if fold.bias is None or stored.bias is None:
+        return np.inf
+    return float(np.abs(fold.bias - stored.bias).max(initial=0.0))
+
+
+def _matched(
+    layers: Sequence[OnnxLayer], quantized: Sequence[OnnxLayer], folded: Mapping[str, Sequence[Fold]]
+) -> dict[int, OnnxLayer]:
+    """Place of a quantised layer → its float layer."""
+    found: dict[int, OnnxLayer] = {}
     taken: set[int] = set()
-    for each in sorted(_candidates(original, layers, quantized), key=lambda each: each[:5]):
+    for each in sorted(_candidates(layers, quantized, folded)):
         if each.place not in found and each.other not in taken:
-            stored = quantized[each.place]
-            step = steps.get(stored.node.output[0])
-            found[each.place] = Pair(stored, layers[each.other], each.weight, each.output, step)
+            found[each.place] = layers[each.other]
             taken.add(each.other)
-    without = [layer for place, layer in enumerate(quantized) if place not in found]
-    return [found[place] for place in sorted(found)], without
+    return found
 
 
 class _Candidate(NamedTuple):
-    """A quantised layer, by its place, and a float layer that it may come from; the first five fields rank it."""
+    """A quantised layer, by its place, and a float layer that it may come from, ranked by its fields."""
 
     distance: float
     other_name: bool
     apart: int
     place: int
     other: int
-    weight: Array
-    output: str
 
 
 def _candidates(
-    original: onnx.ModelProto, layers: Sequence[OnnxLayer], quantized: Sequence[OnnxLayer]
+    layers: Sequence[OnnxLayer], quantized: Sequence[OnnxLayer], folded: Mapping[str, Sequence[Fold]]
 ) -> Iterator[_Candidate]:
-    behind = _behind(original, layers)
     for place, stored in enumerate(quantized):
         for other, layer in enumerate(layers):
-            distance, weight, output = _nearest(stored, layer, behind.get(layer.name))
+            distance = _distance(stored, layer, folded[layer.name])
             if distance < FARTHEST:
-                named = _same_name(stored, layer)
-                yield _Candidate(distance, not named, abs(place - other), place, other, weight, output)
+                yield _Candidate(distance, not _same_name(stored, layer), abs(place - other), place, other)
+
+
+def _distance(stored: OnnxLayer, layer: OnnxLayer, folded: Sequence[Fold]) -> float:
+    """How far the stored weight is from the nearest version of the layer's; scales between them count as half."""
+    if _unlike(stored, layer):
+        return np.inf
+    weights = [version.weight for version in _versions(stored, layer, folded, Stored())]
+    near = min((_apart(weight, stored.weight) for weight in weights), default=np.inf)
+    if near < SUSPICIOUS or not weights:
+        return near
+    alike = likeness(weights[0], stored.weight, stored.channels())
+    return SUSPICIOUS * (1 + alike) if alike < SUSPICIOUS else near
+
+
+def _unlike(stored: OnnxLayer, layer: OnnxLayer) -> bool:
+    """Whether a corner of two large weights tells that they are unrelated, whatever their scales."""
+    weight = _in_layout_of(stored, layer, layer.weight)
+    if weight is None:
+        return True
+    corner = tuple(slice(0, CORNER) for _ in weight.shape)
+    mine, theirs = stored.weight[corner], weight[corner]
+    if mine.size < CORNER**2 or not (mine.any() and theirs.any()):
+        return False
+    return likeness(theirs, mine, stored.channels().within(CORNER)) > UNLIKE
 
 
 def _same_name(stored: OnnxLayer, layer: OnnxLayer) -> bool:
     names = {layer.node.name, layer.node.output[0]} - {""}
     mine = {stored.node.name, stored.node.name.removesuffix("_quant"), stored.node.output[0]}
     return bool(names & {*mine, stored.node.output[0].removesuffix("_quantized")})
-
-
-def _nearest(stored: OnnxLayer, layer: OnnxLayer, behind: _Behind | None) -> tuple[float, Array, str]:
-    """The distance of the stored weight to the layer's, plain or folded; that weight, and the output it computes."""
-    best: tuple[float, Array, str] = (np.inf, layer.weight, layer.node.output[0])
-    for weight, output in _versions(stored, layer, behind):
-        fitting = _in_layout_of(stored, layer, np.asarray(weight, np.float64))
-        if fitting is not None:
-            norm = float(np.linalg.norm(fitting)) or 1.0
-            distance = float(np.linalg.norm(fitting - stored.weight)) / norm
-            best = min(best, (distance, fitting, output), key=lambda each: each[0])
-    return best
-
-
-def _versions(stored: OnnxLayer, layer: OnnxLayer, behind: _Behind | None) -> list[tuple[Array, str]]:
-    """The weights that may have become the stored one, each with the output it computes."""
-    plain = (layer.weight, layer.node.output[0])
-    if behind is None:
-        return [plain]
-    if behind.weight is not None:
-        return [plain, (behind.weight, behind.output)]
-    return [(layer.weight, behind.output)] if _has_bias(stored) else [plain]
 
 
 def _in_layout_of(stored: OnnxLayer, layer: OnnxLayer, weight: Array) -> Array | None:
@@ -143,42 +255,3 @@ def _in_layout_of(stored: OnnxLayer, layer: OnnxLayer, weight: Array) -> Array |
 def _kernel(layer: OnnxLayer) -> tuple[str, int, tuple[int, ...]]:
     """What two layers that are the same operation have in common, besides the weight."""
     return layer.layout, layer.groups, layer.geometry.strides if layer.layout in TRANSPOSED else ()
-
-
-def _has_bias(layer: OnnxLayer) -> bool:
-    place = BIAS.get(layer.node.op_type)
-    return place is not None and len(layer.node.input) > place and layer.node.input[place] != ""
-
-
-class _Behind(NamedTuple):
-    """The only reader of a layer's output, which may have been folded in: the folded weight, None if unchanged."""
-
-    weight: Array | None
-    output: str
-
-
-def _behind(model: onnx.ModelProto, layers: Sequence[OnnxLayer]) -> dict[str, _Behind]:
-    """Layer → the batch normalisation behind it, or the addition to a MatMul."""
-    only = _only_readers(model, layers)
-    normalisations = {name: node for name, node in only.items() if node.op_type == "BatchNormalization"}
-    known = computed_constants(model, [name for node in normalisations.values() for name in node.input[1:5]])
-    found = {}
-    for layer in layers:
-        if layer.op == "MatMul" and layer.name in only and only[layer.name].op_type == "Add":
-            found[layer.name] = _Behind(None, only[layer.name].output[0])
-        node = normalisations.get(layer.name)
-        if node is None or any(name not in known for name in node.input[1:5]):
-            continue
-        factor = known[node.input[1]] / np.sqrt(known[node.input[4]] + attributes(node).get("epsilon", 1e-5))
-        found[layer.name] = _Behind(layer.scaled(np.asarray(factor, np.float64)), node.output[0])
-    return found
-
-
-def _only_readers(model: onnx.ModelProto, layers: Sequence[OnnxLayer]) -> dict[str, onnx.NodeProto]:
-    """Layer → the node that reads its output, if it is the only one."""
-    readers: dict[str, list[onnx.NodeProto]] = {}
-    for node in model.graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
-    behind = {layer.name: readers.get(layer.node.output[0], []) for layer in layers}
-    return {name: nodes[0] for name, nodes in behind.items() if len(nodes) == 1}

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 INPUT_SCALE, INPUT_ZERO_POINT = 1, 2
 OUTPUT_SCALE = {"QLinearConv": 6, "QLinearMatMul": 6, "QGemm": 7}
+ROUNDING = ("QuantizeLinear", "DequantizeLinear")
 INT32 = 6
 """The ONNX number of this tensor type."""
 
@@ -65,6 +66,7 @@ class _Making:
         on_codes = [node for node in model.graph.node if node.op_type in (*ON_CODES, "MatMulInteger")]
         self._known = computed_constants(model, [name for node in on_codes for name in node.input])
         self.constants: list[Any] = []
+        self._wide = set[str]()
         self.inputs: dict[str, str] = {}
         self.outputs: dict[str, str] = {}
 
@@ -97,10 +99,20 @@ class _Making:
         if bias := self._bias(node):
             scales = self._known[node.input[INPUT_SCALE]].astype(np.float64) * self._known[node.input[WEIGHT_SCALE]]
             reads.append(self._constant(f"{name}/bias", self._known[bias] * scales.reshape(-1)))
-        yield make("DequantizeLinear", list(node.input[: INPUT_ZERO_POINT + 1]), [self.inputs[name]])
+        codes, scale, *zero = node.input[: INPUT_ZERO_POINT + 1]
+        yield make("DequantizeLinear", [codes, self._of_float32(scale), *zero], [self.inputs[name]])
         yield make(ON_CODES[node.op_type], reads, [self.outputs[name]], name=node.name, **attributes(node))
         if rounded:
-            yield make("QuantizeLinear", [real, *rounded], [name])
+            yield make("QuantizeLinear", [real, self._of_float32(rounded[0]), *rounded[1:]], [name])
+
+    def _of_float32(self, scale: str) -> str:
+        """The name of a `scale` of float32: reals are of float32 here."""
+        value, name = self._known.get(scale), f"{scale}/float32"
+        if value is None or value.dtype == np.float32:
+            return scale
+        if name not in self._wide:
+            self._wide.add(self._constant(name, value))
+        return name
 
     def _integer_product(self, node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
         make = require("onnx", "onnx").helper.make_node
@@ -117,6 +129,40 @@ class _Making:
         tensor = require("onnx", "onnx").numpy_helper.from_array(np.asarray(value, np.float32), name)
         self.constants.append(tensor)
         return name
+
+
+def rows_of_samples(model: onnx.ModelProto, product: str, tensor: str) -> str:
+    """The rows `tensor` of the matrix product that outputs `product`, in the shape that they had before an optimiser
+    merged their axes: the name of a tensor that is added to `model`.
+
+    Optimisers turn MatMul and Add over more than two axes into Reshape, Gemm, Reshape. Other products read what they
+    read: `tensor` itself.
+    """
+    before, behind = _reshape_before(model, tensor), _reshape_behind(model, product)
+    if before is None or behind is None:
+        return tensor
+    make, name = require("onnx", "onnx").helper.make_node, f"{tensor}/samples"
+    if name in producers(model.graph.node):  # several products read the same rows
+        return name
+    model.graph.node.append(make("Shape", [before.input[0]], [f"{name}/shape"]))
+    model.graph.node.append(make("Reshape", [tensor, f"{name}/shape"], [name]))
+    return name
+
+
+def _reshape_before(model: onnx.ModelProto, tensor: str) -> onnx.NodeProto | None:
+    made_by = producers(model.graph.node)
+    node = made_by.get(tensor)
+    while node is not None and node.op_type in ROUNDING:
+        node = made_by.get(node.input[0])
+    return node if node is not None and node.op_type == "Reshape" else None
+
+
+def _reshape_behind(model: onnx.ModelProto, tensor: str) -> onnx.NodeProto | None:
+    read_by = {name: node for node in model.graph.node for name in node.input}
+    node = read_by.get(tensor)
+    while node is not None and node.op_type in ROUNDING:
+        node = read_by.get(node.output[0])
+    return node if node is not None and node.op_type == "Reshape" else None
 
 
 def only(model: onnx.ModelProto, tensors: Iterable[str]) -> onnx.ModelProto:

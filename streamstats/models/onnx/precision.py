@@ -60,7 +60,7 @@ def bias_steps(model: onnx.ModelProto, pairs: Sequence[Pair]) -> dict[str, Float
 
 def precision(pair: Pair, statistics: LayerStatistics, step: Float64Array | None = None) -> Precision | None:
     """The precision of the correction of `pair` from `statistics`; None if no step is known."""
-    known, layer = statistics.standard_error, pair.layer
+    known, layer = statistics.standard_error, pair.recorded_layer
     if step is None and pair.weight_step is not None:
         low, high = np.nanmin(statistics.minimum, initial=0.0), np.nanmax(statistics.maximum, initial=0.0)
         (input_step, _), *_ = tensor_quantization(float(low), float(high)).channel_maps(1)
@@ -69,8 +69,9 @@ def precision(pair: Pair, statistics: LayerStatistics, step: Float64Array | None
         return None
     if known is None:
         return Precision(pair.name, statistics.rows, None, np.asarray(step, np.float64))
+    weight, quantized = (pair.for_recorded(each) for each in (pair.weight, pair.quantized.weight))
     error = correction_error(
-        known, pair.weight, layer.weight, layout=layer.layout, groups=layer.groups, geometry=layer.geometry
+        known, weight, quantized, layout=layer.layout, groups=layer.groups, geometry=layer.geometry
     )
     return Precision(pair.name, statistics.rows, error * abs(layer.factor), np.asarray(step, np.float64))
 

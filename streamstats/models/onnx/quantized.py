@@ -1,4 +1,4 @@
-"""Models that a quantiser wrote: their linear layers, and the steps of the weights that they store.
+"""Models that a quantiser wrote: their linear layers, and how their weights and biases are stored.
 
 Quantisers write 8- and 4-bit models in two forms, and both are read: operators between QuantizeLinear and
 DequantizeLinear (QDQ), and operators on codes (QLinearConv, QLinearMatMul, QGemm). The weight of a layer is the stored
@@ -8,12 +8,14 @@ one, converted back to real numbers.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ...storage.names import layer_names
+from ..grids import Grid
 from .constants import computed_constants
 from .graph import attributes, label, producers
 from .layers import LeftOut, OnnxLayer, build_layer, survey
@@ -28,6 +30,7 @@ ON_CODES = {"QLinearConv": "Conv", "QLinearMatMul": "MatMul", "QGemm": "Gemm"}
 WEIGHT, WEIGHT_SCALE, WEIGHT_ZERO_POINT = 3, 4, 5
 BIAS = {"QLinearConv": 8, "QGemm": 6, "Conv": 2, "ConvTranspose": 2, "Gemm": 2}
 """Operator → which of its inputs is the bias."""
+INPUT_SCALE = 1
 
 
 def quantized_layers(model: onnx.ModelProto) -> tuple[list[OnnxLayer], list[LeftOut]]:
@@ -64,6 +67,111 @@ def _along(axis: int, values: Array, ndim: int) -> Array:
 def is_quantized(model: onnx.ModelProto) -> bool:
     """Whether a linear layer of `model` stores its weight as codes."""
     return bool(weight_steps(model, quantized_layers(model)[0]))
+
+
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """How a layer of a quantised model is stored; None for what is not known.
+
+    `step`, float64[outputs], is that of its weight, `grid` the values that the weight's codes can be, in the weight's
+    layout. `bias`, float64[outputs], is its bias in reals: zeros if it has none.
+    """
+
+    step: Float64Array | None = None
+    grid: Grid | None = None
+    bias: Float64Array | None = None
+
+
+def stored_layers(model: onnx.ModelProto, layers: Sequence[OnnxLayer]) -> dict[str, Stored]:
+    """First output of each of `layers` → how it is stored."""
+    steps, grids, biases = weight_steps(model, layers), weight_grids(model, layers), layer_biases(model, layers)
+    outputs = [layer.node.output[0] for layer in layers]
+    return {name: Stored(steps.get(name), grids.get(name), biases.get(name)) for name in outputs}
+
+
+def weight_grids(model: onnx.ModelProto, layers: Sequence[OnnxLayer]) -> dict[str, Grid]:
+    """First output of each of `layers` whose weight is stored as codes → the values that its codes can be."""
+    made_by = producers(model.graph.node)
+    sources = {layer.node.output[0]: _codes_of(layer, made_by.get(layer.node.input[1])) for layer in layers}
+    coded = {name: source for name, source in sources.items() if source is not None}
+    known = computed_constants(model, [name for source in coded.values() for name in source.names])
+    grids = {
+        layer.node.output[0]: _grid(coded[layer.node.output[0]], layer, known)
+        for layer in layers
+        if layer.node.output[0] in coded
+    }
+    return {name: grid for name, grid in grids.items() if grid is not None}
+
+
+@dataclass(frozen=True)
+class _Codes:
+    """The names of a weight's scale and zero point (or none); the axis of several scales, and their blocks."""
+
+    names: Sequence[str]
+    axis: int
+    block: int = 0
+
+
+def _codes_of(layer: OnnxLayer, behind: onnx.NodeProto | None) -> _Codes | None:
+    if layer.node.op_type in ON_CODES:
+        return _Codes(layer.node.input[WEIGHT_SCALE : WEIGHT_ZERO_POINT + 1], layer.output_axis)
+    if behind is None or behind.op_type != "DequantizeLinear":
+        return None
+    found = attributes(behind)
+    return _Codes([name for name in behind.input[1:] if name], found.get("axis", 1), found.get("block_size", 0))
+
+
+def _grid(source: _Codes, layer: OnnxLayer, known: Mapping[str, Array]) -> Grid | None:
+    scale, *zeros = (known.get(name) for name in source.names)
+    if scale is None:
+        return None
+    zero = zeros[0] if zeros and zeros[0] is not None else np.zeros(scale.shape)
+    step, zero = (_spread(np.asarray(each, np.float64), source, layer.weight.shape) for each in (scale, zero))
+    codes = np.rint(layer.weight / step) + zero
+    low, high = ((end - zero) * step for end in (codes.min(), codes.max()))
+    return Grid(step, low, high)
+
+
+def _spread(values: Array, source: _Codes, shape: tuple[int, ...]) -> Array:
+    """`values`, one or one per index of the axis or per block on it, broadcastable to `shape`."""
+    if source.block and values.ndim == len(shape):
+        blocks = np.repeat(values, source.block, axis=source.axis)
+        return blocks.take(np.arange(shape[source.axis]), axis=source.axis)
+    return _along(source.axis % len(shape), values, len(shape))
+
+
+def layer_biases(model: onnx.ModelProto, layers: Sequence[OnnxLayer]) -> dict[str, Float64Array]:
+    """First output of each of `layers` whose bias is constant → the bias in reals: zeros where there is none."""
+    names = {layer.node.output[0]: bias_name(layer.node) for layer in layers}
+    scales = [layer.node.input[place] for layer in layers for place in _bias_scales(layer)]
+    known = computed_constants(model, [*filter(None, names.values()), *scales])
+    found = {layer.node.output[0]: _real_bias(layer, names[layer.node.output[0]], known) for layer in layers}
+    return {name: bias for name, bias in found.items() if bias is not None}
+
+
+def bias_name(node: onnx.NodeProto) -> str:
+    """The input of `node` that is its bias, empty if there is none."""
+    place = BIAS.get(node.op_type, len(node.input))
+    return str(node.input[place]) if len(node.input) > place else ""
+
+
+def _bias_scales(layer: OnnxLayer) -> tuple[int, ...]:
+    """The inputs whose product is the step of the bias of a layer on codes."""
+    return (INPUT_SCALE, WEIGHT_SCALE) if layer.node.op_type in ON_CODES else ()
+
+
+def _real_bias(layer: OnnxLayer, name: str, known: Mapping[str, Array]) -> Float64Array | None:
+    if not name:
+        return np.zeros(layer.outputs)
+    scales = [known.get(layer.node.input[place]) for place in _bias_scales(layer)]
+    if name not in known or any(scale is None for scale in scales):
+        return None
+    bias = known[name].astype(np.float64).reshape(-1)
+    for scale in scales:
+        bias = bias * np.asarray(scale, np.float64).reshape(-1)
+    if layer.node.op_type == "Gemm":
+        bias = bias * attributes(layer.node).get("beta", 1.0)
+    return np.broadcast_to(bias, layer.outputs) if bias.size in (1, layer.outputs) else None
 
 
 def weight_steps(model: onnx.ModelProto, layers: Sequence[OnnxLayer]) -> dict[str, Float64Array]:

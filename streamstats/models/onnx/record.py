@@ -25,7 +25,7 @@ from ...quantization import Quantization
 from ...statistics.extrema import ChannelExtrema
 from ...storage.files import file_digest, remove_folder
 from .constants import constant_names
-from .graph import load_model
+from .graph import check_opset, load_model
 from .layers import LeftOut, OnnxLayer, survey
 from .masking import counted_values, mask_rows, masked_targets, tell_masks
 from .quantizable import quantizable_tensors
@@ -159,6 +159,7 @@ def _wanted(path: str | Path, globs: Sequence[str] | None, tensors: str) -> tupl
     if tensors not in TENSORS:
         raise UsageError(f"tensors is {tensors!r}; expected one of {', '.join(TENSORS)}")
     model = load_model(path)
+    check_opset(model, path)
     layers, skipped = survey(model)
     inputs = {layer.name: layer.input for layer in layers}
     if tensors == LAYER_INPUTS:

@@ -10,21 +10,19 @@ from typing import TYPE_CHECKING
 from ...errors import UsageError, first_line, require
 from .activations import Activations, round_inputs
 from .files import fits_one_file
-from .graph import copied, load_model
-from .layers import STANDARD_DOMAINS, LeftOut, OnnxLayer, survey
+from .graph import OLDEST_OPSET, check_opset, copied, load_model
+from .layers import LeftOut, OnnxLayer, survey
 from .levels import Levels
-from .pairs import Pair, pairs
-from .quantized import is_quantized, quantized_layers, weight_steps
+from .pairs import UNMATCHED, Pair, pairs
+from .quantized import is_quantized, quantized_layers, stored_layers
 
 if TYPE_CHECKING:
     import onnx
 
-OLDEST_OPSET = 7
 OLDEST_TO_ROUND = 11
 """The first operator set with Round, and with Clip as activations need it."""
 MARK, ROUNDED = "streamstats.corrected", "streamstats.rounded"
 """The metadata keys of corrected models, and of those whose weights were fake-quantised here."""
-UNMATCHED = "no layer of the float model has a weight that is close to its own"
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +48,7 @@ def fake_quantized(model_path: str | Path, levels: Levels, activations: Activati
     Raises `UsageError`, and what `activations.ranges` raises.
     """
     original = load_model(model_path)
-    _check_opset(original, model_path, OLDEST_OPSET if activations is None else OLDEST_TO_ROUND)
+    check_opset(original, model_path, OLDEST_OPSET if activations is None else OLDEST_TO_ROUND)
     _check_uncorrected(original, model_path)
     _check_float(original, model_path)
     layers, left_out = survey(original)
@@ -72,19 +70,19 @@ def _named(levels: Levels, activations: Activations | None) -> str:
 def quantized_by_others(original_path: str | Path, quantized_path: str | Path) -> Subject:
     """The float model that was recorded, and the model that a quantiser made of it. Raises `UsageError`."""
     original, quantized = load_model(original_path), load_model(quantized_path)
+    check_opset(original, original_path)
     _check_valid(quantized, quantized_path)
     _check_uncorrected(quantized, quantized_path)
     _check_float(original, original_path)
     layers, _ = survey(original)
     stored, left_out = quantized_layers(quantized)
-    matched, without = pairs(original, layers, stored, weight_steps(quantized, stored))
-    if not matched:
+    matched, without = pairs(original, layers, stored, stored_layers(quantized, stored))
+    if not matched and all(each.reason == UNMATCHED for each in without):
         raise UsageError(
             f"no layer of {quantized_path} has a weight close to one of {original_path}; expected models of the same "
             "network"
         )
-    left_out += [LeftOut(layer.name, layer.op, UNMATCHED) for layer in without]
-    return Subject(str(original_path), str(quantized_path), original, quantized, layers, matched, left_out)
+    return Subject(str(original_path), str(quantized_path), original, quantized, layers, matched, [*left_out, *without])
 
 
 def marked(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -114,11 +112,3 @@ def _check_valid(model: onnx.ModelProto, path: str | Path) -> None:
             f"{path} is not a valid ONNX model: {first_line(error)}; convert the float model to operator set 13 or "
             "later with onnx.version_converter, and quantise it again"
         ) from error
-
-
-def _check_opset(model: onnx.ModelProto, path: str | Path, oldest: int) -> None:
-    version = next((opset.version for opset in model.opset_import if opset.domain in STANDARD_DOMAINS), OLDEST_OPSET)
-    if version < oldest:
-        raise UsageError(
-            f"{path} has the operator set {version}; expected {oldest} or later: convert it with onnx.version_converter"
-        )

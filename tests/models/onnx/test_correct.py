@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.version_converter
 import pytest
 from graphs import (
     AXES,
@@ -42,7 +43,7 @@ from streamstats.models.onnx import files as onnx_files
 from streamstats.models.onnx.correct import correct
 from streamstats.models.onnx.graph import load_model
 from streamstats.models.onnx.layers import survey
-from streamstats.models.onnx.record import record
+from streamstats.models.onnx.record import measure, record
 from streamstats.quantization import fake_quantize
 from streamstats.storage.names import layer_path
 
@@ -366,6 +367,7 @@ def test_what_was_recorded_and_corrected_is_told_in_json_with_the_same_keys(netw
         "corrected": True,
         "change": "float bias changed",
         "reason": "",
+        "difference": "",
         "largest_term": corrected[0].largest,
         "outputs": 4,
         "largest_bias_step": None,
@@ -439,7 +441,23 @@ def test_a_bias_beyond_its_dtype_is_left_as_it_is(tmp_path: Path) -> None:
 def test_operator_sets_without_broadcasting_are_refused(tmp_path: Path) -> None:
     source = saved(CASES["conv 1x1"].model(opset=6, ir=3), tmp_path)
     out = save_means(tmp_path / "out", {"layer": np.ones(3)})
-    one_line(lambda: correct(source, out, tmp_path / "c.onnx", bits=3), UsageError, "operator set 6")
+    np.save(tmp_path / "x.npy", np.ones((4, 3, 5, 5), np.float32))
+    for refused in (
+        lambda: correct(source, out, tmp_path / "c.onnx", bits=3),
+        lambda: record(source, tmp_path / "x.npy", tmp_path / "s.zarr"),
+        lambda: measure(source, tmp_path / "x.npy", tmp_path / "measured"),
+    ):
+        one_line(refused, UsageError, "operator set 6; expected 7 or later: convert it with onnx.version_converter")
+    assert not (tmp_path / "s.zarr").exists()
+
+
+def test_a_model_that_was_converted_as_the_message_says_is_recorded(tmp_path: Path) -> None:
+    source = saved(CASES["conv 1x1"].model(opset=6, ir=3), tmp_path)
+    onnx.save(onnx.version_converter.convert_version(onnx.load(source), 13), tmp_path / "new.onnx")
+    shape = [each.dim_value or 4 for each in onnx.load(source).graph.input[0].type.tensor_type.shape.dim]
+    np.save(tmp_path / "x.npy", np.ones(shape, np.float32))
+    (layer,) = record(tmp_path / "new.onnx", tmp_path / "x.npy", tmp_path / "s.zarr")
+    assert layer.samples == shape[0]
 
 
 def test_a_corrector_of_another_layer_and_an_output_that_is_no_model_are_refused(tmp_path: Path) -> None:

@@ -1,0 +1,167 @@
+"""What explains a quantised weight; the right answers are known from how each weight is made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from streamstats.layouts import BY_GROUP, tap_sums
+from streamstats.models.explaining import explain, likeness
+from streamstats.models.grids import Grid, channels_of, inferred_grids
+
+Array = npt.NDArray[Any]
+SHAPE = (24, 12, 3, 3)
+SHAPES = {
+    "native": (3, 3, 2, 3, 4),
+    "OIHW": (12, 2, 3, 3),
+    "HWIO": (3, 3, 2, 12),
+    "HWCM": (3, 3, 6, 2),
+    "OI": (12, 2),
+    "IO": (2, 12),
+    "IOHW": (6, 4, 3, 3),
+}
+
+
+def weight(shape: tuple[int, ...] = SHAPE, seed: int = 0) -> Array:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def scales(count: int, seed: int = 1) -> Array:
+    return np.random.default_rng(seed).uniform(0.5, 1.5, count)
+
+
+def rounded(values: Array, bits: int, per_channel: bool, shrunk: float = 1.0) -> tuple[Array, Grid]:
+    """`values` on symmetric levels, and the grid; `shrunk` steps clip the largest values."""
+    top = 2 ** (bits - 1) - 1
+    axes = tuple(range(1, values.ndim)) if per_channel else None
+    step = np.abs(values).max(axis=axes, keepdims=True) / top * shrunk
+    return (np.clip(np.rint(values / step), -top, top) * step).astype(np.float32), Grid(step, -top * step, top * step)
+
+
+HOW = [pytest.param(bits, per, known) for bits in (8, 4) for per in (False, True) for known in (False, True)]
+
+
+def explained(original: Array, changed: Array, bits: int, per_channel: bool, known: bool, **more: Any) -> Any:
+    stored, grid = rounded(changed, bits, per_channel, **more)
+    return explain([original], stored, grid if known else None, channels_of(original.shape, "OIHW", 1))
+
+
+@pytest.mark.parametrize("layout", SHAPES)
+def test_the_channels_of_each_element_are_those_that_a_correction_multiplies(layout: str) -> None:
+    shape, groups = SHAPES[layout], {"HWCM": 6}.get(layout, 3)
+    channels = channels_of(shape, layout, groups)
+    factors, outputs = np.arange(1.0, channels.inputs + 1), np.arange(1.0, channels.outputs + 1) * 100
+    values = np.broadcast_to(factors[channels.input] + outputs[channels.output], shape)
+    taps = (
+        BY_GROUP[layout](np.zeros([n for n, letter in zip(shape, layout, strict=False) if letter not in "DHW"]), groups)
+        if layout != "native"
+        else np.zeros(shape[-3:])
+    )
+    each, found_groups, outer = taps.shape
+    wanted = factors.reshape(found_groups, each).T[:, :, None] + outputs.reshape(found_groups, outer)
+    kernel = 1 if layout in ("OI", "IO") else 9
+    np.testing.assert_allclose(tap_sums(np.asarray(values), layout, groups, None), wanted * kernel)
+    assert channels.each == each
+
+
+@pytest.mark.parametrize(("bits", "per_channel", "known"), HOW)
+def test_rounding_explains_itself_and_what_is_clipped_is_counted(bits: int, per_channel: bool, known: bool) -> None:
+    original = weight()
+    assert explained(original, original, bits, per_channel, known).words == "rounding"
+    _stored, grid = rounded(original, bits, per_channel, shrunk=0.7)
+    beyond = int((np.abs(original) > grid.high + grid.step * 0.51).sum())
+    found = explained(original, original, bits, per_channel, known, shrunk=0.7)
+    assert not found.reason
+    assert found.clipped == beyond > 0
+    assert found.words == f"rounding, {beyond} of {original.size} elements clipped"
+
+
+@pytest.mark.parametrize(("bits", "per_channel", "known"), HOW)
+@pytest.mark.parametrize("side", ["outputs", "inputs"])
+def test_a_scale_per_channel_is_found_as_far_as_rounding_lets_it(
+    bits: int, per_channel: bool, known: bool, side: str
+) -> None:
+    original = weight()
+    factors = scales(SHAPE[side == "inputs"])
+    shaped = factors.reshape(-1, 1, 1, 1) if side == "outputs" else factors.reshape(1, -1, 1, 1)
+    found = explained(original, original * shaped, bits, per_channel, known)
+    assert not found.reason
+    assert (found.inputs if side == "outputs" else found.outputs) is None
+    np.testing.assert_allclose(getattr(found, side), factors, rtol=0.4 / 2**bits)
+
+
+@pytest.mark.parametrize(("bits", "per_channel", "known"), HOW)
+def test_one_scale_in_all_is_refused_with_its_size_as_its_side_is_not_known(
+    bits: int, per_channel: bool, known: bool
+) -> None:
+    found = explained(weight(), weight() * 0.1, bits, per_channel, known)
+    assert found.reason.startswith(("its weight is 0.1", "its weight is 0.09"))
+    assert "whether its inputs or its outputs were scaled" in found.reason
+
+
+def test_scales_of_depthwise_weights_are_refused_as_inputs_and_outputs_are_the_same() -> None:
+    original = weight((24, 1, 3, 3))
+    stored, grid = rounded(original * scales(24).reshape(-1, 1, 1, 1), 8, per_channel=False)
+    found = explain([original], stored, grid, channels_of(original.shape, "OIHW", 24))
+    assert "whether its inputs or its outputs were scaled" in found.reason
+
+
+@pytest.mark.parametrize(("bits", "per_channel", "known"), HOW)
+def test_a_weight_that_was_trained_further_is_refused(bits: int, per_channel: bool, known: bool) -> None:
+    original = weight()
+    found = explained(original, original + weight(seed=5), bits, per_channel, known)
+    assert found.reason.startswith("its weight differs from that of the float model by up to ")
+    assert "trained with quantisation" in found.reason
+
+
+@pytest.mark.parametrize(("bits", "per_channel", "known"), HOW)
+def test_rounding_up_or_down_by_choice_is_rounding_and_several_steps_are_not(
+    bits: int, per_channel: bool, known: bool
+) -> None:
+    original, random = weight(), np.random.default_rng(7)
+    stored, grid = rounded(original, bits, per_channel)
+    chosen = (np.floor(original / grid.step) + (random.random(SHAPE) < (original / grid.step) % 1)) * grid.step
+    channels = channels_of(SHAPE, "OIHW", 1)
+    assert not explain([original], chosen.astype(np.float32), grid if known else None, channels).reason
+    shifted = (stored + np.rint(random.normal(size=SHAPE) * 1.5) * grid.step).astype(np.float32)
+    assert explain([original], shifted, grid if known else None, channels).reason
+
+
+def test_the_version_that_was_rounded_is_found_among_several() -> None:
+    original = weight()
+    folded = original * scales(24).reshape(-1, 1, 1, 1)
+    stored, grid = rounded(folded, 8, per_channel=False)
+    found = explain([original, folded], stored, grid, channels_of(SHAPE, "OIHW", 1))
+    assert (found.version, found.outputs, found.reason) == (1, None, "")
+
+
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2", "bfloat16"])
+def test_floats_of_few_bits_have_no_step_and_are_explained_by_what_they_are_near_to(dtype: str) -> None:
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    original = weight() / 4
+    narrow = original.astype(getattr(ml_dtypes, dtype)).astype(np.float32)
+    channels = channels_of(SHAPE, "OIHW", 1)
+    assert not [*inferred_grids(narrow, channels)]
+    assert not explain([original], narrow, None, channels).reason
+    assert explain([original], (narrow * np.float32(0.9)), None, channels).reason
+
+
+def test_a_grid_is_inferred_to_its_step_and_ends() -> None:
+    original = weight()
+    for per_channel in (False, True):
+        stored, grid = rounded(original, 8, per_channel)
+        found, *others = inferred_grids(stored, channels_of(SHAPE, "OIHW", 1))
+        assert bool(others) is not per_channel
+        np.testing.assert_allclose(np.broadcast_to(found.step, SHAPE), np.broadcast_to(grid.step, SHAPE), rtol=1e-5)
+        if per_channel:
+            np.testing.assert_array_equal(found.high.reshape(-1), stored.reshape(24, -1).max(axis=1))
+
+
+def test_unrelated_weights_are_far_apart_even_after_a_scale_and_scaled_ones_are_near() -> None:
+    channels = channels_of((16, 1, 3, 3), "OIHW", 16)
+    one, other = weight((16, 1, 3, 3)), weight((16, 1, 3, 3), seed=9)
+    assert likeness(one, other, channels) > 0.8
+    assert likeness(one, one * scales(16).astype(np.float32).reshape(-1, 1, 1, 1), channels) < 1e-3
