@@ -120,6 +120,15 @@ def test_every_bar_has_the_exact_count_of_its_values(dtype: str, seed: int) -> N
     assert sum(count for *_, count in rows) == len(values)
 
 
+@pytest.mark.parametrize("dtype", ["f4", "f8", "i4", "u2"])
+@pytest.mark.parametrize("values", [[0], [0, 0], [1.5], [2, 2], [1, 5, -3], [100, 101]], ids=str)
+def test_layers_that_are_constant_or_narrow_have_bars(dtype: str, values: list[float]) -> None:
+    block = np.abs(np.array(values)).astype(dtype)[:, np.newaxis]
+    rows = Histogram.measure(block).document(None, {}).tables["histogram"].rows
+    assert sum(count for *_, count in rows) == len(values)
+    assert rows[0][0] <= block.min() <= block.max() <= rows[-1][1]
+
+
 def test_values_beyond_float64_are_not_drawn_and_their_quantiles_are_null_in_json() -> None:
     document = Histogram.measure(np.full((2, 1), 127, "i1")).document(Quantization(1e307, 0), {})
     assert document.tables["histogram"].rows == []
