@@ -34,7 +34,7 @@ def fuzz(service: Served, folder: Path, phases: str, examples: int, known: Mappi
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
 
 
-LIMITS = {"waiting_jobs": 20, "stores": 20, "body": "1MiB", "upload": "1MiB"}
+LIMITS = {"waiting_jobs": 100_000, "stores": 20, "body": "1MiB", "upload": "1MiB"}
 
 
 ALL = "examples,coverage,fuzzing"
