@@ -129,7 +129,7 @@ def test_nothing_is_kept_unasked_and_an_entry_may_ask_for_itself(store: Path, tm
 def test_another_choice_than_was_counted_with_is_refused(store: Path, tmp_path: Path) -> None:
     run(config(store, tmp_path / "out", statistics=[]))
     with pytest.raises(
-        MismatchError, match=r"it was counted with statistics mean, extrema, but the job now has .*taps"
+        MismatchError, match=r"mean, extrema were counted, but the job now has .*taps; set `statistics`"
     ):
         run(config(store, tmp_path / "out"))
     run(config(store, tmp_path / "other"))
