@@ -27,6 +27,7 @@ from hypothesis import strategies as st
 
 from streamstats.coverage import Coverage
 from streamstats.errors import DataError, MismatchError
+from streamstats.floats import is_finite
 from streamstats.layouts import Geometry, Kernel
 from streamstats.outputs.layer_statistics import LayerStatistics
 from streamstats.outputs.ledger import CountedSource
@@ -331,7 +332,7 @@ def _close_values(rng: np.random.Generator, dtype: np.dtype[Any], shape: tuple[i
 
 
 def _finite(block: Array) -> Array:
-    return np.where(np.isfinite(block), block, block.dtype.type(1)) if is_float(block.dtype) else block
+    return np.where(is_finite(block), block, block.dtype.type(1)) if is_float(block.dtype) else block
 
 
 @st.composite

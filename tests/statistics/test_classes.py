@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from laws import DTYPES, contents
 
+from streamstats.floats import is_finite
 from streamstats.statistics.classes import ClassSums
 from streamstats.statistics.exact import ExactSum, unit_exponent
 from streamstats.statistics.riders import Tally
@@ -26,7 +27,7 @@ def expected(block: Array, axis: int, labels: Array, classes: int) -> list[list[
 
 
 def _summed(values: Array) -> tuple[Fraction, int, int, int]:
-    finite = values[np.isfinite(values)]
+    finite = values[is_finite(values)]
     total = sum((Fraction(value) for value in finite.ravel().tolist()), Fraction(0))
     return total, finite.size, int(np.isnan(values).sum()), int(np.isinf(values).sum())
 
