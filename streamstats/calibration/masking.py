@@ -17,6 +17,8 @@ from ..errors import MismatchError, UsageError
 from ..statistics.masks import Mask
 from .layer import Layer, Selection
 
+USUAL = "attention_mask"
+"""What transformers call the input that tells tokens from padding."""
 MASK_SUFFIX = ".mask"
 """What a recorder appends to the name of a layer to name its mask."""
 

@@ -94,12 +94,6 @@ class OnnxLayer(LinearLayer):
         """The same layer with another `weight`, of the same shape."""
         return replace(self, weight=weight)
 
-    def weight_by_output(self) -> Array:
-        """The weight with its output channels over all groups on axis 0, and all that each multiplies on axis 1."""
-        if self.op != "ConvTranspose":
-            return np.moveaxis(self.weight, self.output_axis, 0).reshape(self.outputs, -1)
-        return np.moveaxis(self._by_group(self.weight), 2, 1).reshape(self.outputs, -1)
-
     def scaled(self, factors: Array) -> Array:
         """The weight with each output channel multiplied by its factor, float64; `factors` float64[outputs]."""
         weight = self.weight.astype(np.float64)

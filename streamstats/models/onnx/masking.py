@@ -13,15 +13,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...calibration.masking import broadcasts_to, mask_values, positions_of_axis
+from ...calibration.masking import USUAL, broadcasts_to, mask_values, positions_of_axis
 from ...errors import UsageError, listed
 from ...progress import Progress
 from ...statistics.masks import Mask, chosen
 from .run import ModelRun
 from .targets import Target
-
-USUAL = "attention_mask"
-"""What transformers call the input that tells tokens from padding."""
 
 
 def check_mask(run: ModelRun, name: str | None) -> None:

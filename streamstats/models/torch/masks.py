@@ -14,15 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ...calibration.masking import broadcasts_to, mask_values, positions_of_axis
+from ...calibration.masking import USUAL, broadcasts_to, mask_values, positions_of_axis
 from ...errors import UsageError, counted, listed
 from ...statistics.masks import Mask
 
 if TYPE_CHECKING:
     import torch
 
-USUAL = "attention_mask"
-"""The argument in which transformers take their mask."""
 MaskOf = str | Callable[..., Any] | None
 """The name of an argument of the model, or a function of all its arguments, or None for no mask."""
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...calibration.masking import USUAL
 from ...calibration.recorder import Recorder
 from ...errors import UsageError, listed
 from ...jobs.meter import Meter
@@ -19,7 +20,7 @@ from ...layouts import Kernel
 from .account import NEVER_CALLED, NOT_CHOSEN, Account, LayerRecord
 from .layers import MATRICES, ModelLayer, kernel_of, layers_of
 from .library import library, to_numpy
-from .masks import USUAL, BatchMask, MaskOf
+from .masks import BatchMask, MaskOf
 from .parameters import LooseParameter, ParameterIndex
 from .sessions import Session
 
