@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 from itertools import pairwise
 from typing import Any
@@ -12,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from laws import DTYPES, contents
 
-from streamstats.floats import is_finite
 from streamstats.statistics.classes import ClassSums
 from streamstats.statistics.exact import ExactSum, unit_exponent
 from streamstats.statistics.riders import Tally
@@ -27,9 +27,10 @@ def expected(block: Array, axis: int, labels: Array, classes: int) -> list[list[
 
 
 def _summed(values: Array) -> tuple[Fraction, int, int, int]:
-    finite = values[is_finite(values)]
-    total = sum((Fraction(value) for value in finite.ravel().tolist()), Fraction(0))
-    return total, finite.size, int(np.isnan(values).sum()), int(np.isinf(values).sum())
+    numbers = values.ravel().tolist()
+    total = sum((Fraction(number) for number in numbers if math.isfinite(number)), Fraction(0))
+    finite, nan, infinite = (sum(map(test, numbers)) for test in (math.isfinite, math.isnan, math.isinf))
+    return total, finite, nan, infinite
 
 
 def said(tally: Tally, dtype: np.dtype[Any]) -> list[list[tuple[Fraction, int, int, int]]]:
