@@ -18,10 +18,10 @@ compiled: Any = numba.njit(error_model="numpy")
 
 
 @compiled
-def gather_rows(values: Array, labels: Array, place: Scalar, into: Array, ends: Array) -> None:
+def gather_rows(values: Array, labels: Array, place: Scalar, rest: Scalar, into: Array, ends: Array) -> None:
     """Copy values [rows, channels] into `into`, class by class; `ends` [classes] is where the rows of each class end.
 
-    The label of row i is labels[(place + i) % positions].
+    The label of row i is labels[(place + i) % positions]; rows of the class `rest` are left out.
     """
     positions = labels.size
     ends[:] = 0
@@ -29,17 +29,20 @@ def gather_rows(values: Array, labels: Array, place: Scalar, into: Array, ends: 
     for _ in range(values.shape[0]):
         ends[labels[position]] += 1
         position = position + 1 if position + 1 < positions else 0
+    ends[rest] = 0
     behind = 0
-    for label in range(ends.size):
-        number = ends[label]
-        ends[label] = behind
+    for each in range(ends.size):
+        number = ends[each]
+        ends[each] = behind
         behind += number
     position = place
     for row in range(values.shape[0]):
-        line, target = values[row], into[ends[labels[position]]]
-        for c in range(line.size):
-            target[c] = line[c]
-        ends[labels[position]] += 1
+        label = labels[position]
+        if label != rest:
+            line, target = values[row], into[ends[label]]
+            for c in range(line.size):
+                target[c] = line[c]
+            ends[label] += 1
         position = position + 1 if position + 1 < positions else 0
 
 

@@ -1,11 +1,12 @@
 """ClassSums: the rider that sums the values of each class of positions per channel, and its loops.
 
 Each position of a sample belongs to one class. Values of a class are gathered, then summed by the loops of `loops`.
+The class with the most positions is left out: its sums are what the others leave of the sums over all values.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from math import prod
@@ -20,7 +21,7 @@ from .exact import carried, digit_count
 from .loops import ARGUMENTS, MODULES, loop, room
 from .pieces import LONGEST_PIECE, NARROWEST
 from .riders import COPIES, Rider, Tally, Where
-from .running import Filled, Intake, check_block, give
+from .running import Filled, Intake, Measures, check_block, give
 
 Array = npt.NDArray[Any]
 Labels = npt.NDArray[np.int64]
@@ -30,11 +31,11 @@ GATHERED_BYTES = 2**18
 """Bytes that are gathered before they are summed."""
 FEWEST_JOINED = 32
 """The fewest joined rows of one class for which room is left where values are gathered: a strip."""
-NEXT, UNITS, LABELS, STARTS, CLASSES, LOOP, JOINED, CAPACITY, GATHERED, ROOM, TAKEN, ENDS, HEAD = range(13)
+NEXT, UNITS, LABELS, STARTS, CLASSES, REST, LOOP, JOINED, CAPACITY, GATHERED, ROOM, TAKEN, ENDS, HEAD = range(14)
 """Words of the state of a loop: which unit of the sample comes next, of how many; the addresses of the labels of units,
-or of the positions of each class, and of where these begin; the classes; the loop that sums; the rows it takes as one;
-values that fit where they are gathered; the addresses of that place, of the loop's working memory, of the values taken
-per class, and of the ends of classes. The addresses of the arrays of each class follow."""
+or of the positions of each class, and of where these begin; the classes; the one left out; the loop that sums; the rows
+it takes as one; values that fit where they are gathered; the addresses of that place, of the loop's working memory, of
+the values taken per class, and of the ends of classes. The addresses of the arrays of each class follow."""
 EACH = 6
 
 
@@ -61,10 +62,11 @@ class ClassSumsOf:
 
 
 class ClassSums:
-    """A `Rider`: the exact sums of each class of positions per channel."""
+    """A `Rider`: the exact sums of each class of positions per channel, but for the class with the most positions."""
 
     def __init__(self, dtype: np.dtype[Any], shape: tuple[int, ...], axis: int, labels: Labels, classes: int) -> None:
         self.dtype, self.channels, self._axis, self._labels = dtype, shape[axis], axis, labels
+        self._rest = _rest(labels)
         self._joined = _joined(self.channels, dtype)
         self._joint = [Filled.empty(dtype, self._joined * self.channels) for _ in range(classes)]
         self._single = [Filled.empty(dtype, self.channels) for _ in range(classes)]
@@ -128,7 +130,7 @@ class ClassSums:
         starts = np.array([np.searchsorted(np.sort(row), np.arange(classes + 1)) for row in labels], np.int64)
         arrays = [np.ascontiguousarray(each, np.int64) for each in (order, starts)]
         words = np.zeros(HEAD + EACH * classes, np.int64)
-        words[UNITS], words[CLASSES], words[JOINED] = len(labels), classes, self._joined
+        words[UNITS], words[CLASSES], words[REST], words[JOINED] = len(labels), classes, self._rest, self._joined
         words[LOOP] = address(loop(self.dtype, runs=inner > 1))
         words[CAPACITY] = self._gathered.size // self.dtype.itemsize
         pointed: dict[int, Array] = {LABELS: arrays[0], STARTS: arrays[1], GATHERED: self._gathered}
@@ -140,13 +142,24 @@ class ClassSums:
         return _Place(inner, words, arrays)
 
     def found(self) -> Tally:
-        """`digits` int64[D, K, C] canonical, `count`, `nan`, `infinite` int64[K, C], for K classes."""
+        """`digits` int64[D, K, C] canonical, `count`, `nan`, `infinite` int64[K, C], for K classes.
+
+        All are zero for the class left out: see `with_rest`.
+        """
         joint = [each.folded(self._joined, self.channels, 1).sums for each in self._joint]
         sums = np.stack([a + b.sums for a, b in zip(joint, self._single, strict=True)], axis=1)
         nan, infinite = sums[-2].copy(), sums[-1].copy()
         count = self._taken[:, np.newaxis] - nan - infinite
         arrays = {"digits": carried(sums[:-2]), "count": count, "nan": nan, "infinite": infinite}
         return Tally(arrays, digits=("digits",))
+
+    @staticmethod
+    def with_rest(found: Mapping[str, Array], labels: Labels, whole: Measures) -> dict[str, Array]:
+        """The arrays `found` by such riders with these `labels`, and the class left out: the rest of the `whole`."""
+        rest, arrays = _rest(labels), {name: array.copy() for name, array in found.items()}
+        for name, array in arrays.items():
+            array[..., rest, :] = getattr(whole, name) - array.sum(axis=-2)
+        return arrays | {"digits": carried(arrays["digits"])}
 
     def _make_room(self, values: int) -> None:
         """Carry if `values` more per channel could overflow a digit."""
@@ -164,6 +177,11 @@ class _Place:
     inner: int
     words: npt.NDArray[np.int64]
     arrays: Sequence[Labels]
+
+
+def _rest(labels: Labels) -> int:
+    """The class with the most positions."""
+    return int(np.bincount(labels.reshape(-1), minlength=1).argmax())
 
 
 def _joined(channels: int, dtype: np.dtype[Any]) -> int:
@@ -200,7 +218,7 @@ def _definition(itemsize: int, runs: bool) -> Callable[..., None]:
         start = 0
         while start < units:
             rows = min(several, units - start)
-            gather_rows(values[start : start + rows], labels, head[NEXT], gathered, ends)
+            gather_rows(values[start : start + rows], labels, head[NEXT], head[REST], gathered, ends)
             begin = 0
             for label in range(classes):
                 number = ends[label] - begin
@@ -232,6 +250,8 @@ def _definition(itemsize: int, runs: bool) -> Callable[..., None]:
         for unit in range(units):
             place = head[NEXT]
             for label in range(classes):
+                if label == head[REST]:
+                    continue
                 begin, end = starts[place, label], starts[place, label + 1]
                 taken[label] += end - begin
                 first = HEAD + EACH * label + 3

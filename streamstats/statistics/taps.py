@@ -21,7 +21,7 @@ import numpy.typing as npt
 from ..errors import MismatchError, UsageError
 from ..layouts import Kernel, Kernels, Partition, labels_of
 from ..quantization import Quantization
-from .classes import ClassSumsOf
+from .classes import ClassSums, ClassSumsOf
 from .exact import carried, unit_exponent
 from .riders import RiderKind
 from .running import Measures
@@ -55,7 +55,7 @@ class TapSums(CountedSums):
     @classmethod
     def from_measures(cls, space: Space, measures: Measures) -> Self:
         """As `ValueStatistic.from_measures`."""
-        return cls(space, **measures.beside[cls.name])
+        return cls(space, **ClassSums.with_rest(measures.beside[cls.name], labels_of(_axes(space)), measures))
 
     def document(self, quantization: Quantization | None, beside: Mapping[str, Statistic]) -> Document:  # noqa: ARG002
         """Layer: the number of `tap_classes`, classes of positions that the taps tell apart."""

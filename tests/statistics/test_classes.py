@@ -15,7 +15,7 @@ from laws import DTYPES, contents
 
 from streamstats.statistics.classes import ClassSums
 from streamstats.statistics.exact import ExactSum, unit_exponent
-from streamstats.statistics.riders import Tally
+from streamstats.statistics.running import RunningSums
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -33,8 +33,10 @@ def _summed(values: Array) -> tuple[Fraction, int, int, int]:
     return total, finite, nan, infinite
 
 
-def said(tally: Tally, dtype: np.dtype[Any]) -> list[list[tuple[Fraction, int, int, int]]]:
-    arrays, unit = tally.arrays, Fraction(2) ** unit_exponent(dtype)
+def said(rider: ClassSums, labels: Array, block: Array, axis: int) -> list[list[tuple[Fraction, int, int, int]]]:
+    dtype, whole = block.dtype, RunningSums(block.dtype, block.shape[axis])
+    whole.add(block, axis)
+    arrays, unit = rider.with_rest(rider.found().arrays, labels, whole.found()), Fraction(2) ** unit_exponent(dtype)
     counts = [arrays[name].tolist() for name in ("count", "nan", "infinite")]
     return [
         [
@@ -59,7 +61,7 @@ def test_classes_are_summed_exactly_in_whatever_parts_the_samples_come(data: st.
     for start, stop in pairwise(ends):
         where = tuple(slice(start, stop) if each == cut else slice(0, shape[each]) for each in range(4))
         rider.add(block[where], where)
-    assert said(rider.found(), dtype) == expected(block, axis, labels, classes)
+    assert said(rider, labels, block, axis) == expected(block, axis, labels, classes)
 
 
 @pytest.mark.parametrize("dtype", ["i1", "f2", "f4"])
@@ -72,7 +74,7 @@ def test_rows_are_joined_and_runs_are_cut(dtype: str, shape: tuple[int, ...], ax
     labels = rng.integers(0, 5, np.delete(shape[1:], axis - 1))
     rider = ClassSums(block.dtype, shape[1:], axis - 1, labels, 5)
     rider.add(block, tuple(slice(0, extent) for extent in shape))
-    assert said(rider.found(), block.dtype) == expected(block, axis, labels, 5)
+    assert said(rider, labels, block, axis) == expected(block, axis, labels, 5)
 
 
 def test_a_decoder_that_stops_within_a_sample_goes_on_in_it() -> None:
@@ -84,4 +86,4 @@ def test_a_decoder_that_stops_within_a_sample_goes_on_in_it() -> None:
     memory = block.reshape(-1).view(np.uint8)
     for start, stop in pairwise([0, 7 * intake.unit, 20 * intake.unit, memory.size]):
         assert rider.take(memory[start:stop], intake) * intake.unit == stop - start
-    assert said(rider.found(), block.dtype) == expected(block, 2, labels, 4)
+    assert said(rider, labels, block, 2) == expected(block, 2, labels, 4)
