@@ -1,7 +1,7 @@
 """ClassSums: the rider that sums the values of each class of positions per channel, and its loops.
 
-Each position of a sample belongs to one class. Values of a class are gathered, then summed by the loops of `loops`.
-The class with the most positions is left out: its sums are what the others leave of the sums over all values.
+Each position of a sample belongs to one class. Rows of a class wait in a strip; when it is full, the loops of `loops`
+sum over it. The class with the most positions is left out: its sums are what the others leave of the sums over all.
 """
 
 from __future__ import annotations
@@ -27,16 +27,14 @@ Array = npt.NDArray[Any]
 Labels = npt.NDArray[np.int64]
 
 CLASS_MODULES = (*MODULES, f"{__package__}.class_kernels", __name__, foreign.__name__)
-GATHERED_BYTES = 2**18
-"""Bytes that are gathered before they are summed."""
-FEWEST_JOINED = 32
-"""The fewest joined rows of one class for which room is left where values are gathered: a strip."""
-NEXT, UNITS, LABELS, STARTS, CLASSES, REST, LOOP, JOINED, CAPACITY, GATHERED, ROOM, TAKEN, ENDS, HEAD = range(14)
+STRIP_ROWS, STRIP_BYTES = 64, 2**14
+"""The fewest rows, and bytes, of a strip: summing over one costs as much as some 64 rows more."""
+NEXT, UNITS, LABELS, STARTS, CLASSES, REST, LOOP, JOINED, ROWS, STRIPS, ROOM, WAITING, TAKEN, HEAD = range(14)
 """Words of the state of a loop: which unit of the sample comes next, of how many; the addresses of the labels of units,
 or of the positions of each class, and of where these begin; the classes; the one left out; the loop that sums; the rows
-it takes as one; values that fit where they are gathered; the addresses of that place, of the loop's working memory, of
-the values taken per class, and of the ends of classes. The addresses of the arrays of each class follow."""
-EACH = 6
+it takes as one; the rows of a strip; the addresses of the strips, of the loop's working memory, of the rows waiting in
+each strip, and of the values taken per class. The addresses of the arrays of each class follow."""
+EACH = 3
 
 
 @dataclass(frozen=True)
@@ -56,9 +54,10 @@ class ClassSumsOf:
     def working_bytes(self, dtype: np.dtype[Any], shape: Sequence[int], axis: int, /) -> int:
         """As `RiderKind.working_bytes`."""
         channels = shape[axis]
-        arrays = 8 * (digit_count(dtype) + 4) * self.classes * (_joined(channels, dtype) + 1) * channels
-        gathered = max(GATHERED_BYTES, channels * dtype.itemsize) + 16 * self.labels.size
-        return arrays + COPIES * 8 * (digit_count(dtype) + 3) * self.classes * channels + gathered
+        rows, joined = _strip(channels, dtype)
+        arrays = 8 * (digit_count(dtype) + 4) * self.classes * (joined + 1) * channels
+        strips = self.classes * rows * channels * dtype.itemsize + 16 * self.labels.size
+        return arrays + COPIES * 8 * (digit_count(dtype) + 3) * self.classes * channels + strips
 
 
 class ClassSums:
@@ -67,12 +66,12 @@ class ClassSums:
     def __init__(self, dtype: np.dtype[Any], shape: tuple[int, ...], axis: int, labels: Labels, classes: int) -> None:
         self.dtype, self.channels, self._axis, self._labels = dtype, shape[axis], axis, labels
         self._rest = _rest(labels)
-        self._joined = _joined(self.channels, dtype)
+        rows, self._joined = _strip(self.channels, dtype)
         self._joint = [Filled.empty(dtype, self._joined * self.channels) for _ in range(classes)]
         self._single = [Filled.empty(dtype, self.channels) for _ in range(classes)]
-        self._taken, self._ends = np.zeros((2, classes), np.int64)
+        self._strips = np.empty((classes, rows, self.channels), np.dtype(f"u{dtype.itemsize}"))
+        self._waiting, self._taken = np.zeros((2, classes), np.int64)
         self._room = room()
-        self._gathered = np.empty(max(GATHERED_BYTES, self.channels * dtype.itemsize), np.uint8)
         self._uncarried = 0
         self._places: dict[tuple[tuple[int, int], ...], _Place] = {}
 
@@ -130,15 +129,14 @@ class ClassSums:
         starts = np.array([np.searchsorted(np.sort(row), np.arange(classes + 1)) for row in labels], np.int64)
         arrays = [np.ascontiguousarray(each, np.int64) for each in (order, starts)]
         words = np.zeros(HEAD + EACH * classes, np.int64)
-        words[UNITS], words[CLASSES], words[REST], words[JOINED] = len(labels), classes, self._rest, self._joined
-        words[LOOP] = address(loop(self.dtype, runs=inner > 1))
-        words[CAPACITY] = self._gathered.size // self.dtype.itemsize
-        pointed: dict[int, Array] = {LABELS: arrays[0], STARTS: arrays[1], GATHERED: self._gathered}
-        pointed |= {ROOM: self._room, TAKEN: self._taken, ENDS: self._ends}
+        words[UNITS], words[CLASSES], words[REST] = len(labels), classes, self._rest
+        words[LOOP] = address(loop(self.dtype, runs=False))
+        words[JOINED], words[ROWS] = self._joined, self._strips.shape[1]
+        pointed: dict[int, Array] = {LABELS: arrays[0], STARTS: arrays[1], STRIPS: self._strips}
+        pointed |= {ROOM: self._room, WAITING: self._waiting, TAKEN: self._taken}
         for word, array in pointed.items():
             words[word] = array.ctypes.data
-        filled = zip(self._joint, self._single, strict=True)
-        words[HEAD:] = [word for joint, single in filled for word in (*joint.addresses, *single.addresses)]
+        words[HEAD:] = [word for joint in self._joint for word in joint.addresses]
         return _Place(inner, words, arrays)
 
     def found(self) -> Tally:
@@ -146,12 +144,22 @@ class ClassSums:
 
         All are zero for the class left out: see `with_rest`.
         """
+        self._sum_waiting()
         joint = [each.folded(self._joined, self.channels, 1).sums for each in self._joint]
         sums = np.stack([a + b.sums for a, b in zip(joint, self._single, strict=True)], axis=1)
         nan, infinite = sums[-2].copy(), sums[-1].copy()
         count = self._taken[:, np.newaxis] - nan - infinite
         arrays = {"digits": carried(sums[:-2]), "count": count, "nan": nan, "infinite": infinite}
         return Tally(arrays, digits=("digits",))
+
+    def _sum_waiting(self) -> None:
+        """Sum over the rows that wait in the strips."""
+        for label, rows in enumerate(self._waiting.tolist()):
+            if rows:
+                arrays = *self._single[label].addresses, self._room.ctypes.data
+                loop(self.dtype, runs=False)(self._strips[label].ctypes.data, rows, self.channels, 1, *arrays)
+        self._taken += self._waiting
+        self._waiting[:] = 0
 
     @staticmethod
     def with_rest(found: Mapping[str, Array], labels: Labels, whole: Measures) -> dict[str, Array]:
@@ -184,10 +192,11 @@ def _rest(labels: Labels) -> int:
     return int(np.bincount(labels.reshape(-1), minlength=1).argmax())
 
 
-def _joined(channels: int, dtype: np.dtype[Any]) -> int:
-    """The rows of one class that a loop joins, so that narrow rows fill the processor's registers."""
-    gathered = GATHERED_BYTES // max(1, channels * dtype.itemsize)
-    return max(1, min(NARROWEST // max(1, channels), gathered // FEWEST_JOINED))
+def _strip(channels: int, dtype: np.dtype[Any]) -> tuple[int, int]:
+    """The rows of a strip, and how many of them a loop joins, so that narrow rows fill the processor's registers."""
+    rows = max(STRIP_ROWS, STRIP_BYTES // max(1, channels * dtype.itemsize))
+    joined = max(1, min(NARROWEST // max(1, channels), rows // STRIP_ROWS))
+    return rows - rows % joined, joined
 
 
 @cache
@@ -200,68 +209,60 @@ def _summing(dtype: np.dtype[Any], *, runs: bool) -> Callable[..., None]:
 def _definition(itemsize: int, runs: bool) -> Callable[..., None]:
     import numba
 
-    from .class_kernels import gather_rows, gather_runs
+    from .class_kernels import copy_columns, copy_row
 
     carray, call, at = numba.carray, foreign.caller(), foreign.at()
     word = np.dtype(f"u{itemsize}")
 
+    @numba.njit(error_model="numpy")
+    def sum_strip(words, label, channels):  # type: ignore[no-untyped-def]
+        rows, joined, first = words[ROWS], words[JOINED], HEAD + EACH * label
+        strip = words[STRIPS] + label * rows * channels * itemsize
+        sums, least, most = words[first], words[first + 1], words[first + 2]
+        call(words[LOOP], (strip, rows // joined, joined * channels, 1, sums, least, most, words[ROOM]))
+        carray(at(words[TAKEN]), (words[CLASSES],), np.int64)[label] += rows
+
     def over_rows(data, units, channels, inner, state, low, high, space):  # type: ignore[no-untyped-def]
-        head = carray(state, (HEAD,), np.int64)
-        classes, joined = head[CLASSES], head[JOINED]
+        classes = carray(state, (HEAD,), np.int64)[CLASSES]
         words = carray(state, (HEAD + EACH * classes,), np.int64)
-        labels = carray(at(head[LABELS]), (head[UNITS],), np.int64)
-        taken, ends = carray(at(head[TAKEN]), (classes,), np.int64), carray(at(head[ENDS]), (classes,), np.int64)
+        labels = carray(at(words[LABELS]), (words[UNITS],), np.int64)
+        waiting = carray(at(words[WAITING]), (classes,), np.int64)
+        strips = carray(at(words[STRIPS]), (classes, words[ROWS], channels), word)
         values = carray(data, (units, channels), word)
-        several = max(1, head[CAPACITY] // channels)
-        gathered = carray(at(head[GATHERED]), (several, channels), word)
-        row_bytes, room = channels * itemsize, head[ROOM]
-        start = 0
-        while start < units:
-            rows = min(several, units - start)
-            gather_rows(values[start : start + rows], labels, head[NEXT], head[REST], gathered, ends)
-            begin = 0
-            for label in range(classes):
-                number = ends[label] - begin
-                if number:
-                    taken[label] += number
-                    place, first = head[GATHERED] + begin * row_bytes, HEAD + EACH * label
-                    together = number // joined
-                    if together:
-                        sums, least, most = words[first], words[first + 1], words[first + 2]
-                        call(head[LOOP], (place, together, joined * channels, 1, sums, least, most, room))
-                    rest = number - together * joined
-                    if rest:
-                        place += together * joined * row_bytes
-                        sums, least, most = words[first + 3], words[first + 4], words[first + 5]
-                        call(head[LOOP], (place, rest, channels, 1, sums, least, most, room))
-                begin = ends[label]
-            head[NEXT] = (head[NEXT] + rows) % head[UNITS]
-            start += rows
+        place, rest, rows = words[NEXT], words[REST], words[ROWS]
+        for unit in range(units):
+            label = labels[place]
+            place = place + 1 if place + 1 < labels.size else 0
+            if label != rest:
+                copy_row(values[unit], strips[label, waiting[label]])
+                waiting[label] += 1
+                if waiting[label] == rows:
+                    sum_strip(words, label, channels)
+                    waiting[label] = 0
+        words[NEXT] = place
 
     def over_runs(data, units, channels, inner, state, low, high, space):  # type: ignore[no-untyped-def]
-        head = carray(state, (HEAD,), np.int64)
-        classes = head[CLASSES]
+        classes = carray(state, (HEAD,), np.int64)[CLASSES]
         words = carray(state, (HEAD + EACH * classes,), np.int64)
-        positions = carray(at(head[LABELS]), (head[UNITS], inner), np.int64)
-        starts = carray(at(head[STARTS]), (head[UNITS], classes + 1), np.int64)
-        taken = carray(at(head[TAKEN]), (classes,), np.int64)
+        positions = carray(at(words[LABELS]), (words[UNITS], inner), np.int64)
+        starts = carray(at(words[STARTS]), (words[UNITS], classes + 1), np.int64)
+        waiting = carray(at(words[WAITING]), (classes,), np.int64)
+        strips = carray(at(words[STRIPS]), (classes, words[ROWS], channels), word)
         values = carray(data, (units, channels, inner), word)
-        several, room = max(1, head[CAPACITY] // channels), head[ROOM]
+        place, rest, rows = words[NEXT], words[REST], words[ROWS]
         for unit in range(units):
-            place = head[NEXT]
             for label in range(classes):
-                if label == head[REST]:
-                    continue
                 begin, end = starts[place, label], starts[place, label + 1]
-                taken[label] += end - begin
-                first = HEAD + EACH * label + 3
-                while begin < end:
-                    number = min(several, end - begin)
-                    into = carray(at(head[GATHERED]), (channels, number), word)
-                    gather_runs(values[unit], positions[place, begin : begin + number], into)
-                    sums, least, most = words[first], words[first + 1], words[first + 2]
-                    call(head[LOOP], (head[GATHERED], 1, channels, number, sums, least, most, room))
+                while begin < end and label != rest:
+                    first = waiting[label]
+                    number = min(rows - first, end - begin)
+                    copy_columns(values[unit], positions[place, begin : begin + number], strips[label, first:])
                     begin += number
-            head[NEXT] = (place + 1) % head[UNITS]
+                    waiting[label] += number
+                    if waiting[label] == rows:
+                        sum_strip(words, label, channels)
+                        waiting[label] = 0
+            place = place + 1 if place + 1 < words[UNITS] else 0
+        words[NEXT] = place
 
     return over_runs if runs else over_rows
