@@ -20,6 +20,19 @@ from onnx import helper, numpy_helper
 Array = npt.NDArray[Any]
 PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 ON_CODES = {"QLinearConv": "Conv", "QLinearMatMul": "MatMul", "QGemm": "Gemm"}
+OUTPUT_SCALE = {
+    "QLinearConv": 6,
+    "QLinearMatMul": 6,
+    "QGemm": 7,
+    "QLinearAdd": 6,
+    "QLinearMul": 6,
+    "QLinearConcat": 0,
+    "QLinearSigmoid": 3,
+    "QLinearSoftmax": 3,
+    "QLinearGlobalAveragePool": 3,
+    "QLinearAveragePool": 3,
+}
+"""Operator on codes → which of its inputs is the scale of its output."""
 BIAS = {"Conv": 2, "ConvTranspose": 2, "Gemm": 2}
 SAME_CODES = ("Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "MaxPool", "Identity", "Slice", "Gather")
 """Operators whose outputs are codes of the scale of their input."""
@@ -35,7 +48,7 @@ FLOAT32 = 1e-5
 class Shift:
     """The largest distance between the mean outputs of one layer in both models, and the `step` of its bias there.
 
-    `tolerance` is the error of float32; a bias of floats has the step 0.
+    `tolerance` is the error of floats; a bias of floats has the step 0.
     """
 
     layer: str
@@ -45,8 +58,8 @@ class Shift:
 
     @property
     def is_undone(self) -> bool:
-        """Whether no more is left than rounding the bias leaves."""
-        return self.distance <= self.step + self.tolerance
+        """Whether no more is left than rounding the bias once leaves."""
+        return self.distance <= self.step / 2 + self.tolerance
 
 
 def linear_nodes(path: Path) -> list[str]:
@@ -74,8 +87,14 @@ def activations(path: Path, x: Mapping[str, Array]) -> dict[str, Array]:
     return {**x, **{name: value for name, value in outputs.items() if value is not None}}
 
 
-def shifts(float_path: Path, quantized_path: Path, tensors: Mapping[str, Array]) -> dict[str, Shift]:
-    """Name of a node of the float model → the shift of its mean outputs in the quantised model."""
+def shifts(
+    float_path: Path, quantized_path: Path, tensors: Mapping[str, Array], x: Mapping[str, Array] | None = None
+) -> dict[str, Shift]:
+    """Name of a node of the float model → the shift of its mean outputs in the quantised model.
+
+    With samples `x`, the whole quantised model runs, so that each layer reads what earlier ones make of them.
+    """
+    run_as_it_is = None if x is None else activations(quantized_path, x)
     original = onnx.load(float_path)
     limits = {node.output[0]: node.input[0] for node in original.graph.node if node.op_type in LIMITS}
     graph, owners, found = Plain(onnx.load(quantized_path), tensors, limits), owners_of(original), {}
@@ -84,11 +103,17 @@ def shifts(float_path: Path, quantized_path: Path, tensors: Mapping[str, Array])
         wanted = output if output in owners else limits.get(output or "")
         if output is None or wanted not in owners:
             continue
-        value, axis = graph.value_of(output), 1 if node.op_type.startswith("Conv") else -1
+        value = graph.value_of(output) if run_as_it_is is None else _unrounded(run_as_it_is, output)
+        axis = 1 if node.op_type.startswith("Conv") else -1
         distance = np.abs(means(value, axis) - means(tensors[wanted], axis)).max()
         tolerance = FLOAT32 * float(np.abs(tensors[wanted]).max())
         found[owners[wanted]] = Shift(owners[wanted], float(distance), graph.steps.get(node.output[0], 0.0), tolerance)
     return found
+
+
+def _unrounded(tensors: Mapping[str, Array], name: str) -> Array:
+    """The tensor `name` before its rounding to codes, if it is rounded."""
+    return next(tensors[each] for each in (name + SUFFIXES[1], name) if each in tensors)
 
 
 def means(values: Array, axis: int) -> Array:
@@ -169,23 +194,33 @@ class Plain:
         """What `node` is on reals."""
         kind = node.op_type
         if kind in ("QuantizeLinear", "DequantizeLinear"):
-            self._names[node.output[0]] = self._real(node.input[0])
-            self._scales[node.output[0]] = self.constants[node.input[1]]
+            yield from self._alias(node)
             return
+        if kind in OUTPUT_SCALE:
+            self._scales[node.output[0]] = self.constants[node.input[OUTPUT_SCALE[kind]]]
         if kind in ON_CODES and node.input[3] in self.constants:
             yield self._product(node)
             return
         if kind == "MatMulInteger" and node.input[1] in self.constants:
             yield from self._integers(node)
             return
-        if kind in SAME_CODES and node.input[0] in self._scales:
-            self._scales[node.output[0]] = self._scales[node.input[0]]
+        if kind in SAME_CODES and (scale := self._scale_of(node.input[0])) is not None:
+            self._scales[node.output[0]] = scale
         made = onnx.NodeProto.FromString(node.SerializeToString())
         made.input[:] = [self._read(name) for name in node.input]
         made.output[:] = [self._real(name) for name in node.output]
         if kind in BIAS and len(node.input) > 2 and node.input[2] in self._codes:
             self.steps[made.output[0]] = float(np.max(self.constants[self._codes[node.input[2]]]))
         yield made
+
+    def _alias(self, node: Any) -> Iterable[Any]:
+        """Codes of a tensor, or what they stand for, are that tensor; one under a new name gets its old one."""
+        name, output = self._real(node.input[0]), self._real(node.output[0])
+        self._scales[node.output[0]] = self.constants[node.input[1]]
+        if name not in self.tensors and output in self.tensors:
+            yield helper.make_node("Identity", [name], [output])
+        else:
+            self._names[node.output[0]] = name
 
     def _product(self, node: Any) -> Any:
         """The operator on reals that `node` is on codes."""
@@ -200,9 +235,6 @@ class Plain:
             step = float(np.max(x_scale)) * scale.astype("f8").reshape(-1)
             inputs.append(self._constant(f"{output}/bias", self.constants[node.input[place]] * step))
             self.steps[output] = float(step.max())
-        y = {"QLinearConv": 6, "QLinearMatMul": 6, "QGemm": 7}[node.op_type]
-        if len(node.input) > y:
-            self._scales[node.output[0]] = self.constants[node.input[y]]
         made = helper.make_node(kind, inputs, [output], name=node.name)
         made.attribute.extend(node.attribute)
         return made
@@ -214,6 +246,10 @@ class Plain:
         weight = self._constant(f"{node.output[0]}/weight", codes.astype("f8") - along(zero, -1, codes.ndim))
         yield helper.make_node("Mul", [self._read(node.input[0]), scale], [f"{node.output[0]}/x"])
         yield helper.make_node("MatMul", [f"{node.output[0]}/x", weight], [node.output[0]], name=node.name)
+
+    def _scale_of(self, codes: str) -> Array | None:
+        """The scale of `codes`; that of constant ones has the name that onnxruntime gives it."""
+        return self._scales.get(codes, self.constants.get(f"{codes.removesuffix('_quantized')}_scale"))
 
     def _constant(self, name: str, value: Array) -> str:
         self._known[name] = value.astype(np.float32)

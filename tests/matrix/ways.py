@@ -16,7 +16,8 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from streamstats.config import JobConfig
 from streamstats.errors import StreamstatsError
 from streamstats.jobs.run import run
-from streamstats.models.onnx.correct import correct_quantized
+from streamstats.models.onnx.correct import How, correct_quantized
+from streamstats.models.onnx.iterative import Iterative
 from streamstats.models.onnx.record import record
 
 from .evaluation import Shift, activations, linear_nodes, shifts
@@ -30,10 +31,11 @@ QDQ, OPERATORS = (
 
 @dataclass(frozen=True)
 class Way:
-    """Options of `quantize_static`, and whether the model is pre-processed before."""
+    """Options of `quantize_static`, whether the model is pre-processed before, and corrected layer by layer."""
 
     options: Mapping[str, Any]
     preprocessed: bool = False
+    layer_by_layer: bool = False
 
 
 WAYS = {
@@ -43,7 +45,7 @@ WAYS = {
     for form, options in (("QDQ", QDQ), ("operators", OPERATORS))
     for each in (False, True)
     for before in (False, True)
-}
+} | {"QDQ, per channel, layer by layer": Way(QDQ | {"per_channel": True}, layer_by_layer=True)}
 
 
 @dataclass(frozen=True)
@@ -95,16 +97,24 @@ def outcomes(model: Recorded, way: Way) -> list[Outcome]:
     _quantize(model, way, source, quantized)
     layers = linear_nodes(model.path)
     try:
-        done = {each.layer: each for each in correct_quantized(model.path, quantized, model.out, fixed).layers}
+        corrected = correct_quantized(model.path, quantized, model.out, fixed, how=_how(model, way))
     except StreamstatsError as error:
         return [Outcome(name, reason=str(error)) for name in layers]
-    before, after = (shifts(model.path, each, model.tensors) for each in (quantized, fixed))
+    done = {each.layer: each for each in corrected.layers}
+    x = model.x if way.layer_by_layer else None
+    before, after = (shifts(model.path, each, model.tensors, x) for each in (quantized, fixed))
     found = []
     for name in layers:
-        one = done.get(name.strip("/"))
+        one = done.get(name.strip("/")) or done.get(f"{name.strip('/')}_quant")  # as the quantiser named it
         told = Outcome(name) if one is None else Outcome(name, one.op, one.corrected, one.reason)
         found.append(Outcome(name, told.op, told.corrected, told.reason, before.get(name), after.get(name)))
     return found
+
+
+def _how(model: Recorded, way: Way) -> How:
+    if not way.layer_by_layer:
+        return How()
+    return How(iterative=Iterative(model.path.parent / "x.npz", model.path.parent / "work"))
 
 
 def _quantize(model: Recorded, way: Way, source: Path, target: Path) -> None:
