@@ -26,6 +26,8 @@ from streamstats.models.torch import Account, apply_correctors, recording
 from .evaluation import Shift
 from .ways import Outcome
 
+MASK = "attention_mask"
+"""The input that says which positions count; `recording` knows it by this name."""
 KINDS = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
 FLOAT32 = 1e-6
 """The error of a float32 bias in mean outputs, as a share of the largest output."""
@@ -87,8 +89,9 @@ def recorded(network: Any, x: Mapping[str, Any], folder: Path) -> Recorded:
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         with recording(network, folder / "recorded.zarr") as account:
-            network(*x.values())
-    config = {"source": str(folder / "recorded.zarr"), "output": str(folder / "out"), "statistics": ["taps"]}
+            network(**x)
+    statistics = [] if MASK in x else ["taps"]  # the mask is recorded, and taps have none
+    config = {"source": str(folder / "recorded.zarr"), "output": str(folder / "out"), "statistics": statistics}
     run(JobConfig.model_validate(config).job())
     return Recorded(network, x, folder / "out", account)
 
@@ -98,13 +101,13 @@ def outcomes(given: Recorded, way: Callable[[Any, Mapping[str, Any]], Any]) -> l
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         quantized = way(given.network, given.x)
-        seen = observed(given.network, given.x)
-        before = shifts(given.network, quantized, seen)
+        seen, mask = observed(given.network, given.x), given.x.get(MASK)
+        before = shifts(given.network, quantized, seen, mask)
         try:
             done = {each.layer: each for each in apply_correctors(given.network, quantized, given.out)}
         except StreamstatsError as error:
             return [Outcome(name, reason=str(error)) for name in layers_of(given.network)]
-        after = shifts(given.network, quantized, seen)
+        after = shifts(given.network, quantized, seen, mask)
     return [_outcome(name, done, given.account, before, after) for name in layers_of(given.network)]
 
 
@@ -112,8 +115,9 @@ def _outcome(
     name: str, done: Mapping[str, Any], account: Account, before: Mapping[str, Shift], after: Mapping[str, Shift]
 ) -> Outcome:
     one = done.get(name)
-    if one is None:
-        reasons = [each.reason for each in account.values() if each.layer == name or each.layer.startswith(f"{name}/")]
+    if one is None:  # the parts of a stack have names of their own
+        parts = [*account.values(), *done.values()]
+        reasons = [each.reason for each in parts if each.layer == name or each.layer.startswith(f"{name}/")]
         return Outcome(name, reason=next(filter(None, reasons), ""))
     return Outcome(name, one.op, one.corrected, one.reason, before.get(name), after.get(name))
 
@@ -184,8 +188,11 @@ def _linear_calls(seen: dict[str, Seen], weights: Mapping[int, str]) -> Iterator
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
-def shifts(network: Any, quantized: Any, seen: Mapping[str, Seen]) -> dict[str, Shift]:
-    """Layer → the shift of its mean outputs, with the weights and biases of `quantized` and the float inputs."""
+def shifts(network: Any, quantized: Any, seen: Mapping[str, Seen], mask: Any) -> dict[str, Shift]:
+    """Layer → the shift of its mean outputs, with the weights and biases of `quantized` and the float inputs.
+
+    Positions that the `mask` leaves out do not count.
+    """
     products = dict(_products_of_graph(quantized) if _is_exported(quantized) else _products_of_modules(quantized))
     found = {}
     for path, module in network.named_modules():
@@ -196,18 +203,22 @@ def shifts(network: Any, quantized: Any, seen: Mapping[str, Seen]) -> dict[str, 
         behind = _norm_behind(network, path)
         wanted = seen[behind] if behind and not _has_norm(quantized, behind) else read
         channel = 1 if isinstance(module, nn.Conv2d | nn.ConvTranspose2d) else -1
-        mine, theirs = (
-            _means([product(module, each) for each in read.inputs], channel), _means(wanted.outputs, channel)
-        )
+        mine = _means([product(module, each) for each in read.inputs], channel, mask)
+        theirs = _means(wanted.outputs, channel, mask)
         largest = max(float(each.abs().max()) for each in wanted.outputs)
         name = multiplied.replace(".", "/")
         found[name] = Shift(name, float((mine - theirs).abs().max()), 0.0, FLOAT32 * largest)
     return found
 
 
-def _means(outputs: list[Any], channel: int) -> Any:
-    rows = torch.cat([each.movedim(channel, -1).flatten(0, -2) for each in outputs])
-    return rows.mean(0)
+def _means(outputs: list[Any], channel: int, mask: Any) -> Any:
+    return torch.cat([_rows(each.movedim(channel, -1), mask) for each in outputs]).mean(0)
+
+
+def _rows(values: Any, mask: Any) -> Any:
+    if mask is not None and values.shape[:-1] == mask.shape:
+        return values[mask.bool()]
+    return values.flatten(0, -2)
 
 
 def _norm_behind(network: Any, path: str) -> str | None:
@@ -223,7 +234,7 @@ def _norm_behind(network: Any, path: str) -> str | None:
 def _has_norm(quantized: Any, path: str) -> bool:
     if _is_exported(quantized):
         return False
-    return isinstance(dict(quantized.named_modules()).get(path), nn.BatchNorm2d)
+    return type(dict(quantized.named_modules()).get(path)).__name__.startswith(("BatchNorm", "BNReLU"))
 
 
 Product = Callable[[Any, Any], Any]
