@@ -108,8 +108,8 @@ class Conv1D(nn.Module):
         self.bias = nn.Parameter(torch.randn(outputs) * 0.1)
 
     def forward(self, x: Any) -> Any:
-        shape = (*x.shape[:-1], self.nf)
-        return torch.addmm(self.bias, x.reshape(-1, x.shape[-1]), self.weight).reshape(shape)
+        rows = torch.addmm(self.bias, x.reshape(-1, self.nx), self.weight)
+        return rows.reshape(x.shape[0], x.shape[1], self.nf)
 
 
 class Joint(nn.Module):
@@ -120,8 +120,8 @@ class Joint(nn.Module):
         self.c_attn, self.c_proj = Conv1D(3 * WIDTH, WIDTH), Conv1D(WIDTH, WIDTH)
 
     def forward(self, x: Any, mask: Any = None) -> Any:
-        q, k, v = (split(each) for each in self.c_attn(x).chunk(3, -1))
-        return self.c_proj(attended(q, k, v, mask))
+        q, k, v = self.c_attn(x).chunk(3, -1)
+        return self.c_proj(attended(split(q), split(k), split(v), mask))
 
 
 class GPT(nn.Module):
@@ -156,8 +156,8 @@ class Windows(nn.Module):
         y = x.reshape(-1, size, size, width)
         y = torch.roll(y, (-self.shift, -self.shift), (1, 2)) if self.shift else y
         y = y.reshape(-1, size // 2, 2, size // 2, 2, width).transpose(2, 3).reshape(-1, 4, width)
-        q, k, v = (split(each) for each in self.qkv(y).chunk(3, -1))
-        y = self.proj(attended(q, k, v, self.places))
+        q, k, v = self.qkv(y).chunk(3, -1)
+        y = self.proj(attended(split(q), split(k), split(v), self.places))
         y = y.reshape(-1, size // 2, size // 2, 2, 2, width).transpose(2, 3).reshape(-1, size, size, width)
         y = torch.roll(y, (self.shift, self.shift), (1, 2)) if self.shift else y
         return y.reshape(-1, size * size, width)

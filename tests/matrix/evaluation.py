@@ -57,9 +57,14 @@ class Shift:
     tolerance: float
 
     @property
+    def errors(self) -> float:
+        """The distance, as a multiple of what rounding the bias once, and floats, may leave."""
+        return self.distance / (self.step / 2 + self.tolerance)
+
+    @property
     def is_undone(self) -> bool:
         """Whether no more is left than rounding the bias once leaves."""
-        return self.distance <= self.step / 2 + self.tolerance
+        return self.errors <= 1
 
 
 def linear_nodes(path: Path) -> list[str]:
@@ -152,7 +157,9 @@ class Plain:
         self._codes = dict(_coded(model))
         self._names: dict[str, str] = {}
         self._known: dict[str, Array] = dict(self.constants)
-        self.nodes = [each for node in model.graph.node if node.output[0] not in self.constants for each in self._of(node)]
+        self.nodes = [
+            each for node in model.graph.node if node.output[0] not in self.constants for each in self._of(node)
+        ]
         self.made_by = {name: node for node in self.nodes for name in node.output}
 
     def products(self) -> list[Any]:

@@ -106,8 +106,11 @@ def outcomes(model: Recorded, way: Way) -> list[Outcome]:
     found = []
     for name in layers:
         one = done.get(name.strip("/")) or done.get(f"{name.strip('/')}_quant")  # as the quantiser named it
-        told = Outcome(name) if one is None else Outcome(name, one.op, one.corrected, one.reason)
-        found.append(Outcome(name, told.op, told.corrected, told.reason, before.get(name), after.get(name)))
+        if one is None:
+            found.append(Outcome(name, before=before.get(name), after=after.get(name)))
+            continue
+        reason = model.reasons.get(one.layer) or one.reason
+        found.append(Outcome(name, one.op, one.corrected, reason, before.get(name), after.get(name)))
     return found
 
 

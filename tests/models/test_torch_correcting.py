@@ -203,7 +203,7 @@ class Conv1D(nn.Module):  # type: ignore[misc]
         self.weight, self.bias = nn.Parameter(weight), nn.Parameter(bias)
 
     def forward(self, x: Any) -> Any:
-        return torch.addmm(self.bias, x.view(-1, x.size(-1)), self.weight).view(*x.shape[:-1], -1)
+        return torch.addmm(self.bias, x.reshape(-1, x.size(-1)), self.weight).view(x.size(0), x.size(1), -1)
 
 
 def on_the_fly(network: Any) -> Any:
@@ -567,3 +567,53 @@ def test_models_of_pt2e_are_corrected_in_their_graphs(tmp_path: Path, stage: str
         assert np.abs(before[number][0] @ inputs_are[name] + bias - wanted).max() > 1e-4
         np.testing.assert_allclose(after[number][0] @ inputs_are[name] + after[number][1], wanted, atol=1e-6)
     quantized.graph.lint()
+
+
+class Words(nn.Module):  # type: ignore[misc]
+    """Attention, whose two products one module makes, and a matrix that `addmm` multiplies by."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attn, self.wide = nn.MultiheadAttention(8, 2, batch_first=True), Conv1D(torch.randn(8, 6), torch.zeros(6))
+
+    def forward(self, x: Any) -> Any:
+        return self.wide(self.attn(x, x, x, need_weights=False)[0])
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's own, on exporting
+def test_attention_and_conv1d_are_found_in_exported_graphs(tmp_path: Path) -> None:
+    network, x = Words().eval().requires_grad_(False), torch.randn(16, 5, 8) + 0.7
+    quantized = torch.export.export(copy.deepcopy(network), (x,)).module()
+    for name, parameter in quantized.named_parameters():
+        if "weight" in name:
+            parameter.copy_(torch.from_numpy(ss.fake_quantize(parameter.numpy(), 4)))
+    stored = dict(quantized.named_parameters())
+    done = {each.layer: each for each in apply_correctors(network, quantized, correctors(network, tmp_path, x))}
+    assert {name: each.outcome for name, each in done.items()} == dict.fromkeys(
+        ("attn/in_proj", "attn/out_proj", "wide"), "corrected"
+    )
+    whole = network.attn.in_proj_weight.double() - stored["attn.in_proj_weight"].double()
+    np.testing.assert_allclose(done["attn/in_proj"].term, whole @ x.double().mean((0, 1)), atol=1e-9)
+    attended = network.attn(x, x, x, need_weights=False)[0].double().mean((0, 1))
+    last = (network.wide.weight.double() - stored["wide.weight"].double()).T @ attended
+    np.testing.assert_allclose(done["wide"].term, last, atol=1e-6)
+    biases = [tuple(value.shape) for name, value in quantized.named_parameters() if name.startswith("corrected_bias")]
+    assert biases == [(24,), (8,), (6,)]
+    quantized.graph.lint()
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_module_that_tracing_takes_apart_is_refused_and_can_be_kept_whole(tmp_path: Path, whole: bool) -> None:
+    fx, ao = pytest.importorskip("torch.ao.quantization.quantize_fx"), torch.ao.quantization
+    network, x = nn.Sequential(nn.Linear(8, 8), Conv1D(torch.randn(8, 6), torch.zeros(6))).eval(), torch.randn(9, 5, 8)
+    config = ao.fx.custom_config.PrepareCustomConfig()
+    if whole:
+        config.set_non_traceable_module_classes([Conv1D])
+    mapping = ao.get_default_qconfig_mapping("x86")
+    prepared = fx.prepare_fx(copy.deepcopy(network), mapping, (x,), prepare_custom_config=config)
+    prepared(x)
+    first, last = apply_correctors(network, fx.convert_fx(prepared), correctors(network, tmp_path, x))
+    assert first.outcome == "corrected"
+    assert (last.outcome, "non_traceable" in last.reason) == (
+        ("never quantised", False) if whole else ("refused", True)
+    )
