@@ -18,6 +18,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -29,40 +30,40 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from matrix import exporting, torch_networks, torch_ways, ways
 from matrix.ways import Outcome
 
-COLUMNS = {
+REASONS = {
     "left in float": ("left its weight in float", "never quantised"),
     "recurrent": ("LSTM", "recurrent"),
-    "stack of matrices": ("expected 2 axes", "no known bias"),
-    "taken apart by tracing": ("tracing took",),
+    "stacked": ("expected 2 axes", "no one parameter"),
+    "taken apart": ("tracing took",),
     "samples not first": ("expected samples on axis 0",),
 }
-"""Column of the table → words in the reasons that it counts; a reason belongs to the first that fits."""
-OTHERS = "other reasons"
+"""Short name of a reason → words in it; a reason has the first name that fits."""
+OTHER = "other"
 
 
 def main() -> None:
-    """Print one table for onnxruntime and one for torch."""
+    """Print which layers of each network were corrected, in all ways of onnxruntime and of torch."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--networks", nargs="+", default=list(torch_networks.NETWORKS), help="names (default all)")
-    parser.add_argument("--markdown", action="store_true", help="the tables as Markdown")
-    parser.add_argument("--reasons", action="store_true", help="also list the reasons of layers left alone")
+    parser.add_argument("--markdown", action="store_true", help="the table as Markdown")
+    parser.add_argument("--reasons", action="store_true", help="also list the reasons in full")
     options = parser.parse_args()
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
     started = time.monotonic()
     found = {name: (list(_by_onnxruntime(name)), list(_by_torch(name))) for name in options.networks}
-    columns = ["network", "layers", "corrected", "largest shift", "after", *COLUMNS, OTHERS, "wrong"]
-    titles = (
-        f"onnxruntime: {len(ways.WAYS)} ways × {len(exporting.EXPORTERS)} exporters",
-        f"torch: {len(torch_ways.WAYS)} ways",
+    title = (
+        f"onnxruntime: {len(exporting.EXPORTERS)} exporters × {len(ways.WAYS)} ways; torch: {len(torch_ways.WAYS)} ways"
     )
-    tables = [
-        Table(title, columns, [_row(name, each[place]) for name, each in found.items()])
-        for place, title in enumerate(titles)
-    ]
-    reasons = Counter(each.reason for both in found.values() for part in both for each in part if not each.corrected)
-    notes = [f"{count} × {reason}" for reason, count in reasons.most_common()] if options.reasons else []
-    show(tables, machine(), [*notes, f"{time.monotonic() - started:.0f} s"], markdown=options.markdown)
+    columns = ["network", "onnxruntime: layers", "corrected", "left out", "torch: layers", "corrected", "left out"]
+    rows = [[name, *_counts(by_onnxruntime), *_counts(by_torch)] for name, (by_onnxruntime, by_torch) in found.items()]
+    both = [list(chain.from_iterable(each)) for each in zip(*found.values(), strict=True)]
+    notes = [_summary(name, each) for name, each in zip(("onnxruntime", "torch"), both, strict=True)]
+    if options.reasons:
+        reasons = Counter(each.reason for outcomes in both for each in outcomes if not each.corrected)
+        notes += [f"{count} × {reason}" for reason, count in reasons.most_common()]
+    seconds = f"{time.monotonic() - started:.0f} s"
+    show([Table(title, columns, rows)], machine(), [*notes, seconds], markdown=options.markdown)
 
 
 def _by_onnxruntime(name: str) -> Iterator[Outcome]:
@@ -86,21 +87,27 @@ def _by_torch(name: str) -> Iterator[Outcome]:
             yield from torch_ways.outcomes(recorded, way)
 
 
-def _row(name: str, outcomes: Sequence[Outcome]) -> list[str]:
+def _counts(outcomes: Sequence[Outcome]) -> list[str]:
+    """Layers in all, those corrected, and those left out by reason."""
+    counts = Counter(_short(each.reason) for each in outcomes if not each.corrected)
+    left_out = ", ".join(f"{counts[name]} {name}" for name in (*REASONS, OTHER) if counts[name])
+    return [f"{len(outcomes)}", f"{sum(each.corrected for each in outcomes)}", left_out or "-"]
+
+
+def _summary(name: str, outcomes: Sequence[Outcome]) -> str:
+    """The largest shifts, as multiples of what rounding a bias once may leave, and how many layers are wrong."""
     corrected = [each for each in outcomes if each.corrected]
-    counts = Counter(_column(each.reason) for each in outcomes if not each.corrected)
-    wrong = sum(each.after is None or not each.after.is_undone for each in corrected)
-    wrong += sum(not each.corrected and not each.reason for each in outcomes)
     before, after = (
         max((shift.errors for each in corrected if (shift := getattr(each, when))), default=0.0)
         for when in ("before", "after")
     )
-    numbers = [f"{counts[column] or ''}" for column in (*COLUMNS, OTHERS)]
-    return [name, f"{len(outcomes)}", f"{len(corrected)}", f"{before:.0f}", f"{after:.2f}", *numbers, f"{wrong}"]
+    wrong = sum(each.after is None or not each.after.is_undone for each in corrected)
+    silent = sum(not each.corrected and not each.reason for each in outcomes)
+    return f"{name}: largest shift {before:.0f}, corrected {after:.2f}; {wrong} wrong, {silent} without a reason"
 
 
-def _column(reason: str) -> str:
-    return next((column for column, words in COLUMNS.items() if any(each in reason for each in words)), OTHERS)
+def _short(reason: str) -> str:
+    return next((name for name, words in REASONS.items() if any(each in reason for each in words)), OTHER)
 
 
 if __name__ == "__main__":

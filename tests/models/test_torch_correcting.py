@@ -680,8 +680,10 @@ def test_parameters_are_corrected_in_the_biases_that_their_calls_add(tmp_path: P
 
 def test_without_the_account_parameters_are_refused_and_the_remedy_is_named(tmp_path: Path) -> None:
     network, x = Loose().requires_grad_(False), torch.randn(16, 4, 5, 5)
+    quantized = copy.deepcopy(network)
+    quantized.conv.copy_(torch.from_numpy(ss.fake_quantize(network.conv.numpy(), 4)))
     with pytest.raises(MismatchError, match="give `account`, what the recording yielded"):
-        apply_correctors(network, copy.deepcopy(network), correctors(network, tmp_path, x))
+        apply_correctors(network, quantized, correctors(network, tmp_path, x))
 
 
 def test_parameters_that_were_scaled_or_left_in_float_are_told(tmp_path: Path) -> None:

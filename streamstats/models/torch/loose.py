@@ -69,10 +69,12 @@ class LooseParameters:
             if each.name in results.layers:
                 yield self._whole(each, results)
             for part in (name for name in results.layers if name.startswith(f"{each.name}/")):
-                yield LayerCorrection(part, reason=NO_BIAS)
+                yield self._never_quantised(each, part) or LayerCorrection(part, reason=NO_BIAS)
 
     def _whole(self, each: LooseParameter, results: Results) -> LayerCorrection:
         op = type(each.module).__name__
+        if same := self._never_quantised(each, each.name):
+            return same
         corrector = load_corrector(results.corrector_path(each.name), each.name)
         if corrector is None:
             return LayerCorrection(each.name, op, reason=NO_CORRECTOR)
@@ -81,11 +83,16 @@ class LooseParameters:
         except MismatchError as refused:
             return LayerCorrection(each.name, op, reason=str(refused))
 
+    def _never_quantised(self, each: LooseParameter, name: str) -> LayerCorrection | None:
+        """What became of the layer `name`, `each` or a part of it, if the copy has the float parameter."""
+        stored = self._copies.get(each.path)
+        if stored is None or not np.array_equal(reals(each.parameter), reals(stored)):
+            return None
+        return LayerCorrection(name, type(each.module).__name__, kept=NEVER_QUANTISED, reason=SAME)
+
     def _added(self, each: LooseParameter, corrector: BiasCorrector) -> LayerCorrection:
         use = self._use(each)
         weight, stored = reals(each.parameter), reals(self._copy(each.path))
-        if np.array_equal(weight, stored):
-            return LayerCorrection(each.name, kept=NEVER_QUANTISED, reason=SAME)
         check_rounded(weight, stored, use.layout)
         geometry = Geometry() if use.layout in MATRICES else None
         layer = LinearLayer(name=each.name, weight=weight, layout=use.layout, groups=use.groups, geometry=geometry)
