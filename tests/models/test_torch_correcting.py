@@ -34,11 +34,18 @@ def seeded() -> None:
 
 
 def correctors(network: Any, folder: Path, *given: Any, statistics: tuple[str, ...] = (), **named: Any) -> Path:
-    with torch.no_grad(), recording(network, folder / "s.zarr"):
+    return counted(network, folder, *given, statistics=statistics, **named)[0]
+
+
+def counted(
+    network: Any, folder: Path, *given: Any, statistics: tuple[str, ...] = (), **named: Any
+) -> tuple[Path, Any]:
+    """(what a run leaves, the account of the recording)."""
+    with torch.no_grad(), recording(network, folder / "s.zarr") as account:
         network(*given, **named)
     config = {"source": str(folder / "s.zarr"), "output": str(folder / "out"), "statistics": list(statistics)}
     run(JobConfig.model_validate(config).job())
-    return folder / "out"
+    return folder / "out", account
 
 
 def mean(y: Any, channel: int = 1) -> Any:
@@ -203,7 +210,7 @@ class Conv1D(nn.Module):  # type: ignore[misc]
         self.weight, self.bias = nn.Parameter(weight), nn.Parameter(bias)
 
     def forward(self, x: Any) -> Any:
-        return torch.addmm(self.bias, x.view(-1, x.size(-1)), self.weight).view(*x.shape[:-1], -1)
+        return torch.addmm(self.bias, x.reshape(-1, x.size(-1)), self.weight).view(x.size(0), x.size(1), -1)
 
 
 def on_the_fly(network: Any) -> Any:
@@ -567,3 +574,124 @@ def test_models_of_pt2e_are_corrected_in_their_graphs(tmp_path: Path, stage: str
         assert np.abs(before[number][0] @ inputs_are[name] + bias - wanted).max() > 1e-4
         np.testing.assert_allclose(after[number][0] @ inputs_are[name] + after[number][1], wanted, atol=1e-6)
     quantized.graph.lint()
+
+
+class Words(nn.Module):  # type: ignore[misc]
+    """Attention, whose two products one module makes, and a matrix that `addmm` multiplies by."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attn, self.wide = nn.MultiheadAttention(8, 2, batch_first=True), Conv1D(torch.randn(8, 6), torch.zeros(6))
+
+    def forward(self, x: Any) -> Any:
+        return self.wide(self.attn(x, x, x, need_weights=False)[0])
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's own, on exporting
+def test_attention_and_conv1d_are_found_in_exported_graphs(tmp_path: Path) -> None:
+    network, x = Words().eval().requires_grad_(False), torch.randn(16, 5, 8) + 0.7
+    quantized = torch.export.export(copy.deepcopy(network), (x,)).module()
+    for name, parameter in quantized.named_parameters():
+        if "weight" in name:
+            parameter.copy_(torch.from_numpy(ss.fake_quantize(parameter.numpy(), 4)))
+    stored = dict(quantized.named_parameters())
+    done = {each.layer: each for each in apply_correctors(network, quantized, correctors(network, tmp_path, x))}
+    assert {name: each.outcome for name, each in done.items()} == dict.fromkeys(
+        ("attn/in_proj", "attn/out_proj", "wide"), "corrected"
+    )
+    whole = network.attn.in_proj_weight.double() - stored["attn.in_proj_weight"].double()
+    np.testing.assert_allclose(done["attn/in_proj"].term, whole @ x.double().mean((0, 1)), atol=1e-9)
+    attended = network.attn(x, x, x, need_weights=False)[0].double().mean((0, 1))
+    last = (network.wide.weight.double() - stored["wide.weight"].double()).T @ attended
+    np.testing.assert_allclose(done["wide"].term, last, atol=1e-6)
+    biases = [tuple(value.shape) for name, value in quantized.named_parameters() if name.startswith("corrected_bias")]
+    assert biases == [(24,), (8,), (6,)]
+    quantized.graph.lint()
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_module_that_tracing_takes_apart_is_refused_and_can_be_kept_whole(tmp_path: Path, whole: bool) -> None:
+    fx, ao = pytest.importorskip("torch.ao.quantization.quantize_fx"), torch.ao.quantization
+    network, x = nn.Sequential(nn.Linear(8, 8), Conv1D(torch.randn(8, 6), torch.zeros(6))).eval(), torch.randn(9, 5, 8)
+    config = ao.fx.custom_config.PrepareCustomConfig()
+    if whole:
+        config.set_non_traceable_module_classes([Conv1D])
+    mapping = ao.get_default_qconfig_mapping("x86")
+    prepared = fx.prepare_fx(copy.deepcopy(network), mapping, (x,), prepare_custom_config=config)
+    prepared(x)
+    first, last = apply_correctors(network, fx.convert_fx(prepared), correctors(network, tmp_path, x))
+    assert first.outcome == "corrected"
+    assert (last.outcome, "non_traceable" in last.reason) == (
+        ("never quantised", False) if whole else ("refused", True)
+    )
+
+
+# Parameters without modules
+
+
+class Loose(nn.Module):  # type: ignore[misc]
+    """Products with parameters of its own; each keeps its inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        sizes = {"conv": (6, 2, 1, 1), "square": (6, 6), "wide": (6, 8), "bare": (8, 8), "one": (8, 8), "two": (8, 8)}
+        for name, size in sizes.items():
+            setattr(self, name, nn.Parameter(torch.randn(size)))
+        for name, extent in {"shift": 6, "offset": 6, "beside": 8, "both": 8}.items():
+            setattr(self, name, nn.Parameter(torch.randn(extent)))
+
+    def forward(self, x: Any) -> Any:
+        functional = nn.functional
+        self.seen = {"conv": x.movedim(1, -1).flatten(0, -2)}
+        y = functional.conv2d(x, self.conv, self.shift, groups=2).movedim(1, -1).flatten(0, -2)
+        self.seen["square"] = y
+        y = functional.linear(y, self.square, bias=self.offset)
+        self.seen["wide"] = y
+        y = torch.addmm(self.beside, y, self.wide) @ self.bare
+        return functional.linear(functional.linear(y, self.one, self.both), self.two, self.both)
+
+
+def test_parameters_are_corrected_in_the_biases_that_their_calls_add(tmp_path: Path) -> None:
+    network, x = Loose().requires_grad_(False), torch.randn(16, 4, 5, 5) + 0.7
+    quantized = copy.deepcopy(network)
+    for name in ("conv", "square", "wide", "bare", "one", "two"):
+        weight = getattr(quantized, name)
+        weight.copy_(torch.from_numpy(ss.fake_quantize(weight.numpy(), 4)))
+    before = copy.deepcopy(quantized)
+    out, account = counted(network, tmp_path, x)
+    done = {each.layer: each for each in apply_correctors(network, quantized, out, account=account)}
+    assert {name for name, each in done.items() if each.outcome == "corrected"} == {"conv", "square", "wide"}
+    assert done["bare"].reason.startswith("no one parameter is added as the bias")
+    assert done["one"].reason == done["two"].reason
+    assert "the bias both is added behind other weights, too" in done["one"].reason
+    means = {name: each.double().mean(0) for name, each in network.seen.items()}
+    moved = {name: getattr(network, name).double() - getattr(before, name).double() for name in means}
+    halves = moved["conv"].reshape(2, 3, 2) @ means["conv"].reshape(2, 2, 1)
+    wanted = {
+        "shift": halves.flatten(),
+        "offset": moved["square"] @ means["square"],
+        "beside": means["wide"] @ moved["wide"],
+    }
+    for name, term in wanted.items():
+        assert term.abs().max() > 1e-3
+        np.testing.assert_allclose((getattr(quantized, name) - getattr(before, name)).numpy(), term, atol=1e-6)
+    assert torch.equal(quantized.both, before.both)
+
+
+def test_without_the_account_parameters_are_refused_and_the_remedy_is_named(tmp_path: Path) -> None:
+    network, x = Loose().requires_grad_(False), torch.randn(16, 4, 5, 5)
+    quantized = copy.deepcopy(network)
+    quantized.conv.copy_(torch.from_numpy(ss.fake_quantize(network.conv.numpy(), 4)))
+    with pytest.raises(MismatchError, match="give `account`, what the recording yielded"):
+        apply_correctors(network, quantized, correctors(network, tmp_path, x))
+
+
+def test_parameters_that_were_scaled_or_left_in_float_are_told(tmp_path: Path) -> None:
+    network, x = Loose().requires_grad_(False), torch.randn(16, 4, 5, 5)
+    quantized = copy.deepcopy(network)
+    quantized.square *= 1.5
+    quantized.conv.copy_(torch.from_numpy(ss.fake_quantize(network.conv.numpy(), 4)))
+    out, account = counted(network, tmp_path, x)
+    done = {each.layer: each for each in apply_correctors(network, quantized, out, account=account)}
+    assert (done["conv"].outcome, done["wide"].outcome) == ("corrected", "never quantised")
+    assert "its own times 1.5 to 1.5 for each output" in done["square"].reason

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...errors import counted, listed
+from .parameters import Use
 
 NEVER_CALLED = "never called, or with empty inputs only"
 NOT_CHOSEN = "not among the `layers` to record"
@@ -22,7 +23,7 @@ class LayerRecord:
     """What became of one weight: `rows` of its input recorded in this block, or the `reason` why none were.
 
     `op` is the class of its module. `passed_over` says that it multiplies something that was asked for and not
-    recorded.
+    recorded. `use` says how the model multiplies by a parameter of no linear module, if it always does so in one way.
     """
 
     layer: str
@@ -30,6 +31,7 @@ class LayerRecord:
     rows: int = 0
     reason: str = ""
     passed_over: bool = False
+    use: Use | None = None
 
     @property
     def recorded(self) -> bool:

@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode, _get_
 
 from ...errors import OutputError, first_line
 from ...layouts import Kernel
-from .layers import IN_PROJECTION, PROJECTIONS, ModelLayer, geometry
+from .layers import IN_PROJECTION, LAYOUTS, PROJECTIONS, ModelLayer, geometry
 from .parameters import ParameterIndex
 from .sessions import Session
 
@@ -103,7 +103,8 @@ class ParameterCalls(TorchFunctionMode):  # type: ignore[misc]
             if function is functional.multi_head_attention_forward:
                 self._attention(arguments, named)
             elif function in MATRIX_PRODUCTS:
-                self._product(*operands(MATRIX_PRODUCTS[function], arguments, named))
+                x, weight = operands(MATRIX_PRODUCTS[function], arguments, named)
+                self._product(x, weight, function is functional.linear, _added(name, arguments, named))
             elif function in CONVOLUTIONS:
                 self._convolution(*CONVOLUTIONS[function], arguments, named)
             self._experts(name, arguments, named)
@@ -118,10 +119,12 @@ class ParameterCalls(TorchFunctionMode):  # type: ignore[misc]
         found = self._index.layer(weight)
         return None if found is None or found[0] in self.entered else found
 
-    def _product(self, x: Any, weight: Any) -> None:
+    def _product(self, x: Any, weight: Any, outputs_first: bool, bias: Any) -> None:
         found = self._layer(weight) if weight.ndim == 2 else None
         if found is not None:
-            self._session.append(found[0], x, 2, -1, Kernel())
+            name, transposed = found
+            self._index.note_use(name, "IO" if outputs_first is transposed else "OI", bias)
+            self._session.append(name, x, 2, -1, Kernel())
 
     def _experts(self, function: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
         """Record what each matrix of a stack multiplies."""
@@ -146,6 +149,8 @@ class ParameterCalls(TorchFunctionMode):  # type: ignore[misc]
         order = AFTER_WEIGHT_TRANSPOSED if transposed else AFTER_WEIGHT
         given = dict(zip(order, arguments[2:], strict=False)) | named
         taps = tuple(weight.shape[2:])
+        kind = "ConvTranspose" if transposed else "Conv"
+        self._index.note_use(found[0], LAYOUTS[f"{kind}{spatial}d"], given.get("bias"), given.get("groups", 1))
         ends = given.get("output_padding", 0) if transposed else ()
         moves = geometry(taps, given.get("stride", 1), given.get("padding", 0), given.get("dilation", 1), ends)
         self._session.append(found[0], x, spatial + 2, 1, Kernel(taps, moves, transposed))
@@ -210,6 +215,13 @@ def operands(places: tuple[int, int], arguments: tuple[Any, ...], named: dict[st
     for place, names in ((x, inputs), (weight, WEIGHTS)):
         given.update((place, named[name]) for name in names if name in named)
     return given[x], given[weight]
+
+
+def _added(function: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
+    """The bias among the arguments of a matrix product, None if there is none."""
+    place, name = {"linear": (2, "bias"), "addmm": (0, "input")}.get(function, (len(arguments), ""))
+    scaled = any(named.get(each, 1) != 1 for each in ("alpha", "beta"))
+    return None if scaled else arguments[place] if len(arguments) > place else named.get(name)
 
 
 def _samples_first(x: Any) -> Any:

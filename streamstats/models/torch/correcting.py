@@ -27,9 +27,11 @@ from ..linear import (
     load_corrector,
     planned_correction,
 )
+from .account import Account
 from .folding import folded_weight
 from .layers import MATRICES, ModelLayer, geometry_of, layers_of
 from .library import Array, reals
+from .loose import LooseParameters
 from .parameters import loose_parameters
 from .places import Copy, MissingPlaceError, ModulePlace, Place
 
@@ -52,15 +54,16 @@ IN_PARTS = "it multiplied one input in some calls and several in others, recorde
 
 
 def apply_correctors(
-    model: torch.nn.Module, quantized: torch.nn.Module, correctors: str | Path
+    model: torch.nn.Module, quantized: torch.nn.Module, correctors: str | Path, *, account: Account | None = None
 ) -> list[LayerCorrection]:
     """Add to the biases of `quantized`, in place, the terms that undo the shift of each layer's mean output.
 
     `model` is the float model that was recorded. `quantized` is a copy of it with quantised weights: fake-quantised,
     of `torch.ao` (prepared, trained with quantisation, or converted), of torchao, or with modules that quantise while
     they run. Modules have the same names in both, or those that fusing gives them; batch normalisation may have been
-    folded. `correctors` is the folder that `streamstats run` left. A module without a bias gets one. A model can be
-    corrected only once.
+    folded. `correctors` is the folder that `streamstats run` left. A module without a bias gets one. `account`, what
+    the recording yielded, knows the biases of parameters that belong to no linear module. A model can be corrected only
+    once.
 
     Returns what was done for each layer: its `outcome` is corrected, unchanged, never quantised, or refused. Raises
     `UsageError` if no layer has a corrector, `MismatchError` for a corrector of other channels or if all layers are
@@ -74,13 +77,13 @@ def apply_correctors(
     if getattr(quantized, MARK, False):
         raise UsageError("the quantised model has already been corrected; give it as its quantiser left it")
     results, layers = open_results(Path(correctors)), layers_of(model)
-    loose = [each.name for each in loose_parameters(model, layers)]
-    if not {*(layer.name for layer in layers), *loose} & set(results.layers):
+    loose = loose_parameters(model, layers)
+    if not {*(each.name for each in layers), *(each.name for each in loose)} & set(results.layers):
         names = [layer.name for layer in layers]
         raise UsageError(f"{correctors} holds no layer of the model; its layers are: {listed(names)}")
     correcting = _Correcting(model, Copy(quantized), layers, results)
     done = [correcting.corrected(layer) for layer in _wanted(layers, results)]
-    done += _left_over(loose, results)
+    done += LooseParameters(model, quantized, loose, layers, account).corrected(results)
     if not any(each.corrected or each.kept == UNCHANGED for each in done):
         raise MismatchError(f"no module was corrected; the first, {done[0].layer}: {done[0].reason}")
     if any(each.corrected for each in done):
@@ -95,14 +98,6 @@ def _wanted(layers: list[ModelLayer], results: Results) -> Iterator[ModelLayer]:
         whole_only = layer.name in in_parts and layer.name not in results.layers
         if not whole_only and (not layer.whole or layer.name in results.layers):
             yield layer
-
-
-def _left_over(loose: list[str], results: Results) -> Iterator[LayerCorrection]:
-    """The layers of the results that are parameters of no linear module."""
-    for name in results.layers:
-        if any(name == each or name.startswith(f"{each}/") for each in loose):
-            reason = "a parameter with no known bias beside it; its corrector's `calculate` gives the term"
-            yield LayerCorrection(name, reason=reason)
 
 
 class _RefusedError(Exception):

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from ...errors import MismatchError
@@ -18,10 +19,12 @@ from .library import Array, reals
 from .places import Place
 from .weights import ComputedWeight
 
-PRODUCTS = frozenset(
-    ("linear", "conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+CONVOLUTIONS = (
+    *("convolution", "conv1d", "conv2d", "conv3d"),
+    *("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
 )
-"""Operators with the arguments input, weight, bias."""
+PRODUCTS = {**dict.fromkeys(("linear", *CONVOLUTIONS), (1, 2)), "addmm": (2, 0)}
+"""Operator → places of the weight and of the bias among its arguments."""
 
 
 def products_by_path(model: Any) -> dict[str, list[Any]] | None:
@@ -35,7 +38,7 @@ def products_by_path(model: Any) -> dict[str, list[Any]] | None:
     found: dict[str, list[Any]] = {}
     for node in exported:
         stack = list((node.meta.get("nn_module_stack") or {}).values())
-        if stack and node.target._schema.name.removeprefix("aten::") in PRODUCTS:
+        if stack and _operator(node) in PRODUCTS and not {"alpha", "beta"} & set(node.kwargs):
             found.setdefault(stack[-1][0], []).append(node)
     return found
 
@@ -49,10 +52,25 @@ class GraphPlace(Place):
 
     def weight(self) -> ComputedWeight:
         """The constant that all the products have."""
-        found = [reals(self._constant(node.args[1])) for node in self.nodes]
-        if any(each.shape != found[0].shape or (each != found[0]).any() for each in found[1:]):
+        found = [self._weight(node) for node in self.nodes]
+        if not all(_equal(each, found[0]) for each in found[1:]):
             raise MismatchError(f"its {len(found)} calls have different weights in the exported graph")
-        return ComputedWeight(found[0], quantises=self.nodes[0].args[1].op != "get_attr")
+        return ComputedWeight(found[0], quantises=_argument(self.nodes[0], "weight").op != "get_attr")
+
+    def nearest(self, weight: Array) -> GraphPlace:
+        """The products among these whose weight is nearest to `weight`: a module may make several of its own.
+
+        Raises `MismatchError` if none has its shape.
+        """
+        found = [(node, self._weight(node)) for node in self.nodes]
+        fitting = [each for _, each in found if each.shape == weight.shape]
+        if not fitting:
+            raise MismatchError(f"no product of its module in the exported graph has a weight of {weight.shape}")
+        best = min(fitting, key=lambda each: float(np.linalg.norm(each - weight)))
+        return GraphPlace(self.model, [node for node, each in found if _equal(each, best)])
+
+    def _weight(self, node: Any) -> Array:
+        return reals(self._constant(_argument(node, "weight")))
 
     def add(self, term: Array) -> str:
         """Add `term` to the bias of each product."""
@@ -60,7 +78,7 @@ class GraphPlace(Place):
         return ", ".join(dict.fromkeys(changed.values()))
 
     def _by_bias(self) -> Iterator[tuple[Any, list[Any]]]:
-        biases = [node.args[2] if len(node.args) > 2 else node.kwargs.get("bias") for node in self.nodes]
+        biases = [_argument(node, "bias") for node in self.nodes]
         for bias in dict.fromkeys(biases):
             yield bias, [node for node, each in zip(self.nodes, biases, strict=True) if each is bias]
 
@@ -75,7 +93,8 @@ class GraphPlace(Place):
         with self.model.graph.inserting_before(nodes[0]):
             given = self.model.graph.get_attr(name)
         for node in nodes:
-            node.args = (*node.args[:2], given, *node.args[3:])
+            place = PRODUCTS[_operator(node)][1]
+            node.args = (*node.args[:place], given, *node.args[place + 1 :])
             node.kwargs = {key: value for key, value in node.kwargs.items() if key != "bias"}
         self.model.recompile()
         return "bias added" if bias is None else "bias changed"
@@ -92,6 +111,20 @@ class GraphPlace(Place):
         arguments = [self._constant(each) for each in node.args]
         with torch.no_grad():
             return function(*arguments, **{key: self._constant(each) for key, each in node.kwargs.items()})
+
+
+def _operator(node: Any) -> str:
+    return str(node.target._schema.name).removeprefix("aten::")
+
+
+def _argument(node: Any, name: str) -> Any:
+    """The weight or the bias of a product; None if it has no such argument."""
+    place = PRODUCTS[_operator(node)][("weight", "bias").index(name)]
+    return node.args[place] if len(node.args) > place else node.kwargs.get(name)
+
+
+def _equal(one: Array, other: Array) -> bool:
+    return one.shape == other.shape and bool((one == other).all())
 
 
 def _attribute(model: Any, target: str) -> Any:

@@ -40,17 +40,28 @@ def folded_weight(
     Raises `MismatchError` if it is no rounded one of any.
     """
     quantized = found.values
-    if weight.shape != quantized.shape:
-        raise MismatchError(f"its weight has the shape {weight.shape}, the quantised {quantized.shape}")
-    candidates = [weight, *_folded(layer, weight, model, copied)]
-    nearest = min(candidates, key=lambda each: float(np.linalg.norm(each - quantized)))
-    if not is_near(nearest, quantized):
-        raise MismatchError("the quantised weight is not close to its own: it belongs to another layer, or was changed")
-    outputs = _output_axis(layer)
-    for side, axis in (("output", outputs), ("input", 1 - outputs)):
-        _check_not_scaled(side, np.moveaxis(nearest, axis, -1), np.moveaxis(quantized, axis, -1))
+    candidates = [weight]
+    if weight.shape == quantized.shape:
+        candidates += _folded(layer, weight, model, copied)
+    nearest = min(candidates, key=lambda each: _distance(each, quantized))
+    check_rounded(nearest, quantized, layer.layout)
     _check_not_trained(weight, nearest, found)
     return nearest
+
+
+def check_rounded(weight: Array, quantized: Array, layout: str) -> None:
+    """Raise `MismatchError` if `quantized` is of another layer, or if `weight` was scaled rather than rounded."""
+    if weight.shape != quantized.shape:
+        raise MismatchError(f"its weight has the shape {weight.shape}, the quantised {quantized.shape}")
+    if not is_near(weight, quantized):
+        raise MismatchError("the quantised weight is not close to its own: it belongs to another layer, or was changed")
+    outputs = output_axis(layout)
+    for side, axis in (("output", outputs), ("input", 1 - outputs)):
+        _check_not_scaled(side, np.moveaxis(weight, axis, -1), np.moveaxis(quantized, axis, -1))
+
+
+def _distance(weight: Array, quantized: Array) -> float:
+    return float(np.linalg.norm(weight - quantized)) if weight.shape == quantized.shape else np.inf
 
 
 def _check_not_trained(weight: Array, nearest: Array, found: ComputedWeight) -> None:
@@ -69,7 +80,7 @@ def _check_not_trained(weight: Array, nearest: Array, found: ComputedWeight) -> 
 
 def _folded(layer: ModelLayer, weight: Array, model: torch.nn.Module, copied: Copy) -> Iterator[Array]:
     """`weight` with the scale of each batch normalisation that `copied` lacks and that has its outputs."""
-    axis = _output_axis(layer)
+    axis = output_axis(layer.layout)
     groups = getattr(layer.module, "groups", 1) if layer.layout in TRANSPOSED else 1
     for path, module in model.named_modules():
         if not is_norm(module) or copied.has_norm(path) or module.num_features != weight.shape[axis] * groups:
@@ -89,8 +100,9 @@ def _scale(norm: Any) -> Array:
     return scale if norm.weight is None else scale * reals(norm.weight)
 
 
-def _output_axis(layer: ModelLayer) -> int:
-    return 0 if layer.layout.startswith("O") else 1
+def output_axis(layout: str) -> int:
+    """The axis of the output channels of a weight."""
+    return 0 if layout.startswith("O") else 1
 
 
 def _check_not_scaled(side: str, weight: Array, quantized: Array) -> None:

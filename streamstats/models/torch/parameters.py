@@ -21,11 +21,23 @@ HARMLESS = frozenset(
 """Functions that multiply no channels by a parameter."""
 
 
+@dataclass(frozen=True)
+class Use:
+    """How a model multiplies by a parameter: the `layout` of that weight, its `groups`, and the path of the parameter
+    that the same call adds as its bias, empty if there is none.
+    """
+
+    layout: str
+    bias: str
+    groups: int = 1
+
+
 @dataclass(frozen=True, eq=False)
 class LooseParameter:
     """A parameter of two or more extents that is the weight of no known module: its layer's name, and its place."""
 
     name: str
+    path: str
     module: torch.nn.Module
     parameter: Any
 
@@ -46,6 +58,8 @@ class ParameterIndex:
         }
         self.loose = loose_parameters(model, layers)
         self.seen: dict[str, set[str]] = {each.name: set() for each in self.loose}
+        self._uses: dict[str, set[Use]] = {each.name: set() for each in self.loose}
+        self._paths = {id(each): plain_path(path) for path, each in model.named_parameters()}
         self._names = known | {id(each.parameter): each.name for each in self.loose}
         parameters = {id(each): each for each in model.parameters()}
         views = [view for at, name in self._names.items() for view in _views(name, parameters.get(at), at in known)]
@@ -70,6 +84,16 @@ class ParameterIndex:
             if name in self.seen:
                 self.seen[name].add(function)
 
+    def note_use(self, name: str, layout: str, bias: Any, groups: int = 1) -> None:
+        """Remember how a product uses the loose parameter `name`, and the `bias` that it adds."""
+        if name in self._uses:
+            self._uses[name].add(Use(layout, self._paths.get(id(bias), ""), groups))
+
+    def use(self, name: str) -> Use | None:
+        """How all products use the loose parameter `name`; None if they differ, or if there are none."""
+        uses = self._uses.get(name, set())
+        return next(iter(uses)) if len(uses) == 1 else None
+
     def only_harmless(self, name: str) -> bool:
         """Whether the loose parameter `name` was seen, in functions that multiply no channels by it."""
         return bool(self.seen[name]) and self.seen[name] <= HARMLESS
@@ -83,8 +107,8 @@ def loose_parameters(model: torch.nn.Module, layers: list[ModelLayer]) -> list[L
         for name, parameter in module.named_parameters(recurse=False):
             matrix = sum(extent > 1 for extent in parameter.shape) > 1
             if matrix and name not in PARTS and id(parameter) not in known:
-                place = f"{plain_path(path)}.{name}".strip(".").replace(".", "/")
-                found.setdefault(id(parameter), LooseParameter(place, module, parameter))
+                place = f"{plain_path(path)}.{name}".strip(".")
+                found.setdefault(id(parameter), LooseParameter(place.replace(".", "/"), place, module, parameter))
     taken = [layer.name for layer in layers]
     names = layer_names([*taken, *(each.name for each in found.values())])[len(taken) :]
     return [replace(each, name=name) for name, each in zip(names, found.values(), strict=True)]

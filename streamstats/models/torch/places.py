@@ -125,7 +125,7 @@ class Copy:
         """The place of `layer`. Raises `MismatchError` if there is none."""
         path = plain_path(layer.path)
         if self._products is not None:
-            return self._in_graph(path, self._products)
+            return self._in_graph(layer, path, self._products)
         if layer.is_projection:
             return self._projection(layer, self._modules.get(path))
         if found := self._weighted(path):
@@ -140,12 +140,17 @@ class Copy:
         every = {id(each): each for each in _weighted_within(self._model)}
         return [ModulePlace(each) for at, each in every.items() if at not in named and _makes_products(each)]
 
-    def _in_graph(self, path: str, products: dict[str, list[Any]]) -> Place:
+    def _in_graph(self, layer: ModelLayer, path: str, products: dict[str, list[Any]]) -> Place:
         from .exported import GraphPlace
 
-        if path not in products:
+        if path in products and not layer.is_projection:
+            return GraphPlace(self._model, products[path])
+        around, _, name = path.rpartition(".")
+        attention = path if layer.is_projection else around if name == "out_proj" else None
+        if attention not in products:
             raise MismatchError("the exported graph has no product that came from its module")
-        return GraphPlace(self._model, products[path])
+        weight = reals(getattr(layer.module, layer.weight))[layer.rows or slice(None)]
+        return GraphPlace(self._model, products[attention]).nearest(weight)
 
     def _weighted(self, path: str) -> Any:
         """The module with the weight of that at `path`: it, the only one inside it, or the fused module around it."""

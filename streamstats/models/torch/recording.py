@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -241,7 +241,7 @@ def _loose_records(loose: LooseParameter, index: ParameterIndex, session: Sessio
     elif index.only_harmless(name) and not session.rows[name]:
         yield LayerRecord(name, op, reason="no channels are multiplied by it")
     else:
-        yield _record(name, op, session, _why_not(loose, index))
+        yield replace(_record(name, op, session, _why_not(loose, index)), use=index.use(name))
 
 
 def _why_not(loose: LooseParameter, index: ParameterIndex) -> str:

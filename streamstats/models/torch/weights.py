@@ -22,6 +22,10 @@ from .library import Array, reals
 
 HALF = 0.51
 """Half a step, and a little for float32."""
+TAKEN_APART = (
+    "tracing took its module apart, so the weight that the quantised model multiplies by is unknown; keep it whole: "
+    "name its class in `PrepareCustomConfig().set_non_traceable_module_classes`"
+)
 PLAIN = tuple(getattr(torch.nn, kind) for kind in LAYOUTS)
 
 
@@ -47,6 +51,8 @@ def computed_weight(module: Any) -> ComputedWeight:
     if type(module) in PLAIN or type(module).__name__ in ("Conv1D", "NonDynamicallyQuantizableLinear"):
         is_plain = type(module.weight) in (torch.Tensor, torch.nn.Parameter) and not module.weight.is_quantized
         return ComputedWeight(reals(module.weight), quantises=not is_plain)
+    if type(module) is torch.nn.Module:
+        raise MismatchError(TAKEN_APART)
     if callable(getattr(module, "quant_weight", None)):
         return _same(module, module.quant_weight().value)
     return _same(module, _handed(module))
