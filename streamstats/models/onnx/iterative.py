@@ -29,13 +29,13 @@ from ...storage.files import file_digest, remove_folder
 from ..linear import (
     NO_CORRECTOR,
     NULL_CORRECTOR,
+    SAME_WEIGHT,
     LayerCorrection,
     correction_term,
     load_corrector,
     planned_correction,
 )
 from .biases import add_to_biases
-from .correctors import SAME_WEIGHT
 from .files import write_models
 from .graph import copied, subgraphs
 from .layers import OnnxLayer

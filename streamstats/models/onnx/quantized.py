@@ -19,6 +19,8 @@ from ..grids import Grid
 from .constants import computed_constants
 from .graph import attributes, label, producers
 from .layers import LeftOut, OnnxLayer, build_layer, survey
+from .operators import operators
+from .unsupported import PRODUCT
 
 if TYPE_CHECKING:
     import onnx
@@ -40,8 +42,7 @@ def quantized_layers(model: onnx.ModelProto) -> tuple[list[OnnxLayer], list[Left
     known = computed_constants(model, wanted)
     names = layer_names([label(node) for node in on_codes])
     described = [_on_codes(node, name, known) for node, name in zip(on_codes, names, strict=True)]
-    layers, left_out = survey(model)
-    left_out = [each for each in left_out if each.op not in ON_CODES]
+    layers, left_out = survey(model, besides=ON_CODES)
     found = [*layers, *(each for each in described if isinstance(each, OnnxLayer))]
     order = {node.output[0]: place for place, node in enumerate(model.graph.node) if node.output}
     found.sort(key=lambda layer: order[layer.node.output[0]])
@@ -50,8 +51,10 @@ def quantized_layers(model: onnx.ModelProto) -> tuple[list[OnnxLayer], list[Left
 
 def _on_codes(node: onnx.NodeProto, name: str, known: Mapping[str, Array]) -> OnnxLayer | LeftOut:
     parts = [known.get(each) for each in node.input[WEIGHT : WEIGHT_ZERO_POINT + 1]]
+    if parts[0] is None and node.op_type == "QLinearMatMul":
+        return LeftOut(name, node.op_type, PRODUCT, quantized=False, multiplies=False)
     if any(part is None for part in parts):
-        return LeftOut(name, node.op_type, f"its weight {node.input[WEIGHT]} is computed, not constant")
+        return LeftOut(name, node.op_type, f"its weight {node.input[WEIGHT]}, or its scale, is not constant")
     codes, scale, zero_point = (np.asarray(part, np.float64) for part in parts)
     op = ON_CODES[node.op_type]
     axis = 0 if op == "Conv" or attributes(node).get("transB", 0) else codes.ndim - 1
@@ -65,8 +68,8 @@ def _along(axis: int, values: Array, ndim: int) -> Array:
 
 
 def is_quantized(model: onnx.ModelProto) -> bool:
-    """Whether a linear layer of `model` stores its weight as codes."""
-    return bool(weight_steps(model, quantized_layers(model)[0]))
+    """Whether an operator of `model` multiplies by a weight that is stored as codes."""
+    return any(each.is_quantized and not each.is_lookup for each in operators(model))
 
 
 @dataclass(frozen=True, eq=False)
