@@ -12,7 +12,7 @@ from ..account import told
 from .accounts import compared, left_in_float, nothing_found
 from .activations import Activations, round_inputs
 from .files import fits_one_file
-from .graph import OLDEST_OPSET, check_opset, copied, load_model
+from .graph import CONVERT, GOOD_OPSET, OLDEST_OPSET, check_opset, copied, load_model, opset
 from .layers import LeftOut, OnnxLayer, survey
 from .levels import Levels
 from .pairs import UNMATCHED, Pair, pairs
@@ -139,12 +139,17 @@ def _check_uncorrected(model: onnx.ModelProto, path: str | Path) -> None:
 
 def _check_valid(model: onnx.ModelProto, path: str | Path) -> None:
     """Raise `UsageError` for a model that no runtime accepts, as quantisers write for too old an operator set."""
+    version = opset(model)
+    remedy = f"; {CONVERT.format('the float model')}, and quantise it again" if version < GOOD_OPSET else ""
+    kinds = {node.op_type for node in model.graph.node}
+    if version < OLDEST_TO_ROUND and kinds >= {"DequantizeLinear", "MatMul"}:
+        raise UsageError(
+            f"{path} has the operator set {version}, in which onnxruntime cannot run MatMul with a bias between "
+            f"DequantizeLinear and QuantizeLinear; expected {OLDEST_TO_ROUND} or later{remedy}"
+        )
     if not fits_one_file(model):
         return
     try:
         require("onnx", "onnx").checker.check_model(model)
     except Exception as error:
-        raise UsageError(
-            f"{path} is not a valid ONNX model: {first_line(error)}; convert the float model to operator set 13 or "
-            "later with onnx.version_converter, and quantise it again"
-        ) from error
+        raise UsageError(f"{path} is not a valid ONNX model: {first_line(error)}{remedy}") from error
