@@ -29,7 +29,7 @@ def nothing_found(left_out: Sequence[LeftOut]) -> str:
 def as_correction(left: LeftOut) -> LayerCorrection:
     """What became of an operator that is left out of a correction."""
     kept = left.kept if left.multiplies else WEIGHTLESS
-    return LayerCorrection(left.name, left.op, left.quantized, reason=left.reason, kept=kept)
+    return LayerCorrection(left.name, left.op, left.quantized and left.multiplies, reason=left.reason, kept=kept)
 
 
 def left_in_float(left_out: Sequence[LeftOut]) -> list[LeftOut]:

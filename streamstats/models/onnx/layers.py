@@ -153,7 +153,7 @@ class Weight(NamedTuple):
 def survey(model: onnx.ModelProto, besides: Container[str] = ()) -> tuple[list[OnnxLayer], list[LeftOut]]:
     """(layers of the main graph, operators left out): together every operator of the model that has weights.
 
-    The caller knows better what the operators `besides` these are, in the main graph.
+    The caller knows better what the nodes with the first outputs in `besides` are.
     """
     every = [*operators(model)]
     linear = [each for each in every if _is_linear(each.node) and not each.place]
@@ -166,7 +166,7 @@ def survey(model: onnx.ModelProto, besides: Container[str] = ()) -> tuple[list[O
         each
         for each in every
         if (each.place and (each.weights or _is_linear(each.node)))
-        or (each.weights and not _is_linear(each.node) and each.node.op_type not in besides)
+        or (each.weights and not _is_linear(each.node) and each.node.output[0] not in besides)
     ]
     return layers, [*left_out, *_others(others, names)]
 

@@ -20,7 +20,7 @@ from .constants import computed_constants
 from .graph import attributes, label, producers
 from .layers import LeftOut, OnnxLayer, build_layer, survey
 from .operators import operators
-from .unsupported import PRODUCT
+from .unsupported import PRODUCT, is_channels_last
 
 if TYPE_CHECKING:
     import onnx
@@ -37,12 +37,12 @@ INPUT_SCALE = 1
 
 def quantized_layers(model: onnx.ModelProto) -> tuple[list[OnnxLayer], list[LeftOut]]:
     """(linear layers of a quantised model, their stored weights as real numbers; linear operators left out)."""
-    on_codes = [node for node in model.graph.node if node.op_type in ON_CODES]
+    on_codes = [node for node in model.graph.node if node.op_type in ON_CODES and not is_channels_last(node)]
     wanted = {name for node in on_codes for name in node.input[WEIGHT : WEIGHT_ZERO_POINT + 1]}
     known = computed_constants(model, wanted)
     names = layer_names([label(node) for node in on_codes])
     described = [_on_codes(node, name, known) for node, name in zip(on_codes, names, strict=True)]
-    layers, left_out = survey(model, besides=ON_CODES)
+    layers, left_out = survey(model, besides={node.output[0] for node in on_codes})
     found = [*layers, *(each for each in described if isinstance(each, OnnxLayer))]
     order = {node.output[0]: place for place, node in enumerate(model.graph.node) if node.output}
     found.sort(key=lambda layer: order[layer.node.output[0]])
@@ -131,8 +131,8 @@ def _grid(source: _Codes, layer: OnnxLayer, known: Mapping[str, Array]) -> Grid 
     zero = zeros[0] if zeros and zeros[0] is not None else np.zeros(scale.shape)
     step, zero = (_spread(np.asarray(each, np.float64), source, layer.weight.shape) for each in (scale, zero))
     codes = np.rint(layer.weight / step) + zero
-    low, high = ((end - zero) * step for end in (codes.min(), codes.max()))
-    return Grid(step, low, high)
+    ends = [(end - zero) * step for end in (codes.min(), codes.max())]  # quantisers of 4 bits write negative scales, too
+    return Grid(np.abs(step), np.minimum(*ends), np.maximum(*ends))
 
 
 def _spread(values: Array, source: _Codes, shape: tuple[int, ...]) -> Array:
@@ -190,7 +190,7 @@ def weight_steps(model: onnx.ModelProto, layers: Sequence[OnnxLayer]) -> dict[st
     known = computed_constants(model, scales.values())
     outputs = {layer.node.output[0]: layer.outputs for layer in layers}
     return {
-        name: np.broadcast_to(known[scale].astype(np.float64).reshape(-1), outputs[name])
+        name: np.broadcast_to(np.abs(known[scale].astype(np.float64).reshape(-1)), outputs[name])
         for name, scale in scales.items()
         if scale in known and known[scale].size in (1, outputs[name])
     }

@@ -230,6 +230,8 @@ def _choose(
     path: str | Path, layers: Sequence[OnnxLayer], skipped: Sequence[LeftOut], globs: Sequence[str] | None
 ) -> tuple[list[OnnxLayer], list[LeftOut]]:
     """(the layers that `globs` choose, all other operators with weights). Raises `UsageError` if no layer is chosen."""
+    if not layers and any(each.quantized and each.multiplies for each in skipped):
+        raise UsageError(f"{path} is quantised, and has no layer of floats to record; record the float model")
     if not layers:
         raise UsageError(f"{path} has no layer to record: {nothing_found(skipped)}")
     if globs is None:
