@@ -39,7 +39,7 @@ def left_in_float(left_out: Sequence[LeftOut]) -> list[LeftOut]:
 
 def compared(left_out: Sequence[LeftOut], original: onnx.ModelProto, quantized: onnx.ModelProto) -> Iterator[LeftOut]:
     """`left_out` of the quantised model: never quantised, if all matrices that an operator reads are the float ones."""
-    names = {name for each in left_out if not each.quantized for name in each.weights}
+    names = {name for each in left_out if each.multiplies and not each.quantized for name in each.weights}
     mine, theirs = (_tensors(model, names) for model in (quantized, original))
     same = {name for name in mine if name in theirs and _equal(mine[name], theirs[name])}
     for each in left_out:

@@ -26,7 +26,8 @@ def find_correctors(out: Path, layers: Sequence[OnnxLayer]) -> dict[str, Path]:
     found = _of_manifest(out, names) if (out / MANIFEST).exists() else _of_folder(out, names)
     if not found:
         raise UsageError(
-            f"{out / CORRECTORS} holds no corrector for a layer of the model; its layers are: {listed(names)}"
+            f"{out / CORRECTORS} holds no corrector for a layer of the model; its layers are: {listed(names)}; "
+            "expected the output of a run over what was recorded of this model"
         )
     return found
 

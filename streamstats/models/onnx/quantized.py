@@ -131,7 +131,7 @@ def _grid(source: _Codes, layer: OnnxLayer, known: Mapping[str, Array]) -> Grid 
     zero = zeros[0] if zeros and zeros[0] is not None else np.zeros(scale.shape)
     step, zero = (_spread(np.asarray(each, np.float64), source, layer.weight.shape) for each in (scale, zero))
     codes = np.rint(layer.weight / step) + zero
-    ends = [(end - zero) * step for end in (codes.min(), codes.max())]  # quantisers of 4 bits write negative scales, too
+    ends = [(end - zero) * step for end in (codes.min(), codes.max())]  # scales of 4-bit codes may be negative
     return Grid(np.abs(step), np.minimum(*ends), np.maximum(*ends))
 
 
