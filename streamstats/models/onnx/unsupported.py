@@ -47,8 +47,8 @@ def _of_its_kind(node: onnx.NodeProto) -> str:
         )
     if node.op_type in PACKED:
         return (
-            "its weight is packed in a form of its own; quantise the float model with quant_format=QuantFormat.QDQ, "
-            "which writes DequantizeLinear and MatMul"
+            "its weight is packed in a form of its own; quantise the float model with MatMulNBitsQuantizer and "
+            "quant_format=QuantFormat.QDQ, which writes DequantizeLinear and MatMul"
         )
     if is_fused(node):
         return "onnxruntime's optimiser made it; take the model as it was before the optimiser"
