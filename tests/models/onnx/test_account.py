@@ -331,3 +331,24 @@ def test_a_weight_that_rounding_keeps_is_unchanged(tmp_path: Path) -> None:
     )
     done = correct(source, run_out(tmp_path, x), None, bits=4)
     assert [(each.layer, each.outcome) for each in done.layers] == [("layer", "unchanged")]
+
+
+def test_the_page_groups_what_was_not_corrected(text: Path, tmp_path: Path) -> None:
+    quantize_static(str(text / "float.onnx"), str(tmp_path / "q.onnx"), Batches(np.load(text / "x.npy")))
+    models = [str(text / "float.onnx"), str(tmp_path / "q.onnx")]
+    files = [
+        "--correctors",
+        str(text / "out"),
+        "-o",
+        str(tmp_path / "fixed.onnx"),
+        "--report",
+        str(tmp_path / "r.html"),
+    ]
+    assert main(["correct", *models, *files]) == 0
+    page = (tmp_path / "r.html").read_text()
+    assert f"<li>never quantised: lstm (LSTM), einsum (Einsum): {IN_FLOAT}" in page
+    assert f"<li>nothing to correct: embedding (Gather): {LOOKUP}" in page
+    assert "<td>einsum</td>" in page
+    assert "<td>embedding</td>" not in page
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert report["correction"]["embedding"]["outcome"] == "nothing to correct"
