@@ -8,7 +8,7 @@ one, converted back to real numbers.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -54,12 +54,14 @@ def _on_codes(node: onnx.NodeProto, name: str, known: Mapping[str, Array]) -> On
     if parts[0] is None and node.op_type == "QLinearMatMul":
         return LeftOut(name, node.op_type, PRODUCT, quantized=False, multiplies=False)
     if any(part is None for part in parts):
-        return LeftOut(name, node.op_type, f"its weight {node.input[WEIGHT]}, or its scale, is not constant")
+        reason = f"its weight {node.input[WEIGHT]}, or its scale, is not constant"
+        return LeftOut(name, node.op_type, reason, quantized=True)
     codes, scale, zero_point = (np.asarray(part, np.float64) for part in parts)
     op = ON_CODES[node.op_type]
     axis = 0 if op == "Conv" or attributes(node).get("transB", 0) else codes.ndim - 1
     real = (codes - _along(axis, zero_point, codes.ndim)) * _along(axis, scale, codes.ndim)
-    return build_layer(op, node, name, node.input[WEIGHT], real)
+    made = build_layer(op, node, name, node.input[WEIGHT], real)
+    return replace(made, quantized=True) if isinstance(made, LeftOut) else made
 
 
 def _along(axis: int, values: Array, ndim: int) -> Array:

@@ -19,6 +19,7 @@ from streamstats.errors import UsageError
 from streamstats.models.onnx.correct import Correction, correct, correct_quantized
 from streamstats.models.onnx.layers import survey
 from streamstats.models.onnx.operators import operators
+from streamstats.models.onnx.quantized import quantized_layers
 from streamstats.models.onnx.record import measure, record
 
 LOOKUP = "a look-up"
@@ -161,7 +162,7 @@ def own(op: str, *inputs: str, domain: str = "com.microsoft", **attributes: Any)
 
 
 FLOATS, CODES, PACKED = values(4, 5), np.ones((4, 5), np.uint8), np.ones(40, np.uint8)
-BEFORE = "take the model as it was before the optimiser"
+MADE, BEFORE = "onnxruntime's optimiser made it", "take the model as it was before the optimiser"
 CONTRIB = [
     (own("Attention", "w", num_heads=1), FLOATS, BEFORE),
     (own("QAttention", "w", num_heads=1), CODES, BEFORE),
@@ -193,6 +194,30 @@ def test_an_operator_of_any_kind_that_reads_a_matrix_is_named(made: Any, weight:
     assert fragment in left.reason
     assert left.quantized == (weight.dtype != np.float32)
     assert left.weights == ("w",)
+
+
+def on_codes(op: str, weight: Any, **attributes: Any) -> Any:
+    names = ["x", "s", "z", "w", "s", "z", "s", "z"]
+    constants = {"s": np.float32(0.1), "z": np.uint8(0), "w": weight}
+    return make_model(
+        [node(op, names, name="layer", **attributes)], constants, {"x": ("N", 3)}, dtype=TensorProto.UINT8
+    )
+
+
+def test_operators_on_codes_that_are_left_out_say_why() -> None:
+    layers, (left,) = quantized_layers(on_codes("QLinearMatMul", np.ones((2, 3, 4), np.uint8)))
+    assert (layers, left.quantized, left.reason) == ([], True, "its weight has the shape (2, 3, 4); expected 2 axes")
+    model = on_codes("QLinearConv", np.ones((4, 3, 1, 1), np.uint8))
+    assert [layer.name for layer in quantized_layers(model)[0]] == ["layer"]
+    model.graph.node[0].domain = "com.microsoft"
+    model.graph.node[0].attribute.append(helper.make_attribute("channels_last", 1))
+    layers, (left,) = quantized_layers(model)
+    assert (layers, left.quantized, left.reason) == ([], True, f"QLinearConv is not supported: {MADE}; {BEFORE}")
+    model = on_codes("QLinearMatMul", np.ones((3, 4), np.uint8))
+    model.graph.node[0].input[3] = "x"
+    layers, (left,) = quantized_layers(model)
+    assert (layers, left.quantized, left.multiplies) == ([], False, False)
+    assert PRODUCT in left.reason
 
 
 def test_a_weight_is_found_behind_what_an_exporter_puts_there() -> None:
