@@ -17,7 +17,12 @@ from .graph import STANDARD_DOMAINS, attributes, label
 if TYPE_CHECKING:
     import onnx
 
-LOOKUPS = frozenset({"Gather", "GatherBlockQuantized", "GatherElements", "GatherND"})
+LOOKUPS = frozenset(
+    {
+        *("EmbedLayerNormalization", "Gather", "GatherBlockQuantized", "GatherElements", "GatherND"),
+        "QEmbedLayerNormalization",
+    }
+)
 """They read rows of a matrix, and multiply nothing."""
 ONE_BY_ONE = frozenset(
     {

@@ -20,7 +20,7 @@ DYNAMIC = frozenset({"ConvInteger", "DynamicQuantizeMatMul", "MatMulInteger", "M
 ON_CODES = frozenset({"QGemm", "QLinearConv", "QLinearMatMul"})
 """Operators on codes that quantised models are read with; the float model has none."""
 PACKED = frozenset({"MatMulBnb4", "MatMulNBits"})
-FUSED = ("Attention", "EmbedLayerNormalization", "Fused", "MultiHeadAttention", "Nhwc")
+FUSED = ("Attention", "Fused", "Nhwc")
 """How the names of operators begin that onnxruntime's optimiser makes of Conv, Gemm, MatMul and what is around them."""
 BLOCKED = "com.microsoft.nchwc"
 """The domain of convolutions whose channels onnxruntime's optimiser put into blocks."""

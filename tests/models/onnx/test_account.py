@@ -185,6 +185,12 @@ CONTRIB = [
 ]
 
 
+def test_an_embedding_of_a_fused_kind_is_a_look_up() -> None:
+    made = own("EmbedLayerNormalization", "", "w")
+    _, (left,) = survey(make_model([made], {"w": FLOATS}, {"x": ("N", 3)}))
+    assert (left.multiplies, left.reason[:9]) == (False, LOOKUP)
+
+
 @pytest.mark.parametrize(("made", "weight", "fragment"), CONTRIB, ids=[made.op_type for made, _, _ in CONTRIB])
 def test_an_operator_of_any_kind_that_reads_a_matrix_is_named(made: Any, weight: Any, fragment: str) -> None:
     layers, (left,) = survey(make_model([made], {"w": weight}, {"x": ("N", 3)}))
@@ -241,7 +247,8 @@ def test_what_moves_values_or_combines_them_one_by_one_has_no_weights() -> None:
         node("Concat", ["c", "m"], "d", axis=0),
         node("Gather", ["d", "place"], "e"),
         node("LayerNormalization", ["e", "m"], "f"),
-        node("Relu", ["f"], "y"),
+        node("Attention", ["f", "f", "f", "m"], "masked"),
+        node("Relu", ["masked"], "y"),
         node("Loop", ["trips", "", "m"], "z", body=loop_body([node("Identity", ["state"], "after")])),
     ]
     constants = {"m": values(3, 3), "yes": np.array(True), "place": np.array([0, 1]), "trips": np.array(2)}
