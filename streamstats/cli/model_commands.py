@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import MissingDependencyError, UsageError, counted
+from ..errors import MissingDependencyError, UsageError, counted, listed
+from ..models.account import NOT_CHOSEN, by_reason
 from .progress import Shown
 from .tables import number, print_json, print_table, say
 
@@ -50,7 +51,8 @@ def record(options: Namespace) -> None:
     if options.json:
         print_json({"layers": {layer.layer: layer.document() for layer in recorded}})
     else:
-        _print_recorded(recorded)
+        _print_recorded([one for one in recorded if one.recorded])
+    _say_account("recorded", recorded)
     say(
         f"wrote {options.output}; to reduce it, call `streamstats run` with `source: {options.output}` in its YAML file"
     )
@@ -64,11 +66,22 @@ def _print_recorded(recorded: Sequence[RecordedLayer]) -> None:
     rows = [
         [
             *[one.layer, one.op, *([one.array] if shared else []), *([one.mask] if masked else [])],
-            *[str(one.samples), _shape(one.shape), one.dtype, one.reason],
+            *[str(one.samples), _shape(one.shape), one.dtype],
         ]
         for one in recorded
     ]
-    print_table([*columns, "samples", "shape", "dtype", "skipped because"], rows, left=len(columns))
+    print_table([*columns, "samples", "shape", "dtype"], rows, left=len(columns))
+
+
+def _say_account(done: str, every: Sequence[RecordedLayer]) -> None:
+    """Say how many inputs are `done`, and why those of other operators with weights are not, by reason."""
+    passed_over = [one for one in every if one.passed_over]
+    say(f"{done} {sum(one.recorded for one in every):,}, passed over {len(passed_over):,}")
+    for reason, names in by_reason((one.layer, one.reason) for one in passed_over).items():
+        say(f"passed over: {listed(names)}: {reason}")
+    others = [one for one in every if not one.recorded and not one.passed_over and one.reason != NOT_CHOSEN]
+    for reason, names in by_reason((one.layer, one.reason) for one in others).items():
+        say(f"nothing to record: {listed(names)}: {reason}")
 
 
 def measure(options: Namespace) -> None:
@@ -90,8 +103,7 @@ def measure(options: Namespace) -> None:
             progress=shown,
         )
     print_layers(found, options.json)
-    for skipped in [one for one in measured if one.reason]:
-        say(f"skipped layer {skipped.layer}: {skipped.reason}")
+    _say_account("measured", measured)
     say(f"wrote {options.output}; view it with: streamstats inspect {options.output}")
 
 
@@ -255,13 +267,24 @@ def _print_correction(correction: Correction) -> None:
     judged = correction.judgement
     models = [] if judged is None else list(judged.outputs)
     columns = ["layer", "operator", "quantised", "corrected", "note", "largest term"]
-    rows = [_correction_row(each, judged, models) for each in correction.layers]
+    shown = [each for each in correction.layers if each.corrected or (judged and each.layer in judged.layers)]
+    rows = [_correction_row(each, judged, models) for each in shown]
     print_table([*columns, *(f"SQNR {model}" for model in models)], rows, left=5)
     quantized = [each for each in correction.layers if each.quantized]
     corrected = sum(each.corrected for each in quantized)
     say(f"corrected {corrected:,} of {counted(len(quantized), 'quantised layer')}")
+    _say_uncorrected(correction.layers)
     if judged is not None:
         _say_judgement(judged)
+
+
+def _say_uncorrected(layers: Sequence[LayerCorrection]) -> None:
+    """Say what became of the operators with weights that were not corrected, by outcome and reason."""
+    outcomes = dict.fromkeys(each.outcome for each in layers if not each.corrected)
+    for outcome in outcomes:
+        reasons = by_reason((each.layer, each.reason) for each in layers if each.outcome == outcome)
+        for reason, names in reasons.items():
+            say(f"{outcome}: {listed(names)}: {reason}")
 
 
 def _correction_row(one: LayerCorrection, judged: Judgement | None, models: Sequence[str]) -> list[str]:

@@ -26,8 +26,10 @@ Float64Array = npt.NDArray[np.float64]
 
 NO_CORRECTOR = "no corrector: the run left none for it"
 NULL_CORRECTOR = "its corrector is null"
-UNCHANGED, NEVER_QUANTISED = "unchanged", "never quantised"
-"""Outcomes of layers with nothing to correct: the quantised weight is exact, or it is the float one."""
+UNCHANGED, NEVER_QUANTISED, WEIGHTLESS = "unchanged", "never quantised", "nothing to correct"
+"""Outcomes without a correction: the quantised weight is exact, it is the float one, or nothing is multiplied by it."""
+SAME_WEIGHT = "the quantiser left its weight in float: there is nothing to correct"
+EXACT = "the quantised weight equals its own: nothing to correct"
 FARTHEST = 1.0
 """The distance between weights, as a share of their norm, from which they belong to different layers; unrelated weights
 are 1.4 apart."""
@@ -89,7 +91,7 @@ class LayerCorrection:
 
     @property
     def outcome(self) -> str:
-        """What became of the layer: corrected, unchanged, never quantised, or refused."""
+        """What became of the layer: corrected, unchanged, never quantised, nothing to correct, or refused."""
         return "corrected" if self.corrected else self.kept or "refused"
 
     @property
@@ -104,6 +106,7 @@ class LayerCorrection:
             "operator": self.op,
             "quantized": self.quantized,
             "corrected": self.corrected,
+            "outcome": self.outcome,
             "change": self.change,
             "reason": self.reason,
             "difference": self.difference,

@@ -18,6 +18,7 @@ from ..outputs.results import Results, open_results
 from ..storage.files import check_apart, write_bytes
 from ..storage.plain_tensors import read_plain_tensors
 from ..storage.tensors import tensors_bytes
+from .account import told
 from .explaining import explain
 from .grids import channels_of
 from .linear import NO_CORRECTOR, LayerCorrection, LinearLayer, load_corrector, planned_correction
@@ -71,7 +72,7 @@ def tensor_terms(
     terms = {each.layer: each.term for each in outcomes if each.term is not None}
     refused = [each for each in outcomes if each.quantized]
     if not terms and refused:
-        raise UsageError(f"no layer can be corrected; the first is {refused[0].layer}: {refused[0].reason}")
+        raise UsageError(f"no layer can be corrected: {told((each.layer, each.reason) for each in refused)}")
     if not terms:
         raise UsageError(
             f"{weights} and {fake_quantized} have no weights of a layer that has a corrector; the layers are "

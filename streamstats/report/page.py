@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from .. import __version__
 from ..errors import counted, require
+from ..models.linear import WEIGHTLESS
 from ..models.onnx.correct import CORRECTED, ONE_PASS, UNCORRECTED, Correction
 from ..models.onnx.precision import Precision, bias_steps, precision
 from ..outputs.layer_statistics import LayerStatistics
@@ -120,11 +121,21 @@ def page(report: Mapping[str, Any]) -> str:
             layers=_rows(report),
             verdicts=_verdicts(report),
             pictures=_pictures(judged) if judged else {},
-            skipped=[each for each in (report["correction"] or {}).values() if not each["corrected"]],
+            skipped=_skipped(report["correction"] or {}),
             before=UNCORRECTED,
             after=CORRECTED,
         )
     )
+
+
+def _skipped(corrections: Mapping[str, Any]) -> dict[tuple[str, str], list[str]]:
+    """(outcome, reason) → the operators with weights that were not corrected for it."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for name, each in corrections.items():
+        if not each["corrected"]:
+            operator = f" ({each['operator']})" if each["operator"] else ""
+            found.setdefault((each["outcome"], each["reason"]), []).append(name + operator)
+    return found
 
 
 def _models(judged: Mapping[str, Any] | None) -> list[str]:
@@ -134,7 +145,8 @@ def _models(judged: Mapping[str, Any] | None) -> list[str]:
 def _rows(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The rows of the table of layers."""
     corrections, judged = report["correction"] or {}, report["judgement"] or {"layers": {}, "harmful": []}
-    names = dict.fromkeys([*corrections, *report["layers"]])
+    layers = [name for name, each in corrections.items() if each["outcome"] != WEIGHTLESS]
+    names = dict.fromkeys([*layers, *report["layers"]])
     return [
         {
             "layer": name,

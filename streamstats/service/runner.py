@@ -23,12 +23,23 @@ from typing import TYPE_CHECKING, Any
 from ..calibration.selection import LayerRule
 from ..calibration.sources.choose import source_of
 from ..config import ClusterConfig, JobConfig
-from ..errors import DONE, INCOMPLETE, INTERRUPTED, OutputError, StreamstatsError, UsageError, counted, first_line
+from ..errors import (
+    DONE,
+    INCOMPLETE,
+    INTERRUPTED,
+    OutputError,
+    StreamstatsError,
+    UsageError,
+    counted,
+    first_line,
+    listed,
+)
 from ..interrupts import SIGNALS
 from ..jobs.job import Job
 from ..jobs.run import POLL_SECONDS, Follow
 from ..jobs.run import run as run_job
 from ..jobs.session import Outcome
+from ..models.account import by_reason
 from ..models.linear import PRECISION_STATISTICS
 from ..outputs.shortfalls import REMEDY
 from ..progress import Stage
@@ -183,9 +194,8 @@ def _record(inputs: dict[str, Path], request: dict[str, Any], lines: Lines) -> N
     remove_folder(Path(STORE))
     lines.say("running the model on the samples")
     recorded = record(inputs["model"], inputs["samples"], STORE, storage=request["storage"], mask=request.get("mask"))
-    for each in recorded:
-        if each.reason:
-            lines.say(f"layer {each.layer} is skipped: {each.reason}")
+    for reason, names in by_reason((each.layer, each.reason) for each in recorded).items():
+        lines.say(f"skipped: {listed(names)}: {reason}")
     write_json(Path(RECORDED), {"layers": [each.layer for each in recorded]})
 
 

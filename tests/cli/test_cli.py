@@ -138,9 +138,12 @@ def test_record_gives_what_it_stored_as_json(tmp_path: Path, demo: Path) -> None
     options = ["--samples", "samples.npy", "-o", "s.zarr", "--storage", "int8", "--layers", "block1/*", "--json"]
     done = streamstats("record", demo / "model.onnx", *options, folder=tmp_path)
     assert done.returncode == 0, done.stderr
+    assert "recorded 2, passed over 0\n" in done.stderr
     layers = json.loads(done.stdout)["layers"]
-    assert list(layers) == ["block1/depthwise", "block1/project"]
-    assert all(layer["dtype"] == "int8" and layer["quantization"]["step"] > 0 for layer in layers.values())
+    recorded = {name: layer for name, layer in layers.items() if layer["recorded"]}
+    assert list(recorded) == ["block1/depthwise", "block1/project"]
+    assert all(layer["dtype"] == "int8" and layer["quantization"]["step"] > 0 for layer in recorded.values())
+    assert layers["stem"]["reason"] == "not among the `layers` to record"
 
 
 def test_integers_without_quantisation_and_uneven_rows_are_pointed_out(tmp_path: Path) -> None:

@@ -191,4 +191,4 @@ def test_a_difference_that_is_not_rounding_is_refused_and_others_are_corrected(
     assert {*load_file(tmp_path / "c.safetensors")} == {"conv"}
     save_file({"fc": weight}, weights)
     assert main(command) == 2
-    assert f"no layer can be corrected; the first is fc: {said}" in capsys.readouterr().err
+    assert f"no layer can be corrected: fc ({said}" in capsys.readouterr().err

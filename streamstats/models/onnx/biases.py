@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ..linear import LayerCorrection
+from ..linear import EXACT, NEVER_QUANTISED, SAME_WEIGHT, UNCHANGED, LayerCorrection
 from .constants import computed_constants
 from .edit import GraphEdit
 from .graph import attributes, producers
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 Float64Array = npt.NDArray[np.float64]
+KEPT = {SAME_WEIGHT: NEVER_QUANTISED, EXACT: UNCHANGED}
+"""Reason without a correction → outcome."""
 NAMED = 8
 """How many outputs a remark names."""
 MARGIN, NOISE = 0.01, 1e-6
@@ -85,6 +87,7 @@ class _Addition:
             quantized=not pair.same_weight,
             outputs=self.layer.outputs,
             difference=pair.explained,
+            kept=KEPT.get(planned.reason, ""),
         )
 
     def done(self) -> LayerCorrection:

@@ -77,13 +77,13 @@ def _computed(
 ) -> dict[str, npt.NDArray[Any]]:
     onnx = require("onnx", "onnx")
     outputs = [onnx.ValueInfoProto(name=name) for name in wanted]
-    graph = onnx.helper.make_graph(nodes, "constants", [], outputs, tensors)
-    part = onnx.helper.make_model(graph, ir_version=model.ir_version, opset_imports=list(model.opset_import))
     try:
+        graph = onnx.helper.make_graph(nodes, "constants", [], outputs, tensors)
+        part = onnx.helper.make_model(graph, ir_version=model.ir_version, opset_imports=list(model.opset_import))
         values = open_session(part.SerializeToString(), Path()).run(wanted, {})
     except MissingDependencyError:
         raise
-    except Exception:  # an operator that the runtime does not know: tensors that need it stay unknown
+    except Exception:  # an operator that the runtime does not know, or more than 2 GB: one by one
         if len(wanted) == 1:
             return {}
         return {name: value for each in wanted for name, value in computed_constants(model, [each]).items()}

@@ -16,6 +16,7 @@ from ...progress import QUIET, Progress
 from ...ranges.finding import MINMAX
 from ...storage.files import remove_folder
 from ..linear import LayerCorrection
+from .accounts import as_correction
 from .activations import Activations
 from .biases import add_to_biases
 from .correctors import check_masks, find_correctors, one_pass, strays
@@ -24,7 +25,7 @@ from .graph import copied
 from .iterative import Iterative, iterative_corrections
 from .judge import HeldOut, Judge, Judgement, unjudged
 from .levels import Levels
-from .subject import Subject, fake_quantized, marked, quantized_by_others
+from .subject import Subject, check_rounded, fake_quantized, marked, quantized_by_others
 
 if TYPE_CHECKING:
     import onnx
@@ -57,8 +58,8 @@ class How:
 
 @dataclass(frozen=True, eq=False)
 class Correction:
-    """What the correction of `subject` came to: the outcome for each linear layer, and a `judgement` if there are
-    held-out samples. `how` says how it was made.
+    """What the correction of `subject` came to: the outcome for every operator with weights, and a `judgement` if there
+    are held-out samples. `how` says how it was made.
     """
 
     layers: Sequence[LayerCorrection]
@@ -131,6 +132,7 @@ def correct_quantized(
     """
     check_targets([original, quantized], [output])
     subject = quantized_by_others(original, quantized)
+    check_rounded(subject)
     return _Correcting(subject, Path(correctors), how or How(), progress).written(output, None)
 
 
@@ -151,8 +153,7 @@ class _Correcting:
         write_models([(self.subject.quantized, uncorrected), (model, output)])
         if self.how.iterative is not None:
             remove_folder(Path(self.how.iterative.work))
-        others = [*self.subject.left_out, *self.strays]
-        skipped = [LayerCorrection(left.name, left.op, left.quantized, reason=left.reason) for left in others]
+        skipped = [as_correction(left) for left in (*self.subject.left_out, *self.strays)]
         return Correction([*outcomes, *skipped], self.subject, self.how, judgement)
 
     def _plain(self, once: Sequence[LayerCorrection]) -> tuple[onnx.ModelProto, list[LayerCorrection], None]:

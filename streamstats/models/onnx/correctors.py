@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from ...errors import UsageError
+import numpy as np
+
+from ...errors import UsageError, listed
 from ...outputs.manifest import MANIFEST
 from ...outputs.results import CORRECTORS, open_results
 from ...storage.names import layer_of, layer_path
-from ..linear import LayerCorrection, load_corrector, planned_correction
+from ..linear import EXACT, SAME_WEIGHT, LayerCorrection, load_corrector, planned_correction
 from .layers import LeftOut, OnnxLayer
 from .pairs import Pair
 
 SUFFIX = ".safetensors"
-SAME_WEIGHT = "the quantiser left its weight in float: there is nothing to correct"
 
 
 def find_correctors(out: Path, layers: Sequence[OnnxLayer]) -> dict[str, Path]:
@@ -25,8 +26,8 @@ def find_correctors(out: Path, layers: Sequence[OnnxLayer]) -> dict[str, Path]:
     found = _of_manifest(out, names) if (out / MANIFEST).exists() else _of_folder(out, names)
     if not found:
         raise UsageError(
-            f"{out / CORRECTORS} holds no corrector for a layer of the model; its layers are: "
-            f"{', '.join(names) or 'none'}"
+            f"{out / CORRECTORS} holds no corrector for a layer of the model; its layers are: {listed(names)}; "
+            "expected the output of a run over what was recorded of this model"
         )
     return found
 
@@ -69,8 +70,10 @@ def one_pass(pairs: Sequence[Pair], correctors: Mapping[str, Path]) -> list[Laye
 
 def _of_one_pass(pair: Pair, correctors: Mapping[str, Path]) -> LayerCorrection:
     corrector = load_corrector(correctors.get(pair.name), pair.name)
-    if corrector is not None and pair.same_weight:
+    if pair.same_weight:
         return LayerCorrection(pair.name, reason=SAME_WEIGHT)
+    if np.array_equal(pair.weight, pair.quantized.weight):
+        return LayerCorrection(pair.name, reason=EXACT)
     weight, quantized = (pair.for_recorded(each) for each in (pair.weight, pair.quantized.weight))
     return planned_correction(pair.recorded_layer, corrector, weight, quantized)
 

@@ -15,6 +15,11 @@ if TYPE_CHECKING:
 STANDARD_DOMAINS = ("", "ai.onnx")
 OLDEST_OPSET = 7
 """The first operator set whose operators broadcast."""
+GOOD_OPSET = 13
+"""The first operator set in which all that quantisers write is valid."""
+CONVERT = f"convert {{}} with onnx.version_converter.convert_version(model, {GOOD_OPSET})"
+CONSTANTS_NEED_NO_INPUT = 4
+"""The first IR version in which initializers need not be among the inputs of the graph."""
 
 
 class Constant(NamedTuple):
@@ -25,7 +30,11 @@ class Constant(NamedTuple):
 
 
 def load_model(path: str | Path) -> onnx.ModelProto:
-    """Read the ONNX file at `path` with its external data. Raises `UsageError`, `MissingDependencyError`."""
+    """Read the ONNX file at `path` with its external data. Raises `UsageError`, `MissingDependencyError`.
+
+    A model of IR version 3 must list its initializers among its inputs; one that does not, as quantisers write it, is
+    read as IR version 4, where it means the same.
+    """
     library = require("onnx", "onnx")
     try:
         model: onnx.ModelProto = library.load(str(path), format="protobuf")
@@ -35,16 +44,26 @@ def load_model(path: str | Path) -> onnx.ModelProto:
         raise UsageError(f"{path} is not an ONNX model, or its data is missing: {first_line(error)}") from error
     if not (model.ir_version and model.opset_import and model.graph.output):
         raise UsageError(f"{path} is not an ONNX model: it has no version, operator set or graph with outputs")
+    if model.ir_version < CONSTANTS_NEED_NO_INPUT:
+        inputs = {each.name for each in model.graph.input}
+        if any(tensor.name not in inputs for tensor in model.graph.initializer):
+            model.ir_version = CONSTANTS_NEED_NO_INPUT
     return model
 
 
 def check_opset(model: onnx.ModelProto, path: str | Path, oldest: int = OLDEST_OPSET) -> None:
     """Raise `UsageError` unless the operator set of `model` is the `oldest` or a later one."""
-    version = next((opset.version for opset in model.opset_import if opset.domain in STANDARD_DOMAINS), oldest)
+    version = opset(model)
     if version < oldest:
+        fails = ", which fails where operators broadcast: then export it again" if version < OLDEST_OPSET else ""
         raise UsageError(
-            f"{path} has the operator set {version}; expected {oldest} or later: convert it with onnx.version_converter"
+            f"{path} has the operator set {version}; expected {oldest} or later: {CONVERT.format('it')}{fails}"
         )
+
+
+def opset(model: onnx.ModelProto) -> int:
+    """The version of the standard operators of `model`; the oldest if it has none."""
+    return next((each.version for each in model.opset_import if each.domain in STANDARD_DOMAINS), OLDEST_OPSET)
 
 
 def copied(model: onnx.ModelProto) -> onnx.ModelProto:

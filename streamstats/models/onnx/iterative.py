@@ -29,13 +29,13 @@ from ...storage.files import file_digest, remove_folder
 from ..linear import (
     NO_CORRECTOR,
     NULL_CORRECTOR,
+    SAME_WEIGHT,
     LayerCorrection,
     correction_term,
     load_corrector,
     planned_correction,
 )
 from .biases import add_to_biases
-from .correctors import SAME_WEIGHT
 from .files import write_models
 from .graph import copied, subgraphs
 from .layers import OnnxLayer
@@ -265,13 +265,24 @@ def _correction(
     return LayerCorrection(pair.name, term=wanted - given)
 
 
+def _update(digest: hashlib._Hash, tensor: onnx.TensorProto) -> None:
+    """Add `tensor` to `digest`; its values apart, which may be more than a message can hold."""
+    if not tensor.raw_data:
+        digest.update(tensor.SerializeToString(deterministic=True))
+        return
+    digest.update(repr((tensor.name, tensor.data_type, [*tensor.dims])).encode())
+    digest.update(tensor.raw_data)
+
+
 def _plan(
     quantized: onnx.ModelProto, by_depth: Sequence[Sequence[Pair]], correctors: Mapping[str, Path], how: Iterative
 ) -> dict[str, Any]:
     """All that determines the terms of the stages: the results for one plan are not used for another."""
     digest = hashlib.sha256()
-    for each in [*quantized.graph.node, *quantized.graph.initializer]:  # the whole may be too large for one message
+    for each in quantized.graph.node:
         digest.update(each.SerializeToString(deterministic=True))
+    for tensor in quantized.graph.initializer:
+        _update(digest, tensor)
     for pair in (pair for stage in by_depth for pair in stage):
         digest.update(pair.name.encode())
         digest.update(np.ascontiguousarray(pair.weight).tobytes())

@@ -21,7 +21,9 @@ from ..grids import Channels, channels_of
 from ..linear import LinearLayer
 from .constants import computed_constants
 from .geometry import depends_on_extents, geometry_over, stated_geometry
-from .graph import STANDARD_DOMAINS, attributes, constants, label, subgraphs
+from .graph import STANDARD_DOMAINS, attributes, constants, label
+from .operators import Operator, operators
+from .unsupported import LOOKUP, PRODUCT, unsupported
 
 if TYPE_CHECKING:
     import onnx
@@ -31,24 +33,6 @@ Array = npt.NDArray[Any]
 WEIGHT_DTYPES = ("float16", "float32", "float64")
 CONVOLUTION_LAYOUTS = {3: "OIW", 4: "OIHW", 5: "OIDHW"}
 TRANSPOSED_LAYOUTS = {3: "IOW", 4: "IOHW", 5: "IODHW"}
-UNSUPPORTED_OPS = frozenset(
-    {
-        "ConvInteger",
-        "DeformConv",
-        "Einsum",
-        "FusedConv",
-        "FusedGemm",
-        "FusedMatMul",
-        "GRU",
-        "LSTM",
-        "MatMulInteger",
-        "MatMulNBits",
-        "QGemm",
-        "QLinearConv",
-        "QLinearMatMul",
-        "RNN",
-    }
-)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -136,16 +120,27 @@ class OnnxLayer(LinearLayer):
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A linear operator that is not handled, and why; `quantized` if its weight is known to be stored as codes."""
+    """An operator that is not handled, and why; `quantized` if its weight is known to be stored as codes.
+
+    `weights` names the matrices that it reads. `multiplies` is false for an operator without a weight to multiply by.
+    `kept` is as in `LayerCorrection`.
+    """
 
     name: str
     op: str
     reason: str
     quantized: bool = False
+    weights: tuple[str, ...] = ()
+    multiplies: bool = True
+    kept: str = ""
 
 
 class _NotALayerError(Exception):
-    """Carries the reason from where it is found to `survey`."""
+    """Carries the reason from where it is found to `survey`; `multiplies` as in `LeftOut`."""
+
+    def __init__(self, reason: str, *, multiplies: bool = True) -> None:
+        super().__init__(reason)
+        self.multiplies = multiplies
 
 
 class Weight(NamedTuple):
@@ -155,16 +150,39 @@ class Weight(NamedTuple):
     value: Array
 
 
-def survey(model: onnx.ModelProto) -> tuple[list[OnnxLayer], list[LeftOut]]:
-    """(layers of the main graph, linear operators left out): together every linear operator of the model."""
-    nodes = [node for node in model.graph.node if _is_linear(node)]
-    names = layer_names([label(node) for node in nodes])
-    weights = linear_weights(model, nodes)
-    fixed = {*weights, *constants(model.graph.initializer, model.graph.node)}
-    found = [_describe(node, name, weights, fixed) for node, name in zip(nodes, names, strict=True)]
+def survey(model: onnx.ModelProto, besides: Container[str] = ()) -> tuple[list[OnnxLayer], list[LeftOut]]:
+    """(layers of the main graph, operators left out): together every operator of the model that has weights.
+
+    The caller knows better what the nodes with the first outputs in `besides` are.
+    """
+    every = [*operators(model)]
+    linear = [each for each in every if _is_linear(each.node) and not each.place]
+    names = layer_names([label(each.node) for each in linear])
+    weights = linear_weights(model, [each.node for each in linear])
+    found = [_describe(each, name, weights) for each, name in zip(linear, names, strict=True)]
     layers = [layer for layer in found if isinstance(layer, OnnxLayer)]
     left_out = [layer for layer in found if isinstance(layer, LeftOut)]
-    return layers, [*left_out, *_nested(model)]
+    others = [
+        each
+        for each in every
+        if (each.place and (each.weights or _is_linear(each.node)))
+        or (each.weights and not _is_linear(each.node) and each.node.output[0] not in besides)
+    ]
+    return layers, [*left_out, *_others(others, names)]
+
+
+def _others(found: Sequence[Operator], taken: Sequence[str]) -> Iterator[LeftOut]:
+    """Each operator in `found`, left out under a name that is not `taken`."""
+    names = set(taken)
+    for each in found:
+        name = unused = safe_name(label(each.node))
+        number = 2
+        while unused in names:
+            unused, number = f"{name}_{number}", number + 1
+        names.add(unused)
+        reason = unsupported(each)
+        multiplies = reason not in (PRODUCT, LOOKUP)
+        yield LeftOut(unused, each.node.op_type, reason, each.is_quantized, tuple(each.weights), multiplies)
 
 
 def linear_weights(model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto]) -> dict[str, Weight]:
@@ -188,28 +206,29 @@ def build_layer(op: str, node: onnx.NodeProto, name: str, weight_name: str, weig
 
 
 def _is_linear(node: onnx.NodeProto) -> bool:
-    return node.op_type in UNSUPPORTED_OPS or (node.op_type in _BUILDERS and node.domain in STANDARD_DOMAINS)
+    return node.op_type in _BUILDERS and node.domain in STANDARD_DOMAINS
 
 
-def _describe(
-    node: onnx.NodeProto, name: str, weights: Mapping[str, Weight], fixed: Container[str]
-) -> OnnxLayer | LeftOut:
+def _describe(each: Operator, name: str, weights: Mapping[str, Weight]) -> OnnxLayer | LeftOut:
+    node = each.node
     try:
-        if node.op_type in UNSUPPORTED_OPS:
-            raise _NotALayerError(f"{node.op_type} is not supported")
-        return _BUILDERS[node.op_type](node, name, *_weight(node, weights, fixed))
-    except _NotALayerError as reason:
-        return LeftOut(name, node.op_type, str(reason))
+        return _BUILDERS[node.op_type](node, name, *_weight(each, weights))
+    except _NotALayerError as error:
+        found = tuple(each.weights)
+        return LeftOut(name, node.op_type, str(error), each.is_quantized, found, error.multiplies)
 
 
-def _weight(node: onnx.NodeProto, weights: Mapping[str, Weight], fixed: Container[str]) -> Weight:
+def _weight(each: Operator, weights: Mapping[str, Weight]) -> Weight:
     """The second input. Raises `_NotALayerError` unless it is constant and real, and the first is not constant."""
+    node = each.node
     if len(node.input) < 2:
         raise _NotALayerError("it has fewer than two inputs")
-    if node.input[0] in fixed:
-        raise _NotALayerError(f"its input {node.input[0]} is a constant")
+    if node.input[0] in each.constants:
+        raise _NotALayerError(f"its first input, {node.input[0]}, is the constant; expected a constant second input")
+    if node.input[1] not in each.constants:
+        raise _NotALayerError(PRODUCT, multiplies=False)
     if node.input[1] not in weights:
-        raise _NotALayerError(f"its weight {node.input[1]} is computed, not constant; fold constants when exporting")
+        raise _NotALayerError(f"onnxruntime cannot compute its weight {node.input[1]} from the constants of the model")
     weight = weights[node.input[1]]
     if weight.value.dtype.name not in WEIGHT_DTYPES:
         expected = ", ".join(WEIGHT_DTYPES)
@@ -290,16 +309,3 @@ def _layout(weight: Array, layouts: Mapping[int, str]) -> str:
         expected = " or ".join(map(str, layouts))
         raise _NotALayerError(f"its weight has the shape {weight.shape}; expected {expected} axes")
     return layouts[weight.ndim]
-
-
-def _nested(model: onnx.ModelProto) -> Iterator[LeftOut]:
-    """Linear operators in the branches of If, the bodies of Loop and Scan, and the model's own functions."""
-    for owner, graph in subgraphs(model.graph.node):
-        yield from _unreached(graph.node, f"it is in a subgraph of the {owner.op_type} {label(owner)}")
-    for function in model.functions:
-        yield from _unreached(function.node, f"it is in the function {function.name}; inline functions when exporting")
-
-
-def _unreached(nodes: Sequence[onnx.NodeProto], reason: str) -> Iterator[LeftOut]:
-    for node in filter(_is_linear, nodes):
-        yield LeftOut(safe_name(label(node)), node.op_type, reason)

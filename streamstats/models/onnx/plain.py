@@ -171,10 +171,11 @@ def only(model: onnx.ModelProto, tensors: Iterable[str]) -> onnx.ModelProto:
     wanted = list(dict.fromkeys(tensors))
     needed = _needed(model, wanted)
     kept = [node for node in model.graph.node if needed.intersection(node.output)]
-    tensors_kept = [tensor for tensor in model.graph.initializer if tensor.name in needed]
-    del model.graph.node[:], model.graph.initializer[:], model.graph.output[:]
+    dropped = [place for place, tensor in enumerate(model.graph.initializer) if tensor.name not in needed]
+    for place in reversed(dropped):  # a list of tensors of more than 2 GB cannot be put back
+        del model.graph.initializer[place]
+    del model.graph.node[:], model.graph.output[:]
     model.graph.node.extend(kept)
-    model.graph.initializer.extend(tensors_kept)
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
     return model
 

@@ -8,7 +8,7 @@ one, converted back to real numbers.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +19,8 @@ from ..grids import Grid
 from .constants import computed_constants
 from .graph import attributes, label, producers
 from .layers import LeftOut, OnnxLayer, build_layer, survey
+from .operators import operators
+from .unsupported import PRODUCT, is_channels_last
 
 if TYPE_CHECKING:
     import onnx
@@ -35,13 +37,12 @@ INPUT_SCALE = 1
 
 def quantized_layers(model: onnx.ModelProto) -> tuple[list[OnnxLayer], list[LeftOut]]:
     """(linear layers of a quantised model, their stored weights as real numbers; linear operators left out)."""
-    on_codes = [node for node in model.graph.node if node.op_type in ON_CODES]
+    on_codes = [node for node in model.graph.node if node.op_type in ON_CODES and not is_channels_last(node)]
     wanted = {name for node in on_codes for name in node.input[WEIGHT : WEIGHT_ZERO_POINT + 1]}
     known = computed_constants(model, wanted)
     names = layer_names([label(node) for node in on_codes])
     described = [_on_codes(node, name, known) for node, name in zip(on_codes, names, strict=True)]
-    layers, left_out = survey(model)
-    left_out = [each for each in left_out if each.op not in ON_CODES]
+    layers, left_out = survey(model, besides={node.output[0] for node in on_codes})
     found = [*layers, *(each for each in described if isinstance(each, OnnxLayer))]
     order = {node.output[0]: place for place, node in enumerate(model.graph.node) if node.output}
     found.sort(key=lambda layer: order[layer.node.output[0]])
@@ -50,13 +51,17 @@ def quantized_layers(model: onnx.ModelProto) -> tuple[list[OnnxLayer], list[Left
 
 def _on_codes(node: onnx.NodeProto, name: str, known: Mapping[str, Array]) -> OnnxLayer | LeftOut:
     parts = [known.get(each) for each in node.input[WEIGHT : WEIGHT_ZERO_POINT + 1]]
+    if parts[0] is None and node.op_type == "QLinearMatMul":
+        return LeftOut(name, node.op_type, PRODUCT, quantized=False, multiplies=False)
     if any(part is None for part in parts):
-        return LeftOut(name, node.op_type, f"its weight {node.input[WEIGHT]} is computed, not constant")
+        reason = f"its weight {node.input[WEIGHT]}, or its scale, is not constant"
+        return LeftOut(name, node.op_type, reason, quantized=True)
     codes, scale, zero_point = (np.asarray(part, np.float64) for part in parts)
     op = ON_CODES[node.op_type]
     axis = 0 if op == "Conv" or attributes(node).get("transB", 0) else codes.ndim - 1
     real = (codes - _along(axis, zero_point, codes.ndim)) * _along(axis, scale, codes.ndim)
-    return build_layer(op, node, name, node.input[WEIGHT], real)
+    made = build_layer(op, node, name, node.input[WEIGHT], real)
+    return replace(made, quantized=True) if isinstance(made, LeftOut) else made
 
 
 def _along(axis: int, values: Array, ndim: int) -> Array:
@@ -65,8 +70,8 @@ def _along(axis: int, values: Array, ndim: int) -> Array:
 
 
 def is_quantized(model: onnx.ModelProto) -> bool:
-    """Whether a linear layer of `model` stores its weight as codes."""
-    return bool(weight_steps(model, quantized_layers(model)[0]))
+    """Whether an operator of `model` multiplies by a weight that is stored as codes."""
+    return any(each.is_quantized and not each.is_lookup for each in operators(model))
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,8 +133,8 @@ def _grid(source: _Codes, layer: OnnxLayer, known: Mapping[str, Array]) -> Grid 
     zero = zeros[0] if zeros and zeros[0] is not None else np.zeros(scale.shape)
     step, zero = (_spread(np.asarray(each, np.float64), source, layer.weight.shape) for each in (scale, zero))
     codes = np.rint(layer.weight / step) + zero
-    low, high = ((end - zero) * step for end in (codes.min(), codes.max()))
-    return Grid(step, low, high)
+    ends = [(end - zero) * step for end in (codes.min(), codes.max())]  # scales of 4-bit codes may be negative
+    return Grid(np.abs(step), np.minimum(*ends), np.maximum(*ends))
 
 
 def _spread(values: Array, source: _Codes, shape: tuple[int, ...]) -> Array:
@@ -187,7 +192,7 @@ def weight_steps(model: onnx.ModelProto, layers: Sequence[OnnxLayer]) -> dict[st
     known = computed_constants(model, scales.values())
     outputs = {layer.node.output[0]: layer.outputs for layer in layers}
     return {
-        name: np.broadcast_to(known[scale].astype(np.float64).reshape(-1), outputs[name])
+        name: np.broadcast_to(np.abs(known[scale].astype(np.float64).reshape(-1)), outputs[name])
         for name, scale in scales.items()
         if scale in known and known[scale].size in (1, outputs[name])
     }

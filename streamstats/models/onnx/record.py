@@ -24,6 +24,8 @@ from ...progress import QUIET, Progress, Stage
 from ...quantization import Quantization
 from ...statistics.extrema import ChannelExtrema
 from ...storage.files import file_digest, remove_folder
+from ..account import NOT_CHOSEN
+from .accounts import nothing_found
 from .constants import constant_names
 from .graph import check_opset, load_model
 from .layers import LeftOut, OnnxLayer, survey
@@ -41,11 +43,12 @@ CODES = np.iinfo(np.int8)
 
 @dataclass(frozen=True)
 class RecordedLayer:
-    """What was recorded for a linear layer, or a tensor that none reads: `samples` appended, or none and the `reason`.
+    """What became of an operator with weights, or a tensor: `samples` of its input appended, or the `reason` why not.
 
     `array` is what the store calls the samples, `tensor` what the model calls them; layers may share them. `shape` and
     `dtype` are those of one stored sample, `channel_axis` counts the sample axis too, and `quantization` maps the
     stored codes to reals (None for reals). `mask` is the input of the model that says which positions count, if any.
+    `passed_over` says that it multiplies something that was asked for and not recorded.
     """
 
     layer: str
@@ -59,12 +62,20 @@ class RecordedLayer:
     array: str = ""
     tensor: str = ""
     mask: str = ""
+    passed_over: bool = False
+
+    @property
+    def recorded(self) -> bool:
+        """Whether its input was recorded."""
+        return not self.reason
 
     def document(self) -> dict[str, Any]:
         """Its fields, JSON-ready."""
         return {
             "layer": self.layer,
             "operator": self.op,
+            "recorded": self.recorded,
+            "passed_over": self.passed_over,
             "samples": self.samples,
             "shape": list(self.shape),
             "dtype": self.dtype,
@@ -100,6 +111,8 @@ def record(
     is skipped with a reason. `mask` is an input of the model, ones for positions that count and zeros for padding; the
     store keeps it beside the layers that have its positions. If the recording fails or is interrupted, a new store is
     removed; rows that were appended to an older store stay in it.
+
+    Returns an account of every operator that has weights: recorded, or the reason why not.
 
     Raises `UsageError` and `MismatchError` for a request that cannot be met (such as a layer that is in the store
     already, unless `append`), `NonFiniteError` for NaN or infinities that would be quantised, `OutputError` if the
@@ -163,7 +176,7 @@ def _wanted(path: str | Path, globs: Sequence[str] | None, tensors: str) -> tupl
     layers, skipped = survey(model)
     inputs = {layer.name: layer.input for layer in layers}
     if tensors == LAYER_INPUTS:
-        chosen, skipped = _choose(layers, skipped, globs)
+        chosen, skipped = _choose(path, layers, skipped, globs)
         return Wanted(chosen, inputs), skipped
     if globs is not None:
         raise UsageError('globs of layers and tensors "quantizable" cannot be combined; leave one out')
@@ -197,7 +210,8 @@ def _stage(what: str, run: ModelRun, targets: Sequence[Target]) -> Stage:
 
 def _outcomes(run: ModelRun, targets: Sequence[Target], left_out: Sequence[LeftOut]) -> list[RecordedLayer]:
     recorded = [each for target in targets for each in _recorded(target, 1 if target.constant else run.samples)]
-    return [*recorded, *(RecordedLayer(left.name, left.op, reason=left.reason) for left in left_out)]
+    passed = [RecordedLayer(left.name, left.op, reason=left.reason, passed_over=left.multiplies) for left in left_out]
+    return [*recorded, *passed]
 
 
 def _write_samples(run: ModelRun, targets: Sequence[Target], store: Path, progress: Progress) -> None:
@@ -213,17 +227,25 @@ def _write_samples(run: ModelRun, targets: Sequence[Target], store: Path, progre
 
 
 def _choose(
-    layers: Sequence[OnnxLayer], skipped: Sequence[LeftOut], globs: Sequence[str] | None
+    path: str | Path, layers: Sequence[OnnxLayer], skipped: Sequence[LeftOut], globs: Sequence[str] | None
 ) -> tuple[list[OnnxLayer], list[LeftOut]]:
-    def matches(layer: OnnxLayer | LeftOut) -> bool:
-        return globs is None or any(fnmatchcase(layer.name, glob) for glob in globs)
-
-    chosen = list(filter(matches, layers))
+    """(the layers that `globs` choose, all other operators with weights). Raises `UsageError` if no layer is chosen."""
+    if not layers and any(each.quantized and each.multiplies for each in skipped):
+        raise UsageError(f"{path} is quantised, and has no layer of floats to record; record the float model")
+    if not layers:
+        raise UsageError(f"{path} has no layer to record: {nothing_found(skipped)}")
+    if globs is None:
+        return list(layers), list(skipped)
+    chosen = [layer for layer in layers if any(fnmatchcase(layer.name, glob) for glob in globs)]
     if not chosen:
         names = listed(layer.name for layer in layers)
-        wanted = "" if globs is None else f" that match {', '.join(globs)}"
-        raise UsageError(f"the model has no linear layers to record{wanted}; its layers are: {names}")
-    return chosen, list(filter(matches, skipped))
+        raise UsageError(f"no layers of {path} match {', '.join(globs)}; its layers are: {names}")
+    others = [LeftOut(layer.name, layer.op, NOT_CHOSEN, multiplies=False) for layer in layers if layer not in chosen]
+    asked = [
+        each if any(fnmatchcase(each.name, glob) for glob in globs) else replace(each, multiplies=False)
+        for each in skipped
+    ]
+    return chosen, [*asked, *others]
 
 
 def _with_outputs(path: Path, tensors: Sequence[str]) -> tuple[bytes, Path]:

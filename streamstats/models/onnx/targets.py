@@ -23,6 +23,7 @@ from ...errors import MismatchError, UsageError, counted
 from ...layouts import Kernel
 from ...quantization import Quantization
 from ...storage.names import layer_names
+from ..account import told
 from .layers import LeftOut, OnnxLayer
 from .run import ModelRun
 
@@ -117,7 +118,7 @@ def find_targets(run: ModelRun, wanted: Wanted) -> tuple[list[Target], list[Left
     unread, unfit_tensors = _unread_targets(wanted, read, probes)
     targets, left_out = [*read, *unread], [*unfit, *unfit_tensors]
     if not targets and left_out:
-        raise UsageError(f"nothing to record: layer {left_out[0].name}: {left_out[0].reason}")
+        raise UsageError(f"nothing to record: {told((each.name, each.reason) for each in left_out)}")
     return targets, left_out
 
 

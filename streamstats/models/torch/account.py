@@ -11,11 +11,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ...errors import counted, listed
+from ...errors import counted
+from ..account import told
 from .parameters import Use
 
 NEVER_CALLED = "never called, or with empty inputs only"
-NOT_CHOSEN = "not among the `layers` to record"
 
 
 @dataclass(frozen=True)
@@ -93,8 +93,5 @@ class Account(Mapping[str, LayerRecord]):
         left = self.passed_over
         if not left:
             return
-        reasons: dict[str, list[str]] = {}
-        for each in left:
-            reasons.setdefault(each.reason, []).append(each.layer)
-        told = "; ".join(f"{listed(layers)} ({reason})" for reason, layers in reasons.items())
-        warnings.warn(f"{counted(len(left), 'weight')} of the model passed over: {told}", stacklevel=6)
+        reasons = told((each.layer, each.reason) for each in left)
+        warnings.warn(f"{counted(len(left), 'weight')} of the model passed over: {reasons}", stacklevel=6)

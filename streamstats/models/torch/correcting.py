@@ -19,6 +19,7 @@ from ...errors import MismatchError, UsageError, listed
 from ...layouts import TRANSPOSED, Geometry
 from ...outputs.results import Results, open_results
 from ..linear import (
+    EXACT,
     NEVER_QUANTISED,
     NO_CORRECTOR,
     UNCHANGED,
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 MARK = "_streamstats_corrected"
 """The attribute of a model whose biases are corrected."""
 REASONS = {
-    UNCHANGED: "the quantised weight equals its own: nothing to correct",
+    UNCHANGED: EXACT,
     NEVER_QUANTISED: "never quantised: its weight in the quantised model is the float one",
 }
 FOLDING = 1e-6

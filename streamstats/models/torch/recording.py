@@ -17,7 +17,8 @@ from ...calibration.recorder import Recorder
 from ...errors import UsageError, listed
 from ...jobs.meter import Meter
 from ...layouts import Kernel
-from .account import NEVER_CALLED, NOT_CHOSEN, Account, LayerRecord
+from ..account import NOT_CHOSEN
+from .account import NEVER_CALLED, Account, LayerRecord
 from .layers import MATRICES, ModelLayer, kernel_of, layers_of
 from .library import library, to_numpy
 from .masks import BatchMask, MaskOf

@@ -350,6 +350,8 @@ def test_what_was_recorded_and_corrected_is_told_in_json_with_the_same_keys(netw
     assert json.loads(json.dumps(recorded[0].document())) == {
         "layer": "conv",
         "operator": "Conv",
+        "recorded": True,
+        "passed_over": False,
         "samples": 11,
         "shape": [3, 5, 6],
         "dtype": "int8",
@@ -365,6 +367,7 @@ def test_what_was_recorded_and_corrected_is_told_in_json_with_the_same_keys(netw
         "operator": "Conv",
         "quantized": True,
         "corrected": True,
+        "outcome": "corrected",
         "change": "float bias changed",
         "reason": "",
         "difference": "",

@@ -106,14 +106,15 @@ def test_every_linear_operator_is_a_layer_or_left_out_with_a_reason() -> None:
     assert [layer.name for layer in layers] == ["good"]
     fragments = {
         "transposed": "transA",
-        "computed": "computed",
-        "constant first": "input w is a constant",
+        "computed": "it has no constant weight",
+        "constant first": "its first input, w, is the constant",
         "stacked": "(2, 3, 3)",
         "integer": "int64",
         "flat": "(3, 3)",
         "uneven": "2 groups",
         "integer conv": "not supported",
         "inner": "subgraph of the If branch",
+        "inner_2": "subgraph of the If branch",
     }
     assert set(reasons) == set(fragments)
     assert all(fragment in reasons[name] for name, fragment in fragments.items()), reasons

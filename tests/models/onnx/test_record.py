@@ -126,7 +126,9 @@ def test_one_batch_of_activations_is_alive_at_a_time(
 
 def test_layers_are_chosen_by_globs(network: Network, tmp_path: Path) -> None:
     recorded = record(network.path, tmp_path / "x.npy", tmp_path / "store", layers=["head/*", "co?v"])
-    assert [layer.layer for layer in recorded] == ["conv", "head/fc"]
+    assert [layer.layer for layer in recorded if layer.recorded] == ["conv", "head/fc"]
+    (other,) = [layer for layer in recorded if not layer.recorded]
+    assert (other.layer, other.reason, other.passed_over) == ("rows", "not among the `layers` to record", False)
     assert sorted(stored_layers(tmp_path / "store")) == ["conv", "head/fc"]
 
 
@@ -222,7 +224,7 @@ def test_a_layer_whose_input_mixes_samples_is_left_out_with_a_reason(tmp_path: P
         assert recorded[name].samples == 0
         assert "expected samples on axis 0" in recorded[name].reason
     assert list(stored_layers(tmp_path / "store")) == ["good"]
-    with pytest.raises(UsageError, match="nothing to record: layer folded: its input folded has the shape"):
+    with pytest.raises(UsageError, match=r"nothing to record: folded \(its input folded has the shape"):
         record(source, tmp_path / "x.npy", tmp_path / "other", layers=["folded"])
 
 
@@ -344,8 +346,8 @@ def test_a_model_without_linear_layers_has_nothing_to_record_or_correct(tmp_path
     source = saved(make_model([node("Relu", ["x"])], {}, {"x": ("N", 3)}), tmp_path)
     np.save(tmp_path / "x.npy", values(4, 3))
     out = save_means(tmp_path / "out", {"layer": np.ones(3)})
-    one_line(lambda: record(source, tmp_path / "x.npy", tmp_path / "s"), UsageError, "no linear layers")
-    one_line(lambda: correct(source, out, tmp_path / "c.onnx", bits=3), UsageError, "no corrector for a layer")
+    one_line(lambda: record(source, tmp_path / "x.npy", tmp_path / "s"), UsageError, "no layer to record", "none of")
+    one_line(lambda: correct(source, out, tmp_path / "c.onnx", bits=3), UsageError, "no layer to quantise", "none of")
 
 
 def test_importing_the_modules_imports_neither_library() -> None:
