@@ -19,6 +19,7 @@ import numpy.typing as npt
 from ...errors import MismatchError, NonFiniteError, UsageError, first_line
 from ...progress import QUIET, Progress, Stage
 from ...statistics.masks import Mask
+from .arrangement import Arrangement, arrangements
 from .files import write_models
 from .graph import copied
 from .masking import check_mask, fits, mask_rows
@@ -26,6 +27,7 @@ from .pairs import SCALED, Pair
 from .plain import PlainModel, only, plainly
 from .quality import Quality, Sums, together
 from .run import ModelRun, load_samples, open_session
+from .samples import Axes
 
 if TYPE_CHECKING:
     import onnx
@@ -44,7 +46,7 @@ class HeldOut:
     `labels`, a `.npy` of integers, one per sample, give the accuracy of a classifier: how often the greatest value of
     its first output is at the label. `score` is a command in which `{model}` stands for a model's file; the last number
     that it prints is the model's score. `batch_size` samples are run at a time. `mask` is an input of the model;
-    positions where it is 0 are not judged.
+    positions where it is 0 are not judged. `batch_axes` names the axis of the samples of the inputs where it is not 0.
     """
 
     samples: str | Path
@@ -52,6 +54,7 @@ class HeldOut:
     score: str | None = None
     batch_size: int = 8
     mask: str | None = None
+    batch_axes: Axes | None = None
 
     def __post_init__(self) -> None:
         if self.score is not None and PLACE not in self.score:
@@ -120,13 +123,21 @@ class Judge:
         names = [pair.output for pair in self._pairs if pair.output]
         self._ends = [output.name for output in self._original.graph.output]
         session = self._session(copied(self._original), [*self._ends, *names], FLOAT)
-        self._arrays = load_samples(self._held_out.samples, session)
-        self._float = ModelRun.prepare(session, self._arrays, self._held_out.batch_size, str(self._held_out.samples))
+        self._given = load_samples(self._held_out.samples, session, self._held_out.batch_axes)
+        self._float = ModelRun.prepare(session, self._given, self._held_out.batch_size, str(self._held_out.samples))
         check_mask(self._float, self._held_out.mask)
         self._samples = self._float.samples
+        self._places = {} if self._held_out.mask is None else self._found_places()
         self._check_finite()
         self._labels = self._loaded_labels()
         self.score(FLOAT, self._original)
+
+    def _found_places(self) -> dict[str, Arrangement]:
+        """How samples lie in the tensors of the float model, so that each position finds its place in the mask."""
+        channels: dict[str, int | None] = dict.fromkeys(self._ends)
+        channels |= {pair.output: -1 for pair in self._pairs if pair.output and pair.quantized.weight.ndim <= 2}
+        found = {name: each for name, (each, _) in arrangements(self._float, channels).items()}
+        return {name: each for name, each in found.items() if isinstance(each, Arrangement)}
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -170,8 +181,10 @@ class Judge:
         mine_wanted = _unique([*self._ends, *(tensor for _, tensor in judged)])
         theirs_wanted = _unique([*self._ends, *(pair.output for pair, _ in judged)])
         session = self._session(plain.model, mine_wanted, name)
-        run = ModelRun.prepare(session, self._arrays, self._held_out.batch_size, str(self._held_out.samples))
-        found = _Measured({pair.name: Sums() for pair, _ in judged}, {end: Sums() for end in self._ends})
+        run = ModelRun.prepare(session, self._given, self._held_out.batch_size, str(self._held_out.samples))
+        found = _Measured(
+            {pair.name: Sums() for pair, _ in judged}, {end: Sums() for end in self._ends}, places=self._places
+        )
         what = f"judging the {name.replace(' ', '-')} model{note}"
         self._progress.begin(Stage(what, run.samples, layers=len(judged)))
         for rows in run.batches():
@@ -212,9 +225,11 @@ class Judge:
             raise UsageError(f"the {name} model: {error}") from error
 
     def _check_finite(self) -> None:
-        for name, array in self._arrays.items():
-            for rows in self._float.batches() if array.dtype.kind == "f" else ():
-                wrong = np.flatnonzero(~np.isfinite(array[rows]).reshape(rows.stop - rows.start, -1).all(axis=1))
+        for name, axis in self._given.axes.items():
+            for rows in self._float.batches():
+                part = self._given.part(name, rows)
+                first = part[np.newaxis] if axis is None else np.moveaxis(part, axis, 0)
+                wrong = np.flatnonzero(~np.isfinite(first).reshape(len(first), -1).all(axis=1))
                 if wrong.size:
                     raise NonFiniteError(
                         f"{self._held_out.samples}: sample {rows.start + wrong[0]} of the input {name} has NaN or "
@@ -257,6 +272,7 @@ class _Measured:
     layers: dict[str, Sums]
     outputs: dict[str, Sums]
     right: dict[str, int] = field(default_factory=dict)
+    places: Mapping[str, Arrangement] = field(default_factory=dict)
 
     def add(
         self,
@@ -269,12 +285,20 @@ class _Measured:
         for pair, tensor in judged:
             axis = 1 if pair.quantized.weight.ndim > 2 else -1
             wanted = theirs[pair.output]
-            self.layers[pair.name].add(pair.name, _alike(mine[tensor], wanted, axis), wanted, axis, mask)
+            both = _alike(mine[tensor], wanted, axis), wanted
+            own, wanted = (self._placed(str(pair.output), values, mask) for values in both)
+            self.layers[pair.name].add(pair.name, own, wanted, axis, mask)
         for end, sums in self.outputs.items():
             if theirs[end].dtype.kind == "f":
-                masked = mask is not None and fits(mask.shape, theirs[end].shape, -1)
-                axis = -1 if masked else min(1, theirs[end].ndim - 1)
-                sums.add(end, mine[end], theirs[end], axis, mask)
+                own, wanted = (self._placed(end, values[end], mask) for values in (mine, theirs))
+                masked = mask is not None and fits(mask.shape, wanted.shape, -1)
+                axis = -1 if masked else min(1, wanted.ndim - 1)
+                sums.add(end, own, wanted, axis, mask)
+
+    def _placed(self, name: str, values: Array, mask: Mask | None) -> Array:
+        """`values`, the tensor that the float model calls `name`, with samples on axis 0 as in the `mask`."""
+        first = self.places[name].samples_first(values, len(mask)) if name in self.places and mask is not None else None
+        return values if first is None else first
 
 
 def unjudged(pairs: Sequence[Pair]) -> dict[str, str]:
