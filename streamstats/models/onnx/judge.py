@@ -19,10 +19,10 @@ import numpy.typing as npt
 from ...errors import MismatchError, NonFiniteError, UsageError, first_line
 from ...progress import QUIET, Progress, Stage
 from ...statistics.masks import Mask
-from .arrangement import Arrangement, arrangements
+from .comparing import Places
 from .files import write_models
 from .graph import copied
-from .masking import check_mask, fits, mask_rows
+from .masking import check_mask, mask_rows
 from .pairs import SCALED, Pair
 from .plain import PlainModel, only, plainly
 from .quality import Quality, Sums, together
@@ -127,17 +127,11 @@ class Judge:
         self._float = ModelRun.prepare(session, self._given, self._held_out.batch_size, str(self._held_out.samples))
         check_mask(self._float, self._held_out.mask)
         self._samples = self._float.samples
-        self._places = {} if self._held_out.mask is None else self._found_places()
+        matrices = [pair.output for pair in self._pairs if pair.output and pair.quantized.weight.ndim <= 2]
+        self._places = Places.of(self._float, self._ends, matrices, self._held_out.mask)
         self._check_finite()
         self._labels = self._loaded_labels()
         self.score(FLOAT, self._original)
-
-    def _found_places(self) -> dict[str, Arrangement]:
-        """How samples lie in the tensors of the float model, so that each position finds its place in the mask."""
-        channels: dict[str, int | None] = dict.fromkeys(self._ends)
-        channels |= {pair.output: -1 for pair in self._pairs if pair.output and pair.quantized.weight.ndim <= 2}
-        found = {name: each for name, (each, _) in arrangements(self._float, channels).items()}
-        return {name: each for name, each in found.items() if isinstance(each, Arrangement)}
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -272,7 +266,7 @@ class _Measured:
     layers: dict[str, Sums]
     outputs: dict[str, Sums]
     right: dict[str, int] = field(default_factory=dict)
-    places: Mapping[str, Arrangement] = field(default_factory=dict)
+    places: Places = field(default_factory=Places)
 
     def add(
         self,
@@ -286,19 +280,12 @@ class _Measured:
             axis = 1 if pair.quantized.weight.ndim > 2 else -1
             wanted = theirs[pair.output]
             both = _alike(mine[tensor], wanted, axis), wanted
-            own, wanted = (self._placed(str(pair.output), values, mask) for values in both)
+            own, wanted = (self.places.placed(str(pair.output), values, mask) for values in both)
             self.layers[pair.name].add(pair.name, own, wanted, axis, mask)
         for end, sums in self.outputs.items():
             if theirs[end].dtype.kind == "f":
-                own, wanted = (self._placed(end, values[end], mask) for values in (mine, theirs))
-                masked = mask is not None and fits(mask.shape, wanted.shape, -1)
-                axis = -1 if masked else min(1, wanted.ndim - 1)
-                sums.add(end, own, wanted, axis, mask)
-
-    def _placed(self, name: str, values: Array, mask: Mask | None) -> Array:
-        """`values`, the tensor that the float model calls `name`, with samples on axis 0 as in the `mask`."""
-        first = self.places[name].samples_first(values, len(mask)) if name in self.places and mask is not None else None
-        return values if first is None else first
+                wanted, axis = self.places.of_output(end, theirs[end], mask)
+                sums.add(end, self.places.of_output(end, mine[end], mask)[0], wanted, axis, mask)
 
 
 def unjudged(pairs: Sequence[Pair]) -> dict[str, str]:

@@ -24,7 +24,7 @@ from ...calibration.recorder import stored_layer, stored_readers
 from ...errors import MismatchError, UsageError
 from ...layouts import Kernel
 from ...quantization import Quantization
-from ...statistics.masks import Mask, chosen
+from ...statistics.masks import Mask
 from ...storage.names import layer_names
 from .arrangement import FIRST, ORDERLESS, Arrangement, Unarranged, arrangements, positions
 from .layers import LeftOut, OnnxLayer
@@ -115,9 +115,9 @@ class Target:
         return {**stored, **self.kernels}
 
     def rows(self, block: Array, samples: slice, mask: Mask | None) -> tuple[Array, Mask | None]:
-        """The rows that `block`, the tensor for these `samples`, adds, and the mask of these rows.
+        """The rows that `block`, the tensor for these `samples`, adds, and the `mask` of these rows.
 
-        A mask of positions leaves out those that do not count. Raises `MismatchError` for another shape.
+        Raises `MismatchError` for another shape.
         """
         number = samples.stop - samples.start
         if self.constant:
@@ -128,24 +128,24 @@ class Target:
             return block, None
         first = self.arrangement.samples_first(block, number)
         if self.rows_are == POSITIONS:
-            return self._positions(block if first is None else first, mask, orderless=first is None), None
+            return self._positions(block if first is None else first, mask)
         self._check(first is not None and first.shape[1:] == self.tail, block, samples)
         assert first is not None
         return first.reshape(number, *self.sample_shape), mask
 
-    def _positions(self, values: Array, mask: Mask | None, *, orderless: bool) -> Array:
-        if mask is not None:
-            extents = positions_of_axis(values.shape, self._channels(values))
-            if orderless or not broadcasts_to(mask.shape, extents):
-                raise MismatchError(
-                    f"layer {self.name}: its mask has the shape {mask.shape}; expected {extents}, the positions of its "
-                    "input; name another input, or record without a mask"
-                )
-            values = chosen(values, self._channels(values), np.broadcast_to(mask, extents))
-        return values.reshape(-1, 1) if self.channels is None else positions(values, self._channels(values))
-
-    def _channels(self, values: Array) -> int:
-        return (-1 if self.channels is None else self.channels) % values.ndim
+    def _positions(self, values: Array, mask: Mask | None) -> tuple[Array, Mask | None]:
+        axis = (-1 if self.channels is None else self.channels) % values.ndim
+        rows = values.reshape(-1, 1) if self.channels is None else positions(values, axis)
+        if mask is None:
+            return rows, None
+        extents = positions_of_axis(values.shape, axis)
+        if not broadcasts_to(mask.shape, extents):
+            raise MismatchError(
+                f"layer {self.name}: its mask has the shape {mask.shape}; expected {extents}, the positions of its "
+                "input; name another input, or record without a mask"
+            )
+        counts = np.broadcast_to(mask, extents).reshape(-1)
+        return rows, np.repeat(counts, len(rows) // max(1, len(counts)))
 
     def _check(self, fits: bool, block: Array, samples: slice) -> None:
         if not fits:
@@ -366,9 +366,7 @@ def _if_positions(target: Target, stored: Layer) -> str:
 
 
 def _check_mask(target: Target, stored: Layer) -> None:
-    """Raise `MismatchError` unless both have a mask, or neither has; positions that do not count are no rows."""
-    if target.rows_are == POSITIONS:
-        return
+    """Raise `MismatchError` unless both have a mask, or neither has."""
     if stored.mask is not None and target.mask is None:
         raise MismatchError(
             f"layer {target.name}: {stored.store} holds it with a mask, {stored.mask.name}, but the samples to append "
