@@ -40,7 +40,7 @@ from .files import write_models
 from .graph import copied, subgraphs
 from .layers import OnnxLayer
 from .pairs import Pair
-from .plain import PlainModel, only, plainly, rows_of_samples
+from .plain import only, plainly
 from .record import record_layers
 from .run import ModelRun, load_samples, open_session
 from .samples import Axes, samples_digest
@@ -150,7 +150,7 @@ class _Staged:
         """The terms of a `stage`, from the inputs that its layers get in the model corrected so far."""
         floats = {pair.name: _loaded(self.correctors[pair.name], pair.name) for pair in stage}
         plain = plainly(self.model)
-        inputs = {pair.name: _input_of(pair, plain) for pair in stage}
+        inputs = {pair.name: plain.inputs.get(pair.quantized.node.output[0]) for pair in stage}
         layers = [replace(pair.quantized, name=pair.name, input=name) for pair in stage if (name := inputs[pair.name])]
         seen: dict[str, BiasCorrector | str] = {}
         if layers:
@@ -186,15 +186,6 @@ class _Staged:
         return ModelRun.prepare(
             session, load_samples(samples, session, self.how.batch_axes), self.how.batch_size, str(samples)
         )
-
-
-def _input_of(pair: Pair, plain: PlainModel) -> str | None:
-    """The tensor of `plain` that the weight of the layer multiplies, its samples on axis 0 where they can be."""
-    product = pair.quantized.node.output[0]
-    name = plain.inputs.get(product)
-    if name is None or pair.original.op != "MatMul" or pair.quantized.layout not in ("IO", "OI"):
-        return name
-    return rows_of_samples(plain.model, plain.outputs.get(product, product), name)
 
 
 def _loaded(path: Path, layer: str) -> BiasCorrector:
