@@ -225,8 +225,8 @@ def _tell_rows(targets: Sequence[Target], progress: Progress) -> None:
         if names:
             progress.say(
                 f"note: the rows of {listed(names)} are {named} and not samples: means and ranges are the same, but "
-                "`spread`, standard errors, and the rows that a run counts or forgets are those of "
-                f"{rows_are}{', and `taps` is not known' if rows_are == POSITIONS else ''}"
+                f"`spread`, and the rows that a run counts or forgets, are those of {rows_are}, and standard errors "
+                f"{'and `taps` are' if rows_are == POSITIONS else 'are'} not known"
             )
 
 
@@ -319,6 +319,7 @@ def _append(
         layers=target.readers,
         tensor=target.tensor,
         mask=mask,
+        rows_are="" if target.rows_are == SAMPLES else target.rows_are,
     )
     rows[target.name] += len(block)
 

@@ -299,7 +299,7 @@ def _opened_batch(path: str | Path) -> Batch:
 
 
 def _form(archive: zipfile.ZipFile, member: str) -> Form:
-    with archive.open(member) as file:
+    with zipfile.Path(archive, member).open("rb") as file:
         shape, _, dtype = HEADERS[np.lib.format.read_magic(file)](file)
     return Form(shape, dtype)
 

@@ -348,21 +348,21 @@ def _with_stored(target: Target, store: Path, inputs: Mapping[str, str], *, appe
 
 
 def _check_form(target: Target, stored: Layer, storage: str) -> None:
-    expected = (target.sample_shape, "int8" if storage == "int8" else target.dtype.name, target.channel_axis)
-    found = (stored.shape[1:], stored.dtype.name, stored.channel_axis)
+    dtype = "int8" if storage == "int8" else target.dtype.name
+    expected = (target.rows_are, target.sample_shape, dtype, target.channel_axis)
+    found = (stored.rows_are or SAMPLES, stored.shape[1:], stored.dtype.name, stored.channel_axis)
     if found != expected or (stored.quantization is None) != (storage == "float"):
         raise MismatchError(
-            f"layer {target.name}: {stored.store} holds (sample shape, dtype, channel axis) {found}, but the samples "
-            f"to append are {expected}; record into another store{_if_positions(target, stored)}"
+            f"layer {target.name}: {stored.store} holds (rows, their shape, dtype, channel axis) {found}, but the "
+            f"samples to append are {expected}; record into another store{_if_positions(target, stored)}"
         )
 
 
 def _if_positions(target: Target, stored: Layer) -> str:
     """What to do if the store holds positions, or could."""
-    channels = (target.sample_shape[target.channel_axis - 1],)
     if target.rows_are == POSITIONS:
         return f", or all of them with {OPTION}"
-    return f", or append every position as a row, with {OPTION}" if stored.shape[1:] == channels else ""
+    return f", or append every position as a row, with {OPTION}" if stored.rows_are == POSITIONS else ""
 
 
 def _check_mask(target: Target, stored: Layer) -> None:

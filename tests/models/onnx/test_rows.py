@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
+import yaml
 from graphs import integers, make_model, node, one_line, saved, stored, stored_layers, values
 from onnx import TensorProto, helper
 
+from streamstats.cli import main
 from streamstats.config import JobConfig
 from streamstats.errors import MismatchError, UsageError
 from streamstats.jobs.run import run
@@ -543,3 +545,72 @@ def test_codes_of_positions_are_within_half_a_step(tmp_path: Path) -> None:
     assert layer.quantization is not None
     pixels = np.concatenate([np.moveaxis(each, 1, -1).reshape(-1, 3) for each in given])
     assert np.abs(layer.quantization.dequantize(codes) - pixels).max() <= layer.quantization.step * 0.5000001
+
+
+def test_no_standard_error_is_claimed_of_rows_that_are_positions(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The pixels of an image depend on each other: an error that takes them for samples would be far too small."""
+    model, given = images(tmp_path), [{"x": integers(2, 3, 6, 4)}, {"x": integers(3, 3, 4, 8)}]
+    record(model, given, tmp_path / "s")
+    found = open_results(run_of(tmp_path, statistics=["spread"]))
+    conv, head = found.statistics("conv"), found.statistics("head")
+    assert (conv.rows_are, conv.standard_error) == ("positions", None)
+    assert (head.rows_are, head.rows) == ("", 5)
+    assert head.standard_error is not None
+    assert main(["inspect", str(tmp_path / "out")]) == 0
+    shown = capsys.readouterr().out
+    assert [line.split()[:3] for line in shown.splitlines() if line.split()[0] in ("conv", "head")] == [
+        ["conv", "144", "positions"],
+        ["head", "5", "samples"],
+    ]
+    settings = {"source": str(tmp_path / "s"), "output": str(tmp_path / "other"), "statistics": ["spread"]}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
+    command = ["run", str(tmp_path / "run.yaml"), "--until-stable", "0.5", "--model", str(model), "--bits", "4"]
+    assert main(command) in (0, 3)
+    said = capsys.readouterr().err
+    assert "after 5 samples, the corrections are known to" in said
+    assert "worst layer head" in said
+    assert "different numbers of rows" not in said  # as they must have
+    record(model, given, tmp_path / "convolutions", layers=["conv", "pointwise"])
+    settings |= {"source": str(tmp_path / "convolutions"), "output": str(tmp_path / "third")}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
+    assert main(command) == 2
+    assert "cannot be estimated" in (said := capsys.readouterr().err)
+    assert "rows that are positions do not tell it" in said
+
+
+def test_samples_and_positions_are_not_mixed_in_an_array(tmp_path: Path) -> None:
+    model, x = on_rows(tmp_path, ("N", "T", C)), integers(N, 1, C)
+    np.save(tmp_path / "x.npy", x)
+    record(model, tmp_path / "x.npy", tmp_path / "s", positions_as_rows=True)
+    one_line(
+        lambda: record(model, tmp_path / "x.npy", tmp_path / "s", append=True),
+        MismatchError,
+        "('positions', (4,), 'float32', 1), but the samples to append are ('samples', (4,), 'float32', 1)",
+        "--positions-as-rows",
+    )
+
+
+def test_the_commands_take_axes_and_say_what_rows_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, samples = str(with_state(tmp_path)), str(tmp_path / "x.npz")
+    np.savez(samples, **STATES)
+    read, axis = [model, "--samples", samples], ["--batch-axis", "state=1"]
+    assert main(["record", *read, "-o", str(tmp_path / "s")]) == 2
+    assert "say which with `--batch-axis state=1`" in capsys.readouterr().err
+    for wrong in ("state", "=1", "state=last", "state=-1"):
+        assert main(["record", *read, "-o", str(tmp_path / "s"), "--batch-axis", wrong]) == 2
+        assert f"--batch-axis is '{wrong}'; expected INPUT=AXIS" in capsys.readouterr().err
+    assert main(["record", *read, "-o", str(tmp_path / "p"), *axis, "--positions-as-rows"]) == 0
+    shown = capsys.readouterr()
+    assert "a row is one of its" in shown.out
+    assert "positions  14" in " ".join(shown.out.split("states")[1].split("\n")[0].split()).replace(" ", "  ")
+    assert "states" in shown.err
+    assert "are single positions and not samples" in shown.err
+    assert main(["measure", *read, "-o", str(tmp_path / "out"), *axis]) == 0
+    command = ["correct", model, "--bits", "4", "--correctors", str(tmp_path / "out"), "-o", str(tmp_path / "f.onnx")]
+    assert main([*command, *axis]) == 2
+    assert "--batch-axis goes with --iterative or --held-out" in capsys.readouterr().err
+    assert main([*command, "--positions-as-rows"]) == 2
+    assert "--positions-as-rows goes with --iterative" in capsys.readouterr().err
+    assert main([*command, "--iterative", "--samples", samples, *axis]) == 0
