@@ -7,7 +7,7 @@ model of a fixed batch runs one batch twice, the second time in reverse order.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,7 @@ from ...errors import UsageError
 from .run import ModelRun
 from .samples import Array
 
-OUTER, INNER, ORDERLESS = "outer", "inner", "orderless"
+OUTER, INNER, MIDDLE, ORDERLESS = "outer", "inner", "middle", "orderless"
 NEAR, FARTHER = 0.02, 10.0
 """Values agree if they differ by this share of their norm, and other arrangements by so many times more."""
 
@@ -25,12 +25,14 @@ NEAR, FARTHER = 0.02, 10.0
 class Arrangement:
     """Where the samples are in a tensor: on `axis`; without one, the whole tensor is one sample.
 
-    If the axis also holds positions, `fold` says whether the samples are the OUTER or the INNER of the two. In an
-    ORDERLESS tensor, every position is of one sample, but it is not known of which.
+    If the axis also holds positions, `fold` says whether the samples are the OUTER or the INNER of the two, or in the
+    MIDDLE, behind `before` positions. In an ORDERLESS tensor, every position is of one sample, but it is not known of
+    which.
     """
 
     axis: int | None = None
     fold: str = ""
+    before: int = 1
 
     def samples_first(self, value: Array, number: int) -> Array | None:
         """`value`, of `number` samples, with their axis in front; None if they do not lie so."""
@@ -44,9 +46,12 @@ class Arrangement:
             return None
         if not self.fold:
             return np.moveaxis(value, self.axis, 0)
-        split = (number, positions) if self.fold == OUTER else (positions, number)
-        parts = value.reshape(*value.shape[: self.axis], *split, *value.shape[self.axis + 1 :])
-        return np.moveaxis(parts, self.axis + (self.fold == INNER), 0)
+        if positions % self.before:
+            return None
+        inside = positions // self.before
+        split = {OUTER: (number, positions), INNER: (positions, number), MIDDLE: (self.before, number, inside)}
+        parts = value.reshape(*value.shape[: self.axis], *split[self.fold], *value.shape[self.axis + 1 :])
+        return np.moveaxis(parts, self.axis + (self.fold != OUTER), 0)
 
 
 FIRST = Arrangement(0)
@@ -117,12 +122,25 @@ def _arranged(one: Array, other: Array, both: Array, channels: int | None) -> Ar
 
 def _folded(one: Array, other: Array, both: Array, axis: int) -> Arrangement | None:
     """The arrangement in which `both` is `one` and `other`, if that is one alone."""
-    joined = {
-        OUTER: np.concatenate([one, other], axis),
-        INNER: np.stack([one, other], axis + 1).reshape(both.shape),
-    }
-    near, far = sorted((_apart(values, both), fold) for fold, values in joined.items())
-    return Arrangement(axis, near[1]) if near[0] <= NEAR and far[0] > FARTHER * near[0] else None
+    ends = [Arrangement(axis, fold) for fold in (OUTER, INNER)]
+    return _alone(ends, one, other, both) or _alone(_middles(axis, one.shape[axis]), one, other, both)
+
+
+def _alone(candidates: Sequence[Arrangement], one: Array, other: Array, both: Array) -> Arrangement | None:
+    """The one of the `candidates` in which `both` is `one` and `other`, and is not in any other."""
+    found = []
+    for each in candidates:
+        parts = [each.samples_first(values, number) for values, number in ((one, 1), (other, 1), (both, 2))]
+        if parts[0] is not None and parts[1] is not None and parts[2] is not None:
+            found.append((_apart(np.concatenate([parts[0], parts[1]]), parts[2]), each))
+    found.sort(key=lambda pair: pair[0])
+    if not found or found[0][0] > NEAR or (len(found) > 1 and found[1][0] <= FARTHER * found[0][0]):
+        return None
+    return found[0][1]
+
+
+def _middles(axis: int, positions: int) -> list[Arrangement]:
+    return [Arrangement(axis, MIDDLE, before) for before in range(2, positions) if positions % before == 0]
 
 
 def _adds_up(one: Array, other: Array, both: Array, channels: int | None) -> bool:
@@ -173,8 +191,9 @@ def _that_follows(forward: Array, backward: Array, channels: int | None, number:
 def _candidates(shape: tuple[int, ...], taken: int | None, number: int) -> list[Arrangement]:
     axes = [axis for axis, extent in enumerate(shape) if axis != taken and extent and extent % number == 0]
     plain = [Arrangement(axis) for axis in axes if shape[axis] == number]
-    folded = [Arrangement(axis, fold) for axis in axes if shape[axis] != number for fold in (OUTER, INNER)]
-    return [*plain, *folded]
+    folded = [axis for axis in axes if shape[axis] != number]
+    ends = [Arrangement(axis, fold) for axis in folded for fold in (OUTER, INNER)]
+    return [*plain, *ends, *(each for axis in folded for each in _middles(axis, shape[axis] // number))]
 
 
 def _follows(each: Arrangement, forward: Array, backward: Array, number: int) -> bool:

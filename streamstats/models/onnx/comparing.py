@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from ...statistics.masks import Mask
 from .arrangement import Arrangement, arrangements
 from .masking import fits, mask_rows
@@ -16,9 +14,9 @@ from .samples import Array
 
 @dataclass(frozen=True)
 class Places:
-    """How samples lie in tensors of the float model, as far as a mask must find them there.
+    """How samples lie in tensors of the float model, as far as it is known.
 
-    Outputs in `uneven` have another number of channels from batch to batch: their values are compared as one channel.
+    Outputs in `uneven` have another number of channels from run to run: their values are compared as one channel.
     """
 
     arrangements: Mapping[str, Arrangement] = field(default_factory=dict)
@@ -26,35 +24,32 @@ class Places:
 
     @classmethod
     def of(cls, run: ModelRun, ends: Sequence[str], matrices: Sequence[str], mask: str | None) -> Places:
-        """Those of the outputs `ends`, and of tensors with channels on the last axis, `matrices`."""
-        found: dict[str, Arrangement] = {}
-        if mask is not None:
-            channels = {**dict.fromkeys(ends), **dict.fromkeys(matrices, -1)}
-            each = {name: arranged for name, (arranged, _) in arrangements(run, channels).items()}
-            found = {name: arranged for name, arranged in each.items() if isinstance(arranged, Arrangement)}
+        """Those of the outputs `ends` and, for a mask, of tensors with channels on the last axis, `matrices`."""
+        channels = {**dict.fromkeys(ends), **(dict.fromkeys(matrices, -1) if mask is not None else {})}
+        each = {name: arranged for name, (arranged, _) in arrangements(run, channels).items()}
+        found = {name: arranged for name, arranged in each.items() if isinstance(arranged, Arrangement)}
         return cls(found, frozenset(_uneven(cls(found), run, ends, mask)))
 
-    def placed(self, name: str, values: Array, mask: Mask | None) -> Array:
-        """`values`, the tensor that the float model calls `name`, with samples on axis 0 as in the `mask`."""
-        if name not in self.arrangements or mask is None:
-            return values
-        first = self.arrangements[name].samples_first(values, len(mask))
+    def placed(self, name: str, values: Array, samples: int) -> Array:
+        """`values`, the tensor that the float model calls `name`, with the axis of its `samples` in front, if known."""
+        first = self.arrangements[name].samples_first(values, samples) if name in self.arrangements else None
         return values if first is None else first
 
-    def of_output(self, name: str, values: Array, mask: Mask | None) -> tuple[Array, int]:
+    def of_output(self, name: str, values: Array, samples: int, mask: Mask | None) -> tuple[Array, int]:
         """(the output `name` as it is compared, the axis of its channels)."""
-        placed = self.placed(name, values, mask)
+        placed = self.placed(name, values, samples)
         if name in self.uneven:
             return placed.reshape(-1, 1), 1
         return placed, -1 if mask is not None and fits(mask.shape, placed.shape, -1) else min(1, placed.ndim - 1)
 
 
 def _uneven(places: Places, run: ModelRun, ends: Sequence[str], mask: str | None) -> list[str]:
-    """The outputs whose number of channels differs between the batches of the least and greatest extents."""
+    """The outputs whose number of channels differs from one sample to the next, or with their number."""
     found: dict[str, set[int]] = {end: set() for end in ends}
-    for rows in run.given.varied(run.fixed or 1):
+    size = run.fixed or 1
+    for rows in [*run.given.examples(size), run.first]:
         counts = mask_rows(run, mask, rows)
         for end, values in run.outputs(ends, rows).items():
-            placed, axis = places.of_output(end, np.atleast_1d(values), counts)
-            found[end].add(placed.shape[axis])
+            placed, axis = places.of_output(end, values, rows.stop - rows.start, counts)
+            found[end].add(placed.shape[axis] if placed.ndim else 1)
     return [end for end, extents in found.items() if len(extents) > 1]

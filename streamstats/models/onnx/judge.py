@@ -37,6 +37,10 @@ Float64Array = npt.NDArray[np.float64]
 FLOAT = "float"
 NUMBER = re.compile(r"[-+]?\d*\.?\d+(?:[eE][-+]?\d+)?")
 PLACE = "{model}"
+ROUTED = (
+    "how many positions reach it depends on values, as for the experts of a mixture, and differs between the networks, "
+    "so that its outputs cannot be compared one by one"
+)
 
 
 @dataclass(frozen=True)
@@ -110,6 +114,7 @@ class Judge:
         self._scores: dict[str, float] = {}
         self._harmful: list[str] = []
         self._samples = 0
+        self._routed = set[str]()
 
     def __enter__(self) -> Self:
         """Open the float model. Raises `UsageError`, `MismatchError` for samples that do not fit it."""
@@ -183,10 +188,13 @@ class Judge:
         self._progress.begin(Stage(what, run.samples, layers=len(judged)))
         for rows in run.batches():
             mine, theirs = run.outputs(mine_wanted, rows), self._float.outputs(theirs_wanted, rows)
-            found.add(judged, mine, theirs, mask_rows(self._float, self._held_out.mask, rows))
+            mask = mask_rows(self._float, self._held_out.mask, rows)
+            found.add(judged, mine, theirs, rows.stop - rows.start, mask)
             for model_name, logits in ((name, mine[self._ends[0]]), (FLOAT, theirs[self._ends[0]])):
                 found.right[model_name] = found.right.get(model_name, 0) + self._right(logits, rows)
             self._progress.advance(rows.stop - rows.start)
+        self._routed |= found.routed
+        found.layers = {layer: sums for layer, sums in found.layers.items() if layer not in self._routed}
         return found
 
     def _judged(self, plain: PlainModel) -> list[tuple[Pair, str]]:
@@ -203,11 +211,16 @@ class Judge:
                 "model; expected models of the same network"
             )
 
+    @property
+    def unjudged(self) -> dict[str, str]:
+        """The layers that cannot be judged, as far as models that were added show it → why."""
+        return {**unjudged(self._pairs), **dict.fromkeys(sorted(self._routed), ROUTED)}
+
     def finish(self) -> Judgement:
         """The judgement on all models."""
         harmful = tuple(self._harmful)
         return Judgement(
-            self._samples, self._layers, self._outputs, self._accuracy, self._scores, harmful, unjudged(self._pairs)
+            self._samples, self._layers, self._outputs, self._accuracy, self._scores, harmful, self.unjudged
         )
 
     def _session(self, model: onnx.ModelProto, tensors: Sequence[str], name: str) -> Any:
@@ -267,12 +280,14 @@ class _Measured:
     outputs: dict[str, Sums]
     right: dict[str, int] = field(default_factory=dict)
     places: Places = field(default_factory=Places)
+    routed: set[str] = field(default_factory=set)
 
     def add(
         self,
         judged: Sequence[tuple[Pair, str]],
         mine: Mapping[str, Array],
         theirs: Mapping[str, Array],
+        samples: int,
         mask: Mask | None,
     ) -> None:
         """Add the tensors of a batch, those of the model and those of the float model, where `mask` is true."""
@@ -280,12 +295,15 @@ class _Measured:
             axis = 1 if pair.quantized.weight.ndim > 2 else -1
             wanted = theirs[pair.output]
             both = _alike(mine[tensor], wanted, axis), wanted
-            own, wanted = (self.places.placed(str(pair.output), values, mask) for values in both)
+            own, wanted = (self.places.placed(str(pair.output), values, samples) for values in both)
+            if axis == -1 and own.shape[1:] == wanted.shape[1:] and len(own) != len(wanted):
+                self.routed.add(pair.name)
+                continue
             self.layers[pair.name].add(pair.name, own, wanted, axis, mask)
         for end, sums in self.outputs.items():
             if theirs[end].dtype.kind == "f":
-                wanted, axis = self.places.of_output(end, theirs[end], mask)
-                sums.add(end, self.places.of_output(end, mine[end], mask)[0], wanted, axis, mask)
+                wanted, axis = self.places.of_output(end, theirs[end], samples, mask)
+                sums.add(end, self.places.of_output(end, mine[end], samples, mask)[0], wanted, axis, mask)
 
 
 def unjudged(pairs: Sequence[Pair]) -> dict[str, str]:

@@ -30,6 +30,8 @@ SampleSource = str | Path | Sequence[Mapping[str, Array]]
 """A `.npy` or `.npz` file, a folder of them, or batches in memory."""
 
 ZIP_MAGIC = b"PK"
+EXAMPLES = 8
+"""How many samples show whether a shape depends on values."""
 SUFFIXES = (".npy", ".npz")
 DTYPES = {
     "tensor(bool)": "bool",
@@ -113,8 +115,18 @@ class Samples:
         """Two samples of one batch, if there are."""
         return next((slice(start, start + 2) for start, end in pairwise(self.starts) if end - start > 1), None)
 
-    def varied(self, size: int) -> list[slice]:
-        """The first `size` samples of each batch in which an extent that varies is least or greatest, if any varies."""
+    def examples(self, size: int) -> list[slice]:
+        """Runs of `size` samples to try a model with: some of all, and those of least and greatest extents."""
+        starts = np.linspace(0, self.number // size - 1, min(EXAMPLES, self.number // size)).astype(int) * size
+        whole = [start for start in starts.tolist() if start + size <= self._end(start)]
+        return [slice(start, start + size) for start in dict.fromkeys([*whole, *self._varied()])]
+
+    def _end(self, row: int) -> int:
+        """The number of the first sample behind the batch of the sample `row`."""
+        return self.starts[bisect_right(self.starts, row)]
+
+    def _varied(self) -> list[int]:
+        """The first sample of each batch in which an extent that varies is least or greatest, if any varies."""
         starts = self.starts[:-1]
         chosen: list[int] = []
         for name in self.axes:
@@ -123,7 +135,7 @@ class Samples:
                 extents = [shape[axis] for shape in shapes]
                 if min(extents) != max(extents):
                     chosen += [extents.index(min(extents)), extents.index(max(extents))]
-        return [slice(starts[each], starts[each] + size) for each in dict.fromkeys(chosen)]
+        return [starts[each] for each in dict.fromkeys(chosen)]
 
 
 def load_samples(source: SampleSource, session: Any, axes: Axes | None = None) -> Samples:

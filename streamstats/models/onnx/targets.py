@@ -159,7 +159,7 @@ class Target:
 def find_targets(
     run: ModelRun, wanted: Wanted, *, positions_as_rows: bool = False
 ) -> tuple[list[Target], list[LeftOut]]:
-    """Run one sample, another, and both; of batches whose shapes differ, also those of the least and greatest extents.
+    """Run one sample, another, and both; then single samples, also of the batches of the least and greatest extents.
 
     Returns what can be recorded, and what cannot. Raises `UsageError` if nothing can.
     """
@@ -211,7 +211,7 @@ class _Finding:
         found, size = arrangements(run, channels), run.fixed or 1
         values = {name: [value.shape] for name, (_, value) in found.items()}
         samples = {name: [_shape_of(each, value, size)] for name, (each, value) in found.items()}
-        for rows in run.given.varied(size):
+        for rows in run.given.examples(size):
             for name, value in run.outputs(list(found), rows).items():
                 values[name].append(value.shape)
                 samples[name].append(_shape_of(found[name][0], value, size))
