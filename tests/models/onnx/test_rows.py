@@ -614,3 +614,99 @@ def test_the_commands_take_axes_and_say_what_rows_are(tmp_path: Path, capsys: py
     assert main([*command, "--positions-as-rows"]) == 2
     assert "--positions-as-rows goes with --iterative" in capsys.readouterr().err
     assert main([*command, "--iterative", "--samples", samples, *axis]) == 0
+
+
+@pytest.mark.parametrize("batch", ["N", N])
+def test_samples_between_positions_are_found(tmp_path: Path, batch: str | int) -> None:
+    """Windows with their pixels in front, as attention that is not batch-first has them: [pixel, n·window, C]."""
+    x = integers(N, 3, 2, C)
+    nodes = [
+        node("Transpose", ["x"], "t", perm=[2, 0, 1, 3]),
+        node("Reshape", ["t", "rows"], "flat"),
+        node("Gemm", ["flat", "w1"], name="first"),
+    ]
+    model = saved(make_model(nodes, {"w1": W["w1"], "rows": TO_ROWS["rows"]}, {"x": (batch, 3, 2, C)}), tmp_path)
+    np.save(tmp_path / "x.npy", x)
+    for size in (1, 3, 16):
+        layer = recorded(model, tmp_path / "x.npy", tmp_path / f"{size}", batch_size=size)["first"]
+        np.testing.assert_array_equal(stored(tmp_path / f"{size}")["first"], x.transpose(0, 2, 1, 3))
+        assert layer.rows == "samples"
+
+
+def test_outputs_in_time_first_are_judged_per_sample_whatever_the_last_batch(tmp_path: Path) -> None:
+    """Eleven samples in batches of eight: the axis of the samples is no axis of channels."""
+    nodes = [node("MatMul", ["x", "w1"], "a", "first"), node("Relu", ["a"], "h"), node("MatMul", ["h", "w2"], name="s")]
+    constants = {"w1": values(C, 8, seed=1), "w2": values(8, 3, seed=2)}
+    model = saved(make_model(nodes, constants, {"x": (T, "batch", C)}), tmp_path)
+    x, held = values(T, 11, C), values(T, 11, C, seed=1)
+    np.save(tmp_path / "x.npy", x)
+    np.save(tmp_path / "held.npy", held)
+    axes: dict[str, int | None] = {"x": 1}
+    record(model, tmp_path / "x.npy", tmp_path / "s", batch_axes=axes)
+    how = How(held_out=HeldOut(tmp_path / "held.npy", batch_axes=axes))
+    found = correct(model, run_of(tmp_path), tmp_path / "fixed.onnx", bits=3, how=how).judgement
+    assert found is not None
+    mine, theirs = (outputs(path, {"x": held})[0].astype("f8") for path in (tmp_path / "fixed.onnx", model))
+    judged = found.outputs["corrected"]
+    np.testing.assert_allclose(judged.shift, (mine - theirs).mean(axis=(1, 2)), atol=1e-6)  # of axis 1 behind samples
+    np.testing.assert_allclose(judged.noise, ((mine - theirs) ** 2).mean(), rtol=1e-5)
+
+
+def experts(folder: Path) -> Path:
+    """Two experts of tokens, chosen by the sign of a projection: how many tokens each gets depends on the weights."""
+    nodes = [
+        node("Reshape", ["x", "rows"], "flat"),
+        node("MatMul", ["flat", "g"], "score", "gate"),
+        node("Squeeze", ["score", "one"], "s"),
+        node("Greater", ["s", "zero"], "chosen"),
+        node("Compress", ["flat", "chosen"], "mine", axis=0),
+        node("MatMul", ["mine", "w1"], "e", "expert"),
+        node("ReduceSum", ["e", "none"], "sum", keepdims=0),
+        node("MatMul", ["x", "w1"], "plain", "plain"),
+        node("Add", ["plain", "sum"]),
+    ]
+    constants = {"g": values(C, 1, seed=8) - 0.7, "w1": values(C, 6, seed=9), "zero": np.float32(0)}
+    constants |= {"rows": TO_ROWS["rows"], "one": np.array([1], np.int64), "none": np.array([0], np.int64)}
+    return saved(make_model(nodes, constants, {"x": ("N", "T", C)}), folder)
+
+
+def test_experts_are_corrected_but_not_judged_where_other_tokens_reach_them(tmp_path: Path) -> None:
+    model, x = experts(tmp_path), values(40, T, C)
+    np.save(tmp_path / "x.npy", x)
+    np.save(tmp_path / "held.npy", values(40, T, C, seed=1))
+    layers = recorded(model, tmp_path / "x.npy", tmp_path / "s")
+    assert {name: layer.rows for name, layer in layers.items()} == {
+        "gate": "samples",
+        "expert": "positions",
+        "plain": "samples",
+    }
+    flat = x.reshape(-1, C)
+    reached = flat[(flat @ (values(C, 1, seed=8) - 0.7))[:, 0] > 0]
+    np.testing.assert_array_equal(stored(tmp_path / "s")["expert"], reached)
+    out = run_of(tmp_path)
+    for careful in (False, True):
+        how = How(held_out=HeldOut(tmp_path / "held.npy"), do_no_harm=careful)
+        found = correct(model, out, tmp_path / "fixed.onnx", bits=2, how=how)
+        assert found.judgement is not None
+        assert list(found.judgement.unjudged) == ["expert"]
+        assert "depends on values" in found.judgement.unjudged["expert"]
+        assert {each.layer: each.corrected for each in found.layers}["expert"] is not careful
+
+
+def test_every_tensor_of_samples_of_several_shapes_has_the_range_of_its_values(tmp_path: Path) -> None:
+    """Attention [N, T, T] has no channels that every sample has: its values are one channel."""
+    nodes = [
+        node("MatMul", ["x", "w1"], "q", "first"),
+        node("Transpose", ["q"], "k", perm=[0, 2, 1]),
+        node("MatMul", ["q", "k"], "scores", "attention"),
+        node("Softmax", ["scores"], "p", axis=-1),
+        node("MatMul", ["p", "q"], "mixed", "values"),
+        node("MatMul", ["mixed", "w2"], "y", "second"),
+    ]
+    model = saved(make_model(nodes, W, {"x": ("N", "T", C)}), tmp_path)
+    given = batches_of_tokens(tmp_path)
+    layers = recorded(model, tmp_path / "samples", tmp_path / "s", tensors="quantizable")
+    scores = [(each @ W["w1"]) @ (each @ W["w1"]).swapaxes(1, 2) for each in given]
+    found = stored(tmp_path / "s")["tensors/scores"]
+    np.testing.assert_array_equal(found, np.concatenate([each.reshape(-1, 1) for each in scores]))
+    assert layers["tensors/scores"].rows == "positions"
