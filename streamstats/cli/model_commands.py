@@ -63,13 +63,13 @@ def _print_recorded(recorded: Sequence[RecordedLayer]) -> None:
     """Print a row per layer, with the array in the store where one is shared."""
     shared = any(one.array not in ("", one.layer) for one in recorded)
     masked = any(one.mask for one in recorded)
-    others = any(one.rows != "samples" for one in recorded)
+    others = any(one.rows_are != "samples" for one in recorded)
     columns = ["layer", "operator", *(["array"] if shared else []), *(["mask"] if masked else [])]
     columns += ["a row is one of its"] if others else []
     rows = [
         [
             *[one.layer, one.op, *([one.array] if shared else []), *([one.mask] if masked else [])],
-            *([one.rows] if others else []),
+            *([one.rows_are] if others else []),
             *[str(one.samples), _shape(one.shape), one.dtype, one.reason],
         ]
         for one in recorded

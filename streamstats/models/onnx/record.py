@@ -50,7 +50,7 @@ class RecordedLayer:
     `array` is what the store calls the samples, `tensor` what the model calls them; layers may share them. `shape` and
     `dtype` are those of one stored sample, `channel_axis` counts the sample axis too, and `quantization` maps the
     stored codes to reals (None for reals). `mask` is the input of the model that says which positions count, if any.
-    `rows` says what is stored on axis 0: "samples", or "positions" or "parts" of them; then `samples` counts these.
+    `rows_are` says what is stored on axis 0: "samples", or "positions" or "parts" of them; then `samples` counts these.
     """
 
     layer: str
@@ -64,7 +64,7 @@ class RecordedLayer:
     array: str = ""
     tensor: str = ""
     mask: str = ""
-    rows: str = SAMPLES
+    rows_are: str = SAMPLES
 
     def document(self) -> dict[str, Any]:
         """Its fields, JSON-ready."""
@@ -80,7 +80,7 @@ class RecordedLayer:
             "array": self.array or None,
             "tensor": self.tensor or None,
             "mask": self.mask or None,
-            "rows": self.rows,
+            "rows_are": self.rows_are,
         }
 
 
@@ -112,8 +112,8 @@ def record(
 
     A row is a sample, on whichever axis of a layer's input the samples are, also where positions share it. Where
     samples differ in shape or cannot be told apart, and with `positions_as_rows` everywhere, every position becomes a
-    row; a row may also be the part of a sample that a convolution takes as a sample. `RecordedLayer.rows` says so, and
-    a note to `progress`. A layer whose input mixes samples is skipped with a reason. If the recording fails or is
+    row; a row may also be the part of a sample that a convolution takes as a sample. `RecordedLayer.rows_are` and a
+    note to `progress` say so. A layer whose input mixes samples is skipped with a reason. If the recording fails or is
     interrupted, a new store is removed; rows that were appended to an older store stay in it.
 
     Raises `UsageError` and `MismatchError` for a request that cannot be met (such as a layer that is in the store
@@ -387,7 +387,7 @@ def _recorded(target: Target, samples: int) -> list[RecordedLayer]:
             array=target.name,
             tensor=target.tensor,
             mask=target.mask or "",
-            rows=target.rows_are,
+            rows_are=target.rows_are,
         )
         for name, op in [(layer.name, layer.op) for layer in target.layers] or [(target.name, "")]
     ]

@@ -75,7 +75,7 @@ def test_tokens_behind_a_reshape_belong_to_their_samples(tmp_path: Path, op: str
     layers = recorded(model, tmp_path / "x.npy", tmp_path / "s", batch_size=batch_size)
     for name, expected in projections(TOKENS).items():
         np.testing.assert_array_equal(stored(tmp_path / "s")[name], expected)
-        assert (layers[name].samples, layers[name].rows, layers[name].channel_axis) == (N, "samples", 2)
+        assert (layers[name].samples, layers[name].rows_are, layers[name].channel_axis) == (N, "samples", 2)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 16])
@@ -136,7 +136,7 @@ def test_samples_that_the_first_ones_do_not_tell_apart_become_positions(tmp_path
     layers = recorded(model, tmp_path / "x.npy", tmp_path / "s", batch_size=3)
     for name, expected in projections(x).items():
         np.testing.assert_array_equal(stored(tmp_path / "s")[name], expected.reshape(N * T, -1))
-        assert (layers[name].samples, layers[name].rows) == (N * T, "positions")
+        assert (layers[name].samples, layers[name].rows_are) == (N * T, "positions")
 
 
 # Several inputs
@@ -256,12 +256,12 @@ def test_sentences_of_any_length_become_rows_of_tokens(tmp_path: Path, flat: boo
             [projections(each)[name].reshape(-1, W["w1"].shape[name == "second"]) for each in given]
         )
         np.testing.assert_array_equal(stored(tmp_path / "s")[name], expected)
-        assert (layers[name].rows, layers[name].samples) == ("positions", len(expected))
+        assert (layers[name].rows_are, layers[name].samples) == ("positions", len(expected))
     assert "first, second are single positions and not samples" in heard.said
     if not flat:  # one vector for each sentence, whatever its length
         pooled = np.concatenate([projections(each)["second"].max(axis=1) for each in given])
         np.testing.assert_array_equal(stored(tmp_path / "s")["pooled"], pooled)
-        assert layers["pooled"].rows == "samples"
+        assert layers["pooled"].rows_are == "samples"
 
 
 def test_batches_in_memory_are_recorded_as_files_are(tmp_path: Path) -> None:
@@ -275,7 +275,7 @@ def test_batches_in_memory_are_recorded_as_files_are(tmp_path: Path) -> None:
 def test_batches_of_one_shape_keep_their_samples(tmp_path: Path) -> None:
     model = on_rows(tmp_path, ("N", "T", C))
     layers = recorded(model, [{"x": TOKENS[:4]}, {"x": TOKENS[4:5]}, {"x": TOKENS[5:]}], tmp_path / "s")
-    assert {layer.rows for layer in layers.values()} == {"samples"}
+    assert {layer.rows_are for layer in layers.values()} == {"samples"}
     np.testing.assert_array_equal(stored(tmp_path / "s")["first"], TOKENS)
 
 
@@ -297,7 +297,7 @@ def test_images_of_several_sizes_become_rows_of_pixels(tmp_path: Path) -> None:
     layers = recorded(model, [{"x": each} for each in x], tmp_path / "s")
     pixels = np.concatenate([np.moveaxis(each, 1, -1).reshape(-1, 3) for each in x])
     np.testing.assert_array_equal(stored(tmp_path / "s")["conv"], pixels)
-    assert [layers[name].rows for name in ("conv", "pointwise", "head")] == ["positions", "positions", "samples"]
+    assert [layers[name].rows_are for name in ("conv", "pointwise", "head")] == ["positions", "positions", "samples"]
     assert layers["head"].samples == 6
     assert stored_layers(tmp_path / "s")["conv"].kernel is None
 
@@ -347,7 +347,7 @@ def test_a_change_of_shape_that_the_first_runs_do_not_show_names_the_option(tmp_
     np.save(tmp_path / "x.npy", x)
     for size in (1, 4):
         found = recorded(model, tmp_path / "x.npy", tmp_path / f"s{size}", batch_size=size)["expert"]
-        assert (found.samples, found.rows) == (9, "positions")
+        assert (found.samples, found.rows_are) == (9, "positions")
         np.testing.assert_array_equal(stored(tmp_path / f"s{size}")["expert"], np.delete(x, [0, 1, 5], axis=0))
     np.save(tmp_path / "x.npy", -x * 0 - 1)
     found = recorded(model, tmp_path / "x.npy", tmp_path / "none")["expert"]
@@ -386,7 +386,7 @@ def test_a_convolution_over_frames_has_frames_as_rows_and_its_taps_are_exact(tmp
     model = saved(make_model(nodes, constants, {"x": ("N", 3, 2, 6, 6)}), tmp_path)
     np.save(tmp_path / "x.npy", frames)
     layer = recorded(model, tmp_path / "x.npy", tmp_path / "s", batch_size=3)["conv"]
-    assert (layer.samples, layer.rows) == (12, "parts")
+    assert (layer.samples, layer.rows_are) == (12, "parts")
     np.testing.assert_array_equal(stored(tmp_path / "s")["conv"], frames.reshape(-1, 2, 6, 6))
     settings = {"source": str(tmp_path / "s"), "output": str(tmp_path / "out"), "statistics": ["taps"]}
     run(JobConfig.model_validate(settings).job())
@@ -630,7 +630,7 @@ def test_samples_between_positions_are_found(tmp_path: Path, batch: str | int) -
     for size in (1, 3, 16):
         layer = recorded(model, tmp_path / "x.npy", tmp_path / f"{size}", batch_size=size)["first"]
         np.testing.assert_array_equal(stored(tmp_path / f"{size}")["first"], x.transpose(0, 2, 1, 3))
-        assert layer.rows == "samples"
+        assert layer.rows_are == "samples"
 
 
 def test_outputs_in_time_first_are_judged_per_sample_whatever_the_last_batch(tmp_path: Path) -> None:
@@ -675,7 +675,7 @@ def test_experts_are_corrected_but_not_judged_where_other_tokens_reach_them(tmp_
     np.save(tmp_path / "x.npy", x)
     np.save(tmp_path / "held.npy", values(40, T, C, seed=1))
     layers = recorded(model, tmp_path / "x.npy", tmp_path / "s")
-    assert {name: layer.rows for name, layer in layers.items()} == {
+    assert {name: layer.rows_are for name, layer in layers.items()} == {
         "gate": "samples",
         "expert": "positions",
         "plain": "samples",
@@ -709,4 +709,4 @@ def test_every_tensor_of_samples_of_several_shapes_has_the_range_of_its_values(t
     scores = [(each @ W["w1"]) @ (each @ W["w1"]).swapaxes(1, 2) for each in given]
     found = stored(tmp_path / "s")["tensors/scores"]
     np.testing.assert_array_equal(found, np.concatenate([each.reshape(-1, 1) for each in scores]))
-    assert layers["tensors/scores"].rows == "positions"
+    assert layers["tensors/scores"].rows_are == "positions"
