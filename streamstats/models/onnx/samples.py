@@ -351,9 +351,18 @@ def _check_array(node: Any, form: Form, axis: int | None, source: str) -> None:
         where = "the same for all samples" if axis is None else f"samples on axis {axis}"
         raise MismatchError(
             f"{source}: the array for the input {node.name} has the shape {form.shape}; the model expects "
-            f"{_shape_text(node.shape)} with {where}; where they lie is said with "
-            f"{OPTION.format(name=node.name, axis='AXIS')}"
+            f"{_shape_text(node.shape)} with {where}; {_way_out(node, form)}"
         )
+
+
+def _way_out(node: Any, form: Form) -> str:
+    """What to do about an array of another shape."""
+    if len(form.shape) == len(node.shape) + 1:
+        return (
+            "a model without an axis of samples takes a folder with a file for each sample, and "
+            f"`--batch-axis {node.name}=none`"
+        )
+    return f"if they are on another axis, say so with {OPTION.format(name=node.name, axis='AXIS')}"
 
 
 def _fits(shape: Sequence[int], expected: Sequence[Any], axis: int | None) -> bool:

@@ -710,3 +710,64 @@ def test_every_tensor_of_samples_of_several_shapes_has_the_range_of_its_values(t
     found = stored(tmp_path / "s")["tensors/scores"]
     np.testing.assert_array_equal(found, np.concatenate([each.reshape(-1, 1) for each in scores]))
     assert layers["tensors/scores"].rows_are == "positions"
+
+
+def test_a_model_of_one_sample_at_a_time_takes_a_file_for_each(tmp_path: Path) -> None:
+    """Its input has no axis of samples; a scalar has a value of its own in each file."""
+    nodes = [node("Mul", ["x", "rate"], "scaled"), node("MatMul", ["scaled", "w1"], name="first")]
+    model = saved(make_model(nodes, {"w1": W["w1"]}, {"x": ("T", C), "rate": ()}), tmp_path)
+    given = [{"x": TOKENS[n], "rate": np.float32(n)} for n in range(N)]
+    layers = recorded(model, given, tmp_path / "s", batch_axes={"x": None})
+    np.testing.assert_array_equal(stored(tmp_path / "s")["first"], TOKENS * np.arange(N)[:, None, None])
+    assert (layers["first"].samples, layers["first"].rows_are) == (N, "samples")
+    given[2]["x"] = integers(3, C)
+    layers = recorded(model, given, tmp_path / "p", batch_axes={"x": None})
+    expected = np.concatenate([each["x"] * each["rate"] for each in given])
+    np.testing.assert_array_equal(stored(tmp_path / "p")["first"], expected)
+    assert layers["first"].rows_are == "positions"
+    np.save(tmp_path / "x.npy", TOKENS)
+    np.savez(tmp_path / "all.npz", x=TOKENS, rate=np.float32(1))
+    one_line(
+        lambda: record(model, tmp_path / "all.npz", tmp_path / "q"),
+        MismatchError,
+        "has the shape (7, 5, 4); the model expects (T, 4)",
+        "a folder with a file for each sample, and `--batch-axis x=none`",
+    )
+
+
+BAD_BATCHES: dict[str, tuple[Any, type[Exception], str]] = {
+    "nothing": ([], UsageError, "hold no batches"),
+    "another dtype": (
+        [{"x": TOKENS.astype("f8")}],
+        MismatchError,
+        "batch 0 of the samples: the values for the input x",
+    ),
+    "another rank": ([{"x": TOKENS}, {"x": TOKENS[0]}], MismatchError, "batch 1 of the samples: the array for"),
+    "another extent": ([{"x": TOKENS[..., :3]}], MismatchError, "has the shape (7, 5, 3); the model expects (N, T, 4)"),
+    "no samples": ([{"x": TOKENS[:0]}], UsageError, "holds no samples"),
+}
+
+
+@pytest.mark.parametrize(("given", "kind", "fragment"), BAD_BATCHES.values(), ids=BAD_BATCHES)
+def test_batches_that_do_not_fit_are_refused_in_one_line(
+    given: Any, kind: type[Any], fragment: str, tmp_path: Path
+) -> None:
+    model = on_rows(tmp_path, ("N", "T", C))
+    one_line(lambda: record(model, given, tmp_path / "s"), kind, fragment)
+    assert not (tmp_path / "s").exists()
+
+
+def test_files_of_a_folder_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    model, folder = on_rows(tmp_path, ("N", "T", C)), tmp_path / "samples"
+    folder.mkdir()
+    one_line(lambda: record(model, folder, tmp_path / "s"), UsageError, "has no .npy or .npz files")
+    np.save(folder / "0.npy", TOKENS)
+    np.savez(folder / "1.npz", z=TOKENS, other=TOKENS)
+    one_line(lambda: record(model, folder, tmp_path / "s"), UsageError, "1.npz holds the arrays z, other")
+    for content in (b"", b"noise", b"PK\x03\x04noise"):
+        (folder / "1.npz").write_bytes(content)
+        one_line(lambda: record(model, folder, tmp_path / "s"), UsageError, "1.npz are not a .npy or .npz file")
+    np.save(folder / "1.npz", np.array([{}], dtype=object), allow_pickle=True)
+    (folder / "1.npz.npy").rename(folder / "1.npz")
+    one_line(lambda: record(model, folder, tmp_path / "s"), UsageError, "1.npz are not a .npy or .npz file")
+    assert not (tmp_path / "s").exists()
