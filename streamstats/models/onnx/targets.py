@@ -233,17 +233,17 @@ class _Finding:
 
     def _read(self, name: str, readers: Sequence[OnnxLayer]) -> Target:
         tensor, channels = self.tensors[name], readers[0].channel_axis
-        arrangement, value, sample = tensor.arrangement, tensor.value, tensor.sample
+        value, arrangement = tensor.value, tensor.arrangement
         assert isinstance(arrangement, Arrangement)
-        if channels == 1 and arrangement != FIRST:
+        target = Target(readers[0].name, name, tuple(readers), (value.shape[channels],), value.dtype, 1)
+        if channels == 1 and arrangement != FIRST:  # a convolution takes the samples on axis 0, whatever they are
             if tensor.is_in_parts and not self.positions_as_rows:
-                return Target(readers[0].name, name, tuple(readers), value.shape[1:], value.dtype, 1, rows_are=PARTS)
-            arrangement, sample = Arrangement(fold=ORDERLESS), None
-        target = Target(readers[0].name, name, tuple(readers), (), value.dtype, 1)
+                return replace(target, tail=value.shape[1:], rows_are=PARTS)
+            return replace(target, arrangement=Arrangement(fold=ORDERLESS), channels=1, rows_are=POSITIONS)
         target = replace(target, arrangement=arrangement, channels=channels, sample=tensor.samples[0] or ())
-        if self.positions_as_rows or sample is None:
-            return replace(target, rows_are=POSITIONS, tail=(value.shape[channels],))
-        return replace(target, tail=sample, channel_axis=channels % (len(sample) + 1))
+        if self.positions_as_rows or tensor.sample is None:
+            return replace(target, rows_are=POSITIONS)
+        return replace(target, tail=tensor.sample, channel_axis=channels % (len(tensor.sample) + 1))
 
     def unread_targets(self, read: Sequence[Target]) -> tuple[list[Target], list[LeftOut]]:
         """The tensors that no layer in `read` reads."""
