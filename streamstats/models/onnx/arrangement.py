@@ -175,13 +175,12 @@ def _that_follows(forward: Array, backward: Array, channels: int | None, number:
     """The arrangement in which `backward` is `forward` with its samples reversed."""
     if forward.shape == backward.shape:
         taken = None if channels is None or not forward.ndim else channels % forward.ndim
-        fitting = [
-            each for each in _candidates(forward.shape, taken, number) if _follows(each, forward, backward, number)
-        ]
-        if fitting and (len(fitting) == 1 or fitting[0] == FIRST):
-            return fitting[0]
+        candidates = _candidates(forward.shape, taken, number)
+        if FIRST in candidates and _follows(FIRST, forward, backward, number):
+            return FIRST
+        fitting = [each for each in candidates if each != FIRST and _follows(each, forward, backward, number)]
         if fitting:
-            return Arrangement(fold=ORDERLESS)
+            return fitting[0] if len(fitting) == 1 else Arrangement(fold=ORDERLESS)
     return Unarranged(
         f"has the shape {forward.shape} for {number} samples, and another order of the samples does not reorder it: "
         "it does not depend on them, or mixes them"

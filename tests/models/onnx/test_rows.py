@@ -18,7 +18,7 @@ from onnx import TensorProto, helper
 
 from streamstats.cli import main
 from streamstats.config import JobConfig
-from streamstats.errors import MismatchError, UsageError
+from streamstats.errors import MismatchError, StreamstatsError, UsageError
 from streamstats.jobs.run import run
 from streamstats.models.onnx.correct import How, correct
 from streamstats.models.onnx.iterative import Iterative
@@ -300,6 +300,8 @@ def test_images_of_several_sizes_become_rows_of_pixels(tmp_path: Path) -> None:
     assert [layers[name].rows_are for name in ("conv", "pointwise", "head")] == ["positions", "positions", "samples"]
     assert layers["head"].samples == 6
     assert stored_layers(tmp_path / "s")["conv"].kernel is None
+    with pytest.raises(StreamstatsError, match="taps"):
+        run_of(tmp_path, statistics=["taps"])
 
 
 def test_appending_another_size_names_the_option_that_helps(tmp_path: Path) -> None:
