@@ -46,6 +46,7 @@ class Layer:
     `readers` are the layers of the model that read the array; None means the layer of its own name. `tensor` is the
     model's name of what was recorded, empty if unknown. `within` are the bins of its histogram whose values are told
     apart. `min_rows` is the number of rows below which the job is incomplete.
+    `rows_are` says what a row is if it is no sample: "positions" or "parts" of samples.
     `mask`, itself such an array but without channels, has ones where values count and zeros where they do not.
     """
 
@@ -69,6 +70,7 @@ class Layer:
     readers: Readers | None = None
     tensor: str = ""
     mask: Layer | None = None
+    rows_are: str = ""
 
     @cached_property
     def source(self) -> Source:
@@ -218,6 +220,7 @@ def described(
     quantization: Quantization | None,
     readers: Readers,
     tensor: str = "",
+    rows_are: str = "",
 ) -> Layer:
     """The layer `name` of `store` that `samples`, whose axis 0 is that of the samples, could begin; it has no rows.
 
@@ -226,7 +229,7 @@ def described(
     """
     check_layer_name(name)
     check_values(name, samples.dtype, samples.shape, "convert or reshape the samples")
-    whole = Layer(store, name, samples.shape, samples.dtype, (), (), 0, tensor=tensor)
+    whole = Layer(store, name, samples.shape, samples.dtype, (), (), 0, tensor=tensor, rows_are=rows_are)
     found = whole.with_channel_axis(channel_axis).with_quantization(quantization).with_readers(readers)
     return replace(found, shape=(0, *found.sample_shape))
 

@@ -72,6 +72,7 @@ class Recorder:
         layers: Mapping[str, Kernel | None] | None = None,
         tensor: str = "",
         mask: npt.ArrayLike | None = None,
+        rows_are: str = "",
     ) -> None:
         """Append `samples` (samples on axis 0) to `layer`, which the first call creates.
 
@@ -79,7 +80,8 @@ class Recorder:
         `layers` names them, each with its kernel; the array is then stored and counted once, and `layer`, its name, may
         be any. An empty `layers` describes a tensor that no layer reads. `tensor` is the model's name for the samples.
         `mask` says which positions count: booleans, or 1 and 0, in the shape of `samples` without the channel axis, or
-        with 1 in place of an extent after the first. Either every call gives a mask, or none does.
+        with 1 in place of an extent after the first. Either every call gives a mask, or none does. If rows are no
+        samples, `rows_are` says what they are, such as "positions".
 
         Raises `MismatchError` if shape, dtype, channel axis, quantisation, layers, a known kernel or the shape of the
         mask differ from those of the layer, `UsageError` for a name, values or a mask that a layer cannot have, and for
@@ -87,7 +89,9 @@ class Recorder:
         """
         samples = _native(samples)
         readers = readers_of(layer, kernel, layers)
-        appended = described(self._source.location, layer, samples, channel_axis, quantization, readers, tensor)
+        appended = described(
+            self._source.location, layer, samples, channel_axis, quantization, readers, tensor, rows_are
+        )
         appended, given = given_mask(appended, samples.shape, mask)
         self._opened(appended).append([samples] if given is None else [samples, given], self._buffered)
 
@@ -193,6 +197,8 @@ class Recorder:
             attributes["kernel"] = layer.kernel.to_metadata()
         if layer.tensor:
             attributes["tensor"] = layer.tensor
+        if layer.rows_are:
+            attributes["rows_are"] = layer.rows_are
         self._create_array(layer, rows, attributes)
 
     def _create_mask(self, mask: Layer, layer: str, rows: int) -> None:

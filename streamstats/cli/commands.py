@@ -463,11 +463,21 @@ def print_layers(
     columns = list(dict.fromkeys(column for found in figures.values() for column in found))
     shared = any(found.array for found in statistics.values())
     masked = any(found.masked for found in statistics.values())
-    fixed = ["layer", *(["array"] if shared else []), "rows", "covered", "channels", "axis", "dtype"]
+    others = any(found.rows_are for found in statistics.values())
+    fixed = [
+        "layer",
+        *(["array"] if shared else []),
+        "rows",
+        *(["are"] if others else []),
+        "covered",
+        "channels",
+        "axis",
+        "dtype",
+    ]
     headings = [*fixed, *(["masked"] if masked else []), *map(_heading, columns)]
     rows = [
         [
-            *_layer_cells(found, shared, masked),
+            *_layer_cells(found, shared, masked, others),
             *(_cell(figures[name][column]) if column in figures[name] else "" for column in columns),
         ]
         for name, found in statistics.items()
@@ -480,13 +490,16 @@ def _heading(name: str) -> str:
     return re.sub(r"(\d) (\d)", r"\1.\2", name.replace("_", " "))
 
 
-def _layer_cells(found: Ledger, shared: bool, masked: bool) -> list[str]:
-    """The first cells of a layer: the array that it reads where some are `shared`, what masks leave out if `masked`."""
+def _layer_cells(found: Ledger, shared: bool, masked: bool, others: bool) -> list[str]:
+    """The first cells of a layer: the array that it reads where some are `shared`, what masks leave out if `masked`,
+    and what rows are where there are `others` than samples.
+    """
     covered = " + ".join(row_ranges(source.covered.ranges) for source in found.sources)
     kind = f"{found.space.dtype}{' codes' if found.quantization else ''}"
     array = [found.array or found.layer] if shared else []
     share = [f"{found.masked[0] / max(1, found.masked[1]):.1%}" if found.masked else ""] if masked else []
-    sizes = [f"{found.rows:,}", covered, f"{found.channels:,}", str(found.channel_axis), kind]
+    kinds = [found.rows_are or "samples"] if others else []
+    sizes = [f"{found.rows:,}", *kinds, covered, f"{found.channels:,}", str(found.channel_axis), kind]
     return [found.layer, *array, *sizes, *share]
 
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 OF_MODELS = (
     *("bits", "per_channel", "symmetric", "weight_range", "activation_bits", "activation_range"),
     *("iterative", "samples", "work", "held_out", "labels", "score", "do_no_harm", "mask"),
+    *("batch_axis", "positions_as_rows"),
 )
 """Options that say how a model is quantised, corrected and judged."""
 
@@ -45,6 +46,8 @@ def record(options: Namespace) -> None:
             layers=options.layers,
             tensors=options.tensors,
             mask=options.mask,
+            batch_axes=_batch_axes(options.batch_axis),
+            positions_as_rows=options.positions_as_rows,
             append=options.append,
             progress=shown,
         )
@@ -62,15 +65,18 @@ def _print_recorded(recorded: Sequence[RecordedLayer]) -> None:
     """Print a row per layer, with the array in the store where one is shared."""
     shared = any(one.array not in ("", one.layer) for one in recorded)
     masked = any(one.mask for one in recorded)
+    others = any(one.rows_are != "samples" for one in recorded)
     columns = ["layer", "operator", *(["array"] if shared else []), *(["mask"] if masked else [])]
+    columns += ["a row is one of its"] if others else []
     rows = [
         [
             *[one.layer, one.op, *([one.array] if shared else []), *([one.mask] if masked else [])],
+            *([one.rows_are] if others else []),
             *[str(one.samples), _shape(one.shape), one.dtype],
         ]
         for one in recorded
     ]
-    print_table([*columns, "samples", "shape", "dtype"], rows, left=len(columns))
+    print_table([*columns, "rows" if others else "samples", "shape", "dtype"], rows, left=len(columns))
 
 
 def _say_account(done: str, every: Sequence[RecordedLayer]) -> None:
@@ -99,12 +105,25 @@ def measure(options: Namespace) -> None:
             layers=options.layers,
             tensors=options.tensors,
             mask=options.mask,
+            batch_axes=_batch_axes(options.batch_axis),
+            positions_as_rows=options.positions_as_rows,
             nonfinite=options.nonfinite,
             progress=shown,
         )
     print_layers(found, options.json)
     _say_account("measured", measured)
     say(f"wrote {options.output}; view it with: streamstats inspect {options.output}")
+
+
+def _batch_axes(given: Sequence[str] | None) -> dict[str, int | None]:
+    """Input → axis, from `INPUT=AXIS`. Raises `UsageError`."""
+    found: dict[str, int | None] = {}
+    for each in given or ():
+        name, _, axis = each.rpartition("=")
+        if not name or not (axis.isdecimal() or axis == "none"):
+            raise UsageError(f"--batch-axis is {each!r}; expected INPUT=AXIS, as in h0=1, or INPUT=none")
+        found[name] = None if axis == "none" else int(axis)
+    return found
 
 
 def _shape(shape: tuple[int, ...]) -> str:
@@ -240,11 +259,19 @@ def _how(options: Namespace, output: Path | None) -> How:
 
     _check_how(options)
     iterative = held_out = None
+    axes = _batch_axes(options.batch_axis)
     if options.iterative is not None:
         work = options.work or (output or Path(options.correctors) / "report").with_suffix(".work")
-        iterative = Iterative(options.samples, work, options.iterative, mask=options.mask)
+        iterative = Iterative(
+            options.samples,
+            work,
+            options.iterative,
+            mask=options.mask,
+            batch_axes=axes,
+            positions_as_rows=options.positions_as_rows,
+        )
     if options.held_out is not None:
-        held_out = HeldOut(options.held_out, options.labels, options.score, mask=options.mask)
+        held_out = HeldOut(options.held_out, options.labels, options.score, mask=options.mask, batch_axes=axes)
     return How(iterative, held_out, options.do_no_harm)
 
 
@@ -258,6 +285,10 @@ def _check_how(options: Namespace) -> None:
         raise UsageError("--work goes with --iterative; leave it out")
     if options.mask and options.iterative is None and options.held_out is None:
         raise UsageError("--mask goes with --iterative or --held-out; one pass takes it from the statistics")
+    if options.batch_axis and options.iterative is None and options.held_out is None:
+        raise UsageError("--batch-axis goes with --iterative or --held-out, which read samples; leave it out")
+    if options.positions_as_rows and options.iterative is None:
+        raise UsageError("--positions-as-rows goes with --iterative, which records; leave it out")
     if (options.labels or options.score) and options.held_out is None:
         raise UsageError("--labels and --score go with --held-out; give samples that were not recorded")
 

@@ -190,7 +190,14 @@ constant weights to a zarr store. A tensor that several layers read is stored on
 
   streamstats record model.onnx --samples calibration.npy -o calibration.zarr
 
-The samples are a .npy file with samples on axis 0, or a .npz file with one array for each input of the model.
+The samples are a .npy file with samples on axis 0, or a .npz file with one array for each input of the model. In a
+folder of such files, each is one run, and shapes may differ from file to file. Where the samples of an input are on
+another axis, or where one value serves all samples, say so:
+
+  streamstats record lstm.onnx --samples calibration.npz --batch-axis h0=1 --batch-axis rate=none -o calibration.zarr
+  streamstats record bert.onnx --samples sentences/ --mask attention_mask -o calibration.zarr
+
+A row of the store is a sample. If the samples differ in shape, every position (token, pixel) becomes a row.
 """
 
 MEASURE = """\
@@ -534,7 +541,13 @@ def _add_measure(parser: argparse.ArgumentParser) -> None:
 
 def _add_samples(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL.onnx", help="the float model")
-    parser.add_argument("--samples", metavar="FILE", required=True, help="a .npy or .npz file, samples on axis 0")
+    parser.add_argument(
+        "--samples",
+        metavar="FILE",
+        required=True,
+        help="a .npy or .npz file, samples on axis 0, or a folder of batches",
+    )
+    _add_axes(parser)
     parser.add_argument("--batch-size", metavar="N", type=int, default=16, help="samples per run of the model")
     parser.add_argument("--layers", metavar="GLOB", action="append", help="only layers whose names match; repeatable")
     parser.add_argument(
@@ -547,6 +560,21 @@ def _add_samples(parser: argparse.ArgumentParser) -> None:
         "--mask",
         metavar="INPUT",
         help="the input of the model that is 1 at positions that count and 0 at padding, such as attention_mask",
+    )
+
+
+def _add_axes(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    parser.add_argument(
+        "--batch-axis",
+        metavar="INPUT=AXIS",
+        action="append",
+        help="the axis of the samples of an input of the model, if it is not 0, as in h0=1; none if the input is the "
+        "same for all samples; repeatable",
+    )
+    parser.add_argument(
+        "--positions-as-rows",
+        action="store_true",
+        help="record every position (token, pixel) as a row; without it, only where samples differ in shape",
     )
 
 
@@ -630,8 +658,9 @@ def _add_how(parser: argparse.ArgumentParser) -> None:
         help="a program that prints the score of the model file {model}, such as 'python score.py {model}'",
     )
     judging.add_argument("--do-no-harm", action="store_true", help="skip layers that would get worse")
-    both = parser.add_argument_group("padding, with --iterative or --held-out")
+    both = parser.add_argument_group("as when the model was recorded, with --iterative or --held-out")
     both.add_argument("--mask", metavar="INPUT", help="the input of the model that was the mask when it was recorded")
+    _add_axes(both)
 
 
 def _add_report(parser: argparse.ArgumentParser) -> None:

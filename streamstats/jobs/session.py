@@ -248,8 +248,8 @@ def tell_selected(selected: Selected, progress: Progress) -> None:
             f"note: the zero point {point} of {first} is not one of its codes, so none of them stands for 0; check "
             f"`zero_point` of: {listed(name for name, _ in outside)}"
         )
-    # a tensor that no layer reads and that is the same for all samples has one row
-    rows = {layer.rows for layer in layers if layer.read_by.names or layer.rows != 1}
+    # a tensor that no layer reads and that is the same for all samples has one row; positions have numbers of their own
+    rows = {layer.rows for layer in layers if (layer.read_by.names or layer.rows != 1) and not layer.rows_are}
     if len(rows) > 1:
         progress.say(
             f"note: the layers have different numbers of rows, {min(rows):,} to {max(rows):,}; check that no "

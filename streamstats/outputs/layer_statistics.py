@@ -98,11 +98,12 @@ class LayerStatistics(Ledger):
 
     @cached_property
     def standard_error(self) -> Float64Array | None:
-        """float64[C]: the standard error of the mean, from the spread of samples; None if `spread` was not counted.
+        """float64[C]: the standard error of the mean, from the spread of samples; None if `spread` was not counted, or
+        of rows that are no samples: those of one sample depend on each other.
 
         NaN for channels whose standard error is unknown, as `SampleSpread.standard_error` explains.
         """
-        spread = self.statistics.get(SampleSpread.name)
+        spread = None if self.rows_are else self.statistics.get(SampleSpread.name)
         return spread.standard_error(self.sums, self.quantization) if isinstance(spread, SampleSpread) else None
 
     @cached_property

@@ -127,7 +127,8 @@ class Ledger:
 
     The statistics describe the stored values; `quantization` maps them to real units. `readers` are the layers of the
     model that read what was counted; None means the layer of its own name, `layer`. `tensor` is the model's name of it,
-    empty if unknown. `array` is the name under which it was counted, empty if that is `layer`.
+    empty if unknown. `array` is the name under which it was counted, empty if that is `layer`. `rows_are` says what
+    rows are if they are no samples.
     """
 
     layer: str
@@ -138,6 +139,7 @@ class Ledger:
     readers: Readers | None = None
     tensor: str = ""
     array: str = ""
+    rows_are: str = ""
 
     @classmethod
     def empty(cls, layer: Layer) -> Self:
@@ -150,6 +152,7 @@ class Ledger:
             statistics=Statistics.empty(layer.kinds, layer.space),
             readers=layer.readers,
             tensor=layer.tensor,
+            rows_are=layer.rows_are,
         )
 
     def count(self, measured: Measured) -> Self:
@@ -251,6 +254,7 @@ class Ledger:
             "statistics": [*self.statistics],
             "array": self.array or self.layer,
             "tensor": self.tensor or None,
+            "rows_are": self.rows_are or "samples",
         }
 
 
@@ -299,6 +303,7 @@ def merge(left: L, right: L) -> L:
         statistics=left.statistics.merge(right.statistics).with_kernel(readers.kernel),
         readers=None if readers.is_only(left.layer) else readers,
         tensor=left.tensor if left.tensor == right.tensor else "",
+        rows_are=left.rows_are or right.rows_are,
     )
 
 

@@ -51,6 +51,7 @@ def continued(layer: Layer, state: LayerStatistics | None, *, accept_changes: bo
         statistics=state.statistics.with_kernel(layer.kernel),
         readers=layer.readers,
         tensor=layer.tensor,
+        rows_are=layer.rows_are,
     )
     if accept_changes:
         return replace(state, sources=(_accepted(layer, source),))

@@ -48,6 +48,7 @@ def state_bytes(ledger: Ledger) -> bytes:
         "statistics": json.dumps([*ledger.statistics]),
         "quantization": json.dumps(quantization.to_metadata() if quantization else None, sort_keys=True),
         **_readers_metadata(ledger),
+        **({"rows_are": ledger.rows_are} if ledger.rows_are else {}),
         "masked": json.dumps(space.masked),
         "sources": json.dumps([[source.fingerprint, source.rows, source.mask] for source in ledger.sources]),
     }
@@ -121,6 +122,7 @@ def _from_file(tensors: Arrays, metadata: Mapping[str, str]) -> LayerStatistics:
         statistics=Statistics.from_arrays(states, _kinds(json.loads(metadata["statistics"])), space),
         readers=readers,
         tensor=metadata.get("tensor", ""),
+        rows_are=metadata.get("rows_are", ""),
     )
 
 

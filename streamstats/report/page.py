@@ -66,6 +66,7 @@ def _layer(found: LayerStatistics) -> dict[str, Any]:
     error = None if found.standard_error is None else float(np.nanmax(found.standard_error, initial=0.0))
     return {
         "rows": found.rows,
+        "rows_are": found.rows_are or "samples",
         "channels": found.channels,
         "never_active": never.tolist(),
         "without_values": without.tolist(),

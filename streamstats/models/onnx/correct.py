@@ -23,7 +23,7 @@ from .correctors import check_masks, find_correctors, one_pass, strays
 from .files import check_targets, write_models
 from .graph import copied
 from .iterative import Iterative, iterative_corrections
-from .judge import HeldOut, Judge, Judgement, unjudged
+from .judge import HeldOut, Judge, Judgement
 from .levels import Levels
 from .subject import Subject, check_rounded, fake_quantized, marked, quantized_by_others
 
@@ -192,7 +192,7 @@ class _Correcting:
         """
         left_out: list[str] = []
         if self.how.do_no_harm:
-            unknown = unjudged(self.subject.pairs)
+            unknown = judge.unjudged
             planned = [_left(each, unknown[each.layer]) if each.layer in unknown else each for each in planned]
         while True:
             model, outcomes = self._corrected(planned)

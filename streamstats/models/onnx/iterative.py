@@ -40,9 +40,10 @@ from .files import write_models
 from .graph import copied, subgraphs
 from .layers import OnnxLayer
 from .pairs import Pair
-from .plain import PlainModel, only, plainly, rows_of_samples
+from .plain import only, plainly
 from .record import record_layers
 from .run import ModelRun, load_samples, open_session
+from .samples import Axes, samples_digest
 from .stages import save_stage, saved_stage, work_folder
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ class Iterative:
     `samples` are those that the float model was recorded from. With x̂ the input of a layer in the quantised network
     corrected so far, the `form` "change" adds (W − Ŵ)·E[x̂], and "full" adds W·E[x] − Ŵ·E[x̂], which also undoes the
     shift that earlier layers left. `work` is a folder for intermediate results; the caller of `iterative_corrections`
-    removes it. `mask` is the one that the float model was recorded with.
+    removes it. `mask`, `batch_axes` and `positions_as_rows` are those that the float model was recorded with.
     """
 
     samples: str | Path
@@ -76,6 +77,8 @@ class Iterative:
     form: str = "full"
     batch_size: int = 16
     mask: str | None = None
+    batch_axes: Axes | None = None
+    positions_as_rows: bool = False
 
     def __post_init__(self) -> None:
         if self.form not in FORMS:
@@ -147,7 +150,7 @@ class _Staged:
         """The terms of a `stage`, from the inputs that its layers get in the model corrected so far."""
         floats = {pair.name: _loaded(self.correctors[pair.name], pair.name) for pair in stage}
         plain = plainly(self.model)
-        inputs = {pair.name: _input_of(pair, plain) for pair in stage}
+        inputs = {pair.name: plain.inputs.get(pair.quantized.node.output[0]) for pair in stage}
         layers = [replace(pair.quantized, name=pair.name, input=name) for pair in stage if (name := inputs[pair.name])]
         seen: dict[str, BiasCorrector | str] = {}
         if layers:
@@ -165,7 +168,9 @@ class _Staged:
         _removed(store, output)
         run = self._opened(model, work)
         self.progress.begin(Stage(what, run.samples, layers=len(layers)))
-        recorded = record_layers(run, layers, store, self.how.mask, self.progress)
+        recorded = record_layers(
+            run, layers, store, self.how.mask, self.progress, positions_as_rows=self.how.positions_as_rows
+        )
         found: dict[str, BiasCorrector | str] = {each.layer: each.reason or NO_MEAN for each in recorded}
         kept = {each.layer: floats[each.layer] for each in recorded if not each.reason}
         if kept:
@@ -178,16 +183,9 @@ class _Staged:
         path, samples = work / "stage.onnx", self.how.samples
         write_models([(model, path)])
         session = open_session(str(path), work, optimized=False)
-        return ModelRun.prepare(session, load_samples(samples, session), self.how.batch_size, str(samples))
-
-
-def _input_of(pair: Pair, plain: PlainModel) -> str | None:
-    """The tensor of `plain` that the weight of the layer multiplies, its samples on axis 0 where they can be."""
-    product = pair.quantized.node.output[0]
-    name = plain.inputs.get(product)
-    if name is None or pair.original.op != "MatMul" or pair.quantized.layout not in ("IO", "OI"):
-        return name
-    return rows_of_samples(plain.model, plain.outputs.get(product, product), name)
+        return ModelRun.prepare(
+            session, load_samples(samples, session, self.how.batch_axes), self.how.batch_size, str(samples)
+        )
 
 
 def _loaded(path: Path, layer: str) -> BiasCorrector:
@@ -289,7 +287,8 @@ def _plan(
         digest.update(file_digest(correctors[pair.name]).encode())
     return {
         "models": digest.hexdigest(),
-        "samples": file_digest(Path(how.samples)),
+        "samples": samples_digest(how.samples),
+        "axes": dict(how.batch_axes or {}),
         "form": how.form,
         "mask": how.mask,
         "stages": [[pair.name for pair in stage] for stage in by_depth],

@@ -19,13 +19,15 @@ import numpy.typing as npt
 from ...errors import MismatchError, NonFiniteError, UsageError, first_line
 from ...progress import QUIET, Progress, Stage
 from ...statistics.masks import Mask
+from .comparing import Places
 from .files import write_models
 from .graph import copied
-from .masking import check_mask, fits, mask_rows
+from .masking import check_mask, mask_rows
 from .pairs import SCALED, Pair
 from .plain import PlainModel, only, plainly
 from .quality import Quality, Sums, together
 from .run import ModelRun, load_samples, open_session
+from .samples import Axes
 
 if TYPE_CHECKING:
     import onnx
@@ -35,6 +37,10 @@ Float64Array = npt.NDArray[np.float64]
 FLOAT = "float"
 NUMBER = re.compile(r"[-+]?\d*\.?\d+(?:[eE][-+]?\d+)?")
 PLACE = "{model}"
+ROUTED = (
+    "how many positions reach it depends on values, as for the experts of a mixture, and differs between the networks, "
+    "so that its outputs cannot be compared one by one"
+)
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,7 @@ class HeldOut:
     `labels`, a `.npy` of integers, one per sample, give the accuracy of a classifier: how often the greatest value of
     its first output is at the label. `score` is a command in which `{model}` stands for a model's file; the last number
     that it prints is the model's score. `batch_size` samples are run at a time. `mask` is an input of the model;
-    positions where it is 0 are not judged.
+    positions where it is 0 are not judged. `batch_axes` names the axis of the samples of the inputs where it is not 0.
     """
 
     samples: str | Path
@@ -52,6 +58,7 @@ class HeldOut:
     score: str | None = None
     batch_size: int = 8
     mask: str | None = None
+    batch_axes: Axes | None = None
 
     def __post_init__(self) -> None:
         if self.score is not None and PLACE not in self.score:
@@ -107,6 +114,7 @@ class Judge:
         self._scores: dict[str, float] = {}
         self._harmful: list[str] = []
         self._samples = 0
+        self._routed = set[str]()
 
     def __enter__(self) -> Self:
         """Open the float model. Raises `UsageError`, `MismatchError` for samples that do not fit it."""
@@ -120,10 +128,12 @@ class Judge:
         names = [pair.output for pair in self._pairs if pair.output]
         self._ends = [output.name for output in self._original.graph.output]
         session = self._session(copied(self._original), [*self._ends, *names], FLOAT)
-        self._arrays = load_samples(self._held_out.samples, session)
-        self._float = ModelRun.prepare(session, self._arrays, self._held_out.batch_size, str(self._held_out.samples))
+        self._given = load_samples(self._held_out.samples, session, self._held_out.batch_axes)
+        self._float = ModelRun.prepare(session, self._given, self._held_out.batch_size, str(self._held_out.samples))
         check_mask(self._float, self._held_out.mask)
         self._samples = self._float.samples
+        matrices = [pair.output for pair in self._pairs if pair.output and pair.quantized.weight.ndim <= 2]
+        self._places = Places.of(self._float, self._ends, matrices, self._held_out.mask)
         self._check_finite()
         self._labels = self._loaded_labels()
         self.score(FLOAT, self._original)
@@ -170,16 +180,21 @@ class Judge:
         mine_wanted = _unique([*self._ends, *(tensor for _, tensor in judged)])
         theirs_wanted = _unique([*self._ends, *(pair.output for pair, _ in judged)])
         session = self._session(plain.model, mine_wanted, name)
-        run = ModelRun.prepare(session, self._arrays, self._held_out.batch_size, str(self._held_out.samples))
-        found = _Measured({pair.name: Sums() for pair, _ in judged}, {end: Sums() for end in self._ends})
+        run = ModelRun.prepare(session, self._given, self._held_out.batch_size, str(self._held_out.samples))
+        found = _Measured(
+            {pair.name: Sums() for pair, _ in judged}, {end: Sums() for end in self._ends}, places=self._places
+        )
         what = f"judging the {name.replace(' ', '-')} model{note}"
         self._progress.begin(Stage(what, run.samples, layers=len(judged)))
         for rows in run.batches():
             mine, theirs = run.outputs(mine_wanted, rows), self._float.outputs(theirs_wanted, rows)
-            found.add(judged, mine, theirs, mask_rows(self._float, self._held_out.mask, rows))
+            mask = mask_rows(self._float, self._held_out.mask, rows)
+            found.add(judged, mine, theirs, rows.stop - rows.start, mask)
             for model_name, logits in ((name, mine[self._ends[0]]), (FLOAT, theirs[self._ends[0]])):
                 found.right[model_name] = found.right.get(model_name, 0) + self._right(logits, rows)
             self._progress.advance(rows.stop - rows.start)
+        self._routed |= found.routed
+        found.layers = {layer: sums for layer, sums in found.layers.items() if layer not in self._routed}
         return found
 
     def _judged(self, plain: PlainModel) -> list[tuple[Pair, str]]:
@@ -196,11 +211,16 @@ class Judge:
                 "model; expected models of the same network"
             )
 
+    @property
+    def unjudged(self) -> dict[str, str]:
+        """The layers that cannot be judged, as far as models that were added show it → why."""
+        return {**unjudged(self._pairs), **dict.fromkeys(sorted(self._routed), ROUTED)}
+
     def finish(self) -> Judgement:
         """The judgement on all models."""
         harmful = tuple(self._harmful)
         return Judgement(
-            self._samples, self._layers, self._outputs, self._accuracy, self._scores, harmful, unjudged(self._pairs)
+            self._samples, self._layers, self._outputs, self._accuracy, self._scores, harmful, self.unjudged
         )
 
     def _session(self, model: onnx.ModelProto, tensors: Sequence[str], name: str) -> Any:
@@ -212,9 +232,11 @@ class Judge:
             raise UsageError(f"the {name} model: {error}") from error
 
     def _check_finite(self) -> None:
-        for name, array in self._arrays.items():
-            for rows in self._float.batches() if array.dtype.kind == "f" else ():
-                wrong = np.flatnonzero(~np.isfinite(array[rows]).reshape(rows.stop - rows.start, -1).all(axis=1))
+        for name, axis in self._given.axes.items():
+            for rows in self._float.batches():
+                part = self._given.part(name, rows)
+                first = part[np.newaxis] if axis is None else np.moveaxis(part, axis, 0)
+                wrong = np.flatnonzero(~np.isfinite(first).reshape(len(first), -1).all(axis=1))
                 if wrong.size:
                     raise NonFiniteError(
                         f"{self._held_out.samples}: sample {rows.start + wrong[0]} of the input {name} has NaN or "
@@ -257,24 +279,31 @@ class _Measured:
     layers: dict[str, Sums]
     outputs: dict[str, Sums]
     right: dict[str, int] = field(default_factory=dict)
+    places: Places = field(default_factory=Places)
+    routed: set[str] = field(default_factory=set)
 
     def add(
         self,
         judged: Sequence[tuple[Pair, str]],
         mine: Mapping[str, Array],
         theirs: Mapping[str, Array],
+        samples: int,
         mask: Mask | None,
     ) -> None:
         """Add the tensors of a batch, those of the model and those of the float model, where `mask` is true."""
         for pair, tensor in judged:
             axis = 1 if pair.quantized.weight.ndim > 2 else -1
             wanted = theirs[pair.output]
-            self.layers[pair.name].add(pair.name, _alike(mine[tensor], wanted, axis), wanted, axis, mask)
+            both = _alike(mine[tensor], wanted, axis), wanted
+            own, wanted = (self.places.placed(str(pair.output), values, samples) for values in both)
+            if axis == -1 and own.shape[1:] == wanted.shape[1:] and len(own) != len(wanted):
+                self.routed.add(pair.name)
+                continue
+            self.layers[pair.name].add(pair.name, own, wanted, axis, mask)
         for end, sums in self.outputs.items():
             if theirs[end].dtype.kind == "f":
-                masked = mask is not None and fits(mask.shape, theirs[end].shape, -1)
-                axis = -1 if masked else min(1, theirs[end].ndim - 1)
-                sums.add(end, mine[end], theirs[end], axis, mask)
+                wanted, axis = self.places.of_output(end, theirs[end], samples, mask)
+                sums.add(end, self.places.of_output(end, mine[end], samples, mask)[0], wanted, axis, mask)
 
 
 def unjudged(pairs: Sequence[Pair]) -> dict[str, str]:

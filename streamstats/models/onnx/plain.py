@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 INPUT_SCALE, INPUT_ZERO_POINT = 1, 2
 OUTPUT_SCALE = {"QLinearConv": 6, "QLinearMatMul": 6, "QGemm": 7}
-ROUNDING = ("QuantizeLinear", "DequantizeLinear")
 INT32 = 6
 """The ONNX number of this tensor type."""
 
@@ -129,40 +128,6 @@ class _Making:
         tensor = require("onnx", "onnx").numpy_helper.from_array(np.asarray(value, np.float32), name)
         self.constants.append(tensor)
         return name
-
-
-def rows_of_samples(model: onnx.ModelProto, product: str, tensor: str) -> str:
-    """The rows `tensor` of the matrix product that outputs `product`, in the shape that they had before an optimiser
-    merged their axes: the name of a tensor that is added to `model`.
-
-    Optimisers turn MatMul and Add over more than two axes into Reshape, Gemm, Reshape. Other products read what they
-    read: `tensor` itself.
-    """
-    before, behind = _reshape_before(model, tensor), _reshape_behind(model, product)
-    if before is None or behind is None:
-        return tensor
-    make, name = require("onnx", "onnx").helper.make_node, f"{tensor}/samples"
-    if name in producers(model.graph.node):  # several products read the same rows
-        return name
-    model.graph.node.append(make("Shape", [before.input[0]], [f"{name}/shape"]))
-    model.graph.node.append(make("Reshape", [tensor, f"{name}/shape"], [name]))
-    return name
-
-
-def _reshape_before(model: onnx.ModelProto, tensor: str) -> onnx.NodeProto | None:
-    made_by = producers(model.graph.node)
-    node = made_by.get(tensor)
-    while node is not None and node.op_type in ROUNDING:
-        node = made_by.get(node.input[0])
-    return node if node is not None and node.op_type == "Reshape" else None
-
-
-def _reshape_behind(model: onnx.ModelProto, tensor: str) -> onnx.NodeProto | None:
-    read_by = {name: node for node in model.graph.node for name in node.input}
-    node = read_by.get(tensor)
-    while node is not None and node.op_type in ROUNDING:
-        node = read_by.get(node.output[0])
-    return node if node is not None and node.op_type == "Reshape" else None
 
 
 def only(model: onnx.ModelProto, tensors: Iterable[str]) -> onnx.ModelProto:

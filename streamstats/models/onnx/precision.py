@@ -98,7 +98,8 @@ class KnownTo:
         if not self.judged:
             raise UsageError(
                 "the precision of the corrections cannot be estimated; expected the float model that was recorded, the "
-                "same model with its weights stored as codes (or --bits for weights of floats), and samples that differ"
+                "same model with its weights stored as codes (or --bits for weights of floats), and samples that "
+                "differ (rows that are positions do not tell it)"
             )
         return all(each.in_steps <= self._fraction for each in self.judged.values())
 

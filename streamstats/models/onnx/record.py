@@ -6,7 +6,8 @@ be recorded are found with one or two samples, before anything is written.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
@@ -23,7 +24,8 @@ from ...outputs.layer_statistics import LayerStatistics
 from ...progress import QUIET, Progress, Stage
 from ...quantization import Quantization
 from ...statistics.extrema import ChannelExtrema
-from ...storage.files import file_digest, remove_folder
+from ...statistics.masks import Mask
+from ...storage.files import remove_folder
 from ..account import NOT_CHOSEN
 from .accounts import nothing_found
 from .constants import constant_names
@@ -32,12 +34,14 @@ from .layers import LeftOut, OnnxLayer, survey
 from .masking import counted_values, mask_rows, masked_targets, tell_masks
 from .quantizable import quantizable_tensors
 from .run import ModelRun, load_samples, open_session
-from .targets import Target, Wanted, find_targets, in_store
+from .samples import Axes, SampleSource, samples_digest
+from .targets import PARTS, POSITIONS, SAMPLES, Target, Wanted, find_targets, in_store
 
 STORAGES = ("float", "int8")
 TENSORS = (LAYER_INPUTS, QUANTIZABLE) = ("layers", "quantizable")
 """What can be recorded: the inputs of linear layers, or every tensor that onnxruntime's static quantiser calibrates."""
-Visit = Callable[[Target, npt.NDArray[Any], slice], None]
+UNREACHED = "no position of the samples reaches it"
+Visit = Callable[[Target, npt.NDArray[Any], Mask | None, slice], None]
 CODES = np.iinfo(np.int8)
 
 
@@ -48,7 +52,8 @@ class RecordedLayer:
     `array` is what the store calls the samples, `tensor` what the model calls them; layers may share them. `shape` and
     `dtype` are those of one stored sample, `channel_axis` counts the sample axis too, and `quantization` maps the
     stored codes to reals (None for reals). `mask` is the input of the model that says which positions count, if any.
-    `passed_over` says that it multiplies something that was asked for and not recorded.
+    `passed_over` says that it multiplies something that was asked for and not recorded. `rows_are` says what is stored
+    on axis 0: "samples", or "positions" or "parts" of them; then `samples` counts these.
     """
 
     layer: str
@@ -63,6 +68,7 @@ class RecordedLayer:
     tensor: str = ""
     mask: str = ""
     passed_over: bool = False
+    rows_are: str = SAMPLES
 
     @property
     def recorded(self) -> bool:
@@ -85,12 +91,13 @@ class RecordedLayer:
             "array": self.array or None,
             "tensor": self.tensor or None,
             "mask": self.mask or None,
+            "rows_are": self.rows_are,
         }
 
 
 def record(
     model_path: str | Path,
-    samples: str | Path,
+    samples: SampleSource,
     store: str | Path,
     *,
     batch_size: int = 16,
@@ -98,19 +105,27 @@ def record(
     layers: Sequence[str] | None = None,
     tensors: str = LAYER_INPUTS,
     mask: str | None = None,
+    batch_axes: Axes | None = None,
+    positions_as_rows: bool = False,
     append: bool = False,
     progress: Progress = QUIET,
 ) -> list[RecordedLayer]:
     """Run the model over `samples` and append the input of every linear layer to the zarr group `store`.
 
-    A tensor that several layers read is stored once. `samples` is a `.npy` or `.npz` (see `load_samples`). `layers` are
-    globs on layer names; default all. `tensors` "quantizable" also stores every other tensor for which onnxruntime's
-    static quantiser needs a range; a tensor that is the same for all samples becomes one row. `storage`
-    "float" keeps the activations as they are; "int8" runs the model twice, first to measure the range of each layer,
-    then to store codes with a step and a zero point per tensor. A layer whose input does not have the samples on axis 0
-    is skipped with a reason. `mask` is an input of the model, ones for positions that count and zeros for padding; the
-    store keeps it beside the layers that have its positions. If the recording fails or is interrupted, a new store is
-    removed; rows that were appended to an older store stay in it.
+    A tensor that several layers read is stored once. `samples` is a `.npy` or `.npz`, a folder of them or a sequence of
+    mappings, of which each is one run (see `load_samples`). `batch_axes` names the axis of the samples of the inputs in
+    which it is not 0, None for an input that is the same for all samples. `layers` are globs on layer names; default
+    all. `tensors` "quantizable" also stores every other tensor for which onnxruntime's static quantiser needs a range;
+    a tensor that is the same for all samples becomes one row. `storage` "float" keeps the activations as they are;
+    "int8" runs the model twice, first to measure the range of each layer, then to store codes with a step and a zero
+    point per tensor. `mask` is an input of the model, ones for positions that count and zeros for padding; the store
+    keeps it beside the layers that have its positions.
+
+    A row is a sample, on whichever axis of a layer's input the samples are, also where positions share it. Where
+    samples differ in shape or cannot be told apart, and with `positions_as_rows` everywhere, every position becomes a
+    row; a row may also be the part of a sample that a convolution takes as a sample. `RecordedLayer.rows_are` and a
+    note to `progress` say so. A layer whose input mixes samples is skipped with a reason. If the recording fails or is
+    interrupted, a new store is removed; rows that were appended to an older store stay in it.
 
     Returns an account of every operator that has weights: recorded, or the reason why not.
 
@@ -121,22 +136,23 @@ def record(
     if storage not in STORAGES:
         raise UsageError(f"storage is {storage!r}; expected one of {', '.join(STORAGES)}")
     wanted, skipped = _wanted(model_path, layers, tensors)
-    run = _opened(model_path, samples, batch_size, wanted)
-    found, unfit = find_targets(run, wanted)
+    run = _opened(model_path, samples, batch_size, wanted, batch_axes)
+    found, unfit = find_targets(run, wanted, positions_as_rows=positions_as_rows)
     masked = masked_targets(run, found, mask)
     tell_masks(run, masked, mask, progress)
+    _tell_rows(masked, progress)
     targets = in_store(masked, Path(store), wanted.inputs, append=append, storage=storage)
     if storage == "int8":
         progress.begin(_stage("measuring the ranges of", run, targets))
         targets = _quantized(run, targets, progress)
     progress.begin(_stage("recording", run, targets))
-    _write_samples(run, targets, Path(store), progress)
-    return _outcomes(run, targets, [*unfit, *skipped])
+    rows = _write_samples(run, targets, Path(store), progress)
+    return _outcomes(targets, rows, [*unfit, *skipped])
 
 
 def measure(
     model_path: str | Path,
-    samples: str | Path,
+    samples: SampleSource,
     output: str | Path,
     *,
     statistics: Collection[str] = (),
@@ -144,27 +160,30 @@ def measure(
     layers: Sequence[str] | None = None,
     tensors: str = LAYER_INPUTS,
     mask: str | None = None,
+    batch_axes: Axes | None = None,
+    positions_as_rows: bool = False,
     nonfinite: str = "error",
     progress: Progress = QUIET,
 ) -> tuple[list[RecordedLayer], dict[str, LayerStatistics]]:
     """Run the model over `samples`, and write to the folder `output` the statistics of the input of every linear layer.
 
     No activations are stored: the statistics are, to the bit, those of a run over what `record` would store. Samples,
-    layers, tensors and mask are those of `record`, `statistics` and `nonfinite` those of `Meter`. Returns what was
-    measured of each layer, and the statistics. The samples are identified by their SHA-256, so that merging never
+    layers, tensors, mask and rows are those of `record`, `statistics` and `nonfinite` those of `Meter`. Returns what
+    was measured of each layer, and the statistics. The samples are identified by their SHA-256, so that merging never
     counts them twice. Raises as `record`, and as `Meter` does.
     """
     check_output(output)
     wanted, skipped = _wanted(model_path, layers, tensors)
-    run = _opened(model_path, samples, batch_size, wanted)
-    found, unfit = find_targets(run, wanted)
+    run = _opened(model_path, samples, batch_size, wanted, batch_axes)
+    found, unfit = find_targets(run, wanted, positions_as_rows=positions_as_rows)
     targets = masked_targets(run, found, mask)
     tell_masks(run, targets, mask, progress)
-    meter = Meter(statistics, name=f"sha256:{file_digest(Path(samples))}", nonfinite=nonfinite)
+    _tell_rows(targets, progress)
+    meter, rows = Meter(statistics, name=f"sha256:{samples_digest(samples)}", nonfinite=nonfinite), Counter[str]()
     progress.begin(_stage("measuring", run, targets))
-    _visit(run, targets, partial(_append, meter, run), progress)
+    _visit(run, targets, partial(_append, meter, rows), progress)
     meter.save(output)
-    return _outcomes(run, targets, [*unfit, *skipped]), meter.statistics
+    return _outcomes(targets, rows, [*unfit, *skipped]), meter.statistics
 
 
 def _wanted(path: str | Path, globs: Sequence[str] | None, tensors: str) -> tuple[Wanted, list[LeftOut]]:
@@ -186,19 +205,42 @@ def _wanted(path: str | Path, globs: Sequence[str] | None, tensors: str) -> tupl
     return Wanted(layers, inputs, names, frozenset(constant_names(model, names))), skipped
 
 
-def _opened(path: str | Path, samples: str | Path, batch_size: int, wanted: Wanted) -> ModelRun:
+def _opened(path: str | Path, samples: SampleSource, batch_size: int, wanted: Wanted, axes: Axes | None) -> ModelRun:
     session = open_session(*_with_outputs(Path(path), wanted.all_tensors))
-    return ModelRun.prepare(session, load_samples(samples, session), batch_size, str(samples))
+    given = load_samples(samples, session, axes)
+    return ModelRun.prepare(session, given, batch_size, given.source)
 
 
 def record_layers(
-    run: ModelRun, layers: Sequence[OnnxLayer], store: Path, mask: str | None, progress: Progress
+    run: ModelRun,
+    layers: Sequence[OnnxLayer],
+    store: Path,
+    mask: str | None,
+    progress: Progress,
+    *,
+    positions_as_rows: bool = False,
 ) -> list[RecordedLayer]:
     """Append the inputs of `layers`, tensors of the model in `run`, to a new `store`. Errors as `record`."""
-    found, unfit = find_targets(run, Wanted(layers, {layer.name: layer.input for layer in layers}))
+    wanted = Wanted(layers, {layer.name: layer.input for layer in layers})
+    found, unfit = find_targets(run, wanted, positions_as_rows=positions_as_rows)
     targets = masked_targets(run, found, mask, any_fits=False)
-    _write_samples(run, targets, store, progress)
-    return _outcomes(run, targets, unfit)
+    rows = _write_samples(run, targets, store, progress)
+    return _outcomes(targets, rows, unfit)
+
+
+def _tell_rows(targets: Sequence[Target], progress: Progress) -> None:
+    """Say where rows are not samples, and what follows."""
+    for rows_are, named in (
+        (POSITIONS, "single positions"),
+        (PARTS, "parts of samples, as the convolution takes them,"),
+    ):
+        names = [name for target in targets if target.rows_are == rows_are for name in target.readers or [target.name]]
+        if names:
+            progress.say(
+                f"note: the rows of {listed(names)} are {named} and not samples: means and ranges are the same, but "
+                f"`spread`, and the rows that a run counts or forgets, are those of {rows_are}, and standard errors "
+                f"{'and `taps` are' if rows_are == POSITIONS else 'are'} not known"
+            )
 
 
 def _stage(what: str, run: ModelRun, targets: Sequence[Target]) -> Stage:
@@ -208,22 +250,26 @@ def _stage(what: str, run: ModelRun, targets: Sequence[Target]) -> Stage:
     return Stage(f"{what} {subject}", run.samples, layers=len(targets))
 
 
-def _outcomes(run: ModelRun, targets: Sequence[Target], left_out: Sequence[LeftOut]) -> list[RecordedLayer]:
-    recorded = [each for target in targets for each in _recorded(target, 1 if target.constant else run.samples)]
+def _outcomes(targets: Sequence[Target], rows: Mapping[str, int], left_out: Sequence[LeftOut]) -> list[RecordedLayer]:
+    recorded = [each for target in targets for each in _recorded(target, rows[target.name])]
     passed = [RecordedLayer(left.name, left.op, reason=left.reason, passed_over=left.multiplies) for left in left_out]
     return [*recorded, *passed]
 
 
-def _write_samples(run: ModelRun, targets: Sequence[Target], store: Path, progress: Progress) -> None:
-    """Run the model and append its activations; a new store is removed if it cannot be finished."""
-    is_new = not store.exists()
+def _write_samples(run: ModelRun, targets: Sequence[Target], store: Path, progress: Progress) -> Counter[str]:
+    """Run the model and append its activations; a new store is removed if it cannot be finished.
+
+    Returns the number of rows that each target now has in addition.
+    """
+    is_new, rows = not store.exists(), Counter[str]()
     try:
         with Recorder(store) as recorder:
-            _visit(run, targets, partial(_append, recorder, run), progress)
+            _visit(run, targets, partial(_append, recorder, rows), progress)
     except BaseException:
         if is_new:
             remove_folder(store)
         raise
+    return rows
 
 
 def _choose(
@@ -259,22 +305,30 @@ def _with_outputs(path: Path, tensors: Sequence[str]) -> tuple[bytes, Path]:
 
 
 def _visit(run: ModelRun, targets: Sequence[Target], visit: Visit, progress: Progress) -> None:
-    """Call `visit(target, block, rows)` for every layer and batch."""
-    for rows in run.batches():
-        _visit_batch(run, targets, visit, rows)
-        progress.advance(rows.stop - rows.start)
+    """Call `visit(target, block, mask, samples)` for every layer and batch that has rows of it."""
+    for samples in run.batches():
+        _visit_batch(run, targets, visit, samples)
+        progress.advance(samples.stop - samples.start)
 
 
-def _visit_batch(run: ModelRun, targets: Sequence[Target], visit: Visit, rows: slice) -> None:
+def _visit_batch(run: ModelRun, targets: Sequence[Target], visit: Visit, samples: slice) -> None:
     """The activations of a batch live as long as this call."""
-    blocks = run.outputs(list(dict.fromkeys(target.tensor for target in targets)), rows)
-    found = [target.rows(blocks[target.tensor], rows) for target in targets]
-    for target, block in zip(targets, found, strict=True):
-        visit(target, block, rows)
+    blocks = run.outputs(list(dict.fromkeys(target.tensor for target in targets)), samples)
+    masks = {name: mask_rows(run, name, samples) for name in {target.mask for target in targets}}
+    found = [target.rows(blocks[target.tensor], samples, masks[target.mask]) for target in targets]
+    for target, (block, mask) in zip(targets, found, strict=True):
+        if len(block):
+            visit(target, block, mask, samples)
 
 
-def _append(recorder: Recorder | Meter, run: ModelRun, target: Target, block: npt.NDArray[Any], rows: slice) -> None:
-    mask = mask_rows(run, target.mask, rows)
+def _append(
+    recorder: Recorder | Meter,
+    rows: Counter[str],
+    target: Target,
+    block: npt.NDArray[Any],
+    mask: Mask | None,
+    _: slice,
+) -> None:
     if target.quantization is not None:
         if mask is not None:  # whatever lies under the mask needs no code
             block = np.where(np.expand_dims(mask, target.channel_axis), block, block.dtype.type(0))
@@ -287,15 +341,17 @@ def _append(recorder: Recorder | Meter, run: ModelRun, target: Target, block: np
         layers=target.readers,
         tensor=target.tensor,
         mask=mask,
+        rows_are="" if target.rows_are == SAMPLES else target.rows_are,
     )
+    rows[target.name] += len(block)
 
 
 def _quantized(run: ModelRun, targets: Sequence[Target], progress: Progress) -> list[Target]:
     """Measure the range of every layer over all samples, and give each target its quantisation."""
     ranges: dict[str, ChannelExtrema] = {}
 
-    def measure(target: Target, block: npt.NDArray[Any], rows: slice) -> None:
-        values = counted_values(block, target.channel_axis, mask_rows(run, target.mask, rows))
+    def measure(target: Target, block: npt.NDArray[Any], mask: Mask | None, rows: slice) -> None:
+        values = counted_values(block, target.channel_axis, mask)
         if not np.isfinite(values).all():
             raise NonFiniteError(
                 f"layer {target.name}: its input for the samples {rows.start}:{rows.stop} holds NaN or "
@@ -305,12 +361,12 @@ def _quantized(run: ModelRun, targets: Sequence[Target], progress: Progress) -> 
         ranges[target.name] = ranges[target.name].merge(extrema) if target.name in ranges else extrema
 
     _visit(run, targets, measure, progress)
-    return [replace(target, quantization=_fitting(target, ranges[target.name])) for target in targets]
+    return [replace(target, quantization=_fitting(target, ranges.get(target.name))) for target in targets]
 
 
-def _fitting(target: Target, extrema: ChannelExtrema) -> Quantization:
+def _fitting(target: Target, extrema: ChannelExtrema | None) -> Quantization:
     """A quantisation whose codes cover `extrema`: a new one, or the store's if it is wide enough."""
-    low, high = float(extrema.minimum.min()), float(extrema.maximum.max())
+    low, high = (0.0, 0.0) if extrema is None else (float(extrema.minimum.min()), float(extrema.maximum.max()))
     if low > high:  # no value counts
         low = high = 0.0
     if target.stored is None or target.stored.quantization is None:
@@ -345,6 +401,7 @@ def _recorded(target: Target, samples: int) -> list[RecordedLayer]:
             layer=name,
             op=op,
             samples=samples,
+            reason="" if samples else UNREACHED,
             shape=target.sample_shape,
             dtype="int8" if target.quantization else target.dtype.name,
             channel_axis=target.channel_axis,
@@ -352,6 +409,7 @@ def _recorded(target: Target, samples: int) -> list[RecordedLayer]:
             array=target.name,
             tensor=target.tensor,
             mask=target.mask or "",
+            rows_are=target.rows_are,
         )
         for name, op in [(layer.name, layer.op) for layer in target.layers] or [(target.name, "")]
     ]

@@ -79,7 +79,9 @@ class Session:
             axis, kernel = 1, kernel if kernel == Kernel() else None
         if not len(values):
             return
-        self.recorder.append(name, values, channel_axis=axis % values.ndim, kernel=kernel, mask=mask)
+        rows_are = "positions" if as_rows else ""
+        axis %= values.ndim
+        self.recorder.append(name, values, channel_axis=axis, kernel=kernel, mask=mask, rows_are=rows_are)
         self.rows[name] += len(values)
 
     def raise_failures(self) -> None:

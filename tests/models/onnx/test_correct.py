@@ -361,6 +361,7 @@ def test_what_was_recorded_and_corrected_is_told_in_json_with_the_same_keys(netw
         "array": "conv",
         "tensor": "x",
         "mask": None,
+        "rows_are": "samples",
     }
     assert json.loads(json.dumps(corrected[0].document())) == {
         "layer": "conv",

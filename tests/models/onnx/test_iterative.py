@@ -165,12 +165,12 @@ def test_it_goes_on_with_the_stage_it_was_stopped_at_and_keeps_one_store_at_a_ti
     recorded: list[list[str]] = []
     real = onnx_iterative.record_layers
 
-    def stopped(run: Any, layers: Any, *rest: Any) -> Any:
+    def stopped(run: Any, layers: Any, *rest: Any, **options: Any) -> Any:
         assert not glob.glob(str(tmp_path / "work" / "*.zarr"))
         recorded.append([layer.name for layer in layers])
         if len(recorded) == 3:
             raise KeyboardInterrupt
-        return real(run, layers, *rest)
+        return real(run, layers, *rest, **options)
 
     monkeypatch.setattr(onnx_iterative, "record_layers", stopped)
     with pytest.raises(KeyboardInterrupt):
@@ -190,11 +190,11 @@ def test_what_is_damaged_in_the_work_folder_is_named_and_other_folders_are_refus
     path, out, _ = prepared(tmp_path)
     real, calls = onnx_iterative.record_layers, []
 
-    def stopped(*arguments: Any) -> Any:
+    def stopped(*arguments: Any, **options: Any) -> Any:
         calls.append(arguments)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return real(*arguments)
+        return real(*arguments, **options)
 
     monkeypatch.setattr(onnx_iterative, "record_layers", stopped)
     with pytest.raises(KeyboardInterrupt):
