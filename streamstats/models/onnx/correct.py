@@ -7,7 +7,7 @@ models and correctors give equal bytes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,38 +21,46 @@ from .biases import add_to_biases
 from .correctors import check_masks, find_correctors, one_pass, strays
 from .files import check_targets, write_models
 from .graph import copied
+from .harm import HARMFUL, TRIALS, WORSE, Trials, tell, unsure, without
 from .iterative import Iterative, iterative_corrections
-from .judge import HeldOut, Judge, Judgement, unjudged
+from .judge import UNCORRECTED, HeldOut, Judge, Judgement
 from .levels import Levels
 from .subject import Subject, fake_quantized, marked, quantized_by_others
 
 if TYPE_CHECKING:
     import onnx
 
-HARMFUL = "it would make the layer worse on the held-out samples"
-UNCORRECTED, ONE_PASS, CORRECTED = "quantised", "one pass", "corrected"
-"""The names of the models in a judgement, besides `float`."""
+ONE_PASS, CORRECTED = "one pass", "corrected"
+"""The names of the models in a judgement, besides `float` and the quantised one."""
 
 
 @dataclass(frozen=True)
 class How:
     """How to correct beyond one pass.
 
-    `iterative` corrects layer by layer; `held_out` judges the models on samples that were not recorded; `do_no_harm`
-    leaves the layers uncorrected that get worse on them or cannot be judged. Raises `UsageError` for options that
-    cannot be combined.
+    `iterative` corrects layer by layer; `held_out` judges the models on samples that were not recorded. `do_no_harm`
+    leaves out the corrections without which the network's outputs are nearer to the float model's on these samples, of
+    which at most `trials` are tried one by one; those for which too few samples were counted; and all of them if the
+    network is worse with them. `fail_if_worse` raises `HarmError` instead of writing a model that is worse than the
+    quantised one. Raises `UsageError` for options that cannot be combined.
     """
 
     iterative: Iterative | None = None
     held_out: HeldOut | None = None
     do_no_harm: bool = False
+    fail_if_worse: bool = False
+    trials: int = TRIALS
 
     def __post_init__(self) -> None:
         recorded, held_out = self.iterative and self.iterative.samples, self.held_out and self.held_out.samples
         if recorded and held_out and Path(recorded).resolve() == Path(held_out).resolve():
             raise UsageError(f"{held_out} was recorded; judge with samples that were not recorded")
         if self.do_no_harm and self.held_out is None:
-            raise UsageError("do-no-harm judges each layer on samples that were not recorded; give held-out samples")
+            raise UsageError("do-no-harm judges on samples that were not recorded; give held-out samples")
+        if self.fail_if_worse and self.held_out is None:
+            raise UsageError("fail-if-worse judges on samples that were not recorded; give held-out samples")
+        if self.trials < 0:
+            raise UsageError(f"trials is {self.trials}; expected 0 or more")
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,6 +147,7 @@ class _Correcting:
 
     def __init__(self, subject: Subject, correctors: Path, how: How, progress: Progress) -> None:
         self.subject, self.how, self.progress = subject, how, progress
+        self.out = correctors
         self.found = find_correctors(correctors, subject.layers)
         for mask in (each.mask for each in (how.iterative, how.held_out) if each is not None):
             check_masks(correctors, subject.layers, mask)
@@ -148,6 +157,8 @@ class _Correcting:
         """Correct, write the models, and drop the work folder of an iterative correction."""
         once = one_pass(self.subject.pairs, self.found)
         model, outcomes, judgement = self._plain(once) if self.how.held_out is None else self._judged(once)
+        if judgement is not None:
+            tell(judgement, CORRECTED, self.progress, fail=self.how.fail_if_worse)
         write_models([(self.subject.quantized, uncorrected), (model, output)])
         if self.how.iterative is not None:
             remove_folder(Path(self.how.iterative.work))
@@ -174,44 +185,52 @@ class _Correcting:
             return model, outcomes, judge.finish()
 
     def _planned(self, once: Sequence[LayerCorrection]) -> Sequence[LayerCorrection]:
-        """The terms of one pass, or those found layer by layer."""
-        if self.how.iterative is None:
-            return once
-        subject = self.subject
-        return iterative_corrections(
-            subject.quantized, subject.pairs, self.found, self.how.iterative, self.progress, moves=subject.moves
-        )
+        """The terms of one pass, or those found layer by layer; without those that are not sure, to do no harm."""
+        subject, planned = self.subject, once
+        if self.how.iterative is not None:
+            planned = iterative_corrections(
+                subject.quantized, subject.pairs, self.found, self.how.iterative, self.progress, moves=subject.moves
+            )
+        reasons = unsure(self.out, subject.pairs, planned)
+        if self.how.do_no_harm:
+            return without(planned, reasons)
+        if reasons:
+            self.progress.say(
+                f"note: too few samples were counted for the size of the corrections of {listed(reasons)}"
+            )
+        return planned
 
     def _helpful(
         self, planned: Sequence[LayerCorrection], judge: Judge
     ) -> tuple[onnx.ModelProto, list[LayerCorrection]]:
-        """The corrected model; with `do_no_harm`, without the corrections that do harm.
+        """The corrected model; with `do_no_harm`, without the corrections that do harm to the network's outputs."""
+        model, outcomes = self._corrected(planned)
+        terms = _added_terms(outcomes)
+        judge.add(CORRECTED, model, terms)
+        if not self.how.do_no_harm:
+            return model, outcomes
+        trials = Trials(judge, lambda those: self._corrected(those)[0], self.how.trials, self.progress)
+        if left := trials.harmful(planned, terms, CORRECTED):
+            planned = without(planned, dict.fromkeys(left, HARMFUL))
+            model, outcomes = self._again(planned, judge, f"without the corrections of {listed(left)}, which do harm")
+        if judge.known_effect(CORRECTED).gain_over(judge.known_effect(UNCORRECTED)).is_worse:
+            planned = without(planned, dict.fromkeys(terms, WORSE))
+            model, outcomes = self._again(planned, judge, "without any correction: with them, it is worse")
+        return model, outcomes
 
-        Leaving one out changes the inputs of later layers, so the model is judged again until no correction does harm.
-        """
-        left_out: list[str] = []
-        if self.how.do_no_harm:
-            unknown = unjudged(self.subject.pairs)
-            planned = [_left(each, unknown[each.layer]) if each.layer in unknown else each for each in planned]
-        while True:
-            model, outcomes = self._corrected(planned)
-            note = f" again, without the corrections of {listed(left_out)}, which do harm" if left_out else ""
-            harmful = judge.add(CORRECTED, model, _added_terms(outcomes), note)
-            left_out += harmful
-            if not self.how.do_no_harm or not harmful:
-                return model, outcomes
-            planned = [_left(each, HARMFUL) if each.layer in harmful else each for each in planned]
+    def _again(
+        self, planned: Sequence[LayerCorrection], judge: Judge, why: str
+    ) -> tuple[onnx.ModelProto, list[LayerCorrection]]:
+        """The model with the `planned` terms, judged in place of the corrected one."""
+        model, outcomes = self._corrected(planned)
+        judge.add(CORRECTED, model, _added_terms(outcomes), f" again, {why}")
+        return model, outcomes
 
     def _corrected(self, planned: Sequence[LayerCorrection]) -> tuple[onnx.ModelProto, list[LayerCorrection]]:
         """A copy of the quantised model with the `planned` terms in its biases, and what was done for each layer."""
         model = copied(self.subject.quantized)
         outcomes = add_to_biases(model, self.subject.pairs, planned)
         return marked(model), outcomes
-
-
-def _left(planned: LayerCorrection, reason: str) -> LayerCorrection:
-    """The layer left as it is, for this `reason`."""
-    return planned if planned.term is None else replace(planned, term=None, reason=reason)
 
 
 def _added_terms(outcomes: Sequence[LayerCorrection]) -> Mapping[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 import subprocess
@@ -19,6 +20,7 @@ import numpy.typing as npt
 from ...errors import MismatchError, NonFiniteError, UsageError, first_line
 from ...progress import QUIET, Progress, Stage
 from ...statistics.masks import Mask
+from .effects import Effect, EffectSums, Gain
 from .files import write_models
 from .graph import copied
 from .masking import check_mask, fits, mask_rows
@@ -32,9 +34,20 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 Float64Array = npt.NDArray[np.float64]
-FLOAT = "float"
+FLOAT, UNCORRECTED = "float", "quantised"
+"""The models that others are compared with."""
+TRIAL_SAMPLES = 256
+"""How many samples a trial runs, at least one batch."""
+KEPT_BYTES = 2**28
+"""How many bytes of the float model's outputs are kept, so that trials need not compute them again."""
 NUMBER = re.compile(r"[-+]?\d*\.?\d+(?:[eE][-+]?\d+)?")
 PLACE = "{model}"
+CANDIDATE = "candidate"
+"""What a model on trial is called in messages and files."""
+NO_FLOATS = (
+    "no output of the network is of floats, so its error has no size; judge a model that ends before such outputs are "
+    "computed, or leave out --do-no-harm"
+)
 
 
 @dataclass(frozen=True)
@@ -65,8 +78,9 @@ class HeldOut:
 @dataclass(frozen=True)
 class Judgement:
     """What judging on `samples` samples gave, by model name: the quality of each layer and of all outputs together, the
-    accuracy and the score. `harmful` are the layers whose correction does more harm than good, `unjudged` those whose
-    outputs stand for no tensor of the float model, and why.
+    accuracy and the score. `effects` are those on the network's outputs, `gains` by how much each model is better than
+    the quantised one there. `harmful` are the layers whose own outputs would be closer to the float model's without
+    their correction, `unjudged` those whose outputs stand for no tensor of the float model, and why.
     """
 
     samples: int
@@ -76,6 +90,22 @@ class Judgement:
     scores: Mapping[str, float] = field(default_factory=dict)
     harmful: Sequence[str] = ()
     unjudged: Mapping[str, str] = field(default_factory=dict)
+    effects: Mapping[str, Effect] = field(default_factory=dict)
+
+    @property
+    def gains(self) -> dict[str, Gain]:
+        """Model → by how much its outputs are nearer to the float model's than the quantised model's."""
+        before = self.effects.get(UNCORRECTED)
+        if before is None:
+            return {}
+        return {name: each.gain_over(before) for name, each in self.effects.items() if name != UNCORRECTED}
+
+    def gains_by_output(self, model: str) -> dict[str, Gain]:
+        """Output → the gain of `model` there; empty if there is one output only."""
+        before, found = self.effects.get(UNCORRECTED), self.effects.get(model)
+        if before is None or found is None or len(found.names) < 2:
+            return {}
+        return {name: found.of(name).gain_over(before.of(name)) for name in found.names}
 
     def document(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -90,6 +120,17 @@ class Judgement:
             "scores": dict(self.scores),
             "harmful": list(self.harmful),
             "unjudged": dict(self.unjudged),
+            "network": {name: self._network(name) for name in self.effects},
+        }
+
+    def _network(self, model: str) -> dict[str, Any]:
+        """What `model` does to the outputs, JSON-ready: in all, and output by output."""
+        effect, gain = self.effects[model], self.gains.get(model)
+        by_output = self.gains_by_output(model)
+        return {
+            "sqnr_db": effect.sqnr if math.isfinite(effect.sqnr) else None,
+            **(gain.document() if gain else {}),
+            "outputs": {name: each.document() for name, each in by_output.items()} if gain else {},
         }
 
 
@@ -106,6 +147,9 @@ class Judge:
         self._accuracy: dict[str, float] = {}
         self._scores: dict[str, float] = {}
         self._harmful: list[str] = []
+        self._effects: dict[str, Effect] = {}
+        self._kept: dict[int, dict[str, Array]] = {}
+        self._kept_bytes = 0
         self._samples = 0
 
     def __enter__(self) -> Self:
@@ -145,6 +189,8 @@ class Judge:
         for layer, sums in found.layers.items():
             self._layers.setdefault(layer, {})[name] = sums.quality()
         self._outputs[name] = together([sums.quality() for sums in found.outputs.values() if sums.values])
+        if (effect := found.effect.effect()) is not None:
+            self._effects[name] = effect
         if self._labels is not None:
             self._accuracy |= {each: count / self._samples for each, count in sorted(found.right.items())}
         self._harmful = [
@@ -153,6 +199,56 @@ class Judge:
             if layer in found.layers and self._layers[layer][name].harmed_by(term)
         ]
         return self._harmful
+
+    def effect(self, model: onnx.ModelProto, *, trial: bool = False) -> Effect:
+        """What `model` does to the outputs of the network; a `trial` runs the first samples only, at least a batch.
+
+        Progress advances by the samples. Raises as `add`, and `UsageError` if no output is of floats.
+        """
+        session = self._session(plainly(model).model, self._ends, CANDIDATE)
+        run = ModelRun.prepare(session, self._arrays, self._held_out.batch_size, str(self._held_out.samples))
+        sums = EffectSums()
+        for rows in run.batches():
+            if trial and rows.start >= TRIAL_SAMPLES:
+                break
+            mask = mask_rows(self._float, self._held_out.mask, rows)
+            sums.add(run.outputs(self._ends, rows), self._float_ends(rows), rows.stop - rows.start, mask)
+            self._progress.advance(rows.stop - rows.start)
+        found = sums.effect()
+        if found is None:
+            raise UsageError(NO_FLOATS)
+        return found
+
+    @property
+    def samples(self) -> int:
+        """The number of held-out samples."""
+        return self._samples
+
+    @property
+    def trial_samples(self) -> int:
+        """How many samples a trial runs, about."""
+        return min(self._samples, TRIAL_SAMPLES)
+
+    def known_effect(self, name: str) -> Effect:
+        """What the model of this `name`, which was judged, does to the outputs. Raises `UsageError` as `effect`."""
+        if name not in self._effects:
+            raise UsageError(NO_FLOATS)
+        return self._effects[name]
+
+    def local(self, layer: str, name: str) -> Quality | None:
+        """How near the outputs of `layer` come to those of the float model in the model of this `name`, if known."""
+        return self._layers.get(layer, {}).get(name)
+
+    def _float_ends(self, rows: slice) -> dict[str, Array]:
+        """The outputs of the float model for the samples `rows`."""
+        if rows.start in self._kept:
+            return self._kept[rows.start]
+        found = self._float.outputs(self._ends, rows)
+        size = sum(each.nbytes for each in found.values())
+        if self._kept_bytes + size <= KEPT_BYTES:
+            self._kept[rows.start] = found
+            self._kept_bytes += size
+        return found
 
     def score(self, name: str, model: onnx.ModelProto) -> None:
         """Let the user's command, if there is one, score `model`. Raises `UsageError` if it fails."""
@@ -171,12 +267,13 @@ class Judge:
         theirs_wanted = _unique([*self._ends, *(pair.output for pair, _ in judged)])
         session = self._session(plain.model, mine_wanted, name)
         run = ModelRun.prepare(session, self._arrays, self._held_out.batch_size, str(self._held_out.samples))
-        found = _Measured({pair.name: Sums() for pair, _ in judged}, {end: Sums() for end in self._ends})
+        found = _Measured({pair.name: Sums() for pair, _ in judged}, {end: Sums() for end in self._ends}, self._ends)
         what = f"judging the {name.replace(' ', '-')} model{note}"
         self._progress.begin(Stage(what, run.samples, layers=len(judged)))
         for rows in run.batches():
             mine, theirs = run.outputs(mine_wanted, rows), self._float.outputs(theirs_wanted, rows)
-            found.add(judged, mine, theirs, mask_rows(self._float, self._held_out.mask, rows))
+            mask = mask_rows(self._float, self._held_out.mask, rows)
+            found.add(judged, mine, theirs, rows.stop - rows.start, mask)
             for model_name, logits in ((name, mine[self._ends[0]]), (FLOAT, theirs[self._ends[0]])):
                 found.right[model_name] = found.right.get(model_name, 0) + self._right(logits, rows)
             self._progress.advance(rows.stop - rows.start)
@@ -200,7 +297,14 @@ class Judge:
         """The judgement on all models."""
         harmful = tuple(self._harmful)
         return Judgement(
-            self._samples, self._layers, self._outputs, self._accuracy, self._scores, harmful, unjudged(self._pairs)
+            self._samples,
+            self._layers,
+            self._outputs,
+            self._accuracy,
+            self._scores,
+            harmful,
+            unjudged(self._pairs),
+            self._effects,
         )
 
     def _session(self, model: onnx.ModelProto, tensors: Sequence[str], name: str) -> Any:
@@ -256,6 +360,8 @@ class _Measured:
 
     layers: dict[str, Sums]
     outputs: dict[str, Sums]
+    ends: Sequence[str]
+    effect: EffectSums = field(default_factory=EffectSums)
     right: dict[str, int] = field(default_factory=dict)
 
     def add(
@@ -263,6 +369,7 @@ class _Measured:
         judged: Sequence[tuple[Pair, str]],
         mine: Mapping[str, Array],
         theirs: Mapping[str, Array],
+        samples: int,
         mask: Mask | None,
     ) -> None:
         """Add the tensors of a batch, those of the model and those of the float model, where `mask` is true."""
@@ -275,6 +382,7 @@ class _Measured:
                 masked = mask is not None and fits(mask.shape, theirs[end].shape, -1)
                 axis = -1 if masked else min(1, theirs[end].ndim - 1)
                 sums.add(end, mine[end], theirs[end], axis, mask)
+        self.effect.add(mine, {end: theirs[end] for end in self.ends}, samples, mask)
 
 
 def unjudged(pairs: Sequence[Pair]) -> dict[str, str]:
