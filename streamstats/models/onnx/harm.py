@@ -1,16 +1,18 @@
 """Doing no harm: corrections are judged by what they do to the outputs of the network on held-out samples.
 
 The network is run once without each correction. A correction without which the outputs are nearer to the float model's,
-by more than chance, does harm. Harmful corrections are left out, the worst first, while the outputs get nearer; and all
-of them, if the network would still be worse than the quantised one.
+by more than chance, does harm. Harmful corrections are left out, the worst first, while the outputs get nearer; those
+for which too few calibration samples were counted, unless the outputs are clearly nearer with them; and all of them, if
+the network would still be worse than the quantised one.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,7 +23,7 @@ from ...outputs.manifest import MANIFEST
 from ...outputs.results import open_results
 from ...progress import Progress, Stage
 from ..linear import LayerCorrection
-from .effects import Effect
+from .effects import Effect, Gain
 from .judge import Judge, Judgement
 from .pairs import Pair
 from .precision import precision
@@ -49,24 +51,44 @@ class Trials:
     most: int
     progress: Progress
 
-    def harmful(self, planned: Sequence[LayerCorrection], terms: Mapping[str, Float64Array], name: str) -> list[str]:
-        """The layers whose correction is better left out of those `planned`; `terms` are those added, in the model
-        that was judged under this `name`. Raises `UsageError` as `Judge.effect`.
-        """
-        best = self.judge.known_effect(name)
-        suspects = self._suspects(planned, self._order(terms, name), best)
-        if suspects:
-            what = f"leaving out what does harm, the worst first: {listed(suspects)}"
-            self.progress.begin(Stage(what, self.judge.samples * len(suspects), layers=len(suspects)))
-        left: list[str] = []
-        for layer in suspects:
-            effect = self.judge.effect(self.made(without(planned, dict.fromkeys([*left, layer], HARMFUL))))
-            if effect.gain_over(best).decibels > 0:
-                left, best = [*left, layer], effect
-        return left
+    def harmful(
+        self,
+        planned: Sequence[LayerCorrection],
+        terms: Mapping[str, Float64Array],
+        name: str,
+        doubtful: Mapping[str, str] = MappingProxyType({}),
+    ) -> dict[str, str]:
+        """The layers whose correction is better left out of those `planned` → why.
 
-    def _suspects(self, planned: Sequence[LayerCorrection], order: Sequence[str], best: Effect) -> list[str]:
-        """Those of the first layers in `order` without whose correction the network is clearly better, worst first."""
+        `terms` are those added, in the model that was judged under this `name`. Those that are `doubtful`, for a
+        reason, are left out unless the outputs are clearly nearer with them. Raises `UsageError` as `Judge.effect`.
+        """
+        effect = self.judge.known_effect(name)
+        gains = self._gains(planned, self._order(terms, name, doubtful), effect)
+        left = {
+            layer: why for layer, why in doubtful.items() if layer in terms and not _clearly_helps(gains.get(layer))
+        }
+        clear = {layer: each for layer, each in gains.items() if layer not in left and _clearly_harms(each)}
+        return self._pruned(planned, left, sorted(clear, key=lambda layer: -clear[layer].decibels), effect)
+
+    def _pruned(
+        self, planned: Sequence[LayerCorrection], left: Mapping[str, str], suspects: Sequence[str], best: Effect
+    ) -> dict[str, str]:
+        """`left`, and those of the `suspects`, in order, without which the network gets better still."""
+        found = dict(left)
+        steps = [*([""] if left else []), *suspects] if suspects else []
+        if steps:
+            what = f"leaving out what does harm, the worst first: {listed(suspects)}"
+            self.progress.begin(Stage(what, self.judge.samples * len(steps), layers=len(suspects)))
+        for layer in steps:
+            tried = found | ({layer: HARMFUL} if layer else {})
+            effect = self.judge.effect(self.made(without(planned, tried)))
+            if not layer or effect.gain_over(best).decibels > 0:
+                found, best = tried, effect
+        return found
+
+    def _gains(self, planned: Sequence[LayerCorrection], order: Sequence[str], best: Effect) -> dict[str, Gain]:
+        """What the network gains without each of the first layers in `order`."""
         tried = order[: self.most]
         if len(tried) < len(order):
             self.progress.say(
@@ -77,20 +99,26 @@ class Trials:
         gains = {}
         for layer in tried:
             effect = self.judge.effect(self.made(without(planned, {layer: HARMFUL})), trial=True)
-            gain = effect.gain_over(best.first(effect.samples))
-            if gain.decibels > 0 and gain.exceeds(BEYOND_CHANCE):
-                gains[layer] = gain.decibels
-        return sorted(gains, key=lambda layer: -gains[layer])
+            gains[layer] = effect.gain_over(best.first(effect.samples))
+        return gains
 
-    def _order(self, terms: Mapping[str, Float64Array], name: str) -> list[str]:
-        """The layers whose own outputs gain least from their correction first, before them those that are unknown."""
-        return sorted(terms, key=lambda layer: self._own_gain(layer, terms[layer], name))
+    def _order(self, terms: Mapping[str, Float64Array], name: str, first: Container[str]) -> list[str]:
+        """Those to try `first`, those that cannot be judged, then those whose own outputs gain least."""
+        return sorted(terms, key=lambda layer: (layer not in first, self._own_gain(layer, terms[layer], name)))
 
     def _own_gain(self, layer: str, term: Float64Array, name: str) -> float:
         found = self.judge.local(layer, name)
         if found is None:
             return -math.inf
         return found.gained_by(term) / found.noise if found.noise else 0.0
+
+
+def _clearly_harms(gain_without: Gain) -> bool:
+    return gain_without.decibels > 0 and gain_without.exceeds(BEYOND_CHANCE)
+
+
+def _clearly_helps(gain_without: Gain | None) -> bool:
+    return gain_without is not None and gain_without.decibels < 0 and gain_without.is_clear
 
 
 def without(planned: Sequence[LayerCorrection], reasons: Mapping[str, str]) -> list[LayerCorrection]:

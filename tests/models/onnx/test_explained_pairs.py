@@ -173,7 +173,9 @@ def test_a_scale_per_input_channel_is_taken_out_of_the_means(tmp_path: Path, for
 
 
 @pytest.mark.parametrize("form", ["qdq", "codes"])
-def test_a_scale_without_a_node_is_used_and_judged_by_what_it_does_to_the_network_alone(tmp_path: Path, form: str) -> None:
+def test_a_scale_without_a_node_is_used_and_judged_by_what_it_does_to_the_network_alone(
+    tmp_path: Path, form: str
+) -> None:
     x, last = values(64, CHANNELS, 4, 4) + np.float32(0.5), values(3, OUTPUTS, 1, 1, seed=6)
     weight, bias = values(OUTPUTS, CHANNELS, 3, 3, seed=1), values(OUTPUTS, seed=2)
     factor = FACTORS.reshape(-1).astype("f8")

@@ -19,7 +19,7 @@ from told import Told
 from streamstats import MeanBiasCorrector
 from streamstats.errors import MismatchError, NonFiniteError, UsageError
 from streamstats.models.onnx.correct import How, correct, correct_quantized
-from streamstats.models.onnx.harm import HARMFUL, WORSE
+from streamstats.models.onnx.harm import HARMFUL
 from streamstats.models.onnx.iterative import Iterative
 from streamstats.models.onnx.judge import HeldOut
 from streamstats.models.onnx.plain import plainly
