@@ -169,8 +169,8 @@ class OutputCorrection:
         }
         run = self._run(only(plain.model, [tensor for tensor, _ in tensors.values()]))
         self._progress.begin(Stage(what, run.samples, layers=len(stage)))
+        found = _means(run, tensors, self._how.mask, self._progress)  # first: it tells values that are not finite
         unlike = self._unlike(stage, tensors, run)
-        found = _means(run, tensors, self._how.mask, self._progress)
         return [
             LayerCorrection(each.name, reason=unlike[each.name])
             if each.name in unlike

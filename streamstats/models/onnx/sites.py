@@ -215,12 +215,16 @@ def _fits(values: Array, found: Array, axis: int) -> bool:
 
 
 def distance(found: Array, wanted: Array, axis: int) -> float:
-    """The variance of the difference as a share of that of `wanted`, both without the means of channels on `axis`."""
-    mine, theirs = (_centred(values, axis) for values in (found, wanted))
-    noise, signal = float(np.square(mine - theirs).mean()), float(np.square(theirs).mean())
-    if signal == 0:
-        return 0.0 if noise == 0 else np.inf
-    return noise / signal
+    """The variance of the difference as a share of that of `wanted`, both without the means of channels on `axis`.
+
+    Infinite if a value is not finite.
+    """
+    with np.errstate(invalid="ignore", over="ignore"):
+        mine, theirs = (_centred(values, axis) for values in (found, wanted))
+        noise, signal = float(np.square(mine - theirs).mean()), float(np.square(theirs).mean())
+    if signal == 0 and noise == 0:
+        return 0.0
+    return noise / signal if signal > 0 and np.isfinite(noise / signal) else np.inf
 
 
 def _centred(values: Array, axis: int) -> Array:
