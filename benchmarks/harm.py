@@ -44,8 +44,8 @@ def main() -> None:
     parser.add_argument("--calibration", type=int, nargs="+", default=[32, 256])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     options = parser.parse_args()
-    with TemporaryDirectory(prefix="streamstats-harm-") as folder:
-        for name, model, samples, held_out in _networks(options):
+    for name, model, samples, held_out in _networks(options):
+        with TemporaryDirectory(prefix="streamstats-harm-") as folder:
             rows = list(_rows(options, Path(folder), model, samples, held_out))
             print(Table(name, COLUMNS, rows).markdown(), flush=True)
 

@@ -70,15 +70,26 @@ class Outputs:
 
 @dataclass(frozen=True, eq=False)
 class Matched:
-    """A site, and the tensor of the float model that its outputs stand for, `wanted`."""
+    """A site, and the tensor of the float model that its outputs stand for, `wanted`.
+
+    `tail` is the shape of a sample of that tensor, None if it has no samples on axis 0; optimisers merge axes of rows.
+    """
 
     site: Site
     wanted: str
+    tail: tuple[int, ...] | None = None
 
     @property
     def name(self) -> str:
         """The layer's name in the float model."""
         return self.site.name
+
+    def values(self, found: Array, samples: int, mask: Mask | None) -> Array:
+        """The values of `found`, the outputs for so many `samples`, that count: one row per position, channels last."""
+        if self.tail is not None and found.shape[1:] != self.tail:
+            found = found.reshape(samples, *self.tail)
+        counted = counted_values(found, self.site.axis, mask)
+        return np.ascontiguousarray(np.moveaxis(counted, self.site.axis, -1)).reshape(-1, found.shape[self.site.axis])
 
 
 class OutputCorrection:
@@ -143,34 +154,33 @@ class OutputCorrection:
         theirs = self._run(only(copied(self._original), [name for site in sites for name in site.candidates]))
         check_mask(theirs, self._how.mask)
         found, wanted = (_first(each) for each in (mine, theirs))
+        samples = min(theirs.batch, theirs.samples)
         matched, left_out = [], []
         for site in sites:
             name = nearest(site, found[products[site.name]], {each: wanted[each] for each in site.candidates})
             if name is None:
                 left_out.append(LeftOut(site.name, site.original.op, NO_SIZE))
             else:
-                matched.append(Matched(site, name))
+                shape = wanted[name].shape
+                matched.append(Matched(site, name, shape[1:] if shape[:1] == (samples,) else None))
         return matched, left_out
 
     def _float_means(self) -> dict[str, Float64Array]:
         """Layer → the mean of its outputs in the float model, float64[outputs]."""
-        tensors = {each.name: (each.wanted, each.site.axis) for each in self.matched}
         run = self._run(only(copied(self._original), [each.wanted for each in self.matched]))
-        self._progress.begin(Stage("measuring the outputs of the float model", run.samples, layers=len(tensors)))
-        return _means(run, tensors, self._how.mask, self._progress)
+        self._progress.begin(Stage("measuring the outputs of the float model", run.samples, layers=len(self.matched)))
+        return self._means(run, self.matched, {each.name: each.wanted for each in self.matched})
 
     def _stage(
         self, model: onnx.ModelProto, stage: Sequence[Matched], wanted: Mapping[str, Float64Array], what: str
     ) -> list[LayerCorrection]:
         """The terms of a `stage`, from its outputs in the `model` corrected so far."""
         plain = plainly(model)
-        tensors = {
-            each.name: (plain.outputs.get(each.site.product, each.site.product), each.site.axis) for each in stage
-        }
-        run = self._run(only(plain.model, [tensor for tensor, _ in tensors.values()]))
+        tensors = {each.name: plain.outputs.get(each.site.product, each.site.product) for each in stage}
+        run = self._run(only(plain.model, tensors.values()))
         self._progress.begin(Stage(what, run.samples, layers=len(stage)))
-        found = _means(run, tensors, self._how.mask, self._progress)  # first: it tells values that are not finite
-        unlike = self._unlike(stage, tensors, run)
+        found = self._means(run, stage, tensors)  # first: it tells values that are not finite
+        unlike = self._unlike(run, stage, tensors)
         return [
             LayerCorrection(each.name, reason=unlike[each.name])
             if each.name in unlike
@@ -178,21 +188,33 @@ class OutputCorrection:
             for each in stage
         ]
 
-    def _unlike(
-        self, stage: Sequence[Matched], tensors: Mapping[str, tuple[str, int]], run: ModelRun
-    ) -> dict[str, str]:
+    def _unlike(self, run: ModelRun, stage: Sequence[Matched], tensors: Mapping[str, str]) -> dict[str, str]:
         """The layers whose outputs are not those of the float model, as far as the first batch tells → why."""
-        theirs = _first(self._run(only(copied(self._original), [each.wanted for each in stage])))
-        mine = _first(run)
+        theirs = self._run(only(copied(self._original), [each.wanted for each in stage]))
+        mask = mask_rows(run, self._how.mask, next(run.batches()))
+        samples, mine, wanted = min(run.batch, run.samples), _first(run), _first(theirs)
         unlike = {}
         for each in stage:
-            apart = distance(mine[tensors[each.name][0]], theirs[each.wanted], each.site.axis)
+            found = each.values(mine[tensors[each.name]], samples, mask)
+            apart = distance(found, each.values(wanted[each.wanted], samples, mask), -1)
             if not apart < FARTHEST:
                 unlike[each.name] = (
                     f"its outputs do not follow those of {each.wanted} in the float model: the variance of the "
                     f"difference is {apart:.3g} times theirs, where unrelated outputs have 2; it may be another layer"
                 )
         return unlike
+
+    def _means(self, run: ModelRun, layers: Sequence[Matched], tensors: Mapping[str, str]) -> dict[str, Float64Array]:
+        """Layer → the exact mean of its tensor over all samples, per channel, rounded once. Raises `NonFiniteError`."""
+        found: dict[str, ChannelMean] = {}
+        for rows in run.batches():
+            mask, samples = mask_rows(run, self._how.mask, rows), rows.stop - rows.start
+            outputs = run.outputs(list(dict.fromkeys(tensors.values())), rows)
+            for each in layers:
+                part = _measured(each.name, each.values(outputs[tensors[each.name]], samples, mask))
+                found[each.name] = found[each.name].merge(part) if each.name in found else part
+            self._progress.advance(samples)
+        return {layer: each.mean() for layer, each in found.items()}
 
     def _run(self, model: onnx.ModelProto) -> ModelRun:
         """`model` in a session, computed node by node, with the samples."""
@@ -224,25 +246,9 @@ def _first(run: ModelRun) -> dict[str, Array]:
     return run.outputs(names, next(run.batches()))
 
 
-def _means(
-    run: ModelRun, tensors: Mapping[str, tuple[str, int]], mask: str | None, progress: Progress
-) -> dict[str, Float64Array]:
-    """Layer → the exact mean of its tensor over all samples, per channel on its axis, rounded once."""
-    names = list(dict.fromkeys(tensor for tensor, _ in tensors.values()))
-    found: dict[str, ChannelMean] = {}
-    for rows in run.batches():
-        values, counts = run.outputs(names, rows), mask_rows(run, mask, rows)
-        for layer, (tensor, axis) in tensors.items():
-            part = _measured(layer, values[tensor], axis, counts)
-            found[layer] = found[layer].merge(part) if layer in found else part
-        progress.advance(rows.stop - rows.start)
-    return {layer: each.mean() for layer, each in found.items()}
-
-
-def _measured(layer: str, values: Array, axis: int, mask: Mask | None) -> ChannelMean:
-    """The sums of a batch: one row per position, channels last. Raises `NonFiniteError`."""
-    counted = np.moveaxis(counted_values(values, axis, mask), axis, -1)
-    found = ChannelMean.measure(np.ascontiguousarray(counted).reshape(-1, values.shape[axis]), 1)
+def _measured(layer: str, rows: Array) -> ChannelMean:
+    """The sums of a batch. Raises `NonFiniteError`."""
+    found = ChannelMean.measure(rows, 1)
     if found.nonfinite.any():
         raise NonFiniteError(
             f"layer {layer}: its outputs hold NaN or infinities, which have no mean; repair the samples"

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from networks import FORMS, chain, folded, model_of, quantized, values
+from networks import FORMS, chain, folded, model_of, quantized, run_out, values
 from onnx import helper, numpy_helper
 from onnxruntime.quantization import quantize_dynamic
 from safetensors.numpy import load_file
@@ -305,6 +305,15 @@ def test_the_command_writes_the_model_its_terms_and_a_report(
         *("fixed.onnx", "fixed.terms.safetensors", "fixed.report.html", "fixed.report.json")
     }
     assert "from mean outputs" in (tmp_path / "fixed.report.html").read_text()
+
+
+def test_it_is_offered_where_weights_do_not_tell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, x = prepared(tmp_path, "qdq")
+    out = run_out(tmp_path, x)
+    assert main(
+        ["correct", f"{tmp_path}/float.onnx", str(path), "--correctors", str(out), "-o", f"{tmp_path}/f.onnx"]
+    ) in (*(0, 2),)
+    assert "--outputs" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
