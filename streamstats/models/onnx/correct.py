@@ -286,7 +286,7 @@ class _Correcting:
         trials = Trials(judge, lambda those: self._corrected(those)[0], self.how.trials, self.progress)
         if left := trials.harmful(planned, terms, CORRECTED, self.method.reasons(planned)):
             planned = without(planned, left)
-            model, outcomes = self._again(planned, judge, f"without the corrections of {listed(left)}, which do harm")
+            model, outcomes = self._again(planned, judge, f"without the corrections of {listed(left)}")
         if judge.known_effect(CORRECTED).gain_over(judge.known_effect(UNCORRECTED)).is_worse:
             planned = without(planned, dict.fromkeys(terms, WORSE))
             model, outcomes = self._again(planned, judge, "without any correction: with them, it is worse")

@@ -94,7 +94,7 @@ def test_a_correction_that_does_harm_is_named_and_left_out_on_request(folder: Pa
     done = judged(folder, do_no_harm=True, progress=told)
     assert [stage.what for stage in told.stages if "corrected" in stage.what] == [
         "judging the corrected model",
-        "judging the corrected model again, without the corrections of two, which do harm",
+        "judging the corrected model again, without the corrections of two",
     ]
     outcomes = {each.layer: each for each in done.layers}
     assert outcomes["one"].corrected
