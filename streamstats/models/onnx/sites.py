@@ -126,9 +126,16 @@ class _Search:
         for layer in self._free:
             nodes = {name: self._made_by[name] for name in self.names(layer) if name in self._made_by}
             for name, node in nodes.items():
-                if name not in known and node.op_type not in ROUNDING and node.output[0] == name:
+                if node.output[0] == name and node.op_type not in ROUNDING and not self._comes_from(name, known):
                     self._add(layer, name, None)
                     break
+
+    def _comes_from(self, name: str, products: set[str]) -> bool:
+        """Whether the tensor is one of `products`, with no more behind it than scales, offsets and other shapes."""
+        node = self._made_by.get(name)
+        if name in products or node is None or node.op_type not in BEHIND:
+            return name in products
+        return any(self._comes_from(each, products) for each in node.input)
 
     def by_order(self, stored: Sequence[OnnxLayer]) -> list[LeftOut]:
         """Match what is left in the order of both graphs; the reasons if that cannot be."""
@@ -162,10 +169,10 @@ class _Search:
         self.sites.append(Site(original, product, quantized, aliases, self._behind[original.name]))
 
     def _aliases(self, product: str) -> Iterator[str]:
-        """The names of a tensor, also once it is rounded."""
+        """The names of a tensor, also once it is rounded or has another shape."""
         yield product
         for node in self._readers.get(product, ()):
-            if node.op_type in ROUNDING and node.input[0] == product:
+            if node.op_type in (*ROUNDING, "Reshape") and node.input[0] == product:
                 yield from self._aliases(node.output[0])
 
 
