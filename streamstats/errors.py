@@ -63,6 +63,10 @@ class StoreError(StreamstatsError):
     """The store does not respond, or refuses the request; what was counted is saved."""
 
 
+class HarmError(StreamstatsError):
+    """A correction would make the network worse, and was to fail then: correct otherwise, or with more samples."""
+
+
 class ServiceError(StreamstatsError):
     """A service fails or does not respond: retry, and read the service's log if it fails again."""
 

@@ -31,7 +31,7 @@ INTERRUPTION = {
     "export": "no file was written",
     "record": "a new store was removed; rows that were appended to an older one are still there",
     "measure": "nothing was written; run the command again",
-    "correct": "if no model was written, run the command again; with --iterative it resumes",
+    "correct": "if no model was written, run the command again; with --iterative or --outputs it resumes",
     "report": "no report was written",
     "demo": "its folder is incomplete; run the command again",
     "serve": "running jobs resume at the next start",

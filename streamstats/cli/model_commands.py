@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 OF_MODELS = (
     *("bits", "per_channel", "symmetric", "weight_range", "activation_bits", "activation_range"),
-    *("iterative", "samples", "work", "held_out", "labels", "score", "do_no_harm", "mask"),
-    *("batch_axis", "positions_as_rows"),
+    *("iterative", "outputs", "samples", "work", "held_out", "labels", "score", "do_no_harm", "trials"),
+    *("fail_if_worse", "mask", "batch_axis", "positions_as_rows"),
 )
 """Options that say how a model is quantised, corrected and judged."""
 
@@ -132,19 +132,24 @@ def _shape(shape: tuple[int, ...]) -> str:
 
 def correct(options: Namespace) -> None:
     """`streamstats correct MODEL.onnx [QUANTIZED.onnx | --bits N] --correctors OUT -o FIXED.onnx`, or `--weights …`."""
+    _check_correctors(options)
     if options.weights or options.fake_quantized or options.layout:
         _correct_tensors(options)
         return
+    from ..models.onnx.correct import TERMS
     from ..report.page import REPORT
 
     output = Path(options.output)
     page = _checked_page(options.report, output.with_suffix(REPORT))
     correction = _corrected(options, output)
-    for path in filter(None, (options.output, options.uncorrected)):
+    terms = output.with_suffix(TERMS) if options.outputs else None
+    for path in filter(None, (options.output, options.uncorrected, terms)):
         say(f"wrote {path}")
     if not options.json:
         _print_correction(correction)
-    written = _reported(page, Path(options.correctors), correction)
+    if not options.outputs and any(each.quantized and not each.corrected for each in correction.layers):
+        say("where its weight is the reason that a layer was left out, --outputs corrects it from mean outputs")
+    written = _reported(page, options.correctors and Path(options.correctors), correction)
     if options.json:
         layers = {each.layer: each.document() for each in correction.layers}
         print_json({"layers": layers, "judgement": written["judgement"], "precision": written["precision"]})
@@ -182,7 +187,18 @@ def _checked_page(wanted: str | None, default: Path) -> Path:
     return page
 
 
-def _reported(page: Path, output: Path, correction: Correction | None) -> Mapping[str, Any]:
+def _check_correctors(options: Namespace) -> None:
+    """Raise `UsageError` unless there are either correctors or what mean outputs need."""
+    if options.outputs == (options.correctors is not None):
+        raise UsageError(
+            "expected --correctors with the output folder of a run, or --outputs to correct from mean outputs; give "
+            "one of them"
+        )
+    if options.outputs and options.quantized is None:
+        raise UsageError("--outputs corrects a model that a quantiser wrote; give it after the float model")
+
+
+def _reported(page: Path, output: Path | None, correction: Correction | None) -> Mapping[str, Any]:
     """Write the report to `page`, and as JSON beside it; its content."""
     from ..report import page as pages
 
@@ -210,11 +226,13 @@ def subject_of(options: Namespace) -> Subject:
 
 
 def _corrected(options: Namespace, output: Path | None) -> Correction:
-    from ..models.onnx.correct import correct, correct_quantized
+    from ..models.onnx.correct import correct, correct_outputs, correct_quantized
 
     _check_models(options)
     how = _how(options, output)
     with Shown(brief=True) as shown:
+        if options.outputs:
+            return correct_outputs(options.model, options.quantized, output, how=how, progress=shown)
         if options.quantized is not None:
             models = (options.model, options.quantized)
             return correct_quantized(*models, options.correctors, output, how=how, progress=shown)
@@ -253,42 +271,55 @@ def _check_models(options: Namespace) -> None:
 
 
 def _how(options: Namespace, output: Path | None) -> How:
+    from ..models.onnx.by_outputs import Outputs
     from ..models.onnx.correct import How
+    from ..models.onnx.harm import TRIALS
     from ..models.onnx.iterative import Iterative
     from ..models.onnx.judge import HeldOut
 
     _check_how(options)
-    iterative = held_out = None
+    iterative = outputs = held_out = None
     axes = _batch_axes(options.batch_axis)
-    if options.iterative is not None:
+    if options.iterative is not None or options.outputs:
         work = options.work or (output or Path(options.correctors) / "report").with_suffix(".work")
-        iterative = Iterative(
-            options.samples,
-            work,
-            options.iterative,
-            mask=options.mask,
-            batch_axes=axes,
-            positions_as_rows=options.positions_as_rows,
-        )
+        if options.outputs:
+            outputs = Outputs(options.samples, work, mask=options.mask, batch_axes=axes)
+        else:
+            iterative = Iterative(
+                options.samples,
+                work,
+                options.iterative,
+                mask=options.mask,
+                batch_axes=axes,
+                positions_as_rows=options.positions_as_rows,
+            )
     if options.held_out is not None:
         held_out = HeldOut(options.held_out, options.labels, options.score, mask=options.mask, batch_axes=axes)
-    return How(iterative, held_out, options.do_no_harm)
+    trials = TRIALS if options.trials is None else options.trials
+    return How(iterative, held_out, options.do_no_harm, options.fail_if_worse, trials, outputs)
 
 
 def _check_how(options: Namespace) -> None:
     """Raise `UsageError` for options without the one that they go with."""
+    staged = options.iterative is not None or options.outputs
+    if options.iterative is not None and options.outputs:
+        raise UsageError("--outputs corrects layer by layer already; leave out --iterative")
     if options.iterative is not None and options.samples is None:
         raise UsageError("--iterative runs the quantised model on the recorded samples; give them with --samples")
-    if options.samples is not None and options.iterative is None:
+    if options.outputs and options.samples is None:
+        raise UsageError("--outputs runs both models on samples; give them with --samples")
+    if options.samples is not None and not staged:
         raise UsageError("--samples goes with --iterative; leave it out, or correct layer by layer with both")
-    if options.work and options.iterative is None:
+    if options.work and not staged:
         raise UsageError("--work goes with --iterative; leave it out")
-    if options.mask and options.iterative is None and options.held_out is None:
+    if options.mask and not staged and options.held_out is None:
         raise UsageError("--mask goes with --iterative or --held-out; one pass takes it from the statistics")
-    if options.batch_axis and options.iterative is None and options.held_out is None:
-        raise UsageError("--batch-axis goes with --iterative or --held-out, which read samples; leave it out")
+    if options.batch_axis and not staged and options.held_out is None:
+        raise UsageError("--batch-axis goes with --iterative, --outputs or --held-out; leave it out")
     if options.positions_as_rows and options.iterative is None:
         raise UsageError("--positions-as-rows goes with --iterative, which records; leave it out")
+    if options.trials is not None and not options.do_no_harm:
+        raise UsageError("--trials goes with --do-no-harm; leave it out")
     if (options.labels or options.score) and options.held_out is None:
         raise UsageError("--labels and --score go with --held-out; give samples that were not recorded")
 
@@ -326,17 +357,26 @@ def _correction_row(one: LayerCorrection, judged: Judgement | None, models: Sequ
 
 
 def _say_judgement(judged: Judgement) -> None:
+    gains = judged.gains
     for model, quality in judged.outputs.items():
+        effect = judged.effects.get(model)
+        gain = f" ({gains[model]})" if model in gains else ""
+        ratio = quality.sqnr if effect is None else effect.sqnr
         accuracy = f", accuracy {judged.accuracy[model]:.2%}" if model in judged.accuracy else ""
         score = f", score {judged.scores[model]:g}" if model in judged.scores else ""
-        say(f"{model}: SQNR of the outputs {quality.sqnr:.2f} dB, shift {quality.size:.4g}{accuracy}{score}")
+        say(f"{model}: SQNR of the outputs {ratio:.2f} dB{gain}, shift {quality.size:.4g}{accuracy}{score}")
+        for output, each in judged.gains_by_output(model).items() if gain else ():
+            say(f"{model}: output {output}: {each}")
     if judged.accuracy:
         say(f"float: accuracy {judged.accuracy['float']:.2%} on {judged.samples:,} samples")
     for layer, reason in judged.unjudged.items():
-        say(f"layer {layer} is not judged: {reason}")
+        say(f"layer {layer} is not judged by its own outputs: {reason}")
     if judged.harmful:
         layers = ", ".join(judged.harmful)
-        say(f"without their correction, these layers would be closer to the float model: {layers}; see --do-no-harm")
+        say(
+            f"without their correction, the outputs of these layers themselves would be closer to the float model's: "
+            f"{layers}; --do-no-harm tries what that does to the network"
+        )
 
 
 def _correct_tensors(options: Namespace) -> None:

@@ -225,10 +225,21 @@ Or fake-quantise the weights of the float model first:
       --correctors out -o corrected.onnx
 
 Correct layer by layer, with the inputs that the quantised network gives each layer; judge the result on samples that
-were not recorded; and leave alone the layers that would get worse. FIXED.report.html and .json show the effect:
+were not recorded; and leave out what does harm. FIXED.report.html and .json show the effect:
 
   streamstats correct model.onnx quantized.onnx --correctors out -o fixed.onnx --iterative --samples calibration.npy \\
       --held-out held-out.npy --labels labels.npy --do-no-harm
+
+Models are judged by the squared error of the network's outputs against the float model's, in dB of signal to noise; of
+several outputs, each counts relative to its signal. Both models see the same samples, so their difference is given with
+its standard error. With --do-no-harm, a correction without which this error is smaller, by more than three standard
+errors, is left out; one that is smaller than its own standard error (of calibration samples counted with `spread`)
+stays only if the outputs are clearly nearer with it; and nothing is corrected if the network would still be worse.
+
+Where weights do not tell (trained further, compensated, unknown operators), correct from mean outputs. Nothing need be
+recorded; layers are matched by name, or by order:
+
+  streamstats correct model.onnx quantized.onnx --outputs --samples calibration.npy -o fixed.onnx
 
 For any other tool chain, give the weights as safetensors files (tensors LAYER or LAYER.weight); the result says what to
 add to each bias:
@@ -583,7 +594,7 @@ def _add_correct(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "quantized", metavar="QUANTIZED.onnx", nargs="?", help="the same model as another quantiser wrote it"
     )
-    parser.add_argument("--correctors", metavar="OUT", required=True, help="the output folder of a run")
+    parser.add_argument("--correctors", metavar="OUT", help="the output folder of a run; not with --outputs")
     parser.add_argument(
         "-o",
         "--output",
@@ -593,7 +604,12 @@ def _add_correct(parser: argparse.ArgumentParser) -> None:
     )
     _add_activations(_add_levels(parser))
     parser.add_argument("--uncorrected", metavar="FILE", help="with --bits: also write the uncorrected model")
-    _add_how(parser)
+    _add_how(parser).add_argument(
+        "--outputs",
+        action="store_true",
+        help="use mean outputs instead of weights and correctors: add E[y] − E[ŷ] to the bias of each layer, with y "
+        "and ŷ its outputs in the float and in the quantised model",
+    )
     parser.add_argument(
         "--report", metavar="FILE.html", help="the file for the report; default: FIXED with .report.html"
     )
@@ -633,7 +649,7 @@ def _add_activations(levels: argparse._ArgumentGroup) -> None:
     )
 
 
-def _add_how(parser: argparse.ArgumentParser) -> None:
+def _add_how(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     how = parser.add_argument_group("correct layer by layer")
     how.add_argument(
         "--iterative",
@@ -643,7 +659,7 @@ def _add_how(parser: argparse.ArgumentParser) -> None:
         help="use the inputs x̂ that each layer gets once the layers before it are corrected: full (the default) adds "
         "W·E[x] − Ŵ·E[x̂], change adds (W − Ŵ)·E[x̂]",
     )
-    how.add_argument("--samples", metavar="FILE", help="with --iterative: the samples that were recorded, .npy or .npz")
+    how.add_argument("--samples", metavar="FILE", help="the samples that were recorded, .npy or .npz")
     how.add_argument(
         "--work", metavar="DIR", help="the folder for intermediate results, to resume from; default: FIXED with .work"
     )
@@ -657,10 +673,27 @@ def _add_how(parser: argparse.ArgumentParser) -> None:
         metavar="COMMAND",
         help="a program that prints the score of the model file {model}, such as 'python score.py {model}'",
     )
-    judging.add_argument("--do-no-harm", action="store_true", help="skip layers that would get worse")
-    both = parser.add_argument_group("as when the model was recorded, with --iterative or --held-out")
+    judging.add_argument(
+        "--do-no-harm",
+        action="store_true",
+        help="leave out corrections that make the network's outputs worse, and all if the network would be worse than "
+        "the quantised one",
+    )
+    judging.add_argument(
+        "--trials",
+        metavar="N",
+        type=int,
+        help="with --do-no-harm: try at most N corrections one by one, each by a run of the network (default 64)",
+    )
+    judging.add_argument(
+        "--fail-if-worse",
+        action="store_true",
+        help="exit with status 1, and write nothing, if the corrected model is worse than the quantised one",
+    )
+    both = parser.add_argument_group("as when the model was recorded, with layer by layer or --held-out")
     both.add_argument("--mask", metavar="INPUT", help="the input of the model that was the mask when it was recorded")
     _add_axes(both)
+    return how
 
 
 def _add_report(parser: argparse.ArgumentParser) -> None:
@@ -670,7 +703,7 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quantized", metavar="QUANTIZED.onnx", help="the same model as another quantiser wrote it")
     _add_activations(_add_levels(parser))
     _add_how(parser)
-    parser.set_defaults(uncorrected=None)
+    parser.set_defaults(uncorrected=None, outputs=False)
 
 
 def _add_demo(parser: argparse.ArgumentParser) -> None:

@@ -17,7 +17,8 @@ import numpy.typing as npt
 from .. import __version__
 from ..errors import counted, require
 from ..models.linear import WEIGHTLESS
-from ..models.onnx.correct import CORRECTED, ONE_PASS, UNCORRECTED, Correction
+from ..models.onnx.correct import CORRECTED, ONE_PASS, Correction
+from ..models.onnx.judge import UNCORRECTED
 from ..models.onnx.precision import Precision, bias_steps, precision
 from ..outputs.layer_statistics import LayerStatistics
 from ..outputs.manifest import MANIFEST
@@ -37,20 +38,21 @@ REPORT = ".report.html"
 """The suffix of a report, in place of the corrected model's own."""
 
 
-def document(output: Path, correction: Correction | None = None) -> dict[str, Any]:
+def document(output: Path | None, correction: Correction | None = None) -> dict[str, Any]:
     """The report on the results in `output`, and on a `correction` with its correctors, JSON-ready.
 
-    Correctors without a manifest have no statistics. Raises `UsageError`, `DataError` for `output`.
+    A correction from mean outputs has no correctors, and no `output`. Correctors without a manifest have no statistics.
+    Raises `UsageError`, `DataError` for `output`.
     """
     statistics: dict[str, LayerStatistics] = {}
-    if correction is None or (output / MANIFEST).exists():
+    if output is not None and (correction is None or (output / MANIFEST).exists()):
         results = open_results(output)
         statistics = {layer: results.statistics(layer) for layer in results.layers}
     known = {} if correction is None else _precisions(statistics, correction)
     terms = {} if correction is None else {each.layer: each.term for each in correction.layers}
     return {
         "format": FORMAT,
-        "output": str(output),
+        "output": None if output is None else str(output),
         "streamstats": __version__,
         "about": None if correction is None else correction.provenance(),
         "layers": {name: _layer(found) for name, found in statistics.items()},
@@ -176,10 +178,12 @@ def _verdicts(report: Mapping[str, Any]) -> list[str]:
 
 def _of_outputs(judged: Mapping[str, Any]) -> str:
     before, after = (judged["outputs"][name]["sqnr_db"] for name in (UNCORRECTED, CORRECTED))
+    gain, error = (judged["network"].get(CORRECTED, {}).get(key) for key in ("gain_db", "standard_error_db"))
+    known = "" if gain is None or error is None else f" ({gain:+.2f} ± {error:.2f} dB, paired over samples)"
     shifted, corrected = (_median_shift(judged, name) for name in (UNCORRECTED, CORRECTED))
     return (
         f"On {judged['samples']:,} held-out samples, the signal-to-quantisation-noise ratio of the outputs changes "
-        f"from {_number(before)} to {_number(after)} dB, and the mean shift of the median layer from "
+        f"from {_number(before)} to {_number(after)} dB{known}, and the mean shift of the median layer from "
         f"{_number(shifted)} to {_number(corrected)}."
     )
 
@@ -191,9 +195,12 @@ def _median_shift(judged: Mapping[str, Any], model: str) -> float:
 
 def _of_harm(harmful: Sequence[str]) -> str:
     if not harmful:
-        return "No layer would be closer to the float model without its correction."
+        return "No layer's own outputs would be closer to the float model without its correction."
     names = ", ".join(harmful[:NAMED]) + (", …" if len(harmful) > NAMED else "")
-    return f"Closer to the float model without their correction: {names}. --do-no-harm skips such layers."
+    return (
+        f"Their own outputs would be closer to the float model without their correction: {names}. --do-no-harm tries "
+        "what that does to the network."
+    )
 
 
 def _of_samples(report: Mapping[str, Any]) -> str:

@@ -35,6 +35,10 @@ class Places:
         first = self.arrangements[name].samples_first(values, samples) if name in self.arrangements else None
         return values if first is None else first
 
+    def all_placed(self, names: Sequence[str], outputs: Mapping[str, Array], samples: int) -> dict[str, Array]:
+        """The `outputs` called `names`, each as `placed`."""
+        return {name: self.placed(name, outputs[name], samples) for name in names}
+
     def of_output(self, name: str, values: Array, samples: int, mask: Mask | None) -> tuple[Array, int]:
         """(the output `name` as it is compared, the axis of its channels)."""
         placed = self.placed(name, values, samples)

@@ -6,7 +6,7 @@ models and correctors give equal bytes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,46 +14,71 @@ from typing import TYPE_CHECKING, Any
 from ...errors import UsageError, listed
 from ...progress import QUIET, Progress
 from ...ranges.finding import MINMAX
-from ...storage.files import remove_folder
+from ...storage.files import remove_folder, write_bytes
 from ..linear import LayerCorrection
+from ..tensors import terms_bytes
 from .accounts import as_correction
 from .activations import Activations
 from .biases import add_to_biases
+from .by_outputs import FORM, OutputCorrection, Outputs
 from .correctors import check_masks, find_correctors, one_pass, strays
 from .files import check_targets, write_models
 from .graph import copied
+from .harm import TRIALS, WORSE, Trials, tell, unsure, without
 from .iterative import Iterative, iterative_corrections
-from .judge import HeldOut, Judge, Judgement
+from .judge import UNCORRECTED, HeldOut, Judge, Judgement
+from .layers import LeftOut
 from .levels import Levels
-from .subject import Subject, check_rounded, fake_quantized, marked, quantized_by_others
+from .subject import Subject, check_rounded, fake_quantized, marked, quantized_by_others, two_models
 
 if TYPE_CHECKING:
     import onnx
 
-HARMFUL = "it would make the layer worse on the held-out samples"
-UNCORRECTED, ONE_PASS, CORRECTED = "quantised", "one pass", "corrected"
-"""The names of the models in a judgement, besides `float`."""
+TERMS = ".terms.safetensors"
+"""The suffix of the file of terms, in place of the corrected model's own."""
+ONE_PASS, CORRECTED = "one pass", "corrected"
+"""The names of the models in a judgement, besides `float` and the quantised one."""
 
 
 @dataclass(frozen=True)
 class How:
     """How to correct beyond one pass.
 
-    `iterative` corrects layer by layer; `held_out` judges the models on samples that were not recorded; `do_no_harm`
-    leaves the layers uncorrected that get worse on them or cannot be judged. Raises `UsageError` for options that
-    cannot be combined.
+    `iterative` corrects layer by layer; `outputs` does so from mean outputs, for `correct_outputs` alone. `held_out`
+    judges the models on samples that were not recorded. `do_no_harm` leaves out the corrections without which the
+    network's outputs are nearer to the float model's on these samples, of which at most `trials` are tried one by one;
+    those for which too few samples were counted, unless they clearly help; and all of them if the network is worse with
+    them. `fail_if_worse` raises `HarmError` instead of writing a model that is worse than the quantised one. Raises
+    `UsageError` for options that cannot be combined.
     """
 
     iterative: Iterative | None = None
     held_out: HeldOut | None = None
     do_no_harm: bool = False
+    fail_if_worse: bool = False
+    trials: int = TRIALS
+    outputs: Outputs | None = None
 
     def __post_init__(self) -> None:
-        recorded, held_out = self.iterative and self.iterative.samples, self.held_out and self.held_out.samples
+        recorded, held_out = (
+            self.layer_by_layer and self.layer_by_layer.samples,
+            self.held_out and self.held_out.samples,
+        )
         if recorded and held_out and Path(recorded).resolve() == Path(held_out).resolve():
             raise UsageError(f"{held_out} was recorded; judge with samples that were not recorded")
         if self.do_no_harm and self.held_out is None:
-            raise UsageError("do-no-harm judges each layer on samples that were not recorded; give held-out samples")
+            raise UsageError("do-no-harm judges on samples that were not recorded; give held-out samples")
+        if self.fail_if_worse and self.held_out is None:
+            raise UsageError("fail-if-worse judges on samples that were not recorded; give held-out samples")
+        if self.trials < 0:
+            raise UsageError(f"trials is {self.trials}; expected 0 or more")
+        if self.iterative and self.outputs:
+            raise UsageError("outputs correct layer by layer already; leave out iterative")
+
+    @property
+    def layer_by_layer(self) -> Iterative | Outputs | None:
+        """How to find terms layer by layer; None for one pass."""
+        return self.iterative or self.outputs
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,14 +94,14 @@ class Correction:
 
     def provenance(self) -> dict[str, Any]:
         """The models, samples and options it was made with, JSON-ready."""
-        iterative, held_out = self.how.iterative, self.how.held_out
+        staged, held_out = self.how.layer_by_layer, self.how.held_out
         return {
             "model": self.subject.name,
             "quantized": self.subject.quantized_name,
-            "iterative": iterative and iterative.form,
-            "samples": iterative and str(iterative.samples),
+            "iterative": FORM if self.how.outputs else self.how.iterative and self.how.iterative.form,
+            "samples": staged and str(staged.samples),
             "held_out": held_out and str(held_out.samples),
-            "mask": (iterative and iterative.mask) or (held_out and held_out.mask),
+            "mask": (staged and staged.mask) or (held_out and held_out.mask),
             "do_no_harm": self.how.do_no_harm,
         }
 
@@ -113,7 +138,10 @@ def correct(
     activations = None if activation_bits is None else Activations(correctors, activation_bits, activation_range)
     check_targets([model_path], [output, uncorrected])
     subject = fake_quantized(model_path, levels, activations)
-    return _Correcting(subject, Path(correctors), how or How(), progress).written(output, uncorrected)
+    how = how or How()
+    return _Correcting(subject, _from_means(subject, Path(correctors), how, progress), how, progress).written(
+        output, uncorrected
+    )
 
 
 def correct_quantized(
@@ -131,88 +159,153 @@ def correct_quantized(
     as it is; its outcome says so. Other arguments and errors as `correct`.
     """
     check_targets([original, quantized], [output])
-    subject = quantized_by_others(original, quantized)
+    subject, how = quantized_by_others(original, quantized), how or How()
     check_rounded(subject)
-    return _Correcting(subject, Path(correctors), how or How(), progress).written(output, None)
+    return _Correcting(subject, _from_means(subject, Path(correctors), how, progress), how, progress).written(output)
+
+
+def correct_outputs(
+    original: str | Path,
+    quantized: str | Path,
+    output: str | Path | None,
+    *,
+    how: How,
+    progress: Progress = QUIET,
+) -> Correction:
+    """Write to `output` the model at `quantized` with `E[y] − E[ŷ]` added to the bias of each layer.
+
+    `how.outputs` says which samples both models run on; nothing need be recorded, and weights play no part: y and ŷ are
+    the outputs of the layer in both models, matched by name or by order. Beside `output`, a safetensors file
+    (`.terms.safetensors` in place of its suffix) holds the term of each layer. Other arguments and errors as `correct`.
+    """
+    if how.outputs is None:
+        raise UsageError("how.outputs is None; expected the samples that both models run on, `Outputs`")
+    check_targets([original, quantized], [output])
+    models = two_models(original, quantized)
+    found = OutputCorrection(models.original, models.quantized, how.outputs, progress)
+    subject = replace(models, pairs=found.pairs, left_out=found.left_out)
+    method = _Method(found.terms, found.add, Path(how.outputs.work))
+    done = _Correcting(subject, method, how, progress).written(output)
+    if output is not None:
+        terms = {each.layer: each.term for each in done.layers if each.corrected and each.term is not None}
+        write_bytes(Path(output).with_suffix(TERMS), terms_bytes(terms))
+    return done
+
+
+@dataclass(frozen=True, eq=False)
+class _Method:
+    """How terms are found, and added to a copy of the quantised model.
+
+    `work` is the folder to remove in the end. `once` are terms to compare those `planned` with. `reasons` tell the
+    layers for which too few samples were counted, and `strays` what else is left out.
+    """
+
+    planned: Callable[[], Sequence[LayerCorrection]]
+    added: Callable[[onnx.ModelProto, Sequence[LayerCorrection]], list[LayerCorrection]]
+    work: Path | None = None
+    once: Sequence[LayerCorrection] | None = None
+    reasons: Callable[[Sequence[LayerCorrection]], Mapping[str, str]] = lambda _: {}
+    strays: Sequence[LeftOut] = ()
+
+
+def _from_means(subject: Subject, out: Path, how: How, progress: Progress) -> _Method:
+    """Terms from the means of inputs, with the correctors in the folder `out`."""
+    found, iterative = find_correctors(out, subject.layers), how.iterative
+    if how.outputs is not None:
+        raise UsageError("outputs need no correctors; call correct_outputs")
+    for mask in (each.mask for each in (iterative, how.held_out) if each is not None):
+        check_masks(out, subject.layers, mask)
+    once = one_pass(subject.pairs, found)
+
+    def planned() -> Sequence[LayerCorrection]:
+        if iterative is None:
+            return once
+        return iterative_corrections(subject.quantized, subject.pairs, found, iterative, progress, moves=subject.moves)
+
+    return _Method(
+        planned,
+        lambda model, terms: add_to_biases(model, subject.pairs, terms),
+        None if iterative is None else Path(iterative.work),
+        None if iterative is None else once,
+        lambda terms: unsure(out, subject.pairs, terms),
+        list(strays(out, subject.layers)),
+    )
 
 
 class _Correcting:
-    """One correction of `subject` with the `correctors` in a folder."""
+    """One correction of `subject` by a `method`."""
 
-    def __init__(self, subject: Subject, correctors: Path, how: How, progress: Progress) -> None:
-        self.subject, self.how, self.progress = subject, how, progress
-        self.found = find_correctors(correctors, subject.layers)
-        for mask in (each.mask for each in (how.iterative, how.held_out) if each is not None):
-            check_masks(correctors, subject.layers, mask)
-        self.strays = list(strays(correctors, subject.layers))
+    def __init__(self, subject: Subject, method: _Method, how: How, progress: Progress) -> None:
+        self.subject, self.method, self.how, self.progress = subject, method, how, progress
 
-    def written(self, output: str | Path | None, uncorrected: str | Path | None) -> Correction:
-        """Correct, write the models, and drop the work folder of an iterative correction."""
-        once = one_pass(self.subject.pairs, self.found)
-        model, outcomes, judgement = self._plain(once) if self.how.held_out is None else self._judged(once)
+    def written(self, output: str | Path | None, uncorrected: str | Path | None = None) -> Correction:
+        """Correct, write the models, and drop the work folder of a correction layer by layer."""
+        model, outcomes, judgement = self._plain() if self.how.held_out is None else self._judged()
+        if judgement is not None:
+            tell(judgement, CORRECTED, self.progress, fail=self.how.fail_if_worse)
         write_models([(self.subject.quantized, uncorrected), (model, output)])
-        if self.how.iterative is not None:
-            remove_folder(Path(self.how.iterative.work))
-        skipped = [as_correction(left) for left in (*self.subject.left_out, *self.strays)]
+        if self.method.work is not None:
+            remove_folder(self.method.work)
+        skipped = [as_correction(left) for left in (*self.subject.left_out, *self.method.strays)]
         return Correction([*outcomes, *skipped], self.subject, self.how, judgement)
 
-    def _plain(self, once: Sequence[LayerCorrection]) -> tuple[onnx.ModelProto, list[LayerCorrection], None]:
-        return *self._corrected(self._planned(once)), None
+    def _plain(self) -> tuple[onnx.ModelProto, list[LayerCorrection], None]:
+        return *self._corrected(self._planned()), None
 
-    def _judged(self, once: Sequence[LayerCorrection]) -> tuple[onnx.ModelProto, list[LayerCorrection], Judgement]:
+    def _judged(self) -> tuple[onnx.ModelProto, list[LayerCorrection], Judgement]:
         """Correct, and judge the models on the samples held out, which are checked first."""
         subject, how = self.subject, self.how
         assert how.held_out is not None
         with Judge(subject.original, subject.pairs, how.held_out, self.progress) as judge:
-            planned = self._planned(once)
+            planned = self._planned()
             judge.add(UNCORRECTED, subject.quantized)
             judge.score(UNCORRECTED, subject.quantized)
-            if how.iterative is not None:
-                judge.add(ONE_PASS, (in_one_pass := self._corrected(once)[0]))
+            if self.method.once is not None:
+                judge.add(ONE_PASS, (in_one_pass := self._corrected(self.method.once)[0]))
                 judge.score(ONE_PASS, in_one_pass)
             model, outcomes = self._helpful(planned, judge)
             judge.score(CORRECTED, model)
             return model, outcomes, judge.finish()
 
-    def _planned(self, once: Sequence[LayerCorrection]) -> Sequence[LayerCorrection]:
-        """The terms of one pass, or those found layer by layer."""
-        if self.how.iterative is None:
-            return once
-        subject = self.subject
-        return iterative_corrections(
-            subject.quantized, subject.pairs, self.found, self.how.iterative, self.progress, moves=subject.moves
-        )
+    def _planned(self) -> Sequence[LayerCorrection]:
+        """The terms, once those for which too few samples were counted are told."""
+        planned = self.method.planned()
+        few = self.method.reasons(planned)
+        if few:
+            self.progress.say(f"note: too few samples were counted for the size of the corrections of {listed(few)}")
+        return planned
 
     def _helpful(
         self, planned: Sequence[LayerCorrection], judge: Judge
     ) -> tuple[onnx.ModelProto, list[LayerCorrection]]:
-        """The corrected model; with `do_no_harm`, without the corrections that do harm.
+        """The corrected model; with `do_no_harm`, without the corrections that do harm to the network's outputs."""
+        model, outcomes = self._corrected(planned)
+        terms = _added_terms(outcomes)
+        judge.add(CORRECTED, model, terms)
+        if not self.how.do_no_harm:
+            return model, outcomes
+        trials = Trials(judge, lambda those: self._corrected(those)[0], self.how.trials, self.progress)
+        if left := trials.harmful(planned, terms, CORRECTED, self.method.reasons(planned)):
+            planned = without(planned, left)
+            model, outcomes = self._again(planned, judge, f"without the corrections of {listed(left)}")
+        if judge.known_effect(CORRECTED).gain_over(judge.known_effect(UNCORRECTED)).is_worse:
+            planned = without(planned, dict.fromkeys(terms, WORSE))
+            model, outcomes = self._again(planned, judge, "without any correction: with them, it is worse")
+        return model, outcomes
 
-        Leaving one out changes the inputs of later layers, so the model is judged again until no correction does harm.
-        """
-        left_out: list[str] = []
-        if self.how.do_no_harm:
-            unknown = judge.unjudged
-            planned = [_left(each, unknown[each.layer]) if each.layer in unknown else each for each in planned]
-        while True:
-            model, outcomes = self._corrected(planned)
-            note = f" again, without the corrections of {listed(left_out)}, which do harm" if left_out else ""
-            harmful = judge.add(CORRECTED, model, _added_terms(outcomes), note)
-            left_out += harmful
-            if not self.how.do_no_harm or not harmful:
-                return model, outcomes
-            planned = [_left(each, HARMFUL) if each.layer in harmful else each for each in planned]
+    def _again(
+        self, planned: Sequence[LayerCorrection], judge: Judge, why: str
+    ) -> tuple[onnx.ModelProto, list[LayerCorrection]]:
+        """The model with the `planned` terms, judged in place of the corrected one."""
+        model, outcomes = self._corrected(planned)
+        judge.add(CORRECTED, model, _added_terms(outcomes), f" again, {why}")
+        return model, outcomes
 
     def _corrected(self, planned: Sequence[LayerCorrection]) -> tuple[onnx.ModelProto, list[LayerCorrection]]:
         """A copy of the quantised model with the `planned` terms in its biases, and what was done for each layer."""
         model = copied(self.subject.quantized)
-        outcomes = add_to_biases(model, self.subject.pairs, planned)
+        outcomes = self.method.added(model, planned)
         return marked(model), outcomes
-
-
-def _left(planned: LayerCorrection, reason: str) -> LayerCorrection:
-    """The layer left as it is, for this `reason`."""
-    return planned if planned.term is None else replace(planned, term=None, reason=reason)
 
 
 def _added_terms(outcomes: Sequence[LayerCorrection]) -> Mapping[str, Any]:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -49,6 +49,7 @@ from .stages import save_stage, saved_stage, work_folder
 if TYPE_CHECKING:
     import onnx
 
+T = TypeVar("T")
 FORMS = ("full", "change")
 NO_MEAN = "it has no mean in the quantised network"
 PADDED_APART = (
@@ -108,16 +109,20 @@ def iterative_corrections(
 
 def stages(model: onnx.ModelProto, pairs: Sequence[Pair]) -> list[list[Pair]]:
     """`pairs` by how many of them precede each on the longest path from the model's inputs."""
-    by_output = {pair.quantized.node.output[0]: pair for pair in pairs}
+    return by_depth(model, {pair.quantized.node.output[0]: pair for pair in pairs})
+
+
+def by_depth(model: onnx.ModelProto, by_output: Mapping[str, T]) -> list[list[T]]:
+    """What belongs to the tensors `by_output`, by how many of these precede each on the longest path to it."""
     depth: dict[str, int] = {}
-    found: dict[int, list[Pair]] = {}
+    found: dict[int, list[T]] = {}
     for node in model.graph.node:
         read = [*node.input, *(each for _, inner in subgraphs([node]) for one in inner.node for each in one.input)]
         here = max((depth.get(name, 0) for name in read), default=0)
-        pair = next((by_output[name] for name in node.output if name in by_output), None)
-        if pair is not None:
-            found.setdefault(here, []).append(pair)
-        depth |= dict.fromkeys(node.output, here + (pair is not None))
+        name = next((name for name in node.output if name in by_output), None)
+        if name is not None:
+            found.setdefault(here, []).append(by_output[name])
+        depth |= dict.fromkeys(node.output, here + (name is not None))
     return [found[each] for each in sorted(found)]
 
 
@@ -263,6 +268,14 @@ def _correction(
     return LayerCorrection(pair.name, term=wanted - given)
 
 
+def update_digest(digest: hashlib._Hash, model: onnx.ModelProto) -> None:
+    """Add the operators and initialisers of `model` to `digest`; the whole may be too large for one message."""
+    for node in model.graph.node:
+        digest.update(node.SerializeToString(deterministic=True))
+    for tensor in model.graph.initializer:
+        _update(digest, tensor)
+
+
 def _update(digest: hashlib._Hash, tensor: onnx.TensorProto) -> None:
     """Add `tensor` to `digest`; its values apart, which may be more than a message can hold."""
     if not tensor.raw_data:
@@ -277,10 +290,7 @@ def _plan(
 ) -> dict[str, Any]:
     """All that determines the terms of the stages: the results for one plan are not used for another."""
     digest = hashlib.sha256()
-    for each in quantized.graph.node:
-        digest.update(each.SerializeToString(deterministic=True))
-    for tensor in quantized.graph.initializer:
-        _update(digest, tensor)
+    update_digest(digest, quantized)
     for pair in (pair for stage in by_depth for pair in stage):
         digest.update(pair.name.encode())
         digest.update(np.ascontiguousarray(pair.weight).tobytes())

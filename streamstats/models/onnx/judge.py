@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 import subprocess
@@ -20,6 +21,7 @@ from ...errors import MismatchError, NonFiniteError, UsageError, first_line
 from ...progress import QUIET, Progress, Stage
 from ...statistics.masks import Mask
 from .comparing import Places
+from .effects import Effect, EffectSums, Gain
 from .files import write_models
 from .graph import copied
 from .masking import check_mask, mask_rows
@@ -34,12 +36,23 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 Float64Array = npt.NDArray[np.float64]
-FLOAT = "float"
+FLOAT, UNCORRECTED = "float", "quantised"
+"""The models that others are compared with."""
+TRIAL_SAMPLES = 256
+"""How many samples a trial runs, at least one batch."""
+KEPT_BYTES = 2**28
+"""How many bytes of the float model's outputs are kept, so that trials need not compute them again."""
 NUMBER = re.compile(r"[-+]?\d*\.?\d+(?:[eE][-+]?\d+)?")
 PLACE = "{model}"
 ROUTED = (
     "how many positions reach it depends on values, as for the experts of a mixture, and differs between the networks, "
     "so that its outputs cannot be compared one by one"
+)
+CANDIDATE = "candidate"
+"""What a model on trial is called in messages and files."""
+NO_FLOATS = (
+    "no output of the network is of floats, so its error has no size; judge a model that ends before such outputs are "
+    "computed, or leave out --do-no-harm"
 )
 
 
@@ -72,8 +85,9 @@ class HeldOut:
 @dataclass(frozen=True)
 class Judgement:
     """What judging on `samples` samples gave, by model name: the quality of each layer and of all outputs together, the
-    accuracy and the score. `harmful` are the layers whose correction does more harm than good, `unjudged` those whose
-    outputs stand for no tensor of the float model, and why.
+    accuracy and the score. `effects` are those on the network's outputs, `gains` by how much each model is better than
+    the quantised one there. `harmful` are the layers whose own outputs would be closer to the float model's without
+    their correction, `unjudged` those whose outputs stand for no tensor of the float model, and why.
     """
 
     samples: int
@@ -83,6 +97,22 @@ class Judgement:
     scores: Mapping[str, float] = field(default_factory=dict)
     harmful: Sequence[str] = ()
     unjudged: Mapping[str, str] = field(default_factory=dict)
+    effects: Mapping[str, Effect] = field(default_factory=dict)
+
+    @property
+    def gains(self) -> dict[str, Gain]:
+        """Model → by how much its outputs are nearer to the float model's than the quantised model's."""
+        before = self.effects.get(UNCORRECTED)
+        if before is None:
+            return {}
+        return {name: each.gain_over(before) for name, each in self.effects.items() if name != UNCORRECTED}
+
+    def gains_by_output(self, model: str) -> dict[str, Gain]:
+        """Output → the gain of `model` there; empty if there is one output only."""
+        before, found = self.effects.get(UNCORRECTED), self.effects.get(model)
+        if before is None or found is None or len(found.names) < 2:
+            return {}
+        return {name: found.of(name).gain_over(before.of(name)) for name in found.names}
 
     def document(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -97,6 +127,17 @@ class Judgement:
             "scores": dict(self.scores),
             "harmful": list(self.harmful),
             "unjudged": dict(self.unjudged),
+            "network": {name: self._network(name) for name in self.effects},
+        }
+
+    def _network(self, model: str) -> dict[str, Any]:
+        """What `model` does to the outputs, JSON-ready: in all, and output by output."""
+        effect, gain = self.effects[model], self.gains.get(model)
+        by_output = self.gains_by_output(model)
+        return {
+            "sqnr_db": effect.sqnr if math.isfinite(effect.sqnr) else None,
+            **(gain.document() if gain else {}),
+            "outputs": {name: each.document() for name, each in by_output.items()} if gain else {},
         }
 
 
@@ -113,6 +154,9 @@ class Judge:
         self._accuracy: dict[str, float] = {}
         self._scores: dict[str, float] = {}
         self._harmful: list[str] = []
+        self._effects: dict[str, Effect] = {}
+        self._kept: dict[int, dict[str, Array]] = {}
+        self._kept_bytes = 0
         self._samples = 0
         self._routed = set[str]()
 
@@ -155,6 +199,8 @@ class Judge:
         for layer, sums in found.layers.items():
             self._layers.setdefault(layer, {})[name] = sums.quality()
         self._outputs[name] = together([sums.quality() for sums in found.outputs.values() if sums.values])
+        if (effect := found.effect.effect()) is not None:
+            self._effects[name] = effect
         if self._labels is not None:
             self._accuracy |= {each: count / self._samples for each, count in sorted(found.right.items())}
         self._harmful = [
@@ -163,6 +209,59 @@ class Judge:
             if layer in found.layers and self._layers[layer][name].harmed_by(term)
         ]
         return self._harmful
+
+    def effect(self, model: onnx.ModelProto, *, trial: bool = False) -> Effect:
+        """What `model` does to the outputs of the network; a `trial` runs the first samples only, at least a batch.
+
+        Progress advances by the samples. Raises as `add`, and `UsageError` if no output is of floats.
+        """
+        session = self._session(plainly(model).model, self._ends, CANDIDATE)
+        run = ModelRun.prepare(session, self._given, self._held_out.batch_size, str(self._held_out.samples))
+        sums = EffectSums()
+        for rows in run.batches():
+            if trial and rows.start >= TRIAL_SAMPLES:
+                break
+            mask = mask_rows(self._float, self._held_out.mask, rows)
+            samples = rows.stop - rows.start
+            mine, theirs = run.outputs(self._ends, rows), self._float_ends(rows)
+            own, wanted = (self._places.all_placed(self._ends, each, samples) for each in (mine, theirs))
+            sums.add(own, wanted, samples, mask)
+            self._progress.advance(samples)
+        found = sums.effect()
+        if found is None:
+            raise UsageError(NO_FLOATS)
+        return found
+
+    @property
+    def samples(self) -> int:
+        """The number of held-out samples."""
+        return self._samples
+
+    @property
+    def trial_samples(self) -> int:
+        """How many samples a trial runs, about."""
+        return min(self._samples, TRIAL_SAMPLES)
+
+    def known_effect(self, name: str) -> Effect:
+        """What the model of this `name`, which was judged, does to the outputs. Raises `UsageError` as `effect`."""
+        if name not in self._effects:
+            raise UsageError(NO_FLOATS)
+        return self._effects[name]
+
+    def local(self, layer: str, name: str) -> Quality | None:
+        """How near the outputs of `layer` come to those of the float model in the model of this `name`, if known."""
+        return self._layers.get(layer, {}).get(name)
+
+    def _float_ends(self, rows: slice) -> dict[str, Array]:
+        """The outputs of the float model for the samples `rows`."""
+        if rows.start in self._kept:
+            return self._kept[rows.start]
+        found = self._float.outputs(self._ends, rows)
+        size = sum(each.nbytes for each in found.values())
+        if self._kept_bytes + size <= KEPT_BYTES:
+            self._kept[rows.start] = found
+            self._kept_bytes += size
+        return found
 
     def score(self, name: str, model: onnx.ModelProto) -> None:
         """Let the user's command, if there is one, score `model`. Raises `UsageError` if it fails."""
@@ -181,9 +280,8 @@ class Judge:
         theirs_wanted = _unique([*self._ends, *(pair.output for pair, _ in judged)])
         session = self._session(plain.model, mine_wanted, name)
         run = ModelRun.prepare(session, self._given, self._held_out.batch_size, str(self._held_out.samples))
-        found = _Measured(
-            {pair.name: Sums() for pair, _ in judged}, {end: Sums() for end in self._ends}, places=self._places
-        )
+        sums = ({pair.name: Sums() for pair, _ in judged}, {end: Sums() for end in self._ends})
+        found = _Measured(*sums, self._ends, places=self._places)
         what = f"judging the {name.replace(' ', '-')} model{note}"
         self._progress.begin(Stage(what, run.samples, layers=len(judged)))
         for rows in run.batches():
@@ -220,7 +318,14 @@ class Judge:
         """The judgement on all models."""
         harmful = tuple(self._harmful)
         return Judgement(
-            self._samples, self._layers, self._outputs, self._accuracy, self._scores, harmful, self.unjudged
+            self._samples,
+            self._layers,
+            self._outputs,
+            self._accuracy,
+            self._scores,
+            harmful,
+            self.unjudged,
+            self._effects,
         )
 
     def _session(self, model: onnx.ModelProto, tensors: Sequence[str], name: str) -> Any:
@@ -278,6 +383,8 @@ class _Measured:
 
     layers: dict[str, Sums]
     outputs: dict[str, Sums]
+    ends: Sequence[str]
+    effect: EffectSums = field(default_factory=EffectSums)
     right: dict[str, int] = field(default_factory=dict)
     places: Places = field(default_factory=Places)
     routed: set[str] = field(default_factory=set)
@@ -304,6 +411,8 @@ class _Measured:
             if theirs[end].dtype.kind == "f":
                 wanted, axis = self.places.of_output(end, theirs[end], samples, mask)
                 sums.add(end, self.places.of_output(end, mine[end], samples, mask)[0], wanted, axis, mask)
+        ends = [self.places.all_placed(self.ends, outputs, samples) for outputs in (mine, theirs)]
+        self.effect.add(ends[0], ends[1], samples, mask)
 
 
 def unjudged(pairs: Sequence[Pair]) -> dict[str, str]:

@@ -56,7 +56,11 @@ class Quality:
 
     def harmed_by(self, term: Float64Array) -> bool:
         """Whether the errors would be smaller without the `term` that is in the layer's bias."""
-        return bool((term**2 - 2 * term * self.shift).sum() < 0)
+        return self.gained_by(term) < 0
+
+    def gained_by(self, term: Float64Array) -> float:
+        """By how much the mean square of the errors would be greater without the `term` in the layer's bias."""
+        return float((term**2 - 2 * term * self.shift).mean())
 
 
 def _finite(value: float) -> float | None:

@@ -76,6 +76,8 @@ class ModelRun:
 
         Raises `UsageError` if the model fails on them.
         """
+        if not names:
+            return {}
         feeds = {name: self._fed(name, rows, reverse) for name in self.inputs}
         try:
             values = self.session.run(list(names), feeds)

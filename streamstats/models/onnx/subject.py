@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -73,19 +73,25 @@ def _named(levels: Levels, activations: Activations | None) -> str:
 
 def quantized_by_others(original_path: str | Path, quantized_path: str | Path) -> Subject:
     """The float model that was recorded, and the model that a quantiser made of it. Raises `UsageError`."""
+    models = two_models(original_path, quantized_path)
+    stored, left_out = quantized_layers(models.quantized)
+    left_out = [*compared(left_out, models.original, models.quantized)]
+    if not stored:
+        raise UsageError(f"{quantized_path} has no layer to correct: {nothing_found(left_out)}")
+    matched, without = pairs(models.original, models.layers, stored, stored_layers(models.quantized, stored))
+    _check_same_network(matched, without, left_out, str(original_path), str(quantized_path))
+    return replace(models, pairs=matched, left_out=[*left_out, *without])
+
+
+def two_models(original_path: str | Path, quantized_path: str | Path) -> Subject:
+    """The float model and the quantised one, whose layers are not matched yet. Raises `UsageError`."""
     original, quantized = load_model(original_path), load_model(quantized_path)
     check_opset(original, original_path)
     _check_valid(quantized, quantized_path)
     _check_uncorrected(quantized, quantized_path)
     _check_float(original, original_path, quantized_path)
     layers, _ = survey(original)
-    stored, left_out = quantized_layers(quantized)
-    left_out = [*compared(left_out, original, quantized)]
-    if not stored:
-        raise UsageError(f"{quantized_path} has no layer to correct: {nothing_found(left_out)}")
-    matched, without = pairs(original, layers, stored, stored_layers(quantized, stored))
-    _check_same_network(matched, without, left_out, str(original_path), str(quantized_path))
-    return Subject(str(original_path), str(quantized_path), original, quantized, layers, matched, [*left_out, *without])
+    return Subject(str(original_path), str(quantized_path), original, quantized, layers, [], [])
 
 
 def _check_same_network(
@@ -96,7 +102,8 @@ def _check_same_network(
         return
     others = told((each.name, each.reason) for each in left_out if each.multiplies and not each.kept)
     raise UsageError(
-        f"no layer of {quantized} has a weight close to one of {original}; expected models of the same network"
+        f"no layer of {quantized} has a weight close to one of {original}; expected models of the same network; if "
+        "they are, correct from mean outputs (--outputs), which needs no weights"
         + (f"; operators that were not compared: {others}" if others else "")
     )
 

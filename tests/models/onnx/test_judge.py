@@ -18,7 +18,8 @@ from told import Told
 
 from streamstats import MeanBiasCorrector
 from streamstats.errors import MismatchError, NonFiniteError, UsageError
-from streamstats.models.onnx.correct import HARMFUL, How, correct, correct_quantized
+from streamstats.models.onnx.correct import How, correct, correct_quantized
+from streamstats.models.onnx.harm import HARMFUL
 from streamstats.models.onnx.iterative import Iterative
 from streamstats.models.onnx.judge import HeldOut
 from streamstats.models.onnx.plain import plainly
@@ -93,7 +94,7 @@ def test_a_correction_that_does_harm_is_named_and_left_out_on_request(folder: Pa
     done = judged(folder, do_no_harm=True, progress=told)
     assert [stage.what for stage in told.stages if "corrected" in stage.what] == [
         "judging the corrected model",
-        "judging the corrected model again, without the corrections of two, which do harm",
+        "judging the corrected model again, without the corrections of two",
     ]
     outcomes = {each.layer: each for each in done.layers}
     assert outcomes["one"].corrected

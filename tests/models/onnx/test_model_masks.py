@@ -6,16 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from graphs import make_model, node, saved, values
 from onnx import TensorProto, helper
+from onnxruntime.quantization import quantize_dynamic
 
 from streamstats.cli import main
 from streamstats.config import JobConfig
 from streamstats.errors import UsageError
 from streamstats.jobs.run import run
-from streamstats.models.onnx.correct import How, correct
+from streamstats.models.onnx.by_outputs import Outputs
+from streamstats.models.onnx.correct import How, correct, correct_outputs
 from streamstats.models.onnx.iterative import Iterative
 from streamstats.models.onnx.judge import HeldOut
 from streamstats.models.onnx.record import measure, record
@@ -85,6 +88,51 @@ def test_measuring_gives_the_same(folder: Path) -> None:
     assert {layer: found.statistics(layer).statistics for layer in found.layers} == {
         layer: each.statistics for layer, each in measured.items()
     }
+
+
+def test_mean_outputs_are_those_of_the_positions_that_count(folder: Path) -> None:
+    quantize_dynamic(folder / "model.onnx", folder / "quantized.onnx")
+    how = How(outputs=Outputs(folder / "x.npz", folder / "work", mask="attention_mask"))
+    done = correct_outputs(folder / "model.onnx", folder / "quantized.onnx", folder / "fixed.onnx", how=how)
+    assert [each.layer for each in done.layers if each.corrected] == ["first", "second", "head"]
+    parts = []
+    for path in (folder / "model.onnx", folder / "fixed.onnx"):
+        for start in range(0, N, 16):  # as in the correction: scales are per batch
+            rows = slice(start, start + 16)
+            np.savez(folder / "part.npz", x=X[rows], attention_mask=MASK[rows])
+            parts.append(outputs(path, folder / "part.npz", "ab", "y", "pooled"))
+    for place in range(3):
+        float_mean, mean = (
+            np.concatenate([parts[each][place], parts[each + 1][place]]).astype("f8") for each in (0, 2)
+        )
+        counts = MASK == 1 if place < 2 else np.ones(N, bool)
+        np.testing.assert_allclose(mean[counts].mean(axis=0), float_mean[counts].mean(axis=0), atol=2e-3)
+
+
+def test_mean_outputs_of_merged_rows_are_those_of_the_positions_that_count(folder: Path) -> None:
+    mask = helper.make_tensor_value_info("attention_mask", TensorProto.INT64, ["N", T])
+    weight = values(C, 8, seed=1)
+    original = make_model([node("MatMul", ["x", "w"], "y", "only")], {"w": weight}, {"x": ("N", T, C)})
+    codes = np.clip(np.rint(weight * 30), -128, 127).astype(np.int8)
+    merged = [
+        node("Reshape", ["x", "rows"], "r"),
+        node("DequantizeLinear", ["codes", "step"], "w"),
+        node("Gemm", ["r", "w"], "g", "product"),
+        node("Reshape", ["g", "samples"], "y"),
+    ]
+    shapes = {"rows": np.array([-1, C]), "samples": np.array([-1, T, 8])}
+    quantized = make_model(
+        merged, {"codes": codes, "step": np.asarray(1 / 25, np.float32), **shapes}, {"x": ("N", T, C)}
+    )
+    for model, name in ((original, "float.onnx"), (quantized, "quantized.onnx")):
+        model.graph.input.append(mask)
+        onnx.save(model, folder / name)
+    how = How(outputs=Outputs(folder / "x.npz", folder / "work", mask="attention_mask"))
+    done = correct_outputs(folder / "float.onnx", folder / "quantized.onnx", None, how=how)
+    (only,) = done.layers
+    counted = X[MASK == 1].astype("f8")
+    change = weight.astype("f8") - codes * np.float64(np.float32(1 / 25))
+    np.testing.assert_allclose(only.term, (counted @ change).mean(axis=0), rtol=1e-4, atol=1e-5)
 
 
 def test_codes_are_those_of_the_range_of_what_counts(folder: Path) -> None:

@@ -612,7 +612,7 @@ def test_the_commands_take_axes_and_say_what_rows_are(tmp_path: Path, capsys: py
     assert main(["measure", *read, "-o", str(tmp_path / "out"), *axis]) == 0
     command = ["correct", model, "--bits", "4", "--correctors", str(tmp_path / "out"), "-o", str(tmp_path / "f.onnx")]
     assert main([*command, *axis]) == 2
-    assert "--batch-axis goes with --iterative or --held-out" in capsys.readouterr().err
+    assert "--batch-axis goes with --iterative, --outputs or --held-out" in capsys.readouterr().err
     assert main([*command, "--positions-as-rows"]) == 2
     assert "--positions-as-rows goes with --iterative" in capsys.readouterr().err
     assert main([*command, "--iterative", "--samples", samples, *axis]) == 0
