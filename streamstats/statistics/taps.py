@@ -42,14 +42,19 @@ class TapSums(CountedSums):
     maskable: ClassVar[bool] = False
 
     @classmethod
+    def axes(cls, space: Space) -> Sequence[Partition]:
+        """The classes along each axis except that of the channels. Raises `UsageError` for an unknown kernel."""
+        return known_kernel(space).along(extents_of(space))
+
+    @classmethod
     def tensors(cls, space: Space) -> Tensors:
         """As `Statistic.tensors`."""
-        return sum_tensors(space.dtype, (_class_count(_axes(space)), space.channels))
+        return sum_tensors(space.dtype, (_class_count(cls.axes(space)), space.channels))
 
     @classmethod
     def riders(cls, space: Space) -> Mapping[str, RiderKind]:
         """As `ValueStatistic.riders`."""
-        axes = _axes(space)
+        axes = cls.axes(space)
         return {cls.name: ClassSumsOf(labels_of(axes), _class_count(axes))}
 
     @classmethod
@@ -67,7 +72,7 @@ class TapSums(CountedSums):
             return self
         space = replace(self.space, kernel=kernel)
         try:
-            into = _into(_axes(self.space), _axes(space))
+            into = _into(self.axes(self.space), self.axes(space))
         except UsageError as error:
             raise MismatchError(f"{self.name} was counted with other kernels: {error}") from error
         sums = {
@@ -87,7 +92,7 @@ class TapSums(CountedSums):
         kernel = known_kernel(self.space)
         if isinstance(kernel, Kernels):
             raise UsageError(f"{len(kernel.members)} kernels move over the samples; choose one by `with_kernel`")
-        axes = kernel.along(_extents(self.space))
+        axes = kernel.along(extents_of(self.space))
         sizes = reduce(np.kron, [axis.sizes for axis in axes], np.ones(1, np.int64))
         seen = reduce(np.kron, [axis.seen for axis in axes], np.ones((1, 1), bool))
         outputs = prod(axis.outputs for axis in axes)
@@ -100,12 +105,8 @@ class TapSums(CountedSums):
         return np.array(means, np.float64).reshape(self.space.channels, *kernel.taps)
 
 
-def _axes(space: Space) -> Sequence[Partition]:
-    """The classes along each axis except that of the channels. Raises `UsageError` for an unknown kernel."""
-    return known_kernel(space).along(_extents(space))
-
-
-def _extents(space: Space) -> list[int]:
+def extents_of(space: Space) -> list[int]:
+    """The extents of a sample along its axes except that of the channels."""
     return [extent for axis, extent in enumerate(space.sample) if axis != space.axis]
 
 

@@ -251,7 +251,7 @@ def _correction(
     corrector = seen.get(pair.name, "its input in the quantised network was not found")
     if isinstance(corrector, str):
         return LayerCorrection(pair.name, reason=corrector)
-    layer, stored = pair.layer, pair.quantized.weight
+    corrector, layer, stored = _of_one_kind(original, corrector), pair.layer, pair.quantized.weight
     if form == "full" and pair.padded_apart and isinstance(original, MeanBiasCorrector):
         return LayerCorrection(pair.name, reason=PADDED_APART)
     if form == "change" and pair.same_weight:
@@ -263,6 +263,16 @@ def _correction(
     if wanted is None or given is None:
         return LayerCorrection(pair.name, reason=NULL_CORRECTOR)
     return LayerCorrection(pair.name, term=wanted - given)
+
+
+def _of_one_kind(original: BiasCorrector, seen: BiasCorrector) -> BiasCorrector:
+    """`seen`, with the means of whole channels alone if `original` has no others: both must be of the same positions.
+
+    Older outputs have such means of layers whose kernels miss positions.
+    """
+    if isinstance(original, MeanBiasCorrector) and isinstance(seen, TapBiasCorrector):
+        return MeanBiasCorrector(seen.input_mean, seen.provenance)
+    return seen
 
 
 def _plan(
