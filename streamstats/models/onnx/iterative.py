@@ -251,7 +251,7 @@ def _correction(
     corrector = seen.get(pair.name, "its input in the quantised network was not found")
     if isinstance(corrector, str):
         return LayerCorrection(pair.name, reason=corrector)
-    corrector, layer, stored = _of_one_kind(original, corrector), pair.layer, pair.quantized.weight
+    layer, stored = pair.layer, pair.quantized.weight
     if form == "full" and pair.padded_apart and isinstance(original, MeanBiasCorrector):
         return LayerCorrection(pair.name, reason=PADDED_APART)
     if form == "change" and pair.same_weight:
@@ -259,7 +259,7 @@ def _correction(
     if form == "change":
         return planned_correction(layer, corrector, pair.weight, stored)
     wanted = correction_term(pair.recorded_layer, original, pair.for_recorded(pair.weight), np.zeros_like(stored))
-    given = correction_term(layer, corrector, stored, np.zeros_like(stored))
+    given = correction_term(layer, _of_one_kind(original, corrector), stored, np.zeros_like(stored))
     if wanted is None or given is None:
         return LayerCorrection(pair.name, reason=NULL_CORRECTOR)
     return LayerCorrection(pair.name, term=wanted - given)
