@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .both_sides import both_factors
+from .both_sides import FEWEST_EACH, both_factors
 from .grids import MARGIN, Channels, Grid, inferred_grids, narrowest_precision, precision_of
 from .sides import Biases, told, uniform
 
@@ -51,6 +51,8 @@ BOTH = 2.0
 """How many times that much scales on both sides may be uncertain: they are a tenth as far off, as a rule."""
 ARITHMETIC = 2.0**-20
 """The share of a step that is no difference, where a scale lies at its bounds."""
+SWEEPS = 4
+"""How often scales of outputs and of inputs are fitted in turn, to tell weights apart."""
 FARTHEST = 0.5
 """How far weights without a known step may be apart, as a share of their norm."""
 CLOSE = 1 / 64
@@ -390,20 +392,31 @@ def _difference(weight: Array, quantized: Array, grid: Grid | None) -> str:
 
 
 def likeness(weight: Array, quantized: Array, channels: Channels) -> float:
-    """How far `quantized` is from `weight` after the best scale per output or per input channel, from 0 to about 1.
+    """How far `quantized` is from `weight` after the best scale per output or per input channel, or per both.
 
-    Unrelated weights are 1 apart on average, however few elements a channel has.
+    From 0 to about 1. Unrelated weights are 1 apart on average, however few elements a channel has.
     """
-    sides = ((channels.output, channels.outputs), (channels.input, channels.inputs))
-    return min(_after_scales(weight, quantized, np.broadcast_to(index, weight.shape), n) for index, n in sides)
+    sides = [(channels.output, channels.outputs), (channels.input, channels.inputs)]
+    indices = [(np.broadcast_to(index, weight.shape), count) for index, count in sides]
+    apart = [_after_scales(weight, quantized, [each]) for each in indices]
+    if channels.each > 1 and weight.size >= FEWEST_EACH * (channels.outputs + channels.inputs):
+        apart.append(_after_scales(weight, quantized, indices * SWEEPS))
+    return min(apart)
 
 
-def _after_scales(weight: Array, quantized: Array, index: IntArray, count: int) -> float:
-    product, square = np.zeros(count), np.zeros(count)
-    np.add.at(product, index, np.asarray(weight, np.float64) * quantized)
-    np.add.at(square, index, np.square(weight, dtype=np.float64))
-    count = int(np.count_nonzero(square))
-    total, explained = float(np.square(quantized).sum()), float((product**2 / np.where(square > 0, square, 1)).sum())
-    if weight.size <= count or total == 0:
+def _after_scales(weight: Array, quantized: Array, indices: Sequence[tuple[IntArray, int]]) -> float:
+    """The distance after the best scale of the channels of each of `indices`, one after the other."""
+    scaled, free = np.asarray(weight, np.float64), 0
+    total = float(np.square(quantized).sum())
+    for number, (index, count) in enumerate(indices):
+        product, square = (
+            np.bincount(index.reshape(-1), np.ravel(terms), minlength=count)
+            for terms in (scaled * quantized, scaled**2)
+        )
+        factors = np.divide(product, square, out=np.zeros(count), where=square > 0)
+        scaled = scaled * factors[index]
+        free += int(np.count_nonzero(square)) if number < 2 else 0
+    if weight.size <= free or total == 0:
         return 1.0
-    return float(np.sqrt(max(0.0, 1 - explained / total) * weight.size / (weight.size - count)))
+    apart = float(np.square(quantized - scaled).sum())
+    return float(np.sqrt(apart / total * weight.size / (weight.size - free)))
