@@ -28,6 +28,11 @@ ONE_SIDE = (
     "its weight is {} times that of the float model, rounded, and the models do not say whether its inputs or its "
     "outputs were scaled: no biases tell; give the float model as it was quantised, with this factor in it"
 )
+WAYS_OUT = (
+    "if it was trained with quantisation, or changed before it was rounded, give the float model after that; if it was "
+    "rounded with compensation (GPTQ), which looks the same, correct from mean outputs (`correct --outputs`)"
+)
+STEPLESS = "if it has few elements, nothing tells rounding from other changes; "
 BOTH_SIDES = (
     "its weight is that of the float model with its outputs scaled by {} and its inputs by {} (equalisation), rounded; "
     "both are known only up to a number that its biases do not tell; give the float model that was quantised, after "
@@ -180,6 +185,9 @@ def _sided(scaled: Explanation, channels: Channels, biases: Biases | None) -> Ex
     ones = np.ones(channels.outputs)
     if outputs is not None and inputs is None and (channels.each == 1 or uniform(outputs, UNIFORM)):
         return _of_one_number(scaled, outputs, channels, biases)
+    if outputs is None and inputs is not None and uniform(inputs, UNIFORM):
+        one = replace(scaled, inputs=None, off=UNIFORM)
+        return _of_one_number(one, ones * inputs.mean(), channels, biases)
     factor = told(biases, ones if outputs is None else outputs, scaled.off)
     if factor is None and outputs is not None and inputs is not None:
         return replace(scaled, reason=BOTH_SIDES.format(_range(outputs), _range(inputs)))
@@ -379,15 +387,15 @@ def _difference(weight: Array, quantized: Array, grid: Grid | None) -> str:
     apart = np.abs(np.asarray(quantized, np.float64) - weight)
     if grid is None:
         share = float(np.linalg.norm(apart)) / (float(np.linalg.norm(weight)) or 1.0)
-        size = f"by {share:.1%} of its norm, and its values do not tell their step"
+        size, ways = f"by {share:.1%} of its norm, and its values do not tell their step", STEPLESS
     else:
         beyond = (apart > grid.room).mean()
         steps = np.max(apart / grid.step, initial=0.0)
         size = f"by up to {steps:.3g} steps, and by more than half a step in {beyond:.1%} of its elements"
+        ways = ""
     return (
-        f"its weight differs from that of the float model {size}; expected rounding, after at most one scale per "
-        "output or per input channel; it may have been trained with quantisation, rounded with compensation (GPTQ), or "
-        "scaled on both sides (equalisation): give the float model whose weights were rounded"
+        f"its weight differs from that of the float model {size}; expected rounding to nearest, after at most scales "
+        f"of output and input channels; {ways}{WAYS_OUT}"
     )
 
 
