@@ -38,12 +38,11 @@ from streamstats.statistics.histogram import Histogram
 from streamstats.statistics.kinds import KINDS, kinds_of
 from streamstats.statistics.magnitude import ChannelMagnitude
 from streamstats.statistics.mean import ChannelMean
-from streamstats.statistics.reads import ReadSums
 from streamstats.statistics.spread import SampleSpread
 from streamstats.statistics.squares import ChannelSquares
 from streamstats.statistics.statistic import Space, Statistic
 from streamstats.statistics.statistics import Statistics, StatisticsAccumulator
-from streamstats.statistics.taps import TapSums
+from streamstats.statistics.taps import ReadSums, TapSums
 from streamstats.storage.files import write_bytes
 
 Array = np.ndarray[Any, np.dtype[Any]]

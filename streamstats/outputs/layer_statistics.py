@@ -13,10 +13,9 @@ from ..statistics.extrema import ChannelExtrema
 from ..statistics.histogram import Histogram
 from ..statistics.magnitude import ChannelMagnitude
 from ..statistics.mean import ChannelMean
-from ..statistics.reads import ReadSums
 from ..statistics.spread import SampleSpread
 from ..statistics.squares import ChannelSquares
-from ..statistics.taps import TapSums
+from ..statistics.taps import ReadSums, TapSums
 from ..storage.tensors import content_digest
 from .ledger import Ledger
 

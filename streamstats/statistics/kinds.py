@@ -10,11 +10,10 @@ from .extrema import ChannelExtrema
 from .histogram import Histogram
 from .magnitude import ChannelMagnitude
 from .mean import ChannelMean
-from .reads import ReadSums
 from .spread import SampleSpread
 from .squares import ChannelSquares
 from .statistic import Space, Statistic
-from .taps import TapSums
+from .taps import ReadSums, TapSums
 
 Kind = type[Statistic]
 

@@ -4,11 +4,14 @@ Positions that the same taps see form one class. With stride 1 and padding 1, a 
 the extents of a sample. Their sums give the exact mean of what each tap sees, padded zeros included. Where several
 layers read the same samples, the classes are those that all their kernels together tell apart; those of each kernel
 are sums of them.
+
+A 1×1 kernel with stride 2, as in the downsampling of a ResNet, reads a quarter of the positions, and the mean of all is
+not that of what it reads. Layers whose kernels miss positions so have `ReadSums`, unless `taps` are counted anyway.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import reduce
@@ -19,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import MismatchError, UsageError
-from ..layouts import Kernel, Kernels, Partition, labels_of
+from ..layouts import Kernel, Kernels, Partition, joint_kernel, labels_of
 from ..quantization import Quantization
 from .classes import ClassSumsOf
 from .exact import carried, unit_exponent
@@ -44,7 +47,7 @@ class TapSums(CountedSums):
     @classmethod
     def axes(cls, space: Space) -> Sequence[Partition]:
         """The classes along each axis except that of the channels. Raises `UsageError` for an unknown kernel."""
-        return known_kernel(space).along(extents_of(space))
+        return known_kernel(space).along(_extents(space))
 
     @classmethod
     def tensors(cls, space: Space) -> Tensors:
@@ -92,7 +95,7 @@ class TapSums(CountedSums):
         kernel = known_kernel(self.space)
         if isinstance(kernel, Kernels):
             raise UsageError(f"{len(kernel.members)} kernels move over the samples; choose one by `with_kernel`")
-        axes = kernel.along(extents_of(self.space))
+        axes = kernel.along(_extents(self.space))
         sizes = reduce(np.kron, [axis.sizes for axis in axes], np.ones(1, np.int64))
         seen = reduce(np.kron, [axis.seen for axis in axes], np.ones((1, 1), bool))
         outputs = prod(axis.outputs for axis in axes)
@@ -105,7 +108,40 @@ class TapSums(CountedSums):
         return np.array(means, np.float64).reshape(self.space.channels, *kernel.taps)
 
 
-def extents_of(space: Space) -> list[int]:
+@dataclass(frozen=True, eq=False)
+class ReadSums(TapSums):
+    """What a layer reads whose kernel misses positions, such as a strided 1×1. It is counted where it is needed.
+
+    Its state is that of `TapSums` for the kernels that miss positions; without such a kernel, one class.
+    """
+
+    name: ClassVar[str] = "reads"
+    unasked: ClassVar[bool] = True
+
+    @classmethod
+    def needed(cls, space: Space, asked: Collection[str] = ()) -> bool:
+        """As `Statistic.needed`: if a kernel misses positions, and `taps` is not asked for."""
+        return TapSums.name not in asked and 0 not in space.sample and bool(_missing(space))
+
+    @classmethod
+    def axes(cls, space: Space) -> Sequence[Partition]:
+        """As `TapSums.axes`, for the kernels that miss positions."""
+        known_kernel(space)
+        return super().axes(replace(space, kernel=joint_kernel(_missing(space))))
+
+    def document(self, quantization: Quantization | None, beside: Mapping[str, Statistic]) -> Document:  # noqa: ARG002
+        """Layer: the number of `read_classes`, classes of positions that its kernel tells apart."""
+        return Document({"read_classes": len(self.count)})
+
+
+def _missing(space: Space) -> list[Kernel]:
+    """The kernels that move over samples of `space` and miss positions."""
+    kernel, extents = space.kernel, _extents(space)
+    members = kernel.members if isinstance(kernel, Kernels) else () if kernel is None else (kernel,)
+    return [each for each in members if each.misses(extents)]
+
+
+def _extents(space: Space) -> list[int]:
     """The extents of a sample along its axes except that of the channels."""
     return [extent for axis, extent in enumerate(space.sample) if axis != space.axis]
 
