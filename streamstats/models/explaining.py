@@ -29,8 +29,8 @@ ONE_SIDE = (
     "outputs were scaled: no biases tell; give the float model as it was quantised, with this factor in it"
 )
 WAYS_OUT = (
-    "if it was trained with quantisation, or changed before it was rounded, give the float model after that; if it was "
-    "rounded with compensation (GPTQ), which looks the same, correct from mean outputs (`correct --outputs`)"
+    "if it was trained with quantisation, or equalised before it was rounded, give the float model after that; if it "
+    "was rounded with compensation (GPTQ), which looks the same, correct from mean outputs (`correct --outputs`)"
 )
 STEPLESS = "if it has few elements, nothing tells rounding from other changes; "
 BOTH_SIDES = (

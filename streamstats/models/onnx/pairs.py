@@ -146,7 +146,9 @@ def _pair(
 
 
 def _biases(fold: Fold, stored: Stored) -> Biases | None:
-    return None if fold.bias is None or stored.bias is None else Biases(fold.bias, stored.bias)
+    if fold.bias is None or stored.bias is None:
+        return None
+    return Biases(fold.bias, stored.bias, 0.0 if stored.bias_step is None else stored.bias_step)
 
 
 def _with_scales(quantized: OnnxLayer, weight: Array, explanation: Explanation) -> Array:
