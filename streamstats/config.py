@@ -35,7 +35,7 @@ from .jobs.sizes import parse_bytes
 from .jobs.workers import Cluster, available_cores
 from .layouts import Geometry, Kernel
 from .quantization import Quantization
-from .statistics.kinds import ALWAYS, KINDS, optional
+from .statistics.kinds import ALWAYS, asked, optional
 
 LONGEST_CONFIG = 2**20
 LONGEST_SHOWN = 80
@@ -82,12 +82,12 @@ ZeroPoint = Annotated[Annotated[int, Tag(_ONE)] | Annotated[list[int], Tag(_EACH
 
 
 def _known(name: str) -> str:
-    if name not in KINDS:
-        raise ValueError(f"expected one of {', '.join(KINDS)}")
+    if name not in asked():
+        raise ValueError(f"expected one of {', '.join(asked())}")
     return name
 
 
-StatisticName = Annotated[str, AfterValidator(_known), WithJsonSchema({"enum": [*KINDS], "type": "string"})]
+StatisticName = Annotated[str, AfterValidator(_known), WithJsonSchema({"enum": asked(), "type": "string"})]
 
 
 class QuantizationConfig(Settings):

@@ -232,6 +232,22 @@ class Kernel:
             return [_one_class(extent) for extent in extents]
         return [_classes(*numbers) for numbers in self._along(extents)]
 
+    def misses(self, extents: Sequence[int]) -> bool:
+        """Whether the mean over samples with these spatial `extents` is not that of what the kernel reads, although a
+        few classes of positions would tell it.
+
+        So it is if strides skip positions that no tap sees, and if the kernel has one tap, which does not see every
+        position for one output. Larger kernels that pad are not meant: their taps see nearly the same.
+
+        >>> Kernel((1, 1), Geometry((2, 2))).misses((8, 8)), Kernel((3, 3), Geometry((2, 2))).misses((8, 8))
+        (True, False)
+        """
+        axes = self._along(extents)
+        if math.prod(self.taps) == 1:
+            return not all(_is_even(*numbers) for numbers in axes)
+        steps = [(extent, taps, stride, dilation) for extent, taps, stride, _, _, dilation, *_ in axes]
+        return not self.transposed and any(_skips(*numbers) for numbers in steps)
+
     def _along(self, extents: Sequence[int]) -> list[AxisNumbers]:
         """Extent, taps, the numbers of `Geometry.axes` and `transposed` of each axis with taps."""
         if self.taps and len(extents) != len(self.taps):
@@ -388,6 +404,19 @@ def _outputs(
             f"and {after}; expected the kernel of the recorded layer"
         )
     return outputs
+
+
+def _skips(extent: int, taps: int, stride: int, dilation: int) -> bool:
+    """Whether the strides of a convolution leave positions along one axis that no tap sees."""
+    return extent > 1 and len({tap * dilation % stride for tap in range(min(taps, stride))}) < stride
+
+
+def _is_even(
+    extent: int, taps: int, stride: int, before: int, after: int, dilation: int, more: int, transposed: bool
+) -> bool:
+    """Whether every tap sees each position along one axis for one output, or one in each stride if transposed."""
+    numbers = (extent, taps, stride, before, after, dilation, more, transposed)
+    return _outputs(*numbers) == extent * (stride if transposed else 1) and bool(_seen(*numbers).all())
 
 
 def _seen(

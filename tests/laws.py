@@ -35,14 +35,14 @@ from streamstats.outputs.state import read_state, state_bytes
 from streamstats.quantization import Quantization
 from streamstats.statistics.extrema import ChannelExtrema
 from streamstats.statistics.histogram import Histogram
-from streamstats.statistics.kinds import kinds_of
+from streamstats.statistics.kinds import KINDS, kinds_of
 from streamstats.statistics.magnitude import ChannelMagnitude
 from streamstats.statistics.mean import ChannelMean
 from streamstats.statistics.spread import SampleSpread
 from streamstats.statistics.squares import ChannelSquares
 from streamstats.statistics.statistic import Space, Statistic
 from streamstats.statistics.statistics import Statistics, StatisticsAccumulator
-from streamstats.statistics.taps import TapSums
+from streamstats.statistics.taps import ReadSums, TapSums
 from streamstats.storage.files import write_bytes
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -175,8 +175,8 @@ def kernel_of(shape: Sequence[int]) -> Kernel:
     return Kernel(taps, Geometry(strides, (*before, *after), dilations))
 
 
-AXES = [(3, 1, 1, 2, 1), (2, 2, 0, 2, 1), (4, 1, 3, 4, 2)]
-"""(taps, stride, pad before, pad after, dilation) of each axis."""
+AXES = [(3, 1, 1, 2, 1), (2, 3, 0, 2, 1), (4, 1, 3, 4, 2)]
+"""(taps, stride, pad before, pad after, dilation) of each axis; along the second, the stride skips positions."""
 
 
 def space_for(block: Array, channel_axis: int) -> Space:
@@ -203,6 +203,16 @@ def exact_taps(block: Array, channel_axis: int) -> TapSums:
     found = [exact_sums(values[:, labels == label], 2).arrays() for label in range(math.prod(numbers))]
     arrays = {name: np.stack([each[name] for each in found], axis=-2) for name in found[0]}
     return TapSums(space_for(block, channel_axis), **arrays)
+
+
+def exact_reads(block: Array, channel_axis: int) -> ReadSums:
+    """What `ReadSums.measure` has to give: the sums of `exact_taps` where positions are missed, else one class."""
+    extents = np.moveaxis(block, channel_axis, -1).shape[1:-1]
+    if extents[1:] and extents[1] > 1:
+        arrays = exact_taps(block, channel_axis).arrays()
+    else:
+        arrays = {name: array[..., np.newaxis, :] for name, array in exact_sums(block, channel_axis).arrays().items()}
+    return ReadSums(space_for(block, channel_axis), **arrays)
 
 
 SQUARE_DIGITS = {"b1": 2, "i1": 2, "u1": 2, "i2": 3, "u2": 3, "i4": 4, "u4": 4, "i8": 6, "u8": 6, "f2": 4, "f4": 19}
@@ -279,6 +289,7 @@ EXACT: dict[str, ExactAnswer] = {
     "magnitude": exact_magnitude,
     "histogram": exact_histogram,
     "taps": exact_taps,
+    "reads": exact_reads,
 }
 """Name of a kind → its exact answer."""
 
@@ -537,7 +548,7 @@ def laws_of(statistic: type[Statistic]) -> type:
         @given(st.data())
         def test_it_is_the_same_beside_other_statistics(self, data):
             block, axis = data.draw(blocks())
-            kinds = kinds_of(data.draw(st.lists(st.sampled_from(sorted(EXACT)))))
+            kinds = [*kinds_of(()), *(KINDS[name] for name in data.draw(st.lists(st.sampled_from(sorted(EXACT)))))]
             kinds = tuple(dict.fromkeys([*kinds, statistic]))
             uncut = [name for kind in kinds for name in kind.uncut]
             accumulator = StatisticsAccumulator(kinds, space_for(block, axis))

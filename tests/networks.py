@@ -81,11 +81,11 @@ def on_the_grid(path: Path, x: Array) -> Array:
     return ((np.clip(np.rint(x / scale) + zero, limits.min, limits.max) - zero) * scale).astype(np.float32)
 
 
-def run_out(folder: Path, x: Array) -> Path:
-    """What `record` and `run` leave for the float model in `folder`, with what the taps see."""
+def run_out(folder: Path, x: Array, *statistics: str) -> Path:
+    """What `record` and `run` leave for the float model in `folder`, by default with what the taps see."""
     np.save(folder / "x.npy", x)
     record(folder / "float.onnx", folder / "x.npy", folder / "s.zarr")
-    config = {"source": str(folder / "s.zarr"), "output": str(folder / "out"), "statistics": ["taps"]}
+    config = {"source": str(folder / "s.zarr"), "output": str(folder / "out"), "statistics": [*statistics] or ["taps"]}
     run(JobConfig.model_validate(config).job())
     return folder / "out"
 

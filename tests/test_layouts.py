@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from fractions import Fraction
 from itertools import permutations, product
+from math import prod
 from typing import Any
 
+import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
-from taps import kernels, several_kernels
+from taps import exact_tap_means, kernels, several_kernels
 
 from streamstats.errors import MismatchError, UsageError
 from streamstats.layouts import Geometry, Kernel, Kernels, joint_kernel, labels_of
@@ -110,3 +113,40 @@ def test_layers_of_one_kernel_have_it_and_an_unknown_one_leaves_all_unknown() ->
         coarse[0].into(fine[0])
     with pytest.raises(MismatchError, match="classes of 4 positions do not divide into classes of 5"):
         fine[0].into(other.along([5])[0])
+
+
+@given(st.integers(1, 2).flatmap(kernels))
+def test_a_kernel_of_one_tap_misses_positions_if_its_mean_is_not_that_of_its_channel(case: tuple[Kernel, Any]) -> None:
+    kernel, extents = case
+    one = Kernel((1,) * len(extents), kernel.geometry, kernel.transposed)
+    geometry, share = kernel.geometry, 1
+    if kernel.transposed:
+        share = prod(geometry.strides)
+        outputs = [
+            (extent - 1) * stride - before - after + end + 1
+            for extent, stride, before, after, end in zip(
+                extents,
+                geometry.strides,
+                geometry.pads[: len(extents)],
+                geometry.pads[len(extents) :],
+                geometry.output_padding,
+                strict=True,
+            )
+        ]
+        assume(all(each > 0 for each in outputs))
+    values = np.array([Fraction(7**place) for place in range(prod(extents))], object).reshape(1, 1, *extents)
+    seen = exact_tap_means(values, one).ravel()[0]
+    assert one.misses(extents) == (seen != values.sum() / values.size / share)
+
+
+@given(st.integers(1, 2).flatmap(kernels))
+def test_larger_kernels_miss_positions_if_lines_of_them_reach_no_output(case: tuple[Kernel, Any]) -> None:
+    kernel, _ = case
+    assume(prod(kernel.taps) > 1)
+    numbers = zip(kernel.taps, kernel.geometry.strides, kernel.geometry.dilations, strict=True)
+    reached = [
+        {(output * stride + tap * dilation) % 60 for output in range(60) for tap in range(taps)}
+        for taps, stride, dilation in numbers
+    ]
+    skips = not kernel.transposed and any(len(each) < 60 for each in reached)
+    assert kernel.misses((60,) * len(kernel.taps)) == skips

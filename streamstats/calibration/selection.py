@@ -18,7 +18,7 @@ import zarr
 from ..errors import MismatchError, UsageError, listed
 from ..layouts import Kernel
 from ..quantization import Quantization
-from ..statistics.kinds import check_refusals, checked_names, kinds_of
+from ..statistics.kinds import check_refusals, checked_names, kinds_for, kinds_of
 from .describing import describe, describe_array, mask_name, masked_layer, names_in
 from .layer import Layer
 from .masking import with_mask
@@ -156,7 +156,8 @@ def _by_rules(layer: Layer, mask: Layer | None, rules: Mapping[str, LayerRule]) 
     layer = layer.with_quantization(layer.quantization if quantization is None else quantization).with_readers(readers)
     if mask is not None:
         layer = with_mask(layer, mask)
-    kinds = kinds_of([name for rule in rules.values() for name in rule.statistics])
+    asked = kinds_of([name for rule in rules.values() for name in rule.statistics])
+    kinds = kinds_for(asked, layer.space, layer.quantization)
     described = replace(layer, kinds=kinds, min_rows=max(rule.min_rows for rule in rules.values()))
     check_refusals(layer.name, described.kinds, described.space, described.quantization)
     return described

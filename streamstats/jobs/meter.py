@@ -26,7 +26,7 @@ from ..outputs.manifest import MANIFEST
 from ..outputs.results import check_no_store, check_paths, write_results
 from ..outputs.saving import held
 from ..quantization import Quantization
-from ..statistics.kinds import check_refusals, kinds_of
+from ..statistics.kinds import check_refusals, kinds_for, kinds_of
 from ..statistics.masks import Mask, nonfinite
 from ..statistics.statistics import StatisticsAccumulator
 
@@ -80,7 +80,8 @@ class Meter:
         counts = None if given is None else np.broadcast_to(given, positions_of(appended, native.shape))
         if layer not in self._layers:
             check_refusals(layer, self._kinds, appended.space, quantization)
-            self._layers[layer] = _Metered(replace(appended, kinds=self._kinds, fingerprint=self._name))
+            kinds = kinds_for(self._kinds, appended.space, quantization)
+            self._layers[layer] = _Metered(replace(appended, kinds=kinds, fingerprint=self._name))
         metered = self._layers[layer]
         appended.check_continues(metered.layer, "earlier calls had", "append it under another name")
         if not self._skips:

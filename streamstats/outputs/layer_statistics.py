@@ -15,7 +15,7 @@ from ..statistics.magnitude import ChannelMagnitude
 from ..statistics.mean import ChannelMean
 from ..statistics.spread import SampleSpread
 from ..statistics.squares import ChannelSquares
-from ..statistics.taps import TapSums
+from ..statistics.taps import ReadSums, TapSums
 from ..storage.tensors import content_digest
 from .ledger import Ledger
 
@@ -108,12 +108,12 @@ class LayerStatistics(Ledger):
 
     @cached_property
     def tap_mean(self) -> Float64Array | None:
-        """float64[C, *taps]: the mean of what each tap of the kernel sees, with padded zeros; None without `taps`.
+        """float64[C, *taps]: the mean of what each tap of the kernel sees, with padded zeros.
 
-        Where layers with different kernels read the same array, only the ledger of one of them (`read_as`) has it. NaN
-        for taps that see positions without finite values.
+        None without `taps`, unless the kernel misses positions. Where layers with different kernels read the same
+        array, only the ledger of one of them (`read_as`) has it. NaN for taps that see positions without finite values.
         """
-        taps = self.statistics.get(TapSums.name)
+        taps = self.statistics.get(TapSums.name) or self.statistics.get(ReadSums.name)
         several = isinstance(self.space.kernel, Kernels)
         return taps.mean(self.quantization) if isinstance(taps, TapSums) and not several else None
 

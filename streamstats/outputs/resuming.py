@@ -12,7 +12,7 @@ from ..calibration.identity import file_key, file_range, identities, mask_identi
 from ..calibration.layer import Layer
 from ..calibration.sources.identities import MISSING, UNCOUNTED, Identities, Identity, is_counted, is_known
 from ..coverage import EMPTY, Coverage, Rows
-from ..errors import DataError, MismatchError, in_words
+from ..errors import DataError, MismatchError, in_words, listed
 from ..statistics.statistic import Space
 from ..statistics.statistics import Statistics
 from .layer_statistics import LayerStatistics
@@ -106,6 +106,12 @@ def check_same_job(layer: Layer, state: Ledger) -> None:
         pairs["kernel"] = (_kernel(state.space), _kernel(layer.space))
         pairs["sample shape"] = (str(state.space.sample), str(layer.sample_shape))
     for what, (counted, asked) in pairs.items():
+        unasked = [kind.name for kind in layer.kinds if kind.unasked and kind.name not in state.statistics]
+        if counted != asked and what == "statistics" and unasked:
+            raise MismatchError(
+                f"layer {layer.name}: {counted} were counted, but its kernel misses positions, so that the job now "
+                f"counts {listed(unasked)}, too; count everything again with --restart, or choose another output"
+            )
         if counted != asked and what == "statistics":
             raise MismatchError(
                 f"layer {layer.name}: {counted} were counted, but the job now has {asked}; set `statistics` to what "

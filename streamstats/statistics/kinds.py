@@ -13,7 +13,7 @@ from .mean import ChannelMean
 from .spread import SampleSpread
 from .squares import ChannelSquares
 from .statistic import Space, Statistic
-from .taps import TapSums
+from .taps import ReadSums, TapSums
 
 Kind = type[Statistic]
 
@@ -25,6 +25,7 @@ KIND_CLASSES: tuple[Kind, ...] = (
     Histogram,
     SampleSpread,
     TapSums,
+    ReadSums,
 )
 
 KINDS: dict[str, Kind] = {kind.name: kind for kind in KIND_CLASSES}
@@ -35,12 +36,22 @@ ALWAYS = (ChannelMean.name, ChannelExtrema.name)
 
 def kinds_of(names: Iterable[str]) -> tuple[Kind, ...]:
     """The kinds named `names` and those in ALWAYS, each once, in a fixed order. Raises `UsageError`."""
-    names = checked_names(names)
-    wanted = {*ALWAYS, *names}
-    unknown = sorted(wanted - KINDS.keys())
+    wanted = {*ALWAYS, *checked_names(names)}
+    unknown = sorted(wanted.difference(asked()))
     if unknown:
-        raise UsageError(f"statistics {', '.join(unknown)} are unknown; expected some of {', '.join(KINDS)}")
-    return tuple(KINDS[name] for name in [*ALWAYS, *sorted(wanted.difference(ALWAYS))])
+        raise UsageError(f"statistics {', '.join(unknown)} are unknown; expected some of {', '.join(asked())}")
+    return _ordered(wanted)
+
+
+def kinds_for(wanted: Iterable[Kind], space: Space, quantization: Quantization | None) -> tuple[Kind, ...]:
+    """The kinds `wanted`, and those that a layer of this `space` needs unasked, unless it cannot have them."""
+    names = {kind.name for kind in wanted}
+    needed = [kind for kind in KINDS.values() if kind.unasked and kind.needed(space, names)]
+    return _ordered(names.union(kind.name for kind in needed if kind.refuses(space, quantization) is None))
+
+
+def _ordered(names: set[str]) -> tuple[Kind, ...]:
+    return tuple(KINDS[name] for name in [*ALWAYS, *sorted(names.difference(ALWAYS))])
 
 
 def checked_names(names: Iterable[str]) -> Iterable[str]:
@@ -58,9 +69,14 @@ def check_refusals(layer: str, kinds: Iterable[Kind], space: Space, quantization
             raise UsageError(f"layer {layer}: `{kind.name}` cannot be counted, because {why}")
 
 
+def asked() -> list[str]:
+    """The names of the kinds that may be asked for."""
+    return [name for name, kind in KINDS.items() if not kind.unasked]
+
+
 def optional() -> dict[str, str]:
     """The statistics that are counted on request: name → one sentence that describes it."""
-    return {name: _sentence(kind) for name, kind in KINDS.items() if name not in ALWAYS}
+    return {name: _sentence(KINDS[name]) for name in asked() if name not in ALWAYS}
 
 
 def _sentence(kind: Kind) -> str:

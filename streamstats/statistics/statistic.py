@@ -13,7 +13,7 @@ block, even while it is being decoded, finds what all of them need, and each onl
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any, ClassVar, Protocol, Self, TypeVar
@@ -134,6 +134,8 @@ class Statistic(ABC):
     """Whether its state depends on the kernel and the extents of samples: it refuses layers of unknown kernels."""
     maskable: ClassVar[bool] = False
     """Whether its accumulator takes masks; otherwise it refuses layers that have one."""
+    unasked: ClassVar[bool] = False
+    """Whether it is counted for the layers that need it, whether or not they ask for it, and for no others."""
     copies: ClassVar[int] = 1
     """The memory, in multiples of a block, that its accumulator needs to add one; the plan includes it."""
 
@@ -150,6 +152,11 @@ class Statistic(ABC):
         if space.masked and not cls.maskable:
             return MASKED
         return UNKNOWN_KERNEL if cls.uses_kernel and space.kernel is None else None
+
+    @classmethod
+    def needed(cls, space: Space, asked: Collection[str] = ()) -> bool:  # noqa: ARG003 - for those that are `unasked`
+        """Whether a layer needs it, for which the kinds `asked` are counted; for kinds that are `unasked`."""
+        return False
 
     @classmethod
     @abstractmethod

@@ -105,10 +105,16 @@ class Statistics(Mapping[str, Statistic]):
     def with_kernel(self, kernel: Kernel | Kernels | None) -> Self:
         """What the same samples have for a layer with `kernel`.
 
-        Raises `MismatchError` if a member's state depends on the kernel and does not determine it.
+        Members that only others with the same samples need are left out. Raises `MismatchError` if a member's state
+        depends on the kernel and does not determine it.
         """
-        members = {name: statistic.with_kernel(kernel) for name, statistic in self.members.items()}
-        return replace(self, space=replace(self.space, kernel=kernel), members=members)
+        space = replace(self.space, kernel=kernel)
+        members = {
+            name: statistic.with_kernel(kernel)
+            for name, statistic in self.members.items()
+            if not statistic.unasked or statistic.needed(space)
+        }
+        return replace(self, space=space, members=members)
 
     @property
     def uses_kernel(self) -> bool:

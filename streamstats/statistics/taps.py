@@ -4,11 +4,14 @@ Positions that the same taps see form one class. With stride 1 and padding 1, a 
 the extents of a sample. Their sums give the exact mean of what each tap sees, padded zeros included. Where several
 layers read the same samples, the classes are those that all their kernels together tell apart; those of each kernel
 are sums of them.
+
+A 1×1 kernel with stride 2, as in the downsampling of a ResNet, reads a quarter of the positions, and the mean of all is
+not that of what it reads. Layers whose kernels miss positions so have `ReadSums`, unless `taps` are counted anyway.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import reduce
@@ -19,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import MismatchError, UsageError
-from ..layouts import Kernel, Kernels, Partition, labels_of
+from ..layouts import Kernel, Kernels, Partition, joint_kernel, labels_of
 from ..quantization import Quantization
 from .classes import ClassSums, ClassSumsOf
 from .exact import carried, unit_exponent
@@ -42,20 +45,25 @@ class TapSums(CountedSums):
     maskable: ClassVar[bool] = False
 
     @classmethod
+    def axes(cls, space: Space) -> Sequence[Partition]:
+        """The classes along each axis except that of the channels. Raises `UsageError` for an unknown kernel."""
+        return known_kernel(space).along(_extents(space))
+
+    @classmethod
     def tensors(cls, space: Space) -> Tensors:
         """As `Statistic.tensors`."""
-        return sum_tensors(space.dtype, (_class_count(_axes(space)), space.channels))
+        return sum_tensors(space.dtype, (_class_count(cls.axes(space)), space.channels))
 
     @classmethod
     def riders(cls, space: Space) -> Mapping[str, RiderKind]:
         """As `ValueStatistic.riders`."""
-        axes = _axes(space)
+        axes = cls.axes(space)
         return {cls.name: ClassSumsOf(labels_of(axes), _class_count(axes))}
 
     @classmethod
     def from_measures(cls, space: Space, measures: Measures) -> Self:
         """As `ValueStatistic.from_measures`."""
-        return cls(space, **ClassSums.with_rest(measures.beside[cls.name], labels_of(_axes(space)), measures))
+        return cls(space, **ClassSums.with_rest(measures.beside[cls.name], labels_of(cls.axes(space)), measures))
 
     def document(self, quantization: Quantization | None, beside: Mapping[str, Statistic]) -> Document:  # noqa: ARG002
         """Layer: the number of `tap_classes`, classes of positions that the taps tell apart."""
@@ -67,7 +75,7 @@ class TapSums(CountedSums):
             return self
         space = replace(self.space, kernel=kernel)
         try:
-            into = _into(_axes(self.space), _axes(space))
+            into = _into(self.axes(self.space), self.axes(space))
         except UsageError as error:
             raise MismatchError(f"{self.name} was counted with other kernels: {error}") from error
         sums = {
@@ -100,12 +108,41 @@ class TapSums(CountedSums):
         return np.array(means, np.float64).reshape(self.space.channels, *kernel.taps)
 
 
-def _axes(space: Space) -> Sequence[Partition]:
-    """The classes along each axis except that of the channels. Raises `UsageError` for an unknown kernel."""
-    return known_kernel(space).along(_extents(space))
+@dataclass(frozen=True, eq=False)
+class ReadSums(TapSums):
+    """What a layer reads whose kernel misses positions, such as a strided 1×1. It is counted where it is needed.
+
+    Its state is that of `TapSums` for the kernels that miss positions; without such a kernel, one class.
+    """
+
+    name: ClassVar[str] = "reads"
+    unasked: ClassVar[bool] = True
+
+    @classmethod
+    def needed(cls, space: Space, asked: Collection[str] = ()) -> bool:
+        """As `Statistic.needed`: if a kernel misses positions, and `taps` is not asked for."""
+        return TapSums.name not in asked and 0 not in space.sample and bool(_missing(space))
+
+    @classmethod
+    def axes(cls, space: Space) -> Sequence[Partition]:
+        """As `TapSums.axes`, for the kernels that miss positions."""
+        known_kernel(space)
+        return super().axes(replace(space, kernel=joint_kernel(_missing(space))))
+
+    def document(self, quantization: Quantization | None, beside: Mapping[str, Statistic]) -> Document:  # noqa: ARG002
+        """Layer: the number of `read_classes`, classes of positions that its kernel tells apart."""
+        return Document({"read_classes": len(self.count)})
+
+
+def _missing(space: Space) -> list[Kernel]:
+    """The kernels that move over samples of `space` and miss positions."""
+    kernel, extents = space.kernel, _extents(space)
+    members = kernel.members if isinstance(kernel, Kernels) else () if kernel is None else (kernel,)
+    return [each for each in members if each.misses(extents)]
 
 
 def _extents(space: Space) -> list[int]:
+    """The extents of a sample along its axes except that of the channels."""
     return [extent for axis, extent in enumerate(space.sample) if axis != space.axis]
 
 

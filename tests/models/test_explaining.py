@@ -11,6 +11,7 @@ import pytest
 from streamstats.layouts import BY_GROUP, tap_sums
 from streamstats.models.explaining import explain, likeness
 from streamstats.models.grids import Grid, channels_of, inferred_grids
+from streamstats.models.sides import Biases
 
 Array = npt.NDArray[Any]
 SHAPE = (24, 12, 3, 3)
@@ -44,9 +45,18 @@ def rounded(values: Array, bits: int, per_channel: bool, shrunk: float = 1.0) ->
 HOW = [pytest.param(bits, per, known) for bits in (8, 4) for per in (False, True) for known in (False, True)]
 
 
-def explained(original: Array, changed: Array, bits: int, per_channel: bool, known: bool, **more: Any) -> Any:
+def explained(
+    original: Array,
+    changed: Array,
+    bits: int,
+    per_channel: bool,
+    known: bool,
+    biases: Biases | None = None,
+    **more: Any,
+) -> Any:
     stored, grid = rounded(changed, bits, per_channel, **more)
-    return explain([original], stored, grid if known else None, channels_of(original.shape, "OIHW", 1))
+    channels = channels_of(original.shape, "OIHW", 1)
+    return explain([original], stored, grid if known else None, channels, biases=[biases])
 
 
 @pytest.mark.parametrize("layout", SHAPES)
@@ -107,6 +117,90 @@ def test_scales_of_depthwise_weights_are_refused_as_inputs_and_outputs_are_the_s
     stored, grid = rounded(original * scales(24).reshape(-1, 1, 1, 1), 8, per_channel=False)
     found = explain([original], stored, grid, channels_of(original.shape, "OIHW", 24))
     assert "whether its inputs or its outputs were scaled" in found.reason
+
+
+def shaped(factors: Array, axis: int) -> Array:
+    return factors.reshape([-1 if place == axis else 1 for place in range(4)])
+
+
+def known_biases(factors: Array | float, seed: int = 4, step: float = 1e-4) -> Biases:
+    """Biases, and what they become with `factors` of the outputs, rounded."""
+    original = np.random.default_rng(seed).normal(size=SHAPE[0])
+    return Biases(original, np.rint(original * factors / step) * step, np.full(SHAPE[0], step))
+
+
+@pytest.mark.parametrize(("bits", "per_channel", "known"), HOW)
+@pytest.mark.parametrize("side", ["outputs", "inputs"])
+def test_biases_tell_the_side_of_one_scale_in_all(bits: int, per_channel: bool, known: bool, side: str) -> None:
+    original, biases = weight(), known_biases(0.1 if side == "outputs" else 1.0)
+    found = explained(original, original * 0.1, bits, per_channel, known, biases=biases)
+    assert not found.reason
+    assert (found.inputs if side == "outputs" else found.outputs) is None
+    np.testing.assert_allclose(getattr(found, side), 0.1, rtol=1e-3 if side == "outputs" else 0.02)
+
+
+@pytest.mark.parametrize(("bits", "per_channel", "known"), HOW)
+def test_scales_of_both_sides_are_found_up_to_a_number_that_biases_tell(
+    bits: int, per_channel: bool, known: bool
+) -> None:
+    original, outputs, inputs = weight(), scales(24), scales(12, seed=2)
+    changed = original * shaped(outputs, 0) * shaped(inputs, 1)
+    found = explained(original, changed, bits, per_channel, known, biases=known_biases(outputs))
+    assert not found.reason
+    np.testing.assert_allclose(found.outputs, outputs, rtol=0.5 / 2**bits)
+    np.testing.assert_allclose(found.inputs, inputs, rtol=0.5 / 2**bits)
+    stored, _grid = rounded(changed, bits, per_channel)
+    mine, theirs = found.undone(original, stored, channels_of(SHAPE, "OIHW", 1))
+    wanted = original * shaped(outputs, 0) - stored / shaped(inputs, 1)
+    assert np.linalg.norm(mine - theirs - wanted) < 0.3 * np.linalg.norm(wanted)
+    for other in (None, known_biases(1.0), known_biases(scales(24, seed=8))):
+        refused = explained(original, changed, bits, per_channel, known, biases=other)
+        assert "(equalisation), rounded; both are known only up to a number" in refused.reason
+
+
+def test_biases_tell_the_side_of_scales_of_depthwise_weights_but_not_of_both_sides() -> None:
+    original, factors = weight((24, 1, 7, 7)), scales(24)
+    stored, grid = rounded(original * shaped(factors, 0), 8, per_channel=False)
+    channels = channels_of(original.shape, "OIHW", 24)
+    found = explain([original], stored, grid, channels, biases=[known_biases(factors)])
+    assert found.inputs is None
+    np.testing.assert_allclose(found.outputs, factors, rtol=1e-3)
+    found = explain([original], stored, grid, channels, biases=[known_biases(1.0)])
+    assert (found.outputs, found.reason) == (None, "")
+    np.testing.assert_allclose(found.inputs, factors, rtol=1e-2)
+    few = explain([original[..., :2, :2]], stored[..., :2, :2], grid, channels, biases=[known_biases(1.0)])
+    assert "whether its inputs or its outputs were scaled" in few.reason  # too few elements for as precise a scale
+    found = explain([original], stored, grid, channels, biases=[known_biases(scales(24, seed=8))])
+    assert "whether its inputs or its outputs were scaled" in found.reason
+
+
+def test_an_input_channel_that_is_rounded_to_zero_leaves_finite_numbers() -> None:
+    original, factors = weight(), scales(12)
+    factors[5] = 1e-4
+    stored, grid = rounded(original * shaped(factors, 1), 4, per_channel=False)
+    assert not stored[:, 5].any()
+    channels = channels_of(SHAPE, "OIHW", 1)
+    found = explain([original], stored, grid, channels)
+    assert not found.reason
+    assert all(np.isfinite(each).all() for each in found.undone(original, stored, channels))
+
+
+@pytest.mark.parametrize(("bits", "per_channel", "known"), HOW)
+def test_what_is_rounded_with_compensation_is_refused_and_the_message_says_what_helps(
+    bits: int, per_channel: bool, known: bool
+) -> None:
+    original = weight()
+    _stored, grid = rounded(original, bits, per_channel)
+    left = original.reshape(24, -1).astype(np.float64)
+    step = np.broadcast_to(grid.step, SHAPE).reshape(24, -1)
+    chosen = np.zeros_like(left)
+    for place in range(left.shape[1]):  # what is left over goes into the elements behind
+        chosen[:, place] = np.rint(left[:, place] / step[:, place]) * step[:, place]
+        left[:, place + 1 : place + 4] += 0.9 * (left[:, place] - chosen[:, place])[:, np.newaxis]
+    stored = chosen.reshape(SHAPE).astype(np.float32)
+    found = explain([original], stored, grid if known else None, channels_of(SHAPE, "OIHW", 1))
+    assert "(GPTQ)" in found.reason
+    assert "`correct --outputs`" in found.reason
 
 
 @pytest.mark.parametrize(("bits", "per_channel", "known"), HOW)

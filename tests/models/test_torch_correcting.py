@@ -494,6 +494,16 @@ def test_transposed_convolutions_with_an_output_size_are_exact(tmp_path: Path) -
     np.testing.assert_allclose(mean(quantized(x)), mean(network(x)), atol=2e-6)
 
 
+def test_strided_convolutions_of_one_tap_are_exact_without_asking_for_taps(tmp_path: Path) -> None:
+    network, x = nn.Conv2d(4, 6, 1, stride=2), inputs()
+    x[:, :, ::2, ::2] += 1
+    quantized = copy.deepcopy(network)
+    rounded(quantized)
+    (outcome,) = apply_correctors(network, quantized, correctors(network, tmp_path, x))
+    assert outcome.corrected
+    np.testing.assert_allclose(mean(quantized(x)), mean(network(x)), atol=2e-6)
+
+
 # Exported models
 
 

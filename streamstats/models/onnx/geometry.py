@@ -47,8 +47,9 @@ def geometry_over(node: onnx.NodeProto, kernel: Sequence[int], extents: Sequence
     automatic, ends = found.get("auto_pad", b"NOTSET").decode(), stated.output_padding
     if _is_transposed(node):
         excess = _excess(stated, kernel, extents, found.get("output_shape"))
-        totals = [max(0, each) for each in excess]  # cut off; what is lacking is added at the end
-        ends = tuple(end + max(0, -each) for end, each in zip(ends, excess, strict=True))
+        totals = [max(0, each) for each in excess]  # cut off; what output_shape lacks is added at the end
+        if "output_shape" in found:  # with SAME alone, onnxruntime and ONNX's shape inference add nothing
+            ends = tuple(end + max(0, -each) for end, each in zip(ends, excess, strict=True))
     else:
         totals = _padded(stated, kernel, extents)
     less, more = tuple(total // 2 for total in totals), tuple(total - total // 2 for total in totals)

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from ...layouts import TRANSPOSED
 from ..explaining import Explanation, explain, likeness
 from ..linear import FARTHEST, LinearLayer
+from ..sides import Biases
 from .folding import Fold, folds
 from .layers import LeftOut, OnnxLayer
 from .quantized import Stored
@@ -126,7 +127,8 @@ def _pair(
     folded = folds_of[layer.name]
     versions = _versions(quantized, layer, folded, stored)
     weights = [version.weight for version in versions]
-    explanation = explain(weights, quantized.weight, stored.grid, quantized.channels(), layer.weight.dtype)
+    biases = [_biases(version.fold, stored) for version in versions]
+    explanation = explain(weights, quantized.weight, stored.grid, quantized.channels(), layer.weight.dtype, biases)
     if explanation.reason:
         return LeftOut(layer.name, quantized.op, explanation.reason, quantized=stored.grid is not None)
     fold, weight = versions[explanation.version]
@@ -141,6 +143,12 @@ def _pair(
         explanation.inputs,
         explanation.words,
     )
+
+
+def _biases(fold: Fold, stored: Stored) -> Biases | None:
+    if fold.bias is None or stored.bias is None:
+        return None
+    return Biases(fold.bias, stored.bias, 0.0 if stored.bias_step is None else stored.bias_step)
 
 
 def _with_scales(quantized: OnnxLayer, weight: Array, explanation: Explanation) -> Array:

@@ -7,6 +7,7 @@ one, converted back to real numbers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -79,19 +80,21 @@ class Stored:
     """How a layer of a quantised model is stored; None for what is not known.
 
     `step`, float64[outputs], is that of its weight, `grid` the values that the weight's codes can be, in the weight's
-    layout. `bias`, float64[outputs], is its bias in reals: zeros if it has none.
+    layout. `bias`, float64[outputs], is its bias in reals: zeros if it has none. `bias_step`, float64[outputs], is that
+    of a bias of codes.
     """
 
     step: Float64Array | None = None
     grid: Grid | None = None
     bias: Float64Array | None = None
+    bias_step: Float64Array | None = None
 
 
 def stored_layers(model: onnx.ModelProto, layers: Sequence[OnnxLayer]) -> dict[str, Stored]:
     """First output of each of `layers` → how it is stored."""
     steps, grids, biases = weight_steps(model, layers), weight_grids(model, layers), layer_biases(model, layers)
-    outputs = [layer.node.output[0] for layer in layers]
-    return {name: Stored(steps.get(name), grids.get(name), biases.get(name)) for name in outputs}
+    outputs, bias_steps = [layer.node.output[0] for layer in layers], layer_bias_steps(model, layers)
+    return {name: Stored(steps.get(name), grids.get(name), biases.get(name), bias_steps.get(name)) for name in outputs}
 
 
 def weight_grids(model: onnx.ModelProto, layers: Sequence[OnnxLayer]) -> dict[str, Grid]:
@@ -152,6 +155,28 @@ def layer_biases(model: onnx.ModelProto, layers: Sequence[OnnxLayer]) -> dict[st
     known = computed_constants(model, [*filter(None, names.values()), *scales])
     found = {layer.node.output[0]: _real_bias(layer, names[layer.node.output[0]], known) for layer in layers}
     return {name: bias for name, bias in found.items() if bias is not None}
+
+
+def layer_bias_steps(model: onnx.ModelProto, layers: Sequence[OnnxLayer]) -> dict[str, Float64Array]:
+    """First output of each of `layers` whose bias is stored as codes → the step of the bias, float64[outputs]."""
+    made_by = producers(model.graph.node)
+    scales = {layer.node.output[0]: _scales_of_bias(layer, made_by.get(bias_name(layer.node))) for layer in layers}
+    known = computed_constants(model, [name for names in scales.values() for name in names])
+    found: dict[str, Float64Array] = {}
+    for layer in layers:
+        factors = [known[name] for name in scales[layer.node.output[0]] if name in known]
+        if factors and len(factors) == len(scales[layer.node.output[0]]):
+            step = math.prod((np.asarray(each, np.float64).reshape(-1) for each in factors), start=np.ones(1))
+            if step.size in (1, layer.outputs):
+                found[layer.node.output[0]] = np.broadcast_to(step, layer.outputs)
+    return found
+
+
+def _scales_of_bias(layer: OnnxLayer, behind: onnx.NodeProto | None) -> list[str]:
+    """The names of the scales whose product is the step of the bias of `layer`, which `behind` makes; or none."""
+    if behind is not None and behind.op_type == "DequantizeLinear":
+        return [behind.input[1]]
+    return [layer.node.input[place] for place in _bias_scales(layer)] if bias_name(layer.node) else []
 
 
 def bias_name(node: onnx.NodeProto) -> str:

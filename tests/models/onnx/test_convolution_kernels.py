@@ -7,15 +7,19 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from graphs import make_model, mean_output, node, stored_layers, values
+from onnxruntime.capi import onnxruntime_pybind11_state as onnxruntime_errors
 
 import streamstats as ss
 from streamstats.config import JobConfig
 from streamstats.errors import MismatchError
 from streamstats.jobs.run import run
 from streamstats.models.onnx.correct import correct
+from streamstats.models.onnx.layers import survey
 from streamstats.models.onnx.record import record
+from streamstats.statistics.taps import TapSums
 
 CONVOLUTIONS: list[tuple[dict[str, Any], ss.Geometry]] = [
     ({}, ss.Geometry()),
@@ -81,3 +85,46 @@ def test_matrices_have_no_taps_and_appending_compares_kernels(tmp_path: Path) ->
         MismatchError, match=r"was recorded with the kernel .*\[1, 1, 1, 1\].*model's is .*\[2, 2, 2, 2\]"
     ):
         record(tmp_path / "b.onnx", tmp_path / "x.npy", tmp_path / "s.zarr", append=True)
+
+
+def random_transposed(random: np.random.Generator) -> tuple[dict[str, Any], tuple[int, ...], tuple[int, ...]]:
+    """(the attributes of a transposed convolution, its taps, the spatial extents of its input)."""
+    taps, strides, extents = (tuple(random.integers(1, most, 2).tolist()) for most in (4, 4, 6))
+    options: dict[str, Any] = {"strides": strides, "dilations": random.integers(1, 3, 2).tolist()}
+    reached = [
+        stride * (extent - 1) + dilation * (tap - 1) + 1
+        for tap, stride, extent, dilation in zip(taps, strides, extents, options["dilations"], strict=True)
+    ]
+    if random.random() < 0.7:
+        options["output_shape"] = [max(1, extent + int(random.integers(-2, 5))) for extent in reached]
+    if random.random() < 0.6:
+        options["auto_pad"] = str(random.choice(["SAME_UPPER", "SAME_LOWER"]))
+    return options, taps, extents
+
+
+def output_of(model: onnx.ModelProto, x: Any) -> Any:
+    """The mean of each channel of the output; None if onnxruntime refuses the model."""
+    try:
+        session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+        return session.run(None, {"x": x})[0].mean(axis=(0, 2, 3), dtype=np.float64)
+    except (onnxruntime_errors.Fail, onnxruntime_errors.InvalidArgument, onnxruntime_errors.RuntimeException):
+        return None
+
+
+def test_the_shift_of_transposed_convolutions_is_that_of_onnxruntime_whatever_their_output_shape() -> None:
+    random, ran = np.random.default_rng(0), 0
+    for number in range(200):
+        options, taps, extents = random_transposed(random)
+        x, w = values(3, 2, *extents, seed=number), values(2, 3, *taps, seed=number)
+        nodes, shapes = [node("ConvTranspose", ["x", "w"], **options)], {"x": ("n", *x.shape[1:])}
+        rounded = ss.fake_quantize(w, 3)
+        wanted, before = (output_of(make_model(nodes, {"w": each}, shapes), x) for each in (w, rounded))
+        if wanted is None:
+            continue
+        (layer,), _ = survey(make_model(nodes, {"w": w}, shapes))
+        kernel = layer.kernel_over(extents)
+        means = TapSums.measure(x, 1, kernel).mean()
+        term = ss.TapBiasCorrector(x.mean(axis=(0, 2, 3)), means, kernel).calculate(w, rounded, layout="IOHW")
+        np.testing.assert_allclose(term, wanted - before, rtol=1e-4, atol=1e-5, err_msg=str(options))
+        ran += 1
+    assert ran > 80

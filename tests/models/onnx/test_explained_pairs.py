@@ -14,6 +14,7 @@ import onnx
 import pytest
 from networks import FORMS, model_of, quantized, run_out, values
 from onnx import helper, numpy_helper
+from onnxruntime import InferenceSession
 
 from streamstats import MeanBiasCorrector
 from streamstats.models.onnx.correct import How, correct_quantized
@@ -226,6 +227,64 @@ def test_one_factor_without_a_node_is_refused_with_its_size(tmp_path: Path) -> N
     (first,) = subject.left_out
     assert first.name == "first"
     assert first.reason.startswith(("its weight is 3.0", "its weight is 2.99", "its weight is 3 times"))
+
+
+def equalised(folder: Path, form: str, spread: float) -> tuple[Path, list[Array], list[Array], Array]:
+    """(a chain whose channels are scaled between its layers, quantised; float weights; factors of inputs; samples)."""
+    random, x = np.random.default_rng(1), values(32, 3, 11, 11)
+    extents = [(24, 3, 3), (32, 24, 3), (32, 32, 3), (16, 32, 3), (40, 16, 1)]
+    weights = [(random.normal(size=(o, i, k, k)) / np.sqrt(i * k * k)).astype("f4") for o, i, k in extents]
+    biases = [random.normal(0.1, 0.3, outputs).astype("f4") for outputs, *_ in extents]
+    factors = [np.exp(spread * random.normal(size=len(bias))).astype("f4") for bias in biases[:-1]]
+    before, after = [np.ones(3, "f4"), *factors], [*factors, np.ones(40, "f4")]
+
+    def network_of(weights: list[Array], biases: list[Array]) -> Any:
+        nodes, constants = [], {}
+        for number, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+            constants |= {f"w{number}": weight, f"b{number}": bias}
+            value, out = "x" if number == 0 else f"r{number}", "y" if number == 4 else f"c{number}"
+            inputs = [value, f"w{number}", f"b{number}"]
+            nodes.append(helper.make_node("Conv", inputs, [out], name=f"l{number}"))
+            nodes += [helper.make_node("Relu", [out], [f"r{number + 1}"])] if number < 4 else []
+        return model_of(nodes, constants, x)
+
+    changed = [w * i[:, None, None] / o[:, None, None, None] for w, i, o in zip(weights, before, after, strict=True)]
+    scaled_biases = [b / o for b, o in zip(biases, after, strict=True)]
+    path = quantized(network_of(changed, scaled_biases), folder, x, form)
+    onnx.save(network_of(weights, biases), folder / "float.onnx")
+    return path, weights, before, x
+
+
+@pytest.mark.parametrize("form", ["qdq", "qdq, per channel", "codes"])
+def test_equalised_layers_are_found_and_have_the_mean_outputs_of_the_float_network(tmp_path: Path, form: str) -> None:
+    path, weights, factors, x = equalised(tmp_path, form, 0.3)
+    out = run_out(tmp_path, x)
+    how = How(Iterative(tmp_path / "x.npy", tmp_path / "work"))
+    done = correct_quantized(tmp_path / "float.onnx", path, out, tmp_path / "fixed.onnx", how=how)
+    assert {each.layer: each.reason for each in done.layers} == dict.fromkeys(["l0", "l1", "l2", "l3", "l4"], "")
+    for pair, weight, before in zip(done.subject.pairs[1:4], weights[1:4], factors[1:4], strict=True):
+        assert "per output channel" in pair.explained
+        np.testing.assert_allclose(pair.input_factors, before, rtol=0.01)
+        assert pair.weight.shape == weight.shape
+    wanted, before, after = (
+        InferenceSession(str(each)).run(None, {"x": x})[0].mean(axis=(0, 2, 3), dtype=np.float64)
+        for each in (tmp_path / "float.onnx", path, tmp_path / "fixed.onnx")
+    )
+    assert np.abs(after - wanted).max() < 0.1 * np.abs(before - wanted).max()
+
+
+@pytest.mark.parametrize("form", ["qdq", "codes"])
+def test_biases_tell_that_one_factor_without_a_node_is_one_of_the_outputs(tmp_path: Path, form: str) -> None:
+    x, last = values(64, CHANNELS, 4, 4) + np.float32(0.5), values(3, OUTPUTS, 1, 1, seed=6)
+    weight, bias = values(OUTPUTS, CHANNELS, 3, 3, seed=1), values(OUTPUTS, seed=2)
+    path = quantized(network(weight * np.float32(0.1), bias * np.float32(0.1), [], x, last), tmp_path, x, form)
+    onnx.save(network(weight, bias, [], x, last), tmp_path / "float.onnx")
+    done = correct_quantized(tmp_path / "float.onnx", path, run_out(tmp_path, x), tmp_path / "fixed.onnx")
+    first = next(each for each in done.layers if each.layer == "first")
+    assert first.corrected, first.reason
+    mean = np.stack([x[:, :, i : i + 2, j : j + 2].mean(axis=(0, 2, 3)) for i in range(3) for j in range(3)], axis=-1)
+    expected = np.einsum("oit,it->o", (weight * 0.1 - stored_weight(path)).reshape(OUTPUTS, CHANNELS, 9), mean)
+    assert np.linalg.norm(first.term - expected) < 0.1 * np.linalg.norm(expected)
 
 
 def test_padding_that_was_folded_in_is_not_counted_twice(tmp_path: Path) -> None:
