@@ -30,7 +30,7 @@ from .gathering import Gathered
 from .identities import MISSING, UNKNOWN, Identity
 from .others import check_url
 from .retrying import retried, retried_async, without_secrets
-from .source import File
+from .source import File, MemoryFile
 
 SCHEMES = ("s3", "s3a", "gs", "az", "abfs", "abfss")
 OPENING_BYTES = 2**20
@@ -213,7 +213,7 @@ class ObjectFolder:
             return None
         if len(content) != found.meta["size"]:
             raise OSError(f"received {len(content)} of {found.meta['size']} bytes")
-        return FetchedFile(content, len(content), identity_of(found.meta))
+        return MemoryFile(content, len(content), identity_of(found.meta))
 
     def _list(self) -> dict[str, Identity]:
         """The identities of all objects of the folder, by key."""
@@ -270,24 +270,6 @@ def identity_of(meta: Any) -> Identity:
     """
     tag = meta.get("e_tag") or meta["last_modified"].replace(microsecond=0).isoformat()
     return int(meta["size"]), int.from_bytes(sha256(tag.encode()).digest()[:8], "little") >> 1
-
-
-@dataclass
-class FetchedFile:
-    """An object in memory."""
-
-    content: Bytes
-    size: int
-    identity: Identity
-
-    def read(self, start: int, out: Bytes) -> None:
-        """As `File.read`."""
-        if start + out.size > self.size:
-            raise ValueError(f"it ends at byte {self.size}, expected {start + out.size} or more")
-        out[:] = self.content[start : start + out.size]
-
-    def close(self) -> None:
-        """As `File.close`."""
 
 
 @dataclass

@@ -7,6 +7,7 @@ what opening one costs. `source_of` chooses it once, by the location; nothing el
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from zarr.abc.store import Store
@@ -28,6 +29,24 @@ class File(Protocol):
 
     def close(self) -> None:
         """Close the file."""
+
+
+@dataclass
+class MemoryFile:
+    """A file in memory: its `content`. See `File`."""
+
+    content: Bytes
+    size: int
+    identity: Identity
+
+    def read(self, start: int, out: Bytes) -> None:
+        """As `File.read`."""
+        if start + out.size > self.size:
+            raise ValueError(f"it ends at byte {self.size}, expected {start + out.size} or more")
+        out[:] = self.content[start : start + out.size]
+
+    def close(self) -> None:
+        """As `File.close`."""
 
 
 class Folder(Protocol):

@@ -89,7 +89,7 @@ def _empty(store: Any) -> None:
 
 SOURCES = {"folder": folder, "archive": archive, "url": url, "bucket": bucket}
 KINDS = {"folder": LocalSource, "archive": ArchiveSource, "url": UrlSource, "bucket": ObjectSource}
-BY_FILE = ("folder", "bucket")
+BY_FILE = ("folder", "archive", "bucket")
 """Those whose files are read without zarr."""
 
 
