@@ -43,8 +43,16 @@ class DataError(StreamstatsError):
     exit_status = CORRUPT
 
 
-class LostError(DataError):
+class DamageError(DataError):
+    """The bytes of a chunk are there, and are not what they should be: a policy may skip or fill it."""
+
+
+class LostError(DamageError):
     """A chunk is missing: it was lost, or never written because it would hold only the fill value."""
+
+
+class UnstreamedError(DataError):
+    """A chunk that cannot be measured while it is decoded can be read as a whole."""
 
 
 class NonFiniteError(DataError):

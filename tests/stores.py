@@ -46,7 +46,7 @@ def build_store(
 def described(store: Path | str, name: str = "layer") -> Layer:
     """The layer `name` of the store at `store`."""
     source = source_of(store)
-    return describe(source, name, source.arrays()[name])
+    return describe(source, name, source.find().arrays[name])
 
 
 def read(layer: Layer, *selection: slice) -> Array:

@@ -236,11 +236,17 @@ def described(
 
 def check_values(name: str, dtype: np.dtype[Any], shape: tuple[int, ...], remedy: str) -> None:
     """Raise `UsageError`, ending in `remedy`, unless an array of `dtype` and `shape` can be a layer."""
+    unfit = unfit_values(dtype, shape)
+    if unfit:
+        raise UsageError(f"layer {name}: {unfit}; {remedy}")
+
+
+def unfit_values(dtype: np.dtype[Any], shape: tuple[int, ...]) -> str | None:
+    """Why an array of `dtype` and `shape` cannot be a layer; None if it can."""
     if not is_supported(dtype):
-        expected = ", ".join(map(str, SUPPORTED_DTYPES))
-        raise UsageError(f"layer {name}: its values are {dtype}; expected one of {expected}; {remedy}")
+        return f"its values are {dtype}; expected one of {', '.join(map(str, SUPPORTED_DTYPES))}"
     if len(shape) < 2:
-        raise UsageError(
-            f"layer {name}: the array has the shape {shape}; expected samples on axis 0 and at least one more "
-            f"axis for the channels; {remedy}"
+        return (
+            f"the array has the shape {shape}; expected samples on axis 0 and at least one more axis for the channels"
         )
+    return None

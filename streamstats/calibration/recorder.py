@@ -249,8 +249,10 @@ def stored_readers(store: str | Path) -> dict[str, str]:
     group = _existing_group(Path(store))
     if group is None or not any(True for _ in group.members(max_depth=0)):
         return {}
-    arrays = source_of(store).arrays()
-    return {layer: name for name, array in arrays.items() for layer in names_in(name, array)}
+    found = source_of(store).find()
+    for name, reason in found.unreadable.items():
+        raise DataError(f"{store}: array {name} cannot be read: {reason}; repair it, or record into another store")
+    return {layer: name for name, array in found.arrays.items() for layer in names_in(name, array)}
 
 
 def _existing_group(store: Path) -> zarr.Group | None:

@@ -1,29 +1,32 @@
 """Selection: which arrays of a store are the layers of a job, and what the job's rules say of each.
 
-Rules are tried in order, and the first match wins. Without rules, every array is a layer, as its attributes describe
-it; with rules, arrays that no rule matches are skipped. Rules describe the layers of the model: of an array that
-several of them read, each may have its own rule, and what any of these asks for is counted.
+Rules are tried in order, and the first match wins. Without rules, every array that can be a layer is one, as its
+attributes describe it, and all others are named; with rules, arrays that no rule matches are skipped. Rules describe
+the layers of the model: of an array that several of them read, each may have its own rule, and what any of these asks
+for is counted.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import zarr
 
-from ..errors import MismatchError, UsageError, listed
+from ..errors import DataError, MismatchError, UsageError, listed
 from ..layouts import Kernel
 from ..quantization import Quantization
 from ..statistics.kinds import check_refusals, checked_names, kinds_for, kinds_of
 from .describing import describe, describe_array, mask_name, masked_layer, names_in
-from .layer import Layer
+from .layer import Layer, unfit_values
 from .masking import with_mask
 from .readers import Readers
 from .sources.choose import source_of
+from .sources.finding import Found
 from .sources.source import Source
 
 
@@ -56,21 +59,28 @@ class LayerRule:
 class Selected:
     """The layers of a job, in the order of their names, and the names of the layers and arrays that its rules skip.
 
-    Arrays that are masks of others are neither.
+    Without rules, `unfit` are arrays that cannot be layers, and `unreadable` those that nobody can read, with the
+    reasons. Arrays that are masks of others are none of these. `note` is that of `Found`.
     """
 
     layers: tuple[Layer, ...]
     left_out: tuple[str, ...]
+    unfit: Mapping[str, str] = field(default_factory=dict)
+    unreadable: Mapping[str, str] = field(default_factory=dict)
+    note: str = ""
 
 
 def select_layers(source: str | Path, rules: Sequence[LayerRule] = ()) -> Selected:
     """The layers of the calibration store at `source` that `rules` choose.
 
     Raises `UsageError` for a source that is not a zarr group with arrays, an array that cannot be a layer, and a
-    rule that matches nothing; `DataError`, `StoreError`.
+    rule that matches nothing; `DataError` for an unreadable array that a rule matches, or if there are no others;
+    `StoreError`.
     """
     store = source_of(source)
-    arrays = store.arrays()
+    found = store.find()
+    _check_readable(source, found, rules)
+    arrays = found.arrays
     readers = {array: names_in(array, each) for array, each in arrays.items()}
     _check_matched(source, rules, readers)
     matches = {array: _first_matches(array, names, rules) for array, names in readers.items()}
@@ -78,18 +88,53 @@ def select_layers(source: str | Path, rules: Sequence[LayerRule] = ()) -> Select
     _check_not_own_mask(mask_of)
     masks = [array for array in arrays if array in mask_of.values() or masked_layer(arrays[array])]
     not_masks = {array: by for array, by in matches.items() if array not in masks}
+    unfit = {} if rules else _unfit({array: arrays[array] for array in not_masks})
+    not_masks = {array: by for array, by in not_masks.items() if array not in unfit}
     if masks and not any(not_masks.values()):
         raise UsageError(
             f"{source} has no layers, only masks of layers: {listed(masks)}; restore the layers, or match them in "
             "`layers`"
         )
-    layers = tuple(
-        _by_rules(describe(store, array, arrays[array]), _mask(store, array, mask_of[array], arrays), by)
-        for array, by in not_masks.items()
-        if by
-    )
+    layers, bad = [], dict(found.unreadable)
+    for array, by in not_masks.items():
+        layer = _described(store, array, mask_of[array], arrays, by) if by else None
+        if isinstance(layer, Layer):
+            layers.append(layer)
+        elif layer is not None and (rules or len(not_masks) == 1):
+            raise layer
+        elif layer is not None:
+            bad[array] = str(layer).removeprefix(f"layer {array}: ")
     _check_once(layers)
-    return Selected(layers, _skipped(readers, not_masks))
+    if rules:
+        return Selected(tuple(layers), tuple(sorted([*_skipped(readers, not_masks), *bad])), note=found.note)
+    return Selected(tuple(layers), (), unfit, bad, found.note)
+
+
+def _described(
+    store: Source, array: str, mask: str | None, arrays: Mapping[str, zarr.Array[Any]], rules: Mapping[str, LayerRule]
+) -> Layer | DataError | UsageError:
+    """The layer that is `array`, with the array `mask`, or what is wrong with it."""
+    try:
+        return _by_rules(describe(store, array, arrays[array]), _mask(store, array, mask, arrays), rules)
+    except (DataError, UsageError) as error:
+        return error
+
+
+def _check_readable(source: str | Path, found: Found, rules: Sequence[LayerRule]) -> None:
+    """Raise `DataError` for an unreadable array that a rule matches, or if no other was found."""
+    for name, reason in found.unreadable.items():
+        if not found.arrays or any(fnmatchcase(name, rule.match) for rule in rules):
+            raise DataError(f"{source}: array {name} cannot be read: {reason}; repair it, or leave it out of `layers`")
+
+
+def _unfit(arrays: Mapping[str, zarr.Array[Any]]) -> dict[str, str]:
+    """Those of `arrays` that cannot be layers, with the reasons. Raises `UsageError` if none can."""
+    found = {name: unfit_values(np.dtype(array.dtype), array.shape) for name, array in arrays.items()}
+    unfit = {name: reason for name, reason in found.items() if reason is not None}
+    if unfit and len(unfit) == len(arrays):
+        name, reason = next(iter(unfit.items()))
+        raise UsageError(f"layer {name}: {reason}; no array of the store can be a layer")
+    return unfit
 
 
 def _check_not_own_mask(mask_of: Mapping[str, str | None]) -> None:

@@ -72,6 +72,7 @@ def run(options: Namespace) -> int:
     say(f"wrote {job.output}; view it with: streamstats inspect {job.output}")
     if outcome.unreadable:
         _say_unreadable(outcome, job.output)
+    _say_unreadable_arrays(outcome.unreadable_arrays)
     if outcome.shortfalls:
         _say_shortfalls(outcome.shortfalls, job.output)
     return DONE if outcome.complete and not unstable else INCOMPLETE
@@ -127,6 +128,13 @@ def _say_unreadable(outcome: Outcome, output: str) -> None:
     say(f"list all of them with: streamstats status {output}; repair them, then run again")
 
 
+def _say_unreadable_arrays(found: Mapping[str, str]) -> None:
+    for array, reason in [*found.items()][:NAMED]:
+        say(f"array {array} is not counted, because it cannot be read: {reason}")
+    if found:
+        say(f"{counted(len(found), 'array')} not counted: repair them, or name the layers to count under `layers`")
+
+
 def _say_shortfalls(found: Mapping[str, Shortfall], output: str) -> None:
     for layer, short in [*found.items()][:NAMED]:
         say(f"layer {layer}: {short.reason}")
@@ -179,7 +187,8 @@ def status(options: Namespace) -> int:
     found = status(Path(options.output))
     if options.json:
         layers = {layer.layer: layer.document() for layer in found.layers}
-        print_json({"complete": found.complete, "running": found.running, "layers": layers})
+        unreadable = dict(found.unreadable)
+        print_json({"complete": found.complete, "running": found.running, "layers": layers, "unreadable": unreadable})
     else:
         array = any(layer.array != layer.layer for layer in found.layers)
         rows = [[*_status_cells(layer, array), span, why] for layer in found.layers for span, why in _gaps(layer)]
@@ -189,6 +198,7 @@ def status(options: Namespace) -> int:
         say("a run is in progress")
     elif any(layer.missing for layer in found.layers):
         say("incomplete; repair any unreadable chunks, then resume with: streamstats run CONFIG")
+    _say_unreadable_arrays(found.unreadable)
     short = sum(layer.shortfall is not None for layer in found.layers)
     if short:
         say(f"{counted(short, 'layer')} below `min_rows`: {REMEDY}")

@@ -16,7 +16,7 @@ from ..calibration.layer import Layer, Selection
 from ..calibration.reading.mask_reader import MaskReader
 from ..calibration.reading.reader import Reader, open_reader
 from ..coverage import Coverage, Rows
-from ..errors import DataError, LostError, NonFiniteError
+from ..errors import DamageError, LostError, NonFiniteError, StreamstatsError, UnstreamedError
 from ..interrupts import check_wanted
 from ..outputs.ledger import Measured
 from ..statistics.masks import Mask, nonfinite
@@ -44,7 +44,7 @@ class Policy:
 
 STRICT = Policy()
 Found = Measured | Unreadable
-Reduced = tuple[list[Found], DataError | None]
+Reduced = tuple[list[Found], StreamstatsError | None]
 """What a task has found, and the error that ended it, if any."""
 
 
@@ -55,26 +55,35 @@ def measure_task(task: Task, layers: Mapping[str, Layer], policy: Policy) -> Red
         for part in task.parts:
             check_wanted()
             found.extend(_measure_under(policy, layers[part.layer], part))
-    except DataError as error:
+    except StreamstatsError as error:
         return found, error
     return found, None
 
 
 def _measure_under(policy: Policy, layer: Layer, part: Part) -> list[Found]:
     try:
-        return [measure_part(layer, part, policy)]
-    except NonFiniteError:
-        raise
-    except DataError:
+        return [_measured(layer, part, policy)]
+    except DamageError:
         if policy.missing == "error":
             raise
         return [*_measure_what_can_be_read(layer, part, policy)]
 
 
-def measure_part(layer: Layer, part: Part, policy: Policy, *, fill: bool = False) -> Measured:
-    """Measure the rows of `part`, block by block.
+def _measured(layer: Layer, part: Part, policy: Policy, *, fill: bool = False) -> Measured:
+    """As `measure_part`; chunks that cannot be measured while they are decoded are decoded first."""
+    try:
+        return measure_part(layer, part, policy, fill=fill, while_decoding=not fill)
+    except UnstreamedError:
+        return measure_part(layer, part, policy, fill=fill, while_decoding=False)
 
-    With `fill`, the fill value stands in for unreadable chunks. Raises `DataError`, `NonFiniteError`.
+
+def measure_part(
+    layer: Layer, part: Part, policy: Policy, *, fill: bool = False, while_decoding: bool = False
+) -> Measured:
+    """Measure the rows of `part`, block by block; unless `while_decoding`, a block is read whole before it is measured.
+
+    With `fill`, the fill value stands in for unreadable chunks. Raises `DataError`, `NonFiniteError`,
+    `UnstreamedError`.
     """
     files, fills = file_range(layer, part.start, part.stop), fill or policy.missing == "fill"
     before = identities(layer, files) if layer.encoding is None else None  # before reading, so no change is missed
@@ -82,7 +91,7 @@ def measure_part(layer: Layer, part: Part, policy: Policy, *, fill: bool = False
     with MaskReader(layer, fill=fills) as masks, open_reader(layer, fill=fills) as reader:
         masks.expect(blocks(layer, part))
         reader.expect(blocks(layer, part))
-        statistics = _measure_blocks(layer, part, reader, masks, policy, while_decoding=not fill)
+        statistics = _measure_blocks(layer, part, reader, masks, policy, while_decoding=while_decoding)
         identified = identities(layer, files, reader.identified) if before is None else before
         filled = Coverage.of([*reader.filled, *masks.filled])
     return Measured(layer.name, (part.start, part.stop), statistics, files.start, identified, filled, *masks_before)
@@ -95,10 +104,8 @@ def _measure_what_can_be_read(layer: Layer, part: Part, policy: Policy) -> Itera
         check_wanted()
         rows = replace(part, start=max(start, part.start), stop=min(start + height, part.stop))
         try:
-            yield measure_part(layer, rows, policy, fill=policy.missing == "fill")
-        except NonFiniteError:
-            raise
-        except DataError as error:
+            yield _measured(layer, rows, policy, fill=policy.missing == "fill")
+        except DamageError as error:
             yield Unreadable(layer.name, (rows.start, rows.stop), str(error), isinstance(error, LostError))
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 from ..calibration.layer import Layer
 from ..calibration.selection import LayerRule, Selected, select_layers
 from ..coverage import Coverage
-from ..errors import ChangedError, UsageError
+from ..errors import ChangedError, DataError, UsageError
 from ..outputs.layer_statistics import LayerStatistics
 from ..outputs.ledger import by_layer
 from ..outputs.resuming import continued, load
@@ -75,7 +75,10 @@ def reduce(
     _check_one_of("missing", missing, ("error", "fill"))
     cluster = Cluster(threads=available_cores() if threads is None else threads)
     budget = _budget(memory)
-    chosen = select_layers(source, layers).layers
+    selected = select_layers(source, layers)
+    for name, reason in selected.unreadable.items():
+        raise DataError(f"{source}: array {name} cannot be read: {reason}; repair it, or choose others by `layers`")
+    chosen = selected.layers
     ledgers = {layer.name: LayerStatistics.empty(layer) for layer in chosen}
     with open_workers(cluster, chosen, client) as workers:
         wanted = missing_rows(chosen, ledgers)

@@ -41,17 +41,19 @@ NAMED = 8
 class Outcome:
     """What a reduction yields: the statistics of each layer, and the rows that could not be read.
 
-    `shortfalls` are the layers that counted less than the `min_rows` of the job, by name.
+    `shortfalls` are the layers that counted less than the `min_rows` of the job, by name. `unreadable_arrays` are
+    arrays of the store that nobody can read, with the reasons.
     """
 
     statistics: dict[str, LayerStatistics]
     unreadable: list[Unreadable] = field(default_factory=list)
     shortfalls: Mapping[str, Shortfall] = field(default_factory=dict)
+    unreadable_arrays: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def complete(self) -> bool:
-        """Whether every row could be read, and every layer has the rows that the job asks for."""
-        return not self.unreadable and not self.shortfalls
+        """Whether every array and row could be read, and every layer has the rows that the job asks for."""
+        return not (self.unreadable or self.shortfalls or self.unreadable_arrays)
 
     def gaps(self) -> dict[str, Gaps]:
         """The rows that could not be read, by layer."""
@@ -89,7 +91,7 @@ class Session:
 
     def so_far(self) -> Outcome:
         """The outcome if nothing more is counted."""
-        return Outcome(self.ledgers, shortfalls=shortfalls(self.ledgers, self.min_rows))
+        return self._with_shortfalls(Outcome(self.ledgers))
 
     def count(self, ledgers: Ledgers, wanted: Mapping[str, Coverage], policy: Policy) -> Outcome:
         """`ledgers` with the `wanted` rows counted, too; it saves nothing."""
@@ -113,7 +115,11 @@ class Session:
             else:
                 saver.save_all()
             raise
-        return replace(outcome, shortfalls=shortfalls(outcome.statistics, self.min_rows))
+        return self._with_shortfalls(outcome)
+
+    def _with_shortfalls(self, outcome: Outcome) -> Outcome:
+        short = shortfalls(outcome.statistics, self.min_rows)
+        return replace(outcome, shortfalls=short, unreadable_arrays=self.selected.unreadable)
 
     def write(self, statistics: Ledgers, gaps: Mapping[str, Gaps]) -> None:
         """Write states, correctors and manifest."""
@@ -124,6 +130,7 @@ class Session:
             gaps,
             rows=self.job.rows,
             min_rows=self.min_rows,
+            unreadable=self.selected.unreadable,
             keep_states=not self.restarted,
         )
 
@@ -238,6 +245,15 @@ def tell_selected(selected: Selected, progress: Progress) -> None:
     layers = selected.layers
     if selected.left_out:
         progress.say(f"skipped, because no entry of `layers` matches: {listed(selected.left_out)}")
+    for name, reason in [*selected.unreadable.items()][:NAMED]:
+        progress.say(f"warning: array {name} is not counted, because it cannot be read: {reason}")
+    if len(selected.unreadable) > NAMED:
+        progress.say(f"warning: {len(selected.unreadable):,} arrays cannot be read: {listed(selected.unreadable)}")
+    if selected.unfit:
+        first, reason = next(iter(selected.unfit.items()))
+        progress.say(f"note: not counted, because they cannot be layers: {listed(selected.unfit)} ({first}: {reason})")
+    if selected.note:
+        progress.say(f"note: {selected.note}")
     codes = [layer.name for layer in layers if layer.dtype.kind in "iu" and layer.quantization is None]
     if codes:
         progress.say(f"note: integers without `quantization` are averaged as codes: {listed(codes)}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,15 +51,19 @@ class LayerStatus:
 
 @dataclass(frozen=True)
 class Status:
-    """How far the job of an output has come; `running` says whether a process is working on it now."""
+    """How far the job of an output has come; `running` says whether a process is working on it now.
+
+    `unreadable` are arrays of the store that nobody could read, with the reasons.
+    """
 
     layers: tuple[LayerStatus, ...]
     running: bool
+    unreadable: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def complete(self) -> bool:
-        """Whether every row is counted or excluded, and every layer has the rows that the job asked for."""
-        return not any(layer.missing or layer.shortfall for layer in self.layers)
+        """Whether every array could be read, every row is counted or excluded, and every layer has `min_rows`."""
+        return not self.unreadable and not any(layer.missing or layer.shortfall for layer in self.layers)
 
 
 def status(output: Path) -> Status:
@@ -79,7 +83,7 @@ def status(output: Path) -> Status:
     arrays = (_with_shortfall(each, states.get(name), min_rows.get(name, 0)) for name, each in found.items())
     readers = _readers(states, said, output)
     layers = [replace(each, layer=layer) for each in arrays for layer in readers.get(each.array, [each.array])]
-    return Status(tuple(sorted(layers, key=lambda each: each.layer)), is_locked(output / LOCK))
+    return Status(tuple(sorted(layers, key=lambda each: each.layer)), is_locked(output / LOCK), said.unreadable)
 
 
 def _readers(states: Mapping[str, LayerStatistics], said: Manifest, output: Path) -> dict[str, Sequence[str]]:

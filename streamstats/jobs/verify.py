@@ -116,7 +116,9 @@ def _changed_files(layer: Layer, state: LayerStatistics, *, harmless: bool) -> I
 def _gone(job: Job, selected: Selected) -> Iterator[Problem]:
     """Layers that were counted, but no longer exist in the store."""
     manifest = read_manifest(Path(job.output))
-    known = {*(layer.name for layer in selected.layers), *selected.left_out}
+    known = {*(layer.name for layer in selected.layers), *selected.left_out, *selected.unreadable}
     for name, entry in manifest.arrays.items() if manifest else ():
+        if name in selected.unreadable:
+            yield Problem(name, (0, entry.rows), f"the layer cannot be read any more: {selected.unreadable[name]}")
         if name not in known:
             yield Problem(name, (0, entry.rows), "the layer was counted, but is no longer in the store")

@@ -126,13 +126,15 @@ class LayerEntry:
 class Manifest:
     """The layers of an output, by name, and the stores they were counted from.
 
-    `merged` outputs combine several others; `rows` is the range to which the job was limited, if any.
+    `merged` outputs combine several others; `rows` is the range to which the job was limited, if any. `unreadable` are
+    the arrays of the store that nobody could read, with the reasons.
     """
 
     layers: Mapping[str, LayerEntry]
     sources: tuple[str, ...]
     merged: bool = False
     rows: Rows | None = None
+    unreadable: Mapping[str, str] = field(default_factory=dict)
 
     def write(self, output: Path) -> None:
         """Write the manifest into the folder `output`. Raises `OutputError`."""
@@ -142,6 +144,7 @@ class Manifest:
                 "format": FORMAT,
                 "layers": {name: self.layers[name].document() for name in sorted(self.layers)},
                 "rows": self.rows,
+                "unreadable": dict(self.unreadable),
                 "source": list(self.sources) if self.merged else self.sources[0],
                 "versions": {"streamstats": __version__, "numpy": np.__version__},
             },
@@ -199,7 +202,8 @@ def _parsed(document: Mapping[str, Any]) -> Manifest:
     if not sources:
         raise ValueError("it names no source")
     rows = document["rows"]
-    return Manifest(layers, sources, merged, None if rows is None else _rows(rows))
+    unreadable = {_text(name): _text(reason) for name, reason in document.get("unreadable", {}).items()}
+    return Manifest(layers, sources, merged, None if rows is None else _rows(rows), unreadable)
 
 
 def _text(value: object) -> str:

@@ -252,7 +252,7 @@ class Lane:
 def stored_layers(store: Path) -> set[str]:
     """The layers of a store; none while its first activations are being written."""
     try:
-        return set(source_of(store).arrays())
+        return set(source_of(store).find().arrays)
     except UsageError:
         return set()
 

@@ -125,6 +125,9 @@ def _incomplete(outcome: Outcome) -> Iterator[str]:
     if outcome.unreadable:
         lost = sum(each.rows[1] - each.rows[0] for each in outcome.unreadable)
         yield f"{counted(lost, 'row')} could not be read; the first: {outcome.unreadable[0].reason}"
+    if outcome.unreadable_arrays:
+        array, reason = next(iter(outcome.unreadable_arrays.items()))
+        yield f"{counted(len(outcome.unreadable_arrays), 'array')} could not be read; the first: {array}: {reason}"
     if outcome.shortfalls:
         layer, short = next(iter(outcome.shortfalls.items()))
         below = counted(len(outcome.shortfalls), "layer")
@@ -143,7 +146,7 @@ def _wait_for_layers(source: str, lines: Lines) -> None:
 
 def _has_layers(source: str) -> bool:
     try:
-        source_of(source).arrays()
+        source_of(source).find()
     except UsageError:
         return False
     return True

@@ -20,7 +20,7 @@ from .masks import Mask, chosen_bytes
 from .riders import RiderKind, Where
 from .running import Measures
 from .statistic import Accumulator, Document, Space, Statistic, ValueStatistic
-from .values import ValuePass
+from .values import ValuePass, as_counted
 
 Array = npt.NDArray[Any]
 Kind = type[Statistic]
@@ -174,6 +174,7 @@ class StatisticsAccumulator:
     def add_measured(self, block: Array, where: Where, mask: Mask | None = None) -> None:
         """Take a block that `values` has taken: the other kinds get it."""
         masked = () if mask is None else (mask,)
+        block = as_counted(block) if self.others else block
         for accumulator in self.others.values():
             accumulator.add(block, where, *masked)
 
@@ -213,7 +214,7 @@ def working_bytes(kinds: Sequence[Kind], space: Space, block: Sequence[int]) -> 
     )
     others = [kind for kind in kinds if not issubclass(kind, ValueStatistic)]
     size = int(np.prod(block, dtype=object)) * space.dtype.itemsize
-    copies = max((kind.copies for kind in others), default=0) * size
+    copies = max((kind.copies + (space.dtype == np.bool_) for kind in others), default=0) * size
     masked = chosen_bytes(block, space.axis + 1, space.dtype) if space.masked else 0
     return values + copies + masked + OTHERS * state_bytes(others, space)
 

@@ -54,6 +54,7 @@ class ValuePass:
         """
         sums = self._of(where)
         rows = where[0].start, where[0].stop
+        block = as_counted(block)
         values = block if mask is None else chosen(block, self._axis + 1, mask)
         if isinstance(sums, RunningSums):
             sums.add(values, self._axis + 1)
@@ -69,6 +70,8 @@ class ValuePass:
 
         None if the caller must use `add` instead.
         """
+        if self.dtype == np.bool_:
+            return None  # see `as_counted`
         shape = [part.stop - part.start for part in where]
         if not prod(shape):
             return None
@@ -149,12 +152,19 @@ class ValuePass:
         """Peak working memory, in bytes, of a pass over blocks of shape `block`: the loops' arrays and copies."""
         loops = COPIES * 8 * (digit_count(dtype) + 5) * widest(dtype, shape, axis)
         loops += sum(rider.working_bytes(dtype, tuple(shape), axis) for rider in riders)
+        if dtype == np.bool_:
+            loops += int(np.prod(block, dtype=object))
         if not by_sample:
             return loops
         moments = COPIES * 8 * moment_digits(dtype) * shape[axis]
         in_parts = masked or list(block[1:]) != list(shape)
         waiting = block[0] * block[axis + 1] * 8 * (digit_count(dtype) + 2) if in_parts else 0
         return loops + moments + waiting
+
+
+def as_counted(block: Array) -> Array:
+    """`block`; if it is of booleans, with 1 for every byte that is not 0, as numpy counts them."""
+    return block if block.dtype != np.bool_ else block.view(np.uint8) != 0
 
 
 Found = tuple[Measures, dict[str, Tally]]

@@ -67,7 +67,7 @@ REFUSED_VALUES = {
 def test_values_that_are_no_numbers_are_refused_by_name(tmp_path: Path, dtype: Any) -> None:
     zarr.open_group(tmp_path, mode="w").create_array("odd", shape=(4, 3), dtype=dtype, chunks=(2, 3))
     source = source_of(tmp_path)
-    array = source.arrays()["odd"]
+    array = source.find().arrays["odd"]
     with pytest.raises(
         UsageError,
         match=r"layer odd: its values are .*; expected one of bool, int8, .*, float64; name the layers",
@@ -92,7 +92,7 @@ def test_an_array_without_an_axis_for_channels_is_refused(tmp_path: Path, shape:
 @pytest.mark.parametrize("name", ["../up", "a/../b", "/root", "a//b", "a/", "", ".", "two\nlines", "tab\t", "nul\0"])
 def test_a_name_that_could_lead_elsewhere_is_refused(tmp_path: Path, name: str) -> None:
     source = source_of(build_store(tmp_path, wide(samples(*SHAPE))))
-    array = source.arrays()["layer"]
+    array = source.find().arrays["layer"]
     with pytest.raises(UsageError, match="is not usable: expected parts joined by single '/'"):
         describe(source, name, array)
 

@@ -108,8 +108,10 @@ def test_arrays_that_cannot_be_layers_are_refused_only_where_they_are_chosen(sto
     group.create_array("label", shape=(6,), dtype="int64", chunks=(6,))
     group.create_array("phase", shape=(6, 2), dtype="complex64", chunks=(6, 2))
     assert chosen(store, LayerRule("block/*")) == list(NAMES[:2])
-    with pytest.raises(UsageError, match="layer label: the array has the shape"):
-        select_layers(store)
+    found = select_layers(store)
+    assert [layer.name for layer in found.layers] == list(NAMES)
+    assert found.unfit["label"].startswith("the array has the shape (6,); expected samples on axis 0")
+    assert found.unfit["phase"].startswith("its values are complex64; expected one of")
     with pytest.raises(UsageError, match="layer phase: its values are complex64"):
         chosen(store, LayerRule("p*"))
 
@@ -119,4 +121,7 @@ def test_bad_attributes_are_damage_only_where_they_are_chosen(tmp_path: Path) ->
     build_store(tmp_path, layers, attributes={"bad": {"rows": 100}})
     assert chosen(tmp_path, LayerRule("good")) == ["good"]
     with pytest.raises(DataError, match="layer bad: its attributes under 'streamstats' are not usable"):
-        select_layers(tmp_path)
+        select_layers(tmp_path, [LayerRule("*")])
+    found = select_layers(tmp_path)
+    assert [layer.name for layer in found.layers] == ["good"]
+    assert found.unreadable["bad"].startswith("its attributes under 'streamstats' are not usable")

@@ -15,16 +15,17 @@ import numpy as np
 import pytest
 import zarr
 from stores import Array, build_store, samples
+from told import Told
 from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec, ZstdCodec
 
 from streamstats.calibration import describing
 from streamstats.calibration.recorder import Recorder
-from streamstats.calibration.sources import bounds
-from streamstats.config import JobConfig
+from streamstats.calibration.sources import finding
+from streamstats.config import JobConfig, LayerConfig
 from streamstats.errors import DataError, MismatchError
 from streamstats.jobs.forget import forget
 from streamstats.jobs.job import Job
-from streamstats.jobs.run import run
+from streamstats.jobs.run import reduce, run
 from streamstats.jobs.session import Outcome
 from streamstats.jobs.status import status
 from streamstats.jobs.verify import verify
@@ -311,12 +312,12 @@ def test_metadata_of_100_mb_is_refused(tmp_path: Path) -> None:
     store = build_store(tmp_path / "s.zarr", {"layer": samples(4, 3)})
     path = store / "layer/zarr.json"
     path.write_bytes(path.read_bytes()[:-1] + b" " * 100_000_000 + b"}")
-    with pytest.raises(DataError, match=r"layer/zarr\.json has .* bytes; expected at most"):
+    with pytest.raises(DataError, match=r"array layer cannot be read: zarr\.json has .* bytes; expected at most"):
         run(config(store))
 
 
 def test_too_many_arrays_are_refused_before_they_are_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bounds, "MOST_ARRAYS", 20)
+    monkeypatch.setattr(finding, "MOST_ARRAYS", 20)
     store = build_store(tmp_path / "s.zarr", {f"layer{number}": samples(4, 3) for number in range(21)})
     with pytest.raises(DataError, match="more than 20 arrays"):
         run(config(store))
@@ -335,16 +336,42 @@ def test_numbers_stay_exact_beside_all_this(tmp_path: Path) -> None:
     assert np.isfinite(found.statistics["block/conv"].mean).all()
 
 
-def test_metadata_that_is_no_file_and_links_that_never_end_are_named(tmp_path: Path) -> None:
-    store = build_store(tmp_path / "s.zarr", {"layer": samples(4, 3)})
+def test_what_cannot_be_read_is_named_and_everything_else_is_counted(tmp_path: Path) -> None:
+    values = samples(4, 3)
+    store = build_store(tmp_path / "s.zarr", {"layer": values, "broken": values})
     (store / "loop").symlink_to(".")
-    with pytest.raises(DataError, match="loop links to a folder that contains it; remove the link"):
-        run(JobConfig(source=str(store), output=str(tmp_path / "out")).job())
-    (store / "loop").unlink()
     (store / "other").mkdir()
     os.mkfifo(store / "other/zarr.json")
-    with pytest.raises(DataError, match=r"other/zarr.json is not a file; expected the metadata"):
-        run(JobConfig(source=str(store), output=str(tmp_path / "out")).job())
+    (store / "broken/zarr.json").write_text("{")
+    outcome = run(JobConfig(source=str(store), output=str(tmp_path / "out")).job())
+    np.testing.assert_allclose(outcome.statistics["layer"].mean, values.mean(axis=0))
+    assert not outcome.complete
+    assert list(outcome.unreadable_arrays) == ["broken", "loop", "other"]
+    found = status(tmp_path / "out")
+    assert found.unreadable == outcome.unreadable_arrays
+    assert not found.complete
+    with pytest.raises(DataError, match=r"s\.zarr: array broken cannot be read: zarr\.json is not JSON"):
+        reduce(store)
+    chosen = JobConfig.model_validate(
+        {"source": str(store), "output": str(tmp_path / "out"), "layers": [{"match": "layer"}]}
+    )
+    assert run(chosen.job()).complete
+    assert status(tmp_path / "out").complete
+    with pytest.raises(DataError, match=r"array broken cannot be read: .*; repair it, or leave it out of `layers`"):
+        run(chosen.model_copy(update={"layers": [LayerConfig(match="*")]}).job())
+
+
+def test_arrays_that_cannot_be_layers_are_named_and_left_out(tmp_path: Path) -> None:
+    store = build_store(tmp_path / "s.zarr", {"layer": samples(4, 3)})
+    group = zarr.open_group(store, mode="a")
+    group.create_array("time", shape=(4,), dtype="int64")
+    group.create_array("when", shape=(4, 3), dtype="datetime64[s]")
+    said = Told()
+    assert run(JobConfig(source=str(store), output=str(tmp_path / "out")).job(), progress=said).complete
+    assert any(
+        "note: not counted, because they cannot be layers: time, when (time: the array has" in each
+        for each in said.messages
+    )
 
 
 # What was accepted, filled or forgotten stays known

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from contextlib import nullcontext
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from streamstats.jobs.job import Job
 from streamstats.jobs.run import reduce, run
 from streamstats.jobs.workers import Cluster, open_workers
 from streamstats.outputs import results
+from streamstats.statistics.kinds import KINDS
 
 SHAPE = (23, 6, 5, 12)
 
@@ -94,6 +96,32 @@ def test_every_dtype_and_channel_axis_gives_the_exact_mean(tmp_path: Path, dtype
     store = write_store(tmp_path / "s.zarr", {"layer": values}, chunks=(4, 4, 5, 7))
     found = ss.reduce(store, layers=[LayerRule("*", channel_axis=axis)])["layer"]
     assert found.mean.tolist() == exact_means(values, axis)
+
+
+@pytest.mark.parametrize("name", ["s.zarr", "s.zip"])
+def test_every_byte_of_a_bool_that_is_not_zero_counts_as_one(tmp_path: Path, name: str) -> None:
+    odd = np.random.default_rng(3).integers(0, 4, (9, 5, 4), np.uint8).view(bool)
+    plain = odd.view(np.uint8) != 0
+    kinds = tuple(name for name in KINDS if name != "taps")
+    rules = [LayerRule("*", statistics=kinds)]
+    expected = ss.reduce(write_store(tmp_path / "plain.zarr", {"a": plain}), layers=rules)["a"]
+    assert expected.mean.tolist() == plain.mean(axis=(0, 1)).tolist()
+    with ZipStore(tmp_path / name, mode="w") if name == "s.zip" else nullcontext(tmp_path / name) as store:
+        zarr.open_group(store, mode="w").create_array("a", data=odd, chunks=(2, 5, 4))
+    found = ss.reduce(tmp_path / name, layers=rules)["a"]
+    assert found.statistics == expected.statistics
+    assert ss.prepare_input_mean([odd]).tolist() == expected.mean.tolist()
+    with ss.Recorder(tmp_path / "recorded.zarr") as recorder:
+        recorder.append("a", odd)
+    assert ss.reduce(tmp_path / "recorded.zarr", layers=rules)["a"].statistics == expected.statistics
+
+
+def test_a_mask_of_booleans_counts_every_byte_that_is_not_zero(tmp_path: Path) -> None:
+    values, mask = np.arange(12, dtype="f4").reshape(6, 2), np.array([0, 1, 255, 2, 0, 1], np.uint8).view(bool)
+    store = write_store(tmp_path / "s.zarr", {"a": values})
+    zarr.open_group(store, mode="a").create_array("m", data=mask)
+    found = ss.reduce(store, layers=[LayerRule("a", mask="m")])["a"]
+    assert found.mean.tolist() == values[[1, 2, 3, 5]].mean(axis=0).tolist()
 
 
 def test_big_endian_arrays_are_reduced(tmp_path: Path) -> None:

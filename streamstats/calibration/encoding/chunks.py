@@ -133,6 +133,14 @@ def encoding_of(array: zarr.Array[Any]) -> Encoding | None:
     return _version_2(document, dtype, fill) if document["zarr_format"] == 2 else _version_3(document, dtype, fill)
 
 
+def ends_in_blosc(array: zarr.Array[Any]) -> bool:
+    """Whether Blosc is what compresses the chunks of `array` last, in files of one chunk each."""
+    document = array.metadata.to_dict()
+    if document["zarr_format"] == 2:
+        return isinstance(array.metadata.compressor, numcodecs.Blosc)  # type: ignore[union-attr]
+    return _named(document["codecs"][-1])[0].removeprefix("numcodecs.") == "blosc"  # type: ignore[index,arg-type]
+
+
 def _version_2(document: Mapping[str, Any], dtype: np.dtype[Any], fill: Any) -> Encoding | None:
     compressor = document["compressor"]
     if isinstance(compressor, numcodecs.abc.Codec):

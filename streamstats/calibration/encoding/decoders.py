@@ -15,8 +15,11 @@ import google_crc32c
 import numcodecs
 import numpy as np
 import numpy.typing as npt
+from numcodecs.errors import UnknownCodecError
 
 from .fused import decode
+
+__all__ = ["DECODERS", "Bytes", "UnknownCodecError", "checked"]
 
 Bytes = npt.NDArray[np.uint8]
 """Bytes in memory, uint8[n]."""

@@ -15,18 +15,23 @@ import numpy as np
 import numpy.typing as npt
 
 from ...coverage import Rows
-from ...errors import ChangedError, DataError, StoreError
+from ...errors import ChangedError, StoreError, StreamstatsError, UnstreamedError, first_line
 from ...statistics.statistics import StatisticsAccumulator
 from ..encoding.chunks import ChunkKeys, Encoding, is_stored
 from ..encoding.decoders import Bytes
 from ..layer import Layer, Selection
 from ..sources.identities import MISSING, Identity
 from ..sources.source import File, Folder
-from .parts import damage, is_passing, kept, lost, new_block, overlap, relative, touched
+from .parts import failure, is_damage, kept, lost, new_block, overlap, relative, touched
 from .streaming import Stream
+from .zarr_reader import ZarrReader
 
 MOST_GATHERED = 1024
 """Files that are read in one call."""
+
+
+class UndecodedError(ValueError):
+    """The stored bytes of a chunk do not decode to its values."""
 
 
 class FileReader:
@@ -88,13 +93,28 @@ class FileReader:
         except (StoreError, ChangedError):
             raise
         except Exception as error:
-            spoils = not self._fill or is_passing(error)
-            if spoils and isinstance(error, DataError):
+            if self._zarr_reads(inside, error, target):
+                return
+            if self._fill and is_damage(error):
+                target[...] = self._encoding.fill
+                self.filled.append((inside[0].start, inside[0].stop))
+            elif isinstance(error, StreamstatsError):
                 raise
-            if spoils:
-                raise damage(self._layer, inside, error, key) from error
-            target[...] = self._encoding.fill
-            self.filled.append((inside[0].start, inside[0].stop))
+            else:
+                raise failure(self._layer, inside, error, key) from error
+
+    def _zarr_reads(self, inside: Selection, error: Exception, target: npt.NDArray[Any]) -> bool:
+        """Whether zarr decodes the part `inside`, which this reader could not, and fills `target` with it.
+
+        It is not asked about Blosc, of which it decodes chunks whose end is missing.
+        """
+        if not isinstance(error, UndecodedError) or self._encoding.compressor == "blosc":
+            return False
+        try:
+            ZarrReader(self._layer).read_into(inside, target)
+        except StreamstatsError:
+            return False
+        return True
 
     def measure(self, selection: Selection, accumulator: StatisticsAccumulator) -> None:
         """As `Reader.measure`: compressed chunks are measured while they are decoded."""
@@ -142,8 +162,11 @@ class FileReader:
         except (StoreError, ChangedError):
             raise
         except Exception as error:
-            self.read(inside)  # which names the chunk
-            raise damage(self._layer, inside, error, key) from error
+            self.read(inside)  # which names the chunk, if it cannot be read
+            raise UnstreamedError(
+                f"layer {self._layer.name}: chunk {key} cannot be measured while it is decoded: {first_line(error)}; "
+                "please report this as a bug"
+            ) from error
 
     def _left_by_gathering(self, selection: Selection, stream: Stream) -> Iterator[tuple[int, ...]]:
         """Give small files to `stream`, many per call; yields the coordinates of the files to read one by one."""
@@ -302,7 +325,10 @@ class FileReader:
         encoding = self._encoding
         out = _bytes_of(target) if target.shape == encoding.chunks else None
         chunk = kept("chunk", encoding.chunk_bytes) if out is None else out
-        encoding.decode(stored, chunk)
+        try:
+            encoding.decode(stored, chunk)
+        except Exception as error:
+            raise UndecodedError(str(error)) if is_damage(error) else error from error
         if out is None:
             target[...] = chunk.view(encoding.dtype).reshape(encoding.chunks)[within]
 

@@ -46,15 +46,16 @@ class MaskReader:
     def read(self, selection: Selection) -> Mask | None:
         """Which positions count in the part `selection` of the layer; None if all of them do.
 
-        Raises `DataError` as `Reader.read`, and for values other than 0 and 1.
+        Raises `DataError` as `Reader.read`, and for numbers other than 0 and 1.
         """
         if self._reader is None:
             return None
         part = mask_selection(self._layer, selection)
         values = self._values(part)
-        values = values.view(np.uint8) if values.dtype == np.bool_ else values
+        is_true = values.dtype == np.bool_
+        values = values.view(np.uint8) if is_true else values
         counts: Mask = values != 0  # a copy: the reader reuses the memory of `values`
-        if not (counts == values).all():
+        if not is_true and not (counts == values).all():
             self._refuse(values, part)
         if counts.all():
             return None

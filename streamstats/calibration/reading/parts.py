@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import lzma
 import threading
+import zlib
 from collections.abc import Sequence
+from gzip import BadGzipFile
+from io import UnsupportedOperation
 from math import prod
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
+import zarr
+from zarr.errors import MetadataValidationError
 
-from ...errors import DataError, LostError, first_line
-from ..encoding.decoders import Bytes
+from ...errors import DamageError, LostError, StoreError, StreamstatsError, UsageError
+from ..encoding.decoders import Bytes, UnknownCodecError
 from ..layer import Layer, Selection
+from ..sources.retrying import without_secrets
 
 _KEPT = threading.local()
 
@@ -52,25 +60,44 @@ def new_block(layer: Layer, selection: Selection) -> npt.NDArray[Any]:
     return kept("block", prod(shape) * layer.dtype.itemsize).view(layer.dtype).reshape(shape)
 
 
-def is_passing(error: BaseException | None) -> bool:
-    """Whether `error` is the fault of disk, network or memory: then the data may be sound, and must not be filled."""
-    if isinstance(error, DataError) and not isinstance(error, LostError):
-        return is_passing(error.__cause__)
-    lies_wrong = isinstance(error, NotADirectoryError | IsADirectoryError)
-    return isinstance(error, OSError | MemoryError) and not lies_wrong
+DAMAGE = (ValueError, RuntimeError, EOFError, zlib.error, lzma.LZMAError, BadZipFile, BadGzipFile)
+"""What readers and codecs raise for bytes that are not what they should be, with NotADirectoryError, IsADirectoryError,
+and an OSError of the codec bz2."""
+NO_DAMAGE = (NotImplementedError, RecursionError, UnsupportedOperation, MetadataValidationError, UnknownCodecError)
+"""Which of these say nothing of the bytes: a codec that is missing, or does not do what is asked of it."""
+BZ2_SAYS = "Invalid data stream"
 
 
-def damage(layer: Layer, inside: Selection, error: Exception, key: str) -> DataError:
-    """The error to raise when the part `inside`, which lies in the file `key`, cannot be read."""
-    where = f"chunk {key} (rows {inside[0].start}:{inside[0].stop})"
-    if is_passing(error):
-        return DataError(
-            f"layer {layer.name}: {where} cannot be read at the moment: {first_line(error)}; check the disk, the "
-            "network and free memory, then run again"
+def is_damage(error: BaseException) -> bool:
+    """Whether `error` says that stored bytes are lost or wrong. All others, unknown ones too, say nothing of them."""
+    if isinstance(error, StreamstatsError):
+        return isinstance(error, DamageError)
+    if isinstance(error, NotADirectoryError | IsADirectoryError) or str(error) == BZ2_SAYS:
+        return True
+    return isinstance(error, DAMAGE) and not isinstance(error, NO_DAMAGE)
+
+
+def failure(layer: Layer, inside: Selection, error: Exception, key: str) -> StreamstatsError:
+    """The error to raise when `error` kept the part `inside`, which lies in the file `key`, from being read."""
+    where = f"layer {layer.name}: chunk {key} (rows {inside[0].start}:{inside[0].stop})"
+    said = without_secrets(error)
+    if is_damage(error):
+        return DamageError(
+            f"{where} cannot be read: {said}; repair the store, or set `missing: report` to skip these rows"
         )
-    return DataError(
-        f"layer {layer.name}: {where} cannot be read: {first_line(error)}; repair the store, or set "
-        "`missing: report` to skip these rows"
+    kind = type(error).__name__
+    if isinstance(error, ImportError | NotImplementedError | UnknownCodecError):
+        return UsageError(
+            f"{where} cannot be decoded here: {kind}: {said}; install what its codec needs, and run again"
+        )
+    if isinstance(error, AssertionError | TypeError | LookupError | AttributeError | RecursionError):
+        return StreamstatsError(
+            f"{where} cannot be decoded by zarr {zarr.__version__}: {kind}: {said}; try another version of zarr, or "
+            "store the layer with other codecs"
+        )
+    return StoreError(
+        f"{where} cannot be read at the moment: {kind}: {said}; check the disk, the network and free memory, then run "
+        "again"
     )
 
 

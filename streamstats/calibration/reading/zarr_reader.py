@@ -10,17 +10,20 @@ from typing import Any
 
 import numpy.typing as npt
 import zarr
+from zarr.abc.store import RangeByteRequest
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import LocalStore
 
 from ...coverage import Rows
-from ...errors import DataError, StoreError, first_line
+from ...errors import DamageError, DataError, StoreError, StreamstatsError, first_line
 from ...statistics.statistics import StatisticsAccumulator
+from ..encoding.chunks import ends_in_blosc
+from ..encoding.decoders import BLOSC_HEADER_BYTES
 from ..layer import Layer, Selection
 from ..sources.identities import Identity
 from ..zarr_settings import DEFAULT_PIPELINE, codec_pipeline
-from .parts import damage, is_passing, lost, new_block, overlap, relative, touched
+from .parts import failure, lost, new_block, overlap, relative, touched
 
 
 class ZarrReader:
@@ -51,8 +54,8 @@ class ZarrReader:
         for shard in product(*touched(selection, self._layer.shards)):
             inside = overlap(selection, shard, self._layer.shards)
             try:
-                self._read_into(inside, block[relative(inside, selection)])
-            except DataError:
+                self.read_into(inside, block[relative(inside, selection)])
+            except DamageError:
                 if not self._fill:
                     raise
                 for chunk in product(*touched(inside, self._layer.chunks)):
@@ -60,42 +63,76 @@ class ZarrReader:
                     self._read_or_fill(part, block[relative(part, selection)])
         return block
 
-    def _read_into(self, inside: Selection, target: npt.NDArray[Any]) -> None:
-        """Fill `target` with `inside`, which lies in one file."""
+    def read_into(self, inside: Selection, target: npt.NDArray[Any]) -> None:
+        """Fill `target` with `inside`, which lies in one file. Raises as `read`."""
         shard = tuple(part.start // extent for part, extent in zip(inside, self._layer.shards, strict=True))
         key = self._array.metadata.encode_chunk_key(shard)
         try:
-            self._check_stored(key, inside)
-            self._array.get_basic_selection(inside, out=default_buffer_prototype().nd_buffer.from_numpy_array(target))
-        except (DataError, StoreError):
+            size = self._stored_size(key, inside)
+            self._check_blosc(key, size)
+            try:
+                self._decode(inside, target)
+            except Exception:
+                self._check_arrives(key, size)  # if it does not, that is the error
+                self._decode(inside, target)
+        except StreamstatsError:
             raise
         except Exception as error:
-            raise damage(self._layer, inside, error, key) from error
+            raise failure(self._layer, inside, error, key) from error
+
+    def _decode(self, inside: Selection, target: npt.NDArray[Any]) -> None:
+        self._array.get_basic_selection(inside, out=default_buffer_prototype().nd_buffer.from_numpy_array(target))
 
     def _read_or_fill(self, part: Selection, target: npt.NDArray[Any]) -> None:
         try:
-            self._read_into(part, target)
-        except DataError as error:
-            if is_passing(error):
-                raise
+            self.read_into(part, target)
+        except DamageError:
             target[...] = 0 if self._array.fill_value is None else self._array.fill_value
             self.filled.append((part[0].start, part[0].stop))
 
-    def _check_stored(self, key: str, inside: Selection) -> None:
-        """Raise `LostError` for a missing file and `ValueError` for an empty one: zarr would read the fill value."""
+    def _stored_size(self, key: str, inside: Selection) -> int:
+        """The bytes of the file `key`. Raises `LostError` for a missing file and `ValueError` for an empty one.
+
+        zarr would read the fill value for both.
+        """
         try:
-            size = _stored_size(self._array, key)
+            size = _size_of(self._array, key)
         except FileNotFoundError as error:
-            raise lost(self._layer, inside, key) from error
+            if self._fetched(key, RangeByteRequest(0, 1)) is None:  # asking for a size may fail for other reasons
+                raise lost(self._layer, inside, key) from error
+            return -1
         if size == 0:
             raise ValueError("it is empty")
+        return size
+
+    def _check_arrives(self, key: str, size: int) -> None:
+        """Raise an error unless the whole file `key`, of `size` bytes (−1: unknown), can be fetched."""
+        found = self._fetched(key)
+        if found is None:
+            raise ConnectionError("it is not there any more")
+        if size >= 0 and len(found) != size:
+            raise ConnectionError(f"received {len(found):,} of {size:,} bytes")
+
+    def _check_blosc(self, key: str, size: int) -> None:
+        """Raise `ValueError` for a chunk of Blosc that is cut off: numcodecs decodes it from memory behind it."""
+        if not ends_in_blosc(self._array) or size < 0:
+            return
+        header = self._fetched(key, RangeByteRequest(0, BLOSC_HEADER_BYTES)) or b""
+        if int.from_bytes(header[12:BLOSC_HEADER_BYTES], "little") > size or len(header) < BLOSC_HEADER_BYTES:
+            raise ValueError(f"a Blosc chunk is cut off after {size:,} bytes")
+
+    def _fetched(self, key: str, part: RangeByteRequest | None = None) -> bytes | None:
+        """The bytes of the file `key`, or a part of them; None if it does not exist."""
+        place = self._array.store_path
+        found = sync(place.store.get(f"{place.path}/{key}", default_buffer_prototype(), part))
+        return None if found is None else bytes(found.to_bytes())
 
     def measure(self, selection: Selection, accumulator: StatisticsAccumulator) -> None:
         """As `Reader.measure`."""
         accumulator.add(self.read(selection), selection)
 
 
-def _stored_size(array: zarr.Array[Any], key: str) -> int:
+def _size_of(array: zarr.Array[Any], key: str) -> int:
     """Bytes of the file `key`. Raises `FileNotFoundError` if it does not exist or is not a regular file."""
     store = array.store_path.store
     path = f"{array.store_path.path}/{key}"

@@ -7,17 +7,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from stat import S_ISREG
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import zarr
 from zarr.abc.store import Store
 from zarr.storage import LocalStore
 
-from ...errors import UsageError
+from ...errors import DataError, UsageError
 from ..encoding.decoders import Bytes
-from .bounds import check_bounds
+from .finding import Found, Names, find_arrays
 from .gathering import Gathered, can_gather, gather
-from .groups import arrays_below
 from .identities import MISSING, UNKNOWN, Identity
 
 OPENING_BYTES = 4 * 2**10
@@ -37,10 +35,9 @@ class LocalSource:
             raise UsageError(f"calibration store {self.location} does not exist; check `source`")
         return LocalStore(self.location, read_only=True)
 
-    def arrays(self) -> dict[str, zarr.Array[Any]]:
-        """As `Source.arrays`; consolidated metadata is not read, as whoever appends to arrays leaves it behind."""
-        check_bounds(Path(self.location))
-        return arrays_below(self.zarr_store(), self.location, consolidated=False)
+    def find(self) -> Found:
+        """As `Source.find`."""
+        return find_arrays(_LocalTree(Path(self.location)), self.zarr_store(), self.location)
 
     def folder(self, name: str, largest: int = 0) -> LocalFolder:
         """As `Source.folder`."""
@@ -53,6 +50,48 @@ class LocalSource:
     def fetched_bytes(self, largest: int) -> int:
         """None: the operating system reads ahead."""
         return 0
+
+
+@dataclass(frozen=True)
+class _LocalTree:
+    """The folders below `root`, also behind links. See `Tree`."""
+
+    root: Path
+    threads: ClassVar[int] = 1
+
+    def names(self, folder: str) -> Names:
+        """As `Tree.names`; a link to a folder that contains it is refused."""
+        here = self.root / folder
+        try:
+            with os.scandir(here) as entries:
+                found = list(entries)
+        except OSError as error:
+            raise DataError(f"{here} cannot be listed: {error.strerror}; check its permissions") from error
+        below = [entry for entry in found if entry.is_dir()]
+        loops = [entry.name for entry in below if entry.is_symlink() and _contains(entry.path, here)]
+        return Names(
+            frozenset(entry.name for entry in found if not entry.is_dir()),
+            tuple(entry.name for entry in below if entry.name not in loops),
+            dict.fromkeys(loops, "it is a link to a folder that contains it; remove the link"),
+        )
+
+    def content(self, path: str, most: int) -> bytes:
+        """As `Tree.content`."""
+        file = self.root / path
+        try:
+            found = file.stat()
+            if not S_ISREG(found.st_mode):
+                raise DataError(f"{file.name} is not a file")
+            if found.st_size > most:
+                raise DataError(f"{file.name} has {found.st_size:,} bytes; expected at most {most:,}")
+            return file.read_bytes()
+        except OSError as error:
+            raise DataError(f"{file.name} cannot be read: {error.strerror}") from error
+
+
+def _contains(link: str, folder: Path) -> bool:
+    """Whether `link` leads to `folder`, or to one that contains it."""
+    return folder.resolve().is_relative_to(Path(link).resolve())
 
 
 class LocalFolder:

@@ -8,7 +8,7 @@ that comes back shorter than it is.
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cache
@@ -18,7 +18,6 @@ from threading import Event
 from typing import Any, ClassVar
 
 import numpy as np
-import zarr
 from zarr.abc.store import ByteRequest, Store
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import ObjectStore
@@ -26,12 +25,12 @@ from zarr.storage import ObjectStore
 from ...errors import DataError, UsageError, require
 from ...interrupts import check_wanted
 from ..encoding.decoders import Bytes
+from .finding import Found, Names, find_arrays
 from .gathering import Gathered
-from .groups import arrays_below
 from .identities import MISSING, UNKNOWN, Identity
 from .others import check_url
 from .retrying import retried, retried_async, without_secrets
-from .source import File
+from .source import File, MemoryFile
 
 SCHEMES = ("s3", "s3a", "gs", "az", "abfs", "abfss")
 OPENING_BYTES = 2**20
@@ -63,9 +62,9 @@ class ObjectSource:
         """As `Source.zarr_store`."""
         return PatientStore(object_store(self.location), read_only=True)
 
-    def arrays(self) -> dict[str, zarr.Array[Any]]:
-        """As `Source.arrays`; consolidated metadata, if there is any, saves two requests per array."""
-        return arrays_below(self.zarr_store(), self.location, consolidated=True)
+    def find(self) -> Found:
+        """As `Source.find`; consolidated metadata is not believed, as whoever appends leaves it behind."""
+        return find_arrays(_ObjectTree(object_store(self.location)), self.zarr_store(), self.location)
 
     def folder(self, name: str, largest: int = 0) -> ObjectFolder:
         """As `Source.folder`."""
@@ -79,6 +78,48 @@ class ObjectSource:
         """As `Source.fetched_bytes`: the object that is read, and those that are fetched ahead."""
         ahead = objects_ahead(largest)
         return (ahead + 1) * largest if ahead else 0
+
+
+@dataclass(frozen=True)
+class _ObjectTree:
+    """The prefixes of an obstore. See `Tree`."""
+
+    store: Any
+    threads: ClassVar[int] = 16
+
+    def names(self, folder: str) -> Names:
+        """As `Tree.names`; objects that stand for a folder itself are left out."""
+        import obstore
+
+        found = retried(lambda: obstore.list_with_delimiter(self.store, folder or None))
+        paths = [meta["path"] for meta in found["objects"]]
+        if len(paths) + len(found["common_prefixes"]) > MOST_NAMES:
+            raise DataError(f"it has more than {MOST_NAMES:,} members; give a smaller group as the source")
+        below = [path for path in paths if path.startswith(f"{folder}/") or not folder]
+        return Names(frozenset(map(_name, below)), tuple(map(_name, found["common_prefixes"])))
+
+    def content(self, path: str, most: int) -> bytes:
+        """As `Tree.content`."""
+        import obstore
+
+        def request() -> bytes | int | None:
+            try:
+                found = obstore.get(self.store, path)
+            except FileNotFoundError:
+                return None
+            size: int = found.meta["size"]
+            return size if size > most else bytes(found.bytes())
+
+        content = retried(request)
+        if content is None:
+            raise DataError(f"{_name(path)} was listed, but does not exist")
+        if isinstance(content, int):
+            raise DataError(f"{_name(path)} has {content:,} bytes; expected at most {most:,}")
+        return content
+
+
+def _name(path: str) -> str:
+    return path.rpartition("/")[2]
 
 
 @cache
@@ -172,7 +213,7 @@ class ObjectFolder:
             return None
         if len(content) != found.meta["size"]:
             raise OSError(f"received {len(content)} of {found.meta['size']} bytes")
-        return FetchedFile(content, len(content), identity_of(found.meta))
+        return MemoryFile(content, len(content), identity_of(found.meta))
 
     def _list(self) -> dict[str, Identity]:
         """The identities of all objects of the folder, by key."""
@@ -221,23 +262,6 @@ class PatientStore(ObjectStore[Any]):
         except FileNotFoundError:
             return None
 
-    async def list_dir(self, prefix: str) -> AsyncGenerator[str, None]:
-        """As `zarr.abc.store.Store.list_dir`."""
-
-        async def whole() -> list[str]:
-            names = []
-            async for name in ObjectStore.list_dir(self, prefix):
-                names.append(name)
-                if len(names) > MOST_NAMES:
-                    raise DataError(
-                        f"{prefix or 'the store'} has more than {MOST_NAMES:,} members; give a smaller group as the "
-                        "source"
-                    )
-            return names
-
-        for name in await retried_async(whole):
-            yield name
-
 
 def identity_of(meta: Any) -> Identity:
     """The identity of an object from its obstore metadata: its size, and its tag or the second of its last change.
@@ -246,24 +270,6 @@ def identity_of(meta: Any) -> Identity:
     """
     tag = meta.get("e_tag") or meta["last_modified"].replace(microsecond=0).isoformat()
     return int(meta["size"]), int.from_bytes(sha256(tag.encode()).digest()[:8], "little") >> 1
-
-
-@dataclass
-class FetchedFile:
-    """An object in memory."""
-
-    content: Bytes
-    size: int
-    identity: Identity
-
-    def read(self, start: int, out: Bytes) -> None:
-        """As `File.read`."""
-        if start + out.size > self.size:
-            raise ValueError(f"it ends at byte {self.size}, expected {start + out.size} or more")
-        out[:] = self.content[start : start + out.size]
-
-    def close(self) -> None:
-        """As `File.close`."""
 
 
 @dataclass

@@ -7,12 +7,13 @@ what opening one costs. `source_of` chooses it once, by the location; nothing el
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Protocol
 
-import zarr
 from zarr.abc.store import Store
 
 from ..encoding.decoders import Bytes
+from .finding import Found
 from .gathering import Gathered
 from .identities import Identity
 
@@ -28,6 +29,24 @@ class File(Protocol):
 
     def close(self) -> None:
         """Close the file."""
+
+
+@dataclass
+class MemoryFile:
+    """A file in memory: its `content`. See `File`."""
+
+    content: Bytes
+    size: int
+    identity: Identity
+
+    def read(self, start: int, out: Bytes) -> None:
+        """As `File.read`."""
+        if start + out.size > self.size:
+            raise ValueError(f"it ends at byte {self.size}, expected {start + out.size} or more")
+        out[:] = self.content[start : start + out.size]
+
+    def close(self) -> None:
+        """As `File.close`."""
 
 
 class Folder(Protocol):
@@ -70,11 +89,11 @@ class Source(Protocol):
     def zarr_store(self) -> Store | str:
         """What zarr opens, read-only. Raises `UsageError` if the location is not usable."""
 
-    def arrays(self) -> dict[str, zarr.Array[Any]]:
-        """Every array of the store by name, in the order of the names.
+    def find(self) -> Found:
+        """Every array of the store.
 
-        Raises `UsageError` if the location is not a zarr group or has no arrays, `DataError` if metadata is damaged,
-        `StoreError` if the store does not respond.
+        Raises `UsageError` if the location is not a zarr group or has no arrays, `DataError` if the group's metadata is
+        damaged, or if there is too much to look into, `StoreError` if the store does not respond.
         """
 
     def folder(self, name: str, largest: int = 0) -> Folder | None:

@@ -30,7 +30,7 @@ def written(path: Path, values: Array, **options: Any) -> Layer:
 
 
 def encoding_in(path: Path, **options: Any) -> Encoding | None:
-    return encoding_of(source_of(build_store(path, {"layer": samples(*SHAPE)}, **options)).arrays()["layer"])
+    return encoding_of(source_of(build_store(path, {"layer": samples(*SHAPE)}, **options)).find().arrays["layer"])
 
 
 def assert_as_zarr(layer: Layer) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numcodecs
+import numcodecs.errors
 import numpy as np
 import pytest
 import zarr
@@ -27,7 +28,8 @@ from streamstats.calibration.reading.file_reader import FileReader
 from streamstats.calibration.reading.parts import kept
 from streamstats.calibration.reading.reader import Reader, open_reader
 from streamstats.calibration.reading.zarr_reader import ZarrReader
-from streamstats.errors import ChangedError, DataError
+from streamstats.errors import ChangedError, DamageError, DataError, StreamstatsError
+from streamstats.jobs.run import reduce
 from streamstats.statistics.exact import ExactSum
 from streamstats.statistics.kinds import Kind, kinds_of
 from streamstats.statistics.riders import Where
@@ -303,13 +305,12 @@ def test_what_only_zarr_can_read_is_read_by_zarr(tmp_path: Path, options: dict[s
 
 
 @pytest.mark.parametrize("dtype", [">f4", ">i2"])
-def test_the_other_byte_order_and_archives_are_read_by_zarr(tmp_path: Path, dtype: str) -> None:
+def test_the_other_byte_order_is_read_by_zarr(tmp_path: Path, dtype: str) -> None:
     values = samples(*SHAPE, dtype=dtype)
-    for name, options in (("store", {"zarr_format": 2}), ("store.zip", {})):
-        layer = written(tmp_path / name, values, **options)
-        with open_reader(layer) as reader:
-            assert isinstance(reader, ZarrReader)
-        np.testing.assert_array_equal(block(layer), values)
+    layer = written(tmp_path / "store", values, zarr_format=2)
+    with open_reader(layer) as reader:
+        assert isinstance(reader, ZarrReader)
+    np.testing.assert_array_equal(block(layer), values)
 
 
 # What is not stored
@@ -640,10 +641,25 @@ def test_a_file_that_is_replaced_while_it_is_read_is_an_error(tmp_path: Path) ->
                 reader.read((slice(0, 4), slice(3, 6), slice(0, 8)))
 
 
-@pytest.mark.parametrize("error", [OSError(116, "Stale file handle"), MemoryError("too little")])
+class OddError(Exception):
+    """What no library of ours raises."""
+
+
+NO_DAMAGE: dict[str, tuple[Exception, str]] = {
+    "stale": (OSError(116, "Stale file handle"), r"cannot be read at the moment: OSError: .*; check the disk"),
+    "memory": (MemoryError("too little"), "cannot be read at the moment: MemoryError: too little"),
+    "odd": (OddError("http://me:secret@host/x?key=1"), r"at the moment: OddError: http://…@host/x\?…; check"),
+    "assertion": (AssertionError("nested"), r"cannot be decoded by zarr .*: AssertionError: nested; try another"),
+    "codec": (numcodecs.errors.UnknownCodecError("acme"), "cannot be decoded here: .*acme.*; install what its codec"),
+    "module": (ImportError("no acme"), "cannot be decoded here: ImportError: no acme; install"),
+    "not implemented": (NotImplementedError("no"), "cannot be decoded here: NotImplementedError: no; install"),
+}
+
+
+@pytest.mark.parametrize(("error", "expected"), NO_DAMAGE.values(), ids=NO_DAMAGE.keys())
 @pytest.mark.parametrize("straight", [True, False])
 def test_an_error_that_says_nothing_of_the_data_is_never_filled(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, straight: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, expected: str, straight: bool
 ) -> None:
     layer = written(tmp_path, samples(*SHAPE))
 
@@ -657,7 +673,35 @@ def test_an_error_that_says_nothing_of_the_data_is_never_filled(
         monkeypatch.setattr("zarr.Array.get_basic_selection", failing)
     with (
         open_reader(layer, fill=True) as reader,
-        pytest.raises(DataError, match=r"cannot be read at the moment: .*; check"),
+        pytest.raises(StreamstatsError, match=expected) as raised,
     ):
         reader.read(tuple(slice(0, extent) for extent in SHAPE))
     assert not reader.filled
+    assert not isinstance(raised.value, DamageError)
+
+
+# What zarr takes
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_gzip_with_padding_is_what_zarr_takes_it_for(tmp_path: Path, zarr_format: int) -> None:
+    values = samples(*SHAPE)
+    codec: Any = numcodecs.GZip() if zarr_format == 2 else GzipCodec()
+    layer = written(tmp_path, values, zarr_format=zarr_format, compressors=codec)
+    chunk = tmp_path / "layer" / ("1.0.0" if zarr_format == 2 else "c/1/0/0")
+    chunk.write_bytes(chunk.read_bytes() + bytes(700))
+    np.testing.assert_array_equal(zarr.open_array(tmp_path / "layer", mode="r")[...], values)
+    np.testing.assert_array_equal(block(layer), values)
+    found = reduce(tmp_path)["layer"]
+    assert found.mean.tolist() == reduce(written(tmp_path / "plain", values).store)["layer"].mean.tolist()
+
+
+@pytest.mark.parametrize("options", [{"zarr_format": 2, "order": "F"}, {"filters": [TransposeCodec(order=(2, 1, 0))]}])
+def test_a_chunk_of_blosc_that_is_cut_off_is_damage_where_only_zarr_can_read_it(tmp_path: Path, options: Any) -> None:
+    codec: Any = numcodecs.Blosc() if "order" in options else BloscCodec()
+    layer = written(tmp_path, samples(*SHAPE), compressors=codec, **options)
+    assert layer.encoding is None
+    chunk = tmp_path / "layer" / ("0.0.0" if "order" in options else "c/0/0/0")
+    chunk.write_bytes(chunk.read_bytes()[:-9])
+    with pytest.raises(DamageError, match="a Blosc chunk is cut off after"):
+        block(layer)

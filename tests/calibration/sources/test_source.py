@@ -89,7 +89,7 @@ def _empty(store: Any) -> None:
 
 SOURCES = {"folder": folder, "archive": archive, "url": url, "bucket": bucket}
 KINDS = {"folder": LocalSource, "archive": ArchiveSource, "url": UrlSource, "bucket": ObjectSource}
-BY_FILE = ("folder", "bucket")
+BY_FILE = ("folder", "archive", "bucket")
 """Those whose files are read without zarr."""
 
 
@@ -122,7 +122,7 @@ def test_the_location_chooses_the_same_source_again_also_in_another_process(name
 
 
 def test_arrays_come_by_name_in_order(place: Place) -> None:
-    arrays = place.source.arrays()
+    arrays = place.source.find().arrays
     assert list(arrays) == ["a/conv", "b"]
     for layer, values in LAYERS.items():
         assert arrays[layer].shape == values.shape
@@ -224,7 +224,7 @@ def test_opening_costs_something_and_only_fetching_ahead_takes_memory(name: str,
 def test_a_store_that_is_gone_is_an_error_of_ours_that_names_it(place: Place) -> None:
     place.remove()
     with pytest.raises(StreamstatsError, match="store"):
-        source_of(place.source.location).arrays()
+        source_of(place.source.location).find()
 
 
 def test_choosing_a_source_contacts_nobody(monkeypatch: pytest.MonkeyPatch) -> None:

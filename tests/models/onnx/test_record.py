@@ -313,8 +313,8 @@ def test_a_store_without_room_for_a_layer_is_refused_before_anything_is_written(
     zarr.open_group(tmp_path / "below", mode="a").create_array("conv/deep", shape=(2, 2), dtype="f4")
     one_line(attempt(tmp_path / "below"), UsageError, "conv is a group of layers")
     one_line(attempt(tmp_path / "below" / "conv" / "deep"), UsageError, "not a zarr group")
-    assert list(source_of(tmp_path / "above").arrays()) == ["head"]
-    assert list(source_of(tmp_path / "below").arrays()) == ["conv/deep"]
+    assert list(source_of(tmp_path / "above").find().arrays) == ["head"]
+    assert list(source_of(tmp_path / "below").find().arrays) == ["conv/deep"]
     (tmp_path / "file").write_text("hello")
     one_line(attempt(tmp_path / "file"), OutputError, "file")
 

@@ -1,0 +1,131 @@
+"""Stores behind other URLs: a server that fails is never taken for missing data, and what cannot be listed is said."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+import zarr
+from stores import build_store, samples
+
+from streamstats import reduce
+from streamstats.calibration.selection import select_layers
+from streamstats.calibration.sources.choose import source_of
+from streamstats.config import JobConfig
+from streamstats.errors import LostError, StreamstatsError, UsageError
+from streamstats.jobs.run import run
+
+CHUNK = "/c/1/0/0"
+
+
+class Server(SimpleHTTPRequestHandler):
+    """Serves a folder; meets a fault where a chunk is asked for, and lists folders unless it must not."""
+
+    fault: str = ""
+    lists: bool = True
+
+    def log_message(self, *_: Any) -> None:
+        """Say nothing."""
+
+    def list_directory(self, path: Any) -> Any:
+        """As the base class, unless this server lists nothing."""
+        if self.lists:
+            return super().list_directory(path)
+        self.send_error(404)
+        return None
+
+    def do_HEAD(self) -> None:
+        if self.fault in ("HEAD 503", "404") and self.path.endswith(CHUNK):
+            self.send_error(int(self.fault[-3:]))
+        else:
+            super().do_HEAD()
+
+    def do_GET(self) -> None:
+        if not self.fault or not self.path.endswith(CHUNK):
+            super().do_GET()
+        elif self.fault == "dropped":
+            self.close_connection = True
+            self.connection.shutdown(2)
+        elif self.fault == "cut off":
+            self.send_response(200)
+            self.send_header("Content-Length", "80")
+            self.end_headers()
+            self.wfile.write(b"x" * 40)
+        elif self.fault == "HEAD 503":
+            super().do_GET()
+        else:
+            self.send_error(int(self.fault))
+
+
+@contextmanager
+def serving(folder: Path, fault: str = "", *, lists: bool = True) -> Iterator[str]:
+    """The URL of `folder`."""
+    handler: Callable[..., Any] = type("Faulty", (Server,), {"fault": fault, "lists": lists})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(folder)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def consolidated(folder: Path, **layers: Any) -> Path:
+    build_store(folder, layers, compressors=None)
+    with warnings.catch_warnings(action="ignore"):
+        zarr.consolidate_metadata(str(folder))
+    return folder
+
+
+@pytest.mark.parametrize("missing", ["fill", "report"])
+@pytest.mark.parametrize("fault", ["503", "429", "403", "dropped", "cut off"])
+def test_a_server_that_fails_is_never_taken_for_missing_rows(
+    tmp_path: Path, fault: str, missing: Literal["fill", "report"]
+) -> None:
+    store = consolidated(tmp_path / "s.zarr", x=samples(8, 3, 4))
+    with serving(store, fault) as url:
+        job = JobConfig(source=url, output=str(tmp_path / "out"), missing=missing).job()
+        with pytest.raises(StreamstatsError, match=r"layer x: chunk c/1/0/0 \(rows 2:4\) cannot be read at the moment"):
+            run(job)
+
+
+def test_a_size_that_is_refused_is_not_a_missing_file(tmp_path: Path) -> None:
+    values = samples(8, 3, 4)
+    store = consolidated(tmp_path / "s.zarr", x=values)
+    with serving(store, "HEAD 503") as url:
+        assert reduce(url, missing="fill")["x"].sums == reduce(store)["x"].sums
+
+
+def test_a_file_that_the_server_does_not_have_is_missing(tmp_path: Path) -> None:
+    values = samples(8, 3, 4)
+    store = consolidated(tmp_path / "s.zarr", x=values)
+    with serving(store, "404") as url, pytest.raises(LostError, match=r"chunk c/1/0/0 \(rows 2:4\) is missing"):
+        reduce(url)
+    values[2:4] = 0
+    expected = values.astype(np.float64).mean(axis=(0, 1))
+    with serving(store, "404") as url:
+        np.testing.assert_allclose(reduce(url, missing="fill")["x"].mean, expected, rtol=1e-15)
+
+
+def test_a_store_that_cannot_be_listed_is_what_its_consolidated_metadata_says_and_that_is_told(tmp_path: Path) -> None:
+    values = samples(8, 3, 4)
+    store = consolidated(tmp_path / "s.zarr", x=values)
+    zarr.open_array(str(store / "x"), mode="r+").append(values)
+    zarr.open_group(str(store), mode="r+", use_consolidated=False).create_array("new", data=values)
+    with serving(store) as url:
+        assert list(source_of(url).find().arrays) == ["new", "x"]
+    with serving(store, lists=False) as url:
+        found = select_layers(url)
+        assert [(layer.name, layer.rows) for layer in found.layers] == [("x", 16)]
+        assert found.note == "it cannot be listed: only arrays in its consolidated metadata are known"
+    plain = build_store(tmp_path / "plain.zarr", {"x": values})
+    with serving(plain, lists=False) as url, pytest.raises(UsageError, match="cannot be listed, and has no consolid"):
+        source_of(url).find()
