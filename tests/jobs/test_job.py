@@ -26,7 +26,7 @@ from streamstats.jobs.job import Job
 from streamstats.jobs.run import reduce, run
 from streamstats.jobs.workers import Cluster, open_workers
 from streamstats.outputs import results
-from streamstats.statistics.kinds import KINDS
+from streamstats.statistics.kinds import optional
 
 SHAPE = (23, 6, 5, 12)
 
@@ -102,7 +102,7 @@ def test_every_dtype_and_channel_axis_gives_the_exact_mean(tmp_path: Path, dtype
 def test_every_byte_of_a_bool_that_is_not_zero_counts_as_one(tmp_path: Path, name: str) -> None:
     odd = np.random.default_rng(3).integers(0, 4, (9, 5, 4), np.uint8).view(bool)
     plain = odd.view(np.uint8) != 0
-    kinds = tuple(name for name in KINDS if name != "taps")
+    kinds = tuple(name for name in optional() if name != "taps")
     rules = [LayerRule("*", statistics=kinds)]
     expected = ss.reduce(write_store(tmp_path / "plain.zarr", {"a": plain}), layers=rules)["a"]
     assert expected.mean.tolist() == plain.mean(axis=(0, 1)).tolist()

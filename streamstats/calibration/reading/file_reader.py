@@ -6,6 +6,7 @@ fresh memory costs more than reading.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby, product
@@ -31,7 +32,7 @@ MOST_GATHERED = 1024
 
 
 class UndecodedError(ValueError):
-    """The stored bytes of a chunk do not decode to its values."""
+    """A codec does not take the stored bytes of a chunk; sizes and checksums that are wrong are other errors."""
 
 
 class FileReader:
@@ -327,8 +328,8 @@ class FileReader:
         chunk = kept("chunk", encoding.chunk_bytes) if out is None else out
         try:
             encoding.decode(stored, chunk)
-        except Exception as error:
-            raise UndecodedError(str(error)) if is_damage(error) else error from error
+        except (RuntimeError, zlib.error) as error:
+            raise UndecodedError(str(error)) from error
         if out is None:
             target[...] = chunk.view(encoding.dtype).reshape(encoding.chunks)[within]
 

@@ -98,7 +98,8 @@ class ZarrReader:
         try:
             size = _size_of(self._array, key)
         except FileNotFoundError as error:
-            if self._fetched(key, RangeByteRequest(0, 1)) is None:  # asking for a size may fail for other reasons
+            is_local = isinstance(self._array.store_path.store, LocalStore)  # a server may refuse the size alone
+            if is_local or self._fetched(key, RangeByteRequest(0, 1)) is None:
                 raise lost(self._layer, inside, key) from error
             return -1
         if size == 0:
