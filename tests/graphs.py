@@ -184,7 +184,7 @@ AXES = {"conv": 1, "rows": 3, "head/fc": 1}
 
 def stored_layers(store: Path) -> dict[str, Layer]:
     source = source_of(store)
-    return {name: describe(source, name, array) for name, array in source.arrays().items()}
+    return {name: describe(source, name, array) for name, array in source.find().arrays.items()}
 
 
 def stored(store: Path) -> dict[str, Array]:

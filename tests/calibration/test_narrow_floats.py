@@ -31,7 +31,7 @@ from streamstats.layouts import Kernel
 from streamstats.outputs.results import open_results
 from streamstats.ranges.finding import find_ranges
 from streamstats.report.page import document, page
-from streamstats.statistics.kinds import KINDS
+from streamstats.statistics.kinds import asked
 
 Array = np.ndarray[Any, Any]
 
@@ -108,7 +108,7 @@ def test_stores_that_tensorstore_wrote_are_read_to_the_bit(codecs: str, dtype: n
 @pytest.mark.parametrize("codecs", ["raw", "zstd", "blosc", "shards", "big-endian"])
 def test_every_statistic_of_a_store_is_that_of_its_values(codecs: str, dtype: np.dtype[Any], tmp_path: Path) -> None:
     values = values_of(dtype)
-    rule = LayerRule("*", statistics=tuple(KINDS), kernel=Kernel((1,)))
+    rule = LayerRule("*", statistics=tuple(asked()), kernel=Kernel((1,)))
     found = reduce(written(tmp_path, dtype, CODECS[codecs], values), layers=[rule])["layer"]
     for kind in found.statistics.values():
         assert kind == type(kind).measure(values, kernel=Kernel((1,))), kind.name
@@ -199,7 +199,7 @@ def test_the_bits_of_nan_are_kept(dtype: np.dtype[Any], tmp_path: Path) -> None:
 @ALL_NARROW
 def test_a_meter_gives_the_bits_of_recording_and_running(dtype: np.dtype[Any], tmp_path: Path) -> None:
     values = values_of(dtype, (40, 6))
-    names = sorted(set(KINDS) - {"taps"})
+    names = sorted(set(asked()) - {"taps"})
     meter = Meter(names)
     with Recorder(tmp_path / "store") as recorder:
         for part in np.array_split(values, 3):
