@@ -8,7 +8,7 @@ for is counted.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -86,38 +86,41 @@ def select_layers(source: str | Path, rules: Sequence[LayerRule] = ()) -> Select
     matches = {array: _first_matches(array, names, rules) for array, names in readers.items()}
     mask_of = {array: _asked(array, "mask", by) or mask_name(arrays[array]) for array, by in matches.items()}
     _check_not_own_mask(mask_of)
-    masks = [array for array in arrays if array in mask_of.values() or masked_layer(arrays[array])]
-    not_masks = {array: by for array, by in matches.items() if array not in masks}
-    unfit = {} if rules else _unfit({array: arrays[array] for array in not_masks})
-    not_masks = {array: by for array, by in not_masks.items() if array not in unfit}
-    if masks and not any(not_masks.values()):
-        raise UsageError(
-            f"{source} has no layers, only masks of layers: {listed(masks)}; restore the layers, or match them in "
-            "`layers`"
-        )
-    layers, bad = [], dict(found.unreadable)
-    for array, by in not_masks.items():
-        layer = _described(store, array, mask_of[array], arrays, by) if by else None
-        if isinstance(layer, Layer):
-            layers.append(layer)
-        elif layer is not None and (rules or len(not_masks) == 1):
-            raise layer
-        elif layer is not None:
-            bad[array] = str(layer).removeprefix(f"layer {array}: ")
+    masks = {array for array in arrays if array in mask_of.values() or masked_layer(arrays[array])}
+    unfit = {} if rules else _unfit({array: each for array, each in arrays.items() if array not in masks})
+    candidates = {array: by for array, by in matches.items() if array not in masks and array not in unfit}
+    _check_not_only_masks(source, masks, candidates)
+    layers, wrong = _described(store, arrays, mask_of, candidates, strict=bool(rules) or len(candidates) == 1)
     _check_once(layers)
     if rules:
-        return Selected(tuple(layers), tuple(sorted([*_skipped(readers, not_masks), *bad])), note=found.note)
-    return Selected(tuple(layers), (), unfit, bad, found.note)
+        left_out = sorted([*_skipped(readers, candidates), *found.unreadable])
+        return Selected(tuple(layers), tuple(left_out), note=found.note)
+    return Selected(tuple(layers), (), unfit, {**found.unreadable, **wrong}, found.note)
 
 
 def _described(
-    store: Source, array: str, mask: str | None, arrays: Mapping[str, zarr.Array[Any]], rules: Mapping[str, LayerRule]
-) -> Layer | DataError | UsageError:
-    """The layer that is `array`, with the array `mask`, or what is wrong with it."""
-    try:
-        return _by_rules(describe(store, array, arrays[array]), _mask(store, array, mask, arrays), rules)
-    except (DataError, UsageError) as error:
-        return error
+    store: Source,
+    arrays: Mapping[str, zarr.Array[Any]],
+    mask_of: Mapping[str, str | None],
+    candidates: Mapping[str, Mapping[str, LayerRule]],
+    *,
+    strict: bool,
+) -> tuple[list[Layer], dict[str, str]]:
+    """(the `candidates` that have rules, as these describe them; array → what is wrong with it).
+
+    If `strict`, what is wrong is raised: `DataError` or `UsageError`.
+    """
+    layers, wrong = [], {}
+    for array, rules in candidates.items():
+        try:
+            if rules:
+                layer = describe(store, array, arrays[array])
+                layers.append(_by_rules(layer, _mask(store, array, mask_of[array], arrays), rules))
+        except (DataError, UsageError) as error:
+            if strict:
+                raise
+            wrong[array] = str(error).removeprefix(f"layer {array}: ")
+    return layers, wrong
 
 
 def _check_readable(source: str | Path, found: Found, rules: Sequence[LayerRule]) -> None:
@@ -135,6 +138,17 @@ def _unfit(arrays: Mapping[str, zarr.Array[Any]]) -> dict[str, str]:
         name, reason = next(iter(unfit.items()))
         raise UsageError(f"layer {name}: {reason}; no array of the store can be a layer")
     return unfit
+
+
+def _check_not_only_masks(
+    source: str | Path, masks: Collection[str], candidates: Mapping[str, Mapping[str, LayerRule]]
+) -> None:
+    """Raise `UsageError` if there are `masks`, and no layers among the `candidates`."""
+    if masks and not any(candidates.values()):
+        raise UsageError(
+            f"{source} has no layers, only masks of layers: {listed(sorted(masks))}; restore the layers, or match them "
+            "in `layers`"
+        )
 
 
 def _check_not_own_mask(mask_of: Mapping[str, str | None]) -> None:
