@@ -31,11 +31,10 @@ from matrix import exporting, torch_networks, torch_ways, ways
 from matrix.ways import Outcome
 
 REASONS = {
-    "left in float": ("left its weight in float", "never quantised"),
+    "never quantised": ("left its weight in float", "is the float one"),
     "recurrent": ("LSTM", "recurrent"),
     "stacked": ("expected 2 axes", "no one parameter"),
     "taken apart": ("tracing took",),
-    "samples not first": ("expected samples on axis 0",),
 }
 """Short name of a reason → words in it; a reason has the first name that fits."""
 OTHER = "other"

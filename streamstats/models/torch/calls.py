@@ -242,7 +242,7 @@ FAST = tuple(kind.forward for kind in KINDS)
 class FastPaths:
     """Lets the modules of a model take their fast paths, and records what the slow path, which they run beside, sees.
 
-    Both paths compute the same but for rounding; the loop gets the result of the one that torch chooses by itself.
+    Both paths compute the same, up to rounding; the loop gets the result of the one that torch chooses by itself.
     """
 
     def __init__(

@@ -39,7 +39,7 @@ WITHOUT_ACCOUNT = (
 )
 NO_BIAS = "no one parameter is added as the bias of all its products; its corrector's `calculate` gives the term"
 SHARED = "the bias {} is added behind other weights, too; its corrector's `calculate` gives the term"
-SAME = "never quantised: the parameter of the quantised model is the float one"
+SAME = "the parameter of the quantised model is the float one"
 
 
 class LooseParameters:

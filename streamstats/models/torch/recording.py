@@ -100,7 +100,7 @@ def measuring(
 
 @dataclass(frozen=True, eq=False)
 class _Watch:
-    """What is to be recorded of a model."""
+    """What to record of a model."""
 
     model: torch.nn.Module
     layers: list[ModelLayer]
