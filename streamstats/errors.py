@@ -72,7 +72,7 @@ class StoreError(StreamstatsError):
 
 
 class HarmError(StreamstatsError):
-    """A correction would make the network worse, and was to fail then: correct otherwise, or with more samples."""
+    """A correction makes the network worse, and the caller refuses that: correct otherwise, or with more samples."""
 
 
 class ServiceError(StreamstatsError):

@@ -1,5 +1,4 @@
-"""An account as a person reads it: the reasons why weights were left as they are, each told once for all that it holds
-for.
+"""An account as a person reads it: why weights were left as they are, each reason once, with the names it holds for.
 
 ONNX and torch use the same words. An operator is recorded or passed over; a layer is corrected, unchanged, never
 quantised, or refused.
@@ -12,7 +11,6 @@ from collections.abc import Iterable
 from ..errors import listed
 
 NOT_CHOSEN = "not among the `layers` to record"
-
 
 MOST_NAMED = 8
 """How many names a message gives for a reason."""

@@ -18,7 +18,7 @@ from .. import __version__
 from ..errors import counted, require
 from ..models.linear import WEIGHTLESS
 from ..models.onnx.correct import CORRECTED, ONE_PASS, Correction
-from ..models.onnx.judge import UNCORRECTED
+from ..models.onnx.judgement import UNCORRECTED
 from ..models.onnx.precision import Precision, bias_steps, precision
 from ..outputs.layer_statistics import LayerStatistics
 from ..outputs.manifest import MANIFEST

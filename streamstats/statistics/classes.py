@@ -61,7 +61,7 @@ class ClassSumsOf:
 
 
 class ClassSums:
-    """A `Rider`: the exact sums of each class of positions per channel, but for the class with the most positions."""
+    """A `Rider`: the exact sums of each class of positions per channel, except the class with the most positions."""
 
     def __init__(self, dtype: np.dtype[Any], shape: tuple[int, ...], axis: int, labels: Labels, classes: int) -> None:
         self.dtype, self.channels, self._axis, self._labels = dtype, shape[axis], axis, labels

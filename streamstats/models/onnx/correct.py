@@ -26,7 +26,8 @@ from .files import check_targets, write_models
 from .graph import copied
 from .harm import TRIALS, WORSE, Trials, tell, unsure, without
 from .iterative import Iterative, iterative_corrections
-from .judge import UNCORRECTED, HeldOut, Judge, Judgement
+from .judge import HeldOut, Judge
+from .judgement import UNCORRECTED, Judgement
 from .layers import LeftOut
 from .levels import Levels
 from .subject import Subject, check_rounded, fake_quantized, marked, quantized_by_others, two_models
@@ -60,10 +61,8 @@ class How:
     outputs: Outputs | None = None
 
     def __post_init__(self) -> None:
-        recorded, held_out = (
-            self.layer_by_layer and self.layer_by_layer.samples,
-            self.held_out and self.held_out.samples,
-        )
+        recorded = self.layer_by_layer and self.layer_by_layer.samples
+        held_out = self.held_out and self.held_out.samples
         if recorded and held_out and Path(recorded).resolve() == Path(held_out).resolve():
             raise UsageError(f"{held_out} was recorded; judge with samples that were not recorded")
         if self.do_no_harm and self.held_out is None:
@@ -138,10 +137,7 @@ def correct(
     activations = None if activation_bits is None else Activations(correctors, activation_bits, activation_range)
     check_targets([model_path], [output, uncorrected])
     subject = fake_quantized(model_path, levels, activations)
-    how = how or How()
-    return _Correcting(subject, _from_means(subject, Path(correctors), how, progress), how, progress).written(
-        output, uncorrected
-    )
+    return _with_means(subject, correctors, how or How(), progress).written(output, uncorrected)
 
 
 def correct_quantized(
@@ -159,9 +155,9 @@ def correct_quantized(
     as it is; its outcome says so. Other arguments and errors as `correct`.
     """
     check_targets([original, quantized], [output])
-    subject, how = quantized_by_others(original, quantized), how or How()
+    subject = quantized_by_others(original, quantized)
     check_rounded(subject)
-    return _Correcting(subject, _from_means(subject, Path(correctors), how, progress), how, progress).written(output)
+    return _with_means(subject, correctors, how or How(), progress).written(output)
 
 
 def correct_outputs(
@@ -306,6 +302,10 @@ class _Correcting:
         model = copied(self.subject.quantized)
         outcomes = self.method.added(model, planned)
         return marked(model), outcomes
+
+
+def _with_means(subject: Subject, correctors: str | Path, how: How, progress: Progress) -> _Correcting:
+    return _Correcting(subject, _from_means(subject, Path(correctors), how, progress), how, progress)
 
 
 def _added_terms(outcomes: Sequence[LayerCorrection]) -> Mapping[str, Any]:

@@ -51,7 +51,7 @@ class Gain:
 
     @property
     def is_worse(self) -> bool:
-        """Whether the model is farther from the float model, be it by chance."""
+        """Whether the model is farther from the float model, even if that may be chance."""
         return self.decibels < 0
 
     @property
@@ -134,7 +134,7 @@ def _size(errors: Float64Array) -> float:
 
 
 def _decibels(above: float, below: float) -> float:
-    """10·log10 of a ratio of squares; 0 for equals, though both are 0 or infinite."""
+    """10·log10 of a ratio of squares; 0 for equals, even if both are 0 or infinite."""
     if above == below:
         return 0.0
     if 0.0 in (above, below) or math.inf in (above, below):

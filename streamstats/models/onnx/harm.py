@@ -19,12 +19,14 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import HarmError, counted, listed
+from ...outputs.layer_statistics import LayerStatistics
 from ...outputs.manifest import MANIFEST
 from ...outputs.results import open_results
 from ...progress import Progress, Stage
 from ..linear import LayerCorrection
 from .effects import Effect, Gain
-from .judge import Judge, Judgement
+from .judge import Judge
+from .judgement import Judgement
 from .pairs import Pair
 from .precision import precision
 
@@ -122,7 +124,7 @@ def _clearly_helps(gain_without: Gain | None) -> bool:
 
 
 def without(planned: Sequence[LayerCorrection], reasons: Mapping[str, str]) -> list[LayerCorrection]:
-    """What is `planned`, but for the terms of the layers that `reasons` says why to leave out."""
+    """What is `planned`, without the terms of the layers in `reasons`, which says why each is left out."""
     return [
         each if each.term is None or each.layer not in reasons else replace(each, term=None, reason=reasons[each.layer])
         for each in planned
@@ -138,30 +140,34 @@ def unsure(out: Path, pairs: Sequence[Pair], planned: Sequence[LayerCorrection])
     """
     if not (out / MANIFEST).exists():
         return {}
-    results = open_results(out)
+    results, found = open_results(out), {}
     known = set(results.layers)
-    found = {}
     for pair, each in zip(pairs, planned, strict=True):
         if each.term is None or pair.name not in known:
             continue
         statistics = results.statistics(pair.name)
-        error = None
-        if statistics.standard_error is not None:
-            measured = precision(pair, statistics, np.ones(each.term.size))
-            error = None if measured is None else measured.error
+        error = _standard_error(pair, statistics, each.term.size)
         if error is not None and np.square(each.term).sum() <= 2 * np.square(error).sum():
             sizes = [float(np.sqrt(np.square(values).mean())) for values in (error, each.term)]
             found[pair.name] = (
-                f"{UNSURE}: over {statistics.rows:,}, its standard error is {sizes[0]:.2g}, the correction itself "
-                f"{sizes[1]:.2g} (root mean squares over outputs); record more"
+                f"{UNSURE}: over {counted(statistics.rows, 'row')}, its standard error is {sizes[0]:.2g}, the "
+                f"correction itself {sizes[1]:.2g} (root mean squares over outputs); record more samples"
             )
     return found
+
+
+def _standard_error(pair: Pair, statistics: LayerStatistics, outputs: int) -> Float64Array | None:
+    """The standard error of the term of `pair`, float64[outputs]; None for layers counted without `spread`."""
+    if statistics.standard_error is None:
+        return None
+    measured = precision(pair, statistics, np.ones(outputs))
+    return None if measured is None else measured.error
 
 
 def tell(judgement: Judgement, name: str, progress: Progress, *, fail: bool) -> None:
     """Say, before anything is written, whether the model of this `name` is worse than the quantised one, or may be.
 
-    Raises `HarmError` for a worse one if it is to `fail`.
+    Raises `HarmError` for a worse one if `fail`.
     """
     gain = judgement.gains.get(name)
     if gain is None:
@@ -170,11 +176,11 @@ def tell(judgement: Judgement, name: str, progress: Progress, *, fail: bool) -> 
     if gain.is_worse and fail:
         raise HarmError(f"the corrected model is worse than the quantised one: {gain} {on}; nothing was written")
     if gain.is_worse:
-        progress.say(f"WARNING: the corrected model is worse than the quantised one: {gain} {on}; see --do-no-harm")
+        progress.say(f"warning: the corrected model is worse than the quantised one: {gain} {on}; see --do-no-harm")
     elif gain.decibels and not gain.is_clear:
         needed = gain.samples_needed
-        more = f"; about {needed:,} would tell" if needed else ""
-        progress.say(f"note: {on}, the difference to the quantised model, {gain}, may be chance{more}")
+        more = f"; about {needed:,} samples would tell" if needed else ""
+        progress.say(f"note: {on}, the difference from the quantised model, {gain}, may be chance{more}")
     for output, each in judgement.gains_by_output(name).items():
         if each.is_worse and each.is_clear:
-            progress.say(f"WARNING: the output {output} is worse than the quantised model's: {each} {on}")
+            progress.say(f"warning: the output {output} is worse than the quantised model's: {each} {on}")

@@ -42,8 +42,8 @@ from .layers import OnnxLayer
 from .pairs import Pair
 from .plain import only, plainly
 from .record import record_layers
-from .run import ModelRun, load_samples, open_session
-from .samples import Axes, samples_digest
+from .run import ModelRun, open_session
+from .samples import Axes, load_samples, samples_digest
 from .stages import save_stage, saved_stage, work_folder
 
 if TYPE_CHECKING:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import math
-import re
-import shlex
-import subprocess
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -17,33 +14,30 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from ...errors import MismatchError, NonFiniteError, UsageError, first_line
+from ...errors import MismatchError, NonFiniteError, UsageError
 from ...progress import QUIET, Progress, Stage
 from ...statistics.masks import Mask
 from .comparing import Places
-from .effects import Effect, EffectSums, Gain
+from .effects import Effect, EffectSums
 from .files import write_models
 from .graph import copied
+from .judgement import FLOAT, Judgement
 from .masking import check_mask, mask_rows
 from .pairs import SCALED, Pair
 from .plain import PlainModel, only, plainly
 from .quality import Quality, Sums, together
-from .run import ModelRun, load_samples, open_session
-from .samples import Axes
+from .run import ModelRun, open_session
+from .samples import Array, Axes, load_samples
+from .scoring import Labels, check_command, scored
 
 if TYPE_CHECKING:
     import onnx
 
-Array = npt.NDArray[Any]
 Float64Array = npt.NDArray[np.float64]
-FLOAT, UNCORRECTED = "float", "quantised"
-"""The models that others are compared with."""
 TRIAL_SAMPLES = 256
 """How many samples a trial runs, at least one batch."""
 KEPT_BYTES = 2**28
 """How many bytes of the float model's outputs are kept, so that trials need not compute them again."""
-NUMBER = re.compile(r"[-+]?\d*\.?\d+(?:[eE][-+]?\d+)?")
-PLACE = "{model}"
 ROUTED = (
     "how many positions reach it depends on values, as for the experts of a mixture, and differs between the networks, "
     "so that its outputs cannot be compared one by one"
@@ -74,71 +68,8 @@ class HeldOut:
     batch_axes: Axes | None = None
 
     def __post_init__(self) -> None:
-        if self.score is not None and PLACE not in self.score:
-            raise UsageError(f"the command {self.score!r} has no {PLACE}; write it where the model's file belongs")
-        try:
-            shlex.split(self.score or "")
-        except ValueError as error:
-            raise UsageError(f"the command {self.score!r} cannot be read: {first_line(error)}") from error
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """What judging on `samples` samples gave, by model name: the quality of each layer and of all outputs together, the
-    accuracy and the score. `effects` are those on the network's outputs, `gains` by how much each model is better than
-    the quantised one there. `harmful` are the layers whose own outputs would be closer to the float model's without
-    their correction, `unjudged` those whose outputs stand for no tensor of the float model, and why.
-    """
-
-    samples: int
-    layers: Mapping[str, Mapping[str, Quality]]
-    outputs: Mapping[str, Quality]
-    accuracy: Mapping[str, float] = field(default_factory=dict)
-    scores: Mapping[str, float] = field(default_factory=dict)
-    harmful: Sequence[str] = ()
-    unjudged: Mapping[str, str] = field(default_factory=dict)
-    effects: Mapping[str, Effect] = field(default_factory=dict)
-
-    @property
-    def gains(self) -> dict[str, Gain]:
-        """Model → by how much its outputs are nearer to the float model's than the quantised model's."""
-        before = self.effects.get(UNCORRECTED)
-        if before is None:
-            return {}
-        return {name: each.gain_over(before) for name, each in self.effects.items() if name != UNCORRECTED}
-
-    def gains_by_output(self, model: str) -> dict[str, Gain]:
-        """Output → the gain of `model` there; empty if there is one output only."""
-        before, found = self.effects.get(UNCORRECTED), self.effects.get(model)
-        if before is None or found is None or len(found.names) < 2:
-            return {}
-        return {name: found.of(name).gain_over(before.of(name)) for name in found.names}
-
-    def document(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return {
-            "samples": self.samples,
-            "layers": {
-                layer: {model: found.document() for model, found in models.items()}
-                for layer, models in self.layers.items()
-            },
-            "outputs": {model: found.document() for model, found in self.outputs.items()},
-            "accuracy": dict(self.accuracy),
-            "scores": dict(self.scores),
-            "harmful": list(self.harmful),
-            "unjudged": dict(self.unjudged),
-            "network": {name: self._network(name) for name in self.effects},
-        }
-
-    def _network(self, model: str) -> dict[str, Any]:
-        """What `model` does to the outputs, JSON-ready: in all, and output by output."""
-        effect, gain = self.effects[model], self.gains.get(model)
-        by_output = self.gains_by_output(model)
-        return {
-            "sqnr_db": effect.sqnr if math.isfinite(effect.sqnr) else None,
-            **(gain.document() if gain else {}),
-            "outputs": {name: each.document() for name, each in by_output.items()} if gain else {},
-        }
+        if self.score is not None:
+            check_command(self.score)
 
 
 class Judge:
@@ -179,7 +110,8 @@ class Judge:
         matrices = [pair.output for pair in self._pairs if pair.output and pair.quantized.weight.ndim <= 2]
         self._places = Places.of(self._float, self._ends, matrices, self._held_out.mask)
         self._check_finite()
-        self._labels = self._loaded_labels()
+        labels = self._held_out.labels
+        self._labels = None if labels is None else Labels.load(labels, self._samples)
         self.score(FLOAT, self._original)
 
     def __exit__(
@@ -269,7 +201,7 @@ class Judge:
             return
         path = self._folder / f"{name}.onnx"
         write_models([(model, path)])
-        self._scores[name] = _scored(self._held_out.score, path)
+        self._scores[name] = scored(self._held_out.score, path)
 
     def _measured(self, name: str, model: onnx.ModelProto, note: str) -> _Measured:
         """Run `model` beside the float model, and sum up their errors."""
@@ -288,8 +220,9 @@ class Judge:
             mine, theirs = run.outputs(mine_wanted, rows), self._float.outputs(theirs_wanted, rows)
             mask = mask_rows(self._float, self._held_out.mask, rows)
             found.add(judged, mine, theirs, rows.stop - rows.start, mask)
-            for model_name, logits in ((name, mine[self._ends[0]]), (FLOAT, theirs[self._ends[0]])):
-                found.right[model_name] = found.right.get(model_name, 0) + self._right(logits, rows)
+            if self._labels is not None:
+                found.right[name] += self._labels.right(mine[self._ends[0]], rows)
+                found.right[FLOAT] += self._labels.right(theirs[self._ends[0]], rows)
             self._progress.advance(rows.stop - rows.start)
         self._routed |= found.routed
         found.layers = {layer: sums for layer, sums in found.layers.items() if layer not in self._routed}
@@ -348,34 +281,6 @@ class Judge:
                         "infinities; remove this sample"
                     )
 
-    def _loaded_labels(self) -> Array | None:
-        path = self._held_out.labels
-        if path is None:
-            return None
-        try:
-            labels = np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise UsageError(f"the labels {path} are not a .npy file of integers: {first_line(error)}") from error
-        if not isinstance(labels, np.ndarray) or labels.shape != (self._samples,) or labels.dtype.kind not in "iu":
-            found = f"{labels.dtype}{labels.shape}" if isinstance(labels, np.ndarray) else "several arrays"
-            raise MismatchError(f"the labels {path} are {found}; expected {self._samples} integers, one per sample")
-        return labels
-
-    def _right(self, logits: Array, rows: slice) -> int:
-        """How many of the samples `rows` are classified correctly."""
-        if self._labels is None:
-            return 0
-        if logits.ndim != 2 or len(logits) != rows.stop - rows.start:
-            raise MismatchError(
-                f"the model's first output has the shape {logits.shape}; expected (samples, classes) for labels"
-            )
-        if self._labels[rows].min() < 0 or self._labels[rows].max() >= logits.shape[1]:
-            raise MismatchError(
-                f"the labels {self._held_out.labels} range from {self._labels.min()} to {self._labels.max()}; expected "
-                f"0 to {logits.shape[1] - 1}, the classes of the model"
-            )
-        return int((logits.argmax(axis=1) == self._labels[rows]).sum())
-
 
 @dataclass
 class _Measured:
@@ -385,7 +290,7 @@ class _Measured:
     outputs: dict[str, Sums]
     ends: Sequence[str]
     effect: EffectSums = field(default_factory=EffectSums)
-    right: dict[str, int] = field(default_factory=dict)
+    right: Counter[str] = field(default_factory=Counter)
     places: Places = field(default_factory=Places)
     routed: set[str] = field(default_factory=set)
 
@@ -425,22 +330,6 @@ def _alike(mine: Array, theirs: Array, axis: int) -> Array:
     if axis != -1 or mine.size != theirs.size or mine.shape[-1:] != theirs.shape[-1:]:
         return mine
     return mine.reshape(theirs.shape)
-
-
-def _scored(command: str, model: Path) -> float:
-    """The last number that `command` prints for `model`. Raises `UsageError`."""
-    words = [word.replace(PLACE, str(model)) for word in shlex.split(command)]
-    try:
-        done = subprocess.run(words, capture_output=True, text=True, check=False)
-    except OSError as error:
-        raise UsageError(f"cannot run {words[0]}: {error.strerror or first_line(error)}") from error
-    if done.returncode:
-        said = (done.stderr.strip() or done.stdout.strip() or "nothing").splitlines()[-1]
-        raise UsageError(f"{words[0]} exited with status {done.returncode} and said: {said}")
-    numbers = NUMBER.findall(done.stdout)
-    if not numbers:
-        raise UsageError(f"{words[0]} printed no number; expected the model's score as its last number")
-    return float(numbers[-1])
 
 
 def _unique(names: Sequence[str]) -> list[str]:

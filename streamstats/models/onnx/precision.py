@@ -15,9 +15,9 @@ from ...errors import UsageError
 from ...outputs.layer_statistics import LayerStatistics
 from ..linear import LayerCorrection
 from .biases import add_to_biases
+from .codes import tensor_quantization
 from .graph import copied
 from .pairs import Pair
-from .record import tensor_quantization
 
 if TYPE_CHECKING:
     import onnx

@@ -7,9 +7,8 @@ be recorded are found with one or two samples, before anything is written.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,31 +17,25 @@ import numpy as np
 import numpy.typing as npt
 
 from ...calibration.recorder import Recorder
-from ...errors import MismatchError, NonFiniteError, UsageError, counted, listed, require
+from ...errors import UsageError, counted, listed, require
 from ...jobs.meter import Meter, check_output
 from ...outputs.layer_statistics import LayerStatistics
 from ...progress import QUIET, Progress, Stage
 from ...quantization import Quantization
-from ...statistics.extrema import ChannelExtrema
 from ...statistics.masks import Mask
 from ...storage.files import remove_folder
-from ..account import NOT_CHOSEN
-from .accounts import nothing_found
-from .constants import constant_names
-from .graph import check_opset, load_model
-from .layers import LeftOut, OnnxLayer, survey
-from .masking import counted_values, mask_rows, masked_targets, tell_masks
-from .quantizable import quantizable_tensors
-from .run import ModelRun, load_samples, open_session
-from .samples import Axes, SampleSource, samples_digest
-from .targets import PARTS, POSITIONS, SAMPLES, Target, Wanted, find_targets, in_store
+from .appending import in_store
+from .codes import with_quantization
+from .layers import LeftOut, OnnxLayer
+from .masking import masked_targets, tell_masks
+from .run import ModelRun, open_session
+from .samples import Axes, SampleSource, load_samples, samples_digest
+from .targets import PARTS, POSITIONS, SAMPLES, Target, find_targets
+from .visiting import visit_rows
+from .wanted import LAYER_INPUTS, Wanted, wanted_of
 
 STORAGES = ("float", "int8")
-TENSORS = (LAYER_INPUTS, QUANTIZABLE) = ("layers", "quantizable")
-"""What can be recorded: the inputs of linear layers, or every tensor that onnxruntime's static quantiser calibrates."""
 UNREACHED = "no position of the samples reaches it"
-Visit = Callable[[Target, npt.NDArray[Any], Mask | None, slice], None]
-CODES = np.iinfo(np.int8)
 
 
 @dataclass(frozen=True)
@@ -135,16 +128,13 @@ def record(
     """
     if storage not in STORAGES:
         raise UsageError(f"storage is {storage!r}; expected one of {', '.join(STORAGES)}")
-    wanted, skipped = _wanted(model_path, layers, tensors)
+    wanted, skipped = wanted_of(model_path, layers, tensors)
     run = _opened(model_path, samples, batch_size, wanted, batch_axes)
-    found, unfit = find_targets(run, wanted, positions_as_rows=positions_as_rows)
-    masked = masked_targets(run, found, mask)
-    tell_masks(run, masked, mask, progress)
-    _tell_rows(masked, progress)
-    targets = in_store(masked, Path(store), wanted.inputs, append=append, storage=storage)
+    found, unfit = _found(run, wanted, mask, progress, positions_as_rows=positions_as_rows)
+    targets = in_store(found, Path(store), wanted.inputs, append=append, storage=storage)
     if storage == "int8":
         progress.begin(_stage("measuring the ranges of", run, targets))
-        targets = _quantized(run, targets, progress)
+        targets = with_quantization(run, targets, progress)
     progress.begin(_stage("recording", run, targets))
     rows = _write_samples(run, targets, Path(store), progress)
     return _outcomes(targets, rows, [*unfit, *skipped])
@@ -173,42 +163,30 @@ def measure(
     counts them twice. Raises as `record`, and as `Meter` does.
     """
     check_output(output)
-    wanted, skipped = _wanted(model_path, layers, tensors)
+    wanted, skipped = wanted_of(model_path, layers, tensors)
     run = _opened(model_path, samples, batch_size, wanted, batch_axes)
-    found, unfit = find_targets(run, wanted, positions_as_rows=positions_as_rows)
-    targets = masked_targets(run, found, mask)
-    tell_masks(run, targets, mask, progress)
-    _tell_rows(targets, progress)
+    targets, unfit = _found(run, wanted, mask, progress, positions_as_rows=positions_as_rows)
     meter, rows = Meter(statistics, name=f"sha256:{samples_digest(samples)}", nonfinite=nonfinite), Counter[str]()
     progress.begin(_stage("measuring", run, targets))
-    _visit(run, targets, partial(_append, meter, rows), progress)
+    visit_rows(run, targets, partial(_append, meter, rows), progress)
     meter.save(output)
     return _outcomes(targets, rows, [*unfit, *skipped]), meter.statistics
-
-
-def _wanted(path: str | Path, globs: Sequence[str] | None, tensors: str) -> tuple[Wanted, list[LeftOut]]:
-    """(what to record of the model at `path`, the linear operators that cannot be). Raises `UsageError`."""
-    if tensors not in TENSORS:
-        raise UsageError(f"tensors is {tensors!r}; expected one of {', '.join(TENSORS)}")
-    model = load_model(path)
-    check_opset(model, path)
-    layers, skipped = survey(model)
-    inputs = {layer.name: layer.input for layer in layers}
-    if tensors == LAYER_INPUTS:
-        chosen, skipped = _choose(path, layers, skipped, globs)
-        return Wanted(chosen, inputs), skipped
-    if globs is not None:
-        raise UsageError('globs of layers and tensors "quantizable" cannot be combined; leave one out')
-    names = quantizable_tensors(path)
-    if not layers and not names:
-        raise UsageError(f"{path} has no tensor that onnxruntime quantises; expected a float model")
-    return Wanted(layers, inputs, names, frozenset(constant_names(model, names))), skipped
 
 
 def _opened(path: str | Path, samples: SampleSource, batch_size: int, wanted: Wanted, axes: Axes | None) -> ModelRun:
     session = open_session(*_with_outputs(Path(path), wanted.all_tensors))
     given = load_samples(samples, session, axes)
     return ModelRun.prepare(session, given, batch_size, given.source)
+
+
+def _with_outputs(path: Path, tensors: Sequence[str]) -> tuple[bytes, Path]:
+    """(the model with `tensors` among its outputs, the folder of its external data)."""
+    onnx = require("onnx", "onnx")
+    model = onnx.load(str(path), format="protobuf", load_external_data=False)
+    present = {output.name for output in model.graph.output}
+    added = [name for name in dict.fromkeys(tensors) if name not in present]
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in added)
+    return model.SerializeToString(), path.parent
 
 
 def record_layers(
@@ -228,6 +206,17 @@ def record_layers(
     return _outcomes(targets, rows, unfit)
 
 
+def _found(
+    run: ModelRun, wanted: Wanted, mask: str | None, progress: Progress, *, positions_as_rows: bool
+) -> tuple[list[Target], list[LeftOut]]:
+    """(the targets of what is `wanted`, which `progress` describes; what cannot be recorded). Errors as `record`."""
+    found, unfit = find_targets(run, wanted, positions_as_rows=positions_as_rows)
+    targets = masked_targets(run, found, mask)
+    tell_masks(run, targets, mask, progress)
+    _tell_rows(targets, progress)
+    return targets, unfit
+
+
 def _tell_rows(targets: Sequence[Target], progress: Progress) -> None:
     """Say where rows are not samples, and what follows."""
     for rows_are, named in (
@@ -236,10 +225,10 @@ def _tell_rows(targets: Sequence[Target], progress: Progress) -> None:
     ):
         names = [name for target in targets if target.rows_are == rows_are for name in target.readers or [target.name]]
         if names:
+            unknown = "standard errors, and `taps` of convolutions," if rows_are == POSITIONS else "standard errors"
             progress.say(
                 f"note: the rows of {listed(names)} are {named} and not samples: means and ranges are the same, but "
-                f"`spread`, and the rows that a run counts or forgets, are those of {rows_are}, and standard errors "
-                f"{'and `taps` are' if rows_are == POSITIONS else 'are'} not known"
+                f"`spread`, and the rows that a run counts and forgets, are those of {rows_are}; {unknown} are unknown"
             )
 
 
@@ -264,61 +253,12 @@ def _write_samples(run: ModelRun, targets: Sequence[Target], store: Path, progre
     is_new, rows = not store.exists(), Counter[str]()
     try:
         with Recorder(store) as recorder:
-            _visit(run, targets, partial(_append, recorder, rows), progress)
+            visit_rows(run, targets, partial(_append, recorder, rows), progress)
     except BaseException:
         if is_new:
             remove_folder(store)
         raise
     return rows
-
-
-def _choose(
-    path: str | Path, layers: Sequence[OnnxLayer], skipped: Sequence[LeftOut], globs: Sequence[str] | None
-) -> tuple[list[OnnxLayer], list[LeftOut]]:
-    """(the layers that `globs` choose, all other operators with weights). Raises `UsageError` if no layer is chosen."""
-    if not layers and any(each.quantized and each.multiplies for each in skipped):
-        raise UsageError(f"{path} is quantised, and has no layer of floats to record; record the float model")
-    if not layers:
-        raise UsageError(f"{path} has no layer to record: {nothing_found(skipped)}")
-    if globs is None:
-        return list(layers), list(skipped)
-    chosen = [layer for layer in layers if any(fnmatchcase(layer.name, glob) for glob in globs)]
-    if not chosen:
-        names = listed(layer.name for layer in layers)
-        raise UsageError(f"no layers of {path} match {', '.join(globs)}; its layers are: {names}")
-    others = [LeftOut(layer.name, layer.op, NOT_CHOSEN, multiplies=False) for layer in layers if layer not in chosen]
-    asked = [
-        each if any(fnmatchcase(each.name, glob) for glob in globs) else replace(each, multiplies=False)
-        for each in skipped
-    ]
-    return chosen, [*asked, *others]
-
-
-def _with_outputs(path: Path, tensors: Sequence[str]) -> tuple[bytes, Path]:
-    """(the model with `tensors` among its outputs, the folder of its external data)."""
-    onnx = require("onnx", "onnx")
-    model = onnx.load(str(path), format="protobuf", load_external_data=False)
-    present = {output.name for output in model.graph.output}
-    added = [name for name in dict.fromkeys(tensors) if name not in present]
-    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in added)
-    return model.SerializeToString(), path.parent
-
-
-def _visit(run: ModelRun, targets: Sequence[Target], visit: Visit, progress: Progress) -> None:
-    """Call `visit(target, block, mask, samples)` for every layer and batch that has rows of it."""
-    for samples in run.batches():
-        _visit_batch(run, targets, visit, samples)
-        progress.advance(samples.stop - samples.start)
-
-
-def _visit_batch(run: ModelRun, targets: Sequence[Target], visit: Visit, samples: slice) -> None:
-    """The activations of a batch live as long as this call."""
-    blocks = run.outputs(list(dict.fromkeys(target.tensor for target in targets)), samples)
-    masks = {name: mask_rows(run, name, samples) for name in {target.mask for target in targets}}
-    found = [target.rows(blocks[target.tensor], samples, masks[target.mask]) for target in targets]
-    for target, (block, mask) in zip(targets, found, strict=True):
-        if len(block):
-            visit(target, block, mask, samples)
 
 
 def _append(
@@ -344,54 +284,6 @@ def _append(
         rows_are="" if target.rows_are == SAMPLES else target.rows_are,
     )
     rows[target.name] += len(block)
-
-
-def _quantized(run: ModelRun, targets: Sequence[Target], progress: Progress) -> list[Target]:
-    """Measure the range of every layer over all samples, and give each target its quantisation."""
-    ranges: dict[str, ChannelExtrema] = {}
-
-    def measure(target: Target, block: npt.NDArray[Any], mask: Mask | None, rows: slice) -> None:
-        values = counted_values(block, target.channel_axis, mask)
-        if not np.isfinite(values).all():
-            raise NonFiniteError(
-                f"layer {target.name}: its input for the samples {rows.start}:{rows.stop} holds NaN or "
-                'infinities, which have no code; repair the samples, or record with storage "float"'
-            )
-        extrema = ChannelExtrema.measure(values, target.channel_axis)
-        ranges[target.name] = ranges[target.name].merge(extrema) if target.name in ranges else extrema
-
-    _visit(run, targets, measure, progress)
-    return [replace(target, quantization=_fitting(target, ranges.get(target.name))) for target in targets]
-
-
-def _fitting(target: Target, extrema: ChannelExtrema | None) -> Quantization:
-    """A quantisation whose codes cover `extrema`: a new one, or the store's if it is wide enough."""
-    low, high = (0.0, 0.0) if extrema is None else (float(extrema.minimum.min()), float(extrema.maximum.max()))
-    if low > high:  # no value counts
-        low = high = 0.0
-    if target.stored is None or target.stored.quantization is None:
-        return tensor_quantization(low, high)
-    stored = target.stored.quantization
-    codes = np.array([CODES.min - 0.5, CODES.max + 0.5])
-    held = ((codes - np.max(stored.zero_point)) * np.max(stored.step)).tolist()
-    if stored.channels is not None or not held[0] <= low <= high <= held[1]:
-        raise MismatchError(
-            f"layer {target.name}: the samples to append range over [{low:g}, {high:g}], but the codes of "
-            f"{target.stored.store} over {held}; record into another store"
-        )
-    return stored
-
-
-def tensor_quantization(low: float, high: float) -> Quantization:
-    """The int8 codes of the range [low, high], widened to include zero, which has a code of its own.
-
-    >>> tensor_quantization(0.5, 127.5).to_metadata()
-    {'step': 0.5, 'zero_point': -128}
-    """
-    low, high = min(low, 0.0), max(high, 0.0)
-    codes = CODES.max - CODES.min
-    step = high / codes - low / codes or 1.0
-    return Quantization(step, CODES.min - round(low / step))
 
 
 def _recorded(target: Target, samples: int) -> list[RecordedLayer]:

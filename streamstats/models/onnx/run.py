@@ -16,12 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import UsageError, first_line, require
-from .samples import Samples, fixed_batch, load_samples
+from .samples import Samples, fixed_batch
 
 SILENT = 4
 EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
-
-__all__ = ["ModelRun", "load_samples", "open_session"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -197,7 +197,7 @@ def _not_reached(unknown: Sequence[LeftOut], model: onnx.ModelProto, sites: Sequ
 def nearest(site: Site, found: Array, candidates: Mapping[str, Array]) -> str | None:
     """Which of the tensors of the float model, by name, the outputs `found` stand for; None if none has their size.
 
-    Offsets may be what is to be corrected, so distances are taken without the means of channels; among equals, the name
+    The correction may be for an offset, so distances are taken without the means of channels; among equals, the name
     tells, and then the distance with them.
     """
     fitting = {name: values for name, values in candidates.items() if _fits(values, found, site.axis)}

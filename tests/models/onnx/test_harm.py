@@ -18,7 +18,8 @@ from streamstats.jobs.run import run
 from streamstats.models.onnx.correct import How, correct, correct_quantized
 from streamstats.models.onnx.effects import Effect
 from streamstats.models.onnx.harm import HARMFUL, UNSURE, WORSE, tell
-from streamstats.models.onnx.judge import HeldOut, Judgement
+from streamstats.models.onnx.judge import HeldOut
+from streamstats.models.onnx.judgement import Judgement
 from streamstats.models.onnx.record import record
 
 STEP = 0.5
@@ -77,7 +78,7 @@ def test_a_correction_that_helps_its_layer_and_harms_the_network_is_left_out(fol
     one = next(each for each in done.layers if each.layer == "one")
     assert (one.corrected, one.reason) == (False, HARMFUL)
     assert done.judgement.gains["corrected"].decibels == 0.0
-    assert "WARNING" not in " ".join(told.messages)
+    assert "warning:" not in " ".join(told.messages)
     fixed, quantized = onnx.load(folder / "fixed.onnx"), onnx.load(folder / "quantized.onnx")
     assert [node.op_type for node in fixed.graph.node] == [node.op_type for node in quantized.graph.node]
 
@@ -97,7 +98,7 @@ def test_the_gain_is_that_of_the_outputs_and_a_worse_model_is_told_before_it_is_
     assert done.judgement.gains["corrected"].decibels == pytest.approx(expected, abs=0.01)
     assert expected < -10
     assert any(
-        each.startswith("WARNING: the corrected model is worse than the quantised one: -") for each in told.messages
+        each.startswith("warning: the corrected model is worse than the quantised one: -") for each in told.messages
     )
     assert (folder / "fixed.onnx").exists()
 
@@ -134,8 +135,8 @@ def test_a_difference_that_may_be_chance_is_told_with_the_number_of_samples_that
     assert 0 < gain.decibels < 2 * gain.error
     needed = int(np.ceil(100 * (2 * gain.error / gain.decibels) ** 2))
     assert told.messages == [
-        f"note: on 100 held-out samples, the difference to the quantised model, {gain}, may be chance; about "
-        f"{needed:,} would tell"
+        f"note: on 100 held-out samples, the difference from the quantised model, {gain}, may be chance; about "
+        f"{needed:,} samples would tell"
     ]
 
 

@@ -67,7 +67,7 @@ def test_an_output_that_is_taken_is_refused_before_the_model_runs(
 ) -> None:
     np.save(tmp_path / "x.npy", network.x)
     measure(network.path, tmp_path / "x.npy", tmp_path / "out")
-    monkeypatch.setattr(recording, "_visit", lambda *_: pytest.fail("the model ran"))
+    monkeypatch.setattr(recording, "visit_rows", lambda *_: pytest.fail("the model ran"))
     with pytest.raises(UsageError, match="holds other results"):
         measure(network.path, tmp_path / "x.npy", tmp_path / "out")
 

@@ -605,7 +605,7 @@ def test_the_commands_take_axes_and_say_what_rows_are(tmp_path: Path, capsys: py
         assert f"--batch-axis is '{wrong}'; expected INPUT=AXIS" in capsys.readouterr().err
     assert main(["record", *read, "-o", str(tmp_path / "p"), *axis, "--positions-as-rows"]) == 0
     shown = capsys.readouterr()
-    assert "a row is one of its" in shown.out
+    assert "rows are" in shown.out
     assert "positions  14" in " ".join(shown.out.split("states")[1].split("\n")[0].split()).replace(" ", "  ")
     assert "states" in shown.err
     assert "are single positions and not samples" in shown.err

@@ -1,0 +1,73 @@
+"""What judging models gave: quality of layers and outputs, effects on the network, accuracy and scores, by model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from .effects import Effect, Gain
+from .quality import Quality
+
+FLOAT, UNCORRECTED = "float", "quantised"
+"""The models that others are compared with."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What judging on `samples` samples gave, by model name: the quality of each layer and of all outputs together, the
+    accuracy and the score. `effects` are those on the network's outputs, `gains` by how much each model is better than
+    the quantised one there. `harmful` are the layers whose own outputs would be closer to the float model's without
+    their correction, `unjudged` those whose outputs stand for no tensor of the float model, and why.
+    """
+
+    samples: int
+    layers: Mapping[str, Mapping[str, Quality]]
+    outputs: Mapping[str, Quality]
+    accuracy: Mapping[str, float] = field(default_factory=dict)
+    scores: Mapping[str, float] = field(default_factory=dict)
+    harmful: Sequence[str] = ()
+    unjudged: Mapping[str, str] = field(default_factory=dict)
+    effects: Mapping[str, Effect] = field(default_factory=dict)
+
+    @property
+    def gains(self) -> dict[str, Gain]:
+        """Model → by how much its outputs are nearer to the float model's than the quantised model's."""
+        before = self.effects.get(UNCORRECTED)
+        if before is None:
+            return {}
+        return {name: each.gain_over(before) for name, each in self.effects.items() if name != UNCORRECTED}
+
+    def gains_by_output(self, model: str) -> dict[str, Gain]:
+        """Output → the gain of `model` there; empty if there is one output only."""
+        before, found = self.effects.get(UNCORRECTED), self.effects.get(model)
+        if before is None or found is None or len(found.names) < 2:
+            return {}
+        return {name: found.of(name).gain_over(before.of(name)) for name in found.names}
+
+    def document(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {
+            "samples": self.samples,
+            "layers": {
+                layer: {model: found.document() for model, found in models.items()}
+                for layer, models in self.layers.items()
+            },
+            "outputs": {model: found.document() for model, found in self.outputs.items()},
+            "accuracy": dict(self.accuracy),
+            "scores": dict(self.scores),
+            "harmful": list(self.harmful),
+            "unjudged": dict(self.unjudged),
+            "network": {name: self._network(name) for name in self.effects},
+        }
+
+    def _network(self, model: str) -> dict[str, Any]:
+        """What `model` does to the outputs, JSON-ready: in all, and output by output."""
+        effect, gain = self.effects[model], self.gains.get(model)
+        by_output = self.gains_by_output(model)
+        return {
+            "sqnr_db": effect.sqnr if math.isfinite(effect.sqnr) else None,
+            **(gain.document() if gain else {}),
+            "outputs": {name: each.document() for name, each in by_output.items()} if gain else {},
+        }

@@ -1,0 +1,78 @@
+"""How well a model does its task: the accuracy of a classifier by labels, and the score that a command prints."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ...errors import MismatchError, UsageError, first_line
+from .samples import Array
+
+NUMBER = re.compile(r"[-+]?\d*\.?\d+(?:[eE][-+]?\d+)?")
+PLACE = "{model}"
+"""What stands for the model's file in a command."""
+
+
+@dataclass(frozen=True, eq=False)
+class Labels:
+    """The right classes of samples: `values`, integers, one per sample. `path` names them in errors."""
+
+    path: str | Path
+    values: Array
+
+    @classmethod
+    def load(cls, path: str | Path, samples: int) -> Labels:
+        """Those in a `.npy` of integers for so many `samples`. Raises `UsageError`, `MismatchError`."""
+        try:
+            labels = np.load(path, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise UsageError(f"the labels {path} are not a .npy file of integers: {first_line(error)}") from error
+        if not isinstance(labels, np.ndarray) or labels.shape != (samples,) or labels.dtype.kind not in "iu":
+            found = f"{labels.dtype}{labels.shape}" if isinstance(labels, np.ndarray) else "several arrays"
+            raise MismatchError(f"the labels {path} are {found}; expected {samples} integers, one per sample")
+        return cls(path, labels)
+
+    def right(self, logits: Array, rows: slice) -> int:
+        """How many of the samples `rows` the greatest of the `logits` classifies correctly. Raises `MismatchError`."""
+        if logits.ndim != 2 or len(logits) != rows.stop - rows.start:
+            raise MismatchError(
+                f"the model's first output has the shape {logits.shape}; expected (samples, classes) for labels"
+            )
+        labels = self.values[rows]
+        if labels.min() < 0 or labels.max() >= logits.shape[1]:
+            raise MismatchError(
+                f"the labels {self.path} range from {self.values.min()} to {self.values.max()}; expected 0 to "
+                f"{logits.shape[1] - 1}, the classes of the model"
+            )
+        return int((logits.argmax(axis=1) == labels).sum())
+
+
+def check_command(command: str) -> None:
+    """Raise `UsageError` unless `command` can be read, and says where the model's file belongs."""
+    if PLACE not in command:
+        raise UsageError(f"the command {command!r} has no {PLACE}; write it where the model's file belongs")
+    try:
+        shlex.split(command)
+    except ValueError as error:
+        raise UsageError(f"the command {command!r} cannot be read: {first_line(error)}") from error
+
+
+def scored(command: str, model: Path) -> float:
+    """The last number that `command` prints for `model`. Raises `UsageError`."""
+    words = [word.replace(PLACE, str(model)) for word in shlex.split(command)]
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise UsageError(f"cannot run {words[0]}: {error.strerror or first_line(error)}") from error
+    if done.returncode:
+        said = (done.stderr.strip() or done.stdout.strip() or "nothing").splitlines()[-1]
+        raise UsageError(f"{words[0]} exited with status {done.returncode} and said: {said}")
+    numbers = NUMBER.findall(done.stdout)
+    if not numbers:
+        raise UsageError(f"{words[0]} printed no number; expected the model's score as its last number")
+    return float(numbers[-1])
