@@ -6,7 +6,6 @@ Heavy imports wait until a command needs them.
 from __future__ import annotations
 
 import math
-import re
 import sys
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
@@ -14,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CORRUPT, DONE, INCOMPLETE, UsageError, counted, in_words, listed
-from ..outputs.documents import channel_columns, channels_document, layers_document
+from ..outputs.documents import channel_columns, channels_document
 from ..outputs.ledger import Ledger, by_layer
 from ..outputs.shortfalls import REMEDY, Shortfall
+from .layer_table import cell, print_layers
 from .progress import Shown
 from .tables import number, print_json, print_table, row_ranges, say
 
@@ -132,7 +132,10 @@ def _say_unreadable_arrays(found: Mapping[str, str]) -> None:
     for array, reason in [*found.items()][:NAMED]:
         say(f"array {array} is not counted, because it cannot be read: {reason}")
     if found:
-        say(f"{counted(len(found), 'array')} not counted: repair them, or name the layers to count under `layers`")
+        say(
+            f"{counted(len(found), 'array')} not counted; repair what cannot be read, or name the layers to count "
+            "under `layers`"
+        )
 
 
 def _say_shortfalls(found: Mapping[str, Shortfall], output: str) -> None:
@@ -146,7 +149,7 @@ def _until_stable(job: Job, options: Namespace) -> tuple[Job, KnownTo]:
     """The job, which also counts what standard errors need, and the test for enough samples."""
     from ..models.linear import PRECISION_STATISTICS
     from ..models.onnx.precision import KnownTo
-    from .model_commands import subject_of
+    from .correct_commands import subject_of
 
     if options.follow:
         raise UsageError("--until-stable and --follow cannot be combined; leave one out")
@@ -434,7 +437,7 @@ def _plot_ranges(statistics: LayerStatistics, found: Sequence[LayerRange], targe
 def _print_ranges(found: Sequence[LayerRange], per_channel: bool) -> None:
     names = ["layer", *(["channel"] if per_channel else []), "method"]
     rows = [
-        [each.layer, *([str(channel)] if per_channel else []), each.method, *map(_cell, figures)]
+        [each.layer, *([str(channel)] if per_channel else []), each.method, *map(cell, figures)]
         for each in found
         for channel, figures in enumerate(each.rows())
     ]
@@ -461,69 +464,11 @@ def _plot(statistics: LayerStatistics, target: str) -> None:
     say(f"wrote {target}")
 
 
-def print_layers(
-    statistics: Mapping[str, Ledger], as_json: bool, shortfalls: Mapping[str, Shortfall] | None = None
-) -> None:
-    """Print what was counted of each layer, as a table or as JSON."""
-    if as_json:
-        short = {} if shortfalls is None else {"shortfalls": {name: shortfalls[name].document() for name in shortfalls}}
-        print_json({"layers": layers_document(statistics), **short})
-        return
-    figures = {name: found.figures().layer for name, found in statistics.items()}
-    columns = list(dict.fromkeys(column for found in figures.values() for column in found))
-    shared = any(found.array for found in statistics.values())
-    masked = any(found.masked for found in statistics.values())
-    others = any(found.rows_are for found in statistics.values())
-    fixed = [
-        "layer",
-        *(["array"] if shared else []),
-        "rows",
-        *(["are"] if others else []),
-        "covered",
-        "channels",
-        "axis",
-        "dtype",
-    ]
-    headings = [*fixed, *(["masked"] if masked else []), *map(_heading, columns)]
-    rows = [
-        [
-            *_layer_cells(found, shared, masked, others),
-            *(_cell(figures[name][column]) if column in figures[name] else "" for column in columns),
-        ]
-        for name, found in statistics.items()
-    ]
-    print_table(headings, rows)
-
-
-def _heading(name: str) -> str:
-    """The name of a figure as a heading, such as "percentile 99.9" for `percentile_99_9`."""
-    return re.sub(r"(\d) (\d)", r"\1.\2", name.replace("_", " "))
-
-
-def _layer_cells(found: Ledger, shared: bool, masked: bool, others: bool) -> list[str]:
-    """The first cells of a layer: the array that it reads where some are `shared`, what masks leave out if `masked`,
-    and what rows are where there are `others` than samples.
-    """
-    covered = " + ".join(row_ranges(source.covered.ranges) for source in found.sources)
-    kind = f"{found.space.dtype}{' codes' if found.quantization else ''}"
-    array = [found.array or found.layer] if shared else []
-    share = [f"{found.masked[0] / max(1, found.masked[1]):.1%}" if found.masked else ""] if masked else []
-    kinds = [found.rows_are or "samples"] if others else []
-    sizes = [f"{found.rows:,}", *kinds, covered, f"{found.channels:,}", str(found.channel_axis), kind]
-    return [found.layer, *array, *sizes, *share]
-
-
 def _print_channels(found: LayerStatistics, as_json: bool) -> None:
     if as_json:
         print_json(channels_document(found))
         return
     columns = channel_columns(found)
-    cells = [map(_cell, column) for column in columns.values()]
+    cells = [map(cell, column) for column in columns.values()]
     rows = [[str(channel), *row] for channel, row in enumerate(zip(*cells, strict=True))]
     print_table(["channel", *columns], rows, left=0)
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return number(value)
-    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -1,0 +1,320 @@
+"""What each command says of itself with `--help`: what it does, examples, and what it leaves."""
+
+from __future__ import annotations
+
+DESCRIPTION = """\
+Exact calibration statistics, out of core, and the bias corrections that follow from them.
+
+  record    run a model over samples, and store the input of each layer in a zarr store
+  run       reduce a store to exact statistics, and to a corrector for each layer
+  measure   compute the same statistics while the model runs, without a store
+  inspect   show the results of a run
+  ranges    compute quantisation ranges, with steps (scales) and zero points, from the output of a run
+  export    write statistics or ranges as a file that another tool loads
+  status    show how far a run has come: what is counted, what is missing and why
+  verify    read a store once, and report what is wrong with it
+  forget    subtract rows from the results, for good
+  merge     add up the results of several stores or sites
+  compare   compare two outputs: equal to the bit, or how far apart
+  correct   correct the biases of a quantised model
+  report    write a page on what the corrections do
+  demo      do all of this with a small real network
+
+Jobs of a team, on a service:
+
+  serve     start the service: jobs over HTTP, and a page to watch them
+  submit    submit a job to a service
+  jobs      list the jobs of a service, or show one of them
+  watch     follow a job until it ends
+  cancel    cancel a job
+  fetch     download the results of a job
+  send      append activations to a store of the service
+
+Each command explains itself: streamstats COMMAND --help
+"""
+
+EPILOG = """\
+Exit status: 0 done, 1 failure, 2 usage or configuration, 3 incomplete, 4 corrupt or missing data, 130 interrupted.
+Results go to stdout, progress and messages to stderr. Start with: streamstats demo
+"""
+
+RUN = """\
+Reduce every layer of a zarr calibration store to exact sums, counts and extrema per channel.
+
+  streamstats run run.yaml
+  streamstats run run.yaml --follow --idle 60          count rows as they are recorded, until none arrive for 60 s
+  streamstats run run.yaml --refine 0.5 0.999          print exact quantiles; needs `statistics: [histogram]`
+
+Before it reads any data, it prints the plan: tasks, bytes, and the peak memory of the run. It writes:
+
+  OUT/correctors/LAYER.safetensors   the mean of each channel, which corrects the layer's bias
+  OUT/state/ARRAY.safetensors        exact sums and counts, and the rows that they cover; layers may share an array
+  OUT/manifest.json                  every file with its SHA-256
+
+A run saves every few seconds, and when it is interrupted. Kill it at any moment and run it again: it resumes. If rows
+were appended since, it reads and counts only these.
+
+A configuration needs two lines; the README and configs/local.yaml explain all other keys:
+
+  source: calibration.zarr
+  output: out
+"""
+
+INSPECT = """\
+Show the results of `streamstats run`: all layers, or the channels of one.
+
+  streamstats inspect out                               layers, rows, coverage, ranges
+  streamstats inspect out block1/project               every channel: count, mean, minimum, maximum
+  streamstats inspect out block1/project --plot        the channels as a plot in the terminal
+  streamstats inspect out block1/project --plot p.svg  as a picture (.png or .svg)
+"""
+
+RANGES = """\
+Compute quantisation ranges, with their steps (scales) and zero points, from the output of a run. The data is not read
+again, so another method or bit width takes seconds.
+
+  streamstats ranges out --method mse --bits 4         one range per layer
+  streamstats ranges out --method minmax --per-channel --symmetric
+  streamstats ranges out --compare --bits 8            all methods side by side, with the error of each
+  streamstats ranges out --compare --layer block1/project --plot p.svg
+
+  minmax       from the least to the greatest value
+  percentile   cuts the same share off each end: with --percentile 99.99, at most 0.01 % of the values lie beyond each
+  mse          has the least mean squared error, from rounding and clipping together
+  entropy      ends at the threshold that loses the least information, as TensorRT defines it
+
+Every method except minmax needs `statistics: [histogram]` in the configuration of the run and, with --per-channel,
+layers of 8-bit values. MSE and SQNR are those of the counted values. They are exact for values of 8 and 16 bits; for
+wider values, the root of the MSE is off by at most `rms_error_within`, which --json prints.
+
+Real values are (code − zero point) · step. Zero always has a code.
+"""
+
+EXPORT = """\
+Write what a run has counted as a file that another tool loads. The data is not read again.
+
+  streamstats export out --format onnxruntime --method mse -o cache.json --model model.onnx
+  streamstats export out --format imatrix -o imatrix.gguf --names names.yaml
+  streamstats export out --format csv -o figures.csv
+
+Ranges, chosen with --method, --bits, --symmetric, --codes and --percentile as in `streamstats ranges`:
+
+  onnxruntime         calibration cache: quantize_static(…, calibration_cache_path="cache.json")
+  tensorrt            calibration cache of 8-bit symmetric codes, for IInt8EntropyCalibrator2
+  aimet               encodings of activations, version 0.6.1, 1.0.0 or 2.0.0 (--encoding-version)
+  compressed-tensors  MODULE.input_scale and MODULE.input_zero_point, signed codes of up to 8 bits
+
+Sums:
+
+  imatrix             llama.cpp's importance matrix; needs `statistics: [squares]`. --merge adds to an earlier file
+
+All figures of all statistics, for analysis:
+
+  json safetensors    with histograms and other tables
+  csv parquet         a row for each channel of each layer; figures of the layer in columns layer_…
+
+Names in the file: onnxruntime, tensorrt and aimet name tensors. Stores of `record` know the tensor that each layer
+reads; for other stores, --model finds it. compressed-tensors names modules, with "." in place of "/", and imatrix
+their weights, MODULE.weight. --names overrides that: a YAML or JSON file with `layer: name`, `layer: [name, name]`, or
+`layer: null`, which leaves the layer out. Layers without a finite value are left out, too, except from the formats for
+analysis.
+"""
+
+STATUS = """\
+Show how far a run has come: the rows counted for each layer, what is missing and why, and what to do next.
+
+  streamstats status out                               exit status 0: everything is counted, 3: something is missing
+
+The exit status is also 3 if a layer counted fewer rows than the `min_rows` of the configuration; it names such layers.
+"""
+
+VERIFY = """\
+Read everything once and report what is wrong: chunks that are missing, truncated or fail their checksum, and rows that
+have changed since they were counted. Writes nothing.
+
+  streamstats verify run.yaml                          exit status 0: no problems found, 4: problems found
+"""
+
+FORGET = """\
+Subtract rows from the results, exactly, and never count them again: the results are as if these rows had never been
+there. This reads the rows once more. If it ends with an error, nothing has changed.
+
+  streamstats forget run.yaml --rows 128:192           from all layers
+  streamstats forget run.yaml --rows 0:8 --layers 'block1/*'
+
+Layers that read the same array forget together, even if only one of their names matches; all of them are listed.
+"""
+
+MERGE = """\
+Add up the outputs of several sites: of different stores, or of different rows of one store. Outputs that have counted
+the same row are refused.
+
+  streamstats merge site1/out site2/out -o out
+"""
+
+COMPARE = """\
+Compare the outputs of two runs or merges: whether they are equal to the bit and, if not, what differs. The layers that
+differ most come first.
+
+  streamstats compare yesterday/out today/out
+  streamstats compare yesterday/out today/out --threshold 5      exit status 3 if the means of a layer have drifted
+  streamstats compare yesterday/out today/out --layer 'block1/*'
+
+  rows       the number of rows of each; "(others)" if the numbers are equal, but not the rows
+  means      the difference of the means for the worst channel: in standard errors, |m1 - m2| / sqrt(se1² + se2²), if
+             both counted `spread`; otherwise as a share of the layer's range over both outputs
+  range      how far the range of a channel extends beyond that in the other output, as a share of the layer's range:
+             + if the second extends further, - if the first does
+  TV, KS     the total variation and Kolmogorov-Smirnov distances of the histograms, 0 to 1, if both counted `histogram`
+             with the same bins (values of 8 and 16 bits are compared in real units even if their quantisations differ)
+  different  the statistics that are not equal to the bit, and differences in dtype, channels and quantisation
+
+All figures are in real units, so outputs with different quantisations can be compared. Standard errors treat the
+samples of the two outputs as independent. If one output contains the rows of the other, the figure in standard errors
+is too small, because the shared rows cannot differ.
+
+--threshold X: the exit status is 3 if a layer has drifted. That is, the means of a channel differ by more than X
+standard errors or, without standard errors, by more than X % of the layer's range. Layers that cannot be compared have
+drifted, too: only one output has the layer, the numbers of channels differ, or a channel has values in only one output.
+Without --threshold, the exit status is 0 whether or not the outputs differ.
+"""
+
+RECORD = """\
+Run an ONNX model over samples, batch by batch, and append the input of every Conv, ConvTranspose, Gemm and MatMul with
+constant weights to a zarr store. A tensor that several layers read is stored once.
+
+  streamstats record model.onnx --samples calibration.npy -o calibration.zarr
+
+The samples are a .npy file with samples on axis 0, or a .npz file with one array for each input of the model. In a
+folder of such files, each is one run of the model, and shapes may differ from file to file. If an input has its samples
+on another axis, or is the same for all samples, say so:
+
+  streamstats record lstm.onnx --samples calibration.npz --batch-axis h0=1 --batch-axis rate=none -o calibration.zarr
+  streamstats record bert.onnx --samples sentences/ --mask attention_mask -o calibration.zarr
+
+A row of the store is a sample. If the samples differ in shape, every position (token, pixel) becomes a row.
+"""
+
+MEASURE = """\
+Run an ONNX model over samples, and compute statistics of the input of every Conv, ConvTranspose, Gemm and MatMul with
+constant weights. No activations are stored.
+
+  streamstats measure model.onnx --samples calibration.npy -o out --statistics magnitude histogram
+
+The statistics equal, to the bit, those that `record` and `run` give; correct, report, inspect, ranges, export, merge
+and compare accept the output. Forgetting, verifying and appending rows need a store.
+"""
+
+CORRECT = """\
+Add (W − Ŵ)·E[x] to the bias of each layer of a quantised ONNX model, with E[x] from `streamstats run`.
+
+Repair a model that another quantiser wrote (QDQ or QOperator, 4 to 16 bits) as it is stored. Its layers are matched by
+their weights, and the result is listed for each:
+
+  streamstats correct model.onnx quantized.onnx --correctors out -o fixed.onnx
+
+Or fake-quantise the weights of the float model first:
+
+  streamstats correct model.onnx --bits 5 --correctors out -o corrected.onnx --uncorrected quantized.onnx
+  streamstats correct model.onnx --bits 4 --weight-range mse --activation-bits 8 --activation-range mse \\
+      --correctors out -o corrected.onnx
+
+Correct layer by layer, with the inputs that the quantised network gives each layer; judge the result on samples that
+were not recorded; and leave out what does harm. FIXED.report.html and .json show the effect:
+
+  streamstats correct model.onnx quantized.onnx --correctors out -o fixed.onnx --iterative --samples calibration.npy \\
+      --held-out held-out.npy --labels labels.npy --do-no-harm
+
+Models are judged by the squared error of the network's outputs against the float model's, in dB of signal to noise; of
+several outputs, each counts relative to its signal. Both models see the same samples, so their difference is given with
+its standard error. With --do-no-harm, a correction without which this error is smaller, by more than three standard
+errors, is left out; one that is smaller than its own standard error (of calibration samples counted with `spread`)
+stays only if the outputs are clearly nearer to the float model's with it; and nothing is corrected if the network would
+still be worse.
+
+If the weights do not tell (trained further, compensated, unknown operators), correct from mean outputs. This needs no
+recording; layers are matched by name, or by order:
+
+  streamstats correct model.onnx quantized.onnx --outputs --samples calibration.npy -o fixed.onnx
+
+For any other tool chain, give the weights as safetensors files (tensors LAYER or LAYER.weight); the result says what to
+add to each bias:
+
+  streamstats correct --weights w.safetensors --fake-quantized q.safetensors --layout OIHW --layout 'fc=OI' \\
+      --correctors out -o corrections.safetensors
+"""
+
+REPORT = """\
+Write a page about the results of a run, and the same as JSON: rows, channels that are never active, how precisely the
+means are known. Given the models, it also shows what the corrections would do to each layer; it writes no model.
+
+  streamstats report out                               writes OUT/report.html
+  streamstats report out --model model.onnx --quantized quantized.onnx --held-out held-out.npy --labels labels.npy
+"""
+
+DEMO = """\
+Record, reduce and correct a small network trained on handwritten digits, and show the accuracy of the float, the
+quantised and the corrected network. The files stay in DIR, to look at and to try the commands on.
+
+  streamstats demo
+"""
+
+SERVE = """\
+Serve jobs over HTTP, with a page to watch them: one process, with its database in a folder. It needs no other server.
+
+  streamstats serve service.yaml
+
+The service listens on 127.0.0.1. At its first start it creates a token, which every client must send. On a signal it
+saves the running jobs; it resumes them at the next start, even after a kill. A configuration needs two lines; the
+README and configs/service.yaml explain all other keys:
+
+  data: service-data
+  roots: [calibration]
+"""
+
+SERVICE_ENVIRONMENT = """
+--url and --token-file name the service and its token. By default, the environment does: STREAMSTATS_URL, and
+STREAMSTATS_TOKEN_FILE or STREAMSTATS_TOKEN.
+"""
+
+SUBMIT = f"""\
+Submit a job to a service: the configuration of a run. The service chooses `output` and `cluster`; leave them out.
+
+  streamstats submit job.yaml --watch                  waits for the job; exit status as for `run`
+  streamstats submit job.yaml --follow                 counts what is sent to a store, until the job is cancelled
+{SERVICE_ENVIRONMENT}"""
+
+JOBS = f"""\
+List the jobs of a service, newest first, or show one of them.
+
+  streamstats jobs
+  streamstats jobs --state running
+  streamstats jobs 0123456789abcdef
+{SERVICE_ENVIRONMENT}"""
+
+WATCH = f"""\
+Show the progress of a job until it ends. Exit status: 0 done, 3 incomplete, 1 failed or cancelled.
+
+  streamstats watch 0123456789abcdef
+{SERVICE_ENVIRONMENT}"""
+
+CANCEL = f"""\
+Cancel a job of a service; its results so far are retained.
+
+  streamstats cancel 0123456789abcdef
+{SERVICE_ENVIRONMENT}"""
+
+FETCH = f"""\
+Download the results of a job into a folder: one consistent set, each file checked against the manifest's SHA-256.
+
+  streamstats fetch 0123456789abcdef -o out            then: streamstats inspect out
+{SERVICE_ENVIRONMENT}"""
+
+SEND = f"""\
+Append activations to a layer of a store that the service owns: .npy files, or safetensors files with one tensor,
+samples on axis 0.
+
+  streamstats send team-a block1/project activations.npy
+
+Each file is counted once, so it is safe to send it again: its key is the SHA-256 of its content, or --key.
+{SERVICE_ENVIRONMENT}"""
