@@ -65,10 +65,9 @@ class LayerCorrection:
 
     `term`, float64[outputs], undoes the shift of its mean outputs. `corrected` says whether the term was added;
     `change` then says what changed in the model, and otherwise `reason` says why nothing did; `kept` is one of the
-    outcomes with nothing to correct, or empty. `op` is the operator,
-    `quantized` says whether the model at hand stores a quantised weight for the layer. `step`, float64[outputs], is the
-    step of a bias of codes, None for floats. `difference` says what explains the difference between the weights, if
-    that was checked.
+    outcomes with nothing to correct, or empty. `op` is the operator, `quantized` says whether the model at hand stores
+    a quantised weight for the layer. `step`, float64[outputs], is the step of a bias of codes, None for floats.
+    `difference` says what explains the difference between the weights, if that was checked.
     """
 
     layer: str

@@ -24,6 +24,7 @@ from streamstats.models.onnx.correct import How, correct_outputs, correct_quanti
 from streamstats.models.onnx.iterative import Iterative
 from streamstats.models.onnx.judge import HeldOut
 from streamstats.models.onnx.plain import plainly
+from streamstats.models.onnx.record import measure
 
 SAMPLE = (3, 8, 8)
 
@@ -311,7 +312,19 @@ def test_it_is_offered_where_weights_do_not_tell(tmp_path: Path, capsys: pytest.
     path, x = prepared(tmp_path, "qdq")
     files = [f"{tmp_path}/float.onnx", str(path), "--correctors", str(run_out(tmp_path, x))]
     assert main(["correct", *files, "-o", f"{tmp_path}/fixed.onnx"]) == 0
-    assert "--outputs corrects it from mean outputs" in capsys.readouterr().err
+    assert "--outputs can correct it from mean outputs" in capsys.readouterr().err
+
+
+def test_it_is_not_offered_where_there_is_no_quantised_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepared(tmp_path, "qdq")
+    measure(tmp_path / "float.onnx", tmp_path / "x.npy", tmp_path / "out", layers=["last"])
+    out = ["--correctors", f"{tmp_path}/out", "-o", f"{tmp_path}/fixed.onnx"]
+    assert main(["correct", f"{tmp_path}/float.onnx", "--bits", "4", *out]) == 0
+    said = capsys.readouterr().err
+    assert "refused: " in said
+    assert "--outputs" not in said
 
 
 @pytest.mark.parametrize(
