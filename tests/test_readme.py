@@ -31,3 +31,10 @@ def test_no_row_of_a_table_stands_outside_one() -> None:
         if lines and lines[0].startswith("|"):
             assert re.fullmatch(r"[|:\- ]+", lines[1]), lines[0]
             assert {line.count("|") for line in lines} == {lines[0].count("|")}, lines[0]
+
+
+def test_every_section_that_the_readme_links_to_exists() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    titles = re.findall(r"^#+ (.+)$", text, re.M)
+    anchors = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+    assert set(re.findall(r"\]\(#([^)]+)\)", text)) - anchors == set()
