@@ -32,6 +32,7 @@ ORDER = (
     "jobs",
     "ranges",
     "exports",
+    "settings",
     "config",
     "models",
     "report",
