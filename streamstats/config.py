@@ -35,6 +35,7 @@ from .jobs.sizes import parse_bytes
 from .jobs.workers import Cluster, available_cores
 from .layouts import Geometry, Kernel
 from .quantization import Quantization
+from .settings import substituted, with_settings
 from .statistics.kinds import ALWAYS, asked, optional
 
 LONGEST_CONFIG = 2**20
@@ -313,15 +314,13 @@ def service_address(url: str | None, token_file: str | None) -> tuple[str, str]:
     return url, token.strip()
 
 
-def load_config(path: str | Path) -> JobConfig:
-    """Read the YAML file at `path`. Raises `UsageError` naming the file, the key, what was found and expected.
+def load_config(path: str | Path, settings: Sequence[str] = ()) -> JobConfig:
+    """Read the YAML file at `path`, with `${NAME}` from the environment and the `settings` of `with_settings`.
 
-    A relative `source` or `output` is relative to the working directory.
+    A relative `source` or `output` is relative to the working directory. Raises `UsageError` naming the file, the key,
+    what was found and expected.
     """
-    document = load_yaml(Path(path))
-    if not isinstance(document, dict):
-        found = "nothing" if document is None else type(document).__name__
-        raise UsageError(f"{path}: found {found}, expected keys such as `source:` and `output:`")
+    document = load_document(path, settings)
     try:
         config = JobConfig.model_validate(document)
         config.rules()
@@ -330,6 +329,27 @@ def load_config(path: str | Path) -> JobConfig:
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
     return config
+
+
+def load_document(path: str | Path, settings: Sequence[str] = ()) -> dict[str, Any]:
+    """The keys of the YAML file at `path`, as `load_config` takes them, not checked. Raises `UsageError`."""
+    document = load_yaml(Path(path))
+    if not isinstance(document, dict):
+        found = "nothing" if document is None else type(document).__name__
+        raise UsageError(f"{path}: found {found}, expected keys such as `source:` and `output:`")
+    try:
+        from_outside: dict[str, Any] = substituted(document, os.environ, _parsed)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from error
+    return with_settings(from_outside, settings, _parsed)
+
+
+def _parsed(text: str) -> Any:
+    """What YAML reads `text` as. Raises `UsageError`."""
+    try:
+        return yaml.load(text, Loader=_PlainLoader)
+    except Exception as error:
+        raise UsageError(f"{text!r} is not valid YAML: {_one_line(error)}") from error
 
 
 def load_names(path: str | Path) -> dict[str, str | list[str] | None]:

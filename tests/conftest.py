@@ -11,6 +11,9 @@ from hypothesis import settings
 if TYPE_CHECKING:
     from graphs import Network
 
+collect_ignore = ["matrix"]
+"""Networks and ways to quantise them, without tests; some need torch."""
+
 pytest.register_assert_rewrite("laws", "graphs")
 
 settings.register_profile("streamstats", deadline=None)  # speed belongs to the benchmarks

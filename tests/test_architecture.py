@@ -32,6 +32,7 @@ ORDER = (
     "jobs",
     "ranges",
     "exports",
+    "settings",
     "config",
     "models",
     "report",
@@ -329,3 +330,8 @@ def test_a_planted_violation_is_found(file: str, line: str) -> None:
     path = PACKAGE / file
     planted = parsed(Path(file), (path.read_text(encoding="utf-8") if path.exists() else "") + f"\n{line}\n")
     assert list(problems(planted, {**modules(), planted.name: planted}))
+
+
+def test_every_test_file_has_a_name_of_its_own() -> None:
+    names = [path.name for path in Path(__file__).parent.rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))  # pytest imports test files by their names alone

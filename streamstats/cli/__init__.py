@@ -13,12 +13,14 @@ from collections.abc import Sequence
 from importlib import import_module
 from types import FrameType
 
-from ..errors import DONE, FAILURE, INTERRUPTED, StreamstatsError
+from ..errors import DONE, FAILURE, INTERRUPTED, StreamstatsError, first_line
 from ..interrupts import SIGNALS
 from .parser import make_parser
 
 PATIENCE = 5.0
 """Seconds in which a second Ctrl-C is ignored: a person who sees no reaction presses the keys again."""
+TRACEBACK = "STREAMSTATS_TRACEBACK"
+"""The environment variable that asks for the traceback of an unexpected error."""
 INTERRUPTION = {
     "run": "what was counted is saved; run the command again to resume",
     "status": "nothing was changed",
@@ -62,6 +64,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         _discard_stdout()
         return _fail(f"cannot continue: {error}", FAILURE)
+    except Exception as error:  # whatever a library raises: a user gets one line, and can ask for the rest
+        if os.environ.get(TRACEBACK):
+            raise
+        return _fail(
+            f"unexpected {type(error).__name__}: {first_line(error)}; please report this as a bug, with what the same "
+            f"command shows under {TRACEBACK}=1",
+            FAILURE,
+        )
 
 
 def _run(options: Namespace) -> int:

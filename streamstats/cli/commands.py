@@ -45,7 +45,7 @@ def run(options: Namespace) -> int:
     from ..jobs.quantiles import check_quantiles
     from ..jobs.run import Follow, run
 
-    job = load_config(options.config).job()
+    job = load_config(options.config, options.set).job()
     _check_run_options(options)
     if options.refine is not None:
         check_quantiles(job, options.refine)
@@ -229,7 +229,7 @@ def verify(options: Namespace) -> int:
     from ..config import load_config
     from ..jobs.verify import verify
 
-    job = load_config(options.config).job()
+    job = load_config(options.config, options.set).job()
     with Shown() as progress:
         problems = verify(job, progress=progress)
     if options.json:
@@ -247,7 +247,7 @@ def forget(options: Namespace) -> None:
     from ..config import load_config, parse_rows
     from ..jobs.forget import forget
 
-    job = load_config(options.config).job()
+    job = load_config(options.config, options.set).job()
     with Shown() as progress:
         forgotten = forget(job, parse_rows(options.rows), match=options.layers, progress=progress)
     if options.json:

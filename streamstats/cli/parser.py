@@ -68,8 +68,19 @@ def _command(commands: Any, name: str, description: str, module: str = "commands
     return parser
 
 
+def _add_config(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument("config", metavar="CONFIG", help=f"{what}; ${{NAME}} in it is taken from the environment")
+    parser.add_argument(
+        "--set",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="use this value in place of the configuration's, as in memory=4GiB or cluster.threads=2; may be repeated",
+    )
+
+
 def _add_run(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", metavar="CONFIG", help="a YAML file")
+    _add_config(parser, "a YAML file")
     parser.add_argument("--restart", action="store_true", help="count everything again, except forgotten rows")
     parser.add_argument(
         "--accept-changes", action="store_true", help="keep what was counted, even if the store has changed since"
@@ -167,11 +178,11 @@ def _add_status(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_verify(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", metavar="CONFIG", help="the YAML file of the job")
+    _add_config(parser, "the YAML file of the job")
 
 
 def _add_forget(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", metavar="CONFIG", help="the YAML file of the job")
+    _add_config(parser, "the YAML file of the job")
     parser.add_argument("--rows", metavar="A:B", required=True, help="rows A to B - 1; the first row is 0")
     parser.add_argument("--layers", metavar="GLOB", default="*", help="only layers whose names match")
 
@@ -414,7 +425,7 @@ def _add_service(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_submit(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", metavar="CONFIG", help="the YAML file of a run")
+    _add_config(parser, "the YAML file of a run")
     parser.add_argument("--watch", action="store_true", help="show the progress until the job ends")
     parser.add_argument("--follow", action="store_true", help="keep counting rows as they are appended, until …")
     parser.add_argument("--until-rows", metavar="N", type=int, help="… every layer has N rows")

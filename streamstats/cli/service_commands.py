@@ -61,11 +61,9 @@ def submit(options: Namespace) -> int:
 
 def _request(options: Namespace) -> dict[str, Any]:
     """The job that the configuration and the options describe. Raises `UsageError`."""
-    from ..config import load_yaml
+    from ..config import load_document
 
-    document = load_yaml(Path(options.config))
-    if not isinstance(document, dict):
-        raise UsageError(f"{options.config}: found {type(document).__name__}, expected keys such as `source:`")
+    document = load_document(options.config, options.set)
     check_follow(options)
     ignored = [name for name in ("output", "cluster") if document.pop(name, None) is not None]
     if ignored:

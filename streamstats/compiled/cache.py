@@ -13,8 +13,8 @@ import ctypes
 import os
 import threading
 import uuid
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import cache
 from hashlib import sha256
 from importlib.metadata import version
@@ -49,7 +49,8 @@ def load(
             file = f"{name}-{_fingerprint(key[1])}.o"
             code = _read(file)
             if code is None:
-                code = _compile(name, arguments, define())
+                with _usual_numba():
+                    code = _compile(name, arguments, define())
                 _keep(file, code)
             _LOADED[key] = ctypes.CFUNCTYPE(None, *arguments)(_entry(code))
         return _LOADED[key]
@@ -137,6 +138,23 @@ def _keep(file: str, code: bytes) -> None:
 
 
 # Compiling
+
+
+@contextmanager
+def _usual_numba() -> Iterator[None]:
+    """Inside, numba compiles as it does by default, whatever NUMBA_DISABLE_JIT and other variables ask of it."""
+    import numba
+
+    config: Any = numba.config
+    usual = {"DISABLE_JIT": 0, "BOUNDSCHECK": 0, "DEBUGINFO_DEFAULT": 0, "OPT": type(config.OPT)(3)}
+    asked = {name: getattr(config, name) for name in usual}
+    try:
+        for name, value in usual.items():
+            setattr(config, name, value)
+        yield
+    finally:
+        for name, value in asked.items():
+            setattr(config, name, value)
 
 
 def _compile(name: str, arguments: Sequence[Any], function: Callable[..., None]) -> bytes:

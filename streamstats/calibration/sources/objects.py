@@ -16,6 +16,7 @@ from hashlib import sha256
 from itertools import islice
 from threading import Event
 from typing import Any, ClassVar
+from urllib.parse import quote
 
 import numpy as np
 from zarr.abc.store import ByteRequest, Store
@@ -43,6 +44,8 @@ WHOLE_BYTES = 2**26
 """Objects that may be larger are read in ranges."""
 MOST_NAMES = 100_000
 """In one group: a larger store would take hours to open, one request per name."""
+MOST_ASKED = 1000
+"""Objects that a listing lacks and that are asked for: a store may leave out chunks of fill values."""
 FETCHERS = 64
 """Requests that a process makes at once."""
 REQUEST_SECONDS = 30
@@ -133,11 +136,18 @@ def object_store(location: str) -> Any:
     plain = os.environ.get("AWS_ALLOW_HTTP", "").lower() == "true"  # which the options would override
     options = {"timeout": f"{REQUEST_SECONDS}s", "connect_timeout": "10s", "allow_http": plain}
     try:
-        return store.from_url(location, client_options=options, retry_config={"max_retries": 0})  # `retried` does it
+        return store.from_url(_literal(location), client_options=options, retry_config={"max_retries": 0})
     except Exception as error:
         raise UsageError(
             f"cannot open {location} as an object store: {without_secrets(error)}; correct the URL"
         ) from error
+
+
+def _literal(location: str) -> str:
+    """The URL that means the keys of objects as `location` writes them: from_url decodes percent signs."""
+    scheme, _, rest = location.partition("://")
+    bucket, slash, key = rest.partition("/")
+    return f"{scheme}://{bucket}{slash}{quote(key)}"
 
 
 def objects_ahead(largest: int) -> int:
@@ -184,9 +194,18 @@ class ObjectFolder:
             self._go_ahead()
 
     def identities(self, keys: Iterable[str], opened: Mapping[str, Identity] | None = None) -> Iterator[Identity]:
-        """As `Folder.identities`; without `opened`, the objects are listed. Raises `StoreError`."""
-        known = retried(self._list) if opened is None else opened
-        return (known.get(key, MISSING) for key in keys)
+        """As `Folder.identities`; without `opened`, the objects are listed. Raises `StoreError`.
+
+        Some stores list objects late, so those that are not listed are asked for, one by one, unless they are many.
+        """
+        if opened is not None:
+            return (opened.get(key, MISSING) for key in keys)
+        wanted, known = list(keys), dict(retried(self._list))
+        unlisted = [key for key in wanted if key not in known]
+        if len(unlisted) <= MOST_ASKED:
+            heads = _fetchers().map(lambda key: retried(lambda: self._head(key)), unlisted)
+            known |= {key: file.identity for key, file in zip(unlisted, heads, strict=True) if file is not None}
+        return (known.get(key, MISSING) for key in wanted)
 
     def close(self) -> None:
         """As `Folder.close`: objects that were fetched and not read are dropped."""

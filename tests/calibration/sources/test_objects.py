@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 import numpy as np
 import obstore
@@ -21,6 +23,8 @@ from zarr.codecs import TransposeCodec
 from zarr.storage import ObjectStore
 
 from streamstats.calibration.sources import objects, retrying
+from streamstats.calibration.sources.choose import source_of
+from streamstats.calibration.sources.identities import Identity
 from streamstats.config import JobConfig
 from streamstats.errors import DataError, StoreError, UsageError
 from streamstats.jobs.job import Job
@@ -123,6 +127,63 @@ def test_appended_objects_alone_are_read_and_changed_ones_are_named(
             run(config(source, tmp_path / "out"))
         with pytest.raises(DataError, match=r"layer b: chunk c/3/0 \(rows 6:8\) is missing; restore it"):
             run(config(source, tmp_path / "out"), restart=True)
+
+
+def test_objects_that_stand_for_folders_are_no_arrays_and_hide_none(
+    server: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = bucket(server, "markers")
+    store = S3Store("markers", endpoint=f"http://127.0.0.1:{server}")
+    for key in ("store/", "store/a/", "store/a/conv/", "store/empty/"):
+        urlopen(Request(f"http://127.0.0.1:{server}/markers/{key}", b"", method="PUT")).close()
+    assert b"<Key>store/a/</Key>" in urlopen(f"http://127.0.0.1:{server}/markers?list-type=2").read()
+    with through(Proxy(server), monkeypatch):
+        assert list(source_of(source).find().arrays) == ["a/conv", "b"]
+        assert {*run(config(source, tmp_path / "out")).statistics} == {"a/conv", "b"}
+    assert obstore.head(store, "store/b/zarr.json")["size"] > 0
+
+
+def test_metadata_that_appending_left_behind_is_not_believed(
+    server: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = bucket(server, "stale")
+    store = ObjectStore(S3Store("stale", endpoint=f"http://127.0.0.1:{server}"))
+    with warnings.catch_warnings(action="ignore"):
+        zarr.consolidate_metadata(store, path="store")
+    rows = zarr.open_array(store, path="store/b", mode="r+").append(samples(4, 3, dtype="int8"))[0]
+    zarr.open_group(store, path="store", mode="r+", use_consolidated=False).create_array("new", data=samples(4, 3))
+    with through(Proxy(server), monkeypatch):
+        found = run(config(source, tmp_path / "out")).statistics
+    assert (found["b"].rows, found["new"].rows) == (rows, 4)
+
+
+def test_a_percent_sign_in_a_url_is_one_in_the_keys(server: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    new_bucket(server, "percent")
+    store = S3Store("percent", endpoint=f"http://127.0.0.1:{server}")
+    for place, value in {"my%20store": 1, "my store": 2}.items():
+        group = zarr.open_group(ObjectStore(store), path=place, mode="w")
+        group.create_array("a%2Fb c", data=np.full((4, 3), value, "f4"), chunks=(2, 3))
+    with through(Proxy(server), monkeypatch):
+        for place, value in {"my%20store": 1, "my store": 2}.items():
+            assert reduce(f"s3://percent/{place}")["a%2Fb c"].mean.tolist() == [value] * 3
+
+
+def test_an_object_that_is_listed_late_was_not_removed(
+    server: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = bucket(server, "late")
+    with through(Proxy(server), monkeypatch):
+        run(config(source, tmp_path / "out"))
+        listed = objects.ObjectFolder._list
+
+        def late(folder: objects.ObjectFolder) -> dict[str, Identity]:
+            return {key: identity for key, identity in listed(folder).items() if not key.endswith("3/0")}
+
+        monkeypatch.setattr(objects.ObjectFolder, "_list", late)
+        assert run(config(source, tmp_path / "out")).statistics["b"].rows == 40
+        monkeypatch.setattr(objects, "MOST_ASKED", 0)
+        with pytest.raises(DataError, match="was removed since it was counted"):
+            run(config(source, tmp_path / "out"))
 
 
 @pytest.mark.parametrize("through_zarr", [False, True])
