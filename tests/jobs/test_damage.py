@@ -233,6 +233,16 @@ def test_verify_names_layers_that_were_counted_and_are_gone(tmp_path: Path) -> N
     ]
 
 
+def test_verify_names_arrays_that_nobody_can_read_and_ends_with_4(tmp_path: Path) -> None:
+    store = build_store(tmp_path / "s.zarr", {"a": samples(4, 3), "b": samples(4, 3)})
+    (store / "b" / "zarr.json").write_text("{")
+    (tmp_path / "job.yaml").write_text(f"source: {store}\noutput: {tmp_path / 'out'}\n")
+    found = streamstats("verify", tmp_path / "job.yaml")
+    assert found.returncode == 4
+    assert "b      none  the array cannot be read: zarr.json is not JSON" in found.stdout
+    assert "no problems found" not in found.stderr
+
+
 def test_verify_says_in_a_table_what_is_wrong_and_ends_with_4(tmp_path: Path) -> None:
     store, _, chunk = damaged_store(tmp_path, "crc32c", "truncation")
     text = f"source: {store}\noutput: {tmp_path / 'out'}\n"
