@@ -42,8 +42,8 @@ def unsupported(operator: Operator) -> str:
 def _of_its_kind(node: onnx.NodeProto) -> str:
     if node.op_type in DYNAMIC:
         return (
-            "its inputs are quantised while the model runs (dynamic quantisation); quantise the float model with "
-            "quantize_static of onnxruntime"
+            "its inputs are quantised while the model runs (dynamic quantisation); correct from mean outputs (`correct "
+            "--outputs`), or quantise the float model with quantize_static of onnxruntime"
         )
     if node.op_type in PACKED:
         return (

@@ -225,5 +225,5 @@ def test_the_commands_take_it_and_say_when_it_is_left_out(folder: Path, capsys: 
     assert main(["measure", model, "--samples", samples, "-o", str(folder / "out"), *mask]) == 0
     command = ["correct", model, "--bits", "4", "--correctors", str(folder / "out"), "-o", str(folder / "f.onnx")]
     assert main([*command, *mask]) == 2
-    assert "--mask goes with --iterative or --held-out" in capsys.readouterr().err
+    assert "--mask goes with --iterative, --outputs or --held-out" in capsys.readouterr().err
     assert main([*command, "--iterative", "--samples", samples, *mask]) == 0
