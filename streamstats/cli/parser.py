@@ -213,7 +213,7 @@ and compare accept the output. Forgetting, verifying and appending rows need a s
 CORRECT = """\
 Add (W − Ŵ)·E[x] to the bias of each layer of a quantised ONNX model, with E[x] from `streamstats run`.
 
-Repair a model that another quantiser wrote (QDQ or QOperator, 4 or 8 bits) as it is stored. Its layers are matched by
+Repair a model that another quantiser wrote (QDQ or QOperator, 4 to 16 bits) as it is stored. Its layers are matched by
 their weights, and the result is listed for each:
 
   streamstats correct model.onnx quantized.onnx --correctors out -o fixed.onnx
@@ -659,12 +659,16 @@ def _add_how(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
         help="use the inputs x̂ that each layer gets once the layers before it are corrected: full (the default) adds "
         "W·E[x] − Ŵ·E[x̂], change adds (W − Ŵ)·E[x̂]",
     )
-    how.add_argument("--samples", metavar="FILE", help="the samples that were recorded, .npy or .npz")
+    how.add_argument(
+        "--samples", metavar="FILE", help="the samples that were recorded; with --outputs, any: .npy, .npz or a folder"
+    )
     how.add_argument(
         "--work", metavar="DIR", help="the folder for intermediate results, to resume from; default: FIXED with .work"
     )
     judging = parser.add_argument_group("judge the result")
-    judging.add_argument("--held-out", metavar="FILE", help="samples that were not recorded, to judge by: .npy or .npz")
+    judging.add_argument(
+        "--held-out", metavar="FILE", help="samples that were not recorded, to judge by: .npy, .npz or a folder"
+    )
     judging.add_argument(
         "--labels", metavar="FILE", help="their labels, .npy of integers: also judge the accuracy of a classifier"
     )

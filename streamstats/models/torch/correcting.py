@@ -45,7 +45,7 @@ MARK = "_streamstats_corrected"
 """The attribute of a model whose biases are corrected."""
 REASONS = {
     UNCHANGED: EXACT,
-    NEVER_QUANTISED: "never quantised: its weight in the quantised model is the float one",
+    NEVER_QUANTISED: "its weight in the quantised model is the float one",
 }
 FOLDING = 1e-6
 """How far apart, as a share of the norm, two ways of folding a norm into a weight in float32 may be."""

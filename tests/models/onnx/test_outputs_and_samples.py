@@ -11,6 +11,7 @@ import pytest
 from networks import model_of, quantized, values
 from onnx import helper
 from onnxruntime.quantization import quantize_dynamic
+from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 from told import Told
 
 from streamstats.cli import main
@@ -107,6 +108,25 @@ def test_a_judged_model_of_unknown_operators_has_a_report(tmp_path: Path, capsys
     page = (tmp_path / "fixed.report.html").read_text()
     assert "Layers by shift" not in page
     assert "All layers" in page
+
+
+@pytest.mark.parametrize("form", ["dynamic", "packed"])
+def test_it_is_the_advice_for_operators_that_are_not_known_and_helps(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str
+) -> None:
+    onnx.save(matrices(values(WIDTH, 16, seed=1), values(16, 5, seed=2)), tmp_path / "float.onnx")
+    if form == "dynamic":
+        quantize_dynamic(tmp_path / "float.onnx", tmp_path / "quantized.onnx")
+    else:
+        made = MatMulNBitsQuantizer(onnx.load(tmp_path / "float.onnx"), block_size=16, is_symmetric=True)
+        made.process()
+        made.model.save_model_to_file(str(tmp_path / "quantized.onnx"))
+    np.save(tmp_path / "x.npy", values(40, 3, WIDTH))
+    base = ["correct", f"{tmp_path}/float.onnx", f"{tmp_path}/quantized.onnx", "-o", f"{tmp_path}/fixed.onnx"]
+    assert main([*base, "--correctors", str(tmp_path)]) == 2
+    assert "correct from mean outputs (`correct --outputs`)" in capsys.readouterr().err
+    assert main([*base, "--outputs", "--samples", f"{tmp_path}/x.npy"]) == 0
+    assert "corrected 2 of 2 quantised layers" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", ["--do-no-harm", "--fail-if-worse"])
