@@ -32,7 +32,7 @@ def describe(source: Source, name: str, array: zarr.Array[Any]) -> Layer:
     Raises `UsageError` if the array cannot be a layer, `DataError` if its grid or its attributes are damaged.
     """
     check_layer_name(name)
-    check_values(name, array.dtype, array.shape, "name the layers to reduce under `layers`")
+    check_values(name, array.dtype, array.shape, "leave it out of `layers`")
     layer = describe_array(source, name, array)
     attributes = array.attrs.asdict().get(ATTRIBUTES_KEY)
     return layer if attributes is None else _with_attributes(layer, attributes)

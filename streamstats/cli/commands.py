@@ -235,9 +235,9 @@ def verify(options: Namespace) -> int:
     if options.json:
         print_json({"problems": [{"layer": p.layer, "rows": list(p.rows), "problem": p.problem} for p in problems]})
     elif problems:
-        print_table(
-            ["layer", "rows", "problem"], [[p.layer, row_ranges([p.rows]), p.problem] for p in problems], left=3
-        )
+        rows = [row_ranges([each.rows] if any(each.rows) else []) for each in problems]
+        cells = [[each.layer, found, each.problem] for each, found in zip(problems, rows, strict=True)]
+        print_table(["layer", "rows", "problem"], cells, left=3)
     say(counted(len(problems), "problem") if problems else "no problems found")
     return CORRUPT if problems else DONE
 

@@ -221,6 +221,10 @@ def _check_how(options: Namespace) -> None:
         raise UsageError("--batch-axis goes with --iterative, --outputs or --held-out; leave it out")
     if options.positions_as_rows and options.iterative is None:
         raise UsageError("--positions-as-rows goes with --iterative, which records; leave it out")
+    if (options.do_no_harm or options.fail_if_worse) and options.held_out is None:
+        raise UsageError(
+            "--do-no-harm and --fail-if-worse judge on samples that were not recorded; give them with --held-out"
+        )
     if options.trials is not None and not options.do_no_harm:
         raise UsageError("--trials goes with --do-no-harm; leave it out")
     if (options.labels or options.score) and options.held_out is None:
@@ -235,9 +239,10 @@ def _print_correction(correction: Correction) -> None:
     shown = [each for each in correction.layers if each.corrected or (judged and each.layer in judged.layers)]
     rows = [_correction_row(each, judged, models) for each in shown]
     print_table([*columns, *(f"SQNR {model}" for model in models)], rows, left=5)
-    quantized = [each for each in correction.layers if each.quantized]
-    corrected = sum(each.corrected for each in quantized)
-    say(f"corrected {corrected:,} of {counted(len(quantized), 'quantised layer')}")
+    quantized = [each.corrected for each in correction.layers if each.quantized]
+    in_float = sum(each.corrected and not each.quantized for each in correction.layers)
+    more = f", and {in_float:,} whose weights are stored as floats" if in_float else ""
+    say(f"corrected {sum(quantized):,} of {counted(len(quantized), 'quantised layer')}{more}")
     _say_uncorrected(correction.layers)
     if judged is not None:
         _say_judgement(judged)
@@ -255,7 +260,8 @@ def _say_uncorrected(layers: Sequence[LayerCorrection]) -> None:
 def _correction_row(one: LayerCorrection, judged: Judgement | None, models: Sequence[str]) -> list[str]:
     found = judged.layers.get(one.layer, {}) if judged else {}
     ratios = [f"{found[model].sqnr:.2f}" if model in found else "-" for model in models]
-    done = [one.layer, one.op, _yes(one.quantized), _yes(one.corrected), one.note]
+    note = one.note if one.corrected else one.outcome  # the reason is told once, below the table
+    done = [one.layer, one.op, _yes(one.quantized), _yes(one.corrected), note]
     return [*done, number(one.largest), *ratios]
 
 

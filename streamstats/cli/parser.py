@@ -358,7 +358,9 @@ def _add_how(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
         "W·E[x] − Ŵ·E[x̂], change adds (W − Ŵ)·E[x̂]",
     )
     how.add_argument(
-        "--samples", metavar="FILE", help="the samples that were recorded: a .npy or .npz file, or a folder"
+        "--samples",
+        metavar="FILE",
+        help="the samples that were recorded, with --outputs any: a .npy or .npz file, or a folder",
     )
     how.add_argument(
         "--work", metavar="DIR", help="the folder for intermediate results, to resume from; default: FIXED with .work"

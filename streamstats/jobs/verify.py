@@ -25,7 +25,7 @@ from .workers import open_workers
 
 @dataclass(frozen=True)
 class Problem:
-    """A problem with `rows` of a layer."""
+    """A problem with `rows` of a layer, 0 to 0 if it is unknown how many an array has."""
 
     layer: str
     rows: Rows
@@ -114,11 +114,15 @@ def _changed_files(layer: Layer, state: LayerStatistics, *, harmless: bool) -> I
 
 
 def _gone(job: Job, selected: Selected) -> Iterator[Problem]:
-    """Layers that were counted, but no longer exist in the store."""
+    """Arrays that cannot be read, and layers that were counted, but no longer exist in the store."""
     manifest = read_manifest(Path(job.output))
+    entries = manifest.arrays if manifest else {}
     known = {*(layer.name for layer in selected.layers), *selected.left_out, *selected.unreadable}
-    for name, entry in manifest.arrays.items() if manifest else ():
-        if name in selected.unreadable:
-            yield Problem(name, (0, entry.rows), f"the layer cannot be read any more: {selected.unreadable[name]}")
+    for name, reason in selected.unreadable.items():
+        if name in entries:
+            yield Problem(name, (0, entries[name].rows), f"the layer cannot be read any more: {reason}")
+        else:
+            yield Problem(name, (0, 0), f"the array cannot be read: {reason}")
+    for name, entry in entries.items():
         if name not in known:
             yield Problem(name, (0, entry.rows), "the layer was counted, but is no longer in the store")

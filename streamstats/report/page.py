@@ -123,7 +123,7 @@ def page(report: Mapping[str, Any]) -> str:
             models=_models(judged),
             layers=_rows(report),
             verdicts=_verdicts(report),
-            pictures=_pictures(judged) if judged else {},
+            pictures=_pictures(judged) if judged and any(judged["layers"].values()) else {},
             skipped=_skipped(report["correction"] or {}),
             before=UNCORRECTED,
             after=CORRECTED,

@@ -22,7 +22,7 @@ from streamstats.calibration import describing
 from streamstats.calibration.recorder import Recorder
 from streamstats.calibration.sources import finding
 from streamstats.config import JobConfig, LayerConfig
-from streamstats.errors import DataError, MismatchError
+from streamstats.errors import DataError, MismatchError, UsageError
 from streamstats.jobs.forget import forget
 from streamstats.jobs.job import Job
 from streamstats.jobs.run import reduce, run
@@ -231,6 +231,22 @@ def test_verify_names_layers_that_were_counted_and_are_gone(tmp_path: Path) -> N
     assert [(each.layer, each.problem) for each in verify(config(store))] == [
         ("b", "the layer was counted, but is no longer in the store")
     ]
+
+
+def test_a_selected_array_that_cannot_be_a_layer_is_an_error_that_says_to_leave_it_out(tmp_path: Path) -> None:
+    store = build_store(tmp_path / "s.zarr", {"a": samples(4, 3), "single": samples(4)})
+    with pytest.raises(UsageError, match="at least one more axis for the channels; leave it out of `layers`"):
+        run(config(store, layers=[LayerConfig(match="*")]))
+
+
+def test_verify_names_arrays_that_nobody_can_read_and_ends_with_4(tmp_path: Path) -> None:
+    store = build_store(tmp_path / "s.zarr", {"a": samples(4, 3), "b": samples(4, 3)})
+    (store / "b" / "zarr.json").write_text("{")
+    (tmp_path / "job.yaml").write_text(f"source: {store}\noutput: {tmp_path / 'out'}\n")
+    found = streamstats("verify", tmp_path / "job.yaml")
+    assert found.returncode == 4
+    assert "b      none  the array cannot be read: zarr.json is not JSON" in found.stdout
+    assert "no problems found" not in found.stderr
 
 
 def test_verify_says_in_a_table_what_is_wrong_and_ends_with_4(tmp_path: Path) -> None:

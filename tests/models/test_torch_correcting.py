@@ -327,6 +327,7 @@ def test_outcomes_are_told_apart(tmp_path: Path) -> None:
         in reasons["unknown"]
     )
     assert "its own times 0.1 to 0.1 for each output" in reasons["scaled"]
+    assert reasons["never"] == "its weight in the quantised model is the float one"
 
 
 class Standardised(nn.Conv2d):  # type: ignore[misc]

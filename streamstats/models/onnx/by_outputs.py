@@ -8,6 +8,7 @@ the rounding of its bias. Terms are found stage by stage and saved, as those of 
 from __future__ import annotations
 
 import hashlib
+import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -35,7 +36,7 @@ from .plain import only, plainly
 from .quantized import stored_layers
 from .run import ModelRun, open_session
 from .samples import Axes, load_samples, samples_digest
-from .sites import Site, distance, find_sites, nearest
+from .sites import Site, distance, factors, find_sites, nearest
 from .stages import save_stage, saved_stage, work_folder
 
 if TYPE_CHECKING:
@@ -74,8 +75,8 @@ class Outputs:
 class Matched:
     """A site, and the tensor of the float model that its outputs stand for, `wanted`.
 
-    `tail` is the shape of a sample of that tensor, None if it has no samples on axis 0: then `places` tells where they
-    are, if it is known. Optimisers merge axes of rows.
+    `tail` is the shape of a sample of that tensor in the first batch, None if it has no samples on axis 0: then
+    `places` tells where they are, if it is known. Optimisers merge axes of rows.
     """
 
     site: Site
@@ -92,10 +93,15 @@ class Matched:
         """The values of `found`, the outputs for so many `samples`, that count: one row per position, channels last."""
         if self.tail is None:
             found = self.places.placed(self.wanted, found, samples)
-        elif found.shape[1:] != self.tail:
-            found = found.reshape(samples, *self.tail)
+        elif found.shape[:1] != (samples,) or found.ndim != 1 + len(self.tail):
+            found = found.reshape(samples, *self._extents(found.size // max(samples, 1)))
         counted = counted_values(found, self.site.axis, mask)
         return np.ascontiguousarray(np.moveaxis(counted, self.site.axis, -1)).reshape(-1, found.shape[self.site.axis])
+
+    def _extents(self, size: int) -> tuple[int, ...]:
+        """The shape of a sample of `size` values: `tail`, or rows and channels where samples differ in shape."""
+        assert self.tail is not None
+        return self.tail if math.prod(self.tail) == size or self.site.axis != -1 else (-1, self.tail[-1])
 
 
 class OutputCorrection:
@@ -205,12 +211,15 @@ class OutputCorrection:
         samples = rows.stop - rows.start
         for each in stage:
             found = each.values(mine[tensors[each.name]], samples, mask)
-            apart = distance(found, each.values(wanted[each.wanted], samples, mask), -1)
+            floats = each.values(wanted[each.wanted], samples, mask)
+            apart = distance(found, floats, -1)
             if not apart < FARTHEST:
                 unlike[each.name] = (
                     f"its outputs do not follow those of {each.wanted} in the float model: the variance of the "
                     f"difference is {apart:.3g} times theirs, where unrelated outputs have 2; it may be another layer"
                 )
+            elif (times := factors(found, floats, -1)) is not None:
+                self._progress.say(_scaled(each, times))
         return unlike
 
     def _means(self, run: ModelRun, layers: Sequence[Matched], tensors: Mapping[str, str]) -> dict[str, Float64Array]:
@@ -254,6 +263,15 @@ def _first(run: ModelRun) -> dict[str, Array]:
     """The outputs of the model for the first batch."""
     names = [output.name for output in run.session.get_outputs()]
     return run.outputs(names, next(run.batches()))
+
+
+def _scaled(layer: Matched, times: Float64Array) -> str:
+    """What to say of a layer whose outputs are nearly the float ones `times` a number per channel."""
+    return (
+        f"warning: layer {layer.name}: its outputs are nearly those of {layer.wanted} in the float model times "
+        f"{times.min():.2g} to {times.max():.2g}; if these are scales that the float model lacks (equalisation), its "
+        "correction is wrong: give the float model with them, or correct by weights (--correctors), which finds them"
+    )
 
 
 def _measured(layer: str, rows: Array) -> ChannelMean:

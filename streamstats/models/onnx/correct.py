@@ -66,9 +66,11 @@ class How:
         if recorded and held_out and Path(recorded).resolve() == Path(held_out).resolve():
             raise UsageError(f"{held_out} was recorded; judge with samples that were not recorded")
         if self.do_no_harm and self.held_out is None:
-            raise UsageError("do-no-harm judges on samples that were not recorded; give held-out samples")
+            raise UsageError("do_no_harm judges on samples that were not recorded; give held-out samples, `held_out`")
         if self.fail_if_worse and self.held_out is None:
-            raise UsageError("fail-if-worse judges on samples that were not recorded; give held-out samples")
+            raise UsageError(
+                "fail_if_worse judges on samples that were not recorded; give held-out samples, `held_out`"
+            )
         if self.trials < 0:
             raise UsageError(f"trials is {self.trials}; expected 0 or more")
         if self.iterative and self.outputs:

@@ -31,6 +31,12 @@ BEHIND = (*ROUNDING, "Cast", "Mul", "Add", "Reshape")
 """Operators that may lie between the product of an unknown operator and the tensor that the float model has, too."""
 NEAR_BEST = 1.5
 """Tensors whose distance is at most this many times the least one are told apart by their names."""
+ROUNDED = 0.01
+"""How far outputs may be from those of the float model, as in `distance`, before a scale is looked for."""
+EXPLAINED = 0.1
+"""What a scale leaves of that at most. One number per channel undoes far less of rounding."""
+TELLING = 8
+"""Rows that are needed to tell: one number per channel explains whatever is between two rows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -232,6 +238,19 @@ def distance(found: Array, wanted: Array, axis: int) -> float:
     if signal == 0 and noise == 0:
         return 0.0
     return noise / signal if signal > 0 and np.isfinite(noise / signal) else np.inf
+
+
+def factors(found: Array, wanted: Array, axis: int) -> Array | None:
+    """What the channels of `found` are those of `wanted` times, one number each; None if that is not the difference.
+
+    A scale leaves next to nothing once it is undone. So does, rarely, rounding, if one direction rules the inputs.
+    """
+    mine, theirs = (_centred(values, axis) for values in (found, wanted))
+    power = np.square(theirs).sum(axis=0)
+    times = np.divide((mine * theirs).sum(axis=0), power, out=np.ones_like(power), where=power > 0)
+    apart, left = float(np.square(mine - theirs).sum()), float(np.square(mine - times * theirs).sum())
+    scaled = len(mine) >= TELLING and apart > ROUNDED * power.sum() and left < EXPLAINED * apart
+    return times if scaled else None
 
 
 def _centred(values: Array, axis: int) -> Array:

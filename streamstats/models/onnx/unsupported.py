@@ -1,6 +1,6 @@
 """Why operators with weights are not layers, and what helps, if anything does.
 
-A remedy is named only where it makes a layer of the operator.
+A remedy is named only where it makes a layer of the operator, or corrects it.
 """
 
 from __future__ import annotations
@@ -42,13 +42,14 @@ def unsupported(operator: Operator) -> str:
 def _of_its_kind(node: onnx.NodeProto) -> str:
     if node.op_type in DYNAMIC:
         return (
-            "its inputs are quantised while the model runs (dynamic quantisation); quantise the float model with "
-            "quantize_static of onnxruntime"
+            "its inputs are quantised while the model runs (dynamic quantisation); correct from mean outputs (`correct "
+            "--outputs`), or quantise the float model with quantize_static of onnxruntime"
         )
     if node.op_type in PACKED:
         return (
-            "its weight is packed in a form of its own; quantise the float model with MatMulNBitsQuantizer and "
-            "quant_format=QuantFormat.QDQ, which writes DequantizeLinear and MatMul"
+            "its weight is packed in a form of its own; correct from mean outputs (`correct --outputs`), or quantise "
+            "the float model with MatMulNBitsQuantizer and quant_format=QuantFormat.QDQ, which writes DequantizeLinear "
+            "and MatMul"
         )
     if is_fused(node):
         return "onnxruntime's optimiser made it; take the model as it was before the optimiser"
