@@ -122,7 +122,7 @@ def test_a_damaged_directory_is_an_error_of_the_data(tmp_path: Path, damage: str
     content[content.rindex(mark) + place] = byte
     content[content.rindex(b"PK\1\2") + 9] |= 8 if damage == "name" else 0  # names in UTF-8
     store.write_bytes(content)
-    with pytest.raises(DataError, match="cannot be read|damaged|repair"):
+    with pytest.raises(DataError, match="cannot be read"):
         source_of(store).find()
 
 
