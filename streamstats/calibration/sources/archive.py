@@ -6,7 +6,9 @@ Members are found in the central directory, which is read once, and read at thei
 
 from __future__ import annotations
 
+import lzma
 import os
+import struct
 import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,6 +23,7 @@ from zarr.abc.store import Store
 from zarr.storage import ZipStore
 
 from ...errors import DataError, UsageError, first_line
+from ...storage.names import METADATA_NAMES
 from ..encoding.decoders import Bytes
 from .finding import Found, Names, find_arrays
 from .gathering import Gathered
@@ -31,6 +34,9 @@ from .source import File, Folder, MemoryFile
 LOCAL_HEADER_BYTES, LOCAL_HEADER = 30, b"PK\3\4"
 ENCRYPTED = 1
 """The flag of a member that needs a password."""
+NOT_AS_EXPECTED = (BadZipFile, ValueError, EOFError, RuntimeError, struct.error, zlib.error, lzma.LZMAError)
+"""What reading an archive raises where it is damaged, or needs a version of the format that is not known."""
+ABSOLUTE = "its name begins with /, so it lies in no group; pack the archive from inside the folder of the store"
 OPEN_ARCHIVES = 4
 """Whose directories a process keeps."""
 
@@ -54,7 +60,7 @@ class ArchiveSource:
     def find(self) -> Found:
         """As `Source.find`."""
         store = self.zarr_store()
-        with ZipFile(self.location) as archive:
+        with _opened_archive(self.location) as archive:
             return find_arrays(_ArchiveTree.of(archive), store, self.location)
 
     def folder(self, name: str, largest: int = 0) -> Folder | None:
@@ -195,10 +201,15 @@ def _directory(location: str) -> _Directory:
 
 @lru_cache(OPEN_ARCHIVES)
 def _read_directory(location: str, identity: Identity) -> _Directory:  # noqa: ARG001 - another identity, another archive
+    with _opened_archive(location) as archive:
+        return _Directory({member.filename: member for member in archive.infolist()})
+
+
+def _opened_archive(location: str) -> ZipFile:
+    """The archive at `location`, its central directory read. Raises `DataError` if it cannot be."""
     try:
-        with ZipFile(location) as archive:
-            return _Directory({member.filename: member for member in archive.infolist()})
-    except (BadZipFile, OSError) as error:
+        return ZipFile(location)
+    except (*NOT_AS_EXPECTED, OSError) as error:
         raise DataError(f"the archive {location} cannot be read: {first_line(error)}; repair it") from error
 
 
@@ -220,6 +231,7 @@ class _ArchiveTree:
     archive: ZipFile
     files: Mapping[str, set[str]]
     folders: Mapping[str, set[str]]
+    absolute: Mapping[str, str]
     threads: ClassVar[int] = 1
 
     @classmethod
@@ -227,8 +239,12 @@ class _ArchiveTree:
         """The tree of `archive`, from its central directory."""
         files: dict[str, set[str]] = defaultdict(set)
         folders: dict[str, set[str]] = defaultdict(set)
+        absolute: dict[str, str] = {}
         for member in archive.namelist():
             folder, _, name = member.rpartition("/")
+            if member.startswith("/"):
+                absolute |= {folder or "/": ABSOLUTE} if name in METADATA_NAMES else {}
+                continue
             if name:
                 files[folder].add(name)
             while folder:
@@ -237,11 +253,12 @@ class _ArchiveTree:
                     break
                 folders[above].add(name)
                 folder = above
-        return cls(archive, files, folders)
+        return cls(archive, files, folders, absolute)
 
     def names(self, folder: str) -> Names:
         """As `Tree.names`."""
-        return Names(frozenset(self.files.get(folder, ())), tuple(self.folders.get(folder, ())))
+        refused = {} if folder else self.absolute
+        return Names(frozenset(self.files.get(folder, ())), tuple(self.folders.get(folder, ())), refused)
 
     def content(self, path: str, most: int) -> bytes:
         """As `Tree.content`."""
@@ -250,5 +267,5 @@ class _ArchiveTree:
             raise DataError(f"{name} has {size:,} bytes; expected at most {most:,}")
         try:
             return self.archive.read(path)
-        except (BadZipFile, EOFError, NotImplementedError, RuntimeError, zlib.error) as error:
+        except (*NOT_AS_EXPECTED, OSError) as error:
             raise DataError(f"{name} cannot be read: {first_line(error)}") from error

@@ -216,7 +216,7 @@ def _document(tree: Tree, path: str) -> Document:
     name = path.rpartition("/")[2]
     try:
         found = json.loads(tree.content(path, LONGEST_METADATA))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{name} is not JSON: {first_line(error)}") from error
     if not isinstance(found, dict):
         raise DataError(f"{name} holds {type(found).__name__}; expected a JSON object")

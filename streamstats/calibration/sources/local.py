@@ -60,20 +60,30 @@ class _LocalTree:
     threads: ClassVar[int] = 1
 
     def names(self, folder: str) -> Names:
-        """As `Tree.names`; a link to a folder that contains it is refused."""
+        """As `Tree.names`; a link to a folder that was passed on the way to it is refused."""
         here = self.root / folder
         try:
             with os.scandir(here) as entries:
                 found = list(entries)
         except OSError as error:
             raise DataError(f"{here} cannot be listed: {error.strerror}; check its permissions") from error
-        below = [entry for entry in found if entry.is_dir()]
-        loops = [entry.name for entry in below if entry.is_symlink() and _contains(entry.path, here)]
-        return Names(
-            frozenset(entry.name for entry in found if not entry.is_dir()),
-            tuple(entry.name for entry in below if entry.name not in loops),
-            dict.fromkeys(loops, "it is a link to a folder that contains it; remove the link"),
-        )
+        refused = {entry.name: reason for entry in found if (reason := self._refused(entry, folder))}
+        entered = [entry for entry in found if entry.name not in refused]
+        folders = tuple(entry.name for entry in entered if entry.is_dir())
+        return Names(frozenset(entry.name for entry in entered).difference(folders), folders, refused)
+
+    def _refused(self, entry: os.DirEntry[str], folder: str) -> str:
+        """Why not to follow the `entry` of a `folder`, or nothing."""
+        try:
+            is_loop = entry.is_symlink() and entry.is_dir() and self._passed(entry.path, folder)
+        except OSError as error:
+            return f"it is a link that cannot be followed: {error.strerror}; repair or remove it"
+        return "it is a link to a folder that contains it; remove the link" if is_loop else ""
+
+    def _passed(self, link: str, folder: str) -> bool:
+        """Whether `link` leads to a folder on the way to `folder`, or to one that contains such a folder."""
+        target, way = Path(link).resolve(), (Path(folder), *Path(folder).parents)
+        return any((self.root / each).resolve().is_relative_to(target) for each in way)
 
     def content(self, path: str, most: int) -> bytes:
         """As `Tree.content`."""
@@ -87,11 +97,6 @@ class _LocalTree:
             return file.read_bytes()
         except OSError as error:
             raise DataError(f"{file.name} cannot be read: {error.strerror}") from error
-
-
-def _contains(link: str, folder: Path) -> bool:
-    """Whether `link` leads to `folder`, or to one that contains it."""
-    return folder.resolve().is_relative_to(Path(link).resolve())
 
 
 class LocalFolder:

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
+from urllib.parse import unquote
 
 from zarr.abc.store import Store
 from zarr.storage import FsspecStore
@@ -72,19 +73,24 @@ class _UrlTree:
         return fs, root.rstrip("/")
 
     def names(self, folder: str) -> Names:
-        """As `Tree.names`; nothing, if the folder does not exist or cannot be listed."""
+        """As `Tree.names`; nothing, if the folder does not exist or cannot be listed.
+
+        What a server lists that does not lie in the folder, such as the folder above, is not followed.
+        """
         fs, root = self._opened
+        place = f"{root}/{folder}" if folder else root
         try:
-            found = fs.ls(f"{root}/{folder}/" if folder else f"{root}/", detail=True)
+            found = fs.ls(f"{place}/", detail=True)
         except (FileNotFoundError, NotADirectoryError, NotImplementedError):
             return Names(frozenset(), ())
         except Exception as error:
             raise _fails(self.location, error) from error
         by_kind: dict[bool, list[str]] = {True: [], False: []}
         for entry in found:
-            name = entry["name"].rstrip("/").rpartition("/")[2]
-            by_kind[entry["type"] == "directory"].append(name)
-        return Names(frozenset(by_kind[False]), tuple(by_kind[True]))
+            above, _, name = entry["name"].rstrip("/").rpartition("/")
+            if unquote(name) not in (".", "..") and unquote(above).rstrip("/") == unquote(place).rstrip("/"):
+                by_kind[entry["type"] == "directory"].append(name)
+        return Names(frozenset(by_kind[False]), tuple(dict.fromkeys(by_kind[True])))
 
     def content(self, path: str, most: int) -> bytes:
         """As `Tree.content`."""

@@ -18,6 +18,7 @@ from streamstats import reduce
 from streamstats.calibration.identity import file_range, identities
 from streamstats.calibration.reading.file_reader import FileReader
 from streamstats.calibration.reading.reader import open_reader
+from streamstats.calibration.sources.choose import source_of
 from streamstats.errors import DataError
 
 SHAPE = (8, 6, 4)
@@ -103,3 +104,38 @@ def test_a_member_that_decompresses_to_more_than_its_array_holds_is_refused(tmp_
         into.writestr("block/layer/c/3/0/0", bytes(10_000_000))
     with pytest.raises(DataError, match=r"rows 6:8\) cannot be read: it has 10,000,000 bytes, expected at most"):
         reduce(store)
+
+
+DAMAGES: dict[str, tuple[bytes, int, int]] = {
+    "magic": (b"PK\1\2", 0, 0),
+    "version": (b"PK\1\2", 6, 0xFF),
+    "name": (b"PK\1\2", 46, 0xFF),
+    "offset": (b"PK\1\2", 45, 0xFF),
+}
+"""What is damaged → the mark of the record in the archive, the byte in it, and what it becomes."""
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_directory_is_an_error_of_the_data(tmp_path: Path, damage: str) -> None:
+    store = archive(tmp_path)
+    content, (mark, place, byte) = bytearray(store.read_bytes()), DAMAGES[damage]
+    content[content.rindex(mark) + place] = byte
+    content[content.rindex(b"PK\1\2") + 9] |= 8 if damage == "name" else 0  # names in UTF-8
+    store.write_bytes(content)
+    with pytest.raises(DataError, match="cannot be read"):
+        source_of(store).find()
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_members_with_absolute_names_are_named(tmp_path: Path) -> None:
+    store = archive(tmp_path)
+    metadata = zipfile.ZipFile(store).read("block/layer/zarr.json")
+    with zipfile.ZipFile(store, "a") as into:
+        for name in ("/x/zarr.json", "/zarr.json", "//zarr.json", "/x/c/0/0/0"):
+            member = zipfile.ZipInfo("member")
+            member.filename = name
+            into.writestr(member, metadata)
+    found = source_of(store).find()
+    assert list(found.arrays) == ["block/layer"]
+    assert sorted(found.unreadable) == ["/", "/x"]
+    assert found.unreadable["/x"].startswith("its name begins with /, so it lies in no group")

@@ -154,6 +154,30 @@ def test_a_link_that_leads_to_itself_is_named_and_not_followed(tmp_path: Path) -
     assert found.unreadable["block/loop"] == "it is a link to a folder that contains it; remove the link"
 
 
+def test_links_that_lead_in_circles_are_named_and_keep_nothing_else_from_being_found(tmp_path: Path) -> None:
+    store = build_store(tmp_path / "s", {f"{name}/conv": samples(*SHAPE) for name in ("a", "b", "c")})
+    for name in ("a", "b", "c"):  # each leads to the other two, so paths would never end
+        for other in {"a", "b", "c"} - {name}:
+            (store / name / f"to_{other}").symlink_to(f"../{other}")
+    (store / "self").symlink_to("self")
+    found = source_of(store).find()
+    assert {"a/conv", "a/to_b/conv", "a/to_b/to_c/conv", "c/conv"} <= set(found.arrays)
+    assert found.unreadable["a/to_b/to_a"] == "it is a link to a folder that contains it; remove the link"
+    assert found.unreadable["self"].startswith("it is a link that cannot be followed: Too many levels")
+
+
+@pytest.mark.parametrize("name", ["store", "store.zip"])
+def test_metadata_too_deep_to_parse_is_named(tmp_path: Path, name: str) -> None:
+    store = build_store(tmp_path / "folder", wide(samples(*SHAPE)))
+    (store / "deep").mkdir()
+    (store / "deep/zarr.json").write_text("[" * 10**5)
+    if name.endswith(".zip"):
+        store = Path(shutil.make_archive(str(tmp_path / "store"), "zip", store))
+    found = source_of(store).find()
+    assert list(found.arrays) == ["layer"]
+    assert found.unreadable["deep"].startswith("zarr.json is not JSON")
+
+
 @pytest.mark.parametrize("zarr_format", [2, 3])
 def test_an_array_that_only_the_consolidated_metadata_knows_is_named(tmp_path: Path, zarr_format: int) -> None:
     build_store(tmp_path, {"a": samples(*SHAPE), "gone": samples(*SHAPE)}, zarr_format=zarr_format)

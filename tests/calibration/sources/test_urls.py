@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,10 +38,21 @@ class Server(SimpleHTTPRequestHandler):
 
     def list_directory(self, path: Any) -> Any:
         """As the base class, unless this server lists nothing."""
+        if self.fault == "upwards":
+            return self.list_more(path)
         if self.lists:
             return super().list_directory(path)
         self.send_error(404)
         return None
+
+    def list_more(self, path: Any) -> BytesIO:
+        """The folders and files at `path`, and links that lead back to the folder above, or into others."""
+        names = [*(each.name + "/" * each.is_dir() for each in Path(path).iterdir()), "%2e%2e/", "%2E%2e/block/", "./"]
+        page = "".join(f'<a href="{name}">{name}</a>' for name in names).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(page)))
+        self.end_headers()
+        return BytesIO(page)
 
     def do_HEAD(self) -> None:
         if self.fault in ("HEAD 503", "404") and self.path.endswith(CHUNK):
@@ -129,3 +141,11 @@ def test_a_store_that_cannot_be_listed_is_what_its_consolidated_metadata_says_an
     plain = build_store(tmp_path / "plain.zarr", {"x": values})
     with serving(plain, lists=False) as url, pytest.raises(UsageError, match="cannot be listed, and has no consolid"):
         source_of(url).find()
+
+
+def test_what_a_server_lists_outside_a_folder_is_not_followed(tmp_path: Path) -> None:
+    build_store(tmp_path / "s", {"block/one": samples(4, 2, 3), "block/two": samples(4, 2, 3), "three": samples(4, 3)})
+    with serving(tmp_path / "s", "upwards") as url:
+        found = source_of(url).find()
+    assert list(found.arrays) == ["block/one", "block/two", "three"]
+    assert not found.unreadable
