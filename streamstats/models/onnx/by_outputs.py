@@ -48,6 +48,11 @@ FORM = "outputs"
 FARTHEST = 1.0
 """How large the variance of the difference may be, as a share of the variance of the float outputs: that of unrelated
 outputs is twice as large."""
+SCALED = (
+    "its outputs are nearly those of {} in the float model times {}; if the quantised model undoes this scale behind "
+    "it, as after equalisation, mean outputs would take it for a shift: give the float model with this scale in it, or "
+    "correct by weights (--correctors), which finds scales"
+)
 NO_SIZE = "no tensor of the float model has its channels and the size of its outputs"
 NO_SITE = (
     "no layer of the quantised model can be matched with one of the float model, by name or by order; expected models "
@@ -218,8 +223,8 @@ class OutputCorrection:
                     f"its outputs do not follow those of {each.wanted} in the float model: the variance of the "
                     f"difference is {apart:.3g} times theirs, where unrelated outputs have 2; it may be another layer"
                 )
-            elif (times := factors(found, floats, -1)) is not None:
-                self._progress.say(_scaled(each, times))
+            elif (times := factors(found, floats, -1)) is not None and each.site.original.weight.size > times.size:
+                unlike[each.name] = SCALED.format(each.wanted, f"{times.min():.2g} to {times.max():.2g}")
         return unlike
 
     def _means(self, run: ModelRun, layers: Sequence[Matched], tensors: Mapping[str, str]) -> dict[str, Float64Array]:
@@ -263,15 +268,6 @@ def _first(run: ModelRun) -> dict[str, Array]:
     """The outputs of the model for the first batch."""
     names = [output.name for output in run.session.get_outputs()]
     return run.outputs(names, next(run.batches()))
-
-
-def _scaled(layer: Matched, times: Float64Array) -> str:
-    """What to say of a layer whose outputs are nearly the float ones `times` a number per channel."""
-    return (
-        f"warning: layer {layer.name}: its outputs are nearly those of {layer.wanted} in the float model times "
-        f"{times.min():.2g} to {times.max():.2g}; if these are scales that the float model lacks (equalisation), its "
-        "correction is wrong: give the float model with them, or correct by weights (--correctors), which finds them"
-    )
 
 
 def _measured(layer: str, rows: Array) -> ChannelMean:

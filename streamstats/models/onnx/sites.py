@@ -33,7 +33,7 @@ NEAR_BEST = 1.5
 """Tensors whose distance is at most this many times the least one are told apart by their names."""
 ROUNDED = 0.01
 """How far outputs may be from those of the float model, as in `distance`, before a scale is looked for."""
-EXPLAINED = 0.1
+EXPLAINED = 0.05
 """What a scale leaves of that at most. One number per channel undoes far less of rounding."""
 TELLING = 8
 """Rows that are needed to tell: one number per channel explains whatever is between two rows."""

@@ -12,7 +12,6 @@ from networks import model_of, quantized, values
 from onnx import helper
 from onnxruntime.quantization import quantize_dynamic
 from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
-from told import Told
 
 from streamstats.cli import main
 from streamstats.models.onnx.by_outputs import Outputs
@@ -73,18 +72,38 @@ def test_samples_may_differ_in_shape(tmp_path: Path, form: str) -> None:
         np.testing.assert_allclose(mean_outputs(files[2], given), wanted, atol=1e-5)
 
 
-def test_a_warning_names_layers_that_may_have_a_scale_that_the_float_model_lacks(tmp_path: Path) -> None:
+def test_layers_whose_scale_a_later_layer_undoes_are_refused(tmp_path: Path) -> None:
     first, last = weights()
     scales = np.geomspace(0.4, 1.6, 8).astype(np.float32)
-    x, told = values(64, 5, WIDTH), Told()
+    x = values(64, 5, WIDTH)
     np.save(tmp_path / "x.npy", x)
     quantized(matrices(first * scales, last / scales[:, None]), tmp_path, x, "qdq")
     onnx.save(matrices(first, last), tmp_path / "float.onnx")
     how = How(outputs=Outputs(tmp_path / "x.npy", tmp_path / "work"))
     files = [tmp_path / name for name in ("float.onnx", "quantized.onnx", "fixed.onnx")]
-    correct_outputs(*files, how=how, progress=told)
-    (warning,) = [each for each in told.messages if each.startswith("warning")]
-    assert "layer one: its outputs are nearly those of a in the float model times 0.4 to 1.6; if" in warning
+    one, two = correct_outputs(*files, how=how).layers
+    assert "its outputs are nearly those of a in the float model times 0.4 to 1.6; if" in one.reason
+    assert (one.corrected, two.corrected) == (False, True)
+
+
+@pytest.mark.parametrize("scales", [np.full(8, 0.1), np.geomspace(0.3, 3, 8)], ids=["one", "each"])
+def test_a_scale_that_an_operator_behind_the_layer_undoes_is_not_taken_for_a_shift(tmp_path: Path, scales: Any) -> None:
+    first, x = weights()[0], values(64, 5, WIDTH)
+    np.save(tmp_path / "x.npy", x)
+    plain = [helper.make_node("MatMul", ["x", "w"], ["y"], name="one")]
+    onnx.save(model_of(plain, {"w": first}, x), tmp_path / "float.onnx")
+    step = np.abs(first * scales).max() / 127
+    rounded = (np.rint(first * scales / step) * step).astype(np.float32)
+    undone = [
+        helper.make_node("MatMul", ["x", "w"], ["scaled"], name="one"),
+        helper.make_node("Mul", ["scaled", "back"], ["y"]),
+    ]
+    constants = {"w": rounded, "back": (1 / scales).astype(np.float32)}
+    onnx.save(model_of(undone, constants, x), tmp_path / "quantized.onnx")
+    files = [tmp_path / name for name in ("float.onnx", "quantized.onnx", "fixed.onnx")]
+    (layer,) = correct_outputs(*files, how=How(outputs=Outputs(tmp_path / "x.npy", tmp_path / "work"))).layers
+    assert not layer.corrected
+    assert "the quantised model undoes this scale behind it" in layer.reason
 
 
 def test_rounding_and_few_rows_are_not_taken_for_a_scale() -> None:
