@@ -1,9 +1,9 @@
 """Selection: which arrays of a store are the layers of a job, and what the job's rules say of each.
 
-Rules are tried in order, and the first match wins. Without rules, every array that can be a layer is one, as its
-attributes describe it, and all others are named; with rules, arrays that no rule matches are skipped. Rules describe
-the layers of the model: of an array that several of them read, each may have its own rule, and what any of these asks
-for is counted.
+Rules are tried in order, and the first match wins. Without rules, or by the rule `*`, every array that can be a layer
+is one, and all others are named; other rules choose arrays, which must be layers. Arrays that no rule matches are
+skipped. Rules describe the layers of the model: of an array that several of them read, each may have its own rule, and
+what any of these asks for is counted.
 """
 
 from __future__ import annotations
@@ -59,8 +59,9 @@ class LayerRule:
 class Selected:
     """The layers of a job, in the order of their names, and the names of the layers and arrays that its rules skip.
 
-    Without rules, `unfit` are arrays that cannot be layers, and `unreadable` those that nobody can read, with the
-    reasons. Arrays that are masks of others are none of these. `note` is that of `Found`.
+    Of the arrays that no rule chooses, or only that for all, `unfit` are those that cannot be layers, and `unreadable`
+    those that nobody can read, with the reasons. Arrays that are masks of others are none of these. `note` is that of
+    `Found`.
     """
 
     layers: tuple[Layer, ...]
@@ -68,6 +69,10 @@ class Selected:
     unfit: Mapping[str, str] = field(default_factory=dict)
     unreadable: Mapping[str, str] = field(default_factory=dict)
     note: str = ""
+
+
+ALL = "*"
+"""The rule for all other layers: it chooses none, so that one that cannot be read does not stop the others."""
 
 
 def select_layers(source: str | Path, rules: Sequence[LayerRule] = ()) -> Selected:
@@ -87,15 +92,17 @@ def select_layers(source: str | Path, rules: Sequence[LayerRule] = ()) -> Select
     mask_of = {array: _asked(array, "mask", by) or mask_name(arrays[array]) for array, by in matches.items()}
     _check_not_own_mask(mask_of)
     masks = {array for array in arrays if array in mask_of.values() or masked_layer(arrays[array])}
-    unfit = {} if rules else _unfit({array: each for array, each in arrays.items() if array not in masks})
+    chosen = {array for array, by in matches.items() if any(rule.match != ALL for rule in by.values())}
+    unfit = _unfit({array: arrays[array] for array, by in matches.items() if by and array not in masks | chosen})
     candidates = {array: by for array, by in matches.items() if array not in masks and array not in unfit}
     _check_not_only_masks(source, masks, candidates)
-    layers, wrong = _described(store, arrays, mask_of, candidates, strict=bool(rules) or len(candidates) == 1)
+    _check_not_only_unfit(unfit, candidates)
+    layers, wrong = _described(store, arrays, mask_of, candidates, candidates if len(candidates) == 1 else chosen)
     _check_once(layers)
-    if rules:
-        left_out = sorted([*_skipped(readers, candidates), *found.unreadable])
-        return Selected(tuple(layers), tuple(left_out), note=found.note)
-    return Selected(tuple(layers), (), unfit, {**found.unreadable, **wrong}, found.note)
+    takes_all = not rules or any(rule.match == ALL for rule in rules)
+    left_out = [*_skipped(readers, candidates), *(() if takes_all else found.unreadable)]
+    unreadable = {**(found.unreadable if takes_all else {}), **wrong}
+    return Selected(tuple(layers), tuple(sorted(left_out)), unfit, unreadable, found.note)
 
 
 def _described(
@@ -103,12 +110,11 @@ def _described(
     arrays: Mapping[str, zarr.Array[Any]],
     mask_of: Mapping[str, str | None],
     candidates: Mapping[str, Mapping[str, LayerRule]],
-    *,
-    strict: bool,
+    strict: Collection[str],
 ) -> tuple[list[Layer], dict[str, str]]:
     """(the `candidates` that have rules, as these describe them; array → what is wrong with it).
 
-    If `strict`, what is wrong is raised: `DataError` or `UsageError`.
+    What is wrong with those in `strict` is raised: `DataError` or `UsageError`.
     """
     layers, wrong = [], {}
     for array, rules in candidates.items():
@@ -117,27 +123,30 @@ def _described(
                 layer = describe(store, array, arrays[array])
                 layers.append(_by_rules(layer, _mask(store, array, mask_of[array], arrays), rules))
         except (DataError, UsageError) as error:
-            if strict:
+            if array in strict:
                 raise
             wrong[array] = str(error).removeprefix(f"layer {array}: ")
     return layers, wrong
 
 
 def _check_readable(source: str | Path, found: Found, rules: Sequence[LayerRule]) -> None:
-    """Raise `DataError` for an unreadable array that a rule matches, or if no other was found."""
+    """Raise `DataError` for an unreadable array that a rule chooses, or if no other was found."""
     for name, reason in found.unreadable.items():
-        if not found.arrays or any(fnmatchcase(name, rule.match) for rule in rules):
+        if not found.arrays or any(rule.match != ALL and fnmatchcase(name, rule.match) for rule in rules):
             raise DataError(f"{source}: array {name} cannot be read: {reason}; repair it, or leave it out of `layers`")
 
 
 def _unfit(arrays: Mapping[str, zarr.Array[Any]]) -> dict[str, str]:
-    """Those of `arrays` that cannot be layers, with the reasons. Raises `UsageError` if none can."""
+    """Those of `arrays` that cannot be layers, with the reasons."""
     found = {name: unfit_values(np.dtype(array.dtype), array.shape) for name, array in arrays.items()}
-    unfit = {name: reason for name, reason in found.items() if reason is not None}
-    if unfit and len(unfit) == len(arrays):
+    return {name: reason for name, reason in found.items() if reason is not None}
+
+
+def _check_not_only_unfit(unfit: Mapping[str, str], candidates: Mapping[str, Mapping[str, LayerRule]]) -> None:
+    """Raise `UsageError` if all arrays that the job takes are `unfit`."""
+    if unfit and not any(candidates.values()):
         name, reason = next(iter(unfit.items()))
         raise UsageError(f"layer {name}: {reason}; no array of the store can be a layer")
-    return unfit
 
 
 def _check_not_only_masks(
