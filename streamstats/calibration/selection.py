@@ -114,18 +114,20 @@ def _described(
 ) -> tuple[list[Layer], dict[str, str]]:
     """(the `candidates` that have rules, as these describe them; array → what is wrong with it).
 
-    What is wrong with those in `strict` is raised: `DataError` or `UsageError`.
+    What is wrong with those in `strict` is raised, `DataError` or `UsageError`, and so is what the rules ask in vain.
     """
     layers, wrong = [], {}
     for array, rules in candidates.items():
+        if not rules:
+            continue
         try:
-            if rules:
-                layer = describe(store, array, arrays[array])
-                layers.append(_by_rules(layer, _mask(store, array, mask_of[array], arrays), rules))
+            layer = describe(store, array, arrays[array])
         except (DataError, UsageError) as error:
             if array in strict:
                 raise
             wrong[array] = str(error).removeprefix(f"layer {array}: ")
+        else:
+            layers.append(_by_rules(layer, _mask(store, array, mask_of[array], arrays), rules))
     return layers, wrong
 
 

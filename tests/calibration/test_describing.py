@@ -70,7 +70,7 @@ def test_values_that_are_no_numbers_are_refused_by_name(tmp_path: Path, dtype: A
     array = source.find().arrays["odd"]
     with pytest.raises(
         UsageError,
-        match=r"layer odd: its values are .*; expected one of bool, int8, .*, float64; name the layers",
+        match=r"layer odd: its values are .*; expected one of bool, int8, .*, float64; leave it out",
     ):
         describe(source, "odd", array)
 
