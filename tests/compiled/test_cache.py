@@ -104,6 +104,7 @@ def test_a_process_that_finds_the_code_never_loads_the_compiler(tmp_path):
     assert kept.name.startswith("rows-int64-")
 
 
+@pytest.mark.soak
 def test_processes_that_start_at_once_with_no_code_all_measure_and_leave_one_whole_file(tmp_path):
     processes = [measuring_process(tmp_path) for _ in range(8)]
     for process in processes:
