@@ -34,8 +34,8 @@ from .jobs.job import DEFAULT_MEMORY, Job
 from .jobs.sizes import parse_bytes
 from .jobs.workers import Cluster, available_cores
 from .layouts import Geometry, Kernel
+from .overrides import substituted, with_settings
 from .quantization import Quantization
-from .settings import substituted, with_settings
 from .statistics.kinds import ALWAYS, asked, optional
 
 LONGEST_CONFIG = 2**20

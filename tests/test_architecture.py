@@ -32,7 +32,7 @@ ORDER = (
     "jobs",
     "ranges",
     "exports",
-    "settings",
+    "overrides",
     "config",
     "models",
     "report",

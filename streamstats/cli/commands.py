@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 NAMED = 8
 """How many ranges of rows, or layers, notes name at most."""
+UNREAD = "repair the store, or name the layers to count under `layers`"
+"""What to do about arrays that nobody can read."""
 LONGEST_CELL = 60
 """Characters of a description in a table."""
 
@@ -72,7 +74,7 @@ def run(options: Namespace) -> int:
     say(f"wrote {job.output}; view it with: streamstats inspect {job.output}")
     if outcome.unreadable:
         _say_unreadable(outcome, job.output)
-    _say_unreadable_arrays(outcome.unreadable_arrays)
+    _say_unreadable_arrays(outcome.unreadable_arrays)  # the reasons were told at the start
     if outcome.shortfalls:
         _say_shortfalls(outcome.shortfalls, job.output)
     return DONE if outcome.complete and not unstable else INCOMPLETE
@@ -129,13 +131,8 @@ def _say_unreadable(outcome: Outcome, output: str) -> None:
 
 
 def _say_unreadable_arrays(found: Mapping[str, str]) -> None:
-    for array, reason in [*found.items()][:NAMED]:
-        say(f"array {array} is not counted, because it cannot be read: {reason}")
     if found:
-        say(
-            f"{counted(len(found), 'array')} not counted; repair what cannot be read, or name the layers to count "
-            "under `layers`"
-        )
+        say(f"not counted, because they cannot be read: {listed(found)}; {UNREAD}")
 
 
 def _say_shortfalls(found: Mapping[str, Shortfall], output: str) -> None:
@@ -201,6 +198,8 @@ def status(options: Namespace) -> int:
         say("a run is in progress")
     elif any(layer.missing for layer in found.layers):
         say("incomplete; repair any unreadable chunks, then resume with: streamstats run CONFIG")
+    for unread, why in [*found.unreadable.items()][:NAMED]:
+        say(f"array {unread} is not counted, because it cannot be read: {why}")
     _say_unreadable_arrays(found.unreadable)
     short = sum(layer.shortfall is not None for layer in found.layers)
     if short:

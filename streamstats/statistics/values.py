@@ -164,7 +164,10 @@ class ValuePass:
 
 def as_counted(block: Array) -> Array:
     """`block`; if it is of booleans, with 1 for every byte that is not 0, as numpy counts them."""
-    return block if block.dtype != np.bool_ else block.view(np.uint8) != 0
+    if block.dtype != np.bool_ or not block.size or block.view(np.uint8).max() <= 1:
+        return block
+    counted: Array = block.view(np.uint8) != 0
+    return counted
 
 
 Found = tuple[Measures, dict[str, Tally]]

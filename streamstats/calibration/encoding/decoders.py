@@ -19,11 +19,11 @@ from numcodecs.errors import UnknownCodecError
 
 from .fused import decode
 
-__all__ = ["DECODERS", "Bytes", "UnknownCodecError", "checked"]
-
 Bytes = npt.NDArray[np.uint8]
 """Bytes in memory, uint8[n]."""
 
+MISSING_CODEC = (ImportError, NotImplementedError, UnknownCodecError)
+"""What says that a codec is not installed, or cannot do what is asked of it, and nothing of the stored bytes."""
 CHECKSUM_BYTES = 4
 ZSTD_MAGIC = 0xFD2FB528
 BLOSC_HEADER_BYTES = 16

@@ -18,7 +18,7 @@ import zarr
 from zarr.errors import MetadataValidationError
 
 from ...errors import DamageError, LostError, StoreError, StreamstatsError, UsageError
-from ..encoding.decoders import Bytes, UnknownCodecError
+from ..encoding.decoders import MISSING_CODEC, Bytes
 from ..layer import Layer, Selection
 from ..sources.retrying import without_secrets
 
@@ -63,8 +63,8 @@ def new_block(layer: Layer, selection: Selection) -> npt.NDArray[Any]:
 DAMAGE = (ValueError, RuntimeError, EOFError, zlib.error, lzma.LZMAError, BadZipFile, BadGzipFile)
 """What readers and codecs raise for bytes that are not what they should be, with NotADirectoryError, IsADirectoryError,
 and an OSError of the codec bz2."""
-NO_DAMAGE = (NotImplementedError, RecursionError, UnsupportedOperation, MetadataValidationError, UnknownCodecError)
-"""Which of these say nothing of the bytes: a codec that is missing, or does not do what is asked of it."""
+NO_DAMAGE = (*MISSING_CODEC, RecursionError, UnsupportedOperation, MetadataValidationError)
+"""Which of these say nothing of the bytes."""
 BZ2_SAYS = "Invalid data stream"
 
 
@@ -86,7 +86,7 @@ def failure(layer: Layer, inside: Selection, error: Exception, key: str) -> Stre
             f"{where} cannot be read: {said}; repair the store, or set `missing: report` to skip these rows"
         )
     kind = type(error).__name__
-    if isinstance(error, ImportError | NotImplementedError | UnknownCodecError):
+    if isinstance(error, MISSING_CODEC):
         return UsageError(
             f"{where} cannot be decoded here: {kind}: {said}; install what its codec needs, and run again"
         )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import product
 from stat import S_ISREG
 from typing import Any
@@ -13,17 +14,21 @@ import zarr
 from zarr.abc.store import RangeByteRequest
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
-from zarr.storage import LocalStore
+from zarr.storage import LocalStore, ZipStore
 
 from ...coverage import Rows
-from ...errors import DamageError, DataError, StoreError, StreamstatsError, first_line
+from ...errors import DamageError, DataError, StoreError, StreamstatsError, UsageError, first_line
 from ...statistics.statistics import StatisticsAccumulator
 from ..encoding.chunks import ends_in_blosc
-from ..encoding.decoders import BLOSC_HEADER_BYTES
+from ..encoding.decoders import BLOSC_HEADER_BYTES, MISSING_CODEC
 from ..layer import Layer, Selection
 from ..sources.identities import Identity
+from ..sources.retrying import without_secrets
 from ..zarr_settings import DEFAULT_PIPELINE, codec_pipeline
 from .parts import failure, lost, new_block, overlap, relative, touched
+
+PIECE_BYTES = 2**22
+"""Of a file that is fetched again to see whether it arrives: large shards fit no memory."""
 
 
 class ZarrReader:
@@ -34,13 +39,9 @@ class ZarrReader:
         self._fill = fill
         self.filled: list[Rows] = []
         self.identified: dict[str, Identity] = {}
-        try:
-            with codec_pipeline(DEFAULT_PIPELINE):
-                self._array = zarr.open_array(layer.source.zarr_store(), path=layer.name, mode="r")
-        except StoreError:
-            raise
-        except Exception as error:
-            raise DataError(f"zarr cannot open layer {layer.name}: {first_line(error)}; repair the store") from error
+        self._array = _opened(layer)
+        self._is_local = _is_local(self._array.store_path.store)
+        self._has_blosc = ends_in_blosc(self._array)
 
     def close(self) -> None:
         """As `Reader.close`: it holds nothing."""
@@ -73,6 +74,8 @@ class ZarrReader:
             try:
                 self._decode(inside, target)
             except Exception:
+                if self._is_local:
+                    raise
                 self._check_arrives(key, size)  # if it does not, that is the error
                 self._decode(inside, target)
         except StreamstatsError:
@@ -91,15 +94,14 @@ class ZarrReader:
             self.filled.append((part[0].start, part[0].stop))
 
     def _stored_size(self, key: str, inside: Selection) -> int:
-        """The bytes of the file `key`. Raises `LostError` for a missing file and `ValueError` for an empty one.
-
-        zarr would read the fill value for both.
+        """The bytes of the file `key`; −1 if a server does not tell. Raises `LostError` for a missing file and
+        `ValueError` for an empty one: zarr would read the fill value for both.
         """
         try:
-            size = _size_of(self._array, key)
+            with self._fetching():
+                size = _size_of(self._array, key)
         except FileNotFoundError as error:
-            is_local = isinstance(self._array.store_path.store, LocalStore)  # a server may refuse the size alone
-            if is_local or self._fetched(key, RangeByteRequest(0, 1)) is None:
+            if self._is_local or self._fetched(key, 0, 1) is None:  # a server may refuse the size alone
                 raise lost(self._layer, inside, key) from error
             return -1
         if size == 0:
@@ -107,30 +109,66 @@ class ZarrReader:
         return size
 
     def _check_arrives(self, key: str, size: int) -> None:
-        """Raise an error unless the whole file `key`, of `size` bytes (−1: unknown), can be fetched."""
-        found = self._fetched(key)
-        if found is None:
-            raise ConnectionError("it is not there any more")
-        if size >= 0 and len(found) != size:
-            raise ConnectionError(f"received {len(found):,} of {size:,} bytes")
+        """Raise an error unless the whole file `key`, of `size` bytes (−1: unknown), can be fetched, piece by piece."""
+        done = 0
+        while done < size:
+            wanted = min(PIECE_BYTES, size - done)
+            found = len(self._fetched(key, done, done + wanted) or b"")
+            if found != wanted and found != size:  # a server that knows no ranges sends the whole
+                raise ConnectionError(f"received {done + found:,} of {size:,} bytes")
+            done = size if found == size else done + found
 
     def _check_blosc(self, key: str, size: int) -> None:
         """Raise `ValueError` for a chunk of Blosc that is cut off: numcodecs decodes it from memory behind it."""
-        if not ends_in_blosc(self._array) or size < 0:
+        if not self._has_blosc or size < 0:
             return
-        header = self._fetched(key, RangeByteRequest(0, BLOSC_HEADER_BYTES)) or b""
+        header = self._fetched(key, 0, BLOSC_HEADER_BYTES) or b""
         if int.from_bytes(header[12:BLOSC_HEADER_BYTES], "little") > size or len(header) < BLOSC_HEADER_BYTES:
             raise ValueError(f"a Blosc chunk is cut off after {size:,} bytes")
 
-    def _fetched(self, key: str, part: RangeByteRequest | None = None) -> bytes | None:
-        """The bytes of the file `key`, or a part of them; None if it does not exist."""
+    def _fetched(self, key: str, start: int, stop: int) -> bytes | None:
+        """The bytes `start` to `stop` of the file `key`, as far as it has them; None if it does not exist."""
         place = self._array.store_path
-        found = sync(place.store.get(f"{place.path}/{key}", default_buffer_prototype(), part))
+        with self._fetching():
+            part = RangeByteRequest(start, stop)
+            found = sync(place.store.get(f"{place.path}/{key}", default_buffer_prototype(), part))
         return None if found is None else bytes(found.to_bytes())
+
+    @contextmanager
+    def _fetching(self) -> Iterator[None]:
+        """Errors of fetching over a network say nothing of the stored bytes, whatever their class."""
+        try:
+            yield
+        except (StreamstatsError, OSError, ImportError, MemoryError):
+            raise
+        except Exception as error:
+            if self._is_local:
+                raise
+            raise ConnectionError(f"{type(error).__name__}: {first_line(error)}") from error
 
     def measure(self, selection: Selection, accumulator: StatisticsAccumulator) -> None:
         """As `Reader.measure`."""
         accumulator.add(self.read(selection), selection)
+
+
+def _opened(layer: Layer) -> zarr.Array[Any]:
+    store = layer.source.zarr_store()
+    try:
+        with codec_pipeline(DEFAULT_PIPELINE):
+            return zarr.open_array(store, path=layer.name, mode="r")
+    except StoreError:
+        raise
+    except Exception as error:
+        said = f"zarr cannot open layer {layer.name}: {without_secrets(error)}"
+        if isinstance(error, MISSING_CODEC):
+            raise UsageError(f"{said}; install what its codec needs, and run again") from error
+        if not _is_local(store):  # its metadata was read before, when the layer was found
+            raise StoreError(f"{said}; check the network and the store, then run again") from error
+        raise DataError(f"{said}; repair the store") from error
+
+
+def _is_local(store: Any) -> bool:
+    return isinstance(store, LocalStore | ZipStore)
 
 
 def _size_of(array: zarr.Array[Any], key: str) -> int:

@@ -6,6 +6,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
@@ -16,12 +17,15 @@ import numpy as np
 import pytest
 import zarr
 from stores import build_store, samples
+from zarr.storage import FsspecStore
 
 from streamstats import reduce
+from streamstats.calibration.layer import Layer
+from streamstats.calibration.reading import zarr_reader
 from streamstats.calibration.selection import select_layers
 from streamstats.calibration.sources.choose import source_of
 from streamstats.config import JobConfig
-from streamstats.errors import LostError, StreamstatsError, UsageError
+from streamstats.errors import DamageError, LostError, StoreError, StreamstatsError, UsageError
 from streamstats.jobs.run import run
 
 CHUNK = "/c/1/0/0"
@@ -107,6 +111,42 @@ def test_a_server_that_fails_is_never_taken_for_missing_rows(
         job = JobConfig(source=url, output=str(tmp_path / "out"), missing=missing).job()
         with pytest.raises(StreamstatsError, match=r"layer x: chunk c/1/0/0 \(rows 2:4\) cannot be read at the moment"):
             run(job)
+
+
+def test_whatever_fetching_raises_says_nothing_of_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = consolidated(tmp_path / "s.zarr", x=samples(8, 3, 4))
+
+    async def closed(*_: object, **__: object) -> None:
+        raise RuntimeError("Session is closed")
+
+    with serving(store) as url:
+        job = JobConfig(source=url, output=str(tmp_path / "out"), missing="fill").job()
+        for function in ("get", "getsize"):
+            with monkeypatch.context() as patch:
+                patch.setattr(FsspecStore, function, closed)
+                layer = select_layers(str(store)).layers[0]
+                with pytest.raises(StoreError, match=r"Session is closed; check .*, then run again"):
+                    read_through_zarr(replace(layer, store=url), fill=True)
+        assert run(job).complete
+
+
+@pytest.mark.parametrize("piece", [7, 96, 2**22])
+@pytest.mark.parametrize("fault", ["cut off", "dropped"])
+def test_a_file_that_does_not_arrive_is_told_from_one_that_is_damaged_in_pieces_of_any_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str, piece: int
+) -> None:
+    monkeypatch.setattr(zarr_reader, "PIECE_BYTES", piece)
+    store = consolidated(tmp_path / "s.zarr", x=samples(8, 3, 4))
+    with serving(store, fault) as url, pytest.raises(StoreError, match="cannot be read at the moment"):
+        reduce(url, missing="fill")
+    (store / "x/c/1/0/0").write_bytes(bytes(95))  # one byte is missing
+    with serving(store) as url, pytest.raises(DamageError, match="cannot be read: "):
+        reduce(url)
+
+
+def read_through_zarr(layer: Layer, *, fill: bool) -> None:
+    reader = zarr_reader.ZarrReader(layer, fill=fill)
+    reader.read(tuple(slice(0, extent) for extent in layer.shape))
 
 
 def test_a_size_that_is_refused_is_not_a_missing_file(tmp_path: Path) -> None:
