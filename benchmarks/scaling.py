@@ -1,13 +1,12 @@
 """Local scaling: 1, 2, 4, … threads, and as many processes, as speed-up and as a share of the limit of so many threads.
 
 The cases are those where threads should do well (files that are read without zarr), and those where Python's lock could
-stand in their way: a zip archive, which zarr reads, and chunks along every axis.
+stand in their way: many small files, and chunks along every axis.
 """
 
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -53,9 +52,8 @@ def main() -> None:
 
 
 def _measure(name: str, source: Source, size: int, counts: list[int], repeats: int) -> dict[str, Any]:
-    methods = [*KINDS] if Path(source.path).is_file() else ["limit", *KINDS]
-    if Path(source.path).is_dir():
-        read_once(source)
+    methods = ["limit", *KINDS]
+    read_once(source)
     rates: dict[str, dict[int, float]] = {method: {} for method in methods}
     for count in counts:
         measured: dict[str, Measured] = measure_in_turn(methods, source, threads=count, repeats=repeats, patience=10)
@@ -75,8 +73,7 @@ def _rows(found: dict[str, Any], counts: list[int]) -> Iterator[list[str]]:
     for method, title in KINDS.items():
         row = [found["case"], title, f"{rates[method][counts[0]] / GB:.2f}"]
         row += [f"{rates[method][count] / rates[method][counts[0]]:.2f}" for count in counts[1:]]
-        limit = rates.get("limit")
-        row += [f"{rates[method][count] / limit[count]:.2f}" if limit else "" for count in counts]
+        row += [f"{rates[method][count] / rates['limit'][count]:.2f}" for count in counts]
         yield row
 
 
@@ -90,11 +87,6 @@ def _blosc(path: Path, size: int) -> Source:
 
 def _floats(path: Path, size: int) -> Source:
     return generate(path, Layout("float32", "lz4"), size)
-
-
-def _archive(path: Path, size: int) -> Source:
-    source = generate(path, Layout("int8", "zstd"), size)
-    return Source(shutil.make_archive(str(path), "zip", path), source.layers)
 
 
 def _small_files(path: Path, size: int) -> Source:
@@ -122,7 +114,6 @@ CASES: tuple[tuple[str, int, Callable[[Path, int], Source]], ...] = (
     ("float32 lz4, plain", GB, _floats),
     ("int8 zstd, files of 16 KiB", GB // 2, _small_files),
     ("int8 zstd, chunks along all axes", GB // 2, _split),
-    ("int8 zstd, zip archive", GB // 2, _archive),
 )
 """Name, decoded bytes, what writes the store."""
 
