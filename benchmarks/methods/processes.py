@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from measuring import Run
 from stores import Source
 
-from streamstats.jobs.reduction import reducing
+from methods.reduction import reducing
 from streamstats.jobs.workers import Cluster
 
 
