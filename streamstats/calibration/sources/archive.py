@@ -19,6 +19,7 @@ from typing import ClassVar, Self
 from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile, ZipInfo, is_zipfile
 
 import numpy as np
+from isal.isal_zlib import crc32
 from zarr.abc.store import Store
 from zarr.storage import ZipStore
 
@@ -159,7 +160,7 @@ class _StoredMember:
         if start + out.size > self.size:
             raise ValueError(f"it ends at byte {self.size}, expected {start + out.size} or more")
         self.archive.read(self.start + start, out)
-        if out.size == self.size == self.identity[0] and zlib.crc32(out.data) != self.identity[1]:
+        if out.size == self.size == self.identity[0] and crc32(out.data) != self.identity[1]:
             raise ValueError("its CRC-32 is not the stored one")
 
     def close(self) -> None:
@@ -172,7 +173,7 @@ class _StoredMember:
         packed = np.empty(self.size, np.uint8)
         self.archive.read(self.start, packed)
         content = zlib.decompressobj(wbits=-zlib.MAX_WBITS).decompress(packed.data, member.file_size + 1)
-        if len(content) != member.file_size or zlib.crc32(content) != member.CRC:
+        if len(content) != member.file_size or crc32(content) != member.CRC:
             raise ValueError("it does not decompress to what was stored")
         return MemoryFile(np.frombuffer(content, np.uint8), len(content), self.identity)
 
