@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ..address import SERVICE_URL
+from ..address import SERVICE_URL, local_path
+from ..errors import UsageError
 from . import descriptions
 
 ON_MODELS = "model_commands"
@@ -21,6 +22,32 @@ class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpF
         if action.default in (None, False, [], argparse.SUPPRESS):
             return action.help
         return super()._get_help_string(action)
+
+
+class _Once(argparse.Action):
+    """Stores a value, and refuses a second one, of which argparse would silently keep the last."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        given = vars(namespace).setdefault("given", set())
+        if option_string is not None and self.dest in given:
+            parser.error(f"{option_string} is given more than once; it takes one value, so give it once")
+        given.add(self.dest)
+        setattr(namespace, self.dest, values)
+
+
+def _local(text: str) -> str:
+    """`text`, the path of results: refused here, before hours of work, if it is a URL."""
+    try:
+        local_path(text)
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -63,6 +90,8 @@ def _version() -> str:
 def _command(commands: Any, name: str, description: str, module: str = "commands") -> argparse.ArgumentParser:
     """The parser of the command that the function `name` of `module` carries out."""
     parser: argparse.ArgumentParser = commands.add_parser(name, description=description, formatter_class=_Help)
+    for action in (None, "store"):
+        parser.register("action", action, _Once)
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.set_defaults(module=module)
     return parser
@@ -94,6 +123,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         "--refine",
         metavar="Q",
         nargs="+",
+        action="extend",
         type=float,
         help="print these exact quantiles, such as 0.5 0.999, of each layer with `statistics: [histogram]`, and name "
         "the others; reads layers of 32-bit values once more",
@@ -114,7 +144,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_ranges(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("output", metavar="OUT", help="the output folder of a run")
+    parser.add_argument("output", type=_local, metavar="OUT", help="the output folder of a run")
     how = parser.add_mutually_exclusive_group(required=True)
     how.add_argument("--method", choices=("minmax", "percentile", "mse", "entropy"), help="how to choose the ranges")
     how.add_argument("--compare", action="store_true", help="show the ranges and errors of all methods")
@@ -134,12 +164,15 @@ def _add_ranges(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--layer", metavar="GLOB", default="*", help="only layers whose names match")
     parser.add_argument(
-        "--plot", metavar="FILE", help="draw the histogram of one layer with the ranges, to a .png or .svg file"
+        "--plot",
+        type=_local,
+        metavar="FILE",
+        help="draw the histogram of one layer with the ranges, to a .png or .svg file",
     )
 
 
 def _add_export(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("output", metavar="OUT", help="the output folder of a run")
+    parser.add_argument("output", type=_local, metavar="OUT", help="the output folder of a run")
     formats = (
         "onnxruntime",
         "tensorrt",
@@ -152,7 +185,7 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
         "parquet",
     )
     parser.add_argument("--format", choices=formats, required=True, help="the format of the file")
-    parser.add_argument("-o", "--file", metavar="FILE", required=True, help="the file to write")
+    parser.add_argument("-o", "--file", type=_local, metavar="FILE", required=True, help="the file to write")
     parser.add_argument("--layer", metavar="GLOB", default="*", help="only layers whose names match")
     naming = parser.add_mutually_exclusive_group()
     naming.add_argument("--names", metavar="FILE", help="a YAML or JSON file with names for layers")
@@ -174,7 +207,7 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_status(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("output", metavar="OUT", help="the output folder of a run")
+    parser.add_argument("output", type=_local, metavar="OUT", help="the output folder of a run")
 
 
 def _add_verify(parser: argparse.ArgumentParser) -> None:
@@ -188,13 +221,17 @@ def _add_forget(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_merge(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("outputs", metavar="OUT", nargs="+", help="the output folders of the runs to merge")
-    parser.add_argument("-o", "--output", metavar="OUT", required=True, help="the folder for the merged results")
+    parser.add_argument(
+        "outputs", type=_local, metavar="OUT", nargs="+", help="the output folders of the runs to merge"
+    )
+    parser.add_argument(
+        "-o", "--output", type=_local, metavar="OUT", required=True, help="the folder for the merged results"
+    )
 
 
 def _add_compare(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("first", metavar="OUT1", help="the output folder of a run or a merge")
-    parser.add_argument("second", metavar="OUT2", help="the output folder to compare with it")
+    parser.add_argument("first", type=_local, metavar="OUT1", help="the output folder of a run or a merge")
+    parser.add_argument("second", type=_local, metavar="OUT2", help="the output folder to compare with it")
     parser.add_argument(
         "--threshold",
         metavar="X",
@@ -206,10 +243,11 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_inspect(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("output", metavar="OUT", help="the output folder of a run")
+    parser.add_argument("output", type=_local, metavar="OUT", help="the output folder of a run")
     parser.add_argument("layer", metavar="LAYER", nargs="?", help="show the channels of this layer")
     parser.add_argument(
         "--plot",
+        type=_local,
         metavar="FILE",
         nargs="?",
         const="-",
@@ -231,11 +269,14 @@ def _add_record(parser: argparse.ArgumentParser) -> None:
 
 def _add_measure(parser: argparse.ArgumentParser) -> None:
     _add_samples(parser)
-    parser.add_argument("-o", "--output", metavar="OUT", required=True, help="a new folder for the results")
+    parser.add_argument(
+        "-o", "--output", type=_local, metavar="OUT", required=True, help="a new folder for the results"
+    )
     parser.add_argument(
         "--statistics",
         metavar="NAME",
         nargs="+",
+        action="extend",
         default=[],
         help="what to count in addition to sums and extrema: magnitude, squares, histogram, spread, taps",
     )
@@ -292,16 +333,21 @@ def _add_correct(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "quantized", metavar="QUANTIZED.onnx", nargs="?", help="the same model as another quantiser wrote it"
     )
-    parser.add_argument("--correctors", metavar="OUT", help="the output folder of a run; not with --outputs")
+    parser.add_argument(
+        "--correctors", type=_local, metavar="OUT", help="the output folder of a run; not with --outputs"
+    )
     parser.add_argument(
         "-o",
         "--output",
+        type=_local,
         metavar="FIXED",
         required=True,
         help="the file for the corrected model, or for the corrections",
     )
     _add_activations(_add_levels(parser))
-    parser.add_argument("--uncorrected", metavar="FILE", help="with --bits: also write the uncorrected model")
+    parser.add_argument(
+        "--uncorrected", type=_local, metavar="FILE", help="with --bits: also write the uncorrected model"
+    )
     _add_how(parser).add_argument(
         "--outputs",
         action="store_true",
@@ -309,7 +355,7 @@ def _add_correct(parser: argparse.ArgumentParser) -> None:
         "and ŷ its outputs in the float and in the quantised model",
     )
     parser.add_argument(
-        "--report", metavar="FILE.html", help="the file for the report; default: FIXED with .report.html"
+        "--report", type=_local, metavar="FILE.html", help="the file for the report; default: FIXED with .report.html"
     )
     tensors = parser.add_argument_group("tensors instead of a model")
     tensors.add_argument("--weights", metavar="FILE", help="the float weights, as safetensors")
@@ -363,7 +409,10 @@ def _add_how(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
         help="the samples that were recorded, with --outputs any: a .npy or .npz file, or a folder",
     )
     how.add_argument(
-        "--work", metavar="DIR", help="the folder for intermediate results, to resume from; default: FIXED with .work"
+        "--work",
+        type=_local,
+        metavar="DIR",
+        help="the folder for intermediate results, to resume from; default: FIXED with .work",
     )
     judging = parser.add_argument_group("judge the result")
     judging.add_argument(
@@ -403,8 +452,10 @@ def _add_how(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
 
 
 def _add_report(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("correctors", metavar="OUT", help="the output folder of a run")
-    parser.add_argument("-o", "--output", metavar="FILE.html", help="the file for the report; default: OUT/report.html")
+    parser.add_argument("correctors", type=_local, metavar="OUT", help="the output folder of a run")
+    parser.add_argument(
+        "-o", "--output", type=_local, metavar="FILE.html", help="the file for the report; default: OUT/report.html"
+    )
     parser.add_argument("--model", metavar="MODEL.onnx", help="the float model that was recorded")
     parser.add_argument("--quantized", metavar="QUANTIZED.onnx", help="the same model as another quantiser wrote it")
     _add_activations(_add_levels(parser))
@@ -413,7 +464,9 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_demo(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", metavar="DIR", nargs="?", default="streamstats-demo", help="the folder for its files")
+    parser.add_argument(
+        "folder", type=_local, metavar="DIR", nargs="?", default="streamstats-demo", help="the folder for its files"
+    )
 
 
 def _add_serve(parser: argparse.ArgumentParser) -> None:
@@ -463,7 +516,9 @@ def _add_cancel(parser: argparse.ArgumentParser) -> None:
 
 def _add_fetch(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("job", metavar="JOB", help="the job's identifier, as submit printed it")
-    parser.add_argument("-o", "--output", metavar="OUT", required=True, help="a folder that is new or empty")
+    parser.add_argument(
+        "-o", "--output", type=_local, metavar="OUT", required=True, help="a folder that is new or empty"
+    )
     _add_service(parser)
 
 

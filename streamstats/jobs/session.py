@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from rich.filesize import decimal
 
+from ..address import local_path
 from ..calibration.layer import Layer
 from ..calibration.selection import Selected, select_layers
 from ..coverage import Coverage, Rows
@@ -149,8 +150,8 @@ def open_session(
     Raises `UsageError` for an impossible job, `OutputError` if another process holds the output, `DataError` for a
     damaged state or a store that has changed since it was counted, `ClusterError` for unfit workers.
     """
+    output = local_path(job.output)
     selected = select_layers(job.source, job.rules)
-    output = Path(job.output)
     _check_apart(job.source, output)
     check_paths(output, [layer.name for layer in selected.layers])
     tell_selected(selected, progress)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..address import local_path
 from ..correction import BiasCorrector, MeanBiasCorrector, TapBiasCorrector
 from ..coverage import Coverage, Rows
 from ..errors import DataError, UsageError
@@ -91,7 +92,7 @@ class Results:
 
 def open_results(output: str | Path) -> Results:
     """Open the output folder of a run. Raises `UsageError` if it is none, `DataError` if its manifest is damaged."""
-    manifest = read_manifest(Path(output))
+    manifest = read_manifest(local_path(output))
     if manifest is None:
         raise UsageError(f"{output} has no {MANIFEST}; expected the output folder of a finished `streamstats run`")
     return Results(Path(output), manifest)

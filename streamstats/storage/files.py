@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..address import local_path
 from ..errors import DataError, OutputError, UsageError
 
 TEMPORARY = ".streamstats-tmp"
@@ -64,7 +65,7 @@ def _make_folders(folders: Sequence[Path]) -> None:
 
 def _make_folder(folder: Path, grown: set[Path]) -> None:
     """Create `folder` and its parents; `grown` collects the folders that gained an entry."""
-    if not folder.is_dir():
+    if not local_path(folder).is_dir():
         _make_folder(folder.parent, grown)
         folder.mkdir(exist_ok=True)
         grown.add(folder.parent)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..address import local_path
 from ..errors import OutputError, UsageError
 from .files import remove
 
@@ -28,7 +29,7 @@ def locked(path: Path, document: Mapping[str, Any], keep: Callable[[], bool]) ->
     """
     while True:
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            local_path(path).parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
             raise UsageError(f"cannot write {path}: {error.strerror or error}; choose another folder") from error

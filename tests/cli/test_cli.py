@@ -389,6 +389,36 @@ def test_bad_input_gets_one_clear_line_and_nothing_is_written(tmp_path: Path, ca
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    "command", ["merge a b -o URL", "inspect URL", "export out --format json -o URL", "compare out URL", "demo URL"]
+)
+def test_results_are_files_and_a_url_is_refused(tmp_path: Path, command: str) -> None:
+    done = streamstats(*command.replace("URL", "s3://bucket/out").split(), folder=tmp_path)
+    assert done.returncode == 2
+    assert "s3://bucket/out is a URL; results are files" in done.stderr
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_job_does_not_write_to_a_url(tmp_path: Path, store: Path) -> None:
+    job = write_config(tmp_path, f"source: {store}\noutput: s3://bucket/out\n")
+    done = streamstats("run", job, folder=tmp_path)
+    assert done.returncode == 2
+    assert "s3://bucket/out is a URL; results are files" in one_line(done.stderr)
+    assert not (tmp_path / "s3:").exists()
+
+
+@pytest.mark.parametrize("command", ["ranges out --bits 8 --method mse --bits 4", "merge a b -o c -o d"])
+def test_an_option_of_one_value_is_not_given_twice(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        make_parser().parse_args(command.split())
+    assert "is given more than once" in capsys.readouterr().err
+
+
+def test_options_of_several_values_add_up() -> None:
+    given = "measure m.onnx --samples s.npy -o out --statistics squares --statistics spread taps"
+    assert make_parser().parse_args(given.split()).statistics == ["squares", "spread", "taps"]
+
+
 def test_an_output_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     floats(tmp_path)
     (tmp_path / "file").write_text("in the way")
