@@ -20,7 +20,11 @@ import zarr
 
 from streamstats.cli import INTERRUPTION
 from streamstats.cli.parser import make_parser
+from streamstats.demo import digits
+from streamstats.demo.digits import calibration_digits
 
+MODEL = Path(digits.__file__).with_name("digits.onnx")
+"""The network of the demo."""
 ENVIRONMENT = {**os.environ, "COLUMNS": "120"}
 
 
@@ -105,27 +109,25 @@ def test_plot_and_json_exclude_each_other(tmp_path: Path, job: Path) -> None:
     assert "--plot and --json" in one_line(done.stderr)
 
 
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("demo") / "new"
-    done = streamstats("demo", folder, "--json")
+@pytest.mark.soak  # tests/demo runs the same demo as a function
+def test_the_demo_is_a_command_with_figures_as_json(tmp_path: Path) -> None:
+    done = streamstats("demo", tmp_path / "new", "--json")
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
-    assert document["folder"] == str(folder)
+    assert document["folder"] == str(tmp_path / "new")
     assert document["bits"]["5"]["quantized"] < 0.5 < 0.95 < document["bits"]["5"]["iterative"]
-    return folder
 
 
-def test_record_run_and_correct_follow_one_another(tmp_path: Path, demo: Path) -> None:
-    np.save(tmp_path / "samples.npy", np.load(demo / "calibration.npy")[:50])
-    record = ["record", demo / "model.onnx", "--samples", "samples.npy", "-o", "s.zarr"]
+def test_record_run_and_correct_follow_one_another(tmp_path: Path) -> None:
+    np.save(tmp_path / "samples.npy", calibration_digits().images[:50])
+    record = ["record", MODEL, "--samples", "samples.npy", "-o", "s.zarr"]
     recorded = streamstats(*record, folder=tmp_path)
     assert recorded.returncode == 0, recorded.stderr
     assert re.search(r"block1/depthwise +Conv +50 +32×14×14 +float32", recorded.stdout)
     assert "50/50 rows" in recorded.stderr
     write_config(tmp_path, "source: s.zarr\noutput: out\n")
     assert streamstats("run", "run.yaml", folder=tmp_path).returncode == 0
-    correct = ["correct", demo / "model.onnx", "--bits", "5", "--correctors", "out", "-o", "fixed.onnx"]
+    correct = ["correct", MODEL, "--bits", "5", "--correctors", "out", "-o", "fixed.onnx"]
     corrected = streamstats(*correct, "--json", folder=tmp_path)
     assert corrected.returncode == 0, corrected.stderr
     layers = json.loads(corrected.stdout)["layers"]
@@ -133,10 +135,10 @@ def test_record_run_and_correct_follow_one_another(tmp_path: Path, demo: Path) -
     assert (tmp_path / "fixed.onnx").is_file()
 
 
-def test_record_gives_what_it_stored_as_json(tmp_path: Path, demo: Path) -> None:
-    np.save(tmp_path / "samples.npy", np.load(demo / "calibration.npy")[:20])
+def test_record_gives_what_it_stored_as_json(tmp_path: Path) -> None:
+    np.save(tmp_path / "samples.npy", calibration_digits().images[:20])
     options = ["--samples", "samples.npy", "-o", "s.zarr", "--storage", "int8", "--layers", "block1/*", "--json"]
-    done = streamstats("record", demo / "model.onnx", *options, folder=tmp_path)
+    done = streamstats("record", MODEL, *options, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "recorded 2, passed over 0\n" in done.stderr
     layers = json.loads(done.stdout)["layers"]

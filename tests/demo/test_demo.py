@@ -56,11 +56,15 @@ def test_its_configuration_does_the_same_run_again(outcome: show.Outcome, monkey
     assert Path("out/state/block1/depthwise.safetensors").read_bytes() == before
 
 
-def test_it_can_be_repeated_in_its_own_folder_and_refuses_another(outcome: show.Outcome, tmp_path: Path) -> None:
+@pytest.mark.soak
+def test_it_can_be_repeated_in_its_own_folder(outcome: show.Outcome) -> None:
     (outcome.folder / "four-bits.onnx").write_bytes(b"what a person made of it")
     again = show.run(outcome.folder, lambda _message: None)
     (outcome.folder / "four-bits.onnx").unlink()
     assert again == outcome
+
+
+def test_it_refuses_a_folder_that_holds_something_else(tmp_path: Path) -> None:
     for name in ("run.yaml", "model.onnx"):
         (tmp_path / name).write_text("a person's work")
         with pytest.raises(UsageError, match="no earlier demo left"):

@@ -110,6 +110,7 @@ def test_one_batch_of_activations_is_alive_at_a_time(
 ) -> None:
     batches: list[list[weakref.ref[Array]]] = []
     original = Recorder.append
+    gc.freeze()  # so that each collection looks at what this test makes alone
 
     def append(self: Recorder, layer: str, samples: Array, **options: Any) -> None:
         if layer == "conv":
@@ -121,6 +122,7 @@ def test_one_batch_of_activations_is_alive_at_a_time(
 
     monkeypatch.setattr(Recorder, "append", append)
     record(network.path, tmp_path / "x.npy", tmp_path / "store", batch_size=2)
+    gc.unfreeze()
     assert [len(batch) for batch in batches] == [3] * 6
 
 
