@@ -11,15 +11,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .calibration.recorder import Recorder
     from .calibration.selection import LayerRule
+    from .config import load_job
     from .correction import BiasCorrector, MeanBiasCorrector, NullBiasCorrector, TapBiasCorrector
     from .errors import StreamstatsError
     from .exports.choice import RangeChoice
     from .exports.exporting import Exported, export
     from .jobs.compare import compare
+    from .jobs.job import Job
     from .jobs.meter import Meter
-    from .jobs.run import reduce
+    from .jobs.run import reduce, run
     from .layouts import Geometry, Kernel
     from .outputs.layer_statistics import LayerStatistics
+    from .outputs.results import load
+    from .progress import LogProgress
     from .quantization import Quantization, fake_quantize
     from .ranges.codes import Codes
     from .ranges.finding import LayerRange, find_ranges
@@ -34,10 +38,12 @@ _HOMES = {
     "Codes": "ranges.codes",
     "Exported": "exports.exporting",
     "Geometry": "layouts",
+    "Job": "jobs.job",
     "Kernel": "layouts",
     "LayerRange": "ranges.finding",
     "LayerRule": "calibration.selection",
     "LayerStatistics": "outputs.layer_statistics",
+    "LogProgress": "progress",
     "MeanBiasCorrector": "correction",
     "Meter": "jobs.meter",
     "NullBiasCorrector": "correction",
@@ -50,8 +56,11 @@ _HOMES = {
     "export": "exports.exporting",
     "fake_quantize": "quantization",
     "find_ranges": "ranges.finding",
+    "load": "outputs.results",
+    "load_job": "config",
     "prepare_input_mean": "statistics.mean",
     "reduce": "jobs.run",
+    "run": "jobs.run",
 }
 
 __all__ = [
@@ -60,10 +69,12 @@ __all__ = [
     "Codes",
     "Exported",
     "Geometry",
+    "Job",
     "Kernel",
     "LayerRange",
     "LayerRule",
     "LayerStatistics",
+    "LogProgress",
     "MeanBiasCorrector",
     "Meter",
     "NullBiasCorrector",
@@ -77,8 +88,11 @@ __all__ = [
     "export",
     "fake_quantize",
     "find_ranges",
+    "load",
+    "load_job",
     "prepare_input_mean",
     "reduce",
+    "run",
 ]
 
 

@@ -331,6 +331,11 @@ def load_config(path: str | Path, settings: Sequence[str] = ()) -> JobConfig:
     return config
 
 
+def load_job(path: str | Path, settings: Sequence[str] = ()) -> Job:
+    """The job that the YAML file at `path` describes, with `settings` such as `memory=4GiB`. Raises `UsageError`."""
+    return load_config(path, settings).job()
+
+
 def load_document(path: str | Path, settings: Sequence[str] = ()) -> dict[str, Any]:
     """The keys of the YAML file at `path`, as `load_config` takes them, not checked. Raises `UsageError`."""
     document = load_yaml(Path(path))

@@ -6,8 +6,18 @@ and messages to it. What a `Progress` does with these reports never changes a re
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+import logging
+import time
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Protocol, Self
+
+from rich.filesize import decimal
+
+from .errors import counted
+
+LINE_SECONDS = 5.0
+"""Time between two lines about one stage."""
 
 
 @dataclass(frozen=True)
@@ -65,3 +75,112 @@ class Quiet:
 
 
 QUIET = Quiet()
+
+
+class Lines(Quiet):
+    """Turns reports into lines: one for each stage and message, and one every few seconds about the finished rows.
+
+    A stage without a size in bytes is measured in rows. A context manager: it ends the last stage, which gets a line
+    about its end. Subclasses say where lines go.
+    """
+
+    def __init__(self) -> None:
+        self.meter: Meter | None = None
+        self.beside = ""
+
+    def begin(self, stage: Stage) -> None:
+        """End the previous stage and begin the new one."""
+        self.end()
+        if stage.what:
+            self.say(stage.what)
+        self.meter = Meter(stage)
+
+    def advance(self, rows: int, size: int = 0) -> None:
+        """Add `rows`, and `size` decoded bytes, to the finished ones."""
+        assert self.meter is not None, "rows were finished before a stage began"
+        self.meter.add(rows, size)
+        self.show(self.meter)
+
+    def workers(self, count: int, repeats: int) -> None:
+        """Tell the workers, unless there is exactly one, and any repeated tasks after the rows."""
+        parts = [counted(count, "worker")] if count != 1 else []
+        parts += [f"{counted(repeats, 'task')} repeated"] if repeats else []
+        self.beside = "".join(f", {part}" for part in parts)
+
+    def show(self, meter: Meter) -> None:
+        """Say how far the stage has come, unless that was said just before."""
+        if time.monotonic() - meter.last_line >= LINE_SECONDS:
+            self._say_rows(meter)
+
+    def end(self, *, failed: bool = False) -> None:
+        """End the stage, if there is one; one that has `failed` gets no line about its end."""
+        meter, self.meter = self.meter, None
+        if meter is not None and not failed:
+            self._say_rows(meter)
+
+    def _say_rows(self, meter: Meter) -> None:
+        meter.last_line = time.monotonic()
+        self.say(f"{meter.text()}{self.beside}{meter.time()}")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.end(failed=kind is not None)
+
+
+class LogProgress(Lines):
+    """A `Progress` for programs: each line becomes a record of the logger `streamstats`, at the level INFO.
+
+    >>> logging.getLogger("streamstats").addHandler(logging.NullHandler())
+    >>> with LogProgress() as progress:
+    ...     progress.begin(Stage("counting", rows=10))
+    ...     progress.advance(10)
+    """
+
+    def say(self, message: str) -> None:
+        """Log `message`."""
+        logging.getLogger("streamstats").info("%s", message)
+
+
+@dataclass
+class Meter:
+    """How far a stage has come."""
+
+    stage: Stage
+    rows: int = 0
+    size: int = 0
+    started: float = field(default_factory=time.monotonic)
+    last_line: float = field(default_factory=time.monotonic)
+
+    @property
+    def total(self) -> int:
+        """The value of `done` at the end: bytes, or rows if the stage has no size in bytes."""
+        return self.stage.size or self.stage.rows
+
+    @property
+    def done(self) -> int:
+        """The finished bytes, or rows."""
+        return self.size or self.rows
+
+    def add(self, rows: int, size: int) -> None:
+        """Add finished `rows` of `size` bytes."""
+        self.rows += rows
+        self.size += size
+
+    def text(self) -> str:
+        """The finished rows, and, if the stage has a size, the bytes and their rate once there is one."""
+        parts = [f"{self.rows:,}/{self.stage.rows:,} rows"]
+        if self.stage.size:
+            parts.append(f"{decimal(self.size)} of {decimal(self.stage.size)}")
+            rate = int(self.size / max(time.monotonic() - self.started, 1e-9))
+            parts += [f"{decimal(rate)}/s"] if rate else []
+        return ", ".join(parts)
+
+    def time(self) -> str:
+        """The estimated time left, or the time the finished stage took."""
+        share = self.done / max(1, self.total)
+        elapsed = time.monotonic() - self.started
+        return f", {elapsed / share - elapsed:.0f} s left" if 0 < share < 1 else f", {elapsed:.1f} s"

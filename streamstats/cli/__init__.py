@@ -16,6 +16,7 @@ from types import FrameType
 from ..errors import DONE, FAILURE, INTERRUPTED, StreamstatsError, first_line
 from ..interrupts import SIGNALS
 from .parser import make_parser
+from .stamps import Stamped
 
 PATIENCE = 5.0
 """Seconds in which a second Ctrl-C is ignored: a person who sees no reaction presses the keys again."""
@@ -51,6 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run `streamstats ARGUMENTS…` and return the exit status, one of those in `errors`."""
     _prepare_streams()
     options = make_parser().parse_args(arguments)
+    if options.timestamps:
+        sys.stderr = Stamped(sys.stderr)
     _catch_signals()
     try:
         return _run(options)

@@ -43,11 +43,11 @@ LONGEST_CELL = 60
 
 def run(options: Namespace) -> int:
     """`streamstats run CONFIG`."""
-    from ..config import load_config
+    from ..config import load_job
     from ..jobs.quantiles import check_quantiles
     from ..jobs.run import Follow, run
 
-    job = load_config(options.config, options.set).job()
+    job = load_job(options.config, options.set)
     _check_run_options(options)
     if options.refine is not None:
         check_quantiles(job, options.refine)
@@ -56,7 +56,7 @@ def run(options: Namespace) -> int:
         job, until = _until_stable(job, options)
     if options.follow:
         say(f"following {job.source} {_until(options.until_rows, options.idle)}; Ctrl-C ends the run and loses nothing")
-    with Shown() as progress:
+    with Shown(quiet=options.quiet) as progress:
         outcome = run(
             job,
             restart=options.restart,
@@ -68,7 +68,7 @@ def run(options: Namespace) -> int:
     if options.refine is None:
         print_layers(by_layer(outcome.statistics), options.json, outcome.shortfalls)
     else:
-        _print_quantiles(job, options.refine, as_json=options.json)
+        _print_quantiles(job, options)
     _say_filled(outcome.statistics)
     unstable = until is not None and _is_unstable(until, options.until_stable)
     say(f"wrote {job.output}; view it with: streamstats inspect {job.output}")
@@ -99,12 +99,12 @@ def _check_run_options(options: Namespace) -> None:
         )
 
 
-def _print_quantiles(job: Job, quantiles: Sequence[float], *, as_json: bool) -> None:
+def _print_quantiles(job: Job, options: Namespace) -> None:
     from ..jobs.quantiles import exact_quantiles
 
-    with Shown() as progress:
-        found = exact_quantiles(job, quantiles, progress=progress)
-    if as_json:
+    with Shown(quiet=options.quiet) as progress:
+        found = exact_quantiles(job, options.refine, progress=progress)
+    if options.json:
         layers: dict[str, list[dict[str, float]]] = {}
         for each in found:
             layers.setdefault(each.layer, []).append({"q": each.q, "value": each.value})
@@ -225,11 +225,11 @@ def _gaps(layer: LayerStatus) -> list[tuple[str, str]]:
 
 def verify(options: Namespace) -> int:
     """`streamstats verify CONFIG`."""
-    from ..config import load_config
+    from ..config import load_job
     from ..jobs.verify import verify
 
-    job = load_config(options.config, options.set).job()
-    with Shown() as progress:
+    job = load_job(options.config, options.set)
+    with Shown(quiet=options.quiet) as progress:
         problems = verify(job, progress=progress)
     if options.json:
         print_json({"problems": [{"layer": p.layer, "rows": list(p.rows), "problem": p.problem} for p in problems]})
@@ -243,11 +243,11 @@ def verify(options: Namespace) -> int:
 
 def forget(options: Namespace) -> None:
     """`streamstats forget CONFIG --rows A:B`."""
-    from ..config import load_config, parse_rows
+    from ..config import load_job, parse_rows
     from ..jobs.forget import forget
 
-    job = load_config(options.config, options.set).job()
-    with Shown() as progress:
+    job = load_job(options.config, options.set)
+    with Shown(quiet=options.quiet) as progress:
         forgotten = forget(job, parse_rows(options.rows), match=options.layers, progress=progress)
     if options.json:
         layers = {each.layer: {"array": each.array, "rows": each.rows, "others": each.others} for each in forgotten}
@@ -373,7 +373,11 @@ def inspect(options: Namespace) -> None:
     if options.layer is None:
         if options.plot:
             raise UsageError(f"--plot shows the channels of one layer; name one of {listed(results.layers)}")
-        print_layers({layer: results.statistics(layer) for layer in results.layers}, options.json)
+        found = {layer: results.statistics(layer) for layer in results.layers}
+        if options.json:
+            print_json({"layers": {layer: channels_document(each) for layer, each in found.items()}})
+        else:
+            print_layers(found, as_json=False)
         return
     statistics = results.statistics(options.layer)
     if options.plot:

@@ -131,7 +131,7 @@ def _corrected(options: Namespace, output: Path | None) -> Correction:
 
     _check_models(options)
     how = _how(options, output)
-    with Shown(brief=True) as shown:
+    with Shown(brief=True, quiet=options.quiet) as shown:
         if options.outputs:
             return correct_outputs(options.model, options.quantized, output, how=how, progress=shown)
         if options.quantized is not None:

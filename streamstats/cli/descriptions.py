@@ -67,6 +67,7 @@ Show the results of `streamstats run`: all layers, or the channels of one.
   streamstats inspect out block1/project               every channel: count, mean, minimum, maximum
   streamstats inspect out block1/project --plot        the channels as a plot in the terminal
   streamstats inspect out block1/project --plot p.svg  as a picture (.png or .svg)
+  streamstats inspect out --json                       every channel of every layer
 """
 
 RANGES = """\

@@ -26,7 +26,7 @@ def record(options: Namespace) -> None:
     """`streamstats record MODEL.onnx --samples FILE -o STORE`."""
     from ..models.onnx.record import record
 
-    with Shown() as shown:
+    with Shown(quiet=options.quiet) as shown:
         recorded = record(
             options.model,
             options.samples,
@@ -84,7 +84,7 @@ def measure(options: Namespace) -> None:
     """`streamstats measure MODEL.onnx --samples FILE -o OUT`."""
     from ..models.onnx.record import measure
 
-    with Shown() as shown:
+    with Shown(quiet=options.quiet) as shown:
         measured, found = measure(
             options.model,
             options.samples,

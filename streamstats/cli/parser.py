@@ -93,6 +93,8 @@ def _command(commands: Any, name: str, description: str, module: str = "commands
     for action in (None, "store"):
         parser.register("action", action, _Once)
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.add_argument("--quiet", action="store_true", help="no progress: only the result, notes and errors")
+    parser.add_argument("--timestamps", action="store_true", help="begin each line on stderr with the time, in UTC")
     parser.set_defaults(module=module)
     return parser
 

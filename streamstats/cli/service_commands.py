@@ -51,7 +51,7 @@ def submit(options: Namespace) -> int:
         job = client.submit(request, key=options.key)
         say(f"submitted {job.id}; follow it with: streamstats watch {job.id}")
         if options.watch:
-            return _watched(client, job.id, options.json)
+            return _watched(client, job.id, options)
     if options.json:
         print_json(job.model_dump())
     else:
@@ -95,12 +95,12 @@ def _rows(job: JobView) -> str:
 def watch(options: Namespace) -> int:
     """`streamstats watch JOB`."""
     with _client(options) as client:
-        return _watched(client, options.job, options.json)
+        return _watched(client, options.job, options)
 
 
-def _watched(client: Client, name: str, as_json: bool) -> int:
+def _watched(client: Client, name: str, options: Namespace) -> int:
     """Show a job until it ends; the exit status that says how it ended."""
-    with Shown() as shown:
+    with Shown(quiet=options.quiet) as shown:
         followed = _Followed(shown)
         for kind, content in client.events(name):
             if kind == "message":
@@ -108,7 +108,7 @@ def _watched(client: Client, name: str, as_json: bool) -> int:
             elif kind == "job" and content["state"] == "running" and content["total_bytes"]:
                 followed.advance_to(content)
     job = client.job(name)
-    if as_json:
+    if options.json:
         print_json(job.model_dump())
     else:
         row = [job.id, job.state, f"{job.rows:,}", decimal(job.bytes)]

@@ -53,6 +53,7 @@ def reduce(
     source: str | Path,
     *,
     layers: Sequence[LayerRule] = (),
+    statistics: Sequence[str] = (),
     memory: str | int = DEFAULT_MEMORY,
     nonfinite: Literal["error", "skip"] = "error",
     missing: Literal["error", "fill"] = "error",
@@ -62,11 +63,12 @@ def reduce(
 ) -> dict[str, LayerStatistics]:
     """The exact statistics of every layer of the calibration store at `source`, by name.
 
-    `layers` chooses and describes layers (default: every array, as its attributes describe it). `memory` limits the
-    process. `nonfinite="skip"` excludes NaN and infinities from sums and counts, and counts them separately;
-    `missing="fill"` counts the fill value for chunks that are missing or cannot be read. `threads` defaults to the
-    number of cores. If `client`, a `distributed.Client`, is given, its workers do the work: they must see the store,
-    and `memory` limits each of them. `progress` receives a report for each finished task.
+    `layers` chooses and describes layers (default: every array, as its attributes describe it). `statistics`, named as
+    in a configuration ("squares"), are counted in addition to sums and extrema. `memory` limits the process.
+    `nonfinite="skip"` excludes NaN and infinities from sums and counts, and counts them separately; `missing="fill"`
+    counts the fill value for chunks that are missing or cannot be read. `threads` defaults to the number of cores. If
+    `client`, a `distributed.Client`, is given, its workers do the work: they must see the store, and `memory` limits
+    each of them. `progress` receives a report for each finished task.
 
     Raises `UsageError` if the request cannot be met, `DataError` if the store cannot be read, `NonFiniteError` for NaN
     or infinities under "error", `ClusterError` for workers that are unfit or lost.
@@ -75,7 +77,8 @@ def reduce(
     _check_one_of("missing", missing, ("error", "fill"))
     cluster = Cluster(threads=available_cores() if threads is None else threads)
     budget = _budget(memory)
-    selected = select_layers(source, layers)
+    rules = [replace(each, statistics=(*each.statistics, *statistics)) for each in layers or [LayerRule("*")]]
+    selected = select_layers(source, rules if statistics else layers)
     for name, reason in selected.unreadable.items():
         raise DataError(f"{source}: array {name} cannot be read: {reason}; repair it, or choose others by `layers`")
     chosen = selected.layers

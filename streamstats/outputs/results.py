@@ -98,6 +98,15 @@ def open_results(output: str | Path) -> Results:
     return Results(Path(output), manifest)
 
 
+def load(output: str | Path) -> dict[str, LayerStatistics]:
+    """The statistics of every layer in the output folder of a run, by name, as `reduce` returns them.
+
+    Raises `UsageError` if it is no output of a finished run, and `DataError` for a damaged file.
+    """
+    results = open_results(output)
+    return {layer: results.statistics(layer) for layer in results.layers}
+
+
 def still_missing(ledger: Ledger, gaps: Gaps) -> Gaps:
     """Those of the `gaps` of a layer whose rows are still neither counted nor excluded."""
     if len(ledger.sources) != 1:  # gaps do not say which source they belong to

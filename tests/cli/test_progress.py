@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import re
 import sys
+from datetime import UTC, datetime
 
 import pytest
 
-from streamstats.cli import progress
+from streamstats import progress
 from streamstats.cli.progress import Shown
-from streamstats.progress import Stage
+from streamstats.cli.stamps import Stamped
+from streamstats.progress import LogProgress, Meter, Stage
 
 
 def worked(shown: Shown) -> None:
@@ -73,3 +76,38 @@ def test_a_terminal_shows_a_bar_and_messages_above_it(
     assert "streamstats: layer a is left out" in err
     assert "1,000/1,000 rows, 2.0 MB of 2.0 MB" in err
     assert "4 workers, 2 tasks repeated" in err
+
+
+def test_quiet_leaves_messages_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    worked(Shown(quiet=True))
+    assert capsys.readouterr().err == "streamstats: layer a is left out\n"
+
+
+def test_a_program_gets_the_same_lines_as_log_records(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", "streamstats"), LogProgress() as logged:
+        logged.begin(Stage("recording 3 layers", 10))
+        logged.say("layer a is left out")
+        logged.advance(10)
+    first, second, rows = caplog.records
+    assert (first.name, first.levelname, first.message) == ("streamstats", "INFO", "recording 3 layers")
+    assert second.message == "layer a is left out"
+    assert rows.message.startswith("10/10 rows, 0.")
+
+
+def test_a_rate_is_said_only_once_there_is_one() -> None:
+    meter = Meter(Stage("", 10, 1000))
+    assert meter.text() == "0/10 rows, 0 bytes of 1.0 kB"
+    meter.add(1, 100)
+    assert meter.text().endswith("/s")
+
+
+def test_stamped_lines_begin_with_the_time() -> None:
+    written = io.StringIO()
+    stream = Stamped(written)
+    print("first\nsecond", file=stream)
+    stream.write("th")
+    print("ird", file=stream)
+    lines = written.getvalue().splitlines()
+    assert [line.split(" ", 1)[1] for line in lines] == ["first", "second", "third"]
+    for line in lines:
+        datetime.strptime(line.split()[0], "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)

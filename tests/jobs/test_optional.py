@@ -126,6 +126,16 @@ def test_nothing_is_kept_unasked_and_an_entry_may_ask_for_itself(store: Path, tm
     assert counted == {"first": {"taps"}, "last": {"spread"}, "flat": {"spread"}}
 
 
+def test_python_runs_a_file_loads_its_results_and_asks_by_the_same_names(tmp_path: Path) -> None:
+    build_store(tmp_path / "s.zarr", {"layer": samples(9, 4)})
+    (tmp_path / "run.yaml").write_text(f"source: {tmp_path}/s.zarr\noutput: out\nstatistics: [squares]\n")
+    ss.run(ss.load_job(tmp_path / "run.yaml", [f"output={tmp_path}/out"]), progress=ss.LogProgress())
+    (loaded,) = ss.load(tmp_path / "out").values()
+    (reduced,) = ss.reduce(tmp_path / "s.zarr", statistics=["squares"]).values()
+    assert loaded.statistics == reduced.statistics
+    np.testing.assert_array_equal(loaded.variance, reduced.variance)
+
+
 def test_another_choice_than_was_counted_with_is_refused(store: Path, tmp_path: Path) -> None:
     run(config(store, tmp_path / "out", statistics=[]))
     with pytest.raises(
