@@ -147,6 +147,7 @@ def _read_attributes(layer: Layer, attributes: object) -> Layer:
     layer = layer.with_channel_axis(_integer(attributes, "channel_axis", -1))
     layer = layer.with_quantization(Quantization.from_metadata(attributes.get("quantization")))
     layer = replace(layer, tensor=str(attributes.get("tensor", "")), rows_are=str(attributes.get("rows_are", "")))
+    layer = replace(layer, order=_integer(attributes, "order", 0) if "order" in attributes else None)
     if "layers" in attributes:
         return layer.with_readers(Readers.from_metadata(attributes["layers"]))
     return layer.with_kernel(Kernel.from_metadata(attributes.get("kernel")))

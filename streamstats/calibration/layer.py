@@ -46,7 +46,8 @@ class Layer:
     `readers` are the layers of the model that read the array; None means the layer of its own name. `tensor` is the
     model's name of what was recorded, empty if unknown. `within` are the bins of its histogram whose values are told
     apart. `min_rows` is the number of rows below which the job is incomplete.
-    `rows_are` says what a row is if it is no sample: "positions" or "parts" of samples.
+    `rows_are` says what a row is if it is no sample: "positions" or "parts" of samples. `order` is its place among the
+    layers in the order of their first samples, None if unknown.
     `mask`, itself such an array but without channels, has ones where values count and zeros where they do not.
     """
 
@@ -71,6 +72,7 @@ class Layer:
     tensor: str = ""
     mask: Layer | None = None
     rows_are: str = ""
+    order: int | None = None
 
     @cached_property
     def source(self) -> Source:

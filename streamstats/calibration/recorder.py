@@ -186,6 +186,7 @@ class Recorder:
     def _create(self, layer: Layer) -> None:
         rows = max(1, self._chunk_bytes // max(1, layer.row_bytes))
         attributes: dict[str, Any] = {"channel_axis": layer.channel_axis, "recorded": True, "rows": 0}
+        attributes["order"] = len(self._open)
         if layer.mask is not None:
             attributes["mask"] = layer.mask.name
             self._create_mask(layer.mask, layer.name, rows)

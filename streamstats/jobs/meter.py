@@ -81,7 +81,9 @@ class Meter:
         if layer not in self._layers:
             check_refusals(layer, self._kinds, appended.space, quantization)
             kinds = kinds_for(self._kinds, appended.space, quantization)
-            self._layers[layer] = _Metered(replace(appended, kinds=kinds, fingerprint=self._name))
+            self._layers[layer] = _Metered(
+                replace(appended, kinds=kinds, fingerprint=self._name, order=len(self._layers))
+            )
         metered = self._layers[layer]
         appended.check_continues(metered.layer, "earlier calls had", "append it under another name")
         if not self._skips:

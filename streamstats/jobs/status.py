@@ -17,6 +17,7 @@ from ..outputs.saving import LOCK
 from ..outputs.shortfalls import Shortfall
 from ..storage.files import read_json
 from ..storage.locks import is_locked
+from ..storage.names import network_order
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,14 @@ def status(output: Path) -> Status:
     arrays = (_with_shortfall(each, states.get(name), min_rows.get(name, 0)) for name, each in found.items())
     readers = _readers(states, said, output)
     layers = [replace(each, layer=layer) for each in arrays for layer in readers.get(each.array, [each.array])]
-    return Status(tuple(sorted(layers, key=lambda each: each.layer)), is_locked(output / LOCK), said.unreadable)
+    layers.sort(key=lambda each: network_order(_order(each.array, states, said), each.layer))
+    return Status(tuple(layers), is_locked(output / LOCK), said.unreadable)
+
+
+def _order(array: str, states: Mapping[str, LayerStatistics], said: Manifest) -> int | None:
+    if array in states:
+        return states[array].order
+    return said.arrays[array].order if array in said.arrays else None
 
 
 def _readers(states: Mapping[str, LayerStatistics], said: Manifest, output: Path) -> dict[str, Sequence[str]]:

@@ -22,6 +22,7 @@ from ..quantization import Quantization
 from ..statistics.mean import ChannelMean
 from ..statistics.statistic import Document, Space
 from ..statistics.statistics import Statistics
+from ..storage.names import network_order
 
 
 def no_files() -> Identities:
@@ -128,7 +129,7 @@ class Ledger:
     The statistics describe the stored values; `quantization` maps them to real units. `readers` are the layers of the
     model that read what was counted; None means the layer of its own name, `layer`. `tensor` is the model's name of it,
     empty if unknown. `array` is the name under which it was counted, empty if that is `layer`. `rows_are` says what
-    rows are if they are no samples.
+    rows are if they are no samples; `order` is its place among the layers, as they were recorded, None if unknown.
     """
 
     layer: str
@@ -140,6 +141,7 @@ class Ledger:
     tensor: str = ""
     array: str = ""
     rows_are: str = ""
+    order: int | None = None
 
     @classmethod
     def empty(cls, layer: Layer) -> Self:
@@ -153,6 +155,7 @@ class Ledger:
             readers=layer.readers,
             tensor=layer.tensor,
             rows_are=layer.rows_are,
+            order=layer.order,
         )
 
     def count(self, measured: Measured) -> Self:
@@ -255,6 +258,7 @@ class Ledger:
             "array": self.array or self.layer,
             "tensor": self.tensor or None,
             "rows_are": self.rows_are or "samples",
+            "order": self.order,
         }
 
 
@@ -304,15 +308,19 @@ def merge(left: L, right: L) -> L:
         readers=None if readers.is_only(left.layer) else readers,
         tensor=left.tensor if left.tensor == right.tensor else "",
         rows_are=left.rows_are or right.rows_are,
+        order=max((each for each in (left.order, right.order) if each is not None), default=None),
     )
 
 
 def by_layer(ledgers: Mapping[str, L]) -> dict[str, L]:
-    """The ledger of each layer, by name, from those that were counted; what no layer reads has its own name."""
+    """The ledger of each layer, by name, from those that were counted; what no layer reads has its own name.
+
+    Layers are in the order in which they were recorded.
+    """
     found: dict[str, L] = {}
     for ledger in ledgers.values():
         found |= {name: ledger.read_as(name) for name in ledger.read_by.names} or {ledger.layer: ledger}
-    return dict(sorted(found.items()))
+    return {name: found[name] for name in sorted(found, key=lambda name: network_order(found[name].order, name))}
 
 
 def _order(source: CountedSource) -> tuple[object, ...]:

@@ -81,6 +81,12 @@ class LayerEntry:
         return str(self.counted.get("tensor") or "")
 
     @property
+    def order(self) -> int | None:
+        """Its place among the layers as they were recorded, None if unknown."""
+        order = self.counted.get("order")
+        return None if order is None else int(order)
+
+    @property
     def has_mask(self) -> bool:
         """Whether a mask left out positions."""
         return self.counted.get("mask") is True

@@ -24,7 +24,7 @@ from ..errors import DataError, UsageError
 from ..interrupts import Deferred
 from ..layouts import Kernel
 from ..storage.files import file_digest, holds, make_folders, remove, temporaries, write_bytes
-from ..storage.names import layer_of, layer_path
+from ..storage.names import layer_of, layer_path, network_order
 from .documents import counted_document
 from .layer_statistics import LayerStatistics
 from .ledger import Ledger, by_layer
@@ -47,8 +47,9 @@ class Results:
 
     @property
     def layers(self) -> list[str]:
-        """The names of the layers, in order, and of the arrays that no layer reads."""
-        return sorted(self.manifest.layers)
+        """The names of the layers, as they were recorded, and of the arrays that no layer reads."""
+        entries = self.manifest.layers
+        return sorted(entries, key=lambda layer: network_order(entries[layer].order, layer))
 
     @property
     def source(self) -> str | None:

@@ -52,6 +52,7 @@ def continued(layer: Layer, state: LayerStatistics | None, *, accept_changes: bo
         readers=layer.readers,
         tensor=layer.tensor,
         rows_are=layer.rows_are,
+        order=layer.order,
     )
     if accept_changes:
         return replace(state, sources=(_accepted(layer, source),))

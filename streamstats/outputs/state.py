@@ -49,6 +49,7 @@ def state_bytes(ledger: Ledger) -> bytes:
         "quantization": json.dumps(quantization.to_metadata() if quantization else None, sort_keys=True),
         **_readers_metadata(ledger),
         **({"rows_are": ledger.rows_are} if ledger.rows_are else {}),
+        **({"order": str(ledger.order)} if ledger.order is not None else {}),
         "masked": json.dumps(space.masked),
         "sources": json.dumps([[source.fingerprint, source.rows, source.mask] for source in ledger.sources]),
     }
@@ -123,6 +124,7 @@ def _from_file(tensors: Arrays, metadata: Mapping[str, str]) -> LayerStatistics:
         readers=readers,
         tensor=metadata.get("tensor", ""),
         rows_are=metadata.get("rows_are", ""),
+        order=int(metadata["order"]) if "order" in metadata else None,
     )
 
 

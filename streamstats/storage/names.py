@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote, unquote
@@ -29,6 +30,17 @@ def check_layer_name(layer: str) -> str:
             "'..', each of printable characters; rename the layer"
         )
     return layer
+
+
+def network_order(order: int | None, layer: str) -> tuple[object, ...]:
+    """A key that sorts layers as they are recorded, by `order`; those without one follow, numbers in names by value.
+
+    >>> sorted(["block10", "block2", "stem"], key=lambda name: network_order(0 if name == "stem" else None, name))
+    ['stem', 'block2', 'block10']
+    """
+    parts = re.split(r"([0-9]+)", layer)
+    natural = [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts]
+    return order is None, order or 0, natural, layer
 
 
 def layer_path(folder: Path, layer: str, suffix: str = ".safetensors") -> Path:
