@@ -341,14 +341,14 @@ def plot_accuracies(rows: Sequence[tuple[str, float]], path: Path, title: str) -
         _draw_title(axes, title)
         _draw_bars(axes, rows)
         axes.set_ylim(0, 1.1)
-        axes.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1])
+        axes.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1], [f"{share}%" for share in range(0, 101, 20)])
         axes.set_ylabel("accuracy")
         axes.grid(False, axis="x")
 
 
 def _draw_bars(axes: Axes, rows: Sequence[tuple[str, float]]) -> None:
     places = range(len(rows))
-    colors = [(GREY, ORANGE, BLUE)[place % 3] for place in places]
+    colors = [(GREY, ORANGE, BLUE)[min(place, 2)] for place in places]  # the float, the rounded, the corrected ones
     bars = axes.bar(places, [accuracy for _, accuracy in rows], width=0.6, color=colors)
     for place, bar in enumerate(bars):
         bar.set_gid(f"bar{place}")
