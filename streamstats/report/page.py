@@ -18,7 +18,7 @@ from .. import __version__
 from ..errors import counted, require
 from ..models.linear import WEIGHTLESS
 from ..models.onnx.correct import CORRECTED, ONE_PASS, Correction
-from ..models.onnx.judgement import UNCORRECTED
+from ..models.onnx.judgement import IF_WORSE, UNCORRECTED
 from ..models.onnx.precision import Precision, bias_steps, precision
 from ..outputs.layer_statistics import LayerStatistics
 from ..outputs.manifest import MANIFEST
@@ -165,7 +165,9 @@ def _rows(report: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _verdicts(report: Mapping[str, Any]) -> list[str]:
     """The sentences at the top: what a person wants to know first."""
-    found = [_of_outputs(report["judgement"])] if report["judgement"] else []
+    worse = (report["judgement"] or {}).get("worse", {}).get(CORRECTED, [])
+    found = [f"The corrected model is worse than the quantised one: {', '.join(worse)}; {IF_WORSE}."] if worse else []
+    found += [_of_outputs(report["judgement"])] if report["judgement"] else []
     found += [_of_harm(report["judgement"]["harmful"])] if report["judgement"] else []
     unjudged = (report["judgement"] or {}).get("unjudged", {})
     found += [f"Not judged: {layer}. {reason[0].upper()}{reason[1:]}." for layer, reason in unjudged.items()]

@@ -26,7 +26,7 @@ from ...progress import Progress, Stage
 from ..linear import LayerCorrection
 from .effects import Effect, Gain
 from .judge import Judge
-from .judgement import Judgement
+from .judgement import IF_WORSE, Judgement
 from .pairs import Pair
 from .precision import precision
 
@@ -169,15 +169,14 @@ def tell(judgement: Judgement, name: str, progress: Progress, *, fail: bool) -> 
 
     Raises `HarmError` for a worse one if `fail`.
     """
-    gain = judgement.gains.get(name)
-    if gain is None:
-        return
+    gain, worse = judgement.gains.get(name), judgement.worse(name)
     on = f"on {counted(judgement.samples, 'held-out sample')}"
-    if gain.is_worse and fail:
-        raise HarmError(f"the corrected model is worse than the quantised one: {gain} {on}; nothing was written")
-    if gain.is_worse:
-        progress.say(f"warning: the corrected model is worse than the quantised one: {gain} {on}; see --do-no-harm")
-    elif gain.decibels and not gain.is_clear:
+    said = f"the corrected model is worse than the quantised one: {', '.join(worse)} {on}"
+    if worse and fail:
+        raise HarmError(f"{said}; nothing was written; {IF_WORSE}")
+    if worse:
+        progress.say(f"warning: {said}; {IF_WORSE}")
+    elif gain is not None and gain.decibels and not gain.is_clear:
         needed = gain.samples_needed
         more = f"; about {needed:,} samples would tell" if needed else ""
         progress.say(f"note: {on}, the difference from the quantised model, {gain}, may be chance{more}")

@@ -7,11 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .effects import Effect, Gain
+from .effects import CLEAR, Effect, Gain
 from .quality import Quality
 
 FLOAT, UNCORRECTED = "float", "quantised"
 """The models that others are compared with."""
+IF_WORSE = (
+    "correct layer by layer (--iterative), leave out what does harm (--do-no-harm), or round less coarsely "
+    "(--weight-range mse, --per-channel, more bits)"
+)
+"""What to do about a corrected model that is worse than the quantised one."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,16 @@ class Judgement:
             return {}
         return {name: found.of(name).gain_over(before.of(name)) for name in found.names}
 
+    def worse(self, model: str) -> list[str]:
+        """In what `model` is worse than the quantised one: its outputs, or its accuracy by more than chance."""
+        gain = self.gains.get(model)
+        reasons = [str(gain)] if gain is not None and gain.is_worse else []
+        if model in self.accuracy and UNCORRECTED in self.accuracy:
+            before, after = self.accuracy[UNCORRECTED], self.accuracy[model]
+            error = math.sqrt((before * (1 - before) + after * (1 - after)) / max(1, self.samples))
+            reasons += [f"accuracy {before:.1%} → {after:.1%}"] if before - after > CLEAR * error else []
+        return reasons
+
     def document(self) -> dict[str, Any]:
         """JSON-ready."""
         return {
@@ -59,6 +74,7 @@ class Judgement:
             "scores": dict(self.scores),
             "harmful": list(self.harmful),
             "unjudged": dict(self.unjudged),
+            "worse": {model: self.worse(model) for model in self.outputs if model not in (FLOAT, UNCORRECTED)},
             "network": {name: self._network(name) for name in self.effects},
         }
 

@@ -174,3 +174,18 @@ def test_corrections_smaller_than_their_errors_are_told_and_left_out(
     one = done.layers[0]
     assert one.corrected != doubtful
     assert one.reason.startswith(UNSURE) == doubtful
+
+
+@pytest.mark.parametrize(("after", "worse"), [(0.11, ["accuracy 20.3% → 11.0%"]), (0.20, []), (0.6, [])])
+def test_a_lower_accuracy_is_worse_if_it_is_no_chance(after: float, worse: list[str]) -> None:
+    accuracy = {"float": 0.99, "quantised": 0.203, "corrected": after}
+    judged = Judgement(600, {}, {}, accuracy)
+    assert judged.worse("corrected") == worse
+    told = Told()
+    tell(judged, "corrected", told, fail=False)
+    assert [message.partition(" on 600")[0] for message in told.messages] == [
+        f"warning: the corrected model is worse than the quantised one: {reason}" for reason in worse
+    ]
+    if worse:
+        with pytest.raises(HarmError, match="nothing was written; correct layer by layer"):
+            tell(judged, "corrected", told, fail=True)
