@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import logging
 import math
 import os
 import signal
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from types import FrameType
 
@@ -55,6 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.timestamps:
         sys.stderr = Stamped(sys.stderr)
     _catch_signals()
+    if not options.quiet:
+        announce_compiling()
     try:
         return _run(options)
     except StreamstatsError as error:
@@ -89,6 +92,21 @@ def _catch_signals() -> None:
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN or number == signal.SIGINT:  # nohup ignores some
             signal.signal(number, interrupt)
+
+
+def announce_compiling() -> None:
+    """Say on stderr, once, that compiling begins: the first job on a machine takes some seconds longer."""
+    log, announcer = logging.getLogger("streamstats.compiled"), logging.StreamHandler()
+    announcer.setFormatter(logging.Formatter("streamstats: %(message)s"))
+    announcer.addFilter(_first())
+    log.handlers = [announcer]
+    log.setLevel(logging.INFO)
+
+
+def _first() -> Callable[[logging.LogRecord], bool]:
+    """A filter that lets the first record pass."""
+    passed = iter([True])
+    return lambda _record: next(passed, False)
 
 
 def _prepare_streams() -> None:

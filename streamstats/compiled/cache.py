@@ -10,6 +10,7 @@ cache, anyone who can write to that folder can run code as its owner.
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import threading
 import uuid
@@ -24,6 +25,7 @@ from typing import Any
 
 import llvmlite.binding as llvm
 
+log = logging.getLogger("streamstats.compiled")
 POINTER, SIZE = ctypes.c_void_p, ctypes.c_int64
 ENTRY = "entry"
 DIGEST_BYTES = 32
@@ -49,6 +51,7 @@ def load(
             file = f"{name}-{_fingerprint(key[1])}.o"
             code = _read(file)
             if code is None:
+                log.info("compiling native code: some seconds, once on this machine")
                 with _usual_numba():
                     code = _compile(name, arguments, define())
                 _keep(file, code)

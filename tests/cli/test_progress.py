@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import re
 import sys
 from datetime import UTC, datetime
@@ -10,6 +11,7 @@ from datetime import UTC, datetime
 import pytest
 
 from streamstats import progress
+from streamstats.cli import announce_compiling
 from streamstats.cli.progress import Shown
 from streamstats.cli.stamps import Stamped
 from streamstats.progress import LogProgress, Meter, Stage
@@ -111,3 +113,10 @@ def test_stamped_lines_begin_with_the_time() -> None:
     assert [line.split(" ", 1)[1] for line in lines] == ["first", "second", "third"]
     for line in lines:
         datetime.strptime(line.split()[0], "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
+
+
+def test_compiling_is_announced_once(capsys: pytest.CaptureFixture[str]) -> None:
+    announce_compiling()
+    for _ in range(3):
+        logging.getLogger("streamstats.compiled").info("compiling native code")
+    assert capsys.readouterr().err == "streamstats: compiling native code\n"
