@@ -16,6 +16,7 @@ from ..errors import CORRUPT, DONE, INCOMPLETE, UsageError, counted, in_words, l
 from ..outputs.documents import channel_columns, channels_document
 from ..outputs.ledger import Ledger, by_layer
 from ..outputs.shortfalls import REMEDY, Shortfall
+from ..outputs.staleness import stale_parts
 from .layer_table import cell, print_layers
 from .progress import Shown
 from .tables import number, print_json, print_table, row_ranges, say
@@ -187,8 +188,8 @@ def status(options: Namespace) -> int:
     found = status(Path(options.output))
     if options.json:
         layers = {layer.layer: layer.document() for layer in found.layers}
-        unreadable = dict(found.unreadable)
-        print_json({"complete": found.complete, "running": found.running, "layers": layers, "unreadable": unreadable})
+        others = {"unreadable": dict(found.unreadable), "stale": [*found.stale]}
+        print_json({"complete": found.complete, "running": found.running, "layers": layers, **others})
     else:
         array = any(layer.array != layer.layer for layer in found.layers)
         rows = [[*_status_cells(layer, array), span, why] for layer in found.layers for span, why in _gaps(layer)]
@@ -201,10 +202,16 @@ def status(options: Namespace) -> int:
     for unread, why in [*found.unreadable.items()][:NAMED]:
         say(f"array {unread} is not counted, because it cannot be read: {why}")
     _say_unreadable_arrays(found.unreadable)
+    _say_stale(found.stale)
     short = sum(layer.shortfall is not None for layer in found.layers)
     if short:
         say(f"{counted(short, 'layer')} below `min_rows`: {REMEDY}")
     return DONE if found.complete else INCOMPLETE
+
+
+def _say_stale(parts: Sequence[str]) -> None:
+    if parts:
+        say(f"stale: rows were counted or forgotten since the merge in {listed(parts)}; merge again")
 
 
 def _status_cells(layer: LayerStatus, array: bool) -> list[str]:
@@ -370,6 +377,7 @@ def inspect(options: Namespace) -> None:
     if options.plot and options.json:
         raise UsageError("--plot and --json cannot be combined; choose one")
     results = open_results(options.output)
+    _say_stale(stale_parts(results.manifest.parts))
     if options.layer is None:
         if options.plot:
             raise UsageError(f"--plot shows the channels of one layer; name one of {listed(results.layers)}")

@@ -14,6 +14,7 @@ from ..outputs.ledger import by_layer, merge
 from ..outputs.manifest import LayerEntry, Manifest, read_manifest
 from ..outputs.results import check_no_store, check_paths, states_in, still_missing, write_results
 from ..outputs.saving import held
+from ..outputs.staleness import fingerprints
 
 
 def merge_outputs(outputs: Sequence[Path], output: Path) -> dict[str, LayerStatistics]:
@@ -37,7 +38,15 @@ def merge_outputs(outputs: Sequence[Path], output: Path) -> dict[str, LayerStati
         asked[name] = max(entry.min_rows, asked.get(name, 0))
     left = {layer: still_missing(merged[layer], tuple(sorted(told.get(layer, ())))) for layer in merged}
     with held(output, "merge", {layer: statistics.rows for layer, statistics in merged.items()}):
-        write_results(output, _sources(manifests), merged, left, merged=True, min_rows=asked)
+        write_results(
+            output,
+            _sources(manifests),
+            merged,
+            left,
+            merged=True,
+            min_rows=asked,
+            parts=fingerprints(outputs),
+        )
     return by_layer(merged)
 
 

@@ -15,6 +15,7 @@ from ..outputs.manifest import NOTHING, Gaps, LayerEntry, Manifest, explained, r
 from ..outputs.results import states_in
 from ..outputs.saving import LOCK
 from ..outputs.shortfalls import Shortfall
+from ..outputs.staleness import stale_parts
 from ..storage.files import read_json
 from ..storage.locks import is_locked
 from ..storage.names import network_order
@@ -54,17 +55,25 @@ class LayerStatus:
 class Status:
     """How far the job of an output has come; `running` says whether a process is working on it now.
 
-    `unreadable` are arrays of the store that nobody could read, with the reasons.
+    `unreadable` are arrays of the store that nobody could read, with the reasons; `stale` are merged outputs that have
+    changed since.
     """
 
     layers: tuple[LayerStatus, ...]
     running: bool
     unreadable: Mapping[str, str] = field(default_factory=dict)
+    stale: Sequence[str] = ()
 
     @property
     def complete(self) -> bool:
-        """Whether every array could be read, every row is counted or excluded, and every layer has `min_rows`."""
-        return not self.unreadable and not any(layer.missing or layer.shortfall for layer in self.layers)
+        """Whether all arrays could be read, all rows are counted or excluded, all layers have `min_rows`, and no merged
+        output has changed since.
+        """
+        return (
+            not self.unreadable
+            and not self.stale
+            and not any(layer.missing or layer.shortfall for layer in self.layers)
+        )
 
 
 def status(output: Path) -> Status:
@@ -85,7 +94,7 @@ def status(output: Path) -> Status:
     readers = _readers(states, said, output)
     layers = [replace(each, layer=layer) for each in arrays for layer in readers.get(each.array, [each.array])]
     layers.sort(key=lambda each: network_order(_order(each.array, states, said), each.layer))
-    return Status(tuple(layers), is_locked(output / LOCK), said.unreadable)
+    return Status(tuple(layers), is_locked(output / LOCK), said.unreadable, stale_parts(said.parts))
 
 
 def _order(array: str, states: Mapping[str, LayerStatistics], said: Manifest) -> int | None:

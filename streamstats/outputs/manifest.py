@@ -133,7 +133,8 @@ class Manifest:
     """The layers of an output, by name, and the stores they were counted from.
 
     `merged` outputs combine several others; `rows` is the range to which the job was limited, if any. `unreadable` are
-    the arrays of the store that nobody could read, with the reasons.
+    the arrays of the store that nobody could read, with the reasons; `parts` are the merged outputs, as `staleness`
+    identifies them.
     """
 
     layers: Mapping[str, LayerEntry]
@@ -141,6 +142,7 @@ class Manifest:
     merged: bool = False
     rows: Rows | None = None
     unreadable: Mapping[str, str] = field(default_factory=dict)
+    parts: Mapping[str, str] = field(default_factory=dict)
 
     def write(self, output: Path) -> None:
         """Write the manifest into the folder `output`. Raises `OutputError`."""
@@ -151,6 +153,7 @@ class Manifest:
                 "layers": {name: self.layers[name].document() for name in sorted(self.layers)},
                 "rows": self.rows,
                 "unreadable": dict(self.unreadable),
+                **({"parts": dict(self.parts)} if self.merged else {}),
                 "source": list(self.sources) if self.merged else self.sources[0],
                 "versions": {"streamstats": __version__, "numpy": np.__version__},
             },
@@ -209,7 +212,8 @@ def _parsed(document: Mapping[str, Any]) -> Manifest:
         raise ValueError("it names no source")
     rows = document["rows"]
     unreadable = {_text(name): _text(reason) for name, reason in document.get("unreadable", {}).items()}
-    return Manifest(layers, sources, merged, None if rows is None else _rows(rows), unreadable)
+    parts = {_text(output): _text(digest) for output, digest in document.get("parts", {}).items()}
+    return Manifest(layers, sources, merged, None if rows is None else _rows(rows), unreadable, parts)
 
 
 def _text(value: object) -> str:

@@ -1,0 +1,51 @@
+"""Merged results say so once their parts have changed: rows that were forgotten there are still counted here."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from stores import build_store, samples
+
+import streamstats as ss
+from streamstats.cli import main
+from streamstats.jobs.forget import forget
+from streamstats.jobs.merge import merge_outputs
+from streamstats.jobs.status import status
+
+
+@pytest.fixture
+def jobs(tmp_path: Path) -> list[ss.Job]:
+    found = []
+    for seed, name in enumerate("ab"):
+        store = build_store(tmp_path / f"{name}.zarr", {"layer": samples(20, 3, seed=seed)})
+        found.append(ss.Job(str(store), str(tmp_path / name)))
+        ss.run(found[-1])
+    return found
+
+
+def test_it_is_stale_once_rows_of_a_part_are_forgotten(
+    jobs: list[ss.Job], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    merged = tmp_path / "merged"
+    merge_outputs([Path(job.output) for job in jobs], merged)
+    ss.run(jobs[0])  # counts nothing new
+    assert status(merged).complete
+    forget(jobs[0], (3, 5))
+    assert status(merged).stale == [jobs[0].output]
+    assert main(["status", str(merged), "--json"]) == 3
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["stale"] == [jobs[0].output]
+    assert f"stale: rows were counted or forgotten since the merge in {jobs[0].output}; merge again" in printed.err
+    assert main(["inspect", str(merged)]) == 0
+    assert "stale: " in capsys.readouterr().err
+    merge_outputs([Path(job.output) for job in jobs], merged)
+    assert status(merged).complete
+
+
+def test_a_part_that_is_gone_tells_nothing(jobs: list[ss.Job], tmp_path: Path) -> None:
+    merge_outputs([Path(job.output) for job in jobs], tmp_path / "merged")
+    shutil.rmtree(jobs[0].output)
+    assert status(tmp_path / "merged").complete
