@@ -7,11 +7,12 @@ must rely on is set here. Whatever does not start is one line with the cause tha
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ClusterError, UsageError, counted, first_line
+from ..errors import ClusterError, StreamstatsError, UsageError, counted, first_line
 from . import fitness
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ SETTINGS = {
     "distributed.scheduler.allowed-failures": 100,
     "distributed.scheduler.idle-timeout": None,  # a run that waits for rows still needs its scheduler
 }
+ENDED = "Nanny failed to start worker process"
+"""What dask says if a process ends without an exception."""
 STARTING = {"distributed.comm.timeouts.connect": PATIENCE}
 CONFIGURATION = "correct it in the file, or in the DASK_ variable of the environment, that sets it"
 
@@ -34,9 +37,11 @@ CONFIGURATION = "correct it in the file, or in the DASK_ variable of the environ
 @contextmanager
 def connected(address: str) -> Iterator[Client]:
     """A client of the scheduler at `address`. Raises `UsageError`, `ClusterError`."""
-    check_dask()
+    check_dask(("client",))
     from distributed import Client
 
+    if address.startswith("tls:"):
+        _check_certificate(address)
     try:
         client = Client(address, timeout=CONNECT_SECONDS, set_as_default=False, name="streamstats")
     except (OSError, TimeoutError) as error:
@@ -62,20 +67,34 @@ def local_processes(count: int, threads: int) -> Iterator[tuple[Client, Callable
     Raises `ClusterError` if the processes do not start in STARTS attempts, `UsageError` if dask's configuration does
     not allow it.
     """
-    check_dask()
+    check_dask(("scheduler", "worker", "client"))
     import dask
     from distributed import Client
 
-    with (
-        dask.config.set(SETTINGS),
-        _started(count, threads) as cluster,
-        Client(cluster, set_as_default=False) as client,
-    ):
+    with dask.config.set(SETTINGS), ExitStack() as open_ones:
+        with _configured():
+            cluster = open_ones.enter_context(_started(count, threads))
+            client = open_ones.enter_context(Client(cluster, set_as_default=False))
         yield client, lambda: cluster.scale(count)
 
 
-def check_dask() -> None:
-    """Raise `UsageError` if dask cannot be imported: a malformed file of its configuration prevents that."""
+@contextmanager
+def _configured() -> Iterator[None]:
+    """What dask raises inside, other than our own errors, comes from its configuration."""
+    try:
+        yield
+    except StreamstatsError:
+        raise
+    except Exception as error:
+        raise UsageError(
+            f"worker processes cannot start under dask's configuration: {cause_of(error)}; {CONFIGURATION}"
+        ) from error
+
+
+def check_dask(roles: Sequence[str]) -> None:
+    """Raise `UsageError` if dask cannot be imported, which a malformed file of its configuration prevents, and for a
+    file that its TLS settings name for `roles` and that does not exist.
+    """
     try:
         import distributed  # noqa: F401
     except ImportError as error:
@@ -85,6 +104,30 @@ def check_dask() -> None:
             f"dask cannot be imported, because its configuration is wrong: {' '.join(str(error).split())}; "
             f"{CONFIGURATION}"
         ) from error
+    tls = "distributed.comm.tls"
+    for key in (f"{tls}.ca-file", *(f"{tls}.{role}.{kind}" for role in roles for kind in ("cert", "key"))):
+        _check_file(key)
+
+
+def _check_file(key: str) -> None:
+    import dask
+
+    path = dask.config.get(key, None)
+    if isinstance(path, str) and "\n" not in path and not Path(path).is_file():  # it may be the certificate itself
+        raise UsageError(f"dask's configuration names {path!r} in {key}, which is no file; {CONFIGURATION}")
+
+
+def _check_certificate(address: str) -> None:
+    """Raise `UsageError` if dask has no certificate for a client: a `Client` without one takes long to fail."""
+    import dask
+    from distributed.security import Security
+
+    loader = dask.config.get("distributed.client.security-loader", None)
+    if loader is None and Security().get_connection_args("client")["ssl_context"] is None:
+        raise UsageError(
+            f"`cluster.scheduler` is {address}, but dask's configuration has no certificate for a client; set "
+            "distributed.comm.tls.ca-file, .client.cert and .client.key"
+        )
 
 
 def cause_of(error: BaseException) -> str:
@@ -92,9 +135,11 @@ def cause_of(error: BaseException) -> str:
     seen = [error]
     while (inner := seen[-1].__cause__ or seen[-1].__context__) is not None and inner not in seen:
         seen.append(inner)
-    first = next((each for each in reversed(seen) if str(each)), error)
-    kind = "" if isinstance(first, OSError | RuntimeError) else f"{type(first).__name__}: "
-    return f"{kind}{first_line(first)}"
+    first, said = seen[-1], first_line(seen[-1])
+    if said.startswith(ENDED):
+        return "a process ended; what it said is above"
+    plain = isinstance(first, OSError | RuntimeError) or said == type(first).__name__
+    return said if plain else f"{type(first).__name__}: {said}"
 
 
 def _started(count: int, threads: int) -> LocalCluster:
@@ -119,16 +164,9 @@ def _started(count: int, threads: int) -> LocalCluster:
             if attempt == STARTS:
                 raise ClusterError(
                     f"{counted(count, 'worker process', 'worker processes')} did not start in {STARTS} attempts: "
-                    f"{cause_of(error)}; free memory, set `cluster.workers` lower, or correct what dask's "
-                    "configuration preloads"
+                    f"{cause_of(error)}; free memory, set `cluster.workers` lower, or correct dask's configuration"
                 ) from error
             attempt += 1
-        except UsageError:
-            raise
-        except Exception as error:
-            raise UsageError(
-                f"worker processes cannot start under dask's configuration: {cause_of(error)}; {CONFIGURATION}"
-            ) from error
 
 
 def _preloads() -> Mapping[str, Any]:
