@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,8 @@ SETTINGS = {
     "distributed.scheduler.allowed-failures": 100,
     "distributed.scheduler.idle-timeout": None,  # a run that waits for rows still needs its scheduler
 }
+FILES, FILES_EACH = 30, 10
+"""Open files of this process and for each worker process: 21 and 9 (distributed 2026.8), and some to spare."""
 ENDED = "Nanny failed to start worker process"
 """What dask says if a process ends without an exception."""
 STARTING = {"distributed.comm.timeouts.connect": PATIENCE}
@@ -67,6 +69,7 @@ def local_processes(count: int, threads: int) -> Iterator[tuple[Client, Callable
     Raises `ClusterError` if the processes do not start in STARTS attempts, `UsageError` if dask's configuration does
     not allow it.
     """
+    _check_file_limit(count)
     check_dask(("scheduler", "worker", "client"))
     import dask
     from distributed import Client
@@ -89,6 +92,19 @@ def _configured() -> Iterator[None]:
         raise UsageError(
             f"worker processes cannot start under dask's configuration: {cause_of(error)}; {CONFIGURATION}"
         ) from error
+
+
+def _check_file_limit(count: int) -> None:
+    """Raise `UsageError` if this process may not open the files for so many others: dask would wait without end."""
+    with suppress(ImportError):  # Windows has no such limit
+        import resource
+
+        limit, needed = resource.getrlimit(resource.RLIMIT_NOFILE)[0], FILES + FILES_EACH * count
+        if limit != resource.RLIM_INFINITY and limit < needed:
+            raise UsageError(
+                f"this process may open {limit:,} files, but {counted(count, 'worker process', 'worker processes')} "
+                f"need about {needed:,}; raise the limit (ulimit -n), or set `cluster.workers` lower"
+            )
 
 
 def check_dask(roles: Sequence[str]) -> None:
