@@ -170,7 +170,7 @@ def _promised_peak(config_path: str) -> int:
 
     from streamstats.calibration.selection import select_layers
     from streamstats.config import load_config
-    from streamstats.jobs.workers import open_workers
+    from streamstats.jobs.opening import open_workers
 
     job = load_config(config_path).job()
     with open_workers(job.cluster, []) as workers:

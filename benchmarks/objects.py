@@ -16,7 +16,8 @@ from s3 import BUCKET, serving
 from stores import working_folder
 from tables import Table, show, show_json
 
-from streamstats.jobs.workers import Cluster, open_workers
+from streamstats.jobs.opening import open_workers
+from streamstats.jobs.workers import Cluster
 
 KiB, MiB = 2**10, 2**20
 SIZES = (64 * KiB, MiB, 8 * MiB, 32 * MiB)

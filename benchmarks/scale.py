@@ -30,8 +30,9 @@ from zarr.codecs import ZstdCodec
 from streamstats.calibration.identity import file_range
 from streamstats.calibration.layer import Layer
 from streamstats.jobs import plan
+from streamstats.jobs.opening import open_workers
 from streamstats.jobs.plan import Task
-from streamstats.jobs.workers import Cluster, Ended, ThreadWorkers, open_workers
+from streamstats.jobs.workers import Cluster, Ended, ThreadWorkers
 from streamstats.outputs.ledger import Measured
 from streamstats.progress import Quiet
 from streamstats.statistics.statistics import Statistics, StatisticsAccumulator

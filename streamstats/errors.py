@@ -95,8 +95,18 @@ def require(module: str, extra: str) -> ModuleType:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of the message of `error`, or its class if the message is empty."""
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
+    """The first line of the message of `error`, or its class if the message is empty; of a group, the first error's.
+
+    >>> first_line(KeyError()), first_line(ExceptionGroup("two", [ValueError("no\\nmore")]))
+    ('KeyError', 'no')
+    """
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    try:
+        lines = str(error).strip().splitlines()
+    except Exception:  # nobody has tried the message before
+        lines = []
+    return lines[0] if lines else type(error).__name__
 
 
 def listed(names: Iterable[str], most: int = 8) -> str:

@@ -60,7 +60,7 @@ STATISTICS_TOP = ("kinds", "statistics")
 """Inside statistics, a module imports from the levels before its own: those here, other kinds, the top."""
 
 IMPORTERS = {
-    "dask": ("jobs.workers",),
+    "dask": ("jobs.dask_workers", "jobs.local_processes"),
     "distributed": ("jobs",),
     "jinja2": ("report",),
     "matplotlib": ("report",),

@@ -14,7 +14,8 @@ from measuring import Run
 from stores import LayerSource, Source
 
 from streamstats import Geometry, Kernel, LayerRule, Quantization
-from streamstats.jobs.workers import Cluster, open_workers
+from streamstats.jobs.opening import open_workers
+from streamstats.jobs.workers import Cluster
 
 
 @contextmanager

@@ -12,17 +12,16 @@ import time
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from types import FrameType
+from types import FrameType, ModuleType
 
-from ..errors import DONE, FAILURE, INTERRUPTED, StreamstatsError, first_line
+from ..errors import DONE, INTERRUPTED, UsageError
 from ..interrupts import SIGNALS
+from .ending import ended_by, leave, nothing_printed_by_others
 from .parser import make_parser
 from .stamps import Stamped
 
 PATIENCE = 5.0
 """Seconds in which a second Ctrl-C is ignored: a person who sees no reaction presses the keys again."""
-TRACEBACK = "STREAMSTATS_TRACEBACK"
-"""The environment variable that asks for the traceback of an unexpected error."""
 INTERRUPTION = {
     "run": "what was counted is saved; run the command again to resume",
     "status": "nothing was changed",
@@ -49,6 +48,16 @@ INTERRUPTION = {
 """What an interruption of each command leaves, and how to continue."""
 
 
+def program() -> None:
+    """The program `streamstats`: ends the process with the status of `main`."""
+    try:
+        leave(main())
+    except KeyboardInterrupt:  # while it began or ended
+        leave(INTERRUPTED)
+    except SystemExit as end:  # the parser's, which has printed why
+        leave(end.code)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `streamstats ARGUMENTS…` and return the exit status, one of those in `errors`."""
     _prepare_streams()
@@ -58,33 +67,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _catch_signals()
     if not options.quiet:
         announce_compiling()
-    try:
-        return _run(options)
-    except StreamstatsError as error:
-        return _fail(str(error), error.exit_status)
-    except KeyboardInterrupt:
-        return _fail(f"interrupted; {INTERRUPTION[options.command]}", INTERRUPTED)
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        _discard_stdout()
-        return DONE
-    except OSError as error:
-        _discard_stdout()
-        return _fail(f"cannot continue: {error}", FAILURE)
-    except Exception as error:  # whatever a library raises: a user gets one line, and can ask for the rest
-        if os.environ.get(TRACEBACK):
-            raise
-        return _fail(
-            f"unexpected {type(error).__name__}: {first_line(error)}; please report this as a bug, with what the same "
-            f"command shows under {TRACEBACK}=1",
-            FAILURE,
-        )
+    with nothing_printed_by_others(wanted=options.command == "serve"):
+        try:
+            return _run(options)
+        except BaseException as error:
+            return ended_by(error, INTERRUPTION[options.command])
 
 
 def _run(options: Namespace) -> int:
-    commands = import_module(f".{options.module}", __name__)
+    commands = _commands(options.module)
     status: int | None = getattr(commands, options.command)(options)
     sys.stdout.flush()
     return DONE if status is None else status
+
+
+def _commands(module: str) -> ModuleType:
+    try:
+        return import_module(f".{module}", __name__)
+    except (ImportError, ValueError) as error:  # such as a malformed file of zarr's configuration
+        said = " ".join(str(error).split())
+        raise UsageError(
+            f"a library cannot be loaded: {said}; correct its configuration, or install streamstats again"
+        ) from error
 
 
 def _catch_signals() -> None:
@@ -110,17 +114,16 @@ def _first() -> Callable[[logging.LogRecord], bool]:
 
 
 def _prepare_streams() -> None:
-    """Replace closed streams by ones that discard, and print characters that an encoding lacks as escapes."""
-    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - stays open
+    """Replace closed streams by ones without content, and print characters that an encoding lacks as escapes.
+
+    A closed stream's number would go to the next file that is opened.
+    """
+    sys.stdin = sys.stdin or open(os.devnull)  # noqa: SIM115 - stays open
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-
-
-def _discard_stdout() -> None:
-    """Drop what is still in the buffer and cannot be written: Python would report it on exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class _Interrupt:
@@ -134,8 +137,3 @@ class _Interrupt:
         if now - self._last >= PATIENCE:
             self._last = now
             raise KeyboardInterrupt
-
-
-def _fail(message: str, status: int) -> int:
-    print(f"streamstats: {' '.join(message.split())}", file=sys.stderr)
-    return status

@@ -119,6 +119,11 @@ def make_plan(
     )
 
 
+def least_memory(layers: Sequence[Layer], threads: int) -> int:
+    """The peak memory of a process with `threads` threads if its blocks are as small as they can be."""
+    return _peak(layers, threads, 1)
+
+
 def blocks(layer: Layer, part: Part) -> Iterator[Selection]:
     """The blocks of `part`: those of one range of channels follow each other, and within it those of the same rows."""
     samples = [

@@ -144,9 +144,10 @@ class _Window:
             self._held.clear()
         elif self._unmanned_since is None:
             self._unmanned_since = now
-            self._tell(f"there are no workers; waiting {self._limits.worker_timeout:g} s for one")
+            self._tell(f"{self._workers.absence()}; waiting {self._limits.worker_timeout:g} s for one")
         elif now - self._unmanned_since > self._limits.worker_timeout:
-            raise ClusterError(f"there were no workers for {self._limits.worker_timeout:g} s; {STARTS_AGAIN}")
+            seconds = f"{self._limits.worker_timeout:g} s"
+            raise ClusterError(f"no worker ran for {seconds}: {self._workers.absence()}; {STARTS_AGAIN}")
         self._hung = {worker: until for worker, until in self._hung.items() if until > now}
         limit = self._limits.task_timeout
         if self._workers.crowd != self._crowd:

@@ -23,9 +23,10 @@ from ..outputs.resuming import continued, load
 from ..progress import QUIET, Progress
 from .job import DEFAULT_MEMORY, Job
 from .measuring import Policy
+from .opening import open_workers
 from .session import Outcome, Session, missing_rows, open_session, reduce_layers
 from .sizes import parse_bytes
-from .workers import Cluster, available_cores, open_workers
+from .workers import Cluster, available_cores
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -83,7 +84,7 @@ def reduce(
         raise DataError(f"{source}: array {name} cannot be read: {reason}; repair it, or choose others by `layers`")
     chosen = selected.layers
     ledgers = {layer.name: LayerStatistics.empty(layer) for layer in chosen}
-    with open_workers(cluster, chosen, client) as workers:
+    with open_workers(cluster, chosen, client, progress.say) as workers:
         wanted = missing_rows(chosen, ledgers)
         outcome = reduce_layers(chosen, ledgers, wanted, budget, workers, Policy(nonfinite, missing), progress)
         return by_layer(outcome.statistics)

@@ -26,9 +26,10 @@ from ..progress import QUIET, Progress, Stage
 from ..storage.files import remove_if_empty
 from .job import Job
 from .measuring import Found, Policy, Unreadable
-from .plan import MiB, Plan, make_plan
+from .opening import open_workers
+from .plan import MiB, Plan, least_memory, make_plan
 from .reduction import reduce_tasks
-from .workers import Workers, open_workers
+from .workers import Workers
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -164,7 +165,7 @@ def open_session(
             else:
                 _check_same_source(output, job.source, accept_changes=accept_changes)
                 ledgers = load(output, selected.layers, accept_changes=accept_changes)
-            with open_workers(job.cluster, selected.layers, client) as workers:
+            with open_workers(job.cluster, selected.layers, client, progress.say) as workers:
                 yield Session(job, selected, ledgers, restart, workers, progress)
     finally:
         remove_if_empty(output)
@@ -199,8 +200,12 @@ def reduce_layers(
 
 
 def planned(layers: Sequence[Layer], wanted: Mapping[str, Coverage], memory: int, workers: Workers) -> Plan:
-    """The plan for the `wanted` rows of `layers`. Raises `UsageError` if `memory` does not suffice."""
+    """The plan for the `wanted` rows of `layers`.
+
+    Raises `UsageError` if `memory` does not suffice, `UnfitError` for a worker whose own limit does not.
+    """
     threads, processes = workers.threads_each, max(1, workers.count())
+    memory = workers.budget(memory, least_memory(layers, threads))
     plan = make_plan(layers, wanted, memory=memory, threads=threads, processes=processes)
     workers.use(plan.threads)
     return plan

@@ -19,8 +19,8 @@ from ..outputs.resuming import check_same_job, compared, compared_mask, mask_of
 from ..progress import QUIET, Progress
 from .job import Job
 from .measuring import Policy, Unreadable
+from .opening import open_workers
 from .session import Outcome, reduce_layers, tell_selected
-from .workers import open_workers
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def _read_again(
         counted[layer.name] = covered & Coverage.first(layer.rows)
         others[layer.name] = job.wanted(layer.rows) - covered - (source.excluded if source else EMPTY)
     filled = [layer for layer in layers if layer.name in states and states[layer.name].source.filled]
-    with open_workers(job.cluster, layers) as workers:
+    with open_workers(job.cluster, layers, tell=progress.say) as workers:
 
         def read(chosen: Sequence[Layer], wanted: Mapping[str, Coverage], policy: Policy) -> Outcome:
             return reduce_layers(chosen, empty, wanted, job.memory, workers, policy, progress)

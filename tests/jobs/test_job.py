@@ -23,8 +23,9 @@ from streamstats.calibration.selection import LayerRule, select_layers
 from streamstats.config import ClusterConfig, JobConfig, LayerConfig, QuantizationConfig
 from streamstats.errors import DataError, NonFiniteError, OutputError, UsageError
 from streamstats.jobs.job import Job
+from streamstats.jobs.opening import open_workers
 from streamstats.jobs.run import reduce, run
-from streamstats.jobs.workers import Cluster, open_workers
+from streamstats.jobs.workers import Cluster
 from streamstats.outputs import results
 from streamstats.statistics.kinds import optional
 

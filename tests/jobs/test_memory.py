@@ -23,7 +23,8 @@ from streamstats.calibration.selection import LayerRule, select_layers
 from streamstats.jobs import session
 from streamstats.jobs.measuring import Policy
 from streamstats.jobs.sizes import parse_bytes
-from streamstats.jobs.workers import Cluster, open_workers
+from streamstats.jobs.opening import open_workers
+from streamstats.jobs.workers import Cluster
 layers = select_layers(sys.argv[1], [LayerRule("*", statistics=tuple(sys.argv[3:]))]).layers
 ledgers = {layer.name: LayerStatistics.empty(layer) for layer in layers}
 wanted, memory = session.missing_rows(layers, ledgers), parse_bytes(sys.argv[2])

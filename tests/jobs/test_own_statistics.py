@@ -248,7 +248,8 @@ from streamstats import LayerRule, LayerStatistics
 from streamstats.calibration.selection import select_layers
 from streamstats.jobs import session
 from streamstats.jobs.measuring import Policy
-from streamstats.jobs.workers import Cluster, open_workers
+from streamstats.jobs.opening import open_workers
+from streamstats.jobs.workers import Cluster
 layers = select_layers(sys.argv[1], [LayerRule("*", statistics=("zeros", "products"))]).layers
 ledgers = {layer.name: LayerStatistics.empty(layer) for layer in layers}
 wanted, memory = session.missing_rows(layers, ledgers), 2**31

@@ -33,12 +33,13 @@ from streamstats.calibration.selection import select_layers
 from streamstats.calibration.zarr_settings import FETCHES
 from streamstats.config import ClusterConfig, JobConfig
 from streamstats.errors import ClusterError, UsageError
-from streamstats.jobs import reduction, workers
+from streamstats.jobs import dask_workers, local_processes, reduction, workers
 from streamstats.jobs.job import Job
+from streamstats.jobs.opening import open_workers
 from streamstats.jobs.plan import Part, Plan, Task
 from streamstats.jobs.reduction import MOST_TRIES, reduce_tasks
 from streamstats.jobs.run import reduce, run
-from streamstats.jobs.workers import Begun, Cluster, Ended, UnfitError, open_workers
+from streamstats.jobs.workers import Begun, Cluster, Ended, UnfitError
 from streamstats.outputs.results import read_states
 from streamstats.progress import Quiet, Stage
 
@@ -130,8 +131,8 @@ def stopped(process: psutil.Process) -> Iterator[None]:
 
 
 def test_a_scheduler_that_goes_silent_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers, "ANSWER_SECONDS", 1.0)
-    monkeypatch.setattr(workers, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(dask_workers, "ANSWER_SECONDS", 1.0)
+    monkeypatch.setattr(dask_workers, "LOOK_SECONDS", 0.0)
     command = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0"]
     command += ["--no-dashboard", "--no-show"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
@@ -139,7 +140,7 @@ def test_a_scheduler_that_goes_silent_is_an_error(monkeypatch: pytest.MonkeyPatc
         address = next(line.split()[-1] for line in process.stderr if "Scheduler at:" in line)
         try:
             with Client(address) as client:
-                found = workers.DaskWorkers(client, Cluster(), [], lambda: None)
+                found = dask_workers.DaskWorkers(client, Cluster(), [], lambda: None, print)
                 assert found.threads() == 0
                 with (
                     stopped(psutil.Process(process.pid)),
@@ -153,7 +154,7 @@ def test_a_scheduler_that_goes_silent_is_an_error(monkeypatch: pytest.MonkeyPatc
 def test_a_worker_that_is_silent_from_the_beginning_gets_no_work(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(workers, "ANSWER_SECONDS", 2.0)
+    monkeypatch.setattr(dask_workers, "ANSWER_SECONDS", 2.0)
     monkeypatch.setattr("streamstats.jobs.plan.SMALLEST_TASK_BYTES", 2000)
     monkeypatch.setattr("streamstats.jobs.plan.TASK_BYTES", 2000)
     with cluster(2) as client:
@@ -196,7 +197,7 @@ def test_what_travels_is_small(tmp_path: Path) -> None:
 
 
 def test_nothing_listens_beyond_this_machine() -> None:
-    with workers._processes(1, 1) as (client, _):
+    with local_processes.local_processes(1, 1) as (client, _):
         assert client.nthreads()
         family = [psutil.Process(), *psutil.Process().children(recursive=True)]
         listening = {
@@ -246,7 +247,7 @@ def test_a_worker_that_does_not_see_the_store_is_named_before_any_work(store: Pa
 
 def test_a_worker_of_another_version_is_named_before_any_work(store: Path, tmp_path: Path) -> None:
     preload = tmp_path / "older.py"
-    preload.write_text("import streamstats.jobs.workers\nstreamstats.jobs.workers.__version__ = '0.0.9'\n")
+    preload.write_text("import streamstats.jobs.fitness\nstreamstats.jobs.fitness.__version__ = '0.0.9'\n")
     with (
         cluster(1, preload=[str(preload)]) as client,
         pytest.raises(ClusterError, match=rf"runs streamstats 0\.0\.9, but the client runs {ss.__version__}; install"),
@@ -267,7 +268,7 @@ def test_a_worker_without_streamstats_is_named_before_any_work(store: Path, tmp_
 
 def test_a_worker_that_joins_later_and_does_not_fit_gets_no_work(store: Path, tmp_path: Path) -> None:
     preload = tmp_path / "older.py"
-    preload.write_text("import streamstats.jobs.workers\nstreamstats.jobs.workers.__version__ = '0.0.9'\n")
+    preload.write_text("import streamstats.jobs.fitness\nstreamstats.jobs.fitness.__version__ = '0.0.9'\n")
     run(config(store, tmp_path / "threads"))
     told = Told()
     with cluster(1) as client:
@@ -294,7 +295,7 @@ async def _joined(client: Client, preload: Path) -> Nanny:
 def test_an_address_without_a_scheduler_is_an_error(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str, match: str
 ) -> None:
-    monkeypatch.setattr(workers, "CONNECT_SECONDS", 1)
+    monkeypatch.setattr(local_processes, "CONNECT_SECONDS", 1)
     with pytest.raises((ClusterError, UsageError), match=match):
         run(config(store, tmp_path / "out", cluster=ClusterConfig(scheduler=address)))
     assert not (tmp_path / "out").exists()
@@ -344,6 +345,9 @@ class Scripted(workers.ThreadWorkers):
 
     def shun(self, worker: str) -> None:
         self.shunned.append(worker)
+
+    def absence(self) -> str:
+        return "nobody is there"
 
 
 TASKS = tuple(Task((Part("layer", row, row + 1, (1,)),), 1) for row in range(4))
@@ -468,10 +472,10 @@ def test_workers_may_leave_for_a_while_and_not_for_ever(monkeypatch: pytest.Monk
     threading.Timer(0.3, back).start()
     found, messages = reduced(scripted)
     assert sorted(found) == [0, 1, 2, 3]
-    assert messages == ["there are no workers; waiting 20 s for one"]
+    assert messages == ["nobody is there; waiting 20 s for one"]
     scripted = Scripted(lambda _number, _task: [], worker_timeout=0.1)
     scripted.present = 0
-    with pytest.raises(ClusterError, match=r"there were no workers for 0\.1 s; what was counted is saved: start"):
+    with pytest.raises(ClusterError, match=r"no worker ran for 0\.1 s: nobody is there; what was counted"):
         reduced(scripted)
 
 
@@ -603,7 +607,7 @@ def test_workers_that_all_leave_end_the_run_after_a_while_and_nothing_is_lost(
     with cluster(1, preload=[str(preload)]) as client:
         local = client.cluster
         threading.Timer(2, lambda: local.scale(0)).start()
-        with pytest.raises(ClusterError, match=r"there were no workers for 3 s; what was counted is saved: start"):
+        with pytest.raises(ClusterError, match=r"no worker ran for 3 s: there are no workers; what was"):
             run(impatient, client=client)
     kept = sum(each.rows for each in read_states(tmp_path / "out", ["a/conv", "b", "c"]).values())
     assert 0 < kept < 153

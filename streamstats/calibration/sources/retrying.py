@@ -15,6 +15,8 @@ from ...errors import StoreError, first_line
 from ...interrupts import check_wanted
 
 T = TypeVar("T")
+TOO_MANY_FILES = "Too many open files"
+"""How the system calls EMFILE, in the messages of every library: waiting does not help."""
 TRIES = 6
 FIRST_PAUSE = 0.1
 """Seconds; each pause is twice as long as the one before, and shorter by up to a half, so that readers spread."""
@@ -65,6 +67,8 @@ def _pause_after(error: Exception, pauses: Iterator[float]) -> float:
         raise StoreError(
             f"the object store refuses the request: {without_secrets(error)}; check the credentials"
         ) from error
+    if TOO_MANY_FILES in str(error):
+        raise StoreError(f"{TOO_MANY_FILES}: {without_secrets(error)}; raise the limit (ulimit -n)") from error
     pause = next(pauses, None)
     if pause is None:
         raise StoreError(
