@@ -127,7 +127,7 @@ class Manifest:
     """The layers of an output, by name, and the stores they were counted from.
 
     `merged` outputs combine several others; `rows` is the range to which the job was limited, if any. `unreadable` are
-    the arrays of the store that nobody could read, with the reasons.
+    the arrays of the store that nobody could read, with the reasons; `coordinates` those that say where values lie.
     """
 
     layers: Mapping[str, LayerEntry]
@@ -135,6 +135,7 @@ class Manifest:
     merged: bool = False
     rows: Rows | None = None
     unreadable: Mapping[str, str] = field(default_factory=dict)
+    coordinates: Mapping[str, str] = field(default_factory=dict)
 
     def write(self, output: Path) -> None:
         """Write the manifest into the folder `output`. Raises `OutputError`."""
@@ -145,6 +146,7 @@ class Manifest:
                 "layers": {name: self.layers[name].document() for name in sorted(self.layers)},
                 "rows": self.rows,
                 "unreadable": dict(self.unreadable),
+                "coordinates": dict(self.coordinates),
                 "source": list(self.sources) if self.merged else self.sources[0],
                 "versions": {"streamstats": __version__, "numpy": np.__version__},
             },
@@ -202,8 +204,12 @@ def _parsed(document: Mapping[str, Any]) -> Manifest:
     if not sources:
         raise ValueError("it names no source")
     rows = document["rows"]
-    unreadable = {_text(name): _text(reason) for name, reason in document.get("unreadable", {}).items()}
-    return Manifest(layers, sources, merged, None if rows is None else _rows(rows), unreadable)
+    unreadable, coordinates = (_reasons(document.get(key, {})) for key in ("unreadable", "coordinates"))
+    return Manifest(layers, sources, merged, None if rows is None else _rows(rows), unreadable, coordinates)
+
+
+def _reasons(stored: Mapping[str, Any]) -> dict[str, str]:
+    return {_text(name): _text(reason) for name, reason in stored.items()}
 
 
 def _text(value: object) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..calibration.attributes import Attributes
 from ..calibration.readers import Readers
 from ..coverage import Coverage
 from ..errors import DataError
@@ -49,6 +50,7 @@ def state_bytes(ledger: Ledger) -> bytes:
         "quantization": json.dumps(quantization.to_metadata() if quantization else None, sort_keys=True),
         **_readers_metadata(ledger),
         **({"rows_are": ledger.rows_are} if ledger.rows_are else {}),
+        **_attributes_metadata(ledger),
         "masked": json.dumps(space.masked),
         "sources": json.dumps([[source.fingerprint, source.rows, source.mask] for source in ledger.sources]),
     }
@@ -61,6 +63,22 @@ def _readers_metadata(ledger: Ledger) -> dict[str, str]:
     if ledger.readers is None:
         return {"kernel": json.dumps(ledger.kernel, sort_keys=True), **tensor}
     return {"layers": json.dumps(ledger.readers.to_metadata(), sort_keys=True), **tensor}
+
+
+def _attributes_metadata(ledger: Ledger) -> dict[str, str]:
+    """What attributes of CF said of the values, if anything, with the map that they gave."""
+    if ledger.attributes is None:
+        return {}
+    packed = ledger.attributes.quantization
+    document = {**ledger.attributes.to_metadata(), "quantization": packed.to_metadata() if packed else None}
+    return {"attributes": json.dumps(document, sort_keys=True)}
+
+
+def _attributes(metadata: Mapping[str, str]) -> Attributes | None:
+    if "attributes" not in metadata:
+        return None
+    document = json.loads(metadata["attributes"])
+    return Attributes.from_metadata(document, Quantization.from_metadata(document["quantization"]))
 
 
 def _readers(metadata: Mapping[str, str]) -> Readers | None:
@@ -123,6 +141,7 @@ def _from_file(tensors: Arrays, metadata: Mapping[str, str]) -> LayerStatistics:
         readers=readers,
         tensor=metadata.get("tensor", ""),
         rows_are=metadata.get("rows_are", ""),
+        attributes=_attributes(metadata),
     )
 
 
