@@ -100,10 +100,13 @@ class QuantizationConfig(Settings):
         Field(description="step: real units per code (ONNX, TFLite, torch); reciprocal: codes per real unit."),
     ]
     zero_point: Annotated[ZeroPoint, Field(description="The code of zero: an integer, or one per channel.")] = 0
+    offset: Annotated[
+        float, Field(description="Added to the real value, in place of a zero point: real = code · step + offset.")
+    ] = 0.0
 
     def quantization(self) -> Quantization:
         """The map. Raises `UsageError` for impossible scales or zero points."""
-        return Quantization.from_scale(self.scale, self.scale_is, self.zero_point)
+        return Quantization.from_scale(self.scale, self.scale_is, self.zero_point, self.offset)
 
 
 class GeometryConfig(Settings):
@@ -144,6 +147,10 @@ class LayerConfig(Settings):
             "attributes.",
         ),
     ] = None
+    attributes: Annotated[
+        Literal["apply", "ignore"] | None,
+        Field(description="As `attributes` of the job, which it replaces for these layers."),
+    ] = None
     statistics: Annotated[
         list[StatisticName] | None,
         Field(description="As `statistics` of the job, which it replaces for these layers; [] for none."),
@@ -152,10 +159,10 @@ class LayerConfig(Settings):
         int | None, Field(ge=0, description="As `min_rows` of the job, which it replaces for these layers.")
     ] = None
 
-    def rule(self, statistics: Sequence[str], min_rows: int) -> LayerRule:
+    def rule(self, statistics: Sequence[str], min_rows: int, attributes: str) -> LayerRule:
         """The rule that chooses and describes these layers.
 
-        They count `statistics` and need `min_rows`, unless the entry has its own.
+        They count `statistics`, need `min_rows` and treat `attributes` so, unless the entry has its own.
 
         Raises `UsageError` for an impossible quantisation or kernel.
         """
@@ -163,7 +170,16 @@ class LayerConfig(Settings):
         wanted = statistics if self.statistics is None else self.statistics
         needed = min_rows if self.min_rows is None else self.min_rows
         kernel = self.geometry.parsed() if self.geometry else None
-        return LayerRule(self.match, self.channel_axis, quantization, tuple(wanted), kernel, needed, self.mask)
+        return LayerRule(
+            self.match,
+            self.channel_axis,
+            quantization,
+            tuple(wanted),
+            kernel,
+            needed,
+            self.mask,
+            self.attributes or attributes,
+        )
 
 
 def _checked_workers(value: object) -> object:
@@ -250,6 +266,15 @@ class ReductionConfig(Settings):
         ),
     ] = 0
 
+    attributes: Annotated[
+        Literal["apply", "ignore"],
+        Field(
+            description="Attributes of the CF conventions. apply: scale_factor and add_offset give real values; "
+            "_FillValue, missing_value, valid_min, valid_max and valid_range say which values do not count. ignore: "
+            "values count as they are stored."
+        ),
+    ] = "apply"
+
     @property
     def wanted_rows(self) -> tuple[int, int] | None:
         """`rows` as (start, stop)."""
@@ -260,12 +285,13 @@ class ReductionConfig(Settings):
 
         Raises `UsageError` naming the entry with an impossible quantisation or kernel.
         """
-        if not self.layers and (self.statistics or self.min_rows):
-            return [LayerRule("*", statistics=tuple(self.statistics), min_rows=self.min_rows)]
+        if not self.layers and (self.statistics or self.min_rows or self.attributes != "apply"):
+            statistics = tuple(self.statistics)
+            return [LayerRule("*", statistics=statistics, min_rows=self.min_rows, attributes=self.attributes)]
         rules = []
         for index, layer in enumerate(self.layers):
             try:
-                rules.append(layer.rule(self.statistics, self.min_rows))
+                rules.append(layer.rule(self.statistics, self.min_rows, self.attributes))
             except UsageError as error:
                 raise UsageError(f"layers[{index}] ({layer.match}): {error}") from error
         return rules

@@ -1,7 +1,9 @@
-"""Quantization: the affine map between integer codes and reals, `real = (code − zero_point) · step`.
+"""Quantization: the affine map between stored values and reals, `real = (code − zero_point) · step + offset`.
 
 A step is the real value of one code. Some compilers call its reciprocal "scale"; `Quantization.from_scale`
-takes either, and its argument `scale_is` says which. Fake-quantising rounds reals to the nearest value with a code.
+takes either, and its argument `scale_is` says which. Codes of compilers have a zero point; packed data (CF) has an
+offset in real units, which need not be a multiple of the step. Fake-quantising rounds reals to the nearest value with a
+code.
 """
 
 from __future__ import annotations
@@ -25,28 +27,39 @@ WIDEST_CODE = 4  # bytes; float64 cannot represent every wider code
 
 @dataclass(frozen=True, eq=False)
 class Quantization:
-    """`step` (float64, scalar or [C], real units per code) and `zero_point` (int64, scalar or [C], in codes).
+    """`step` (float64, scalar or [C], real units per code), `zero_point` (int64, scalar or [C], in codes), and `offset`
+    (float64, one for all channels, in real units).
 
-    A scalar applies to the whole tensor, a vector has one value per channel. Both are read-only.
+    A scalar applies to the whole tensor, a vector has one value per channel. All are read-only.
 
-    Raises `UsageError` for a step that is zero, negative or not finite, and for a zero point that is not an
-    integer or is beyond ±2^53; `MismatchError` for different numbers of steps and zero points.
+    Raises `UsageError` for a step that is zero, negative or not finite, for a zero point that is not an integer or is
+    beyond ±2^53, for an offset that is not finite, and for both a zero point and an offset; `MismatchError` for
+    different numbers of steps and zero points.
     """
 
     step: Float64Array
     zero_point: npt.NDArray[np.int64]
+    offset: float = 0.0
 
-    def __init__(self, step: npt.ArrayLike, zero_point: npt.ArrayLike = 0) -> None:
+    def __init__(self, step: npt.ArrayLike, zero_point: npt.ArrayLike = 0, offset: float = 0.0) -> None:
         object.__setattr__(self, "step", _checked_positive("step", step))
         object.__setattr__(self, "zero_point", _checked_zero_point(zero_point))
+        object.__setattr__(self, "offset", _checked_offset(offset))
         if self.step.ndim and self.zero_point.ndim and self.step.shape != self.zero_point.shape:
             raise MismatchError(
                 f"there are {self.step.size} steps and {self.zero_point.size} zero points; expected the same number "
                 "of each, or a single one"
             )
+        if self.offset and self.zero_point.any():
+            raise UsageError(
+                f"the quantisation has the zero point {self.zero_point.tolist()} and the offset {self.offset}; leave "
+                "out one of them"
+            )
 
     @classmethod
-    def from_scale(cls, scale: npt.ArrayLike, scale_is: str, zero_point: npt.ArrayLike = 0) -> Quantization:
+    def from_scale(
+        cls, scale: npt.ArrayLike, scale_is: str, zero_point: npt.ArrayLike = 0, offset: float = 0.0
+    ) -> Quantization:
         """Take `scale` as the step (`scale_is="step"`) or as its reciprocal (`scale_is="reciprocal"`).
 
         A reciprocal becomes the nearest float64 to `1 / scale`. Raises `UsageError` as the class does.
@@ -57,18 +70,18 @@ class Quantization:
         if scale_is not in SCALE_CONVENTIONS:
             raise UsageError(f"scale_is is {scale_is!r}; expected one of {', '.join(SCALE_CONVENTIONS)}")
         if scale_is == "step":
-            return cls(scale, zero_point)
+            return cls(scale, zero_point, offset)
         with np.errstate(over="ignore"):  # an infinite step is refused by name
-            return cls(1.0 / _checked_positive("scale", scale), zero_point)
+            return cls(1.0 / _checked_positive("scale", scale), zero_point, offset)
 
     @classmethod
     def from_metadata(cls, stored: object) -> Quantization | None:
         """The inverse of `to_metadata`; None for None. Raises `UsageError` for anything else, and as the class does."""
         if stored is None:
             return None
-        if not isinstance(stored, Mapping) or not {"step", "zero_point"} <= stored.keys():
+        if not isinstance(stored, Mapping) or "step" not in stored or not {"zero_point", "offset"} & stored.keys():
             raise UsageError(f"quantization is {stored!r}; expected an object with `step` and `zero_point`")
-        return cls(stored["step"], stored["zero_point"])
+        return cls(stored["step"], stored.get("zero_point", 0), stored.get("offset", 0.0))
 
     @property
     def channels(self) -> int | None:
@@ -81,14 +94,25 @@ class Quantization:
         if self.channels not in (None, channels):
             raise MismatchError(f"the quantisation has {self.channels} channels, the layer has {channels}")
 
-    def channel_maps(self, channels: int) -> list[tuple[Fraction, int]]:
-        """The exact (step, zero point) per channel, for `channels` channels."""
+    def channel_maps(self, channels: int) -> list[tuple[Fraction, Fraction]]:
+        """The exact (step, code of zero) per channel, for `channels` channels: real = (code − zero) · step.
+
+        With an offset, zero is −offset / step, a fraction of codes.
+        """
         self.check_channels(channels)
         if self.step.ndim == self.zero_point.ndim == 0:
-            return [(Fraction(self.step.item()), self.zero_point.item())] * channels
+            return [self._exact(self.step.item(), self.zero_point.item())] * channels
         steps = np.broadcast_to(self.step, (channels,)).tolist()
         zero_points = np.broadcast_to(self.zero_point, (channels,)).tolist()
-        return [(Fraction(step), zero_point) for step, zero_point in zip(steps, zero_points, strict=True)]
+        return [self._exact(step, zero_point) for step, zero_point in zip(steps, zero_points, strict=True)]
+
+    def _exact(self, step: float, zero_point: int) -> tuple[Fraction, Fraction]:
+        return Fraction(step), zero_point - Fraction(self.offset) / Fraction(step)
+
+    @property
+    def moves_zero(self) -> bool:
+        """Whether the real value 0 is not stored as 0."""
+        return bool(self.offset or self.zero_point.any())
 
     def dequantize(self, codes: npt.NDArray[Any], channel_axis: int = -1) -> Float64Array:
         """The real values (float64) of `codes`, any shape, channels on `channel_axis`.
@@ -96,7 +120,8 @@ class Quantization:
         Raises `MismatchError` for a channel axis that does not exist or has another number of channels.
         """
         step, zero_point = self._along(codes.shape, channel_axis)
-        return np.asarray((codes - zero_point) * step)
+        real = np.asarray((codes - zero_point) * step)
+        return real + self.offset if self.offset else real
 
     def quantize(self, real: npt.NDArray[Any], dtype: npt.DTypeLike, channel_axis: int = -1) -> npt.NDArray[Any]:
         """The nearest codes (ties to even), saturated to the range of the integer `dtype`, infinities too.
@@ -109,12 +134,16 @@ class Quantization:
         if np.isnan(real).any():
             raise UsageError("the numbers to quantise hold NaN, which has no code; remove it first")
         with np.errstate(over="ignore"):  # beyond float64 is beyond the limits
-            codes = np.rint(real / step) + zero_point
+            codes = np.rint((real - self.offset) / step) + zero_point
         return np.asarray(np.clip(codes, limits.min, limits.max)).astype(dtype)
 
     def to_metadata(self) -> dict[str, Any]:
-        """`{"step": …, "zero_point": …}`, JSON-ready; floats survive the round trip to the bit."""
-        return {"step": self.step.tolist(), "zero_point": self.zero_point.tolist()}
+        """`{"step": …, "zero_point": …}`, or `{"step": …, "offset": …}`, JSON-ready; floats survive to the bit.
+
+        Versions that know no offsets refuse the second one, for lack of a zero point.
+        """
+        zero = {"offset": self.offset} if self.offset else {"zero_point": self.zero_point.tolist()}
+        return {"step": self.step.tolist(), **zero}
 
     def _along(self, shape: tuple[int, ...], axis: int) -> tuple[Float64Array, Float64Array]:
         """Step and zero point as float64 arrays that broadcast along `axis` of an array of `shape`."""
@@ -133,7 +162,7 @@ class Quantization:
         return isinstance(other, Quantization) and self.to_metadata() == other.to_metadata()
 
     def __hash__(self) -> int:
-        return hash((self.step.tobytes(), self.zero_point.tobytes()))
+        return hash((self.step.tobytes(), self.zero_point.tobytes(), self.offset))
 
 
 def _checked_positive(name: str, value: npt.ArrayLike) -> Float64Array:
@@ -153,6 +182,13 @@ def _checked_zero_point(zero_point: npt.ArrayLike) -> npt.NDArray[np.int64]:
     if not (whole & (np.abs(points.astype(np.float64)) <= LARGEST_ZERO_POINT)).all():
         raise UsageError(f"quantisation zero point is {points.tolist()}; expected integers within ±2^53")
     return _read_only(points.astype(np.int64))
+
+
+def _checked_offset(offset: float) -> float:
+    number = _numbers("offset", offset)
+    if number.ndim or not np.isfinite(number):
+        raise UsageError(f"quantisation offset is {offset!r}; expected a finite number")
+    return float(number)
 
 
 def _numbers(name: str, value: npt.ArrayLike) -> npt.NDArray[Any]:

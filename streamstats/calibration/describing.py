@@ -16,6 +16,7 @@ from ..errors import DataError, counted, first_line
 from ..layouts import Kernel
 from ..quantization import Quantization
 from ..storage.names import check_layer_name
+from .attributes import attributes_of, ignored_attributes
 from .encoding.chunks import ChunkKeys, Encoding, chunk_keys, encoding_of
 from .layer import Layer, check_values
 from .readers import Readers
@@ -26,16 +27,25 @@ MOST_FILES = 10**8
 """Files of one array, one per shard or chunk."""
 
 
-def describe(source: Source, name: str, array: zarr.Array[Any]) -> Layer:
-    """The layer that is `array`, called `name` in the store of `source`.
+def describe(source: Source, name: str, array: zarr.Array[Any], attributes_are: str = "apply") -> Layer:
+    """The layer that is `array`, called `name` in the store of `source`; attributes of CF are applied, or ignored.
 
     Raises `UsageError` if the array cannot be a layer, `DataError` if its grid or its attributes are damaged.
     """
     check_layer_name(name)
     check_values(name, array.dtype, array.shape, "leave it out of `layers`")
-    layer = describe_array(source, name, array)
+    layer = _with_meaning(describe_array(source, name, array), array, attributes_are)
     attributes = array.attrs.asdict().get(ATTRIBUTES_KEY)
     return layer if attributes is None else _with_attributes(layer, attributes)
+
+
+def _with_meaning(layer: Layer, array: zarr.Array[Any], attributes_are: str) -> Layer:
+    """`layer` with what attributes of CF say of its values."""
+    try:
+        found = ignored_attributes(array) if attributes_are == "ignore" else attributes_of(array)
+    except DataError as error:
+        raise DataError(f"layer {layer.name}: {error}") from error
+    return replace(layer, attributes=found, quantization=found.quantization) if found.says_something else layer
 
 
 def mask_name(array: zarr.Array[Any]) -> str | None:
@@ -145,7 +155,8 @@ def _read_attributes(layer: Layer, attributes: object) -> Layer:
         unfinished=rows < layer.rows,
     )
     layer = layer.with_channel_axis(_integer(attributes, "channel_axis", -1))
-    layer = layer.with_quantization(Quantization.from_metadata(attributes.get("quantization")))
+    if attributes.get("quantization") is not None:
+        layer = layer.with_quantization(Quantization.from_metadata(attributes["quantization"]))
     layer = replace(layer, tensor=str(attributes.get("tensor", "")), rows_are=str(attributes.get("rows_are", "")))
     layer = replace(layer, order=_integer(attributes, "order", 0) if "order" in attributes else None)
     if "layers" in attributes:

@@ -20,8 +20,10 @@ from ..errors import MismatchError, UsageError, in_words
 from ..layouts import Kernel, Kernels
 from ..quantization import Quantization
 from ..statistics.kinds import Kind, kinds_of
+from ..statistics.meaning import Meaning
 from ..statistics.statistic import SUPPORTED_DTYPES, Space, is_supported
 from ..storage.names import check_layer_name
+from .attributes import Attributes
 from .encoding.chunks import ChunkKeys, Encoding
 from .readers import Readers
 from .sources.choose import source_of
@@ -49,6 +51,7 @@ class Layer:
     `rows_are` says what a row is if it is no sample: "positions" or "parts" of samples. `order` is its place among the
     layers in the order of their first samples, None if unknown.
     `mask`, itself such an array but without channels, has ones where values count and zeros where they do not.
+    `attributes` is what attributes of CF say of the values, None if they say nothing.
     """
 
     store: str
@@ -73,6 +76,7 @@ class Layer:
     mask: Layer | None = None
     rows_are: str = ""
     order: int | None = None
+    attributes: Attributes | None = None
 
     @cached_property
     def source(self) -> Source:
@@ -117,10 +121,16 @@ class Layer:
         return prod(self.sample_shape) * self.dtype.itemsize
 
     @property
+    def meaning(self) -> Meaning | None:
+        """What its stored values stand for; None if they count as they are."""
+        return None if self.attributes is None else self.attributes.meaning
+
+    @property
     def space(self) -> Space:
         """What its statistics know of it."""
         axis, masked = self.channel_axis - 1, self.mask is not None
-        return Space(self.dtype, self.sample_shape, axis, self.kernel, self.within, masked)
+        dtype = self.dtype if self.meaning is None else self.meaning.counted
+        return Space(dtype, self.sample_shape, axis, self.kernel, self.within, masked)
 
     def with_channel_axis(self, axis: int) -> Layer:
         """The layer with its channels on `axis`; a negative axis counts from the end. Raises `UsageError`."""
@@ -136,7 +146,8 @@ class Layer:
         """The layer with its codes mapped by `quantization`. Raises `UsageError`, `MismatchError`."""
         if quantization is None:
             return replace(self, quantization=None)
-        if self.dtype.kind not in "iu":
+        is_packed = self.attributes is not None and self.attributes.quantization is not None
+        if self.dtype.kind not in "iu" and not is_packed:
             raise UsageError(
                 f"layer {self.name}: a quantisation is given, but its values are {self.dtype}, not integer codes; "
                 "leave the quantisation out"

@@ -21,6 +21,8 @@ from ..errors import DataError, MismatchError, UsageError, listed
 from ..layouts import Kernel
 from ..quantization import Quantization
 from ..statistics.kinds import check_refusals, checked_names, kinds_for, kinds_of
+from .attributes import USES
+from .coordinates import coordinates
 from .describing import describe, describe_array, mask_name, masked_layer, names_in
 from .layer import Layer, unfit_values
 from .masking import with_mask
@@ -39,7 +41,8 @@ class LayerRule:
     Where `channel_axis`, `quantization` or `kernel` is None, the attributes of the store decide. `statistics` names the
     kinds in `KINDS` to count in addition to those that are always counted. A job that counts fewer than `min_rows` rows
     of a layer, or fewer finite values in one of its channels, is incomplete. `mask` names the array of the store that
-    says which positions count; where it is None, the attributes of the store decide.
+    says which positions count; where it is None, the attributes of the store decide. `attributes` says what to do
+    about attributes of CF, such as `scale_factor` and `_FillValue`: "apply" them, or "ignore" them.
     Raises `UsageError` for statistics that are one text.
     """
 
@@ -50,9 +53,12 @@ class LayerRule:
     kernel: Kernel | None = None
     min_rows: int = 0
     mask: str | None = None
+    attributes: str = "apply"
 
     def __post_init__(self) -> None:
         checked_names(self.statistics)
+        if self.attributes not in USES:
+            raise UsageError(f"attributes is {self.attributes!r}; expected {' or '.join(map(repr, USES))}")
 
 
 @dataclass(frozen=True)
@@ -60,8 +66,8 @@ class Selected:
     """The layers of a job, in the order of their names, and the names of the layers and arrays that its rules skip.
 
     Of the arrays that no rule chooses, or only that for all, `unfit` are those that cannot be layers, and `unreadable`
-    those that nobody can read, with the reasons. Arrays that are masks of others are none of these. `note` is that of
-    `Found`.
+    those that nobody can read, with the reasons. `coordinates` say where the values of others lie: no entry names them.
+    Arrays that are masks of others are none of these. `note` is that of `Found`.
     """
 
     layers: tuple[Layer, ...]
@@ -69,6 +75,7 @@ class Selected:
     unfit: Mapping[str, str] = field(default_factory=dict)
     unreadable: Mapping[str, str] = field(default_factory=dict)
     note: str = ""
+    coordinates: Mapping[str, str] = field(default_factory=dict)
 
 
 ALL = "*"
@@ -83,9 +90,10 @@ def select_layers(source: str | Path, rules: Sequence[LayerRule] = ()) -> Select
     `StoreError`.
     """
     store = source_of(source)
-    found = store.find()
+    found, aside = _without_coordinates(store.find(), rules)
     _check_readable(source, found, rules)
     arrays = found.arrays
+    _check_not_only_coordinates(source, found, aside)
     readers = {array: names_in(array, each) for array, each in arrays.items()}
     _check_matched(source, rules, readers)
     matches = {array: _first_matches(array, names, rules) for array, names in readers.items()}
@@ -102,7 +110,24 @@ def select_layers(source: str | Path, rules: Sequence[LayerRule] = ()) -> Select
     takes_all = not rules or any(rule.match == ALL for rule in rules)
     left_out = [*_skipped(readers, candidates), *(() if takes_all else found.unreadable)]
     unreadable = {**(found.unreadable if takes_all else {}), **wrong}
-    return Selected(tuple(layers), tuple(sorted(left_out)), unfit, unreadable, found.note)
+    return Selected(tuple(layers), tuple(sorted(left_out)), unfit, unreadable, found.note, aside)
+
+
+def _without_coordinates(found: Found, rules: Sequence[LayerRule]) -> tuple[Found, dict[str, str]]:
+    """(`found` without coordinates, these with the reasons); those that a rule names, or has as a mask, stay."""
+    named = {name for rule in rules for name in (rule.match, rule.mask)}
+    named |= {mask_name(array) for array in found.arrays.values()}
+    aside = {name: reason for name, reason in coordinates(found).items() if name not in named}
+    arrays = {name: array for name, array in found.arrays.items() if name not in aside}
+    unreadable = {name: reason for name, reason in found.unreadable.items() if name not in aside}
+    return replace(found, arrays=arrays, unreadable=unreadable), aside
+
+
+def _check_not_only_coordinates(source: str | Path, found: Found, aside: Mapping[str, str]) -> None:
+    if not found.arrays and not found.unreadable:
+        raise UsageError(
+            f"{source} has no layers, only coordinates: {listed(aside)}; name those to count under `layers`"
+        )
 
 
 def _described(
@@ -121,7 +146,7 @@ def _described(
         if not rules:
             continue
         try:
-            layer = describe(store, array, arrays[array])
+            layer = describe(store, array, arrays[array], _asked(array, "attributes", rules))
         except (DataError, UsageError) as error:
             if array in strict:
                 raise
@@ -223,7 +248,8 @@ def _by_rules(layer: Layer, mask: Layer | None, rules: Mapping[str, LayerRule]) 
     )
     if axis is not None:
         layer = layer.with_channel_axis(axis)
-    layer = layer.with_quantization(layer.quantization if quantization is None else quantization).with_readers(readers)
+    layer = layer.with_quantization(layer.quantization if quantization is None else quantization)
+    layer = layer.with_readers(readers)
     if mask is not None:
         layer = with_mask(layer, mask)
     asked = kinds_of([name for rule in rules.values() for name in rule.statistics])

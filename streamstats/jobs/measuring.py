@@ -5,6 +5,7 @@ statistics, or says which rows cannot be read.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,10 +17,11 @@ from ..calibration.layer import Layer, Selection
 from ..calibration.reading.mask_reader import MaskReader
 from ..calibration.reading.reader import Reader, open_reader
 from ..coverage import Coverage, Rows
-from ..errors import DamageError, LostError, NonFiniteError, StreamstatsError, UnstreamedError
+from ..errors import DamageError, DataError, LostError, NonFiniteError, StreamstatsError, UnstreamedError
 from ..interrupts import check_wanted
 from ..outputs.ledger import Measured
 from ..statistics.masks import Mask, nonfinite
+from ..statistics.meaning import InexactError
 from ..statistics.statistics import Statistics, StatisticsAccumulator
 from .plan import Part, Task, blocks
 
@@ -113,21 +115,35 @@ def _measure_blocks(
     layer: Layer, part: Part, reader: Reader, masks: MaskReader, policy: Policy, *, while_decoding: bool
 ) -> Statistics:
     """The statistics of the blocks of `part`; unless `while_decoding`, a block is read whole before it is measured."""
-    accumulator = StatisticsAccumulator(layer.kinds, layer.space)
+    accumulator = StatisticsAccumulator(layer.kinds, layer.space, layer.meaning)
     for selection in blocks(layer, part):
         check_wanted()
         mask = masks.read(selection)
-        if while_decoding and mask is None:
-            reader.measure(selection, accumulator)
-        else:
-            accumulator.add(reader.read(selection), selection, mask)
+        with _named(layer, selection):
+            if while_decoding and mask is None:
+                reader.measure(selection, accumulator)
+            else:
+                accumulator.add(reader.read(selection), selection, mask)
         if policy.nonfinite == "error" and not accumulator.all_finite:
             raise _nonfinite_error(layer, selection, reader.read(selection), mask)
     return accumulator.found()
 
 
+@contextmanager
+def _named(layer: Layer, selection: Selection) -> Iterator[None]:
+    """Add layer and rows to an error of `Meaning`."""
+    try:
+        yield
+    except InexactError as error:
+        raise DataError(
+            f"layer {layer.name}, rows {selection[0].start}:{selection[0].stop}: {error}; set `attributes: ignore` for "
+            "this layer"
+        ) from error
+
+
 def _nonfinite_error(layer: Layer, selection: Selection, block: npt.NDArray[Any], mask: Mask | None) -> NonFiniteError:
     bad = nonfinite(block, layer.channel_axis, mask)
+    bad = bad if layer.meaning is None else bad & ~layer.meaning.where(block)
     found: Any = bad.any(axis=tuple(axis for axis in range(1, block.ndim) if axis != layer.channel_axis))
     rows = np.flatnonzero(found.any(axis=1)) + selection[0].start
     channels = np.flatnonzero(found.any(axis=0)) + selection[layer.channel_axis].start

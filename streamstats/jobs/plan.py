@@ -332,4 +332,6 @@ def _state_bytes(layer: Layer) -> int:
 
 
 def _working_bytes(layer: Layer, block_budget: int) -> int:
-    return working_bytes(layer.kinds, layer.space, _block_shape(layer, block_budget))
+    shape, masked = _block_shape(layer, block_budget), layer.mask is not None
+    replacing = 0 if layer.meaning is None else layer.meaning.working_bytes(prod(shape), masked=masked)
+    return working_bytes(layer.kinds, layer.space, shape) + replacing

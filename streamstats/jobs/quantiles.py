@@ -86,10 +86,10 @@ def _refusal(layer: Layer, ledger: LayerStatistics | None = None) -> str | None:
             "exact quantiles need its histogram; add `histogram` to its `statistics`, and count everything again with "
             "--restart if the output was counted without it"
         )
-    if layer.dtype.itemsize > WIDEST:
+    if layer.space.dtype.itemsize > WIDEST:
         return (
-            f"exact quantiles of {layer.dtype} values are not supported; `inspect --json` gives the bins in which they "
-            "lie"
+            f"exact quantiles of {layer.space.dtype} values are not supported; `inspect --json` gives the bins in "
+            "which they lie"
         )
     if layer.quantization is not None and layer.quantization.channels is not None:
         return "each channel has its own step, so its codes do not sort like the real values"
@@ -100,7 +100,7 @@ def _refusal_of_counted(layer: Layer, ledger: LayerStatistics) -> str | None:
     histogram: Histogram = ledger.statistics[Histogram.name]
     if not histogram.counts.any():
         return "it has no finite values, so it has no quantiles"
-    if ledger.source.accepted and not is_counted_by_value(layer.dtype):
+    if ledger.source.accepted and not is_counted_by_value(layer.space.dtype):
         return (
             f"rows {ledger.source.accepted} have changed since they were counted, so the values in a bin cannot be "
             "read again; count everything again with --restart"
@@ -128,7 +128,7 @@ def _refined(session: Session, chosen: Sequence[Layer], places: Mapping[str, Pla
             quantization=None,
         )
         for layer in chosen
-        if not is_counted_by_value(layer.dtype)
+        if not is_counted_by_value(layer.space.dtype)
     ]
     if not layers:
         return {}

@@ -133,6 +133,7 @@ class Session:
             rows=self.job.rows,
             min_rows=self.min_rows,
             unreadable=self.selected.unreadable,
+            coordinates=self.selected.coordinates,
             keep_states=not self.restarted,
         )
 
@@ -260,6 +261,10 @@ def tell_selected(selected: Selected, progress: Progress) -> None:
         progress.say(f"note: not counted, because they cannot be layers: {listed(selected.unfit)} ({first}: {reason})")
     if selected.note:
         progress.say(f"note: {selected.note}")
+    if selected.coordinates:
+        progress.say(f"note: not counted, because they are coordinates: {listed(selected.coordinates)}")
+    for said, names in _meanings(layers).items():
+        progress.say(f"note: {said}: {listed(names)}")
     codes = [layer.name for layer in layers if layer.dtype.kind in "iu" and layer.quantization is None]
     if codes:
         progress.say(f"note: integers without `quantization` are averaged as codes: {listed(codes)}")
@@ -279,9 +284,18 @@ def tell_selected(selected: Selected, progress: Progress) -> None:
         )
 
 
+def _meanings(layers: Sequence[Layer]) -> dict[str, list[str]]:
+    """What attributes say of values → the names of the layers of which they say it."""
+    found: dict[str, list[str]] = {}
+    for layer in layers:
+        for said in () if layer.attributes is None else layer.attributes.in_words(layer.quantization):
+            found.setdefault(said, []).append(layer.name)
+    return found
+
+
 def _zero_point_outside(layer: Layer) -> int | None:
     """The first zero point that is not a code of `layer`: rare, but not impossible, since a range may exclude zero."""
-    if layer.quantization is None:
+    if layer.quantization is None or layer.dtype.kind not in "iu":
         return None
     codes, points = np.iinfo(layer.dtype), np.atleast_1d(layer.quantization.zero_point)
     outside = points[(points < codes.min) | (points > codes.max)]

@@ -117,7 +117,12 @@ def _gone(job: Job, selected: Selected) -> Iterator[Problem]:
     """Arrays that cannot be read, and layers that were counted, but no longer exist in the store."""
     manifest = read_manifest(Path(job.output))
     entries = manifest.arrays if manifest else {}
-    known = {*(layer.name for layer in selected.layers), *selected.left_out, *selected.unreadable}
+    known = {
+        *(layer.name for layer in selected.layers),
+        *selected.left_out,
+        *selected.unreadable,
+        *selected.coordinates,
+    }
     for name, reason in selected.unreadable.items():
         if name in entries:
             yield Problem(name, (0, entries[name].rows), f"the layer cannot be read any more: {reason}")

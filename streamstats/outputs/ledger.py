@@ -12,6 +12,7 @@ from typing import Any, Self, TypeVar
 
 import numpy as np
 
+from ..calibration.attributes import Attributes
 from ..calibration.layer import Layer
 from ..calibration.readers import Readers
 from ..calibration.sources.identities import UNCOUNTED, Identities, has_identity, is_counted
@@ -130,6 +131,7 @@ class Ledger:
     model that read what was counted; None means the layer of its own name, `layer`. `tensor` is the model's name of it,
     empty if unknown. `array` is the name under which it was counted, empty if that is `layer`. `rows_are` says what
     rows are if they are no samples; `order` is its place among the layers, as they were recorded, None if unknown.
+    `attributes` is what attributes of CF said of the values, if anything.
     """
 
     layer: str
@@ -142,6 +144,7 @@ class Ledger:
     array: str = ""
     rows_are: str = ""
     order: int | None = None
+    attributes: Attributes | None = None
 
     @classmethod
     def empty(cls, layer: Layer) -> Self:
@@ -156,6 +159,7 @@ class Ledger:
             tensor=layer.tensor,
             rows_are=layer.rows_are,
             order=layer.order,
+            attributes=layer.attributes,
         )
 
     def count(self, measured: Measured) -> Self:
@@ -234,6 +238,11 @@ class Ledger:
         positions = self.rows * space.positions
         return positions - int((sums.count + sums.nonfinite)[0]), positions
 
+    @property
+    def missing_values(self) -> str:
+        """Which stored values did not count, as text; "none" if all did."""
+        return "none" if self.attributes is None else self.attributes.missing_in_words()
+
     def figures(self) -> Document:
         """The figures of its statistics, in real units."""
         return self.statistics.document(self.quantization)
@@ -259,6 +268,7 @@ class Ledger:
             "tensor": self.tensor or None,
             "rows_are": self.rows_are or "samples",
             "order": self.order,
+            "attributes": None if self.attributes is None else self.attributes.to_metadata(),
         }
 
 
@@ -339,6 +349,7 @@ def _check_alike(left: Ledger, right: Ledger) -> None:
             "kernel": each.kernel if each.statistics.uses_kernel else None,
             "sample shape": each.space.sample if each.statistics.uses_kernel else None,
             "mask": "one" if each.space.masked else "none",
+            "missing values": each.missing_values,
         }
         for each in (left, right)
     )

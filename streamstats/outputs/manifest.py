@@ -133,8 +133,8 @@ class Manifest:
     """The layers of an output, by name, and the stores they were counted from.
 
     `merged` outputs combine several others; `rows` is the range to which the job was limited, if any. `unreadable` are
-    the arrays of the store that nobody could read, with the reasons; `parts` are the merged outputs, as `staleness`
-    identifies them.
+    the arrays of the store that nobody could read, with the reasons; `coordinates` those that say where values lie;
+    `parts` are the merged outputs, as `staleness` identifies them.
     """
 
     layers: Mapping[str, LayerEntry]
@@ -142,6 +142,7 @@ class Manifest:
     merged: bool = False
     rows: Rows | None = None
     unreadable: Mapping[str, str] = field(default_factory=dict)
+    coordinates: Mapping[str, str] = field(default_factory=dict)
     parts: Mapping[str, str] = field(default_factory=dict)
 
     def write(self, output: Path) -> None:
@@ -154,6 +155,7 @@ class Manifest:
                 "rows": self.rows,
                 "unreadable": dict(self.unreadable),
                 **({"parts": dict(self.parts)} if self.merged else {}),
+                "coordinates": dict(self.coordinates),
                 "source": list(self.sources) if self.merged else self.sources[0],
                 "versions": {"streamstats": __version__, "numpy": np.__version__},
             },
@@ -211,9 +213,12 @@ def _parsed(document: Mapping[str, Any]) -> Manifest:
     if not sources:
         raise ValueError("it names no source")
     rows = document["rows"]
-    unreadable = {_text(name): _text(reason) for name, reason in document.get("unreadable", {}).items()}
-    parts = {_text(output): _text(digest) for output, digest in document.get("parts", {}).items()}
-    return Manifest(layers, sources, merged, None if rows is None else _rows(rows), unreadable, parts)
+    said = [_texts(document.get(key, {})) for key in ("unreadable", "coordinates", "parts")]
+    return Manifest(layers, sources, merged, None if rows is None else _rows(rows), *said)
+
+
+def _texts(stored: Mapping[str, Any]) -> dict[str, str]:
+    return {_text(name): _text(value) for name, value in stored.items()}
 
 
 def _text(value: object) -> str:

@@ -127,16 +127,17 @@ def write_results(
     min_rows: Mapping[str, int] | None = None,
     unreadable: Mapping[str, str] | None = None,
     parts: Mapping[str, str] | None = None,
+    coordinates: Mapping[str, str] | None = None,
     keep_states: bool = False,
 ) -> None:
     """Write the state of every array in `statistics` and the corrector of every layer, then the manifest; remove the
     files of all others.
 
     `rows` is the range to which the job was limited; `min_rows` is what it asked for, by array; `unreadable` are arrays
-    that were not counted, with the reasons; `parts` are merged outputs, as `staleness` identifies them. With
-    `keep_states`, the states of other arrays stay, for later jobs that include these again. All content is computed
-    before any is written, and files that already have their content are not rewritten. Raises `UsageError` for a mean
-    beyond float64, `OutputError` if a file cannot be written.
+    that were not counted, with the reasons, and so are `coordinates`; `parts` are merged outputs, as `staleness`
+    identifies them. With `keep_states`, the states of other arrays stay, for later jobs that include these again. All
+    content is computed before any is written, and files that already have their content are not rewritten. Raises
+    `UsageError` for a mean beyond float64, `OutputError` if a file cannot be written.
     """
     files: dict[Path, bytes] = {}
     known, asked = gaps or {}, min_rows or {}
@@ -147,7 +148,7 @@ def write_results(
     for kind in (CORRECTORS,) if keep_states else (STATE, CORRECTORS):
         for path in set((output / kind).rglob("*.safetensors")) - set(files):
             remove(path)
-    Manifest(layers, tuple(sources), merged, rows, unreadable or {}, parts or {}).write(output)
+    Manifest(layers, tuple(sources), merged, rows, unreadable or {}, coordinates or {}, parts or {}).write(output)
 
 
 def remove_leftovers(output: Path) -> None:

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
+from ..calibration.attributes import Attributes
 from ..calibration.identity import file_key, file_range, identities, mask_identities, rows_of_file
 from ..calibration.layer import Layer
 from ..calibration.sources.identities import MISSING, UNCOUNTED, Identities, Identity, is_counted, is_known
 from ..coverage import EMPTY, Coverage, Rows
 from ..errors import DataError, MismatchError, in_words, listed
+from ..statistics.meaning import Meaning
 from ..statistics.statistic import Space
 from ..statistics.statistics import Statistics
 from .layer_statistics import LayerStatistics
@@ -53,6 +55,7 @@ def continued(layer: Layer, state: LayerStatistics | None, *, accept_changes: bo
         tensor=layer.tensor,
         rows_are=layer.rows_are,
         order=layer.order,
+        attributes=layer.attributes,
     )
     if accept_changes:
         return replace(state, sources=(_accepted(layer, source),))
@@ -102,6 +105,7 @@ def check_same_job(layer: Layer, state: Ledger) -> None:
         "channels": (state.channels, layer.channels),
         "statistics": (", ".join(state.statistics), ", ".join(kind.name for kind in layer.kinds)),
         "mask": (_mask(state), "none" if layer.mask is None else layer.mask.name),
+        "missing values": (state.missing_values, _missing_values(layer, state)),
     }
     if state.statistics.uses_kernel:
         pairs["kernel"] = (_kernel(state.space), _kernel(layer.space))
@@ -129,6 +133,21 @@ def check_same_job(layer: Layer, state: Ledger) -> None:
                 f"layer {layer.name}: {kind.name} was counted over samples of shape {state.space.sample}, but they now "
                 f"have the shape {layer.space.sample}; count everything again with --restart, or choose another output"
             )
+
+
+def _missing_values(layer: Layer, state: Ledger) -> str:
+    """The values of `layer` that do not count. Whether NaN are among them changes nothing of what was counted."""
+    same = _sums_alike(layer.attributes) == _sums_alike(state.attributes)
+    found = "none" if layer.attributes is None else layer.attributes.missing_in_words()
+    return state.missing_values if same else found
+
+
+def _sums_alike(attributes: Attributes | None) -> Meaning | None:
+    """What decides which values are summed, and as what."""
+    meaning = None if attributes is None else attributes.meaning
+    if meaning is None or (meaning.viewed == meaning.stored and not meaning.leaves_out):
+        return None
+    return replace(meaning, nan=False)
 
 
 def _mask(state: Ledger) -> str:

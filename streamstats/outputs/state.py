@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..calibration.attributes import Attributes
 from ..calibration.readers import Readers
 from ..coverage import Coverage
 from ..errors import DataError
@@ -50,6 +51,7 @@ def state_bytes(ledger: Ledger) -> bytes:
         **_readers_metadata(ledger),
         **({"rows_are": ledger.rows_are} if ledger.rows_are else {}),
         **({"order": str(ledger.order)} if ledger.order is not None else {}),
+        **_attributes_metadata(ledger),
         "masked": json.dumps(space.masked),
         "sources": json.dumps([[source.fingerprint, source.rows, source.mask] for source in ledger.sources]),
     }
@@ -62,6 +64,22 @@ def _readers_metadata(ledger: Ledger) -> dict[str, str]:
     if ledger.readers is None:
         return {"kernel": json.dumps(ledger.kernel, sort_keys=True), **tensor}
     return {"layers": json.dumps(ledger.readers.to_metadata(), sort_keys=True), **tensor}
+
+
+def _attributes_metadata(ledger: Ledger) -> dict[str, str]:
+    """What attributes of CF said of the values, if anything, with the map that they gave."""
+    if ledger.attributes is None:
+        return {}
+    packed = ledger.attributes.quantization
+    document = {**ledger.attributes.to_metadata(), "quantization": packed.to_metadata() if packed else None}
+    return {"attributes": json.dumps(document, sort_keys=True)}
+
+
+def _attributes(metadata: Mapping[str, str]) -> Attributes | None:
+    if "attributes" not in metadata:
+        return None
+    document = json.loads(metadata["attributes"])
+    return Attributes.from_metadata(document, Quantization.from_metadata(document["quantization"]))
 
 
 def _readers(metadata: Mapping[str, str]) -> Readers | None:
@@ -125,6 +143,7 @@ def _from_file(tensors: Arrays, metadata: Mapping[str, str]) -> LayerStatistics:
         tensor=metadata.get("tensor", ""),
         rows_are=metadata.get("rows_are", ""),
         order=int(metadata["order"]) if "order" in metadata else None,
+        attributes=_attributes(metadata),
     )
 
 

@@ -10,8 +10,9 @@ stay in the first-level cache. No loop allocates or raises, so none needs Python
 Floats are summed exactly and fast thanks to one observation: a float64 sum is exact, in any order, while every partial
 sum fits 53 bits. The least and greatest magnitude in a strip of terms bound the distance of their exponents. If it is
 small, the terms are simply added. If it is larger, each term is first split at a power of two (by adding and
-subtracting a large number; both parts are exact), and the parts are summed separately. If it is larger still, or a term
-is not finite, the strip goes term by term.
+subtracting a large number; both parts are exact), and the parts are summed separately. If it is larger still, the strip
+goes term by term. Where some terms are not finite, the strip is taken once more without these; of float16 and float64,
+it goes term by term.
 
 Narrow floats are widened as they are loaded: shifting their bits makes bfloat16 a float32, and float8 a float16 (for
 e4m3fn, 2^−8 times the value). So the loops of these serve them, too; only the unit of the sums is larger, by 2^SPARE.
@@ -49,6 +50,8 @@ F32_LOG = 8
 F32_SPAN = 29 - F32_LOG
 F32_SPLIT_SPAN = 83 - 2 * F32_LOG
 """float32 terms whose exponents are within this span fit two sums: of their parts above and below a power of two."""
+MANY = 16
+"""If more than one of so many strips has terms that are not finite, a compiled pass without these serves all."""
 F64_LOG = 5
 F64_SPLIT_SPAN = 44
 """float64 terms are split at 2^(e−1070), with e the greatest exponent; within this span of exponents, the sums of both
@@ -486,6 +489,133 @@ def _deposit_singles(values: Array, bits: Array, sums: Array, low: Array, high: 
     _deposit_terms(values, bits, 23 - spare, F32_INFINITY >> spare, sums, low, high, channel)
 
 
+@compiled
+def _finite_single(bits: Scalar) -> Scalar:
+    """The bit pattern of a float32 if it is finite, else zero."""
+    return np.int32(bits if bits & F32_MAGNITUDE < F32_INFINITY else 0)
+
+
+@compiled
+def _split_finite(bits: Array, splitter: Scalar) -> Scalar:
+    """As `_split_run`, of the finite ones of float32 or bfloat16 terms."""
+    upper = 0.0
+    lower = 0.0
+    for i in range(bits.size):
+        term = np.float64(np.int32(_finite_single(_single_bits(bits[i]))).view(np.float32))
+        rounded = (term + splitter) - splitter
+        upper += rounded
+        lower += term - rounded
+    return upper, lower
+
+
+@compiled
+def _settle_finite(
+    total: Scalar,
+    below: Scalar,
+    least: Scalar,
+    greatest: Scalar,
+    nan: Scalar,
+    infinite: Scalar,
+    values: Array,
+    bits: Array,
+    sums: Array,
+    low: Array,
+    high: Array,
+    channel: Scalar,
+) -> None:
+    """Deposit the finite ones of a strip of float32 or bfloat16 terms, of which `nan` and `infinite` are not.
+
+    `total`, `below`, `least` and `greatest` are those of the finite terms.
+    """
+    spare = _spare_of_single(bits)
+    if nan + infinite < bits.size:
+        splitter = _settle_single(total, below, least, greatest, spare, sums, low, high, channel)
+        if splitter < 0.0:
+            _deposit_singles(values, bits, sums, low, high, channel)
+            return
+        if splitter > 0.0:
+            upper, lower = _split_finite(bits, splitter)
+            _settle_split_single(upper, lower, splitter, below, spare, sums, channel)
+    sums[len(sums) - 2, channel] += np.int64(nan)
+    sums[len(sums) - 1, channel] += np.int64(infinite)
+
+
+@compiled
+def _take_finite(values: Array, bits: Array, sums: Array, low: Array, high: Array, channel: Scalar) -> None:
+    """Add a strip of float32 or bfloat16 terms, some of which are not finite."""
+    total = 0.0
+    below = np.uint32(LOW)
+    least, greatest = np.float32(np.inf), np.float32(-np.inf)
+    nan = infinite = 0
+    for i in range(bits.size):
+        pattern = np.int32(_single_bits(bits[i]))
+        magnitude, finite = pattern & F32_MAGNITUDE, _finite_single(pattern)
+        nan += magnitude > F32_INFINITY
+        infinite += magnitude == F32_INFINITY
+        value = np.int32(finite).view(np.float32)
+        total += np.float64(value)
+        below = _lesser(_magnitude_below(finite), below)
+        if magnitude < F32_INFINITY:
+            least, greatest = _lesser(value, least), _greater(value, greatest)
+    _settle_finite(total, below, least, greatest, nan, infinite, values, bits, sums, low, high, channel)
+
+
+@compiled
+def _are_many(total: Array, channels: Scalar) -> Scalar:
+    """Whether so many of the strips with these totals have terms that are not finite that all are best taken again."""
+    found = 0
+    for c in range(channels):
+        found += total[c] - total[c] != 0.0
+    return found * MANY > channels
+
+
+@compiled
+def _scan_finite_rows(
+    bits: Array,
+    first: Scalar,
+    last: Scalar,
+    total: Array,
+    below: Array,
+    least: Array,
+    greatest: Array,
+    nan: Array,
+    infinite: Array,
+) -> None:
+    """What `_settle_finite` needs of the strips of channels `first` to `last` in bits [rows, channels]."""
+    total[:] = 0.0
+    nan[:] = 0.0
+    infinite[:] = 0.0
+    below[:] = LOW
+    least[:] = np.inf
+    greatest[:] = -np.inf
+    for row in range(len(bits)):
+        line = bits[row, first:last]
+        for c in range(line.size):
+            pattern = np.int32(_single_bits(line[c]))
+            total[c] += np.float64(np.int32(_finite_single(pattern)).view(np.float32))
+            below[c] = _lesser(_magnitude_below(_finite_single(pattern)), below[c])
+        for c in range(line.size):
+            magnitude = np.int32(_single_bits(line[c])) & F32_MAGNITUDE
+            nan[c] += 1.0 if magnitude > F32_INFINITY else 0.0
+            infinite[c] += 1.0 if magnitude == F32_INFINITY else 0.0
+        for c in range(line.size):
+            pattern = np.int32(_single_bits(line[c]))
+            value, is_finite = pattern.view(np.float32), pattern & F32_MAGNITUDE < F32_INFINITY
+            least[c] = _lesser(value if is_finite else np.float32(np.inf), least[c])
+            greatest[c] = _greater(value if is_finite else np.float32(-np.inf), greatest[c])
+
+
+@compiled
+def _settle_by_terms(
+    total: Scalar, values: Array, bits: Array, sums: Array, low: Array, high: Array, channel: Scalar
+) -> None:
+    """Add a strip of float32 or bfloat16 terms that `_settle_single` has refused; `total` is their float64 sum."""
+    if total - total != 0.0:
+        _take_finite(values, bits, sums, low, high, channel)
+    else:
+        _deposit_singles(values, bits, sums, low, high, channel)
+
+
 def rows_float32(values: Array, bits: Array, sums: Array, low: Array, high: Array, room: Array) -> None:
     """values float32 [rows, channels]; bits: the same memory as int32; both int16 for bfloat16."""
     rows, channels = values.shape
@@ -510,13 +640,21 @@ def rows_float32(values: Array, bits: Array, sums: Array, low: Array, high: Arra
                     total[c] += _number(line[c])
                     below[c] = _lesser(_magnitude_below(_single_bits(line_bits[c])), below[c])
                     _widen(least, greatest, c, _number(line[c]), _number(line[c]))
+            if _are_many(total, last - first):
+                strips = bits[start:stop]
+                _scan_finite_rows(strips, first, last, total, below, least, greatest, upper, lower)
+                for c in range(last - first):
+                    found = total[c], below[c], least[c], greatest[c], upper[c], lower[c]
+                    strip, strip_bits = values[start:stop, first + c], strips[:, first + c]
+                    _settle_finite(*found, strip, strip_bits, sums, low, high, first + c)
+                continue
             split = False
             for c in range(last - first):
                 bounds = below[c], least[c], greatest[c]
                 splitter[c] = _settle_single(total[c], *bounds, spare, sums, low, high, first + c)
                 if splitter[c] < 0.0:
                     strip, strip_bits = values[start:stop, first + c], bits[start:stop, first + c]
-                    _deposit_singles(strip, strip_bits, sums, low, high, first + c)
+                    _settle_by_terms(total[c], strip, strip_bits, sums, low, high, first + c)
                 split |= splitter[c] > 0.0
             if split:
                 _split_rows(values[start:stop], first, splitter, upper, lower)
@@ -580,7 +718,7 @@ def runs_float32(values: Array, bits: Array, sums: Array, low: Array, high: Arra
                 largest = np.int32(_single_key(greatest)).view(np.float32)
                 splitter = _settle_single(total, below, smallest, largest, spare, sums, low, high, c)
                 if splitter < 0.0:
-                    _deposit_singles(strip, strip_bits, sums, low, high, c)
+                    _settle_by_terms(total, strip, strip_bits, sums, low, high, c)
                 elif splitter > 0.0:
                     upper, lower = _split_run(strip, splitter)
                     _settle_split_single(upper, lower, splitter, below, spare, sums, c)

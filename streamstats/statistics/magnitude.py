@@ -1,13 +1,14 @@
 """ChannelMagnitude: the exact sum of |x| per channel, and the mean magnitude, which weighs channels for AWQ.
 
-The magnitude of a code is that of its real value, |q − zero_point|·step. For 8-bit codes, the state therefore counts
+The magnitude of a code is that of its real value, |q − zero|·step. For 8-bit codes, the state therefore counts
 each value of each channel: the sum is exact for any zero point, which may change after counting.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -20,7 +21,7 @@ from .moments import Moments
 from .riders import RiderKind
 from .running import Measures
 from .statistic import Document, Space, Statistic, Tensors
-from .sums import AddedArrays, Float64Array, exact_mean
+from .sums import AddedArrays, Float64Array, exact_mean, real_maps
 
 Array = npt.NDArray[Any]
 
@@ -47,12 +48,12 @@ class ChannelMagnitude(AddedArrays):
 
     @classmethod
     def refuses(cls, space: Space, quantization: Quantization | None) -> str | None:
-        """As `Statistic.refuses`: |q| is summed for wider codes, which does not give the sum of |q − zero_point|."""
-        if is_counted_by_channel(space.dtype) or quantization is None or not np.any(quantization.zero_point):
+        """As `Statistic.refuses`: |q| is summed for wider codes, which does not give the sum of |q − zero|."""
+        if is_counted_by_channel(space.dtype) or quantization is None or not quantization.moves_zero:
             return None
         return (
-            f"magnitudes of {space.dtype} codes are exact only with the zero point 0; request the statistic for other "
-            "layers"
+            f"magnitudes of {space.dtype} codes are exact only with the zero point 0 and without an offset; request "
+            "the statistic for other layers"
         )
 
     @classmethod
@@ -81,25 +82,24 @@ class ChannelMagnitude(AddedArrays):
         """The mean of |x| per channel, float64[C], in real units: the float64 nearest to the exact rational.
 
         `sums` is the `ChannelMean` of the same values. NaN for channels without finite values, and for codes of more
-        than 8 bits whose zero point is not 0. Raises `UsageError` if the step takes a mean beyond float64.
+        than 8 bits whose 0 is not the real 0. Raises `UsageError` if the step takes a mean beyond float64.
         """
-        maps = (quantization or Quantization(1.0)).channel_maps(self.space.channels)
+        maps, shift = real_maps(quantization, self.space.channels), -unit_exponent(self.space.dtype)
         if not is_counted_by_channel(self.space.dtype):
-            units = ExactSum(self.space.dtype, self.digits).units()
-            known = [zero_point == 0 for _, zero_point in maps]
+            units: Sequence[Fraction | int] = ExactSum(self.space.dtype, self.digits).units()
+            known = [zero == 0 for _, zero in maps]
         else:
             values = code_units(self.space.dtype)
             counts = self.counts.astype(object)
             units = [
-                int(np.abs(values - zero_point).astype(object) @ counts[:, channel])
-                for channel, (_, zero_point) in enumerate(maps)
+                Fraction(np.abs(values.astype(object) - zero * 2**shift) @ counts[:, channel])
+                for channel, (_, zero) in enumerate(maps)
             ]
             known = [True] * len(maps)
-        shift = -unit_exponent(self.space.dtype)
         counted = sums.count.tolist()
         return np.array(
             [
-                exact_mean(total, shift, count, step, 0) if is_known else np.nan
+                exact_mean(1, shift, count, step * total, Fraction(0)) if is_known else np.nan
                 for total, count, (step, _), is_known in zip(units, counted, maps, known, strict=True)
             ],
             dtype=np.float64,

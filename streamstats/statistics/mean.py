@@ -58,12 +58,12 @@ class ChannelMean(CountedSums):
         return exact_means(self.total, self.count, quantization)
 
     def totals(self, quantization: Quantization | None = None) -> list[Fraction]:
-        """Σx = (Σq − n·z)·step of each channel, exact, in real units. Raises as `mean` for a wrong quantisation."""
-        maps = real_maps(self.space.dtype, quantization, self.space.channels)
-        shift = -unit_exponent(self.space.dtype)
+        """Σx = (Σq − n·zero)·step of each channel, exact, in real units. Raises as `mean` for a wrong quantisation."""
+        maps = real_maps(quantization, self.space.channels)
+        unit = Fraction(2) ** unit_exponent(self.space.dtype)
         return [
-            Fraction((total - (count * zero_point << shift)) * step.numerator, step.denominator << shift)
-            for total, count, (step, zero_point) in zip(self.total.units(), self.count.tolist(), maps, strict=True)
+            (total * unit - count * zero) * step
+            for total, count, (step, zero) in zip(self.total.units(), self.count.tolist(), maps, strict=True)
         ]
 
 
@@ -90,7 +90,7 @@ def prepare_input_mean(
         index = next(numbers)
         if isinstance(batch, np.ma.MaskedArray):
             raise UsageError(f"batch {index} is a masked array; expected a plain array: remove the masked values first")
-        part = _mean_of_batch(np.asarray(batch), channel_axis)
+        part = _mean_of_batch(_checked_codes(np.asarray(batch), quantization), channel_axis)
         if part.nonfinite.any():
             channel = int(np.flatnonzero(part.nonfinite)[0])
             raise NonFiniteError(
@@ -103,6 +103,12 @@ def prepare_input_mean(
     if measured is None:
         raise UsageError("there are no batches; expected at least one array")
     return measured.mean(quantization)
+
+
+def _checked_codes(batch: npt.NDArray[Any], quantization: Quantization | None) -> npt.NDArray[Any]:
+    if quantization is not None and batch.dtype.kind not in "iu":
+        raise UsageError(f"a quantisation is given, but the values are {batch.dtype}; expected integer codes")
+    return batch
 
 
 def _joined(measured: ChannelMean, part: ChannelMean, index: int) -> ChannelMean:

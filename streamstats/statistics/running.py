@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
@@ -199,6 +199,11 @@ class RunningSums(LoopSums["Filled"]):
         """Whether all values so far are finite."""
         return not any(filled.sums[-2:].any() for filled in self._filled.values())
 
+    @property
+    def nonfinite(self) -> Counts:
+        """(NaN, infinities) so far, int64[2]."""
+        return nonfinite_in(filled.sums for filled in self._filled.values())
+
     def found(self) -> Measures:
         """The measures of all blocks so far."""
         folded = [filled.folded(joined, self.channels, run) for (joined, run), filled in self._filled.items()]
@@ -249,6 +254,12 @@ def give(measure: Callable[..., None], memory: npt.NDArray[np.uint8], intake: In
     if units:
         measure(memory.ctypes.data, units, *intake[2:])
     return units
+
+
+def nonfinite_in(sums: Iterable[npt.NDArray[np.int64]]) -> Counts:
+    """(NaN, infinities) in `sums`, whose last two rows count them, int64[2]."""
+    found: Counts = sum((each[-2:].reshape(2, -1).sum(axis=1) for each in sums), np.zeros(2, np.int64))
+    return found
 
 
 def widest(dtype: np.dtype[Any], shape: Sequence[int], axis: int) -> int:

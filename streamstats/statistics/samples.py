@@ -20,7 +20,7 @@ from ..errors import MismatchError
 from .exact import ExactSum, carried, digit_count
 from .loops import ARGUMENTS, MODULES, loop, room
 from .pieces import NARROWEST, arrangement
-from .running import Filled, Intake, Measures, SampleMoments, check_block, give, together
+from .running import Filled, Intake, Measures, SampleMoments, check_block, give, nonfinite_in, together
 
 Array = npt.NDArray[Any]
 Counts = npt.NDArray[np.int64]
@@ -124,8 +124,16 @@ class SampleSums:
     @property
     def all_finite(self) -> bool:
         """Whether all values so far are finite."""
-        filled = (self._sums, self._totals, self._joint.sums, self._single.sums, *self._open)
-        return not any(sums[-2:].any() for sums in filled)
+        return not any(sums[-2:].any() for sums in self._filled())
+
+    @property
+    def nonfinite(self) -> Counts:
+        """(NaN, infinities) so far, int64[2]."""
+        return nonfinite_in(self._filled())
+
+    def _filled(self) -> tuple[Array, ...]:
+        """The sums of values: each value is in one of them."""
+        return self._sums, self._totals, self._joint.sums, self._single.sums, *self._open
 
     def found(self) -> Measures:
         """The measures of all samples so far."""

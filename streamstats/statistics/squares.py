@@ -20,7 +20,7 @@ from .moments import SQUARE, Moments
 from .riders import RiderKind
 from .running import Measures
 from .statistic import Document, Space, Statistic, Tensors
-from .sums import AddedArrays, Counts, Float64Array, square_root
+from .sums import AddedArrays, Counts, Float64Array, real_maps, square_root
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,13 +84,10 @@ class ChannelSquares(AddedArrays):
 
     def totals(self, sums: Any, quantization: Quantization | None = None) -> list[Fraction]:
         """Σx² = (Σq² − 2·z·Σq + n·z²)·step² of each channel, exact, in squared real units; `sums` as for `rms`."""
-        shift = -unit_exponent(self.space.dtype)
+        unit = Fraction(2) ** unit_exponent(self.space.dtype)
         return [
-            Fraction(
-                (square - (2 * zero_point * total << shift) + (count * zero_point**2 << 2 * shift)) * step.numerator**2,
-                step.denominator**2 << 2 * shift,
-            )
-            for square, total, count, (step, zero_point) in self._channels(sums, quantization)
+            (square * unit**2 - 2 * zero * total * unit + count * zero**2) * step**2
+            for square, total, count, (step, zero) in self._channels(sums, quantization)
         ]
 
     def _roots(self, values: list[Fraction | None]) -> Float64Array:
@@ -108,8 +105,8 @@ class ChannelSquares(AddedArrays):
         ]
 
     def _channels(self, sums: Any, quantization: Quantization | None) -> Any:
-        """(sum of squares, sum, both in units, count, (step, zero point)) of each channel."""
-        maps = (quantization or Quantization(1.0)).channel_maps(self.space.channels)
+        """(sum of squares, sum, both in units, count, (step, stored value of zero)) of each channel."""
+        maps = real_maps(quantization, self.space.channels)
         squares = ExactSum(self.space.dtype, self.digits).units()
         return zip(squares, sums.total.units(), sums.count.tolist(), maps, strict=True)
 

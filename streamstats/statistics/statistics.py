@@ -17,8 +17,9 @@ from ..errors import DataError, MismatchError
 from ..layouts import Kernel, Kernels
 from ..quantization import Quantization
 from .masks import Mask, chosen_bytes
-from .riders import RiderKind, Where
-from .running import Measures
+from .meaning import Meaning, Replacing
+from .riders import RiderKind, Taker, Where
+from .running import Intake, Measures
 from .statistic import Accumulator, Document, Space, Statistic, ValueStatistic
 from .values import ValuePass, as_counted
 
@@ -150,10 +151,14 @@ class Statistics(Mapping[str, Statistic]):
 
 
 class StatisticsAccumulator:
-    """Accumulates blocks for all `kinds` of a layer: value statistics share one pass, the others get every block."""
+    """Accumulates blocks for all `kinds` of a layer: value statistics share one pass, the others get every block.
 
-    def __init__(self, kinds: Sequence[Kind], space: Space) -> None:
-        self._kinds, self._space = tuple(kinds), space
+    If `meaning` is given, blocks are of the stored values, and what they mean is counted; blocks of floats change.
+    """
+
+    def __init__(self, kinds: Sequence[Kind], space: Space, meaning: Meaning | None = None) -> None:
+        self._kinds, self._space, self._meaning = tuple(kinds), space, meaning
+        self._replacing = None if meaning is None else Replacing(meaning)
         self.values = ValuePass(
             space.dtype, space.sample, space.axis, by_sample=_by_sample(kinds, space), riders=_riders(kinds, space)
         )
@@ -167,9 +172,16 @@ class StatisticsAccumulator:
         return bool(self.others)
 
     def add(self, block: Array, where: Where, mask: Mask | None = None) -> None:
-        """As `Accumulator.add`."""
+        """As `Accumulator.add`. Raises as `Replacing.counted`."""
+        if self._replacing is not None:
+            block = self._replacing.counted(block, self._space.axis + 1, mask)
         self.values.add(block, where, mask)
         self.add_measured(block, where, mask)
+
+    def intake(self, where: Where) -> tuple[Taker, Intake] | None:
+        """As `ValuePass.intake`, of stored values."""
+        taken = self.values.intake(where)
+        return taken if taken is None or self._replacing is None else self._replacing.before(taken)
 
     def add_measured(self, block: Array, where: Where, mask: Mask | None = None) -> None:
         """Take a block that `values` has taken: the other kinds get it."""
@@ -180,8 +192,11 @@ class StatisticsAccumulator:
 
     @property
     def all_finite(self) -> bool:
-        """Whether all values so far are finite."""
-        return self.values.all_finite
+        """Whether all values so far are finite, but for missing ones."""
+        if self.values.all_finite or self._meaning is None or self._replacing is None:
+            return self.values.all_finite
+        nan, infinite = self.values.nonfinite
+        return not infinite and (self._meaning.nan or nan == self._replacing.replaced)
 
     def found(self) -> Statistics:
         """The statistics of all blocks so far."""

@@ -98,29 +98,28 @@ def sum_tensors(dtype: np.dtype[Any], shape: tuple[int, ...]) -> Tensors:
 def exact_means(total: ExactSum, count: Counts, quantization: Quantization | None) -> Float64Array:
     """The mean for each sum in `total`, over `count` int64[n] values, float64[n], in real units.
 
-    It is the float64 nearest to the exact rational `(S − n·zero_point)·step / n`, ties to even; NaN where `count` is 0.
-    Raises `MismatchError` for a quantisation with another number of channels; `UsageError` for a quantisation of float
-    data, or if its step takes the mean beyond float64.
+    It is the float64 nearest to the exact rational `(S − n·zero)·step / n`, ties to even; NaN where `count` is 0.
+    Raises `MismatchError` for a quantisation with another number of channels; `UsageError` if its step takes the mean
+    beyond float64.
     """
-    maps = real_maps(total.dtype, quantization, len(count))
+    maps = real_maps(quantization, len(count))
     shift = -unit_exponent(total.dtype)
     sums = zip(total.units(), count.tolist(), maps, strict=True)
     return np.array([exact_mean(units, shift, values, *affine) for units, values, affine in sums], dtype=np.float64)
 
 
-def real_maps(dtype: np.dtype[Any], quantization: Quantization | None, channels: int) -> list[tuple[Fraction, int]]:
-    """The exact (step, zero point) per channel of values of `dtype`; raises as `exact_means`."""
-    if quantization is not None and dtype.kind not in "iu":
-        raise UsageError(f"a quantisation is given, but the values are {dtype}; expected integer codes")
+def real_maps(quantization: Quantization | None, channels: int) -> list[tuple[Fraction, Fraction]]:
+    """The exact (step, stored value of zero) per channel; raises as `exact_means`."""
     return (quantization or Quantization(1.0)).channel_maps(channels)
 
 
-def exact_mean(units: int, shift: int, count: int, step: Fraction, zero_point: int) -> float:
-    """(S − n·zero_point)·step / n with S = units / 2^shift, as one quotient of integers, which Python rounds once."""
+def exact_mean(units: int, shift: int, count: int, step: Fraction, zero: Fraction) -> float:
+    """(S − n·zero)·step / n with S = units / 2^shift, as one quotient of integers, which Python rounds once."""
     if count == 0:
         return float("nan")
+    moved = units * zero.denominator - (count * zero.numerator << shift)
     try:
-        return (units - (count * zero_point << shift)) * step.numerator / (count * step.denominator << shift)
+        return moved * step.numerator / (count * zero.denominator * step.denominator << shift)
     except OverflowError as error:
         raise UsageError(f"a mean is beyond float64: the step is {float(step)}; expected a smaller one") from error
 

@@ -87,7 +87,7 @@ class TapSums(CountedSums):
     def mean(self, quantization: Quantization | None = None) -> Float64Array:
         """The mean of what each tap sees over all outputs, float64[C, *taps], in real units; padding is zero.
 
-        It is the float64 nearest to the exact rational Σ P·(S/n − zero_point)·step / outputs, over the classes that the
+        It is the float64 nearest to the exact rational Σ P·(S/n − zero)·step / outputs, over the classes that the
         tap sees, each with P positions and the sum S of n finite values. NaN if one of these classes has no finite
         value. Raises as `exact_means`, and `UsageError` if the kernel is unknown, or if there are several: see
         `with_kernel`.
@@ -100,7 +100,7 @@ class TapSums(CountedSums):
         seen = reduce(np.kron, [axis.seen for axis in axes], np.ones((1, 1), bool))
         outputs = prod(axis.outputs for axis in axes)
         sums = np.array(self.total.units(), object).reshape(self.count.shape)
-        maps = real_maps(self.space.dtype, quantization, self.space.channels)
+        maps = real_maps(quantization, self.space.channels)
         means = [
             _tap_means(sums[:, channel], self.count[:, channel], sizes, seen, outputs, self.space.dtype, *affine)
             for channel, affine in enumerate(maps)
@@ -175,7 +175,7 @@ def _tap_means(
     outputs: int,
     dtype: np.dtype[Any],
     step: Fraction,
-    zero_point: int,
+    zero: Fraction,
 ) -> list[float]:
     """The mean under each tap for one channel, from the sums (in units) and counts of its classes.
 
@@ -185,12 +185,14 @@ def _tap_means(
     shares = [Fraction(size, max(1, count)) for size, count in zip(sizes.tolist(), counts.tolist(), strict=True)]
     denominator = lcm(*(share.denominator for share in shares))
     terms = [
-        (total - (count * zero_point << shift)) * share.numerator * (denominator // share.denominator)
+        (total * zero.denominator - (count * zero.numerator << shift))
+        * share.numerator
+        * (denominator // share.denominator)
         for total, count, share in zip(sums, counts.tolist(), shares, strict=True)
     ]
     totals = seen @ np.array(terms, object)
     unknown = seen[:, counts == 0].sum(axis=1)
     return [
-        np.nan if missing else exact_mean(total, shift, denominator * outputs, step, 0)
+        np.nan if missing else exact_mean(total, shift, denominator * zero.denominator * outputs, step, Fraction(0))
         for total, missing in zip(totals, unknown, strict=True)
     ]

@@ -94,6 +94,14 @@ class ValuePass:
         """Whether all values so far are finite."""
         return self._finite and (self._sums is None or self._sums.all_finite)
 
+    @property
+    def nonfinite(self) -> tuple[int, int]:
+        """(NaN, infinities) so far."""
+        now = np.zeros(2, np.int64) if self._sums is None else self._sums.nonfinite
+        before = [(int(each.nan.sum()), int(each.infinite.sum())) for each, _ in self._found.values()]
+        nan, infinite = map(sum, zip(now.tolist(), *before, strict=True))
+        return nan, infinite
+
     def found(self) -> Measures:
         """The measures of all channels."""
         self._settle()

@@ -219,6 +219,19 @@ def test_nan_and_infinities_are_counted_and_never_summed(dtype, rows, loop):
 
 
 @BOTH_LOOPS
+@pytest.mark.parametrize("dtype", [np.dtype(np.float32), BFLOAT16], ids=str)
+@pytest.mark.parametrize("bad", [1, 40])
+@pytest.mark.parametrize("apart", [1, 40, 100])
+def test_the_finite_terms_of_strips_with_others_are_added_however_many_strips_have_them(dtype, bad, apart, loop):
+    """Few such strips are taken one by one, many together; terms are added, split, or taken one by one."""
+    column = np.resize(np.array([1.5, -(2.0**-apart), 1.25], dtype), 300)
+    columns = np.repeat(column[:, None], 40, axis=1)
+    columns[7, :bad], columns[290, :bad], columns[255, 0] = np.nan, -np.inf, np.inf
+    columns[:256, min(bad, 39)] = np.nan  # nothing finite in the strip
+    assert_exact(columns, loop)
+
+
+@BOTH_LOOPS
 def test_a_nan_in_a_long_float16_strip_leaves_the_other_terms_in_the_sum(loop):
     column = np.full(8193, 65504, np.float16)
     column[[5, 8192]] = np.nan, -np.inf

@@ -130,10 +130,22 @@ def test_the_largest_sums_of_merged_statistics_keep_their_mean():
     assert_same_bits(measured.mean(), [float(expected), 0.0])
 
 
-@pytest.mark.parametrize("dtype", [np.dtype(bool), *ALL_FLOATS], ids=str)
-def test_a_quantisation_of_values_that_are_not_codes_is_refused_with_their_dtype(dtype):
+@pytest.mark.parametrize("dtype", [np.dtype(bool), np.dtype(np.float32)], ids=str)
+def test_a_quantisation_of_batches_that_are_not_codes_is_refused_with_their_dtype(dtype):
     with pytest.raises(UsageError, match=f"the values are {dtype}; expected integer codes"):
-        ChannelMean.empty(space_of(dtype, 2)).mean(Quantization(0.5))
+        prepare_input_mean([np.zeros((2, 2), dtype)], Quantization(0.5))
+
+
+@given(blocks(finite=True), st.floats(1e-30, 0.5), st.floats(-1e30, 1e30))
+def test_a_step_and_an_offset_map_any_values_and_the_mean_is_rounded_once(block_and_axis, step, offset):
+    block, axis = block_and_axis
+    expected = [
+        float(sum((Fraction(value) * Fraction(step) + Fraction(offset) for value in values), Fraction()) / len(values))
+        if values
+        else math.nan
+        for values in channel_values(block, axis)
+    ]
+    assert_same_bits(ChannelMean.measure(block, axis).mean(Quantization(step, offset=offset)), expected)
 
 
 def test_a_quantisation_of_another_number_of_channels_is_refused_with_both():

@@ -88,8 +88,6 @@ def test_what_has_no_kernel_or_another_is_refused() -> None:
     for other in (TapSums.measure(block[:, 1:], 3, SAME), TapSums.measure(block, 3, Kernel((1, 1)))):
         with pytest.raises(MismatchError, match=r"and the kernel .* do not fit together"):
             mine.merge(other)
-    with pytest.raises(UsageError, match="a quantisation is given, but the values are float32"):
-        mine.mean(Quantization(0.5))
     with pytest.raises(DataError, match="counts are negative"):
         TapSums.from_arrays(mine.arrays() | {"count": -mine.count}, mine.space)
 

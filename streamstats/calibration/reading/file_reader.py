@@ -121,7 +121,7 @@ class FileReader:
         """As `Reader.measure`: compressed chunks are measured while they are decoded."""
         in_a_row = all(len(numbers) == 1 for numbers in touched(selection, self._encoding.chunks)[1:])
         streams = in_a_row and (self._encoding.compressor or self._most_gathered)
-        taken = accumulator.values.intake(selection) if streams else None
+        taken = accumulator.intake(selection) if streams else None
         if taken is None:
             accumulator.add(self.read(selection), selection)
             return

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -57,21 +57,25 @@ class Tree(Protocol):
 class Found:
     """The arrays of a store by name, in the order of the names, and the `unreadable` ones with the reason.
 
-    `note` says what a user should know of how they were found; it may be empty.
+    `note` says what a user should know of how they were found; it may be empty. `groups` has the attributes of groups,
+    by path, as far as they have any.
     """
 
     arrays: dict[str, zarr.Array[Any]]
     unreadable: dict[str, str] = field(default_factory=dict)
     note: str = ""
+    groups: Mapping[str, Document] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class _Node:
-    """A folder: the folders below it to look into; the array that it is, if any; what cannot be read, and why."""
+    """A folder: the folders below it to look into; the array that it is, if any; what cannot be read, and why; the
+    attributes of the group that it is."""
 
     below: tuple[str, ...] = ()
     array: zarr.Array[Any] | None = None
     unreadable: Mapping[str, str] = field(default_factory=dict)
+    attributes: Document = field(default_factory=dict)
 
 
 def find_arrays(tree: Tree, store: Store, location: str) -> Found:
@@ -79,6 +83,7 @@ def find_arrays(tree: Tree, store: Store, location: str) -> Found:
     root = _read_root(tree, location)
     arrays: dict[str, zarr.Array[Any]] = {}
     unreadable: dict[str, str] = {}
+    groups: dict[str, Document] = {}
     waiting, looked, depth = [""], 0, 0
     with ThreadPoolExecutor(tree.threads, "streamstats-find") as pool:
         while waiting:
@@ -90,10 +95,12 @@ def find_arrays(tree: Tree, store: Store, location: str) -> Found:
                 unreadable |= node.unreadable
                 if node.array is not None:
                     arrays[path] = node.array
+                if node.attributes:
+                    groups[path] = node.attributes
                 _check_number(location, len(arrays), MOST_ARRAYS, "array")
     known = {**arrays, **unreadable}
     unreadable |= {name: _ONLY_CONSOLIDATED for name in consolidated_names(root) if name not in known}
-    return _found(location, arrays, unreadable)
+    return _found(location, Found(arrays, unreadable, groups=groups))
 
 
 def find_listed(tree: Tree, store: Store, location: str) -> Found:
@@ -101,7 +108,8 @@ def find_listed(tree: Tree, store: Store, location: str) -> Found:
 
     For trees whose folders cannot be listed: `names` gives files alone. Raises as `Source.find`.
     """
-    names = consolidated_names(_read_root(tree, location))
+    root = _read_root(tree, location)
+    names = consolidated_names(root)
     if not names:
         raise UsageError(
             f"{location} cannot be listed, and has no consolidated metadata that lists arrays; consolidate it with "
@@ -111,20 +119,18 @@ def find_listed(tree: Tree, store: Store, location: str) -> Found:
         nodes = dict(zip(names, pool.map(lambda name: _look(tree, store, name), names), strict=True))
     arrays = {name: node.array for name, node in nodes.items() if node.array is not None}
     unreadable = {name: node.unreadable.get(name, _ONLY_CONSOLIDATED) for name, node in nodes.items() if not node.array}
-    return _found(
-        location, arrays, unreadable, "it cannot be listed: only arrays in its consolidated metadata are known"
-    )
+    note = "it cannot be listed: only arrays in its consolidated metadata are known"
+    return _found(location, Found(arrays, unreadable, note, consolidated_groups(root)))
 
 
 _ONLY_CONSOLIDATED = "only the consolidated metadata of the store lists it; its own metadata is missing"
 
 
-def _found(
-    location: str, arrays: Mapping[str, zarr.Array[Any]], unreadable: Mapping[str, str], note: str = ""
-) -> Found:
-    if not arrays and not unreadable:
+def _found(location: str, found: Found) -> Found:
+    """`found`, sorted. Raises `UsageError` if it has nothing."""
+    if not found.arrays and not found.unreadable:
         raise UsageError(f"{location} is a zarr group without arrays; record activations into it first")
-    return Found(dict(sorted(arrays.items())), dict(sorted(unreadable.items())), note)
+    return replace(found, arrays=dict(sorted(found.arrays.items())), unreadable=dict(sorted(found.unreadable.items())))
 
 
 def _read_root(tree: Tree, location: str) -> Document:
@@ -156,6 +162,19 @@ def consolidated_names(document: Document) -> list[str]:
     return [*version_2, *(path for path, kind in kinds.items() if kind == "array")]
 
 
+def consolidated_groups(document: Document) -> dict[str, Document]:
+    """The attributes of the groups that consolidated metadata lists, and of the group itself; by path."""
+    found = {"": document.get("attributes")}
+    whole = document.get("consolidated_metadata") or document
+    nodes = whole.get("metadata") if isinstance(whole, dict) else None
+    for path, node in nodes.items() if isinstance(nodes, dict) else ():
+        if path == V2_ATTRIBUTES or path.endswith(f"/{V2_ATTRIBUTES}"):
+            found[path.removesuffix(V2_ATTRIBUTES).rstrip("/")] = node
+        elif isinstance(node, dict) and node.get("node_type") == "group":
+            found[path] = node.get("attributes")
+    return {path: each for path, each in found.items() if isinstance(each, dict) and each}
+
+
 def _check_bounds(location: str, folder: str, depth: int, folders: int) -> None:
     if depth > DEEPEST:
         raise DataError(
@@ -176,10 +195,12 @@ def _look(tree: Tree, store: Store, path: str) -> _Node:
         document = _array_document(tree, path, names.files)
         if document is not None:
             return _Node(array=_opened(store, path, document))
+        attributes = _group_attributes(tree, path, names.files)
     except DataError as error:
         return _Node(unreadable={path: str(error)})
     refused = {_joined(path, name): reason for name, reason in names.refused.items()}
-    return _Node(tuple(_joined(path, name) for name in sorted(names.folders)), unreadable=refused)
+    below = tuple(_joined(path, name) for name in sorted(names.folders))
+    return _Node(below, unreadable=refused, attributes=attributes)
 
 
 def _opened(store: Store, path: str, document: Document) -> zarr.Array[Any]:
@@ -209,6 +230,18 @@ def _array_document(tree: Tree, path: str, files: frozenset[str]) -> Document | 
         return three
     attributes = _document(tree, _joined(path, V2_ATTRIBUTES)) if V2_ATTRIBUTES in files else {}
     return two | {"attributes": attributes}
+
+
+def _group_attributes(tree: Tree, path: str, files: frozenset[str]) -> Document:
+    """The attributes of the group at `path`; empty if it has none, or none that can be read: its arrays count."""
+    try:
+        if V3_METADATA in files:
+            found = _document(tree, _joined(path, V3_METADATA)).get("attributes")
+        else:
+            found = _document(tree, _joined(path, V2_ATTRIBUTES)) if V2_ATTRIBUTES in files else None
+    except DataError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _document(tree: Tree, path: str) -> Document:
