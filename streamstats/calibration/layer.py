@@ -100,6 +100,22 @@ class Layer:
         return self.shape[0]
 
     @property
+    def commits(self) -> bool:
+        """Whether its rows are stored for good: our recorder, which wrote it and its mask, commits them afterwards."""
+        return self.recorded and (self.mask is None or self.mask.recorded)
+
+    @property
+    def settled_rows(self) -> int:
+        """The rows before the first file that has room for more, which may be written again; all of them if it commits.
+
+        The file of the mask counts, too.
+        """
+        if self.commits:
+            return self.rows
+        heights = [height for array in (self, self.mask) if array is not None for height in array.shards[:1]]
+        return min((self.rows - self.rows % max(1, height) for height in heights), default=self.rows)
+
+    @property
     def channels(self) -> int:
         """Extent of the channel axis."""
         return self.shape[self.channel_axis]

@@ -15,10 +15,11 @@ from ..calibration.layer import Layer
 from ..calibration.selection import Selected, select_layers
 from ..coverage import Coverage, Rows
 from ..errors import StreamstatsError, UsageError, counted, listed
+from ..outputs.changes import Change, check_unchanged
 from ..outputs.layer_statistics import LayerStatistics
 from ..outputs.manifest import Gaps, joined, read_manifest
 from ..outputs.results import check_no_store, check_paths, remove_leftovers, write_results
-from ..outputs.resuming import check_unchanged, load, restarted
+from ..outputs.resuming import load, restarted
 from ..outputs.saving import Saver, held
 from ..outputs.shortfalls import Shortfall, shortfalls
 from ..progress import QUIET, Progress, Stage
@@ -161,8 +162,10 @@ def open_session(
             if restart:
                 ledgers = restarted(output, selected.layers)
             else:
-                _check_same_source(output, job.source, accept_changes=accept_changes)
-                ledgers = load(output, selected.layers, accept_changes=accept_changes)
+                copies: list[Change] = []
+                moved = _has_moved(output, job.source) and accept_changes
+                ledgers = load(output, selected.layers, accept_changes=accept_changes, moved=moved, tell=copies.extend)
+                tell_copies(copies, progress)
             with open_workers(job.cluster, selected.layers, client) as workers:
                 yield Session(job, selected, ledgers, restart, workers, progress)
     finally:
@@ -299,17 +302,24 @@ def _mib(size: int) -> str:
     return f"{-(-size // MiB)} MiB"
 
 
-def _check_same_source(output: Path, source: str, *, accept_changes: bool) -> None:
-    """Raise `DataError` for a damaged manifest, `UsageError` if --accept-changes is used with another store."""
+def tell_copies(copies: Sequence[Change], progress: Progress) -> None:
+    """Report which chunks are taken for copies of those that were counted, and why."""
+    for proved, why in ((True, "checksums"), (False, "samples of their bytes")):
+        those = [each for each in copies if each.is_copy is proved]
+        if those:
+            layers = listed(dict.fromkeys(each.array.name for each in those))
+            progress.say(
+                f"note: {counted(len(those), 'chunk')} written again since counted, with the same sizes and {why}, "
+                f"taken for a copy: {layers}"
+            )
+
+
+def _has_moved(output: Path, source: str) -> bool:
+    """Whether what `output` holds was counted from another place. Raises `DataError` for a damaged manifest."""
     manifest = read_manifest(output)
-    if manifest is None or manifest.merged or not accept_changes:
-        return
-    before = manifest.sources[0]
-    if Path(before).resolve() != Path(source).resolve():
-        raise UsageError(
-            f"{output} was counted from {before}, but the source is {source}; --accept-changes needs the same store; "
-            "count everything again with --restart, or choose another output"
-        )
+    if manifest is None or manifest.merged:
+        return False
+    return Path(manifest.sources[0]).resolve() != Path(source).resolve()
 
 
 def _check_apart(source: str, output: Path) -> None:
