@@ -2,8 +2,9 @@
 
 Such writers make an array longer before they write, so a chunk that does not exist may still come, and one that exists
 may be written again. Rows are settled once, from one poll to the next, their chunks exist and have not changed, and,
-for rows of a chunk with room for more, the array has not grown. Chunks that do not exist are waited for until nothing
-has changed for `QUIET_POLLS` polls; then they are what the job says that missing chunks are.
+for rows of a chunk with room for more, the array has not grown. If the array has grown, but the last chunk that was
+counted has not been written since, nothing from there on is settled. All of this is waited for until nothing has
+changed for `QUIET_POLLS` polls; then chunks that do not exist are what the job says that missing chunks are.
 """
 
 from __future__ import annotations
@@ -47,12 +48,12 @@ class Look:
         return before is not None and self.rows == before.rows and self.files.items() <= before.files.items()
 
     def unsettled(self, layer: Layer, before: Look | None) -> Coverage:
-        """The rows whose files do not exist, or have changed since the look `before`, or whose file has grown."""
+        """The rows whose files do not exist, or have changed since the look `before`, or are still to be written."""
         earlier = {} if before is None else before.files
         height = {array.name: array for array in _arrays(layer)}
         moving = [place for place, identity in self.files.items() if not identity or earlier.get(place) != identity]
         unsettled = Coverage.of(rows_of_file(height[name], number) for name, number in moving)
-        if before is None or before.rows != self.rows:
+        if before is None or before.rows != self.rows or layer.settled_rows < layer.full_rows:
             unsettled |= Coverage.of([(layer.settled_rows, layer.rows)])
         return unsettled
 

@@ -145,7 +145,7 @@ def _run_while_it_grows(session: Session, on_written: OnWritten) -> Outcome:
             if session.restarted:
                 raise
         selected = select_layers(session.job.source, session.job.rules)
-        session = replace(session, selected=selected, ledgers=load(session.output, selected.layers))
+        session = session.resumed(selected, load(session.output, selected.layers))
     return _run_once(session, on_written)
 
 
@@ -192,7 +192,7 @@ def _run_ready(
         if session.restarted:
             raise
         selected = select_layers(session.job.source, session.job.rules)
-        return replace(session, selected=selected, ledgers=load(session.output, selected.layers)), outcome
+        return session.resumed(selected, load(session.output, selected.layers)), outcome
     return replace(session, ledgers=outcome.statistics, restarted=False), outcome
 
 
@@ -200,7 +200,7 @@ def _polled(session: Session) -> Session:
     """`session` with the layers as they are now."""
     selected = select_layers(session.job.source, session.job.rules)
     ledgers = {layer.name: continued(layer, session.ledgers.get(layer.name)) for layer in selected.layers}
-    return replace(session, selected=selected, ledgers=ledgers)
+    return session.resumed(selected, ledgers)
 
 
 def _rows_of(session: Session) -> dict[str, int]:

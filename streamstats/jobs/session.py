@@ -94,6 +94,10 @@ class Session:
         """The outcome if nothing more is counted."""
         return self._with_shortfalls(Outcome(self.ledgers))
 
+    def resumed(self, selected: Selected, ledgers: dict[str, LayerStatistics]) -> Session:
+        """The session as it goes on with the layers that are `selected` now, of which `ledgers` are counted."""
+        return replace(self, selected=settled(selected, ledgers), ledgers=ledgers)
+
     def count(self, ledgers: Ledgers, wanted: Mapping[str, Coverage], policy: Policy) -> Outcome:
         """`ledgers` with the `wanted` rows counted, too; it saves nothing."""
         return reduce_layers(self.layers, ledgers, wanted, self.job.memory, self.workers, policy, self.progress)
@@ -167,9 +171,16 @@ def open_session(
                 ledgers = load(output, selected.layers, accept_changes=accept_changes, moved=moved, tell=copies.extend)
                 tell_copies(copies, progress)
             with open_workers(job.cluster, selected.layers, client) as workers:
-                yield Session(job, selected, ledgers, restart, workers, progress)
+                yield Session(job, settled(selected, ledgers), ledgers, restart, workers, progress)
     finally:
         remove_if_empty(output)
+
+
+def settled(selected: Selected, ledgers: Ledgers) -> Selected:
+    """`selected` with the rows that are settled in `ledgers`: fewer, where a file is still to be written."""
+    known = {layer.name: ledgers[layer.name].sources[0].settled_rows for layer in selected.layers}
+    layers = tuple(replace(layer, unwritten_from=known[layer.name]) for layer in selected.layers)
+    return replace(selected, layers=layers)
 
 
 def reduce_layers(
@@ -309,8 +320,8 @@ def tell_copies(copies: Sequence[Change], progress: Progress) -> None:
         if those:
             layers = listed(dict.fromkeys(each.array.name for each in those))
             progress.say(
-                f"note: {counted(len(those), 'chunk')} written again since counted, with the same sizes and {why}, "
-                f"taken for a copy: {layers}"
+                f"note: {counted(len(those), 'chunk')} of {layers} written again since they were counted: taken for "
+                f"copies, because they have the same sizes and {why}"
             )
 
 

@@ -83,7 +83,6 @@ class Resuming:
             accepted=state.source.accepted | accepted & state.source.covered,
             files=known,
             mask_files=known_masks,
-            settled_rows=layer.settled_rows,
             recorded=layer.commits,
         )
         return replace(state, sources=(source,))
@@ -118,17 +117,18 @@ class Resuming:
 
 def without_changed_tail(layer: Layer, state: LayerStatistics) -> LayerStatistics:
     """`state`, less the rows of its tail if these have to be counted again: if one of their files is not as it was, or
-    if that is unknown. If these files have no room for more rows any more, the tail is settled.
+    if that is unknown.
+
+    A file that had room for more and has not changed since the array grew is still to be written, so the tail stays.
     """
     source = state.source
-    if not source.tail:
-        return state
-    files = [*compared(layer, source)[1], *compared_mask(layer, source)[1]]
+    files = [*compared(layer, source)[1], *compared_mask(layer, source)[1]] if source.tail else []
     changed = [each for each in files if not each.is_copy and source.tail & Coverage.of([each.rows])]
-    settled = Coverage.first(layer.settled_rows)
-    if changed or not are_known(layer, source, source.tail) or (source.tail & settled and source.tail - settled):
-        return uncounted_tail(layer, state)
-    return state.with_settled() if source.tail & settled else state
+    if source.tail and not changed and are_known(layer, source, source.tail):
+        settled_rows = min(source.settled_rows, layer.settled_rows)
+    else:
+        state, settled_rows = uncounted_tail(layer, state), layer.settled_rows
+    return replace(state, sources=(replace(state.source, settled_rows=settled_rows),))
 
 
 def uncounted_tail(layer: Layer, state: LayerStatistics) -> LayerStatistics:

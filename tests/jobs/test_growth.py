@@ -92,8 +92,31 @@ def test_padding_that_was_counted_between_growing_and_writing_is_counted_again(t
     assert verify(job) == []
 
 
-@pytest.mark.parametrize("seed", range(len(LAYOUTS)))
-def test_whatever_a_writer_does_to_a_chunk_that_is_not_full_the_end_is_that_of_one_run(
+@pytest.mark.parametrize("missing", ["error", "fill"])
+def test_a_chunk_that_had_room_is_still_to_be_written_when_the_array_has_grown_beyond_it(
+    tmp_path: Path, missing: str
+) -> None:
+    writer = Writer(tmp_path / "s.zarr", samples(30, 3), chunks=(8, 3))
+    job = config(tmp_path / "s.zarr", tmp_path / "out", missing=missing, statistics=ALL)
+    writer.grow(11)
+    writer.write(0, 11)
+    run(job)
+    writer.grow(30)
+    for _ in range(2):
+        if missing == "error":
+            with pytest.raises(DataError, match=r"chunk c/2/0 \(rows 16:24\) is missing"):
+                run(job)
+        else:
+            run(job)
+    writer.write(11, 26)
+    run(replace(job, missing="fill"))
+    writer.write(26, 30)
+    assert run(job).statistics["conv"].mean.tolist() == writer.values.mean(0, np.float64).tolist()
+    assert results(tmp_path / "out") == undisturbed(tmp_path / "s.zarr", tmp_path / "once", statistics=ALL)
+
+
+@pytest.mark.parametrize("seed", [*range(4), *(pytest.param(seed, marks=pytest.mark.soak) for seed in range(4, 40))])
+def test_however_a_writer_appends_behind_a_chunk_with_room_the_end_is_that_of_one_run(
     tmp_path: Path, seed: int
 ) -> None:
     random = np.random.default_rng(seed)
@@ -101,16 +124,16 @@ def test_whatever_a_writer_does_to_a_chunk_that_is_not_full_the_end_is_that_of_o
     writer = Writer(tmp_path / "s.zarr", samples(40, 3, seed=seed), **layout)
     options: dict[str, Any] = {"statistics": ["histogram"], "missing": "fill"}
     job = config(tmp_path / "s.zarr", tmp_path / "out", **options)
-    for first in range(0, 40, 8):
-        rows = first
-        while rows < first + 7:  # the chunk keeps room for more
-            rows += int(random.integers(1, first + 8 - rows))
-            writer.grow(rows)
-            writer.write(first, int(random.integers(first, rows + 1)))
+    rows = 0
+    while rows < 40:
+        first = rows // 8 * 8
+        room = int(random.integers(max(rows, first + 1), first + 8))  # the last chunk has room for more
+        beyond = int(random.integers(room, 41))
+        for grown, written in ((room, random.integers(first, room + 1)), (beyond, first), (beyond, beyond)):
+            writer.grow(grown)
+            writer.write(first, int(written))
             run(job)
-        writer.grow(first + 8)
-        writer.write(first, first + 8)
-        run(job)
+        rows = beyond
     assert results(tmp_path / "out") == undisturbed(tmp_path / "s.zarr", tmp_path / "once", statistics=["histogram"])
 
 
