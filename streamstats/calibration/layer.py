@@ -50,6 +50,8 @@ class Layer:
     apart. `min_rows` is the number of rows below which the job is incomplete.
     `rows_are` says what a row is if it is no sample: "positions" or "parts" of samples. `order` is its place among the
     layers in the order of their first samples, None if unknown.
+    From the row `unwritten_from` on, if known, a file had room for more when it was counted, and has not been written
+    since, although the array has grown.
     `mask`, itself such an array but without channels, has ones where values count and zeros where they do not.
     `attributes` is what attributes of CF say of the values, None if they say nothing.
     """
@@ -77,6 +79,7 @@ class Layer:
     rows_are: str = ""
     order: int | None = None
     attributes: Attributes | None = None
+    unwritten_from: int | None = None
 
     @cached_property
     def source(self) -> Source:
@@ -104,6 +107,27 @@ class Layer:
     def rows(self) -> int:
         """How many samples are committed; only those are counted."""
         return self.shape[0]
+
+    @property
+    def commits(self) -> bool:
+        """Whether its rows are stored for good: our recorder, which wrote it and its mask, commits them afterwards."""
+        return self.recorded and (self.mask is None or self.mask.recorded)
+
+    @property
+    def settled_rows(self) -> int:
+        """The rows before the first file that may be written again: that has room for more, or is `unwritten_from`.
+
+        The file of the mask counts, too. If it commits rows, all of them are settled.
+        """
+        return self.full_rows if self.unwritten_from is None else min(self.full_rows, self.unwritten_from)
+
+    @property
+    def full_rows(self) -> int:
+        """The rows before the first file that has room for more; all of them if it commits rows."""
+        if self.commits:
+            return self.rows
+        heights = [height for array in (self, self.mask) if array is not None for height in array.shards[:1]]
+        return min((self.rows - self.rows % max(1, height) for height in heights), default=self.rows)
 
     @property
     def channels(self) -> int:

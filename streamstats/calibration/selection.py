@@ -226,7 +226,7 @@ def _mask(store: Source, layer: str, name: str | None, arrays: Mapping[str, zarr
             f"layer {layer}: its mask {name} is not in the store, which has {listed(arrays)}; restore it, or name "
             "another one under `mask`"
         )
-    return describe_array(store, name, arrays[name])
+    return replace(describe_array(store, name, arrays[name]), recorded=masked_layer(arrays[name]) == layer)
 
 
 def _first_matches(array: str, names: Sequence[str], rules: Sequence[LayerRule]) -> dict[str, LayerRule]:

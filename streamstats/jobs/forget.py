@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from ..calibration.identity import file_range, rows_of_file
 from ..calibration.layer import Layer
 from ..coverage import Coverage, Rows
 from ..errors import DataError, NonFiniteError, UsageError, listed
@@ -14,6 +13,7 @@ from ..outputs.layer_statistics import LayerStatistics
 from ..outputs.ledger import CountedSource, Measured, source_of
 from ..outputs.manifest import read_manifest
 from ..outputs.results import still_missing
+from ..outputs.resuming import files_without, uncounted_tail
 from ..progress import QUIET, Progress
 from ..statistics.statistics import Statistics
 from .job import Job
@@ -39,9 +39,9 @@ def forget(job: Job, rows: Rows, *, match: str = "*", progress: Progress = QUIET
     """Remove `rows` from the layers of `job` whose names match the glob `match`, and never count them again.
 
     Layers that read the same array forget together, even if only one of their names matches. The rows are read once
-    more and subtracted. If a statistic cannot tell what is left, such as an extremum that one of them may hold, other
-    rows are read again until it can. If one of the rows can no longer be read, or has changed since it was counted, all
-    others are counted anew. Raises as `run` does.
+    more and subtracted; those of a chunk with room for more are counted again without them. If a statistic cannot tell
+    what is left, such as an extremum that one of them may hold, other rows are read again until it can. If one of the
+    rows can no longer be read, or has changed since it was counted, all others are counted anew. Raises as `run` does.
     """
     with open_session(job, progress=progress) as session, _all_or_nothing():
         chosen = [layer for layer in session.layers if layer.matches(match)]
@@ -84,22 +84,24 @@ def _forgotten(
     session: Session, chosen: Sequence[Layer], rows: Coverage
 ) -> tuple[dict[str, LayerStatistics], list[Forgotten]]:
     """The ledgers without `rows`, and what was forgotten of each chosen layer."""
-    taken = {layer.name: session.ledgers[layer.name].source.covered & rows for layer in chosen}
+    settled = {layer.name: uncounted_tail(layer, session.ledgers[layer.name]) for layer in chosen}
+    taken = {name: ledger.source.covered & rows for name, ledger in settled.items()}
     parts = _counted(session, _empty(session), taken, unreadable="report")
     ledgers, again, forgotten = dict(session.ledgers), {}, []
     for layer in chosen:
-        whole, part = session.ledgers[layer.name], parts[layer.name]
-        others = whole.source.covered - rows
+        whole, part, before = settled[layer.name], parts[layer.name], session.ledgers[layer.name].source
+        others, tail = whole.source.covered - rows, before.tail - rows
         as_counted = part.source.covered == taken[layer.name] and not taken[layer.name] & whole.source.accepted
-        statistics, read = _rest(session, layer, part.statistics, others) if as_counted else (None, 0)
+        statistics, read = _rest(session, layer, whole, part.statistics, others) if as_counted else (None, 0)
         if statistics is not None:
-            rest = replace(whole, statistics=statistics)
+            rest, read = replace(whole, statistics=statistics), read + len(tail)
+            again[layer.name] = tail
         else:
-            again[layer.name], read = others, len(others)
+            again[layer.name], read = others | tail, len(others | tail)
             rest = _begun_anew(layer, whole)
         ledgers[layer.name] = replace(rest, sources=(_excluding(layer, rest.source, rows),))
-        forgotten += [Forgotten(name, layer.name, len(taken[layer.name]), read) for name in layer.names]
-    if again:
+        forgotten += [Forgotten(name, layer.name, len(before.covered & rows), read) for name in layer.names]
+    if any(again.values()):
         ledgers = _counted(session, ledgers, again, unreadable="error")
     return ledgers, forgotten
 
@@ -124,13 +126,15 @@ def _policy(session: Session, unreadable: str) -> Policy:
     return Policy(session.job.nonfinite, "fill" if session.job.missing == "fill" else unreadable)
 
 
-def _rest(session: Session, layer: Layer, part: Statistics, others: Coverage) -> tuple[Statistics | None, int]:
-    """The statistics of `layer` less `part`, and how many of the `others` were read to find them.
+def _rest(
+    session: Session, layer: Layer, counted: LayerStatistics, part: Statistics, others: Coverage
+) -> tuple[Statistics | None, int]:
+    """The statistics `counted` of `layer` less `part`, and how many of the `others` were read to find them.
 
     Others are read only until every statistic is known; the statistic of all others is always the answer. But rows that
     have changed since they were counted are not what was counted of them: None if only they could tell.
     """
-    whole, accepted = session.ledgers[layer.name].statistics, session.ledgers[layer.name].source.accepted
+    whole, accepted = counted.statistics, counted.source.accepted
     read, rest = 0, Statistics.empty(layer.kinds, layer.space)
     left = whole.without(part, rest)
     if left is not None:
@@ -154,11 +158,5 @@ def _rest(session: Session, layer: Layer, part: Statistics, others: Coverage) ->
 
 def _excluding(layer: Layer, source: CountedSource, rows: Coverage) -> CountedSource:
     left = source.covered - rows
-    masks = [] if layer.mask is None else _uncounted(layer.mask, rows, left)
-    return source.forget(rows, _uncounted(layer, rows, left), masks)
-
-
-def _uncounted(array: Layer, rows: Coverage, left: Coverage) -> list[int]:
-    """The files of `array` that hold some of `rows`, and none of the rows that are `left`."""
-    touched = [number for start, stop in rows.ranges for number in file_range(array, start, stop)]
-    return [number for number in touched if not left & Coverage.of([rows_of_file(array, number)])]
+    masks = [] if layer.mask is None else files_without(layer.mask, rows, left)
+    return source.forget(rows, files_without(layer, rows, left), masks)

@@ -206,6 +206,8 @@ def _part(layer: Layer, start: int, stop: int, block_shape: tuple[int, ...], ful
     """
     height = layer.shards[0] if layer.shards[0] * _row_cost(layer) <= full else layer.chunks[0]
     number = max(1, (full - taken) // max(1, height * _row_cost(layer)))
+    if start < layer.settled_rows:
+        stop = min(stop, layer.settled_rows)  # rows that may have to be counted again are measured apart
     return Part(layer.name, start, min(stop, (start // height + number) * height), block_shape)
 
 
@@ -222,7 +224,7 @@ def _fit(layers: Sequence[Layer], memory: int, threads: int) -> tuple[int, int]:
 
 
 def _peak(layers: Sequence[Layer], threads: int, block_budget: int) -> int:
-    states = STATE_COPIES * sum(_state_bytes(layer) + IDENTITY_BYTES * _file_count(layer) for layer in layers)
+    states = STATE_COPIES * sum(_ledger_bytes(layer) + IDENTITY_BYTES * _file_count(layer) for layer in layers)
     in_flight = threads * TASKS_IN_FLIGHT * _result_bytes(layers)
     each = zip(*_each_reading_bytes(layers, block_budget), strict=True)
     reading: int = threads * sum(
@@ -329,6 +331,11 @@ def _result_bytes(layers: Sequence[Layer]) -> int:
 
 def _state_bytes(layer: Layer) -> int:
     return state_bytes(layer.kinds, layer.space)
+
+
+def _ledger_bytes(layer: Layer) -> int:
+    """Those of the statistics of a ledger: of all rows, and of those that are settled, if that is another number."""
+    return _state_bytes(layer) * (2 if layer.settled_rows < layer.rows else 1)
 
 
 def _working_bytes(layer: Layer, block_budget: int) -> int:

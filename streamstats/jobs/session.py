@@ -16,10 +16,11 @@ from ..calibration.layer import Layer
 from ..calibration.selection import Selected, select_layers
 from ..coverage import Coverage, Rows
 from ..errors import StreamstatsError, UsageError, counted, listed
+from ..outputs.changes import Change, check_unchanged
 from ..outputs.layer_statistics import LayerStatistics
 from ..outputs.manifest import Gaps, joined, read_manifest
 from ..outputs.results import check_no_store, check_paths, remove_leftovers, write_results
-from ..outputs.resuming import check_unchanged, load, restarted
+from ..outputs.resuming import load, restarted
 from ..outputs.saving import Saver, held
 from ..outputs.shortfalls import Shortfall, shortfalls
 from ..progress import QUIET, Progress, Stage
@@ -95,6 +96,10 @@ class Session:
         """The outcome if nothing more is counted."""
         return self._with_shortfalls(Outcome(self.ledgers))
 
+    def resumed(self, selected: Selected, ledgers: dict[str, LayerStatistics]) -> Session:
+        """The session as it goes on with the layers that are `selected` now, of which `ledgers` are counted."""
+        return replace(self, selected=settled(selected, ledgers), ledgers=ledgers)
+
     def count(self, ledgers: Ledgers, wanted: Mapping[str, Coverage], policy: Policy) -> Outcome:
         """`ledgers` with the `wanted` rows counted, too; it saves nothing."""
         return reduce_layers(self.layers, ledgers, wanted, self.job.memory, self.workers, policy, self.progress)
@@ -164,12 +169,21 @@ def open_session(
             if restart:
                 ledgers = restarted(output, selected.layers)
             else:
-                _check_same_source(output, job.source, accept_changes=accept_changes)
-                ledgers = load(output, selected.layers, accept_changes=accept_changes)
+                copies: list[Change] = []
+                moved = _has_moved(output, job.source) and accept_changes
+                ledgers = load(output, selected.layers, accept_changes=accept_changes, moved=moved, tell=copies.extend)
+                tell_copies(copies, progress)
             with open_workers(job.cluster, selected.layers, client, progress.say) as workers:
-                yield Session(job, selected, ledgers, restart, workers, progress)
+                yield Session(job, settled(selected, ledgers), ledgers, restart, workers, progress)
     finally:
         remove_if_empty(output)
+
+
+def settled(selected: Selected, ledgers: Ledgers) -> Selected:
+    """`selected` with the rows that are settled in `ledgers`: fewer, where a file is still to be written."""
+    known = {layer.name: ledgers[layer.name].sources[0].settled_rows for layer in selected.layers}
+    layers = tuple(replace(layer, unwritten_from=known[layer.name]) for layer in selected.layers)
+    return replace(selected, layers=layers)
 
 
 def reduce_layers(
@@ -319,17 +333,24 @@ def _mib(size: int) -> str:
     return f"{-(-size // MiB)} MiB"
 
 
-def _check_same_source(output: Path, source: str, *, accept_changes: bool) -> None:
-    """Raise `DataError` for a damaged manifest, `UsageError` if --accept-changes is used with another store."""
+def tell_copies(copies: Sequence[Change], progress: Progress) -> None:
+    """Report which chunks are taken for copies of those that were counted, and why."""
+    for proved, why in ((True, "checksums"), (False, "samples of their bytes")):
+        those = [each for each in copies if each.is_copy is proved]
+        if those:
+            layers = listed(dict.fromkeys(each.array.name for each in those))
+            progress.say(
+                f"note: {counted(len(those), 'chunk')} of {layers} written again since they were counted: taken for "
+                f"copies, because they have the same sizes and {why}"
+            )
+
+
+def _has_moved(output: Path, source: str) -> bool:
+    """Whether what `output` holds was counted from another place. Raises `DataError` for a damaged manifest."""
     manifest = read_manifest(output)
-    if manifest is None or manifest.merged or not accept_changes:
-        return
-    before = manifest.sources[0]
-    if Path(before).resolve() != Path(source).resolve():
-        raise UsageError(
-            f"{output} was counted from {before}, but the source is {source}; --accept-changes needs the same store; "
-            "count everything again with --restart, or choose another output"
-        )
+    if manifest is None or manifest.merged:
+        return False
+    return Path(manifest.sources[0]).resolve() != Path(source).resolve()
 
 
 def _check_apart(source: str, output: Path) -> None:

@@ -2,82 +2,166 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 from ..calibration.attributes import Attributes
-from ..calibration.identity import file_key, file_range, identities, mask_identities, rows_of_file
+from ..calibration.identity import file_range, mask_identities, rows_of_file, sampled
 from ..calibration.layer import Layer
-from ..calibration.sources.identities import MISSING, UNCOUNTED, Identities, Identity, is_counted, is_known
 from ..coverage import EMPTY, Coverage, Rows
-from ..errors import DataError, MismatchError, in_words, listed
+from ..errors import DataError, MismatchError, UsageError, in_words, listed
 from ..statistics.meaning import Meaning
 from ..statistics.statistic import Space
 from ..statistics.statistics import Statistics
+from .changes import WAYS_OUT, Change, are_known, change_error, compared, compared_mask, rows_of
 from .layer_statistics import LayerStatistics
-from .ledger import CountedSource, Ledger, Measured, source_of
+from .ledger import Ledger, Measured, source_of
 from .manifest import check_not_newer
 from .results import excluded_rows, read_states
 
-WAYS_OUT = "count everything again with `run --restart`, or keep what was counted with `run --accept-changes`"
+Tell = Callable[[Sequence[Change]], None]
+"""Called with the files that are taken for copies of those that were counted."""
+NO_COPY = (
+    "--accept-changes needs the same store, or a copy of it; count everything again with --restart, or choose another "
+    "output"
+)
 
 
-def load(output: Path, layers: Sequence[Layer], *, accept_changes: bool = False) -> dict[str, LayerStatistics]:
+def ignore(_copies: Sequence[Change]) -> None:
+    """Tell nobody."""
+
+
+def load(
+    output: Path, layers: Sequence[Layer], *, accept_changes: bool = False, moved: bool = False, tell: Tell = ignore
+) -> dict[str, LayerStatistics]:
     """The statistics of `layers` to resume from, by name. With `accept_changes`, the store may have changed since.
 
-    Raises `DataError` for a damaged state, and for a store that has changed since it was counted, naming the chunk;
-    `MismatchError` if the job now describes a layer differently.
+    Rows of files that had room for more and have changed are not counted in them any more. `tell` is told of copies. A
+    store that has `moved` must be a copy. Raises `DataError` for a damaged state, and for a store that has changed
+    since it was counted, naming the chunk; `MismatchError` if the job now describes a layer differently.
     """
     states = read_states(output, [layer.name for layer in layers])
+    resuming = Resuming(accept_changes, moved, tell)
     return {
-        layer.name: continued(layer, states[layer.name], accept_changes=accept_changes)
-        if layer.name in states
-        else _empty(output, layer)
+        layer.name: resuming.continued(layer, states[layer.name]) if layer.name in states else _empty(output, layer)
         for layer in layers
     }
 
 
-def continued(layer: Layer, state: LayerStatistics | None, *, accept_changes: bool = False) -> LayerStatistics:
+def continued(layer: Layer, state: LayerStatistics | None) -> LayerStatistics:
     """The statistics to resume from: `state`, checked against the store, or empty ones. Raises as `load`."""
-    if state is None:
-        return LayerStatistics.empty(layer)
+    return LayerStatistics.empty(layer) if state is None else Resuming().continued(layer, state)
+
+
+@dataclass(frozen=True)
+class Resuming:
+    """How to resume: whether changes are accepted, whether the store has moved, and who is told of copies."""
+
+    accept_changes: bool = False
+    moved: bool = False
+    tell: Tell = ignore
+
+    def continued(self, layer: Layer, state: LayerStatistics) -> LayerStatistics:
+        """The statistics of `layer` to resume from: `state`, checked against the store. Raises as `load`."""
+        check_same_job(layer, state)
+        state = _described(layer, state)
+        if state.source.fingerprint != layer.fingerprint:
+            return self._stored_anew(layer, state)
+        state = without_changed_tail(layer, state)
+        if state.source.covered.stop > layer.rows and not self.accept_changes:
+            raise DataError(
+                f"layer {layer.name}: it has {layer.rows} rows, but rows up to {state.source.covered.stop} were "
+                f"counted; {WAYS_OUT}"
+            )
+        known, changed = compared(layer, state.source)
+        known_masks, changed_masks = compared_mask(layer, state.source)
+        accepted = self._accepted(layer, [*changed, *changed_masks])
+        rows = max(layer.rows, state.source.covered.stop, state.source.excluded.stop if self.accept_changes else 0)
+        source = replace(
+            state.source,
+            rows=rows,
+            excluded=state.source.excluded & Coverage.first(rows),
+            accepted=state.source.accepted | accepted & state.source.covered,
+            files=known,
+            mask_files=known_masks,
+            recorded=layer.commits,
+        )
+        return replace(state, sources=(source,))
+
+    def _accepted(self, layer: Layer, changes: Sequence[Change]) -> Coverage:
+        """The rows of files that have changed and are accepted. Raises `DataError` if they are not."""
+        copies = [each for each in changes if each.is_copy or (self.accept_changes and each.looks_copied)]
+        others = [each for each in changes if each not in copies]
+        if others and self.moved:
+            raise UsageError(f"layer {layer.name}: {others[0]} of {layer.store} is not what was counted; {NO_COPY}")
+        if others and not self.accept_changes:
+            raise change_error(layer, others)
+        self.tell(copies)
+        return rows_of(others)
+
+    def _stored_anew(self, layer: Layer, state: LayerStatistics) -> LayerStatistics:
+        """`state` for an array that is stored in another way: what was counted of it is accepted, or `DataError`."""
+        if self.moved:
+            raise UsageError(f"layer {layer.name} of {layer.store} is stored in another way; {NO_COPY}")
+        if not self.accept_changes:
+            raise DataError(
+                f"layer {layer.name}: its dtype, sample shape, chunks or codecs have changed since it was counted; "
+                f"{WAYS_OUT}"
+            )
+        before = state.source
+        found = source_of(layer, max(layer.rows, before.covered.stop, before.excluded.stop))
+        found = replace(found, excluded=before.excluded, filled=before.filled, accepted=before.covered)
+        for start, stop in before.covered.ranges:
+            found = found.count(_unmeasured(layer, (start, stop)))
+        return replace(state.with_settled(), sources=(found,))
+
+
+def without_changed_tail(layer: Layer, state: LayerStatistics) -> LayerStatistics:
+    """`state`, less the rows of its tail if these have to be counted again: if one of their files is not as it was, or
+    if that is unknown.
+
+    A file that had room for more and has not changed since the array grew is still to be written, so the tail stays.
+    """
     source = state.source
-    check_same_job(layer, state)
-    # the quantisation may change: it applies only to the final sums; the kernel, where no statistic depends on it
-    state = replace(
-        state,
+    files = [*compared(layer, source)[1], *compared_mask(layer, source)[1]] if source.tail else []
+    changed = [each for each in files if not each.is_copy and source.tail & Coverage.of([each.rows])]
+    if source.tail and not changed and are_known(layer, source, source.tail):
+        settled_rows = min(source.settled_rows, layer.settled_rows)
+    else:
+        state, settled_rows = uncounted_tail(layer, state), layer.settled_rows
+    return replace(state, sources=(replace(state.source, settled_rows=settled_rows),))
+
+
+def uncounted_tail(layer: Layer, state: LayerStatistics) -> LayerStatistics:
+    """`state` with the rows of its tail not counted."""
+    if state.settled is None:
+        return state
+    tail = state.source.tail
+    masks = [] if layer.mask is None else files_without(layer.mask, tail, state.source.covered - tail)
+    source = state.source.uncount(tail, files_without(layer, tail, state.source.covered - tail), masks)
+    return replace(state, statistics=state.settled, settled=None, sources=(source,))
+
+
+def files_without(array: Layer, rows: Coverage, left: Coverage) -> list[int]:
+    """The files of `array` that hold some of `rows`, and none of the rows that are `left`."""
+    touched = [number for start, stop in rows.ranges for number in file_range(array, start, stop)]
+    return [number for number in touched if not left & Coverage.of([rows_of_file(array, number)])]
+
+
+def _described(layer: Layer, state: LayerStatistics) -> LayerStatistics:
+    """`state` as `layer` is described now.
+
+    The quantisation may change: it applies only to the final sums; the kernel, where no statistic depends on it.
+    """
+    return replace(
+        state.with_kernel(layer.kernel),
         quantization=layer.quantization,
-        statistics=state.statistics.with_kernel(layer.kernel),
         readers=layer.readers,
         tensor=layer.tensor,
         rows_are=layer.rows_are,
         order=layer.order,
         attributes=layer.attributes,
-    )
-    if accept_changes:
-        return replace(state, sources=(_accepted(layer, source),))
-    if source.fingerprint != layer.fingerprint:
-        raise DataError(
-            f"layer {layer.name}: its dtype, sample shape, chunks or codecs have changed since it was counted; "
-            f"{WAYS_OUT}"
-        )
-    if source.covered.stop > layer.rows:
-        raise DataError(
-            f"layer {layer.name}: it has {layer.rows} rows, but rows up to {source.covered.stop} were counted; "
-            f"{WAYS_OUT}"
-        )
-    known, changed = compared(layer, source)
-    if changed:
-        raise _change(layer, *changed[0])
-    known_masks, changed = compared_mask(layer, source)
-    if changed:
-        raise _mask_change(layer, *changed[0])
-    excluded = source.excluded & Coverage.first(layer.rows)
-    return replace(
-        state, sources=(replace(source, rows=layer.rows, excluded=excluded, files=known, mask_files=known_masks),)
     )
 
 
@@ -110,21 +194,21 @@ def check_same_job(layer: Layer, state: Ledger) -> None:
     if state.statistics.uses_kernel:
         pairs["kernel"] = (_kernel(state.space), _kernel(layer.space))
         pairs["sample shape"] = (str(state.space.sample), str(layer.sample_shape))
-    for what, (counted, asked) in pairs.items():
+    for what, (before, asked) in pairs.items():
         unasked = [kind.name for kind in layer.kinds if kind.unasked and kind.name not in state.statistics]
-        if counted != asked and what == "statistics" and unasked:
+        if before != asked and what == "statistics" and unasked:
             raise MismatchError(
-                f"layer {layer.name}: {counted} were counted, but its kernel misses positions, so that the job now "
+                f"layer {layer.name}: {before} were counted, but its kernel misses positions, so that the job now "
                 f"counts {listed(unasked)}, too; count everything again with --restart, or choose another output"
             )
-        if counted != asked and what == "statistics":
+        if before != asked and what == "statistics":
             raise MismatchError(
-                f"layer {layer.name}: {counted} were counted, but the job now has {asked}; set `statistics` to what "
+                f"layer {layer.name}: {before} were counted, but the job now has {asked}; set `statistics` to what "
                 "was counted besides mean and extrema, count everything again with --restart, or choose another output"
             )
-        if counted != asked:
+        if before != asked:
             raise MismatchError(
-                f"layer {layer.name}: it was counted with {what} {counted}, but the job now has {asked}; correct the "
+                f"layer {layer.name}: it was counted with {what} {before}, but the job now has {asked}; correct the "
                 "configuration, count everything again with --restart, or choose another output"
             )
     for kind in layer.kinds:
@@ -158,104 +242,9 @@ def _kernel(space: Space) -> str:
     return "unknown" if space.kernel is None else in_words(space.kernel.to_metadata())
 
 
-def _accepted(layer: Layer, source: CountedSource) -> CountedSource:
-    """`source` with the fingerprint and files that the store has now."""
-    rows = max(layer.rows, source.covered.stop, source.excluded.stop)
-    changed = source.covered if source.fingerprint != layer.fingerprint else _rows_of_changed(layer, source)
-    accepted = source.accepted | changed & source.covered
-    found = replace(source_of(layer, rows), excluded=source.excluded, filled=source.filled, accepted=accepted)
-    for start, stop in source.covered.ranges:
-        found = found.count(_unmeasured(layer, (start, stop)))
-    return found
-
-
 def _unmeasured(layer: Layer, rows: Rows) -> Measured:
     """The files that hold `rows` now, and their mask's, with the statistics of nothing."""
     files = file_range(layer, *rows)
     masks, of_masks = mask_identities(layer, rows)
     nothing = Statistics.empty(layer.kinds, layer.space)
-    return Measured(layer.name, rows, nothing, files.start, identities(layer, files), EMPTY, masks, of_masks)
-
-
-def _rows_of_changed(layer: Layer, source: CountedSource) -> Coverage:
-    """The rows of the counted files that have changed, those of the mask among them."""
-    changed = Coverage.of(rows_of_file(layer, number) for number, _ in compared(layer, source)[1])
-    masks = compared_mask(layer, source)[1]
-    return changed | Coverage.of(rows_of_file(mask_of(layer), number) for number, _ in masks)
-
-
-def compared(layer: Layer, source: CountedSource) -> tuple[Identities, list[tuple[int, str]]]:
-    """The identities of the counted files now, and (number, what happened) for each that has changed.
-
-    A file that was not full may be rewritten when rows are appended, even if appending was interrupted.
-    """
-    now = identities(layer, range(len(source.files)))
-    now[~is_counted(source.files)] = UNCOUNTED
-    changed = _changed(source, 0, now)
-    may_have_grown = layer.rows > source.rows or layer.unfinished
-    return now, [each for each in changed if not (may_have_grown and rows_of_file(layer, each[0])[1] > source.rows)]
-
-
-def compared_mask(layer: Layer, source: CountedSource) -> tuple[Identities, list[tuple[int, str]]]:
-    """As `compared`, for the files of the mask of `layer`."""
-    if layer.mask is None:
-        return source.mask_files, []
-    return compared(mask_of(layer), replace(source, files=source.mask_files))
-
-
-def mask_of(layer: Layer) -> Layer:
-    """The mask of `layer`, an array with as many rows."""
-    assert layer.mask is not None
-    return replace(layer.mask, shape=(layer.rows, *layer.mask.shape[1:]), unfinished=layer.unfinished)
-
-
-def check_unchanged(layer: Layer, source: CountedSource, measured: Measured) -> None:
-    """Raise `DataError` if one of the files of `measured` has changed since `source` was counted.
-
-    A file with room for more rows may be rewritten at any time: a recorder may be appending to it.
-    """
-    for number, said in _changed(source, measured.first_file, measured.files):
-        if rows_of_file(layer, number)[1] <= layer.rows:
-            raise _change(layer, number, said)
-    masks = replace(source, files=source.mask_files)
-    for number, said in _changed(masks, measured.first_mask_file, measured.mask_files):
-        if rows_of_file(mask_of(layer), number)[1] <= layer.rows:
-            raise _mask_change(layer, number, said)
-
-
-def _change(layer: Layer, number: int, said: str) -> DataError:
-    return DataError(f"layer {layer.name}: {_chunk(layer, number)} {said} since it was counted; {WAYS_OUT}")
-
-
-def _mask_change(layer: Layer, number: int, said: str) -> DataError:
-    mask = mask_of(layer)
-    return DataError(
-        f"layer {layer.name}: {_chunk(mask, number)} of its mask {mask.name} {said} since it was counted; {WAYS_OUT}"
-    )
-
-
-def _chunk(layer: Layer, number: int) -> str:
-    first, stop = rows_of_file(layer, number)
-    return f"chunk {file_key(layer, number)} (rows {first}:{min(stop, layer.rows)})"
-
-
-def _changed(source: CountedSource, first: int, files: Identities) -> list[tuple[int, str]]:
-    """(number, what happened) for each of `files` that is counted in `source` and has changed since."""
-    before = source.files[first : first + len(files)]
-    after = files[: len(before)]
-    known = is_known(before) & is_known(after)
-    numbers = np.flatnonzero(known & (before != after).any(axis=1)).tolist()
-    return [
-        (first + number, _what_happened(tuple(before[number].tolist()), tuple(after[number].tolist())))
-        for number in numbers
-    ]
-
-
-def _what_happened(before: Identity, after: Identity) -> str:
-    if after == MISSING:
-        return "was removed"
-    if before == MISSING:
-        return "was written"
-    if before[0] != after[0]:
-        return f"changed from {before[0]} to {after[0]} bytes"
-    return "was rewritten"
+    return Measured(layer.name, rows, nothing, files.start, sampled(layer, files), EMPTY, masks, of_masks)
