@@ -49,7 +49,7 @@ def identities(layer: Layer, files: range, opened: Mapping[str, Identity] | None
     The files of an archive have the identity of the archive; those that their source cannot identify are UNKNOWN.
     Raises `StoreError` if an object store does not respond.
     """
-    folder = None if layer.keys is None else layer.source.folder(layer.name)
+    folder = None if layer.keys is None else layer.source.folder(layer.path)
     if folder is None:
         return np.full((len(files), 2), layer.source.identity(), np.int64)
     each = folder.identities(_keys(layer, files), opened)

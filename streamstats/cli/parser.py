@@ -185,6 +185,8 @@ def _add_forget(parser: argparse.ArgumentParser) -> None:
     _add_config(parser, "the YAML file of the job")
     parser.add_argument("--rows", metavar="A:B", required=True, help="rows A to B - 1; the first row is 0")
     parser.add_argument("--layers", metavar="GLOB", default="*", help="only layers whose names match")
+    parser.add_argument("--source", metavar="STORE", help="rows of this store, one of several that the job names")
+    parser.add_argument("--part", metavar="PART", help="rows of this part of a recording")
 
 
 def _add_merge(parser: argparse.ArgumentParser) -> None:

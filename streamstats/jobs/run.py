@@ -13,17 +13,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from ..calibration.layer import Layer
+from ..calibration.layer import Layer, arrays_of
 from ..calibration.selection import LayerRule, Selected, select_layers
 from ..coverage import Coverage
-from ..errors import ChangedError, DataError, UsageError
+from ..errors import ChangedError, DataError, UsageError, listed
 from ..outputs.layer_statistics import LayerStatistics
 from ..outputs.ledger import by_layer
 from ..outputs.resuming import continued, load
 from ..progress import QUIET, Progress
 from .job import DEFAULT_MEMORY, Job
 from .measuring import Policy
-from .session import Outcome, Session, missing_rows, open_session, reduce_layers
+from .session import Outcome, Session, missing_rows, open_session, reduce_layers, source_of
 from .sizes import parse_bytes
 from .workers import Cluster, available_cores, open_workers
 
@@ -50,7 +50,7 @@ class Follow:
 
 
 def reduce(
-    source: str | Path,
+    source: str | Path | Sequence[str | Path],
     *,
     layers: Sequence[LayerRule] = (),
     memory: str | int = DEFAULT_MEMORY,
@@ -60,7 +60,7 @@ def reduce(
     client: Client | None = None,
     progress: Progress = QUIET,
 ) -> dict[str, LayerStatistics]:
-    """The exact statistics of every layer of the calibration store at `source`, by name.
+    """The exact statistics of every layer of the calibration store at `source`, or of several stores, by name.
 
     `layers` chooses and describes layers (default: every array, as its attributes describe it). `memory` limits the
     process. `nonfinite="skip"` excludes NaN and infinities from sums and counts, and counts them separately;
@@ -76,10 +76,11 @@ def reduce(
     cluster = Cluster(threads=available_cores() if threads is None else threads)
     budget = _budget(memory)
     selected = select_layers(source, layers)
+    where = source if isinstance(source, str | Path) else listed(map(str, source))
     for name, reason in selected.unreadable.items():
-        raise DataError(f"{source}: array {name} cannot be read: {reason}; repair it, or choose others by `layers`")
+        raise DataError(f"{where}: array {name} cannot be read: {reason}; repair it, or choose others by `layers`")
     chosen = selected.layers
-    ledgers = {layer.name: LayerStatistics.empty(layer) for layer in chosen}
+    ledgers = {name: LayerStatistics.empty(*arrays) for name, arrays in arrays_of(chosen).items()}
     with open_workers(cluster, chosen, client) as workers:
         wanted = missing_rows(chosen, ledgers)
         outcome = reduce_layers(chosen, ledgers, wanted, budget, workers, Policy(nonfinite, missing), progress)
@@ -126,8 +127,8 @@ def run(
         outcome = _run_while_it_grows(session, on_written)
         if follow is not None:
             for selected in _grown(session, follow):
-                known = outcome.statistics
-                ledgers = {layer.name: continued(layer, known.get(layer.name)) for layer in selected.layers}
+                known, arrays = outcome.statistics, arrays_of(selected.layers)
+                ledgers = {name: continued(each, known.get(name)) for name, each in arrays.items()}
                 session = replace(session, selected=selected, ledgers=ledgers, restarted=False)
                 outcome = _run_while_it_grows(session, on_written)
         return outcome
@@ -156,7 +157,8 @@ def _run_until(session: Session, until: Until, on_written: OnWritten) -> Outcome
     """Count in rounds over the first rows: the same rounds whether or not the run was interrupted."""
     if session.job.rows is not None:
         raise UsageError("`rows` is set, but this run determines how many rows are enough; leave out `rows`")
-    covered = max((each.source.covered.stop for each in session.ledgers.values()), default=0)
+    counted = (source for each in session.ledgers.values() for source in each.sources)
+    covered = max((source.covered.stop for source in counted), default=0)
     outcome = session.so_far()
     for rows in _rounds(session.layers):
         if rows < covered:
@@ -187,17 +189,22 @@ def _whole(rows: int, together: int) -> int:
 
 def _grown(session: Session, follow: Follow) -> Iterator[Selected]:
     """The layers, each time they have gained rows, until `follow` says to stop."""
-    rows = {layer.name: layer.rows for layer in session.layers}
+    rows, layers = {layer.name: layer.rows for layer in session.layers}, session.layers
     since = time.monotonic()
-    while follow.rows is None or any(count < follow.rows for count in rows.values()):
+    while follow.rows is None or _fewest_rows(layers) < follow.rows:
         if follow.idle is not None and time.monotonic() - since >= follow.idle:
             return
         time.sleep(POLL_SECONDS)
         selected = select_layers(session.job.source, session.job.rules)
         found = {layer.name: layer.rows for layer in selected.layers}
         if found != rows:
-            rows, since = found, time.monotonic()
+            rows, layers, since = found, selected.layers, time.monotonic()
             yield selected
+
+
+def _fewest_rows(layers: Sequence[Layer]) -> int:
+    """The rows of the layer that has the fewest, in all its arrays."""
+    return min(sum(array.rows for array in arrays) for arrays in arrays_of(layers).values())
 
 
 def _check_wanted_rows(session: Session, follow: Follow | None) -> None:
@@ -209,7 +216,7 @@ def _check_wanted_rows(session: Session, follow: Follow | None) -> None:
     if rows[0] >= most and follow is None:
         raise UsageError(f"`rows` is {rows[0]}:{rows[1]}, but no layer has more than {most} rows; correct `rows`")
     for layer in session.layers:
-        others = session.ledgers[layer.name].source.covered - Coverage.of([rows])
+        others = source_of(layer, session.ledgers).covered - Coverage.of([rows])
         if others:
             start, stop = others.ranges[0]
             raise UsageError(

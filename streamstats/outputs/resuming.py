@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ..calibration.identity import file_key, file_range, identities, mask_identities, rows_of_file
-from ..calibration.layer import Layer
+from ..calibration.layer import Layer, arrays_of
 from ..calibration.sources.identities import MISSING, UNCOUNTED, Identities, Identity, is_counted, is_known
 from ..coverage import EMPTY, Coverage, Rows
 from ..errors import DataError, MismatchError, in_words, listed
@@ -19,6 +19,7 @@ from .layer_statistics import LayerStatistics
 from .ledger import CountedSource, Ledger, Measured, source_of
 from .manifest import check_not_newer
 from .results import excluded_rows, read_states
+from .several import excluded_of, stores_before, with_arrays
 
 WAYS_OUT = "count everything again with `run --restart`, or keep what was counted with `run --accept-changes`"
 
@@ -29,20 +30,33 @@ def load(output: Path, layers: Sequence[Layer], *, accept_changes: bool = False)
     Raises `DataError` for a damaged state, and for a store that has changed since it was counted, naming the chunk;
     `MismatchError` if the job now describes a layer differently.
     """
-    states = read_states(output, [layer.name for layer in layers])
+    arrays, before = arrays_of(layers), stores_before(output)
+    states = read_states(output, arrays)
+    found = {name: with_arrays(state, arrays[name], before) for name, state in states.items()}
     return {
-        layer.name: continued(layer, states[layer.name], accept_changes=accept_changes)
-        if layer.name in states
-        else _empty(output, layer)
-        for layer in layers
+        name: continued(each, found[name], accept_changes=accept_changes) if name in found else _empty(output, each)
+        for name, each in arrays.items()
     }
 
 
-def continued(layer: Layer, state: LayerStatistics | None, *, accept_changes: bool = False) -> LayerStatistics:
-    """The statistics to resume from: `state`, checked against the store, or empty ones. Raises as `load`."""
+def continued(
+    arrays: Sequence[Layer], state: LayerStatistics | None, *, accept_changes: bool = False
+) -> LayerStatistics:
+    """The statistics of a layer to resume from: `state`, checked against its `arrays`, or empty ones.
+
+    Raises as `load`.
+    """
     if state is None:
-        return LayerStatistics.empty(layer)
-    source = state.source
+        return LayerStatistics.empty(*arrays)
+    state = with_arrays(state, arrays)
+    for layer in arrays:
+        state = _continued(layer, state, accept_changes=accept_changes)
+    return state
+
+
+def _continued(layer: Layer, state: LayerStatistics, *, accept_changes: bool) -> LayerStatistics:
+    """`state`, with the source that is `layer` checked against it."""
+    source = state.at(layer.address)
     check_same_job(layer, state)
     # the quantisation may change: it applies only to the final sums; the kernel, where no statistic depends on it
     state = replace(
@@ -54,7 +68,7 @@ def continued(layer: Layer, state: LayerStatistics | None, *, accept_changes: bo
         rows_are=layer.rows_are,
     )
     if accept_changes:
-        return replace(state, sources=(_accepted(layer, source),))
+        return state.with_source(_accepted(layer, source))
     if source.fingerprint != layer.fingerprint:
         raise DataError(
             f"layer {layer.name}: its dtype, sample shape, chunks or codecs have changed since it was counted; "
@@ -72,9 +86,7 @@ def continued(layer: Layer, state: LayerStatistics | None, *, accept_changes: bo
     if changed:
         raise _mask_change(layer, *changed[0])
     excluded = source.excluded & Coverage.first(layer.rows)
-    return replace(
-        state, sources=(replace(source, rows=layer.rows, excluded=excluded, files=known, mask_files=known_masks),)
-    )
+    return state.with_source(replace(source, rows=layer.rows, excluded=excluded, files=known, mask_files=known_masks))
 
 
 def restarted(output: Path, layers: Sequence[Layer]) -> dict[str, LayerStatistics]:
@@ -83,14 +95,15 @@ def restarted(output: Path, layers: Sequence[Layer]) -> dict[str, LayerStatistic
     Raises `DataError` for a damaged state, and for a manifest of a newer version.
     """
     check_not_newer(output)
-    return {layer.name: _empty(output, layer) for layer in layers}
+    return {name: _empty(output, arrays) for name, arrays in arrays_of(layers).items()}
 
 
-def _empty(output: Path, layer: Layer) -> LayerStatistics:
+def _empty(output: Path, arrays: Sequence[Layer]) -> LayerStatistics:
     """The statistics of no rows; those that were forgotten stay excluded."""
-    empty = LayerStatistics.empty(layer)
-    excluded = excluded_rows(output, layer.name) & Coverage.first(layer.rows)
-    return replace(empty, sources=(replace(empty.source, excluded=excluded),))
+    empty, forgotten = LayerStatistics.empty(*arrays), excluded_rows(output, arrays[0].counted_as)
+    rows = [excluded_of(array, forgotten, output) & Coverage.first(array.rows) for array in arrays]
+    sources = (replace(source, excluded=each) for source, each in zip(empty.sources, rows, strict=True))
+    return replace(empty, sources=tuple(sources))
 
 
 def check_same_job(layer: Layer, state: Ledger) -> None:
@@ -100,7 +113,7 @@ def check_same_job(layer: Layer, state: Ledger) -> None:
         "channel axis": (state.channel_axis, layer.channel_axis),
         "channels": (state.channels, layer.channels),
         "statistics": (", ".join(state.statistics), ", ".join(kind.name for kind in layer.kinds)),
-        "mask": (_mask(state), "none" if layer.mask is None else layer.mask.name),
+        "mask": (state.at(layer.address).mask or "none", "none" if layer.mask is None else layer.mask.name),
     }
     if state.statistics.uses_kernel:
         pairs["kernel"] = (_kernel(state.space), _kernel(layer.space))
@@ -128,10 +141,6 @@ def check_same_job(layer: Layer, state: Ledger) -> None:
                 f"layer {layer.name}: {kind.name} was counted over samples of shape {state.space.sample}, but they now "
                 f"have the shape {layer.space.sample}; count everything again with --restart, or choose another output"
             )
-
-
-def _mask(state: Ledger) -> str:
-    return " and ".join(sorted({source.mask or "none" for source in state.sources}))
 
 
 def _kernel(space: Space) -> str:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ..calibration.addresses import ONLY, Address
 from ..calibration.readers import Readers
 from ..coverage import Coverage
 from ..errors import DataError
@@ -51,6 +53,7 @@ def state_bytes(ledger: Ledger) -> bytes:
         **({"rows_are": ledger.rows_are} if ledger.rows_are else {}),
         "masked": json.dumps(space.masked),
         "sources": json.dumps([[source.fingerprint, source.rows, source.mask] for source in ledger.sources]),
+        **_addresses_metadata(ledger),
     }
     return tensors_bytes(tensors, metadata)
 
@@ -61,6 +64,20 @@ def _readers_metadata(ledger: Ledger) -> dict[str, str]:
     if ledger.readers is None:
         return {"kernel": json.dumps(ledger.kernel, sort_keys=True), **tensor}
     return {"layers": json.dumps(ledger.readers.to_metadata(), sort_keys=True), **tensor}
+
+
+def _addresses_metadata(ledger: Ledger) -> dict[str, str]:
+    """Which of the arrays of a layer its sources are; nothing if they need no addresses."""
+    addresses = [source.address for source in ledger.sources]
+    return {"addresses": json.dumps([each.document() for each in addresses])} if {*addresses} != {ONLY} else {}
+
+
+def _addresses(metadata: Mapping[str, str], number: int) -> list[Address]:
+    """The addresses of the sources, as many as that `number`. Raises `ValueError` for another number of them."""
+    found = [Address.from_document(each) for each in json.loads(metadata.get("addresses", "[]"))] or [ONLY] * number
+    if len(found) != number:
+        raise ValueError(f"it has {number} sources and {len(found)} addresses")
+    return found
 
 
 def _readers(metadata: Mapping[str, str]) -> Readers | None:
@@ -79,17 +96,18 @@ def read_state(path: Path) -> LayerStatistics:
         raise DataError(f"{path} is not a usable state: {error}; {REMOVE}") from error
 
 
-def read_excluded(path: Path) -> Coverage:
-    """The excluded rows of the only source of a state; none if it has several sources.
+def read_excluded(path: Path) -> dict[Address, Coverage]:
+    """The excluded rows of the sources of a state; nothing of those that were merged and have no addresses.
 
     It also reads older formats: a restart must not count forgotten rows again. Raises `DataError`.
     """
-    tensors = read_any_tensors(path, FORMAT)
-    if _tensor(1, "excluded") in tensors:
-        return Coverage()
+    tensors, metadata = read_any_tensors(path, FORMAT)
+    number = sum(name.startswith("source.") and name.endswith(".excluded") for name in tensors)
     try:
-        return _coverage(tensors, 0, "excluded")
-    except (KeyError, ValueError) as error:
+        addresses = _addresses(metadata, max(1, number))
+        several = len({*addresses}) < len(addresses)
+        return {} if several else {each: _coverage(tensors, n, "excluded") for n, each in enumerate(addresses)}
+    except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path} is not a usable state: {error}; {REMOVE}") from error
 
 
@@ -114,6 +132,8 @@ def _from_file(tensors: Arrays, metadata: Mapping[str, str]) -> LayerStatistics:
     ]
     if not sources:
         raise ValueError("it names no source")
+    addresses = _addresses(metadata, len(sources))
+    sources = [replace(source, address=each) for source, each in zip(sources, addresses, strict=True)]
     return LayerStatistics(
         layer=metadata["layer"],
         channel_axis=axis,
