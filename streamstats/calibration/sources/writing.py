@@ -236,6 +236,8 @@ class WritableStore(PatientStore):
 
 
 def _left(location: str, path: str | Path, holder: Mapping[str, Any]) -> OutputError:
+    if holder.get("host") == this_process()["host"]:
+        return OutputError(f"{location} is in use by {said_of(holder)}; {OWN_PART}")
     return OutputError(
         f"{location} is in use by {said_of(holder)}, whose end cannot be seen from here; {OWN_PART}; if it has ended, "
         f"remove {path}"
