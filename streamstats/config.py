@@ -297,9 +297,27 @@ class ReductionConfig(Settings):
         return rules
 
 
+def _checked_source(value: object) -> object:
+    stores: list[Any] = value if isinstance(value, list) else [value]
+    if not all(isinstance(each, str) for each in stores):
+        raise ValueError("it should be a valid string" if stores == [value] else "expected a list of folders or URLs")
+    if not all(stores) or not stores:
+        raise ValueError("it should have at least 1 character" if stores == [value] else "expected one store or more")
+    if any("\0" in each for each in stores):
+        raise ValueError("expected no NUL characters")
+    return value
+
+
 class JobConfig(ReductionConfig):
     """A job: which statistics of a calibration store to count, where to write them, and which workers do the work."""
 
+    source: Annotated[  # type: ignore[assignment]  # a service takes one store; a job of your own, several
+        str | list[str],
+        PlainValidator(_checked_source, json_schema_input_type=str | list[str]),
+        Field(
+            description="The zarr group: a folder, a .zip or a URL; or a list of several, whose rows follow each other."
+        ),
+    ]
     output: Annotated[
         str, Field(min_length=1, pattern=NO_NUL, description="The folder for state, correctors and manifest.")
     ]
@@ -308,7 +326,7 @@ class JobConfig(ReductionConfig):
     def job(self) -> Job:
         """The job. Raises `UsageError` naming the entry with an impossible quantisation or kernel."""
         return Job(
-            source=self.source,
+            source=self.source if isinstance(self.source, str) else tuple(self.source),
             output=self.output,
             rules=tuple(self.rules()),
             memory=self.memory,

@@ -58,24 +58,27 @@ def masked_layer(array: zarr.Array[Any]) -> str | None:
     return _named(array, "mask_of")
 
 
-def _named(array: zarr.Array[Any], key: str) -> str | None:
+def part_in(array: zarr.Array[Any]) -> str | None:
+    """The part that `array` is in, as the recorder that made it wrote; else None."""
+    return _named(array, "part", "a part")
+
+
+def _named(array: zarr.Array[Any], key: str, of: str = "an array") -> str | None:
     attributes = array.attrs.asdict().get(ATTRIBUTES_KEY)
     name = attributes.get(key) if isinstance(attributes, Mapping) else None
     if name is not None and not isinstance(name, str):
-        raise DataError(
-            f"{array.path}: `{key}` in its attributes is {name!r}; expected the name of an array; repair them"
-        )
+        raise DataError(f"{array.path}: `{key}` in its attributes is {name!r}; expected the name of {of}; repair them")
     return name
 
 
 def describe_array(source: Source, name: str, array: zarr.Array[Any]) -> Layer:
-    """How `array` is stored, as a layer with the channels on the last axis, whatever its values and attributes.
+    """How `array`, called `name`, is stored: a layer with its channels on the last axis, whatever its values.
 
     Raises `DataError` if its grid is damaged.
     """
     _check_grid(name, array)
     keys = chunk_keys(array)
-    encoding = _encoding(source, name, array, keys)
+    encoding = _encoding(source, array, keys)
     return Layer(
         store=source.location,
         name=name,
@@ -87,6 +90,7 @@ def describe_array(source: Source, name: str, array: zarr.Array[Any]) -> Layer:
         encoding=encoding,
         keys=keys,
         fingerprint=_fingerprint(array),
+        at="" if array.path == name else array.path,
     )
 
 
@@ -100,10 +104,10 @@ def names_in(name: str, array: zarr.Array[Any]) -> tuple[str, ...]:
 def seen_differently(layer: Layer) -> str | None:
     """How `layer` differs as this process sees it; None if it is the same."""
     try:
-        array = zarr.open_array(layer.source.zarr_store(), path=layer.name, mode="r")
+        array = zarr.open_array(layer.source.zarr_store(), path=layer.path, mode="r")
         seen = [_fingerprint(array) == layer.fingerprint, array.shape[0] >= layer.rows]
         if layer.mask is not None:
-            mask = zarr.open_array(layer.source.zarr_store(), path=layer.mask.name, mode="r")
+            mask = zarr.open_array(layer.source.zarr_store(), path=layer.mask.path, mode="r")
             seen.append(_fingerprint(mask) == layer.mask.fingerprint)
     except Exception as error:
         return f"cannot see layer {layer.name} of {layer.store} ({first_line(error)}); make the store visible there"
@@ -125,9 +129,9 @@ def _check_grid(name: str, array: zarr.Array[Any]) -> None:
         )
 
 
-def _encoding(source: Source, name: str, array: zarr.Array[Any], keys: ChunkKeys | None) -> Encoding | None:
+def _encoding(source: Source, array: zarr.Array[Any], keys: ChunkKeys | None) -> Encoding | None:
     """How the files of `array` are stored; None if only zarr can read them."""
-    if keys is None or source.folder(name) is None:
+    if keys is None or source.folder(array.path) is None:
         return None
     return encoding_of(array)
 

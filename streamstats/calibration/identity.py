@@ -58,7 +58,7 @@ def identities(
     object store does not respond.
     """
     found = np.full((len(files), FILE_COLUMNS), UNSAMPLED, np.int64)
-    folder = None if layer.keys is None else layer.source.folder(layer.name)
+    folder = None if layer.keys is None else layer.source.folder(layer.path)
     if folder is None:
         found[:, :2] = layer.source.identity()
         return found
@@ -71,7 +71,7 @@ def identities(
 
 def with_contents(layer: Layer, first: int, files: Files) -> Files:
     """`files`, numbered from `first`, with the contents of those that have an identity, as far as they can be read."""
-    folder = None if layer.keys is None else layer.source.folder(layer.name)
+    folder = None if layer.keys is None else layer.source.folder(layer.path)
     wanted = np.flatnonzero(has_identity(files)).tolist()
     if folder is None or not wanted:
         return files

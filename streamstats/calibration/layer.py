@@ -1,12 +1,15 @@
 """A layer: an array of a calibration store, its channel axis, its quantisation, and how it is stored.
 
-Several layers of a model may read one array; it is counted once, and `readers` names them. A `Layer` is a small value
+Several layers of a model may read one array; it is counted once, and `readers` names them. And a layer may have several
+arrays, whose rows follow each other: one for each source of a job, and for each part of a recording. Each is a `Layer`
+of its own, with a name of its own; `counted_as` is what they have in common. A `Layer` is a small value
 that travels to workers; each worker opens the array, or its files, for itself. Axis 0 holds the samples, one axis holds
 the channels, and every other axis is reduced. Chunks are read as they are stored.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -23,6 +26,7 @@ from ..statistics.kinds import Kind, kinds_of
 from ..statistics.meaning import Meaning
 from ..statistics.statistic import SUPPORTED_DTYPES, Space, is_supported
 from ..storage.names import check_layer_name
+from .addresses import ONLY, Address
 from .attributes import Attributes
 from .encoding.chunks import ChunkKeys, Encoding
 from .readers import Readers
@@ -37,7 +41,9 @@ Selection = tuple[slice, ...]
 class Layer:
     """One layer of a store.
 
-    `store` is the location of the store, `name` the path of the array in it. `shape` is that of the array, with `rows`
+    `store` is the location of the store, `name` what plans and messages call the array: its path in the store, unless
+    `at` is that path. `of` is the name of a layer that has several arrays, and `address` says which of them it is.
+    `shape` is that of the array, with `rows`
     on axis 0. A part of shape `chunks` is decoded at once (one row of a chunk that is not encoded), and a part of shape
     `shards` lies in one file. `channel_axis` counts from 0. `keys` names the files, if the naming scheme is known;
     `encoding` says how to read them without zarr, where that is possible. `recorded` says that our recorder wrote the
@@ -80,6 +86,19 @@ class Layer:
     order: int | None = None
     attributes: Attributes | None = None
     unwritten_from: int | None = None
+    at: str = ""
+    of: str = ""
+    address: Address = ONLY
+
+    @property
+    def path(self) -> str:
+        """The path of the array in its store."""
+        return self.at or self.name
+
+    @property
+    def counted_as(self) -> str:
+        """The name under which its rows are counted, those of other arrays of the layer among them."""
+        return self.of or self.name
 
     @cached_property
     def source(self) -> Source:
@@ -92,16 +111,16 @@ class Layer:
         if self.readers is not None:
             return self.readers
         assert not isinstance(self.kernel, Kernels)
-        return Readers.of({self.name: self.kernel})
+        return Readers.of({self.counted_as: self.kernel})
 
     @property
     def names(self) -> tuple[str, ...]:
         """The names under which its results are found: those of the layers that read it, or its own."""
-        return self.read_by.names or (self.name,)
+        return self.read_by.names or (self.counted_as,)
 
     def matches(self, glob: str) -> bool:
         """Whether its own name, or that of a layer that reads it, matches `glob` (`*` also matches `/`)."""
-        return any(fnmatchcase(name, glob) for name in (self.name, *self.names))
+        return any(fnmatchcase(name, glob) for name in (self.counted_as, *self.names))
 
     @property
     def rows(self) -> int:
@@ -184,7 +203,7 @@ class Layer:
 
     def with_kernel(self, kernel: Kernel | None) -> Layer:
         """The input of the layer of its own name, with `kernel`, None for an unknown one. Raises as `with_readers`."""
-        return self.with_readers(Readers.of({self.name: kernel}))
+        return self.with_readers(Readers.of({self.counted_as: kernel}))
 
     def with_readers(self, readers: Readers) -> Layer:
         """The layer as `readers` read it. Raises `MismatchError` unless their kernels fit the samples."""
@@ -198,7 +217,7 @@ class Layer:
                     f"layer {reader.layer}: {error}; correct `channel_axis` or `geometry` in the configuration, or "
                     "record the layer again"
                 ) from error
-        own = readers.is_only(self.name)
+        own = readers.is_only(self.counted_as)
         return replace(self, readers=None if own else readers, kernel=readers.kernel)
 
     def check_continues(self, earlier: Layer, place: str, remedy: str) -> None:
@@ -229,13 +248,21 @@ class Layer:
                 raise MismatchError(f"layer {self.name}: {said}; {ways}")
 
 
+def arrays_of(layers: Iterable[Layer]) -> dict[str, list[Layer]]:
+    """The arrays of each layer in `layers`, in order, by the name under which they are counted."""
+    found: dict[str, list[Layer]] = {}
+    for layer in layers:
+        found.setdefault(layer.counted_as, []).append(layer)
+    return found
+
+
 def _metadata(described: Quantization | Kernel | None) -> dict[str, Any] | None:
     return None if described is None else described.to_metadata()
 
 
 def _of(layer: Layer, reader: str) -> str:
     """Which reader is meant, where it has another name than the layer."""
-    return "" if reader == layer.name else f" of {reader}"
+    return "" if reader == layer.counted_as else f" of {reader}"
 
 
 def _mask_remedy(layer: Layer, earlier: Layer) -> str:

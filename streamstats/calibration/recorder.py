@@ -2,28 +2,34 @@
 
 The recorder writes rows in whole chunks; the rest wait in memory until they fill a chunk, or until the recorder is
 closed. It writes rows first and commits them afterwards, in the attribute `rows`: a reader never counts a row that is
-not stored.
+not stored. A store has one recorder at a time, and so has each part of it: where several record at once, each has a
+part of its own, and readers take the arrays of all parts for one layer.
 """
 
 from __future__ import annotations
 
+import os
+import weakref
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import accumulate
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 import zarr
+from zarr.abc.store import Store
 from zarr.codecs import BloscCodec, Crc32cCodec
+from zarr.errors import ContainsGroupError
 
 from ..errors import DataError, OutputError, StreamstatsError, UsageError, first_line
 from ..layouts import Kernel
 from ..quantization import Quantization
-from ..storage.files import sync
 from ..storage.names import METADATA_NAMES, V2_METADATA, V3_METADATA, check_layer_name
+from .addresses import PARTS, check_part, part_path, placed
 from .describing import ATTRIBUTES_KEY, describe, describe_array, mask_name, masked_layer, names_in
 from .identity import file_key, file_range
 from .layer import Layer, described
@@ -31,6 +37,8 @@ from .masking import given_mask, with_mask
 from .readers import readers_of
 from .sources.choose import source_of
 from .sources.source import Source
+from .sources.writing import IsOwn, Target, target_of
+from .tensors import array_of
 from .zarr_settings import DEFAULT_PIPELINE, codec_pipeline
 
 DEFAULT_CHUNK_BYTES = 2**20
@@ -38,8 +46,11 @@ Block = list[npt.NDArray[Any]]
 
 
 class Recorder:
-    """Appends blocks of samples to the layers of a zarr v3 group at `store` (a local folder).
+    """Appends blocks of samples to the layers of a zarr v3 group at `store`: a folder, or a URL of an object store.
 
+    A second recorder for the same store is refused, with the name of the process that records into it, until that one
+    is closed or has ended. With a `part`, such as "rank3", it records into a part of the store: processes and hosts
+    that record at once each name a part of their own. A run counts the rows of all parts as those of one layer.
     Chunks hold whole samples, about `chunk_bytes` of them, compressed and with a checksum. At most one chunk per layer
     waits in memory. Use it as a context manager, or call `close`. Raises `OutputError` if it cannot write to `store`.
 
@@ -47,19 +58,33 @@ class Recorder:
     once: even if the process is killed, the store and its readers have all of them or none.
     """
 
-    def __init__(self, store: str | Path, *, chunk_bytes: int = DEFAULT_CHUNK_BYTES, buffered: bool = True) -> None:
-        self._store, self._source, self._buffered = str(store), source_of(store), buffered
-        self._chunk_bytes = chunk_bytes
+    def __init__(
+        self,
+        store: str | Path,
+        *,
+        part: str = "",
+        chunk_bytes: int = DEFAULT_CHUNK_BYTES,
+        buffered: bool = True,
+    ) -> None:
+        self._target = recorded_at(store, part)
+        self._store, self._source, self._part = self._target.location, source_of(self._target.location), part
+        self._chunk_bytes, self._buffered = chunk_bytes, buffered
         self._open: dict[str, _OpenLayer] = {}
         self._array_of: dict[str, str] | None = None  # of each layer; read when the first array is created
-        self._closed = False
-        _check_version(Path(store))
+        self._closed, self._process = False, os.getpid()
+        whole = target_of(store)
+        _check_version(whole)
         try:
-            self._group = zarr.open_group(self._store, mode="a", zarr_format=3, use_consolidated=False)
+            self._group = _group(whole.zarr_store())
+            if part:
+                self._group = _group_of_part(self._group, part)
         except Exception as error:
             raise OutputError(
                 f"cannot write a calibration store at {store}: {first_line(error)}; choose another folder"
             ) from error
+        held = ExitStack()
+        self._is_own: IsOwn = held.enter_context(self._target.claimed())
+        self._release = weakref.finalize(self, held.close)  # also without `close`, when the recorder is dropped
 
     def append(
         self,
@@ -76,6 +101,7 @@ class Recorder:
     ) -> None:
         """Append `samples` (samples on axis 0) to `layer`, which the first call creates.
 
+        Samples are an array, or a tensor of torch on any device; bfloat16 and float8 are stored as they are.
         `kernel` is the one that the layer moves over its samples, None if unknown. If several layers read the samples,
         `layers` names them, each with its kernel; the array is then stored and counted once, and `layer`, its name, may
         be any. An empty `layers` describes a tensor that no layer reads. `tensor` is the model's name for the samples.
@@ -87,7 +113,7 @@ class Recorder:
         mask differ from those of the layer, `UsageError` for a name, values or a mask that a layer cannot have, and for
         a layer that reads another array, `OutputError` if writing fails. A call that raises has appended nothing.
         """
-        samples = _native(samples)
+        samples = array_of(samples)
         readers = readers_of(layer, kernel, layers)
         appended = described(
             self._source.location, layer, samples, channel_axis, quantization, readers, tensor, rows_are
@@ -109,12 +135,13 @@ class Recorder:
         Raises as `append`.
         """
         readers = readers_of(layer, kernel, None)
-        appended = described(self._source.location, layer, _native(samples), channel_axis, quantization, readers)
+        appended = described(self._source.location, layer, array_of(samples), channel_axis, quantization, readers)
         opened = self._opened(appended)
         return opened.layer.rows + opened.waiting_rows
 
     def _opened(self, appended: Layer) -> _OpenLayer:
         name = appended.name
+        self._check_process()
         if self._closed:
             raise UsageError(
                 f"cannot append to layer {name} of {self._store}: the recorder is closed; open another one"
@@ -126,9 +153,12 @@ class Recorder:
         return opened
 
     def close(self) -> None:
-        """Write and commit the rows that wait in memory, layer by layer. Raises the first `OutputError` at the end."""
-        self._closed = True
-        errors = []
+        """Write and commit the rows that wait in memory, layer by layer, and let others record there.
+
+        Raises the first `OutputError` at the end; rows that could not be written still wait, for another `close`.
+        """
+        self._check_process()
+        errors, self._closed = [], True
         for layer in self._open.values():
             try:
                 layer.flush()
@@ -136,6 +166,17 @@ class Recorder:
                 errors.append(error)
         if errors:
             raise errors[0]
+        if self._release.alive and self._open and not self._is_own():
+            raise _taken(self._store)
+        self._release()
+
+    def _check_process(self) -> None:
+        """Raise `UsageError` in a process that was forked from the one that opened the recorder."""
+        if os.getpid() != self._process:
+            raise UsageError(
+                f"{self._store} is recorded into by process {self._process}, from which this process, {os.getpid()}, "
+                "was forked; open a recorder in each process, with a `part` of its own"
+            )
 
     def __enter__(self) -> Self:
         return self
@@ -158,7 +199,7 @@ class Recorder:
             if existing is None:
                 self._check_read_once(appended)
                 self._create(appended)
-            return _OpenLayer.of(self._source, name, self._open_array)
+            return _OpenLayer.of(self._source, self._target, self._is_own, name, self._open_array)
         except StreamstatsError:
             raise
         except Exception as error:
@@ -169,7 +210,7 @@ class Recorder:
     def _check_read_once(self, appended: Layer) -> None:
         """Note the layers that read the new array. Raises `UsageError` if one of them reads another one."""
         if self._array_of is None:
-            self._array_of = stored_readers(self._store)
+            self._array_of = stored_readers(self._store)  # the place of the part, if it has one
         for layer in appended.names:
             array = self._array_of.get(layer, appended.name)
             if array != appended.name:
@@ -181,12 +222,15 @@ class Recorder:
 
     def _open_array(self, name: str) -> zarr.Array[Any]:
         with codec_pipeline(DEFAULT_PIPELINE), zarr.config.set({"array.write_empty_chunks": True}):
-            return zarr.open_array(self._store, path=name, mode="r+")  # zarr ignores `config` for arrays that exist
+            return zarr.open_array(
+                self._target.zarr_store(), path=name, mode="r+"
+            )  # zarr ignores `config` for arrays that exist
 
     def _create(self, layer: Layer) -> None:
         rows = max(1, self._chunk_bytes // max(1, layer.row_bytes))
         attributes: dict[str, Any] = {"channel_axis": layer.channel_axis, "recorded": True, "rows": 0}
         attributes["order"] = len(self._open)
+        attributes |= self._in_part
         if layer.mask is not None:
             attributes["mask"] = layer.mask.name
             self._create_mask(layer.mask, layer.name, rows)
@@ -209,7 +253,12 @@ class Recorder:
             raise UsageError(f"{self._store}: {mask.name} is a layer already; rename the layer, or use another store")
         if existing is not None:  # a recorder was interrupted before it created the layer
             del self._group[mask.name]
-        self._create_array(mask, rows, {"recorded": True, "mask_of": layer})
+        self._create_array(mask, rows, {"recorded": True, "mask_of": layer, **self._in_part})
+
+    @property
+    def _in_part(self) -> dict[str, str]:
+        """What the attributes of an array say of the part that it is in."""
+        return {"part": self._part} if self._part else {}
 
     def _create_array(self, array: Layer, rows: int, attributes: Mapping[str, Any]) -> None:
         """Create `array`, in chunks of `rows` whole samples."""
@@ -223,49 +272,72 @@ class Recorder:
         )
 
 
-def _native(samples: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    samples = np.asarray(samples)
-    return samples.astype(samples.dtype.newbyteorder("="), copy=False)
+def recorded_at(store: str | Path, part: str = "") -> Target:
+    """The place of the recording at `store`, or of its `part`. Raises `UsageError` for one that cannot be recorded."""
+    return target_of(f"{str(store).rstrip('/')}/{part_path(check_part(part))}" if part else store)
 
 
-def stored_layer(store: str | Path, name: str) -> Layer | None:
-    """The layer `name`, with its mask, as the store at `store` (a local folder) holds it so far; None if it does not.
+def _group(store: Store | str, path: str = "", attributes: Mapping[str, Any] | None = None) -> zarr.Group:
+    """The group at `path`, which is created if it does not exist, perhaps by several processes at once."""
+    given = {} if attributes is None else {"attributes": dict(attributes)}
+    options: Any = {"mode": "a", "zarr_format": 3, "use_consolidated": False, **given}
+    try:
+        return zarr.open_group(store, path=path, **options)
+    except ContainsGroupError:  # another process has created it meanwhile
+        return zarr.open_group(store, path=path, **options)
+
+
+def _group_of_part(whole: zarr.Group, part: str) -> zarr.Group:
+    """The group of `part` in the group of the store, as a group of its own."""
+    _group(whole.store, PARTS)
+    return _group(whole.store, part_path(part), {ATTRIBUTES_KEY: {"part": part}})
+
+
+def stored_layer(store: str | Path, name: str, part: str = "") -> Layer | None:
+    """The layer `name`, with its mask, as `store`, or its `part`, holds it so far; None if it does not.
 
     Raises `UsageError` if `store` is not a zarr v3 group, or cannot have a layer of that name; `DataError` if its
     metadata is damaged.
     """
-    group = _existing_group(Path(store))
-    array = None if group is None else _existing_array(group, str(store), name)
+    place = recorded_at(store, part)
+    group = _existing_group(place)
+    array = None if group is None else _existing_array(group, place.location, name)
     if group is None or array is None:
         return None
-    mask = None if (named := mask_name(array)) is None else _existing_array(group, str(store), named)
-    return _described(source_of(store), name, [array] if mask is None else [array, mask])
+    mask = None if (named := mask_name(array)) is None else _existing_array(group, place.location, named)
+    return _described(source_of(place.location), name, [array] if mask is None else [array, mask])
 
 
-def stored_readers(store: str | Path) -> dict[str, str]:
-    """Layer → the array that it reads in the store at `store` (a local folder); empty if there is none.
+def stored_readers(store: str | Path, part: str = "") -> dict[str, str]:
+    """Layer → the array that it reads in `store`, outside its parts, or in its `part`; empty if there is none.
 
     Raises as `stored_layer`, and `DataError` if the store is damaged.
     """
-    group = _existing_group(Path(store))
-    if group is None or not any(True for _ in group.members(max_depth=0)):
+    place = recorded_at(store, part)
+    group = _existing_group(place)
+    if group is None:
         return {}
-    found = source_of(store).find()
+    try:
+        found = source_of(place.location).find()
+    except UsageError:  # it has no arrays yet
+        return {}
+    own = {name: array for name, array in found.arrays.items() if not placed(name)[0]}
     for name, reason in found.unreadable.items():
-        raise DataError(f"{store}: array {name} cannot be read: {reason}; repair it, or record into another store")
-    return {layer: name for name, array in found.arrays.items() for layer in names_in(name, array)}
+        if not placed(name)[0]:
+            raise DataError(f"{store}: array {name} cannot be read: {reason}; repair it, or record into another store")
+    return {layer: name for name, array in own.items() for layer in names_in(name, array)}
 
 
-def _existing_group(store: Path) -> zarr.Group | None:
-    """The group at `store`, if it exists; consolidated metadata, which may be out of date, is not read."""
-    _check_version(store)
-    if not (store / V3_METADATA).exists():
+def _existing_group(place: Target) -> zarr.Group | None:
+    """The group at `place`, if it exists; consolidated metadata, which may be out of date, is not read."""
+    _check_version(place)
+    if V3_METADATA not in place.files():
         return None
     try:
-        return zarr.open_group(str(store), mode="r", use_consolidated=False)
+        return zarr.open_group(place.zarr_store(), mode="r", use_consolidated=False)
     except Exception as error:
         raise UsageError(
-            f"{store} is not a zarr group to record into: {first_line(error)}; record into another folder"
+            f"{place.location} is not a zarr group to record into: {first_line(error)}; record into another folder"
         ) from error
 
 
@@ -274,6 +346,8 @@ def _existing_array(group: zarr.Group, store: str, name: str) -> zarr.Array[Any]
     *above, last = check_layer_name(name).split("/")
     if "\\" in name:
         raise UsageError(f"layer name {name!r} is not usable: zarr reads \\ as /; rename the layer")
+    if [*above, last][0] == PARTS:
+        raise UsageError(f"layer name {name!r} is not usable: {PARTS} holds the parts of a store; rename the layer")
     if METADATA_NAMES.intersection([*above, last]):
         raise UsageError(f"layer name {name!r} is not usable: zarr uses it for its own files; rename the layer")
     for path in accumulate(above, "{}/{}".format):
@@ -294,9 +368,16 @@ def _member(group: zarr.Group, store: str, path: str) -> zarr.Array[Any] | zarr.
         raise DataError(f"{store}: cannot read the metadata of {path}: {first_line(error)}; repair it") from error
 
 
-def _check_version(store: Path) -> None:
-    if any((store / name).exists() for name in V2_METADATA):  # zarr would create a v3 group that hides it
-        raise UsageError(f"{store} is a zarr v2 store, which is read-only here; record into another folder")
+def _check_version(place: Target) -> None:
+    if place.files().intersection(V2_METADATA):  # zarr would create a v3 group that hides it
+        raise UsageError(f"{place.location} is a zarr v2 store, which is read-only here; record into another folder")
+
+
+def _taken(store: str) -> OutputError:
+    return OutputError(
+        f"{store}: another process records there now, or the file that says that this one does was removed; nothing "
+        "more is written, and rows that were not committed before are lost; record them again into a part of their own"
+    )
 
 
 @dataclass
@@ -308,17 +389,21 @@ class _OpenLayer:
     """
 
     source: Source
+    target: Target
+    is_own: IsOwn
     layer: Layer
     arrays: Sequence[zarr.Array[Any]]
     waiting: list[Block] = field(default_factory=list)
 
     @classmethod
-    def of(cls, source: Source, name: str, opened: Callable[[str], zarr.Array[Any]]) -> _OpenLayer:
+    def of(
+        cls, source: Source, target: Target, is_own: IsOwn, name: str, opened: Callable[[str], zarr.Array[Any]]
+    ) -> _OpenLayer:
         """The layer `name`, whose arrays `opened` opens."""
         array = opened(name)
         mask = mask_name(array)
         arrays = [array] if mask is None else [array, opened(mask)]
-        return cls(source, _described(source, name, arrays), arrays)
+        return cls(source, target, is_own, _described(source, name, arrays), arrays)
 
     @property
     def waiting_rows(self) -> int:
@@ -346,20 +431,23 @@ class _OpenLayer:
 
     def _write(self, block: Block, *, durably: bool = False) -> None:
         start, stop = self.layer.rows, self.layer.rows + len(block[0])
+        if not self.is_own():
+            raise _taken(self.layer.store)
         try:
             self._commit(start)  # an array that another tool made may lack the attribute `rows`
             for array, values in zip(self.arrays, block, strict=True):
                 array.resize((stop, *array.shape[1:]))
                 array[start:stop] = values
             if durably:
-                sync(self._files(start, stop))
+                self.target.sync(self._files(start, stop))
             self._commit(stop)
             if durably:
-                sync([*(folder / V3_METADATA for folder in self._folders), *self._groups()])
+                self.target.sync([*(f"{part.name}/{V3_METADATA}" for part in self._parts), *self._groups()])
         except Exception as error:
+            why = first_line(error).partition(";")[0]  # what a store says to do is not what to do here
             raise OutputError(
-                f"cannot write rows {start}:{stop} of layer {self.layer.name}: {first_line(error)}; check the folder "
-                f"{self._folders[0]}, and append them again"
+                f"cannot write rows {start}:{stop} of layer {self.layer.name}: {why}; check the folder "
+                f"{self.layer.store}/{self.layer.name}, and append them again"
             ) from error
         self.layer = _described(self.source, self.layer.name, self.arrays)
 
@@ -368,20 +456,14 @@ class _OpenLayer:
         """The layer, and its mask if it has one."""
         return [self.layer] if self.layer.mask is None else [self.layer, self.layer.mask]
 
-    @property
-    def _folders(self) -> list[Path]:
-        return [Path(part.store, part.name) for part in self._parts]
-
-    def _groups(self) -> list[Path]:
+    def _groups(self) -> list[str]:
         """The folders above the layer's, up to the store's."""
-        folders = [folder for folder in self._folders[0].parents if folder.is_relative_to(self.layer.store)]
-        return folders if self.layer.rows == 0 else []
+        above = PurePosixPath(self.layer.name).parents
+        return [folder.as_posix() for folder in above] if self.layer.rows == 0 else []
 
-    def _files(self, start: int, stop: int) -> list[Path]:
+    def _files(self, start: int, stop: int) -> list[str]:
         return [
-            folder / file_key(part, number)
-            for folder, part in zip(self._folders, self._parts, strict=True)
-            for number in file_range(part, start, stop)
+            f"{part.name}/{file_key(part, number)}" for part in self._parts for number in file_range(part, start, stop)
         ]
 
     def _commit(self, rows: int) -> None:

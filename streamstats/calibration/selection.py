@@ -21,15 +21,13 @@ from ..errors import DataError, MismatchError, UsageError, listed
 from ..layouts import Kernel
 from ..quantization import Quantization
 from ..statistics.kinds import check_refusals, checked_names, kinds_for, kinds_of
+from .addresses import placed
 from .attributes import USES
-from .coordinates import coordinates
-from .describing import describe, describe_array, mask_name, masked_layer, names_in
+from .describing import describe, describe_array, mask_name, masked_layer
 from .layer import Layer, unfit_values
 from .masking import with_mask
+from .places import Place, in_order, places_of
 from .readers import Readers
-from .sources.choose import source_of
-from .sources.finding import Found
-from .sources.source import Source
 
 
 @dataclass(frozen=True)
@@ -65,6 +63,9 @@ class LayerRule:
 class Selected:
     """The layers of a job, in the order of their names, and the names of the layers and arrays that its rules skip.
 
+    A layer that has several arrays is there several times, once for each, in the order in which their rows follow each
+    other.
+
     Of the arrays that no rule chooses, or only that for all, `unfit` are those that cannot be layers, and `unreadable`
     those that nobody can read, with the reasons. `coordinates` say where the values of others lie: no entry names them.
     Arrays that are masks of others are none of these. `note` is that of `Found`.
@@ -82,85 +83,127 @@ ALL = "*"
 """The rule for all other layers: it chooses none, so that one that cannot be read does not stop the others."""
 
 
-def select_layers(source: str | Path, rules: Sequence[LayerRule] = ()) -> Selected:
-    """The layers of the calibration store at `source` that `rules` choose.
+def select_layers(source: str | Path | Sequence[str | Path], rules: Sequence[LayerRule] = ()) -> Selected:
+    """The layers that `rules` choose in the calibration store at `source`, or in several, one after the other.
 
-    Raises `UsageError` for a source that is not a zarr group with arrays, an array that cannot be a layer, and a
-    rule that matches nothing; `DataError` for an unreadable array that a rule matches, or if there are no others;
-    `StoreError`.
+    A layer that several stores have, or several parts of one, has an array in each. Raises `UsageError` for a source
+    that is not a zarr group with arrays, an array that cannot be a layer, and a rule that matches nothing; `DataError`
+    for an unreadable array that a rule matches, or if there are no others; `MismatchError` for arrays of one layer that
+    do not fit together; `StoreError`.
     """
-    store = source_of(source)
-    found, aside = _without_coordinates(store.find(), rules)
-    _check_readable(source, found, rules)
-    arrays = found.arrays
-    _check_not_only_coordinates(source, found, aside)
-    readers = {array: names_in(array, each) for array, each in arrays.items()}
-    _check_matched(source, rules, readers)
-    matches = {array: _first_matches(array, names, rules) for array, names in readers.items()}
+    found = [_without_coordinates(place, rules) for place in places_of(source)]
+    places = [place for place, _ in found]
+    aside = {place.naming(name): reason for place, those in found for name, reason in those.items()}
+    _check_readable(places, rules)
+    where = ", ".join(dict.fromkeys(place.store.location for place in places))
+    _check_not_only_coordinates(where, places, aside)
+    _check_matched(where, rules, {name: names for place in places for name, names in place.readers.items()})
+    candidates = [_candidates(place, rules) for place in places]
+    _check_not_only_masks(where, candidates)
+    _check_not_only_unfit(candidates)
+    only = sum(len(each.rules) for each in candidates) == 1
+    described = [_described(each, strict=each.rules if only else each.chosen) for each in candidates]
+    layers = in_order([layer for layers, _ in described for layer in layers])
+    takes_all = not rules or any(rule.match == ALL for rule in rules)
+    left_out = {name for each in candidates for name in each.left_out}
+    unreadable = {name: reason for _, wrong in described for name, reason in wrong.items()}
+    for place in places:
+        unread = {
+            f"{name} of {store}" if (store := place.address.store) else name: why
+            for name, why in place.unreadable.items()
+        }
+        if takes_all:
+            unreadable |= unread
+        else:
+            left_out.update(unread)
+    unfit = {each.place.naming(name): reason for each in candidates for name, reason in each.unfit.items()}
+    notes = dict.fromkeys(place.note for place in places if place.note)
+    return Selected(tuple(layers), tuple(sorted(left_out)), unfit, unreadable, "; ".join(notes), aside)
+
+
+@dataclass(frozen=True)
+class _Candidates:
+    """The arrays of a `place` by name: those that are `masks`, those that are `unfit`, and the `rules` of all others.
+
+    `mask_of` names the mask of each array; `chosen` are those that a rule other than that for all chooses.
+    """
+
+    place: Place
+    masks: Collection[str]
+    unfit: Mapping[str, str]
+    rules: Mapping[str, Mapping[str, LayerRule]]
+    mask_of: Mapping[str, str | None]
+    chosen: Collection[str]
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """The names that no rule matches."""
+        return _skipped(self.place.readers, self.rules)
+
+
+def _candidates(place: Place, rules: Sequence[LayerRule]) -> _Candidates:
+    """What `rules` say of the arrays of `place`."""
+    arrays = place.arrays
+    matches = {array: _first_matches(array, names, rules) for array, names in place.readers.items()}
     mask_of = {array: _asked(array, "mask", by) or mask_name(arrays[array]) for array, by in matches.items()}
     _check_not_own_mask(mask_of)
     masks = {array for array in arrays if array in mask_of.values() or masked_layer(arrays[array])}
     chosen = {array for array, by in matches.items() if any(rule.match != ALL for rule in by.values())}
     unfit = _unfit({array: arrays[array] for array, by in matches.items() if by and array not in masks | chosen})
     candidates = {array: by for array, by in matches.items() if array not in masks and array not in unfit}
-    _check_not_only_masks(source, masks, candidates)
-    _check_not_only_unfit(unfit, candidates)
-    layers, wrong = _described(store, arrays, mask_of, candidates, candidates if len(candidates) == 1 else chosen)
-    _check_once(layers)
-    takes_all = not rules or any(rule.match == ALL for rule in rules)
-    left_out = [*_skipped(readers, candidates), *(() if takes_all else found.unreadable)]
-    unreadable = {**(found.unreadable if takes_all else {}), **wrong}
-    return Selected(tuple(layers), tuple(sorted(left_out)), unfit, unreadable, found.note, aside)
+    return _Candidates(place, masks, unfit, candidates, mask_of, chosen)
 
 
-def _without_coordinates(found: Found, rules: Sequence[LayerRule]) -> tuple[Found, dict[str, str]]:
-    """(`found` without coordinates, these with the reasons); those that a rule names, or has as a mask, stay."""
+def _without_coordinates(place: Place, rules: Sequence[LayerRule]) -> tuple[Place, dict[str, str]]:
+    """(`place` without coordinates, these with the reasons); those that a rule names, or has as a mask, stay."""
     named = {name for rule in rules for name in (rule.match, rule.mask)}
-    named |= {mask_name(array) for array in found.arrays.values()}
-    aside = {name: reason for name, reason in coordinates(found).items() if name not in named}
-    arrays = {name: array for name, array in found.arrays.items() if name not in aside}
-    unreadable = {name: reason for name, reason in found.unreadable.items() if name not in aside}
-    return replace(found, arrays=arrays, unreadable=unreadable), aside
+    named |= {mask_name(array) for array in place.arrays.values()}
+    aside = {name: reason for name, reason in place.coordinates.items() if name not in named}
+    arrays = {name: array for name, array in place.arrays.items() if name not in aside}
+    unreadable = {name: reason for name, reason in place.unreadable.items() if name not in aside}
+    return replace(place, arrays=arrays, unreadable=unreadable), aside
 
 
-def _check_not_only_coordinates(source: str | Path, found: Found, aside: Mapping[str, str]) -> None:
-    if not found.arrays and not found.unreadable:
+def _check_not_only_coordinates(where: str, places: Sequence[Place], aside: Mapping[str, str]) -> None:
+    if aside and not any(place.arrays or place.unreadable for place in places):
         raise UsageError(
-            f"{source} has no layers, only coordinates: {listed(aside)}; name those to count under `layers`"
+            f"{where} has no layers, only coordinates: {listed(aside)}; name those to count under `layers`"
         )
 
 
-def _described(
-    store: Source,
-    arrays: Mapping[str, zarr.Array[Any]],
-    mask_of: Mapping[str, str | None],
-    candidates: Mapping[str, Mapping[str, LayerRule]],
-    strict: Collection[str],
-) -> tuple[list[Layer], dict[str, str]]:
-    """(the `candidates` that have rules, as these describe them; array → what is wrong with it).
+def _described(candidates: _Candidates, strict: Collection[str]) -> tuple[list[Layer], dict[str, str]]:
+    """(those `candidates` that have rules, as these describe them; array → what is wrong with it).
 
     What is wrong with those in `strict` is raised, `DataError` or `UsageError`, and so is what the rules ask in vain.
     """
-    layers, wrong = [], {}
-    for array, rules in candidates.items():
+    place, layers, wrong = candidates.place, [], {}
+    for array, rules in candidates.rules.items():
         if not rules:
             continue
         try:
-            layer = describe(store, array, arrays[array], _asked(array, "attributes", rules))
+            layer = describe(place.store, array, place.arrays[array], _asked(array, "attributes", rules))
         except (DataError, UsageError) as error:
             if array in strict:
                 raise
-            wrong[array] = str(error).removeprefix(f"layer {array}: ")
+            wrong[place.naming(array)] = str(error).removeprefix(f"layer {array}: ")
         else:
-            layers.append(_by_rules(layer, _mask(store, array, mask_of[array], arrays), rules))
+            mask = _mask(place, array, candidates.mask_of[array])
+            layers.append(replace(_by_rules(layer, mask, rules), address=place.address))
+    _check_once(layers)
     return layers, wrong
 
 
-def _check_readable(source: str | Path, found: Found, rules: Sequence[LayerRule]) -> None:
+def _check_readable(places: Sequence[Place], rules: Sequence[LayerRule]) -> None:
     """Raise `DataError` for an unreadable array that a rule chooses, or if no other was found."""
-    for name, reason in found.unreadable.items():
-        if not found.arrays or any(rule.match != ALL and fnmatchcase(name, rule.match) for rule in rules):
-            raise DataError(f"{source}: array {name} cannot be read: {reason}; repair it, or leave it out of `layers`")
+    none = not any(place.arrays for place in places)
+    globs = [rule.match for rule in rules if rule.match != ALL]
+    for place in places:
+        for name, reason in place.unreadable.items():
+            if none or any(fnmatchcase(placed(name)[1], glob) for glob in globs):
+                raise DataError(
+                    f"{place.store.location}: array {name} cannot be read: {reason}; repair it, or leave it out of "
+                    "`layers`"
+                )
 
 
 def _unfit(arrays: Mapping[str, zarr.Array[Any]]) -> dict[str, str]:
@@ -169,20 +212,20 @@ def _unfit(arrays: Mapping[str, zarr.Array[Any]]) -> dict[str, str]:
     return {name: reason for name, reason in found.items() if reason is not None}
 
 
-def _check_not_only_unfit(unfit: Mapping[str, str], candidates: Mapping[str, Mapping[str, LayerRule]]) -> None:
-    """Raise `UsageError` if all arrays that the job takes are `unfit`."""
-    if unfit and not any(candidates.values()):
-        name, reason = next(iter(unfit.items()))
+def _check_not_only_unfit(candidates: Sequence[_Candidates]) -> None:
+    """Raise `UsageError` if all arrays that the job takes are unfit."""
+    unfit = [each for each in candidates if each.unfit]
+    if unfit and not any(by for each in candidates for by in each.rules.values()):
+        name, reason = next(iter(unfit[0].unfit.items()))
         raise UsageError(f"layer {name}: {reason}; no array of the store can be a layer")
 
 
-def _check_not_only_masks(
-    source: str | Path, masks: Collection[str], candidates: Mapping[str, Mapping[str, LayerRule]]
-) -> None:
-    """Raise `UsageError` if there are `masks`, and no layers among the `candidates`."""
-    if masks and not any(candidates.values()):
+def _check_not_only_masks(where: str, candidates: Sequence[_Candidates]) -> None:
+    """Raise `UsageError` if there are masks, and no layers among the `candidates`."""
+    masks = {name for each in candidates for name in each.masks}
+    if masks and not any(by for each in candidates for by in each.rules.values()):
         raise UsageError(
-            f"{source} has no layers, only masks of layers: {listed(sorted(masks))}; restore the layers, or match them "
+            f"{where} has no layers, only masks of layers: {listed(sorted(masks))}; restore the layers, or match them "
             "in `layers`"
         )
 
@@ -197,7 +240,7 @@ def _check_not_own_mask(mask_of: Mapping[str, str | None]) -> None:
             )
 
 
-def _check_matched(source: str | Path, rules: Sequence[LayerRule], readers: Mapping[str, Sequence[str]]) -> None:
+def _check_matched(source: str, rules: Sequence[LayerRule], readers: Mapping[str, Sequence[str]]) -> None:
     """Raise `UsageError` for a rule that matches none of the `readers`, array → names of layers."""
     for rule in rules:
         if not any(_matches(rule, array, names, name) for array, names in readers.items() for name in names):
@@ -215,8 +258,9 @@ def _matches(rule: LayerRule, array: str, readers: Sequence[str], name: str) -> 
     return fnmatchcase(name, rule.match) or (array not in readers and fnmatchcase(array, rule.match))
 
 
-def _mask(store: Source, layer: str, name: str | None, arrays: Mapping[str, zarr.Array[Any]]) -> Layer | None:
+def _mask(place: Place, layer: str, name: str | None) -> Layer | None:
     """The array `name`, the mask of `layer`; None if it has none."""
+    arrays = place.arrays
     if name is None:
         return None
     if not arrays.get(name, arrays[layer]).shape:
@@ -226,7 +270,8 @@ def _mask(store: Source, layer: str, name: str | None, arrays: Mapping[str, zarr
             f"layer {layer}: its mask {name} is not in the store, which has {listed(arrays)}; restore it, or name "
             "another one under `mask`"
         )
-    return replace(describe_array(store, name, arrays[name]), recorded=masked_layer(arrays[name]) == layer)
+    mask = describe_array(place.store, name, arrays[name])
+    return replace(mask, recorded=masked_layer(arrays[name]) == layer)
 
 
 def _first_matches(array: str, names: Sequence[str], rules: Sequence[LayerRule]) -> dict[str, LayerRule]:

@@ -22,6 +22,7 @@ from .progress import Shown
 from .tables import number, print_json, print_table, row_ranges, say
 
 if TYPE_CHECKING:
+    from ..calibration.addresses import Address
     from ..jobs.compare import Comparison, LayerComparison
     from ..jobs.job import Job
     from ..jobs.session import Outcome
@@ -56,7 +57,10 @@ def run(options: Namespace) -> int:
     if options.until_stable is not None:
         job, until = _until_stable(job, options)
     if options.follow:
-        say(f"following {job.source} {_until(options.until_rows, options.idle)}; Ctrl-C ends the run and loses nothing")
+        say(
+            f"following {listed(job.sources)} {_until(options.until_rows, options.idle)}; Ctrl-C ends the run and "
+            "loses nothing"
+        )
     with Shown(quiet=options.quiet) as progress:
         outcome = run(
             job,
@@ -195,6 +199,12 @@ def status(options: Namespace) -> int:
         rows = [[*_status_cells(layer, array), span, why] for layer in found.layers for span, why in _gaps(layer)]
         columns = ["layer", *(["array"] if array else []), "counted", "of rows", "excluded", "missing", "reason"]
         print_table(columns, rows, left=1 + array)
+    for layer in found.layers:
+        if layer.sources and not options.json:
+            each = (
+                f"{source.address} {row_ranges(source.covered.ranges)} of {source.rows:,}" for source in layer.sources
+            )
+            say(f"{layer.layer}: counted rows: {listed(each)}")
     if found.running:
         say("a run is in progress")
     elif any(layer.missing for layer in found.layers):
@@ -222,12 +232,17 @@ def _status_cells(layer: LayerStatus, array: bool) -> list[str]:
 
 def _gaps(layer: LayerStatus) -> list[tuple[str, str]]:
     """Cells (missing rows, reason) for the first ranges, one for the number of further ranges, one for a shortfall."""
-    lines = [(row_ranges([rows]), why) for rows, why in layer.missing[:NAMED]]
-    if len(layer.missing) > NAMED:
-        lines.append((f"{len(layer.missing) - NAMED} more", "see --json"))
+    missing = [(rows, why, address) for address, gaps in layer.gaps.items() for rows, why in gaps]
+    lines = [(_where(row_ranges([rows]), address), why) for rows, why, address in missing[:NAMED]]
+    if len(missing) > NAMED:
+        lines.append((f"{len(missing) - NAMED} more", "see --json"))
     if layer.shortfall is not None:
         lines.append(("" if lines else "none", layer.shortfall.reason))
     return lines or [("none", "")]
+
+
+def _where(rows: str, address: Address) -> str:
+    return f"{rows} of {address}" if str(address) else rows
 
 
 def verify(options: Namespace) -> int:
@@ -255,7 +270,14 @@ def forget(options: Namespace) -> None:
 
     job = load_job(options.config, options.set)
     with Shown(quiet=options.quiet) as progress:
-        forgotten = forget(job, parse_rows(options.rows), match=options.layers, progress=progress)
+        forgotten = forget(
+            job,
+            parse_rows(options.rows),
+            match=options.layers,
+            source=options.source,
+            part=options.part,
+            progress=progress,
+        )
     if options.json:
         layers = {each.layer: {"array": each.array, "rows": each.rows, "others": each.others} for each in forgotten}
         print_json({"layers": layers})

@@ -17,13 +17,15 @@ CELLS: Mapping[str, Callable[[Ledger], str]] = {
     "array": lambda found: found.array or found.layer,
     "rows": lambda found: f"{found.rows:,}",
     "rows are": lambda found: found.rows_are or "samples",
-    "covered": lambda found: " + ".join(row_ranges(source.covered.ranges) for source in found.sources),
+    "covered": lambda found: _covered(found),
     "channels": lambda found: f"{found.channels:,}",
     "axis": lambda found: str(found.channel_axis),
     "dtype": lambda found: f"{found.space.dtype}{' codes' if found.quantization else ''}",
     "masked": lambda found: f"{found.masked[0] / max(1, found.masked[1]):.1%}" if found.masked else "",
 }
 """The columns before the figures."""
+SOURCES = 8
+"""Whose rows are shown at most."""
 ONLY_IF: Mapping[str, Callable[[Ledger], Any]] = {
     "array": attrgetter("array"),
     "rows are": attrgetter("rows_are"),
@@ -53,6 +55,13 @@ def print_layers(
         for name, found in statistics.items()
     ]
     print_table([*shown, *map(_heading, columns)], rows)
+
+
+def _covered(found: Ledger) -> str:
+    """The covered rows of each source, the first of many."""
+    each = [row_ranges(source.covered.ranges) for source in found.sources]
+    more = f" + {len(each) - SOURCES} more" if len(each) > SOURCES else ""
+    return " + ".join(each[:SOURCES]) + more
 
 
 def _heading(name: str) -> str:

@@ -39,6 +39,7 @@ def record(options: Namespace) -> None:
             batch_axes=batch_axes(options.batch_axis),
             positions_as_rows=options.positions_as_rows,
             append=options.append,
+            part=options.part,
             progress=shown,
         )
     if options.json:

@@ -220,6 +220,10 @@ def _add_forget(parser: argparse.ArgumentParser) -> None:
     _add_config(parser, "the YAML file of the job")
     parser.add_argument("--rows", metavar="A:B", required=True, help="rows A to B - 1; the first row is 0")
     parser.add_argument("--layers", metavar="GLOB", default="*", help="only layers whose names match")
+    parser.add_argument("--source", metavar="STORE", help="rows of this store, one of several that the job names")
+    parser.add_argument(
+        "--part", metavar="PART", help="rows of this part of a recording; '' for those outside its parts"
+    )
 
 
 def _add_merge(parser: argparse.ArgumentParser) -> None:
@@ -267,6 +271,12 @@ def _add_record(parser: argparse.ArgumentParser) -> None:
         help="store values unchanged, or as int8 codes (a quarter of the space; runs the model twice)",
     )
     parser.add_argument("--append", action="store_true", help="append to layers that the store already has")
+    parser.add_argument(
+        "--part",
+        metavar="PART",
+        default="",
+        help="record into a part of the store, as in rank3: processes that record at once name a part each",
+    )
 
 
 def _add_measure(parser: argparse.ArgumentParser) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..calibration.identity import file_range, identities, rows_of_file
-from ..calibration.layer import Layer
+from ..calibration.layer import Layer, arrays_of
 from ..calibration.sources.identities import has_identity
 from ..coverage import Coverage
 
@@ -83,8 +83,9 @@ class Watch:
         return Watch(looks, ready, quiet)
 
     def fewest_rows(self, layers: Sequence[Layer], waiting: Mapping[str, Coverage]) -> int:
-        """The rows of the layer with the fewest that may be counted, or that are no longer `waiting`."""
-        return min(layer.rows - len(waiting[layer.name] - self.ready[layer.name]) for layer in layers)
+        """The rows of the layer with the fewest that may be counted, or that are no longer `waiting`, in all its arrays."""
+        settled = {layer.name: layer.rows - len(waiting[layer.name] - self.ready[layer.name]) for layer in layers}
+        return min(sum(settled[array.name] for array in arrays) for arrays in arrays_of(layers).values())
 
 
 def _arrays(layer: Layer) -> list[Layer]:

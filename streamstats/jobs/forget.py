@@ -6,20 +6,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from ..calibration.layer import Layer
+from ..calibration.layer import Layer, arrays_of
 from ..coverage import Coverage, Rows
 from ..errors import DataError, NonFiniteError, UsageError, listed
 from ..outputs.layer_statistics import LayerStatistics
-from ..outputs.ledger import CountedSource, Measured, source_of
+from ..outputs.ledger import CountedSource, Measured
 from ..outputs.manifest import read_manifest
 from ..outputs.results import still_missing
-from ..outputs.resuming import files_without, uncounted_tail
+from ..outputs.resuming import files_without, uncounted_tails
 from ..progress import QUIET, Progress
 from ..statistics.statistics import Statistics
 from .job import Job
 from .measuring import Policy
 from .reduction import reduce_tasks
-from .session import Session, open_session, planned
+from .session import Session, open_session, planned, source_of
 
 
 @dataclass(frozen=True)
@@ -35,21 +35,33 @@ class Forgotten:
     others: int
 
 
-def forget(job: Job, rows: Rows, *, match: str = "*", progress: Progress = QUIET) -> list[Forgotten]:
+def forget(
+    job: Job,
+    rows: Rows,
+    *,
+    match: str = "*",
+    source: str | None = None,
+    part: str | None = None,
+    progress: Progress = QUIET,
+) -> list[Forgotten]:
     """Remove `rows` from the layers of `job` whose names match the glob `match`, and never count them again.
 
+    Each array numbers its own rows: of layers that have several, `source`, the store as the job names it, and `part`
+    name one.
     Layers that read the same array forget together, even if only one of their names matches. The rows are read once
     more and subtracted; those of a chunk with room for more are counted again without them. If a statistic cannot tell
     what is left, such as an extremum that one of them may hold, other rows are read again until it can. If one of the
     rows can no longer be read, or has changed since it was counted, all others are counted anew. Raises as `run` does.
     """
     with open_session(job, progress=progress) as session, _all_or_nothing():
-        chosen = [layer for layer in session.layers if layer.matches(match)]
-        _check_rows(session, chosen, rows, match)
+        matching = [layer for layer in session.layers if layer.matches(match)]
+        _check_matched(session, matching, match)
+        chosen = _arrays(matching, source, part)
+        _check_rows(chosen, rows)
         ledgers, forgotten = _forgotten(session, chosen, Coverage.of([rows]))
         manifest = read_manifest(session.output)
         gaps = {} if manifest is None else manifest.gaps()
-        session.write(ledgers, {layer: still_missing(ledgers[layer], gaps.get(layer, ())) for layer in ledgers})
+        session.write(ledgers, {layer: still_missing(ledgers[layer], gaps.get(layer, {})) for layer in ledgers})
         return forgotten
 
 
@@ -68,10 +80,35 @@ def _all_or_nothing() -> Iterator[None]:
         ) from error
 
 
-def _check_rows(session: Session, chosen: Sequence[Layer], rows: Rows, match: str) -> None:
-    if not chosen:
-        names = listed(name for layer in session.layers for name in layer.names)
+def _check_matched(session: Session, matching: Sequence[Layer], match: str) -> None:
+    if not matching:
+        names = listed(dict.fromkeys(name for layer in session.layers for name in layer.names))
         raise UsageError(f"no layer matches {match!r}; the job has {names}")
+
+
+def _arrays(matching: Sequence[Layer], source: str | None, part: str | None) -> list[Layer]:
+    """The array of each layer in `matching` that `source` and `part` name. Raises `UsageError` unless it is one."""
+    chosen = [
+        layer for layer in matching if source in (None, layer.address.store) and part in (None, layer.address.part)
+    ]
+    for name, arrays in arrays_of(chosen).items():
+        if len(arrays) > 1:
+            raise UsageError(
+                f"layer {name} has several arrays, each with rows of its own numbers: "
+                f"{listed(_where(array) for array in arrays)}; name one with --source or --part"
+            )
+    if not chosen:
+        asked = [f"--{key} {value}" for key, value in (("source", source), ("part", part)) if value is not None]
+        known = listed(dict.fromkeys(map(_where, matching)))
+        raise UsageError(f"no array is that of {' '.join(asked)}; the job has {known}")
+    return chosen
+
+
+def _where(array: Layer) -> str:
+    return str(array.address) or f"{array.store}, outside its parts"
+
+
+def _check_rows(chosen: Sequence[Layer], rows: Rows) -> None:
     for layer in chosen:
         if not 0 <= rows[0] < rows[1] <= layer.rows:
             raise UsageError(
@@ -84,35 +121,51 @@ def _forgotten(
     session: Session, chosen: Sequence[Layer], rows: Coverage
 ) -> tuple[dict[str, LayerStatistics], list[Forgotten]]:
     """The ledgers without `rows`, and what was forgotten of each chosen layer."""
-    settled = {layer.name: uncounted_tail(layer, session.ledgers[layer.name]) for layer in chosen}
-    taken = {name: ledger.source.covered & rows for name, ledger in settled.items()}
+    arrays = arrays_of(session.layers)
+    settled = {name: uncounted_tails(each, session.ledgers[name]) for name, each in arrays.items()}
+    taken = {layer.name: source_of(layer, settled).covered & rows for layer in chosen}
     parts = _counted(session, _empty(session), taken, unreadable="report")
-    ledgers, again, forgotten = dict(session.ledgers), {}, []
+    ledgers, forgotten = dict(session.ledgers), []
+    again: dict[str, Coverage] = {}
     for layer in chosen:
-        whole, part, before = settled[layer.name], parts[layer.name], session.ledgers[layer.name].source
-        others, tail = whole.source.covered - rows, before.tail - rows
-        as_counted = part.source.covered == taken[layer.name] and not taken[layer.name] & whole.source.accepted
+        name, mine = layer.counted_as, taken[layer.name]
+        before, whole, part = session.ledgers[name], settled[name], parts[name]
+        others = _without(layer, rows, {each.name: whole.at(each.address).covered for each in arrays[name]})
+        tails = _without(layer, rows, {each.name: before.at(each.address).tail for each in arrays[name]})
+        as_counted = part.at(layer.address).covered == mine and not mine & whole.at(layer.address).accepted
         statistics, read = _rest(session, layer, whole, part.statistics, others) if as_counted else (None, 0)
         if statistics is not None:
-            rest, read = replace(whole, statistics=statistics), read + len(tail)
-            again[layer.name] = tail
+            rest, read = replace(whole, statistics=statistics), read + sum(map(len, tails.values()))
+            again |= tails
         else:
-            again[layer.name], read = others | tail, len(others | tail)
-            rest = _begun_anew(layer, whole)
-        ledgers[layer.name] = replace(rest, sources=(_excluding(layer, rest.source, rows),))
-        forgotten += [Forgotten(name, layer.name, len(before.covered & rows), read) for name in layer.names]
+            whole_again = {each: others[each] | tails[each] for each in others}
+            rest, read = _begun_anew(arrays[name], whole), sum(map(len, whole_again.values()))
+            again |= whole_again
+        ledgers[name] = rest.with_source(_excluding(layer, rest.at(layer.address), rows))
+        gone = len(before.at(layer.address).covered & rows)
+        forgotten += [Forgotten(reader, name, gone, read) for reader in layer.names]
     if any(again.values()):
         ledgers = _counted(session, ledgers, again, unreadable="error")
     return ledgers, forgotten
 
 
 def _empty(session: Session) -> dict[str, LayerStatistics]:
-    return {layer.name: LayerStatistics.empty(layer) for layer in session.layers}
+    return {name: LayerStatistics.empty(*arrays) for name, arrays in arrays_of(session.layers).items()}
 
 
-def _begun_anew(layer: Layer, whole: LayerStatistics) -> LayerStatistics:
-    source = replace(source_of(layer), fingerprint=whole.source.fingerprint, excluded=whole.source.excluded)
-    return replace(LayerStatistics.empty(layer), sources=(source,))
+def _without(layer: Layer, rows: Coverage, found: Mapping[str, Coverage]) -> dict[str, Coverage]:
+    """The rows that were `found` of each array, those of `layer` without `rows`."""
+    return {**found, layer.name: found[layer.name] - rows}
+
+
+def _begun_anew(arrays: Sequence[Layer], whole: LayerStatistics) -> LayerStatistics:
+    """What is counted of `arrays` before any row is, with what is excluded in `whole`."""
+    empty = LayerStatistics.empty(*arrays)
+    sources = (
+        replace(new, fingerprint=before.fingerprint, excluded=before.excluded)
+        for new, before in zip(empty.sources, whole.sources, strict=True)
+    )
+    return replace(empty, sources=tuple(sources))
 
 
 def _counted(
@@ -127,19 +180,26 @@ def _policy(session: Session, unreadable: str) -> Policy:
 
 
 def _rest(
-    session: Session, layer: Layer, counted: LayerStatistics, part: Statistics, others: Coverage
+    session: Session, layer: Layer, counted: LayerStatistics, part: Statistics, others: Mapping[str, Coverage]
 ) -> tuple[Statistics | None, int]:
     """The statistics `counted` of `layer` less `part`, and how many of the `others` were read to find them.
 
     Others are read only until every statistic is known; the statistic of all others is always the answer. But rows that
     have changed since they were counted are not what was counted of them: None if only they could tell.
     """
-    whole, accepted = counted.statistics, counted.source.accepted
+    whole = counted.statistics
+    arrays = arrays_of(session.layers)[layer.counted_as]
+    accepted = {array.name: others[array.name] & counted.at(array.address).accepted for array in arrays}
     read, rest = 0, Statistics.empty(layer.kinds, layer.space)
     left = whole.without(part, rest)
     if left is not None:
         return left, read
-    plan = planned(session.layers, {layer.name: others - accepted}, session.job.memory, session.workers)
+    plan = planned(
+        session.layers,
+        {name: rows - accepted[name] for name, rows in others.items()},
+        session.job.memory,
+        session.workers,
+    )
     described = {each.name: each for each in session.layers}
     reduced = reduce_tasks(plan, described, session.workers, _policy(session, "error"), session.progress)
     for task, results in reduced:
@@ -151,7 +211,7 @@ def _rest(
         if left is not None:
             break
     reduced.close()
-    if left is None and not others & accepted:
+    if left is None and not any(accepted.values()):
         left = rest
     return left, read
 

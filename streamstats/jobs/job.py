@@ -21,12 +21,13 @@ LOCAL = Cluster(threads=available_cores())
 class Job:
     """Count statistics of the layers of the calibration store `source`, and write them to the folder `output`.
 
+    If `source` names several stores, the rows of a layer in them follow each other.
     `rules` choose and describe layers (default: every array, as its attributes describe it). `memory` is the limit in
     bytes per process. `nonfinite` is the policy for NaN and infinities, `missing` that for chunks that are missing or
-    damaged. If `rows` is given, only these are counted.
+    damaged. If `rows` is given, only these are counted, of each array.
     """
 
-    source: str
+    source: str | tuple[str, ...]
     output: str
     rules: tuple[LayerRule, ...] = ()
     memory: int = DEFAULT_MEMORY
@@ -34,6 +35,11 @@ class Job:
     missing: Missing = "error"
     rows: Rows | None = None
     cluster: Cluster = LOCAL
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The stores, in order."""
+        return (self.source,) if isinstance(self.source, str) else tuple(self.source)
 
     def counting(self, *statistics: str) -> Self:
         """The same job, which also counts `statistics` for all layers."""

@@ -7,12 +7,12 @@ from dataclasses import replace
 from functools import reduce
 from pathlib import Path
 
-from ..coverage import Rows
+from ..calibration.addresses import Address
 from ..errors import MismatchError, UsageError
 from ..outputs.copies import counted_twice
 from ..outputs.layer_statistics import LayerStatistics
 from ..outputs.ledger import by_layer, merge
-from ..outputs.manifest import LayerEntry, Manifest, read_manifest
+from ..outputs.manifest import Gaps, LayerEntry, Manifest, read_manifest
 from ..outputs.results import check_no_store, check_paths, states_in, still_missing, write_results
 from ..outputs.saving import held
 from ..outputs.staleness import fingerprints
@@ -33,11 +33,13 @@ def merge_outputs(outputs: Sequence[Path], output: Path) -> dict[str, LayerStati
     _check_not_of_a_run(output)
     manifests = [manifest for each in outputs if (manifest := read_manifest(each)) is not None]
     asked: dict[str, int] = {}
-    told: dict[str, list[tuple[Rows, str]]] = {}
+    told: dict[str, dict[Address, Gaps]] = {}
     for name, entry in _entries(manifests, merged):
-        told.setdefault(name, []).extend(entry.missing)
+        known = told.setdefault(name, {})
+        for address, gaps in entry.gaps.items():
+            known[address] = tuple(sorted([*known.get(address, ()), *gaps]))
         asked[name] = max(entry.min_rows, asked.get(name, 0))
-    left = {layer: still_missing(merged[layer], tuple(sorted(told.get(layer, ())))) for layer in merged}
+    left = {layer: still_missing(merged[layer], told.get(layer, {})) for layer in merged}
     with held(output, "merge", {layer: statistics.rows for layer, statistics in merged.items()}):
         write_results(
             output,

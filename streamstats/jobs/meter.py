@@ -16,6 +16,7 @@ import numpy.typing as npt
 from ..calibration.layer import Layer, described
 from ..calibration.masking import given_mask, positions_of
 from ..calibration.readers import readers_of
+from ..calibration.tensors import array_of
 from ..coverage import Coverage
 from ..errors import NonFiniteError, UsageError
 from ..floats import is_float
@@ -72,8 +73,7 @@ class Meter:
         layer cannot have, or a statistic that it cannot have, and `NonFiniteError` for NaN or infinities, unless they
         are skipped. A call that raises has measured nothing.
         """
-        block = np.asarray(samples)
-        native = np.require(block, block.dtype.newbyteorder("="), ["C", "A"])
+        native = np.require(array_of(samples), requirements=["C", "A"])
         readers = readers_of(layer, kernel, layers)
         appended = described("", layer, native, channel_axis, quantization, readers, tensor, rows_are)
         appended, given = given_mask(appended, native.shape, mask)

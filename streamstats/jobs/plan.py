@@ -224,14 +224,16 @@ def _fit(layers: Sequence[Layer], memory: int, threads: int) -> tuple[int, int]:
 
 
 def _peak(layers: Sequence[Layer], threads: int, block_budget: int) -> int:
-    states = STATE_COPIES * sum(_ledger_bytes(layer) + IDENTITY_BYTES * _file_count(layer) for layer in layers)
+    states = {layer.counted_as: _ledger_bytes(layer) for layer in layers}  # one, however many arrays a layer has
+    files = IDENTITY_BYTES * sum(map(_file_count, layers))
+    held = STATE_COPIES * (sum(states.values()) + files)
     in_flight = threads * TASKS_IN_FLIGHT * _result_bytes(layers)
     each = zip(*_each_reading_bytes(layers, block_budget), strict=True)
     reading: int = threads * sum(
         max(of_one_kind) for of_one_kind in each
     )  # a thread keeps its buffers from layer to layer
     accumulating = threads * max((_working_bytes(layer, block_budget) for layer in layers), default=0)
-    return BASE_BYTES + states + in_flight + reading + accumulating
+    return BASE_BYTES + held + in_flight + reading + accumulating
 
 
 def _why_it_does_not_fit(layers: Sequence[Layer], memory: int) -> str:

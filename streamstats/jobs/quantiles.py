@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from ..calibration.layer import Layer
+from ..calibration.layer import Layer, arrays_of
 from ..calibration.selection import select_layers
+from ..coverage import Coverage
 from ..errors import DataError, UsageError, counted, listed
 from ..outputs.layer_statistics import LayerStatistics
 from ..progress import QUIET, Progress
@@ -18,7 +19,7 @@ from ..statistics.counts import is_counted_by_value
 from ..statistics.histogram import Histogram
 from .job import Job
 from .measuring import Policy
-from .session import Session, open_session, reduce_layers
+from .session import Session, open_session, reduce_layers, source_of
 
 WIDEST = 4
 """Bytes of the widest values whose bins a second pass can resolve."""
@@ -43,17 +44,18 @@ def exact_quantiles(job: Job, quantiles: Sequence[float], *, progress: Progress 
     """
     check_quantiles(job, quantiles)
     with open_session(job, progress=progress) as session:
-        reasons = {layer.name: _refusal(layer, session.ledgers[layer.name]) for layer in session.layers}
-        chosen = [layer for layer in session.layers if reasons[layer.name] is None]
-        _check_some(session.layers, reasons)
-        for layer in session.layers:
-            if reasons[layer.name] is not None:
-                progress.say(f"no quantiles of {listed(layer.names)}: {reasons[layer.name]}")
-        places = {layer.name: _places(session.ledgers[layer.name], quantiles) for layer in chosen}
-        refined, found = _refined(session, chosen, places), []
-        for layer in chosen:
-            ledger, contents = session.ledgers[layer.name], refined.get(layer.name)
-            values = {q: _value(ledger, contents, *places[layer.name][q]) for q in quantiles}
+        every = {name: arrays[0] for name, arrays in arrays_of(session.layers).items()}
+        reasons = {name: _refusal(layer, session.ledgers[name]) for name, layer in every.items()}
+        chosen = {name: layer for name, layer in every.items() if reasons[name] is None}
+        _check_some([*every.values()], reasons)
+        for name, layer in every.items():
+            if reasons[name] is not None:
+                progress.say(f"no quantiles of {listed(layer.names)}: {reasons[name]}")
+        places = {name: _places(session.ledgers[name], quantiles) for name in chosen}
+        refined, found = _refined(session, places), []
+        for array, layer in chosen.items():
+            ledger, contents = session.ledgers[array], refined.get(array)
+            values = {q: _value(ledger, contents, *places[array][q]) for q in quantiles}
             found += [Quantile(name, q, value) for name in layer.names for q, value in values.items()]
         return found
 
@@ -67,16 +69,16 @@ def check_quantiles(job: Job, quantiles: Sequence[float]) -> None:
         if not 0 <= q <= 1:
             raise UsageError(f"the quantile is {q}; expected a number from 0 to 1")
     layers = select_layers(job.source, job.rules).layers
-    _check_some(layers, {layer.name: _refusal(layer) for layer in layers})
+    _check_some(layers, {layer.counted_as: _refusal(layer) for layer in layers})
 
 
 def _check_some(layers: Sequence[Layer], reasons: Mapping[str, str | None]) -> None:
     """Raise `UsageError`, with the first of the `reasons`, unless some layer has none."""
-    refused = [(layer, reason) for layer in layers if (reason := reasons[layer.name]) is not None]
+    refused = [(layer, reason) for layer in layers if (reason := reasons[layer.counted_as]) is not None]
     if len(refused) == len(layers):
         layer, reason = refused[0]
         others = f" (and {counted(len(refused) - 1, 'more layer')})" if len(refused) > 1 else ""
-        raise UsageError(f"layer {layer.name}{others}: {reason}")
+        raise UsageError(f"layer {layer.counted_as}{others}: {reason}")
 
 
 def _refusal(layer: Layer, ledger: LayerStatistics | None = None) -> str | None:
@@ -100,9 +102,10 @@ def _refusal_of_counted(layer: Layer, ledger: LayerStatistics) -> str | None:
     histogram: Histogram = ledger.statistics[Histogram.name]
     if not histogram.counts.any():
         return "it has no finite values, so it has no quantiles"
-    if ledger.source.accepted and not is_counted_by_value(layer.space.dtype):
+    accepted = [rows for source in ledger.sources for rows in source.accepted.ranges]
+    if accepted and not is_counted_by_value(layer.space.dtype):
         return (
-            f"rows {ledger.source.accepted} have changed since they were counted, so the values in a bin cannot be "
+            f"rows {Coverage.of(accepted)} have changed since they were counted, so the values in a bin cannot be "
             "read again; count everything again with --restart"
         )
     return None
@@ -118,28 +121,28 @@ def _places(ledger: LayerStatistics, quantiles: Sequence[float]) -> Places:
     return {q: histogram.place(q) for q in quantiles}
 
 
-def _refined(session: Session, chosen: Sequence[Layer], places: Mapping[str, Places]) -> dict[str, BinContents]:
-    """The contents of the bins at `places`, for each `chosen` layer whose bins hold several values; by layer."""
+def _refined(session: Session, places: Mapping[str, Places]) -> dict[str, BinContents]:
+    """The contents of the bins at `places`, for each layer there whose bins hold several values; by layer."""
     layers = [
         replace(
             layer,
             kinds=(BinContents,),
-            within=tuple(sorted({bin_ for bin_, _ in places[layer.name].values()})),
+            within=tuple(sorted({bin_ for bin_, _ in places[layer.counted_as].values()})),
             quantization=None,
         )
-        for layer in chosen
-        if not is_counted_by_value(layer.space.dtype)
+        for layer in session.layers
+        if layer.counted_as in places and not is_counted_by_value(layer.space.dtype)
     ]
     if not layers:
         return {}
-    ledgers = {layer.name: LayerStatistics.empty(layer) for layer in layers}
-    wanted = {layer.name: session.ledgers[layer.name].source.covered for layer in layers}
-    missing = "fill" if any(session.ledgers[layer.name].source.filled for layer in layers) else "error"
+    ledgers = {name: LayerStatistics.empty(*arrays) for name, arrays in arrays_of(layers).items()}
+    wanted = {layer.name: source_of(layer, session.ledgers).covered for layer in layers}
+    missing = "fill" if any(source_of(layer, session.ledgers).filled for layer in layers) else "error"
     policy = Policy("skip", missing)
     outcome = reduce_layers(layers, ledgers, wanted, session.job.memory, session.workers, policy, session.progress)
     found = {name: ledger.statistics[BinContents.name] for name, ledger in outcome.statistics.items()}
-    for layer in layers:
-        _check_same(layer, session.ledgers[layer.name].statistics[Histogram.name], found[layer.name])
+    for name, arrays in arrays_of(layers).items():
+        _check_same(arrays[0], session.ledgers[name].statistics[Histogram.name], found[name])
     return found
 
 
@@ -147,7 +150,8 @@ def _check_same(layer: Layer, histogram: Histogram, contents: BinContents) -> No
     """Raise `DataError` unless both have the same count in each bin."""
     if contents.counts.sum(axis=1).tolist() != histogram.counts[list(layer.within)].tolist():
         raise DataError(
-            f"layer {layer.name}: its values have changed since they were counted; find them with `streamstats verify`"
+            f"layer {layer.counted_as}: its values have changed since they were counted; find them with "
+            "`streamstats verify`"
         )
 
 

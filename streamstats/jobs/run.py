@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from ..calibration.layer import Layer
+from ..calibration.layer import Layer, arrays_of
 from ..calibration.selection import LayerRule, select_layers
 from ..coverage import Coverage
-from ..errors import ChangedError, DataError, UsageError
+from ..errors import ChangedError, DataError, UsageError, listed
 from ..outputs.layer_statistics import LayerStatistics
 from ..outputs.ledger import by_layer
 from ..outputs.resuming import continued, load
@@ -25,7 +25,7 @@ from .following import Watch
 from .job import DEFAULT_MEMORY, Job
 from .measuring import Policy
 from .opening import open_workers
-from .session import Outcome, Session, missing_rows, open_session, reduce_layers
+from .session import Outcome, Session, missing_rows, open_session, reduce_layers, source_of
 from .sizes import parse_bytes
 from .workers import Cluster, available_cores
 
@@ -52,7 +52,7 @@ class Follow:
 
 
 def reduce(
-    source: str | Path,
+    source: str | Path | Sequence[str | Path],
     *,
     layers: Sequence[LayerRule] = (),
     statistics: Sequence[str] = (),
@@ -63,7 +63,7 @@ def reduce(
     client: Client | None = None,
     progress: Progress = QUIET,
 ) -> dict[str, LayerStatistics]:
-    """The exact statistics of every layer of the calibration store at `source`, by name.
+    """The exact statistics of every layer of the calibration store at `source`, or of several stores, by name.
 
     `layers` chooses and describes layers (default: every array, as its attributes describe it). `statistics`, named as
     in a configuration ("squares"), are counted in addition to sums and extrema. `memory` limits the process.
@@ -81,10 +81,11 @@ def reduce(
     budget = _budget(memory)
     rules = [replace(each, statistics=(*each.statistics, *statistics)) for each in layers or [LayerRule("*")]]
     selected = select_layers(source, rules if statistics else layers)
+    where = source if isinstance(source, str | Path) else listed(map(str, source))
     for name, reason in selected.unreadable.items():
-        raise DataError(f"{source}: array {name} cannot be read: {reason}; repair it, or choose others by `layers`")
+        raise DataError(f"{where}: array {name} cannot be read: {reason}; repair it, or choose others by `layers`")
     chosen = selected.layers
-    ledgers = {layer.name: LayerStatistics.empty(layer) for layer in chosen}
+    ledgers = {name: LayerStatistics.empty(*arrays) for name, arrays in arrays_of(chosen).items()}
     with open_workers(cluster, chosen, client, progress.say) as workers:
         wanted = missing_rows(chosen, ledgers)
         outcome = reduce_layers(chosen, ledgers, wanted, budget, workers, Policy(nonfinite, missing), progress)
@@ -203,7 +204,8 @@ def _run_ready(
 def _polled(session: Session) -> Session:
     """`session` with the layers as they are now."""
     selected = select_layers(session.job.source, session.job.rules)
-    ledgers = {layer.name: continued(layer, session.ledgers.get(layer.name)) for layer in selected.layers}
+    arrays = arrays_of(selected.layers)
+    ledgers = {name: continued(each, session.ledgers.get(name)) for name, each in arrays.items()}
     return session.resumed(selected, ledgers)
 
 
@@ -215,7 +217,8 @@ def _run_until(session: Session, until: Until, on_written: OnWritten) -> Outcome
     """Count in rounds over the first rows: the same rounds whether or not the run was interrupted."""
     if session.job.rows is not None:
         raise UsageError("`rows` is set, but this run determines how many rows are enough; leave out `rows`")
-    covered = max((each.source.covered.stop for each in session.ledgers.values()), default=0)
+    counted = (source for each in session.ledgers.values() for source in each.sources)
+    covered = max((source.covered.stop for source in counted), default=0)
     outcome = session.so_far()
     for rows in _rounds(session.layers):
         if rows < covered:
@@ -253,7 +256,7 @@ def _check_wanted_rows(session: Session, follow: Follow | None) -> None:
     if rows[0] >= most and follow is None:
         raise UsageError(f"`rows` is {rows[0]}:{rows[1]}, but no layer has more than {most} rows; correct `rows`")
     for layer in session.layers:
-        others = session.ledgers[layer.name].source.covered - Coverage.of([rows])
+        others = source_of(layer, session.ledgers).covered - Coverage.of([rows])
         if others:
             start, stop = others.ranges[0]
             raise UsageError(

@@ -12,13 +12,14 @@ import numpy as np
 from rich.filesize import decimal
 
 from ..address import local_path
-from ..calibration.layer import Layer
+from ..calibration.layer import Layer, arrays_of
 from ..calibration.selection import Selected, select_layers
 from ..coverage import Coverage, Rows
 from ..errors import StreamstatsError, UsageError, counted, listed
 from ..outputs.changes import Change, check_unchanged
 from ..outputs.layer_statistics import LayerStatistics
-from ..outputs.manifest import Gaps, joined, read_manifest
+from ..outputs.ledger import CountedSource
+from ..outputs.manifest import GapsOf, joined, read_manifest
 from ..outputs.results import check_no_store, check_paths, remove_leftovers, write_results
 from ..outputs.resuming import load, restarted
 from ..outputs.saving import Saver, held
@@ -58,12 +59,15 @@ class Outcome:
         """Whether every array and row could be read, and every layer has the rows that the job asks for."""
         return not (self.unreadable or self.shortfalls or self.unreadable_arrays)
 
-    def gaps(self) -> dict[str, Gaps]:
-        """The rows that could not be read, by layer."""
+    def gaps(self, layers: Sequence[Layer]) -> dict[str, GapsOf]:
+        """The rows of `layers` that could not be read, by the name under which they are counted."""
         missing: dict[str, list[tuple[Rows, str]]] = {}
         for each in self.unreadable:
             missing.setdefault(each.layer, []).append((each.rows, each.reason))
-        return {layer: joined(ranges) for layer, ranges in missing.items()}
+        return {
+            name: {array.address: joined(missing[array.name]) for array in arrays if array.name in missing}
+            for name, arrays in arrays_of(layers).items()
+        }
 
 
 @dataclass(frozen=True)
@@ -84,13 +88,13 @@ class Session:
 
     @property
     def layers(self) -> tuple[Layer, ...]:
-        """The layers of the job, in order."""
+        """The arrays of the layers of the job, in order."""
         return self.selected.layers
 
     @property
     def min_rows(self) -> dict[str, int]:
         """The rows that the job asks for, by layer."""
-        return {layer.name: layer.min_rows for layer in self.layers}
+        return {layer.counted_as: layer.min_rows for layer in self.layers}
 
     def so_far(self) -> Outcome:
         """The outcome if nothing more is counted."""
@@ -112,7 +116,7 @@ class Session:
             outcome = reduce_layers(
                 self.layers, self.ledgers, wanted, self.job.memory, self.workers, policy, self.progress, saver
             )
-            self.write(outcome.statistics, outcome.gaps())
+            self.write(outcome.statistics, outcome.gaps(self.layers))
         except UsageError:
             saver.save()
             raise
@@ -128,11 +132,11 @@ class Session:
         short = shortfalls(outcome.statistics, self.min_rows)
         return replace(outcome, shortfalls=short, unreadable_arrays=self.selected.unreadable)
 
-    def write(self, statistics: Ledgers, gaps: Mapping[str, Gaps]) -> None:
+    def write(self, statistics: Ledgers, gaps: Mapping[str, GapsOf]) -> None:
         """Write states, correctors and manifest."""
         write_results(
             self.output,
-            [self.job.source],
+            self.job.sources,
             statistics,
             gaps,
             rows=self.job.rows,
@@ -159,18 +163,20 @@ def open_session(
     """
     output = local_path(job.output)
     selected = select_layers(job.source, job.rules)
-    _check_apart(job.source, output)
-    check_paths(output, [layer.name for layer in selected.layers])
+    for source in job.sources:
+        _check_apart(source, output)
+    arrays = arrays_of(selected.layers)
+    check_paths(output, arrays)
     tell_selected(selected, progress)
     try:
-        rows = {layer.name: layer.rows for layer in selected.layers}
-        with held(output, job.source, rows, {layer.name: layer.names for layer in selected.layers}):
+        rows = {name: sum(array.rows for array in each) for name, each in arrays.items()}
+        with held(output, ", ".join(job.sources), rows, {name: each[0].names for name, each in arrays.items()}):
             remove_leftovers(output)
             if restart:
                 ledgers = restarted(output, selected.layers)
             else:
                 copies: list[Change] = []
-                moved = _has_moved(output, job.source) and accept_changes
+                moved = _has_moved(output, job) and accept_changes
                 ledgers = load(output, selected.layers, accept_changes=accept_changes, moved=moved, tell=copies.extend)
                 tell_copies(copies, progress)
             with open_workers(job.cluster, selected.layers, client, progress.say) as workers:
@@ -181,7 +187,7 @@ def open_session(
 
 def settled(selected: Selected, ledgers: Ledgers) -> Selected:
     """`selected` with the rows that are settled in `ledgers`: fewer, where a file is still to be written."""
-    known = {layer.name: ledgers[layer.name].sources[0].settled_rows for layer in selected.layers}
+    known = {layer.name: source_of(layer, ledgers).settled_rows for layer in selected.layers}
     layers = tuple(replace(layer, unwritten_from=known[layer.name]) for layer in selected.layers)
     return replace(selected, layers=layers)
 
@@ -210,7 +216,7 @@ def reduce_layers(
             _take(outcome, described[found.layer], found, saver)
         progress.workers(workers.count(), workers.repeats)
         progress.advance(task.rows, task.bytes)
-    _check_complete(plan, outcome)
+    _check_complete(plan, outcome, described)
     return outcome
 
 
@@ -228,24 +234,29 @@ def planned(layers: Sequence[Layer], wanted: Mapping[str, Coverage], memory: int
 
 def missing_rows(layers: Sequence[Layer], ledgers: Ledgers, job: Job | None = None) -> dict[str, Coverage]:
     """The rows of each layer that remain to count; if `job` is given, only those that it wants."""
-    missing = {layer.name: ledgers[layer.name].source.missing(layer.rows) for layer in layers}
+    missing = {layer.name: source_of(layer, ledgers).missing(layer.rows) for layer in layers}
     if job is None:
         return missing
     return {layer.name: missing[layer.name] & job.wanted(layer.rows) for layer in layers}
+
+
+def source_of(layer: Layer, ledgers: Ledgers) -> CountedSource:
+    """What is counted of the array `layer`."""
+    return ledgers[layer.counted_as].at(layer.address)
 
 
 def _take(outcome: Outcome, layer: Layer, found: Found, saver: Saver | None) -> None:
     if isinstance(found, Unreadable):
         outcome.unreadable.append(found)
         return
-    before = outcome.statistics[found.layer]
-    check_unchanged(layer, before.source, found)
-    outcome.statistics[found.layer] = before.count(found)
+    before = outcome.statistics[layer.counted_as]
+    check_unchanged(layer, before.at(layer.address), found)
+    outcome.statistics[layer.counted_as] = before.count(found, layer.address)
     if saver:
-        saver.changed(outcome.statistics[found.layer])
+        saver.changed(outcome.statistics[layer.counted_as])
 
 
-def _check_complete(plan: Plan, outcome: Outcome) -> None:
+def _check_complete(plan: Plan, outcome: Outcome, layers: Mapping[str, Layer]) -> None:
     """Raise `StreamstatsError` unless every row of the plan is counted or known to be unreadable."""
     expected: dict[str, list[Rows]] = {}
     for task in plan.tasks:
@@ -253,7 +264,7 @@ def _check_complete(plan: Plan, outcome: Outcome) -> None:
             expected.setdefault(part.layer, []).append((part.start, part.stop))
     for layer, rows in expected.items():
         lost = Coverage.of(each.rows for each in outcome.unreadable if each.layer == layer)
-        missing = Coverage.of(rows) - (outcome.statistics[layer].source.covered | lost)
+        missing = Coverage.of(rows) - (source_of(layers[layer], outcome.statistics).covered | lost)
         if missing:
             raise StreamstatsError(f"layer {layer}: no task returned rows {missing}; please report this as a bug")
 
@@ -278,19 +289,26 @@ def tell_selected(selected: Selected, progress: Progress) -> None:
     if selected.coordinates:
         progress.say(f"note: not counted, because they are coordinates: {listed(selected.coordinates)}")
     for said, names in _meanings(layers).items():
-        progress.say(f"note: {said}: {listed(names)}")
-    codes = [layer.name for layer in layers if layer.dtype.kind in "iu" and layer.quantization is None]
+        progress.say(f"note: {said}: {listed(dict.fromkeys(names))}")
+    stores = list(dict.fromkeys(layer.address.store for layer in layers))
+    for store in stores:
+        lacking = [name for name, arrays in arrays_of(layers).items() if store not in {a.address.store for a in arrays}]
+        if lacking:
+            verb = "is" if len(lacking) == 1 else "are"
+            progress.say(f"note: {listed(lacking)} {verb} not in {store}; the rows of the other sources are counted")
+    codes = [layer.counted_as for layer in layers if layer.dtype.kind in "iu" and layer.quantization is None]
     if codes:
-        progress.say(f"note: integers without `quantization` are averaged as codes: {listed(codes)}")
-    outside = [(layer.name, found) for layer in layers if (found := _zero_point_outside(layer)) is not None]
+        progress.say(f"note: integers without `quantization` are averaged as codes: {listed(dict.fromkeys(codes))}")
+    outside = [(layer.counted_as, found) for layer in layers if (found := _zero_point_outside(layer)) is not None]
     if outside:
         first, point = outside[0]
         progress.say(
             f"note: the zero point {point} of {first} is not one of its codes, so none of them stands for 0; check "
-            f"`zero_point` of: {listed(name for name, _ in outside)}"
+            f"`zero_point` of: {listed(dict.fromkeys(name for name, _ in outside))}"
         )
     # a tensor that no layer reads and that is the same for all samples has one row; positions have numbers of their own
-    rows = {layer.rows for layer in layers if (layer.read_by.names or layer.rows != 1) and not layer.rows_are}
+    every = [(arrays[0], sum(array.rows for array in arrays)) for arrays in arrays_of(layers).values()]
+    rows = {number for layer, number in every if (layer.read_by.names or number != 1) and not layer.rows_are}
     if len(rows) > 1:
         progress.say(
             f"note: the layers have different numbers of rows, {min(rows):,} to {max(rows):,}; check that no "
@@ -320,13 +338,14 @@ def tell_plan(
     plan: Plan, layers: Sequence[Layer], ledgers: Ledgers, memory: int, workers: Workers, progress: Progress
 ) -> None:
     """Begin the stage, with the plan and its memory as its description."""
-    before = sum(ledgers[layer.name].rows for layer in layers)
+    arrays = arrays_of(layers)
+    before = sum(ledgers[name].rows for name in arrays)
     beside = f" in addition to {before:,} already counted" if before else ""
-    sizes = f"{counted(len(layers), 'layer')}, {counted(plan.rows, 'row')}{beside}, {decimal(plan.bytes)}"
+    sizes = f"{counted(len(arrays), 'layer')}, {counted(plan.rows, 'row')}{beside}, {decimal(plan.bytes)}"
     tasks = f"{counted(len(plan.tasks), 'task')} on {workers.description()}"
     peak = f"at most {_mib(plan.peak_bytes)} of {_mib(memory)} of memory"
     what = f"plan: {sizes} decoded, in {tasks}; blocks of at most {_mib(plan.block_bytes)}, {peak}"
-    progress.begin(Stage(what, plan.rows, plan.bytes, before, len(layers), workers.description()))
+    progress.begin(Stage(what, plan.rows, plan.bytes, before, len(arrays), workers.description()))
 
 
 def _mib(size: int) -> str:
@@ -345,12 +364,13 @@ def tell_copies(copies: Sequence[Change], progress: Progress) -> None:
             )
 
 
-def _has_moved(output: Path, source: str) -> bool:
+def _has_moved(output: Path, job: Job) -> bool:
     """Whether what `output` holds was counted from another place. Raises `DataError` for a damaged manifest."""
     manifest = read_manifest(output)
     if manifest is None or manifest.merged:
         return False
-    return Path(manifest.sources[0]).resolve() != Path(source).resolve()
+    here = {Path(each).resolve() for each in job.sources}
+    return not here.issuperset(Path(each).resolve() for each in manifest.sources)
 
 
 def _check_apart(source: str, output: Path) -> None:

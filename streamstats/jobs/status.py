@@ -8,10 +8,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..coverage import EMPTY, Coverage, Rows
+from ..calibration.addresses import ONLY, Address
+from ..coverage import EMPTY, Coverage
 from ..errors import DataError, UsageError
 from ..outputs.layer_statistics import LayerStatistics
-from ..outputs.manifest import NOTHING, Gaps, LayerEntry, Manifest, explained, read_manifest
+from ..outputs.ledger import CountedSource
+from ..outputs.manifest import NOTHING, Gaps, GapsOf, LayerEntry, Manifest, explained, missing_document, read_manifest
 from ..outputs.results import states_in
 from ..outputs.saving import LOCK
 from ..outputs.shortfalls import Shortfall
@@ -23,20 +25,26 @@ from ..storage.names import network_order
 
 @dataclass(frozen=True)
 class LayerStatus:
-    """How far a layer has come: `counted` of `rows`; the `missing` ranges, each with the reason.
+    """How far a layer has come: `counted` of `rows`; the `gaps` are the missing ranges, each with the reason.
 
     `array` is the one that it reads; layers that read the same array share the rest. `shortfall` is what was counted if
-    that is less than the `min_rows` of the job.
+    that is less than the `min_rows` of the job. If it has several arrays, `sources` is what was counted of each.
     """
 
     layer: str
     array: str
     rows: int
     counted: int
-    missing: Gaps
+    gaps: GapsOf
     excluded: Coverage
     min_rows: int = 0
     shortfall: Shortfall | None = None
+    sources: tuple[CountedSource, ...] = ()
+
+    @property
+    def missing(self) -> Gaps:
+        """The missing rows, those of one array after those of the other."""
+        return tuple(gap for gaps in self.gaps.values() for gap in gaps)
 
     def document(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -44,10 +52,11 @@ class LayerStatus:
             "array": self.array,
             "rows": self.rows,
             "counted": self.counted,
-            "missing": [{"rows": list(rows), "reason": reason} for rows, reason in self.missing],
+            "missing": missing_document(self.gaps),
             "excluded": self.excluded.document(),
             "min_rows": self.min_rows,
             "shortfall": None if self.shortfall is None else self.shortfall.document(),
+            **({"sources": [source.document() for source in self.sources]} if self.sources else {}),
         }
 
 
@@ -85,7 +94,7 @@ def status(output: Path) -> Status:
     said = manifest or NOTHING
     limit, gaps, min_rows = Coverage.of([said.rows or (0, sys.maxsize)]), said.gaps(), said.min_rows()
     found = {
-        name: _layer_status(name, states[name], planned.get(name, 0), gaps.get(name, ()), limit)
+        name: _layer_status(name, states[name], planned.get(name, 0), gaps.get(name, {}), limit)
         if name in states
         else _uncounted(name, planned.get(name, 0), said.arrays.get(name))
         for name in sorted({*planned, *states, *said.arrays})
@@ -143,14 +152,18 @@ def _uncounted(layer: str, planned: int, entry: LayerEntry | None) -> LayerStatu
     """The status of a layer without a state: nothing is counted, and the manifest knows what was before."""
     before, excluded = (EMPTY, EMPTY) if entry is None else (entry.covered, entry.excluded)
     rows = max(planned, before.stop, excluded.stop)
-    return LayerStatus(layer, layer, rows, 0, explained(Coverage.first(rows) - excluded, ()), excluded)
+    missing = explained(Coverage.first(rows) - excluded, ())
+    return LayerStatus(layer, layer, rows, 0, {ONLY: missing} if missing else {}, excluded)
 
 
-def _layer_status(layer: str, state: LayerStatistics, planned: int, told: Gaps, limit: Coverage) -> LayerStatus:
-    missing: list[tuple[Rows, str]] = []
+def _layer_status(layer: str, state: LayerStatistics, planned: int, told: GapsOf, limit: Coverage) -> LayerStatus:
+    missing: dict[Address, Gaps] = {}
     for source in state.sources:
         wanted = max(source.rows, planned) if len(state.sources) == 1 else source.rows
-        missing += explained(source.missing(wanted) & limit, told)
+        gaps = explained(source.missing(wanted) & limit, told.get(source.address, ()))
+        if gaps:
+            missing[source.address] = tuple(sorted([*missing.get(source.address, ()), *gaps]))
     rows = max(sum(source.rows for source in state.sources), planned)
     excluded = Coverage.of(rows for source in state.sources for rows in source.excluded.ranges)
-    return LayerStatus(layer, layer, rows, state.rows, tuple(sorted(missing)), excluded)
+    sources = () if {source.address for source in state.sources} == {ONLY} else state.sources
+    return LayerStatus(layer, layer, rows, state.rows, missing, excluded, sources=sources)

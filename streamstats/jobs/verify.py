@@ -8,19 +8,21 @@ from itertools import groupby
 from pathlib import Path
 
 from ..calibration.identity import file_key
-from ..calibration.layer import Layer
+from ..calibration.layer import Layer, arrays_of
 from ..calibration.selection import Selected, select_layers
 from ..coverage import EMPTY, Coverage, Rows
 from ..outputs.changes import compared, compared_mask, is_counted_again
 from ..outputs.layer_statistics import LayerStatistics
+from ..outputs.ledger import CountedSource
 from ..outputs.manifest import read_manifest
 from ..outputs.results import read_states
 from ..outputs.resuming import check_same_job
+from ..outputs.several import stores_before, with_arrays
 from ..progress import QUIET, Progress
 from .job import Job
 from .measuring import Policy, Unreadable
 from .opening import open_workers
-from .session import Outcome, reduce_layers, tell_selected
+from .session import Outcome, reduce_layers, source_of, tell_selected
 
 
 @dataclass(frozen=True)
@@ -40,15 +42,17 @@ def verify(job: Job, *, progress: Progress = QUIET) -> list[Problem]:
     """
     selected = select_layers(job.source, job.rules)
     tell_selected(selected, progress)
-    layers = {layer.name: layer for layer in selected.layers}
-    states = read_states(Path(job.output), layers)
-    for name, state in states.items():
-        check_same_job(layers[name], state)
+    output, arrays = Path(job.output), arrays_of(selected.layers)
+    before = stores_before(output)
+    states = {name: with_arrays(state, arrays[name], before) for name, state in read_states(output, arrays).items()}
+    for layer in selected.layers:
+        if layer.counted_as in states:
+            check_same_job(layer, states[layer.counted_as])
     found, unreadable = _read_again(job, selected, states, progress)
     allowed = job.missing == "fill"  # such a store omits chunks that hold only fill values
     problems = [Problem(each.layer, each.rows, each.reason) for each in unreadable if not (allowed and each.lost)]
     for name, state in states.items():
-        problems += _differences(layers[name], state, found[name])
+        problems += _differences(arrays[name], state, found[name])
     problems += _gone(job, selected)
     return sorted(problems, key=lambda each: (each.layer, each.rows))
 
@@ -58,14 +62,15 @@ def _read_again(
 ) -> tuple[dict[str, LayerStatistics], list[Unreadable]]:
     """The statistics that the counted rows give now, and all rows wanted by the job that cannot be read."""
     layers = selected.layers
-    empty = {layer.name: LayerStatistics.empty(layer) for layer in layers}
+    empty = {name: LayerStatistics.empty(*arrays) for name, arrays in arrays_of(layers).items()}
     counted, others = {}, {}
     for layer in layers:
-        source = states[layer.name].source if layer.name in states else None
+        source = source_of(layer, states) if layer.counted_as in states else None
         covered = source.covered if source else EMPTY
         counted[layer.name] = covered & Coverage.first(layer.rows)
         others[layer.name] = job.wanted(layer.rows) - covered - (source.excluded if source else EMPTY)
-    filled = [layer for layer in layers if layer.name in states and states[layer.name].source.filled]
+    with_filled = {name for name, state in states.items() if any(source.filled for source in state.sources)}
+    filled = [layer for layer in layers if layer.counted_as in with_filled]
     with open_workers(job.cluster, layers, tell=progress.say) as workers:
 
         def read(chosen: Sequence[Layer], wanted: Mapping[str, Coverage], policy: Policy) -> Outcome:
@@ -77,29 +82,31 @@ def _read_again(
         found = outcomes[0].statistics
         if filled:  # fill values were counted for some of their chunks; compare like with like
             refilled = read(filled, counted, Policy("skip", "fill")).statistics
-            found |= {layer.name: refilled[layer.name] for layer in filled}
+            found |= {name: refilled[name] for name in with_filled}
     return found, [each for outcome in outcomes for each in outcome.unreadable]
 
 
-def _differences(layer: Layer, state: LayerStatistics, found: LayerStatistics) -> Iterator[Problem]:
+def _differences(arrays: Sequence[Layer], state: LayerStatistics, found: LayerStatistics) -> Iterator[Problem]:
     """What has changed since `state` was counted; `found` are the statistics that the same rows give now."""
-    if state.source.fingerprint != layer.fingerprint:
+    others = [array for array in arrays if state.at(array.address).fingerprint != array.fingerprint]
+    for array in others:
         changed = "dtype, sample shape, chunks or codecs have changed since they were counted"
-        yield Problem(layer.name, (0, layer.rows), changed)
-        return
-    same_rows = state.covered == found.covered
+        yield Problem(array.name, (0, array.rows), changed)
+    same_rows = not others and state.covered == found.covered
     differing = state.statistics.differing(found.statistics) if same_rows else []
-    yield from _changed_files(layer, state, harmless=same_rows and not differing)
-    for start, stop in (state.source.covered - Coverage.first(layer.rows)).ranges:
-        yield Problem(layer.name, (start, stop), "rows were counted, but no longer exist")
+    for layer in arrays:
+        if layer in others:
+            continue
+        yield from _changed_files(layer, state.at(layer.address), harmless=same_rows and not differing)
+        for start, stop in (state.at(layer.address).covered - Coverage.first(layer.rows)).ranges:
+            yield Problem(layer.name, (start, stop), "rows were counted, but no longer exist")
     if differing:
-        rows = state.covered[0][0], state.covered[-1][1]
-        yield Problem(layer.name, rows, f"statistics differ from those that were counted: {', '.join(differing)}")
+        rows = min(each for each, _ in state.covered), max(each for _, each in state.covered)
+        yield Problem(state.layer, rows, f"statistics differ from those that were counted: {', '.join(differing)}")
 
 
-def _changed_files(layer: Layer, state: LayerStatistics, *, harmless: bool) -> Iterator[Problem]:
+def _changed_files(layer: Layer, source: CountedSource, *, harmless: bool) -> Iterator[Problem]:
     """The files that have changed; those that the next run counts again, only if that makes a difference."""
-    source = state.source
     but = ", but the statistics are the same: accept it with `run --accept-changes`" if harmless else ""
     for array, files in ((layer, compared(layer, source)[1]), (layer.mask, compared_mask(layer, source)[1])):
         if array is None:
@@ -119,7 +126,7 @@ def _gone(job: Job, selected: Selected) -> Iterator[Problem]:
     manifest = read_manifest(Path(job.output))
     entries = manifest.arrays if manifest else {}
     known = {
-        *(layer.name for layer in selected.layers),
+        *(layer.counted_as for layer in selected.layers),
         *selected.left_out,
         *selected.unreadable,
         *selected.coordinates,

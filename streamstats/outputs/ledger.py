@@ -14,6 +14,7 @@ from typing import Any, Self, TypeVar
 
 import numpy as np
 
+from ..calibration.addresses import ONLY, Address
 from ..calibration.attributes import Attributes
 from ..calibration.layer import Layer
 from ..calibration.readers import Readers
@@ -63,7 +64,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class CountedSource:
-    """What was counted from one array.
+    """What was counted from one array; `address` says from which one, if its layer has several.
 
     `fingerprint` identifies how the array is stored (dtype, chunks, codecs), whatever its rows; `rows` is its number of
     rows. `covered` rows are counted, `excluded` rows are never counted again; for chunks in `filled` rows, which could
@@ -86,6 +87,7 @@ class CountedSource:
     tail: Coverage = EMPTY
     settled_rows: int = 0
     recorded: bool = False
+    address: Address = ONLY
 
     def count(self, measured: Measured) -> CountedSource:
         """With the rows and files of `measured` counted.
@@ -129,6 +131,15 @@ class CountedSource:
         """Those of the first `rows` rows that are neither counted nor excluded."""
         return Coverage.first(rows) - (self.covered | self.excluded)
 
+    def document(self) -> dict[str, Any]:
+        """Where it is, and which of its rows were counted, JSON-ready."""
+        rows = ("covered", "excluded", "filled", "accepted")
+        return {
+            **self.address.document(),
+            "rows": self.rows,
+            **{name: getattr(self, name).document() for name in rows},
+        }
+
     def __eq__(self, other: object) -> bool:
         """Equal means equal bytes."""
         return isinstance(other, CountedSource) and self._key() == other._key()
@@ -136,7 +147,7 @@ class CountedSource:
     def _key(self) -> tuple[object, ...]:
         rows = self.covered, self.excluded, self.filled, self.accepted, self.tail, self.settled_rows
         files = self.files.tobytes(), self.mask_files.tobytes()
-        return self.fingerprint, self.rows, rows, files, self.mask, self.recorded
+        return self.fingerprint, self.rows, rows, files, self.mask, self.recorded, self.address
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -149,12 +160,16 @@ def source_of(layer: Layer, rows: int | None = None) -> CountedSource:
         mask="" if layer.mask is None else layer.mask.name,
         settled_rows=layer.settled_rows,
         recorded=layer.commits,
+        address=layer.address,
     )
 
 
 @dataclass(frozen=True)
 class Ledger:
-    """What is counted of a layer: its `statistics` over the rows of its `sources`, one array or several merged ones.
+    """What is counted of a layer: its `statistics` over the rows of its `sources`.
+
+    It has one source for each of its arrays, in the order in which their rows follow each other; or those of several
+    outputs that were merged.
 
     The statistics describe the stored values; `quantization` maps them to real units. `readers` are the layers of the
     model that read what was counted; None means the layer of its own name, `layer`. `tensor` is the model's name of it,
@@ -180,13 +195,14 @@ class Ledger:
     settled: Statistics | None = None
 
     @classmethod
-    def empty(cls, layer: Layer) -> Self:
-        """The ledger of `layer` before any row is counted."""
+    def empty(cls, *arrays: Layer) -> Self:
+        """The ledger of a layer that has these `arrays`, one at least, before any row is counted."""
+        layer = arrays[0]
         return cls(
-            layer=layer.name,
+            layer=layer.counted_as,
             channel_axis=layer.channel_axis,
             quantization=layer.quantization,
-            sources=(source_of(layer),),
+            sources=tuple(map(source_of, arrays)),
             statistics=Statistics.empty(layer.kinds, layer.space),
             readers=layer.readers,
             tensor=layer.tensor,
@@ -195,18 +211,18 @@ class Ledger:
             attributes=layer.attributes,
         )
 
-    def count(self, measured: Measured) -> Self:
-        """With the rows and statistics of `measured` counted.
+    def count(self, measured: Measured, address: Address = ONLY) -> Self:
+        """With the rows and statistics of `measured` counted, which were read from the array at `address`.
 
         Raises `MismatchError` if any of its rows is already counted, or its statistics are not those of the ledger.
         """
-        source, settled = self.source.count(measured), self.settled
+        settled = self.settled
         if measured.in_tail:
             settled = self.statistics if settled is None else settled
         elif settled is not None:
             settled = settled.merge(measured.statistics)
-        statistics = self.statistics.merge(measured.statistics)
-        return replace(self, statistics=statistics, settled=settled, sources=(source,))
+        found = self.with_source(self.at(address).count(measured))
+        return replace(found, statistics=self.statistics.merge(measured.statistics), settled=settled)
 
     def with_settled(self) -> Self:
         """The same, with the rows of tails counted like all others."""
@@ -216,6 +232,23 @@ class Ledger:
         """With the statistics that a layer with `kernel` has of the same samples. Raises `MismatchError`."""
         settled = None if self.settled is None else self.settled.with_kernel(kernel)
         return replace(self, statistics=self.statistics.with_kernel(kernel), settled=settled)
+
+    def at(self, address: Address) -> CountedSource:
+        """The source at `address`. Raises `MismatchError` unless there is one, as in a merged layer."""
+        found = [source for source in self.sources if source.address == address]
+        if len(found) != 1:
+            raise self._merged()
+        return found[0]
+
+    def with_source(self, source: CountedSource) -> Self:
+        """With `source` in the place of the one at the same address."""
+        sources = (source if each.address == source.address else each for each in self.sources)
+        return replace(self, sources=tuple(sources))
+
+    @property
+    def is_merged(self) -> bool:
+        """Whether its sources are those of several outputs, so that addresses do not tell them apart."""
+        return len({source.address for source in self.sources}) < len(self.sources)
 
     @property
     def read_by(self) -> Readers:
@@ -237,15 +270,22 @@ class Ledger:
     def source(self) -> CountedSource:
         """The only source. Raises `MismatchError` for a merged layer."""
         if len(self.sources) != 1:
-            raise MismatchError(
-                f"layer {self.layer} is merged from {len(self.sources)} stores; expected an output of one run: run in "
-                "the outputs that were merged, then merge them again"
-            )
+            raise self._merged()
         return self.sources[0]
+
+    def _merged(self) -> MismatchError:
+        return MismatchError(
+            f"layer {self.layer} is merged from {len(self.sources)} stores; expected an output of one run: run in "
+            "the outputs that were merged, then merge them again"
+        )
+
+    @property
+    def _has_addresses(self) -> bool:
+        return any(source.address != ONLY for source in self.sources)
 
     @property
     def covered(self) -> tuple[Rows, ...]:
-        """The counted rows, ((start, stop), …); for a merged layer, one source after the other."""
+        """The counted rows, ((start, stop), …), one source after the other, each with its own numbers."""
         return tuple(rows for source in self.sources for rows in source.covered.ranges)
 
     @property
@@ -303,6 +343,7 @@ class Ledger:
             "filled": [rows for source in self.sources for rows in source.filled.document()],
             "accepted": [rows for source in self.sources for rows in source.accepted.document()],
             "stores": len(self.sources),
+            **({"sources": [source.document() for source in self.sources]} if self._has_addresses else {}),
             "channels": self.channels,
             "channel_axis": self.channel_axis,
             "dtype": str(self.space.dtype),
@@ -352,7 +393,8 @@ def merge(left: L, right: L) -> L:
     _check_alike(left, right)
     sources = list(left.sources)
     for added in right.sources:
-        same = next((place for place, known in enumerate(sources) if is_same_store(known, added)), None)
+        alike = [place for place, known in enumerate(sources) if is_same_store(known, added)]
+        same = min(alike, key=lambda place: sources[place].address != added.address, default=None)
         if same is None:
             sources.append(added)
         else:
@@ -403,7 +445,7 @@ def by_layer(ledgers: Mapping[str, L]) -> dict[str, L]:
 
 
 def _order(source: CountedSource) -> tuple[object, ...]:
-    return source.fingerprint, source.rows, source.covered.ranges, source.files.tobytes()
+    return source.fingerprint, source.rows, source.covered.ranges, source.files.tobytes(), source.address
 
 
 def _check_alike(left: Ledger, right: Ledger) -> None:
@@ -486,6 +528,7 @@ def _union(layer: str, left: CountedSource, right: CountedSource) -> CountedSour
         tail=reduce(or_, tails, EMPTY),
         settled_rows=settled_rows,
         recorded=left.recorded and right.recorded,
+        address=left.address if left.address == right.address else ONLY,
     )
 
 

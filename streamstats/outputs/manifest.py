@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from .. import __version__
+from ..calibration.addresses import ONLY, Address
 from ..coverage import Coverage, Rows
 from ..errors import DataError
 from ..storage.files import read_json, write_json
@@ -26,6 +27,8 @@ FORMAT = "streamstats.manifest/2"
 REMEDY = "run the job again with `streamstats run --restart`"
 Gaps = tuple[tuple[Rows, str], ...]
 """Rows that could not be read: sorted, disjoint ranges, each with the reason."""
+GapsOf = Mapping[Address, Gaps]
+"""The same for each array of a layer."""
 NOT_YET = "not counted yet"
 
 
@@ -51,7 +54,7 @@ class LayerEntry:
     """The manifest's entry for a layer, or for an array that no layer reads.
 
     `array` is the name of the array that it reads, and of its state: layers that read the same array share these.
-    `rows` is the number of counted rows; `corrector` is its file, or the reason why there is none; `missing` are rows
+    `rows` is the number of counted rows; `corrector` is its file, or the reason why there is none; `gaps` are rows
     that could not be read; `min_rows` is what the job asked for, and `shortfall` what was counted if that is less;
     `counted` is the rest, JSON-ready: coverage, dtype, statistics and their figures.
     """
@@ -60,7 +63,7 @@ class LayerEntry:
     array: str
     state: FileEntry
     corrector: FileEntry | str
-    missing: Gaps = ()
+    gaps: GapsOf = field(default_factory=dict)
     min_rows: int = 0
     shortfall: Shortfall | None = None
     counted: Mapping[str, Any] = field(default_factory=dict)
@@ -74,6 +77,19 @@ class LayerEntry:
     def excluded(self) -> Coverage:
         """The rows that were forgotten."""
         return self._coverage("excluded")
+
+    @property
+    def missing(self) -> Gaps:
+        """The rows that could not be read, those of one array after those of the other."""
+        return tuple(gap for gaps in self.gaps.values() for gap in gaps)
+
+    @property
+    def excluded_by_source(self) -> dict[Address, Coverage]:
+        """The rows that were forgotten of each of its arrays."""
+        sources = self.counted.get("sources")
+        if sources is None:
+            return {ONLY: self.excluded}
+        return {Address.from_document(each): Coverage.of(map(_rows, each["excluded"])) for each in sources}
 
     @property
     def tensor(self) -> str:
@@ -103,7 +119,7 @@ class LayerEntry:
             "array": self.array,
             "state": self.state.document(),
             "corrector": corrector or self.corrector.document(),  # type: ignore[union-attr]
-            "missing": [{"rows": list(rows), "reason": reason} for rows, reason in self.missing],
+            "missing": missing_document(self.gaps),
             "min_rows": self.min_rows,
             "shortfall": None if self.shortfall is None else self.shortfall.document(),
         }
@@ -121,7 +137,7 @@ class LayerEntry:
             array=check_layer_name(_text(document.get("array", name))),
             state=FileEntry.from_document(document["state"]),
             corrector=_text(corrector["reason"]) if corrector["file"] is None else FileEntry.from_document(corrector),
-            missing=tuple((_rows(gap["rows"]), _text(gap["reason"])) for gap in document["missing"]),
+            gaps=_missing(document["missing"]),
             min_rows=min_rows,
             shortfall=_shortfall(document.get("shortfall"), min_rows),
             counted={name: value for name, value in document.items() if name not in known},
@@ -156,7 +172,8 @@ class Manifest:
                 "unreadable": dict(self.unreadable),
                 **({"parts": dict(self.parts)} if self.merged else {}),
                 "coordinates": dict(self.coordinates),
-                "source": list(self.sources) if self.merged else self.sources[0],
+                "source": list(self.sources) if self.merged or len(self.sources) > 1 else self.sources[0],
+                **({} if self.merged or len(self.sources) == 1 else {"merged": False}),
                 "versions": {"streamstats": __version__, "numpy": np.__version__},
             },
         )
@@ -166,9 +183,9 @@ class Manifest:
         """What was counted, by array: the entry of one of the layers that read it."""
         return {entry.array: entry for entry in self.layers.values()}
 
-    def gaps(self) -> dict[str, Gaps]:
-        """The rows that could not be read, by array."""
-        return {name: entry.missing for name, entry in self.arrays.items()}
+    def gaps(self) -> dict[str, GapsOf]:
+        """The rows that could not be read, by the name under which arrays were counted."""
+        return {name: entry.gaps for name, entry in self.arrays.items()}
 
     def min_rows(self) -> dict[str, int]:
         """The rows that the job asked for, by array."""
@@ -208,8 +225,8 @@ def check_not_newer(output: Path) -> None:
 def _parsed(document: Mapping[str, Any]) -> Manifest:
     layers = {check_layer_name(name): LayerEntry.from_document(name, each) for name, each in document["layers"].items()}
     source = document["source"]
-    merged = isinstance(source, list)
-    sources = tuple(map(_text, source if merged else [source]))
+    merged = isinstance(source, list) and document.get("merged") is not False
+    sources = tuple(map(_text, source if isinstance(source, list) else [source]))
     if not sources:
         raise ValueError("it names no source")
     rows = document["rows"]
@@ -219,6 +236,24 @@ def _parsed(document: Mapping[str, Any]) -> Manifest:
 
 def _texts(stored: Mapping[str, Any]) -> dict[str, str]:
     return {_text(name): _text(value) for name, value in stored.items()}
+
+
+def missing_document(missing: GapsOf) -> list[dict[str, Any]]:
+    """The rows that could not be read, JSON-ready, each with where its array is if the layer has several."""
+    return [
+        {"rows": list(rows), "reason": reason, **address.document()}
+        for address, gaps in missing.items()
+        for rows, reason in gaps
+    ]
+
+
+def _missing(document: Any) -> dict[Address, Gaps]:
+    """What `missing_document` made. Raises `KeyError`, `TypeError`, `ValueError` for anything else."""
+    found: dict[Address, Gaps] = {}
+    for gap in document:
+        address = Address.from_document(gap)
+        found[address] = (*found.get(address, ()), (_rows(gap["rows"]), _text(gap["reason"])))
+    return found
 
 
 def _text(value: object) -> str:

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from ..address import local_path
+from ..calibration.addresses import Address
 from ..correction import BiasCorrector, MeanBiasCorrector, TapBiasCorrector
 from ..coverage import Coverage, Rows
 from ..errors import DataError, UsageError
@@ -28,7 +29,7 @@ from ..storage.names import layer_of, layer_path, network_order
 from .documents import counted_document
 from .layer_statistics import LayerStatistics
 from .ledger import Ledger, by_layer
-from .manifest import MANIFEST, NOT_YET, FileEntry, Gaps, LayerEntry, Manifest, explained, read_manifest
+from .manifest import MANIFEST, NOT_YET, FileEntry, GapsOf, LayerEntry, Manifest, explained, read_manifest
 from .shortfalls import Shortfall
 from .state import read_excluded, read_state, state_bytes
 
@@ -53,8 +54,8 @@ class Results:
 
     @property
     def source(self) -> str | None:
-        """The calibration store; None for merged results."""
-        return None if self.manifest.merged else self.manifest.sources[0]
+        """The calibration store, or all of them; None for merged results."""
+        return None if self.manifest.merged else ", ".join(self.manifest.sources)
 
     def statistics(self, layer: str) -> LayerStatistics:
         """The statistics of `layer`. Raises `UsageError` for an unknown layer, `DataError` for a damaged file."""
@@ -108,19 +109,24 @@ def load(output: str | Path) -> dict[str, LayerStatistics]:
     return {layer: results.statistics(layer) for layer in results.layers}
 
 
-def still_missing(ledger: Ledger, gaps: Gaps) -> Gaps:
+def still_missing(ledger: Ledger, gaps: GapsOf) -> GapsOf:
     """Those of the `gaps` of a layer whose rows are still neither counted nor excluded."""
-    if len(ledger.sources) != 1:  # gaps do not say which source they belong to
-        return ()
-    missing = ledger.source.missing(ledger.source.rows)
-    return tuple(gap for gap in explained(missing, gaps) if gap[1] != NOT_YET)
+    if ledger.is_merged:  # gaps do not say which of its sources they belong to
+        return {}
+    found = {
+        source.address: tuple(
+            gap for gap in explained(source.missing(source.rows), gaps.get(source.address, ())) if gap[1] != NOT_YET
+        )
+        for source in ledger.sources
+    }
+    return {address: left for address, left in found.items() if left}
 
 
 def write_results(
     output: Path,
     sources: Sequence[str],
     statistics: Mapping[str, LayerStatistics],
-    gaps: Mapping[str, Gaps] | None = None,
+    gaps: Mapping[str, GapsOf] | None = None,
     *,
     merged: bool = False,
     rows: Rows | None = None,
@@ -143,7 +149,7 @@ def write_results(
     known, asked = gaps or {}, min_rows or {}
     layers: dict[str, LayerEntry] = {}
     for name, found in sorted(statistics.items()):
-        layers |= _entries(output, found, known.get(name, ()), asked.get(name, 0), files)
+        layers |= _entries(output, found, known.get(name, {}), asked.get(name, 0), files)
     _write_all(files)
     for kind in (CORRECTORS,) if keep_states else (STATE, CORRECTORS):
         for path in set((output / kind).rglob("*.safetensors")) - set(files):
@@ -191,14 +197,17 @@ def _of_layer(statistics: LayerStatistics, layer: str, path: Path) -> LayerStati
     return statistics
 
 
-def excluded_rows(output: Path, layer: str) -> Coverage:
-    """The excluded rows of `layer`; as the manifest has them if the state was removed. Raises `DataError`."""
+def excluded_rows(output: Path, layer: str) -> dict[Address, Coverage]:
+    """The excluded rows of the arrays of `layer`; as the manifest has them if the state was removed.
+
+    Raises `DataError`.
+    """
     path = layer_path(output / STATE, layer)
     if path.exists():
         return read_excluded(path)
     manifest = read_manifest(output)
     entry = None if manifest is None or manifest.merged else manifest.arrays.get(layer)
-    return Coverage() if entry is None else entry.excluded
+    return {} if entry is None else entry.excluded_by_source
 
 
 def _write_all(files: Mapping[Path, bytes]) -> None:
@@ -223,7 +232,7 @@ def check_paths(output: Path, layers: Iterable[str]) -> None:
 
 
 def _entries(
-    output: Path, statistics: LayerStatistics, gaps: Gaps, min_rows: int, files: dict[Path, bytes]
+    output: Path, statistics: LayerStatistics, gaps: GapsOf, min_rows: int, files: dict[Path, bytes]
 ) -> dict[str, LayerEntry]:
     """The manifest's entries for the layers that read an array; adds the content of its files to `files`."""
 
@@ -240,7 +249,7 @@ def _entries(
             array=statistics.layer,
             state=state,
             corrector=corrector if isinstance(corrector, str) else add(CORRECTORS, name, corrector.to_bytes()),
-            missing=gaps,
+            gaps=gaps,
             min_rows=min_rows,
             shortfall=Shortfall.of(statistics, min_rows),
             counted=counted_document(found),

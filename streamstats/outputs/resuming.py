@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..calibration.attributes import Attributes
 from ..calibration.identity import file_range, mask_identities, rows_of_file, sampled
-from ..calibration.layer import Layer
+from ..calibration.layer import Layer, arrays_of
 from ..coverage import EMPTY, Coverage, Rows
 from ..errors import DataError, MismatchError, UsageError, in_words, listed
 from ..statistics.meaning import Meaning
@@ -16,9 +16,10 @@ from ..statistics.statistic import Space
 from ..statistics.statistics import Statistics
 from .changes import WAYS_OUT, Change, are_known, change_error, compared, compared_mask, rows_of
 from .layer_statistics import LayerStatistics
-from .ledger import Ledger, Measured, source_of
+from .ledger import CountedSource, Ledger, Measured, source_of
 from .manifest import check_not_newer
 from .results import excluded_rows, read_states
+from .several import excluded_of, stores_before, with_arrays
 
 Tell = Callable[[Sequence[Change]], None]
 """Called with the files that are taken for copies of those that were counted."""
@@ -41,17 +42,25 @@ def load(
     store that has `moved` must be a copy. Raises `DataError` for a damaged state, and for a store that has changed
     since it was counted, naming the chunk; `MismatchError` if the job now describes a layer differently.
     """
-    states = read_states(output, [layer.name for layer in layers])
+    arrays, before = arrays_of(layers), stores_before(output)
+    states = read_states(output, arrays)
     resuming = Resuming(accept_changes, moved, tell)
     return {
-        layer.name: resuming.continued(layer, states[layer.name]) if layer.name in states else _empty(output, layer)
-        for layer in layers
+        name: resuming.continued(each, with_arrays(states[name], each, before))
+        if name in states
+        else _empty(output, each)
+        for name, each in arrays.items()
     }
 
 
-def continued(layer: Layer, state: LayerStatistics | None) -> LayerStatistics:
-    """The statistics to resume from: `state`, checked against the store, or empty ones. Raises as `load`."""
-    return LayerStatistics.empty(layer) if state is None else Resuming().continued(layer, state)
+def continued(arrays: Sequence[Layer], state: LayerStatistics | None) -> LayerStatistics:
+    """The statistics of a layer to resume from: `state`, checked against its `arrays`, or empty ones.
+
+    Raises as `load`.
+    """
+    if state is None:
+        return LayerStatistics.empty(*arrays)
+    return Resuming().continued(arrays, with_arrays(state, arrays))
 
 
 @dataclass(frozen=True)
@@ -62,32 +71,40 @@ class Resuming:
     moved: bool = False
     tell: Tell = ignore
 
-    def continued(self, layer: Layer, state: LayerStatistics) -> LayerStatistics:
-        """The statistics of `layer` to resume from: `state`, checked against the store. Raises as `load`."""
-        check_same_job(layer, state)
-        state = _described(layer, state)
-        if state.source.fingerprint != layer.fingerprint:
-            return self._stored_anew(layer, state)
-        state = without_changed_tail(layer, state)
-        if state.source.covered.stop > layer.rows and not self.accept_changes:
+    def continued(self, arrays: Sequence[Layer], state: LayerStatistics) -> LayerStatistics:
+        """The statistics of a layer to resume from: `state`, checked against its `arrays`. Raises as `load`."""
+        for layer in arrays:
+            check_same_job(layer, state)
+        state = _described(arrays[0], state)
+        anew = [layer for layer in arrays if state.at(layer.address).fingerprint != layer.fingerprint]
+        for layer in anew:
+            state = self._stored_anew(layer, state)
+        state = without_changed_tails(arrays, state)
+        for layer in arrays:
+            if layer not in anew:
+                state = state.with_source(self._checked(layer, state.at(layer.address)))
+        return state
+
+    def _checked(self, layer: Layer, before: CountedSource) -> CountedSource:
+        """What was counted of the array `layer`, as it is now. Raises as `load`."""
+        if before.covered.stop > layer.rows and not self.accept_changes:
             raise DataError(
-                f"layer {layer.name}: it has {layer.rows} rows, but rows up to {state.source.covered.stop} were "
+                f"layer {layer.name}: it has {layer.rows} rows, but rows up to {before.covered.stop} were "
                 f"counted; {WAYS_OUT}"
             )
-        known, changed = compared(layer, state.source)
-        known_masks, changed_masks = compared_mask(layer, state.source)
+        known, changed = compared(layer, before)
+        known_masks, changed_masks = compared_mask(layer, before)
         accepted = self._accepted(layer, [*changed, *changed_masks])
-        rows = max(layer.rows, state.source.covered.stop, state.source.excluded.stop if self.accept_changes else 0)
-        source = replace(
-            state.source,
+        rows = max(layer.rows, before.covered.stop, before.excluded.stop if self.accept_changes else 0)
+        return replace(
+            before,
             rows=rows,
-            excluded=state.source.excluded & Coverage.first(rows),
-            accepted=state.source.accepted | accepted & state.source.covered,
+            excluded=before.excluded & Coverage.first(rows),
+            accepted=before.accepted | accepted & before.covered,
             files=known,
             mask_files=known_masks,
             recorded=layer.commits,
         )
-        return replace(state, sources=(source,))
 
     def _accepted(self, layer: Layer, changes: Sequence[Change]) -> Coverage:
         """The rows of files that have changed and are accepted. Raises `DataError` if they are not."""
@@ -109,38 +126,50 @@ class Resuming:
                 f"layer {layer.name}: its dtype, sample shape, chunks or codecs have changed since it was counted; "
                 f"{WAYS_OUT}"
             )
-        before = state.source
+        before = state.at(layer.address)
         found = source_of(layer, max(layer.rows, before.covered.stop, before.excluded.stop))
         found = replace(found, excluded=before.excluded, filled=before.filled, accepted=before.covered)
         for start, stop in before.covered.ranges:
             found = found.count(_unmeasured(layer, (start, stop)))
-        return replace(state.with_settled(), sources=(found,))
+        return state.with_settled().with_source(found)
 
 
-def without_changed_tail(layer: Layer, state: LayerStatistics) -> LayerStatistics:
-    """`state`, less the rows of its tail if these have to be counted again: if one of their files is not as it was, or
-    if that is unknown.
+def without_changed_tails(arrays: Sequence[Layer], state: LayerStatistics) -> LayerStatistics:
+    """`state`, less the rows of tails if these have to be counted again: if one of their files is not as it was, or if
+    that is unknown.
 
-    A file that had room for more and has not changed since the array grew is still to be written, so the tail stays.
+    A file that had room for more and has not changed since the array grew is still to be written, so it stays a tail.
     """
-    source = state.source
-    files = [*compared(layer, source)[1], *compared_mask(layer, source)[1]] if source.tail else []
+    before = {layer.address: state.at(layer.address) for layer in arrays}
+    same = {layer.address for layer in arrays if _has_same_tail(layer, before[layer.address])}
+    if any(source.tail and address not in same for address, source in before.items()):
+        state = uncounted_tails(arrays, state)
+    for layer in arrays:
+        rows = layer.settled_rows
+        rows = min(before[layer.address].settled_rows, rows) if layer.address in same else rows
+        state = state.with_source(replace(state.at(layer.address), settled_rows=rows))
+    return state
+
+
+def _has_same_tail(layer: Layer, source: CountedSource) -> bool:
+    """Whether some rows are a tail, and their files are known to be as they were."""
+    if not source.tail:
+        return False
+    files = [*compared(layer, source)[1], *compared_mask(layer, source)[1]]
     changed = [each for each in files if not each.is_copy and source.tail & Coverage.of([each.rows])]
-    if source.tail and not changed and are_known(layer, source, source.tail):
-        settled_rows = min(source.settled_rows, layer.settled_rows)
-    else:
-        state, settled_rows = uncounted_tail(layer, state), layer.settled_rows
-    return replace(state, sources=(replace(state.source, settled_rows=settled_rows),))
+    return not changed and are_known(layer, source, source.tail)
 
 
-def uncounted_tail(layer: Layer, state: LayerStatistics) -> LayerStatistics:
-    """`state` with the rows of its tail not counted."""
+def uncounted_tails(arrays: Sequence[Layer], state: LayerStatistics) -> LayerStatistics:
+    """`state` with the rows of its tails not counted."""
     if state.settled is None:
         return state
-    tail = state.source.tail
-    masks = [] if layer.mask is None else files_without(layer.mask, tail, state.source.covered - tail)
-    source = state.source.uncount(tail, files_without(layer, tail, state.source.covered - tail), masks)
-    return replace(state, statistics=state.settled, settled=None, sources=(source,))
+    for layer in arrays:
+        source = state.at(layer.address)
+        left = source.covered - source.tail
+        masks = [] if layer.mask is None else files_without(layer.mask, source.tail, left)
+        state = state.with_source(source.uncount(source.tail, files_without(layer, source.tail, left), masks))
+    return replace(state, statistics=state.settled, settled=None)
 
 
 def files_without(array: Layer, rows: Coverage, left: Coverage) -> list[int]:
@@ -171,14 +200,15 @@ def restarted(output: Path, layers: Sequence[Layer]) -> dict[str, LayerStatistic
     Raises `DataError` for a damaged state, and for a manifest of a newer version.
     """
     check_not_newer(output)
-    return {layer.name: _empty(output, layer) for layer in layers}
+    return {name: _empty(output, arrays) for name, arrays in arrays_of(layers).items()}
 
 
-def _empty(output: Path, layer: Layer) -> LayerStatistics:
+def _empty(output: Path, arrays: Sequence[Layer]) -> LayerStatistics:
     """The statistics of no rows; those that were forgotten stay excluded."""
-    empty = LayerStatistics.empty(layer)
-    excluded = excluded_rows(output, layer.name) & Coverage.first(layer.rows)
-    return replace(empty, sources=(replace(empty.source, excluded=excluded),))
+    empty, forgotten = LayerStatistics.empty(*arrays), excluded_rows(output, arrays[0].counted_as)
+    rows = [excluded_of(array, forgotten, output) & Coverage.first(array.rows) for array in arrays]
+    sources = (replace(source, excluded=each) for source, each in zip(empty.sources, rows, strict=True))
+    return replace(empty, sources=tuple(sources))
 
 
 def check_same_job(layer: Layer, state: Ledger) -> None:
@@ -188,7 +218,7 @@ def check_same_job(layer: Layer, state: Ledger) -> None:
         "channel axis": (state.channel_axis, layer.channel_axis),
         "channels": (state.channels, layer.channels),
         "statistics": (", ".join(state.statistics), ", ".join(kind.name for kind in layer.kinds)),
-        "mask": (_mask(state), "none" if layer.mask is None else layer.mask.name),
+        "mask": (state.at(layer.address).mask or "none", "none" if layer.mask is None else layer.mask.name),
         "missing values": (state.missing_values, _missing_values(layer, state)),
     }
     if state.statistics.uses_kernel:
@@ -232,10 +262,6 @@ def _sums_alike(attributes: Attributes | None) -> Meaning | None:
     if meaning is None or (meaning.viewed == meaning.stored and not meaning.leaves_out):
         return None
     return replace(meaning, nan=False)
-
-
-def _mask(state: Ledger) -> str:
-    return " and ".join(sorted({source.mask or "none" for source in state.sources}))
 
 
 def _kernel(space: Space) -> str:

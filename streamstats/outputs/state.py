@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ..calibration.addresses import ONLY, Address
 from ..calibration.attributes import Attributes
 from ..calibration.encoding.content import UNSAMPLED
 from ..calibration.readers import Readers
@@ -61,6 +63,7 @@ def state_bytes(ledger: Ledger) -> bytes:
         **_attributes_metadata(ledger),
         "masked": json.dumps(space.masked),
         "sources": json.dumps([_described(source) for source in ledger.sources]),
+        **_addresses_metadata(ledger),
     }
     return tensors_bytes(tensors, metadata)
 
@@ -93,6 +96,20 @@ def _attributes(metadata: Mapping[str, str]) -> Attributes | None:
     return Attributes.from_metadata(document, Quantization.from_metadata(document["quantization"]))
 
 
+def _addresses_metadata(ledger: Ledger) -> dict[str, str]:
+    """Which of the arrays of a layer its sources are; nothing if they need no addresses."""
+    addresses = [source.address for source in ledger.sources]
+    return {"addresses": json.dumps([each.document() for each in addresses])} if {*addresses} != {ONLY} else {}
+
+
+def _addresses(metadata: Mapping[str, str], number: int) -> list[Address]:
+    """The addresses of the sources, as many as that `number`. Raises `ValueError` for another number of them."""
+    found = [Address.from_document(each) for each in json.loads(metadata.get("addresses", "[]"))] or [ONLY] * number
+    if len(found) != number:
+        raise ValueError(f"it has {number} sources and {len(found)} addresses")
+    return found
+
+
 def _readers(metadata: Mapping[str, str]) -> Readers | None:
     return Readers.from_metadata(json.loads(metadata["layers"])) if "layers" in metadata else None
 
@@ -109,17 +126,18 @@ def read_state(path: Path) -> LayerStatistics:
         raise DataError(f"{path} is not a usable state: {error}; {REMOVE}") from error
 
 
-def read_excluded(path: Path) -> Coverage:
-    """The excluded rows of the only source of a state; none if it has several sources.
+def read_excluded(path: Path) -> dict[Address, Coverage]:
+    """The excluded rows of the sources of a state; nothing of those that were merged and have no addresses.
 
     It also reads older formats: a restart must not count forgotten rows again. Raises `DataError`.
     """
-    tensors = read_any_tensors(path, FORMAT)
-    if _tensor(1, "excluded") in tensors:
-        return Coverage()
+    tensors, metadata = read_any_tensors(path, FORMAT)
+    number = sum(name.startswith("source.") and name.endswith(".excluded") for name in tensors)
     try:
-        return _coverage(tensors, 0, "excluded")
-    except (KeyError, ValueError) as error:
+        addresses = _addresses(metadata, max(1, number))
+        several = len({*addresses}) < len(addresses)
+        return {} if several else {each: _coverage(tensors, n, "excluded") for n, each in enumerate(addresses)}
+    except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path} is not a usable state: {error}; {REMOVE}") from error
 
 
@@ -157,6 +175,8 @@ def _from_file(tensors: Arrays, metadata: Mapping[str, str]) -> LayerStatistics:
         raise ValueError("it names no source")
     if any(source.tail for source in sources) != bool(settled):
         raise ValueError("it has a tail without the statistics of all other rows, or these without a tail")
+    addresses = _addresses(metadata, len(sources))
+    sources = [replace(source, address=each) for source, each in zip(sources, addresses, strict=True)]
     return LayerStatistics(
         layer=metadata["layer"],
         channel_axis=axis,

@@ -12,6 +12,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -158,6 +159,7 @@ class Lane:
             try:
                 together = [self._waiting.get(timeout=IDLE_SECONDS)]
             except queue.Empty:
+                self._drop_recorder()  # before another lane can be made for the store
                 if self._end_if_idle(self):
                     return
                 continue
@@ -166,6 +168,7 @@ class Lane:
             ending = None in together
             for batch in _batches([each for each in together if each is not None]):
                 self._take(batch)
+        self._drop_recorder()
 
     def _take(self, batch: Sequence[Waiting]) -> None:
         layer = batch[0].activations.layer
@@ -180,10 +183,17 @@ class Lane:
     def _fail(self, layer: str, batch: Sequence[Waiting], error: StreamstatsError) -> None:
         """Answer with `error`. What the layer holds is no longer certain: it is read again before the next append."""
         self._sure.discard(layer)
-        self._recorder = None
+        self._drop_recorder()
         for each in batch:
             if not each.answer.done():
                 each.answer.set_exception(error)
+
+    def _drop_recorder(self) -> None:
+        """Let go of the store; nothing waits in a recorder that does not buffer."""
+        if self._recorder is not None:
+            with suppress(StreamstatsError):
+                self._recorder.close()
+        self._recorder = None
 
     def _append(self, layer: str, batch: Sequence[Waiting]) -> None:
         recorder = self._opened(layer)

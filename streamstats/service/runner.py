@@ -113,7 +113,7 @@ def _run(request: dict[str, Any], lines: Lines) -> tuple[int, str]:
     config = JobConfig.model_validate({**fields, "output": OUTPUT}, strict=False)
     follow = request["follow"]
     if follow is not None:
-        _wait_for_layers(config.source, lines)
+        _wait_for_layers(str(request["source"]), lines)
     outcome = _reduced(config.job(), lines, Follow(**follow) if follow is not None else None)
     if outcome.complete:
         return DONE, f"done; {counted(len(outcome.statistics), 'layer')}"

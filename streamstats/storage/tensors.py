@@ -63,14 +63,14 @@ def read_tensors(
     return _checked(path, tensors, metadata)
 
 
-def read_any_tensors(path: Path, expected_format: str) -> dict[str, npt.NDArray[Any]]:
-    """The arrays of a file in `expected_format` or an older version of it. Raises `DataError` as `read_tensors`."""
+def read_any_tensors(path: Path, expected_format: str) -> tuple[dict[str, npt.NDArray[Any]], dict[str, str]]:
+    """As `read_tensors`, of a file in `expected_format` or an older version of it."""
     tensors, metadata = _read_safetensors(path)
     name, version = expected_format.split("/")
     older = [f"{name}/{number}" for number in range(1, int(version))]
     if metadata.get("format") not in older:
         check_format(path, metadata.get("format"), expected_format, "remove it")
-    return _checked(path, tensors, metadata)[0]
+    return _checked(path, tensors, metadata)
 
 
 def _checked(

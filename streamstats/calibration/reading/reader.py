@@ -50,7 +50,7 @@ class Reader(Protocol):
 def opened_reader(layer: Layer, *, fill: bool = False) -> Reader:
     """A reader of `layer`; with `fill`, parts that cannot be read get the fill value. Raises `DataError`."""
     encoding, keys = layer.encoding, layer.keys
-    folder = layer.source.folder(layer.name, encoding.most_file_bytes) if encoding else None
+    folder = layer.source.folder(layer.path, encoding.most_file_bytes) if encoding else None
     if encoding is None or keys is None or folder is None:
         return ZarrReader(layer, fill=fill)
     return FileReader(layer, encoding, keys, folder, fill=fill)

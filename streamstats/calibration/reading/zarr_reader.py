@@ -156,7 +156,7 @@ def _opened(layer: Layer) -> zarr.Array[Any]:
     store = layer.source.zarr_store()
     try:
         with codec_pipeline(DEFAULT_PIPELINE):
-            return zarr.open_array(store, path=layer.name, mode="r")
+            return zarr.open_array(store, path=layer.path, mode="r")
     except StoreError:
         raise
     except Exception as error:

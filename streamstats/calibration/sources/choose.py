@@ -19,13 +19,13 @@ def source_of(location: str | Path) -> Source:
     A path that does not exist is that of a local folder, whose `arrays` says so.
     """
     text = str(location)
-    if _is_url(text):
+    if is_url(text):
         return ObjectSource(text) if urlsplit(text).scheme in SCHEMES else UrlSource(text)
     path = os.path.abspath(text)
     is_file = os.path.exists(path) and not os.path.isdir(path)
     return ArchiveSource(path) if is_file else LocalSource(path)
 
 
-def _is_url(location: str) -> bool:
+def is_url(location: str) -> bool:
     """Whether `location` is a URL, or a chain of them (`simplecache::s3://…`), and not a path."""
     return "://" in location or "::" in location

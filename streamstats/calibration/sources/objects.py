@@ -122,6 +122,11 @@ class _ObjectTree:
         return content
 
 
+def root_files(store: Any) -> frozenset[str]:
+    """The names of the objects at the root of `store`, an obstore. Raises `StoreError`."""
+    return _ObjectTree(store).names("").files
+
+
 def _name(path: str) -> str:
     return path.rpartition("/")[2]
 

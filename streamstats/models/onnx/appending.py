@@ -17,15 +17,21 @@ from .targets import OPTION, POSITIONS, SAMPLES, Target
 
 
 def in_store(
-    targets: Sequence[Target], store: Path, inputs: Mapping[str, str], *, append: bool, storage: str
+    targets: Sequence[Target],
+    store: str | Path,
+    inputs: Mapping[str, str],
+    *,
+    append: bool,
+    storage: str,
+    part: str = "",
 ) -> list[Target]:
-    """`targets` with the arrays that `store` has already; layers that have one there stay with it.
+    """`targets` with the arrays that `store`, or its `part`, has already; layers that have one there stay with it.
 
     Raises `UsageError` for a layer in the store, unless `append`; `MismatchError` for one that does not fit.
     """
-    known = stored_readers(store)
+    known = stored_readers(store, part)
     return [
-        _with_stored(each, store, inputs, append=append, storage=storage)
+        _with_stored(each, stored_layer(store, each.name, part), inputs, append=append, storage=storage)
         for target in targets
         for each in _by_array(target, known)
     ]
@@ -42,8 +48,9 @@ def _by_array(target: Target, known: Mapping[str, str]) -> list[Target]:
     ] or [target]
 
 
-def _with_stored(target: Target, store: Path, inputs: Mapping[str, str], *, append: bool, storage: str) -> Target:
-    stored = stored_layer(store, target.name)
+def _with_stored(
+    target: Target, stored: Layer | None, inputs: Mapping[str, str], *, append: bool, storage: str
+) -> Target:
     if stored is None:
         return target
     if not append:

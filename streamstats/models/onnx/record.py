@@ -16,14 +16,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...calibration.recorder import Recorder
+from ...calibration.recorder import Recorder, recorded_at
 from ...errors import UsageError, counted, listed, require
 from ...jobs.meter import Meter, check_output
 from ...outputs.layer_statistics import LayerStatistics
 from ...progress import QUIET, Progress, Stage
 from ...quantization import Quantization
 from ...statistics.masks import Mask
-from ...storage.files import remove_folder
 from .appending import in_store
 from .codes import with_quantization
 from .layers import LeftOut, OnnxLayer
@@ -101,6 +100,7 @@ def record(
     batch_axes: Axes | None = None,
     positions_as_rows: bool = False,
     append: bool = False,
+    part: str = "",
     progress: Progress = QUIET,
 ) -> list[RecordedLayer]:
     """Run the model over `samples` and append the input of every linear layer to the zarr group `store`.
@@ -117,7 +117,8 @@ def record(
     A row is a sample, on whichever axis of a layer's input the samples are, also where positions share it. Where
     samples differ in shape or cannot be told apart, and with `positions_as_rows` everywhere, every position becomes a
     row; a row may also be the part of a sample that a convolution takes as a sample. `RecordedLayer.rows_are` and a
-    note to `progress` say so. A layer whose input mixes samples is skipped with a reason. If the recording fails or is
+    note to `progress` say so. A layer whose input mixes samples is skipped with a reason. With a `part`, samples go into
+    a part of the store: processes that record at once name a part each. If the recording fails or is
     interrupted, a new store is removed; rows that were appended to an older store stay in it.
 
     Returns an account of every operator that has weights: recorded, or the reason why not.
@@ -131,12 +132,12 @@ def record(
     wanted, skipped = wanted_of(model_path, layers, tensors)
     run = _opened(model_path, samples, batch_size, wanted, batch_axes)
     found, unfit = _found(run, wanted, mask, progress, positions_as_rows=positions_as_rows)
-    targets = in_store(found, Path(store), wanted.inputs, append=append, storage=storage)
+    targets = in_store(found, store, wanted.inputs, append=append, storage=storage, part=part)
     if storage == "int8":
         progress.begin(_stage("measuring the ranges of", run, targets))
         targets = with_quantization(run, targets, progress)
     progress.begin(_stage("recording", run, targets))
-    rows = _write_samples(run, targets, Path(store), progress)
+    rows = _write_samples(run, targets, store, progress, part)
     return _outcomes(targets, rows, [*unfit, *skipped])
 
 
@@ -245,18 +246,22 @@ def _outcomes(targets: Sequence[Target], rows: Mapping[str, int], left_out: Sequ
     return [*recorded, *passed]
 
 
-def _write_samples(run: ModelRun, targets: Sequence[Target], store: Path, progress: Progress) -> Counter[str]:
-    """Run the model and append its activations; a new store is removed if it cannot be finished.
+def _write_samples(
+    run: ModelRun, targets: Sequence[Target], store: str | Path, progress: Progress, part: str = ""
+) -> Counter[str]:
+    """Run the model and append its activations; a new store, or part, is removed if it cannot be finished.
 
     Returns the number of rows that each target now has in addition.
     """
-    is_new, rows = not store.exists(), Counter[str]()
+    place, rows = recorded_at(store, part), Counter[str]()
+    is_new = not place.exists()
+    recorder = Recorder(store, part=part)
     try:
-        with Recorder(store) as recorder:
+        with recorder:
             visit_rows(run, targets, partial(_append, recorder, rows), progress)
     except BaseException:
         if is_new:
-            remove_folder(store)
+            place.remove()
         raise
     return rows
 

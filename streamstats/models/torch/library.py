@@ -8,15 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from ...calibration.tensors import array_of
 from ...errors import MissingDependencyError
-from ...floats import BFLOAT16, FLOAT8_E4M3FN, FLOAT8_E5M2
 
 if TYPE_CHECKING:
     import torch
 
 Array = npt.NDArray[Any]
-NARROW = {each.name: each for each in (BFLOAT16, FLOAT8_E4M3FN, FLOAT8_E5M2)}
-"""dtypes that numpy lacks: their bits are taken as they are."""
 
 
 def library() -> Any:
@@ -29,15 +27,7 @@ def library() -> Any:
 
 def to_numpy(tensor: torch.Tensor) -> Array:
     """The values of `tensor`, of its own dtype; a quantised tensor becomes the real numbers that it represents."""
-    torch = library()
-    plain = tensor.detach()
-    if plain.is_quantized:
-        plain = plain.dequantize()
-    narrow = NARROW.get(str(plain.dtype).removeprefix("torch."))
-    if narrow is None:
-        return np.asarray(plain.cpu().numpy())
-    integers = torch.int16 if narrow.itemsize == 2 else torch.int8
-    return np.asarray(plain.view(integers).cpu().numpy()).view(narrow)
+    return array_of(tensor)
 
 
 def reals(weight: Any) -> Array:

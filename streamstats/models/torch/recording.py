@@ -23,6 +23,7 @@ from .layers import MATRICES, ModelLayer, kernel_of, layers_of
 from .library import library, to_numpy
 from .masks import BatchMask, MaskOf
 from .parameters import LooseParameter, ParameterIndex
+from .ranks import part_of_rank
 from .sessions import Session
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ def recording(
     layers: Sequence[str] | None = None,
     positions_as_rows: bool = False,
     mask: MaskOf = USUAL,
+    part: str | None = None,
 ) -> Iterator[Account]:
     """Append the input of every layer to the zarr group `store`, each time the `with` block runs it.
 
@@ -65,6 +67,9 @@ def recording(
     returns a mask `[N, T]` of ones and zeros, or None. By default, padding is left out if the model is called with an
     `attention_mask`. The mask is that of inputs with its positions; a warning names layers with others.
 
+    Where several processes record into one store at once, each has a `part` of its own. By default, the processes of
+    `torch.distributed`, if it is initialised, have their ranks, and say so; "" is no part.
+
     Yields the account: what became of each weight. When the block ends, a warning names the weights that were passed
     over, and an error, `MismatchError` or what caused it, the layers whose inputs could not all be recorded, such as
     inputs of a different shape than before; the loop runs on until then. Raises `UsageError` if there are no layers;
@@ -72,7 +77,8 @@ def recording(
     """
     watch = _Watch.of(model, layers, mask, positions_as_rows)
     account = Account()
-    with Recorder(store) as recorder, watch.watching(recorder, account):
+    part = part_of_rank(store) if part is None else part
+    with Recorder(store, part=part) as recorder, watch.watching(recorder, account):
         yield account
 
 

@@ -1,0 +1,244 @@
+"""Where recordings are written, and by whom: a folder of this machine, or a place in an object store.
+
+The law: a place has one writer at a time, and a second one is refused with the name of the first. In a folder, the
+operating system holds the lock, and releases it when the writer ends. In an object store, the writer creates an object,
+which no other can create while it is there; the object stays if the writer is killed. A writer that finds that its
+place is not its own any more writes nothing more.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+from zarr.abc.store import Store
+from zarr.core.buffer import Buffer
+from zarr.storage import ObjectStore
+
+from ...errors import OutputError, StoreError, UsageError
+from ...storage.files import remove_folder, sync
+from ...storage.locks import has_ended, locked, said_of, this_process
+from .choose import is_url
+from .objects import SCHEMES, PatientStore, object_store, root_files
+from .retrying import retried, retried_async
+
+LOCK, CLAIM = ".recorder.lock", ".recorder.json"
+OWN_PART = "wait for it, stop it, or record into a part of your own (`part` of a Recorder, `--part` of `record`)"
+MOST_TRIES = 5
+"""Times to claim a place whose claim comes and goes."""
+
+IsOwn = Callable[[], bool]
+"""Whether the place still belongs to the writer that claimed it."""
+
+
+class Target(Protocol):
+    """A place to record into. Making one contacts nobody."""
+
+    @property
+    def location(self) -> str:
+        """The path or URL at which the recording is read."""
+
+    def zarr_store(self) -> Store | str:
+        """What zarr opens to write."""
+
+    def files(self) -> frozenset[str]:
+        """The names of the files at its root."""
+
+    def exists(self) -> bool:
+        """Whether there is anything."""
+
+    def claimed(self) -> AbstractContextManager[IsOwn]:
+        """Be the only writer. Raises `OutputError`, naming the other one, if there is one."""
+
+    def sync(self, keys: Sequence[str]) -> None:
+        """Make sure that the files `keys`, which were written, outlive a crash. Raises `OSError`."""
+
+    def remove(self) -> None:
+        """Remove everything. Raises `OutputError`, `StoreError`."""
+
+
+def target_of(place: str | Path) -> Target:
+    """The target at the path or URL `place`. Raises `UsageError` for one that cannot be written."""
+    text = str(place)
+    if not is_url(text):
+        return LocalTarget(text)
+    if urlsplit(text).scheme not in SCHEMES:
+        raise UsageError(f"cannot record into {text}; expected a folder, or a URL such as s3://bucket/recorded.zarr")
+    return ObjectTarget(text)
+
+
+@dataclass(frozen=True)
+class LocalTarget:
+    """The folder at `location`. See `Target`."""
+
+    location: str
+
+    def zarr_store(self) -> str:
+        """As `Target.zarr_store`."""
+        return self.location
+
+    def files(self) -> frozenset[str]:
+        """As `Target.files`."""
+        with suppress(OSError):
+            return frozenset(os.listdir(self.location))
+        return frozenset()
+
+    def exists(self) -> bool:
+        """As `Target.exists`."""
+        return os.path.exists(self.location)
+
+    @contextmanager
+    def claimed(self) -> Iterator[IsOwn]:
+        """As `Target.claimed`."""
+        path = Path(self.location, LOCK)
+        holding = locked(path, this_process(), lambda: False, remedy=OWN_PART, check_left=self._check_left)
+        with holding as is_own:
+            yield is_own
+
+    def _check_left(self, holder: Mapping[str, Any]) -> None:
+        """Raise `OutputError` for a lock that was left on another host, where locks may not reach."""
+        if holder and holder.get("host") != this_process()["host"]:
+            raise _left(self.location, Path(self.location, LOCK), holder)
+
+    def sync(self, keys: Sequence[str]) -> None:
+        """As `Target.sync`."""
+        sync([Path(self.location, key) for key in keys])
+
+    def remove(self) -> None:
+        """As `Target.remove`."""
+        remove_folder(Path(self.location))
+
+
+@dataclass(frozen=True)
+class ObjectTarget:
+    """What lies below the URL `location` of an object store. See `Target`."""
+
+    location: str
+
+    @property
+    def _store(self) -> Any:
+        return object_store(self.location)
+
+    def zarr_store(self) -> Store:
+        """As `Target.zarr_store`."""
+        return WritableStore(self._store)
+
+    def files(self) -> frozenset[str]:
+        """As `Target.files`. Raises `StoreError`."""
+        return root_files(self._store)
+
+    def exists(self) -> bool:
+        """As `Target.exists`. Raises `StoreError`."""
+        import obstore
+
+        return bool(retried(lambda: next(iter(obstore.list(self._store, chunk_size=1)), [])))
+
+    @contextmanager
+    def claimed(self) -> Iterator[IsOwn]:
+        """As `Target.claimed`. Raises `StoreError`."""
+        mine, owner = {**this_process(), "token": uuid.uuid4().hex}, os.getpid()
+        self._claim(mine)
+        try:
+            yield lambda: self._claimant()[0].get("token") == mine["token"]
+        finally:
+            with suppress(StoreError):  # it stays, and the next writer on this host sees that this one has ended
+                if os.getpid() == owner and self._claimant()[0].get("token") == mine["token"]:
+                    self._delete([CLAIM])
+
+    def _claim(self, mine: Mapping[str, Any]) -> None:
+        """Create the claim, or replace that of a writer that has ended. Raises `OutputError`, `StoreError`."""
+        holder: Mapping[str, Any] = {}
+        for _ in range(MOST_TRIES):
+            if self._put(mine, "create"):
+                return
+            holder, tag = self._claimant()
+            if holder.get("token") == mine["token"]:  # the answer to the first request was lost
+                return
+            if holder and not has_ended(holder):
+                break
+            if tag and self._put(mine, {"e_tag": tag}):
+                return
+        raise _left(self.location, f"{self.location}/{CLAIM}", holder)
+
+    def _put(self, claim: Mapping[str, Any], mode: Any) -> bool:
+        """Write `claim`, if `mode` allows it. Raises `OutputError` where the store cannot tell."""
+        import obstore
+        from obstore.exceptions import AlreadyExistsError, NotFoundError, NotSupportedError, PreconditionError
+
+        content = json.dumps(claim, sort_keys=True).encode()
+
+        def request() -> bool:
+            try:
+                obstore.put(self._store, CLAIM, content, mode=mode)
+            except (AlreadyExistsError, PreconditionError, NotFoundError):
+                return False
+            except (NotSupportedError, NotImplementedError) as error:
+                raise OutputError(
+                    f"{self.location} does not support conditional writes, so that several writers cannot be told "
+                    "apart; record into a folder, and copy it there"
+                ) from error
+            return True
+
+        return retried(request)
+
+    def _claimant(self) -> tuple[dict[str, Any], str]:
+        """(what the claim says, its tag); nothing if there is none. Raises `StoreError`."""
+        import obstore
+
+        def request() -> tuple[bytes, str]:
+            try:
+                found = obstore.get(self._store, CLAIM)
+                return bytes(found.bytes()), found.meta["e_tag"] or ""
+            except FileNotFoundError:
+                return b"{}", ""
+
+        content, tag = retried(request)
+        try:
+            document = json.loads(content)
+        except ValueError:
+            document = {"process": "unknown"}
+        return document, tag
+
+    def _delete(self, keys: Sequence[str]) -> None:
+        import obstore
+
+        retried(lambda: obstore.delete(self._store, list(keys)))
+
+    def sync(self, keys: Sequence[str]) -> None:
+        """As `Target.sync`: an object that was written is there."""
+
+    def remove(self) -> None:
+        """As `Target.remove`."""
+        import obstore
+
+        found = retried(lambda: [meta["path"] for batch in obstore.list(self._store) for meta in batch])
+        if found:
+            self._delete(found)
+
+
+class WritableStore(PatientStore):
+    """An object store through which zarr writes; it retries requests that fail."""
+
+    async def set(self, key: str, value: Buffer) -> None:
+        """As `zarr.abc.store.Store.set`."""
+        await retried_async(lambda: ObjectStore.set(self, key, value))
+
+    async def set_if_not_exists(self, key: str, value: Buffer) -> None:
+        """As `zarr.abc.store.Store.set_if_not_exists`."""
+        await retried_async(lambda: ObjectStore.set_if_not_exists(self, key, value))
+
+
+def _left(location: str, path: str | Path, holder: Mapping[str, Any]) -> OutputError:
+    if holder.get("host") == this_process()["host"]:
+        return OutputError(f"{location} is in use by {said_of(holder)}; {OWN_PART}")
+    return OutputError(
+        f"{location} is in use by {said_of(holder)}, whose end cannot be seen from here; {OWN_PART}; if it has ended, "
+        f"remove {path}"
+    )
