@@ -16,7 +16,7 @@ from ..errors import CORRUPT, DONE, INCOMPLETE, UsageError, counted, in_words, l
 from ..outputs.documents import channel_columns, channels_document
 from ..outputs.ledger import Ledger, by_layer
 from ..outputs.shortfalls import REMEDY, Shortfall
-from .layer_table import cell, print_layers
+from .layer_table import cell, print_layers, say_notes
 from .progress import Shown
 from .tables import number, print_json, print_table, row_ranges, say
 
@@ -187,13 +187,16 @@ def status(options: Namespace) -> int:
     found = status(Path(options.output))
     if options.json:
         layers = {layer.layer: layer.document() for layer in found.layers}
-        unreadable = dict(found.unreadable)
-        print_json({"complete": found.complete, "running": found.running, "layers": layers, "unreadable": unreadable})
+        said = {"unreadable": dict(found.unreadable), "coordinates": dict(found.coordinates)}
+        print_json({"complete": found.complete, "running": found.running, "layers": layers, **said})
     else:
         array = any(layer.array != layer.layer for layer in found.layers)
         rows = [[*_status_cells(layer, array), span, why] for layer in found.layers for span, why in _gaps(layer)]
         columns = ["layer", *(["array"] if array else []), "counted", "of rows", "excluded", "missing", "reason"]
         print_table(columns, rows, left=1 + array)
+    say_notes({layer.layer: layer.notes for layer in found.layers})
+    if found.coordinates:
+        say(f"note: not counted, because they are coordinates: {listed(found.coordinates)}")
     if found.running:
         say("a run is in progress")
     elif any(layer.missing for layer in found.layers):
@@ -380,6 +383,7 @@ def inspect(options: Namespace) -> None:
         _plot(statistics, options.plot)
     else:
         _print_channels(statistics, options.json)
+    say_notes({options.layer: statistics.notes})
 
 
 def ranges(options: Namespace) -> None:

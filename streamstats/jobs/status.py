@@ -24,7 +24,7 @@ class LayerStatus:
     """How far a layer has come: `counted` of `rows`; the `missing` ranges, each with the reason.
 
     `array` is the one that it reads; layers that read the same array share the rest. `shortfall` is what was counted if
-    that is less than the `min_rows` of the job.
+    that is less than the `min_rows` of the job; `notes` is what attributes say of the values.
     """
 
     layer: str
@@ -35,6 +35,7 @@ class LayerStatus:
     excluded: Coverage
     min_rows: int = 0
     shortfall: Shortfall | None = None
+    notes: tuple[str, ...] = ()
 
     def document(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -46,6 +47,7 @@ class LayerStatus:
             "excluded": self.excluded.document(),
             "min_rows": self.min_rows,
             "shortfall": None if self.shortfall is None else self.shortfall.document(),
+            "notes": [*self.notes],
         }
 
 
@@ -53,12 +55,14 @@ class LayerStatus:
 class Status:
     """How far the job of an output has come; `running` says whether a process is working on it now.
 
-    `unreadable` are arrays of the store that nobody could read, with the reasons.
+    `unreadable` are arrays of the store that nobody could read, `coordinates` those that say where values lie, with the
+    reasons.
     """
 
     layers: tuple[LayerStatus, ...]
     running: bool
     unreadable: Mapping[str, str] = field(default_factory=dict)
+    coordinates: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def complete(self) -> bool:
@@ -83,7 +87,8 @@ def status(output: Path) -> Status:
     arrays = (_with_shortfall(each, states.get(name), min_rows.get(name, 0)) for name, each in found.items())
     readers = _readers(states, said, output)
     layers = [replace(each, layer=layer) for each in arrays for layer in readers.get(each.array, [each.array])]
-    return Status(tuple(sorted(layers, key=lambda each: each.layer)), is_locked(output / LOCK), said.unreadable)
+    in_order = tuple(sorted(layers, key=lambda each: each.layer))
+    return Status(in_order, is_locked(output / LOCK), said.unreadable, said.coordinates)
 
 
 def _readers(states: Mapping[str, LayerStatistics], said: Manifest, output: Path) -> dict[str, Sequence[str]]:
@@ -136,4 +141,4 @@ def _layer_status(layer: str, state: LayerStatistics, planned: int, told: Gaps, 
         missing += explained(source.missing(wanted) & limit, told)
     rows = max(sum(source.rows for source in state.sources), planned)
     excluded = Coverage.of(rows for source in state.sources for rows in source.excluded.ranges)
-    return LayerStatus(layer, layer, rows, state.rows, tuple(sorted(missing)), excluded)
+    return LayerStatus(layer, layer, rows, state.rows, tuple(sorted(missing)), excluded, notes=tuple(state.notes))
