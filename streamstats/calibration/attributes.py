@@ -56,7 +56,78 @@ class Attributes:
         """Whether it differs from what an array without attributes has."""
         return self != Attributes()
 
-    def missing_in_words(meaning: Meaning) -> str:
+    def missing_in_words(self) -> str:
+        """Which stored values do not count, as text; "none" if all do."""
+        return "none" if self.meaning is None else missing_in_words(self.meaning) or "none"
+
+    def in_words(self, quantization: Quantization | None) -> list[str]:
+        """What a job should say of them whose layer is mapped by `quantization`: one line for each thing."""
+        said = [f"attributes are ignored ({', '.join(self.ignored)})"] if self.ignored else []
+        if self.quantization is not None and self.quantization == quantization:
+            said.append(f"attributes give real values, {_map_in_words(self.quantization)}")
+        elif self.quantization is not None:
+            said.append(f"`quantization` replaces the attributes {' and '.join(PACKING)}")
+        if self.meaning is not None and self.meaning.viewed != self.meaning.stored:
+            said.append(f"attributes make {self.meaning.stored} {self.meaning.viewed}")
+        if self.missing_in_words() != "none":
+            said.append(
+                f"attributes say that stored values are missing, and they do not count ({self.missing_in_words()})"
+            )
+        return [*said, *self.notes]
+
+    def to_metadata(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {
+            "meaning": None if self.meaning is None else _meaning_document(self.meaning),
+            "units": self.units or None,
+            "notes": [*self.notes],
+            "ignored": [*self.ignored],
+        }
+
+    @classmethod
+    def from_metadata(cls, stored: Mapping[str, Any], quantization: Quantization | None) -> Attributes:
+        """The inverse of `to_metadata`. Raises `KeyError`, `TypeError`, `ValueError` for anything else."""
+        meaning = None if stored["meaning"] is None else _meaning_of(stored["meaning"])
+        notes, ignored = (tuple(map(str, stored[key])) for key in ("notes", "ignored"))
+        return cls(meaning, quantization, str(stored["units"] or ""), notes, ignored)
+
+
+def _meaning_document(meaning: Meaning) -> dict[str, Any]:
+    return {
+        "stored": str(meaning.stored),
+        "viewed": str(meaning.viewed),
+        "missing": [_json_number(value) for value in meaning.missing],
+        "low": _json_number(meaning.low),
+        "high": _json_number(meaning.high),
+        "nan": meaning.nan,
+    }
+
+
+def _json_number(value: float | None) -> float | str | None:
+    return str(value) if isinstance(value, float) and math.isinf(value) else value
+
+
+def _meaning_of(stored: Mapping[str, Any]) -> Meaning:
+    missing = tuple(_number_of(value) for value in stored["missing"])
+    low, high = (None if stored[key] is None else _number_of(stored[key]) for key in ("low", "high"))
+    dtypes = np.dtype(stored["stored"]), np.dtype(stored["viewed"])
+    return Meaning(*dtypes, missing, low, high, stored["nan"] is True)
+
+
+def _map_in_words(quantization: Quantization) -> str:
+    return f"stored · {quantization.step.item()!r} + {quantization.offset!r}"
+
+
+def _number_of(value: Any) -> float:
+    if isinstance(value, str):
+        return float(value)
+    if type(value) not in (int, float):
+        raise TypeError(f"found {value!r}, expected a number")
+    number: float = value
+    return number
+
+
+def missing_in_words(meaning: Meaning) -> str:
     """Which stored values do not count, as text; empty if all do."""
     said = [*(["NaN"] if meaning.nan else []), *map(_plain, meaning.missing)]
     said += [] if meaning.low is None else [f"below {_plain(meaning.low)}"]
@@ -249,7 +320,7 @@ class _Reader:
         """Missing values that no value of the dtype can be."""
         missing = [*self._fill_value(), *self._numbers("missing_value")]
         never = [value for value in missing if not (math.isnan(value) or self._can_occur(value))]
-        return [f"the missing value {_plain(value)} is none of {self.dtype}" for value in dict.fromkeys(never)]
+        return [f"the missing value {_plain(float(value))} is none of {self.dtype}" for value in dict.fromkeys(never)]
 
 
 def _decoded(key: str, text: str) -> float:

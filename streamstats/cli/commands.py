@@ -17,7 +17,7 @@ from ..outputs.documents import channel_columns, channels_document
 from ..outputs.ledger import Ledger, by_layer
 from ..outputs.shortfalls import REMEDY, Shortfall
 from ..outputs.staleness import stale_parts
-from .layer_table import cell, print_layers
+from .layer_table import cell, print_layers, say_notes
 from .progress import Shown
 from .tables import number, print_json, print_table, row_ranges, say
 
@@ -192,8 +192,8 @@ def status(options: Namespace) -> int:
     found = status(Path(options.output))
     if options.json:
         layers = {layer.layer: layer.document() for layer in found.layers}
-        others = {"unreadable": dict(found.unreadable), "stale": [*found.stale]}
-        print_json({"complete": found.complete, "running": found.running, "layers": layers, **others})
+        said = {"unreadable": dict(found.unreadable), "coordinates": dict(found.coordinates), "stale": [*found.stale]}
+        print_json({"complete": found.complete, "running": found.running, "layers": layers, **said})
     else:
         array = any(layer.array != layer.layer for layer in found.layers)
         rows = [[*_status_cells(layer, array), span, why] for layer in found.layers for span, why in _gaps(layer)]
@@ -205,6 +205,9 @@ def status(options: Namespace) -> int:
                 f"{source.address} {row_ranges(source.covered.ranges)} of {source.rows:,}" for source in layer.sources
             )
             say(f"{layer.layer}: counted rows: {listed(each)}")
+    say_notes({layer.layer: layer.notes for layer in found.layers})
+    if found.coordinates:
+        say(f"note: not counted, because they are coordinates: {listed(found.coordinates)}")
     if found.running:
         say("a run is in progress")
     elif any(layer.missing for layer in found.layers):
@@ -414,6 +417,7 @@ def inspect(options: Namespace) -> None:
         _plot(statistics, options.plot)
     else:
         _print_channels(statistics, options.json)
+    say_notes({options.layer: statistics.notes})
 
 
 def ranges(options: Namespace) -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from operator import attrgetter
 from typing import Any
 
+from ..errors import listed
 from ..outputs.documents import layers_document
 from ..outputs.ledger import Ledger
 from ..outputs.shortfalls import Shortfall
-from .tables import number, print_json, print_table, row_ranges
+from .tables import number, print_json, print_table, row_ranges, say
 
 CELLS: Mapping[str, Callable[[Ledger], str]] = {
     "layer": lambda found: found.layer,
@@ -20,7 +21,8 @@ CELLS: Mapping[str, Callable[[Ledger], str]] = {
     "covered": lambda found: _covered(found),
     "channels": lambda found: f"{found.channels:,}",
     "axis": lambda found: str(found.channel_axis),
-    "dtype": lambda found: f"{found.space.dtype}{' codes' if found.quantization else ''}",
+    "dtype": lambda found: f"{_stored_dtype(found)}{' codes' if found.quantization else ''}",
+    "units": attrgetter("units"),
     "masked": lambda found: f"{found.masked[0] / max(1, found.masked[1]):.1%}" if found.masked else "",
 }
 """The columns before the figures."""
@@ -30,8 +32,9 @@ ONLY_IF: Mapping[str, Callable[[Ledger], Any]] = {
     "array": attrgetter("array"),
     "rows are": attrgetter("rows_are"),
     "masked": attrgetter("masked"),
+    "units": attrgetter("units"),
 }
-"""Columns that are shown only if a layer has an array of another name, rows that are no samples, or a mask."""
+"""Columns that are shown only if a layer has an array of another name, rows that are no samples, a mask, or units."""
 
 
 def print_layers(
@@ -55,6 +58,22 @@ def print_layers(
         for name, found in statistics.items()
     ]
     print_table([*shown, *map(_heading, columns)], rows)
+    say_notes({name: found.notes for name, found in statistics.items()})
+
+
+def say_notes(notes: Mapping[str, Iterable[str]]) -> None:
+    """Print each of the `notes` once, with the names of the layers that have it."""
+    found: dict[str, list[str]] = {}
+    for layer, each in notes.items():
+        for note in each:
+            found.setdefault(note, []).append(layer)
+    for note, layers in found.items():
+        say(f"note: {note}: {listed(layers)}")
+
+
+def _stored_dtype(found: Ledger) -> str:
+    meaning = None if found.attributes is None else found.attributes.meaning
+    return str(found.space.dtype if meaning is None else meaning.stored)
 
 
 def _covered(found: Ledger) -> str:

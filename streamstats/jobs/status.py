@@ -29,6 +29,7 @@ class LayerStatus:
 
     `array` is the one that it reads; layers that read the same array share the rest. `shortfall` is what was counted if
     that is less than the `min_rows` of the job. If it has several arrays, `sources` is what was counted of each.
+    `notes` is what attributes say of the values.
     """
 
     layer: str
@@ -40,6 +41,7 @@ class LayerStatus:
     min_rows: int = 0
     shortfall: Shortfall | None = None
     sources: tuple[CountedSource, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def missing(self) -> Gaps:
@@ -57,6 +59,7 @@ class LayerStatus:
             "min_rows": self.min_rows,
             "shortfall": None if self.shortfall is None else self.shortfall.document(),
             **({"sources": [source.document() for source in self.sources]} if self.sources else {}),
+            "notes": [*self.notes],
         }
 
 
@@ -64,13 +67,14 @@ class LayerStatus:
 class Status:
     """How far the job of an output has come; `running` says whether a process is working on it now.
 
-    `unreadable` are arrays of the store that nobody could read, with the reasons; `stale` are merged outputs that have
-    changed since.
+    `unreadable` are arrays of the store that nobody could read, `coordinates` those that say where values lie, with the
+    reasons; `stale` are merged outputs that have changed since.
     """
 
     layers: tuple[LayerStatus, ...]
     running: bool
     unreadable: Mapping[str, str] = field(default_factory=dict)
+    coordinates: Mapping[str, str] = field(default_factory=dict)
     stale: Sequence[str] = ()
 
     @property
@@ -103,7 +107,8 @@ def status(output: Path) -> Status:
     readers = _readers(states, said, output)
     layers = [replace(each, layer=layer) for each in arrays for layer in readers.get(each.array, [each.array])]
     layers.sort(key=lambda each: network_order(_order(each.array, states, said), each.layer))
-    return Status(tuple(layers), is_locked(output / LOCK), said.unreadable, stale_parts(said.parts))
+    running, stale = is_locked(output / LOCK), stale_parts(said.parts)
+    return Status(tuple(layers), running, said.unreadable, said.coordinates, stale)
 
 
 def _order(array: str, states: Mapping[str, LayerStatistics], said: Manifest) -> int | None:
@@ -166,4 +171,5 @@ def _layer_status(layer: str, state: LayerStatistics, planned: int, told: GapsOf
     rows = max(sum(source.rows for source in state.sources), planned)
     excluded = Coverage.of(rows for source in state.sources for rows in source.excluded.ranges)
     sources = () if {source.address for source in state.sources} == {ONLY} else state.sources
-    return LayerStatus(layer, layer, rows, state.rows, missing, excluded, sources=sources)
+    notes = tuple(state.notes)
+    return LayerStatus(layer, layer, rows, state.rows, missing, excluded, sources=sources, notes=notes)

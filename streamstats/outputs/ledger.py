@@ -330,6 +330,16 @@ class Ledger:
         """Which stored values did not count, as text; "none" if all did."""
         return "none" if self.attributes is None else self.attributes.missing_in_words()
 
+    @property
+    def notes(self) -> list[str]:
+        """What attributes say of the values, a line for each thing."""
+        return [] if self.attributes is None else self.attributes.in_words(self.quantization)
+
+    @property
+    def units(self) -> str:
+        """The units of real values, empty if unknown."""
+        return "" if self.attributes is None else self.attributes.units
+
     def figures(self) -> Document:
         """The figures of its statistics, in real units."""
         return self.statistics.document(self.quantization)

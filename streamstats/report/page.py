@@ -69,6 +69,8 @@ def _layer(found: LayerStatistics) -> dict[str, Any]:
     return {
         "rows": found.rows,
         "rows_are": found.rows_are or "samples",
+        "units": found.units or None,
+        "notes": found.notes,
         "channels": found.channels,
         "never_active": never.tolist(),
         "without_values": without.tolist(),

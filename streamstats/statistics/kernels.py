@@ -546,7 +546,8 @@ def _take_finite(values: Array, bits: Array, sums: Array, low: Array, high: Arra
     total = 0.0
     below = np.uint32(LOW)
     least, greatest = np.float32(np.inf), np.float32(-np.inf)
-    nan = infinite = 0
+    nan: Scalar = 0
+    infinite: Scalar = 0
     for i in range(bits.size):
         pattern = np.int32(_single_bits(bits[i]))
         magnitude, finite = pattern & F32_MAGNITUDE, _finite_single(pattern)

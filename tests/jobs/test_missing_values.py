@@ -91,8 +91,13 @@ def assert_exact(statistics: LayerStatistics, values: Array) -> None:
 
 @pytest.mark.parametrize(
     ("dtype", "stored"),
-    [*(("float32", each) for each in STORED), ("int8", "zstd"), ("int8", "parts of samples")]
-    + [("float64", "zstd"), ("float16", "raw")],
+    [
+        *(("float32", each) for each in STORED),
+        ("int8", "zstd"),
+        ("int8", "parts of samples"),
+        ("float64", "zstd"),
+        ("float16", "raw"),
+    ],
 )
 def test_no_statistic_has_missing_values_however_they_are_stored(tmp_path: Path, dtype: str, stored: str) -> None:
     values = values_of(dtype)
