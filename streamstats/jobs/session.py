@@ -265,6 +265,12 @@ def tell_selected(selected: Selected, progress: Progress) -> None:
         progress.say(f"note: not counted, because they cannot be layers: {listed(selected.unfit)} ({first}: {reason})")
     if selected.note:
         progress.say(f"note: {selected.note}")
+    stores = list(dict.fromkeys(layer.address.store for layer in layers))
+    for store in stores:
+        lacking = [name for name, arrays in arrays_of(layers).items() if store not in {a.address.store for a in arrays}]
+        if lacking:
+            verb = "is" if len(lacking) == 1 else "are"
+            progress.say(f"note: {listed(lacking)} {verb} not in {store}; the rows of the other sources are counted")
     codes = [layer.counted_as for layer in layers if layer.dtype.kind in "iu" and layer.quantization is None]
     if codes:
         progress.say(f"note: integers without `quantization` are averaged as codes: {listed(dict.fromkeys(codes))}")
