@@ -41,7 +41,7 @@ def test_a_second_recorder_is_refused_with_the_process_that_records(tmp_path: Pa
         first.append("fc", rows(4))
         with pytest.raises(OutputError, match=f"in use by process {os.getpid()} on .*part of your own"):
             Recorder(tmp_path / "s")
-        with Recorder(tmp_path / "s", part="rank0"), pytest.raises(OutputError, match="s/.parts/rank0 is in use"):
+        with Recorder(tmp_path / "s", part="rank0"), pytest.raises(OutputError, match=r"s/\.parts/rank0 is in use"):
             Recorder(tmp_path / "s", part="rank0")
     record(tmp_path / "s", rows(4))
     assert reduce(tmp_path / "s")["fc"].rows == 8
@@ -72,7 +72,8 @@ def test_a_recorder_that_could_not_write_still_holds_the_store(tmp_path: Path) -
 def test_a_killed_process_leaves_a_lock_that_keeps_nobody_out_of_its_host(tmp_path: Path) -> None:
     code = "import sys, os; from streamstats import Recorder; r = Recorder(sys.argv[1]); os.kill(os.getpid(), 9)"
     process = subprocess.run([sys.executable, "-c", code, str(tmp_path / "s")], check=False)
-    assert process.returncode == -9 and (tmp_path / "s" / LOCK).exists()
+    assert process.returncode == -9
+    assert (tmp_path / "s" / LOCK).exists()
     record(tmp_path / "s", rows(4))
     assert not (tmp_path / "s" / LOCK).exists()
 
@@ -181,6 +182,6 @@ def test_parts_that_do_not_fit_together_are_refused(
         select_layers(tmp_path / "s")
 
 
-def test_places_that_cannot_be_recorded_into_are_refused(tmp_path: Path) -> None:
+def test_places_that_cannot_be_recorded_into_are_refused() -> None:
     with pytest.raises(UsageError, match="expected a folder, or a URL such as s3"):
         Recorder("https://example.org/s.zarr")

@@ -100,7 +100,7 @@ def test_sources_are_added_and_reordered_and_grow_and_each_row_counts_once(
 
 def test_a_source_that_is_no_longer_named_is_missed(tmp_path: Path, stores: tuple[str, str]) -> None:
     run(job(tmp_path, *stores))
-    with pytest.raises(DataError, match="rows 0:7 of .*b.zarr were counted, but the job has .*name that store"):
+    with pytest.raises(DataError, match=r"rows 0:7 of .*b.zarr were counted, but the job has .*name that store"):
         run(job(tmp_path, stores[0]))
     run(job(tmp_path, *stores))
 
@@ -117,9 +117,9 @@ def test_a_part_that_is_no_longer_there_is_missed(tmp_path: Path) -> None:
 def test_rows_of_one_source_are_forgotten_for_good(tmp_path: Path, stores: tuple[str, str]) -> None:
     a, b = stores
     run(job(tmp_path, a, b))
-    with pytest.raises(UsageError, match="several arrays.*name one with --source or --part"):
+    with pytest.raises(UsageError, match=r"several arrays.*name one with --source or --part"):
         forget(job(tmp_path, a, b), (0, 2))
-    with pytest.raises(UsageError, match="no array is that of --source c.zarr; the job has .*a.zarr, .*b.zarr"):
+    with pytest.raises(UsageError, match=r"no array is that of --source c.zarr; the job has .*a.zarr, .*b.zarr"):
         forget(job(tmp_path, a, b), (0, 2), source="c.zarr")
     (forgotten,) = forget(job(tmp_path, a, b), (2, 5), source=b)
     assert forgotten.rows == 3
@@ -149,7 +149,8 @@ def test_what_cannot_be_read_is_told_with_its_source(tmp_path: Path, stores: tup
     assert not outcome.complete
     (layer,) = status(tmp_path / "out").layers
     ((address, ((rows, reason),)),) = layer.gaps.items()
-    assert (address.store, rows) == (b, (0, 4)) and "b.zarr): chunk c/0/0/0" in reason
+    assert (address.store, rows) == (b, (0, 4))
+    assert "b.zarr): chunk c/0/0/0" in reason
     assert [problem.layer for problem in verify(job(tmp_path, a, b, missing="report"))] == [f"fc ({b})"]
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["source"] == [a, b]
@@ -166,7 +167,7 @@ def test_a_chunk_that_has_changed_is_told_with_its_source(tmp_path: Path, stores
 
 def test_arrays_that_do_not_fit_together_are_refused(tmp_path: Path, stores: tuple[str, str]) -> None:
     other = build_store(tmp_path / "c.zarr", {"fc": X.astype("int8")})
-    with pytest.raises(MismatchError, match="the dtype is int8; .*a.zarr has float32; make .*c.zarr"):
+    with pytest.raises(MismatchError, match=r"the dtype is int8; .*a.zarr has float32; make .*c.zarr"):
         run(job(tmp_path, stores[0], str(other)))
     with pytest.raises(UsageError, match="twice"):
         run(job(tmp_path, stores[0], f"{stores[0]}/../a.zarr"))
