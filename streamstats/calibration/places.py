@@ -88,9 +88,10 @@ def in_order(layers: Sequence[Layer]) -> list[Layer]:
     """
     found = []
     for name, arrays in sorted(arrays_of(layers).items()):
-        for array in arrays[1:]:
-            _check_fits(array, arrays[0])
-        found += [_named(array, name) for array in arrays]
+        named = [_named(array, name) for array in arrays]
+        for array in named[1:]:
+            _check_fits(array, named[0])
+        found += named
     _check_names(found)
     return found
 

@@ -83,7 +83,7 @@ class Watch:
         return Watch(looks, ready, quiet)
 
     def fewest_rows(self, layers: Sequence[Layer], waiting: Mapping[str, Coverage]) -> int:
-        """The rows of the layer with the fewest that may be counted, or that are no longer `waiting`, in all its arrays."""
+        """The rows, in all its arrays, of the layer with the fewest that may be counted or are no longer `waiting`."""
         settled = {layer.name: layer.rows - len(waiting[layer.name] - self.ready[layer.name]) for layer in layers}
         return min(sum(settled[array.name] for array in arrays) for arrays in arrays_of(layers).values())
 

@@ -162,14 +162,15 @@ def _has_same_tail(layer: Layer, source: CountedSource) -> bool:
 
 def uncounted_tails(arrays: Sequence[Layer], state: LayerStatistics) -> LayerStatistics:
     """`state` with the rows of its tails not counted."""
-    if state.settled is None:
+    settled = state.settled
+    if settled is None:
         return state
     for layer in arrays:
         source = state.at(layer.address)
         left = source.covered - source.tail
         masks = [] if layer.mask is None else files_without(layer.mask, source.tail, left)
         state = state.with_source(source.uncount(source.tail, files_without(layer, source.tail, left), masks))
-    return replace(state, statistics=state.settled, settled=None)
+    return replace(state, statistics=settled, settled=None)
 
 
 def files_without(array: Layer, rows: Coverage, left: Coverage) -> list[int]:

@@ -117,8 +117,8 @@ def record(
     A row is a sample, on whichever axis of a layer's input the samples are, also where positions share it. Where
     samples differ in shape or cannot be told apart, and with `positions_as_rows` everywhere, every position becomes a
     row; a row may also be the part of a sample that a convolution takes as a sample. `RecordedLayer.rows_are` and a
-    note to `progress` say so. A layer whose input mixes samples is skipped with a reason. With a `part`, samples go into
-    a part of the store: processes that record at once name a part each. If the recording fails or is
+    note to `progress` say so. A layer whose input mixes samples is skipped with a reason. With a `part`, samples go
+    into a part of the store: processes that record at once name a part each. If the recording fails or is
     interrupted, a new store is removed; rows that were appended to an older store stay in it.
 
     Returns an account of every operator that has weights: recorded, or the reason why not.

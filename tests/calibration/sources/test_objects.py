@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import warnings
@@ -22,11 +23,12 @@ from stores import build_store, samples
 from zarr.codecs import TransposeCodec
 from zarr.storage import ObjectStore
 
+from streamstats.calibration.recorder import Recorder, stored_layer, stored_readers
 from streamstats.calibration.sources import objects, retrying
 from streamstats.calibration.sources.choose import source_of
 from streamstats.calibration.sources.identities import Identity
 from streamstats.config import JobConfig
-from streamstats.errors import DataError, MismatchError, StoreError, UsageError
+from streamstats.errors import DataError, MismatchError, OutputError, StoreError, UsageError
 from streamstats.jobs.job import Job
 from streamstats.jobs.merge import merge_outputs
 from streamstats.jobs.run import reduce, run
@@ -317,3 +319,82 @@ def test_each_object_is_fetched_once_also_where_channels_are_read_in_ranges(
         reduce(source, threads=1)
     fetched = [path for verb, path in proxy.requests if verb == "GET" and "/a/conv/c/" in path]
     assert len(fetched) == len(set(fetched)) == 80
+
+
+# Recording
+
+
+@pytest.fixture
+def place(server: int, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URL of a store to record, in a new bucket."""
+    name = f"recorded-{abs(hash(request.node.name))}"[:60]
+    new_bucket(server, name)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server}")
+    return f"s3://{name}/store"
+
+
+def claim(place: str) -> Any:
+    return obstore.get(objects.object_store(place), ".recorder.json")
+
+
+def test_what_is_recorded_into_an_object_store_is_what_is_recorded_into_a_folder(place: str, tmp_path: Path) -> None:
+    values = samples(23, 3, 4)
+    for store in (place, tmp_path / "s"):
+        for part, rows in (("", values[:10]), ("rank1", values[10:20]), ("", values[20:])):
+            with Recorder(store, part=part, chunk_bytes=200, buffered=part == "rank1") as recorder:
+                for block in np.array_split(rows, 3):
+                    recorder.append("a/fc", block, mask=np.ones((len(block), 3)))
+    found, expected = reduce(place)["a/fc"], reduce(tmp_path / "s")["a/fc"]
+    assert found.statistics == expected.statistics
+    assert [str(each.covered) for each in found.sources] == ["0:13", "0:10"]
+    assert stored_readers(place, "rank1")["a/fc"] == "a/fc"
+
+
+def test_a_second_recorder_in_an_object_store_is_refused_until_the_first_is_closed(place: str) -> None:
+    with Recorder(place) as first:
+        first.append("fc", samples(3, 4))
+        with pytest.raises(OutputError, match=r"store is in use by process \d+ on .*part of your own"):
+            Recorder(place)
+        with Recorder(place, part="rank1") as other:
+            other.append("fc", samples(2, 4))
+    with Recorder(place) as again:
+        again.append("fc", samples(4, 4))
+    assert reduce(place)["fc"].rows == 9
+    with pytest.raises(FileNotFoundError):
+        claim(place)
+
+
+def test_a_killed_recorder_keeps_nobody_out_of_its_host_and_others_learn_the_way_out(place: str) -> None:
+    code = "import sys, os; from streamstats import Recorder; r = Recorder(sys.argv[1]); os.kill(os.getpid(), 9)"
+    assert subprocess.run([sys.executable, "-c", code, place], check=False).returncode == -9
+    left = bytes(claim(place).bytes())
+    with Recorder(place) as recorder:
+        recorder.append("fc", samples(4, 4))
+    elsewhere = json.loads(left) | {"host": "elsewhere"}
+    obstore.put(objects.object_store(place), ".recorder.json", json.dumps(elsewhere).encode())
+    with pytest.raises(OutputError, match=r"on elsewhere.*if it has ended, remove s3://.*/store/\.recorder\.json"):
+        Recorder(place)
+    obstore.delete(objects.object_store(place), ".recorder.json")
+    Recorder(place).close()
+
+
+def test_a_recorder_whose_claim_was_taken_writes_nothing_more(place: str) -> None:
+    slow = Recorder(place)
+    slow.append("fc", samples(4, 4))
+    obstore.put(objects.object_store(place), ".recorder.json", b'{"token": "of another"}')
+    with pytest.raises(OutputError, match="another process records there now"):
+        slow.close()
+    assert stored_layer(place, "fc").rows == 0  # type: ignore[union-attr]
+
+
+def test_recording_goes_on_while_requests_fail(server: int, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with through(Proxy(server, share=0.15, seed=3), monkeypatch) as proxy:
+        monkeypatch.setattr(retrying, "FIRST_PAUSE", 0.001)
+        objects.object_store.cache_clear()
+        with Recorder(place, chunk_bytes=64) as recorder:
+            for block in np.array_split(samples(40, 4), 10):
+                recorder.append("fc", block)
+        objects.object_store.cache_clear()
+    assert proxy.met.total() > 3
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server}")
+    assert reduce(place)["fc"].mean.tolist() == (samples(40, 4).astype(float).sum(axis=0) / 40).tolist()

@@ -1,0 +1,230 @@
+"""Several sources and parts: as if all rows were in one array, with a coverage for each, however any of them grows."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from stores import Array, build_store, samples
+
+from streamstats.calibration.recorder import Recorder
+from streamstats.calibration.selection import LayerRule
+from streamstats.cli import main
+from streamstats.config import load_config
+from streamstats.errors import DataError, MismatchError, UsageError
+from streamstats.jobs import run as running
+from streamstats.jobs.compare import compare
+from streamstats.jobs.forget import forget
+from streamstats.jobs.job import Job
+from streamstats.jobs.merge import merge_outputs
+from streamstats.jobs.run import Follow, reduce, run
+from streamstats.jobs.status import status
+from streamstats.jobs.verify import verify
+from streamstats.outputs.results import open_results
+
+KINDS = ("squares", "histogram", "spread")
+X = samples(40, 3, 4)
+
+
+def record(store: Path | str, values: Array, part: str = "") -> str:
+    with Recorder(store, part=part, chunk_bytes=200) as recorder:
+        recorder.append("fc", values)
+    return str(store)
+
+
+def job(tmp_path: Path, *sources: str, **options: Any) -> Job:
+    source = sources if len(sources) > 1 else sources[0]
+    return Job(source, str(tmp_path / "out"), rules=(LayerRule("*", statistics=KINDS),), **options)
+
+
+@pytest.fixture
+def stores(tmp_path: Path) -> tuple[str, str]:
+    return record(tmp_path / "a.zarr", X[:10]), record(tmp_path / "b.zarr", X[10:17])
+
+
+def corrector(output: Path) -> bytes:
+    return (output / "correctors" / "fc.safetensors").read_bytes()
+
+
+def state(output: Path) -> bytes:
+    return (output / "state" / "fc.safetensors").read_bytes()
+
+
+def covered(output: Path) -> list[tuple[str, str]]:
+    """Address → counted rows, by source."""
+    found = open_results(output).statistics("fc")
+    return [(str(each.address).rpartition("/")[2], str(each.covered)) for each in found.sources]
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(cuts=st.lists(st.integers(0, 40), min_size=1, max_size=5), whole_stores=st.lists(st.booleans(), min_size=6))
+def test_any_division_among_stores_and_parts_gives_the_result_of_one_array(
+    tmp_path_factory: pytest.TempPathFactory, cuts: list[int], whole_stores: list[bool]
+) -> None:
+    folder = tmp_path_factory.mktemp("cut")
+    places: list[tuple[str, str]] = []
+    for number, block in enumerate(np.split(X, sorted(cuts))):
+        last = places[-1][0] if places and not whole_stores[number] else str(folder / f"s{number}.zarr")
+        part = "" if not places or last != places[-1][0] else f"part{number}"
+        places.append((record(last, block, part), part))
+    record(folder / "whole.zarr", X)
+    found = reduce([*dict.fromkeys(store for store, _ in places)], layers=[LayerRule("*", statistics=KINDS)])
+    expected = reduce(folder / "whole.zarr", layers=[LayerRule("*", statistics=KINDS)])
+    assert found["fc"].statistics == expected["fc"].statistics
+
+
+def test_sources_are_added_and_reordered_and_grow_and_each_row_counts_once(
+    tmp_path: Path, stores: tuple[str, str]
+) -> None:
+    a, b = stores
+    run(job(tmp_path, a))  # which has no need to say which array it is
+    run(job(tmp_path, b, a))
+    record(a, X[17:30])
+    record(b, X[30:], part="late")
+    outcome = run(job(tmp_path, b, a))
+    assert covered(tmp_path / "out") == [("b.zarr", "0:7"), ("b.zarr, part late", "0:10"), ("a.zarr", "0:23")]
+    kept = state(tmp_path / "out"), corrector(tmp_path / "out")
+    run(job(tmp_path, b, a), restart=True)
+    assert kept == (state(tmp_path / "out"), corrector(tmp_path / "out"))
+    whole = Job(record(tmp_path / "w.zarr", X), str(tmp_path / "w"), rules=job(tmp_path, a).rules)
+    assert outcome.statistics["fc"].statistics == run(whole).statistics["fc"].statistics
+    assert kept[1] == corrector(tmp_path / "w")
+    assert verify(job(tmp_path, b, a)) == []
+
+
+def test_a_source_that_is_no_longer_named_is_missed(tmp_path: Path, stores: tuple[str, str]) -> None:
+    run(job(tmp_path, *stores))
+    with pytest.raises(DataError, match=r"rows 0:7 of .*b.zarr were counted, but the job has .*name that store"):
+        run(job(tmp_path, stores[0]))
+    run(job(tmp_path, *stores))
+
+
+def test_a_part_that_is_no_longer_there_is_missed(tmp_path: Path) -> None:
+    store = record(tmp_path / "a.zarr", X[:10])
+    record(store, X[10:], "rank1")
+    run(job(tmp_path, store))
+    shutil.rmtree(tmp_path / "a.zarr" / ".parts")
+    with pytest.raises(DataError, match="rows 0:30 of part rank1 were counted"):
+        run(job(tmp_path, store))
+
+
+def test_rows_of_one_source_are_forgotten_for_good(tmp_path: Path, stores: tuple[str, str]) -> None:
+    a, b = stores
+    run(job(tmp_path, a, b))
+    with pytest.raises(UsageError, match=r"several arrays.*name one with --source or --part"):
+        forget(job(tmp_path, a, b), (0, 2))
+    with pytest.raises(UsageError, match=r"no array is that of --source c.zarr; the job has .*a.zarr, .*b.zarr"):
+        forget(job(tmp_path, a, b), (0, 2), source="c.zarr")
+    (forgotten,) = forget(job(tmp_path, a, b), (2, 5), source=b)
+    assert forgotten.rows == 3
+    rest = record(tmp_path / "rest.zarr", np.concatenate([X[:12], X[15:17]]))
+    for restart in (False, True):
+        found = run(job(tmp_path, a, b), restart=restart).statistics["fc"]
+        assert found.statistics == reduce(rest, layers=job(tmp_path, a).rules)["fc"].statistics
+        assert covered(tmp_path / "out") == [("a.zarr", "0:10"), ("b.zarr", "0:2, 5:7")]
+    run(job(tmp_path, b, a), restart=True)
+    assert covered(tmp_path / "out") == [("b.zarr", "0:2, 5:7"), ("a.zarr", "0:10")]
+
+
+def test_rows_that_were_forgotten_when_the_store_was_the_only_one_stay_so_in_a_restart(
+    tmp_path: Path, stores: tuple[str, str]
+) -> None:
+    a, b = stores
+    run(job(tmp_path, b))
+    forget(job(tmp_path, b), (0, 3))
+    run(job(tmp_path, a, b), restart=True)
+    assert covered(tmp_path / "out") == [("a.zarr", "0:10"), ("b.zarr", "3:7")]
+
+
+def test_what_cannot_be_read_is_told_with_its_source(tmp_path: Path, stores: tuple[str, str]) -> None:
+    a, b = stores
+    (Path(b) / "fc" / "c" / "0" / "0" / "0").unlink()
+    outcome = run(job(tmp_path, a, b, missing="report"))
+    assert not outcome.complete
+    (layer,) = status(tmp_path / "out").layers
+    ((address, ((rows, reason),)),) = layer.gaps.items()
+    assert (address.store, rows) == (b, (0, 4))
+    assert "b.zarr): chunk c/0/0/0" in reason
+    assert [problem.layer for problem in verify(job(tmp_path, a, b, missing="report"))] == [f"fc ({b})"]
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["source"] == [a, b]
+    assert manifest["layers"]["fc"]["missing"] == [{"rows": [0, 4], "reason": reason, "source": b}]
+    assert [each["covered"] for each in manifest["layers"]["fc"]["sources"]] == [[[0, 10]], [[4, 7]]]
+
+
+def test_a_chunk_that_has_changed_is_told_with_its_source(tmp_path: Path, stores: tuple[str, str]) -> None:
+    run(job(tmp_path, *stores))
+    (Path(stores[1]) / "fc" / "c" / "0" / "0" / "0").write_bytes(b"other")
+    with pytest.raises(DataError, match=r"layer fc \(.*b.zarr\): chunk c/0/0/0 .*changed"):
+        run(job(tmp_path, *stores))
+
+
+def test_arrays_that_do_not_fit_together_are_refused(tmp_path: Path, stores: tuple[str, str]) -> None:
+    other = build_store(tmp_path / "c.zarr", {"fc": X.astype("int8")})
+    with pytest.raises(MismatchError, match=r"the dtype is int8; .*a.zarr has float32; make .*c.zarr"):
+        run(job(tmp_path, stores[0], str(other)))
+    with pytest.raises(UsageError, match="twice"):
+        run(job(tmp_path, stores[0], f"{stores[0]}/../a.zarr"))
+
+
+def test_a_layer_that_one_source_lacks_counts_the_others_and_says_so(
+    tmp_path: Path, stores: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = build_store(tmp_path / "c.zarr", {"head": X[:, 0]})
+    (tmp_path / "run.yaml").write_text(f"source: [{stores[0]}, {other}]\noutput: {tmp_path}/out\n")
+    assert main(["run", str(tmp_path / "run.yaml")]) == 0
+    assert f"fc is not in {other}" in capsys.readouterr().err
+    assert {name: open_results(tmp_path / "out").statistics(name).rows for name in ("fc", "head")} == {
+        "fc": 10,
+        "head": 40,
+    }
+
+
+def test_the_command_line_shows_the_coverage_of_each(
+    tmp_path: Path, stores: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text(f"source: [{stores[0]}, {stores[1]}]\noutput: {tmp_path}/out\n")
+    assert load_config(config).job().sources == stores
+    assert main(["run", str(config)]) == main(["verify", str(config)]) == 0
+    assert main(["forget", str(config), "--rows", "0:2"]) == 2
+    assert main(["forget", str(config), "--rows", "0:2", "--source", stores[1]]) == 0
+    capsys.readouterr()
+    assert main(["status", f"{tmp_path}/out"]) == 0
+    assert f"{stores[0]} 0:10 of 10, {stores[1]} 2:7 of 7" in capsys.readouterr().err
+    assert main(["inspect", f"{tmp_path}/out"]) == 0
+    assert "0:10 + 2:7" in capsys.readouterr().out
+
+
+def test_outputs_of_several_sources_are_merged_and_compared(tmp_path: Path, stores: tuple[str, str]) -> None:
+    more = record(tmp_path / "c.zarr", X[17:30]), record(tmp_path / "d.zarr", X[30:])
+    for name, sources in (("left", stores), ("right", more), ("all", (*stores, *more))):
+        run(Job(sources, str(tmp_path / name)))
+    merge_outputs([tmp_path / "left", tmp_path / "right"], tmp_path / "merged")
+    assert compare(tmp_path / "merged", tmp_path / "all").equal
+    with pytest.raises(MismatchError, match="counted in both"):
+        merge_outputs([tmp_path / "left", tmp_path / "all"], tmp_path / "twice")
+
+
+def test_a_run_that_follows_counts_parts_that_appear(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running, "POLL_SECONDS", 0.01)
+    store, written = record(tmp_path / "a.zarr", X[:10]), []
+
+    def grow(_: object) -> None:
+        written.append(covered(tmp_path / "out")) if (tmp_path / "out" / "manifest.json").exists() else None
+        if len(written) == 1:
+            record(store, X[10:25], "rank1")
+        elif len(written) == 2:
+            record(store, X[25:30], "rank1")
+            record(store, X[30:], "rank0")
+
+    outcome = run(job(tmp_path, store), follow=Follow(rows=40), on_written=grow)
+    assert covered(tmp_path / "out") == [("", "0:10"), ("part rank0", "0:10"), ("part rank1", "0:20")]
+    expected = reduce(record(tmp_path / "w.zarr", X), layers=job(tmp_path, store).rules)
+    assert outcome.statistics["fc"].statistics == expected["fc"].statistics
