@@ -132,7 +132,7 @@ def missing_in_words(meaning: Meaning) -> str:
     said = [*(["NaN"] if meaning.nan else []), *map(_plain, meaning.missing)]
     said += [] if meaning.low is None else [f"below {_plain(meaning.low)}"]
     said += [] if meaning.high is None else [f"above {_plain(meaning.high)}"]
-    return ", ".join(said)
+    return ", ".join(said) + (f" as {meaning.viewed}" if said and meaning.viewed != meaning.stored else "")
 
 
 def _plain(value: float) -> str:
@@ -207,7 +207,8 @@ class _Reader:
             return self.dtype
         if str(said).lower() not in ("true", "false"):
             raise _wrong("_Unsigned", said, 'expected "true" or "false"')
-        return np.dtype(f"{'u' if str(said).lower() == 'true' else 'i'}{self.dtype.itemsize}")
+        kind = "u" if str(said).lower() == "true" else "i"
+        return np.dtype(f"{kind}{self.dtype.itemsize}").newbyteorder(self.dtype.byteorder)
 
     def _fill_value(self) -> list[float]:
         if _fill_value_is_missing(self.array, self.attributes):

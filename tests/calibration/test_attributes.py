@@ -48,7 +48,7 @@ def assert_as_decoded(path: Path, found: LayerStatistics) -> None:
     array = zarr.open_array(path / "v", mode="r")
     attributes, stored, real = array.attrs.asdict(), np.asarray(array[...]), decoded(path)
     if attributes.get("_Unsigned") == "true":
-        stored = stored.view(f"u{stored.itemsize}")
+        stored = stored.view(f"{stored.dtype.byteorder}u{stored.itemsize}")
     scale, offset = (
         Fraction(attributes.get(key, default)) for key, default in (("scale_factor", 1), ("add_offset", 0))
     )
@@ -128,6 +128,15 @@ def test_the_fill_value_of_zarr_v2_means_missing_only_where_xarray_names_dimensi
     array.attrs["_ARRAY_DIMENSIONS"] = ["time", "y", "c"]
     assert (~np.isnan(decoded(tmp_path))).sum(axis=(0, 1)).tolist() == [8, 8]
     assert reduce(tmp_path, threads=1, missing="fill")["v"].sums.count.tolist() == [8, 8]
+
+
+@pytest.mark.parametrize("dtype", [">i2", ">f4", ">f8"])
+def test_values_in_the_other_byte_order_count_as_xarray_decodes_them(tmp_path: Path, dtype: str) -> None:
+    values = WHOLE.astype(dtype)
+    values[5, 1] = -5
+    said = {"missing_value": 15, "scale_factor": 0.1} | ({"_Unsigned": "true"} if dtype == ">i2" else {})
+    store = written(tmp_path / "s", values, {"_FillValue": None}, said, zarr_format=2)
+    assert_as_decoded(store, reduce(store, threads=1)["v"])
 
 
 def stored(path: Path, values: Array, **attributes: Any) -> Path:
