@@ -13,7 +13,7 @@ import math
 import re
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -56,9 +56,11 @@ class Attributes:
         """Whether it differs from what an array without attributes has."""
         return self != Attributes()
 
-    def missing_in_words(self) -> str:
-        """Which stored values do not count, as text; "none" if all do."""
-        return "none" if self.meaning is None else missing_in_words(self.meaning) or "none"
+    def missing_in_words(self, *, but_nan: bool = False) -> str:
+        """Which stored values do not count, as text; "none" if all do. With `but_nan`, NaN are not mentioned."""
+        if self.meaning is None:
+            return "none"
+        return missing_in_words(replace(self.meaning, nan=False) if but_nan else self.meaning) or "none"
 
     def in_words(self, quantization: Quantization | None) -> list[str]:
         """What a job should say of them whose layer is mapped by `quantization`: one line for each thing."""
@@ -226,9 +228,9 @@ class _Reader:
     def _whole(self, key: str, value: Any) -> float:
         """`value` as a number in the units of viewed values: of integers and booleans, an integer if it is whole."""
         number = self._number(key, value)
-        if is_float(self.dtype) or not (isinstance(number, int) or number.is_integer()):
-            return _float(key, number)
-        return self._as_viewed(int(number))
+        near = _float(key, number)
+        is_whole = isinstance(number, int) or number.is_integer()
+        return self._as_viewed(int(number)) if is_whole and not is_float(self.dtype) else near
 
     def _number(self, key: str, value: Any) -> int | float:
         if isinstance(value, str) and value.lower() in SPECIAL:

@@ -95,7 +95,7 @@ def select_layers(source: str | Path, rules: Sequence[LayerRule] = ()) -> Select
     arrays = found.arrays
     _check_not_only_coordinates(source, found, aside)
     readers = {array: names_in(array, each) for array, each in arrays.items()}
-    _check_matched(source, rules, readers)
+    _check_matched(source, rules, readers, aside)
     matches = {array: _first_matches(array, names, rules) for array, names in readers.items()}
     mask_of = {array: _asked(array, "mask", by) or mask_name(arrays[array]) for array, by in matches.items()}
     _check_not_own_mask(mask_of)
@@ -197,9 +197,19 @@ def _check_not_own_mask(mask_of: Mapping[str, str | None]) -> None:
             )
 
 
-def _check_matched(source: str | Path, rules: Sequence[LayerRule], readers: Mapping[str, Sequence[str]]) -> None:
-    """Raise `UsageError` for a rule that matches none of the `readers`, array → names of layers."""
+def _check_matched(
+    source: str | Path, rules: Sequence[LayerRule], readers: Mapping[str, Sequence[str]], aside: Collection[str]
+) -> None:
+    """Raise `UsageError` for a rule that matches none of the `readers`, array → names of layers; coordinates are
+    `aside`.
+    """
     for rule in rules:
+        matching = [name for name in aside if fnmatchcase(name, rule.match)]
+        if matching and not any(_matches(rule, *each, name) for each in readers.items() for name in each[1]):
+            raise UsageError(
+                f"{rule.match!r} matches no layer of {source}, only coordinates: {listed(matching)}; to count one, "
+                "give its name in full under `match`"
+            )
         if not any(_matches(rule, array, names, name) for array, names in readers.items() for name in names):
             raise UsageError(f"no layer of {source} matches {rule.match!r}; the store has {listed(readers)}")
 

@@ -8,13 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ..calibration.attributes import Attributes
 from ..calibration.identity import file_key, file_range, identities, mask_identities, rows_of_file
 from ..calibration.layer import Layer
 from ..calibration.sources.identities import MISSING, UNCOUNTED, Identities, Identity, is_counted, is_known
 from ..coverage import EMPTY, Coverage, Rows
 from ..errors import DataError, MismatchError, in_words, listed
-from ..statistics.meaning import Meaning
 from ..statistics.statistic import Space
 from ..statistics.statistics import Statistics
 from .layer_statistics import LayerStatistics
@@ -104,7 +102,7 @@ def check_same_job(layer: Layer, state: Ledger) -> None:
         "channels": (state.channels, layer.channels),
         "statistics": (", ".join(state.statistics), ", ".join(kind.name for kind in layer.kinds)),
         "mask": (_mask(state), "none" if layer.mask is None else layer.mask.name),
-        "missing values": (state.missing_values, _missing_values(layer, state)),
+        "missing values": (state.missing_values, _missing_values(layer)),
     }
     if state.statistics.uses_kernel:
         pairs["kernel"] = (_kernel(state.space), _kernel(layer.space))
@@ -134,19 +132,9 @@ def check_same_job(layer: Layer, state: Ledger) -> None:
             )
 
 
-def _missing_values(layer: Layer, state: Ledger) -> str:
-    """The values of `layer` that do not count. Whether NaN are among them changes nothing of what was counted."""
-    same = _sums_alike(layer.attributes) == _sums_alike(state.attributes)
-    found = "none" if layer.attributes is None else layer.attributes.missing_in_words()
-    return state.missing_values if same else found
-
-
-def _sums_alike(attributes: Attributes | None) -> Meaning | None:
-    """What decides which values are summed, and as what."""
-    meaning = None if attributes is None else attributes.meaning
-    if meaning is None or (meaning.viewed == meaning.stored and not meaning.leaves_out):
-        return None
-    return replace(meaning, nan=False)
+def _missing_values(layer: Layer) -> str:
+    """As `Ledger.missing_values`, for what `layer` says now."""
+    return "none" if layer.attributes is None else layer.attributes.missing_in_words(but_nan=True)
 
 
 def _mask(state: Ledger) -> str:

@@ -230,6 +230,10 @@ MALFORMED: dict[str, tuple[str, dict[str, Any]]] = {
     "negative": (r"`scale_factor` is -1\.0; expected a number above 0", {"scale_factor": -1}),
     "an object": (r"`add_offset` is \{'a': 1\}; expected a finite number", {"add_offset": {"a": 1}}),
     "a huge number": (r"`add_offset` is 1000.*; expected a number within float64", {"add_offset": 10**400}),
+    "a huge missing value": (
+        r"`missing_value` is 1000.*; expected a number within float64",
+        {"missing_value": 10**400},
+    ),
     "text as fill value": (r"`_FillValue` is 'none'; expected a number of int16", {"_FillValue": "none"}),
     "a truth as fill value": (r"`_FillValue` is True; expected a number of int16", {"_FillValue": True}),
     "objects": (r"`missing_value` is None; expected a number of int16", {"missing_value": [1, None]}),
