@@ -99,7 +99,7 @@ def test_attributes_that_name_no_other_array_leave_nothing_out(tmp_path: Path, a
     for name in ("v", "lat"):
         group.create_array(name, data=np.ones((2, 2)), attributes=attribute)
     selected = select_layers(tmp_path)
-    expected = {} if "nowhere v" not in attribute.values() else {"v": "`coordinates` of the store"}
+    expected = {} if "nowhere v" not in attribute.values() else {"v": "`coordinates` of lat"}
     assert selected.coordinates == expected
 
 
