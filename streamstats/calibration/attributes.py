@@ -13,7 +13,7 @@ import math
 import re
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -56,9 +56,11 @@ class Attributes:
         """Whether it differs from what an array without attributes has."""
         return self != Attributes()
 
-    def missing_in_words(self) -> str:
-        """Which stored values do not count, as text; "none" if all do."""
-        return "none" if self.meaning is None else missing_in_words(self.meaning) or "none"
+    def missing_in_words(self, *, but_nan: bool = False) -> str:
+        """Which stored values do not count, as text; "none" if all do. With `but_nan`, NaN are not mentioned."""
+        if self.meaning is None:
+            return "none"
+        return missing_in_words(replace(self.meaning, nan=False) if but_nan else self.meaning) or "none"
 
     def in_words(self, quantization: Quantization | None) -> list[str]:
         """What a job should say of them whose layer is mapped by `quantization`: one line for each thing."""
@@ -132,7 +134,7 @@ def missing_in_words(meaning: Meaning) -> str:
     said = [*(["NaN"] if meaning.nan else []), *map(_plain, meaning.missing)]
     said += [] if meaning.low is None else [f"below {_plain(meaning.low)}"]
     said += [] if meaning.high is None else [f"above {_plain(meaning.high)}"]
-    return ", ".join(said)
+    return ", ".join(said) + (f" as {meaning.viewed}" if said and meaning.viewed != meaning.stored else "")
 
 
 def _plain(value: float) -> str:
@@ -207,7 +209,8 @@ class _Reader:
             return self.dtype
         if str(said).lower() not in ("true", "false"):
             raise _wrong("_Unsigned", said, 'expected "true" or "false"')
-        return np.dtype(f"{'u' if str(said).lower() == 'true' else 'i'}{self.dtype.itemsize}")
+        kind = "u" if str(said).lower() == "true" else "i"
+        return np.dtype(f"{kind}{self.dtype.itemsize}").newbyteorder(self.dtype.byteorder)
 
     def _fill_value(self) -> list[float]:
         if _fill_value_is_missing(self.array, self.attributes):
@@ -225,9 +228,9 @@ class _Reader:
     def _whole(self, key: str, value: Any) -> float:
         """`value` as a number in the units of viewed values: of integers and booleans, an integer if it is whole."""
         number = self._number(key, value)
-        if is_float(self.dtype) or not (isinstance(number, int) or number.is_integer()):
-            return _float(key, number)
-        return self._as_viewed(int(number))
+        near = _float(key, number)
+        is_whole = isinstance(number, int) or number.is_integer()
+        return self._as_viewed(int(number)) if is_whole and not is_float(self.dtype) else near
 
     def _number(self, key: str, value: Any) -> int | float:
         if isinstance(value, str) and value.lower() in SPECIAL:

@@ -41,14 +41,14 @@ def dimensions_of(array: zarr.Array[Any]) -> tuple[str | None, ...]:
 
 def _references(found: Found) -> Iterator[tuple[str, str, str]]:
     """(array or group that refers to it, name of a coordinate, why it is one)."""
-    for group, attributes in found.groups.items():
-        for name in _words(attributes.get("coordinates")):
-            yield f"{group}/" if group else "", name, f"`coordinates` of {f'group {group}' if group else 'the store'}"
     for array, each in found.arrays.items():
         attributes = each.attrs.asdict()
         for key in ("coordinates", *REFERRING):
             for name in _words(attributes.get(key)):
                 yield array, name, f"`{key}` of {array}"
+    for group, attributes in found.groups.items():
+        for name in _words(attributes.get("coordinates")):
+            yield f"{group}/" if group else "", name, f"`coordinates` of {f'group {group}' if group else 'the store'}"
 
 
 def _words(value: object) -> list[str]:

@@ -97,7 +97,7 @@ def select_layers(source: str | Path | Sequence[str | Path], rules: Sequence[Lay
     _check_readable(places, rules)
     where = ", ".join(dict.fromkeys(place.store.location for place in places))
     _check_not_only_coordinates(where, places, aside)
-    _check_matched(where, rules, {name: names for place in places for name, names in place.readers.items()})
+    _check_matched(where, rules, {name: names for place in places for name, names in place.readers.items()}, aside)
     candidates = [_candidates(place, rules) for place in places]
     _check_not_only_masks(where, candidates)
     _check_not_only_unfit(candidates)
@@ -240,9 +240,19 @@ def _check_not_own_mask(mask_of: Mapping[str, str | None]) -> None:
             )
 
 
-def _check_matched(source: str, rules: Sequence[LayerRule], readers: Mapping[str, Sequence[str]]) -> None:
-    """Raise `UsageError` for a rule that matches none of the `readers`, array → names of layers."""
+def _check_matched(
+    source: str, rules: Sequence[LayerRule], readers: Mapping[str, Sequence[str]], aside: Collection[str]
+) -> None:
+    """Raise `UsageError` for a rule that matches none of the `readers`, array → names of layers; coordinates are
+    `aside`.
+    """
     for rule in rules:
+        matching = [name for name in aside if fnmatchcase(name, rule.match)]
+        if matching and not any(_matches(rule, *each, name) for each in readers.items() for name in each[1]):
+            raise UsageError(
+                f"{rule.match!r} matches no layer of {source}, only coordinates: {listed(matching)}; to count one, "
+                "give its name in full under `match`"
+            )
         if not any(_matches(rule, array, names, name) for array, names in readers.items() for name in names):
             raise UsageError(f"no layer of {source} matches {rule.match!r}; the store has {listed(readers)}")
 

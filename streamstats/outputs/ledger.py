@@ -327,8 +327,11 @@ class Ledger:
 
     @property
     def missing_values(self) -> str:
-        """Which stored values did not count, as text; "none" if all did."""
-        return "none" if self.attributes is None else self.attributes.missing_in_words()
+        """Which stored values did not count, as text; "none" if all did.
+
+        NaN are not mentioned: they never count, and whether attributes call them missing changes nothing of the sums.
+        """
+        return "none" if self.attributes is None else self.attributes.missing_in_words(but_nan=True)
 
     @property
     def notes(self) -> list[str]:

@@ -6,12 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..calibration.attributes import Attributes
 from ..calibration.identity import file_range, mask_identities, rows_of_file, sampled
 from ..calibration.layer import Layer, arrays_of
 from ..coverage import EMPTY, Coverage, Rows
 from ..errors import DataError, MismatchError, UsageError, in_words, listed
-from ..statistics.meaning import Meaning
 from ..statistics.statistic import Space
 from ..statistics.statistics import Statistics
 from .changes import WAYS_OUT, Change, are_known, change_error, compared, compared_mask, rows_of
@@ -220,7 +218,7 @@ def check_same_job(layer: Layer, state: Ledger) -> None:
         "channels": (state.channels, layer.channels),
         "statistics": (", ".join(state.statistics), ", ".join(kind.name for kind in layer.kinds)),
         "mask": (state.at(layer.address).mask or "none", "none" if layer.mask is None else layer.mask.name),
-        "missing values": (state.missing_values, _missing_values(layer, state)),
+        "missing values": (state.missing_values, _missing_values(layer)),
     }
     if state.statistics.uses_kernel:
         pairs["kernel"] = (_kernel(state.space), _kernel(layer.space))
@@ -250,19 +248,9 @@ def check_same_job(layer: Layer, state: Ledger) -> None:
             )
 
 
-def _missing_values(layer: Layer, state: Ledger) -> str:
-    """The values of `layer` that do not count. Whether NaN are among them changes nothing of what was counted."""
-    same = _sums_alike(layer.attributes) == _sums_alike(state.attributes)
-    found = "none" if layer.attributes is None else layer.attributes.missing_in_words()
-    return state.missing_values if same else found
-
-
-def _sums_alike(attributes: Attributes | None) -> Meaning | None:
-    """What decides which values are summed, and as what."""
-    meaning = None if attributes is None else attributes.meaning
-    if meaning is None or (meaning.viewed == meaning.stored and not meaning.leaves_out):
-        return None
-    return replace(meaning, nan=False)
+def _missing_values(layer: Layer) -> str:
+    """As `Ledger.missing_values`, for what `layer` says now."""
+    return "none" if layer.attributes is None else layer.attributes.missing_in_words(but_nan=True)
 
 
 def _kernel(space: Space) -> str:

@@ -48,7 +48,7 @@ def assert_as_decoded(path: Path, found: LayerStatistics) -> None:
     array = zarr.open_array(path / "v", mode="r")
     attributes, stored, real = array.attrs.asdict(), np.asarray(array[...]), decoded(path)
     if attributes.get("_Unsigned") == "true":
-        stored = stored.view(f"u{stored.itemsize}")
+        stored = stored.view(f"{stored.dtype.byteorder}u{stored.itemsize}")
     scale, offset = (
         Fraction(attributes.get(key, default)) for key, default in (("scale_factor", 1), ("add_offset", 0))
     )
@@ -128,6 +128,15 @@ def test_the_fill_value_of_zarr_v2_means_missing_only_where_xarray_names_dimensi
     array.attrs["_ARRAY_DIMENSIONS"] = ["time", "y", "c"]
     assert (~np.isnan(decoded(tmp_path))).sum(axis=(0, 1)).tolist() == [8, 8]
     assert reduce(tmp_path, threads=1, missing="fill")["v"].sums.count.tolist() == [8, 8]
+
+
+@pytest.mark.parametrize("dtype", [">i2", ">f4", ">f8"])
+def test_values_in_the_other_byte_order_count_as_xarray_decodes_them(tmp_path: Path, dtype: str) -> None:
+    values = WHOLE.astype(dtype)
+    values[5, 1] = -5
+    said = {"missing_value": 15, "scale_factor": 0.1} | ({"_Unsigned": "true"} if dtype == ">i2" else {})
+    store = written(tmp_path / "s", values, {"_FillValue": None}, said, zarr_format=2)
+    assert_as_decoded(store, reduce(store, threads=1)["v"])
 
 
 def stored(path: Path, values: Array, **attributes: Any) -> Path:
@@ -221,6 +230,10 @@ MALFORMED: dict[str, tuple[str, dict[str, Any]]] = {
     "negative": (r"`scale_factor` is -1\.0; expected a number above 0", {"scale_factor": -1}),
     "an object": (r"`add_offset` is \{'a': 1\}; expected a finite number", {"add_offset": {"a": 1}}),
     "a huge number": (r"`add_offset` is 1000.*; expected a number within float64", {"add_offset": 10**400}),
+    "a huge missing value": (
+        r"`missing_value` is 1000.*; expected a number within float64",
+        {"missing_value": 10**400},
+    ),
     "text as fill value": (r"`_FillValue` is 'none'; expected a number of int16", {"_FillValue": "none"}),
     "a truth as fill value": (r"`_FillValue` is True; expected a number of int16", {"_FillValue": True}),
     "objects": (r"`missing_value` is None; expected a number of int16", {"missing_value": [1, None]}),

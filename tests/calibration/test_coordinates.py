@@ -60,6 +60,8 @@ def test_an_entry_that_names_a_coordinate_makes_it_a_layer_and_a_glob_does_not(t
     asked = select_layers(tmp_path, [LayerRule("lat"), LayerRule("t*")])
     assert [layer.name for layer in asked.layers] == ["lat", "t2m"]
     assert set(asked.coordinates) == ASIDE - {"lat"}
+    with pytest.raises(UsageError, match=r"'l\*' matches no layer of .*, only coordinates: lat, lon; to count"):
+        select_layers(tmp_path, [LayerRule("l*")])
     with pytest.raises(UsageError, match=r"layer time: the array has the shape \(4,\); expected samples on axis 0"):
         select_layers(tmp_path, [LayerRule("time")])
 
@@ -97,7 +99,7 @@ def test_attributes_that_name_no_other_array_leave_nothing_out(tmp_path: Path, a
     for name in ("v", "lat"):
         group.create_array(name, data=np.ones((2, 2)), attributes=attribute)
     selected = select_layers(tmp_path)
-    expected = {} if "nowhere v" not in attribute.values() else {"v": "`coordinates` of the store"}
+    expected = {} if "nowhere v" not in attribute.values() else {"v": "`coordinates` of lat"}
     assert selected.coordinates == expected
 
 

@@ -200,6 +200,16 @@ def test_outputs_with_other_missing_values_are_not_merged(tmp_path: Path) -> Non
         merge_outputs([tmp_path / "a/out", tmp_path / "b/out"], tmp_path / "both")
 
 
+def test_that_nan_are_called_missing_refuses_neither_resuming_nor_merging(tmp_path: Path) -> None:
+    values = values_of("float32")
+    for name, said in (("a", {}), ("b", {"missing_value": "NaN"})):
+        run(job(tmp_path / name, values + (name == "b"), said))
+    merge_outputs([tmp_path / "a/out", tmp_path / "b/out"], tmp_path / "both")
+    zarr.open_array(tmp_path / "a/s.zarr/x", mode="r+").attrs["missing_value"] = "NaN"
+    run(job(tmp_path / "a", values))
+    assert found(tmp_path / "a").sums.nan.tolist() == [0] * 6
+
+
 def test_the_configuration_replaces_the_map_and_keeps_missing_values(tmp_path: Path) -> None:
     values = values_of("int16")
     layers = [{"match": "x", "quantization": {"scale": 2.0, "scale_is": "step", "offset": 0.1}}]
