@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..calibration.identity import file_key, file_range, identities, rows_of_file, with_contents
+from ..calibration.identity import contents, file_key, file_range, identities, rows_of_file
 from ..calibration.layer import Layer
 from ..calibration.sources.identities import (
     MISSING,
@@ -84,8 +84,7 @@ def compared(layer: Layer, source: CountedSource) -> tuple[Files, list[Change]]:
     now[:, 2] = source.files[:, 2]
     now[~is_counted(source.files)] = UNCOUNTED_FILE
     numbers = np.flatnonzero(differing(source.files, now)).tolist()
-    for number in numbers:
-        now[number] = with_contents(layer, number, now[[number]])[0]
+    now[numbers, 2] = contents(layer, numbers)
     may_have_grown = layer.commits and (layer.rows > source.rows or layer.unfinished)
     same = copied(source.files, now)
     return now, [

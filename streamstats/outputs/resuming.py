@@ -66,31 +66,26 @@ class Resuming:
         state = _described(layer, state)
         if state.source.fingerprint != layer.fingerprint:
             return self._stored_anew(layer, state)
-        state = without_changed_tail(layer, state)
-        if state.source.covered.stop > layer.rows and not self.accept_changes:
+        state, changed = compared_with_store(layer, state)
+        source = state.source
+        if source.covered.stop > layer.rows and not self.accept_changes:
             raise DataError(
-                f"layer {layer.name}: it has {layer.rows} rows, but rows up to {state.source.covered.stop} were "
-                f"counted; {WAYS_OUT}"
+                f"layer {layer.name}: it has {layer.rows} rows, but rows up to {source.covered.stop} were counted; "
+                f"{WAYS_OUT}"
             )
-        known, changed = compared(layer, state.source)
-        known_masks, changed_masks = compared_mask(layer, state.source)
-        accepted = self._accepted(layer, [*changed, *changed_masks])
-        rows = max(layer.rows, state.source.covered.stop, state.source.excluded.stop if self.accept_changes else 0)
-        source = replace(
-            state.source,
-            rows=rows,
-            excluded=state.source.excluded & Coverage.first(rows),
-            accepted=state.source.accepted | accepted & state.source.covered,
-            files=known,
-            mask_files=known_masks,
-            recorded=layer.commits,
-        )
+        accepted = self._accepted(layer, changed) & source.covered
+        rows = max(layer.rows, source.covered.stop, source.excluded.stop if self.accept_changes else 0)
+        excluded = source.excluded & Coverage.first(rows)
+        source = replace(source, rows=rows, excluded=excluded, accepted=source.accepted | accepted)
         return replace(state, sources=(source,))
 
     def _accepted(self, layer: Layer, changes: Sequence[Change]) -> Coverage:
         """The rows of files that have changed and are accepted. Raises `DataError` if they are not."""
-        copies = [each for each in changes if each.is_copy or (self.accept_changes and each.looks_copied)]
-        others = [each for each in changes if each not in copies]
+        copies: list[Change] = []
+        others: list[Change] = []
+        for each in changes:
+            is_copy = each.is_copy or (self.accept_changes and each.looks_copied)
+            (copies if is_copy else others).append(each)
         if others and self.moved:
             raise UsageError(f"layer {layer.name}: {others[0]} of {layer.store} is not what was counted; {NO_COPY}")
         if others and not self.accept_changes:
@@ -115,20 +110,25 @@ class Resuming:
         return replace(state.with_settled(), sources=(found,))
 
 
-def without_changed_tail(layer: Layer, state: LayerStatistics) -> LayerStatistics:
-    """`state`, less the rows of its tail if these have to be counted again: if one of their files is not as it was, or
-    if that is unknown.
+def compared_with_store(layer: Layer, state: LayerStatistics) -> tuple[LayerStatistics, list[Change]]:
+    """`state` with the identities that the counted files have now, and those that have changed.
 
-    A file that had room for more and has not changed since the array grew is still to be written, so the tail stays.
+    It is without the rows of its tail if these have to be counted again: if one of their files is not as it was, or if
+    that is unknown. A file of the tail that is as it was although the array has grown beyond it is still to be written,
+    so the tail stays.
     """
-    source = state.source
-    files = [*compared(layer, source)[1], *compared_mask(layer, source)[1]] if source.tail else []
-    changed = [each for each in files if not each.is_copy and source.tail & Coverage.of([each.rows])]
-    if source.tail and not changed and are_known(layer, source, source.tail):
-        settled_rows = min(source.settled_rows, layer.settled_rows)
-    else:
-        state, settled_rows = uncounted_tail(layer, state), layer.settled_rows
-    return replace(state, sources=(replace(state.source, settled_rows=settled_rows),))
+    before = state.source
+    files, changed = compared(layer, before)
+    mask_files, changed_masks = compared_mask(layer, before)
+    changes = [*changed, *changed_masks]
+    source = replace(before, files=files, mask_files=mask_files, recorded=layer.commits)
+    rewritten = any(before.tail & Coverage.of([each.rows]) for each in changes if not each.is_copy)
+    if before.tail and not rewritten and are_known(layer, before, before.tail):
+        source = replace(source, settled_rows=min(before.settled_rows, layer.settled_rows))
+        return replace(state, sources=(source,)), changes
+    state = replace(state, sources=(replace(source, settled_rows=layer.settled_rows),))
+    state = uncounted_tail(layer, state)
+    return state, [each for each in changes if state.source.covered & Coverage.of([each.rows])]
 
 
 def uncounted_tail(layer: Layer, state: LayerStatistics) -> LayerStatistics:
