@@ -5,7 +5,7 @@ Files are numbered in C order of their grid, so those that hold a range of rows 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from itertools import product
 from math import prod
@@ -15,7 +15,7 @@ import numpy as np
 from ..coverage import Rows
 from .encoding.content import UNSAMPLED
 from .layer import Layer
-from .sources.identities import FILE_COLUMNS, Files, Identity, has_identity
+from .sources.identities import FILE_COLUMNS, Files, Identity
 
 
 def files_a_row(layer: Layer) -> int:
@@ -49,11 +49,11 @@ def identities(
     layer: Layer,
     files: range,
     opened: Mapping[str, Identity] | None = None,
-    contents: Mapping[str, int] | None = None,
+    known: Mapping[str, int] | None = None,
 ) -> Files:
     """The identity of each of `files`: as it was when `opened` (key → identity), else as it is now.
 
-    Its content is that in `contents` (key → content), else UNSAMPLED. The files of an archive that only zarr can read
+    Its content is that in `known` (key → content), else UNSAMPLED. The files of an archive that only zarr can read
     have the identity of the archive; those that their source cannot identify are UNKNOWN. Raises `StoreError` if an
     object store does not respond.
     """
@@ -64,27 +64,25 @@ def identities(
         return found
     each = folder.identities(_keys(layer, files), opened)
     found[:, :2] = np.fromiter(each, np.dtype((np.int64, 2)), len(files))
-    if contents:
-        found[:, 2] = [contents.get(key, UNSAMPLED) for key in _keys(layer, files)]
+    if known:
+        found[:, 2] = [known.get(key, UNSAMPLED) for key in _keys(layer, files)]
     return found
 
 
-def with_contents(layer: Layer, first: int, files: Files) -> Files:
-    """`files`, numbered from `first`, with the contents of those that have an identity, as far as they can be read."""
+def contents(layer: Layer, numbers: Sequence[int]) -> list[int]:
+    """The contents of the files `numbers`, as far as they can be read: UNSAMPLED for all others."""
     folder = None if layer.keys is None else layer.source.folder(layer.path)
-    wanted = np.flatnonzero(has_identity(files)).tolist()
-    if folder is None or not wanted:
-        return files
-    keys = [*_keys(layer, range(first, first + len(files)))]
-    found = files.copy()
+    if folder is None:
+        return [UNSAMPLED] * len(numbers)
     with closing(folder):
-        found[wanted, 2] = [*folder.contents([keys[number] for number in wanted])]
-    return found
+        return [*folder.contents(file_key(layer, number) for number in numbers)]
 
 
 def sampled(layer: Layer, files: range) -> Files:
     """The identities of `files` as they are now, with their contents. Raises as `identities`."""
-    return with_contents(layer, files.start, identities(layer, files))
+    found = identities(layer, files)
+    found[:, 2] = contents(layer, files)
+    return found
 
 
 def mask_identities(layer: Layer, rows: Rows) -> tuple[int, Files]:

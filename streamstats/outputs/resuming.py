@@ -74,40 +74,33 @@ class Resuming:
         for layer in arrays:
             check_same_job(layer, state)
         state = _described(arrays[0], state)
-        anew = [layer for layer in arrays if state.at(layer.address).fingerprint != layer.fingerprint]
-        for layer in anew:
-            state = self._stored_anew(layer, state)
-        state = without_changed_tails(arrays, state)
         for layer in arrays:
-            if layer not in anew:
-                state = state.with_source(self._checked(layer, state.at(layer.address)))
+            if state.at(layer.address).fingerprint != layer.fingerprint:
+                state = self._stored_anew(layer, state)
+        state, changed = compared_with_store(arrays, state)
+        for layer in arrays:
+            state = state.with_source(self._checked(layer, state.at(layer.address), changed[layer.name]))
         return state
 
-    def _checked(self, layer: Layer, before: CountedSource) -> CountedSource:
-        """What was counted of the array `layer`, as it is now. Raises as `load`."""
-        if before.covered.stop > layer.rows and not self.accept_changes:
+    def _checked(self, layer: Layer, source: CountedSource, changed: Sequence[Change]) -> CountedSource:
+        """What was counted of the array `layer`, in which files have `changed`. Raises as `load`."""
+        if source.covered.stop > layer.rows and not self.accept_changes:
             raise DataError(
-                f"layer {layer.name}: it has {layer.rows} rows, but rows up to {before.covered.stop} were "
-                f"counted; {WAYS_OUT}"
+                f"layer {layer.name}: it has {layer.rows} rows, but rows up to {source.covered.stop} were counted; "
+                f"{WAYS_OUT}"
             )
-        known, changed = compared(layer, before)
-        known_masks, changed_masks = compared_mask(layer, before)
-        accepted = self._accepted(layer, [*changed, *changed_masks])
-        rows = max(layer.rows, before.covered.stop, before.excluded.stop if self.accept_changes else 0)
-        return replace(
-            before,
-            rows=rows,
-            excluded=before.excluded & Coverage.first(rows),
-            accepted=before.accepted | accepted & before.covered,
-            files=known,
-            mask_files=known_masks,
-            recorded=layer.commits,
-        )
+        accepted = self._accepted(layer, changed) & source.covered
+        rows = max(layer.rows, source.covered.stop, source.excluded.stop if self.accept_changes else 0)
+        excluded = source.excluded & Coverage.first(rows)
+        return replace(source, rows=rows, excluded=excluded, accepted=source.accepted | accepted)
 
     def _accepted(self, layer: Layer, changes: Sequence[Change]) -> Coverage:
         """The rows of files that have changed and are accepted. Raises `DataError` if they are not."""
-        copies = [each for each in changes if each.is_copy or (self.accept_changes and each.looks_copied)]
-        others = [each for each in changes if each not in copies]
+        copies: list[Change] = []
+        others: list[Change] = []
+        for each in changes:
+            is_copy = each.is_copy or (self.accept_changes and each.looks_copied)
+            (copies if is_copy else others).append(each)
         if others and self.moved:
             raise UsageError(f"layer {layer.name}: {others[0]} of {layer.store} is not what was counted; {NO_COPY}")
         if others and not self.accept_changes:
@@ -132,30 +125,33 @@ class Resuming:
         return state.with_settled().with_source(found)
 
 
-def without_changed_tails(arrays: Sequence[Layer], state: LayerStatistics) -> LayerStatistics:
-    """`state`, less the rows of tails if these have to be counted again: if one of their files is not as it was, or if
-    that is unknown.
+def compared_with_store(
+    arrays: Sequence[Layer], state: LayerStatistics
+) -> tuple[LayerStatistics, dict[str, list[Change]]]:
+    """`state` with the identities that the counted files have now, and those that have changed, by array.
 
-    A file that had room for more and has not changed since the array grew is still to be written, so it stays a tail.
+    It is without the rows of its tails if these have to be counted again: if one of their files is not as it was, or if
+    that is unknown. A file of a tail that is as it was although the array has grown beyond it is still to be written,
+    so it stays a tail.
     """
-    before = {layer.address: state.at(layer.address) for layer in arrays}
-    same = {layer.address for layer in arrays if _has_same_tail(layer, before[layer.address])}
-    if any(source.tail and address not in same for address, source in before.items()):
+    changes, again = {}, False
+    for layer in arrays:
+        before = state.at(layer.address)
+        files, changed = compared(layer, before)
+        mask_files, changed_masks = compared_mask(layer, before)
+        changes[layer.name] = [*changed, *changed_masks]
+        rewritten = any(before.tail & Coverage.of([each.rows]) for each in changes[layer.name] if not each.is_copy)
+        stays = bool(before.tail) and not rewritten and are_known(layer, before, before.tail)
+        again |= bool(before.tail) and not stays
+        rows = min(before.settled_rows, layer.settled_rows) if stays else layer.settled_rows
+        now = {"files": files, "mask_files": mask_files, "recorded": layer.commits, "settled_rows": rows}
+        state = state.with_source(replace(before, **now))
+    if again:
         state = uncounted_tails(arrays, state)
     for layer in arrays:
-        rows = layer.settled_rows
-        rows = min(before[layer.address].settled_rows, rows) if layer.address in same else rows
-        state = state.with_source(replace(state.at(layer.address), settled_rows=rows))
-    return state
-
-
-def _has_same_tail(layer: Layer, source: CountedSource) -> bool:
-    """Whether some rows are a tail, and their files are known to be as they were."""
-    if not source.tail:
-        return False
-    files = [*compared(layer, source)[1], *compared_mask(layer, source)[1]]
-    changed = [each for each in files if not each.is_copy and source.tail & Coverage.of([each.rows])]
-    return not changed and are_known(layer, source, source.tail)
+        covered = state.at(layer.address).covered
+        changes[layer.name] = [each for each in changes[layer.name] if covered & Coverage.of([each.rows])]
+    return state, changes
 
 
 def uncounted_tails(arrays: Sequence[Layer], state: LayerStatistics) -> LayerStatistics:

@@ -19,7 +19,7 @@ from ...coverage import Rows
 from ...errors import ChangedError, StoreError, StreamstatsError, UnstreamedError, first_line
 from ...statistics.statistics import StatisticsAccumulator
 from ..encoding.chunks import ChunkKeys, Encoding, is_stored
-from ..encoding.content import content_in
+from ..encoding.content import contents_in
 from ..encoding.decoders import Bytes
 from ..layer import Layer, Selection
 from ..sources.identities import MISSING, Identity
@@ -204,11 +204,9 @@ class FileReader:
         with self._explained(inside, keys[0]):
             found = self._folder.gather(keys, buffer, self._encoding.most_stored_bytes)
             done = len(found.places)
-            places = found.places.tolist()
-            for key, (at, length), identity in zip(keys[:done], places, found.identities.tolist(), strict=True):
-                self._identify(key, tuple(identity))
-                if key not in self.contents:
-                    self.contents[key] = content_in(buffer[at : at + length])
+            for key, (size, changed) in zip(keys[:done], found.identities.tolist(), strict=True):
+                self._identify(key, (size, changed))
+            self.contents.update(zip(keys[:done], contents_in(buffer, found.places).tolist(), strict=True))
             stream.take(buffer, found.places)
         return done
 

@@ -10,9 +10,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 from zarr.abc.store import Store
 
-from ..encoding.content import content_in
+from ..encoding.content import contents_in
 from ..encoding.decoders import Bytes
 from .finding import Found
 from .gathering import Gathered
@@ -51,7 +52,7 @@ class MemoryFile:
 
     def content(self) -> int:
         """As `File.content`."""
-        return content_in(self.stored)
+        return int(contents_in(self.stored, np.array([[0, self.size]]))[0])
 
     def close(self) -> None:
         """As `File.close`."""
