@@ -101,7 +101,8 @@ def restarted(output: Path, layers: Sequence[Layer]) -> dict[str, LayerStatistic
 def _empty(output: Path, arrays: Sequence[Layer]) -> LayerStatistics:
     """The statistics of no rows; those that were forgotten stay excluded."""
     empty, forgotten = LayerStatistics.empty(*arrays), excluded_rows(output, arrays[0].counted_as)
-    rows = [excluded_of(array, forgotten, output) & Coverage.first(array.rows) for array in arrays]
+    found = excluded_of(arrays, forgotten, output)
+    rows = [found[array.address] & Coverage.first(array.rows) for array in arrays]
     sources = (replace(source, excluded=each) for source, each in zip(empty.sources, rows, strict=True))
     return replace(empty, sources=tuple(sources))
 
