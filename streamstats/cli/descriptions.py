@@ -146,6 +146,8 @@ there. This reads the rows once more. If it ends with an error, nothing has chan
 
   streamstats forget run.yaml --rows 128:192           from all layers
   streamstats forget run.yaml --rows 0:8 --layers 'block1/*'
+  streamstats forget run.yaml --rows 0:8 --source tuesday.zarr   the job has several stores: rows of this one
+  streamstats forget run.yaml --rows 0:8 --part rank3            rows that this part of the store has
 
 Layers that read the same array forget together, even if only one of their names matches; all of them are listed.
 """
@@ -196,6 +198,11 @@ on another axis, or is the same for all samples, say so:
 
   streamstats record lstm.onnx --samples calibration.npz --batch-axis h0=1 --batch-axis rate=none -o calibration.zarr
   streamstats record bert.onnx --samples sentences/ --mask attention_mask -o calibration.zarr
+
+The store is a folder, or a URL such as s3://bucket/calibration.zarr. It has one writer at a time. Processes that record
+at once, each its share of the samples, name a part each; `run` counts all parts as one layer:
+
+  streamstats record model.onnx --samples share3.npy -o calibration.zarr --part rank3
 
 A row of the store is a sample. If the samples differ in shape, every position (token, pixel) becomes a row.
 """

@@ -265,7 +265,9 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
 
 def _add_record(parser: argparse.ArgumentParser) -> None:
     _add_samples(parser)
-    parser.add_argument("-o", "--output", metavar="STORE", required=True, help="the zarr store to append to")
+    parser.add_argument(
+        "-o", "--output", metavar="STORE", required=True, help="the zarr store to append to, a folder or a URL"
+    )
     parser.add_argument(
         "--storage",
         choices=("float", "int8"),

@@ -144,8 +144,8 @@ def compared_with_store(
         stays = bool(before.tail) and not rewritten and are_known(layer, before, before.tail)
         again |= bool(before.tail) and not stays
         rows = min(before.settled_rows, layer.settled_rows) if stays else layer.settled_rows
-        now = {"files": files, "mask_files": mask_files, "recorded": layer.commits, "settled_rows": rows}
-        state = state.with_source(replace(before, **now))
+        source = replace(before, files=files, mask_files=mask_files, recorded=layer.commits, settled_rows=rows)
+        state = state.with_source(source)
     if again:
         state = uncounted_tails(arrays, state)
     for layer in arrays:
@@ -201,7 +201,8 @@ def restarted(output: Path, layers: Sequence[Layer]) -> dict[str, LayerStatistic
 def _empty(output: Path, arrays: Sequence[Layer]) -> LayerStatistics:
     """The statistics of no rows; those that were forgotten stay excluded."""
     empty, forgotten = LayerStatistics.empty(*arrays), excluded_rows(output, arrays[0].counted_as)
-    rows = [excluded_of(array, forgotten, output) & Coverage.first(array.rows) for array in arrays]
+    found = excluded_of(arrays, forgotten, output)
+    rows = [found[array.address] & Coverage.first(array.rows) for array in arrays]
     sources = (replace(source, excluded=each) for source, each in zip(empty.sources, rows, strict=True))
     return replace(empty, sources=tuple(sources))
 

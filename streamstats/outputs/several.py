@@ -48,12 +48,25 @@ def with_arrays(state: LayerStatistics, arrays: Sequence[Layer], before: Sequenc
     return replace(state, sources=tuple(by_address.get(array.address, source_of(array)) for array in arrays))
 
 
-def excluded_of(array: Layer, forgotten: Mapping[Address, Coverage], output: Path) -> Coverage:
-    """The rows of `array` among those `forgotten` in `output`. Raises `DataError`."""
-    if array.address in forgotten or not any(forgotten.values()):
-        return forgotten.get(array.address, EMPTY)
-    before = stores_before(output)
-    return next((rows for address, rows in forgotten.items() if _lies_in(array, address, before)), EMPTY)
+def excluded_of(
+    arrays: Sequence[Layer], forgotten: Mapping[Address, Coverage], output: Path
+) -> dict[Address, Coverage]:
+    """The rows of each of `arrays` among those `forgotten` in `output`.
+
+    Raises `DataError` for forgotten rows of an array that is not among `arrays`.
+    """
+    found = {array.address: forgotten.get(array.address, EMPTY) for array in arrays}
+    for address, rows in forgotten.items():
+        if rows and address not in found:
+            before = stores_before(output)
+            array = next((each for each in arrays if _lies_in(each, address, before)), None)
+            if array is None:
+                raise DataError(
+                    f"layer {arrays[0].counted_as}: rows {rows} of {str(address) or 'the only store'} were forgotten, "
+                    f"but the job has {_names(arrays)}; name that store in `source` again, or choose another output"
+                )
+            found[array.address] |= rows
+    return found
 
 
 def _same(source: CountedSource, arrays: Sequence[Layer], before: Sequence[str]) -> Layer | None:
@@ -86,9 +99,9 @@ def _equal_files(source: CountedSource, array: Layer) -> int:
 
 def _gone(layer: str, source: CountedSource, arrays: Sequence[Layer]) -> DataError:
     where = f" of {source.address}" if str(source.address) else ""
-    rows = source.covered or source.excluded
+    rows, what = (source.covered, "counted") if source.covered else (source.excluded, "forgotten")
     return DataError(
-        f"layer {layer}: rows {rows}{where} were counted, but the job has {_names(arrays)}; name that store in "
+        f"layer {layer}: rows {rows}{where} were {what}, but the job has {_names(arrays)}; name that store in "
         "`source` again, count everything again with --restart, or choose another output"
     )
 

@@ -228,3 +228,34 @@ def test_a_run_that_follows_counts_parts_that_appear(tmp_path: Path, monkeypatch
     assert covered(tmp_path / "out") == [("", "0:10"), ("part rank0", "0:10"), ("part rank1", "0:20")]
     expected = reduce(record(tmp_path / "w.zarr", X), layers=job(tmp_path, store).rules)
     assert outcome.statistics["fc"].statistics == expected["fc"].statistics
+
+
+def test_a_restart_without_a_store_does_not_lose_what_was_forgotten_of_it(
+    tmp_path: Path, stores: tuple[str, str]
+) -> None:
+    run(job(tmp_path, *stores))
+    forget(job(tmp_path, *stores), (0, 3), source=stores[1])
+    with pytest.raises(DataError, match=r"rows 0:3 of .*b\.zarr were forgotten, but the job has .*a\.zarr; name"):
+        run(job(tmp_path, stores[0]), restart=True)
+    run(job(tmp_path, *stores), restart=True)
+    assert covered(tmp_path / "out") == [("a.zarr", "0:10"), ("b.zarr", "3:7")]
+
+
+def test_a_state_that_was_removed_leaves_what_was_forgotten_to_the_manifest(
+    tmp_path: Path, stores: tuple[str, str]
+) -> None:
+    run(job(tmp_path, *stores))
+    forget(job(tmp_path, *stores), (0, 3), source=stores[1])
+    (tmp_path / "out" / "state" / "fc.safetensors").unlink()
+    run(job(tmp_path, *stores))
+    assert covered(tmp_path / "out") == [("a.zarr", "0:10"), ("b.zarr", "3:7")]
+
+
+def test_a_store_that_was_moved_is_known_by_its_files(tmp_path: Path, stores: tuple[str, str]) -> None:
+    a, b = stores
+    run(job(tmp_path, a, b))
+    moved = str(tmp_path / "moved.zarr")
+    shutil.move(b, moved)
+    outcome = run(job(tmp_path, a, moved))
+    assert covered(tmp_path / "out") == [("a.zarr", "0:10"), ("moved.zarr", "0:7")]
+    assert outcome.statistics["fc"].rows == 17

@@ -12,7 +12,7 @@ import json
 import os
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -99,7 +99,11 @@ class LocalTarget:
         """As `Target.claimed`."""
         path = Path(self.location, LOCK)
         holding = locked(path, this_process(), lambda: False, remedy=OWN_PART, check_left=self._check_left)
-        with holding as is_own:
+        with ExitStack() as held:
+            try:
+                is_own = held.enter_context(holding)
+            except UsageError as error:
+                raise OutputError(str(error)) from error
             yield is_own
 
     def _check_left(self, holder: Mapping[str, Any]) -> None:
@@ -158,12 +162,12 @@ class ObjectTarget:
         for _ in range(MOST_TRIES):
             if self._put(mine, "create"):
                 return
-            holder, tag = self._claimant()
+            holder, version = self._claimant()
             if holder.get("token") == mine["token"]:  # the answer to the first request was lost
                 return
             if holder and not has_ended(holder):
                 break
-            if tag and self._put(mine, {"e_tag": tag}):
+            if version and self._put(mine, version):
                 return
         raise _left(self.location, f"{self.location}/{CLAIM}", holder)
 
@@ -188,23 +192,24 @@ class ObjectTarget:
 
         return retried(request)
 
-    def _claimant(self) -> tuple[dict[str, Any], str]:
-        """(what the claim says, its tag); nothing if there is none. Raises `StoreError`."""
+    def _claimant(self) -> tuple[dict[str, Any], dict[str, str]]:
+        """(what the claim says, its version); nothing if there is none. Raises `StoreError`."""
         import obstore
 
-        def request() -> tuple[bytes, str]:
+        def request() -> tuple[bytes, dict[str, str]]:
             try:
                 found = obstore.get(self._store, CLAIM)
-                return bytes(found.bytes()), found.meta["e_tag"] or ""
+                version = {"e_tag": found.meta["e_tag"], "version": found.meta["version"]}
+                return bytes(found.bytes()), {key: text for key, text in version.items() if text}
             except FileNotFoundError:
-                return b"{}", ""
+                return b"{}", {}
 
-        content, tag = retried(request)
+        content, version = retried(request)
         try:
             document = json.loads(content)
         except ValueError:
             document = {"process": "unknown"}
-        return document, tag
+        return document, version
 
     def _delete(self, keys: Sequence[str]) -> None:
         import obstore

@@ -129,6 +129,11 @@ def record(
     """
     if storage not in STORAGES:
         raise UsageError(f"storage is {storage!r}; expected one of {', '.join(STORAGES)}")
+    if storage == "int8" and part:
+        raise UsageError(
+            "codes have the ranges of the samples of their process, so that parts would have different steps; record "
+            "parts with storage float"
+        )
     wanted, skipped = wanted_of(model_path, layers, tensors)
     run = _opened(model_path, samples, batch_size, wanted, batch_axes)
     found, unfit = _found(run, wanted, mask, progress, positions_as_rows=positions_as_rows)
