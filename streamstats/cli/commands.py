@@ -275,7 +275,7 @@ def forget(options: Namespace) -> None:
     with Shown(quiet=options.quiet) as progress:
         forgotten = forget(
             job,
-            parse_rows(options.rows),
+            *map(parse_rows, options.rows),
             match=options.layers,
             source=options.source,
             part=options.part,

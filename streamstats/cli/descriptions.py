@@ -145,6 +145,7 @@ Subtract rows from the results, exactly, and never count them again: the results
 there. This reads the rows once more. If it ends with an error, nothing has changed.
 
   streamstats forget run.yaml --rows 128:192           from all layers
+  streamstats forget run.yaml --rows 0:8 --rows 64:72
   streamstats forget run.yaml --rows 0:8 --layers 'block1/*'
   streamstats forget run.yaml --rows 0:8 --source tuesday.zarr   the job has several stores: rows of this one
   streamstats forget run.yaml --rows 0:8 --part rank3            rows that this part of the store has

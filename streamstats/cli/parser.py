@@ -220,7 +220,9 @@ def _add_verify(parser: argparse.ArgumentParser) -> None:
 
 def _add_forget(parser: argparse.ArgumentParser) -> None:
     _add_config(parser, "the YAML file of the job")
-    parser.add_argument("--rows", metavar="A:B", required=True, help="rows A to B - 1; the first row is 0")
+    parser.add_argument(
+        "--rows", metavar="A:B", required=True, action="append", help="rows A to B - 1; the first row is 0; repeatable"
+    )
     parser.add_argument("--layers", metavar="GLOB", default="*", help="only layers whose names match")
     parser.add_argument("--source", metavar="STORE", help="rows of this store, one of several that the job names")
     parser.add_argument(

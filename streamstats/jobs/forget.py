@@ -37,28 +37,31 @@ class Forgotten:
 
 def forget(
     job: Job,
-    rows: Rows,
-    *,
+    *rows: Rows,
     match: str = "*",
     source: str | None = None,
     part: str | None = None,
     progress: Progress = QUIET,
 ) -> list[Forgotten]:
-    """Remove `rows` from the layers of `job` whose names match the glob `match`, and never count them again.
+    """Remove `rows`, one or several (start, stop), from the layers of `job` whose names match the glob `match`, and
+    never count them again.
 
     Each array numbers its own rows: of layers that have several, `source`, the store as the job names it, and `part`
-    name one.
-    Layers that read the same array forget together, even if only one of their names matches. The rows are read once
-    more and subtracted; those of a chunk with room for more are counted again without them. If a statistic cannot tell
-    what is left, such as an extremum that one of them may hold, other rows are read again until it can. If one of the
-    rows can no longer be read, or has changed since it was counted, all others are counted anew. Raises as `run` does.
+    name one. Layers that read the same array forget together, even if only one of their names matches. The rows are
+    read once more and subtracted; those of a chunk with room for more are counted again without them. If a statistic
+    cannot tell what is left, such as an extremum that one of them may hold, other rows are read again until it can. If
+    one of the rows can no longer be read, or has changed since it was counted, all others are counted anew. Raises as
+    `run` does.
     """
+    if not rows:
+        raise UsageError("no rows to forget are given; expected one range or several")
     with open_session(job, progress=progress) as session, _all_or_nothing():
         matching = [layer for layer in session.layers if layer.matches(match)]
         _check_matched(session, matching, match)
         chosen = _arrays(matching, source, part)
-        _check_rows(chosen, rows)
-        ledgers, forgotten = _forgotten(session, chosen, Coverage.of([rows]))
+        for each in rows:
+            _check_rows(chosen, each)
+        ledgers, forgotten = _forgotten(session, chosen, Coverage.of(rows))
         manifest = read_manifest(session.output)
         gaps = {} if manifest is None else manifest.gaps()
         session.write(ledgers, {layer: still_missing(ledgers[layer], gaps.get(layer, {})) for layer in ledgers})

@@ -416,6 +416,16 @@ def test_an_option_of_one_value_is_not_given_twice(capsys: pytest.CaptureFixture
     assert "is given more than once" in capsys.readouterr().err
 
 
+def test_forget_takes_several_ranges(tmp_path: Path, store: Path, job: Path) -> None:
+    assert streamstats("run", job).returncode == 0
+    done = streamstats("forget", job, "--rows", "0:2", "--rows", "6:7", "--json")
+    assert done.returncode == 0, done.stderr
+    assert {each["rows"] for each in json.loads(done.stdout)["layers"].values()} == {3}
+    kept = np.delete(zarr.open_group(store, mode="r")["block1/conv"][...], [0, 1, 6], axis=0)
+    mean = json.loads(streamstats("inspect", tmp_path / "out", "block1/conv", "--json").stdout)["per_channel"]["mean"]
+    np.testing.assert_allclose(mean, kept.mean((0, 1, 2), dtype=np.float64))
+
+
 def test_options_of_several_values_add_up() -> None:
     given = "measure m.onnx --samples s.npy -o out --statistics squares --statistics spread taps"
     assert make_parser().parse_args(given.split()).statistics == ["squares", "spread", "taps"]
