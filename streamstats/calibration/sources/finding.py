@@ -168,8 +168,9 @@ def consolidated_groups(document: Document) -> dict[str, Document]:
     whole = document.get("consolidated_metadata") or document
     nodes = whole.get("metadata") if isinstance(whole, dict) else None
     for path, node in nodes.items() if isinstance(nodes, dict) else ():
-        if path == V2_ATTRIBUTES or path.endswith(f"/{V2_ATTRIBUTES}"):
-            found[path.removesuffix(V2_ATTRIBUTES).rstrip("/")] = node
+        folder, _, name = path.rpartition("/")
+        if name == V2_ATTRIBUTES and _joined(folder, V2_ARRAY) not in nodes:
+            found[folder] = node
         elif isinstance(node, dict) and node.get("node_type") == "group":
             found[path] = node.get("attributes")
     return {path: each for path, each in found.items() if isinstance(each, dict) and each}
