@@ -166,8 +166,9 @@ def consolidated_groups(document: Document) -> dict[str, Document]:
     """The attributes of the groups that consolidated metadata lists, and of the group itself; by path."""
     found = {"": document.get("attributes")}
     whole = document.get("consolidated_metadata") or document
-    nodes = whole.get("metadata") if isinstance(whole, dict) else None
-    for path, node in nodes.items() if isinstance(nodes, dict) else ():
+    listed = whole.get("metadata") if isinstance(whole, dict) else None
+    nodes = listed if isinstance(listed, dict) else {}
+    for path, node in nodes.items():
         folder, _, name = path.rpartition("/")
         if name == V2_ATTRIBUTES and _joined(folder, V2_ARRAY) not in nodes:
             found[folder] = node
