@@ -267,6 +267,7 @@ def merge(options: Namespace) -> None:
 
     merged = merge_outputs([Path(each) for each in options.outputs], Path(options.output))
     print_layers(merged, options.json)
+    say_notes({layer: found.notes for layer, found in merged.items()})
     say(f"wrote {options.output}; view it with: streamstats inspect {options.output}")
 
 
@@ -376,7 +377,9 @@ def inspect(options: Namespace) -> None:
     if options.layer is None:
         if options.plot:
             raise UsageError(f"--plot shows the channels of one layer; name one of {listed(results.layers)}")
-        print_layers({layer: results.statistics(layer) for layer in results.layers}, options.json)
+        layers = {layer: results.statistics(layer) for layer in results.layers}
+        print_layers(layers, options.json)
+        say_notes({layer: found.notes for layer, found in layers.items()})
         return
     statistics = results.statistics(options.layer)
     if options.plot:
