@@ -296,6 +296,7 @@ def merge(options: Namespace) -> None:
 
     merged = merge_outputs([Path(each) for each in options.outputs], Path(options.output))
     print_layers(merged, options.json)
+    say_notes({layer: found.notes for layer, found in merged.items()})
     say(f"wrote {options.output}; view it with: streamstats inspect {options.output}")
 
 
@@ -411,6 +412,7 @@ def inspect(options: Namespace) -> None:
             print_json({"layers": {layer: channels_document(each) for layer, each in found.items()}})
         else:
             print_layers(found, as_json=False)
+        say_notes({layer: each.notes for layer, each in found.items()})
         return
     statistics = results.statistics(options.layer)
     if options.plot:

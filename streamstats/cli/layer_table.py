@@ -58,7 +58,6 @@ def print_layers(
         for name, found in statistics.items()
     ]
     print_table([*shown, *map(_heading, columns)], rows)
-    say_notes({name: found.notes for name, found in statistics.items()})
 
 
 def say_notes(notes: Mapping[str, Iterable[str]]) -> None:

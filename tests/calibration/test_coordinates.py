@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import zarr
 
 from streamstats import LayerRule
 from streamstats.calibration.selection import select_layers
+from streamstats.calibration.sources.finding import consolidated_groups
 from streamstats.errors import UsageError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*onsolidated metadata:UserWarning")
@@ -82,6 +84,19 @@ def test_coordinates_of_a_group_above_are_those_of_the_groups_below(tmp_path: Pa
     selected = select_layers(tmp_path)
     assert [layer.name for layer in selected.layers] == ["a/v", "b/lat"]
     assert selected.coordinates == {"a/lon": "`coordinates` of a/v", "lat": "`coordinates` of a/v"}
+
+
+@pytest.mark.parametrize(("zarr_format", "name"), [(2, ".zmetadata"), (3, "zarr.json")])
+def test_groups_that_only_consolidated_metadata_tells_have_their_attributes(
+    tmp_path: Path, zarr_format: int, name: str
+) -> None:
+    weather().to_zarr(tmp_path, zarr_format=zarr_format)  # type: ignore[call-overload]
+    weather().to_zarr(tmp_path, group="a/b", mode="a", zarr_format=zarr_format)  # type: ignore[call-overload]
+    with warnings.catch_warnings(action="ignore"):
+        zarr.consolidate_metadata(str(tmp_path), zarr_format=zarr_format)  # type: ignore[arg-type]
+    groups = consolidated_groups(json.loads((tmp_path / name).read_text()))
+    assert groups.keys() == {"", "a/b"}
+    assert all("spare" in each["coordinates"].split() for each in groups.values())
 
 
 def test_a_coordinate_that_cannot_be_read_is_no_gap(tmp_path: Path) -> None:

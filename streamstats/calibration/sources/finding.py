@@ -166,10 +166,12 @@ def consolidated_groups(document: Document) -> dict[str, Document]:
     """The attributes of the groups that consolidated metadata lists, and of the group itself; by path."""
     found = {"": document.get("attributes")}
     whole = document.get("consolidated_metadata") or document
-    nodes = whole.get("metadata") if isinstance(whole, dict) else None
-    for path, node in nodes.items() if isinstance(nodes, dict) else ():
-        if path == V2_ATTRIBUTES or path.endswith(f"/{V2_ATTRIBUTES}"):
-            found[path.removesuffix(V2_ATTRIBUTES).rstrip("/")] = node
+    listed = whole.get("metadata") if isinstance(whole, dict) else None
+    nodes = listed if isinstance(listed, dict) else {}
+    for path, node in nodes.items():
+        folder, _, name = path.rpartition("/")
+        if name == V2_ATTRIBUTES and _joined(folder, V2_ARRAY) not in nodes:
+            found[folder] = node
         elif isinstance(node, dict) and node.get("node_type") == "group":
             found[path] = node.get("attributes")
     return {path: each for path, each in found.items() if isinstance(each, dict) and each}
@@ -192,10 +194,11 @@ def _look(tree: Tree, store: Store, path: str) -> _Node:
     """What the folder at `path` is; the folders below an array are its chunks."""
     try:
         names = tree.names(path)
-        document = _array_document(tree, path, names.files)
+        three = _document(tree, _joined(path, V3_METADATA)) if V3_METADATA in names.files else {}
+        document = _array_document(tree, path, names.files, three)
         if document is not None:
             return _Node(array=_opened(store, path, document))
-        attributes = _group_attributes(tree, path, names.files)
+        attributes = _group_attributes(tree, path, names.files, three)
     except DataError as error:
         return _Node(unreadable={path: str(error)})
     refused = {_joined(path, name): reason for name, reason in names.refused.items()}
@@ -217,9 +220,11 @@ def _opened(store: Store, path: str, document: Document) -> zarr.Array[Any]:
     return array
 
 
-def _array_document(tree: Tree, path: str, files: frozenset[str]) -> Document | None:
-    """The metadata of the array at `path`, as zarr prefers it; None if there is no array. Raises `DataError`."""
-    three = _document(tree, _joined(path, V3_METADATA)) if V3_METADATA in files else {}
+def _array_document(tree: Tree, path: str, files: frozenset[str], three: Document) -> Document | None:
+    """The metadata of the array at `path`, as zarr prefers it; None if there is no array. Raises `DataError`.
+
+    `three` is that of zarr v3, empty if there is none.
+    """
     is_array = three.get("node_type") == "array"
     if V2_ARRAY not in files:
         return three if is_array else None
@@ -232,15 +237,17 @@ def _array_document(tree: Tree, path: str, files: frozenset[str]) -> Document | 
     return two | {"attributes": attributes}
 
 
-def _group_attributes(tree: Tree, path: str, files: frozenset[str]) -> Document:
-    """The attributes of the group at `path`; empty if it has none, or none that can be read: its arrays count."""
-    try:
-        if V3_METADATA in files:
-            found = _document(tree, _joined(path, V3_METADATA)).get("attributes")
-        else:
-            found = _document(tree, _joined(path, V2_ATTRIBUTES)) if V2_ATTRIBUTES in files else None
-    except DataError:
-        return {}
+def _group_attributes(tree: Tree, path: str, files: frozenset[str], three: Document) -> Document:
+    """The attributes of the group at `path`; empty if it has none, or none that can be read: its arrays count.
+
+    `three` is its metadata of zarr v3, empty if there is none.
+    """
+    found = three.get("attributes")
+    if not three and V2_ATTRIBUTES in files:
+        try:
+            found = _document(tree, _joined(path, V2_ATTRIBUTES))
+        except DataError:
+            return {}
     return found if isinstance(found, dict) else {}
 
 
