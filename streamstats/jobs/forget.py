@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ..calibration.identity import file_range, rows_of_file
 from ..calibration.layer import Layer, arrays_of
-from ..coverage import Coverage, Rows
+from ..coverage import EMPTY, Coverage, Rows
 from ..errors import DataError, NonFiniteError, UsageError, listed
 from ..outputs.layer_statistics import LayerStatistics
-from ..outputs.ledger import CountedSource, Measured
+from ..outputs.ledger import CountedSource, Measured, no_files
 from ..outputs.manifest import read_manifest
 from ..outputs.results import still_missing
 from ..progress import QUIET, Progress
@@ -156,10 +157,9 @@ def _others(session: Session, layer: Layer, rows: Coverage) -> dict[str, Coverag
 
 
 def _begun_anew(layer: Layer, whole: LayerStatistics) -> LayerStatistics:
-    sources = (
-        CountedSource(each.fingerprint, each.rows, excluded=each.excluded, mask=each.mask, address=each.address)
-        for each in whole.sources
-    )
+    no_rows: dict[str, Any] = dict.fromkeys(("covered", "filled", "accepted"), EMPTY)
+    no_rows |= {"files": no_files(), "mask_files": no_files()}
+    sources = (replace(each, **no_rows) for each in whole.sources)
     return replace(whole, statistics=Statistics.empty(layer.kinds, layer.space), sources=tuple(sources))
 
 
