@@ -2,9 +2,10 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+LOWEST ?= .venv-lowest
 BIN = $(VENV)/bin
 
-.PHONY: demo test lint types unit browser models package soak benchmark clean
+.PHONY: demo test lint types unit browser lowest models package soak benchmark clean
 
 demo: $(VENV)/demo.installed
 	$(BIN)/streamstats demo streamstats-demo
@@ -22,11 +23,26 @@ unit: $(VENV)/test.installed browser
 	$(BIN)/pytest -n auto --dist worksteal
 
 # The tests of the service's page need a real browser: an installed one, or else Debian's, or else playwright's own.
+# Outside CI, nothing is installed unless you agree; without a browser, these tests are skipped.
 browser: $(VENV)/test.installed
 	@for each in $${CHROMIUM:-} chromium chromium-browser google-chrome; do command -v "$$each" && exit 0; done; \
+	if [ -z "$${CI:-}" ]; then \
+		[ -t 0 ] && read -p "Install chromium, as root, for the tests of the service's page? [y/N] " agreed; \
+		[ "$${agreed:-}" = y ] || { echo "no browser: the tests of the service's page will be skipped"; exit 0; }; \
+	fi; \
 	as_root=$$([ "$$(id -u)" = 0 ] || echo sudo); \
 	($$as_root apt-get update -qq && $$as_root apt-get install -y -qq chromium) >/dev/null || \
 	$(BIN)/python -m playwright install chromium
+
+# The tests with the lowest versions that pyproject.toml allows; `make test` takes the newest.
+lowest: $(LOWEST)/test.installed
+	$(LOWEST)/bin/pytest -n auto --dist worksteal
+
+$(LOWEST)/test.installed: pyproject.toml tests/lowest.py
+	$(PYTHON) -m venv --clear $(LOWEST)
+	$(LOWEST)/bin/python tests/lowest.py pyproject.toml > $(LOWEST)/lowest.txt
+	$(LOWEST)/bin/python -m pip install --quiet --editable '.[test]' --constraint $(LOWEST)/lowest.txt
+	touch $@
 
 # The tests that need torch, NNCF and other tools, and those of models that take long.
 models: $(VENV)/test.installed
@@ -49,7 +65,7 @@ benchmark: $(VENV)/test.installed
 	$(BIN)/python benchmarks/throughput.py
 
 clean:
-	rm -rf $(VENV) streamstats-demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LOWEST) streamstats-demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(VENV)/%.installed: pyproject.toml | $(VENV)
 	$(BIN)/python -m pip install --quiet --editable '.[$*]'

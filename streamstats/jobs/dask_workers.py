@@ -11,6 +11,7 @@ import itertools
 import time
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import CancelledError
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.util import find_spec
 from queue import SimpleQueue
@@ -19,9 +20,10 @@ from uuid import uuid4
 
 from .. import __version__
 from ..calibration.layer import Layer
+from ..calibration.zarr_settings import decoding
 from ..errors import ClusterError, UsageError, counted, first_line, listed
 from ..interrupts import Deferred
-from .fitness import Examination, Sight, call_on_worker, examine, versions
+from .fitness import IN_PROCESS, Examination, Sight, call_on_worker, examine, versions
 from .plan import BASE_BYTES, MiB
 from .workers import Begun, Cluster, Ended, Event, UnfitError
 
@@ -82,6 +84,7 @@ class DaskWorkers:
         self._restricted = False
         self.crowd = 0
         self._threads: dict[str, int] = {}  # of the workers that run
+        self._settings = ExitStack()
         self._idle: frozenset[str] = frozenset()  # workers that are there and do not run
         self._told: set[str] = set()
         self._looked = -LOOK_SECONDS
@@ -96,10 +99,12 @@ class DaskWorkers:
             lost = self._examine()
             self._look()
             if self.threads():
-                return
+                break
             deaths += len(lost)
             if deaths >= MOST_DEATHS:
                 raise self._lost_in_examination(deaths, lost)
+        if any(worker.startswith(IN_PROCESS) for worker in self._threads):
+            self._settings.enter_context(decoding(self.threads_each))
 
     def _wait_for_one(self) -> None:
         until = time.monotonic() + self.cluster.worker_timeout
@@ -282,6 +287,7 @@ class DaskWorkers:
             for number in [*self._futures]:
                 self.take_back(number)
             self._client.unsubscribe_topic(self._sight.run)
+            self._settings.close()
 
     async def _fetch(self, number: int, future: Future[Any]) -> None:
         try:

@@ -24,6 +24,8 @@ from .workers import UnfitError
 LIBRARIES = ("dask", "distributed", "llvmlite", "numba", "numcodecs", "numpy", "zarr")
 """The libraries that measuring needs, of which client and worker should have the same version."""
 MISSING = "missing"
+IN_PROCESS = "inproc:"
+"""How the addresses of workers begin that are threads of the client's process."""
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """mallopt(3): how much free memory the process retains, and from which size an allocation is mapped separately."""
 KEPT_BYTES = 2**26
@@ -95,7 +97,8 @@ def call_on_worker(sight: Sight, number: int, call: Callable[..., Any], argument
         wrong = examine(sight).unfit
         if wrong is not None:
             raise UnfitError(worker.address, wrong)
-        _prepare(worker.state.nthreads)
+        if not worker.address.startswith(IN_PROCESS):  # whose settings are the client's, and so are those of zarr
+            _prepare(worker.state.nthreads)
         _EXAMINED.add(sight.run)
     return call(*arguments)
 

@@ -7,6 +7,7 @@ must rely on is set here. Whatever does not start is one line with the cause tha
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -74,11 +75,34 @@ def local_processes(count: int, threads: int) -> Iterator[tuple[Client, Callable
     import dask
     from distributed import Client
 
-    with dask.config.set(SETTINGS), ExitStack() as open_ones:
+    routes = [*dask.config.get("distributed.scheduler.http.routes")]  # dask appends to them
+    settings = SETTINGS | {"distributed.scheduler.http.routes": routes}
+    with _left_as_they_were(), dask.config.set(settings), ExitStack() as open_ones:
         with _configured():
             cluster = open_ones.enter_context(_started(count, threads))
             client = open_ones.enter_context(Client(cluster, set_as_default=False))
         yield client, lambda: cluster.scale(count)
+
+
+@contextmanager
+def _left_as_they_were() -> Iterator[None]:
+    """What dask changes in this process for its children, and for its logs, is undone at the end."""
+    import dask
+
+    names = {*dask.config.get("distributed.nanny.pre-spawn-environ"), "PYTHONHASHSEED", "__DASK_PARENT_PID"}
+    variables = {name: os.environ.get(name) for name in names}
+    loggers = [logging.getLogger(f"distributed.{part}") for part in ("scheduler", "nanny", "worker")]
+    handlers = [[*logger.handlers] for logger in loggers]
+    try:
+        yield
+    finally:
+        for name, value in variables.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+        for logger, before in zip(loggers, handlers, strict=True):
+            for handler in {*logger.handlers} - {*before}:
+                logger.removeHandler(handler)
 
 
 @contextmanager

@@ -35,6 +35,8 @@ WIDE, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
 def browser() -> Iterator[Browser]:
     found = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
     with sync_playwright() as playwright:
+        if not (found or os.environ.get("CI") or Path(playwright.chromium.executable_path).exists()):
+            pytest.skip("no browser is installed; `make browser` installs one")
         started = playwright.chromium.launch(executable_path=found, args=list(OPTIONS))
         yield started
         started.close()
