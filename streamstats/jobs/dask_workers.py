@@ -87,6 +87,7 @@ class DaskWorkers:
         self._settings = ExitStack()
         self._idle: frozenset[str] = frozenset()  # workers that are there and do not run
         self._told: set[str] = set()
+        self._limits: set[int] = set()  # of the memory of all workers so far
         self._looked = -LOOK_SECONDS
 
     def start(self) -> None:
@@ -149,6 +150,7 @@ class DaskWorkers:
     def _standings(self) -> dict[str, Standing]:
         """The workers as the scheduler knows them."""
         found = self._asked("identity")["workers"]
+        self._limits |= {int(each["memory_limit"]) for each in found.values() if each["memory_limit"]}
         return {worker: Standing(str(each["status"]), int(each["memory_limit"] or 0)) for worker, each in found.items()}
 
     def _asked(self, question: str) -> Any:
@@ -217,7 +219,7 @@ class DaskWorkers:
         return lost
 
     def _lost_in_examination(self, deaths: int, lost: Sequence[str]) -> ClusterError:
-        limits = sorted({each.memory_limit for each in self._standings().values() if each.memory_limit})
+        limits = sorted(self._limits)
         memory = f" (memory limits: {', '.join(map(_mib, limits))})" if limits else ""
         return ClusterError(
             f"{counted(deaths, 'worker')} of {_address(self._client)} ended while being examined, the last {lost[-1]}, "
