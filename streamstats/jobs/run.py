@@ -190,9 +190,13 @@ def _may_be_written(session: Session) -> bool:
 def _run_ready(
     session: Session, ready: Mapping[str, Coverage], outcome: Outcome, on_written: OnWritten
 ) -> tuple[Session, Outcome]:
-    """Count the `ready` rows; if a chunk is rewritten meanwhile, `outcome`, and the session with what is saved."""
+    """Count the `ready` rows; if a chunk is rewritten meanwhile, `outcome`, and the session with what is saved.
+
+    If all layers commit their rows, there is nothing to wait for: counting resumes at once.
+    """
+    commits = all(layer.commits for layer in session.layers)
     try:
-        outcome = _run_once(session, on_written, ready)
+        outcome = _run_while_it_grows(session, on_written) if commits else _run_once(session, on_written, ready)
     except ChangedError:
         if session.restarted:
             raise
