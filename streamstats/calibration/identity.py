@@ -5,15 +5,17 @@ Files are numbered in C order of their grid, so those that hold a range of rows 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from itertools import product
 from math import prod
 
 import numpy as np
 
 from ..coverage import Rows
+from .encoding.content import UNSAMPLED
 from .layer import Layer
-from .sources.identities import Identities, Identity
+from .sources.identities import FILE_COLUMNS, Files, Identity
 
 
 def files_a_row(layer: Layer) -> int:
@@ -43,26 +45,52 @@ def file_key(layer: Layer, number: int) -> str:
     return next(_keys(layer, range(number, number + 1)))
 
 
-def identities(layer: Layer, files: range, opened: Mapping[str, Identity] | None = None) -> Identities:
-    """The identity of each of `files`, int64[files, 2]: as it was when `opened` (key → identity), else as it is now.
+def identities(
+    layer: Layer,
+    files: range,
+    opened: Mapping[str, Identity] | None = None,
+    known: Mapping[str, int] | None = None,
+) -> Files:
+    """The identity of each of `files`: as it was when `opened` (key → identity), else as it is now.
 
-    The files of an archive have the identity of the archive; those that their source cannot identify are UNKNOWN.
-    Raises `StoreError` if an object store does not respond.
+    Its content is that in `known` (key → content), else UNSAMPLED. The files of an archive that only zarr can read
+    have the identity of the archive; those that their source cannot identify are UNKNOWN. Raises `StoreError` if an
+    object store does not respond.
     """
+    found = np.full((len(files), FILE_COLUMNS), UNSAMPLED, np.int64)
     folder = None if layer.keys is None else layer.source.folder(layer.path)
     if folder is None:
-        return np.full((len(files), 2), layer.source.identity(), np.int64)
+        found[:, :2] = layer.source.identity()
+        return found
     each = folder.identities(_keys(layer, files), opened)
-    found: Identities = np.fromiter(each, np.dtype((np.int64, 2)), len(files))
+    found[:, :2] = np.fromiter(each, np.dtype((np.int64, 2)), len(files))
+    if known:
+        found[:, 2] = [known.get(key, UNSAMPLED) for key in _keys(layer, files)]
     return found
 
 
-def mask_identities(layer: Layer, rows: Rows) -> tuple[int, Identities]:
-    """(number of the first, identities) of the files that hold the mask of `rows`; none without a mask."""
+def contents(layer: Layer, numbers: Sequence[int]) -> list[int]:
+    """The contents of the files `numbers`, as far as they can be read: UNSAMPLED for all others."""
+    folder = None if layer.keys is None else layer.source.folder(layer.name)
+    if folder is None:
+        return [UNSAMPLED] * len(numbers)
+    with closing(folder):
+        return [*folder.contents(file_key(layer, number) for number in numbers)]
+
+
+def sampled(layer: Layer, files: range) -> Files:
+    """The identities of `files` as they are now, with their contents. Raises as `identities`."""
+    found = identities(layer, files)
+    found[:, 2] = contents(layer, files)
+    return found
+
+
+def mask_identities(layer: Layer, rows: Rows) -> tuple[int, Files]:
+    """(number of the first, identities and contents) of the files that hold the mask of `rows`; none without a mask."""
     if layer.mask is None:
-        return 0, np.empty((0, 2), np.int64)
+        return 0, np.empty((0, FILE_COLUMNS), np.int64)
     files = file_range(layer.mask, *rows)
-    return files.start, identities(layer.mask, files)
+    return files.start, sampled(layer.mask, files)
 
 
 def _keys(layer: Layer, files: range) -> Iterator[str]:

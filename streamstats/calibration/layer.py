@@ -53,6 +53,8 @@ class Layer:
     model's name of what was recorded, empty if unknown. `within` are the bins of its histogram whose values are told
     apart. `min_rows` is the number of rows below which the job is incomplete.
     `rows_are` says what a row is if it is no sample: "positions" or "parts" of samples.
+    From the row `unwritten_from` on, if known, a file had room for more when it was counted, and has not been written
+    since, although the array has grown.
     `mask`, itself such an array but without channels, has ones where values count and zeros where they do not.
     """
 
@@ -80,6 +82,7 @@ class Layer:
     at: str = ""
     of: str = ""
     address: Address = ONLY
+    unwritten_from: int | None = None
 
     @property
     def path(self) -> str:
@@ -117,6 +120,27 @@ class Layer:
     def rows(self) -> int:
         """How many samples are committed; only those are counted."""
         return self.shape[0]
+
+    @property
+    def commits(self) -> bool:
+        """Whether its rows are stored for good: our recorder, which wrote it and its mask, commits them afterwards."""
+        return self.recorded and (self.mask is None or self.mask.recorded)
+
+    @property
+    def settled_rows(self) -> int:
+        """The rows before the first file that may be written again: that has room for more, or is `unwritten_from`.
+
+        The file of the mask counts, too. If it commits rows, all of them are settled.
+        """
+        return self.full_rows if self.unwritten_from is None else min(self.full_rows, self.unwritten_from)
+
+    @property
+    def full_rows(self) -> int:
+        """The rows before the first file that has room for more; all of them if it commits rows."""
+        if self.commits:
+            return self.rows
+        heights = [height for array in (self, self.mask) if array is not None for height in array.shards[:1]]
+        return min((self.rows - self.rows % max(1, height) for height in heights), default=self.rows)
 
     @property
     def channels(self) -> int:

@@ -244,7 +244,8 @@ def _mask(place: Place, layer: str, name: str | None) -> Layer | None:
             f"layer {layer}: its mask {name} is not in the store, which has {listed(arrays)}; restore it, or name "
             "another one under `mask`"
         )
-    return describe_array(place.store, name, arrays[name])
+    described = describe_array(place.store, name, arrays[name])
+    return replace(described, recorded=masked_layer(arrays[name]) == layer)
 
 
 def _first_matches(array: str, names: Sequence[str], rules: Sequence[LayerRule]) -> dict[str, LayerRule]:

@@ -42,7 +42,7 @@ RUN = """\
 Reduce every layer of a zarr calibration store to exact sums, counts and extrema per channel.
 
   streamstats run run.yaml
-  streamstats run run.yaml --follow --idle 60          count rows as they are recorded, until none arrive for 60 s
+  streamstats run run.yaml --follow --idle 60          count rows as they are written, until none arrive for 60 s
   streamstats run run.yaml --refine 0.5 0.999          print exact quantiles; needs `statistics: [histogram]`
 
 Before it reads any data, it prints the plan: tasks, bytes, and the peak memory of the run. It writes:
@@ -52,7 +52,11 @@ Before it reads any data, it prints the plan: tasks, bytes, and the peak memory 
   OUT/manifest.json                  every file with its SHA-256
 
 A run saves every few seconds, and when it is interrupted. Kill it at any moment and run it again: it resumes. If rows
-were appended since, it reads and counts only these.
+were appended since, it reads and counts only these, and those of a last chunk that was not full.
+
+--follow looks at the store every second. Rows of a recorder are counted when it has committed them; others once their
+chunks exist and have not changed from one look to the next and, for a last chunk that is not full, the array has not
+grown. What is not settled is waited for until nothing has changed for 10 looks, or until --idle ends the run.
 
 A configuration needs two lines; the README and configs/local.yaml explain all other keys:
 
@@ -149,7 +153,7 @@ Layers that read the same array forget together, even if only one of their names
 
 MERGE = """\
 Add up the outputs of several sites: of different stores, or of different rows of one store. Outputs that have counted
-the same row are refused.
+the same row are refused, also if one was counted from a copy of the store.
 
   streamstats merge site1/out site2/out -o out
 """

@@ -83,7 +83,9 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     _add_config(parser, "a YAML file")
     parser.add_argument("--restart", action="store_true", help="count everything again, except forgotten rows")
     parser.add_argument(
-        "--accept-changes", action="store_true", help="keep what was counted, even if the store has changed since"
+        "--accept-changes",
+        action="store_true",
+        help="keep what was counted, even if the store has changed since; at another place, it must be a copy",
     )
     parser.add_argument(
         "--follow", action="store_true", help="keep counting rows as they are appended, until a signal or …"

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any, Literal
 
-from ..calibration.identity import file_range, rows_of_file
 from ..calibration.layer import Layer, arrays_of
-from ..coverage import Coverage, Rows
+from ..coverage import EMPTY, Coverage, Rows
 from ..errors import DataError, NonFiniteError, UsageError, listed
 from ..outputs.layer_statistics import LayerStatistics
-from ..outputs.ledger import CountedSource, Measured
+from ..outputs.ledger import CountedSource, Measured, no_files
 from ..outputs.manifest import read_manifest
 from ..outputs.results import still_missing
+from ..outputs.resuming import files_without, uncounted_tails
 from ..progress import QUIET, Progress
 from ..statistics.statistics import Statistics
 from .job import Job
@@ -49,9 +50,9 @@ def forget(
     Each array numbers its own rows: of layers that have several, `source`, the store as the job names it, and `part`
     name one.
     Layers that read the same array forget together, even if only one of their names matches. The rows are read once
-    more and subtracted. If a statistic cannot tell what is left, such as an extremum that one of them may hold, other
-    rows are read again until it can. If one of the rows can no longer be read, or has changed since it was counted, all
-    others are counted anew. Raises as `run` does.
+    more and subtracted; those of a chunk with room for more are counted again without them. If a statistic cannot tell
+    what is left, such as an extremum that one of them may hold, other rows are read again until it can. If one of the
+    rows can no longer be read, or has changed since it was counted, all others are counted anew. Raises as `run` does.
     """
     with open_session(job, progress=progress) as session, _all_or_nothing():
         matching = [layer for layer in session.layers if layer.matches(match)]
@@ -121,25 +122,33 @@ def _forgotten(
     session: Session, chosen: Sequence[Layer], rows: Coverage
 ) -> tuple[dict[str, LayerStatistics], list[Forgotten]]:
     """The ledgers without `rows`, and what was forgotten of each chosen layer."""
-    taken = {layer.name: source_of(layer, session.ledgers).covered & rows for layer in chosen}
+    arrays = arrays_of(session.layers)
+    settled = {
+        name: uncounted_tails(arrays[name], session.ledgers[name])
+        for name in dict.fromkeys(layer.counted_as for layer in chosen)
+    }
+    taken = {layer.name: source_of(layer, settled).covered & rows for layer in chosen}
     parts = _counted(session, _empty(session), taken, unreadable="report")
     ledgers, forgotten = dict(session.ledgers), []
     again: dict[str, Coverage] = {}
     for layer in chosen:
         name, mine = layer.counted_as, taken[layer.name]
-        whole, part = session.ledgers[name], parts[name]
-        others = _others(session, layer, rows)
+        whole, part = settled[name], parts[name]
+        others = _without(whole, arrays[name], layer, rows, "covered")
+        tails = _without(session.ledgers[name], arrays[name], layer, rows, "tail")
+        before = source_of(layer, session.ledgers).covered & rows
         as_counted = part.at(layer.address).covered == mine and not mine & whole.at(layer.address).accepted
-        statistics, read = _rest(session, layer, part.statistics, others) if as_counted else (None, 0)
+        statistics, read = _rest(session, layer, whole, part.statistics, others) if as_counted else (None, 0)
         if statistics is not None:
-            rest = replace(whole, statistics=statistics)
+            rest, read = replace(whole, statistics=statistics), read + sum(map(len, tails.values()))
+            again |= tails
         else:
-            again |= others
-            read = sum(map(len, others.values()))
+            again |= {each: covered | tails[each] for each, covered in others.items()}
+            read = sum(len(again[each]) for each in others)
             rest = _begun_anew(layer, whole)
         ledgers[name] = rest.with_source(_excluding(layer, rest.at(layer.address), rows))
-        forgotten += [Forgotten(reader, name, len(mine), read) for reader in layer.names]
-    if again:
+        forgotten += [Forgotten(reader, name, len(before), read) for reader in layer.names]
+    if any(again.values()):
         ledgers = _counted(session, ledgers, again, unreadable="error")
     return ledgers, forgotten
 
@@ -148,18 +157,18 @@ def _empty(session: Session) -> dict[str, LayerStatistics]:
     return {name: LayerStatistics.empty(*arrays) for name, arrays in arrays_of(session.layers).items()}
 
 
-def _others(session: Session, layer: Layer, rows: Coverage) -> dict[str, Coverage]:
-    """The counted rows of the arrays beside `layer`, and its own but for `rows`."""
-    ledger = session.ledgers[layer.counted_as]
-    found = {each.name: ledger.at(each.address).covered for each in arrays_of(session.layers)[layer.counted_as]}
+def _without(
+    ledger: LayerStatistics, arrays: Sequence[Layer], layer: Layer, rows: Coverage, what: Literal["covered", "tail"]
+) -> dict[str, Coverage]:
+    """The rows that are `what` in `ledger`, by array, those of `layer` without `rows`."""
+    found: dict[str, Coverage] = {each.name: getattr(ledger.at(each.address), what) for each in arrays}
     return {**found, layer.name: found[layer.name] - rows}
 
 
 def _begun_anew(layer: Layer, whole: LayerStatistics) -> LayerStatistics:
-    sources = (
-        CountedSource(each.fingerprint, each.rows, excluded=each.excluded, mask=each.mask, address=each.address)
-        for each in whole.sources
-    )
+    no_rows: dict[str, Any] = dict.fromkeys(("covered", "filled", "accepted", "tail"), EMPTY)
+    no_rows |= {"files": no_files(), "mask_files": no_files()}
+    sources = (replace(each, **no_rows) for each in whole.sources)
     return replace(whole, statistics=Statistics.empty(layer.kinds, layer.space), sources=tuple(sources))
 
 
@@ -175,17 +184,16 @@ def _policy(session: Session, unreadable: str) -> Policy:
 
 
 def _rest(
-    session: Session, layer: Layer, part: Statistics, others: Mapping[str, Coverage]
+    session: Session, layer: Layer, counted: LayerStatistics, part: Statistics, others: Mapping[str, Coverage]
 ) -> tuple[Statistics | None, int]:
-    """The statistics of `layer` less `part`, and how many of the `others` were read to find them.
+    """The statistics `counted` of `layer` less `part`, and how many of the `others` were read to find them.
 
     Others are read only until every statistic is known; the statistic of all others is always the answer. But rows that
     have changed since they were counted are not what was counted of them: None if only they could tell.
     """
-    ledger = session.ledgers[layer.counted_as]
-    whole = ledger.statistics
+    whole = counted.statistics
     arrays = arrays_of(session.layers)[layer.counted_as]
-    accepted = {array.name: others[array.name] & ledger.at(array.address).accepted for array in arrays}
+    accepted = {array.name: others[array.name] & counted.at(array.address).accepted for array in arrays}
     read, rest = 0, Statistics.empty(layer.kinds, layer.space)
     left = whole.without(part, rest)
     if left is not None:
@@ -214,11 +222,5 @@ def _rest(
 
 def _excluding(layer: Layer, source: CountedSource, rows: Coverage) -> CountedSource:
     left = source.covered - rows
-    masks = [] if layer.mask is None else _uncounted(layer.mask, rows, left)
-    return source.forget(rows, _uncounted(layer, rows, left), masks)
-
-
-def _uncounted(array: Layer, rows: Coverage, left: Coverage) -> list[int]:
-    """The files of `array` that hold some of `rows`, and none of the rows that are `left`."""
-    touched = [number for start, stop in rows.ranges for number in file_range(array, start, stop)]
-    return [number for number in touched if not left & Coverage.of([rows_of_file(array, number)])]
+    masks = [] if layer.mask is None else files_without(layer.mask, rows, left)
+    return source.forget(rows, files_without(layer, rows, left), masks)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..calibration.identity import file_range, identities, mask_identities
+from ..calibration.identity import file_range, identities, mask_identities, sampled
 from ..calibration.layer import Layer, Selection
 from ..calibration.reading.mask_reader import MaskReader
 from ..calibration.reading.reader import Reader, open_reader
@@ -86,15 +86,17 @@ def measure_part(
     `UnstreamedError`.
     """
     files, fills = file_range(layer, part.start, part.stop), fill or policy.missing == "fill"
-    before = identities(layer, files) if layer.encoding is None else None  # before reading, so no change is missed
+    before = sampled(layer, files) if layer.encoding is None else None  # before reading, so no change is missed
     masks_before = mask_identities(layer, (part.start, part.stop))
     with MaskReader(layer, fill=fills) as masks, open_reader(layer, fill=fills) as reader:
         masks.expect(blocks(layer, part))
         reader.expect(blocks(layer, part))
         statistics = _measure_blocks(layer, part, reader, masks, policy, while_decoding=while_decoding)
-        identified = identities(layer, files, reader.identified) if before is None else before
+        identified = identities(layer, files, reader.identified, reader.contents) if before is None else before
         filled = Coverage.of([*reader.filled, *masks.filled])
-    return Measured(layer.name, (part.start, part.stop), statistics, files.start, identified, filled, *masks_before)
+    in_tail = part.start >= layer.settled_rows
+    rows = part.start, part.stop
+    return Measured(layer.name, rows, statistics, files.start, identified, filled, *masks_before, in_tail)
 
 
 def _measure_what_can_be_read(layer: Layer, part: Part, policy: Policy) -> Iterator[Found]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..calibration.addresses import Address
 from ..errors import MismatchError, UsageError
+from ..outputs.copies import counted_twice
 from ..outputs.layer_statistics import LayerStatistics
 from ..outputs.ledger import by_layer, merge
 from ..outputs.manifest import Gaps, LayerEntry, Manifest, read_manifest
@@ -53,6 +54,7 @@ def _entries(manifests: Sequence[Manifest], merged: Mapping[str, LayerStatistics
 
 def _merged(outputs: Sequence[Path]) -> dict[str, LayerStatistics]:
     merged: dict[str, LayerStatistics] = {}
+    before: dict[Path, dict[str, LayerStatistics]] = {}
     for each in outputs:
         states = states_in(each, read_manifest(each))
         if not states:
@@ -61,7 +63,22 @@ def _merged(outputs: Sequence[Path]) -> dict[str, LayerStatistics]:
             merged = _joined(merged, states)
         except MismatchError as error:
             raise MismatchError(f"{each}: {error}") from error
+        for other, theirs in before.items():
+            _check_no_copy(each, states, other, theirs)
+        before[each] = states
     return merged
+
+
+def _check_no_copy(
+    output: Path, states: Mapping[str, LayerStatistics], other: Path, theirs: Mapping[str, LayerStatistics]
+) -> None:
+    """Raise `MismatchError` if `output` was counted from a copy of the store of the `other` one."""
+    twice = counted_twice(theirs, states)
+    if twice is not None:
+        raise MismatchError(
+            f"{output}: layer {twice.layer}: rows {twice.rows} are counted in {other}, too, from the same store or a "
+            f"copy of it: {twice.how}; expected each row once; merge outputs of different stores or of different rows"
+        )
 
 
 def _joined(left: Mapping[str, LayerStatistics], right: Mapping[str, LayerStatistics]) -> dict[str, LayerStatistics]:

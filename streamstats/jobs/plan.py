@@ -201,6 +201,8 @@ def _part(layer: Layer, start: int, stop: int, block_shape: tuple[int, ...], ful
     """
     height = layer.shards[0] if layer.shards[0] * _row_cost(layer) <= full else layer.chunks[0]
     number = max(1, (full - taken) // max(1, height * _row_cost(layer)))
+    if start < layer.settled_rows:
+        stop = min(stop, layer.settled_rows)  # rows that may have to be counted again are measured apart
     return Part(layer.name, start, min(stop, (start // height + number) * height), block_shape)
 
 
@@ -217,7 +219,7 @@ def _fit(layers: Sequence[Layer], memory: int, threads: int) -> tuple[int, int]:
 
 
 def _peak(layers: Sequence[Layer], threads: int, block_budget: int) -> int:
-    states = {layer.counted_as: _state_bytes(layer) for layer in layers}  # one, however many arrays a layer has
+    states = {layer.counted_as: _ledger_bytes(layer) for layer in layers}  # one, however many arrays a layer has
     files = IDENTITY_BYTES * sum(map(_file_count, layers))
     held = STATE_COPIES * (sum(states.values()) + files)
     in_flight = threads * TASKS_IN_FLIGHT * _result_bytes(layers)
@@ -326,6 +328,11 @@ def _result_bytes(layers: Sequence[Layer]) -> int:
 
 def _state_bytes(layer: Layer) -> int:
     return state_bytes(layer.kinds, layer.space)
+
+
+def _ledger_bytes(layer: Layer) -> int:
+    """Those of the statistics of a ledger: of all rows, and of those that are settled, if that is another number."""
+    return _state_bytes(layer) * (2 if layer.settled_rows < layer.rows else 1)
 
 
 def _working_bytes(layer: Layer, block_budget: int) -> int:

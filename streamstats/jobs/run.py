@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ..calibration.layer import Layer, arrays_of
-from ..calibration.selection import LayerRule, Selected, select_layers
+from ..calibration.selection import LayerRule, select_layers
 from ..coverage import Coverage
 from ..errors import ChangedError, DataError, UsageError, listed
 from ..outputs.layer_statistics import LayerStatistics
 from ..outputs.ledger import by_layer
 from ..outputs.resuming import continued, load
 from ..progress import QUIET, Progress
+from .following import Watch
 from .job import DEFAULT_MEMORY, Job
 from .measuring import Policy
 from .session import Outcome, Session, missing_rows, open_session, reduce_layers, source_of
@@ -124,33 +125,88 @@ def run(
         _check_wanted_rows(session, follow)
         if until is not None:
             return _run_until(session, until, on_written)
-        outcome = _run_while_it_grows(session, on_written)
         if follow is not None:
-            for selected in _grown(session, follow):
-                known, arrays = outcome.statistics, arrays_of(selected.layers)
-                ledgers = {name: continued(each, known.get(name)) for name, each in arrays.items()}
-                session = replace(session, selected=selected, ledgers=ledgers, restarted=False)
-                outcome = _run_while_it_grows(session, on_written)
-        return outcome
+            return _run_while_followed(session, follow, on_written)
+        return _run_while_it_grows(session, on_written)
 
 
-def _run_once(session: Session, on_written: OnWritten) -> Outcome:
-    outcome = session.count_and_save(missing_rows(session.layers, session.ledgers, session.job))
+def _run_once(session: Session, on_written: OnWritten, ready: Mapping[str, Coverage] | None = None) -> Outcome:
+    wanted = missing_rows(session.layers, session.ledgers, session.job) if ready is None else ready
+    outcome = session.count_and_save(wanted)
     on_written(outcome)
     return outcome
 
 
 def _run_while_it_grows(session: Session, on_written: OnWritten) -> Outcome:
-    """Count all rows; if a recorder rewrites the last chunk of a layer meanwhile, resume from what is saved."""
+    """Count all rows; if the last chunk of a layer is rewritten meanwhile, resume from what is saved."""
     for _ in range(MOST_REPLACED):
         try:
             return _run_once(session, on_written)
         except ChangedError:
-            if session.restarted or not all(layer.recorded for layer in session.layers):
+            if session.restarted:
                 raise
         selected = select_layers(session.job.source, session.job.rules)
-        session = replace(session, selected=selected, ledgers=load(session.output, selected.layers))
+        session = session.resumed(selected, load(session.output, selected.layers))
     return _run_once(session, on_written)
+
+
+def _run_while_followed(session: Session, follow: Follow, on_written: OnWritten) -> Outcome:
+    """Count rows once they are settled, until `follow` says to stop; then also those that were waited for."""
+    outcome, watch, since = session.so_far(), Watch(), time.monotonic()
+    rows: dict[str, int] = {}
+    while True:
+        waiting = missing_rows(session.layers, session.ledgers, session.job)
+        watch = watch.polled(session.layers, waiting)
+        if _are_new(watch.ready, outcome) or (_rows_of(session) != rows and _may_be_written(session)):
+            rows, since = _rows_of(session), time.monotonic()
+            session, outcome = _run_ready(session, watch.ready, outcome, on_written)
+        elif not watch.quiet:
+            since = time.monotonic()
+        if follow.rows is not None and watch.fewest_rows(session.layers, waiting) >= follow.rows:
+            return outcome
+        if follow.idle is not None and time.monotonic() - since >= follow.idle:
+            return outcome if watch.ready == waiting else _run_while_it_grows(session, on_written)
+        time.sleep(POLL_SECONDS)
+        session = _polled(session)
+
+
+def _are_new(ready: Mapping[str, Coverage], outcome: Outcome) -> bool:
+    """Whether there are `ready` rows besides those that could not be read."""
+    return any(
+        rows - Coverage.of(each.rows for each in outcome.unreadable if each.layer == layer)
+        for layer, rows in ready.items()
+    )
+
+
+def _may_be_written(session: Session) -> bool:
+    """Whether results can be written although no rows are ready: not before any are, if they are waited for."""
+    return all(layer.commits for layer in session.layers) or any(ledger.rows for ledger in session.ledgers.values())
+
+
+def _run_ready(
+    session: Session, ready: Mapping[str, Coverage], outcome: Outcome, on_written: OnWritten
+) -> tuple[Session, Outcome]:
+    """Count the `ready` rows; if a chunk is rewritten meanwhile, `outcome`, and the session with what is saved."""
+    try:
+        outcome = _run_once(session, on_written, ready)
+    except ChangedError:
+        if session.restarted:
+            raise
+        selected = select_layers(session.job.source, session.job.rules)
+        return session.resumed(selected, load(session.output, selected.layers)), outcome
+    return replace(session, ledgers=outcome.statistics, restarted=False), outcome
+
+
+def _polled(session: Session) -> Session:
+    """`session` with the layers as they are now."""
+    selected = select_layers(session.job.source, session.job.rules)
+    arrays = arrays_of(selected.layers)
+    ledgers = {name: continued(each, session.ledgers.get(name)) for name, each in arrays.items()}
+    return session.resumed(selected, ledgers)
+
+
+def _rows_of(session: Session) -> dict[str, int]:
+    return {layer.name: layer.rows for layer in session.layers}
 
 
 def _run_until(session: Session, until: Until, on_written: OnWritten) -> Outcome:
@@ -185,26 +241,6 @@ def _rounds(layers: Sequence[Layer]) -> Iterator[int]:
 
 def _whole(rows: int, together: int) -> int:
     return -(-rows // together) * together
-
-
-def _grown(session: Session, follow: Follow) -> Iterator[Selected]:
-    """The layers, each time they have gained rows, until `follow` says to stop."""
-    rows, layers = {layer.name: layer.rows for layer in session.layers}, session.layers
-    since = time.monotonic()
-    while follow.rows is None or _fewest_rows(layers) < follow.rows:
-        if follow.idle is not None and time.monotonic() - since >= follow.idle:
-            return
-        time.sleep(POLL_SECONDS)
-        selected = select_layers(session.job.source, session.job.rules)
-        found = {layer.name: layer.rows for layer in selected.layers}
-        if found != rows:
-            rows, layers, since = found, selected.layers, time.monotonic()
-            yield selected
-
-
-def _fewest_rows(layers: Sequence[Layer]) -> int:
-    """The rows of the layer that has the fewest, in all its arrays."""
-    return min(sum(array.rows for array in arrays) for arrays in arrays_of(layers).values())
 
 
 def _check_wanted_rows(session: Session, follow: Follow | None) -> None:

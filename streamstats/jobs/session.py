@@ -15,11 +15,12 @@ from ..calibration.layer import Layer, arrays_of
 from ..calibration.selection import Selected, select_layers
 from ..coverage import Coverage, Rows
 from ..errors import StreamstatsError, UsageError, counted, listed
+from ..outputs.changes import Change, check_unchanged
 from ..outputs.layer_statistics import LayerStatistics
 from ..outputs.ledger import CountedSource
 from ..outputs.manifest import GapsOf, joined, read_manifest
 from ..outputs.results import check_no_store, check_paths, remove_leftovers, write_results
-from ..outputs.resuming import check_unchanged, load, restarted
+from ..outputs.resuming import load, restarted
 from ..outputs.saving import Saver, held
 from ..outputs.shortfalls import Shortfall, shortfalls
 from ..progress import QUIET, Progress, Stage
@@ -97,6 +98,10 @@ class Session:
         """The outcome if nothing more is counted."""
         return self._with_shortfalls(Outcome(self.ledgers))
 
+    def resumed(self, selected: Selected, ledgers: dict[str, LayerStatistics]) -> Session:
+        """The session as it goes on with the layers that are `selected` now, of which `ledgers` are counted."""
+        return replace(self, selected=settled(selected, ledgers), ledgers=ledgers)
+
     def count(self, ledgers: Ledgers, wanted: Mapping[str, Coverage], policy: Policy) -> Outcome:
         """`ledgers` with the `wanted` rows counted, too; it saves nothing."""
         return reduce_layers(self.layers, ledgers, wanted, self.job.memory, self.workers, policy, self.progress)
@@ -167,12 +172,21 @@ def open_session(
             if restart:
                 ledgers = restarted(output, selected.layers)
             else:
-                _check_same_source(output, job, accept_changes=accept_changes)
-                ledgers = load(output, selected.layers, accept_changes=accept_changes)
+                copies: list[Change] = []
+                moved = _has_moved(output, job) and accept_changes
+                ledgers = load(output, selected.layers, accept_changes=accept_changes, moved=moved, tell=copies.extend)
+                tell_copies(copies, progress)
             with open_workers(job.cluster, selected.layers, client) as workers:
-                yield Session(job, selected, ledgers, restart, workers, progress)
+                yield Session(job, settled(selected, ledgers), ledgers, restart, workers, progress)
     finally:
         remove_if_empty(output)
+
+
+def settled(selected: Selected, ledgers: Ledgers) -> Selected:
+    """`selected` with the rows that are settled in `ledgers`: fewer, where a file is still to be written."""
+    known = (source_of(layer, ledgers).settled_rows for layer in selected.layers)
+    layers = tuple(replace(layer, unwritten_from=rows) for layer, rows in zip(selected.layers, known, strict=True))
+    return replace(selected, layers=layers)
 
 
 def reduce_layers(
@@ -318,19 +332,25 @@ def _mib(size: int) -> str:
     return f"{-(-size // MiB)} MiB"
 
 
-def _check_same_source(output: Path, job: Job, *, accept_changes: bool) -> None:
-    """Raise `DataError` for a damaged manifest, `UsageError` if --accept-changes is used with another store."""
+def tell_copies(copies: Sequence[Change], progress: Progress) -> None:
+    """Report which chunks are taken for copies of those that were counted, and why."""
+    for proved, why in ((True, "checksums"), (False, "samples of their bytes")):
+        those = [each for each in copies if each.is_copy is proved]
+        if those:
+            layers = listed(dict.fromkeys(each.array.name for each in those))
+            progress.say(
+                f"note: {counted(len(those), 'chunk')} of {layers} written again since they were counted: taken for "
+                f"copies, because they have the same sizes and {why}"
+            )
+
+
+def _has_moved(output: Path, job: Job) -> bool:
+    """Whether some of what `output` holds was counted from another place. Raises `DataError` for a damaged manifest."""
     manifest = read_manifest(output)
-    if manifest is None or manifest.merged or not accept_changes:
-        return
+    if manifest is None or manifest.merged:
+        return False
     here = {Path(each).resolve() for each in job.sources}
-    before = [each for each in manifest.sources if Path(each).resolve() not in here]
-    if before:
-        raise UsageError(
-            f"{output} was counted from {listed(before)}, but the source is {listed(job.sources)}; "
-            "--accept-changes needs the same store; "
-            "count everything again with --restart, or choose another output"
-        )
+    return any(Path(each).resolve() not in here for each in manifest.sources)
 
 
 def _check_apart(source: str, output: Path) -> None:

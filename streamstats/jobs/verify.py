@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from operator import itemgetter
 from pathlib import Path
 
-from ..calibration.identity import file_key, rows_of_file
+from ..calibration.identity import file_key
 from ..calibration.layer import Layer, arrays_of
 from ..calibration.selection import Selected, select_layers
 from ..coverage import EMPTY, Coverage, Rows
+from ..outputs.changes import compared, compared_mask, is_counted_again
 from ..outputs.layer_statistics import LayerStatistics
 from ..outputs.ledger import CountedSource
 from ..outputs.manifest import read_manifest
 from ..outputs.results import read_states
-from ..outputs.resuming import check_same_job, compared, compared_mask, mask_of
+from ..outputs.resuming import check_same_job
 from ..outputs.several import stores_before, with_arrays
 from ..progress import QUIET, Progress
 from .job import Job
@@ -106,17 +106,19 @@ def _differences(arrays: Sequence[Layer], state: LayerStatistics, found: LayerSt
 
 
 def _changed_files(layer: Layer, source: CountedSource, *, harmless: bool) -> Iterator[Problem]:
+    """The files that have changed; those that the next run counts again, only if that makes a difference."""
     but = ", but the statistics are the same: accept it with `run --accept-changes`" if harmless else ""
-    changed = [(layer, "", compared(layer, source)[1])]
-    if layer.mask is not None:
-        changed.append((mask_of(layer), f" of its mask {layer.mask.name}", compared_mask(layer, source)[1]))
-    for array, whose, files in changed:
-        for said, those in groupby(files, key=itemgetter(1)):
-            numbers = [number for number, _ in those]
-            first, stop = rows_of_file(array, numbers[0])[0], rows_of_file(array, numbers[-1])[1]
-            more = f" (and {len(numbers) - 1:,} more)" if len(numbers) > 1 else ""
-            where = f"chunk {file_key(array, numbers[0])}{more}{whose}"
-            yield Problem(layer.name, (first, min(stop, source.rows)), f"{where} {said} since it was counted{but}")
+    for array, files in ((layer, compared(layer, source)[1]), (layer.mask, compared_mask(layer, source)[1])):
+        if array is None:
+            continue
+        whose = "" if array is layer else f" of its mask {array.name}"
+        for (said, again), group in groupby(files, key=lambda each: (each.what, is_counted_again(each, source))):
+            those = [*group]
+            more = f" (and {len(those) - 1:,} more)" if len(those) > 1 else ""
+            what = f"chunk {file_key(array, those[0].number)}{more}{whose} {said} since it was counted"
+            rows = those[0].rows[0], min(those[-1].rows[1], source.rows)
+            if not (again and harmless):
+                yield Problem(layer.name, rows, f"{what}{': the next run counts it again' if again else but}")
 
 
 def _gone(job: Job, selected: Selected) -> Iterator[Problem]:

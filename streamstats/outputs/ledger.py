@@ -6,8 +6,10 @@ rows that are already counted are refused.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import reduce
+from operator import or_
 from typing import Any, Self, TypeVar
 
 import numpy as np
@@ -15,19 +17,27 @@ import numpy as np
 from ..calibration.addresses import ONLY, Address
 from ..calibration.layer import Layer
 from ..calibration.readers import Readers
-from ..calibration.sources.identities import UNCOUNTED, Identities, has_identity, is_counted
+from ..calibration.sources.identities import (
+    FILE_COLUMNS,
+    UNCOUNTED_FILE,
+    Files,
+    copied,
+    differing,
+    has_identity,
+    is_counted,
+)
 from ..coverage import EMPTY, Coverage, Rows
-from ..errors import MismatchError, in_words
-from ..layouts import Kernels
+from ..errors import MismatchError, counted, in_words
+from ..layouts import Kernel, Kernels
 from ..quantization import Quantization
 from ..statistics.mean import ChannelMean
 from ..statistics.statistic import Document, Space
 from ..statistics.statistics import Statistics
 
 
-def no_files() -> Identities:
+def no_files() -> Files:
     """The identities of no files."""
-    return np.empty((0, 2), np.int64)
+    return np.empty((0, FILE_COLUMNS), np.int64)
 
 
 @dataclass(frozen=True)
@@ -35,17 +45,19 @@ class Measured:
     """The statistics of the `rows` of a layer, and the identities of their `files`, numbered from `first_file`.
 
     If the layer has a mask, `mask_files` are those of the mask, from `first_mask_file`.
-    `filled` are rows with chunks that could not be read, in whose place the fill value was counted.
+    `filled` are rows with chunks that could not be read, in whose place the fill value was counted. `in_tail` says that
+    the rows lie in a file with room for more, which may be written again.
     """
 
     layer: str
     rows: Rows
     statistics: Statistics
     first_file: int
-    files: Identities
+    files: Files
     filled: Coverage = EMPTY
     first_mask_file: int = 0
-    mask_files: Identities = field(default_factory=no_files)
+    mask_files: Files = field(default_factory=no_files)
+    in_tail: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,8 +67,10 @@ class CountedSource:
     `fingerprint` identifies how the array is stored (dtype, chunks, codecs), whatever its rows; `rows` is its number of
     rows. `covered` rows are counted, `excluded` rows are never counted again; for chunks in `filled` rows, which could
     not be read, the fill value was counted; `accepted` rows have changed since, and what was counted of them was kept.
-    `files` int64[n, 2] identifies the counted files, as `calibration.identity` numbers them; `mask_files` those of the
-    array called `mask`, which says which positions count, if there is one.
+    `files` int64[n, 3] identifies the counted files, as `calibration.identity` numbers them; `mask_files` those of the
+    array called `mask`, which says which positions count, if there is one. The rows from `settled_rows` on lie in a
+    file with room for more; those of them that were counted apart are the `tail`. `recorded` says that its
+    writer commits rows, as our recorder does: a file that has changed has grown.
     """
 
     fingerprint: str
@@ -65,9 +79,12 @@ class CountedSource:
     excluded: Coverage = EMPTY
     filled: Coverage = EMPTY
     accepted: Coverage = EMPTY
-    files: Identities = field(default_factory=no_files)
+    files: Files = field(default_factory=no_files)
     mask: str = ""
-    mask_files: Identities = field(default_factory=no_files)
+    mask_files: Files = field(default_factory=no_files)
+    tail: Coverage = EMPTY
+    settled_rows: int = 0
+    recorded: bool = False
     address: Address = ONLY
 
     def count(self, measured: Measured) -> CountedSource:
@@ -83,6 +100,7 @@ class CountedSource:
             self,
             covered=self.covered | added,
             filled=self.filled | measured.filled,
+            tail=self.tail | added if measured.in_tail else self.tail,
             files=_put(self.files, measured.first_file, measured.files),
             mask_files=_put(self.mask_files, measured.first_mask_file, measured.mask_files),
         )
@@ -92,12 +110,17 @@ class CountedSource:
 
         The files numbered `uncounted`, and those of the mask numbered `uncounted_masks`, hold no other counted rows.
         """
+        left = self.uncount(rows, uncounted, uncounted_masks)
+        return replace(left, excluded=self.excluded | rows)
+
+    def uncount(self, rows: Coverage, uncounted: list[int], uncounted_masks: list[int]) -> CountedSource:
+        """With `rows` not counted. The numbers are those of `forget`."""
         return replace(
             self,
             covered=self.covered - rows,
-            excluded=self.excluded | rows,
             filled=self.filled - rows,
             accepted=self.accepted - rows,
+            tail=self.tail - rows,
             files=_without(self.files, uncounted),
             mask_files=_without(self.mask_files, uncounted_masks),
         )
@@ -120,18 +143,23 @@ class CountedSource:
         return isinstance(other, CountedSource) and self._key() == other._key()
 
     def _key(self) -> tuple[object, ...]:
-        rows = self.covered, self.excluded, self.filled, self.accepted
+        rows = self.covered, self.excluded, self.filled, self.accepted, self.tail, self.settled_rows
         files = self.files.tobytes(), self.mask_files.tobytes()
-        return self.fingerprint, self.rows, rows, files, self.mask, self.address
+        return self.fingerprint, self.rows, rows, files, self.mask, self.recorded, self.address
 
     __hash__ = None  # type: ignore[assignment]
 
 
 def source_of(layer: Layer, rows: int | None = None) -> CountedSource:
     """The array of `layer` before any row is counted, with as many `rows` as it has, or as are given."""
-    mask = "" if layer.mask is None else layer.mask.name
-    rows = layer.rows if rows is None else rows
-    return CountedSource(layer.fingerprint, rows, mask=mask, address=layer.address)
+    return CountedSource(
+        layer.fingerprint,
+        layer.rows if rows is None else rows,
+        mask="" if layer.mask is None else layer.mask.name,
+        settled_rows=layer.settled_rows,
+        recorded=layer.commits,
+        address=layer.address,
+    )
 
 
 @dataclass(frozen=True)
@@ -145,6 +173,9 @@ class Ledger:
     model that read what was counted; None means the layer of its own name, `layer`. `tensor` is the model's name of it,
     empty if unknown. `array` is the name under which it was counted, empty if that is `layer`. `rows_are` says what
     rows are if they are no samples.
+
+    Rows of the tail of the source lie in a file that may be written again. `settled` are the statistics of all other
+    rows, from which counting goes on if it is; None if there is no tail.
     """
 
     layer: str
@@ -156,6 +187,7 @@ class Ledger:
     tensor: str = ""
     array: str = ""
     rows_are: str = ""
+    settled: Statistics | None = None
 
     @classmethod
     def empty(cls, *arrays: Layer) -> Self:
@@ -177,8 +209,13 @@ class Ledger:
 
         Raises `MismatchError` if any of its rows is already counted, or its statistics are not those of the ledger.
         """
-        source = self.at(address).count(measured)
-        return replace(self.with_source(source), statistics=self.statistics.merge(measured.statistics))
+        source, settled = self.at(address).count(measured), self.settled
+        if measured.in_tail:
+            settled = self.statistics if settled is None else settled
+        elif settled is not None:
+            settled = settled.merge(measured.statistics)
+        statistics = self.statistics.merge(measured.statistics)
+        return replace(self.with_source(source), statistics=statistics, settled=settled)
 
     def at(self, address: Address) -> CountedSource:
         """The source at `address`. Raises `MismatchError` unless there is one, as in a merged layer."""
@@ -197,6 +234,15 @@ class Ledger:
         """Whether its sources are those of several outputs, so that addresses do not tell them apart."""
         return len({source.address for source in self.sources}) < len(self.sources)
 
+    def with_settled(self) -> Self:
+        """The same, with the rows of tails counted like all others."""
+        return replace(self, settled=None, sources=tuple(replace(each, tail=EMPTY) for each in self.sources))
+
+    def with_kernel(self, kernel: Kernel | Kernels | None) -> Self:
+        """With the statistics that a layer with `kernel` has of the same samples. Raises `MismatchError`."""
+        settled = None if self.settled is None else self.settled.with_kernel(kernel)
+        return replace(self, statistics=self.statistics.with_kernel(kernel), settled=settled)
+
     @property
     def read_by(self) -> Readers:
         """The layers of the model that read it."""
@@ -210,8 +256,8 @@ class Ledger:
         """The ledger of `layer`, one of those that read it: what is counted if its input is stored for it alone."""
         if self.readers is None:
             return self
-        statistics = self.statistics.with_kernel(self.readers.kernel_of(layer))
-        return replace(self, layer=layer, statistics=statistics, readers=None, array=self.layer)
+        found = self.with_kernel(self.readers.kernel_of(layer))
+        return replace(found, layer=layer, readers=None, array=self.layer)
 
     @property
     def source(self) -> CountedSource:
@@ -300,20 +346,20 @@ class Ledger:
         }
 
 
-def _put(files: Identities, first: int, added: Identities) -> Identities:
+def _put(files: Files, first: int, added: Files) -> Files:
     """`files` with those numbered from `first` replaced by `added`; any gap before them is uncounted."""
     if not len(added):
         return files
-    grown = np.full((max(len(files), first + len(added)), 2), UNCOUNTED, np.int64)
+    grown = np.full((max(len(files), first + len(added)), FILE_COLUMNS), UNCOUNTED_FILE, np.int64)
     grown[: len(files)] = files
     grown[first : first + len(added)] = added
     return grown
 
 
-def _without(files: Identities, uncounted: list[int]) -> Identities:
+def _without(files: Files, uncounted: list[int]) -> Files:
     """`files` with those numbered `uncounted` not counted, and none such at the end: equal coverage, equal bytes."""
     files = files.copy()
-    files[[number for number in uncounted if number < len(files)]] = UNCOUNTED
+    files[[number for number in uncounted if number < len(files)]] = UNCOUNTED_FILE
     counted = np.flatnonzero(is_counted(files))
     return files[: counted[-1] + 1 if len(counted) else 0]
 
@@ -340,14 +386,36 @@ def merge(left: L, right: L) -> L:
         else:
             sources[same] = _union(left.layer, sources[same], added)
     readers = left.read_by.union(right.read_by)
-    return replace(
+    found = replace(
         left,
         sources=tuple(sorted(sources, key=_order)),
-        statistics=left.statistics.merge(right.statistics).with_kernel(readers.kernel),
+        statistics=left.statistics.merge(right.statistics),
+        settled=_settled(left, right, sources),
         readers=None if readers.is_only(left.layer) else readers,
         tensor=left.tensor if left.tensor == right.tensor else "",
         rows_are=left.rows_are or right.rows_are,
     )
+    return (found if found.settled is not None else found.with_settled()).with_kernel(readers.kernel)
+
+
+def _settled(left: Ledger, right: Ledger, sources: Sequence[CountedSource]) -> Statistics | None:
+    """What is settled if `left` and `right` are merged to `sources`: several cannot be counted further, so they have
+    no tail."""
+    if len(sources) > 1 or not sources[0].tail:
+        return None
+    mine, theirs = (_before(each, sources[0].settled_rows) for each in (left, right))
+    return mine.merge(theirs)
+
+
+def _before(ledger: Ledger, settled_rows: int) -> Statistics:
+    """The statistics of `ledger` without its tail, or with it if some of its rows are now settled."""
+    if ledger.settled is None or not _is_tail(ledger.source.tail, settled_rows):
+        return ledger.statistics
+    return ledger.settled
+
+
+def _is_tail(tail: Coverage, settled_rows: int) -> bool:
+    return not tail & Coverage.first(settled_rows)
 
 
 def by_layer(ledgers: Mapping[str, L]) -> dict[str, L]:
@@ -390,10 +458,9 @@ def is_same_store(left: CountedSource, right: CountedSource) -> bool:
     """Whether both were counted from one store: equal fingerprints, and not every file that both counted differs."""
     if left.fingerprint != right.fingerprint:
         return False
-    number = min(len(left.files), len(right.files))
-    mine, theirs = left.files[:number], right.files[:number]
+    mine, theirs = in_both(left.files, right.files)
     both = has_identity(mine) & has_identity(theirs)
-    equal = (mine == theirs).all(axis=1)
+    equal = ~differing(mine, theirs)
     return bool(equal[both].any() or not both.any())  # one equal file suffices: an unfilled one may be rewritten
 
 
@@ -420,21 +487,53 @@ def _union(layer: str, left: CountedSource, right: CountedSource) -> CountedSour
             f"layer {layer}: rows of one store were counted with the masks {left.mask} and {right.mask}; expected the "
             "same mask; count one of them again"
         )
+    if not (left.recorded and right.recorded):
+        _check_unchanged(layer, left.files, right.files)
+        _check_unchanged(layer, left.mask_files, right.mask_files)
     covered = left.covered | right.covered
     excluded = (left.excluded | right.excluded) - covered
     filled, accepted = left.filled | right.filled, left.accepted | right.accepted
     files, mask_files = _both(left.files, right.files), _both(left.mask_files, right.mask_files)
-    rows = max(left.rows, right.rows)
-    address = left.address if left.address == right.address else ONLY
+    settled_rows = max(left.settled_rows, right.settled_rows)
+    tails = [each.tail for each in (left, right) if _is_tail(each.tail, settled_rows)]
     return CountedSource(
-        left.fingerprint, rows, covered, excluded, filled, accepted, files, left.mask, mask_files, address
+        fingerprint=left.fingerprint,
+        rows=max(left.rows, right.rows),
+        covered=covered,
+        excluded=excluded,
+        filled=filled,
+        accepted=accepted,
+        files=files,
+        mask=left.mask,
+        mask_files=mask_files,
+        tail=reduce(or_, tails, EMPTY),
+        settled_rows=settled_rows,
+        recorded=left.recorded and right.recorded,
+        address=left.address if left.address == right.address else ONLY,
     )
 
 
-def _both(left: Identities, right: Identities) -> Identities:
+def in_both(left: Files, right: Files) -> tuple[Files, Files]:
+    """The first of the files on each side, as many as both have."""
+    number = min(len(left), len(right))
+    return left[:number], right[:number]
+
+
+def _check_unchanged(layer: str, left: Files, right: Files) -> None:
+    """Raise `MismatchError` if a file of one store changed between the runs that counted it."""
+    mine, theirs = in_both(left, right)
+    changed = int((differing(mine, theirs) & ~copied(mine, theirs)).sum())
+    if changed:
+        raise MismatchError(
+            f"layer {layer}: {counted(changed, 'chunk')} of the store changed between the runs that counted the two "
+            "outputs; expected the same chunks; run again in each of them, then merge"
+        )
+
+
+def _both(left: Files, right: Files) -> Files:
     """The identities of the files that either side has counted; where both have, those of `right`."""
-    files = np.full((max(len(left), len(right)), 2), UNCOUNTED, np.int64)
+    files = np.full((max(len(left), len(right)), FILE_COLUMNS), UNCOUNTED_FILE, np.int64)
     files[: len(left)] = left
-    counted = np.flatnonzero(is_counted(right))
-    files[counted] = right[counted]
+    those = np.flatnonzero(is_counted(right))
+    files[those] = right[those]
     return files

@@ -2,91 +2,191 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
-from ..calibration.identity import file_key, file_range, identities, mask_identities, rows_of_file
+from ..calibration.identity import file_range, mask_identities, rows_of_file, sampled
 from ..calibration.layer import Layer, arrays_of
-from ..calibration.sources.identities import MISSING, UNCOUNTED, Identities, Identity, is_counted, is_known
 from ..coverage import EMPTY, Coverage, Rows
-from ..errors import DataError, MismatchError, in_words, listed
+from ..errors import DataError, MismatchError, UsageError, in_words, listed
 from ..statistics.statistic import Space
 from ..statistics.statistics import Statistics
+from .changes import WAYS_OUT, Change, are_known, change_error, compared, compared_mask, rows_of
 from .layer_statistics import LayerStatistics
 from .ledger import CountedSource, Ledger, Measured, source_of
 from .manifest import check_not_newer
 from .results import excluded_rows, read_states
 from .several import excluded_of, stores_before, with_arrays
 
-WAYS_OUT = "count everything again with `run --restart`, or keep what was counted with `run --accept-changes`"
+Tell = Callable[[Sequence[Change]], None]
+"""Called with the files that are taken for copies of those that were counted."""
+NO_COPY = (
+    "--accept-changes needs the same store, or a copy of it; count everything again with --restart, or choose another "
+    "output"
+)
 
 
-def load(output: Path, layers: Sequence[Layer], *, accept_changes: bool = False) -> dict[str, LayerStatistics]:
+def ignore(_copies: Sequence[Change]) -> None:
+    """Tell nobody."""
+
+
+def load(
+    output: Path, layers: Sequence[Layer], *, accept_changes: bool = False, moved: bool = False, tell: Tell = ignore
+) -> dict[str, LayerStatistics]:
     """The statistics of `layers` to resume from, by name. With `accept_changes`, the store may have changed since.
 
-    Raises `DataError` for a damaged state, and for a store that has changed since it was counted, naming the chunk;
-    `MismatchError` if the job now describes a layer differently.
+    Rows of files that had room for more and have changed are not counted in them any more. `tell` is told of copies. A
+    store that has `moved` must be a copy. Raises `DataError` for a damaged state, and for a store that has changed
+    since it was counted, naming the chunk; `MismatchError` if the job now describes a layer differently.
     """
     arrays, before = arrays_of(layers), stores_before(output)
     states = read_states(output, arrays)
     found = {name: with_arrays(state, arrays[name], before) for name, state in states.items()}
+    resuming = Resuming(accept_changes, moved, tell)
     return {
-        name: continued(each, found[name], accept_changes=accept_changes) if name in found else _empty(output, each)
+        name: resuming.continued(each, found[name]) if name in found else _empty(output, each)
         for name, each in arrays.items()
     }
 
 
-def continued(
-    arrays: Sequence[Layer], state: LayerStatistics | None, *, accept_changes: bool = False
-) -> LayerStatistics:
+def continued(arrays: Sequence[Layer], state: LayerStatistics | None) -> LayerStatistics:
     """The statistics of a layer to resume from: `state`, checked against its `arrays`, or empty ones.
 
     Raises as `load`.
     """
     if state is None:
         return LayerStatistics.empty(*arrays)
-    state = with_arrays(state, arrays)
+    return Resuming().continued(arrays, with_arrays(state, arrays))
+
+
+@dataclass(frozen=True)
+class Resuming:
+    """How to resume: whether changes are accepted, whether the store has moved, and who is told of copies."""
+
+    accept_changes: bool = False
+    moved: bool = False
+    tell: Tell = ignore
+
+    def continued(self, arrays: Sequence[Layer], state: LayerStatistics) -> LayerStatistics:
+        """The statistics of the layer that has these `arrays`: `state`, checked against their stores. Raises as `load`.
+
+        Its sources are those of the arrays.
+        """
+        for layer in arrays:
+            check_same_job(layer, state)
+        state = _described(arrays[0], state)
+        anew = [layer for layer in arrays if state.at(layer.address).fingerprint != layer.fingerprint]
+        for layer in anew:
+            state = self._stored_anew(layer, state)
+        as_before = [layer for layer in arrays if layer not in anew]
+        state, changes = compared_with_stores(as_before, state)
+        for layer in as_before:
+            state = state.with_source(self._checked(layer, state.at(layer.address), changes[layer.name]))
+        return state
+
+    def _checked(self, layer: Layer, source: CountedSource, changes: Sequence[Change]) -> CountedSource:
+        """`source` with the rows that `layer` has now, and those of changed files accepted. Raises as `load`."""
+        if source.covered.stop > layer.rows and not self.accept_changes:
+            raise DataError(
+                f"layer {layer.name}: it has {layer.rows} rows, but rows up to {source.covered.stop} were counted; "
+                f"{WAYS_OUT}"
+            )
+        accepted = self._accepted(layer, changes) & source.covered
+        rows = max(layer.rows, source.covered.stop, source.excluded.stop if self.accept_changes else 0)
+        excluded = source.excluded & Coverage.first(rows)
+        return replace(source, rows=rows, excluded=excluded, accepted=source.accepted | accepted)
+
+    def _accepted(self, layer: Layer, changes: Sequence[Change]) -> Coverage:
+        """The rows of files that have changed and are accepted. Raises `DataError` if they are not."""
+        copies: list[Change] = []
+        others: list[Change] = []
+        for each in changes:
+            is_copy = each.is_copy or (self.accept_changes and each.looks_copied)
+            (copies if is_copy else others).append(each)
+        if others and self.moved:
+            raise UsageError(f"layer {layer.name}: {others[0]} of {layer.store} is not what was counted; {NO_COPY}")
+        if others and not self.accept_changes:
+            raise change_error(layer, others)
+        self.tell(copies)
+        return rows_of(others)
+
+    def _stored_anew(self, layer: Layer, state: LayerStatistics) -> LayerStatistics:
+        """`state` for an array that is stored in another way: what was counted of it is accepted, or `DataError`."""
+        if self.moved:
+            raise UsageError(f"layer {layer.name} of {layer.store} is stored in another way; {NO_COPY}")
+        if not self.accept_changes:
+            raise DataError(
+                f"layer {layer.name}: its dtype, sample shape, chunks or codecs have changed since it was counted; "
+                f"{WAYS_OUT}"
+            )
+        before = state.at(layer.address)
+        found = source_of(layer, max(layer.rows, before.covered.stop, before.excluded.stop))
+        found = replace(found, excluded=before.excluded, filled=before.filled, accepted=before.covered)
+        for start, stop in before.covered.ranges:
+            found = found.count(_unmeasured(layer, (start, stop)))
+        return state.with_settled().with_source(found)
+
+
+def compared_with_stores(
+    arrays: Sequence[Layer], state: LayerStatistics
+) -> tuple[LayerStatistics, dict[str, list[Change]]]:
+    """`state` with the identities that the counted files of `arrays` have now, and those of each that have changed.
+
+    It is without the rows of its tails if these have to be counted again: if one of their files is not as it was, or if
+    that is unknown. A file of a tail that is as it was although the array has grown beyond it is still to be written,
+    so the tail stays.
+    """
+    before, changes, again = state, {}, False
     for layer in arrays:
-        state = _continued(layer, state, accept_changes=accept_changes)
-    return state
+        source = before.at(layer.address)
+        files, changed = compared(layer, source)
+        mask_files, changed_masks = compared_mask(layer, source)
+        changes[layer.name] = [*changed, *changed_masks]
+        rewritten = any(source.tail & Coverage.of([each.rows]) for each in changes[layer.name] if not each.is_copy)
+        again |= bool(source.tail) and (rewritten or not are_known(layer, source, source.tail))
+        state = state.with_source(replace(source, files=files, mask_files=mask_files, recorded=layer.commits))
+    if again:
+        state = uncounted_tails(arrays, state)
+    for layer in arrays:
+        source = state.at(layer.address)
+        rows = min(source.settled_rows, layer.settled_rows) if source.tail else layer.settled_rows
+        state = state.with_source(replace(source, settled_rows=rows))
+        changes[layer.name] = [each for each in changes[layer.name] if source.covered & Coverage.of([each.rows])]
+    return state, changes
 
 
-def _continued(layer: Layer, state: LayerStatistics, *, accept_changes: bool) -> LayerStatistics:
-    """`state`, with the source that is `layer` checked against it."""
-    source = state.at(layer.address)
-    check_same_job(layer, state)
-    # the quantisation may change: it applies only to the final sums; the kernel, where no statistic depends on it
-    state = replace(
-        state,
+def uncounted_tails(arrays: Sequence[Layer], state: LayerStatistics) -> LayerStatistics:
+    """`state` with the rows of its tails, those of all `arrays`, not counted."""
+    settled = state.settled
+    if settled is None:
+        return state
+    for layer in arrays:
+        source = state.at(layer.address)
+        left = source.covered - source.tail
+        masks = [] if layer.mask is None else files_without(layer.mask, source.tail, left)
+        state = state.with_source(source.uncount(source.tail, files_without(layer, source.tail, left), masks))
+    return replace(state, statistics=settled, settled=None)
+
+
+def files_without(array: Layer, rows: Coverage, left: Coverage) -> list[int]:
+    """The files of `array` that hold some of `rows`, and none of the rows that are `left`."""
+    touched = [number for start, stop in rows.ranges for number in file_range(array, start, stop)]
+    return [number for number in touched if not left & Coverage.of([rows_of_file(array, number)])]
+
+
+def _described(layer: Layer, state: LayerStatistics) -> LayerStatistics:
+    """`state` as `layer` is described now.
+
+    The quantisation may change: it applies only to the final sums; the kernel, where no statistic depends on it.
+    """
+    return replace(
+        state.with_kernel(layer.kernel),
         quantization=layer.quantization,
-        statistics=state.statistics.with_kernel(layer.kernel),
         readers=layer.readers,
         tensor=layer.tensor,
         rows_are=layer.rows_are,
     )
-    if accept_changes:
-        return state.with_source(_accepted(layer, source))
-    if source.fingerprint != layer.fingerprint:
-        raise DataError(
-            f"layer {layer.name}: its dtype, sample shape, chunks or codecs have changed since it was counted; "
-            f"{WAYS_OUT}"
-        )
-    if source.covered.stop > layer.rows:
-        raise DataError(
-            f"layer {layer.name}: it has {layer.rows} rows, but rows up to {source.covered.stop} were counted; "
-            f"{WAYS_OUT}"
-        )
-    known, changed = compared(layer, source)
-    if changed:
-        raise _change(layer, *changed[0])
-    known_masks, changed = compared_mask(layer, source)
-    if changed:
-        raise _mask_change(layer, *changed[0])
-    excluded = source.excluded & Coverage.first(layer.rows)
-    return state.with_source(replace(source, rows=layer.rows, excluded=excluded, files=known, mask_files=known_masks))
 
 
 def restarted(output: Path, layers: Sequence[Layer]) -> dict[str, LayerStatistics]:
@@ -119,21 +219,21 @@ def check_same_job(layer: Layer, state: Ledger) -> None:
     if state.statistics.uses_kernel:
         pairs["kernel"] = (_kernel(state.space), _kernel(layer.space))
         pairs["sample shape"] = (str(state.space.sample), str(layer.sample_shape))
-    for what, (counted, asked) in pairs.items():
+    for what, (before, asked) in pairs.items():
         unasked = [kind.name for kind in layer.kinds if kind.unasked and kind.name not in state.statistics]
-        if counted != asked and what == "statistics" and unasked:
+        if before != asked and what == "statistics" and unasked:
             raise MismatchError(
-                f"layer {layer.name}: {counted} were counted, but its kernel misses positions, so that the job now "
+                f"layer {layer.name}: {before} were counted, but its kernel misses positions, so that the job now "
                 f"counts {listed(unasked)}, too; count everything again with --restart, or choose another output"
             )
-        if counted != asked and what == "statistics":
+        if before != asked and what == "statistics":
             raise MismatchError(
-                f"layer {layer.name}: {counted} were counted, but the job now has {asked}; set `statistics` to what "
+                f"layer {layer.name}: {before} were counted, but the job now has {asked}; set `statistics` to what "
                 "was counted besides mean and extrema, count everything again with --restart, or choose another output"
             )
-        if counted != asked:
+        if before != asked:
             raise MismatchError(
-                f"layer {layer.name}: it was counted with {what} {counted}, but the job now has {asked}; correct the "
+                f"layer {layer.name}: it was counted with {what} {before}, but the job now has {asked}; correct the "
                 "configuration, count everything again with --restart, or choose another output"
             )
     for kind in layer.kinds:
@@ -148,104 +248,9 @@ def _kernel(space: Space) -> str:
     return "unknown" if space.kernel is None else in_words(space.kernel.to_metadata())
 
 
-def _accepted(layer: Layer, source: CountedSource) -> CountedSource:
-    """`source` with the fingerprint and files that the store has now."""
-    rows = max(layer.rows, source.covered.stop, source.excluded.stop)
-    changed = source.covered if source.fingerprint != layer.fingerprint else _rows_of_changed(layer, source)
-    accepted = source.accepted | changed & source.covered
-    found = replace(source_of(layer, rows), excluded=source.excluded, filled=source.filled, accepted=accepted)
-    for start, stop in source.covered.ranges:
-        found = found.count(_unmeasured(layer, (start, stop)))
-    return found
-
-
 def _unmeasured(layer: Layer, rows: Rows) -> Measured:
     """The files that hold `rows` now, and their mask's, with the statistics of nothing."""
     files = file_range(layer, *rows)
     masks, of_masks = mask_identities(layer, rows)
     nothing = Statistics.empty(layer.kinds, layer.space)
-    return Measured(layer.name, rows, nothing, files.start, identities(layer, files), EMPTY, masks, of_masks)
-
-
-def _rows_of_changed(layer: Layer, source: CountedSource) -> Coverage:
-    """The rows of the counted files that have changed, those of the mask among them."""
-    changed = Coverage.of(rows_of_file(layer, number) for number, _ in compared(layer, source)[1])
-    masks = compared_mask(layer, source)[1]
-    return changed | Coverage.of(rows_of_file(mask_of(layer), number) for number, _ in masks)
-
-
-def compared(layer: Layer, source: CountedSource) -> tuple[Identities, list[tuple[int, str]]]:
-    """The identities of the counted files now, and (number, what happened) for each that has changed.
-
-    A file that was not full may be rewritten when rows are appended, even if appending was interrupted.
-    """
-    now = identities(layer, range(len(source.files)))
-    now[~is_counted(source.files)] = UNCOUNTED
-    changed = _changed(source, 0, now)
-    may_have_grown = layer.rows > source.rows or layer.unfinished
-    return now, [each for each in changed if not (may_have_grown and rows_of_file(layer, each[0])[1] > source.rows)]
-
-
-def compared_mask(layer: Layer, source: CountedSource) -> tuple[Identities, list[tuple[int, str]]]:
-    """As `compared`, for the files of the mask of `layer`."""
-    if layer.mask is None:
-        return source.mask_files, []
-    return compared(mask_of(layer), replace(source, files=source.mask_files))
-
-
-def mask_of(layer: Layer) -> Layer:
-    """The mask of `layer`, an array with as many rows."""
-    assert layer.mask is not None
-    return replace(layer.mask, shape=(layer.rows, *layer.mask.shape[1:]), unfinished=layer.unfinished)
-
-
-def check_unchanged(layer: Layer, source: CountedSource, measured: Measured) -> None:
-    """Raise `DataError` if one of the files of `measured` has changed since `source` was counted.
-
-    A file with room for more rows may be rewritten at any time: a recorder may be appending to it.
-    """
-    for number, said in _changed(source, measured.first_file, measured.files):
-        if rows_of_file(layer, number)[1] <= layer.rows:
-            raise _change(layer, number, said)
-    masks = replace(source, files=source.mask_files)
-    for number, said in _changed(masks, measured.first_mask_file, measured.mask_files):
-        if rows_of_file(mask_of(layer), number)[1] <= layer.rows:
-            raise _mask_change(layer, number, said)
-
-
-def _change(layer: Layer, number: int, said: str) -> DataError:
-    return DataError(f"layer {layer.name}: {_chunk(layer, number)} {said} since it was counted; {WAYS_OUT}")
-
-
-def _mask_change(layer: Layer, number: int, said: str) -> DataError:
-    mask = mask_of(layer)
-    return DataError(
-        f"layer {layer.name}: {_chunk(mask, number)} of its mask {mask.name} {said} since it was counted; {WAYS_OUT}"
-    )
-
-
-def _chunk(layer: Layer, number: int) -> str:
-    first, stop = rows_of_file(layer, number)
-    return f"chunk {file_key(layer, number)} (rows {first}:{min(stop, layer.rows)})"
-
-
-def _changed(source: CountedSource, first: int, files: Identities) -> list[tuple[int, str]]:
-    """(number, what happened) for each of `files` that is counted in `source` and has changed since."""
-    before = source.files[first : first + len(files)]
-    after = files[: len(before)]
-    known = is_known(before) & is_known(after)
-    numbers = np.flatnonzero(known & (before != after).any(axis=1)).tolist()
-    return [
-        (first + number, _what_happened(tuple(before[number].tolist()), tuple(after[number].tolist())))
-        for number in numbers
-    ]
-
-
-def _what_happened(before: Identity, after: Identity) -> str:
-    if after == MISSING:
-        return "was removed"
-    if before == MISSING:
-        return "was written"
-    if before[0] != after[0]:
-        return f"changed from {before[0]} to {after[0]} bytes"
-    return "was rewritten"
+    return Measured(layer.name, rows, nothing, files.start, sampled(layer, files), EMPTY, masks, of_masks)

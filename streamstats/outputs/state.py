@@ -12,7 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..calibration.addresses import ONLY, Address
+from ..calibration.encoding.content import UNSAMPLED
 from ..calibration.readers import Readers
+from ..calibration.sources.identities import FILE_COLUMNS
 from ..coverage import Coverage
 from ..errors import DataError
 from ..layouts import Kernel
@@ -24,10 +26,13 @@ from ..storage.tensors import read_any_tensors, read_tensors, tensors_bytes
 from .layer_statistics import LayerStatistics
 from .ledger import CountedSource, Ledger
 
-FORMAT = "streamstats.state/5"
+FORMAT = "streamstats.state/6"
+OLDER = "streamstats.state/5"
+"""Read, too: it has no tails, and no contents of files."""
 RESTART = "count again with `streamstats run --restart`"
 REMOVE = "remove it and run again"
 ROWS = ("covered", "excluded", "filled", "accepted")
+TAIL, SETTLED = "tail", "settled."
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -35,8 +40,10 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 def state_bytes(ledger: Ledger) -> bytes:
     """The bytes of the state file of `ledger`: equal ledgers, equal bytes."""
     tensors = dict(ledger.statistics.arrays())
+    if ledger.settled is not None:
+        tensors |= {SETTLED + name: array for name, array in ledger.settled.arrays().items()}
     for number, source in enumerate(ledger.sources):
-        for name in ROWS:
+        for name in (*ROWS, TAIL):
             tensors[_tensor(number, name)] = np.array(getattr(source, name).ranges, np.int64).reshape(-1, 2)
         tensors[_tensor(number, "files")] = source.files
         tensors[_tensor(number, "mask_files")] = source.mask_files
@@ -52,10 +59,14 @@ def state_bytes(ledger: Ledger) -> bytes:
         **_readers_metadata(ledger),
         **({"rows_are": ledger.rows_are} if ledger.rows_are else {}),
         "masked": json.dumps(space.masked),
-        "sources": json.dumps([[source.fingerprint, source.rows, source.mask] for source in ledger.sources]),
+        "sources": json.dumps([_described(source) for source in ledger.sources]),
         **_addresses_metadata(ledger),
     }
     return tensors_bytes(tensors, metadata)
+
+
+def _described(source: CountedSource) -> list[object]:
+    return [source.fingerprint, source.rows, source.mask, source.settled_rows, source.recorded]
 
 
 def _readers_metadata(ledger: Ledger) -> dict[str, str]:
@@ -89,9 +100,9 @@ def read_state(path: Path) -> LayerStatistics:
 
     Raises `DataError` for a file that is damaged, has impossible content or another format.
     """
-    tensors, metadata = read_tensors(path, FORMAT, RESTART)
+    tensors, metadata = read_tensors(path, FORMAT, RESTART, also=OLDER)
     try:
-        return _from_file(tensors, metadata)
+        return _from_file(tensors if metadata["format"] == FORMAT else _renewed(tensors, metadata), metadata)
     except (DataError, KeyError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise DataError(f"{path} is not a usable state: {error}; {REMOVE}") from error
 
@@ -111,6 +122,18 @@ def read_excluded(path: Path) -> dict[Address, Coverage]:
         raise DataError(f"{path} is not a usable state: {error}; {REMOVE}") from error
 
 
+def _renewed(tensors: Arrays, metadata: dict[str, str]) -> Arrays:
+    """The tensors of a state in the older format as this one has them; so does `metadata` afterwards."""
+    found, sources = dict(tensors), json.loads(metadata["sources"])
+    for number in range(len(sources)):
+        found[_tensor(number, TAIL)] = np.empty((0, 2), np.int64)
+        for name in ("files", "mask_files"):
+            files = found[_tensor(number, name)]
+            found[_tensor(number, name)] = np.insert(files, files.shape[1], UNSAMPLED, axis=1)
+    metadata["sources"] = json.dumps([[*source, source[1], False] for source in sources])
+    return found
+
+
 def _tensor(number: int, name: str) -> str:
     return f"source.{number}.{name}"
 
@@ -125,24 +148,26 @@ def _from_file(tensors: Arrays, metadata: Mapping[str, str]) -> LayerStatistics:
     kernel = own if readers is None else readers.kernel
     masked = json.loads(metadata["masked"]) is True
     space = Space(np.dtype(metadata["dtype"]), sample, axis - 1, kernel, masked=masked)
+    kinds = _kinds(json.loads(metadata["statistics"]))
     states = {name: array for name, array in tensors.items() if not name.startswith("source.")}
-    sources = [
-        _source(tensors, number, fingerprint, rows, mask)
-        for number, (fingerprint, rows, mask) in enumerate(json.loads(metadata["sources"]))
-    ]
+    settled = {name.removeprefix(SETTLED): states.pop(name) for name in [*states] if name.startswith(SETTLED)}
+    sources = [_source(tensors, number, *each) for number, each in enumerate(json.loads(metadata["sources"]))]
     if not sources:
         raise ValueError("it names no source")
     addresses = _addresses(metadata, len(sources))
     sources = [replace(source, address=each) for source, each in zip(sources, addresses, strict=True)]
+    if any(source.tail for source in sources) != bool(settled):
+        raise ValueError("it has a tail without the statistics of all other rows, or these without a tail")
     return LayerStatistics(
         layer=metadata["layer"],
         channel_axis=axis,
         quantization=Quantization.from_metadata(json.loads(metadata["quantization"])),
         sources=tuple(sources),
-        statistics=Statistics.from_arrays(states, _kinds(json.loads(metadata["statistics"])), space),
+        statistics=Statistics.from_arrays(states, kinds, space),
         readers=readers,
         tensor=metadata.get("tensor", ""),
         rows_are=metadata.get("rows_are", ""),
+        settled=Statistics.from_arrays(settled, kinds, space) if settled else None,
     )
 
 
@@ -155,29 +180,48 @@ def _kinds(names: object) -> list[Kind]:
     return [KINDS[name] for name in names]
 
 
-def _source(tensors: Arrays, number: int, fingerprint: object, rows: object, mask: object) -> CountedSource:
+def _source(
+    tensors: Arrays, number: int, fingerprint: object, rows: object, mask: object, settled: object, recorded: object
+) -> CountedSource:
     if type(fingerprint) is not str or type(rows) is not int or rows < 0 or type(mask) is not str:
         raise ValueError(f"a source has fingerprint {fingerprint!r}, {rows!r} rows and the mask {mask!r}")
-    covered, excluded, filled, accepted = (_coverage(tensors, number, name) for name in ROWS)
+    if type(settled) is not int or not 0 <= settled <= rows or type(recorded) is not bool:
+        raise ValueError(f"a source has {settled!r} settled rows and `recorded` {recorded!r}")
+    covered, excluded, filled, accepted, tail = (_coverage(tensors, number, name) for name in (*ROWS, TAIL))
     for each in (covered, excluded, filled, accepted):
         if each.stop > rows:
             raise ValueError(f"rows {each} are beyond its {rows} rows")
     if covered & excluded:
         raise ValueError("rows are both counted and excluded")
-    files, mask_files = (_pairs(tensors, number, name) for name in ("files", "mask_files"))
-    return CountedSource(fingerprint, rows, covered, excluded, filled, accepted, files, mask, mask_files)
+    if tail - covered or tail & Coverage.first(settled):
+        raise ValueError(f"its tail {tail} is not counted, or before row {settled}")
+    files, mask_files = (_integers(tensors, number, name, FILE_COLUMNS) for name in ("files", "mask_files"))
+    return CountedSource(
+        fingerprint=fingerprint,
+        rows=rows,
+        covered=covered,
+        excluded=excluded,
+        filled=filled,
+        accepted=accepted,
+        files=files,
+        mask=mask,
+        mask_files=mask_files,
+        tail=tail,
+        settled_rows=settled,
+        recorded=recorded,
+    )
 
 
 def _coverage(tensors: Arrays, number: int, name: str) -> Coverage:
-    ranges = tuple((start, stop) for start, stop in _pairs(tensors, number, name).tolist())
+    ranges = tuple((start, stop) for start, stop in _integers(tensors, number, name, 2).tolist())
     found = Coverage.of(ranges)
     if found.ranges != ranges:
         raise ValueError(f"the {name} rows {ranges} are not sorted, disjoint ranges")
     return found
 
 
-def _pairs(tensors: Arrays, number: int, name: str) -> npt.NDArray[np.int64]:
+def _integers(tensors: Arrays, number: int, name: str, columns: int) -> npt.NDArray[np.int64]:
     array = tensors[_tensor(number, name)]
-    if array.dtype != np.int64 or array.ndim != 2 or array.shape[1] != 2:
-        raise ValueError(f"{name} is {array.dtype}{list(array.shape)}; expected int64[n, 2]")
+    if array.dtype != np.int64 or array.ndim != 2 or array.shape[1] != columns:
+        raise ValueError(f"{name} is {array.dtype}{list(array.shape)}; expected int64[n, {columns}]")
     return array

@@ -49,15 +49,17 @@ def _with_sorted_header(content: bytes) -> bytes:
 
 
 def read_tensors(
-    path: Path, expected_format: str, remedy: str = "make it again with this version"
+    path: Path, expected_format: str, remedy: str = "make it again with this version", *, also: str = ""
 ) -> tuple[dict[str, npt.NDArray[Any]], dict[str, str]]:
     """Read a file that `tensors_bytes` made: (name → array, metadata without the digest).
 
     Raises `DataError` if the file is missing, is not safetensors, has another format or version than
-    `expected_format` (for an older version, the message ends with `remedy`), or does not match its own digest.
+    `expected_format` and `also` (for an older version, the message ends with `remedy`), or does not match its own
+    digest.
     """
     tensors, metadata = _read_safetensors(path)
-    check_format(path, metadata.get("format"), expected_format, remedy)
+    if not also or metadata.get("format") != also:
+        check_format(path, metadata.get("format"), expected_format, remedy)
     return _checked(path, tensors, metadata)
 
 

@@ -220,8 +220,8 @@ def _with(**entries):
         _with(source__0__covered=np.array([[0, 2, 4]])),
         _with(source__0__covered=np.array([[0, 5]])),
         _with(source__0__excluded=np.array([[3, 4]])),
-        _with(source__0__files=np.zeros((1, 3), np.int64)),
-        _with(source__0__files=np.zeros((1, 2), np.int32)),
+        _with(source__0__files=np.zeros((1, 2), np.int64)),
+        _with(source__0__files=np.zeros((1, 3), np.int32)),
         _with(mean__count=np.array([4, -1, 4])),
         _with(sources="[]"),
         _with(sources='[["", -1]]'),
@@ -252,7 +252,7 @@ def test_a_file_that_says_impossible_things_is_refused_with_its_path_and_the_rem
 @pytest.mark.parametrize(
     ("version", "message"),
     [
-        (99, "this version reads 'streamstats.state/5'; install a newer streamstats"),
+        (99, "this version reads 'streamstats.state/6'; install a newer streamstats"),
         (2, "was written by an older version: .* count again with `streamstats run --restart`"),
     ],
 )
@@ -266,10 +266,10 @@ def test_a_file_of_another_format_is_refused_with_the_remedy(tmp_path, version, 
 def test_what_was_forgotten_is_read_from_older_files_too_and_not_from_newer_ones(tmp_path):
     path = tmp_path / "state"
     excluded = {"source.0.excluded": np.array([[2, 5], [7, 8]])}
-    for version in (2, 3, 4, 5):
+    for version in (2, 3, 4, 5, 6):
         path.write_bytes(tensors_bytes(excluded, {"format": f"streamstats.state/{version}"}))
         assert read_excluded(path)[ONLY].ranges == ((2, 5), (7, 8))
-    path.write_bytes(tensors_bytes(excluded, {"format": "streamstats.state/6"}))
+    path.write_bytes(tensors_bytes(excluded, {"format": "streamstats.state/7"}))
     with pytest.raises(DataError, match="install a newer streamstats"):
         read_excluded(path)
 

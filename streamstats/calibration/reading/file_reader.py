@@ -19,6 +19,7 @@ from ...coverage import Rows
 from ...errors import ChangedError, StoreError, StreamstatsError, UnstreamedError, first_line
 from ...statistics.statistics import StatisticsAccumulator
 from ..encoding.chunks import ChunkKeys, Encoding, is_stored
+from ..encoding.content import contents_in
 from ..encoding.decoders import Bytes
 from ..layer import Layer, Selection
 from ..sources.identities import MISSING, Identity
@@ -53,6 +54,7 @@ class FileReader:
         self._most_gathered = encoding.gathered_bytes if folder.gathers else 0
         self._offered = MOST_GATHERED
         self.identified: dict[str, Identity] = {}
+        self.contents: dict[str, int] = {}
 
     def close(self) -> None:
         """Close the file and the folder."""
@@ -204,6 +206,7 @@ class FileReader:
             done = len(found.places)
             for key, (size, changed) in zip(keys[:done], found.identities.tolist(), strict=True):
                 self._identify(key, (size, changed))
+            self.contents.update(zip(keys[:done], contents_in(buffer, found.places).tolist(), strict=True))
             stream.take(buffer, found.places)
         return done
 
@@ -219,6 +222,8 @@ class FileReader:
             return
         if not self._file.size:
             raise ValueError("it is empty")
+        if key not in self.contents:
+            self.contents[key] = self._file.content()
         size = self._encoding.index_bytes
         if size:
             start = self._size - size if self._encoding.index_at_end else 0

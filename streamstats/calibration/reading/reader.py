@@ -23,11 +23,13 @@ class Reader(Protocol):
     """Reads blocks of one layer, for one thread.
 
     `filled` lists the rows of parts that could not be read and got the fill value, in the order they were read.
-    `identified` (key → identity) has the files that were opened, if the reader opens files itself.
+    `identified` (key → identity) and `contents` (key → content) have the files that were opened, if the reader opens
+    files itself.
     """
 
     filled: list[Rows]
     identified: dict[str, Identity]
+    contents: dict[str, int]
 
     def expect(self, selections: Iterable[Selection]) -> None:
         """Announce the selections that will be read next, in order."""

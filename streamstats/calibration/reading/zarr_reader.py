@@ -39,6 +39,7 @@ class ZarrReader:
         self._fill = fill
         self.filled: list[Rows] = []
         self.identified: dict[str, Identity] = {}
+        self.contents: dict[str, int] = {}
         self._array = _opened(layer)
         self._is_local = _is_local(self._array.store_path.store)
         self._has_blosc = ends_in_blosc(self._array)

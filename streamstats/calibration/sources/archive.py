@@ -24,6 +24,7 @@ from zarr.storage import ZipStore
 
 from ...errors import DataError, UsageError, first_line
 from ...storage.names import METADATA_NAMES
+from ..encoding.content import UNSAMPLED, content_of
 from ..encoding.decoders import Bytes
 from .finding import Found, Names, find_arrays
 from .gathering import Gathered
@@ -117,6 +118,17 @@ class ArchiveFolder:
         member = self._members.get(f"{self._path}/{key}")
         return MISSING if member is None else (member.file_size, member.CRC)
 
+    def contents(self, keys: Iterable[str]) -> Iterator[int]:
+        """As `Folder.contents`."""
+        return map(self._content, keys)
+
+    def _content(self, key: str) -> int:
+        try:
+            file = self.file(key)
+            return UNSAMPLED if file is None else file.content()
+        except (*NOT_AS_EXPECTED, OSError):
+            return UNSAMPLED
+
     def _opened(self) -> int:
         """The descriptor of the archive. Raises `ValueError` if it is not the one whose directory was read."""
         if self._descriptor is None:
@@ -161,6 +173,10 @@ class _StoredMember:
         self.archive.read(self.start + start, out)
         if out.size == self.size == self.identity[0] and zlib.crc32(out.data) != self.identity[1]:
             raise ValueError("its CRC-32 is not the stored one")
+
+    def content(self) -> int:
+        """As `File.content`."""
+        return content_of(self.size, self.read)
 
     def close(self) -> None:
         """As `File.close`: the folder closes the archive."""

@@ -13,6 +13,7 @@ from zarr.abc.store import Store
 from zarr.storage import LocalStore
 
 from ...errors import DataError, UsageError
+from ..encoding.content import UNSAMPLED, content_of
 from ..encoding.decoders import Bytes
 from .finding import Found, Names, find_arrays
 from .gathering import Gathered, can_gather, gather
@@ -137,6 +138,24 @@ class LocalFolder:
         known = opened or {}
         return (known.get(key) or identity_of(f"{self._path}/{key}") for key in keys)
 
+    def contents(self, keys: Iterable[str]) -> Iterator[int]:
+        """As `Folder.contents`."""
+        return map(self._content, keys)
+
+    def _content(self, key: str) -> int:
+        try:
+            file = self.file(key)
+        except (OSError, ValueError):
+            return UNSAMPLED
+        if file is None:
+            return UNSAMPLED
+        try:
+            return file.content()
+        except (OSError, ValueError):
+            return UNSAMPLED
+        finally:
+            file.close()
+
     def close(self) -> None:
         """As `Folder.close`."""
         if self._descriptor is not None:
@@ -160,6 +179,10 @@ class LocalFile:
             if not count:
                 raise ValueError(f"it ends at byte {start + done}, expected {start + out.size} or more")
             done += count
+
+    def content(self) -> int:
+        """As `File.content`."""
+        return content_of(self.size, self.read)
 
     def close(self) -> None:
         """As `File.close`."""

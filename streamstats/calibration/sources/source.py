@@ -10,8 +10,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 from zarr.abc.store import Store
 
+from ..encoding.content import contents_in
 from ..encoding.decoders import Bytes
 from .finding import Found
 from .gathering import Gathered
@@ -27,15 +29,18 @@ class File(Protocol):
     def read(self, start: int, out: Bytes) -> None:
         """Fill `out` from byte `start` on. Raises `ValueError` if the file is too short."""
 
+    def content(self) -> int:
+        """Its content in one number, as `content_of`; UNSAMPLED if finding it costs too much. Raises as `read`."""
+
     def close(self) -> None:
         """Close the file."""
 
 
 @dataclass
 class MemoryFile:
-    """A file in memory: its `content`. See `File`."""
+    """A file in memory: its `stored` bytes. See `File`."""
 
-    content: Bytes
+    stored: Bytes
     size: int
     identity: Identity
 
@@ -43,7 +48,11 @@ class MemoryFile:
         """As `File.read`."""
         if start + out.size > self.size:
             raise ValueError(f"it ends at byte {self.size}, expected {start + out.size} or more")
-        out[:] = self.content[start : start + out.size]
+        out[:] = self.stored[start : start + out.size]
+
+    def content(self) -> int:
+        """As `File.content`."""
+        return int(contents_in(self.stored, np.array([[0, self.size]]))[0])
 
     def close(self) -> None:
         """As `File.close`."""
@@ -70,6 +79,9 @@ class Folder(Protocol):
 
     def identities(self, keys: Iterable[str], opened: Mapping[str, Identity] | None = None) -> Iterator[Identity]:
         """The identity of each of `keys`: as it was when `opened` (key → identity), else as it is now."""
+
+    def contents(self, keys: Iterable[str]) -> Iterator[int]:
+        """The content of each of the files `keys`, as `File.content`; UNSAMPLED if there is no such file."""
 
     def close(self) -> None:
         """Release what the folder holds."""

@@ -19,7 +19,7 @@ import pytest
 import zarr
 from objectstore import FAULTS, Proxy, new_bucket, s3_server
 from obstore.store import S3Store
-from stores import samples
+from stores import build_store, samples
 from zarr.codecs import TransposeCodec
 from zarr.storage import ObjectStore
 
@@ -28,8 +28,9 @@ from streamstats.calibration.sources import objects, retrying
 from streamstats.calibration.sources.choose import source_of
 from streamstats.calibration.sources.identities import Identity
 from streamstats.config import JobConfig
-from streamstats.errors import DataError, OutputError, StoreError, UsageError
+from streamstats.errors import DataError, MismatchError, OutputError, StoreError, UsageError
 from streamstats.jobs.job import Job
+from streamstats.jobs.merge import merge_outputs
 from streamstats.jobs.run import reduce, run
 
 SECRET = "do-not-print-this"
@@ -129,6 +130,24 @@ def test_appended_objects_alone_are_read_and_changed_ones_are_named(
             run(config(source, tmp_path / "out"))
         with pytest.raises(DataError, match=r"layer b: chunk c/3/0 \(rows 6:8\) is missing; restore it"):
             run(config(source, tmp_path / "out"), restart=True)
+
+
+def test_a_store_that_was_uploaded_is_not_merged_with_the_original(
+    server: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build_store(tmp_path / "s.zarr", LAYERS)
+    new_bucket(server, "uploaded")
+    store = S3Store("uploaded", endpoint=f"http://127.0.0.1:{server}")
+    for path in (tmp_path / "s.zarr").rglob("*"):
+        if path.is_file():
+            obstore.put(store, f"store/{path.relative_to(tmp_path / 's.zarr')}", path.read_bytes())
+    run(config(str(tmp_path / "s.zarr"), tmp_path / "out"))
+    with through(Proxy(server), monkeypatch):
+        run(config("s3://uploaded/store", tmp_path / "other"))
+    with pytest.raises(
+        MismatchError, match=r"rows 0:40 are counted in .*40 of 40 chunks have the same size and content"
+    ):
+        merge_outputs([tmp_path / "out", tmp_path / "other"], tmp_path / "all")
 
 
 def test_objects_that_stand_for_folders_are_no_arrays_and_hide_none(

@@ -18,7 +18,8 @@ from stores import Array, build_store, described, read, samples
 from zarr.storage import ObjectStore
 
 from streamstats.calibration.describing import seen_differently
-from streamstats.calibration.identity import file_range, identities
+from streamstats.calibration.encoding.content import UNSAMPLED, contents_in
+from streamstats.calibration.identity import file_range, identities, sampled
 from streamstats.calibration.reading.reader import open_reader
 from streamstats.calibration.sources import objects
 from streamstats.calibration.sources.archive import ArchiveSource
@@ -189,12 +190,12 @@ def test_a_change_changes_the_identity_of_its_file_where_files_have_one(name: st
     layer = described(place.source.location, "a/conv")
     files = file_range(layer, 0, layer.rows)
     before = identities(layer, files)
-    assert before.shape == (4, 2)
+    assert before.shape == (4, 3)
     assert identities(layer, files).tolist() == before.tolist()
     place.write("a/conv", LAYERS["a/conv"] + 1)
     after = identities(layer, files)
     if name == "url":
-        assert {tuple(each) for each in [*before.tolist(), *after.tolist()]} == {UNKNOWN}
+        assert {tuple(each) for each in [*before[:, :2].tolist(), *after[:, :2].tolist()]} == {UNKNOWN}
     else:
         assert has_identity(before).all()
         assert has_identity(after).all()
@@ -212,6 +213,27 @@ def test_what_was_opened_is_identified_as_it_was_then(name: str, place: Place) -
         assert identities(layer, files, reader.identified).tolist() == before.tolist()
     else:
         assert reader.identified == {}
+
+
+def test_a_file_has_the_content_that_its_bytes_have_wherever_it_lies(name: str, place: Place, tmp_path: Path) -> None:
+    layer = described(place.source.location, "a/conv")
+    found = place.source.folder("a/conv", layer.encoding.most_file_bytes) if layer.encoding else None
+    with open_reader(layer) as reader:
+        reader.read(tuple(slice(0, extent) for extent in layer.shape))
+    if name not in BY_FILE:
+        assert (found, reader.contents) == (None, {})
+        return
+    assert found is not None
+    other = described(build_store(tmp_path / "other", LAYERS), "a/conv")
+    keys = [f"c/{number}/0/0" for number in range(4)]
+    stored = [np.fromfile(tmp_path / "other/a/conv" / key, np.uint8) for key in keys]
+    expected = [int(contents_in(each, np.array([[0, each.size]]))[0]) for each in stored]
+    assert len(set(expected)) == 4
+    assert [reader.contents[key] for key in keys] == expected
+    asked = [UNSAMPLED] * 4 if name == "bucket" else expected
+    assert [*found.contents([*keys, "c/9/0/0"])] == [*asked, UNSAMPLED]
+    assert sampled(other, range(4))[:, 2].tolist() == expected
+    found.close()
 
 
 def test_opening_costs_something_and_only_fetching_ahead_takes_memory(name: str, place: Place) -> None:

@@ -1,0 +1,76 @@
+"""Copies: whether two outputs were counted from one store and a copy of it, so that merging would count rows twice.
+
+A single array may be the same in two stores, such as a tensor that does not depend on the samples. So stores are
+compared as a whole: they are copies if most of the chunks that both outputs have counted have the same size and
+content, or if all layers have the same rows and the same statistics, to the bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from ..calibration.encoding.content import UNSAMPLED
+from ..calibration.sources.identities import copied, has_identity
+from ..coverage import Coverage
+from .ledger import CountedSource, Ledger, in_both
+
+Ledgers = Mapping[str, Ledger]
+
+
+@dataclass(frozen=True)
+class Twice:
+    """The `rows` of a layer that are counted in both of two outputs, and how that is known."""
+
+    layer: str
+    rows: Coverage
+    how: str
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """The rows that two sources have counted, and how many of the chunks that both have counted are the same."""
+
+    layer: str
+    rows: Coverage
+    same: int
+    chunks: int
+
+
+def counted_twice(left: Ledgers, right: Ledgers) -> Twice | None:
+    """The first rows that both have counted, if one was counted from a copy of the store of the other; else None."""
+    shared = [each for name in sorted({*left} & {*right}) for each in _most_alike(left[name], right[name])]
+    same, chunks = sum(each.same for each in shared), sum(each.chunks for each in shared)
+    if 2 * same > chunks:
+        first = next(each for each in shared if each.same)
+        return Twice(first.layer, first.rows, f"{same:,} of {chunks:,} chunks have the same size and content")
+    return _same_statistics(left, right)
+
+
+def _most_alike(left: Ledger, right: Ledger) -> Iterator[_Shared]:
+    """What the two sources with most chunks in common share, if there are any with rows in common."""
+    pairs = ((mine, theirs) for mine in left.sources for theirs in right.sources if mine.covered & theirs.covered)
+    found = [_shared(left.layer, *pair) for pair in pairs if pair[0].fingerprint == pair[1].fingerprint]
+    if found:
+        yield max(found, key=lambda each: each.same)
+
+
+def _shared(layer: str, left: CountedSource, right: CountedSource) -> _Shared:
+    mine, theirs = in_both(left.files, right.files)
+    sampled = has_identity(mine) & has_identity(theirs) & (mine[:, 2] != UNSAMPLED) & (theirs[:, 2] != UNSAMPLED)
+    same = copied(mine, theirs) & sampled
+    return _Shared(layer, left.covered & right.covered, int(same.sum()), int(sampled.sum()))
+
+
+def _same_statistics(left: Ledgers, right: Ledgers) -> Twice | None:
+    """All rows of the first layer, if all layers that both have counted have the same rows and equal statistics."""
+    layers = sorted(name for name in {*left} & {*right} if left[name].rows and right[name].rows)
+    if not layers or not all(_is_same(left[name], right[name]) for name in layers):
+        return None
+    rows = left[layers[0]].sources[0].covered
+    return Twice(layers[0], rows, "rows and statistics are the same")
+
+
+def _is_same(left: Ledger, right: Ledger) -> bool:
+    mine, theirs = (sorted(source.covered.ranges for source in each.sources) for each in (left, right))
+    return mine == theirs and [*left.statistics] == [*right.statistics] and left.statistics == right.statistics
