@@ -106,19 +106,19 @@ def _differences(arrays: Sequence[Layer], state: LayerStatistics, found: LayerSt
 
 
 def _changed_files(layer: Layer, source: CountedSource, *, harmless: bool) -> Iterator[Problem]:
-    """The files that have changed; those that the next run counts again, only if that makes a difference."""
+    """The files that have changed; those that the next run counts again or takes for copies, only if they differ."""
     but = ", but the statistics are the same: accept it with `run --accept-changes`" if harmless else ""
     for array, files in ((layer, compared(layer, source)[1]), (layer.mask, compared_mask(layer, source)[1])):
         if array is None:
             continue
         whose = "" if array is layer else f" of its mask {array.name}"
-        for (said, again), group in groupby(files, key=lambda each: (each.what, is_counted_again(each, source))):
+        told = [each for each in files if not (harmless and (each.is_copy or is_counted_again(each, source)))]
+        for (said, again), group in groupby(told, key=lambda each: (each.what, is_counted_again(each, source))):
             those = [*group]
             more = f" (and {len(those) - 1:,} more)" if len(those) > 1 else ""
             what = f"chunk {file_key(array, those[0].number)}{more}{whose} {said} since it was counted"
             rows = those[0].rows[0], min(those[-1].rows[1], source.rows)
-            if not (again and harmless):
-                yield Problem(layer.name, rows, f"{what}{': the next run counts it again' if again else but}")
+            yield Problem(layer.name, rows, f"{what}{': the next run counts it again' if again else but}")
 
 
 def _gone(job: Job, selected: Selected) -> Iterator[Problem]:

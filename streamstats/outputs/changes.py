@@ -135,15 +135,15 @@ def change_error(layer: Layer, changes: Sequence[Change]) -> DataError:
 def check_unchanged(layer: Layer, source: CountedSource, measured: Measured) -> None:
     """Raise `DataError` if one of the files of `measured` has changed since `source` was counted.
 
-    A file of our recorder with room for more rows may be rewritten at any time: rows are appended to it. For one of
-    another writer, `ChangedError` says that its rows are to be counted again.
+    A file of our recorder with room for more rows may be rewritten at any time: rows are appended to it. For one that
+    another writer may write again, `ChangedError` says that its rows are to be counted again.
     """
     changed = _changed_in(layer, source.files, measured.first_file, measured.files)
     if layer.mask is not None:
         mask = mask_of(layer)
         changed += _changed_in(mask, source.mask_files, measured.first_mask_file, measured.mask_files)
     for each in changed:
-        if each.rows[1] <= layer.rows:
+        if each.rows[1] <= layer.settled_rows:
             raise change_error(layer, [each])
         if not layer.commits:
             raise ChangedError(f"layer {layer.name}: {each} {each.what} while it was read; run again")

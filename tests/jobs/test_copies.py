@@ -21,6 +21,7 @@ from streamstats.jobs.job import Job
 from streamstats.jobs.merge import merge_outputs
 from streamstats.jobs.meter import Meter
 from streamstats.jobs.run import run
+from streamstats.jobs.verify import verify
 from streamstats.outputs.copies import counted_twice
 from streamstats.outputs.results import open_results, states_in
 
@@ -59,6 +60,7 @@ def test_a_copy_is_recognised_by_its_checksums_and_counting_goes_on(tmp_path: Pa
     store = recorded(tmp_path / "s.zarr", conv=samples(10, 3))
     run(config(store, tmp_path / "out"))
     replaced(store)
+    assert verify(config(store, tmp_path / "out")) == []
     recorded(store, conv=samples(4, 3, seed=1))
     told = Told()
     found = run(config(store, tmp_path / "out"), progress=told).statistics["conv"]
