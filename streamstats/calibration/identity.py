@@ -71,7 +71,7 @@ def identities(
 
 def contents(layer: Layer, numbers: Sequence[int]) -> list[int]:
     """The contents of the files `numbers`, as far as they can be read: UNSAMPLED for all others."""
-    folder = None if layer.keys is None else layer.source.folder(layer.name)
+    folder = None if layer.keys is None else layer.source.folder(layer.path)
     if folder is None:
         return [UNSAMPLED] * len(numbers)
     with closing(folder):

@@ -281,3 +281,14 @@ def test_padding_that_others_write_first_is_counted_again_in_whichever_source(tm
     found = run(job(tmp_path, *stores)).statistics["fc"]
     assert found.statistics == reduce(left, layers=job(tmp_path, "").rules)["fc"].statistics
     assert verify(job(tmp_path, *stores)) == []
+
+
+def test_a_copy_under_another_name_is_known_by_its_content(tmp_path: Path, stores: tuple[str, str]) -> None:
+    a, b = stores
+    record(b, X[17:20], part="rank1")
+    run(job(tmp_path, a, b))
+    copy = str(tmp_path / "copy.zarr")
+    shutil.copytree(b, copy, copy_function=shutil.copy)
+    shutil.rmtree(b)
+    assert run(job(tmp_path, a, copy)).statistics["fc"].rows == 20
+    assert covered(tmp_path / "out") == [("a.zarr", "0:10"), ("copy.zarr", "0:7"), ("copy.zarr, part rank1", "0:3")]
