@@ -185,3 +185,5 @@ def test_parts_that_do_not_fit_together_are_refused(
 def test_places_that_cannot_be_recorded_into_are_refused() -> None:
     with pytest.raises(UsageError, match="expected a folder, or a URL such as s3"):
         Recorder("https://example.org/s.zarr")
+    with pytest.raises(UsageError, match="give the URL as text"):
+        Recorder(Path("s3://bucket/s.zarr"))

@@ -63,7 +63,7 @@ def covered(output: Path) -> list[tuple[str, str]]:
     return [(str(each.address).rpartition("/")[2], str(each.covered)) for each in found.sources]
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(cuts=st.lists(st.integers(0, 40), min_size=1, max_size=5), whole_stores=st.lists(st.booleans(), min_size=6))
 def test_any_division_among_stores_and_parts_gives_the_result_of_one_array(
     tmp_path_factory: pytest.TempPathFactory, cuts: list[int], whole_stores: list[bool]

@@ -67,6 +67,8 @@ class Target(Protocol):
 def target_of(place: str | Path) -> Target:
     """The target at the path or URL `place`. Raises `UsageError` for one that cannot be written."""
     text = str(place)
+    if text.split(":/")[0] in SCHEMES and "://" not in text:
+        raise UsageError(f"cannot record into {text}: a Path folds the slashes of a URL; give the URL as text")
     if not is_url(text):
         return LocalTarget(text)
     if urlsplit(text).scheme not in SCHEMES:
