@@ -292,3 +292,15 @@ def test_a_copy_under_another_name_is_known_by_its_content(tmp_path: Path, store
     shutil.rmtree(b)
     assert run(job(tmp_path, a, copy)).statistics["fc"].rows == 20
     assert covered(tmp_path / "out") == [("a.zarr", "0:10"), ("copy.zarr", "0:7"), ("copy.zarr, part rank1", "0:3")]
+
+
+def test_a_copy_beside_the_store_is_told(
+    tmp_path: Path, stores: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, copy = tmp_path / "run.yaml", str(tmp_path / "copy.zarr")
+    shutil.copytree(stores[0], copy, copy_function=shutil.copy)
+    for sources, told in ((stores, False), ((stores[0], copy), True)):
+        config.write_text(f"source: [{sources[0]}, {sources[1]}]\noutput: {tmp_path}/out{told}\n")
+        assert main(["run", str(config)]) == 0
+        said = f"3 of 3 chunks of {sources[1]} have the size and content of those of {sources[0]}; if one is a copy"
+        assert (said in capsys.readouterr().err) is told
