@@ -20,6 +20,7 @@ from streamstats.calibration.layer import Layer
 from streamstats.errors import DataError, MismatchError
 from streamstats.outputs.layer_statistics import LayerStatistics
 from streamstats.outputs.ledger import Measured
+from streamstats.outputs.resuming import uncounted_tail
 from streamstats.outputs.state import FORMAT, read_excluded, read_state, state_bytes
 from streamstats.statistics.statistic import Space
 from streamstats.statistics.statistics import Statistics
@@ -42,12 +43,13 @@ def layer_of(block, axis=-1, quantization=None, fingerprint=""):
     )
 
 
-def count(statistics, block, start, stop):
+def count(statistics, block, start, stop, in_tail=False):
     """`statistics` with rows `start` to `stop` of `block` counted in."""
     part, axis = block[start:stop], statistics.channel_axis
     members = {kind.name: kind.measure(part, axis) for kind in statistics.statistics.kinds}
     found = Statistics(Space.of(part, axis), members)
-    return statistics.count(Measured(statistics.layer, (start, stop), found, 0, np.empty((0, 2), np.int64)))
+    measured = Measured(statistics.layer, (start, stop), found, 0, np.empty((0, 3), np.int64), in_tail=in_tail)
+    return statistics.count(measured)
 
 
 def counted(block, axis=-1, quantization=None):
@@ -85,6 +87,23 @@ def test_rows_counted_in_any_order_and_parts_give_the_same_bytes(data):
     assert statistics.rows == 12
     assert state_bytes(statistics) == state_bytes(counted(block, 1))
     assert statistics.sums_digest() == counted(block, 1).sums_digest()
+
+
+@given(st.data())
+def test_rows_counted_apart_are_the_same_in_any_order_and_leave_what_was_never_counted_with_them(data):
+    block = data.draw(contents(np.dtype(np.float32), (12, 3)))
+    layer = dataclasses.replace(layer_of(block), shards=(5, 3))
+    parts = data.draw(st.permutations([(0, 3), (3, 10), (10, 11), (11, 12)]))
+    statistics = LayerStatistics.empty(layer)
+    for start, stop in parts:
+        statistics = count(statistics, block, start, stop, in_tail=start >= layer.settled_rows)
+        if data.draw(st.booleans()):
+            statistics = stored(statistics)
+    assert layer.settled_rows == 10
+    assert statistics.source.tail.ranges == ((10, 12),)
+    assert statistics.statistics == counted(block).statistics
+    left = uncounted_tail(layer, statistics)
+    assert state_bytes(left) == state_bytes(count(LayerStatistics.empty(layer), block, 0, 10))
 
 
 def test_rows_are_never_counted_twice():
@@ -198,6 +217,7 @@ def _with(**entries):
                 "extrema.maximum",
                 "source.0.covered",
                 "source.0.files",
+                "source.0.tail",
                 "sources",
                 "dtype",
                 "layer",
@@ -222,6 +242,10 @@ def _with(**entries):
         _with(source__0__excluded=np.array([[3, 4]])),
         _with(source__0__files=np.zeros((1, 2), np.int64)),
         _with(source__0__files=np.zeros((1, 3), np.int32)),
+        _with(source__0__tail=np.array([[0, 2]])),
+        _with(settled__mean__count=np.ones(3, np.int64)),
+        _with(sources='[["", 4, "", 5, false]]'),
+        _with(sources='[["", 4, "", 4, 0]]'),
         _with(mean__count=np.array([4, -1, 4])),
         _with(sources="[]"),
         _with(sources='[["", -1]]'),

@@ -35,7 +35,7 @@ _WHOLE_PIECES = np.full(PIECES, PIECE_BYTES)
 
 def contents_in(stored: Bytes, places: Integers) -> Integers:
     """The contents of the files whose bytes are in `stored`, at `places`, int64[files, (offset, size)]."""
-    sizes = np.ascontiguousarray(places[:, 1])
+    sizes = places[:, 1].copy()
     starts, lengths = _pieces(sizes)
     return _hashed(stored, starts + places[:, :1], lengths, sizes)
 

@@ -44,7 +44,9 @@ def test_it_is_the_same_from_a_file_and_from_memory_and_is_as_defined(size: int)
     content = written(size)
     stored = np.frombuffer(b"before" + content + b"after", np.uint8)
     assert of_file(content) == defined(content)
-    assert contents_in(stored, np.array([[6, size]])).tolist() == [defined(content)]
+    places = np.array([[6, size]])
+    assert contents_in(stored, places).tolist() == [defined(content)]
+    assert places.tolist() == [[6, size]], "where the files are stays known"
 
 
 def test_the_number_that_state_files_hold_stays_what_it_is() -> None:
