@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ..calibration.layer import Layer, arrays_of
-from ..coverage import Coverage, Rows
+from ..coverage import EMPTY, Coverage, Rows
 from ..errors import DataError, NonFiniteError, UsageError, listed
 from ..outputs.layer_statistics import LayerStatistics
-from ..outputs.ledger import CountedSource, Measured
+from ..outputs.ledger import CountedSource, Measured, no_files
 from ..outputs.manifest import read_manifest
 from ..outputs.results import still_missing
 from ..outputs.resuming import files_without, uncounted_tails
@@ -142,7 +143,7 @@ def _forgotten(
             again |= tails
         else:
             whole_again = {each: others[each] | tails[each] for each in others}
-            rest, read = _begun_anew(arrays[name], whole), sum(map(len, whole_again.values()))
+            rest, read = _begun_anew(layer, whole), sum(map(len, whole_again.values()))
             again |= whole_again
         ledgers[name] = rest.with_source(_excluding(layer, rest.at(layer.address), rows))
         gone = len(before.at(layer.address).covered & rows)
@@ -161,14 +162,12 @@ def _without(layer: Layer, rows: Coverage, found: Mapping[str, Coverage]) -> dic
     return {**found, layer.name: found[layer.name] - rows}
 
 
-def _begun_anew(arrays: Sequence[Layer], whole: LayerStatistics) -> LayerStatistics:
-    """What is counted of `arrays` before any row is, with what is excluded in `whole`."""
-    empty = LayerStatistics.empty(*arrays)
-    sources = (
-        replace(new, fingerprint=before.fingerprint, excluded=before.excluded)
-        for new, before in zip(empty.sources, whole.sources, strict=True)
-    )
-    return replace(empty, sources=tuple(sources))
+def _begun_anew(layer: Layer, whole: LayerStatistics) -> LayerStatistics:
+    """`whole` before any row was counted, with all that its sources say besides."""
+    no_rows: dict[str, Any] = dict.fromkeys(("covered", "filled", "accepted", "tail"), EMPTY)
+    no_rows |= {"files": no_files(), "mask_files": no_files()}
+    sources = (replace(each, **no_rows) for each in whole.sources)
+    return replace(whole, statistics=Statistics.empty(layer.kinds, layer.space), sources=tuple(sources))
 
 
 def _counted(

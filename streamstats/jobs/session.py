@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from ..calibration.selection import Selected, select_layers
 from ..coverage import Coverage, Rows
 from ..errors import StreamstatsError, UsageError, counted, listed
 from ..outputs.changes import Change, check_unchanged
+from ..outputs.copies import copies_among
 from ..outputs.layer_statistics import LayerStatistics
 from ..outputs.ledger import CountedSource
 from ..outputs.manifest import GapsOf, joined, read_manifest
@@ -116,6 +118,7 @@ class Session:
             outcome = reduce_layers(
                 self.layers, self.ledgers, wanted, self.job.memory, self.workers, policy, self.progress, saver
             )
+            tell_twins(outcome.statistics, self.progress)
             self.write(outcome.statistics, outcome.gaps(self.layers))
         except UsageError:
             saver.save()
@@ -364,8 +367,18 @@ def tell_copies(copies: Sequence[Change], progress: Progress) -> None:
             )
 
 
+def tell_twins(ledgers: Ledgers, progress: Progress) -> None:
+    """Report sources or parts that hold what another one holds: as copies, their rows would count twice."""
+    for first, second, same, chunks in islice(copies_among(ledgers), NAMED):
+        progress.say(
+            f"warning: {same:,} of {counted(chunks, 'chunk')} of {second} have the size and content of those of "
+            f"{str(first) or 'the store, outside its parts'}; if one is a copy, its rows count twice: leave it out, "
+            "and count again with --restart"
+        )
+
+
 def _has_moved(output: Path, job: Job) -> bool:
-    """Whether what `output` holds was counted from another place. Raises `DataError` for a damaged manifest."""
+    """Whether some of what `output` holds was counted from another place. Raises `DataError` for a damaged manifest."""
     manifest = read_manifest(output)
     if manifest is None or manifest.merged:
         return False

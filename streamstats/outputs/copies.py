@@ -9,13 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import combinations, islice
 
+from ..calibration.addresses import Address
 from ..calibration.encoding.content import UNSAMPLED
 from ..calibration.sources.identities import copied, has_identity
 from ..coverage import Coverage
 from .ledger import CountedSource, Ledger, in_both
 
 Ledgers = Mapping[str, Ledger]
+MOST_PAIRS = 1000
+"""Pairs of arrays that are compared; only those whose first chunks are the same are."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,32 @@ def counted_twice(left: Ledgers, right: Ledgers) -> Twice | None:
         first = next(each for each in shared if each.same)
         return Twice(first.layer, first.rows, f"{same:,} of {chunks:,} chunks have the same size and content")
     return _same_statistics(left, right)
+
+
+def copies_among(ledgers: Ledgers) -> Iterator[tuple[Address, Address, int, int]]:
+    """(one, another, the same, all) for two arrays of each layer most of whose chunks are the same, as in a copy.
+
+    The same chunks, and all that both have counted, are those of all layers.
+    """
+    alike = dict.fromkeys(pair for ledger in ledgers.values() for pair in _with_one_beginning(ledger))
+    for first, second in islice(alike, MOST_PAIRS):
+        every = [{source.address: source for source in ledger.sources} for ledger in ledgers.values()]
+        both = [(each[first], each[second]) for each in every if first in each and second in each]
+        shared = [_shared("", *pair) for pair in both if pair[0].fingerprint == pair[1].fingerprint]
+        same, chunks = sum(each.same for each in shared), sum(each.chunks for each in shared)
+        if 2 * same > chunks:
+            yield first, second, same, chunks
+
+
+def _with_one_beginning(ledger: Ledger) -> Iterator[tuple[Address, Address]]:
+    """Pairs of arrays of a layer whose first chunks have the same size and content."""
+    groups: dict[tuple[object, ...], list[Address]] = {}
+    for source in ledger.sources:
+        if len(source.files) and source.files[0, 2] != UNSAMPLED:
+            key = source.fingerprint, int(source.files[0, 0]), int(source.files[0, 2])
+            groups.setdefault(key, []).append(source.address)
+    for group in groups.values():
+        yield from combinations(group, 2)
 
 
 def _most_alike(left: Ledger, right: Ledger) -> Iterator[_Shared]:

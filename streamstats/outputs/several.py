@@ -11,10 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..calibration.addresses import Address
-from ..calibration.identity import identities
+from ..calibration.identity import sampled
 from ..calibration.layer import Layer
 from ..calibration.sources.choose import source_of as store_at
-from ..calibration.sources.identities import has_identity
+from ..calibration.sources.identities import copied, differing, has_identity
 from ..coverage import EMPTY, Coverage
 from ..errors import DataError
 from .layer_statistics import LayerStatistics
@@ -89,12 +89,12 @@ def _lies_in(array: Layer, address: Address, before: Sequence[str]) -> bool:
 
 
 def _equal_files(source: CountedSource, array: Layer) -> int:
-    """How many counted files of `source` the array has, too."""
+    """How many counted files of `source` the array has, too, or copies of them."""
     if source.fingerprint != array.fingerprint or source.address.part != array.address.part:
         return 0
-    now = identities(array, range(len(source.files)))
+    now = sampled(array, range(len(source.files)))
     known = has_identity(source.files) & has_identity(now)
-    return int((known & (source.files[:, :2] == now[:, :2]).all(axis=1)).sum())
+    return int((known & (~differing(source.files, now) | copied(source.files, now))).sum())
 
 
 def _gone(layer: str, source: CountedSource, arrays: Sequence[Layer]) -> DataError:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from stores import Array, build_store, samples
@@ -259,3 +260,47 @@ def test_a_store_that_was_moved_is_known_by_its_files(tmp_path: Path, stores: tu
     outcome = run(job(tmp_path, a, moved))
     assert covered(tmp_path / "out") == [("a.zarr", "0:10"), ("moved.zarr", "0:7")]
     assert outcome.statistics["fc"].rows == 17
+
+
+def test_padding_that_others_write_first_is_counted_again_in_whichever_source(tmp_path: Path) -> None:
+    """zarr makes an array longer before it writes; the rows of a chunk with room for more are counted apart."""
+    stores = [str(build_store(tmp_path / name, {"fc": X[:7]}, chunks=(4, 3, 4))) for name in ("a.zarr", "b.zarr")]
+    whole = X[:7]
+    run(job(tmp_path, *stores))
+    for number, store in enumerate(reversed(stores)):
+        array = zarr.open_array(store, path="fc", mode="r+")
+        array.resize((11 + number, 3, 4))
+        array[6:] = X[20 : 25 + number]  # the last counted row, too, is another one now
+    expected = np.concatenate([whole[:6], X[20:26], whole[:6], X[20:25]])
+    for restart in (False, True):
+        found = run(job(tmp_path, *stores), restart=restart).statistics["fc"]
+        reference = reduce(record(tmp_path / f"w{restart}.zarr", expected), layers=job(tmp_path, "").rules)["fc"]
+        assert found.statistics == reference.statistics
+    forget(job(tmp_path, *stores), (9, 10), source=stores[0])
+    left = record(tmp_path / "left.zarr", np.delete(expected, 9, axis=0))
+    found = run(job(tmp_path, *stores)).statistics["fc"]
+    assert found.statistics == reduce(left, layers=job(tmp_path, "").rules)["fc"].statistics
+    assert verify(job(tmp_path, *stores)) == []
+
+
+def test_a_copy_under_another_name_is_known_by_its_content(tmp_path: Path, stores: tuple[str, str]) -> None:
+    a, b = stores
+    record(b, X[17:20], part="rank1")
+    run(job(tmp_path, a, b))
+    copy = str(tmp_path / "copy.zarr")
+    shutil.copytree(b, copy, copy_function=shutil.copy)
+    shutil.rmtree(b)
+    assert run(job(tmp_path, a, copy)).statistics["fc"].rows == 20
+    assert covered(tmp_path / "out") == [("a.zarr", "0:10"), ("copy.zarr", "0:7"), ("copy.zarr, part rank1", "0:3")]
+
+
+def test_a_copy_beside_the_store_is_told(
+    tmp_path: Path, stores: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, copy = tmp_path / "run.yaml", str(tmp_path / "copy.zarr")
+    shutil.copytree(stores[0], copy, copy_function=shutil.copy)
+    for sources, told in ((stores, False), ((stores[0], copy), True)):
+        config.write_text(f"source: [{sources[0]}, {sources[1]}]\noutput: {tmp_path}/out{told}\n")
+        assert main(["run", str(config)]) == 0
+        said = f"3 of 3 chunks of {sources[1]} have the size and content of those of {sources[0]}; if one is a copy"
+        assert (said in capsys.readouterr().err) is told

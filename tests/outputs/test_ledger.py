@@ -20,7 +20,7 @@ from streamstats.calibration.layer import Layer
 from streamstats.errors import DataError, MismatchError
 from streamstats.outputs.layer_statistics import LayerStatistics
 from streamstats.outputs.ledger import Measured
-from streamstats.outputs.resuming import uncounted_tail
+from streamstats.outputs.resuming import uncounted_tails
 from streamstats.outputs.state import FORMAT, read_excluded, read_state, state_bytes
 from streamstats.statistics.statistic import Space
 from streamstats.statistics.statistics import Statistics
@@ -102,7 +102,7 @@ def test_rows_counted_apart_are_the_same_in_any_order_and_leave_what_was_never_c
     assert layer.settled_rows == 10
     assert statistics.source.tail.ranges == ((10, 12),)
     assert statistics.statistics == counted(block).statistics
-    left = uncounted_tail(layer, statistics)
+    left = uncounted_tails([layer], statistics)
     assert state_bytes(left) == state_bytes(count(LayerStatistics.empty(layer), block, 0, 10))
 
 
