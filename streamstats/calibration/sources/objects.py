@@ -140,6 +140,12 @@ def object_store(location: str) -> Any:
     check_url(location)
     store = require("obstore.store", "cloud")
     plain = os.environ.get("AWS_ALLOW_HTTP", "").lower() == "true"  # which the options would override
+    endpoint = os.environ.get("AWS_ENDPOINT_URL", "")
+    if location.startswith("s3://") and endpoint.lower().startswith("http://") and not plain:
+        raise UsageError(
+            "AWS_ENDPOINT_URL begins with http://, so requests would not be encrypted; use https, or allow that with "
+            "AWS_ALLOW_HTTP=true"
+        )
     options = {"timeout": f"{REQUEST_SECONDS}s", "connect_timeout": "10s", "allow_http": plain}
     try:
         return store.from_url(_literal(location), client_options=options, retry_config={"max_retries": 0})
