@@ -16,9 +16,9 @@ import numpy.typing as npt
 
 from .. import __version__
 from ..errors import counted, require
+from ..models.judgement import CORRECTED, IF_WORSE, ONE_PASS, UNCORRECTED
 from ..models.linear import WEIGHTLESS
-from ..models.onnx.correct import CORRECTED, ONE_PASS, Correction
-from ..models.onnx.judgement import IF_WORSE, UNCORRECTED
+from ..models.onnx.correct import Correction
 from ..models.onnx.precision import Precision, bias_steps, precision
 from ..outputs.layer_statistics import LayerStatistics
 from ..outputs.manifest import MANIFEST

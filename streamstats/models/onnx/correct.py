@@ -15,6 +15,8 @@ from ...errors import UsageError, listed
 from ...progress import QUIET, Progress
 from ...ranges.finding import MINMAX
 from ...storage.files import remove_folder, write_bytes
+from ..harm import TRIALS, WORSE, Trials, tell, without
+from ..judgement import CORRECTED, ONE_PASS, UNCORRECTED, Judgement
 from ..linear import LayerCorrection
 from ..tensors import terms_bytes
 from .accounts import as_correction
@@ -22,12 +24,11 @@ from .activations import Activations
 from .biases import add_to_biases
 from .by_outputs import FORM, OutputCorrection, Outputs
 from .correctors import check_masks, find_correctors, one_pass, strays
+from .doubts import unsure
 from .files import check_targets, write_models
 from .graph import copied
-from .harm import TRIALS, WORSE, Trials, tell, unsure, without
 from .iterative import Iterative, iterative_corrections
 from .judge import HeldOut, Judge
-from .judgement import UNCORRECTED, Judgement
 from .layers import LeftOut
 from .levels import Levels
 from .subject import Subject, check_rounded, fake_quantized, marked, quantized_by_others, two_models
@@ -37,8 +38,6 @@ if TYPE_CHECKING:
 
 TERMS = ".terms.safetensors"
 """The suffix of the file of terms, in place of the corrected model's own."""
-ONE_PASS, CORRECTED = "one pass", "corrected"
-"""The names of the models in a judgement, besides `float` and the quantised one."""
 
 
 @dataclass(frozen=True)
