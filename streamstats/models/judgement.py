@@ -32,6 +32,16 @@ NO_FLOATS = (
     "computed, or leave out --do-no-harm"
 )
 
+ADVICE = {
+    "worse": IF_WORSE,
+    "harm": "--do-no-harm",
+    "precision": (
+        ". To estimate it, set `statistics: [spread]` in the configuration of the run, count two samples or more, and "
+        "give the models"
+    ),
+}
+"""What a report says to do about a worse model, to try what harms, and to know the precision of corrections."""
+
 
 @dataclass(frozen=True)
 class Judgement:

@@ -47,6 +47,11 @@ class BatchMask:
         return name in named or any(each.kind == each.VAR_KEYWORD for each in self._signature.parameters.values())
 
     @property
+    def current(self) -> Mask | None:
+        """The mask of the last call of the model; None for none."""
+        return self._current
+
+    @property
     def may_apply(self) -> bool:
         """Whether a call of the model may give a mask."""
         return self._mask is not None and (not isinstance(self._mask, str) or self._takes(self._mask))
