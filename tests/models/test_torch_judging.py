@@ -18,7 +18,7 @@ from streamstats.report import page
 
 torch = pytest.importorskip("torch", reason="`make models` tests with it")
 
-from streamstats.models.torch import HeldOut, correct, measuring  # noqa: E402
+from streamstats.models.torch import HeldOut, Iterative, correct, measuring  # noqa: E402
 from streamstats.models.torch.judging import OTHER_BIAS, UNHEARD  # noqa: E402
 
 nn: Any = torch.nn
@@ -62,9 +62,9 @@ def folded_and_rounded(network: Any, bits: int = 3) -> Any:
     return found
 
 
-def out(network: Any, folder: Path, *, spoiled: bool = False) -> Path:
+def out(network: Any, folder: Path, *, spoiled: bool = False, statistics: tuple[str, ...] = ()) -> Path:
     """What measuring leaves; if `spoiled`, `shared` has means that are far off."""
-    with measuring(network, layers=["conv", "fc"] if spoiled else None) as meter:
+    with measuring(network, statistics=statistics, layers=["conv", "fc"] if spoiled else None) as meter:
         for batch in batches(1):
             network(batch)
     if spoiled:
@@ -73,15 +73,15 @@ def out(network: Any, folder: Path, *, spoiled: bool = False) -> Path:
     return folder / "out"
 
 
-def layer_outputs(network: Any) -> dict[str, Any]:
-    """Layer → its outputs over the held-out batches, float64[values, channels], by hooks of the test's own."""
+def layer_outputs(network: Any, seed: int = 2) -> dict[str, Any]:
+    """Layer → its outputs over the batches of this `seed`, float64[values, channels], by hooks of the test's own."""
     found: dict[str, list[Any]] = {"conv": [], "shared": [], "fc": []}
     modules = {"conv": network.bn, "shared": network.shared, "fc": network.fc}
     hooks = [
         module.register_forward_hook(lambda _m, _g, y, n=name: found[n].append(y.double()))
         for name, module in modules.items()
     ]
-    outputs = torch.cat([network(batch) for batch in batches(2)])
+    outputs = torch.cat([network(batch) for batch in batches(seed)])
     for hook in hooks:
         hook.remove()
     rows = {name: torch.cat([y.movedim(1, -1).reshape(-1, y.shape[1]) for y in ys]) for name, ys in found.items()}
@@ -168,6 +168,52 @@ def test_layers_that_cannot_be_judged_say_why_and_are_corrected(network: Any, tm
     assert {each.layer for each in found.layers if each.corrected} == {"conv", "shared", "fc"}
 
 
+def shifts(network: Any, quantized: Any, seed: int) -> dict[str, float]:
+    """Layer → the largest shift of its mean outputs over the batches of this `seed`."""
+    wanted, mine = layer_outputs(network, seed), layer_outputs(quantized, seed)
+    return {name: float(np.abs((mine[name] - wanted[name]).mean(0)).max()) for name in wanted}
+
+
+def test_layer_by_layer_every_layer_has_the_mean_outputs_of_the_float_model(network: Any, tmp_path: Path) -> None:
+    correctors, quantized = out(network, tmp_path, statistics=("taps",)), folded_and_rounded(network)
+    once = copy.deepcopy(quantized)
+    correct(network, once, correctors)
+    assert max(shifts(network, once, seed=1).values()) > 1e-3, "in one pass, inputs are those of the float model"
+    found = correct(network, quantized, correctors, HeldOut(batches(2)), iterative=Iterative(batches(1)))
+    for name, shift in shifts(network, quantized, seed=1).items():
+        assert shift < 2e-6, name
+    assert [*found.judgement.outputs] == [UNCORRECTED, "one pass", CORRECTED]
+    assert found.provenance()["iterative"] == "full"
+
+
+def test_the_form_change_takes_the_inputs_of_the_corrected_model(network: Any, tmp_path: Path) -> None:
+    correctors, quantized = out(network, tmp_path, statistics=("taps",)), folded_and_rounded(network)
+    found = correct(network, quantized, correctors, iterative=Iterative(batches(1), form="change"))
+    terms = {each.layer: each.term for each in found.layers}
+    seen: list[Any] = []
+    hook = quantized.fc.register_forward_pre_hook(lambda _m, x: seen.append(x[0].double()))
+    for batch in batches(1):
+        quantized(batch)
+    hook.remove()
+    change = (network.fc.weight.double() - quantized.fc.weight.double()).numpy()
+    np.testing.assert_allclose(terms["fc"], change @ torch.cat(seen).mean(0).numpy(), atol=1e-7)
+
+
+def test_batches_that_were_not_recorded_are_refused(network: Any, tmp_path: Path) -> None:
+    correctors, quantized = out(network, tmp_path), folded_and_rounded(network)
+    with pytest.raises(UsageError, match="they give 5120 values per channel of layer conv, but 4096 were counted"):
+        correct(network, quantized, correctors, iterative=Iterative(batches(1, 80)))
+    with pytest.raises(UsageError, match=r"the recorded batches are a list_iterator, which ends after one pass"):
+        correct(network, quantized, correctors, iterative=Iterative(iter(batches(1))))
+    with pytest.raises(UsageError, match="the held-out batches are the recorded ones"):
+        correct(network, quantized, correctors, HeldOut(given := batches(1)), iterative=Iterative(given))
+    with pytest.raises(UsageError, match="the form is 'half'; expected one of full, change"):
+        Iterative(batches(1), form="half")
+    with pytest.raises(UsageError, match="judge on samples that were not recorded; give them, `held_out`"):
+        correct(network, quantized, correctors, do_no_harm=True)
+    assert quantized.shared.bias is None
+
+
 class Expert(nn.Module):  # type: ignore[misc]
     """A layer that sees the positions that another one chooses, and attention."""
 
@@ -229,7 +275,16 @@ def test_exported_models_are_judged_in_their_graphs(network: Any, tmp_path: Path
     prepared(samples)
     quantized = flow.convert_pt2e(prepared)
     nodes, before = len(quantized.graph.nodes), quantized(samples)
-    found = correct(network, quantized, out(network, tmp_path), HeldOut([samples]))
+    how = Iterative(batches(1)[:2])
+    with measuring(network, statistics=["taps"]) as meter:
+        for batch in how.batches:
+            network(batch)
+    meter.save(tmp_path / "out")
+    found = correct(network, quantized, tmp_path / "out", HeldOut([samples]), iterative=how)
+    means = [
+        torch.cat([each(batch) for batch in how.batches]).double().mean(0).numpy() for each in (network, quantized)
+    ]
+    np.testing.assert_allclose(means[0], means[1], atol=2e-6)
     assert {each.layer: each.outcome for each in found.layers} == dict.fromkeys(("conv", "shared", "fc"), "corrected")
     assert len(quantized.graph.nodes) >= nodes
     assert not [node for node in quantized.graph.nodes if str(node.target).startswith("heard_")]

@@ -15,6 +15,7 @@ from .account import Account, LayerRecord
 from .batches import HeldOut
 from .correcting import apply_correctors
 from .corrections import Correction, correct
+from .iterating import Iterative
 from .layers import linear_modules
 from .places import add_to_bias
 from .recording import ModelMeter, measuring, recording
@@ -23,6 +24,7 @@ __all__ = [
     "Account",
     "Correction",
     "HeldOut",
+    "Iterative",
     "LayerRecord",
     "ModelMeter",
     "add_to_bias",

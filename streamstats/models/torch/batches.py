@@ -44,29 +44,30 @@ class HeldOut:
 
 @dataclass(eq=False)
 class Batches:
-    """Goes through held-out batches, and raises `UsageError` if a pass differs from the first."""
+    """Goes through batches, and raises `UsageError` if a pass differs from the first."""
 
-    held_out: HeldOut
+    batches: Iterable[Any]
+    what: str = "held-out"
     sizes: list[int] = field(default_factory=list)
     digests: list[bytes] = field(default_factory=list)
 
     @classmethod
-    def of(cls, held_out: HeldOut) -> Batches:
+    def of(cls, batches: Iterable[Any], what: str = "held-out") -> Batches:
         """Goes through them once. Raises `UsageError` if there are none, or if they can be gone through only once."""
-        found, given = cls(held_out), held_out.batches
+        found, given = cls(batches, what), batches
         if iter(given) is given:
             raise UsageError(
-                f"the held-out batches are a {type(given).__name__}, which ends after one pass; give a list of them, "
+                f"the {what} batches are a {type(given).__name__}, which ends after one pass; give a list of them, "
                 "or a loader that does not shuffle"
             )
         for batch in given:
             tensors = list(_tensors(batch))
             if not tensors or not tensors[0].ndim:
-                raise UsageError(f"a held-out batch is a {type(batch).__name__} without tensors that have samples")
+                raise UsageError(f"a {what} batch is a {type(batch).__name__} without tensors that have samples")
             found.sizes.append(len(tensors[0]))
             found.digests.append(_digest(tensors))
         if not found.sizes:
-            raise UsageError("there are no held-out batches; give samples that were not recorded")
+            raise UsageError(f"there are no {what} batches; give samples")
         return found
 
     @property
@@ -77,13 +78,13 @@ class Batches:
     def __iter__(self) -> Iterator[tuple[int, Any, int]]:
         """(number, batch, samples) of each. Raises `UsageError` if they are not those of the first pass."""
         number = 0
-        for batch in self.held_out.batches:
+        for batch in self.batches:
             if number == len(self.sizes) or _digest(_tensors(batch)) != self.digests[number]:
-                raise UsageError(f"the held-out batch {number} {CHANGED}")
+                raise UsageError(f"the {self.what} batch {number} {CHANGED}")
             yield number, batch, self.sizes[number]
             number += 1
         if number < len(self.sizes):
-            raise UsageError(f"the held-out batch {number} {CHANGED}")
+            raise UsageError(f"the {self.what} batch {number} {CHANGED}")
 
 
 CHANGED = (

@@ -17,29 +17,33 @@ from ...outputs.manifest import MANIFEST
 from ...outputs.results import open_results
 from ...progress import QUIET, Progress
 from ..harm import TRIALS, WORSE, Trials, doubt, tell, without
-from ..judgement import CORRECTED, UNCORRECTED, Judgement
+from ..judgement import CORRECTED, ONE_PASS, UNCORRECTED, Judgement
 from ..linear import LayerCorrection
 from ..precision import Precision
 from .account import Account
 from .batches import HeldOut
 from .correcting import mark, planned
+from .iterating import Iterative, iterative_corrections
 from .judging import Judge
 from .planned import Planned, Twin
 
 if TYPE_CHECKING:
     import torch
 
-REMEDY = "leave out what does harm (`do_no_harm`), or round less coarsely (steps per channel, more bits)"
+REMEDY = (
+    "correct layer by layer (`iterative`), leave out what does harm (`do_no_harm`), or round less coarsely (steps per "
+    "channel, more bits)"
+)
 """What to do about a corrected torch model that is worse than the quantised one."""
 KEPT = "the quantised model was not changed"
 
 
 @dataclass(frozen=True, eq=False)
 class Correction:
-    """What the correction of a torch model came to: the outcome of each layer, and the `judgement`."""
+    """What the correction of a torch model came to: the outcome of each layer, and the `judgement`, if any."""
 
     layers: Sequence[LayerCorrection]
-    judgement: Judgement
+    judgement: Judgement | None
     about: Mapping[str, Any]
 
     @property
@@ -60,8 +64,9 @@ def correct(
     model: torch.nn.Module,
     quantized: torch.nn.Module,
     correctors: str | Path,
-    held_out: HeldOut,
+    held_out: HeldOut | None = None,
     *,
+    iterative: Iterative | None = None,
     account: Account | None = None,
     do_no_harm: bool = False,
     fail_if_worse: bool = False,
@@ -69,6 +74,8 @@ def correct(
     progress: Progress = QUIET,
 ) -> Correction:
     """Correct the biases of `quantized`, in place, as `apply_correctors` does, and judge it on `held_out` batches.
+
+    Without `held_out`, nothing is judged. `iterative` corrects layer by layer instead of in one pass.
 
     `do_no_harm` leaves out the corrections without which the network's outputs are nearer to the float model's on these
     batches, of which at most `trials` are tried one by one; those for which too few samples were counted, unless they
@@ -78,33 +85,52 @@ def correct(
     Raises what `apply_correctors` raises, `UsageError` for batches that cannot be used or a model that cannot be
     copied, and `MismatchError` if the two models return other outputs.
     """
-    if trials < 0:
-        raise UsageError(f"trials is {trials}; expected 0 or more")
+    _check(held_out, iterative, trials, judges=do_no_harm or fail_if_worse)
     own = planned(model, quantized, correctors, account)
-    judge = Judge(model, own.plan, held_out, progress)
-    method = _Judged(own, judge, trials, _doubts(Path(correctors), own.plan), progress)
-    chosen = method.chosen(do_no_harm)
-    judgement = judge.finish()
-    tell(judgement, CORRECTED, progress, fail=fail_if_worse, remedy=REMEDY, kept=KEPT)
-    done = own.add({each.layer: each for each in chosen})
+    judge = None if held_out is None else Judge(model, own.plan, held_out, progress)
+    once = [each.correction for each in own.plan]
+    plan = once if iterative is None else iterative_corrections(own, iterative, progress)
+    judgement = None
+    if judge is not None:
+        doubtful = _doubts(Path(correctors), own.plan)
+        method = _Judged(own, plan, None if iterative is None else once, judge, trials, doubtful, progress)
+        plan = method.chosen(do_no_harm)
+        judgement = judge.finish()
+        tell(judgement, CORRECTED, progress, fail=fail_if_worse, remedy=REMEDY, kept=KEPT)
+    done = own.add({each.layer: each for each in plan})
     mark(quantized, done)
     about = {
         "model": type(model).__name__,
         "quantized": type(quantized).__name__,
-        "iterative": None,
-        "samples": None,
-        "held_out": f"{judge.samples} samples",
-        "mask": held_out.mask if isinstance(held_out.mask, str) else None,
+        "iterative": iterative and iterative.form,
+        "samples": iterative and "the recorded batches",
+        "held_out": judge and f"{judge.samples} samples",
+        "mask": held_out.mask if held_out is not None and isinstance(held_out.mask, str) else None,
         "do_no_harm": do_no_harm,
     }
     return Correction(done, judgement, about)
 
 
+def _check(held_out: HeldOut | None, iterative: Iterative | None, trials: int, *, judges: bool) -> None:
+    """Raise `UsageError` for options that cannot be combined."""
+    if trials < 0:
+        raise UsageError(f"trials is {trials}; expected 0 or more")
+    if judges and held_out is None:
+        raise UsageError("do_no_harm and fail_if_worse judge on samples that were not recorded; give them, `held_out`")
+    if held_out is not None and iterative is not None and held_out.batches is iterative.batches:
+        raise UsageError("the held-out batches are the recorded ones; judge with samples that were not recorded")
+
+
 @dataclass(frozen=True, eq=False)
 class _Judged:
-    """One correction that is judged: `own` is the quantised model, which stays as it is."""
+    """One correction that is judged: `own` is the quantised model, which stays as it is.
+
+    `planned` are the corrections, `once` those of one pass to compare them with, if they are others.
+    """
 
     own: Twin
+    planned: Sequence[LayerCorrection]
+    once: Sequence[LayerCorrection] | None
     judge: Judge
     trials: int
     doubtful: Mapping[str, str]
@@ -112,12 +138,14 @@ class _Judged:
 
     def chosen(self, do_no_harm: bool) -> list[LayerCorrection]:
         """What to add, after judging it; with `do_no_harm`, without the corrections that do harm."""
-        plan = [each.correction for each in self.own.plan]
+        plan = [*self.planned]
         if self.doubtful:
             self.progress.say(
                 f"note: too few samples were counted for the size of the corrections of {listed(self.doubtful)}"
             )
         self.judge.add(UNCORRECTED, self.own.copied())
+        if self.once is not None:
+            self.judge.add(ONE_PASS, self._made(self.once))
         self._add(plan, "")
         if not do_no_harm:
             return plan

@@ -23,8 +23,8 @@ CONVOLUTIONS = (
     *("convolution", "conv1d", "conv2d", "conv3d"),
     *("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
 )
-PRODUCTS = {**dict.fromkeys(("linear", *CONVOLUTIONS), (1, 2)), "addmm": (2, 0)}
-"""Operator → places of the weight and of the bias among its arguments."""
+PRODUCTS = {**dict.fromkeys(("linear", *CONVOLUTIONS), (1, 2, 0)), "addmm": (2, 0, 1)}
+"""Operator → places of the weight, the bias and the input among its arguments."""
 
 
 def products_by_path(model: Any) -> dict[str, list[Any]] | None:
@@ -49,6 +49,7 @@ class GraphPlace(Place):
 
     model: Any
     nodes: Sequence[Any]
+    hears = True
 
     def weight(self) -> ComputedWeight:
         """The constant that all the products have."""
@@ -91,13 +92,13 @@ class GraphPlace(Place):
         bias = found.pop()
         return np.zeros(1) if bias is None else reals(self._constant(bias))
 
-    def listen(self, heard: Heard) -> Callable[[], None]:
-        """Hear the outputs of the products, by a module in the graph behind each."""
+    def listen(self, heard: Heard, *, inputs: bool = False) -> Callable[[], None]:
+        """Hear the products, by a module in the graph behind each."""
         self.model.add_submodule(name := _free_place(self.model), _Listener(heard))
         ears = []
         for node in self.nodes:
             with self.model.graph.inserting_after(node):
-                ears.append(self.model.graph.call_module(name, (node,)))
+                ears.append(self.model.graph.call_module(name, (_argument(node, "input") if inputs else node,)))
         self.model.recompile()
         return lambda: self._unheard(name, ears)
 
@@ -148,8 +149,8 @@ def _operator(node: Any) -> str:
 
 
 def _argument(node: Any, name: str) -> Any:
-    """The weight or the bias of a product; None if it has no such argument."""
-    place = PRODUCTS[_operator(node)][("weight", "bias").index(name)]
+    """The weight, the bias or the input of a product; None if it has no such argument."""
+    place = PRODUCTS[_operator(node)][("weight", "bias", "input").index(name)]
     return node.args[place] if len(node.args) > place else node.kwargs.get(name)
 
 

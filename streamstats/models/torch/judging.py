@@ -55,7 +55,7 @@ class Judge:
         if model.training:
             raise UsageError("the float model is in training mode, so its outputs depend on chance; call its `eval()`")
         self._model, self._held_out, self._progress = model, held_out, progress
-        self._batches = Batches.of(held_out)
+        self._batches = Batches.of(held_out.batches)
         self._unjudged = {each.name: why for each in plan if each.correction.term is not None and (why := _deaf(each))}
         self._roundings = {
             each.name: each.rounding

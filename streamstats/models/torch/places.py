@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -47,8 +47,11 @@ class Place(ABC):
         """The bias of what `listen` hears, float64[outputs]; None if nothing can be heard there."""
         return None
 
-    def listen(self, heard: Heard) -> Callable[[], None]:
-        """Call `heard` with each output from now on; returns what ends that. Only where there is a `bias`."""
+    hears: ClassVar[bool] = False
+    """Whether `listen` is possible."""
+
+    def listen(self, heard: Heard, *, inputs: bool = False) -> Callable[[], None]:
+        """Call `heard` with each output, or with the `inputs`, from now on; returns what ends that."""
         raise NotImplementedError
 
 
@@ -57,6 +60,7 @@ class ModulePlace(Place):
     """A module with a weight."""
 
     module: Any
+    hears = True
 
     def weight(self) -> ComputedWeight:
         """The weight that the module computes with."""
@@ -76,9 +80,14 @@ class ModulePlace(Place):
         bias = module.bias() if callable(module.bias) else module.bias
         return np.zeros(1) if bias is None else reals(bias)
 
-    def listen(self, heard: Heard) -> Callable[[], None]:
-        """Hear the outputs of the module's calls."""
-        hook = self.module.register_forward_hook(lambda _module, _given, output: heard(output))
+    def listen(self, heard: Heard, *, inputs: bool = False) -> Callable[[], None]:
+        """Hear the module's calls."""
+        if inputs:
+            hook = self.module.register_forward_pre_hook(
+                lambda _module, given, named: heard(given[0] if given else next(iter(named.values()))), with_kwargs=True
+            )
+        else:
+            hook = self.module.register_forward_hook(lambda _module, _given, output: heard(output))
         remove: Callable[[], None] = hook.remove
         return remove
 
