@@ -13,13 +13,13 @@ import pytest
 import streamstats as ss
 from streamstats.errors import HarmError, MismatchError, UsageError
 from streamstats.models.harm import HARMFUL
-from streamstats.models.judgement import CORRECTED, FLOAT, ROUTED, UNCORRECTED
+from streamstats.models.judgement import CORRECTED, FLOAT, UNCORRECTED
 from streamstats.report import page
 
 torch = pytest.importorskip("torch", reason="`make models` tests with it")
 
 from streamstats.models.torch import HeldOut, Iterative, correct, measuring  # noqa: E402
-from streamstats.models.torch.judging import OTHER_BIAS, UNHEARD  # noqa: E402
+from streamstats.models.torch.judging import OTHER_BIAS, UNHEARD, UNLIKE  # noqa: E402
 
 nn: Any = torch.nn
 
@@ -246,7 +246,7 @@ def test_masks_routed_positions_and_attention(tmp_path: Path) -> None:
         weight.copy_(torch.from_numpy(ss.fake_quantize(weight.numpy(), 3)))
     errors = [(quantized.gate(each["x"]) - network.gate(each["x"]))[:, :3].double() for each in given]
     found = correct(network, quantized, tmp_path / "out", HeldOut(given)).judgement
-    assert found.unjudged == {"attn/in_proj": UNHEARD, "expert": ROUTED}
+    assert found.unjudged == {"attn/in_proj": UNHEARD, "expert": UNLIKE}
     np.testing.assert_allclose(
         found.layers["gate"][UNCORRECTED].shift, torch.cat(errors).mean((0, 1)).numpy(), atol=1e-6
     )

@@ -131,6 +131,28 @@ def test_masks_of_padding_are_true_where_nothing_counts(kind: str) -> None:
     assert found.masked == (N * T - int(mask.sum()), N * T)
 
 
+def test_masks_of_sources_are_not_those_of_targets() -> None:
+    network = nn.Transformer(C, 2, 1, 1, 8, batch_first=True)
+    x, mask = torch.randn(N, T, C), batch()[1]
+    with (
+        pytest.warns(UserWarning, match="whole positions of its samples out"),
+        measuring(network, layers=["*decoder*"]) as meter,
+    ):
+        network(x, x, src_key_padding_mask=~mask)
+    assert {each.masked for each in meter.statistics.values()} == {None}
+
+
+def test_numbers_in_a_mask_of_padding_are_refused() -> None:
+    x, network = torch.ones(N, T, C), Translator()
+    said = "2 weights|3 weights|4 weights"
+    with (
+        pytest.warns(UserWarning, match=said),
+        measuring(network),
+        pytest.raises(UsageError, match=r"src_key_padding_mask holds 1\.0; expected booleans, or 0 and −inf"),
+    ):
+        network(x, torch.ones(N, T))
+
+
 @pytest.mark.parametrize("grad", [True, False])  # without gradients, on the fast path
 def test_masks_that_the_model_makes_itself_are_told_in_a_warning(grad: bool) -> None:
     (x, mask), network = batch(), Translator().eval()

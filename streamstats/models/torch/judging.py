@@ -19,7 +19,7 @@ from ...errors import MismatchError, UsageError
 from ...progress import QUIET, Progress, Stage
 from ...statistics.masks import Mask
 from ..effects import Effect, EffectSums
-from ..judgement import FLOAT, KEPT_BYTES, NO_FLOATS, ROUTED, TRIAL_SAMPLES, Judgement
+from ..judgement import FLOAT, KEPT_BYTES, NO_FLOATS, TRIAL_SAMPLES, Judgement
 from ..positions import fits
 from ..quality import Quality, Sums, together
 from .batches import Batches, HeldOut, outputs_of, right
@@ -36,6 +36,10 @@ Float64Array = npt.NDArray[np.float64]
 UNHEARD = (
     "its product is inside attention, a fused module or a function, where its outputs cannot be compared with those of "
     "the float model"
+)
+UNLIKE = (
+    "its outputs differ in number or shape between the networks, as those of the experts of a mixture do, so that they "
+    "cannot be compared one by one"
 )
 OTHER_BIAS = "its bias in the quantised model is not that of the float model, so its outputs stand for none of its own"
 BIAS_APART = 1e-3
@@ -279,7 +283,7 @@ class _Measured:
         for layer in {**mine, **theirs}:
             own, wanted = mine.get(layer, []), theirs.get(layer, [])
             if [each.shape for each in own] != [each.shape for each in wanted]:
-                wrong[layer] = ROUTED
+                wrong[layer] = UNLIKE
                 continue
             for one, other in zip(own, wanted, strict=True):
                 axis = _channels(roundings[layer], other)

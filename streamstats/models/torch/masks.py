@@ -22,8 +22,10 @@ from ...statistics.masks import Mask
 if TYPE_CHECKING:
     import torch
 
-PADDING = ("src_key_padding_mask", "key_padding_mask")
-"""Arguments that are true where there is padding."""
+PADDING = "key_padding_mask"
+"""How arguments end that are true where there is padding."""
+OF_SOURCES = "src_key_padding_mask"
+"""The argument of torch's encoders. In a model that also takes targets, it is not the mask of all inputs."""
 LEAST_ADDED = -1e4
 """What is added to the scores of padding is at most this."""
 NO_MASK = (
@@ -56,9 +58,15 @@ class BatchMask:
             names = ", ".join(self._signature.parameters)
             raise UsageError(f"the mask is {mask!r}, but the arguments of the model are {names}; name one of these")
 
+    @property
+    def _of_sources(self) -> bool:
+        """Whether the model takes a mask of padding that is that of all its inputs."""
+        names = self._signature.parameters
+        return OF_SOURCES in names and not any(name.startswith("tgt") for name in names)
+
     def _takes(self, name: str) -> bool:
         named = {each.name for each in self._signature.parameters.values()}
-        usual = name == USUAL and not named.isdisjoint(PADDING)
+        usual = name == USUAL and self._of_sources
         return (
             usual or name in named or any(each.kind == each.VAR_KEYWORD for each in self._signature.parameters.values())
         )
@@ -82,7 +90,7 @@ class BatchMask:
         what = f"the mask {name}" if name else "the mask"
         array = np.asarray(found) if isinstance(found, np.ndarray) else self._to_numpy(found)
         if name:
-            array = _as_counting(what, _keys(array), padding=name in PADDING)
+            array = _as_counting(what, _keys(array), padding=name.endswith(PADDING))
         if array.ndim != 2 and name:
             raise UsageError(
                 f"{what} has the shape {array.shape}; expected (samples, positions): give a function of the model's "
@@ -103,7 +111,7 @@ class BatchMask:
         if not isinstance(self._mask, str):
             return "", None if self._mask is None else _called(self._mask, arguments, named)
         given = {**self._signature.bind_partial(*arguments).arguments, **named}
-        names = (USUAL, *PADDING) if self._mask == USUAL else (self._mask,)
+        names = [self._mask, *([OF_SOURCES] if self._mask == USUAL and self._of_sources else [])]
         return next(((name, given[name]) for name in names if given.get(name) is not None), ("", None))
 
     def hear(self, mask: Any) -> None:
@@ -160,7 +168,10 @@ def _as_counting(what: str, array: npt.NDArray[Any], *, padding: bool) -> npt.ND
             raise UsageError(f"{what} {EITHER}")
         if padding or (real < 0).any():
             added = (real == 0) | (real <= LEAST_ADDED)
-            return np.asarray(real == 0) if added.all() else array
+            if added.all():
+                return np.asarray(real == 0)
+            if padding:
+                raise UsageError(f"{what} holds {real[~added][0]}; expected booleans, or 0 and −inf")
         return array
     return array == 0 if padding else array
 

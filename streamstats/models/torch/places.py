@@ -66,6 +66,8 @@ class ModulePlace(Place):
         """The weight that the module computes with."""
         from .weights import computed_weight
 
+        if not hasattr(self.module, "bias"):
+            raise MismatchError(f"a {type(self.module).__name__} has no attribute `bias`; give it one, or None")
         return computed_weight(self.module)
 
     def add(self, term: Array) -> str:
