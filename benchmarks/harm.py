@@ -23,8 +23,9 @@ from layer_errors import LAYERS, _model, _samples
 from onnxruntime.quantization import CalibrationDataReader, quantize_static
 from tables import Table
 
+from streamstats.models.judgement import CORRECTED
 from streamstats.models.onnx.by_outputs import Outputs
-from streamstats.models.onnx.correct import CORRECTED, Correction, How, correct, correct_outputs, correct_quantized
+from streamstats.models.onnx.correct import Correction, How, correct, correct_outputs, correct_quantized
 from streamstats.models.onnx.iterative import Iterative
 from streamstats.models.onnx.judge import HeldOut
 from streamstats.models.onnx.record import measure

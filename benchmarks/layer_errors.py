@@ -26,9 +26,9 @@ from tables import Table, show, show_json
 
 from streamstats.config import JobConfig
 from streamstats.jobs.run import run
-from streamstats.models.onnx.correct import CORRECTED, How, correct
+from streamstats.models.judgement import CORRECTED, UNCORRECTED
+from streamstats.models.onnx.correct import How, correct
 from streamstats.models.onnx.judge import HeldOut
-from streamstats.models.onnx.judgement import UNCORRECTED
 from streamstats.models.onnx.record import record
 
 CALIBRATING = 3 / 4

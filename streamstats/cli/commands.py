@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from ..jobs.job import Job
     from ..jobs.session import Outcome
     from ..jobs.status import LayerStatus
-    from ..models.onnx.precision import KnownTo, Precision
+    from ..models.onnx.precision import KnownTo
+    from ..models.precision import Precision
     from ..outputs.distances import Distance, Distances
     from ..outputs.layer_statistics import LayerStatistics
     from ..ranges.finding import LayerRange

@@ -17,9 +17,9 @@ from .progress import Shown
 from .tables import number, print_json, print_table, say
 
 if TYPE_CHECKING:
+    from ..models.judgement import Judgement
     from ..models.linear import LayerCorrection
     from ..models.onnx.correct import Correction, How
-    from ..models.onnx.judgement import Judgement
     from ..models.onnx.subject import Subject
 
 OF_MODELS = (
@@ -172,9 +172,9 @@ def _check_models(options: Namespace) -> None:
 
 
 def _how(options: Namespace, output: Path | None) -> How:
+    from ..models.harm import TRIALS
     from ..models.onnx.by_outputs import Outputs
     from ..models.onnx.correct import How
-    from ..models.onnx.harm import TRIALS
     from ..models.onnx.iterative import Iterative
     from ..models.onnx.judge import HeldOut
 

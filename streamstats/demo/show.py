@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 from ..config import JobConfig
 from ..errors import UsageError, require
 from ..jobs.run import run as run_job
-from ..models.onnx.correct import CORRECTED, ONE_PASS, How, correct
+from ..models.judgement import CORRECTED, ONE_PASS, UNCORRECTED
+from ..models.onnx.correct import How, correct
 from ..models.onnx.iterative import Iterative
 from ..models.onnx.judge import HeldOut
-from ..models.onnx.judgement import UNCORRECTED
 from ..models.onnx.record import record
 from ..report import page, pictures
 from ..storage.files import remove_folder, write_array, write_bytes

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..correction import BiasCorrector, TapBiasCorrector
+from ..correction import BiasCorrector, MeanBiasCorrector, TapBiasCorrector
 from ..errors import DataError, UsageError
 from ..layouts import Geometry
 from ..statistics.spread import SampleSpread
@@ -155,6 +155,16 @@ def correction_term(
     except UsageError as error:
         raise type(error)(f"layer {layer.name}: {error}") from error
     return None if term is None else term * layer.factor
+
+
+def of_one_kind(original: BiasCorrector, seen: BiasCorrector) -> BiasCorrector:
+    """`seen`, with the means of whole channels alone if `original` has no others: both must be of the same positions.
+
+    Older outputs have such means of layers whose kernels miss positions.
+    """
+    if isinstance(original, MeanBiasCorrector) and isinstance(seen, TapBiasCorrector):
+        return MeanBiasCorrector(seen.input_mean, seen.provenance)
+    return seen
 
 
 def is_near(weight: Array, quantized: Array, farthest: float = FARTHEST) -> bool:

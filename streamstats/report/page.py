@@ -9,17 +9,16 @@ import math
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from .. import __version__
 from ..errors import counted, require
-from ..models.linear import WEIGHTLESS
-from ..models.onnx.correct import CORRECTED, ONE_PASS, Correction
-from ..models.onnx.judgement import IF_WORSE, UNCORRECTED
-from ..models.onnx.precision import Precision, bias_steps, precision
+from ..models.judgement import ADVICE, CORRECTED, ONE_PASS, UNCORRECTED, Judgement
+from ..models.linear import WEIGHTLESS, LayerCorrection
+from ..models.precision import Precision
 from ..outputs.layer_statistics import LayerStatistics
 from ..outputs.manifest import MANIFEST
 from ..outputs.results import open_results
@@ -38,6 +37,32 @@ REPORT = ".report.html"
 """The suffix of a report, in place of the corrected model's own."""
 
 
+class Correction(Protocol):
+    """What the report needs of a correction, in any format of models.
+
+    `advice` says what to do about a worse model (`worse`) and about harmful corrections (`harm`), and how to know the
+    precision of corrections (`precision`).
+    """
+
+    @property
+    def layers(self) -> Sequence[LayerCorrection]:
+        """The outcome for each layer."""
+
+    @property
+    def judgement(self) -> Judgement | None:
+        """What judging it gave, if it was judged."""
+
+    @property
+    def advice(self) -> Mapping[str, str]:
+        """What to do, in the words of the format."""
+
+    def provenance(self) -> dict[str, Any]:
+        """The models, samples and options it was made with, JSON-ready."""
+
+    def precisions(self, statistics: Mapping[str, LayerStatistics]) -> dict[str, Precision]:
+        """Layer → how well its correction is known from its statistics."""
+
+
 def document(output: Path | None, correction: Correction | None = None) -> dict[str, Any]:
     """The report on the results in `output`, and on a `correction` with its correctors, JSON-ready.
 
@@ -48,7 +73,7 @@ def document(output: Path | None, correction: Correction | None = None) -> dict[
     if output is not None and (correction is None or (output / MANIFEST).exists()):
         results = open_results(output)
         statistics = {layer: results.statistics(layer) for layer in results.layers}
-    known = {} if correction is None else _precisions(statistics, correction)
+    known = {} if correction is None else correction.precisions(statistics)
     terms = {} if correction is None else {each.layer: each.term for each in correction.layers}
     return {
         "format": FORMAT,
@@ -59,6 +84,7 @@ def document(output: Path | None, correction: Correction | None = None) -> dict[
         "precision": {name: _precision(found, terms.get(name)) for name, found in known.items()},
         "correction": None if correction is None else {each.layer: each.document() for each in correction.layers},
         "judgement": correction.judgement.document() if correction and correction.judgement else None,
+        "advice": dict(ADVICE if correction is None else correction.advice),
     }
 
 
@@ -76,17 +102,6 @@ def _layer(found: LayerStatistics) -> dict[str, Any]:
         "without_values": without.tolist(),
         "largest_standard_error": error if error is None or math.isfinite(error) else None,
     }
-
-
-def _precisions(statistics: Mapping[str, LayerStatistics], correction: Correction) -> dict[str, Precision]:
-    subject = correction.subject
-    steps = bias_steps(subject.quantized, subject.pairs)
-    found = {
-        pair.original.name: precision(pair, statistics[pair.original.name], steps.get(pair.original.name))
-        for pair in subject.pairs
-        if pair.original.name in statistics
-    }
-    return {name: each for name, each in found.items() if each is not None}
 
 
 def _precision(found: Precision, term: Float64Array | None) -> dict[str, Any]:
@@ -167,11 +182,13 @@ def _rows(report: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _verdicts(report: Mapping[str, Any]) -> list[str]:
     """The sentences at the top: what a person wants to know first."""
-    worse = (report["judgement"] or {}).get("worse", {}).get(CORRECTED, [])
-    found = [f"The corrected model is worse than the quantised one: {', '.join(worse)}; {IF_WORSE}."] if worse else []
-    found += [_of_outputs(report["judgement"])] if report["judgement"] else []
-    found += [_of_harm(report["judgement"]["harmful"])] if report["judgement"] else []
-    unjudged = (report["judgement"] or {}).get("unjudged", {})
+    judged, advice, found = report["judgement"], report["advice"], list[str]()
+    worse = (judged or {}).get("worse", {}).get(CORRECTED, [])
+    if worse:
+        found.append(f"The corrected model is worse than the quantised one: {', '.join(worse)}; {advice['worse']}.")
+    if judged:
+        found += [_of_outputs(judged), _of_harm(judged["harmful"], advice["harm"])]
+    unjudged = (judged or {}).get("unjudged", {})
     found += [f"Not judged: {layer}. {reason[0].upper()}{reason[1:]}." for layer, reason in unjudged.items()]
     found.append(_of_samples(report))
     idle = sum(len(each["never_active"]) for each in report["layers"].values())
@@ -197,23 +214,20 @@ def _median_shift(judged: Mapping[str, Any], model: str) -> float:
     return float(np.median(found or [np.nan]))
 
 
-def _of_harm(harmful: Sequence[str]) -> str:
+def _of_harm(harmful: Sequence[str], advice: str) -> str:
     if not harmful:
         return "No layer's own outputs would be closer to the float model without its correction."
     names = ", ".join(harmful[:NAMED]) + (", …" if len(harmful) > NAMED else "")
     return (
-        f"Their own outputs would be closer to the float model without their correction: {names}. --do-no-harm tries "
-        "what that does to the network."
+        f"Their own outputs would be closer to the float model without their correction: {names}. {advice} tries what "
+        "that does to the network."
     )
 
 
 def _of_samples(report: Mapping[str, Any]) -> str:
     known = {name: each for name, each in report["precision"].items() if each["error_in_steps"] is not None}
     if not known:
-        return (
-            "The precision of the corrections is unknown. To estimate it, set `statistics: [spread]` in the "
-            "configuration of the run, count two samples or more, and give the models."
-        )
+        return f"The precision of the corrections is unknown{report['advice']['precision']}."
     name, worst = max(known.items(), key=lambda each: float(each[1]["error_in_steps"]))
     steps = _number(worst["error_in_steps"])
     known_to = (

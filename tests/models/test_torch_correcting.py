@@ -167,6 +167,24 @@ def test_models_prepared_for_training_are_corrected(tmp_path: Path, converted: b
     np.testing.assert_allclose(mean(quantized(x)), wanted, atol=0.02 if converted else 2e-6)
 
 
+def test_a_module_that_cannot_have_a_bias_is_refused(tmp_path: Path) -> None:
+    class Bare(nn.Module):  # type: ignore[misc]
+        def __init__(self, weight: Any) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.from_numpy(ss.fake_quantize(weight.detach().numpy(), 3)))
+
+        def forward(self, x: Any) -> Any:
+            return torch.nn.functional.linear(x, self.weight)
+
+    network = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4))
+    quantized = copy.deepcopy(network)
+    quantized[0] = Bare(network[0].weight)
+    rounded(quantized[1])
+    outcomes = apply_correctors(network, quantized, correctors(network, tmp_path, torch.randn(8, 4)))
+    assert [each.outcome for each in outcomes] == ["refused", "corrected"]
+    assert outcomes[0].reason == "a Bare has no attribute `bias`; give it one, or None"
+
+
 def test_a_norm_that_is_still_there_is_not_folded(tmp_path: Path) -> None:
     network, x = Normed().eval(), inputs()
     quantized = copy.deepcopy(network)

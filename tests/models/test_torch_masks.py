@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import UserDict
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,125 @@ def test_what_the_mask_leaves_out_is_not_counted(
     assert ss.reduce(tmp_path / "s.zarr", nonfinite="skip")["head"].rows == N
 
 
+FORMS = {
+    "floats": lambda mask: mask.float(),
+    "added": lambda mask: torch.where(mask, 0.0, -torch.inf),
+    "least of half": lambda mask: torch.where(mask, 0.0, torch.finfo(torch.float16).min).half(),
+    "scores": lambda mask: torch.where(mask, 0.0, -1e9)[:, None, None],
+    "booleans of scores": lambda mask: mask[:, None, None],
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_masks_are_read_as_attention_reads_them(encoder: Any, form: str) -> None:
+    x, mask = batch()
+    named = UserDict(ids=x, attention_mask=FORMS[form](mask))  # as the tokenisers of transformers give them
+    with measuring(encoder, layers=["tokens"]) as meter:  # padding is NaN
+        encoder(**named)
+    np.testing.assert_allclose(meter.statistics["tokens"].mean, x[mask].double().mean(0).numpy(), rtol=1e-6)
+    left = N * T - int(mask.sum())
+    assert meter.account.padding == f"{left} of {N * T} positions are padding, by attention_mask"
+    assert repr(meter.account).endswith(meter.account.padding)
+
+
+def test_lengths_may_change_with_their_masks(encoder: Any) -> None:
+    x, mask = batch()
+    with measuring(encoder, layers=["tokens"], positions_as_rows=True) as meter:
+        for extent in (T, 3, 1):
+            encoder(x[:, :extent], mask[:, :extent])
+    kept = torch.cat([x[:, :extent][mask[:, :extent]] for extent in (T, 3, 1)]).double()
+    assert meter.statistics["tokens"].rows == len(kept)
+    np.testing.assert_allclose(meter.statistics["tokens"].mean, kept.mean(0).numpy(), rtol=1e-6)
+
+
+class Translator(nn.Module):  # type: ignore[misc]
+    """A layer of torch's encoder, whose mask is an argument, or is made inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(C, 2, 8, batch_first=True)
+
+    def forward(self, src: Any, src_key_padding_mask: Any = None, lengths: Any = None, causal: bool = False) -> Any:
+        if lengths is not None:
+            src_key_padding_mask = torch.arange(T) >= lengths[:, None]
+        scores = nn.Transformer.generate_square_subsequent_mask(T) if causal else None
+        return self.layer(src, scores, src_key_padding_mask)
+
+
+@pytest.mark.parametrize("kind", ["booleans", "floats"])
+def test_masks_of_padding_are_true_where_nothing_counts(kind: str) -> None:
+    (x, mask), network = batch(), Translator().eval()
+    given = ~mask if kind == "booleans" else torch.where(mask, 0.0, -torch.inf)
+    with torch.no_grad(), measuring(network) as meter:
+        network(torch.nan_to_num(x), given)
+    found = meter.statistics["layer/self_attn/in_proj"]
+    np.testing.assert_allclose(found.mean, x[mask].double().mean(0).numpy(), rtol=1e-6)
+    assert found.masked == (N * T - int(mask.sum()), N * T)
+
+
+def test_masks_of_sources_are_not_those_of_targets() -> None:
+    network = nn.Transformer(C, 2, 1, 1, 8, batch_first=True)
+    x, mask = torch.randn(N, T, C), batch()[1]
+    with (
+        pytest.warns(UserWarning, match="whole positions of its samples out"),
+        measuring(network, layers=["*decoder*"]) as meter,
+    ):
+        network(x, x, src_key_padding_mask=~mask)
+    assert {each.masked for each in meter.statistics.values()} == {None}
+
+
+def test_numbers_in_a_mask_of_padding_are_refused() -> None:
+    x, network = torch.ones(N, T, C), Translator()
+    said = "2 weights|3 weights|4 weights"
+    with (
+        pytest.warns(UserWarning, match=said),
+        measuring(network),
+        pytest.raises(UsageError, match=r"src_key_padding_mask holds 1\.0; expected booleans, or 0 and −inf"),
+    ):
+        network(x, torch.ones(N, T))
+
+
+@pytest.mark.parametrize("grad", [True, False])  # without gradients, on the fast path
+def test_masks_that_the_model_makes_itself_are_told_in_a_warning(grad: bool) -> None:
+    (x, mask), network = batch(), Translator().eval()
+    x = torch.nan_to_num(x)
+    with torch.set_grad_enabled(grad):
+        with pytest.warns(UserWarning, match="whole positions of its samples out.*give a function"), measuring(network):
+            network(x, lengths=mask.sum(1))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            with measuring(network):
+                network(x, causal=True)
+            with measuring(network, mask=None):
+                network(x, lengths=mask.sum(1))
+            with measuring(network, mask=lambda _src, lengths: torch.arange(T) < lengths[:, None]) as meter:
+                network(x, lengths=mask.sum(1))
+    assert meter.statistics["layer/linear2"].masked == (N * T - int(mask.sum()), N * T)
+
+
+def test_layers_that_saw_nothing_say_how() -> None:
+    class Calls(nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.never, self.empty, self.padded, self.taken = (nn.Linear(C, C) for _ in range(4))
+
+        def forward(self, x: Any, attention_mask: Any) -> Any:  # noqa: ARG002
+            self.empty(x[:0])
+            return self.padded(x) @ torch.mul(self.taken.weight, 2)
+
+    with (
+        pytest.warns(UserWarning, match="4 weights of the model passed over"),
+        measuring(network := Calls().eval()) as meter,
+    ):
+        network(torch.ones(3, T, C), torch.zeros(3, T, dtype=torch.int64))
+    assert {name: each.reason for name, each in meter.account.items()} == {
+        "never": "never called",
+        "empty": "called with empty inputs only",
+        "padded": "called with positions that the mask leaves out only",
+        "taken": "its module was never called; mul took its weight, out of reach",
+    }
+
+
 @pytest.mark.parametrize("batch_first", [True, False])
 def test_padding_is_left_out_of_attention(batch_first: bool) -> None:
     class Attending(nn.Module):  # type: ignore[misc]
@@ -113,8 +233,12 @@ def test_layers_with_other_positions_are_named_in_a_warning(encoder: Any, tmp_pa
 def test_what_is_no_mask_is_refused(encoder: Any, tmp_path: Path) -> None:
     x, mask = batch()
     for wrong, said in {
-        "of four axes": (mask[:, None, None], r"attention_mask has the shape \(12, 1, 1, 5\); expected \(samples, pos"),
-        "of what is added": ((mask.float() - 1) * 1e9, "attention_mask holds -1000000000.0; expected 1"),
+        "of four axes": (
+            mask[:, None, None].repeat(1, 2, 1, 1),
+            r"has the shape \(12, 2, 1, 5\); expected \(samples, pos",
+        ),
+        "of small numbers": ((mask.float() - 1) * 3, "attention_mask holds -3.0; expected 1"),
+        "of zeros": (torch.zeros(N, T), "the mask attention_mask is of floats and all 0, which may stand for"),
         "of other numbers": (mask.long() * 3, "attention_mask holds 3; expected 1"),
     }.values():
         nothing = pytest.warns(UserWarning, match="2 weights of the model passed over: tokens, head")

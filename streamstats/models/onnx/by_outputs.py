@@ -23,6 +23,7 @@ from ...progress import QUIET, Progress, Stage
 from ...statistics.masks import Mask
 from ...statistics.mean import ChannelMean
 from ..linear import LayerCorrection
+from ..positions import counted_values
 from .biases import add_to_biases
 from .comparing import Places
 from .edit import GraphEdit
@@ -30,7 +31,7 @@ from .files import write_models
 from .graph import copied
 from .iterative import by_depth, update_digest
 from .layers import LeftOut
-from .masking import check_mask, counted_values, mask_rows
+from .masking import check_mask, mask_rows
 from .pairs import Pair
 from .plain import only, plainly
 from .quantized import stored_layers

@@ -12,7 +12,7 @@ from ...progress import Progress
 from ...quantization import Quantization
 from ...statistics.extrema import ChannelExtrema
 from ...statistics.masks import Mask
-from .masking import counted_values
+from ..positions import counted_values
 from .run import ModelRun
 from .samples import Array
 from .targets import Target

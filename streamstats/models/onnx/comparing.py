@@ -6,8 +6,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ...statistics.masks import Mask
+from ..positions import fits
 from .arrangement import Arrangement, arrangements
-from .masking import fits, mask_rows
+from .masking import mask_rows
 from .run import ModelRun
 from .samples import Array
 

@@ -12,24 +12,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import UsageError, listed
+from ...outputs.layer_statistics import LayerStatistics
 from ...progress import QUIET, Progress
 from ...ranges.finding import MINMAX
 from ...storage.files import remove_folder, write_bytes
+from ..harm import TRIALS, WORSE, Trials, tell, without
+from ..judgement import ADVICE, CORRECTED, ONE_PASS, UNCORRECTED, Judgement
 from ..linear import LayerCorrection
+from ..precision import Precision
 from ..tensors import terms_bytes
 from .accounts import as_correction
 from .activations import Activations
 from .biases import add_to_biases
 from .by_outputs import FORM, OutputCorrection, Outputs
 from .correctors import check_masks, find_correctors, one_pass, strays
+from .doubts import unsure
 from .files import check_targets, write_models
 from .graph import copied
-from .harm import TRIALS, WORSE, Trials, tell, unsure, without
 from .iterative import Iterative, iterative_corrections
 from .judge import HeldOut, Judge
-from .judgement import UNCORRECTED, Judgement
 from .layers import LeftOut
 from .levels import Levels
+from .precision import bias_steps, precision
 from .subject import Subject, check_rounded, fake_quantized, marked, quantized_by_others, two_models
 
 if TYPE_CHECKING:
@@ -37,8 +41,6 @@ if TYPE_CHECKING:
 
 TERMS = ".terms.safetensors"
 """The suffix of the file of terms, in place of the corrected model's own."""
-ONE_PASS, CORRECTED = "one pass", "corrected"
-"""The names of the models in a judgement, besides `float` and the quantised one."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,22 @@ class Correction:
     subject: Subject
     how: How
     judgement: Judgement | None = None
+
+    @property
+    def advice(self) -> Mapping[str, str]:
+        """What a report says to do, in the words of the command line."""
+        return ADVICE
+
+    def precisions(self, statistics: Mapping[str, LayerStatistics]) -> dict[str, Precision]:
+        """Layer → how well its correction is known from its statistics, where that can be told."""
+        subject = self.subject
+        steps = bias_steps(subject.quantized, subject.pairs)
+        found = {
+            pair.name: precision(pair, statistics[pair.name], steps.get(pair.name))
+            for pair in subject.pairs
+            if pair.name in statistics
+        }
+        return {name: each for name, each in found.items() if each is not None}
 
     def provenance(self) -> dict[str, Any]:
         """The models, samples and options it was made with, JSON-ready."""

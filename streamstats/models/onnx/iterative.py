@@ -33,6 +33,7 @@ from ..linear import (
     LayerCorrection,
     correction_term,
     load_corrector,
+    of_one_kind,
     planned_correction,
 )
 from .biases import add_to_biases
@@ -262,7 +263,7 @@ def _correction(
     if form == "change":
         return planned_correction(layer, corrector, pair.weight, stored)
     wanted = correction_term(pair.recorded_layer, original, pair.for_recorded(pair.weight), np.zeros_like(stored))
-    given = correction_term(layer, _of_one_kind(original, corrector), stored, np.zeros_like(stored))
+    given = correction_term(layer, of_one_kind(original, corrector), stored, np.zeros_like(stored))
     if wanted is None or given is None:
         return LayerCorrection(pair.name, reason=NULL_CORRECTOR)
     return LayerCorrection(pair.name, term=wanted - given)
@@ -283,16 +284,6 @@ def _update(digest: hashlib._Hash, tensor: onnx.TensorProto) -> None:
         return
     digest.update(repr((tensor.name, tensor.data_type, [*tensor.dims])).encode())
     digest.update(tensor.raw_data)
-
-
-def _of_one_kind(original: BiasCorrector, seen: BiasCorrector) -> BiasCorrector:
-    """`seen`, with the means of whole channels alone if `original` has no others: both must be of the same positions.
-
-    Older outputs have such means of layers whose kernels miss positions.
-    """
-    if isinstance(original, MeanBiasCorrector) and isinstance(seen, TapBiasCorrector):
-        return MeanBiasCorrector(seen.input_mean, seen.provenance)
-    return seen
 
 
 def _plan(

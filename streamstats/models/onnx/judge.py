@@ -17,15 +17,15 @@ import numpy.typing as npt
 from ...errors import MismatchError, NonFiniteError, UsageError
 from ...progress import QUIET, Progress, Stage
 from ...statistics.masks import Mask
+from ..effects import Effect, EffectSums
+from ..judgement import FLOAT, KEPT_BYTES, NO_FLOATS, ROUTED, TRIAL_SAMPLES, Judgement
+from ..quality import Quality, Sums, together
 from .comparing import Places
-from .effects import Effect, EffectSums
 from .files import write_models
 from .graph import copied
-from .judgement import FLOAT, Judgement
 from .masking import check_mask, mask_rows
 from .pairs import SCALED, Pair
 from .plain import PlainModel, only, plainly
-from .quality import Quality, Sums, together
 from .run import ModelRun, open_session
 from .samples import Array, Axes, load_samples
 from .scoring import Labels, check_command, scored
@@ -34,20 +34,8 @@ if TYPE_CHECKING:
     import onnx
 
 Float64Array = npt.NDArray[np.float64]
-TRIAL_SAMPLES = 256
-"""How many samples a trial runs, at least one batch."""
-KEPT_BYTES = 2**28
-"""How many bytes of the float model's outputs are kept, so that trials need not compute them again."""
-ROUTED = (
-    "how many positions reach it depends on values, as for the experts of a mixture, and differs between the networks, "
-    "so that its outputs cannot be compared one by one"
-)
 CANDIDATE = "candidate"
 """What a model on trial is called in messages and files."""
-NO_FLOATS = (
-    "no output of the network is of floats, so its error has no size; judge a model that ends before such outputs are "
-    "computed, or leave out --do-no-harm"
-)
 
 
 @dataclass(frozen=True)

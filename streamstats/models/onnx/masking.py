@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from ...calibration.masking import USUAL, broadcasts_to, mask_values, positions_of_axis
+from ...calibration.masking import USUAL, mask_values
 from ...errors import UsageError, listed
 from ...progress import Progress
-from ...statistics.masks import Mask, chosen
+from ...statistics.masks import Mask
+from ..positions import fits
 from .run import ModelRun
 from .targets import PARTS, SAMPLES, Target
 
@@ -89,15 +88,3 @@ def mask_rows(run: ModelRun, name: str | None, rows: slice) -> Mask | None:
     axis = run.given.axes[name]
     assert axis is not None
     return mask_values(f"the mask {name}", np.moveaxis(run.given.part(name, rows), axis, 0))
-
-
-def fits(mask: Sequence[int], values: Sequence[int], axis: int) -> bool:
-    """Whether a mask of shape `mask` is that of `values` with the channels on `axis`."""
-    return broadcasts_to(mask, positions_of_axis(values, axis))
-
-
-def counted_values(values: npt.NDArray[Any], axis: int, mask: Mask | None) -> npt.NDArray[Any]:
-    """The `values` that count, channels on `axis` of as many axes; all of them if the mask is not that of `values`."""
-    if mask is None or not fits(mask.shape, values.shape, axis):
-        return values
-    return chosen(values, axis % values.ndim, np.broadcast_to(mask, positions_of_axis(values.shape, axis)))

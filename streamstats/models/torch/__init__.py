@@ -12,17 +12,24 @@ quantised copy: fake-quantised weights, modules that quantise while they run, th
 from __future__ import annotations
 
 from .account import Account, LayerRecord
+from .batches import HeldOut
 from .correcting import apply_correctors
+from .corrections import Correction, correct
+from .iterating import Iterative
 from .layers import linear_modules
 from .places import add_to_bias
 from .recording import ModelMeter, measuring, recording
 
 __all__ = [
     "Account",
+    "Correction",
+    "HeldOut",
+    "Iterative",
     "LayerRecord",
     "ModelMeter",
     "add_to_bias",
     "apply_correctors",
+    "correct",
     "linear_modules",
     "measuring",
     "recording",

@@ -15,7 +15,9 @@ from ...errors import counted
 from ..account import told
 from .parameters import Use
 
-NEVER_CALLED = "never called, or with empty inputs only"
+NEVER_CALLED = "never called"
+ONLY_EMPTY = "called with empty inputs only"
+ONLY_PADDING = "called with positions that the mask leaves out only"
 
 
 @dataclass(frozen=True)
@@ -51,10 +53,14 @@ class LayerRecord:
 
 
 class Account(Mapping[str, LayerRecord]):
-    """`LayerRecord` of every weight of a model, by layer name. It is filled when the block of the recording ends."""
+    """`LayerRecord` of every weight of a model, by layer name. It is filled when the block of the recording ends.
+
+    `padding` says how many positions the mask of the model's calls left out, and which argument it was; empty without.
+    """
 
     def __init__(self) -> None:
         self._records: dict[str, LayerRecord] = {}
+        self.padding = ""
 
     def __getitem__(self, layer: str) -> LayerRecord:
         return self._records[layer]
@@ -66,9 +72,8 @@ class Account(Mapping[str, LayerRecord]):
         return len(self._records)
 
     def __repr__(self) -> str:
-        return "\n".join(
-            f"{each.layer} ({each.op}): {each.reason or counted(each.rows, 'row')}" for each in self.values()
-        )
+        layers = [f"{each.layer} ({each.op}): {each.reason or counted(each.rows, 'row')}" for each in self.values()]
+        return "\n".join([*layers, *filter(None, [self.padding])])
 
     def enter(self, record: LayerRecord) -> None:
         """Add `record`."""

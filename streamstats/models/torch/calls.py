@@ -100,6 +100,7 @@ class ParameterCalls(TorchFunctionMode):  # type: ignore[misc]
     def _hear(self, function: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
         name = getattr(function, "__name__", str(function))
         try:
+            self._hear_mask(function, arguments, named)
             if function is functional.multi_head_attention_forward:
                 self._attention(arguments, named)
             elif function in MATRIX_PRODUCTS:
@@ -114,6 +115,18 @@ class ParameterCalls(TorchFunctionMode):  # type: ignore[misc]
             for found in filter(None, map(self._layer, (*arguments, *named.values()))):
                 self._session.fail(found[0], f"a call of {name} was not understood ({first_line(error)})")
         self._index.note(name, (*arguments, *named.values()))
+
+    def _hear_mask(self, function: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        """Let the masks know of one that attention is called with."""
+        masks = self._session.masks
+        if masks is None:
+            return
+        if function is functional.scaled_dot_product_attention:
+            masks.hear(named.get("attn_mask", arguments[3] if len(arguments) > 3 else None))
+        elif function is functional.multi_head_attention_forward:
+            padding = ATTENTION.bind(*arguments, **named).arguments.get("key_padding_mask")
+            if padding is not None and padding.ndim == 2:
+                masks.hear((~padding if padding.dtype == torch.bool else padding)[:, None])
 
     def _layer(self, weight: Any) -> tuple[str, bool] | None:
         found = self._index.layer(weight)

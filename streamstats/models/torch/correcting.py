@@ -6,7 +6,7 @@ the reason.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -29,12 +29,13 @@ from ..linear import (
     planned_correction,
 )
 from .account import Account
-from .folding import folded_weight
+from .folding import Folded, folded_weight
 from .layers import MATRICES, ModelLayer, geometry_of, layers_of
 from .library import Array, reals
 from .loose import LooseParameters
 from .parameters import loose_parameters
 from .places import Copy, MissingPlaceError, ModulePlace, Place
+from .planned import Planned, Rounding, Twin
 
 if TYPE_CHECKING:
     import torch
@@ -70,10 +71,20 @@ def apply_correctors(
     `UsageError` if no layer has a corrector, `MismatchError` for a corrector of other channels or if all layers are
     refused or were never quantised, `DataError` for a damaged corrector.
     """
+    twin = planned(model, quantized, correctors, account)
+    done = twin.add({})
+    mark(quantized, done)
+    return done
+
+
+def planned(
+    model: torch.nn.Module, quantized: torch.nn.Module, correctors: str | Path, account: Account | None
+) -> Twin:
+    """`quantized`, not changed yet, and what is planned for each layer. Arguments, errors as `apply_correctors`."""
     if not callable(getattr(quantized, "named_modules", None)):
         raise UsageError(
-            f"the quantised model is a {type(quantized).__name__}; expected a torch module, such as `.module()` of an "
-            "exported program"
+            f"the quantised model is a {type(quantized).__name__}; expected a torch module; of an exported program, "
+            "keep and give what `.module()` returns: each call returns another copy"
         )
     if getattr(quantized, MARK, False):
         raise UsageError("the quantised model has already been corrected; give it as its quantiser left it")
@@ -83,13 +94,18 @@ def apply_correctors(
         names = [layer.name for layer in layers]
         raise UsageError(f"{correctors} holds no layer of the model; its layers are: {listed(names)}")
     correcting = _Correcting(model, Copy(quantized), layers, results)
-    done = [correcting.corrected(layer) for layer in _wanted(layers, results)]
-    done += LooseParameters(model, quantized, loose, layers, account).corrected(results)
-    if not any(each.corrected or each.kept == UNCHANGED for each in done):
-        raise MismatchError(f"no module was corrected; the first, {done[0].layer}: {done[0].reason}")
+    plan = [correcting.planned(layer) for layer in _wanted(layers, results)]
+    plan += LooseParameters(model, quantized, loose, layers, account).planned(results)
+    found = [each.correction for each in plan]
+    if not any(each.term is not None or each.kept == UNCHANGED for each in found):
+        raise MismatchError(f"no module was corrected; the first, {found[0].layer}: {found[0].reason}")
+    return Twin(quantized, plan)
+
+
+def mark(quantized: torch.nn.Module, done: Sequence[LayerCorrection]) -> None:
+    """Mark `quantized` as corrected, if anything was: correcting it again would spoil it."""
     if any(each.corrected for each in done):
         setattr(quantized, MARK, True)
-    return done
 
 
 def _wanted(layers: list[ModelLayer], results: Results) -> Iterator[ModelLayer]:
@@ -113,38 +129,38 @@ class _Correcting:
         self._layers = set(results.layers)
         self._unnamed = copied.unnamed(layers)
 
-    def corrected(self, layer: ModelLayer) -> LayerCorrection:
-        """What was done for `layer`."""
+    def planned(self, layer: ModelLayer) -> Planned:
+        """What is planned for `layer`."""
         path = self._results.corrector_path(layer.name) if layer.name in self._layers else None
         corrector = load_corrector(path, layer.name)
         if corrector is None:
-            return LayerCorrection(layer.name, layer.op, reason=NO_CORRECTOR)
+            return Planned(LayerCorrection(layer.name, layer.op, reason=NO_CORRECTOR))
         if (layer.whole and layer.whole in self._layers) or self._is_also_in_parts(layer):
-            return LayerCorrection(layer.name, layer.op, reason=IN_PARTS)
+            return Planned(LayerCorrection(layer.name, layer.op, reason=IN_PARTS))
         try:
-            return replace(self._added(layer, corrector), op=layer.op)
+            found = self._planned(layer, corrector)
         except _RefusedError as refused:
-            return LayerCorrection(layer.name, layer.op, reason=str(refused))
+            return Planned(LayerCorrection(layer.name, layer.op, reason=str(refused)))
+        return replace(found, correction=replace(found.correction, op=layer.op))
 
     def _is_also_in_parts(self, layer: ModelLayer) -> bool:
         parts = (layer.name.removesuffix("in_proj") + part for part in ("q_proj", "k_proj", "v_proj"))
         return layer.weight == "in_proj_weight" and not layer.whole and not self._layers.isdisjoint(parts)
 
-    def _added(self, layer: ModelLayer, corrector: BiasCorrector) -> LayerCorrection:
+    def _planned(self, layer: ModelLayer, corrector: BiasCorrector) -> Planned:
         try:
             own = _computed(layer)
-            place, found, float_weight = self._found(layer, own)
+            place, found, folded = self._found(layer, own)
         except MismatchError as error:
             raise _RefusedError(str(error)) from error
-        if _is_same(own, float_weight, found.values):
+        if _is_same(own, folded.weight, found.values):
             kept = UNCHANGED if found.quantises else NEVER_QUANTISED
-            return LayerCorrection(layer.name, quantized=found.quantises, kept=kept, reason=REASONS[kept])
-        planned = planned_correction(_linear(layer, float_weight, corrector), corrector, float_weight, found.values)
-        if planned.term is None:
-            return planned
-        return replace(planned, quantized=True, corrected=True, change=place.add(planned.term))
+            return Planned(LayerCorrection(layer.name, quantized=found.quantises, kept=kept, reason=REASONS[kept]))
+        linear = _linear(layer, folded.weight, corrector)
+        rounding = Rounding(layer, linear, found.values, corrector, folded.norm)
+        return Planned(planned_correction(linear, corrector, folded.weight, found.values), place, rounding)
 
-    def _found(self, layer: ModelLayer, own: Array) -> tuple[Place, ComputedWeight, Array]:
+    def _found(self, layer: ModelLayer, own: Array) -> tuple[Place, ComputedWeight, Folded]:
         """The place of `layer` in the copy, what it computes with, and the float weight that this is rounded from."""
         try:
             place = self._copied.place(layer)
@@ -152,13 +168,13 @@ class _Correcting:
             return self._by_weight(layer, own, str(missing))
         return self._explained(layer, own, place)
 
-    def _explained(self, layer: ModelLayer, own: Array, place: Place) -> tuple[Place, ComputedWeight, Array]:
+    def _explained(self, layer: ModelLayer, own: Array, place: Place) -> tuple[Place, ComputedWeight, Folded]:
         found = place.weight()
         if isinstance(place, ModulePlace) and type(place.module) is type(layer.module):
             found = replace(found, origin=None)  # what it does to its weight, the float model does, too
         return place, found, folded_weight(layer, own, found, self._model, self._copied)
 
-    def _by_weight(self, layer: ModelLayer, own: Array, missing: str) -> tuple[Place, ComputedWeight, Array]:
+    def _by_weight(self, layer: ModelLayer, own: Array, missing: str) -> tuple[Place, ComputedWeight, Folded]:
         """The only place that no layer's name leads to and whose weight is rounded from that of `layer`."""
         fitting = []
         for place in self._unnamed:

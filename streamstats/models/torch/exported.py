@@ -7,7 +7,7 @@ it was exported from. Importing this module imports torch.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,15 +16,15 @@ import torch
 
 from ...errors import MismatchError
 from .library import Array, reals
-from .places import Place
+from .places import Heard, Place
 from .weights import ComputedWeight
 
 CONVOLUTIONS = (
     *("convolution", "conv1d", "conv2d", "conv3d"),
     *("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
 )
-PRODUCTS = {**dict.fromkeys(("linear", *CONVOLUTIONS), (1, 2)), "addmm": (2, 0)}
-"""Operator → places of the weight and of the bias among its arguments."""
+PRODUCTS = {**dict.fromkeys(("linear", *CONVOLUTIONS), (1, 2, 0)), "addmm": (2, 0, 1)}
+"""Operator → places of the weight, the bias and the input among its arguments."""
 
 
 def products_by_path(model: Any) -> dict[str, list[Any]] | None:
@@ -49,6 +49,7 @@ class GraphPlace(Place):
 
     model: Any
     nodes: Sequence[Any]
+    hears = True
 
     def weight(self) -> ComputedWeight:
         """The constant that all the products have."""
@@ -56,6 +57,12 @@ class GraphPlace(Place):
         if not all(_equal(each, found[0]) for each in found[1:]):
             raise MismatchError(f"its {len(found)} calls have different weights in the exported graph")
         return ComputedWeight(found[0], quantises=_argument(self.nodes[0], "weight").op != "get_attr")
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> GraphPlace:
+        """The place in a copy of the model, whose nodes have the same names."""
+        model = copy.deepcopy(self.model, memo)
+        named = {node.name: node for node in model.graph.nodes}
+        return GraphPlace(model, [named[node.name] for node in self.nodes])
 
     def nearest(self, weight: Array) -> GraphPlace:
         """The products among these whose weight is nearest to `weight`: a module may make several of its own.
@@ -76,6 +83,30 @@ class GraphPlace(Place):
         """Add `term` to the bias of each product."""
         changed = {bias: self._add(bias, nodes, term) for bias, nodes in self._by_bias()}
         return ", ".join(dict.fromkeys(changed.values()))
+
+    def bias(self) -> Array | None:
+        """The bias of the products; None if they have different ones."""
+        found = {_argument(node, "bias") for node in self.nodes}
+        if len(found) > 1:
+            return None
+        bias = found.pop()
+        return np.zeros(1) if bias is None else reals(self._constant(bias))
+
+    def listen(self, heard: Heard, *, inputs: bool = False) -> Callable[[], None]:
+        """Hear the products, by a module in the graph behind each."""
+        self.model.add_submodule(name := _free_place(self.model), _Listener(heard))
+        ears = []
+        for node in self.nodes:
+            with self.model.graph.inserting_after(node):
+                ears.append(self.model.graph.call_module(name, (_argument(node, "input") if inputs else node,)))
+        self.model.recompile()
+        return lambda: self._unheard(name, ears)
+
+    def _unheard(self, name: str, ears: Sequence[Any]) -> None:
+        for ear in ears:
+            self.model.graph.erase_node(ear)
+        self.model.delete_submodule(name)
+        self.model.recompile()
 
     def _by_bias(self) -> Iterator[tuple[Any, list[Any]]]:
         biases = [_argument(node, "bias") for node in self.nodes]
@@ -118,8 +149,8 @@ def _operator(node: Any) -> str:
 
 
 def _argument(node: Any, name: str) -> Any:
-    """The weight or the bias of a product; None if it has no such argument."""
-    place = PRODUCTS[_operator(node)][("weight", "bias").index(name)]
+    """The weight, the bias or the input of a product; None if it has no such argument."""
+    place = PRODUCTS[_operator(node)][("weight", "bias", "input").index(name)]
     return node.args[place] if len(node.args) > place else node.kwargs.get(name)
 
 
@@ -141,6 +172,22 @@ def _alone(model: Any, target: str) -> Any:
 
 def _device(model: Any) -> Any:
     return next((each.device for each in (*model.parameters(), *model.buffers())), None)
+
+
+class _Listener(torch.nn.Module):  # type: ignore[misc]
+    """Hands what it is called with to `heard`."""
+
+    def __init__(self, heard: Heard) -> None:
+        super().__init__()
+        self._heard = heard
+
+    def forward(self, output: Any) -> None:
+        """Hand `output` on."""
+        self._heard(output)
+
+
+def _free_place(model: Any) -> str:
+    return f"heard_{sum(name.startswith('heard_') for name, _ in model.named_children())}"
 
 
 def _free_name(model: Any) -> str:

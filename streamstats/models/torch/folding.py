@@ -7,6 +7,7 @@ output or input explains most of a difference, the weight was scaled.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,20 +33,28 @@ EXPLAINED = 0.5
 """The share of a difference that is left where a factor explains it; of rounding errors, nearly all is left."""
 
 
+@dataclass(frozen=True, eq=False)
+class Folded:
+    """A float `weight`, with the scale of `norm` in it; None if no norm was folded."""
+
+    weight: Array
+    norm: torch.nn.Module | None = None
+
+
 def folded_weight(
     layer: ModelLayer, weight: Array, found: ComputedWeight, model: torch.nn.Module, copied: Copy
-) -> Array:
+) -> Folded:
     """The weight that `found` is the rounded one of: `weight`, or what a norm that the copy lacks makes of it.
 
     Raises `MismatchError` if it is no rounded one of any.
     """
     quantized = found.values
-    candidates = [weight]
+    candidates = [Folded(weight)]
     if weight.shape == quantized.shape:
         candidates += _folded(layer, weight, model, copied)
-    nearest = min(candidates, key=lambda each: _distance(each, quantized))
-    check_rounded(nearest, quantized, layer.layout)
-    _check_not_trained(weight, nearest, found)
+    nearest = min(candidates, key=lambda each: _distance(each.weight, quantized))
+    check_rounded(nearest.weight, quantized, layer.layout)
+    _check_not_trained(weight, nearest.weight, found)
     return nearest
 
 
@@ -78,23 +87,24 @@ def _check_not_trained(weight: Array, nearest: Array, found: ComputedWeight) -> 
         )
 
 
-def _folded(layer: ModelLayer, weight: Array, model: torch.nn.Module, copied: Copy) -> Iterator[Array]:
+def _folded(layer: ModelLayer, weight: Array, model: torch.nn.Module, copied: Copy) -> Iterator[Folded]:
     """`weight` with the scale of each batch normalisation that `copied` lacks and that has its outputs."""
     axis = output_axis(layer.layout)
     groups = getattr(layer.module, "groups", 1) if layer.layout in TRANSPOSED else 1
     for path, module in model.named_modules():
         if not is_norm(module) or copied.has_norm(path) or module.num_features != weight.shape[axis] * groups:
             continue
-        scale = _scale(module)
+        scale = norm_scale(module)
         if groups > 1:
             rows = scale.reshape(groups, 1, -1)
             inputs = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
-            yield (inputs * rows[..., None]).reshape(weight.shape)
+            yield Folded((inputs * rows[..., None]).reshape(weight.shape), module)
         else:
-            yield weight * np.expand_dims(scale, tuple(other for other in range(weight.ndim) if other != axis))
+            others = tuple(other for other in range(weight.ndim) if other != axis)
+            yield Folded(weight * np.expand_dims(scale, others), module)
 
 
-def _scale(norm: Any) -> Array:
+def norm_scale(norm: Any) -> Array:
     """What a batch normalisation multiplies by, float64[features]."""
     scale: Array = 1 / np.sqrt(reals(norm.running_var) + norm.eps)
     return scale if norm.weight is None else scale * reals(norm.weight)

@@ -27,8 +27,10 @@ from ..linear import (
 from .account import Account
 from .folding import check_rounded
 from .layers import MATRICES, ModelLayer, plain_path
-from .library import library, reals
+from .library import reals
 from .parameters import LooseParameter, Use
+from .places import ParameterPlace
+from .planned import Planned
 
 if TYPE_CHECKING:
     import torch
@@ -63,25 +65,26 @@ class LooseParameters:
         uses = [each.use.bias for each in (account or {}).values() if each.use is not None]
         self._times = Counter([*uses, *(mine[at] for at in owned)])
 
-    def corrected(self, results: Results) -> Iterator[LayerCorrection]:
-        """What was done for each that the results have, and for each part of one."""
+    def planned(self, results: Results) -> Iterator[Planned]:
+        """What is planned for each that the results have, and for each part of one."""
         for each in self._loose:
             if each.name in results.layers:
                 yield self._whole(each, results)
             for part in (name for name in results.layers if name.startswith(f"{each.name}/")):
-                yield self._never_quantised(each, part) or LayerCorrection(part, reason=NO_BIAS)
+                yield Planned(self._never_quantised(each, part) or LayerCorrection(part, reason=NO_BIAS))
 
-    def _whole(self, each: LooseParameter, results: Results) -> LayerCorrection:
+    def _whole(self, each: LooseParameter, results: Results) -> Planned:
         op = type(each.module).__name__
         if same := self._never_quantised(each, each.name):
-            return same
+            return Planned(same)
         corrector = load_corrector(results.corrector_path(each.name), each.name)
         if corrector is None:
-            return LayerCorrection(each.name, op, reason=NO_CORRECTOR)
+            return Planned(LayerCorrection(each.name, op, reason=NO_CORRECTOR))
         try:
-            return replace(self._added(each, corrector), op=op)
+            found = self._planned(each, corrector)
         except MismatchError as refused:
-            return LayerCorrection(each.name, op, reason=str(refused))
+            return Planned(LayerCorrection(each.name, op, reason=str(refused)))
+        return replace(found, correction=replace(found.correction, op=op))
 
     def _never_quantised(self, each: LooseParameter, name: str) -> LayerCorrection | None:
         """What became of the layer `name`, `each` or a part of it, if the copy has the float parameter."""
@@ -90,19 +93,14 @@ class LooseParameters:
             return None
         return LayerCorrection(name, type(each.module).__name__, kept=NEVER_QUANTISED, reason=SAME)
 
-    def _added(self, each: LooseParameter, corrector: BiasCorrector) -> LayerCorrection:
+    def _planned(self, each: LooseParameter, corrector: BiasCorrector) -> Planned:
         use = self._use(each)
         weight, stored = reals(each.parameter), reals(self._copy(each.path))
         check_rounded(weight, stored, use.layout)
         geometry = Geometry() if use.layout in MATRICES else None
         layer = LinearLayer(name=each.name, weight=weight, layout=use.layout, groups=use.groups, geometry=geometry)
-        planned = planned_correction(layer, corrector, weight, stored)
-        if planned.term is None:
-            return planned
-        bias = self._copy(use.bias)
-        with library().no_grad():
-            bias += library().from_numpy(planned.term).to(bias)
-        return replace(planned, quantized=True, corrected=True, change="bias changed")
+        place = ParameterPlace(self._copy(each.path), self._copy(use.bias))
+        return Planned(planned_correction(layer, corrector, weight, stored), place)
 
     def _use(self, each: LooseParameter) -> Use:
         """How the parameter is used, with a bias of its own. Raises `MismatchError` with the reason if it has none."""

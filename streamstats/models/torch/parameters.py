@@ -15,6 +15,23 @@ if TYPE_CHECKING:
 Key = tuple[int, tuple[int, ...], tuple[int, ...]]
 PARTS = ("weight_g", "weight_v")
 """Parameters that `weight_norm` computes the weight of a module from."""
+LOOKING = frozenset(
+    (
+        "__get__",
+        "__set__",
+        "__hash__",
+        "__repr__",
+        "size",
+        "dim",
+        "numel",
+        "detach",
+        "data_ptr",
+        "is_floating_point",
+        "stride",
+        "type",
+    )
+)
+"""Functions that only look at a parameter."""
 HARMLESS = frozenset(
     ("add", "__add__", "__radd__", "add_", "__iadd__", "cat", "embedding", "expand", "repeat", "stack")
 )
@@ -58,6 +75,7 @@ class ParameterIndex:
         }
         self.loose = loose_parameters(model, layers)
         self.seen: dict[str, set[str]] = {each.name: set() for each in self.loose}
+        self._taken: dict[str, set[str]] = {}
         self._uses: dict[str, set[Use]] = {each.name: set() for each in self.loose}
         self._paths = {id(each): plain_path(path) for path, each in model.named_parameters()}
         self._names = known | {id(each.parameter): each.name for each in self.loose}
@@ -83,6 +101,13 @@ class ParameterIndex:
             name = self._names.get(id(each))
             if name in self.seen:
                 self.seen[name].add(function)
+            elif name is not None and function not in LOOKING:
+                self._taken.setdefault(name, set()).add(function)
+
+    def why_not_called(self, name: str) -> str:
+        """Which functions took the weight of the layer `name` without a call of its module; empty for none."""
+        taken = ", ".join(sorted(self._taken.get(name, ())))
+        return f"its module was never called; {taken} took its weight, out of reach" if taken else ""
 
     def note_use(self, name: str, layout: str, bias: Any, groups: int = 1) -> None:
         """Remember how a product uses the loose parameter `name`, and the `bias` that it adds."""

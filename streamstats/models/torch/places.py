@@ -7,9 +7,9 @@ Fusing moves a convolution from `conv` to `conv.0` or back, `QuantWrapper` puts 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from .weights import ComputedWeight
 
+Heard = Callable[[Any], None]
+"""What is called with an output of a layer."""
 WRAPPERS = ("QuantWrapper", "DataParallel", "DistributedDataParallel")
 """Modules whose attribute `module` is the model."""
 
@@ -41,22 +43,55 @@ class Place(ABC):
     def add(self, term: Array) -> str:
         """Add `term`, float64[outputs], to its bias; what changed."""
 
+    def bias(self) -> Array | None:
+        """The bias of what `listen` hears, float64[outputs]; None if nothing can be heard there."""
+        return None
+
+    hears: ClassVar[bool] = False
+    """Whether `listen` is possible."""
+
+    def listen(self, heard: Heard, *, inputs: bool = False) -> Callable[[], None]:
+        """Call `heard` with each output, or with the `inputs`, from now on; returns what ends that."""
+        raise NotImplementedError
+
 
 @dataclass(frozen=True, eq=False)
 class ModulePlace(Place):
     """A module with a weight."""
 
     module: Any
+    hears = True
 
     def weight(self) -> ComputedWeight:
         """The weight that the module computes with."""
         from .weights import computed_weight
 
+        if not hasattr(self.module, "bias"):
+            raise MismatchError(f"a {type(self.module).__name__} has no attribute `bias`; give it one, or None")
         return computed_weight(self.module)
 
     def add(self, term: Array) -> str:
         """Add `term` to the module's bias, or to that of the batch normalisation that it holds."""
         return add_to_bias(self.module, term)
+
+    def bias(self) -> Array | None:
+        """The module's bias; None for modules that do more than a product: an activation, or a norm of their own."""
+        module = self.module
+        if "ReLU" in type(module).__name__ or hasattr(module, "bn"):
+            return None
+        bias = module.bias() if callable(module.bias) else module.bias
+        return np.zeros(1) if bias is None else reals(bias)
+
+    def listen(self, heard: Heard, *, inputs: bool = False) -> Callable[[], None]:
+        """Hear the module's calls."""
+        if inputs:
+            hook = self.module.register_forward_pre_hook(
+                lambda _module, given, named: heard(given[0] if given else next(iter(named.values()))), with_kwargs=True
+            )
+        else:
+            hook = self.module.register_forward_hook(lambda _module, _given, output: heard(output))
+        remove: Callable[[], None] = hook.remove
+        return remove
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,6 +141,27 @@ class JoinedPlace(Place):
         """Add to each its share of `term`."""
         shares = np.split(term, len(self.places))
         return ", ".join(dict.fromkeys(place.add(share) for place, share in zip(self.places, shares, strict=True)))
+
+
+@dataclass(frozen=True, eq=False)
+class ParameterPlace(Place):
+    """A parameter of no linear module, and the `bias` that its calls add."""
+
+    parameter: Any
+    bias: Any
+
+    def weight(self) -> ComputedWeight:
+        """The parameter."""
+        from .weights import ComputedWeight
+
+        return ComputedWeight(reals(self.parameter), quantises=False)
+
+    def add(self, term: Array) -> str:
+        """Add `term` to the bias."""
+        torch = library()
+        with torch.no_grad():
+            self.bias.add_(torch.from_numpy(term).to(self.bias))
+        return "bias changed"
 
 
 class Copy:

@@ -18,7 +18,7 @@ from ...errors import UsageError, listed
 from ...jobs.meter import Meter
 from ...layouts import Kernel
 from ..account import NOT_CHOSEN
-from .account import NEVER_CALLED, Account, LayerRecord
+from .account import NEVER_CALLED, ONLY_EMPTY, ONLY_PADDING, Account, LayerRecord
 from .layers import MATRICES, ModelLayer, kernel_of, layers_of
 from .library import library, to_numpy
 from .masks import BatchMask, MaskOf
@@ -65,7 +65,9 @@ def recording(
 
     `mask` says which positions count: the name of an argument of the model, or a function of all its arguments that
     returns a mask `[N, T]` of ones and zeros, or None. By default, padding is left out if the model is called with an
-    `attention_mask`. The mask is that of inputs with its positions; a warning names layers with others.
+    `attention_mask` or a `src_key_padding_mask`, of booleans, of ones and zeros, or of what is added to scores, also as
+    `[N, 1, 1, T]`; the account says how much was left out. The mask is that of inputs with its positions; a warning
+    names layers with others, and tells of masks that the model builds itself, which are not used.
 
     Where several processes record into one store at once, each has a `part` of its own. By default, the processes of
     `torch.distributed`, if it is initialised, have their ranks, and say so; "" is no part.
@@ -145,6 +147,7 @@ class _Watch:
         finally:
             for record in _records(self, session):
                 account.enter(record)
+            account.padding = self.masks.note
         self.masks.warn()
         account.warn()
         session.raise_failures()
@@ -219,7 +222,7 @@ def _records(watch: _Watch, session: Session) -> Iterator[LayerRecord]:
     for layer in watch.layers:
         alternative = not session.rows[layer.name] and (layer.whole or layer.name in ran)
         if not alternative:
-            yield _record(layer.name, layer.op, session, NEVER_CALLED)
+            yield _record(layer.name, layer.op, session, watch.index.why_not_called(layer.name) or NEVER_CALLED)
     for loose in watch.index.loose:
         yield from _loose_records(loose, watch.index, session)
 
@@ -230,8 +233,11 @@ def _record(name: str, op: str, session: Session, otherwise: str) -> LayerRecord
         return LayerRecord(name, op, reason=NOT_CHOSEN)
     if failure := session.failures.get(name):
         return LayerRecord(name, op, session.rows[name], str(failure))
-    rows = session.rows[name]
-    return LayerRecord(name, op, rows, "" if rows else otherwise, passed_over=not rows)
+    rows, calls = session.rows[name], session.calls.get(name)
+    if session.positions[name]:
+        return LayerRecord(name, op, rows)
+    reason = otherwise if calls is None else ONLY_PADDING if calls else ONLY_EMPTY
+    return LayerRecord(name, op, rows, reason, passed_over=True)
 
 
 def _loose_records(loose: LooseParameter, index: ParameterIndex, session: Session) -> Iterator[LayerRecord]:

@@ -28,7 +28,8 @@ from .masks import BatchMask
 class Session:
     """Where the inputs of layers whose names match one of the `globs` (None: all) go.
 
-    `rows` counts what was recorded of each layer; `failures` are the errors that ended the recording of some.
+    `rows` counts what was recorded of each layer, `positions` those positions of them that count, `calls` the calls
+    whose inputs were not empty; `failures` are the errors that ended the recording of some.
     """
 
     recorder: Recorder | Meter
@@ -36,6 +37,8 @@ class Session:
     globs: Sequence[str] | None
     positions_as_rows: bool
     rows: Counter[str] = field(default_factory=Counter)
+    positions: Counter[str] = field(default_factory=Counter)
+    calls: dict[str, int] = field(default_factory=dict)
     failures: dict[str, StreamstatsError] = field(default_factory=dict)
 
     def wants(self, name: str) -> bool:
@@ -74,6 +77,7 @@ class Session:
             values, as_rows = to_numpy(tensor), self.positions_as_rows
             values = values[np.newaxis] if values.ndim < axes else values
             mask = None if self.masks is None else self.masks.of(name, values, axis % values.ndim)
+        self.calls[name] = self.calls.get(name, 0) + bool(values.size)
         if as_rows:
             values, mask = _positions(values, axis % values.ndim, mask), None
             axis, kernel = 1, kernel if kernel == Kernel() else None
@@ -83,6 +87,7 @@ class Session:
         axis %= values.ndim
         self.recorder.append(name, values, channel_axis=axis, kernel=kernel, mask=mask, rows_are=rows_are)
         self.rows[name] += len(values)
+        self.positions[name] += len(values) if mask is None else int(mask.sum())
 
     def raise_failures(self) -> None:
         """Raise the first failure, if there is one, with the names of all."""

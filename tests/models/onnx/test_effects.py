@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from streamstats.errors import MismatchError
-from streamstats.models.onnx.effects import Effect, EffectSums, Gain
+from streamstats.models.effects import Effect, EffectSums, Gain
 
 
 def effect_of(pairs: list[tuple[dict[str, Any], dict[str, Any]]], mask: Any = None) -> Effect:

@@ -17,8 +17,8 @@ from onnx import helper, numpy_helper
 from onnxruntime import InferenceSession
 
 from streamstats import MeanBiasCorrector
+from streamstats.models.harm import HARMFUL, WORSE
 from streamstats.models.onnx.correct import How, correct_quantized
-from streamstats.models.onnx.harm import HARMFUL, WORSE
 from streamstats.models.onnx.iterative import Iterative
 from streamstats.models.onnx.judge import HeldOut
 from streamstats.models.onnx.subject import quantized_by_others

@@ -15,11 +15,11 @@ from told import Told
 from streamstats.config import JobConfig
 from streamstats.errors import HarmError, UsageError
 from streamstats.jobs.run import run
+from streamstats.models.effects import Effect
+from streamstats.models.harm import HARMFUL, UNSURE, WORSE, tell
+from streamstats.models.judgement import Judgement
 from streamstats.models.onnx.correct import How, correct, correct_quantized
-from streamstats.models.onnx.effects import Effect
-from streamstats.models.onnx.harm import HARMFUL, UNSURE, WORSE, tell
 from streamstats.models.onnx.judge import HeldOut
-from streamstats.models.onnx.judgement import Judgement
 from streamstats.models.onnx.record import record
 
 STEP = 0.5

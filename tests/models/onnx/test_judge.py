@@ -18,12 +18,12 @@ from told import Told
 
 from streamstats import MeanBiasCorrector
 from streamstats.errors import MismatchError, NonFiniteError, UsageError
+from streamstats.models.harm import HARMFUL
 from streamstats.models.onnx.correct import How, correct, correct_quantized
-from streamstats.models.onnx.harm import HARMFUL
 from streamstats.models.onnx.iterative import Iterative
 from streamstats.models.onnx.judge import HeldOut
 from streamstats.models.onnx.plain import plainly
-from streamstats.models.onnx.quality import Quality
+from streamstats.models.quality import Quality
 from streamstats.progress import QUIET, Progress
 
 WEIGHTS = {"w": values(4, 6), "v": values(6, 3, seed=1)}

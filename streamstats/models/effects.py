@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...errors import MismatchError
-from ...statistics.masks import Mask
-from .masking import fits
+from ..errors import MismatchError
+from ..statistics.masks import Mask
+from .positions import fits
 
 Array = npt.NDArray[Any]
 Float64Array = npt.NDArray[np.float64]

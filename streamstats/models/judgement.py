@@ -12,11 +12,35 @@ from .quality import Quality
 
 FLOAT, UNCORRECTED = "float", "quantised"
 """The models that others are compared with."""
+ONE_PASS, CORRECTED = "one pass", "corrected"
+"""The models that are compared with them."""
 IF_WORSE = (
     "correct layer by layer (--iterative), leave out what does harm (--do-no-harm), or round less coarsely "
     "(--weight-range mse, --per-channel, more bits)"
 )
 """What to do about a corrected model that is worse than the quantised one."""
+TRIAL_SAMPLES = 256
+"""How many samples a trial runs, at least one batch."""
+KEPT_BYTES = 2**28
+"""How many bytes of the float model's outputs are kept, so that trials need not compute them again."""
+ROUTED = (
+    "how many positions reach it depends on values, as for the experts of a mixture, and differs between the networks, "
+    "so that its outputs cannot be compared one by one"
+)
+NO_FLOATS = (
+    "no output of the network is of floats, so its error has no size; judge a model that ends before such outputs are "
+    "computed, or leave out --do-no-harm"
+)
+
+ADVICE = {
+    "worse": IF_WORSE,
+    "harm": "--do-no-harm",
+    "precision": (
+        ". To estimate it, set `statistics: [spread]` in the configuration of the run, count two samples or more, and "
+        "give the models"
+    ),
+}
+"""What a report says to do about a worse model, to try what harms, and to know the precision of corrections."""
 
 
 @dataclass(frozen=True)

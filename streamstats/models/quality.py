@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...errors import MismatchError
-from ...statistics.masks import Mask
-from .masking import counted_values
+from ..errors import MismatchError
+from ..statistics.masks import Mask
+from .positions import counted_values
 
 Array = npt.NDArray[Any]
 Float64Array = npt.NDArray[np.float64]

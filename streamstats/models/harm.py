@@ -11,31 +11,25 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from ...errors import HarmError, counted, listed
-from ...outputs.layer_statistics import LayerStatistics
-from ...outputs.manifest import MANIFEST
-from ...outputs.results import open_results
-from ...progress import Progress, Stage
-from ..linear import LayerCorrection
+from ..errors import HarmError, counted, listed
+from ..progress import Progress, Stage
 from .effects import Effect, Gain
-from .judge import Judge
 from .judgement import IF_WORSE, Judgement
-from .pairs import Pair
-from .precision import precision
+from .linear import LayerCorrection
+from .quality import Quality
 
-if TYPE_CHECKING:
-    import onnx
-
+Model = TypeVar("Model")
+Judged = TypeVar("Judged", contravariant=True)
 Float64Array = npt.NDArray[np.float64]
 HARMFUL = "without it, the network's outputs are nearer to the float model's on the held-out samples"
 WORSE = "with the corrections, the network's outputs are farther from the float model's on the held-out samples"
+UNWRITTEN = "nothing was written"
 UNSURE = "too few samples were counted for its size"
 BEYOND_CHANCE = 3.0
 """From how many standard errors on a single correction does harm: one of many that are tried may by chance reach two.
@@ -44,12 +38,33 @@ TRIALS = 64
 """How many corrections are tried one by one, unless told otherwise."""
 
 
+class Judging(Protocol[Judged]):
+    """What trials need of a judge of models."""
+
+    @property
+    def samples(self) -> int:
+        """The number of held-out samples."""
+
+    @property
+    def trial_samples(self) -> int:
+        """How many samples a trial runs, about."""
+
+    def effect(self, model: Judged, *, trial: bool = False) -> Effect:
+        """What `model` does to the outputs of the network; a `trial` runs the first samples only."""
+
+    def known_effect(self, name: str) -> Effect:
+        """What the model of this `name`, which was judged, does to the outputs."""
+
+    def local(self, layer: str, name: str) -> Quality | None:
+        """How near the outputs of `layer` come to the float model's in the model of this `name`, if known."""
+
+
 @dataclass(frozen=True, eq=False)
-class Trials:
+class Trials(Generic[Model]):
     """Tries the network without some corrections: `made` gives the model with those planned, which `judge` judges."""
 
-    judge: Judge
-    made: Callable[[Sequence[LayerCorrection]], onnx.ModelProto]
+    judge: Judging[Model]
+    made: Callable[[Sequence[LayerCorrection]], Model]
     most: int
     progress: Progress
 
@@ -131,51 +146,35 @@ def without(planned: Sequence[LayerCorrection], reasons: Mapping[str, str]) -> l
     ]
 
 
-def unsure(out: Path, pairs: Sequence[Pair], planned: Sequence[LayerCorrection]) -> dict[str, str]:
-    """The layers whose correction is likelier to do harm than good, for too few samples were counted → why.
+def doubt(rows: int, error: Float64Array | None, term: Float64Array) -> str:
+    """Why a `term` from so many `rows` is likelier to do harm than good; empty if it is not, or if that is not known.
 
     With the standard error s of a term t over all outputs, the true term has the squared size |t|² − |s|², as estimated
-    without bias. Adding t leaves |s|² of it, so it does good from |t|² > 2·|s|² on. Layers counted without `spread`
-    have no standard error, and are not named.
+    without bias. Adding t leaves |s|² of it, so it does good from |t|² > 2·|s|² on.
     """
-    if not (out / MANIFEST).exists():
-        return {}
-    results, found = open_results(out), {}
-    known = set(results.layers)
-    for pair, each in zip(pairs, planned, strict=True):
-        if each.term is None or pair.name not in known:
-            continue
-        statistics = results.statistics(pair.name)
-        error = _standard_error(pair, statistics, each.term.size)
-        if error is not None and np.square(each.term).sum() <= 2 * np.square(error).sum():
-            sizes = [float(np.sqrt(np.square(values).mean())) for values in (error, each.term)]
-            found[pair.name] = (
-                f"{UNSURE}: over {counted(statistics.rows, 'row')}, its standard error is {sizes[0]:.2g}, the "
-                f"correction itself {sizes[1]:.2g} (root mean squares over outputs); record more samples"
-            )
-    return found
+    if error is None or np.square(term).sum() > 2 * np.square(error).sum():
+        return ""
+    sizes = [float(np.sqrt(np.square(values).mean())) for values in (error, term)]
+    return (
+        f"{UNSURE}: over {counted(rows, 'row')}, its standard error is {sizes[0]:.2g}, the correction itself "
+        f"{sizes[1]:.2g} (root mean squares over outputs); record more samples"
+    )
 
 
-def _standard_error(pair: Pair, statistics: LayerStatistics, outputs: int) -> Float64Array | None:
-    """The standard error of the term of `pair`, float64[outputs]; None for layers counted without `spread`."""
-    if statistics.standard_error is None:
-        return None
-    measured = precision(pair, statistics, np.ones(outputs))
-    return None if measured is None else measured.error
-
-
-def tell(judgement: Judgement, name: str, progress: Progress, *, fail: bool) -> None:
+def tell(
+    judgement: Judgement, name: str, progress: Progress, *, fail: bool, remedy: str = IF_WORSE, kept: str = UNWRITTEN
+) -> None:
     """Say, before anything is written, whether the model of this `name` is worse than the quantised one, or may be.
 
-    Raises `HarmError` for a worse one if `fail`.
+    `remedy` says what to do about it, `kept` what has not happened yet. Raises `HarmError` for a worse one if `fail`.
     """
     gain, worse = judgement.gains.get(name), judgement.worse(name)
     on = f"on {counted(judgement.samples, 'held-out sample')}"
     said = f"the corrected model is worse than the quantised one: {', '.join(worse)} {on}"
     if worse and fail:
-        raise HarmError(f"{said}; nothing was written; {IF_WORSE}")
+        raise HarmError(f"{said}; {kept}; {remedy}")
     if worse:
-        progress.say(f"warning: {said}; {IF_WORSE}")
+        progress.say(f"warning: {said}; {remedy}")
     elif gain is not None and gain.decibels and not gain.is_clear:
         needed = gain.samples_needed
         more = f"; about {needed:,} samples would tell" if needed else ""
