@@ -145,7 +145,7 @@ class DaskWorkers:
         for worker, standing in self._standings().items():
             if standing.status == "paused" and worker not in self._told:
                 self._told.add(worker)
-                self._tell(f"{_paused(worker, standing)}; it gets no tasks until dask lets it go on")
+                self._tell(f"{_paused(worker, standing)}; it gets no tasks until dask resumes it")
 
     def _standings(self) -> dict[str, Standing]:
         """The workers as the scheduler knows them."""

@@ -362,8 +362,8 @@ def tell_copies(copies: Sequence[Change], progress: Progress) -> None:
         if those:
             layers = listed(dict.fromkeys(each.array.name for each in those))
             progress.say(
-                f"note: {counted(len(those), 'chunk')} of {layers} written again since they were counted: taken for "
-                f"copies, because they have the same sizes and {why}"
+                f"note: {counted(len(those), 'chunk')} of {layers} written again since the last run: taken for copies, "
+                f"because sizes and {why} are the same"
             )
 
 

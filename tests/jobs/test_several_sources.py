@@ -120,7 +120,7 @@ def test_rows_of_one_source_are_forgotten_for_good(tmp_path: Path, stores: tuple
     run(job(tmp_path, a, b))
     with pytest.raises(UsageError, match=r"several arrays.*name one with --source or --part"):
         forget(job(tmp_path, a, b), (0, 2))
-    with pytest.raises(UsageError, match=r"no array is that of --source c.zarr; the job has .*a.zarr, .*b.zarr"):
+    with pytest.raises(UsageError, match=r"no array matches --source c.zarr; the job has .*a.zarr, .*b.zarr"):
         forget(job(tmp_path, a, b), (0, 2), source="c.zarr")
     (forgotten,) = forget(job(tmp_path, a, b), (2, 5), source=b)
     assert forgotten.rows == 3
