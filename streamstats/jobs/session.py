@@ -21,18 +21,20 @@ from ..outputs.changes import Change, check_unchanged
 from ..outputs.copies import copies_among
 from ..outputs.layer_statistics import LayerStatistics
 from ..outputs.ledger import CountedSource
-from ..outputs.manifest import GapsOf, joined, read_manifest
+from ..outputs.manifest import GapsOf, joined
 from ..outputs.results import check_no_store, check_paths, remove_leftovers, write_results
 from ..outputs.resuming import load, restarted
 from ..outputs.saving import Saver, held
+from ..outputs.several import stores_before
 from ..outputs.shortfalls import Shortfall, shortfalls
 from ..progress import QUIET, Progress, Stage
 from ..storage.files import remove_if_empty
 from .job import Job
 from .measuring import Found, Policy, Unreadable
 from .opening import open_workers
-from .plan import MiB, Plan, least_memory, make_plan
+from .plan import Plan, least_memory, make_plan
 from .reduction import reduce_tasks
+from .sizes import in_mib
 from .workers import Workers
 
 if TYPE_CHECKING:
@@ -346,13 +348,9 @@ def tell_plan(
     beside = f" in addition to {before:,} already counted" if before else ""
     sizes = f"{counted(len(arrays), 'layer')}, {counted(plan.rows, 'row')}{beside}, {decimal(plan.bytes)}"
     tasks = f"{counted(len(plan.tasks), 'task')} on {workers.description()}"
-    peak = f"at most {_mib(plan.peak_bytes)} of {_mib(memory)} of memory"
-    what = f"plan: {sizes} decoded, in {tasks}; blocks of at most {_mib(plan.block_bytes)}, {peak}"
+    peak = f"at most {in_mib(plan.peak_bytes)} of {in_mib(memory)} of memory"
+    what = f"plan: {sizes} decoded, in {tasks}; blocks of at most {in_mib(plan.block_bytes)}, {peak}"
     progress.begin(Stage(what, plan.rows, plan.bytes, before, len(arrays), workers.description()))
-
-
-def _mib(size: int) -> str:
-    return f"{-(-size // MiB)} MiB"
 
 
 def tell_copies(copies: Sequence[Change], progress: Progress) -> None:
@@ -379,11 +377,8 @@ def tell_twins(ledgers: Ledgers, progress: Progress) -> None:
 
 def _has_moved(output: Path, job: Job) -> bool:
     """Whether some of what `output` holds was counted from another place. Raises `DataError` for a damaged manifest."""
-    manifest = read_manifest(output)
-    if manifest is None or manifest.merged:
-        return False
     here = {Path(each).resolve() for each in job.sources}
-    return not here.issuperset(Path(each).resolve() for each in manifest.sources)
+    return not here.issuperset(Path(each).resolve() for each in stores_before(output))
 
 
 def _check_apart(source: str, output: Path) -> None:
