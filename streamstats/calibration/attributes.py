@@ -70,11 +70,9 @@ class Attributes:
         elif self.quantization is not None:
             said.append(f"`quantization` replaces the attributes {' and '.join(PACKING)}")
         if self.meaning is not None and self.meaning.viewed != self.meaning.stored:
-            said.append(f"attributes make {self.meaning.stored} {self.meaning.viewed}")
+            said.append(f"attributes say that {self.meaning.stored} stands for {self.meaning.viewed}")
         if self.missing_in_words() != "none":
-            said.append(
-                f"attributes say that stored values are missing, and they do not count ({self.missing_in_words()})"
-            )
+            said.append(f"attributes call stored values missing, so these do not count ({self.missing_in_words()})")
         return [*said, *self.notes]
 
     def to_metadata(self) -> dict[str, Any]:
@@ -323,7 +321,9 @@ class _Reader:
         """Missing values that no value of the dtype can be."""
         missing = [*self._fill_value(), *self._numbers("missing_value")]
         never = [value for value in missing if not (math.isnan(value) or self._can_occur(value))]
-        return [f"the missing value {_plain(float(value))} is none of {self.dtype}" for value in dict.fromkeys(never)]
+        return [
+            f"the missing value {_plain(float(value))} cannot occur in {self.dtype}" for value in dict.fromkeys(never)
+        ]
 
 
 def _decoded(key: str, text: str) -> float:

@@ -375,8 +375,8 @@ def _check_version(place: Target) -> None:
 
 def _taken(store: str) -> OutputError:
     return OutputError(
-        f"{store}: another process records there now, or the file that says that this one does was removed; nothing "
-        "more is written, and rows that were not committed before are lost; record them again into a part of their own"
+        f"{store}: another process records there now, or the claim of this one was removed; nothing more is written, "
+        "and rows that were not committed before are lost; record them again into a part of their own"
     )
 
 

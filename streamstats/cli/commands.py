@@ -225,7 +225,7 @@ def status(options: Namespace) -> int:
 
 def _say_stale(parts: Sequence[str]) -> None:
     if parts:
-        say(f"stale: rows were counted or forgotten since the merge in {listed(parts)}; merge again")
+        say(f"stale: rows were counted or forgotten in {listed(parts)} since the merge; merge again")
 
 
 def _status_cells(layer: LayerStatus, array: bool) -> list[str]:

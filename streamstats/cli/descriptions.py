@@ -52,11 +52,12 @@ Before it reads any data, it prints the plan: tasks, bytes, and the peak memory 
   OUT/manifest.json                  every file with its SHA-256
 
 A run saves every few seconds, and when it is interrupted. Kill it at any moment and run it again: it resumes. If rows
-were appended since, it reads and counts only these, and those of a last chunk that was not full.
+were appended since, it reads and counts only these; in stores that no recorder wrote, also those of a last chunk that
+was not full.
 
---follow looks at the store every second. Rows of a recorder are counted when it has committed them; others once their
-chunks exist and have not changed from one look to the next and, for a last chunk that is not full, the array has not
-grown. What is not settled is waited for until nothing has changed for 10 looks, or until --idle ends the run.
+--follow polls the store every second. Rows of a recorder are counted when it has committed them; others once their
+chunks exist and have not changed from one poll to the next and, for a last chunk that is not full, the array has not
+grown. Rows that are not settled wait until nothing has changed for 10 polls, or until --idle ends the run.
 
 A configuration needs two lines; the README and configs/local.yaml explain all other keys:
 
@@ -147,15 +148,15 @@ there. This reads the rows once more. If it ends with an error, nothing has chan
   streamstats forget run.yaml --rows 128:192           from all layers
   streamstats forget run.yaml --rows 0:8 --rows 64:72
   streamstats forget run.yaml --rows 0:8 --layers 'block1/*'
-  streamstats forget run.yaml --rows 0:8 --source tuesday.zarr   the job has several stores: rows of this one
-  streamstats forget run.yaml --rows 0:8 --part rank3            rows that this part of the store has
+  streamstats forget run.yaml --rows 0:8 --source tuesday.zarr   rows of one of several stores
+  streamstats forget run.yaml --rows 0:8 --part rank3            rows of this part of the store
 
 Layers that read the same array forget together, even if only one of their names matches; all of them are listed.
 """
 
 MERGE = """\
 Add up the outputs of several sites: of different stores, or of different rows of one store. Outputs that have counted
-the same row are refused, also if one was counted from a copy of the store.
+the same row are refused, even if one of them read it from a copy of the store.
 
   streamstats merge site1/out site2/out -o out
 """
@@ -200,8 +201,8 @@ on another axis, or is the same for all samples, say so:
   streamstats record lstm.onnx --samples calibration.npz --batch-axis h0=1 --batch-axis rate=none -o calibration.zarr
   streamstats record bert.onnx --samples sentences/ --mask attention_mask -o calibration.zarr
 
-The store is a folder, or a URL such as s3://bucket/calibration.zarr. It has one writer at a time. Processes that record
-at once, each its share of the samples, name a part each; `run` counts all parts as one layer:
+The store is a folder, or a URL such as s3://bucket/calibration.zarr. It has one writer at a time. If processes
+record at once, each its share of the samples, each names a part of its own; `run` counts all parts as one layer:
 
   streamstats record model.onnx --samples share3.npy -o calibration.zarr --part rank3
 

@@ -93,7 +93,7 @@ def _command(commands: Any, name: str, description: str, module: str = "commands
     for action in (None, "store"):
         parser.register("action", action, _Once)
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    parser.add_argument("--quiet", action="store_true", help="no progress: only the result, notes and errors")
+    parser.add_argument("--quiet", action="store_true", help="show no progress, only the result, notes and errors")
     parser.add_argument("--timestamps", action="store_true", help="begin each line on stderr with the time, in UTC")
     parser.set_defaults(module=module)
     return parser
@@ -116,7 +116,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--accept-changes",
         action="store_true",
-        help="keep what was counted, even if the store has changed since; at another place, it must be a copy",
+        help="keep what was counted, even if the store has changed since; one that has moved must be a copy",
     )
     parser.add_argument(
         "--follow", action="store_true", help="keep counting rows as they are appended, until a signal or …"
@@ -281,7 +281,7 @@ def _add_record(parser: argparse.ArgumentParser) -> None:
         "--part",
         metavar="PART",
         default="",
-        help="record into a part of the store, as in rank3: processes that record at once name a part each",
+        help="record into this part of the store, such as rank3; processes that record at once each name their own",
     )
 
 

@@ -24,7 +24,8 @@ from ..calibration.zarr_settings import decoding
 from ..errors import ClusterError, UsageError, counted, first_line, listed
 from ..interrupts import Deferred
 from .fitness import IN_PROCESS, Examination, Sight, call_on_worker, examine, versions
-from .plan import BASE_BYTES, MiB
+from .plan import BASE_BYTES
+from .sizes import in_mib
 from .workers import Begun, Cluster, Ended, Event, UnfitError
 
 if TYPE_CHECKING:
@@ -145,7 +146,7 @@ class DaskWorkers:
         for worker, standing in self._standings().items():
             if standing.status == "paused" and worker not in self._told:
                 self._told.add(worker)
-                self._tell(f"{_paused(worker, standing)}; it gets no tasks until dask lets it go on")
+                self._tell(f"{_paused(worker, standing)}; it gets no tasks until dask resumes it")
 
     def _standings(self) -> dict[str, Standing]:
         """The workers as the scheduler knows them."""
@@ -170,8 +171,9 @@ class DaskWorkers:
             if each.usable() < least and worker not in self._unfit:
                 raise UnfitError(
                     worker,
-                    f"has a memory limit of {_mib(each.memory_limit)}, and dask pauses it at {_mib(each.usable())}, "
-                    f"but the plan needs at least {_mib(least)}; start it with a higher --memory-limit",
+                    f"has a memory limit of {in_mib(each.memory_limit)}, and dask pauses it at "
+                    f"{in_mib(each.usable())}, but the plan needs at least {in_mib(least)}; start it with a higher "
+                    "--memory-limit",
                 )
         return min([memory, *(each.usable() for worker, each in limited.items() if worker not in self._unfit)])
 
@@ -220,7 +222,7 @@ class DaskWorkers:
 
     def _lost_in_examination(self, deaths: int, lost: Sequence[str]) -> ClusterError:
         limits = sorted(self._limits)
-        memory = f" (memory limits: {', '.join(map(_mib, limits))})" if limits else ""
+        memory = f" (memory limits: {', '.join(map(in_mib, limits))})" if limits else ""
         return ClusterError(
             f"{counted(deaths, 'worker')} of {_address(self._client)} ended while being examined, the last {lost[-1]}, "
             f"and none is left{memory}; read their logs, and give them more memory if dask's nanny ended them"
@@ -333,9 +335,5 @@ def _why_it_fails(error: BaseException) -> str:
 
 
 def _paused(worker: str, standing: Standing) -> str:
-    limit = f", which is {_mib(standing.memory_limit)}" if standing.memory_limit else ""
+    limit = f", which is {in_mib(standing.memory_limit)}" if standing.memory_limit else ""
     return f"dask has paused worker {worker}, because it used most of its memory limit{limit}"
-
-
-def _mib(size: int) -> str:
-    return f"{-(-size // MiB)} MiB"

@@ -80,9 +80,7 @@ def examine(sight: Sight) -> Examination:
     if lacking:
         return Examination(f"lacks {', '.join(lacking)}; install streamstats {__version__} there, with all it needs")
     differences = tuple(
-        f"{name} {ours[name]} (here: {sight.versions[name]})"
-        for name in LIBRARIES
-        if ours[name] != sight.versions[name]
+        f"{name} {ours[name]} (here: {theirs[name]})" for name in LIBRARIES if ours[name] != theirs[name]
     )
     return Examination(next(filter(None, map(seen_differently, sight.layers)), None), differences)
 

@@ -50,9 +50,9 @@ class Look:
     def unsettled(self, layer: Layer, before: Look | None) -> Coverage:
         """The rows whose files do not exist, or have changed since the look `before`, or are still to be written."""
         earlier = {} if before is None else before.files
-        height = {array.name: array for array in _arrays(layer)}
+        arrays = {array.name: array for array in _arrays(layer)}
         moving = [place for place, identity in self.files.items() if not identity or earlier.get(place) != identity]
-        unsettled = Coverage.of(rows_of_file(height[name], number) for name, number in moving)
+        unsettled = Coverage.of(rows_of_file(arrays[name], number) for name, number in moving)
         if before is None or before.rows != self.rows or layer.settled_rows < layer.full_rows:
             unsettled |= Coverage.of([(layer.settled_rows, layer.rows)])
         return unsettled

@@ -98,13 +98,13 @@ def _arrays(matching: Sequence[Layer], source: str | None, part: str | None) -> 
     for name, arrays in arrays_of(chosen).items():
         if len(arrays) > 1:
             raise UsageError(
-                f"layer {name} has several arrays, each with rows of its own numbers: "
+                f"layer {name} has several arrays, each of which numbers its own rows: "
                 f"{listed(_where(array) for array in arrays)}; name one with --source or --part"
             )
     if not chosen:
         asked = [f"--{key} {value}" for key, value in (("source", source), ("part", part)) if value is not None]
         known = listed(dict.fromkeys(map(_where, matching)))
-        raise UsageError(f"no array is that of {' '.join(asked)}; the job has {known}")
+        raise UsageError(f"no array matches {' '.join(asked)}; the job has {known}")
     return chosen
 
 

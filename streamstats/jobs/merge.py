@@ -117,8 +117,8 @@ def _names(found: LayerStatistics) -> tuple[str, ...]:
 def _part(found: LayerStatistics, name: str, layers: Sequence[str]) -> LayerStatistics:
     """What `layers` read of `found`, under the `name` of another array."""
     readers = found.read_by.among(layers)
-    statistics = found.statistics.with_kernel(readers.kernel)
-    return replace(found, layer=name, statistics=statistics, readers=None if readers.is_only(name) else readers)
+    part = found.with_kernel(readers.kernel)
+    return replace(part, layer=name, readers=None if readers.is_only(name) else readers)
 
 
 def _check_not_of_a_run(output: Path) -> None:

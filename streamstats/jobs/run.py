@@ -40,7 +40,7 @@ FIRST_ROWS, GROWTH = 32, 1.5
 MOST_REPLACED = 20
 """Times that counting resumes after a chunk was replaced while it was being read."""
 POLL_SECONDS = 1.0
-"""Time between two looks at a store that is followed."""
+"""Time between two polls of a store that is followed."""
 
 
 @dataclass(frozen=True)

@@ -5,42 +5,35 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import numpy as np
-from rich.filesize import decimal
 
 from ..address import local_path
 from ..calibration.layer import Layer, arrays_of
 from ..calibration.selection import Selected, select_layers
 from ..coverage import Coverage, Rows
-from ..errors import StreamstatsError, UsageError, counted, listed
+from ..errors import StreamstatsError, UsageError
 from ..outputs.changes import Change, check_unchanged
-from ..outputs.copies import copies_among
 from ..outputs.layer_statistics import LayerStatistics
 from ..outputs.ledger import CountedSource
-from ..outputs.manifest import GapsOf, joined, read_manifest
+from ..outputs.manifest import GapsOf, joined
 from ..outputs.results import check_no_store, check_paths, remove_leftovers, write_results
 from ..outputs.resuming import load, restarted
 from ..outputs.saving import Saver, held
+from ..outputs.several import stores_before
 from ..outputs.shortfalls import Shortfall, shortfalls
-from ..progress import QUIET, Progress, Stage
+from ..progress import QUIET, Progress
 from ..storage.files import remove_if_empty
 from .job import Job
 from .measuring import Found, Policy, Unreadable
 from .opening import open_workers
-from .plan import MiB, Plan, least_memory, make_plan
+from .plan import Plan, least_memory, make_plan
 from .reduction import reduce_tasks
+from .telling import Ledgers, tell_copies, tell_plan, tell_selected, tell_twins
 from .workers import Workers
 
 if TYPE_CHECKING:
     from distributed import Client
-
-Ledgers = Mapping[str, LayerStatistics]
-NAMED = 8
-"""How many layers a note names at most."""
 
 
 @dataclass
@@ -272,118 +265,10 @@ def _check_complete(plan: Plan, outcome: Outcome, layers: Mapping[str, Layer]) -
             raise StreamstatsError(f"layer {layer}: no task returned rows {missing}; please report this as a bug")
 
 
-# Messages for the user
-
-
-def tell_selected(selected: Selected, progress: Progress) -> None:
-    """Report which arrays are skipped, and what is allowed but often a mistake."""
-    layers = selected.layers
-    if selected.left_out:
-        progress.say(f"skipped, because no entry of `layers` matches: {listed(selected.left_out)}")
-    for name, reason in [*selected.unreadable.items()][:NAMED]:
-        progress.say(f"warning: array {name} is not counted, because it cannot be read: {reason}")
-    if len(selected.unreadable) > NAMED:
-        progress.say(f"warning: {len(selected.unreadable):,} arrays cannot be read: {listed(selected.unreadable)}")
-    if selected.unfit:
-        first, reason = next(iter(selected.unfit.items()))
-        progress.say(f"note: not counted, because they cannot be layers: {listed(selected.unfit)} ({first}: {reason})")
-    if selected.note:
-        progress.say(f"note: {selected.note}")
-    if selected.coordinates:
-        progress.say(f"note: not counted, because they are coordinates: {listed(selected.coordinates)}")
-    for said, names in _meanings(layers).items():
-        progress.say(f"note: {said}: {listed(dict.fromkeys(names))}")
-    stores = list(dict.fromkeys(layer.address.store for layer in layers))
-    for store in stores:
-        lacking = [name for name, arrays in arrays_of(layers).items() if store not in {a.address.store for a in arrays}]
-        if lacking:
-            verb = "is" if len(lacking) == 1 else "are"
-            progress.say(f"note: {listed(lacking)} {verb} not in {store}; the rows of the other sources are counted")
-    codes = [layer.counted_as for layer in layers if layer.dtype.kind in "iu" and layer.quantization is None]
-    if codes:
-        progress.say(f"note: integers without `quantization` are averaged as codes: {listed(dict.fromkeys(codes))}")
-    outside = [(layer.counted_as, found) for layer in layers if (found := _zero_point_outside(layer)) is not None]
-    if outside:
-        first, point = outside[0]
-        progress.say(
-            f"note: the zero point {point} of {first} is not one of its codes, so none of them stands for 0; check "
-            f"`zero_point` of: {listed(dict.fromkeys(name for name, _ in outside))}"
-        )
-    # a tensor that no layer reads and that is the same for all samples has one row; positions have numbers of their own
-    every = [(arrays[0], sum(array.rows for array in arrays)) for arrays in arrays_of(layers).values()]
-    rows = {number for layer, number in every if (layer.read_by.names or number != 1) and not layer.rows_are}
-    if len(rows) > 1:
-        progress.say(
-            f"note: the layers have different numbers of rows, {min(rows):,} to {max(rows):,}; check that no "
-            "recording was interrupted"
-        )
-
-
-def _meanings(layers: Sequence[Layer]) -> dict[str, list[str]]:
-    """What attributes say of values → the names of the layers of which they say it."""
-    found: dict[str, list[str]] = {}
-    for layer in layers:
-        for said in () if layer.attributes is None else layer.attributes.in_words(layer.quantization):
-            found.setdefault(said, []).append(layer.name)
-    return found
-
-
-def _zero_point_outside(layer: Layer) -> int | None:
-    """The first zero point that is not a code of `layer`: rare, but not impossible, since a range may exclude zero."""
-    if layer.quantization is None or layer.dtype.kind not in "iu":
-        return None
-    codes, points = np.iinfo(layer.dtype), np.atleast_1d(layer.quantization.zero_point)
-    outside = points[(points < codes.min) | (points > codes.max)]
-    return int(outside[0]) if outside.size else None
-
-
-def tell_plan(
-    plan: Plan, layers: Sequence[Layer], ledgers: Ledgers, memory: int, workers: Workers, progress: Progress
-) -> None:
-    """Begin the stage, with the plan and its memory as its description."""
-    arrays = arrays_of(layers)
-    before = sum(ledgers[name].rows for name in arrays)
-    beside = f" in addition to {before:,} already counted" if before else ""
-    sizes = f"{counted(len(arrays), 'layer')}, {counted(plan.rows, 'row')}{beside}, {decimal(plan.bytes)}"
-    tasks = f"{counted(len(plan.tasks), 'task')} on {workers.description()}"
-    peak = f"at most {_mib(plan.peak_bytes)} of {_mib(memory)} of memory"
-    what = f"plan: {sizes} decoded, in {tasks}; blocks of at most {_mib(plan.block_bytes)}, {peak}"
-    progress.begin(Stage(what, plan.rows, plan.bytes, before, len(arrays), workers.description()))
-
-
-def _mib(size: int) -> str:
-    return f"{-(-size // MiB)} MiB"
-
-
-def tell_copies(copies: Sequence[Change], progress: Progress) -> None:
-    """Report which chunks are taken for copies of those that were counted, and why."""
-    for proved, why in ((True, "checksums"), (False, "samples of their bytes")):
-        those = [each for each in copies if each.is_copy is proved]
-        if those:
-            layers = listed(dict.fromkeys(each.array.name for each in those))
-            progress.say(
-                f"note: {counted(len(those), 'chunk')} of {layers} written again since they were counted: taken for "
-                f"copies, because they have the same sizes and {why}"
-            )
-
-
-def tell_twins(ledgers: Ledgers, progress: Progress) -> None:
-    """Report sources or parts that hold what another one holds: as copies, their rows would count twice."""
-    for first, second, same, chunks in islice(copies_among(ledgers), NAMED):
-        progress.say(
-            f"warning: {same:,} of {counted(chunks, 'chunk')} of {second} have the size and content of those of "
-            f"{str(first) or 'the store, outside its parts'}; if one is a copy, its rows count twice: leave it out, "
-            "and count again with --restart"
-        )
-
-
 def _has_moved(output: Path, job: Job) -> bool:
     """Whether some of what `output` holds was counted from another place. Raises `DataError` for a damaged manifest."""
-    manifest = read_manifest(output)
-    if manifest is None or manifest.merged:
-        return False
     here = {Path(each).resolve() for each in job.sources}
-    return not here.issuperset(Path(each).resolve() for each in manifest.sources)
+    return not here.issuperset(Path(each).resolve() for each in stores_before(output))
 
 
 def _check_apart(source: str, output: Path) -> None:

@@ -1,4 +1,4 @@
-"""Sizes in bytes, parsed from text such as 2GiB."""
+"""Sizes in bytes: parsed from text such as 2GiB, and shown."""
 
 from __future__ import annotations
 
@@ -23,3 +23,12 @@ def parse_bytes(text: str | int) -> int:
     if isinstance(text, bool) or match is None or match[2].upper() not in UNITS:
         raise ValueError("expected a size such as 2GiB, 500MB or a number of bytes")
     return int(Fraction(match[1]) * UNITS[match[2].upper()])
+
+
+def in_mib(size: int) -> str:
+    """`size` bytes in MiB, rounded up.
+
+    >>> in_mib(2**20 + 1)
+    '2 MiB'
+    """
+    return f"{-(-size // 2**20)} MiB"

@@ -22,7 +22,8 @@ from ..progress import QUIET, Progress
 from .job import Job
 from .measuring import Policy, Unreadable
 from .opening import open_workers
-from .session import Outcome, reduce_layers, source_of, tell_selected
+from .session import Outcome, reduce_layers, source_of
+from .telling import tell_selected
 
 
 @dataclass(frozen=True)

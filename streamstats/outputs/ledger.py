@@ -237,7 +237,7 @@ class Ledger:
         """The source at `address`. Raises `MismatchError` unless there is one, as in a merged layer."""
         found = [source for source in self.sources if source.address == address]
         if len(found) != 1:
-            raise self._merged()
+            raise self.merged_error()
         return found[0]
 
     def with_source(self, source: CountedSource) -> Self:
@@ -270,10 +270,11 @@ class Ledger:
     def source(self) -> CountedSource:
         """The only source. Raises `MismatchError` for a merged layer."""
         if len(self.sources) != 1:
-            raise self._merged()
+            raise self.merged_error()
         return self.sources[0]
 
-    def _merged(self) -> MismatchError:
+    def merged_error(self) -> MismatchError:
+        """The error for an output that cannot be counted further, because it is merged from those of several stores."""
         return MismatchError(
             f"layer {self.layer} is merged from {len(self.sources)} stores; expected an output of one run: run in "
             "the outputs that were merged, then merge them again"

@@ -35,7 +35,7 @@ def with_arrays(state: LayerStatistics, arrays: Sequence[Layer], before: Sequenc
     which is not among `arrays`, `MismatchError` for a merged layer.
     """
     if state.is_merged:
-        state.at(arrays[0].address)
+        raise state.merged_error()
     found = [_same(source, arrays, before) for source in state.sources]
     for source, array in zip(state.sources, found, strict=True):
         if array is None and (source.covered or source.excluded):

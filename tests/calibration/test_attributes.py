@@ -281,7 +281,7 @@ def test_what_changes_no_value_is_passed_on_as_a_note(tmp_path: Path) -> None:
     assert said(tmp_path, units="seconds", dtype="timedelta64[ns]") == ["durations in seconds, counted as numbers"]
     assert said(tmp_path, flag_values=[0, 1]) == ["categories (`flag_values`): their mean says nothing"]
     assert said(tmp_path, units=["K"]) == ["`units` is ['K'], not text"]
-    assert said(tmp_path, missing_value=1e20) == ["the missing value 1e+20 is none of int32"]
+    assert said(tmp_path, missing_value=1e20) == ["the missing value 1e+20 cannot occur in int32"]
     assert said(tmp_path, units="K") == []
     assert attributes_of(zarr.open_array(tmp_path / "v")).units == "K"
 
@@ -289,7 +289,7 @@ def test_what_changes_no_value_is_passed_on_as_a_note(tmp_path: Path) -> None:
 def test_what_is_applied_and_what_is_ignored_is_said(tmp_path: Path) -> None:
     assert said(tmp_path, scale_factor=0.5, add_offset=3, _FillValue=-1, valid_max=9) == [
         "attributes give real values, stored · 0.5 + 3.0",
-        "attributes say that stored values are missing, and they do not count (-1, above 9)",
+        "attributes call stored values missing, so these do not count (-1, above 9)",
     ]
     layer = select_layers(tmp_path, [LayerRule("*", attributes="ignore")]).layers[0]
     assert layer.attributes is not None

@@ -24,7 +24,7 @@ def test_run_inspect_status_and_report_say_what_attributes_say(
     (tmp_path / "c.yaml").write_text(f"source: {tmp_path}/s.zarr\noutput: {tmp_path}/out\n")
     expected = [
         "note: attributes give real values, stored · 0.5 + 0.1: packed",
-        "note: attributes say that stored values are missing, and they do not count (7): packed",
+        "note: attributes call stored values missing, so these do not count (7): packed",
         "note: categories (`flag_values`): their mean says nothing: kind",
     ]
     aside = "note: not counted, because they are coordinates: lat"
@@ -47,4 +47,4 @@ def test_run_inspect_status_and_report_say_what_attributes_say(
     report = json.loads(capsys.readouterr().out)["layers"]
     assert [f"note: {each}: packed" for each in report["packed"]["notes"]] == expected[:2]
     page = (tmp_path / "out/report.html").read_text()
-    assert "packed: attributes give real values, stored · 0.5 + 0.1; attributes say" in page
+    assert "packed: attributes give real values, stored · 0.5 + 0.1; attributes call" in page

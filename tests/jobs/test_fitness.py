@@ -93,7 +93,7 @@ def test_a_worker_that_is_paused_meanwhile_gives_its_tasks_to_others(
     told = Told(on_advance=lambda rows: pause(client, 1) if rows == 2 else None)
     with in_this_process(2) as client:
         assert ss.reduce(store, client=client, progress=told) == ss.reduce(store)
-    assert any("; it gets no tasks until dask lets it go on" in message for message in told.messages)
+    assert any("; it gets no tasks until dask resumes it" in message for message in told.messages)
 
 
 def test_workers_that_end_while_they_are_examined_are_named_as_such(

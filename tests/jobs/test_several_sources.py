@@ -120,7 +120,7 @@ def test_rows_of_one_source_are_forgotten_for_good(tmp_path: Path, stores: tuple
     run(job(tmp_path, a, b))
     with pytest.raises(UsageError, match=r"several arrays.*name one with --source or --part"):
         forget(job(tmp_path, a, b), (0, 2))
-    with pytest.raises(UsageError, match=r"no array is that of --source c.zarr; the job has .*a.zarr, .*b.zarr"):
+    with pytest.raises(UsageError, match=r"no array matches --source c.zarr; the job has .*a.zarr, .*b.zarr"):
         forget(job(tmp_path, a, b), (0, 2), source="c.zarr")
     (forgotten,) = forget(job(tmp_path, a, b), (2, 5), source=b)
     assert forgotten.rows == 3
@@ -211,6 +211,21 @@ def test_outputs_of_several_sources_are_merged_and_compared(tmp_path: Path, stor
     assert compare(tmp_path / "merged", tmp_path / "all").equal
     with pytest.raises(MismatchError, match="counted in both"):
         merge_outputs([tmp_path / "left", tmp_path / "all"], tmp_path / "twice")
+
+
+def test_a_merged_output_of_stores_with_one_name_says_that_it_is_merged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sites = {"here": ("a.zarr", "b.zarr"), "there": ("a.zarr", "c.zarr")}
+    for site, names in sites.items():
+        (tmp_path / site).mkdir()
+        monkeypatch.chdir(tmp_path / site)
+        for seed, name in enumerate(names):
+            record(name, samples(5, 3, seed=10 * len(site) + seed))
+        run(Job(names, "out"))
+    merge_outputs([tmp_path / site / "out" for site in sites], tmp_path / "merged")
+    with pytest.raises(MismatchError, match="layer fc is merged from 4 stores; expected an output of one run"):
+        run(Job(("c.zarr", "a.zarr"), str(tmp_path / "merged")))
 
 
 def test_a_run_that_follows_counts_parts_that_appear(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -290,3 +290,18 @@ def test_a_manifest_that_names_no_arrays_is_that_of_an_output_of_before(tmp_path
     assert {entry.array for entry in results.manifest.layers.values()} == set(results.layers)
     assert compare(out, counted(tmp_path / "once")).equal
     run(job(tmp_path / "s.zarr", out))
+
+
+@pytest.mark.parametrize("order", ["ab", "ba"])
+def test_parts_that_share_an_array_with_a_tail_merge_with_those_that_do_not(tmp_path: Path, order: str) -> None:
+    readers = {name: {"kernel": kernel.to_metadata()} for name, kernel in LAYERS.items()}
+    array = {"block/conv": VALUES[:13]}
+    about = {"block/conv": {"channel_axis": 1, "layers": readers}}
+    store = build_store(tmp_path / "s.zarr", array, chunks=(8, 3, 6, 7), attributes=about)
+    only = [{"match": "block/down"}]
+    run(job(store, tmp_path / "a", rows="8:13", statistics=["taps"]))
+    run(job(store, tmp_path / "b", rows="0:8", statistics=["taps"], layers=only))
+    run(job(store, tmp_path / "whole", statistics=["taps"], layers=only))
+    merged = merge_outputs([tmp_path / name for name in order], tmp_path / "merged")["block/down"]
+    whole = open_results(tmp_path / "whole").statistics("block/down")
+    assert (merged.statistics, merged.settled) == (whole.statistics, whole.settled)

@@ -38,7 +38,7 @@ def test_it_is_stale_once_rows_of_a_part_are_forgotten(
     assert main(["status", str(merged), "--json"]) == 3
     printed = capsys.readouterr()
     assert json.loads(printed.out)["stale"] == [jobs[0].output]
-    assert f"stale: rows were counted or forgotten since the merge in {jobs[0].output}; merge again" in printed.err
+    assert f"stale: rows were counted or forgotten in {jobs[0].output} since the merge; merge again" in printed.err
     assert main(["inspect", str(merged)]) == 0
     assert "stale: " in capsys.readouterr().err
     merge_outputs([Path(job.output) for job in jobs], merged)

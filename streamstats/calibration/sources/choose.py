@@ -16,7 +16,7 @@ from .source import Source
 def source_of(location: str | Path) -> Source:
     """The source at `location`, by its scheme; for a path, by whether it is a file. Contacts nobody.
 
-    A path that does not exist is that of a local folder, whose `arrays` says so.
+    A path that does not exist is that of a local folder, whose `find` says so.
     """
     text = str(location)
     if is_url(text):

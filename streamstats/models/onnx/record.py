@@ -118,7 +118,7 @@ def record(
     samples differ in shape or cannot be told apart, and with `positions_as_rows` everywhere, every position becomes a
     row; a row may also be the part of a sample that a convolution takes as a sample. `RecordedLayer.rows_are` and a
     note to `progress` say so. A layer whose input mixes samples is skipped with a reason. With a `part`, samples go
-    into a part of the store: processes that record at once name a part each. If the recording fails or is
+    into a part of the store; processes that record at once each name their own. If the recording fails or is
     interrupted, a new store is removed; rows that were appended to an older store stay in it.
 
     Returns an account of every operator that has weights: recorded, or the reason why not.
@@ -131,8 +131,8 @@ def record(
         raise UsageError(f"storage is {storage!r}; expected one of {', '.join(STORAGES)}")
     if storage == "int8" and part:
         raise UsageError(
-            "codes have the ranges of the samples of their process, so that parts would have different steps; record "
-            "parts with storage float"
+            "int8 storage finds its ranges in the samples of one process, so parts would have different steps; record "
+            "parts with float storage"
         )
     wanted, skipped = wanted_of(model_path, layers, tensors)
     run = _opened(model_path, samples, batch_size, wanted, batch_axes)

@@ -32,4 +32,4 @@ def test_shares_of_the_samples_in_parts_are_all_of_them(
         assert main([*arguments, "--part", "rank1", "--append"]) == 1
     assert "rank1 is in use by process" in capsys.readouterr().err
     assert main([*arguments, "--part", "rank2", "--storage", "int8"]) == 2
-    assert "record parts with storage float" in capsys.readouterr().err
+    assert "record parts with float storage" in capsys.readouterr().err
