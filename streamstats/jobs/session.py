@@ -179,7 +179,7 @@ def open_session(
                 ledgers = restarted(output, selected.layers)
             else:
                 copies: list[Change] = []
-                moved = _has_moved(output, job) and accept_changes
+                moved = _has_moved(output, job)
                 ledgers = load(output, selected.layers, accept_changes=accept_changes, moved=moved, tell=copies.extend)
                 tell_copies(copies, progress)
             with open_workers(job.cluster, selected.layers, client, progress.say) as workers:
@@ -362,8 +362,8 @@ def tell_copies(copies: Sequence[Change], progress: Progress) -> None:
         if those:
             layers = listed(dict.fromkeys(each.array.name for each in those))
             progress.say(
-                f"note: {counted(len(those), 'chunk')} of {layers} written again since they were counted: taken for "
-                f"copies, because they have the same sizes and {why}"
+                f"note: {counted(len(those), 'chunk')} of {layers} written again since the last run: taken for copies, "
+                f"because sizes and {why} are the same"
             )
 
 

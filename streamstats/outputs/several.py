@@ -6,7 +6,7 @@ way than before, or one more, a source is found by the place of its store, and i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from ..calibration.layer import Layer
 from ..calibration.sources.choose import source_of as store_at
 from ..calibration.sources.identities import copied, differing, has_identity
 from ..coverage import EMPTY, Coverage
-from ..errors import DataError
+from ..errors import DataError, UsageError, listed
 from .layer_statistics import LayerStatistics
 from .ledger import CountedSource, source_of
 from .manifest import read_manifest
@@ -26,6 +26,17 @@ def stores_before(output: Path) -> tuple[str, ...]:
     """The stores that `output` was counted from; none if it has no manifest, or is merged. Raises `DataError`."""
     manifest = read_manifest(output)
     return () if manifest is None or manifest.merged else manifest.sources
+
+
+def check_not_merged_from_others(output: Path, arrays: Collection[str]) -> None:
+    """Raise `UsageError` if `output` holds merged results of layers besides `arrays`, which a run would leave out."""
+    manifest = read_manifest(output)
+    others = [] if manifest is None or not manifest.merged else [*manifest.arrays.keys() - set(arrays)]
+    if others:
+        raise UsageError(
+            f"{output} holds merged results, also of {listed(sorted(others))}, which the job does not count; choose "
+            "another output"
+        )
 
 
 def with_arrays(state: LayerStatistics, arrays: Sequence[Layer], before: Sequence[str] = ()) -> LayerStatistics:
@@ -63,7 +74,7 @@ def excluded_of(
             if array is None:
                 raise DataError(
                     f"layer {arrays[0].counted_as}: rows {rows} of {str(address) or 'the only store'} were forgotten, "
-                    f"but the job has {_names(arrays)}; name that store in `source` again, or choose another output"
+                    f"but the job has {_names(arrays)}; {_way_back(address, arrays)}, or choose another output"
                 )
             found[array.address] |= rows
     return found
@@ -101,9 +112,15 @@ def _gone(layer: str, source: CountedSource, arrays: Sequence[Layer]) -> DataErr
     where = f" of {source.address}" if str(source.address) else ""
     rows, what = (source.covered, "counted") if source.covered else (source.excluded, "forgotten")
     return DataError(
-        f"layer {layer}: rows {rows}{where} were {what}, but the job has {_names(arrays)}; name that store in "
-        "`source` again, count everything again with --restart, or choose another output"
+        f"layer {layer}: rows {rows}{where} were {what}, but the job has {_names(arrays)}; "
+        f"{_way_back(source.address, arrays)}, count everything again with --restart, or choose another output"
     )
+
+
+def _way_back(address: Address, arrays: Sequence[Layer]) -> str:
+    """What brings back the array at `address`: the store that held it may be one of the job."""
+    has_store = any(each.address.store == address.store for each in arrays)
+    return "restore that part" if address.part and has_store else "name that store in `source` again"
 
 
 def _names(arrays: Sequence[Layer]) -> str:
