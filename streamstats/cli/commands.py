@@ -204,7 +204,8 @@ def status(options: Namespace) -> int:
     for layer in found.layers:
         if layer.sources and not options.json:
             each = (
-                f"{source.address} {row_ranges(source.covered.ranges)} of {source.rows:,}" for source in layer.sources
+                f"{str(source.address) or 'outside the parts'} {row_ranges(source.covered.ranges)} of {source.rows:,}"
+                for source in layer.sources
             )
             say(f"{layer.layer}: counted rows: {listed(each)}")
     say_notes({layer.layer: layer.notes for layer in found.layers})

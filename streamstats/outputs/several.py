@@ -111,9 +111,10 @@ def _equal_files(source: CountedSource, array: Layer) -> int:
 def _gone(layer: str, source: CountedSource, arrays: Sequence[Layer]) -> DataError:
     where = f" of {source.address}" if str(source.address) else ""
     rows, what = (source.covered, "counted") if source.covered else (source.excluded, "forgotten")
+    anew = "" if source.excluded else "count everything again with --restart, "  # which keeps to what was forgotten
     return DataError(
         f"layer {layer}: rows {rows}{where} were {what}, but the job has {_names(arrays)}; "
-        f"{_way_back(source.address, arrays)}, count everything again with --restart, or choose another output"
+        f"{_way_back(source.address, arrays)}, {anew}or choose another output"
     )
 
 
