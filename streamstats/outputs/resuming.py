@@ -212,12 +212,12 @@ def _empty(output: Path, arrays: Sequence[Layer]) -> LayerStatistics:
 def check_same_job(layer: Layer, state: Ledger) -> None:
     """Raise `MismatchError` if `layer` is described differently than when `state` was counted."""
     pairs = {
+        "missing values": (state.missing_values, _missing_values(layer)),  # first: they may change the dtype, too
         "dtype": (str(state.space.dtype), str(layer.space.dtype)),
         "channel axis": (state.channel_axis, layer.channel_axis),
         "channels": (state.channels, layer.channels),
         "statistics": (", ".join(state.statistics), ", ".join(kind.name for kind in layer.kinds)),
         "mask": (state.at(layer.address).mask or "none", "none" if layer.mask is None else layer.mask.name),
-        "missing values": (state.missing_values, _missing_values(layer)),
     }
     if state.statistics.uses_kernel:
         pairs["kernel"] = (_kernel(state.space), _kernel(layer.space))
