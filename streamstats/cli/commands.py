@@ -122,12 +122,12 @@ def _print_quantiles(job: Job, options: Namespace) -> None:
 
 def _say_filled(statistics: Mapping[str, Ledger]) -> None:
     for layer, found in statistics.items():
-        filled = [rows for source in found.sources for rows in source.filled.ranges]
-        if filled:
-            say(
-                f"note: layer {layer}: the fill value was counted for unreadable chunks in rows "
-                f"{row_ranges(filled[:NAMED])}"
-            )
+        for source in found.sources:
+            if source.filled:
+                say(
+                    f"note: layer {source.address.naming(layer)}: the fill value was counted for unreadable chunks in "
+                    f"rows {row_ranges(source.filled.ranges[:NAMED])}"
+                )
 
 
 def _say_unreadable(outcome: Outcome, output: str) -> None:
