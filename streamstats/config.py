@@ -34,7 +34,7 @@ from .jobs.job import DEFAULT_MEMORY, Job
 from .jobs.sizes import parse_bytes
 from .jobs.workers import Cluster, available_cores
 from .layouts import Geometry, Kernel
-from .overrides import substituted, with_settings
+from .overrides import paths_and_values, substituted, with_settings
 from .quantization import Quantization
 from .statistics.kinds import ALWAYS, asked, optional
 
@@ -382,15 +382,16 @@ def load_job(path: str | Path, settings: Sequence[str] = ()) -> Job:
 
 def load_document(path: str | Path, settings: Sequence[str] = ()) -> dict[str, Any]:
     """The keys of the YAML file at `path`, as `load_config` takes them, not checked. Raises `UsageError`."""
+    replaced = paths_and_values(settings)
     document = load_yaml(Path(path))
     if not isinstance(document, dict):
         found = "nothing" if document is None else type(document).__name__
         raise UsageError(f"{path}: found {found}, expected keys such as `source:` and `output:`")
     try:
-        from_outside: dict[str, Any] = substituted(document, os.environ, _parsed)
+        from_outside: dict[str, Any] = substituted(document, os.environ, _parsed, replaced)
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
-    return with_settings(from_outside, settings, _parsed)
+    return with_settings(from_outside, replaced, _parsed)
 
 
 def _parsed(text: str) -> Any:

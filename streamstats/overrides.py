@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from .errors import UsageError
@@ -14,18 +14,26 @@ Parse = Callable[[str], Any]
 """Text → what YAML reads it as. Raises `UsageError`."""
 
 
-def substituted(document: Any, environment: Mapping[str, str], parse: Parse, place: str = "") -> Any:
+def substituted(
+    document: Any, environment: Mapping[str, str], parse: Parse, replaced: Collection[str] = (), place: str = ""
+) -> Any:
     """`document` with `${NAME}` in its texts replaced by what `environment` has; `$${` stands for `${`.
 
-    A text that is one variable and nothing else is read as YAML, so that it may be a number. Keys are left as they are.
-    Raises `UsageError`, naming the key, for a name that is not set.
+    A text that is one variable and nothing else is read as YAML, so that it may be a number. Keys are left as they are,
+    and so is what is at the paths `replaced`. Raises `UsageError`, naming the key, for a name that is not set.
     """
+    if place in replaced:
+        return document
     if isinstance(document, dict):
         return {
-            key: substituted(value, environment, parse, f"{place}.{key}".lstrip(".")) for key, value in document.items()
+            key: substituted(value, environment, parse, replaced, f"{place}.{key}".lstrip("."))
+            for key, value in document.items()
         }
     if isinstance(document, list):
-        return [substituted(each, environment, parse, f"{place}[{number}]") for number, each in enumerate(document)]
+        return [
+            substituted(value, environment, parse, replaced, f"{place}[{number}]")
+            for number, value in enumerate(document)
+        ]
     if not isinstance(document, str):
         return document
     whole = VARIABLE.fullmatch(document)
@@ -46,19 +54,31 @@ def _value(found: re.Match[str], environment: Mapping[str, str], place: str) -> 
     return environment[name]
 
 
-def with_settings(document: Mapping[str, Any], settings: Sequence[str], parse: Parse) -> dict[str, Any]:
-    """`document` with the `settings`, each `key=value`, in place of what it has.
+def paths_and_values(settings: Sequence[str]) -> dict[str, str]:
+    """Path → text of the `settings`, each `key=value`, where a key may be a path, `cluster.threads`.
 
-    A key may be a path, `cluster.threads`. Values are read as YAML. Raises `UsageError` for anything else, and for a
-    path through what holds no keys.
+    Raises `UsageError` for anything else, and for a path that is given twice.
     """
-    changed = dict(document)
+    found: dict[str, str] = {}
     for setting in settings:
         path, equals, value = setting.partition("=")
-        keys = path.strip().split(".")
-        if not equals or not all(keys):
+        path = path.strip()
+        if not equals or not all(path.split(".")):
             raise UsageError(f"--set is {setting!r}; expected KEY=VALUE, such as memory=4GiB or cluster.threads=2")
-        _set(changed, keys, parse(value), setting)
+        if path in found:
+            raise UsageError(f"--set gives `{path}` more than once; it takes one value, so give it once")
+        found[path] = value
+    return found
+
+
+def with_settings(document: Mapping[str, Any], settings: Mapping[str, str], parse: Parse) -> dict[str, Any]:
+    """`document` with the `settings`, path → text read as YAML, in place of what it has.
+
+    Raises `UsageError` for a text that is not YAML, and for a path through what holds no keys.
+    """
+    changed = dict(document)
+    for path, value in settings.items():
+        _set(changed, path.split("."), parse(value), f"{path}={value}")
     return changed
 
 

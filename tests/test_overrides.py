@@ -52,6 +52,20 @@ def test_variables_that_are_not_set_are_named_with_their_key(tmp_path: Path, tex
         load_config(written(tmp_path, text))
 
 
+def test_a_key_that_is_replaced_needs_no_variable(tmp_path: Path) -> None:
+    path = written(tmp_path, "source: ${NOWHERE}\noutput: out\ncluster: {threads: '${NO}'}")
+    config = load_config(path, ["source=s.zarr", "cluster.threads=2"])
+    assert (config.source, config.cluster.threads) == ("s.zarr", 2)
+    with pytest.raises(UsageError, match=r"`cluster\.threads` needs the environment variable NO"):
+        load_config(path, ["source=s.zarr"])
+
+
+def test_a_key_that_is_set_twice_is_refused(tmp_path: Path) -> None:
+    path = written(tmp_path, "source: s.zarr\noutput: out")
+    with pytest.raises(UsageError, match="--set gives `memory` more than once; it takes one value"):
+        load_config(path, ["memory=1GiB", "rows=0:5", "memory=2GiB"])
+
+
 def test_settings_replace_keys_at_any_depth(tmp_path: Path) -> None:
     path = written(tmp_path, "source: s.zarr\noutput: out\ncluster: {threads: 1}\nmemory: 1GiB")
     settings = ["cluster.threads=4", "memory=2GiB", "statistics=[spread, squares]", "output=other=out"]

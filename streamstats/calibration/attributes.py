@@ -115,7 +115,8 @@ def _meaning_of(stored: Mapping[str, Any]) -> Meaning:
 
 
 def _map_in_words(quantization: Quantization) -> str:
-    return f"stored · {quantization.step.item()!r} + {quantization.offset!r}"
+    offset = f" + {quantization.offset!r}" if quantization.offset else ""
+    return f"stored · {quantization.step.item()!r}{offset}"
 
 
 def _number_of(value: Any) -> float:

@@ -16,9 +16,9 @@ from ..errors import CORRUPT, DONE, INCOMPLETE, UsageError, counted, in_words, l
 from ..outputs.documents import channel_columns, channels_document
 from ..outputs.ledger import Ledger, by_layer
 from ..outputs.shortfalls import REMEDY, Shortfall
-from ..outputs.staleness import stale_parts
 from .layer_table import cell, print_layers, say_notes
 from .progress import Shown
+from .stale import say_if_stale, say_stale
 from .tables import number, print_json, print_table, row_ranges, say
 
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ NAMED = 8
 """How many ranges of rows, or layers, notes name at most."""
 UNREAD = "repair the store, or name the layers to count under `layers`"
 """What to do about arrays that nobody can read."""
+RESUME = "resume with: streamstats run CONFIG"
+MERGE_AGAIN = "run in the outputs that were merged, and merge them again"
 LONGEST_CELL = 60
 """Characters of a description in a table."""
 
@@ -121,12 +123,12 @@ def _print_quantiles(job: Job, options: Namespace) -> None:
 
 def _say_filled(statistics: Mapping[str, Ledger]) -> None:
     for layer, found in statistics.items():
-        filled = [rows for source in found.sources for rows in source.filled.ranges]
-        if filled:
-            say(
-                f"note: layer {layer}: the fill value was counted for unreadable chunks in rows "
-                f"{row_ranges(filled[:NAMED])}"
-            )
+        for source in found.sources:
+            if source.filled:
+                say(
+                    f"note: layer {source.address.naming(layer)}: the fill value was counted for unreadable chunks in "
+                    f"rows {row_ranges(source.filled.ranges[:NAMED])}"
+                )
 
 
 def _say_unreadable(outcome: Outcome, output: str) -> None:
@@ -203,7 +205,8 @@ def status(options: Namespace) -> int:
     for layer in found.layers:
         if layer.sources and not options.json:
             each = (
-                f"{source.address} {row_ranges(source.covered.ranges)} of {source.rows:,}" for source in layer.sources
+                f"{str(source.address) or 'outside the parts'} {row_ranges(source.covered.ranges)} of {source.rows:,}"
+                for source in layer.sources
             )
             say(f"{layer.layer}: counted rows: {listed(each)}")
     say_notes({layer.layer: layer.notes for layer in found.layers})
@@ -212,20 +215,15 @@ def status(options: Namespace) -> int:
     if found.running:
         say("a run is in progress")
     elif any(layer.missing for layer in found.layers):
-        say("incomplete; repair any unreadable chunks, then resume with: streamstats run CONFIG")
+        say(f"incomplete; repair any unreadable chunks, then {MERGE_AGAIN if found.merged else RESUME}")
     for unread, why in [*found.unreadable.items()][:NAMED]:
         say(f"array {unread} is not counted, because it cannot be read: {why}")
     _say_unreadable_arrays(found.unreadable)
-    _say_stale(found.stale)
+    say_stale(found.stale)
     short = sum(layer.shortfall is not None for layer in found.layers)
     if short:
         say(f"{counted(short, 'layer')} below `min_rows`: {REMEDY}")
     return DONE if found.complete else INCOMPLETE
-
-
-def _say_stale(parts: Sequence[str]) -> None:
-    if parts:
-        say(f"stale: rows were counted or forgotten in {listed(parts)} since the merge; merge again")
 
 
 def _status_cells(layer: LayerStatus, array: bool) -> list[str]:
@@ -404,7 +402,7 @@ def inspect(options: Namespace) -> None:
     if options.plot and options.json:
         raise UsageError("--plot and --json cannot be combined; choose one")
     results = open_results(options.output)
-    _say_stale(stale_parts(results.manifest.parts))
+    say_if_stale(options.output)
     if options.layer is None:
         if options.plot:
             raise UsageError(f"--plot shows the channels of one layer; name one of {listed(results.layers)}")
@@ -434,6 +432,7 @@ def ranges(options: Namespace) -> None:
     check_percentile(options, methods)
     percentile = PERCENTILE if options.percentile is None else options.percentile
     matching = matching_layers(options.output, options.layer)
+    say_if_stale(options.output)
     chosen = {layer: statistics for layer, statistics in matching.items() if statistics.sums.count.any()}
     if len(chosen) < len(matching):
         say(f"left out, because they have no finite value: {listed(matching.keys() - chosen.keys())}")

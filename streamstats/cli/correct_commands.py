@@ -14,6 +14,7 @@ from ..errors import MissingDependencyError, UsageError, counted, listed
 from ..models.account import by_reason
 from .model_commands import batch_axes
 from .progress import Shown
+from .stale import say_if_stale
 from .tables import number, print_json, print_table, say
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ OF_MODELS = (
 def correct(options: Namespace) -> None:
     """`streamstats correct MODEL.onnx [QUANTIZED.onnx | --bits N] --correctors OUT -o FIXED.onnx`, or `--weights …`."""
     _check_correctors(options)
+    if options.correctors is not None:
+        say_if_stale(options.correctors)
     if options.weights or options.fake_quantized or options.layout:
         _correct_tensors(options)
         return
@@ -60,6 +63,7 @@ def report(options: Namespace) -> None:
     """`streamstats report OUT [--model MODEL.onnx …]`."""
     output, correction = Path(options.correctors), None
     page = _checked_page(options.output, output / "report.html")
+    say_if_stale(output)
     if options.model is not None:
         correction = _corrected(options, None)
         if options.iterative is not None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import DONE, INCOMPLETE, UsageError, counted, listed
 from .commands import check_percentile
+from .stale import say_if_stale
 from .tables import print_json, print_table, say
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ def export(options: Namespace) -> int:
         encoding_version=options.encoding_version,
         merge=options.merge,
     )
+    say_if_stale(options.output)
     missing = _missing(options, written.layers.keys())
     _print_exported(written, missing, as_json=options.json)
     return INCOMPLETE if missing else DONE

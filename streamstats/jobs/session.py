@@ -172,7 +172,7 @@ def open_session(
                 ledgers = restarted(output, selected.layers)
             else:
                 copies: list[Change] = []
-                moved = _has_moved(output, job) and accept_changes
+                moved = _has_moved(output, job)
                 ledgers = load(output, selected.layers, accept_changes=accept_changes, moved=moved, tell=copies.extend)
                 tell_copies(copies, progress)
             with open_workers(job.cluster, selected.layers, client, progress.say) as workers:

@@ -68,7 +68,7 @@ class Status:
     """How far the job of an output has come; `running` says whether a process is working on it now.
 
     `unreadable` are arrays of the store that nobody could read, `coordinates` those that say where values lie, with the
-    reasons; `stale` are merged outputs that have changed since.
+    reasons; `stale` are merged outputs that have changed since. `merged`: nothing resumes it but another merge.
     """
 
     layers: tuple[LayerStatus, ...]
@@ -76,6 +76,7 @@ class Status:
     unreadable: Mapping[str, str] = field(default_factory=dict)
     coordinates: Mapping[str, str] = field(default_factory=dict)
     stale: Sequence[str] = ()
+    merged: bool = False
 
     @property
     def complete(self) -> bool:
@@ -108,7 +109,7 @@ def status(output: Path) -> Status:
     layers = [replace(each, layer=layer) for each in arrays for layer in readers.get(each.array, [each.array])]
     layers.sort(key=lambda each: network_order(_order(each.array, states, said), each.layer))
     running, stale = is_locked(output / LOCK), stale_parts(said.parts)
-    return Status(tuple(layers), running, said.unreadable, said.coordinates, stale)
+    return Status(tuple(layers), running, said.unreadable, said.coordinates, stale, said.merged)
 
 
 def _order(array: str, states: Mapping[str, LayerStatistics], said: Manifest) -> int | None:

@@ -30,6 +30,10 @@ from ..errors import ChangedError, DataError
 from .ledger import CountedSource, Measured, in_both
 
 WAYS_OUT = "count everything again with `run --restart`, or keep what was counted with `run --accept-changes`"
+ELSEWHERE = (
+    "is at another place than the store that was counted, and no copy of it; count everything again with "
+    "`run --restart`, or choose another output"
+)
 WRITTEN_LATER = (
     "; if rows are being appended, their writer made the array longer before it wrote them, and a run in between "
     "counted what was there: fill values"
@@ -122,13 +126,18 @@ def rows_of(changes: Sequence[Change]) -> Coverage:
     return Coverage.of(each.rows for each in changes)
 
 
-def change_error(layer: Layer, changes: Sequence[Change]) -> DataError:
-    """The error for `changes` to files of `layer`, or of its mask, of which it names the first."""
+def change_error(layer: Layer, changes: Sequence[Change], *, moved: bool = False) -> DataError:
+    """The error for `changes` to files of `layer`, or of its mask, of which it names the first.
+
+    A store that has `moved` must be a copy, so that nothing else can be accepted.
+    """
     first = changes[0]
     whose = "" if first.array.name == layer.name else f" of its mask {first.array.name}"
     said = f"layer {layer.name}: {first}{whose} {first.what} since it was counted"
     if all(each.looks_copied for each in changes):
         return DataError(f"{said}; {WAYS_OUT}{COPIED}")
+    if moved:
+        return DataError(f"{said}; {layer.store} {ELSEWHERE}")
     return DataError(f"{said}; {WAYS_OUT}{'' if layer.commits else WRITTEN_LATER}")
 
 

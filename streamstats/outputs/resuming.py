@@ -12,12 +12,12 @@ from ..coverage import EMPTY, Coverage, Rows
 from ..errors import DataError, MismatchError, UsageError, in_words, listed
 from ..statistics.statistic import Space
 from ..statistics.statistics import Statistics
-from .changes import WAYS_OUT, Change, are_known, change_error, compared, compared_mask, rows_of
+from .changes import ELSEWHERE, WAYS_OUT, Change, are_known, change_error, compared, compared_mask, rows_of
 from .layer_statistics import LayerStatistics
 from .ledger import CountedSource, Ledger, Measured, source_of
 from .manifest import check_not_newer
 from .results import excluded_rows, read_states
-from .several import excluded_of, stores_before, with_arrays
+from .several import check_not_merged, excluded_of, stores_before, with_arrays
 
 Tell = Callable[[Sequence[Change]], None]
 """Called with the files that are taken for copies of those that were counted."""
@@ -38,9 +38,11 @@ def load(
 
     Rows of files that had room for more and have changed are not counted in them any more. `tell` is told of copies. A
     store that has `moved` must be a copy. Raises `DataError` for a damaged state, and for a store that has changed
-    since it was counted, naming the chunk; `MismatchError` if the job now describes a layer differently.
+    since it was counted, naming the chunk; `MismatchError` if the job now describes a layer differently; `UsageError`
+    for merged results.
     """
     arrays, before = arrays_of(layers), stores_before(output)
+    check_not_merged(output)
     states = read_states(output, arrays)
     resuming = Resuming(accept_changes, moved, tell)
     return {
@@ -101,21 +103,21 @@ class Resuming:
         for each in changes:
             is_copy = each.is_copy or (self.accept_changes and each.looks_copied)
             (copies if is_copy else others).append(each)
-        if others and self.moved:
+        if others and self.moved and self.accept_changes:
             raise UsageError(f"layer {layer.name}: {others[0]} of {layer.store} is not what was counted; {NO_COPY}")
         if others and not self.accept_changes:
-            raise change_error(layer, others)
+            raise change_error(layer, others, moved=self.moved)
         self.tell(copies)
         return rows_of(others)
 
     def _stored_anew(self, layer: Layer, state: LayerStatistics) -> LayerStatistics:
         """`state` for an array that is stored in another way: what was counted of it is accepted, or `DataError`."""
-        if self.moved:
+        if self.moved and self.accept_changes:
             raise UsageError(f"layer {layer.name} of {layer.store} is stored in another way; {NO_COPY}")
         if not self.accept_changes:
             raise DataError(
                 f"layer {layer.name}: its dtype, sample shape, chunks or codecs have changed since it was counted; "
-                f"{WAYS_OUT}"
+                f"{f'{layer.store} {ELSEWHERE}' if self.moved else WAYS_OUT}"
             )
         before = state.at(layer.address)
         found = source_of(layer, max(layer.rows, before.covered.stop, before.excluded.stop))
@@ -210,12 +212,12 @@ def _empty(output: Path, arrays: Sequence[Layer]) -> LayerStatistics:
 def check_same_job(layer: Layer, state: Ledger) -> None:
     """Raise `MismatchError` if `layer` is described differently than when `state` was counted."""
     pairs = {
+        "missing values": (state.missing_values, _missing_values(layer)),  # first: they may change the dtype, too
         "dtype": (str(state.space.dtype), str(layer.space.dtype)),
         "channel axis": (state.channel_axis, layer.channel_axis),
         "channels": (state.channels, layer.channels),
         "statistics": (", ".join(state.statistics), ", ".join(kind.name for kind in layer.kinds)),
         "mask": (state.at(layer.address).mask or "none", "none" if layer.mask is None else layer.mask.name),
-        "missing values": (state.missing_values, _missing_values(layer)),
     }
     if state.statistics.uses_kernel:
         pairs["kernel"] = (_kernel(state.space), _kernel(layer.space))

@@ -16,7 +16,7 @@ from ..calibration.layer import Layer
 from ..calibration.sources.choose import source_of as store_at
 from ..calibration.sources.identities import copied, differing, has_identity
 from ..coverage import EMPTY, Coverage
-from ..errors import DataError
+from ..errors import DataError, UsageError
 from .layer_statistics import LayerStatistics
 from .ledger import CountedSource, source_of
 from .manifest import read_manifest
@@ -26,6 +26,16 @@ def stores_before(output: Path) -> tuple[str, ...]:
     """The stores that `output` was counted from; none if it has no manifest, or is merged. Raises `DataError`."""
     manifest = read_manifest(output)
     return () if manifest is None or manifest.merged else manifest.sources
+
+
+def check_not_merged(output: Path) -> None:
+    """Raise `UsageError` if `output` holds merged results: a run would make them those of one job."""
+    manifest = read_manifest(output)
+    if manifest is not None and manifest.merged:
+        raise UsageError(
+            f"{output} holds merged results; run in the outputs that were merged and merge again, or choose another "
+            "output"
+        )
 
 
 def with_arrays(state: LayerStatistics, arrays: Sequence[Layer], before: Sequence[str] = ()) -> LayerStatistics:
@@ -63,7 +73,7 @@ def excluded_of(
             if array is None:
                 raise DataError(
                     f"layer {arrays[0].counted_as}: rows {rows} of {str(address) or 'the only store'} were forgotten, "
-                    f"but the job has {_names(arrays)}; name that store in `source` again, or choose another output"
+                    f"but the job has {_names(arrays)}; {_way_back(address, arrays)}, or choose another output"
                 )
             found[array.address] |= rows
     return found
@@ -100,10 +110,17 @@ def _equal_files(source: CountedSource, array: Layer) -> int:
 def _gone(layer: str, source: CountedSource, arrays: Sequence[Layer]) -> DataError:
     where = f" of {source.address}" if str(source.address) else ""
     rows, what = (source.covered, "counted") if source.covered else (source.excluded, "forgotten")
+    anew = "" if source.excluded else "count everything again with --restart, "  # which keeps to what was forgotten
     return DataError(
-        f"layer {layer}: rows {rows}{where} were {what}, but the job has {_names(arrays)}; name that store in "
-        "`source` again, count everything again with --restart, or choose another output"
+        f"layer {layer}: rows {rows}{where} were {what}, but the job has {_names(arrays)}; "
+        f"{_way_back(source.address, arrays)}, {anew}or choose another output"
     )
+
+
+def _way_back(address: Address, arrays: Sequence[Layer]) -> str:
+    """What brings back the array at `address`: the store that held it may be one of the job."""
+    has_store = any(each.address.store == address.store for each in arrays)
+    return "restore that part" if address.part and has_store else "name that store in `source` again"
 
 
 def _names(arrays: Sequence[Layer]) -> str:

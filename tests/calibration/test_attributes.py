@@ -291,6 +291,8 @@ def test_what_is_applied_and_what_is_ignored_is_said(tmp_path: Path) -> None:
         "attributes give real values, stored · 0.5 + 3.0",
         "attributes call stored values missing, so these do not count (-1, above 9)",
     ]
+    assert said(tmp_path, scale_factor=0.5) == ["attributes give real values, stored · 0.5"]
+    assert said(tmp_path, scale_factor=0.5, add_offset=3, _FillValue=-1, valid_max=9)
     layer = select_layers(tmp_path, [LayerRule("*", attributes="ignore")]).layers[0]
     assert layer.attributes is not None
     assert layer.attributes.in_words(None) == [

@@ -68,8 +68,8 @@ def test_a_copy_is_recognised_by_its_checksums_and_counting_goes_on(tmp_path: Pa
     assert found.mean.tolist() == both.mean(0, np.float64).tolist()
     assert told.stages[0].rows == 4
     assert told.messages == [
-        "note: 2 chunks of conv written again since the last run: taken for copies, because sizes and "
-        "checksums are the same"
+        "note: 2 chunks of conv written again since the last run: taken for copies, because sizes and checksums are "
+        "the same"
     ]
     moved = run(config(copy(store, tmp_path / "t.zarr"), tmp_path / "out")).statistics["conv"]
     assert (moved.statistics, moved.covered) == (found.statistics, ((0, 14),))

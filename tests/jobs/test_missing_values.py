@@ -237,6 +237,12 @@ def test_attributes_that_are_ignored_change_nothing_and_are_named(tmp_path: Path
     assert entry["attributes"]["ignored"] == names.split(", ")
 
 
+def test_attributes_that_are_ignored_later_are_named_rather_than_the_dtype_that_they_change(tmp_path: Path) -> None:
+    run(job(tmp_path, values_of("int16")))
+    with pytest.raises(MismatchError, match=r"counted with missing values .*, but the job now has none"):
+        run(job(tmp_path, values_of("int16"), attributes="ignore"))
+
+
 def test_the_manifest_says_what_was_applied_and_which_arrays_are_coordinates(tmp_path: Path) -> None:
     counted = job(tmp_path, values_of("int16"), ATTRIBUTES | {"units": "K", "coordinates": "lat"})
     zarr.open_group(tmp_path / "s.zarr").create_array("lat", data=np.ones((2, 2)))

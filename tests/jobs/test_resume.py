@@ -557,6 +557,18 @@ def test_changes_are_not_accepted_of_another_store(tmp_path: Path) -> None:
     run(config(stores[0]))
     with pytest.raises(UsageError, match=r"chunk c/0/0 \(rows 0:2\) of .*2\.zarr is not what was counted; --accept-ch"):
         run(config(stores[1]), accept_changes=True)
+    with pytest.raises(DataError, match=r"rewritten .*; .*2\.zarr is at another place .*--restart`, or choose") as told:
+        run(config(stores[1]))
+    assert "--accept-changes" not in str(told.value), "it would be refused"
+
+
+def test_a_run_leaves_merged_results_of_other_layers_alone(tmp_path: Path) -> None:
+    for name in "ab":
+        run(config(build_store(tmp_path / f"{name}.zarr", {name: samples(20, 3)}), tmp_path / name))
+    merge_outputs([tmp_path / "a", tmp_path / "b"], tmp_path / "all")
+    with pytest.raises(UsageError, match="all holds merged results, also of b, which the job does not count; choose"):
+        run(config(tmp_path / "a.zarr", tmp_path / "all"))
+    merge_outputs([tmp_path / "a", tmp_path / "b"], tmp_path / "all")
 
 
 def test_results_are_not_merged_into_a_store_or_over_a_run(tmp_path: Path) -> None:

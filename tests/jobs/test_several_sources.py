@@ -111,8 +111,36 @@ def test_a_part_that_is_no_longer_there_is_missed(tmp_path: Path) -> None:
     record(store, X[10:], "rank1")
     run(job(tmp_path, store))
     shutil.rmtree(tmp_path / "a.zarr" / ".parts")
-    with pytest.raises(DataError, match="rows 0:30 of part rank1 were counted"):
+    with pytest.raises(DataError, match=r"rows 0:30 of part rank1 were counted.*; restore that part, count"):
         run(job(tmp_path, store))
+
+
+def test_status_names_the_rows_outside_the_parts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = record(tmp_path / "a.zarr", X[:10])
+    record(store, X[10:], "rank1")
+    run(job(tmp_path, store))
+    assert main(["status", str(tmp_path / "out")]) == 0
+    assert "fc: counted rows: outside the parts 0:10 of 10, part rank1 0:30 of 30" in capsys.readouterr().err
+
+
+def test_filled_rows_are_named_with_their_part(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = record(tmp_path / "a.zarr", X[:10])
+    record(store, X[10:], "rank1")
+    shutil.rmtree(tmp_path / "a.zarr/.parts/rank1/fc/c")
+    (tmp_path / "run.yaml").write_text(f"source: {store}\noutput: {tmp_path / 'out'}\nmissing: fill\n")
+    assert main(["run", str(tmp_path / "run.yaml")]) == 0
+    assert "note: layer fc (part rank1): the fill value was counted" in capsys.readouterr().err
+
+
+def test_a_restart_is_no_remedy_for_a_part_that_is_gone_with_forgotten_rows(tmp_path: Path) -> None:
+    store = record(tmp_path / "a.zarr", X[:10])
+    record(store, X[10:], "rank1")
+    run(job(tmp_path, store))
+    forget(job(tmp_path, store), (0, 2), part="rank1")
+    shutil.rmtree(tmp_path / "a.zarr" / ".parts")
+    for restart in (False, True):
+        with pytest.raises(DataError, match=r"of part rank1 were .*; restore that part, or choose another output"):
+            run(job(tmp_path, store), restart=restart)
 
 
 def test_rows_of_one_source_are_forgotten_for_good(tmp_path: Path, stores: tuple[str, str]) -> None:

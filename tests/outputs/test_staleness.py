@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ from streamstats.jobs.forget import forget
 from streamstats.jobs.merge import merge_outputs
 from streamstats.jobs.status import status
 
+READERS = [["inspect"], ["ranges", "--method", "minmax"], ["report"]]
+
 
 @pytest.fixture
 def jobs(tmp_path: Path) -> list[ss.Job]:
@@ -24,6 +27,17 @@ def jobs(tmp_path: Path) -> list[ss.Job]:
         found.append(ss.Job(str(store), str(tmp_path / name)))
         ss.run(found[-1])
     return found
+
+
+def test_what_merged_results_lack_comes_from_another_merge(
+    jobs: list[ss.Job], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ranges = [replace(jobs[0], rows=rows, output=str(tmp_path / f"{rows[0]}")) for rows in ((0, 5), (10, 15))]
+    for job in ranges:
+        ss.run(job)
+    merge_outputs([Path(job.output) for job in ranges], tmp_path / "merged")
+    assert main(["status", str(tmp_path / "merged")]) == 3
+    assert "then run in the outputs that were merged, and merge them again" in capsys.readouterr().err
 
 
 def test_it_is_stale_once_rows_of_a_part_are_forgotten(
@@ -39,8 +53,9 @@ def test_it_is_stale_once_rows_of_a_part_are_forgotten(
     printed = capsys.readouterr()
     assert json.loads(printed.out)["stale"] == [jobs[0].output]
     assert f"stale: rows were counted or forgotten in {jobs[0].output} since the merge; merge again" in printed.err
-    assert main(["inspect", str(merged)]) == 0
-    assert "stale: " in capsys.readouterr().err
+    for command, *options in READERS:
+        assert main([command, str(merged), *options]) == 0
+        assert "stale: " in capsys.readouterr().err, command
     merge_outputs([Path(job.output) for job in jobs], merged)
     assert status(merged).complete
 
