@@ -6,6 +6,7 @@ first, then its parts, in the order of their names. The rows of a layer follow e
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,11 +15,11 @@ from typing import Any
 import zarr
 
 from ..errors import MismatchError, UsageError
-from .addresses import Address, placed
+from .addresses import Address, part_path, placed
 from .coordinates import coordinates
 from .describing import names_in, part_in
 from .layer import Layer, arrays_of
-from .sources.choose import source_of
+from .sources.choose import is_url, source_of
 from .sources.source import Source
 
 
@@ -46,6 +47,14 @@ class Place:
         """What messages call `array`."""
         return self.address.naming(array)
 
+    @property
+    def real_location(self) -> str:
+        """Where the arrays lie, whatever links lead to the store and the part."""
+        location, below = self.store.location, part_path(self.address.part) if self.address.part else ""
+        if is_url(location):
+            return f"{location.rstrip('/')}/{below}".rstrip("/")
+        return os.path.realpath(os.path.join(location, below))
+
 
 def places_of(source: str | Path | Sequence[str | Path]) -> list[Place]:
     """The places of the store at `source`, or of several. Raises as `Source.find`, `UsageError` for one named twice."""
@@ -53,7 +62,9 @@ def places_of(source: str | Path | Sequence[str | Path]) -> list[Place]:
         return _places(source_of(source), "")
     stores = [str(each) for each in source]
     _check_stores(stores)
-    return [place for each in stores for place in _places(source_of(each), each if len(stores) > 1 else "")]
+    places = [place for each in stores for place in _places(source_of(each), each if len(stores) > 1 else "")]
+    _check_places(places)
+    return places
 
 
 def _check_stores(stores: Sequence[str]) -> None:
@@ -65,6 +76,18 @@ def _check_stores(stores: Sequence[str]) -> None:
         seen[location] = store
     if not stores:
         raise UsageError("`source` names no store; expected one, or a list of some")
+
+
+def _check_places(places: Sequence[Place]) -> None:
+    """Raise `UsageError` for arrays that would count twice: those of a store and a link to it, or to a part of it."""
+    seen: dict[str, Place] = {}
+    for place in places:
+        first = seen.setdefault(place.real_location, place)
+        if first is not place and place.arrays and first.arrays:
+            raise UsageError(
+                f"`source` names {place.address} twice: it is {first.address}; name each store once, and either a "
+                "store or parts of it"
+            )
 
 
 def _places(store: Source, named: str) -> list[Place]:

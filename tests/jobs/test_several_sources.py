@@ -202,6 +202,19 @@ def test_arrays_that_do_not_fit_together_are_refused(tmp_path: Path, stores: tup
         run(job(tmp_path, stores[0], f"{stores[0]}/../a.zarr"))
 
 
+@pytest.mark.parametrize("beside", ["link.zarr", "link.zarr/", "store.zarr/.parts/x", "link.zarr/.parts/x", "part"])
+def test_a_link_or_a_part_beside_its_store_is_the_store_named_twice(tmp_path: Path, beside: str) -> None:
+    for part in ("x", "y"):
+        with Recorder(tmp_path / "store.zarr", part=part) as recorder:
+            recorder.append("a", np.ones((3, 2), np.float32))
+    (tmp_path / "link.zarr").symlink_to("store.zarr")
+    (tmp_path / "part").symlink_to("store.zarr/.parts/y")
+    parts = [str(tmp_path / "store.zarr/.parts" / part) for part in "xy"]
+    with pytest.raises(UsageError, match=r"names .* twice: it is .*store.zarr, part [xy]; name each store once"):
+        reduce([tmp_path / "store.zarr", f"{tmp_path}/{beside}"])
+    assert reduce(parts)["a"].rows == 6
+
+
 def test_a_layer_that_one_source_lacks_counts_the_others_and_says_so(
     tmp_path: Path, stores: tuple[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
