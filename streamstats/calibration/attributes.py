@@ -236,7 +236,9 @@ class _Reader:
             return SPECIAL[value.lower()]
         if isinstance(value, str) and is_float(self.dtype) and key == "_FillValue":
             return _decoded(key, value)
-        if (isinstance(value, bool) and self.dtype != np.bool_) or not isinstance(value, int | float):
+        if isinstance(value, bool) and self.dtype.itemsize == 1 and not is_float(self.dtype):
+            return int(value)  # xarray stores booleans as int8, and their fill value as a boolean
+        if isinstance(value, bool) or not isinstance(value, int | float):
             raise _wrong(key, value, f"expected a number of {self.dtype}")
         return value
 

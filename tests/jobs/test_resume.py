@@ -394,7 +394,7 @@ def test_two_stores_merge_to_the_sums_of_all_their_rows(tmp_path: Path) -> None:
     assert (merged.rows, len(merged.sources)) == (26, 2)
     merge_outputs([tmp_path / "out1", tmp_path / "out0"], tmp_path / "all2")
     assert results(tmp_path / "all") == results(tmp_path / "all2")
-    with pytest.raises(MismatchError, match="layer conv is merged from 2 stores"):
+    with pytest.raises(UsageError, match="all holds merged results; run in the outputs that were merged"):
         run(config(tmp_path / "0.zarr", tmp_path / "all"))
 
 
@@ -562,11 +562,11 @@ def test_changes_are_not_accepted_of_another_store(tmp_path: Path) -> None:
     assert "--accept-changes" not in str(told.value), "it would be refused"
 
 
-def test_a_run_leaves_merged_results_of_other_layers_alone(tmp_path: Path) -> None:
+def test_a_run_leaves_merged_results_alone(tmp_path: Path) -> None:
     for name in "ab":
         run(config(build_store(tmp_path / f"{name}.zarr", {name: samples(20, 3)}), tmp_path / name))
     merge_outputs([tmp_path / "a", tmp_path / "b"], tmp_path / "all")
-    with pytest.raises(UsageError, match="all holds merged results, also of b, which the job does not count; choose"):
+    with pytest.raises(UsageError, match="all holds merged results; run in the outputs that were merged"):
         run(config(tmp_path / "a.zarr", tmp_path / "all"))
     merge_outputs([tmp_path / "a", tmp_path / "b"], tmp_path / "all")
 

@@ -265,7 +265,7 @@ def test_a_merged_output_of_stores_with_one_name_says_that_it_is_merged(
             record(name, samples(5, 3, seed=10 * len(site) + seed))
         run(Job(names, "out"))
     merge_outputs([tmp_path / site / "out" for site in sites], tmp_path / "merged")
-    with pytest.raises(MismatchError, match="layer fc is merged from 4 stores; expected an output of one run"):
+    with pytest.raises(UsageError, match="merged holds merged results; run in the outputs that were merged"):
         run(Job(("c.zarr", "a.zarr"), str(tmp_path / "merged")))
 
 
