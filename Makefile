@@ -35,7 +35,7 @@ browser: $(VENV)/test.installed
 	$(BIN)/python -m playwright install chromium
 
 # The tests with the lowest versions that pyproject.toml allows; `make test` takes the newest.
-lowest: $(LOWEST)/test.installed
+lowest: $(LOWEST)/test.installed browser
 	$(LOWEST)/bin/pytest -n auto --dist worksteal
 
 $(LOWEST)/test.installed: pyproject.toml tests/lowest.py
