@@ -5,12 +5,11 @@ Members are stored, as zarr stores them, or deflated, as most programs do. Files
 
 from __future__ import annotations
 
-import argparse
 import sys
 import zipfile
 from pathlib import Path
 
-from measuring import available_cores, in_own_process, machine, rates_in_turn
+from measuring import common_options, in_own_process, machine, rates_in_turn
 from stores import LAYOUTS, Layout, generate, working_folder
 from tables import Table, show
 
@@ -22,13 +21,7 @@ METHODS = {"stored": zipfile.ZIP_STORED, "deflated": zipfile.ZIP_DEFLATED}
 
 def main() -> None:
     """Measure each case and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", type=float, default=0.4, metavar="GB", help="decoded, per case (default 0.4)")
-    parser.add_argument("--threads", type=int, default=available_cores(), help="default: the number of cores")
-    parser.add_argument("--repeats", type=int, default=7, help="timed runs of each (default 7)")
-    parser.add_argument("--folder", help="where to generate data (default: the folder for temporary files)")
-    parser.add_argument("--markdown", action="store_true", help="the table as Markdown")
-    options = parser.parse_args()
+    options = common_options(__doc__, "case")
     rows = []
     for layout in (each for each in LAYOUTS if each.name in CASES):
         print(f"measuring {layout.name} …", file=sys.stderr)

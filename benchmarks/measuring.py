@@ -8,6 +8,7 @@ outside the runs.
 
 from __future__ import annotations
 
+import argparse
 import multiprocessing
 import os
 import platform
@@ -208,3 +209,14 @@ def _version(package: str) -> str:
 def float64_means(means: Any) -> npt.NDArray[np.float64]:
     """`means` as float64, without rounding what was found."""
     return np.asarray(means, dtype=np.float64)
+
+
+def common_options(document: str, what: str) -> argparse.Namespace:
+    """The options of a benchmark that has no others; `document` is its docstring, `what` it generates data for."""
+    parser = argparse.ArgumentParser(description=document.splitlines()[0])
+    parser.add_argument("--size", type=float, default=0.4, metavar="GB", help=f"decoded, per {what} (default 0.4)")
+    parser.add_argument("--threads", type=int, default=available_cores(), help="default: the number of cores")
+    parser.add_argument("--repeats", type=int, default=7, help="timed runs of each (default 7)")
+    parser.add_argument("--folder", help="where to generate data (default: the folder for temporary files)")
+    parser.add_argument("--markdown", action="store_true", help="the table as Markdown")
+    return parser.parse_args()

@@ -6,14 +6,13 @@ come from the page cache.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zarr
-from measuring import available_cores, machine, rates_in_turn
+from measuring import common_options, machine, rates_in_turn
 from stores import working_folder
 from tables import Table, show
 from zarr.codecs import ZstdCodec
@@ -34,13 +33,7 @@ CASES: dict[str, tuple[str, float, dict[str, Any]]] = {
 
 def main() -> None:
     """Measure each case and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", type=float, default=0.4, metavar="GB", help="decoded, per store (default 0.4)")
-    parser.add_argument("--threads", type=int, default=available_cores(), help="default: the number of cores")
-    parser.add_argument("--repeats", type=int, default=7, help="timed runs of each (default 7)")
-    parser.add_argument("--folder", help="where to generate data (default: the folder for temporary files)")
-    parser.add_argument("--markdown", action="store_true", help="the table as Markdown")
-    options = parser.parse_args()
+    options = common_options(__doc__, "store")
     rows = []
     for name, (dtype, share, attributes) in CASES.items():
         print(f"measuring {name} …", file=sys.stderr)

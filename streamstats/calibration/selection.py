@@ -83,6 +83,11 @@ ALL = "*"
 """The rule for all other layers: it chooses none, so that one that cannot be read does not stop the others."""
 
 
+def also_counting(rules: Sequence[LayerRule], statistics: Sequence[str]) -> tuple[LayerRule, ...]:
+    """`rules`, or that for all layers if there are none, which also count `statistics`."""
+    return tuple(replace(each, statistics=(*each.statistics, *statistics)) for each in rules or [LayerRule(ALL)])
+
+
 def select_layers(source: str | Path | Sequence[str | Path], rules: Sequence[LayerRule] = ()) -> Selected:
     """The layers that `rules` choose in the calibration store at `source`, or in several, one after the other.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal, Self
 
-from ..calibration.selection import LayerRule
+from ..calibration.selection import LayerRule, also_counting
 from ..coverage import Coverage, Rows
 from .workers import Cluster, available_cores
 
@@ -43,9 +43,7 @@ class Job:
 
     def counting(self, *statistics: str) -> Self:
         """The same job, which also counts `statistics` for all layers."""
-        rules = self.rules or (LayerRule("*"),)
-        added = (replace(each, statistics=(*each.statistics, *statistics)) for each in rules)
-        return replace(self, rules=tuple(added))
+        return replace(self, rules=also_counting(self.rules, statistics))
 
     def wanted(self, rows: int) -> Coverage:
         """Those of the first `rows` rows that the job wants."""

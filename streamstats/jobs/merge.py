@@ -48,7 +48,7 @@ def merge_outputs(outputs: Sequence[Path], output: Path) -> dict[str, LayerStati
             left,
             merged=True,
             min_rows=asked,
-            parts=fingerprints(outputs),
+            merged_from=fingerprints(outputs),
         )
     return by_layer(merged)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ..calibration.layer import Layer, arrays_of
-from ..calibration.selection import LayerRule, select_layers
+from ..calibration.selection import LayerRule, also_counting, select_layers
 from ..coverage import Coverage
 from ..errors import ChangedError, DataError, UsageError, listed
 from ..outputs.layer_statistics import LayerStatistics
@@ -79,8 +79,7 @@ def reduce(
     _check_one_of("missing", missing, ("error", "fill"))
     cluster = Cluster(threads=available_cores() if threads is None else threads)
     budget = _budget(memory)
-    rules = [replace(each, statistics=(*each.statistics, *statistics)) for each in layers or [LayerRule("*")]]
-    selected = select_layers(source, rules if statistics else layers)
+    selected = select_layers(source, also_counting(layers, statistics) if statistics else layers)
     where = source if isinstance(source, str | Path) else listed(map(str, source))
     for name, reason in selected.unreadable.items():
         raise DataError(f"{where}: array {name} cannot be read: {reason}; repair it, or choose others by `layers`")
@@ -149,8 +148,7 @@ def _run_while_it_grows(session: Session, on_written: OnWritten) -> Outcome:
         except ChangedError:
             if session.restarted:
                 raise
-        selected = select_layers(session.job.source, session.job.rules)
-        session = session.resumed(selected, load(session.output, selected.layers))
+        session = _reloaded(session)
     return _run_once(session, on_written)
 
 
@@ -200,9 +198,14 @@ def _run_ready(
     except ChangedError:
         if session.restarted:
             raise
-        selected = select_layers(session.job.source, session.job.rules)
-        return session.resumed(selected, load(session.output, selected.layers)), outcome
+        return _reloaded(session), outcome
     return replace(session, ledgers=outcome.statistics, restarted=False), outcome
+
+
+def _reloaded(session: Session) -> Session:
+    """`session` with the layers as they are now, and what is saved."""
+    selected = select_layers(session.job.source, session.job.rules)
+    return session.resumed(selected, load(session.output, selected.layers))
 
 
 def _polled(session: Session) -> Session:

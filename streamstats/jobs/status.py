@@ -17,7 +17,7 @@ from ..outputs.manifest import NOTHING, Gaps, GapsOf, LayerEntry, Manifest, expl
 from ..outputs.results import states_in
 from ..outputs.saving import LOCK
 from ..outputs.shortfalls import Shortfall
-from ..outputs.staleness import stale_parts
+from ..outputs.staleness import stale_outputs
 from ..storage.files import read_json
 from ..storage.locks import is_locked
 from ..storage.names import network_order
@@ -108,7 +108,7 @@ def status(output: Path) -> Status:
     readers = _readers(states, said, output)
     layers = [replace(each, layer=layer) for each in arrays for layer in readers.get(each.array, [each.array])]
     layers.sort(key=lambda each: network_order(_order(each.array, states, said), each.layer))
-    running, stale = is_locked(output / LOCK), stale_parts(said.parts)
+    running, stale = is_locked(output / LOCK), stale_outputs(said.merged_from)
     return Status(tuple(layers), running, said.unreadable, said.coordinates, stale, said.merged)
 
 

@@ -52,8 +52,9 @@ def _of_arrays(selected: Selected) -> Iterator[str]:
 
 def _of_sources(layers: Sequence[Layer]) -> Iterator[str]:
     """Which layers some of the stores lack."""
+    stores = {name: {each.address.store for each in arrays} for name, arrays in arrays_of(layers).items()}
     for store in dict.fromkeys(layer.address.store for layer in layers):
-        lacking = [name for name, arrays in arrays_of(layers).items() if store not in {a.address.store for a in arrays}]
+        lacking = [name for name, found in stores.items() if store not in found]
         if lacking:
             verb = "is" if len(lacking) == 1 else "are"
             yield f"note: {listed(lacking)} {verb} not in {store}; the rows of the other sources are counted"

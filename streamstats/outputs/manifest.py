@@ -150,7 +150,7 @@ class Manifest:
 
     `merged` outputs combine several others; `rows` is the range to which the job was limited, if any. `unreadable` are
     the arrays of the store that nobody could read, with the reasons; `coordinates` those that say where values lie;
-    `parts` are the merged outputs, as `staleness` identifies them.
+    `merged_from` are the merged outputs, as `staleness` identifies them.
     """
 
     layers: Mapping[str, LayerEntry]
@@ -159,7 +159,7 @@ class Manifest:
     rows: Rows | None = None
     unreadable: Mapping[str, str] = field(default_factory=dict)
     coordinates: Mapping[str, str] = field(default_factory=dict)
-    parts: Mapping[str, str] = field(default_factory=dict)
+    merged_from: Mapping[str, str] = field(default_factory=dict)
 
     def write(self, output: Path) -> None:
         """Write the manifest into the folder `output`. Raises `OutputError`."""
@@ -170,7 +170,7 @@ class Manifest:
                 "layers": {name: self.layers[name].document() for name in sorted(self.layers)},
                 "rows": self.rows,
                 "unreadable": dict(self.unreadable),
-                **({"parts": dict(self.parts)} if self.merged else {}),
+                **({"merged_from": dict(self.merged_from)} if self.merged else {}),
                 "coordinates": dict(self.coordinates),
                 "source": list(self.sources) if self.merged or len(self.sources) > 1 else self.sources[0],
                 **({} if self.merged or len(self.sources) == 1 else {"merged": False}),
@@ -230,7 +230,7 @@ def _parsed(document: Mapping[str, Any]) -> Manifest:
     if not sources:
         raise ValueError("it names no source")
     rows = document["rows"]
-    said = [_texts(document.get(key, {})) for key in ("unreadable", "coordinates", "parts")]
+    said = [_texts(document.get(key, {})) for key in ("unreadable", "coordinates", "merged_from")]
     return Manifest(layers, sources, merged, None if rows is None else _rows(rows), *said)
 
 

@@ -132,7 +132,7 @@ def write_results(
     rows: Rows | None = None,
     min_rows: Mapping[str, int] | None = None,
     unreadable: Mapping[str, str] | None = None,
-    parts: Mapping[str, str] | None = None,
+    merged_from: Mapping[str, str] | None = None,
     coordinates: Mapping[str, str] | None = None,
     keep_states: bool = False,
 ) -> None:
@@ -140,7 +140,7 @@ def write_results(
     files of all others.
 
     `rows` is the range to which the job was limited; `min_rows` is what it asked for, by array; `unreadable` are arrays
-    that were not counted, with the reasons, and so are `coordinates`; `parts` are merged outputs, as `staleness`
+    that were not counted, with the reasons, and so are `coordinates`; `merged_from` are merged outputs, as `staleness`
     identifies them. With `keep_states`, the states of other arrays stay, for later jobs that include these again. All
     content is computed before any is written, and files that already have their content are not rewritten. Raises
     `UsageError` for a mean beyond float64, `OutputError` if a file cannot be written.
@@ -154,7 +154,7 @@ def write_results(
     for kind in (CORRECTORS,) if keep_states else (STATE, CORRECTORS):
         for path in set((output / kind).rglob("*.safetensors")) - set(files):
             remove(path)
-    Manifest(layers, tuple(sources), merged, rows, unreadable or {}, coordinates or {}, parts or {}).write(output)
+    Manifest(layers, tuple(sources), merged, rows, unreadable or {}, coordinates or {}, merged_from or {}).write(output)
 
 
 def remove_leftovers(output: Path) -> None:

@@ -1,4 +1,6 @@
-"""Whether merged results still are those of their parts: rows of a part may have been forgotten, or counted, since."""
+"""Whether merged results still are those of the outputs that were merged: rows may have been forgotten there, or
+counted, since.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +17,11 @@ def fingerprints(outputs: Iterable[Path]) -> dict[str, str]:
     return {str(output.resolve()): _fingerprint(read_manifest(output)) for output in outputs}
 
 
-def stale_parts(parts: Mapping[str, str]) -> list[str]:
-    """Those of the `parts`, as `fingerprints` found them, that have changed; one that is gone tells nothing."""
-    return [output for output, before in parts.items() if _now(Path(output)) not in (None, before)]
+def stale_outputs(merged_from: Mapping[str, str]) -> list[str]:
+    """Those of the outputs `merged_from`, as `fingerprints` found them, that have changed; one that is gone tells
+    nothing.
+    """
+    return [output for output, before in merged_from.items() if _now(Path(output)) not in (None, before)]
 
 
 def _now(output: Path) -> str | None:

@@ -131,6 +131,10 @@ def _name(path: str) -> str:
     return path.rpartition("/")[2]
 
 
+S3_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
+"""The variables that name an endpoint of S3."""
+
+
 @cache
 def object_store(location: str) -> Any:
     """The obstore for the URL `location`; credentials and endpoint come from the environment.
@@ -140,10 +144,10 @@ def object_store(location: str) -> Any:
     check_url(location)
     store = require("obstore.store", "cloud")
     plain = os.environ.get("AWS_ALLOW_HTTP", "").lower() == "true"  # which the options would override
-    endpoint = os.environ.get("AWS_ENDPOINT_URL", "")
-    if location.startswith("s3://") and endpoint.lower().startswith("http://") and not plain:
+    insecure = [name for name in S3_ENDPOINTS if os.environ.get(name, "").lower().startswith("http://")]
+    if location.startswith("s3://") and insecure and not plain:
         raise UsageError(
-            "AWS_ENDPOINT_URL begins with http://, so requests would not be encrypted; use https, or allow that with "
+            f"{insecure[0]} begins with http://, so requests would not be encrypted; use https, or allow that with "
             "AWS_ALLOW_HTTP=true"
         )
     options = {"timeout": f"{REQUEST_SECONDS}s", "connect_timeout": "10s", "allow_http": plain}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -18,8 +17,9 @@ from ...errors import MismatchError, NonFiniteError, UsageError
 from ...progress import QUIET, Progress, Stage
 from ...statistics.masks import Mask
 from ..effects import Effect, EffectSums
+from ..findings import Findings, Measured
 from ..judgement import FLOAT, KEPT_BYTES, NO_FLOATS, ROUTED, TRIAL_SAMPLES, Judgement
-from ..quality import Quality, Sums, together
+from ..quality import Sums
 from .comparing import Places
 from .files import write_models
 from .graph import copied
@@ -60,20 +60,16 @@ class HeldOut:
             check_command(self.score)
 
 
-class Judge:
+class Judge(Findings):
     """Judges models, one after the other, on the same samples; a context manager, which holds temporary files."""
 
     def __init__(
         self, original: onnx.ModelProto, pairs: Sequence[Pair], held_out: HeldOut, progress: Progress = QUIET
     ) -> None:
+        super().__init__()
         self._original, self._pairs, self._held_out = original, pairs, held_out
         self._progress = progress
-        self._layers: dict[str, dict[str, Quality]] = {}
-        self._outputs: dict[str, Quality] = {}
-        self._accuracy: dict[str, float] = {}
         self._scores: dict[str, float] = {}
-        self._harmful: list[str] = []
-        self._effects: dict[str, Effect] = {}
         self._kept: dict[int, dict[str, Array]] = {}
         self._kept_bytes = 0
         self._samples = 0
@@ -115,20 +111,7 @@ class Judge:
         `note` follows the name of the model in the progress. A second model of the same name replaces the first. Raises
         `MismatchError` for a model of another network, `UsageError` for a model that onnxruntime does not run.
         """
-        found = self._measured(name, model, note)
-        for layer, sums in found.layers.items():
-            self._layers.setdefault(layer, {})[name] = sums.quality()
-        self._outputs[name] = together([sums.quality() for sums in found.outputs.values() if sums.values])
-        if (effect := found.effect.effect()) is not None:
-            self._effects[name] = effect
-        if self._labels is not None:
-            self._accuracy |= {each: count / self._samples for each, count in sorted(found.right.items())}
-        self._harmful = [
-            layer
-            for layer, term in (terms or {}).items()
-            if layer in found.layers and self._layers[layer][name].harmed_by(term)
-        ]
-        return self._harmful
+        return self._take(name, self._measured(name, model, note), self._samples, terms)
 
     def effect(self, model: onnx.ModelProto, *, trial: bool = False) -> Effect:
         """What `model` does to the outputs of the network; a `trial` runs the first samples only, at least a batch.
@@ -162,16 +145,6 @@ class Judge:
         """How many samples a trial runs, about."""
         return min(self._samples, TRIAL_SAMPLES)
 
-    def known_effect(self, name: str) -> Effect:
-        """What the model of this `name`, which was judged, does to the outputs. Raises `UsageError` as `effect`."""
-        if name not in self._effects:
-            raise UsageError(NO_FLOATS)
-        return self._effects[name]
-
-    def local(self, layer: str, name: str) -> Quality | None:
-        """How near the outputs of `layer` come to those of the float model in the model of this `name`, if known."""
-        return self._layers.get(layer, {}).get(name)
-
     def _float_ends(self, rows: slice) -> dict[str, Array]:
         """The outputs of the float model for the samples `rows`."""
         if rows.start in self._kept:
@@ -201,7 +174,7 @@ class Judge:
         session = self._session(plain.model, mine_wanted, name)
         run = ModelRun.prepare(session, self._given, self._held_out.batch_size, str(self._held_out.samples))
         sums = ({pair.name: Sums() for pair, _ in judged}, {end: Sums() for end in self._ends})
-        found = _Measured(*sums, self._ends, places=self._places)
+        found = _Measured(*sums, ends=self._ends, places=self._places)
         what = f"judging the {name.replace(' ', '-')} model{note}"
         self._progress.begin(Stage(what, run.samples, layers=len(judged)))
         for rows in run.batches():
@@ -237,17 +210,7 @@ class Judge:
 
     def finish(self) -> Judgement:
         """The judgement on all models."""
-        harmful = tuple(self._harmful)
-        return Judgement(
-            self._samples,
-            self._layers,
-            self._outputs,
-            self._accuracy,
-            self._scores,
-            harmful,
-            self.unjudged,
-            self._effects,
-        )
+        return self._judgement(self._samples, self.unjudged, self._scores)
 
     def _session(self, model: onnx.ModelProto, tensors: Sequence[str], name: str) -> Any:
         path = self._folder / f"{name} judged.onnx"
@@ -271,14 +234,10 @@ class Judge:
 
 
 @dataclass
-class _Measured:
-    """What a run of a model gave: sums per layer and per output, and the samples classified correctly, by model."""
+class _Measured(Measured):
+    """What a run gave of the outputs `ends`, whose samples lie at `places`; `routed` are layers to leave out."""
 
-    layers: dict[str, Sums]
-    outputs: dict[str, Sums]
-    ends: Sequence[str]
-    effect: EffectSums = field(default_factory=EffectSums)
-    right: Counter[str] = field(default_factory=Counter)
+    ends: Sequence[str] = ()
     places: Places = field(default_factory=Places)
     routed: set[str] = field(default_factory=set)
 

@@ -6,7 +6,6 @@ are not changed: what is judged are copies of the quantised one.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -19,9 +18,10 @@ from ...errors import MismatchError, UsageError
 from ...progress import QUIET, Progress, Stage
 from ...statistics.masks import Mask
 from ..effects import Effect, EffectSums
+from ..findings import Findings, Measured
 from ..judgement import FLOAT, KEPT_BYTES, NO_FLOATS, TRIAL_SAMPLES, Judgement
 from ..positions import fits
-from ..quality import Quality, Sums, together
+from ..quality import Sums
 from .batches import Batches, HeldOut, outputs_of, right
 from .folding import norm_scale
 from .layers import MATRICES
@@ -46,7 +46,7 @@ BIAS_APART = 1e-3
 """How far biases may be apart, as a share of the largest, to be the same."""
 
 
-class Judge:
+class Judge(Findings):
     """Judges copies of a quantised model, one after the other, beside the float `model`, on the same batches.
 
     `plan` says which layers there are. Raises `UsageError` for a float model in training mode, and for batches that
@@ -58,6 +58,7 @@ class Judge:
     ) -> None:
         if model.training:
             raise UsageError("the float model is in training mode, so its outputs depend on chance; call its `eval()`")
+        super().__init__()
         self._model, self._held_out, self._progress = model, held_out, progress
         self._batches = Batches.of(held_out.batches)
         self._unjudged = {each.name: why for each in plan if each.correction.term is not None and (why := _deaf(each))}
@@ -66,11 +67,6 @@ class Judge:
             for each in plan
             if each.rounding is not None and each.correction.term is not None and each.name not in self._unjudged
         }
-        self._layers: dict[str, dict[str, Quality]] = {}
-        self._outputs: dict[str, Quality] = {}
-        self._accuracy: dict[str, float] = {}
-        self._effects: dict[str, Effect] = {}
-        self._harmful: list[str] = []
         self._kept: dict[int, tuple[dict[str, Array], Mask | None]] = {}
         self._kept_bytes = 0
 
@@ -81,19 +77,8 @@ class Judge:
         `MismatchError` for a model of another network.
         """
         found = self._measured(name, twin, note)
-        for layer, sums in found.layers.items():
-            if layer not in self._unjudged:
-                self._layers.setdefault(layer, {})[name] = sums.quality()
-        self._outputs[name] = together([sums.quality() for sums in found.outputs.values() if sums.values])
-        if (effect := found.effect.effect()) is not None:
-            self._effects[name] = effect
-        self._accuracy |= {each: count / self.samples for each, count in sorted(found.right.items())}
-        self._harmful = [
-            layer
-            for layer, term in (terms or {}).items()
-            if name in self._layers.get(layer, {}) and self._layers[layer][name].harmed_by(term)
-        ]
-        return self._harmful
+        found.layers = {layer: sums for layer, sums in found.layers.items() if layer not in self._unjudged}
+        return self._take(name, found, self.samples, terms)
 
     def effect(self, model: Twin, *, trial: bool = False) -> Effect:
         """What `model` does to the outputs of the network; a `trial` runs the first samples only, at least a batch.
@@ -123,29 +108,9 @@ class Judge:
         """How many samples a trial runs, about."""
         return min(self.samples, TRIAL_SAMPLES)
 
-    def known_effect(self, name: str) -> Effect:
-        """What the model of this `name`, which was judged, does to the outputs. Raises `UsageError` as `effect`."""
-        if name not in self._effects:
-            raise UsageError(NO_FLOATS)
-        return self._effects[name]
-
-    def local(self, layer: str, name: str) -> Quality | None:
-        """How near the outputs of `layer` come to the float model's in the model of this `name`, if known."""
-        return self._layers.get(layer, {}).get(name)
-
     def finish(self) -> Judgement:
         """The judgement on all models."""
-        layers = {name: found for name, found in self._layers.items() if name not in self._unjudged}
-        harmful = tuple(each for each in self._harmful if each in layers)
-        return Judgement(
-            self.samples,
-            layers,
-            self._outputs,
-            self._accuracy,
-            harmful=harmful,
-            unjudged=self._unjudged,
-            effects=self._effects,
-        )
+        return self._judgement(self.samples, self._unjudged, {})
 
     def _measured(self, name: str, twin: Twin, note: str) -> _Measured:
         found = _Measured()
@@ -263,13 +228,8 @@ class _Heard:
 
 
 @dataclass(eq=False)
-class _Measured:
-    """What a run of a model gave: sums per layer and per output, and the samples classified correctly, by model."""
-
-    layers: dict[str, Sums] = field(default_factory=dict)
-    outputs: dict[str, Sums] = field(default_factory=dict)
-    effect: EffectSums = field(default_factory=EffectSums)
-    right: Counter[str] = field(default_factory=Counter)
+class _Measured(Measured):
+    """What a run of a model gave, of layers that are heard."""
 
     def add_layers(
         self,

@@ -400,9 +400,12 @@ def test_recording_goes_on_while_requests_fail(server: int, place: str, monkeypa
     assert reduce(place)["fc"].mean.tolist() == (samples(40, 4).astype(float).sum(axis=0) / 40).tolist()
 
 
-def test_requests_that_are_not_encrypted_are_only_sent_if_that_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+@pytest.mark.parametrize("variable", ["AWS_ENDPOINT_URL", "AWS_ENDPOINT"])
+def test_requests_that_are_not_encrypted_are_only_sent_if_that_is_allowed(
+    monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    monkeypatch.setenv(variable, "http://127.0.0.1:9")
     monkeypatch.delenv("AWS_ALLOW_HTTP", raising=False)
     objects.object_store.cache_clear()
-    with pytest.raises(UsageError, match=r"begins with http://.*AWS_ALLOW_HTTP=true"):
+    with pytest.raises(UsageError, match=rf"{variable} begins with http://.*AWS_ALLOW_HTTP=true"):
         reduce("s3://bucket/store.zarr")
