@@ -7,6 +7,7 @@ have the same form, whatever raised them.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
@@ -46,7 +47,7 @@ def make_app(service: Service) -> ASGIApp:
     )
     for routes in (OperationRoutes, JobRoutes, ResultRoutes, StoreRoutes, UploadRoutes):
         app.include_router(routes(service).router())
-    app.mount("/static", StaticFiles(directory=str(PAGE)))
+    app.mount("/static", _Files(directory=str(PAGE)))
     _answer_errors(app, service)
     return _protected(app, service)
 
@@ -93,3 +94,11 @@ def _invalid(_: Request, error: RequestValidationError) -> Response:
 def _place(location: tuple[int | str, ...]) -> tuple[int | str, ...]:
     """Where in the request: without the part of HTTP that it was in, and without the kind of job."""
     return tuple(part for part in location[1:] if part not in ("run", "onnx")) or location
+
+
+class _Files(StaticFiles):
+    """Files below a folder. A path with a NUL is that of none: older versions of starlette fail there."""
+
+    def lookup_path(self, path: str) -> tuple[str, os.stat_result | None]:
+        """As `StaticFiles.lookup_path`."""
+        return ("", None) if "\0" in path else super().lookup_path(path)
