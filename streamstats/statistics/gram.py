@@ -25,6 +25,7 @@ from ..layouts import Kernel, Kernels
 from ..quantization import Quantization
 from .exact import TERMS_BITS, unit_exponent
 from .masks import Mask
+from .product_loops import SLICE_BITS
 from .products import Products
 from .riders import Where
 from .statistic import MASKED, Array, Cut, Document, Space, Statistic, Tensors
@@ -97,7 +98,8 @@ class Piece:
         """Peak bytes of accumulating it, and of what is found."""
         unfolding, digits = unfoldings(space)[self.number], digits_of(space.dtype)
         left, right = self.columns(unfolding)
-        accumulating = Products.working_bytes(unfolding.groups, left, None if self.is_square else right, digits)
+        others = None if self.is_square else right
+        accumulating = Products.working_bytes(unfolding.groups, left, others, digits, most_slices(space.dtype))
         return accumulating + 4 * digits * self.entries(space)
 
 
@@ -264,9 +266,9 @@ class Gram(Statistic):
 
     @classmethod
     def operations(cls, space: Space) -> int:
-        """As `Statistic.operations`: those of one product of slices."""
-        found = unfoldings(space)
-        return sum(prod(each.outputs) * each.groups * each.columns**2 for each in found if 0 not in each.outputs)
+        """As `Statistic.operations`: half of all products of columns, for each pair of slices that most values need."""
+        found = sum(prod(each.outputs) * each.groups * each.columns**2 for each in unfoldings(space))
+        return found * (4 if space.dtype == np.float32 else 1) // 2
 
     def with_kernel(self, kernel: Kernel | Kernels | None) -> Self:
         """As `Statistic.with_kernel`: kernels that were counted."""
@@ -548,6 +550,17 @@ def digits_of(dtype: np.dtype[Any]) -> int:
     """
     bits = bound_exponent(dtype) - unit_exponent(dtype) if is_float(dtype) else dtype.itemsize * 8
     return -(-(2 * bits + TERMS_BITS + 1) // BITS)
+
+
+def most_slices(dtype: np.dtype[Any]) -> int:
+    """The most slices that values of `dtype` need: all have 22 bits, but the first has 26 at least.
+
+    >>> [most_slices(np.dtype(kind)) for kind in ("i2", "f2", "f4")]
+    [1, 2, 13]
+    """
+    if not is_float(dtype):
+        return 1
+    return 1 + -(-(bound_exponent(dtype) - unit_exponent(dtype) - SLICE_BITS) // SLICE_BITS)
 
 
 def unpacked(values: Array, columns: int) -> Array:
