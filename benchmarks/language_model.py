@@ -7,7 +7,7 @@ A transformer of 3.7 million weights is trained on the sources of Python's stand
 core, and written to FOLDER, where later runs find it (`--steps` only matters to the first). Its inputs are then
 recorded over windows of the text that it was trained with, and counted; every other figure is of windows of files that
 were held out. Weights are rounded to each of `--bits`, to the nearest code or by second moments (GPTQ), and biases
-corrected or not. `--trial` trains a tiny model for a moment, without a folder: is everything there?
+corrected or not. `--quick` trains a tiny model for a moment, without a folder: is everything there?
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ def main() -> None:
     """Train unless it is done, record, count, round, correct, and print the perplexities."""
     options = _parser().parse_args()
     with ExitStack() as stack:
-        folder = stack.enter_context(working_folder(None)) if options.trial else Path(options.folder)
+        folder = stack.enter_context(working_folder(None)) if options.quick else Path(options.folder)
         folder.mkdir(parents=True, exist_ok=True)
         text = _text(folder)
-        network = Network(VOCABULARY, blocks=1, width=64) if options.trial else Network(VOCABULARY)
+        network = Network(VOCABULARY, blocks=1, width=64) if options.quick else Network(VOCABULARY)
         model = _trained(network, text, folder, options)
         held_out = windows(text["held_out"], network.window, options.held_out, options.seed)
         baselines = _baselines(text, held_out)
@@ -65,7 +65,7 @@ def main() -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=_Help)
     parser.add_argument("folder", nargs="?", help="where the text, the trained model, the store and the models go")
-    parser.add_argument("--trial", action="store_true", help="a tiny model, trained for a moment")
+    parser.add_argument("--quick", action="store_true", help="a tiny model, trained for a moment")
     parser.add_argument("--bits", type=int, nargs="+", default=[4, 3], help="of weights")
     parser.add_argument("--per-tensor", action="store_true", help="also one range for each tensor")
     parser.add_argument("--ranges", nargs="+", default=["minmax", "mse"], help="how weight ranges are found")
@@ -102,7 +102,7 @@ def _trained(network: Network, text: Mapping[str, Tokens], folder: Path, options
     """The path of the float model, trained unless the folder has it."""
     path = folder / "model.onnx"
     if not path.exists():
-        steps = 20 if options.trial else options.steps
+        steps = 20 if options.quick else options.steps
         print(f"training {network.weights:,} weights in {steps} steps …", file=sys.stderr)
         weights = train(network, text["training"], steps=steps, batch=BATCH, seed=options.seed, threads=options.threads)
         write_onnx(network, weights, path)

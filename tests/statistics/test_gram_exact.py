@@ -177,7 +177,7 @@ def test_each_entry_is_the_nearest_to_the_sum_of_fractions(data: st.DataObject) 
     dtype = data.draw(st.sampled_from(DTYPES))
     shape = (data.draw(st.integers(0, 12)), data.draw(st.integers(1, 5)), *data.draw(st.sampled_from([(), (3,)])))
     values = data.draw(hard_values(dtype, shape))
-    check(Gram.measure(values, 1, Kernel()), rows_of(real(values)))
+    check(Gram.measure(values, 1, PRODUCT), rows_of(real(values)))
 
 
 @settings(max_examples=100)
@@ -223,6 +223,17 @@ def test_steps_zero_points_and_offsets_of_codes_follow_and_padding_is_a_real_zer
     check(found, rows, quantization)
     if rows.shape[1]:
         assert found.covariance(quantization).ravel().tolist() == nearest(covariance_of(rows))
+
+
+@settings(max_examples=40)
+@given(st.data())
+def test_floats_may_have_a_step_and_an_offset_too(data: st.DataObject) -> None:
+    values = data.draw(hard_values(data.draw(st.sampled_from(FLOATS)), (data.draw(st.integers(1, 6)), 3)))
+    quantization = data.draw(quantizations(3))
+    rows = rows_of(real(values, quantization))
+    found = Gram.measure(values, 1, PRODUCT)
+    check(found, rows, quantization)
+    assert found.covariance(quantization).ravel().tolist() == nearest(covariance_of(rows))
 
 
 @settings(max_examples=80)
@@ -289,7 +300,7 @@ def test_how_the_rows_are_cut_and_how_many_are_multiplied_at_once_changes_no_bit
 
 def test_values_that_are_not_finite_are_zeros_and_the_covariance_is_not_known() -> None:
     values = np.array([[1.0, np.nan, 2.0], [np.inf, 3.0, 5.0], [7.0, 11.0, -np.inf]], "f4")
-    found = Gram.measure(values, 1, Kernel())
+    found = Gram.measure(values, 1, PRODUCT)
     check(found, rows_of(real(values)))
     with pytest.raises(UsageError, match="3 values are NaN or infinite and were left out"):
         found.covariance()
@@ -302,7 +313,7 @@ def test_halves_are_rounded_to_even_once(dtype: Any) -> None:
         for middle in (1.0, 3.0):
             pairs = [(2.0**30, 2.0**23), (middle, 1.0), *terms]
             values = np.array(pairs, dtype)
-            check(Gram.measure(values, 1, Kernel()), rows_of(real(values)))
+            check(Gram.measure(values, 1, PRODUCT), rows_of(real(values)))
 
 
 @pytest.mark.parametrize(
@@ -314,7 +325,7 @@ def test_sums_as_large_as_they_may_become_do_not_wrap(dtype: str, value: float) 
     if dtype != "u2":
         values[:, 1] = -values[:, 1] if dtype != "i1" else 127
     first, second = (Fraction(each.item()) for each in values[0])
-    found = Gram.measure(values, 1, Kernel()).matrix()
+    found = Gram.measure(values, 1, PRODUCT).matrix()
     exact = [first * first, first * second, second * first, second * second]
     assert found.ravel().tolist() == [rounded(rows * each) for each in exact]
 
@@ -324,7 +335,7 @@ def test_the_threads_of_blas_change_no_bit() -> None:
     found = []
     for threads in (1, 2):
         with threadpool_limits(threads):
-            found.append(Gram.measure(values, 1, Kernel()))
+            found.append(Gram.measure(values, 1, PRODUCT))
     assert found[0] == found[1]
     columns = values[:, [0, 299]].astype(object)
     exact = sum(Fraction(a) * Fraction(b) for a, b in columns.tolist())
