@@ -190,7 +190,9 @@ class Kernel:
     groups: int = 1
 
     def __post_init__(self) -> None:
-        numbers = {"taps": self.taps, "groups": (self.groups,)} | {name: getattr(self.geometry, name) for name in GEOMETRY}
+        numbers = {"taps": self.taps, "groups": (self.groups,)} | {
+            name: getattr(self.geometry, name) for name in GEOMETRY
+        }
         for name, values in numbers.items():
             least = LEAST.get(name, 1)
             if not all(_is_integer(value) and least <= value <= LARGEST for value in values):
