@@ -110,7 +110,7 @@ class QuantizationConfig(Settings):
 
 
 class GeometryConfig(Settings):
-    """The kernel of a layer, which the statistic `taps` needs: one number per spatial axis, in the array's order."""
+    """The kernel of a layer, which `taps` needs and `gram` follows: one number per spatial axis, in the array's order."""
 
     kernel: Annotated[
         list[int], Field(description="The taps per spatial axis, as in [3, 3]; [] for matrix products such as Linear.")
@@ -122,11 +122,12 @@ class GeometryConfig(Settings):
     dilations: Annotated[list[int], Field(description="Default: 1.")] = []
     output_padding: Annotated[list[int], Field(description="Of a transposed convolution; default: 0.")] = []
     transposed: Annotated[bool, Field(description="Whether the convolution is transposed.")] = False
+    groups: Annotated[int, Field(description="The groups of a grouped convolution; default: 1.")] = 1
 
     def parsed(self) -> Kernel:
         """The kernel. Raises `UsageError` for impossible numbers."""
         numbers = (self.strides, self.pads, self.dilations, self.output_padding)
-        return Kernel(tuple(self.kernel), Geometry(*map(tuple, numbers)), self.transposed)
+        return Kernel(tuple(self.kernel), Geometry(*map(tuple, numbers)), self.transposed, self.groups)
 
 
 class LayerConfig(Settings):

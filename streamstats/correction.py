@@ -211,6 +211,7 @@ class TapBiasCorrector(BiasCorrector):
             tuple(change.shape[axis] for axis in axes),
             self._geometry(len(axes)) if geometry is None else geometry,
             self.kernel.transposed if layout == "native" else layout in TRANSPOSED,
+            self.kernel.groups,
         )
         if kernel != self.kernel:
             raise MismatchError(

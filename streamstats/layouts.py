@@ -176,8 +176,9 @@ class Kernel:
     """The kernel of a layer: its `taps` per spatial axis (none for a matrix product), and how they move over the input.
 
     `geometry` is stored with one number per axis, without defaults, so that kernels with the same effect are equal.
-    `transposed` marks a transposed convolution. Raises `MismatchError` for a geometry with other numbers of axes,
-    `UsageError` for numbers that are not integers or out of range.
+    `transposed` marks a transposed convolution; `groups` is the number of groups of a grouped one. Raises
+    `MismatchError` for a geometry with other numbers of axes, `UsageError` for numbers that are not integers or out of
+    range.
 
     >>> Kernel((3,), Geometry(pads=(1, 1))) == Kernel((3,), Geometry((1,), (1, 1), (1,), (0,)))
     True
@@ -186,9 +187,10 @@ class Kernel:
     taps: tuple[int, ...] = ()
     geometry: Geometry = field(default_factory=Geometry)
     transposed: bool = False
+    groups: int = 1
 
     def __post_init__(self) -> None:
-        numbers = {"taps": self.taps} | {name: getattr(self.geometry, name) for name in GEOMETRY}
+        numbers = {"taps": self.taps, "groups": (self.groups,)} | {name: getattr(self.geometry, name) for name in GEOMETRY}
         for name, values in numbers.items():
             least = LEAST.get(name, 1)
             if not all(_is_integer(value) and least <= value <= LARGEST for value in values):
@@ -196,27 +198,29 @@ class Kernel:
         axes = self.geometry.axes(len(self.taps))
         strides, before, after, dilations, ends = (tuple(int(axis[place]) for axis in axes) for place in range(5))
         object.__setattr__(self, "taps", tuple(map(int, self.taps)))
+        object.__setattr__(self, "groups", int(self.groups))
         object.__setattr__(self, "geometry", Geometry(strides, (*before, *after), dilations, ends))
 
     def to_metadata(self) -> dict[str, Any]:
-        """JSON-ready: `taps`, the numbers of the geometry, and `transposed`."""
+        """JSON-ready: `taps`, the numbers of the geometry, `transposed`, and `groups` if there are several."""
         numbers = {name: list(getattr(self.geometry, name)) for name in GEOMETRY}
-        return {"taps": list(self.taps), **numbers, "transposed": self.transposed}
+        groups = {"groups": self.groups} if self.groups > 1 else {}
+        return {"taps": list(self.taps), **numbers, "transposed": self.transposed, **groups}
 
     @classmethod
     def from_metadata(cls, stored: object) -> Kernel | None:
         """The inverse of `to_metadata`; None for None. Raises `UsageError` for anything else, and as the class does."""
         if stored is None:
             return None
-        known = {"taps", *GEOMETRY, "transposed"}
+        known = {"taps", *GEOMETRY, "transposed", "groups"}
         if not isinstance(stored, Mapping) or "taps" not in stored or not stored.keys() <= known:
             raise UsageError(f"the kernel is {stored!r}; expected an object with {', '.join(sorted(known))}")
         lists = {name: stored.get(name, []) for name in ("taps", *GEOMETRY)}
-        transposed = stored.get("transposed", False)
+        transposed, groups = stored.get("transposed", False), stored.get("groups", 1)
         if not all(isinstance(each, list) for each in lists.values()) or not isinstance(transposed, bool):
             raise UsageError(f"the kernel is {stored!r}; expected lists of integers, and `transposed` true or false")
         taps, *numbers = map(tuple, lists.values())
-        return cls(taps, Geometry(*numbers), transposed)
+        return cls(taps, Geometry(*numbers), transposed, groups)
 
     def check_fits(self, extents: Sequence[int]) -> None:
         """Raise `MismatchError` unless the kernel can move over samples with these spatial `extents`."""

@@ -72,7 +72,7 @@ class OnnxLayer(LinearLayer):
         taps = self.weight.shape[2:]
         if not taps:
             return Kernel()
-        return Kernel(taps, geometry_over(self.node, taps, extents), self.layout in TRANSPOSED)
+        return Kernel(taps, geometry_over(self.node, taps, extents), self.layout in TRANSPOSED, self.groups)
 
     def with_weight(self, weight: Array) -> OnnxLayer:
         """The same layer with another `weight`, of the same shape."""

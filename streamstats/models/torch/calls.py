@@ -166,7 +166,7 @@ class ParameterCalls(TorchFunctionMode):  # type: ignore[misc]
         self._index.note_use(found[0], LAYOUTS[f"{kind}{spatial}d"], given.get("bias"), given.get("groups", 1))
         ends = given.get("output_padding", 0) if transposed else ()
         moves = geometry(taps, given.get("stride", 1), given.get("padding", 0), given.get("dilation", 1), ends)
-        self._session.append(found[0], x, spatial + 2, 1, Kernel(taps, moves, transposed))
+        self._session.append(found[0], x, spatial + 2, 1, Kernel(taps, moves, transposed, given.get("groups", 1)))
 
     def _attention(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
         given = ATTENTION.bind(*arguments, **named).arguments

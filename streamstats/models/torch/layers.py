@@ -134,7 +134,7 @@ def kernel_of(module: Any, output_padding: Sequence[int] | None = None) -> Kerne
     if geometry is None or layout is None:
         return None
     taps = () if layout in MATRICES else tuple(module.kernel_size)
-    return Kernel(taps, geometry, layout in TRANSPOSED)
+    return Kernel(taps, geometry, layout in TRANSPOSED, module.groups)
 
 
 def geometry_of(module: Any, output_padding: Sequence[int] | None = None) -> Geometry | None:
