@@ -110,7 +110,7 @@ class QuantizationConfig(Settings):
 
 
 class GeometryConfig(Settings):
-    """The kernel of a layer, which `taps` needs and `gram` follows: one number per spatial axis, in the array's order."""
+    """The kernel of a layer, for `taps` and `gram`: one number per spatial axis, in the order of the array."""
 
     kernel: Annotated[
         list[int], Field(description="The taps per spatial axis, as in [3, 3]; [] for matrix products such as Linear.")

@@ -71,11 +71,14 @@ class GreatestProducts(Statistic):
     """The greatest product of any two channels at one position: `products` float64[C, C]. It cannot be subtracted."""
 
     name: ClassVar[str] = "products"
-    uncut: ClassVar[tuple[str, ...]] = ("channels",)
     copies: ClassVar[int] = 4
     """float64 of a float16 block at most, and the products of a few positions."""
 
     products: npt.NDArray[np.float64]
+
+    @classmethod
+    def uncut(cls, space: Space) -> tuple[str, ...]:  # noqa: ARG003
+        return ("channels",)
 
     @classmethod
     def tensors(cls, space: Space) -> Tensors:

@@ -312,7 +312,7 @@ def _block_shape(layer: Layer, budget: int) -> tuple[int, ...]:
 
 def _uncut(layer: Layer) -> set[int]:
     """The axes of the array that no block may cut."""
-    named = {name for kind in layer.kinds for name in kind.uncut}
+    named = {name for kind in layer.kinds for name in kind.uncut(layer.space)}
     space = set(range(1, len(layer.shape))) - {layer.channel_axis} if "space" in named else set()
     return space | ({layer.channel_axis} if "channels" in named else set())
 

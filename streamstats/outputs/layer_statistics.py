@@ -10,6 +10,7 @@ import numpy.typing as npt
 from ..errors import UsageError
 from ..layouts import Kernels
 from ..statistics.extrema import ChannelExtrema
+from ..statistics.gram import Gram
 from ..statistics.histogram import Histogram
 from ..statistics.magnitude import ChannelMagnitude
 from ..statistics.mean import ChannelMean
@@ -87,6 +88,12 @@ class LayerStatistics(Ledger):
         """float64[C]: the root of the variance; None if `squares` was not counted."""
         found = self.statistics.get(ChannelSquares.name)
         return found.standard_deviation(self.sums, self.quantization) if isinstance(found, ChannelSquares) else None
+
+    @property
+    def gram(self) -> Gram | None:
+        """The exact second moments of what the layer multiplies by its weights; None if `gram` was not counted."""
+        found = self.statistics.get(Gram.name)
+        return found if isinstance(found, Gram) else None
 
     def quantile(self, q: float, channel: int | None = None) -> tuple[float, float] | None:
         """(low, high) of the bin with the `q`-quantile, as `Histogram.quantile`; None if `histogram` was not counted.

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from ..errors import UsageError
 from ..quantization import Quantization
 from .extrema import ChannelExtrema
+from .gram import Gram
 from .histogram import Histogram
 from .magnitude import ChannelMagnitude
 from .mean import ChannelMean
@@ -26,6 +27,7 @@ KIND_CLASSES: tuple[Kind, ...] = (
     SampleSpread,
     TapSums,
     ReadSums,
+    Gram,
 )
 
 KINDS: dict[str, Kind] = {kind.name: kind for kind in KIND_CLASSES}

@@ -128,8 +128,8 @@ class Statistic(ABC):
 
     name: ClassVar[str]
     """Its name in configurations, and the prefix of its tensors in files."""
-    uncut: ClassVar[tuple[str, ...]] = ()
-    """Axes of a sample that the plan must not cut: "channels", or "space" (all others)."""
+    dtypes: ClassVar[tuple[np.dtype[Any], ...]] = SUPPORTED_DTYPES
+    """The dtypes it can be counted for."""
     uses_kernel: ClassVar[bool] = False
     """Whether its state depends on the kernel and the extents of samples: it refuses layers of unknown kernels."""
     maskable: ClassVar[bool] = False
@@ -149,6 +149,9 @@ class Statistic(ABC):
     @classmethod
     def refuses(cls, space: Space, quantization: Quantization | None) -> str | None:  # noqa: ARG003 - for those that use it
         """Why it cannot be counted for a layer whose values `quantization` maps to real ones; None if it can."""
+        if space.dtype not in cls.dtypes:
+            known = ", ".join(map(str, cls.dtypes))
+            return f"its values are {space.dtype}; expected one of {known}: request the statistic for other layers"
         if space.masked and not cls.maskable:
             return MASKED
         return UNKNOWN_KERNEL if cls.uses_kernel and space.kernel is None else None
@@ -157,6 +160,11 @@ class Statistic(ABC):
     def needed(cls, space: Space, asked: Collection[str] = ()) -> bool:  # noqa: ARG003 - for those that are `unasked`
         """Whether a layer needs it, for which the kinds `asked` are counted; for kinds that are `unasked`."""
         return False
+
+    @classmethod
+    def uncut(cls, space: Space) -> tuple[str, ...]:  # noqa: ARG003 - for those that need it
+        """The axes of a sample that the plan must not cut: "channels", "space" (all others), or both."""
+        return ()
 
     @classmethod
     @abstractmethod

@@ -92,9 +92,9 @@ def check(output: Path, counted: Array) -> None:
 @given(st.data())
 def test_they_are_the_same_however_blocks_are_cut_and_beside_all_others(data: st.DataObject) -> None:
     block, axis = data.draw(blocks([np.dtype("i1"), np.dtype("f4")], finite=True))
-    kinds = tuple({**KINDS, **{kind.name: kind for kind in OWN}}.values())
-    accumulator = StatisticsAccumulator(kinds, space_for(block, axis))
-    for where in data.draw(places(block.shape, axis, GreatestProducts.uncut)):
+    kinds, space = tuple({**KINDS, **{kind.name: kind for kind in OWN}}.values()), space_for(block, axis)
+    accumulator = StatisticsAccumulator(kinds, space)
+    for where in data.draw(places(block.shape, axis, [name for kind in kinds for name in kind.uncut(space)])):
         accumulator.add(np.require(block[where], block.dtype.newbyteorder("="), ["C", "A"]), where)
     found = accumulator.found()
     assert all(found[kind.name] == kind.measure(block, axis, kernel_of(block.shape)) for kind in kinds)

@@ -493,7 +493,7 @@ def test_blocks_of_the_same_channels_and_then_rows_come_one_after_the_other() ->
     [((), (1, 100, 100, 16)), (("channels",), (1, 100, 100, 64)), (("space",), (1, 1000, 1000, 16))],
 )
 def test_axes_that_a_statistic_must_have_uncut_are_whole(uncut: tuple[str, ...], expected: tuple[int, ...]) -> None:
-    kind = type("Uncut", (ChannelMean,), {"name": "uncut", "uncut": uncut})
+    kind = type("Uncut", (ChannelMean,), {"name": "uncut", "uncut": classmethod(lambda _, __: uncut)})
     each = replace(layer((3, 1000, 1000, 64), (1, 100, 100, 16), axis=3), kinds=(*kinds_of(()), kind))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plan, "BLOCK_BYTES", 2**17)

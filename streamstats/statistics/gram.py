@@ -1,0 +1,478 @@
+"""Gram: the exact second moments XᵀX of what a layer multiplies by its weights.
+
+The columns of X are the input channels, each under all taps of the kernel; its rows are the output positions of all
+samples (`unfolding`). Weights are rounded by XᵀX (GPTQ), and it gives covariance and correlation. For integer codes,
+and where there is one tap, X has a column of ones per tap, too: sums and counts are products with it, so that zero
+points and means follow by algebra.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from functools import lru_cache
+from itertools import combinations_with_replacement, pairwise
+from math import isqrt, lcm, prod
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import DataError, MismatchError, UsageError
+from ..floats import BFLOAT16, FLOAT8_E4M3FN, FLOAT8_E5M2, bound_exponent, is_float
+from ..layouts import Kernel, Kernels
+from ..quantization import Quantization
+from .exact import TERMS_BITS, unit_exponent
+from .masks import Mask
+from .products import Products
+from .riders import Where
+from .statistic import MASKED, Array, Document, Space, Statistic, Tensors
+from .sums import real_maps
+from .unfolding import Unfolding
+from .wide import BITS, Digits, Wide
+
+Float64Array = npt.NDArray[np.float64]
+Counts = npt.NDArray[np.int64]
+Integers = npt.NDArray[Any]
+"""Integers of Python, dtype object."""
+
+DTYPES = (
+    *(np.dtype(kind) for kind in ("?", "i1", "u1", "i2", "u2")),
+    FLOAT8_E4M3FN,
+    FLOAT8_E5M2,
+    np.dtype(np.float16),
+    BFLOAT16,
+    np.dtype(np.float32),
+)
+BLOCK = 2**10
+"""Columns of X, over all groups, whose products are added up at once: more are cut into blocks, and these paired."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The products of the columns of some `members` of each group with those of `others`, as the kernel `number` reads
+    them.
+    """
+
+    number: int
+    members: slice
+    others: slice
+
+    @property
+    def is_square(self) -> bool:
+        """Whether both are the same."""
+        return self.members == self.others
+
+
+@dataclass(frozen=True, eq=False)
+class Gram(Statistic):
+    """The second moments XᵀX of a layer's input, under all taps of its kernel: rounding by GPTQ, covariance.
+
+    `digits` uint32[D, E] and `first` int64[1] are those of `Wide` integers, in units of the square of the dtype's unit:
+    for each kernel that reads the layer and each of its groups, the upper triangle of XᵀX, row by row. For each kernel,
+    `positions` int64[K] is the number of rows of X, and `left_out` how many of the values that it reads are not finite;
+    they count as zeros.
+    """
+
+    name: ClassVar[str] = "gram"
+    maskable: ClassVar[bool] = True
+    dtypes: ClassVar[tuple[np.dtype[Any], ...]] = DTYPES
+
+    digits: Digits
+    first: Counts
+    positions: Counts
+    left_out: Counts
+
+    # The state
+
+    @classmethod
+    def tensors(cls, space: Space) -> Tensors:
+        """As `Statistic.tensors`, with as many digits as its values may need; it has those that they do need."""
+        entries, numbers = sum(each.entries for each in unfoldings(space)), ((len(unfoldings(space)),), np.dtype("i8"))
+        return {
+            "digits": ((digits_of(space.dtype), entries), np.dtype(np.uint32)),
+            "first": ((1,), np.dtype(np.int64)),
+            "positions": numbers,
+            "left_out": numbers,
+        }
+
+    @classmethod
+    def of(cls, space: Space, sums: Wide, positions: Counts, left_out: Counts) -> Self:
+        """The statistic with these `sums`."""
+        return cls(space, sums.digits, np.array([sums.first]), positions, left_out)
+
+    @classmethod
+    def empty(cls, space: Space) -> Self:
+        """As `Statistic.empty`."""
+        found = unfoldings(space)
+        return cls.of(space, Wide.zeros(sum(each.entries for each in found)), *np.zeros((2, len(found)), np.int64))
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, Array], space: Space) -> Self:
+        """As `Statistic.from_arrays`."""
+        for name, (shape, dtype) in cls.tensors(space).items():
+            found = arrays.get(name)
+            fits = found is not None and found.dtype == dtype and found.ndim == len(shape)
+            if found is None or not fits or found.shape[1:] != shape[1:] or not 1 <= len(found) <= shape[0]:
+                raise DataError(
+                    f"stored {cls.name} of {space.dtype} data: {name} is "
+                    f"{'missing' if found is None else f'{found.dtype}{list(found.shape)}'}; expected "
+                    f"{dtype}{list(shape)}, or fewer digits"
+                )
+        made = cls(space, **{name: arrays[name] for name in cls.tensors(space)})
+        made.check()
+        return made
+
+    @property
+    def sums(self) -> Wide:
+        """The sums of products."""
+        return Wide(self.digits, int(self.first[0]))
+
+    def check(self) -> None:
+        """As `Statistic.check`."""
+        sums = self.sums
+        if sums.first < 0 or sums.stop > digits_of(self.space.dtype) or not sums.is_trimmed:
+            raise DataError("the digits of its sums are not canonical")
+        if (self.positions < 0).any() or (self.left_out < 0).any():
+            raise DataError("its counts are negative")
+        if self._is_negative():
+            raise DataError("sums of squares are negative")
+
+    def _is_negative(self) -> bool:
+        negative = self.sums.negative()
+        return any(negative[places].any() for each in self._parts() for places in each.diagonals())
+
+    def merge(self, other: Self) -> Self:
+        """The sums of both."""
+        self.check_fits(other)
+        return self._with(other, 1)
+
+    def without(self, part: Self, rest: Self | None = None) -> Self | None:  # noqa: ARG002 - it is not needed
+        """As `Statistic.without`: always known."""
+        self.check_fits(part)
+        left = self._with(part, -1)
+        if (left.positions < 0).any() or (left.left_out < 0).any() or left._is_negative():
+            raise MismatchError(
+                f"{self.name}: more would be subtracted than was counted: the data has changed since it was counted; "
+                "count it again"
+            )
+        return left
+
+    def _with(self, other: Self, sign: int) -> Self:
+        counts = self.positions + sign * other.positions, self.left_out + sign * other.left_out
+        return type(self).of(self.space.joined(other.space), self.sums.plus(other.sums, sign), *counts)
+
+    def _kind(self) -> object:
+        return type(self), self.space.dtype, self.space.channels, [each.key for each in unfoldings(self.space)]
+
+    @classmethod
+    def refuses(cls, space: Space, quantization: Quantization | None) -> str | None:
+        """As `Statistic.refuses`."""
+        for kernel in kernels_of(space):
+            if kernel.transposed:
+                return "the layer is a transposed convolution, whose inputs are not unfolded"
+            if space.channels % kernel.groups:
+                return f"its {space.channels} channels do not divide into {kernel.groups} groups"
+        if space.masked and not all(each.is_plain for each in unfoldings(space)):
+            return MASKED
+        return super().refuses(space, quantization)
+
+    @classmethod
+    def uncut(cls, space: Space) -> tuple[str, ...]:
+        """As `Statistic.uncut`."""
+        return ("channels",) if all(each.is_plain for each in unfoldings(space)) else ("channels", "space")
+
+    # Measuring
+
+    @classmethod
+    def accumulator(cls, space: Space) -> GramAccumulator:
+        """As `Statistic.accumulator`."""
+        return GramAccumulator(space)
+
+    def with_kernel(self, kernel: Kernel | Kernels | None) -> Self:
+        """As `Statistic.with_kernel`: kernels that were counted."""
+        space = replace(self.space, kernel=kernel)
+        mine = {part.unfolding.key: (number, part) for number, part in enumerate(self._parts())}
+        wanted = [each.key for each in unfoldings(space)]
+        if not {*wanted} <= mine.keys():
+            raise MismatchError(f"{self.name} was counted with other kernels; expected the same: count the layer again")
+        chosen = [mine[key] for key in wanted]
+        numbers = [number for number, _ in chosen]
+        digits = np.concatenate([self.digits[:, part.places] for _, part in chosen], axis=1)
+        sums = Wide(digits, int(self.first[0])).trimmed()
+        return type(self).of(space, sums, self.positions[numbers], self.left_out[numbers])
+
+    # What follows from it
+
+    def document(self, quantization: Quantization | None, beside: Mapping[str, Statistic]) -> Document:  # noqa: ARG002
+        """Layer: the `gram_columns` of X, over all groups, and its rows, `gram_positions`."""
+        parts = self._parts()
+        columns = sum(each.unfolding.groups * each.unfolding.columns_of_channels for each in parts)
+        return Document({"gram_columns": columns, "gram_positions": int(self.positions.sum())})
+
+    @property
+    def rows(self) -> int:
+        """The number of rows of X: output positions that count."""
+        self._only()
+        return int(self.positions[0])
+
+    def matrix(self, quantization: Quantization | None = None) -> Float64Array:
+        """XᵀX of each group, float64[G, n, n], in real units: each entry is the float64 nearest to the exact value.
+
+        The n columns are (input channel of the group, *taps), as weights (outputs, inputs, *taps) have them; padding is
+        zero. Raises `UsageError` if several kernels read the layer (see `with_kernel`), and for a zero point that
+        cannot be applied: that of floats under several taps.
+        """
+        part = self._only()
+        maps = self._maps(quantization)
+        if all(step == 1 and not zero for step, zero in maps):
+            values = self.sums.floats(2 * unit_exponent(self.space.dtype))
+            return np.stack([part.of_channels(values, group) for group in range(part.unfolding.groups)])
+        return self._rounded(maps, lambda moments, _: moments, 1, 2 * unit_exponent(self.space.dtype))
+
+    def covariance(self, quantization: Quantization | None = None) -> Float64Array:
+        """The covariance of the columns of X in each group, float64[G, n, n], in real units, nearest to exact.
+
+        NaN without rows. Raises `UsageError` as `matrix`; for values that are not finite, with which the number of
+        pairs is unknown; and for floats under several taps, whose means are not known here.
+        """
+        part, count = self._only(), self.rows
+        if self.left_out[0]:
+            raise UsageError(
+                f"{self.left_out[0]} values are NaN or infinite and were left out, so the covariance is unknown; use "
+                "XᵀX itself, or repair the data and count it again"
+            )
+        if not part.unfolding.ones:
+            raise UsageError(f"the covariance of {self.space.dtype} values under several taps is unknown; use XᵀX")
+        if not count:
+            return np.full_like(self.matrix(quantization), np.nan)
+        unit = 2 * unit_exponent(self.space.dtype)
+        return self._rounded(
+            self._maps(quantization),
+            lambda moments, sums: (moments * count << -unit) - np.multiply.outer(sums, sums),
+            count**2,
+            2 * unit,
+        )
+
+    def _rounded(
+        self,
+        maps: Sequence[tuple[Fraction, Fraction]],
+        combined: Callable[[Integers, Integers], Integers],
+        divisor: int,
+        exponent: int,
+    ) -> Float64Array:
+        """`combined`(Σ(x_i − z_i)(x_j − z_j), Σ(x_i − z_i)) · 2^`exponent` / `divisor`, times the steps of i and j."""
+        part, groups = self._only(), []
+        size = part.unfolding.channels // part.unfolding.groups
+        for group in range(part.unfolding.groups):
+            mine = maps[group * size : (group + 1) * size]
+            zeros = [zero for _, zero in mine for _ in range(part.unfolding.taps)]
+            steps = [step for step, _ in mine for _ in range(part.unfolding.taps)]
+            moments, sums, factor = part.moved(self._integers(part, group), zeros)
+            over = divisor * factor**2 << max(0, -exponent)
+            found = combined(moments, sums) << max(0, exponent)
+            groups.append(_quotients(found, steps, over))
+        return np.stack(groups)
+
+    def _integers(self, part: Part, group: int) -> Integers:
+        """The sums of products of all columns of a group, in units, int[m, m]."""
+        start = part.places.start + group * part.unfolding.entries // part.unfolding.groups
+        stop = start + part.unfolding.entries // part.unfolding.groups
+        sums = np.array([*self.sums.integers(slice(start, stop)), 0], object)[:-1]
+        return unpacked(sums, part.unfolding.columns)
+
+    def _maps(self, quantization: Quantization | None) -> list[tuple[Fraction, Fraction]]:
+        """The exact (step, stored value of zero) per channel. Raises `UsageError`."""
+        maps = real_maps(quantization, self.space.channels)
+        if not self._only().unfolding.ones and any(zero for _, zero in maps):
+            raise UsageError(
+                f"the zero of {self.space.dtype} values under several taps cannot be moved; give the layer no offset"
+            )
+        return maps
+
+    def _parts(self) -> tuple[Part, ...]:
+        return parts(self.space)
+
+    def _only(self) -> Part:
+        if len(self.positions) != 1:
+            raise UsageError(f"{len(self.positions)} kernels move over the samples; choose one by `with_kernel`")
+        return self._parts()[0]
+
+
+@dataclass(frozen=True)
+class Part:
+    """The `places` of the products that one kernel needs, among those of all kernels."""
+
+    unfolding: Unfolding
+    places: slice
+
+    def rows_of(self, group: int) -> Iterator[tuple[int, int]]:
+        """(the place of the product of a column with itself, the number of columns from it on) for each column."""
+        columns, place = self.unfolding.columns, self.places.start
+        place += group * columns * (columns + 1) // 2
+        for column in range(columns):
+            yield place, columns - column
+            place += columns - column
+
+    def diagonals(self) -> Iterator[list[int]]:
+        """The places of the products of columns with themselves, for each group."""
+        for group in range(self.unfolding.groups):
+            yield [place for place, _ in self.rows_of(group)]
+
+    def of_channels(self, values: Array, group: int) -> Array:
+        """The symmetric matrix of a group, of `values` at all places, without the columns of ones: [n, n]."""
+        size = self.unfolding.entries // self.unfolding.groups
+        start = self.places.start + group * size
+        ones = self.unfolding.ones * self.unfolding.taps
+        return unpacked(values[start : start + size], self.unfolding.columns)[ones:, ones:]
+
+    def moved(self, sums: Integers, zeros: Sequence[Fraction]) -> tuple[Integers, Integers, int]:
+        """Σ(x_i − z_i)(x_j − z_j), int[n, n], and Σ(x_i − z_i), int[n], from the `sums` over all columns; both times a
+        factor, the first twice. A tap that sees padding sees zeros.
+        """
+        taps, ones = self.unfolding.taps, self.unfolding.ones * self.unfolding.taps
+        factor = lcm(*(zero.denominator for zero in zeros))
+        z = np.array([int(zero * factor) for zero in zeros], object)
+        products = sums[ones:, ones:]
+        if not ones:
+            return products, np.zeros(len(z), object), 1
+        under = np.arange(len(z)) % taps  # the column of ones under the same tap
+        mine, counts = sums[under][:, ones:], sums[under][:, under]  # Σ over positions that tap i sees: x_j, and 1
+        moved = products * factor**2 - factor * (z[:, None] * mine + (z[:, None] * mine).T) + np.outer(z, z) * counts
+        return moved, np.diagonal(mine) * factor - z * np.diagonal(counts), factor
+
+
+class GramAccumulator:
+    """Accumulates the products of some `pieces` of a layer, or all of them."""
+
+    def __init__(self, space: Space) -> None:
+        self._space, self._pieces = space, pieces(space)
+        self._products = [self._products_of(piece) for piece in self._pieces]
+        self._positions, self._left_out = np.zeros((2, len(unfoldings(space))), np.int64)
+
+    def _products_of(self, piece: Piece) -> Products:
+        unfolding, dtype = unfoldings(self._space)[piece.number], self._space.dtype
+        left, right = ((part.stop - part.start) * unfolding.taps for part in (piece.members, piece.others))
+        return Products(
+            unfolding.groups,
+            left,
+            None if piece.is_square else right,
+            unit=unit_exponent(dtype),
+            integral=not is_float(dtype),
+            digits=digits_of(dtype),
+        )
+
+    def add(self, block: Array, where: Where, mask: Mask | None = None) -> None:  # noqa: ARG002 - whole samples come
+        """As `Accumulator.add`."""
+        values = np.moveaxis(block, self._space.axis + 1, -1)
+        for piece, products in zip(self._pieces, self._products, strict=True):
+            unfolding = unfoldings(self._space)[piece.number]
+            if piece.is_square:
+                for rows, left_out in unfolding.rows(values, piece.members, mask):
+                    self._left_out[piece.number] += left_out
+                    self._positions[piece.number] += len(rows) * (piece.members.start == 0)
+                    products.add(rows)
+            else:
+                sides = (unfolding.rows(values, part, mask) for part in (piece.members, piece.others))
+                for (left, _), (right, _) in zip(*sides, strict=True):
+                    products.add(left, right)
+
+    def found(self) -> Gram:
+        """As `Accumulator.found`."""
+        found = parts(self._space)
+        digits = np.zeros((digits_of(self._space.dtype), found[-1].places.stop), np.uint32)
+        for piece, products in zip(self._pieces, self._products, strict=True):
+            _place(products.found(), found[piece.number], piece, digits)
+        return Gram.of(self._space, Wide(digits).trimmed(), self._positions.copy(), self._left_out.copy())
+
+
+def _place(sums: Digits, part: Part, piece: Piece, digits: Digits) -> None:
+    """Copy `sums` uint32[D, G, n, m] of a piece to the places of its products in `digits`."""
+    taps = part.unfolding.taps
+    first, other = piece.members.start * taps, piece.others.start * taps
+    for group in range(part.unfolding.groups):
+        for column, (place, _) in enumerate(part.rows_of(group)):
+            if first <= column < piece.members.stop * taps:
+                start = max(column, other)
+                row = sums[:, group, column - first, start - other :]
+                digits[:, place + start - column :][:, : row.shape[1]] = row
+
+
+# What is known before any data is read
+
+
+def kernels_of(space: Space) -> tuple[Kernel, ...]:
+    """The kernels that read samples of `space`; that of a matrix product if they are unknown."""
+    if isinstance(space.kernel, Kernels):
+        return space.kernel.members
+    return (space.kernel or Kernel(),)
+
+
+@lru_cache(maxsize=256)
+def unfoldings(space: Space) -> tuple[Unfolding, ...]:
+    """How each kernel reads samples of `space`; those that read alike are one."""
+    extents = tuple(extent for axis, extent in enumerate(space.sample) if axis != space.axis)
+    found = [
+        Unfolding(kernel, extents, space.channels, ones=not is_float(space.dtype) or prod(kernel.taps) == 1)
+        for kernel in kernels_of(space)
+    ]
+    return tuple({each.key: each for each in found}.values())
+
+
+@lru_cache(maxsize=256)
+def parts(space: Space) -> tuple[Part, ...]:
+    """The products of each unfolding, one after the other."""
+    stops = np.cumsum([each.entries for each in unfoldings(space)]).tolist()
+    return tuple(
+        Part(each, slice(stop - each.entries, stop)) for each, stop in zip(unfoldings(space), stops, strict=True)
+    )
+
+
+def pieces(space: Space) -> tuple[Piece, ...]:
+    """The pairs of blocks of columns that together have every product."""
+    found = []
+    for number, unfolding in enumerate(unfoldings(space)):
+        most = max(1, isqrt(BLOCK**2 // unfolding.groups) // unfolding.taps)
+        count = -(-unfolding.members // most)
+        ends = [unfolding.members * block // max(1, count) for block in range(count + 1)]
+        blocks = [slice(start, stop) for start, stop in pairwise(ends)]
+        found += [Piece(number, *pair) for pair in combinations_with_replacement(blocks, 2)]
+    return tuple(found)
+
+
+def digits_of(dtype: np.dtype[Any]) -> int:
+    """The digits of 32 bits, the sign included, that 2^64 of the largest products need.
+
+    >>> [digits_of(np.dtype(kind)) for kind in ("i1", "u2", "f2", "bfloat16", "f4")]
+    [3, 4, 5, 19, 20]
+    """
+    bits = bound_exponent(dtype) - unit_exponent(dtype) if is_float(dtype) else dtype.itemsize * 8
+    return -(-(2 * bits + TERMS_BITS + 1) // BITS)
+
+
+def unpacked(values: Array, columns: int) -> Array:
+    """The symmetric matrix [n, n] whose upper triangle has these `values`, row by row."""
+    found = np.empty((columns, columns), values.dtype)
+    place = 0
+    for column in range(columns):
+        line = values[place : place + columns - column]
+        found[column, column:] = found[column:, column] = line
+        place += columns - column
+    return found
+
+
+def _quotients(values: Integers, steps: Sequence[Fraction], divisor: int) -> Float64Array:
+    """The float64 nearest to each of the symmetric `values` int[n, n], times the steps of its columns, by `divisor`."""
+    found = np.empty(values.shape)
+    for row, step in enumerate(steps):
+        for column in range(row, len(steps)):
+            both = step * steps[column]
+            try:
+                quotient = int(values[row, column]) * both.numerator / (divisor * both.denominator)
+            except OverflowError as error:
+                raise UsageError(
+                    f"a moment is beyond float64: the step is {float(step)}; expected a smaller one"
+                ) from error
+            found[row, column] = found[column, row] = quotient
+    return found
