@@ -113,8 +113,9 @@ class Gram(Statistic):
         """As `Statistic.from_arrays`."""
         for name, (shape, dtype) in cls.tensors(space).items():
             found = arrays.get(name)
+            least = 1 if name == "digits" else shape[0]
             fits = found is not None and found.dtype == dtype and found.ndim == len(shape)
-            if found is None or not fits or found.shape[1:] != shape[1:] or not 1 <= len(found) <= shape[0]:
+            if found is None or not fits or found.shape[1:] != shape[1:] or not least <= len(found) <= shape[0]:
                 raise DataError(
                     f"stored {cls.name} of {space.dtype} data: {name} is "
                     f"{'missing' if found is None else f'{found.dtype}{list(found.shape)}'}; expected "

@@ -13,14 +13,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from laws import BFLOAT16, NARROW, contents, cuts, from_bits, hard_bits, is_float, limits_of, places
-from streamstats.statistics.gram import Gram
 from taps import kernels, several_kernels
 from threadpoolctl import threadpool_limits
 
-from streamstats.errors import UsageError
+from streamstats.errors import DataError, UsageError
 from streamstats.layouts import Kernel, joint_kernel
 from streamstats.quantization import Quantization
-from streamstats.statistics import gram, products
+from streamstats.statistics import gram, products, unfolding, wide
+from streamstats.statistics.gram import Gram
 from streamstats.statistics.statistic import Space
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -171,7 +171,7 @@ def spread_out(rng: np.random.Generator, dtype: np.dtype[Any], shape: tuple[int,
 # Everything is exact
 
 
-@settings(max_examples=150)
+@settings(max_examples=50)
 @given(st.data())
 def test_each_entry_is_the_nearest_to_the_sum_of_fractions(data: st.DataObject) -> None:
     dtype = data.draw(st.sampled_from(DTYPES))
@@ -180,7 +180,7 @@ def test_each_entry_is_the_nearest_to_the_sum_of_fractions(data: st.DataObject) 
     check(Gram.measure(values, 1, PRODUCT), rows_of(real(values)))
 
 
-@settings(max_examples=100)
+@settings(max_examples=50)
 @given(st.data())
 def test_under_each_tap_of_a_grouped_kernel_too(data: st.DataObject) -> None:
     dtype = data.draw(st.sampled_from(DTYPES))
@@ -213,7 +213,7 @@ def quantizations(draw: st.DrawFn, channels: int) -> Quantization:
     return Quantization(*several)
 
 
-@settings(max_examples=100)
+@settings(max_examples=50)
 @given(st.data())
 def test_steps_zero_points_and_offsets_of_codes_follow_and_padding_is_a_real_zero(data: st.DataObject) -> None:
     kernel, values = data.draw(convolved(data.draw(st.sampled_from(CODES[1:]))))
@@ -236,7 +236,7 @@ def test_floats_may_have_a_step_and_an_offset_too(data: st.DataObject) -> None:
     assert found.covariance(quantization).ravel().tolist() == nearest(covariance_of(rows))
 
 
-@settings(max_examples=80)
+@settings(max_examples=50)
 @given(st.data())
 def test_a_covariance_is_the_nearest_to_that_of_fractions(data: st.DataObject) -> None:
     dtype = data.draw(st.sampled_from(DTYPES))
@@ -249,7 +249,7 @@ def test_a_covariance_is_the_nearest_to_that_of_fractions(data: st.DataObject) -
     assert Gram.measure(values, 1, kernel).covariance().ravel().tolist() == nearest(covariance_of(rows))
 
 
-@settings(max_examples=60)
+@settings(max_examples=50)
 @given(st.data())
 def test_each_of_several_kernels_over_one_array_has_the_bits_of_its_own(data: st.DataObject) -> None:
     spatial = data.draw(st.integers(1, 2))
@@ -265,7 +265,7 @@ def test_each_of_several_kernels_over_one_array_has_the_bits_of_its_own(data: st
         check(alone, rows_of(real(values), kernel))
 
 
-@settings(max_examples=80)
+@settings(max_examples=50)
 @given(st.data())
 def test_positions_that_a_mask_leaves_out_are_no_rows(data: st.DataObject) -> None:
     dtype = data.draw(st.sampled_from(DTYPES))
@@ -280,7 +280,7 @@ def test_positions_that_a_mask_leaves_out_are_no_rows(data: st.DataObject) -> No
     check(accumulator.found(), rows_of(real(last[mask]), kernel))
 
 
-@settings(max_examples=100)
+@settings(max_examples=50)
 @given(st.data())
 def test_how_the_rows_are_cut_and_how_many_are_multiplied_at_once_changes_no_bit(data: st.DataObject) -> None:
     kernel, values = data.draw(convolved(data.draw(st.sampled_from(DTYPES))))
@@ -292,6 +292,8 @@ def test_how_the_rows_are_cut_and_how_many_are_multiplied_at_once_changes_no_bit
         patch.setattr(products, "SPARSE", data.draw(st.sampled_from([0.0, 0.04, 2.0])))
         patch.setattr(products, "PLANES", data.draw(st.sampled_from([1, 3])))
         patch.setattr(gram, "BLOCK", data.draw(st.sampled_from([1, 2, 3, 7])))
+        patch.setattr(unfolding, "PIECE_VALUES", data.draw(st.sampled_from([1, 5, 40])))
+        patch.setattr(wide, "PIECE", data.draw(st.sampled_from([1, 3])))
         parts = [Gram.measure(part, 1, kernel) for part in data.draw(st.permutations(data.draw(cuts(values, 0))))]
     merged = reduce(lambda a, b: a.merge(b), parts)
     assert merged == whole
@@ -340,3 +342,11 @@ def test_the_threads_of_blas_change_no_bit() -> None:
     columns = values[:, [0, 299]].astype(object)
     exact = sum(Fraction(a) * Fraction(b) for a, b in columns.tolist())
     assert found[0].matrix()[0, 0, 299] == float(exact)
+
+
+def test_a_state_without_the_counts_of_every_kernel_is_refused() -> None:
+    several = joint_kernel([Kernel((3,)), Kernel((2,))])
+    found = Gram.measure(np.ones((2, 3, 5), "i1"), 1, several)
+    for name in ("positions", "left_out"):
+        with pytest.raises(DataError, match=rf"{name} is int64\[1\]; expected int64\[2\]"):
+            Gram.from_arrays(found.arrays() | {name: found.arrays()[name][:1]}, found.space)
