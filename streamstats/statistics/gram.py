@@ -429,7 +429,8 @@ class _Accumulator:
         """As `Accumulator.add`."""
         values = np.moveaxis(block, self._space.axis + 1, -1)
         for number, unfolding in enumerate(unfoldings(self._space)):
-            self._positions[number] += len(block) * prod(unfolding.outputs) if mask is None else int(mask.sum())
+            outputs = values.shape[1:-1] if unfolding.is_plain else unfolding.outputs  # the plan may cut what is plain
+            self._positions[number] += len(values) * prod(outputs) if mask is None else int(mask.sum())
         for piece, products in zip(self._pieces, self._products, strict=True):
             unfolding = unfoldings(self._space)[piece.number]
             if piece.is_square:

@@ -17,7 +17,7 @@ from taps import kernels, several_kernels
 from threadpoolctl import threadpool_limits
 
 from streamstats.errors import DataError, UsageError
-from streamstats.layouts import Kernel, joint_kernel
+from streamstats.layouts import Geometry, Kernel, joint_kernel
 from streamstats.quantization import Quantization
 from streamstats.statistics import gram, products, unfolding, wide
 from streamstats.statistics.gram import Gram
@@ -267,17 +267,39 @@ def test_each_of_several_kernels_over_one_array_has_the_bits_of_its_own(data: st
 
 @settings(max_examples=50)
 @given(st.data())
-def test_positions_that_a_mask_leaves_out_are_no_rows(data: st.DataObject) -> None:
+def test_positions_that_a_mask_leaves_out_are_no_rows_and_samples_may_come_in_parts(data: st.DataObject) -> None:
     dtype = data.draw(st.sampled_from(DTYPES))
     shape = (data.draw(st.integers(1, 6)), 4, *data.draw(st.sampled_from([(), (5,), (2, 3)])))
-    values = data.draw(hard_values(dtype, shape))
-    kernel = Kernel(groups=data.draw(st.sampled_from([1, 2])))
-    mask = np.random.default_rng(data.draw(st.integers(0, 99))).random((shape[0], *shape[2:])) < 0.5
-    last = np.ascontiguousarray(np.moveaxis(values, 1, -1))
-    accumulator = Gram.accumulator(replace(Space.of(last, -1, kernel), masked=True))
-    for where in data.draw(places(last.shape, last.ndim - 1, ["channels"])):
-        accumulator.add(np.ascontiguousarray(last[where]), where, np.ascontiguousarray(mask[where[:-1]]))
-    check(accumulator.found(), rows_of(real(last[mask]), kernel))
+    values = np.ascontiguousarray(np.moveaxis(data.draw(hard_values(dtype, shape)), 1, -1))
+    kernel = Kernel(
+        data.draw(st.sampled_from([(), (1,) * (len(shape) - 2)])), groups=data.draw(st.sampled_from([1, 2]))
+    )
+    masked, seed = data.draw(st.booleans()), data.draw(st.integers(0, 99))
+    mask = np.random.default_rng(seed).random(values.shape[:-1]) < (0.5 if masked else 1)
+    space = replace(Space.of(values, -1, kernel), masked=masked)
+    accumulator = Gram.accumulator(space)
+    for where in data.draw(places(values.shape, values.ndim - 1, Gram.uncut(space))):
+        part = np.ascontiguousarray(mask[where[:-1]]) if masked else None
+        accumulator.add(np.ascontiguousarray(values[where]), where, part)
+    check(accumulator.found(), rows_of(real(values[mask]), replace(kernel, taps=(), geometry=Geometry())))
+
+
+@settings(max_examples=40)
+@given(st.data())
+def test_cuts_of_the_columns_join_to_the_whole_in_any_order(data: st.DataObject) -> None:
+    kernel, values = data.draw(convolved(data.draw(st.sampled_from(DTYPES))))
+    kernel = data.draw(st.sampled_from([kernel, Kernel(groups=kernel.groups)]))
+    space, last = Space.of(values, 1, kernel), np.ascontiguousarray(values)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gram, "BLOCK", data.draw(st.sampled_from([1, 2, 4])))
+        found = []
+        for number in range(Gram.cuts(space)):
+            accumulator = Gram.cut_accumulator(space, number)
+            for where in data.draw(places(last.shape, 1, Gram.uncut(space))):
+                accumulator.add(np.ascontiguousarray(last[where]), where)
+            found.append(accumulator.found())
+        joined = Gram.joined(space, found)
+    assert joined == Gram.measure(values, 1, kernel)
 
 
 @settings(max_examples=50)
