@@ -46,7 +46,7 @@ FROM_THE_FACE = ("__version__",)
 CALIBRATION_LEVELS = ("calibration.encoding", "calibration.sources", "calibration", "calibration.reading")
 """Inside calibration, a module imports from its own folder, and from those before it; the third is what is in none."""
 STATISTICS_LEVELS = (
-    ("exact", "kernels", "pieces", "count_kernels", "masks", "wide", "products"),
+    ("exact", "kernels", "pieces", "count_kernels", "masks", "wide", "real_moments", "products"),
     ("loops", "sample_kernels", "moment_kernels", "class_kernels", "product_kernels", "unfolding"),
     ("running",),
     ("samples", "riders"),
