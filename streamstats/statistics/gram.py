@@ -46,8 +46,10 @@ DTYPES = (
 )
 BLOCK = 2**10
 """Columns of X, over all groups, whose products are added up at once: more are cut into blocks, and these paired."""
-
-
+UNMOVED = (
+    "its floats have an offset, and under several taps, zero cannot be moved by algebra; store real values, or request "
+    "gram for other layers"
+)
 UNFOLDED_BYTES = 12
 """Bytes for each value that is unfolded: in float32, with copies, on both sides of a pair."""
 
@@ -208,6 +210,8 @@ class Gram(Statistic):
                 return "the layer is a transposed convolution, whose inputs are not unfolded"
             if space.channels % kernel.groups:
                 return f"its {space.channels} channels do not divide into {kernel.groups} groups"
+        if quantization is not None and quantization.moves_zero and not all(each.ones for each in unfoldings(space)):
+            return UNMOVED
         if space.masked and not all(each.is_plain for each in unfoldings(space)):
             return MASKED
         return super().refuses(space, quantization)
@@ -297,8 +301,9 @@ class Gram(Statistic):
         """XᵀX of each group, float64[G, n, n], in real units: each entry is the float64 nearest to the exact value.
 
         The n columns are (input channel of the group, *taps), as weights (outputs, inputs, *taps) have them; padding is
-        zero. Raises `UsageError` if several kernels read the layer (see `with_kernel`), and for a zero point that
-        cannot be applied: that of floats under several taps.
+        zero, and so are values that were left out. Raises `UsageError` if several kernels read the layer (see
+        `with_kernel`), and for an offset that cannot be applied: of floats under several taps, or of which some were
+        left out.
         """
         part = self._only()
         maps = self._maps(quantization)
@@ -344,10 +349,14 @@ class Gram(Statistic):
     def _maps(self, quantization: Quantization | None) -> list[tuple[Fraction, Fraction]]:
         """The exact (step, stored value of zero) per channel. Raises `UsageError`."""
         maps = real_maps(quantization, self.space.channels)
-        if not self._only().unfolding.ones and any(zero for _, zero in maps):
-            raise UsageError(
-                f"the zero of {self.space.dtype} values under several taps cannot be moved; give the layer no offset"
-            )
+        if any(zero for _, zero in maps):
+            if not self._only().unfolding.ones:
+                raise UsageError(UNMOVED)
+            if self.left_out[0]:
+                raise UsageError(
+                    f"{self.left_out[0]} values are NaN or infinite and were left out, so XᵀX is unknown where zero is "
+                    "not stored as zero; repair the data and count it again"
+                )
         return maps
 
     def _parts(self) -> tuple[Part, ...]:

@@ -17,6 +17,7 @@ from taps import kernels, several_kernels
 from threadpoolctl import threadpool_limits
 
 from streamstats.errors import DataError, UsageError
+from streamstats.floats import is_finite
 from streamstats.layouts import Geometry, Kernel, joint_kernel
 from streamstats.quantization import Quantization
 from streamstats.statistics import gram, products, unfolding, wide
@@ -165,7 +166,9 @@ def spread_out(rng: np.random.Generator, dtype: np.dtype[Any], shape: tuple[int,
     ends = np.sort(rng.integers(lowest, highest + 1, (2, shape[1])), axis=0).reshape(2, -1, *[1] * (len(shape) - 2))
     exponents = rng.integers(ends[0], ends[1] + 1, shape)
     signs = rng.choice([-1.0, 1.0], shape)
-    return np.ldexp(signs * rng.uniform(1, 1.9, shape), exponents).astype(dtype)
+    values = np.ldexp(signs * rng.uniform(1, 1.7, shape), exponents).astype(dtype)  # 1.75·2^8 is the last of float8
+    assert is_finite(values).all()
+    return values
 
 
 # Everything is exact
@@ -328,6 +331,19 @@ def test_values_that_are_not_finite_are_zeros_and_the_covariance_is_not_known() 
     check(found, rows_of(real(values)))
     with pytest.raises(UsageError, match="3 values are NaN or infinite and were left out"):
         found.covariance()
+    with pytest.raises(UsageError, match=r"3 values are NaN or infinite .* zero is not stored as zero"):
+        found.matrix(Quantization(1.0, offset=2.0))
+    check(found, rows_of(4 * real(values)), Quantization(4.0))
+
+
+def test_an_offset_of_floats_under_several_taps_is_refused_before_they_are_counted() -> None:
+    values, offset = np.ones((2, 3, 5), "f4"), Quantization(1.0, offset=2.0)
+    for kernel in (Kernel((3,)), joint_kernel([Kernel((3,)), PRODUCT])):
+        assert "its floats have an offset" in (Gram.refuses(Space.of(values, 1, kernel), offset) or "")
+    assert Gram.refuses(Space.of(values, 1, Kernel((3,))), Quantization(2.0)) is None
+    assert Gram.refuses(Space.of(values.astype("i1"), 1, Kernel((3,))), offset) is None
+    with pytest.raises(UsageError, match="its floats have an offset"):
+        Gram.measure(values, 1, Kernel((3,))).matrix(offset)
 
 
 @pytest.mark.parametrize("dtype", ["f4", BFLOAT16])
