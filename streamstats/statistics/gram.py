@@ -8,12 +8,12 @@ points and means follow by algebra.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
 from itertools import combinations_with_replacement, pairwise
-from math import isqrt, lcm, prod
+from math import isqrt, prod
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -27,6 +27,7 @@ from .exact import TERMS_BITS, unit_exponent
 from .masks import Mask
 from .product_loops import SLICE_BITS
 from .products import Products
+from .real_moments import AffineMaps, ProductSums, covariances, second_moments
 from .riders import Where
 from .statistic import MASKED, Array, Cut, Document, Space, Statistic, Tensors
 from .sums import real_maps
@@ -35,8 +36,6 @@ from .wide import BITS, Digits, Wide
 
 Float64Array = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
-Integers = npt.NDArray[Any]
-"""Integers of Python, dtype object."""
 
 DTYPES = (
     *(np.dtype(kind) for kind in ("?", "i1", "u1", "i2", "u2")),
@@ -50,8 +49,10 @@ BLOCK = 1152
 """Columns of X whose products are added up at once: more are cut into blocks, and these paired. Some more than 2^10, so
 that a column of ones beside 2^k channels makes no further block.
 """
-
-
+UNMOVED = (
+    "its floats have an offset, and under several taps, zero cannot be moved by algebra; store real values, or request "
+    "gram for other layers"
+)
 UNFOLDED_BYTES = 12
 """Bytes for each value that is unfolded: in float32, with copies, on both sides of a pair."""
 
@@ -151,8 +152,9 @@ class Gram(Statistic):
         """As `Statistic.from_arrays`."""
         for name, (shape, dtype) in cls.tensors(space).items():
             found = arrays.get(name)
+            least = 1 if name == "digits" else shape[0]
             fits = found is not None and found.dtype == dtype and found.ndim == len(shape)
-            if found is None or not fits or found.shape[1:] != shape[1:] or not 1 <= len(found) <= shape[0]:
+            if found is None or not fits or found.shape[1:] != shape[1:] or not least <= len(found) <= shape[0]:
                 raise DataError(
                     f"stored {cls.name} of {space.dtype} data: {name} is "
                     f"{'missing' if found is None else f'{found.dtype}{list(found.shape)}'}; expected "
@@ -212,6 +214,8 @@ class Gram(Statistic):
                 return "the layer is a transposed convolution, whose inputs are not unfolded"
             if space.channels % kernel.groups:
                 return f"its {space.channels} channels do not divide into {kernel.groups} groups"
+        if quantization is not None and quantization.moves_zero and not all(each.ones for each in unfoldings(space)):
+            return UNMOVED
         if space.masked and not all(each.is_plain for each in unfoldings(space)):
             return MASKED
         return super().refuses(space, quantization)
@@ -301,15 +305,17 @@ class Gram(Statistic):
         """XᵀX of each group, float64[G, n, n], in real units: each entry is the float64 nearest to the exact value.
 
         The n columns are (input channel of the group, *taps), as weights (outputs, inputs, *taps) have them; padding is
-        zero. Raises `UsageError` if several kernels read the layer (see `with_kernel`), and for a zero point that
-        cannot be applied: that of floats under several taps.
+        zero, and so are values that were left out. Raises `UsageError` if several kernels read the layer (see
+        `with_kernel`), and for an offset that cannot be applied: of floats under several taps, or of which some were
+        left out.
         """
         part = self._only()
         maps = self._maps(quantization)
         if all(step == 1 and not zero for step, zero in maps):
             values = self.sums.floats(2 * unit_exponent(self.space.dtype))
             return np.stack([part.of_channels(values, group) for group in range(part.unfolding.groups)])
-        return self._rounded(maps, lambda moments, _: moments, 1, 2 * unit_exponent(self.space.dtype))
+        each = (second_moments(*case) for case in self._by_group(maps))
+        return np.stack(list(each))
 
     def covariance(self, quantization: Quantization | None = None) -> Float64Array:
         """The covariance of the columns of X in each group, float64[G, n, n], in real units, nearest to exact.
@@ -327,48 +333,34 @@ class Gram(Statistic):
             raise UsageError(f"the covariance of {self.space.dtype} values under several taps is unknown; use XᵀX")
         if not count:
             return np.full_like(self.matrix(quantization), np.nan)
-        unit = 2 * unit_exponent(self.space.dtype)
-        return self._rounded(
-            self._maps(quantization),
-            lambda moments, sums: (moments * count << -unit) - np.multiply.outer(sums, sums),
-            count**2,
-            2 * unit,
-        )
+        each = (covariances(*case, count) for case in self._by_group(self._maps(quantization)))
+        return np.stack(list(each))
 
-    def _rounded(
-        self,
-        maps: Sequence[tuple[Fraction, Fraction]],
-        combined: Callable[[Integers, Integers], Integers],
-        divisor: int,
-        exponent: int,
-    ) -> Float64Array:
-        """`combined`(Σ(x_i − z_i)(x_j − z_j), Σ(x_i − z_i)) · 2^`exponent` / `divisor`, times the steps of i and j."""
-        part, groups = self._only(), []
-        size = part.unfolding.channels // part.unfolding.groups
-        for group in range(part.unfolding.groups):
-            mine = maps[group * size : (group + 1) * size]
-            zeros = [zero for _, zero in mine for _ in range(part.unfolding.taps)]
-            steps = [step for step, _ in mine for _ in range(part.unfolding.taps)]
-            moments, sums, factor = part.moved(self._integers(part, group), zeros)
-            over = divisor * factor**2 << max(0, -exponent)
-            found = combined(moments, sums) << max(0, exponent)
-            groups.append(_quotients(found, steps, over))
-        return np.stack(groups)
+    def _by_group(self, maps: AffineMaps) -> Iterator[tuple[ProductSums, AffineMaps]]:
+        """The sums of each group, and the maps of its channels."""
+        part, unit = self._only(), 2 * unit_exponent(self.space.dtype)
+        unfolding = part.unfolding
+        size = unfolding.channels // unfolding.groups
+        for group in range(unfolding.groups):
 
-    def _integers(self, part: Part, group: int) -> Integers:
-        """The sums of products of all columns of a group, in units, int[m, m]."""
-        start = part.places.start + group * part.unfolding.entries // part.unfolding.groups
-        stop = start + part.unfolding.entries // part.unfolding.groups
-        sums = np.array([*self.sums.integers(slice(start, stop)), 0], object)[:-1]
-        return unpacked(sums, part.unfolding.columns)
+            def line(column: int, group: int = group) -> list[int]:
+                start = part.place(group, column)
+                return self.sums.integers(slice(start, start + unfolding.columns - column))
+
+            sums = ProductSums(line, unfolding.columns, unfolding.taps, unfolding.ones, unit)
+            yield sums, maps[group * size : (group + 1) * size]
 
     def _maps(self, quantization: Quantization | None) -> list[tuple[Fraction, Fraction]]:
         """The exact (step, stored value of zero) per channel. Raises `UsageError`."""
         maps = real_maps(quantization, self.space.channels)
-        if not self._only().unfolding.ones and any(zero for _, zero in maps):
-            raise UsageError(
-                f"the zero of {self.space.dtype} values under several taps cannot be moved; give the layer no offset"
-            )
+        if any(zero for _, zero in maps):
+            if not self._only().unfolding.ones:
+                raise UsageError(UNMOVED)
+            if self.left_out[0]:
+                raise UsageError(
+                    f"{self.left_out[0]} values are NaN or infinite and were left out, so XᵀX is unknown where zero is "
+                    "not stored as zero; repair the data and count it again"
+                )
         return maps
 
     def _parts(self) -> tuple[Part, ...]:
@@ -404,21 +396,6 @@ class Part:
         ones = self.unfolding.ones * self.unfolding.taps
         return unpacked(values[start : start + size], self.unfolding.columns)[ones:, ones:]
 
-    def moved(self, sums: Integers, zeros: Sequence[Fraction]) -> tuple[Integers, Integers, int]:
-        """Σ(x_i − z_i)(x_j − z_j), int[n, n], and Σ(x_i − z_i), int[n], from the `sums` over all columns; both times a
-        factor, the first twice. A tap that sees padding sees zeros.
-        """
-        taps, ones = self.unfolding.taps, self.unfolding.ones * self.unfolding.taps
-        factor = lcm(*(zero.denominator for zero in zeros))
-        z = np.array([int(zero * factor) for zero in zeros], object)
-        products = sums[ones:, ones:]
-        if not ones:
-            return products, np.zeros(len(z), object), 1
-        under = np.arange(len(z)) % taps  # the column of ones under the same tap
-        mine, counts = sums[under][:, ones:], sums[under][:, under]  # Σ over positions that tap i sees: x_j, and 1
-        moved = products * factor**2 - factor * (z[:, None] * mine + (z[:, None] * mine).T) + np.outer(z, z) * counts
-        return moved, np.diagonal(mine) * factor - z * np.diagonal(counts), factor
-
 
 class _Accumulator:
     """Accumulates the products of some `pieces` of a layer."""
@@ -432,7 +409,8 @@ class _Accumulator:
         """As `Accumulator.add`."""
         values = np.moveaxis(block, self._space.axis + 1, -1)
         for number, unfolding in enumerate(unfoldings(self._space)):
-            self._positions[number] += len(block) * prod(unfolding.outputs) if mask is None else int(mask.sum())
+            outputs = values.shape[1:-1] if unfolding.is_plain else unfolding.outputs  # the plan may cut what is plain
+            self._positions[number] += len(values) * prod(outputs) if mask is None else int(mask.sum())
         for piece, products in zip(self._pieces, self._products, strict=True):
             unfolding = unfoldings(self._space)[piece.number]
             if piece.is_square:
@@ -571,20 +549,4 @@ def unpacked(values: Array, columns: int) -> Array:
         line = values[place : place + columns - column]
         found[column, column:] = found[column:, column] = line
         place += columns - column
-    return found
-
-
-def _quotients(values: Integers, steps: Sequence[Fraction], divisor: int) -> Float64Array:
-    """The float64 nearest to each of the symmetric `values` int[n, n], times the steps of its columns, by `divisor`."""
-    found = np.empty(values.shape)
-    for row, step in enumerate(steps):
-        for column in range(row, len(steps)):
-            both = step * steps[column]
-            try:
-                quotient = int(values[row, column]) * both.numerator / (divisor * both.denominator)
-            except OverflowError as error:
-                raise UsageError(
-                    f"a moment is beyond float64: the step is {float(step)}; expected a smaller one"
-                ) from error
-            found[row, column] = found[column, row] = quotient
     return found
