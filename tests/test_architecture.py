@@ -31,6 +31,7 @@ ORDER = (
     "outputs",
     "jobs",
     "ranges",
+    "spectra",
     "exports",
     "overrides",
     "config",
