@@ -366,12 +366,13 @@ class GramAccumulator:
     def add(self, block: Array, where: Where, mask: Mask | None = None) -> None:  # noqa: ARG002 - whole samples come
         """As `Accumulator.add`."""
         values = np.moveaxis(block, self._space.axis + 1, -1)
+        for number, unfolding in enumerate(unfoldings(self._space)):
+            self._positions[number] += len(block) * prod(unfolding.outputs) if mask is None else int(mask.sum())
         for piece, products in zip(self._pieces, self._products, strict=True):
             unfolding = unfoldings(self._space)[piece.number]
             if piece.is_square:
                 for rows, left_out in unfolding.rows(values, piece.members, mask):
                     self._left_out[piece.number] += left_out
-                    self._positions[piece.number] += len(rows) * (piece.members.start == 0)
                     products.add(rows)
             else:
                 sides = (unfolding.rows(values, part, mask) for part in (piece.members, piece.others))
