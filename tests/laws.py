@@ -619,7 +619,9 @@ def laws_of(statistic: type[Statistic]) -> type:
         def test_it_is_the_same_beside_other_statistics(self, data):
             block, axis = data.draw(blocks())
             kinds = [*kinds_of(()), *(KINDS[name] for name in data.draw(st.lists(st.sampled_from(sorted(EXACT)))))]
-            kinds = tuple(kind for kind in dict.fromkeys([*kinds, statistic]) if block.dtype.newbyteorder("=") in kind.dtypes)
+            kinds = tuple(
+                kind for kind in dict.fromkeys([*kinds, statistic]) if block.dtype.newbyteorder("=") in kind.dtypes
+            )
             uncut = [name for kind in kinds for name in kind.uncut(space_for(block, axis))]
             accumulator = StatisticsAccumulator(kinds, space_for(block, axis))
             for where in data.draw(places(block.shape, axis, uncut)):

@@ -27,9 +27,9 @@ from .exact import TERMS_BITS, unit_exponent
 from .masks import Mask
 from .products import Products
 from .riders import Where
-from .statistic import MASKED, Array, Document, Space, Statistic, Tensors
+from .statistic import MASKED, Array, Cut, Document, Space, Statistic, Tensors
 from .sums import real_maps
-from .unfolding import Unfolding
+from .unfolding import PIECE_VALUES, Unfolding
 from .wide import BITS, Digits, Wide
 
 Float64Array = npt.NDArray[np.float64]
@@ -49,6 +49,10 @@ BLOCK = 2**10
 """Columns of X, over all groups, whose products are added up at once: more are cut into blocks, and these paired."""
 
 
+UNFOLDED_BYTES = 12
+"""Bytes for each value that is unfolded: in float32, with copies, on both sides of a pair."""
+
+
 @dataclass(frozen=True)
 class Piece:
     """The products of the columns of some `members` of each group with those of `others`, as the kernel `number` reads
@@ -63,6 +67,36 @@ class Piece:
     def is_square(self) -> bool:
         """Whether both are the same."""
         return self.members == self.others
+
+    def columns(self, unfolding: Unfolding) -> tuple[int, int]:
+        """The columns on each side, in a group."""
+        left, right = ((part.stop - part.start) * unfolding.taps for part in (self.members, self.others))
+        return left, right
+
+    def entries(self, space: Space) -> int:
+        """The products that it has."""
+        unfolding = unfoldings(space)[self.number]
+        return unfolding.groups * prod(self.columns(unfolding))
+
+    def products(self, space: Space) -> Products:
+        """What accumulates it."""
+        unfolding, dtype = unfoldings(space)[self.number], space.dtype
+        left, right = self.columns(unfolding)
+        return Products(
+            unfolding.groups,
+            left,
+            None if self.is_square else right,
+            unit=unit_exponent(dtype),
+            integral=not is_float(dtype),
+            digits=digits_of(dtype),
+        )
+
+    def working_bytes(self, space: Space) -> int:
+        """Peak bytes of accumulating it, and of what is found."""
+        unfolding, digits = unfoldings(space)[self.number], digits_of(space.dtype)
+        left, right = self.columns(unfolding)
+        accumulating = Products.working_bytes(unfolding.groups, left, None if self.is_square else right, digits)
+        return accumulating + 4 * digits * self.entries(space)
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,9 +220,51 @@ class Gram(Statistic):
     # Measuring
 
     @classmethod
-    def accumulator(cls, space: Space) -> GramAccumulator:
+    def accumulator(cls, space: Space) -> _Whole:
         """As `Statistic.accumulator`."""
-        return GramAccumulator(space)
+        return _Whole(space, pieces(space))
+
+    @classmethod
+    def cuts(cls, space: Space) -> int:
+        """As `Statistic.cuts`: the pairs of blocks of columns, unless few columns make only few of them."""
+        found = len(pieces(space))
+        return found if found > len(unfoldings(space)) else 1
+
+    @classmethod
+    def cut_accumulator(cls, space: Space, number: int) -> _OnePiece:
+        """As `Statistic.cut_accumulator`."""
+        return _OnePiece(space, number)
+
+    @classmethod
+    def joined(cls, space: Space, cuts: Sequence[Cut]) -> Self:
+        """As `Statistic.joined`."""
+        found, first = pieces(space), cuts[0].arrays
+        sums = [Wide(each.arrays["digits"], int(each.arrays["first"][0])) for each in cuts]
+        left_out = sum((each.arrays["left_out"] for each in cuts), np.zeros_like(first["left_out"]))
+        return cls.of(space, _assembled(space, found, sums), first["positions"], left_out)
+
+    @classmethod
+    def cut_bytes(cls, space: Space) -> int:
+        """As `Statistic.cut_bytes`."""
+        if cls.cuts(space) == 1:
+            return cls.state_bytes(space)
+        return max(4 * digits_of(space.dtype) * piece.entries(space) for piece in pieces(space))
+
+    @classmethod
+    def working_bytes(cls, space: Space, block: Sequence[int]) -> int:
+        """As `Statistic.working_bytes`."""
+        each = [piece.working_bytes(space) for piece in pieces(space)]
+        values = PIECE_VALUES + max(each.groups * each.columns * prod(each.outputs[1:]) for each in unfoldings(space))
+        unfolded = UNFOLDED_BYTES * (values + prod(block[1:]))
+        if cls.cuts(space) == 1:
+            return sum(each) + unfolded + 2 * cls.state_bytes(space)
+        return max(each, default=0) + unfolded + cls.cut_bytes(space)
+
+    @classmethod
+    def operations(cls, space: Space) -> int:
+        """As `Statistic.operations`: those of one product of slices."""
+        found = unfoldings(space)
+        return sum(prod(each.outputs) * each.groups * each.columns**2 for each in found if 0 not in each.outputs)
 
     def with_kernel(self, kernel: Kernel | Kernels | None) -> Self:
         """As `Statistic.with_kernel`: kernels that were counted."""
@@ -307,18 +383,15 @@ class Part:
     unfolding: Unfolding
     places: slice
 
-    def rows_of(self, group: int) -> Iterator[tuple[int, int]]:
-        """(the place of the product of a column with itself, the number of columns from it on) for each column."""
-        columns, place = self.unfolding.columns, self.places.start
-        place += group * columns * (columns + 1) // 2
-        for column in range(columns):
-            yield place, columns - column
-            place += columns - column
+    def place(self, group: int, column: int) -> int:
+        """The place of the product of a column with itself; those with later columns follow."""
+        columns, start = self.unfolding.columns, int(self.places.start)
+        return start + (group * columns * (columns + 1) + column * (2 * columns - column + 1)) // 2
 
     def diagonals(self) -> Iterator[list[int]]:
         """The places of the products of columns with themselves, for each group."""
         for group in range(self.unfolding.groups):
-            yield [place for place, _ in self.rows_of(group)]
+            yield [self.place(group, column) for column in range(self.unfolding.columns)]
 
     def of_channels(self, values: Array, group: int) -> Array:
         """The symmetric matrix of a group, of `values` at all places, without the columns of ones: [n, n]."""
@@ -343,25 +416,13 @@ class Part:
         return moved, np.diagonal(mine) * factor - z * np.diagonal(counts), factor
 
 
-class GramAccumulator:
-    """Accumulates the products of some `pieces` of a layer, or all of them."""
+class _Accumulator:
+    """Accumulates the products of some `pieces` of a layer."""
 
-    def __init__(self, space: Space) -> None:
-        self._space, self._pieces = space, pieces(space)
-        self._products = [self._products_of(piece) for piece in self._pieces]
+    def __init__(self, space: Space, pieces: Sequence[Piece]) -> None:
+        self._space, self._pieces = space, pieces
+        self._products = [piece.products(space) for piece in pieces]
         self._positions, self._left_out = np.zeros((2, len(unfoldings(space))), np.int64)
-
-    def _products_of(self, piece: Piece) -> Products:
-        unfolding, dtype = unfoldings(self._space)[piece.number], self._space.dtype
-        left, right = ((part.stop - part.start) * unfolding.taps for part in (piece.members, piece.others))
-        return Products(
-            unfolding.groups,
-            left,
-            None if piece.is_square else right,
-            unit=unit_exponent(dtype),
-            integral=not is_float(dtype),
-            digits=digits_of(dtype),
-        )
 
     def add(self, block: Array, where: Where, mask: Mask | None = None) -> None:  # noqa: ARG002 - whole samples come
         """As `Accumulator.add`."""
@@ -379,25 +440,60 @@ class GramAccumulator:
                 for (left, _), (right, _) in zip(*sides, strict=True):
                     products.add(left, right)
 
+    def _sums(self) -> list[Wide]:
+        """Those of each piece, in the order of its products [G, n, m]."""
+        found = (products.found() for products in self._products)
+        return [Wide(digits.reshape(len(digits), -1)) for digits in found]
+
+
+class _Whole(_Accumulator):
+    """Accumulates all products."""
+
     def found(self) -> Gram:
         """As `Accumulator.found`."""
-        found = parts(self._space)
-        digits = np.zeros((digits_of(self._space.dtype), found[-1].places.stop), np.uint32)
-        for piece, products in zip(self._pieces, self._products, strict=True):
-            _place(products.found(), found[piece.number], piece, digits)
-        return Gram.of(self._space, Wide(digits).trimmed(), self._positions.copy(), self._left_out.copy())
+        sums = _assembled(self._space, self._pieces, self._sums())
+        return Gram.of(self._space, sums, self._positions.copy(), self._left_out.copy())
 
 
-def _place(sums: Digits, part: Part, piece: Piece, digits: Digits) -> None:
-    """Copy `sums` uint32[D, G, n, m] of a piece to the places of its products in `digits`."""
+class _OnePiece(_Accumulator):
+    """Accumulates the products of the piece with this `number`."""
+
+    def __init__(self, space: Space, number: int) -> None:
+        super().__init__(space, [pieces(space)[number]])
+        self._number = number
+
+    def found(self) -> Cut:
+        """As `Accumulator.found`."""
+        (sums,) = self._sums()
+        sums = sums.trimmed()
+        arrays = {"digits": sums.digits, "first": np.array([sums.first])}
+        counts = {"positions": self._positions.copy(), "left_out": self._left_out.copy()}
+        return Cut(self._number, arrays | counts)
+
+
+def _assembled(space: Space, pieces: Sequence[Piece], sums: Sequence[Wide]) -> Wide:
+    """The sums of all products, in their order in a state, from those of all `pieces`."""
+    low, high = min((each.first for each in sums), default=0), max((each.stop for each in sums), default=1)
+    found = parts(space)
+    digits = np.zeros((high - low, found[-1].places.stop), np.uint32)
+    for piece, each in zip(pieces, sums, strict=True):
+        part = found[piece.number]
+        shape = part.unfolding.groups, *piece.columns(part.unfolding)
+        for place, target in enumerate(digits, start=low):
+            _put(each.digit(place).reshape(shape), part, piece, target)
+    return Wide(digits, low).trimmed()
+
+
+def _put(digit: Digits, part: Part, piece: Piece, target: Digits) -> None:
+    """Copy one `digit` uint32[G, n, m] of the sums of a piece to their places in `target`."""
     taps = part.unfolding.taps
     first, other = piece.members.start * taps, piece.others.start * taps
-    for group in range(part.unfolding.groups):
-        for column, (place, _) in enumerate(part.rows_of(group)):
-            if first <= column < piece.members.stop * taps:
-                start = max(column, other)
-                row = sums[:, group, column - first, start - other :]
-                digits[:, place + start - column :][:, : row.shape[1]] = row
+    for group, of_group in enumerate(digit):
+        for column, line in enumerate(of_group, start=first):
+            start = max(column, other)
+            place = part.place(group, column) + start - column
+            values = line[start - other :]
+            target[place : place + len(values)] = values
 
 
 # What is known before any data is read

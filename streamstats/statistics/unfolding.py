@@ -24,7 +24,7 @@ Rows = npt.NDArray[np.float32]
 Unfolded = tuple[Rows, int]
 """Rows, and how many of the values they are made of are not finite."""
 
-PIECE_VALUES = 2**22
+PIECE_VALUES = 2**20
 """About how many values are unfolded at once."""
 
 
