@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from itertools import combinations_with_replacement
 from typing import Any
 
 import numpy as np
@@ -107,7 +108,7 @@ def _share(share: float) -> str:
 
 def _products(shares: list[float]) -> str:
     """How many pairs of slices BLAS multiplies, and how many are multiplied value by value."""
-    pairs = [min(shares[k], shares[l]) for k in range(len(shares)) for l in range(k, len(shares))]
+    pairs = [*map(min, combinations_with_replacement(shares, 2))]
     dense = sum(share >= SPARSE for share in pairs)
     sparse = sum(0 < share < SPARSE for share in pairs)
     return f"{dense} + {sparse}"
