@@ -48,6 +48,8 @@ CALIBRATION_LEVELS = ("calibration.encoding", "calibration.sources", "calibratio
 """Inside calibration, a module imports from its own folder, and from those before it; the third is what is in none."""
 STATISTICS_LEVELS = (
     ("exact", "kernels", "pieces", "count_kernels", "masks", "wide", "products"),
+    ("doubles",),
+    ("moved",),
     ("loops", "sample_kernels", "moment_kernels", "class_kernels", "product_kernels", "unfolding"),
     ("running",),
     ("samples", "riders"),

@@ -8,12 +8,12 @@ points and means follow by algebra.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
 from itertools import combinations_with_replacement, pairwise
-from math import isqrt, lcm, prod
+from math import isqrt, prod
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -25,6 +25,7 @@ from ..layouts import Kernel, Kernels
 from ..quantization import Quantization
 from .exact import TERMS_BITS, unit_exponent
 from .masks import Mask
+from .moved import MovedMoments
 from .products import Products
 from .riders import Where
 from .statistic import MASKED, Array, Cut, Document, Space, Statistic, Tensors
@@ -305,7 +306,7 @@ class Gram(Statistic):
         if all(step == 1 and not zero for step, zero in maps):
             values = self.sums.floats(2 * unit_exponent(self.space.dtype))
             return np.stack([part.of_channels(values, group) for group in range(part.unfolding.groups)])
-        return self._rounded(maps, lambda moments, _: moments, 1, 2 * unit_exponent(self.space.dtype))
+        return np.stack([each.matrix() for each in self._moments(maps)])
 
     def covariance(self, quantization: Quantization | None = None) -> Float64Array:
         """The covariance of the columns of X in each group, float64[G, n, n], in real units, nearest to exact.
@@ -323,40 +324,23 @@ class Gram(Statistic):
             raise UsageError(f"the covariance of {self.space.dtype} values under several taps is unknown; use XᵀX")
         if not count:
             return np.full_like(self.matrix(quantization), np.nan)
-        unit = 2 * unit_exponent(self.space.dtype)
-        return self._rounded(
-            self._maps(quantization),
-            lambda moments, sums: (moments * count << -unit) - np.multiply.outer(sums, sums),
-            count**2,
-            2 * unit,
-        )
+        return np.stack([each.covariance(count) for each in self._moments(self._maps(quantization))])
 
-    def _rounded(
-        self,
-        maps: Sequence[tuple[Fraction, Fraction]],
-        combined: Callable[[Integers, Integers], Integers],
-        divisor: int,
-        exponent: int,
-    ) -> Float64Array:
-        """`combined`(Σ(x_i − z_i)(x_j − z_j), Σ(x_i − z_i)) · 2^`exponent` / `divisor`, times the steps of i and j."""
-        part, groups = self._only(), []
-        size = part.unfolding.channels // part.unfolding.groups
-        for group in range(part.unfolding.groups):
-            mine = maps[group * size : (group + 1) * size]
-            zeros = [zero for _, zero in mine for _ in range(part.unfolding.taps)]
-            steps = [step for step, _ in mine for _ in range(part.unfolding.taps)]
-            moments, sums, factor = part.moved(self._integers(part, group), zeros)
-            over = divisor * factor**2 << max(0, -exponent)
-            found = combined(moments, sums) << max(0, exponent)
-            groups.append(_quotients(found, steps, over))
-        return np.stack(groups)
-
-    def _integers(self, part: Part, group: int) -> Integers:
-        """The sums of products of all columns of a group, in units, int[m, m]."""
-        start = part.places.start + group * part.unfolding.entries // part.unfolding.groups
-        stop = start + part.unfolding.entries // part.unfolding.groups
-        sums = np.array([*self.sums.integers(slice(start, stop)), 0], object)[:-1]
-        return unpacked(sums, part.unfolding.columns)
+    def _moments(self, maps: Sequence[tuple[Fraction, Fraction]]) -> Iterator[MovedMoments]:
+        """The moments of each group, for values with these (step, zero)."""
+        unfolding = self._only().unfolding
+        size = unfolding.channels // unfolding.groups
+        for group in range(unfolding.groups):
+            mine = [each for each in maps[group * size : (group + 1) * size] for _ in range(unfolding.taps)]
+            yield MovedMoments(
+                sums=self.sums,
+                exponent=2 * unit_exponent(self.space.dtype),
+                start=self._only().place(group, 0),
+                taps=unfolding.taps,
+                ones=unfolding.ones,
+                steps=[step for step, _ in mine],
+                zeros=[zero for _, zero in mine],
+            )
 
     def _maps(self, quantization: Quantization | None) -> list[tuple[Fraction, Fraction]]:
         """The exact (step, stored value of zero) per channel. Raises `UsageError`."""
@@ -399,21 +383,6 @@ class Part:
         start = self.places.start + group * size
         ones = self.unfolding.ones * self.unfolding.taps
         return unpacked(values[start : start + size], self.unfolding.columns)[ones:, ones:]
-
-    def moved(self, sums: Integers, zeros: Sequence[Fraction]) -> tuple[Integers, Integers, int]:
-        """Σ(x_i − z_i)(x_j − z_j), int[n, n], and Σ(x_i − z_i), int[n], from the `sums` over all columns; both times a
-        factor, the first twice. A tap that sees padding sees zeros.
-        """
-        taps, ones = self.unfolding.taps, self.unfolding.ones * self.unfolding.taps
-        factor = lcm(*(zero.denominator for zero in zeros))
-        z = np.array([int(zero * factor) for zero in zeros], object)
-        products = sums[ones:, ones:]
-        if not ones:
-            return products, np.zeros(len(z), object), 1
-        under = np.arange(len(z)) % taps  # the column of ones under the same tap
-        mine, counts = sums[under][:, ones:], sums[under][:, under]  # Σ over positions that tap i sees: x_j, and 1
-        moved = products * factor**2 - factor * (z[:, None] * mine + (z[:, None] * mine).T) + np.outer(z, z) * counts
-        return moved, np.diagonal(mine) * factor - z * np.diagonal(counts), factor
 
 
 class _Accumulator:
@@ -556,20 +525,4 @@ def unpacked(values: Array, columns: int) -> Array:
         line = values[place : place + columns - column]
         found[column, column:] = found[column:, column] = line
         place += columns - column
-    return found
-
-
-def _quotients(values: Integers, steps: Sequence[Fraction], divisor: int) -> Float64Array:
-    """The float64 nearest to each of the symmetric `values` int[n, n], times the steps of its columns, by `divisor`."""
-    found = np.empty(values.shape)
-    for row, step in enumerate(steps):
-        for column in range(row, len(steps)):
-            both = step * steps[column]
-            try:
-                quotient = int(values[row, column]) * both.numerator / (divisor * both.denominator)
-            except OverflowError as error:
-                raise UsageError(
-                    f"a moment is beyond float64: the step is {float(step)}; expected a smaller one"
-                ) from error
-            found[row, column] = found[column, row] = quotient
     return found
