@@ -109,7 +109,8 @@ covariance, channels that are dead (always the same value), and channels that du
   rank            eigenvalues that can be told from zero: above n·2^-52 of the greatest, for n columns
   effective rank  the exponential of the entropy of the eigenvalues: n if all are equal, 1 if one has all
   99% in          how many of the greatest eigenvalues hold 99 % of the sum of all
-  condition       the greatest eigenvalue divided by the least; "≥" if the least cannot be told from zero
+  condition       the greatest eigenvalue divided by the least, without dead columns; "≥" if the least cannot be told
+                  from zero
   dead            columns whose variance is exactly zero
   duplicates      columns whose correlation with an earlier one is 1 or -1, as far as float64 can tell
 

@@ -72,10 +72,21 @@ def _print_groups(found: LayerSpectrum) -> None:
     columns = ["columns", "rank", "effective rank", f"{SHARE:.0%} in", "condition", "greatest", "least", "dead"]
     rows = [_cells(each) for each in found.groups[:SHOWN]]
     print_table(["group", *columns, "duplicates"], rows, left=0)
-    left_out = len(found.groups) - SHOWN
-    if left_out > 0:
-        say(f"and {counted(left_out, 'more group')}, none of them worse; see --json")
     _print_columns(found)
+    if len(found.groups) > 1:
+        _say_of_all(found)
+
+
+def _say_of_all(found: LayerSpectrum) -> None:
+    """Sum up all groups of a layer."""
+    groups = found.groups
+    lacking = sum(each.rank < each.columns for each in groups)
+    dead, duplicates = (sum(map(len, each)) for each in zip(*((g.dead, g.duplicates) for g in groups), strict=True))
+    more = f", of which the worst {SHOWN} are shown (all: --json)" if len(groups) > SHOWN else ""
+    say(
+        f"{len(groups):,} groups{more}: {lacking:,} without full rank; {counted(dead, 'dead column')} and "
+        f"{counted(duplicates, 'duplicate column')} in all"
+    )
 
 
 def _cells(found: GroupSpectrum) -> list[str]:
@@ -86,9 +97,9 @@ def _cells(found: GroupSpectrum) -> list[str]:
         cell(found.rank),
         number(found.effective_rank),
         cell(found.directions(SHARE)),
-        number(condition) if condition == found.condition else f"≥ {number(condition)}",
+        number(condition) if not condition < found.condition else f"≥ {number(condition)}",
         number(float(found.eigenvalues[0])),
-        number(float(found.eigenvalues[-1])),
+        number(found.least),
         cell(len(found.dead)),
         cell(len(found.duplicates)),
     ]
@@ -106,5 +117,6 @@ def _print_columns(found: LayerSpectrum) -> None:
 
 def _say_what(found: LayerSpectrum) -> None:
     """Say which matrix the figures are of."""
-    reason = f", because the covariance is not known: {found.reason}" if found.reason else ""
-    say(f"figures of the {found.matrix} over {counted(found.positions, 'position')}{reason}")
+    of = f"{found.matrix} XᵀX/n" if found.reason else found.matrix
+    reason = f": {found.reason}" if found.reason else ""
+    say(f"figures of the {of} over {counted(found.positions, 'position')}{reason}")

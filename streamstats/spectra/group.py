@@ -66,9 +66,23 @@ class GroupSpectrum:
         return int(np.count_nonzero(self.eigenvalues))
 
     @property
+    def live(self) -> int:
+        """The number of columns that are not dead."""
+        return self.columns - len(self.dead)
+
+    @property
+    def least(self) -> float:
+        """The least eigenvalue but for those of dead columns; 0 if all are dead."""
+        return float(self.eigenvalues[self.live - 1]) if self.live else 0.0
+
+    @property
     def condition(self) -> float:
-        """The greatest eigenvalue divided by the least; infinite if the least cannot be told from zero."""
-        return float(self.eigenvalues[0] / self.eigenvalues[-1]) if self.rank == self.columns else np.inf
+        """The condition of the columns that are not dead: the greatest eigenvalue divided by
+        the least; infinite if the least cannot be told from zero; NaN if all columns are dead.
+        """
+        if not self.live:
+            return np.nan
+        return float(self.eigenvalues[0]) / self.least if self.least else np.inf
 
     @property
     def condition_at_least(self) -> float:
@@ -102,14 +116,14 @@ class GroupSpectrum:
         return int(np.searchsorted(sums, share * sums[-1]) + 1)
 
     def figures(self) -> dict[str, Any]:
-        """JSON-ready: numbers for the group; `condition` is None if it is infinite."""
+        """JSON-ready: numbers for the group; `condition` is None if it is infinite or unknown."""
         return {
             "group": self.group,
             "columns": self.columns,
             "rank": self.rank,
             "effective_rank": self.effective_rank,
             "condition": self.condition if np.isfinite(self.condition) else None,
-            "condition_at_least": self.condition_at_least,
+            "condition_at_least": self.condition_at_least if self.live else None,
             "eigenvalues": self.eigenvalues.tolist(),
         }
 

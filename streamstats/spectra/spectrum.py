@@ -152,7 +152,7 @@ def _moments(statistics: LayerStatistics) -> tuple[npt.NDArray[np.float64], str,
     try:
         return gram.covariance(statistics.quantization), COVARIANCE, None
     except UsageError as error:
-        return gram.matrix(statistics.quantization) / gram.rows, SECOND_MOMENTS, str(error)
+        return gram.matrix(statistics.quantization) / gram.rows, SECOND_MOMENTS, str(error).partition(";")[0]
 
 
 def _columns(statistics: LayerStatistics, matrices: npt.NDArray[np.float64]) -> Columns:
@@ -162,4 +162,4 @@ def _columns(statistics: LayerStatistics, matrices: npt.NDArray[np.float64]) -> 
 
 def _badness(found: GroupSpectrum) -> tuple[float, float, int]:
     """Ascending, the worst first; groups that are equally bad in order."""
-    return found.rank / max(1, found.columns), -found.condition, found.group
+    return found.rank / max(1, found.columns), -found.condition if found.live else 0.0, found.group

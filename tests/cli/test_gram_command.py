@@ -47,7 +47,10 @@ def test_json_has_every_group_and_a_table_the_worst_first(out: Path, capsys: pyt
     printed = capsys.readouterr()
     lines = [line.split() for line in printed.out.splitlines()[1:]]
     assert [int(line[0]) for line in lines] == [each["group"] for each in document["groups"][:8]]
-    assert "streamstats: and 4 more groups, none of them worse; see --json" in printed.err
+    said = (
+        "12 groups, of which the worst 8 are shown (all: --json): 0 without full rank; 0 dead columns and 0 duplicate"
+    )
+    assert f"streamstats: {said} duplicate columns in all" in printed.err
 
 
 def test_plots_go_to_a_file_or_the_terminal(tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -57,10 +57,21 @@ def test_eigenvalues_that_rounding_may_have_made_are_zero_and_the_condition_is_a
     assert GroupSpectrum.of(rotated([1.0, 1e-9])).condition == pytest.approx(1e9, rel=1e-5)
 
 
+def test_dead_columns_do_not_count_for_the_condition() -> None:
+    matrix = np.zeros((6, 6))
+    live = np.array([0, 2, 3, 5])
+    matrix[np.ix_(live, live)] = rotated([8.0, 4.0, 2.0, 1.0])
+    found = GroupSpectrum.of(matrix)
+    assert (found.dead, found.rank) == ((1, 4), 4)
+    assert (found.condition, found.least) == (pytest.approx(8), pytest.approx(1))
+
+
 def test_a_matrix_of_zeros_has_no_rank_and_every_column_is_dead() -> None:
     found = GroupSpectrum.of(np.zeros((3, 3)))
     assert (found.rank, found.effective_rank, found.directions(0.99)) == (0, 0, 0)
     assert (found.dead, found.duplicates) == ((0, 1, 2), ())
+    assert math.isnan(found.condition)
+    assert (found.figures()["condition"], found.figures()["condition_at_least"]) == (None, None)
     assert not correlations(found.matrix).any()
 
 
