@@ -16,10 +16,13 @@ from measuring import machine
 from tables import Table, show
 
 from streamstats.floats import BFLOAT16
-from streamstats.statistics.products import LARGEST_BITS, ROWS, SLICE_BITS, SPARSE
+from streamstats.statistics.product_loops import SLICE_BITS
+from streamstats.statistics.products import NORM_BITS, ROWS, SPARSE
 
 Array = np.ndarray[Any, Any]
 COLUMNS = 512
+LARGEST_BITS = 21
+"""Of slices whose largest value, not their norm, is bounded."""
 random = np.random.default_rng(0)
 NORMAL = random.normal(size=(ROWS, COLUMNS))
 CHANNELS = NORMAL * 10.0 ** random.uniform(-1.5, 1.5, COLUMNS)
@@ -42,11 +45,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--markdown", action="store_true", help="the tables as Markdown")
     options = parser.parse_args()
-    shares = {name: _shares(values, _by_column(values)) for name, values in ACTIVATIONS.items()}
+    shares = {name: _shares(values, _by_norm(values)) for name, values in ACTIVATIONS.items()}
     rows = [[name, *map(_share, found), *[""] * (5 - len(found)), _products(found)] for name, found in shares.items()]
     columns = ["activations", *(f"slice {place}" for place in range(5)), "dense + sparse products"]
     title = f"Share of values that are not zero, {ROWS:,} rows × {COLUMNS} columns"
-    grids = ["activations", *(f"grid of each {what}" for what in GRIDS)]
+    grids = ["activations", *(f"by the {what}" for what in GRIDS)]
     ways = ["product", "× the time of dgemm"]
     tables = [
         Table(title, columns, rows),
@@ -57,25 +60,36 @@ def main() -> None:
     show(tables, machine(), (), markdown=options.markdown)
 
 
-def _by_column(values: Array) -> Array:
-    """The exponents of each column, with a bit to spare; 0 for integers."""
+def _by_norm(values: Array) -> Array:
+    """The exponents of the columns by their norms, with a bit to spare; 0 for integers."""
     if values.dtype.kind == "i":
         return np.zeros(values.shape[1], int)
+    return np.frexp(np.linalg.norm(values.astype("f8"), axis=0))[1] - NORM_BITS + 1
+
+
+def _by_largest(values: Array) -> Array:
+    """By their largest values, which must then stay below 2^21."""
     return np.frexp(np.abs(values.astype("f8")).max(axis=0))[1] - LARGEST_BITS + 1
 
 
 def _by_matrix(values: Array) -> Array:
-    return np.full(values.shape[1], _by_column(values).max())
+    return np.full(values.shape[1], _by_norm(values).max())
 
 
 def _by_dtype(values: Array) -> Array:
     return np.full(values.shape[1], np.finfo(values.dtype).maxexp - LARGEST_BITS)
 
 
-GRIDS = {"column": _by_column, "matrix": _by_matrix, "dtype": _by_dtype}
+GRIDS = {
+    "norm of each column": _by_norm,
+    "largest value of each column": _by_largest,
+    "norms of the matrix": _by_matrix,
+    "dtype": _by_dtype,
+}
 OTHER_GRIDS = (
     "normal, float16",
     "normal, float32",
+    "Student's t, 2 degrees of freedom, float16",
     "channels of scales over 3 decades, float16",
     "Student's t, 2 degrees of freedom, float32",
 )

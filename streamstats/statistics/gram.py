@@ -46,8 +46,10 @@ DTYPES = (
     BFLOAT16,
     np.dtype(np.float32),
 )
-BLOCK = 2**10
-"""Columns of X, over all groups, whose products are added up at once: more are cut into blocks, and these paired."""
+BLOCK = 1152
+"""Columns of X whose products are added up at once: more are cut into blocks, and these paired. Some more than 2^10, so
+that a column of ones beside 2^k channels makes no further block.
+"""
 
 
 UNFOLDED_BYTES = 12
