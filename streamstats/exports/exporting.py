@@ -84,7 +84,7 @@ def export(
     chosen = matching_layers(output, layers)
     if file_format in OF_TENSORS:
         names = {**{layer: each.tensor for layer, each in chosen.items() if each.tensor}, **(names or {})}
-    found, origins = named(chosen, names, RULES.get(file_format, identity))
+    found, origins = named(chosen, names, RULES.get(file_format, identity), by_kernel=file_format == HESSIANS)
     notes: list[str] = []
     if file_format in OF_FIGURES:
         content = OF_FIGURES[file_format](found)
@@ -166,6 +166,9 @@ def _with_gram(found: Mapping[str, LayerStatistics], notes: list[str]) -> dict[s
     kept = hessians.with_gram(found)
     if len(kept) < len(found):
         notes.append(f"left out, because `gram` was not counted for them: {listed(sorted(found.keys() - kept.keys()))}")
+    incomplete = hessians.with_zeros(kept)
+    if incomplete:
+        notes.append(f"values that are not finite were counted as zeros: {listed(incomplete)}")
     return kept
 
 

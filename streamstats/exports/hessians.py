@@ -48,6 +48,11 @@ def with_gram(layers: Layers) -> dict[str, LayerStatistics]:
     return found
 
 
+def with_zeros(layers: Layers) -> list[str]:
+    """Those of `layers` whose products have zeros in place of values that are not finite."""
+    return sorted(name for name, each in layers.items() if each.gram is not None and each.gram.left_out.any())
+
+
 def content(layers: Layers, dtype: str = DTYPES[0], damp: float = 0.0) -> bytes:
     """`NAME.hessian` [n, n], or [G, n, n] for a layer of G > 1 groups; what they are as metadata.
 

@@ -159,6 +159,40 @@ def test_a_layer_without_products_is_left_out_and_named_unless_it_is_the_only_on
         ss.export(out, "hessians", tmp_path / "h.safetensors", layers="b")
 
 
+def test_values_that_are_not_finite_are_zeros_and_named(tmp_path: Path) -> None:
+    values = correlated((20, 3), 3)
+    values[4, 1] = np.inf
+    out = output_of(tmp_path, {"a": values, "b": values[:4]}, statistics=("gram",), nonfinite="skip")
+    written = ss.export(out, "hessians", tmp_path / "h", dtype="float64")
+    assert written.notes == ("values that are not finite were counted as zeros: a",)
+    values[4, 1] = 0
+    assert hessians(tmp_path / "h")[0]["a.hessian"].tolist() == exact(values).tolist()
+
+
+def test_layers_with_different_kernels_on_one_tensor_are_two_hessians(tmp_path: Path) -> None:
+    values = correlated((20, 6, 5, 2), 6).transpose(0, 3, 1, 2)
+    kernels = {
+        "a": ss.Kernel((3, 2), ss.Geometry((2, 2), (1, 1, 1, 1))),
+        "b": ss.Kernel((1, 1)),
+        "c": ss.Kernel((1, 1)),
+    }
+    with ss.Recorder(tmp_path / "s.zarr") as recorder:
+        recorder.append("a", np.ascontiguousarray(values), channel_axis=1, layers=kernels)
+    job = {"source": str(tmp_path / "s.zarr"), "output": str(tmp_path / "out"), "statistics": ["gram"]}
+    run(JobConfig.model_validate(job).job())
+    found = exported(tmp_path / "out")[0]
+    assert {name: each.shape for name, each in found.items()} == {
+        "a.hessian": (12, 12),
+        "b.hessian": (2, 2),
+        "c.hessian": (2, 2),
+    }
+    (rows,) = gptq.unfolded(values, (3, 2), 2, 1, 1)
+    np.testing.assert_allclose(found["a.hessian"], 2 * rows.T @ rows / len(rows), rtol=1e-4, atol=1e-5)
+    assert set(exported(tmp_path / "out", names={"b": "x", "c": "x"})[0]) == {"a.hessian", "x.hessian"}
+    with pytest.raises(UsageError, match="layers a and b are both called x, but their statistics differ"):
+        exported(tmp_path / "out", names={"a": "x", "b": "x"})
+
+
 @pytest.mark.parametrize(("size", "what"), [(1e30, "is beyond float32"), (1e-22, "too small for float32")])
 def test_entries_that_float32_cannot_hold_need_float64(tmp_path: Path, size: float, what: str) -> None:
     out = output_of(tmp_path, {"a": (correlated((20, 3), 4) * size).astype("f4")}, statistics=("gram",))
