@@ -31,6 +31,7 @@ ORDER = (
     "outputs",
     "jobs",
     "ranges",
+    "spectra",
     "exports",
     "overrides",
     "config",
@@ -46,7 +47,9 @@ FROM_THE_FACE = ("__version__",)
 CALIBRATION_LEVELS = ("calibration.encoding", "calibration.sources", "calibration", "calibration.reading")
 """Inside calibration, a module imports from its own folder, and from those before it; the third is what is in none."""
 STATISTICS_LEVELS = (
-    ("exact", "kernels", "pieces", "count_kernels", "masks", "wide", "real_moments", "product_kernels"),
+    ("exact", "kernels", "pieces", "count_kernels", "masks", "wide", "product_kernels"),
+    ("doubles",),
+    ("moved",),
     ("loops", "sample_kernels", "moment_kernels", "class_kernels", "product_loops", "unfolding"),
     ("running", "products"),
     ("samples", "riders"),

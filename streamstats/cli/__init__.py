@@ -31,6 +31,7 @@ INTERRUPTION = {
     "compare": "nothing was changed",
     "inspect": "nothing was changed",
     "ranges": "nothing was changed",
+    "gram": "nothing was changed",
     "export": "no file was written",
     "record": "a new store was removed; rows that were appended to an older one are still there",
     "measure": "nothing was written; run the command again",

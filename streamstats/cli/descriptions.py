@@ -10,6 +10,7 @@ Exact calibration statistics, out of core, and the bias corrections that follow 
   measure   compute the same statistics while the model runs, without a store
   inspect   show the results of a run
   ranges    compute quantisation ranges, with steps (scales) and zero points, from the output of a run
+  gram      show the spectrum of a layer's inputs, and its dead and duplicate channels
   export    write statistics or ranges as a file that another tool loads
   status    show how far a run has come: what is counted, what is missing and why
   verify    read a store once, and report what is wrong with it
@@ -96,11 +97,34 @@ wider values, the root of the MSE is off by at most `rms_error_within`, which --
 Real values are (code − zero point) · step. Zero always has a code.
 """
 
+GRAM = """\
+Show what the exact products of a layer's input channels, `statistics: [gram]`, say about them: the eigenvalues of their
+covariance, channels that are dead (always the same value), and channels that duplicate another one.
+
+  streamstats gram out block1/project                  a line for each group of the layer, the worst first
+  streamstats gram out block1/project --plot           the spectrum and the correlations in the terminal
+  streamstats gram out block1/project --plot p.png     as a picture (.png or .svg)
+  streamstats gram out block1/project --json           every eigenvalue of every group
+
+  rank            eigenvalues that can be told from zero: above n·2^-52 of the greatest, for n columns
+  effective rank  the exponential of the entropy of the eigenvalues: n if all are equal, 1 if one has all
+  99% in          how many of the greatest eigenvalues hold 99 % of the sum of all
+  condition       the greatest eigenvalue divided by the least, without dead columns; "≥" if the least cannot be told
+                  from zero
+  dead            columns whose variance is exactly zero
+  duplicates      columns whose correlation with an earlier one is 1 or -1, as far as float64 can tell
+
+The columns are the input channels of a group, with each tap of the layer's kernel. If the covariance is not known, the
+figures are those of the mean products XᵀX/n, and the command says why; "dead" then means always zero, and correlations
+are about zero instead of the mean.
+"""
+
 EXPORT = """\
 Write what a run has counted as a file that another tool loads. The data is not read again.
 
   streamstats export out --format onnxruntime --method mse -o cache.json --model model.onnx
   streamstats export out --format imatrix -o imatrix.gguf --names names.yaml
+  streamstats export out --format hessians --damp 0.01 -o hessians.safetensors
   streamstats export out --format csv -o figures.csv
 
 Ranges, chosen with --method, --bits, --symmetric, --codes and --percentile as in `streamstats ranges`:
@@ -113,6 +137,8 @@ Ranges, chosen with --method, --bits, --symmetric, --codes and --percentile as i
 Sums:
 
   imatrix             llama.cpp's importance matrix; needs `statistics: [squares]`. --merge adds to an earlier file
+  hessians            MODULE.hessian, 2·XᵀX/n for implementations of GPTQ, as safetensors; needs `statistics: [gram]`.
+                      --damp 0.01 adds 1 % of the mean of the diagonal to it, --dtype float64 keeps all digits
 
 All figures of all statistics, for analysis:
 
@@ -120,10 +146,10 @@ All figures of all statistics, for analysis:
   csv parquet         a row for each channel of each layer; figures of the layer in columns layer_…
 
 Names in the file: onnxruntime, tensorrt and aimet name tensors. Stores of `record` know the tensor that each layer
-reads; for other stores, --model finds it. compressed-tensors names modules, with "." in place of "/", and imatrix
-their weights, MODULE.weight. --names overrides that: a YAML or JSON file with `layer: name`, `layer: [name, name]`, or
-`layer: null`, which leaves the layer out. Layers without a finite value are left out, too, except from the formats for
-analysis.
+reads; for other stores, --model finds it. compressed-tensors and hessians name modules, with "." in place of "/", and
+imatrix their weights, MODULE.weight. --names overrides that: a YAML or JSON file with `layer: name`, `layer: [name,
+name]`, or `layer: null`, which leaves the layer out. Layers without a finite value are left out, too, except from the
+formats for analysis; so are layers without `gram` from hessians.
 """
 
 STATUS = """\

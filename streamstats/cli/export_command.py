@@ -33,6 +33,8 @@ def export(options: Namespace) -> int:
         ranges=_ranges(options),
         encoding_version=options.encoding_version,
         merge=options.merge,
+        dtype=options.dtype,
+        damp=options.damp,
     )
     say_if_stale(options.output)
     missing = _missing(options, written.layers.keys())

@@ -12,6 +12,7 @@ from . import descriptions
 ON_MODELS = "model_commands"
 CORRECTING = "correct_commands"
 EXPORTING = "export_command"
+ON_GRAM = "gram_command"
 WITH_SERVICE = "service_commands"
 
 
@@ -60,6 +61,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_run(_command(commands, "run", descriptions.RUN))
     _add_inspect(_command(commands, "inspect", descriptions.INSPECT))
     _add_ranges(_command(commands, "ranges", descriptions.RANGES))
+    _add_gram(_command(commands, "gram", descriptions.GRAM, ON_GRAM))
     _add_export(_command(commands, "export", descriptions.EXPORT, EXPORTING))
     _add_status(_command(commands, "status", descriptions.STATUS))
     _add_verify(_command(commands, "verify", descriptions.VERIFY))
@@ -175,6 +177,19 @@ def _add_ranges(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_gram(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("output", type=_local, metavar="OUT", help="the output folder of a run")
+    parser.add_argument("layer", metavar="LAYER", help="a layer with `statistics: [gram]`")
+    parser.add_argument(
+        "--plot",
+        type=_local,
+        metavar="FILE",
+        nargs="?",
+        const="-",
+        help="plot the spectrum and the correlations, in the terminal or to a .png or .svg file",
+    )
+
+
 def _add_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("output", type=_local, metavar="OUT", help="the output folder of a run")
     formats = (
@@ -183,6 +198,7 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
         "aimet",
         "compressed-tensors",
         "imatrix",
+        "hessians",
         "json",
         "safetensors",
         "csv",
@@ -208,6 +224,13 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
     ranges.add_argument("--percentile", metavar="P", type=float, help="with --method percentile, in %%; default: 99.99")
     ranges.add_argument("--encoding-version", metavar="V", help="for aimet: 0.6.1, 1.0.0 or 2.0.0; default: 1.0.0")
     parser.add_argument("--merge", metavar="FILE", help="for imatrix: an earlier file, whose sums are added")
+    parser.add_argument("--dtype", choices=("float32", "float64"), help="for hessians; default: float32")
+    parser.add_argument(
+        "--damp",
+        metavar="SHARE",
+        type=float,
+        help="for hessians: add this share of the mean of the diagonal to it, such as 0.01; default: 0",
+    )
 
 
 def _add_status(parser: argparse.ArgumentParser) -> None:

@@ -13,12 +13,12 @@ from ..outputs.results import CORRECTORS, STATE, open_results
 from ..ranges.codes import Codes
 from ..ranges.finding import LayerRange, matching_layers
 from ..storage.files import check_apart, write_bytes
-from . import aimet, compressed_tensors, imatrix, onnxruntime, tables, tensorrt
+from . import aimet, compressed_tensors, hessians, imatrix, onnxruntime, tables, tensorrt
 from .choice import RangeChoice
 from .naming import Names, Rule, identity, module_name, named, weight_name
 
 ONNXRUNTIME, TENSORRT, AIMET, COMPRESSED_TENSORS = "onnxruntime", "tensorrt", "aimet", "compressed-tensors"
-IMATRIX = "imatrix"
+IMATRIX, HESSIANS = "imatrix", "hessians"
 OF_RANGES: Mapping[str, Callable[[Mapping[str, LayerRange]], bytes]] = {
     ONNXRUNTIME: onnxruntime.content,
     TENSORRT: tensorrt.content,
@@ -31,7 +31,7 @@ OF_FIGURES: Mapping[str, Callable[[Mapping[str, LayerStatistics]], bytes]] = {
     "csv": tables.as_csv,
     "parquet": tables.as_parquet,
 }
-FORMATS = (*OF_RANGES, IMATRIX, *OF_FIGURES)
+FORMATS = (*OF_RANGES, IMATRIX, HESSIANS, *OF_FIGURES)
 REFUSES: Mapping[str, Callable[[Codes], str | None]] = {
     ONNXRUNTIME: onnxruntime.refuses,
     TENSORRT: tensorrt.refuses,
@@ -40,7 +40,7 @@ REFUSES: Mapping[str, Callable[[Codes], str | None]] = {
 CACHES = (ONNXRUNTIME, TENSORRT)
 OF_TENSORS = (ONNXRUNTIME, TENSORRT, AIMET)
 """Formats that name tensors: a layer whose tensor is known has the tensor's name."""
-RULES: Mapping[str, Rule] = {COMPRESSED_TENSORS: module_name, IMATRIX: weight_name}
+RULES: Mapping[str, Rule] = {COMPRESSED_TENSORS: module_name, IMATRIX: weight_name, HESSIANS: module_name}
 """How layers are called in a format, unless by their own names."""
 
 
@@ -63,24 +63,28 @@ def export(
     ranges: RangeChoice | None = None,
     encoding_version: str | None = None,
     merge: str | Path | None = None,
+    dtype: str | None = None,
+    damp: float | None = None,
 ) -> Exported:
     """Write the statistics of the layers of `output` that match the glob `layers` to the file at `path`.
 
     `file_format` is one of `FORMATS`. Those that hold ranges ("onnxruntime", "tensorrt", "aimet", "compressed-tensors")
     need to know which, `ranges`; the data is not read. `names` gives the names of layers in the file; the format's
     rule names the others. `encoding_version`, "1.0.0" by default, is for "aimet".
-    `merge` is for "imatrix": an earlier file, whose sums are added to those of `output`. Layers without a finite value
-    are left out, and listed in the notes.
+    `merge` is for "imatrix": an earlier file, whose sums are added to those of `output`. `dtype` ("float32" by default,
+    or "float64") and `damp` (0 by default), the share of the mean of its diagonal that is added to it, are for
+    "hessians". Layers without a finite value, or without what the format holds, are left out, and listed in the notes.
 
     Raises `UsageError`, with the reason, if the request cannot be met; `MissingDependencyError` without the library
     that a format needs; `DataError` for damaged files; `OutputError` if the file cannot be written.
     """
     _check_options(file_format, ranges, encoding_version, merge)
+    _check_hessians(file_format, dtype, damp)
     _check_target(Path(output), Path(path), merge)
     chosen = matching_layers(output, layers)
     if file_format in OF_TENSORS:
         names = {**{layer: each.tensor for layer, each in chosen.items() if each.tensor}, **(names or {})}
-    found, origins = named(chosen, names, RULES.get(file_format, identity))
+    found, origins = named(chosen, names, RULES.get(file_format, identity), by_kernel=file_format == HESSIANS)
     notes: list[str] = []
     if file_format in OF_FIGURES:
         content = OF_FIGURES[file_format](found)
@@ -88,6 +92,9 @@ def export(
         found = _with_values(found, notes)
         if ranges is not None:
             content = _ranges_content(found, file_format, ranges, encoding_version)
+        elif file_format == HESSIANS:
+            found = _with_gram(found, notes)
+            content = hessians.content(found, dtype or hessians.DTYPES[0], damp or 0.0)
         else:
             content = _imatrix_content(found, _datasets(output), merge, notes)
     write_bytes(Path(path), content)
@@ -113,6 +120,16 @@ def _check_options(
     reason = REFUSES[file_format](ranges.codes) if ranges is not None and file_format in REFUSES else None
     if reason is not None:
         raise UsageError(reason)
+
+
+def _check_hessians(file_format: str, dtype: str | None, damp: float | None) -> None:
+    for what, given in (("dtype", dtype), ("damping", damp)):
+        if given is not None and file_format != HESSIANS:
+            raise UsageError(f"the {what} of Hessians goes with {HESSIANS}, not with {file_format}; leave it out")
+    if dtype is not None:
+        hessians.check_dtype(dtype)
+    if damp is not None:
+        hessians.check_damp(damp)
 
 
 def check_holds_ranges(file_format: str, given: str) -> None:
@@ -141,6 +158,17 @@ def _with_values(found: Mapping[str, LayerStatistics], notes: list[str]) -> dict
         raise UsageError("no layer that is exported has a finite value; check the layers, and what was counted")
     if len(kept) < len(found):
         notes.append(f"left out, because they have no finite value: {listed(sorted(found.keys() - kept.keys()))}")
+    return kept
+
+
+def _with_gram(found: Mapping[str, LayerStatistics], notes: list[str]) -> dict[str, LayerStatistics]:
+    """Those of the layers that have `gram`; adds a note on the others. Raises `UsageError` if there is none."""
+    kept = hessians.with_gram(found)
+    if len(kept) < len(found):
+        notes.append(f"left out, because `gram` was not counted for them: {listed(sorted(found.keys() - kept.keys()))}")
+    incomplete = hessians.with_zeros(kept)
+    if incomplete:
+        notes.append(f"values that are not finite were counted as zeros: {listed(incomplete)}")
     return kept
 
 

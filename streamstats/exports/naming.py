@@ -41,12 +41,12 @@ def weight_name(layer: str) -> str:
 
 
 def named(
-    layers: Mapping[str, LayerStatistics], names: Names | None, rule: Rule
+    layers: Mapping[str, LayerStatistics], names: Names | None, rule: Rule, *, by_kernel: bool = False
 ) -> tuple[dict[str, LayerStatistics], dict[str, str]]:
     """(name in the file → statistics, sorted; name in the file → layer).
 
-    Raises `UsageError` for a name without a layer, for an empty name, and for layers that get the same name though
-    their statistics differ.
+    `by_kernel` says that the content depends on the kernel of a layer. Raises `UsageError` for a name without a layer,
+    for an empty name, and for layers that get the same name though their statistics differ.
     """
     unknown = (names or {}).keys() - layers.keys()
     if unknown:
@@ -60,7 +60,7 @@ def named(
         for name in _names_of(layer, names or {}, rule):
             if not name:
                 raise UsageError(f"layer {layer} has an empty name; expected text, or null to leave the layer out")
-            if name in found and not _agree(found[name], statistics):
+            if name in found and not _agree(found[name], statistics, by_kernel=by_kernel):
                 raise UsageError(
                     f"layers {origins[name]} and {layer} are both called {name}, but their statistics differ; expected "
                     "a name for each; choose other names, or leave one of them out"
@@ -70,8 +70,10 @@ def named(
     return dict(sorted(found.items())), origins
 
 
-def _agree(first: LayerStatistics, second: LayerStatistics) -> bool:
-    """Whether both read the same array, with whatever kernels, or have equal statistics."""
+def _agree(first: LayerStatistics, second: LayerStatistics, *, by_kernel: bool) -> bool:
+    """Whether both read the same array, with whatever kernels unless `by_kernel`, or have equal statistics."""
+    if by_kernel and first.space.kernel != second.space.kernel:
+        return False
     return first.array == second.array != "" or first.statistics == second.statistics
 
 

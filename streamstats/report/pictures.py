@@ -1,18 +1,13 @@
 """Pictures of results: channels within their extrema, histograms with ranges, and accuracies side by side.
 
 A picture shows the statistics that it is given and computes none. The same input and the same matplotlib give the same
-bytes. matplotlib and plotext are optional: a function here imports the one it draws with, and raises
-`MissingDependencyError` without it. Both have settings for the whole process, so draw from one thread at a time.
+bytes. `drawing` has what they share.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
 import math
-import re
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
@@ -25,22 +20,32 @@ from ..errors import UsageError, counted, require
 from ..outputs.layer_statistics import LayerStatistics
 from ..ranges.distribution import Distribution
 from ..ranges.finding import LayerRange
-from ..storage.files import write_bytes
+from .drawing import (
+    BAND_BLUE,
+    BLUE,
+    FAINT,
+    GREEN,
+    GREY,
+    INK,
+    ORANGE,
+    PURPLE,
+    check_text_size,
+    draw_title,
+    drawing,
+    picture_on,
+    shortened,
+    terminal_figure,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 Values = npt.NDArray[np.float64]
 
-SMALLEST_TEXT = (40, 12)
-"""The smallest width and height of a terminal plot, in characters."""
 BAR = 40
 """The length of the bar of accuracy 1, in characters."""
 FLAT = 1e-8
 """Values closer than this, relative to their size, are drawn as equal: tick labels could not distinguish them."""
-TITLE_LINE = r".{0,79}(?:[/ ]|.$)|.{80}"
-"""A line of a title: at most 80 characters, broken at the end of a part if possible."""
 MOST = 1000
 """If there are more channels than this, they share columns in a file: thinner ones would fade between the pixels."""
 FEW = 256
@@ -49,35 +54,6 @@ MANY = 200
 """If there are more columns than this, the line is thin."""
 MEAN, MEANS, BAND = "mean", "range of means", "minimum to maximum"
 NO_VALUES = "no channel has a finite value"
-
-BLUE, BAND_BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#B5D6EA", "#D55E00", "#009E73", "#CC79A7"
-GREY, INK, FAINT = "#7F7F7F", "#333333", "#DDDDDD"
-"""Colours that colour-blind readers can distinguish (Okabe and Ito), and greys."""
-
-LOOK = {
-    "figure.dpi": 150,
-    "figure.constrained_layout.w_pad": 0.12,
-    "figure.constrained_layout.h_pad": 0.12,
-    "savefig.dpi": 150,
-    "font.size": 11,
-    "text.color": INK,
-    "axes.titlesize": 13,
-    "axes.titleweight": "bold",
-    "axes.edgecolor": GREY,
-    "axes.labelcolor": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": FAINT,
-    "grid.linewidth": 0.8,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "svg.fonttype": "none",  # text that can be searched
-    "svg.hashsalt": "streamstats",  # without it, ids are random
-}
-METADATA: dict[str, dict[str, Any]] = {"png": {"Software": None}, "svg": {"Date": None}}
-"""For each format, the metadata to leave out because it differs from day to day or from place to place."""
 
 
 # What terminals and files share
@@ -154,25 +130,17 @@ def plot_channels_text(statistics: LayerStatistics, width: int = 80, height: int
 
     Raises `UsageError` for less than 40 × 12 characters and for values too far apart, `MissingDependencyError`.
     """
-    _check_text_size(width, height)
+    check_text_size(width, height)
     if np.isnan(statistics.mean).all():
         return "\n".join([*_title_lines(statistics, statistics.channels, width)[:-1], NO_VALUES])
     values, labels = _value_ticks(statistics)
     columns = width - max(map(len, labels)) - 1  # the y axis is one column wide
     title = _title_lines(statistics, columns, width)
-    with _terminal_figure(width, height - len(title)) as figure:
+    with terminal_figure(width, height - len(title)) as figure:
         _draw_columns(figure, statistics, columns)
         figure.ruler("y").ticks(values.tolist(), labels)
         lines = figure.build().string(colorless=not color).split("\n")
     return "\n".join([*title, *(line.rstrip() for line in lines[: height - len(title)])])
-
-
-def _check_text_size(width: int, height: int) -> None:
-    if width < SMALLEST_TEXT[0] or height < SMALLEST_TEXT[1]:
-        raise UsageError(
-            f"a plot of {width} × {height} characters is too small; "
-            f"expected at least {SMALLEST_TEXT[0]} × {SMALLEST_TEXT[1]}"
-        )
 
 
 def _title_lines(statistics: LayerStatistics, columns: int, width: int) -> list[str]:
@@ -182,28 +150,7 @@ def _title_lines(statistics: LayerStatistics, columns: int, width: int) -> list[
         least, rest = divmod(statistics.channels, columns)
         subtitle += f", {least} to {least + 1} per column" if rest else f", {least} per column"
     key = f"█ {MEANS if binned else MEAN}  ░ {BAND}"
-    return [_shortened(statistics.layer, width), *wrap(subtitle, width), key]
-
-
-def _shortened(text: str, width: int) -> str:
-    """`text`, or … and its end, which distinguishes layers, in at most `width` columns of a terminal."""
-    if cell_len(text) <= width:
-        return text
-    while cell_len(text) > width - 1:
-        text = text[1:]
-    return "…" + text
-
-
-@contextlib.contextmanager
-def _terminal_figure(width: int, height: int) -> Iterator[Any]:
-    """plotext's only figure, empty before and after, of this size whatever the size of the terminal."""
-    plotext = require("plotext", "plot")
-    plotext.terminal.limit(False, False)
-    try:
-        yield plotext.figure.clear().plot_size(width, height)
-    finally:
-        plotext.terminal.limit()
-        plotext.figure.clear()
+    return [shortened(statistics.layer, width), *wrap(subtitle, width), key]
 
 
 def _draw_columns(figure: Any, statistics: LayerStatistics, columns: int) -> None:
@@ -262,8 +209,8 @@ def plot_channels(statistics: LayerStatistics, path: Path) -> None:
     """
     together = math.ceil(statistics.channels / MOST)
     subtitle = _subtitle(statistics) + (f", {together} per column" if together > 1 else "")
-    with _drawing(path, size=(10, 5)) as axes:
-        _draw_title(axes, statistics.layer, subtitle)
+    with drawing(path, size=(10, 5)) as axes:
+        draw_title(axes, statistics.layer, subtitle)
         axes.set_xlabel("channel")
         axes.set_ylabel("value")
         axes.set_xlim(-0.5, max(statistics.channels, 1) - 0.5)
@@ -303,8 +250,8 @@ def plot_ranges(values: Distribution, found: Sequence[LayerRange], path: Path) -
     """
     codes = found[0].codes
     kind = "symmetric" if codes.symmetric else "affine"
-    with _drawing(path, size=(10, 5)) as axes:
-        _draw_title(axes, found[0].layer, f"{values.total:,} values; {kind} codes of {codes.bits} bits")
+    with drawing(path, size=(10, 5)) as axes:
+        draw_title(axes, found[0].layer, f"{values.total:,} values; {kind} codes of {codes.bits} bits")
         axes.set_xlabel("value")
         axes.set_ylabel("count")
         if values.total:
@@ -337,8 +284,8 @@ def plot_accuracies(rows: Sequence[tuple[str, float]], path: Path, title: str) -
     `MissingDependencyError`.
     """
     _check_accuracies(rows)
-    with _drawing(path, size=(max(6.0, 1.5 * len(rows)), 4.5)) as axes:
-        _draw_title(axes, title)
+    with drawing(path, size=(max(6.0, 1.5 * len(rows)), 4.5)) as axes:
+        draw_title(axes, title)
         _draw_bars(axes, rows)
         axes.set_ylim(0, 1.1)
         axes.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1], [f"{share}%" for share in range(0, 101, 20)])
@@ -365,13 +312,13 @@ def plot_ranking(rows: Sequence[tuple[str, Mapping[str, float]]], label: str, *,
     """
     models = list(dict.fromkeys(model for _, values in rows for model in values))
     logarithmic &= any(_shown(values, logarithmic=True) for _, values in rows)
-    with _picture((10, 1.2 + 0.26 * len(rows))) as (axes, picture):
+    with picture_on((10, 1.2 + 0.26 * len(rows))) as (axes, picture):
         shown = [_shown(values, logarithmic=logarithmic) for _, values in rows]
         _draw_spans(axes, shown)
         for model, color in zip(models, _model_colors(models), strict=True):
             dots = [(values[model], place) for place, values in enumerate(shown) if model in values]
             axes.scatter([x for x, _ in dots], [y for _, y in dots], s=36, color=color, label=model, zorder=2)
-        axes.set_yticks(range(len(rows)), [_shortened(name, 40) for name, _ in rows], parse_math=False)
+        axes.set_yticks(range(len(rows)), [shortened(name, 40) for name, _ in rows], parse_math=False)
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xscale("log" if logarithmic else "linear")
         axes.set_xlabel(label)
@@ -399,7 +346,7 @@ def _model_colors(models: Sequence[str]) -> list[str]:
 
 def plot_shifts(shifts: Mapping[str, Values]) -> str:
     """An SVG with the shift of every output channel of a layer, float64[C], by model."""
-    with _picture((10, 2.6)) as (axes, picture):
+    with picture_on((10, 2.6)) as (axes, picture):
         for (model, values), color in zip(shifts.items(), _model_colors(list(shifts)), strict=True):
             edges = np.arange(len(values) + 1) - 0.5
             axes.stairs(values, edges, baseline=None, color=color, lw=1.2, label=model)
@@ -409,42 +356,3 @@ def plot_shifts(shifts: Mapping[str, Values]) -> str:
         axes.set_xlim(-0.5, max(len(each) for each in shifts.values()) - 0.5)
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(shifts), frameon=False, borderpad=0)
     return picture.getvalue()
-
-
-@contextlib.contextmanager
-def _picture(size: tuple[float, float]) -> Iterator[tuple[Axes, io.StringIO]]:
-    """Axes to draw on, `size` in inches, and a text that holds the SVG element afterwards."""
-    text, content = io.StringIO(), io.BytesIO()
-    with _figure(size) as figure:
-        yield figure.add_subplot(), text
-        figure.savefig(content, format="svg", metadata=METADATA["svg"])
-    svg = content.getvalue().decode()
-    text.write(svg[svg.index("<svg") :])
-
-
-@contextlib.contextmanager
-def _drawing(path: Path, size: tuple[float, float]) -> Iterator[Axes]:
-    """Axes to draw on, `size` in inches; written to `path` afterwards, unless drawing raises."""
-    kind = path.suffix.lower().removeprefix(".")
-    if kind not in METADATA:
-        raise UsageError(f"{path} has the suffix {path.suffix!r}; expected '.png' or '.svg'")
-    content = io.BytesIO()
-    with _figure(size) as figure:
-        yield figure.add_subplot()
-        figure.savefig(content, format=kind, metadata=METADATA[kind])
-    write_bytes(path, content.getvalue())
-
-
-@contextlib.contextmanager
-def _figure(size: tuple[float, float]) -> Iterator[Figure]:
-    """A new figure, `size` in inches, in our look."""
-    style = require("matplotlib.style", "plot")
-    with style.context(["default", LOOK]), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)  # a name in another script
-        yield require("matplotlib.figure", "plot").Figure(figsize=size, layout="constrained")
-
-
-def _draw_title(axes: Axes, title: str, subtitle: str = "") -> None:
-    """Put the title, in as many lines as it needs, and the subtitle above the left end of the axes."""
-    axes.set_title("\n".join(re.findall(TITLE_LINE, title)), loc="left", pad=26 if subtitle else 12, parse_math=False)
-    axes.annotate(subtitle, (0, 1), (0, 8), "axes fraction", "offset points", color=INK, parse_math=False)

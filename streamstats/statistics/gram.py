@@ -25,9 +25,9 @@ from ..layouts import Kernel, Kernels
 from ..quantization import Quantization
 from .exact import TERMS_BITS, unit_exponent
 from .masks import Mask
+from .moved import MovedMoments
 from .product_loops import SLICE_BITS
 from .products import Products
-from .real_moments import AffineMaps, ProductSums, covariances, second_moments
 from .riders import Where
 from .statistic import MASKED, Array, Cut, Document, Space, Statistic, Tensors
 from .sums import real_maps
@@ -314,8 +314,7 @@ class Gram(Statistic):
         if all(step == 1 and not zero for step, zero in maps):
             values = self.sums.floats(2 * unit_exponent(self.space.dtype))
             return np.stack([part.of_channels(values, group) for group in range(part.unfolding.groups)])
-        each = (second_moments(*case) for case in self._by_group(maps))
-        return np.stack(list(each))
+        return np.stack([each.matrix() for each in self._moments(maps)])
 
     def covariance(self, quantization: Quantization | None = None) -> Float64Array:
         """The covariance of the columns of X in each group, float64[G, n, n], in real units, nearest to exact.
@@ -333,22 +332,23 @@ class Gram(Statistic):
             raise UsageError(f"the covariance of {self.space.dtype} values under several taps is unknown; use XᵀX")
         if not count:
             return np.full_like(self.matrix(quantization), np.nan)
-        each = (covariances(*case, count) for case in self._by_group(self._maps(quantization)))
-        return np.stack(list(each))
+        return np.stack([each.covariance(count) for each in self._moments(self._maps(quantization))])
 
-    def _by_group(self, maps: AffineMaps) -> Iterator[tuple[ProductSums, AffineMaps]]:
-        """The sums of each group, and the maps of its channels."""
-        part, unit = self._only(), 2 * unit_exponent(self.space.dtype)
-        unfolding = part.unfolding
+    def _moments(self, maps: Sequence[tuple[Fraction, Fraction]]) -> Iterator[MovedMoments]:
+        """The moments of each group, for values with these (step, zero)."""
+        unfolding = self._only().unfolding
         size = unfolding.channels // unfolding.groups
         for group in range(unfolding.groups):
-
-            def line(column: int, group: int = group) -> list[int]:
-                start = part.place(group, column)
-                return self.sums.integers(slice(start, start + unfolding.columns - column))
-
-            sums = ProductSums(line, unfolding.columns, unfolding.taps, unfolding.ones, unit)
-            yield sums, maps[group * size : (group + 1) * size]
+            mine = [each for each in maps[group * size : (group + 1) * size] for _ in range(unfolding.taps)]
+            yield MovedMoments(
+                sums=self.sums,
+                exponent=2 * unit_exponent(self.space.dtype),
+                start=self._only().place(group, 0),
+                taps=unfolding.taps,
+                ones=unfolding.ones,
+                steps=[step for step, _ in mine],
+                zeros=[zero for _, zero in mine],
+            )
 
     def _maps(self, quantization: Quantization | None) -> list[tuple[Fraction, Fraction]]:
         """The exact (step, stored value of zero) per channel. Raises `UsageError`."""

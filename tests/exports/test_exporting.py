@@ -25,7 +25,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     values = np.random.default_rng(0).normal(size=(20, 3)).astype("f4")
     layers = {"a/q": values, "a/k": values, "b": values * 2, "dead": np.full((20, 3), np.nan, "f4")}
     folder = tmp_path_factory.mktemp("run")
-    return output_of(folder, layers, statistics=("squares",), nonfinite="skip")
+    return output_of(folder, layers, statistics=("squares", "gram"), nonfinite="skip")
 
 
 def names_in(path: Path) -> set[str]:
