@@ -269,6 +269,30 @@ def quantization_step(
     return np.asarray(np.ldexp((high - low) / _intervals(bits, symmetric), exponent))
 
 
+def weight_codes(
+    weights: npt.NDArray[Any],
+    bits: int,
+    *,
+    axis: int | Sequence[int] | None = None,
+    symmetric: bool = False,
+    weight_range: str = "minmax",
+) -> tuple[Float64Array, Float64Array, Float64Array]:
+    """(step, lowest code, highest code): the levels of `fake_quantize` are the codes times the step.
+
+    All are float64, with extents of 1 for reduced axes. The step of a range of zeros is 1. Arguments and errors as
+    `fake_quantize`; there must be weights. Raises `UsageError` also for steps that float64 cannot represent.
+    """
+    check_bits(bits)
+    _check_weights(weights)
+    _, exponent, (low, high) = _ranges(weights, bits, axis, symmetric, weight_range)
+    intervals = _intervals(bits, symmetric)
+    step = _nonzero((high - low) / intervals)
+    zero_point, real = np.rint(-low / step), np.ldexp(step, exponent)
+    if not (np.isfinite(real) & (real > 0)).all():
+        raise UsageError("the weights are too small for their steps to be float64 numbers; scale them up first")
+    return real, -zero_point, intervals - zero_point
+
+
 def _check_weights(weights: npt.NDArray[Any]) -> None:
     if weights.dtype.kind != "f" or not np.isfinite(weights).all():
         raise UsageError(

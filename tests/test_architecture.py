@@ -78,7 +78,7 @@ IMPORTERS = {
     "obstore": ("calibration.sources",),
     "onnxruntime": ("models.onnx",),
     "sklearn": ("demo",),
-    "torch": ("demo.train", "models.torch"),
+    "torch": ("demo.train", "models.torch", "compiled.accelerator"),
     "fastapi": ("service",),
     "httpx": ("service",),
     "prometheus_client": ("service",),

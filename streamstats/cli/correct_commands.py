@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ..models.onnx.subject import Subject
 
 OF_MODELS = (
-    *("bits", "per_channel", "symmetric", "weight_range", "activation_bits", "activation_range"),
+    *("bits", "per_channel", "symmetric", "weight_range", "rounding", "scale", "activation_bits", "activation_range"),
     *("iterative", "outputs", "samples", "work", "held_out", "labels", "score", "do_no_harm", "trials"),
     *("fail_if_worse", "mask", "batch_axis", "positions_as_rows"),
 )
@@ -149,6 +149,8 @@ def _corrected(options: Namespace, output: Path | None) -> Correction:
             per_channel=options.per_channel,
             symmetric=options.symmetric,
             weight_range=options.weight_range or "minmax",
+            rounding=options.rounding or "nearest",
+            scale=options.scale,
             activation_bits=options.activation_bits,
             activation_range=options.activation_range or "minmax",
             uncorrected=options.uncorrected,
@@ -170,6 +172,16 @@ def _check_models(options: Namespace) -> None:
         raise UsageError(
             "--uncorrected, --per-channel, --symmetric, --weight-range and --activation-bits go with --bits; leave "
             "them out"
+        )
+    if options.quantized is not None and (options.rounding or options.scale):
+        raise UsageError(
+            "--rounding and --scale choose weights, and go with --bits; the weights of a quantised model stay as they "
+            "are: leave them out"
+        )
+    if options.scale and not options.per_channel:
+        raise UsageError(
+            "--scale needs a step for each output channel, but the weights have one per tensor; add --per-channel, or "
+            "leave out --scale"
         )
     if options.activation_range and not options.activation_bits:
         raise UsageError("--activation-range goes with --activation-bits; give both, or leave it out")

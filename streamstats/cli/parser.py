@@ -385,7 +385,7 @@ def _add_correct(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="the file for the corrected model, or for the corrections",
     )
-    _add_activations(_add_levels(parser))
+    _add_activations(_add_rounding(_add_levels(parser)))
     parser.add_argument(
         "--uncorrected", type=_local, metavar="FILE", help="with --bits: also write the uncorrected model"
     )
@@ -419,6 +419,22 @@ def _add_levels(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
         choices=("minmax", "mse"),
         help="the range of the weights: minmax includes all of them (default); mse clips the largest if that reduces "
         "the squared error",
+    )
+    return levels
+
+
+def _add_rounding(levels: argparse._ArgumentGroup) -> argparse._ArgumentGroup:
+    levels.add_argument(
+        "--rounding",
+        choices=("nearest", "gram"),
+        help="nearest rounds each weight to the nearest level (default); gram rounds those of a layer together, so "
+        "that the error of its outputs is small (GPTQ), by the statistic gram in OUT",
+    )
+    levels.add_argument(
+        "--scale",
+        action="store_true",
+        help="with --per-channel: multiply the step of each output channel so that the variance of its outputs is that "
+        "of the float model, by the statistic gram in OUT",
     )
     return levels
 
@@ -499,7 +515,7 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--model", metavar="MODEL.onnx", help="the float model that was recorded")
     parser.add_argument("--quantized", metavar="QUANTIZED.onnx", help="the same model as another quantiser wrote it")
-    _add_activations(_add_levels(parser))
+    _add_activations(_add_rounding(_add_levels(parser)))
     _add_how(parser)
     parser.set_defaults(uncorrected=None, outputs=False)
 

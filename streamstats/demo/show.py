@@ -12,6 +12,7 @@ from ..config import JobConfig
 from ..errors import UsageError, require
 from ..jobs.run import run as run_job
 from ..models.judgement import CORRECTED, ONE_PASS, UNCORRECTED
+from ..models.onnx.by_moments import GRAM, NEAREST
 from ..models.onnx.correct import How, correct
 from ..models.onnx.iterative import Iterative
 from ..models.onnx.judge import HeldOut
@@ -22,10 +23,10 @@ from .digits import calibration_digits, held_out_digits
 
 BITS = 5
 OTHER_BITS = (4, 6, 8)
-STATISTICS = ["spread", "histogram"]
-"""What is counted besides means and extrema: for the report, and for ranges."""
+STATISTICS = ["spread", "histogram", "gram"]
+"""What is counted besides means and extrema: for the report, for ranges, and for rounding by second moments."""
 ACTIVATION_BITS = 8
-HEADINGS = ("quantised", "corrected", "layer by layer", "mse ranges", "activations, too")
+HEADINGS = ("quantised", "corrected", "layer by layer", "mse ranges", "activations, too", "gram")
 PICTURE = "accuracy.png"
 
 FILES = {
@@ -55,7 +56,8 @@ class Accuracies(NamedTuple):
     """Accuracies (0 to 1) of the network with weights of one bit width.
 
     First with ranges that include all weights: quantised, corrected in one pass, corrected layer by layer. Then
-    corrected in one pass with ranges of least squared error: of the weights; of activations of 8 bits, too.
+    corrected in one pass with ranges of least squared error: of the weights; of activations of 8 bits, too; of weights
+    that are rounded by second moments.
     """
 
     quantized: float
@@ -63,6 +65,7 @@ class Accuracies(NamedTuple):
     iterative: float
     least_squares: float
     with_activations: float
+    by_moments: float
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,7 @@ class Outcome:
             "",
             "mse ranges: weights in ranges of least squared error, corrected in one pass",
             f"activations, too: the same, and activations of {ACTIVATION_BITS} bits",
+            "gram: as mse ranges, and weights rounded by the second moments of their inputs",
         ]
         return "\n".join(lines)
 
@@ -166,14 +170,15 @@ def _judge(folder: Path, model: Path) -> Outcome:
 
 
 def _least_squares(folder: Path, model: Path, bits: int, held_out: HeldOut) -> Iterator[float]:
-    """The accuracies with ranges of least squared error: of the weights, and of activations, too."""
-    for activation_bits in (None, ACTIVATION_BITS):
+    """The accuracies with ranges of least squared error: of weights; of activations, too; rounded by second moments."""
+    for activation_bits, rounding in ((None, NEAREST), (ACTIVATION_BITS, NEAREST), (None, GRAM)):
         done = correct(
             model,
             folder / "out",
             None,
             bits=bits,
             weight_range="mse",
+            rounding=rounding,
             activation_bits=activation_bits,
             activation_range="mse",
             how=How(held_out=held_out),

@@ -5,7 +5,7 @@ statistics, or says which rows cannot be read.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,7 +22,8 @@ from ..interrupts import check_wanted
 from ..outputs.ledger import Measured
 from ..statistics.masks import Mask, nonfinite
 from ..statistics.meaning import InexactError
-from ..statistics.statistics import StatisticsAccumulator
+from ..statistics.statistics import StatisticsAccumulator, operations
+from .blas import one_thread
 from .plan import Part, Task, blocks
 
 
@@ -53,10 +54,12 @@ Reduced = tuple[list[Found], StreamstatsError | None]
 def measure_task(task: Task, layers: Mapping[str, Layer], policy: Policy) -> Reduced:
     """Measure the parts of `task`, one after the other, up to the first error."""
     found: list[Found] = []
+    multiplies = any(operations(layers[part.layer].kinds, layers[part.layer].space) for part in task.parts)
     try:
-        for part in task.parts:
-            check_wanted()
-            found.extend(_measure_under(policy, layers[part.layer], part, task.cut if task.cuts > 1 else None))
+        with one_thread() if multiplies else nullcontext():
+            for part in task.parts:
+                check_wanted()
+                found.extend(_measure_under(policy, layers[part.layer], part, task.cut if task.cuts > 1 else None))
     except StreamstatsError as error:
         return found, error
     return found, None

@@ -20,7 +20,7 @@ from ..calibration.zarr_settings import FETCHES
 from ..coverage import EMPTY, Coverage
 from ..errors import UsageError, counted
 from ..statistics.pieces import NARROWEST
-from ..statistics.statistics import cut_bytes, cuts_of, state_bytes, working_bytes
+from ..statistics.statistics import cut_bytes, cuts_of, operations, state_bytes, working_bytes
 
 MiB = 2**20
 BASE_BYTES = 300 * MiB
@@ -127,7 +127,7 @@ def make_plan(
         bytes=sum(rows[layer.name] * layer.row_bytes * _cut_count(layer) for layer in layers),
         block_bytes=max((_size(layer, shapes[layer.name]) for layer in layers), default=0),
         peak_bytes=_peak(layers, threads, block_budget),
-        operations=sum(rows[layer.name] * _operations(layer) for layer in layers),
+        operations=sum(rows[layer.name] * operations(layer.kinds, layer.space) for layer in layers),
     )
 
 
@@ -367,11 +367,6 @@ def _result_bytes(layers: Sequence[Layer]) -> int:
 
 def _cut_count(layer: Layer) -> int:
     return cuts_of(layer.kinds, layer.space)
-
-
-def _operations(layer: Layer) -> int:
-    """Those of a row."""
-    return sum(kind.operations(layer.space) for kind in layer.kinds)
 
 
 def _state_bytes(layer: Layer) -> int:

@@ -12,6 +12,8 @@ from .quality import Quality
 
 FLOAT, UNCORRECTED = "float", "quantised"
 """The models that others are compared with."""
+BY_MOMENTS = "by moments"
+"""The quantised model with weights rounded or scaled by second moments, before its biases are corrected."""
 ONE_PASS, CORRECTED = "one pass", "corrected"
 """The models that are compared with them."""
 IF_WORSE = (

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from .. import __version__
 from ..errors import counted, require
-from ..models.judgement import ADVICE, CORRECTED, ONE_PASS, UNCORRECTED, Judgement
+from ..models.judgement import ADVICE, BY_MOMENTS, CORRECTED, ONE_PASS, UNCORRECTED, Judgement
 from ..models.linear import WEIGHTLESS, LayerCorrection
 from ..models.precision import Precision
 from ..outputs.layer_statistics import LayerStatistics
@@ -159,7 +159,8 @@ def _skipped(corrections: Mapping[str, Any]) -> dict[tuple[str, str], list[str]]
 
 
 def _models(judged: Mapping[str, Any] | None) -> list[str]:
-    return [] if judged is None else [name for name in (UNCORRECTED, ONE_PASS, CORRECTED) if name in judged["outputs"]]
+    names = (UNCORRECTED, BY_MOMENTS, ONE_PASS, CORRECTED)
+    return [] if judged is None else [name for name in names if name in judged["outputs"]]
 
 
 def _rows(report: Mapping[str, Any]) -> list[dict[str, Any]]:

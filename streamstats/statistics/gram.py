@@ -26,6 +26,7 @@ from ..quantization import Quantization
 from .exact import TERMS_BITS, unit_exponent
 from .masks import Mask
 from .moved import MovedMoments
+from .product_loops import SLICE_BITS
 from .products import Products
 from .riders import Where
 from .statistic import MASKED, Array, Cut, Document, Space, Statistic, Tensors
@@ -35,8 +36,6 @@ from .wide import BITS, Digits, Wide
 
 Float64Array = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
-Integers = npt.NDArray[Any]
-"""Integers of Python, dtype object."""
 
 DTYPES = (
     *(np.dtype(kind) for kind in ("?", "i1", "u1", "i2", "u2")),
@@ -50,8 +49,10 @@ BLOCK = 1152
 """Columns of X whose products are added up at once: more are cut into blocks, and these paired. Some more than 2^10, so
 that a column of ones beside 2^k channels makes no further block.
 """
-
-
+UNMOVED = (
+    "its floats have an offset, and under several taps, zero cannot be moved by algebra; store real values, or request "
+    "gram for other layers"
+)
 UNFOLDED_BYTES = 12
 """Bytes for each value that is unfolded: in float32, with copies, on both sides of a pair."""
 
@@ -98,7 +99,8 @@ class Piece:
         """Peak bytes of accumulating it, and of what is found."""
         unfolding, digits = unfoldings(space)[self.number], digits_of(space.dtype)
         left, right = self.columns(unfolding)
-        accumulating = Products.working_bytes(unfolding.groups, left, None if self.is_square else right, digits)
+        others = None if self.is_square else right
+        accumulating = Products.working_bytes(unfolding.groups, left, others, digits, most_slices(space.dtype))
         return accumulating + 4 * digits * self.entries(space)
 
 
@@ -150,8 +152,9 @@ class Gram(Statistic):
         """As `Statistic.from_arrays`."""
         for name, (shape, dtype) in cls.tensors(space).items():
             found = arrays.get(name)
+            least = 1 if name == "digits" else shape[0]
             fits = found is not None and found.dtype == dtype and found.ndim == len(shape)
-            if found is None or not fits or found.shape[1:] != shape[1:] or not 1 <= len(found) <= shape[0]:
+            if found is None or not fits or found.shape[1:] != shape[1:] or not least <= len(found) <= shape[0]:
                 raise DataError(
                     f"stored {cls.name} of {space.dtype} data: {name} is "
                     f"{'missing' if found is None else f'{found.dtype}{list(found.shape)}'}; expected "
@@ -211,6 +214,8 @@ class Gram(Statistic):
                 return "the layer is a transposed convolution, whose inputs are not unfolded"
             if space.channels % kernel.groups:
                 return f"its {space.channels} channels do not divide into {kernel.groups} groups"
+        if quantization is not None and quantization.moves_zero and not all(each.ones for each in unfoldings(space)):
+            return UNMOVED
         if space.masked and not all(each.is_plain for each in unfoldings(space)):
             return MASKED
         return super().refuses(space, quantization)
@@ -265,9 +270,9 @@ class Gram(Statistic):
 
     @classmethod
     def operations(cls, space: Space) -> int:
-        """As `Statistic.operations`: those of one product of slices."""
-        found = unfoldings(space)
-        return sum(prod(each.outputs) * each.groups * each.columns**2 for each in found if 0 not in each.outputs)
+        """As `Statistic.operations`: half of all products of columns, for each pair of slices that most values need."""
+        found = sum(prod(each.outputs) * each.groups * each.columns**2 for each in unfoldings(space))
+        return found * (4 if space.dtype == np.float32 else 1) // 2
 
     def with_kernel(self, kernel: Kernel | Kernels | None) -> Self:
         """As `Statistic.with_kernel`: kernels that were counted."""
@@ -300,8 +305,9 @@ class Gram(Statistic):
         """XᵀX of each group, float64[G, n, n], in real units: each entry is the float64 nearest to the exact value.
 
         The n columns are (input channel of the group, *taps), as weights (outputs, inputs, *taps) have them; padding is
-        zero. Raises `UsageError` if several kernels read the layer (see `with_kernel`), and for a zero point that
-        cannot be applied: that of floats under several taps.
+        zero, and so are values that were left out. Raises `UsageError` if several kernels read the layer (see
+        `with_kernel`), and for an offset that cannot be applied: of floats under several taps, or of which some were
+        left out.
         """
         part = self._only()
         maps = self._maps(quantization)
@@ -347,10 +353,14 @@ class Gram(Statistic):
     def _maps(self, quantization: Quantization | None) -> list[tuple[Fraction, Fraction]]:
         """The exact (step, stored value of zero) per channel. Raises `UsageError`."""
         maps = real_maps(quantization, self.space.channels)
-        if not self._only().unfolding.ones and any(zero for _, zero in maps):
-            raise UsageError(
-                f"the zero of {self.space.dtype} values under several taps cannot be moved; give the layer no offset"
-            )
+        if any(zero for _, zero in maps):
+            if not self._only().unfolding.ones:
+                raise UsageError(UNMOVED)
+            if self.left_out[0]:
+                raise UsageError(
+                    f"{self.left_out[0]} values are NaN or infinite and were left out, so XᵀX is unknown where zero is "
+                    "not stored as zero; repair the data and count it again"
+                )
         return maps
 
     def _parts(self) -> tuple[Part, ...]:
@@ -399,7 +409,8 @@ class _Accumulator:
         """As `Accumulator.add`."""
         values = np.moveaxis(block, self._space.axis + 1, -1)
         for number, unfolding in enumerate(unfoldings(self._space)):
-            self._positions[number] += len(block) * prod(unfolding.outputs) if mask is None else int(mask.sum())
+            outputs = values.shape[1:-1] if unfolding.is_plain else unfolding.outputs  # the plan may cut what is plain
+            self._positions[number] += len(values) * prod(outputs) if mask is None else int(mask.sum())
         for piece, products in zip(self._pieces, self._products, strict=True):
             unfolding = unfoldings(self._space)[piece.number]
             if piece.is_square:
@@ -517,6 +528,17 @@ def digits_of(dtype: np.dtype[Any]) -> int:
     """
     bits = bound_exponent(dtype) - unit_exponent(dtype) if is_float(dtype) else dtype.itemsize * 8
     return -(-(2 * bits + TERMS_BITS + 1) // BITS)
+
+
+def most_slices(dtype: np.dtype[Any]) -> int:
+    """The most slices that values of `dtype` need: all have 22 bits, but the first has 26 at least.
+
+    >>> [most_slices(np.dtype(kind)) for kind in ("i2", "f2", "f4")]
+    [1, 2, 13]
+    """
+    if not is_float(dtype):
+        return 1
+    return 1 + -(-(bound_exponent(dtype) - unit_exponent(dtype) - SLICE_BITS) // SLICE_BITS)
 
 
 def unpacked(values: Array, columns: int) -> Array:

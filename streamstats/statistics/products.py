@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..compiled.accelerator import multiply
 from .product_loops import SLICE_BITS, adding, adding_triangles, cutting, depositing, multiplying, norming
 
 Array = npt.NDArray[Any]
@@ -134,12 +135,13 @@ class Products:
         self._digits = np.zeros((digits, *self._shape), np.uint32)
 
     @classmethod
-    def working_bytes(cls, groups: int, columns: int, others: int | None, digits: int) -> int:
-        """Peak bytes."""
+    def working_bytes(cls, groups: int, columns: int, others: int | None, digits: int, most_slices: int) -> int:
+        """Peak bytes, where values have at most so many slices."""
         sides = ROWS * groups * (columns + (others or 0))
         pairs = groups * columns * (columns if others is None else others)
-        slices = 3 if others is None else 2
-        return sides * (4 + 8 * slices) + pairs * (8 * (2 + PLANES) + 4 * digits)
+        memory, planes = min(most_slices, 3 if others is None else 2), min(PLANES, 2 * most_slices - 1)
+        more = min(most_slices - 1, 1)  # the product of slices in the other order
+        return sides * (4 + 8 * memory) + pairs * (8 * (1 + more + planes) + 4 * digits)
 
     @property
     def _is_square(self) -> bool:
@@ -212,7 +214,7 @@ class Products:
             by_group = mine.reshape(rows, groups, columns).transpose(1, 2, 0)
             np.matmul(by_group, theirs.reshape(rows, groups, others).transpose(1, 0, 2), out=self._found)
         elif min(left.share, right.share) >= SPARSE:
-            np.matmul(mine.T, theirs, out=found)
+            multiply(mine, theirs, found)
         elif left.share <= right.share:
             _multiply_sparse(mine, left, theirs, right, found)
         else:

@@ -252,6 +252,11 @@ def cuts_of(kinds: Iterable[Kind], space: Space) -> int:
     return max((kind.cuts(space) for kind in kinds), default=1)
 
 
+def operations(kinds: Iterable[Kind], space: Space) -> int:
+    """The multiplications that a sample costs, in addition to reading it."""
+    return sum(kind.operations(space) for kind in kinds)
+
+
 def cut_bytes(kinds: Iterable[Kind], space: Space) -> int:
     """The most bytes that measuring one part of a layer gives."""
     return sum(kind.cut_bytes(space) for kind in kinds)

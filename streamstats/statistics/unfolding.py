@@ -126,7 +126,7 @@ class Unfolding:
             writeable=False,
         )
         columns = padded.shape[-1] * self.taps
-        lines = max(1, PIECE_VALUES // max(1, self.groups * columns * prod(self.outputs[1:])))
+        lines = max(1, PIECE_VALUES // max(1, self.groups * self.columns * prod(self.outputs[1:])))  # for all members
         for start in range(0, self.outputs[0], lines):
             part = windows[start : start + lines]
             yield part.reshape(prod(part.shape[: len(taps)]), self.groups, columns), left_out if start == 0 else 0

@@ -33,6 +33,10 @@ def test_ranges_of_least_squared_error_are_better_also_with_8_bit_activations(ou
     assert found.with_activations > found.one_pass + 0.05
 
 
+def test_rounding_by_second_moments_is_better_than_to_nearest(outcome: show.Outcome) -> None:
+    assert outcome.by_bits[4].by_moments > outcome.by_bits[4].least_squares + 0.01
+
+
 def test_it_is_judged_on_digits_that_calibration_has_not_seen() -> None:
     calibration, held_out = calibration_digits(), held_out_digits()
     assert len(calibration.labels) + len(held_out.labels) == 1797

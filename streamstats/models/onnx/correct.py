@@ -13,17 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import UsageError, listed
 from ...outputs.layer_statistics import LayerStatistics
-from ...progress import QUIET, Progress
+from ...progress import QUIET, Progress, Stage
 from ...ranges.finding import MINMAX
 from ...storage.files import remove_folder, write_bytes
 from ..harm import TRIALS, WORSE, Trials, tell, without
-from ..judgement import ADVICE, CORRECTED, ONE_PASS, UNCORRECTED, Judgement
+from ..judgement import ADVICE, BY_MOMENTS, CORRECTED, ONE_PASS, UNCORRECTED, Judgement
 from ..linear import LayerCorrection
 from ..precision import Precision
 from ..tensors import terms_bytes
 from .accounts import as_correction
 from .activations import Activations
 from .biases import add_to_biases
+from .by_moments import NEAREST, ByMoments
 from .by_outputs import FORM, OutputCorrection, Outputs
 from .correctors import check_masks, find_correctors, one_pass, strays
 from .doubts import unsure
@@ -134,6 +135,8 @@ def correct(
     per_channel: bool = False,
     symmetric: bool = False,
     weight_range: str = "minmax",
+    rounding: str = NEAREST,
+    scale: bool = False,
     activation_bits: int | None = None,
     activation_range: str = MINMAX,
     uncorrected: str | Path | None = None,
@@ -143,21 +146,26 @@ def correct(
     """Fake-quantise the weights of the model, and write it to `output` with corrected biases.
 
     `bits`, `per_channel`, `symmetric` and `weight_range` are those of `fake_quantize`. `correctors` is the folder that
-    `streamstats run` leaves. With `activation_bits`, the input of every layer is rounded, too, in the range that
-    `find_ranges` finds in that folder by the method `activation_range`. The model without corrections is written to
-    `uncorrected`, for comparison. A layer without a corrector is quantised and not corrected. Without an `output`,
-    nothing is written; the outcome is the same. The tensors of a model of more than 2 GB go into a second file, whose
-    name has `.data` appended.
+    `streamstats run` leaves. With `rounding` "gram", the weights of a layer are rounded together, by the second moments
+    of its inputs (`rounded_codes`); `scale` multiplies the steps of its output channels so that the variances of its
+    outputs are those of the float model. Both take the statistic `gram` from `correctors`; layers without it are
+    rounded to nearest, and say so. With `activation_bits`, the input of every layer is rounded, too, in the range that
+    `find_ranges` finds in that folder by the method `activation_range`. The model rounded to nearest, without
+    corrections, is written to `uncorrected`, for comparison. A layer without a corrector is quantised and not
+    corrected. Without an `output`, nothing is written; the outcome is the same. The tensors of a model of more than
+    2 GB go into a second file, whose name has `.data` appended.
 
     Raises `UsageError` for bits outside 2…16, an unusable model or folder, and activations without a range;
     `MismatchError` for a corrector whose channels are not the layer's; `DataError` for a corrector that is damaged or
     differs from the manifest; `OutputError`.
     """
-    levels = Levels(bits, per_channel, symmetric, weight_range)
+    by_moments = ByMoments(correctors, rounding, scale) if scale or rounding != NEAREST else None
+    levels = Levels(bits, per_channel, symmetric, weight_range, by_moments)
     activations = None if activation_bits is None else Activations(correctors, activation_bits, activation_range)
     check_targets([model_path], [output, uncorrected])
     subject = fake_quantized(model_path, levels, activations)
-    return _with_means(subject, correctors, how or How(), progress).written(output, uncorrected)
+    plainer = [fake_quantized(model_path, each, activations) for each in levels.plainer()]
+    return _with_means(subject, correctors, how or How(), progress, plainer).written(output, uncorrected)
 
 
 def correct_quantized(
@@ -249,39 +257,84 @@ def _from_means(subject: Subject, out: Path, how: How, progress: Progress) -> _M
 
 
 class _Correcting:
-    """One correction of `subject` by a `method`."""
+    """One correction of `subject` by a `method`; the corrections in `plainer` are of weights with less done to them."""
 
-    def __init__(self, subject: Subject, method: _Method, how: How, progress: Progress) -> None:
-        self.subject, self.method, self.how, self.progress = subject, method, how, progress
+    def __init__(
+        self,
+        subject: Subject,
+        method: _Method,
+        how: How,
+        progress: Progress,
+        plainer: Sequence[_Correcting] = (),
+    ) -> None:
+        self.subject, self.method, self.how, self.progress, self.plainer = subject, method, how, progress, plainer
+
+    @property
+    def plain(self) -> onnx.ModelProto:
+        """The quantised model whose weights are rounded to nearest, or as its quantiser left them."""
+        return (self.plainer[-1] if self.plainer else self).subject.quantized
 
     def written(self, output: str | Path | None, uncorrected: str | Path | None = None) -> Correction:
         """Correct, write the models, and drop the work folder of a correction layer by layer."""
-        model, outcomes, judgement = self._plain() if self.how.held_out is None else self._judged()
-        if judgement is not None:
-            tell(judgement, CORRECTED, self.progress, fail=self.how.fail_if_worse)
-        write_models([(self.subject.quantized, uncorrected), (model, output)])
+        if self.how.held_out is None:
+            return self._written(*self._corrected(self._planned()), None, output, uncorrected)
+        with Judge(self.subject.original, self.subject.pairs, self.how.held_out, self.progress) as judge:
+            chosen = self._chosen(judge)
+            model, outcomes, judgement = chosen._judged(judge)
+        tell(judgement, CORRECTED, self.progress, fail=self.how.fail_if_worse)
+        return chosen._written(model, outcomes, judgement, output, uncorrected)
+
+    def _written(
+        self,
+        model: onnx.ModelProto,
+        outcomes: Sequence[LayerCorrection],
+        judgement: Judgement | None,
+        output: str | Path | None,
+        uncorrected: str | Path | None,
+    ) -> Correction:
+        write_models([(self.plain, uncorrected), (model, output)])
         if self.method.work is not None:
             remove_folder(self.method.work)
         skipped = [as_correction(left) for left in (*self.subject.left_out, *self.method.strays)]
         return Correction([*outcomes, *skipped], self.subject, self.how, judgement)
 
-    def _plain(self) -> tuple[onnx.ModelProto, list[LayerCorrection], None]:
-        return *self._corrected(self._planned()), None
+    def _chosen(self, judge: Judge) -> _Correcting:
+        """With `do_no_harm`, the correction of weights with less done to them if the network is better with it."""
+        best = self
+        if not (self.how.do_no_harm and self.plainer):
+            return best
+        every = [self, *self.plainer]
+        what = "trying weights " + ", ".join(each.subject.quantized_name for each in every)
+        self.progress.begin(Stage(what, judge.samples * len(every)))
+        least = judge.effect(self._in_one_pass())
+        for each in self.plainer:
+            effect = judge.effect(each._in_one_pass())
+            if least.gain_over(effect).is_worse:
+                self.progress.say(
+                    f"note: {each.subject.quantized_name}, not {best.subject.quantized_name}: with those, the "
+                    "network's outputs are farther from the float model's on the held-out samples"
+                )
+                best, least = each, effect
+        return best
 
-    def _judged(self) -> tuple[onnx.ModelProto, list[LayerCorrection], Judgement]:
-        """Correct, and judge the models on the samples held out, which are checked first."""
-        subject, how = self.subject, self.how
-        assert how.held_out is not None
-        with Judge(subject.original, subject.pairs, how.held_out, self.progress) as judge:
-            planned = self._planned()
-            judge.add(UNCORRECTED, subject.quantized)
-            judge.score(UNCORRECTED, subject.quantized)
-            if self.method.once is not None:
-                judge.add(ONE_PASS, (in_one_pass := self._corrected(self.method.once)[0]))
-                judge.score(ONE_PASS, in_one_pass)
-            model, outcomes = self._helpful(planned, judge)
-            judge.score(CORRECTED, model)
-            return model, outcomes, judge.finish()
+    def _in_one_pass(self) -> onnx.ModelProto:
+        once = self.method.once
+        return self._corrected(self.method.planned() if once is None else once)[0]
+
+    def _judged(self, judge: Judge) -> tuple[onnx.ModelProto, list[LayerCorrection], Judgement]:
+        """Correct, and judge the models on the samples held out."""
+        planned, quantized = self._planned(), self.subject.quantized
+        judge.add(UNCORRECTED, self.plain)
+        judge.score(UNCORRECTED, self.plain)
+        if self.plainer:
+            judge.add(BY_MOMENTS, quantized)
+            judge.score(BY_MOMENTS, quantized)
+        if self.method.once is not None:
+            judge.add(ONE_PASS, (in_one_pass := self._corrected(self.method.once)[0]))
+            judge.score(ONE_PASS, in_one_pass)
+        model, outcomes = self._helpful(planned, judge)
+        judge.score(CORRECTED, model)
+        return model, outcomes, judge.finish()
 
     def _planned(self) -> Sequence[LayerCorrection]:
         """The terms, once those for which too few samples were counted are told."""
@@ -306,7 +359,8 @@ class _Correcting:
             model, outcomes = self._again(planned, judge, f"without the corrections of {listed(left)}")
         if judge.known_effect(CORRECTED).gain_over(judge.known_effect(UNCORRECTED)).is_worse:
             planned = without(planned, dict.fromkeys(terms, WORSE))
-            model, outcomes = self._again(planned, judge, "without any correction: with them, it is worse")
+            nearest = self.plainer[-1] if self.plainer else self
+            model, outcomes = nearest._again(planned, judge, "without any correction: with them, it is worse")
         return model, outcomes
 
     def _again(
@@ -324,8 +378,15 @@ class _Correcting:
         return marked(model), outcomes
 
 
-def _with_means(subject: Subject, correctors: str | Path, how: How, progress: Progress) -> _Correcting:
-    return _Correcting(subject, _from_means(subject, Path(correctors), how, progress), how, progress)
+def _with_means(
+    subject: Subject, correctors: str | Path, how: How, progress: Progress, plainer: Sequence[Subject] = ()
+) -> _Correcting:
+    """The correction of `subject`; each that is plainer has those after it as plainer ones."""
+    others: list[_Correcting] = []
+    for each in (*reversed(plainer), subject):
+        method = _from_means(each, Path(correctors), how, progress)
+        others.insert(0, _Correcting(each, method, how, progress, tuple(others)))
+    return others[0]
 
 
 def _added_terms(outcomes: Sequence[LayerCorrection]) -> Mapping[str, Any]:

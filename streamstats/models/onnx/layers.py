@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from ...errors import require
 from ...layouts import TRANSPOSED, Geometry, Kernel
-from ...quantization import fake_quantize, quantization_step
+from ...quantization import fake_quantize, quantization_step, weight_codes
 from ...storage.names import layer_names, safe_name
 from ..grids import Channels, channels_of
 from ..linear import LinearLayer
@@ -104,6 +104,15 @@ class OnnxLayer(LinearLayer):
         weight, axis = self._ranged(per_channel=per_channel)
         step = quantization_step(weight, bits, axis=axis, symmetric=symmetric, weight_range=weight_range).reshape(-1)
         return np.broadcast_to(step, self.outputs).copy() if step.size == 1 else step
+
+    def weight_codes(
+        self, bits: int, *, per_channel: bool, symmetric: bool, weight_range: str
+    ) -> tuple[Array, Array, Array]:
+        """(step, lowest code, highest code) of these levels, float64, each of the shape of the weight."""
+        weight, axis = self._ranged(per_channel=per_channel)
+        found = weight_codes(weight, bits, axis=axis, symmetric=symmetric, weight_range=weight_range)
+        step, lowest, highest = (np.broadcast_to(each, weight.shape).reshape(self.weight.shape) for each in found)
+        return step, lowest, highest
 
     def _ranged(self, *, per_channel: bool) -> tuple[Array, int | tuple[int, ...] | None]:
         """(the weight, the axes of which each index has a range of its own)."""

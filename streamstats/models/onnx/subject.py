@@ -67,7 +67,7 @@ def fake_quantized(model_path: str | Path, levels: Levels, activations: Activati
 
 def _named(levels: Levels, activations: Activations | None) -> str:
     """What the quantised model is called in reports."""
-    name = f"weights of {levels.bits} bits {'per channel' if levels.per_channel else 'per tensor'}"
+    name = levels.named
     return name if activations is None else f"{name}, activations of {activations.bits} bits ({activations.method})"
 
 

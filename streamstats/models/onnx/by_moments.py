@@ -1,0 +1,162 @@
+"""Rounding and scaling the weights of ONNX layers by the second moments of their inputs, from a run's output."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ...errors import UsageError
+from ...layouts import TRANSPOSED, matrix_places
+from ...outputs.results import Results, open_results
+from ..moments import InputMoments
+from ..rounding import Codes, rounded_codes, squared_errors
+from .layers import OnnxLayer
+
+Array = npt.NDArray[Any]
+Float64Array = npt.NDArray[np.float64]
+
+NEAREST, GRAM = "nearest", "gram"
+ROUNDINGS = (NEAREST, GRAM)
+"""How weights are rounded: each to the nearest level, or together, by the second moments of their inputs."""
+COUNT = "count it with `statistics: [gram]`"
+
+
+class Rounded(NamedTuple):
+    """A weight on its levels, the distance between these as float64[outputs], and how it was rounded, in words."""
+
+    weight: Array
+    step: Float64Array
+    how: str = ""
+
+
+@dataclass(frozen=True)
+class ByMoments:
+    """How to use the second moments in `output`, what a run over the float model's activations left.
+
+    `rounding` is one of `ROUNDINGS`. `scale` multiplies the step of each output channel so that the variance of the
+    outputs is that of the float layer. Raises `UsageError` for another `rounding`.
+    """
+
+    output: str | Path
+    rounding: str = GRAM
+    scale: bool = False
+
+    def __post_init__(self) -> None:
+        if self.rounding not in ROUNDINGS:
+            raise UsageError(f"rounding is {self.rounding!r}; expected one of {', '.join(ROUNDINGS)}")
+
+    def opened(self, layers: Sequence[OnnxLayer]) -> Results:
+        """The results. Raises `UsageError` if none of `layers` was counted with `gram`."""
+        results = open_results(self.output)
+        known = [layer.name for layer in layers if layer.name in results.layers]
+        if not any(results.statistics(name).gram for name in known):
+            raise UsageError(
+                f"{self.output} has second moments of no layer of the model; set `statistics: [gram]` in the "
+                "configuration and run it again, or leave out --rounding gram and --scale"
+            )
+        return results
+
+    def applied(
+        self, results: Results, alike: Sequence[OnnxLayer], nearest: Rounded, codes: Sequence[Array]
+    ) -> Rounded:
+        """The one weight of the layers `alike`, by their moments together; without these, `nearest` and the reason.
+
+        `codes` are the step, the lowest and the highest code of each element of the weight.
+        """
+        try:
+            moments = [_moments(results, layer) for layer in alike]
+            return _Weight(alike[0], codes).rounded(moments, self)
+        except (UsageError, np.linalg.LinAlgError) as error:
+            return nearest._replace(how=f"rounded to nearest: {error}")
+
+
+def _moments(results: Results, layer: OnnxLayer) -> InputMoments:
+    """Those of the inputs of `layer`. Raises `UsageError` with the reason why there are none."""
+    if layer.layout in TRANSPOSED:
+        raise UsageError("second moments of a transposed convolution are not counted")
+    if layer.name not in results.layers:
+        raise UsageError("the run did not count its input")
+    found = InputMoments.of(results.statistics(layer.name))
+    if found is None:
+        raise UsageError(f"its second moments were not counted; {COUNT}")
+    places = matrix_places(layer.weight.shape, layer.layout, layer.groups)
+    expected = (len(places), *places.shape[2:] * 2)
+    if found.matrices.shape != expected:
+        raise UsageError(
+            f"its second moments are {list(found.matrices.shape)}, its weight needs {list(expected)} (groups, inputs × "
+            f"taps twice): they were counted without its kernel; record the layer anew, and {COUNT}"
+        )
+    return found
+
+
+class _Weight:
+    """The weight of a layer as one matrix for each group, and the codes of its outputs."""
+
+    def __init__(self, layer: OnnxLayer, codes: Sequence[Array]) -> None:
+        self.layer, self.places = layer, matrix_places(layer.weight.shape, layer.layout, layer.groups)
+        self.weights = self._matrices(layer.weight.astype(np.float64))
+        self.codes = [self._matrices(each)[..., :1] for each in codes]
+
+    def _matrices(self, values: Array) -> Array:
+        found: Array = values.reshape(-1)[self.places]
+        return found
+
+    def rounded(self, moments: Sequence[InputMoments], how: ByMoments) -> Rounded:
+        """The weight on its levels. Raises `UsageError` for one that overflows, `LinAlgError`."""
+        among = _summed([each.shrunk() for each in moments], moments)
+        groups = [Codes(*each) for each in zip(*self.codes, strict=True)]
+        nearest = np.stack([codes.nearest(each) for codes, each in zip(groups, self.weights, strict=True)])
+        found, words = nearest, "rounded to nearest"
+        if how.rounding == GRAM:
+            found = np.stack([rounded_codes(*each) for each in zip(self.weights, groups, among, strict=True)])
+            words = self._told(nearest, found, among)
+        step = self.codes[0]
+        if how.scale and all(each.central for each in moments):
+            step = step * self._factors(found * step, _summed([each.matrices for each in moments], moments))
+            words += ", scaled to the variance of the outputs"
+        elif how.scale:
+            words += ", not scaled: the variance of its outputs is unknown without the mean under each tap; count it "
+            words += "with `statistics: [gram, taps]`"
+        return Rounded(self._in_layout(found * step), step.reshape(-1), words)
+
+    def _told(self, nearest: Float64Array, found: Float64Array, among: Float64Array) -> str:
+        """By how much the error of the outputs is smaller than with weights rounded to nearest."""
+        before, after = (self._error(codes * self.codes[0], among) for codes in (nearest, found))
+        gain = f", error {10 * np.log10(after / before):+.1f} dB" if before and after else ""
+        return f"rounded by second moments{gain}"
+
+    def _error(self, real: Float64Array, among: Float64Array) -> float:
+        each = zip(self.weights - real, among, strict=True)
+        return float(sum(squared_errors(change, moments).sum() for change, moments in each))
+
+    def _factors(self, real: Float64Array, covariances: Float64Array) -> Float64Array:
+        """√(variance with the float weight / variance with `real`) of each output, 1 if one is zero."""
+        wanted, given = (
+            np.stack([squared_errors(*group) for group in zip(each, covariances, strict=True)])
+            for each in (self.weights, real)
+        )
+        known = (wanted > 0) & (given > 0)
+        return np.sqrt(np.where(known, wanted, 1.0) / np.where(known, given, 1.0))[..., None]
+
+    def _in_layout(self, real: Float64Array) -> Array:
+        """`real`, matrices of groups, in the layout and dtype of the layer. Raises `UsageError` for an overflow."""
+        found = np.empty(self.layer.weight.size, np.float64)
+        found[self.places] = real
+        with np.errstate(over="ignore"):
+            weight = found.reshape(self.layer.weight.shape).astype(self.layer.weight.dtype)
+        if not np.isfinite(weight).all():
+            raise UsageError(f"its rounded weights overflow {weight.dtype}")
+        return weight
+
+
+def _summed(matrices: Sequence[Float64Array], moments: Sequence[InputMoments]) -> Float64Array:
+    """The sum of `matrices`, which are means, over the rows of `moments`; their mean, for one layer."""
+    rows = sum(each.rows for each in moments)
+    weighted = [found * (each.rows / rows) for found, each in zip(matrices, moments, strict=True)]
+    return reduce(np.add, weighted)
