@@ -55,7 +55,7 @@ def _say_if_long(statistics: LayerStatistics) -> None:
     groups, columns = size_of_matrices(statistics)
     if groups * columns**3 >= LONG:
         matrices = f"{groups:,} matrices" if groups > 1 else "a matrix"
-        say(f"computing the eigenvalues of {matrices} of {columns:,} × {columns:,}; this takes a while")
+        say(f"computing the eigenvalues of {matrices} of {columns:,} × {columns:,}; this may take minutes")
 
 
 def _plot(found: LayerSpectrum, target: str) -> None:

@@ -319,7 +319,7 @@ def _add_measure(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         action="extend",
         default=[],
-        help="what to count in addition to sums and extrema: magnitude, squares, histogram, spread, taps",
+        help="what to count in addition to sums and extrema: magnitude, squares, histogram, spread, taps, gram",
     )
     parser.add_argument(
         "--nonfinite",

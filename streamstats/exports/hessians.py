@@ -70,7 +70,10 @@ def _hessian(found: LayerStatistics, dtype: str, damp: float) -> npt.NDArray[Any
     assert found.gram is not None
     if not found.gram.rows:
         raise UsageError(f"layer {found.layer} has no position that counts; leave it out with --layer or --names")
-    hessian = 2 * found.gram.matrix(found.quantization)
+    try:
+        hessian = 2 * found.gram.matrix(found.quantization)
+    except UsageError as error:
+        raise UsageError(f"layer {found.layer}: {error}; or leave it out with --layer or --names") from error
     hessian /= found.gram.rows
     for each in hessian:
         _damp(each, damp)

@@ -152,7 +152,11 @@ def _moments(statistics: LayerStatistics) -> tuple[npt.NDArray[np.float64], str,
     try:
         return gram.covariance(statistics.quantization), COVARIANCE, None
     except UsageError as error:
-        return gram.matrix(statistics.quantization) / gram.rows, SECOND_MOMENTS, str(error).partition(";")[0]
+        reason = str(error).partition(";")[0]
+    try:
+        return gram.matrix(statistics.quantization) / gram.rows, SECOND_MOMENTS, reason
+    except UsageError as error:
+        raise UsageError(f"layer {statistics.layer}: {error}") from error
 
 
 def _columns(statistics: LayerStatistics, matrices: npt.NDArray[np.float64]) -> Columns:

@@ -7,7 +7,7 @@ Almost always that proves which float64 is the nearest; the few entries that it 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -22,9 +22,12 @@ from .wide import Wide
 
 Float64Array = npt.NDArray[np.float64]
 Places = npt.NDArray[np.int64]
+Estimated = tuple[Float64Array, npt.NDArray[np.bool_]]
 
 OPERATIONS = 2**4
 """More operations in a row than any entry takes, each of an error of at most ERROR of the magnitudes."""
+PIECE = 2**15
+"""About how many pairs of columns are worked on at once: their temporary arrays fit the second cache."""
 MODERATE = 2.0**150
 """Steps and zeros up to this, and steps down to its reciprocal, overflow or underflow nowhere in `Doubles`."""
 
@@ -61,19 +64,26 @@ class MovedMoments:
 
     def _filled(self, count: int | None) -> Float64Array:
         found = np.zeros((self.size, self.size))
-        alive = [column for column in range(self.size) if self._exact(column, column, count)]
-        for place, row in enumerate(alive):  # the others have moments of zero with every column (Cauchy and Schwarz)
-            others = np.array(alive[place:])
-            found[row, others] = found[others, row] = self._row(row, others, count)
+        live = self._live(count)
+        for rows, columns in _pairs(live):
+            found[rows, columns] = found[columns, rows] = self._entries(rows, columns, count)
         return found
 
-    def _row(self, row: int, others: Places, count: int | None) -> Float64Array:
-        """The entries of a row for columns from its own on."""
-        if not self._is_moderate:
-            return np.array([self._nearest(row, column, count) for column in others.tolist()])
-        values, certain = self._estimated(row, others, count)
+    def _live(self, count: int | None) -> Places:
+        """The columns whose moment with themselves is not zero; that of any other with every column is (Cauchy and
+        Schwarz).
+        """
+        every = np.arange(self.size)
+        return every[self._entries(every, every, count, known=lambda exact: float(exact > 0)) > 0]
+
+    def _entries(
+        self, rows: Places, columns: Places, count: int | None, known: Callable[[Fraction], float] | None = None
+    ) -> Float64Array:
+        """The moments of pairs of columns; those that `Doubles` leave open by fractions, or what is `known` of them."""
+        values, certain = self._estimated(rows, columns, count) if self._is_moderate else _unknown(len(rows))
         for place in np.flatnonzero(~certain).tolist():
-            values[place] = self._nearest(row, int(others[place]), count)
+            row, column = int(rows[place]), int(columns[place])
+            values[place] = known(self._exact(row, column, count)) if known else self._nearest(row, column, count)
         return values
 
     # In doubles
@@ -83,29 +93,25 @@ class MovedMoments:
         steps = all(1 / MODERATE <= step <= MODERATE for step in self.steps)
         return steps and all(abs(zero) <= MODERATE for zero in self.zeros)
 
-    def _estimated(self, row: int, others: Places, count: int | None) -> tuple[Float64Array, npt.NDArray[np.bool_]]:
-        terms = [self._doubles(self._places(row, others))]
-        if self._has_zeros:
-            z, w = self._zeros[[row]], self._zeros[others]
-            mine, theirs = self._doubles(self._seen(row, others)), self._doubles(self._seen(others, row))
-            terms += [-(z * mine), -(w * theirs), z * w * self._doubles(self._both(row, others))]
+    def _estimated(self, rows: Places, columns: Places, count: int | None) -> Estimated:
+        """The moments of pairs of columns, and whether they are certain."""
+        total, magnitude = _total(self._terms(rows, columns))
+        scales = self._steps[rows] * self._steps[columns]
         if count is not None:
-            number, sums = Doubles.of_fractions([Fraction(count)]), self._column_sums
-            terms = [each * number for each in terms] + [-(sums[[row]] * sums[others])]
-        total, magnitude = _total(terms)
-        scales = self._steps[[row]] * self._steps[others]
-        if count is not None:
+            means = self._column_sums[rows] * self._column_sums[columns]
+            total = total * Doubles.of_fractions([Fraction(count)]) - means
+            magnitude = count * magnitude + self._sum_magnitudes[rows] * self._sum_magnitudes[columns]
             scales *= Doubles.of_fractions([Fraction(1, count**2)])
-        found = total * scales
-        magnitude = (magnitude + self._magnitude(row, others, count)) * np.abs(scales.high)
-        return found.nearest(OPERATIONS * ERROR * magnitude)
+        return (total * scales).nearest(OPERATIONS * ERROR * magnitude * np.abs(scales.high))
 
-    def _magnitude(self, row: int, others: Places, count: int | None) -> Float64Array:
-        """What the terms of the sums of columns add to the magnitudes."""
-        if count is None:
-            return np.zeros(len(others))
-        found: Float64Array = self._sum_magnitudes[row] * self._sum_magnitudes[others]
-        return found
+    def _terms(self, rows: Places, columns: Places) -> list[Doubles]:
+        """Those of Σ(q_i − z_i)(q_j − z_j)."""
+        products = self._doubles(self._places(rows, columns))
+        if not self._has_zeros:
+            return [products]
+        z, w = self._zeros[rows], self._zeros[columns]
+        mine, theirs = self._doubles(self._seen(rows, columns)), self._doubles(self._seen(columns, rows))
+        return [products, -(z * mine), -(w * theirs), z * w * self._doubles(self._both(rows, columns))]
 
     def _doubles(self, places: Places) -> Doubles:
         return Doubles.of_integers(self.sums, places, self.exponent)
@@ -191,6 +197,20 @@ class MovedMoments:
         width = self.size + self.taps * self.ones
         low, high = np.minimum(row, column), np.maximum(row, column)
         return self.start + low * (2 * width - low - 1) // 2 + high
+
+
+def _pairs(columns: Places) -> Iterator[tuple[Places, Places]]:
+    """Each column with itself and each later one, in pieces of about PIECE pairs."""
+    start = 0
+    while start < len(columns):
+        rows = max(1, PIECE // (len(columns) - start))
+        first, second = np.triu_indices(min(rows, len(columns) - start), m=len(columns) - start)
+        yield columns[start + first], columns[start + second]
+        start += rows
+
+
+def _unknown(size: int) -> Estimated:
+    return np.zeros(size), np.zeros(size, bool)
 
 
 def _total(terms: Sequence[Doubles]) -> tuple[Doubles, Float64Array]:

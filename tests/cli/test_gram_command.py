@@ -47,9 +47,7 @@ def test_json_has_every_group_and_a_table_the_worst_first(out: Path, capsys: pyt
     printed = capsys.readouterr()
     lines = [line.split() for line in printed.out.splitlines()[1:]]
     assert [int(line[0]) for line in lines] == [each["group"] for each in document["groups"][:8]]
-    said = (
-        "12 groups, of which the worst 8 are shown (all: --json): 0 without full rank; 0 dead columns and 0 duplicate"
-    )
+    said = "12 groups, of which the worst 8 are shown (all: --json): 0 without full rank; 0 dead columns and 0"
     assert f"streamstats: {said} duplicate columns in all" in printed.err
 
 

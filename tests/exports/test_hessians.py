@@ -11,6 +11,7 @@ from typing import Any
 import gptq
 import numpy as np
 import pytest
+import zarr
 from quantizing import output_of
 from safetensors import safe_open
 from stores import build_store
@@ -19,6 +20,7 @@ import streamstats as ss
 from streamstats.config import JobConfig
 from streamstats.errors import UsageError
 from streamstats.jobs.run import run
+from streamstats.spectra.spectrum import find_spectrum
 
 Array = np.ndarray[Any, Any]
 MOST = 7
@@ -167,6 +169,20 @@ def test_values_that_are_not_finite_are_zeros_and_named(tmp_path: Path) -> None:
     assert written.notes == ("values that are not finite were counted as zeros: a",)
     values[4, 1] = 0
     assert hessians(tmp_path / "h")[0]["a.hessian"].tolist() == exact(values).tolist()
+
+
+def test_missing_values_of_a_layer_with_an_offset_leave_nothing_to_export_or_show(tmp_path: Path) -> None:
+    group = zarr.open_group(tmp_path / "s.zarr", mode="w")
+    attributes = {"scale_factor": 0.5, "add_offset": 3.0, "missing_value": 7}
+    array = group.create_array("a", shape=(8, 2), chunks=(2, 2), dtype="i2", attributes=attributes)
+    array[...] = np.arange(16).reshape(8, 2)
+    job = {"source": str(tmp_path / "s.zarr"), "output": str(tmp_path / "out"), "statistics": ["gram"]}
+    run(JobConfig.model_validate({**job, "nonfinite": "skip"}).job())
+    message = "layer a: 1 values are NaN or infinite and were left out, so XᵀX is unknown"
+    with pytest.raises(UsageError, match=f"{message}.*; or leave it out with --layer or --names"):
+        exported(tmp_path / "out")
+    with pytest.raises(UsageError, match=message):
+        find_spectrum(tmp_path / "out", "a")
 
 
 def test_layers_with_different_kernels_on_one_tensor_are_two_hessians(tmp_path: Path) -> None:

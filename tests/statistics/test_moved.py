@@ -93,6 +93,16 @@ def test_small_units_and_digits_that_are_left_out_change_nothing() -> None:
     assert found.matrix().tolist() == [[float(scale * (each << 128)) for each in row] for row in ([34, 16], [16, 50])]
 
 
+@pytest.mark.parametrize("zero", [0, 3, 2**50])
+def test_covariances_that_are_tiny_beside_the_means_are_exact_still(zero: int) -> None:
+    random = np.random.default_rng(zero % 7)
+    for power in range(30, 62):  # the digits of the covariance leave those of `Doubles` one after the other
+        x = (random.integers(0, 1000, (3, 4)) + (1 << power)).tolist()
+        ones, step, zeros = [[1] * 4], [Fraction(1, 3)] * 3, [Fraction(zero)] * 3
+        values = real(x, ones, step, zeros)
+        assert moments(x, ones, step, zeros).covariance(4).tolist() == expected(values, centred=True)
+
+
 @pytest.mark.parametrize("offset", [0, 100, 10**4])
 def test_of_many_entries_few_are_left_to_fractions(offset: int, monkeypatch: pytest.MonkeyPatch) -> None:
     random = np.random.default_rng(0)
