@@ -521,6 +521,8 @@ def cuts(draw: st.DrawFn, block: Array, axis: int, places: int | None = None) ->
 
 # The laws
 
+MOST_BYTES = 2**18
+"""The most bytes of a state: some kinds have as many as the squares of their channels."""
 
 UNSUPPORTED = ("c8", "g", "O", "U1", "S1", "M8[s]", "m8[s]", "V4", "V2", "V1", "i4,i4", "float8_e4m3fnuz", "int4")
 """dtypes without statistics."""
@@ -544,7 +546,8 @@ def laws_of(statistic: type[Statistic]) -> type:
         return kind.measure(block, axis, kernel_of(block.shape))
 
     def blocks(dtypes: Sequence[np.dtype[Any]] = DTYPES) -> st.SearchStrategy[tuple[Array, int]]:
-        return blocks_of([dtype for dtype in dtypes if dtype in statistic.dtypes])
+        found = blocks_of([dtype for dtype in dtypes if dtype in statistic.dtypes])
+        return found.filter(lambda case: statistic.state_bytes(space_for(*case)) < MOST_BYTES)
 
     def measured_thirds(data: st.DataObject) -> list[Statistic]:
         block, axis = data.draw(blocks())
@@ -616,7 +619,9 @@ def laws_of(statistic: type[Statistic]) -> type:
         def test_it_is_the_same_beside_other_statistics(self, data):
             block, axis = data.draw(blocks())
             kinds = [*kinds_of(()), *(KINDS[name] for name in data.draw(st.lists(st.sampled_from(sorted(EXACT)))))]
-            kinds = tuple(kind for kind in dict.fromkeys([*kinds, statistic]) if block.dtype.newbyteorder("=") in kind.dtypes)
+            kinds = tuple(
+                kind for kind in dict.fromkeys([*kinds, statistic]) if block.dtype.newbyteorder("=") in kind.dtypes
+            )
             uncut = [name for kind in kinds for name in kind.uncut(space_for(block, axis))]
             accumulator = StatisticsAccumulator(kinds, space_for(block, axis))
             for where in data.draw(places(block.shape, axis, uncut)):
@@ -640,9 +645,7 @@ def laws_of(statistic: type[Statistic]) -> type:
         @pytest.mark.parametrize("layout", LAYOUTS)
         @given(st.data())
         def test_the_layout_in_memory_does_not_matter(self, layout, data):
-            shape, axis = data.draw(shapes())
-            dtypes = [dtype for dtype in DTYPES if dtype in statistic.dtypes]
-            block = data.draw(contents(data.draw(st.sampled_from(dtypes)), shape))
+            block, axis = data.draw(blocks())
             assert measure(LAYOUTS[layout](block), axis) == measure(block, axis)
 
         @given(blocks())

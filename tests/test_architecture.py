@@ -46,9 +46,9 @@ FROM_THE_FACE = ("__version__",)
 CALIBRATION_LEVELS = ("calibration.encoding", "calibration.sources", "calibration", "calibration.reading")
 """Inside calibration, a module imports from its own folder, and from those before it; the third is what is in none."""
 STATISTICS_LEVELS = (
-    ("exact", "kernels", "pieces", "count_kernels", "masks", "wide", "products"),
-    ("loops", "sample_kernels", "moment_kernels", "class_kernels", "product_kernels", "unfolding"),
-    ("running",),
+    ("exact", "kernels", "pieces", "count_kernels", "masks", "wide", "real_moments", "product_kernels"),
+    ("loops", "sample_kernels", "moment_kernels", "class_kernels", "product_loops", "unfolding"),
+    ("running", "products"),
     ("samples", "riders"),
     ("moments", "counts", "classes"),
     ("values",),
@@ -75,7 +75,7 @@ IMPORTERS = {
     "obstore": ("calibration.sources",),
     "onnxruntime": ("models.onnx",),
     "sklearn": ("demo",),
-    "torch": ("demo.train", "models.torch"),
+    "torch": ("demo.train", "models.torch", "compiled.accelerator"),
     "fastapi": ("service",),
     "httpx": ("service",),
     "prometheus_client": ("service",),

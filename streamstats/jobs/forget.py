@@ -18,6 +18,7 @@ from ..outputs.resuming import files_without, uncounted_tails
 from ..progress import QUIET, Progress
 from ..statistics.statistics import Statistics
 from .job import Job
+from .joining import join_cuts
 from .measuring import Policy
 from .reduction import reduce_tasks
 from .session import Session, open_session, planned, source_of
@@ -203,7 +204,8 @@ def _rest(
         session.workers,
     )
     described = {each.name: each for each in session.layers}
-    reduced = reduce_tasks(plan, described, session.workers, _policy(session, "error"), session.progress)
+    reducing = reduce_tasks(plan, described, session.workers, _policy(session, "error"), session.progress)
+    reduced = join_cuts(reducing, described)
     for task, results in reduced:
         read += task.rows
         for found in results:
@@ -212,7 +214,7 @@ def _rest(
         left = whole.without(part, rest)
         if left is not None:
             break
-    reduced.close()
+    reducing.close()
     if left is None and not any(accepted.values()):
         left = rest
     return left, read

@@ -5,7 +5,7 @@ statistics, or says which rows cannot be read.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,7 +22,8 @@ from ..interrupts import check_wanted
 from ..outputs.ledger import Measured
 from ..statistics.masks import Mask, nonfinite
 from ..statistics.meaning import InexactError
-from ..statistics.statistics import Statistics, StatisticsAccumulator
+from ..statistics.statistics import StatisticsAccumulator, operations
+from .blas import one_thread
 from .plan import Part, Task, blocks
 
 
@@ -53,39 +54,47 @@ Reduced = tuple[list[Found], StreamstatsError | None]
 def measure_task(task: Task, layers: Mapping[str, Layer], policy: Policy) -> Reduced:
     """Measure the parts of `task`, one after the other, up to the first error."""
     found: list[Found] = []
+    multiplies = any(operations(layers[part.layer].kinds, layers[part.layer].space) for part in task.parts)
     try:
-        for part in task.parts:
-            check_wanted()
-            found.extend(_measure_under(policy, layers[part.layer], part))
+        with one_thread() if multiplies else nullcontext():
+            for part in task.parts:
+                check_wanted()
+                found.extend(_measure_under(policy, layers[part.layer], part, task.cut if task.cuts > 1 else None))
     except StreamstatsError as error:
         return found, error
     return found, None
 
 
-def _measure_under(policy: Policy, layer: Layer, part: Part) -> list[Found]:
+def _measure_under(policy: Policy, layer: Layer, part: Part, cut: int | None) -> list[Found]:
     try:
-        return [_measured(layer, part, policy)]
+        return [_measured(layer, part, policy, cut)]
     except DamageError:
         if policy.missing == "error":
             raise
-        return [*_measure_what_can_be_read(layer, part, policy)]
+        return [*_measure_what_can_be_read(layer, part, policy, cut)]
 
 
-def _measured(layer: Layer, part: Part, policy: Policy, *, fill: bool = False) -> Measured:
+def _measured(layer: Layer, part: Part, policy: Policy, cut: int | None, *, fill: bool = False) -> Measured:
     """As `measure_part`; chunks that cannot be measured while they are decoded are decoded first."""
     try:
-        return measure_part(layer, part, policy, fill=fill, while_decoding=not fill)
+        return measure_part(layer, part, policy, cut, fill=fill, while_decoding=not fill)
     except UnstreamedError:
-        return measure_part(layer, part, policy, fill=fill, while_decoding=False)
+        return measure_part(layer, part, policy, cut, fill=fill, while_decoding=False)
 
 
 def measure_part(
-    layer: Layer, part: Part, policy: Policy, *, fill: bool = False, while_decoding: bool = False
+    layer: Layer,
+    part: Part,
+    policy: Policy,
+    cut: int | None = None,
+    *,
+    fill: bool = False,
+    while_decoding: bool = False,
 ) -> Measured:
     """Measure the rows of `part`, block by block; unless `while_decoding`, a block is read whole before it is measured.
 
-    With `fill`, the fill value stands in for unreadable chunks. Raises `DataError`, `NonFiniteError`,
-    `UnstreamedError`.
+    If the layer is measured in several cuts, `cut` says which one. With `fill`, the fill value stands in for unreadable
+    chunks. Raises `DataError`, `NonFiniteError`, `UnstreamedError`.
     """
     files, fills = file_range(layer, part.start, part.stop), fill or policy.missing == "fill"
     before = sampled(layer, files) if layer.encoding is None else None  # before reading, so no change is missed
@@ -93,31 +102,39 @@ def measure_part(
     with MaskReader(layer, fill=fills) as masks, open_reader(layer, fill=fills) as reader:
         masks.expect(blocks(layer, part))
         reader.expect(blocks(layer, part))
-        statistics = _measure_blocks(layer, part, reader, masks, policy, while_decoding=while_decoding)
+        accumulator = StatisticsAccumulator(layer.kinds, layer.space, layer.meaning, cut)
+        _measure_blocks(layer, part, reader, masks, policy, accumulator, while_decoding=while_decoding)
         identified = identities(layer, files, reader.identified, reader.contents) if before is None else before
         filled = Coverage.of([*reader.filled, *masks.filled])
     in_tail = part.start >= layer.settled_rows
     rows = part.start, part.stop
-    return Measured(layer.name, rows, statistics, files.start, identified, filled, *masks_before, in_tail)
+    found, cuts = accumulator.found(), accumulator.cuts()
+    return Measured(layer.name, rows, found, files.start, identified, filled, *masks_before, in_tail, cuts)
 
 
-def _measure_what_can_be_read(layer: Layer, part: Part, policy: Policy) -> Iterator[Found]:
+def _measure_what_can_be_read(layer: Layer, part: Part, policy: Policy, cut: int | None) -> Iterator[Found]:
     """Measure `part` one chunk of rows at a time, so that a damaged chunk costs no other rows."""
     height = (layer.encoding or layer).chunks[0]
     for start in range(part.start - part.start % height, part.stop, height):
         check_wanted()
         rows = replace(part, start=max(start, part.start), stop=min(start + height, part.stop))
         try:
-            yield _measured(layer, rows, policy, fill=policy.missing == "fill")
+            yield _measured(layer, rows, policy, cut, fill=policy.missing == "fill")
         except DamageError as error:
             yield Unreadable(layer.name, (rows.start, rows.stop), str(error), isinstance(error, LostError))
 
 
 def _measure_blocks(
-    layer: Layer, part: Part, reader: Reader, masks: MaskReader, policy: Policy, *, while_decoding: bool
-) -> Statistics:
-    """The statistics of the blocks of `part`; unless `while_decoding`, a block is read whole before it is measured."""
-    accumulator = StatisticsAccumulator(layer.kinds, layer.space, layer.meaning)
+    layer: Layer,
+    part: Part,
+    reader: Reader,
+    masks: MaskReader,
+    policy: Policy,
+    accumulator: StatisticsAccumulator,
+    *,
+    while_decoding: bool,
+) -> None:
+    """Accumulate the blocks of `part`; unless `while_decoding`, a block is read whole before it is measured."""
     for selection in blocks(layer, part):
         check_wanted()
         mask = masks.read(selection)
@@ -128,7 +145,6 @@ def _measure_blocks(
                 accumulator.add(reader.read(selection), selection, mask)
         if policy.nonfinite == "error" and not accumulator.all_finite:
             raise _nonfinite_error(layer, selection, reader.read(selection), mask)
-    return accumulator.found()
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from ..calibration.zarr_settings import FETCHES
 from ..coverage import EMPTY, Coverage
 from ..errors import UsageError, counted
 from ..statistics.pieces import NARROWEST
-from ..statistics.statistics import state_bytes, working_bytes
+from ..statistics.statistics import cut_bytes, cuts_of, operations, state_bytes, working_bytes
 
 MiB = 2**20
 BASE_BYTES = 300 * MiB
@@ -43,6 +43,10 @@ RESULT_BYTES = MiB
 """Maximum bytes of a task's results, unless one layer alone has more: it limits how many tiny layers share a task."""
 TASKS_IN_FLIGHT = 3
 """Tasks per thread that are submitted and not yet merged."""
+CUT_SHARE = 16
+"""How many times as many bytes as it returns a task reads that measures one cut of a layer: it limits what travels."""
+CUTS_HELD = 2
+"""Statistics of rows that are held while some of their cuts are missing."""
 ZARR_COPIES = 3
 """Copies of a chunk that zarr holds while reading it, in addition to the block it fills."""
 STATE_COPIES = 4
@@ -63,23 +67,29 @@ class Part:
 
 @dataclass(frozen=True)
 class Task:
-    """Parts that one worker measures, one after the other; `bytes` is their decoded size."""
+    """Parts that one worker measures, one after the other; `bytes` is their decoded size.
+
+    A layer whose statistics are too large for one task is measured in several `cuts`: tasks with the same part, each of
+    which measures the `cut` of its number.
+    """
 
     parts: tuple[Part, ...]
     bytes: int
+    cut: int = 0
+    cuts: int = 1
 
     @property
     def rows(self) -> int:
-        """The number of rows in all its parts."""
-        return sum(part.stop - part.start for part in self.parts)
+        """The number of rows in all its parts; those of several cuts count with the first."""
+        return 0 if self.cut else sum(part.stop - part.start for part in self.parts)
 
 
 @dataclass(frozen=True)
 class Plan:
     """Tasks in order, the `threads` per process that run them, and the totals of the job.
 
-    `bytes` are decoded bytes; `block_bytes` is the size of the largest block, `peak_bytes` the peak memory of a
-    process.
+    `bytes` are decoded bytes, as often as they are read; `block_bytes` is the size of the largest block, `peak_bytes`
+    the peak memory of a process. `operations` are the multiplications of what costs more than reading.
     """
 
     tasks: tuple[Task, ...]
@@ -88,6 +98,7 @@ class Plan:
     bytes: int
     block_bytes: int
     peak_bytes: int
+    operations: int = 0
 
 
 def make_plan(
@@ -113,9 +124,10 @@ def make_plan(
         tasks=tuple(_tasks(layers, missing, shapes, cost, threads * processes)),
         threads=threads,
         rows=sum(rows.values()),
-        bytes=sum(rows[layer.name] * layer.row_bytes for layer in layers),
+        bytes=sum(rows[layer.name] * layer.row_bytes * _cut_count(layer) for layer in layers),
         block_bytes=max((_size(layer, shapes[layer.name]) for layer in layers), default=0),
         peak_bytes=_peak(layers, threads, block_budget),
+        operations=sum(rows[layer.name] * operations(layer.kinds, layer.space) for layer in layers),
     )
 
 
@@ -167,6 +179,15 @@ def _tasks(
     left = total
     full = _full_task(total, left, threads)
     for layer in layers:
+        if _cut_count(layer) > 1:
+            if waiting:
+                yield _task(waiting, rows_bytes)
+                left -= cost
+                waiting, cost, results = [], 0, 0
+            yield from _cut_tasks(layer, missing.get(layer.name, EMPTY), shapes[layer.name])
+            left -= len(missing.get(layer.name, EMPTY)) * _row_cost(layer)
+            full = _full_task(total, left, threads)
+            continue
         for start, stop in missing.get(layer.name, EMPTY).ranges:
             while start < stop:
                 part = _part(layer, start, stop, shapes[layer.name], full, cost)
@@ -183,6 +204,18 @@ def _tasks(
                 start = part.stop
     if waiting:
         yield _task(waiting, rows_bytes)
+
+
+def _cut_tasks(layer: Layer, rows: Coverage, shape: tuple[int, ...]) -> Iterator[Task]:
+    """Tasks that each measure one cut: they read CUT_SHARE times the bytes of what they return."""
+    number = _cut_count(layer)
+    full = CUT_SHARE * cut_bytes(layer.kinds, layer.space)
+    for start, stop in rows.ranges:
+        while start < stop:
+            part = _part(layer, start, stop, shape, full, 0)
+            size = (part.stop - start) * layer.row_bytes
+            yield from (Task((part,), size, cut, number) for cut in range(number))
+            start = part.stop
 
 
 def _task(parts: Sequence[Part], row_bytes: Mapping[str, int]) -> Task:
@@ -228,6 +261,7 @@ def _peak(layers: Sequence[Layer], threads: int, block_budget: int) -> int:
     files = IDENTITY_BYTES * sum(map(_file_count, layers))
     held = STATE_COPIES * (sum(states.values()) + files)
     in_flight = threads * TASKS_IN_FLIGHT * _result_bytes(layers)
+    held += CUTS_HELD * max((_state_bytes(layer) for layer in layers if _cut_count(layer) > 1), default=0)
     each = zip(*_each_reading_bytes(layers, block_budget), strict=True)
     reading: int = threads * sum(
         max(of_one_kind) for of_one_kind in each
@@ -328,7 +362,11 @@ def _file_count(layer: Layer) -> int:
 
 def _result_bytes(layers: Sequence[Layer]) -> int:
     """Maximum bytes of the results of one task."""
-    return max([RESULT_BYTES, *map(_state_bytes, layers)])
+    return max([RESULT_BYTES, *(cut_bytes(layer.kinds, layer.space) for layer in layers)])
+
+
+def _cut_count(layer: Layer) -> int:
+    return cuts_of(layer.kinds, layer.space)
 
 
 def _state_bytes(layer: Layer) -> int:

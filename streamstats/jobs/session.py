@@ -25,6 +25,7 @@ from ..outputs.shortfalls import Shortfall, shortfalls
 from ..progress import QUIET, Progress
 from ..storage.files import remove_if_empty
 from .job import Job
+from .joining import join_cuts
 from .measuring import Found, Policy, Unreadable
 from .opening import open_workers
 from .plan import Plan, least_memory, make_plan
@@ -207,7 +208,7 @@ def reduce_layers(
     tell_plan(plan, layers, ledgers, memory, workers, progress)
     described = {layer.name: layer for layer in layers}
     outcome = Outcome(dict(ledgers))
-    for task, results in reduce_tasks(plan, described, workers, policy, progress):
+    for task, results in join_cuts(reduce_tasks(plan, described, workers, policy, progress), described):
         for found in results:
             _take(outcome, described[found.layer], found, saver)
         progress.workers(workers.count(), workers.repeats)

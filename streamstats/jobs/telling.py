@@ -15,6 +15,7 @@ from ..outputs.changes import Change
 from ..outputs.copies import copies_among
 from ..outputs.layer_statistics import LayerStatistics
 from ..progress import Progress, Stage
+from .blas import multiplications_per_second
 from .plan import Plan
 from .sizes import in_mib
 from .workers import Workers
@@ -115,7 +116,20 @@ def tell_plan(
     tasks = f"{counted(len(plan.tasks), 'task')} on {workers.description()}"
     peak = f"at most {in_mib(plan.peak_bytes)} of {in_mib(memory)} of memory"
     what = f"plan: {sizes} decoded, in {tasks}; blocks of at most {in_mib(plan.block_bytes)}, {peak}"
+    if plan.operations:
+        progress.say(_of_cost(plan, workers))
     progress.begin(Stage(what, plan.rows, plan.bytes, before, len(arrays), workers.description()))
+
+
+def _of_cost(plan: Plan, workers: Workers) -> str:
+    """What statistics cost that multiply, from a quick measurement."""
+    threads = max(1, workers.threads())
+    seconds = plan.operations / (multiplications_per_second() * threads)
+    took = "less than a second" if seconds < 1 else f"about {seconds:,.0f} s"
+    return (
+        f"note: second moments take {plan.operations:.1e} multiplications: {took} on {counted(threads, 'thread')} as "
+        "fast as one of this process"
+    )
 
 
 def tell_copies(copies: Sequence[Change], progress: Progress) -> None:

@@ -32,7 +32,7 @@ from ..errors import MismatchError, counted, in_words
 from ..layouts import Kernel, Kernels
 from ..quantization import Quantization
 from ..statistics.mean import ChannelMean
-from ..statistics.statistic import Document, Space
+from ..statistics.statistic import Cut, Document, Space
 from ..statistics.statistics import Statistics
 from ..storage.names import network_order
 
@@ -48,7 +48,8 @@ class Measured:
 
     If the layer has a mask, `mask_files` are those of the mask, from `first_mask_file`.
     `filled` are rows with chunks that could not be read, in whose place the fill value was counted. `in_tail` says that
-    the rows lie in a file with room for more, which may be written again.
+    the rows lie in a file with room for more, which may be written again. `cuts` are the parts of statistics that are
+    measured in several, by name; before they are joined, `statistics` lacks these.
     """
 
     layer: str
@@ -60,6 +61,7 @@ class Measured:
     first_mask_file: int = 0
     mask_files: Files = field(default_factory=no_files)
     in_tail: bool = False
+    cuts: Mapping[str, Cut] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

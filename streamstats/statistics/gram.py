@@ -8,12 +8,12 @@ points and means follow by algebra.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
 from itertools import combinations_with_replacement, pairwise
-from math import isqrt, lcm, prod
+from math import isqrt, prod
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -25,17 +25,17 @@ from ..layouts import Kernel, Kernels
 from ..quantization import Quantization
 from .exact import TERMS_BITS, unit_exponent
 from .masks import Mask
+from .product_loops import SLICE_BITS
 from .products import Products
+from .real_moments import AffineMaps, ProductSums, covariances, second_moments
 from .riders import Where
-from .statistic import MASKED, Array, Document, Space, Statistic, Tensors
+from .statistic import MASKED, Array, Cut, Document, Space, Statistic, Tensors
 from .sums import real_maps
-from .unfolding import Unfolding
+from .unfolding import PIECE_VALUES, Unfolding
 from .wide import BITS, Digits, Wide
 
 Float64Array = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
-Integers = npt.NDArray[Any]
-"""Integers of Python, dtype object."""
 
 DTYPES = (
     *(np.dtype(kind) for kind in ("?", "i1", "u1", "i2", "u2")),
@@ -45,8 +45,16 @@ DTYPES = (
     BFLOAT16,
     np.dtype(np.float32),
 )
-BLOCK = 2**10
-"""Columns of X, over all groups, whose products are added up at once: more are cut into blocks, and these paired."""
+BLOCK = 1152
+"""Columns of X whose products are added up at once: more are cut into blocks, and these paired. Some more than 2^10, so
+that a column of ones beside 2^k channels makes no further block.
+"""
+UNMOVED = (
+    "its floats have an offset, and under several taps, zero cannot be moved by algebra; store real values, or request "
+    "gram for other layers"
+)
+UNFOLDED_BYTES = 12
+"""Bytes for each value that is unfolded: in float32, with copies, on both sides of a pair."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +71,37 @@ class Piece:
     def is_square(self) -> bool:
         """Whether both are the same."""
         return self.members == self.others
+
+    def columns(self, unfolding: Unfolding) -> tuple[int, int]:
+        """The columns on each side, in a group."""
+        left, right = ((part.stop - part.start) * unfolding.taps for part in (self.members, self.others))
+        return left, right
+
+    def entries(self, space: Space) -> int:
+        """The products that it has."""
+        unfolding = unfoldings(space)[self.number]
+        return unfolding.groups * prod(self.columns(unfolding))
+
+    def products(self, space: Space) -> Products:
+        """What accumulates it."""
+        unfolding, dtype = unfoldings(space)[self.number], space.dtype
+        left, right = self.columns(unfolding)
+        return Products(
+            unfolding.groups,
+            left,
+            None if self.is_square else right,
+            unit=unit_exponent(dtype),
+            integral=not is_float(dtype),
+            digits=digits_of(dtype),
+        )
+
+    def working_bytes(self, space: Space) -> int:
+        """Peak bytes of accumulating it, and of what is found."""
+        unfolding, digits = unfoldings(space)[self.number], digits_of(space.dtype)
+        left, right = self.columns(unfolding)
+        others = None if self.is_square else right
+        accumulating = Products.working_bytes(unfolding.groups, left, others, digits, most_slices(space.dtype))
+        return accumulating + 4 * digits * self.entries(space)
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,8 +152,9 @@ class Gram(Statistic):
         """As `Statistic.from_arrays`."""
         for name, (shape, dtype) in cls.tensors(space).items():
             found = arrays.get(name)
+            least = 1 if name == "digits" else shape[0]
             fits = found is not None and found.dtype == dtype and found.ndim == len(shape)
-            if found is None or not fits or found.shape[1:] != shape[1:] or not 1 <= len(found) <= shape[0]:
+            if found is None or not fits or found.shape[1:] != shape[1:] or not least <= len(found) <= shape[0]:
                 raise DataError(
                     f"stored {cls.name} of {space.dtype} data: {name} is "
                     f"{'missing' if found is None else f'{found.dtype}{list(found.shape)}'}; expected "
@@ -174,6 +214,8 @@ class Gram(Statistic):
                 return "the layer is a transposed convolution, whose inputs are not unfolded"
             if space.channels % kernel.groups:
                 return f"its {space.channels} channels do not divide into {kernel.groups} groups"
+        if quantization is not None and quantization.moves_zero and not all(each.ones for each in unfoldings(space)):
+            return UNMOVED
         if space.masked and not all(each.is_plain for each in unfoldings(space)):
             return MASKED
         return super().refuses(space, quantization)
@@ -186,9 +228,51 @@ class Gram(Statistic):
     # Measuring
 
     @classmethod
-    def accumulator(cls, space: Space) -> GramAccumulator:
+    def accumulator(cls, space: Space) -> _Whole:
         """As `Statistic.accumulator`."""
-        return GramAccumulator(space)
+        return _Whole(space, pieces(space))
+
+    @classmethod
+    def cuts(cls, space: Space) -> int:
+        """As `Statistic.cuts`: the pairs of blocks of columns, unless few columns make only few of them."""
+        found = len(pieces(space))
+        return found if found > len(unfoldings(space)) else 1
+
+    @classmethod
+    def cut_accumulator(cls, space: Space, number: int) -> _OnePiece:
+        """As `Statistic.cut_accumulator`."""
+        return _OnePiece(space, number)
+
+    @classmethod
+    def joined(cls, space: Space, cuts: Sequence[Cut]) -> Self:
+        """As `Statistic.joined`."""
+        found, first = pieces(space), cuts[0].arrays
+        sums = [Wide(each.arrays["digits"], int(each.arrays["first"][0])) for each in cuts]
+        left_out = sum((each.arrays["left_out"] for each in cuts), np.zeros_like(first["left_out"]))
+        return cls.of(space, _assembled(space, found, sums), first["positions"], left_out)
+
+    @classmethod
+    def cut_bytes(cls, space: Space) -> int:
+        """As `Statistic.cut_bytes`."""
+        if cls.cuts(space) == 1:
+            return cls.state_bytes(space)
+        return max(4 * digits_of(space.dtype) * piece.entries(space) for piece in pieces(space))
+
+    @classmethod
+    def working_bytes(cls, space: Space, block: Sequence[int]) -> int:
+        """As `Statistic.working_bytes`."""
+        each = [piece.working_bytes(space) for piece in pieces(space)]
+        values = PIECE_VALUES + max(each.groups * each.columns * prod(each.outputs[1:]) for each in unfoldings(space))
+        unfolded = UNFOLDED_BYTES * (values + prod(block[1:]))
+        if cls.cuts(space) == 1:
+            return sum(each) + unfolded + 2 * cls.state_bytes(space)
+        return max(each, default=0) + unfolded + cls.cut_bytes(space)
+
+    @classmethod
+    def operations(cls, space: Space) -> int:
+        """As `Statistic.operations`: half of all products of columns, for each pair of slices that most values need."""
+        found = sum(prod(each.outputs) * each.groups * each.columns**2 for each in unfoldings(space))
+        return found * (4 if space.dtype == np.float32 else 1) // 2
 
     def with_kernel(self, kernel: Kernel | Kernels | None) -> Self:
         """As `Statistic.with_kernel`: kernels that were counted."""
@@ -221,15 +305,17 @@ class Gram(Statistic):
         """XᵀX of each group, float64[G, n, n], in real units: each entry is the float64 nearest to the exact value.
 
         The n columns are (input channel of the group, *taps), as weights (outputs, inputs, *taps) have them; padding is
-        zero. Raises `UsageError` if several kernels read the layer (see `with_kernel`), and for a zero point that
-        cannot be applied: that of floats under several taps.
+        zero, and so are values that were left out. Raises `UsageError` if several kernels read the layer (see
+        `with_kernel`), and for an offset that cannot be applied: of floats under several taps, or of which some were
+        left out.
         """
         part = self._only()
         maps = self._maps(quantization)
         if all(step == 1 and not zero for step, zero in maps):
             values = self.sums.floats(2 * unit_exponent(self.space.dtype))
             return np.stack([part.of_channels(values, group) for group in range(part.unfolding.groups)])
-        return self._rounded(maps, lambda moments, _: moments, 1, 2 * unit_exponent(self.space.dtype))
+        each = (second_moments(*case) for case in self._by_group(maps))
+        return np.stack(list(each))
 
     def covariance(self, quantization: Quantization | None = None) -> Float64Array:
         """The covariance of the columns of X in each group, float64[G, n, n], in real units, nearest to exact.
@@ -247,48 +333,34 @@ class Gram(Statistic):
             raise UsageError(f"the covariance of {self.space.dtype} values under several taps is unknown; use XᵀX")
         if not count:
             return np.full_like(self.matrix(quantization), np.nan)
-        unit = 2 * unit_exponent(self.space.dtype)
-        return self._rounded(
-            self._maps(quantization),
-            lambda moments, sums: (moments * count << -unit) - np.multiply.outer(sums, sums),
-            count**2,
-            2 * unit,
-        )
+        each = (covariances(*case, count) for case in self._by_group(self._maps(quantization)))
+        return np.stack(list(each))
 
-    def _rounded(
-        self,
-        maps: Sequence[tuple[Fraction, Fraction]],
-        combined: Callable[[Integers, Integers], Integers],
-        divisor: int,
-        exponent: int,
-    ) -> Float64Array:
-        """`combined`(Σ(x_i − z_i)(x_j − z_j), Σ(x_i − z_i)) · 2^`exponent` / `divisor`, times the steps of i and j."""
-        part, groups = self._only(), []
-        size = part.unfolding.channels // part.unfolding.groups
-        for group in range(part.unfolding.groups):
-            mine = maps[group * size : (group + 1) * size]
-            zeros = [zero for _, zero in mine for _ in range(part.unfolding.taps)]
-            steps = [step for step, _ in mine for _ in range(part.unfolding.taps)]
-            moments, sums, factor = part.moved(self._integers(part, group), zeros)
-            over = divisor * factor**2 << max(0, -exponent)
-            found = combined(moments, sums) << max(0, exponent)
-            groups.append(_quotients(found, steps, over))
-        return np.stack(groups)
+    def _by_group(self, maps: AffineMaps) -> Iterator[tuple[ProductSums, AffineMaps]]:
+        """The sums of each group, and the maps of its channels."""
+        part, unit = self._only(), 2 * unit_exponent(self.space.dtype)
+        unfolding = part.unfolding
+        size = unfolding.channels // unfolding.groups
+        for group in range(unfolding.groups):
 
-    def _integers(self, part: Part, group: int) -> Integers:
-        """The sums of products of all columns of a group, in units, int[m, m]."""
-        start = part.places.start + group * part.unfolding.entries // part.unfolding.groups
-        stop = start + part.unfolding.entries // part.unfolding.groups
-        sums = np.array([*self.sums.integers(slice(start, stop)), 0], object)[:-1]
-        return unpacked(sums, part.unfolding.columns)
+            def line(column: int, group: int = group) -> list[int]:
+                start = part.place(group, column)
+                return self.sums.integers(slice(start, start + unfolding.columns - column))
+
+            sums = ProductSums(line, unfolding.columns, unfolding.taps, unfolding.ones, unit)
+            yield sums, maps[group * size : (group + 1) * size]
 
     def _maps(self, quantization: Quantization | None) -> list[tuple[Fraction, Fraction]]:
         """The exact (step, stored value of zero) per channel. Raises `UsageError`."""
         maps = real_maps(quantization, self.space.channels)
-        if not self._only().unfolding.ones and any(zero for _, zero in maps):
-            raise UsageError(
-                f"the zero of {self.space.dtype} values under several taps cannot be moved; give the layer no offset"
-            )
+        if any(zero for _, zero in maps):
+            if not self._only().unfolding.ones:
+                raise UsageError(UNMOVED)
+            if self.left_out[0]:
+                raise UsageError(
+                    f"{self.left_out[0]} values are NaN or infinite and were left out, so XᵀX is unknown where zero is "
+                    "not stored as zero; repair the data and count it again"
+                )
         return maps
 
     def _parts(self) -> tuple[Part, ...]:
@@ -307,18 +379,15 @@ class Part:
     unfolding: Unfolding
     places: slice
 
-    def rows_of(self, group: int) -> Iterator[tuple[int, int]]:
-        """(the place of the product of a column with itself, the number of columns from it on) for each column."""
-        columns, place = self.unfolding.columns, self.places.start
-        place += group * columns * (columns + 1) // 2
-        for column in range(columns):
-            yield place, columns - column
-            place += columns - column
+    def place(self, group: int, column: int) -> int:
+        """The place of the product of a column with itself; those with later columns follow."""
+        columns, start = self.unfolding.columns, int(self.places.start)
+        return start + (group * columns * (columns + 1) + column * (2 * columns - column + 1)) // 2
 
     def diagonals(self) -> Iterator[list[int]]:
         """The places of the products of columns with themselves, for each group."""
         for group in range(self.unfolding.groups):
-            yield [place for place, _ in self.rows_of(group)]
+            yield [self.place(group, column) for column in range(self.unfolding.columns)]
 
     def of_channels(self, values: Array, group: int) -> Array:
         """The symmetric matrix of a group, of `values` at all places, without the columns of ones: [n, n]."""
@@ -327,76 +396,86 @@ class Part:
         ones = self.unfolding.ones * self.unfolding.taps
         return unpacked(values[start : start + size], self.unfolding.columns)[ones:, ones:]
 
-    def moved(self, sums: Integers, zeros: Sequence[Fraction]) -> tuple[Integers, Integers, int]:
-        """Σ(x_i − z_i)(x_j − z_j), int[n, n], and Σ(x_i − z_i), int[n], from the `sums` over all columns; both times a
-        factor, the first twice. A tap that sees padding sees zeros.
-        """
-        taps, ones = self.unfolding.taps, self.unfolding.ones * self.unfolding.taps
-        factor = lcm(*(zero.denominator for zero in zeros))
-        z = np.array([int(zero * factor) for zero in zeros], object)
-        products = sums[ones:, ones:]
-        if not ones:
-            return products, np.zeros(len(z), object), 1
-        under = np.arange(len(z)) % taps  # the column of ones under the same tap
-        mine, counts = sums[under][:, ones:], sums[under][:, under]  # Σ over positions that tap i sees: x_j, and 1
-        moved = products * factor**2 - factor * (z[:, None] * mine + (z[:, None] * mine).T) + np.outer(z, z) * counts
-        return moved, np.diagonal(mine) * factor - z * np.diagonal(counts), factor
 
+class _Accumulator:
+    """Accumulates the products of some `pieces` of a layer."""
 
-class GramAccumulator:
-    """Accumulates the products of some `pieces` of a layer, or all of them."""
-
-    def __init__(self, space: Space) -> None:
-        self._space, self._pieces = space, pieces(space)
-        self._products = [self._products_of(piece) for piece in self._pieces]
+    def __init__(self, space: Space, pieces: Sequence[Piece]) -> None:
+        self._space, self._pieces = space, pieces
+        self._products = [piece.products(space) for piece in pieces]
         self._positions, self._left_out = np.zeros((2, len(unfoldings(space))), np.int64)
-
-    def _products_of(self, piece: Piece) -> Products:
-        unfolding, dtype = unfoldings(self._space)[piece.number], self._space.dtype
-        left, right = ((part.stop - part.start) * unfolding.taps for part in (piece.members, piece.others))
-        return Products(
-            unfolding.groups,
-            left,
-            None if piece.is_square else right,
-            unit=unit_exponent(dtype),
-            integral=not is_float(dtype),
-            digits=digits_of(dtype),
-        )
 
     def add(self, block: Array, where: Where, mask: Mask | None = None) -> None:  # noqa: ARG002 - whole samples come
         """As `Accumulator.add`."""
         values = np.moveaxis(block, self._space.axis + 1, -1)
+        for number, unfolding in enumerate(unfoldings(self._space)):
+            outputs = values.shape[1:-1] if unfolding.is_plain else unfolding.outputs  # the plan may cut what is plain
+            self._positions[number] += len(values) * prod(outputs) if mask is None else int(mask.sum())
         for piece, products in zip(self._pieces, self._products, strict=True):
             unfolding = unfoldings(self._space)[piece.number]
             if piece.is_square:
                 for rows, left_out in unfolding.rows(values, piece.members, mask):
                     self._left_out[piece.number] += left_out
-                    self._positions[piece.number] += len(rows) * (piece.members.start == 0)
                     products.add(rows)
             else:
                 sides = (unfolding.rows(values, part, mask) for part in (piece.members, piece.others))
                 for (left, _), (right, _) in zip(*sides, strict=True):
                     products.add(left, right)
 
+    def _sums(self) -> list[Wide]:
+        """Those of each piece, in the order of its products [G, n, m]."""
+        found = (products.found() for products in self._products)
+        return [Wide(digits.reshape(len(digits), -1)) for digits in found]
+
+
+class _Whole(_Accumulator):
+    """Accumulates all products."""
+
     def found(self) -> Gram:
         """As `Accumulator.found`."""
-        found = parts(self._space)
-        digits = np.zeros((digits_of(self._space.dtype), found[-1].places.stop), np.uint32)
-        for piece, products in zip(self._pieces, self._products, strict=True):
-            _place(products.found(), found[piece.number], piece, digits)
-        return Gram.of(self._space, Wide(digits).trimmed(), self._positions.copy(), self._left_out.copy())
+        sums = _assembled(self._space, self._pieces, self._sums())
+        return Gram.of(self._space, sums, self._positions.copy(), self._left_out.copy())
 
 
-def _place(sums: Digits, part: Part, piece: Piece, digits: Digits) -> None:
-    """Copy `sums` uint32[D, G, n, m] of a piece to the places of its products in `digits`."""
+class _OnePiece(_Accumulator):
+    """Accumulates the products of the piece with this `number`."""
+
+    def __init__(self, space: Space, number: int) -> None:
+        super().__init__(space, [pieces(space)[number]])
+        self._number = number
+
+    def found(self) -> Cut:
+        """As `Accumulator.found`."""
+        (sums,) = self._sums()
+        sums = sums.trimmed()
+        arrays = {"digits": sums.digits, "first": np.array([sums.first])}
+        counts = {"positions": self._positions.copy(), "left_out": self._left_out.copy()}
+        return Cut(self._number, arrays | counts)
+
+
+def _assembled(space: Space, pieces: Sequence[Piece], sums: Sequence[Wide]) -> Wide:
+    """The sums of all products, in their order in a state, from those of all `pieces`."""
+    low, high = min((each.first for each in sums), default=0), max((each.stop for each in sums), default=1)
+    found = parts(space)
+    digits = np.zeros((high - low, found[-1].places.stop), np.uint32)
+    for piece, each in zip(pieces, sums, strict=True):
+        part = found[piece.number]
+        shape = part.unfolding.groups, *piece.columns(part.unfolding)
+        for place, target in enumerate(digits, start=low):
+            _put(each.digit(place).reshape(shape), part, piece, target)
+    return Wide(digits, low).trimmed()
+
+
+def _put(digit: Digits, part: Part, piece: Piece, target: Digits) -> None:
+    """Copy one `digit` uint32[G, n, m] of the sums of a piece to their places in `target`."""
     taps = part.unfolding.taps
     first, other = piece.members.start * taps, piece.others.start * taps
-    for group in range(part.unfolding.groups):
-        for column, (place, _) in enumerate(part.rows_of(group)):
-            if first <= column < piece.members.stop * taps:
-                start = max(column, other)
-                row = sums[:, group, column - first, start - other :]
-                digits[:, place + start - column :][:, : row.shape[1]] = row
+    for group, of_group in enumerate(digit):
+        for column, line in enumerate(of_group, start=first):
+            start = max(column, other)
+            place = part.place(group, column) + start - column
+            values = line[start - other :]
+            target[place : place + len(values)] = values
 
 
 # What is known before any data is read
@@ -451,6 +530,17 @@ def digits_of(dtype: np.dtype[Any]) -> int:
     return -(-(2 * bits + TERMS_BITS + 1) // BITS)
 
 
+def most_slices(dtype: np.dtype[Any]) -> int:
+    """The most slices that values of `dtype` need: all have 22 bits, but the first has 26 at least.
+
+    >>> [most_slices(np.dtype(kind)) for kind in ("i2", "f2", "f4")]
+    [1, 2, 13]
+    """
+    if not is_float(dtype):
+        return 1
+    return 1 + -(-(bound_exponent(dtype) - unit_exponent(dtype) - SLICE_BITS) // SLICE_BITS)
+
+
 def unpacked(values: Array, columns: int) -> Array:
     """The symmetric matrix [n, n] whose upper triangle has these `values`, row by row."""
     found = np.empty((columns, columns), values.dtype)
@@ -459,20 +549,4 @@ def unpacked(values: Array, columns: int) -> Array:
         line = values[place : place + columns - column]
         found[column, column:] = found[column:, column] = line
         place += columns - column
-    return found
-
-
-def _quotients(values: Integers, steps: Sequence[Fraction], divisor: int) -> Float64Array:
-    """The float64 nearest to each of the symmetric `values` int[n, n], times the steps of its columns, by `divisor`."""
-    found = np.empty(values.shape)
-    for row, step in enumerate(steps):
-        for column in range(row, len(steps)):
-            both = step * steps[column]
-            try:
-                quotient = int(values[row, column]) * both.numerator / (divisor * both.denominator)
-            except OverflowError as error:
-                raise UsageError(
-                    f"a moment is beyond float64: the step is {float(step)}; expected a smaller one"
-                ) from error
-            found[row, column] = found[column, row] = quotient
     return found

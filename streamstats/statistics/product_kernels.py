@@ -2,8 +2,8 @@
 products into wide integers.
 
 Slice k of a value x is the integer nearest to what slices 0 to k − 1 leave of it, in units of 2^(e − 22k), where e is
-the exponent of its column. Slice 0 is at most 2^21 by the choice of e, and so are all others, which lie within half a
-unit of the slice before.
+the exponent of its column. From slice 1 on, it is at most 2^21: what is left lies within half a unit of the slice
+before.
 """
 
 from __future__ import annotations
@@ -14,21 +14,30 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from .products import SLICE_BITS
-
 Array = npt.NDArray[Any]
 
 compiled: Any = numba.njit(error_model="numpy")
 
-STEP = 2.0**SLICE_BITS
 ROUNDER = 1.5 * 2.0**52
 """Added and subtracted, it leaves the integer nearest to a float64 below 2^51."""
+TILE = 32
+"""Rows and columns that are added together, so that a transpose stays in the first cache."""
 DIGIT_MASK = np.uint64(0xFFFFFFFF)
 
 
 @compiled
-def cut(values: Array, scales: Array, place: int, slices: Array, found: Array) -> None:
-    """Slice `place` of values float32[rows, n], as float64[rows, n]; scales float64[n] are 2^−e.
+def add_squares(values: Array, norms: Array) -> None:
+    """The sums of squares of the columns of values float32[rows, n], float64[n], rounded."""
+    norms[:] = 0.0
+    for row in range(values.shape[0]):
+        for column in range(values.shape[1]):
+            value = np.float64(values[row, column])
+            norms[column] += value * value
+
+
+@compiled
+def cut(values: Array, scales: Array, place: int, step: float, slices: Array, found: Array) -> None:
+    """Slice `place` of values float32[rows, n], as float64[rows, n]; scales float64[n] are 2^−e, `step` is 2^22.
 
     found int64[2]: how many slices are not zero, and of how many values something is left.
     """
@@ -39,7 +48,7 @@ def cut(values: Array, scales: Array, place: int, slices: Array, found: Array) -
             rest = np.float64(values[row, column]) * scales[column]
             whole = (rest + ROUNDER) - ROUNDER
             for _ in range(place):
-                rest = (rest - whole) * STEP
+                rest = (rest - whole) * step
                 whole = (rest + ROUNDER) - ROUNDER
             slices[row, column] = whole
             some += whole != 0.0
@@ -48,17 +57,59 @@ def cut(values: Array, scales: Array, place: int, slices: Array, found: Array) -
 
 
 @compiled
-def add_sparse(sparse: Array, dense: Array, products: Array) -> None:
-    """Add sparseᵀ·dense to products float64[n, m]: sparse float64[rows, n] is mostly zero, dense float64[rows, m]."""
+def add_sparse(sparse: Array, dense: Array, products: Array, starts: Array, places: Array) -> None:
+    """Add sparseᵀ·dense to products float64[n, m]: sparse float64[rows, n] is mostly zero, dense float64[rows, m].
+
+    starts int64[n + 1] and places int64[values that are not zero] are working memory: the rows of these, by column.
+    """
+    _find_places(sparse, starts, places)
+    for column in range(sparse.shape[1]):
+        target = products[column]
+        for at in range(starts[column], starts[column + 1]):
+            value, line = sparse[places[at], column], dense[places[at]]
+            for other in range(line.size):
+                target[other] += value * line[other]
+
+
+@compiled
+def add_both_sparse(sparse: Array, others: Array, products: Array, starts: Array, places: Array) -> None:
+    """As `add_sparse`, where `others` float64[rows, m] are mostly zero, too; `starts` and `places` are of the others.
+
+    `places` has room for the values of one row that are not zero.
+    """
     rows, columns = sparse.shape
     for row in range(rows):
+        some = 0
+        for other in range(others.shape[1]):
+            if others[row, other] != 0.0:
+                places[some] = other
+                some += 1
+        if some == 0:
+            continue
         for column in range(columns):
             value = sparse[row, column]
             if value != 0.0:
-                target = products[column]
-                line = dense[row]
-                for other in range(line.size):
-                    target[other] += value * line[other]
+                for at in range(some):
+                    products[column, places[at]] += value * others[row, places[at]]
+
+
+@compiled
+def _find_places(sparse: Array, starts: Array, places: Array) -> None:
+    rows, columns = sparse.shape
+    starts[:] = 0
+    for row in range(rows):
+        for column in range(columns):
+            starts[column + 1] += sparse[row, column] != 0.0
+    for column in range(columns):
+        starts[column + 1] += starts[column]
+    for row in range(rows):
+        for column in range(columns):
+            if sparse[row, column] != 0.0:
+                places[starts[column]] = row
+                starts[column] += 1
+    for column in range(columns, 0, -1):
+        starts[column] = starts[column - 1]
+    starts[0] = 0
 
 
 @compiled
@@ -66,6 +117,35 @@ def add_integers(products: Array, plane: Array) -> None:
     """Add products float64[n], integers of at most 2^53, to plane int64[n]."""
     for place in range(products.size):
         plane[place] += np.int64(products[place])
+
+
+@compiled
+def add_triangle(products: Array, plane: Array, twice: bool) -> None:
+    """Add the upper triangle of products float64[n, n], integers of at most 2^53, to that of plane int64[n, n].
+
+    If `twice`, add that of their transpose, too.
+    """
+    size = products.shape[0]
+    for row in range(size):
+        add_integers(products[row, row:], plane[row, row:])
+    if twice:
+        for top in range(0, size, TILE):
+            for left in range(top, size, TILE):
+                _add_transposed(
+                    products[left : left + TILE, top : top + TILE], plane[top : top + TILE, left : left + TILE]
+                )
+        for row in range(size):  # tiles on the diagonal have been added whole
+            first = row - row % TILE
+            for column in range(first, row):
+                plane[row, column] = 0
+
+
+@compiled
+def _add_transposed(products: Array, plane: Array) -> None:
+    for row in range(plane.shape[0]):
+        target, source = plane[row], products[:, row]
+        for column in range(target.size):
+            target[column] += np.int64(source[column])
 
 
 @compiled

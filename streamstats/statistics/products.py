@@ -1,11 +1,13 @@
 """Products: the exact sums of the products of columns, XᵀY, at the speed of matrix products in float64.
 
 The law: what is added up are integers, so the sums are the same for any partition of the rows, any order, and any BLAS
-with any number of threads. Each column has an exponent e, chosen so that its values are below 2^(e + 21); they are cut
-into slices, integers of at most 2^21 in units of 2^e, 2^(e − 22), and so on. The product of two slices over ROWS rows
-is exact in float64: its terms and all partial sums are integers of at most 2^21 · 2^21 · 2^11 = 2^53. Products of
-slices k and l go to the int64 plane of order k + l, and from there into integers as wide as the dtype may need.
-(After Ozaki et al., Error-free transformations of matrix multiplication, Numerical Algorithms 59, 2012.)
+with any number of threads. The values of each column are cut into slices: integers in units of 2^e, 2^(e − 22), and so
+on. A slice from the second on is at most 2^21, so its norm over ROWS = 2^11 rows is at most 2^26.5; e is chosen so that
+the norm of the first slice is, too. By Cauchy and Schwarz, the products of two slices, and all their partial sums in
+any order, are integers of at most 2^26.5 · 2^26.5 = 2^53: exact in float64. Products of slices k and l go to the int64
+plane of order k + l, and from there into integers as wide as the dtype may need. (After Ozaki et al., Error-free
+transformations of matrix multiplication, Numerical Algorithms 59, 2012; there, the largest value takes the part of the
+norm.)
 
 Most values of a float column need one slice or two. Slices in which few values have something left are multiplied value
 by value, all others by BLAS.
@@ -13,15 +15,14 @@ by value, all others by BLAS.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cache, cached_property
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ..compiled.cache import POINTER, SIZE, load
+from ..compiled.accelerator import multiply
+from .product_loops import SLICE_BITS, adding, adding_triangles, cutting, depositing, multiplying, norming
 
 Array = npt.NDArray[Any]
 Rows = npt.NDArray[np.float32]
@@ -31,23 +32,41 @@ Digits = npt.NDArray[np.uint32]
 
 ROWS = 2**11
 """The most rows of one matrix product."""
-SLICE_BITS, LARGEST_BITS = 22, 21
-"""Bits from one slice to the next, and those of the largest slice."""
+NORM_BITS = 26
+"""A column whose norm is below 2^(e + 26) has a first slice of a norm below 2^26.5, rounding included."""
 SPARSE = 0.04
 """The share of values that are not zero below which a slice is multiplied value by value."""
-PLANES = 3
+PLANES = 5
 """The orders that have a plane; products of higher ones are rare, and go into the wide integers at once."""
-MOST_ADDED = 2**8
-"""Matrix products of at most 2^53 that a plane of int64 takes, twice each, before it is emptied."""
+MOST_ADDED = 2**7
+"""Batches of rows after which planes are emptied. An order has at most three pairs of slices, each of which may count
+twice: 6 · 2^7 products of at most 2^53 fit an int64.
+"""
+MORE = 1 + 2.0**-20
+"""A factor above what rounding may have taken from a norm."""
+
+
+@dataclass
+class _Slice:
+    """Slice number `place` of a side: how many of its integers are not zero, and of how many values more is left."""
+
+    place: int
+    share: float
+    left: int
 
 
 @dataclass
 class _Side:
-    """The columns on one side: their waiting rows float32[ROWS, G, n], and their exponents int64[G · n]."""
+    """The columns on one side: their waiting rows float32[ROWS, G, n], and their exponents int64[G · n].
+
+    `known` says which exponents fit values that were seen. Slices are cut into memory that is used again.
+    """
 
     values: Rows
     exponents: Integers
     known: npt.NDArray[np.bool_]
+    memory: dict[int, Float64Array] = field(default_factory=dict)
+    held: dict[int, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, groups: int, columns: int, unit: int, integral: bool) -> _Side:
@@ -56,24 +75,51 @@ class _Side:
         exponents = np.full(width, 0 if integral else unit, np.int64)
         return cls(np.empty((ROWS, groups, columns), np.float32), exponents, np.full(width, integral))
 
-    def needed(self, rows: int) -> tuple[Integers, bool]:
-        """The exponents that the waiting `rows` need, and whether one differs from what its column had before."""
-        flat = self.values[:rows].reshape(rows, -1)
-        largest = np.maximum(flat.max(axis=0), -flat.min(axis=0))
-        occupied = largest > 0
-        least = np.frexp(largest)[1].astype(np.int64) - LARGEST_BITS
-        too_small = occupied & (~self.known | (least > self.exponents))
-        raised = np.where(too_small, np.maximum(least + 1, self.exponents), self.exponents)
+    def choose_exponents(self, rows: int) -> tuple[Integers, bool]:
+        """The exponents that the waiting `rows` need, and whether one differs from what its column had before.
+
+        A new exponent has a bit to spare, so that later rows seldom need another one.
+        """
+        flat, squares = self.values[:rows].reshape(rows, -1), np.empty(len(self.exponents))
+        norming()(flat.ctypes.data, *flat.shape, squares.ctypes.data)
+        least = np.frexp(np.sqrt(squares) * MORE)[1].astype(np.int64) - NORM_BITS
+        too_small = (squares > 0) & (~self.known | (least > self.exponents))
         changed = bool((too_small & self.known).any())
-        self.known = self.known | occupied
-        return raised, changed
+        self.known = self.known | (squares > 0)
+        return np.where(too_small, np.maximum(least + 1, self.exponents), self.exponents), changed
+
+    def slices(self, rows: int) -> list[_Slice]:
+        """The slices of the waiting `rows`, as many as they need."""
+        self.held.clear()
+        found: list[_Slice] = []
+        while not found or found[-1].left:
+            found.append(self._cut(rows, len(found), min(len(found), 1)))
+        return found
+
+    def cut(self, rows: int, place: int, *, other: bool = False) -> Float64Array:
+        """Slice number `place` of the waiting `rows`, float64[rows, G · n]; `other` if another one is in use."""
+        number = min(place, 1 + other)
+        if self.held.get(number) != place:
+            self._cut(rows, place, number)
+        return self.memory[number][:rows]
+
+    def _cut(self, rows: int, place: int, number: int) -> _Slice:
+        flat, found = self.values[:rows].reshape(rows, -1), np.zeros(2, np.int64)
+        if number not in self.memory:
+            self.memory[number] = np.empty((ROWS, flat.shape[1]))
+        scales = np.ldexp(1.0, -self.exponents)
+        slices = self.memory[number].ctypes.data
+        cutting()(flat.ctypes.data, *flat.shape, scales.ctypes.data, place, slices, found.ctypes.data)
+        self.held[number] = place
+        return _Slice(place, int(found[0]) / max(1, flat.size), int(found[1]))
 
 
 class Products:
     """The sums of the products of each column of X with each column of Y, for each of G groups of columns.
 
-    `unit` is the exponent of the smallest denormal of their dtype, 0 for `integral` values of at most 2^21; the sums
-    are integers in units of 2^(2·unit), of `digits` digits. Without `others`, Y is X.
+    `unit` is the exponent of the smallest denormal of their dtype, 0 for `integral` values of at most 2^16; the sums
+    are integers in units of 2^(2·unit), of `digits` digits. Without `others`, Y is X, and only the upper triangles are
+    added up.
     """
 
     def __init__(
@@ -84,15 +130,18 @@ class Products:
         self._left = _Side.of(groups, columns, unit, integral)
         self._right = self._left if others is None else _Side.of(groups, others, unit, integral)
         self._waiting = self._added = 0
+        self._found = np.empty(self._shape)
         self._planes: dict[int, Integers] = {}
         self._digits = np.zeros((digits, *self._shape), np.uint32)
 
     @classmethod
-    def working_bytes(cls, groups: int, columns: int, others: int | None, digits: int) -> int:
-        """Peak bytes."""
+    def working_bytes(cls, groups: int, columns: int, others: int | None, digits: int, most_slices: int) -> int:
+        """Peak bytes, where values have at most so many slices."""
         sides = ROWS * groups * (columns + (others or 0))
         pairs = groups * columns * (columns if others is None else others)
-        return sides * (4 + 8 * (2 if others is None else 1)) + pairs * (8 * (1 + PLANES) + 4 * digits)
+        memory, planes = min(most_slices, 3 if others is None else 2), min(PLANES, 2 * most_slices - 1)
+        more = min(most_slices - 1, 1)  # the product of slices in the other order
+        return sides * (4 + 8 * memory) + pairs * (8 * (1 + more + planes) + 4 * digits)
 
     @property
     def _is_square(self) -> bool:
@@ -124,64 +173,61 @@ class Products:
             return
         if not self._integral:
             self._choose_exponents(rows)
-        lefts = self._slices_of(self._left, rows)
-        rights = lefts if self._is_square else self._slices_of(self._right, rows)
+        lefts = self._left.slices(rows)
+        rights = lefts if self._is_square else self._right.slices(rows)
         for left in lefts:
             for right in rights:
-                if not self._is_square or right.place >= left.place:
-                    self._add_products(left, right)
+                if left.share and right.share and not (self._is_square and right.place < left.place):
+                    self._add_products(rows, left, right)
         self._added += 1
         if self._added == MOST_ADDED:
             self._empty_planes()
 
     def _choose_exponents(self, rows: int) -> None:
         sides = [self._left] if self._is_square else [self._left, self._right]
-        needed = [side.needed(rows) for side in sides]
-        if any(changed for _, changed in needed):
+        chosen = [side.choose_exponents(rows) for side in sides]
+        if any(changed for _, changed in chosen):
             self._empty_planes()
-        for side, (exponents, _) in zip(sides, needed, strict=True):
+        for side, (exponents, _) in zip(sides, chosen, strict=True):
             side.exponents = exponents
 
-    def _slices_of(self, side: _Side, rows: int) -> list[_Slice]:
-        slices: list[_Slice] = []
-        flat = side.values[:rows].reshape(rows, -1)
-        scales = np.ldexp(1.0, -side.exponents)
-        left = True
-        while left:
-            each = _Slice(flat, scales, len(slices))
-            each.count()
-            slices.append(each)
-            left = each.left > 0
-        return slices
-
-    def _add_products(self, left: _Slice, right: _Slice) -> None:
+    def _add_products(self, rows: int, left: _Slice, right: _Slice) -> None:
         """Add the products of both slices; of X with itself, they are those of the exchanged slices, too."""
-        products, order = self._products(left, right), left.place + right.place
-        self._deposit(products, order)
-        if self._is_square and left is not right:
-            self._deposit(np.ascontiguousarray(products.transpose(0, 2, 1)), order)
-
-    def _products(self, left: _Slice, right: _Slice) -> Float64Array:
-        groups, columns, others = self._shape
-        if not (left.some and right.some):
-            return np.zeros(self._shape)
-        if groups == 1 and min(left.share, right.share) < SPARSE:
-            if left.share <= right.share:
-                return _sparse_product(left.slices, right.slices)[np.newaxis]
-            return np.ascontiguousarray(_sparse_product(right.slices, left.slices).T)[np.newaxis]
-        if groups == 1:
-            return (left.slices.T @ right.slices)[np.newaxis]
-        mine = left.slices.reshape(-1, groups, columns).transpose(1, 2, 0)
-        return mine @ right.slices.reshape(-1, groups, others).transpose(1, 0, 2)
-
-    def _deposit(self, products: Float64Array, order: int) -> None:
+        self._find_products(rows, left, right)
+        order, twice = left.place + right.place, left is not right
         if order < PLANES:
-            plane = self._planes.get(order)
-            if plane is None:
-                plane = self._planes[order] = np.zeros(self._shape, np.int64)
-            _adding()(products.ctypes.data, products.size, plane.ctypes.data)
+            if order not in self._planes:
+                self._planes[order] = np.zeros(self._shape, np.int64)
+            self._add_to(self._planes[order], twice=twice)
         else:
-            self._widen(products.astype(np.int64), order)
+            plane = np.zeros(self._shape, np.int64)
+            self._add_to(plane, twice=twice)
+            self._widen(plane, order)
+
+    def _find_products(self, rows: int, left: _Slice, right: _Slice) -> None:
+        mine = self._left.cut(rows, left.place)
+        same = self._is_square and left.place == right.place
+        theirs = mine if same else self._right.cut(rows, right.place, other=self._is_square)
+        groups, columns, others = self._shape
+        found = self._found[0]
+        if groups > 1:
+            by_group = mine.reshape(rows, groups, columns).transpose(1, 2, 0)
+            np.matmul(by_group, theirs.reshape(rows, groups, others).transpose(1, 0, 2), out=self._found)
+        elif min(left.share, right.share) >= SPARSE:
+            multiply(mine, theirs, found)
+        elif left.share <= right.share:
+            _multiply_sparse(mine, left, theirs, right, found)
+        else:
+            exchanged = np.empty((others, columns))
+            _multiply_sparse(theirs, right, mine, left, exchanged)
+            found[:] = exchanged.T
+
+    def _add_to(self, plane: Integers, *, twice: bool) -> None:
+        if self._is_square:
+            groups, columns, _ = self._shape
+            adding_triangles()(self._found.ctypes.data, groups, columns, plane.ctypes.data, int(twice))
+        else:
+            adding()(self._found.ctypes.data, self._found.size, plane.ctypes.data)
 
     def _empty_planes(self) -> None:
         for order, plane in self._planes.items():
@@ -190,144 +236,22 @@ class Products:
         self._added = 0
 
     def _widen(self, plane: Integers, order: int) -> None:
-        groups, columns, others = self._shape
         shift = -SLICE_BITS * order - 2 * self._unit
-        rows, right = (np.ascontiguousarray(each.exponents) for each in (self._left, self._right))
-        _depositing()(
-            plane.ctypes.data, groups, columns, others, rows.ctypes.data, right.ctypes.data, shift,
-            self._digits.ctypes.data, len(self._digits),
-        )  # fmt: skip
-
-
-@dataclass
-class _Slice:
-    """Slice number `place` of values float32[rows, width], whose columns have the `scales` 2^−e."""
-
-    values: Rows
-    scales: Float64Array
-    place: int
-    some: int = 0
-    left: int = 0
-
-    @cached_property
-    def slices(self) -> Float64Array:
-        """float64[rows, width]."""
-        return self._cut()
-
-    @property
-    def share(self) -> float:
-        """The share of its values that are not zero."""
-        return self.some / max(1, self.values.size)
-
-    def count(self) -> None:
-        """Find how many of its values are not zero, and how many leave something."""
-        if self.place < 2:
-            self.slices  # noqa: B018
-        else:
-            self._cut()
-
-    def _cut(self) -> Float64Array:
-        slices, found = np.empty(self.values.shape), np.zeros(2, np.int64)
-        _cutting()(
-            self.values.ctypes.data, *self.values.shape, self.scales.ctypes.data, self.place, slices.ctypes.data,
-            found.ctypes.data,
-        )  # fmt: skip
-        self.some, self.left = found.tolist()
-        return slices
-
-
-def _sparse_product(sparse: Float64Array, dense: Float64Array) -> Float64Array:
-    products = np.zeros((sparse.shape[1], dense.shape[1]))
-    _multiplying()(sparse.ctypes.data, *sparse.shape, dense.ctypes.data, dense.shape[1], products.ctypes.data)
-    return products
-
-
-MODULES = (f"{__package__}.product_kernels", __name__)
-
-
-@cache
-def _cutting() -> Callable[..., None]:
-    arguments = (POINTER, SIZE, SIZE, POINTER, SIZE, POINTER, POINTER)
-    return load("products-cut", arguments, _define_cutting, MODULES)
-
-
-def _define_cutting() -> Callable[..., None]:
-    import numba
-
-    from .product_kernels import cut
-
-    carray = numba.carray
-
-    def cutting(values, rows, width, scales, place, slices, found):  # type: ignore[no-untyped-def]
-        cut(
-            carray(values, (rows, width), np.float32),
-            carray(scales, (width,), np.float64),
-            place,
-            carray(slices, (rows, width), np.float64),
-            carray(found, (2,), np.int64),
+        left, right, digits = self._left.exponents, self._right.exponents, self._digits
+        depositing()(
+            plane.ctypes.data, *self._shape, left.ctypes.data, right.ctypes.data, shift, digits.ctypes.data, len(digits)
         )
 
-    return cutting
 
-
-@cache
-def _multiplying() -> Callable[..., None]:
-    return load("products-sparse", (POINTER, SIZE, SIZE, POINTER, SIZE, POINTER), _define_multiplying, MODULES)
-
-
-def _define_multiplying() -> Callable[..., None]:
-    import numba
-
-    from .product_kernels import add_sparse
-
-    carray = numba.carray
-
-    def multiplying(sparse, rows, width, dense, others, products):  # type: ignore[no-untyped-def]
-        add_sparse(
-            carray(sparse, (rows, width), np.float64),
-            carray(dense, (rows, others), np.float64),
-            carray(products, (width, others), np.float64),
-        )
-
-    return multiplying
-
-
-@cache
-def _adding() -> Callable[..., None]:
-    return load("products-add", (POINTER, SIZE, POINTER), _define_adding, MODULES)
-
-
-def _define_adding() -> Callable[..., None]:
-    import numba
-
-    from .product_kernels import add_integers
-
-    carray = numba.carray
-
-    def adding(products, size, plane):  # type: ignore[no-untyped-def]
-        add_integers(carray(products, (size,), np.float64), carray(plane, (size,), np.int64))
-
-    return adding
-
-
-@cache
-def _depositing() -> Callable[..., None]:
-    arguments = (POINTER, SIZE, SIZE, SIZE, POINTER, POINTER, SIZE, POINTER, SIZE)
-    return load("products-deposit", arguments, _define_depositing, MODULES)
-
-
-def _define_depositing() -> Callable[..., None]:
-    import numba
-
-    from .product_kernels import deposit
-
-    carray = numba.carray
-
-    def depositing(plane, groups, width, others, rows, columns, shift, digits, count):  # type: ignore[no-untyped-def]
-        planes = carray(plane, (groups, width, others), np.int64)
-        of_rows, of_columns = carray(rows, (groups, width), np.int64), carray(columns, (groups, others), np.int64)
-        wide = carray(digits, (count, groups, width, others), np.uint32)
-        for group in range(groups):
-            deposit(planes[group], of_rows[group], of_columns[group], shift, wide[:, group])
-
-    return depositing
+def _multiply_sparse(
+    mine: Float64Array, sparse: _Slice, theirs: Float64Array, other: _Slice, found: Float64Array
+) -> None:
+    """Set `found` to the product of two slices, the first of which is sparse, or both."""
+    both = other.share < SPARSE
+    found[:] = 0
+    starts = np.empty(mine.shape[1] + 1, np.int64)
+    places = np.empty(theirs.shape[1] if both else round(sparse.share * mine.size), np.int64)
+    multiplying(both)(
+        mine.ctypes.data, *mine.shape, theirs.ctypes.data, theirs.shape[1], found.ctypes.data, starts.ctypes.data,
+        places.ctypes.data, len(places),
+    )  # fmt: skip

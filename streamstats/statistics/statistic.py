@@ -123,6 +123,14 @@ class Accumulator(Protocol[Found]):
 
 
 @dataclass(frozen=True, eq=False)
+class Cut:
+    """Part `number` of a statistic that is measured in several: arrays, which its kind joins with the others."""
+
+    number: int
+    arrays: Mapping[str, Array]
+
+
+@dataclass(frozen=True, eq=False)
 class Statistic(ABC):
     """A value over some samples of a `space`; its other fields are arrays, those that `tensors` declares for it."""
 
@@ -170,6 +178,40 @@ class Statistic(ABC):
     @abstractmethod
     def accumulator(cls, space: Space) -> Accumulator[Self]:
         """A new accumulator for blocks of samples of `space`."""
+
+    @classmethod
+    def cuts(cls, space: Space) -> int:  # noqa: ARG003 - for those that need several
+        """In how many parts it is measured, each by a task of its own: more than one if its state is large."""
+        return 1
+
+    @classmethod
+    def cut_accumulator(cls, space: Space, number: int) -> Accumulator[Cut]:
+        """A new accumulator for part `number`; for kinds with several `cuts`."""
+        raise NotImplementedError(f"{cls.name} is measured in one part")
+
+    @classmethod
+    def joined(cls, space: Space, cuts: Sequence[Cut]) -> Self:
+        """The statistic of some samples, from all its parts over the same samples."""
+        raise NotImplementedError(f"{cls.name} is measured in one part")
+
+    @classmethod
+    def cut_bytes(cls, space: Space) -> int:
+        """The most bytes that measuring gives at once: those of its state, or of its largest part."""
+        return cls.state_bytes(space)
+
+    @classmethod
+    def working_bytes(cls, space: Space, block: Sequence[int]) -> int:
+        """Peak bytes that its accumulator needs for blocks of at most the shape `block`, in addition to the blocks.
+
+        The state is held while it accumulates, is found and is sent.
+        """
+        size = prod(block) * space.dtype.itemsize
+        return (cls.copies + (space.dtype == np.bool_)) * size + HELD * cls.state_bytes(space)
+
+    @classmethod
+    def operations(cls, space: Space) -> int:  # noqa: ARG003 - for those that cost more than reading
+        """The multiplications of floats that a sample costs, if they cost more than reading it; 0 if not."""
+        return 0
 
     @abstractmethod
     def merge(self, other: Self) -> Self:
@@ -286,6 +328,10 @@ class Document:
     layer: Mapping[str, Any] = field(default_factory=dict)
     channels: Mapping[str, Array] = field(default_factory=dict)
     tables: Mapping[str, Table] = field(default_factory=dict)
+
+
+HELD = 4
+"""Copies of a state in memory while a worker measures it."""
 
 
 class ValueStatistic(Statistic):

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
-import numpy as np
 import numpy.typing as npt
 
 from ..errors import DataError, MismatchError
@@ -20,7 +19,7 @@ from .masks import Mask, chosen_bytes
 from .meaning import Meaning, Replacing
 from .riders import RiderKind, Taker, Where
 from .running import Intake, Measures
-from .statistic import Accumulator, Document, Space, Statistic, ValueStatistic
+from .statistic import Accumulator, Cut, Document, Space, Statistic, ValueStatistic
 from .values import ValuePass, as_counted
 
 Array = npt.NDArray[Any]
@@ -153,10 +152,15 @@ class Statistics(Mapping[str, Statistic]):
 class StatisticsAccumulator:
     """Accumulates blocks for all `kinds` of a layer: value statistics share one pass, the others get every block.
 
-    If `meaning` is given, blocks are of the stored values, and what they mean is counted; blocks of floats change.
+    If `meaning` is given, blocks are of the stored values, and what they mean is counted; blocks of floats change. If
+    `cut` is given, kinds with several cuts measure that one; all others are measured with the first.
     """
 
-    def __init__(self, kinds: Sequence[Kind], space: Space, meaning: Meaning | None = None) -> None:
+    def __init__(
+        self, kinds: Sequence[Kind], space: Space, meaning: Meaning | None = None, cut: int | None = None
+    ) -> None:
+        cut_kinds = [kind for kind in kinds if cut is not None and kind.cuts(space) > 1]
+        kinds = [kind for kind in kinds if not cut and kind not in cut_kinds]
         self._kinds, self._space, self._meaning = tuple(kinds), space, meaning
         self._replacing = None if meaning is None else Replacing(meaning)
         self.values = ValuePass(
@@ -165,29 +169,36 @@ class StatisticsAccumulator:
         self.others: dict[str, Accumulator[Any]] = {
             kind.name: kind.accumulator(space) for kind in kinds if not issubclass(kind, ValueStatistic)
         }
+        self._has_values = len(self.others) < len(kinds)
+        self._cuts: dict[str, Accumulator[Cut]] = {
+            kind.name: kind.cut_accumulator(space, cut or 0) for kind in cut_kinds if (cut or 0) < kind.cuts(space)
+        }
 
     @property
     def takes_blocks(self) -> bool:
         """Whether a kind needs every block whole, in memory."""
-        return bool(self.others)
+        return bool(self.others or self._cuts)
 
     def add(self, block: Array, where: Where, mask: Mask | None = None) -> None:
         """As `Accumulator.add`. Raises as `Replacing.counted`."""
         if self._replacing is not None:
             block = self._replacing.counted(block, self._space.axis + 1, mask)
-        self.values.add(block, where, mask)
+        if self._has_values:
+            self.values.add(block, where, mask)
         self.add_measured(block, where, mask)
 
     def intake(self, where: Where) -> tuple[Taker, Intake] | None:
         """As `ValuePass.intake`, of stored values."""
+        if not self._has_values:
+            return None
         taken = self.values.intake(where)
         return taken if taken is None or self._replacing is None else self._replacing.before(taken)
 
     def add_measured(self, block: Array, where: Where, mask: Mask | None = None) -> None:
         """Take a block that `values` has taken: the other kinds get it."""
         masked = () if mask is None else (mask,)
-        block = as_counted(block) if self.others else block
-        for accumulator in self.others.values():
+        block = as_counted(block) if self.takes_blocks else block
+        for accumulator in (*self.others.values(), *self._cuts.values()):
             accumulator.add(block, where, *masked)
 
     @property
@@ -198,8 +209,12 @@ class StatisticsAccumulator:
         nan, infinite = self.values.nonfinite
         return not infinite and (self._meaning.nan or nan == self._replacing.replaced)
 
+    def cuts(self) -> dict[str, Cut]:
+        """What kinds with several cuts have measured, by their names."""
+        return {name: accumulator.found() for name, accumulator in self._cuts.items()}
+
     def found(self) -> Statistics:
-        """The statistics of all blocks so far."""
+        """The statistics of all blocks so far, without kinds that are cut."""
         measures = self.values.found()
         return Statistics(self._space, {kind.name: self._found(kind, measures) for kind in self._kinds})
 
@@ -227,15 +242,33 @@ def working_bytes(kinds: Sequence[Kind], space: Space, block: Sequence[int]) -> 
         masked=space.masked,
         riders=riders,
     )
-    others = [kind for kind in kinds if not issubclass(kind, ValueStatistic)]
-    size = int(np.prod(block, dtype=object)) * space.dtype.itemsize
-    copies = max((kind.copies + (space.dtype == np.bool_) for kind in others), default=0) * size
+    others = sum(kind.working_bytes(space, block) for kind in kinds if not issubclass(kind, ValueStatistic))
     masked = chosen_bytes(block, space.axis + 1, space.dtype) if space.masked else 0
-    return values + copies + masked + OTHERS * state_bytes(others, space)
+    return values + masked + others
 
 
-OTHERS = 4
-"""Copies of the state of a kind that takes blocks: it is held while it accumulates, is found and is sent."""
+def cuts_of(kinds: Iterable[Kind], space: Space) -> int:
+    """In how many parts a layer is measured, each by a task of its own."""
+    return max((kind.cuts(space) for kind in kinds), default=1)
+
+
+def operations(kinds: Iterable[Kind], space: Space) -> int:
+    """The multiplications that a sample costs, in addition to reading it."""
+    return sum(kind.operations(space) for kind in kinds)
+
+
+def cut_bytes(kinds: Iterable[Kind], space: Space) -> int:
+    """The most bytes that measuring one part of a layer gives."""
+    return sum(kind.cut_bytes(space) for kind in kinds)
+
+
+def joined(kinds: Iterable[Kind], whole: Statistics, cuts: Sequence[Mapping[str, Cut]]) -> Statistics:
+    """The statistics of `kinds`: those that are `whole`, and others from all their `cuts`, over the same samples."""
+    members = dict(whole.members)
+    for kind in kinds:
+        if kind.name not in members:
+            members[kind.name] = kind.joined(whole.space, [each[kind.name] for each in cuts if kind.name in each])
+    return Statistics(whole.space, {kind.name: members[kind.name] for kind in kinds})
 
 
 def _riders(kinds: Iterable[Kind], space: Space) -> dict[str, RiderKind]:

@@ -24,7 +24,7 @@ Rows = npt.NDArray[np.float32]
 Unfolded = tuple[Rows, int]
 """Rows, and how many of the values they are made of are not finite."""
 
-PIECE_VALUES = 2**22
+PIECE_VALUES = 2**20
 """About how many values are unfolded at once."""
 
 
@@ -126,7 +126,7 @@ class Unfolding:
             writeable=False,
         )
         columns = padded.shape[-1] * self.taps
-        lines = max(1, PIECE_VALUES // max(1, self.groups * columns * prod(self.outputs[1:])))
+        lines = max(1, PIECE_VALUES // max(1, self.groups * self.columns * prod(self.outputs[1:])))  # for all members
         for start in range(0, self.outputs[0], lines):
             part = windows[start : start + lines]
             yield part.reshape(prod(part.shape[: len(taps)]), self.groups, columns), left_out if start == 0 else 0

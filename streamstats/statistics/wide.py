@@ -51,12 +51,12 @@ class Wide:
             piece = slice(start, start + PIECE)
             carry = np.zeros(found[0, piece].shape, np.int64)
             for place in range(low, high):
-                carry += self._digit(place, piece).astype(np.int64) + sign * other._digit(place, piece).astype(np.int64)
+                carry += self.digit(place, piece).astype(np.int64) + sign * other.digit(place, piece).astype(np.int64)
                 found[place - low, piece] = (carry & 0xFFFFFFFF).astype(np.uint32)
                 carry >>= BITS
         return type(self)(found, low).trimmed()
 
-    def _digit(self, place: int, piece: slice) -> Digits:
+    def digit(self, place: int, piece: slice = slice(None)) -> Digits:
         """Digit `place` of the integers in `piece`, left out or not."""
         if place < self.first:
             return np.zeros_like(self.digits[0, piece])

@@ -20,7 +20,7 @@ from streamstats.jobs.run import run
 from streamstats.outputs.results import open_results
 from streamstats.statistics.kinds import KINDS
 
-ALL = ("magnitude", "squares", "histogram", "spread")
+ALL = ("magnitude", "squares", "histogram", "spread", "gram")
 
 
 @pytest.fixture(scope="module")

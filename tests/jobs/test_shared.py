@@ -31,7 +31,7 @@ from streamstats.outputs.saving import held
 CONV = ss.Kernel((3, 3), ss.Geometry((2, 2), (1, 1, 1, 1)))
 DOWN = ss.Kernel((1, 1), ss.Geometry((2, 2)))
 LAYERS = {"block/conv": CONV, "block/down": DOWN}
-STATISTICS = ["magnitude", "squares", "histogram", "spread", "taps"]
+STATISTICS = ["magnitude", "squares", "histogram", "spread", "taps", "gram"]
 VALUES = samples(24, 3, 6, 7)
 
 
