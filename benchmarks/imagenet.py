@@ -5,8 +5,9 @@
 The images lie in a folder for each class, as ImageNet's do; the classes are the sorted names of the folders, or the
 lines `FILE LABEL` of `--labels`. Some are drawn for calibration, others to be judged by; no image is both. The weights
 are fake-quantised to each of `--bits`, per tensor, in the range of all weights and in that of least squared error
-(mse); with `--activation-bits`, also with activations of so many bits, in ranges of least squared error; `--quantizer`
-has onnxruntime quantise weights and activations to 8 bits instead. What comes out: top-1 accuracy of the float model,
+(mse), there also rounded by the second moments of their inputs (gram), and with `--per-channel` scaled by them; with
+`--activation-bits`, also with activations of so many bits, in ranges of least squared error; `--quantizer` has
+onnxruntime quantise weights and activations to 8 bits instead. What comes out: top-1 accuracy of the float model,
 the quantised one, and the corrected ones, in one pass and layer by layer; a report of each stays in `--folder`. With
 `--trial` the network and the images of `streamstats demo` are used: is everything there?
 """
@@ -67,7 +68,7 @@ def main() -> None:
         store = folder / "calibration.zarr"
         remove_folder(store)
         record(model, folder / "calibration.npy", store, batch_size=options.batch_size)
-        source, settings = str(store), {"statistics": ["spread", "taps", "histogram"]}
+        source, settings = str(store), {"statistics": ["spread", "taps", "histogram", "gram"]}
         run(JobConfig.model_validate({"source": source, "output": str(out), **settings}).job(), restart=True)
         found = {_title(case, options): _accuracies(case, model, folder, options) for case in _cases(options)}
     about = machine()
@@ -180,20 +181,35 @@ def _write_trial(folder: Path, options: argparse.Namespace) -> None:
 
 @dataclass(frozen=True)
 class Case:
-    """Weights of `bits` bits in the range `weight_range`, and activations of `activation_bits` unless None."""
+    """Weights of `bits` bits in the range `weight_range`, and activations of `activation_bits` unless None.
+
+    `rounding` and `scale` are those of `correct`.
+    """
 
     bits: int
     weight_range: str
     activation_bits: int | None = None
+    rounding: str = "nearest"
+    scale: bool = False
+
+    @property
+    def words(self) -> list[str]:
+        """What is done, one word each."""
+        found = [self.weight_range, *([self.rounding] if self.rounding != "nearest" else [])]
+        found += ["scaled"] if self.scale else []
+        return found + ([f"activations {self.activation_bits} bits"] if self.activation_bits else [])
 
 
 def _cases(options: argparse.Namespace) -> list[Case | None]:
     """The cases to judge; None stands for onnxruntime's quantiser."""
     if options.quantizer:
         return [None]
-    kinds: list[tuple[str, int | None]] = [("minmax", None), ("mse", None)]
-    kinds += [("mse", options.activation_bits)] if options.activation_bits else []
-    return [Case(bits, *kind) for bits in options.bits for kind in kinds]
+    activations = [{"activation_bits": options.activation_bits}] if options.activation_bits else []
+    scaled = [{"rounding": "gram", "scale": True}] if options.per_channel else []
+    more: list[dict[str, Any]] = [{}, *activations, {"rounding": "gram"}, *scaled]
+    return [
+        case for bits in options.bits for case in (Case(bits, "minmax"), *(Case(bits, "mse", **each) for each in more))
+    ]
 
 
 def _title(case: Case | None, options: argparse.Namespace) -> str:
@@ -201,15 +217,14 @@ def _title(case: Case | None, options: argparse.Namespace) -> str:
     kind = "per channel" if options.per_channel else "per tensor"
     if case is None:
         return f"onnxruntime, 8 bits {kind}, activations too"
-    activations = f", activations {case.activation_bits} bits" if case.activation_bits else ""
-    return f"{case.bits} bits {kind}, {case.weight_range}{activations}"
+    return f"{case.bits} bits {kind}, {', '.join(case.words)}"
 
 
 def _suffix(case: Case | None) -> str:
     """What tells the files of a case apart."""
     if case is None:
         return ""
-    return f"-{case.bits}-bits-{case.weight_range}{'-activations' if case.activation_bits else ''}"
+    return "-".join(["", f"{case.bits}-bits", *(word.split()[0] for word in case.words)])
 
 
 def _accuracies(case: Case | None, model: Path, folder: Path, options: argparse.Namespace) -> dict[str, float]:
@@ -230,6 +245,8 @@ def _accuracies(case: Case | None, model: Path, folder: Path, options: argparse.
             bits=case.bits,
             per_channel=options.per_channel,
             weight_range=case.weight_range,
+            rounding=case.rounding,
+            scale=case.scale,
             activation_bits=case.activation_bits,
             activation_range="mse",
             how=how,
