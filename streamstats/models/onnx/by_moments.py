@@ -72,8 +72,11 @@ class ByMoments:
         try:
             moments = [_moments(results, layer) for layer in alike]
             return _Weight(alike[0], codes).rounded(moments, self)
-        except (UsageError, np.linalg.LinAlgError) as error:
-            return nearest._replace(how=f"rounded to nearest: {error}")
+        except np.linalg.LinAlgError:
+            reason = "its second moments are not positive definite"
+        except UsageError as error:
+            reason = str(error)
+        return nearest._replace(how=f"rounded to nearest{', not scaled' if self.scale else ''}: {reason}")
 
 
 def _moments(results: Results, layer: OnnxLayer) -> InputMoments:
