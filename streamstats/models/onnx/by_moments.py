@@ -92,8 +92,8 @@ def _moments(results: Results, layer: OnnxLayer) -> InputMoments:
     expected = (len(places), *places.shape[2:] * 2)
     if found.matrices.shape != expected:
         raise UsageError(
-            f"its second moments are {list(found.matrices.shape)}, its weight needs {list(expected)} (groups, inputs × "
-            f"taps twice): they were counted without its kernel; record the layer anew, and {COUNT}"
+            f"its second moments have the shape {list(found.matrices.shape)}, its weight needs {list(expected)}: its "
+            f"kernel was unknown, as where rows are positions; record samples as rows, and {COUNT}"
         )
     return found
 
