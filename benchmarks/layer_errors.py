@@ -1,10 +1,11 @@
-"""What ranges are worth on real layers: the SQNR of their outputs, with weights in ranges of both kinds.
+"""What ranges and rounding are worth on real layers: the SQNR of their outputs, with weights in ranges of both kinds.
 
     python benchmarks/layer_errors.py --data FOLDER --bits 4 --activation-bits 8
 
 Each layer is a network of its own, fed with its real activations: three quarters of the samples calibrate, the others
-judge. Its weights have one range per tensor. The last columns also round the activations, in ranges of both kinds. SQNR
-is the ratio of signal to quantisation noise in dB, against the float layer.
+judge. Its weights have one range per tensor. In the column gram, they are rounded by the second moments of their
+inputs, in ranges of least squared error. The last columns also round the activations, in ranges of both kinds. SQNR is
+the ratio of signal to quantisation noise in dB, against the float layer.
 """
 
 from __future__ import annotations
@@ -32,7 +33,11 @@ from streamstats.models.onnx.judge import HeldOut
 from streamstats.models.onnx.record import record
 
 CALIBRATING = 3 / 4
-COLUMNS = ("minmax", "minmax, corrected", "mse", "mse, corrected", "and activations, minmax", "and activations, mse")
+STATISTICS = ["histogram", "taps", "spread", "gram"]
+COLUMNS = (
+    *("minmax", "minmax, corrected", "mse", "mse, corrected", "gram, corrected"),
+    *("and activations, minmax", "and activations, mse"),
+)
 
 
 def main() -> None:
@@ -60,6 +65,7 @@ def _judged(layer: str, options: argparse.Namespace) -> dict[str, float]:
         folder = Path(name)
         _prepare(layer, options.data, folder)
         plain = {kind: _ratios(folder, options.bits, weight_range=kind) for kind in ("minmax", "mse")}
+        _, by_moments = _ratios(folder, options.bits, weight_range="mse", rounding="gram")
         rounded = {
             kind: _ratios(
                 folder,
@@ -71,7 +77,7 @@ def _judged(layer: str, options: argparse.Namespace) -> dict[str, float]:
             for kind in ("minmax", "mse")
         }
     ratios = [each for kind in plain for each in plain[kind]]
-    return dict(zip(COLUMNS, [*ratios, *(rounded[kind][1] for kind in rounded)], strict=True))
+    return dict(zip(COLUMNS, [*ratios, by_moments, *(rounded[kind][1] for kind in rounded)], strict=True))
 
 
 def _ratios(folder: Path, bits: int, **ranges: Any) -> tuple[float, float]:
@@ -91,7 +97,7 @@ def _prepare(layer: str, data: Path, folder: Path) -> None:
     np.save(folder / "held-out.npy", samples[calibrating:])
     onnx.save(_model(layer, data, samples), folder / "model.onnx")
     record(folder / "model.onnx", folder / "samples.npy", folder / "store.zarr")
-    job = {"source": str(folder / "store.zarr"), "output": str(folder / "out"), "statistics": ["histogram", "taps"]}
+    job = {"source": str(folder / "store.zarr"), "output": str(folder / "out"), "statistics": STATISTICS}
     run(JobConfig.model_validate(job).job())
 
 

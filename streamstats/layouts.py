@@ -122,20 +122,15 @@ TRANSPOSED = ("IOW", "IOHW", "IODHW")
 def matrix_places(shape: tuple[int, ...], layout: str, groups: int = 1) -> npt.NDArray[np.int64]:
     """Where each group's matrix is in weights of `shape`: the places in their C order, int64[groups, out/groups, n].
 
-    The n columns are (input channel of the group, *taps), in C order. `layout` is one of those of ONNX and torch: with
-    outputs first, `IO`, or transposed.
+    The n columns are (input channel of the group, *taps), in C order. `layout` has the outputs first, or is `IO`.
 
     >>> matrix_places((2, 3), "IO").tolist()
-    [[[0, 2, 4], [1, 3, 5]]]
+    [[[0, 3], [1, 4], [2, 5]]]
     """
     check_layout(shape, layout)
     places = np.arange(math.prod(shape), dtype=np.int64).reshape(shape)
-    if layout in TRANSPOSED:
-        each = places.reshape(groups, shape[0] // groups, *shape[1:]).swapaxes(1, 2)
-    else:
-        outputs_first = places.T if layout == "IO" else places
-        each = outputs_first.reshape(groups, len(outputs_first) // groups, *outputs_first.shape[1:])
-    return each.reshape(*each.shape[:2], -1)
+    outputs_first = places.T if layout == "IO" else places
+    return outputs_first.reshape(groups, len(outputs_first) // groups, -1)
 
 
 BY_GROUP: Mapping[str, Callable[[Float64Array, int | None], Float64Array]] = {

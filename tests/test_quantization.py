@@ -14,7 +14,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 
 from streamstats import Quantization, fake_quantize
 from streamstats.errors import MismatchError, UsageError
-from streamstats.quantization import WEIGHT_RANGES, quantization_step
+from streamstats.quantization import WEIGHT_RANGES, quantization_step, weight_codes
 
 steps = st.floats(1e-30, 1e30)
 zero_points = st.integers(-(2**31), 2**31)
@@ -459,3 +459,24 @@ def test_each_channel_has_the_range_that_it_has_alone() -> None:
 def test_other_ranges_are_refused() -> None:
     with pytest.raises(UsageError, match="weight_range is 'best'; expected one of minmax, mse"):
         fake_quantize(np.ones(3), 4, weight_range="best")
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("how", ["minmax", "mse"])
+@pytest.mark.parametrize("axis", [None, 0, (0, 1)])
+def test_the_codes_of_weights_make_the_levels_of_fake_quantisation(
+    symmetric: bool, how: str, axis: int | tuple[int, int] | None
+) -> None:
+    draw = np.random.default_rng(0)
+    weights = draw.normal(0.2, 1, (3, 4, 9)) * 10.0 ** draw.integers(-6, 6, (3, 4, 1))
+    weights[1] = 0
+    options = {"axis": axis, "symmetric": symmetric, "weight_range": how}
+    step, lowest, highest = weight_codes(weights, 3, **options)  # type: ignore[arg-type]
+    rounded = np.clip(np.rint(weights / step), lowest, highest) * step
+    assert np.array_equal(rounded, fake_quantize(weights, 3, **options))  # type: ignore[arg-type]
+    assert np.all(highest - lowest == 2**3 - (2 if symmetric else 1))
+
+
+def test_weights_too_small_for_a_step_have_no_codes() -> None:
+    with pytest.raises(UsageError, match="too small for their steps to be float64 numbers"):
+        weight_codes(np.array([5e-324, 0.0]), 4)

@@ -259,6 +259,13 @@ Or fake-quantise the weights of the float model first:
   streamstats correct model.onnx --bits 4 --weight-range mse --activation-bits 8 --activation-range mse \\
       --correctors out -o corrected.onnx
 
+Round the weights of a layer together, so that the error of its outputs is small (GPTQ), by the second moments of its
+inputs, which the run counts with `statistics: [gram]`; add taps for kernels of several taps, and spread for few
+samples. --scale also gives each output the variance that it has in the float model:
+
+  streamstats correct model.onnx --bits 3 --per-channel --weight-range mse --rounding gram --scale \\
+      --correctors out -o corrected.onnx
+
 Correct layer by layer, with the inputs that the quantised network gives each layer; judge the result on samples that
 were not recorded; and leave out what does harm. FIXED.report.html and .json show the effect:
 
@@ -270,7 +277,7 @@ several outputs, each counts relative to its signal. Both models see the same sa
 its standard error. With --do-no-harm, a correction without which this error is smaller, by more than three standard
 errors, is left out; one that is smaller than its own standard error (of calibration samples counted with `spread`)
 stays only if the outputs are clearly nearer to the float model's with it; and nothing is corrected if the network would
-still be worse.
+still be worse. Weights are then rounded and scaled by second moments only if the outputs are nearer with them so.
 
 If the weights do not tell (trained further, compensated, unknown operators), correct from mean outputs. This needs no
 recording; layers are matched by name, or by order:

@@ -18,7 +18,7 @@ ONE_PASS, CORRECTED = "one pass", "corrected"
 """The models that are compared with them."""
 IF_WORSE = (
     "correct layer by layer (--iterative), leave out what does harm (--do-no-harm), or round less coarsely "
-    "(--weight-range mse, --per-channel, more bits)"
+    "(--weight-range mse, --rounding gram, --per-channel, more bits)"
 )
 """What to do about a corrected model that is worse than the quantised one."""
 TRIAL_SAMPLES = 256

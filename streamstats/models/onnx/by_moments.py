@@ -72,8 +72,11 @@ class ByMoments:
         try:
             moments = [_moments(results, layer) for layer in alike]
             return _Weight(alike[0], codes).rounded(moments, self)
-        except (UsageError, np.linalg.LinAlgError) as error:
-            return nearest._replace(how=f"rounded to nearest: {error}")
+        except np.linalg.LinAlgError:
+            reason = "its second moments are not positive definite"
+        except UsageError as error:
+            reason = str(error)
+        return nearest._replace(how=f"rounded to nearest{', not scaled' if self.scale else ''}: {reason}")
 
 
 def _moments(results: Results, layer: OnnxLayer) -> InputMoments:
@@ -89,8 +92,8 @@ def _moments(results: Results, layer: OnnxLayer) -> InputMoments:
     expected = (len(places), *places.shape[2:] * 2)
     if found.matrices.shape != expected:
         raise UsageError(
-            f"its second moments are {list(found.matrices.shape)}, its weight needs {list(expected)} (groups, inputs × "
-            f"taps twice): they were counted without its kernel; record the layer anew, and {COUNT}"
+            f"its second moments have the shape {list(found.matrices.shape)}, its weight needs {list(expected)}: its "
+            f"kernel was unknown, as where rows are positions; record samples as rows, and {COUNT}"
         )
     return found
 

@@ -163,9 +163,11 @@ def correct(
     levels = Levels(bits, per_channel, symmetric, weight_range, by_moments)
     activations = None if activation_bits is None else Activations(correctors, activation_bits, activation_range)
     check_targets([model_path], [output, uncorrected])
-    subject = fake_quantized(model_path, levels, activations)
-    plainer = [fake_quantized(model_path, each, activations) for each in levels.plainer()]
-    return _with_means(subject, correctors, how or How(), progress, plainer).written(output, uncorrected)
+    subject, how = fake_quantized(model_path, levels, activations), how or How()
+    compared = levels.plainer() if how.do_no_harm else levels.plainer()[-1:]
+    needed = compared if how.held_out is not None or uncorrected is not None else []
+    plainer = [fake_quantized(model_path, each, activations) for each in needed]
+    return _with_means(subject, correctors, how, progress, plainer).written(output, uncorrected)
 
 
 def correct_quantized(

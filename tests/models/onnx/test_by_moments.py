@@ -266,6 +266,24 @@ def test_do_no_harm_takes_weights_rounded_to_nearest_if_the_network_is_nearer_wi
     assert any("not weights of 3 bits per tensor, rounded by second moments" in each for each in progress.messages)
 
 
+def test_do_no_harm_leaves_out_factors_that_do_harm(tmp_path: Path) -> None:
+    """3 has a level and 1.4 has not; only the input of the second varies while calibrating, only the other's later."""
+    weight = np.array([[3.0], [1.4]], np.float32)
+    x = np.array([[0.0, 1.0], [0.0, -1.0]] * 20, np.float32)
+    model = model_of([helper.make_node("MatMul", ["x", "w"], ["y"], name="layer")], {"w": weight}, x)
+    counted(tmp_path, model, x)
+    np.save(tmp_path / "held.npy", x[:, ::-1])
+    options: dict[str, Any] = {"bits": 2, "per_channel": True, "scale": True}
+    files = (tmp_path / "model.onnx", tmp_path / "out", tmp_path / "fixed.onnx")
+    correct(*files, **options)
+    assert weight_in(tmp_path / "fixed.onnx") == pytest.approx(np.array([[4.2], [1.4]]))
+    progress = Told()
+    how = How(held_out=HeldOut(tmp_path / "held.npy"), do_no_harm=True)
+    correct(*files, **options, how=how, progress=progress)
+    assert weight_in(tmp_path / "fixed.onnx") == pytest.approx(np.array([[3.0], [1.0]]))
+    assert any("not weights of 2 bits per channel, scaled" in each for each in progress.messages)
+
+
 def test_the_command_reports_what_rounding_alone_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, _, x = layer("Conv 3x3")
     counted(tmp_path, model, x)
