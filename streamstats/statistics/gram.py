@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import DataError, MismatchError, UsageError
+from ..errors import DataError, MismatchError, UsageError, counted
 from ..floats import BFLOAT16, FLOAT8_E4M3FN, FLOAT8_E5M2, bound_exponent, is_float
 from ..layouts import Kernel, Kernels
 from ..quantization import Quantization
@@ -325,7 +325,7 @@ class Gram(Statistic):
         part, count = self._only(), self.rows
         if self.left_out[0]:
             raise UsageError(
-                f"{self.left_out[0]} values are NaN or infinite and were left out, so the covariance is unknown; use "
+                f"NaN and infinities were left out ({counted(int(self.left_out[0]), 'value')}), so the covariance is unknown; use "
                 "XᵀX itself, or repair the data and count it again"
             )
         if not part.unfolding.ones:
@@ -358,7 +358,7 @@ class Gram(Statistic):
                 raise UsageError(UNMOVED)
             if self.left_out[0]:
                 raise UsageError(
-                    f"{self.left_out[0]} values are NaN or infinite and were left out, so XᵀX is unknown where zero is "
+                    f"NaN and infinities were left out ({counted(int(self.left_out[0]), 'value')}), so XᵀX is unknown where zero is "
                     "not stored as zero; repair the data and count it again"
                 )
         return maps
