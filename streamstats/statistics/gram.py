@@ -325,7 +325,7 @@ class Gram(Statistic):
         part, count = self._only(), self.rows
         if self.left_out[0]:
             raise UsageError(
-                f"NaN and infinities were left out ({counted(int(self.left_out[0]), 'value')}), so the covariance is unknown; use "
+                f"{self._left_out()}, so the covariance is unknown; use "
                 "XᵀX itself, or repair the data and count it again"
             )
         if not part.unfolding.ones:
@@ -358,10 +358,13 @@ class Gram(Statistic):
                 raise UsageError(UNMOVED)
             if self.left_out[0]:
                 raise UsageError(
-                    f"NaN and infinities were left out ({counted(int(self.left_out[0]), 'value')}), so XᵀX is unknown where zero is "
+                    f"{self._left_out()}, so XᵀX is unknown where zero is "
                     "not stored as zero; repair the data and count it again"
                 )
         return maps
+
+    def _left_out(self) -> str:
+        return f"NaN and infinities, {counted(int(self.left_out[0]), 'value')}, were left out"
 
     def _parts(self) -> tuple[Part, ...]:
         return parts(self.space)
