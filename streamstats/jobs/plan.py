@@ -49,7 +49,7 @@ CUTS_HELD = 2
 """Statistics of rows that are held while some of their cuts are missing."""
 ZARR_COPIES = 3
 """Copies of a chunk that zarr holds while reading it, in addition to the block it fills."""
-STATE_COPIES = 4
+STATE_COPIES = 3
 """Copies of a layer's state and file identities that are held while results are merged and written."""
 MOST_JOINED_BYTES = 8 * NARROWEST
 """Maximum bytes of several rows that the loops take as one."""

@@ -45,7 +45,7 @@ def _with_sorted_header(content: bytes) -> bytes:
     length = int.from_bytes(content[:8], "little")
     header = json.dumps(json.loads(content[8 : 8 + length]), sort_keys=True, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)
-    return len(header).to_bytes(8, "little") + header + content[8 + length :]
+    return b"".join((len(header).to_bytes(8, "little"), header, memoryview(content)[8 + length :]))
 
 
 def read_tensors(
@@ -146,5 +146,5 @@ def content_digest(tensors: Tensors, metadata: Mapping[str, str]) -> str:
     for name in sorted(tensors):
         array = _as_stored(tensors[name])
         digest.update(json.dumps([name, array.dtype.str, array.shape]).encode())
-        digest.update(array.tobytes())
+        digest.update(array.reshape(-1).view(np.uint8))  # no copy: states may be large
     return digest.hexdigest()
