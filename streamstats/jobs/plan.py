@@ -80,8 +80,8 @@ class Task:
 
     @property
     def rows(self) -> int:
-        """The number of rows in all its parts; those of several cuts count with the first."""
-        return 0 if self.cut else sum(part.stop - part.start for part in self.parts)
+        """The number of rows in all its parts."""
+        return sum(part.stop - part.start for part in self.parts)
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from streamstats.jobs.plan import Plan, Task, make_plan
 from streamstats.jobs.run import reduce, run
 from streamstats.jobs.verify import verify
 from streamstats.outputs.results import open_results
+from streamstats.progress import Quiet
 from streamstats.statistics import gram
 from streamstats.statistics.gram import Gram
 
@@ -66,7 +67,7 @@ def test_each_cut_is_a_task_of_its_own(store: Path) -> None:
         same = cuts[start : start + count]
         assert [task.cut for task in same] == [*range(count)]
         assert len({task.parts for task in same}) == 1
-    assert sum(task.rows for task in found.tasks) == found.rows == 128
+    assert sum(task.rows for task in found.tasks if task.cut == 0) == found.rows == 128
     assert sum(task.bytes for task in found.tasks) == found.bytes
     assert len(cuts) > count
     assert found.operations > 64 * 3 * 20**2 / 2
@@ -89,6 +90,24 @@ def test_what_travels_is_a_small_share_of_what_is_read(monkeypatch: pytest.Monke
 def test_cuts_give_the_statistic_of_the_whole(store: Path, values: Array) -> None:
     found = reduce(store, statistics=["gram"], threads=2)
     assert found["wide"].gram == Gram.measure(values, -1)
+
+
+class Rows(Quiet):
+    """Keeps the numbers of rows that are reported."""
+
+    def __init__(self) -> None:
+        self.found: list[int] = []
+
+    def advance(self, rows: int, size: int = 0) -> None:  # noqa: ARG002 - bytes are those of each task
+        self.found.append(rows)
+
+
+def test_rows_are_reported_when_all_their_cuts_have_ended(store: Path) -> None:
+    rows = Rows()
+    reduce(store, statistics=["gram"], threads=1, progress=rows)
+    cut = [number for number in rows.found if number != 64]  # the codes have no cuts
+    assert sum(cut) == sum(cut[9::10]) == 64
+    assert min(cut[9::10]) > 0
 
 
 class StoppedError(Exception):
