@@ -181,7 +181,7 @@ class Gram(Statistic):
 
     def _is_negative(self) -> bool:
         negative = self.sums.negative()
-        return any(negative[places].any() for each in self._parts() for places in each.diagonals())
+        return any(each.diagonals(negative).any() for each in self._parts())
 
     def merge(self, other: Self) -> Self:
         """The sums of both."""
@@ -343,7 +343,7 @@ class Gram(Statistic):
             yield MovedMoments(
                 sums=self.sums,
                 exponent=2 * unit_exponent(self.space.dtype),
-                start=self._only().place(group, 0),
+                start=self._only().start(group),
                 taps=unfolding.taps,
                 ones=unfolding.ones,
                 steps=[step for step, _ in mine],
@@ -382,22 +382,29 @@ class Part:
     unfolding: Unfolding
     places: slice
 
-    def place(self, group: int, column: int) -> int:
-        """The place of the product of a column with itself; those with later columns follow."""
-        columns, start = self.unfolding.columns, int(self.places.start)
-        return start + (group * columns * (columns + 1) + column * (2 * columns - column + 1)) // 2
+    @property
+    def size(self) -> int:
+        """The products of a group."""
+        return self.unfolding.entries // self.unfolding.groups
 
-    def diagonals(self) -> Iterator[list[int]]:
-        """The places of the products of columns with themselves, for each group."""
-        for group in range(self.unfolding.groups):
-            yield [self.place(group, column) for column in range(self.unfolding.columns)]
+    def start(self, group: int) -> int:
+        """The place of the first product of a group."""
+        return int(self.places.start) + group * self.size
+
+    def place_in_group(self, row: Any, column: Any) -> Any:
+        """The place, from the first of its group on, of the product of a column `row` with itself or a later column."""
+        return row * (2 * self.unfolding.columns - row - 1) // 2 + column
+
+    def diagonals(self, values: Array) -> Array:
+        """Of `values` at all places, those of the products of columns with themselves, [G, n]."""
+        columns = np.arange(self.unfolding.columns)
+        triangles = values[self.places].reshape(self.unfolding.groups, self.size)
+        return triangles[:, self.place_in_group(columns, columns)]
 
     def of_channels(self, values: Array, group: int) -> Array:
         """The symmetric matrix of a group, of `values` at all places, without the columns of ones: [n, n]."""
-        size = self.unfolding.entries // self.unfolding.groups
-        start = self.places.start + group * size
-        ones = self.unfolding.ones * self.unfolding.taps
-        return unpacked(values[start : start + size], self.unfolding.columns)[ones:, ones:]
+        start, ones = self.start(group), self.unfolding.ones * self.unfolding.taps
+        return unpacked(values[start : start + self.size], self.unfolding.columns)[ones:, ones:]
 
 
 class _Accumulator:
@@ -471,14 +478,14 @@ def _assembled(space: Space, pieces: Sequence[Piece], sums: Sequence[Wide]) -> W
 
 def _put(digit: Digits, part: Part, piece: Piece, target: Digits) -> None:
     """Copy one `digit` uint32[G, n, m] of the sums of a piece to their places in `target`."""
-    taps = part.unfolding.taps
+    taps, groups = part.unfolding.taps, part.unfolding.groups
     first, other = piece.members.start * taps, piece.others.start * taps
-    for group, of_group in enumerate(digit):
-        for column, line in enumerate(of_group, start=first):
-            start = max(column, other)
-            place = part.place(group, column) + start - column
-            values = line[start - other :]
-            target[place : place + len(values)] = values
+    triangles = target[part.places].reshape(groups, part.unfolding.entries // groups)
+    for row in range(digit.shape[1]):
+        start = max(first + row, other)
+        place = part.place_in_group(first + row, start)
+        values = digit[:, row, start - other :]
+        triangles[:, place : place + values.shape[1]] = values
 
 
 # What is known before any data is read
