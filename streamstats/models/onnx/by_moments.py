@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ...errors import UsageError
+from ...errors import UsageError, to_count
 from ...layouts import TRANSPOSED, matrix_places
 from ...outputs.results import Results, open_results
+from ...statistics.gram import Gram
 from ..moments import InputMoments
 from ..rounding import Codes, rounded_codes, squared_errors
 from .layers import OnnxLayer
@@ -24,7 +25,6 @@ Float64Array = npt.NDArray[np.float64]
 NEAREST, GRAM = "nearest", "gram"
 ROUNDINGS = (NEAREST, GRAM)
 """How weights are rounded: each to the nearest level, or together, by the second moments of their inputs."""
-COUNT = "count it with `statistics: [gram]`"
 
 
 class Rounded(NamedTuple):
@@ -57,8 +57,8 @@ class ByMoments:
         known = [layer.name for layer in layers if layer.name in results.layers]
         if not any(results.statistics(name).gram for name in known):
             raise UsageError(
-                f"{self.output} has second moments of no layer of the model; set `statistics: [gram]` in the "
-                "configuration and run it again, or leave out --rounding gram and --scale"
+                f"{self.output} has second moments of no layer of the model; {to_count(Gram.name)}, or "
+                "leave out --rounding gram and --scale"
             )
         return results
 
@@ -87,13 +87,13 @@ def _moments(results: Results, layer: OnnxLayer) -> InputMoments:
         raise UsageError("the run did not count its input")
     found = InputMoments.of(results.statistics(layer.name))
     if found is None:
-        raise UsageError(f"its second moments were not counted; {COUNT}")
+        raise UsageError(f"its second moments were not counted; {to_count(Gram.name)}")
     places = matrix_places(layer.weight.shape, layer.layout, layer.groups)
     expected = (len(places), *places.shape[2:] * 2)
     if found.matrices.shape != expected:
         raise UsageError(
             f"its second moments have the shape {list(found.matrices.shape)}, its weight needs {list(expected)}: its "
-            f"kernel was unknown, as where rows are positions; record samples as rows, and {COUNT}"
+            f"kernel was unknown, as where rows are positions; record samples as rows, and count it again"
         )
     return found
 
