@@ -291,10 +291,8 @@ def exact_gram(block: Array, channel_axis: int) -> Gram:
     finite = [value if math.isfinite(value) else 0 for value in flat.ravel().tolist()]
     values = np.array([*(int(value * scale) for value in finite), 0], object)[:-1].reshape(flat.shape)
     assert isinstance(space.kernel, Kernel)
-    taps, ones = (
-        space.kernel.taps,
-        [int(scale)] if not is_float(block.dtype) or math.prod(space.kernel.taps) == 1 else [],
-    )
+    taps = space.kernel.taps
+    ones = [int(scale)] if not is_float(block.dtype) or math.prod(taps) == 1 else []
     rows = [row for sample in values for row in patches(sample, taps, ones)]
     columns = np.array(rows, object).reshape(len(rows), -1) if rows else np.zeros((0, columns_of(block, channel_axis)))
     products = columns.T.dot(columns) if rows else np.zeros((columns.shape[1],) * 2, object)
