@@ -4,11 +4,11 @@
     python benchmarks/language_model.py FOLDER --bits 4 3
 
 A transformer of 3.8 million weights is trained on the sources of Python's standard library, in about 20 minutes on one
-core, and written to FOLDER, where later runs find it (`--steps` and `--seed` then say nothing of it). Its inputs are
+core, and written to FOLDER, where later runs find it (`--steps` and `--seed` then do not change it). Its inputs are
 recorded over windows of the text that it was trained with, and counted; every figure is of windows of other files.
 Weights are rounded to each of `--bits`: to the nearest code, or by second moments (gram, as GPTQ does), and then with
 steps scaled to the variance of outputs; biases are corrected. `--quick` trains a tiny model for a moment, without a
-folder: is everything there?
+folder, and only checks that everything works.
 """
 
 from __future__ import annotations
