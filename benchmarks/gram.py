@@ -29,7 +29,8 @@ from streamstats.coverage import Coverage
 from streamstats.floats import BFLOAT16, is_float
 from streamstats.jobs.plan import make_plan
 from streamstats.statistics.exact import unit_exponent
-from streamstats.statistics.gram import Gram, digits_of
+from streamstats.statistics.gram import Gram
+from streamstats.statistics.gram_pieces import digits_of
 from streamstats.statistics.products import ROWS, Products
 
 Array = npt.NDArray[Any]

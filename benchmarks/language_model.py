@@ -8,7 +8,7 @@ minutes on a busy machine, and written to FOLDER, where later runs find it; `--s
 recorded over windows of the text that it was trained with, and counted; every figure is of windows of other files.
 Weights are rounded to each of `--bits`: to the nearest code, or by second moments (gram, as GPTQ does), and then with
 steps scaled to the variance of outputs; biases are corrected. `--quick` trains a tiny model for a moment, without a
-folder: is everything there?
+folder, and only checks that everything works.
 """
 
 from __future__ import annotations

@@ -140,6 +140,11 @@ def in_words(value: object, most: int = 8) -> str:
     return f"[{', '.join(map(str, value[:most]))}{more}]"
 
 
+def to_count(kind: str) -> str:
+    """What to do where a run did not count this kind of statistic, for a message."""
+    return f"add `statistics: [{kind}]` to the configuration, and run again with --restart"
+
+
 def counted(number: int, what: str, plural: str = "") -> str:
     """`number` and `what`, for a message; `plural` is needed only where it is not `what` plus an s.
 

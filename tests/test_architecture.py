@@ -47,7 +47,7 @@ FROM_THE_FACE = ("__version__",)
 CALIBRATION_LEVELS = ("calibration.encoding", "calibration.sources", "calibration", "calibration.reading")
 """Inside calibration, a module imports from its own folder, and from those before it; the third is what is in none."""
 STATISTICS_LEVELS = (
-    ("exact", "kernels", "pieces", "count_kernels", "masks", "wide", "product_kernels"),
+    ("exact", "kernels", "pieces", "count_kernels", "masks", "wide", "triangles", "product_kernels"),
     ("doubles",),
     ("moved",),
     ("loops", "sample_kernels", "moment_kernels", "class_kernels", "product_loops", "unfolding"),
@@ -56,7 +56,7 @@ STATISTICS_LEVELS = (
     ("moments", "counts", "classes"),
     ("values",),
     ("statistic",),
-    ("sums",),
+    ("sums", "gram_pieces"),
     ("mean", "extrema", "squares"),
 )
 STATISTICS_TOP = ("kinds", "statistics")

@@ -98,8 +98,8 @@ Real values are (code − zero point) · step. Zero always has a code.
 """
 
 GRAM = """\
-Show what the exact products of a layer's input channels, `statistics: [gram]`, say about them: the eigenvalues of their
-covariance, channels that are dead (always the same value), and channels that duplicate another one.
+Show what the exact second moments of a layer's inputs say about its channels: the eigenvalues of their covariance,
+channels that are dead (always the same value), and channels that duplicate another one. Needs `statistics: [gram]`.
 
   streamstats gram out block1/project                  a line for each group of the layer, the worst first
   streamstats gram out block1/project --plot           the spectrum and the correlations in the terminal
@@ -114,8 +114,8 @@ covariance, channels that are dead (always the same value), and channels that du
   dead            columns whose variance is exactly zero
   duplicates      columns whose correlation with an earlier one is 1 or -1, as far as float64 can tell
 
-The columns are the input channels of a group, with each tap of the layer's kernel. If the covariance is not known, the
-figures are those of the mean products XᵀX/n, and the command says why; "dead" then means always zero, and correlations
+The columns are the input channels of a group, with each tap of the layer's kernel. If the covariance is unknown, the
+figures describe the second moments XᵀX/n, and the command says why; "dead" then means always zero, and correlations
 are about zero instead of the mean.
 """
 
@@ -277,7 +277,7 @@ several outputs, each counts relative to its signal. Both models see the same sa
 its standard error. With --do-no-harm, a correction without which this error is smaller, by more than three standard
 errors, is left out; one that is smaller than its own standard error (of calibration samples counted with `spread`)
 stays only if the outputs are clearly nearer to the float model's with it; and nothing is corrected if the network would
-still be worse. Weights are then rounded and scaled by second moments only if the outputs are nearer with them so.
+still be worse. Weights are rounded and scaled by second moments only if that brings the outputs nearer, too.
 
 If the weights do not tell (trained further, compensated, unknown operators), correct from mean outputs. This needs no
 recording; layers are matched by name, or by order:

@@ -16,7 +16,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import DataError, UsageError, listed, require
+from ..errors import DataError, UsageError, listed, require, to_count
 from ..outputs.layer_statistics import LayerStatistics
 from ..statistics.squares import ChannelSquares
 from .rounding import Float32Array, rounded
@@ -26,7 +26,6 @@ DATASETS, CHUNK_COUNT, CHUNK_SIZE = "imatrix.datasets", "imatrix.chunk_count", "
 KIND = "general.type"
 LONGEST_NAME = 63
 """Characters of a tensor's name that llama.cpp reads."""
-COUNT_IT = "add `statistics: [squares]` to the configuration, and run again with --restart"
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +121,7 @@ def _total(name: str, found: LayerStatistics, earlier: Entry | None) -> int:
 def _check_counted(layers: Mapping[str, LayerStatistics]) -> None:
     without = [found.layer for found in layers.values() if ChannelSquares.name not in found.statistics]
     if without:
-        raise UsageError(f"`squares` was not counted for {listed(without)}; {COUNT_IT}")
+        raise UsageError(f"`squares` was not counted for {listed(without)}; {to_count(ChannelSquares.name)}")
 
 
 def _check_names(names: Iterable[str]) -> None:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from ..errors import UsageError
 from ..layouts import Kernel
 from ..outputs.layer_statistics import LayerStatistics
+from ..spectra.group import correlations
 from ..statistics.gram import Gram
 
 Float64Array = npt.NDArray[np.float64]
@@ -78,9 +79,7 @@ def _independent(statistics: LayerStatistics, covariance: Float64Array) -> float
 
 def _shrunk(covariance: Float64Array, samples: float) -> Float64Array:
     """`covariance` with its correlations r shrunk by Σ(1 − r²)² / `samples` / Σr², at most to nothing."""
-    deviation = np.sqrt(np.diag(covariance))
-    scale = np.where(deviation > 0, deviation, 1.0)
-    squares = np.clip(covariance / np.outer(scale, scale), -1, 1)[~np.eye(len(scale), dtype=bool)] ** 2
+    squares = np.clip(correlations(covariance), -1, 1)[~np.eye(len(covariance), dtype=bool)] ** 2
     chance, found = float(((1 - squares) ** 2).sum()) / samples, float(squares.sum())
     share = min(1.0, chance / found) if found else 1.0
     shrunk = (1 - share) * covariance

@@ -11,28 +11,25 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from functools import lru_cache
-from itertools import combinations_with_replacement, pairwise
-from math import isqrt, prod
+from math import prod
 from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import DataError, MismatchError, UsageError, counted
-from ..floats import BFLOAT16, FLOAT8_E4M3FN, FLOAT8_E5M2, bound_exponent, is_float
+from ..floats import BFLOAT16, FLOAT8_E4M3FN, FLOAT8_E5M2
 from ..layouts import Kernel, Kernels
 from ..quantization import Quantization
-from .exact import TERMS_BITS, unit_exponent
+from .exact import unit_exponent
+from .gram_pieces import Part, Piece, assembled, digits_of, kernels_of, parts, pieces, unfoldings
 from .masks import Mask
 from .moved import MovedMoments
-from .product_loops import SLICE_BITS
-from .products import Products
 from .riders import Where
 from .statistic import MASKED, Array, Cut, Document, Space, Statistic, Tensors
 from .sums import real_maps
-from .unfolding import PIECE_VALUES, Unfolding
-from .wide import BITS, Digits, Wide
+from .unfolding import PIECE_VALUES
+from .wide import Digits, Wide
 
 Float64Array = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
@@ -45,63 +42,12 @@ DTYPES = (
     BFLOAT16,
     np.dtype(np.float32),
 )
-BLOCK = 1152
-"""Columns of X whose products are added up at once: more are cut into blocks, and these paired. Some more than 2^10, so
-that a column of ones beside 2^k channels makes no further block.
-"""
 UNMOVED = (
     "its floats have an offset, and under several taps, zero cannot be moved by algebra; store real values, or request "
     "gram for other layers"
 )
 UNFOLDED_BYTES = 12
 """Bytes for each value that is unfolded: in float32, with copies, on both sides of a pair."""
-
-
-@dataclass(frozen=True)
-class Piece:
-    """The products of the columns of some `members` of each group with those of `others`, as the kernel `number` reads
-    them.
-    """
-
-    number: int
-    members: slice
-    others: slice
-
-    @property
-    def is_square(self) -> bool:
-        """Whether both are the same."""
-        return self.members == self.others
-
-    def columns(self, unfolding: Unfolding) -> tuple[int, int]:
-        """The columns on each side, in a group."""
-        left, right = ((part.stop - part.start) * unfolding.taps for part in (self.members, self.others))
-        return left, right
-
-    def entries(self, space: Space) -> int:
-        """The products that it has."""
-        unfolding = unfoldings(space)[self.number]
-        return unfolding.groups * prod(self.columns(unfolding))
-
-    def products(self, space: Space) -> Products:
-        """What accumulates it."""
-        unfolding, dtype = unfoldings(space)[self.number], space.dtype
-        left, right = self.columns(unfolding)
-        return Products(
-            unfolding.groups,
-            left,
-            None if self.is_square else right,
-            unit=unit_exponent(dtype),
-            integral=not is_float(dtype),
-            digits=digits_of(dtype),
-        )
-
-    def working_bytes(self, space: Space) -> int:
-        """Peak bytes of accumulating it, and of what is found."""
-        unfolding, digits = unfoldings(space)[self.number], digits_of(space.dtype)
-        left, right = self.columns(unfolding)
-        others = None if self.is_square else right
-        accumulating = Products.working_bytes(unfolding.groups, left, others, digits, most_slices(space.dtype))
-        return accumulating + 4 * digits * self.entries(space)
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,7 +127,7 @@ class Gram(Statistic):
 
     def _is_negative(self) -> bool:
         negative = self.sums.negative()
-        return any(negative[places].any() for each in self._parts() for places in each.diagonals())
+        return any(each.diagonals(negative).any() for each in self._parts())
 
     def merge(self, other: Self) -> Self:
         """The sums of both."""
@@ -249,7 +195,7 @@ class Gram(Statistic):
         found, first = pieces(space), cuts[0].arrays
         sums = [Wide(each.arrays["digits"], int(each.arrays["first"][0])) for each in cuts]
         left_out = sum((each.arrays["left_out"] for each in cuts), np.zeros_like(first["left_out"]))
-        return cls.of(space, _assembled(space, found, sums), first["positions"], left_out)
+        return cls.of(space, assembled(space, found, sums), first["positions"], left_out)
 
     @classmethod
     def cut_bytes(cls, space: Space) -> int:
@@ -343,7 +289,7 @@ class Gram(Statistic):
             yield MovedMoments(
                 sums=self.sums,
                 exponent=2 * unit_exponent(self.space.dtype),
-                start=self._only().place(group, 0),
+                start=self._only().start(group),
                 taps=unfolding.taps,
                 ones=unfolding.ones,
                 steps=[step for step, _ in mine],
@@ -364,7 +310,7 @@ class Gram(Statistic):
         return maps
 
     def _left_out(self) -> str:
-        return f"NaN and infinities, {counted(int(self.left_out[0]), 'value')}, were left out"
+        return f"NaN and infinities ({counted(int(self.left_out[0]), 'value')}) were left out"
 
     def _parts(self) -> tuple[Part, ...]:
         return parts(self.space)
@@ -373,31 +319,6 @@ class Gram(Statistic):
         if len(self.positions) != 1:
             raise UsageError(f"{len(self.positions)} kernels move over the samples; choose one by `with_kernel`")
         return self._parts()[0]
-
-
-@dataclass(frozen=True)
-class Part:
-    """The `places` of the products that one kernel needs, among those of all kernels."""
-
-    unfolding: Unfolding
-    places: slice
-
-    def place(self, group: int, column: int) -> int:
-        """The place of the product of a column with itself; those with later columns follow."""
-        columns, start = self.unfolding.columns, int(self.places.start)
-        return start + (group * columns * (columns + 1) + column * (2 * columns - column + 1)) // 2
-
-    def diagonals(self) -> Iterator[list[int]]:
-        """The places of the products of columns with themselves, for each group."""
-        for group in range(self.unfolding.groups):
-            yield [self.place(group, column) for column in range(self.unfolding.columns)]
-
-    def of_channels(self, values: Array, group: int) -> Array:
-        """The symmetric matrix of a group, of `values` at all places, without the columns of ones: [n, n]."""
-        size = self.unfolding.entries // self.unfolding.groups
-        start = self.places.start + group * size
-        ones = self.unfolding.ones * self.unfolding.taps
-        return unpacked(values[start : start + size], self.unfolding.columns)[ones:, ones:]
 
 
 class _Accumulator:
@@ -436,7 +357,7 @@ class _Whole(_Accumulator):
 
     def found(self) -> Gram:
         """As `Accumulator.found`."""
-        sums = _assembled(self._space, self._pieces, self._sums())
+        sums = assembled(self._space, self._pieces, self._sums())
         return Gram.of(self._space, sums, self._positions.copy(), self._left_out.copy())
 
 
@@ -454,102 +375,3 @@ class _OnePiece(_Accumulator):
         arrays = {"digits": sums.digits, "first": np.array([sums.first])}
         counts = {"positions": self._positions.copy(), "left_out": self._left_out.copy()}
         return Cut(self._number, arrays | counts)
-
-
-def _assembled(space: Space, pieces: Sequence[Piece], sums: Sequence[Wide]) -> Wide:
-    """The sums of all products, in their order in a state, from those of all `pieces`."""
-    low, high = min((each.first for each in sums), default=0), max((each.stop for each in sums), default=1)
-    found = parts(space)
-    digits = np.zeros((high - low, found[-1].places.stop), np.uint32)
-    for piece, each in zip(pieces, sums, strict=True):
-        part = found[piece.number]
-        shape = part.unfolding.groups, *piece.columns(part.unfolding)
-        for place, target in enumerate(digits, start=low):
-            _put(each.digit(place).reshape(shape), part, piece, target)
-    return Wide(digits, low).trimmed()
-
-
-def _put(digit: Digits, part: Part, piece: Piece, target: Digits) -> None:
-    """Copy one `digit` uint32[G, n, m] of the sums of a piece to their places in `target`."""
-    taps = part.unfolding.taps
-    first, other = piece.members.start * taps, piece.others.start * taps
-    for group, of_group in enumerate(digit):
-        for column, line in enumerate(of_group, start=first):
-            start = max(column, other)
-            place = part.place(group, column) + start - column
-            values = line[start - other :]
-            target[place : place + len(values)] = values
-
-
-# What is known before any data is read
-
-
-def kernels_of(space: Space) -> tuple[Kernel, ...]:
-    """The kernels that read samples of `space`; that of a matrix product if they are unknown."""
-    if isinstance(space.kernel, Kernels):
-        return space.kernel.members
-    return (space.kernel or Kernel(),)
-
-
-@lru_cache(maxsize=256)
-def unfoldings(space: Space) -> tuple[Unfolding, ...]:
-    """How each kernel reads samples of `space`; those that read alike are one."""
-    extents = tuple(extent for axis, extent in enumerate(space.sample) if axis != space.axis)
-    found = [
-        Unfolding(kernel, extents, space.channels, ones=not is_float(space.dtype) or prod(kernel.taps) == 1)
-        for kernel in kernels_of(space)
-    ]
-    return tuple({each.key: each for each in found}.values())
-
-
-@lru_cache(maxsize=256)
-def parts(space: Space) -> tuple[Part, ...]:
-    """The products of each unfolding, one after the other."""
-    stops = np.cumsum([each.entries for each in unfoldings(space)]).tolist()
-    return tuple(
-        Part(each, slice(stop - each.entries, stop)) for each, stop in zip(unfoldings(space), stops, strict=True)
-    )
-
-
-def pieces(space: Space) -> tuple[Piece, ...]:
-    """The pairs of blocks of columns that together have every product."""
-    found = []
-    for number, unfolding in enumerate(unfoldings(space)):
-        most = max(1, isqrt(BLOCK**2 // unfolding.groups) // unfolding.taps)
-        count = -(-unfolding.members // most)
-        ends = [unfolding.members * block // max(1, count) for block in range(count + 1)]
-        blocks = [slice(start, stop) for start, stop in pairwise(ends)]
-        found += [Piece(number, *pair) for pair in combinations_with_replacement(blocks, 2)]
-    return tuple(found)
-
-
-def digits_of(dtype: np.dtype[Any]) -> int:
-    """The digits of 32 bits, the sign included, that 2^64 of the largest products need.
-
-    >>> [digits_of(np.dtype(kind)) for kind in ("i1", "u2", "f2", "bfloat16", "f4")]
-    [3, 4, 5, 19, 20]
-    """
-    bits = bound_exponent(dtype) - unit_exponent(dtype) if is_float(dtype) else dtype.itemsize * 8
-    return -(-(2 * bits + TERMS_BITS + 1) // BITS)
-
-
-def most_slices(dtype: np.dtype[Any]) -> int:
-    """The most slices that values of `dtype` need: all have 22 bits, but the first has 26 at least.
-
-    >>> [most_slices(np.dtype(kind)) for kind in ("i2", "f2", "f4")]
-    [1, 2, 13]
-    """
-    if not is_float(dtype):
-        return 1
-    return 1 + -(-(bound_exponent(dtype) - unit_exponent(dtype) - SLICE_BITS) // SLICE_BITS)
-
-
-def unpacked(values: Array, columns: int) -> Array:
-    """The symmetric matrix [n, n] whose upper triangle has these `values`, row by row."""
-    found = np.empty((columns, columns), values.dtype)
-    place = 0
-    for column in range(columns):
-        line = values[place : place + columns - column]
-        found[column, column:] = found[column:, column] = line
-        place += columns - column
-    return found

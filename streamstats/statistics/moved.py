@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from ..errors import UsageError
 from .doubles import ERROR, Doubles
+from .triangles import place_in_triangle
 from .wide import Wide
 
 Float64Array = npt.NDArray[np.float64]
@@ -196,7 +197,7 @@ class MovedMoments:
     def _place(self, row: Any, column: Any) -> Any:
         width = self.size + self.taps * self.ones
         low, high = np.minimum(row, column), np.maximum(row, column)
-        return self.start + low * (2 * width - low - 1) // 2 + high
+        return self.start + place_in_triangle(low, high, width)
 
 
 def _pairs(columns: Places) -> Iterator[tuple[Places, Places]]:

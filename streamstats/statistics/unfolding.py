@@ -150,7 +150,14 @@ class Unfolding:
 
 def _padded(values: Rows, pads: list[tuple[int, int]]) -> Rows:
     """`values` with zeros around its first axes; negative padding crops."""
-    cropped = values[tuple(slice(max(0, -before), extent - max(0, -after)) for (before, after), extent in
-                           zip(pads, values.shape, strict=False))]  # fmt: skip
+    kept = [
+        slice(max(0, -before), extent - max(0, -after))
+        for (before, after), extent in zip(pads, values.shape, strict=False)
+    ]
+    cropped = values[tuple(kept)]
     around = [(max(0, before), max(0, after)) for before, after in pads]
-    return np.pad(cropped, [*around, *[(0, 0)] * (values.ndim - len(around))])
+    inside = [slice(before, before + extent) for (before, _), extent in zip(around, cropped.shape, strict=False)]
+    extents = [part.stop + after for part, (_, after) in zip(inside, around, strict=True)]
+    found = np.zeros((*extents, *cropped.shape[len(pads) :]), np.float32)
+    found[tuple(inside)] = cropped
+    return found

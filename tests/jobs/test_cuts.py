@@ -27,7 +27,7 @@ from streamstats.jobs.run import reduce, run
 from streamstats.jobs.verify import verify
 from streamstats.outputs.results import open_results
 from streamstats.progress import Quiet
-from streamstats.statistics import gram
+from streamstats.statistics import gram_pieces
 from streamstats.statistics.gram import Gram
 
 LAYERS = [{"match": "*", "statistics": ["gram"]}]
@@ -49,7 +49,7 @@ def store(tmp_path: Path, values: Array) -> Path:
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """The layer `wide` is cut into pairs of four blocks, in tasks of a few rows."""
-    monkeypatch.setattr(gram, "BLOCK", 6)
+    monkeypatch.setattr(gram_pieces, "BLOCK", 6)
     monkeypatch.setattr(plan, "CUT_SHARE", 1)
 
 

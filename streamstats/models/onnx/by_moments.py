@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ...errors import UsageError
+from ...errors import UsageError, to_count
 from ...layouts import TRANSPOSED, matrix_places
 from ...outputs.results import Results, open_results
+from ...statistics.gram import Gram
 from ..moments import InputMoments
 from ..rounding import Codes, rounded_codes, squared_errors
 from .layers import OnnxLayer
@@ -24,7 +25,10 @@ Float64Array = npt.NDArray[np.float64]
 NEAREST, GRAM = "nearest", "gram"
 ROUNDINGS = (NEAREST, GRAM)
 """How weights are rounded: each to the nearest level, or together, by the second moments of their inputs."""
-COUNT = "count it with `statistics: [gram]`"
+NOT_SCALED = (
+    ", not scaled: the variance of its outputs is unknown without the mean under each tap; count it with "
+    "`statistics: [gram, taps]`"
+)
 
 
 class Rounded(NamedTuple):
@@ -57,8 +61,8 @@ class ByMoments:
         known = [layer.name for layer in layers if layer.name in results.layers]
         if not any(results.statistics(name).gram for name in known):
             raise UsageError(
-                f"{self.output} has second moments of no layer of the model; set `statistics: [gram]` in the "
-                "configuration and run it again, or leave out --rounding gram and --scale"
+                f"{self.output} has second moments of no layer of the model; {to_count(Gram.name)}, or "
+                "leave out --rounding gram and --scale"
             )
         return results
 
@@ -87,13 +91,13 @@ def _moments(results: Results, layer: OnnxLayer) -> InputMoments:
         raise UsageError("the run did not count its input")
     found = InputMoments.of(results.statistics(layer.name))
     if found is None:
-        raise UsageError(f"its second moments were not counted; {COUNT}")
+        raise UsageError(f"its second moments were not counted; {to_count(Gram.name)}")
     places = matrix_places(layer.weight.shape, layer.layout, layer.groups)
     expected = (len(places), *places.shape[2:] * 2)
     if found.matrices.shape != expected:
         raise UsageError(
             f"its second moments have the shape {list(found.matrices.shape)}, its weight needs {list(expected)}: its "
-            f"kernel was unknown, as where rows are positions; record samples as rows, and {COUNT}"
+            f"kernel was unknown, as where rows are positions; record samples as rows, and count it again"
         )
     return found
 
@@ -112,21 +116,23 @@ class _Weight:
 
     def rounded(self, moments: Sequence[InputMoments], how: ByMoments) -> Rounded:
         """The weight on its levels. Raises `UsageError` for one that overflows, `LinAlgError`."""
-        among = _summed([each.shrunk() for each in moments], moments)
-        groups = [Codes(*each) for each in zip(*self.codes, strict=True)]
-        nearest = np.stack([codes.nearest(each) for codes, each in zip(groups, self.weights, strict=True)])
-        found, words = nearest, "rounded to nearest"
-        if how.rounding == GRAM:
-            found = np.stack([rounded_codes(*each) for each in zip(self.weights, groups, among, strict=True)])
-            words = self._told(nearest, found, among)
+        found, words = self._rounded(_summed([each.shrunk() for each in moments], moments), how.rounding)
         step = self.codes[0]
-        if how.scale and all(each.central for each in moments):
+        if how.scale and not all(each.central for each in moments):
+            words += NOT_SCALED
+        elif how.scale:
             step = step * self._factors(found * step, _summed([each.matrices for each in moments], moments))
             words += ", scaled to the variance of the outputs"
-        elif how.scale:
-            words += ", not scaled: the variance of its outputs is unknown without the mean under each tap; count it "
-            words += "with `statistics: [gram, taps]`"
         return Rounded(self._in_layout(found * step), step.reshape(-1), words)
+
+    def _rounded(self, among: Float64Array, rounding: str) -> tuple[Float64Array, str]:
+        """(the codes of each group, how they were found)."""
+        groups = [Codes(*each) for each in zip(*self.codes, strict=True)]
+        nearest = np.stack([codes.nearest(each) for codes, each in zip(groups, self.weights, strict=True)])
+        if rounding == NEAREST:
+            return nearest, "rounded to nearest"
+        found = np.stack([rounded_codes(*each) for each in zip(self.weights, groups, among, strict=True)])
+        return found, self._told(nearest, found, among)
 
     def _told(self, nearest: Float64Array, found: Float64Array, among: Float64Array) -> str:
         """By how much the error of the outputs is smaller than with weights rounded to nearest."""

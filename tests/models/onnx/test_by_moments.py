@@ -159,7 +159,10 @@ def test_layers_without_second_moments_are_rounded_to_nearest_and_say_so(tmp_pat
     path, done = corrected(tmp_path, rounding="gram")
     told = {each.layer: each.difference for each in done.layers}
     assert told["a"].startswith("rounded by second moments")
-    assert told["b"] == ("rounded to nearest: its second moments were not counted; count it with `statistics: [gram]`")
+    assert told["b"] == (
+        "rounded to nearest: its second moments were not counted; add `statistics: [gram]` to the configuration, and "
+        "run again with --restart"
+    )
     assert told["t"] == "rounded to nearest: second moments of a transposed convolution are not counted"
     _, plain = corrected(tmp_path, rounding="nearest")
     mine, theirs = ({pair.name: pair.quantized.weight for pair in each.subject.pairs} for each in (done, plain))
@@ -173,7 +176,7 @@ def test_a_run_without_second_moments_and_factors_per_tensor_are_refused(
     model, _, x = layer("MatMul")
     counted(tmp_path, model, x, ())
     with pytest.raises(
-        UsageError, match=r"out has second moments of no layer of the model; set `statistics: \[gram\]`"
+        UsageError, match=r"out has second moments of no layer of the model; add `statistics: \[gram\]` to"
     ):
         corrected(tmp_path, rounding="gram")
     with pytest.raises(UsageError, match="the weights have one per tensor; choose levels per channel"):
