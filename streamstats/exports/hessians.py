@@ -15,15 +15,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import UsageError, listed
+from ..errors import UsageError
 from ..layouts import Kernel
-from ..outputs.layer_statistics import LayerStatistics
+from ..outputs.layer_statistics import LayerStatistics, uncounted
+from ..statistics.gram import Gram
 from ..storage.tensors import tensors_bytes
 
 FORMAT = "streamstats-hessians/1"
 SUFFIX = ".hessian"
 DTYPES = ("float32", "float64")
-COUNT_IT = "add `statistics: [gram]` to the configuration, and run again with --restart"
 Float64Array = npt.NDArray[np.float64]
 Layers = Mapping[str, LayerStatistics]
 
@@ -44,7 +44,7 @@ def with_gram(layers: Layers) -> dict[str, LayerStatistics]:
     """Those of `layers` for which `gram` was counted. Raises `UsageError` if there is none."""
     found = {name: each for name, each in layers.items() if each.gram is not None}
     if not found:
-        raise UsageError(f"`gram` was not counted for {listed(each.layer for each in layers.values())}; {COUNT_IT}")
+        raise UsageError(uncounted(Gram, [*layers.values()]))
     return found
 
 

@@ -206,9 +206,9 @@ def _rest(
     described = {each.name: each for each in session.layers}
     reducing = reduce_tasks(plan, described, session.workers, _policy(session, "error"), session.progress)
     reduced = join_cuts(reducing, described)
-    for task, results in reduced:
-        read += task.rows
-        for found in results:
+    for finished in reduced:
+        read += finished.rows
+        for found in finished.found:
             if isinstance(found, Measured):
                 rest = rest.merge(found.statistics)
         left = whole.without(part, rest)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from typing import NamedTuple
 
 from ..calibration.layer import Layer
 from ..coverage import Rows
@@ -20,24 +21,36 @@ from .plan import Part, Task
 Results = list[Found]
 
 
-def join_cuts(reduced: Iterable[tuple[Task, Results]], layers: Mapping[str, Layer]) -> Iterator[tuple[Task, Results]]:
-    """`reduced`, with the results of tasks that are cuts of the same rows joined; the last of them has these.
+class Finished(NamedTuple):
+    """What is finished with a task: `rows`, which no other task still has to measure, and `found` in them.
 
-    The others have no results. Raises `ChangedError` if files have changed from one cut to the next.
+    `bytes` are those that the task has read.
+    """
+
+    rows: int
+    bytes: int
+    found: Results
+
+
+def join_cuts(reduced: Iterable[tuple[Task, Results]], layers: Mapping[str, Layer]) -> Iterator[Finished]:
+    """What is finished with each task that is `reduced`: of several cuts of the same rows, these with the last cut.
+
+    Raises `ChangedError` if files have changed from one cut to the next.
     """
     waiting: dict[tuple[Part, ...], dict[int, Results]] = {}
     for task, found in reduced:
         if task.cuts == 1:
-            yield task, found
+            yield Finished(task.rows, task.bytes, found)
             continue
         cuts = waiting.setdefault(task.parts, {})
         cuts[task.cut] = found
         if len(cuts) < task.cuts:
-            yield task, []
+            yield Finished(0, task.bytes, [])
         else:
             in_order = [cuts[number] for number in range(task.cuts)]
             del waiting[task.parts]
-            yield task, [*_joined(in_order, layers[task.parts[0].layer])]
+            rows = replace(task, cut=0).rows
+            yield Finished(rows, task.bytes, [*_joined(in_order, layers[task.parts[0].layer])])
 
 
 def _joined(cuts: list[Results], layer: Layer) -> Iterator[Found]:

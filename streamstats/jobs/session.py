@@ -208,11 +208,11 @@ def reduce_layers(
     tell_plan(plan, layers, ledgers, memory, workers, progress)
     described = {layer.name: layer for layer in layers}
     outcome = Outcome(dict(ledgers))
-    for task, results in join_cuts(reduce_tasks(plan, described, workers, policy, progress), described):
-        for found in results:
+    for finished in join_cuts(reduce_tasks(plan, described, workers, policy, progress), described):
+        for found in finished.found:
             _take(outcome, described[found.layer], found, saver)
         progress.workers(workers.count(), workers.repeats)
-        progress.advance(task.rows, task.bytes)
+        progress.advance(finished.rows, finished.bytes)
     _check_complete(plan, outcome, described)
     return outcome
 

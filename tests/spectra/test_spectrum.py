@@ -86,7 +86,7 @@ def test_values_that_are_not_finite_leave_the_products_of_zeros(out: Path) -> No
     rows = np.nan_to_num(GAPS.astype("f8"))
     check(found, [rows.T @ rows / len(rows)])
     assert found.reason is not None
-    assert "NaN or infinite" in found.reason
+    assert "NaN and infinities" in found.reason
 
 
 def test_a_layer_of_zeros_is_dead(out: Path) -> None:
@@ -109,8 +109,11 @@ def test_taps_are_named_and_a_channel_whose_taps_are_all_dead_is_named_once(tmp_
 
 def test_a_layer_without_products_says_how_to_count_them(tmp_path: Path) -> None:
     out = output_of(tmp_path, {"a": PLAIN}, statistics=())
-    with pytest.raises(UsageError, match=r"`gram` was not counted for layer a; add `statistics: \[gram\]`"):
+    with pytest.raises(UsageError, match=r"`gram` was not counted for a; add `statistics: \[gram\]`"):
         find_spectrum(out, "a")
+    wide = output_of(tmp_path / "w", {"a": PLAIN.astype("i4")}, statistics=())
+    with pytest.raises(UsageError, match="layer a: `gram` cannot be counted, because its values are int32"):
+        find_spectrum(wide, "a")
     empty = output_of(tmp_path / "e", {"a": PLAIN[:0]}, statistics=("gram",))
     with pytest.raises(UsageError, match="layer a has no position that counts"):
         find_spectrum(empty, "a")
