@@ -8,6 +8,7 @@ what any of these asks for is counted.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -20,7 +21,7 @@ import zarr
 from ..errors import DataError, MismatchError, UsageError, listed
 from ..layouts import Kernel
 from ..quantization import Quantization
-from ..statistics.kinds import check_refusals, checked_names, kinds_for, kinds_of
+from ..statistics.kinds import ALWAYS, checked_names, kinds_for, kinds_of, refusal, refusals
 from .addresses import placed
 from .attributes import USES
 from .describing import describe, describe_array, mask_name, masked_layer
@@ -195,6 +196,7 @@ def _described(candidates: _Candidates, strict: Collection[str]) -> tuple[list[L
             mask = _mask(place, array, candidates.mask_of[array])
             layers.append(replace(_by_rules(layer, mask, rules), address=place.address))
     _check_once(layers)
+    _check_refusals(layers)
     return layers, wrong
 
 
@@ -300,7 +302,7 @@ def _first_matches(array: str, names: Sequence[str], rules: Sequence[LayerRule])
 def _by_rules(layer: Layer, mask: Layer | None, rules: Mapping[str, LayerRule]) -> Layer:
     """`layer`, with `mask`, as the `rules` of the layers that read it describe it; others do not read it here.
 
-    Raises `UsageError`, `MismatchError`.
+    Its statistics are not checked. Raises `UsageError`, `MismatchError`.
     """
     axis, quantization = _asked(layer.name, "channel_axis", rules), _asked(layer.name, "quantization", rules)
     readers = Readers.of(
@@ -314,9 +316,27 @@ def _by_rules(layer: Layer, mask: Layer | None, rules: Mapping[str, LayerRule]) 
         layer = with_mask(layer, mask)
     asked = kinds_of([name for rule in rules.values() for name in rule.statistics])
     kinds = kinds_for(asked, layer.space, layer.quantization)
-    described = replace(layer, kinds=kinds, min_rows=max(rule.min_rows for rule in rules.values()))
-    check_refusals(layer.name, described.kinds, described.space, described.quantization)
-    return described
+    return replace(layer, kinds=kinds, min_rows=max(rule.min_rows for rule in rules.values()))
+
+
+def _check_refusals(layers: Sequence[Layer]) -> None:
+    """Raise `UsageError` if a layer cannot have a statistic that it should: the first such layer, and what to write."""
+    refused = [(layer, found) for layer in layers if (found := refusals(layer.kinds, layer.space, layer.quantization))]
+    if not refused:
+        return
+    entries = listed(_without(layer, found) for layer, found in refused)
+    layer, found = refused[0]
+    name, why = next(iter(found.items()))
+    raise UsageError(
+        f"{refusal(layer.name, name, why)}. To count the rest, begin `layers` in the configuration with {entries}; "
+        "without other entries, end it with {match: '*'}"
+    )
+
+
+def _without(layer: Layer, refused: Collection[str]) -> str:
+    """The entry of `layers` that requests the statistics of `layer` except those `refused`."""
+    kept = [kind.name for kind in layer.kinds if not kind.unasked and kind.name not in (*ALWAYS, *refused)]
+    return f"{{match: {json.dumps(layer.name, ensure_ascii=False)}, statistics: [{', '.join(kept)}]}}"
 
 
 def _asked(array: str, key: str, rules: Mapping[str, LayerRule]) -> Any:

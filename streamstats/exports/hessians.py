@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import UsageError, listed, to_count
+from ..errors import UsageError
 from ..layouts import Kernel
-from ..outputs.layer_statistics import LayerStatistics
+from ..outputs.layer_statistics import LayerStatistics, uncounted
 from ..statistics.gram import Gram
 from ..storage.tensors import tensors_bytes
 
@@ -44,8 +44,7 @@ def with_gram(layers: Layers) -> dict[str, LayerStatistics]:
     """Those of `layers` for which `gram` was counted. Raises `UsageError` if there is none."""
     found = {name: each for name, each in layers.items() if each.gram is not None}
     if not found:
-        names = listed(each.layer for each in layers.values())
-        raise UsageError(f"`gram` was not counted for {names}; {to_count(Gram.name)}")
+        raise UsageError(uncounted(Gram, [*layers.values()]))
     return found
 
 

@@ -127,8 +127,8 @@ def _of_cost(plan: Plan, workers: Workers) -> str:
     seconds = plan.operations / (multiplications_per_second() * threads)
     took = "less than a second" if seconds < 1 else f"about {seconds:,.0f} s"
     return (
-        f"note: second moments take {plan.operations:.1e} multiplications: {took} on {counted(threads, 'thread')} as "
-        "fast as one of this process"
+        f"note: second moments take {plan.operations:.1e} multiplications: {took} on {counted(threads, 'thread')}, if "
+        "each is as fast as one of this process is now"
     )
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import UsageError
+from ..errors import UsageError, listed, to_count
 from ..layouts import Kernels
 from ..statistics.extrema import ChannelExtrema
 from ..statistics.gram import Gram
 from ..statistics.histogram import Histogram
+from ..statistics.kinds import Kind, refusal
 from ..statistics.magnitude import ChannelMagnitude
 from ..statistics.mean import ChannelMean
 from ..statistics.spread import SampleSpread
@@ -127,3 +129,13 @@ class LayerStatistics(Ledger):
     def sums_digest(self) -> str:
         """SHA-256 (hex) of the exact sums and counts."""
         return content_digest(self.sums.arrays(), {"dtype": str(self.space.dtype)})
+
+
+def uncounted(kind: Kind, layers: Sequence[LayerStatistics]) -> str:
+    """The message that `kind` was counted for none of `layers`, of which there is one at least, and what to do."""
+    refused = {each.layer: kind.refuses(each.space, each.quantization) for each in layers}
+    missed = [layer for layer, why in refused.items() if why is None]
+    if missed:
+        return f"`{kind.name}` was not counted for {listed(missed)}; {to_count(kind.name)}"
+    layer, why = next(iter(refused.items()))
+    return refusal(layer, kind.name, str(why))

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import UsageError, to_count
+from ..errors import UsageError
 from ..layouts import Kernel
-from ..outputs.layer_statistics import LayerStatistics
+from ..outputs.layer_statistics import LayerStatistics, uncounted
 from ..outputs.results import open_results
 from ..statistics.gram import Gram
 from .group import Duplicate, GroupSpectrum
@@ -146,7 +146,7 @@ def _moments(statistics: LayerStatistics) -> tuple[npt.NDArray[np.float64], str,
     """(float64[G, n, n], what it is, why it is not the covariance)."""
     gram = statistics.gram
     if gram is None:
-        raise UsageError(f"`gram` was not counted for layer {statistics.layer}; {to_count(Gram.name)}")
+        raise UsageError(uncounted(Gram, [statistics]))
     if not gram.rows:
         raise UsageError(f"layer {statistics.layer} has no position that counts; check its rows and its mask")
     try:

@@ -46,6 +46,9 @@ UNMOVED = (
     "its floats have an offset, and under several taps, zero cannot be moved by algebra; store real values, or request "
     "gram for other layers"
 )
+TRANSPOSED = (
+    "the layer is a transposed convolution, whose inputs are not unfolded; request the statistic for other layers"
+)
 UNFOLDED_BYTES = 12
 """Bytes for each value that is unfolded: in float32, with copies, on both sides of a pair."""
 
@@ -157,7 +160,7 @@ class Gram(Statistic):
         """As `Statistic.refuses`."""
         for kernel in kernels_of(space):
             if kernel.transposed:
-                return "the layer is a transposed convolution, whose inputs are not unfolded"
+                return TRANSPOSED
             if space.channels % kernel.groups:
                 return f"its {space.channels} channels do not divide into {kernel.groups} groups"
         if quantization is not None and quantization.moves_zero and not all(each.ones for each in unfoldings(space)):

@@ -65,10 +65,19 @@ def checked_names(names: Iterable[str]) -> Iterable[str]:
 
 def check_refusals(layer: str, kinds: Iterable[Kind], space: Space, quantization: Quantization | None) -> None:
     """Raise `UsageError`, naming `layer`, if one of `kinds` cannot be counted for it."""
-    for kind in kinds:
-        why = kind.refuses(space, quantization)
-        if why is not None:
-            raise UsageError(f"layer {layer}: `{kind.name}` cannot be counted, because {why}")
+    for name, why in refusals(kinds, space, quantization).items():
+        raise UsageError(refusal(layer, name, why))
+
+
+def refusal(layer: str, name: str, why: str) -> str:
+    """The message that the statistic `name` cannot be counted for `layer`."""
+    return f"layer {layer}: `{name}` cannot be counted, because {why}"
+
+
+def refusals(kinds: Iterable[Kind], space: Space, quantization: Quantization | None) -> dict[str, str]:
+    """Those of `kinds` that cannot be counted for a layer of this `space`: name → why."""
+    found = {kind.name: kind.refuses(space, quantization) for kind in kinds}
+    return {name: why for name, why in found.items() if why is not None}
 
 
 def asked() -> list[str]:

@@ -146,5 +146,5 @@ def content_digest(tensors: Tensors, metadata: Mapping[str, str]) -> str:
     for name in sorted(tensors):
         array = _as_stored(tensors[name])
         digest.update(json.dumps([name, array.dtype.str, array.shape]).encode())
-        digest.update(array.reshape(-1).view(np.uint8))  # no copy: states may be large
+        digest.update(array.reshape(-1).view(np.uint8).data)  # no copy: states may be large
     return digest.hexdigest()

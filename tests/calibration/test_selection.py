@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+import yaml
 import zarr
 from stores import build_store, samples
 
@@ -125,3 +128,20 @@ def test_bad_attributes_are_damage_only_where_they_are_chosen(tmp_path: Path) ->
     found = select_layers(tmp_path)
     assert [layer.name for layer in found.layers] == ["good"]
     assert found.unreadable["bad"].startswith("its attributes under 'streamstats' are not usable")
+
+
+def test_layers_that_cannot_have_a_statistic_are_named_with_the_entries_that_count_the_rest(tmp_path: Path) -> None:
+    layers = {"a": np.ones((4, 3), "f4"), "b": np.ones((4, 3), "f8"), "c/d": np.ones((4, 3), "i4")}
+    store = str(build_store(tmp_path / "s.zarr", layers))
+    with pytest.raises(
+        UsageError, match="layer b: `gram` cannot be counted, because its values are float64"
+    ) as refused:
+        select_layers(store, [LayerRule("*", statistics=["squares", "gram"])])
+    found = re.search(r"begin `layers` in the configuration with (.*); without other .* with (.*)", str(refused.value))
+    assert found is not None
+    entries = yaml.safe_load(f"[{found[1]}, {found[2]}]")
+    assert [entry["match"] for entry in entries] == ["b", "c/d", "*"]
+    rules = [LayerRule(**{"statistics": ["squares", "gram"], **entry}) for entry in entries]
+    kinds = {layer.name: [kind.name for kind in layer.kinds] for layer in select_layers(store, rules).layers}
+    without = ["mean", "extrema", "squares"]
+    assert kinds == {"a": ["mean", "extrema", "gram", "squares"], "b": without, "c/d": without}

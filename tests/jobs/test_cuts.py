@@ -139,6 +139,17 @@ def test_an_interrupted_run_counts_no_row_of_which_a_cut_is_missing(
     assert results(tmp_path / "out") == results(tmp_path / "undisturbed")
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_rows_are_finished_with_the_last_of_their_cuts(order: int, store: Path) -> None:
+    layers = {each.name: each for each in select_layers(str(store), RULES).layers}
+    tasks = [task for task in planned(store, memory=2**31, threads=1).tasks if task.cuts > 1][:10]
+    measured = ((task, measuring.measure_task(task, layers, measuring.STRICT)[0]) for task in tasks[::order])
+    finished = list(join_cuts(measured, layers))
+    assert [each.rows for each in finished] == [0] * 9 + [tasks[0].rows]
+    assert [len(each.results) for each in finished] == [0] * 9 + [1]
+    assert sum(each.bytes for each in finished) == sum(task.bytes for task in tasks)
+
+
 def test_rows_are_appended_forgotten_verified_and_merged(store: Path, values: Array, tmp_path: Path) -> None:
     job = config(store, tmp_path / "out", layers=LAYERS)
     first = replace(job, rows=(0, 20))

@@ -108,8 +108,11 @@ def test_taps_are_named_and_a_channel_whose_taps_are_all_dead_is_named_once(tmp_
 
 def test_a_layer_without_products_says_how_to_count_them(tmp_path: Path) -> None:
     out = output_of(tmp_path, {"a": PLAIN}, statistics=())
-    with pytest.raises(UsageError, match=r"`gram` was not counted for layer a; add `statistics: \[gram\]`"):
+    with pytest.raises(UsageError, match=r"`gram` was not counted for a; add `statistics: \[gram\]`"):
         find_spectrum(out, "a")
+    wide = output_of(tmp_path / "w", {"a": PLAIN.astype("i4")}, statistics=())
+    with pytest.raises(UsageError, match="layer a: `gram` cannot be counted, because its values are int32"):
+        find_spectrum(wide, "a")
     empty = output_of(tmp_path / "e", {"a": PLAIN[:0]}, statistics=("gram",))
     with pytest.raises(UsageError, match="layer a has no position that counts"):
         find_spectrum(empty, "a")
