@@ -279,12 +279,13 @@ def _why_it_does_not_fit(layers: Sequence[Layer], memory: int) -> str:
         )
     needs = {layer.name: sum(_reading_bytes(layer, _block_shape(layer, 1))) for layer in layers}
     largest = max(layers, key=lambda layer: needs[layer.name])
+    for_chunks = 2 * needs[largest.name] > needed - BASE_BYTES
+    instead = "store the layer in smaller chunks" if for_chunks else "count fewer layers or statistics at a time"
     return (
         f"memory is {memory // MiB} MiB, but at least {-(-needed // MiB)} MiB are needed: "
         f"{BASE_BYTES // MiB} MiB for the program, {needs[largest.name] / MiB:.1f} MiB to decode one chunk "
         f"{largest.chunks} of layer {largest.name}, the rest for the statistics and file identities of "
-        f"{counted(len(layers), 'layer')}; set `memory` to {-(-needed // MiB)}MiB or more, or store the layer in "
-        "smaller chunks"
+        f"{counted(len(layers), 'layer')}; set `memory` to {-(-needed // MiB)}MiB or more, or {instead}"
     )
 
 

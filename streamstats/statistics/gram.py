@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import DataError, MismatchError, UsageError, counted
-from ..floats import BFLOAT16, FLOAT8_E4M3FN, FLOAT8_E5M2
+from ..floats import BFLOAT16, FLOAT8_E4M3FN, FLOAT8_E5M2, is_float
 from ..layouts import Kernel, Kernels
 from ..quantization import Quantization
 from .exact import unit_exponent
@@ -28,6 +28,7 @@ from .moved import MovedMoments
 from .riders import Where
 from .statistic import MASKED, Array, Cut, Document, Space, Statistic, Tensors
 from .sums import real_maps
+from .triangles import place_in_triangle
 from .unfolding import PIECE_VALUES
 from .wide import Digits, Wide
 
@@ -127,6 +128,20 @@ class Gram(Statistic):
             raise DataError("its counts are negative")
         if self._is_negative():
             raise DataError("sums of squares are negative")
+        if not is_float(self.space.dtype) and self.left_out.any():
+            raise DataError("integers that are not finite were left out")
+        for part, positions in zip(self._parts(), self.positions.tolist(), strict=True):
+            self._check_ones(part, positions << -2 * unit_exponent(self.space.dtype))
+
+    def _check_ones(self, part: Part, most: int) -> None:
+        """Raise `DataError` unless each column of ones adds up to `most`, or to less where a tap sees padding."""
+        unfolding = part.unfolding
+        taps = np.arange(unfolding.taps * unfolding.ones)
+        ones = place_in_triangle(taps, taps, unfolding.columns)
+        places = [part.start(group) + place for group in range(unfolding.groups) for place in ones.tolist()]
+        for seen in self.sums.integers(places) if places else ():
+            if seen > most or (unfolding.is_plain and seen != most):
+                raise DataError("its counts of positions contradict each other")
 
     def _is_negative(self) -> bool:
         negative = self.sums.negative()

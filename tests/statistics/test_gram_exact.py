@@ -388,3 +388,13 @@ def test_a_state_without_the_counts_of_every_kernel_is_refused() -> None:
     for name in ("positions", "left_out"):
         with pytest.raises(DataError, match=rf"{name} is int64\[1\]; expected int64\[2\]"):
             Gram.from_arrays(found.arrays() | {name: found.arrays()[name][:1]}, found.space)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"), [("positions", [5]), ("positions", [0]), ("left_out", [1]), ("first", [1])], ids=str
+)
+def test_counts_that_contradict_each_other_are_refused(name: str, values: list[int]) -> None:
+    block = np.arange(12, dtype=np.int8).reshape(6, 2)
+    found = Gram.measure(block)
+    with pytest.raises(DataError, match=r"contradict each other|not finite were left out"):
+        Gram.from_arrays(found.arrays() | {name: np.array(values)}, found.space)
