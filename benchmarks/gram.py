@@ -43,7 +43,7 @@ KINDS = {
     "float32": (3, lambda x: x),
 }
 """Name → (slice products that BLAS has to do, how the values are made)."""
-BATCHES = 4
+BATCHES = 2
 WIDE, WIDE_ROWS, WIDE_PLANNED = 16_384, 512, 2**20
 NOTES = (
     "Shares: the time of one dgemm of the same shape, times the number of slice products that BLAS does, by that of "
@@ -55,8 +55,11 @@ NOTES = (
 def main() -> None:
     """Measure, and print three tables."""
     options = _parser().parse_args()
-    columns = COLUMNS[:1] if options.quick else COLUMNS
-    shares = [[name, *(f"{share(name, width, options.repeats):.2f}" for width in columns)] for name in KINDS]
+    columns = COLUMNS[:1] if options.quick else options.columns
+    shares = []
+    for name in KINDS:
+        print(f"multiplying {name} …", file=sys.stderr)
+        shares.append([name, *(f"{share(name, width, options.repeats):.2f}" for width in columns)])
     with working_folder(options.folder) as folder:
         beside = []
         for name in KINDS:
@@ -171,6 +174,7 @@ def wide_layer(path: Path) -> dict[str, str]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", type=float, default=0.1, metavar="GB", help="of each store in float16 (default 0.1)")
+    parser.add_argument("--columns", type=int, nargs="+", default=COLUMNS, help="of the layers")
     parser.add_argument("--repeats", type=int, default=3, help="timed runs of each (default 3)")
     parser.add_argument("--folder", help="where to generate data (default: the folder for temporary files)")
     parser.add_argument("--quick", action="store_true", help="the smallest case alone")

@@ -208,14 +208,14 @@ def test_the_statistics_to_choose_from_are_those_of_the_service(page: Page, page
     group = page.get_by_role("group", name="Additional statistics")
     for each in offered:
         expect(group).to_contain_text(each["description"])
-    group.get_by_label(offered[0]["name"]).check()
+    group.get_by_label(offered[0]["name"], exact=True).check()
     name = submitted_form(page, source=STORE)
     expect(page.locator(".state")).to_have_text("done")
     with pages.client() as client:
         assert client.job(name).request["statistics"] == [offered[0]["name"]]
     page.get_by_role("link", name="Submit again").click()
     expect(group.get_by_role("checkbox", checked=True)).to_have_count(1)
-    expect(group.get_by_label(offered[0]["name"])).to_be_checked()
+    expect(group.get_by_label(offered[0]["name"], exact=True)).to_be_checked()
     names = {each["name"] for each in offered}
     scripts = Path(streamstats.service.__file__).parent.joinpath("page").glob("*.js")
     assert not [(script.name, name) for script in scripts for name in names if name in script.read_text()]

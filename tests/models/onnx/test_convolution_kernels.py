@@ -55,7 +55,7 @@ def test_the_kernel_is_recorded_and_the_mean_output_restored(
     onnx.save(model, tmp_path / "m.onnx")
     np.save(tmp_path / "x.npy", x)
     (recorded,) = record(tmp_path / "m.onnx", tmp_path / "x.npy", tmp_path / "s.zarr", storage=storage)
-    kernel = ss.Kernel((3, 3), geometry, transposed=op == "ConvTranspose")
+    kernel = ss.Kernel((3, 3), geometry, transposed=op == "ConvTranspose", groups=2)
     assert stored_layers(tmp_path / "s.zarr")[recorded.layer].kernel == kernel
     config = {"source": str(tmp_path / "s.zarr"), "output": str(tmp_path / "out"), "statistics": ["taps"]}
     run(JobConfig.model_validate(config).job())
