@@ -118,7 +118,7 @@ def beside_numpy(path: Path, name: str, columns: int, options: argparse.Namespac
     del values
 
     def exact() -> None:
-        reduce(path, statistics=["gram"], threads=1, memory="4GiB")
+        reduce(path, statistics=["gram"], threads=1, memory="16GiB")
 
     def float32() -> None:
         array, sums = zarr.open_group(path, mode="r")["layer"], np.zeros((columns, columns), np.float32)
