@@ -177,17 +177,21 @@ def _add_ranges(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_gram(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("output", type=_local, metavar="OUT", help="the output folder of a run")
-    parser.add_argument("layer", metavar="LAYER", help="a layer with `statistics: [gram]`")
+def _add_plot(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument(
         "--plot",
         type=_local,
         metavar="FILE",
         nargs="?",
         const="-",
-        help="plot the spectrum and the correlations, in the terminal or to a .png or .svg file",
+        help=f"plot {what}, in the terminal or to a .png or .svg file",
     )
+
+
+def _add_gram(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("output", type=_local, metavar="OUT", help="the output folder of a run")
+    parser.add_argument("layer", metavar="LAYER", help="a layer with `statistics: [gram]`")
+    _add_plot(parser, "the spectrum and the correlations")
 
 
 def _add_export(parser: argparse.ArgumentParser) -> None:
@@ -278,14 +282,7 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
 def _add_inspect(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("output", type=_local, metavar="OUT", help="the output folder of a run")
     parser.add_argument("layer", metavar="LAYER", nargs="?", help="show the channels of this layer")
-    parser.add_argument(
-        "--plot",
-        type=_local,
-        metavar="FILE",
-        nargs="?",
-        const="-",
-        help="plot the channels, in the terminal or to a .png or .svg file",
-    )
+    _add_plot(parser, "the channels")
 
 
 def _add_record(parser: argparse.ArgumentParser) -> None:

@@ -26,7 +26,7 @@ from .gram_pieces import Part, Piece, assembled, digits_of, kernels_of, parts, p
 from .masks import Mask
 from .moved import MovedMoments
 from .riders import Where
-from .statistic import MASKED, Array, Cut, Document, Space, Statistic, Tensors
+from .statistic import MASKED, Array, Cut, Document, Space, Statistic, Tensors, subtracted_too_much
 from .sums import real_maps
 from .triangles import place_in_triangle
 from .unfolding import PIECE_VALUES
@@ -98,21 +98,10 @@ class Gram(Statistic):
         return cls.of(space, Wide.zeros(sum(each.entries for each in found)), *np.zeros((2, len(found)), np.int64))
 
     @classmethod
-    def from_arrays(cls, arrays: Mapping[str, Array], space: Space) -> Self:
-        """As `Statistic.from_arrays`."""
-        for name, (shape, dtype) in cls.tensors(space).items():
-            found = arrays.get(name)
-            least = 1 if name == "digits" else shape[0]
-            fits = found is not None and found.dtype == dtype and found.ndim == len(shape)
-            if found is None or not fits or found.shape[1:] != shape[1:] or not least <= len(found) <= shape[0]:
-                raise DataError(
-                    f"stored {cls.name} of {space.dtype} data: {name} is "
-                    f"{'missing' if found is None else f'{found.dtype}{list(found.shape)}'}; expected "
-                    f"{dtype}{list(shape)}, or fewer digits"
-                )
-        made = cls(space, **{name: arrays[name] for name in cls.tensors(space)})
-        made.check()
-        return made
+    def has_shape(cls, name: str, found: tuple[int, ...], declared: tuple[int, ...]) -> bool:
+        """As `Statistic.has_shape`; there may be fewer digits than declared."""
+        least = 1 if name == "digits" else declared[0]
+        return len(found) == len(declared) and found[1:] == declared[1:] and least <= found[0] <= declared[0]
 
     @property
     def sums(self) -> Wide:
@@ -157,10 +146,7 @@ class Gram(Statistic):
         self.check_fits(part)
         left = self._with(part, -1)
         if (left.positions < 0).any() or (left.left_out < 0).any() or left._is_negative():
-            raise MismatchError(
-                f"{self.name}: more would be subtracted than was counted: the data has changed since it was counted; "
-                "count it again"
-            )
+            raise subtracted_too_much(self.name)
         return left
 
     def _with(self, other: Self, sign: int) -> Self:

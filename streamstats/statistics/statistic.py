@@ -274,7 +274,7 @@ class Statistic(ABC):
         """The inverse of `arrays`. Raises `DataError` for an impossible state."""
         for name, (shape, dtype) in cls.tensors(space).items():
             found = arrays.get(name)
-            if found is None or found.shape != shape or found.dtype != dtype:
+            if found is None or found.dtype != dtype or not cls.has_shape(name, found.shape, shape):
                 raise DataError(
                     f"stored {cls.name} of {space.dtype} data: {name} is "
                     f"{'missing' if found is None else f'{found.dtype}{list(found.shape)}'}; expected "
@@ -283,6 +283,11 @@ class Statistic(ABC):
         made = cls(space, **{name: arrays[name] for name in cls.tensors(space)})
         made.check()
         return made
+
+    @classmethod
+    def has_shape(cls, name: str, found: tuple[int, ...], declared: tuple[int, ...]) -> bool:  # noqa: ARG003
+        """Whether a stored tensor may have the shape `found`: the one that is `declared`, unless overridden."""
+        return found == declared
 
     def check_fits(self, other: Statistic) -> None:
         """Raise `MismatchError`, naming both sides, unless `other` is the same statistic of the same space."""
@@ -328,6 +333,13 @@ class Document:
     layer: Mapping[str, Any] = field(default_factory=dict)
     channels: Mapping[str, Array] = field(default_factory=dict)
     tables: Mapping[str, Table] = field(default_factory=dict)
+
+
+def subtracted_too_much(name: str) -> MismatchError:
+    """The error for a part that was not merged into the statistic `name` as it is now."""
+    return MismatchError(
+        f"{name}: more would be subtracted than was counted: the data has changed since it was counted; count it again"
+    )
 
 
 HELD = 4

@@ -12,10 +12,10 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import DataError, MismatchError, UsageError
+from ..errors import DataError, UsageError
 from ..quantization import Quantization
 from .exact import ExactSum, carried, digit_count, is_canonical, unit_exponent
-from .statistic import Tensors, ValueStatistic
+from .statistic import Tensors, ValueStatistic, subtracted_too_much
 
 Counts = npt.NDArray[np.int64]
 Float64Array = npt.NDArray[np.float64]
@@ -40,10 +40,7 @@ class AddedArrays(ValueStatistic):
         self.check_fits(part)
         left = self._with(part, -1)
         if left._is_negative():
-            raise MismatchError(
-                f"{self.name}: more would be subtracted than was counted: the data has changed since it was counted; "
-                "count it again"
-            )
+            raise subtracted_too_much(self.name)
         return left
 
     def _with(self, other: Self, sign: int) -> Self:
