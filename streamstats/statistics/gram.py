@@ -314,7 +314,7 @@ class Gram(Statistic):
         return maps
 
     def _left_out(self) -> str:
-        return f"NaN and infinities ({counted(int(self.left_out[0]), 'value')}) were left out"
+        return f"NaN, infinities and missing values ({counted(int(self.left_out[0]), 'value')}) were left out"
 
     def _parts(self) -> tuple[Part, ...]:
         return parts(self.space)

@@ -178,7 +178,7 @@ def test_missing_values_of_a_layer_with_an_offset_leave_nothing_to_export_or_sho
     array[...] = np.arange(16).reshape(8, 2)
     job = {"source": str(tmp_path / "s.zarr"), "output": str(tmp_path / "out"), "statistics": ["gram"]}
     run(JobConfig.model_validate({**job, "nonfinite": "skip"}).job())
-    message = r"layer a: NaN and infinities \(1 value\) were left out, so XᵀX is unknown"
+    message = r"layer a: NaN, infinities and missing values \(1 value\) were left out, so XᵀX is unknown"
     with pytest.raises(UsageError, match=f"{message}.*; or leave it out with --layer or --names"):
         exported(tmp_path / "out")
     with pytest.raises(UsageError, match=message):

@@ -85,7 +85,7 @@ def test_values_that_are_not_finite_leave_the_products_of_zeros(out: Path) -> No
     found = find_spectrum(out, "gaps")
     rows = np.nan_to_num(GAPS.astype("f8"))
     check(found, [rows.T @ rows / len(rows)])
-    assert found.reason == "NaN and infinities (1 value) were left out, so the covariance is unknown"
+    assert found.reason == "NaN, infinities and missing values (1 value) were left out, so the covariance is unknown"
 
 
 def test_a_layer_of_zeros_is_dead(out: Path) -> None:

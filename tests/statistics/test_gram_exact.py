@@ -329,7 +329,7 @@ def test_values_that_are_not_finite_are_zeros_and_the_covariance_is_not_known() 
     values = np.array([[1.0, np.nan, 2.0], [np.inf, 3.0, 5.0], [7.0, 11.0, -np.inf]], "f4")
     found = Gram.measure(values, 1, PRODUCT)
     check(found, rows_of(real(values)))
-    with pytest.raises(UsageError, match=r"NaN and infinities \(3 values\) were left out"):
+    with pytest.raises(UsageError, match=r"NaN, infinities and missing values \(3 values\) were left out"):
         found.covariance()
     with pytest.raises(UsageError, match=r"\(3 values\) were left out, .* zero is not stored as zero"):
         found.matrix(Quantization(1.0, offset=2.0))
