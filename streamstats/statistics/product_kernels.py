@@ -15,6 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
+Sparse = tuple[Array, Array, Array, Array, Array]
+"""A matrix of few values other than zero, row by row: their rows int64, columns int64 and values float64; for each row,
+the place int64[rows + 1] of its first one; and the places int64 of all, column by column.
+"""
 
 compiled: Any = numba.njit(error_model="numpy")
 
@@ -57,59 +61,60 @@ def cut(values: Array, scales: Array, place: int, step: float, slices: Array, fo
 
 
 @compiled
-def add_sparse(sparse: Array, dense: Array, products: Array, starts: Array, places: Array) -> None:
-    """Add sparseᵀ·dense to products float64[n, m]: sparse float64[rows, n] is mostly zero, dense float64[rows, m].
+def find(values: Array, scales: Array, place: int, step: float, sparse: Sparse, ends: Array, found: Array) -> None:
+    """As `cut`, but only the integers that are not zero: in `sparse`, which has room for them.
 
-    starts int64[n + 1] and places int64[values that are not zero] are working memory: the rows of these, by column.
+    ends int64[n] is working memory.
     """
-    _find_places(sparse, starts, places)
-    for column in range(sparse.shape[1]):
-        target = products[column]
-        for at in range(starts[column], starts[column + 1]):
-            value, line = sparse[places[at], column], dense[places[at]]
-            for other in range(line.size):
-                target[other] += value * line[other]
-
-
-@compiled
-def add_both_sparse(sparse: Array, others: Array, products: Array, starts: Array, places: Array) -> None:
-    """As `add_sparse`, where `others` float64[rows, m] are mostly zero, too; `starts` and `places` are of the others.
-
-    `places` has room for the values of one row that are not zero.
-    """
-    rows, columns = sparse.shape
+    at_rows, at_columns, integers, starts, by_column = sparse
+    rows, columns = values.shape
+    some = left = 0
+    ends[:] = 0
     for row in range(rows):
-        some = 0
-        for other in range(others.shape[1]):
-            if others[row, other] != 0.0:
-                places[some] = other
+        starts[row] = some
+        for column in range(columns):
+            rest = np.float64(values[row, column]) * scales[column]
+            whole = (rest + ROUNDER) - ROUNDER
+            if place > 0 and rest == whole:
+                continue
+            for _ in range(place):
+                rest = (rest - whole) * step
+                whole = (rest + ROUNDER) - ROUNDER
+            left += rest != whole
+            if whole != 0.0:
+                at_rows[some], at_columns[some], integers[some] = row, column, whole
+                ends[column] += 1
                 some += 1
-        if some == 0:
-            continue
-        for column in range(columns):
-            value = sparse[row, column]
-            if value != 0.0:
-                for at in range(some):
-                    products[column, places[at]] += value * others[row, places[at]]
+    starts[rows] = some
+    for column in range(1, columns):
+        ends[column] += ends[column - 1]
+    for place in range(some - 1, -1, -1):
+        column = at_columns[place]
+        ends[column] -= 1
+        by_column[ends[column]] = place
+    found[0], found[1] = some, left
 
 
 @compiled
-def _find_places(sparse: Array, starts: Array, places: Array) -> None:
-    rows, columns = sparse.shape
-    starts[:] = 0
-    for row in range(rows):
-        for column in range(columns):
-            starts[column + 1] += sparse[row, column] != 0.0
-    for column in range(columns):
-        starts[column + 1] += starts[column]
-    for row in range(rows):
-        for column in range(columns):
-            if sparse[row, column] != 0.0:
-                places[starts[column]] = row
-                starts[column] += 1
-    for column in range(columns, 0, -1):
-        starts[column] = starts[column - 1]
-    starts[0] = 0
+def add_sparse(sparse: Sparse, dense: Array, products: Array) -> None:
+    """Add sparseᵀ·dense to products float64[n, m]; dense is float64[rows, m]."""
+    at_rows, at_columns, integers, starts, by_column = sparse
+    for number in range(starts[-1]):
+        place = by_column[number]
+        value, line, target = integers[place], dense[at_rows[place]], products[at_columns[place]]
+        for other in range(line.size):
+            target[other] += value * line[other]
+
+
+@compiled
+def add_both_sparse(sparse: Sparse, others: Sparse, products: Array) -> None:
+    """Add sparseᵀ·others to products float64[n, m]."""
+    at_rows, at_columns, integers, _, _ = sparse
+    _, other_columns, other_integers, starts, _ = others
+    for place in range(sparse[3][-1]):
+        row = at_rows[place]
+        for other in range(starts[row], starts[row + 1]):
+            products[at_columns[place], other_columns[other]] += integers[place] * other_integers[other]
 
 
 @compiled
@@ -131,9 +136,7 @@ def add_triangle(products: Array, plane: Array, twice: bool) -> None:
     if twice:
         for top in range(0, size, TILE):
             for left in range(top, size, TILE):
-                _add_transposed(
-                    products[left : left + TILE, top : top + TILE], plane[top : top + TILE, left : left + TILE]
-                )
+                _add_tile(products[left : left + TILE, top : top + TILE], plane[top : top + TILE, left : left + TILE])
         for row in range(size):  # tiles on the diagonal have been added whole
             first = row - row % TILE
             for column in range(first, row):
@@ -141,7 +144,16 @@ def add_triangle(products: Array, plane: Array, twice: bool) -> None:
 
 
 @compiled
-def _add_transposed(products: Array, plane: Array) -> None:
+def add_transposed(products: Array, plane: Array) -> None:
+    """Add the transpose of products float64[m, n], integers of at most 2^53, to plane int64[n, m]."""
+    height, width = plane.shape
+    for top in range(0, height, TILE):
+        for left in range(0, width, TILE):
+            _add_tile(products[left : left + TILE, top : top + TILE], plane[top : top + TILE, left : left + TILE])
+
+
+@compiled
+def _add_tile(products: Array, plane: Array) -> None:
     for row in range(plane.shape[0]):
         target, source = plane[row], products[:, row]
         for column in range(target.size):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from ..compiled.cache import POINTER, SIZE, load
 SLICE_BITS = 22
 """Bits from one slice to the next."""
 MODULES = (f"{__package__}.product_kernels", __name__)
+SPARSE_MATRIX = (POINTER, POINTER, POINTER, SIZE)
 
 
 @cache
@@ -61,26 +63,94 @@ def _define_norming() -> Callable[..., None]:
 
 
 @cache
-def multiplying(both: bool) -> Callable[..., None]:
-    """`product_kernels.add_sparse`, or `add_both_sparse`: their arguments, `sparse` and `dense` with their extents."""
-    arguments = (POINTER, SIZE, SIZE, POINTER, SIZE, POINTER, POINTER, POINTER, SIZE)
-    return load(f"products-{'both-' if both else ''}sparse", arguments, lambda: _define_multiplying(both), MODULES)
+def finding() -> Callable[..., None]:
+    """`product_kernels.find`: values, rows, width, scales, place, the matrix as `_sparse` has it, ends, found."""
+    arguments = (POINTER, SIZE, SIZE, POINTER, SIZE, *SPARSE_MATRIX, POINTER, POINTER)
+    return load("products-find", arguments, _define_finding, MODULES)
 
 
-def _define_multiplying(both: bool) -> Callable[..., None]:
+def _define_finding() -> Callable[..., None]:
     import numba
 
-    from .product_kernels import add_both_sparse, add_sparse
+    from .product_kernels import find
 
-    carray, add = numba.carray, add_both_sparse if both else add_sparse
+    carray, step = numba.carray, 2.0**SLICE_BITS
+    sparse = _sparse()
 
-    def multiplying(sparse, rows, width, dense, others, products, starts, places, some):  # type: ignore[no-untyped-def]
-        add(
-            carray(sparse, (rows, width), np.float64),
+    def finding(values, rows, width, scales, place, ats, integers, starts, count, ends, found):  # type: ignore[no-untyped-def]
+        find(
+            carray(values, (rows, width), np.float32),
+            carray(scales, (width,), np.float64),
+            place,
+            step,
+            sparse(ats, integers, starts, count, rows),
+            carray(ends, (width,), np.int64),
+            carray(found, (2,), np.int64),
+        )
+
+    return finding
+
+
+def _sparse() -> Callable[..., Any]:
+    """A matrix of product_kernels.Sparse, of rows, columns and order int64[3, count], integers and starts."""
+    import numba
+
+    carray = numba.carray
+
+    @numba.njit
+    def sparse(ats, integers, starts, count, rows):  # type: ignore[no-untyped-def]
+        places = carray(ats, (3, count), np.int64)
+        values, firsts = carray(integers, (count,), np.float64), carray(starts, (rows + 1,), np.int64)
+        return places[0], places[1], values, firsts, places[2]
+
+    return sparse  # type: ignore[no-any-return]
+
+
+@cache
+def multiplying() -> Callable[..., None]:
+    """`product_kernels.add_sparse`: a matrix as `_sparse` has it, rows, the dense one, its width, products, width."""
+    arguments = (*SPARSE_MATRIX, SIZE, POINTER, SIZE, POINTER, SIZE)
+    return load("products-sparse", arguments, _define_multiplying, MODULES)
+
+
+def _define_multiplying() -> Callable[..., None]:
+    import numba
+
+    from .product_kernels import add_sparse
+
+    carray, matrix = numba.carray, _sparse()
+
+    def multiplying(ats, integers, starts, count, rows, dense, others, products, width):  # type: ignore[no-untyped-def]
+        add_sparse(
+            matrix(ats, integers, starts, count, rows),
             carray(dense, (rows, others), np.float64),
             carray(products, (width, others), np.float64),
-            carray(starts, (width + 1,), np.int64),
-            carray(places, (some,), np.int64),
+        )
+
+    return multiplying
+
+
+@cache
+def multiplying_both() -> Callable[..., None]:
+    """`product_kernels.add_both_sparse`: two matrices as `_sparse` has them, rows, products with their extents."""
+    arguments = (*SPARSE_MATRIX, *SPARSE_MATRIX, SIZE, POINTER, SIZE, SIZE)
+    return load("products-both-sparse", arguments, _define_multiplying_both, MODULES)
+
+
+def _define_multiplying_both() -> Callable[..., None]:
+    import numba
+
+    from .product_kernels import add_both_sparse
+
+    carray, matrix = numba.carray, _sparse()
+
+    def multiplying(  # type: ignore[no-untyped-def]
+        ats, integers, starts, count, ats2, integers2, starts2, count2, rows, products, width, others
+    ):
+        add_both_sparse(
+            matrix(ats, integers, starts, count, rows),
+            matrix(ats2, integers2, starts2, count2, rows),
+            carray(products, (width, others), np.float64),
         )
 
     return multiplying
@@ -101,6 +171,25 @@ def _define_adding() -> Callable[..., None]:
 
     def adding(products, size, plane):  # type: ignore[no-untyped-def]
         add_integers(carray(products, (size,), np.float64), carray(plane, (size,), np.int64))
+
+    return adding
+
+
+@cache
+def adding_transposed() -> Callable[..., None]:
+    """`product_kernels.add_transposed`: products, plane, extents of the plane."""
+    return load("products-transposed", (POINTER, POINTER, SIZE, SIZE), _define_adding_transposed, MODULES)
+
+
+def _define_adding_transposed() -> Callable[..., None]:
+    import numba
+
+    from .product_kernels import add_transposed
+
+    carray = numba.carray
+
+    def adding(products, plane, height, width):  # type: ignore[no-untyped-def]
+        add_transposed(carray(products, (width, height), np.float64), carray(plane, (height, width), np.int64))
 
     return adding
 

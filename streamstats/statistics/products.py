@@ -16,13 +16,24 @@ by value, all others by BLAS.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from ..compiled.accelerator import multiply
-from .product_loops import SLICE_BITS, adding, adding_triangles, cutting, depositing, multiplying, norming
+from .product_loops import (
+    SLICE_BITS,
+    adding,
+    adding_transposed,
+    adding_triangles,
+    cutting,
+    depositing,
+    finding,
+    multiplying,
+    multiplying_both,
+    norming,
+)
 
 Array = npt.NDArray[Any]
 Rows = npt.NDArray[np.float32]
@@ -46,13 +57,38 @@ MORE = 1 + 2.0**-20
 """A factor above what rounding may have taken from a norm."""
 
 
-@dataclass
+@dataclass(frozen=True)
+class _Sparse:
+    """The integers float64[k] of a slice that are not zero; their rows, columns, and order by column, int64[3, k]; and
+    the place int64[rows + 1] of the first one of each row.
+    """
+
+    BYTES: ClassVar[int] = 32
+    """Of each integer."""
+
+    integers: Float64Array
+    places: Integers
+    starts: Integers
+
+    @classmethod
+    def of(cls, rows: int, most: int) -> _Sparse:
+        """Room for `most` integers."""
+        return cls(np.empty(most), np.empty((3, most), np.int64), np.empty(rows + 1, np.int64))
+
+    @property
+    def arguments(self) -> tuple[int, int, int, int]:
+        """As compiled loops take it."""
+        return self.places.ctypes.data, self.integers.ctypes.data, self.starts.ctypes.data, len(self.integers)
+
+
+@dataclass(frozen=True)
 class _Slice:
     """Slice number `place` of a side: how many of its integers are not zero, and of how many values more is left."""
 
     place: int
-    share: float
+    some: int
     left: int
+    sparse: _Sparse | None = None
 
 
 @dataclass
@@ -88,15 +124,22 @@ class _Side:
         self.known = self.known | (squares > 0)
         return np.where(too_small, np.maximum(least + 1, self.exponents), self.exponents), changed
 
-    def slices(self, rows: int) -> list[_Slice]:
+    def slices(self, rows: int, *, may_be_sparse: bool) -> list[_Slice]:
         """The slices of the waiting `rows`, as many as they need."""
         self.held.clear()
         found: list[_Slice] = []
+        most = SPARSE * rows * len(self.exponents) if may_be_sparse else 0
         while not found or found[-1].left:
-            found.append(self._cut(rows, len(found), min(len(found), 1)))
+            place = len(found)
+            if found and found[-1].left < most:
+                found.append(self._find(rows, place, found[-1].left))
+                continue
+            found.append(self._cut(rows, place, min(place, 1)))
+            if 0 < found[-1].some < most:
+                found[-1] = self._find(rows, place, found[-1].some)
         return found
 
-    def cut(self, rows: int, place: int, *, other: bool = False) -> Float64Array:
+    def dense(self, rows: int, place: int, *, other: bool = False) -> Float64Array:
         """Slice number `place` of the waiting `rows`, float64[rows, G · n]; `other` if another one is in use."""
         number = min(place, 1 + other)
         if self.held.get(number) != place:
@@ -104,14 +147,27 @@ class _Side:
         return self.memory[number][:rows]
 
     def _cut(self, rows: int, place: int, number: int) -> _Slice:
-        flat, found = self.values[:rows].reshape(rows, -1), np.zeros(2, np.int64)
+        flat, scales, found = self._scaled(rows)
         if number not in self.memory:
             self.memory[number] = np.empty((ROWS, flat.shape[1]))
-        scales = np.ldexp(1.0, -self.exponents)
         slices = self.memory[number].ctypes.data
         cutting()(flat.ctypes.data, *flat.shape, scales.ctypes.data, place, slices, found.ctypes.data)
         self.held[number] = place
-        return _Slice(place, int(found[0]) / max(1, flat.size), int(found[1]))
+        return _Slice(place, *found.tolist())
+
+    def _find(self, rows: int, place: int, most: int) -> _Slice:
+        flat, scales, found = self._scaled(rows)
+        sparse, ends = _Sparse.of(rows, most), np.empty(flat.shape[1], np.int64)
+        finding()(
+            flat.ctypes.data, *flat.shape, scales.ctypes.data, place, *sparse.arguments, ends.ctypes.data,
+            found.ctypes.data,
+        )  # fmt: skip
+        some, left = found.tolist()
+        return _Slice(place, some, left, sparse)
+
+    def _scaled(self, rows: int) -> tuple[Rows, Float64Array, Integers]:
+        """The waiting `rows`, float32[rows, G · n], what scales them, and room for what is counted."""
+        return self.values[:rows].reshape(rows, -1), np.ldexp(1.0, -self.exponents), np.zeros(2, np.int64)
 
 
 class Products:
@@ -137,11 +193,12 @@ class Products:
     @classmethod
     def working_bytes(cls, groups: int, columns: int, others: int | None, digits: int, most_slices: int) -> int:
         """Peak bytes, where values have at most so many slices."""
-        sides = ROWS * groups * (columns + (others or 0))
+        values = ROWS * groups * (columns + (others or 0))
         pairs = groups * columns * (columns if others is None else others)
-        memory, planes = min(most_slices, 3 if others is None else 2), min(PLANES, 2 * most_slices - 1)
-        more = min(most_slices - 1, 1)  # the product of slices in the other order
-        return sides * (4 + 8 * memory) + pairs * (8 * (1 + more + planes) + 4 * digits)
+        dense, planes = min(most_slices, 3 if others is None else 2), min(PLANES, 2 * most_slices - 1)
+        more = 2 * most_slices - 1 > PLANES  # a plane for an order that has none
+        sparse = int(SPARSE * values) * _Sparse.BYTES * most_slices
+        return values * (4 + 8 * dense) + sparse + pairs * (8 * (1 + more + planes) + 4 * digits)
 
     @property
     def _is_square(self) -> bool:
@@ -173,11 +230,12 @@ class Products:
             return
         if not self._integral:
             self._choose_exponents(rows)
-        lefts = self._left.slices(rows)
-        rights = lefts if self._is_square else self._right.slices(rows)
+        may_be_sparse = self._shape[0] == 1
+        lefts = self._left.slices(rows, may_be_sparse=may_be_sparse)
+        rights = lefts if self._is_square else self._right.slices(rows, may_be_sparse=may_be_sparse)
         for left in lefts:
             for right in rights:
-                if left.share and right.share and not (self._is_square and right.place < left.place):
+                if left.some and right.some and not (self._is_square and right.place < left.place):
                     self._add_products(rows, left, right)
         self._added += 1
         if self._added == MOST_ADDED:
@@ -193,41 +251,50 @@ class Products:
 
     def _add_products(self, rows: int, left: _Slice, right: _Slice) -> None:
         """Add the products of both slices; of X with itself, they are those of the exchanged slices, too."""
-        self._find_products(rows, left, right)
-        order, twice = left.place + right.place, left is not right
-        if order < PLANES:
-            if order not in self._planes:
-                self._planes[order] = np.zeros(self._shape, np.int64)
-            self._add_to(self._planes[order], twice=twice)
+        order = left.place + right.place
+        if order not in self._planes and order < PLANES:
+            self._planes[order] = np.zeros(self._shape, np.int64)
+        plane = self._planes[order] if order < PLANES else np.zeros(self._shape, np.int64)
+        transposed = self._find_products(rows, left, right)
+        target = plane.ctypes.data
+        groups, columns, others = self._shape
+        if self._is_square:
+            adding_triangles()(self._found.ctypes.data, groups, columns, target, int(left is not right))
+        elif transposed:
+            adding_transposed()(self._found.ctypes.data, target, columns, others)
         else:
-            plane = np.zeros(self._shape, np.int64)
-            self._add_to(plane, twice=twice)
+            adding()(self._found.ctypes.data, self._found.size, target)
+        if order >= PLANES:
             self._widen(plane, order)
 
-    def _find_products(self, rows: int, left: _Slice, right: _Slice) -> None:
-        mine = self._left.cut(rows, left.place)
-        same = self._is_square and left.place == right.place
-        theirs = mine if same else self._right.cut(rows, right.place, other=self._is_square)
+    def _find_products(self, rows: int, left: _Slice, right: _Slice) -> bool:
+        """Find the products of both slices. True if they are found transposed."""
+        _, columns, others = self._shape
+        found = self._found.ctypes.data
+        if left.sparse or right.sparse:
+            self._found[:] = 0
+        if left.sparse and right.sparse:
+            multiplying_both()(*left.sparse.arguments, *right.sparse.arguments, rows, found, columns, others)
+        elif left.sparse:
+            dense = self._right.dense(rows, right.place)
+            multiplying()(*left.sparse.arguments, rows, dense.ctypes.data, others, found, columns)
+        elif right.sparse:
+            dense = self._left.dense(rows, left.place)
+            multiplying()(*right.sparse.arguments, rows, dense.ctypes.data, columns, found, others)
+        else:
+            self._multiply_dense(rows, left, right)
+        return right.sparse is not None and left.sparse is None
+
+    def _multiply_dense(self, rows: int, left: _Slice, right: _Slice) -> None:
+        same = self._is_square and left is right
+        mine = self._left.dense(rows, left.place)
+        theirs = mine if same else self._right.dense(rows, right.place, other=self._is_square)
         groups, columns, others = self._shape
-        found = self._found[0]
         if groups > 1:
             by_group = mine.reshape(rows, groups, columns).transpose(1, 2, 0)
             np.matmul(by_group, theirs.reshape(rows, groups, others).transpose(1, 0, 2), out=self._found)
-        elif min(left.share, right.share) >= SPARSE:
-            multiply(mine, theirs, found)
-        elif left.share <= right.share:
-            _multiply_sparse(mine, left, theirs, right, found)
         else:
-            exchanged = np.empty((others, columns))
-            _multiply_sparse(theirs, right, mine, left, exchanged)
-            found[:] = exchanged.T
-
-    def _add_to(self, plane: Integers, *, twice: bool) -> None:
-        if self._is_square:
-            groups, columns, _ = self._shape
-            adding_triangles()(self._found.ctypes.data, groups, columns, plane.ctypes.data, int(twice))
-        else:
-            adding()(self._found.ctypes.data, self._found.size, plane.ctypes.data)
+            multiply(mine, theirs, self._found[0])
 
     def _empty_planes(self) -> None:
         for order, plane in self._planes.items():
@@ -241,17 +308,3 @@ class Products:
         depositing()(
             plane.ctypes.data, *self._shape, left.ctypes.data, right.ctypes.data, shift, digits.ctypes.data, len(digits)
         )
-
-
-def _multiply_sparse(
-    mine: Float64Array, sparse: _Slice, theirs: Float64Array, other: _Slice, found: Float64Array
-) -> None:
-    """Set `found` to the product of two slices, the first of which is sparse, or both."""
-    both = other.share < SPARSE
-    found[:] = 0
-    starts = np.empty(mine.shape[1] + 1, np.int64)
-    places = np.empty(theirs.shape[1] if both else round(sparse.share * mine.size), np.int64)
-    multiplying(both)(
-        mine.ctypes.data, *mine.shape, theirs.ctypes.data, theirs.shape[1], found.ctypes.data, starts.ctypes.data,
-        places.ctypes.data, len(places),
-    )  # fmt: skip
