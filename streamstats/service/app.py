@@ -23,6 +23,7 @@ from ..config import explain
 from ..errors import StreamstatsError
 from .access import Guard, named_hosts
 from .answers import problem, refused
+from .comparison_routes import ComparisonRoutes
 from .job_routes import JobRoutes
 from .messages import V1, OnnxRequest, RunRequest
 from .middleware import REQUEST_NUMBER, SmallBodies, Watched
@@ -45,7 +46,7 @@ def make_app(service: Service) -> ASGIApp:
         openapi_url=f"{V1}/openapi.json",
         lifespan=_lifespan(service),
     )
-    for routes in (OperationRoutes, JobRoutes, ResultRoutes, StoreRoutes, UploadRoutes):
+    for routes in (OperationRoutes, JobRoutes, ResultRoutes, ComparisonRoutes, StoreRoutes, UploadRoutes):
         app.include_router(routes(service).router())
     app.mount("/static", _Files(directory=str(PAGE)))
     _answer_errors(app, service)

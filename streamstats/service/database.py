@@ -58,6 +58,7 @@ MIGRATIONS: Sequence[str] = (
         PRIMARY KEY (store, layer, idempotency_key)
     ) WITHOUT ROWID;
     """,
+    "ALTER TABLE jobs ADD COLUMN stage TEXT NOT NULL DEFAULT ''",
 )
 """The first n scripts make version n of the database."""
 

@@ -12,7 +12,7 @@ from fastapi.responses import Response, StreamingResponse
 from .errors import FullError
 from .events import job_events
 from .job_table import STATES
-from .messages import V1, JobPage, JobRequest, JobView
+from .messages import V1, JobPage, JobRequest, JobView, UploadView
 from .parameters import JobId, OptionalKey, Responses, errors
 from .places import Places
 from .service import Service
@@ -38,6 +38,7 @@ class JobRoutes:
         routes.get("")(self.jobs)
         routes.get("/{job}")(self.inspect)
         routes.post("/{job}/cancel")(self.cancel)
+        routes.post("/{job}/uploads")(self.restore_uploads)
         routes.delete("/{job}", status_code=204)(self.delete)
         routes.get("/{job}/events", responses=streamed, response_class=StreamingResponse)(self.events)
         return routes
@@ -62,6 +63,10 @@ class JobRoutes:
     def cancel(self, job: JobId) -> JobView:
         """Cancel a job; its results so far are retained."""
         return self._service.jobs.cancel(job)
+
+    def restore_uploads(self, job: JobId) -> list[UploadView]:
+        """Make the files that an `onnx` job was submitted with uploads again, so that it can be submitted again."""
+        return self._service.restore_uploads(job)
 
     def delete(self, job: JobId) -> None:
         """Delete a job that has ended, and its results."""

@@ -164,6 +164,6 @@ def _view(row: Row) -> JobView:
     fields = {name: row[name] for name in JobView.model_fields if name in row.keys()}  # noqa: SIM118 - a row is no mapping
     speed, running = row["speed"], row["state"] == RUNNING
     left = (row["total_bytes"] - row["bytes"]) / speed if running and speed and row["total_bytes"] else None
-    return JobView(
-        **{**fields, "request": request, "source": request.get("source")}, bytes_per_second=speed, seconds_left=left
-    )
+    stage = json.loads(row["stage"]) if running and row["stage"] else None
+    known = {**fields, "request": request, "source": request.get("source"), "stage": stage}
+    return JobView(**known, bytes_per_second=speed, seconds_left=left)

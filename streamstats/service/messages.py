@@ -93,6 +93,21 @@ class OnnxRequest(Submission):
 JobRequest = Annotated[RunRequest | OnnxRequest, Field(discriminator="kind")]
 
 
+class StageView(BaseModel):
+    """How far a running job of several `steps` has come: the number of its step, from 0, and the stage of that step.
+
+    `done` and `total` count what `unit` says; `seconds_left` is the time left of the stage, None until it is known.
+    """
+
+    step: int
+    steps: list[str]
+    what: str
+    unit: Literal["bytes", "samples"]
+    done: int
+    total: int
+    seconds_left: float | None
+
+
 class JobView(BaseModel):
     """A job: its state, its progress, and the number of its current result set, if it has one.
 
@@ -115,6 +130,7 @@ class JobView(BaseModel):
     total_bytes: int
     bytes_per_second: float
     seconds_left: float | None
+    stage: StageView | None
     message: str
     results: int | None
     follows: bool

@@ -33,12 +33,7 @@ class Uploads:
         name = body.digest
         with self._lock:
             if not (self.folder / name).exists():
-                stored = sum(each.bytes for each in self.listed())
-                if stored + body.size > self._most:
-                    raise TooLargeError(
-                        f"the uploads have {stored:,} bytes, and {body.size:,} more would exceed the limit of "
-                        f"{self._most:,}; delete some uploads"
-                    )
+                self._check_room(body.size)
                 body.keep(self.folder / name)
         return UploadView(id=name, bytes=body.size)
 
@@ -61,6 +56,27 @@ class Uploads:
                 with path.open("rb") as file:
                     files[folder / file_name(file.read(8), field)] = path
         link(files)
+
+    def restore(self, request: Mapping[str, object], folder: Path) -> list[UploadView]:
+        """Make what `put` linked into `folder` uploads again. Raises `NotFoundError`, `TooLargeError`, `OutputError`."""
+        kept = {path.stem: path for path in folder.iterdir()} if folder.is_dir() else {}
+        wanted = {str(request[field]): kept.get(field) for field in FIELDS if request.get(field)}
+        with self._lock:
+            missing = {name: path for name, path in wanted.items() if not (self.folder / name).is_file()}
+            if None in missing.values():
+                raise NotFoundError("the job no longer has the files that it was submitted with; upload them again")
+            found = {self.folder / name: path for name, path in missing.items() if path is not None}
+            self._check_room(sum(path.stat().st_size for path in found.values()))
+            link(found)
+        return [each for each in self.listed() if each.id in wanted]
+
+    def _check_room(self, size: int) -> None:
+        stored = sum(each.bytes for each in self.listed())
+        if stored + size > self._most:
+            raise TooLargeError(
+                f"the uploads have {stored:,} bytes, and {size:,} more would exceed the limit of {self._most:,}; "
+                "delete some uploads"
+            )
 
     def _path(self, name: str) -> Path:
         path = self.folder / name
