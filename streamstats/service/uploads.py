@@ -58,7 +58,10 @@ class Uploads:
         link(files)
 
     def restore(self, request: Mapping[str, object], folder: Path) -> list[UploadView]:
-        """Make what `put` linked into `folder` uploads again. Raises `NotFoundError`, `TooLargeError`, `OutputError`."""
+        """Make what `put` linked into `folder` uploads again.
+
+        Raises `NotFoundError`, `TooLargeError`, `OutputError`.
+        """
         kept = {path.stem: path for path in folder.iterdir()} if folder.is_dir() else {}
         wanted = {str(request[field]): kept.get(field) for field in FIELDS if request.get(field)}
         with self._lock:
