@@ -1,5 +1,5 @@
-// Tables that sort by any column and show one page of rows. A column is {title, key(row), cell(row)}, with `number` or
-// `name` for its style, and `wide` if phones leave it out.
+// Tables that sort by any column and show one page of rows. A column is {title, key(row), cell(row)}, with `number`,
+// `name` or `time` for its style, and `wide` if phones leave it out.
 
 import { button, h } from "./elements.js";
 import { byName, whole } from "./formats.js";
@@ -57,10 +57,20 @@ export function sortable(columns, rows, { label, sorted = null, cards = true, id
 
   PHONE.addEventListener("change", () => table.isConnected && show());
   show();
-  return { element: shown, table, update(changed) { rows = changed; show(); } };
+  let last = JSON.stringify(rows);
+
+  // Rows that have not changed are left alone: what is selected or read aloud stays as it is.
+  function update(changed, { redraw = false } = {}) {
+    const now = JSON.stringify(changed);
+    if (now === last && !redraw) return;
+    [rows, last] = [changed, now];
+    show();
+  }
+
+  return { element: shown, table, update };
 }
 
-const styleOf = (column) => [column.number && "number", column.name && "name", column.wide && "wide-only"].filter(Boolean).join(" ") || null;
+const styleOf = (column) => [column.number && "number", column.name && "name", column.time && "time", column.wide && "wide-only"].filter(Boolean).join(" ") || null;
 
 function comparing(key, sign) {
   const compare = (a, b) => (typeof a === "number" && typeof b === "number" ? a - b : byName(String(a), String(b)));
