@@ -85,7 +85,7 @@ function plotsOf(name, found) {
   const flags = unknown.includes(true) ? [{ kind: "flags", color: "--bad", values: unknown }] : [];
   const said = (channel) => sayChannel(found, channel);
   const bars = (values) => ({ kind: "bars", color: "--accent", low: values.map((each) => (each === null ? null : Math.min(0, each))), high: values.map((each) => (each === null ? null : Math.max(0, each))) });
-  const marked = () => flags.length && key("bad", "▲", "without finite values in one of the two");
+  const marked = () => flags.length > 0 && key("bad", "▲", "without finite values in one of the two");
   return [
     errors ? plot({ label: `Means of ${name}: second − first, in standard errors`, xs, axes: { x: "Channel", y: "Difference (standard errors)" }, said, group,
       marks: [{ kind: "level", color: "--grid", at: 0 }, bars(signed), { kind: "level", color: "--warn", at: CLEAR }, { kind: "level", color: "--warn", at: -CLEAR }, ...flags], legend: [key("accent", "▮", "difference"), key("warn", "―", `± ${CLEAR} standard errors: beyond, hardly chance`), marked()] }).element

@@ -36,8 +36,10 @@ class JobList {
     const field = (name, label, control) => h("div", { class: "field" }, h("label", { for: name }, label), control);
     const text = (name) => h("input", { id: name, name, type: "search", maxlength: "200", value: this.wanted[name] });
     const changed = (event) => this.filter(event.currentTarget);
-    return h("form", { class: "filters", role: "search", "aria-label": "Filters", onchange: changed, onsubmit: (event) => event.preventDefault() },
+    const open = Object.values(this.wanted).some(Boolean) || !matchMedia("(max-width: 640px)").matches;
+    const fields = h("form", { class: "filters", role: "search", "aria-label": "Filters", onchange: changed, onsubmit: (event) => event.preventDefault() },
       field("text", "Text", text("text")), field("state", "State", state), field("submitter", "Submitter", text("submitter")), field("tag", "Tag", text("tag")), field("source", "Source", text("source")));
+    return h("details", { open, class: "filtering" }, h("summary", {}, "Filters"), fields);
   }
 
   async filter(form) {

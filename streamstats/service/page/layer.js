@@ -64,7 +64,7 @@ function channelPlots(name, found, group) {
   const ends = (sign) => mean.map((value, channel) => (value === null || error[channel] === null ? null : value + sign * error[channel]));
   const axis = `Channel (axis ${found.channel_axis})`;
   const said = (channel) => sayChannel(found.per_channel, channel);
-  const marked = () => flags.length && key("bad", "▲", "has NaN or infinities, or no finite value");
+  const marked = () => flags.length > 0 && key("bad", "▲", "has NaN or infinities, or no finite value");
   return [
     plot({ label: `Mean of each channel of ${name}`, xs, axes: { x: axis, y: `Mean (${unitsOf(found)})` }, said, group,
       marks: [{ kind: "level", color: "--grid", at: 0 }, ...(errors ? [{ kind: "errors", color: "--error-bar", low: ends(-1), high: ends(1) }] : []), { kind: "points", color: "--accent", values: mean }, ...flags],
