@@ -23,6 +23,7 @@ from ..config import explain
 from ..errors import StreamstatsError
 from .access import Guard, named_hosts
 from .answers import problem, refused
+from .audit import Audited
 from .comparison_routes import ComparisonRoutes
 from .job_routes import JobRoutes
 from .messages import V1, OnnxRequest, RunRequest
@@ -31,6 +32,7 @@ from .operation_routes import PAGE, OperationRoutes
 from .result_routes import ResultRoutes
 from .service import Service
 from .store_routes import StoreRoutes
+from .token_routes import TokenRoutes
 from .upload_routes import UploadRoutes
 
 
@@ -46,7 +48,15 @@ def make_app(service: Service) -> ASGIApp:
         openapi_url=f"{V1}/openapi.json",
         lifespan=_lifespan(service),
     )
-    for routes in (OperationRoutes, JobRoutes, ResultRoutes, ComparisonRoutes, StoreRoutes, UploadRoutes):
+    for routes in (
+        OperationRoutes,
+        JobRoutes,
+        ResultRoutes,
+        ComparisonRoutes,
+        StoreRoutes,
+        UploadRoutes,
+        TokenRoutes,
+    ):
         app.include_router(routes(service).router())
     app.mount("/static", _Files(directory=str(PAGE)))
     _answer_errors(app, service)
@@ -71,11 +81,11 @@ def _answer_errors(app: FastAPI, service: Service) -> None:
 
 
 def _protected(app: FastAPI, service: Service) -> ASGIApp:
-    """`app` behind what every request passes: the log, the guard, the limit of JSON bodies."""
+    """`app` behind what every request passes: the log, the audit log, the guard, the limit of JSON bodies."""
     config = service.config
     hosts = named_hosts(config.host, config.allowed_hosts)
-    guard = Guard(SmallBodies(app), service.token, hosts, tls=config.tls is not None)
-    return Watched(guard, service.metrics)
+    guard = Guard(SmallBodies(app), service.tokens, service.links, hosts, tls=config.tls is not None)
+    return Watched(Audited(guard, service.audit), service.metrics)
 
 
 def _unforeseen(request: Request) -> str:

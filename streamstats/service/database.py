@@ -62,6 +62,34 @@ MIGRATIONS: Sequence[str] = (
     ALTER TABLE jobs ADD COLUMN name TEXT NOT NULL DEFAULT '';
     ALTER TABLE jobs ADD COLUMN tags TEXT NOT NULL DEFAULT '[]';
     ALTER TABLE jobs ADD COLUMN note TEXT NOT NULL DEFAULT '';
+    ALTER TABLE jobs ADD COLUMN forgets TEXT;
+    CREATE TABLE tokens (
+        digest BLOB PRIMARY KEY,
+        name TEXT NOT NULL,
+        role TEXT NOT NULL,
+        made REAL NOT NULL,
+        maker TEXT NOT NULL,
+        until REAL
+    ) WITHOUT ROWID;
+    CREATE TABLE audit (
+        number INTEGER PRIMARY KEY AUTOINCREMENT,
+        at REAL NOT NULL,
+        who TEXT NOT NULL,
+        entry TEXT NOT NULL
+    );
+    CREATE TABLE stores (
+        name TEXT PRIMARY KEY,
+        owner TEXT NOT NULL,
+        appended REAL NOT NULL
+    ) WITHOUT ROWID;
+    CREATE TABLE uploads (
+        id TEXT NOT NULL,
+        owner TEXT NOT NULL,
+        uploaded REAL NOT NULL,
+        PRIMARY KEY (id, owner)
+    ) WITHOUT ROWID;
+    ALTER TABLE ingests ADD COLUMN sender TEXT NOT NULL DEFAULT '';
+    ALTER TABLE ingests ADD COLUMN withdrawn REAL;
     """,
     "ALTER TABLE jobs ADD COLUMN stage TEXT NOT NULL DEFAULT ''",
 )

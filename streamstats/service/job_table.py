@@ -138,6 +138,21 @@ class JobTable:
         rows = self._database.query(f"SELECT id, request FROM jobs WHERE state NOT IN ({places})", ENDED)
         return [row["id"] for row in rows if json.loads(row["request"]).get("source") == source]
 
+    def counted(self, source: str) -> list[str]:
+        """The jobs that have ended with results and whose request names `source`."""
+        places = ", ".join("?" * len(ENDED))
+        rows = self._database.query(
+            f"SELECT id FROM jobs WHERE state IN ({places}) AND results IS NOT NULL "
+            "AND json_extract(request, '$.source') = ? ORDER BY number",
+            (*ENDED, source),
+        )
+        return [row["id"] for row in rows]
+
+    def forgets(self, name: str) -> str | None:
+        """The state that a job had before it was queued to forget rows; None if it was not."""
+        row = self._database.one("SELECT forgets FROM jobs WHERE id = ?", (name,))
+        return None if row is None else row["forgets"]
+
     def queued(self, *, follows: bool) -> list[Row]:
         """number, id, submitter, priority and start of each queued job that does, or does not, follow a store."""
         return self._database.query(

@@ -10,10 +10,12 @@ from pydantic import BaseModel, Field, model_validator
 from ..config import NO_NUL, ReductionConfig, Settings
 from ..jobs.job import DEFAULT_MEMORY
 from .settings import Bytes
+from .tokens import Role
 
 V1 = "/api/v1"
 """Before every path that is described by OpenAPI."""
 STORE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+TOKEN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$"
 UPLOAD_ID = r"^[0-9a-f]{64}$"
 MOST_RULES = 1000
 OWN = "store:"
@@ -64,7 +66,13 @@ class About(Settings):
 class Submission(About):
     """Who submits a job, its priority, and what it is called."""
 
-    submitter: Annotated[Name, Field(description="The queue shares the workers fairly among submitters.")] = "anonymous"
+    submitter: Annotated[
+        Name | None,
+        Field(
+            description="Whose job it is: that of the token, by default. Only admins may name others. The queue shares "
+            "the workers fairly among submitters."
+        ),
+    ] = None
     priority: Annotated[
         int, Field(ge=-100, le=100, description="Orders the jobs of one submitter; higher runs sooner.")
     ] = 0
@@ -182,15 +190,93 @@ class UploadView(BaseModel):
 
     id: str
     bytes: int
+    owners: list[str]
+    uploaded: float
 
 
 class StoreView(BaseModel):
-    """A store that the service owns: the rows of each layer; `source` is the store's name in a job request."""
+    """A store that the service owns: the rows of each layer; `source` is the store's name in a job request.
+
+    `withdrawn` are the rows of batches that no job counts any more, as [start, stop], by layer.
+    """
 
     name: str
     source: str
     layers: dict[str, int]
     rows: int
+    owner: str
+    appended: float
+    withdrawn: dict[str, list[tuple[int, int]]]
+
+
+class BatchView(BaseModel):
+    """What one request appended: rows `start` to `stop` of a layer, under a key; `withdrawn` is when it was undone."""
+
+    layer: str
+    key: str
+    start: int
+    stop: int
+    sender: str
+    withdrawn: float | None
+
+
+class WithdrawnView(BaseModel):
+    """A batch that was withdrawn. `jobs` have ended and may have counted it: `POST /jobs/JOB/forget` subtracts it."""
+
+    batch: BatchView
+    jobs: list[str]
+
+
+class NewToken(Settings):
+    """A token to make."""
+
+    name: Annotated[str, Field(pattern=TOKEN_NAME, description="Who will use it; it owns what is made with it.")]
+    role: Annotated[
+        Role,
+        Field(
+            description="read: see everything; submit: also make jobs, stores and uploads, and change its own; admin: "
+            "also change what others made, and make tokens."
+        ),
+    ] = "submit"
+
+
+class TokenView(BaseModel):
+    """A token; `until` is when a secret that was replaced ends."""
+
+    name: str
+    role: Role
+    made: float
+    maker: str
+    until: float | None
+
+
+class SecretView(BaseModel):
+    """The secret of a token, which cannot be asked for again."""
+
+    name: str
+    token: str
+
+
+class AuditEntry(BaseModel):
+    """What was asked of the service, by whom, and the status of the answer; `made` is the path of what it made."""
+
+    number: int
+    at: float
+    who: str
+    role: Role
+    method: str
+    path: str
+    status: int
+    made: str | None
+    address: str | None
+    request: str | None
+
+
+class AuditPage(BaseModel):
+    """A page of the audit log, newest first; `next` is the `before` of the following page."""
+
+    entries: list[AuditEntry]
+    next: int | None
 
 
 class StatisticView(BaseModel):

@@ -13,7 +13,7 @@ from .. import __version__
 from ..statistics.kinds import optional
 from .answers import problem
 from .messages import V1, StatisticView
-from .parameters import ERRORS, errors
+from .parameters import ERRORS, Whose, errors
 from .service import Service
 
 PAGE = files(__package__).joinpath("page")
@@ -54,11 +54,12 @@ class OperationRoutes:
         """Metrics in the format of Prometheus."""
         return Response(self._service.metrics.text(self._service.table.counts), media_type=CONTENT_TYPE_LATEST)
 
-    def about(self) -> dict[str, Any]:
-        """The version, the sources that jobs may read, and the limits."""
+    def about(self, caller: Whose) -> dict[str, Any]:
+        """The version, who asks, the sources that jobs may read, and the limits."""
         service = self._service
         return {
             "version": __version__,
+            "you": {"name": caller.name, "role": caller.role},
             "sources": [*service.sources.listed(), *(f"store:{name}" for name in service.stores.names())],
             "prefixes": list(service.sources.prefixes),
             "memory": service.config.memory,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import Header, Query
+from fastapi import Depends, Header, Query, Request
 from fastapi import Path as InPath
 
+from .access import CALLER
 from .answers import BINARY
 from .messages import STORE_NAME, UPLOAD_ID
+from .tokens import Caller
 
 NUMBER = "streamstats-results"
 """The response header with the number of the result set."""
@@ -21,7 +23,7 @@ ERRORS: Responses = {
     for status, text in {
         400: "The request cannot be parsed",
         401: "The token is missing or wrong",
-        403: "The request comes from a page of another origin",
+        403: "The token does not allow it, or the request comes from a page of another origin",
         404: "It does not exist",
         409: "The current state does not allow it, or the key was used with another request",
         410: "The result set was replaced",
@@ -39,6 +41,13 @@ def errors(*statuses: int) -> Responses:
     return {status: ERRORS[status] for status in sorted({400, 401, 403, 421, *statuses})}
 
 
+def _caller(request: Request) -> Caller:
+    found: Caller = request.scope[CALLER]
+    return found
+
+
+Whose = Annotated[Caller, Depends(_caller)]
+"""Who sends the request."""
 JobId = Annotated[str, InPath(pattern=r"^[0-9a-f]{16}$", description="The `id` that the submission returned.")]
 UploadId = Annotated[str, InPath(pattern=UPLOAD_ID)]
 StoreName = Annotated[str, InPath(pattern=STORE_NAME)]

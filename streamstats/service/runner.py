@@ -50,6 +50,7 @@ from ..storage.locks import locked
 from .development import keep_point
 from .published import publish, result_files
 from .steps import Step
+from .withdrawing import forget_withdrawn
 
 if TYPE_CHECKING:
     from ..models.onnx.correct import Correction, How
@@ -116,6 +117,10 @@ def _run(request: dict[str, Any], lines: Lines) -> tuple[int, str]:
     follow = request["follow"]
     if follow is not None:
         _wait_for_layers(str(request["source"]), lines)
+    forgotten = forget_withdrawn(config.job(), request.get("withdrawn", {}), lines)
+    if request.get("only_forget"):
+        lines.write("results", publish(Path(), result_files(Path(OUTPUT))))
+        return DONE, f"done; {counted(forgotten, 'row')} forgotten"
     outcome = _reduced(config.job(), lines, Follow(**follow) if follow is not None else None)
     if outcome.complete:
         return DONE, f"done; {counted(len(outcome.statistics), 'layer')}"

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ..calibration.recorder import stored_layer
 from ..config import ClusterConfig, LayerConfig
 from ..errors import OutputError, UsageError, counted
 from ..jobs.workers import available_cores
@@ -26,17 +27,19 @@ from ..outputs.results import open_results
 from ..storage.files import file_digest, make_folders, remove, temporaries
 from ..storage.locks import locked
 from . import published
-from .access import TOKEN, Token
+from .access import Links
+from .audit import Audit
 from .bodies import Body
 from .database import Database
-from .errors import ConflictError, GoneError, NotFoundError
+from .errors import ConflictError, ForbiddenError, GoneError, NotFoundError
 from .job_table import JobTable
 from .jobs import Jobs
-from .messages import MOST_RULES, OWN, About, JobView, OnnxRequest, RunRequest, UploadView
+from .messages import MOST_RULES, OWN, About, JobView, OnnxRequest, RunRequest, UploadView, WithdrawnView
 from .metrics import Metrics
 from .runner import INPUTS, REPORT
 from .settings import ServiceConfig
 from .stores import Stores
+from .tokens import TOKEN, Caller, TokenFile, Tokens
 from .uploads import Uploads
 
 T = TypeVar("T")
@@ -63,12 +66,13 @@ class Service:
         self.incoming = self.data / "incoming"
         self._held = ExitStack()
         self._take_folder()
-        self.token = Token(self.data / TOKEN)
+        self.token_file = TokenFile(self.data / TOKEN)
         self.sources = config.sources()
         self.metrics = Metrics()
         self.database = Database(self.data / "service.sqlite")
+        self.tokens, self.links, self.audit = Tokens(self.database, self.token_file), Links(), Audit(self.database)
         self.table = JobTable(self.database)
-        self.uploads = Uploads(self.data / "uploads", config.limits.uploads)
+        self.uploads = Uploads(self.database, self.data / "uploads", config.limits.uploads)
         self.stores = self._stores()
         self.jobs = self._jobs()
         self._documents: OrderedDict[tuple[str, int, str], Any] = OrderedDict()
@@ -122,10 +126,11 @@ class Service:
 
     # Jobs
 
-    def submit(self, request: RunRequest | OnnxRequest, key: str | None) -> JobView:
-        """Queue a job. Raises `UsageError`, `NotFoundError`, `ConflictError`, `FullError`."""
+    def submit(self, request: RunRequest | OnnxRequest, key: str | None, caller: Caller) -> JobView:
+        """Queue a job. Raises `UsageError`, `ForbiddenError`, `NotFoundError`, `ConflictError`, `FullError`."""
         self.check_room()
         document, about = self._with_memory(request), request.stated()
+        document["submitter"] = submitter(request, caller)
         if isinstance(request, OnnxRequest):
             check_onnx(request)
             return self.jobs.submit(
@@ -145,10 +150,10 @@ class Service:
             raise UsageError(f"memory is {request.memory:,} bytes; this service gives a job at most {most:,}")
         return document
 
-    def restore_uploads(self, job: str) -> list[UploadView]:
+    def restore_uploads(self, job: str, caller: Caller) -> list[UploadView]:
         """Make the files that a job was submitted with uploads again. Raises `NotFoundError`, `TooLargeError`."""
         self.check_room()
-        return self.uploads.restore(self.table.get(job).request, self.jobs.folder(job) / INPUTS)
+        return self.uploads.restore(self.table.get(job).request, self.jobs.folder(job) / INPUTS, caller.name)
 
     def _check_source(self, source: str) -> None:
         self._resolved(source)
@@ -163,11 +168,14 @@ class Service:
         except NotFoundError as error:
             raise UsageError(str(error)) from error
 
-    def _completed(self, folder: Path, request: Mapping[str, Any]) -> dict[str, Any]:
-        """What the process of a job does: the client's request, on the service's workers."""
-        completed = {**request, "cluster": self._cluster().model_dump()}
+    def _completed(self, folder: Path, request: Mapping[str, Any], forgets: bool) -> dict[str, Any]:
+        """What the process of a job does: the client's request, on the service's workers, without withdrawn batches."""
+        completed = {**request, "cluster": self._cluster().model_dump(), "only_forget": forgets}
         if request["kind"] == "run":
-            completed["source"] = self._resolved(request["source"])
+            source = request["source"]
+            withdrawn = self.stores.batches.withdrawn(source.removeprefix(OWN)) if source.startswith(OWN) else {}
+            completed["withdrawn"] = {layer: rows.ranges for layer, rows in withdrawn.items()}
+            completed["source"] = self._resolved(source)
         else:
             completed["inputs"] = {path.stem: path.name for path in (folder / INPUTS).iterdir()}
         return completed
@@ -185,13 +193,40 @@ class Service:
             text = text.replace(f"{folder}/", "")
         return text
 
-    def delete_store(self, name: str) -> None:
-        """Delete a store. Raises `NotFoundError`, and `ConflictError` while a job reads the store."""
+    def delete_store(self, name: str, caller: Caller) -> None:
+        """Delete a store. Raises `NotFoundError`, `ForbiddenError`, and `ConflictError` while a job reads the store."""
+        self._check_deletable(name, caller)
+        self.stores.delete(name)
+
+    def delete_layer(self, name: str, layer: str, caller: Caller) -> None:
+        """Delete a layer of a store. Raises as `delete_store` does."""
+        self._check_deletable(name, caller)
+        self.stores.delete_layer(name, layer)
+
+    def _check_deletable(self, name: str, caller: Caller) -> None:
         self.stores.path(name)
+        caller.check_owns(f"store {name}", self.stores.owner(name)[0])
         reading = self.table.reading(OWN + name)
         if reading:
             raise ConflictError(f"job {reading[0]} reads the store {name}; cancel it first")
-        self.stores.delete(name)
+
+    def withdraw(self, name: str, layer: str, key: str, caller: Caller) -> WithdrawnView:
+        """Have no job count a batch any more: those to come do not, those that run now forget it.
+
+        Raises `NotFoundError`, `ForbiddenError` unless the batch or the store is the caller's, and `ConflictError` for
+        a batch that is still being written.
+        """
+        path, batch = self.stores.path(name), self.stores.batches.get(name, layer, key)
+        if batch.sender != caller.name:
+            caller.check_owns(f"store {name}", self.stores.owner(name)[0])
+        stored = stored_layer(path, layer)
+        if stored is None or stored.rows < batch.stop:
+            raise ConflictError(f"the batch with the key {key} is still being written; withdraw it again later")
+        self.stores.batches.withdraw(name, batch)
+        counted = self.table.counted(OWN + name)
+        for job in self.table.reading(OWN + name):
+            self.jobs.interrupt(job)
+        return WithdrawnView(batch=self.stores.batches.get(name, layer, key), jobs=counted)
 
     # Results
 
@@ -267,6 +302,16 @@ class Service:
             while len(self._documents) > CACHED:
                 self._documents.popitem(last=False)
         return made
+
+
+def submitter(request: RunRequest | OnnxRequest, caller: Caller) -> str:
+    """Whose job the request makes. Raises `ForbiddenError` for somebody else's, unless `caller` is an admin."""
+    named = request.submitter
+    if named not in (None, caller.name) and not caller.is_admin:
+        raise ForbiddenError(
+            f"the submitter is {named}, but the token is {caller.name}'s; leave `submitter` out, or ask an admin"
+        )
+    return named or caller.name
 
 
 def check_layers(layers: Sequence[LayerConfig]) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 
 from .bodies import Body
 from .messages import V1, UploadView
-from .parameters import BINARY_BODY, UploadId, errors
+from .parameters import BINARY_BODY, UploadId, Whose, errors
 from .service import Service
 
 
@@ -30,15 +30,17 @@ class UploadRoutes:
         """The uploads."""
         return self._service.uploads.listed()
 
-    async def upload(self, request: Request) -> UploadView:
+    async def upload(self, request: Request, caller: Whose, response: Response) -> UploadView:
         """Upload a model or samples for an `onnx` job; the id is the SHA-256 of the content."""
         await asyncio.to_thread(self._service.check_room)
         body = await Body.received(request, self._service.uploads.folder, self._service.config.limits.upload)
         try:
-            return await asyncio.to_thread(self._service.uploads.keep, body)
+            kept = await asyncio.to_thread(self._service.uploads.keep, body, caller.name)
         finally:
             await asyncio.to_thread(body.discard)
+        response.headers["location"] = f"{V1}/uploads/{kept.id}"
+        return kept
 
-    def delete_upload(self, upload: UploadId) -> None:
-        """Delete an upload; jobs that were submitted with it keep their copy."""
-        self._service.uploads.delete(upload)
+    def delete_upload(self, upload: UploadId, caller: Whose) -> None:
+        """Delete an upload, unless others uploaded it, too; jobs that were submitted with it keep their copy."""
+        self._service.uploads.delete(upload, caller)

@@ -1,32 +1,47 @@
-"""Uploads: models and samples that jobs refer to, named by the SHA-256 of their content."""
+"""Uploads: models and samples that jobs refer to, named by the SHA-256 of their content.
+
+What several people upload is stored once, and is there until each of them, or an admin, has deleted it.
+"""
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
 from ..errors import UsageError
 from ..storage.files import link, make_folders, remove, temporaries
 from .bodies import Body, file_name
+from .database import Database
 from .errors import NotFoundError, TooLargeError
 from .messages import UploadView
+from .tokens import Caller
 
 FIELDS = ("model", "samples", "quantized", "held_out", "labels")
 """The keys of a request that name uploads."""
 
 
 class Uploads:
-    """The files in `folder`, at most `most` bytes together."""
+    """The files in `folder`, at most `most` bytes together; `database` knows whose they are."""
 
-    def __init__(self, folder: Path, most: int) -> None:
-        self.folder, self._most = folder, most
+    def __init__(self, database: Database, folder: Path, most: int) -> None:
+        self._database, self.folder, self._most = database, folder, most
         self._lock = threading.Lock()
         make_folders([folder])
         for path in temporaries(folder):
             remove(path)
+        for each in self.listed():
+            if not each.owners:  # of an older service: nobody's, so that only admins may delete it
+                self._note(each.id, "")
 
-    def keep(self, body: Body) -> UploadView:
+    def _note(self, name: str, owner: str) -> None:
+        with self._database.writing() as connection:
+            connection.execute(
+                "INSERT OR REPLACE INTO uploads (id, owner, uploaded) VALUES (?, ?, ?)", (name, owner, time.time())
+            )
+
+    def keep(self, body: Body, owner: str) -> UploadView:
         """Store a body; the same content is stored once. Raises `UsageError` if it is empty, and `TooLargeError`."""
         if not body.size:
             raise UsageError("the body is empty; send a file")
@@ -35,17 +50,36 @@ class Uploads:
             if not (self.folder / name).exists():
                 self._check_room(body.size)
                 body.keep(self.folder / name)
-        return UploadView(id=name, bytes=body.size)
+            self._note(name, owner)
+            return self._view(name)
 
     def listed(self) -> list[UploadView]:
         """The uploads, ordered by id."""
-        found = sorted(each for each in self.folder.iterdir() if not each.name.startswith("."))
-        return [UploadView(id=each.name, bytes=each.stat().st_size) for each in found]
+        return [self._view(each.name) for each in sorted(self.folder.iterdir()) if not each.name.startswith(".")]
 
-    def delete(self, name: str) -> None:
-        """Delete an upload; jobs that were submitted with it keep their copy. Raises `NotFoundError`."""
+    def _view(self, name: str) -> UploadView:
+        rows = self._database.query("SELECT owner, uploaded FROM uploads WHERE id = ? ORDER BY owner", (name,))
+        size, owners = (self.folder / name).stat().st_size, [row["owner"] for row in rows]
+        return UploadView(
+            id=name, bytes=size, owners=owners, uploaded=max((row["uploaded"] for row in rows), default=0)
+        )
+
+    def delete(self, name: str, caller: Caller) -> None:
+        """Delete an upload for one of its owners, or, for an admin, for all; jobs that were submitted with it keep it.
+
+        Raises `NotFoundError`, `ForbiddenError`.
+        """
         with self._lock:
-            remove(self._path(name))
+            path = self._path(name)
+            owners = self._view(name).owners
+            if caller.name not in owners:
+                caller.check_owns(f"upload {name}", " and ".join(filter(None, owners)))
+            with self._database.writing() as connection:
+                connection.execute(
+                    "DELETE FROM uploads WHERE id = ? AND (owner = ? OR ?)", (name, caller.name, caller.is_admin)
+                )
+            if caller.is_admin or owners == [caller.name]:
+                remove(path)
 
     def put(self, request: Mapping[str, object], folder: Path) -> None:
         """Link the uploads that `request` names into `folder`, by its keys. Raises `NotFoundError`, `OutputError`."""
@@ -57,8 +91,8 @@ class Uploads:
                     files[folder / file_name(file.read(8), field)] = path
         link(files)
 
-    def restore(self, request: Mapping[str, object], folder: Path) -> list[UploadView]:
-        """Make what `put` linked into `folder` uploads again.
+    def restore(self, request: Mapping[str, object], folder: Path, owner: str) -> list[UploadView]:
+        """Make what `put` linked into `folder` uploads again; of `owner`, too.
 
         Raises `NotFoundError`, `TooLargeError`, `OutputError`.
         """
@@ -71,6 +105,8 @@ class Uploads:
             found = {self.folder / name: path for name, path in missing.items() if path is not None}
             self._check_room(sum(path.stat().st_size for path in found.values()))
             link(found)
+            for name in wanted:
+                self._note(name, owner)
         return [each for each in self.listed() if each.id in wanted]
 
     def _check_room(self, size: int) -> None:

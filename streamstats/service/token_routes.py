@@ -1,0 +1,62 @@
+"""Paths for admins: tokens, and the audit log."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Response
+from fastapi import Path as InPath
+
+from .messages import TOKEN_NAME, V1, AuditEntry, AuditPage, NewToken, SecretView, TokenView
+from .parameters import Whose, errors
+from .service import Service
+
+TokenName = Annotated[str, InPath(pattern=TOKEN_NAME)]
+Overlap = Annotated[
+    float, Query(ge=0, le=7 * 86400, description="Seconds for which the old secret remains valid beside the new one.")
+]
+Who = Annotated[str | None, Query(max_length=64, description="Only what this token did.")]
+Before = Annotated[int, Query(ge=1, le=2**53, description="The `next` of the previous page.")]
+
+
+class TokenRoutes:
+    """The paths `/tokens` and `/audit`."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def router(self) -> APIRouter:
+        """The paths, described for OpenAPI."""
+        routes = APIRouter(prefix=V1, tags=["admins"], responses=errors(404, 409, 422, 503, 507))
+        routes.get("/tokens")(self.tokens)
+        routes.post("/tokens", status_code=201)(self.new)
+        routes.post("/tokens/{name}/rotate")(self.rotate)
+        routes.delete("/tokens/{name}", status_code=204)(self.revoke)
+        routes.get("/audit")(self.audit)
+        return routes
+
+    def tokens(self) -> list[TokenView]:
+        """The tokens, without their secrets, which the service does not know."""
+        return [TokenView.model_validate(each, from_attributes=True) for each in self._service.tokens.listed()]
+
+    def new(self, request: NewToken, caller: Whose, response: Response) -> SecretView:
+        """Make a token. The answer has its secret, which cannot be asked for again."""
+        secret = self._service.tokens.new(request.name, request.role, caller.name)
+        response.headers["location"] = f"{V1}/tokens/{request.name}"
+        return SecretView(name=request.name, token=secret)
+
+    def rotate(self, name: TokenName, caller: Whose, overlap: Overlap = 0.0) -> SecretView:
+        """Give a token a new secret; what it owns stays its own. The answer has the secret."""
+        return SecretView(name=name, token=self._service.tokens.rotate(name, caller.name, overlap))
+
+    def revoke(self, name: TokenName) -> None:
+        """End a token at once. What it owns stays, for whoever gets a token of that name."""
+        self._service.tokens.revoke(name)
+
+    def audit(
+        self, who: Who = None, before: Before = 2**53, limit: Annotated[int, Query(ge=1, le=1000)] = 100
+    ) -> AuditPage:
+        """Who changed what, and who was refused, newest first."""
+        found = self._service.audit.newest(who=who, before=before, limit=limit)
+        entries = [AuditEntry.model_validate(each) for each in found]
+        return AuditPage(entries=entries, next=entries[-1].number if len(entries) == limit else None)
