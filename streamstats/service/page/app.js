@@ -11,6 +11,7 @@ import { showStores } from "./stores.js";
 import { showSubmit } from "./submit.js";
 import { startTheme } from "./theme.js";
 import { showToken } from "./token.js";
+import { you } from "./you.js";
 
 const main = document.getElementById("main");
 const forget = document.getElementById("forget");
@@ -34,15 +35,21 @@ async function open() {
   const { signal } = leaving;
   const hash = location.hash || "#/jobs";
   markCurrent(hash);
-  forget.hidden = !token();
+  document.getElementById("with-token").hidden = !token();
   const { show, parts } = viewOf(hash);
   try {
     if (!token()) return showToken(main, open);
+    await showWho();
     await show({ main, signal, fail }, ...parts);
     if (!signal.aborted && document.activeElement === document.body) main.focus({ preventScroll: true });
   } catch (error) {
     if (!signal.aborted) fail(error);
   }
+}
+
+async function showWho() {
+  const { name, role } = await you();
+  document.getElementById("who").textContent = `${name}, may ${role === "submit" ? "submit" : role === "read" ? "read" : "do everything"}`;
 }
 
 function viewOf(hash) {

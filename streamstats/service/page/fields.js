@@ -25,7 +25,7 @@ const file = (path, label, hint) => ({ path, label, hint, file: true });
 export const jobFields = (about) => [
   text("name", "Name", "One line, shown in lists.", { maxlength: "100" }),
   { ...text("tags", "Tags", "Words to find the job by, separated by spaces."), as: AS_WORDS },
-  text("submitter", "Submitter", "The queue is shared fairly among submitters.", { maxlength: "64", placeholder: "anonymous" }),
+  ...(about.you.role === "admin" ? [text("submitter", "Submitter", "The queue is shared fairly among submitters.", { maxlength: "64", placeholder: about.you.name })] : []),
   whole("priority", "Priority", "Orders the jobs of one submitter; higher runs sooner.", { min: "-100", max: "100", placeholder: "0" }),
   text("memory", "Memory", `As in 512MiB; at most ${binary(about.memory)}.`, { placeholder: binary(Math.min(about.memory, SHOWN_MEMORY)) }),
   { ...text("note", "Note", "Free text."), control: () => h("textarea", { rows: "2", maxlength: "4000" }) },

@@ -12,11 +12,13 @@ import { progressOf } from "./progress.js";
 import { nextSteps, requestOf } from "./remedies.js";
 import { reportOf, waysOf } from "./ways.js";
 import { written } from "./yaml.js";
+import { maySubmit, owns, you } from "./you.js";
 
 const MOST_MESSAGES = 500;
 
 export async function showJob({ main, signal, fail }, id) {
-  const view = new JobView(await get(`/jobs/${id}`, signal), signal);
+  const [job, who] = await Promise.all([get(`/jobs/${id}`, signal), you()]);
+  const view = new JobView(job, who, signal);
   main.replaceChildren(...view.elements());
   view.draw();
   follow(id, signal, (kind, content) => view.hear(kind, content)).catch(fail);
@@ -24,8 +26,9 @@ export async function showJob({ main, signal, fail }, id) {
 }
 
 class JobView {
-  constructor(job, signal) {
+  constructor(job, who, signal) {
     this.job = job;
+    this.who = who;
     this.signal = signal;
     this.head = h("div");
     this.said = h("p", { class: "visually-hidden", role: "status" }); // a screen reader hears states, not every row
@@ -74,7 +77,7 @@ class JobView {
     const said = `Job ${nameOf(job)} is ${job.state}`;
     if (this.said.textContent !== said) this.said.textContent = said;
     if (job.state === "failed") this.outcome.replaceChildren(nextSteps(job));
-    this.actions.replaceChildren(...actionsOf(job));
+    this.actions.replaceChildren(...actionsOf(job, this.who));
     this.details.replaceChildren(...detailsOf(job));
   }
 
@@ -125,16 +128,17 @@ function headOf(job) {
 }
 
 // What can be done, the most useful first; what cannot be undone is last, and apart.
-function actionsOf(job) {
+function actionsOf(job, who) {
+  const own = owns(who, job);
   const ended = ENDED.includes(job.state);
   return [
-    linkButton("Submit again", submitAddress(requestOf(job), job.id)),
+    maySubmit(who) && linkButton("Submit again", submitAddress(requestOf(job), job.id)),
     ended && job.results && comparing(job),
     job.source && linkButton("Jobs of this source", `#/history/${encodeURIComponent(job.source)}`),
-    describing(job),
+    own && describing(job),
     h("span", { class: "grow" }),
-    !ended && button("Cancel", () => cancel(job), "danger", { disabled: job.state === "cancelling" }),
-    ended && button("Delete", () => remove(job), "danger"),
+    own && !ended && button("Cancel", () => cancel(job), "danger", { disabled: job.state === "cancelling" }),
+    own && ended && button("Delete", () => remove(job), "danger"),
   ].filter(Boolean);
 }
 

@@ -42,7 +42,8 @@ class StorePanel {
 
   update(store) {
     this.table.update(Object.entries(store.layers));
-    const said = `${counted(Object.keys(store.layers).length, "layer")}, ${counted(store.rows, "row")}`;
+    const owner = store.owner ? `, of ${store.owner}` : "";
+    const said = `${counted(Object.keys(store.layers).length, "layer")}, ${counted(store.rows, "row")}${owner}`;
     if (this.rows.textContent !== said) this.rows.textContent = said;
   }
 }

@@ -5,12 +5,18 @@ import { h, title } from "./elements.js";
 import { jobFields, layerFields, modelFields, runFields } from "./fields.js";
 import { Form } from "./form.js";
 import { concise, schemaOf } from "./schema.js";
+import { maySubmit } from "./you.js";
 
 const FILES = modelFields.filter((field) => field.file).map((field) => field.path);
 
 export async function showSubmit({ main, signal }, text) {
   const [about, statistics, openapi] = await Promise.all([get("", signal), get("/statistics", signal), get("/openapi.json", signal)]);
   const { from, request } = startOf(text);
+  if (!maySubmit(about.you)) {
+    main.replaceChildren(title("Submit a job"), h("p", { class: "panel warn" }, `The token ${about.you.name} may only read. To submit a job, ask whoever runs the service for a token with the role submit.`));
+    return;
+  }
+  if (about.you.role !== "admin") delete request.submitter; // the job is that of the token
   const schemas = { run: schemaOf(openapi, "run"), onnx: schemaOf(openapi, "onnx") };
   const view = new SubmitView(about, statistics, schemas, request, from);
   main.replaceChildren(title(from ? "Submit again" : "Submit a job"), view.element);
@@ -28,7 +34,7 @@ function startOf(text) {
 
 class SubmitView {
   constructor(about, statistics, schemas, request, from) {
-    const submitter = localStorage.getItem("submitter");
+    const submitter = about.you.role === "admin" ? localStorage.getItem("submitter") : null;
     const kind = request.kind in schemas ? request.kind : "run";
     this.from = from;
     this.form = new Form(concise({ kind, ...(submitter && !from ? { submitter } : {}), ...request }, schemas[kind]), schemas);
