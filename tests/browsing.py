@@ -37,7 +37,8 @@ COLOURS = """
   const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
   const rows = new Set();
   for (let at = 0; at < data.length; at += 4) {
-    if (wanted.every((part, index) => data[at + index] === part) && data[at + 3] === 255) rows.add(Math.floor(at / 4 / canvas.width));
+    const same = wanted.every((part, index) => data[at + index] === part) && data[at + 3] === 255;
+    if (same) rows.add(Math.floor(at / 4 / canvas.width));
   }
   return [...rows].sort((a, b) => a - b).map((row) => row / canvas.height);
 }

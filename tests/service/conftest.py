@@ -36,6 +36,16 @@ def context(browser: Browser) -> Iterator[BrowserContext]:
     context.close()
 
 
+@pytest.fixture(scope="session")
+def shared(browser: Browser) -> Iterator[BrowserContext]:
+    """For pages that leave nothing behind that others notice."""
+    context = new_context(browser)
+    yield context
+    context.close()
+
+
 @pytest.fixture
-def page(context: BrowserContext, service: Served) -> Iterator[Page]:
-    yield from watched(context, service)
+def page(shared: BrowserContext, service: Served) -> Iterator[Page]:
+    for page in watched(shared, service):
+        yield page
+        page.close()

@@ -1,4 +1,4 @@
-"""The page in a real browser: the token, lists, themes, names, keys; jobs, layers and the form have files of their own."""
+"""The page in a real browser: tokens, lists, themes, names, keys. Jobs, layers and the form have files of their own."""
 
 from __future__ import annotations
 
@@ -147,7 +147,9 @@ def test_light_and_dark_and_as_the_system_has_it(browser: Browser, service: Serv
 @pytest.fixture(scope="module")
 def views(service: Served) -> dict[str, str]:
     """Every kind of view, with names that are as long as they may be."""
-    long = another_job(service, submitter="a name that is as long as it may be, which is some 60 letters", name="n" * 100)
+    long = another_job(
+        service, submitter="a name that is as long as it may be, which is some 60 letters", name="n" * 100
+    )
     (service.roots / "empty").mkdir(exist_ok=True)
     other, failed = done_job(service, statistics=["spread"]), done_job(service, source="empty")
     return {
@@ -273,5 +275,3 @@ def test_a_connection_that_is_lost_is_said_and_comes_back(context: BrowserContex
     expect(page.get_by_text("The connection is lost")).not_to_be_visible(timeout=SECONDS)
     expect(page.get_by_role("list", name="Messages")).to_contain_text("the service was stopped; the job resumes")
     page.close()
-
-

@@ -37,6 +37,7 @@ async function open() {
   markCurrent(hash);
   document.getElementById("with-token").hidden = !token();
   const { show, parts } = viewOf(hash);
+  main.replaceChildren(); // what is shown is never that of another address
   try {
     if (!token()) return showToken(main, open);
     await showWho();

@@ -12,7 +12,7 @@ import { Age, keepCurrent } from "./lists.js";
 const MOST = 50;
 const COMPARED = 10; // of the newest; the others are compared on request
 
-export async function showHistory({ main, signal }, source) {
+export async function showHistory({ main, signal, fail }, source) {
   const age = new Age();
   const shifts = new Map(); // "first second" → what the table says of the two
   const columns = [
@@ -36,8 +36,8 @@ export async function showHistory({ main, signal }, source) {
     else if (!place.firstChild || place.firstChild !== table.element) place.replaceChildren(table.element);
     return rows;
   };
-  await comparedInTurn(await load(), shifts, load, signal);
-  await keepCurrent(() => load(), age, signal);
+  const jobs = await load();
+  comparedInTurn(jobs, shifts, load, signal).then(() => keepCurrent(() => load(), age, signal)).catch((error) => signal.aborted || fail(error));
 }
 
 const pairOf = (job) => `${job.before.id} ${job.id}`;

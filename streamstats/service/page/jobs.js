@@ -11,11 +11,11 @@ const PAGE = 50;
 const MOST = 1000;
 const FILTERS = ["state", "submitter", "tag", "source", "text"];
 
-export async function showJobs({ main, signal }, query) {
+export async function showJobs({ main, signal, fail }, query) {
   const list = new JobList(signal, new URLSearchParams(query));
   main.replaceChildren(h("div", { class: "row" }, title("Jobs"), h("span", { class: "grow" }), linkButton("Submit a job", "#/submit", "primary")), list.form, list.age.element, list.place, list.older);
   await list.load();
-  await keepCurrent(() => list.load(), list.age, signal);
+  keepCurrent(() => list.load(), list.age, signal).catch(fail);
 }
 
 class JobList {

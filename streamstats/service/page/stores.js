@@ -7,7 +7,7 @@ import { counted, whole } from "./formats.js";
 import { Age, keepCurrent } from "./lists.js";
 import { sortable } from "./tables.js";
 
-export async function showStores({ main, signal }) {
+export async function showStores({ main, signal, fail }) {
   const age = new Age();
   const place = h("div");
   const panels = new Map();
@@ -19,7 +19,7 @@ export async function showStores({ main, signal }) {
     draw(place, panels, stores);
   };
   await load();
-  await keepCurrent(load, age, signal);
+  keepCurrent(load, age, signal).catch(fail);
 }
 
 function draw(place, panels, stores) {
