@@ -106,8 +106,10 @@ function fitting(value, schema, root) {
   return choices ? resolve(choices.find((each) => !problems(value, { schema: each, root }).length) ?? {}, root) : found;
 }
 
-// A list without a stated default is empty by default.
+// The description leaves out defaults that are null; a list that cannot be null and states no default is empty by default.
 function isDefault(value, schema, required) {
   if (!schema || required) return false;
-  return JSON.stringify("default" in schema ? schema.default : []) === JSON.stringify(value);
+  if ("default" in schema) return JSON.stringify(schema.default) === JSON.stringify(value);
+  if ((schema.anyOf ?? []).some((each) => each.type === "null")) return value === null;
+  return Array.isArray(value) && !value.length;
 }
