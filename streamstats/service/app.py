@@ -22,6 +22,7 @@ from .. import __version__
 from ..config import explain
 from ..errors import StreamstatsError
 from .access import Guard, named_hosts
+from .admin_routes import AdminRoutes
 from .answers import problem, refused
 from .audit import Audited
 from .job_routes import JobRoutes
@@ -31,7 +32,6 @@ from .operation_routes import PAGE, OperationRoutes
 from .result_routes import ResultRoutes
 from .service import Service
 from .store_routes import StoreRoutes
-from .token_routes import TokenRoutes
 from .upload_routes import UploadRoutes
 
 
@@ -47,7 +47,7 @@ def make_app(service: Service) -> ASGIApp:
         openapi_url=f"{V1}/openapi.json",
         lifespan=_lifespan(service),
     )
-    for routes in (OperationRoutes, JobRoutes, ResultRoutes, StoreRoutes, UploadRoutes, TokenRoutes):
+    for routes in (OperationRoutes, JobRoutes, ResultRoutes, StoreRoutes, UploadRoutes, AdminRoutes):
         app.include_router(routes(service).router())
     app.mount("/static", _Files(directory=str(PAGE)))
     _answer_errors(app, service)

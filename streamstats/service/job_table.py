@@ -153,6 +153,17 @@ class JobTable:
         row = self._database.one("SELECT forgets FROM jobs WHERE id = ?", (name,))
         return None if row is None else row["forgets"]
 
+    def ended(self) -> list[dict[str, Any]]:
+        """id, end and tags of each job that has ended."""
+        places = ", ".join("?" * len(ENDED))
+        rows = self._database.query(f"SELECT id, ended, tags FROM jobs WHERE state IN ({places})", ENDED)
+        return [{"id": row["id"], "ended": row["ended"] or 0.0, "tags": json.loads(row["tags"])} for row in rows]
+
+    def delete_events(self, last: int) -> None:
+        """Delete all messages up to that number."""
+        with self._database.writing() as connection:
+            connection.execute("DELETE FROM events WHERE number <= ?", (last,))
+
     def queued(self, *, follows: bool) -> list[Row]:
         """number, id, submitter, priority and start of each queued job that does, or does not, follow a store."""
         return self._database.query(

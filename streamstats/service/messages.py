@@ -251,9 +251,9 @@ class AuditEntry(BaseModel):
     method: str
     path: str
     status: int
-    made: str | None
-    address: str | None
-    request: str | None
+    made: str | None = None
+    address: str | None = None
+    request: str | None = None
 
 
 class AuditPage(BaseModel):
@@ -261,6 +261,16 @@ class AuditPage(BaseModel):
 
     entries: list[AuditEntry]
     next: int | None
+
+
+class PrunedView(BaseModel):
+    """Something that is not kept: which of `age`, `number` and `bytes` is why, and when it was last used."""
+
+    kind: str
+    name: str
+    at: float
+    bytes: int
+    why: str
 
 
 class StatisticView(BaseModel):

@@ -11,6 +11,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ from .job_table import JobTable
 from .jobs import Jobs
 from .messages import MOST_RULES, OWN, About, JobView, OnnxRequest, RunRequest, WithdrawnView
 from .metrics import Metrics
+from .retention import Retention
 from .runner import INPUTS, REPORT
 from .settings import ServiceConfig
 from .stores import Stores
@@ -73,6 +75,7 @@ class Service:
         self.uploads = Uploads(self.database, self.data / "uploads", config.limits.uploads)
         self.stores = self._stores()
         self.jobs = self._jobs()
+        self.retention = self._retention()
         self._documents: OrderedDict[tuple[str, int, str], Any] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -101,12 +104,18 @@ class Service:
             waiting=limits.waiting_jobs,
         )
 
+    def _retention(self) -> Retention:
+        config, database = self.config.retention, self.database
+        return Retention(config, database, self.table, self.jobs, self.stores, self.uploads, self.audit)
+
     def start(self) -> None:
-        """Begin to run jobs."""
+        """Begin to run jobs, and to remove what is not kept."""
         self.jobs.start()
+        self.retention.start()
 
     def stop(self) -> None:
         """Write the activations that were accepted, interrupt the jobs, which save, and release the folder."""
+        self.retention.stop()
         self.stores.close()
         self.jobs.stop()
         self._held.close()
@@ -164,6 +173,7 @@ class Service:
     def _completed(self, folder: Path, request: Mapping[str, Any], forgets: bool) -> dict[str, Any]:
         """What the process of a job does: the client's request, on the service's workers, without withdrawn batches."""
         completed = {**request, "cluster": self._cluster().model_dump(), "only_forget": forgets}
+        completed["sets"] = asdict(self.config.retention.sets.keep())
         if request["kind"] == "run":
             source = request["source"]
             withdrawn = self.stores.batches.withdrawn(source.removeprefix(OWN)) if source.startswith(OWN) else {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -12,9 +13,12 @@ from ..address import SERVICE_HOST, SERVICE_PORT
 from ..config import ClusterConfig, Settings, explain, load_yaml
 from ..errors import UsageError
 from ..jobs.sizes import parse_bytes
+from .retaining import Keep
 from .sources import Sources
 
 Bytes = Annotated[int, BeforeValidator(parse_bytes, json_schema_input_type=str | int), Field(gt=0)]
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+"""Seconds."""
 Folder = Annotated[Path, Field(strict=False)]
 
 
@@ -34,6 +38,47 @@ class Limits(Settings):
     stores: Annotated[int, Field(ge=1, le=100_000, description="Stores that the service owns.")] = 1000
     layers: Annotated[int, Field(ge=1, le=100_000, description="Layers of each of these stores.")] = 10_000
     free: Annotated[Bytes, Field(description="Free space to reserve on the disk.")] = 2**30
+
+
+def parse_age(age: object) -> object:
+    """Seconds from text such as "90d", "12h", "30m", or from a number of seconds.
+
+    >>> parse_age("90d"), parse_age(60)
+    (7776000.0, 60)
+    """
+    found = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,6})?)\s?([smhd])", age) if isinstance(age, str) else None
+    if isinstance(age, str) and found is None:
+        raise ValueError("expected a time such as 90d, 12h, 30m or 45s")
+    return age if found is None else float(found[1]) * UNITS[found[2]]
+
+
+Age = Annotated[float, BeforeValidator(parse_age, json_schema_input_type=str | float), Field(gt=0, le=1e10)]
+
+
+class Retained(Settings):
+    """What is kept of one kind of thing: the newest; what is left out does not restrict it."""
+
+    age: Annotated[Age | None, Field(description="Remove what was not used for so long, as in 90d or 12h.")] = None
+    number: Annotated[int | None, Field(ge=0, le=2**53, description="Keep at most so many.")] = None
+    bytes: Annotated[Bytes | None, Field(description="Keep at most so many bytes of them, as in 100GiB.")] = None
+
+    def keep(self) -> Keep:
+        """As a value."""
+        return Keep(self.age, self.number, self.bytes)
+
+
+class RetentionConfig(Settings):
+    """What the service keeps of what piles up. By default it keeps everything but replaced result sets."""
+
+    jobs: Annotated[Retained, Field(description="Jobs that have ended, with their results.")] = Retained()
+    sets: Annotated[Retained, Field(description="Of each job: result sets that were replaced.")] = Retained(age=120.0)
+    stores: Annotated[Retained, Field(description="Stores of the service that no job reads.")] = Retained()
+    uploads: Annotated[Retained, Field(description="Models and samples.")] = Retained()
+    events: Annotated[Retained, Field(description="The messages in the logs of all jobs.")] = Retained()
+    keep_tags: Annotated[
+        list[str], Field(default_factory=lambda: ["keep"], description="Jobs with one of these tags are kept.")
+    ]
+    every: Annotated[Age, Field(description="The time between two removals, as in 1h.")] = 3600.0
 
 
 class TLS(Settings):
@@ -63,6 +108,9 @@ class ServiceConfig(Settings):
     memory: Annotated[Bytes, Field(description="The memory limit of a job.")] = 2 * 2**30
     cluster: Annotated[ClusterConfig, Field(description="Where the work is done.")] = ClusterConfig()
     limits: Limits = Limits()
+    retention: Annotated[RetentionConfig, Field(description="What is kept, and for how long.")] = RetentionConfig(
+        keep_tags=["keep"]
+    )
 
     def sources(self) -> Sources:
         """The sources that jobs may read. Raises `UsageError`."""

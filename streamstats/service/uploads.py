@@ -75,16 +75,23 @@ class Uploads:
         Raises `NotFoundError`, `ForbiddenError`.
         """
         with self._lock:
-            path = self._path(name)
+            self._path(name)
             owners = self._view(name).owners
             if caller.name not in owners:
                 caller.check_owns(f"upload {name}", " and ".join(filter(None, owners)))
+            if not caller.is_admin and owners != [caller.name]:  # others have uploaded it, too
+                with self._database.writing() as connection:
+                    connection.execute("DELETE FROM uploads WHERE id = ? AND owner = ?", (name, caller.name))
+                return
+        self.remove(name)
+
+    def remove(self, name: str) -> None:
+        """Delete an upload, whosever it is. Raises `NotFoundError`."""
+        with self._lock:
+            path = self._path(name)
             with self._database.writing() as connection:
-                connection.execute(
-                    "DELETE FROM uploads WHERE id = ? AND (owner = ? OR ?)", (name, caller.name, caller.is_admin)
-                )
-            if caller.is_admin or owners == [caller.name]:
-                remove(path)
+                connection.execute("DELETE FROM uploads WHERE id = ?", (name,))
+            remove(path)
 
     def put(self, request: Mapping[str, object], folder: Path) -> None:
         """Link the uploads that `request` names into `folder`, by its keys. Raises `NotFoundError`, `OutputError`."""
