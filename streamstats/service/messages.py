@@ -42,7 +42,7 @@ class About(Settings):
 
     name: Annotated[
         str,
-        Field(max_length=100, pattern=r"^[^\x00-\x1f\x7f]*$", description="A name, in one line; need not be unique."),
+        Field(max_length=100, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$", description="A name, in one line, not unique."),
     ] = ""
     tags: Annotated[
         list[Tag], Field(default_factory=list, max_length=MOST_TAGS, description="Words to find the job by.")

@@ -27,13 +27,10 @@ class Uploads:
 
     def __init__(self, database: Database, folder: Path, most: int) -> None:
         self._database, self.folder, self._most = database, folder, most
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         make_folders([folder])
         for path in temporaries(folder):
             remove(path)
-        for each in self.listed():
-            if not each.owners:  # of an older service: nobody's, so that only admins may delete it
-                self._note(each.id, "")
 
     def _note(self, name: str, owner: str) -> None:
         with self._database.writing() as connection:
@@ -60,13 +57,15 @@ class Uploads:
 
     def listed(self) -> list[UploadView]:
         """The uploads, ordered by id."""
-        return [self._view(each.name) for each in sorted(self.folder.iterdir()) if not each.name.startswith(".")]
+        with self._lock:
+            return [self._view(each.name) for each in sorted(self.folder.iterdir()) if not each.name.startswith(".")]
 
     def _view(self, name: str) -> UploadView:
+        found = (self.folder / name).stat()  # its time counts for the uploads of an older service, which are nobody's
         rows = self._database.query("SELECT owner, uploaded FROM uploads WHERE id = ? ORDER BY owner", (name,))
-        size, owners = (self.folder / name).stat().st_size, [row["owner"] for row in rows]
+        size, owners = found.st_size, [row["owner"] for row in rows]
         return UploadView(
-            id=name, bytes=size, owners=owners, uploaded=max((row["uploaded"] for row in rows), default=0)
+            id=name, bytes=size, owners=owners, uploaded=max((row["uploaded"] for row in rows), default=found.st_mtime)
         )
 
     def delete(self, name: str, caller: Caller) -> None:
