@@ -22,6 +22,7 @@ from .. import __version__
 from ..config import explain
 from ..errors import StreamstatsError
 from .access import Guard, named_hosts
+from .admin_routes import AdminRoutes
 from .answers import problem, refused
 from .audit import Audited
 from .comparison_routes import ComparisonRoutes
@@ -32,7 +33,6 @@ from .operation_routes import PAGE, OperationRoutes
 from .result_routes import ResultRoutes
 from .service import Service
 from .store_routes import StoreRoutes
-from .token_routes import TokenRoutes
 from .upload_routes import UploadRoutes
 
 
@@ -55,7 +55,7 @@ def make_app(service: Service) -> ASGIApp:
         ComparisonRoutes,
         StoreRoutes,
         UploadRoutes,
-        TokenRoutes,
+        AdminRoutes,
     ):
         app.include_router(routes(service).router())
     app.mount("/static", _Files(directory=str(PAGE)))

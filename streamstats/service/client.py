@@ -36,6 +36,7 @@ from .messages import (
     IngestView,
     JobPage,
     JobView,
+    PrunedView,
     StoreView,
     TokenView,
     UploadView,
@@ -323,6 +324,15 @@ class Client:
         query = {"who": who, "limit": limit, "before": before}
         known = {name: value for name, value in query.items() if value is not None}
         return AuditPage.model_validate(self._json("GET", "/audit", params=known))
+
+    def prune(self, config: Mapping[str, Any] | None = None, *, dry_run: bool = False) -> list[PrunedView]:
+        """Remove what `config`, as `retention` in a service's configuration, does not keep; by default, the service's.
+
+        A dry run only tells what that is.
+        """
+        body = {} if config is None else {"json": dict(config)}
+        found = self._asked("POST", "/prune", params={"dry_run": dry_run}, timeout=None, **body).json()
+        return [PrunedView.model_validate(each) for each in found]
 
     def _json(self, method: str, path: str, **options: Any) -> dict[str, Any]:
         found: dict[str, Any] = self._asked(method, path, **options).json()

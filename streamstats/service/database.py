@@ -63,6 +63,16 @@ MIGRATIONS: Sequence[str] = (
     ALTER TABLE jobs ADD COLUMN tags TEXT NOT NULL DEFAULT '[]';
     ALTER TABLE jobs ADD COLUMN note TEXT NOT NULL DEFAULT '';
     ALTER TABLE jobs ADD COLUMN forgets TEXT;
+    ALTER TABLE jobs ADD COLUMN notify TEXT NOT NULL DEFAULT '[]';
+    CREATE TABLE notices (
+        number INTEGER PRIMARY KEY AUTOINCREMENT,
+        job TEXT NOT NULL,
+        hook TEXT NOT NULL,
+        body TEXT NOT NULL,
+        due REAL NOT NULL,
+        attempts INTEGER NOT NULL DEFAULT 0
+    );
+    CREATE INDEX notices_by_hook ON notices (hook, due);
     CREATE TABLE tokens (
         digest BLOB PRIMARY KEY,
         name TEXT NOT NULL,

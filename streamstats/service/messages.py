@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field, model_validator
 
 from ..config import NO_NUL, ReductionConfig, Settings
 from ..jobs.job import DEFAULT_MEMORY
-from .settings import Bytes
+from .settings import HOOK_NAME, Bytes
 from .tokens import Role
 
 V1 = "/api/v1"
@@ -23,6 +23,7 @@ OWN = "store:"
 
 Upload = Annotated[str, Field(pattern=UPLOAD_ID, description="The `id` of an upload.")]
 Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[ -~]+$")]
+HookName = Annotated[str, Field(pattern=HOOK_NAME)]
 Tag = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/=+-]*$")]
 MOST_TAGS = 20
 
@@ -41,7 +42,7 @@ class About(Settings):
 
     name: Annotated[
         str,
-        Field(max_length=100, pattern=r"^[^\x00-\x1f\x7f]*$", description="A name, in one line; need not be unique."),
+        Field(max_length=100, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$", description="A name, in one line, not unique."),
     ] = ""
     tags: Annotated[
         list[Tag], Field(default_factory=list, max_length=MOST_TAGS, description="Words to find the job by.")
@@ -76,6 +77,14 @@ class Submission(About):
     priority: Annotated[
         int, Field(ge=-100, le=100, description="Orders the jobs of one submitter; higher runs sooner.")
     ] = 0
+    notify: Annotated[
+        list[HookName],
+        Field(
+            default_factory=list,
+            max_length=20,
+            description="Hooks of the service to tell of the end, besides those that it tells of every job.",
+        ),
+    ]
 
 
 class RunRequest(Submission, ReductionConfig):
@@ -147,6 +156,7 @@ class JobView(BaseModel):
     name: str
     tags: list[str]
     note: str
+    notify: list[str]
     source: str | None
     submitter: str
     priority: int
@@ -267,9 +277,9 @@ class AuditEntry(BaseModel):
     method: str
     path: str
     status: int
-    made: str | None
-    address: str | None
-    request: str | None
+    made: str | None = None
+    address: str | None = None
+    request: str | None = None
 
 
 class AuditPage(BaseModel):
@@ -277,6 +287,16 @@ class AuditPage(BaseModel):
 
     entries: list[AuditEntry]
     next: int | None
+
+
+class PrunedView(BaseModel):
+    """Something that is not kept: which of `age`, `number` and `bytes` is why, and when it was last used."""
+
+    kind: str
+    name: str
+    at: float
+    bytes: int
+    why: str
 
 
 class StatisticView(BaseModel):

@@ -62,6 +62,7 @@ class OperationRoutes:
             "you": {"name": caller.name, "role": caller.role},
             "sources": [*service.sources.listed(), *(f"store:{name}" for name in service.stores.names())],
             "prefixes": list(service.sources.prefixes),
+            "hooks": sorted(service.config.hooks),
             "memory": service.config.memory,
             "limits": service.config.limits.model_dump(),
             "jobs": service.table.counts(),

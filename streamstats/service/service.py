@@ -11,13 +11,14 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ..calibration.recorder import stored_layer
 from ..config import ClusterConfig, LayerConfig
-from ..errors import OutputError, UsageError, counted
+from ..errors import OutputError, UsageError, counted, listed
 from ..jobs.workers import available_cores
 from ..models.linear import LayerCorrection
 from ..models.tensors import tensor_terms, terms_bytes
@@ -36,6 +37,8 @@ from .job_table import JobTable
 from .jobs import Jobs
 from .messages import MOST_RULES, OWN, About, JobView, OnnxRequest, RunRequest, UploadView, WithdrawnView
 from .metrics import Metrics
+from .notices import Notices
+from .retention import Retention
 from .runner import INPUTS, REPORT
 from .settings import ServiceConfig
 from .stores import Stores
@@ -71,10 +74,13 @@ class Service:
         self.metrics = Metrics()
         self.database = Database(self.data / "service.sqlite")
         self.tokens, self.links, self.audit = Tokens(self.database, self.token_file), Links(), Audit(self.database)
-        self.table = JobTable(self.database)
+        self.table = JobTable(self.database, config.told)
         self.uploads = Uploads(self.database, self.data / "uploads", config.limits.uploads)
         self.stores = self._stores()
         self.jobs = self._jobs()
+        self.retention = self._retention()
+        self.notices = Notices(self.database, self.table, config.made_hooks(self.data / "hooks"))
+        self.jobs.listen(lambda _: self.notices.wake())
         self._documents: OrderedDict[tuple[str, int, str], Any] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -103,14 +109,22 @@ class Service:
             waiting=limits.waiting_jobs,
         )
 
+    def _retention(self) -> Retention:
+        config, database = self.config.retention, self.database
+        return Retention(config, database, self.table, self.jobs, self.stores, self.uploads, self.audit)
+
     def start(self) -> None:
-        """Begin to run jobs."""
+        """Begin to run jobs, to remove what is not kept, and to tell hooks."""
         self.jobs.start()
+        self.retention.start()
+        self.notices.start()
 
     def stop(self) -> None:
         """Write the activations that were accepted, interrupt the jobs, which save, and release the folder."""
+        self.retention.stop()
         self.stores.close()
         self.jobs.stop()
+        self.notices.stop()
         self._held.close()
 
     def problems(self) -> list[str]:
@@ -129,7 +143,7 @@ class Service:
     def submit(self, request: RunRequest | OnnxRequest, key: str | None, caller: Caller) -> JobView:
         """Queue a job. Raises `UsageError`, `ForbiddenError`, `NotFoundError`, `ConflictError`, `FullError`."""
         self.check_room()
-        document, about = self._with_memory(request), request.stated()
+        document, about = self._with_memory(request), {**request.stated(), "notify": self._hooks_named(request.notify)}
         document["submitter"] = submitter(request, caller)
         if isinstance(request, OnnxRequest):
             check_onnx(request)
@@ -140,9 +154,18 @@ class Service:
         request.rules()
         return self.jobs.submit(document, key=key, about=about, prepare=lambda _: self._check_source(request.source))
 
+    def _hooks_named(self, names: Sequence[str]) -> list[str]:
+        """The hooks, each once. Raises `UsageError` for one that the service does not have."""
+        known = self.config.hooks
+        for name in names:
+            if name not in known:
+                have = f"it has {listed(sorted(known))}" if known else "it has none"
+                raise UsageError(f"`notify` names {name!r}, which is no hook of the service; {have}")
+        return list(dict.fromkeys(names))
+
     def _with_memory(self, request: RunRequest | OnnxRequest) -> dict[str, Any]:
         """`request` as JSON has it; one that names no memory gets that of the service. Raises `UsageError`."""
-        document: dict[str, Any] = json.loads(request.model_dump_json(exclude=set(About.model_fields)))
+        document: dict[str, Any] = json.loads(request.model_dump_json(exclude={*About.model_fields, "notify"}))
         most = self.config.memory
         if "memory" not in request.model_fields_set:
             return {**document, "memory": most}
@@ -171,6 +194,7 @@ class Service:
     def _completed(self, folder: Path, request: Mapping[str, Any], forgets: bool) -> dict[str, Any]:
         """What the process of a job does: the client's request, on the service's workers, without withdrawn batches."""
         completed = {**request, "cluster": self._cluster().model_dump(), "only_forget": forgets}
+        completed["sets"] = asdict(self.config.retention.sets.keep())
         if request["kind"] == "run":
             source = request["source"]
             withdrawn = self.stores.batches.withdrawn(source.removeprefix(OWN)) if source.startswith(OWN) else {}

@@ -27,13 +27,10 @@ class Uploads:
 
     def __init__(self, database: Database, folder: Path, most: int) -> None:
         self._database, self.folder, self._most = database, folder, most
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         make_folders([folder])
         for path in temporaries(folder):
             remove(path)
-        for each in self.listed():
-            if not each.owners:  # of an older service: nobody's, so that only admins may delete it
-                self._note(each.id, "")
 
     def _note(self, name: str, owner: str) -> None:
         with self._database.writing() as connection:
@@ -55,13 +52,15 @@ class Uploads:
 
     def listed(self) -> list[UploadView]:
         """The uploads, ordered by id."""
-        return [self._view(each.name) for each in sorted(self.folder.iterdir()) if not each.name.startswith(".")]
+        with self._lock:
+            return [self._view(each.name) for each in sorted(self.folder.iterdir()) if not each.name.startswith(".")]
 
     def _view(self, name: str) -> UploadView:
+        found = (self.folder / name).stat()  # its time counts for the uploads of an older service, which are nobody's
         rows = self._database.query("SELECT owner, uploaded FROM uploads WHERE id = ? ORDER BY owner", (name,))
-        size, owners = (self.folder / name).stat().st_size, [row["owner"] for row in rows]
+        size, owners = found.st_size, [row["owner"] for row in rows]
         return UploadView(
-            id=name, bytes=size, owners=owners, uploaded=max((row["uploaded"] for row in rows), default=0)
+            id=name, bytes=size, owners=owners, uploaded=max((row["uploaded"] for row in rows), default=found.st_mtime)
         )
 
     def delete(self, name: str, caller: Caller) -> None:
@@ -70,16 +69,23 @@ class Uploads:
         Raises `NotFoundError`, `ForbiddenError`.
         """
         with self._lock:
-            path = self._path(name)
+            self._path(name)
             owners = self._view(name).owners
             if caller.name not in owners:
                 caller.check_owns(f"upload {name}", " and ".join(filter(None, owners)))
+            if not caller.is_admin and owners != [caller.name]:  # others have uploaded it, too
+                with self._database.writing() as connection:
+                    connection.execute("DELETE FROM uploads WHERE id = ? AND owner = ?", (name, caller.name))
+                return
+        self.remove(name)
+
+    def remove(self, name: str) -> None:
+        """Delete an upload, whosever it is. Raises `NotFoundError`."""
+        with self._lock:
+            path = self._path(name)
             with self._database.writing() as connection:
-                connection.execute(
-                    "DELETE FROM uploads WHERE id = ? AND (owner = ? OR ?)", (name, caller.name, caller.is_admin)
-                )
-            if caller.is_admin or owners == [caller.name]:
-                remove(path)
+                connection.execute("DELETE FROM uploads WHERE id = ?", (name,))
+            remove(path)
 
     def put(self, request: Mapping[str, object], folder: Path) -> None:
         """Link the uploads that `request` names into `folder`, by its keys. Raises `NotFoundError`, `OutputError`."""

@@ -30,8 +30,8 @@ function* stepsOf(job) {
   else yield ["The layers that are complete can be used as they are."];
 }
 
-// A job's request with its name, tags and note, which are not part of it, and with what changes.
+// A job's request with its name, tags, note and hooks, which are not part of it, and with what changes.
 export function requestOf(job, change = {}) {
-  const about = Object.fromEntries(["name", "tags", "note"].filter((key) => job[key]?.length).map((key) => [key, job[key]]));
+  const about = Object.fromEntries(["name", "tags", "note", "notify"].filter((key) => job[key]?.length).map((key) => [key, job[key]]));
   return { ...about, ...job.request, ...change };
 }

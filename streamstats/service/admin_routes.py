@@ -1,4 +1,4 @@
-"""Paths for admins: tokens, and the audit log."""
+"""Paths for admins: tokens, the audit log, and removing what is not kept."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Response
 from fastapi import Path as InPath
 
-from .messages import TOKEN_NAME, V1, AuditEntry, AuditPage, NewToken, SecretView, TokenView
+from .messages import TOKEN_NAME, V1, AuditEntry, AuditPage, NewToken, PrunedView, SecretView, TokenView
 from .parameters import Whose, errors
 from .service import Service
+from .settings import RetentionConfig
 
 TokenName = Annotated[str, InPath(pattern=TOKEN_NAME)]
 Overlap = Annotated[
@@ -18,9 +19,11 @@ Overlap = Annotated[
 Who = Annotated[str | None, Query(max_length=64, description="Only what this token did.")]
 Before = Annotated[int, Query(ge=1, le=2**53, description="The `next` of the previous page.")]
 
+DryRun = Annotated[bool, Query(description="Remove nothing; only tell what would be removed.")]
 
-class TokenRoutes:
-    """The paths `/tokens` and `/audit`."""
+
+class AdminRoutes:
+    """The paths `/tokens`, `/audit` and `/prune`."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -33,6 +36,7 @@ class TokenRoutes:
         routes.post("/tokens/{name}/rotate")(self.rotate)
         routes.delete("/tokens/{name}", status_code=204)(self.revoke)
         routes.get("/audit")(self.audit)
+        routes.post("/prune")(self.prune)
         return routes
 
     def tokens(self) -> list[TokenView]:
@@ -60,3 +64,7 @@ class TokenRoutes:
         found = self._service.audit.newest(who=who, before=before, limit=limit)
         entries = [AuditEntry.model_validate(each) for each in found]
         return AuditPage(entries=entries, next=entries[-1].number if len(entries) == limit else None)
+
+    def prune(self, caller: Whose, config: RetentionConfig | None = None, dry_run: DryRun = False) -> list[PrunedView]:
+        """Remove what `config` does not keep, by default that of the service; a dry run only tells what that is."""
+        return list(self._service.retention.prune(caller.name, config, dry_run=dry_run))
