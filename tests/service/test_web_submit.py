@@ -92,6 +92,7 @@ def test_a_model_is_uploaded_corrected_and_submitted_again_without_loss(
         page.get_by_role("link", name="Submit again").first.click()
         expect(page.get_by_text("the file of the earlier job")).to_have_count(2)
         expect(page.get_by_label("Bits", exact=True)).to_have_value("5")
+        assert configuration(page)["memory"] == before.request["memory"]  # even where it is the default of the schema
         second = submit(page)
         after = client.wait(second)
         assert after.state == "done"

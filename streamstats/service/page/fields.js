@@ -28,6 +28,7 @@ export const jobFields = (about) => [
   ...(about.you.role === "admin" ? [text("submitter", "Submitter", "The queue is shared fairly among submitters.", { maxlength: "64", placeholder: about.you.name })] : []),
   whole("priority", "Priority", "Orders the jobs of one submitter; higher runs sooner.", { min: "-100", max: "100", placeholder: "0" }),
   text("memory", "Memory", `As in 512MiB; at most ${binary(about.memory)}.`, { placeholder: binary(Math.min(about.memory, SHOWN_MEMORY)) }),
+  ...(about.hooks?.length ? [{ ...text("notify", "Notify", `Hooks to tell of the end: ${about.hooks.join(", ")}.`), as: AS_WORDS }] : []),
   { ...text("note", "Note", "Free text."), control: () => h("textarea", { rows: "2", maxlength: "4000" }) },
 ];
 

@@ -15,6 +15,7 @@ import { written } from "./yaml.js";
 import { maySubmit, owns, you } from "./you.js";
 
 const MOST_MESSAGES = 500;
+const SAID_BELOW = ["failed", "incomplete", "done"]; // what came of the job has a part of its own
 
 export async function showJob({ main, signal, fail }, id) {
   const [job, who] = await Promise.all([get(`/jobs/${id}`, signal), you()]);
@@ -123,7 +124,7 @@ function headOf(job) {
     title(named),
     h("p", { class: "row" }, badge(job.state), h("span", { class: "name" }, source), h("span", { class: "faint" }, `by ${job.submitter}, submitted ${time(job.submitted)}`), ...(job.tags ?? []).map((tag) => h("a", { class: "tag", href: `#/jobs?tag=${encodeURIComponent(tag)}` }, tag))),
     job.note ? h("p", { class: "note" }, job.note) : null,
-    ["failed", "incomplete"].includes(job.state) ? null : h("p", { class: "faint" }, job.message),
+    SAID_BELOW.includes(job.state) ? null : h("p", { class: "faint" }, job.message),
   ].filter(Boolean);
 }
 
@@ -143,18 +144,20 @@ function actionsOf(job, who) {
 }
 
 async function cancel(job) {
-  if (await confirmed(`Cancel job ${nameOf(job)}? Its results so far are retained.`, "Cancel the job")) await post(`/jobs/${job.id}/cancel`);
+  if (await confirmed(`Cancel job ${job.name || job.id}? Its results so far are retained.`, "Cancel the job")) await post(`/jobs/${job.id}/cancel`);
 }
 
 async function remove(job) {
-  if (!(await confirmed(`Delete job ${nameOf(job)} and its results? This cannot be undone.`, "Delete"))) return;
+  if (!(await confirmed(`Delete job ${job.name || job.id} and its results? This cannot be undone.`, "Delete"))) return;
   await ask(`/jobs/${job.id}`, { method: "DELETE" });
   location.hash = "#/jobs";
 }
 
+const took = (job) => duration(job.seconds ?? (job.ended && job.started ? job.ended - job.started : null));
+
 function detailsOf(job) {
   const times = [["Id", job.id], ["Submitted", time(job.submitted)], ["Started", time(job.started)], ["Ended", time(job.ended)],
-    ["Took", job.ended && job.started ? duration(job.ended - job.started) : "–"], ["Attempts", whole(job.attempts)], ["Priority", String(job.priority)], ["Source", sourceOf(job)]];
+    ["Took", took(job)], ["Attempts", whole(job.attempts)], ["Priority", String(job.priority)], ["Source", sourceOf(job)]];
   return [h("details", {}, h("summary", {}, "Times, attempts and configuration"),
     h("dl", { class: "figures small" }, times.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value)))),
     copyable("Configuration, as it was submitted", written(job.request)))];

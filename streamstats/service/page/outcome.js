@@ -60,7 +60,7 @@ function models({ accuracy, outputs, network }) {
   const columns = [
     { title: "Model", name: true, key: (name) => name, cell: (name) => name },
     { title: "Accuracy", number: true, key: (name) => accuracy[name], cell: (name) => percent(accuracy[name]) },
-    { title: "SQNR of the outputs", number: true, key: (name) => outputs[name]?.sqnr_db, cell: (name) => decibels(outputs[name]?.sqnr_db) },
+    { title: "SQNR", number: true, key: (name) => outputs[name]?.sqnr_db, cell: (name) => decibels(outputs[name]?.sqnr_db) },
     { title: "Gain", number: true, key: (name) => network[name]?.gain_db, cell: (name) => decibels(network[name]?.gain_db) },
   ];
   return h("details", {}, h("summary", {}, "All models that were judged"), sortable(columns, rows, { label: "Models", cards: false }).element);

@@ -37,7 +37,9 @@ class SubmitView {
     const submitter = about.you.role === "admin" ? localStorage.getItem("submitter") : null;
     const kind = request.kind in schemas ? request.kind : "run";
     this.from = from;
-    this.form = new Form(concise({ kind, ...(submitter && !from ? { submitter } : {}), ...request }, schemas[kind]), schemas);
+    const start = concise({ kind, ...(submitter && !from ? { submitter } : {}), ...request }, schemas[kind]);
+    if (request.memory) start.memory = request.memory; // without it, the service gives what it has now
+    this.form = new Form(start, schemas);
     this.places = { run: this.runPlace(about, statistics), onnx: this.fieldset("Model", modelFields) };
     this.wrong = h("p", { class: "error", role: "alert", id: "wrong" });
     this.button = h("button", { class: "primary" }, "Submit");
@@ -77,7 +79,7 @@ class SubmitView {
   choose(kind) {
     const { request } = this.form;
     this.others[request.kind] = request;
-    const shared = Object.fromEntries(["name", "tags", "note", "submitter", "priority", "memory"].filter((key) => key in request).map((key) => [key, request[key]]));
+    const shared = Object.fromEntries(["name", "tags", "note", "notify", "submitter", "priority", "memory"].filter((key) => key in request).map((key) => [key, request[key]]));
     this.form.replace({ ...this.others[kind], ...shared, kind });
     this.showKind();
   }
