@@ -79,8 +79,11 @@ function fail(error) {
   if (!(error instanceof Refused)) throw error;
   if (error.status === 401) return showToken(main, open, { refused: true });
   const missing = error.status === 404 || error.status === 410;
-  main.replaceChildren(title(missing ? "Not found" : "The request failed"), h("p", { class: "error", role: "alert" }, error.message),
-    h("div", { class: "row" }, missing ? null : button("Try again", open, "primary"), linkButton("All jobs", "#/jobs")));
+  main.replaceChildren(
+    title(missing ? "Not found" : "The request failed"),
+    h("p", { class: "error", role: "alert" }, error.message),
+    h("div", { class: "row" }, missing ? null : button("Try again", open, "primary"), linkButton("All jobs", "#/jobs")),
+  );
 }
 
 function showNowhere() {
@@ -99,5 +102,8 @@ forget.addEventListener("click", () => {
 startTheme(document.getElementById("theme"));
 takeTokenFromAddress();
 onTokenChange(open);
-window.addEventListener("hashchange", () => { takeTokenFromAddress(); open(); });
+window.addEventListener("hashchange", () => {
+  takeTokenFromAddress();
+  open();
+});
 open();
