@@ -16,6 +16,7 @@ import { you } from "./you.js";
 const main = document.getElementById("main");
 const forget = document.getElementById("forget");
 let leaving = new AbortController();
+let opened = false; // whether a view was opened before: the first one leaves the focus where the browser has it
 
 // Each view is called with {main, signal, fail} and the parts of the address.
 const ROUTES = [
@@ -42,7 +43,8 @@ async function open() {
     if (!token()) return showToken(main, open);
     await showWho();
     await show({ main, signal, fail }, ...parts);
-    if (!signal.aborted && document.activeElement === document.body) main.focus({ preventScroll: true });
+    if (opened && !signal.aborted && document.activeElement === document.body) main.focus({ preventScroll: true });
+    opened = true;
   } catch (error) {
     if (!signal.aborted) fail(error);
   }

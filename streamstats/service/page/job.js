@@ -92,9 +92,10 @@ class JobView {
       const outcome = await this.outcomeOf(found);
       if (this.shown === state) this.show(outcome, inOrder(found.layers));
     } catch (error) {
+      if (this.signal.aborted) return;
       if (this.shown === state) this.shown = null; // the next event retries
-      if (!this.signal.aborted) notice(error.message);
       if (!(error instanceof Refused)) throw error;
+      notice(error.message);
     }
   }
 
