@@ -6,7 +6,6 @@ A request that gets no answer is repeated. One that adds something is repeated w
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import re
@@ -25,9 +24,7 @@ import numpy.typing as npt
 
 from ..address import SERVICE_URL
 from ..errors import DataError, ServiceError, StreamstatsError, UsageError, first_line, require
-from ..floats import NARROW
 from ..storage.files import write_bytes
-from ..storage.plain_tensors import plain_tensor_bytes
 from ..storage.tensors import tensors_bytes, tensors_of
 from .messages import (
     V1,
@@ -43,6 +40,7 @@ from .messages import (
     WithdrawnView,
 )
 from .tokens import Role
+from .transfer import events_of, file_of, inside
 
 if TYPE_CHECKING:
     import httpx
@@ -179,7 +177,7 @@ class Client:
             if not answer.is_success:
                 answer.read()
                 raise _failure(answer)
-            yield from _events(answer.iter_lines())
+            yield from events_of(answer.iter_lines())
 
     def wait(self, job: str) -> JobView:
         """The job when it has ended."""
@@ -208,7 +206,7 @@ class Client:
         found = self._json("GET", f"/jobs/{quote(job, safe='')}/files")
         number = int(found["results"])
         for name, digest in found["files"].items():
-            path = _inside(target, name)
+            path = inside(target, name)
             write_bytes(path, self._file(job, number, name, digest))
         return number
 
@@ -255,7 +253,7 @@ class Client:
         count once. `quantization` and `geometry`, the layer's kernel, have the keys that they have in a configuration;
         jobs that count `taps` need the geometry.
         """
-        content = samples if isinstance(samples, bytes) else _file_of(np.asarray(samples))
+        content = samples if isinstance(samples, bytes) else file_of(np.asarray(samples))
         query: dict[str, Any] = {"channel_axis": channel_axis}
         if quantization is not None:
             query["quantization"] = json.dumps(quantization)
@@ -371,33 +369,3 @@ def _failure(answer: httpx.Response) -> StreamstatsError:
     if status >= 500:
         return ServiceError(f"the service cannot meet the request (status {status}): {message}")
     return RefusedError(f"the service refuses the request (status {status}): {message}", status)
-
-
-def _inside(folder: Path, name: str) -> Path:
-    """The path of the file `name` in `folder`. Raises `DataError` for a name that leads out of it."""
-    path = folder / name
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise DataError(f"the service names a file {name!r}, which is outside {folder}; do not trust this service")
-    return path
-
-
-def _events(lines: Iterator[str]) -> Iterator[tuple[str, dict[str, Any], str]]:
-    """(kind, content, number) of each server-sent event."""
-    fields: dict[str, str] = {}
-    for line in lines:
-        if line:
-            name, _, value = line.partition(": ")
-            fields[name] = value
-        elif fields:
-            if "data" in fields:
-                yield fields.get("event", "message"), json.loads(fields["data"]), fields.get("id", "")
-            fields = {}
-
-
-def _file_of(array: npt.NDArray[Any]) -> bytes:
-    """A `.npy` file, or safetensors for bfloat16 and float8, which `.npy` cannot name."""
-    if array.dtype.newbyteorder("=") in NARROW:
-        return plain_tensor_bytes(array)
-    content = io.BytesIO()
-    np.save(content, array, allow_pickle=False)
-    return content.getvalue()

@@ -32,7 +32,7 @@ from .job_table import (
     JobTable,
     Submitted,
 )
-from .messages import JobView
+from .messages import OWN, JobView
 from .metrics import Metrics
 from .processes import STOP_SECONDS, JobProcess, parsed
 from .queueing import Waiting, next_job
@@ -142,7 +142,7 @@ class Jobs:
                 raise ConflictError(f"job {name} is already {found.state}")
             running = self._processes.get(name)
             if running is None:
-                self._table.update(name, "cancelled before it started", state=CANCELLED, ended=time.time())
+                self._finish(name, CANCELLED, "cancelled before it started")
             else:
                 self._table.update(name, "is being cancelled", state=CANCELLING)
                 running.terminate()
@@ -159,8 +159,8 @@ class Jobs:
             found = self._table.get(name)
             if found.state not in ENDED or name in self._processes:
                 raise ConflictError(f"job {name} is {found.state}; it forgets withdrawn batches by itself")
-            if found.results is None or found.kind != "run":
-                raise ConflictError(f"job {name} has counted no store; there is nothing to forget")
+            if found.results is None or not (found.source or "").startswith(OWN):
+                raise ConflictError(f"job {name} has counted no store of the service; there is nothing to forget")
             self._queue_to_forget(name, found.state)
         self._changed(name)
         return self._table.get(name)
@@ -209,7 +209,7 @@ class Jobs:
                 remove_folder(folder)
         for name, state in known.items():
             if state == CANCELLING:
-                self._table.update(name, "cancelled", state=CANCELLED, ended=time.time())
+                self._finish(name, CANCELLED, "cancelled")
             elif state == RUNNING:
                 self._requeue(name)
         self._thread.start()
@@ -346,12 +346,12 @@ class Jobs:
             job, interrupted = self._table.get(name), name in self._interrupted
             self._interrupted.discard(name)
             if ended.get("status") in STATE_OF:
-                self._finish(name, self._table.forgets(name) or STATE_OF[ended["status"]], ended["text"])
+                self._finish(name, STATE_OF[ended["status"]], ended["text"])
                 if interrupted:  # too late to stop it
                     self._queue_to_forget(name, self._table.get(name).state)
             elif job.state == CANCELLING:
                 retained = "its results so far are retained" if job.results is not None else "it had no results yet"
-                self._table.update(name, f"cancelled; {retained}", state=CANCELLED, ended=time.time())
+                self._finish(name, CANCELLED, f"cancelled; {retained}")
             elif self._stopping:
                 self._requeue(name)
             elif interrupted:
@@ -363,6 +363,10 @@ class Jobs:
         log.info("ended", extra={"job": name, "status": status, "state": self._table.get(name).state})
 
     def _finish(self, name: str, state: str, text: str) -> None:
+        """End a job; one that was only to forget rows is in the state that it was in before, whatever became of it."""
+        before = self._table.forgets(name)
+        if before is not None:
+            state, text = before, text if state == DONE else f"nothing was forgotten: {text}"
         self._table.update(name, self._shown(text), logged=True, state=state, ended=time.time(), forgets=None)
 
     def _requeue(self, name: str, text: str = STOPPED) -> None:

@@ -200,7 +200,7 @@ class StoreView(BaseModel):
     rows: int
     owner: str
     appended: float
-    withdrawn: dict[str, list[tuple[int, int]]]
+    withdrawn: dict[str, list[list[int]]]
 
 
 class BatchView(BaseModel):

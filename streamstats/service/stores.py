@@ -91,6 +91,7 @@ class Stores:
         stored = {each: stored_layer(path, each) for each in sorted(stored_layers(path))}
         rows = {each: layer.rows for each, layer in stored.items() if layer is not None}
         owner, appended = self.owner(name)
+        withdrawn = self.batches.withdrawn(name)
         return StoreView(
             name=name,
             source=OWN + name,
@@ -98,7 +99,9 @@ class Stores:
             rows=sum(rows.values()),
             owner=owner,
             appended=appended,
-            withdrawn={layer: list(found.ranges) for layer, found in self.batches.withdrawn(name).items()},
+            withdrawn={
+                layer: [list(each) for each in found.ranges] for layer, found in self.batches.withdrawn(name).items()
+            },
         )
 
     def owner(self, name: str) -> tuple[str, float]:
