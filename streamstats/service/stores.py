@@ -99,9 +99,7 @@ class Stores:
             rows=sum(rows.values()),
             owner=owner,
             appended=appended,
-            withdrawn={
-                layer: [list(each) for each in found.ranges] for layer, found in self.batches.withdrawn(name).items()
-            },
+            withdrawn={layer: [list(each) for each in found.ranges] for layer, found in withdrawn.items()},
         )
 
     def owner(self, name: str) -> tuple[str, float]:
