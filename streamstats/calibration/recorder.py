@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import accumulate
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -55,7 +55,7 @@ class Recorder:
     waits in memory. Use it as a context manager, or call `close`. Raises `OutputError` if it cannot write to `store`.
 
     With `buffered=False` nothing waits in memory: when `append` returns, its rows are on disk and committed, all at
-    once: even if the process is killed, the store and its readers have all of them or none.
+    once: even if the process is killed or the power fails, the store and its readers have all of them or none.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Recorder:
         whole = target_of(store)
         _check_version(whole)
         try:
-            self._group = _group(whole.zarr_store())
+            self._group = _group(whole.zarr_store(durable=not buffered))
             if part:
                 self._group = _group_of_part(self._group, part)
         except Exception as error:
@@ -223,7 +223,7 @@ class Recorder:
     def _open_array(self, name: str) -> zarr.Array[Any]:
         with codec_pipeline(DEFAULT_PIPELINE), zarr.config.set({"array.write_empty_chunks": True}):
             return zarr.open_array(
-                self._target.zarr_store(), path=name, mode="r+"
+                self._target.zarr_store(durable=not self._buffered), path=name, mode="r+"
             )  # zarr ignores `config` for arrays that exist
 
     def _create(self, layer: Layer) -> None:
@@ -442,7 +442,7 @@ class _OpenLayer:
                 self.target.sync(self._files(start, stop))
             self._commit(stop)
             if durably:
-                self.target.sync([*(f"{part.name}/{V3_METADATA}" for part in self._parts), *self._groups()])
+                self.target.sync([f"{part.name}/{V3_METADATA}" for part in self._parts])
         except Exception as error:
             why = first_line(error).partition(";")[0]  # what a store says to do is not what to do here
             raise OutputError(
@@ -455,11 +455,6 @@ class _OpenLayer:
     def _parts(self) -> list[Layer]:
         """The layer, and its mask if it has one."""
         return [self.layer] if self.layer.mask is None else [self.layer, self.layer.mask]
-
-    def _groups(self) -> list[str]:
-        """The folders above the layer's, up to the store's."""
-        above = PurePosixPath(self.layer.name).parents
-        return [folder.as_posix() for folder in above] if self.layer.rows == 0 else []
 
     def _files(self, start: int, stop: int) -> list[str]:
         return [

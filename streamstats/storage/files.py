@@ -1,5 +1,5 @@
 """Atomic, durable files: each is written to a temporary name in the same folder, flushed to disk and renamed; then the
-folder is flushed. A reader sees the whole file or none.
+folder is flushed. A reader sees the whole file or none, also after a power failure.
 """
 
 from __future__ import annotations
@@ -36,8 +36,9 @@ def check_apart(sources: Iterable[str | Path], target: str | Path) -> None:
 def write_bytes(path: Path, content: bytes) -> None:
     """Write `content` to `path`, atomically and durably; missing folders are created. Raises `OutputError`."""
     try:
-        _make_folders([path.parent])
-        _replace(path, content)
+        create_folders([path.parent])
+        write_whole(path, content)
+        _sync_folder(path.parent)
     except OSError as error:
         raise OutputError(
             f"cannot write {path}: {error.strerror or error}; make room or choose another place"
@@ -47,7 +48,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 def make_folders(folders: Sequence[Path]) -> None:
     """Create `folders` and their parents, durably; each folder is flushed once. Raises `OutputError`."""
     try:
-        _make_folders(folders)
+        create_folders(folders)
     except OSError as error:
         place = error.filename or folders[0]
         raise OutputError(
@@ -55,7 +56,8 @@ def make_folders(folders: Sequence[Path]) -> None:
         ) from error
 
 
-def _make_folders(folders: Sequence[Path]) -> None:
+def create_folders(folders: Sequence[Path]) -> None:
+    """As `make_folders`. Raises `OSError`."""
     grown: set[Path] = set()
     for folder in folders:
         _make_folder(folder, grown)
@@ -71,19 +73,27 @@ def _make_folder(folder: Path, grown: set[Path]) -> None:
         grown.add(folder.parent)
 
 
-def _replace(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes | memoryview, *, is_new: bool = False) -> None:
+    """Write `content` to `path`, atomically; it is on the disk before the file gets its name.
+
+    The folder is not flushed: `sync_folders` does that for many files at once. Raises `OSError`: `FileExistsError` if
+    the file `is_new` and there is one.
+    """
     temporary = path.parent / f".{uuid.uuid4().hex}{TEMPORARY}"  # a process id is not unique: threads, other hosts
     try:
         with open(temporary, "xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        if is_new:
+            os.link(temporary, path)
+            os.unlink(temporary)
+        else:
+            os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
-    _sync_folder(path.parent)
 
 
 class Spool:
@@ -136,7 +146,7 @@ def _writing(path: Path) -> Iterator[None]:
 def link(files: Mapping[Path, Path]) -> None:
     """Give each file (a value of `files`) a second name (its key); replacing or removing one leaves the other intact.
 
-    Raises `OutputError`.
+    The names are on the disk before this returns. Raises `OutputError`.
     """
     make_folders(sorted({target.parent for target in files}))
     for target, source in files.items():
@@ -146,7 +156,20 @@ def link(files: Mapping[Path, Path]) -> None:
             except OSError as error:
                 if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EXDEV):  # no hard links here: copy
                     raise
-                shutil.copyfile(source, target)
+                _copy(source, target)
+    for folder in sorted({target.parent for target in files}):
+        with _writing(folder):
+            _sync_folder(folder)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy the file at `source` to `target`; the content is on the disk before this returns."""
+    shutil.copyfile(source, target)
+    descriptor = os.open(target, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_archive(path: Path, files: Mapping[str, Path]) -> None:
@@ -179,10 +202,13 @@ def temporaries(folder: Path) -> list[Path]:
     return [*folder.rglob(f".*{TEMPORARY}")]
 
 
-def sync(paths: Sequence[Path]) -> None:
-    """Flush the files at `paths`, which other code wrote, and their folders to disk. Raises `OSError`."""
-    for path in [*paths, *dict.fromkeys(path.parent for path in paths)]:
-        _sync_folder(path)
+def sync_folders(paths: Iterable[Path], above: Path) -> None:
+    """Flush the folders of the files at `paths`, and those above them up to `above`, to disk. Raises `OSError`."""
+    folders = {path.parent for path in paths}
+    for folder in [*folders]:
+        folders |= {each for each in folder.parents if each.is_relative_to(above)}
+    for folder in sorted(folders, reverse=True):
+        _sync_folder(folder)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 from ..address import local_path
 from ..errors import OutputError, UsageError
-from .files import remove
+from .files import create_folders, remove
 
 ATTEMPTS = 10
 """Times to try to take a lock."""
@@ -50,7 +50,7 @@ def locked(
     owner = os.getpid()
     while True:
         try:
-            local_path(path).parent.mkdir(parents=True, exist_ok=True)
+            create_folders([local_path(path).parent])
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
             raise UsageError(f"cannot write {path}: {error.strerror or error}; choose another folder") from error
