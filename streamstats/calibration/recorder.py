@@ -139,6 +139,15 @@ class Recorder:
         opened = self._opened(appended)
         return opened.layer.rows + opened.waiting_rows
 
+    def withdraw(self, layer: str, rows: int) -> None:
+        """Take back the rows of `layer` from `rows` on: readers no longer count them; the next take their places.
+
+        Raises `OutputError`.
+        """
+        opened = _OpenLayer.of(self._source, self._target, self._is_own, layer, self._open_array)
+        opened.withdraw(rows)
+        self._open[layer] = opened
+
     def _opened(self, appended: Layer) -> _OpenLayer:
         name = appended.name
         self._check_process()
@@ -448,6 +457,17 @@ class _OpenLayer:
             raise OutputError(
                 f"cannot write rows {start}:{stop} of layer {self.layer.name}: {why}; check the folder "
                 f"{self.layer.store}/{self.layer.name}, and append them again"
+            ) from error
+        self.layer = _described(self.source, self.layer.name, self.arrays)
+
+    def withdraw(self, rows: int) -> None:
+        """Commit `rows` rows, fewer than there are."""
+        try:
+            self._commit(rows)
+            self.target.sync([f"{self.layer.name}/{V3_METADATA}"])
+        except OSError as error:
+            raise OutputError(
+                f"cannot take back rows of layer {self.layer.name}: {error}; check {self.layer.store}"
             ) from error
         self.layer = _described(self.source, self.layer.name, self.arrays)
 

@@ -1,8 +1,9 @@
 """Lanes: one thread for each store that clients append to, which writes what arrived and then answers.
 
-The law: an idempotency key counts if, and only if, the store has its rows. A transaction first notes which rows each
-key stands for; then all waiting rows of a layer are written and committed together; only then are the requests
-acknowledged. After a kill or a failure, the keys whose rows the store lacks are removed.
+The law: an idempotency key counts if, and only if, the store has its rows. A journal in the store first notes which
+rows each key stands for; then all waiting rows of a layer are written and committed together; then the database, where
+keys are looked up, gets them; only then are the requests acknowledged. After a kill or a failure, and in a copy of the
+store, `journal.settle` makes the three agree.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ import numpy.typing as npt
 
 from ..calibration.recorder import Recorder, stored_layer
 from ..calibration.sources.choose import source_of
-from ..errors import MismatchError, OutputError, StreamstatsError, UsageError
+from ..errors import MismatchError, OutputError, StreamstatsError, UsageError, counted
 from ..layouts import Kernel
 from ..quantization import Quantization
-from .database import Database
 from .errors import ConflictError, FullError
+from .journal import Journal, Keys, Noted, settle
 from .messages import IngestView
 from .metrics import Metrics
 
@@ -71,6 +72,10 @@ class _Fresh:
     def sent(self) -> Activations:
         return self.waiting.activations
 
+    @property
+    def noted(self) -> Noted:
+        return Noted(self.sent.key, self.sent.digest, self.start, self.stop)
+
     def answer(self, store: str) -> None:
         """Acknowledge the request."""
         view = IngestView(store=store, layer=self.sent.layer, start=self.start, stop=self.stop, repeated=False)
@@ -80,44 +85,6 @@ class _Fresh:
         """Give `waiting`, which has the same key, the same answer. Raises `ConflictError` if the content differs."""
         _check_content(waiting.activations, self.sent.digest)
         self.waiting.answer.add_done_callback(lambda done: _pass_on(done, waiting.answer))
-
-
-class Keys:
-    """The idempotency keys of `store` in the database."""
-
-    def __init__(self, database: Database, store: str) -> None:
-        self._database, self._store = database, store
-
-    def known(self, sent: Activations) -> IngestView | None:
-        """The answer that this key got before. Raises `ConflictError` if it came with other content."""
-        row = self._database.one(
-            "SELECT * FROM ingests WHERE store = ? AND layer = ? AND idempotency_key = ?",
-            (self._store, sent.layer, sent.key),
-        )
-        if row is None:
-            return None
-        _check_content(sent, row["digest"])
-        return IngestView(store=self._store, layer=sent.layer, start=row["start"], stop=row["stop"], repeated=True)
-
-    def note(self, fresh: Sequence[_Fresh]) -> None:
-        """Note which rows each key stands for."""
-        rows = [
-            (self._store, each.sent.layer, each.sent.key, each.sent.digest, each.start, each.stop) for each in fresh
-        ]
-        with self._database.writing() as connection:
-            connection.executemany("INSERT INTO ingests VALUES (?, ?, ?, ?, ?, ?)", rows)
-
-    def take_back(self, layer: str, rows: int) -> None:
-        """Remove the keys of rows beyond the `rows` that the layer has."""
-        with self._database.writing() as connection:
-            connection.execute(
-                "DELETE FROM ingests WHERE store = ? AND layer = ? AND stop > ?", (self._store, layer, rows)
-            )
-
-    def forget(self) -> None:
-        """Remove all keys of the store."""
-        with self._database.writing() as connection:
-            connection.execute("DELETE FROM ingests WHERE store = ?", (self._store,))
 
 
 class Lane:
@@ -211,8 +178,10 @@ class Lane:
         sent = waiting.activations
         if sent.key in fresh:
             fresh[sent.key].repeat(waiting)
-        elif (known := self._keys.known(sent)) is not None:
-            waiting.answer.set_result(known)
+        elif (known := self._keys.known(sent.layer, sent.key)) is not None:
+            _check_content(sent, known.digest)
+            view = IngestView(store=self.store, layer=sent.layer, start=known.start, stop=known.stop, repeated=True)
+            waiting.answer.set_result(view)
         else:
             start = recorder.next_row(
                 sent.layer,
@@ -225,8 +194,9 @@ class Lane:
             fresh[sent.key] = _Fresh(waiting, start, start + len(sent.samples))
 
     def _write(self, recorder: Recorder, fresh: Sequence[_Fresh]) -> None:
-        self._keys.note(fresh)
         first = fresh[0].sent
+        noted = [each.noted for each in fresh]
+        Journal(self._path, first.layer).note(noted)
         blocks = [each.sent.samples for each in fresh]
         samples = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
         recorder.append(
@@ -236,6 +206,7 @@ class Lane:
             quantization=first.quantization,
             kernel=first.kernel,
         )
+        self._keys.add(first.layer, noted)
         self._metrics.ingested_rows.inc(len(samples))
         self._metrics.ingested_bytes.inc(samples.nbytes)
         for each in fresh:
@@ -247,16 +218,41 @@ class Lane:
             self._recorder = Recorder(self._path, buffered=False)
             self._layers |= stored_layers(self._path)
         if layer not in self._sure:
-            stored = stored_layer(self._path, layer)
             if layer not in self._layers and len(self._layers) >= self._most_layers:
                 raise FullError(
                     f"store {self.store} has {self._most_layers:,} layers, the limit of this service; "
                     "append to another store"
                 )
-            self._keys.take_back(layer, 0 if stored is None else stored.rows)
+            settle_layer(self._path, self._keys, layer, self._recorder)
             self._layers.add(layer)
             self._sure.add(layer)
         return self._recorder
+
+
+def settle_layer(store: Path, keys: Keys, layer: str, recorder: Recorder | None = None) -> None:
+    """Make the keys of `layer` agree with its rows. Rows at its end that no key stands for are taken back.
+
+    They are in no key if the folder was copied file by file while the service appended to it. Their requests may be
+    sent again, and would count twice. Raises `ConflictError` if no row has a key: none of them is known to be unwanted.
+    """
+    stored = stored_layer(store, layer)
+    rows = 0 if stored is None else stored.rows
+    settled = settle(keys, Journal(store, layer), layer, rows)
+    if settled == rows:
+        return
+    said = {"store": store.name, "layer": layer}
+    if not settled:
+        raise ConflictError(
+            f"the {counted(rows, 'row')} of layer {layer} in store {store.name} have no idempotency keys, neither in "
+            "the database nor in the store, so activations that are sent again would count twice; restore the "
+            "database, or append to another store"
+        )
+    log.warning("rows %s:%s have no idempotency key and are taken back; send them again", settled, rows, extra=said)
+    if recorder is not None:
+        recorder.withdraw(layer, settled)
+        return
+    with Recorder(store, buffered=False) as own:
+        own.withdraw(layer, settled)
 
 
 def stored_layers(store: Path) -> set[str]:

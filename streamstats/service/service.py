@@ -98,7 +98,8 @@ class Service:
         )
 
     def start(self) -> None:
-        """Begin to run jobs."""
+        """Begin to accept activations and to run jobs."""
+        self.stores.settle()
         self.jobs.start()
 
     def stop(self) -> None:

@@ -10,12 +10,13 @@ from pathlib import Path
 
 from ..calibration.layer import check_values
 from ..calibration.recorder import stored_layer
-from ..errors import UsageError
+from ..errors import DataError, UsageError
 from ..storage.files import make_folders, move_away, moved_away, remove_folder
 from ..storage.names import layer_path
 from .database import Database
-from .errors import FullError, NotFoundError
-from .lanes import Activations, Keys, Lane, Waiting, stored_layers
+from .errors import ConflictError, DamagedError, FullError, NotFoundError
+from .journal import Keys
+from .lanes import Activations, Lane, Waiting, settle_layer, stored_layers
 from .messages import OWN, STORE_NAME, IngestView, StoreView
 from .metrics import Metrics
 
@@ -35,10 +36,29 @@ class Stores:
         self._lock = threading.Lock()
         self._lanes: dict[str, Lane] = {}
         self._deleting: set[str] = set()
-        self._closed = False
+        self._settled = self._closed = False
         make_folders([folder])
-        for each in moved_away(folder):  # the service was killed while it deleted them
+
+    def settle(self) -> None:
+        """Make the rows of every layer agree with their keys: after a kill, or in a copy. Until then, none is appended.
+
+        Raises `OutputError`, and `DamagedError` for a damaged database.
+        """
+        for each in moved_away(self.folder):  # the service was killed while it deleted them
             remove_folder(each)
+        for name in self.names():
+            for layer in sorted(stored_layers(self.folder / name)):
+                self._settle(name, layer)
+        self._settled = True
+
+    def _settle(self, store: str, layer: str) -> None:
+        """Settle a layer; one that cannot be settled is refused when somebody appends to it."""
+        try:
+            settle_layer(self.folder / store, Keys(self._database, store), layer)
+        except DamagedError:
+            raise
+        except (UsageError, DataError, ConflictError) as error:
+            log.error("%s", error, extra={"store": store, "layer": layer})
 
     def append(self, store: str, activations: Activations) -> Future[IngestView]:
         """Append to a layer of `store`, which the first call creates; done when the rows are on the disk.
@@ -52,6 +72,8 @@ class Stores:
         with self._lock:
             if self._closed:
                 raise FullError("the service is shutting down; send the activations again later")
+            if not self._settled:
+                raise FullError("the service is starting; send the activations again later")
             if store in self._deleting:
                 raise FullError(f"store {store} is being deleted; send the activations again later")
             self._lane(store).put(waiting)
@@ -79,7 +101,8 @@ class Stores:
 
     def names(self) -> list[str]:
         """The names of the stores, in order."""
-        return sorted(each.name for each in self.folder.iterdir() if (each / GROUP).exists())
+        visible = (each for each in self.folder.iterdir() if not each.name.startswith("."))
+        return sorted(each.name for each in visible if (each / GROUP).exists())
 
     def path(self, name: str) -> Path:
         """The folder of a store. Raises `NotFoundError`."""

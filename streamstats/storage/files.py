@@ -96,6 +96,20 @@ def write_whole(path: Path, content: bytes | memoryview, *, is_new: bool = False
         raise
 
 
+def append_bytes(path: Path, content: bytes) -> None:
+    """Append `content` to the file at `path`, which is created if it is missing; it is on the disk when this returns.
+
+    A kill or a power failure may leave a part of it. Raises `OutputError`.
+    """
+    make_folders([path.parent])
+    with _writing(path):
+        with open(path, "ab") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        _sync_folder(path.parent)
+
+
 class Spool:
     """A file in `folder` that is written piece by piece, under a temporary name until `keep` renames it.
 

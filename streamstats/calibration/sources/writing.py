@@ -133,7 +133,7 @@ class ObjectTarget:
     def _store(self) -> Any:
         return object_store(self.location)
 
-    def zarr_store(self, *, durable: bool = False) -> Store:  # noqa: ARG002 - an object is durable once it is there
+    def zarr_store(self, *, durable: bool = False) -> Store:
         """As `Target.zarr_store`."""
         return WritableStore(self._store)
 
