@@ -36,7 +36,7 @@ def test_a_migration_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pyt
     path = tmp_path / "db"
     Database(path)
     monkeypatch.setattr(database, "MIGRATIONS", (*VERSION_1, "CREATE TABLE added (x); CREATE TABLE jobs (y)"))
-    with pytest.raises(OutputError):
+    with pytest.raises(DataError, match="table jobs already exists"):
         Database(path)
     with sqlite3.connect(path) as connection:
         assert connection.execute("PRAGMA user_version").fetchone() == (1,)
