@@ -61,6 +61,11 @@ MIGRATIONS: Sequence[str] = (
         PRIMARY KEY (store, layer, idempotency_key)
     ) WITHOUT ROWID;
     """,
+    """
+    ALTER TABLE jobs ADD COLUMN turn INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE jobs ADD COLUMN seconds REAL NOT NULL DEFAULT 0;
+    UPDATE jobs SET turn = number WHERE started IS NOT NULL;
+    """,
 )
 """The first n scripts make version n of the database."""
 

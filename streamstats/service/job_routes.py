@@ -53,11 +53,11 @@ class JobRoutes:
     ) -> JobPage:
         """The jobs, newest first."""
         found, following = self._service.table.newest(before=before, limit=limit, state=state)
-        return JobPage(jobs=found, next=following)
+        return JobPage(jobs=[*map(self._service.jobs.shown, found)], next=following)
 
     def inspect(self, job: JobId) -> JobView:
-        """The state and progress of a job."""
-        return self._service.table.get(job)
+        """The state and progress of a job; its place, while it is queued."""
+        return self._service.jobs.get(job)
 
     def cancel(self, job: JobId) -> JobView:
         """Cancel a job; its results so far are retained."""

@@ -6,12 +6,12 @@ The database is the truth: a job is in the state that its row says, whatever hap
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from sqlite3 import IntegrityError, Row
 from typing import Any
 
+from .clock import Clock
 from .database import Database
 from .errors import ConflictError, NotFoundError
 from .messages import JobView
@@ -48,10 +48,10 @@ class Submitted:
 
 
 class JobTable:
-    """The jobs in `database`."""
+    """The jobs in `database`, with the times of `clock`."""
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    def __init__(self, database: Database, clock: Clock | None = None) -> None:
+        self._database, self.clock = database, clock or Clock()
 
     def add(self, name: str, submitted: Submitted) -> bool:
         """Queue the job `name`; False if another job has its idempotency key."""
@@ -64,7 +64,7 @@ class JobTable:
             "kind": request["kind"],
             "priority": request["priority"],
             "follows": submitted.follows,
-            "submitted": time.time(),
+            "submitted": self.clock.now(),
         }
         places = ", ".join("?" * len(row))
         try:
@@ -139,10 +139,23 @@ class JobTable:
             (QUEUED, follows),
         )
 
-    def last_started(self) -> dict[str, float]:
-        """When the latest job of each submitter started, 0 if none has."""
-        rows = self._database.query("SELECT submitter, max(started) AS at FROM jobs GROUP BY submitter")
-        return {row["submitter"]: row["at"] or 0.0 for row in rows}
+    def turns(self) -> dict[str, int]:
+        """The number of each submitter's latest start; all starts are counted."""
+        rows = self._database.query("SELECT submitter, max(turn) AS latest FROM jobs GROUP BY submitter")
+        return {row["submitter"]: row["latest"] for row in rows}
+
+    def begin(self, name: str, attempt: int) -> None:
+        """The job starts, and takes the next turn."""
+        with self._database.writing() as connection:
+            connection.execute(
+                "UPDATE jobs SET message = 'starts', state = ?, started = ?, attempts = ?, speed = 0, "
+                "turn = 1 + (SELECT max(turn) FROM jobs) WHERE id = ?",
+                (RUNNING, self.clock.now(), attempt, name),
+            )
+
+    def end(self, name: str, state: str, message: str, **values: Any) -> None:
+        """The job ends in `state`; `message` says why, and joins its log."""
+        self.update(name, message, logged=True, state=state, ended=self.clock.now(), **values)
 
     def update(self, name: str, message: str | None = None, *, logged: bool = False, **values: Any) -> None:
         """Set columns of a job and its `message`, which, if `logged`, joins its log in the same transaction."""
@@ -151,7 +164,8 @@ class JobTable:
         with self._database.writing() as connection:
             connection.execute(f"UPDATE jobs SET {assignments} WHERE id = ?", (*columns.values(), name))
             if logged:
-                connection.execute("INSERT INTO events (job, at, text) VALUES (?, ?, ?)", (name, time.time(), message))
+                event = name, self.clock.now(), message
+                connection.execute("INSERT INTO events (job, at, text) VALUES (?, ?, ?)", event)
 
     def delete(self, name: str) -> None:
         """Delete a job with its log."""

@@ -27,6 +27,7 @@ from ..errors import MismatchError, OutputError, StreamstatsError, UsageError, c
 from ..layouts import Kernel
 from ..quantization import Quantization
 from .errors import ConflictError, FullError
+from .faults import Faults
 from .journal import Journal, Keys, Noted, settle
 from .messages import IngestView
 from .metrics import Metrics
@@ -94,10 +95,16 @@ class Lane:
     """
 
     def __init__(
-        self, path: Path, keys: Keys, metrics: Metrics, layers: int, end_if_idle: Callable[[Lane], bool]
+        self,
+        path: Path,
+        keys: Keys,
+        metrics: Metrics,
+        faults: Faults,
+        layers: int,
+        end_if_idle: Callable[[Lane], bool],
     ) -> None:
         self.store = path.name
-        self._path, self._keys, self._metrics = path, keys, metrics
+        self._path, self._keys, self._metrics, self._faults = path, keys, metrics, faults
         self._most_layers, self._end_if_idle = layers, end_if_idle
         self._waiting: queue.SimpleQueue[Waiting | None] = queue.SimpleQueue()
         self._recorder: Recorder | None = None
@@ -120,22 +127,25 @@ class Lane:
         self._thread.join()
 
     def _work(self) -> None:
-        """Append what arrives until None does; everything that arrived meanwhile is appended together."""
+        """Append what arrives until the lane ends, whatever is raised on the way."""
         ending = False
         while not ending:
-            try:
-                together = [self._waiting.get(timeout=IDLE_SECONDS)]
-            except queue.Empty:
-                self._drop_recorder()  # before another lane can be made for the store
-                if self._end_if_idle(self):
-                    return
-                continue
-            while not self._waiting.empty():
-                together.append(self._waiting.get())
-            ending = None in together
-            for batch in _batches([each for each in together if each is not None]):
-                self._take(batch)
+            with self._faults.noted(f"appending to store {self.store}"):
+                ending = self._take_turn()
         self._drop_recorder()
+
+    def _take_turn(self) -> bool:
+        """Append together what has arrived; whether the lane ends."""
+        try:
+            together = [self._waiting.get(timeout=IDLE_SECONDS)]
+        except queue.Empty:
+            self._drop_recorder()  # before another lane can be made for the store
+            return self._end_if_idle(self)
+        while not self._waiting.empty():
+            together.append(self._waiting.get())
+        for batch in _batches([each for each in together if each is not None]):
+            self._take(batch)
+        return None in together
 
     def _take(self, batch: Sequence[Waiting]) -> None:
         layer = batch[0].activations.layer
@@ -149,16 +159,16 @@ class Lane:
 
     def _fail(self, layer: str, batch: Sequence[Waiting], error: StreamstatsError) -> None:
         """Answer with `error`. What the layer holds is no longer certain: it is read again before the next append."""
-        self._sure.discard(layer)
-        self._drop_recorder()
         for each in batch:
             if not each.answer.done():
                 each.answer.set_exception(error)
+        self._sure.discard(layer)
+        self._drop_recorder()
 
     def _drop_recorder(self) -> None:
         """Let go of the store; nothing waits in a recorder that does not buffer."""
         if self._recorder is not None:
-            with suppress(StreamstatsError):
+            with suppress(StreamstatsError, OSError):
                 self._recorder.close()
         self._recorder = None
 

@@ -6,13 +6,13 @@ small file, replaced atomically, names the current number. So a reader always se
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
 from ..errors import DataError
 from ..outputs.manifest import MANIFEST, NOTHING, FileEntry, read_manifest
 from ..storage.files import link, read_json, remove, remove_folder, write_json
+from .clock import Clock
 
 CURRENT = "current.json"
 RESULTS = "results"
@@ -20,21 +20,27 @@ RETAINED_SECONDS = 120.0
 """How long a set is retained that is no longer current: a client may be fetching its files."""
 
 
-def publish(job: Path, files: Mapping[str, Path]) -> int:
-    """Make `files` (paths by name) the current set of the job in the folder `job`, and return its number.
+class Published:
+    """The result sets of the job in the folder `job`, as its process publishes them."""
 
-    Raises `OutputError`.
-    """
-    number = max(numbers(job), default=0) + 1
-    folder = job / RESULTS / str(number)
-    link({folder / name: path for name, path in files.items()})
-    write_json(job / CURRENT, {"number": number})
-    for old in numbers(job):
-        path = job / RESULTS / str(old)
-        if old < number - 1 and time.time() - path.stat().st_mtime > RETAINED_SECONDS:
-            remove_folder(path)
-            remove(archive_of(path))
-    return number
+    def __init__(self, job: Path, clock: Clock | None = None) -> None:
+        self._job, self._monotonic = job, (clock or Clock()).monotonic
+        self._replaced = dict.fromkeys(numbers(job)[:-1], self._monotonic())  # at the latest
+
+    def publish(self, files: Mapping[str, Path]) -> int:
+        """Make `files` (paths by name) the current set, and return its number. Raises `OutputError`."""
+        known = numbers(self._job)
+        number = max(known, default=0) + 1
+        folder = self._job / RESULTS / str(number)
+        link({folder / name: path for name, path in files.items()})
+        write_json(self._job / CURRENT, {"number": number})
+        now = self._monotonic()
+        for old in known:
+            if now - self._replaced.setdefault(old, now) > RETAINED_SECONDS:
+                path = self._job / RESULTS / str(old)
+                remove_folder(path)
+                remove(archive_of(path))
+        return number
 
 
 def result_files(output: Path) -> dict[str, Path]:

@@ -30,11 +30,13 @@ from .access import TOKEN, Token
 from .bodies import Body
 from .database import Database
 from .errors import ConflictError, GoneError, NotFoundError
+from .faults import Faults, Repeated
 from .job_table import JobTable
 from .jobs import Jobs
 from .messages import MOST_RULES, OWN, JobView, OnnxRequest, RunRequest
 from .metrics import Metrics
-from .runner import INPUTS, REPORT
+from .processes import INPUTS, ProcessLimits
+from .runner import REPORT
 from .settings import ServiceConfig
 from .stores import Stores
 from .uploads import Uploads
@@ -43,6 +45,8 @@ LOCK = "service.lock"
 CACHED = 64
 """Documents about results that are kept in memory."""
 LONGEST_GLOB = 4096
+CHECK_SECONDS = 5.0
+"""The time between two checks of the database."""
 
 
 class Service:
@@ -63,12 +67,13 @@ class Service:
         self._take_folder()
         self.token = Token(self.data / TOKEN)
         self.sources = config.sources()
-        self.metrics = Metrics()
+        self.metrics, self.faults = Metrics(), Faults()
         self.database = Database(self.data / "service.sqlite")
         self.table = JobTable(self.database)
         self.uploads = Uploads(self.data / "uploads", config.limits.uploads)
         self.stores = self._stores()
         self.jobs = self._jobs()
+        self._watch = Repeated("the database", self.database.check, self.faults, CHECK_SECONDS)
         self._documents: OrderedDict[tuple[str, int, str], Any] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -82,7 +87,8 @@ class Service:
 
     def _stores(self) -> Stores:
         limits = self.config.limits
-        return Stores(self.database, self.data / "stores", self.metrics, stores=limits.stores, layers=limits.layers)
+        most = {"stores": limits.stores, "layers": limits.layers}
+        return Stores(self.database, self.data / "stores", self.metrics, self.faults, **most)
 
     def _jobs(self) -> Jobs:
         limits = self.config.limits
@@ -91,7 +97,10 @@ class Service:
             self.data / "jobs",
             self._completed,
             self.metrics,
+            self.faults,
             public=self.public,
+            hindrance=self._full_disk,
+            limits=ProcessLimits(limits.job_seconds, limits.job_disk),
             running=limits.running_jobs,
             following=limits.following_jobs,
             waiting=limits.waiting_jobs,
@@ -99,24 +108,28 @@ class Service:
 
     def start(self) -> None:
         """Begin to accept activations and to run jobs."""
-        self.stores.settle()
+        self._watch.start()
+        self.stores.start()
         self.jobs.start()
 
     def stop(self) -> None:
         """Write the activations that were accepted, interrupt the jobs, which save, and release the folder."""
         self.stores.close()
         self.jobs.stop()
+        self._watch.end()
         self._held.close()
 
     def problems(self) -> list[str]:
         """Why the service is not ready for work; empty if it is."""
-        self.database.query("SELECT 1")
+        return [*filter(None, [self._full_disk()]), *map(self.public, self.faults.listed())]
+
+    def _full_disk(self) -> str:
         free, least = shutil.disk_usage(self.data).free, self.config.limits.free
-        return [] if free >= least else [f"the disk has {free:,} bytes left; the service reserves {least:,}"]
+        return "" if free >= least else f"the disk has {free:,} bytes left; the service reserves {least:,}"
 
     def check_room(self) -> None:
         """Raise `OutputError` if the disk is too full for anything new."""
-        for problem in self.problems():
+        if problem := self._full_disk():
             raise OutputError(f"{problem}; free space on the service's machine")
 
     # Jobs

@@ -26,6 +26,12 @@ class Limits(Settings):
     ] = 1
     following_jobs: Annotated[int, Field(ge=0, le=64, description="Jobs that follow a store, in addition.")] = 4
     waiting_jobs: Annotated[int, Field(ge=1, le=100_000, description="Jobs in the queue, of all submitters.")] = 1000
+    job_seconds: Annotated[
+        float, Field(gt=0, le=1e9, description="How long a job may run, with all its attempts; not one that follows.")
+    ] = 86_400.0
+    job_disk: Annotated[Bytes, Field(description="The bytes that a job may write, recorded activations included.")] = (
+        100 * 2**30
+    )
     body: Annotated[Bytes, Field(description="The largest body of a request, as in 64MiB.")] = 64 * 2**20
     upload: Annotated[Bytes, Field(description="The largest model or file of samples.")] = 2 * 2**30
     uploads: Annotated[Bytes, Field(description="The size of all uploads together.")] = 20 * 2**30

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import threading
+import time
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from ..errors import DataError, UsageError
 from ..storage.files import make_folders, move_away, moved_away, remove_folder
 from ..storage.names import layer_path
 from .database import Database
-from .errors import ConflictError, DamagedError, FullError, NotFoundError
+from .errors import BusyError, ConflictError, DamagedError, FullError, NotFoundError
+from .faults import RETRY_SECONDS, Faults
 from .journal import Keys
 from .lanes import Activations, Lane, Waiting, settle_layer, stored_layers
 from .messages import OWN, STORE_NAME, IngestView, StoreView
@@ -30,8 +32,10 @@ log = logging.getLogger("streamstats.service")
 class Stores:
     """The stores in `folder`: at most `stores` of them, of at most `layers` each."""
 
-    def __init__(self, database: Database, folder: Path, metrics: Metrics, *, stores: int, layers: int) -> None:
-        self._database, self.folder, self._metrics = database, folder, metrics
+    def __init__(
+        self, database: Database, folder: Path, metrics: Metrics, faults: Faults, *, stores: int, layers: int
+    ) -> None:
+        self._database, self.folder, self._metrics, self._faults = database, folder, metrics, faults
         self._most_stores, self._most_layers = stores, layers
         self._lock = threading.Lock()
         self._lanes: dict[str, Lane] = {}
@@ -39,11 +43,24 @@ class Stores:
         self._settled = self._closed = False
         make_folders([folder])
 
-    def settle(self) -> None:
-        """Make the rows of every layer agree with their keys: after a kill, or in a copy. Until then, none is appended.
+    def start(self) -> None:
+        """Make the rows of every layer agree with their keys, after a kill or in a copy; then activations are accepted.
 
-        Raises `OutputError`, and `DamagedError` for a damaged database.
+        What fails is tried again in the background.
         """
+        with self._faults.noted("stores"):
+            self._settle_all()
+            return
+        threading.Thread(target=self._retry, name="stores", daemon=True).start()
+
+    def _retry(self) -> None:
+        while not self._settled and not self._closed:
+            time.sleep(RETRY_SECONDS)
+            with self._faults.noted("stores"):
+                self._settle_all()
+
+    def _settle_all(self) -> None:
+        """Raises `OutputError`, and `DamagedError` for a damaged database."""
         for each in moved_away(self.folder):  # the service was killed while it deleted them
             remove_folder(each)
         for name in self.names():
@@ -55,7 +72,7 @@ class Stores:
         """Settle a layer; one that cannot be settled is refused when somebody appends to it."""
         try:
             settle_layer(self.folder / store, Keys(self._database, store), layer)
-        except DamagedError:
+        except (DamagedError, BusyError):
             raise
         except (UsageError, DataError, ConflictError) as error:
             log.error("%s", error, extra={"store": store, "layer": layer})
@@ -87,7 +104,8 @@ class Stores:
             if name not in known and len(known) >= self._most_stores:
                 raise FullError(f"there are {self._most_stores:,} stores, the limit of this service; delete one")
             keys = Keys(self._database, name)
-            self._lanes[name] = Lane(self.folder / name, keys, self._metrics, self._most_layers, self._end_if_idle)
+            lane = Lane(self.folder / name, keys, self._metrics, self._faults, self._most_layers, self._end_if_idle)
+            self._lanes[name] = lane
         return self._lanes[name]
 
     def _end_if_idle(self, lane: Lane) -> bool:

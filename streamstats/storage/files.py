@@ -292,6 +292,19 @@ def file_digest(path: Path) -> str:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
 
 
+def folder_bytes(folder: Path, without: str = "") -> int:
+    """The bytes of the files below `folder`, each counted once, except those in its folder `without`."""
+    found: dict[int, int] = {}
+    for here, folders, names in os.walk(folder):
+        if here == str(folder):
+            folders[:] = [each for each in folders if each != without]
+        for name in names:
+            with contextlib.suppress(OSError):  # it was removed meanwhile
+                status = os.lstat(os.path.join(here, name))
+                found[status.st_ino] = status.st_size
+    return sum(found.values())
+
+
 def remove_if_empty(folder: Path) -> None:
     """Remove `folder` if it is empty."""
     with contextlib.suppress(OSError):  # it is not empty, or does not exist

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from streamstats.errors import DataError, OutputError
+from streamstats.errors import DataError
 from streamstats.service import database
 from streamstats.service.database import Database
 
-VERSION_1 = database.MIGRATIONS[:1]
+MIGRATIONS = database.MIGRATIONS
+VERSION_1 = MIGRATIONS[:1]
+INGEST = "INSERT INTO ingests (store, layer, idempotency_key, digest, start, stop) VALUES ('s', 'l', ?, 'd', 0, 1)"
 ADDED = "CREATE TABLE added (x INTEGER); INSERT INTO added SELECT count(*) FROM jobs;"
 
 
@@ -26,7 +28,7 @@ def test_a_database_of_an_older_version_is_migrated_and_keeps_what_it_has(
         connection.execute(
             "INSERT INTO jobs (id, submitter, request, kind, submitted, follows) VALUES ('a', 'ann', '{}', 'run', 0, 0)"
         )
-    monkeypatch.setattr(database, "MIGRATIONS", (*VERSION_1, ADDED))
+    monkeypatch.setattr(database, "MIGRATIONS", (*MIGRATIONS, ADDED))
     newer = Database(path)
     assert [tuple(row) for row in newer.query("SELECT x FROM added")] == [(1,)]
     assert len(Database(path).query("SELECT x FROM added")) == 1  # once
@@ -35,11 +37,11 @@ def test_a_database_of_an_older_version_is_migrated_and_keeps_what_it_has(
 def test_a_migration_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "db"
     Database(path)
-    monkeypatch.setattr(database, "MIGRATIONS", (*VERSION_1, "CREATE TABLE added (x); CREATE TABLE jobs (y)"))
+    monkeypatch.setattr(database, "MIGRATIONS", (*MIGRATIONS, "CREATE TABLE added (x); CREATE TABLE jobs (y)"))
     with pytest.raises(DataError, match="table jobs already exists"):
         Database(path)
     with sqlite3.connect(path) as connection:
-        assert connection.execute("PRAGMA user_version").fetchone() == (1,)
+        assert connection.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS),)
         assert connection.execute("SELECT count(*) FROM sqlite_master WHERE name = 'added'").fetchone() == (0,)
     connection.close()
 
@@ -63,7 +65,7 @@ def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
 def test_a_transaction_that_fails_leaves_nothing(tmp_path: Path) -> None:
     found = Database(tmp_path / "db")
     with pytest.raises(sqlite3.Error), found.writing() as connection:
-        connection.executemany("INSERT INTO ingests VALUES ('s', 'l', ?, 'd', 0, 1)", [("k",), (object(),)])
+        connection.executemany(INGEST, [("k",), (object(),)])
     assert found.query("SELECT * FROM ingests") == []
 
 
@@ -73,7 +75,7 @@ def test_threads_write_one_after_the_other(tmp_path: Path) -> None:
     def write(number: int) -> None:
         for index in range(20):
             with found.writing() as connection:
-                connection.execute("INSERT INTO ingests VALUES ('s', 'l', ?, 'd', 0, 1)", (f"{number}-{index}",))
+                connection.execute(INGEST, (f"{number}-{index}",))
 
     threads = [threading.Thread(target=write, args=(number,)) for number in range(8)]
     for thread in threads:

@@ -1,4 +1,4 @@
-"""Power failures, and copies of a service's folder: what was acknowledged is there, once; the rest can be sent again."""
+"""Power failures, and copies of a service's folder: what was acknowledged is there, once."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ from streamstats.outputs.manifest import MANIFEST
 from streamstats.service import published
 from streamstats.service.database import Database
 from streamstats.service.errors import ConflictError
+from streamstats.service.faults import Faults
 from streamstats.service.lanes import Activations
 from streamstats.service.messages import IngestView
 from streamstats.service.metrics import Metrics
-from streamstats.service.published import publish
+from streamstats.service.published import Published
 from streamstats.service.stores import Stores
 
 LAYER = "a/b"
@@ -39,8 +40,8 @@ def block(key: str) -> np.ndarray[Any, Any]:
 @contextmanager
 def opened(folder: Path) -> Iterator[Stores]:
     """The stores in `folder`, as a service opens them."""
-    stores = Stores(Database(folder / "service.sqlite"), folder / "stores", Metrics(), stores=9, layers=9)
-    stores.settle()
+    stores = Stores(Database(folder / "service.sqlite"), folder / "stores", Metrics(), Faults(), stores=9, layers=9)
+    stores.start()
     try:
         yield stores
     finally:
@@ -108,7 +109,7 @@ def test_a_set_is_published_once_all_of_it_is_on_the_disk(tmp_path: Path, monkey
 
     with monkeypatch.context() as patch:
         disk = Disk(job, patch, moment)
-        assert publish(job, {name: job / "out" / name for name in files}) == 1
+        assert Published(job).publish({name: job / "out" / name for name in files}) == 1
     disk.close()
     assert seen[0] is None
     assert seen[-1] == 1
