@@ -70,6 +70,8 @@ MIGRATIONS: Sequence[str] = (
 """The first n scripts make version n of the database."""
 
 
+CREATE, WRITE, FROZEN = "mode=rwc", "mode=rw", "immutable=1"
+"""How the file is opened. A frozen one is not written, and needs no room on the disk."""
 LOCK_SECONDS = 10.0
 """How long a transaction waits for one of another process."""
 DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
@@ -88,15 +90,28 @@ class Database:
         self._local = threading.local()
         self._damaged = self._frozen = False
         self._generation = 0
-        with self._explained():
-            path.touch(mode=0o600)
         try:
-            self._check_content()
+            self._check_content(CREATE)
             self._migrate()
         except OutputError:  # a full disk: SQLite cannot make the files beside it
             self._frozen = not self._has_log()
             self._migrate()
         self._file = self._identity()
+
+    @staticmethod
+    def copy(path: Path, target: Path) -> None:
+        """Copy the database at `path`, which may be changing, to the new file `target`. Raises `DataError`."""
+        try:
+            with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(target)) as copy:
+                source.backup(copy)
+        except sqlite3.Error as error:
+            raise DataError(f"cannot copy {path} to {target}: {error}; check both disks, and the database") from error
+
+    def close(self) -> None:
+        """Close the connection of this thread."""
+        if hasattr(self._local, "connection"):
+            self._local.connection.close()
+            del self._local.connection, self._local.generation
 
     def _migrate(self) -> None:
         (version,) = self.query("PRAGMA user_version")[0]
@@ -123,7 +138,7 @@ class Database:
         if self._identity() != self._file:
             self._damaged = True
             raise DamagedError(f"{self._path} was removed or replaced while the service runs; restart the service")
-        with self._explained(), closing(self._opened(frozen=False)) as connection:
+        with self._explained(), closing(self._opened(WRITE)) as connection:
             connection.execute("BEGIN IMMEDIATE")
             connection.execute("ROLLBACK")
         if self._frozen:
@@ -132,8 +147,8 @@ class Database:
         if self._damaged:
             self._check_content()
 
-    def _check_content(self) -> None:
-        with self._explained(), closing(self._opened(frozen=False)) as connection:
+    def _check_content(self, mode: str = WRITE) -> None:
+        with self._explained(), closing(self._opened(mode)) as connection:
             (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
             if found != "ok":
                 raise self._damage(" ".join(str(found).split()))
@@ -150,16 +165,16 @@ class Database:
     def _connection(self) -> sqlite3.Connection:
         generation = self._generation
         if getattr(self._local, "generation", None) != generation:
-            self._local.connection = self._opened(frozen=self._frozen)
+            self._local.connection = self._opened(FROZEN if self._frozen else WRITE)
             self._local.generation = generation
         return self._local.connection  # type: ignore[no-any-return]
 
-    def _opened(self, *, frozen: bool) -> sqlite3.Connection:
-        """A new connection; one to a `frozen` file cannot write, and needs no room on the disk."""
-        address = f"{self._path.resolve().as_uri()}?{'immutable=1' if frozen else 'mode=rw'}"
+    def _opened(self, mode: str) -> sqlite3.Connection:
+        """A new connection."""
+        address = f"{self._path.resolve().as_uri()}?{mode}"
         connection = sqlite3.connect(address, uri=True, timeout=LOCK_SECONDS, isolation_level=None)
         connection.row_factory = sqlite3.Row
-        for pragma in () if frozen else ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+        for pragma in () if mode == FROZEN else ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
             connection.execute(f"PRAGMA {pragma}")
         return connection
 

@@ -105,6 +105,10 @@ class JobTable:
         )
         return [_view(row) for row in rows[:limit]], rows[limit - 1]["number"] if len(rows) > limit else None
 
+    def all(self) -> list[JobView]:
+        """All jobs, oldest first."""
+        return [_view(row) for row in self._database.query("SELECT * FROM jobs ORDER BY number")]
+
     def counts(self) -> dict[str, int]:
         """The number of jobs in each state."""
         found = self._database.query("SELECT state, count(*) AS n FROM jobs GROUP BY state")

@@ -33,7 +33,7 @@ class Published:
         number = max(known, default=0) + 1
         folder = self._job / RESULTS / str(number)
         link({folder / name: path for name, path in files.items()})
-        write_json(self._job / CURRENT, {"number": number})
+        make_current(self._job, number)
         now = self._monotonic()
         for old in known:
             if now - self._replaced.setdefault(old, now) > RETAINED_SECONDS:
@@ -41,6 +41,11 @@ class Published:
                 remove_folder(path)
                 remove(archive_of(path))
         return number
+
+
+def make_current(job: Path, number: int) -> None:
+    """Make the set `number`, which is complete, the current one. Raises `OutputError`."""
+    write_json(job / CURRENT, {"number": number})
 
 
 def result_files(output: Path) -> dict[str, Path]:

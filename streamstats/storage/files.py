@@ -24,6 +24,7 @@ from ..address import local_path
 from ..errors import DataError, OutputError, UsageError
 
 TEMPORARY = ".streamstats-tmp"
+COPY_BYTES = 2**20
 
 
 def check_apart(sources: Iterable[str | Path], target: str | Path) -> None:
@@ -56,6 +57,14 @@ def make_folders(folders: Sequence[Path]) -> None:
         ) from error
 
 
+def make_private_folder(folder: Path) -> None:
+    """Create `folder`, which only its owner may enter. Raises `OutputError`."""
+    make_folders([folder.parent])
+    with _writing(folder):
+        folder.mkdir(mode=0o700)
+        _sync_folder(folder.parent)
+
+
 def create_folders(folders: Sequence[Path]) -> None:
     """As `make_folders`. Raises `OSError`."""
     grown: set[Path] = set()
@@ -76,9 +85,10 @@ def _make_folder(folder: Path, grown: set[Path]) -> None:
 def write_whole(path: Path, content: bytes | memoryview, *, is_new: bool = False) -> None:
     """Write `content` to `path`, atomically; it is on the disk before the file gets its name.
 
-    The folder is not flushed: `sync_folders` does that for many files at once. Raises `OSError`: `FileExistsError` if
-    the file `is_new` and there is one.
+    Missing folders are created. No folder is flushed: `sync_folders` does that for many files at once. Raises
+    `OSError`: `FileExistsError` if the file `is_new` and there is one.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{uuid.uuid4().hex}{TEMPORARY}"  # a process id is not unique: threads, other hosts
     try:
         with open(temporary, "xb") as file:
@@ -170,20 +180,31 @@ def link(files: Mapping[Path, Path]) -> None:
             except OSError as error:
                 if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EXDEV):  # no hard links here: copy
                     raise
-                _copy(source, target)
+                copy_file(source, target)
     for folder in sorted({target.parent for target in files}):
         with _writing(folder):
             _sync_folder(folder)
 
 
-def _copy(source: Path, target: Path) -> None:
-    """Copy the file at `source` to `target`; the content is on the disk before this returns."""
-    shutil.copyfile(source, target)
-    descriptor = os.open(target, os.O_RDONLY)
+def copy_file(source: Path, target: Path) -> int | None:
+    """Copy the file at `source`, with its time and permissions, to the new file `target`; the number of its bytes.
+
+    They are on the disk when this returns. None if there is no file at `source`. Raises `OutputError`.
+    """
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        opened = open(source, "rb")  # noqa: SIM115 - closed below; an error here is not about the target
+    except FileNotFoundError:
+        return None
+    make_folders([target.parent])
+    with _writing(target), opened, open(target, "xb") as file:
+        shutil.copyfileobj(opened, file, COPY_BYTES)
+        file.flush()
+        status = os.fstat(opened.fileno())
+        os.fchmod(file.fileno(), status.st_mode & 0o777)
+        os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
+        os.fsync(file.fileno())
+        _sync_folder(target.parent)
+        return file.tell()
 
 
 def write_archive(path: Path, files: Mapping[str, Path]) -> None:
@@ -214,6 +235,13 @@ def write_secret(path: Path, content: str) -> None:
 def temporaries(folder: Path) -> list[Path]:
     """The temporary files below `folder`: processes that were killed leave theirs behind."""
     return [*folder.rglob(f".*{TEMPORARY}")]
+
+
+def make_durable(files: Sequence[Path]) -> None:
+    """Flush `files`, which other code wrote, and their names to disk. Raises `OutputError`."""
+    for path in (*files, *{each.parent for each in files}):
+        with _writing(path):
+            _sync_folder(path)
 
 
 def sync_folders(paths: Iterable[Path], above: Path) -> None:
@@ -326,11 +354,21 @@ def move_away(folder: Path) -> Path:
 
     Raises `OutputError`.
     """
-    gone = folder.parent / f".{uuid.uuid4().hex}{TEMPORARY}"
-    with _writing(folder):
-        os.replace(folder, gone)
-        _sync_folder(folder.parent)
+    gone = temporary_beside(folder)
+    rename_folder(folder, gone)
     return gone
+
+
+def temporary_beside(folder: Path) -> Path:
+    """A name in the folder above `folder` for what `rename_folder` gives its own."""
+    return folder.parent / f".{uuid.uuid4().hex}{TEMPORARY}"
+
+
+def rename_folder(folder: Path, target: Path) -> None:
+    """Rename `folder` to `target`, durably. Raises `OutputError`."""
+    with _writing(target):
+        os.rename(folder, target)
+        _sync_folder(target.parent)
 
 
 def moved_away(folder: Path) -> list[Path]:

@@ -252,9 +252,7 @@ class DurableStore(LocalStore):
         self._write(key, value)
 
     def _write(self, key: str, value: Buffer, *, is_new: bool = False) -> None:
-        path = self.root / key
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, value.to_bytes(), is_new=is_new)
+        write_whole(self.root / key, value.to_bytes(), is_new=is_new)
 
 
 class WritableStore(PatientStore):
