@@ -72,6 +72,8 @@ MIGRATIONS: Sequence[str] = (
 
 CREATE, WRITE, FROZEN = "mode=rwc", "mode=rw", "immutable=1"
 """How the file is opened. A frozen one is not written, and needs no room on the disk."""
+THOROUGH = 60
+"""Of so many checks, one reads the whole file."""
 LOCK_SECONDS = 10.0
 """How long a transaction waits for one of another process."""
 DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
@@ -89,7 +91,7 @@ class Database:
         self._path = path
         self._local = threading.local()
         self._damaged = self._frozen = False
-        self._generation = 0
+        self._generation = self._checks = 0
         try:
             self._check_content(CREATE)
             self._migrate()
@@ -144,7 +146,8 @@ class Database:
         if self._frozen:
             self._frozen = False
             self._generation += 1
-        if self._damaged:
+        self._checks += 1
+        if self._damaged or self._checks % THOROUGH == 0:
             self._check_content()
 
     def _check_content(self, mode: str = WRITE) -> None:

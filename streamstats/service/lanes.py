@@ -143,8 +143,13 @@ class Lane:
             return self._end_if_idle(self)
         while not self._waiting.empty():
             together.append(self._waiting.get())
-        for batch in _batches([each for each in together if each is not None]):
-            self._take(batch)
+        requests = [each for each in together if each is not None]
+        try:
+            for batch in _batches(requests):
+                self._take(batch)
+        except Exception as error:
+            self._fail_all(requests, OutputError(f"cannot append to store {self.store}: {type(error).__name__}"))
+            raise
         return None in together
 
     def _take(self, batch: Sequence[Waiting]) -> None:
@@ -159,11 +164,15 @@ class Lane:
 
     def _fail(self, layer: str, batch: Sequence[Waiting], error: StreamstatsError) -> None:
         """Answer with `error`. What the layer holds is no longer certain: it is read again before the next append."""
-        for each in batch:
-            if not each.answer.done():
-                each.answer.set_exception(error)
+        self._fail_all(batch, error)
         self._sure.discard(layer)
         self._drop_recorder()
+
+    @staticmethod
+    def _fail_all(requests: Sequence[Waiting], error: StreamstatsError) -> None:
+        for each in requests:
+            if not each.answer.done():
+                each.answer.set_exception(error)
 
     def _drop_recorder(self) -> None:
         """Let go of the store; nothing waits in a recorder that does not buffer."""

@@ -142,6 +142,10 @@ class JobProcess:
         """Its exit status, once it has ended and all that it wrote to stderr is in `errors`."""
         status = self._process.wait()
         self._reader.join()
+        for pipe in (self._process.stdin, self._process.stderr):
+            if pipe is not None:
+                with suppress(OSError):
+                    pipe.close()
         return status
 
 

@@ -81,7 +81,7 @@ class Service:
         """Make the folder, lock it, and remove what an earlier service was receiving when it ended."""
         make_folders([self.data, self.data / "jobs", self.incoming])
         who = {"host": socket.gethostname(), "process": os.getpid(), "since": datetime.now(UTC).isoformat()}
-        self._held.enter_context(locked(self.data / LOCK, who, keep=lambda: False))
+        self._held.enter_context(locked(self.data / LOCK, who, keep=lambda: False, needs_room=False))
         for path in temporaries(self.incoming):
             remove(path)
 

@@ -20,7 +20,7 @@ import streamstats as ss
 from streamstats.outputs.manifest import MANIFEST
 from streamstats.service import published
 from streamstats.service.database import Database
-from streamstats.service.errors import ConflictError
+from streamstats.service.errors import ConflictError, FullError
 from streamstats.service.faults import Faults
 from streamstats.service.lanes import Activations
 from streamstats.service.messages import IngestView
@@ -182,6 +182,12 @@ def test_rows_of_which_none_has_a_key_are_neither_lost_nor_added_to(sent: Path) 
         with pytest.raises(ConflictError, match="9 rows of layer a/b in store s have no idempotency keys"):
             send(stores, "one").result(60)
         assert stores.view("s").rows == sum(ROWS.values())
+
+
+def test_nothing_is_appended_before_rows_and_keys_agree(tmp_path: Path) -> None:
+    stores = Stores(Database(tmp_path / "db"), tmp_path / "stores", Metrics(), Faults(), stores=9, layers=9)
+    with pytest.raises(FullError, match="the service is starting"):
+        send(stores, "one")
 
 
 def test_a_store_that_is_copied_while_it_is_deleted_is_no_store(sent: Path) -> None:
