@@ -37,6 +37,12 @@ class Limits(Settings):
     ] = 1
     following_jobs: Annotated[int, Field(ge=0, le=64, description="Jobs that follow a store, in addition.")] = 4
     waiting_jobs: Annotated[int, Field(ge=1, le=100_000, description="Jobs in the queue, of all submitters.")] = 1000
+    job_seconds: Annotated[
+        float, Field(gt=0, le=1e9, description="How long a job may run, with all its attempts; not one that follows.")
+    ] = 86_400.0
+    job_disk: Annotated[Bytes, Field(description="The bytes that a job may write, recorded activations included.")] = (
+        100 * 2**30
+    )
     body: Annotated[Bytes, Field(description="The largest body of a request, as in 64MiB.")] = 64 * 2**20
     upload: Annotated[Bytes, Field(description="The largest model or file of samples.")] = 2 * 2**30
     uploads: Annotated[Bytes, Field(description="The size of all uploads together.")] = 20 * 2**30
@@ -78,7 +84,7 @@ class RetentionConfig(Settings):
     """What the service keeps of what piles up. By default it keeps everything but replaced result sets."""
 
     jobs: Annotated[Retained, Field(description="Jobs that have ended, with their results.")] = Retained()
-    sets: Annotated[Retained, Field(description="Of each job: result sets that were replaced.")] = Retained(age=120.0)
+    sets: Annotated[Retained, Field(description="Of each job: result sets that were replaced.")] = Retained(number=0)
     stores: Annotated[Retained, Field(description="Stores of the service that no job reads.")] = Retained()
     uploads: Annotated[Retained, Field(description="Models and samples.")] = Retained()
     events: Annotated[Retained, Field(description="The messages in the logs of all jobs.")] = Retained()

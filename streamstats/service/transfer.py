@@ -1,4 +1,4 @@
-"""What the client sends and gets, as bytes: arrays as files, events of a stream, files by their names."""
+"""What the client sends and gets: arrays as files, events of a stream, files by their names, and refusals."""
 
 from __future__ import annotations
 
@@ -6,14 +6,28 @@ import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import DataError
+from ..errors import DataError, ServiceError, StreamstatsError, UsageError
 from ..floats import NARROW
 from ..storage.plain_tensors import plain_tensor_bytes
+
+if TYPE_CHECKING:
+    import httpx
+
+LONGEST_SHOWN = 200
+"""Characters of an answer that is not ours."""
+
+
+class RefusedError(UsageError):
+    """The service refuses the request; `status` is the HTTP status."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 def inside(folder: Path, name: str) -> Path:
@@ -44,3 +58,22 @@ def file_of(array: npt.NDArray[Any]) -> bytes:
     content = io.BytesIO()
     np.save(content, array, allow_pickle=False)
     return content.getvalue()
+
+
+def checked(answer: httpx.Response) -> httpx.Response:
+    """`answer`, if it says success. Raises as `failure_of` says."""
+    if not answer.is_success:
+        raise failure_of(answer)
+    return answer
+
+
+def failure_of(answer: httpx.Response) -> StreamstatsError:
+    """What an answer without success means for the caller: `ServiceError` from 500 on, else `RefusedError`."""
+    try:
+        message = str(answer.json()["error"]["message"])
+    except (ValueError, KeyError, TypeError):  # not one of our answers: a proxy's
+        message = answer.text[:LONGEST_SHOWN]
+    status = answer.status_code
+    if status >= 500:
+        return ServiceError(f"the service cannot meet the request (status {status}): {message}")
+    return RefusedError(f"the service refuses the request (status {status}): {message}", status)
