@@ -17,6 +17,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -146,20 +147,23 @@ def _wait_for_layers(source: str, lines: Lines) -> None:
 
 def _has_layers(source: str) -> bool:
     try:
-        source_of(source).find()
+        source_of(source, follow_links=False).find()
     except UsageError:
         return False
     return True
 
 
 def _reduced(job: Job, lines: Lines, follow: Follow | None = None) -> Outcome:
-    """Reduce a store, publish the results each time that they are written, and report progress."""
+    """Reduce a store, publish the results each time that they are written, and report progress.
+
+    Links are not followed: whoever can write the store could have the service read any of its files.
+    """
 
     def publish_results(outcome: Outcome) -> None:
         lines.counted(sum(each.rows for each in outcome.statistics.values()))  # without rows that could not be read
         lines.write("results", publish(Path(), result_files(Path(job.output))))
 
-    return run_job(job, follow=follow, progress=lines, on_written=publish_results)
+    return run_job(replace(job, follow_links=False), follow=follow, progress=lines, on_written=publish_results)
 
 
 # Correcting a model

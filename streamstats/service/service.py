@@ -172,7 +172,7 @@ class Service:
 
     def public(self, text: str) -> str:
         """`text` without the folders of this machine."""
-        for folder in (self.data / "stores", self.data, *(root.resolve() for root in self.config.roots)):
+        for folder in (self.data / "stores", self.data, *(lies for _, lies in self.sources.places)):
             text = text.replace(f"{folder}/", "")
         return text
 
