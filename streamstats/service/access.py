@@ -26,6 +26,8 @@ from .answers import problem
 TOKEN = "token"
 TOKEN_BYTES = 32
 LINK_SECONDS = 60
+KNOWN = "streamstats.known"
+"""The key, in the scope of a request, of whether it came with a token."""
 OPEN = ("/healthz", "/readyz", "/api/v1/openapi.json")
 """Paths that need no token: they reveal nothing about the data."""
 PAGE = ("/", "/static/")
@@ -122,6 +124,7 @@ class Guard:
             await send(message)
 
         refusal = self._refusal(scope)
+        scope[KNOWN] = refusal is None and not _is_open(scope["path"])
         answer = self._app if refusal is None else problem(*refusal)
         await answer(scope, receive, send_guarded)
 
@@ -136,7 +139,7 @@ class Guard:
         if scope["method"] in UNSAFE and headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
             return 403, "the request comes from a page of another site; use the page of this service"
         path = scope["path"]
-        if path in (PAGE[0], *OPEN) or path.startswith(PAGE[1]):
+        if _is_open(path):
             return None
         if self._token.is_in(headers.get("authorization")):
             return None
@@ -154,6 +157,11 @@ class Guard:
             return parts.scheme in ("http", "https") and parts.netloc.lower() == host.lower()
         except ValueError:
             return False
+
+
+def _is_open(path: str) -> bool:
+    """Whether `path` needs no token."""
+    return path in (PAGE[0], *OPEN) or path.startswith(PAGE[1])
 
 
 def host_name(header: str) -> str:

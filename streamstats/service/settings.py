@@ -36,6 +36,24 @@ class Limits(Settings):
     free: Annotated[Bytes, Field(description="Free space to reserve on the disk.")] = 2**30
 
 
+class Connections(Settings):
+    """How many connections are open, and how long one may keep the service waiting."""
+
+    most: Annotated[int, Field(ge=1, le=100_000, description="Open connections, of all addresses.")] = 1000
+    per_address: Annotated[
+        int, Field(ge=1, le=100_000, description="Open connections of one address. Behind a proxy: as many as `most`.")
+    ] = 500
+    head_seconds: Annotated[
+        float, Field(gt=0, le=3600, strict=False, description="For TLS and the head of a request to arrive.")
+    ] = 10.0
+    body_seconds: Annotated[
+        float, Field(gt=0, le=3600, strict=False, description="The longest pause in a body, or in reading an answer.")
+    ] = 30.0
+    idle_seconds: Annotated[
+        float, Field(gt=0, le=3600, strict=False, description="Between two requests on one connection.")
+    ] = 30.0
+
+
 class TLS(Settings):
     """A certificate and its key, as PEM files."""
 
@@ -63,6 +81,7 @@ class ServiceConfig(Settings):
     memory: Annotated[Bytes, Field(description="The memory limit of a job.")] = 2 * 2**30
     cluster: Annotated[ClusterConfig, Field(description="Where the work is done.")] = ClusterConfig()
     limits: Limits = Limits()
+    connections: Connections = Connections()
 
     def sources(self) -> Sources:
         """The sources that jobs may read. Raises `UsageError`."""
