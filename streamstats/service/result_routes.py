@@ -12,8 +12,9 @@ from ..outputs.manifest import MANIFEST
 from ..storage.files import write_archive
 from .access import REPORT_POLICY
 from .answers import BINARY, KINDS, bytes_answer, file_answer, json_answer
-from .bodies import Body
+from .bodies import Body, Terms
 from .errors import NotFoundError
+from .headers import JudgedTensors
 from .messages import V1, LinkView
 from .parameters import BINARY_BODY, NUMBER, JobId, LayerName, LinkedPath, Number, errors
 from .published import archive_of
@@ -27,6 +28,8 @@ class ResultRoutes:
 
     def __init__(self, service: Service) -> None:
         self._service = service
+        most = service.config.limits.body
+        self._terms = Terms(most, service.config.connections.body_seconds, JudgedTensors(most))
 
     def router(self) -> APIRouter:
         """The paths, described for OpenAPI."""
@@ -92,7 +95,7 @@ class ResultRoutes:
     async def corrections(self, request: Request, job: JobId, layout: Layouts) -> Response:
         """The term to add to each bias, as safetensors, for safetensors with LAYER.weight and LAYER.fake_quantized."""
         await asyncio.to_thread(self._service.results, job)
-        body = await Body.received(request, self._service.incoming, self._service.config.limits.body)
+        body = await Body.received(request, self._service.incoming, self._terms)
         try:
             content, outcomes = await asyncio.to_thread(self._service.corrections, job, body, layout)
         finally:

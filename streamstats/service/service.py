@@ -113,10 +113,12 @@ class Service:
         free, least = shutil.disk_usage(self.data).free, self.config.limits.free
         return [] if free >= least else [f"the disk has {free:,} bytes left; the service reserves {least:,}"]
 
-    def check_room(self) -> None:
-        """Raise `OutputError` if the disk is too full for anything new."""
+    def check_room(self, more: int = 0) -> None:
+        """Raise `OutputError` if the disk is too full for anything new, or for `more` bytes."""
         for problem in self.problems():
             raise OutputError(f"{problem}; free space on the service's machine")
+        if shutil.disk_usage(self.data).free - more < self.config.limits.free:
+            raise OutputError(f"the disk has no room for {more:,} bytes more; free space on the service's machine")
 
     # Jobs
 

@@ -6,7 +6,7 @@ import asyncio
 
 from fastapi import APIRouter, Request
 
-from .bodies import Body
+from .bodies import Body, Terms, announced
 from .messages import V1, UploadView
 from .parameters import BINARY_BODY, UploadId, errors
 from .service import Service
@@ -32,12 +32,14 @@ class UploadRoutes:
 
     async def upload(self, request: Request) -> UploadView:
         """Upload a model or samples for an `onnx` job; the id is the SHA-256 of the content."""
-        await asyncio.to_thread(self._service.check_room)
-        body = await Body.received(request, self._service.uploads.folder, self._service.config.limits.upload)
-        try:
-            return await asyncio.to_thread(self._service.uploads.keep, body)
-        finally:
-            await asyncio.to_thread(body.discard)
+        size, config, uploads = announced(request), self._service.config, self._service.uploads
+        await asyncio.to_thread(self._service.check_room, size or 0)
+        with uploads.arriving(size, config.limits.upload) as most:
+            body = await Body.received(request, uploads.folder, Terms(most, config.connections.body_seconds))
+            try:
+                return await asyncio.to_thread(uploads.keep, body)
+            finally:
+                await asyncio.to_thread(body.discard)
 
     def delete_upload(self, upload: UploadId) -> None:
         """Delete an upload; jobs that were submitted with it keep their copy."""

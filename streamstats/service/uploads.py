@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import UsageError
 from ..storage.files import link, make_folders, remove, temporaries
 from .bodies import Body, file_name
-from .errors import NotFoundError, TooLargeError
+from .errors import FullError, NotFoundError, TooLargeError
 from .messages import UploadView
 
 FIELDS = ("model", "samples", "quantized", "held_out", "labels")
@@ -21,10 +22,39 @@ class Uploads:
 
     def __init__(self, folder: Path, most: int) -> None:
         self.folder, self._most = folder, most
+        self._arriving = 0
         self._lock = threading.Lock()
         make_folders([folder])
         for path in temporaries(folder):
             remove(path)
+
+    @contextmanager
+    def arriving(self, size: int | None, largest: int) -> Iterator[int]:
+        """Reserve room for a body while it arrives: how many bytes it may have, of `largest` at most.
+
+        A body of unknown `size` gets what is left. Raises `TooLargeError` if there is too little room, `FullError` if
+        there is too little because of others that arrive.
+        """
+        with self._lock:
+            stored = sum(each.bytes for each in self.listed())
+            left = self._most - stored - self._arriving
+            reserved = min(largest, max(left, 1)) if size is None else min(size, largest)
+            if reserved > left + self._arriving:
+                raise self._too_much(stored, reserved)
+            if reserved > left:
+                raise FullError("other uploads take the room that is left; send the file again when they have ended")
+            self._arriving += reserved
+        try:
+            yield largest if size is not None else reserved
+        finally:
+            with self._lock:
+                self._arriving -= reserved
+
+    def _too_much(self, stored: int, more: int) -> TooLargeError:
+        return TooLargeError(
+            f"the uploads have {stored:,} bytes, and {more:,} more would exceed the limit of {self._most:,}; "
+            "delete some uploads"
+        )
 
     def keep(self, body: Body) -> UploadView:
         """Store a body; the same content is stored once. Raises `UsageError` if it is empty, and `TooLargeError`."""
@@ -35,10 +65,7 @@ class Uploads:
             if not (self.folder / name).exists():
                 stored = sum(each.bytes for each in self.listed())
                 if stored + body.size > self._most:
-                    raise TooLargeError(
-                        f"the uploads have {stored:,} bytes, and {body.size:,} more would exceed the limit of "
-                        f"{self._most:,}; delete some uploads"
-                    )
+                    raise self._too_much(stored, body.size)
                 body.keep(self.folder / name)
         return UploadView(id=name, bytes=body.size)
 
