@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 FIELDS = (
     *("job", "submitter", "kind", "pid", "attempt", "state", "status"),
-    *("store", "layer", "request", "method", "path", "seconds", "address", "dropped", "refused"),
+    *("store", "layer", "request", "method", "path", "seconds", "address", "dropped", "refused", "said"),
 )
 
 

@@ -18,8 +18,6 @@ from typing import Any
 from ..config import ClusterConfig, LayerConfig
 from ..errors import OutputError, UsageError, counted
 from ..jobs.workers import available_cores
-from ..models.linear import LayerCorrection
-from ..models.tensors import tensor_terms, terms_bytes
 from ..outputs import documents
 from ..outputs.manifest import MANIFEST, LayerEntry
 from ..outputs.results import open_results
@@ -27,7 +25,6 @@ from ..storage.files import file_digest, make_folders, remove, temporaries
 from ..storage.locks import locked
 from . import published
 from .access import TOKEN, Token
-from .bodies import Body
 from .database import Database
 from .errors import ConflictError, GoneError, NotFoundError
 from .job_table import JobTable
@@ -235,16 +232,6 @@ class Service:
         """The files of a job's result set: the SHA-256 of each, by name."""
         found, folder = self.results(job, number)
         return found, folder, self._cached((job, found, "\nfiles"), lambda: _digests(folder))
-
-    def corrections(self, job: str, body: Body, layouts: list[str]) -> tuple[bytes, list[LayerCorrection]]:
-        """(safetensors with the term for each bias, the outcome for each layer) for the weights in `body`."""
-        _, folder = self.results(job)
-        body.tensors()  # an error is then about the body
-        try:
-            terms, outcomes = tensor_terms(body.path, body.path, folder, layouts=layouts)
-        except UsageError as error:
-            raise UsageError(str(error).replace(str(body.path), "the body").replace("--layout", "layout")) from error
-        return terms_bytes(terms), outcomes
 
     def _cached(self, key: tuple[str, int, str], make: Callable[[], Any]) -> Any:
         """What `make` returns, made once: a result set never changes."""
