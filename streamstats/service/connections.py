@@ -60,6 +60,7 @@ class Accepted(socket.socket):
 
     gate: Gate
     peer: Any
+    group: str
     phase = Phase.HEAD
     since = 0.0
     known = dropped = False
@@ -81,9 +82,10 @@ class Gate(socket.socket):
     def __init__(self, limits: Connections, family: int) -> None:
         super().__init__(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # named, or asyncio delays small answers
         self.limits = limits
-        self._inside: dict[Any, Accepted] = {}
+        self._inside: dict[Accepted, None] = {}
+        self._by_peer: dict[Any, Accepted] = {}
         self._free: dict[bool, dict[Accepted, None]] = {False: {}, True: {}}  # strangers, and those that are known
-        self._of_address: Counter[str] = Counter()
+        self._of_group: Counter[str] = Counter()
         self._leaving = self._dropped = self._refused = 0
         self._reported = float("-inf")
 
@@ -95,22 +97,25 @@ class Gate(socket.socket):
                 raise BlockingIOError  # until the one that was dropped is closed
             descriptor, peer = self._accept()  # type: ignore[attr-defined]
             accepted = Accepted(self.family, self.type, self.proto, fileno=descriptor)
-            accepted.gate, accepted.peer = self, peer
-            address = group_of(peer[0])
-            crowded = self._of_address[address] >= self.limits.per_address
-            if not full and not (crowded and not self._make_room(address)):
-                self._inside[peer] = accepted
-                self._of_address[address] += 1
-                accepted.enter(Phase.HEAD)
+            accepted.gate, accepted.peer, accepted.group = self, peer, group_of(peer[0])
+            crowded = self._of_group[accepted.group] >= self.limits.per_address
+            if not full and not (crowded and not self._make_room(accepted.group)):
+                self._let_in(accepted)
                 return accepted, peer
             self._refused += 1
             accepted.close()
 
-    def _make_room(self, address: str | None = None) -> bool:
-        """Drop a connection without a request, of this `address` or of all; whether there was one."""
+    def _let_in(self, connection: Accepted) -> None:
+        self._inside[connection] = None
+        self._by_peer[connection.peer] = connection
+        self._of_group[connection.group] += 1
+        connection.enter(Phase.HEAD)
+
+    def _make_room(self, group: str | None = None) -> bool:
+        """Drop a connection without a request, of this `group` of addresses or of all; whether there was one."""
         for waiting in self._free.values():
             for each in waiting:
-                if address is None or group_of(each.peer[0]) == address:
+                if group in (None, each.group):
                     self._drop(each)
                     return True
         return False
@@ -119,7 +124,7 @@ class Gate(socket.socket):
         """End a connection: its transport sees the end, and closes it."""
         connection.dropped = True
         self._free[connection.known].pop(connection, None)
-        self._of_address[group_of(connection.peer[0])] -= 1
+        self._of_group[connection.group] -= 1
         self._leaving += 1
         self._dropped += 1
         with suppress(OSError):  # the client may have been faster
@@ -134,24 +139,25 @@ class Gate(socket.socket):
 
     def left(self, connection: Accepted) -> None:
         """Give the place of a closed connection back."""
-        if self._inside.get(connection.peer) is not connection:
+        if connection not in self._inside:
             return
-        del self._inside[connection.peer]
+        del self._inside[connection]
         self._free[connection.known].pop(connection, None)
-        address = group_of(connection.peer[0])
+        if self._by_peer.get(connection.peer) is connection:  # or the client has come again from the same port
+            del self._by_peer[connection.peer]
         self._leaving -= connection.dropped
-        self._of_address[address] -= not connection.dropped
-        if not self._of_address[address]:
-            del self._of_address[address]
+        self._of_group[connection.group] -= not connection.dropped
+        if not self._of_group[connection.group]:
+            del self._of_group[connection.group]
 
     def find(self, peer: Any) -> Accepted | None:
         """The connection with the client at `peer`."""
-        return self._inside.get(peer)
+        return self._by_peer.get(peer)
 
     def sweep(self) -> None:
         """Drop the connections that have kept the service waiting for too long."""
         now = time.monotonic()
-        for each in [*self._inside.values()]:
+        for each in [*self._inside]:
             if not each.dropped and now - each.since > self._most_seconds(each.phase):
                 self._drop(each)
         if (self._dropped or self._refused) and now - self._reported > REPORT_SECONDS:
@@ -226,11 +232,13 @@ class Connection(H11Protocol):
 def group_of(address: str) -> str:
     """The address, or the network of 2^64 addresses that one host can have.
 
-    >>> group_of("127.0.0.1"), group_of("2001:db8::1")
-    ('127.0.0.1', '2001:db8::/64')
+    >>> group_of("127.0.0.1"), group_of("::ffff:127.0.0.1"), group_of("2001:db8::1")
+    ('127.0.0.1', '127.0.0.1', '2001:db8::/64')
     """
-    host = address.partition("%")[0]
-    return str(ipaddress.ip_network(f"{host}/64", strict=False)) if ":" in host else host
+    parsed = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(parsed, ipaddress.IPv4Address):
+        return str(parsed)
+    return str(parsed.ipv4_mapped or ipaddress.ip_network((parsed, 64), strict=False))
 
 
 def check_descriptors(limits: Connections) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import resource
 import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -75,7 +76,7 @@ def door(limits: Connections, clock: Clock) -> Iterator[Door]:
         gate.listen()
         door = Door(gate)
         yield door
-        for each in (*door.clients, *gate._inside.copy().values()):
+        for each in (*door.clients, *gate._inside.copy()):
             each.close()
 
 
@@ -139,8 +140,21 @@ def test_a_place_is_given_back_once(door: Door) -> None:
             each.close()
             each.close()
     assert not door.gate._inside
-    assert not door.gate._of_address
+    assert not door.gate._of_group
     assert door.gate._leaving == 0
+
+
+def test_a_client_that_comes_again_from_the_same_port_counts_once(door: Door) -> None:
+    client, first = door.enter()
+    port = client.getsockname()[1]
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    client.close()  # with a reset, after which the port is free at once
+    again = socket.create_connection(door.gate.getsockname(), 10, source_address=("127.0.0.1", port))
+    door.clients.append(again)
+    second, peer = door.gate.accept()
+    first.close()
+    assert door.gate.find(peer) is second
+    assert (len(door.gate._inside), door.gate._of_group) == (1, {"127.0.0.1": 1})
 
 
 @pytest.mark.parametrize(
@@ -166,7 +180,7 @@ def test_a_flood_makes_one_line_a_minute_of_log(
     for _ in range(50):
         door.enter()
         door.gate.sweep()
-        for each in [*door.gate._inside.values()]:
+        for each in [*door.gate._inside]:
             if each.dropped:
                 each.close()
     assert len(caplog.records) == 1
