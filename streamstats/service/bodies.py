@@ -53,9 +53,7 @@ class Body:
     @classmethod
     async def received(cls, request: Request, folder: Path, terms: Terms) -> Body:
         """The body of `request`, on these `terms`. Raises `TooLargeError`, `UsageError`, `OutputError`."""
-        whole = announced(request)
-        if whole is not None and whole > terms.most:
-            raise _too_large(terms.most)
+        whole = announced(request, terms.most)
         body = cls(folder)
         try:
             await body._receive(aiter(request.stream()), terms, whole)
@@ -158,10 +156,14 @@ class Body:
         return flat.reshape(header.shape, order="F" if header.fortran else "C")
 
 
-def announced(request: Request) -> int | None:
-    """The bytes that the body of `request` has, if the client says it beforehand."""
+def announced(request: Request, most: int) -> int | None:
+    """The bytes of the body of `request`, if the client says it beforehand. Raises `TooLargeError` beyond `most`."""
     length = request.headers.get("content-length", "")
-    return int(length[:20]) if length.isascii() and length.isdigit() else None
+    if not (length.isascii() and length.isdigit()):
+        return None
+    if int(length[:20]) > most:
+        raise _too_large(most)
+    return int(length)
 
 
 def _too_large(most: int) -> TooLargeError:

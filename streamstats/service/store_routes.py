@@ -96,7 +96,7 @@ class StoreRoutes:
         about = f" {channel_axis} {quantization or ''}" + (f" {geometry}" if geometry else "")
         self._check_capacity()
         with self._ingests.taken():
-            await asyncio.to_thread(self._service.check_room, announced(request) or 0)
+            await asyncio.to_thread(self._service.check_room, announced(request, self._terms.most) or 0)
             body = await Body.received(request, self._service.incoming, self._terms)
             try:
                 appended = await self._appended(

@@ -32,7 +32,8 @@ class UploadRoutes:
 
     async def upload(self, request: Request) -> UploadView:
         """Upload a model or samples for an `onnx` job; the id is the SHA-256 of the content."""
-        size, config, uploads = announced(request), self._service.config, self._service.uploads
+        config, uploads = self._service.config, self._service.uploads
+        size = announced(request, config.limits.upload)
         await asyncio.to_thread(self._service.check_room, size or 0)
         with uploads.arriving(size, config.limits.upload) as most:
             body = await Body.received(request, uploads.folder, Terms(most, config.connections.body_seconds))

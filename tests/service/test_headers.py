@@ -167,6 +167,14 @@ def test_the_answer_comes_when_the_length_of_the_header_is_known(small: Served, 
     assert b"its header would have 53,677,780 bytes; expected at most 65,536" in answer
 
 
+def test_what_is_announced_must_fit_on_the_disk(tmp_path_factory: pytest.TempPathFactory) -> None:
+    limits = {"upload": "1000TiB", "uploads": "2000TiB"}
+    with served(tmp_path_factory.mktemp("disk"), limits=limits) as service:
+        answer = answered(service, "/api/v1/uploads", b"begins", 10**15)
+    assert answer.startswith(b"HTTP/1.1 507 ")
+    assert b"the disk has no room for 1,000,000,000,000,000 bytes more" in answer
+
+
 def test_uploads_are_refused_by_the_quota_before_they_arrive(small: Served) -> None:
     kept = small.client()
     with kept, small.http() as http:
