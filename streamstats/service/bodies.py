@@ -26,13 +26,16 @@ from .errors import TooLargeError
 from .headers import LONGEST_NPY_HEADER, NPY, Judge, anything, npy_header
 
 IN_MEMORY = 4 * 2**20
+LONGEST_LENGTH = 20
+"""Digits of a Content-Length."""
 ZIP = b"PK\x03\x04"
+
 Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
 class Terms:
-    """On which a body is received: at most `most` bytes, pauses of `pause` seconds at most, no objection of `judge`."""
+    """What a body may be: `most` bytes, with pauses of `pause` seconds, and what `judge` does not refuse."""
 
     most: int
     pause: float
@@ -161,7 +164,7 @@ def announced(request: Request, most: int) -> int | None:
     length = request.headers.get("content-length", "")
     if not (length.isascii() and length.isdigit()):
         return None
-    if int(length[:20]) > most:
+    if len(length) > LONGEST_LENGTH or int(length) > most:
         raise _too_large(most)
     return int(length)
 

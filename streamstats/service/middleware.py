@@ -22,7 +22,7 @@ METHODS, OTHER = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"), "
 NOT_JSON = re.compile(rf"{V1}/(uploads|stores/[^/]+/layers/.*|jobs/[^/]+/corrections)", re.DOTALL)
 """Paths of bodies that are not JSON."""
 BEFORE_VALUES = (b",", b"[", b"{")
-"""What precedes every value of a JSON document but the first, and those of keys, of which each has one of these."""
+"""Each value of a JSON document but the first follows one of these, or a key that does."""
 
 log = logging.getLogger("streamstats.service")
 

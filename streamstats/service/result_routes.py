@@ -100,7 +100,7 @@ class ResultRoutes:
         """The term to add to each bias, as safetensors, for safetensors with LAYER.weight and LAYER.fake_quantized."""
         _, folder = await asyncio.to_thread(self._service.results, job)
         most, seconds = self._corrections.most, self._service.config.limits.correction_seconds
-        self._corrections.check(f"{counted(most, 'correction')} in progress, the limit of this service; retry later")
+        self._corrections.check(f"this service computes at most {counted(most, 'correction')} at a time; retry later")
         with self._corrections.taken():
             body = await Body.received(request, self._service.incoming, self._terms)
             try:

@@ -31,7 +31,7 @@ class Limits(Settings):
     uploads: Annotated[Bytes, Field(description="The size of all uploads together.")] = 20 * 2**30
     ingests: Annotated[int, Field(ge=1, le=1000, description="Requests with activations in progress.")] = 64
     corrections: Annotated[int, Field(ge=1, le=64, description="Requests to correct weights in progress.")] = 2
-    correction_seconds: Annotated[int, Field(ge=1, le=86_400, description="The longest that one may take.")] = 120
+    correction_seconds: Annotated[int, Field(ge=1, le=86_400, description="The longest that one may take.")] = 50
     streams: Annotated[int, Field(ge=1, le=10_000, description="Clients that follow events of jobs.")] = 256
     stores: Annotated[int, Field(ge=1, le=100_000, description="Stores that the service owns.")] = 1000
     layers: Annotated[int, Field(ge=1, le=100_000, description="Layers of each of these stores.")] = 10_000

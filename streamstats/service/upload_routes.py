@@ -35,12 +35,15 @@ class UploadRoutes:
         config, uploads = self._service.config, self._service.uploads
         size = announced(request, config.limits.upload)
         await asyncio.to_thread(self._service.check_room, size or 0)
-        with uploads.arriving(size, config.limits.upload) as most:
-            body = await Body.received(request, uploads.folder, Terms(most, config.connections.body_seconds))
+        room = await asyncio.to_thread(uploads.reserve, size, config.limits.upload)
+        try:
+            body = await Body.received(request, uploads.folder, Terms(room, config.connections.body_seconds))
             try:
                 return await asyncio.to_thread(uploads.keep, body)
             finally:
                 await asyncio.to_thread(body.discard)
+        finally:
+            await asyncio.to_thread(uploads.release, room)
 
     def delete_upload(self, upload: UploadId) -> None:
         """Delete an upload; jobs that were submitted with it keep their copy."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 from ..errors import UsageError
@@ -28,27 +27,26 @@ class Uploads:
         for path in temporaries(folder):
             remove(path)
 
-    @contextmanager
-    def arriving(self, size: int | None, largest: int) -> Iterator[int]:
-        """Reserve room for a body while it arrives: how many bytes it may have, of `largest` at most.
+    def reserve(self, size: int | None, largest: int) -> int:
+        """Reserve room for a body that arrives: its `size`, or what is left, up to `largest`; how many bytes that is.
 
-        A body of unknown `size` gets what is left. Raises `TooLargeError` if there is too little room, `FullError` if
-        there is too little because of others that arrive.
+        Raises `TooLargeError` if there is too little room, `FullError` if others that arrive have reserved it.
         """
         with self._lock:
             stored = sum(each.bytes for each in self.listed())
             left = self._most - stored - self._arriving
-            reserved = min(largest, max(left, 1)) if size is None else min(size, largest)
-            if reserved > left + self._arriving:
-                raise self._too_much(stored, reserved)
-            if reserved > left:
+            wanted = min(largest, max(left, 1)) if size is None else size
+            if wanted > self._most - stored:
+                raise self._too_much(stored, wanted)
+            if wanted > left:
                 raise FullError("other uploads take the room that is left; send the file again when they have ended")
-            self._arriving += reserved
-        try:
-            yield largest if size is not None else reserved
-        finally:
-            with self._lock:
-                self._arriving -= reserved
+            self._arriving += wanted
+        return wanted
+
+    def release(self, reserved: int) -> None:
+        """Give back what was reserved, once the upload is kept or has failed."""
+        with self._lock:
+            self._arriving -= reserved
 
     def _too_much(self, stored: int, more: int) -> TooLargeError:
         return TooLargeError(

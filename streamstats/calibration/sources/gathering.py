@@ -19,6 +19,7 @@ import numpy.typing as npt
 from ...compiled import foreign
 from ...compiled.cache import POINTER, SIZE, load
 from ..encoding.decoders import Bytes
+from . import links
 from .identities import Identities
 from .links import BENEATH, NO_LINKS, OPENAT2, READING, has_openat2, how
 
@@ -95,7 +96,7 @@ def _functions() -> npt.NDArray[np.int64] | None:
 
 @cache
 def _loop() -> Callable[..., None]:
-    return load("gather", ARGUMENTS, _definition, (__name__, foreign.__name__))
+    return load("gather", ARGUMENTS, _definition, (__name__, foreign.__name__, links.__name__))
 
 
 # Compiled
