@@ -266,8 +266,9 @@ def test_no_byte_of_a_secret_is_counted_however_fast_links_come_and_go(tmp_path:
             refused += any("is a link" in reason for reason in found.unreadable_arrays.values())
 
 
-def test_an_array_that_zarr_alone_can_read_is_read_by_zarr(tmp_path: Path) -> None:
-    store = build_store(tmp_path / "s", {"layer": VALUES}, **KINDS["read by zarr"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_zarr_reads_the_same_through_it_in_whole_and_in_part(tmp_path: Path, kind: str) -> None:
+    store = build_store(tmp_path / "s", {"layer": VALUES}, **KINDS[kind])
     array = zarr.open_array(source_of(store, follow_links=False).zarr_store(), path="layer", mode="r")
     np.testing.assert_array_equal(array[...], VALUES)  # type: ignore[arg-type]
     np.testing.assert_array_equal(array[3:5, :, 1], VALUES[3:5, :, 1])  # type: ignore[arg-type]
