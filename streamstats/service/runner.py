@@ -17,6 +17,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -128,7 +129,7 @@ def _run(request: dict[str, Any], lines: Lines) -> tuple[int, str]:
     follow, keep = request["follow"], Keep(**request["sets"])
     if follow is not None:
         wait_for_layers(str(request["source"]), follow["idle"], lines)
-    forgotten = forget_withdrawn(config.job(), request.get("withdrawn", {}), lines)
+    forgotten = forget_withdrawn(replace(config.job(), follow_links=False), request.get("withdrawn", {}), lines)
     if request.get("only_forget"):
         lines.write("results", Published(Path(), keep=keep).publish(result_files(Path(OUTPUT))))
         return DONE, f"done; {counted(forgotten, 'row')} forgotten"
@@ -171,14 +172,17 @@ def wait_for_layers(source: str, idle: float | None, progress: Progress, clock: 
 def _lacks_layers(source: str) -> EmptyStoreError | None:
     """What a store without a layer says, None if it has one. Raises `UsageError` if there is no store."""
     try:
-        source_of(source).find()
+        source_of(source, follow_links=False).find()
     except EmptyStoreError as error:
         return error
     return None
 
 
 def _reduced(job: Job, lines: Lines, follow: Follow | None = None, keep: Keep = BRIEFLY) -> Outcome:
-    """Reduce a store, publish the results each time that they are written, and report progress."""
+    """Reduce a store, publish the results each time that they are written, and report progress.
+
+    Links are not followed: whoever can write the store could have the service read any of its files.
+    """
 
     published = Published(Path(), keep=keep)
 
@@ -186,7 +190,7 @@ def _reduced(job: Job, lines: Lines, follow: Follow | None = None, keep: Keep = 
         lines.counted(sum(each.rows for each in outcome.statistics.values()))  # without rows that could not be read
         lines.write("results", published.publish(result_files(Path(job.output))))
 
-    return run_job(job, follow=follow, progress=lines, on_written=publish_results)
+    return run_job(replace(job, follow_links=False), follow=follow, progress=lines, on_written=publish_results)
 
 
 # Correcting a model

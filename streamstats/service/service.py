@@ -20,8 +20,6 @@ from ..calibration.recorder import stored_layer
 from ..config import ClusterConfig, LayerConfig
 from ..errors import OutputError, UsageError, counted, listed
 from ..jobs.workers import available_cores
-from ..models.linear import LayerCorrection
-from ..models.tensors import tensor_terms, terms_bytes
 from ..outputs import documents
 from ..outputs.manifest import MANIFEST, LayerEntry
 from ..outputs.results import open_results
@@ -30,7 +28,6 @@ from ..storage.locks import locked
 from . import published
 from .access import Links
 from .audit import Audit
-from .bodies import Body
 from .database import Database
 from .errors import ConflictError, ForbiddenError, GoneError, NotFoundError
 from .faults import Faults, Repeated
@@ -146,10 +143,12 @@ class Service:
         free, least = shutil.disk_usage(self.data).free, self.config.limits.free
         return "" if free >= least else f"the disk has {free:,} bytes left; the service reserves {least:,}"
 
-    def check_room(self) -> None:
-        """Raise `OutputError` if the disk is too full for anything new."""
+    def check_room(self, more: int = 0) -> None:
+        """Raise `OutputError` if the disk is too full for anything new, or for `more` bytes."""
         if problem := self._full_disk():
             raise OutputError(f"{problem}; free space on the service's machine")
+        if shutil.disk_usage(self.data).free - more < self.config.limits.free:
+            raise OutputError(f"the disk has no room for {more:,} bytes more; free space on the service's machine")
 
     # Jobs
 
@@ -221,7 +220,7 @@ class Service:
 
     def public(self, text: str) -> str:
         """`text` without the folders of this machine."""
-        for folder in (self.data / "stores", self.data, *(root.resolve() for root in self.config.roots)):
+        for folder in (self.data / "stores", self.data, *(lies for _, lies in self.sources.places)):
             text = text.replace(f"{folder}/", "")
         return text
 
@@ -309,16 +308,6 @@ class Service:
         """The files of a job's result set: the SHA-256 of each, by name."""
         found, folder = self.results(job, number)
         return found, folder, self._cached((job, found, "\nfiles"), lambda: _digests(folder))
-
-    def corrections(self, job: str, body: Body, layouts: list[str]) -> tuple[bytes, list[LayerCorrection]]:
-        """(safetensors with the term for each bias, the outcome for each layer) for the weights in `body`."""
-        _, folder = self.results(job)
-        body.tensors()  # an error is then about the body
-        try:
-            terms, outcomes = tensor_terms(body.path, body.path, folder, layouts=layouts)
-        except UsageError as error:
-            raise UsageError(str(error).replace(str(body.path), "the body").replace("--layout", "layout")) from error
-        return terms_bytes(terms), outcomes
 
     def _cached(self, key: tuple[str, int, str], make: Callable[[], Any]) -> Any:
         """What `make` returns, made once: a result set never changes."""

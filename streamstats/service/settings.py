@@ -47,6 +47,8 @@ class Limits(Settings):
     upload: Annotated[Bytes, Field(description="The largest model or file of samples.")] = 2 * 2**30
     uploads: Annotated[Bytes, Field(description="The size of all uploads together.")] = 20 * 2**30
     ingests: Annotated[int, Field(ge=1, le=1000, description="Requests with activations in progress.")] = 64
+    corrections: Annotated[int, Field(ge=1, le=64, description="Requests to correct weights in progress.")] = 2
+    correction_seconds: Annotated[int, Field(ge=1, le=86_400, description="The longest that one may take.")] = 50
     streams: Annotated[int, Field(ge=1, le=10_000, description="Clients that follow events of jobs.")] = 256
     stores: Annotated[int, Field(ge=1, le=100_000, description="Stores that the service owns.")] = 1000
     layers: Annotated[int, Field(ge=1, le=100_000, description="Layers of each of these stores.")] = 10_000
@@ -127,6 +129,24 @@ class HookConfig(Settings):
         return Webhook(self.url, secret_in(self.secret_file or folder / name), self.seconds)
 
 
+class Connections(Settings):
+    """How many connections are open, and how long one may keep the service waiting."""
+
+    most: Annotated[int, Field(ge=1, le=100_000, description="Open connections, of all addresses.")] = 1000
+    per_address: Annotated[
+        int, Field(ge=1, le=100_000, description="Open connections of one address. Behind a proxy: as many as `most`.")
+    ] = 500
+    head_seconds: Annotated[
+        float, Field(gt=0, le=3600, strict=False, description="For TLS and the head of a request to arrive.")
+    ] = 10.0
+    body_seconds: Annotated[
+        float, Field(gt=0, le=3600, strict=False, description="The longest pause in a body, or in reading an answer.")
+    ] = 30.0
+    idle_seconds: Annotated[
+        float, Field(gt=0, le=3600, strict=False, description="Between two requests on one connection.")
+    ] = 30.0
+
+
 class TLS(Settings):
     """A certificate and its key, as PEM files."""
 
@@ -161,6 +181,7 @@ class ServiceConfig(Settings):
     retention: Annotated[RetentionConfig, Field(description="What is kept, and for how long.")] = RetentionConfig(
         keep_tags=["keep"]
     )
+    connections: Connections = Connections()
 
     def sources(self) -> Sources:
         """The sources that jobs may read. Raises `UsageError`."""

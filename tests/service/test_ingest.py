@@ -352,6 +352,7 @@ def test_a_name_or_option_that_is_none_is_refused(
 
 def test_a_body_beyond_the_limit_is_refused(service: Served) -> None:
     def chunks() -> Iterator[bytes]:
+        yield npy(np.zeros((1, 1), np.float32))
         for _ in range(8):
             yield b"\0" * 2**20
 
