@@ -26,6 +26,7 @@ from ..storage.files import (
 )
 from . import published
 from .database import Database
+from .hooks import FOLDER as HOOKS
 from .job_table import ENDED, JobTable
 from .journal import FOLDER as JOURNALS
 from .messages import JobView
@@ -87,6 +88,8 @@ class _Backup:
         Database.copy(self.data / DATABASE, self.target / DATABASE)
         if (self.data / TOKEN).exists():
             self._copy(Path(TOKEN))
+        for secret in _names(self.data / HOOKS):
+            self._copy(Path(HOOKS, secret))
         with closing(Database(self.target / DATABASE)) as database:
             jobs = JobTable(database).all()
         for job in jobs:

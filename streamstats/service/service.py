@@ -25,7 +25,7 @@ from ..outputs.manifest import MANIFEST, LayerEntry
 from ..outputs.results import open_results
 from ..storage.files import file_digest, make_folders, remove, temporaries
 from ..storage.locks import locked
-from . import published
+from . import hooks, published
 from .access import Links
 from .audit import Audit
 from .database import Database
@@ -78,7 +78,7 @@ class Service:
         self.stores = self._stores()
         self.jobs = self._jobs()
         self.retention = self._retention()
-        self.notices = Notices(self.database, self.table, config.made_hooks(self.data / "hooks"), self.faults)
+        self.notices = Notices(self.database, self.table, config.made_hooks(self.data / hooks.FOLDER), self.faults)
         self.jobs.listen(lambda _: self.notices.wake())
         self._watch = Repeated("the database", self.database.check, self.faults, CHECK_SECONDS)
         self._pruning = Repeated("retention", self.retention.apply, self.faults, config.retention.every)

@@ -70,7 +70,9 @@ def test_a_backup_that_is_taken_while_activations_arrive_counts_each_batch_once(
 
 
 def test_a_service_starts_on_its_backup_with_its_jobs_and_results(tmp_path: Path) -> None:
-    with served(tmp_path / "one") as service, service.client() as client:
+    hooks = {"chat": {"url": "http://127.0.0.1:9/"}}
+    with served(tmp_path / "one", hooks=hooks) as service, service.client() as client:
+        ann = client.new_token("ann")
         done = client.wait(client.submit({"kind": "run", "source": STORE}).id)
         follower = client.submit({"kind": "run", "source": STORE, "follow": {"rows": 64}}).id
         wait_until(lambda: client.job(follower).results is not None)
@@ -81,9 +83,10 @@ def test_a_service_starts_on_its_backup_with_its_jobs_and_results(tmp_path: Path
     restored.data = tmp_path / "copy"
     small_store(restored.roots / STORE)
     assert restored.token == token
+    assert (restored.data / "hooks" / "chat").read_bytes() == (service.data / "hooks" / "chat").read_bytes()
     assert (restored.data / "token").stat().st_mode & 0o77 == 0
     restored.start()
-    with restored.client() as client:
+    with ss.Client(restored.url, ann) as client:
         assert client.job(done.id).state == "done"
         client.fetch(done.id, tmp_path / "after")
         assert client.job(follower).state in ("queued", "running")
