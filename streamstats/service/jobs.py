@@ -149,15 +149,10 @@ class Jobs:
         found: list[Waiting] = []
         for waiting in _by_precedence([*rows.values()]):
             found += in_order(waiting, [*running, *(job.submitter for job in found)], turns, places)
-        kind, name = ("jobs that follow a store", "following_jobs") if follows else ("jobs", "running_jobs")
-        free = f"one of the {counted(places, 'place')} for {kind} (`{name}`)"
-        return {
-            rows[job.number]["id"]: (
-                place,
-                f"it waits for {free}" + (f"; {counted(place - 1, 'job')} will start before it" if place > 1 else ""),
-            )
-            for place, job in enumerate(found, 1)
-        }
+        limit = "`following_jobs` that follow a store" if follows else "`running_jobs`"
+        why = f"it waits until one ends: this service runs {places:,} at a time ({limit})"
+        before = [f"; {counted(place, 'job')} will start before it" if place else "" for place in range(len(found))]
+        return {rows[job.number]["id"]: (place + 1, why + before[place]) for place, job in enumerate(found)}
 
     def _check_capacity(self, submitted: Submitted) -> None:
         if submitted.follows and not self._places[True]:

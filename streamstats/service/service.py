@@ -28,6 +28,7 @@ from ..storage.locks import locked
 from . import published
 from .access import TOKEN, Token
 from .bodies import Body
+from .clock import Clock
 from .database import Database
 from .errors import ConflictError, GoneError, NotFoundError
 from .faults import Faults, Repeated
@@ -58,7 +59,7 @@ class Service:
     for a database that is damaged or of a newer version.
     """
 
-    def __init__(self, config: ServiceConfig) -> None:
+    def __init__(self, config: ServiceConfig, clock: Clock | None = None) -> None:
         self.config = config
         self.stopping = asyncio.Event()
         self.data = config.data.resolve()
@@ -69,7 +70,7 @@ class Service:
         self.sources = config.sources()
         self.metrics, self.faults = Metrics(), Faults()
         self.database = Database(self.data / "service.sqlite")
-        self.table = JobTable(self.database)
+        self.table = JobTable(self.database, clock)
         self.uploads = Uploads(self.data / "uploads", config.limits.uploads)
         self.stores = self._stores()
         self.jobs = self._jobs()
