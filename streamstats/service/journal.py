@@ -18,7 +18,8 @@ from ..storage.files import append_bytes, read_bytes, write_bytes
 from .database import Database
 
 FOLDER = ".keys"
-LONGEST_LINE = 4096
+LONGEST_LINE = 2**16
+"""More than the longest line, whose digest has the description of a layer: 17 KiB, or twice that with its escapes."""
 
 
 @dataclass(frozen=True)
