@@ -184,8 +184,7 @@ class Database:
             self._damaged = True
             raise DamagedError(f"{self._path} was removed or replaced while the service runs; restart the service")
         with self._explained(), closing(self._opened(WRITE)) as connection:
-            connection.execute("BEGIN IMMEDIATE")
-            connection.execute("ROLLBACK")
+            connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")  # writes what it is already
         if self._frozen:
             self._frozen = False
             self._generation += 1

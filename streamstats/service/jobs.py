@@ -17,7 +17,7 @@ from types import MappingProxyType
 from typing import Any
 
 from .. import errors
-from ..errors import OutputError, StreamstatsError, counted
+from ..errors import OutputError, StreamstatsError
 from ..storage.files import make_folders, remove_folder, write_json
 from .errors import BusyError, ConflictError, DamagedError, FullError
 from .faults import RETRY_SECONDS, Faults
@@ -148,9 +148,9 @@ class Jobs:
 
     def _queue_of(self, *, follows: bool) -> dict[str, tuple[int, str]]:
         running, turns, places = self._running(follows=follows), self._table.turns(), self._places[follows]
-        kind, name = ("jobs that follow a store", "following_jobs") if follows else ("jobs", "running_jobs")
-        free = f"one of the {counted(places, 'place')} for {kind} (`{name}`)"
-        return places_in_queue(self._table.queued(follows=follows), running, turns, places, free)
+        limit = "`following_jobs` that follow a store" if follows else "`running_jobs`"
+        why = f"it waits until one ends: this service runs {places:,} at a time ({limit})"
+        return places_in_queue(self._table.queued(follows=follows), running, turns, places, why)
 
     def _check_capacity(self, submitted: Submitted) -> None:
         if submitted.follows and not self._places[True]:

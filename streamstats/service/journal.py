@@ -21,7 +21,8 @@ from .database import Database
 from .errors import ConflictError
 
 FOLDER = ".keys"
-LONGEST_LINE = 4096
+LONGEST_LINE = 2**16
+"""More than the longest line, whose digest has the description of a layer: 17 KiB, or twice that with its escapes."""
 
 
 @dataclass(frozen=True)

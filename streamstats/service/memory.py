@@ -1,11 +1,13 @@
 """The memory limit of a job's process. The operating system enforces it, whatever a model or a library does.
 
 Linux counts what a process may write to (`RLIMIT_DATA`): its heap, its arrays, the stacks of its threads. On other
-systems, only the plan of a reduction limits the memory. What the program itself takes comes on top.
+systems, only the plan of a reduction limits the memory. What the program itself takes, and what threads reserve, comes
+on top.
 """
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
 import zipfile
@@ -17,6 +19,8 @@ NO_MEMORY = ("bad_alloc", "MemoryError", "Cannot allocate memory", "ailed to all
 """What libraries say when the operating system gives them no more memory."""
 NO_THREAD = "can't start new thread"
 """The stack of a thread is memory, too."""
+STACK_BYTES = 8 * 2**20
+"""What a thread reserves for its stack, and hardly uses."""
 
 
 def limit_memory(most: int) -> None:
@@ -24,7 +28,7 @@ def limit_memory(most: int) -> None:
     if sys.platform != "linux":
         return
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    wanted = _taken() + most
+    wanted = _taken() + most + 2 * (os.cpu_count() or 1) * STACK_BYTES  # threads of workers, and of a model
     if hard == resource.RLIM_INFINITY or wanted < hard:
         resource.setrlimit(resource.RLIMIT_DATA, (wanted, wanted))
 

@@ -28,11 +28,14 @@ STOP_SECONDS = 30.0
 """How long a process may save after the service asked it to stop."""
 CANCEL_SECONDS = 1.5
 """How long it may save after its job was cancelled."""
+EXCESS_SECONDS = 5.0
+"""How long it may save after it exceeded a limit."""
 DISK_SECONDS = 2.0
 """The time between two looks at what it has written."""
 LAST_LINES = 40
 """Lines of stderr that are kept for the service's log."""
 LONGEST_LINE = 2**16
+ARGUMENTS = ("-m", "streamstats.service.runner")
 INPUTS = "inputs"
 """The folder of a job with its uploads, which count as such."""
 
@@ -64,7 +67,7 @@ class JobProcess:
         self._kill_at: float | None = None
         self._swept = False
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "streamstats.service.runner", str(folder)],
+            [sys.executable, *ARGUMENTS, str(folder)],
             stdin=subprocess.PIPE,  # which ends when the service ends, in whatever way
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -113,7 +116,7 @@ class JobProcess:
         """Stop it if it exceeds a limit; kill it if it was asked to stop and has not, and what it leaves behind."""
         if self._kill_at is None and (reason := self._excess()):
             self.exceeded = reason
-            self.terminate()
+            self.terminate(EXCESS_SECONDS)
         overdue = self._kill_at is not None and self._monotonic() > self._kill_at
         if not self._swept and (overdue or self._process.poll() is not None):
             self._swept = True

@@ -71,17 +71,12 @@ def by_precedence(rows: list[Row]) -> list[list[Waiting]]:
 
 
 def places_in_queue(
-    queued: Sequence[Row], running: Sequence[str], turns: Mapping[str, int], places: int, free: str
+    queued: Sequence[Row], running: Sequence[str], turns: Mapping[str, int], places: int, why: str
 ) -> dict[str, tuple[int, str]]:
-    """(place, what it waits for) of each of the `queued` jobs, by id; `free` names the places of running jobs."""
+    """(place, what it waits for) of each of the `queued` jobs, by id; `why` is what the first waits for."""
     rows = {row["number"]: row for row in queued}
     found: list[Waiting] = []
     for waiting in by_precedence([*rows.values()]):
         found += in_order(waiting, [*running, *(job.submitter for job in found)], turns, places)
-    return {
-        rows[job.number]["id"]: (
-            place,
-            f"it waits for {free}" + (f"; {counted(place - 1, 'job')} will start before it" if place > 1 else ""),
-        )
-        for place, job in enumerate(found, 1)
-    }
+    before = [f"; {counted(place, 'job')} will start before it" if place else "" for place in range(len(found))]
+    return {rows[job.number]["id"]: (place + 1, why + before[place]) for place, job in enumerate(found)}

@@ -28,6 +28,7 @@ from ..storage.locks import locked
 from . import hooks, published
 from .access import Links
 from .audit import Audit
+from .clock import Clock
 from .database import Database
 from .errors import ConflictError, ForbiddenError, GoneError, NotFoundError
 from .faults import Faults, Repeated
@@ -61,7 +62,7 @@ class Service:
     for a database that is damaged or of a newer version.
     """
 
-    def __init__(self, config: ServiceConfig) -> None:
+    def __init__(self, config: ServiceConfig, clock: Clock | None = None) -> None:
         self.config = config
         self.stopping = asyncio.Event()
         self.data = config.data.resolve()
@@ -73,7 +74,7 @@ class Service:
         self.metrics, self.faults = Metrics(), Faults()
         self.database = Database(self.data / "service.sqlite")
         self.tokens, self.links, self.audit = Tokens(self.database, self.token_file), Links(), Audit(self.database)
-        self.table = JobTable(self.database, told=config.told)
+        self.table = JobTable(self.database, clock, config.told)
         self.uploads = Uploads(self.database, self.data / "uploads", config.limits.uploads)
         self.stores = self._stores()
         self.jobs = self._jobs()

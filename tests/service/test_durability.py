@@ -22,6 +22,7 @@ from streamstats.service import published
 from streamstats.service.database import Database
 from streamstats.service.errors import ConflictError, FullError
 from streamstats.service.faults import Faults
+from streamstats.service.journal import Journal, Noted
 from streamstats.service.lanes import Activations
 from streamstats.service.messages import IngestView
 from streamstats.service.metrics import Metrics
@@ -173,6 +174,16 @@ def test_a_line_that_was_cut_off_is_no_key(sent: Path) -> None:
         file.write(b'{"key": "four", "dig')
     check_resent(sent, set(ROWS))
     assert [json.loads(line)["key"] for line in journal.read_text().splitlines()] == [*ROWS]
+
+
+def test_a_journal_knows_its_rows_however_long_its_lines_are(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, LAYER)
+    assert journal.rows() == 0
+    longest = '"' * (2**14 + 2**10 + 64)
+    for number in range(3):
+        journal.note([Noted("k" * 128, longest, number, number + 1)])
+        assert journal.rows() == number + 1
+    assert len(journal.read()[0]) == 3
 
 
 def test_rows_of_which_none_has_a_key_are_neither_lost_nor_added_to(sent: Path) -> None:

@@ -9,7 +9,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 from served import STORE, Served, npy, small_store, wait_until
@@ -199,57 +198,55 @@ def test_a_database_that_is_removed_or_replaced_is_said_to_be(tmp_path: Path) ->
         found.check()
 
 
-def test_a_service_whose_database_is_damaged_is_not_ready_and_says_why(tmp_path: Path) -> None:
-    service = Served(tmp_path).start()
+def test_a_service_whose_database_is_damaged_is_not_ready_and_does_not_start(
+    service: Service, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(service._watch, "_seconds", 0.01)
+    service.start()
+    assert service.problems() == []
     path = service.data / "service.sqlite"
-    assert httpx.get(f"{service.url}/readyz").status_code == 200
     with closing(sqlite3.connect(path)) as other:
         other.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     with path.open("r+b") as file:
         file.write(b"\xa5" * path.stat().st_size)
-    wait_until(lambda: httpx.get(f"{service.url}/readyz").status_code == 503)
-    said = httpx.get(f"{service.url}/readyz").text
-    assert "service.sqlite is damaged" in said
-    assert str(tmp_path) not in said
-    assert httpx.get(f"{service.url}/healthz").status_code == 200
+    wait_until(lambda: bool(service.problems()))
+    assert "the database: service.sqlite is damaged" in service.problems()[0]
+    assert str(tmp_path) not in "".join(service.problems())
     service.stop()
-    refused = Served(tmp_path)
-    with pytest.raises(AssertionError, match="is damaged or not a database of the service"):
-        refused.start()
-    assert refused.process.wait(60) == 4
-    assert refused.process.stderr is not None
-    refused.process.stderr.close()
-    assert "Traceback" not in "".join(refused.said)
+    with pytest.raises(DamagedError, match="is damaged or not a database of the service"):
+        Service(service.config)
 
 
 # A full disk
 
 
-def test_a_service_starts_on_a_full_disk_so_that_results_can_be_read(tmp_path: Path) -> None:
-    service = Served(tmp_path)
-    small_store(service.roots / STORE)
+def test_a_service_starts_on_a_full_disk_so_that_results_can_be_read(tmp_path: Path, service: Service) -> None:
     service.start()
-    with service.client() as client:
-        job = client.wait(client.submit({"kind": "run", "source": STORE}).id)
-        client.ingest("s", "a", np.ones((2, 3), np.float32))
-    assert service.stop() == 0
+    job = service.submit(RunRequest(kind="run", source=STORE), None).id
+    service.stores.append("s", Activations("a", "k", "d", np.ones((2, 3), np.float32))).result(60)
+    wait_until(lambda: service.table.get(job).state == "done")
+    service.stop()
     with closing(sqlite3.connect(service.data / "service.sqlite")) as other:
         other.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    service.shell = "ulimit -f 0"  # no file can grow
-    service.start()
-    with service.client() as client, service.http() as http:
-        assert client.job(job.id).state == "done"
-        assert client.channels(job.id, "fc")["rows"] == 32
-        client.fetch(job.id, tmp_path / "fetched")
-        path = "/api/v1/stores/s/layers/a"
-        answer = http.post(path, content=npy(np.ones((2, 3), np.float32)), headers={"Idempotency-Key": "x"})
-        assert answer.status_code == 507, answer.text
-        assert http.post("/api/v1/jobs", json={"kind": "run", "source": STORE}).status_code == 507
-        wait_until(lambda: http.get("/readyz").status_code == 503)
-        assert "make room" in http.get("/readyz").text
-    assert service.stop() == 0
-    service.shell = ""
-    service.start()
-    with service.client() as client:
-        assert client.ingest("s", "a", np.ones((2, 3), np.float32)).stop == 4
-    assert service.stop() == 0
+    for name in ("wal", "shm"):  # as after a restart of the machine
+        (service.data / f"service.sqlite-{name}").unlink()
+    full = Served(tmp_path)
+    full.shell = "ulimit -f 0"  # no file can grow
+    full.start()
+    try:
+        with full.client() as client, full.http() as http:
+            assert client.job(job).state == "done"
+            assert client.channels(job, "fc")["rows"] == 32
+            client.fetch(job, tmp_path / "fetched")
+            path = "/api/v1/stores/s/layers/a"
+            answer = http.post(path, content=npy(np.ones((2, 3), np.float32)), headers={"Idempotency-Key": "x"})
+            assert answer.status_code == 507, answer.text
+            assert http.post("/api/v1/jobs", json={"kind": "run", "source": STORE}).status_code == 507
+            wait_until(lambda: http.get("/readyz").status_code == 503)
+            assert "make room" in http.get("/readyz").text
+    finally:
+        assert full.stop() == 0
+    again = Service(service.config)
+    again.start()
+    assert again.stores.append("s", Activations("a", "x", "d", np.ones((2, 3), np.float32))).result(60).stop == 4
+    again.stop()
