@@ -189,7 +189,7 @@ def _started(count: int, threads: int) -> LocalCluster:
     attempt = 1
     while True:
         try:
-            with dask.config.set(STARTING):
+            with dask.config.set(STARTING), _abandoned_if_interrupted():
                 return LocalCluster(
                     n_workers=count,
                     threads_per_worker=threads,
@@ -207,6 +207,22 @@ def _started(count: int, threads: int) -> LocalCluster:
                     f"{cause_of(error)}; free memory, set `cluster.workers` lower, or correct dask's configuration"
                 ) from error
             attempt += 1
+
+
+@contextmanager
+def _abandoned_if_interrupted() -> Iterator[None]:
+    """If the start of a cluster is interrupted, dask need not close it at exit: that fails while processes start, and
+    they end with this one anyway.
+    """
+    from distributed import SpecCluster
+
+    before = {*SpecCluster._instances}
+    try:
+        yield
+    except KeyboardInterrupt:
+        for cluster in {*SpecCluster._instances} - before:
+            cluster.shutdown_on_close = False
+        raise
 
 
 def _preloads() -> Mapping[str, Any]:

@@ -148,7 +148,8 @@ class StageView(BaseModel):
 class JobView(BaseModel):
     """A job: its state, its progress, and the number of its current result set, if it has one.
 
-    Times are seconds since 1970; `bytes` counts decoded bytes.
+    Times are seconds since 1970; `seconds` is how long it has run, whatever the clock says; `bytes` counts decoded
+    bytes. While it is queued, `place` is its place in the queue, 1 for the next; `waits_for` says what it waits for.
     """
 
     id: str
@@ -164,6 +165,9 @@ class JobView(BaseModel):
     submitted: float
     started: float | None
     ended: float | None
+    seconds: float
+    place: int | None = None
+    waits_for: str = ""
     attempts: int
     rows: int
     total_rows: int
@@ -216,7 +220,7 @@ class StoreView(BaseModel):
     rows: int
     owner: str
     appended: float
-    withdrawn: dict[str, list[tuple[int, int]]]
+    withdrawn: dict[str, list[list[int]]]
 
 
 class BatchView(BaseModel):

@@ -40,12 +40,12 @@ class OperationRoutes:
         """The page for a browser."""
         return FileResponse(str(PAGE.joinpath("index.html")))
 
-    def alive(self) -> dict[str, str]:
-        """The process responds."""
+    async def alive(self) -> dict[str, str]:
+        """The process responds: in the event loop, so that it needs no thread."""
         return {"status": "ok", "version": __version__}
 
-    def ready(self) -> Response:
-        """The service accepts work: it is not shutting down, and the disk has room."""
+    async def ready(self) -> Response:
+        """The service accepts work: it is not shutting down, the disk has room, and nothing fails at the moment."""
         stopping = self._service.stopping.is_set()
         found = ["the service is shutting down"] if stopping else self._service.problems()
         return problem(503, "; ".join(found)) if found else JSONResponse({"status": "ready"})

@@ -13,8 +13,9 @@ from ..config import GeometryConfig, QuantizationConfig, explain
 from ..errors import UsageError
 from ..layouts import Kernel
 from ..quantization import Quantization
-from .bodies import Body
+from .bodies import Body, Terms, announced
 from .errors import FullError
+from .headers import JudgedSamples
 from .lanes import Activations
 from .messages import V1, BatchView, IngestView, StoreView, WithdrawnView
 from .parameters import BINARY_BODY, Key, LayerName, Responses, StoreName, Whose, errors
@@ -51,6 +52,8 @@ class StoreRoutes:
     def __init__(self, service: Service) -> None:
         self._service = service
         self._ingests = Places(service.config.limits.ingests)
+        most = service.config.limits.body
+        self._terms = Terms(most, service.config.connections.body_seconds, JudgedSamples(most))
 
     def router(self) -> APIRouter:
         """The paths, described for OpenAPI."""
@@ -118,8 +121,8 @@ class StoreRoutes:
         about = f" {channel_axis} {quantization or ''}" + (f" {geometry}" if geometry else "")
         self._check_capacity()
         with self._ingests.taken():
-            await asyncio.to_thread(self._service.check_room)
-            body = await Body.received(request, self._service.incoming, self._service.config.limits.body)
+            await asyncio.to_thread(self._service.check_room, announced(request, self._terms.most) or 0)
+            body = await Body.received(request, self._service.incoming, self._terms)
             try:
                 appended = await self._appended(
                     store,

@@ -21,6 +21,7 @@ from stores import Array, build_store, samples
 from told import Told
 
 from streamstats.calibration.recorder import Recorder
+from streamstats.cli import main
 from streamstats.config import ClusterConfig, JobConfig
 from streamstats.jobs.forget import forget
 from streamstats.jobs.job import Job
@@ -211,7 +212,9 @@ def test_verify_finds_a_change_that_only_one_statistic_can_see(
     assert problem.problem == f"statistics differ from those that were counted: {seen_by}"
 
 
-def test_the_command_line_counts_them_in_processes_and_shows_them(tmp_path: Path) -> None:
+def test_the_command_line_counts_them_in_processes_and_shows_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     store = build_store(tmp_path / "s.zarr", {"conv": values()}, chunks=(7, 4, 3, 6))
     job = tmp_path / "job.yaml"
     job.write_text(
@@ -223,11 +226,12 @@ def test_the_command_line_counts_them_in_processes_and_shows_them(tmp_path: Path
     assert document["statistics"] == ["mean", "extrema", "products", "zeros"]
     assert document["all_zeros"] == int((values() == 0).sum())
     check(tmp_path / "out", values())
-    shown = json.loads(command_line("inspect", str(tmp_path / "out"), "conv", "--json").stdout)
-    assert shown["per_channel"]["zeros"] == (values() == 0).sum(axis=(0, 1, 2)).tolist()
-    assert "all zeros" in command_line("inspect", str(tmp_path / "out")).stdout
-    assert command_line("verify", str(job)).returncode == 0
-    assert command_line("status", str(tmp_path / "out")).returncode == 0
+    assert main(["inspect", str(tmp_path / "out"), "conv", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["per_channel"]["zeros"] == (values() == 0).sum(axis=(0, 1, 2)).tolist()
+    assert main(["inspect", str(tmp_path / "out")]) == 0
+    assert "all zeros" in capsys.readouterr().out
+    assert main(["verify", str(job)]) == 0
+    assert main(["status", str(tmp_path / "out")]) == 0
 
 
 def command_line(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -23,7 +23,7 @@ import psutil
 import pytest
 import zarr
 from counting import count_all
-from distributed import Client, LocalCluster, Nanny
+from distributed import Client, LocalCluster, Nanny, SpecCluster, Status
 from stores import build_store, samples
 from told import Told
 
@@ -649,3 +649,19 @@ def test_scheduler_and_client_take_no_more_memory_the_more_tasks_there_are(
         )
     assert len(memory) == 6000
     assert memory[-1] - memory[1000] < 20e6
+
+
+def test_what_dask_does_at_exit_fits_a_cluster_whose_start_was_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = {*SpecCluster._instances}
+    with monkeypatch.context() as patch:
+        patch.setattr(SpecCluster, "sync", interrupted)
+        with pytest.raises(KeyboardInterrupt) as held, local_processes.local_processes(1, 1):
+            pass
+    (cluster,) = {*SpecCluster._instances} - before
+    assert not cluster.shutdown_on_close
+    del held  # it kept the cluster
+    cluster._loop_runner.stop()
+    cluster.status = Status.closed  # nothing was started
