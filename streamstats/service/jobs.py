@@ -204,7 +204,7 @@ class Jobs:
     def interrupt(self, name: str) -> None:
         """Have a job that runs save, stop and start again, with what `complete` gives it then."""
         with self._lock:
-            if name in self._processes:
+            if name in self._processes and self._table.get(name).state == RUNNING:
                 self._interrupted.add(name)
                 self._processes[name].terminate(STOP_SECONDS)
 
