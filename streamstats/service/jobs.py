@@ -153,6 +153,8 @@ class Jobs:
         return places_in_queue(self._table.queued(follows=follows), running, turns, places, why)
 
     def _check_capacity(self, submitted: Submitted) -> None:
+        if not self._resumed:
+            raise FullError("the service is starting; submit the job again later")
         if submitted.follows and not self._places[True]:
             raise ConflictError("this service does not run jobs that follow a store; leave `follow` out")
         waiting = self._table.waiting()
@@ -234,10 +236,13 @@ class Jobs:
     # Starting and stopping
 
     def start(self) -> None:
-        """Queue the jobs that an earlier service left running, and begin to run jobs."""
+        """Queue the jobs that an earlier service left running, and begin to run jobs; what fails is tried again."""
+        with self._faults.noted("the queue of jobs"):
+            self._resume()
         self._thread.start()
 
     def _resume(self) -> None:
+        """Until this succeeds, no job is submitted: its folder would be taken for one that was left behind."""
         known = self._table.states()
         for folder in self._folder.iterdir():
             if folder.name not in known:  # its submission, or its deletion, was interrupted
