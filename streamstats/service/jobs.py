@@ -21,18 +21,7 @@ from ..errors import OutputError, StreamstatsError
 from ..storage.files import make_folders, remove_folder, write_json
 from .errors import BusyError, ConflictError, DamagedError, FullError
 from .faults import RETRY_SECONDS, Faults
-from .job_table import (
-    CANCELLED,
-    CANCELLING,
-    DONE,
-    ENDED,
-    FAILED,
-    INCOMPLETE,
-    QUEUED,
-    RUNNING,
-    JobTable,
-    Submitted,
-)
+from .job_table import CANCELLED, CANCELLING, DONE, ENDED, FAILED, INCOMPLETE, QUEUED, RUNNING, JobTable, Submitted
 from .memory import no_memory
 from .messages import OWN, JobView
 from .metrics import Metrics
@@ -185,10 +174,7 @@ class Jobs:
         return self._table.get(name)
 
     def forget(self, name: str) -> JobView:
-        """Queue a job that has ended, to subtract the batches that were withdrawn; then it is in the same state again.
-
-        Raises `NotFoundError`, `ConflictError`.
-        """
+        """Queue a job that has ended, to subtract withdrawn batches. Raises `NotFoundError`, `ConflictError`."""
         with self._lock:
             found = self._table.get(name)
             if found.state not in ENDED or name in self._processes:
