@@ -41,7 +41,8 @@ class ResultRoutes:
 
     def router(self) -> APIRouter:
         """The paths, described for OpenAPI."""
-        routes = APIRouter(prefix=f"{V1}/jobs/{{job}}", tags=["results"], responses=errors(404, 410, 413, 422, 507))
+        refusals = errors(404, 410, 413, 422, 503, 507)
+        routes = APIRouter(prefix=f"{V1}/jobs/{{job}}", tags=["results"], responses=refusals)
         raw: dict[str, Any] = {"response_class": Response}
         routes.get("/layers", **raw)(self.layers)
         routes.get("/layers/{layer:path}", **raw)(self.channels)

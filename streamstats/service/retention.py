@@ -25,6 +25,8 @@ from .settings import RetentionConfig
 from .stores import Stores
 from .uploads import Uploads
 
+LOOK_SECONDS = 10.0
+"""The longest time between two looks at whether it is time, so that what failed is soon tried again."""
 BY_ITSELF = "(retention)"
 """In the audit log, where no token has such a name."""
 Kind = Literal["jobs", "sets", "stores", "uploads", "events"]
@@ -61,10 +63,13 @@ class Retention:
     ) -> None:
         self._config, self._database, self._table = config, database, table
         self._jobs, self._stores, self._uploads, self._audit = jobs, stores, uploads, audit
+        self._next = 0.0
 
     def apply(self) -> None:
-        """Remove what the configuration does not keep. Raises `OutputError`."""
-        list(self.prune(BY_ITSELF))
+        """Remove what the configuration does not keep, if it is time, and after a failure. Raises `OutputError`."""
+        if time.monotonic() >= self._next:
+            list(self.prune(BY_ITSELF))
+            self._next = time.monotonic() + self._config.every
 
     def _note(self, who: str, removed: Expired) -> None:
         log.info("removed: %s %s", removed.kind, removed.thing.name)

@@ -38,7 +38,7 @@ from .messages import MOST_RULES, OWN, About, JobView, OnnxRequest, RunRequest, 
 from .metrics import Metrics
 from .notices import Notices
 from .processes import INPUTS, ProcessLimits
-from .retention import Retention
+from .retention import LOOK_SECONDS, Retention
 from .runner import REPORT
 from .settings import ServiceConfig
 from .stores import Stores
@@ -84,7 +84,7 @@ class Service:
         self.notices = Notices(self.database, self.table, config.made_hooks(self.data / hooks.FOLDER), self.faults)
         self.jobs.listen(lambda _: self.notices.wake())
         self._watch = Repeated("the database", self.database.check, self.faults, CHECK_SECONDS)
-        self._pruning = Repeated("retention", self.retention.apply, self.faults, config.retention.every)
+        self._pruning = Repeated("retention", self.retention.apply, self.faults, LOOK_SECONDS)
         self._documents: OrderedDict[tuple[str, int, str], Any] = OrderedDict()
         self._lock = threading.Lock()
 

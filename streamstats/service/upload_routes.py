@@ -20,7 +20,7 @@ class UploadRoutes:
 
     def router(self) -> APIRouter:
         """The paths, described for OpenAPI."""
-        routes = APIRouter(prefix=f"{V1}/uploads", tags=["uploads"], responses=errors(404, 413, 422, 507))
+        routes = APIRouter(prefix=f"{V1}/uploads", tags=["uploads"], responses=errors(404, 413, 422, 503, 507))
         routes.get("")(self.uploads)
         routes.post("", status_code=201, openapi_extra=BINARY_BODY)(self.upload)
         routes.delete("/{upload}", status_code=204)(self.delete_upload)

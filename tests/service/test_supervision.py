@@ -22,6 +22,9 @@ from streamstats.service.lanes import Activations
 from streamstats.service.messages import RunRequest
 from streamstats.service.service import Service
 from streamstats.service.settings import ServiceConfig
+from streamstats.service.tokens import Caller
+
+ADMIN = Caller("admin", "admin")
 
 CODES = {
     "database is locked": (sqlite3.SQLITE_BUSY, "locked by another process"),
@@ -77,7 +80,7 @@ def fails_with(service: Service, failing: Failing, error: Exception, said: str) 
 def test_nothing_that_a_database_raises_ends_the_queue_or_loses_a_job(service: Service, failing: Failing) -> None:
     service.start()
     hindrance, service.jobs._hindrance = service.jobs._hindrance, lambda: "not yet"
-    job = service.submit(RunRequest(kind="run", source=STORE), None).id
+    job = service.submit(RunRequest(kind="run", source=STORE), None, ADMIN).id
     failing.error = raised("disk I/O error")
     service.jobs._hindrance = hindrance
     for text, (_, said) in CODES.items():
@@ -152,14 +155,14 @@ def test_a_fault_is_logged_once_shown_while_it_lasts_and_logged_when_it_is_over(
 
 def test_a_service_that_cannot_resume_its_jobs_accepts_none_until_it_can(service: Service, failing: Failing) -> None:
     with pytest.raises(FullError, match="the service is starting"):
-        service.submit(RunRequest(kind="run", source=STORE), None)
+        service.submit(RunRequest(kind="run", source=STORE), None, ADMIN)
     failing.error = raised("database is locked")
     service.start()
-    assert "the queue of jobs: service.sqlite is locked" in service.problems()[0]
+    assert "the queue of jobs: service.sqlite is locked" in " ".join(service.problems())
     failing.error = None
     wait_until(lambda: service.jobs._resumed)
     wait_until(lambda: not service.problems())
-    assert service.submit(RunRequest(kind="run", source=STORE), None).state in ("queued", "running")
+    assert service.submit(RunRequest(kind="run", source=STORE), None, ADMIN).state in ("queued", "running")
 
 
 # Databases that are damaged, locked, removed
@@ -223,8 +226,8 @@ def test_a_service_whose_database_is_damaged_is_not_ready_and_does_not_start(
         other.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     with path.open("r+b") as file:
         file.write(b"\xa5" * path.stat().st_size)
-    wait_until(lambda: bool(service.problems()))
-    assert "the database: service.sqlite is damaged" in service.problems()[0]
+    wait_until(lambda: any(each.startswith("the database") for each in service.problems()))
+    assert "the database: service.sqlite is damaged" in " ".join(service.problems())
     assert str(tmp_path) not in "".join(service.problems())
     service.stop()
     with pytest.raises(DamagedError, match="is damaged or not a database of the service"):
@@ -236,7 +239,7 @@ def test_a_service_whose_database_is_damaged_is_not_ready_and_does_not_start(
 
 def test_a_service_starts_on_a_full_disk_so_that_results_can_be_read(tmp_path: Path, service: Service) -> None:
     service.start()
-    job = service.submit(RunRequest(kind="run", source=STORE), None).id
+    job = service.submit(RunRequest(kind="run", source=STORE), None, ADMIN).id
     service.stores.append("s", Activations("a", "k", "d", np.ones((2, 3), np.float32))).result(60)
     wait_until(lambda: service.table.get(job).state == "done")
     service.stop()
