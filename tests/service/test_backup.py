@@ -69,6 +69,7 @@ def test_a_backup_that_is_taken_while_activations_arrive_counts_each_batch_once(
             np.testing.assert_array_equal(each.mean, expected)
 
 
+@pytest.mark.soak
 def test_a_service_starts_on_its_backup_with_its_jobs_and_results(tmp_path: Path) -> None:
     with served(tmp_path / "one") as service, service.client() as client:
         done = client.wait(client.submit({"kind": "run", "source": STORE}).id)
