@@ -69,6 +69,7 @@ def test_a_backup_that_is_taken_while_activations_arrive_counts_each_batch_once(
             np.testing.assert_array_equal(each.mean, expected)
 
 
+@pytest.mark.soak
 def test_a_service_starts_on_its_backup_with_its_jobs_and_results(tmp_path: Path) -> None:
     hooks = {"chat": {"url": "http://127.0.0.1:9/"}}
     with served(tmp_path / "one", hooks=hooks) as service, service.client() as client:

@@ -63,7 +63,7 @@ def check_resent(folder: Path, acknowledged: set[str]) -> None:
     np.testing.assert_array_equal(found.mean, ss.prepare_input_mean([block(key) for key in ROWS]))
 
 
-@pytest.mark.parametrize("every", [9, pytest.param(1, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("every", [18, pytest.param(1, marks=pytest.mark.soak)])
 def test_whenever_the_power_fails_what_was_acknowledged_is_counted_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int
 ) -> None:

@@ -237,6 +237,7 @@ def test_a_service_whose_database_is_damaged_is_not_ready_and_does_not_start(
 # A full disk
 
 
+@pytest.mark.soak
 def test_a_service_starts_on_a_full_disk_so_that_results_can_be_read(tmp_path: Path, service: Service) -> None:
     service.start()
     job = service.submit(RunRequest(kind="run", source=STORE), None, ADMIN).id
