@@ -329,13 +329,14 @@ Submit a job to a service: the configuration of a run. The service chooses `outp
 
   streamstats submit job.yaml --watch                  waits for the job; exit status as for `run`
   streamstats submit job.yaml --follow                 counts what is sent to a store, until the job is cancelled
+  streamstats submit job.yaml --name nightly --tag ci  to find the job by
 {SERVICE_ENVIRONMENT}"""
 
 JOBS = f"""\
 List the jobs of a service, newest first, or show one of them.
 
   streamstats jobs
-  streamstats jobs --state running
+  streamstats jobs --state running --submitter ann     --source, --tag and --text restrict the list, too
   streamstats jobs 0123456789abcdef
 {SERVICE_ENVIRONMENT}"""
 

@@ -548,12 +548,19 @@ def _add_submit(parser: argparse.ArgumentParser) -> None:
         help="jobs of the same submitter run in order of priority, highest first",
     )
     parser.add_argument("--key", help="submitting again with the same key gives the same job, not a new one")
+    parser.add_argument("--name", help="what to call the job")
+    parser.add_argument("--tag", action="append", help="a word to find the job by; may be repeated")
+    parser.add_argument("--note", metavar="TEXT", help="a note about the job")
     _add_service(parser)
 
 
 def _add_jobs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("job", metavar="JOB", nargs="?", help="show this job")
-    parser.add_argument("--state", help="only jobs in this state: queued, running, done, …")
+    parser.add_argument("--state", action="append", help="only jobs in this state: queued, running, done, …")
+    parser.add_argument("--submitter", metavar="NAME", help="only jobs of this submitter")
+    parser.add_argument("--source", help="only jobs that read this source")
+    parser.add_argument("--tag", action="append", help="only jobs with this tag; repeated: with all of them")
+    parser.add_argument("--text", help="only jobs in whose name, note, source, … this text occurs")
     parser.add_argument("--limit", metavar="N", type=int, default=20, help="show the newest N jobs")
     _add_service(parser)
 

@@ -70,22 +70,37 @@ def _request(options: Namespace) -> dict[str, Any]:
         say(f"{options.config}: ignoring {' and '.join(ignored)}, which the service chooses")
     follow = {"follow": {"rows": options.until_rows, "idle": options.idle}} if options.follow else {}
     whose = {"submitter": options.submitter or getpass.getuser(), "priority": options.priority}
-    return {"kind": "run", **document, **follow, **whose}
+    return {"kind": "run", **document, **follow, **whose, **_about(options)}
+
+
+def _about(options: Namespace) -> dict[str, Any]:
+    """What the options call the job, over what its configuration may."""
+    found = {"name": options.name, "tags": options.tag, "note": options.note}
+    return {key: value for key, value in found.items() if value}
 
 
 def jobs(options: Namespace) -> None:
     """`streamstats jobs [JOB]`."""
     with _client(options) as client:
         if options.job is None:
-            found = client.jobs(state=options.state, limit=options.limit).jobs
+            found = client.jobs(
+                state=options.state or (),
+                submitter=options.submitter,
+                source=options.source,
+                tag=options.tag or (),
+                text=options.text,
+                limit=options.limit,
+            ).jobs
         else:
             found = [client.job(options.job)]
     if options.json:
         documents = [job.model_dump() for job in found]
         print_json({"jobs": documents} if options.job is None else documents[0])
         return
-    rows = [[job.id, job.state, job.submitter, job.source or job.kind, _rows(job), job.message] for job in found]
-    print_table(["job", "state", "submitter", "source", "rows", "message"], rows, left=4)
+    rows = [
+        [job.id, job.name, job.state, job.submitter, job.source or job.kind, _rows(job), job.message] for job in found
+    ]
+    print_table(["job", "name", "state", "submitter", "source", "rows", "message"], rows, left=5)
 
 
 def _rows(job: JobView) -> str:

@@ -97,11 +97,34 @@ class Client:
         headers = {"Idempotency-Key": key or uuid.uuid4().hex}
         return JobView.model_validate(self._json("POST", "/jobs", json=dict(request), headers=headers))
 
-    def jobs(self, *, state: str | None = None, limit: int = 100, before: int | None = None) -> JobPage:
-        """A page of jobs, newest first. `before`, the `next` of one page, asks for the page after it."""
-        query = {"state": state, "limit": limit, "before": before}
+    def jobs(
+        self,
+        *,
+        state: str | Sequence[str] = (),
+        submitter: str | None = None,
+        source: str | None = None,
+        tag: str | Sequence[str] = (),
+        text: str | None = None,
+        limit: int = 100,
+        before: int | None = None,
+    ) -> JobPage:
+        """A page of jobs, newest first: those in one of the states, with all tags, of the submitter, that read the
+        source, and in which the text occurs.
+
+        `before`, the `next` of one page, asks for the page after it.
+        """
+        query: dict[str, Any] = {"submitter": submitter, "source": source, "text": text, "limit": limit}
+        query |= {"state": state, "tag": tag, "before": before}
         known = {name: value for name, value in query.items() if value is not None}
         return JobPage.model_validate(self._json("GET", "/jobs", params=known))
+
+    def describe(
+        self, job: str, *, name: str | None = None, tags: Sequence[str] | None = None, note: str | None = None
+    ) -> JobView:
+        """Change the name, the tags or the note of a job; what is None stays as it is."""
+        about = {"name": name, "tags": None if tags is None else list(tags), "note": note}
+        known = {key: value for key, value in about.items() if value is not None}
+        return JobView.model_validate(self._json("PATCH", f"/jobs/{quote(job, safe='')}", json=known))
 
     def job(self, job: str) -> JobView:
         """The state and progress of a job."""

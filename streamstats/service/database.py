@@ -58,6 +58,11 @@ MIGRATIONS: Sequence[str] = (
         PRIMARY KEY (store, layer, idempotency_key)
     ) WITHOUT ROWID;
     """,
+    """
+    ALTER TABLE jobs ADD COLUMN name TEXT NOT NULL DEFAULT '';
+    ALTER TABLE jobs ADD COLUMN tags TEXT NOT NULL DEFAULT '[]';
+    ALTER TABLE jobs ADD COLUMN note TEXT NOT NULL DEFAULT '';
+    """,
 )
 """The first n scripts make version n of the database."""
 

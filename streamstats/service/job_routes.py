@@ -8,17 +8,30 @@ from typing import Annotated
 
 from fastapi import APIRouter, Header, Query
 from fastapi.responses import Response, StreamingResponse
+from pydantic import StringConstraints
 
 from .errors import FullError
 from .events import job_events
+from .filters import Wanted
 from .job_table import STATES
-from .messages import V1, JobPage, JobRequest, JobView
+from .messages import MOST_TAGS, V1, About, JobPage, JobRequest, JobView, Tag
 from .parameters import JobId, OptionalKey, Responses, errors
 from .places import Places
 from .service import Service
 
-State = Annotated[str | None, Query(pattern=f"^({'|'.join(STATES)})$")]
-Before = Annotated[int | None, Query(ge=1, le=2**53, description="The `next` of the previous page.")]
+State = Annotated[str, StringConstraints(pattern=f"^({'|'.join(STATES)})$")]
+States = Annotated[list[State], Query(max_length=len(STATES), alias="state", description="In one of these states.")]
+Submitter = Annotated[str | None, Query(max_length=64, description="Of this submitter.")]
+Source = Annotated[str | None, Query(max_length=1024, description="That read this source, as the request names it.")]
+Tags = Annotated[list[Tag], Query(max_length=MOST_TAGS, alias="tag", description="With all of these tags.")]
+Text = Annotated[
+    str | None,
+    Query(
+        max_length=200,
+        description="In whose id, name, tags, note, submitter, source or message this occurs, in either case.",
+    ),
+]
+Before = Annotated[int, Query(ge=1, le=2**53, description="The `next` of the previous page.")]
 LastEvent = Annotated[str | None, Header(alias="Last-Event-ID", max_length=20)]
 EVENTS = "text/event-stream"
 
@@ -37,6 +50,7 @@ class JobRoutes:
         routes.post("", status_code=201)(self.submit)
         routes.get("")(self.jobs)
         routes.get("/{job}")(self.inspect)
+        routes.patch("/{job}")(self.describe)
         routes.post("/{job}/cancel")(self.cancel)
         routes.delete("/{job}", status_code=204)(self.delete)
         routes.get("/{job}/events", responses=streamed, response_class=StreamingResponse)(self.events)
@@ -49,15 +63,27 @@ class JobRoutes:
         return self._service.submit(request, idempotency_key)
 
     def jobs(
-        self, state: State = None, before: Before = None, limit: Annotated[int, Query(ge=1, le=1000)] = 100
+        self,
+        states: States = [],  # noqa: B006 - FastAPI copies it
+        submitter: Submitter = None,
+        source: Source = None,
+        tags: Tags = [],  # noqa: B006
+        text: Text = None,
+        before: Before = 2**53,
+        limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     ) -> JobPage:
-        """The jobs, newest first."""
-        found, following = self._service.table.newest(before=before, limit=limit, state=state)
+        """The jobs, newest first; only those for which all that is given holds."""
+        wanted = Wanted(states, submitter, source, tags, text)
+        found, following = self._service.table.newest(wanted, before=before, limit=limit)
         return JobPage(jobs=found, next=following)
 
     def inspect(self, job: JobId) -> JobView:
         """The state and progress of a job."""
         return self._service.table.get(job)
+
+    def describe(self, job: JobId, about: About) -> JobView:
+        """Change the name, the tags or the note of a job; what the request leaves out stays as it is."""
+        return self._service.jobs.describe(job, about.stated())
 
     def cancel(self, job: JobId) -> JobView:
         """Cancel a job; its results so far are retained."""

@@ -8,28 +8,34 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from sqlite3 import IntegrityError, Row
 from typing import Any
 
 from .database import Database
 from .errors import ConflictError, NotFoundError
+from .filters import Wanted
 from .messages import JobView
 
 QUEUED, RUNNING, CANCELLING = "queued", "running", "cancelling"
 DONE, INCOMPLETE, FAILED, CANCELLED = "done", "incomplete", "failed", "cancelled"
 ENDED = (DONE, INCOMPLETE, FAILED, CANCELLED)
 STATES = (QUEUED, RUNNING, CANCELLING, *ENDED)
+ALL = Wanted()
 MOST_EVENTS = 1000
 """Messages of a job that are read at once."""
 
 
 @dataclass(frozen=True)
 class Submitted:
-    """A request as it arrived: its text (canonical JSON) is what a repeated idempotency key is compared with."""
+    """A request as it arrived: its text (canonical JSON) is what a repeated idempotency key is compared with.
+
+    `about`, its name, tags and note, is not part of that: it can be changed.
+    """
 
     request: Mapping[str, Any]
     key: str | None
+    about: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def text(self) -> str:
@@ -65,6 +71,7 @@ class JobTable:
             "priority": request["priority"],
             "follows": submitted.follows,
             "submitted": time.time(),
+            **_columns(submitted.about),
         }
         places = ", ".join("?" * len(row))
         try:
@@ -94,14 +101,13 @@ class JobTable:
         return _view(row)
 
     def newest(
-        self, *, before: int | None = None, limit: int = 100, state: str | None = None
+        self, wanted: Wanted = ALL, *, before: int = 2**53, limit: int = 100
     ) -> tuple[list[JobView], int | None]:
         """The newest `limit` jobs with numbers below `before`, and the `before` of the page after them, if any."""
-        conditions = {"number < ?": before, "state = ?": state}
-        chosen = {condition: value for condition, value in conditions.items() if value is not None}
-        where = " AND ".join(["1", *chosen])
+        where, values = wanted.where()
         rows = self._database.query(
-            f"SELECT * FROM jobs WHERE {where} ORDER BY number DESC LIMIT ?", (*chosen.values(), limit + 1)
+            f"SELECT * FROM jobs WHERE number < ? AND {where} ORDER BY number DESC LIMIT ?",
+            (before, *values, limit + 1),
         )
         return [_view(row) for row in rows[:limit]], rows[limit - 1]["number"] if len(rows) > limit else None
 
@@ -153,10 +159,22 @@ class JobTable:
             if logged:
                 connection.execute("INSERT INTO events (job, at, text) VALUES (?, ?, ?)", (name, time.time(), message))
 
+    def describe(self, name: str, about: Mapping[str, Any]) -> None:
+        """Change what `about` has of the name, the tags and the note of a job."""
+        columns = _columns(about)
+        if columns:
+            assignments = ", ".join(f"{column} = ?" for column in columns)
+            with self._database.writing() as connection:
+                connection.execute(f"UPDATE jobs SET {assignments} WHERE id = ?", (*columns.values(), name))
+
     def delete(self, name: str) -> None:
         """Delete a job with its log."""
         with self._database.writing() as connection:
             connection.execute("DELETE FROM jobs WHERE id = ?", (name,))
+
+
+def _columns(about: Mapping[str, Any]) -> dict[str, str]:
+    return {name: json.dumps(value) if name == "tags" else value for name, value in about.items()}
 
 
 def _view(row: Row) -> JobView:
@@ -164,6 +182,5 @@ def _view(row: Row) -> JobView:
     fields = {name: row[name] for name in JobView.model_fields if name in row.keys()}  # noqa: SIM118 - a row is no mapping
     speed, running = row["speed"], row["state"] == RUNNING
     left = (row["total_bytes"] - row["bytes"]) / speed if running and speed and row["total_bytes"] else None
-    return JobView(
-        **{**fields, "request": request, "source": request.get("source")}, bytes_per_second=speed, seconds_left=left
-    )
+    parsed = {"request": request, "source": request.get("source"), "tags": json.loads(row["tags"])}
+    return JobView(**{**fields, **parsed}, bytes_per_second=speed, seconds_left=left)

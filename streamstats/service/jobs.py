@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from .. import errors
@@ -93,14 +94,15 @@ class Jobs:
         request: Mapping[str, Any],
         *,
         key: str | None = None,
+        about: Mapping[str, Any] = MappingProxyType({}),
         prepare: Callable[[Path], None] = lambda _: None,
     ) -> JobView:
         """Queue a job; a repeated `key` of the same submitter returns the job that it returned before.
 
-        `prepare` checks a new job and puts what it needs into its folder. Raises `ConflictError`, `FullError`, and what
-        `prepare` raises.
+        `about` has its name, tags and note. `prepare` checks a new job and puts what it needs into its folder.
+        Raises `ConflictError`, `FullError`, and what `prepare` raises.
         """
-        submitted = Submitted(request, key)
+        submitted = Submitted(request, key, about)
         known = self._table.known(submitted)
         if known is not None:
             return known
@@ -143,6 +145,13 @@ class Jobs:
                 self._table.update(name, "is being cancelled", state=CANCELLING)
                 running.terminate()
         log.info("cancelled", extra={"job": name})
+        self._changed(name)
+        return self._table.get(name)
+
+    def describe(self, name: str, about: Mapping[str, Any]) -> JobView:
+        """Change what `about` has of the name, the tags and the note of a job. Raises `NotFoundError`."""
+        self._table.get(name)
+        self._table.describe(name, about)
         self._changed(name)
         return self._table.get(name)
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
-from ..config import ReductionConfig, Settings
+from ..config import NO_NUL, ReductionConfig, Settings
 from ..jobs.job import DEFAULT_MEMORY
 from .settings import Bytes
 
@@ -21,6 +21,8 @@ OWN = "store:"
 
 Upload = Annotated[str, Field(pattern=UPLOAD_ID, description="The `id` of an upload.")]
 Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[ -~]+$")]
+Tag = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/=+-]*$")]
+MOST_TAGS = 20
 
 
 class FollowRequest(Settings):
@@ -32,13 +34,17 @@ class FollowRequest(Settings):
     )
 
 
-class Submission(Settings):
-    """Who submits a job, and its priority."""
+class About(Settings):
+    """What people call a job. It changes nothing of what the job does, and can be changed later."""
 
-    submitter: Annotated[Name, Field(description="The queue shares the workers fairly among submitters.")] = "anonymous"
-    priority: Annotated[
-        int, Field(ge=-100, le=100, description="Orders the jobs of one submitter; higher runs sooner.")
-    ] = 0
+    name: Annotated[
+        str,
+        Field(max_length=100, pattern=r"^[^\x00-\x1f\x7f]*$", description="A name, in one line; need not be unique."),
+    ] = ""
+    tags: Annotated[
+        list[Tag], Field(default_factory=list, max_length=MOST_TAGS, description="Words to find the job by.")
+    ]
+    note: Annotated[str, Field(max_length=4000, pattern=NO_NUL, description="Free text.")] = ""
 
     @model_validator(mode="before")
     @classmethod
@@ -48,6 +54,20 @@ class Submission(Settings):
         except UnicodeEncodeError as error:
             raise ValueError("the request contains unpaired surrogate characters; expected valid Unicode") from error
         return request
+
+    def stated(self) -> dict[str, Any]:
+        """The name, the tags and the note, as far as the request gives them; a tag that is repeated counts once."""
+        found = {name: getattr(self, name) for name in About.model_fields if name in self.model_fields_set}
+        return found | ({"tags": list(dict.fromkeys(self.tags))} if "tags" in found else {})
+
+
+class Submission(About):
+    """Who submits a job, its priority, and what it is called."""
+
+    submitter: Annotated[Name, Field(description="The queue shares the workers fairly among submitters.")] = "anonymous"
+    priority: Annotated[
+        int, Field(ge=-100, le=100, description="Orders the jobs of one submitter; higher runs sooner.")
+    ] = 0
 
 
 class RunRequest(Submission, ReductionConfig):
@@ -101,6 +121,9 @@ class JobView(BaseModel):
 
     id: str
     kind: str
+    name: str
+    tags: list[str]
+    note: str
     source: str | None
     submitter: str
     priority: int

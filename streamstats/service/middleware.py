@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import time
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -15,13 +16,15 @@ from .metrics import Metrics
 
 REQUEST_NUMBER = "streamstats.request"
 """The key, in the scope of a request, of its number in the log."""
+BINARY = re.compile(rf"{V1}/(uploads$|stores/|jobs/[^/]*/corrections$)")
+"""Paths that read their bodies themselves, with limits of their own."""
 METHODS, OTHER = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"), "other"
 
 log = logging.getLogger("streamstats.service")
 
 
 class SmallBodies:
-    """Limits the size of JSON bodies and the time to send one. Other bodies are limited where they are read."""
+    """Limits the size of bodies and the time to send one. Bodies that are not JSON are limited where they are read."""
 
     MOST = 2**20
     SECONDS = 30.0
@@ -31,7 +34,7 @@ class SmallBodies:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI interface."""
-        if scope["type"] != "http" or (scope["method"], scope["path"]) != ("POST", f"{V1}/jobs"):
+        if scope["type"] != "http" or BINARY.match(scope["path"]):
             await self._app(scope, receive, send)
             return
         try:

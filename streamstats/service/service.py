@@ -32,7 +32,7 @@ from .database import Database
 from .errors import ConflictError, GoneError, NotFoundError
 from .job_table import JobTable
 from .jobs import Jobs
-from .messages import MOST_RULES, OWN, JobView, OnnxRequest, RunRequest
+from .messages import MOST_RULES, OWN, About, JobView, OnnxRequest, RunRequest
 from .metrics import Metrics
 from .runner import INPUTS, REPORT
 from .settings import ServiceConfig
@@ -123,17 +123,19 @@ class Service:
     def submit(self, request: RunRequest | OnnxRequest, key: str | None) -> JobView:
         """Queue a job. Raises `UsageError`, `NotFoundError`, `ConflictError`, `FullError`."""
         self.check_room()
-        document = self._with_memory(request)
+        document, about = self._with_memory(request), request.stated()
         if isinstance(request, OnnxRequest):
             check_onnx(request)
-            return self.jobs.submit(document, key=key, prepare=lambda job: self.uploads.put(document, job / INPUTS))
+            return self.jobs.submit(
+                document, key=key, about=about, prepare=lambda job: self.uploads.put(document, job / INPUTS)
+            )
         check_layers(request.layers)
         request.rules()
-        return self.jobs.submit(document, key=key, prepare=lambda _: self._check_source(request.source))
+        return self.jobs.submit(document, key=key, about=about, prepare=lambda _: self._check_source(request.source))
 
     def _with_memory(self, request: RunRequest | OnnxRequest) -> dict[str, Any]:
         """`request` as JSON has it; one that names no memory gets that of the service. Raises `UsageError`."""
-        document: dict[str, Any] = json.loads(request.model_dump_json())
+        document: dict[str, Any] = json.loads(request.model_dump_json(exclude=set(About.model_fields)))
         most = self.config.memory
         if "memory" not in request.model_fields_set:
             return {**document, "memory": most}

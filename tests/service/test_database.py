@@ -12,7 +12,8 @@ from streamstats.errors import DataError, OutputError
 from streamstats.service import database
 from streamstats.service.database import Database
 
-VERSION_1 = database.MIGRATIONS[:1]
+MIGRATIONS = database.MIGRATIONS
+VERSION_1 = MIGRATIONS[:1]
 ADDED = "CREATE TABLE added (x INTEGER); INSERT INTO added SELECT count(*) FROM jobs;"
 
 
@@ -26,7 +27,7 @@ def test_a_database_of_an_older_version_is_migrated_and_keeps_what_it_has(
         connection.execute(
             "INSERT INTO jobs (id, submitter, request, kind, submitted, follows) VALUES ('a', 'ann', '{}', 'run', 0, 0)"
         )
-    monkeypatch.setattr(database, "MIGRATIONS", (*VERSION_1, ADDED))
+    monkeypatch.setattr(database, "MIGRATIONS", (*MIGRATIONS, ADDED))
     newer = Database(path)
     assert [tuple(row) for row in newer.query("SELECT x FROM added")] == [(1,)]
     assert len(Database(path).query("SELECT x FROM added")) == 1  # once
@@ -35,11 +36,11 @@ def test_a_database_of_an_older_version_is_migrated_and_keeps_what_it_has(
 def test_a_migration_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "db"
     Database(path)
-    monkeypatch.setattr(database, "MIGRATIONS", (*VERSION_1, "CREATE TABLE added (x); CREATE TABLE jobs (y)"))
+    monkeypatch.setattr(database, "MIGRATIONS", (*MIGRATIONS, "CREATE TABLE added (x); CREATE TABLE jobs (y)"))
     with pytest.raises(OutputError):
         Database(path)
     with sqlite3.connect(path) as connection:
-        assert connection.execute("PRAGMA user_version").fetchone() == (1,)
+        assert connection.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS),)
         assert connection.execute("SELECT count(*) FROM sqlite_master WHERE name = 'added'").fetchone() == (0,)
     connection.close()
 
