@@ -1,29 +1,52 @@
-"""Answers: errors in one form, JSON with the cause and the remedy; results with an `ETag` of their content."""
+"""Answers: errors in one form, that of RFC 9457; results with an `ETag` of their content."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import FileResponse, Response
+from starlette.types import Receive, Scope, Send
 
 from ..errors import StreamstatsError
 from .errors import status_of
+from .messages import Problem
 
 KINDS = {".html": "text/html; charset=utf-8", ".json": "application/json", ".onnx": "application/octet-stream"}
 BINARY = "application/octet-stream"
+PROBLEM = "application/problem+json"
+REQUEST_NUMBER = "streamstats.request"
+"""The key, in the scope of a request, of its number in the log."""
 RETRY_SECONDS = 5
 
 
-def problem(status: int, message: str) -> Response:
+class ProblemAnswer(Response):
+    """An error. The number of the request becomes known when the error is sent."""
+
+    media_type = PROBLEM
+
+    def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(status_code=status, headers=headers)
+        self._message = message.encode("utf-8", "replace").decode()  # a client may send unpaired surrogates
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The ASGI interface."""
+        title, number = HTTPStatus(self.status_code).phrase, scope.get(REQUEST_NUMBER, "")
+        found = Problem(title=title, status=self.status_code, detail=self._message, request=number)
+        self.body = found.model_dump_json().encode()
+        self.headers["content-length"] = str(len(self.body))
+        await super().__call__(scope, receive, send)
+
+
+def problem(status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
     """An error: its status, and its message in one sentence."""
-    message = message.encode("utf-8", "replace").decode()  # a client may send unpaired surrogates
-    headers = {401: {"www-authenticate": "Bearer"}, 503: {"retry-after": str(RETRY_SECONDS)}}.get(status)
-    return JSONResponse({"error": {"status": status, "message": message}}, status, headers)
+    usual = {401: {"www-authenticate": "Bearer"}, 503: {"retry-after": str(RETRY_SECONDS)}}.get(status, {})
+    return ProblemAnswer(status, message, {**usual, **(headers or {})})
 
 
 def refused(error: StreamstatsError, public: Callable[[str], str]) -> Response:

@@ -22,10 +22,10 @@ from .. import __version__
 from ..config import explain
 from ..errors import StreamstatsError
 from .access import Guard, named_hosts
-from .answers import problem, refused
+from .answers import REQUEST_NUMBER, problem, refused
 from .job_routes import JobRoutes
 from .messages import V1, OnnxRequest, RunRequest
-from .middleware import REQUEST_NUMBER, SmallBodies, Watched
+from .middleware import SmallBodies, Watched
 from .operation_routes import PAGE, OperationRoutes
 from .result_routes import ResultRoutes
 from .service import Service

@@ -15,7 +15,7 @@ from typing import Any
 from .database import Database
 from .errors import ConflictError, NotFoundError
 from .filters import Wanted
-from .messages import JobView
+from .messages import JobSummary, JobView
 
 QUEUED, RUNNING, CANCELLING = "queued", "running", "cancelling"
 DONE, INCOMPLETE, FAILED, CANCELLED = "done", "incomplete", "failed", "cancelled"
@@ -24,6 +24,15 @@ STATES = (QUEUED, RUNNING, CANCELLING, *ENDED)
 ALL = Wanted()
 MOST_EVENTS = 1000
 """Messages of a job that are read at once."""
+COMPUTED = {
+    "source": "json_extract(request, '$.source')",
+    "bytes_per_second": "speed",
+    "seconds_left": f"CASE WHEN state = '{RUNNING}' AND speed > 0 AND total_bytes > 0 "
+    "THEN (total_bytes - bytes) / speed END",
+}
+"""What clients see of a job that is no column."""
+SUMMARY = ", ".join(f"{COMPUTED.get(name, name)} AS {name}" for name in JobSummary.model_fields)
+VIEW = f"{SUMMARY}, request"
 
 
 @dataclass(frozen=True)
@@ -86,7 +95,7 @@ class JobTable:
         if submitted.key is None:
             return None
         where = "submitter = ? AND idempotency_key = ?"
-        row = self._database.one(f"SELECT * FROM jobs WHERE {where}", (submitted.submitter, submitted.key))
+        row = self._database.one(f"SELECT {VIEW} FROM jobs WHERE {where}", (submitted.submitter, submitted.key))
         if row is not None and row["request"] != submitted.text:
             raise ConflictError(
                 f"the idempotency key {submitted.key} was used with another request; use a new key for this one"
@@ -95,21 +104,22 @@ class JobTable:
 
     def get(self, name: str) -> JobView:
         """Raises `NotFoundError`."""
-        row = self._database.one("SELECT * FROM jobs WHERE id = ?", (name,))
+        row = self._database.one(f"SELECT {VIEW} FROM jobs WHERE id = ?", (name,))
         if row is None:
             raise NotFoundError(f"there is no job {name}")
         return _view(row)
 
     def newest(
         self, wanted: Wanted = ALL, *, before: int = 2**53, limit: int = 100
-    ) -> tuple[list[JobView], int | None]:
+    ) -> tuple[list[JobSummary], int | None]:
         """The newest `limit` jobs with numbers below `before`, and the `before` of the page after them, if any."""
         where, values = wanted.where()
         rows = self._database.query(
-            f"SELECT * FROM jobs WHERE number < ? AND {where} ORDER BY number DESC LIMIT ?",
+            f"SELECT {SUMMARY}, number FROM jobs WHERE number < ? AND {where} ORDER BY number DESC LIMIT ?",
             (before, *values, limit + 1),
         )
-        return [_view(row) for row in rows[:limit]], rows[limit - 1]["number"] if len(rows) > limit else None
+        following = rows[limit - 1]["number"] if len(rows) > limit else None
+        return [JobSummary(**_fields(row)) for row in rows[:limit]], following
 
     def counts(self) -> dict[str, int]:
         """The number of jobs in each state."""
@@ -178,9 +188,8 @@ def _columns(about: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _view(row: Row) -> JobView:
-    request = json.loads(row["request"])
-    fields = {name: row[name] for name in JobView.model_fields if name in row.keys()}  # noqa: SIM118 - a row is no mapping
-    speed, running = row["speed"], row["state"] == RUNNING
-    left = (row["total_bytes"] - row["bytes"]) / speed if running and speed and row["total_bytes"] else None
-    parsed = {"request": request, "source": request.get("source"), "tags": json.loads(row["tags"])}
-    return JobView(**{**fields, **parsed}, bytes_per_second=speed, seconds_left=left)
+    return JobView(**{**_fields(row), "request": json.loads(row["request"])})
+
+
+def _fields(row: Row) -> dict[str, Any]:
+    return {**dict(row), "tags": json.loads(row["tags"])}

@@ -113,8 +113,21 @@ class OnnxRequest(Submission):
 JobRequest = Annotated[RunRequest | OnnxRequest, Field(discriminator="kind")]
 
 
-class JobView(BaseModel):
-    """A job: its state, its progress, and the number of its current result set, if it has one.
+class Problem(BaseModel):
+    """An error as RFC 9457 has it: `detail` says what was found, what was expected, and what to do.
+
+    `request` is the number of the request in the service's log, which the header `x-request-id` has, too.
+    """
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str
+    request: str
+
+
+class JobSummary(BaseModel):
+    """A job as lists show it: its state, its progress, and the number of its current result set, if it has one.
 
     Times are seconds since 1970; `bytes` counts decoded bytes.
     """
@@ -141,13 +154,18 @@ class JobView(BaseModel):
     message: str
     results: int | None
     follows: bool
+
+
+class JobView(JobSummary):
+    """A job with the whole request that submitted it."""
+
     request: dict[str, Any]
 
 
 class JobPage(BaseModel):
     """A page of jobs, newest first; `next` is the `before` of the following page."""
 
-    jobs: list[JobView]
+    jobs: list[JobSummary]
     next: int | None
 
 

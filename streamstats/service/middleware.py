@@ -10,12 +10,10 @@ import time
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .answers import problem
+from .answers import REQUEST_NUMBER, problem
 from .messages import V1
 from .metrics import Metrics
 
-REQUEST_NUMBER = "streamstats.request"
-"""The key, in the scope of a request, of its number in the log."""
 BINARY = re.compile(rf"{V1}/(uploads$|stores/|jobs/[^/]*/corrections$)")
 """Paths that read their bodies themselves, with limits of their own."""
 METHODS, OTHER = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"), "other"

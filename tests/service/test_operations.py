@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from http import HTTPStatus
 from pathlib import Path
 
 import httpx
@@ -111,10 +112,13 @@ def test_errors_have_one_form(service: Served) -> None:
         ]
     assert [answer.status_code for answer in answers] == [404, 405, 422, 422, 422, 422]
     for answer in answers:
-        error = answer.json()["error"]
-        assert error["status"] == answer.status_code
-        assert error["message"]
-        assert answer.headers["x-request-id"]
+        assert answer.headers["content-type"] == "application/problem+json"
+        found = answer.json()
+        assert set(found) == {"type", "title", "status", "detail", "request"}
+        assert (found["type"], found["status"]) == ("about:blank", answer.status_code)
+        assert found["title"] == HTTPStatus(answer.status_code).phrase
+        assert found["detail"]
+        assert found["request"] == answer.headers["x-request-id"]
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/", "/static/style.css", "/api/v1/openapi.json"])

@@ -31,7 +31,7 @@ async function checked(answer) {
   if (answer.ok) return answer;
   let message = answer.statusText;
   try {
-    message = (await answer.json()).error.message;
+    message = (await answer.json()).detail ?? message;
   } catch {
     // not an answer of the service: a proxy's
   }
