@@ -26,7 +26,8 @@ from .answers import problem
 TOKEN = "token"
 TOKEN_BYTES = 32
 LINK_SECONDS = 60
-OPEN = ("/healthz", "/readyz", "/api/v1/openapi.json")
+DOCS = "/api/v1/docs"
+OPEN = ("/healthz", "/readyz", "/api/v1/openapi.json", DOCS)
 """Paths that need no token: they reveal nothing about the data."""
 PAGE = ("/", "/static/")
 LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")

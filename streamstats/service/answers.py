@@ -9,9 +9,10 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from ..errors import StreamstatsError
 from .errors import status_of
@@ -23,6 +24,7 @@ PROBLEM = "application/problem+json"
 REQUEST_NUMBER = "streamstats.request"
 """The key, in the scope of a request, of its number in the log."""
 RETRY_SECONDS = 5
+SIZE = "content-range"
 
 
 class ProblemAnswer(Response):
@@ -54,6 +56,26 @@ def refused(error: StreamstatsError, public: Callable[[str], str]) -> Response:
     return problem(status_of(error), " ".join(public(str(error)).split()))
 
 
+class RangedFile(FileResponse):
+    """A file or ranges of it. Ranges that it does not have are refused in the form of all errors."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The ASGI interface."""
+        refusal: Response | None = None
+
+        async def send_unless_refused(message: Message) -> None:
+            nonlocal refusal
+            if message["type"] == "http.response.start" and message["status"] >= 400:
+                sizes = {name: value for name, value in Headers(raw=message["headers"]).items() if name == SIZE}
+                refusal = problem(message["status"], "the header Range names no range of the file; leave it out", sizes)
+            elif refusal is None:
+                await send(message)
+
+        await super().__call__(scope, receive, send_unless_refused)
+        if refusal is not None:
+            await refusal(scope, receive, send)
+
+
 def file_answer(
     request: Request, path: Path, digest: str, extra: Mapping[str, str] | None = None, *, name: str | None = None
 ) -> Response:
@@ -62,7 +84,7 @@ def file_answer(
     if _has_it(request, headers["etag"]):
         return Response(status_code=304, headers=headers)
     kind = KINDS.get(path.suffix, BINARY)
-    return FileResponse(
+    return RangedFile(
         path, headers=headers, media_type=kind, filename=name or path.name, content_disposition_type=_shown(path)
     )
 

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Query
+from fastapi import Header, Query, Request
 from fastapi.responses import Response, StreamingResponse
 from pydantic import StringConstraints
 
@@ -15,7 +15,8 @@ from .events import job_events
 from .filters import Wanted
 from .job_table import STATES
 from .messages import MOST_TAGS, V1, About, JobPage, JobRequest, JobView, Tag
-from .parameters import JobId, OptionalKey, Responses, errors
+from .parameters import JobId, OptionalKey, created, errors, text
+from .paths import Paths
 from .places import Places
 from .service import Service
 
@@ -43,24 +44,25 @@ class JobRoutes:
         self._service = service
         self._streams = Places(service.config.limits.streams)
 
-    def router(self) -> APIRouter:
+    def router(self) -> Paths:
         """The paths, described for OpenAPI."""
-        routes = APIRouter(prefix=f"{V1}/jobs", tags=["jobs"], responses=errors(404, 409, 422, 503, 507))
-        streamed: Responses = {200: {"content": {EVENTS: {}}}}
-        routes.post("", status_code=201)(self.submit)
+        routes = Paths(prefix=f"{V1}/jobs", tags=["jobs"], responses=errors(404, 409, 413, 415, 422, 503, 507))
+        routes.post("", status_code=201, responses=created(JobView) | errors(408))(self.submit)
         routes.get("")(self.jobs)
         routes.get("/{job}")(self.inspect)
         routes.patch("/{job}")(self.describe)
         routes.post("/{job}/cancel")(self.cancel)
         routes.delete("/{job}", status_code=204)(self.delete)
-        routes.get("/{job}/events", responses=streamed, response_class=StreamingResponse)(self.events)
+        routes.get("/{job}/events", responses=text(EVENTS), response_class=StreamingResponse)(self.events)
         return routes
 
-    def submit(self, request: JobRequest, idempotency_key: OptionalKey = None) -> JobView:
+    def submit(self, request: JobRequest, response: Response, idempotency_key: OptionalKey = None) -> JobView:
         """Submit a job. A repeated key of the same submitter returns the job that it returned before."""
         if self._service.stopping.is_set():
             raise FullError("the service is shutting down; submit the job again later")
-        return self._service.submit(request, idempotency_key)
+        job = self._service.submit(request, idempotency_key)
+        response.headers["location"] = f"{V1}/jobs/{job.id}"
+        return job
 
     def jobs(
         self,
@@ -93,11 +95,13 @@ class JobRoutes:
         """Delete a job that has ended, and its results."""
         self._service.jobs.delete(job)
 
-    async def events(self, job: JobId, last_event_id: LastEvent = None) -> Response:
+    async def events(self, request: Request, job: JobId, last_event_id: LastEvent = None) -> Response:
         """Server-sent events: `job` (its state and progress), `message` (a line of its log), `end`."""
         await asyncio.to_thread(self._service.table.get, job)
         most = self._streams.most
         self._streams.check(f"{most:,} clients already follow jobs, the limit of this service; poll the job instead")
+        if request.method == "HEAD":
+            return Response(media_type=EVENTS)
         stream = self._counted(job, _number(last_event_id))
         return StreamingResponse(stream, media_type=EVENTS, headers={"x-accel-buffering": "no"})
 

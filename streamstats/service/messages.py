@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field, model_validator
 
 from ..config import NO_NUL, ReductionConfig, Settings
 from ..jobs.job import DEFAULT_MEMORY
-from .settings import Bytes
+from .settings import Bytes, Limits
 
 V1 = "/api/v1"
 """Before every path that is described by OpenAPI."""
@@ -200,6 +200,30 @@ class StatisticView(BaseModel):
 
     name: str
     description: str
+
+
+class AliveView(BaseModel):
+    """The process responds."""
+
+    status: Literal["ok"] = "ok"
+    version: str
+
+
+class ReadyView(BaseModel):
+    """The service accepts work."""
+
+    status: Literal["ready"] = "ready"
+
+
+class ServiceView(BaseModel):
+    """The version of the service, the sources that jobs may read, its limits, and the number of jobs in each state."""
+
+    version: str
+    sources: list[str]
+    prefixes: list[str]
+    memory: int
+    limits: Limits
+    jobs: dict[str, int]
 
 
 class LinkView(BaseModel):

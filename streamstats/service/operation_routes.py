@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from importlib.resources import files
-from typing import Any
 
-from fastapi import APIRouter
 from fastapi.responses import FileResponse, JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from .. import __version__
 from ..statistics.kinds import optional
 from .answers import problem
-from .messages import V1, StatisticView
-from .parameters import ERRORS, errors
+from .messages import OWN, V1, AliveView, ReadyView, ServiceView, StatisticView
+from .parameters import errors, text
+from .paths import Paths
 from .service import Service
 
 PAGE = files(__package__).joinpath("page")
@@ -25,13 +24,13 @@ class OperationRoutes:
     def __init__(self, service: Service) -> None:
         self._service = service
 
-    def router(self) -> APIRouter:
+    def router(self) -> Paths:
         """The paths, described for OpenAPI."""
-        routes = APIRouter(tags=["operations"])
+        routes = Paths(tags=["operations"])
         routes.get("/", include_in_schema=False)(self.page)
-        routes.get("/healthz")(self.alive)
-        routes.get("/readyz", responses={503: ERRORS[503]})(self.ready)
-        routes.get("/metrics", responses=errors(), response_class=Response)(self.metrics)
+        routes.get("/healthz", responses=errors(opened=True))(self.alive)
+        routes.get("/readyz", responses=errors(503, opened=True), response_model=ReadyView)(self.ready)
+        routes.get("/metrics", responses=errors() | text("text/plain"), response_class=Response)(self.metrics)
         routes.get(V1, responses=errors())(self.about)
         routes.get(f"{V1}/statistics", responses=errors())(self.statistics)
         return routes
@@ -40,31 +39,31 @@ class OperationRoutes:
         """The page for a browser."""
         return FileResponse(str(PAGE.joinpath("index.html")))
 
-    def alive(self) -> dict[str, str]:
+    def alive(self) -> AliveView:
         """The process responds."""
-        return {"status": "ok", "version": __version__}
+        return AliveView(version=__version__)
 
     def ready(self) -> Response:
         """The service accepts work: it is not shutting down, and the disk has room."""
         stopping = self._service.stopping.is_set()
         found = ["the service is shutting down"] if stopping else self._service.problems()
-        return problem(503, "; ".join(found)) if found else JSONResponse({"status": "ready"})
+        return problem(503, "; ".join(found)) if found else JSONResponse(ReadyView().model_dump())
 
     def metrics(self) -> Response:
         """Metrics in the format of Prometheus."""
         return Response(self._service.metrics.text(self._service.table.counts), media_type=CONTENT_TYPE_LATEST)
 
-    def about(self) -> dict[str, Any]:
+    def about(self) -> ServiceView:
         """The version, the sources that jobs may read, and the limits."""
         service = self._service
-        return {
-            "version": __version__,
-            "sources": [*service.sources.listed(), *(f"store:{name}" for name in service.stores.names())],
-            "prefixes": list(service.sources.prefixes),
-            "memory": service.config.memory,
-            "limits": service.config.limits.model_dump(),
-            "jobs": service.table.counts(),
-        }
+        return ServiceView(
+            version=__version__,
+            sources=[*service.sources.listed(), *(f"{OWN}{name}" for name in service.stores.names())],
+            prefixes=list(service.sources.prefixes),
+            memory=service.config.memory,
+            limits=service.config.limits,
+            jobs=service.table.counts(),
+        )
 
     def statistics(self) -> list[StatisticView]:
         """The statistics that a job counts if its `statistics` name them, besides those that it always counts."""

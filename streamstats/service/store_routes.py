@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import Query, Request, Response
 from pydantic import ValidationError
 
 from ..config import GeometryConfig, QuantizationConfig, explain
@@ -17,7 +17,8 @@ from .bodies import Body
 from .errors import FullError
 from .lanes import Activations
 from .messages import V1, IngestView, StoreView
-from .parameters import BINARY_BODY, Key, LayerName, Responses, StoreName, errors
+from .parameters import Key, LayerName, Responses, StoreName, created, errors
+from .paths import BINARY_BODY, Paths
 from .places import Places
 from .service import Service
 
@@ -49,14 +50,15 @@ class StoreRoutes:
         self._service = service
         self._ingests = Places(service.config.limits.ingests)
 
-    def router(self) -> APIRouter:
+    def router(self) -> Paths:
         """The paths, described for OpenAPI."""
-        routes = APIRouter(prefix=f"{V1}/stores", tags=["stores"], responses=errors(404, 409, 413, 422, 503, 507))
+        routes = Paths(prefix=f"{V1}/stores", tags=["stores"], responses=errors(404, 409, 413, 415, 422, 503, 507))
         repeated: Responses = {200: {"description": "The key was used before", "model": IngestView}}
         routes.get("")(self.stores)
         routes.get("/{store}")(self.store)
         routes.delete("/{store}", status_code=204)(self.delete_store)
-        routes.post("/{store}/layers/{layer:path}", status_code=201, responses=repeated, openapi_extra=BINARY_BODY)(
+        answers = created(IngestView) | repeated
+        routes.post("/{store}/layers/{layer:path}", status_code=201, responses=answers, openapi_extra=BINARY_BODY)(
             self.ingest
         )
         return routes
@@ -105,6 +107,7 @@ class StoreRoutes:
             finally:
                 body.discard()
         response.status_code = 200 if appended.repeated else 201
+        response.headers["location"] = f"{V1}/stores/{store}"
         return appended
 
     def _check_capacity(self) -> None:

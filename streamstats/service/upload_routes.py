@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
-from fastapi import APIRouter, Request
+from fastapi import Request, Response
 
 from .bodies import Body
 from .messages import V1, UploadView
-from .parameters import BINARY_BODY, UploadId, errors
+from .parameters import UploadId, created, errors
+from .paths import BINARY_BODY, Paths
 from .service import Service
 
 
@@ -18,11 +19,12 @@ class UploadRoutes:
     def __init__(self, service: Service) -> None:
         self._service = service
 
-    def router(self) -> APIRouter:
+    def router(self) -> Paths:
         """The paths, described for OpenAPI."""
-        routes = APIRouter(prefix=f"{V1}/uploads", tags=["uploads"], responses=errors(404, 413, 422, 507))
+        routes = Paths(prefix=f"{V1}/uploads", tags=["uploads"], responses=errors(404, 413, 415, 422, 507))
         routes.get("")(self.uploads)
-        routes.post("", status_code=201, openapi_extra=BINARY_BODY)(self.upload)
+        routes.post("", status_code=201, responses=created(UploadView), openapi_extra=BINARY_BODY)(self.upload)
+        routes.get("/{upload}")(self.inspect)
         routes.delete("/{upload}", status_code=204)(self.delete_upload)
         return routes
 
@@ -30,14 +32,20 @@ class UploadRoutes:
         """The uploads."""
         return self._service.uploads.listed()
 
-    async def upload(self, request: Request) -> UploadView:
+    def inspect(self, upload: UploadId) -> UploadView:
+        """The size of an upload."""
+        return self._service.uploads.view(upload)
+
+    async def upload(self, request: Request, response: Response) -> UploadView:
         """Upload a model or samples for an `onnx` job; the id is the SHA-256 of the content."""
         await asyncio.to_thread(self._service.check_room)
         body = await Body.received(request, self._service.uploads.folder, self._service.config.limits.upload)
         try:
-            return await asyncio.to_thread(self._service.uploads.keep, body)
+            kept = await asyncio.to_thread(self._service.uploads.keep, body)
         finally:
             await asyncio.to_thread(body.discard)
+        response.headers["location"] = f"{V1}/uploads/{kept.id}"
+        return kept
 
     def delete_upload(self, upload: UploadId) -> None:
         """Delete an upload; jobs that were submitted with it keep their copy."""

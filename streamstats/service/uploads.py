@@ -47,6 +47,10 @@ class Uploads:
         found = sorted(each for each in self.folder.iterdir() if not each.name.startswith("."))
         return [UploadView(id=each.name, bytes=each.stat().st_size) for each in found]
 
+    def view(self, name: str) -> UploadView:
+        """One of them. Raises `NotFoundError`."""
+        return UploadView(id=name, bytes=self._path(name).stat().st_size)
+
     def delete(self, name: str) -> None:
         """Delete an upload; jobs that were submitted with it keep their copy. Raises `NotFoundError`."""
         with self._lock:

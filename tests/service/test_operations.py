@@ -105,7 +105,7 @@ def test_errors_have_one_form(service: Served) -> None:
         answers = [
             http.get("/api/v1/nowhere"),
             http.put("/api/v1/jobs"),
-            http.post("/api/v1/jobs", content=b"{"),
+            http.post("/api/v1/jobs", content=b"{", headers={"Content-Type": "application/json"}),
             http.get("/api/v1/jobs?limit=0"),
             http.get("/api/v1/jobs/xyz"),
             http.post("/api/v1/stores/s/layers/l", content=npy(__import__("numpy").ones((2, 2)))),
@@ -121,7 +121,7 @@ def test_errors_have_one_form(service: Served) -> None:
         assert found["request"] == answer.headers["x-request-id"]
 
 
-@pytest.mark.parametrize("path", ["/healthz", "/", "/static/style.css", "/api/v1/openapi.json"])
+@pytest.mark.parametrize("path", ["/healthz", "/", "/static/style.css", "/api/v1/openapi.json", "/api/v1/docs"])
 def test_what_is_open_tells_nothing_of_anybody(service: Served, path: str) -> None:
     text = httpx.get(service.url + path).text
     assert str(service.data) not in text

@@ -1,0 +1,72 @@
+"""Paths of the service, and what holds for every one: a GET also answers HEAD; a body of another type is refused.
+
+Both follow from how a path is described, so no path can forget them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+from fastapi.routing import APIRoute
+from starlette.routing import BaseRoute, Match
+from starlette.types import Scope
+
+from .answers import BINARY
+from .errors import UnsupportedTypeError
+
+JSON = "application/json"
+METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
+BINARY_BODY = {
+    "requestBody": {"required": True, "content": {BINARY: {"schema": {"type": "string", "format": "binary"}}}}
+}
+"""The description of a path that takes a file. Its type may be left out."""
+
+
+class Path(APIRoute):
+    """A path that refuses bodies of another type than it describes, before it reads them."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """As `APIRoute.get_route_handler`."""
+        handle = super().get_route_handler()
+        if self.body_field is not None:
+            return _checked(handle, (JSON,))
+        return _checked(handle, (BINARY, "")) if self.openapi_extra == BINARY_BODY else handle
+
+
+def _checked(
+    handle: Callable[[Request], Coroutine[Any, Any, Response]], kinds: Sequence[str]
+) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+    async def checked(request: Request) -> Response:
+        given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if given not in kinds:
+            raise UnsupportedTypeError(
+                f"the Content-Type of the body is {given or 'missing'}; send it with `Content-Type: {kinds[0]}`"
+            )
+        return await handle(request)
+
+    return checked
+
+
+class Paths(APIRouter):
+    """Paths with the same `prefix`."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(route_class=Path, **options)
+
+    def add_api_route(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
+        """As `APIRouter.add_api_route`; a path for GET is one for HEAD, too, which needs no description."""
+        super().add_api_route(path, endpoint, **options)
+        if options.get("methods") == ["GET"]:
+            super().add_api_route(path, endpoint, **{**options, "methods": ["HEAD"], "include_in_schema": False})
+
+
+def allowed(routes: Sequence[BaseRoute], scope: Scope) -> list[str]:
+    """The methods that the path of `scope` has."""
+    return [
+        method
+        for method in METHODS
+        if any(each.matches({**scope, "method": method})[0] == Match.FULL for each in routes)
+    ]
