@@ -539,7 +539,7 @@ def _add_submit(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--follow", action="store_true", help="keep counting rows as they are appended, until …")
     parser.add_argument("--until-rows", metavar="N", type=int, help="… every layer has N rows")
     parser.add_argument("--idle", metavar="SECONDS", type=float, help="… no rows are appended for this long")
-    parser.add_argument("--submitter", metavar="NAME", help="whose job it is; default: your user name")
+    parser.add_argument("--submitter", metavar="NAME", help="for admins: whose job it is; default: your token's")
     parser.add_argument(
         "--priority",
         metavar="N",

@@ -5,7 +5,6 @@ Heavy imports wait until a command needs them.
 
 from __future__ import annotations
 
-import getpass
 import hashlib
 import json
 from argparse import Namespace
@@ -69,7 +68,7 @@ def _request(options: Namespace) -> dict[str, Any]:
     if ignored:
         say(f"{options.config}: ignoring {' and '.join(ignored)}, which the service chooses")
     follow = {"follow": {"rows": options.until_rows, "idle": options.idle}} if options.follow else {}
-    whose = {"submitter": options.submitter or getpass.getuser(), "priority": options.priority}
+    whose = {"submitter": options.submitter, "priority": options.priority}
     return {"kind": "run", **document, **follow, **whose, **_about(options)}
 
 

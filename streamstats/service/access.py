@@ -1,4 +1,4 @@
-"""Access: a secret token, made at the first start, and the checks that every request must pass.
+"""Access: the checks that every request must pass. Its token must be one that the service knows, of a role that may.
 
 Another site can make a browser send requests, so `Host` and `Origin` are checked as well. A browser fetches downloads
 and reports without headers: a link to one of them can be signed, and is valid for a minute.
@@ -9,28 +9,33 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
+import re
 import secrets
-import stat
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from urllib.parse import parse_qs, quote, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..errors import UsageError
-from ..storage.files import write_secret
 from .answers import problem
+from .messages import V1
+from .tokens import Caller, Role, Tokens
 
-TOKEN = "token"
-TOKEN_BYTES = 32
+CALLER = "streamstats.caller"
+"""The key, in the scope of a request that may pass, of its `Caller`."""
 LINK_SECONDS = 60
 DOCS = "/api/v1/docs"
 OPEN = ("/healthz", "/readyz", "/api/v1/openapi.json", DOCS)
 """Paths that need no token: they reveal nothing about the data."""
 PAGE = ("/", "/static/")
 LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
+LINKED = Caller("link", "read")
+"""Who follows a link that is signed."""
+READING = re.compile(rf"{V1}/jobs/[^/]*/(links|corrections)$")
+"""Paths that change nothing, whatever the method."""
+SENDING = re.compile(rf"{V1}/stores/[^/]*/layers/")
+FOR_ADMINS = re.compile(rf"{V1}/(tokens|audit|prune)(/|$)")
 UNSAFE = ("POST", "PUT", "PATCH", "DELETE")
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
@@ -52,35 +57,11 @@ HEADERS = {
 }
 
 
-class Token:
-    """The secret in the file at `path`, which is made if it is missing.
+class Links:
+    """Signs paths, with a key that ends with the service."""
 
-    Raises `UsageError` for a file that other users can read, and for a secret that is too short.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.is_new = not path.exists()
-        if self.is_new:
-            write_secret(path, secrets.token_urlsafe(TOKEN_BYTES) + "\n")
-        if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-            raise UsageError(f"other users can read {path}; protect it with: chmod 600 {path}")
-        self.path = path
-        self._secret = path.read_text(encoding="ascii").strip().encode()
-        if len(self._secret) < TOKEN_BYTES:
-            raise UsageError(
-                f"the token in {path} has {len(self._secret)} characters, too few for a secret; remove the file, "
-                "and the service makes a new one"
-            )
-
-    @property
-    def text(self) -> str:
-        """The token that clients send."""
-        return self._secret.decode()
-
-    def is_in(self, authorization: str | None) -> bool:
-        """Whether the header `Authorization` carries the secret, compared in constant time."""
-        scheme, _, given = (authorization or "").partition(" ")
-        return hmac.compare_digest(given.strip().encode(), self._secret) and scheme.lower() == "bearer"
+    def __init__(self) -> None:
+        self._key = secrets.token_bytes()
 
     def signed(self, path: str, now: float | None = None) -> str:
         """The address of `path` (decoded) with a signature that is valid for LINK_SECONDS."""
@@ -96,14 +77,14 @@ class Token:
         return hmac.compare_digest(signature.encode(), self._signature(path, int(until)).encode())
 
     def _signature(self, path: str, until: int) -> str:
-        return hmac.new(self._secret, f"link\n{path}\n{until}".encode(), hashlib.sha256).hexdigest()
+        return hmac.new(self._key, f"link\n{path}\n{until}".encode(), hashlib.sha256).hexdigest()
 
 
 class Guard:
     """Refuses requests that may not pass, and adds to every answer the headers that protect a browser."""
 
-    def __init__(self, app: ASGIApp, token: Token, hosts: Sequence[str], *, tls: bool) -> None:
-        self._app, self._token, self._tls = app, token, tls
+    def __init__(self, app: ASGIApp, tokens: Tokens, links: Links, hosts: Sequence[str], *, tls: bool) -> None:
+        self._app, self._tokens, self._links, self._tls = app, tokens, links, tls
         self._hosts = {each.lower() for each in (*LOCAL_NAMES, *hosts)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -139,14 +120,25 @@ class Guard:
         path = scope["path"]
         if path in (PAGE[0], *OPEN) or path.startswith(PAGE[1]):
             return None
-        if self._token.is_in(headers.get("authorization")):
-            return None
-        if scope["method"] in ("GET", "HEAD") and self._token.has_signed(path, scope["query_string"].decode("latin-1")):
-            return None
-        return (
-            401,
-            "the token is missing or wrong; send `Authorization: Bearer TOKEN` with the token in the service's file",
-        )
+        caller = self._caller(scope, headers.get("authorization"))
+        if caller is None:
+            return (
+                401,
+                "the token is missing or wrong; send `Authorization: Bearer TOKEN` with a token that an admin made, or "
+                "with the one in the service's file",
+            )
+        scope[CALLER] = caller
+        needed = needed_role(scope["method"], path)
+        if not caller.may(needed):
+            return 403, f"the token {caller.name} has the role {caller.role}; this request needs the role {needed}"
+        return None
+
+    def _caller(self, scope: Scope, authorization: str | None) -> Caller | None:
+        found = self._tokens.caller(authorization)
+        if found is None and scope["method"] in ("GET", "HEAD"):
+            is_signed = self._links.has_signed(scope["path"], scope["query_string"].decode("latin-1"))
+            return LINKED if is_signed else None
+        return found
 
     def _is_own(self, origin: str, host: str) -> bool:
         """Whether `origin` is this service; the scheme may be that of a proxy with TLS."""
@@ -155,6 +147,23 @@ class Guard:
             return parts.scheme in ("http", "https") and parts.netloc.lower() == host.lower()
         except ValueError:
             return False
+
+
+def needed_role(method: str, path: str) -> Role:
+    """The role that a request needs.
+
+    >>> needed_role("GET", "/api/v1/jobs"), needed_role("POST", "/api/v1/jobs"), needed_role("GET", "/api/v1/audit")
+    ('read', 'submit', 'admin')
+    """
+    if FOR_ADMINS.match(path):
+        return "admin"
+    return "read" if method in ("GET", "HEAD") or READING.match(path) else "submit"
+
+
+def changes(method: str, path: str) -> bool:
+    """Whether a request changes something, other than to append activations, which are too many to be noted."""
+    sends = method == "POST" and SENDING.match(path) is not None
+    return method not in ("GET", "HEAD") and not READING.match(path) and not sends
 
 
 def host_name(header: str) -> str:

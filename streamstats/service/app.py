@@ -22,7 +22,9 @@ from .. import __version__
 from ..config import explain
 from ..errors import StreamstatsError
 from .access import DOCS, Guard, named_hosts
+from .admin_routes import AdminRoutes
 from .answers import REQUEST_NUMBER, problem, refused
+from .audit import Audited
 from .description import describe, operation_id
 from .job_routes import JobRoutes
 from .messages import V1, OnnxRequest, RunRequest
@@ -49,7 +51,7 @@ def make_app(service: Service) -> ASGIApp:
         generate_unique_id_function=operation_id,
         lifespan=_lifespan(service),
     )
-    for routes in (OperationRoutes, JobRoutes, ResultRoutes, StoreRoutes, UploadRoutes):
+    for routes in (OperationRoutes, JobRoutes, ResultRoutes, StoreRoutes, UploadRoutes, AdminRoutes):
         app.include_router(routes(service).router())
     document = describe(app)
     app.openapi = lambda: document  # type: ignore[method-assign]
@@ -78,11 +80,11 @@ def _answer_errors(app: FastAPI, service: Service) -> None:
 
 
 def _protected(app: FastAPI, service: Service) -> ASGIApp:
-    """`app` behind what every request passes: the log, the guard, the limit of JSON bodies."""
+    """`app` behind what every request passes: the log, the audit log, the guard, the limit of JSON bodies."""
     config = service.config
     hosts = named_hosts(config.host, config.allowed_hosts)
-    guard = Guard(SmallBodies(app), service.token, hosts, tls=config.tls is not None)
-    return Watched(guard, service.metrics)
+    guard = Guard(SmallBodies(app), service.tokens, service.links, hosts, tls=config.tls is not None)
+    return Watched(Audited(guard, service.audit), service.metrics)
 
 
 def _http_problem(app: FastAPI, request: Request, error: HTTPException) -> Response:

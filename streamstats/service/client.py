@@ -29,7 +29,20 @@ from ..floats import NARROW
 from ..storage.files import write_bytes
 from ..storage.plain_tensors import plain_tensor_bytes
 from ..storage.tensors import tensors_bytes, tensors_of
-from .messages import V1, IngestView, JobPage, JobView, StoreView, UploadView
+from .messages import (
+    V1,
+    AuditPage,
+    BatchView,
+    IngestView,
+    JobPage,
+    JobView,
+    PrunedView,
+    StoreView,
+    TokenView,
+    UploadView,
+    WithdrawnView,
+)
+from .tokens import Role
 
 if TYPE_CHECKING:
     import httpx
@@ -133,6 +146,10 @@ class Client:
     def cancel(self, job: str) -> JobView:
         """Cancel a job; its results so far are retained."""
         return JobView.model_validate(self._json("POST", f"/jobs/{quote(job, safe='')}/cancel"))
+
+    def forget(self, job: str) -> JobView:
+        """Subtract the batches that were withdrawn from the results of a job that has ended."""
+        return JobView.model_validate(self._json("POST", f"/jobs/{quote(job, safe='')}/forget"))
 
     def delete(self, job: str) -> None:
         """Delete a job that has ended, and its results."""
@@ -252,6 +269,25 @@ class Client:
         """The rows of each layer of a store that the service owns."""
         return StoreView.model_validate(self._json("GET", f"/stores/{quote(name, safe='')}"))
 
+    def batches(self, store: str, layer: str, *, start: int = 0, limit: int = 100) -> list[BatchView]:
+        """What each request appended to a layer, from row `start` on; the next page starts at the last `stop`."""
+        query = {"layer": layer, "start": start, "limit": limit}
+        found = self._asked("GET", f"/stores/{quote(store, safe='')}/batches", params=query).json()
+        return [BatchView.model_validate(each) for each in found]
+
+    def withdraw(self, store: str, layer: str, key: str) -> WithdrawnView:
+        """Have no job count what was appended with `key`; jobs that have ended do so after `forget`."""
+        path = f"/stores/{quote(store, safe='')}/batches"
+        return WithdrawnView.model_validate(self._json("DELETE", path, params={"layer": layer, "key": key}))
+
+    def delete_store(self, name: str) -> None:
+        """Delete a store that the service owns."""
+        self._asked("DELETE", f"/stores/{quote(name, safe='')}")
+
+    def delete_layer(self, store: str, layer: str) -> None:
+        """Delete a layer of a store that the service owns."""
+        self._asked("DELETE", f"/stores/{quote(store, safe='')}/layers/{quote(layer)}")
+
     def upload(self, path: str | Path) -> UploadView:
         """Upload a model or samples for a job of the kind `onnx`. Raises `UsageError` if the file cannot be read."""
         try:
@@ -263,6 +299,40 @@ class Client:
         except self._errors as error:
             raise self._silent(error) from error
         return UploadView.model_validate(_checked(answer).json())
+
+    # For admins
+
+    def tokens(self) -> list[TokenView]:
+        """The tokens, without their secrets."""
+        return [TokenView.model_validate(each) for each in self._asked("GET", "/tokens").json()]
+
+    def new_token(self, name: str, role: Role = "submit") -> str:
+        """Make a token; its secret, which cannot be asked for again."""
+        return str(self._json("POST", "/tokens", json={"name": name, "role": role})["token"])
+
+    def rotate_token(self, name: str, *, overlap: float = 0.0) -> str:
+        """Give a token a new secret, and return it; the old one is valid for `overlap` seconds more."""
+        path = f"/tokens/{quote(name, safe='')}/rotate"
+        return str(self._json("POST", path, params={"overlap": overlap})["token"])
+
+    def revoke_token(self, name: str) -> None:
+        """End a token at once."""
+        self._asked("DELETE", f"/tokens/{quote(name, safe='')}")
+
+    def audit(self, *, who: str | None = None, limit: int = 100, before: int | None = None) -> AuditPage:
+        """A page of the audit log, newest first. `before`, the `next` of one page, asks for the page after it."""
+        query = {"who": who, "limit": limit, "before": before}
+        known = {name: value for name, value in query.items() if value is not None}
+        return AuditPage.model_validate(self._json("GET", "/audit", params=known))
+
+    def prune(self, config: Mapping[str, Any] | None = None, *, dry_run: bool = False) -> list[PrunedView]:
+        """Remove what `config`, as `retention` in a service's configuration, does not keep; by default, the service's.
+
+        A dry run only tells what that is.
+        """
+        body = {} if config is None else {"json": dict(config)}
+        found = self._asked("POST", "/prune", params={"dry_run": dry_run}, timeout=None, **body).json()
+        return [PrunedView.model_validate(each) for each in found]
 
     def _json(self, method: str, path: str, **options: Any) -> dict[str, Any]:
         found: dict[str, Any] = self._asked(method, path, **options).json()

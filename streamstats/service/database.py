@@ -62,6 +62,44 @@ MIGRATIONS: Sequence[str] = (
     ALTER TABLE jobs ADD COLUMN name TEXT NOT NULL DEFAULT '';
     ALTER TABLE jobs ADD COLUMN tags TEXT NOT NULL DEFAULT '[]';
     ALTER TABLE jobs ADD COLUMN note TEXT NOT NULL DEFAULT '';
+    ALTER TABLE jobs ADD COLUMN forgets TEXT;
+    ALTER TABLE jobs ADD COLUMN notify TEXT NOT NULL DEFAULT '[]';
+    CREATE TABLE notices (
+        number INTEGER PRIMARY KEY AUTOINCREMENT,
+        job TEXT NOT NULL,
+        hook TEXT NOT NULL,
+        body TEXT NOT NULL,
+        due REAL NOT NULL,
+        attempts INTEGER NOT NULL DEFAULT 0
+    );
+    CREATE INDEX notices_by_hook ON notices (hook, due);
+    CREATE TABLE tokens (
+        digest BLOB PRIMARY KEY,
+        name TEXT NOT NULL,
+        role TEXT NOT NULL,
+        made REAL NOT NULL,
+        maker TEXT NOT NULL,
+        until REAL
+    ) WITHOUT ROWID;
+    CREATE TABLE audit (
+        number INTEGER PRIMARY KEY AUTOINCREMENT,
+        at REAL NOT NULL,
+        who TEXT NOT NULL,
+        entry TEXT NOT NULL
+    );
+    CREATE TABLE stores (
+        name TEXT PRIMARY KEY,
+        owner TEXT NOT NULL,
+        appended REAL NOT NULL
+    ) WITHOUT ROWID;
+    CREATE TABLE uploads (
+        id TEXT NOT NULL,
+        owner TEXT NOT NULL,
+        uploaded REAL NOT NULL,
+        PRIMARY KEY (id, owner)
+    ) WITHOUT ROWID;
+    ALTER TABLE ingests ADD COLUMN sender TEXT NOT NULL DEFAULT '';
+    ALTER TABLE ingests ADD COLUMN withdrawn REAL;
     """,
 )
 """The first n scripts make version n of the database."""

@@ -9,6 +9,10 @@ class NotFoundError(StreamstatsError):
     """What the request names does not exist: correct the name, or create it."""
 
 
+class ForbiddenError(StreamstatsError):
+    """The token does not allow the request: use another token, or ask its owner."""
+
+
 class ConflictError(StreamstatsError):
     """The current state of a thing does not allow the request: change the state first."""
 
@@ -30,6 +34,7 @@ class GoneError(StreamstatsError):
 
 
 STATUSES: dict[type[StreamstatsError], int] = {
+    ForbiddenError: 403,
     NotFoundError: 404,
     ConflictError: 409,
     GoneError: 410,

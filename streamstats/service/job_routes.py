@@ -15,10 +15,11 @@ from .events import job_events
 from .filters import Wanted
 from .job_table import STATES
 from .messages import MOST_TAGS, V1, About, JobPage, JobRequest, JobView, Tag
-from .parameters import JobId, OptionalKey, created, errors, text
+from .parameters import JobId, OptionalKey, Whose, created, errors, text
 from .paths import Paths
 from .places import Places
 from .service import Service
+from .tokens import Caller
 
 State = Annotated[str, StringConstraints(pattern=f"^({'|'.join(STATES)})$")]
 States = Annotated[list[State], Query(max_length=len(STATES), alias="state", description="In one of these states.")]
@@ -52,15 +53,18 @@ class JobRoutes:
         routes.get("/{job}")(self.inspect)
         routes.patch("/{job}")(self.describe)
         routes.post("/{job}/cancel")(self.cancel)
+        routes.post("/{job}/forget")(self.forget)
         routes.delete("/{job}", status_code=204)(self.delete)
         routes.get("/{job}/events", responses=text(EVENTS), response_class=StreamingResponse)(self.events)
         return routes
 
-    def submit(self, request: JobRequest, response: Response, idempotency_key: OptionalKey = None) -> JobView:
+    def submit(
+        self, request: JobRequest, caller: Whose, response: Response, idempotency_key: OptionalKey = None
+    ) -> JobView:
         """Submit a job. A repeated key of the same submitter returns the job that it returned before."""
         if self._service.stopping.is_set():
             raise FullError("the service is shutting down; submit the job again later")
-        job = self._service.submit(request, idempotency_key)
+        job = self._service.submit(request, idempotency_key, caller)
         response.headers["location"] = f"{V1}/jobs/{job.id}"
         return job
 
@@ -83,17 +87,28 @@ class JobRoutes:
         """The state and progress of a job."""
         return self._service.table.get(job)
 
-    def describe(self, job: JobId, about: About) -> JobView:
+    def describe(self, job: JobId, about: About, caller: Whose) -> JobView:
         """Change the name, the tags or the note of a job; what the request leaves out stays as it is."""
+        self._check_owns(caller, job)
         return self._service.jobs.describe(job, about.stated())
 
-    def cancel(self, job: JobId) -> JobView:
+    def cancel(self, job: JobId, caller: Whose) -> JobView:
         """Cancel a job; its results so far are retained."""
+        self._check_owns(caller, job)
         return self._service.jobs.cancel(job)
 
-    def delete(self, job: JobId) -> None:
+    def forget(self, job: JobId, caller: Whose) -> JobView:
+        """Subtract the batches that were withdrawn from what a job has counted, exactly, as a new result set."""
+        self._check_owns(caller, job)
+        return self._service.jobs.forget(job)
+
+    def delete(self, job: JobId, caller: Whose) -> None:
         """Delete a job that has ended, and its results."""
+        self._check_owns(caller, job)
         self._service.jobs.delete(job)
+
+    def _check_owns(self, caller: Caller, job: str) -> None:
+        caller.check_owns(f"job {job}", self._service.table.get(job).submitter)
 
     async def events(self, request: Request, job: JobId, last_event_id: LastEvent = None) -> Response:
         """Server-sent events: `job` (its state and progress), `message` (a line of its log), `end`."""

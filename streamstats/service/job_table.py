@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
-from sqlite3 import IntegrityError, Row
+from datetime import UTC, datetime
+from sqlite3 import Connection, IntegrityError, Row
 from typing import Any
 
 from .database import Database
@@ -22,6 +24,8 @@ DONE, INCOMPLETE, FAILED, CANCELLED = "done", "incomplete", "failed", "cancelled
 ENDED = (DONE, INCOMPLETE, FAILED, CANCELLED)
 STATES = (QUEUED, RUNNING, CANCELLING, *ENDED)
 ALL = Wanted()
+EVENT = "INSERT INTO events (job, at, text) VALUES (?, ?, ?)"
+NOT_TOLD = {"request", "note", "bytes_per_second", "seconds_left"}
 MOST_EVENTS = 1000
 """Messages of a job that are read at once."""
 COMPUTED = {
@@ -39,7 +43,7 @@ VIEW = f"{SUMMARY}, request"
 class Submitted:
     """A request as it arrived: its text (canonical JSON) is what a repeated idempotency key is compared with.
 
-    `about`, its name, tags and note, is not part of that: it can be changed.
+    `about`, its name, tags, note and hooks, is not part of that.
     """
 
     request: Mapping[str, Any]
@@ -63,10 +67,12 @@ class Submitted:
 
 
 class JobTable:
-    """The jobs in `database`."""
+    """The jobs in `database`; `told` gives the hooks that are told when a job is in a state, among those it names."""
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    def __init__(
+        self, database: Database, told: Callable[[str, Collection[str]], Iterable[str]] = lambda _state, _named: ()
+    ) -> None:
+        self._database, self._told = database, told
 
     def add(self, name: str, submitted: Submitted) -> bool:
         """Queue the job `name`; False if another job has its idempotency key."""
@@ -148,6 +154,32 @@ class JobTable:
         rows = self._database.query(f"SELECT id, request FROM jobs WHERE state NOT IN ({places})", ENDED)
         return [row["id"] for row in rows if json.loads(row["request"]).get("source") == source]
 
+    def counted(self, source: str) -> list[str]:
+        """The jobs that have ended with results and whose request names `source`."""
+        places = ", ".join("?" * len(ENDED))
+        rows = self._database.query(
+            f"SELECT id FROM jobs WHERE state IN ({places}) AND results IS NOT NULL "
+            "AND json_extract(request, '$.source') = ? ORDER BY number",
+            (*ENDED, source),
+        )
+        return [row["id"] for row in rows]
+
+    def forgets(self, name: str) -> str | None:
+        """The state that a job had before it was queued to forget rows; None if it was not."""
+        row = self._database.one("SELECT forgets FROM jobs WHERE id = ?", (name,))
+        return None if row is None else row["forgets"]
+
+    def ended(self) -> list[dict[str, Any]]:
+        """id, end and tags of each job that has ended."""
+        places = ", ".join("?" * len(ENDED))
+        rows = self._database.query(f"SELECT id, ended, tags FROM jobs WHERE state IN ({places})", ENDED)
+        return [{"id": row["id"], "ended": row["ended"] or 0.0, "tags": json.loads(row["tags"])} for row in rows]
+
+    def delete_events(self, last: int) -> None:
+        """Delete all messages up to that number."""
+        with self._database.writing() as connection:
+            connection.execute("DELETE FROM events WHERE number <= ?", (last,))
+
     def queued(self, *, follows: bool) -> list[Row]:
         """number, id, submitter, priority and start of each queued job that does, or does not, follow a store."""
         return self._database.query(
@@ -167,7 +199,25 @@ class JobTable:
         with self._database.writing() as connection:
             connection.execute(f"UPDATE jobs SET {assignments} WHERE id = ?", (*columns.values(), name))
             if logged:
-                connection.execute("INSERT INTO events (job, at, text) VALUES (?, ?, ?)", (name, time.time(), message))
+                connection.execute(EVENT, (name, time.time(), message))
+            if values.get("state") in ENDED:
+                self._note_end(connection, name)
+
+    def _note_end(self, connection: Connection, name: str) -> None:
+        """Note, in the transaction in which a job ends, what hooks are to be told: so none is forgotten."""
+        row = connection.execute(f"SELECT {VIEW} FROM jobs WHERE id = ?", (name,)).fetchone()
+        job = _view(row).model_dump(exclude=NOT_TOLD)
+        at = datetime.fromtimestamp(row["ended"], UTC).isoformat(timespec="seconds")
+        body = json.dumps({"type": f"job.{row['state']}", "timestamp": at, "data": job})
+        for hook in self._told(row["state"], json.loads(row["notify"])):
+            connection.execute(
+                "INSERT INTO notices (job, hook, body, due) VALUES (?, ?, ?, ?)", (name, hook, body, time.time())
+            )
+
+    def say(self, name: str, text: str) -> None:
+        """Add a message to the log of a job, if it still exists."""
+        with self._database.writing() as connection, suppress(IntegrityError):
+            connection.execute(EVENT, (name, time.time(), text))
 
     def describe(self, name: str, about: Mapping[str, Any]) -> None:
         """Change what `about` has of the name, the tags and the note of a job."""
@@ -184,7 +234,7 @@ class JobTable:
 
 
 def _columns(about: Mapping[str, Any]) -> dict[str, str]:
-    return {name: json.dumps(value) if name == "tags" else value for name, value in about.items()}
+    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in about.items()}
 
 
 def _view(row: Row) -> JobView:
@@ -192,4 +242,4 @@ def _view(row: Row) -> JobView:
 
 
 def _fields(row: Row) -> dict[str, Any]:
-    return {**dict(row), "tags": json.loads(row["tags"])}
+    return {**dict(row), "tags": json.loads(row["tags"]), "notify": json.loads(row["notify"])}

@@ -42,6 +42,7 @@ STATE_OF = {errors.DONE: DONE, errors.INCOMPLETE: INCOMPLETE}
 """The states that follow from an exit status; any other means that the job failed or was stopped."""
 MOST_ATTEMPTS = 5
 """How often a job is started whose process ends without reporting an end."""
+STOPPED = "the service was stopped; the job resumes from what was saved"
 LONGEST_MESSAGE = 2000
 RETRY_SECONDS = 1.0
 
@@ -51,17 +52,17 @@ log = logging.getLogger("streamstats.service")
 class Jobs:
     """The jobs in `folder`. `start` resumes those that were running; `stop` interrupts them so that they can resume.
 
-    `complete` turns the folder and the request of a job into what its process does, just before the process starts; it
-    raises `StreamstatsError` for a request that can no longer be met. `public` removes from messages what clients must
-    not see. At most `running` jobs run at the same time, and in addition at most `following` jobs that follow a store;
-    `waiting` more may be queued.
+    `complete` turns the folder and the request of a job into what its process does, just before it starts, and is told
+    whether that is only to forget rows; it raises `StreamstatsError` for a request that can no longer be met. `public`
+    removes from messages what clients must not see. At most `running` jobs run at the same time, and in addition at
+    most `following` jobs that follow a store; `waiting` more may be queued.
     """
 
     def __init__(
         self,
         table: JobTable,
         folder: Path,
-        complete: Callable[[Path, Mapping[str, Any]], dict[str, Any]],
+        complete: Callable[[Path, Mapping[str, Any], bool], dict[str, Any]],
         metrics: Metrics,
         *,
         public: Callable[[str], str] = lambda text: text,
@@ -76,6 +77,7 @@ class Jobs:
         self._lock = threading.Condition()
         self._processes: dict[str, JobProcess] = {}
         self._stopping = False
+        self._interrupted: set[str] = set()
         self._listeners: set[Callable[[str], None]] = set()
         self._thread = threading.Thread(target=self._supervise, name="jobs", daemon=True)
         self._hearing: dict[str, Callable[[str, JobProcess, Any], None]] = {
@@ -147,6 +149,32 @@ class Jobs:
         log.info("cancelled", extra={"job": name})
         self._changed(name)
         return self._table.get(name)
+
+    def forget(self, name: str) -> JobView:
+        """Queue a job that has ended, to subtract the batches that were withdrawn; then it is in the same state again.
+
+        Raises `NotFoundError`, `ConflictError`.
+        """
+        with self._lock:
+            found = self._table.get(name)
+            if found.state not in ENDED or name in self._processes:
+                raise ConflictError(f"job {name} is {found.state}; it forgets withdrawn batches by itself")
+            if found.results is None or found.kind != "run":
+                raise ConflictError(f"job {name} has counted no store; there is nothing to forget")
+            self._queue_to_forget(name, found.state)
+        self._changed(name)
+        return self._table.get(name)
+
+    def _queue_to_forget(self, name: str, state: str) -> None:
+        text = "waits to forget batches that were withdrawn"
+        self._table.update(name, text, state=QUEUED, forgets=state, ended=None, attempts=0)
+
+    def interrupt(self, name: str) -> None:
+        """Have a job that runs save, stop and start again, with what `complete` gives it then."""
+        with self._lock:
+            if name in self._processes:
+                self._interrupted.add(name)
+                self._processes[name].terminate()
 
     def describe(self, name: str, about: Mapping[str, Any]) -> JobView:
         """Change what `about` has of the name, the tags and the note of a job. Raises `NotFoundError`."""
@@ -232,7 +260,8 @@ class Jobs:
         folder = self.folder(job.id)
         try:
             make_folders([folder])
-            write_json(folder / REQUEST, self._complete(folder, job.request))
+            forgets = self._table.forgets(job.id) is not None
+            write_json(folder / REQUEST, self._complete(folder, job.request, forgets))
         except StreamstatsError as error:
             self._finish(job.id, FAILED, str(error))
             self._changed(job.id)
@@ -314,14 +343,19 @@ class Jobs:
     def _end(self, name: str, running: JobProcess, status: int) -> None:
         ended = running.ended
         with self._lock:  # a job that ends cannot be cancelled at the same moment
-            job = self._table.get(name)
+            job, interrupted = self._table.get(name), name in self._interrupted
+            self._interrupted.discard(name)
             if ended.get("status") in STATE_OF:
-                self._finish(name, STATE_OF[ended["status"]], ended["text"])
+                self._finish(name, self._table.forgets(name) or STATE_OF[ended["status"]], ended["text"])
+                if interrupted:  # too late to stop it
+                    self._queue_to_forget(name, self._table.get(name).state)
             elif job.state == CANCELLING:
                 retained = "its results so far are retained" if job.results is not None else "it had no results yet"
                 self._table.update(name, f"cancelled; {retained}", state=CANCELLED, ended=time.time())
             elif self._stopping:
                 self._requeue(name)
+            elif interrupted:
+                self._requeue(name, "a batch was withdrawn; the job resumes without it")
             elif ended:
                 self._finish(name, FAILED, ended["text"])
             else:
@@ -329,12 +363,11 @@ class Jobs:
         log.info("ended", extra={"job": name, "status": status, "state": self._table.get(name).state})
 
     def _finish(self, name: str, state: str, text: str) -> None:
-        self._table.update(name, self._shown(text), logged=True, state=state, ended=time.time())
+        self._table.update(name, self._shown(text), logged=True, state=state, ended=time.time(), forgets=None)
 
-    def _requeue(self, name: str) -> None:
+    def _requeue(self, name: str, text: str = STOPPED) -> None:
         """Queue a job that the service interrupted; the attempt does not count."""
         attempts = self._table.get(name).attempts - 1
-        text = "the service was stopped; the job resumes from what was saved"
         self._table.update(name, text, logged=True, state=QUEUED, attempts=attempts)
 
     def _retry(self, job: JobView, status: int, last: str) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
@@ -21,17 +22,20 @@ import numpy as np
 import numpy.typing as npt
 
 from ..calibration.recorder import Recorder, stored_layer
+from ..calibration.removing import move_layer_away
 from ..calibration.sources.choose import source_of
 from ..errors import MismatchError, OutputError, StreamstatsError, UsageError
 from ..layouts import Kernel
 from ..quantization import Quantization
+from ..storage.files import remove_folder
 from .database import Database
-from .errors import ConflictError, FullError
+from .errors import ConflictError, FullError, NotFoundError
 from .messages import IngestView
 from .metrics import Metrics
 
 TOGETHER = 64 * 2**20
 """Bytes of a layer that are appended at once; a larger request is appended alone."""
+GROUP = "zarr.json"
 IDLE_SECONDS = 60.0
 """After so long without requests, the thread of a store ends."""
 
@@ -40,7 +44,7 @@ log = logging.getLogger("streamstats.service")
 
 @dataclass(frozen=True, eq=False)
 class Activations:
-    """What a client appends to a layer: `samples` on axis 0, with the `key` and the `digest` of the request."""
+    """What `sender` appends to a layer: `samples` on axis 0, with the `key` and the `digest` of the request."""
 
     layer: str
     key: str
@@ -49,6 +53,15 @@ class Activations:
     channel_axis: int = -1
     quantization: Quantization | None = None
     kernel: Kernel | None = None
+    sender: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Removal:
+    """The layer that waits for its removal, and the answer to the request."""
+
+    layer: str
+    answer: Future[None] = field(default_factory=Future)
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,15 +110,28 @@ class Keys:
         if row is None:
             return None
         _check_content(sent, row["digest"])
+        if row["withdrawn"] is not None:
+            raise ConflictError(f"the batch with the key {sent.key} was withdrawn; to send it again, use a new key")
         return IngestView(store=self._store, layer=sent.layer, start=row["start"], stop=row["stop"], repeated=True)
 
     def note(self, fresh: Sequence[_Fresh]) -> None:
         """Note which rows each key stands for."""
         rows = [
-            (self._store, each.sent.layer, each.sent.key, each.sent.digest, each.start, each.stop) for each in fresh
+            (self._store, each.sent.layer, each.sent.key, each.sent.digest, each.start, each.stop, each.sent.sender)
+            for each in fresh
         ]
+        columns = "store, layer, idempotency_key, digest, start, stop, sender"
         with self._database.writing() as connection:
-            connection.executemany("INSERT INTO ingests VALUES (?, ?, ?, ?, ?, ?)", rows)
+            connection.executemany(f"INSERT INTO ingests ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+            connection.execute("UPDATE stores SET appended = ? WHERE name = ?", (time.time(), self._store))
+
+    def claim(self, owner: str) -> None:
+        """Note whose store it is, before it is made."""
+        with self._database.writing() as connection:
+            connection.execute(
+                "INSERT OR REPLACE INTO stores (name, owner, appended) VALUES (?, ?, ?)",
+                (self._store, owner, time.time()),
+            )
 
     def take_back(self, layer: str, rows: int) -> None:
         """Remove the keys of rows beyond the `rows` that the layer has."""
@@ -114,10 +140,14 @@ class Keys:
                 "DELETE FROM ingests WHERE store = ? AND layer = ? AND stop > ?", (self._store, layer, rows)
             )
 
-    def forget(self) -> None:
-        """Remove all keys of the store."""
+    def forget(self, layer: str | None = None) -> None:
+        """Remove all keys of `layer`, or of the store, and whose it is."""
         with self._database.writing() as connection:
+            if layer is not None:
+                connection.execute("DELETE FROM ingests WHERE store = ? AND layer = ?", (self._store, layer))
+                return
             connection.execute("DELETE FROM ingests WHERE store = ?", (self._store,))
+            connection.execute("DELETE FROM stores WHERE name = ?", (self._store,))
 
 
 class Lane:
@@ -132,15 +162,15 @@ class Lane:
         self.store = path.name
         self._path, self._keys, self._metrics = path, keys, metrics
         self._most_layers, self._end_if_idle = layers, end_if_idle
-        self._waiting: queue.SimpleQueue[Waiting | None] = queue.SimpleQueue()
+        self._waiting: queue.SimpleQueue[Waiting | Removal | None] = queue.SimpleQueue()
         self._recorder: Recorder | None = None
         self._layers: set[str] = set()
         self._sure: set[str] = set()
         self._thread = threading.Thread(target=self._work, name=f"store {self.store}", daemon=True)
         self._thread.start()
 
-    def put(self, waiting: Waiting) -> None:
-        """Have `waiting` appended."""
+    def put(self, waiting: Waiting | Removal) -> None:
+        """Have `waiting` appended, or removed."""
         self._waiting.put(waiting)
 
     def is_idle(self) -> bool:
@@ -166,8 +196,11 @@ class Lane:
             while not self._waiting.empty():
                 together.append(self._waiting.get())
             ending = None in together
-            for batch in _batches([each for each in together if each is not None]):
+            for batch in _batches([each for each in together if isinstance(each, Waiting)]):
                 self._take(batch)
+            for each in together:
+                if isinstance(each, Removal):
+                    self._remove(each)
         self._drop_recorder()
 
     def _take(self, batch: Sequence[Waiting]) -> None:
@@ -179,6 +212,23 @@ class Lane:
         except Exception as error:
             log.exception("cannot append", extra={"store": self.store, "layer": layer})
             self._fail(layer, batch, OutputError(f"cannot append to layer {layer}: {type(error).__name__}"))
+
+    def _remove(self, removal: Removal) -> None:
+        """Remove a layer: first its rows, because keys without rows are taken back, then its keys."""
+        layer = removal.layer
+        self._drop_recorder()
+        self._sure.discard(layer)
+        self._layers.discard(layer)
+        try:
+            if layer not in stored_layers(self._path):
+                raise NotFoundError(f"store {self.store} has no layer {layer}")
+            gone = move_layer_away(self._path, layer, self._path.parent)
+            self._keys.forget(layer)
+            remove_folder(gone)
+        except StreamstatsError as error:
+            removal.answer.set_exception(error)
+        else:
+            removal.answer.set_result(None)
 
     def _fail(self, layer: str, batch: Sequence[Waiting], error: StreamstatsError) -> None:
         """Answer with `error`. What the layer holds is no longer certain: it is read again before the next append."""
@@ -196,7 +246,7 @@ class Lane:
         self._recorder = None
 
     def _append(self, layer: str, batch: Sequence[Waiting]) -> None:
-        recorder = self._opened(layer)
+        recorder = self._opened(layer, batch[0].activations.sender)
         fresh: dict[str, _Fresh] = {}
         for waiting in batch:
             try:
@@ -241,9 +291,14 @@ class Lane:
         for each in fresh:
             each.answer(self.store)
 
-    def _opened(self, layer: str) -> Recorder:
-        """The recorder, once the keys of `layer` agree with its rows: at first, and after each failure."""
+    def _opened(self, layer: str, sender: str) -> Recorder:
+        """The recorder, once the keys of `layer` agree with its rows: at first, and after each failure.
+
+        A store that does not exist becomes that of `sender`.
+        """
         if self._recorder is None:
+            if not (self._path / GROUP).exists():
+                self._keys.claim(sender)
             self._recorder = Recorder(self._path, buffered=False)
             self._layers |= stored_layers(self._path)
         if layer not in self._sure:

@@ -9,11 +9,13 @@ from pydantic import BaseModel, Field, model_validator
 
 from ..config import NO_NUL, ReductionConfig, Settings
 from ..jobs.job import DEFAULT_MEMORY
-from .settings import Bytes, Limits
+from .settings import HOOK_NAME, Bytes, Limits
+from .tokens import Role
 
 V1 = "/api/v1"
 """Before every path that is described by OpenAPI."""
 STORE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+TOKEN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$"
 UPLOAD_ID = r"^[0-9a-f]{64}$"
 MOST_RULES = 1000
 OWN = "store:"
@@ -21,6 +23,7 @@ OWN = "store:"
 
 Upload = Annotated[str, Field(pattern=UPLOAD_ID, description="The `id` of an upload.")]
 Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[ -~]+$")]
+HookName = Annotated[str, Field(pattern=HOOK_NAME)]
 Tag = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/=+-]*$")]
 MOST_TAGS = 20
 
@@ -64,10 +67,24 @@ class About(Settings):
 class Submission(About):
     """Who submits a job, its priority, and what it is called."""
 
-    submitter: Annotated[Name, Field(description="The queue shares the workers fairly among submitters.")] = "anonymous"
+    submitter: Annotated[
+        Name | None,
+        Field(
+            description="Whose job it is: that of the token, by default. Only admins may name others. The queue shares "
+            "the workers fairly among submitters."
+        ),
+    ] = None
     priority: Annotated[
         int, Field(ge=-100, le=100, description="Orders the jobs of one submitter; higher runs sooner.")
     ] = 0
+    notify: Annotated[
+        list[HookName],
+        Field(
+            default_factory=list,
+            max_length=20,
+            description="Hooks of the service to tell of the end, besides those that it tells of every job.",
+        ),
+    ]
 
 
 class RunRequest(Submission, ReductionConfig):
@@ -137,6 +154,7 @@ class JobSummary(BaseModel):
     name: str
     tags: list[str]
     note: str
+    notify: list[str]
     source: str | None
     submitter: str
     priority: int
@@ -184,15 +202,103 @@ class UploadView(BaseModel):
 
     id: str
     bytes: int
+    owners: list[str]
+    uploaded: float
 
 
 class StoreView(BaseModel):
-    """A store that the service owns: the rows of each layer; `source` is the store's name in a job request."""
+    """A store that the service owns: the rows of each layer; `source` is the store's name in a job request.
+
+    `withdrawn` are the rows of batches that no job counts any more, as [start, stop], by layer.
+    """
 
     name: str
     source: str
     layers: dict[str, int]
     rows: int
+    owner: str
+    appended: float
+    withdrawn: dict[str, list[tuple[int, int]]]
+
+
+class BatchView(BaseModel):
+    """What one request appended: rows `start` to `stop` of a layer, under a key; `withdrawn` is when it was undone."""
+
+    layer: str
+    key: str
+    start: int
+    stop: int
+    sender: str
+    withdrawn: float | None
+
+
+class WithdrawnView(BaseModel):
+    """A batch that was withdrawn. `jobs` have ended and may have counted it: `POST /jobs/JOB/forget` subtracts it."""
+
+    batch: BatchView
+    jobs: list[str]
+
+
+class NewToken(Settings):
+    """A token to make."""
+
+    name: Annotated[str, Field(pattern=TOKEN_NAME, description="Who will use it; it owns what is made with it.")]
+    role: Annotated[
+        Role,
+        Field(
+            description="read: see everything; submit: also make jobs, stores and uploads, and change its own; admin: "
+            "also change what others made, and make tokens."
+        ),
+    ] = "submit"
+
+
+class TokenView(BaseModel):
+    """A token; `until` is when a secret that was replaced ends."""
+
+    name: str
+    role: Role
+    made: float
+    maker: str
+    until: float | None
+
+
+class SecretView(BaseModel):
+    """The secret of a token, which cannot be asked for again."""
+
+    name: str
+    token: str
+
+
+class AuditEntry(BaseModel):
+    """What was asked of the service, by whom, and the status of the answer; `made` is the path of what it made."""
+
+    number: int
+    at: float
+    who: str
+    role: Role
+    method: str
+    path: str
+    status: int
+    made: str | None = None
+    address: str | None = None
+    request: str | None = None
+
+
+class AuditPage(BaseModel):
+    """A page of the audit log, newest first; `next` is the `before` of the following page."""
+
+    entries: list[AuditEntry]
+    next: int | None
+
+
+class PrunedView(BaseModel):
+    """Something that is not kept: which of `age`, `number` and `bytes` is why, and when it was last used."""
+
+    kind: str
+    name: str
+    at: float
+    bytes: int
+    why: str
 
 
 class StatisticView(BaseModel):
@@ -215,12 +321,21 @@ class ReadyView(BaseModel):
     status: Literal["ready"] = "ready"
 
 
+class CallerView(BaseModel):
+    """The token that was sent."""
+
+    name: str
+    role: Role
+
+
 class ServiceView(BaseModel):
-    """The version of the service, the sources that jobs may read, its limits, and the number of jobs in each state."""
+    """The version of the service, who asks, the sources that jobs may read, its limits, and the jobs in each state."""
 
     version: str
+    you: CallerView
     sources: list[str]
     prefixes: list[str]
+    hooks: list[str]
     memory: int
     limits: Limits
     jobs: dict[str, int]

@@ -10,8 +10,8 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from .. import __version__
 from ..statistics.kinds import optional
 from .answers import problem
-from .messages import OWN, V1, AliveView, ReadyView, ServiceView, StatisticView
-from .parameters import errors, text
+from .messages import OWN, V1, AliveView, CallerView, ReadyView, ServiceView, StatisticView
+from .parameters import Whose, errors, text
 from .paths import Paths
 from .service import Service
 
@@ -53,13 +53,15 @@ class OperationRoutes:
         """Metrics in the format of Prometheus."""
         return Response(self._service.metrics.text(self._service.table.counts), media_type=CONTENT_TYPE_LATEST)
 
-    def about(self) -> ServiceView:
-        """The version, the sources that jobs may read, and the limits."""
+    def about(self, caller: Whose) -> ServiceView:
+        """The version, who asks, the sources that jobs may read, and the limits."""
         service = self._service
         return ServiceView(
             version=__version__,
+            you=CallerView(name=caller.name, role=caller.role),
             sources=[*service.sources.listed(), *(f"{OWN}{name}" for name in service.stores.names())],
             prefixes=list(service.sources.prefixes),
+            hooks=sorted(service.config.hooks),
             memory=service.config.memory,
             limits=service.config.limits,
             jobs=service.table.counts(),

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import Header, Query
+from fastapi import Depends, Header, Query, Request
 from fastapi import Path as InPath
 from pydantic import BaseModel
 
+from .access import CALLER
 from .answers import PROBLEM
 from .messages import STORE_NAME, UPLOAD_ID, Problem
+from .tokens import Caller
 
 NUMBER = "streamstats-results"
 """The response header with the number of the result set."""
@@ -29,7 +31,7 @@ ERRORS: Responses = {
     for status, text in {
         400: "The request cannot be parsed",
         401: "The token is missing or wrong",
-        403: "The request comes from a page of another origin",
+        403: "The token does not allow it, or the request comes from a page of another origin",
         404: "It does not exist",
         408: "The body did not arrive in time",
         409: "The current state does not allow it, or the key was used with another request",
@@ -86,6 +88,13 @@ def parts(*kinds: str) -> Responses:
     return {206: {"description": "The ranges", "content": content, "headers": TAGS}, 416: ERRORS[416]}
 
 
+def _caller(request: Request) -> Caller:
+    found: Caller = request.scope[CALLER]
+    return found
+
+
+Whose = Annotated[Caller, Depends(_caller)]
+"""Who sends the request."""
 JobId = Annotated[str, InPath(pattern=r"^[0-9a-f]{16}$", description="The `id` that the submission returned.")]
 UploadId = Annotated[str, InPath(pattern=UPLOAD_ID)]
 StoreName = Annotated[str, InPath(pattern=STORE_NAME)]

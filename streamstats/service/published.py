@@ -13,28 +13,47 @@ from pathlib import Path
 from ..errors import DataError
 from ..outputs.manifest import MANIFEST, NOTHING, FileEntry, read_manifest
 from ..storage.files import link, read_json, remove, remove_folder, write_json
+from .retaining import Keep, Thing, size_of
 
 CURRENT = "current.json"
 RESULTS = "results"
 RETAINED_SECONDS = 120.0
 """How long a set is retained that is no longer current: a client may be fetching its files."""
+BRIEFLY = Keep(age=RETAINED_SECONDS)
 
 
-def publish(job: Path, files: Mapping[str, Path]) -> int:
+def publish(job: Path, files: Mapping[str, Path], keep: Keep = BRIEFLY) -> int:
     """Make `files` (paths by name) the current set of the job in the folder `job`, and return its number.
 
-    Raises `OutputError`.
+    Of the sets before it, the last is kept, and those that `keep` keeps. Raises `OutputError`.
     """
     number = max(numbers(job), default=0) + 1
     folder = job / RESULTS / str(number)
     link({folder / name: path for name, path in files.items()})
     write_json(job / CURRENT, {"number": number})
-    for old in numbers(job):
-        path = job / RESULTS / str(old)
-        if old < number - 1 and time.time() - path.stat().st_mtime > RETAINED_SECONDS:
-            remove_folder(path)
-            remove(archive_of(path))
+    for old in superseded(job, keep, time.time()):
+        if int(old.name) < number - 1:
+            discard(job, int(old.name))
     return number
+
+
+def superseded(job: Path, keep: Keep, now: float, *, measured: bool = False) -> list[Thing]:
+    """The sets that `keep` does not keep, named by their numbers; with their bytes if they are `measured`.
+
+    None of them is current, or was published less than RETAINED_SECONDS ago.
+    """
+    newest = current(job) or 0
+    folders = [job / RESULTS / str(number) for number in numbers(job) if number < newest]
+    sized = measured or keep.bytes is not None
+    sets = [Thing(each.name, each.stat().st_mtime, size_of(each) if sized else 0) for each in folders]
+    return [each for each, _ in keep.expired(sets, now) if now - each.at > RETAINED_SECONDS]
+
+
+def discard(job: Path, number: int) -> None:
+    """Remove a set. Raises `OutputError`."""
+    path = job / RESULTS / str(number)
+    remove_folder(path)
+    remove(archive_of(path))
 
 
 def result_files(output: Path) -> dict[str, Path]:

@@ -107,7 +107,7 @@ class ResultRoutes:
     def link(self, job: JobId, path: LinkedPath) -> LinkView:
         """A link to a file, the report or the archive of a job, which a browser can open for one minute."""
         self._service.table.get(job)
-        return LinkView(path=self._service.token.signed(f"{V1}/jobs/{job}/{path}"))
+        return LinkView(path=self._service.links.signed(f"{V1}/jobs/{job}/{path}"))
 
     async def corrections(self, request: Request, job: JobId, layout: Layouts) -> Response:
         """The term to add to each bias, as safetensors, for safetensors with LAYER.weight and LAYER.fake_quantized."""

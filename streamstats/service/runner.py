@@ -47,7 +47,9 @@ from ..statistics.histogram import Histogram
 from ..statistics.taps import TapSums
 from ..storage.files import read_json, remove, remove_folder, write_json
 from ..storage.locks import locked
-from .published import publish, result_files
+from .published import BRIEFLY, publish, result_files
+from .retaining import Keep
+from .withdrawing import forget_withdrawn
 
 if TYPE_CHECKING:
     from ..models.onnx.correct import Correction, How
@@ -111,10 +113,14 @@ def _run(request: dict[str, Any], lines: Lines) -> tuple[int, str]:
     """Reduce a store, as the command `run` does: (exit status, message)."""
     fields = {name: value for name, value in request.items() if name in JobConfig.model_fields}
     config = JobConfig.model_validate({**fields, "output": OUTPUT}, strict=False)
-    follow = request["follow"]
+    follow, keep = request["follow"], Keep(**request["sets"])
     if follow is not None:
         _wait_for_layers(str(request["source"]), lines)
-    outcome = _reduced(config.job(), lines, Follow(**follow) if follow is not None else None)
+    forgotten = forget_withdrawn(config.job(), request.get("withdrawn", {}), lines)
+    if request.get("only_forget"):
+        lines.write("results", publish(Path(), result_files(Path(OUTPUT)), keep))
+        return DONE, f"done; {counted(forgotten, 'row')} forgotten"
+    outcome = _reduced(config.job(), lines, Follow(**follow) if follow is not None else None, keep)
     if outcome.complete:
         return DONE, f"done; {counted(len(outcome.statistics), 'layer')}"
     return INCOMPLETE, "; ".join(_incomplete(outcome))
@@ -152,12 +158,12 @@ def _has_layers(source: str) -> bool:
     return True
 
 
-def _reduced(job: Job, lines: Lines, follow: Follow | None = None) -> Outcome:
+def _reduced(job: Job, lines: Lines, follow: Follow | None = None, keep: Keep = BRIEFLY) -> Outcome:
     """Reduce a store, publish the results each time that they are written, and report progress."""
 
     def publish_results(outcome: Outcome) -> None:
         lines.counted(sum(each.rows for each in outcome.statistics.values()))  # without rows that could not be read
-        lines.write("results", publish(Path(), result_files(Path(job.output))))
+        lines.write("results", publish(Path(), result_files(Path(job.output)), keep))
 
     return run_job(job, follow=follow, progress=lines, on_written=publish_results)
 

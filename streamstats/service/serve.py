@@ -43,9 +43,9 @@ def serve(config: ServiceConfig, say: Callable[[str], None]) -> None:
     log_as_json()
     server = _server(service)
     url = _url(listener, tls=config.tls is not None)
-    say(f"serving {url}; the token is in {service.token.path}")
-    if service.token.is_new and sys.stderr.isatty():  # in a log, it would not stay secret
-        say(f"the page, with the token: {url}/#token={service.token.text}")
+    say(f"serving {url}; the token is in {service.token_file.path}")
+    if service.token_file.is_new and sys.stderr.isatty():  # in a log, it would not stay secret
+        say(f"the page, with the token: {url}/#token={service.token_file.text}")
     with listener:
         server.run(sockets=[listener])
     say("stopped; interrupted jobs resume at the next start")

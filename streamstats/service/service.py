@@ -11,12 +11,14 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from ..calibration.recorder import stored_layer
 from ..config import ClusterConfig, LayerConfig
-from ..errors import OutputError, UsageError, counted
+from ..errors import OutputError, UsageError, counted, listed
 from ..jobs.workers import available_cores
 from ..models.linear import LayerCorrection
 from ..models.tensors import tensor_terms, terms_bytes
@@ -26,17 +28,21 @@ from ..outputs.results import open_results
 from ..storage.files import file_digest, make_folders, remove, temporaries
 from ..storage.locks import locked
 from . import published
-from .access import TOKEN, Token
+from .access import Links
+from .audit import Audit
 from .bodies import Body
 from .database import Database
-from .errors import ConflictError, GoneError, NotFoundError
+from .errors import ConflictError, ForbiddenError, GoneError, NotFoundError
 from .job_table import JobTable
 from .jobs import Jobs
-from .messages import MOST_RULES, OWN, About, JobView, OnnxRequest, RunRequest
+from .messages import MOST_RULES, OWN, About, JobView, OnnxRequest, RunRequest, WithdrawnView
 from .metrics import Metrics
+from .notices import Notices
+from .retention import Retention
 from .runner import INPUTS, REPORT
 from .settings import ServiceConfig
 from .stores import Stores
+from .tokens import TOKEN, Caller, TokenFile, Tokens
 from .uploads import Uploads
 
 LOCK = "service.lock"
@@ -61,14 +67,18 @@ class Service:
         self.incoming = self.data / "incoming"
         self._held = ExitStack()
         self._take_folder()
-        self.token = Token(self.data / TOKEN)
+        self.token_file = TokenFile(self.data / TOKEN)
         self.sources = config.sources()
         self.metrics = Metrics()
         self.database = Database(self.data / "service.sqlite")
-        self.table = JobTable(self.database)
-        self.uploads = Uploads(self.data / "uploads", config.limits.uploads)
+        self.tokens, self.links, self.audit = Tokens(self.database, self.token_file), Links(), Audit(self.database)
+        self.table = JobTable(self.database, config.told)
+        self.uploads = Uploads(self.database, self.data / "uploads", config.limits.uploads)
         self.stores = self._stores()
         self.jobs = self._jobs()
+        self.retention = self._retention()
+        self.notices = Notices(self.database, self.table, config.made_hooks(self.data / "hooks"))
+        self.jobs.listen(lambda _: self.notices.wake())
         self._documents: OrderedDict[tuple[str, int, str], Any] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -97,14 +107,22 @@ class Service:
             waiting=limits.waiting_jobs,
         )
 
+    def _retention(self) -> Retention:
+        config, database = self.config.retention, self.database
+        return Retention(config, database, self.table, self.jobs, self.stores, self.uploads, self.audit)
+
     def start(self) -> None:
-        """Begin to run jobs."""
+        """Begin to run jobs, to remove what is not kept, and to tell hooks."""
         self.jobs.start()
+        self.retention.start()
+        self.notices.start()
 
     def stop(self) -> None:
         """Write the activations that were accepted, interrupt the jobs, which save, and release the folder."""
+        self.retention.stop()
         self.stores.close()
         self.jobs.stop()
+        self.notices.stop()
         self._held.close()
 
     def problems(self) -> list[str]:
@@ -120,10 +138,11 @@ class Service:
 
     # Jobs
 
-    def submit(self, request: RunRequest | OnnxRequest, key: str | None) -> JobView:
-        """Queue a job. Raises `UsageError`, `NotFoundError`, `ConflictError`, `FullError`."""
+    def submit(self, request: RunRequest | OnnxRequest, key: str | None, caller: Caller) -> JobView:
+        """Queue a job. Raises `UsageError`, `ForbiddenError`, `NotFoundError`, `ConflictError`, `FullError`."""
         self.check_room()
-        document, about = self._with_memory(request), request.stated()
+        document, about = self._with_memory(request), {**request.stated(), "notify": self._hooks_named(request.notify)}
+        document["submitter"] = submitter(request, caller)
         if isinstance(request, OnnxRequest):
             check_onnx(request)
             return self.jobs.submit(
@@ -133,9 +152,18 @@ class Service:
         request.rules()
         return self.jobs.submit(document, key=key, about=about, prepare=lambda _: self._check_source(request.source))
 
+    def _hooks_named(self, names: Sequence[str]) -> list[str]:
+        """The hooks, each once. Raises `UsageError` for one that the service does not have."""
+        known = self.config.hooks
+        for name in names:
+            if name not in known:
+                have = f"it has {listed(sorted(known))}" if known else "it has none"
+                raise UsageError(f"`notify` names {name!r}, which is no hook of the service; {have}")
+        return list(dict.fromkeys(names))
+
     def _with_memory(self, request: RunRequest | OnnxRequest) -> dict[str, Any]:
         """`request` as JSON has it; one that names no memory gets that of the service. Raises `UsageError`."""
-        document: dict[str, Any] = json.loads(request.model_dump_json(exclude=set(About.model_fields)))
+        document: dict[str, Any] = json.loads(request.model_dump_json(exclude={*About.model_fields, "notify"}))
         most = self.config.memory
         if "memory" not in request.model_fields_set:
             return {**document, "memory": most}
@@ -156,11 +184,15 @@ class Service:
         except NotFoundError as error:
             raise UsageError(str(error)) from error
 
-    def _completed(self, folder: Path, request: Mapping[str, Any]) -> dict[str, Any]:
-        """What the process of a job does: the client's request, on the service's workers."""
-        completed = {**request, "cluster": self._cluster().model_dump()}
+    def _completed(self, folder: Path, request: Mapping[str, Any], forgets: bool) -> dict[str, Any]:
+        """What the process of a job does: the client's request, on the service's workers, without withdrawn batches."""
+        completed = {**request, "cluster": self._cluster().model_dump(), "only_forget": forgets}
+        completed["sets"] = asdict(self.config.retention.sets.keep())
         if request["kind"] == "run":
-            completed["source"] = self._resolved(request["source"])
+            source = request["source"]
+            withdrawn = self.stores.batches.withdrawn(source.removeprefix(OWN)) if source.startswith(OWN) else {}
+            completed["withdrawn"] = {layer: rows.ranges for layer, rows in withdrawn.items()}
+            completed["source"] = self._resolved(source)
         else:
             completed["inputs"] = {path.stem: path.name for path in (folder / INPUTS).iterdir()}
         return completed
@@ -178,13 +210,40 @@ class Service:
             text = text.replace(f"{folder}/", "")
         return text
 
-    def delete_store(self, name: str) -> None:
-        """Delete a store. Raises `NotFoundError`, and `ConflictError` while a job reads the store."""
+    def delete_store(self, name: str, caller: Caller) -> None:
+        """Delete a store. Raises `NotFoundError`, `ForbiddenError`, and `ConflictError` while a job reads the store."""
+        self._check_deletable(name, caller)
+        self.stores.delete(name)
+
+    def delete_layer(self, name: str, layer: str, caller: Caller) -> None:
+        """Delete a layer of a store. Raises as `delete_store` does."""
+        self._check_deletable(name, caller)
+        self.stores.delete_layer(name, layer)
+
+    def _check_deletable(self, name: str, caller: Caller) -> None:
         self.stores.path(name)
+        caller.check_owns(f"store {name}", self.stores.owner(name)[0])
         reading = self.table.reading(OWN + name)
         if reading:
             raise ConflictError(f"job {reading[0]} reads the store {name}; cancel it first")
-        self.stores.delete(name)
+
+    def withdraw(self, name: str, layer: str, key: str, caller: Caller) -> WithdrawnView:
+        """Have no job count a batch any more: those to come do not, those that run now forget it.
+
+        Raises `NotFoundError`, `ForbiddenError` unless the batch or the store is the caller's, and `ConflictError` for
+        a batch that is still being written.
+        """
+        path, batch = self.stores.path(name), self.stores.batches.get(name, layer, key)
+        if batch.sender != caller.name:
+            caller.check_owns(f"store {name}", self.stores.owner(name)[0])
+        stored = stored_layer(path, layer)
+        if stored is None or stored.rows < batch.stop:
+            raise ConflictError(f"the batch with the key {key} is still being written; withdraw it again later")
+        self.stores.batches.withdraw(name, batch)
+        counted = self.table.counted(OWN + name)
+        for job in self.table.reading(OWN + name):
+            self.jobs.interrupt(job)
+        return WithdrawnView(batch=self.stores.batches.get(name, layer, key), jobs=counted)
 
     # Results
 
@@ -258,6 +317,16 @@ class Service:
             while len(self._documents) > CACHED:
                 self._documents.popitem(last=False)
         return made
+
+
+def submitter(request: RunRequest | OnnxRequest, caller: Caller) -> str:
+    """Whose job the request makes. Raises `ForbiddenError` for somebody else's, unless `caller` is an admin."""
+    named = request.submitter
+    if named not in (None, caller.name) and not caller.is_admin:
+        raise ForbiddenError(
+            f"the submitter is {named}, but the token is {caller.name}'s; leave `submitter` out, or ask an admin"
+        )
+    return named or caller.name
 
 
 def check_layers(layers: Sequence[LayerConfig]) -> None:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
+import os
+import re
+from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, get_args
+from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field, ValidationError
 
@@ -12,9 +16,16 @@ from ..address import SERVICE_HOST, SERVICE_PORT
 from ..config import ClusterConfig, Settings, explain, load_yaml
 from ..errors import UsageError
 from ..jobs.sizes import parse_bytes
+from .hooks import Command, Hook, Webhook, secret_in
+from .retaining import Keep
 from .sources import Sources
 
 Bytes = Annotated[int, BeforeValidator(parse_bytes, json_schema_input_type=str | int), Field(gt=0)]
+HOOK_NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
+Ended = Literal["done", "incomplete", "failed", "cancelled"]
+ENDED: tuple[Ended, ...] = get_args(Ended)
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+"""Seconds."""
 Folder = Annotated[Path, Field(strict=False)]
 
 
@@ -34,6 +45,80 @@ class Limits(Settings):
     stores: Annotated[int, Field(ge=1, le=100_000, description="Stores that the service owns.")] = 1000
     layers: Annotated[int, Field(ge=1, le=100_000, description="Layers of each of these stores.")] = 10_000
     free: Annotated[Bytes, Field(description="Free space to reserve on the disk.")] = 2**30
+
+
+def parse_age(age: object) -> object:
+    """Seconds from text such as "90d", "12h", "30m", or from a number of seconds.
+
+    >>> parse_age("90d"), parse_age(60)
+    (7776000.0, 60)
+    """
+    found = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,6})?)\s?([smhd])", age) if isinstance(age, str) else None
+    if isinstance(age, str) and found is None:
+        raise ValueError("expected a time such as 90d, 12h, 30m or 45s")
+    return age if found is None else float(found[1]) * UNITS[found[2]]
+
+
+Age = Annotated[float, BeforeValidator(parse_age, json_schema_input_type=str | float), Field(gt=0, le=1e10)]
+
+
+class Retained(Settings):
+    """What is kept of one kind of thing: the newest; what is left out does not restrict it."""
+
+    age: Annotated[Age | None, Field(description="Remove what was not used for so long, as in 90d or 12h.")] = None
+    number: Annotated[int | None, Field(ge=0, le=2**53, description="Keep at most so many.")] = None
+    bytes: Annotated[Bytes | None, Field(description="Keep at most so many bytes of them, as in 100GiB.")] = None
+
+    def keep(self) -> Keep:
+        """As a value."""
+        return Keep(self.age, self.number, self.bytes)
+
+
+class RetentionConfig(Settings):
+    """What the service keeps of what piles up. By default it keeps everything but replaced result sets."""
+
+    jobs: Annotated[Retained, Field(description="Jobs that have ended, with their results.")] = Retained()
+    sets: Annotated[Retained, Field(description="Of each job: result sets that were replaced.")] = Retained(age=120.0)
+    stores: Annotated[Retained, Field(description="Stores of the service that no job reads.")] = Retained()
+    uploads: Annotated[Retained, Field(description="Models and samples.")] = Retained()
+    events: Annotated[Retained, Field(description="The messages in the logs of all jobs.")] = Retained()
+    keep_tags: Annotated[
+        list[str], Field(default_factory=lambda: ["keep"], description="Jobs with one of these tags are kept.")
+    ]
+    every: Annotated[Age, Field(description="The time between two removals, as in 1h.")] = 3600.0
+
+
+class HookConfig(Settings):
+    """Whom the service tells when jobs end: an address, with a signed request, or a command, on its stdin."""
+
+    url: Annotated[str | None, Field(description="An address, http or https.")] = None
+    secret_file: Annotated[
+        Folder | None, Field(description="Its secret; default: hooks/NAME in `data`. It is made if it is missing.")
+    ] = None
+    command: Annotated[
+        list[str] | None, Field(min_length=1, description="A command: its full path, and its arguments.")
+    ] = None
+    states: Annotated[
+        list[Ended], Field(default_factory=lambda: [*ENDED], description="Tell of jobs that end in these states.")
+    ]
+    every_job: Annotated[bool, Field(description="Tell of every job, not only of those that name it.")] = False
+    seconds: Annotated[float, Field(gt=0, le=60, description="The time for an answer, or for the command.")] = 10.0
+
+    def check(self, name: str) -> None:
+        """Raise `UsageError` for a hook that cannot be told."""
+        if (self.url is None) == (self.command is None):
+            raise UsageError(f"hooks.{name}: give either `url` or `command`")
+        if self.url is not None and not _is_plain_url(self.url):
+            raise UsageError(f"hooks.{name}.url is {self.url}; expected http(s)://HOST/PATH, without a user")
+        if self.command is not None and not (os.path.isabs(self.command[0]) and os.access(self.command[0], os.X_OK)):
+            raise UsageError(f"hooks.{name}.command begins with {self.command[0]}; expected the full path of a program")
+
+    def made(self, name: str, folder: Path) -> Hook:
+        """The hook, whose secret is in `folder` unless it has a file. Raises `UsageError`, `OutputError`."""
+        if self.command is not None:
+            return Command(tuple(self.command), self.seconds)
+        assert self.url is not None
+        return Webhook(self.url, secret_in(self.secret_file or folder / name), self.seconds)
 
 
 class TLS(Settings):
@@ -62,15 +147,32 @@ class ServiceConfig(Settings):
     ]
     memory: Annotated[Bytes, Field(description="The memory limit of a job.")] = 2 * 2**30
     cluster: Annotated[ClusterConfig, Field(description="Where the work is done.")] = ClusterConfig()
+    hooks: Annotated[
+        dict[Annotated[str, Field(pattern=HOOK_NAME)], HookConfig],
+        Field(default_factory=dict, description="Whom to tell when jobs end, by name."),
+    ]
     limits: Limits = Limits()
+    retention: Annotated[RetentionConfig, Field(description="What is kept, and for how long.")] = RetentionConfig(
+        keep_tags=["keep"]
+    )
 
     def sources(self) -> Sources:
         """The sources that jobs may read. Raises `UsageError`."""
         return Sources(self.roots, self.prefixes)
 
+    def told(self, state: str, named: Collection[str]) -> list[str]:
+        """The hooks that are told of a job that ended in `state` and names some."""
+        return [name for name, hook in self.hooks.items() if state in hook.states and (hook.every_job or name in named)]
+
+    def made_hooks(self, folder: Path) -> dict[str, Hook]:
+        """The hooks, whose secrets are in `folder`. Raises `UsageError`, `OutputError`."""
+        return {name: hook.made(name, folder) for name, hook in self.hooks.items()}
+
     def check(self) -> None:
-        """Raise `UsageError` for an unprotected address, missing TLS files, or data that clients could read."""
+        """Raise `UsageError` for an unprotected address, missing TLS files, hooks, or data that clients could read."""
         self.sources()
+        for name, hook in self.hooks.items():
+            hook.check(name)
         data = self.data.resolve()
         for root in self.roots:
             if data.is_relative_to(root.resolve()):
@@ -100,6 +202,16 @@ def load_service_config(path: str | Path) -> ServiceConfig:
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
     return config
+
+
+def _is_plain_url(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        return False
+    plain = url.isprintable() and " " not in url and parts.username is None and port != 0
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and plain
 
 
 def is_loopback(host: str) -> bool:

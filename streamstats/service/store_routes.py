@@ -16,8 +16,8 @@ from ..quantization import Quantization
 from .bodies import Body
 from .errors import FullError
 from .lanes import Activations
-from .messages import V1, IngestView, StoreView
-from .parameters import Key, LayerName, Responses, StoreName, created, errors
+from .messages import V1, BatchView, IngestView, StoreView, WithdrawnView
+from .parameters import Key, LayerName, Responses, StoreName, Whose, created, errors
 from .paths import BINARY_BODY, Paths
 from .places import Places
 from .service import Service
@@ -31,6 +31,9 @@ QuantizationText = Annotated[
         description="JSON with the keys of a configuration: scale, scale_is, zero_point.",
     ),
 ]
+LayerQuery = Annotated[str, Query(min_length=1, max_length=1000)]
+BatchKey = Annotated[str, Query(pattern=r"^[!-~]{1,128}$", description="The Idempotency-Key of the request.")]
+Start = Annotated[int, Query(ge=0, le=2**53)]
 GeometryText = Annotated[
     str | None,
     Query(
@@ -57,6 +60,9 @@ class StoreRoutes:
         routes.get("")(self.stores)
         routes.get("/{store}")(self.store)
         routes.delete("/{store}", status_code=204)(self.delete_store)
+        routes.get("/{store}/batches")(self.batches)
+        routes.delete("/{store}/batches")(self.withdraw)
+        routes.delete("/{store}/layers/{layer:path}", status_code=204)(self.delete_layer)
         answers = created(IngestView) | repeated
         routes.post("/{store}/layers/{layer:path}", status_code=201, responses=answers, openapi_extra=BINARY_BODY)(
             self.ingest
@@ -68,12 +74,30 @@ class StoreRoutes:
         return self._service.stores.names()
 
     def store(self, store: StoreName) -> StoreView:
-        """The rows of each layer."""
+        """Whose it is, and the rows of each layer."""
         return self._service.stores.view(store)
 
-    def delete_store(self, store: StoreName) -> None:
+    def delete_store(self, store: StoreName, caller: Whose) -> None:
         """Delete a store; jobs retain what they counted."""
-        self._service.delete_store(store)
+        self._service.delete_store(store, caller)
+
+    def delete_layer(self, store: StoreName, layer: LayerName, caller: Whose) -> None:
+        """Delete a layer of a store, with the keys of its batches; jobs retain what they counted."""
+        self._service.delete_layer(store, layer, caller)
+
+    def batches(
+        self, store: StoreName, layer: LayerQuery, start: Start = 0, limit: Annotated[int, Query(ge=1, le=1000)] = 100
+    ) -> list[BatchView]:
+        """What was appended to a layer, request by request, in order of rows; the next page starts at the last stop."""
+        self._service.stores.path(store)
+        return self._service.stores.batches.listed(store, layer, start=start, limit=limit)
+
+    def withdraw(self, store: StoreName, layer: LayerQuery, key: BatchKey, caller: Whose) -> WithdrawnView:
+        """Withdraw a batch: its rows stay in the store, but jobs that run now or later do not count them.
+
+        Jobs that have ended keep what they counted until `POST /jobs/JOB/forget`.
+        """
+        return self._service.withdraw(store, layer, key, caller)
 
     async def ingest(
         self,
@@ -81,6 +105,7 @@ class StoreRoutes:
         response: Response,
         store: StoreName,
         layer: LayerName,
+        caller: Whose,
         idempotency_key: Key,
         channel_axis: ChannelAxis = -1,
         quantization: QuantizationText = None,
@@ -101,7 +126,14 @@ class StoreRoutes:
                 appended = await self._appended(
                     store,
                     lambda: Activations(
-                        layer, idempotency_key, body.digest + about, body.samples(), channel_axis, described, kernel
+                        layer,
+                        idempotency_key,
+                        body.digest + about,
+                        body.samples(),
+                        channel_axis,
+                        described,
+                        kernel,
+                        caller.name,
                     ),
                 )
             finally:

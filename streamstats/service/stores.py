@@ -13,15 +13,15 @@ from ..calibration.recorder import stored_layer
 from ..errors import UsageError
 from ..storage.files import make_folders, move_away, moved_away, remove_folder
 from ..storage.names import layer_path
+from .batches import Batches
 from .database import Database
 from .errors import FullError, NotFoundError
-from .lanes import Activations, Keys, Lane, Waiting, stored_layers
+from .lanes import GROUP, Activations, Keys, Lane, Removal, Waiting, stored_layers
 from .messages import OWN, STORE_NAME, IngestView, StoreView
 from .metrics import Metrics
 
 LONGEST_LAYER = 200
 DEEPEST = 16
-GROUP = "zarr.json"
 
 log = logging.getLogger("streamstats.service")
 
@@ -31,6 +31,7 @@ class Stores:
 
     def __init__(self, database: Database, folder: Path, metrics: Metrics, *, stores: int, layers: int) -> None:
         self._database, self.folder, self._metrics = database, folder, metrics
+        self.batches = Batches(database)
         self._most_stores, self._most_layers = stores, layers
         self._lock = threading.Lock()
         self._lanes: dict[str, Lane] = {}
@@ -39,6 +40,13 @@ class Stores:
         make_folders([folder])
         for each in moved_away(folder):  # the service was killed while it deleted them
             remove_folder(each)
+        self._note_older()
+
+    def _note_older(self) -> None:
+        """Note the stores of an older service as nobody's, so only admins may delete them."""
+        rows = [(name, "", (self.folder / name / GROUP).stat().st_mtime) for name in self.names()]
+        with self._database.writing() as connection:
+            connection.executemany("INSERT OR IGNORE INTO stores (name, owner, appended) VALUES (?, ?, ?)", rows)
 
     def append(self, store: str, activations: Activations) -> Future[IngestView]:
         """Append to a layer of `store`, which the first call creates; done when the rows are on the disk.
@@ -50,10 +58,7 @@ class Stores:
         check_activations(activations)
         waiting = Waiting(activations)
         with self._lock:
-            if self._closed:
-                raise FullError("the service is shutting down; send the activations again later")
-            if store in self._deleting:
-                raise FullError(f"store {store} is being deleted; send the activations again later")
+            self._check_open(store)
             self._lane(store).put(waiting)
         return waiting.answer
 
@@ -88,11 +93,40 @@ class Stores:
         return self.folder / name
 
     def view(self, name: str) -> StoreView:
-        """The rows of each layer. Raises `NotFoundError`."""
+        """Whose it is, and the rows of each layer. Raises `NotFoundError`."""
         path = self.path(name)
         stored = {each: stored_layer(path, each) for each in sorted(stored_layers(path))}
         rows = {each: layer.rows for each, layer in stored.items() if layer is not None}
-        return StoreView(name=name, source=OWN + name, layers=rows, rows=sum(rows.values()))
+        owner, appended = self.owner(name)
+        return StoreView(
+            name=name,
+            source=OWN + name,
+            layers=rows,
+            rows=sum(rows.values()),
+            owner=owner,
+            appended=appended,
+            withdrawn={layer: list(found.ranges) for layer, found in self.batches.withdrawn(name).items()},
+        )
+
+    def owner(self, name: str) -> tuple[str, float]:
+        """(whose a store is, when activations were last appended)."""
+        row = self._database.one("SELECT owner, appended FROM stores WHERE name = ?", (name,))
+        return ("", 0.0) if row is None else (row["owner"], row["appended"])
+
+    def delete_layer(self, name: str, layer: str) -> None:
+        """Delete a layer and its idempotency keys. Raises `NotFoundError`."""
+        self.path(name)
+        removal = Removal(layer)
+        with self._lock:
+            self._check_open(name)
+            self._lane(name).put(removal)
+        removal.answer.result()
+
+    def _check_open(self, name: str) -> None:
+        if self._closed:
+            raise FullError("the service is shutting down; send the request again later")
+        if name in self._deleting:
+            raise FullError(f"store {name} is being deleted; send the request again later")
 
     def delete(self, name: str) -> None:
         """Delete a store and its idempotency keys. Raises `NotFoundError`."""

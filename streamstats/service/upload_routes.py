@@ -8,7 +8,7 @@ from fastapi import Request, Response
 
 from .bodies import Body
 from .messages import V1, UploadView
-from .parameters import UploadId, created, errors
+from .parameters import UploadId, Whose, created, errors
 from .paths import BINARY_BODY, Paths
 from .service import Service
 
@@ -33,20 +33,20 @@ class UploadRoutes:
         return self._service.uploads.listed()
 
     def inspect(self, upload: UploadId) -> UploadView:
-        """The size of an upload."""
+        """The size of an upload, and who uploaded it."""
         return self._service.uploads.view(upload)
 
-    async def upload(self, request: Request, response: Response) -> UploadView:
+    async def upload(self, request: Request, caller: Whose, response: Response) -> UploadView:
         """Upload a model or samples for an `onnx` job; the id is the SHA-256 of the content."""
         await asyncio.to_thread(self._service.check_room)
         body = await Body.received(request, self._service.uploads.folder, self._service.config.limits.upload)
         try:
-            kept = await asyncio.to_thread(self._service.uploads.keep, body)
+            kept = await asyncio.to_thread(self._service.uploads.keep, body, caller.name)
         finally:
             await asyncio.to_thread(body.discard)
         response.headers["location"] = f"{V1}/uploads/{kept.id}"
         return kept
 
-    def delete_upload(self, upload: UploadId) -> None:
-        """Delete an upload; jobs that were submitted with it keep their copy."""
-        self._service.uploads.delete(upload)
+    def delete_upload(self, upload: UploadId, caller: Whose) -> None:
+        """Delete an upload, unless others uploaded it, too; jobs that were submitted with it keep their copy."""
+        self._service.uploads.delete(upload, caller)

@@ -1,32 +1,47 @@
-"""Uploads: models and samples that jobs refer to, named by the SHA-256 of their content."""
+"""Uploads: models and samples that jobs refer to, named by the SHA-256 of their content.
+
+What several people upload is stored once, and is there until each of them, or an admin, has deleted it.
+"""
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
 from ..errors import UsageError
 from ..storage.files import link, make_folders, remove, temporaries
 from .bodies import Body, file_name
+from .database import Database
 from .errors import NotFoundError, TooLargeError
 from .messages import UploadView
+from .tokens import Caller
 
 FIELDS = ("model", "samples", "quantized", "held_out", "labels")
 """The keys of a request that name uploads."""
 
 
 class Uploads:
-    """The files in `folder`, at most `most` bytes together."""
+    """The files in `folder`, at most `most` bytes together; `database` knows whose they are."""
 
-    def __init__(self, folder: Path, most: int) -> None:
-        self.folder, self._most = folder, most
+    def __init__(self, database: Database, folder: Path, most: int) -> None:
+        self._database, self.folder, self._most = database, folder, most
         self._lock = threading.Lock()
         make_folders([folder])
         for path in temporaries(folder):
             remove(path)
+        for each in self.listed():
+            if not each.owners:  # of an older service: nobody's, so that only admins may delete it
+                self._note(each.id, "")
 
-    def keep(self, body: Body) -> UploadView:
+    def _note(self, name: str, owner: str) -> None:
+        with self._database.writing() as connection:
+            connection.execute(
+                "INSERT OR REPLACE INTO uploads (id, owner, uploaded) VALUES (?, ?, ?)", (name, owner, time.time())
+            )
+
+    def keep(self, body: Body, owner: str) -> UploadView:
         """Store a body; the same content is stored once. Raises `UsageError` if it is empty, and `TooLargeError`."""
         if not body.size:
             raise UsageError("the body is empty; send a file")
@@ -40,21 +55,44 @@ class Uploads:
                         f"{self._most:,}; delete some uploads"
                     )
                 body.keep(self.folder / name)
-        return UploadView(id=name, bytes=body.size)
+            self._note(name, owner)
+            return self.view(name)
 
     def listed(self) -> list[UploadView]:
         """The uploads, ordered by id."""
-        found = sorted(each for each in self.folder.iterdir() if not each.name.startswith("."))
-        return [UploadView(id=each.name, bytes=each.stat().st_size) for each in found]
+        return [self.view(each.name) for each in sorted(self.folder.iterdir()) if not each.name.startswith(".")]
 
     def view(self, name: str) -> UploadView:
-        """One of them. Raises `NotFoundError`."""
-        return UploadView(id=name, bytes=self._path(name).stat().st_size)
+        """An upload, and who uploaded it. Raises `NotFoundError`."""
+        rows = self._database.query("SELECT owner, uploaded FROM uploads WHERE id = ? ORDER BY owner", (name,))
+        size, owners = self._path(name).stat().st_size, [row["owner"] for row in rows]
+        return UploadView(
+            id=name, bytes=size, owners=owners, uploaded=max((row["uploaded"] for row in rows), default=0)
+        )
 
-    def delete(self, name: str) -> None:
-        """Delete an upload; jobs that were submitted with it keep their copy. Raises `NotFoundError`."""
+    def delete(self, name: str, caller: Caller) -> None:
+        """Delete an upload for one of its owners, or, for an admin, for all; jobs that were submitted with it keep it.
+
+        Raises `NotFoundError`, `ForbiddenError`.
+        """
         with self._lock:
-            remove(self._path(name))
+            self._path(name)
+            owners = self.view(name).owners
+            if caller.name not in owners:
+                caller.check_owns(f"upload {name}", " and ".join(filter(None, owners)))
+            if not caller.is_admin and owners != [caller.name]:  # others have uploaded it, too
+                with self._database.writing() as connection:
+                    connection.execute("DELETE FROM uploads WHERE id = ? AND owner = ?", (name, caller.name))
+                return
+        self.remove(name)
+
+    def remove(self, name: str) -> None:
+        """Delete an upload, whosever it is. Raises `NotFoundError`."""
+        with self._lock:
+            path = self._path(name)
+            with self._database.writing() as connection:
+                connection.execute("DELETE FROM uploads WHERE id = ?", (name,))
+            remove(path)
 
     def put(self, request: Mapping[str, object], folder: Path) -> None:
         """Link the uploads that `request` names into `folder`, by its keys. Raises `NotFoundError`, `OutputError`."""

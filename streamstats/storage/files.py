@@ -174,6 +174,18 @@ def write_secret(path: Path, content: str) -> None:
         _sync_folder(path.parent)
 
 
+def replace_secret(path: Path, content: str) -> None:
+    """Replace the file at `path` by `content`, atomically, readable by its owner only. Raises `OutputError`."""
+    temporary = path.parent / f".{uuid.uuid4().hex}{TEMPORARY}"
+    try:
+        write_secret(temporary, content)
+        with _writing(path):
+            os.replace(temporary, path)
+            _sync_folder(path.parent)
+    finally:
+        remove(temporary)
+
+
 def temporaries(folder: Path) -> list[Path]:
     """The temporary files below `folder`: processes that were killed leave theirs behind."""
     return [*folder.rglob(f".*{TEMPORARY}")]
@@ -268,15 +280,16 @@ def remove_folder(folder: Path) -> None:
         raise OutputError(f"cannot remove {folder}: {error.strerror or error}") from error
 
 
-def move_away(folder: Path) -> Path:
-    """Rename `folder` to a temporary name beside it, so that it can be removed later; returns the new path.
+def move_away(folder: Path, into: Path | None = None) -> Path:
+    """Rename `folder` to a temporary name in `into`, by default beside it, so that it can be removed later.
 
-    Raises `OutputError`.
+    Returns the new path. Raises `OutputError`.
     """
-    gone = folder.parent / f".{uuid.uuid4().hex}{TEMPORARY}"
+    gone = (into or folder.parent) / f".{uuid.uuid4().hex}{TEMPORARY}"
     with _writing(folder):
         os.replace(folder, gone)
-        _sync_folder(folder.parent)
+        for parent in {folder.parent, gone.parent}:
+            _sync_folder(parent)
     return gone
 
 

@@ -14,6 +14,7 @@ from streamstats.service.database import Database
 
 MIGRATIONS = database.MIGRATIONS
 VERSION_1 = MIGRATIONS[:1]
+INGEST = "INSERT INTO ingests (store, layer, idempotency_key, digest, start, stop) VALUES ('s', 'l', ?, 'd', 0, 1)"
 ADDED = "CREATE TABLE added (x INTEGER); INSERT INTO added SELECT count(*) FROM jobs;"
 
 
@@ -64,7 +65,7 @@ def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
 def test_a_transaction_that_fails_leaves_nothing(tmp_path: Path) -> None:
     found = Database(tmp_path / "db")
     with pytest.raises(sqlite3.Error), found.writing() as connection:
-        connection.executemany("INSERT INTO ingests VALUES ('s', 'l', ?, 'd', 0, 1)", [("k",), (object(),)])
+        connection.executemany(INGEST, [("k",), (object(),)])
     assert found.query("SELECT * FROM ingests") == []
 
 
@@ -74,7 +75,7 @@ def test_threads_write_one_after_the_other(tmp_path: Path) -> None:
     def write(number: int) -> None:
         for index in range(20):
             with found.writing() as connection:
-                connection.execute("INSERT INTO ingests VALUES ('s', 'l', ?, 'd', 0, 1)", (f"{number}-{index}",))
+                connection.execute(INGEST, (f"{number}-{index}",))
 
     threads = [threading.Thread(target=write, args=(number,)) for number in range(8)]
     for thread in threads:

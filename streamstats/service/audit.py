@@ -1,0 +1,81 @@
+"""The audit log: who changed what, and who was refused. Entries are added and never changed or removed.
+
+It is written where every request passes, so no path can forget it. Activations are not in it: the keys of a store say
+who sent them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ..errors import StreamstatsError
+from .access import CALLER, changes
+from .answers import REQUEST_NUMBER
+from .database import Database
+
+log = logging.getLogger("streamstats.service")
+
+
+class Audit:
+    """The audit log in `database`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def add(self, entry: Mapping[str, Any]) -> None:
+        """Add an entry. Raises `OutputError`."""
+        with self._database.writing() as connection:
+            values = (time.time(), entry["who"], json.dumps(entry, sort_keys=True))
+            connection.execute("INSERT INTO audit (at, who, entry) VALUES (?, ?, ?)", values)
+
+    def newest(self, *, who: str | None, before: int, limit: int) -> list[dict[str, Any]]:
+        """The newest `limit` entries with numbers below `before`."""
+        rows = self._database.query(
+            "SELECT * FROM audit WHERE number < ? AND who = coalesce(?, who) ORDER BY number DESC LIMIT ?",
+            (before, who, limit),
+        )
+        return [{"number": row["number"], "at": row["at"], **json.loads(row["entry"])} for row in rows]
+
+
+class Audited:
+    """Adds an entry for each request that changes something, or is refused to its caller, before it is answered."""
+
+    def __init__(self, app: ASGIApp, audit: Audit) -> None:
+        self._app, self._audit = app, audit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The ASGI interface."""
+
+        async def send_audited(message: Message) -> None:
+            if message["type"] == "http.response.start" and CALLER in scope:
+                status = message["status"]
+                if status == 403 or changes(scope["method"], scope["path"]):
+                    await asyncio.to_thread(self._record, scope, status, Headers(raw=message["headers"]))
+            await send(message)
+
+        await self._app(scope, receive, send_audited)
+
+    def _record(self, scope: Scope, status: int, headers: Headers) -> None:
+        caller, client, query = scope[CALLER], scope.get("client"), scope["query_string"].decode("latin-1")
+        entry = {
+            "who": caller.name,
+            "role": caller.role,
+            "method": scope["method"],
+            "path": scope["path"] + (f"?{query}" if query else ""),
+            "status": status,
+            "made": headers.get("location"),
+            "address": client[0] if client else None,
+            "request": scope.get(REQUEST_NUMBER),
+        }
+        try:
+            self._audit.add(entry)
+        except StreamstatsError:
+            log.exception("the audit log cannot be written: %s", json.dumps(entry))

@@ -1,0 +1,106 @@
+"""Notices: what hooks are to be told, in the database from the moment that a job ends until a hook has taken it.
+
+Each hook has a thread of its own, so that a slow one delays no other. A notice is delivered at least once: again after
+a failure, with growing pauses, until the pauses are used up; the log of the job then says why.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from sqlite3 import Row
+
+from .database import Database
+from .hooks import DeliveryError, Hook
+from .job_table import JobTable
+
+PAUSES = (1.0, 5.0, 30.0, 120.0, 600.0, 1800.0, 3600.0)
+"""Seconds between two attempts; there is one attempt more."""
+LONGEST_WAIT = 60.0
+
+log = logging.getLogger("streamstats.service")
+
+
+class Notices:
+    """Delivers what `table` has noted in `database` for `hooks`, by name."""
+
+    def __init__(
+        self, database: Database, table: JobTable, hooks: Mapping[str, Hook], pauses: Sequence[float] = PAUSES
+    ) -> None:
+        self._database, self._table, self._hooks, self._pauses = database, table, hooks, pauses
+        self._changed = threading.Condition()
+        self._stopping = False
+        self._threads = [
+            threading.Thread(target=self._work, args=(name, hook), name=f"hook {name}", daemon=True)
+            for name, hook in hooks.items()
+        ]
+
+    def start(self) -> None:
+        """Begin to deliver; notices for hooks that are no longer configured are dropped."""
+        places = ", ".join("?" * len(self._hooks))
+        with self._database.writing() as connection:
+            connection.execute(f"DELETE FROM notices WHERE hook NOT IN ({places})", tuple(self._hooks))
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """Finish what is being delivered; the rest is delivered after the next start."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join()
+
+    def wake(self) -> None:
+        """Look for new notices now."""
+        with self._changed:
+            self._changed.notify_all()
+
+    def _work(self, name: str, hook: Hook) -> None:
+        while not self._stopping:
+            wait = LONGEST_WAIT
+            try:
+                wait = self._deliver_next(name, hook)
+            except Exception:
+                log.exception("cannot deliver to hook %s; the service tries again", name)
+            with self._changed:
+                if not self._stopping and wait > 0:
+                    self._changed.wait(wait)
+
+    def _deliver_next(self, name: str, hook: Hook) -> float:
+        """Deliver the notice of a hook that is due first, if it is; the seconds until there is more to do."""
+        row = self._database.one("SELECT * FROM notices WHERE hook = ? ORDER BY due, number LIMIT 1", (name,))
+        if row is None:
+            return LONGEST_WAIT
+        wait = float(row["due"]) - time.time()
+        if wait > 0:
+            return min(LONGEST_WAIT, wait)
+        try:
+            hook.tell(f"{row['job']}-{row['number']}", row["body"].encode())
+        except DeliveryError as error:
+            self._retry(row, str(error))
+        else:
+            self._drop(row)
+            log.info("delivered to hook %s", name, extra={"job": row["job"]})
+        return 0.0
+
+    def _retry(self, row: Row, why: str) -> None:
+        """Try again later, or give up."""
+        attempts = row["attempts"] + 1
+        log.warning("hook %s: %s (attempt %d)", row["hook"], why, attempts, extra={"job": row["job"]})
+        if attempts > len(self._pauses):
+            self._drop(row)
+            self._table.say(row["job"], f"the hook {row['hook']} could not be told in {attempts} attempts: {why}")
+            return
+        due = time.time() + self._pauses[attempts - 1]
+        with self._database.writing() as connection:
+            connection.execute(
+                "UPDATE notices SET attempts = ?, due = ? WHERE number = ?", (attempts, due, row["number"])
+            )
+
+    def _drop(self, row: Row) -> None:
+        with self._database.writing() as connection:
+            connection.execute("DELETE FROM notices WHERE number = ?", (row["number"],))

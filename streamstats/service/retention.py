@@ -1,0 +1,158 @@
+"""Retention: removes what the configuration does not keep, from time to time or when an admin asks, or only tells.
+
+Jobs that have not ended, stores that they read, and current result sets are never removed.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Literal
+
+from . import published
+from .audit import Audit
+from .database import Database
+from .errors import ConflictError, NotFoundError
+from .job_table import JobTable
+from .jobs import Jobs
+from .messages import OWN, V1, PrunedView
+from .retaining import Keep, Thing, size_of
+from .settings import RetentionConfig
+from .stores import Stores
+from .uploads import Uploads
+
+Kind = Literal["jobs", "sets", "stores", "uploads", "events"]
+
+log = logging.getLogger("streamstats.service")
+
+
+@dataclass(frozen=True)
+class Expired:
+    """Something that is not kept: why, and what removes it."""
+
+    kind: Kind
+    thing: Thing
+    why: str
+    remove: Callable[[], None]
+
+    def view(self) -> PrunedView:
+        """As clients see it."""
+        return PrunedView(kind=self.kind, name=self.thing.name, at=self.thing.at, bytes=self.thing.bytes, why=self.why)
+
+
+class Retention:
+    """What the service keeps of its jobs, stores, uploads and events, as `config` says."""
+
+    def __init__(
+        self,
+        config: RetentionConfig,
+        database: Database,
+        table: JobTable,
+        jobs: Jobs,
+        stores: Stores,
+        uploads: Uploads,
+        audit: Audit,
+    ) -> None:
+        self._config, self._database, self._table = config, database, table
+        self._jobs, self._stores, self._uploads, self._audit = jobs, stores, uploads, audit
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="retention", daemon=True)
+
+    def start(self) -> None:
+        """Remove what is not kept, now and from time to time."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End that."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _work(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                list(self.prune("retention"))
+            except Exception:
+                log.exception("cannot remove what is not kept; the service tries again")
+            self._stopping.wait(self._config.every)
+
+    def _note(self, who: str, removed: Expired) -> None:
+        log.info("removed: %s %s", removed.kind, removed.thing.name)
+        path = f"{V1}/{removed.kind}/{removed.thing.name}"
+        self._audit.add({"who": who, "role": "admin", "method": "DELETE", "path": path, "status": 204})
+
+    def prune(self, who: str, config: RetentionConfig | None = None, *, dry_run: bool = False) -> Iterator[PrunedView]:
+        """Remove, for `who`, what `config`, by default the service's, does not keep; a dry run only tells what that is.
+
+        Raises `OutputError`.
+        """
+        for expired in self._expired(config or self._config, time.time()):
+            if not dry_run:
+                try:
+                    expired.remove()
+                except (ConflictError, NotFoundError):  # it was used, or deleted, since it was listed
+                    continue
+                self._note(who, expired)
+            yield expired.view()
+
+    def _expired(self, config: RetentionConfig, now: float) -> Iterator[Expired]:
+        yield from self._of("jobs", config.jobs.keep(), self._ended(config.keep_tags), self._jobs.delete, now)
+        yield from self._sets(config.sets.keep(), now)
+        yield from self._of("stores", config.stores.keep(), self._unread(), self._stores.delete, now)
+        yield from self._of("uploads", config.uploads.keep(), self._uploaded(), self._uploads.remove, now)
+        yield from self._events(config.events.keep(), now)
+
+    def _of(
+        self, kind: Kind, keep: Keep, things: Iterable[Thing], remove: Callable[[str], None], now: float
+    ) -> Iterator[Expired]:
+        if keep != Keep():
+            for thing, why in keep.expired(list(things), now):
+                yield Expired(kind, thing, why, partial(remove, thing.name))
+
+    def _ended(self, keep_tags: Iterable[str]) -> Iterator[Thing]:
+        """The jobs that have ended, but for those with one of the `keep_tags`."""
+        for job in self._table.ended():
+            if not set(keep_tags) & set(job["tags"]):
+                yield Thing(job["id"], job["ended"], size_of(self._jobs.folder(job["id"])))
+
+    def _sets(self, keep: Keep, now: float) -> Iterator[Expired]:
+        """The sets of each job that has ended; a job that runs removes its own."""
+        for job in self._table.ended() if keep != Keep() else ():
+            folder = self._jobs.folder(job["id"])
+            for each in published.superseded(folder, keep, now, measured=True):
+                thing = replace(each, name=f"{job['id']}/{each.name}")
+                yield Expired("sets", thing, "age, number or bytes", partial(published.discard, folder, int(each.name)))
+
+    def _unread(self) -> Iterator[Thing]:
+        """The stores that no job reads that has not ended."""
+        for name in self._stores.names():
+            if not self._table.reading(OWN + name):
+                yield Thing(name, self._stores.owner(name)[1], size_of(self._stores.folder / name))
+
+    def _uploaded(self) -> Iterator[Thing]:
+        for each in self._uploads.listed():
+            yield Thing(each.id, each.uploaded, each.bytes)
+
+    def _events(self, keep: Keep, now: float) -> Iterator[Expired]:
+        """The messages in the logs of jobs, all that are not kept as one thing."""
+        if keep == Keep():
+            return
+        newest = "number, at, length(text) AS size, row_number() OVER w AS place, sum(length(text)) OVER w AS total"
+        row = self._database.one(
+            "SELECT max(number) AS last, max(at) AS at, count(*) AS n, sum(size) AS bytes FROM "
+            f"(SELECT {newest} FROM events WINDOW w AS (ORDER BY number DESC)) "
+            "WHERE at < ? OR place > ? OR total > ?",
+            (0.0 if keep.age is None else now - keep.age, _or_all(keep.number), _or_all(keep.bytes)),
+        )
+        if row is not None and row["n"]:
+            last = row["last"]
+            thing = Thing(f"{row['n']:,} messages, up to number {last}", row["at"], row["bytes"])
+            yield Expired("events", thing, "age, number or bytes", partial(self._table.delete_events, last))
+
+
+def _or_all(most: int | None) -> int:
+    return 2**62 if most is None else most

@@ -1,0 +1,193 @@
+"""Tokens: who may do what. Each has a name, which owns what is made with it, and a role.
+
+A token is a secret of 256 random bits. The database has its SHA-256 alone, which nothing can be found from; so has the
+memory of the service, but for the first token, `admin`, which is in a file beside the database: with it, the service
+can be used from its first start on. Only the service writes the table, so what it changes takes effect at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+import stat
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from ..errors import UsageError
+from ..storage.files import replace_secret, write_secret
+from .database import Database
+from .errors import ConflictError, ForbiddenError, FullError, NotFoundError
+
+TOKEN = "token"
+TOKEN_BYTES = 32
+FIRST = "admin"
+"""The name of the token in the file."""
+MOST_TOKENS = 1000
+Role = Literal["read", "submit", "admin"]
+ROLES: tuple[Role, ...] = get_args(Role)
+"""Each may do what those before it may. read: see everything; submit: also make things, and change its own; admin: also
+change what others made, and make tokens."""
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who sends a request."""
+
+    name: str
+    role: Role
+
+    @property
+    def is_admin(self) -> bool:
+        """Whether it may change what others made."""
+        return self.role == "admin"
+
+    def may(self, role: Role) -> bool:
+        """Whether it may do what `role` may."""
+        return ROLES.index(self.role) >= ROLES.index(role)
+
+    def check_owns(self, what: str, owner: str) -> None:
+        """Raise `ForbiddenError` unless `what` is its own, or it is an admin."""
+        if not self.is_admin and self.name != owner:
+            whose = f"{owner}'s" if owner else "nobody's"
+            raise ForbiddenError(f"{what} is {whose}, and this token is {self.name}'s; ask its owner, or an admin")
+
+
+@dataclass(frozen=True)
+class Known:
+    """A token: the SHA-256 of its secret, its name and role, who made it and when, and when it ends, if it does."""
+
+    digest: bytes
+    name: str
+    role: Role
+    made: float
+    maker: str
+    until: float | None = None
+
+
+class TokenFile:
+    """The secret of the token `admin`, in the file at `path`, which is made if it is missing.
+
+    Raises `UsageError` for a file that other users can read, and for a secret that is too short.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.is_new = not path.exists()
+        if self.is_new:
+            write_secret(path, f"{_secret()}\n")
+        if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+            raise UsageError(f"other users can read {path}; protect it with: chmod 600 {path}")
+        if len(self.text) < TOKEN_BYTES:
+            raise UsageError(
+                f"the token in {path} has {len(self.text)} characters, too few for a secret; remove the file, "
+                "and the service makes a new one"
+            )
+
+    @property
+    def text(self) -> str:
+        """The secret."""
+        return self.path.read_text(encoding="ascii").strip()
+
+    def known(self) -> Known:
+        """The token."""
+        return Known(_digest(self.text), FIRST, "admin", self.path.stat().st_mtime, "")
+
+    def replace(self) -> str:
+        """Put a new secret into the file, and return it. Raises `OutputError`."""
+        secret = _secret()
+        replace_secret(self.path, f"{secret}\n")
+        return secret
+
+
+class Tokens:
+    """The tokens in `database`, and the first one, in `file`."""
+
+    def __init__(self, database: Database, file: TokenFile) -> None:
+        self._database, self._file, self._first = database, file, file.known()
+        self._known = self._read()
+
+    def _read(self) -> list[Known]:
+        rows = self._database.query("SELECT digest, name, role, made, maker, until FROM tokens ORDER BY name, made")
+        return [self._first, *(Known(*row) for row in rows)]
+
+    def caller(self, authorization: str | None) -> Caller | None:
+        """Whose token the header `Authorization` carries, compared in constant time; None if it is nobody's."""
+        scheme, _, given = (authorization or "").partition(" ")
+        digest, found = _digest(given.strip()), None
+        for each in self._known:
+            if hmac.compare_digest(digest, each.digest):
+                found = each
+        if found is None or scheme.lower() != "bearer" or (found.until is not None and found.until < time.time()):
+            return None
+        return Caller(found.name, found.role)
+
+    def listed(self) -> list[Known]:
+        """The tokens that have not ended; one that was rotated is listed twice while its old secret is valid, too."""
+        return [each for each in self._known if each.until is None or each.until >= time.time()]
+
+    def new(self, name: str, role: Role, maker: str) -> str:
+        """Make a token, and return its secret, which nobody can find out later. Raises `ConflictError`, `FullError`."""
+        if any(each.name == name for each in self.listed()):
+            raise ConflictError(f"there is a token {name} already; rotate it, or revoke it first")
+        if len(self.listed()) >= MOST_TOKENS:
+            raise FullError(f"there are {MOST_TOKENS:,} tokens, the limit of this service; revoke one")
+        secret = _secret()
+        self._write(("DELETE FROM tokens WHERE name = ?", (name,)), self._insertion(secret, name, role, maker))
+        return secret
+
+    def rotate(self, name: str, maker: str, overlap: float = 0.0) -> str:
+        """Give the token `name` a new secret, and return it; older ones are valid for at most `overlap` seconds more.
+
+        Raises `NotFoundError`.
+        """
+        old, ends = self.get(name), time.time() + overlap
+        end = ("UPDATE tokens SET until = min(coalesce(until, ?), ?) WHERE name = ?", (ends, ends, name))
+        if name != FIRST:
+            secret = _secret()
+            self._write(end, self._insertion(secret, name, old.role, maker))
+            return secret
+        keep = "INSERT OR REPLACE INTO tokens (digest, name, role, made, maker, until) VALUES (?, ?, ?, ?, ?, ?)"
+        self._write(end, (keep, (old.digest, FIRST, old.role, old.made, old.maker, ends)))
+        secret = self._file.replace()
+        self._first = self._file.known()
+        self._known = self._read()
+        return secret
+
+    def revoke(self, name: str) -> None:
+        """End a token at once; what it owns stays, for whoever gets a token of that name. Raises `NotFoundError`."""
+        self.get(name)
+        if name == FIRST:
+            raise ConflictError(f"the token {FIRST} is the one in the file of the service; rotate it instead")
+        self._write(("DELETE FROM tokens WHERE name = ?", (name,)))
+
+    def get(self, name: str) -> Known:
+        """The token `name`. Raises `NotFoundError`."""
+        found = next((each for each in self._known if each.name == name and each.until is None), None)
+        if found is None:
+            raise NotFoundError(f"there is no token {name}; list the tokens that there are")
+        return found
+
+    @staticmethod
+    def _insertion(secret: str, name: str, role: Role, maker: str) -> tuple[str, tuple[object, ...]]:
+        statement = "INSERT INTO tokens (digest, name, role, made, maker) VALUES (?, ?, ?, ?, ?)"
+        return statement, (_digest(secret), name, role, time.time(), maker)
+
+    def _write(self, *statements: tuple[str, tuple[object, ...]]) -> None:
+        """Change the table, without tokens that have ended, and what is known of it."""
+        with self._database.writing() as connection:
+            connection.execute("DELETE FROM tokens WHERE until < ?", (time.time(),))
+            for statement, values in statements:
+                connection.execute(statement, values)
+        self._known = self._read()
+
+
+def _secret() -> str:
+    return secrets.token_urlsafe(TOKEN_BYTES)
+
+
+def _digest(secret: str) -> bytes:
+    """A fast hash is right for 256 random bits: there is nothing to guess."""
+    return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).digest()

@@ -1,0 +1,155 @@
+"""Retention: what is removed by age, number and bytes, what never is, and that a dry run tells the truth."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from served import STORE, Served, served, wait_until
+
+import streamstats as ss
+from streamstats.service.client import RefusedError
+from streamstats.service.retaining import Keep, Thing, size_of
+from streamstats.service.settings import RetentionConfig
+
+LIMIT = st.none() | st.integers(0, 30)
+DAY = 86400.0
+
+
+@given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 9)), max_size=8), LIMIT, LIMIT, LIMIT)
+def test_what_is_kept_is_the_newest_within_all_limits(
+    found: list[tuple[int, int]], age: int | None, number: int | None, size: int | None
+) -> None:
+    things = [Thing(str(index), float(at), size) for index, (at, size) in enumerate(found)]
+    gone = {each.name for each, _ in Keep(age, number, size).expired(things, 30.0)}
+    kept = [each for each in things if each.name not in gone]
+    assert age is None or all(30 - each.at <= age for each in kept)
+    assert number is None or len(kept) <= number
+    assert size is None or sum(each.bytes for each in kept) <= size
+    for each in (each for each in things if each.name in gone):  # nothing is removed that could have been kept
+        assert all(each.at <= other.at for other in kept)
+        and_newer = [other for other in things if other.at > each.at or (other.at == each.at and other != each)]
+        fits = number is None or len([*kept, each]) <= number
+        fits = fits and (size is None or sum(other.bytes for other in [*and_newer, each]) <= size)
+        assert not fits or (age is not None and 30 - each.at > age)
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90d", 90 * DAY), ("12 h", 43200), ("1.5m", 90), ("45s", 45), (30, 30)])
+def test_ages_are_read(text: object, seconds: float) -> None:
+    assert RetentionConfig.model_validate({"jobs": {"age": text}}).jobs.age == seconds
+
+
+@pytest.mark.parametrize("wrong", [{"age": "3 weeks"}, {"age": -1}, {"age": 0}, {"number": -1}, {"count": 3}])
+def test_wrong_limits_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        RetentionConfig.model_validate({"jobs": wrong})
+
+
+def test_files_with_several_names_are_measured_once(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"x" * 1000)
+    os.link(tmp_path / "a", tmp_path / "b")
+    assert size_of(tmp_path) == 1000
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with served(tmp_path_factory.mktemp("retention")) as service:
+        yield service
+
+
+def changed(service: Served, statement: str, *values: object) -> None:
+    """The database, as time would have left it."""
+    with sqlite3.connect(service.data / "service.sqlite", timeout=30) as connection:
+        connection.execute(statement, values)
+    connection.close()
+
+
+def names(found: list[Any], kind: str) -> list[str]:
+    return [each.name for each in found if each.kind == kind]
+
+
+def test_jobs_go_with_their_files_but_for_those_that_run_or_are_tagged(service: Served, client: ss.Client) -> None:
+    request = {"kind": "run", "source": STORE}
+    tagged, old, new = (client.wait(client.submit({**request, **more}).id).id for more in ({"tags": ["keep"]}, {}, {}))
+    client.ingest("read", "l", np.ones((4, 2), np.float32))
+    running = client.submit({"kind": "run", "source": "store:read", "follow": {}}).id
+    for each in (tagged, old, running):
+        changed(service, "UPDATE jobs SET submitted = 0, ended = iif(ended, 1, NULL) WHERE id = ?", each)
+    keep = {"jobs": {"age": "1d"}, "stores": {"number": 0}}
+    told = client.prune(keep, dry_run=True)
+    assert names(told, "jobs") == [old]
+    assert names(told, "stores") == []  # a job reads it
+    assert told[0].bytes > 1000
+    assert client.job(old).state == "done"
+    assert client.prune(keep) == told
+    with pytest.raises(RefusedError, match="there is no job"):
+        client.job(old)
+    assert not (service.data / "jobs" / old).exists()
+    assert {client.job(each).state for each in (tagged, new)} == {"done"}
+    client.cancel(running)
+    client.wait(running)
+    assert names(client.prune(keep), "stores") == ["read"]
+    assert client.prune(keep) == []
+    who = {(each.who, each.path.removeprefix("/api/v1")) for each in client.audit().entries}
+    assert {("admin", f"/jobs/{old}"), ("admin", "/stores/read"), ("admin", "/prune?dry_run=true")} <= who
+
+
+def test_uploads_and_messages_go_by_number_and_bytes(service: Served, client: ss.Client, tmp_path: Path) -> None:
+    ids = []
+    for number in range(4):
+        (tmp_path / "x").write_bytes(bytes([number]) * 100)
+        ids.append(client.upload(tmp_path / "x").id)
+        changed(service, "UPDATE uploads SET uploaded = ? WHERE id = ?", float(number + 1), ids[-1])
+    assert names(client.prune({"uploads": {"bytes": 399}}), "uploads") == [ids[0]]
+    assert names(client.prune({"uploads": {"number": 2}}), "uploads") == [ids[1]]
+    assert [each["id"] for each in client._asked("GET", "/uploads").json()] == sorted(ids[2:])
+    job = client.wait(client.submit({"kind": "run", "source": STORE}).id).id
+    before = [each for kind, each in client.events(job) if kind == "message"]
+    (told,) = client.prune({"events": {"number": 1}}, dry_run=True)
+    assert told.kind == "events"
+    assert [each for kind, each in client.events(job) if kind == "message"] == before
+    client.prune({"events": {"number": 1}})
+    assert [each for kind, each in client.events(job) if kind == "message"] == before[-1:]
+    client.prune({"events": {"bytes": 1}})
+    assert [each for kind, each in client.events(job) if kind == "message"] == []
+
+
+def test_replaced_sets_go_and_the_current_one_stays(service: Served, client: ss.Client) -> None:
+    block = np.ones((4, 2), np.float32)
+    client.ingest("sets", "l", block)
+    job = client.submit({"kind": "run", "source": "store:sets", "follow": {"rows": 8}}).id
+    wait_until(lambda: client.job(job).results == 1)
+    client.ingest("sets", "l", block)
+    assert client.wait(job).results == 2
+    folder = service.data / "jobs" / job / "results"
+    assert sorted(each.name for each in folder.iterdir()) == ["1", "2"]
+    assert client.prune({"sets": {"number": 0}}) == []  # a client may be fetching it
+    os.utime(folder / "1", (0, time.time() - 3600))
+    assert names(client.prune({"sets": {"age": "2h"}}), "sets") == []
+    assert names(client.prune({"sets": {"number": 0}}), "sets") == [f"{job}/1"]
+    assert sorted(each.name for each in folder.iterdir()) == ["2"]
+    assert client.layers(job)["results"] == 2
+
+
+def test_the_service_removes_by_itself_what_its_configuration_does_not_keep(tmp_path: Path) -> None:
+    keep = {"jobs": {"number": 1}, "every": "1s"}
+    with served(tmp_path, retention=keep) as service, service.client() as client:
+        jobs = [client.submit({"kind": "run", "source": STORE}).id for _ in range(2)]
+        wait_until(lambda: [each.id for each in client.jobs().jobs] == jobs[1:])
+        wait_until(lambda: [each.who for each in client.audit(who="retention").entries] == ["retention"])
+        service.stop()
+
+
+@pytest.fixture
+def client(service: Served) -> Iterator[ss.Client]:
+    with service.client() as client:
+        yield client

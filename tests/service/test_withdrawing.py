@@ -1,0 +1,139 @@
+"""Taking back what was sent: a batch by its key, exactly; a layer as a whole."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from served import Served, served, wait_until
+
+import streamstats as ss
+from streamstats.service.client import RefusedError
+
+GENERATOR = np.random.default_rng(5)
+BATCHES = {key: (GENERATOR.normal(size=(8, 3)) * 10**power).astype(np.float32) for power, key in enumerate("abcd")}
+
+
+def exact(batches: dict[str, Any]) -> dict[str, list[Any]]:
+    """Means, extrema and counts, by fractions."""
+    rows = np.concatenate(list(batches.values()))
+    means = [float(sum(map(Fraction, column.tolist())) / len(rows)) for column in rows.T]
+    return {"mean": means, "minimum": rows.min(0).tolist(), "maximum": rows.max(0).tolist()}
+
+
+def counted(client: ss.Client, job: str, layer: str = "a/[l]") -> dict[str, list[Any]]:
+    found = client.channels(job, layer)["per_channel"]
+    return {name: found[name] for name in ("mean", "minimum", "maximum")}
+
+
+def send(client: ss.Client, store: str, layer: str = "a/[l]") -> None:
+    for key, block in BATCHES.items():
+        client.ingest(store, layer, block, key=key)
+
+
+WITHOUT_B = {key: block for key, block in BATCHES.items() if key != "b"}
+WITHOUT_BD = {key: block for key, block in WITHOUT_B.items() if key != "d"}
+
+
+def test_a_withdrawn_batch_is_counted_by_no_job_to_come(client: ss.Client) -> None:
+    send(client, "later")
+    client.ingest("later", "other", BATCHES["b"], key="b")
+    assert client.withdraw("later", "a/[l]", "b").batch.start == 8
+    client.withdraw("later", "a/[l]", "b")  # again
+    job = client.wait(client.submit({"kind": "run", "source": "store:later"}).id)
+    assert job.state == "done", job.message
+    assert counted(client, job.id) == exact(WITHOUT_B)
+    assert client.channels(job.id, "other")["per_channel"]["maximum"] == BATCHES["b"].max(0).tolist()
+    assert client.store("later").withdrawn == {"a/[l]": [(8, 16)]}
+    some = client.wait(client.submit({"kind": "run", "source": "store:later", "layers": [{"match": "other"}]}).id)
+    assert some.state == "done", some.message
+
+
+def test_a_job_that_has_ended_forgets_to_the_byte(client: ss.Client, tmp_path: Path) -> None:
+    send(client, "ended")
+    before = client.wait(client.submit({"kind": "run", "source": "store:ended"}).id)
+    assert counted(client, before.id) == exact(BATCHES)
+    client.ingest("ended", "a/[l]", BATCHES["a"], key="since")  # which a forgetting job does not count
+    assert client.withdraw("ended", "a/[l]", "b").jobs == [before.id]
+    client.withdraw("ended", "a/[l]", "d")
+    assert counted(client, before.id) == exact(BATCHES)
+    assert client.forget(before.id).state == "queued"
+    after = client.wait(before.id)
+    assert (after.state, after.results) == ("done", 2), after.message
+    assert counted(client, before.id) == exact(WITHOUT_BD)
+    send(client, "never")
+    for key in "bd":
+        client.withdraw("never", "a/[l]", key)
+    other = client.wait(client.submit({"kind": "run", "source": "store:never"}).id)
+    for job, name in ((before, "forgot"), (other, "never")):
+        client.fetch(job.id, tmp_path / name)
+    forgot, never = ([*(tmp_path / name / "correctors").rglob("*.safetensors")] for name in ("forgot", "never"))
+    assert [each.read_bytes() for each in forgot] == [each.read_bytes() for each in never] != []
+
+
+def test_a_job_that_follows_forgets_while_it_runs(client: ss.Client) -> None:
+    send(client, "goes-on")
+    job = client.submit({"kind": "run", "source": "store:goes-on", "follow": {}})
+    wait_until(lambda: client.job(job.id).rows == 32 and client.job(job.id).results is not None)
+    client.withdraw("goes-on", "a/[l]", "b")
+    wait_until(lambda: client.job(job.id).state == "running" and counted(client, job.id) == exact(WITHOUT_B))
+    client.ingest("goes-on", "a/[l]", BATCHES["b"], key="again")
+    wait_until(lambda: counted(client, job.id) == exact(BATCHES))
+    assert client.job(job.id).attempts == 1
+    client.cancel(job.id)
+    assert client.wait(job.id).state == "cancelled"
+
+
+def test_a_withdrawn_key_is_not_sent_again(client: ss.Client) -> None:
+    send(client, "keys")
+    client.withdraw("keys", "a/[l]", "a")
+    with pytest.raises(RefusedError, match="was withdrawn"):
+        client.ingest("keys", "a/[l]", BATCHES["a"], key="a")
+    with pytest.raises(RefusedError, match="no batch with the key"):
+        client.withdraw("keys", "a/[l]", "z")
+    with pytest.raises(RefusedError, match="there is no store"):
+        client.withdraw("nowhere", "a/[l]", "z")
+
+
+def test_a_withdrawal_outlives_a_kill(tmp_path: Path) -> None:
+    with served(tmp_path) as service:
+        with service.client() as client:
+            send(client, "s")
+            client.withdraw("s", "a/[l]", "b")
+        service.kill()
+        service.start()
+        with service.client() as client:
+            job = client.wait(client.submit({"kind": "run", "source": "store:s"}).id)
+            assert counted(client, job.id) == exact(WITHOUT_B)
+
+
+def test_a_deleted_layer_leaves_the_others_and_its_name(service: Served, client: ss.Client) -> None:
+    for layer in ("a/b/c", "a/d", "e"):
+        send(client, "layers", layer)
+    done = client.wait(client.submit({"kind": "run", "source": "store:layers"}).id)
+    client.delete_layer("layers", "a/b/c")
+    assert client.store("layers").layers == {"a/d": 32, "e": 32}
+    assert counted(client, done.id, "a/b/c") == exact(BATCHES)  # jobs keep what they counted
+    client.ingest("layers", "a/b", np.ones((2, 7), np.int8), key="a")  # the name of a group that is empty now
+    client.ingest("layers", "e", BATCHES["a"], key="new")
+    assert client.store("layers").layers == {"a/b": 2, "a/d": 32, "e": 40}
+    assert list((service.data / "stores").glob(".*")) == []
+    for layer in ("a/b/c", "a", "nowhere", "e/c/0"):
+        with pytest.raises(RefusedError, match="has no layer"):
+            client.delete_layer("layers", layer)
+
+
+def test_a_layer_that_a_job_reads_is_not_deleted(client: ss.Client) -> None:
+    send(client, "read")
+    job = client.submit({"kind": "run", "source": "store:read", "follow": {}})
+    with pytest.raises(RefusedError, match="cancel it first"):
+        client.delete_layer("read", "a/[l]")
+    client.cancel(job.id)
+    client.wait(job.id)
+    client.delete_layer("read", "a/[l]")
+    assert client.store("read").layers == {}
+    send(client, "read")
+    assert client.store("read").layers == {"a/[l]": 32}
