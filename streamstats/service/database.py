@@ -101,6 +101,9 @@ MIGRATIONS: Sequence[str] = (
     ALTER TABLE ingests ADD COLUMN sender TEXT NOT NULL DEFAULT '';
     ALTER TABLE ingests ADD COLUMN withdrawn REAL;
     """,
+    """
+    CREATE TABLE totals (name TEXT PRIMARY KEY, value REAL NOT NULL) WITHOUT ROWID;
+    """,
 )
 """The first n scripts make version n of the database."""
 

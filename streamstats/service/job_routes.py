@@ -44,6 +44,7 @@ class JobRoutes:
     def __init__(self, service: Service) -> None:
         self._service = service
         self._streams = Places(service.config.limits.streams)
+        service.metrics.watch("streams", "Clients that follow events of jobs", self._streams)
 
     def router(self) -> Paths:
         """The paths, described for OpenAPI."""

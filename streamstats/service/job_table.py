@@ -137,6 +137,12 @@ class JobTable:
         (found,) = self._database.query("SELECT count(*) AS n FROM jobs WHERE state = ?", (QUEUED,))
         return int(found["n"])
 
+    def waited(self) -> float:
+        """For how many seconds the oldest job has waited that is queued and was never started; 0 if there is none."""
+        where = "state = ? AND started IS NULL"
+        (found,) = self._database.query(f"SELECT min(submitted) AS oldest FROM jobs WHERE {where}", (QUEUED,))
+        return 0.0 if found["oldest"] is None else max(0.0, time.time() - found["oldest"])
+
     def states(self) -> dict[str, str]:
         """The state of each job, by id."""
         return {row["id"]: row["state"] for row in self._database.query("SELECT id, state FROM jobs")}

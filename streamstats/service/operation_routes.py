@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib.resources import files
+from shutil import disk_usage
 
 from fastapi.responses import FileResponse, JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from .. import __version__
+from ..errors import StreamstatsError
 from ..statistics.kinds import optional
 from .answers import problem
 from .messages import OWN, V1, AliveView, CallerView, ReadyView, ServiceView, StatisticView
+from .metrics import Moment
 from .parameters import Whose, errors, text
 from .paths import Paths
 from .service import Service
@@ -45,13 +49,26 @@ class OperationRoutes:
 
     def ready(self) -> Response:
         """The service accepts work: it is not shutting down, and the disk has room."""
-        stopping = self._service.stopping.is_set()
-        found = ["the service is shutting down"] if stopping else self._service.problems()
+        found = self._hindrances()
         return problem(503, "; ".join(found)) if found else JSONResponse(ReadyView().model_dump())
+
+    def _hindrances(self) -> list[str]:
+        stopping = self._service.stopping.is_set()
+        return ["the service is shutting down"] if stopping else self._service.problems()
+
+    def _moment(self) -> Moment:
+        """What holds now. What the database hides while it cannot be read is unknown."""
+        service, limits = self._service, self._service.config.limits
+        unknown = Moment(False, disk_usage(service.data).free, limits.free, limits.waiting_jobs)
+        try:
+            ready, jobs, waited = not self._hindrances(), service.table.counts(), service.table.waited()
+        except StreamstatsError:
+            return unknown
+        return replace(unknown, ready=ready, jobs=jobs, waited=waited)
 
     def metrics(self) -> Response:
         """Metrics in the format of Prometheus."""
-        return Response(self._service.metrics.text(self._service.table.counts), media_type=CONTENT_TYPE_LATEST)
+        return Response(self._service.metrics.text(self._moment()), media_type=CONTENT_TYPE_LATEST)
 
     def about(self, caller: Whose) -> ServiceView:
         """The version, who asks, the sources that jobs may read, and the limits."""

@@ -11,6 +11,8 @@ from html import escape
 from typing import Any
 
 Json = Mapping[str, Any]
+ERRORS = "400"
+"""The first status of an error."""
 
 FRAME = """<!DOCTYPE html>
 <html lang="en">
@@ -24,12 +26,9 @@ FRAME = """<!DOCTYPE html>
 </head>
 <body>
 <header><a class="brand" href="/">{title}</a></header>
-<main>
-<h1>API reference</h1>
+<main><h1>API reference</h1>
 {content}
-</main>
-</body>
-</html>
+</main></body></html>
 """
 
 
@@ -38,9 +37,10 @@ def reference(document: Json) -> str:
     schemas = document["components"]["schemas"]
     content = [
         f"<p>{_prose(document['info']['summary'])}, version {escape(document['info']['version'])}. Programs read "
-        '<a href="openapi.json">openapi.json</a>.</p>',
+        f'<a href="openapi.json">openapi.json</a>. {_link("errors", "Errors")}, {_link("types", "types")}.</p>',
         *_contents(document["paths"]),
         *(part for path, operation in _operations(document["paths"]) for part in _operation(path, operation)),
+        _errors(document["paths"]),
         '<h2 id="types">Types</h2>',
         *(part for name in sorted(schemas) for part in _schema(name, schemas[name])),
     ]
@@ -56,14 +56,14 @@ def _operations(paths: Json) -> Iterator[tuple[str, Json]]:
 
 def _contents(paths: Json) -> Iterator[str]:
     rows = [[_link(each["operationId"], path), _prose(_first(each))] for path, each in _operations(paths)]
-    yield _table(["Path", ""], [*rows, [_link("types", "Types"), "What bodies and answers contain"]])
+    yield _table(["Path", ""], rows)
 
 
 def _operation(path: str, operation: Json) -> Iterator[str]:
     yield f'<section class="panel"><h2 id="{escape(operation["operationId"])}"><code>{escape(path)}</code></h2>'
     yield f"<p>{_prose(operation.get('description', ''))}</p>"
-    secured = operation.get("security", ())
-    yield f"<p class=faint>Needs {' or '.join(map(_secured, secured)) if secured else 'no token'}.</p>"
+    needed = ["a token" if "bearer" in each else "a signed link" for each in operation.get("security", ())]
+    yield f"<p class=faint>Needs {' or '.join(needed) or 'no token'}.</p>"
     rows = [
         [f"<code>{escape(each['name'])}</code>", each["in"], _type(each["schema"]), _described(each)]
         for each in operation.get("parameters", ())
@@ -72,13 +72,20 @@ def _operation(path: str, operation: Json) -> Iterator[str]:
         rows.append(["", "body", _bodies(operation["requestBody"]["content"]), ""])
     if rows:
         yield _table(["Parameter", "In", "Type", "Meaning"], rows)
-    answers = operation["responses"].items()
-    rows = [[status, _bodies(each.get("content", {})), _prose(each["description"])] for status, each in answers]
-    yield f"{_table(['Status', 'Answer', ''], rows)}</section>"
+    answers = operation["responses"]
+    rows = [[status, _bodies(answers[status].get("content", {}))] for status in sorted(answers) if status < ERRORS]
+    yield _table(["Status", "Answer"], rows)
+    yield f"<p>Errors: {', '.join(_link(f'error-{each}', each) for each in sorted(answers) if each >= ERRORS)}.</p>"
+    yield "</section>"
 
 
-def _secured(scheme: Json) -> str:
-    return "a token" if "bearer" in scheme else "a signed link"
+def _errors(paths: Json) -> str:
+    """What each status of an error means; it means the same for every path."""
+    answers = [each["responses"] for _, each in _operations(paths)]
+    said = {status: each["description"] for found in answers for status, each in found.items() if status >= ERRORS}
+    rows = [[f'<span id="error-{status}">{status}</span>', _prose(said[status])] for status in sorted(said)]
+    head = f'<h2 id="errors">Errors</h2><p>Every error is a {_link("type-Problem", "Problem")}.</p>'
+    return head + _table(["Status", ""], rows)
 
 
 def _schema(name: str, schema: Json) -> Iterator[str]:

@@ -69,8 +69,8 @@ class Service:
         self._take_folder()
         self.token_file = TokenFile(self.data / TOKEN)
         self.sources = config.sources()
-        self.metrics = Metrics()
         self.database = Database(self.data / "service.sqlite")
+        self.metrics = Metrics(self.database)
         self.tokens, self.links, self.audit = Tokens(self.database, self.token_file), Links(), Audit(self.database)
         self.table = JobTable(self.database, config.told)
         self.uploads = Uploads(self.database, self.data / "uploads", config.limits.uploads)
@@ -123,6 +123,7 @@ class Service:
         self.stores.close()
         self.jobs.stop()
         self.notices.stop()
+        self.metrics.totals.store()
         self._held.close()
 
     def problems(self) -> list[str]:

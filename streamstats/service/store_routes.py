@@ -52,6 +52,7 @@ class StoreRoutes:
     def __init__(self, service: Service) -> None:
         self._service = service
         self._ingests = Places(service.config.limits.ingests)
+        service.metrics.watch("ingests", "Requests with activations in progress", self._ingests)
 
     def router(self) -> Paths:
         """The paths, described for OpenAPI."""
@@ -152,8 +153,9 @@ class StoreRoutes:
 
     async def _appended(self, store: str, read: Callable[[], Activations]) -> IngestView:
         """Append what `read` gives, which takes a thread; wait until the rows are on the disk."""
-        waiting = await asyncio.to_thread(lambda: self._service.stores.append(store, read()))
-        return await asyncio.shield(asyncio.wrap_future(waiting))
+        with self._service.metrics.ingest_seconds.time():
+            waiting = await asyncio.to_thread(lambda: self._service.stores.append(store, read()))
+            return await asyncio.shield(asyncio.wrap_future(waiting))
 
 
 def _quantization(text: str | None) -> Quantization | None:

@@ -109,6 +109,7 @@ def test_the_reference_shows_every_path_and_every_type_and_its_links_lead_somewh
     assert answer.headers["content-type"] == "text/html; charset=utf-8"
     for path, operation in operations(described):
         assert f'<h2 id="{operation["operationId"]}"><code>{path}</code></h2>' in page
+        assert all(f'id="error-{status}"' in page for status in operation["responses"] if status >= "400")
     for name in described["components"]["schemas"]:
         assert f'<h3 id="type-{name}">' in page
     identities = re.findall(r'id="([^"]+)"', page)
