@@ -21,6 +21,7 @@ MOST_RULES = 1000
 OWN = "store:"
 """As the source of a job, the name of a store that the service owns begins with this."""
 
+Rows = Annotated[list[int], Field(min_length=2, max_length=2, description="From the first row to before the second.")]
 Upload = Annotated[str, Field(pattern=UPLOAD_ID, description="The `id` of an upload.")]
 Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[ -~]+$")]
 HookName = Annotated[str, Field(pattern=HOOK_NAME)]
@@ -218,7 +219,7 @@ class StoreView(BaseModel):
     rows: int
     owner: str
     appended: float
-    withdrawn: dict[str, list[tuple[int, int]]]
+    withdrawn: dict[str, list[Rows]]
 
 
 class BatchView(BaseModel):

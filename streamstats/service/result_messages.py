@@ -5,11 +5,12 @@ What a statistic adds to a document has no place here: a new statistic is descri
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
-Rows = Annotated[list[int], Field(min_length=2, max_length=2, description="From the first row to before the second.")]
+from .messages import Rows
+
 Cell = str | float | bool | list[Any] | None
 
 

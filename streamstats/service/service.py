@@ -259,7 +259,9 @@ class Service:
         if current is None:
             raise NotFoundError(f"job {job} has no results yet")
         wanted = current if number is None else number
-        found = published.folder_of(folder, wanted) if wanted <= current else None  # a newer one is being written
+        if wanted > current:  # a newer one may be being written
+            raise NotFoundError(f"job {job} has no result set {wanted} yet; the current one is {current}")
+        found = published.folder_of(folder, wanted)
         if found is None:
             raise GoneError(f"result set {wanted} of job {job} was replaced; the current one is {current}")
         return wanted, found

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from fastapi import Query, Request, Response
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from ..config import GeometryConfig, QuantizationConfig, explain
 from ..errors import UsageError
@@ -44,6 +44,8 @@ GeometryText = Annotated[
         "store it; later ones must agree, or leave it out.",
     ),
 ]
+
+Described = TypeVar("Described", bound=BaseModel)
 
 
 class StoreRoutes:
@@ -160,19 +162,22 @@ class StoreRoutes:
 
 def _quantization(text: str | None) -> Quantization | None:
     """The quantisation that a client describes in JSON. Raises `UsageError`."""
-    if text is None:
-        return None
-    try:
-        return QuantizationConfig.model_validate_json(text).quantization()
-    except ValidationError as error:
-        raise UsageError(f"quantization: {explain(error.errors(), QuantizationConfig)}") from error
+    found = _parsed("quantization", text, QuantizationConfig)
+    return None if found is None else found.quantization()
 
 
 def _kernel(text: str | None) -> Kernel | None:
     """The kernel that a client describes in JSON. Raises `UsageError`."""
-    if text is None:
-        return None
+    found = _parsed("geometry", text, GeometryConfig)
+    return None if found is None else found.parsed()
+
+
+def _parsed(name: str, text: str | None, model: type[Described]) -> Described | None:
+    """What the parameter `name` says in JSON. Raises `UsageError`."""
     try:
-        return GeometryConfig.model_validate_json(text).parsed()
+        return None if text is None else model.model_validate_json(text)
     except ValidationError as error:
-        raise UsageError(f"geometry: {explain(error.errors(), GeometryConfig)}") from error
+        found = error.errors()
+        if found[0]["type"] == "json_invalid":
+            raise UsageError(f"the parameter {name} is not JSON: {found[0]['ctx']['error']}") from error
+        raise UsageError(f"{name}: {explain(found, model)}") from error

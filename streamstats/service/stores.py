@@ -105,7 +105,7 @@ class Stores:
             rows=sum(rows.values()),
             owner=owner,
             appended=appended,
-            withdrawn={layer: list(found.ranges) for layer, found in self.batches.withdrawn(name).items()},
+            withdrawn={layer: found.document() for layer, found in self.batches.withdrawn(name).items()},
         )
 
     def owner(self, name: str) -> tuple[str, float]:
