@@ -30,6 +30,10 @@ Jobs of a team, on a service:
   cancel    cancel a job
   fetch     download the results of a job
   send      append activations to a store of the service
+  withdraw  have no job count activations that were sent
+  token     make, list, rotate and revoke the tokens of a service
+  audit     show who changed what on a service
+  prune     remove what a service does not keep, or show what that is
 
 Each command explains itself: streamstats COMMAND --help
 """
@@ -365,4 +369,40 @@ samples on axis 0.
   streamstats send team-a block1/project activations.npy
 
 Each file is counted once, so it is safe to send it again: its key is the SHA-256 of its content, or --key.
+{SERVICE_ENVIRONMENT}"""
+
+WITHDRAW = f"""\
+Have no job count activations that were sent: jobs that run now or later do as if they had never been sent, exactly.
+Jobs that have ended keep what they counted; with --forget, those that are yours subtract it, as a new result set.
+
+  streamstats withdraw team-a block1/project activations.npy
+  streamstats withdraw team-a block1/project --key batch-17 --forget
+
+Name what was sent by the files, unchanged, or by its key. The rows stay in the store, which can be deleted.
+{SERVICE_ENVIRONMENT}"""
+
+TOKEN = f"""\
+Make, list, rotate and revoke tokens, while the service runs. Only admins may. A token's name owns what is made with it.
+
+  streamstats token new ann -o ann.token               role submit: makes jobs, stores, uploads, and changes its own
+  streamstats token new grafana --role read            sees everything, changes nothing; the secret goes to stdout
+  streamstats token rotate ann --overlap 3600          a new secret; the old one is valid for another hour
+  streamstats token revoke ann
+  streamstats token list
+
+The service stores no secret, so none can be shown again. The token of the first start is named admin.
+{SERVICE_ENVIRONMENT}"""
+
+AUDIT = f"""\
+Show who changed what on a service, and who was refused, newest first. Only admins may.
+
+  streamstats audit --who ann
+{SERVICE_ENVIRONMENT}"""
+
+PRUNE = f"""\
+Remove the jobs, result sets, stores, uploads and messages that a service does not keep, as it does from time to time by
+itself, or show what that is. Only admins may. `retention` in the service's configuration says what is kept.
+
+  streamstats prune --dry-run
+  streamstats prune --dry-run --keep '{{"jobs": {{"age": "90d"}}}}'       limits to try before they are configured
 {SERVICE_ENVIRONMENT}"""

@@ -14,6 +14,7 @@ CORRECTING = "correct_commands"
 EXPORTING = "export_command"
 ON_GRAM = "gram_command"
 WITH_SERVICE = "service_commands"
+FOR_ADMINS = "admin_commands"
 
 
 class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
@@ -80,6 +81,10 @@ def make_parser() -> argparse.ArgumentParser:
     _add_cancel(_command(commands, "cancel", descriptions.CANCEL, WITH_SERVICE))
     _add_fetch(_command(commands, "fetch", descriptions.FETCH, WITH_SERVICE))
     _add_send(_command(commands, "send", descriptions.SEND, WITH_SERVICE))
+    _add_withdraw(_command(commands, "withdraw", descriptions.WITHDRAW, WITH_SERVICE))
+    _add_token(_command(commands, "token", descriptions.TOKEN, FOR_ADMINS))
+    _add_audit(_command(commands, "audit", descriptions.AUDIT, FOR_ADMINS))
+    _add_prune(_command(commands, "prune", descriptions.PRUNE, FOR_ADMINS))
     return parser
 
 
@@ -551,6 +556,7 @@ def _add_submit(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", help="what to call the job")
     parser.add_argument("--tag", action="append", help="a word to find the job by; may be repeated")
     parser.add_argument("--note", metavar="TEXT", help="a note about the job")
+    parser.add_argument("--notify", metavar="HOOK", action="append", help="a hook of the service to tell of the end")
     _add_service(parser)
 
 
@@ -597,4 +603,40 @@ def _add_send(parser: argparse.ArgumentParser) -> None:
         help='the layer\'s kernel, for `taps`: \'{"kernel": [3, 3], "pads": [1, 1, 1, 1]}\'',
     )
     parser.add_argument("--key", help="with a single file: its key; default: the SHA-256 of its content")
+    _add_service(parser)
+
+
+def _add_withdraw(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("store", metavar="STORE", help="a store of the service")
+    parser.add_argument("layer", metavar="LAYER", help="the layer's name")
+    parser.add_argument("files", metavar="FILE", nargs="*", help="files that were sent without --key")
+    parser.add_argument("--key", help="the key that the activations were sent with")
+    parser.add_argument("--forget", action="store_true", help="have jobs that have ended subtract them, too")
+    _add_service(parser)
+
+
+def _add_token(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("action", choices=["new", "list", "rotate", "revoke"], help="what to do")
+    parser.add_argument("name", metavar="NAME", nargs="?", help="whose token")
+    parser.add_argument("--role", choices=["read", "submit", "admin"], default="submit", help="of a new token")
+    parser.add_argument(
+        "-o", "--output", type=_local, metavar="FILE", help="write the secret to a new file that only you can read"
+    )
+    parser.add_argument(
+        "--overlap", metavar="SECONDS", type=float, default=0.0, help="with rotate: how long the old secret stays valid"
+    )
+    _add_service(parser)
+
+
+def _add_audit(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--who", metavar="NAME", help="only what this token did")
+    parser.add_argument("--limit", metavar="N", type=int, default=100, help="show the newest N entries")
+    _add_service(parser)
+
+
+def _add_prune(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dry-run", action="store_true", help="remove nothing; only tell what would be removed")
+    parser.add_argument(
+        "--keep", metavar="JSON", help='in place of the service\'s `retention`: \'{"jobs": {"age": "90d"}}\''
+    )
     _add_service(parser)

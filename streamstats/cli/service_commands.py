@@ -29,8 +29,9 @@ STATUS_OF = {"done": DONE, "incomplete": INCOMPLETE}
 DESCRIBED = {
     "quantization": '{"scale": …, "scale_is": "step", "zero_point": …}',
     "geometry": '{"kernel": […], "strides": […], "pads": […]}',
+    "keep": '{"jobs": {"age": "90d"}}',
 }
-"""Options that describe a layer in JSON, each with an example of its value."""
+"""Options that are JSON, each with an example of its value."""
 
 
 def serve(options: Namespace) -> None:
@@ -46,7 +47,7 @@ def serve(options: Namespace) -> None:
 def submit(options: Namespace) -> int:
     """`streamstats submit CONFIG`."""
     request = _request(options)
-    with _client(options) as client:
+    with client_of(options) as client:
         job = client.submit(request, key=options.key)
         say(f"submitted {job.id}; follow it with: streamstats watch {job.id}")
         if options.watch:
@@ -74,13 +75,13 @@ def _request(options: Namespace) -> dict[str, Any]:
 
 def _about(options: Namespace) -> dict[str, Any]:
     """What the options call the job, over what its configuration may."""
-    found = {"name": options.name, "tags": options.tag, "note": options.note}
+    found = {"name": options.name, "tags": options.tag, "note": options.note, "notify": options.notify}
     return {key: value for key, value in found.items() if value}
 
 
 def jobs(options: Namespace) -> None:
     """`streamstats jobs [JOB]`."""
-    with _client(options) as client:
+    with client_of(options) as client:
         if options.job is None:
             found: Sequence[JobSummary] = client.jobs(
                 state=options.state or (),
@@ -108,7 +109,7 @@ def _rows(job: JobSummary) -> str:
 
 def watch(options: Namespace) -> int:
     """`streamstats watch JOB`."""
-    with _client(options) as client:
+    with client_of(options) as client:
         return _watched(client, options.job, options)
 
 
@@ -152,7 +153,7 @@ class _Followed:
 
 def cancel(options: Namespace) -> None:
     """`streamstats cancel JOB`."""
-    with _client(options) as client:
+    with client_of(options) as client:
         job = client.cancel(options.job)
     if options.json:
         print_json(job.model_dump())
@@ -163,7 +164,7 @@ def cancel(options: Namespace) -> None:
 def fetch(options: Namespace) -> None:
     """`streamstats fetch JOB -o OUT`."""
     folder = Path(options.output)
-    with _client(options) as client:
+    with client_of(options) as client:
         number = client.fetch(options.job, folder)
     if options.json:
         print_json({"job": options.job, "results": number, "folder": str(folder)})
@@ -174,8 +175,9 @@ def send(options: Namespace) -> None:
     """`streamstats send STORE LAYER FILE…`."""
     if options.key is not None and len(options.files) > 1:
         raise UsageError("--key is for a single file; leave it out, or send the files one by one")
-    about = {name: _parsed(name, text) for name in DESCRIBED if (text := getattr(options, name)) is not None}
-    with _client(options) as client:
+    given = {name: getattr(options, name) for name in ("quantization", "geometry")}
+    about = {name: parsed(name, text) for name, text in given.items() if text is not None}
+    with client_of(options) as client:
         answers = [(name, _sent(client, options, name, about)) for name in options.files]
     if options.json:
         print_json({"sent": [{"file": name, **each.model_dump()} for name, each in answers]})
@@ -186,10 +188,7 @@ def send(options: Namespace) -> None:
 
 def _sent(client: Client, options: Namespace, name: str, about: Mapping[str, Any]) -> IngestView:
     """Append the file `name` to the layer that `about` describes. Raises `UsageError` if it cannot be read."""
-    try:
-        content = Path(name).read_bytes()
-    except OSError as error:
-        raise UsageError(f"cannot read {name}: {error.strerror or error}") from error
+    content = _content(name)
     key = options.key or hashlib.sha256(content).hexdigest()
     return client.ingest(
         options.store,
@@ -202,7 +201,47 @@ def _sent(client: Client, options: Namespace, name: str, about: Mapping[str, Any
     )
 
 
-def _parsed(name: str, text: str) -> dict[str, Any]:
+def withdraw(options: Namespace) -> None:
+    """`streamstats withdraw STORE LAYER FILE…`."""
+    if bool(options.files) == (options.key is not None):
+        raise UsageError("name what was sent by its files or by --key")
+    keys = {options.key: options.key} if options.key else {name: _key_of(name) for name in options.files}
+    with client_of(options) as client:
+        found = {name: client.withdraw(options.store, options.layer, key) for name, key in keys.items()}
+        jobs = sorted({job for each in found.values() for job in each.jobs})
+        for job in jobs:
+            say(f"job {job} {_forgets(client, job) if options.forget else 'may have counted them; see --forget'}")
+    if options.json:
+        print_json({"withdrawn": [each.batch.model_dump() for each in found.values()], "jobs": jobs})
+        return
+    rows = [[name, f"{each.batch.start}:{each.batch.stop}"] for name, each in found.items()]
+    print_table(["withdrawn", "rows"], rows)
+
+
+def _forgets(client: Client, job: str) -> str:
+    """Have a job forget; what becomes of that."""
+    from ..service.client import RefusedError
+
+    try:
+        client.forget(job)
+    except RefusedError as error:  # it is somebody else's
+        return f"does not subtract them: {error}"
+    return "subtracts them"
+
+
+def _key_of(name: str) -> str:
+    """The key of a file that was sent without one. Raises `UsageError` if it cannot be read."""
+    return hashlib.sha256(_content(name)).hexdigest()
+
+
+def _content(name: str) -> bytes:
+    try:
+        return Path(name).read_bytes()
+    except OSError as error:
+        raise UsageError(f"cannot read {name}: {error.strerror or error}") from error
+
+
+def parsed(name: str, text: str) -> dict[str, Any]:
     """The value of the option `name`, which is JSON. Raises `UsageError`."""
     try:
         found = json.loads(text)
@@ -213,7 +252,8 @@ def _parsed(name: str, text: str) -> dict[str, Any]:
     return found
 
 
-def _client(options: Namespace) -> Client:
+def client_of(options: Namespace) -> Client:
+    """The client of the service that the options or the environment name. Raises `UsageError`."""
     from ..config import service_address
     from ..service.client import Client
 

@@ -108,7 +108,7 @@ def distances(first: LayerStatistics, second: LayerStatistics) -> Distances:
     variation, smirnov = _histogram_distances(first, second)
     if first.channels != second.channels:
         return Distances(comparable=False, total_variation=variation, kolmogorov_smirnov=smirnov)
-    in_errors, in_ranges = _mean_distances(first, second)
+    in_errors, in_ranges = mean_distances(first, second)
     beyond_first, beyond_second = _excesses(first, second)
     seen = [each.sums.count > 0 for each in (first, second)]
     one_sided = tuple(np.flatnonzero(seen[0] != seen[1]).tolist())
@@ -136,8 +136,11 @@ def _greatest(found: ByChannel) -> Distance | None:
     return Distance(found[channel], channel)
 
 
-def _mean_distances(first: LayerStatistics, second: LayerStatistics) -> tuple[ByChannel, ByChannel]:
-    """The differences of the means: (in standard errors, as shares of the layer's range)."""
+def mean_distances(first: LayerStatistics, second: LayerStatistics) -> tuple[ByChannel, ByChannel]:
+    """The differences of the means: (in standard errors, as shares of the layer's range), as in `Distances`.
+
+    Only channels for which they are known are in them; both layers have the same number of channels.
+    """
     error, width = _standard_errors(first, second), _width(first, second)
     both = np.flatnonzero(np.isfinite(first.mean) & np.isfinite(second.mean)).tolist()
     apart = {channel: abs(_exact(first.mean, channel) - _exact(second.mean, channel)) for channel in both}

@@ -25,6 +25,7 @@ from .access import DOCS, Guard, named_hosts
 from .admin_routes import AdminRoutes
 from .answers import REQUEST_NUMBER, problem, refused
 from .audit import Audited
+from .comparison_routes import ComparisonRoutes
 from .description import describe, operation_id
 from .job_routes import JobRoutes
 from .messages import V1, OnnxRequest, RunRequest
@@ -51,7 +52,15 @@ def make_app(service: Service) -> ASGIApp:
         generate_unique_id_function=operation_id,
         lifespan=_lifespan(service),
     )
-    for routes in (OperationRoutes, JobRoutes, ResultRoutes, StoreRoutes, UploadRoutes, AdminRoutes):
+    for routes in (
+        OperationRoutes,
+        JobRoutes,
+        ResultRoutes,
+        ComparisonRoutes,
+        StoreRoutes,
+        UploadRoutes,
+        AdminRoutes,
+    ):
         app.include_router(routes(service).router())
     document = describe(app)
     app.openapi = lambda: document  # type: ignore[method-assign]

@@ -64,12 +64,13 @@ class Audited:
         await self._app(scope, receive, send_audited)
 
     def _record(self, scope: Scope, status: int, headers: Headers) -> None:
-        caller, client, query = scope[CALLER], scope.get("client"), scope["query_string"].decode("latin-1")
+        caller, client = scope[CALLER], scope.get("client")
+        path, query = (scope[name].decode("latin-1") for name in ("raw_path", "query_string"))  # as sent: no escapes
         entry = {
             "who": caller.name,
             "role": caller.role,
             "method": scope["method"],
-            "path": scope["path"] + (f"?{query}" if query else ""),
+            "path": path + (f"?{query}" if query else ""),
             "status": status,
             "made": headers.get("location"),
             "address": client[0] if client else None,

@@ -102,6 +102,7 @@ MIGRATIONS: Sequence[str] = (
     ALTER TABLE ingests ADD COLUMN withdrawn REAL;
     """,
     """
+    ALTER TABLE jobs ADD COLUMN stage TEXT NOT NULL DEFAULT '';
     CREATE TABLE totals (name TEXT PRIMARY KEY, value REAL NOT NULL) WITHOUT ROWID;
     """,
 )

@@ -14,7 +14,7 @@ from .errors import FullError
 from .events import job_events
 from .filters import Wanted
 from .job_table import STATES
-from .messages import MOST_TAGS, V1, About, JobPage, JobRequest, JobView, Tag
+from .messages import MOST_TAGS, V1, About, JobPage, JobRequest, JobView, Tag, UploadView
 from .parameters import JobId, OptionalKey, Whose, created, errors, text
 from .paths import Paths
 from .places import Places
@@ -54,6 +54,7 @@ class JobRoutes:
         routes.get("/{job}")(self.inspect)
         routes.patch("/{job}")(self.describe)
         routes.post("/{job}/cancel")(self.cancel)
+        routes.post("/{job}/uploads")(self.restore_uploads)
         routes.post("/{job}/forget")(self.forget)
         routes.delete("/{job}", status_code=204)(self.delete)
         routes.get("/{job}/events", responses=text(EVENTS), response_class=StreamingResponse)(self.events)
@@ -97,6 +98,10 @@ class JobRoutes:
         """Cancel a job; its results so far are retained."""
         self._check_owns(caller, job)
         return self._service.jobs.cancel(job)
+
+    def restore_uploads(self, job: JobId, caller: Whose) -> list[UploadView]:
+        """Make the files that an `onnx` job was submitted with uploads again, so that it can be submitted again."""
+        return self._service.restore_uploads(job, caller)
 
     def forget(self, job: JobId, caller: Whose) -> JobView:
         """Subtract the batches that were withdrawn from what a job has counted, exactly, as a new result set."""

@@ -248,4 +248,6 @@ def _view(row: Row) -> JobView:
 
 
 def _fields(row: Row) -> dict[str, Any]:
-    return {**dict(row), "tags": json.loads(row["tags"]), "notify": json.loads(row["notify"])}
+    stage = json.loads(row["stage"]) if row["state"] == RUNNING and row["stage"] else None
+    lists = {name: json.loads(row[name]) for name in ("tags", "notify")}
+    return {**dict(row), **lists, "stage": stage}

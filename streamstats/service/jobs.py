@@ -6,6 +6,7 @@ queued again and resumes from there.
 
 from __future__ import annotations
 
+import json
 import logging
 import secrets
 import threading
@@ -83,6 +84,7 @@ class Jobs:
         self._hearing: dict[str, Callable[[str, JobProcess, Any], None]] = {
             "plan": self._hear_plan,
             "progress": self._hear_progress,
+            "stage": self._hear_stage,
             "saving": self._hear_saving,
             "results": self._hear_results,
             "message": self._hear_message,
@@ -267,7 +269,7 @@ class Jobs:
             self._changed(job.id)
             return
         attempt = job.attempts + 1
-        self._table.update(job.id, "starts", state=RUNNING, started=time.time(), attempts=attempt, speed=0.0)
+        self._table.update(job.id, "starts", state=RUNNING, started=time.time(), attempts=attempt, speed=0.0, stage="")
         try:
             running = JobProcess(job, folder)
         except OSError as error:  # no processes, memory or files are left
@@ -323,6 +325,9 @@ class Jobs:
         self._metrics.task_failures.inc(found["repeats"])
         running.rows, running.bytes = max(found["rows"], running.rows), max(found["bytes"], running.bytes)
         self._table.update(name, rows=found["rows"], bytes=found["bytes"], speed=found["speed"])
+
+    def _hear_stage(self, name: str, _running: JobProcess, stage: dict[str, Any]) -> None:
+        self._table.update(name, stage=json.dumps(stage))
 
     def _hear_saving(self, _name: str, _running: JobProcess, seconds: float) -> None:
         self._metrics.save_seconds.observe(seconds)

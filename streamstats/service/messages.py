@@ -43,7 +43,7 @@ class About(Settings):
 
     name: Annotated[
         str,
-        Field(max_length=100, pattern=r"^[^\x00-\x1f\x7f]*$", description="A name, in one line; need not be unique."),
+        Field(max_length=100, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$", description="A name, in one line, not unique."),
     ] = ""
     tags: Annotated[
         list[Tag], Field(default_factory=list, max_length=MOST_TAGS, description="Words to find the job by.")
@@ -144,6 +144,21 @@ class Problem(BaseModel):
     request: str
 
 
+class StageView(BaseModel):
+    """How far a running job of several `steps` has come: the number of its step, from 0, and the stage of that step.
+
+    `done` and `total` count what `unit` says; `seconds_left` is the time left of the stage, None until it is known.
+    """
+
+    step: int
+    steps: list[str]
+    what: str
+    unit: Literal["bytes", "samples"]
+    done: int
+    total: int
+    seconds_left: float | None
+
+
 class JobSummary(BaseModel):
     """A job as lists show it: its state, its progress, and the number of its current result set, if it has one.
 
@@ -170,6 +185,7 @@ class JobSummary(BaseModel):
     total_bytes: int
     bytes_per_second: float
     seconds_left: float | None
+    stage: StageView | None
     message: str
     results: int | None
     follows: bool

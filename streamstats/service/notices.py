@@ -39,9 +39,9 @@ class Notices:
 
     def start(self) -> None:
         """Begin to deliver; notices for hooks that are no longer configured are dropped."""
-        places = ", ".join("?" * len(self._hooks))
-        with self._database.writing() as connection:
-            connection.execute(f"DELETE FROM notices WHERE hook NOT IN ({places})", tuple(self._hooks))
+        for row in self._database.query("SELECT * FROM notices"):
+            if row["hook"] not in self._hooks:
+                self._drop(row)
         for thread in self._threads:
             thread.start()
 

@@ -15,6 +15,7 @@ from .tokens import Caller
 
 NUMBER = "streamstats-results"
 """The response header with the number of the result set."""
+TEXT = {"schema": {"type": "string"}}
 BYTES = {"schema": {"type": "string", "format": "binary"}}
 TAGS = {
     "etag": {"description": "For `If-None-Match`.", "schema": {"type": "string"}},
@@ -63,12 +64,13 @@ def created(model: type[BaseModel]) -> Responses:
 
 def text(kind: str) -> Responses:
     """Text of the type `kind`."""
-    return {200: {"content": {kind: {"schema": {"type": "string"}}}}}
+    return {200: {"content": {kind: TEXT}}}
 
 
-def result(model: type[BaseModel]) -> Responses:
-    """A document about a result set."""
-    return {200: {"model": model, "headers": TAGS}, 304: UNCHANGED}
+def result(model: type[BaseModel], *texts: str) -> Responses:
+    """A document about a result set, or text of one of the types `texts`."""
+    content: dict[str, Any] = {"application/json": {}, **dict.fromkeys(texts, TEXT)}  # generated clients take the first
+    return {200: {"model": model, "content": content, "headers": TAGS}, 304: UNCHANGED}
 
 
 def result_text(kind: str) -> Responses:

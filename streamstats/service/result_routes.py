@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Any
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
 
 from fastapi import Query, Request
 from fastapi.responses import JSONResponse, Response
@@ -35,6 +38,7 @@ from .result_messages import ChannelsView, CorrectionsView, FilesView, LayersVie
 from .service import Service
 
 Layouts = Annotated[list[str], Query(min_length=1, max_length=1000)]
+Form = Annotated[Literal["json", "csv"], Query(alias="format")]
 
 
 CORRECTIONS: Responses = {200: {"content": {BINARY: BYTES}, "model": CorrectionsView}, **errors(413, 415)}
@@ -53,7 +57,7 @@ class ResultRoutes:
         routes = Paths(prefix=f"{V1}/jobs/{{job}}", tags=["results"], responses=errors(404, 410, 422, 507))
         raw: dict[str, Any] = {"response_class": Response}
         routes.get("/layers", responses=result(LayersView), **raw)(self.layers)
-        routes.get("/layers/{layer:path}", responses=result(ChannelsView), **raw)(self.channels)
+        routes.get("/layers/{layer:path}", responses=result(ChannelsView, "text/csv"), **raw)(self.channels)
         routes.get("/report", responses=result_text("text/html"), **raw)(self.report)
         routes.get("/manifest", responses=result(ManifestView) | parts("application/json"), **raw)(self.manifest)
         routes.get("/files", responses=result(FilesView), **raw)(self.list_files)
@@ -68,9 +72,13 @@ class ResultRoutes:
         number, found = self._service.layers(job, results)
         return json_answer(request, {"results": number, "layers": found}, _numbered(number))
 
-    def channels(self, request: Request, job: JobId, layer: LayerName, results: Number = None) -> Response:
-        """The statistics of a layer, channel by channel."""
+    def channels(
+        self, request: Request, job: JobId, layer: LayerName, results: Number = None, form: Form = "json"
+    ) -> Response:
+        """The statistics of a layer, channel by channel; as CSV, those of its channels alone."""
         number, found = self._service.channels(job, layer, results)
+        if form == "csv":
+            return bytes_answer(request, _csv(found["per_channel"]), "text/csv; charset=utf-8", _numbered(number))
         return json_answer(request, {"results": number, **found}, _numbered(number))
 
     def report(self, request: Request, job: JobId, results: Number = None) -> Response:
@@ -120,6 +128,15 @@ class ResultRoutes:
         if "application/json" in request.headers.get("accept", ""):
             return JSONResponse({"layers": {each.layer: each.document() for each in outcomes}})
         return Response(content, media_type=BINARY)
+
+
+def _csv(columns: Mapping[str, Sequence[float | None]]) -> bytes:
+    """A row per channel, a column per figure; what JSON has as null is empty."""
+    text = io.StringIO()
+    lines = csv.writer(text)
+    lines.writerow(["channel", *columns])
+    lines.writerows([channel, *values] for channel, values in enumerate(zip(*columns.values(), strict=True)))
+    return text.getvalue().encode()
 
 
 def _numbered(number: int, policy: str | None = None) -> dict[str, str]:

@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,8 +47,10 @@ from ..statistics.histogram import Histogram
 from ..statistics.taps import TapSums
 from ..storage.files import read_json, remove, remove_folder, write_json
 from ..storage.locks import locked
+from .development import keep_point
 from .published import BRIEFLY, publish, result_files
 from .retaining import Keep
+from .steps import Step
 from .withdrawing import forget_withdrawn
 
 if TYPE_CHECKING:
@@ -163,7 +165,10 @@ def _reduced(job: Job, lines: Lines, follow: Follow | None = None, keep: Keep = 
 
     def publish_results(outcome: Outcome) -> None:
         lines.counted(sum(each.rows for each in outcome.statistics.values()))  # without rows that could not be read
-        lines.write("results", publish(Path(), result_files(Path(job.output)), keep))
+        number = publish(Path(), result_files(Path(job.output)), keep)
+        if follow is not None:
+            keep_point(Path(), number, outcome.statistics)
+        lines.write("results", number)
 
     return run_job(job, follow=follow, progress=lines, on_written=publish_results)
 
@@ -175,9 +180,13 @@ def _onnx(request: dict[str, Any], lines: Lines) -> tuple[int, str]:
     """Record, reduce, correct and report, as the commands of these names do; each step resumes what was interrupted."""
     inputs = {field: Path(INPUTS, name) for field, name in request["inputs"].items()}
     _check_models(inputs)
+    lines.step("record", ONNX_STEPS)
     _record(inputs, request, lines)
+    lines.step("count", ONNX_STEPS)
     outcome = _reduced(_onnx_job(request), lines)
+    lines.step("correct", ONNX_STEPS)
     correction = _corrected(inputs, request, lines)
+    lines.step("report", ONNX_STEPS)
     _publish_correction(correction, lines)
     remove(Path(RECORDED))  # first: a store that is half removed was not recorded
     remove_folder(Path(STORE))  # many times the size of the uploads
@@ -202,7 +211,8 @@ def _record(inputs: dict[str, Path], request: dict[str, Any], lines: Lines) -> N
         return
     remove_folder(Path(STORE))
     lines.say("running the model on the samples")
-    recorded = record(inputs["model"], inputs["samples"], STORE, storage=request["storage"], mask=request.get("mask"))
+    how = {"storage": request["storage"], "mask": request.get("mask")}
+    recorded = record(inputs["model"], inputs["samples"], STORE, **how, progress=lines)
     for reason, names in by_reason((each.layer, each.reason) for each in recorded).items():
         lines.say(f"skipped: {listed(names)}: {reason}")
     write_json(Path(RECORDED), {"layers": [each.layer for each in recorded]})
@@ -257,6 +267,7 @@ def _publish_correction(correction: Correction, lines: Lines) -> None:
 
 LEVELS = ("bits", "per_channel", "symmetric", "weight_range", "activation_bits", "activation_range")
 """The keys of a request that say how the float model is fake-quantised."""
+ONNX_STEPS = ("record", "count", "correct", "report")
 JOB_KINDS = {"run": _run, "onnx": _onnx}
 
 
@@ -266,17 +277,27 @@ JOB_KINDS = {"run": _run, "onnx": _onnx}
 class Lines:
     """A `Progress` that writes lines of JSON to stdout, not too many.
 
-    Rows and bytes are reported of stages that reduce layers. Other stages are a message.
+    Rows and bytes are reported of stages that reduce layers. Other stages are a message. Jobs of several steps also
+    report how far each stage of a step has come.
     """
 
     def __init__(self) -> None:
         self._reported, self._stage = 0.0, ""
+        self._step: Step | None = None
         self._rows = self._bytes = self._repeats = 0
         self._counts = False
         self._since = time.monotonic()
 
+    def step(self, name: str, steps: Sequence[str]) -> None:
+        """Report that a job of several `steps` begins the one of this `name`."""
+        self._step = Step(steps.index(name), tuple(steps))
+        self.write("stage", self._step.document())
+
     def begin(self, stage: Stage) -> None:
         """Report the plan of a reduction, or what else begins."""
+        if self._step is not None:
+            self._step.begin(stage)
+            self.write("stage", self._step.document())
         self._counts = bool(stage.workers)
         if not self._counts:
             self._begin_uncounted(f"{stage.what} ({counted(stage.rows, 'sample')})")
@@ -292,11 +313,13 @@ class Lines:
 
     def advance(self, rows: int, size: int = 0) -> None:
         """Add rows to the total, and report it from time to time."""
+        if self._step is not None:
+            self._step.meter.add(rows, size)
         if self._counts:
             self._rows += rows
             self._bytes += size
-            if time.monotonic() - self._reported >= REPORT_SECONDS:
-                self._report()
+        if time.monotonic() - self._reported >= REPORT_SECONDS:
+            self._report() if self._counts else self._report_step()
 
     def workers(self, count: int, repeats: int) -> None:  # noqa: ARG002 - the service does not show how many there are
         """Report tasks that were repeated."""
@@ -319,9 +342,14 @@ class Lines:
 
     def _report(self, again: int = 0) -> None:
         """Report rows, and the bytes of the newest plan with their rate."""
-        self._reported = time.monotonic()
+        self._report_step()
         speed = self._bytes / max(time.monotonic() - self._since, 1e-9)
         self.write("progress", {"rows": self._rows, "bytes": self._bytes, "speed": speed, "repeats": again})
+
+    def _report_step(self) -> None:
+        self._reported = time.monotonic()
+        if self._step is not None:
+            self.write("stage", self._step.document())
 
     def write(self, kind: str, content: object) -> None:
         """Write a line; a service that is gone reads nothing."""

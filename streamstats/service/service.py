@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..calibration.recorder import stored_layer
 from ..config import ClusterConfig, LayerConfig
@@ -35,7 +35,7 @@ from .database import Database
 from .errors import ConflictError, ForbiddenError, GoneError, NotFoundError
 from .job_table import JobTable
 from .jobs import Jobs
-from .messages import MOST_RULES, OWN, About, JobView, OnnxRequest, RunRequest, WithdrawnView
+from .messages import MOST_RULES, OWN, About, JobView, OnnxRequest, RunRequest, UploadView, WithdrawnView
 from .metrics import Metrics
 from .notices import Notices
 from .retention import Retention
@@ -44,6 +44,8 @@ from .settings import ServiceConfig
 from .stores import Stores
 from .tokens import TOKEN, Caller, TokenFile, Tokens
 from .uploads import Uploads
+
+T = TypeVar("T")
 
 LOCK = "service.lock"
 CACHED = 64
@@ -172,6 +174,11 @@ class Service:
             raise UsageError(f"memory is {request.memory:,} bytes; this service gives a job at most {most:,}")
         return document
 
+    def restore_uploads(self, job: str, caller: Caller) -> list[UploadView]:
+        """Make the files that a job was submitted with uploads again. Raises `NotFoundError`, `TooLargeError`."""
+        self.check_room()
+        return self.uploads.restore(self.table.get(job).request, self.jobs.folder(job) / INPUTS, caller.name)
+
     def _check_source(self, source: str) -> None:
         self._resolved(source)
 
@@ -269,7 +276,7 @@ class Service:
     def layers(self, job: str, number: int | None) -> tuple[int, dict[str, Any]]:
         """The statistics of each layer, with its coverage and its missing rows."""
         found, folder = self.results(job, number)
-        return found, self._cached((job, found, ""), lambda: _layers_document(folder))
+        return found, self.remembered((job, found, ""), lambda: _layers_document(folder))
 
     def channels(self, job: str, layer: str, number: int | None) -> tuple[int, dict[str, Any]]:
         """The statistics of each channel of a layer. Raises `NotFoundError`."""
@@ -277,7 +284,9 @@ class Service:
         results = open_results(folder)
         if layer not in results.manifest.layers:
             raise NotFoundError(f"the results have no layer {layer[:200]!r}")
-        return found, self._cached((job, found, layer), lambda: documents.channels_document(results.statistics(layer)))
+        return found, self.remembered(
+            (job, found, layer), lambda: documents.channels_document(results.statistics(layer))
+        )
 
     def report(self, job: str, number: int | None) -> tuple[int, str]:
         """The HTML page about a job's results."""
@@ -291,12 +300,12 @@ class Service:
         def made() -> str:
             return pages.page({**pages.document(folder), "output": f"job {job}"})
 
-        return found, self._cached((job, found, "\nreport"), made)
+        return found, self.remembered((job, found, "\nreport"), made)
 
     def files(self, job: str, number: int | None) -> tuple[int, Path, dict[str, str]]:
         """The files of a job's result set: the SHA-256 of each, by name."""
         found, folder = self.results(job, number)
-        return found, folder, self._cached((job, found, "\nfiles"), lambda: _digests(folder))
+        return found, folder, self.remembered((job, found, "\nfiles"), lambda: _digests(folder))
 
     def corrections(self, job: str, body: Body, layouts: list[str]) -> tuple[bytes, list[LayerCorrection]]:
         """(safetensors with the term for each bias, the outcome for each layer) for the weights in `body`."""
@@ -308,12 +317,12 @@ class Service:
             raise UsageError(str(error).replace(str(body.path), "the body").replace("--layout", "layout")) from error
         return terms_bytes(terms), outcomes
 
-    def _cached(self, key: tuple[str, int, str], make: Callable[[], Any]) -> Any:
-        """What `make` returns, made once: a result set never changes."""
+    def remembered(self, key: tuple[str, int, str], make: Callable[[], T]) -> T:
+        """What `make` returns, made once for a `key`: a job, its result set, which never changes, and what it is."""
         with self._lock:
             if key in self._documents:
                 self._documents.move_to_end(key)
-                return self._documents[key]
+                return self._documents[key]  # type: ignore[no-any-return]
         made = make()
         with self._lock:
             self._documents[key] = made

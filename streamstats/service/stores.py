@@ -40,13 +40,6 @@ class Stores:
         make_folders([folder])
         for each in moved_away(folder):  # the service was killed while it deleted them
             remove_folder(each)
-        self._note_older()
-
-    def _note_older(self) -> None:
-        """Note the stores of an older service as nobody's, so only admins may delete them."""
-        rows = [(name, "", (self.folder / name / GROUP).stat().st_mtime) for name in self.names()]
-        with self._database.writing() as connection:
-            connection.executemany("INSERT OR IGNORE INTO stores (name, owner, appended) VALUES (?, ?, ?)", rows)
 
     def append(self, store: str, activations: Activations) -> Future[IngestView]:
         """Append to a layer of `store`, which the first call creates; done when the rows are on the disk.
@@ -109,9 +102,11 @@ class Stores:
         )
 
     def owner(self, name: str) -> tuple[str, float]:
-        """(whose a store is, when activations were last appended)."""
+        """(whose a store is, when activations were last appended); that of an older service is nobody's."""
         row = self._database.one("SELECT owner, appended FROM stores WHERE name = ?", (name,))
-        return ("", 0.0) if row is None else (row["owner"], row["appended"])
+        if row is None:
+            return "", max(each.stat().st_mtime for each in self.path(name).rglob(GROUP))
+        return row["owner"], row["appended"]
 
     def delete_layer(self, name: str, layer: str) -> None:
         """Delete a layer and its idempotency keys. Raises `NotFoundError`."""

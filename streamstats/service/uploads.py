@@ -27,13 +27,10 @@ class Uploads:
 
     def __init__(self, database: Database, folder: Path, most: int) -> None:
         self._database, self.folder, self._most = database, folder, most
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         make_folders([folder])
         for path in temporaries(folder):
             remove(path)
-        for each in self.listed():
-            if not each.owners:  # of an older service: nobody's, so that only admins may delete it
-                self._note(each.id, "")
 
     def _note(self, name: str, owner: str) -> None:
         with self._database.writing() as connection:
@@ -48,26 +45,23 @@ class Uploads:
         name = body.digest
         with self._lock:
             if not (self.folder / name).exists():
-                stored = sum(each.bytes for each in self.listed())
-                if stored + body.size > self._most:
-                    raise TooLargeError(
-                        f"the uploads have {stored:,} bytes, and {body.size:,} more would exceed the limit of "
-                        f"{self._most:,}; delete some uploads"
-                    )
+                self._check_room(body.size)
                 body.keep(self.folder / name)
             self._note(name, owner)
             return self.view(name)
 
     def listed(self) -> list[UploadView]:
         """The uploads, ordered by id."""
-        return [self.view(each.name) for each in sorted(self.folder.iterdir()) if not each.name.startswith(".")]
+        with self._lock:
+            return [self.view(each.name) for each in sorted(self.folder.iterdir()) if not each.name.startswith(".")]
 
     def view(self, name: str) -> UploadView:
         """An upload, and who uploaded it. Raises `NotFoundError`."""
+        found = self._path(name).stat()  # its time counts for the uploads of an older service, which are nobody's
         rows = self._database.query("SELECT owner, uploaded FROM uploads WHERE id = ? ORDER BY owner", (name,))
-        size, owners = self._path(name).stat().st_size, [row["owner"] for row in rows]
+        size, owners = found.st_size, [row["owner"] for row in rows]
         return UploadView(
-            id=name, bytes=size, owners=owners, uploaded=max((row["uploaded"] for row in rows), default=0)
+            id=name, bytes=size, owners=owners, uploaded=max((row["uploaded"] for row in rows), default=found.st_mtime)
         )
 
     def delete(self, name: str, caller: Caller) -> None:
@@ -103,6 +97,32 @@ class Uploads:
                 with path.open("rb") as file:
                     files[folder / file_name(file.read(8), field)] = path
         link(files)
+
+    def restore(self, request: Mapping[str, object], folder: Path, owner: str) -> list[UploadView]:
+        """Make what `put` linked into `folder` uploads again; of `owner`, too.
+
+        Raises `NotFoundError`, `TooLargeError`, `OutputError`.
+        """
+        kept = {path.stem: path for path in folder.iterdir()} if folder.is_dir() else {}
+        wanted = {str(request[field]): kept.get(field) for field in FIELDS if request.get(field)}
+        with self._lock:
+            missing = {name: path for name, path in wanted.items() if not (self.folder / name).is_file()}
+            if None in missing.values():
+                raise NotFoundError("the job no longer has the files that it was submitted with; upload them again")
+            found = {self.folder / name: path for name, path in missing.items() if path is not None}
+            self._check_room(sum(path.stat().st_size for path in found.values()))
+            link(found)
+            for name in wanted:
+                self._note(name, owner)
+        return [each for each in self.listed() if each.id in wanted]
+
+    def _check_room(self, size: int) -> None:
+        stored = sum(each.bytes for each in self.listed())
+        if stored + size > self._most:
+            raise TooLargeError(
+                f"the uploads have {stored:,} bytes, and {size:,} more would exceed the limit of {self._most:,}; "
+                "delete some uploads"
+            )
 
     def _path(self, name: str) -> Path:
         path = self.folder / name

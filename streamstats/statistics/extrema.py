@@ -77,12 +77,16 @@ class ChannelExtrema(ValueStatistic):
             raise DataError("a minimum is above its maximum, or one of them is not finite")
 
     def document(self, quantization: Quantization | None, beside: Mapping[str, Statistic]) -> Document:  # noqa: ARG002
-        """Layer: `minimum` and `maximum` over all channels. Per channel: these and `absmax`; NaN without a value."""
+        """Layer: `minimum` and `maximum` over all channels; how many were `never_active`, zero in every sample.
+
+        Per channel: minimum, maximum and `absmax`; NaN without a value.
+        """
         low, high = self.real(quantization)
         absmax = np.maximum(np.abs(low), np.abs(high))
         ends = {"minimum": np.fmin.reduce(low, initial=np.nan), "maximum": np.fmax.reduce(high, initial=np.nan)}
         channels = {"minimum": low, "maximum": high, "absmax": absmax}
-        return Document({name: float(value) for name, value in ends.items()}, channels)
+        idle = {"never_active": int(((low == 0) & (high == 0)).sum())}
+        return Document({name: float(value) for name, value in ends.items()} | idle, channels)
 
     def real(self, quantization: Quantization | None) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """(minimum, maximum), float64[C], in real units; NaN for channels without finite values."""

@@ -71,11 +71,13 @@ class SampleSpread(AddedArrays):
         return cls(space, found.samples, found.squares, found.products, found.counts)
 
     def document(self, quantization: Quantization | None, beside: Mapping[str, Statistic]) -> Document:
-        """Layer: the number of `samples`, those with values. Per channel: the standard error of the mean."""
+        """Layer: the number of `samples`, those with values, and the largest standard error. Per channel: its own."""
         sums = beside[ChannelMean.name]
         assert isinstance(sums, ChannelMean)
         error = self.standard_error(sums, quantization)
-        return Document({"samples": int(self.samples.max(initial=0))}, {"standard_error": error})
+        largest = float(np.fmax.reduce(error, initial=np.nan))
+        layer = {"samples": int(self.samples.max(initial=0)), "largest_standard_error": largest}
+        return Document(layer, {"standard_error": error})
 
     def standard_error(self, sums: ChannelMean, quantization: Quantization | None = None) -> npt.NDArray[np.float64]:
         """The standard error of the mean per channel, float64[C], in real units.

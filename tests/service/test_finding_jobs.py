@@ -94,6 +94,7 @@ def test_what_a_job_is_called_can_change_and_what_it_does_cannot(service: Served
     [
         {"name": "x" * 101},
         {"name": "two\nlines"},
+        {"name": "\x9b31m"},
         {"name": None},
         {"tags": ["with space"]},
         {"tags": [""]},

@@ -1,4 +1,4 @@
-// Requests to the service. The token stays in this tab and is sent in a header only.
+// Requests to the service. The browser keeps the token for this address; it is sent in a header only.
 
 const V1 = "/api/v1";
 const TOKEN = "streamstats-token";
@@ -11,21 +11,25 @@ export class Refused extends Error {
   }
 }
 
+export const UNREACHABLE = 0;
+const PASSING = [UNREACHABLE, 429, 502, 503, 504];
+export const passes = (error) => error instanceof Refused && PASSING.includes(error.status);
+
+// `#token=TOKEN`, alone or followed by the view: `#token=TOKEN/jobs/JOB`.
 export function takeTokenFromAddress() {
-  const found = /^#token=([\w-]+)/.exec(location.hash);
+  const found = /^#token=([\w.-]+)(\/.*)?$/.exec(location.hash);
   if (found) {
     keepToken(found[1]);
-    history.replaceState(null, "", "#/jobs");
+    history.replaceState(null, "", `#${found[2] ?? "/jobs"}`);
   }
 }
 
-export function keepToken(token) {
-  sessionStorage.setItem(TOKEN, token);
-}
+export const token = () => localStorage.getItem(TOKEN) ?? "";
+export const keepToken = (text) => localStorage.setItem(TOKEN, text);
+export const forgetToken = () => localStorage.removeItem(TOKEN);
 
-function authorization() {
-  return { Authorization: `Bearer ${sessionStorage.getItem(TOKEN) ?? ""}` };
-}
+// Another tab has taken or forgotten a token.
+export const onTokenChange = (changed) => window.addEventListener("storage", (event) => event.key === TOKEN && changed());
 
 async function checked(answer) {
   if (answer.ok) return answer;
@@ -39,29 +43,41 @@ async function checked(answer) {
 }
 
 export async function ask(path, options = {}) {
-  const headers = { ...authorization(), ...options.headers };
+  const headers = { Authorization: `Bearer ${token()}`, ...options.headers };
   let answer;
   try {
     answer = await fetch(V1 + path, { ...options, headers });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Refused(0, "the service does not respond; check that it is running");
+    throw new Refused(UNREACHABLE, "the service does not respond; check that it is running and that this machine is online");
   }
   return checked(answer);
 }
 
-export async function get(path, signal) {
-  return (await ask(path, { signal })).json();
-}
+export const get = async (path, signal) => (await ask(path, { signal })).json();
 
 export async function post(path, body, headers = {}) {
   const json = body === undefined ? {} : { body: JSON.stringify(body), headers: { "Content-Type": "application/json", ...headers } };
   return (await ask(path, { method: "POST", ...json })).json();
 }
 
-export async function upload(file) {
-  return (await ask("/uploads", { method: "POST", body: file })).json();
+// Over XMLHttpRequest, because fetch does not tell how much is sent.
+export function upload(file, sent) {
+  return new Promise((resolve, reject) => {
+    const request = new XMLHttpRequest();
+    request.open("POST", `${V1}/uploads`);
+    request.setRequestHeader("Authorization", `Bearer ${token()}`);
+    request.setRequestHeader("Content-Type", "application/octet-stream"); // whatever the browser takes the file for
+    request.upload.onprogress = (event) => sent(event.loaded / event.total);
+    request.onerror = () => reject(new Refused(UNREACHABLE, "the connection was lost during the upload; choose the file again"));
+    request.onload = () => checked(new Response(request.response, { status: request.status, statusText: request.statusText }))
+      .then((answer) => answer.json()).then(resolve, reject);
+    request.send(file);
+  });
 }
+
+// The address of a layer below `path`: slashes in its name stay slashes.
+export const layerPath = (path, name) => `${path}/${name.split("/").map(encodeURIComponent).join("/")}`;
 
 // A link that the browser can open without the header, for one minute.
 export async function link(job, path) {
@@ -82,7 +98,7 @@ export async function follow(job, signal, heard) {
       }
     } catch (error) {
       if (signal.aborted) return;
-      if (error instanceof Refused && error.status !== 0 && error.status !== 503) throw error;
+      if (error instanceof Refused && !passes(error)) throw error;
       heard("lost", null);
     }
     failures += 1;

@@ -1,83 +1,93 @@
-// The fields of the form that submits a job; `before` is a request to start from.
+// The fields of the form that submits a job. Each is bound to a key of the request by its path: it shows what is there,
+// and changes nothing else. What the form does not show stays as it is.
 
+import { tagsOf } from "./about.js";
 import { h } from "./elements.js";
 
 const SHOWN_MEMORY = 2 ** 31;
-let fieldNumber = 0;
-
-function field(name, label, control, hint = "") {
-  fieldNumber += 1;
-  control.id = `field-${fieldNumber}`;
-  control.name = name;
-  return h("div", { class: "field" }, h("label", { for: control.id }, label), control, hint ? h("span", { class: "faint" }, hint) : null);
-}
-
-const text = (value, attributes = {}) => h("input", { value: value ?? "", ...attributes });
-const whole = (value, attributes = {}) => text(value, { type: "number", ...attributes });
-const select = (values, chosen) => h("select", {}, values.map(([value, label]) => h("option", { value, selected: value === chosen }, label)));
-const check = (name, label, checked, value = "on") => h("label", {}, h("input", { type: "checkbox", name, value, checked: Boolean(checked) }), ` ${label}`);
-const checks = (label, ...boxes) => h("div", { class: "field", role: "group", "aria-label": label }, h("span", {}, label), ...boxes);
 const binary = (size) => (size >= 2 ** 30 ? `${Number((size / 2 ** 30).toFixed(2))}GiB` : `${Math.floor(size / 2 ** 20)}MiB`);
 
-export function jobFields(about, before) {
-  const submitter = before.submitter ?? localStorage.getItem("submitter");
-  return h("fieldset", {}, h("legend", {}, "Job"), h("div", { class: "fields" },
-    field("submitter", "Submitter", text(submitter, { maxlength: "64", placeholder: "anonymous" }), "The queue is shared fairly among submitters."),
-    field("priority", "Priority", whole(String(before.priority ?? 0), { min: "-100", max: "100" }), "Orders the jobs of one submitter; higher runs sooner."),
-    field("memory", "Memory", text(before.memory && String(before.memory), { placeholder: binary(Math.min(about.memory, SHOWN_MEMORY)) }), `At most ${binary(about.memory)}.`)));
+// How the text of a control becomes a value, and back. An empty control has no value.
+const AS_TEXT = { read: (text) => text, show: String };
+const AS_NUMBER = { read: Number, show: String };
+const AS_NUMBERS = { // a number, or one per channel
+  read: (text) => (text.includes(",") ? text.split(",").map(Number) : Number(text)),
+  show: (value) => [].concat(value).join(", "),
+};
+const AS_WORDS = { read: tagsOf, show: (value) => value.join(" ") };
+
+const text = (path, label, hint = "", attributes = {}) => ({ path, label, hint, as: AS_TEXT, control: () => h("input", { autocomplete: "off", ...attributes }) });
+const whole = (path, label, hint = "", attributes = {}) => ({ path, label, hint, as: AS_NUMBER, control: () => h("input", { type: "number", ...attributes }) });
+const select = (path, label, options, hint = "") => ({ path, label, hint, as: AS_TEXT, control: () => h("select", {}, options.map(([value, shown]) => h("option", { value }, shown))) });
+const check = (path, label, value = true) => ({ path, label, check: value });
+const file = (path, label, hint) => ({ path, label, hint, file: true });
+
+export const jobFields = (about) => [
+  text("name", "Name", "One line, shown in lists.", { maxlength: "100" }),
+  { ...text("tags", "Tags", "Words to find the job by, separated by spaces."), as: AS_WORDS },
+  ...(about.you.role === "admin" ? [text("submitter", "Submitter", "The queue is shared fairly among submitters.", { maxlength: "64", placeholder: about.you.name })] : []),
+  whole("priority", "Priority", "Orders the jobs of one submitter; higher runs sooner.", { min: "-100", max: "100", placeholder: "0" }),
+  text("memory", "Memory", `As in 512MiB; at most ${binary(about.memory)}.`, { placeholder: binary(Math.min(about.memory, SHOWN_MEMORY)) }),
+  ...(about.hooks?.length ? [{ ...text("notify", "Notify", `Hooks to tell of the end: ${about.hooks.join(", ")}.`), as: AS_WORDS }] : []),
+  { ...text("note", "Note", "Free text."), control: () => h("textarea", { rows: "2", maxlength: "4000" }) },
+];
+
+export const runFields = (about) => [
+  text("source", "Source", `A zarr group below the service's folders, or store:NAME.${about.prefixes.length ? ` URLs: ${about.prefixes.join(", ")}` : ""}`, { list: "sources", maxlength: "1024" }),
+  text("rows", "Rows", "As in 0:1000.", { placeholder: "all" }),
+  whole("min_rows", "Minimum rows", "Layers with fewer make the job incomplete.", { min: "0", placeholder: "none" }),
+  select("missing", "Missing chunks", [["", "refuse"], ["report", "skip and list"], ["fill", "count the fill value"]]),
+  select("nonfinite", "NaN and infinities", [["", "refuse"], ["skip", "skip and count separately"]]),
+  select("attributes", "CF attributes", [["", "apply"], ["ignore", "ignore"]], "Scale, offset and missing values that other tools wrote."),
+  check("follow", "Follow: count rows as they arrive", {}),
+  whole("follow.rows", "Follow until rows", "Of every layer.", { min: "1", placeholder: "until cancelled" }),
+  whole("follow.idle", "Follow until idle", "Seconds without new rows.", { min: "0", step: "any", placeholder: "until cancelled" }),
+];
+
+export const layerFields = [
+  text("layers.0.match", "Layers", "A glob on layer names; default all.", { placeholder: "*" }),
+  whole("layers.0.channel_axis", "Channel axis", "", { placeholder: "as stored, or the last" }),
+  { ...text("layers.0.quantization.scale", "Scale of codes", "For stored integers that represent real values: a number, or one per channel.", { placeholder: "as stored, or none" }), as: AS_NUMBERS },
+  select("layers.0.quantization.scale_is", "Meaning of the scale", [["", "–"], ["step", "step: real units per code"], ["reciprocal", "reciprocal: codes per real unit"]]),
+  { ...text("layers.0.quantization.zero_point", "Zero point", "", { placeholder: "0" }), as: AS_NUMBERS },
+];
+
+export const modelFields = [
+  file("model", "Float model", "One .onnx file."),
+  file("samples", "Calibration samples", ".npy or .npz, samples on axis 0."),
+  file("quantized", "Quantised model", "The output of a quantiser; or give bits."),
+  file("held_out", "Held-out samples", "Measure the effect; not among the calibration samples."),
+  file("labels", "Labels of the held-out samples", ".npy of integers, for the accuracy."),
+  whole("bits", "Bits", "Instead of a quantised model: fake-quantise the weights.", { min: "2", max: "16" }),
+  select("weight_range", "Weight ranges", [["", "all weights"], ["mse", "least squared error"]], "With bits."),
+  whole("activation_bits", "Activation bits", "With bits: also round the input of each layer.", { min: "2", max: "16" }),
+  select("activation_range", "Activation ranges", [["", "all values"], ["percentile", "percentile"], ["mse", "least squared error"], ["entropy", "entropy"]], "With activation bits."),
+  text("mask", "Mask", "The input of the model that is 1 at positions that count and 0 at padding.", { placeholder: "none" }),
+  select("storage", "Recorded as", [["", "real values"], ["int8", "int8 codes"]]),
+  select("iterative", "Correction", [["", "in one pass"], ["full", "layer by layer, full"], ["change", "layer by layer, change"]]),
+  check("per_channel", "One range per channel"), check("symmetric", "Symmetric ranges"), check("do_no_harm", "Skip layers that would get worse"),
+];
+
+const parts = (path) => path.split(".").map((part) => (/^\d+$/.test(part) ? Number(part) : part));
+export const valueAt = (request, path) => parts(path).reduce((value, part) => value?.[part], request) ?? undefined;
+
+// `request` with `value` at `path`; undefined removes it, and what is empty without it.
+export function withValue(request, path, value) {
+  const changed = structuredClone(request);
+  put(changed, parts(path), value);
+  for (const rule of changed.layers ?? []) rule.match ??= "*"; // which every rule has
+  if (changed.layers?.every((rule) => rule.match === "*" && Object.keys(rule).length === 1) && path.startsWith("layers.")) delete changed.layers;
+  return changed;
 }
 
-export function runFields(about, statistics, before) {
-  const list = h("datalist", { id: "sources" }, about.sources.map((each) => h("option", { value: each })));
-  return h("fieldset", {}, h("legend", {}, "Store"), list, h("div", { class: "fields" },
-    sourceField(about, before),
-    ...layerFields(before.layers?.[0] ?? {}),
-    field("rows", "Rows", text(before.rows, { pattern: "[0-9]+:[0-9]+", placeholder: "all", title: "START:STOP, as in 0:1000" }), "As in 0:1000."),
-    field("min_rows", "Minimum rows", whole(before.min_rows || undefined, { min: "0", placeholder: "none" }), "Layers with fewer make the job incomplete."),
-    field("missing", "Missing chunks", select([["error", "refuse"], ["report", "skip and list"], ["fill", "count the fill value"]], before.missing)),
-    field("nonfinite", "NaN and infinities", select([["error", "refuse"], ["skip", "skip and count separately"]], before.nonfinite)),
-    checks("Follow", check("follow", "count rows as they arrive", before.follow))),
-    statisticChecks(statistics, before.statistics ?? []));
-}
-
-function sourceField(about, before) {
-  const source = text(before.source, { required: true, maxlength: "1024", autocomplete: "off" });
-  source.setAttribute("list", "sources"); // a property of this name exists, and is read-only
-  const urls = about.prefixes.length ? ` URLs: ${about.prefixes.join(", ")}` : "";
-  return field("source", "Source", source, `A zarr group below the service's folders, or store:NAME.${urls}`);
-}
-
-function layerFields(layer) {
-  const { scale, scale_is, zero_point } = layer.quantization ?? {};
-  return [
-    field("match", "Layers", text(layer.match, { placeholder: "*" }), "A glob on layer names; default all."),
-    field("channel_axis", "Channel axis", whole(layer.channel_axis, { placeholder: "as stored, or the last" })),
-    field("scale", "Scale of codes", whole(scale, { step: "any", placeholder: "as stored, or none" }), "For stored integers that represent real values."),
-    field("scale_is", "Meaning of the scale", select([["step", "step: real units per code"], ["reciprocal", "reciprocal: codes per real unit"]], scale_is)),
-    field("zero_point", "Zero point", whole(zero_point, { placeholder: "0" })),
-  ];
-}
-
-function statisticChecks(statistics, chosen) {
-  if (!statistics.length) return null;
-  const box = ({ name, description }) => h("div", { class: "statistic" }, check("statistics", name, chosen.includes(name), name), h("span", { class: "faint" }, description));
-  return h("div", { class: "field", role: "group", "aria-label": "Additional statistics" }, h("span", {}, "Additional statistics"), ...statistics.map(box));
-}
-
-export function onnxFields() {
-  const file = (name, label, hint, required = false) => field(name, label, h("input", { type: "file", required }), hint);
-  return h("fieldset", {}, h("legend", {}, "Model"), h("div", { class: "fields" },
-    file("model", "Float model", "One .onnx file.", true),
-    file("samples", "Calibration samples", ".npy or .npz, samples on axis 0.", true),
-    file("quantized", "Quantised model", "The output of a quantiser; or give bits."),
-    field("bits", "Bits", whole("", { min: "2", max: "16" }), "Instead of a quantised model: fake-quantise the weights."),
-    field("weight_range", "Weight ranges", select([["minmax", "all weights"], ["mse", "least squared error"]]), "With bits."),
-    field("activation_bits", "Activation bits", whole("", { min: "2", max: "16" }), "With bits: also round the input of each layer."),
-    field("activation_range", "Activation ranges", select([["minmax", "all values"], ["percentile", "percentile"], ["mse", "least squared error"], ["entropy", "entropy"]]), "With activation bits."),
-    field("mask", "Mask", text("", { placeholder: "none", autocomplete: "off" }), "The input of the model that is 1 at positions that count and 0 at padding."),
-    field("storage", "Recorded as", select([["float", "real values"], ["int8", "int8 codes"]])),
-    field("iterative", "Correction", select([["", "in one pass"], ["full", "layer by layer, full"], ["change", "layer by layer, change"]])),
-    file("held_out", "Held-out samples", "Measure the effect; not among the calibration samples."),
-    file("labels", "Labels of the held-out samples", ".npy of integers, for the accuracy."),
-    checks("Options", check("per_channel", "one range per channel"), check("symmetric", "symmetric ranges"), check("do_no_harm", "skip layers that would get worse"))));
+function put(place, [part, ...rest], value) {
+  if (rest.length) {
+    if (place[part] === undefined || place[part] === null) {
+      if (value === undefined) return;
+      place[part] = typeof rest[0] === "number" ? [] : {};
+    }
+    put(place[part], rest, value);
+    if (part !== "follow" && Object.keys(place[part]).length === 0) delete place[part]; // following has no keys of its own
+  } else if (value === undefined) delete place[part];
+  else place[part] = value;
 }

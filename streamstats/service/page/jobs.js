@@ -1,77 +1,92 @@
-// The list of jobs, newest first, up to date while nobody works in it.
+// The list of jobs, newest first, always current. Its filters are in the address, so that a list can be shared.
 
-import { Refused, get } from "./api.js";
-import { badge, ENDED, rowsOf, share, sourceOf } from "./describe.js";
-import { h, sortable, time, title } from "./elements.js";
+import { get } from "./api.js";
+import { badge, bar, ENDED, jobLink, nameOf, rowsOf, share, sourceOf } from "./describe.js";
+import { button, h, linkButton, title } from "./elements.js";
+import { time } from "./formats.js";
+import { Age, keepCurrent } from "./lists.js";
+import { sortable } from "./tables.js";
 
-const LIST_SECONDS = 2;
-const PAGE = "50";
+const PAGE = 50;
+const MOST = 1000;
+const FILTERS = ["state", "submitter", "tag", "source", "text"];
 
-export async function showJobs({ main, signal }) {
-  const list = new JobList(signal);
-  main.replaceChildren(title("Jobs"),
-    h("div", { class: "row" }, h("label", { for: "state" }, "State"), list.state, h("span", { class: "grow" }), h("a", { class: "button", href: "#/submit" }, "Submit a job")),
-    list.place, list.older);
+export async function showJobs({ main, signal, fail }, query) {
+  const list = new JobList(signal, new URLSearchParams(query));
+  main.replaceChildren(h("div", { class: "row" }, title("Jobs"), h("span", { class: "grow" }), linkButton("Submit a job", "#/submit", "primary")), list.form, list.age.element, list.place, list.older);
   await list.load();
-  await list.keepCurrent();
+  keepCurrent(() => list.load(), list.age, signal).catch(fail);
 }
 
 class JobList {
-  constructor(signal) {
+  constructor(signal, query) {
     this.signal = signal;
-    this.state = h("select", { id: "state", onchange: () => this.load() }, ["", "queued", "running", ...ENDED].map((each) => h("option", { value: each }, each || "all")));
-    this.older = h("button", { type: "button", hidden: true, onclick: () => this.load(true) }, "Older jobs");
+    this.wanted = Object.fromEntries(FILTERS.map((name) => [name, query.get(name) ?? ""]));
+    this.age = new Age();
+    this.form = this.filters();
+    this.older = button("Older jobs", () => this.more(), null, { hidden: true });
     this.place = h("div");
-    this.table = sortable(COLUMNS, [], { label: "Jobs" });
-    this.jobs = [];
+    this.table = sortable(COLUMNS, [], { label: "Jobs", identity: (job) => job.id });
+    this.limit = PAGE;
     this.next = null;
-    this.deeper = false; // whether older jobs are shown, too
   }
 
-  async load(more = false) {
-    const query = new URLSearchParams({ limit: PAGE });
-    if (this.state.value) query.set("state", this.state.value);
-    if (more && this.next) query.set("before", this.next);
+  filters() {
+    const state = h("select", { id: "state", name: "state" }, ["", "queued", "running", "cancelling", ...ENDED].map((each) => h("option", { value: each, selected: each === this.wanted.state }, each || "all")));
+    const field = (name, label, control) => h("div", { class: "field" }, h("label", { for: name }, label), control);
+    const text = (name) => h("input", { id: name, name, type: "search", maxlength: "200", value: this.wanted[name] });
+    const changed = (event) => this.filter(event.currentTarget);
+    const open = Object.values(this.wanted).some(Boolean) || !matchMedia("(max-width: 640px)").matches;
+    const fields = h("form", { class: "filters", role: "search", "aria-label": "Filters", onchange: changed, onsubmit: (event) => event.preventDefault() },
+      field("text", "Text", text("text")), field("state", "State", state), field("submitter", "Submitter", text("submitter")), field("tag", "Tag", text("tag")), field("source", "Source", text("source")));
+    return h("details", { open, class: "filtering" }, h("summary", {}, "Filters"), fields);
+  }
+
+  async filter(form) {
+    const entries = FILTERS.map((name) => [name, form.elements.namedItem(name).value.trim()]);
+    this.wanted = Object.fromEntries(entries);
+    const given = new URLSearchParams(entries.filter(([, value]) => value));
+    history.replaceState(null, "", `#/jobs${given.size ? `?${given}` : ""}`);
+    this.limit = PAGE;
+    await this.load().catch((error) => this.age.failed(error));
+  }
+
+  async more() {
+    this.limit = Math.min(MOST, this.limit + PAGE);
+    await this.load();
+  }
+
+  async load() {
+    const asked = JSON.stringify(this.wanted);
+    const query = new URLSearchParams({ limit: this.limit, ...Object.fromEntries(Object.entries(this.wanted).filter(([, value]) => value)) });
     const page = await get(`/jobs?${query}`, this.signal);
-    this.deeper ||= more;
-    this.jobs = more ? [...this.jobs, ...page.jobs] : page.jobs;
+    if (asked !== JSON.stringify(this.wanted)) return; // the filters have changed since
     this.next = page.next;
-    this.draw();
+    this.age.loaded();
+    this.draw(page.jobs);
   }
 
-  draw() {
-    this.older.hidden = !this.next;
-    this.table.update(this.jobs);
-    if (!this.jobs.length) this.place.replaceChildren(h("p", { class: "empty" }, "No jobs. ", h("a", { href: "#/submit" }, "Submit one"), " here or from the command line."));
-    else if (!this.place.contains(this.table.table)) this.place.replaceChildren(h("div", { class: "scroll" }, this.table.table));
+  draw(jobs) {
+    this.older.hidden = !this.next || this.limit >= MOST;
+    this.table.update(jobs);
+    if (!jobs.length) this.place.replaceChildren(this.empty());
+    else if (!this.place.contains(this.table.element)) this.place.replaceChildren(this.table.element);
   }
 
-  async keepCurrent() {
-    while (!this.signal.aborted) {
-      await pause(LIST_SECONDS, this.signal);
-      if (document.hidden || this.deeper || this.place.contains(document.activeElement)) continue;
-      try {
-        await this.load();
-      } catch (error) {
-        if (!(error instanceof Refused) || error.status === 401) throw error;
-      }
-    }
+  empty() {
+    if (Object.values(this.wanted).some(Boolean)) return h("p", { class: "empty" }, "No jobs match these filters. ", h("a", { href: "#/jobs" }, "Show all jobs"));
+    return h("p", { class: "empty" }, "No jobs yet. ", h("a", { href: "#/submit" }, "Submit one"), " here, or with ", h("code", {}, "streamstats submit job.yaml"), ".");
   }
 }
+
+const tags = (job) => (job.tags ?? []).map((tag) => h("a", { class: "tag", href: `#/jobs?tag=${encodeURIComponent(tag)}` }, tag));
 
 const COLUMNS = [
-  { title: "Job", key: (job) => -job.submitted, cell: (job) => h("a", { href: `#/jobs/${job.id}` }, job.id) },
+  { title: "Job", name: true, key: nameOf, cell: (job) => [jobLink(job, job.name || job.id), tags(job)] },
   { title: "State", key: (job) => job.state, cell: (job) => badge(job.state) },
-  { title: "Source", name: true, key: sourceOf, cell: sourceOf },
+  { title: "Source", name: true, key: sourceOf, cell: (job) => sourceOf(job) },
   { title: "Submitter", name: true, key: (job) => job.submitter, cell: (job) => job.submitter },
-  { title: "Progress", key: share, cell: (job) => h("progress", { class: "thin", max: 1, value: share(job), "aria-label": `${Math.round(100 * share(job))} %` }) },
-  { title: "Rows", number: true, key: (job) => job.rows, cell: rowsOf },
-  { title: "Submitted", key: (job) => job.submitted, cell: (job) => time(job.submitted) },
+  { title: "Progress", key: share, cell: (job) => (ENDED.includes(job.state) || job.follows ? "" : bar(job, "thin")), wide: true },
+  { title: "Rows", number: true, key: (job) => job.rows, cell: rowsOf, wide: true },
+  { title: "Submitted", time: true, key: (job) => job.submitted, cell: (job) => time(job.submitted) },
 ];
-
-function pause(seconds, signal) {
-  return new Promise((resolve) => {
-    const timer = setTimeout(resolve, seconds * 1000);
-    signal.addEventListener("abort", () => { clearTimeout(timer); resolve(); }, { once: true });
-  });
-}

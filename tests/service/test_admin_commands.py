@@ -1,0 +1,108 @@
+"""The commands of those who run a service, and of those who look for jobs: token, audit, prune, withdraw, jobs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import numpy as np
+import pytest
+from served import STORE, Served, npy
+
+import streamstats as ss
+from streamstats.cli import main
+
+
+class Run:
+    """The command line in this process, which is faster, with the service in its environment."""
+
+    def __init__(self, captured: pytest.CaptureFixture[str]) -> None:
+        self._captured = captured
+
+    def __call__(self, *arguments: str, status: int = 0) -> CompletedProcess[str]:
+        self._captured.readouterr()
+        found = main(arguments)
+        said = self._captured.readouterr()
+        assert found == status, said.err
+        return CompletedProcess(arguments, found, said.out, said.err)
+
+
+@pytest.fixture
+def run(service: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("STREAMSTATS_URL", service.url)
+    monkeypatch.setenv("STREAMSTATS_TOKEN_FILE", str(service.data / "token"))
+    (tmp_path / "job.yaml").write_text(f"source: {STORE}\n")
+    return Run(capsys)
+
+
+def test_names_and_tags_find_a_job(run: Run) -> None:
+    about = ("--name", "nightly", "--tag", "a=1", "--tag", "b", "--note", "why")
+    name = run("submit", "job.yaml", *about).stdout.strip()
+    wanted = ("--tag", "a=1", "--tag", "b", "--text", "NIGHT", "--source", STORE, "--submitter", "admin")
+    found = run("jobs", *wanted, "--json")
+    assert [(job["id"], job["note"]) for job in json.loads(found.stdout)["jobs"]] == [(name, "why")]
+    assert "nightly" in run("jobs", "--state", "queued", "--state", "running", "--state", "done").stdout
+
+
+def test_withdraw_takes_back_what_was_sent(run: Run, client: ss.Client, tmp_path: Path) -> None:
+    for number in range(3):
+        (tmp_path / f"{number}.npy").write_bytes(npy(np.full((4, 2), number, np.float32)))
+    run("send", "taken", "l", "0.npy", "1.npy", "2.npy")
+    job = client.wait(client.submit({"kind": "run", "source": "store:taken"}).id)
+    told = run("withdraw", "taken", "l", "1.npy")
+    assert "4:8" in told.stdout
+    assert f"job {job.id} may have counted them" in told.stderr
+    assert f"job {job.id} subtracts them" in run("withdraw", "taken", "l", "1.npy", "--forget").stderr
+    client.wait(job.id)
+    assert client.channels(job.id, "l")["per_channel"]["mean"] == [1.0, 1.0]
+    assert client.layers(job.id)["layers"]["l"]["covered"] == [[0, 4], [8, 12]]
+
+
+def test_tokens_are_made_used_rotated_and_revoked(run: Run, tmp_path: Path) -> None:
+    run("token", "new", "cli-ann", "-o", "ann.token")
+    assert (tmp_path / "ann.token").stat().st_mode & 0o077 == 0
+    mine = ("--token-file", "ann.token")
+    name = run("submit", "job.yaml", *mine).stdout.strip()
+    assert json.loads(run("jobs", name, "--json", *mine).stdout)["submitter"] == "cli-ann"
+    assert "needs the role admin" in run("token", "list", *mine, status=2).stderr
+    run("token", "new", "cli-ben", "-o", "ann.token", status=2)
+    listed = run("token", "list").stdout
+    assert "cli-ann" in listed
+    assert "cli-ben" not in listed  # its secret could not have been kept
+    secret = run("token", "rotate", "cli-ann").stdout.strip()
+    assert "token is missing or wrong" in run("jobs", *mine, status=2).stderr
+    (tmp_path / "new.token").write_text(secret)
+    run("jobs", "--token-file", "new.token")
+    run("token", "revoke", "cli-ann")
+    run("jobs", "--token-file", "new.token", status=2)
+    assert "/api/v1/tokens/cli-ann/rotate" in run("audit", "--who", "admin", "--limit", "4").stdout
+
+
+def test_a_dry_run_removes_nothing(run: Run, client: ss.Client) -> None:
+    job = client.wait(client.submit({"kind": "run", "source": STORE}).id)
+    told = json.loads(run("prune", "--dry-run", "--keep", '{"jobs": {"number": 0}}', "--json").stdout)
+    assert job.id in [each["name"] for each in told["removed"]]
+    assert client.job(job.id).state == "done"
+    assert "removed 0" in run("prune").stderr  # the service keeps everything
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("token", "new"), "give the name"),
+        (("token", "list", "ann"), "leave out the name"),
+        (("token", "revoke", "nobody"), "there is no token nobody"),
+        (("prune", "--keep", "x"), "--keep is not JSON"),
+        (("prune", "--keep", '{"jobs": {"age": "soon"}}'), "expected a time such as 90d"),
+        (("withdraw", "s", "l"), "by its files or by --key"),
+        (("withdraw", "s", "l", "nowhere.npy"), "cannot read"),
+        (("withdraw", "s", "l", "--key", "k"), "there is no store s"),
+        (("submit", "job.yaml", "--notify", "chat"), "no hook of the service; it has none"),
+    ],
+)
+def test_a_mistake_is_one_line(run: Run, arguments: tuple[str, ...], said: str) -> None:
+    done = run(*arguments, status=2)
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
