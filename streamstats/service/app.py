@@ -23,13 +23,13 @@ from ..config import explain
 from ..errors import StreamstatsError
 from .access import DOCS, Guard, named_hosts
 from .admin_routes import AdminRoutes
-from .answers import REQUEST_NUMBER, problem, refused
+from .answers import problem, refused
 from .audit import Audited
 from .comparison_routes import ComparisonRoutes
 from .description import describe, operation_id
 from .job_routes import JobRoutes
 from .messages import V1, OnnxRequest, RunRequest
-from .middleware import SmallBodies, Watched
+from .middleware import UNFORESEEN, SmallBodies, Watched
 from .operation_routes import PAGE, OperationRoutes
 from .paths import allowed
 from .reference import reference
@@ -84,7 +84,7 @@ def _lifespan(service: Service) -> Callable[[FastAPI], AbstractAsyncContextManag
 def _answer_errors(app: FastAPI, service: Service) -> None:
     app.add_exception_handler(StreamstatsError, lambda _, error: refused(error, service.public))
     app.add_exception_handler(RequestValidationError, _invalid)  # type: ignore[arg-type]
-    app.add_exception_handler(Exception, lambda request, _: problem(500, _unforeseen(request)))
+    app.add_exception_handler(Exception, lambda _, __: problem(500, UNFORESEEN))
     app.add_exception_handler(HTTPException, lambda request, error: _http_problem(app, request, error))
 
 
@@ -103,11 +103,6 @@ def _http_problem(app: FastAPI, request: Request, error: HTTPException) -> Respo
     methods = ", ".join(allowed(app.routes, request.scope))
     message = f"{request.url.path} has no method {request.method}; it has {methods}"
     return problem(405, message, {"allow": methods})
-
-
-def _unforeseen(request: Request) -> str:
-    number = request.scope.get(REQUEST_NUMBER)
-    return f"the service failed unexpectedly; its log has the details under request {number}"
 
 
 def _invalid(_: Request, error: RequestValidationError) -> Response:

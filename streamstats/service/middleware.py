@@ -18,6 +18,8 @@ BINARY = re.compile(rf"{V1}/(uploads$|stores/|jobs/[^/]*/corrections$)")
 """Paths that read their bodies themselves, with limits of their own."""
 METHODS, OTHER = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"), "other"
 
+UNFORESEEN = "the service failed unexpectedly; its log has the details under the number in `request`"
+
 log = logging.getLogger("streamstats.service")
 
 
@@ -89,6 +91,8 @@ class Watched:
             await self._app(scope, receive, send_watched)
         except Exception:
             log.exception("failed", extra={"request": number, "method": scope["method"], "path": scope["path"]})
+            if not status:
+                await problem(500, UNFORESEEN)(scope, receive, send_watched)
         self._record(scope, status, time.perf_counter() - started)
 
     def _record(self, scope: Scope, status: int, seconds: float) -> None:

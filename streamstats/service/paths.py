@@ -11,7 +11,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from fastapi.routing import APIRoute
-from starlette.routing import BaseRoute, Match
+from starlette.routing import BaseRoute, Match, Mount
 from starlette.types import Scope
 
 from .answers import BINARY
@@ -65,8 +65,11 @@ class Paths(APIRouter):
 
 def allowed(routes: Sequence[BaseRoute], scope: Scope) -> list[str]:
     """The methods that the path of `scope` has."""
-    return [
-        method
-        for method in METHODS
-        if any(each.matches({**scope, "method": method})[0] == Match.FULL for each in routes)
-    ]
+    whole = {**scope, "root_path": ""}  # a mount has made the path relative to itself
+    return [method for method in METHODS if any(_takes(each, {**whole, "method": method}) for each in routes)]
+
+
+def _takes(route: BaseRoute, scope: Scope) -> bool:
+    """Whether `route` takes the request. A mount has files, which can only be read, and leaves methods to them."""
+    only_read = isinstance(route, Mount) and scope["method"] not in ("GET", "HEAD")
+    return not only_read and route.matches(scope)[0] == Match.FULL

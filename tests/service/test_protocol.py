@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -10,7 +12,10 @@ import pytest
 from served import STORE, Served, npy
 
 import streamstats as ss
+from streamstats.service.database import Database
 from streamstats.service.messages import JobView
+from streamstats.service.metrics import Metrics
+from streamstats.service.middleware import Watched
 
 V1 = "/api/v1"
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
@@ -62,6 +67,8 @@ def test_another_method_is_answered_with_those_that_the_path_has(
                 answer = http.request(method, filled(path, done))
                 assert answer.status_code == 405, (method, path)
                 assert set(answer.headers["allow"].split(", ")) == has, (method, path)
+        for path in ("/", "/static/style.css", f"{V1}/openapi.json", f"{V1}/docs"):
+            assert http.delete(path).headers["allow"] == "GET, HEAD", path
 
 
 def test_what_was_made_is_where_location_says(service: Served) -> None:
@@ -122,3 +129,23 @@ def test_a_range_that_a_file_lacks_is_refused_in_the_form_of_all_errors(
     assert part.headers["content-type"] == "application/problem+json"
     assert part.json()["status"] == status
     assert ("content-range" in part.headers) == (status == 416)
+
+
+def test_a_failure_before_the_paths_is_answered_in_the_form_of_all_errors(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fails(*_: object) -> None:
+        raise OSError("the reason")
+
+    app = Watched(fails, Metrics(Database(tmp_path / "x.sqlite")))
+    transport = httpx.ASGITransport(app=app)
+
+    async def ask() -> httpx.Response:
+        async with httpx.AsyncClient(transport=transport, base_url="http://x") as http:
+            return await http.get("/anything")
+
+    answer = asyncio.run(ask())
+    assert (answer.status_code, answer.headers["content-type"]) == (500, "application/problem+json")
+    assert answer.json()["request"] == answer.headers["x-request-id"]
+    assert "the reason" in caplog.text
+    assert "the reason" not in answer.text
