@@ -16,6 +16,7 @@ from .tokens import Caller
 NUMBER = "streamstats-results"
 """The response header with the number of the result set."""
 TEXT = {"schema": {"type": "string"}}
+DOCUMENT = {"schema": {"type": "object"}}
 BYTES = {"schema": {"type": "string", "format": "binary"}}
 TAGS = {
     "etag": {"description": "For `If-None-Match`.", "schema": {"type": "string"}},
@@ -80,7 +81,8 @@ def result_text(kind: str) -> Responses:
 
 def result_file(*kinds: str) -> Responses:
     """A file of a result set, which has one of the types `kinds`."""
-    whole: Responses = {200: {"content": dict.fromkeys(kinds, BYTES), "headers": TAGS}, 304: UNCHANGED}
+    content = {kind: DOCUMENT if kind == "application/json" else BYTES for kind in kinds}
+    whole: Responses = {200: {"content": content, "headers": TAGS}, 304: UNCHANGED}
     return whole | parts(*kinds)
 
 

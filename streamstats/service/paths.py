@@ -1,4 +1,4 @@
-"""Paths of the service, and what holds for every one: a GET also answers HEAD; a body of another type is refused.
+"""Paths of the service, and what holds for every one: a GET also answers HEAD; what is ambiguous is refused.
 
 Both follow from how a path is described, so no path can forget them.
 """
@@ -6,7 +6,7 @@ Both follow from how a path is described, so no path can forget them.
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any
+from typing import Any, get_origin
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
@@ -14,6 +14,7 @@ from fastapi.routing import APIRoute
 from starlette.routing import BaseRoute, Match, Mount
 from starlette.types import Scope
 
+from ..errors import UsageError
 from .answers import BINARY
 from .errors import UnsupportedTypeError
 
@@ -25,29 +26,45 @@ BINARY_BODY = {
 """The description of a path that takes a file. Its type may be left out."""
 
 
+Handle = Callable[[Request], Coroutine[Any, Any, Response]]
+
+
 class Path(APIRoute):
-    """A path that refuses bodies of another type than it describes, before it reads them."""
+    """A path that refuses, before it reads anything, a body of another type than it describes, and a parameter that is
+    given twice but has one value.
+    """
 
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+    def get_route_handler(self) -> Handle:
         """As `APIRoute.get_route_handler`."""
-        handle = super().get_route_handler()
+        handle, kinds = super().get_route_handler(), self._kinds()
+        single = {
+            each.alias for each in self.dependant.query_params if get_origin(each.field_info.annotation) is not list
+        }
+
+        async def checked(request: Request) -> Response:
+            _check_type(request, kinds)
+            for name in single & set(request.query_params):
+                if len(request.query_params.getlist(name)) > 1:
+                    raise UsageError(f"the parameter {name} is given more than once; expected one value")
+            return await handle(request)
+
+        return checked
+
+    def _kinds(self) -> Sequence[str]:
+        """The types of bodies that the path takes, the empty one if the type may be left out."""
         if self.body_field is not None:
-            return _checked(handle, (JSON,))
-        return _checked(handle, (BINARY, "")) if self.openapi_extra == BINARY_BODY else handle
+            return (JSON,)
+        return (BINARY, "") if self.openapi_extra == BINARY_BODY else ()
 
 
-def _checked(
-    handle: Callable[[Request], Coroutine[Any, Any, Response]], kinds: Sequence[str]
-) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-    async def checked(request: Request) -> Response:
-        given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if given not in kinds:
-            raise UnsupportedTypeError(
-                f"the Content-Type of the body is {given or 'missing'}; send it with `Content-Type: {kinds[0]}`"
-            )
-        return await handle(request)
-
-    return checked
+def _check_type(request: Request, kinds: Sequence[str]) -> None:
+    headers = request.headers
+    has_body = "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
+    given = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kinds and has_body and given not in kinds:
+        raise UnsupportedTypeError(
+            f"the Content-Type of the body is {given or 'missing'}; send it with `Content-Type: {kinds[0]}`"
+        )
 
 
 class Paths(APIRouter):

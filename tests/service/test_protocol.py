@@ -108,6 +108,20 @@ def test_a_file_of_another_type_than_bytes_is_refused(service: Served, kind: str
     assert [answer.status_code for answer in answers] == [status, status]
 
 
+def test_a_parameter_with_one_value_is_given_once(service: Served) -> None:
+    with service.http() as http:
+        once = http.get(f"{V1}/jobs?state=done&state=failed&limit=1")
+        twice = http.get(f"{V1}/jobs?limit=1&limit=2")
+    assert (once.status_code, twice.status_code) == (200, 422)
+    assert "limit is given more than once" in twice.json()["detail"]
+
+
+def test_a_body_that_may_be_left_out_needs_no_type(service: Served) -> None:
+    with service.http() as http:
+        optional, needed = http.post(f"{V1}/prune?dry_run=true"), http.post(f"{V1}/jobs")
+    assert (optional.status_code, needed.status_code) == (200, 422)
+
+
 def test_a_charset_is_no_other_type(service: Served, client: ss.Client) -> None:
     with service.http(headers={"Content-Type": "Application/JSON; charset=utf-8"}) as http:
         answer = http.post(f"{V1}/jobs", content=b'{"kind": "run", "source": "small.zarr"}')
