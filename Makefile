@@ -60,6 +60,7 @@ package: $(VENV)/test.installed
 # Every long test, those of `make package` among them.
 soak: $(VENV)/test.installed browser
 	$(BIN)/pytest -m soak
+	$(BIN)/pytest -n auto --hypothesis-profile=thorough tests/statistics tests/outputs
 
 benchmark: $(VENV)/test.installed
 	$(BIN)/python benchmarks/throughput.py

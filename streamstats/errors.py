@@ -33,6 +33,10 @@ class MismatchError(UsageError):
     """Shapes, dtypes, channels or layouts that should match do not."""
 
 
+class EmptyStoreError(UsageError):
+    """A calibration store has no layers yet: record into it, or wait."""
+
+
 class MissingDependencyError(UsageError):
     """An optional library is needed: install the extra that the message names."""
 

@@ -73,7 +73,7 @@ def watched(context: BrowserContext, pages: Served, view: str = "/jobs") -> Iter
     page.goto(f"{pages.url}/#token={pages.token}{view}")
     expect(page.locator("h1")).to_be_visible()
     yield page
-    assert not wrong
+    assert not wrong, wrong
 
 
 def to(page: Page, view: str) -> None:

@@ -36,10 +36,13 @@ class Served:
         self.config = folder / "service.yaml"
         self.config.write_text(yaml.safe_dump(document))
         self.said: list[str] = []
+        self.shell = ""  # commands for the shell that starts it
 
     def start(self) -> Served:
         """Wait until it answers."""
         command = [sys.executable, "-m", "streamstats", "serve", str(self.config)]
+        if self.shell:
+            command = ["sh", "-c", f'{self.shell}; exec "$@"', "sh", *command]
         environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
         assert self.process.stderr is not None

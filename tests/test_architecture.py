@@ -104,6 +104,8 @@ WRITERS = ("storage", "compiled")
 """Result files, and what is compiled."""
 NOT_THE_CORE = ("cli",)
 IMPORTING_CALLS = ("import_module", "__import__", "require", "_require")
+READING_FLAGS = {"flags", "READING", "LOOKING", "os.O_DIRECTORY"}
+"""Of `calibration.sources.links`: constants and a parameter that are made of flags for reading."""
 WRITING_CALLS = frozenset(
     ("write_text", "write_bytes", "touch", "mkdir", "makedirs", "unlink", "rename", "rmtree", "tofile", "fdopen")
 )
@@ -226,6 +228,8 @@ def writing_calls(module: Module) -> Iterator[str]:
 def reads(node: ast.Call) -> bool:
     """Whether the call of an `open` is plainly for reading."""
     if ast.unparse(node.func) == "os.open":
+        if set(ast.unparse(node.args[1]).split(" | ")) <= READING_FLAGS:
+            return True
         flags = {flag for each in node.args[1:] for flag in ast.unparse(each).split(" | ")}
         return {"os.O_RDONLY"} <= flags <= {"os.O_RDONLY", "os.O_NONBLOCK"}
     first = 1 if isinstance(node.func, ast.Name) else 0

@@ -91,6 +91,7 @@ def describe_array(source: Source, name: str, array: zarr.Array[Any]) -> Layer:
         keys=keys,
         fingerprint=_fingerprint(array),
         at="" if array.path == name else array.path,
+        follow_links=source.follow_links,
     )
 
 

@@ -59,7 +59,8 @@ class Layer:
     From the row `unwritten_from` on, if known, a file had room for more when it was counted, and has not been written
     since, although the array has grown.
     `mask`, itself such an array but without channels, has ones where values count and zeros where they do not.
-    `attributes` is what attributes of CF say of the values, None if they say nothing.
+    `attributes` is what attributes of CF say of the values, None if they say nothing. Without `follow_links`, nothing
+    is read behind a link of this machine.
     """
 
     store: str
@@ -89,6 +90,7 @@ class Layer:
     at: str = ""
     of: str = ""
     address: Address = ONLY
+    follow_links: bool = True
 
     @property
     def path(self) -> str:
@@ -103,7 +105,7 @@ class Layer:
     @cached_property
     def source(self) -> Source:
         """Where the store lies."""
-        return source_of(self.store)
+        return source_of(self.store, follow_links=self.follow_links)
 
     @property
     def read_by(self) -> Readers:

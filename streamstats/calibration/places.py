@@ -56,13 +56,15 @@ class Place:
         return os.path.realpath(os.path.join(location, below))
 
 
-def places_of(source: str | Path | Sequence[str | Path]) -> list[Place]:
+def places_of(source: str | Path | Sequence[str | Path], *, follow_links: bool = True) -> list[Place]:
     """The places of the store at `source`, or of several. Raises as `Source.find`, `UsageError` for one named twice."""
     if isinstance(source, str | Path):
-        return _places(source_of(source), "")
+        return _places(source_of(source, follow_links=follow_links), "")
     stores = [str(each) for each in source]
     _check_stores(stores)
-    places = [place for each in stores for place in _places(source_of(each), each if len(stores) > 1 else "")]
+    places = []
+    for each in stores:
+        places += _places(source_of(each, follow_links=follow_links), each if len(stores) > 1 else "")
     _check_places(places)
     return places
 

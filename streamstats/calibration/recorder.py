@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import accumulate
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -55,7 +55,7 @@ class Recorder:
     waits in memory. Use it as a context manager, or call `close`. Raises `OutputError` if it cannot write to `store`.
 
     With `buffered=False` nothing waits in memory: when `append` returns, its rows are on disk and committed, all at
-    once: even if the process is killed, the store and its readers have all of them or none.
+    once: even if the process is killed or the power fails, the store and its readers have all of them or none.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Recorder:
         whole = target_of(store)
         _check_version(whole)
         try:
-            self._group = _group(whole.zarr_store())
+            self._group = _group(whole.zarr_store(durable=not buffered))
             if part:
                 self._group = _group_of_part(self._group, part)
         except Exception as error:
@@ -138,6 +138,15 @@ class Recorder:
         appended = described(self._source.location, layer, array_of(samples), channel_axis, quantization, readers)
         opened = self._opened(appended)
         return opened.layer.rows + opened.waiting_rows
+
+    def withdraw(self, layer: str, rows: int) -> None:
+        """Take back the rows of `layer` from `rows` on: readers no longer count them; the next take their places.
+
+        Raises `OutputError`.
+        """
+        opened = _OpenLayer.of(self._source, self._target, self._is_own, layer, self._open_array)
+        opened.withdraw(rows)
+        self._open[layer] = opened
 
     def _opened(self, appended: Layer) -> _OpenLayer:
         name = appended.name
@@ -223,7 +232,7 @@ class Recorder:
     def _open_array(self, name: str) -> zarr.Array[Any]:
         with codec_pipeline(DEFAULT_PIPELINE), zarr.config.set({"array.write_empty_chunks": True}):
             return zarr.open_array(
-                self._target.zarr_store(), path=name, mode="r+"
+                self._target.zarr_store(durable=not self._buffered), path=name, mode="r+"
             )  # zarr ignores `config` for arrays that exist
 
     def _create(self, layer: Layer) -> None:
@@ -442,7 +451,7 @@ class _OpenLayer:
                 self.target.sync(self._files(start, stop))
             self._commit(stop)
             if durably:
-                self.target.sync([*(f"{part.name}/{V3_METADATA}" for part in self._parts), *self._groups()])
+                self.target.sync([f"{part.name}/{V3_METADATA}" for part in self._parts])
         except Exception as error:
             why = first_line(error).partition(";")[0]  # what a store says to do is not what to do here
             raise OutputError(
@@ -451,15 +460,21 @@ class _OpenLayer:
             ) from error
         self.layer = _described(self.source, self.layer.name, self.arrays)
 
+    def withdraw(self, rows: int) -> None:
+        """Commit `rows` rows, fewer than there are."""
+        try:
+            self._commit(rows)
+            self.target.sync([f"{self.layer.name}/{V3_METADATA}"])
+        except OSError as error:
+            raise OutputError(
+                f"cannot take back rows of layer {self.layer.name}: {error}; check {self.layer.store}"
+            ) from error
+        self.layer = _described(self.source, self.layer.name, self.arrays)
+
     @property
     def _parts(self) -> list[Layer]:
         """The layer, and its mask if it has one."""
         return [self.layer] if self.layer.mask is None else [self.layer, self.layer.mask]
-
-    def _groups(self) -> list[str]:
-        """The folders above the layer's, up to the store's."""
-        above = PurePosixPath(self.layer.name).parents
-        return [folder.as_posix() for folder in above] if self.layer.rows == 0 else []
 
     def _files(self, start: int, stop: int) -> list[str]:
         return [

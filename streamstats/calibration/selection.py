@@ -89,15 +89,19 @@ def also_counting(rules: Sequence[LayerRule], statistics: Sequence[str]) -> tupl
     return tuple(replace(each, statistics=(*each.statistics, *statistics)) for each in rules or [LayerRule(ALL)])
 
 
-def select_layers(source: str | Path | Sequence[str | Path], rules: Sequence[LayerRule] = ()) -> Selected:
+def select_layers(
+    source: str | Path | Sequence[str | Path], rules: Sequence[LayerRule] = (), *, follow_links: bool = True
+) -> Selected:
     """The layers that `rules` choose in the calibration store at `source`, or in several, one after the other.
+
+    Without `follow_links`, arrays behind links of this machine cannot be read.
 
     A layer that several stores have, or several parts of one, has an array in each. Raises `UsageError` for a source
     that is not a zarr group with arrays, an array that cannot be a layer, and a rule that matches nothing; `DataError`
     for an unreadable array that a rule matches, or if there are no others; `MismatchError` for arrays of one layer that
     do not fit together; `StoreError`.
     """
-    found = [_without_coordinates(place, rules) for place in places_of(source)]
+    found = [_without_coordinates(place, rules) for place in places_of(source, follow_links=follow_links)]
     places = [place for place, _ in found]
     aside = {place.naming(name): reason for place, those in found for name, reason in those.items()}
     _check_readable(places, rules)
@@ -282,6 +286,8 @@ def _mask(place: Place, layer: str, name: str | None) -> Layer | None:
         return None
     if not arrays.get(name, arrays[layer]).shape:
         raise MismatchError(f"layer {layer}: its mask {name} is a single value; expected one for each position")
+    if name in place.unreadable:
+        raise DataError(f"layer {layer}: its mask {name} cannot be read: {place.unreadable[name]}; repair it")
     if name not in arrays:
         raise UsageError(
             f"layer {layer}: its mask {name} is not in the store, which has {listed(arrays)}; restore it, or name "

@@ -39,6 +39,7 @@ INTERRUPTION = {
     "report": "no report was written",
     "demo": "its folder is incomplete; run the command again",
     "serve": "running jobs resume at the next start",
+    "backup": "no backup was written",
     "submit": "the job continues if it was submitted; see: streamstats jobs",
     "jobs": "nothing was changed",
     "watch": "the job continues",

@@ -24,6 +24,7 @@ Exact calibration statistics, out of core, and the bias corrections that follow 
 Jobs of a team, on a service:
 
   serve     start the service: jobs over HTTP, and a page to watch them
+  backup    copy the data of a service, while it runs
   submit    submit a job to a service
   jobs      list the jobs of a service, or show one of them
   watch     follow a job until it ends
@@ -321,6 +322,15 @@ README and configs/service.yaml explain all other keys:
 
   data: service-data
   roots: [calibration]
+"""
+
+BACKUP = """\
+Copy the data of a service to a new folder, while the service runs: its database, token, jobs, uploads and stores.
+
+  streamstats backup service.yaml /backups/monday
+
+To restore it, stop the service, put the folder in place of its `data`, and start the service. Activations that were
+acknowledged before the backup began are in it; those that are sent again with their keys count once. Jobs resume.
 """
 
 SERVICE_ENVIRONMENT = """

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..address import SERVICE_URL, local_path
 from ..errors import UsageError
+from ..service.retrying import PATIENCE_SECONDS
 from . import descriptions
 
 ON_MODELS = "model_commands"
@@ -75,6 +76,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_report(_command(commands, "report", descriptions.REPORT, CORRECTING))
     _add_demo(_command(commands, "demo", descriptions.DEMO, ON_MODELS))
     _add_serve(_command(commands, "serve", descriptions.SERVE, WITH_SERVICE))
+    _add_backup(_command(commands, "backup", descriptions.BACKUP, WITH_SERVICE))
     _add_submit(_command(commands, "submit", descriptions.SUBMIT, WITH_SERVICE))
     _add_jobs(_command(commands, "jobs", descriptions.JOBS, WITH_SERVICE))
     _add_watch(_command(commands, "watch", descriptions.WATCH, WITH_SERVICE))
@@ -532,10 +534,22 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", metavar="CONFIG", help="a YAML file; see configs/service.yaml")
 
 
+def _add_backup(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", metavar="CONFIG", help="the configuration of the service")
+    parser.add_argument("folder", type=_local, metavar="FOLDER", help="a new folder, best on another disk")
+
+
 def _add_service(parser: argparse.ArgumentParser) -> None:
     where = parser.add_argument_group("the service")
     where.add_argument("--url", help=f"default: STREAMSTATS_URL, or {SERVICE_URL}")
     where.add_argument("--token-file", metavar="FILE", help="default: STREAMSTATS_TOKEN_FILE, or STREAMSTATS_TOKEN")
+    where.add_argument(
+        "--patience",
+        metavar="SECONDS",
+        type=float,
+        default=PATIENCE_SECONDS,
+        help="how long to try again if the service does not respond, for submit, send and watch; default: %(default)s",
+    )
 
 
 def _add_submit(parser: argparse.ArgumentParser) -> None:

@@ -9,6 +9,7 @@ import hashlib
 import json
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,17 @@ def serve(options: Namespace) -> None:
     from ..service.settings import load_service_config
 
     serve_config(load_service_config(options.config), say)
+
+
+def backup(options: Namespace) -> None:
+    """`streamstats backup CONFIG FOLDER`."""
+    from ..service.backup import back_up
+    from ..service.settings import load_service_config
+
+    copied = back_up(load_service_config(options.config).data, Path(options.folder))
+    if options.json:
+        print_json({"folder": options.folder, **asdict(copied)})
+    say(f"wrote {options.folder}: {copied}; to restore it, stop the service and put the folder in place of its `data`")
 
 
 def submit(options: Namespace) -> int:
@@ -257,4 +269,5 @@ def client_of(options: Namespace) -> Client:
     from ..config import service_address
     from ..service.client import Client
 
-    return Client(*service_address(options.url, options.token_file))
+    url, token = service_address(options.url, options.token_file)
+    return Client(url, token, patience=options.patience, say=say)

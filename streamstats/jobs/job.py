@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal, Self
 
-from ..calibration.selection import LayerRule, also_counting
+from ..calibration.selection import LayerRule, Selected, also_counting, select_layers
 from ..coverage import Coverage, Rows
 from .workers import Cluster, available_cores
 
@@ -25,6 +25,7 @@ class Job:
     `rules` choose and describe layers (default: every array, as its attributes describe it). `memory` is the limit in
     bytes per process. `nonfinite` is the policy for NaN and infinities, `missing` that for chunks that are missing or
     damaged. If `rows` is given, only these are counted, of each array.
+    Without `follow_links`, nothing is read behind links in the stores, or on the way to them.
     """
 
     source: str | tuple[str, ...]
@@ -35,11 +36,16 @@ class Job:
     missing: Missing = "error"
     rows: Rows | None = None
     cluster: Cluster = LOCAL
+    follow_links: bool = True
 
     @property
     def sources(self) -> tuple[str, ...]:
         """The stores, in order."""
         return (self.source,) if isinstance(self.source, str) else tuple(self.source)
+
+    def selected(self) -> Selected:
+        """The layers of its stores, as they are now. Raises as `select_layers`."""
+        return select_layers(self.source, self.rules, follow_links=self.follow_links)
 
     def counting(self, *statistics: str) -> Self:
         """The same job, which also counts `statistics` for all layers."""

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ..calibration.layer import Layer, arrays_of
-from ..calibration.selection import select_layers
 from ..coverage import Coverage
 from ..errors import DataError, UsageError, counted, listed
 from ..outputs.layer_statistics import LayerStatistics
@@ -68,7 +67,7 @@ def check_quantiles(job: Job, quantiles: Sequence[float]) -> None:
     for q in quantiles:
         if not 0 <= q <= 1:
             raise UsageError(f"the quantile is {q}; expected a number from 0 to 1")
-    layers = select_layers(job.source, job.rules).layers
+    layers = job.selected().layers
     _check_some(layers, {layer.counted_as: _refusal(layer) for layer in layers})
 
 

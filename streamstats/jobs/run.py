@@ -204,13 +204,13 @@ def _run_ready(
 
 def _reloaded(session: Session) -> Session:
     """`session` with the layers as they are now, and what is saved."""
-    selected = select_layers(session.job.source, session.job.rules)
+    selected = session.job.selected()
     return session.resumed(selected, load(session.output, selected.layers))
 
 
 def _polled(session: Session) -> Session:
     """`session` with the layers as they are now."""
-    selected = select_layers(session.job.source, session.job.rules)
+    selected = session.job.selected()
     arrays = arrays_of(selected.layers)
     ledgers = {name: continued(each, session.ledgers.get(name)) for name, each in arrays.items()}
     return session.resumed(selected, ledgers)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..address import local_path
 from ..calibration.layer import Layer, arrays_of
-from ..calibration.selection import Selected, select_layers
+from ..calibration.selection import Selected
 from ..coverage import Coverage, Rows
 from ..errors import StreamstatsError, UsageError
 from ..outputs.changes import Change, check_unchanged
@@ -159,7 +159,7 @@ def open_session(
     damaged state or a store that has changed since it was counted, `ClusterError` for unfit workers.
     """
     output = local_path(job.output)
-    selected = select_layers(job.source, job.rules)
+    selected = job.selected()
     for source in job.sources:
         _check_apart(source, output)
     arrays = arrays_of(selected.layers)

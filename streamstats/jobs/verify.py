@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..calibration.identity import file_key
 from ..calibration.layer import Layer, arrays_of
-from ..calibration.selection import Selected, select_layers
+from ..calibration.selection import Selected
 from ..coverage import EMPTY, Coverage, Rows
 from ..outputs.changes import compared, compared_mask, is_counted_again
 from ..outputs.layer_statistics import LayerStatistics
@@ -41,7 +41,7 @@ def verify(job: Job, *, progress: Progress = QUIET) -> list[Problem]:
     Chunks must exist, decode to their size and match their stored checksums. What was counted must be unchanged: the
     same files, and the same statistics to the bit. Raises `UsageError`, and `DataError` for a damaged state.
     """
-    selected = select_layers(job.source, job.rules)
+    selected = job.selected()
     tell_selected(selected, progress)
     output, arrays = Path(job.output), arrays_of(selected.layers)
     before = stores_before(output)

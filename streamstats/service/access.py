@@ -26,6 +26,8 @@ CALLER = "streamstats.caller"
 """The key, in the scope of a request that may pass, of its `Caller`."""
 LINK_SECONDS = 60
 DOCS = "/api/v1/docs"
+KNOWN = "streamstats.known"
+"""The key, in the scope of a request, of whether it came with a token."""
 OPEN = ("/healthz", "/readyz", "/api/v1/openapi.json", DOCS)
 """Paths that need no token: they reveal nothing about the data."""
 PAGE = ("/", "/static/")
@@ -104,6 +106,7 @@ class Guard:
             await send(message)
 
         refusal = self._refusal(scope)
+        scope[KNOWN] = refusal is None and not _is_open(scope["path"])
         answer = self._app if refusal is None else problem(*refusal)
         await answer(scope, receive, send_guarded)
 
@@ -118,7 +121,7 @@ class Guard:
         if scope["method"] in UNSAFE and headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
             return 403, "the request comes from a page of another site; use the page of this service"
         path = scope["path"]
-        if path in (PAGE[0], *OPEN) or path.startswith(PAGE[1]):
+        if _is_open(path):
             return None
         caller = self._caller(scope, headers.get("authorization"))
         if caller is None:
@@ -164,6 +167,11 @@ def changes(method: str, path: str) -> bool:
     """Whether a request changes something, other than to append activations, which are too many to be noted."""
     sends = method == "POST" and SENDING.match(path) is not None
     return method not in ("GET", "HEAD") and not READING.match(path) and not sends
+
+
+def _is_open(path: str) -> bool:
+    """Whether `path` needs no token."""
+    return path in (PAGE[0], *OPEN) or path.startswith(PAGE[1])
 
 
 def host_name(header: str) -> str:

@@ -1,6 +1,7 @@
 """Bodies of requests: measured while they arrive, kept in memory if small and in a file if not, and read as arrays.
 
-The law: a body's own description is not trusted. Sizes are compared with what arrived before memory is allocated.
+The law: a body's own description is not trusted. It is judged as soon as it has arrived, before the rest is received,
+and sizes are compared with what arrived before memory is allocated.
 """
 
 from __future__ import annotations
@@ -8,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import mmap
-import re
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -22,21 +23,23 @@ from ..errors import DataError, UsageError, counted
 from ..storage.files import Spool
 from ..storage.plain_tensors import read_plain_tensors
 from .errors import TooLargeError
+from .headers import LONGEST_NPY_HEADER, NPY, Judge, anything, npy_header
 
 IN_MEMORY = 4 * 2**20
-NPY = b"\x93NUMPY"
+LONGEST_LENGTH = 20
+"""Digits of a Content-Length."""
 ZIP = b"PK\x03\x04"
-IDLE_SECONDS = 30.0
-"""How long a request may pause before it is dropped."""
-LONGEST_HEADER = 10_000
-HEADER = (
-    r"'descr': *'([<>|=]?[?bhilqBHILQefd]|[<>|=]?[biufc][0-9]{1,2})'",
-    r"'fortran_order': *(True|False)",
-    r"'shape': *\(([0-9]{0,15}(?:, ?[0-9]{1,15}){0,31},?)\)",
-)
-"""The header of an array of numbers."""
 
 Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a body may be: `most` bytes, with pauses of `pause` seconds, and what `judge` does not refuse."""
+
+    most: int
+    pause: float
+    judge: Judge = anything
 
 
 class Body:
@@ -51,17 +54,15 @@ class Body:
         self._spool: Spool | None = None
 
     @classmethod
-    async def received(cls, request: Request, folder: Path, most: int) -> Body:
-        """The body of `request`. Raises `TooLargeError` beyond `most` bytes, `UsageError`, `OutputError`."""
-        announced = request.headers.get("content-length", "")
-        if announced.isascii() and announced.isdigit() and int(announced[:20]) > most:
-            raise _too_large(most)
+    async def received(cls, request: Request, folder: Path, terms: Terms) -> Body:
+        """The body of `request`, on these `terms`. Raises `TooLargeError`, `UsageError`, `OutputError`."""
+        whole = announced(request, terms.most)
         body = cls(folder)
         try:
-            await body._receive(aiter(request.stream()), most)
+            await body._receive(aiter(request.stream()), terms, whole)
         except TimeoutError:
             body.discard()
-            raise UsageError(f"no part of the body arrived for {IDLE_SECONDS:.0f} s; send the request again") from None
+            raise UsageError(f"no part of the body arrived for {terms.pause:g} s; send the request again") from None
         except ClientDisconnect:  # nobody reads this answer
             body.discard()
             raise UsageError("the client disconnected before the end of the body") from None
@@ -70,17 +71,20 @@ class Body:
             raise
         return body
 
-    async def _receive(self, arriving: AsyncIterator[bytes], most: int) -> None:
+    async def _receive(self, arriving: AsyncIterator[bytes], terms: Terms, whole: int | None) -> None:
+        wanted = 1
         while True:
             try:
-                chunk = await asyncio.wait_for(anext(arriving), IDLE_SECONDS)
+                chunk = await asyncio.wait_for(anext(arriving), terms.pause)
             except StopAsyncIteration:
                 return
             self.size += len(chunk)
-            if self.size > most:
-                raise _too_large(most)
+            if self.size > terms.most:
+                raise _too_large(terms.most)
             self._parts.append(chunk)
             self._waiting += len(chunk)
+            while 0 < wanted <= self.size:  # all of it is in memory: headers are shorter than IN_MEMORY
+                wanted = terms.judge(b"".join(self._parts), whole)
             if self._waiting >= IN_MEMORY:
                 await asyncio.to_thread(self._spill)
 
@@ -149,31 +153,20 @@ class Body:
 
     def _npy(self) -> Array:
         content = b"".join(self._parts) if self._spool is None else _mapped(self.path)
-        dtype, fortran, shape, offset = npy_header(content[:LONGEST_HEADER])
-        expected, found = prod(shape) * dtype.itemsize, self.size - offset
-        if expected != found:
-            raise UsageError(f"the array of shape {shape} and {dtype} has {found:,} bytes; expected {expected:,}")
-        flat = np.frombuffer(content, dtype, prod(shape), offset)
-        return flat.reshape(shape, order="F" if fortran else "C")
+        header = npy_header(content[:LONGEST_NPY_HEADER])
+        header.check_size(self.size)
+        flat = np.frombuffer(content, header.dtype, prod(header.shape), header.offset)
+        return flat.reshape(header.shape, order="F" if header.fortran else "C")
 
 
-def npy_header(content: bytes) -> tuple[np.dtype[Any], bool, tuple[int, ...], int]:
-    """(dtype, whether the order is Fortran's, shape, offset of the values) of a `.npy` file. Raises `UsageError`.
-
-    numpy's own reader parses the header as Python, and the parser of Python 3.11 cannot run in several threads at once.
-    """
-    width = {1: 2, 2: 4, 3: 4}.get(content[6] if len(content) > 6 else 0)
-    start = 8 + (width or 0)
-    offset = start + int.from_bytes(content[8:start], "little")
-    header = content[start:offset].decode("latin-1")
-    found = [re.search(pattern, header) for pattern in HEADER]
-    if width is None or offset > len(content) or not all(found):
-        raise UsageError(
-            "the body begins as .npy but has no header of an array of numbers; send it as numpy.save writes it"
-        )
-    kind, order, extents = (each[1] for each in found if each)
-    shape = tuple(int(extent) for extent in extents.split(",") if extent.strip())
-    return np.dtype(kind), order == "True", shape, offset
+def announced(request: Request, most: int) -> int | None:
+    """The bytes of the body of `request`, if the client says it beforehand. Raises `TooLargeError` beyond `most`."""
+    length = request.headers.get("content-length", "")
+    if not (length.isascii() and length.isdigit()):
+        return None
+    if len(length) > LONGEST_LENGTH or int(length) > most:
+        raise _too_large(most)
+    return int(length)
 
 
 def _too_large(most: int) -> TooLargeError:

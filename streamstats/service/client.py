@@ -1,33 +1,29 @@
 """A client of the service: `Client(url, token)`, a typed method for each path that programs need.
 
-A request that gets no answer is repeated. One that adds something is repeated with the same key, so it counts once.
+A request that gets no answer, or for which the service has no capacity, is repeated: what adds something for two
+minutes, with the same key, so that it counts once; questions for a few seconds.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import re
 import ssl
-import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import IO, TYPE_CHECKING, Any, Self
 from urllib.parse import quote
 
 import numpy as np
 import numpy.typing as npt
 
 from ..address import SERVICE_URL
-from ..errors import DataError, ServiceError, StreamstatsError, UsageError, first_line, require
-from ..floats import NARROW
+from ..errors import DataError, ServiceError, UsageError, first_line, require
 from ..storage.files import write_bytes
-from ..storage.plain_tensors import plain_tensor_bytes
 from ..storage.tensors import tensors_bytes, tensors_of
 from .messages import (
     V1,
@@ -42,39 +38,40 @@ from .messages import (
     UploadView,
     WithdrawnView,
 )
+from .retrying import PATIENCE_SECONDS, QUICK_SECONDS, UNAVAILABLE, Trial, retry_after
 from .tokens import Role
+from .transfer import RefusedError, checked, events_of, failure_of, file_of, inside
+
+__all__ = ["Client", "RefusedError"]
 
 if TYPE_CHECKING:
     import httpx
 
 SECONDS = 60.0
-ATTEMPTS = 4
-"""How often a request is sent that gets no answer, or for which the service has no capacity."""
-WAIT_SECONDS = 0.5
-"""The pause before the second attempt; each further one doubles it."""
-NO_CAPACITY = 503
-LONGEST_SHOWN = 200
-"""Characters of an answer that is not ours."""
-
-
-class RefusedError(UsageError):
-    """The service refuses the request; `status` is the HTTP status."""
-
-    def __init__(self, message: str, status: int) -> None:
-        super().__init__(message)
-        self.status = status
+UPLOAD_SECONDS = 600.0
+"""How long the service may take to store an upload that has arrived."""
 
 
 class Client:
     """The service at `url`, which accepts `token`. Use the client as a context manager, or `close` it.
 
-    `certificate` is a PEM file to trust, for a service whose certificate no known authority has signed.
+    `certificate` is a PEM file to trust, for a service whose certificate no known authority has signed. Activations,
+    uploads and submissions that get no answer are sent again, each with its key, for `patience` seconds, and so is the
+    request for events; `say` is told when that begins.
 
     Every method raises `RefusedError` with the service's reason if the service refuses the request, and `ServiceError`
     if the service fails, has no capacity or does not respond.
     """
 
-    def __init__(self, url: str = SERVICE_URL, token: str = "", *, certificate: str | Path | None = None) -> None:
+    def __init__(
+        self,
+        url: str = SERVICE_URL,
+        token: str = "",
+        *,
+        certificate: str | Path | None = None,
+        patience: float = PATIENCE_SECONDS,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> None:
         library = require("httpx", "client")
         if not re.match(r"https?://[^/?#]", url):
             raise UsageError(f"the service is {url!r}; expected an address such as {SERVICE_URL}")
@@ -89,7 +86,7 @@ class Client:
             )
         except Exception as error:
             raise UsageError(f"the service is {url!r}, which is not a valid address: {first_line(error)}") from error
-        self.url = url
+        self.url, self._patience, self._say = url, patience, say
 
     def close(self) -> None:
         """Close the connections."""
@@ -108,7 +105,7 @@ class Client:
     def submit(self, request: Mapping[str, Any], *, key: str | None = None) -> JobView:
         """Submit a job: `{"kind": "run", "source": …}` and the keys of a configuration, or `{"kind": "onnx", …}`."""
         headers = {"Idempotency-Key": key or uuid.uuid4().hex}
-        return JobView.model_validate(self._json("POST", "/jobs", json=dict(request), headers=headers))
+        return JobView.model_validate(self._json("POST", "/jobs", adds=True, json=dict(request), headers=headers))
 
     def jobs(
         self,
@@ -128,16 +125,14 @@ class Client:
         """
         query: dict[str, Any] = {"submitter": submitter, "source": source, "text": text, "limit": limit}
         query |= {"state": state, "tag": tag, "before": before}
-        known = {name: value for name, value in query.items() if value is not None}
-        return JobPage.model_validate(self._json("GET", "/jobs", params=known))
+        return JobPage.model_validate(self._json("GET", "/jobs", params=_given(query)))
 
     def describe(
         self, job: str, *, name: str | None = None, tags: Sequence[str] | None = None, note: str | None = None
     ) -> JobView:
         """Change the name, the tags or the note of a job; what is None stays as it is."""
         about = {"name": name, "tags": None if tags is None else list(tags), "note": note}
-        known = {key: value for key, value in about.items() if value is not None}
-        return JobView.model_validate(self._json("PATCH", f"/jobs/{quote(job, safe='')}", json=known))
+        return JobView.model_validate(self._json("PATCH", f"/jobs/{quote(job, safe='')}", json=_given(about)))
 
     def job(self, job: str) -> JobView:
         """The state and progress of a job."""
@@ -157,19 +152,23 @@ class Client:
 
     def events(self, job: str) -> Iterator[tuple[str, dict[str, Any]]]:
         """(kind, content) of each event until the job ends: `job`, `message`, `end`. A lost connection is resumed."""
-        last, failures = "0", 0
+        last, trial = "0", self._trial(adds=True)
         while True:
+            failure: Exception = ServiceError(f"{self.url} ends the stream of events of job {job} again and again")
+            after = None
             try:
                 for kind, content, number in self._streamed(job, last):
-                    last, failures = number or last, 0
+                    trial.renew()
+                    last = number or last
                     yield kind, content
                     if kind == "end":
                         return
             except self._errors as error:
-                failures += 1
-                if failures >= ATTEMPTS:
-                    raise self._silent(error) from error
-            time.sleep(WAIT_SECONDS * 2**failures)
+                failure = self._silent(error)
+            except _UnavailableError as error:
+                failure, after = error.failure, error.after
+            if not trial.again(first_line(failure), after):
+                raise failure
 
     def _streamed(self, job: str, after: str) -> Iterator[tuple[str, dict[str, Any], str]]:
         """(kind, content, number) of the events after the one numbered `after`, from one connection."""
@@ -178,8 +177,10 @@ class Client:
         with self._http.stream("GET", path, headers=headers) as answer:
             if not answer.is_success:
                 answer.read()
-                raise _failure(answer)
-            yield from _events(answer.iter_lines())
+                if answer.status_code in UNAVAILABLE:
+                    raise _UnavailableError(answer)
+                raise failure_of(answer)
+            yield from events_of(answer.iter_lines())
 
     def wait(self, job: str) -> JobView:
         """The job when it has ended."""
@@ -208,7 +209,7 @@ class Client:
         found = self._json("GET", f"/jobs/{quote(job, safe='')}/files")
         number = int(found["results"])
         for name, digest in found["files"].items():
-            path = _inside(target, name)
+            path = inside(target, name)
             write_bytes(path, self._file(job, number, name, digest))
         return number
 
@@ -255,7 +256,7 @@ class Client:
         count once. `quantization` and `geometry`, the layer's kernel, have the keys that they have in a configuration;
         jobs that count `taps` need the geometry.
         """
-        content = samples if isinstance(samples, bytes) else _file_of(np.asarray(samples))
+        content = samples if isinstance(samples, bytes) else file_of(np.asarray(samples))
         query: dict[str, Any] = {"channel_axis": channel_axis}
         if quantization is not None:
             query["quantization"] = json.dumps(quantization)
@@ -263,7 +264,8 @@ class Client:
             query["geometry"] = json.dumps(geometry)
         path = f"/stores/{quote(store, safe='')}/layers/{quote(layer)}"
         headers = {"Idempotency-Key": key or uuid.uuid4().hex}
-        return IngestView.model_validate(self._json("POST", path, params=query, headers=headers, content=content))
+        found = self._json("POST", path, adds=True, params=query, headers=headers, content=content)
+        return IngestView.model_validate(found)
 
     def store(self, name: str) -> StoreView:
         """The rows of each layer of a store that the service owns."""
@@ -292,13 +294,10 @@ class Client:
         """Upload a model or samples for a job of the kind `onnx`. Raises `UsageError` if the file cannot be read."""
         try:
             with open(path, "rb") as file:
-                headers = {"Content-Length": str(os.fstat(file.fileno()).st_size)}
-                answer = self._http.post(f"{V1}/uploads", content=file, headers=headers, timeout=None)
+                answer = self._answered(lambda: self._upload(file), adds=True)
         except OSError as error:
             raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
-        except self._errors as error:
-            raise self._silent(error) from error
-        return UploadView.model_validate(_checked(answer).json())
+        return UploadView.model_validate(checked(answer).json())
 
     # For admins
 
@@ -322,82 +321,60 @@ class Client:
     def audit(self, *, who: str | None = None, limit: int = 100, before: int | None = None) -> AuditPage:
         """A page of the audit log, newest first. `before`, the `next` of one page, asks for the page after it."""
         query = {"who": who, "limit": limit, "before": before}
-        known = {name: value for name, value in query.items() if value is not None}
-        return AuditPage.model_validate(self._json("GET", "/audit", params=known))
+        return AuditPage.model_validate(self._json("GET", "/audit", params=_given(query)))
 
     def prune(self, config: Mapping[str, Any] | None = None, *, dry_run: bool = False) -> list[PrunedView]:
         """Remove what `config`, as `retention` in a service's configuration, does not keep; by default, the service's.
 
         A dry run only tells what that is.
         """
-        body = {} if config is None else {"json": dict(config)}
-        found = self._asked("POST", "/prune", params={"dry_run": dry_run}, timeout=None, **body).json()
+        body = None if config is None else dict(config)
+        found = self._asked("POST", "/prune", params={"dry_run": dry_run}, timeout=None, json=body).json()
         return [PrunedView.model_validate(each) for each in found]
 
-    def _json(self, method: str, path: str, **options: Any) -> dict[str, Any]:
-        found: dict[str, Any] = self._asked(method, path, **options).json()
+    def _upload(self, file: IO[bytes]) -> httpx.Response:
+        """Send the file, from its beginning: what it is called follows from its content, so it is stored once."""
+        file.seek(0)
+        headers = {"Content-Length": str(os.fstat(file.fileno()).st_size)}
+        times = (SECONDS, UPLOAD_SECONDS, SECONDS, SECONDS)  # to connect, read, write, and for a connection
+        return self._http.post(f"{V1}/uploads", content=file, headers=headers, timeout=times)
+
+    def _json(self, method: str, path: str, *, adds: bool = False, **options: Any) -> dict[str, Any]:
+        found: dict[str, Any] = self._asked(method, path, adds=adds, **options).json()
         return found
 
-    def _asked(self, method: str, path: str, **options: Any) -> httpx.Response:
-        """The answer, after at most ATTEMPTS requests."""
-        for attempt in range(ATTEMPTS - 1):
-            with suppress(self._errors):
-                answer = self._http.request(method, V1 + path, **options)
-                if answer.status_code != NO_CAPACITY:
-                    return _checked(answer)
-            time.sleep(WAIT_SECONDS * 2**attempt)
-        try:
-            return _checked(self._http.request(method, V1 + path, **options))
-        except self._errors as error:
-            raise self._silent(error) from error
+    def _asked(self, method: str, path: str, *, adds: bool = False, **options: Any) -> httpx.Response:
+        """The answer; a request that `adds` something, with a key, is repeated for long."""
+        return checked(self._answered(lambda: self._http.request(method, V1 + path, **options), adds=adds))
+
+    def _answered(self, send: Callable[[], httpx.Response], *, adds: bool) -> httpx.Response:
+        """What `send` returns, which is called until the service answers or the time is over."""
+        trial = self._trial(adds=adds)
+        while True:
+            try:
+                answer = send()
+            except self._errors as error:
+                failure = self._silent(error)
+                if not trial.again(first_line(failure)):
+                    raise failure from error
+                continue
+            after = retry_after(answer.headers.get("retry-after"))
+            if answer.status_code not in UNAVAILABLE or not trial.again(first_line(failure_of(answer)), after):
+                return answer
+
+    def _trial(self, *, adds: bool) -> Trial:
+        return Trial(self._patience, self._say) if adds else Trial(min(self._patience, QUICK_SECONDS))
 
     def _silent(self, error: Exception) -> ServiceError:
         return ServiceError(f"{self.url} does not respond: {first_line(error)}; check that the service is running")
 
 
-def _checked(answer: httpx.Response) -> httpx.Response:
-    if not answer.is_success:
-        raise _failure(answer)
-    return answer
+class _UnavailableError(Exception):
+    """A stream is not available at the moment."""
+
+    def __init__(self, answer: httpx.Response) -> None:
+        self.failure, self.after = failure_of(answer), retry_after(answer.headers.get("retry-after"))
 
 
-def _failure(answer: httpx.Response) -> StreamstatsError:
-    """What an answer without success means for the caller: `ServiceError` from 500 on, else `RefusedError`."""
-    try:
-        message = str(answer.json()["detail"])
-    except (ValueError, KeyError, TypeError):  # not one of our answers: a proxy's
-        message = answer.text[:LONGEST_SHOWN]
-    status = answer.status_code
-    if status >= 500:
-        return ServiceError(f"the service cannot meet the request (status {status}): {message}")
-    return RefusedError(f"the service refuses the request (status {status}): {message}", status)
-
-
-def _inside(folder: Path, name: str) -> Path:
-    """The path of the file `name` in `folder`. Raises `DataError` for a name that leads out of it."""
-    path = folder / name
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise DataError(f"the service names a file {name!r}, which is outside {folder}; do not trust this service")
-    return path
-
-
-def _events(lines: Iterator[str]) -> Iterator[tuple[str, dict[str, Any], str]]:
-    """(kind, content, number) of each server-sent event."""
-    fields: dict[str, str] = {}
-    for line in lines:
-        if line:
-            name, _, value = line.partition(": ")
-            fields[name] = value
-        elif fields:
-            if "data" in fields:
-                yield fields.get("event", "message"), json.loads(fields["data"]), fields.get("id", "")
-            fields = {}
-
-
-def _file_of(array: npt.NDArray[Any]) -> bytes:
-    """A `.npy` file, or safetensors for bfloat16 and float8, which `.npy` cannot name."""
-    if array.dtype.newbyteorder("=") in NARROW:
-        return plain_tensor_bytes(array)
-    content = io.BytesIO()
-    np.save(content, array, allow_pickle=False)
-    return content.getvalue()
+def _given(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value is not None}

@@ -1,7 +1,9 @@
 """The database: jobs, their messages, and the idempotency keys of activations. SQLite, one file.
 
 Every change is one transaction, which is on the disk before it is acknowledged (write-ahead log, synchronous). A
-database of an older version is migrated step by step when it is opened; one of a newer version is refused.
+database of an older version is migrated step by step when it is opened; one of a newer version is refused. On a full
+disk it can be read. What SQLite raises becomes the error that says what to do: a damaged file, a lock that another
+process holds, and a full disk are told apart.
 """
 
 from __future__ import annotations
@@ -9,11 +11,12 @@ from __future__ import annotations
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..errors import DataError, OutputError
+from ..errors import DataError, OutputError, StreamstatsError
+from .errors import BusyError, DamagedError
 
 MIGRATIONS: Sequence[str] = (
     """
@@ -57,6 +60,11 @@ MIGRATIONS: Sequence[str] = (
         stop INTEGER NOT NULL,
         PRIMARY KEY (store, layer, idempotency_key)
     ) WITHOUT ROWID;
+    """,
+    """
+    ALTER TABLE jobs ADD COLUMN turn INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE jobs ADD COLUMN seconds REAL NOT NULL DEFAULT 0;
+    UPDATE jobs SET turn = number WHERE started IS NOT NULL;
     """,
     """
     ALTER TABLE jobs ADD COLUMN name TEXT NOT NULL DEFAULT '';
@@ -109,64 +117,166 @@ MIGRATIONS: Sequence[str] = (
 """The first n scripts make version n of the database."""
 
 
+CREATE, WRITE, FROZEN = "mode=rwc", "mode=rw", "immutable=1"
+"""How the file is opened. A frozen one is not written, and needs no room on the disk."""
+THOROUGH = 60
+"""Of so many checks, one reads the whole file."""
+LOCK_SECONDS = 10.0
+"""How long a transaction waits for one of another process."""
+DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
+"""SQLITE_ERROR: a statement of ours names a table that the file lacks."""
+LOCKED = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+
 class Database:
-    """Connections to the file at `path`, one per thread. Raises `DataError` for a file that is not our database."""
+    """Connections to the file at `path`, one per thread. All methods raise `StreamstatsError` of these kinds:
+    `DamagedError` for a file that is not our database, `BusyError` if another process locks it, `OutputError` for a
+    disk that is full or fails, `DataError` for a newer version.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._local = threading.local()
-        self._migrate()
+        self._damaged = self._frozen = False
+        self._generation = self._checks = 0
+        try:
+            self._check_content(CREATE)
+            self._migrate()
+        except OutputError:  # a full disk: SQLite cannot make the files beside it
+            self._frozen = not self._has_log()
+            self._migrate()
+        self._file = self._identity()
+
+    @staticmethod
+    def copy(path: Path, target: Path) -> None:
+        """Copy the database at `path`, which may be changing, to the new file `target`. Raises `DataError`."""
+        try:
+            with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(target)) as copy:
+                source.backup(copy)
+        except sqlite3.Error as error:
+            raise DataError(f"cannot copy {path} to {target}: {error}; check both disks, and the database") from error
+
+    def close(self) -> None:
+        """Close the connection of this thread."""
+        if hasattr(self._local, "connection"):
+            self._local.connection.close()
+            del self._local.connection, self._local.generation
 
     def _migrate(self) -> None:
+        (version,) = self.query("PRAGMA user_version")[0]
+        if version > len(MIGRATIONS):
+            raise DataError(
+                f"{self._path} has version {version}; this program supports versions up to {len(MIGRATIONS)}; "
+                "use the newer program"
+            )
+        if version == len(MIGRATIONS):  # nothing to write
+            return
         with self.writing() as connection:
-            (version,) = connection.execute("PRAGMA user_version").fetchone()
-            if version > len(MIGRATIONS):
-                raise DataError(
-                    f"{self._path} has version {version}; this program supports versions up to {len(MIGRATIONS)}; "
-                    "use the newer program"
-                )
             for number, script in enumerate(MIGRATIONS[version:], start=version + 1):
                 for statement in filter(str.strip, script.split(";")):
                     connection.execute(statement)
                 connection.execute(f"PRAGMA user_version = {number}")
 
+    def _has_log(self) -> bool:
+        """Whether changes lie in the log, which a reader needs room to read."""
+        log = self._path.with_name(f"{self._path.name}-wal")
+        return log.exists() and log.stat().st_size > 0
+
+    def check(self) -> None:
+        """Raise what is wrong with the file at the moment, as for a process that opens it now."""
+        if self._identity() != self._file:
+            self._damaged = True
+            raise DamagedError(f"{self._path} was removed or replaced while the service runs; restart the service")
+        with self._explained(), closing(self._opened(WRITE)) as connection:
+            connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")  # writes what it is already
+        if self._frozen:
+            self._frozen = False
+            self._generation += 1
+        self._checks += 1
+        if self._damaged or self._checks % THOROUGH == 0:
+            self._check_content()
+
+    def _check_content(self, mode: str = WRITE) -> None:
+        with self._explained(), closing(self._opened(mode)) as connection:
+            (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+            if found != "ok":
+                raise self._damage(" ".join(str(found).split()))
+        self._damaged = False
+
+    def _identity(self) -> tuple[int, int]:
+        """Tells the file from another one at its path."""
+        try:
+            found = self._path.stat()
+        except OSError:
+            return 0, 0
+        return found.st_dev, found.st_ino
+
     def _connection(self) -> sqlite3.Connection:
-        if not hasattr(self._local, "connection"):
-            try:
-                connection = sqlite3.connect(self._path, timeout=30, isolation_level=None)
-                connection.row_factory = sqlite3.Row
-                for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
-                    connection.execute(f"PRAGMA {pragma}")
-            except sqlite3.DatabaseError as error:
-                raise DataError(
-                    f"{self._path} is damaged or not a database of the service: {error}; "
-                    "restore it from a backup, or use another `data`"
-                ) from error
-            self._local.connection = connection
+        generation = self._generation
+        if getattr(self._local, "generation", None) != generation:
+            self._local.connection = self._opened(FROZEN if self._frozen else WRITE)
+            self._local.generation = generation
         return self._local.connection  # type: ignore[no-any-return]
+
+    def _opened(self, mode: str) -> sqlite3.Connection:
+        """A new connection."""
+        address = f"{self._path.resolve().as_uri()}?{mode}"
+        connection = sqlite3.connect(address, uri=True, timeout=LOCK_SECONDS, isolation_level=None)
+        connection.row_factory = sqlite3.Row
+        for pragma in () if mode == FROZEN else ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+            connection.execute(f"PRAGMA {pragma}")
+        return connection
 
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
-        """A transaction: all of it is on the disk when the block ends, or none of it. Raises `OutputError`."""
-        connection = self._connection()
-        try:
-            connection.execute("BEGIN IMMEDIATE")
-            yield connection
-            connection.execute("COMMIT")
-        except BaseException as error:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
-            if isinstance(error, sqlite3.OperationalError):
-                raise OutputError(
-                    f"cannot write {self._path}: {error}; check that the disk has room and responds"
-                ) from error
-            raise
+        """A transaction: all of it is on the disk when the block ends, or none of it."""
+        with self._explained():
+            connection = self._connection()
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+                yield connection
+                connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise
 
     def query(self, statement: str, parameters: Sequence[Any] = ()) -> list[sqlite3.Row]:
         """All rows that `statement` selects."""
-        return self._connection().execute(statement, parameters).fetchall()
+        with self._explained():
+            return self._connection().execute(statement, parameters).fetchall()
 
     def one(self, statement: str, parameters: Sequence[Any] = ()) -> sqlite3.Row | None:
         """The first row that `statement` selects, None if there is none."""
-        found: sqlite3.Row | None = self._connection().execute(statement, parameters).fetchone()
+        with self._explained():
+            found: sqlite3.Row | None = self._connection().execute(statement, parameters).fetchone()
         return found
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turn what SQLite raises into an error that says what to do; `IntegrityError` is for the caller."""
+        try:
+            yield
+        except (sqlite3.IntegrityError, sqlite3.ProgrammingError):
+            raise
+        except sqlite3.Error as error:
+            raise self._meaning(error) from error
+        except OSError as error:
+            raise OutputError(f"cannot write {self._path}: {error.strerror or error}; make room") from error
+
+    def _meaning(self, error: sqlite3.Error) -> StreamstatsError:
+        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+        if code in DAMAGED:
+            return self._damage(str(error))
+        if code in LOCKED:
+            return BusyError(f"{self._path} is locked by another process; end that process, or wait for it")
+        if code == sqlite3.SQLITE_FULL or self._frozen:
+            return OutputError(f"cannot write {self._path}: the disk is full; make room")
+        return OutputError(f"cannot write {self._path}: {error}; check that the disk has room and responds")
+
+    def _damage(self, found: str) -> DamagedError:
+        self._damaged = True
+        return DamagedError(
+            f"{self._path} is damaged or not a database of the service: {found}; stop the service, restore the file "
+            "from a backup, and start the service again"
+        )

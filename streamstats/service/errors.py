@@ -33,6 +33,14 @@ class GoneError(StreamstatsError):
     """The result set was replaced: ask for the current one."""
 
 
+class DamagedError(DataError):
+    """The database is damaged: restore it; until then, the service cannot work."""
+
+
+class BusyError(FullError):
+    """The database is locked by another process: end that one; a retry may succeed."""
+
+
 STATUSES: dict[type[StreamstatsError], int] = {
     ForbiddenError: 403,
     NotFoundError: 404,
@@ -42,6 +50,7 @@ STATUSES: dict[type[StreamstatsError], int] = {
     UnsupportedTypeError: 415,
     UsageError: 422,
     FullError: 503,
+    DamagedError: 503,
     OutputError: 507,
     DataError: 500,
 }

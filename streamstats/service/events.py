@@ -24,14 +24,14 @@ async def job_events(service: Service, job: str, after: int) -> AsyncIterator[st
         while True:
             changed.clear()
             try:
-                view = await asyncio.to_thread(service.table.get, job)
-                messages = await asyncio.to_thread(service.table.events, job, after)
+                view = await asyncio.to_thread(service.jobs.get, job)
             except NotFoundError:  # deleted
                 yield _event("end", '{"state": "deleted"}')
                 return
-            for message in messages:
-                after = message["number"]
-                yield _event("message", json.dumps(message), after)
+            while messages := await asyncio.to_thread(service.table.events, job, after):
+                for message in messages:
+                    after = message["number"]
+                    yield _event("message", json.dumps(message), after)
             text = view.model_dump_json()
             if text != last:
                 last = text

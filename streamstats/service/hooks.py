@@ -28,6 +28,8 @@ from .. import __version__
 from ..errors import StreamstatsError, UsageError, first_line
 from ..storage.files import write_secret
 
+FOLDER = "hooks"
+"""Of the secrets, in that of the service."""
 PREFIX = "whsec_"
 LEAST_SECRET, SECRET_BYTES = 24, 32
 

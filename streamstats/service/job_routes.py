@@ -83,11 +83,11 @@ class JobRoutes:
         """The jobs, newest first; only those for which all that is given holds."""
         wanted = Wanted(states, submitter, source, tags, text)
         found, following = self._service.table.newest(wanted, before=before, limit=limit)
-        return JobPage(jobs=found, next=following)
+        return JobPage(jobs=[*map(self._service.jobs.shown, found)], next=following)
 
     def inspect(self, job: JobId) -> JobView:
-        """The state and progress of a job."""
-        return self._service.table.get(job)
+        """The state and progress of a job; its place, while it is queued."""
+        return self._service.jobs.get(job)
 
     def describe(self, job: JobId, about: About, caller: Whose) -> JobView:
         """Change the name, the tags or the note of a job; what the request leaves out stays as it is."""

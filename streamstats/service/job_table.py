@@ -6,7 +6,6 @@ The database is the truth: a job is in the state that its row says, whatever hap
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from datetime import UTC, datetime
 from sqlite3 import Connection, IntegrityError, Row
 from typing import Any
 
+from .clock import Clock
 from .database import Database
 from .errors import ConflictError, NotFoundError
 from .filters import Wanted
@@ -33,8 +33,10 @@ COMPUTED = {
     "bytes_per_second": "speed",
     "seconds_left": f"CASE WHEN state = '{RUNNING}' AND speed > 0 AND total_bytes > 0 "
     "THEN (total_bytes - bytes) / speed END",
+    "place": "NULL",
+    "waits_for": "''",
 }
-"""What clients see of a job that is no column."""
+"""What clients see of a job that is no column. The queue knows places, and what jobs wait for."""
 SUMMARY = ", ".join(f"{COMPUTED.get(name, name)} AS {name}" for name in JobSummary.model_fields)
 VIEW = f"{SUMMARY}, request"
 
@@ -67,12 +69,18 @@ class Submitted:
 
 
 class JobTable:
-    """The jobs in `database`; `told` gives the hooks that are told when a job is in a state, among those it names."""
+    """The jobs in `database`, with the times of `clock`.
+
+    `told` gives the hooks that are told when a job is in a state, among those that it names.
+    """
 
     def __init__(
-        self, database: Database, told: Callable[[str, Collection[str]], Iterable[str]] = lambda _state, _named: ()
+        self,
+        database: Database,
+        clock: Clock | None = None,
+        told: Callable[[str, Collection[str]], Iterable[str]] = lambda _state, _named: (),
     ) -> None:
-        self._database, self._told = database, told
+        self._database, self.clock, self._told = database, clock or Clock(), told
 
     def add(self, name: str, submitted: Submitted) -> bool:
         """Queue the job `name`; False if another job has its idempotency key."""
@@ -85,7 +93,7 @@ class JobTable:
             "kind": request["kind"],
             "priority": request["priority"],
             "follows": submitted.follows,
-            "submitted": time.time(),
+            "submitted": self.clock.now(),
             **_columns(submitted.about),
         }
         places = ", ".join("?" * len(row))
@@ -127,6 +135,10 @@ class JobTable:
         following = rows[limit - 1]["number"] if len(rows) > limit else None
         return [JobSummary(**_fields(row)) for row in rows[:limit]], following
 
+    def all(self) -> list[JobView]:
+        """All jobs, oldest first."""
+        return [_view(row) for row in self._database.query(f"SELECT {VIEW} FROM jobs ORDER BY number")]
+
     def counts(self) -> dict[str, int]:
         """The number of jobs in each state."""
         found = self._database.query("SELECT state, count(*) AS n FROM jobs GROUP BY state")
@@ -141,7 +153,7 @@ class JobTable:
         """For how many seconds the oldest job has waited that is queued and was never started; 0 if there is none."""
         where = "state = ? AND started IS NULL"
         (found,) = self._database.query(f"SELECT min(submitted) AS oldest FROM jobs WHERE {where}", (QUEUED,))
-        return 0.0 if found["oldest"] is None else max(0.0, time.time() - found["oldest"])
+        return 0.0 if found["oldest"] is None else max(0.0, self.clock.now() - found["oldest"])
 
     def states(self) -> dict[str, str]:
         """The state of each job, by id."""
@@ -193,10 +205,23 @@ class JobTable:
             (QUEUED, follows),
         )
 
-    def last_started(self) -> dict[str, float]:
-        """When the latest job of each submitter started, 0 if none has."""
-        rows = self._database.query("SELECT submitter, max(started) AS at FROM jobs GROUP BY submitter")
-        return {row["submitter"]: row["at"] or 0.0 for row in rows}
+    def turns(self) -> dict[str, int]:
+        """The number of each submitter's latest start; all starts are counted."""
+        rows = self._database.query("SELECT submitter, max(turn) AS latest FROM jobs GROUP BY submitter")
+        return {row["submitter"]: row["latest"] for row in rows}
+
+    def begin(self, name: str, attempt: int) -> None:
+        """The job starts, and takes the next turn."""
+        with self._database.writing() as connection:
+            connection.execute(
+                "UPDATE jobs SET message = 'starts', state = ?, started = ?, attempts = ?, speed = 0, stage = '', "
+                "turn = 1 + (SELECT max(turn) FROM jobs) WHERE id = ?",
+                (RUNNING, self.clock.now(), attempt, name),
+            )
+
+    def end(self, name: str, state: str, message: str, **values: Any) -> None:
+        """The job ends in `state`; `message` says why, and joins its log."""
+        self.update(name, message, logged=True, state=state, ended=self.clock.now(), **values)
 
     def update(self, name: str, message: str | None = None, *, logged: bool = False, **values: Any) -> None:
         """Set columns of a job and its `message`, which, if `logged`, joins its log in the same transaction."""
@@ -205,7 +230,7 @@ class JobTable:
         with self._database.writing() as connection:
             connection.execute(f"UPDATE jobs SET {assignments} WHERE id = ?", (*columns.values(), name))
             if logged:
-                connection.execute(EVENT, (name, time.time(), message))
+                connection.execute(EVENT, (name, self.clock.now(), message))
             if values.get("state") in ENDED:
                 self._note_end(connection, name)
 
@@ -217,13 +242,13 @@ class JobTable:
         body = json.dumps({"type": f"job.{row['state']}", "timestamp": at, "data": job})
         for hook in self._told(row["state"], json.loads(row["notify"])):
             connection.execute(
-                "INSERT INTO notices (job, hook, body, due) VALUES (?, ?, ?, ?)", (name, hook, body, time.time())
+                "INSERT INTO notices (job, hook, body, due) VALUES (?, ?, ?, ?)", (name, hook, body, self.clock.now())
             )
 
     def say(self, name: str, text: str) -> None:
         """Add a message to the log of a job, if it still exists."""
         with self._database.writing() as connection, suppress(IntegrityError):
-            connection.execute(EVENT, (name, time.time(), text))
+            connection.execute(EVENT, (name, self.clock.now(), text))
 
     def describe(self, name: str, about: Mapping[str, Any]) -> None:
         """Change what `about` has of the name, the tags and the note of a job."""

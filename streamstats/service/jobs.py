@@ -6,7 +6,6 @@ queued again and resumes from there.
 
 from __future__ import annotations
 
-import json
 import logging
 import secrets
 import threading
@@ -15,12 +14,13 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 from .. import errors
 from ..errors import OutputError, StreamstatsError
 from ..storage.files import make_folders, remove_folder, write_json
-from .errors import ConflictError, FullError
+from .errors import BusyError, ConflictError, DamagedError, FullError
+from .faults import RETRY_SECONDS, Faults
 from .job_table import (
     CANCELLED,
     CANCELLING,
@@ -33,10 +33,12 @@ from .job_table import (
     JobTable,
     Submitted,
 )
-from .messages import JobView
+from .memory import no_memory
+from .messages import OWN, JobView
 from .metrics import Metrics
-from .processes import STOP_SECONDS, JobProcess, parsed
-from .queueing import Waiting, next_job
+from .processes import CANCEL_SECONDS, STOP_SECONDS, JobProcess, ProcessLimits
+from .queueing import by_precedence, next_job, places_in_queue
+from .reports import Reports
 from .runner import REQUEST
 
 STATE_OF = {errors.DONE: DONE, errors.INCOMPLETE: INCOMPLETE}
@@ -44,8 +46,13 @@ STATE_OF = {errors.DONE: DONE, errors.INCOMPLETE: INCOMPLETE}
 MOST_ATTEMPTS = 5
 """How often a job is started whose process ends without reporting an end."""
 STOPPED = "the service was stopped; the job resumes from what was saved"
-LONGEST_MESSAGE = 2000
-RETRY_SECONDS = 1.0
+TURN_SECONDS = 0.25
+"""The time between two looks at processes that are ending."""
+UNLIMITED = ProcessLimits()
+NOT_THE_JOB = (OutputError, BusyError, DamagedError)
+"""Failures of the disk or the database: no job ends for them."""
+
+Shown = TypeVar("Shown", bound=JobSummary)
 
 log = logging.getLogger("streamstats.service")
 
@@ -56,7 +63,8 @@ class Jobs:
     `complete` turns the folder and the request of a job into what its process does, just before it starts, and is told
     whether that is only to forget rows; it raises `StreamstatsError` for a request that can no longer be met. `public`
     removes from messages what clients must not see. At most `running` jobs run at the same time, and in addition at
-    most `following` jobs that follow a store; `waiting` more may be queued.
+    most `following` jobs that follow a store; `waiting` more may be queued. No job starts while `hindrance` says why
+    none can. What fails is noted in `faults`, and tried again.
     """
 
     def __init__(
@@ -65,31 +73,28 @@ class Jobs:
         folder: Path,
         complete: Callable[[Path, Mapping[str, Any], bool], dict[str, Any]],
         metrics: Metrics,
+        faults: Faults,
         *,
         public: Callable[[str], str] = lambda text: text,
+        hindrance: Callable[[], str] = lambda: "",
+        limits: ProcessLimits = UNLIMITED,
         running: int = 1,
         following: int = 4,
         waiting: int = 1000,
     ) -> None:
         self._table, self._folder, self._complete, self._metrics = table, folder, complete, metrics
-        self._public = public
+        self._faults, self._hindrance, self._limits, self._clock = faults, hindrance, limits, table.clock
+        self._reports = Reports(table, metrics, public)
+        self._shown = self._reports.shown
         self._places = {False: running, True: following}
         self._most_waiting = waiting
         self._lock = threading.Condition()
         self._processes: dict[str, JobProcess] = {}
-        self._stopping = False
+        self._resumed = self._stopping = False
         self._interrupted: set[str] = set()
+        self._order: dict[str, tuple[int, str]] | None = None
         self._listeners: set[Callable[[str], None]] = set()
         self._thread = threading.Thread(target=self._supervise, name="jobs", daemon=True)
-        self._hearing: dict[str, Callable[[str, JobProcess, Any], None]] = {
-            "plan": self._hear_plan,
-            "progress": self._hear_progress,
-            "stage": self._hear_stage,
-            "saving": self._hear_saving,
-            "results": self._hear_results,
-            "message": self._hear_message,
-            "end": self._hear_end,
-        }
 
     # What clients ask for
 
@@ -119,8 +124,35 @@ class Jobs:
             assert known is not None
             return known
         log.info("submitted", extra={"job": name, "submitter": submitted.submitter, "kind": request["kind"]})
-        self._changed(name)
-        return self._table.get(name)
+        self._changed(name, reordered=True)
+        return self.get(name)
+
+    def get(self, name: str) -> JobView:
+        """The job, as it is at the moment. Raises `NotFoundError`."""
+        return self.shown(self._table.get(name))
+
+    def shown(self, job: Shown) -> Shown:
+        """`job` with its place in the queue, if it is queued, or how long it has run so far."""
+        running = self._processes.get(job.id)
+        if job.state == QUEUED:
+            place, why = self._queue().get(job.id, (None, "it waits for its last process to end"))
+            return job.model_copy(update={"place": place, "waits_for": self._hindrance() or why})
+        return job if running is None else job.model_copy(update={"seconds": running.seconds})
+
+    def _queue(self) -> dict[str, tuple[int, str]]:
+        """(place, what it waits for) of each queued job, by id."""
+        with self._lock:
+            if self._order is None:
+                self._order = {}
+                for follows in self._places:
+                    self._order |= self._queue_of(follows=follows)
+            return self._order
+
+    def _queue_of(self, *, follows: bool) -> dict[str, tuple[int, str]]:
+        running, turns, places = self._running(follows=follows), self._table.turns(), self._places[follows]
+        limit = "`following_jobs` that follow a store" if follows else "`running_jobs`"
+        why = f"it waits until one ends: this service runs {places:,} at a time ({limit})"
+        return places_in_queue(self._table.queued(follows=follows), running, turns, places, why)
 
     def _check_capacity(self, submitted: Submitted) -> None:
         if submitted.follows and not self._places[True]:
@@ -144,12 +176,12 @@ class Jobs:
                 raise ConflictError(f"job {name} is already {found.state}")
             running = self._processes.get(name)
             if running is None:
-                self._table.update(name, "cancelled before it started", state=CANCELLED, ended=time.time())
+                self._finish(name, CANCELLED, "cancelled before it started")
             else:
                 self._table.update(name, "is being cancelled", state=CANCELLING)
-                running.terminate()
+                running.terminate(CANCEL_SECONDS)
         log.info("cancelled", extra={"job": name})
-        self._changed(name)
+        self._changed(name, reordered=True)
         return self._table.get(name)
 
     def forget(self, name: str) -> JobView:
@@ -161,11 +193,11 @@ class Jobs:
             found = self._table.get(name)
             if found.state not in ENDED or name in self._processes:
                 raise ConflictError(f"job {name} is {found.state}; it forgets withdrawn batches by itself")
-            if found.results is None or found.kind != "run":
-                raise ConflictError(f"job {name} has counted no store; there is nothing to forget")
+            if found.results is None or not (found.source or "").startswith(OWN):
+                raise ConflictError(f"job {name} has counted no store of the service; there is nothing to forget")
             self._queue_to_forget(name, found.state)
-        self._changed(name)
-        return self._table.get(name)
+        self._changed(name, reordered=True)
+        return self.get(name)
 
     def _queue_to_forget(self, name: str, state: str) -> None:
         text = "waits to forget batches that were withdrawn"
@@ -176,14 +208,14 @@ class Jobs:
         with self._lock:
             if name in self._processes:
                 self._interrupted.add(name)
-                self._processes[name].terminate()
+                self._processes[name].terminate(STOP_SECONDS)
 
     def describe(self, name: str, about: Mapping[str, Any]) -> JobView:
         """Change what `about` has of the name, the tags and the note of a job. Raises `NotFoundError`."""
         self._table.get(name)
         self._table.describe(name, about)
         self._changed(name)
-        return self._table.get(name)
+        return self.get(name)
 
     def delete(self, name: str) -> None:
         """Delete a job and its files. Raises `NotFoundError`, and `ConflictError` for a job that has not ended."""
@@ -205,16 +237,19 @@ class Jobs:
 
     def start(self) -> None:
         """Queue the jobs that an earlier service left running, and begin to run jobs."""
+        self._thread.start()
+
+    def _resume(self) -> None:
         known = self._table.states()
         for folder in self._folder.iterdir():
             if folder.name not in known:  # its submission, or its deletion, was interrupted
                 remove_folder(folder)
         for name, state in known.items():
             if state == CANCELLING:
-                self._table.update(name, "cancelled", state=CANCELLED, ended=time.time())
+                self._finish(name, CANCELLED, "cancelled")
             elif state == RUNNING:
                 self._requeue(name)
-        self._thread.start()
+        self._resumed = True
 
     def stop(self) -> None:
         """Ask every process to save and stop, and wait for it; the jobs are queued again."""
@@ -223,40 +258,44 @@ class Jobs:
             for running in self._processes.values():
                 running.terminate()
             self._lock.notify_all()
-        self._thread.join(2 * STOP_SECONDS)
+        if self._thread.is_alive():
+            self._thread.join(2 * STOP_SECONDS)
 
     def _supervise(self) -> None:
-        """Start jobs while there are places, and kill processes that are overdue, until the service stops."""
-        while True:
+        """Start jobs while there are places, and end processes that exceed a limit, until the service stops."""
+        while not (self._stopping and not self._processes):
+            with self._faults.noted("the queue of jobs"):
+                self._take_turn()
             with self._lock:
-                if self._stopping and not self._processes:
-                    return
-                self._start_waiting()
-                for running in self._processes.values():
-                    running.kill_if_overdue()
-                self._lock.wait(RETRY_SECONDS)
+                ending = any(running.is_ending for running in self._processes.values())
+                self._lock.wait(TURN_SECONDS if ending else RETRY_SECONDS)
 
-    def _start_waiting(self) -> None:
-        try:
-            while not self._stopping and (chosen := self._chosen()) is not None:
+    def _take_turn(self) -> None:
+        if not self._resumed:
+            self._resume()
+        for running in [*self._processes.values()]:
+            running.watch()
+        with self._lock:
+            while not self._stopping and not self._hindrance() and (chosen := self._chosen()) is not None:
                 self._start(chosen)
-        except (StreamstatsError, OSError):  # no room for the database, or no processes left
-            log.exception("a job could not be started; the service retries")
 
     def _chosen(self) -> JobView | None:
         """The job to start now, if there is one. Jobs that follow a store have places of their own."""
         return next(filter(None, (self._chosen_of(follows=follows) for follows in self._places)), None)
 
     def _chosen_of(self, *, follows: bool) -> JobView | None:
-        running = [each.submitter for each in self._processes.values() if each.follows == follows]
+        running = self._running(follows=follows)
         if len(running) >= self._places[follows]:
             return None
         rows = self._table.queued(follows=follows)
         rows = [row for row in rows if row["id"] not in self._processes]  # whose last process is still ending
-        rows = [row for row in rows if row["started"] is not None] or rows  # jobs that were interrupted resume first
-        waiting = [Waiting(row["number"], row["submitter"], row["priority"]) for row in rows]
-        found = next_job(waiting, running, self._table.last_started())
+        first = next(iter(by_precedence(rows)), [])
+        found = next_job(first, running, self._table.turns())
         return None if found is None else self._table.get({row["number"]: row["id"] for row in rows}[found.number])
+
+    def _running(self, *, follows: bool) -> list[str]:
+        """The submitters of the running jobs that do, or do not, follow a store; the oldest first."""
+        return [each.submitter for each in self._processes.values() if each.follows == follows]
 
     def _start(self, job: JobView) -> None:
         folder = self.folder(job.id)
@@ -264,21 +303,23 @@ class Jobs:
             make_folders([folder])
             forgets = self._table.forgets(job.id) is not None
             write_json(folder / REQUEST, self._complete(folder, job.request, forgets))
+        except NOT_THE_JOB:
+            raise
         except StreamstatsError as error:
             self._finish(job.id, FAILED, str(error))
-            self._changed(job.id)
+            self._changed(job.id, reordered=True)
             return
         attempt = job.attempts + 1
-        self._table.update(job.id, "starts", state=RUNNING, started=time.time(), attempts=attempt, speed=0.0, stage="")
+        self._table.begin(job.id, attempt)
         try:
-            running = JobProcess(job, folder)
+            running = JobProcess(job, folder, self._limits, self._clock)
         except OSError as error:  # no processes, memory or files are left
             self._table.update(job.id, f"cannot start a process: {error}", state=QUEUED, attempts=job.attempts)
             raise
         self._processes[job.id] = running
         threading.Thread(target=self._follow, args=(job.id, running), daemon=True).start()
         log.info("started", extra={"job": job.id, "pid": running.pid, "attempt": attempt})
-        self._changed(job.id)
+        self._changed(job.id, reordered=True)
 
     # Following their processes
 
@@ -286,62 +327,28 @@ class Jobs:
         """Read what a job's process reports until it ends, and record how it ended."""
         try:
             for line in running.lines():
-                self._recorded(name, partial(self._hear, name, running, line))
+                self._recorded(partial(self._hear, name, running, line))
             status = running.wait()
             if running.errors:
                 log.warning("stderr of the job: %s", "".join(running.errors), extra={"job": name})
-            while not self._recorded(name, partial(self._end, name, running, status)) and not self._stopping:
-                time.sleep(RETRY_SECONDS)  # until the disk has room
+            while not self._recorded(partial(self._end, name, running, status)) and not self._stopping:
+                time.sleep(RETRY_SECONDS)  # until the database can be written
         finally:
             with self._lock:
                 del self._processes[name]
                 self._lock.notify_all()
-            self._changed(name)
+            self._changed(name, reordered=True)
 
-    def _recorded(self, name: str, write: Callable[[], None]) -> bool:
-        """Whether `write` succeeded; a full disk does not end a job."""
-        try:
+    def _recorded(self, write: Callable[[], None]) -> bool:
+        """Whether `write` succeeded; a full disk, or a database that fails, does not end a job."""
+        with self._faults.noted("recording what jobs report"):
             write()
-        except OutputError:
-            log.exception("the database cannot record what a job reports", extra={"job": name})
-            return False
-        return True
+            return True
+        return False
 
     def _hear(self, name: str, running: JobProcess, line: str) -> None:
-        kind, content = parsed(line) or ("", None)
-        if kind not in self._hearing:
-            log.warning("stdout of the job: %s", line, extra={"job": name})
-            return
-        self._hearing[kind](name, running, content)
-        self._changed(name)
-
-    def _hear_plan(self, name: str, running: JobProcess, plan: dict[str, Any]) -> None:
-        running.rows, running.bytes = plan["before"], 0
-        self._table.update(name, "", rows=plan["before"], total_rows=plan["rows"], bytes=0, total_bytes=plan["bytes"])
-
-    def _hear_progress(self, name: str, running: JobProcess, found: dict[str, Any]) -> None:
-        self._metrics.rows.inc(max(0, found["rows"] - running.rows))
-        self._metrics.bytes.inc(max(0, found["bytes"] - running.bytes))
-        self._metrics.task_failures.inc(found["repeats"])
-        running.rows, running.bytes = max(found["rows"], running.rows), max(found["bytes"], running.bytes)
-        self._table.update(name, rows=found["rows"], bytes=found["bytes"], speed=found["speed"])
-
-    def _hear_stage(self, name: str, _running: JobProcess, stage: dict[str, Any]) -> None:
-        self._table.update(name, stage=json.dumps(stage))
-
-    def _hear_saving(self, _name: str, _running: JobProcess, seconds: float) -> None:
-        self._metrics.save_seconds.observe(seconds)
-
-    def _hear_results(self, name: str, _running: JobProcess, number: int) -> None:
-        self._table.update(name, results=number)
-
-    def _hear_message(self, name: str, _running: JobProcess, message: str) -> None:
-        text = self._shown(message)
-        log.info(text, extra={"job": name})
-        self._table.update(name, text, logged=True)
-
-    def _hear_end(self, _name: str, running: JobProcess, ended: dict[str, Any]) -> None:
-        running.ended = ended
+        if self._reports.hear(name, running, line):
+            self._changed(name)
 
     # How jobs end
 
@@ -350,25 +357,34 @@ class Jobs:
         with self._lock:  # a job that ends cannot be cancelled at the same moment
             job, interrupted = self._table.get(name), name in self._interrupted
             self._interrupted.discard(name)
+            self._table.update(name, seconds=running.seconds)
+            retained = "its results so far are retained" if job.results is not None else "it had no results yet"
             if ended.get("status") in STATE_OF:
-                self._finish(name, self._table.forgets(name) or STATE_OF[ended["status"]], ended["text"])
+                self._finish(name, STATE_OF[ended["status"]], ended["text"])
                 if interrupted:  # too late to stop it
                     self._queue_to_forget(name, self._table.get(name).state)
             elif job.state == CANCELLING:
-                retained = "its results so far are retained" if job.results is not None else "it had no results yet"
-                self._table.update(name, f"cancelled; {retained}", state=CANCELLED, ended=time.time())
+                self._finish(name, CANCELLED, f"cancelled; {retained}")
+            elif running.exceeded:
+                self._finish(name, FAILED, f"{running.exceeded}; {retained}")
             elif self._stopping:
                 self._requeue(name)
             elif interrupted:
                 self._requeue(name, "a batch was withdrawn; the job resumes without it")
             elif ended:
                 self._finish(name, FAILED, ended["text"])
+            elif running.is_out_of_memory:
+                self._finish(name, FAILED, f"{no_memory(job.request['memory'])}; {retained}")
             else:
                 self._retry(job, status, " ".join(list(running.errors)[-1:]).strip())
         log.info("ended", extra={"job": name, "status": status, "state": self._table.get(name).state})
 
     def _finish(self, name: str, state: str, text: str) -> None:
-        self._table.update(name, self._shown(text), logged=True, state=state, ended=time.time(), forgets=None)
+        """End a job; one that was only to forget rows is in the state that it was in before, whatever became of it."""
+        before = self._table.forgets(name)
+        if before is not None:
+            state, text = before, text if state == DONE else f"nothing was forgotten: {text}"
+        self._table.end(name, state, self._shown(text), forgets=None)
 
     def _requeue(self, name: str, text: str = STOPPED) -> None:
         """Queue a job that the service interrupted; the attempt does not count."""
@@ -384,12 +400,11 @@ class Jobs:
             return
         self._table.update(job.id, self._shown(f"{why}; the service retries"), logged=True, state=QUEUED)
 
-    def _shown(self, text: str) -> str:
-        """The part of `text` that clients may see."""
-        return self._public(text)[:LONGEST_MESSAGE]
-
-    def _changed(self, name: str) -> None:
+    def _changed(self, name: str, *, reordered: bool = False) -> None:
+        """Tell who listens that the job has changed; if `reordered`, the queue has, too."""
         with self._lock:
+            if reordered:
+                self._order = None
             self._lock.notify_all()
         for listener in list(self._listeners):
             listener(name)

@@ -1,8 +1,9 @@
 """Lanes: one thread for each store that clients append to, which writes what arrived and then answers.
 
-The law: an idempotency key counts if, and only if, the store has its rows. A transaction first notes which rows each
-key stands for; then all waiting rows of a layer are written and committed together; only then are the requests
-acknowledged. After a kill or a failure, the keys whose rows the store lacks are removed.
+The law: an idempotency key counts if, and only if, the store has its rows. A journal in the store first notes which
+rows each key stands for; then all waiting rows of a layer are written and committed together; then the database, where
+keys are looked up, gets them; only then are the requests acknowledged. After a kill or a failure, and in a copy of the
+store, `journal.settle` makes the three agree.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
@@ -24,12 +24,13 @@ import numpy.typing as npt
 from ..calibration.recorder import Recorder, stored_layer
 from ..calibration.removing import move_layer_away
 from ..calibration.sources.choose import source_of
-from ..errors import MismatchError, OutputError, StreamstatsError, UsageError
+from ..errors import MismatchError, OutputError, StreamstatsError, UsageError, counted
 from ..layouts import Kernel
 from ..quantization import Quantization
-from ..storage.files import remove_folder
-from .database import Database
+from ..storage.files import remove, remove_folder
 from .errors import ConflictError, FullError, NotFoundError
+from .faults import Faults
+from .journal import Journal, Keys, Noted, settle
 from .messages import IngestView
 from .metrics import Metrics
 
@@ -84,6 +85,10 @@ class _Fresh:
     def sent(self) -> Activations:
         return self.waiting.activations
 
+    @property
+    def noted(self) -> Noted:
+        return Noted(self.sent.key, self.sent.digest, self.start, self.stop, self.sent.sender)
+
     def answer(self, store: str) -> None:
         """Acknowledge the request."""
         view = IngestView(store=store, layer=self.sent.layer, start=self.start, stop=self.stop, repeated=False)
@@ -95,61 +100,6 @@ class _Fresh:
         self.waiting.answer.add_done_callback(lambda done: _pass_on(done, waiting.answer))
 
 
-class Keys:
-    """The idempotency keys of `store` in the database."""
-
-    def __init__(self, database: Database, store: str) -> None:
-        self._database, self._store = database, store
-
-    def known(self, sent: Activations) -> IngestView | None:
-        """The answer that this key got before. Raises `ConflictError` if it came with other content."""
-        row = self._database.one(
-            "SELECT * FROM ingests WHERE store = ? AND layer = ? AND idempotency_key = ?",
-            (self._store, sent.layer, sent.key),
-        )
-        if row is None:
-            return None
-        _check_content(sent, row["digest"])
-        if row["withdrawn"] is not None:
-            raise ConflictError(f"the batch with the key {sent.key} was withdrawn; to send it again, use a new key")
-        return IngestView(store=self._store, layer=sent.layer, start=row["start"], stop=row["stop"], repeated=True)
-
-    def note(self, fresh: Sequence[_Fresh]) -> None:
-        """Note which rows each key stands for."""
-        rows = [
-            (self._store, each.sent.layer, each.sent.key, each.sent.digest, each.start, each.stop, each.sent.sender)
-            for each in fresh
-        ]
-        columns = "store, layer, idempotency_key, digest, start, stop, sender"
-        with self._database.writing() as connection:
-            connection.executemany(f"INSERT INTO ingests ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
-            connection.execute("UPDATE stores SET appended = ? WHERE name = ?", (time.time(), self._store))
-
-    def claim(self, owner: str) -> None:
-        """Note whose store it is, before it is made."""
-        with self._database.writing() as connection:
-            connection.execute(
-                "INSERT OR REPLACE INTO stores (name, owner, appended) VALUES (?, ?, ?)",
-                (self._store, owner, time.time()),
-            )
-
-    def take_back(self, layer: str, rows: int) -> None:
-        """Remove the keys of rows beyond the `rows` that the layer has."""
-        with self._database.writing() as connection:
-            connection.execute(
-                "DELETE FROM ingests WHERE store = ? AND layer = ? AND stop > ?", (self._store, layer, rows)
-            )
-
-    def forget(self, layer: str | None = None) -> None:
-        """Remove all keys of `layer`, or of the store, and whose it is."""
-        with self._database.writing() as connection:
-            if layer is not None:
-                connection.execute("DELETE FROM ingests WHERE store = ? AND layer = ?", (self._store, layer))
-                return
-            connection.execute("DELETE FROM ingests WHERE store = ?", (self._store,))
-            connection.execute("DELETE FROM stores WHERE name = ?", (self._store,))
-
-
 class Lane:
     """The one thread that writes the store at `path`, of at most `layers` layers.
 
@@ -157,10 +107,16 @@ class Lane:
     """
 
     def __init__(
-        self, path: Path, keys: Keys, metrics: Metrics, layers: int, end_if_idle: Callable[[Lane], bool]
+        self,
+        path: Path,
+        keys: Keys,
+        metrics: Metrics,
+        faults: Faults,
+        layers: int,
+        end_if_idle: Callable[[Lane], bool],
     ) -> None:
         self.store = path.name
-        self._path, self._keys, self._metrics = path, keys, metrics
+        self._path, self._keys, self._metrics, self._faults = path, keys, metrics, faults
         self._most_layers, self._end_if_idle = layers, end_if_idle
         self._waiting: queue.SimpleQueue[Waiting | Removal | None] = queue.SimpleQueue()
         self._recorder: Recorder | None = None
@@ -183,25 +139,34 @@ class Lane:
         self._thread.join()
 
     def _work(self) -> None:
-        """Append what arrives until None does; everything that arrived meanwhile is appended together."""
+        """Append what arrives until the lane ends, whatever is raised on the way."""
         ending = False
         while not ending:
-            try:
-                together = [self._waiting.get(timeout=IDLE_SECONDS)]
-            except queue.Empty:
-                self._drop_recorder()  # before another lane can be made for the store
-                if self._end_if_idle(self):
-                    return
-                continue
-            while not self._waiting.empty():
-                together.append(self._waiting.get())
-            ending = None in together
-            for batch in _batches([each for each in together if isinstance(each, Waiting)]):
-                self._take(batch)
-            for each in together:
-                if isinstance(each, Removal):
-                    self._remove(each)
+            with self._faults.noted(f"appending to store {self.store}"):
+                ending = self._take_turn()
         self._drop_recorder()
+
+    def _take_turn(self) -> bool:
+        """Append together what has arrived; whether the lane ends."""
+        try:
+            together = [self._waiting.get(timeout=IDLE_SECONDS)]
+        except queue.Empty:
+            self._drop_recorder()  # before another lane can be made for the store
+            return self._end_if_idle(self)
+        while not self._waiting.empty():
+            together.append(self._waiting.get())
+        requests = [each for each in together if isinstance(each, Waiting)]
+        removals = [each for each in together if isinstance(each, Removal)]
+        try:
+            for batch in _batches(requests):
+                self._take(batch)
+            for removal in removals:
+                self._remove(removal)
+        except Exception as error:
+            failed = OutputError(f"cannot change store {self.store}: {type(error).__name__}")
+            self._fail_all([*requests, *removals], failed)
+            raise
+        return None in together
 
     def _take(self, batch: Sequence[Waiting]) -> None:
         layer = batch[0].activations.layer
@@ -224,6 +189,7 @@ class Lane:
                 raise NotFoundError(f"store {self.store} has no layer {layer}")
             gone = move_layer_away(self._path, layer, self._path.parent)
             self._keys.forget(layer)
+            remove(Journal(self._path, layer).path)
             remove_folder(gone)
         except StreamstatsError as error:
             removal.answer.set_exception(error)
@@ -232,16 +198,20 @@ class Lane:
 
     def _fail(self, layer: str, batch: Sequence[Waiting], error: StreamstatsError) -> None:
         """Answer with `error`. What the layer holds is no longer certain: it is read again before the next append."""
+        self._fail_all(batch, error)
         self._sure.discard(layer)
         self._drop_recorder()
-        for each in batch:
+
+    @staticmethod
+    def _fail_all(requests: Sequence[Waiting | Removal], error: StreamstatsError) -> None:
+        for each in requests:
             if not each.answer.done():
                 each.answer.set_exception(error)
 
     def _drop_recorder(self) -> None:
         """Let go of the store; nothing waits in a recorder that does not buffer."""
         if self._recorder is not None:
-            with suppress(StreamstatsError):
+            with suppress(StreamstatsError, OSError):
                 self._recorder.close()
         self._recorder = None
 
@@ -261,8 +231,10 @@ class Lane:
         sent = waiting.activations
         if sent.key in fresh:
             fresh[sent.key].repeat(waiting)
-        elif (known := self._keys.known(sent)) is not None:
-            waiting.answer.set_result(known)
+        elif (known := self._keys.known(sent.layer, sent.key)) is not None:
+            _check_content(sent, known.digest)
+            view = IngestView(store=self.store, layer=sent.layer, start=known.start, stop=known.stop, repeated=True)
+            waiting.answer.set_result(view)
         else:
             start = recorder.next_row(
                 sent.layer,
@@ -275,8 +247,9 @@ class Lane:
             fresh[sent.key] = _Fresh(waiting, start, start + len(sent.samples))
 
     def _write(self, recorder: Recorder, fresh: Sequence[_Fresh]) -> None:
-        self._keys.note(fresh)
         first = fresh[0].sent
+        noted = [each.noted for each in fresh]
+        Journal(self._path, first.layer).note(noted)
         blocks = [each.sent.samples for each in fresh]
         samples = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
         recorder.append(
@@ -286,6 +259,7 @@ class Lane:
             quantization=first.quantization,
             kernel=first.kernel,
         )
+        self._keys.add(first.layer, noted)
         self._metrics.ingested_rows.inc(len(samples))
         self._metrics.ingested_bytes.inc(samples.nbytes)
         for each in fresh:
@@ -302,16 +276,41 @@ class Lane:
             self._recorder = Recorder(self._path, buffered=False)
             self._layers |= stored_layers(self._path)
         if layer not in self._sure:
-            stored = stored_layer(self._path, layer)
             if layer not in self._layers and len(self._layers) >= self._most_layers:
                 raise FullError(
                     f"store {self.store} has {self._most_layers:,} layers, the limit of this service; "
                     "append to another store"
                 )
-            self._keys.take_back(layer, 0 if stored is None else stored.rows)
+            settle_layer(self._path, self._keys, layer, self._recorder)
             self._layers.add(layer)
             self._sure.add(layer)
         return self._recorder
+
+
+def settle_layer(store: Path, keys: Keys, layer: str, recorder: Recorder | None = None) -> None:
+    """Make the keys of `layer` agree with its rows. Rows at its end that no key stands for are taken back.
+
+    They are in no key if the folder was copied file by file while the service appended to it. Their requests may be
+    sent again, and would count twice. Raises `ConflictError` if no row has a key: none of them is known to be unwanted.
+    """
+    stored = stored_layer(store, layer)
+    rows = 0 if stored is None else stored.rows
+    settled = settle(keys, Journal(store, layer), layer, rows)
+    if settled == rows:
+        return
+    said = {"store": store.name, "layer": layer}
+    if not settled:
+        raise ConflictError(
+            f"the {counted(rows, 'row')} of layer {layer} in store {store.name} have no idempotency keys, neither in "
+            "the database nor in the store, so activations that are sent again would count twice; restore the "
+            "database, or append to another store"
+        )
+    log.warning("rows %s:%s have no idempotency key and are taken back; send them again", settled, rows, extra=said)
+    if recorder is not None:
+        recorder.withdraw(layer, settled)
+        return
+    with Recorder(store, buffered=False) as own:
+        own.withdraw(layer, settled)
 
 
 def stored_layers(store: Path) -> set[str]:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 FIELDS = (
     *("job", "submitter", "kind", "pid", "attempt", "state", "status"),
-    *("store", "layer", "request", "method", "path", "seconds", "address"),
+    *("store", "layer", "request", "method", "path", "seconds", "address", "dropped", "refused", "said"),
 )
 
 
@@ -36,4 +36,4 @@ def log_as_json() -> None:
     for name in ("streamstats.service", "uvicorn", "uvicorn.error"):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [lines], False
-        logger.setLevel(logging.INFO if name == "streamstats.service" else logging.WARNING)
+        logger.setLevel(logging.INFO if name == "streamstats.service" else logging.ERROR)  # anyone can cause warnings

@@ -162,7 +162,8 @@ class StageView(BaseModel):
 class JobSummary(BaseModel):
     """A job as lists show it: its state, its progress, and the number of its current result set, if it has one.
 
-    Times are seconds since 1970; `bytes` counts decoded bytes.
+    Times are seconds since 1970; `seconds` is how long it has run, whatever the clock says; `bytes` counts decoded
+    bytes. While it is queued, `place` is its place in the queue, 1 for the next; `waits_for` says what it waits for.
     """
 
     id: str
@@ -178,6 +179,9 @@ class JobSummary(BaseModel):
     submitted: float
     started: float | None
     ended: float | None
+    seconds: float
+    place: int | None = None
+    waits_for: str = ""
     attempts: int
     rows: int
     total_rows: int

@@ -10,23 +10,30 @@ import time
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from .access import UNSAFE
 from .answers import REQUEST_NUMBER, problem
 from .messages import V1
 from .metrics import Metrics
 
-BINARY = re.compile(rf"{V1}/(uploads$|stores/|jobs/[^/]*/corrections$)")
-"""Paths that read their bodies themselves, with limits of their own."""
 METHODS, OTHER = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"), "other"
-
+NOT_JSON = re.compile(rf"{V1}/(uploads|stores/[^/]+/layers/.*|jobs/[^/]+/corrections)", re.DOTALL)
+"""Paths of bodies that are not JSON."""
+BEFORE_VALUES = (b",", b"[", b"{")
+"""Each value of a JSON document but the first follows one of these, or a key that does."""
 UNFORESEEN = "the service failed unexpectedly; its log has the details under the number in `request`"
 
 log = logging.getLogger("streamstats.service")
 
 
 class SmallBodies:
-    """Limits the size of bodies and the time to send one. Bodies that are not JSON are limited where they are read."""
+    """Limits the size of JSON bodies, the values in them and the time to send one.
+
+    They are parsed and checked in one go, during which nothing else is done: that takes some tens of milliseconds at
+    most. Bodies that are not JSON are limited where they are read.
+    """
 
     MOST = 2**20
+    MOST_VALUES = 20_000
     SECONDS = 30.0
 
     def __init__(self, app: ASGIApp) -> None:
@@ -34,7 +41,7 @@ class SmallBodies:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI interface."""
-        if scope["type"] != "http" or BINARY.match(scope["path"]):
+        if scope["type"] != "http" or scope["method"] not in UNSAFE or NOT_JSON.fullmatch(scope["path"]):
             await self._app(scope, receive, send)
             return
         try:
@@ -44,11 +51,15 @@ class SmallBodies:
                 scope, receive, send
             )
             return
-        if sum(len(each.get("body", b"")) for each in messages) > self.MOST:
-            await problem(413, f"the body has more than {self.MOST:,} bytes, the limit of this path; send less")(
-                scope, receive, send
-            )
-            return
+        parts = [each.get("body", b"") for each in messages]
+        for found, most, what in (
+            (sum(map(len, parts)), self.MOST, "bytes"),
+            (sum(part.count(sign) for part in parts for sign in BEFORE_VALUES), self.MOST_VALUES, "values"),
+        ):
+            if found > most:
+                refusal = problem(413, f"the body has more than {most:,} {what}, the limit of this path; send less")
+                await refusal(scope, receive, send)
+                return
 
         async def again() -> Message:
             return messages.pop(0) if messages else await receive()

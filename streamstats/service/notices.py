@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from sqlite3 import Row
 
 from .database import Database
+from .faults import RETRY_SECONDS, Faults
 from .hooks import DeliveryError, Hook
 from .job_table import JobTable
 
@@ -27,9 +28,15 @@ class Notices:
     """Delivers what `table` has noted in `database` for `hooks`, by name."""
 
     def __init__(
-        self, database: Database, table: JobTable, hooks: Mapping[str, Hook], pauses: Sequence[float] = PAUSES
+        self,
+        database: Database,
+        table: JobTable,
+        hooks: Mapping[str, Hook],
+        faults: Faults,
+        pauses: Sequence[float] = PAUSES,
     ) -> None:
-        self._database, self._table, self._hooks, self._pauses = database, table, hooks, pauses
+        self._database, self._table, self._hooks = database, table, hooks
+        self._faults, self._pauses = faults, pauses
         self._changed = threading.Condition()
         self._stopping = False
         self._threads = [
@@ -61,11 +68,9 @@ class Notices:
 
     def _work(self, name: str, hook: Hook) -> None:
         while not self._stopping:
-            wait = LONGEST_WAIT
-            try:
+            wait = RETRY_SECONDS
+            with self._faults.noted(f"hook {name}"):
                 wait = self._deliver_next(name, hook)
-            except Exception:
-                log.exception("cannot deliver to hook %s; the service tries again", name)
             with self._changed:
                 if not self._stopping and wait > 0:
                     self._changed.wait(wait)

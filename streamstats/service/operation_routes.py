@@ -43,12 +43,12 @@ class OperationRoutes:
         """The page for a browser."""
         return FileResponse(str(PAGE.joinpath("index.html")))
 
-    def alive(self) -> AliveView:
-        """The process responds."""
+    async def alive(self) -> AliveView:
+        """The process responds: in the event loop, so that it needs no thread."""
         return AliveView(version=__version__)
 
-    def ready(self) -> Response:
-        """The service accepts work: it is not shutting down, and the disk has room."""
+    async def ready(self) -> Response:
+        """The service accepts work: it is not shutting down, the disk has room, and nothing fails at the moment."""
         found = self._hindrances()
         return problem(503, "; ".join(found)) if found else JSONResponse(ReadyView().model_dump())
 

@@ -6,47 +6,60 @@ small file, replaced atomically, names the current number. So a reader always se
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
 from ..errors import DataError
 from ..outputs.manifest import MANIFEST, NOTHING, FileEntry, read_manifest
-from ..storage.files import link, read_json, remove, remove_folder, write_json
-from .retaining import Keep, Thing, size_of
+from ..storage.files import folder_bytes, link, read_json, remove, remove_folder, write_json
+from .clock import Clock
+from .retaining import Keep, Thing
 
 CURRENT = "current.json"
 RESULTS = "results"
 RETAINED_SECONDS = 120.0
 """How long a set is retained that is no longer current: a client may be fetching its files."""
-BRIEFLY = Keep(age=RETAINED_SECONDS)
+BRIEFLY = Keep(number=0)
+"""No set that is not current, once nobody can be fetching it."""
 
 
-def publish(job: Path, files: Mapping[str, Path], keep: Keep = BRIEFLY) -> int:
-    """Make `files` (paths by name) the current set of the job in the folder `job`, and return its number.
+class Published:
+    """The result sets of the job in the folder `job`, as its process publishes them; `keep` says which are kept."""
 
-    Of the sets before it, the last is kept, and those that `keep` keeps. Raises `OutputError`.
-    """
-    number = max(numbers(job), default=0) + 1
-    folder = job / RESULTS / str(number)
-    link({folder / name: path for name, path in files.items()})
+    def __init__(self, job: Path, clock: Clock | None = None, keep: Keep = BRIEFLY) -> None:
+        self._job, self._keep, self._clock = job, keep, clock or Clock()
+        self._replaced = dict.fromkeys(numbers(job)[:-1], self._clock.monotonic())  # at the latest
+
+    def publish(self, files: Mapping[str, Path]) -> int:
+        """Make `files` (paths by name) the current set, and return its number. Raises `OutputError`."""
+        known = numbers(self._job)
+        number = max(known, default=0) + 1
+        folder = self._job / RESULTS / str(number)
+        link({folder / name: path for name, path in files.items()})
+        make_current(self._job, number)
+        now = self._clock.monotonic()
+        in_use = {old for old in known if now - self._replaced.setdefault(old, now) <= RETAINED_SECONDS}
+        for old in superseded(self._job, self._keep, self._clock.now()):
+            if int(old.name) not in in_use:
+                discard(self._job, int(old.name))
+        return number
+
+
+def make_current(job: Path, number: int) -> None:
+    """Make the set `number`, which is complete, the current one. Raises `OutputError`."""
     write_json(job / CURRENT, {"number": number})
-    for old in superseded(job, keep, time.time()):
-        if int(old.name) < number - 1:
-            discard(job, int(old.name))
-    return number
 
 
 def superseded(job: Path, keep: Keep, now: float, *, measured: bool = False) -> list[Thing]:
-    """The sets that `keep` does not keep, named by their numbers; with their bytes if they are `measured`.
+    """The sets that are not current and that `keep` does not keep, named by their numbers.
 
-    None of them is current, or was published less than RETAINED_SECONDS ago.
+    They have their bytes if they are `measured`.
     """
     newest = current(job) or 0
     folders = [job / RESULTS / str(number) for number in numbers(job) if number < newest]
     sized = measured or keep.bytes is not None
-    sets = [Thing(each.name, each.stat().st_mtime, size_of(each) if sized else 0) for each in folders]
-    return [each for each, _ in keep.expired(sets, now) if now - each.at > RETAINED_SECONDS]
+    sets = [Thing(each.name, each.stat().st_mtime, folder_bytes(each) if sized else 0) for each in folders]
+    return [each for each, _ in keep.expired(sets, now)]
 
 
 def discard(job: Path, number: int) -> None:

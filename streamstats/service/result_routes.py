@@ -11,12 +11,15 @@ from typing import Annotated, Any, Literal
 from fastapi import Query, Request
 from fastapi.responses import JSONResponse, Response
 
+from ..errors import counted
 from ..outputs.manifest import MANIFEST
 from ..storage.files import write_archive
 from .access import REPORT_POLICY
 from .answers import BINARY, KINDS, bytes_answer, file_answer, json_answer
-from .bodies import Body
+from .bodies import Body, Terms
+from .correcting import Correcting
 from .errors import NotFoundError
+from .headers import JudgedTensors
 from .messages import V1, LinkView
 from .parameters import (
     BYTES,
@@ -33,6 +36,7 @@ from .parameters import (
     result_text,
 )
 from .paths import BINARY_BODY, Paths
+from .places import Places
 from .published import archive_of
 from .result_messages import ChannelsView, CorrectionsView, FilesView, LayersView, ManifestView
 from .service import Service
@@ -51,6 +55,9 @@ class ResultRoutes:
 
     def __init__(self, service: Service) -> None:
         self._service = service
+        self._corrections = Places(service.config.limits.corrections)
+        most = service.config.limits.body
+        self._terms = Terms(most, service.config.connections.body_seconds, JudgedTensors(most))
 
     def router(self) -> Paths:
         """The paths, described for OpenAPI."""
@@ -119,14 +126,18 @@ class ResultRoutes:
 
     async def corrections(self, request: Request, job: JobId, layout: Layouts) -> Response:
         """The term to add to each bias, as safetensors, for safetensors with LAYER.weight and LAYER.fake_quantized."""
-        await asyncio.to_thread(self._service.results, job)
-        body = await Body.received(request, self._service.incoming, self._service.config.limits.body)
-        try:
-            content, outcomes = await asyncio.to_thread(self._service.corrections, job, body, layout)
-        finally:
-            await asyncio.to_thread(body.discard)
+        _, folder = await asyncio.to_thread(self._service.results, job)
+        most, seconds = self._corrections.most, self._service.config.limits.correction_seconds
+        self._corrections.check(f"this service computes at most {counted(most, 'correction')} at a time; retry later")
+        with self._corrections.taken():
+            body = await Body.received(request, self._service.incoming, self._terms)
+            try:
+                path = str(await asyncio.to_thread(lambda: body.path))  # which may have to be written
+                content, outcomes = await Correcting(path, str(folder), layout, seconds).done()
+            finally:
+                await asyncio.to_thread(body.discard)
         if "application/json" in request.headers.get("accept", ""):
-            return JSONResponse({"layers": {each.layer: each.document() for each in outcomes}})
+            return JSONResponse({"layers": {each["layer"]: each for each in outcomes}})
         return Response(content, media_type=BINARY)
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -46,16 +44,3 @@ class Keep:
                 yield thing, "number"
             elif self.bytes is not None and total > self.bytes:
                 yield thing, "bytes"
-
-
-def size_of(folder: Path) -> int:
-    """The bytes of the files below `folder`, each counted once, whatever the number of its names."""
-    sizes: dict[int, int] = {}
-    for place, _, names in os.walk(folder):
-        for name in names:
-            try:
-                found = os.lstat(os.path.join(place, name))
-            except FileNotFoundError:  # removed since it was listed
-                continue
-            sizes[found.st_ino] = found.st_size
-    return sum(sizes.values())

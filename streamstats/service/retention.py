@@ -6,13 +6,13 @@ Jobs that have not ended, stores that they read, and current result sets are nev
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
+from ..storage.files import folder_bytes
 from . import published
 from .audit import Audit
 from .database import Database
@@ -20,7 +20,7 @@ from .errors import ConflictError, NotFoundError
 from .job_table import JobTable
 from .jobs import Jobs
 from .messages import OWN, V1, PrunedView
-from .retaining import Keep, Thing, size_of
+from .retaining import Keep, Thing
 from .settings import RetentionConfig
 from .stores import Stores
 from .uploads import Uploads
@@ -59,26 +59,10 @@ class Retention:
     ) -> None:
         self._config, self._database, self._table = config, database, table
         self._jobs, self._stores, self._uploads, self._audit = jobs, stores, uploads, audit
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="retention", daemon=True)
 
-    def start(self) -> None:
-        """Remove what is not kept, now and from time to time."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """End that."""
-        self._stopping.set()
-        if self._thread.is_alive():
-            self._thread.join()
-
-    def _work(self) -> None:
-        while not self._stopping.is_set():
-            try:
-                list(self.prune("retention"))
-            except Exception:
-                log.exception("cannot remove what is not kept; the service tries again")
-            self._stopping.wait(self._config.every)
+    def apply(self) -> None:
+        """Remove what the configuration does not keep. Raises `OutputError`."""
+        list(self.prune("retention"))
 
     def _note(self, who: str, removed: Expired) -> None:
         log.info("removed: %s %s", removed.kind, removed.thing.name)
@@ -117,13 +101,15 @@ class Retention:
         """The jobs that have ended, but for those with one of the `keep_tags`."""
         for job in self._table.ended():
             if not set(keep_tags) & set(job["tags"]):
-                yield Thing(job["id"], job["ended"], size_of(self._jobs.folder(job["id"])))
+                yield Thing(job["id"], job["ended"], folder_bytes(self._jobs.folder(job["id"])))
 
     def _sets(self, keep: Keep, now: float) -> Iterator[Expired]:
         """The sets of each job that has ended; a job that runs removes its own."""
         for job in self._table.ended() if keep != Keep() else ():
             folder = self._jobs.folder(job["id"])
             for each in published.superseded(folder, keep, now, measured=True):
+                if now - max(each.at, job["ended"]) <= published.RETAINED_SECONDS:
+                    continue
                 thing = replace(each, name=f"{job['id']}/{each.name}")
                 yield Expired("sets", thing, "age, number or bytes", partial(published.discard, folder, int(each.name)))
 
@@ -131,7 +117,7 @@ class Retention:
         """The stores that no job reads that has not ended."""
         for name in self._stores.names():
             if not self._table.reading(OWN + name):
-                yield Thing(name, self._stores.owner(name)[1], size_of(self._stores.folder / name))
+                yield Thing(name, self._stores.owner(name)[1], folder_bytes(self._stores.folder / name))
 
     def _uploaded(self) -> Iterator[Thing]:
         for each in self._uploads.listed():

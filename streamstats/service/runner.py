@@ -17,6 +17,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ from ..errors import (
     DONE,
     INCOMPLETE,
     INTERRUPTED,
+    EmptyStoreError,
     OutputError,
     StreamstatsError,
     UsageError,
@@ -42,13 +44,16 @@ from ..jobs.session import Outcome
 from ..models.account import by_reason
 from ..models.linear import PRECISION_STATISTICS
 from ..outputs.shortfalls import REMEDY
-from ..progress import Stage
+from ..progress import Progress, Stage
 from ..statistics.histogram import Histogram
 from ..statistics.taps import TapSums
 from ..storage.files import read_json, remove, remove_folder, write_json
 from ..storage.locks import locked
+from .clock import Clock
 from .development import keep_point
-from .published import BRIEFLY, publish, result_files
+from .memory import check_archive, is_no_memory, limit_memory, no_memory
+from .processes import INPUTS
+from .published import BRIEFLY, Published, result_files
 from .retaining import Keep
 from .steps import Step
 from .withdrawing import forget_withdrawn
@@ -60,7 +65,7 @@ REPORT_SECONDS = 0.25
 """The shortest time between two lines of progress."""
 LOCK_SECONDS = 60.0
 """How long a job waits for an earlier process of the same job."""
-REQUEST, OUTPUT, INPUTS, LOCK = "request.json", "out", "inputs", "job.lock"
+REQUEST, OUTPUT, LOCK = "request.json", "out", "job.lock"
 STORE, RECORDED, CORRECTED, REPORT = "calibration.zarr", "recorded.json", "corrected.onnx", "report"
 
 
@@ -72,6 +77,7 @@ def main() -> int:
         signal.signal(number, _interrupt)
     threading.Thread(target=_watch_service, daemon=True).start()
     lines = Lines()
+    limit_memory(request["memory"])
     status, text = _done(request, lines)
     lines.write("end", {"status": status, "text": text})
     return status
@@ -82,13 +88,20 @@ def _done(request: dict[str, Any], lines: Lines) -> tuple[int, str]:
     try:
         with _alone():
             return JOB_KINDS[request["kind"]](request, lines)
-    except StreamstatsError as error:
-        return error.exit_status, " ".join(str(error).split())
-    except Exception as error:  # what a model or a library raises; a retry would change nothing
-        traceback.print_exc()
-        return StreamstatsError.exit_status, f"{type(error).__name__}: {first_line(error)}"
+    except Exception as error:  # of what a model or a library raises: a retry would change nothing
+        return _failed(error, request["memory"])
     except KeyboardInterrupt:
         return INTERRUPTED, "interrupted; what was counted is saved"
+
+
+def _failed(error: Exception, memory: int) -> tuple[int, str]:
+    """The exit status and the message of a job that ends with `error`."""
+    if is_no_memory(error):
+        return StreamstatsError.exit_status, f"{no_memory(memory)} ({first_line(error)})"
+    if isinstance(error, StreamstatsError):
+        return error.exit_status, " ".join(str(error).split())
+    traceback.print_exc()
+    return StreamstatsError.exit_status, f"{type(error).__name__}: {first_line(error)}"
 
 
 @contextlib.contextmanager
@@ -117,10 +130,10 @@ def _run(request: dict[str, Any], lines: Lines) -> tuple[int, str]:
     config = JobConfig.model_validate({**fields, "output": OUTPUT}, strict=False)
     follow, keep = request["follow"], Keep(**request["sets"])
     if follow is not None:
-        _wait_for_layers(str(request["source"]), lines)
-    forgotten = forget_withdrawn(config.job(), request.get("withdrawn", {}), lines)
+        wait_for_layers(str(request["source"]), follow["idle"], lines)
+    forgotten = forget_withdrawn(replace(config.job(), follow_links=False), request.get("withdrawn", {}), lines)
     if request.get("only_forget"):
-        lines.write("results", publish(Path(), result_files(Path(OUTPUT)), keep))
+        lines.write("results", Published(Path(), keep=keep).publish(result_files(Path(OUTPUT))))
         return DONE, f"done; {counted(forgotten, 'row')} forgotten"
     outcome = _reduced(config.job(), lines, Follow(**follow) if follow is not None else None, keep)
     if outcome.complete:
@@ -142,35 +155,46 @@ def _incomplete(outcome: Outcome) -> Iterator[str]:
         yield f"{below} below `min_rows`; the first: {layer}: {short.reason}; {REMEDY}"
 
 
-def _wait_for_layers(source: str, lines: Lines) -> None:
-    """Wait until a store that the service owns has a layer to follow."""
-    waits = False
-    while not _has_layers(source):
+def wait_for_layers(source: str, idle: float | None, progress: Progress, clock: Clock | None = None) -> None:
+    """Wait until the store at `source` has a layer to follow, at most `idle` seconds.
+
+    Raises `UsageError` with the reason if it has none by then, and at once if there is no store.
+    """
+    monotonic = (clock or Clock()).monotonic
+    since, waits = monotonic(), False
+    while (reason := _lacks_layers(source)) is not None:
+        if idle is not None and monotonic() - since >= idle:
+            raise UsageError(f"no activations arrived in {idle:,.0f} s: {reason}") from reason
         if not waits:
-            lines.say("waiting for the first activations")
+            progress.say("waiting for the first activations")
         waits = True
         time.sleep(POLL_SECONDS)
 
 
-def _has_layers(source: str) -> bool:
+def _lacks_layers(source: str) -> EmptyStoreError | None:
+    """What a store without a layer says, None if it has one. Raises `UsageError` if there is no store."""
     try:
-        source_of(source).find()
-    except UsageError:
-        return False
-    return True
+        source_of(source, follow_links=False).find()
+    except EmptyStoreError as error:
+        return error
+    return None
 
 
 def _reduced(job: Job, lines: Lines, follow: Follow | None = None, keep: Keep = BRIEFLY) -> Outcome:
-    """Reduce a store, publish the results each time that they are written, and report progress."""
+    """Reduce a store, publish the results each time that they are written, and report progress.
+
+    Links are not followed: whoever can write the store could have the service read any of its files.
+    """
+    published = Published(Path(), keep=keep)
 
     def publish_results(outcome: Outcome) -> None:
         lines.counted(sum(each.rows for each in outcome.statistics.values()))  # without rows that could not be read
-        number = publish(Path(), result_files(Path(job.output)), keep)
+        number = published.publish(result_files(Path(job.output)))
         if follow is not None:
             keep_point(Path(), number, outcome.statistics)
         lines.write("results", number)
 
-    return run_job(job, follow=follow, progress=lines, on_written=publish_results)
+    return run_job(replace(job, follow_links=False), follow=follow, progress=lines, on_written=publish_results)
 
 
 # Correcting a model
@@ -180,6 +204,8 @@ def _onnx(request: dict[str, Any], lines: Lines) -> tuple[int, str]:
     """Record, reduce, correct and report, as the commands of these names do; each step resumes what was interrupted."""
     inputs = {field: Path(INPUTS, name) for field, name in request["inputs"].items()}
     _check_models(inputs)
+    for path in inputs.values():
+        check_archive(path, request["memory"])
     lines.step("record", ONNX_STEPS)
     _record(inputs, request, lines)
     lines.step("count", ONNX_STEPS)
@@ -262,7 +288,7 @@ def _publish_correction(correction: Correction, lines: Lines) -> None:
     page = Path(REPORT).with_suffix(".html")
     beside = pages.write(page, pages.document(Path(OUTPUT), correction))
     files = {each.name: each for each in (page, beside, Path(CORRECTED))}
-    lines.write("results", publish(Path(), result_files(Path(OUTPUT)) | files))
+    lines.write("results", Published(Path()).publish(result_files(Path(OUTPUT)) | files))
 
 
 LEVELS = ("bits", "per_channel", "symmetric", "weight_range", "activation_bits", "activation_range")

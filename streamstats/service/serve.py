@@ -2,31 +2,43 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
 import sys
 from collections.abc import Callable
+from functools import partial
+from math import ceil
 from types import FrameType
+from typing import cast
 
 import uvicorn
 
 from ..errors import OutputError
 from .app import make_app
+from .connections import Connection, Gate, check_descriptors
 from .logs import log_as_json
 from .service import Service
 from .settings import ServiceConfig
 
-CONNECTIONS = 2000
-KEEP_ALIVE_SECONDS = 30
 DRAIN_SECONDS = 20
-BACKLOG = 512
+BACKLOG = 4096
+SWEEP_TICKS = 10
+"""Of uvicorn, 0.1 s each."""
 
 
 class _Server(uvicorn.Server):
-    """Ends the event streams when a signal arrives."""
+    """Ends the event streams when a signal arrives, and connections that keep the service waiting."""
 
     on_exit: Callable[[], None]
+    gate: Gate
+
+    async def on_tick(self, counter: int) -> bool:
+        """As `uvicorn.Server.on_tick`."""
+        if counter % SWEEP_TICKS == 0:
+            self.gate.sweep()
+        return await super().on_tick(counter)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
         """Shut down; a second Ctrl-C does not wait for requests in progress."""
@@ -38,10 +50,11 @@ class _Server(uvicorn.Server):
 def serve(config: ServiceConfig, say: Callable[[str], None]) -> None:
     """Serve what `config` describes until SIGTERM or SIGINT. Raises `UsageError`, `OutputError`, `DataError`."""
     os.umask(0o077)  # only the service's user may read what clients send and get
+    check_descriptors(config.connections)
     listener = _listening(config)
     service = Service(config)
     log_as_json()
-    server = _server(service)
+    server = _server(service, listener)
     url = _url(listener, tls=config.tls is not None)
     say(f"serving {url}; the token is in {service.token_file.path}")
     if service.token_file.is_new and sys.stderr.isatty():  # in a log, it would not stay secret
@@ -51,25 +64,27 @@ def serve(config: ServiceConfig, say: Callable[[str], None]) -> None:
     say("stopped; interrupted jobs resume at the next start")
 
 
-def _server(service: Service) -> _Server:
-    """The HTTP server; when a signal arrives, `service` accepts nothing more."""
+def _server(service: Service, gate: Gate) -> _Server:
+    """The HTTP server for what comes through `gate`; when a signal arrives, `service` accepts nothing more."""
     tls = service.config.tls
     server = _Server(
         uvicorn.Config(
             make_app(service),
+            http=cast("type[asyncio.Protocol]", partial(Connection, gate)),
+            ws="none",
             log_config=None,
             access_log=False,
             lifespan="on",
             server_header=False,
-            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            timeout_keep_alive=ceil(gate.limits.idle_seconds),
             timeout_graceful_shutdown=DRAIN_SECONDS,
-            limit_concurrency=CONNECTIONS,
+            backlog=BACKLOG,
             ssl_certfile=str(tls.certificate) if tls else None,
             ssl_keyfile=str(tls.key) if tls else None,
             h11_max_incomplete_event_size=2**16,
         )
     )
-    server.on_exit = service.stopping.set
+    server.on_exit, server.gate = service.stopping.set, gate
     return server
 
 
@@ -80,13 +95,11 @@ def _url(listener: socket.socket, *, tls: bool) -> str:
     return f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
-def _listening(config: ServiceConfig) -> socket.socket:
+def _listening(config: ServiceConfig) -> Gate:
     """A socket that listens; opened first, so that an address in use changes nothing else. Raises `OutputError`."""
     try:
         family, _, _, _, address = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(
-            family, socket.SOCK_STREAM, socket.IPPROTO_TCP
-        )  # named, or asyncio delays small answers
+        listener = Gate(config.connections, family)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         listener.listen(BACKLOG)

@@ -20,26 +20,26 @@ from ..calibration.recorder import stored_layer
 from ..config import ClusterConfig, LayerConfig
 from ..errors import OutputError, UsageError, counted, listed
 from ..jobs.workers import available_cores
-from ..models.linear import LayerCorrection
-from ..models.tensors import tensor_terms, terms_bytes
 from ..outputs import documents
 from ..outputs.manifest import MANIFEST, LayerEntry
 from ..outputs.results import open_results
 from ..storage.files import file_digest, make_folders, remove, temporaries
 from ..storage.locks import locked
-from . import published
+from . import hooks, published
 from .access import Links
 from .audit import Audit
-from .bodies import Body
+from .clock import Clock
 from .database import Database
 from .errors import ConflictError, ForbiddenError, GoneError, NotFoundError
+from .faults import Faults, Repeated
 from .job_table import JobTable
 from .jobs import Jobs
 from .messages import MOST_RULES, OWN, About, JobView, OnnxRequest, RunRequest, UploadView, WithdrawnView
 from .metrics import Metrics
 from .notices import Notices
+from .processes import INPUTS, ProcessLimits
 from .retention import Retention
-from .runner import INPUTS, REPORT
+from .runner import REPORT
 from .settings import ServiceConfig
 from .stores import Stores
 from .tokens import TOKEN, Caller, TokenFile, Tokens
@@ -51,6 +51,8 @@ LOCK = "service.lock"
 CACHED = 64
 """Documents about results that are kept in memory."""
 LONGEST_GLOB = 4096
+CHECK_SECONDS = 5.0
+"""The time between two checks of the database."""
 
 
 class Service:
@@ -62,7 +64,7 @@ class Service:
     for a database that is damaged or of a newer version.
     """
 
-    def __init__(self, config: ServiceConfig) -> None:
+    def __init__(self, config: ServiceConfig, clock: Clock | None = None) -> None:
         self.config = config
         self.stopping = asyncio.Event()
         self.data = config.data.resolve()
@@ -71,16 +73,19 @@ class Service:
         self._take_folder()
         self.token_file = TokenFile(self.data / TOKEN)
         self.sources = config.sources()
+        self.faults = Faults()
         self.database = Database(self.data / "service.sqlite")
         self.metrics = Metrics(self.database)
         self.tokens, self.links, self.audit = Tokens(self.database, self.token_file), Links(), Audit(self.database)
-        self.table = JobTable(self.database, config.told)
+        self.table = JobTable(self.database, clock, config.told)
         self.uploads = Uploads(self.database, self.data / "uploads", config.limits.uploads)
         self.stores = self._stores()
         self.jobs = self._jobs()
         self.retention = self._retention()
-        self.notices = Notices(self.database, self.table, config.made_hooks(self.data / "hooks"))
+        self.notices = Notices(self.database, self.table, config.made_hooks(self.data / hooks.FOLDER), self.faults)
         self.jobs.listen(lambda _: self.notices.wake())
+        self._watch = Repeated("the database", self.database.check, self.faults, CHECK_SECONDS)
+        self._pruning = Repeated("retention", self.retention.apply, self.faults, config.retention.every)
         self._documents: OrderedDict[tuple[str, int, str], Any] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -88,13 +93,14 @@ class Service:
         """Make the folder, lock it, and remove what an earlier service was receiving when it ended."""
         make_folders([self.data, self.data / "jobs", self.incoming])
         who = {"host": socket.gethostname(), "process": os.getpid(), "since": datetime.now(UTC).isoformat()}
-        self._held.enter_context(locked(self.data / LOCK, who, keep=lambda: False))
+        self._held.enter_context(locked(self.data / LOCK, who, keep=lambda: False, needs_room=False))
         for path in temporaries(self.incoming):
             remove(path)
 
     def _stores(self) -> Stores:
         limits = self.config.limits
-        return Stores(self.database, self.data / "stores", self.metrics, stores=limits.stores, layers=limits.layers)
+        most = {"stores": limits.stores, "layers": limits.layers}
+        return Stores(self.database, self.data / "stores", self.metrics, self.faults, **most)
 
     def _jobs(self) -> Jobs:
         limits = self.config.limits
@@ -103,7 +109,10 @@ class Service:
             self.data / "jobs",
             self._completed,
             self.metrics,
+            self.faults,
             public=self.public,
+            hindrance=self._full_disk,
+            limits=ProcessLimits(limits.job_seconds, limits.job_disk),
             running=limits.running_jobs,
             following=limits.following_jobs,
             waiting=limits.waiting_jobs,
@@ -114,30 +123,37 @@ class Service:
         return Retention(config, database, self.table, self.jobs, self.stores, self.uploads, self.audit)
 
     def start(self) -> None:
-        """Begin to run jobs, to remove what is not kept, and to tell hooks."""
+        """Begin to accept activations, to run jobs, to remove what is not kept, and to tell hooks."""
+        self._watch.start()
+        self.stores.start()
         self.jobs.start()
-        self.retention.start()
+        self._pruning.start()
         self.notices.start()
 
     def stop(self) -> None:
         """Write the activations that were accepted, interrupt the jobs, which save, and release the folder."""
-        self.retention.stop()
+        self._pruning.end()
         self.stores.close()
         self.jobs.stop()
         self.notices.stop()
+        self._watch.end()
         self.metrics.totals.store()
         self._held.close()
 
     def problems(self) -> list[str]:
         """Why the service is not ready for work; empty if it is."""
-        self.database.query("SELECT 1")
-        free, least = shutil.disk_usage(self.data).free, self.config.limits.free
-        return [] if free >= least else [f"the disk has {free:,} bytes left; the service reserves {least:,}"]
+        return [*filter(None, [self._full_disk()]), *map(self.public, self.faults.listed())]
 
-    def check_room(self) -> None:
-        """Raise `OutputError` if the disk is too full for anything new."""
-        for problem in self.problems():
+    def _full_disk(self) -> str:
+        free, least = shutil.disk_usage(self.data).free, self.config.limits.free
+        return "" if free >= least else f"the disk has {free:,} bytes left; the service reserves {least:,}"
+
+    def check_room(self, more: int = 0) -> None:
+        """Raise `OutputError` if the disk is too full for anything new, or for `more` bytes."""
+        if problem := self._full_disk():
             raise OutputError(f"{problem}; free space on the service's machine")
+        if shutil.disk_usage(self.data).free - more < self.config.limits.free:
+            raise OutputError(f"the disk has no room for {more:,} bytes more; free space on the service's machine")
 
     # Jobs
 
@@ -214,7 +230,7 @@ class Service:
 
     def public(self, text: str) -> str:
         """`text` without the folders of this machine."""
-        for folder in (self.data / "stores", self.data, *(root.resolve() for root in self.config.roots)):
+        for folder in (self.data / "stores", self.data, *(lies for _, lies in self.sources.places)):
             text = text.replace(f"{folder}/", "")
         return text
 
@@ -306,16 +322,6 @@ class Service:
         """The files of a job's result set: the SHA-256 of each, by name."""
         found, folder = self.results(job, number)
         return found, folder, self.remembered((job, found, "\nfiles"), lambda: _digests(folder))
-
-    def corrections(self, job: str, body: Body, layouts: list[str]) -> tuple[bytes, list[LayerCorrection]]:
-        """(safetensors with the term for each bias, the outcome for each layer) for the weights in `body`."""
-        _, folder = self.results(job)
-        body.tensors()  # an error is then about the body
-        try:
-            terms, outcomes = tensor_terms(body.path, body.path, folder, layouts=layouts)
-        except UsageError as error:
-            raise UsageError(str(error).replace(str(body.path), "the body").replace("--layout", "layout")) from error
-        return terms_bytes(terms), outcomes
 
     def remembered(self, key: tuple[str, int, str], make: Callable[[], T]) -> T:
         """What `make` returns, made once for a `key`: a job, its result set, which never changes, and what it is."""

@@ -41,10 +41,18 @@ class Limits(Settings):
     ] = 1
     following_jobs: Annotated[int, Field(ge=0, le=64, description="Jobs that follow a store, in addition.")] = 4
     waiting_jobs: Annotated[int, Field(ge=1, le=100_000, description="Jobs in the queue, of all submitters.")] = 1000
+    job_seconds: Annotated[
+        float, Field(gt=0, le=1e9, description="How long a job may run, with all its attempts; not one that follows.")
+    ] = 86_400.0
+    job_disk: Annotated[Bytes, Field(description="The bytes that a job may write, recorded activations included.")] = (
+        100 * 2**30
+    )
     body: Annotated[Bytes, Field(description="The largest body of a request, as in 64MiB.")] = 64 * 2**20
     upload: Annotated[Bytes, Field(description="The largest model or file of samples.")] = 2 * 2**30
     uploads: Annotated[Bytes, Field(description="The size of all uploads together.")] = 20 * 2**30
     ingests: Annotated[int, Field(ge=1, le=1000, description="Requests with activations in progress.")] = 64
+    corrections: Annotated[int, Field(ge=1, le=64, description="Requests to correct weights in progress.")] = 2
+    correction_seconds: Annotated[int, Field(ge=1, le=86_400, description="The longest that one may take.")] = 50
     streams: Annotated[int, Field(ge=1, le=10_000, description="Clients that follow events of jobs.")] = 256
     stores: Annotated[int, Field(ge=1, le=100_000, description="Stores that the service owns.")] = 1000
     layers: Annotated[int, Field(ge=1, le=100_000, description="Layers of each of these stores.")] = 10_000
@@ -84,7 +92,7 @@ class RetentionConfig(Settings):
     """What the service keeps of what piles up. By default it keeps everything but replaced result sets."""
 
     jobs: Annotated[Retained, Field(description="Jobs that have ended, with their results.")] = Retained()
-    sets: Annotated[Retained, Field(description="Of each job: result sets that were replaced.")] = Retained(age=120.0)
+    sets: Annotated[Retained, Field(description="Of each job: result sets that were replaced.")] = Retained(number=0)
     stores: Annotated[Retained, Field(description="Stores of the service that no job reads.")] = Retained()
     uploads: Annotated[Retained, Field(description="Models and samples.")] = Retained()
     events: Annotated[Retained, Field(description="The messages in the logs of all jobs.")] = Retained()
@@ -127,6 +135,24 @@ class HookConfig(Settings):
         return Webhook(self.url, secret_in(self.secret_file or folder / name), self.seconds)
 
 
+class Connections(Settings):
+    """How many connections are open, and how long one may keep the service waiting."""
+
+    most: Annotated[int, Field(ge=1, le=100_000, description="Open connections, of all addresses.")] = 1000
+    per_address: Annotated[
+        int, Field(ge=1, le=100_000, description="Open connections of one address. Behind a proxy: as many as `most`.")
+    ] = 500
+    head_seconds: Annotated[
+        float, Field(gt=0, le=3600, strict=False, description="For TLS and the head of a request to arrive.")
+    ] = 10.0
+    body_seconds: Annotated[
+        float, Field(gt=0, le=3600, strict=False, description="The longest pause in a body, or in reading an answer.")
+    ] = 30.0
+    idle_seconds: Annotated[
+        float, Field(gt=0, le=3600, strict=False, description="Between two requests on one connection.")
+    ] = 30.0
+
+
 class TLS(Settings):
     """A certificate and its key, as PEM files."""
 
@@ -161,6 +187,7 @@ class ServiceConfig(Settings):
     retention: Annotated[RetentionConfig, Field(description="What is kept, and for how long.")] = RetentionConfig(
         keep_tags=["keep"]
     )
+    connections: Connections = Connections()
 
     def sources(self) -> Sources:
         """The sources that jobs may read. Raises `UsageError`."""

@@ -1,17 +1,21 @@
 """The sources that jobs may read: stores below configured folders, and URLs with configured prefixes.
 
-A path is resolved, with its links and `..`, before it is compared. A URL names one of the supported object stores, with
-no chaining, user, query or `..`; its endpoint and credentials are the service's, never the client's.
+Links are followed to the roots, when the service starts, and nowhere below them: neither here nor by jobs. So a path
+lies where it says, and whoever can write below a root gives away nothing but what lies there. A URL names one of the
+supported object stores, with no chaining, user, query or `..`; its endpoint and credentials are the service's, never
+the client's.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from ..calibration.sources.links import LinkError, names_in, status_of
 from ..errors import UsageError
 
 SCHEMES = ("s3", "gs", "az")
@@ -24,12 +28,17 @@ MOST_LISTED, DEEPEST = 200, 3
 
 @dataclass(frozen=True)
 class Sources:
-    """Where sources may be: `roots` are folders, `prefixes` URLs that end with `/`. Raises `UsageError` for others."""
+    """Where sources may be: `roots` are folders, `prefixes` URLs that end with `/`. Raises `UsageError` for others.
+
+    `places` are the roots as they were when this was made: (as they are written, where they lie), absolute.
+    """
 
     roots: Sequence[Path]
     prefixes: Sequence[str] = ()
+    places: Sequence[tuple[Path, Path]] = field(init=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "places", [(root.absolute(), root.resolve()) for root in self.roots])
         for root in self.roots:
             if not root.is_dir():
                 raise UsageError(f"the root {root} is not a folder; expected a folder of calibration stores")
@@ -44,13 +53,13 @@ class Sources:
             raise UsageError(f"the source has {len(source)} characters; expected 1 to {LONGEST} printable characters")
         if "://" in source or "::" in source:
             return self._resolved_url(source)
-        allowed = [path for root in self.roots if (path := _below(root, source)) is not None]
+        allowed = [path for place in self.places if (path := _below(*place, source)) is not None]
         if not allowed:
             raise UsageError(
                 f"the source {source} is not below a folder that the service may read; "
                 "name a store below one of its `roots`"
             )
-        found = next(filter(_exists, allowed), None)
+        found = next((path for path in allowed if _exists(path, source)), None)
         if found is None:
             raise UsageError(f"the source {source} does not exist below the folders that the service may read")
         return str(found)
@@ -67,39 +76,49 @@ class Sources:
     def listed(self) -> list[str]:
         """Stores below the roots, at most MOST_LISTED of each, in the form that `resolved` takes."""
         found: list[str] = []
-        for root in self.roots:
+        for _, root in self.places:
             waiting = [(root, 0)]
             while waiting and len(found) < MOST_LISTED:
                 folder, depth = waiting.pop(0)
-                if depth and any((folder / name).exists() for name in STORE_FILES):
+                is_store, below = _looked_into(folder)
+                if depth and is_store:
                     found.append(folder.relative_to(root).as_posix())
                 elif depth < DEEPEST:
-                    waiting += [(each, depth + 1) for each in _folders(folder)]
+                    waiting += [(each, depth + 1) for each in below]
         return sorted(set(found))
 
 
-def _exists(path: Path) -> bool:
+def _exists(path: Path, source: str) -> bool:
+    """Whether there is anything at `path`. Raises `UsageError`, which names `source`, if that lies behind a link."""
     try:
-        return path.exists()
-    except OSError:  # the name is too long for a file
+        status_of(str(path), follow_links=False)
+    except LinkError as error:
+        raise UsageError(
+            f"the source {source} is a link, or lies behind one, and links below the service's `roots` are not "
+            "followed; name what the link leads to, if that lies below a root, or replace the link with it"
+        ) from error
+    except OSError:  # also if the name is too long for a file
         return False
+    return True
 
 
-def _folders(folder: Path) -> list[Path]:
+def _looked_into(folder: Path) -> tuple[bool, list[Path]]:
+    """(whether `folder` is a store, the folders in it); links are not followed."""
     try:
-        return sorted(each for each in folder.iterdir() if each.is_dir() and not each.is_symlink())[:MOST_LISTED]
+        names = names_in(str(folder))
     except OSError:  # folders that the service may not read are not listed
-        return []
+        return False, []
+    is_store = not names.others.isdisjoint(STORE_FILES)
+    return is_store, [folder / name for name in sorted(names.folders)[:MOST_LISTED]]
 
 
-def _below(root: Path, source: str) -> Path | None:
-    """The path of `source` from `root`, None if it is outside."""
-    base = root.resolve()
-    try:
-        path = (base / source).resolve()
-    except (OSError, RuntimeError):  # the name is too long, or links form a circle
-        return None
-    return path if path == base or base in path.parents else None
+def _below(written: Path, lies: Path, source: str) -> Path | None:
+    """The path of `source` from the root that is `written` so and `lies` there, None if it is outside."""
+    for base in (lies, written):
+        path = Path(os.path.normpath(base / source))
+        if path.is_relative_to(base):
+            return lies / path.relative_to(base)
+    return None
 
 
 def _check_url(url: str) -> None:

@@ -13,8 +13,9 @@ from ..config import GeometryConfig, QuantizationConfig, explain
 from ..errors import UsageError
 from ..layouts import Kernel
 from ..quantization import Quantization
-from .bodies import Body
+from .bodies import Body, Terms, announced
 from .errors import FullError
+from .headers import JudgedSamples
 from .lanes import Activations
 from .messages import V1, BatchView, IngestView, StoreView, WithdrawnView
 from .parameters import Key, LayerName, Responses, StoreName, Whose, created, errors
@@ -55,6 +56,8 @@ class StoreRoutes:
         self._service = service
         self._ingests = Places(service.config.limits.ingests)
         service.metrics.watch("ingests", "Requests with activations in progress", self._ingests)
+        most = service.config.limits.body
+        self._terms = Terms(most, service.config.connections.body_seconds, JudgedSamples(most))
 
     def router(self) -> Paths:
         """The paths, described for OpenAPI."""
@@ -123,8 +126,8 @@ class StoreRoutes:
         about = f" {channel_axis} {quantization or ''}" + (f" {geometry}" if geometry else "")
         self._check_capacity()
         with self._ingests.taken():
-            await asyncio.to_thread(self._service.check_room)
-            body = await Body.received(request, self._service.incoming, self._service.config.limits.body)
+            await asyncio.to_thread(self._service.check_room, announced(request, self._terms.most) or 0)
+            body = await Body.received(request, self._service.incoming, self._terms)
             try:
                 appended = await self._appended(
                     store,

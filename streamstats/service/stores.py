@@ -5,18 +5,21 @@ from __future__ import annotations
 import logging
 import re
 import threading
+import time
 from concurrent.futures import Future
 from pathlib import Path
 
 from ..calibration.layer import check_values
 from ..calibration.recorder import stored_layer
-from ..errors import UsageError
+from ..errors import DataError, UsageError
 from ..storage.files import make_folders, move_away, moved_away, remove_folder
 from ..storage.names import layer_path
 from .batches import Batches
 from .database import Database
-from .errors import FullError, NotFoundError
-from .lanes import GROUP, Activations, Keys, Lane, Removal, Waiting, stored_layers
+from .errors import BusyError, ConflictError, DamagedError, FullError, NotFoundError
+from .faults import RETRY_SECONDS, Faults
+from .journal import Keys
+from .lanes import GROUP, Activations, Lane, Removal, Waiting, settle_layer, stored_layers
 from .messages import OWN, STORE_NAME, IngestView, StoreView
 from .metrics import Metrics
 
@@ -29,17 +32,51 @@ log = logging.getLogger("streamstats.service")
 class Stores:
     """The stores in `folder`: at most `stores` of them, of at most `layers` each."""
 
-    def __init__(self, database: Database, folder: Path, metrics: Metrics, *, stores: int, layers: int) -> None:
-        self._database, self.folder, self._metrics = database, folder, metrics
+    def __init__(
+        self, database: Database, folder: Path, metrics: Metrics, faults: Faults, *, stores: int, layers: int
+    ) -> None:
+        self._database, self.folder, self._metrics, self._faults = database, folder, metrics, faults
         self.batches = Batches(database)
         self._most_stores, self._most_layers = stores, layers
         self._lock = threading.Lock()
         self._lanes: dict[str, Lane] = {}
         self._deleting: set[str] = set()
-        self._closed = False
+        self._settled = self._closed = False
         make_folders([folder])
-        for each in moved_away(folder):  # the service was killed while it deleted them
+
+    def start(self) -> None:
+        """Make the rows of every layer agree with their keys, after a kill or in a copy; then activations are accepted.
+
+        What fails is tried again in the background.
+        """
+        with self._faults.noted("stores"):
+            self._settle_all()
+            return
+        threading.Thread(target=self._retry, name="stores", daemon=True).start()
+
+    def _retry(self) -> None:
+        while not self._settled and not self._closed:
+            time.sleep(RETRY_SECONDS)
+            with self._faults.noted("stores"):
+                self._settle_all()
+
+    def _settle_all(self) -> None:
+        """Raises `OutputError`, and `DamagedError` for a damaged database."""
+        for each in moved_away(self.folder):  # the service was killed while it deleted them
             remove_folder(each)
+        for name in self.names():
+            for layer in sorted(stored_layers(self.folder / name)):
+                self._settle(name, layer)
+        self._settled = True
+
+    def _settle(self, store: str, layer: str) -> None:
+        """Settle a layer; one that cannot be settled is refused when somebody appends to it."""
+        try:
+            settle_layer(self.folder / store, Keys(self._database, store), layer)
+        except (DamagedError, BusyError):
+            raise
+        except (UsageError, DataError, ConflictError) as error:
+            log.error("%s", error, extra={"store": store, "layer": layer})
 
     def append(self, store: str, activations: Activations) -> Future[IngestView]:
         """Append to a layer of `store`, which the first call creates; done when the rows are on the disk.
@@ -63,7 +100,8 @@ class Stores:
             if name not in known and len(known) >= self._most_stores:
                 raise FullError(f"there are {self._most_stores:,} stores, the limit of this service; delete one")
             keys = Keys(self._database, name)
-            self._lanes[name] = Lane(self.folder / name, keys, self._metrics, self._most_layers, self._end_if_idle)
+            lane = Lane(self.folder / name, keys, self._metrics, self._faults, self._most_layers, self._end_if_idle)
+            self._lanes[name] = lane
         return self._lanes[name]
 
     def _end_if_idle(self, lane: Lane) -> bool:
@@ -77,7 +115,8 @@ class Stores:
 
     def names(self) -> list[str]:
         """The names of the stores, in order."""
-        return sorted(each.name for each in self.folder.iterdir() if (each / GROUP).exists())
+        visible = (each for each in self.folder.iterdir() if not each.name.startswith("."))
+        return sorted(each.name for each in visible if (each / GROUP).exists())
 
     def path(self, name: str) -> Path:
         """The folder of a store. Raises `NotFoundError`."""
@@ -91,6 +130,7 @@ class Stores:
         stored = {each: stored_layer(path, each) for each in sorted(stored_layers(path))}
         rows = {each: layer.rows for each, layer in stored.items() if layer is not None}
         owner, appended = self.owner(name)
+        withdrawn = self.batches.withdrawn(name)
         return StoreView(
             name=name,
             source=OWN + name,
@@ -98,7 +138,7 @@ class Stores:
             rows=sum(rows.values()),
             owner=owner,
             appended=appended,
-            withdrawn={layer: found.document() for layer, found in self.batches.withdrawn(name).items()},
+            withdrawn={layer: found.document() for layer, found in withdrawn.items()},
         )
 
     def owner(self, name: str) -> tuple[str, float]:
@@ -120,6 +160,8 @@ class Stores:
     def _check_open(self, name: str) -> None:
         if self._closed:
             raise FullError("the service is shutting down; send the request again later")
+        if not self._settled:
+            raise FullError("the service is starting; send the request again later")
         if name in self._deleting:
             raise FullError(f"store {name} is being deleted; send the request again later")
 

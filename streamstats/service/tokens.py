@@ -11,6 +11,7 @@ import hashlib
 import hmac
 import secrets
 import stat
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,9 @@ Role = Literal["read", "submit", "admin"]
 ROLES: tuple[Role, ...] = get_args(Role)
 """Each may do what those before it may. read: see everything; submit: also make things, and change its own; admin: also
 change what others made, and make tokens."""
+
+
+Statement = tuple[str, tuple[object, ...]]
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,7 @@ class Tokens:
     def __init__(self, database: Database, file: TokenFile) -> None:
         self._database, self._file, self._first = database, file, file.known()
         self._known = self._read()
+        self._lock = threading.Lock()
 
     def _read(self) -> list[Known]:
         rows = self._database.query("SELECT digest, name, role, made, maker, until FROM tokens ORDER BY name, made")
@@ -117,12 +122,10 @@ class Tokens:
         """Whose token the header `Authorization` carries, compared in constant time; None if it is nobody's."""
         scheme, _, given = (authorization or "").partition(" ")
         digest, found = _digest(given.strip()), None
-        for each in self._known:
+        for each in self.listed():
             if hmac.compare_digest(digest, each.digest):
                 found = each
-        if found is None or scheme.lower() != "bearer" or (found.until is not None and found.until < time.time()):
-            return None
-        return Caller(found.name, found.role)
+        return None if found is None or scheme.lower() != "bearer" else Caller(found.name, found.role)
 
     def listed(self) -> list[Known]:
         """The tokens that have not ended; one that was rotated is listed twice while its old secret is valid, too."""
@@ -130,38 +133,45 @@ class Tokens:
 
     def new(self, name: str, role: Role, maker: str) -> str:
         """Make a token, and return its secret, which nobody can find out later. Raises `ConflictError`, `FullError`."""
-        if any(each.name == name for each in self.listed()):
-            raise ConflictError(f"there is a token {name} already; rotate it, or revoke it first")
-        if len(self.listed()) >= MOST_TOKENS:
-            raise FullError(f"there are {MOST_TOKENS:,} tokens, the limit of this service; revoke one")
-        secret = _secret()
-        self._write(("DELETE FROM tokens WHERE name = ?", (name,)), self._insertion(secret, name, role, maker))
-        return secret
+        with self._lock:
+            if any(each.name == name for each in self.listed()):
+                raise ConflictError(f"there is a token {name} already; rotate it, or revoke it first")
+            if len(self.listed()) >= MOST_TOKENS:
+                raise FullError(f"there are {MOST_TOKENS:,} tokens, the limit of this service; revoke one")
+            secret = _secret()
+            self._write(self._insertion(secret, name, role, maker))
+            return secret
 
     def rotate(self, name: str, maker: str, overlap: float = 0.0) -> str:
         """Give the token `name` a new secret, and return it; older ones are valid for at most `overlap` seconds more.
 
         Raises `NotFoundError`.
         """
-        old, ends = self.get(name), time.time() + overlap
-        end = ("UPDATE tokens SET until = min(coalesce(until, ?), ?) WHERE name = ?", (ends, ends, name))
-        if name != FIRST:
+        with self._lock:
+            old, ends = self.get(name), time.time() + overlap
+            end = ("UPDATE tokens SET until = min(coalesce(until, ?), ?) WHERE name = ?", (ends, ends, name))
+            if name == FIRST:
+                return self._rotate_first(end, ends)
             secret = _secret()
             self._write(end, self._insertion(secret, name, old.role, maker))
             return secret
+
+    def _rotate_first(self, end: Statement, ends: float) -> str:
+        """The same for the token in the file, whose old secret moves to the table."""
+        old = self._first
         keep = "INSERT OR REPLACE INTO tokens (digest, name, role, made, maker, until) VALUES (?, ?, ?, ?, ?, ?)"
-        self._write(end, (keep, (old.digest, FIRST, old.role, old.made, old.maker, ends)))
-        secret = self._file.replace()
+        secret = self._file.replace()  # first: the file always has the secret that is valid
         self._first = self._file.known()
-        self._known = self._read()
+        self._write(end, (keep, (old.digest, FIRST, old.role, old.made, old.maker, ends)))
         return secret
 
     def revoke(self, name: str) -> None:
         """End a token at once; what it owns stays, for whoever gets a token of that name. Raises `NotFoundError`."""
-        self.get(name)
-        if name == FIRST:
-            raise ConflictError(f"the token {FIRST} is the one in the file of the service; rotate it instead")
-        self._write(("DELETE FROM tokens WHERE name = ?", (name,)))
+        with self._lock:
+            self.get(name)
+            if name == FIRST:
+                raise ConflictError(f"the token {FIRST} is the one in the file of the service; rotate it instead")
+            self._write(("DELETE FROM tokens WHERE name = ?", (name,)))
 
     def get(self, name: str) -> Known:
         """The token `name`. Raises `NotFoundError`."""
@@ -171,11 +181,11 @@ class Tokens:
         return found
 
     @staticmethod
-    def _insertion(secret: str, name: str, role: Role, maker: str) -> tuple[str, tuple[object, ...]]:
+    def _insertion(secret: str, name: str, role: Role, maker: str) -> Statement:
         statement = "INSERT INTO tokens (digest, name, role, made, maker) VALUES (?, ?, ?, ?, ?)"
         return statement, (_digest(secret), name, role, time.time(), maker)
 
-    def _write(self, *statements: tuple[str, tuple[object, ...]]) -> None:
+    def _write(self, *statements: Statement) -> None:
         """Change the table, without tokens that have ended, and what is known of it."""
         with self._database.writing() as connection:
             connection.execute("DELETE FROM tokens WHERE until < ?", (time.time(),))

@@ -6,7 +6,7 @@ import asyncio
 
 from fastapi import Request, Response
 
-from .bodies import Body
+from .bodies import Body, Terms, announced
 from .messages import V1, UploadView
 from .parameters import UploadId, Whose, created, errors
 from .paths import BINARY_BODY, Paths
@@ -38,12 +38,18 @@ class UploadRoutes:
 
     async def upload(self, request: Request, caller: Whose, response: Response) -> UploadView:
         """Upload a model or samples for an `onnx` job; the id is the SHA-256 of the content."""
-        await asyncio.to_thread(self._service.check_room)
-        body = await Body.received(request, self._service.uploads.folder, self._service.config.limits.upload)
+        config, uploads = self._service.config, self._service.uploads
+        size = announced(request, config.limits.upload)
+        await asyncio.to_thread(self._service.check_room, size or 0)
+        room = await asyncio.to_thread(uploads.reserve, size, config.limits.upload)
         try:
-            kept = await asyncio.to_thread(self._service.uploads.keep, body, caller.name)
+            body = await Body.received(request, uploads.folder, Terms(room, config.connections.body_seconds))
+            try:
+                kept = await asyncio.to_thread(uploads.keep, body, caller.name)
+            finally:
+                await asyncio.to_thread(body.discard)
         finally:
-            await asyncio.to_thread(body.discard)
+            await asyncio.to_thread(uploads.release, room)
         response.headers["location"] = f"{V1}/uploads/{kept.id}"
         return kept
 

@@ -14,7 +14,7 @@ from ..errors import UsageError
 from ..storage.files import link, make_folders, remove, temporaries
 from .bodies import Body, file_name
 from .database import Database
-from .errors import NotFoundError, TooLargeError
+from .errors import FullError, NotFoundError, TooLargeError
 from .messages import UploadView
 from .tokens import Caller
 
@@ -27,6 +27,7 @@ class Uploads:
 
     def __init__(self, database: Database, folder: Path, most: int) -> None:
         self._database, self.folder, self._most = database, folder, most
+        self._arriving = 0
         self._lock = threading.RLock()
         make_folders([folder])
         for path in temporaries(folder):
@@ -37,6 +38,33 @@ class Uploads:
             connection.execute(
                 "INSERT OR REPLACE INTO uploads (id, owner, uploaded) VALUES (?, ?, ?)", (name, owner, time.time())
             )
+
+    def reserve(self, size: int | None, largest: int) -> int:
+        """Reserve room for a body that arrives: its `size`, or what is left, up to `largest`; how many bytes that is.
+
+        Raises `TooLargeError` if there is too little room, `FullError` if others that arrive have reserved it.
+        """
+        with self._lock:
+            stored = sum(each.bytes for each in self.listed())
+            left = self._most - stored - self._arriving
+            wanted = min(largest, max(left, 1)) if size is None else size
+            if wanted > self._most - stored:
+                raise self._too_much(stored, wanted)
+            if wanted > left:
+                raise FullError("other uploads take the room that is left; send the file again when they have ended")
+            self._arriving += wanted
+        return wanted
+
+    def release(self, reserved: int) -> None:
+        """Give back what was reserved, once the upload is kept or has failed."""
+        with self._lock:
+            self._arriving -= reserved
+
+    def _too_much(self, stored: int, more: int) -> TooLargeError:
+        return TooLargeError(
+            f"the uploads have {stored:,} bytes, and {more:,} more would exceed the limit of {self._most:,}; "
+            "delete some uploads"
+        )
 
     def keep(self, body: Body, owner: str) -> UploadView:
         """Store a body; the same content is stored once. Raises `UsageError` if it is empty, and `TooLargeError`."""
@@ -119,10 +147,7 @@ class Uploads:
     def _check_room(self, size: int) -> None:
         stored = sum(each.bytes for each in self.listed())
         if stored + size > self._most:
-            raise TooLargeError(
-                f"the uploads have {stored:,} bytes, and {size:,} more would exceed the limit of {self._most:,}; "
-                "delete some uploads"
-            )
+            raise self._too_much(stored, size)
 
     def _path(self, name: str) -> Path:
         path = self.folder / name

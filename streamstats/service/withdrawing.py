@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ..calibration.selection import select_layers
 from ..coverage import EMPTY, Coverage, Rows
 from ..jobs.forget import forget
 from ..jobs.job import Job
@@ -20,7 +19,7 @@ def forget_withdrawn(job: Job, withdrawn: Mapping[str, Sequence[Rows]], progress
     """
     if not withdrawn:
         return 0
-    arrays = {layer.name: layer.address for layer in select_layers(job.source, job.rules).layers}
+    arrays = {layer.name: layer.address for layer in job.selected().layers}
     forgotten = 0
     for layer in sorted(withdrawn.keys() & arrays.keys()):
         known = excluded_rows(Path(job.output), layer).get(arrays[layer], EMPTY)

@@ -1,5 +1,5 @@
 """Atomic, durable files: each is written to a temporary name in the same folder, flushed to disk and renamed; then the
-folder is flushed. A reader sees the whole file or none.
+folder is flushed. A reader sees the whole file or none, also after a power failure.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from ..address import local_path
 from ..errors import DataError, OutputError, UsageError
 
 TEMPORARY = ".streamstats-tmp"
+COPY_BYTES = 2**20
 
 
 def check_apart(sources: Iterable[str | Path], target: str | Path) -> None:
@@ -36,8 +37,9 @@ def check_apart(sources: Iterable[str | Path], target: str | Path) -> None:
 def write_bytes(path: Path, content: bytes) -> None:
     """Write `content` to `path`, atomically and durably; missing folders are created. Raises `OutputError`."""
     try:
-        _make_folders([path.parent])
-        _replace(path, content)
+        create_folders([path.parent])
+        write_whole(path, content)
+        _sync_folder(path.parent)
     except OSError as error:
         raise OutputError(
             f"cannot write {path}: {error.strerror or error}; make room or choose another place"
@@ -47,7 +49,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 def make_folders(folders: Sequence[Path]) -> None:
     """Create `folders` and their parents, durably; each folder is flushed once. Raises `OutputError`."""
     try:
-        _make_folders(folders)
+        create_folders(folders)
     except OSError as error:
         place = error.filename or folders[0]
         raise OutputError(
@@ -55,7 +57,16 @@ def make_folders(folders: Sequence[Path]) -> None:
         ) from error
 
 
-def _make_folders(folders: Sequence[Path]) -> None:
+def make_private_folder(folder: Path) -> None:
+    """Create `folder`, which only its owner may enter. Raises `OutputError`."""
+    make_folders([folder.parent])
+    with _writing(folder):
+        folder.mkdir(mode=0o700)
+        _sync_folder(folder.parent)
+
+
+def create_folders(folders: Sequence[Path]) -> None:
+    """As `make_folders`. Raises `OSError`."""
     grown: set[Path] = set()
     for folder in folders:
         _make_folder(folder, grown)
@@ -71,19 +82,42 @@ def _make_folder(folder: Path, grown: set[Path]) -> None:
         grown.add(folder.parent)
 
 
-def _replace(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes | memoryview, *, is_new: bool = False) -> None:
+    """Write `content` to `path`, atomically; it is on the disk before the file gets its name.
+
+    Missing folders are created. No folder is flushed: `sync_folders` does that for many files at once. Raises
+    `OSError`: `FileExistsError` if the file `is_new` and there is one.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{uuid.uuid4().hex}{TEMPORARY}"  # a process id is not unique: threads, other hosts
     try:
         with open(temporary, "xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        if is_new:
+            os.link(temporary, path)
+            os.unlink(temporary)
+        else:
+            os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
-    _sync_folder(path.parent)
+
+
+def append_bytes(path: Path, content: bytes) -> None:
+    """Append `content` to the file at `path`, which is created if it is missing; it is on the disk when this returns.
+
+    A kill or a power failure may leave a part of it. Raises `OutputError`.
+    """
+    make_folders([path.parent])
+    with _writing(path):
+        with open(path, "ab") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        _sync_folder(path.parent)
 
 
 class Spool:
@@ -136,7 +170,7 @@ def _writing(path: Path) -> Iterator[None]:
 def link(files: Mapping[Path, Path]) -> None:
     """Give each file (a value of `files`) a second name (its key); replacing or removing one leaves the other intact.
 
-    Raises `OutputError`.
+    The names are on the disk before this returns. Raises `OutputError`.
     """
     make_folders(sorted({target.parent for target in files}))
     for target, source in files.items():
@@ -146,7 +180,31 @@ def link(files: Mapping[Path, Path]) -> None:
             except OSError as error:
                 if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EXDEV):  # no hard links here: copy
                     raise
-                shutil.copyfile(source, target)
+                copy_file(source, target)
+    for folder in sorted({target.parent for target in files}):
+        with _writing(folder):
+            _sync_folder(folder)
+
+
+def copy_file(source: Path, target: Path) -> int | None:
+    """Copy the file at `source`, with its time and permissions, to the new file `target`; the number of its bytes.
+
+    They are on the disk when this returns. None if there is no file at `source`. Raises `OutputError`.
+    """
+    try:
+        opened = open(source, "rb")  # noqa: SIM115 - closed below; an error here is not about the target
+    except FileNotFoundError:
+        return None
+    make_folders([target.parent])
+    with _writing(target), opened, open(target, "xb") as file:
+        shutil.copyfileobj(opened, file, COPY_BYTES)
+        file.flush()
+        status = os.fstat(opened.fileno())
+        os.fchmod(file.fileno(), status.st_mode & 0o777)
+        os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
+        os.fsync(file.fileno())
+        _sync_folder(target.parent)
+        return file.tell()
 
 
 def write_archive(path: Path, files: Mapping[str, Path]) -> None:
@@ -191,10 +249,20 @@ def temporaries(folder: Path) -> list[Path]:
     return [*folder.rglob(f".*{TEMPORARY}")]
 
 
-def sync(paths: Sequence[Path]) -> None:
-    """Flush the files at `paths`, which other code wrote, and their folders to disk. Raises `OSError`."""
-    for path in [*paths, *dict.fromkeys(path.parent for path in paths)]:
-        _sync_folder(path)
+def make_durable(files: Sequence[Path]) -> None:
+    """Flush `files`, which other code wrote, and their names to disk. Raises `OutputError`."""
+    for path in (*files, *{each.parent for each in files}):
+        with _writing(path):
+            _sync_folder(path)
+
+
+def sync_folders(paths: Iterable[Path], above: Path) -> None:
+    """Flush the folders of the files at `paths`, and those above them up to `above`, to disk. Raises `OSError`."""
+    folders = {path.parent for path in paths}
+    for folder in [*folders]:
+        folders |= {each for each in folder.parents if each.is_relative_to(above)}
+    for folder in sorted(folders, reverse=True):
+        _sync_folder(folder)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -264,6 +332,19 @@ def file_digest(path: Path) -> str:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
 
 
+def folder_bytes(folder: Path, without: str = "") -> int:
+    """The bytes of the files below `folder`, each counted once, except those in its folder `without`."""
+    found: dict[int, int] = {}
+    for here, folders, names in os.walk(folder):
+        if here == str(folder):
+            folders[:] = [each for each in folders if each != without]
+        for name in names:
+            with contextlib.suppress(OSError):  # it was removed meanwhile
+                status = os.lstat(os.path.join(here, name))
+                found[status.st_ino] = status.st_size
+    return sum(found.values())
+
+
 def remove_if_empty(folder: Path) -> None:
     """Remove `folder` if it is empty."""
     with contextlib.suppress(OSError):  # it is not empty, or does not exist
@@ -285,12 +366,22 @@ def move_away(folder: Path, into: Path | None = None) -> Path:
 
     Returns the new path. Raises `OutputError`.
     """
-    gone = (into or folder.parent) / f".{uuid.uuid4().hex}{TEMPORARY}"
-    with _writing(folder):
-        os.replace(folder, gone)
-        for parent in {folder.parent, gone.parent}:
-            _sync_folder(parent)
+    gone = temporary_beside(folder if into is None else into / folder.name)
+    rename_folder(folder, gone)
     return gone
+
+
+def temporary_beside(folder: Path) -> Path:
+    """A name in the folder above `folder` for what `rename_folder` gives its own."""
+    return folder.parent / f".{uuid.uuid4().hex}{TEMPORARY}"
+
+
+def rename_folder(folder: Path, target: Path) -> None:
+    """Rename `folder` to `target`, durably. Raises `OutputError`."""
+    with _writing(target):
+        os.rename(folder, target)
+        for parent in {folder.parent, target.parent}:
+            _sync_folder(parent)
 
 
 def moved_away(folder: Path) -> list[Path]:

@@ -19,7 +19,7 @@ from typing import Any
 
 from ..address import local_path
 from ..errors import OutputError, UsageError
-from .files import remove
+from .files import create_folders, remove
 
 ATTEMPTS = 10
 """Times to try to take a lock."""
@@ -38,19 +38,21 @@ def locked(
     *,
     remedy: str = WAIT,
     check_left: Callable[[Mapping[str, Any]], None] = _nothing_to_check,
+    needs_room: bool = True,
 ) -> Iterator[Callable[[], bool]]:
     """Hold a lock on the file at `path`, which contains `document`, while the `with` block runs; then remove the file.
 
     The block gets a function that says whether the lock still is the one at `path`. If the block fails and `keep()` is
     true, the file stays, as a record of the work. It blocks no other process: the operating system holds the lock and
     releases it when the process ends. `check_left` is called with what a process has left in the file that held the
-    lock and was killed; it may raise. Raises `OutputError`, naming the holder, if another process holds the lock, and
+    lock and was killed; it may raise. A lock that does not need room is held on a full disk, too, without its document.
+    Raises `OutputError`, naming the holder, if another process holds the lock, and
     `UsageError` if the file cannot be created.
     """
     owner = os.getpid()
     while True:
         try:
-            local_path(path).parent.mkdir(parents=True, exist_ok=True)
+            create_folders([local_path(path).parent])
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
             raise UsageError(f"cannot write {path}: {error.strerror or error}; choose another folder") from error
@@ -69,8 +71,9 @@ def locked(
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, content, 0)
         except OSError as error:
-            remove(path)
-            raise OutputError(f"cannot write {path}: {error.strerror or error}; make room") from error
+            if needs_room:
+                remove(path)
+                raise OutputError(f"cannot write {path}: {error.strerror or error}; make room") from error
         failed = True
         try:
             yield lambda: _is_at(path, descriptor)

@@ -151,7 +151,7 @@ def test_kernels_are_recorded_where_taps_see_zeros_or_values(network: Any, tmp_p
     found = {layer.name: layer.kernel for layer in select_layers(tmp_path / "s.zarr").layers}
     assert found == {
         "stem/0": ss.Kernel((3, 3), ss.Geometry((2, 2), (1,) * 4)),
-        "shared": ss.Kernel((3, 3), ss.Geometry(pads=(1,) * 4)),
+        "shared": ss.Kernel((3, 3), ss.Geometry(pads=(1,) * 4), groups=4),
         "up": ss.Kernel((3, 3), ss.Geometry((2, 2), (1,) * 4, (), (1, 1)), transposed=True),
         "head/fc": ss.Kernel(),
     }

@@ -23,7 +23,8 @@
     }
     return parsed(getComputedStyle(document.body).backgroundColor);
   };
-  const visible = (element) => element.checkVisibility({ visibilityProperty: true, opacityProperty: true }) && element.getClientRects().length;
+  const visible = (element) =>
+    element.checkVisibility({ visibilityProperty: true, opacityProperty: true }) && element.getClientRects().length;
   const checked = { text: 0, edges: 0 };
   const low = [];
   const check = (kind, what, one, other, least) => {
@@ -31,7 +32,8 @@
     const found = contrast(one, other);
     if (found < least) low.push([what, Math.round(100 * found) / 100]);
   };
-  const named = (element) => `${element.tagName.toLowerCase()}.${element.className.baseVal ?? element.className} ${element.textContent.trim().slice(0, 30)}`;
+  const named = (element) =>
+    `${element.tagName.toLowerCase()}.${element.className.baseVal ?? element.className} ${element.textContent.trim().slice(0, 30)}`;
 
   for (const element of document.querySelectorAll("body *")) {
     if (!visible(element) || element.closest(".uplot, iframe, script, .visually-hidden, .skip")) continue;
@@ -39,20 +41,33 @@
     const own = [...element.childNodes].some((node) => node.nodeType === Node.TEXT_NODE && node.data.trim());
     const size = parseFloat(style.fontSize);
     const large = size >= 24 || (size >= 18.66 && Number(style.fontWeight) >= 700);
-    if ((own || element.matches("input, textarea")) && !element.disabled) check("text", named(element), parsed(style.color), behind(element), large || element.matches(".key") ? 3 : 4.5);
-    if (element.matches("input:not([type=checkbox], [type=radio]), select, textarea, button, .button, .state, .tag, fieldset, progress, pre, dialog, iframe, .panel, .stages li, thead th")) {
+    if ((own || element.matches("input, textarea")) && !element.disabled)
+      check("text", named(element), parsed(style.color), behind(element), large || element.matches(".key") ? 3 : 4.5);
+    if (
+      element.matches(
+        "input:not([type=checkbox], [type=radio]), select, textarea, button, .button, .state, .tag, fieldset, progress, pre, dialog, iframe, .panel, .stages li, thead th",
+      )
+    ) {
       const around = behind(element.parentElement);
       for (const side of ["Top", "Right", "Bottom", "Left"]) {
-        if (parseFloat(style[`border${side}Width`]) > 0) check("edges", `edge of ${named(element)}`, parsed(style[`border${side}Color`]), around, 3);
+        if (parseFloat(style[`border${side}Width`]) > 0)
+          check("edges", `edge of ${named(element)}`, parsed(style[`border${side}Color`]), around, 3);
       }
     }
-    if (element.matches("svg rect:not(.all)")) check("edges", named(element), parsed(style.fill), parsed(getComputedStyle(element.parentElement.querySelector(".all")).fill), 3);
+    if (element.matches("svg rect:not(.all)"))
+      check("edges", named(element), parsed(style.fill), parsed(getComputedStyle(element.parentElement.querySelector(".all")).fill), 3);
     if (element.matches("svg.coverage")) check("edges", named(element), parsed(style.outlineColor), behind(element.parentElement), 3);
   }
   const probe = document.getElementById("colour");
   for (const mark of ["--accent", "--range", "--error-bar", "--bad", "--warn", "--ink"]) {
     probe.style.color = `var(${mark})`;
-    check("edges", `marks of plots in ${mark}`, parsed(getComputedStyle(probe).color), parsed(getComputedStyle(document.body).backgroundColor), 3);
+    check(
+      "edges",
+      `marks of plots in ${mark}`,
+      parsed(getComputedStyle(probe).color),
+      parsed(getComputedStyle(document.body).backgroundColor),
+      3,
+    );
   }
   return { checked, low };
 }

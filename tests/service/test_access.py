@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import stat
 import subprocess
 import sys
@@ -269,8 +270,13 @@ def test_bodies_of_json_have_a_limit(service: Served) -> None:
     with service.http() as http:
         answer = http.post("/api/v1/jobs", content=b'{"kind": "run", "source": "' + b"x" * 2**21 + b'"}')
         assert answer.status_code == 413
-        nested = http.post("/api/v1/jobs", content=b"[" * 200_000, headers={"Content-Type": "application/json"})
+        nested = http.post("/api/v1/jobs", content=b"[" * 20_000, headers={"Content-Type": "application/json"})
         assert nested.status_code in (400, 422)
+        many = b'{"kind": "run", "source": "x", "layers": [' + b"1," * 20_001 + b"1]}"
+        answer = http.post("/api/v1/jobs", content=many)
+        assert answer.status_code == 413
+        assert "more than 20,000 values" in answer.text
+        assert http.post("/api/v1/jobs", content=many[: 20_000 * 2] + b"1]}").status_code == 422
 
 
 # The address
@@ -301,8 +307,10 @@ def test_with_tls_it_speaks_nothing_else(tmp_path: Path) -> None:
     files = ["-keyout", str(tmp_path / "key"), "-out", str(tmp_path / "crt"), "-addext", "subjectAltName=IP:127.0.0.1"]
     subprocess.run([*command, *files], check=True, capture_output=True)
     tls = {"certificate": str(tmp_path / "crt"), "key": str(tmp_path / "key")}
-    with served(tmp_path / "s", tls=tls) as service:
+    with served(tmp_path / "s", tls=tls, connections={"head_seconds": 1}) as service:
         assert service.url.startswith("https://")
+        with socket.create_connection(("127.0.0.1", int(service.url.rpartition(":")[2])), 60) as silent:
+            assert silent.recv(1) == b""  # it is not waited for until it begins to speak TLS
         with ss.Client(service.url, service.token, certificate=tmp_path / "crt") as client:
             assert client.jobs().jobs == []
         with pytest.raises(httpx.TransportError):

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamstats.errors import UsageError
-from streamstats.service.bodies import npy_header
+from streamstats.service.headers import npy_header
 
 DTYPES = ("<f4", ">f4", "<f2", ">f8", "|i1", "|u1", "<i2", ">u4", "<i8", "|b1", "<c8", "<f8")
 
@@ -31,9 +31,9 @@ def saved(array: np.ndarray[Any, Any], version: tuple[int, int]) -> bytes:
 def test_a_header_is_read_as_numpy_reads_it(dtype: str, shape: list[int], order: Any, version: tuple[int, int]) -> None:
     array = np.zeros(shape, dtype, order=order)
     content = saved(array, version)
-    found, fortran, extents, offset = npy_header(content)
-    assert (found, extents, len(content) - offset) == (array.dtype, array.shape, array.nbytes)
-    assert fortran == (array.flags.f_contiguous and not array.flags.c_contiguous)
+    found = npy_header(content)
+    assert (found.dtype, found.shape, len(content) - found.offset) == (array.dtype, array.shape, array.nbytes)
+    assert found.fortran == (array.flags.f_contiguous and not array.flags.c_contiguous)
 
 
 @given(st.binary(max_size=200))

@@ -6,9 +6,12 @@ import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import ClassVar
 
+import numpy as np
 import pytest
 from served import STORE
 
@@ -16,6 +19,7 @@ import streamstats as ss
 from streamstats.errors import FAILURE, DataError, OutputError, ServiceError, UsageError
 from streamstats.service import client as clients
 from streamstats.service.client import Client, RefusedError
+from streamstats.service.retrying import Trial
 
 
 @contextmanager
@@ -41,10 +45,9 @@ def answering(status: int, body: bytes) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("status", [500, 502, 503, 507])
-def test_a_service_that_fails_is_a_service_error(status: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clients, "WAIT_SECONDS", 0)
+def test_a_service_that_fails_is_a_service_error(status: int) -> None:
     body = json.dumps({"detail": "the reason"}).encode()
-    with answering(status, body) as url, Client(url, "x") as client:
+    with answering(status, body) as url, Client(url, "x", patience=0) as client:
         for ask in (client.jobs, lambda: list(client.events("0" * 16))):
             with pytest.raises(ServiceError, match=f"{status}.*the reason") as caught:
                 ask()
@@ -81,9 +84,136 @@ def test_a_client_trusts_no_file_that_is_not_what_it_says(
     assert not (tmp_path / "outside").exists()
 
 
-def test_a_client_says_what_is_wrong_with_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clients, "WAIT_SECONDS", 0)
+def test_a_client_says_what_is_wrong_with_its_address() -> None:
     with pytest.raises(UsageError, match="certificate"):
         Client("https://127.0.0.1:1", "x", certificate="nowhere")
-    with Client("http://127.0.0.1:1", "x") as client, pytest.raises(ServiceError, match="does not respond"):
+    with Client("http://127.0.0.1:1", "x", patience=0) as client, pytest.raises(ServiceError, match="does not respond"):
         client.jobs()
+
+
+# Repeating
+
+
+class Script(BaseHTTPRequestHandler):
+    """Answers the requests with `answers` in turn: a status with headers, or no answer at all."""
+
+    answers: ClassVar[list[tuple[int, dict[str, str]] | None]]
+    seen: ClassVar[list[tuple[str, str | None, bytes]]]
+
+    def do_POST(self) -> None:
+        content = self.rfile.read(int(self.headers["Content-Length"]))
+        type(self).seen.append((self.path, self.headers["Idempotency-Key"], content))
+        found = self.answers.pop(0)
+        if found is None:
+            self.close_connection = True
+            return
+        status, headers = found
+        body = json.dumps(BODIES.get(self.path, {})).encode()
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(body))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+BODIES = {
+    "/api/v1/stores/s/layers/l?channel_axis=-1": {
+        "store": "s",
+        "layer": "l",
+        "start": 0,
+        "stop": 2,
+        "repeated": True,
+    },
+    "/api/v1/uploads": {"id": "0" * 64, "bytes": 7, "owners": ["ann"], "uploaded": 0.0},
+}
+
+
+@contextmanager
+def scripted(*answers: tuple[int, dict[str, str]] | None) -> Iterator[tuple[str, list[tuple[str, str | None, bytes]]]]:
+    """A server that gives these answers; its address, and what it is sent."""
+    seen: list[tuple[str, str | None, bytes]] = []
+    handler = type("Handler", (Script,), {"answers": [*answers], "seen": seen})
+    with HTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}", seen
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+class Sleeper:
+    """A clock that only moves when somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.slept: list[float] = []
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.now += seconds
+
+
+@pytest.fixture
+def sleeper(monkeypatch: pytest.MonkeyPatch) -> Sleeper:
+    found = Sleeper()
+    made = partial(Trial, monotonic=lambda: found.now, sleep=found.sleep)
+    monkeypatch.setattr(clients, "Trial", made)
+    return found
+
+
+OUTAGE = [None, (502, {}), (503, {"Retry-After": "7"}), None, None, (504, {}), (429, {})]
+
+
+def test_activations_are_sent_again_with_their_key_until_they_are_acknowledged(sleeper: Sleeper) -> None:
+    said: list[str] = []
+    with scripted(*OUTAGE, (201, {})) as (url, seen), Client(url, "x", say=said.append) as client:
+        assert client.ingest("s", "l", np.ones((2, 3), np.float32)).repeated
+    assert len(seen) == len(OUTAGE) + 1
+    assert len(set(seen)) == 1
+    assert seen[0][1]
+    assert sleeper.slept == [0.5, 1.0, 7.0, 4.0, 8.0, 10.0, 10.0]
+    assert len(said) == 1
+    assert "trying again for 120 s" in said[0]
+
+
+def test_an_upload_is_sent_again_from_its_beginning(sleeper: Sleeper, tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"content")
+    with scripted(*OUTAGE, (201, {})) as (url, seen), Client(url, "x") as client:
+        assert client.upload(tmp_path / "x").bytes == 7
+    assert sleeper.now > 7
+    assert {content for _, _, content in seen} == {b"content"}
+    assert len(seen) == len(OUTAGE) + 1
+
+
+def test_a_client_gives_up_after_the_time_that_it_was_given(sleeper: Sleeper) -> None:
+    with Client("http://127.0.0.1:1", "x", patience=60) as client:
+        with pytest.raises(ServiceError, match="does not respond"):
+            client.ingest("s", "l", np.ones((2, 3), np.float32))
+        assert sleeper.now == 60
+        with pytest.raises(ServiceError, match="does not respond"):
+            client.jobs()
+        assert sleeper.now == 65  # somebody waits for the answer
+
+
+def test_a_client_does_not_wait_for_what_comes_after_its_time(sleeper: Sleeper) -> None:
+    with (
+        scripted((503, {"Retry-After": "3600"})) as (url, seen),
+        Client(url, "x") as client,
+        pytest.raises(ServiceError, match="503"),
+    ):
+        client.ingest("s", "l", np.ones((2, 3), np.float32))
+    assert len(seen) == 1
+    assert not sleeper.slept
+
+
+def test_what_is_refused_is_not_sent_again(sleeper: Sleeper) -> None:
+    for status, error in ((422, RefusedError), (507, ServiceError), (500, ServiceError)):
+        with scripted((status, {})) as (url, seen), Client(url, "x") as client, pytest.raises(error):
+            client.ingest("s", "l", np.ones((2, 3), np.float32))
+        assert len(seen) == 1
+    assert not sleeper.slept

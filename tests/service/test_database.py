@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from streamstats.errors import DataError, OutputError
+from streamstats.errors import DataError
 from streamstats.service import database
 from streamstats.service.database import Database
 
@@ -38,7 +38,7 @@ def test_a_migration_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pyt
     path = tmp_path / "db"
     Database(path)
     monkeypatch.setattr(database, "MIGRATIONS", (*MIGRATIONS, "CREATE TABLE added (x); CREATE TABLE jobs (y)"))
-    with pytest.raises(OutputError):
+    with pytest.raises(DataError, match="table jobs already exists"):
         Database(path)
     with sqlite3.connect(path) as connection:
         assert connection.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS),)

@@ -2,38 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from served import STORE, Served, served, small_store
+from served import STORE, Served
 
 import streamstats as ss
 from streamstats.service.client import RefusedError
-from streamstats.service.messages import JobView
+from streamstats.service.database import Database
+from streamstats.service.filters import Wanted
+from streamstats.service.job_table import JobTable, Submitted
 
 REQUEST = {"kind": "run", "source": STORE}
 NAME, NOTE = 'Größe "50 %_" <b>', "two\nlines"
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Served, list[JobView]]]:
-    """A service with three jobs that are done, of two submitters and two sources."""
-    with served(tmp_path_factory.mktemp("describing")) as service, service.client() as client:
-        small_store(service.roots / "other.zarr")
-        jobs = [
-            client.submit({**REQUEST, "submitter": "ann", "name": NAME, "tags": ["ci", "main"], "note": NOTE}),
-            client.submit({**REQUEST, "submitter": "ben", "tags": ["ci", "ci", "branch:x"]}),
-            client.submit({**REQUEST, "submitter": "ann", "source": "other.zarr"}),
+def table(tmp_path_factory: pytest.TempPathFactory) -> JobTable:
+    """The jobs 0, 1 and 2, of two submitters and two sources; the first two are done."""
+    table = JobTable(Database(tmp_path_factory.mktemp("finding") / "db"))
+    for number, (submitter, source, about) in enumerate(
+        [
+            ("ann", STORE, {"name": NAME, "tags": ["ci", "main"], "note": NOTE}),
+            ("ben", STORE, {"tags": ["ci", "branch:x"]}),
+            ("ann", "other.zarr", {}),
         ]
-        yield service, [client.wait(job.id) for job in jobs]
-
-
-def test_a_job_has_the_name_tags_and_note_of_its_request(found: tuple[Served, list[JobView]]) -> None:
-    first, second, third = found[1]
-    assert (first.name, first.tags, first.note) == (NAME, ["ci", "main"], NOTE)
-    assert (second.name, second.tags, second.note) == ("", ["ci", "branch:x"], "")
-    assert (third.name, third.tags, third.note) == ("", [], "")
+    ):
+        request = {**REQUEST, "submitter": submitter, "source": source, "priority": 0}
+        table.add(str(number), Submitted(request, None, about))
+        if number < 2:
+            table.update(str(number), state="done", ended=1.0)
+    return table
 
 
 @pytest.mark.parametrize(
@@ -43,12 +43,12 @@ def test_a_job_has_the_name_tags_and_note_of_its_request(found: tuple[Served, li
         ({"submitter": "ann"}, [2, 0]),
         ({"submitter": "an"}, []),
         ({"source": "other.zarr"}, [2]),
-        ({"tag": "ci"}, [1, 0]),
-        ({"tag": ["ci", "main"]}, [0]),
-        ({"tag": "c"}, []),
-        ({"state": "done"}, [2, 1, 0]),
-        ({"state": ["failed", "done"], "submitter": "ben"}, [1]),
-        ({"state": "failed"}, []),
+        ({"tags": ["ci"]}, [1, 0]),
+        ({"tags": ["ci", "main"]}, [0]),
+        ({"tags": ["c"]}, []),
+        ({"states": ["done"]}, [1, 0]),
+        ({"states": ["queued", "done"], "submitter": "ben"}, [1]),
+        ({"states": ["failed"]}, []),
         ({"text": "50 %_"}, [0]),
         ({"text": "%"}, [0]),
         ({"text": "BRANCH:"}, [1]),
@@ -56,24 +56,33 @@ def test_a_job_has_the_name_tags_and_note_of_its_request(found: tuple[Served, li
         ({"text": "OTHER."}, [2]),
         ({"text": "ben"}, [1]),
         ({"text": "' OR 1=1 --"}, []),
-        ({"text": "ci", "submitter": "ann", "tag": "main", "source": STORE, "state": "done"}, [0]),
+        ({"text": "ci", "submitter": "ann", "tags": ["main"], "source": STORE, "states": ["done"]}, [0]),
     ],
 )
 def test_filters_find_the_jobs_for_which_all_of_them_hold(
-    found: tuple[Served, list[JobView]], wanted: dict[str, str | list[str]], expected: list[int]
+    table: JobTable, wanted: dict[str, Any], expected: list[int]
 ) -> None:
-    service, jobs = found
-    with service.client() as client:
-        assert [job.id for job in client.jobs(**wanted).jobs] == [jobs[index].id for index in expected]  # type: ignore[arg-type]
+    found, following = table.newest(Wanted(**wanted))
+    assert [job.id for job in found] == [str(number) for number in expected]
+    assert following is None
 
 
-def test_pages_of_a_filtered_list_miss_nothing(found: tuple[Served, list[JobView]]) -> None:
-    service, jobs = found
-    with service.client() as client:
-        page = client.jobs(submitter="ann", limit=1)
-        assert [job.id for job in page.jobs] == [jobs[2].id]
-        rest = client.jobs(submitter="ann", limit=1, before=page.next)
-        assert ([job.id for job in rest.jobs], rest.next) == ([jobs[0].id], None)
+def test_pages_of_a_filtered_list_miss_nothing(table: JobTable) -> None:
+    ann = Wanted(submitter="ann")
+    (first,), following = table.newest(ann, limit=1)
+    assert following is not None
+    (second,), last = table.newest(ann, limit=1, before=following)
+    assert (first.id, second.id, last) == ("2", "0", None)
+
+
+def test_a_job_has_the_name_tags_and_note_of_its_request_and_is_found_by_them(client: ss.Client) -> None:
+    job = client.submit({**REQUEST, "name": NAME, "tags": ["found", "found", "x"], "note": NOTE})
+    assert (job.name, job.tags, job.note) == (NAME, ["found", "x"], NOTE)
+    wanted: dict[str, Any] = {"tag": ["x", "found"], "submitter": "admin", "source": STORE, "text": "50 %"}
+    states = ["queued", "running", "done"]
+    assert [each.id for each in client.jobs(state=states, **wanted).jobs] == [job.id]
+    assert client.jobs(state=states, **{**wanted, "text": "51 %"}).jobs == []
+    assert client.jobs(state="cancelled", **wanted).jobs == []
 
 
 def test_what_a_job_is_called_can_change_and_what_it_does_cannot(service: Served, client: ss.Client) -> None:
@@ -112,7 +121,6 @@ def test_what_cannot_be_a_name_tag_or_note_is_refused(client: ss.Client, about: 
 
 def test_jobs_of_an_older_database_have_no_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from streamstats.service import database
-    from streamstats.service.job_table import JobTable
 
     with monkeypatch.context() as older:
         older.setattr(database, "MIGRATIONS", database.MIGRATIONS[:1])

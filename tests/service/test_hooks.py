@@ -23,6 +23,7 @@ from served import STORE, served, wait_until
 from streamstats.errors import UsageError
 from streamstats.service.client import RefusedError
 from streamstats.service.database import Database
+from streamstats.service.faults import Faults
 from streamstats.service.hooks import Command, DeliveryError, Hook, Webhook, secret_in, signature
 from streamstats.service.job_table import JobTable, Submitted
 from streamstats.service.notices import Notices
@@ -143,7 +144,7 @@ class Failing:
 
 def ended(database: Database, hooks: Sequence[str]) -> JobTable:
     """A table with the job `a`, which has just ended."""
-    table = JobTable(database, lambda _state, _named: hooks)
+    table = JobTable(database, told=lambda _state, _named: hooks)
     table.add("a", Submitted({"submitter": "ann", "kind": "run", "priority": 0, "source": "x"}, None))
     table.update("a", "done", logged=True, state="done", ended=1.0)
     return table
@@ -158,7 +159,7 @@ def test_a_notice_is_tried_again_and_given_up_with_the_reason(tmp_path: Path) ->
     table = ended(database, ["works", "fails", "breaks"])
     works, fails = Failing(2), Failing(100)
     hooks: dict[str, Hook] = {"works": works, "fails": fails, "breaks": Failing(0)}
-    notices = Notices(database, table, hooks, pauses=(0.01, 0.01, 0.01))
+    notices = Notices(database, table, hooks, Faults(), pauses=(0.01, 0.01, 0.01))
     notices.start()
     wait_until(lambda: waiting(database) == 0)
     notices.stop()
@@ -175,7 +176,7 @@ def test_a_notice_outlives_the_service_and_the_job(tmp_path: Path) -> None:
     table = ended(database, ["later", "gone"])
     table.delete("a")
     later = Failing(0)
-    notices = Notices(Database(tmp_path / "db"), table, {"later": later})
+    notices = Notices(Database(tmp_path / "db"), table, {"later": later}, Faults())
     notices.start()
     wait_until(lambda: waiting(database) == 0)  # nothing is left for the hook that is not configured any more
     notices.stop()

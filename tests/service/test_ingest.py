@@ -18,7 +18,7 @@ from urllib.parse import urlencode
 import numpy as np
 import pytest
 from safetensors.numpy import save
-from served import Served, npy, served
+from served import Served, npy, served, wait_until
 from stores import described, read
 from taps import exact_tap_means
 
@@ -241,6 +241,7 @@ def test_a_follow_job_counts_what_arrives_and_readers_see_one_moment(service: Se
 
     reader = threading.Thread(target=read)
     reader.start()
+    wait_until(lambda: bool(seen))
     for seed in range(1, 20):
         client.ingest("followed", "a", samples(seed))
         client.ingest("followed", "b", samples(seed))
@@ -351,6 +352,7 @@ def test_a_name_or_option_that_is_none_is_refused(
 
 def test_a_body_beyond_the_limit_is_refused(service: Served) -> None:
     def chunks() -> Iterator[bytes]:
+        yield npy(np.zeros((1, 1), np.float32))
         for _ in range(8):
             yield b"\0" * 2**20
 

@@ -19,13 +19,13 @@ WAITING = st.lists(
 def test_nobody_waits_behind_the_many_jobs_of_another() -> None:
     waiting = [Waiting(number, "many") for number in range(1, 51)] + [Waiting(51, "one")]
     begun: list[str] = []
-    started: dict[str, float] = {}
+    started: dict[str, int] = {}
     for at in range(4):
         job = next_job(waiting, [], started)
         assert job is not None
         waiting.remove(job)
         begun.append(job.submitter)
-        started[job.submitter] = at + 1.0
+        started[job.submitter] = at + 1
     assert begun == ["many", "one", "many", "many"]
 
 
@@ -34,7 +34,7 @@ def test_a_priority_counts_among_the_jobs_of_one_submitter_only() -> None:
     first = next_job(waiting, [], {})
     assert first is not None
     assert first.number == 2
-    second = next_job([each for each in waiting if each != first], ["ann"], {"ann": 1.0})
+    second = next_job([each for each in waiting if each != first], ["ann"], {"ann": 1})
     assert second is not None
     assert second.submitter == "ben"
 

@@ -176,7 +176,7 @@ def test_a_name_tags_and_a_note_can_be_given_at_any_time(page: Page, service: Se
     page.get_by_role("button", name="Name, tags, note").click()
     page.get_by_label("Name", exact=True).fill("before the fix")
     page.get_by_label("Tags", exact=True).fill("ci, main ci")
-    page.get_by_label("Note").fill("two\nlines")
+    page.get_by_label("Note", exact=True).fill("two\nlines")
     page.get_by_role("button", name="Save").click()
     expect(page.locator("h1")).to_have_text("before the fix")
     expect(page.locator(".note")).to_have_text("two lines")

@@ -47,7 +47,7 @@ def test_a_withdrawn_batch_is_counted_by_no_job_to_come(client: ss.Client) -> No
     assert job.state == "done", job.message
     assert counted(client, job.id) == exact(WITHOUT_B)
     assert client.channels(job.id, "other")["per_channel"]["maximum"] == BATCHES["b"].max(0).tolist()
-    assert client.store("later").withdrawn == {"a/[l]": [(8, 16)]}
+    assert client.store("later").withdrawn == {"a/[l]": [[8, 16]]}
     some = client.wait(client.submit({"kind": "run", "source": "store:later", "layers": [{"match": "other"}]}).id)
     assert some.state == "done", some.message
 
@@ -60,7 +60,7 @@ def test_a_job_that_has_ended_forgets_to_the_byte(client: ss.Client, tmp_path: P
     assert client.withdraw("ended", "a/[l]", "b").jobs == [before.id]
     client.withdraw("ended", "a/[l]", "d")
     assert counted(client, before.id) == exact(BATCHES)
-    assert client.forget(before.id).state == "queued"
+    assert client.forget(before.id).state in ("queued", "running")
     after = client.wait(before.id)
     assert (after.state, after.results) == ("done", 2), after.message
     assert counted(client, before.id) == exact(WITHOUT_BD)
@@ -72,6 +72,22 @@ def test_a_job_that_has_ended_forgets_to_the_byte(client: ss.Client, tmp_path: P
         client.fetch(job.id, tmp_path / name)
     forgot, never = ([*(tmp_path / name / "correctors").rglob("*.safetensors")] for name in ("forgot", "never"))
     assert [each.read_bytes() for each in forgot] == [each.read_bytes() for each in never] != []
+
+
+def test_a_job_that_cannot_forget_is_what_it_was(service: Served, client: ss.Client) -> None:
+    (service.roots / "no-layers").mkdir(exist_ok=True)
+    failed = client.wait(client.submit({"kind": "run", "source": "no-layers"}).id)
+    send(client, "cannot")
+    job = client.wait(client.submit({"kind": "run", "source": "store:cannot"}).id)
+    client.withdraw("cannot", "a/[l]", "b")
+    client.delete_store("cannot")
+    client.forget(job.id)
+    after = client.wait(job.id)
+    assert (after.state, after.results) == ("done", 1)
+    assert "nothing was forgotten: there is no store cannot" in after.message
+    assert counted(client, job.id) == exact(BATCHES)
+    with pytest.raises(RefusedError, match="there is nothing to forget"):
+        client.forget(failed.id)
 
 
 def test_a_job_that_follows_forgets_while_it_runs(client: ss.Client) -> None:
@@ -98,6 +114,7 @@ def test_a_withdrawn_key_is_not_sent_again(client: ss.Client) -> None:
         client.withdraw("nowhere", "a/[l]", "z")
 
 
+@pytest.mark.soak
 def test_a_withdrawal_outlives_a_kill(tmp_path: Path) -> None:
     with served(tmp_path) as service:
         with service.client() as client:

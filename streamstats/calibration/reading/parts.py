@@ -20,6 +20,7 @@ from zarr.errors import MetadataValidationError
 from ...errors import DamageError, LostError, StoreError, StreamstatsError, UsageError
 from ..encoding.decoders import MISSING_CODEC, Bytes
 from ..layer import Layer, Selection
+from ..sources.links import LinkError
 from ..sources.retrying import without_secrets
 
 _KEPT = threading.local()
@@ -81,6 +82,8 @@ def failure(layer: Layer, inside: Selection, error: Exception, key: str) -> Stre
     """The error to raise when `error` kept the part `inside`, which lies in the file `key`, from being read."""
     where = f"layer {layer.name}: chunk {key} (rows {inside[0].start}:{inside[0].stop})"
     said = without_secrets(error)
+    if isinstance(error, LinkError):
+        return UsageError(f"{where} is not read: {said}")
     if is_damage(error):
         return DamageError(
             f"{where} cannot be read: {said}; repair the store, or set `missing: report` to skip these rows"

@@ -24,6 +24,7 @@ from ..encoding.decoders import BLOSC_HEADER_BYTES, MISSING_CODEC
 from ..layer import Layer, Selection
 from ..sources.identities import Identity
 from ..sources.retrying import without_secrets
+from ..sources.unlinked import UnlinkedStore
 from ..zarr_settings import DEFAULT_PIPELINE, codec_pipeline
 from .parts import failure, lost, new_block, overlap, relative, touched
 
@@ -169,7 +170,7 @@ def _opened(layer: Layer) -> zarr.Array[Any]:
 
 
 def _is_local(store: Any) -> bool:
-    return isinstance(store, LocalStore | ZipStore)
+    return isinstance(store, LocalStore | ZipStore | UnlinkedStore)
 
 
 def _size_of(array: zarr.Array[Any], key: str) -> int:

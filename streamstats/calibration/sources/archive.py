@@ -15,7 +15,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import ClassVar, Self
+from threading import RLock
+from typing import BinaryIO, ClassVar, Self
 from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile, ZipInfo, is_zipfile
 
 import numpy as np
@@ -30,6 +31,7 @@ from ..encoding.decoders import Bytes
 from .finding import Found, Names, find_arrays
 from .gathering import Gathered
 from .identities import MISSING, Identity
+from .links import LinkError, opened_file
 from .local import OPENING_BYTES, LocalFile, identity_of
 from .source import File, Folder, MemoryFile
 
@@ -48,49 +50,106 @@ class ArchiveSource:
     """The store in the zip archive at the absolute path `location`. See `Source`."""
 
     location: str
+    follow_links: bool = True
     opening_bytes: ClassVar[int] = OPENING_BYTES
+
+    @property
+    def _place(self) -> _Place:
+        return _Place(self.location, self.follow_links)
 
     def zarr_store(self) -> Store:
         """As `Source.zarr_store`."""
-        if not is_zipfile(self.location):  # ZipStore would find out only when it reads
+        if not self._place.has_archive():  # ZipStore would find out only when it reads
             raise UsageError(
                 f"calibration store {self.location} is a file, but not a zip archive; give a zarr group, as a folder, "
                 "a zip archive or a URL"
             )
-        return _ArchiveStore(Path(self.location), mode="r", read_only=True)
+        return _ArchiveStore(self._place)
 
     def find(self) -> Found:
         """As `Source.find`."""
         store = self.zarr_store()
-        with _opened_archive(self.location) as archive:
+        with self._place.archive() as archive:
             return find_arrays(_ArchiveTree.of(archive), store, self.location)
 
     def folder(self, name: str, largest: int = 0) -> Folder | None:
         """As `Source.folder`; None if the archive has members that are compressed by anything but DEFLATE."""
-        directory = _directory(self.location)
-        return ArchiveFolder(self.location, name, largest) if directory.is_simple else None
+        return ArchiveFolder(self._place, name, largest) if self._place.directory().is_simple else None
 
     def identity(self) -> Identity:
         """That of the archive: any change to it changes every file that only zarr can read."""
-        return identity_of(self.location)
+        return self._place.identity()
 
     def fetched_bytes(self, largest: int) -> int:
         """As `Source.fetched_bytes`: a compressed member is read as a whole, and decompressed."""
-        return 2 * largest if _directory(self.location).is_compressed else 0
+        return 2 * largest if self._place.directory().is_compressed else 0
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where an archive lies. Everything that opens it does so here."""
+
+    location: str
+    follow_links: bool
+
+    def file(self) -> BinaryIO:
+        """The archive, open. Raises as `opened_file`."""
+        return open(opened_file(self.location, follow_links=self.follow_links), "rb")
+
+    def has_archive(self) -> bool:
+        """Whether it is a zip archive. Raises `UsageError` if it is not looked at."""
+        try:
+            with self.file() as file:
+                return is_zipfile(file)
+        except LinkError as error:
+            raise UsageError(f"calibration store {self.location} is not read: {error}") from error
+        except (OSError, ValueError):
+            return False
+
+    def archive(self) -> ZipFile:
+        """The archive, its central directory read. Raises `DataError` if it cannot be."""
+        try:
+            file = self.file()
+            try:
+                return _Archive(file)
+            except BaseException:
+                file.close()
+                raise
+        except (*NOT_AS_EXPECTED, OSError) as error:
+            raise DataError(f"the archive {self.location} cannot be read: {first_line(error)}; repair it") from error
+
+    def identity(self) -> Identity:
+        """That of the archive as a whole."""
+        return identity_of(self.location, follow_links=self.follow_links)
+
+    def directory(self) -> _Directory:
+        """Its central directory. Raises `DataError` if it cannot be read."""
+        return _read_directory(self, self.identity())
+
+
+class _Archive(ZipFile):
+    """An archive that closes its file."""
+
+    def close(self) -> None:
+        """As `ZipFile.close`, which leaves a file open that it was given."""
+        file = self.fp
+        super().close()
+        if file is not None:
+            file.close()
 
 
 class ArchiveFolder:
-    """The members below `path` in the archive at `location`, each of at most `largest` bytes. See `Folder`.
+    """The members below `path` in the archive at `place`, each of at most `largest` bytes. See `Folder`.
 
     The identity of a member is its size and its CRC-32, so that another copy of the archive is the same.
     """
 
     gathers: ClassVar[bool] = False
 
-    def __init__(self, location: str, path: str, largest: int) -> None:
-        self._archive = identity_of(location)
-        self._members = _read_directory(location, self._archive).members
-        self._location, self._path, self._largest = location, path, largest
+    def __init__(self, place: _Place, path: str, largest: int) -> None:
+        self._archive = place.identity()
+        self._members = _read_directory(place, self._archive).members
+        self._place, self._path, self._largest = place, path, largest
         self._descriptor: int | None = None
 
     def gather(self, keys: Sequence[str], buffer: Bytes, most: int) -> Gathered:
@@ -133,7 +192,7 @@ class ArchiveFolder:
     def _opened(self) -> int:
         """The descriptor of the archive. Raises `ValueError` if it is not the one whose directory was read."""
         if self._descriptor is None:
-            self._descriptor = os.open(self._location, os.O_RDONLY)
+            self._descriptor = opened_file(self._place.location, follow_links=self._place.follow_links)
             found = os.fstat(self._descriptor)
             if (found.st_size, found.st_mtime_ns) != self._archive:
                 raise ValueError("the archive was replaced while it was read; run again")
@@ -211,31 +270,27 @@ class _Directory:
         return any(member.compress_type != ZIP_STORED for member in self.members.values())
 
 
-def _directory(location: str) -> _Directory:
-    """The central directory of the archive at `location`. Raises `DataError` if it cannot be read."""
-    return _read_directory(location, identity_of(location))
-
-
 @lru_cache(OPEN_ARCHIVES)
-def _read_directory(location: str, identity: Identity) -> _Directory:  # noqa: ARG001 - another identity, another archive
-    with _opened_archive(location) as archive:
+def _read_directory(place: _Place, identity: Identity) -> _Directory:  # noqa: ARG001 - another identity, another archive
+    with place.archive() as archive:
         return _Directory({member.filename: member for member in archive.infolist()})
-
-
-def _opened_archive(location: str) -> ZipFile:
-    """The archive at `location`, its central directory read. Raises `DataError` if it cannot be."""
-    try:
-        return ZipFile(location)
-    except (*NOT_AS_EXPECTED, OSError) as error:
-        raise DataError(f"the archive {location} cannot be read: {first_line(error)}; repair it") from error
 
 
 class _ArchiveStore(ZipStore):
     """An archive through which zarr reads what it alone can read; sizes come from the central directory."""
 
+    def __init__(self, place: _Place) -> None:
+        super().__init__(Path(place.location), mode="r", read_only=True)
+        self._place = place
+
+    def _sync_open(self) -> None:
+        self._lock = RLock()
+        self._zf = self._place.archive()
+        self._is_open = True
+
     async def getsize(self, key: str) -> int:
         """As `zarr.abc.store.Store.getsize`. Raises `FileNotFoundError`."""
-        member = _directory(str(self.path)).members.get(key)
+        member = self._place.directory().members.get(key)
         if member is None:
             raise FileNotFoundError(key)
         return member.file_size

@@ -16,7 +16,7 @@ import zarr
 from zarr.abc.store import Store
 from zarr.storage import StorePath
 
-from ...errors import DataError, StoreError, UsageError, counted, first_line
+from ...errors import DataError, EmptyStoreError, StoreError, UsageError, counted, first_line
 from ...storage.names import V3_METADATA
 
 MOST_ARRAYS = 100_000
@@ -129,7 +129,7 @@ _ONLY_CONSOLIDATED = "only the consolidated metadata of the store lists it; its 
 def _found(location: str, found: Found) -> Found:
     """`found`, sorted. Raises `UsageError` if it has nothing."""
     if not found.arrays and not found.unreadable:
-        raise UsageError(f"{location} is a zarr group without arrays; record activations into it first")
+        raise EmptyStoreError(f"{location} is a zarr group without arrays; record activations into it first")
     return replace(found, arrays=dict(sorted(found.arrays.items())), unreadable=dict(sorted(found.unreadable.items())))
 
 

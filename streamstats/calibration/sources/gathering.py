@@ -19,13 +19,16 @@ import numpy.typing as npt
 from ...compiled import foreign
 from ...compiled.cache import POINTER, SIZE, load
 from ..encoding.decoders import Bytes
+from . import links
 from .identities import Identities
+from .links import BENEATH, NO_LINKS, OPENAT2, READING, has_openat2, how
 
-ARGUMENTS = (POINTER, SIZE, SIZE, SIZE, SIZE, SIZE, SIZE, SIZE, SIZE, POINTER, POINTER)
-"""Addresses of functions, folder, names, bytes per name, number of names, buffer, its bytes, most bytes of a file, room
-for the answer of statx(2), what was found of each file, how many files were read."""
-FUNCTIONS = ("openat", "statx", "pread", "close")
-OPENING = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+ARGUMENTS = (POINTER, SIZE, SIZE, SIZE, SIZE, SIZE, SIZE, SIZE, SIZE, SIZE, POINTER, POINTER)
+"""Addresses of functions, folder, the `struct open_how` of openat2(2) or 0 to follow links, names, bytes per name,
+number of names, buffer, its bytes, most bytes of a file, room for the answer of statx(2), what was found of each file,
+how many files were read."""
+FUNCTIONS = ("openat", "statx", "pread", "close", "syscall")
+HOW_BYTES = 24
 EMPTY_PATH = 0x1000
 """statx(2): look at the descriptor itself."""
 WANTED = 0x1 | 0x40 | 0x200
@@ -48,27 +51,28 @@ class Gathered:
         return cls(np.empty((0, 2), np.int64), np.empty((0, 2), np.int64))
 
 
-def can_gather() -> bool:
+def can_gather(*, follow_links: bool = True) -> bool:
     """Whether this system has the C functions."""
-    return _functions() is not None
+    return _functions() is not None and (follow_links or has_openat2())
 
 
-def gather(folder: int, names: Sequence[str], buffer: Bytes, most: int) -> Gathered:
+def gather(folder: int, names: Sequence[str], buffer: Bytes, most: int, *, follow_links: bool = True) -> Gathered:
     """Read the files called `names`, in the folder with the descriptor `folder`, into `buffer`, in order.
 
     It stops before the first file that is missing, empty, not a regular file, larger than `most` bytes or than the rest
-    of the buffer, or that fails to read. The caller finds out why.
+    of the buffer, behind a link that is not followed, or that fails to read. The caller finds out why.
     """
     encoded = [os.fsencode(name) for name in names]
     width = max(map(len, encoded), default=0) + 1
     table = np.array(encoded, f"S{width}")
     found = np.empty((len(names), 4), np.int64)
     answer, done = np.zeros(ANSWER_BYTES, np.uint8), np.zeros(1, np.int64)
-    functions = _functions()
+    functions, opening = _functions(), np.frombuffer(how(READING, NO_LINKS | BENEATH), np.uint8)
     assert functions is not None
     _loop()(
         functions.ctypes.data,
         folder,
+        0 if follow_links else opening.ctypes.data,
         table.ctypes.data,
         width,
         len(names),
@@ -92,7 +96,7 @@ def _functions() -> npt.NDArray[np.int64] | None:
 
 @cache
 def _loop() -> Callable[..., None]:
-    return load("gather", ARGUMENTS, _definition, (__name__, foreign.__name__))
+    return load("gather", ARGUMENTS, _definition, (__name__, foreign.__name__, links.__name__))
 
 
 # Compiled
@@ -104,6 +108,12 @@ def _definition() -> Callable[..., None]:
 
     call, word = foreign.caller(), foreign.word_reader()
     carray, compiled = numba.carray, numba.njit(error_model="numpy")
+
+    @compiled
+    def opened(functions, folder, how, name):  # type: ignore[no-untyped-def]
+        if how:
+            return np.int64(np.int32(call(functions[4], (OPENAT2, folder, name, how, HOW_BYTES))))
+        return np.int64(np.int32(call(functions[0], (folder, name, READING))))
 
     @compiled
     def long_word(at):  # type: ignore[no-untyped-def]
@@ -127,12 +137,13 @@ def _definition() -> Callable[..., None]:
         row[3] = long_word(answer + SECONDS_AT) * 1_000_000_000 + word(answer + NANOSECONDS_AT)
         return size
 
-    def gather(functions, folder, names, width, number, buffer, room, most, answer, found, done):  # type: ignore[no-untyped-def]
-        opening, stat, read, closing = carray(functions, (4,), np.int64)
+    def gather(functions, folder, how, names, width, number, buffer, room, most, answer, found, done):  # type: ignore[no-untyped-def]
+        called = carray(functions, (5,), np.int64)
+        stat, read, closing = called[1], called[2], called[3]
         rows, progress = carray(found, (number, 4), np.int64), carray(done, (1,), np.int64)
         filled = 0
         for i in range(number):
-            file = np.int64(np.int32(call(opening, (folder, names + i * width, OPENING))))
+            file = opened(called, folder, how, names + i * width)
             if file < 0:
                 break
             size = take(stat, read, file, buffer + filled, room - filled, most, answer, rows[i])

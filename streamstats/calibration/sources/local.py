@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from stat import S_ISREG
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from zarr.abc.store import Store
 from zarr.storage import LocalStore
@@ -18,6 +18,8 @@ from ..encoding.decoders import Bytes
 from .finding import Found, Names, find_arrays
 from .gathering import Gathered, can_gather, gather
 from .identities import MISSING, UNKNOWN, Identity
+from .links import opened_file, opened_folder, status_of
+from .unlinked import UnlinkedStore, UnlinkedTree
 
 OPENING_BYTES = 4 * 2**10
 """Bytes that are decoded in the time that opening a file takes."""
@@ -28,21 +30,24 @@ class LocalSource:
     """The store in the folder at the absolute path `location`. See `Source`."""
 
     location: str
+    follow_links: bool = True
     opening_bytes: ClassVar[int] = OPENING_BYTES
 
     def zarr_store(self) -> Store:
         """As `Source.zarr_store`."""
-        if not os.path.exists(self.location):
+        exists = os.path.exists if self.follow_links else os.path.lexists
+        if not exists(self.location):
             raise UsageError(f"calibration store {self.location} does not exist; check `source`")
-        return LocalStore(self.location, read_only=True)
+        return LocalStore(self.location, read_only=True) if self.follow_links else UnlinkedStore(self.location)
 
     def find(self) -> Found:
         """As `Source.find`."""
-        return find_arrays(_LocalTree(Path(self.location)), self.zarr_store(), self.location)
+        tree = _LocalTree if self.follow_links else UnlinkedTree
+        return find_arrays(tree(Path(self.location)), self.zarr_store(), self.location)
 
     def folder(self, name: str, largest: int = 0) -> LocalFolder:
         """As `Source.folder`."""
-        return LocalFolder(f"{self.location}/{name}")
+        return LocalFolder(f"{self.location}/{name}", self.follow_links)
 
     def identity(self) -> Identity:
         """UNKNOWN: each file has its own identity, and one whose name only zarr knows has none."""
@@ -103,32 +108,27 @@ class _LocalTree:
 class LocalFolder:
     """The folder of an array, opened when it is needed. See `Folder`."""
 
-    def __init__(self, path: str) -> None:
-        self._path = path
+    def __init__(self, path: str, follow_links: bool) -> None:
+        self._path, self._follow_links = path, follow_links
         self._descriptor: int | None = None
 
     @property
     def gathers(self) -> bool:
         """As `Folder.gathers`."""
-        return can_gather()
+        return can_gather(follow_links=self._follow_links)
 
     def gather(self, keys: Sequence[str], buffer: Bytes, most: int) -> Gathered:
         """As `Folder.gather`."""
         if self._descriptor is None:
-            self._descriptor = os.open(self._path, os.O_RDONLY)
-        return gather(self._descriptor, keys, buffer, most)
+            self._descriptor = opened_folder(self._path, follow_links=self._follow_links)
+        return gather(self._descriptor, keys, buffer, most, follow_links=self._follow_links)
 
     def file(self, key: str) -> LocalFile | None:
-        """As `Folder.file`."""
+        """As `Folder.file`. Raises `LinkError`."""
         try:
-            descriptor = os.open(f"{self._path}/{key}", os.O_RDONLY | os.O_NONBLOCK)  # a pipe would wait for a writer
+            return LocalFile.opened(f"{self._path}/{key}", follow_links=self._follow_links)
         except FileNotFoundError:
             return None
-        found = os.fstat(descriptor)
-        if not S_ISREG(found.st_mode):
-            os.close(descriptor)
-            raise ValueError("it is not a file")
-        return LocalFile(descriptor, found.st_size, (found.st_size, found.st_mtime_ns))
 
     def expect(self, keys: Iterable[str]) -> None:
         """As `Folder.expect`: the operating system reads ahead."""
@@ -136,7 +136,10 @@ class LocalFolder:
     def identities(self, keys: Iterable[str], opened: Mapping[str, Identity] | None = None) -> Iterator[Identity]:
         """As `Folder.identities`."""
         known = opened or {}
-        return (known.get(key) or identity_of(f"{self._path}/{key}") for key in keys)
+        return (known.get(key) or self._identity(key) for key in keys)
+
+    def _identity(self, key: str) -> Identity:
+        return identity_of(f"{self._path}/{key}", follow_links=self._follow_links)
 
     def contents(self, keys: Iterable[str]) -> Iterator[int]:
         """As `Folder.contents`."""
@@ -171,6 +174,13 @@ class LocalFile:
     size: int
     identity: Identity
 
+    @classmethod
+    def opened(cls, path: str, *, follow_links: bool) -> Self:
+        """The file at the absolute `path`. Raises as `opened_file`."""
+        descriptor = opened_file(path, follow_links=follow_links)
+        found = os.fstat(descriptor)
+        return cls(descriptor, found.st_size, (found.st_size, found.st_mtime_ns))
+
     def read(self, start: int, out: Bytes) -> None:
         """As `File.read`."""
         done = 0
@@ -189,10 +199,10 @@ class LocalFile:
         os.close(self.descriptor)
 
 
-def identity_of(path: str) -> Identity:
+def identity_of(path: str, *, follow_links: bool) -> Identity:
     """Size and time of the last change of the file at `path`; MISSING if there is no regular file."""
     try:
-        found = os.stat(path)
+        found = status_of(path, follow_links=follow_links)
     except OSError:
         return MISSING
     return (found.st_size, found.st_mtime_ns) if S_ISREG(found.st_mode) else MISSING

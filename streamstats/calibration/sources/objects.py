@@ -60,6 +60,7 @@ class ObjectSource:
     """The store below the URL `location` of an object store. See `Source`."""
 
     location: str
+    follow_links: ClassVar[bool] = True
     opening_bytes: ClassVar[int] = OPENING_BYTES
 
     def zarr_store(self) -> Store:

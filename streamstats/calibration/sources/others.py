@@ -25,6 +25,7 @@ class UrlSource:
     """The store at the URL `location`. See `Source`."""
 
     location: str
+    follow_links: ClassVar[bool] = True
     opening_bytes: ClassVar[int] = OPENING_BYTES
 
     def zarr_store(self) -> Store:

@@ -95,6 +95,10 @@ class Source(Protocol):
         """The URL, or the absolute path: it names the same store in every process that sees it."""
 
     @property
+    def follow_links(self) -> bool:
+        """Whether what links of this machine lead to is read, too."""
+
+    @property
     def opening_bytes(self) -> int:
         """How many bytes are decoded in the time that opening one file takes."""
 

@@ -8,6 +8,7 @@ place is not its own any more writes nothing more.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import uuid
@@ -20,10 +21,10 @@ from urllib.parse import urlsplit
 
 from zarr.abc.store import Store
 from zarr.core.buffer import Buffer
-from zarr.storage import ObjectStore
+from zarr.storage import LocalStore, ObjectStore
 
 from ...errors import OutputError, StoreError, UsageError
-from ...storage.files import remove_folder, sync
+from ...storage.files import remove_folder, sync_folders, write_whole
 from ...storage.locks import has_ended, locked, said_of, this_process
 from .choose import is_url
 from .objects import SCHEMES, PatientStore, object_store, root_files
@@ -45,8 +46,8 @@ class Target(Protocol):
     def location(self) -> str:
         """The path or URL at which the recording is read."""
 
-    def zarr_store(self) -> Store | str:
-        """What zarr opens to write."""
+    def zarr_store(self, *, durable: bool = False) -> Store | str:
+        """What zarr opens to write; if `durable`, files are on the disk before they get their names."""
 
     def files(self) -> frozenset[str]:
         """The names of the files at its root."""
@@ -58,7 +59,7 @@ class Target(Protocol):
         """Be the only writer. Raises `OutputError`, naming the other one, if there is one."""
 
     def sync(self, keys: Sequence[str]) -> None:
-        """Make sure that the files `keys`, which were written, outlive a crash. Raises `OSError`."""
+        """Make sure that the names of the files `keys`, written durably, outlive a power failure. Raises `OSError`."""
 
     def remove(self) -> None:
         """Remove everything. Raises `OutputError`, `StoreError`."""
@@ -82,9 +83,9 @@ class LocalTarget:
 
     location: str
 
-    def zarr_store(self) -> str:
+    def zarr_store(self, *, durable: bool = False) -> Store | str:
         """As `Target.zarr_store`."""
-        return self.location
+        return DurableStore(self.location) if durable else self.location
 
     def files(self) -> frozenset[str]:
         """As `Target.files`."""
@@ -115,7 +116,7 @@ class LocalTarget:
 
     def sync(self, keys: Sequence[str]) -> None:
         """As `Target.sync`."""
-        sync([Path(self.location, key) for key in keys])
+        sync_folders([Path(self.location, key) for key in keys], Path(self.location).parent)
 
     def remove(self) -> None:
         """As `Target.remove`."""
@@ -132,7 +133,7 @@ class ObjectTarget:
     def _store(self) -> Any:
         return object_store(self.location)
 
-    def zarr_store(self) -> Store:
+    def zarr_store(self, *, durable: bool = False) -> Store:
         """As `Target.zarr_store`."""
         return WritableStore(self._store)
 
@@ -228,6 +229,30 @@ class ObjectTarget:
         found = retried(lambda: [meta["path"] for batch in obstore.list(self._store) for meta in batch])
         if found:
             self._delete(found)
+
+
+class DurableStore(LocalStore):
+    """A folder through which zarr writes whole files, whose contents are on the disk before they get their names.
+
+    After a power failure, a file that was replaced is the old one or the new one, never an empty one. The names
+    themselves are on the disk once `LocalTarget.sync` has returned.
+    """
+
+    async def set(self, key: str, value: Buffer) -> None:
+        """As `zarr.abc.store.Store.set`."""
+        await asyncio.to_thread(self.set_sync, key, value)
+
+    async def set_if_not_exists(self, key: str, value: Buffer) -> None:
+        """As `zarr.abc.store.Store.set_if_not_exists`."""
+        with suppress(FileExistsError):
+            await asyncio.to_thread(self._write, key, value, is_new=True)
+
+    def set_sync(self, key: str, value: Buffer) -> None:
+        """As `LocalStore.set_sync`, through which some versions of zarr write."""
+        self._write(key, value)
+
+    def _write(self, key: str, value: Buffer, *, is_new: bool = False) -> None:
+        write_whole(self.root / key, value.to_bytes(), is_new=is_new)
 
 
 class WritableStore(PatientStore):

@@ -17,7 +17,11 @@ function open(job) {
   const save = async (event) => {
     event.preventDefault();
     try {
-      await ask(`/jobs/${job.id}`, { method: "PATCH", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ name: name.value.trim(), tags: tagsOf(tags.value), note: note.value }) });
+      await ask(`/jobs/${job.id}`, {
+        method: "PATCH",
+        headers: { "Content-Type": "application/json" },
+        body: JSON.stringify({ name: name.value.trim(), tags: tagsOf(tags.value), note: note.value }),
+      });
       dialog.close();
       notice("Saved");
       window.dispatchEvent(new Event("hashchange"));
@@ -25,10 +29,26 @@ function open(job) {
       wrong.textContent = error.message;
     }
   };
-  const field = (label, control, hint) => h("div", { class: "field" }, h("label", { for: control.id }, label), control, h("span", { class: "faint" }, hint));
-  const dialog = h("dialog", { "aria-label": `Name, tags and note of job ${job.id}`, onclose: () => dialog.remove() }, h("form", { onsubmit: save },
-    field("Name", name, "One line; shown in lists."), field("Tags", tags, "Words to find the job by, separated by spaces."), field("Note", note, "Free text."), wrong,
-    h("div", { class: "row end" }, h("button", { type: "button", onclick: () => dialog.close() }, "Close"), h("button", { class: "primary" }, "Save"))));
+  const field = (label, control, hint) =>
+    h("div", { class: "field" }, h("label", { for: control.id }, label), control, h("span", { class: "faint" }, hint));
+  const dialog = h(
+    "dialog",
+    { "aria-label": `Name, tags and note of job ${job.id}`, onclose: () => dialog.remove() },
+    h(
+      "form",
+      { onsubmit: save },
+      field("Name", name, "One line; shown in lists."),
+      field("Tags", tags, "Words to find the job by, separated by spaces."),
+      field("Note", note, "Free text."),
+      wrong,
+      h(
+        "div",
+        { class: "row end" },
+        h("button", { type: "button", onclick: () => dialog.close() }, "Close"),
+        h("button", { class: "primary" }, "Save"),
+      ),
+    ),
+  );
   document.body.append(dialog);
   dialog.showModal();
 }

@@ -70,8 +70,10 @@ export function upload(file, sent) {
     request.setRequestHeader("Content-Type", "application/octet-stream"); // whatever the browser takes the file for
     request.upload.onprogress = (event) => sent(event.loaded / event.total);
     request.onerror = () => reject(new Refused(UNREACHABLE, "the connection was lost during the upload; choose the file again"));
-    request.onload = () => checked(new Response(request.response, { status: request.status, statusText: request.statusText }))
-      .then((answer) => answer.json()).then(resolve, reject);
+    request.onload = () =>
+      checked(new Response(request.response, { status: request.status, statusText: request.statusText }))
+        .then((answer) => answer.json())
+        .then(resolve, reject);
     request.send(file);
   });
 }
@@ -87,7 +89,7 @@ export async function link(job, path) {
 // Server-sent events, over fetch because an EventSource cannot send the header. A lost connection is resumed.
 export async function follow(job, signal, heard) {
   let last = "0";
-  for (let failures = 0; !signal.aborted; ) {
+  for (let failures = 0; !signal.aborted;) {
     try {
       const answer = await ask(`/jobs/${job}/events`, { signal, headers: { "Last-Event-ID": last } });
       for await (const { id, event, data } of eventsOf(answer.body)) {
@@ -109,7 +111,7 @@ export async function follow(job, signal, heard) {
 // The events of a stream: {id, event, data} each. Comments, which have no data, are skipped.
 async function* eventsOf(body) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
-  for (let text = ""; ; ) {
+  for (let text = ""; ;) {
     const { value, done } = await reader.read();
     if (done) return;
     const events = (text + value).split("\n\n");

@@ -16,6 +16,7 @@ import { you } from "./you.js";
 const main = document.getElementById("main");
 const forget = document.getElementById("forget");
 let leaving = new AbortController();
+let opened = false; // whether a view was opened before: the first one leaves the focus where the browser has it
 
 // Each view is called with {main, signal, fail} and the parts of the address.
 const ROUTES = [
@@ -42,7 +43,8 @@ async function open() {
     if (!token()) return showToken(main, open);
     await showWho();
     await show({ main, signal, fail }, ...parts);
-    if (!signal.aborted && document.activeElement === document.body) main.focus({ preventScroll: true });
+    if (opened && !signal.aborted && document.activeElement === document.body) main.focus({ preventScroll: true });
+    opened = true;
   } catch (error) {
     if (!signal.aborted) fail(error);
   }
@@ -79,8 +81,11 @@ function fail(error) {
   if (!(error instanceof Refused)) throw error;
   if (error.status === 401) return showToken(main, open, { refused: true });
   const missing = error.status === 404 || error.status === 410;
-  main.replaceChildren(title(missing ? "Not found" : "The request failed"), h("p", { class: "error", role: "alert" }, error.message),
-    h("div", { class: "row" }, missing ? null : button("Try again", open, "primary"), linkButton("All jobs", "#/jobs")));
+  main.replaceChildren(
+    title(missing ? "Not found" : "The request failed"),
+    h("p", { class: "error", role: "alert" }, error.message),
+    h("div", { class: "row" }, missing ? null : button("Try again", open, "primary"), linkButton("All jobs", "#/jobs")),
+  );
 }
 
 function showNowhere() {
@@ -99,5 +104,8 @@ forget.addEventListener("click", () => {
 startTheme(document.getElementById("theme"));
 takeTokenFromAddress();
 onTokenChange(open);
-window.addEventListener("hashchange", () => { takeTokenFromAddress(); open(); });
+window.addEventListener("hashchange", () => {
+  takeTokenFromAddress();
+  open();
+});
 open();

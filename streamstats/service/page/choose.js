@@ -8,13 +8,18 @@ import { time } from "./formats.js";
 export const compareAddress = (first, second) => `#/compare/${first}/${second}`;
 
 // Differences are second − first, so the older job is the first.
-export const olderFirst = (one, other) => (one.submitted <= other.submitted ? compareAddress(one.id, other.id) : compareAddress(other.id, one.id));
+export const olderFirst = (one, other) =>
+  one.submitted <= other.submitted ? compareAddress(one.id, other.id) : compareAddress(other.id, one.id);
 
 export function comparing(job) {
   return button("Compare with …", async (pressed) => {
     const jobs = await candidates(job);
-    const select = h("select", { "aria-label": "Compare with job" }, h("option", { value: "" }, jobs.length ? "choose a job" : "no other job has results"),
-      jobs.map((each) => h("option", { value: each.id }, `${nameOf(each)}, ${time(each.submitted)}, ${each.id.slice(0, 6)}`)));
+    const select = h(
+      "select",
+      { "aria-label": "Compare with job" },
+      h("option", { value: "" }, jobs.length ? "choose a job" : "no other job has results"),
+      jobs.map((each) => h("option", { value: each.id }, `${nameOf(each)}, ${time(each.submitted)}, ${each.id.slice(0, 6)}`)),
+    );
     const go = h("button", { type: "submit", class: "primary", disabled: !jobs.length }, "Compare");
     const chosen = (event) => {
       event.preventDefault();

@@ -13,29 +13,55 @@ const CLEAR = 4; // standard errors; a difference beyond that is hardly chance, 
 
 export async function showComparison({ main, signal }, first, second) {
   const [found, jobs] = await Promise.all([get(`/jobs/${first}/comparison?with=${second}`, signal), both(first, second, signal)]);
-  main.replaceChildren(title("Two jobs compared"), sides(jobs), verdictOf(found), linkButton("Swap the two", compareAddress(second, first), "quiet"), h("h2", {}, "Layers"), layerTable(first, second, found.layers));
+  main.replaceChildren(
+    title("Two jobs compared"),
+    sides(jobs),
+    verdictOf(found),
+    linkButton("Swap the two", compareAddress(second, first), "quiet"),
+    h("h2", {}, "Layers"),
+    layerTable(first, second, found.layers),
+  );
 }
 
 const both = (first, second, signal) => Promise.all([first, second].map((id) => get(`/jobs/${id}`, signal)));
 
 function sides(jobs) {
-  const side = (label, job) => h("div", {}, h("dt", {}, label), h("dd", { class: "name" }, h("a", { href: `#/jobs/${job.id}` }, nameOf(job))), h("dd", { class: "faint small" }, `job ${job.id}, by ${job.submitter}, ${time(job.submitted)}`));
+  const side = (label, job) =>
+    h(
+      "div",
+      {},
+      h("dt", {}, label),
+      h("dd", { class: "name" }, h("a", { href: `#/jobs/${job.id}` }, nameOf(job))),
+      h("dd", { class: "faint small" }, `job ${job.id}, by ${job.submitter}, ${time(job.submitted)}`),
+    );
   return h("dl", { class: "figures" }, side("First", jobs[0]), side("Second", jobs[1]));
 }
 
 // One sentence about the two.
 function verdictOf(found) {
   const differing = found.layers.filter((each) => !each.equal);
-  const said = found.equal ? "All layers are equal, to the bit." : `${counted(differing.length, "layer")} of ${whole(found.layers.length)} ${differing.length === 1 ? "differs" : "differ"}. Means: ${shiftOf(found)}.`;
-  const beside = ["Standard errors treat the samples of the two as independent.", found.same_rows ? "Both counted the same rows." : "They did not count the same rows.", found.same_stores ? "" : "They did not read the same stores, as far as chunks and files tell."];
-  return h("section", { class: `panel ${found.equal ? "good" : beyond(found) ? "warn" : ""}`, "aria-label": "Result" }, h("p", { class: "strong" }, said), h("p", { class: "faint" }, beside.join(" ")));
+  const said = found.equal
+    ? "All layers are equal, to the bit."
+    : `${counted(differing.length, "layer")} of ${whole(found.layers.length)} ${differing.length === 1 ? "differs" : "differ"}. Means: ${shiftOf(found)}.`;
+  const beside = [
+    "Standard errors treat the samples of the two as independent.",
+    found.same_rows ? "Both counted the same rows." : "They did not count the same rows.",
+    found.same_stores ? "" : "They did not read the same stores, as far as chunks and files tell.",
+  ];
+  return h(
+    "section",
+    { class: `panel ${found.equal ? "good" : beyond(found) ? "warn" : ""}`, "aria-label": "Result" },
+    h("p", { class: "strong" }, said),
+    h("p", { class: "faint" }, beside.join(" ")),
+  );
 }
 
 const worstOf = (layer) => layer.apart?.worst_mean ?? null;
 const size = (distance) => (distance.value === null ? Infinity : distance.value);
 const unitOf = (layer) => (layer.apart.in_standard_errors ? "standard errors" : "% of the range");
 const amount = (layer) => (worstOf(layer).value === null ? "infinite" : `${number(worstOf(layer).value)} ${unitOf(layer)}`);
-const beyond = (found) => found.layers.some((each) => each.only_in || each.apart?.one_sided.length || (worstOf(each) && size(worstOf(each)) > CLEAR));
+const beyond = (found) =>
+  found.layers.some((each) => each.only_in || each.apart?.one_sided.length || (worstOf(each) && size(worstOf(each)) > CLEAR));
 
 // How far the means are apart at most, in words.
 export function shiftOf(found) {
@@ -43,18 +69,58 @@ export function shiftOf(found) {
   const alone = found.layers.filter((each) => each.only_in).length;
   const known = found.layers.filter((each) => worstOf(each)).sort((a, b) => size(worstOf(b)) - size(worstOf(a)));
   const [worst] = known;
-  const most = !worst ? "" : size(worstOf(worst)) === 0 ? "equal" : `at most ${amount(worst)} apart (${worst.layer}, channel ${worstOf(worst).channel})`;
+  const most = !worst
+    ? ""
+    : size(worstOf(worst)) === 0
+      ? "equal"
+      : `at most ${amount(worst)} apart (${worst.layer}, channel ${worstOf(worst).channel})`;
   return [most, alone && `${counted(alone, "layer")} in one job only`].filter(Boolean).join("; ") || "not comparable";
 }
 
 function layerTable(first, second, layers) {
   const columns = [
-    { title: "Layer", name: true, key: (each) => each.layer, cell: (each) => (each.only_in ? each.layer : h("a", { href: `${compareAddress(first, second)}/layers/${encodeURIComponent(each.layer)}` }, each.layer)) },
-    { title: "Means at most apart", number: true, key: (each) => (worstOf(each) ? size(worstOf(each)) : null), cell: (each) => differenceOf(each) },
-    { title: "In channel", number: true, key: (each) => worstOf(each)?.channel, cell: (each) => (worstOf(each) && !each.equal ? String(worstOf(each).channel) : ""), wide: true },
-    { title: "Ranges beyond", number: true, key: (each) => excess(each), cell: (each) => (each.apart?.beyond_first ? percent(excess(each)) : ""), wide: true },
-    { title: "Distributions apart", number: true, key: (each) => each.apart?.total_variation, cell: (each) => (each.apart ? percent(each.apart.total_variation) : ""), wide: true },
-    { title: "Rows", number: true, key: (each) => each.rows[1], cell: (each) => (each.rows[0] === each.rows[1] ? whole(each.rows[0]) : `${whole(each.rows[0])} → ${whole(each.rows[1])}`) },
+    {
+      title: "Layer",
+      name: true,
+      key: (each) => each.layer,
+      cell: (each) =>
+        each.only_in
+          ? each.layer
+          : h("a", { href: `${compareAddress(first, second)}/layers/${encodeURIComponent(each.layer)}` }, each.layer),
+    },
+    {
+      title: "Means at most apart",
+      number: true,
+      key: (each) => (worstOf(each) ? size(worstOf(each)) : null),
+      cell: (each) => differenceOf(each),
+    },
+    {
+      title: "In channel",
+      number: true,
+      key: (each) => worstOf(each)?.channel,
+      cell: (each) => (worstOf(each) && !each.equal ? String(worstOf(each).channel) : ""),
+      wide: true,
+    },
+    {
+      title: "Ranges beyond",
+      number: true,
+      key: (each) => excess(each),
+      cell: (each) => (each.apart?.beyond_first ? percent(excess(each)) : ""),
+      wide: true,
+    },
+    {
+      title: "Distributions apart",
+      number: true,
+      key: (each) => each.apart?.total_variation,
+      cell: (each) => (each.apart ? percent(each.apart.total_variation) : ""),
+      wide: true,
+    },
+    {
+      title: "Rows",
+      number: true,
+      key: (each) => each.rows[1],
+      cell: (each) => (each.rows[0] === each.rows[1] ? whole(each.rows[0]) : `${whole(each.rows[0])} → ${whole(each.rows[1])}`),
+    },
   ];
   return sortable(columns, layers, { label: "Layers compared" }).element;
 }
@@ -70,10 +136,19 @@ function differenceOf(each) {
 }
 
 export async function showLayerComparison({ main, signal }, first, second, name) {
-  const [found, jobs] = await Promise.all([get(`${layerPath(`/jobs/${first}/comparison`, name)}?with=${second}`, signal), both(first, second, signal)]);
-  main.replaceChildren(h("p", {}, h("a", { href: compareAddress(first, second) }, "← The two jobs")), title(`${name}, compared`), sides(jobs),
+  const [found, jobs] = await Promise.all([
+    get(`${layerPath(`/jobs/${first}/comparison`, name)}?with=${second}`, signal),
+    both(first, second, signal),
+  ]);
+  main.replaceChildren(
+    h("p", {}, h("a", { href: compareAddress(first, second) }, "← The two jobs")),
+    title(`${name}, compared`),
+    sides(jobs),
     h("p", { class: "faint" }, `${counted(found.rows[0], "row")} in the first, ${whole(found.rows[1])} in the second`),
-    ...plotsOf(name, found), channelTable(name, found), button("Download CSV", async () => save(`${name.replaceAll("/", ".")}.compared.csv`, new Blob([csvOf(found)], { type: "text/csv" }))));
+    ...plotsOf(name, found),
+    channelTable(name, found),
+    button("Download CSV", async () => save(`${name.replaceAll("/", ".")}.compared.csv`, new Blob([csvOf(found)], { type: "text/csv" }))),
+  );
 }
 
 function plotsOf(name, found) {
@@ -84,14 +159,44 @@ function plotsOf(name, found) {
   const unknown = found.difference.map((value) => value === null);
   const flags = unknown.includes(true) ? [{ kind: "flags", color: "--bad", values: unknown }] : [];
   const said = (channel) => sayChannel(found, channel);
-  const bars = (values) => ({ kind: "bars", color: "--accent", low: values.map((each) => (each === null ? null : Math.min(0, each))), high: values.map((each) => (each === null ? null : Math.max(0, each))) });
+  const bars = (values) => ({
+    kind: "bars",
+    color: "--accent",
+    low: values.map((each) => (each === null ? null : Math.min(0, each))),
+    high: values.map((each) => (each === null ? null : Math.max(0, each))),
+  });
   const marked = () => flags.length > 0 && key("bad", "▲", "without finite values in one of the two");
   return [
-    errors ? plot({ label: `Means of ${name}: second − first, in standard errors`, xs, axes: { x: "Channel", y: "Difference (standard errors)" }, said, group,
-      marks: [{ kind: "level", color: "--grid", at: 0 }, bars(signed), { kind: "level", color: "--warn", at: CLEAR }, { kind: "level", color: "--warn", at: -CLEAR }, ...flags], legend: [key("accent", "▮", "difference"), key("warn", "―", `± ${CLEAR} standard errors: beyond, hardly chance`), marked()] }).element
-      : h("p", { class: "panel" }, "Standard errors are unknown: at least one of the jobs did not count them. Submit it again with the statistic that the form offers for that."),
-    plot({ label: `Means of ${name}: second − first`, xs, axes: { x: "Channel", y: "Difference (real units)" }, said, group,
-      marks: [{ kind: "level", color: "--grid", at: 0 }, bars(found.difference), ...flags], legend: [key("accent", "▮", "difference"), marked()] }).element,
+    errors
+      ? plot({
+          label: `Means of ${name}: second − first, in standard errors`,
+          xs,
+          axes: { x: "Channel", y: "Difference (standard errors)" },
+          said,
+          group,
+          marks: [
+            { kind: "level", color: "--grid", at: 0 },
+            bars(signed),
+            { kind: "level", color: "--warn", at: CLEAR },
+            { kind: "level", color: "--warn", at: -CLEAR },
+            ...flags,
+          ],
+          legend: [key("accent", "▮", "difference"), key("warn", "―", `± ${CLEAR} standard errors: beyond, hardly chance`), marked()],
+        }).element
+      : h(
+          "p",
+          { class: "panel" },
+          "Standard errors are unknown: at least one of the jobs did not count them. Submit it again with the statistic that the form offers for that.",
+        ),
+    plot({
+      label: `Means of ${name}: second − first`,
+      xs,
+      axes: { x: "Channel", y: "Difference (real units)" },
+      said,
+      group,
+      marks: [{ kind: "level", color: "--grid", at: 0 }, bars(found.difference), ...flags],
+      legend: [key("accent", "▮", "difference"), marked()],
+    }).element,
   ];
 }
 
@@ -112,10 +217,18 @@ const COLUMNS = [
 ];
 
 function channelTable(name, found) {
-  const columns = COLUMNS.map(([label, value]) => ({ title: label, number: true, key: (channel) => value(found, channel), cell: (channel) => (label === "Channel" ? String(channel) : number(value(found, channel))) }));
+  const columns = COLUMNS.map(([label, value]) => ({
+    title: label,
+    number: true,
+    key: (channel) => value(found, channel),
+    cell: (channel) => (label === "Channel" ? String(channel) : number(value(found, channel))),
+  }));
   const place = h("div");
   const channels = found.difference.map((_, channel) => channel);
-  const fill = () => details.open && !place.firstChild && place.append(sortable(columns, channels, { label: `Channels of ${name} compared`, cards: false }).element);
+  const fill = () =>
+    details.open &&
+    !place.firstChild &&
+    place.append(sortable(columns, channels, { label: `Channels of ${name} compared`, cards: false }).element);
   const details = h("details", { ontoggle: fill }, h("summary", {}, `All ${counted(channels.length, "channel")} as a table`), place);
   return details;
 }

@@ -10,7 +10,8 @@ export const sourceOf = (job) => job.source ?? "an ONNX model";
 export const nameOf = (job) => job.name || sourceOf(job);
 export const rowsOf = (job) => (job.rows < job.total_rows ? `${whole(job.rows)} of ${whole(job.total_rows)}` : whole(job.rows));
 export const jobLink = (job, label = job.id) => h("a", { href: `#/jobs/${job.id}` }, label);
-export const submitAddress = (request, from = null) => `#/submit?${from ? `from=${from}&` : ""}${encodeURIComponent(JSON.stringify(request))}`;
+export const submitAddress = (request, from = null) =>
+  `#/submit?${from ? `from=${from}&` : ""}${encodeURIComponent(JSON.stringify(request))}`;
 
 // How far a job has come, from 0 to 1: of several steps, each counts alike.
 export function share(job) {

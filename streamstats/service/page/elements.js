@@ -64,16 +64,23 @@ export const linkButton = (label, href, kind = "") => h("a", { class: `button ${
 // Text to copy. Browsers offer the clipboard over https and on this machine only; elsewhere the text is selected.
 export function copyable(label, text) {
   const shown = h("pre", { tabIndex: 0, "aria-label": label }, text);
-  const copy = button("Copy", async (pressed) => {
-    if (navigator.clipboard) {
-      await navigator.clipboard.writeText(text);
-      pressed.textContent = "Copied";
-      setTimeout(() => { pressed.textContent = "Copy"; }, 2000);
-      return;
-    }
-    getSelection().selectAllChildren(shown);
-    notice("The text is selected; copy it with Ctrl+C or ⌘C");
-  }, "quiet", { "aria-label": `Copy: ${label}` });
+  const copy = button(
+    "Copy",
+    async (pressed) => {
+      if (navigator.clipboard) {
+        await navigator.clipboard.writeText(text);
+        pressed.textContent = "Copied";
+        setTimeout(() => {
+          pressed.textContent = "Copy";
+        }, 2000);
+        return;
+      }
+      getSelection().selectAllChildren(shown);
+      notice("The text is selected; copy it with Ctrl+C or ⌘C");
+    },
+    "quiet",
+    { "aria-label": `Copy: ${label}` },
+  );
   return h("div", { class: "copyable" }, h("div", { class: "row" }, h("span", { class: "grow small strong" }, label), copy), shown);
 }
 
@@ -89,6 +96,13 @@ export function save(name, blob) {
 export function pause(seconds, signal) {
   return new Promise((resolve) => {
     const timer = setTimeout(resolve, seconds * 1000);
-    signal.addEventListener("abort", () => { clearTimeout(timer); resolve(); }, { once: true });
+    signal.addEventListener(
+      "abort",
+      () => {
+        clearTimeout(timer);
+        resolve();
+      },
+      { once: true },
+    );
   });
 }

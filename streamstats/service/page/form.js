@@ -19,7 +19,14 @@ export class Form {
     this.uploads = new Set(); // in progress
     this.broken = ""; // why the text of the configuration is not a request
     this.found = h("ul", { class: "plain error", id: "found", role: "status", "aria-label": "What is wrong with the configuration" });
-    this.text = h("textarea", { id: "configuration", name: "configuration", rows: "16", spellcheck: "false", "aria-describedby": "found", oninput: () => this.typed() });
+    this.text = h("textarea", {
+      id: "configuration",
+      name: "configuration",
+      rows: "16",
+      spellcheck: "false",
+      "aria-describedby": "found",
+      oninput: () => this.typed(),
+    });
   }
 
   // The elements of `fields`, bound to the request.
@@ -49,7 +56,9 @@ export class Form {
   checkField({ path, label, check }, id) {
     const input = h("input", { type: "checkbox", id, name: path });
     input.addEventListener("change", () => this.change(path, input.checked ? check : undefined));
-    const show = () => { input.checked = Boolean(valueAt(this.request, path)); };
+    const show = () => {
+      input.checked = Boolean(valueAt(this.request, path));
+    };
     return { input, show, element: h("div", { class: "field check" }, input, h("label", { for: id }, label)) };
   }
 
@@ -64,9 +73,21 @@ export class Form {
       const chosen = input.checked ? [...left, value] : left;
       this.change(path, chosen.length ? chosen : undefined);
     });
-    this.fields.push({ path: `${path}.${value}`, input, show: () => { input.checked = members().includes(value); } });
+    this.fields.push({
+      path: `${path}.${value}`,
+      input,
+      show: () => {
+        input.checked = members().includes(value);
+      },
+    });
     this.fields.at(-1).show();
-    return h("div", { class: "statistic" }, input, h("label", { for: id }, value), h("span", { class: "faint small", id: `${id}-hint` }, description));
+    return h(
+      "div",
+      { class: "statistic" },
+      input,
+      h("label", { for: id }, value),
+      h("span", { class: "faint small", id: `${id}-hint` }, description),
+    );
   }
 
   fileField({ path, label, hint }, id) {
@@ -75,7 +96,7 @@ export class Form {
     const names = new Map(); // upload → what to call it
     const show = () => {
       const value = valueAt(this.request, path);
-      state.textContent = value === undefined ? "" : names.get(value) ?? `the file of the earlier job (${value.slice(0, 8)}…)`;
+      state.textContent = value === undefined ? "" : (names.get(value) ?? `the file of the earlier job (${value.slice(0, 8)}…)`);
     };
     input.addEventListener("change", () => input.files[0] && this.send(input.files[0], path, state, names));
     return { input, show, element: labelled(label, id, input, hint, state) };
@@ -83,7 +104,9 @@ export class Form {
 
   // Upload a file as soon as it is chosen.
   async send(chosen, path, state, names) {
-    const sending = upload(chosen, (share) => { state.textContent = `uploading ${chosen.name}: ${Math.round(100 * share)} %`; });
+    const sending = upload(chosen, (share) => {
+      state.textContent = `uploading ${chosen.name}: ${Math.round(100 * share)} %`;
+    });
     this.uploads.add(sending);
     try {
       const { id } = await sending;
@@ -129,11 +152,15 @@ export class Form {
   check() {
     const { kind } = this.request;
     const known = kind in this.schemas;
-    const found = this.broken ? [{ path: "configuration", text: this.broken }]
-      : known ? problems(this.sent(), this.schemas[kind]) : [{ path: "kind", text: `found ${JSON.stringify(kind)}, expected one of ${Object.keys(this.schemas).join(", ")}` }];
+    const found = this.broken
+      ? [{ path: "configuration", text: this.broken }]
+      : known
+        ? problems(this.sent(), this.schemas[kind])
+        : [{ path: "kind", text: `found ${JSON.stringify(kind)}, expected one of ${Object.keys(this.schemas).join(", ")}` }];
     const said = found.map(({ path, text }) => `${path}: ${text}`);
     const left = NOT_SENT.filter((key) => key in this.request).map((key) => `${key} is left out: the service decides that`);
-    if (said.concat(left).join("\n") !== [...this.found.children].map((each) => each.textContent).join("\n")) this.found.replaceChildren(...said.concat(left).map((each) => h("li", {}, each)));
+    if (said.concat(left).join("\n") !== [...this.found.children].map((each) => each.textContent).join("\n"))
+      this.found.replaceChildren(...said.concat(left).map((each) => h("li", {}, each)));
     return found;
   }
 
@@ -144,7 +171,9 @@ export class Form {
   // The control for a path, or the nearest one above it; else the configuration.
   controlOf(path) {
     const plain = path.replaceAll(/\[(\d+)\]/g, ".$1");
-    const found = this.fields.filter((field) => plain === field.path || plain.startsWith(`${field.path}.`)).find((field) => field.input.offsetParent !== null);
+    const found = this.fields
+      .filter((field) => plain === field.path || plain.startsWith(`${field.path}.`))
+      .find((field) => field.input.offsetParent !== null);
     return found?.input ?? this.text;
   }
 
@@ -159,5 +188,12 @@ function filled(control, attributes) {
 }
 
 function labelled(label, id, input, hint, ...beside) {
-  return h("div", { class: "field" }, h("label", { for: id }, label), input, ...beside, hint ? h("span", { class: "faint", id: `${id}-hint` }, hint) : null);
+  return h(
+    "div",
+    { class: "field" },
+    h("label", { for: id }, label),
+    input,
+    ...beside,
+    hint ? h("span", { class: "faint", id: `${id}-hint` }, hint) : null,
+  );
 }

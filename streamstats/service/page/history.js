@@ -21,11 +21,36 @@ export async function showHistory({ main, signal, fail }, source) {
     { title: "Submitted", time: true, key: (job) => job.submitted, cell: (job) => time(job.submitted) },
     { title: "Submitter", name: true, key: (job) => job.submitter, cell: (job) => job.submitter, wide: true },
     { title: "Rows", number: true, key: (job) => job.rows, cell: (job) => whole(job.rows) },
-    { title: "Means, against the job before", key: () => null, cell: (job) => (job.before ? [shifts.get(pairOf(job)) ?? "", " ", h("a", { href: compareAddress(job.before.id, job.id), "aria-label": `Compare ${nameOf(job)} with the job before` }, "Compare")] : "") },
+    {
+      title: "Means, against the job before",
+      key: () => null,
+      cell: (job) =>
+        job.before
+          ? [
+              shifts.get(pairOf(job)) ?? "",
+              " ",
+              h(
+                "a",
+                { href: compareAddress(job.before.id, job.id), "aria-label": `Compare ${nameOf(job)} with the job before` },
+                "Compare",
+              ),
+            ]
+          : "",
+    },
   ];
   const table = sortable(columns, [], { label: `Jobs of ${source}`, identity: (job) => job.id });
   const place = h("div");
-  main.replaceChildren(title(`Jobs of ${source}`), h("div", { class: "row" }, linkButton("Submit a job", submitAddress({ kind: "run", source })), linkButton("In the list of jobs", `#/jobs?source=${encodeURIComponent(source)}`)), age.element, place);
+  main.replaceChildren(
+    title(`Jobs of ${source}`),
+    h(
+      "div",
+      { class: "row" },
+      linkButton("Submit a job", submitAddress({ kind: "run", source })),
+      linkButton("In the list of jobs", `#/jobs?source=${encodeURIComponent(source)}`),
+    ),
+    age.element,
+    place,
+  );
 
   const load = async (redraw = false) => {
     const { jobs } = await get(`/jobs?limit=${MOST}&source=${encodeURIComponent(source)}`, signal);
@@ -37,7 +62,9 @@ export async function showHistory({ main, signal, fail }, source) {
     return rows;
   };
   const jobs = await load();
-  comparedInTurn(jobs, shifts, load, signal).then(() => keepCurrent(() => load(), age, signal)).catch((error) => signal.aborted || fail(error));
+  comparedInTurn(jobs, shifts, load, signal)
+    .then(() => keepCurrent(() => load(), age, signal))
+    .catch((error) => signal.aborted || fail(error));
 }
 
 const pairOf = (job) => `${job.before.id} ${job.id}`;

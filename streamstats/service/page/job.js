@@ -92,9 +92,10 @@ class JobView {
       const outcome = await this.outcomeOf(found);
       if (this.shown === state) this.show(outcome, inOrder(found.layers));
     } catch (error) {
+      if (this.signal.aborted) return;
       if (this.shown === state) this.shown = null; // the next event retries
-      if (!this.signal.aborted) notice(error.message);
       if (!(error instanceof Refused)) throw error;
+      notice(error.message);
     }
   }
 
@@ -118,11 +119,20 @@ class JobView {
 }
 
 function headOf(job) {
-  const source = job.source ? h("a", { href: `#/history/${encodeURIComponent(job.source)}`, title: "All jobs of this source" }, job.source) : "an ONNX model";
+  const source = job.source
+    ? h("a", { href: `#/history/${encodeURIComponent(job.source)}`, title: "All jobs of this source" }, job.source)
+    : "an ONNX model";
   const named = job.name ? job.name : `Job ${job.id}`;
   return [
     title(named),
-    h("p", { class: "row" }, badge(job.state), h("span", { class: "name" }, source), h("span", { class: "faint" }, `by ${job.submitter}, submitted ${time(job.submitted)}`), ...(job.tags ?? []).map((tag) => h("a", { class: "tag", href: `#/jobs?tag=${encodeURIComponent(tag)}` }, tag))),
+    h(
+      "p",
+      { class: "row" },
+      badge(job.state),
+      h("span", { class: "name" }, source),
+      h("span", { class: "faint" }, `by ${job.submitter}, submitted ${time(job.submitted)}`),
+      ...(job.tags ?? []).map((tag) => h("a", { class: "tag", href: `#/jobs?tag=${encodeURIComponent(tag)}` }, tag)),
+    ),
     job.note ? h("p", { class: "note" }, job.note) : null,
     SAID_BELOW.includes(job.state) ? null : h("p", { class: "faint" }, job.message),
   ].filter(Boolean);
@@ -144,7 +154,8 @@ function actionsOf(job, who) {
 }
 
 async function cancel(job) {
-  if (await confirmed(`Cancel job ${job.name || job.id}? Its results so far are retained.`, "Cancel the job")) await post(`/jobs/${job.id}/cancel`);
+  if (await confirmed(`Cancel job ${job.name || job.id}? Its results so far are retained.`, "Cancel the job"))
+    await post(`/jobs/${job.id}/cancel`);
 }
 
 async function remove(job) {
@@ -156,9 +167,27 @@ async function remove(job) {
 const took = (job) => duration(job.seconds ?? (job.ended && job.started ? job.ended - job.started : null));
 
 function detailsOf(job) {
-  const times = [["Id", job.id], ["Submitted", time(job.submitted)], ["Started", time(job.started)], ["Ended", time(job.ended)],
-    ["Took", took(job)], ["Attempts", whole(job.attempts)], ["Priority", String(job.priority)], ["Source", sourceOf(job)]];
-  return [h("details", {}, h("summary", {}, "Times, attempts and configuration"),
-    h("dl", { class: "figures small" }, times.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value)))),
-    copyable("Configuration, as it was submitted", written(job.request)))];
+  const times = [
+    ["Id", job.id],
+    ["Submitted", time(job.submitted)],
+    ["Started", time(job.started)],
+    ["Ended", time(job.ended)],
+    ["Took", took(job)],
+    ["Attempts", whole(job.attempts)],
+    ["Priority", String(job.priority)],
+    ["Source", sourceOf(job)],
+  ];
+  return [
+    h(
+      "details",
+      {},
+      h("summary", {}, "Times, attempts and configuration"),
+      h(
+        "dl",
+        { class: "figures small" },
+        times.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))),
+      ),
+      copyable("Configuration, as it was submitted", written(job.request)),
+    ),
+  ];
 }

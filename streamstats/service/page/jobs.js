@@ -13,7 +13,13 @@ const FILTERS = ["state", "submitter", "tag", "source", "text"];
 
 export async function showJobs({ main, signal, fail }, query) {
   const list = new JobList(signal, new URLSearchParams(query));
-  main.replaceChildren(h("div", { class: "row" }, title("Jobs"), h("span", { class: "grow" }), linkButton("Submit a job", "#/submit", "primary")), list.form, list.age.element, list.place, list.older);
+  main.replaceChildren(
+    h("div", { class: "row" }, title("Jobs"), h("span", { class: "grow" }), linkButton("Submit a job", "#/submit", "primary")),
+    list.form,
+    list.age.element,
+    list.place,
+    list.older,
+  );
   await list.load();
   keepCurrent(() => list.load(), list.age, signal).catch(fail);
 }
@@ -32,13 +38,26 @@ class JobList {
   }
 
   filters() {
-    const state = h("select", { id: "state", name: "state" }, ["", "queued", "running", "cancelling", ...ENDED].map((each) => h("option", { value: each, selected: each === this.wanted.state }, each || "all")));
+    const state = h(
+      "select",
+      { id: "state", name: "state" },
+      ["", "queued", "running", "cancelling", ...ENDED].map((each) =>
+        h("option", { value: each, selected: each === this.wanted.state }, each || "all"),
+      ),
+    );
     const field = (name, label, control) => h("div", { class: "field" }, h("label", { for: name }, label), control);
     const text = (name) => h("input", { id: name, name, type: "search", maxlength: "200", value: this.wanted[name] });
     const changed = (event) => this.filter(event.currentTarget);
     const open = Object.values(this.wanted).some(Boolean) || !matchMedia("(max-width: 640px)").matches;
-    const fields = h("form", { class: "filters", role: "search", "aria-label": "Filters", onchange: changed, onsubmit: (event) => event.preventDefault() },
-      field("text", "Text", text("text")), field("state", "State", state), field("submitter", "Submitter", text("submitter")), field("tag", "Tag", text("tag")), field("source", "Source", text("source")));
+    const fields = h(
+      "form",
+      { class: "filters", role: "search", "aria-label": "Filters", onchange: changed, onsubmit: (event) => event.preventDefault() },
+      field("text", "Text", text("text")),
+      field("state", "State", state),
+      field("submitter", "Submitter", text("submitter")),
+      field("tag", "Tag", text("tag")),
+      field("source", "Source", text("source")),
+    );
     return h("details", { open, class: "filtering" }, h("summary", {}, "Filters"), fields);
   }
 
@@ -58,7 +77,10 @@ class JobList {
 
   async load() {
     const asked = JSON.stringify(this.wanted);
-    const query = new URLSearchParams({ limit: this.limit, ...Object.fromEntries(Object.entries(this.wanted).filter(([, value]) => value)) });
+    const query = new URLSearchParams({
+      limit: this.limit,
+      ...Object.fromEntries(Object.entries(this.wanted).filter(([, value]) => value)),
+    });
     const page = await get(`/jobs?${query}`, this.signal);
     if (asked !== JSON.stringify(this.wanted)) return; // the filters have changed since
     this.next = page.next;
@@ -74,8 +96,17 @@ class JobList {
   }
 
   empty() {
-    if (Object.values(this.wanted).some(Boolean)) return h("p", { class: "empty" }, "No jobs match these filters. ", h("a", { href: "#/jobs" }, "Show all jobs"));
-    return h("p", { class: "empty" }, "No jobs yet. ", h("a", { href: "#/submit" }, "Submit one"), " here, or with ", h("code", {}, "streamstats submit job.yaml"), ".");
+    if (Object.values(this.wanted).some(Boolean))
+      return h("p", { class: "empty" }, "No jobs match these filters. ", h("a", { href: "#/jobs" }, "Show all jobs"));
+    return h(
+      "p",
+      { class: "empty" },
+      "No jobs yet. ",
+      h("a", { href: "#/submit" }, "Submit one"),
+      " here, or with ",
+      h("code", {}, "streamstats submit job.yaml"),
+      ".",
+    );
   }
 }
 

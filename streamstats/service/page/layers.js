@@ -10,7 +10,8 @@ export const TOO_UNSURE = 0.01; // of a layer's range: a mean whose standard err
 // Layers as the network has them; those of unknown place follow, by name.
 export function inOrder(layers) {
   const place = (layer) => layer.order ?? Infinity;
-  return Object.entries(layers).map(([name, layer]) => ({ name, ...layer }))
+  return Object.entries(layers)
+    .map(([name, layer]) => ({ name, ...layer }))
     .sort((a, b) => (place(a) === place(b) ? byName(a.name, b.name) : place(a) - place(b)));
 }
 
@@ -22,10 +23,12 @@ export function concerns(layer) {
   const [first] = layer.missing;
   const unsure = layer.rows_are === "samples" && layer.largest_standard_error / (layer.maximum - layer.minimum);
   return [
-    missing && `${counted(missing, "row")} missing, the first in rows ${first.rows[0]}:${first.rows[1]}: ${first.reason.replace(`layer ${layer.name}: `, "")}`,
+    missing &&
+      `${counted(missing, "row")} missing, the first in rows ${first.rows[0]}:${first.rows[1]}: ${first.reason.replace(`layer ${layer.name}: `, "")}`,
     layer.shortfall && `too few samples: ${layer.shortfall.reason}`,
     layer.rows === 0 && "no rows were counted",
-    layer.nan + layer.infinite > 0 && `${[layer.nan && `${whole(layer.nan)} NaN`, layer.infinite && counted(layer.infinite, "infinity", "infinities")].filter(Boolean).join(" and ")} left out`,
+    layer.nan + layer.infinite > 0 &&
+      `${[layer.nan && `${whole(layer.nan)} NaN`, layer.infinite && counted(layer.infinite, "infinity", "infinities")].filter(Boolean).join(" and ")} left out`,
     layer.never_active && `${counted(layer.never_active, "channel")} of ${whole(layer.channels)} never active: zero in every sample`,
     unsure > TOO_UNSURE && `too few samples: a mean is known to ± ${percent(unsure)} of the layer's range only`,
   ].filter(Boolean);
@@ -37,11 +40,27 @@ export function attention(id, layers) {
   if (!found.length) return null;
   const columns = [
     { title: "Layer", name: true, key: (layer) => layer.name, cell: (layer) => layerLink(id, layer.name) },
-    { title: "Why", key: (layer) => layer.concerns[0], cell: (layer) => h("ul", { class: "plain" }, layer.concerns.map((each) => h("li", {}, each))) },
+    {
+      title: "Why",
+      key: (layer) => layer.concerns[0],
+      cell: (layer) =>
+        h(
+          "ul",
+          { class: "plain" },
+          layer.concerns.map((each) => h("li", {}, each)),
+        ),
+    },
   ];
-  return h("section", { class: "panel warn", "aria-labelledby": "attention" },
-    h("h2", { id: "attention" }, `${counted(found.length, "layer")} of ${whole(layers.length)} ${found.length === 1 ? "needs" : "need"} attention`),
-    sortable(columns, found, { label: "Layers that need attention" }).element);
+  return h(
+    "section",
+    { class: "panel warn", "aria-labelledby": "attention" },
+    h(
+      "h2",
+      { id: "attention" },
+      `${counted(found.length, "layer")} of ${whole(layers.length)} ${found.length === 1 ? "needs" : "need"} attention`,
+    ),
+    sortable(columns, found, { label: "Layers that need attention" }).element,
+  );
 }
 
 const layerLink = (id, name) => h("a", { href: `#/jobs/${id}/layers/${encodeURIComponent(name)}` }, name);
@@ -51,8 +70,26 @@ export function layerTable(id, layers, before = { search: "", all: false }) {
   const state = before;
   const left = h("span", { class: "faint small", role: "status" });
   const place = h("div");
-  const search = h("input", { id: "search", type: "search", value: state.search, placeholder: "part of a name", oninput: () => narrow(search.value) });
-  const every = h("label", { class: "wide-only" }, h("input", { type: "checkbox", checked: state.all, onchange: (event) => { state.all = event.target.checked; draw(); } }), " All figures");
+  const search = h("input", {
+    id: "search",
+    type: "search",
+    value: state.search,
+    placeholder: "part of a name",
+    oninput: () => narrow(search.value),
+  });
+  const every = h(
+    "label",
+    { class: "wide-only" },
+    h("input", {
+      type: "checkbox",
+      checked: state.all,
+      onchange: (event) => {
+        state.all = event.target.checked;
+        draw();
+      },
+    }),
+    " All figures",
+  );
   let table;
 
   function draw() {
@@ -69,7 +106,13 @@ export function layerTable(id, layers, before = { search: "", all: false }) {
   }
 
   draw();
-  return h("section", {}, h("h2", {}, "Layers"), h("div", { class: "row" }, h("label", { for: "search" }, "Search"), search, left, h("span", { class: "grow" }), every), place);
+  return h(
+    "section",
+    {},
+    h("h2", {}, "Layers"),
+    h("div", { class: "row" }, h("label", { for: "search" }, "Search"), search, left, h("span", { class: "grow" }), every),
+    place,
+  );
 }
 
 const columnsOf = (id) => [
@@ -86,16 +129,65 @@ const columnsOf = (id) => [
 const between = (low, high) => `${number(low)} to ${number(high)}`;
 
 // What the service says of every layer, and what has columns of its own; whatever else it says are figures.
-const KNOWN = new Set(["name", "rows", "covered", "excluded", "filled", "accepted", "stores", "sources", "channels", "channel_axis", "dtype", "quantization", "kernel", "mask", "masked",
-  "statistics", "array", "tensor", "rows_are", "order", "attributes", "missing", "min_rows", "shortfall", "corrector", "reason", "least_mean", "greatest_mean", "minimum", "maximum"]);
+const KNOWN = new Set([
+  "name",
+  "rows",
+  "covered",
+  "excluded",
+  "filled",
+  "accepted",
+  "stores",
+  "sources",
+  "channels",
+  "channel_axis",
+  "dtype",
+  "quantization",
+  "kernel",
+  "mask",
+  "masked",
+  "statistics",
+  "array",
+  "tensor",
+  "rows_are",
+  "order",
+  "attributes",
+  "missing",
+  "min_rows",
+  "shortfall",
+  "corrector",
+  "reason",
+  "least_mean",
+  "greatest_mean",
+  "minimum",
+  "maximum",
+]);
 
 const figuresOf = (layers) => [...new Set(layers.flatMap((layer) => Object.keys(layer)))].filter((name) => !KNOWN.has(name));
 
-const figureColumns = (layers) => figuresOf(layers).map((figure) => ({ title: titleOf(figure), number: true, key: (layer) => layer[figure], cell: (layer) => figureCell(layer[figure]), wide: true }));
+const figureColumns = (layers) =>
+  figuresOf(layers).map((figure) => ({
+    title: titleOf(figure),
+    number: true,
+    key: (layer) => layer[figure],
+    cell: (layer) => figureCell(layer[figure]),
+    wide: true,
+  }));
 
-const titleOf = (figure) => figure[0].toUpperCase() + figure.slice(1).replaceAll("_", " ").replace(/(\d) (\d)/, "$1.$2");
+const titleOf = (figure) =>
+  figure[0].toUpperCase() +
+  figure
+    .slice(1)
+    .replaceAll("_", " ")
+    .replace(/(\d) (\d)/, "$1.$2");
 
-const figureCell = (value) => (value === undefined ? "" : Number.isInteger(value) ? whole(value) : typeof value === "number" || value === null ? number(value) : String(value));
+const figureCell = (value) =>
+  value === undefined
+    ? ""
+    : Number.isInteger(value)
+      ? whole(value)
+      : typeof value === "number" || value === null
+        ? number(value)
+        : String(value);
 
 function coverage(layer) {
   const missing = missingRows(layer);
@@ -106,9 +198,18 @@ function coverage(layer) {
 function coveragePicture(layer, label) {
   const gaps = layer.missing.map((gap) => gap.rows);
   const last = Math.max(1, ...[...layer.covered, ...layer.excluded, ...gaps].map((range) => range[1]));
-  const part = (kind) => ([start, stop]) => svg("rect", { class: kind, x: (120 * start) / last, y: 0, width: Math.max(1, (120 * (stop - start)) / last), height: 10 });
-  return svg("svg", { class: "coverage", viewBox: "0 0 120 10", role: "img", "aria-label": label }, svg("rect", { class: "all", width: 120, height: 10 }),
-    ...layer.covered.map(part("counted")), ...layer.excluded.map(part("excluded")), ...gaps.map(part("missing")));
+  const part =
+    (kind) =>
+    ([start, stop]) =>
+      svg("rect", { class: kind, x: (120 * start) / last, y: 0, width: Math.max(1, (120 * (stop - start)) / last), height: 10 });
+  return svg(
+    "svg",
+    { class: "coverage", viewBox: "0 0 120 10", role: "img", "aria-label": label },
+    svg("rect", { class: "all", width: 120, height: 10 }),
+    ...layer.covered.map(part("counted")),
+    ...layer.excluded.map(part("excluded")),
+    ...gaps.map(part("missing")),
+  );
 }
 
 function correctorOf(id, layer) {

@@ -35,7 +35,12 @@ export async function keepCurrent(load, age, signal) {
   let again = () => {};
   document.addEventListener("visibilitychange", seen, { signal });
   while (!signal.aborted) {
-    await Promise.race([pause(SECONDS, signal), new Promise((resolve) => { again = resolve; })]);
+    await Promise.race([
+      pause(SECONDS, signal),
+      new Promise((resolve) => {
+        again = resolve;
+      }),
+    ]);
     if (document.hidden || signal.aborted) continue;
     try {
       await load();

@@ -15,14 +15,32 @@ export function countedOf(job, layers, results) {
   const range = least === most ? counted(most, "row") : `${whole(least)} to ${counted(most, "row")}`;
   const troubled = layers.filter((layer) => concerns(layer).length).length;
   const missing = layers.reduce((sum, layer) => sum + missingRows(layer), 0);
-  const verdict = missing ? `${counted(missing, "row")} missing` : troubled ? `${counted(troubled, "layer")} to look at` : "nothing needs attention";
-  return h("section", { class: `panel ${troubled ? "warn" : "good"}`, "aria-label": "Result" },
-    h("dl", { class: "figures" }, figure("Layers", whole(layers.length)), figure("Rows of each", layers.length ? range : "0"), figure("Verdict", verdict)),
-    h("div", { class: "row" }, downloadButton("Download all", job.id, "archive", job.kind === "run" ? "primary" : ""),
-      h("span", { class: "faint small" }, `result set ${results}: correctors, states and manifest of every layer`)));
+  const verdict = missing
+    ? `${counted(missing, "row")} missing`
+    : troubled
+      ? `${counted(troubled, "layer")} to look at`
+      : "nothing needs attention";
+  return h(
+    "section",
+    { class: `panel ${troubled ? "warn" : "good"}`, "aria-label": "Result" },
+    h(
+      "dl",
+      { class: "figures" },
+      figure("Layers", whole(layers.length)),
+      figure("Rows of each", layers.length ? range : "0"),
+      figure("Verdict", verdict),
+    ),
+    h(
+      "div",
+      { class: "row" },
+      downloadButton("Download all", job.id, "archive", job.kind === "run" ? "primary" : ""),
+      h("span", { class: "faint small" }, `result set ${results}: correctors, states and manifest of every layer`),
+    ),
+  );
 }
 
-const figure = (name, value, beside = null) => h("div", {}, h("dt", {}, name), h("dd", {}, value), beside && h("dd", { class: "small faint" }, beside));
+const figure = (name, value, beside = null) =>
+  h("div", {}, h("dt", {}, name), h("dd", {}, value), beside && h("dd", { class: "small faint" }, beside));
 
 // A correction: its report tells.
 export async function correctionOf(job, signal) {
@@ -30,10 +48,21 @@ export async function correctionOf(job, signal) {
   const { judgement: judged } = report;
   const worse = judged?.worse.corrected ?? [];
   const kind = worse.length ? "bad" : judged ? "good" : "";
-  return h("section", { class: `panel ${kind}`, "aria-label": "Result" },
-    judged ? effectOf(judged) : unmeasured(job), worse.length ? h("p", { class: "error", role: "alert" }, `The corrected model is worse than the quantised one: ${worse.join(", ")}.`) : null,
+  return h(
+    "section",
+    { class: `panel ${kind}`, "aria-label": "Result" },
+    judged ? effectOf(judged) : unmeasured(job),
+    worse.length
+      ? h("p", { class: "error", role: "alert" }, `The corrected model is worse than the quantised one: ${worse.join(", ")}.`)
+      : null,
     ...layersOf(report),
-    h("div", { class: "row" }, downloadButton("Download the model", job.id, "files/corrected.onnx", "primary"), downloadButton("Download all", job.id, "archive")));
+    h(
+      "div",
+      { class: "row" },
+      downloadButton("Download the model", job.id, "files/corrected.onnx", "primary"),
+      downloadButton("Download all", job.id, "archive"),
+    ),
+  );
 }
 
 const BEFORE = "quantised";
@@ -42,11 +71,26 @@ const AFTER = "corrected";
 function effectOf(judged) {
   const { accuracy, outputs, network } = judged;
   const gain = network[AFTER];
-  const points = AFTER in accuracy && BEFORE in accuracy ? figure("Accuracy", `${percent(accuracy[BEFORE])} → ${percent(accuracy[AFTER])}`, "float" in accuracy ? `float: ${percent(accuracy.float)}` : null) : null;
+  const points =
+    AFTER in accuracy && BEFORE in accuracy
+      ? figure(
+          "Accuracy",
+          `${percent(accuracy[BEFORE])} → ${percent(accuracy[AFTER])}`,
+          "float" in accuracy ? `float: ${percent(accuracy.float)}` : null,
+        )
+      : null;
   return [
-    h("dl", { class: "figures large" }, points,
-      figure("SQNR of the outputs", `${decibels(outputs[BEFORE].sqnr_db)} → ${decibels(outputs[AFTER].sqnr_db)}`, gain?.gain_db === undefined ? null : `gain ${decibels(gain.gain_db)} ± ${decibels(gain.standard_error_db)}`),
-      figure("Measured on", counted(judged.samples, "held-out sample"))),
+    h(
+      "dl",
+      { class: "figures large" },
+      points,
+      figure(
+        "SQNR of the outputs",
+        `${decibels(outputs[BEFORE].sqnr_db)} → ${decibels(outputs[AFTER].sqnr_db)}`,
+        gain?.gain_db === undefined ? null : `gain ${decibels(gain.gain_db)} ± ${decibels(gain.standard_error_db)}`,
+      ),
+      figure("Measured on", counted(judged.samples, "held-out sample")),
+    ),
     models(judged),
   ];
 }
@@ -63,12 +107,22 @@ function models({ accuracy, outputs, network }) {
     { title: "SQNR", number: true, key: (name) => outputs[name]?.sqnr_db, cell: (name) => decibels(outputs[name]?.sqnr_db) },
     { title: "Gain", number: true, key: (name) => network[name]?.gain_db, cell: (name) => decibels(network[name]?.gain_db) },
   ];
-  return h("details", {}, h("summary", {}, "All models that were judged"), sortable(columns, rows, { label: "Models", cards: false }).element);
+  return h(
+    "details",
+    {},
+    h("summary", {}, "All models that were judged"),
+    sortable(columns, rows, { label: "Models", cards: false }).element,
+  );
 }
 
 function unmeasured(job) {
   const request = { ...job.request };
-  return h("div", { class: "row" }, h("p", { class: "grow" }, "The effect was not measured: the job has no held-out samples."), linkButton("Submit again with held-out samples", submitAddress(request, job.id)));
+  return h(
+    "div",
+    { class: "row" },
+    h("p", { class: "grow" }, "The effect was not measured: the job has no held-out samples."),
+    linkButton("Submit again with held-out samples", submitAddress(request, job.id)),
+  );
 }
 
 function layersOf({ correction, judgement }) {
@@ -77,7 +131,23 @@ function layersOf({ correction, judgement }) {
   const skipped = all.filter((each) => !each.corrected);
   const harmful = judgement?.harmful ?? [];
   return [
-    h("p", {}, `${whole(corrected)} of ${counted(all.length, "layer")} corrected.`, harmful.length ? ` Closer to the float model without their correction: ${harmful.join(", ")}.` : ""),
-    skipped.length ? h("details", {}, h("summary", {}, `${counted(skipped.length, "layer")} not corrected`), h("ul", { class: "plain" }, skipped.map((each) => h("li", {}, h("strong", {}, each.layer), `: ${each.reason || each.outcome}`)))) : null,
+    h(
+      "p",
+      {},
+      `${whole(corrected)} of ${counted(all.length, "layer")} corrected.`,
+      harmful.length ? ` Closer to the float model without their correction: ${harmful.join(", ")}.` : "",
+    ),
+    skipped.length
+      ? h(
+          "details",
+          {},
+          h("summary", {}, `${counted(skipped.length, "layer")} not corrected`),
+          h(
+            "ul",
+            { class: "plain" },
+            skipped.map((each) => h("li", {}, h("strong", {}, each.layer), `: ${each.reason || each.outcome}`)),
+          ),
+        )
+      : null,
   ];
 }

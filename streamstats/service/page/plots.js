@@ -14,12 +14,27 @@ const CLEAR = 3; // pixels
 export function plot({ label, xs, axes, marks, said, chosen = () => {}, legend = [], group = null, logarithmic = false, start = null }) {
   const [low, high] = extent(marks, logarithmic);
   const data = [xs, xs.map((_, place) => (place % 2 ? high : low))]; // which gives uPlot the scale of y
-  const frame = h("div", { class: "frame", tabIndex: 0, role: "slider", "aria-label": `${label}. ${KEYS}`, "aria-valuemin": 0, "aria-valuemax": xs.length - 1, "aria-valuenow": 0, "aria-valuetext": said(0) });
+  const frame = h("div", {
+    class: "frame",
+    tabIndex: 0,
+    role: "slider",
+    "aria-label": `${label}. ${KEYS}`,
+    "aria-valuemin": 0,
+    "aria-valuemax": xs.length - 1,
+    "aria-valuenow": 0,
+    "aria-valuetext": said(0),
+  });
   const readout = h("p", { class: "readout faint" }, "Point at the plot, or focus it and use the arrow keys, to read values.");
   const view = { place: null };
   const chart = new window.uPlot(options({ axes, marks, xs, range: [low, high], logarithmic, view, width: 300 }), data, frame);
-  const element = h("figure", { class: "plot", "aria-label": label },
-    h("div", { class: "row" }, h("figcaption", { class: "grow strong" }, label), ...zoomButtons(chart, xs)), frame, readout, h("p", { class: "legend small faint" }, legend));
+  const element = h(
+    "figure",
+    { class: "plot", "aria-label": label },
+    h("div", { class: "row" }, h("figcaption", { class: "grow strong" }, label), ...zoomButtons(chart, xs)),
+    frame,
+    readout,
+    h("p", { class: "legend small faint" }, legend),
+  );
 
   const choose = (place, told = true) => {
     view.place = Math.max(0, Math.min(xs.length - 1, place));
@@ -34,7 +49,10 @@ export function plot({ label, xs, axes, marks, said, chosen = () => {}, legend =
   };
   group?.push(choose);
   chart.over.addEventListener("click", (event) => choose(chart.posToIdx(event.offsetX)));
-  chart.over.addEventListener("pointermove", (event) => event.pointerType === "mouse" && !event.buttons && choose(chart.posToIdx(event.offsetX)));
+  chart.over.addEventListener(
+    "pointermove",
+    (event) => event.pointerType === "mouse" && !event.buttons && choose(chart.posToIdx(event.offsetX)),
+  );
   frame.addEventListener("keydown", (event) => moved(event, { chart, xs, view, choose }));
   watchSize(element, frame, chart);
   if (start !== null) choose(start, false);
@@ -42,15 +60,41 @@ export function plot({ label, xs, axes, marks, said, chosen = () => {}, legend =
 }
 
 function options({ axes, marks, xs, range, logarithmic, view, width }) {
-  const style = { stroke: () => color("--faint"), grid: { stroke: () => color("--grid"), width: 1 }, ticks: { stroke: () => color("--grid"), width: 1 }, font: "12px system-ui, sans-serif", labelFont: "13px system-ui, sans-serif" };
+  const style = {
+    stroke: () => color("--faint"),
+    grid: { stroke: () => color("--grid"), width: 1 },
+    ticks: { stroke: () => color("--grid"), width: 1 },
+    font: "12px system-ui, sans-serif",
+    labelFont: "13px system-ui, sans-serif",
+  };
   const wholes = xs.every(Number.isInteger);
   const half = xs.length > 1 ? (xs[xs.length - 1] - xs[0]) / (xs.length - 1) / 2 : 0.5;
   return {
-    width, height: height(), legend: { show: false }, padding: [8, 12, 0, 0],
-    scales: { x: { time: false, range: (_, least, most) => [least - half, most + half] }, y: { range: () => range, distr: logarithmic ? 3 : 1 } },
+    width,
+    height: height(),
+    legend: { show: false },
+    padding: [8, 12, 0, 0],
+    scales: {
+      x: { time: false, range: (_, least, most) => [least - half, most + half] },
+      y: { range: () => range, distr: logarithmic ? 3 : 1 },
+    },
     axes: [
-      { ...style, label: axes.x, size: 34, labelSize: 20, space: 60, incrs: wholes ? [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 1e4, 2e4, 5e4, 1e5, 1e6, 1e7, 1e8, 1e9] : undefined, values: (_, all) => all.map(shortly) },
-      { ...style, label: axes.y, size: widthOf, labelSize: 22, values: (_, all) => all.map((each) => (each === null ? "" : shortly(each))) },
+      {
+        ...style,
+        label: axes.x,
+        size: 34,
+        labelSize: 20,
+        space: 60,
+        incrs: wholes ? [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 1e4, 2e4, 5e4, 1e5, 1e6, 1e7, 1e8, 1e9] : undefined,
+        values: (_, all) => all.map(shortly),
+      },
+      {
+        ...style,
+        label: axes.y,
+        size: widthOf,
+        labelSize: 22,
+        values: (_, all) => all.map((each) => (each === null ? "" : shortly(each))),
+      },
     ],
     series: [{}, { show: true, paths: () => null, points: { show: false } }],
     cursor: { x: false, y: false, points: { show: false }, drag: { x: true, y: false, setScale: true } },
@@ -86,7 +130,15 @@ function extent(marks, logarithmic) {
   return [least - room, most + room];
 }
 
-const DRAW = { points: drawPoints, errors: drawErrors, ranges: drawRanges, line: drawLine, bars: drawBars, flags: drawFlags, level: drawLevel };
+const DRAW = {
+  points: drawPoints,
+  errors: drawErrors,
+  ranges: drawRanges,
+  line: drawLine,
+  bars: drawBars,
+  flags: drawFlags,
+  level: drawLevel,
+};
 
 function drawn(chart, xs, marks, view) {
   const { ctx: ink, bbox } = chart;
@@ -145,7 +197,9 @@ function drawRanges({ ink, x, y, xs, step, ratio, low, high, color: stroke }) {
 
 function drawLine({ ink, x, y, xs, ratio, values, color: stroke }) {
   const points = xs.map((each, place) => [each, values[place]]).filter(([, value]) => known(value));
-  points.slice(1).forEach(([each, value], place) => line(ink, x(points[place][0]), y(points[place][1]), x(each), y(value), stroke, 2 * ratio));
+  points
+    .slice(1)
+    .forEach(([each, value], place) => line(ink, x(points[place][0]), y(points[place][1]), x(each), y(value), stroke, 2 * ratio));
 }
 
 // Bars from `low` to `high` on the y axis, `from` to `to` on the x axis, or a step wide.
@@ -181,7 +235,16 @@ function moved(event, { chart, xs, view, choose }) {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
   const here = view.place ?? -1;
   const tenth = Math.max(1, Math.round(xs.length / 10));
-  const moves = { ArrowLeft: here - 1, ArrowDown: here - 1, ArrowRight: here + 1, ArrowUp: here + 1, PageUp: here - tenth, PageDown: here + tenth, Home: 0, End: xs.length - 1 };
+  const moves = {
+    ArrowLeft: here - 1,
+    ArrowDown: here - 1,
+    ArrowRight: here + 1,
+    ArrowUp: here + 1,
+    PageUp: here - tenth,
+    PageDown: here + tenth,
+    Home: 0,
+    End: xs.length - 1,
+  };
   if (event.key in moves) choose(moves[event.key]);
   else if (event.key === "+" || event.key === "=") zoom(chart, xs, 0.5, Math.max(0, here));
   else if (event.key === "-") zoom(chart, xs, 2, Math.max(0, here));
@@ -192,12 +255,16 @@ function moved(event, { chart, xs, view, choose }) {
 
 function zoomButtons(chart, xs) {
   const middle = () => chart.posToIdx(chart.over.clientWidth / 2);
-  return [["+", "Zoom in", 0.5], ["−", "Zoom out", 2], ["All", "Show all", Infinity]].map(([label, name, factor]) =>
-    button(label, () => zoom(chart, xs, factor, middle()), "quiet", { "aria-label": name }));
+  return [
+    ["+", "Zoom in", 0.5],
+    ["−", "Zoom out", 2],
+    ["All", "Show all", Infinity],
+  ].map(([label, name, factor]) => button(label, () => zoom(chart, xs, factor, middle()), "quiet", { "aria-label": name }));
 }
 
 // Scales are those of the first and the last place that are shown.
-const shownPlaces = (chart, xs) => [chart.valToIdx(chart.scales.x.min), chart.valToIdx(chart.scales.x.max)].map((each) => Math.max(0, Math.min(xs.length - 1, each)));
+const shownPlaces = (chart, xs) =>
+  [chart.valToIdx(chart.scales.x.min), chart.valToIdx(chart.scales.x.max)].map((each) => Math.max(0, Math.min(xs.length - 1, each)));
 
 function zoom(chart, xs, factor, around) {
   const [first, last] = shownPlaces(chart, xs);

@@ -8,7 +8,17 @@ const STEPS = { record: "Run the model", count: "Count", correct: "Correct", rep
 
 export function progressOf(job) {
   if (job.state === "queued") return h("p", { class: "panel" }, waiting(job));
-  return h("div", { class: "panel" }, job.stage ? steps(job.stage) : null, job.follows ? null : bar(job), h("dl", { class: "figures" }, figuresOf(job).map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value)))));
+  return h(
+    "div",
+    { class: "panel" },
+    job.stage ? steps(job.stage) : null,
+    job.follows ? null : bar(job),
+    h(
+      "dl",
+      { class: "figures" },
+      figuresOf(job).map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))),
+    ),
+  );
 }
 
 function waiting(job) {
@@ -18,15 +28,23 @@ function waiting(job) {
 
 function steps({ step, steps: names }) {
   const mark = (place) => (place < step ? "done" : place === step ? "now" : "later");
-  return h("ol", { class: "stages", "aria-label": "Steps" }, names.map((name, place) =>
-    h("li", { class: mark(place), "aria-current": place === step ? "step" : null }, STEPS[name] ?? name)));
+  return h(
+    "ol",
+    { class: "stages", "aria-label": "Steps" },
+    names.map((name, place) => h("li", { class: mark(place), "aria-current": place === step ? "step" : null }, STEPS[name] ?? name)),
+  );
 }
 
 function figuresOf(job) {
   if (job.stage) return stageFigures(job.stage);
   const figures = [["Rows", job.total_rows > job.rows ? `${whole(job.rows)} of ${whole(job.total_rows)}` : whole(job.rows)]];
   if (job.follows) return [...figures, ["Follows the store", "counts rows as they arrive"]];
-  return [...figures, ["Read", `${bytes(job.bytes)} of ${bytes(job.total_bytes)}`], ["Rate", job.bytes_per_second ? `${bytes(job.bytes_per_second)}/s` : "–"], ["Time left", duration(job.seconds_left)]];
+  return [
+    ...figures,
+    ["Read", `${bytes(job.bytes)} of ${bytes(job.total_bytes)}`],
+    ["Rate", job.bytes_per_second ? `${bytes(job.bytes_per_second)}/s` : "–"],
+    ["Time left", duration(job.seconds_left)],
+  ];
 }
 
 // The time left of a stage is measured; that of the later steps is not known, and the page does not guess it.

@@ -10,7 +10,15 @@ const TYPES = {
   array: Array.isArray,
   object: (value) => typeof value === "object" && value !== null && !Array.isArray(value),
 };
-const NAMES = { string: "text", integer: "a whole number", number: "a number", boolean: "true or false", null: "null", array: "a list", object: "keys and values" };
+const NAMES = {
+  string: "text",
+  integer: "a whole number",
+  number: "a number",
+  boolean: "true or false",
+  null: "null",
+  array: "a list",
+  object: "keys and values",
+};
 
 // The schema of a job of this `kind`, in the description of the whole service.
 export function schemaOf(openapi, kind) {
@@ -20,7 +28,10 @@ export function schemaOf(openapi, kind) {
 
 export function resolve(schema, root) {
   if (!schema.$ref) return schema;
-  return schema.$ref.slice(2).split("/").reduce((part, name) => part[name], root);
+  return schema.$ref
+    .slice(2)
+    .split("/")
+    .reduce((part, name) => part[name], root);
 }
 
 // What is wrong with `value`: [{path, text}], empty if nothing is. A path is that of a key, as in layers[0].match.
@@ -41,7 +52,10 @@ function ofChoices(value, choices, root, path) {
   if (all.some((each) => !each.length)) return [];
   const typed = choices.findIndex((schema) => TYPES[resolve(schema, root).type]?.(value));
   if (typed >= 0) return all[typed];
-  const names = choices.map((schema) => resolve(schema, root)).filter((schema) => schema.type !== "null").map((schema) => NAMES[schema.type] ?? (schema.enum ?? [schema.const]).map(shown).join(", "));
+  const names = choices
+    .map((schema) => resolve(schema, root))
+    .filter((schema) => schema.type !== "null")
+    .map((schema) => NAMES[schema.type] ?? (schema.enum ?? [schema.const]).map(shown).join(", "));
   return [{ path, text: `found ${shown(value)}, expected ${[...new Set(names)].join(" or ")}` }];
 }
 
@@ -52,8 +66,14 @@ function limits(value, schema, wrong) {
     [schema.maximum !== undefined && value > schema.maximum, () => `at most ${schema.maximum}`],
     [schema.exclusiveMinimum !== undefined && value <= schema.exclusiveMinimum, () => `more than ${schema.exclusiveMinimum}`],
     [schema.exclusiveMaximum !== undefined && value >= schema.exclusiveMaximum, () => `less than ${schema.exclusiveMaximum}`],
-    [size !== null && size < (schema.minLength ?? schema.minItems ?? 0), () => (size ? `at least ${schema.minLength ?? schema.minItems} of them` : "something")],
-    [size !== null && size > (schema.maxLength ?? schema.maxItems ?? Infinity), () => `at most ${schema.maxLength ?? schema.maxItems} of them`],
+    [
+      size !== null && size < (schema.minLength ?? schema.minItems ?? 0),
+      () => (size ? `at least ${schema.minLength ?? schema.minItems} of them` : "something"),
+    ],
+    [
+      size !== null && size > (schema.maxLength ?? schema.maxItems ?? Infinity),
+      () => `at most ${schema.maxLength ?? schema.maxItems} of them`,
+    ],
     [typeof value === "string" && schema.pattern && !matches(schema.pattern, value), () => `text of the form ${schema.pattern}`],
   ];
   const failed = tests.find(([fails]) => fails);
@@ -82,7 +102,9 @@ function ofKeys(value, schema, root, path) {
   return [
     ...missing,
     ...unknown.map((key) => ({ path: under(key), text: `is no key here; the keys are ${known.join(", ")}` })),
-    ...Object.entries(value).filter(([key]) => known.includes(key)).flatMap(([key, each]) => problems(each, { schema: schema.properties[key], root }, under(key))),
+    ...Object.entries(value)
+      .filter(([key]) => known.includes(key))
+      .flatMap(([key, each]) => problems(each, { schema: schema.properties[key], root }, under(key))),
   ];
 }
 

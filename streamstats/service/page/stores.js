@@ -11,7 +11,12 @@ export async function showStores({ main, signal, fail }) {
   const age = new Age();
   const place = h("div");
   const panels = new Map();
-  main.replaceChildren(title("Stores"), h("p", { class: "faint" }, "Stores that the service owns. Clients append activations to them, and each request counts once."), age.element, place);
+  main.replaceChildren(
+    title("Stores"),
+    h("p", { class: "faint" }, "Stores that the service owns. Clients append activations to them, and each request counts once."),
+    age.element,
+    place,
+  );
   const load = async () => {
     const names = await get("/stores", signal);
     const stores = await Promise.all(names.map((name) => get(`/stores/${encodeURIComponent(name)}`, signal)));
@@ -29,7 +34,12 @@ function draw(place, panels, stores) {
   }
   const shown = stores.map((store) => panels.get(store.name).element);
   const same = shown.length && shown.length === place.childElementCount && shown.every((each, index) => each === place.children[index]);
-  if (!same) place.replaceChildren(...(shown.length ? shown : [h("p", { class: "empty" }, "No stores yet. Create one with ", h("code", {}, "streamstats send STORE LAYER FILE"), ".")]));
+  if (!same)
+    place.replaceChildren(
+      ...(shown.length
+        ? shown
+        : [h("p", { class: "empty" }, "No stores yet. Create one with ", h("code", {}, "streamstats send STORE LAYER FILE"), ".")]),
+    );
 }
 
 class StorePanel {
@@ -37,7 +47,19 @@ class StorePanel {
     const source = encodeURIComponent(store.source);
     this.table = sortable(COLUMNS, [], { label: `Layers of ${store.name}`, cards: false });
     this.rows = h("span", { class: "faint" });
-    this.element = h("section", { class: "panel" }, h("div", { class: "row" }, h("h2", { class: "grow" }, store.name), this.rows, linkButton("Follow with a job", submitAddress({ kind: "run", source: store.source, follow: {} })), linkButton("Its jobs", `#/history/${source}`)), this.table.element);
+    this.element = h(
+      "section",
+      { class: "panel" },
+      h(
+        "div",
+        { class: "row" },
+        h("h2", { class: "grow" }, store.name),
+        this.rows,
+        linkButton("Follow with a job", submitAddress({ kind: "run", source: store.source, follow: {} })),
+        linkButton("Its jobs", `#/history/${source}`),
+      ),
+      this.table.element,
+    );
   }
 
   update(store) {

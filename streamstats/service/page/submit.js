@@ -13,7 +13,14 @@ export async function showSubmit({ main, signal }, text) {
   const [about, statistics, openapi] = await Promise.all([get("", signal), get("/statistics", signal), get("/openapi.json", signal)]);
   const { from, request } = startOf(text);
   if (!maySubmit(about.you)) {
-    main.replaceChildren(title("Submit a job"), h("p", { class: "panel warn" }, `The token ${about.you.name} may only read. To submit a job, ask whoever runs the service for a token with the role submit.`));
+    main.replaceChildren(
+      title("Submit a job"),
+      h(
+        "p",
+        { class: "panel warn" },
+        `The token ${about.you.name} may only read. To submit a job, ask whoever runs the service for a token with the role submit.`,
+      ),
+    );
     return;
   }
   if (about.you.role !== "admin") delete request.submitter; // the job is that of the token
@@ -53,14 +60,35 @@ class SubmitView {
   }
 
   whole(about) {
-    const choice = (kind, label) => h("label", {}, h("input", { type: "radio", name: "kind", value: kind, onchange: () => this.choose(kind) }), ` ${label}`);
-    return h("form", { novalidate: true, onsubmit: (event) => this.send(event) },
-      h("div", { class: "row", role: "radiogroup", "aria-label": "Kind of job" }, choice("run", "Reduce a store"), choice("onnx", "Correct an ONNX model")),
-      this.place, this.fieldset("Job", jobFields(about)),
-      h("details", { open: this.from || null }, h("summary", {}, "The whole configuration"),
-        h("p", { class: "faint small" }, "YAML or JSON, with every key that a configuration may have. It and the form above are one: a change of either changes the other."),
-        h("label", { for: "configuration", class: "visually-hidden" }, "The whole configuration"), this.form.text, this.form.found),
-      this.wrong, this.button);
+    const choice = (kind, label) =>
+      h("label", {}, h("input", { type: "radio", name: "kind", value: kind, onchange: () => this.choose(kind) }), ` ${label}`);
+    return h(
+      "form",
+      { novalidate: true, onsubmit: (event) => this.send(event) },
+      h(
+        "div",
+        { class: "row", role: "radiogroup", "aria-label": "Kind of job" },
+        choice("run", "Reduce a store"),
+        choice("onnx", "Correct an ONNX model"),
+      ),
+      this.place,
+      this.fieldset("Job", jobFields(about)),
+      h(
+        "details",
+        { open: this.from || null },
+        h("summary", {}, "The whole configuration"),
+        h(
+          "p",
+          { class: "faint small" },
+          "YAML or JSON, with every key that a configuration may have. It and the form above are one: a change of either changes the other.",
+        ),
+        h("label", { for: "configuration", class: "visually-hidden" }, "The whole configuration"),
+        this.form.text,
+        this.form.found,
+      ),
+      this.wrong,
+      this.button,
+    );
   }
 
   fieldset(legend, fields, ...beside) {
@@ -68,18 +96,42 @@ class SubmitView {
   }
 
   runPlace(about, statistics) {
-    const sources = h("datalist", { id: "sources" }, about.sources.map((each) => h("option", { value: each })));
+    const sources = h(
+      "datalist",
+      { id: "sources" },
+      about.sources.map((each) => h("option", { value: each })),
+    );
     const boxes = statistics.map(({ name, description }) => this.form.memberField("statistics", name, description));
     this.several = h("p", { class: "faint" });
     this.rules = h("div", { class: "fields" }, this.form.bound(layerFields));
-    return h("div", {}, this.fieldset("Store", runFields(about), sources, boxes.length ? h("div", { class: "field", role: "group", "aria-label": "Additional statistics" }, h("span", {}, "Additional statistics"), boxes) : null),
-      h("fieldset", {}, h("legend", {}, "How to read the layers"), this.several, this.rules));
+    return h(
+      "div",
+      {},
+      this.fieldset(
+        "Store",
+        runFields(about),
+        sources,
+        boxes.length
+          ? h(
+              "div",
+              { class: "field", role: "group", "aria-label": "Additional statistics" },
+              h("span", {}, "Additional statistics"),
+              boxes,
+            )
+          : null,
+      ),
+      h("fieldset", {}, h("legend", {}, "How to read the layers"), this.several, this.rules),
+    );
   }
 
   choose(kind) {
     const { request } = this.form;
     this.others[request.kind] = request;
-    const shared = Object.fromEntries(["name", "tags", "note", "notify", "submitter", "priority", "memory"].filter((key) => key in request).map((key) => [key, request[key]]));
+    const shared = Object.fromEntries(
+      ["name", "tags", "note", "notify", "submitter", "priority", "memory"]
+        .filter((key) => key in request)
+        .map((key) => [key, request[key]]),
+    );
     this.form.replace({ ...this.others[kind], ...shared, kind });
     this.showKind();
   }
@@ -121,7 +173,8 @@ class SubmitView {
   }
 
   keyOf(text) {
-    if (text !== this.last.text) this.last = { text, key: [...crypto.getRandomValues(new Uint8Array(16))].map((each) => each.toString(16).padStart(2, "0")).join("") };
+    if (text !== this.last.text)
+      this.last = { text, key: [...crypto.getRandomValues(new Uint8Array(16))].map((each) => each.toString(16).padStart(2, "0")).join("") };
     return this.last.key;
   }
 

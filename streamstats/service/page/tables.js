@@ -12,13 +12,28 @@ export function sortable(columns, rows, { label, sorted = null, cards = true, id
   let first = 0;
   const body = h("tbody");
   const heads = columns.map((column, index) =>
-    h("th", { scope: "col", class: styleOf(column) }, h("button", { type: "button", onclick: () => sort(index) }, column.title)));
+    h("th", { scope: "col", class: styleOf(column) }, h("button", { type: "button", onclick: () => sort(index) }, column.title)),
+  );
   const table = h("table", { class: cards ? "cards" : null, "aria-label": label }, h("thead", {}, h("tr", {}, heads)), body);
   const place = h("span", { class: "faint small", role: "status" });
   const turns = [button("Previous", () => turn(-1), "quiet"), button("Next", () => turn(1), "quiet")];
   turns.forEach((each) => each.setAttribute("aria-label", `${each.textContent} rows of ${label}`));
   const pages = h("div", { class: "row pages", hidden: true }, turns, place);
-  const shown = h("div", {}, h("div", { class: cards ? "scroll" : "scroll wide", tabIndex: cards ? null : 0, role: cards ? null : "region", "aria-label": cards ? null : label }, table), pages);
+  const shown = h(
+    "div",
+    {},
+    h(
+      "div",
+      {
+        class: cards ? "scroll" : "scroll wide",
+        tabIndex: cards ? null : 0,
+        role: cards ? null : "region",
+        "aria-label": cards ? null : label,
+      },
+      table,
+    ),
+    pages,
+  );
 
   function sort(index) {
     order.up = order.column === index ? !order.up : true;
@@ -70,7 +85,8 @@ export function sortable(columns, rows, { label, sorted = null, cards = true, id
   return { element: shown, table, update };
 }
 
-const styleOf = (column) => [column.number && "number", column.name && "name", column.time && "time", column.wide && "wide-only"].filter(Boolean).join(" ") || null;
+const styleOf = (column) =>
+  [column.number && "number", column.name && "name", column.time && "time", column.wide && "wide-only"].filter(Boolean).join(" ") || null;
 
 function comparing(key, sign) {
   const compare = (a, b) => (typeof a === "number" && typeof b === "number" ? a - b : byName(String(a), String(b)));

@@ -13,6 +13,7 @@ export function read(text) {
     const where = error.mark ? `line ${error.mark.line + 1}: ` : "";
     throw new Error(`${where}${error.reason ?? error.message}`);
   }
-  if (request === null || typeof request !== "object" || Array.isArray(request)) throw new Error("expected keys and values, as in `source: mobilenet.zarr`");
+  if (request === null || typeof request !== "object" || Array.isArray(request))
+    throw new Error("expected keys and values, as in `source: mobilenet.zarr`");
   return request;
 }

@@ -96,14 +96,14 @@ def test_more_files_than_a_call_takes_are_all_read(tmp_path: Path, monkeypatch: 
     calls: list[int] = []
     watched = gathering.gather
 
-    def counting(folder: int, names: list[str], *rest: object) -> Gathered:
+    def counting(folder: int, names: list[str], *rest: object, follow_links: bool) -> Gathered:
         calls.append(len(names))
-        return watched(folder, names, *rest)  # type: ignore[arg-type]
+        return watched(folder, names, *rest, follow_links=follow_links)  # type: ignore[arg-type]
 
     monkeypatch.setattr("streamstats.calibration.sources.local.gather", counting)
     found = measured(layer, slice(1, 2999))
     assert calls == [1024, 474]  # the first and the last chunk are wanted in part
-    monkeypatch.setattr(local, "can_gather", lambda: False)
+    monkeypatch.setattr(local, "can_gather", lambda **_: False)
     assert measured(layer, slice(1, 2999)) == found
     assert len(calls) == 2
 

@@ -1,0 +1,176 @@
+"""The journal of a layer's idempotency keys: a file in the store itself, one line of JSON for each request.
+
+The law: all rows that a reader counts have a key in the store, wherever it is copied to, with or without the database.
+A request is noted before its rows are written; lines beyond the rows of the layer are of requests that were never
+acknowledged. `settle` makes the database, the journal and the rows agree, after a kill or in a copy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from sqlite3 import Row
+
+from ..errors import DataError
+from ..storage.files import append_bytes, read_bytes, write_bytes
+from .database import Database
+from .errors import ConflictError
+
+FOLDER = ".keys"
+LONGEST_LINE = 2**16
+"""More than the longest line, whose digest has the description of a layer: 17 KiB, or twice that with its escapes."""
+
+
+@dataclass(frozen=True)
+class Noted:
+    """Rows `start` to `stop` of a layer: those of the request with this `key` and this `digest` of its content."""
+
+    key: str
+    digest: str
+    start: int
+    stop: int
+    sender: str = ""
+
+    @property
+    def line(self) -> str:
+        """The line of the journal."""
+        return json.dumps(asdict(self)) + "\n"
+
+
+class Journal:
+    """The journal of `layer` in the folder of its store."""
+
+    def __init__(self, store: Path, layer: str) -> None:
+        name = hashlib.sha256(layer.encode()).hexdigest()  # a path from the name could be a folder of another layer's
+        self.path = store / FOLDER / f"{name}.jsonl"
+
+    def note(self, requests: Sequence[Noted]) -> None:
+        """Add `requests`; they are on the disk when this returns. Raises `OutputError`."""
+        append_bytes(self.path, "".join(each.line for each in requests).encode())
+
+    def replace(self, requests: Sequence[Noted]) -> None:
+        """Hold `requests` and no others. Raises `OutputError`."""
+        write_bytes(self.path, "".join(each.line for each in requests).encode())
+
+    def read(self) -> tuple[list[Noted], bool]:
+        """(the requests in order, whether the file ends in a whole line). Raises `DataError`."""
+        if not self.path.exists():
+            return [], True
+        *lines, rest = read_bytes(self.path).split(b"\n")
+        return [self._parsed(number, line) for number, line in enumerate(lines, 1)], not rest
+
+    def rows(self) -> int | None:
+        """The rows up to the last request, None if the file does not end in a whole line."""
+        if not self.path.exists():
+            return 0
+        with self.path.open("rb") as file:
+            file.seek(max(0, self.path.stat().st_size - LONGEST_LINE))
+            *lines, rest = file.read().split(b"\n")
+        return None if rest or not lines else self._parsed(-1, lines[-1]).stop
+
+    def _parsed(self, number: int, line: bytes) -> Noted:
+        try:
+            found = Noted(**json.loads(line))
+        except (ValueError, TypeError) as error:
+            raise DataError(
+                f"{self.path} is damaged in line {number}: {error}; restore it from a backup, or remove it: the "
+                "database has the keys, too"
+            ) from error
+        return found
+
+
+class Keys:
+    """The idempotency keys of `store` in the database."""
+
+    def __init__(self, database: Database, store: str) -> None:
+        self._database, self._store = database, store
+
+    def known(self, layer: str, key: str) -> Noted | None:
+        """What the request with this `key` appended. Raises `ConflictError` if that was withdrawn."""
+        row = self._database.one(
+            "SELECT * FROM ingests WHERE store = ? AND layer = ? AND idempotency_key = ?", (self._store, layer, key)
+        )
+        if row is not None and row["withdrawn"] is not None:
+            raise ConflictError(f"the batch with the key {key} was withdrawn; to send it again, use a new key")
+        return None if row is None else _noted(row)
+
+    def claim(self, owner: str) -> None:
+        """Note whose store it is, before it is made."""
+        with self._database.writing() as connection:
+            connection.execute(
+                "INSERT OR REPLACE INTO stores (name, owner, appended) VALUES (?, ?, ?)",
+                (self._store, owner, time.time()),
+            )
+
+    def add(self, layer: str, requests: Sequence[Noted]) -> None:
+        """Note which rows each key stands for."""
+        rows = [(self._store, layer, each.key, each.digest, each.start, each.stop, each.sender) for each in requests]
+        with self._database.writing() as connection:
+            connection.executemany(
+                "INSERT OR IGNORE INTO ingests (store, layer, idempotency_key, digest, start, stop, sender) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?)",
+                rows,
+            )
+            connection.execute("UPDATE stores SET appended = ? WHERE name = ?", (time.time(), self._store))
+
+    def rows(self, layer: str) -> int:
+        """The rows up to the last that a key stands for."""
+        row = self._database.one(
+            "SELECT max(stop) AS rows FROM ingests WHERE store = ? AND layer = ?", (self._store, layer)
+        )
+        return 0 if row is None else row["rows"] or 0
+
+    def since(self, layer: str, start: int) -> list[Noted]:
+        """The requests whose rows begin at `start` or later, in order."""
+        rows = self._database.query(
+            "SELECT * FROM ingests WHERE store = ? AND layer = ? AND start >= ? ORDER BY start",
+            (self._store, layer, start),
+        )
+        return [_noted(row) for row in rows]
+
+    def take_back(self, layer: str, rows: int) -> None:
+        """Remove the keys of rows beyond the `rows` that the layer has."""
+        with self._database.writing() as connection:
+            connection.execute(
+                "DELETE FROM ingests WHERE store = ? AND layer = ? AND stop > ?", (self._store, layer, rows)
+            )
+
+    def forget(self, layer: str | None = None) -> None:
+        """Remove all keys of `layer`, or of the store, and whose it is."""
+        with self._database.writing() as connection:
+            if layer is not None:
+                connection.execute("DELETE FROM ingests WHERE store = ? AND layer = ?", (self._store, layer))
+                return
+            connection.execute("DELETE FROM ingests WHERE store = ?", (self._store,))
+            connection.execute("DELETE FROM stores WHERE name = ?", (self._store,))
+
+
+def _noted(row: Row) -> Noted:
+    return Noted(row["idempotency_key"], row["digest"], row["start"], row["stop"], row["sender"])
+
+
+def settle(keys: Keys, journal: Journal, layer: str, rows: int) -> int:
+    """Make the database and the journal agree on the `rows` that `layer` has; returns how many of these have a key.
+
+    What either of them lacks, it gets from the other one. Raises `OutputError`, `DataError`.
+    """
+    known = keys.rows(layer)
+    if known == rows == journal.rows():
+        return rows
+    if known > rows:
+        keys.take_back(layer, rows)
+        known = keys.rows(layer)
+    noted, is_whole = journal.read()
+    stored = [each for each in noted if each.stop <= rows]
+    if len(stored) < len(noted) or not is_whole:
+        journal.replace(stored)
+    last = stored[-1].stop if stored else 0
+    if last > known:
+        keys.add(layer, [each for each in stored if each.start >= known])
+    if known > last:  # an older version wrote no journals
+        journal.note(keys.since(layer, last))
+    return max(known, last)

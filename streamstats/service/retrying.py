@@ -1,0 +1,68 @@
+"""When a client sends a request again: one that got no answer, or for which the service has no capacity at the moment.
+
+The law: a request is sent again for a bounded time, and never before the service said (`Retry-After`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+
+PATIENCE_SECONDS = 120.0
+"""How long requests that add something, and streams, are repeated."""
+QUICK_SECONDS = 5.0
+"""How long a question is repeated: whoever asks waits for the answer."""
+FIRST_SECONDS, MOST_SECONDS = 0.5, 10.0
+"""The first pause, and the longest; each is twice the one before."""
+UNAVAILABLE = (429, 502, 503, 504)
+"""Statuses of a service, or a proxy before it, that may answer later."""
+
+
+@dataclass
+class Trial:
+    """The attempts of one request, within `seconds` of the first; `say` is told why the first one is repeated."""
+
+    seconds: float
+    say: Callable[[str], None] = lambda _: None
+    monotonic: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+    _pause: float = field(default=FIRST_SECONDS, init=False)
+    _until: float | None = field(default=None, init=False)
+
+    def again(self, reason: str, after: float | None = None) -> bool:
+        """Wait, at least `after` seconds; false, without a wait, if the time is over before that."""
+        now = self.monotonic()
+        if self._until is None:
+            self._until = now + self.seconds
+            self.say(f"{reason}; trying again for {self.seconds:.0f} s")
+        left = self._until - now
+        if left <= 0 or (after is not None and after > left):
+            return False
+        self.sleep(min(max(self._pause, after or 0.0), left))
+        self._pause = min(2 * self._pause, MOST_SECONDS)
+        return True
+
+    def renew(self) -> None:
+        """An attempt has succeeded: the next failure begins anew."""
+        self._pause, self._until = FIRST_SECONDS, None
+
+
+def retry_after(header: str | None, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> float | None:
+    """The seconds of the header `Retry-After`: a number, or a date. None if there is none, or it is neither.
+
+    >>> retry_after("5"), retry_after(None), retry_after("soon")
+    (5.0, None, None)
+    >>> retry_after("Wed, 21 Oct 2015 07:28:00 GMT", lambda: datetime(2015, 10, 21, 7, 27, tzinfo=UTC))
+    60.0
+    """
+    if header is None:
+        return None
+    if header.strip().isascii() and header.strip().isdigit():
+        return float(header)
+    try:
+        return max(0.0, (parsedate_to_datetime(header) - now()).total_seconds())
+    except (ValueError, TypeError):
+        return None
