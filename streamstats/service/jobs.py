@@ -21,20 +21,9 @@ from ..errors import OutputError, StreamstatsError
 from ..storage.files import make_folders, remove_folder, write_json
 from .errors import BusyError, ConflictError, DamagedError, FullError
 from .faults import RETRY_SECONDS, Faults
-from .job_table import (
-    CANCELLED,
-    CANCELLING,
-    DONE,
-    ENDED,
-    FAILED,
-    INCOMPLETE,
-    QUEUED,
-    RUNNING,
-    JobTable,
-    Submitted,
-)
+from .job_table import CANCELLED, CANCELLING, DONE, ENDED, FAILED, INCOMPLETE, QUEUED, RUNNING, JobTable, Submitted
 from .memory import no_memory
-from .messages import OWN, JobView
+from .messages import OWN, JobSummary, JobView
 from .metrics import Metrics
 from .processes import CANCEL_SECONDS, STOP_SECONDS, JobProcess, ProcessLimits
 from .queueing import by_precedence, next_job, places_in_queue
@@ -155,6 +144,8 @@ class Jobs:
         return places_in_queue(self._table.queued(follows=follows), running, turns, places, why)
 
     def _check_capacity(self, submitted: Submitted) -> None:
+        if not self._resumed:
+            raise FullError("the service is starting; submit the job again later")
         if submitted.follows and not self._places[True]:
             raise ConflictError("this service does not run jobs that follow a store; leave `follow` out")
         waiting = self._table.waiting()
@@ -185,10 +176,7 @@ class Jobs:
         return self._table.get(name)
 
     def forget(self, name: str) -> JobView:
-        """Queue a job that has ended, to subtract the batches that were withdrawn; then it is in the same state again.
-
-        Raises `NotFoundError`, `ConflictError`.
-        """
+        """Queue a job that has ended, to subtract withdrawn batches. Raises `NotFoundError`, `ConflictError`."""
         with self._lock:
             found = self._table.get(name)
             if found.state not in ENDED or name in self._processes:
@@ -206,7 +194,7 @@ class Jobs:
     def interrupt(self, name: str) -> None:
         """Have a job that runs save, stop and start again, with what `complete` gives it then."""
         with self._lock:
-            if name in self._processes:
+            if name in self._processes and self._table.get(name).state == RUNNING:
                 self._interrupted.add(name)
                 self._processes[name].terminate(STOP_SECONDS)
 
@@ -236,10 +224,13 @@ class Jobs:
     # Starting and stopping
 
     def start(self) -> None:
-        """Queue the jobs that an earlier service left running, and begin to run jobs."""
+        """Queue the jobs that an earlier service left running, and begin to run jobs; what fails is tried again."""
+        with self._faults.noted("the queue of jobs"):
+            self._resume()
         self._thread.start()
 
     def _resume(self) -> None:
+        """Until this succeeds, no job is submitted: its folder would be taken for one that was left behind."""
         known = self._table.states()
         for folder in self._folder.iterdir():
             if folder.name not in known:  # its submission, or its deletion, was interrupted

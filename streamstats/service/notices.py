@@ -10,8 +10,10 @@ import logging
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from sqlite3 import Row
 
+from ..errors import StreamstatsError
 from .database import Database
 from .faults import RETRY_SECONDS, Faults
 from .hooks import DeliveryError, Hook
@@ -37,7 +39,7 @@ class Notices:
     ) -> None:
         self._database, self._table, self._hooks = database, table, hooks
         self._faults, self._pauses = faults, pauses
-        self._changed = threading.Condition()
+        self._news = {name: threading.Event() for name in hooks}
         self._stopping = False
         self._threads = [
             threading.Thread(target=self._work, args=(name, hook), name=f"hook {name}", daemon=True)
@@ -46,34 +48,34 @@ class Notices:
 
     def start(self) -> None:
         """Begin to deliver; notices for hooks that are no longer configured are dropped."""
-        for row in self._database.query("SELECT * FROM notices"):
-            if row["hook"] not in self._hooks:
-                self._drop(row)
+        with suppress(StreamstatsError):  # a full disk: at a later start
+            for row in self._database.query("SELECT * FROM notices"):
+                if row["hook"] not in self._hooks:
+                    self._drop(row)
         for thread in self._threads:
             thread.start()
 
     def stop(self) -> None:
         """Finish what is being delivered; the rest is delivered after the next start."""
-        with self._changed:
-            self._stopping = True
-            self._changed.notify_all()
+        self._stopping = True
+        self.wake()
         for thread in self._threads:
             if thread.is_alive():
                 thread.join()
 
     def wake(self) -> None:
         """Look for new notices now."""
-        with self._changed:
-            self._changed.notify_all()
+        for news in self._news.values():
+            news.set()
 
     def _work(self, name: str, hook: Hook) -> None:
         while not self._stopping:
             wait = RETRY_SECONDS
+            self._news[name].clear()  # first: what is noted from now on wakes it
             with self._faults.noted(f"hook {name}"):
                 wait = self._deliver_next(name, hook)
-            with self._changed:
-                if not self._stopping and wait > 0:
-                    self._changed.wait(wait)
+            if not self._stopping:
+                self._news[name].wait(wait)
 
     def _deliver_next(self, name: str, hook: Hook) -> float:
         """Deliver the notice of a hook that is due first, if it is; the seconds until there is more to do."""

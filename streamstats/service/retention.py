@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
@@ -25,6 +25,8 @@ from .settings import RetentionConfig
 from .stores import Stores
 from .uploads import Uploads
 
+BY_ITSELF = "(retention)"
+"""In the audit log, where no token has such a name."""
 Kind = Literal["jobs", "sets", "stores", "uploads", "events"]
 
 log = logging.getLogger("streamstats.service")
@@ -62,7 +64,7 @@ class Retention:
 
     def apply(self) -> None:
         """Remove what the configuration does not keep. Raises `OutputError`."""
-        list(self.prune("retention"))
+        list(self.prune(BY_ITSELF))
 
     def _note(self, who: str, removed: Expired) -> None:
         log.info("removed: %s %s", removed.kind, removed.thing.name)
@@ -84,8 +86,9 @@ class Retention:
             yield expired.view()
 
     def _expired(self, config: RetentionConfig, now: float) -> Iterator[Expired]:
-        yield from self._of("jobs", config.jobs.keep(), self._ended(config.keep_tags), self._jobs.delete, now)
-        yield from self._sets(config.sets.keep(), now)
+        jobs = [*self._of("jobs", config.jobs.keep(), self._ended(config.keep_tags), self._jobs.delete, now)]
+        yield from jobs
+        yield from self._sets(config.sets.keep(), now, {each.thing.name for each in jobs})
         yield from self._of("stores", config.stores.keep(), self._unread(), self._stores.delete, now)
         yield from self._of("uploads", config.uploads.keep(), self._uploaded(), self._uploads.remove, now)
         yield from self._events(config.events.keep(), now)
@@ -103,9 +106,11 @@ class Retention:
             if not set(keep_tags) & set(job["tags"]):
                 yield Thing(job["id"], job["ended"], folder_bytes(self._jobs.folder(job["id"])))
 
-    def _sets(self, keep: Keep, now: float) -> Iterator[Expired]:
-        """The sets of each job that has ended; a job that runs removes its own."""
+    def _sets(self, keep: Keep, now: float, gone: Collection[str]) -> Iterator[Expired]:
+        """The sets of each job that has ended and is not `gone`; a job that runs removes its own."""
         for job in self._table.ended() if keep != Keep() else ():
+            if job["id"] in gone:
+                continue
             folder = self._jobs.folder(job["id"])
             for each in published.superseded(folder, keep, now, measured=True):
                 if now - max(each.at, job["ended"]) <= published.RETAINED_SECONDS:

@@ -6,7 +6,9 @@ import logging
 import re
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from pathlib import Path
 
 from ..calibration.layer import check_values
@@ -65,18 +67,11 @@ class Stores:
         for each in moved_away(self.folder):  # the service was killed while it deleted them
             remove_folder(each)
         for name in self.names():
-            for layer in sorted(stored_layers(self.folder / name)):
-                self._settle(name, layer)
+            with _logged(name):
+                for layer in sorted(stored_layers(self.folder / name)):
+                    with _logged(name, layer):
+                        settle_layer(self.folder / name, Keys(self._database, name), layer)
         self._settled = True
-
-    def _settle(self, store: str, layer: str) -> None:
-        """Settle a layer; one that cannot be settled is refused when somebody appends to it."""
-        try:
-            settle_layer(self.folder / store, Keys(self._database, store), layer)
-        except (DamagedError, BusyError):
-            raise
-        except (UsageError, DataError, ConflictError) as error:
-            log.error("%s", error, extra={"store": store, "layer": layer})
 
     def append(self, store: str, activations: Activations) -> Future[IngestView]:
         """Append to a layer of `store`, which the first call creates; done when the rows are on the disk.
@@ -189,6 +184,17 @@ class Stores:
             lanes = list(self._lanes.values())
         for lane in lanes:
             lane.close()
+
+
+@contextmanager
+def _logged(store: str, layer: str | None = None) -> Iterator[None]:
+    """Log why a layer, or a store, cannot be settled; whoever appends to it is told. Raises what the database does."""
+    try:
+        yield
+    except (DamagedError, BusyError):
+        raise
+    except (UsageError, DataError, ConflictError) as error:
+        log.error("%s", error, extra={"store": store, "layer": layer})
 
 
 def check_activations(activations: Activations) -> None:

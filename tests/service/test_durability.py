@@ -203,6 +203,12 @@ def test_nothing_is_appended_before_rows_and_keys_agree(tmp_path: Path) -> None:
         send(stores, "one")
 
 
+def test_a_store_that_cannot_be_read_keeps_no_other_from_being_appended_to(sent: Path) -> None:
+    (sent / "stores/damaged").mkdir()
+    (sent / "stores/damaged/zarr.json").write_text("{")
+    check_resent(sent, set(ROWS))
+
+
 def test_a_store_that_is_copied_while_it_is_deleted_is_no_store(sent: Path) -> None:
     os.rename(sent / "stores/s", sent / "stores/.0123.streamstats-tmp")
     with opened(sent) as stores:

@@ -147,7 +147,7 @@ def test_the_service_removes_by_itself_what_its_configuration_does_not_keep(tmp_
         service.table.update(name, "done", state="done", ended=float(ord(name)))
     service.start()
     wait_until(lambda: [each.id for each in service.table.newest()[0]] == ["b"])
-    wait_until(lambda: len(service.audit.newest(who="retention", before=2**53, limit=9)) == 1)
+    wait_until(lambda: len(service.audit.newest(who="(retention)", before=2**53, limit=9)) == 1)
     service.stop()
 
 

@@ -16,7 +16,7 @@ from served import STORE, Served, npy, small_store, wait_until
 from streamstats.errors import DataError, OutputError
 from streamstats.service import database, jobs, stores
 from streamstats.service.database import Database
-from streamstats.service.errors import BusyError, DamagedError, status_of
+from streamstats.service.errors import BusyError, DamagedError, FullError, status_of
 from streamstats.service.faults import Faults, Repeated
 from streamstats.service.lanes import Activations
 from streamstats.service.messages import RunRequest
@@ -75,9 +75,11 @@ def fails_with(service: Service, failing: Failing, error: Exception, said: str) 
 
 
 def test_nothing_that_a_database_raises_ends_the_queue_or_loses_a_job(service: Service, failing: Failing) -> None:
+    service.start()
+    hindrance, service.jobs._hindrance = service.jobs._hindrance, lambda: "not yet"
     job = service.submit(RunRequest(kind="run", source=STORE), None).id
     failing.error = raised("disk I/O error")
-    service.start()
+    service.jobs._hindrance = hindrance
     for text, (_, said) in CODES.items():
         fails_with(service, failing, raised(text), said)
     fails_with(service, failing, MemoryError("no memory"), "no memory")
@@ -146,6 +148,18 @@ def test_a_fault_is_logged_once_shown_while_it_lasts_and_logged_when_it_is_over(
         "a part failed and is retried: b",
         "a part works again",
     ]
+
+
+def test_a_service_that_cannot_resume_its_jobs_accepts_none_until_it_can(service: Service, failing: Failing) -> None:
+    with pytest.raises(FullError, match="the service is starting"):
+        service.submit(RunRequest(kind="run", source=STORE), None)
+    failing.error = raised("database is locked")
+    service.start()
+    assert "the queue of jobs: service.sqlite is locked" in service.problems()[0]
+    failing.error = None
+    wait_until(lambda: service.jobs._resumed)
+    wait_until(lambda: not service.problems())
+    assert service.submit(RunRequest(kind="run", source=STORE), None).state in ("queued", "running")
 
 
 # Databases that are damaged, locked, removed
