@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,16 @@ from streamstats.errors import UsageError
 from streamstats.jobs.run import run
 
 
-@pytest.fixture(scope="module")
-def outcome(tmp_path_factory: pytest.TempPathFactory) -> show.Outcome:
+@pytest.fixture(scope="module", autouse=True)
+def fewer_bit_widths() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(show, "OTHER_BITS", (4,))
-        return show.run(tmp_path_factory.mktemp("demo"), lambda _message: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def outcome(tmp_path_factory: pytest.TempPathFactory) -> show.Outcome:
+    return show.run(tmp_path_factory.mktemp("demo"), lambda _message: None)
 
 
 def test_correction_brings_a_nearly_useless_network_back(outcome: show.Outcome) -> None:
