@@ -40,7 +40,6 @@ TURN_SECONDS = 0.25
 UNLIMITED = ProcessLimits()
 NOT_THE_JOB = (OutputError, BusyError, DamagedError)
 """Failures of the disk or the database: no job ends for them."""
-
 Shown = TypeVar("Shown", bound=JobSummary)
 
 log = logging.getLogger("streamstats.service")
