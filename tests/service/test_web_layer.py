@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from browsing import TEXTS, another_job, done_job, rows_with, to, watched
+from browsing import TEXTS, done_job, rows_with, to, watched
 from playwright.sync_api import BrowserContext, Page, expect
-from served import STORE, Served, wait_until
+from served import Served, wait_until
 from stores import build_store
 
 import streamstats as ss
@@ -262,7 +262,7 @@ def test_the_history_of_a_store_says_how_means_moved_from_job_to_job(page: Page,
 
 
 def test_jobs_that_cannot_be_compared_say_why(service: Served, pair: tuple[str, str]) -> None:
-    other = another_job(service, source=STORE, rows="0:2")
+    other = done_job(service)
     with service.http() as http:
         path = f"/api/v1/jobs/{pair[0]}/comparison"
         found = http.get(path, params={"with": other}).json()
