@@ -128,10 +128,13 @@ def watch(options: Namespace) -> int:
 def _watched(client: Client, name: str, options: Namespace) -> int:
     """Show a job until it ends; the exit status that says how it ended."""
     with Shown(quiet=options.quiet) as shown:
-        followed = _Followed(shown)
+        followed, waits_for = _Followed(shown), ""
         for kind, content in client.events(name):
             if kind == "message":
                 shown.say(content["text"])
+            elif kind == "job" and content["state"] == "queued" and content["waits_for"] != waits_for:
+                waits_for = content["waits_for"]
+                shown.say(f"place {content['place']} in the queue: {waits_for}" if content["place"] else waits_for)
             elif kind == "job" and content["state"] == "running" and content["total_bytes"]:
                 followed.advance_to(content)
     job = client.job(name)

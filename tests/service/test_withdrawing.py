@@ -48,8 +48,6 @@ def test_a_withdrawn_batch_is_counted_by_no_job_to_come(client: ss.Client) -> No
     assert counted(client, job.id) == exact(WITHOUT_B)
     assert client.channels(job.id, "other")["per_channel"]["maximum"] == BATCHES["b"].max(0).tolist()
     assert client.store("later").withdrawn == {"a/[l]": [[8, 16]]}
-    some = client.wait(client.submit({"kind": "run", "source": "store:later", "layers": [{"match": "other"}]}).id)
-    assert some.state == "done", some.message
 
 
 def test_a_job_that_has_ended_forgets_to_the_byte(client: ss.Client, tmp_path: Path) -> None:
@@ -74,6 +72,7 @@ def test_a_job_that_has_ended_forgets_to_the_byte(client: ss.Client, tmp_path: P
     assert [each.read_bytes() for each in forgot] == [each.read_bytes() for each in never] != []
 
 
+@pytest.mark.soak
 def test_a_job_that_cannot_forget_is_what_it_was(service: Served, client: ss.Client) -> None:
     (service.roots / "no-layers").mkdir(exist_ok=True)
     failed = client.wait(client.submit({"kind": "run", "source": "no-layers"}).id)
@@ -143,6 +142,7 @@ def test_a_deleted_layer_leaves_the_others_and_its_name(service: Served, client:
             client.delete_layer("layers", layer)
 
 
+@pytest.mark.soak
 def test_a_layer_that_a_job_reads_is_not_deleted(client: ss.Client) -> None:
     send(client, "read")
     job = client.submit({"kind": "run", "source": "store:read", "follow": {}})
