@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ from .tables import print_json, print_table, say
 
 if TYPE_CHECKING:
     from ..service.client import Client
-    from ..service.messages import IngestView, JobView
+    from ..service.messages import IngestView, JobSummary
 
 STATUS_OF = {"done": DONE, "incomplete": INCOMPLETE}
 """The exit status that follows from the state of a job that has ended; FAILURE for any other."""
@@ -95,7 +95,7 @@ def jobs(options: Namespace) -> None:
     """`streamstats jobs [JOB]`."""
     with client_of(options) as client:
         if options.job is None:
-            found = client.jobs(
+            found: Sequence[JobSummary] = client.jobs(
                 state=options.state or (),
                 submitter=options.submitter,
                 source=options.source,
@@ -115,7 +115,7 @@ def jobs(options: Namespace) -> None:
     print_table(["job", "name", "state", "submitter", "source", "rows", "message"], rows, left=5)
 
 
-def _rows(job: JobView) -> str:
+def _rows(job: JobSummary) -> str:
     return f"{job.rows:,} of {job.total_rows:,}" if job.rows < job.total_rows else f"{job.rows:,}"
 
 

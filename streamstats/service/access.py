@@ -25,9 +25,10 @@ from .tokens import Caller, Role, Tokens
 CALLER = "streamstats.caller"
 """The key, in the scope of a request that may pass, of its `Caller`."""
 LINK_SECONDS = 60
+DOCS = "/api/v1/docs"
 KNOWN = "streamstats.known"
 """The key, in the scope of a request, of whether it came with a token."""
-OPEN = ("/healthz", "/readyz", "/api/v1/openapi.json")
+OPEN = ("/healthz", "/readyz", "/api/v1/openapi.json", DOCS)
 """Paths that need no token: they reveal nothing about the data."""
 PAGE = ("/", "/static/")
 LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Response
 from fastapi import Path as InPath
+from fastapi import Query, Response
 
 from .messages import TOKEN_NAME, V1, AuditEntry, AuditPage, NewToken, PrunedView, SecretView, TokenView
-from .parameters import Whose, errors
+from .parameters import Whose, created, errors
+from .paths import Paths
 from .service import Service
 from .settings import RetentionConfig
 
@@ -28,11 +29,12 @@ class AdminRoutes:
     def __init__(self, service: Service) -> None:
         self._service = service
 
-    def router(self) -> APIRouter:
+    def router(self) -> Paths:
         """The paths, described for OpenAPI."""
-        routes = APIRouter(prefix=V1, tags=["admins"], responses=errors(404, 409, 422, 503, 507))
+        routes = Paths(prefix=V1, tags=["admins"], responses=errors(404, 409, 413, 415, 422, 503, 507))
         routes.get("/tokens")(self.tokens)
-        routes.post("/tokens", status_code=201)(self.new)
+        routes.post("/tokens", status_code=201, responses=created(SecretView))(self.new)
+        routes.get("/tokens/{name}")(self.inspect)
         routes.post("/tokens/{name}/rotate")(self.rotate)
         routes.delete("/tokens/{name}", status_code=204)(self.revoke)
         routes.get("/audit")(self.audit)
@@ -42,6 +44,10 @@ class AdminRoutes:
     def tokens(self) -> list[TokenView]:
         """The tokens, without their secrets, which the service does not know."""
         return [TokenView.model_validate(each, from_attributes=True) for each in self._service.tokens.listed()]
+
+    def inspect(self, name: TokenName) -> TokenView:
+        """A token, without its secret."""
+        return TokenView.model_validate(self._service.tokens.get(name), from_attributes=True)
 
     def new(self, request: NewToken, caller: Whose, response: Response) -> SecretView:
         """Make a token. The answer has its secret, which cannot be asked for again."""

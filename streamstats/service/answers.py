@@ -1,34 +1,79 @@
-"""Answers: errors in one form, JSON with the cause and the remedy; results with an `ETag` of their content."""
+"""Answers: errors in one form, that of RFC 9457; results with an `ETag` of their content."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
+from starlette.datastructures import Headers
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import FileResponse, Response
+from starlette.types import Message, Receive, Scope, Send
 
 from ..errors import StreamstatsError
 from .errors import status_of
+from .messages import Problem
 
 KINDS = {".html": "text/html; charset=utf-8", ".json": "application/json", ".onnx": "application/octet-stream"}
 BINARY = "application/octet-stream"
+PROBLEM = "application/problem+json"
+REQUEST_NUMBER = "streamstats.request"
+"""The key, in the scope of a request, of its number in the log."""
 RETRY_SECONDS = 5
+SIZE = "content-range"
 
 
-def problem(status: int, message: str) -> Response:
+class ProblemAnswer(Response):
+    """An error. The number of the request becomes known when the error is sent."""
+
+    media_type = PROBLEM
+
+    def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(status_code=status, headers=headers)
+        self._message = message.encode("utf-8", "replace").decode()  # a client may send unpaired surrogates
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The ASGI interface."""
+        title, number = HTTPStatus(self.status_code).phrase, scope.get(REQUEST_NUMBER, "")
+        found = Problem(title=title, status=self.status_code, detail=self._message, request=number)
+        self.body = found.model_dump_json().encode()
+        self.headers["content-length"] = str(len(self.body))
+        await super().__call__(scope, receive, send)
+
+
+def problem(status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
     """An error: its status, and its message in one sentence."""
-    message = message.encode("utf-8", "replace").decode()  # a client may send unpaired surrogates
-    headers = {401: {"www-authenticate": "Bearer"}, 503: {"retry-after": str(RETRY_SECONDS)}}.get(status)
-    return JSONResponse({"error": {"status": status, "message": message}}, status, headers)
+    usual = {401: {"www-authenticate": "Bearer"}, 503: {"retry-after": str(RETRY_SECONDS)}}.get(status, {})
+    return ProblemAnswer(status, message, {**usual, **(headers or {})})
 
 
 def refused(error: StreamstatsError, public: Callable[[str], str]) -> Response:
     """The answer to a request that raised `error`; `public` removes from the message what clients must not see."""
     return problem(status_of(error), " ".join(public(str(error)).split()))
+
+
+class RangedFile(FileResponse):
+    """A file or ranges of it. Ranges that it does not have are refused in the form of all errors."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The ASGI interface."""
+        refusal: Response | None = None
+
+        async def send_unless_refused(message: Message) -> None:
+            nonlocal refusal
+            if message["type"] == "http.response.start" and message["status"] >= 400:
+                sizes = {name: value for name, value in Headers(raw=message["headers"]).items() if name == SIZE}
+                refusal = problem(message["status"], "the header Range names no range of the file; leave it out", sizes)
+            elif refusal is None:
+                await send(message)
+
+        await super().__call__(scope, receive, send_unless_refused)
+        if refusal is not None:
+            await refusal(scope, receive, send)
 
 
 def file_answer(
@@ -39,7 +84,7 @@ def file_answer(
     if _has_it(request, headers["etag"]):
         return Response(status_code=304, headers=headers)
     kind = KINDS.get(path.suffix, BINARY)
-    return FileResponse(
+    return RangedFile(
         path, headers=headers, media_type=kind, filename=name or path.name, content_disposition_type=_shown(path)
     )
 

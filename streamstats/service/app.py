@@ -13,7 +13,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import Response
+from fastapi.responses import HTMLResponse, Response
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
@@ -21,15 +21,18 @@ from starlette.types import ASGIApp
 from .. import __version__
 from ..config import explain
 from ..errors import StreamstatsError
-from .access import Guard, named_hosts
+from .access import DOCS, Guard, named_hosts
 from .admin_routes import AdminRoutes
 from .answers import problem, refused
 from .audit import Audited
 from .comparison_routes import ComparisonRoutes
+from .description import describe, operation_id
 from .job_routes import JobRoutes
 from .messages import V1, OnnxRequest, RunRequest
-from .middleware import REQUEST_NUMBER, SmallBodies, Watched
+from .middleware import UNFORESEEN, SmallBodies, Watched
 from .operation_routes import PAGE, OperationRoutes
+from .paths import allowed
+from .reference import reference
 from .result_routes import ResultRoutes
 from .service import Service
 from .store_routes import StoreRoutes
@@ -46,6 +49,7 @@ def make_app(service: Service) -> ASGIApp:
         redoc_url=None,
         redirect_slashes=False,
         openapi_url=f"{V1}/openapi.json",
+        generate_unique_id_function=operation_id,
         lifespan=_lifespan(service),
     )
     for routes in (
@@ -58,6 +62,10 @@ def make_app(service: Service) -> ASGIApp:
         AdminRoutes,
     ):
         app.include_router(routes(service).router())
+    document = describe(app)
+    app.openapi = lambda: document  # type: ignore[method-assign]
+    page = HTMLResponse(reference(document))
+    app.add_route(DOCS, lambda _: page, include_in_schema=False)
     app.mount("/static", _Files(directory=str(PAGE)))
     _answer_errors(app, service)
     return _protected(app, service)
@@ -76,8 +84,8 @@ def _lifespan(service: Service) -> Callable[[FastAPI], AbstractAsyncContextManag
 def _answer_errors(app: FastAPI, service: Service) -> None:
     app.add_exception_handler(StreamstatsError, lambda _, error: refused(error, service.public))
     app.add_exception_handler(RequestValidationError, _invalid)  # type: ignore[arg-type]
-    app.add_exception_handler(Exception, lambda request, _: problem(500, _unforeseen(request)))
-    app.add_exception_handler(HTTPException, lambda _, error: problem(error.status_code, str(error.detail)))
+    app.add_exception_handler(Exception, lambda _, __: problem(500, UNFORESEEN))
+    app.add_exception_handler(HTTPException, lambda request, error: _http_problem(app, request, error))
 
 
 def _protected(app: FastAPI, service: Service) -> ASGIApp:
@@ -88,9 +96,13 @@ def _protected(app: FastAPI, service: Service) -> ASGIApp:
     return Watched(Audited(guard, service.audit), service.metrics)
 
 
-def _unforeseen(request: Request) -> str:
-    number = request.scope.get(REQUEST_NUMBER)
-    return f"the service failed unexpectedly; its log has the details under request {number}"
+def _http_problem(app: FastAPI, request: Request, error: HTTPException) -> Response:
+    """The answer to a request that no path takes."""
+    if error.status_code != 405:
+        return problem(error.status_code, str(error.detail), error.headers)
+    methods = ", ".join(allowed(app.routes, request.scope))
+    message = f"{request.url.path} has no method {request.method}; it has {methods}"
+    return problem(405, message, {"allow": methods})
 
 
 def _invalid(_: Request, error: RequestValidationError) -> Response:

@@ -18,8 +18,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..errors import StreamstatsError
 from .access import CALLER, changes
+from .answers import REQUEST_NUMBER
 from .database import Database
-from .middleware import REQUEST_NUMBER
 
 log = logging.getLogger("streamstats.service")
 

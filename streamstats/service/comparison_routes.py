@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import Query
 
 from .comparisons import ChannelComparisonView, ComparisonView, Side, channel_comparison, comparison
 from .development import DevelopmentView, development
 from .messages import V1
 from .parameters import JobId, LayerName, errors
+from .paths import Paths
 from .service import Service
 
 Other = Annotated[
@@ -25,9 +26,9 @@ class ComparisonRoutes:
     def __init__(self, service: Service) -> None:
         self._service = service
 
-    def router(self) -> APIRouter:
+    def router(self) -> Paths:
         """The paths, described for OpenAPI."""
-        routes = APIRouter(prefix=f"{V1}/jobs/{{job}}", tags=["results"], responses=errors(404, 410, 422))
+        routes = Paths(prefix=f"{V1}/jobs/{{job}}", tags=["results"], responses=errors(404, 410, 422))
         routes.get("/comparison")(self.comparison)
         routes.get("/comparison/{layer:path}")(self.channels)
         routes.get("/development/{layer:path}")(self.development)

@@ -109,7 +109,10 @@ MIGRATIONS: Sequence[str] = (
     ALTER TABLE ingests ADD COLUMN sender TEXT NOT NULL DEFAULT '';
     ALTER TABLE ingests ADD COLUMN withdrawn REAL;
     """,
-    "ALTER TABLE jobs ADD COLUMN stage TEXT NOT NULL DEFAULT ''",
+    """
+    ALTER TABLE jobs ADD COLUMN stage TEXT NOT NULL DEFAULT '';
+    CREATE TABLE totals (name TEXT PRIMARY KEY, value REAL NOT NULL) WITHOUT ROWID;
+    """,
 )
 """The first n scripts make version n of the database."""
 

@@ -25,6 +25,10 @@ class TooLargeError(StreamstatsError):
     """The request is larger than the service accepts: send less."""
 
 
+class UnsupportedTypeError(StreamstatsError):
+    """The body has another type than the path takes: convert it, or name its type."""
+
+
 class GoneError(StreamstatsError):
     """The result set was replaced: ask for the current one."""
 
@@ -43,6 +47,7 @@ STATUSES: dict[type[StreamstatsError], int] = {
     ConflictError: 409,
     GoneError: 410,
     TooLargeError: 413,
+    UnsupportedTypeError: 415,
     UsageError: 422,
     FullError: 503,
     DamagedError: 503,

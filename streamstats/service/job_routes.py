@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Query
+from fastapi import Header, Query, Request
 from fastapi.responses import Response, StreamingResponse
 from pydantic import StringConstraints
 
@@ -15,7 +15,8 @@ from .events import job_events
 from .filters import Wanted
 from .job_table import STATES
 from .messages import MOST_TAGS, V1, About, JobPage, JobRequest, JobView, Tag, UploadView
-from .parameters import JobId, OptionalKey, Responses, Whose, errors
+from .parameters import JobId, OptionalKey, Whose, created, errors, text
+from .paths import Paths
 from .places import Places
 from .service import Service
 from .tokens import Caller
@@ -43,12 +44,12 @@ class JobRoutes:
     def __init__(self, service: Service) -> None:
         self._service = service
         self._streams = Places(service.config.limits.streams)
+        service.metrics.watch("streams", "Clients that follow events of jobs", self._streams)
 
-    def router(self) -> APIRouter:
+    def router(self) -> Paths:
         """The paths, described for OpenAPI."""
-        routes = APIRouter(prefix=f"{V1}/jobs", tags=["jobs"], responses=errors(404, 409, 422, 503, 507))
-        streamed: Responses = {200: {"content": {EVENTS: {}}}}
-        routes.post("", status_code=201)(self.submit)
+        routes = Paths(prefix=f"{V1}/jobs", tags=["jobs"], responses=errors(404, 409, 413, 415, 422, 503, 507))
+        routes.post("", status_code=201, responses=created(JobView) | errors(408))(self.submit)
         routes.get("")(self.jobs)
         routes.get("/{job}")(self.inspect)
         routes.patch("/{job}")(self.describe)
@@ -56,7 +57,7 @@ class JobRoutes:
         routes.post("/{job}/uploads")(self.restore_uploads)
         routes.post("/{job}/forget")(self.forget)
         routes.delete("/{job}", status_code=204)(self.delete)
-        routes.get("/{job}/events", responses=streamed, response_class=StreamingResponse)(self.events)
+        routes.get("/{job}/events", responses=text(EVENTS), response_class=StreamingResponse)(self.events)
         return routes
 
     def submit(
@@ -115,11 +116,13 @@ class JobRoutes:
     def _check_owns(self, caller: Caller, job: str) -> None:
         caller.check_owns(f"job {job}", self._service.table.get(job).submitter)
 
-    async def events(self, job: JobId, last_event_id: LastEvent = None) -> Response:
+    async def events(self, request: Request, job: JobId, last_event_id: LastEvent = None) -> Response:
         """Server-sent events: `job` (its state and progress), `message` (a line of its log), `end`."""
         await asyncio.to_thread(self._service.table.get, job)
         most = self._streams.most
         self._streams.check(f"{most:,} clients already follow jobs, the limit of this service; poll the job instead")
+        if request.method == "HEAD":
+            return Response(media_type=EVENTS)
         stream = self._counted(job, _number(last_event_id))
         return StreamingResponse(stream, media_type=EVENTS, headers={"x-accel-buffering": "no"})
 

@@ -17,7 +17,7 @@ from .clock import Clock
 from .database import Database
 from .errors import ConflictError, NotFoundError
 from .filters import Wanted
-from .messages import JobView
+from .messages import JobSummary, JobView
 
 QUEUED, RUNNING, CANCELLING = "queued", "running", "cancelling"
 DONE, INCOMPLETE, FAILED, CANCELLED = "done", "incomplete", "failed", "cancelled"
@@ -28,6 +28,17 @@ EVENT = "INSERT INTO events (job, at, text) VALUES (?, ?, ?)"
 NOT_TOLD = {"request", "note", "bytes_per_second", "seconds_left"}
 MOST_EVENTS = 1000
 """Messages of a job that are read at once."""
+COMPUTED = {
+    "source": "json_extract(request, '$.source')",
+    "bytes_per_second": "speed",
+    "seconds_left": f"CASE WHEN state = '{RUNNING}' AND speed > 0 AND total_bytes > 0 "
+    "THEN (total_bytes - bytes) / speed END",
+    "place": "NULL",
+    "waits_for": "''",
+}
+"""What clients see of a job that is no column. The queue knows places, and what jobs wait for."""
+SUMMARY = ", ".join(f"{COMPUTED.get(name, name)} AS {name}" for name in JobSummary.model_fields)
+VIEW = f"{SUMMARY}, request"
 
 
 @dataclass(frozen=True)
@@ -98,7 +109,7 @@ class JobTable:
         if submitted.key is None:
             return None
         where = "submitter = ? AND idempotency_key = ?"
-        row = self._database.one(f"SELECT * FROM jobs WHERE {where}", (submitted.submitter, submitted.key))
+        row = self._database.one(f"SELECT {VIEW} FROM jobs WHERE {where}", (submitted.submitter, submitted.key))
         if row is not None and row["request"] != submitted.text:
             raise ConflictError(
                 f"the idempotency key {submitted.key} was used with another request; use a new key for this one"
@@ -107,25 +118,26 @@ class JobTable:
 
     def get(self, name: str) -> JobView:
         """Raises `NotFoundError`."""
-        row = self._database.one("SELECT * FROM jobs WHERE id = ?", (name,))
+        row = self._database.one(f"SELECT {VIEW} FROM jobs WHERE id = ?", (name,))
         if row is None:
             raise NotFoundError(f"there is no job {name}")
         return _view(row)
 
     def newest(
         self, wanted: Wanted = ALL, *, before: int = 2**53, limit: int = 100
-    ) -> tuple[list[JobView], int | None]:
+    ) -> tuple[list[JobSummary], int | None]:
         """The newest `limit` jobs with numbers below `before`, and the `before` of the page after them, if any."""
         where, values = wanted.where()
         rows = self._database.query(
-            f"SELECT * FROM jobs WHERE number < ? AND {where} ORDER BY number DESC LIMIT ?",
+            f"SELECT {SUMMARY}, number FROM jobs WHERE number < ? AND {where} ORDER BY number DESC LIMIT ?",
             (before, *values, limit + 1),
         )
-        return [_view(row) for row in rows[:limit]], rows[limit - 1]["number"] if len(rows) > limit else None
+        following = rows[limit - 1]["number"] if len(rows) > limit else None
+        return [JobSummary(**_fields(row)) for row in rows[:limit]], following
 
     def all(self) -> list[JobView]:
         """All jobs, oldest first."""
-        return [_view(row) for row in self._database.query("SELECT * FROM jobs ORDER BY number")]
+        return [_view(row) for row in self._database.query(f"SELECT {VIEW} FROM jobs ORDER BY number")]
 
     def counts(self) -> dict[str, int]:
         """The number of jobs in each state."""
@@ -136,6 +148,12 @@ class JobTable:
         """The number of queued jobs."""
         (found,) = self._database.query("SELECT count(*) AS n FROM jobs WHERE state = ?", (QUEUED,))
         return int(found["n"])
+
+    def waited(self) -> float:
+        """For how many seconds the oldest job has waited that is queued and was never started; 0 if there is none."""
+        where = "state = ? AND started IS NULL"
+        (found,) = self._database.query(f"SELECT min(submitted) AS oldest FROM jobs WHERE {where}", (QUEUED,))
+        return 0.0 if found["oldest"] is None else max(0.0, self.clock.now() - found["oldest"])
 
     def states(self) -> dict[str, str]:
         """The state of each job, by id."""
@@ -218,7 +236,7 @@ class JobTable:
 
     def _note_end(self, connection: Connection, name: str) -> None:
         """Note, in the transaction in which a job ends, what hooks are to be told: so none is forgotten."""
-        row = connection.execute("SELECT * FROM jobs WHERE id = ?", (name,)).fetchone()
+        row = connection.execute(f"SELECT {VIEW} FROM jobs WHERE id = ?", (name,)).fetchone()
         job = _view(row).model_dump(exclude=NOT_TOLD)
         at = datetime.fromtimestamp(row["ended"], UTC).isoformat(timespec="seconds")
         body = json.dumps({"type": f"job.{row['state']}", "timestamp": at, "data": job})
@@ -251,15 +269,10 @@ def _columns(about: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _view(row: Row) -> JobView:
-    request = json.loads(row["request"])
-    fields = {name: row[name] for name in JobView.model_fields if name in row.keys()}  # noqa: SIM118 - a row is no mapping
-    speed, running = row["speed"], row["state"] == RUNNING
-    left = (row["total_bytes"] - row["bytes"]) / speed if running and speed and row["total_bytes"] else None
-    parsed = {
-        "request": request,
-        "source": request.get("source"),
-        "tags": json.loads(row["tags"]),
-        "notify": json.loads(row["notify"]),
-        "stage": json.loads(row["stage"]) if running and row["stage"] else None,
-    }
-    return JobView(**{**fields, **parsed}, bytes_per_second=speed, seconds_left=left)
+    return JobView(**{**_fields(row), "request": json.loads(row["request"])})
+
+
+def _fields(row: Row) -> dict[str, Any]:
+    stage = json.loads(row["stage"]) if row["state"] == RUNNING and row["stage"] else None
+    lists = {name: json.loads(row[name]) for name in ("tags", "notify")}
+    return {**dict(row), **lists, "stage": stage}

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 from .. import errors
 from ..errors import OutputError, StreamstatsError
@@ -23,7 +23,7 @@ from .errors import BusyError, ConflictError, DamagedError, FullError
 from .faults import RETRY_SECONDS, Faults
 from .job_table import CANCELLED, CANCELLING, DONE, ENDED, FAILED, INCOMPLETE, QUEUED, RUNNING, JobTable, Submitted
 from .memory import no_memory
-from .messages import OWN, JobView
+from .messages import OWN, JobSummary, JobView
 from .metrics import Metrics
 from .processes import CANCEL_SECONDS, STOP_SECONDS, JobProcess, ProcessLimits
 from .queueing import by_precedence, next_job, places_in_queue
@@ -40,6 +40,7 @@ TURN_SECONDS = 0.25
 UNLIMITED = ProcessLimits()
 NOT_THE_JOB = (OutputError, BusyError, DamagedError)
 """Failures of the disk or the database: no job ends for them."""
+Shown = TypeVar("Shown", bound=JobSummary)
 
 log = logging.getLogger("streamstats.service")
 
@@ -118,7 +119,7 @@ class Jobs:
         """The job, as it is at the moment. Raises `NotFoundError`."""
         return self.shown(self._table.get(name))
 
-    def shown(self, job: JobView) -> JobView:
+    def shown(self, job: Shown) -> Shown:
         """`job` with its place in the queue, if it is queued, or how long it has run so far."""
         running = self._processes.get(job.id)
         if job.state == QUEUED:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field, model_validator
 
 from ..config import NO_NUL, ReductionConfig, Settings
 from ..jobs.job import DEFAULT_MEMORY
-from .settings import HOOK_NAME, Bytes
+from .settings import HOOK_NAME, Bytes, Limits
 from .tokens import Role
 
 V1 = "/api/v1"
@@ -21,6 +21,7 @@ MOST_RULES = 1000
 OWN = "store:"
 """As the source of a job, the name of a store that the service owns begins with this."""
 
+Rows = Annotated[list[int], Field(min_length=2, max_length=2, description="From the first row to before the second.")]
 Upload = Annotated[str, Field(pattern=UPLOAD_ID, description="The `id` of an upload.")]
 Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[ -~]+$")]
 HookName = Annotated[str, Field(pattern=HOOK_NAME)]
@@ -130,6 +131,19 @@ class OnnxRequest(Submission):
 JobRequest = Annotated[RunRequest | OnnxRequest, Field(discriminator="kind")]
 
 
+class Problem(BaseModel):
+    """An error as RFC 9457 has it: `detail` says what was found, what was expected, and what to do.
+
+    `request` is the number of the request in the service's log, which the header `x-request-id` has, too.
+    """
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str
+    request: str
+
+
 class StageView(BaseModel):
     """How far a running job of several `steps` has come: the number of its step, from 0, and the stage of that step.
 
@@ -145,8 +159,8 @@ class StageView(BaseModel):
     seconds_left: float | None
 
 
-class JobView(BaseModel):
-    """A job: its state, its progress, and the number of its current result set, if it has one.
+class JobSummary(BaseModel):
+    """A job as lists show it: its state, its progress, and the number of its current result set, if it has one.
 
     Times are seconds since 1970; `seconds` is how long it has run, whatever the clock says; `bytes` counts decoded
     bytes. While it is queued, `place` is its place in the queue, 1 for the next; `waits_for` says what it waits for.
@@ -179,13 +193,18 @@ class JobView(BaseModel):
     message: str
     results: int | None
     follows: bool
+
+
+class JobView(JobSummary):
+    """A job with the whole request that submitted it."""
+
     request: dict[str, Any]
 
 
 class JobPage(BaseModel):
     """A page of jobs, newest first; `next` is the `before` of the following page."""
 
-    jobs: list[JobView]
+    jobs: list[JobSummary]
     next: int | None
 
 
@@ -220,7 +239,7 @@ class StoreView(BaseModel):
     rows: int
     owner: str
     appended: float
-    withdrawn: dict[str, list[list[int]]]
+    withdrawn: dict[str, list[Rows]]
 
 
 class BatchView(BaseModel):
@@ -308,6 +327,39 @@ class StatisticView(BaseModel):
 
     name: str
     description: str
+
+
+class AliveView(BaseModel):
+    """The process responds."""
+
+    status: Literal["ok"] = "ok"
+    version: str
+
+
+class ReadyView(BaseModel):
+    """The service accepts work."""
+
+    status: Literal["ready"] = "ready"
+
+
+class CallerView(BaseModel):
+    """The token that was sent."""
+
+    name: str
+    role: Role
+
+
+class ServiceView(BaseModel):
+    """The version of the service, who asks, the sources that jobs may read, its limits, and the jobs in each state."""
+
+    version: str
+    you: CallerView
+    sources: list[str]
+    prefixes: list[str]
+    hooks: list[str]
+    memory: int
+    limits: Limits
+    jobs: dict[str, int]
 
 
 class LinkView(BaseModel):

@@ -11,18 +11,16 @@ import time
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .access import UNSAFE
-from .answers import problem
+from .answers import REQUEST_NUMBER, problem
 from .messages import V1
 from .metrics import Metrics
 
-REQUEST_NUMBER = "streamstats.request"
-"""The key, in the scope of a request, of its number in the log."""
 METHODS, OTHER = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"), "other"
-
 NOT_JSON = re.compile(rf"{V1}/(uploads|stores/[^/]+/layers/.*|jobs/[^/]+/corrections)", re.DOTALL)
 """Paths of bodies that are not JSON."""
 BEFORE_VALUES = (b",", b"[", b"{")
 """Each value of a JSON document but the first follows one of these, or a key that does."""
+UNFORESEEN = "the service failed unexpectedly; its log has the details under the number in `request`"
 
 log = logging.getLogger("streamstats.service")
 
@@ -104,6 +102,8 @@ class Watched:
             await self._app(scope, receive, send_watched)
         except Exception:
             log.exception("failed", extra={"request": number, "method": scope["method"], "path": scope["path"]})
+            if not status:
+                await problem(500, UNFORESEEN)(scope, receive, send_watched)
         self._record(scope, status, time.perf_counter() - started)
 
     def _record(self, scope: Scope, status: int, seconds: float) -> None:

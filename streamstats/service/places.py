@@ -19,6 +19,11 @@ class Places:
         self.most = most
         self._taken = 0
 
+    @property
+    def in_use(self) -> int:
+        """How many are taken."""
+        return self._taken
+
     def check(self, refusal: str) -> None:
         """Raise `FullError` with the message `refusal` if no place is free."""
         if self._taken >= self.most:

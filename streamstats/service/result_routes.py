@@ -8,7 +8,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query, Request
+from fastapi import Query, Request
 from fastapi.responses import JSONResponse, Response
 
 from ..errors import counted
@@ -21,13 +21,33 @@ from .correcting import Correcting
 from .errors import NotFoundError
 from .headers import JudgedTensors
 from .messages import V1, LinkView
-from .parameters import BINARY_BODY, NUMBER, JobId, LayerName, LinkedPath, Number, errors
+from .parameters import (
+    BYTES,
+    NUMBER,
+    JobId,
+    LayerName,
+    LinkedPath,
+    Number,
+    Responses,
+    errors,
+    parts,
+    result,
+    result_file,
+    result_text,
+)
+from .paths import BINARY_BODY, Paths
 from .places import Places
 from .published import archive_of
+from .result_messages import ChannelsView, CorrectionsView, FilesView, LayersView, ManifestView
 from .service import Service
 
 Layouts = Annotated[list[str], Query(min_length=1, max_length=1000)]
 Form = Annotated[Literal["json", "csv"], Query(alias="format")]
+
+
+CORRECTIONS: Responses = {200: {"content": {BINARY: BYTES}, "model": CorrectionsView}, **errors(413, 415)}
+FILES = (BINARY, "text/html", "application/json")
+"""The types of the files of a result set."""
 
 
 class ResultRoutes:
@@ -39,20 +59,19 @@ class ResultRoutes:
         most = service.config.limits.body
         self._terms = Terms(most, service.config.connections.body_seconds, JudgedTensors(most))
 
-    def router(self) -> APIRouter:
+    def router(self) -> Paths:
         """The paths, described for OpenAPI."""
-        refusals = errors(404, 410, 413, 422, 503, 507)
-        routes = APIRouter(prefix=f"{V1}/jobs/{{job}}", tags=["results"], responses=refusals)
+        routes = Paths(prefix=f"{V1}/jobs/{{job}}", tags=["results"], responses=errors(404, 410, 422, 507))
         raw: dict[str, Any] = {"response_class": Response}
-        routes.get("/layers", **raw)(self.layers)
-        routes.get("/layers/{layer:path}", **raw)(self.channels)
-        routes.get("/report", **raw)(self.report)
-        routes.get("/manifest", **raw)(self.manifest)
-        routes.get("/files", **raw)(self.list_files)
-        routes.get("/files/{name:path}", **raw)(self.file)
-        routes.get("/archive", **raw)(self.archive)
+        routes.get("/layers", responses=result(LayersView), **raw)(self.layers)
+        routes.get("/layers/{layer:path}", responses=result(ChannelsView, "text/csv"), **raw)(self.channels)
+        routes.get("/report", responses=result_text("text/html"), **raw)(self.report)
+        routes.get("/manifest", responses=result(ManifestView) | parts("application/json"), **raw)(self.manifest)
+        routes.get("/files", responses=result(FilesView), **raw)(self.list_files)
+        routes.get("/files/{name:path}", responses=result_file(*FILES), **raw)(self.file)
+        routes.get("/archive", responses=result_file(BINARY), **raw)(self.archive)
         routes.post("/links")(self.link)
-        routes.post("/corrections", openapi_extra=BINARY_BODY, **raw)(self.corrections)
+        routes.post("/corrections", responses=CORRECTIONS, openapi_extra=BINARY_BODY, **raw)(self.corrections)
         return routes
 
     def layers(self, request: Request, job: JobId, results: Number = None) -> Response:

@@ -73,8 +73,9 @@ class Service:
         self._take_folder()
         self.token_file = TokenFile(self.data / TOKEN)
         self.sources = config.sources()
-        self.metrics, self.faults = Metrics(), Faults()
+        self.faults = Faults()
         self.database = Database(self.data / "service.sqlite")
+        self.metrics = Metrics(self.database)
         self.tokens, self.links, self.audit = Tokens(self.database, self.token_file), Links(), Audit(self.database)
         self.table = JobTable(self.database, clock, config.told)
         self.uploads = Uploads(self.database, self.data / "uploads", config.limits.uploads)
@@ -136,6 +137,7 @@ class Service:
         self.jobs.stop()
         self.notices.stop()
         self._watch.end()
+        self.metrics.totals.store()
         self._held.close()
 
     def problems(self) -> list[str]:
@@ -280,7 +282,9 @@ class Service:
         if current is None:
             raise NotFoundError(f"job {job} has no results yet")
         wanted = current if number is None else number
-        found = published.folder_of(folder, wanted) if wanted <= current else None  # a newer one is being written
+        if wanted > current:  # a newer one may be being written
+            raise NotFoundError(f"job {job} has no result set {wanted} yet; the current one is {current}")
+        found = published.folder_of(folder, wanted)
         if found is None:
             raise GoneError(f"result set {wanted} of job {job} was replaced; the current one is {current}")
         return wanted, found

@@ -20,7 +20,11 @@ from .hooks import Command, Hook, Webhook, secret_in
 from .retaining import Keep
 from .sources import Sources
 
-Bytes = Annotated[int, BeforeValidator(parse_bytes, json_schema_input_type=str | int), Field(gt=0)]
+SIZE = (
+    Annotated[int, Field(gt=0)] | Annotated[str, Field(pattern=r"^[0-9]{1,30}(\.[0-9]{1,30})? ?(([kKmMgGtT]i?)?B)?$")]
+)
+"""How a size is written."""
+Bytes = Annotated[int, BeforeValidator(parse_bytes, json_schema_input_type=SIZE), Field(gt=0)]
 HOOK_NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
 Ended = Literal["done", "incomplete", "failed", "cancelled"]
 ENDED: tuple[Ended, ...] = get_args(Ended)
@@ -67,7 +71,9 @@ def parse_age(age: object) -> object:
     return age if found is None else float(found[1]) * UNITS[found[2]]
 
 
-Age = Annotated[float, BeforeValidator(parse_age, json_schema_input_type=str | float), Field(gt=0, le=1e10)]
+AGE = Annotated[float, Field(gt=0, le=1e10)] | Annotated[str, Field(pattern=r"^[0-9]{1,6}(\.[0-9]{1,6})?\s?[smhd]$")]
+"""How an age is written."""
+Age = Annotated[float, BeforeValidator(parse_age, json_schema_input_type=AGE), Field(gt=0, le=1e10)]
 
 
 class Retained(Settings):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, TypeVar
 
-from fastapi import APIRouter, Query, Request, Response
-from pydantic import ValidationError
+from fastapi import Query, Request, Response
+from pydantic import BaseModel, ValidationError
 
 from ..config import GeometryConfig, QuantizationConfig, explain
 from ..errors import UsageError
@@ -18,7 +18,8 @@ from .errors import FullError
 from .headers import JudgedSamples
 from .lanes import Activations
 from .messages import V1, BatchView, IngestView, StoreView, WithdrawnView
-from .parameters import BINARY_BODY, Key, LayerName, Responses, StoreName, Whose, errors
+from .parameters import Key, LayerName, Responses, StoreName, Whose, created, errors
+from .paths import BINARY_BODY, Paths
 from .places import Places
 from .service import Service
 
@@ -45,6 +46,8 @@ GeometryText = Annotated[
     ),
 ]
 
+Described = TypeVar("Described", bound=BaseModel)
+
 
 class StoreRoutes:
     """The paths below `/stores`."""
@@ -52,12 +55,13 @@ class StoreRoutes:
     def __init__(self, service: Service) -> None:
         self._service = service
         self._ingests = Places(service.config.limits.ingests)
+        service.metrics.watch("ingests", "Requests with activations in progress", self._ingests)
         most = service.config.limits.body
         self._terms = Terms(most, service.config.connections.body_seconds, JudgedSamples(most))
 
-    def router(self) -> APIRouter:
+    def router(self) -> Paths:
         """The paths, described for OpenAPI."""
-        routes = APIRouter(prefix=f"{V1}/stores", tags=["stores"], responses=errors(404, 409, 413, 422, 503, 507))
+        routes = Paths(prefix=f"{V1}/stores", tags=["stores"], responses=errors(404, 409, 413, 415, 422, 503, 507))
         repeated: Responses = {200: {"description": "The key was used before", "model": IngestView}}
         routes.get("")(self.stores)
         routes.get("/{store}")(self.store)
@@ -65,7 +69,8 @@ class StoreRoutes:
         routes.get("/{store}/batches")(self.batches)
         routes.delete("/{store}/batches")(self.withdraw)
         routes.delete("/{store}/layers/{layer:path}", status_code=204)(self.delete_layer)
-        routes.post("/{store}/layers/{layer:path}", status_code=201, responses=repeated, openapi_extra=BINARY_BODY)(
+        answers = created(IngestView) | repeated
+        routes.post("/{store}/layers/{layer:path}", status_code=201, responses=answers, openapi_extra=BINARY_BODY)(
             self.ingest
         )
         return routes
@@ -140,6 +145,7 @@ class StoreRoutes:
             finally:
                 body.discard()
         response.status_code = 200 if appended.repeated else 201
+        response.headers["location"] = f"{V1}/stores/{store}"
         return appended
 
     def _check_capacity(self) -> None:
@@ -152,25 +158,29 @@ class StoreRoutes:
 
     async def _appended(self, store: str, read: Callable[[], Activations]) -> IngestView:
         """Append what `read` gives, which takes a thread; wait until the rows are on the disk."""
-        waiting = await asyncio.to_thread(lambda: self._service.stores.append(store, read()))
-        return await asyncio.shield(asyncio.wrap_future(waiting))
+        with self._service.metrics.ingest_seconds.time():
+            waiting = await asyncio.to_thread(lambda: self._service.stores.append(store, read()))
+            return await asyncio.shield(asyncio.wrap_future(waiting))
 
 
 def _quantization(text: str | None) -> Quantization | None:
     """The quantisation that a client describes in JSON. Raises `UsageError`."""
-    if text is None:
-        return None
-    try:
-        return QuantizationConfig.model_validate_json(text).quantization()
-    except ValidationError as error:
-        raise UsageError(f"quantization: {explain(error.errors(), QuantizationConfig)}") from error
+    found = _parsed("quantization", text, QuantizationConfig)
+    return None if found is None else found.quantization()
 
 
 def _kernel(text: str | None) -> Kernel | None:
     """The kernel that a client describes in JSON. Raises `UsageError`."""
-    if text is None:
-        return None
+    found = _parsed("geometry", text, GeometryConfig)
+    return None if found is None else found.parsed()
+
+
+def _parsed(name: str, text: str | None, model: type[Described]) -> Described | None:
+    """What the parameter `name` says in JSON. Raises `UsageError`."""
     try:
-        return GeometryConfig.model_validate_json(text).parsed()
+        return None if text is None else model.model_validate_json(text)
     except ValidationError as error:
-        raise UsageError(f"geometry: {explain(error.errors(), GeometryConfig)}") from error
+        found = error.errors()
+        if found[0]["type"] == "json_invalid":
+            raise UsageError(f"the parameter {name} is not JSON: {found[0]['ctx']['error']}") from error
+        raise UsageError(f"{name}: {explain(found, model)}") from error

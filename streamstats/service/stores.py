@@ -133,7 +133,7 @@ class Stores:
             rows=sum(rows.values()),
             owner=owner,
             appended=appended,
-            withdrawn={layer: [list(each) for each in found.ranges] for layer, found in withdrawn.items()},
+            withdrawn={layer: found.document() for layer, found in withdrawn.items()},
         )
 
     def owner(self, name: str) -> tuple[str, float]:

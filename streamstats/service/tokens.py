@@ -148,7 +148,7 @@ class Tokens:
         Raises `NotFoundError`.
         """
         with self._lock:
-            old, ends = self._get(name), time.time() + overlap
+            old, ends = self.get(name), time.time() + overlap
             end = ("UPDATE tokens SET until = min(coalesce(until, ?), ?) WHERE name = ?", (ends, ends, name))
             if name == FIRST:
                 return self._rotate_first(end, ends)
@@ -168,12 +168,13 @@ class Tokens:
     def revoke(self, name: str) -> None:
         """End a token at once; what it owns stays, for whoever gets a token of that name. Raises `NotFoundError`."""
         with self._lock:
-            self._get(name)
+            self.get(name)
             if name == FIRST:
                 raise ConflictError(f"the token {FIRST} is the one in the file of the service; rotate it instead")
             self._write(("DELETE FROM tokens WHERE name = ?", (name,)))
 
-    def _get(self, name: str) -> Known:
+    def get(self, name: str) -> Known:
+        """The token `name`. Raises `NotFoundError`."""
         found = next((each for each in self._known if each.name == name and each.until is None), None)
         if found is None:
             raise NotFoundError(f"there is no token {name}; list the tokens that there are")

@@ -70,7 +70,7 @@ def checked(answer: httpx.Response) -> httpx.Response:
 def failure_of(answer: httpx.Response) -> StreamstatsError:
     """What an answer without success means for the caller: `ServiceError` from 500 on, else `RefusedError`."""
     try:
-        message = str(answer.json()["error"]["message"])
+        message = str(answer.json()["detail"])
     except (ValueError, KeyError, TypeError):  # not one of our answers: a proxy's
         message = answer.text[:LONGEST_SHOWN]
     status = answer.status_code

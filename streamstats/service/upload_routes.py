@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 
 from .bodies import Body, Terms, announced
 from .messages import V1, UploadView
-from .parameters import BINARY_BODY, UploadId, Whose, errors
+from .parameters import UploadId, Whose, created, errors
+from .paths import BINARY_BODY, Paths
 from .service import Service
 
 
@@ -18,17 +19,22 @@ class UploadRoutes:
     def __init__(self, service: Service) -> None:
         self._service = service
 
-    def router(self) -> APIRouter:
+    def router(self) -> Paths:
         """The paths, described for OpenAPI."""
-        routes = APIRouter(prefix=f"{V1}/uploads", tags=["uploads"], responses=errors(404, 413, 422, 503, 507))
+        routes = Paths(prefix=f"{V1}/uploads", tags=["uploads"], responses=errors(404, 413, 415, 422, 507))
         routes.get("")(self.uploads)
-        routes.post("", status_code=201, openapi_extra=BINARY_BODY)(self.upload)
+        routes.post("", status_code=201, responses=created(UploadView), openapi_extra=BINARY_BODY)(self.upload)
+        routes.get("/{upload}")(self.inspect)
         routes.delete("/{upload}", status_code=204)(self.delete_upload)
         return routes
 
     def uploads(self) -> list[UploadView]:
         """The uploads."""
         return self._service.uploads.listed()
+
+    def inspect(self, upload: UploadId) -> UploadView:
+        """The size of an upload, and who uploaded it."""
+        return self._service.uploads.view(upload)
 
     async def upload(self, request: Request, caller: Whose, response: Response) -> UploadView:
         """Upload a model or samples for an `onnx` job; the id is the SHA-256 of the content."""

@@ -76,15 +76,16 @@ class Uploads:
                 self._check_room(body.size)
                 body.keep(self.folder / name)
             self._note(name, owner)
-            return self._view(name)
+            return self.view(name)
 
     def listed(self) -> list[UploadView]:
         """The uploads, ordered by id."""
         with self._lock:
-            return [self._view(each.name) for each in sorted(self.folder.iterdir()) if not each.name.startswith(".")]
+            return [self.view(each.name) for each in sorted(self.folder.iterdir()) if not each.name.startswith(".")]
 
-    def _view(self, name: str) -> UploadView:
-        found = (self.folder / name).stat()  # its time counts for the uploads of an older service, which are nobody's
+    def view(self, name: str) -> UploadView:
+        """An upload, and who uploaded it. Raises `NotFoundError`."""
+        found = self._path(name).stat()  # its time counts for the uploads of an older service, which are nobody's
         rows = self._database.query("SELECT owner, uploaded FROM uploads WHERE id = ? ORDER BY owner", (name,))
         size, owners = found.st_size, [row["owner"] for row in rows]
         return UploadView(
@@ -98,7 +99,7 @@ class Uploads:
         """
         with self._lock:
             self._path(name)
-            owners = self._view(name).owners
+            owners = self.view(name).owners
             if caller.name not in owners:
                 caller.check_owns(f"upload {name}", " and ".join(filter(None, owners)))
             if not caller.is_admin and owners != [caller.name]:  # others have uploaded it, too

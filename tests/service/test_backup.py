@@ -23,7 +23,8 @@ LAYERS = (".hidden", "a/b")
 
 
 def opened(folder: Path) -> Stores:
-    stores = Stores(Database(folder / "service.sqlite"), folder / "stores", Metrics(), Faults(), stores=9, layers=9)
+    database = Database(folder / "service.sqlite")
+    stores = Stores(database, folder / "stores", Metrics(database), Faults(), stores=9, layers=9)
     stores.start()
     return stores
 

@@ -46,7 +46,7 @@ def answering(status: int, body: bytes) -> Iterator[str]:
 
 @pytest.mark.parametrize("status", [500, 502, 503, 507])
 def test_a_service_that_fails_is_a_service_error(status: int) -> None:
-    body = json.dumps({"error": {"status": status, "message": "the reason"}}).encode()
+    body = json.dumps({"detail": "the reason"}).encode()
     with answering(status, body) as url, Client(url, "x", patience=0) as client:
         for ask in (client.jobs, lambda: list(client.events("0" * 16))):
             with pytest.raises(ServiceError, match=f"{status}.*the reason") as caught:

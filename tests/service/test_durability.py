@@ -41,7 +41,8 @@ def block(key: str) -> np.ndarray[Any, Any]:
 @contextmanager
 def opened(folder: Path) -> Iterator[Stores]:
     """The stores in `folder`, as a service opens them."""
-    stores = Stores(Database(folder / "service.sqlite"), folder / "stores", Metrics(), Faults(), stores=9, layers=9)
+    database = Database(folder / "service.sqlite")
+    stores = Stores(database, folder / "stores", Metrics(database), Faults(), stores=9, layers=9)
     stores.start()
     try:
         yield stores
@@ -196,7 +197,8 @@ def test_rows_of_which_none_has_a_key_are_neither_lost_nor_added_to(sent: Path) 
 
 
 def test_nothing_is_appended_before_rows_and_keys_agree(tmp_path: Path) -> None:
-    stores = Stores(Database(tmp_path / "db"), tmp_path / "stores", Metrics(), Faults(), stores=9, layers=9)
+    database = Database(tmp_path / "db")
+    stores = Stores(database, tmp_path / "stores", Metrics(database), Faults(), stores=9, layers=9)
     with pytest.raises(FullError, match="the service is starting"):
         send(stores, "one")
 

@@ -42,7 +42,7 @@ def send(service: Served, store: str, layer: str, body: bytes, key: str = "k", q
 
 
 def message(answer: Any) -> str:
-    return str(answer.json()["error"]["message"])
+    return str(answer.json()["detail"])
 
 
 def test_what_was_sent_is_what_is_counted(client: ss.Client) -> None:

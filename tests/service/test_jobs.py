@@ -149,7 +149,7 @@ def test_a_request_that_cannot_be_met_says_why(service: Served, change: dict[str
         headers = {"Content-Type": "application/json"}
         answer = http.post("/api/v1/jobs", content=json.dumps({**REQUEST, **change}), headers=headers)
     assert answer.status_code == 422
-    assert said in answer.json()["error"]["message"]
+    assert said in answer.json()["detail"]
 
 
 def test_a_job_that_does_not_say_gets_the_memory_of_the_service(tmp_path: Path) -> None:
@@ -228,7 +228,7 @@ def test_a_queued_job_is_cancelled_and_deleted(tmp_path: Path) -> None:
         assert not (service.data / "jobs" / follower.id).exists()
 
 
-def test_jobs_are_listed_page_by_page_the_newest_first(client: ss.Client) -> None:
+def test_jobs_are_listed_page_by_page_the_newest_first(service: Served, client: ss.Client) -> None:
     made = [client.submit({**REQUEST, "submitter": "pages"}).id for _ in range(5)]
     found: list[str] = []
     before = None
@@ -240,6 +240,10 @@ def test_jobs_are_listed_page_by_page_the_newest_first(client: ss.Client) -> Non
             break
     assert [each for each in found if each in made] == made[::-1]
     assert len(found) == len(set(found))
+    with service.http() as http:
+        listed = http.get("/api/v1/jobs").json()["jobs"][0]
+        whole = http.get(f"/api/v1/jobs/{listed['id']}").json()
+    assert set(whole) - set(listed) == {"request"}  # which may have a megabyte
     for each in made:
         client.wait(each)
     assert {each.state for each in client.jobs(state="done").jobs} == {"done"}
@@ -251,7 +255,7 @@ def test_no_more_jobs_wait_than_the_limit_says(tmp_path: Path) -> None:
         answers = [http.post("/api/v1/jobs", json=REQUEST) for _ in range(8)]
         assert {answer.status_code for answer in answers} == {201, 503}
         full = next(answer for answer in answers if answer.status_code == 503)
-        assert "the queue is full (1 job)" in full.json()["error"]["message"]
+        assert "the queue is full (1 job)" in full.json()["detail"]
         assert full.headers["retry-after"]
         assert http.post("/api/v1/jobs", json={**REQUEST, "follow": {}}).status_code == 409
 
@@ -364,5 +368,5 @@ def test_weights_that_are_none_are_refused(service: Served, done: JobView) -> No
     with service.http() as http:
         answer = http.post(f"/api/v1/jobs/{done.id}/corrections?layout=OI", content=b"nonsense")
     assert answer.status_code == 422
-    assert "the body" in answer.json()["error"]["message"]
+    assert "the body" in answer.json()["detail"]
     assert str(service.data) not in answer.text

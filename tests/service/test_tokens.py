@@ -56,7 +56,7 @@ def test_every_path_asks_for_a_role_and_a_lower_one_is_refused(service: Served, 
                 url = path.replace("{job}", "0" * 16).replace("{upload}", "0" * 64).replace("{layer}", "l")
                 answer = people[name]._http.request(method, url.replace("{", "").replace("}", ""))
                 assert answer.status_code == 403, (role, method, path, answer.text)
-                assert f"needs the role {least}" in answer.json()["error"]["message"]
+                assert f"needs the role {least}" in answer.json()["detail"]
 
 
 def needed(method: str, path: str) -> str | None:

@@ -35,8 +35,7 @@ async function checked(answer) {
   if (answer.ok) return answer;
   let message = answer.statusText;
   try {
-    const problem = await answer.json();
-    message = problem.detail ?? problem.error.message;
+    message = (await answer.json()).detail ?? message;
   } catch {
     // not an answer of the service: a proxy's
   }
@@ -68,6 +67,7 @@ export function upload(file, sent) {
     const request = new XMLHttpRequest();
     request.open("POST", `${V1}/uploads`);
     request.setRequestHeader("Authorization", `Bearer ${token()}`);
+    request.setRequestHeader("Content-Type", "application/octet-stream"); // whatever the browser takes the file for
     request.upload.onprogress = (event) => sent(event.loaded / event.total);
     request.onerror = () => reject(new Refused(UNREACHABLE, "the connection was lost during the upload; choose the file again"));
     request.onload = () =>
