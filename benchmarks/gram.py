@@ -131,14 +131,14 @@ def beside_numpy(path: Path, name: str, columns: int, options: argparse.Namespac
 
 
 def in_turn(methods: Mapping[str, Callable[[], None]], repeats: int) -> dict[str, float]:
-    """The median seconds of each method, after a first run that does not count."""
+    """The median processor seconds of each method, after a first run that does not count: other work disturbs less."""
     seconds: dict[str, list[float]] = {name: [] for name in methods}
     with threadpool_limits(1, user_api="blas"):
         for _ in range(repeats + 1):
             for name, method in methods.items():
-                started = time.perf_counter()
+                started = time.process_time()
                 method()
-                seconds[name].append(time.perf_counter() - started)
+                seconds[name].append(time.process_time() - started)
     return {name: median(each[1:]) for name, each in seconds.items()}
 
 
