@@ -27,7 +27,9 @@ from streamstats.service.queueing import Waiting, next_job
 from streamstats.service.runner import wait_for_layers
 from streamstats.service.service import Service
 from streamstats.service.settings import Limits, ServiceConfig
+from streamstats.service.tokens import Caller
 
+ADMIN = Caller("admin", "admin")
 MEMORY = 512 * 2**20
 ENDLESS = 2**50
 RUN = RunRequest.model_validate({"kind": "run", "source": STORE})
@@ -174,8 +176,8 @@ def test_a_job_that_runs_for_too_long_ends_with_the_reason_and_one_that_follows_
 ) -> None:
     never_ends(monkeypatch)
     service = opened(tmp_path, hands, job_seconds=100)
-    follower = service.submit(FOLLOWING, None).id
-    job = service.submit(RUN, None).id
+    follower = service.submit(FOLLOWING, None, ADMIN).id
+    job = service.submit(RUN, None, ADMIN).id
     wait_until(lambda: {service.table.get(name).state for name in (job, follower)} == {"running"})
     hands.wall -= 3600
     hands.passed += 99
@@ -197,7 +199,7 @@ def test_a_queued_job_says_its_place_and_what_it_waits_for(
     service = opened(tmp_path, hands, following_jobs=1)
 
     def submit(who: str) -> str:
-        return service.submit(FOLLOWING.model_copy(update={"submitter": who}), None).id
+        return service.submit(FOLLOWING.model_copy(update={"submitter": who}), None, ADMIN).id
 
     first = submit("ann")
     wait_until(lambda: service.table.get(first).state == "running")
@@ -222,7 +224,7 @@ def test_a_job_that_writes_too_much_ends_with_the_reason(
 ) -> None:
     never_ends(monkeypatch)
     service = opened(tmp_path, hands, job_disk=10)
-    job = service.submit(FOLLOWING, None).id
+    job = service.submit(FOLLOWING, None, ADMIN).id
     wait_until(lambda: service.table.get(job).state == "running")
     hands.passed += 10
     assert "a job of this service may write 10 (`job_disk`); it had no results yet" in ended(service, job)
