@@ -11,7 +11,7 @@ export class Refused extends Error {
   }
 }
 
-export const UNREACHABLE = 0;
+const UNREACHABLE = 0;
 const PASSING = [UNREACHABLE, 429, 502, 503, 504];
 export const passes = (error) => error instanceof Refused && PASSING.includes(error.status);
 

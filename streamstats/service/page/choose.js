@@ -8,7 +8,7 @@ import { time } from "./formats.js";
 export const compareAddress = (first, second) => `#/compare/${first}/${second}`;
 
 // Differences are second − first, so the older job is the first.
-export const olderFirst = (one, other) =>
+const olderFirst = (one, other) =>
   one.submitted <= other.submitted ? compareAddress(one.id, other.id) : compareAddress(other.id, one.id);
 
 export function comparing(job) {

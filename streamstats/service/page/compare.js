@@ -182,11 +182,11 @@ function plotsOf(name, found) {
             ...flags,
           ],
           legend: [key("accent", "▮", "difference"), key("warn", "―", `± ${CLEAR} standard errors: beyond, hardly chance`), marked()],
-        }).element
+        })
       : h(
           "p",
           { class: "panel" },
-          "Standard errors are unknown: at least one of the jobs did not count them. Submit it again with the statistic that the form offers for that.",
+          "Standard errors are unknown, because at least one of the jobs did not count the statistic spread. Submit it again with spread.",
         ),
     plot({
       label: `Means of ${name}: second − first`,
@@ -196,7 +196,7 @@ function plotsOf(name, found) {
       group,
       marks: [{ kind: "level", color: "--grid", at: 0 }, bars(found.difference), ...flags],
       legend: [key("accent", "▮", "difference"), marked()],
-    }).element,
+    }),
   ];
 }
 

@@ -3,12 +3,14 @@
 export const whole = (value) => value.toLocaleString("en");
 export const counted = (count, noun, plural = `${noun}s`) => `${whole(count)} ${count === 1 ? noun : plural}`;
 
+export const known = (value) => value !== null && value !== undefined;
+
 export function number(value) {
-  if (value === null || value === undefined) return "–";
+  if (!known(value)) return "–";
   return String(Number(value.toPrecision(4))).replace("-", "−");
 }
 
-export const percent = (value, digits = 1) => (value === null || value === undefined ? "–" : `${(100 * value).toFixed(digits)} %`);
+export const percent = (value, digits = 1) => (!known(value) ? "–" : `${(100 * value).toFixed(digits)} %`);
 
 export function bytes(value) {
   const units = ["B", "kB", "MB", "GB", "TB"];
@@ -21,7 +23,7 @@ export function bytes(value) {
 }
 
 export function duration(seconds) {
-  if (seconds === null || seconds === undefined) return "–";
+  if (!known(seconds)) return "–";
   if (seconds < 90) return `${seconds.toFixed(seconds < 10 ? 1 : 0)} s`;
   if (seconds < 5400) return `${Math.round(seconds / 60)} min`;
   return `${(seconds / 3600).toFixed(1)} h`;

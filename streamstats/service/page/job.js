@@ -164,15 +164,13 @@ async function remove(job) {
   location.hash = "#/jobs";
 }
 
-const took = (job) => duration(job.seconds ?? (job.ended && job.started ? job.ended - job.started : null));
-
 function detailsOf(job) {
   const times = [
     ["Id", job.id],
     ["Submitted", time(job.submitted)],
     ["Started", time(job.started)],
     ["Ended", time(job.ended)],
-    ["Took", took(job)],
+    ["Took", duration(job.seconds)],
     ["Attempts", whole(job.attempts)],
     ["Priority", String(job.priority)],
     ["Source", sourceOf(job)],

@@ -2,7 +2,7 @@
 
 import { ask, follow, get, layerPath } from "./api.js";
 import { button, copyable, h, linkButton, notice, save, title } from "./elements.js";
-import { counted, number, percent, time, whole } from "./formats.js";
+import { counted, known, number, percent, time, whole } from "./formats.js";
 import { inOrder } from "./layers.js";
 import { key, plot } from "./plots.js";
 import { sortable } from "./tables.js";
@@ -110,7 +110,7 @@ function channelPlots(name, found, group) {
         errors ? key("error-bar", "I", "± one standard error, where it is larger than the point") : null,
         marked(),
       ],
-    }).element,
+    }),
     plot({
       label: `Range of each channel of ${name}`,
       xs,
@@ -119,7 +119,7 @@ function channelPlots(name, found, group) {
       group,
       marks: [{ kind: "ranges", color: "--range", low: minimum, high: maximum }, ...flags],
       legend: [key("range", "▮", "least to greatest value"), marked()],
-    }).element,
+    }),
   ];
 }
 
@@ -134,8 +134,6 @@ function sayChannel(columns, channel) {
       : `mean ${number(columns.mean[channel])}${known(error) ? ` ± ${number(error)}` : ""}, from ${number(columns.minimum[channel])} to ${number(columns.maximum[channel])}`;
   return [`channel ${channel}`, mean, counted(columns.count[channel], "value"), ...beside].join(", ");
 }
-
-const known = (value) => value !== null && value !== undefined;
 
 // Tables of counts are drawn; others are listed.
 const BARS = ["low", "high", "count"].join();
@@ -172,7 +170,7 @@ function counts(layer, name, rows, units) {
         to: edge(high, 1),
       },
     ],
-  }).element;
+  });
 }
 
 function listed(layer, name, { columns, rows }) {
@@ -239,6 +237,7 @@ function developmentOf(name, { channel, points }, units) {
     `${whole(xs[place])} rows, ${time(points[place].at)}: mean of channel ${channel} ${value(points[place])}; all means within ${percent(points[place].apart, 2)} of the layer's range of the newest`;
   const end = (sign) =>
     points.map((each) => (each.mean === null || !known(each.standard_error) ? null : each.mean + sign * each.standard_error));
+  const changes = points.map((each) => (known(each.apart) ? 100 * each.apart : null));
   const group = [];
   return [
     plot({
@@ -256,7 +255,7 @@ function developmentOf(name, { channel, points }, units) {
         key("accent", "●", "mean; choose another channel in the plots above"),
         key("error-bar", "I", "± one standard error, where it is larger than the point"),
       ],
-    }).element,
+    }),
     plot({
       label: `Greatest change of a mean of ${name} since then`,
       xs,
@@ -264,10 +263,10 @@ function developmentOf(name, { channel, points }, units) {
       said,
       group,
       marks: [
-        { kind: "line", color: "--accent", values: points.map((each) => known(each.apart) && 100 * each.apart) },
-        { kind: "points", color: "--accent", values: points.map((each) => (known(each.apart) ? 100 * each.apart : null)) },
+        { kind: "line", color: "--accent", values: changes },
+        { kind: "points", color: "--accent", values: changes },
       ],
-    }).element,
+    }),
   ];
 }
 

@@ -5,7 +5,7 @@ import { byName, counted, number, percent, whole } from "./formats.js";
 import { downloadButton } from "./ways.js";
 import { sortable } from "./tables.js";
 
-export const TOO_UNSURE = 0.01; // of a layer's range: a mean whose standard error is larger is hardly known
+const TOO_UNSURE = 0.01; // of a layer's range: a mean whose standard error is larger is hardly known
 
 // Layers as the network has them; those of unknown place follow, by name.
 export function inOrder(layers) {

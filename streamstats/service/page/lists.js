@@ -23,7 +23,8 @@ export class Age {
   }
 
   failed(error) {
-    const said = `Out of date: ${error.message}. The list is that of ${this.at ? clock(this.at) : "no time yet"}; the page retries.`;
+    const age = this.at ? `The list is from ${clock(this.at)}` : "The list has not been loaded yet";
+    const said = `Out of date: ${error.message}. ${age}; the page retries.`;
     this.fresh.hidden = true;
     if (this.stale.textContent !== said) this.stale.textContent = said;
   }

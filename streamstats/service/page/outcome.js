@@ -3,8 +3,9 @@
 import { ask } from "./api.js";
 import { submitAddress } from "./describe.js";
 import { h, linkButton } from "./elements.js";
-import { counted, percent, whole } from "./formats.js";
+import { counted, known, percent, whole } from "./formats.js";
 import { concerns, missingRows } from "./layers.js";
+import { requestOf } from "./remedies.js";
 import { sortable } from "./tables.js";
 import { downloadButton } from "./ways.js";
 
@@ -95,7 +96,7 @@ function effectOf(judged) {
   ];
 }
 
-const decibels = (value) => (value === null || value === undefined ? "–" : `${value.toFixed(1).replace("-", "−")} dB`);
+const decibels = (value) => (!known(value) ? "–" : `${value.toFixed(1).replace("-", "−")} dB`);
 
 function models({ accuracy, outputs, network }) {
   const names = ["float", ...Object.keys(outputs)].filter((name) => name in accuracy || name in outputs);
@@ -116,12 +117,11 @@ function models({ accuracy, outputs, network }) {
 }
 
 function unmeasured(job) {
-  const request = { ...job.request };
   return h(
     "div",
     { class: "row" },
     h("p", { class: "grow" }, "The effect was not measured: the job has no held-out samples."),
-    linkButton("Submit again with held-out samples", submitAddress(request, job.id)),
+    linkButton("Submit again with held-out samples", submitAddress(requestOf(job), job.id)),
   );
 }
 

@@ -2,16 +2,16 @@
 // x axis, and what is at the chosen place is said in words.
 
 import { button, h } from "./elements.js";
-import { number } from "./formats.js";
+import { known, number } from "./formats.js";
 
 const HEIGHT = { wide: 300, phone: 240 };
 const KEYS = "Arrow keys, Page Up, Page Down, Home and End move; + and − zoom; 0 shows all. Drag with the pointer to zoom.";
 const CLEAR = 3; // pixels
 
 // `marks` are drawn in order: {kind, color, low, high, values} with an entry for each of `xs`. `axes` name what x and y
-// are, `said(place)` is what is at a place, `chosen(place)` is told, and `beside` are legends. Plots of one `group`
-// move together.
-export function plot({ label, xs, axes, marks, said, chosen = () => {}, legend = [], group = null, logarithmic = false, start = null }) {
+// are, `said(place)` is what is at a place, and `legend` explains the colours. Plots of one `group` move together; what
+// else is in the group is called with each place that is chosen.
+export function plot({ label, xs, axes, marks, said, legend = [], group = null, logarithmic = false }) {
   const [low, high] = extent(marks, logarithmic);
   const data = [xs, xs.map((_, place) => (place % 2 ? high : low))]; // which gives uPlot the scale of y
   const frame = h("div", {
@@ -45,7 +45,6 @@ export function plot({ label, xs, axes, marks, said, chosen = () => {}, legend =
     readout.classList.remove("faint");
     chart.redraw(false);
     if (told) group?.forEach((each) => each !== choose && each(view.place, false));
-    if (told) chosen(view.place);
   };
   group?.push(choose);
   chart.over.addEventListener("click", (event) => choose(chart.posToIdx(event.offsetX)));
@@ -55,8 +54,7 @@ export function plot({ label, xs, axes, marks, said, chosen = () => {}, legend =
   );
   frame.addEventListener("keydown", (event) => moved(event, { chart, xs, view, choose }));
   watchSize(element, frame, chart);
-  if (start !== null) choose(start, false);
-  return { element, choose };
+  return element;
 }
 
 function options({ axes, marks, xs, range, logarithmic, view, width }) {
@@ -163,8 +161,6 @@ function line(ink, x1, y1, x2, y2, stroke, width) {
   ink.lineTo(x2, y2);
   ink.stroke();
 }
-
-const known = (value) => value !== null && value !== undefined;
 
 function drawPoints({ ink, x, y, xs, step, ratio, values, color: fill }) {
   ink.fillStyle = fill;

@@ -1,6 +1,6 @@
 // How far a job has come: its steps, the stage of the current one, and the time left as far as it is known.
 
-import { bar } from "./describe.js";
+import { bar, rowsOf } from "./describe.js";
 import { h } from "./elements.js";
 import { bytes, counted, duration, whole } from "./formats.js";
 
@@ -37,7 +37,7 @@ function steps({ step, steps: names }) {
 
 function figuresOf(job) {
   if (job.stage) return stageFigures(job.stage);
-  const figures = [["Rows", job.total_rows > job.rows ? `${whole(job.rows)} of ${whole(job.total_rows)}` : whole(job.rows)]];
+  const figures = [["Rows", rowsOf(job)]];
   if (job.follows) return [...figures, ["Follows the store", "counts rows as they arrive"]];
   return [
     ...figures,

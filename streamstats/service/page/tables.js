@@ -2,7 +2,7 @@
 // `name` or `time` for its style, and `wide` if phones leave it out.
 
 import { button, h } from "./elements.js";
-import { byName, whole } from "./formats.js";
+import { byName, known, whole } from "./formats.js";
 
 const PHONE = matchMedia("(max-width: 640px)");
 const ROWS = { wide: 50, phone: 12 };
@@ -90,7 +90,7 @@ const styleOf = (column) =>
 
 function comparing(key, sign) {
   const compare = (a, b) => (typeof a === "number" && typeof b === "number" ? a - b : byName(String(a), String(b)));
-  const missing = (value) => value === null || value === undefined;
+  const missing = (value) => !known(value);
   return (one, other) => {
     const [left, right] = [key(one), key(other)];
     if (missing(left) || missing(right)) return missing(left) - missing(right);
