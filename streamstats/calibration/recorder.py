@@ -139,13 +139,13 @@ class Recorder:
         opened = self._opened(appended)
         return opened.layer.rows + opened.waiting_rows
 
-    def withdraw(self, layer: str, rows: int) -> None:
+    def take_back(self, layer: str, rows: int) -> None:
         """Take back the rows of `layer` from `rows` on: readers no longer count them; the next take their places.
 
         Raises `OutputError`.
         """
         opened = _OpenLayer.of(self._source, self._target, self._is_own, layer, self._open_array)
-        opened.withdraw(rows)
+        opened.take_back(rows)
         self._open[layer] = opened
 
     def _opened(self, appended: Layer) -> _OpenLayer:
@@ -460,7 +460,7 @@ class _OpenLayer:
             ) from error
         self.layer = _described(self.source, self.layer.name, self.arrays)
 
-    def withdraw(self, rows: int) -> None:
+    def take_back(self, rows: int) -> None:
         """Commit `rows` rows, fewer than there are."""
         try:
             self._commit(rows)

@@ -8,7 +8,7 @@ from fastapi import Path as InPath
 from fastapi import Query, Response
 
 from .messages import TOKEN_NAME, V1, AuditEntry, AuditPage, NewToken, PrunedView, SecretView, TokenView
-from .parameters import Whose, created, errors
+from .parameters import Before, Whose, created, errors
 from .paths import Paths
 from .service import Service
 from .settings import RetentionConfig
@@ -18,8 +18,6 @@ Overlap = Annotated[
     float, Query(ge=0, le=7 * 86400, description="Seconds for which the old secret remains valid beside the new one.")
 ]
 Who = Annotated[str | None, Query(max_length=64, description="Only what this token did.")]
-Before = Annotated[int, Query(ge=1, le=2**53, description="The `next` of the previous page.")]
-
 DryRun = Annotated[bool, Query(description="Remove nothing; only tell what would be removed.")]
 
 

@@ -24,17 +24,18 @@ from ..storage.files import (
     rename_folder,
     temporary_beside,
 )
+from ..storage.names import V3_METADATA
 from . import published
-from .database import Database
+from .database import DATABASE, Database
 from .hooks import FOLDER as HOOKS
-from .job_table import ENDED, JobTable
+from .job_table import JobTable
 from .journal import FOLDER as JOURNALS
 from .messages import JobView
 from .processes import INPUTS
 from .runner import RECORDED, REQUEST, STORE
+from .settings import ENDED
+from .tokens import TOKEN
 
-DATABASE, TOKEN = "service.sqlite", "token"
-METADATA = "zarr.json"
 PASSING = (TEMPORARY, ".lock")
 """How files end that are of no use to others than the process that made them."""
 MOST_TRIES = 5
@@ -130,8 +131,8 @@ class _Backup:
         """Copy a store; one that is deleted meanwhile is left out."""
         for _ in range(MOST_TRIES):
             identity = _identity(self.data / store)
-            self._copy_all(store, only=lambda name: name == METADATA)
-            self._copy_all(store, only=lambda name: name != METADATA, without=(JOURNALS,))
+            self._copy_all(store, only=lambda name: name == V3_METADATA)
+            self._copy_all(store, only=lambda name: name != V3_METADATA, without=(JOURNALS,))
             self._copy_all(store / JOURNALS)
             if _identity(self.data / store) == identity:  # it is the same store, not one of the same name
                 self.copied.stores += identity is not None
@@ -142,7 +143,7 @@ class _Backup:
     def _copy_all(
         self, folder: Path, *, only: Callable[[str], bool] = lambda _: True, without: Sequence[str] = ()
     ) -> None:
-        """Copy the files below `folder` whose name is among `only`, but for the entries `without` in it."""
+        """Copy the files below `folder` whose name is among `only`, except the entries `without` in it."""
         for path in _files(self.data / folder, without):
             if only(path.name):
                 self._copy(path.relative_to(self.data))
@@ -157,7 +158,7 @@ class _Backup:
 
 
 def _files(folder: Path, without: Sequence[str]) -> Iterator[Path]:
-    """The files below `folder` that are no temporary ones, but for the entries `without` in it."""
+    """The files below `folder` that are not temporary, except the entries `without` in it."""
     for here, folders, names in os.walk(folder):
         left_out = without if Path(here) == folder else ()
         folders[:] = [name for name in folders if name not in left_out]
@@ -171,6 +172,6 @@ def _names(folder: Path) -> list[str]:
 def _identity(folder: Path) -> int | None:
     """Tells a folder from a later one of the same name; None if there is none."""
     try:
-        return (folder / METADATA).stat().st_ino and folder.stat().st_ino
+        return (folder / V3_METADATA).stat().st_ino and folder.stat().st_ino
     except OSError:
         return None

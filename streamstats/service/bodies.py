@@ -23,7 +23,7 @@ from ..errors import DataError, UsageError, counted
 from ..storage.files import Spool
 from ..storage.plain_tensors import read_plain_tensors
 from .errors import TooLargeError
-from .headers import LONGEST_NPY_HEADER, NPY, Judge, anything, npy_header
+from .headers import LONGEST_NPY_HEADER, NPY, Judge, anything, no_arrays, npy_header
 
 IN_MEMORY = 4 * 2**20
 LONGEST_LENGTH = 20
@@ -149,7 +149,7 @@ class Body:
             return read_plain_tensors(self.path)
         except DataError as error:
             reason = str(error).replace(str(self.path), "the body")
-            raise UsageError(f"the body is neither .npy nor safetensors: {reason}") from error
+            raise no_arrays(reason) from error
 
     def _npy(self) -> Array:
         content = b"".join(self._parts) if self._spool is None else _mapped(self.path)

@@ -278,7 +278,7 @@ class Client:
         return [BatchView.model_validate(each) for each in found]
 
     def withdraw(self, store: str, layer: str, key: str) -> WithdrawnView:
-        """Have no job count what was appended with `key`; jobs that have ended do so after `forget`."""
+        """Withdraw what was appended with `key`: running and later jobs do not count it, ended ones after `forget`."""
         path = f"/stores/{quote(store, safe='')}/batches"
         return WithdrawnView.model_validate(self._json("DELETE", path, params={"layer": layer, "key": key}))
 

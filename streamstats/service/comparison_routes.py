@@ -9,13 +9,13 @@ from fastapi import Query
 
 from .comparisons import ChannelComparisonView, ComparisonView, Side, channel_comparison, comparison
 from .development import DevelopmentView, development
-from .messages import V1
+from .messages import JOB_ID, V1
 from .parameters import JobId, LayerName, errors
 from .paths import Paths
 from .service import Service
 
 Other = Annotated[
-    str, Query(alias="with", pattern=r"^[0-9a-f]{16}$", description="The second job; differences are second − first.")
+    str, Query(alias="with", pattern=JOB_ID, description="The second job; differences are second − first.")
 ]
 Channel = Annotated[int, Query(ge=0, le=2**31, description="The channel whose mean is given.")]
 

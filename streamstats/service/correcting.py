@@ -21,6 +21,7 @@ from typing import Any
 from ..errors import CORRUPT, DONE, USAGE, DataError, StreamstatsError, UsageError
 from ..models.tensors import tensor_terms, terms_bytes
 from ..storage.plain_tensors import read_plain_tensors
+from .headers import no_arrays
 
 ERRORS = {USAGE: UsageError, CORRUPT: DataError}
 """By the exit status that they have."""
@@ -76,7 +77,7 @@ def _check_body(path: str) -> None:
         read_plain_tensors(Path(path))
     except DataError as error:
         reason = str(error).replace(path, "the body")
-        raise UsageError(f"the body is neither .npy nor safetensors: {reason}") from error
+        raise no_arrays(reason) from error
 
 
 def main() -> int:

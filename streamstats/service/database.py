@@ -117,6 +117,8 @@ MIGRATIONS: Sequence[str] = (
 """The first n scripts make version n of the database."""
 
 
+DATABASE = "service.sqlite"
+"""The file, in the folder of the service."""
 CREATE, WRITE, FROZEN = "mode=rwc", "mode=rw", "immutable=1"
 """How the file is opened. A frozen one is not written, and needs no room on the disk."""
 THOROUGH = 60

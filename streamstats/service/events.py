@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 
 from .errors import NotFoundError
-from .job_table import ENDED
 from .service import Service
+from .settings import ENDED
 
 TICK_SECONDS = 0.5
 """The shortest time between two reports."""

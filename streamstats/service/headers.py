@@ -82,7 +82,7 @@ class JudgedTensors:
             return LENGTH_BYTES
         length = int.from_bytes(start[:LENGTH_BYTES], "little")
         if length > self.longest:
-            raise _no_arrays(f"its header would have {length:,} bytes; expected at most {self.longest:,}")
+            raise no_arrays(f"its header would have {length:,} bytes; expected at most {self.longest:,}")
         end = LENGTH_BYTES + length
         if len(start) < end:
             return end
@@ -146,9 +146,9 @@ def _tensors_in(header: bytes) -> Mapping[str, Any]:
     try:
         found = json.loads(header)
     except (ValueError, RecursionError):
-        raise _no_arrays("its header is not JSON") from None
+        raise no_arrays("its header is not JSON") from None
     if not isinstance(found, dict):
-        raise _no_arrays("its header is no JSON object")
+        raise no_arrays("its header is no JSON object")
     return {name: each for name, each in found.items() if name != "__metadata__"}
 
 
@@ -156,14 +156,14 @@ def _stop(described: Any) -> int:
     """Where the values of a tensor end. Raises `UsageError`."""
     offsets = described.get("data_offsets") if isinstance(described, dict) else None
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(type(each) is int for each in offsets):
-        raise _no_arrays("its header has a tensor without offsets")
+        raise no_arrays("its header has a tensor without offsets")
     return int(offsets[1])
 
 
 def _check_declared(declared: int, most: int, whole: int | None) -> None:
     _check_most(declared, most)
     if whole is not None and declared != whole:
-        raise _no_arrays(f"its header describes {declared:,} bytes, and it has {whole:,}")
+        raise no_arrays(f"its header describes {declared:,} bytes, and it has {whole:,}")
 
 
 def _check_most(declared: int, most: int) -> None:
@@ -174,5 +174,6 @@ def _check_most(declared: int, most: int) -> None:
         )
 
 
-def _no_arrays(reason: str) -> UsageError:
+def no_arrays(reason: str) -> UsageError:
+    """That a body has no arrays that can be read, and why."""
     return UsageError(f"the body is neither .npy nor safetensors: {reason}")

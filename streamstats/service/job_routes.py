@@ -15,7 +15,7 @@ from .events import job_events
 from .filters import Wanted
 from .job_table import STATES
 from .messages import MOST_TAGS, V1, About, JobPage, JobRequest, JobView, Tag, UploadView
-from .parameters import JobId, OptionalKey, Whose, created, errors, text
+from .parameters import Before, JobId, OptionalKey, Whose, created, errors, text
 from .paths import Paths
 from .places import Places
 from .service import Service
@@ -33,7 +33,6 @@ Text = Annotated[
         description="In whose id, name, tags, note, submitter, source or message this occurs, in either case.",
     ),
 ]
-Before = Annotated[int, Query(ge=1, le=2**53, description="The `next` of the previous page.")]
 LastEvent = Annotated[str | None, Header(alias="Last-Event-ID", max_length=20)]
 EVENTS = "text/event-stream"
 

@@ -18,12 +18,13 @@ from .database import Database
 from .errors import ConflictError, NotFoundError
 from .filters import Wanted
 from .messages import JobSummary, JobView
+from .settings import ENDED
 
 QUEUED, RUNNING, CANCELLING = "queued", "running", "cancelling"
-DONE, INCOMPLETE, FAILED, CANCELLED = "done", "incomplete", "failed", "cancelled"
-ENDED = (DONE, INCOMPLETE, FAILED, CANCELLED)
+DONE, INCOMPLETE, FAILED, CANCELLED = ENDED
 STATES = (QUEUED, RUNNING, CANCELLING, *ENDED)
 ALL = Wanted()
+HAS_ENDED = f"state IN ({', '.join(map(repr, ENDED))})"
 EVENT = "INSERT INTO events (job, at, text) VALUES (?, ?, ?)"
 NOT_TOLD = {"request", "note", "bytes_per_second", "seconds_left"}
 MOST_EVENTS = 1000
@@ -168,17 +169,15 @@ class JobTable:
 
     def reading(self, source: str) -> list[str]:
         """The jobs that have not ended and whose request names `source`."""
-        places = ", ".join("?" * len(ENDED))
-        rows = self._database.query(f"SELECT id, request FROM jobs WHERE state NOT IN ({places})", ENDED)
+        rows = self._database.query(f"SELECT id, request FROM jobs WHERE NOT {HAS_ENDED}")
         return [row["id"] for row in rows if json.loads(row["request"]).get("source") == source]
 
     def counted(self, source: str) -> list[str]:
         """The jobs that have ended with results and whose request names `source`."""
-        places = ", ".join("?" * len(ENDED))
         rows = self._database.query(
-            f"SELECT id FROM jobs WHERE state IN ({places}) AND results IS NOT NULL "
+            f"SELECT id FROM jobs WHERE {HAS_ENDED} AND results IS NOT NULL "
             "AND json_extract(request, '$.source') = ? ORDER BY number",
-            (*ENDED, source),
+            (source,),
         )
         return [row["id"] for row in rows]
 
@@ -189,8 +188,7 @@ class JobTable:
 
     def ended(self) -> list[dict[str, Any]]:
         """id, end and tags of each job that has ended."""
-        places = ", ".join("?" * len(ENDED))
-        rows = self._database.query(f"SELECT id, ended, tags FROM jobs WHERE state IN ({places})", ENDED)
+        rows = self._database.query(f"SELECT id, ended, tags FROM jobs WHERE {HAS_ENDED}")
         return [{"id": row["id"], "ended": row["ended"] or 0.0, "tags": json.loads(row["tags"])} for row in rows]
 
     def delete_events(self, last: int) -> None:
@@ -235,7 +233,7 @@ class JobTable:
                 self._note_end(connection, name)
 
     def _note_end(self, connection: Connection, name: str) -> None:
-        """Note, in the transaction in which a job ends, what hooks are to be told: so none is forgotten."""
+        """Note, in the transaction in which a job ends, what hooks will be told, so that none is forgotten."""
         row = connection.execute(f"SELECT {VIEW} FROM jobs WHERE id = ?", (name,)).fetchone()
         job = _view(row).model_dump(exclude=NOT_TOLD)
         at = datetime.fromtimestamp(row["ended"], UTC).isoformat(timespec="seconds")

@@ -21,7 +21,7 @@ from ..errors import OutputError, StreamstatsError
 from ..storage.files import make_folders, remove_folder, write_json
 from .errors import BusyError, ConflictError, DamagedError, FullError
 from .faults import RETRY_SECONDS, Faults
-from .job_table import CANCELLED, CANCELLING, DONE, ENDED, FAILED, INCOMPLETE, QUEUED, RUNNING, JobTable, Submitted
+from .job_table import CANCELLED, CANCELLING, DONE, FAILED, INCOMPLETE, QUEUED, RUNNING, JobTable, Submitted
 from .memory import no_memory
 from .messages import OWN, JobSummary, JobView
 from .metrics import Metrics
@@ -29,6 +29,7 @@ from .processes import CANCEL_SECONDS, STOP_SECONDS, JobProcess, ProcessLimits
 from .queueing import by_precedence, next_job, places_in_queue
 from .reports import Reports
 from .runner import REQUEST
+from .settings import ENDED
 
 STATE_OF = {errors.DONE: DONE, errors.INCOMPLETE: INCOMPLETE}
 """The states that follow from an exit status; any other means that the job failed or was stopped."""
@@ -73,7 +74,7 @@ class Jobs:
         self._table, self._folder, self._complete, self._metrics = table, folder, complete, metrics
         self._faults, self._hindrance, self._limits, self._clock = faults, hindrance, limits, table.clock
         self._reports = Reports(table, metrics, public)
-        self._shown = self._reports.shown
+        self._public = self._reports.shown
         self._places = {False: running, True: following}
         self._most_waiting = waiting
         self._lock = threading.Condition()
@@ -374,7 +375,7 @@ class Jobs:
         before = self._table.forgets(name)
         if before is not None:
             state, text = before, text if state == DONE else f"nothing was forgotten: {text}"
-        self._table.end(name, state, self._shown(text), forgets=None)
+        self._table.end(name, state, self._public(text), forgets=None)
 
     def _requeue(self, name: str, text: str = STOPPED) -> None:
         """Queue a job that the service interrupted; the attempt does not count."""
@@ -388,7 +389,7 @@ class Jobs:
         if job.attempts >= MOST_ATTEMPTS:
             self._finish(job.id, FAILED, f"{why}; the service tried {job.attempts} times")
             return
-        self._table.update(job.id, self._shown(f"{why}; the service retries"), logged=True, state=QUEUED)
+        self._table.update(job.id, self._public(f"{why}; the service retries"), logged=True, state=QUEUED)
 
     def _changed(self, name: str, *, reordered: bool = False) -> None:
         """Tell who listens that the job has changed; if `reordered`, the queue has, too."""

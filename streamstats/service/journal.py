@@ -139,7 +139,7 @@ class Keys:
                 "DELETE FROM ingests WHERE store = ? AND layer = ? AND stop > ?", (self._store, layer, rows)
             )
 
-    def forget(self, layer: str | None = None) -> None:
+    def remove(self, layer: str | None = None) -> None:
         """Remove all keys of `layer`, or of the store, and whose it is."""
         with self._database.writing() as connection:
             if layer is not None:

@@ -28,6 +28,7 @@ from ..errors import MismatchError, OutputError, StreamstatsError, UsageError, c
 from ..layouts import Kernel
 from ..quantization import Quantization
 from ..storage.files import remove, remove_folder
+from ..storage.names import V3_METADATA
 from .errors import ConflictError, FullError, NotFoundError
 from .faults import Faults
 from .journal import Journal, Keys, Noted, settle
@@ -36,7 +37,6 @@ from .metrics import Metrics
 
 TOGETHER = 64 * 2**20
 """Bytes of a layer that are appended at once; a larger request is appended alone."""
-GROUP = "zarr.json"
 IDLE_SECONDS = 60.0
 """After so long without requests, the thread of a store ends."""
 
@@ -188,7 +188,7 @@ class Lane:
             if layer not in stored_layers(self._path):
                 raise NotFoundError(f"store {self.store} has no layer {layer}")
             gone = move_layer_away(self._path, layer, self._path.parent)
-            self._keys.forget(layer)
+            self._keys.remove(layer)
             remove(Journal(self._path, layer).path)
             remove_folder(gone)
         except StreamstatsError as error:
@@ -271,7 +271,7 @@ class Lane:
         A store that does not exist becomes that of `sender`.
         """
         if self._recorder is None:
-            if not (self._path / GROUP).exists():
+            if not (self._path / V3_METADATA).exists():
                 self._keys.claim(sender)
             self._recorder = Recorder(self._path, buffered=False)
             self._layers |= stored_layers(self._path)
@@ -307,10 +307,10 @@ def settle_layer(store: Path, keys: Keys, layer: str, recorder: Recorder | None 
         )
     log.warning("rows %s:%s have no idempotency key and are taken back; send them again", settled, rows, extra=said)
     if recorder is not None:
-        recorder.withdraw(layer, settled)
+        recorder.take_back(layer, settled)
         return
     with Recorder(store, buffered=False) as own:
-        own.withdraw(layer, settled)
+        own.take_back(layer, settled)
 
 
 def stored_layers(store: Path) -> set[str]:

@@ -9,13 +9,16 @@ from pydantic import BaseModel, Field, model_validator
 
 from ..config import NO_NUL, ReductionConfig, Settings
 from ..jobs.job import DEFAULT_MEMORY
-from .settings import HOOK_NAME, Bytes, Limits
+from .settings import HOOK_NAME, Bytes, Ended, Limits
 from .tokens import Role
 
 V1 = "/api/v1"
 """Before every path that is described by OpenAPI."""
 STORE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 TOKEN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$"
+JOB_ID = r"^[0-9a-f]{16}$"
+KEY = r"^[!-~]{1,128}$"
+"""Of idempotency keys."""
 UPLOAD_ID = r"^[0-9a-f]{64}$"
 MOST_RULES = 1000
 OWN = "store:"
@@ -175,7 +178,7 @@ class JobSummary(BaseModel):
     source: str | None
     submitter: str
     priority: int
-    state: Literal["queued", "running", "cancelling", "done", "incomplete", "failed", "cancelled"]
+    state: Literal["queued", "running", "cancelling", Ended]
     submitted: float
     started: float | None
     ended: float | None
@@ -243,7 +246,7 @@ class StoreView(BaseModel):
 
 
 class BatchView(BaseModel):
-    """What one request appended: rows `start` to `stop` of a layer, under a key; `withdrawn` is when it was undone."""
+    """What one request appended: rows `start` to `stop` of a layer, by key; `withdrawn` is when it was withdrawn."""
 
     layer: str
     key: str

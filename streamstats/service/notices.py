@@ -1,4 +1,4 @@
-"""Notices: what hooks are to be told, in the database from the moment that a job ends until a hook has taken it.
+"""Notices: what hooks will be told, in the database from the moment that a job ends until a hook has taken it.
 
 Each hook has a thread of its own, so that a slow one delays no other. A notice is delivered at least once: again after
 a failure, with growing pauses, until the pauses are used up; the log of the job then says why.

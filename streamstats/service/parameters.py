@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from .access import CALLER
 from .answers import PROBLEM
-from .messages import STORE_NAME, UPLOAD_ID, Problem
+from .messages import JOB_ID, KEY, STORE_NAME, UPLOAD_ID, Problem
 from .tokens import Caller
 
 NUMBER = "streamstats-results"
@@ -99,12 +99,13 @@ def _caller(request: Request) -> Caller:
 
 Whose = Annotated[Caller, Depends(_caller)]
 """Who sends the request."""
-JobId = Annotated[str, InPath(pattern=r"^[0-9a-f]{16}$", description="The `id` that the submission returned.")]
+JobId = Annotated[str, InPath(pattern=JOB_ID, description="The `id` that the submission returned.")]
 UploadId = Annotated[str, InPath(pattern=UPLOAD_ID)]
 StoreName = Annotated[str, InPath(pattern=STORE_NAME)]
 LayerName = Annotated[str, InPath(min_length=1, max_length=1000)]
-Key = Annotated[str, Header(alias="Idempotency-Key", pattern=r"^[!-~]{1,128}$")]
-OptionalKey = Annotated[str | None, Header(alias="Idempotency-Key", pattern=r"^[!-~]{1,128}$")]
+Key = Annotated[str, Header(alias="Idempotency-Key", pattern=KEY)]
+OptionalKey = Annotated[str | None, Header(alias="Idempotency-Key", pattern=KEY)]
+Before = Annotated[int, Query(ge=1, le=2**53, description="The `next` of the previous page.")]
 LinkedPath = Annotated[str, Query(max_length=2000, pattern=r"^(files/.+|report|archive)$")]
 Number = Annotated[
     int | None,

@@ -106,7 +106,7 @@ class Retention:
                 yield Expired(kind, thing, why, partial(remove, thing.name))
 
     def _ended(self, keep_tags: Iterable[str]) -> Iterator[Thing]:
-        """The jobs that have ended, but for those with one of the `keep_tags`."""
+        """The jobs that have ended, except those with one of the `keep_tags`."""
         for job in self._table.ended():
             if not set(keep_tags) & set(job["tags"]):
                 yield Thing(job["id"], job["ended"], folder_bytes(self._jobs.folder(job["id"])))

@@ -29,7 +29,7 @@ from . import hooks, published
 from .access import Links
 from .audit import Audit
 from .clock import Clock
-from .database import Database
+from .database import DATABASE, Database
 from .errors import ConflictError, ForbiddenError, GoneError, NotFoundError
 from .faults import Faults, Repeated
 from .job_table import JobTable
@@ -74,7 +74,7 @@ class Service:
         self.token_file = TokenFile(self.data / TOKEN)
         self.sources = config.sources()
         self.faults = Faults()
-        self.database = Database(self.data / "service.sqlite")
+        self.database = Database(self.data / DATABASE)
         self.metrics = Metrics(self.database)
         self.tokens, self.links, self.audit = Tokens(self.database, self.token_file), Links(), Audit(self.database)
         self.table = JobTable(self.database, clock, config.told)
@@ -252,7 +252,7 @@ class Service:
             raise ConflictError(f"job {reading[0]} reads the store {name}; cancel it first")
 
     def withdraw(self, name: str, layer: str, key: str, caller: Caller) -> WithdrawnView:
-        """Have no job count a batch any more: those to come do not, those that run now forget it.
+        """Withdraw a batch: later jobs do not count it, and running jobs forget it.
 
         Raises `NotFoundError`, `ForbiddenError` unless the batch or the store is the caller's, and `ConflictError` for
         a batch that is still being written.

@@ -17,11 +17,12 @@ from urllib.parse import unquote, urlsplit
 
 from ..calibration.sources.links import LinkError, names_in, status_of
 from ..errors import UsageError
+from ..storage.names import V3_METADATA
 
 SCHEMES = ("s3", "gs", "az")
 LONGEST = 1024
 """Maximum characters of a source."""
-STORE_FILES = ("zarr.json", ".zgroup")
+STORE_FILES = (V3_METADATA, ".zgroup")
 MOST_LISTED, DEEPEST = 200, 3
 """How many stores are listed at most, and how deep the search for them goes."""
 

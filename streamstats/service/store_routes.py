@@ -17,7 +17,7 @@ from .bodies import Body, Terms, announced
 from .errors import FullError
 from .headers import JudgedSamples
 from .lanes import Activations
-from .messages import V1, BatchView, IngestView, StoreView, WithdrawnView
+from .messages import KEY, V1, BatchView, IngestView, StoreView, WithdrawnView
 from .parameters import Key, LayerName, Responses, StoreName, Whose, created, errors
 from .paths import BINARY_BODY, Paths
 from .places import Places
@@ -33,7 +33,7 @@ QuantizationText = Annotated[
     ),
 ]
 LayerQuery = Annotated[str, Query(min_length=1, max_length=1000)]
-BatchKey = Annotated[str, Query(pattern=r"^[!-~]{1,128}$", description="The Idempotency-Key of the request.")]
+BatchKey = Annotated[str, Query(pattern=KEY, description="The Idempotency-Key of the request.")]
 Start = Annotated[int, Query(ge=0, le=2**53)]
 GeometryText = Annotated[
     str | None,

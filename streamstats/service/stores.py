@@ -15,13 +15,13 @@ from ..calibration.layer import check_values
 from ..calibration.recorder import stored_layer
 from ..errors import DataError, UsageError
 from ..storage.files import make_folders, move_away, moved_away, remove_folder
-from ..storage.names import layer_path
+from ..storage.names import V3_METADATA, layer_path
 from .batches import Batches
 from .database import Database
 from .errors import BusyError, ConflictError, DamagedError, FullError, NotFoundError
 from .faults import RETRY_SECONDS, Faults
 from .journal import Keys
-from .lanes import GROUP, Activations, Lane, Removal, Waiting, settle_layer, stored_layers
+from .lanes import Activations, Lane, Removal, Waiting, settle_layer, stored_layers
 from .messages import OWN, STORE_NAME, IngestView, StoreView
 from .metrics import Metrics
 
@@ -111,11 +111,11 @@ class Stores:
     def names(self) -> list[str]:
         """The names of the stores, in order."""
         visible = (each for each in self.folder.iterdir() if not each.name.startswith("."))
-        return sorted(each.name for each in visible if (each / GROUP).exists())
+        return sorted(each.name for each in visible if (each / V3_METADATA).exists())
 
     def path(self, name: str) -> Path:
         """The folder of a store. Raises `NotFoundError`."""
-        if not re.fullmatch(STORE_NAME, name) or not (self.folder / name / GROUP).exists():
+        if not re.fullmatch(STORE_NAME, name) or not (self.folder / name / V3_METADATA).exists():
             raise NotFoundError(f"there is no store {name[:80]}; send activations to create it")
         return self.folder / name
 
@@ -140,7 +140,7 @@ class Stores:
         """(whose a store is, when activations were last appended); that of an older service is nobody's."""
         row = self._database.one("SELECT owner, appended FROM stores WHERE name = ?", (name,))
         if row is None:
-            return "", max(each.stat().st_mtime for each in self.path(name).rglob(GROUP))
+            return "", max(each.stat().st_mtime for each in self.path(name).rglob(V3_METADATA))
         return row["owner"], row["appended"]
 
     def delete_layer(self, name: str, layer: str) -> None:
@@ -170,7 +170,7 @@ class Stores:
             if lane is not None:
                 lane.close()
             gone = move_away(path)  # first: keys without rows are taken back, rows without keys would count again
-            Keys(self._database, name).forget()
+            Keys(self._database, name).remove()
             remove_folder(gone)
         finally:
             with self._lock:

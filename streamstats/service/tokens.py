@@ -1,8 +1,8 @@
 """Tokens: who may do what. Each has a name, which owns what is made with it, and a role.
 
-A token is a secret of 256 random bits. The database has its SHA-256 alone, which nothing can be found from; so has the
-memory of the service, but for the first token, `admin`, which is in a file beside the database: with it, the service
-can be used from its first start on. Only the service writes the table, so what it changes takes effect at once.
+A token is a secret of 256 random bits. The database and the memory of the service hold only its SHA-256, from which the
+secret cannot be found. The secret of the first token, `admin`, is in a file beside the database, so that the service
+can be used from its first start. Only the service writes the table, so what it changes takes effect at once.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Caller:
 
 
 @dataclass(frozen=True)
-class Known:
+class Token:
     """A token: the SHA-256 of its secret, its name and role, who made it and when, and when it ends, if it does."""
 
     digest: bytes
@@ -95,9 +95,9 @@ class TokenFile:
         """The secret."""
         return self.path.read_text(encoding="ascii").strip()
 
-    def known(self) -> Known:
+    def token(self) -> Token:
         """The token."""
-        return Known(_digest(self.text), FIRST, "admin", self.path.stat().st_mtime, "")
+        return Token(_digest(self.text), FIRST, "admin", self.path.stat().st_mtime, "")
 
     def replace(self) -> str:
         """Put a new secret into the file, and return it. Raises `OutputError`."""
@@ -110,13 +110,13 @@ class Tokens:
     """The tokens in `database`, and the first one, in `file`."""
 
     def __init__(self, database: Database, file: TokenFile) -> None:
-        self._database, self._file, self._first = database, file, file.known()
-        self._known = self._read()
+        self._database, self._file, self._first = database, file, file.token()
+        self._tokens = self._read()
         self._lock = threading.Lock()
 
-    def _read(self) -> list[Known]:
+    def _read(self) -> list[Token]:
         rows = self._database.query("SELECT digest, name, role, made, maker, until FROM tokens ORDER BY name, made")
-        return [self._first, *(Known(*row) for row in rows)]
+        return [self._first, *(Token(*row) for row in rows)]
 
     def caller(self, authorization: str | None) -> Caller | None:
         """Whose token the header `Authorization` carries, compared in constant time; None if it is nobody's."""
@@ -127,9 +127,9 @@ class Tokens:
                 found = each
         return None if found is None or scheme.lower() != "bearer" else Caller(found.name, found.role)
 
-    def listed(self) -> list[Known]:
+    def listed(self) -> list[Token]:
         """The tokens that have not ended; one that was rotated is listed twice while its old secret is valid, too."""
-        return [each for each in self._known if each.until is None or each.until >= time.time()]
+        return [each for each in self._tokens if each.until is None or each.until >= time.time()]
 
     def new(self, name: str, role: Role, maker: str) -> str:
         """Make a token, and return its secret, which nobody can find out later. Raises `ConflictError`, `FullError`."""
@@ -161,7 +161,7 @@ class Tokens:
         old = self._first
         keep = "INSERT OR REPLACE INTO tokens (digest, name, role, made, maker, until) VALUES (?, ?, ?, ?, ?, ?)"
         secret = self._file.replace()  # first: the file always has the secret that is valid
-        self._first = self._file.known()
+        self._first = self._file.token()
         self._write(end, (keep, (old.digest, FIRST, old.role, old.made, old.maker, ends)))
         return secret
 
@@ -173,11 +173,11 @@ class Tokens:
                 raise ConflictError(f"the token {FIRST} is the one in the file of the service; rotate it instead")
             self._write(("DELETE FROM tokens WHERE name = ?", (name,)))
 
-    def get(self, name: str) -> Known:
+    def get(self, name: str) -> Token:
         """The token `name`. Raises `NotFoundError`."""
-        found = next((each for each in self._known if each.name == name and each.until is None), None)
+        found = next((each for each in self._tokens if each.name == name and each.until is None), None)
         if found is None:
-            raise NotFoundError(f"there is no token {name}; list the tokens that there are")
+            raise NotFoundError(f"there is no token {name}; the list of tokens has their names")
         return found
 
     @staticmethod
@@ -191,7 +191,7 @@ class Tokens:
             connection.execute("DELETE FROM tokens WHERE until < ?", (time.time(),))
             for statement, values in statements:
                 connection.execute(statement, values)
-        self._known = self._read()
+        self._tokens = self._read()
 
 
 def _secret() -> str:

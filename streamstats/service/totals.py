@@ -1,4 +1,4 @@
-"""Totals: counters that go on from where they were when the service starts again.
+"""Totals: counters that continue from where they were when the service starts again.
 
 The law: a total that was shown is in the database. So no scrape sees a total fall, which Prometheus would take for a
 restart from 0, and count everything again. If the service is killed, what no scrape has seen is lost.
@@ -42,8 +42,8 @@ class Totals(Collector):
         self._lock = threading.Lock()
 
     def new(self, name: str, text: str) -> Total:
-        """The total `name`, which goes on from what is stored."""
-        found = Total(name, f"{text}; goes on after a restart", self._shown.get(name, 0.0))
+        """The total `name`, which continues from what is stored."""
+        found = Total(name, f"{text}; continues after a restart", self._shown.get(name, 0.0))
         self._totals.append(found)
         return found
 

@@ -109,7 +109,7 @@ class Uploads:
         self.remove(name)
 
     def remove(self, name: str) -> None:
-        """Delete an upload, whosever it is. Raises `NotFoundError`."""
+        """Delete an upload, whoever owns it. Raises `NotFoundError`."""
         with self._lock:
             path = self._path(name)
             with self._database.writing() as connection:

@@ -102,7 +102,7 @@ def test_the_service_shows_itself_its_disk_and_its_places(service: Served) -> No
     free = os.statvfs(service.data)
     assert math.isclose(found.values[("streamstats_disk_free_bytes",)], free.f_bavail * free.f_frsize, rel_tol=0.5)
     assert all("since the service started" in found.help[f"streamstats_{name}_seconds"] for name in ("ingest", "save"))
-    assert "goes on after a restart" in found.help["streamstats_rows_counted"]
+    assert "continues after a restart" in found.help["streamstats_rows_counted"]
 
 
 def test_the_age_of_the_queue_is_that_of_the_oldest_job_that_was_never_started(tmp_path: Path) -> None:
