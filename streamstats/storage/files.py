@@ -88,7 +88,7 @@ def write_whole(path: Path, content: bytes | memoryview, *, is_new: bool = False
     Missing folders are created. No folder is flushed: `sync_folders` does that for many files at once. Raises
     `OSError`: `FileExistsError` if the file `is_new` and there is one.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(path.parent, set())
     temporary = path.parent / f".{uuid.uuid4().hex}{TEMPORARY}"  # a process id is not unique: threads, other hosts
     try:
         with open(temporary, "xb") as file:

@@ -156,13 +156,13 @@ from streamstats.outputs import saving
 from streamstats.storage import files
 saving.SAVE_SECONDS = saving.SAVING_SHARE = 0
 plan.SMALLEST_TASK_BYTES = plan.TASK_BYTES = 20_000
-real, calls = files._replace, []
+real, calls = files.write_whole, []
 def full(path, content):
     calls.append(path)
     if len(calls) > 4:
         raise OSError(errno.ENOSPC, "No space left on device")
     real(path, content)
-files._replace = full
+files.write_whole = full
 from streamstats.cli import main
 sys.exit(main(["run", sys.argv[1]]))
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import stat
 import subprocess
@@ -21,6 +22,8 @@ from streamstats.errors import UsageError
 from streamstats.service.access import LINK_SECONDS, Links, host_name
 from streamstats.service.client import RefusedError
 from streamstats.service.tokens import TokenFile
+
+JSON = {"Content-Type": "application/json"}
 
 REQUEST = {"kind": "run", "source": STORE}
 SECRET_PATHS = ("/api/v1", "/api/v1/jobs", "/api/v1/statistics", "/api/v1/uploads", "/api/v1/stores", "/metrics")
@@ -158,7 +161,9 @@ def test_the_page_has_no_inline_scripts_or_styles(service: Served) -> None:
     assert "<style" not in text
     assert " style=" not in text
     assert "onclick" not in text
-    assert text.count("<script") == text.count('<script type="module" src="/static/')
+    scripts = re.findall("<script[^>]*>", text)
+    assert scripts
+    assert all('src="/static/' in each for each in scripts)
 
 
 @pytest.mark.parametrize(
@@ -268,15 +273,16 @@ def test_a_model_that_takes_its_tensors_from_elsewhere_is_refused(
 
 def test_bodies_of_json_have_a_limit(service: Served) -> None:
     with service.http() as http:
-        answer = http.post("/api/v1/jobs", content=b'{"kind": "run", "source": "' + b"x" * 2**21 + b'"}')
+        long = b'{"kind": "run", "source": "' + b"x" * 2**21 + b'"}'
+        answer = http.post("/api/v1/jobs", content=long, headers=JSON)
         assert answer.status_code == 413
-        nested = http.post("/api/v1/jobs", content=b"[" * 20_000, headers={"Content-Type": "application/json"})
+        nested = http.post("/api/v1/jobs", content=b"[" * 20_000, headers=JSON)
         assert nested.status_code in (400, 422)
         many = b'{"kind": "run", "source": "x", "layers": [' + b"1," * 20_001 + b"1]}"
-        answer = http.post("/api/v1/jobs", content=many)
+        answer = http.post("/api/v1/jobs", content=many, headers=JSON)
         assert answer.status_code == 413
         assert "more than 20,000 values" in answer.text
-        assert http.post("/api/v1/jobs", content=many[: 20_000 * 2] + b"1]}").status_code == 422
+        assert http.post("/api/v1/jobs", content=many[: 20_000 * 2] + b"1]}", headers=JSON).status_code == 422
 
 
 # The address

@@ -25,7 +25,7 @@ include-path-regex = "/jobs$|/corrections$|/stores/.*/layers/|/uploads$"
 checks.positive_data_acceptance.expected-statuses = ["2xx", 401, 403, 404, 409, 422, "5xx"]
 """
 LIMITS = {"waiting_jobs": 100_000, "stores": 20, "body": "1MiB", "upload": "1MiB"}
-BRIEFLY = ["--phases", "fuzzing", "--max-examples", "8"]
+BRIEFLY = ["--phases", "fuzzing", "--max-examples", "4"]
 PHASES = ["--phases", "examples,coverage,fuzzing,stateful"]
 LONG, SHORTER = [*PHASES, "--max-time", "600"], [*PHASES, "--max-examples", "100"]
 

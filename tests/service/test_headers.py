@@ -147,13 +147,13 @@ def answered(service: Served, path: str, content: bytes, size: int | None) -> by
     length = f"Content-Length: {size}" if size is not None else "Transfer-Encoding: chunked"
     head = (
         f"POST {path} HTTP/1.1\r\nHost: localhost\r\nIdempotency-Key: k\r\nAuthorization: Bearer {service.token}\r\n"
-        f"{length}\r\n\r\n"
+        f"Content-Type: application/octet-stream\r\n{length}\r\n\r\n"
     )
     chunk = content if size is not None else b"%x\r\n%s\r\n" % (len(content), content)
     with closing(socket.create_connection((host, int(port)), 20)) as client:
         client.sendall(head.encode() + chunk)
         answer = b""
-        while b"}}" not in answer:
+        while not answer.endswith(b"}"):
             received = client.recv(2**16)
             assert received, answer
             answer += received

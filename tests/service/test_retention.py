@@ -136,6 +136,8 @@ def test_replaced_sets_go_and_the_current_one_stays(service: Served, client: ss.
     assert names(client.prune({"sets": {"number": 0}}), "sets") == [f"{job}/1"]
     assert sorted(each.name for each in folder.iterdir()) == ["2"]
     assert client.layers(job)["results"] == 2
+    with service.http() as http:
+        assert http.get(f"/api/v1/jobs/{job}/layers?results=1").status_code == 410
 
 
 def test_the_service_removes_by_itself_what_its_configuration_does_not_keep(tmp_path: Path) -> None:

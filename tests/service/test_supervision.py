@@ -153,6 +153,7 @@ def test_a_fault_is_logged_once_shown_while_it_lasts_and_logged_when_it_is_over(
     ]
 
 
+@pytest.mark.soak
 def test_a_service_that_cannot_resume_its_jobs_accepts_none_until_it_can(service: Service, failing: Failing) -> None:
     with pytest.raises(FullError, match="the service is starting"):
         service.submit(RunRequest(kind="run", source=STORE), None, ADMIN)

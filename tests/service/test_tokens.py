@@ -126,7 +126,7 @@ def test_a_store_is_of_whoever_sent_to_it_first_and_all_may_append(people: dict[
 def test_an_upload_is_there_until_everybody_who_sent_it_has_deleted_it(
     people: dict[str, ss.Client], tmp_path: Path
 ) -> None:
-    (tmp_path / "x").write_bytes(b"content")
+    (tmp_path / "x").write_bytes(b"what ann and ben have")
     ann, ben = people["ann"], people["ben"]
     name = ann.upload(tmp_path / "x").id
     with refused(403):

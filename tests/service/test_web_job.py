@@ -201,9 +201,9 @@ def test_a_job_that_fails_says_why_and_what_to_do_and_that_works(page: Page, ser
 
 
 def test_what_is_missing_and_no_store_have_next_steps_too(page: Page, service: Served) -> None:
-    store = small_store(service.roots / "damaged.zarr")
+    store = small_store(service.roots / "gaps.zarr")
     (store / "fc" / "c" / "3" / "0").unlink()
-    to(page, f"/jobs/{another_job(service, source='damaged.zarr')}")
+    to(page, f"/jobs/{another_job(service, source='gaps.zarr')}")
     page.get_by_role("link", name="Submit again with missing: report").click()
     expect(page.get_by_label("Missing chunks")).to_have_value("report")
     (service.roots / "empty").mkdir(exist_ok=True)

@@ -186,7 +186,7 @@ function plotsOf(name, found) {
       : h(
           "p",
           { class: "panel" },
-          "Standard errors are unknown, because at least one of the jobs did not count the statistic spread. Submit it again with spread.",
+          "Standard errors are unknown, because at least one of the jobs did not count how far samples differ. Submit it again with the statistic for it.",
         ),
     plot({
       label: `Means of ${name}: second − first`,
