@@ -46,10 +46,10 @@ INTERRUPTION = {
     "cancel": "the job may or may not be cancelled; see: streamstats jobs",
     "fetch": "the download is incomplete; remove its folder and fetch again",
     "send": "send the files again that were not acknowledged: each is counted once",
-    "withdraw": "run the command again: what is withdrawn twice is withdrawn once",
-    "token": "the token may or may not be changed; see: streamstats token list",
+    "withdraw": "run the command again; withdrawing twice changes nothing more",
+    "token": "the token may or may not have been changed; see: streamstats token list",
     "audit": "nothing was changed",
-    "prune": "some things may be removed; see: streamstats audit",
+    "prune": "some things may have been removed; see: streamstats audit",
 }
 """What an interruption of each command leaves, and how to continue."""
 

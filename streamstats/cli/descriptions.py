@@ -31,7 +31,7 @@ Jobs of a team, on a service:
   cancel    cancel a job
   fetch     download the results of a job
   send      append activations to a store of the service
-  withdraw  have no job count activations that were sent
+  withdraw  take back activations that were sent
   token     make, list, rotate and revoke the tokens of a service
   audit     show who changed what on a service
   prune     remove what a service does not keep, or show what that is
@@ -382,7 +382,7 @@ Each file is counted once, so it is safe to send it again: its key is the SHA-25
 {SERVICE_ENVIRONMENT}"""
 
 WITHDRAW = f"""\
-Have no job count activations that were sent: jobs that run now or later do as if they had never been sent, exactly.
+Take back activations that were sent: the results of jobs that run now or later are as if they had never been sent.
 Jobs that have ended keep what they counted; with --forget, those that are yours subtract it, as a new result set.
 
   streamstats withdraw team-a block1/project activations.npy

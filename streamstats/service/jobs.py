@@ -139,8 +139,8 @@ class Jobs:
 
     def _queue_of(self, *, follows: bool) -> dict[str, tuple[int, str]]:
         running, turns, places = self._running(follows=follows), self._table.turns(), self._places[follows]
-        limit = "`following_jobs` that follow a store" if follows else "`running_jobs`"
-        why = f"it waits until one ends: this service runs {places:,} at a time ({limit})"
+        what, limit = ("another job that follows a store", "following_jobs") if follows else ("another job", "running_jobs")
+        why = f"it waits for {what} to end: this service runs {places:,} at a time (`{limit}`)"
         return places_in_queue(self._table.queued(follows=follows), running, turns, places, why)
 
     def _check_capacity(self, submitted: Submitted) -> None:
@@ -312,7 +312,7 @@ class Jobs:
         log.info("started", extra={"job": job.id, "pid": running.pid, "attempt": attempt})
         self._changed(job.id, reordered=True)
 
-    # Following their processes
+    # Following their processes, and how they end
 
     def _follow(self, name: str, running: JobProcess) -> None:
         """Read what a job's process reports until it ends, and record how it ended."""
@@ -340,8 +340,6 @@ class Jobs:
     def _hear(self, name: str, running: JobProcess, line: str) -> None:
         if self._reports.hear(name, running, line):
             self._changed(name)
-
-    # How jobs end
 
     def _end(self, name: str, running: JobProcess, status: int) -> None:
         ended = running.ended

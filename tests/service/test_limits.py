@@ -206,7 +206,7 @@ def test_a_queued_job_says_its_place_and_what_it_waits_for(
     assert service.jobs.get(first).place is None
     names = [submit(who) for who in ("ann", "ann", "ben")]
     assert [service.jobs.get(name).place for name in names] == [2, 3, 1]
-    said = "it waits until one ends: this service runs 1 at a time (`following_jobs` that follow a store)"
+    said = "it waits for another job that follows a store to end: this service runs 1 at a time (`following_jobs`)"
     assert service.jobs.get(names[2]).waits_for == said
     assert service.jobs.get(names[1]).waits_for == f"{said}; 2 jobs will start before it"
     service.jobs.cancel(names[0])
