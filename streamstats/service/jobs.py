@@ -139,8 +139,8 @@ class Jobs:
 
     def _queue_of(self, *, follows: bool) -> dict[str, tuple[int, str]]:
         running, turns, places = self._running(follows=follows), self._table.turns(), self._places[follows]
-        what, limit = ("another job that follows a store", "following_jobs") if follows else ("another job", "running_jobs")
-        why = f"it waits for {what} to end: this service runs {places:,} at a time (`{limit}`)"
+        what, limit = (" that follows a store", "following_jobs") if follows else ("", "running_jobs")
+        why = f"it waits for another job{what} to end: this service runs {places:,} at a time (`{limit}`)"
         return places_in_queue(self._table.queued(follows=follows), running, turns, places, why)
 
     def _check_capacity(self, submitted: Submitted) -> None:
