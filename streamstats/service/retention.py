@@ -91,19 +91,19 @@ class Retention:
             yield expired.view()
 
     def _expired(self, config: RetentionConfig, now: float) -> Iterator[Expired]:
-        jobs = [*self._of("jobs", config.jobs.keep(), self._ended(config.keep_tags), self._jobs.delete, now)]
+        jobs = [*self._of("jobs", config.jobs.keep(), self._ended(config.keep_tags), self._remove_job, now)]
         yield from jobs
         yield from self._sets(config.sets.keep(), now, {each.thing.name for each in jobs})
-        yield from self._of("stores", config.stores.keep(), self._unread(), self._stores.delete, now)
-        yield from self._of("uploads", config.uploads.keep(), self._uploaded(), self._uploads.remove, now)
+        yield from self._of("stores", config.stores.keep(), self._unread(), self._remove_store, now)
+        yield from self._of("uploads", config.uploads.keep(), self._uploaded(), self._remove_upload, now)
         yield from self._events(config.events.keep(), now)
 
     def _of(
-        self, kind: Kind, keep: Keep, things: Iterable[Thing], remove: Callable[[str], None], now: float
+        self, kind: Kind, keep: Keep, things: Iterable[Thing], remove: Callable[[Thing], None], now: float
     ) -> Iterator[Expired]:
         if keep != Keep():
             for thing, why in keep.expired(list(things), now):
-                yield Expired(kind, thing, why, partial(remove, thing.name))
+                yield Expired(kind, thing, why, partial(remove, thing))
 
     def _ended(self, keep_tags: Iterable[str]) -> Iterator[Thing]:
         """The jobs that have ended, except those with one of the `keep_tags`."""
@@ -128,6 +128,21 @@ class Retention:
         for name in self._stores.names():
             if not self._table.reading(OWN + name):
                 yield Thing(name, self._stores.owner(name)[1], folder_bytes(self._stores.folder / name))
+
+    def _remove_job(self, job: Thing) -> None:
+        self._jobs.delete(job.name)
+
+    def _remove_store(self, store: Thing) -> None:
+        self._stores.delete(store.name, partial(self._check_unused, store))
+
+    def _check_unused(self, store: Thing) -> None:
+        """Raise `ConflictError` if the store was used since it was listed."""
+        self._table.check_unread(store.name)
+        if self._stores.owner(store.name)[1] != store.at:
+            raise ConflictError(f"activations have arrived in the store {store.name}")
+
+    def _remove_upload(self, upload: Thing) -> None:
+        self._uploads.remove(upload.name, listed=upload.at)
 
     def _uploaded(self) -> Iterator[Thing]:
         for each in self._uploads.listed():

@@ -10,9 +10,10 @@ import socket
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -169,7 +170,14 @@ class Service:
             )
         check_layers(request.layers)
         request.rules()
-        return self.jobs.submit(document, key=key, about=about, prepare=lambda _: self._check_source(request.source))
+        with self._kept(request.source):
+            return self.jobs.submit(
+                document, key=key, about=about, prepare=lambda _: self._check_source(request.source)
+            )
+
+    def _kept(self, source: str) -> AbstractContextManager[None]:
+        """A store of the service is not deleted between the check of a job and its place in the table."""
+        return self.stores.held(source.removeprefix(OWN)) if source.startswith(OWN) else nullcontext()
 
     def _hooks_named(self, names: Sequence[str]) -> list[str]:
         """The hooks, each once. Raises `UsageError` for one that the service does not have."""
@@ -236,20 +244,17 @@ class Service:
 
     def delete_store(self, name: str, caller: Caller) -> None:
         """Delete a store. Raises `NotFoundError`, `ForbiddenError`, and `ConflictError` while a job reads the store."""
-        self._check_deletable(name, caller)
-        self.stores.delete(name)
+        self._check_owner(name, caller)
+        self.stores.delete(name, partial(self.table.check_unread, name))
 
     def delete_layer(self, name: str, layer: str, caller: Caller) -> None:
         """Delete a layer of a store. Raises as `delete_store` does."""
-        self._check_deletable(name, caller)
-        self.stores.delete_layer(name, layer)
+        self._check_owner(name, caller)
+        self.stores.delete_layer(name, layer, partial(self.table.check_unread, name))
 
-    def _check_deletable(self, name: str, caller: Caller) -> None:
+    def _check_owner(self, name: str, caller: Caller) -> None:
         self.stores.path(name)
         caller.check_owns(f"store {name}", self.stores.owner(name)[0])
-        reading = self.table.reading(OWN + name)
-        if reading:
-            raise ConflictError(f"job {reading[0]} reads the store {name}; cancel it first")
 
     def withdraw(self, name: str, layer: str, key: str, caller: Caller) -> WithdrawnView:
         """Withdraw a batch: later jobs do not count it, and running jobs forget it.

@@ -60,18 +60,18 @@ class Limits(Settings):
 
 
 def parse_age(age: object) -> object:
-    """Seconds from text such as "90d", "12h", "30m", or from a number of seconds.
+    """Seconds from text such as "90d", "12h", "30m"; a number without a unit could be meant as days.
 
-    >>> parse_age("90d"), parse_age(60)
-    (7776000.0, 60)
+    >>> parse_age("90d")
+    7776000.0
     """
     found = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,6})?)\s?([smhd])", age) if isinstance(age, str) else None
-    if isinstance(age, str) and found is None:
-        raise ValueError("expected a time such as 90d, 12h, 30m or 45s")
-    return age if found is None else float(found[1]) * UNITS[found[2]]
+    if found is None:
+        raise ValueError("expected a time with its unit, such as 90d, 12h, 30m or 45s")
+    return float(found[1]) * UNITS[found[2]]
 
 
-AGE = Annotated[float, Field(gt=0, le=1e10)] | Annotated[str, Field(pattern=r"^[0-9]{1,6}(\.[0-9]{1,6})?\s?[smhd]$")]
+AGE = Annotated[str, Field(pattern=r"^[0-9]{1,6}(\.[0-9]{1,6})?\s?[smhd]$")]
 """How an age is written."""
 Age = Annotated[float, BeforeValidator(parse_age, json_schema_input_type=AGE), Field(gt=0, le=1e10)]
 

@@ -6,7 +6,8 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,6 +44,7 @@ class Stores:
         self._lock = threading.Lock()
         self._lanes: dict[str, Lane] = {}
         self._deleting: set[str] = set()
+        self._held: Counter[str] = Counter()
         self._settled = self._closed = False
         make_folders([folder])
 
@@ -143,14 +145,45 @@ class Stores:
             return "", max(each.stat().st_mtime for each in self.path(name).rglob(V3_METADATA))
         return row["owner"], row["appended"]
 
-    def delete_layer(self, name: str, layer: str) -> None:
-        """Delete a layer and its idempotency keys. Raises `NotFoundError`."""
-        self.path(name)
-        removal = Removal(layer)
+    @contextmanager
+    def held(self, name: str) -> Iterator[None]:
+        """Nothing of the store is deleted meanwhile. Raises `FullError` if that is being done."""
         with self._lock:
             self._check_open(name)
-            self._lane(name).put(removal)
-        removal.answer.result()
+            self._held[name] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._held[name] -= 1
+
+    @contextmanager
+    def _alone(self, name: str) -> Iterator[None]:
+        """Nobody appends to the store, deletes from it, or submits a job on it, meanwhile. Raises `ConflictError`."""
+        with self._lock:
+            if name in self._deleting:
+                raise ConflictError(f"store {name} is being deleted already, or a layer of it; look again later")
+            if self._held[name]:
+                raise ConflictError(f"a job on the store {name} is being submitted; look again later")
+            self._deleting.add(name)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._deleting.discard(name)
+
+    def delete_layer(self, name: str, layer: str, check: Callable[[], None]) -> None:
+        """Delete a layer and its idempotency keys. `check` may refuse it, when nothing arrives any more.
+
+        Raises `NotFoundError`, `ConflictError`, and what `check` raises.
+        """
+        self.path(name)
+        removal = Removal(layer)
+        with self._alone(name):
+            check()
+            with self._lock:
+                self._lane(name).put(removal)
+            removal.answer.result()
 
     def _check_open(self, name: str) -> None:
         if self._closed:
@@ -160,21 +193,21 @@ class Stores:
         if name in self._deleting:
             raise FullError(f"store {name} is being deleted; send the request again later")
 
-    def delete(self, name: str) -> None:
-        """Delete a store and its idempotency keys. Raises `NotFoundError`."""
-        path = self.path(name)
-        with self._lock:
-            lane = self._lanes.pop(name, None)
-            self._deleting.add(name)
-        try:
+    def delete(self, name: str, check: Callable[[], None]) -> None:
+        """Delete a store and its idempotency keys. `check` may refuse it, when all that had arrived is appended.
+
+        Raises `NotFoundError`, `ConflictError`, and what `check` raises.
+        """
+        with self._alone(name):
+            path = self.path(name)
+            with self._lock:
+                lane = self._lanes.pop(name, None)
             if lane is not None:
                 lane.close()
+            check()
             gone = move_away(path)  # first: keys without rows are taken back, rows without keys would count again
             Keys(self._database, name).remove()
             remove_folder(gone)
-        finally:
-            with self._lock:
-                self._deleting.discard(name)
         log.info("store deleted", extra={"store": name})
 
     def close(self) -> None:

@@ -14,7 +14,7 @@ from ..errors import UsageError
 from ..storage.files import link, make_folders, remove, temporaries
 from .bodies import Body, file_name
 from .database import Database
-from .errors import FullError, NotFoundError, TooLargeError
+from .errors import ConflictError, FullError, NotFoundError, TooLargeError
 from .messages import UploadView
 from .tokens import Caller
 
@@ -106,12 +106,17 @@ class Uploads:
                 with self._database.writing() as connection:
                     connection.execute("DELETE FROM uploads WHERE id = ? AND owner = ?", (name, caller.name))
                 return
-        self.remove(name)
+            self.remove(name)
 
-    def remove(self, name: str) -> None:
-        """Delete an upload, whoever owns it. Raises `NotFoundError`."""
+    def remove(self, name: str, *, listed: float | None = None) -> None:
+        """Delete an upload, whoever owns it. Raises `NotFoundError`.
+
+        Raises `ConflictError` if it was uploaded again since it was `listed` with that time.
+        """
         with self._lock:
             path = self._path(name)
+            if listed not in (None, self.view(name).uploaded):
+                raise ConflictError(f"upload {name} was sent again meanwhile")
             with self._database.writing() as connection:
                 connection.execute("DELETE FROM uploads WHERE id = ?", (name,))
             remove(path)
@@ -119,12 +124,13 @@ class Uploads:
     def put(self, request: Mapping[str, object], folder: Path) -> None:
         """Link the uploads that `request` names into `folder`, by its keys. Raises `NotFoundError`, `OutputError`."""
         files = {}
-        for field in FIELDS:
-            if request.get(field):
-                path = self._path(str(request[field]))
-                with path.open("rb") as file:
-                    files[folder / file_name(file.read(8), field)] = path
-        link(files)
+        with self._lock:  # none of them is deleted meanwhile
+            for field in FIELDS:
+                if request.get(field):
+                    path = self._path(str(request[field]))
+                    with path.open("rb") as file:
+                        files[folder / file_name(file.read(8), field)] = path
+            link(files)
 
     def restore(self, request: Mapping[str, object], folder: Path, owner: str) -> list[UploadView]:
         """Make what `put` linked into `folder` uploads again; of `owner`, too.

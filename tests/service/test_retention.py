@@ -18,13 +18,18 @@ from served import STORE, Served, served, wait_until
 
 import streamstats as ss
 from streamstats.service.client import RefusedError
+from streamstats.service.errors import ConflictError
 from streamstats.service.job_table import Submitted
+from streamstats.service.lanes import Activations
+from streamstats.service.messages import RunRequest
 from streamstats.service.retaining import Keep, Thing
 from streamstats.service.service import Service
 from streamstats.service.settings import RetentionConfig, ServiceConfig
+from streamstats.service.tokens import Caller
 
 LIMIT = st.none() | st.integers(0, 30)
 DAY = 86400.0
+ADMIN = Caller("admin", "admin")
 
 
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 9)), max_size=8), LIMIT, LIMIT, LIMIT)
@@ -45,12 +50,12 @@ def test_what_is_kept_is_the_newest_within_all_limits(
         assert not fits or (age is not None and 30 - each.at > age)
 
 
-@pytest.mark.parametrize(("text", "seconds"), [("90d", 90 * DAY), ("12 h", 43200), ("1.5m", 90), ("45s", 45), (30, 30)])
-def test_ages_are_read(text: object, seconds: float) -> None:
+@pytest.mark.parametrize(("text", "seconds"), [("90d", 90 * DAY), ("12 h", 43200), ("1.5m", 90), ("45s", 45)])
+def test_ages_are_read(text: str, seconds: float) -> None:
     assert RetentionConfig.model_validate({"jobs": {"age": text}}).jobs.age == seconds
 
 
-@pytest.mark.parametrize("wrong", [{"age": "3 weeks"}, {"age": -1}, {"age": 0}, {"number": -1}, {"count": 3}])
+@pytest.mark.parametrize("wrong", [{"age": "3 weeks"}, {"age": "0s"}, {"age": 90}, {"number": -1}, {"count": 3}])
 def test_wrong_limits_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         RetentionConfig.model_validate({"jobs": wrong})
@@ -151,6 +156,62 @@ def test_the_service_removes_by_itself_what_its_configuration_does_not_keep(tmp_
     wait_until(lambda: [each.id for each in service.table.newest()[0]] == ["b"])
     wait_until(lambda: len(service.audit.newest(who="(retention)", before=2**53, limit=9)) == 1)
     service.stop()
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> Iterator[Service]:
+    """A service without HTTP, with the stores `a` and `b`."""
+    service = Service(ServiceConfig.model_validate({"data": str(tmp_path / "data")}))
+    service.start()
+    for name in "ab":
+        append(service, name)
+    yield service
+    service.stop()
+
+
+def append(service: Service, store: str) -> None:
+    activations = Activations("l", str(time.monotonic()), "digest", np.ones((2, 3), np.float32))
+    service.stores.append(store, activations).result(60)
+
+
+def test_what_was_used_since_it_was_listed_stays(bare: Service) -> None:
+    pruned = bare.retention.prune("ann", RetentionConfig.model_validate({"stores": {"number": 0}}))
+    gone = next(pruned).name
+    (other,) = {"a", "b"} - {gone}
+    append(bare, other)
+    assert list(pruned) == []
+    assert bare.stores.names() == [other]
+    (bare.uploads.folder / ("0" * 64)).write_bytes(b"x")
+    upload = bare.uploads.view("0" * 64)
+    with pytest.raises(ConflictError, match="sent again"):
+        bare.uploads.remove(upload.id, listed=upload.uploaded - 1)
+    bare.uploads.remove(upload.id, listed=upload.uploaded)
+
+
+def test_a_store_is_not_deleted_while_a_job_on_it_is_submitted(bare: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    submit = bare.jobs.submit
+
+    def during(*given: Any, **more: Any) -> Any:
+        for act in (lambda: bare.delete_store("a", ADMIN), lambda: bare.delete_layer("a", "l", ADMIN)):
+            with pytest.raises(ConflictError, match="being submitted"):
+                act()
+        return submit(*given, **more)
+
+    monkeypatch.setattr(bare.jobs, "submit", during)
+    job = bare.submit(RunRequest(kind="run", source="store:a", follow={}), None, ADMIN)
+    with pytest.raises(ConflictError, match=f"job {job.id} reads the store a"):
+        bare.delete_store("a", ADMIN)
+    bare.delete_store("b", ADMIN)
+    assert bare.stores.names() == ["a"]
+
+
+def test_two_do_not_delete_a_store_at_once(bare: Service) -> None:
+    def check() -> None:
+        with pytest.raises(ConflictError, match="being deleted already"):
+            bare.delete_store("a", ADMIN)
+
+    bare.stores.delete_layer("a", "l", check)
+    bare.stores.delete("b", lambda: None)
 
 
 @pytest.fixture
