@@ -172,6 +172,6 @@ def _names(folder: Path) -> list[str]:
 def _identity(folder: Path) -> int | None:
     """Tells a folder from a later one of the same name; None if there is none."""
     try:
-        return (folder / V3_METADATA).stat().st_ino and folder.stat().st_ino
-    except OSError:
+        return folder.stat().st_ino if (folder / V3_METADATA).exists() else None
+    except FileNotFoundError:
         return None

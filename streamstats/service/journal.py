@@ -11,7 +11,7 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from sqlite3 import Row
 
@@ -33,7 +33,7 @@ class Noted:
     digest: str
     start: int
     stop: int
-    sender: str = ""
+    sender: str = field(default="", compare=False)  # journals of older versions lack it
 
     @property
     def line(self) -> str:
@@ -63,14 +63,14 @@ class Journal:
         *lines, rest = read_bytes(self.path).split(b"\n")
         return [self._parsed(number, line) for number, line in enumerate(lines, 1)], not rest
 
-    def rows(self) -> int | None:
-        """The rows up to the last request, None if the file does not end in a whole line."""
+    def last(self) -> Noted | None:
+        """The last request, None without one, or if the file does not end in a whole line."""
         if not self.path.exists():
-            return 0
+            return None
         with self.path.open("rb") as file:
             file.seek(max(0, self.path.stat().st_size - LONGEST_LINE))
             *lines, rest = file.read().split(b"\n")
-        return None if rest or not lines else self._parsed(-1, lines[-1]).stop
+        return None if rest or not lines else self._parsed(-1, lines[-1])
 
     def _parsed(self, number: int, line: bytes) -> Noted:
         try:
@@ -117,12 +117,12 @@ class Keys:
             )
             connection.execute("UPDATE stores SET appended = ? WHERE name = ?", (time.time(), self._store))
 
-    def rows(self, layer: str) -> int:
-        """The rows up to the last that a key stands for."""
+    def last(self, layer: str) -> Noted | None:
+        """The request with the last rows that a key stands for."""
         row = self._database.one(
-            "SELECT max(stop) AS rows FROM ingests WHERE store = ? AND layer = ?", (self._store, layer)
+            "SELECT * FROM ingests WHERE store = ? AND layer = ? ORDER BY stop DESC LIMIT 1", (self._store, layer)
         )
-        return 0 if row is None else row["rows"] or 0
+        return None if row is None else _noted(row)
 
     def since(self, layer: str, start: int) -> list[Noted]:
         """The requests whose rows begin at `start` or later, in order."""
@@ -132,12 +132,11 @@ class Keys:
         )
         return [_noted(row) for row in rows]
 
-    def take_back(self, layer: str, rows: int) -> None:
-        """Remove the keys of rows beyond the `rows` that the layer has."""
+    def take_back(self, layer: str, requests: Sequence[Noted]) -> None:
+        """Remove the keys of these `requests`."""
+        rows = [(self._store, layer, each.key) for each in requests]
         with self._database.writing() as connection:
-            connection.execute(
-                "DELETE FROM ingests WHERE store = ? AND layer = ? AND stop > ?", (self._store, layer, rows)
-            )
+            connection.executemany("DELETE FROM ingests WHERE store = ? AND layer = ? AND idempotency_key = ?", rows)
 
     def remove(self, layer: str | None = None) -> None:
         """Remove all keys of `layer`, or of the store, and whose it is."""
@@ -156,21 +155,28 @@ def _noted(row: Row) -> Noted:
 def settle(keys: Keys, journal: Journal, layer: str, rows: int) -> int:
     """Make the database and the journal agree on the `rows` that `layer` has; returns how many of these have a key.
 
-    What either of them lacks, it gets from the other one. Raises `OutputError`, `DataError`.
+    What either of them lacks, it gets from the other one. Where they contradict each other, the journal is right: it
+    lies in the store, and the database may be that of an earlier store of this name. Raises `OutputError`, `DataError`.
     """
-    known = keys.rows(layer)
-    if known == rows == journal.rows():
+    last = keys.last(layer)
+    if last == journal.last() and _stop(last) == rows:
         return rows
-    if known > rows:
-        keys.take_back(layer, rows)
-        known = keys.rows(layer)
     noted, is_whole = journal.read()
     stored = [each for each in noted if each.stop <= rows]
     if len(stored) < len(noted) or not is_whole:
         journal.replace(stored)
-    last = stored[-1].stop if stored else 0
-    if last > known:
-        keys.add(layer, [each for each in stored if each.start >= known])
-    if known > last:  # an older version wrote no journals
-        journal.note(keys.since(layer, last))
-    return max(known, last)
+    end = _stop(stored[-1] if stored else None)
+    known = keys.since(layer, 0)
+    there = {*stored}
+    keys.take_back(layer, [each for each in known if each.stop > rows or (each.start < end and each not in there)])
+    lacking = there.difference(known)
+    if lacking:  # adding says that activations were appended
+        keys.add(layer, [*lacking])
+    more = [each for each in keys.since(layer, end) if each.stop <= rows]
+    if more:  # an older version wrote no journals
+        journal.note(more)
+    return max(end, _stop(more[-1] if more else None))
+
+
+def _stop(request: Noted | None) -> int:
+    return 0 if request is None else request.stop

@@ -158,6 +158,16 @@ def test_keys_of_an_older_version_come_to_the_store(sent: Path) -> None:
     check_resent(with_database(sent, None), set(ROWS))
 
 
+def test_where_they_contradict_each_other_the_store_is_right(sent: Path) -> None:
+    """As with a database of an earlier store of this name, which had as many rows."""
+    with sqlite3.connect(sent / "service.sqlite") as database:
+        database.execute("UPDATE ingests SET idempotency_key = 'earlier ' || idempotency_key")
+    check_resent(sent, {*ROWS})
+    with database:
+        assert {key for (key,) in database.execute("SELECT idempotency_key FROM ingests")} == {*ROWS}
+    database.close()
+
+
 def test_rows_that_no_key_stands_for_are_taken_back_and_sent_again(sent: Path) -> None:
     """As in a copy, file by file, whose journal and database are older than the rows."""
     with_database(sent, sent.parent / "older.sqlite")
@@ -179,11 +189,11 @@ def test_a_line_that_was_cut_off_is_no_key(sent: Path) -> None:
 
 def test_a_journal_knows_its_rows_however_long_its_lines_are(tmp_path: Path) -> None:
     journal = Journal(tmp_path, LAYER)
-    assert journal.rows() == 0
+    assert journal.last() is None
     longest = '"' * (2**14 + 2**10 + 64)
     for number in range(3):
         journal.note([Noted("k" * 128, longest, number, number + 1)])
-        assert journal.rows() == number + 1
+        assert journal.last() == Noted("k" * 128, longest, number, number + 1)
     assert len(journal.read()[0]) == 3
 
 
