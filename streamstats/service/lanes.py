@@ -119,6 +119,7 @@ class Lane:
         self._path, self._keys, self._metrics, self._faults = path, keys, metrics, faults
         self._most_layers, self._end_if_idle = layers, end_if_idle
         self._waiting: queue.SimpleQueue[Waiting | Removal | None] = queue.SimpleQueue()
+        self._ends = False
         self._recorder: Recorder | None = None
         self._layers: set[str] = set()
         self._sure: set[str] = set()
@@ -140,21 +141,22 @@ class Lane:
 
     def _work(self) -> None:
         """Append what arrives until the lane ends, whatever is raised on the way."""
-        ending = False
-        while not ending:
+        while not self._ends:
             with self._faults.noted(f"appending to store {self.store}"):
-                ending = self._take_turn()
+                self._take_turn()
         self._drop_recorder()
 
-    def _take_turn(self) -> bool:
-        """Append together what has arrived; whether the lane ends."""
+    def _take_turn(self) -> None:
+        """Append together what has arrived."""
         try:
             together = [self._waiting.get(timeout=IDLE_SECONDS)]
         except queue.Empty:
             self._drop_recorder()  # before another lane can be made for the store
-            return self._end_if_idle(self)
+            self._ends = self._end_if_idle(self)
+            return
         while not self._waiting.empty():
             together.append(self._waiting.get())
+        self._ends = None in together  # first: whatever is raised below
         requests = [each for each in together if isinstance(each, Waiting)]
         removals = [each for each in together if isinstance(each, Removal)]
         try:
@@ -166,7 +168,6 @@ class Lane:
             failed = OutputError(f"cannot change store {self.store}: {type(error).__name__}")
             self._fail_all([*requests, *removals], failed)
             raise
-        return None in together
 
     def _take(self, batch: Sequence[Waiting]) -> None:
         layer = batch[0].activations.layer

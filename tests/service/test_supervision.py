@@ -124,6 +124,34 @@ def test_a_lane_survives_what_it_does_not_foresee(service: Service, monkeypatch:
     assert again.result(60).stop == 2
 
 
+def test_a_lane_whose_last_turn_fails_ends_all_the_same(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    service.start()
+    from streamstats.service import lanes
+
+    found, begun, go = lanes._batches, threading.Event(), threading.Event()
+
+    def batches(waiting: Any) -> Any:
+        if go.is_set():
+            raise ValueError("unforeseen")
+        begun.set()
+        go.wait(60)
+        return found(waiting)
+
+    monkeypatch.setattr(lanes, "_batches", batches)
+    sent = [service.stores.append("s", Activations("a", "k", "d", np.ones((2, 3), np.float32)))]
+    begun.wait(60)
+    sent.append(service.stores.append("s", Activations("a", "l", "d", np.ones((2, 3), np.float32))))
+    lane = service.stores._lanes["s"]
+    closing = threading.Thread(target=lane.close)
+    closing.start()
+    wait_until(lambda: lane._waiting.qsize() == 2)
+    go.set()
+    with pytest.raises(OutputError, match="ValueError"):
+        sent[1].result(60)
+    closing.join(60)
+    assert not closing.is_alive()
+
+
 def test_a_fault_is_logged_once_shown_while_it_lasts_and_logged_when_it_is_over(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
