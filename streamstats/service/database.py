@@ -113,6 +113,20 @@ MIGRATIONS: Sequence[str] = (
     ALTER TABLE jobs ADD COLUMN stage TEXT NOT NULL DEFAULT '';
     CREATE TABLE totals (name TEXT PRIMARY KEY, value REAL NOT NULL) WITHOUT ROWID;
     """,
+    """
+    DROP INDEX notices_by_hook;
+    ALTER TABLE notices RENAME TO notices_before;
+    CREATE TABLE notices (
+        number INTEGER PRIMARY KEY AUTOINCREMENT,
+        job TEXT NOT NULL,
+        hook TEXT NOT NULL,
+        body TEXT NOT NULL,
+        attempts INTEGER NOT NULL DEFAULT 0
+    );
+    INSERT INTO notices SELECT number, job, hook, body, attempts FROM notices_before;
+    DROP TABLE notices_before;
+    CREATE INDEX notices_by_hook ON notices (hook, number);
+    """,
 )
 """The first n scripts make version n of the database."""
 

@@ -17,7 +17,7 @@ from .clock import Clock
 from .database import Database
 from .errors import ConflictError, NotFoundError
 from .filters import Wanted
-from .messages import JobSummary, JobView
+from .messages import OWN, JobSummary, JobView
 from .settings import ENDED
 
 QUEUED, RUNNING, CANCELLING = "queued", "running", "cancelling"
@@ -172,6 +172,12 @@ class JobTable:
         rows = self._database.query(f"SELECT id, request FROM jobs WHERE NOT {HAS_ENDED}")
         return [row["id"] for row in rows if json.loads(row["request"]).get("source") == source]
 
+    def check_unread(self, store: str) -> None:
+        """Raise `ConflictError` while a job reads a store of the service."""
+        reading = self.reading(OWN + store)
+        if reading:
+            raise ConflictError(f"job {reading[0]} reads the store {store}; cancel it first")
+
     def counted(self, source: str) -> list[str]:
         """The jobs that have ended with results and whose request names `source`."""
         rows = self._database.query(
@@ -239,9 +245,7 @@ class JobTable:
         at = datetime.fromtimestamp(row["ended"], UTC).isoformat(timespec="seconds")
         body = json.dumps({"type": f"job.{row['state']}", "timestamp": at, "data": job})
         for hook in self._told(row["state"], json.loads(row["notify"])):
-            connection.execute(
-                "INSERT INTO notices (job, hook, body, due) VALUES (?, ?, ?, ?)", (name, hook, body, self.clock.now())
-            )
+            connection.execute("INSERT INTO notices (job, hook, body) VALUES (?, ?, ?)", (name, hook, body))
 
     def say(self, name: str, text: str) -> None:
         """Add a message to the log of a job, if it still exists."""

@@ -1,14 +1,14 @@
 """Notices: what hooks will be told, in the database from the moment that a job ends until a hook has taken it.
 
 Each hook has a thread of its own, so that a slow one delays no other. A notice is delivered at least once: again after
-a failure, with growing pauses, until the pauses are used up; the log of the job then says why.
+a failure, with growing pauses, and at once after a restart, until the pauses are used up; then the log of the job says
+why.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from sqlite3 import Row
@@ -39,6 +39,8 @@ class Notices:
     ) -> None:
         self._database, self._table, self._hooks = database, table, hooks
         self._faults, self._pauses = faults, pauses
+        self._monotonic = table.clock.monotonic
+        self._later: dict[int, float] = {}
         self._news = {name: threading.Event() for name in hooks}
         self._stopping = False
         self._threads = [
@@ -79,10 +81,11 @@ class Notices:
 
     def _deliver_next(self, name: str, hook: Hook) -> float:
         """Deliver the notice of a hook that is due first, if it is; the seconds until there is more to do."""
-        row = self._database.one("SELECT * FROM notices WHERE hook = ? ORDER BY due, number LIMIT 1", (name,))
-        if row is None:
+        rows = self._database.query("SELECT * FROM notices WHERE hook = ? ORDER BY number", (name,))
+        if not rows:
             return LONGEST_WAIT
-        wait = float(row["due"]) - time.time()
+        row = min(rows, key=self._due)
+        wait = self._due(row) - self._monotonic()
         if wait > 0:
             return min(LONGEST_WAIT, wait)
         try:
@@ -94,6 +97,10 @@ class Notices:
             log.info("delivered to hook %s", name, extra={"job": row["job"]})
         return 0.0
 
+    def _due(self, row: Row) -> float:
+        """When to deliver a notice: at once, unless it failed since the service started."""
+        return self._later.get(row["number"], 0.0)
+
     def _retry(self, row: Row, why: str) -> None:
         """Try again later, or give up."""
         attempts = row["attempts"] + 1
@@ -102,12 +109,11 @@ class Notices:
             self._drop(row)
             self._table.say(row["job"], f"the hook {row['hook']} could not be told in {attempts} attempts: {why}")
             return
-        due = time.time() + self._pauses[attempts - 1]
+        self._later[row["number"]] = self._monotonic() + self._pauses[attempts - 1]
         with self._database.writing() as connection:
-            connection.execute(
-                "UPDATE notices SET attempts = ?, due = ? WHERE number = ?", (attempts, due, row["number"])
-            )
+            connection.execute("UPDATE notices SET attempts = ? WHERE number = ?", (attempts, row["number"]))
 
     def _drop(self, row: Row) -> None:
+        self._later.pop(row["number"], None)
         with self._database.writing() as connection:
             connection.execute("DELETE FROM notices WHERE number = ?", (row["number"],))
