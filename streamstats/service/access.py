@@ -32,7 +32,7 @@ OPEN = ("/healthz", "/readyz", "/api/v1/openapi.json", DOCS)
 """Paths that need no token: they reveal nothing about the data."""
 PAGE = ("/", "/static/")
 LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
-LINKED = Caller("link", "read")
+LINKED = Caller("(link)", "read")
 """Who follows a link that is signed."""
 READING = re.compile(rf"{V1}/jobs/[^/]*/(links|corrections)$")
 """Paths that change nothing, whatever the method."""

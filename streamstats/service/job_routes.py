@@ -122,12 +122,14 @@ class JobRoutes:
         self._streams.check(f"{most:,} clients already follow jobs, the limit of this service; poll the job instead")
         if request.method == "HEAD":
             return Response(media_type=EVENTS)
-        stream = self._counted(job, _number(last_event_id))
+        stream = self._counted(request, job, _number(last_event_id))
         return StreamingResponse(stream, media_type=EVENTS, headers={"x-accel-buffering": "no"})
 
-    async def _counted(self, job: str, after: int) -> AsyncIterator[str]:
+    async def _counted(self, request: Request, job: str, after: int) -> AsyncIterator[str]:
         with self._streams.taken():
             async for event in job_events(self._service, job, after):
+                if self._service.tokens.caller(request.headers.get("authorization")) is None:  # it was revoked
+                    return
                 yield event
 
 

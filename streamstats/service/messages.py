@@ -294,7 +294,10 @@ class SecretView(BaseModel):
 
 
 class AuditEntry(BaseModel):
-    """What was asked of the service, by whom, and the status of the answer; `made` is the path of what it made."""
+    """What was asked of the service, by whom, and the status of the answer; `made` is the path of what it made.
+
+    `left_out` is how many refusals of this token before it have no entry, because there were too many.
+    """
 
     number: int
     at: float
@@ -306,6 +309,7 @@ class AuditEntry(BaseModel):
     made: str | None = None
     address: str | None = None
     request: str | None = None
+    left_out: int | None = None
 
 
 class AuditPage(BaseModel):

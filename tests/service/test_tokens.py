@@ -13,6 +13,7 @@ import pytest
 from served import STORE, Served, served
 
 import streamstats as ss
+from streamstats.service.audit import Refusals
 from streamstats.service.client import RefusedError
 from streamstats.service.errors import ForbiddenError
 from streamstats.service.messages import RunRequest
@@ -170,6 +171,21 @@ def test_a_token_is_made_rotated_and_revoked_without_a_restart(service: Served, 
             act("eve")  # type: ignore[operator]
 
 
+def test_who_follows_a_job_is_told_no_more_once_their_token_is_revoked(people: dict[str, ss.Client]) -> None:
+    admin = people["admin"]
+    admin.ingest("followed", "l", BLOCK)
+    job = admin.submit({"kind": "run", "source": "store:followed", "follow": {}})
+    with ss.Client(admin.url, admin.new_token("guest", "read")) as guest:
+        events = guest.events(job.id)
+        assert next(events)[0] == "job"
+        admin.revoke_token("guest")
+        admin.describe(job.id, note="not for guests")
+        with refused(401):
+            assert "not for guests" not in [view.note for kind, view in events if kind == "job"]
+    admin.cancel(job.id)
+    admin.wait(job.id)
+
+
 def test_the_first_token_is_rotated_in_its_file(tmp_path: Path) -> None:
     with served(tmp_path) as service:  # of its own, because the other tests have the token
         before = service.token
@@ -236,3 +252,22 @@ def test_what_was_done_and_refused_is_in_the_audit_log(people: dict[str, ss.Clie
     rest = olga.audit(before=found.next, limit=1000)
     assert max(each.number for each in rest.entries) < min(each.number for each in found.entries)
     assert {each.who for each in olga.audit(who="ben").entries} == {"ben"}
+
+
+def test_a_reader_cannot_fill_the_audit_log(people: dict[str, ss.Client]) -> None:
+    rita, olga = people["rita"], people["olga"]
+    for _ in range(3):
+        with refused(403):
+            rita._asked("DELETE", f"/jobs/{'0' * 16}?{'x' * 5000}")
+    assert {len(each.path) for each in olga.audit(who="rita", limit=3).entries} == {1000}
+
+
+def test_of_many_refusals_of_one_token_some_are_only_counted() -> None:
+    now = 0.0
+    refusals = Refusals(lambda: now)
+    assert [refusals.left_out("rita") for _ in range(100)] == [0] * 60 + [None] * 40
+    assert refusals.left_out("ben") == 0
+    now = 59.0
+    assert refusals.left_out("rita") is None
+    now = 60.0
+    assert [refusals.left_out("rita") for _ in range(2)] == [41, 0]
