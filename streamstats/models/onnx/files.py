@@ -44,7 +44,7 @@ def check_alone(path: str | Path) -> None:
     graphs = [model.graph, *(graph for each in model.training_info for graph in (each.initialization, each.algorithm))]
     tensors = [
         *chain.from_iterable(map(_tensors, graphs)),
-        *(each for f in model.functions for each in _of_nodes(f.node)),
+        *(each for f in model.functions for each in (*_of_nodes(f.node), *_of_attributes(f.attribute_proto))),
     ]
     outside = [each.name for each in tensors if each.data_location == onnx.TensorProto.EXTERNAL or each.external_data]
     if outside:
@@ -54,16 +54,25 @@ def check_alone(path: str | Path) -> None:
 def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
     """The tensors of `graph` and of the graphs inside it."""
     yield from graph.initializer
-    yield from (part for sparse in graph.sparse_initializer for part in (sparse.values, sparse.indices))
+    yield from _of_sparse(graph.sparse_initializer)
     yield from _of_nodes(graph.node)
 
 
 def _of_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
     for node in nodes:
-        for attribute in node.attribute:
-            yield from (attribute.t, *attribute.tensors)
-            for inner in (attribute.g, *attribute.graphs):
-                yield from _tensors(inner)
+        yield from _of_attributes(node.attribute)
+
+
+def _of_attributes(attributes: Iterable[onnx.AttributeProto]) -> Iterator[onnx.TensorProto]:
+    for attribute in attributes:
+        yield from (attribute.t, *attribute.tensors)
+        yield from _of_sparse([attribute.sparse_tensor, *attribute.sparse_tensors])
+        for inner in (attribute.g, *attribute.graphs):
+            yield from _tensors(inner)
+
+
+def _of_sparse(tensors: Iterable[onnx.SparseTensorProto]) -> Iterator[onnx.TensorProto]:
+    return (part for sparse in tensors for part in (sparse.values, sparse.indices))
 
 
 def write_models(models: list[tuple[onnx.ModelProto, str | Path | None]]) -> None:
