@@ -5,7 +5,6 @@ The rows of a batch that is withdrawn stay where they are, so that no other row 
 
 from __future__ import annotations
 
-import time
 from sqlite3 import Row
 
 from ..coverage import Coverage
@@ -38,15 +37,6 @@ class Batches:
         if row is None:
             raise NotFoundError(f"layer {layer} of store {store} has no batch with the key {key}")
         return _view(row)
-
-    def withdraw(self, store: str, batch: BatchView) -> None:
-        """Note that `batch` does not count."""
-        with self._database.writing() as connection:
-            connection.execute(
-                "UPDATE ingests SET withdrawn = coalesce(withdrawn, ?) "
-                "WHERE store = ? AND layer = ? AND idempotency_key = ?",
-                (time.time(), store, batch.layer, batch.key),
-            )
 
     def withdrawn(self, store: str) -> dict[str, Coverage]:
         """The rows of batches that were withdrawn, by layer."""

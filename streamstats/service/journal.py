@@ -10,13 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from sqlite3 import Row
 
 from ..errors import DataError
-from ..storage.files import append_bytes, read_bytes, write_bytes
+from ..storage.files import append_bytes, read_bytes, remove, write_bytes
 from .database import Database
 from .errors import ConflictError
 
@@ -47,6 +47,7 @@ class Journal:
     def __init__(self, store: Path, layer: str) -> None:
         name = hashlib.sha256(layer.encode()).hexdigest()  # a path from the name could be a folder of another layer's
         self.path = store / FOLDER / f"{name}.jsonl"
+        self._withdrawn = store / FOLDER / f"{name}.withdrawn.json"
 
     def note(self, requests: Sequence[Noted]) -> None:
         """Add `requests`; they are on the disk when this returns. Raises `OutputError`."""
@@ -71,6 +72,23 @@ class Journal:
             file.seek(max(0, self.path.stat().st_size - LONGEST_LINE))
             *lines, rest = file.read().split(b"\n")
         return None if rest or not lines else self._parsed(-1, lines[-1])
+
+    def withdrawn(self) -> dict[str, float]:
+        """When which keys were withdrawn. Raises `DataError`."""
+        try:
+            found: dict[str, float] = json.loads(read_bytes(self._withdrawn)) if self._withdrawn.exists() else {}
+        except ValueError as error:
+            raise DataError(f"{self._withdrawn} is damaged: {error}; restore it from a backup") from error
+        return found
+
+    def withdraw(self, key: str, at: float) -> None:
+        """Note that `key` was withdrawn; it is on the disk when this returns. Raises `OutputError`, `DataError`."""
+        write_bytes(self._withdrawn, json.dumps({key: at} | self.withdrawn()).encode())
+
+    def remove(self) -> None:
+        """Remove the files."""
+        remove(self.path)
+        remove(self._withdrawn)
 
     def _parsed(self, number: int, line: bytes) -> Noted:
         try:
@@ -137,6 +155,16 @@ class Keys:
         rows = [(self._store, layer, each.key) for each in requests]
         with self._database.writing() as connection:
             connection.executemany("DELETE FROM ingests WHERE store = ? AND layer = ? AND idempotency_key = ?", rows)
+
+    def withdraw(self, layer: str, keys: Mapping[str, float]) -> None:
+        """Note when these `keys` were withdrawn, unless it is known."""
+        rows = [(at, self._store, layer, key) for key, at in keys.items()]
+        with self._database.writing() as connection:
+            connection.executemany(
+                "UPDATE ingests SET withdrawn = coalesce(withdrawn, ?) "
+                "WHERE store = ? AND layer = ? AND idempotency_key = ?",
+                rows,
+            )
 
     def remove(self, layer: str | None = None) -> None:
         """Remove all keys of `layer`, or of the store, and whose it is."""

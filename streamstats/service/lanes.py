@@ -27,7 +27,7 @@ from ..calibration.sources.choose import source_of
 from ..errors import MismatchError, OutputError, StreamstatsError, UsageError, counted
 from ..layouts import Kernel
 from ..quantization import Quantization
-from ..storage.files import remove, remove_folder
+from ..storage.files import remove_folder
 from ..storage.names import V3_METADATA
 from .errors import ConflictError, FullError, NotFoundError
 from .faults import Faults
@@ -190,7 +190,7 @@ class Lane:
                 raise NotFoundError(f"store {self.store} has no layer {layer}")
             gone = move_layer_away(self._path, layer, self._path.parent)
             self._keys.remove(layer)
-            remove(Journal(self._path, layer).path)
+            Journal(self._path, layer).remove()
             remove_folder(gone)
         except StreamstatsError as error:
             removal.answer.set_exception(error)
@@ -296,7 +296,11 @@ def settle_layer(store: Path, keys: Keys, layer: str, recorder: Recorder | None 
     """
     stored = stored_layer(store, layer)
     rows = 0 if stored is None else stored.rows
-    settled = settle(keys, Journal(store, layer), layer, rows)
+    journal = Journal(store, layer)
+    settled = settle(keys, journal, layer, rows)
+    withdrawn = journal.withdrawn()
+    if withdrawn:
+        keys.withdraw(layer, withdrawn)
     if settled == rows:
         return
     said = {"store": store.name, "layer": layer}

@@ -268,7 +268,7 @@ class Service:
         stored = stored_layer(path, layer)
         if stored is None or stored.rows < batch.stop:
             raise ConflictError(f"the batch with the key {key} is still being written; withdraw it again later")
-        self.stores.batches.withdraw(name, batch)
+        self.stores.withdraw(name, batch)
         counted = self.table.counted(OWN + name)
         for job in self.table.reading(OWN + name):
             self.jobs.interrupt(job)

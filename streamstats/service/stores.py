@@ -21,9 +21,9 @@ from .batches import Batches
 from .database import Database
 from .errors import BusyError, ConflictError, DamagedError, FullError, NotFoundError
 from .faults import RETRY_SECONDS, Faults
-from .journal import Keys
+from .journal import Journal, Keys
 from .lanes import Activations, Lane, Removal, Waiting, settle_layer, stored_layers
-from .messages import OWN, STORE_NAME, IngestView, StoreView
+from .messages import OWN, STORE_NAME, BatchView, IngestView, StoreView
 from .metrics import Metrics
 
 LONGEST_LAYER = 200
@@ -41,7 +41,7 @@ class Stores:
         self._database, self.folder, self._metrics, self._faults = database, folder, metrics, faults
         self.batches = Batches(database)
         self._most_stores, self._most_layers = stores, layers
-        self._lock = threading.Lock()
+        self._lock, self._withdrawing = threading.Lock(), threading.Lock()
         self._lanes: dict[str, Lane] = {}
         self._deleting: set[str] = set()
         self._held: Counter[str] = Counter()
@@ -145,6 +145,16 @@ class Stores:
             return "", max(each.stat().st_mtime for each in self.path(name).rglob(V3_METADATA))
         return row["owner"], row["appended"]
 
+    def withdraw(self, name: str, batch: BatchView) -> None:
+        """Note that `batch` does not count, in the store and then in the database.
+
+        Raises `FullError`, `OutputError`.
+        """
+        at = time.time()
+        with self.held(name), self._withdrawing:
+            Journal(self.path(name), batch.layer).withdraw(batch.key, at)
+            Keys(self._database, name).withdraw(batch.layer, {batch.key: at})
+
     @contextmanager
     def held(self, name: str) -> Iterator[None]:
         """Nothing of the store is deleted meanwhile. Raises `FullError` if that is being done."""
@@ -164,7 +174,7 @@ class Stores:
             if name in self._deleting:
                 raise ConflictError(f"store {name} is being deleted already, or a layer of it; look again later")
             if self._held[name]:
-                raise ConflictError(f"a job on the store {name} is being submitted; look again later")
+                raise ConflictError(f"another request uses the store {name}; look again later")
             self._deleting.add(name)
         try:
             yield

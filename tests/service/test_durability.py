@@ -168,6 +168,21 @@ def test_where_they_contradict_each_other_the_store_is_right(sent: Path) -> None
     database.close()
 
 
+@pytest.mark.parametrize("database", ["none", "older"])
+def test_a_batch_that_was_withdrawn_stays_withdrawn(sent: Path, database: str) -> None:
+    with opened(sent) as stores:
+        for key in ("two", "one"):
+            stores.withdraw("s", stores.batches.get("s", LAYER, key))
+    with opened(with_database(sent, None if database == "none" else sent.parent / "older.sqlite")) as stores:
+        assert stores.batches.withdrawn("s")[LAYER].ranges == ((0, 3),)
+        with pytest.raises(ConflictError, match="was withdrawn"):
+            send(stores, "one").result(60)
+        stores.delete_layer("s", LAYER, lambda: None)
+        assert not send(stores, "one").result(60).repeated
+    with opened(sent) as stores:
+        assert stores.batches.withdrawn("s") == {}
+
+
 def test_rows_that_no_key_stands_for_are_taken_back_and_sent_again(sent: Path) -> None:
     """As in a copy, file by file, whose journal and database are older than the rows."""
     with_database(sent, sent.parent / "older.sqlite")

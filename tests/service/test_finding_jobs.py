@@ -111,11 +111,10 @@ def test_what_a_job_is_called_can_change_and_what_it_does_cannot(service: Served
         {"tags": [f"l{number}" for number in range(21)]},
         {"note": "x" * 4001},
         {"note": "\0"},
-        {"note": "\ud800"},
     ],
 )
 def test_what_cannot_be_a_name_tag_or_note_is_refused(client: ss.Client, about: dict[str, object]) -> None:
-    with pytest.raises((RefusedError, UnicodeEncodeError)):
+    with pytest.raises(RefusedError, match=f"status 422.*{next(iter(about))}"):
         client.submit({**REQUEST, **about})
 
 

@@ -193,7 +193,7 @@ def test_a_store_is_not_deleted_while_a_job_on_it_is_submitted(bare: Service, mo
 
     def during(*given: Any, **more: Any) -> Any:
         for act in (lambda: bare.delete_store("a", ADMIN), lambda: bare.delete_layer("a", "l", ADMIN)):
-            with pytest.raises(ConflictError, match="being submitted"):
+            with pytest.raises(ConflictError, match="another request uses the store a"):
                 act()
         return submit(*given, **more)
 
