@@ -19,11 +19,10 @@ import numpy as np
 import numpy.typing as npt
 from starlette.requests import ClientDisconnect, Request
 
-from ..errors import DataError, UsageError, counted
+from ..errors import UsageError, counted
 from ..storage.files import Spool
-from ..storage.plain_tensors import read_plain_tensors
 from .errors import TooLargeError
-from .headers import LONGEST_NPY_HEADER, NPY, Judge, anything, no_arrays, npy_header
+from .headers import LONGEST_NPY_HEADER, NPY, Judge, anything, npy_header, read_tensors
 
 IN_MEMORY = 4 * 2**20
 LONGEST_LENGTH = 20
@@ -136,20 +135,12 @@ class Body:
         """The array in the body: `.npy`, or safetensors with one tensor. Raises `UsageError`."""
         if self.start()[: len(NPY)] == NPY:
             return self._npy()
-        tensors = self.tensors()
+        tensors = read_tensors(self.path)
         if len(tensors) != 1:
             raise UsageError(
                 f"the body has {counted(len(tensors), 'tensor')}; expected one, with the activations of the layer"
             )
         return next(iter(tensors.values()))
-
-    def tensors(self) -> dict[str, Array]:
-        """The arrays in the body, which is safetensors. Raises `UsageError`."""
-        try:
-            return read_plain_tensors(self.path)
-        except DataError as error:
-            reason = str(error).replace(str(self.path), "the body")
-            raise no_arrays(reason) from error
 
     def _npy(self) -> Array:
         content = b"".join(self._parts) if self._spool is None else _mapped(self.path)

@@ -20,8 +20,7 @@ from typing import Any
 
 from ..errors import CORRUPT, DONE, USAGE, DataError, StreamstatsError, UsageError
 from ..models.tensors import tensor_terms, terms_bytes
-from ..storage.plain_tensors import read_plain_tensors
-from .headers import no_arrays
+from .headers import read_tensors
 
 ERRORS = {USAGE: UsageError, CORRUPT: DataError}
 """By the exit status that they have."""
@@ -63,21 +62,12 @@ class Correcting:
 
     def do(self) -> tuple[bytes, list[dict[str, Any]]]:
         """As `done`, here and now."""
-        _check_body(self.body)
+        read_tensors(Path(self.body))  # for an error that speaks of the body
         try:
             terms, outcomes = tensor_terms(self.body, self.body, self.results, layouts=self.layouts)
         except UsageError as error:
             raise UsageError(str(error).replace(self.body, "the body").replace("--layout", "layout")) from error
         return terms_bytes(terms), [each.document() for each in outcomes]
-
-
-def _check_body(path: str) -> None:
-    """Raise `UsageError` unless the file at `path` is safetensors."""
-    try:
-        read_plain_tensors(Path(path))
-    except DataError as error:
-        reason = str(error).replace(path, "the body")
-        raise no_arrays(reason) from error
 
 
 def main() -> int:

@@ -12,11 +12,14 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from ..errors import UsageError, counted
+from ..errors import DataError, UsageError, counted
+from ..storage.plain_tensors import read_plain_tensors
 from .errors import TooLargeError
 
 Judge = Callable[[bytes, int | None], int]
@@ -82,7 +85,7 @@ class JudgedTensors:
             return LENGTH_BYTES
         length = int.from_bytes(start[:LENGTH_BYTES], "little")
         if length > self.longest:
-            raise no_arrays(f"its header would have {length:,} bytes; expected at most {self.longest:,}")
+            raise _no_arrays(f"its header would have {length:,} bytes; expected at most {self.longest:,}")
         end = LENGTH_BYTES + length
         if len(start) < end:
             return end
@@ -146,9 +149,9 @@ def _tensors_in(header: bytes) -> Mapping[str, Any]:
     try:
         found = json.loads(header)
     except (ValueError, RecursionError):
-        raise no_arrays("its header is not JSON") from None
+        raise _no_arrays("its header is not JSON") from None
     if not isinstance(found, dict):
-        raise no_arrays("its header is no JSON object")
+        raise _no_arrays("its header is no JSON object")
     return {name: each for name, each in found.items() if name != "__metadata__"}
 
 
@@ -156,14 +159,14 @@ def _stop(described: Any) -> int:
     """Where the values of a tensor end. Raises `UsageError`."""
     offsets = described.get("data_offsets") if isinstance(described, dict) else None
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(type(each) is int for each in offsets):
-        raise no_arrays("its header has a tensor without offsets")
+        raise _no_arrays("its header has a tensor without offsets")
     return int(offsets[1])
 
 
 def _check_declared(declared: int, most: int, whole: int | None) -> None:
     _check_most(declared, most)
     if whole is not None and declared != whole:
-        raise no_arrays(f"its header describes {declared:,} bytes, and it has {whole:,}")
+        raise _no_arrays(f"its header describes {declared:,} bytes, and it has {whole:,}")
 
 
 def _check_most(declared: int, most: int) -> None:
@@ -174,6 +177,14 @@ def _check_most(declared: int, most: int) -> None:
         )
 
 
-def no_arrays(reason: str) -> UsageError:
+def read_tensors(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """The arrays of a body of safetensors that has arrived as the file `path`. Raises `UsageError`."""
+    try:
+        return read_plain_tensors(path)
+    except DataError as error:
+        raise _no_arrays(str(error).replace(str(path), "the body")) from error
+
+
+def _no_arrays(reason: str) -> UsageError:
     """That a body has no arrays that can be read, and why."""
     return UsageError(f"the body is neither .npy nor safetensors: {reason}")
