@@ -35,6 +35,7 @@ from .messages import (
     JobView,
     PrunedView,
     StoreView,
+    SubmittedView,
     TokenView,
     UploadView,
     WithdrawnView,
@@ -106,10 +107,13 @@ class Client:
 
     # Jobs
 
-    def submit(self, request: Mapping[str, Any], *, key: str | None = None) -> JobView:
-        """Submit a job: `{"kind": "run", "source": …}` and the keys of a configuration, or `{"kind": "onnx", …}`."""
+    def submit(self, request: Mapping[str, Any], *, key: str | None = None) -> SubmittedView:
+        """Submit a job: `{"kind": "run", "source": …}` and the keys of a configuration, or `{"kind": "onnx", …}`.
+
+        A repeated `key` gives the same job, `repeated`.
+        """
         headers = {"Idempotency-Key": key or uuid.uuid4().hex}
-        return JobView.model_validate(self._json("POST", "/jobs", adds=True, json=dict(request), headers=headers))
+        return SubmittedView.model_validate(self._json("POST", "/jobs", adds=True, json=dict(request), headers=headers))
 
     def jobs(
         self,

@@ -115,7 +115,7 @@ class Script(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    do_GET = do_PATCH = do_DELETE = do_POST
+    do_GET = do_PATCH = do_DELETE = do_POST  # noqa: N815
 
     def log_message(self, *_: object) -> None:
         pass
