@@ -53,7 +53,7 @@ def _add_service(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_submit(parser: argparse.ArgumentParser) -> None:
-    add_config(parser, "the YAML file of a run")
+    add_config(parser, "the YAML file of a job")
     parser.add_argument("--watch", action="store_true", help="show the progress until the job ends")
     parser.add_argument("--follow", action="store_true", help="keep counting rows as they are appended, until …")
     parser.add_argument("--until-rows", metavar="N", type=int, help="… every layer has N rows")

@@ -96,6 +96,16 @@ def test_withdraw_takes_back_what_was_sent(run: Run, client: ss.Client, tmp_path
     assert client.layers(job.id)["layers"]["l"]["covered"] == [[0, 4], [8, 12]]
 
 
+def test_activations_sent_on_a_wrong_axis_go_to_another_store(run: Run, client: ss.Client, tmp_path: Path) -> None:
+    (tmp_path / "x.npy").write_bytes(npy(np.ones((4, 2, 5, 5), np.float32)))
+    run("send", "axis", "l", "x.npy")
+    right = ("l", "x.npy", "--channel-axis", "1")
+    assert "or with another channel axis" in run("send", "axis", *right, status=2).stderr
+    assert "into another store" in run("send", "axis", *right, "--key", "new", status=2).stderr
+    run("send", "axis-1", *right)
+    assert client.store("axis-1").layers == {"l": 4}
+
+
 def test_tokens_are_made_used_rotated_and_revoked(run: Run, tmp_path: Path) -> None:
     run("token", "new", "cli-ann", "-o", "ann.token")
     assert (tmp_path / "ann.token").stat().st_mode & 0o077 == 0
