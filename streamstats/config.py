@@ -49,7 +49,10 @@ ROWS = r"^[0-9]{1,18}:[0-9]{1,18}$"
 
 @dataclass(frozen=True)
 class Pattern:
-    """Which text is valid: schemas show `regular`, a regular expression, and errors say it in `words`."""
+    """Which text is valid: schemas show `regular`, a regular expression, and errors say it in `words`.
+
+    In an annotation it stands after limits of the length, whose errors would not speak of characters otherwise.
+    """
 
     regular: str
     words: str
@@ -226,8 +229,8 @@ class ClusterConfig(Settings):
         Field(description="local: threads of this process; a number: that many processes on this machine."),
     ] = "local"
     scheduler: Annotated[
-        Annotated[str, NO_NUL] | None,
-        Field(min_length=1, description="The address of a dask scheduler whose workers do the work."),
+        Annotated[str, Field(min_length=1), NO_NUL] | None,
+        Field(description="The address of a dask scheduler whose workers do the work."),
     ] = None
     threads: Annotated[
         int | None, Field(ge=1, description="Threads per process; default: one per core, divided among processes.")
@@ -253,7 +256,7 @@ class ClusterConfig(Settings):
 class ReductionConfig(Settings):
     """What a job counts in a calibration store."""
 
-    source: Annotated[str, NO_NUL, Field(min_length=1, description="The zarr group: a folder, a .zip or a URL.")]
+    source: Annotated[str, Field(min_length=1, description="The zarr group: a folder, a .zip or a URL."), NO_NUL]
     layers: Annotated[
         list[LayerConfig], Field(description="Which arrays are layers, and how to read them; default: all.")
     ] = []
@@ -345,7 +348,7 @@ class JobConfig(ReductionConfig):
             description="The zarr group: a folder, a .zip or a URL; or a list of several, whose rows follow each other."
         ),
     ]
-    output: Annotated[str, NO_NUL, Field(min_length=1, description="The folder for state, correctors and manifest.")]
+    output: Annotated[str, Field(min_length=1, description="The folder for state, correctors and manifest."), NO_NUL]
     cluster: Annotated[ClusterConfig, Field(description="Which workers do the work.")] = ClusterConfig()
 
     def job(self) -> Job:

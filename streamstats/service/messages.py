@@ -31,8 +31,8 @@ OWN = "store:"
 
 Rows = Annotated[list[int], Field(min_length=2, max_length=2, description="From the first row to before the second.")]
 Upload = Annotated[str, UPLOAD_ID, Field(description="The `id` of an upload.")]
-Name = Annotated[str, PRINTABLE, Field(min_length=1, max_length=64)]
-Tag = Annotated[str, TAG, Field(min_length=1, max_length=64)]
+Name = Annotated[str, Field(min_length=1, max_length=64), PRINTABLE]
+Tag = Annotated[str, Field(min_length=1, max_length=64), TAG]
 MOST_TAGS = 20
 
 
@@ -48,11 +48,11 @@ class FollowRequest(Settings):
 class About(Settings):
     """What people call a job. It changes nothing of what the job does, and can be changed later."""
 
-    name: Annotated[str, ONE_LINE, Field(max_length=100, description="A name, in one line, not unique.")] = ""
+    name: Annotated[str, Field(max_length=100, description="A name, in one line, not unique."), ONE_LINE] = ""
     tags: Annotated[
         list[Tag], Field(default_factory=list, max_length=MOST_TAGS, description="Words to find the job by.")
     ]
-    note: Annotated[str, NO_NUL, Field(max_length=4000, description="Free text.")] = ""
+    note: Annotated[str, Field(max_length=4000, description="Free text."), NO_NUL] = ""
 
     @model_validator(mode="before")
     @classmethod

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import Depends, Header, Query, Request
 from fastapi import Path as InPath
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from ..config import Pattern
 from .access import CALLER
@@ -108,7 +108,7 @@ Key = Annotated[str, KEY, Header(alias="Idempotency-Key")]
 OptionalKey = Annotated[Annotated[str, KEY] | None, Header(alias="Idempotency-Key")]
 Before = Annotated[int, Query(ge=1, le=2**53, description="The `next` of the previous page.")]
 LINKED = Pattern(r"^(files/.+|report|archive)$", "files/NAME, report or archive")
-LinkedPath = Annotated[str, LINKED, Query(max_length=2000)]
+LinkedPath = Annotated[str, Field(max_length=2000), LINKED, Query()]
 Number = Annotated[
     int | None,
     Query(

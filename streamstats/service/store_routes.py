@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Annotated, TypeVar
 
 from fastapi import Query, Request, Response
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from ..config import GeometryConfig, QuantizationConfig, explain
 from ..errors import UsageError
@@ -25,9 +25,8 @@ from .service import Service
 
 ChannelAxis = Annotated[int, Query(ge=-64, le=64)]
 QuantizationText = Annotated[
-    Annotated[str, PRINTABLE] | None,
+    Annotated[str, Field(max_length=2**14), PRINTABLE] | None,
     Query(
-        max_length=2**14,
         description="JSON with the keys of a configuration: scale, scale_is, zero_point.",
     ),
 ]
@@ -35,9 +34,8 @@ LayerQuery = Annotated[str, Query(min_length=1, max_length=1000)]
 BatchKey = Annotated[str, KEY, Query(description="The Idempotency-Key of the request.")]
 Start = Annotated[int, Query(ge=0, le=2**53)]
 GeometryText = Annotated[
-    Annotated[str, PRINTABLE] | None,
+    Annotated[str, Field(max_length=2**10), PRINTABLE] | None,
     Query(
-        max_length=2**10,
         description="The kernel of the layer, which the statistic taps needs: JSON with the keys of `geometry` in a "
         "configuration: kernel, strides, pads, dilations, output_padding, transposed. The first activations of a layer "
         "store it; later ones must agree, or leave it out.",

@@ -155,6 +155,7 @@ def test_a_dry_run_removes_nothing(run: Run, client: ss.Client) -> None:
         (("jobs", "--state", "lost"), "`state[0]` is 'lost'; expected one of queued, running,"),
         (("submit", "job.yaml", "--key", "a b"), "expected 1 to 128 ASCII characters without spaces"),
         (("submit", "job.yaml", "--name", "a\nb"), "expected one line"),
+        (("submit", "job.yaml", "--name", "a" * 101), "it should have at most 100 characters"),
         (("submit", "job.yaml", "--tag", "a b"), "expected ASCII letters, digits or . _ : / = + -, the first"),
     ],
 )
