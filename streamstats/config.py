@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -20,6 +21,8 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
     PlainValidator,
     Tag,
     ValidationError,
@@ -42,7 +45,35 @@ LONGEST_CONFIG = 2**20
 LONGEST_SHOWN = 80
 MOST_PROCESSES = 1024
 ROWS = r"^[0-9]{1,18}:[0-9]{1,18}$"
-NO_NUL = r"^[^\x00]*$"
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """Which text is valid: schemas show `regular`, a regular expression, and errors say it in `words`.
+
+    In an annotation it stands after limits of the length, whose errors would not speak of characters otherwise.
+    """
+
+    regular: str
+    words: str
+
+    def fits(self, text: str) -> bool:
+        """Whether `text` is valid."""
+        return re.fullmatch(self.regular, text) is not None
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> Any:
+        return AfterValidator(self._checked).__get_pydantic_core_schema__(source, handler)
+
+    def __get_pydantic_json_schema__(self, schema: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {**handler(schema), "pattern": self.regular}
+
+    def _checked(self, text: str) -> str:
+        if not self.fits(text):
+            raise ValueError(f"expected {self.words}")
+        return text
+
+
+NO_NUL = Pattern(r"^[^\x00]*$", "text without NUL characters")
 
 
 def parse_rows(text: str) -> tuple[int, int]:
@@ -198,8 +229,8 @@ class ClusterConfig(Settings):
         Field(description="local: threads of this process; a number: that many processes on this machine."),
     ] = "local"
     scheduler: Annotated[
-        str | None,
-        Field(min_length=1, pattern=NO_NUL, description="The address of a dask scheduler whose workers do the work."),
+        Annotated[str, Field(min_length=1), NO_NUL] | None,
+        Field(description="The address of a dask scheduler whose workers do the work."),
     ] = None
     threads: Annotated[
         int | None, Field(ge=1, description="Threads per process; default: one per core, divided among processes.")
@@ -225,9 +256,7 @@ class ClusterConfig(Settings):
 class ReductionConfig(Settings):
     """What a job counts in a calibration store."""
 
-    source: Annotated[
-        str, Field(min_length=1, pattern=NO_NUL, description="The zarr group: a folder, a .zip or a URL.")
-    ]
+    source: Annotated[str, Field(min_length=1, description="The zarr group: a folder, a .zip or a URL."), NO_NUL]
     layers: Annotated[
         list[LayerConfig], Field(description="Which arrays are layers, and how to read them; default: all.")
     ] = []
@@ -319,9 +348,7 @@ class JobConfig(ReductionConfig):
             description="The zarr group: a folder, a .zip or a URL; or a list of several, whose rows follow each other."
         ),
     ]
-    output: Annotated[
-        str, Field(min_length=1, pattern=NO_NUL, description="The folder for state, correctors and manifest.")
-    ]
+    output: Annotated[str, Field(min_length=1, description="The folder for state, correctors and manifest."), NO_NUL]
     cluster: Annotated[ClusterConfig, Field(description="Which workers do the work.")] = ClusterConfig()
 
     def job(self) -> Job:
@@ -346,17 +373,22 @@ def service_address(url: str | None, token_file: str | None) -> tuple[str, str]:
     """
     url = url or os.environ.get("STREAMSTATS_URL") or SERVICE_URL
     path = token_file or os.environ.get("STREAMSTATS_TOKEN_FILE")
-    token = os.environ.get("STREAMSTATS_TOKEN", "")
-    if path is not None:
-        try:
-            token = Path(path).read_text(encoding="ascii")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"cannot read the token in {path}: {error}") from error
-    if not token.strip():
+    token = _token_in(path) if path else os.environ.get("STREAMSTATS_TOKEN", "").strip()
+    if not token:
         raise UsageError("there is no token; set --token-file, STREAMSTATS_TOKEN_FILE or STREAMSTATS_TOKEN")
-    if not re.fullmatch(r"[!-~]+", token.strip()):
+    if not re.fullmatch(r"[!-~]+", token):
         raise UsageError("the token has invalid characters; expected the token that `serve` wrote to its file")
-    return url, token.strip()
+    return url, token
+
+
+def _token_in(path: str) -> str:
+    try:
+        token = Path(path).read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read the token in {path}: {error}") from error
+    if not token:
+        raise UsageError(f"the token file {path} is empty; expected a token, as `token new -o FILE` writes it")
+    return token
 
 
 def load_config(path: str | Path, settings: Sequence[str] = ()) -> JobConfig:
@@ -486,7 +518,7 @@ def _explain(problem: Any, model: type[BaseModel]) -> str:
         return f"unknown key `{place}`; expected one of {', '.join(_keys_beside(location, model))}"
     if kind == "missing":
         return f"the key `{place}` is missing"
-    if kind == "model_type":
+    if kind in ("model_type", "model_attributes_type"):
         return (
             f"`{place}` is {_shown(problem['input'])}; expected keys: {', '.join(_keys_beside([*location, ''], model))}"
         )
@@ -514,12 +546,12 @@ def _keys_beside(location: Sequence[int | str], model: type[BaseModel]) -> list[
     """The keys of the model to which `location` leads, starting at `model`."""
     for part in location[:-1]:
         if isinstance(part, str) and part in model.model_fields:
-            model = _model_in(model.model_fields[part].annotation) or model
+            model = model_in(model.model_fields[part].annotation) or model
     return list(model.model_fields)
 
 
-def _model_in(annotation: Any) -> type[BaseModel] | None:
+def model_in(annotation: Any) -> type[BaseModel] | None:
     """The model inside an annotation such as `list[LayerConfig] | None`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    return next(filter(None, map(_model_in, get_args(annotation))), None)
+    return next(filter(None, map(model_in, get_args(annotation))), None)

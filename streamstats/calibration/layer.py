@@ -216,8 +216,7 @@ class Layer:
                     reader.kernel.check_fits(extents)
             except MismatchError as error:
                 raise MismatchError(
-                    f"layer {reader.layer}: {error}; correct `channel_axis` or `geometry` in the configuration, or "
-                    "record the layer again"
+                    f"layer {reader.layer}: {error}; correct its `channel_axis` or `geometry`, or record it again"
                 ) from error
         own = readers.is_only(self.counted_as)
         return replace(self, readers=None if own else readers, kernel=readers.kernel)

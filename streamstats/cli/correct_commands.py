@@ -318,7 +318,7 @@ def _correct_tensors(options: Namespace) -> None:
             [each.layer, _yes(each.corrected), number(each.largest), f"{each.outputs:,}", each.note]
             for each in corrections
         ]
-        print_table(["layer", "corrected", "largest term", "outputs", "note"], rows, left=2)
+        print_table(["layer", "corrected", "largest term", "outputs", "note"], rows, left=2, ends_in_text=True)
     say(f"wrote {options.output}")
 
 

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from ..service.client import Client
     from ..service.messages import IngestView, JobSummary
 
-STATUS_OF = {"done": DONE, "incomplete": INCOMPLETE}
-"""The exit status that follows from the state of a job that has ended; FAILURE for any other."""
+STATUS_OF = {"done": DONE, "incomplete": INCOMPLETE, "failed": FAILURE, "cancelled": FAILURE}
+"""The exit status that follows from the state of a job that has ended."""
 DESCRIBED = {
     "quantization": '{"scale": …, "scale_is": "step", "zero_point": …}',
     "geometry": '{"kernel": […], "strides": […], "pads": […]}',
@@ -60,8 +60,9 @@ def submit(options: Namespace) -> int:
     """`streamstats submit CONFIG`."""
     request = _request(options)
     with client_of(options) as client:
-        job = client.submit(request, key=options.key)
-        say(f"submitted {job.id}; follow it with: streamstats watch {job.id}")
+        job = client.submit(_uploaded(client, request), key=options.key)
+        done = f"job {job.id} was submitted before, with this key" if job.repeated else f"submitted job {job.id}"
+        say(done if options.watch else f"{done}; follow it with: streamstats watch {job.id}")
         if options.watch:
             return _watched(client, job.id, options)
     if options.json:
@@ -77,12 +78,22 @@ def _request(options: Namespace) -> dict[str, Any]:
 
     document = load_document(options.config, options.set)
     check_follow(options)
+    if options.follow and document.get("kind") == "onnx":
+        raise UsageError("--follow is for jobs that read a store, not for those of the kind `onnx`; leave it out")
     ignored = [name for name in ("output", "cluster") if document.pop(name, None) is not None]
     if ignored:
         say(f"{options.config}: ignoring {' and '.join(ignored)}, which the service chooses")
     follow = {"follow": {"rows": options.until_rows, "idle": options.idle}} if options.follow else {}
     whose = {"submitter": options.submitter, "priority": options.priority}
     return {"kind": "run", **document, **follow, **whose, **_about(options)}
+
+
+def _uploaded(client: Client, request: Mapping[str, Any]) -> dict[str, Any]:
+    """`request`; one of the kind `onnx` with its files uploaded, and their ids in place of their paths."""
+    from ..service.messages import UPLOADS
+
+    named = [name for name in UPLOADS if request.get(name) is not None] if request["kind"] == "onnx" else []
+    return {**request, **{name: client.upload(str(request[name])).id for name in named}}
 
 
 def _about(options: Namespace) -> dict[str, Any]:
@@ -112,7 +123,7 @@ def jobs(options: Namespace) -> None:
     rows = [
         [job.id, job.name, job.state, job.submitter, job.source or job.kind, _rows(job), job.message] for job in found
     ]
-    print_table(["job", "name", "state", "submitter", "source", "rows", "message"], rows, left=5)
+    print_table(["job", "name", "state", "submitter", "source", "rows", "message"], rows, left=5, ends_in_text=True)
 
 
 def _rows(job: JobSummary) -> str:
@@ -137,6 +148,8 @@ def _watched(client: Client, name: str, options: Namespace) -> int:
                 shown.say(f"place {content['place']} in the queue: {waits_for}" if content["place"] else waits_for)
             elif kind == "job" and content["state"] == "running" and content["total_bytes"]:
                 followed.advance_to(content)
+            elif kind == "job" and content["state"] in STATUS_OF:
+                followed.end(content)
     job = client.job(name)
     if options.json:
         print_json(job.model_dump())
@@ -145,7 +158,7 @@ def _watched(client: Client, name: str, options: Namespace) -> int:
         print_table(["job", "state", "rows", "read"], [row], left=2)
     if job.results is not None:
         say(f"fetch its results with: streamstats fetch {job.id} -o OUT")
-    return STATUS_OF.get(job.state, FAILURE)
+    return STATUS_OF.get(job.state, FAILURE)  # or the service ended while the job did not
 
 
 class _Followed:
@@ -164,6 +177,12 @@ class _Followed:
             self._shown.begin(Stage("", *total))
         self._shown.advance(job["rows"] - self._rows, job["bytes"] - self._bytes)
         self._rows, self._bytes = job["rows"], job["bytes"]
+
+    def end(self, job: Mapping[str, Any]) -> None:
+        """Show what `job`, which has ended, has read, before its last message; nothing if it was not seen running."""
+        if self._shown.meter is not None:
+            self.advance_to(job)
+            self._shown.end(failed=STATUS_OF[job["state"]] == FAILURE)
 
 
 def cancel(options: Namespace) -> None:
@@ -198,7 +217,7 @@ def send(options: Namespace) -> None:
         print_json({"sent": [{"file": name, **each.model_dump()} for name, each in answers]})
         return
     rows = [[name, f"{each.start}:{each.stop}", "sent before" if each.repeated else ""] for name, each in answers]
-    print_table(["file", "rows", "note"], rows)
+    print_table(["file", "rows", "note"], rows, ends_in_text=True)
 
 
 def _sent(client: Client, options: Namespace, name: str, about: Mapping[str, Any]) -> IngestView:

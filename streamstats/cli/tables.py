@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from rich.cells import cell_len
@@ -17,25 +17,31 @@ def say(message: str) -> None:
     print(f"streamstats: {message}", file=sys.stderr)
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> None:
-    """Print `rows` under `columns` as plain text; the first `left` columns are aligned left, the others right."""
+def print_table(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1, ends_in_text: bool = False
+) -> None:
+    """Print `rows` under `columns` as plain text.
+
+    The first `left` columns are aligned left, and so is the last one if it `ends_in_text`; the others right.
+    """
+    text = {*range(left), *([len(columns) - 1] if ends_in_text else [])}
     if not sys.stdout.isatty():
-        _print_aligned([columns, *rows], left)
+        _print_aligned([columns, *rows], text)
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index < left else "right", overflow="fold")
+        table.add_column(column, justify="left" if index in text else "right", overflow="fold")
     for row in rows:
         table.add_row(*row)
     Console(markup=False, highlight=False).print(table)
 
 
-def _print_aligned(lines: Sequence[Sequence[str]], left: int) -> None:
+def _print_aligned(lines: Sequence[Sequence[str]], text: Collection[int]) -> None:
     """Print lines at full width: a file or a pipe has no right edge."""
     widths = [max(map(cell_len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
         cells = [
-            cell + padding if index < left else padding + cell
+            cell + padding if index in text else padding + cell
             for index, (cell, width) in enumerate(zip(line, widths, strict=True))
             for padding in (" " * (width - cell_len(cell)),)
         ]

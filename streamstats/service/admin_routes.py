@@ -13,7 +13,7 @@ from .paths import Paths
 from .service import Service
 from .settings import RetentionConfig
 
-TokenName = Annotated[str, InPath(pattern=TOKEN_NAME)]
+TokenName = Annotated[str, TOKEN_NAME, InPath()]
 Overlap = Annotated[
     float, Query(ge=0, le=7 * 86400, description="Seconds for which the old secret remains valid beside the new one.")
 ]

@@ -15,11 +15,12 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, Response
 from fastapi.staticfiles import StaticFiles
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from .. import __version__
-from ..config import explain
+from ..config import explain, model_in
 from ..errors import StreamstatsError
 from .access import DOCS, Guard, named_hosts
 from .admin_routes import AdminRoutes
@@ -28,7 +29,7 @@ from .audit import Audited
 from .comparison_routes import ComparisonRoutes
 from .description import describe, operation_id
 from .job_routes import JobRoutes
-from .messages import V1, OnnxRequest, RunRequest
+from .messages import V1, OnnxRequest
 from .middleware import UNFORESEEN, SmallBodies, Watched
 from .operation_routes import PAGE, OperationRoutes
 from .paths import allowed
@@ -105,13 +106,19 @@ def _http_problem(app: FastAPI, request: Request, error: HTTPException) -> Respo
     return problem(405, message, {"allow": methods})
 
 
-def _invalid(_: Request, error: RequestValidationError) -> Response:
+def _invalid(request: Request, error: RequestValidationError) -> Response:
     found = error.errors()
     malformed = next((each for each in found if each["type"] == "json_invalid"), None)
     if malformed is not None:
         return problem(422, f"the body is not JSON: {malformed.get('ctx', {}).get('error', '')}")
-    model = OnnxRequest if "onnx" in found[0]["loc"] else RunRequest
+    model = OnnxRequest if "onnx" in found[0]["loc"] else _body_of(request)
     return problem(422, explain([{**each, "loc": _place(each["loc"])} for each in found], model))
+
+
+def _body_of(request: Request) -> type[BaseModel]:
+    """The model of the bodies that the path takes; of several, the first."""
+    field = request.scope["route"].body_field
+    return (model_in(field.field_info.annotation) if field is not None else None) or BaseModel
 
 
 def _place(location: tuple[int | str, ...]) -> tuple[int | str, ...]:

@@ -1,7 +1,8 @@
 """A client of the service: `Client(url, token)`, a typed method for each path that programs need.
 
 A request that gets no answer, or for which the service has no capacity, is repeated: what adds something for two
-minutes, with the same key, so that it counts once; questions for a few seconds.
+minutes, with the same key, so that it counts once; others for a few seconds. One that changes something and has no key
+is repeated only if the service cannot have carried it out.
 """
 
 from __future__ import annotations
@@ -34,11 +35,12 @@ from .messages import (
     JobView,
     PrunedView,
     StoreView,
+    SubmittedView,
     TokenView,
     UploadView,
     WithdrawnView,
 )
-from .retrying import PATIENCE_SECONDS, QUICK_SECONDS, UNAVAILABLE, Trial, retry_after
+from .retrying import PATIENCE_SECONDS, QUICK_SECONDS, UNAVAILABLE, Trial, may_answer_later, retry_after
 from .tokens import Role
 from .transfer import RefusedError, checked, events_of, failure_of, file_of, inside
 
@@ -50,6 +52,8 @@ if TYPE_CHECKING:
 SECONDS = 60.0
 UPLOAD_SECONDS = 600.0
 """How long the service may take to store an upload that has arrived."""
+IDEMPOTENT = ("GET", "HEAD", "PUT", "DELETE")
+"""Methods of requests that change nothing more if they are carried out twice."""
 
 
 class Client:
@@ -80,6 +84,7 @@ class Client:
         except OSError as error:
             raise UsageError(f"cannot read the certificate {certificate}: {error.strerror or error}") from error
         self._errors: type[Exception] = library.TransportError
+        self._unsent = (library.ConnectError, library.ConnectTimeout, library.PoolTimeout)
         try:
             self._http: httpx.Client = library.Client(
                 base_url=url, headers={"Authorization": f"Bearer {token}"}, timeout=SECONDS, verify=trusted
@@ -102,10 +107,13 @@ class Client:
 
     # Jobs
 
-    def submit(self, request: Mapping[str, Any], *, key: str | None = None) -> JobView:
-        """Submit a job: `{"kind": "run", "source": …}` and the keys of a configuration, or `{"kind": "onnx", …}`."""
+    def submit(self, request: Mapping[str, Any], *, key: str | None = None) -> SubmittedView:
+        """Submit a job: `{"kind": "run", "source": …}` and the keys of a configuration, or `{"kind": "onnx", …}`.
+
+        A repeated `key` gives the same job, `repeated`.
+        """
         headers = {"Idempotency-Key": key or uuid.uuid4().hex}
-        return JobView.model_validate(self._json("POST", "/jobs", adds=True, json=dict(request), headers=headers))
+        return SubmittedView.model_validate(self._json("POST", "/jobs", adds=True, json=dict(request), headers=headers))
 
     def jobs(
         self,
@@ -294,7 +302,7 @@ class Client:
         """Upload a model or samples for a job of the kind `onnx`. Raises `UsageError` if the file cannot be read."""
         try:
             with open(path, "rb") as file:
-                answer = self._answered(lambda: self._upload(file), adds=True)
+                answer = self._answered(lambda: self._upload(file), adds=True, twice=True)
         except OSError as error:
             raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
         return UploadView.model_validate(checked(answer).json())
@@ -345,21 +353,28 @@ class Client:
 
     def _asked(self, method: str, path: str, *, adds: bool = False, **options: Any) -> httpx.Response:
         """The answer; a request that `adds` something, with a key, is repeated for long."""
-        return checked(self._answered(lambda: self._http.request(method, V1 + path, **options), adds=adds))
+        twice = adds or method in IDEMPOTENT
+        return checked(self._answered(lambda: self._http.request(method, V1 + path, **options), adds=adds, twice=twice))
 
-    def _answered(self, send: Callable[[], httpx.Response], *, adds: bool) -> httpx.Response:
-        """What `send` returns, which is called until the service answers or the time is over."""
+    def _answered(self, send: Callable[[], httpx.Response], *, adds: bool, twice: bool) -> httpx.Response:
+        """What `send` returns, which is called until the service answers or the time is over.
+
+        A request that must not be carried out `twice` is sent again only if it was not carried out.
+        """
         trial = self._trial(adds=adds)
         while True:
             try:
                 answer = send()
             except self._errors as error:
                 failure = self._silent(error)
+                if not twice and not isinstance(error, self._unsent):
+                    raise ServiceError(f"{failure}, and whether it carried out the request") from error
                 if not trial.again(first_line(failure)):
                     raise failure from error
                 continue
             after = retry_after(answer.headers.get("retry-after"))
-            if answer.status_code not in UNAVAILABLE or not trial.again(first_line(failure_of(answer)), after):
+            again = may_answer_later(answer.status_code, after, twice=twice)
+            if not again or not trial.again(first_line(failure_of(answer)), after):
                 return answer
 
     def _trial(self, *, adds: bool) -> Trial:

@@ -14,9 +14,7 @@ from .parameters import JobId, LayerName, errors
 from .paths import Paths
 from .service import Service
 
-Other = Annotated[
-    str, Query(alias="with", pattern=JOB_ID, description="The second job; differences are second − first.")
-]
+Other = Annotated[str, JOB_ID, Query(alias="with", description="The second job; differences are second − first.")]
 Channel = Annotated[int, Query(ge=0, le=2**31, description="The channel whose mean is given.")]
 
 

@@ -28,14 +28,14 @@ async def job_events(service: Service, job: str, after: int) -> AsyncIterator[st
             except NotFoundError:  # deleted
                 yield _event("end", '{"state": "deleted"}')
                 return
-            while messages := await asyncio.to_thread(service.table.events, job, after):
-                for message in messages:
-                    after = message["number"]
-                    yield _event("message", json.dumps(message), after)
             text = view.model_dump_json()
             if text != last:
                 last = text
                 yield _event("job", text)
+            while messages := await asyncio.to_thread(service.table.events, job, after):
+                for message in messages:
+                    after = message["number"]
+                    yield _event("message", json.dumps(message), after)
             if view.state in ENDED:
                 yield _event("end", text)
                 return

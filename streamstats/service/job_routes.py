@@ -8,20 +8,20 @@ from typing import Annotated
 
 from fastapi import Header, Query, Request
 from fastapi.responses import Response, StreamingResponse
-from pydantic import StringConstraints
 
+from ..config import Pattern
 from .errors import FullError
 from .events import job_events
 from .filters import Wanted
 from .job_table import STATES
-from .messages import MOST_TAGS, V1, About, JobPage, JobRequest, JobView, Tag, UploadView
-from .parameters import Before, JobId, OptionalKey, Whose, created, errors, text
+from .messages import MOST_TAGS, V1, About, JobPage, JobRequest, JobView, SubmittedView, Tag, UploadView
+from .parameters import Before, JobId, OptionalKey, Responses, Whose, created, errors, text
 from .paths import Paths
 from .places import Places
 from .service import Service
 from .tokens import Caller
 
-State = Annotated[str, StringConstraints(pattern=f"^({'|'.join(STATES)})$")]
+State = Annotated[str, Pattern(f"^({'|'.join(STATES)})$", f"one of {', '.join(STATES)}")]
 States = Annotated[list[State], Query(max_length=len(STATES), alias="state", description="In one of these states.")]
 Submitter = Annotated[str | None, Query(max_length=64, description="Of this submitter.")]
 Source = Annotated[str | None, Query(max_length=1024, description="That read this source, as the request names it.")]
@@ -48,7 +48,8 @@ class JobRoutes:
     def router(self) -> Paths:
         """The paths, described for OpenAPI."""
         routes = Paths(prefix=f"{V1}/jobs", tags=["jobs"], responses=errors(404, 409, 413, 415, 422, 503, 507))
-        routes.post("", status_code=201, responses=created(JobView) | errors(408))(self.submit)
+        repeated: Responses = {200: {"description": "The key was used before", "model": SubmittedView}}
+        routes.post("", status_code=201, responses=created(SubmittedView) | repeated | errors(408))(self.submit)
         routes.get("")(self.jobs)
         routes.get("/{job}")(self.inspect)
         routes.patch("/{job}")(self.describe)
@@ -61,11 +62,12 @@ class JobRoutes:
 
     def submit(
         self, request: JobRequest, caller: Whose, response: Response, idempotency_key: OptionalKey = None
-    ) -> JobView:
-        """Submit a job. A repeated key of the same submitter returns the job that it returned before."""
+    ) -> SubmittedView:
+        """Submit a job. A repeated key of the same submitter returns the job that it returned before, with 200."""
         if self._service.stopping.is_set():
             raise FullError("the service is shutting down; submit the job again later")
         job = self._service.submit(request, idempotency_key, caller)
+        response.status_code = 200 if job.repeated else 201
         response.headers["location"] = f"{V1}/jobs/{job.id}"
         return job
 

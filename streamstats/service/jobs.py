@@ -23,7 +23,7 @@ from .errors import BusyError, ConflictError, DamagedError, FullError
 from .faults import RETRY_SECONDS, Faults
 from .job_table import CANCELLED, CANCELLING, DONE, FAILED, INCOMPLETE, QUEUED, RUNNING, JobTable, Submitted
 from .memory import no_memory
-from .messages import OWN, JobSummary, JobView
+from .messages import OWN, JobSummary, JobView, SubmittedView
 from .metrics import Metrics
 from .processes import CANCEL_SECONDS, STOP_SECONDS, JobProcess, ProcessLimits
 from .queueing import by_precedence, next_job, places_in_queue
@@ -94,7 +94,7 @@ class Jobs:
         key: str | None = None,
         about: Mapping[str, Any] = MappingProxyType({}),
         prepare: Callable[[Path], None] = lambda _: None,
-    ) -> JobView:
+    ) -> SubmittedView:
         """Queue a job; a repeated `key` of the same submitter returns the job that it returned before.
 
         `about` has its name, tags and note. `prepare` checks a new job and puts what it needs into its folder.
@@ -103,7 +103,7 @@ class Jobs:
         submitted = Submitted(request, key, about)
         known = self._table.known(submitted)
         if known is not None:
-            return known
+            return _submitted(known, repeated=True)
         self._check_capacity(submitted)
         name = secrets.token_hex(8)
         prepare(self.folder(name))
@@ -111,10 +111,10 @@ class Jobs:
             remove_folder(self.folder(name))
             known = self._table.known(submitted)
             assert known is not None
-            return known
+            return _submitted(known, repeated=True)
         log.info("submitted", extra={"job": name, "submitter": submitted.submitter, "kind": request["kind"]})
         self._changed(name, reordered=True)
-        return self.get(name)
+        return _submitted(self.get(name), repeated=False)
 
     def get(self, name: str) -> JobView:
         """The job, as it is at the moment. Raises `NotFoundError`."""
@@ -124,7 +124,8 @@ class Jobs:
         """`job` with its place in the queue, if it is queued, or how long it has run so far."""
         running = self._processes.get(job.id)
         if job.state == QUEUED:
-            place, why = self._queue().get(job.id, (None, "it waits for its last process to end"))
+            ends = "it waits for its last process to end" if running is not None else "it is about to start"
+            place, why = self._queue().get(job.id, (None, ends))
             return job.model_copy(update={"place": place, "waits_for": self._hindrance() or why})
         return job if running is None else job.model_copy(update={"seconds": running.seconds})
 
@@ -397,3 +398,7 @@ class Jobs:
             self._lock.notify_all()
         for listener in list(self._listeners):
             listener(name)
+
+
+def _submitted(job: JobView, *, repeated: bool) -> SubmittedView:
+    return SubmittedView(**job.model_dump(), repeated=repeated)

@@ -345,7 +345,10 @@ def _batches(waiting: Sequence[Waiting]) -> Iterator[list[Waiting]]:
 
 def _check_content(sent: Activations, digest: str) -> None:
     if sent.digest != digest:
-        raise ConflictError(f"the idempotency key {sent.key} was used with other activations; use a new key for these")
+        raise ConflictError(
+            f"the idempotency key {sent.key} was used with other activations, or with another channel axis, "
+            "quantisation or geometry for them; repeat that request unchanged, or use a new key"
+        )
 
 
 def _pass_on(done: Future[IngestView], answer: Future[IngestView]) -> None:

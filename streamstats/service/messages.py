@@ -7,28 +7,32 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
-from ..config import NO_NUL, ReductionConfig, Settings
+from ..config import NO_NUL, Pattern, ReductionConfig, Settings
 from ..jobs.job import DEFAULT_MEMORY
-from .settings import HOOK_NAME, Bytes, Ended, Limits
+from .settings import FIRST, LETTERS, Bytes, Ended, HookName, Limits
 from .tokens import Role
 
 V1 = "/api/v1"
 """Before every path that is described by OpenAPI."""
-STORE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
-TOKEN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$"
-JOB_ID = r"^[0-9a-f]{16}$"
-KEY = r"^[!-~]{1,128}$"
+STORE_NAME = Pattern(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", f"1 to 64 {LETTERS} . _ -, {FIRST}")
+TOKEN_NAME = Pattern(r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$", f"1 to 64 {LETTERS} . _ @ -, {FIRST}")
+JOB_ID = Pattern(r"^[0-9a-f]{16}$", "the id of a job, 16 hexadecimal digits")
+KEY = Pattern(r"^[!-~]{1,128}$", "1 to 128 ASCII characters without spaces")
 """Of idempotency keys."""
-UPLOAD_ID = r"^[0-9a-f]{64}$"
+UPLOAD_ID = Pattern(r"^[0-9a-f]{64}$", "the id of an upload, 64 hexadecimal digits")
+ONE_LINE = Pattern(r"^[^\x00-\x1f\x7f-\x9f]*$", "one line, without control characters")
+PRINTABLE = Pattern(r"^[ -~]*$", "printable ASCII characters")
+TAG = Pattern(r"^[A-Za-z0-9][A-Za-z0-9._:/=+-]*$", f"{LETTERS} . _ : / = + -, {FIRST}")
+UPLOADS = ("model", "samples", "quantized", "held_out", "labels")
+"""The keys of a request that name uploads."""
 MOST_RULES = 1000
 OWN = "store:"
 """As the source of a job, the name of a store that the service owns begins with this."""
 
 Rows = Annotated[list[int], Field(min_length=2, max_length=2, description="From the first row to before the second.")]
-Upload = Annotated[str, Field(pattern=UPLOAD_ID, description="The `id` of an upload.")]
-Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[ -~]+$")]
-HookName = Annotated[str, Field(pattern=HOOK_NAME)]
-Tag = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/=+-]*$")]
+Upload = Annotated[str, UPLOAD_ID, Field(description="The `id` of an upload.")]
+Name = Annotated[str, Field(min_length=1, max_length=64), PRINTABLE]
+Tag = Annotated[str, Field(min_length=1, max_length=64), TAG]
 MOST_TAGS = 20
 
 
@@ -44,14 +48,11 @@ class FollowRequest(Settings):
 class About(Settings):
     """What people call a job. It changes nothing of what the job does, and can be changed later."""
 
-    name: Annotated[
-        str,
-        Field(max_length=100, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$", description="A name, in one line, not unique."),
-    ] = ""
+    name: Annotated[str, Field(max_length=100, description="A name, in one line, not unique."), ONE_LINE] = ""
     tags: Annotated[
         list[Tag], Field(default_factory=list, max_length=MOST_TAGS, description="Words to find the job by.")
     ]
-    note: Annotated[str, Field(max_length=4000, pattern=NO_NUL, description="Free text.")] = ""
+    note: Annotated[str, Field(max_length=4000, description="Free text."), NO_NUL] = ""
 
     @model_validator(mode="before")
     @classmethod
@@ -204,6 +205,12 @@ class JobView(JobSummary):
     request: dict[str, Any]
 
 
+class SubmittedView(JobView):
+    """A job that was submitted: now or, if `repeated`, by an earlier request with the same key."""
+
+    repeated: bool
+
+
 class JobPage(BaseModel):
     """A page of jobs, newest first; `next` is the `before` of the following page."""
 
@@ -266,7 +273,7 @@ class WithdrawnView(BaseModel):
 class NewToken(Settings):
     """A token to make."""
 
-    name: Annotated[str, Field(pattern=TOKEN_NAME, description="Who will use it; it owns what is made with it.")]
+    name: Annotated[str, TOKEN_NAME, Field(description="Who will use it; it owns what is made with it.")]
     role: Annotated[
         Role,
         Field(

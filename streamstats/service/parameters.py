@@ -6,8 +6,9 @@ from typing import Annotated, Any
 
 from fastapi import Depends, Header, Query, Request
 from fastapi import Path as InPath
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
+from ..config import Pattern
 from .access import CALLER
 from .answers import PROBLEM
 from .messages import JOB_ID, KEY, STORE_NAME, UPLOAD_ID, Problem
@@ -99,14 +100,15 @@ def _caller(request: Request) -> Caller:
 
 Whose = Annotated[Caller, Depends(_caller)]
 """Who sends the request."""
-JobId = Annotated[str, InPath(pattern=JOB_ID, description="The `id` that the submission returned.")]
-UploadId = Annotated[str, InPath(pattern=UPLOAD_ID)]
-StoreName = Annotated[str, InPath(pattern=STORE_NAME)]
+JobId = Annotated[str, JOB_ID, InPath(description="The `id` that the submission returned.")]
+UploadId = Annotated[str, UPLOAD_ID, InPath()]
+StoreName = Annotated[str, STORE_NAME, InPath()]
 LayerName = Annotated[str, InPath(min_length=1, max_length=1000)]
-Key = Annotated[str, Header(alias="Idempotency-Key", pattern=KEY)]
-OptionalKey = Annotated[str | None, Header(alias="Idempotency-Key", pattern=KEY)]
+Key = Annotated[str, KEY, Header(alias="Idempotency-Key")]
+OptionalKey = Annotated[Annotated[str, KEY] | None, Header(alias="Idempotency-Key")]
 Before = Annotated[int, Query(ge=1, le=2**53, description="The `next` of the previous page.")]
-LinkedPath = Annotated[str, Query(max_length=2000, pattern=r"^(files/.+|report|archive)$")]
+LINKED = Pattern(r"^(files/.+|report|archive)$", "files/NAME, report or archive")
+LinkedPath = Annotated[str, Field(max_length=2000), LINKED, Query()]
 Number = Annotated[
     int | None,
     Query(

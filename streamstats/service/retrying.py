@@ -14,7 +14,7 @@ from email.utils import parsedate_to_datetime
 PATIENCE_SECONDS = 120.0
 """How long requests that add something, and streams, are repeated."""
 QUICK_SECONDS = 5.0
-"""How long a question is repeated: whoever asks waits for the answer."""
+"""How long other requests are repeated: somebody waits for the answer."""
 FIRST_SECONDS, MOST_SECONDS = 0.5, 10.0
 """The first pause, and the longest; each is twice the one before."""
 UNAVAILABLE = (429, 502, 503, 504)
@@ -48,6 +48,18 @@ class Trial:
     def renew(self) -> None:
         """An attempt has succeeded: the next failure begins anew."""
         self._pause, self._until = FIRST_SECONDS, None
+
+
+def may_answer_later(status: int, after: float | None, *, twice: bool) -> bool:
+    """Whether to send a request again that was answered with `status`, and with `after` seconds in `Retry-After`.
+
+    502, 504, and 503 without a time can come from a proxy that has passed the request on: only a request that may be
+    carried out `twice` is sent again then.
+
+    >>> [may_answer_later(status, None, twice=False) for status in UNAVAILABLE], may_answer_later(503, 5.0, twice=False)
+    ([True, False, False, False], True)
+    """
+    return status in UNAVAILABLE and (twice or status == 429 or (status == 503 and after is not None))
 
 
 def retry_after(header: str | None, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> float | None:

@@ -35,7 +35,7 @@ from .errors import ConflictError, ForbiddenError, GoneError, NotFoundError
 from .faults import Faults, Repeated
 from .job_table import JobTable
 from .jobs import Jobs
-from .messages import MOST_RULES, OWN, About, JobView, OnnxRequest, RunRequest, UploadView, WithdrawnView
+from .messages import MOST_RULES, OWN, About, OnnxRequest, RunRequest, SubmittedView, UploadView, WithdrawnView
 from .metrics import Metrics
 from .notices import Notices
 from .processes import INPUTS, ProcessLimits
@@ -158,7 +158,7 @@ class Service:
 
     # Jobs
 
-    def submit(self, request: RunRequest | OnnxRequest, key: str | None, caller: Caller) -> JobView:
+    def submit(self, request: RunRequest | OnnxRequest, key: str | None, caller: Caller) -> SubmittedView:
         """Queue a job. Raises `UsageError`, `ForbiddenError`, `NotFoundError`, `ConflictError`, `FullError`."""
         self.check_room()
         document, about = self._with_memory(request), {**request.stated(), "notify": self._hooks_named(request.notify)}

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from pydantic import BeforeValidator, Field, ValidationError
 
 from ..address import SERVICE_HOST, SERVICE_PORT
-from ..config import ClusterConfig, Settings, explain, load_yaml
+from ..config import ClusterConfig, Pattern, Settings, explain, load_yaml
 from ..errors import UsageError
 from ..jobs.sizes import parse_bytes
 from .hooks import Command, Hook, Webhook, secret_in
@@ -25,7 +25,8 @@ SIZE = (
 )
 """How a size is written."""
 Bytes = Annotated[int, BeforeValidator(parse_bytes, json_schema_input_type=SIZE), Field(gt=0)]
-HOOK_NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
+LETTERS, FIRST = "ASCII letters, digits or", "the first a letter or digit"
+HookName = Annotated[str, Pattern(r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$", f"1 to 64 {LETTERS} _ -, {FIRST}")]
 Ended = Literal["done", "incomplete", "failed", "cancelled"]
 ENDED: tuple[Ended, ...] = get_args(Ended)
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -124,8 +125,8 @@ class HookConfig(Settings):
             raise UsageError(f"hooks.{name}: give either `url` or `command`")
         if self.url is not None and not _is_plain_url(self.url):
             raise UsageError(f"hooks.{name}.url is {self.url}; expected http(s)://HOST/PATH, without a user")
-        if self.command is not None and not (os.path.isabs(self.command[0]) and os.access(self.command[0], os.X_OK)):
-            raise UsageError(f"hooks.{name}.command begins with {self.command[0]}; expected the full path of a program")
+        if self.command is not None:
+            _check_program(f"hooks.{name}.command", self.command[0])
 
     def made(self, name: str, folder: Path) -> Hook:
         """The hook, whose secret is in `folder` unless it has a file. Raises `UsageError`, `OutputError`."""
@@ -180,7 +181,7 @@ class ServiceConfig(Settings):
     memory: Annotated[Bytes, Field(description="The memory limit of a job.")] = 2 * 2**30
     cluster: Annotated[ClusterConfig, Field(description="Where the work is done.")] = ClusterConfig()
     hooks: Annotated[
-        dict[Annotated[str, Field(pattern=HOOK_NAME)], HookConfig],
+        dict[HookName, HookConfig],
         Field(default_factory=dict, description="Whom to tell when jobs end, by name."),
     ]
     limits: Limits = Limits()
@@ -235,6 +236,16 @@ def load_service_config(path: str | Path) -> ServiceConfig:
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
     return config
+
+
+def _check_program(key: str, program: str) -> None:
+    """Raise `UsageError` unless `program`, with which the command at `key` begins, can be started."""
+    if not os.path.isabs(program):
+        raise UsageError(f"{key} begins with {program}; expected the full path of a program")
+    if not os.path.isfile(program):
+        raise UsageError(f"{key} begins with {program}, but there is no such program; correct the path, or install it")
+    if not os.access(program, os.X_OK):
+        raise UsageError(f"{key} begins with {program}, which the service may not execute; allow it with: chmod +x")
 
 
 def _is_plain_url(url: str) -> bool:

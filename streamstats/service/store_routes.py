@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Annotated, TypeVar
 
 from fastapi import Query, Request, Response
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from ..config import GeometryConfig, QuantizationConfig, explain
 from ..errors import UsageError
@@ -17,7 +17,7 @@ from .bodies import Body, Terms, announced
 from .errors import FullError
 from .headers import JudgedSamples
 from .lanes import Activations
-from .messages import KEY, V1, BatchView, IngestView, StoreView, WithdrawnView
+from .messages import KEY, PRINTABLE, V1, BatchView, IngestView, StoreView, WithdrawnView
 from .parameters import Key, LayerName, Responses, StoreName, Whose, created, errors
 from .paths import BINARY_BODY, Paths
 from .places import Places
@@ -25,21 +25,17 @@ from .service import Service
 
 ChannelAxis = Annotated[int, Query(ge=-64, le=64)]
 QuantizationText = Annotated[
-    str | None,
+    Annotated[str, Field(max_length=2**14), PRINTABLE] | None,
     Query(
-        max_length=2**14,
-        pattern=r"^[ -~]*$",
         description="JSON with the keys of a configuration: scale, scale_is, zero_point.",
     ),
 ]
 LayerQuery = Annotated[str, Query(min_length=1, max_length=1000)]
-BatchKey = Annotated[str, Query(pattern=KEY, description="The Idempotency-Key of the request.")]
+BatchKey = Annotated[str, KEY, Query(description="The Idempotency-Key of the request.")]
 Start = Annotated[int, Query(ge=0, le=2**53)]
 GeometryText = Annotated[
-    str | None,
+    Annotated[str, Field(max_length=2**10), PRINTABLE] | None,
     Query(
-        max_length=2**10,
-        pattern=r"^[ -~]*$",
         description="The kernel of the layer, which the statistic taps needs: JSON with the keys of `geometry` in a "
         "configuration: kernel, strides, pads, dilations, output_padding, transposed. The first activations of a layer "
         "store it; later ones must agree, or leave it out.",

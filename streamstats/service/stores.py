@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import threading
 import time
 from collections import Counter
@@ -90,7 +89,7 @@ class Stores:
         return waiting.answer
 
     def _lane(self, name: str) -> Lane:
-        if not re.fullmatch(STORE_NAME, name):
+        if not STORE_NAME.fits(name):
             raise UsageError(f"the store's name is {name[:80]!r}; expected up to 64 letters, digits, '.', '_' and '-'")
         if name not in self._lanes:
             known = {*self.names(), *self._lanes}
@@ -117,7 +116,7 @@ class Stores:
 
     def path(self, name: str) -> Path:
         """The folder of a store. Raises `NotFoundError`."""
-        if not re.fullmatch(STORE_NAME, name) or not (self.folder / name / V3_METADATA).exists():
+        if not STORE_NAME.fits(name) or not (self.folder / name / V3_METADATA).exists():
             raise NotFoundError(f"there is no store {name[:80]}; send activations to create it")
         return self.folder / name
 

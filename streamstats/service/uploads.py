@@ -15,11 +15,8 @@ from ..storage.files import link, make_folders, remove, temporaries
 from .bodies import Body, file_name
 from .database import Database
 from .errors import ConflictError, FullError, NotFoundError, TooLargeError
-from .messages import UploadView
+from .messages import UPLOADS, UploadView
 from .tokens import Caller
-
-FIELDS = ("model", "samples", "quantized", "held_out", "labels")
-"""The keys of a request that name uploads."""
 
 
 class Uploads:
@@ -125,7 +122,7 @@ class Uploads:
         """Link the uploads that `request` names into `folder`, by its keys. Raises `NotFoundError`, `OutputError`."""
         files = {}
         with self._lock:  # none of them is deleted meanwhile
-            for field in FIELDS:
+            for field in UPLOADS:
                 if request.get(field):
                     path = self._path(str(request[field]))
                     with path.open("rb") as file:
@@ -138,7 +135,7 @@ class Uploads:
         Raises `NotFoundError`, `TooLargeError`, `OutputError`.
         """
         kept = {path.stem: path for path in folder.iterdir()} if folder.is_dir() else {}
-        wanted = {str(request[field]): kept.get(field) for field in FIELDS if request.get(field)}
+        wanted = {str(request[field]): kept.get(field) for field in UPLOADS if request.get(field)}
         with self._lock:
             missing = {name: path for name, path in wanted.items() if not (self.folder / name).is_file()}
             if None in missing.values():

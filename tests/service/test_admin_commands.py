@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -46,6 +47,41 @@ def test_names_and_tags_find_a_job(run: Run) -> None:
     assert "nightly" in run("jobs", "--state", "queued", "--state", "running", "--state", "done").stdout
 
 
+def test_messages_of_jobs_begin_below_their_heading(run: Run, client: ss.Client) -> None:
+    client.wait(client.submit({"kind": "run", "source": STORE}).id)
+    heading, *lines = run("jobs", "--state", "done").stdout.splitlines()
+    start = heading.index("message")
+    assert all(line[start - 1] == " " != line[start] for line in lines)
+
+
+def test_the_files_of_an_onnx_job_are_uploaded(run: Run, client: ss.Client, tmp_path: Path) -> None:
+    files = {"model": "model.onnx", "samples": "samples.npy", "held_out": "held-out.npy"}
+    for name in files.values():
+        (tmp_path / name).write_text(f"the content of {name}")
+    (tmp_path / "onnx.yaml").write_text(json.dumps({"kind": "onnx", "bits": 4, **files}))
+    job = client.job(run("submit", "onnx.yaml", "--name", "corrected").stdout.strip())
+    assert (job.kind, job.name, job.request["bits"]) == ("onnx", "corrected", 4)
+    for key, name in files.items():
+        assert job.request[key] == hashlib.sha256(f"the content of {name}".encode()).hexdigest()
+    assert "cannot read nowhere.npy" in run("submit", "onnx.yaml", "--set", "samples=nowhere.npy", status=2).stderr
+    assert "--follow is for" in run("submit", "onnx.yaml", "--follow", status=2).stderr
+
+
+def test_watch_shows_all_rows_before_the_message_that_ends_the_job(
+    run: Run, client: ss.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = client.wait(client.submit({"kind": "run", "source": STORE}).id)
+    events = list(client.events(job.id))
+    assert [kind for kind, _ in events] == ["job", "message", "end"]
+    half = {**events[0][1], "state": "running", "rows": 32, "bytes": 1}
+    monkeypatch.setattr(ss.Client, "events", lambda *_: iter([("job", half), *events]))
+    told = run("watch", job.id)
+    assert "32/64" not in told.stderr
+    assert (
+        told.stderr.index("64/64 rows") < told.stderr.index("done; 2 layers") < told.stderr.index("fetch its results")
+    )
+
+
 def test_withdraw_takes_back_what_was_sent(run: Run, client: ss.Client, tmp_path: Path) -> None:
     for number in range(3):
         (tmp_path / f"{number}.npy").write_bytes(npy(np.full((4, 2), number, np.float32)))
@@ -58,6 +94,16 @@ def test_withdraw_takes_back_what_was_sent(run: Run, client: ss.Client, tmp_path
     client.wait(job.id)
     assert client.channels(job.id, "l")["per_channel"]["mean"] == [1.0, 1.0]
     assert client.layers(job.id)["layers"]["l"]["covered"] == [[0, 4], [8, 12]]
+
+
+def test_activations_sent_on_a_wrong_axis_go_to_another_store(run: Run, client: ss.Client, tmp_path: Path) -> None:
+    (tmp_path / "x.npy").write_bytes(npy(np.ones((4, 2, 5, 5), np.float32)))
+    run("send", "axis", "l", "x.npy")
+    right = ("l", "x.npy", "--channel-axis", "1")
+    assert "or with another channel axis" in run("send", "axis", *right, status=2).stderr
+    assert "into another store" in run("send", "axis", *right, "--key", "new", status=2).stderr
+    run("send", "axis-1", *right)
+    assert client.store("axis-1").layers == {"l": 4}
 
 
 def test_tokens_are_made_used_rotated_and_revoked(run: Run, tmp_path: Path) -> None:
@@ -94,12 +140,23 @@ def test_a_dry_run_removes_nothing(run: Run, client: ss.Client) -> None:
         (("token", "new"), "give the name"),
         (("token", "list", "ann"), "leave out the name"),
         (("token", "revoke", "nobody"), "there is no token nobody"),
+        (("jobs", "--token-file", "/dev/null"), "the token file /dev/null is empty"),
         (("prune", "--keep", "x"), "--keep is not JSON"),
         (("prune", "--keep", '{"jobs": {"age": "soon"}}'), "expected a time such as 90d"),
         (("withdraw", "s", "l"), "by its files or by --key"),
         (("withdraw", "s", "l", "nowhere.npy"), "cannot read"),
         (("withdraw", "s", "l", "--key", "k"), "there is no store s"),
         (("submit", "job.yaml", "--notify", "chat"), "no hook of the service; it has none"),
+        (("prune", "--keep", '{"job": {}}'), "unknown key `job`; expected one of jobs, sets, stores"),
+        (("prune", "--keep", '{"jobs": {"ago": "1d"}}'), "unknown key `jobs.ago`; expected one of age, number, bytes"),
+        (("prune", "--keep", '{"jobs": 3}'), "`jobs` is 3; expected keys: age, number, bytes"),
+        (("token", "new", "a b"), "`name` is 'a b'; expected 1 to 64 ASCII letters, digits or . _ @ -, the first"),
+        (("cancel", "xyz"), "`job` is 'xyz'; expected the id of a job, 16 hexadecimal digits"),
+        (("jobs", "--state", "lost"), "`state[0]` is 'lost'; expected one of queued, running,"),
+        (("submit", "job.yaml", "--key", "a b"), "expected 1 to 128 ASCII characters without spaces"),
+        (("submit", "job.yaml", "--name", "a\nb"), "expected one line"),
+        (("submit", "job.yaml", "--name", "a" * 101), "it should have at most 100 characters"),
+        (("submit", "job.yaml", "--tag", "a b"), "expected ASCII letters, digits or . _ : / = + -, the first"),
     ],
 )
 def test_a_mistake_is_one_line(run: Run, arguments: tuple[str, ...], said: str) -> None:

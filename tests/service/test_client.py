@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -101,7 +101,7 @@ class Script(BaseHTTPRequestHandler):
     seen: ClassVar[list[tuple[str, str | None, bytes]]]
 
     def do_POST(self) -> None:
-        content = self.rfile.read(int(self.headers["Content-Length"]))
+        content = self.rfile.read(int(self.headers["Content-Length"] or 0))
         type(self).seen.append((self.path, self.headers["Idempotency-Key"], content))
         found = self.answers.pop(0)
         if found is None:
@@ -114,6 +114,8 @@ class Script(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)
+
+    do_GET = do_PATCH = do_DELETE = do_POST  # noqa: N815
 
     def log_message(self, *_: object) -> None:
         pass
@@ -217,3 +219,48 @@ def test_what_is_refused_is_not_sent_again(sleeper: Sleeper) -> None:
             client.ingest("s", "l", np.ones((2, 3), np.float32))
         assert len(seen) == 1
     assert not sleeper.slept
+
+
+UNKEYED = {
+    "cancel": lambda client: client.cancel("0" * 16),
+    "describe": lambda client: client.describe("0" * 16, name="x"),
+    "new token": lambda client: client.new_token("ann"),
+    "rotate": lambda client: client.rotate_token("ann"),
+    "prune": lambda client: client.prune(),
+}
+
+
+@pytest.mark.parametrize("answer", [None, (502, {}), (503, {}), (504, {})], ids=str)
+@pytest.mark.parametrize("ask", UNKEYED.values(), ids=UNKEYED)
+def test_what_may_have_been_carried_out_is_not_sent_again_without_a_key(
+    sleeper: Sleeper, ask: Callable[[Client], object], answer: tuple[int, dict[str, str]] | None
+) -> None:
+    with scripted(answer, (200, {})) as (url, seen), Client(url, "x") as client, pytest.raises(ServiceError) as caught:
+        ask(client)
+    assert len(seen) == 1
+    assert not sleeper.slept
+    assert answer is not None or "whether it carried out the request" in str(caught.value)
+
+
+@pytest.mark.parametrize("ask", UNKEYED.values(), ids=UNKEYED)
+def test_what_was_not_carried_out_is_sent_again(sleeper: Sleeper, ask: Callable[[Client], object]) -> None:
+    with (
+        scripted((503, {"Retry-After": "1"}), (429, {}), (422, {})) as (url, seen),
+        Client(url, "x") as client,
+        pytest.raises(RefusedError),
+    ):
+        ask(client)
+    assert len(seen) == 3
+    sleeper.now = 0
+    with Client("http://127.0.0.1:1", "x") as client, pytest.raises(ServiceError, match="does not respond"):
+        ask(client)
+    assert sleeper.now == 5
+
+
+def test_what_changes_nothing_more_is_sent_again_after_a_lost_answer(sleeper: Sleeper) -> None:
+    for ask in (lambda client: client.tokens(), lambda client: client.revoke_token("ann")):
+        with scripted(None, (502, {}), (422, {})) as (url, seen), Client(url, "x") as client:
+            with pytest.raises(RefusedError):
+                ask(client)
+            assert len(seen) == 3
+    assert sleeper.slept

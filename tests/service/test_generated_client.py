@@ -82,7 +82,7 @@ def asking(url: str, token: str) -> Iterator[Generated]:
 
 def test_it_submits_a_job_and_fetches_the_results(service: Served, generated: Generated, client: ss.Client) -> None:
     request = generated.model("RunRequest").from_dict({"kind": "run", "source": STORE, "submitter": "ann"})
-    job = generated.ask("jobs.job_submit", body=request, expected="JobView")
+    job = generated.ask("jobs.job_submit", body=request, expected="SubmittedView")
     found = generated.ended(job.id)
     assert (found.state, found.rows, found.submitter) == ("done", 64, "ann")
     assert [each.id for each in generated.ask("jobs.job_jobs", submitter="ann", expected="JobPage").jobs] == [job.id]
@@ -126,7 +126,7 @@ def test_it_sends_activations_and_a_job_follows_them(generated: Generated) -> No
     assert store.layers["a/b"] == 8
     request = {"kind": "run", "source": store.source, "follow": {"rows": 8}}
     body = generated.model("RunRequest").from_dict(request)
-    job = generated.ask("jobs.job_submit", body=body, expected="JobView")
+    job = generated.ask("jobs.job_submit", body=body, expected="SubmittedView")
     assert generated.ended(job.id).rows == 8
     generated.ask("stores.store_delete_store", "typed", expected=type(None))
     problem = generated.ask("stores.store_store", "typed", expected="Problem")
@@ -142,7 +142,7 @@ def test_it_corrects_a_model(generated: Generated) -> None:
         for name, content in (("model", model), ("samples", npy(x)))
     }
     body = generated.model("OnnxRequest").from_dict({"kind": "onnx", "bits": 5, **ids})
-    job = generated.ask("jobs.job_submit", body=body, expected="JobView")
+    job = generated.ask("jobs.job_submit", body=body, expected="SubmittedView")
     found = generated.ended(job.id)
     assert found.state == "done", found.message
     assert _bytes(generated.ask("results.result_file", job.id, "corrected.onnx", expected=_file(generated)))

@@ -97,7 +97,7 @@ def test_hooks_are_told_of_the_jobs_that_they_are_for(tmp_path: Path) -> None:
         }
         with served(tmp_path / "service", hooks=hooks) as service, service.client() as client:
             assert client._json("GET", "")["hooks"] == ["all", "asked", "failures"]
-            with pytest.raises(RefusedError, match="should match pattern"):
+            with pytest.raises(RefusedError, match="1 to 64 ASCII letters"):
                 client.submit({**REQUEST, "notify": [receiver.url]})
             with pytest.raises(RefusedError, match="`notify` names 'other'"):
                 client.submit({**REQUEST, "notify": ["other"]})
@@ -257,13 +257,25 @@ def test_a_command_tells_by_its_status(words: tuple[str, ...], said: str) -> Non
         {"url": "http://user:password@a/"},
         {"url": "http://a:99999/"},
         {"url": "http://a/\nx"},
-        {"command": ["true"]},
-        {"command": ["/nonexistent"]},
     ],
 )
 def test_hooks_that_cannot_be_told_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=r"hooks\.chat"):
         HookConfig.model_validate(wrong).check("chat")
+
+
+def test_a_command_that_cannot_be_started_is_refused_with_the_reason(tmp_path: Path) -> None:
+    script = tmp_path / "archive"
+    for program, said in (
+        ("archive", "expected the full path"),
+        (str(script), "no such program"),
+        (str(tmp_path), "no such program"),
+        (str(script), "chmod"),
+    ):
+        with pytest.raises(UsageError, match=rf"hooks\.chat\.command begins with {program}\b.*{said}"):
+            HookConfig(command=[program]).check("chat")
+        if program == str(tmp_path):
+            script.touch(mode=0o600)
 
 
 @pytest.mark.parametrize("wrong", [{"command": []}, {"states": ["ended"]}, {"seconds": 0}, {"url": 3}, {"secret": "x"}])

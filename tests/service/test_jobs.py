@@ -83,6 +83,7 @@ def test_a_submission_repeated_with_its_key_is_the_same_job(client: ss.Client) -
     again = client.submit({**REQUEST, "submitter": "twice"}, key="the-key")
     other = client.submit({**REQUEST, "submitter": "somebody else"}, key="the-key")
     assert first.id == again.id != other.id
+    assert [first.repeated, again.repeated, other.repeated] == [False, True, False]
     with pytest.raises(RefusedError, match="another request") as caught:
         client.submit({**REQUEST, "submitter": "twice", "rows": "0:4"}, key="the-key")
     assert caught.value.status == 409
@@ -197,9 +198,8 @@ def test_events_tell_of_a_job_until_it_ends(client: ss.Client) -> None:
     kinds = [kind for kind, _ in heard]
     assert kinds[-1] == "end"
     assert set(kinds) <= {"job", "message", "end"}
-    states = [content["state"] for kind, content in heard if kind == "job"]
-    assert states[-1] == "done"
-    last = heard[-2][1]
+    last = [content for kind, content in heard if kind == "job"][-1]
+    assert last["state"] == "done"
     assert {"rows", "bytes", "bytes_per_second", "seconds_left", "message"} <= set(last)
 
 

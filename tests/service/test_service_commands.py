@@ -64,7 +64,9 @@ def test_submit_watch_and_fetch(run: Run, tmp_path: Path) -> None:
 
 def test_submit_says_the_job_and_cancel_stops_it(run: Run, tmp_path: Path) -> None:
     name = run("submit", config(tmp_path), "--follow", "--key", f"k{tmp_path.name}").stdout.strip()
-    assert run("submit", config(tmp_path), "--follow", "--key", f"k{tmp_path.name}").stdout.strip() == name
+    again = run("submit", config(tmp_path), "--follow", "--key", f"k{tmp_path.name}")
+    assert again.stdout.strip() == name
+    assert f"job {name} was submitted before, with this key" in again.stderr
     assert "cancel" in run("cancel", name).stderr
     watched = run("watch", name, "--json", status=1)
     assert json.loads(watched.stdout)["state"] == "cancelled"
@@ -130,7 +132,7 @@ def test_a_mistake_is_one_clear_line(
 
 
 def test_no_service_and_no_token_are_said(run: Run) -> None:
-    del run.environment["STREAMSTATS_TOKEN_FILE"]
+    run.environment["STREAMSTATS_TOKEN_FILE"] = ""  # as if it were unset
     assert "there is no token" in run("jobs", status=2).stderr
     run.environment |= {"STREAMSTATS_TOKEN": "x" * 40, "STREAMSTATS_URL": "http://127.0.0.1:1"}
     assert "does not respond" in run("jobs", status=1).stderr

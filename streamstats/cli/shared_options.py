@@ -1,0 +1,83 @@
+"""What all commands take, and options that several take; the modules `…_options` have the others."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from ..address import local_path
+from ..errors import UsageError
+
+
+class Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """Descriptions keep their lines; a default is shown only if it has a meaning."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default in (None, False, [], argparse.SUPPRESS):
+            return action.help
+        return super()._get_help_string(action)
+
+
+class _Once(argparse.Action):
+    """Stores a value, and refuses a second one, of which argparse would silently keep the last."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        given = vars(namespace).setdefault("given", set())
+        if option_string is not None and self.dest in given:
+            parser.error(f"{option_string} is given more than once; it takes one value, so give it once")
+        given.add(self.dest)
+        setattr(namespace, self.dest, values)
+
+
+def command(commands: Any, name: str, description: str, module: str = "commands") -> argparse.ArgumentParser:
+    """The parser of the command that the function `name` of `module` carries out."""
+    parser: argparse.ArgumentParser = commands.add_parser(name, description=description, formatter_class=Help)
+    for action in (None, "store"):
+        parser.register("action", action, _Once)
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.add_argument("--quiet", action="store_true", help="show no progress, only the result, notes and errors")
+    parser.add_argument("--timestamps", action="store_true", help="begin each line on stderr with the time, in UTC")
+    parser.set_defaults(module=module)
+    return parser
+
+
+def local(text: str) -> str:
+    """`text`, the path of results: refused here, before hours of work, if it is a URL."""
+    try:
+        local_path(text)
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
+
+
+def add_config(parser: argparse.ArgumentParser, what: str) -> None:
+    """Take a configuration, which is `what`, and values to use in place of its own."""
+    parser.add_argument("config", metavar="CONFIG", help=f"{what}; ${{NAME}} in it is taken from the environment")
+    parser.add_argument(
+        "--set",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="use this value in place of the configuration's, as in memory=4GiB or cluster.threads=2; may be repeated",
+    )
+
+
+def add_levels(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Take how to fake-quantise the float model."""
+    levels = parser.add_argument_group("fake-quantise the float model, instead of giving a quantised one")
+    levels.add_argument("--bits", metavar="N", type=int, help="bits of the weights, 2 to 16")
+    levels.add_argument("--per-channel", action="store_true", help="one range per output channel, not per tensor")
+    levels.add_argument("--symmetric", action="store_true", help="ranges that are symmetric about zero")
+    levels.add_argument(
+        "--weight-range",
+        choices=("minmax", "mse"),
+        help="the range of the weights: minmax includes all of them (default); mse clips the largest if that reduces "
+        "the squared error",
+    )
+    return levels
