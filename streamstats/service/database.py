@@ -113,6 +113,7 @@ MIGRATIONS: Sequence[str] = (
     ALTER TABLE jobs ADD COLUMN stage TEXT NOT NULL DEFAULT '';
     CREATE TABLE totals (name TEXT PRIMARY KEY, value REAL NOT NULL) WITHOUT ROWID;
     """,
+    "ALTER TABLE jobs ADD COLUMN exit_status INTEGER;",
 )
 """The first n scripts make version n of the database."""
 

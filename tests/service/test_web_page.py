@@ -66,6 +66,9 @@ def test_what_a_token_may_not_do_is_not_offered(context: BrowserContext, service
     page.goto(f"{service.url}/#token={other}/jobs/{name}")
     expect(page.get_by_role("link", name="Submit again")).to_be_visible()
     expect(page.get_by_role("button", name="Delete")).to_have_count(0)  # another's job
+    to(page, "/submit")
+    expect(page.get_by_label("Priority")).to_be_visible()
+    expect(page.get_by_label("Submitter")).to_have_count(0)
 
 
 ROLES = {"web-reader": "read", "web-other": "submit"}
