@@ -43,7 +43,9 @@ function verdictOf(found) {
   const differing = found.layers.filter((each) => !each.equal);
   const said = found.equal
     ? "All layers are equal, to the bit."
-    : `${counted(differing.length, "layer")} of ${whole(found.layers.length)} ${differing.length === 1 ? "differs" : "differ"}. Means: ${shiftOf(found)}.`;
+    : found.layers.every((each) => each.only_in)
+      ? "The two have no layer in common."
+      : `${counted(differing.length, "layer")} of ${whole(found.layers.length)} ${differing.length === 1 ? "differs" : "differ"}. Means: ${shiftOf(found)}.`;
   const beside = [
     "Standard errors treat the samples of the two as independent.",
     found.same_rows ? "Both counted the same rows." : "They did not count the same rows.",

@@ -5,7 +5,7 @@ import { tagsOf } from "./about.js";
 import { h } from "./elements.js";
 
 const SHOWN_MEMORY = 2 ** 31;
-const binary = (size) => (size >= 2 ** 30 ? `${Number((size / 2 ** 30).toFixed(2))}GiB` : `${Math.floor(size / 2 ** 20)}MiB`);
+const binary = (size) => (size % 2 ** 30 ? `${Math.floor(size / 2 ** 20)}MiB` : `${size / 2 ** 30}GiB`);
 
 // How the text of a control becomes a value, and back. An empty control has no value.
 const AS_TEXT = { read: (text) => text, show: String };
@@ -15,6 +15,7 @@ const AS_NUMBERS = {
   read: (text) => (text.includes(",") ? text.split(",").map(Number) : Number(text)),
   show: (value) => [].concat(value).join(", "),
 };
+const AS_SIZE = { read: (text) => text, show: (value) => (value % 2 ** 20 === 0 ? binary(value) : String(value)) };
 const AS_WORDS = { read: tagsOf, show: (value) => value.join(" ") };
 
 const field = (as, attributes) => (path, label, hint = "", more = {}) => ({
@@ -47,7 +48,9 @@ export const jobFields = (about) => [
     ? [text("submitter", "Submitter", "The queue is shared fairly among submitters.", { maxlength: "64", placeholder: about.you.name })]
     : []),
   whole("priority", "Priority", "Orders the jobs of one submitter; higher runs sooner.", { min: "-100", max: "100", placeholder: "0" }),
-  text("memory", "Memory", `As in 512MiB; at most ${binary(about.memory)}.`, { placeholder: binary(Math.min(about.memory, SHOWN_MEMORY)) }),
+  field(AS_SIZE)("memory", "Memory", `As in 512MiB; at most ${binary(about.memory)}.`, {
+    placeholder: binary(Math.min(about.memory, SHOWN_MEMORY)),
+  }),
   ...(about.hooks?.length ? [words("notify", "Notify", `Hooks to tell of the end: ${about.hooks.join(", ")}.`)] : []),
   { ...text("note", "Note", "Free text."), control: () => h("textarea", { rows: "2", maxlength: "4000" }) },
 ];

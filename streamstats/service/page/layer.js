@@ -63,7 +63,7 @@ function neighbours(id, name, layers) {
   const to = (other, label) => (other ? linkButton(label(other), layerAddress(id, other), "quiet") : null);
   return h(
     "nav",
-    { class: "row neighbours", "aria-label": "Layers before and after" },
+    { class: "neighbours", "aria-label": "Layers before and after" },
     to(names[at - 1], (other) => `← ${other}`),
     h("span", { class: "faint small" }, `layer ${whole(at + 1)} of ${whole(names.length)}`),
     to(names[at + 1], (other) => `${other} →`),
@@ -232,9 +232,9 @@ function developmentOf(name, { channel, points }, units) {
       ],
     }),
     plot({
-      label: `Greatest change of a mean of ${name} since then`,
+      label: `Greatest change of a mean of ${name} up to the newest result set`,
       xs,
-      axes: { x: "Rows counted", y: "Change (% of the layer's range)" },
+      axes: { x: "Rows counted", y: "Change (% of range)" },
       said,
       group,
       marks: [

@@ -18,8 +18,8 @@ export function nextSteps(job) {
   const steps = [...stepsOf(job)];
   return h(
     "section",
-    { class: "panel bad", "aria-label": "Next steps" },
-    h("p", { class: "error", role: "alert" }, job.message),
+    { class: `panel ${job.state === "failed" ? "bad" : "warn"}`, "aria-label": "Next steps" },
+    h("p", { class: job.state === "failed" ? "error" : "warn-text", role: "alert" }, job.message),
     h("h2", {}, "Next steps"),
     h(
       "ul",
