@@ -259,7 +259,7 @@ def test_without_standard_errors_the_job_that_lacks_them_is_submitted_again_with
         assert http.get(path, params=other).json()["standard_errors_need"] == "spread"
     to(page, f"/compare/{plain}/{spread}/layers/fc")
     expect(page.locator("main")).to_contain_text("Standard errors are unknown: one of the jobs did not count spread.")
-    page.get_by_role("link", name="again with spread").click()
+    page.get_by_role("link", name="Submit the first job again with spread").click()
     expect(page.locator("[name='statistics.spread']")).to_be_checked()
     page.go_back()
     page.get_by_text("All 10 channels as a table").click()

@@ -201,12 +201,13 @@ function plotsOf(name, found, jobs) {
 
 // Which job lacks the statistic that standard errors need, and how to count it.
 function errorsUnknown({ standard_errors_need: needed, standard_error: known }, jobs) {
-  const lacking = jobs.filter((_, side) => !known[side]);
+  const lacking = [0, 1].filter((side) => !known[side]);
   const steps = lacking
-    .filter((job) => job.kind === "run")
-    .map((job) => {
-      const statistics = [...new Set([...job.request.statistics, needed])];
-      return linkButton(`Submit ${nameOf(job)} again with ${needed}`, submitAddress(requestOf(job, { statistics }), job.id));
+    .filter((side) => jobs[side].kind === "run")
+    .map((side) => {
+      const statistics = [...new Set([...jobs[side].request.statistics, needed])];
+      const address = submitAddress(requestOf(jobs[side], { statistics }), jobs[side].id);
+      return linkButton(`Submit the ${["first", "second"][side]} job again with ${needed}`, address);
     });
   const why = ["too few samples were counted", `one of the jobs did not count ${needed}`, `neither job counted ${needed}`][lacking.length];
   return h("div", { class: "panel" }, h("p", {}, `Standard errors are unknown: ${why}.`), h("div", { class: "row" }, steps));

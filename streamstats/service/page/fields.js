@@ -90,9 +90,12 @@ export const runFields = (about) => [
 export const layerFields = [
   text("layers.0.match", "Layers", "A glob on layer names; default all.", { placeholder: "*" }),
   whole("layers.0.channel_axis", "Channel axis", "", { placeholder: "as stored, or the last" }),
-  numbers("layers.0.quantization.scale", "Scale of codes", "For stored integers that represent real values: a number, or one per channel.", {
-    placeholder: "as stored, or none",
-  }),
+  numbers(
+    "layers.0.quantization.scale",
+    "Scale of codes",
+    "For stored integers that represent real values: a number, or one per channel.",
+    { placeholder: "as stored, or none" },
+  ),
   select("layers.0.quantization.scale_is", "Meaning of the scale", [
     ["", "–"],
     ["step", "step: real units per code"],

@@ -101,8 +101,11 @@ function options({ axes, marks, xs, range, logarithmic, view, width }) {
 }
 
 const widthOf = (_, labels) => 20 + 7.2 * Math.max(3, ...(labels ?? []).map((each) => String(each ?? "").length));
-const shortly = (value) =>
-  Math.abs(value) >= 1e5 ? value.toExponential(0).replace("e+", "e") : Math.abs(value) >= 1e3 ? whole(value).replace("-", "−") : number(value);
+const shortly = (value) => {
+  const size = Math.abs(value);
+  if (size >= 1e5) return value.toExponential(0).replace("e+", "e");
+  return size >= 1e3 ? whole(value).replace("-", "−") : number(value);
+};
 
 // Colours are those of the page, so that a theme that changes changes the plot.
 const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim() && resolved(name);
