@@ -18,6 +18,7 @@ from ..outputs.distances import ByChannel, mean_distances
 from ..outputs.documents import json_value
 from ..outputs.layer_statistics import LayerStatistics
 from ..outputs.results import open_results
+from ..statistics.spread import SampleSpread
 from ..storage.names import network_order
 from .errors import NotFoundError
 
@@ -83,7 +84,8 @@ class ChannelComparisonView(BaseModel):
     """A layer of two jobs, channel by channel; None where a value is unknown.
 
     `difference` is second − first in real units; `in_standard_errors` is its magnitude over the standard error of the
-    difference, and `in_ranges` its magnitude as a share of the layer's range.
+    difference, which both jobs must have counted the statistic `standard_errors_need` for; `in_ranges` is its magnitude
+    as a share of the layer's range.
     """
 
     first: Side
@@ -94,6 +96,7 @@ class ChannelComparisonView(BaseModel):
     standard_error: tuple[Values | None, Values | None]
     difference: Values
     in_standard_errors: Values
+    standard_errors_need: str = SampleSpread.name
     in_ranges: Values
 
 

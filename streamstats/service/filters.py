@@ -12,14 +12,15 @@ SEARCHED = ("id", "name", "tags", "note", "submitter", "message", "json_extract(
 
 @dataclass(frozen=True)
 class Wanted:
-    """Jobs in one of the `states`, of the `submitter`, that read `source`, with all `tags`, in which `text` occurs.
+    """Jobs in one of the `states`, of the `submitter`, that read one of the `sources`, with all `tags`, in which `text`
+    occurs.
 
     What is None or empty does not restrict the jobs. `text` ignores the case of ASCII letters.
     """
 
     states: Sequence[str] = ()
     submitter: str | None = None
-    source: str | None = None
+    sources: Sequence[str] = ()
     tags: Sequence[str] = ()
     text: str | None = None
 
@@ -34,8 +35,8 @@ class Wanted:
             yield f"state IN ({', '.join('?' * len(self.states))})", self.states
         if self.submitter is not None:
             yield "submitter = ?", [self.submitter]
-        if self.source is not None:
-            yield "json_extract(request, '$.source') = ?", [self.source]
+        if self.sources:
+            yield f"json_extract(request, '$.source') IN ({', '.join('?' * len(self.sources))})", self.sources
         for tag in self.tags:
             yield "EXISTS (SELECT 1 FROM json_each(jobs.tags) WHERE value = ?)", [tag]
         if self.text:

@@ -24,7 +24,7 @@ from .tokens import Caller
 State = Annotated[str, Pattern(f"^({'|'.join(STATES)})$", f"one of {', '.join(STATES)}")]
 States = Annotated[list[State], Query(max_length=len(STATES), alias="state", description="In one of these states.")]
 Submitter = Annotated[str | None, Query(max_length=64, description="Of this submitter.")]
-Source = Annotated[str | None, Query(max_length=1024, description="That read this source, as the request names it.")]
+Source = Annotated[str | None, Query(max_length=1024, description="That read this source, however they name it.")]
 Tags = Annotated[list[Tag], Query(max_length=MOST_TAGS, alias="tag", description="With all of these tags.")]
 Text = Annotated[
     str | None,
@@ -82,7 +82,8 @@ class JobRoutes:
         limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     ) -> JobPage:
         """The jobs, newest first; only those for which all that is given holds."""
-        wanted = Wanted(states, submitter, source, tags, text)
+        sources = [] if source is None else self._service.sources.spellings(source)
+        wanted = Wanted(states, submitter, sources, tags, text)
         found, following = self._service.table.newest(wanted, before=before, limit=limit)
         return JobPage(jobs=[*map(self._service.jobs.shown, found)], next=following)
 

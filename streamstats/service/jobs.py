@@ -298,7 +298,7 @@ class Jobs:
         except NOT_THE_JOB:
             raise
         except StreamstatsError as error:
-            self._finish(job.id, FAILED, str(error))
+            self._finish(job.id, FAILED, str(error), error.exit_status)
             self._changed(job.id, reordered=True)
             return
         attempt = job.attempts + 1
@@ -362,19 +362,21 @@ class Jobs:
             elif interrupted:
                 self._requeue(name, "a batch was withdrawn; the job resumes without it")
             elif ended:
-                self._finish(name, FAILED, ended["text"])
+                self._finish(name, FAILED, ended["text"], ended["status"])
             elif running.is_out_of_memory:
                 self._finish(name, FAILED, f"{no_memory(job.request['memory'])}; {retained}")
             else:
                 self._retry(job, status, " ".join(list(running.errors)[-1:]).strip())
         log.info("ended", extra={"job": name, "status": status, "state": self._table.get(name).state})
 
-    def _finish(self, name: str, state: str, text: str) -> None:
+    def _finish(self, name: str, state: str, text: str, status: int | None = None) -> None:
         """End a job; one that was only to forget rows is in the state that it was in before, whatever became of it."""
         before = self._table.forgets(name)
-        if before is not None:
-            state, text = before, text if state == DONE else f"nothing was forgotten: {text}"
-        self._table.end(name, state, self._public(text), forgets=None)
+        if before is None:
+            self._table.end(name, state, self._public(text), exit_status=status)
+        else:
+            text = text if state == DONE else f"nothing was forgotten: {text}"
+            self._table.end(name, before, self._public(text), forgets=None)
 
     def _requeue(self, name: str, text: str = STOPPED) -> None:
         """Queue a job that the service interrupted; the attempt does not count."""

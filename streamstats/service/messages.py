@@ -167,7 +167,9 @@ class JobSummary(BaseModel):
     """A job as lists show it: its state, its progress, and the number of its current result set, if it has one.
 
     Times are seconds since 1970; `seconds` is how long it has run, whatever the clock says; `bytes` counts decoded
-    bytes. While it is queued, `place` is its place in the queue, 1 for the next; `waits_for` says what it waits for.
+    bytes. While it is queued, `place` is its place in the queue, 1 for the next; `waits_for` says what it waits for. If
+    it failed, `exit_status` is what the command line would have returned, as far as that is known: 2 if its request is
+    at fault.
     """
 
     id: str
@@ -195,6 +197,7 @@ class JobSummary(BaseModel):
     seconds_left: float | None
     stage: StageView | None
     message: str
+    exit_status: int | None
     results: int | None
     follows: bool
 

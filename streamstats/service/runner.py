@@ -1,14 +1,12 @@
 """A job in a process of its own: `python -m streamstats.service.runner FOLDER`, which only the service starts.
 
-It reports on stdout, one JSON object per line: `{"plan": …}`, `{"progress": …}`, `{"message": …}`, `{"saving": …}`,
-`{"results": …}` and, last, `{"end": …}` with the exit status that the command line would have. The end of stdin means
-that the service is gone: the job stops as it does at a signal, and saves what was counted.
+It reports on stdout, as `lines` says; last, `{"end": …}` with the exit status that the command line would have. The end
+of stdin means that the service is gone: the job stops as it does at a signal, and saves what was counted.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import socket
@@ -16,7 +14,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,26 +41,25 @@ from ..jobs.run import run as run_job
 from ..jobs.session import Outcome
 from ..models.account import by_reason
 from ..models.linear import PRECISION_STATISTICS
+from ..outputs.results import open_results
 from ..outputs.shortfalls import REMEDY
-from ..progress import Progress, Stage
+from ..progress import Progress
 from ..statistics.histogram import Histogram
 from ..statistics.taps import TapSums
 from ..storage.files import read_json, remove, remove_folder, write_json
 from ..storage.locks import locked
 from .clock import Clock
 from .development import keep_point
+from .lines import Lines
 from .memory import check_archive, is_no_memory, limit_memory, no_memory
 from .processes import INPUTS
 from .published import BRIEFLY, Published, result_files
 from .retaining import Keep
-from .steps import Step
 from .withdrawing import forget_withdrawn
 
 if TYPE_CHECKING:
     from ..models.onnx.correct import Correction, How
 
-REPORT_SECONDS = 0.25
-"""The shortest time between two lines of progress."""
 LOCK_SECONDS = 60.0
 """How long a job waits for an earlier process of the same job."""
 REQUEST, OUTPUT, LOCK = "request.json", "out", "job.lock"
@@ -134,11 +131,19 @@ def _run(request: dict[str, Any], lines: Lines) -> tuple[int, str]:
     forgotten = forget_withdrawn(replace(config.job(), follow_links=False), request.get("withdrawn", {}), lines)
     if request.get("only_forget"):
         lines.write("results", Published(Path(), keep=keep).publish(result_files(Path(OUTPUT))))
+        lines.settled(*_rows_left(Path(OUTPUT)))
         return DONE, f"done; {counted(forgotten, 'row')} forgotten"
     outcome = _reduced(config.job(), lines, Follow(**follow) if follow is not None else None, keep)
     if outcome.complete:
         return DONE, f"done; {counted(len(outcome.statistics), 'layer')}"
     return INCOMPLETE, "; ".join(_incomplete(outcome))
+
+
+def _rows_left(output: Path) -> tuple[int, int]:
+    """(rows that are counted, rows that are missing) of all layers."""
+    layers = open_results(output).manifest.layers.values()
+    missing = (rows for each in layers for rows, _ in each.missing)
+    return sum(each.rows for each in layers), sum(stop - start for start, stop in missing)
 
 
 def _incomplete(outcome: Outcome) -> Iterator[str]:
@@ -297,90 +302,7 @@ ONNX_STEPS = ("record", "count", "correct", "report")
 JOB_KINDS = {"run": _run, "onnx": _onnx}
 
 
-# Reporting
-
-
-class Lines:
-    """A `Progress` that writes lines of JSON to stdout, not too many.
-
-    Rows and bytes are reported of stages that reduce layers. Other stages are a message. Jobs of several steps also
-    report how far each stage of a step has come.
-    """
-
-    def __init__(self) -> None:
-        self._reported, self._stage = 0.0, ""
-        self._step: Step | None = None
-        self._rows = self._bytes = self._repeats = 0
-        self._counts = False
-        self._since = time.monotonic()
-
-    def step(self, name: str, steps: Sequence[str]) -> None:
-        """Report that a job of several `steps` begins the one of this `name`."""
-        self._step = Step(steps.index(name), tuple(steps))
-        self.write("stage", self._step.document())
-
-    def begin(self, stage: Stage) -> None:
-        """Report the plan of a reduction, or what else begins."""
-        if self._step is not None:
-            self._step.begin(stage)
-            self.write("stage", self._step.document())
-        self._counts = bool(stage.workers)
-        if not self._counts:
-            self._begin_uncounted(f"{stage.what} ({counted(stage.rows, 'sample')})")
-            return
-        self._rows, self._bytes, self._since = stage.before, 0, time.monotonic()
-        plan = {"rows": stage.before + stage.rows, "before": stage.before, "bytes": stage.size}
-        self.write("plan", {**plan, "layers": stage.layers, "workers": stage.workers})
-
-    def _begin_uncounted(self, stage: str) -> None:
-        if stage != self._stage:
-            self._stage = stage
-            self.say(stage)
-
-    def advance(self, rows: int, size: int = 0) -> None:
-        """Add rows to the total, and report it from time to time."""
-        if self._step is not None:
-            self._step.meter.add(rows, size)
-        if self._counts:
-            self._rows += rows
-            self._bytes += size
-        if time.monotonic() - self._reported >= REPORT_SECONDS:
-            self._report() if self._counts else self._report_step()
-
-    def workers(self, count: int, repeats: int) -> None:  # noqa: ARG002 - the service does not show how many there are
-        """Report tasks that were repeated."""
-        if repeats > self._repeats:
-            again, self._repeats = repeats - self._repeats, repeats
-            self._report(again)
-
-    def say(self, message: str) -> None:
-        """Report a message."""
-        self.write("message", message)
-
-    def saved(self, seconds: float) -> None:
-        """Report how long it took to save."""
-        self.write("saving", seconds)
-
-    def counted(self, rows: int) -> None:
-        """Report that `rows` are counted, in all."""
-        self._rows = rows
-        self._report()
-
-    def _report(self, again: int = 0) -> None:
-        """Report rows, and the bytes of the newest plan with their rate."""
-        self._report_step()
-        speed = self._bytes / max(time.monotonic() - self._since, 1e-9)
-        self.write("progress", {"rows": self._rows, "bytes": self._bytes, "speed": speed, "repeats": again})
-
-    def _report_step(self) -> None:
-        self._reported = time.monotonic()
-        if self._step is not None:
-            self.write("stage", self._step.document())
-
-    def write(self, kind: str, content: object) -> None:
-        """Write a line; a service that is gone reads nothing."""
-        with contextlib.suppress(BrokenPipeError):
-            os.write(sys.stdout.fileno(), f"{json.dumps({kind: content})}\n".encode())
+# The end of the service, and signals
 
 
 def _watch_service() -> None:

@@ -65,6 +65,19 @@ class Sources:
             raise UsageError(f"the source {source} does not exist below the folders that the service may read")
         return str(found)
 
+    def spellings(self, source: str) -> list[str]:
+        """All names of the store that `source` names: below a root, absolute as the root is written and as it lies.
+
+        A source that is a URL, or that does not exist below a root, has one name.
+        """
+        try:
+            found = Path(self.resolved(source))
+            below = [(place, found.relative_to(place[1])) for place in self.places if found.is_relative_to(place[1])]
+            relative = {str(path) for _, path in below if self.resolved(str(path)) == str(found)}
+        except UsageError:
+            return [source]
+        return sorted({source} | relative | {str(base / path) for place, path in below for base in place})
+
     def _resolved_url(self, source: str) -> str:
         _check_url(source)
         if not any(source.startswith(prefix) for prefix in self.prefixes):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
+import httpx
 import pytest
 from browsing import new_context, started, watched
 from playwright.sync_api import Browser, BrowserContext, Page
@@ -22,6 +24,13 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 def client(service: Served) -> Iterator[ss.Client]:
     with service.client() as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def described(service: Served) -> dict[str, Any]:
+    """The service's description of itself."""
+    document: dict[str, Any] = httpx.get(f"{service.url}/api/v1/openapi.json").json()
+    return document
 
 
 @pytest.fixture(scope="session")

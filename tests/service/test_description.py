@@ -21,12 +21,6 @@ OPEN = {"/healthz", "/readyz"}
 
 
 @pytest.fixture(scope="module")
-def described(service: Served) -> dict[str, Any]:
-    document: dict[str, Any] = httpx.get(f"{service.url}{V1}/openapi.json").json()
-    return document
-
-
-@pytest.fixture(scope="module")
 def done(service: Served) -> JobView:
     statistics = ["histogram", "magnitude", "squares", "spread"]
     with service.client() as client:

@@ -42,7 +42,8 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> JobTable:
         ({}, [2, 1, 0]),
         ({"submitter": "ann"}, [2, 0]),
         ({"submitter": "an"}, []),
-        ({"source": "other.zarr"}, [2]),
+        ({"sources": ["other.zarr"]}, [2]),
+        ({"sources": ["other.zarr", STORE]}, [2, 1, 0]),
         ({"tags": ["ci"]}, [1, 0]),
         ({"tags": ["ci", "main"]}, [0]),
         ({"tags": ["c"]}, []),
@@ -56,7 +57,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> JobTable:
         ({"text": "OTHER."}, [2]),
         ({"text": "ben"}, [1]),
         ({"text": "' OR 1=1 --"}, []),
-        ({"text": "ci", "submitter": "ann", "tags": ["main"], "source": STORE, "states": ["done"]}, [0]),
+        ({"text": "ci", "submitter": "ann", "tags": ["main"], "sources": [STORE], "states": ["done"]}, [0]),
     ],
 )
 def test_filters_find_the_jobs_for_which_all_of_them_hold(

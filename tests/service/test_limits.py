@@ -166,6 +166,13 @@ def never_ends(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(processes, "ARGUMENTS", ("-c", "cat"))
 
 
+def running(service: Service, request: RunRequest) -> str:
+    """The id of a job that runs."""
+    job = service.submit(request, None, ADMIN).id
+    wait_until(lambda: service.table.get(job).state == "running")
+    return job
+
+
 def ended(service: Service, name: str) -> str:
     wait_until(lambda: service.table.get(name).ended is not None)
     return service.table.get(name).message
@@ -176,9 +183,7 @@ def test_a_job_that_runs_for_too_long_ends_with_the_reason_and_one_that_follows_
 ) -> None:
     never_ends(monkeypatch)
     service = opened(tmp_path, hands, job_seconds=100)
-    follower = service.submit(FOLLOWING, None, ADMIN).id
-    job = service.submit(RUN, None, ADMIN).id
-    wait_until(lambda: {service.table.get(name).state for name in (job, follower)} == {"running"})
+    follower, job = (running(service, request) for request in (FOLLOWING, RUN))
     hands.wall -= 3600
     hands.passed += 99
     assert service.jobs.get(job).seconds == 99
@@ -198,13 +203,10 @@ def test_a_queued_job_says_its_place_and_what_it_waits_for(
     never_ends(monkeypatch)
     service = opened(tmp_path, hands, following_jobs=1)
 
-    def submit(who: str) -> str:
-        return service.submit(FOLLOWING.model_copy(update={"submitter": who}), None, ADMIN).id
-
-    first = submit("ann")
-    wait_until(lambda: service.table.get(first).state == "running")
+    ann, ben = (FOLLOWING.model_copy(update={"submitter": who}) for who in ("ann", "ben"))
+    first = running(service, ann)
     assert service.jobs.get(first).place is None
-    names = [submit(who) for who in ("ann", "ann", "ben")]
+    names = [service.submit(request, None, ADMIN).id for request in (ann, ann, ben)]
     assert [service.jobs.get(name).place for name in names] == [2, 3, 1]
     said = "it waits for another job that follows a store to end: this service runs 1 at a time (`following_jobs`)"
     assert service.jobs.get(names[2]).waits_for == said
@@ -224,8 +226,7 @@ def test_a_job_that_writes_too_much_ends_with_the_reason(
 ) -> None:
     never_ends(monkeypatch)
     service = opened(tmp_path, hands, job_disk=10)
-    job = service.submit(FOLLOWING, None, ADMIN).id
-    wait_until(lambda: service.table.get(job).state == "running")
+    job = running(service, FOLLOWING)
     hands.passed += 10
     assert "a job of this service may write 10 (`job_disk`); it had no results yet" in ended(service, job)
     service.stop()

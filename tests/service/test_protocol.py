@@ -22,12 +22,6 @@ METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
 
 
 @pytest.fixture(scope="module")
-def described(service: Served) -> dict[str, Any]:
-    document: dict[str, Any] = httpx.get(f"{service.url}{V1}/openapi.json").json()
-    return document
-
-
-@pytest.fixture(scope="module")
 def done(service: Served) -> JobView:
     with service.client() as client:
         client.ingest("protocol", "l", np.ones((2, 2), np.float32))

@@ -27,6 +27,20 @@ def test_what_lies_below_a_root_is_read_from_where_it_says(sources: Sources, sou
     assert sources.resolved(source.format(root=sources.roots[0])) == str(sources.roots[0].resolve() / "team")
 
 
+def test_a_source_is_known_by_all_its_names_unless_a_name_leads_elsewhere(tmp_path: Path) -> None:
+    for folder in ("first/a", "second/a", "second/b"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "written").symlink_to(tmp_path / "second")
+    sources = Sources([tmp_path / "first", tmp_path / "written"], ["s3://bucket/"])
+    absolute = [str(tmp_path / folder / "b") for folder in ("second", "written")]
+    for source in ("b", *absolute):
+        assert sources.spellings(source) == [*absolute, "b"]
+    assert sources.spellings("a") == [str(tmp_path / "first/a"), "a"]
+    assert "a" not in sources.spellings(absolute[0].replace("/b", "/a"))  # which is the other root's
+    for source in ("s3://bucket/b", "nowhere", "store:b", "../b"):
+        assert sources.spellings(source) == [source]
+
+
 @pytest.mark.parametrize("source", ["inside", "link", "link/x", "inside/zarr.json", "circle", "{root}/inside"])
 def test_what_lies_behind_a_link_is_refused_wherever_it_leads(sources: Sources, source: str) -> None:
     with pytest.raises(UsageError, match=r"is a link, or lies behind one.*name what the link leads to"):

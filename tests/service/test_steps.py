@@ -9,8 +9,9 @@ import pytest
 
 from streamstats.progress import Stage
 from streamstats.service import steps
+from streamstats.service.lines import Lines
 from streamstats.service.messages import StageView
-from streamstats.service.runner import ONNX_STEPS, Lines
+from streamstats.service.runner import ONNX_STEPS
 
 
 class Written(Lines):

@@ -200,6 +200,39 @@ def test_a_job_that_fails_says_why_and_what_to_do_and_that_works(page: Page, ser
     expect(page.get_by_role("table", name="Layers that need attention")).to_contain_text("1 NaN left out")
 
 
+def test_a_request_at_fault_is_changed_in_the_form(page: Page, service: Served) -> None:
+    name = another_job(service, rows="0:8", layers=[{"match": "conv9"}])
+    with service.client() as client:
+        assert client.job(name).exit_status == 2
+    to(page, f"/jobs/{name}")
+    steps = page.get_by_label("Next steps")
+    expect(steps.get_by_role("link", name="Submit again")).to_have_count(0)  # that would change nothing
+    steps.get_by_role("link", name="Change the configuration").click()
+    expect(page.locator("[name=rows]")).to_have_value("0:8")
+    page.get_by_label("Layers", exact=True).fill("fc")
+    page.get_by_role("button", name="Submit", exact=True).click()
+    expect(page.locator(".state")).to_have_text("done")
+
+
+def test_rows_that_do_not_count_are_said_with_the_layers_and_the_store(page: Page, service: Served) -> None:
+    with service.client() as client:
+        for key in "ab":
+            client.ingest("partly", "a", np.ones((8, 3), np.float32), key=key)
+        client.ingest("partly", "b", np.ones((4, 3), np.float32))
+        name = client.wait(client.submit({"kind": "run", "source": "store:partly"}).id).id
+        client.withdraw("partly", "a", "b")
+        client.forget(name)
+        client.wait(name)
+    to(page, f"/jobs/{name}")
+    rows = page.get_by_role("table", name="Layers").locator("td[data-label=Rows]")
+    expect(rows).to_have_text(["88 taken back", "4"])
+    expect(page.get_by_role("img", name="all rows are counted except 8 that were taken back")).to_be_visible()
+    to(page, "/stores")
+    store = page.locator("section", has=page.get_by_role("heading", name="partly"))
+    expect(store).to_contain_text("2 layers, 20 rows, 8 of them withdrawn")
+    expect(store.locator("td.number")).to_have_text(["168 withdrawn", "4"])
+
+
 def test_what_is_missing_and_no_store_have_next_steps_too(page: Page, service: Served) -> None:
     store = small_store(service.roots / "gaps.zarr")
     (store / "fc" / "c" / "3" / "0").unlink()

@@ -250,6 +250,33 @@ def test_two_jobs_are_compared_by_layer_and_channel_in_standard_errors(
     assert float(table[4]["In standard errors"]) == worst.worst_mean.value
 
 
+def test_without_standard_errors_the_job_that_lacks_them_is_submitted_again_with_what_they_need(
+    page: Page, service: Served
+) -> None:
+    plain, spread = done_job(service), done_job(service, statistics=["spread"])
+    with service.http() as http:
+        path, other = f"/api/v1/jobs/{plain}/comparison/fc", {"with": spread}
+        assert http.get(path, params=other).json()["standard_errors_need"] == "spread"
+    to(page, f"/compare/{plain}/{spread}/layers/fc")
+    expect(page.locator("main")).to_contain_text("Standard errors are unknown: one of the jobs did not count spread.")
+    page.get_by_role("link", name="Submit the first job again with spread").click()
+    expect(page.locator("[name='statistics.spread']")).to_be_checked()
+    page.go_back()
+    page.get_by_text("All 10 channels as a table").click()
+    expect(page.get_by_role("table", name="Channels of fc compared").locator("tbody tr")).to_have_count(10)
+
+
+def test_a_source_has_one_history_however_jobs_name_it(page: Page, service: Served) -> None:
+    path = build_store(service.roots / "named.zarr", {"a": np.ones((4, 2), np.float32)})
+    jobs = [done_job(service, source=source) for source in ("named.zarr", str(path))]
+    for source in ("named.zarr", str(path)):
+        to(page, f"/history/{source}")
+        rows = page.get_by_role("table", name=f"Jobs of {source}").locator("tbody tr")
+        expect(rows).to_have_count(2)
+        for job in jobs:
+            expect(rows.get_by_role("link", name=job)).to_be_visible()
+
+
 def test_the_history_of_a_store_says_how_means_moved_from_job_to_job(page: Page, pair: tuple[str, str]) -> None:
     to(page, f"/jobs/{pair[1]}")
     page.get_by_role("link", name="Jobs of this source").click()

@@ -66,6 +66,9 @@ def test_what_a_token_may_not_do_is_not_offered(context: BrowserContext, service
     page.goto(f"{service.url}/#token={other}/jobs/{name}")
     expect(page.get_by_role("link", name="Submit again")).to_be_visible()
     expect(page.get_by_role("button", name="Delete")).to_have_count(0)  # another's job
+    to(page, "/submit")
+    expect(page.get_by_label("Priority")).to_be_visible()
+    expect(page.get_by_label("Submitter")).to_have_count(0)
 
 
 ROLES = {"web-reader": "read", "web-other": "submit"}
@@ -160,6 +163,7 @@ def views(service: Served) -> dict[str, str]:
     return {
         "jobs": "/jobs",
         "job": f"/jobs/{long}",
+        "other": f"/jobs/{other}",
         "failed": f"/jobs/{failed}",
         "layer": f"/jobs/{other}/layers/block1%2Fconv",
         "comparison": f"/compare/{long}/{other}",
@@ -170,7 +174,14 @@ def views(service: Served) -> dict[str, str]:
     }
 
 
-READY = {"job": "table", "failed": ".steps", "layer": "canvas", "comparison": "table", "channels": "canvas"}
+READY = {
+    "job": "table",
+    "other": "table",
+    "failed": ".steps",
+    "layer": "canvas",
+    "comparison": "table",
+    "channels": "canvas",
+}
 """What a view shows once all of it is there."""
 
 
@@ -185,6 +196,9 @@ def test_contrast_is_enough_and_a_phone_shows_all_without_scrolling_sideways(
             to(page, view)
             expect(page.locator(READY.get(name, "main > *")).first).to_be_visible()
             page.evaluate("for (const each of document.querySelectorAll('details')) each.open = true")
+            if name == "other":
+                page.get_by_role("button", name="Compare with …").click()
+                expect(page.get_by_role("combobox", name="Compare with job")).to_be_visible()
             assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"], name
             found = page.evaluate(CONTRASTS)
             assert found["checked"]["text"] > 5, name

@@ -61,6 +61,7 @@ def test_a_job_that_has_ended_forgets_to_the_byte(client: ss.Client, tmp_path: P
     assert client.forget(before.id).state in ("queued", "running")
     after = client.wait(before.id)
     assert (after.state, after.results) == ("done", 2), after.message
+    assert (after.rows, after.total_rows) == (16, 16)  # of the set that is published
     assert counted(client, before.id) == exact(WITHOUT_BD)
     send(client, "never")
     for key in "bd":

@@ -2,12 +2,13 @@
 // the second job from the first, in standard errors where these are known.
 
 import { get, layerPath } from "./api.js";
-import { nameOf } from "./describe.js";
+import { nameOf, submitAddress } from "./describe.js";
 import { button, h, linkButton, save, title } from "./elements.js";
 import { counted, number, percent, time, whole } from "./formats.js";
 import { compareAddress } from "./choose.js";
 import { key, plot } from "./plots.js";
-import { sortable } from "./tables.js";
+import { requestOf } from "./remedies.js";
+import { channelTable, sortable } from "./tables.js";
 
 const CLEAR = 4; // standard errors; a difference beyond that is hardly chance, even for the worst of a thousand channels
 
@@ -42,7 +43,9 @@ function verdictOf(found) {
   const differing = found.layers.filter((each) => !each.equal);
   const said = found.equal
     ? "All layers are equal, to the bit."
-    : `${counted(differing.length, "layer")} of ${whole(found.layers.length)} ${differing.length === 1 ? "differs" : "differ"}. Means: ${shiftOf(found)}.`;
+    : found.layers.every((each) => each.only_in)
+      ? "The two have no layer in common."
+      : `${counted(differing.length, "layer")} of ${whole(found.layers.length)} ${differing.length === 1 ? "differs" : "differ"}. Means: ${shiftOf(found)}.`;
   const beside = [
     "Standard errors treat the samples of the two as independent.",
     found.same_rows ? "Both counted the same rows." : "They did not count the same rows.",
@@ -145,13 +148,13 @@ export async function showLayerComparison({ main, signal }, first, second, name)
     title(`${name}, compared`),
     sides(jobs),
     h("p", { class: "faint" }, `${counted(found.rows[0], "row")} in the first, ${whole(found.rows[1])} in the second`),
-    ...plotsOf(name, found),
-    channelTable(name, found),
+    ...plotsOf(name, found, jobs),
+    channelTable(`Channels of ${name} compared`, channelsOf(found), figuresOf(found)),
     button("Download CSV", async () => save(`${name.replaceAll("/", ".")}.compared.csv`, new Blob([csvOf(found)], { type: "text/csv" }))),
   );
 }
 
-function plotsOf(name, found) {
+function plotsOf(name, found, jobs) {
   const group = [];
   const xs = found.difference.map((_, channel) => channel);
   const signed = found.in_standard_errors.map((value, channel) => (value === null ? null : Math.sign(found.difference[channel]) * value));
@@ -183,11 +186,7 @@ function plotsOf(name, found) {
           ],
           legend: [key("accent", "▮", "difference"), key("warn", "―", `± ${CLEAR} standard errors: beyond, hardly chance`), marked()],
         })
-      : h(
-          "p",
-          { class: "panel" },
-          "Standard errors are unknown, because at least one of the jobs did not count how far samples differ. Submit it again with the statistic for it.",
-        ),
+      : errorsUnknown(found, jobs),
     plot({
       label: `Means of ${name}: second − first`,
       xs,
@@ -200,6 +199,20 @@ function plotsOf(name, found) {
   ];
 }
 
+// Which job lacks the statistic that standard errors need, and how to count it.
+function errorsUnknown({ standard_errors_need: needed, standard_error: known }, jobs) {
+  const lacking = [0, 1].filter((side) => !known[side]);
+  const steps = lacking
+    .filter((side) => jobs[side].kind === "run")
+    .map((side) => {
+      const statistics = [...new Set([...jobs[side].request.statistics, needed])];
+      const address = submitAddress(requestOf(jobs[side], { statistics }), jobs[side].id);
+      return linkButton(`Submit the ${["first", "second"][side]} job again with ${needed}`, address);
+    });
+  const why = ["too few samples were counted", `one of the jobs did not count ${needed}`, `neither job counted ${needed}`][lacking.length];
+  return h("div", { class: "panel" }, h("p", {}, `Standard errors are unknown: ${why}.`), h("div", { class: "row" }, steps));
+}
+
 function sayChannel(found, channel) {
   if (found.difference[channel] === null) return `channel ${channel}, no finite values in one of the two`;
   const inErrors = found.in_standard_errors[channel];
@@ -207,8 +220,7 @@ function sayChannel(found, channel) {
   return `channel ${channel}, mean ${number(found.mean[0][channel])} → ${number(found.mean[1][channel])}, difference ${number(found.difference[channel])}${beside}, ${percent(found.in_ranges[channel], 2)} of the layer's range`;
 }
 
-const COLUMNS = [
-  ["Channel", (found, channel) => channel],
+const FIGURES = [
   ["First mean", (found, channel) => found.mean[0][channel]],
   ["Second mean", (found, channel) => found.mean[1][channel]],
   ["Difference", (found, channel) => found.difference[channel]],
@@ -216,24 +228,10 @@ const COLUMNS = [
   ["Share of the range", (found, channel) => found.in_ranges[channel]],
 ];
 
-function channelTable(name, found) {
-  const columns = COLUMNS.map(([label, value]) => ({
-    title: label,
-    number: true,
-    key: (channel) => value(found, channel),
-    cell: (channel) => (label === "Channel" ? String(channel) : number(value(found, channel))),
-  }));
-  const place = h("div");
-  const channels = found.difference.map((_, channel) => channel);
-  const fill = () =>
-    details.open &&
-    !place.firstChild &&
-    place.append(sortable(columns, channels, { label: `Channels of ${name} compared`, cards: false }).element);
-  const details = h("details", { ontoggle: fill }, h("summary", {}, `All ${counted(channels.length, "channel")} as a table`), place);
-  return details;
-}
+const channelsOf = (found) => found.difference.map((_, channel) => channel);
+const figuresOf = (found) => FIGURES.map(([title, value]) => [title, (channel) => value(found, channel)]);
 
 function csvOf(found) {
-  const lines = found.difference.map((_, channel) => COLUMNS.map(([, value]) => value(found, channel) ?? "").join());
-  return [COLUMNS.map(([label]) => label).join(), ...lines, ""].join("\r\n");
+  const lines = channelsOf(found).map((channel) => [channel, ...figuresOf(found).map(([, value]) => value(channel) ?? "")].join());
+  return [["Channel", ...FIGURES.map(([title]) => title)].join(), ...lines, ""].join("\r\n");
 }

@@ -10,6 +10,8 @@ export const sourceOf = (job) => job.source ?? "an ONNX model";
 export const nameOf = (job) => job.name || sourceOf(job);
 export const rowsOf = (job) => (job.rows < job.total_rows ? `${whole(job.rows)} of ${whole(job.total_rows)}` : whole(job.rows));
 export const jobLink = (job, label = job.id) => h("a", { href: `#/jobs/${job.id}` }, label);
+export const tagLinks = (job) =>
+  (job.tags ?? []).map((tag) => h("a", { class: "tag", href: `#/jobs?tag=${encodeURIComponent(tag)}` }, tag));
 export const submitAddress = (request, from = null) =>
   `#/submit?${from ? `from=${from}&` : ""}${encodeURIComponent(JSON.stringify(request))}`;
 

@@ -5,7 +5,7 @@ import { tagsOf } from "./about.js";
 import { h } from "./elements.js";
 
 const SHOWN_MEMORY = 2 ** 31;
-const binary = (size) => (size >= 2 ** 30 ? `${Number((size / 2 ** 30).toFixed(2))}GiB` : `${Math.floor(size / 2 ** 20)}MiB`);
+const binary = (size) => (size % 2 ** 30 ? `${Math.floor(size / 2 ** 20)}MiB` : `${size / 2 ** 30}GiB`);
 
 // How the text of a control becomes a value, and back. An empty control has no value.
 const AS_TEXT = { read: (text) => text, show: String };
@@ -15,27 +15,22 @@ const AS_NUMBERS = {
   read: (text) => (text.includes(",") ? text.split(",").map(Number) : Number(text)),
   show: (value) => [].concat(value).join(", "),
 };
+const AS_SIZE = { read: (text) => text, show: (value) => (value % 2 ** 20 === 0 ? binary(value) : String(value)) };
 const AS_WORDS = { read: tagsOf, show: (value) => value.join(" ") };
 
-const text = (path, label, hint = "", attributes = {}) => ({
+const field = (as, attributes) => (path, label, hint = "", more = {}) => ({
   path,
   label,
   hint,
-  as: AS_TEXT,
-  control: () => h("input", { autocomplete: "off", ...attributes }),
+  as,
+  control: () => h("input", { ...attributes, ...more }),
 });
-const whole = (path, label, hint = "", attributes = {}) => ({
-  path,
-  label,
-  hint,
-  as: AS_NUMBER,
-  control: () => h("input", { type: "number", ...attributes }),
-});
-const select = (path, label, options, hint = "") => ({
-  path,
-  label,
-  hint,
-  as: AS_TEXT,
+const text = field(AS_TEXT, { autocomplete: "off" });
+const words = field(AS_WORDS, { autocomplete: "off" });
+const numbers = field(AS_NUMBERS, { autocomplete: "off" });
+const whole = field(AS_NUMBER, { type: "number" });
+const select = (path, label, options, hint) => ({
+  ...text(path, label, hint),
   control: () =>
     h(
       "select",
@@ -48,13 +43,15 @@ const file = (path, label, hint) => ({ path, label, hint, file: true });
 
 export const jobFields = (about) => [
   text("name", "Name", "One line, shown in lists.", { maxlength: "100" }),
-  { ...text("tags", "Tags", "Words to find the job by, separated by spaces."), as: AS_WORDS },
+  words("tags", "Tags", "Words to find the job by, separated by spaces."),
   ...(about.you.role === "admin"
     ? [text("submitter", "Submitter", "The queue is shared fairly among submitters.", { maxlength: "64", placeholder: about.you.name })]
     : []),
   whole("priority", "Priority", "Orders the jobs of one submitter; higher runs sooner.", { min: "-100", max: "100", placeholder: "0" }),
-  text("memory", "Memory", `As in 512MiB; at most ${binary(about.memory)}.`, { placeholder: binary(Math.min(about.memory, SHOWN_MEMORY)) }),
-  ...(about.hooks?.length ? [{ ...text("notify", "Notify", `Hooks to tell of the end: ${about.hooks.join(", ")}.`), as: AS_WORDS }] : []),
+  field(AS_SIZE)("memory", "Memory", `As in 512MiB; at most ${binary(about.memory)}.`, {
+    placeholder: binary(Math.min(about.memory, SHOWN_MEMORY)),
+  }),
+  ...(about.hooks?.length ? [words("notify", "Notify", `Hooks to tell of the end: ${about.hooks.join(", ")}.`)] : []),
   { ...text("note", "Note", "Free text."), control: () => h("textarea", { rows: "2", maxlength: "4000" }) },
 ];
 
@@ -93,21 +90,18 @@ export const runFields = (about) => [
 export const layerFields = [
   text("layers.0.match", "Layers", "A glob on layer names; default all.", { placeholder: "*" }),
   whole("layers.0.channel_axis", "Channel axis", "", { placeholder: "as stored, or the last" }),
-  {
-    ...text(
-      "layers.0.quantization.scale",
-      "Scale of codes",
-      "For stored integers that represent real values: a number, or one per channel.",
-      { placeholder: "as stored, or none" },
-    ),
-    as: AS_NUMBERS,
-  },
+  numbers(
+    "layers.0.quantization.scale",
+    "Scale of codes",
+    "For stored integers that represent real values: a number, or one per channel.",
+    { placeholder: "as stored, or none" },
+  ),
   select("layers.0.quantization.scale_is", "Meaning of the scale", [
     ["", "–"],
     ["step", "step: real units per code"],
     ["reciprocal", "reciprocal: codes per real unit"],
   ]),
-  { ...text("layers.0.quantization.zero_point", "Zero point", "", { placeholder: "0" }), as: AS_NUMBERS },
+  numbers("layers.0.quantization.zero_point", "Zero point", "", { placeholder: "0" }),
 ];
 
 export const modelFields = [

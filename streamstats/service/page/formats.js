@@ -34,3 +34,14 @@ export const clock = (seconds) => new Date(seconds * 1000).toLocaleTimeString();
 
 // Names in the order in which a network has them, as far as numbers in them tell.
 export const byName = (a, b) => a.localeCompare(b, "en", { numeric: true });
+
+// How many rows are in `ranges`, [first, stop] each.
+export const rowsIn = (ranges) => ranges.reduce((sum, [first, stop]) => sum + stop - first, 0);
+
+// The title of a figure that the service names, as in "quantile_99_9".
+export const titleOf = (figure) =>
+  figure[0].toUpperCase() +
+  figure
+    .slice(1)
+    .replaceAll("_", " ")
+    .replace(/(\d) (\d)/, "$1.$2");

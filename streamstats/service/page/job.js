@@ -3,7 +3,7 @@
 import { ask, follow, get, post, Refused } from "./api.js";
 import { describing } from "./about.js";
 import { comparing } from "./choose.js";
-import { badge, ENDED, nameOf, sourceOf, submitAddress } from "./describe.js";
+import { badge, ENDED, nameOf, sourceOf, submitAddress, tagLinks } from "./describe.js";
 import { button, confirmed, copyable, h, linkButton, notice, title } from "./elements.js";
 import { clock, duration, time, whole } from "./formats.js";
 import { attention, inOrder, layerTable } from "./layers.js";
@@ -131,7 +131,7 @@ function headOf(job) {
       badge(job.state),
       h("span", { class: "name" }, source),
       h("span", { class: "faint" }, `by ${job.submitter}, submitted ${time(job.submitted)}`),
-      ...(job.tags ?? []).map((tag) => h("a", { class: "tag", href: `#/jobs?tag=${encodeURIComponent(tag)}` }, tag)),
+      tagLinks(job),
     ),
     job.note ? h("p", { class: "note" }, job.note) : null,
     SAID_BELOW.includes(job.state) ? null : h("p", { class: "faint" }, job.message),

@@ -1,7 +1,7 @@
 // The list of jobs, newest first, always current. Its filters are in the address, so that a list can be shared.
 
 import { get } from "./api.js";
-import { badge, bar, ENDED, jobLink, nameOf, rowsOf, share, sourceOf } from "./describe.js";
+import { badge, bar, ENDED, jobLink, nameOf, rowsOf, share, sourceOf, tagLinks } from "./describe.js";
 import { button, h, linkButton, title } from "./elements.js";
 import { time } from "./formats.js";
 import { Age, keepCurrent } from "./lists.js";
@@ -110,10 +110,8 @@ class JobList {
   }
 }
 
-const tags = (job) => (job.tags ?? []).map((tag) => h("a", { class: "tag", href: `#/jobs?tag=${encodeURIComponent(tag)}` }, tag));
-
 const COLUMNS = [
-  { title: "Job", name: true, key: nameOf, cell: (job) => [jobLink(job, job.name || job.id), tags(job)] },
+  { title: "Job", name: true, key: nameOf, cell: (job) => [jobLink(job, job.name || job.id), tagLinks(job)] },
   { title: "State", key: (job) => job.state, cell: (job) => badge(job.state) },
   { title: "Source", name: true, key: sourceOf, cell: (job) => sourceOf(job) },
   { title: "Submitter", name: true, key: (job) => job.submitter, cell: (job) => job.submitter },

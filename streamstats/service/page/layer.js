@@ -2,10 +2,10 @@
 
 import { ask, follow, get, layerPath } from "./api.js";
 import { button, copyable, h, linkButton, notice, save, title } from "./elements.js";
-import { counted, known, number, percent, time, whole } from "./formats.js";
+import { counted, known, number, percent, time, titleOf, whole } from "./formats.js";
 import { inOrder } from "./layers.js";
 import { key, plot } from "./plots.js";
-import { sortable } from "./tables.js";
+import { channelTable, sortable } from "./tables.js";
 import { curlOf } from "./ways.js";
 
 export async function showLayer({ main, signal, fail }, id, name) {
@@ -23,12 +23,13 @@ export async function showLayer({ main, signal, fail }, id, name) {
     ...channelPlots(name, found, group),
     developed,
     ...tables(name, found),
-    channelTable(name, found.per_channel),
+    channelTable(`Channels of ${name}`, found.per_channel.mean.map((_, channel) => channel), figuresOf(found.per_channel)),
     copyable("With curl", curlOf(path)),
   );
   if (job.follows) await showDevelopment(developed, { id, name, units: unitsOf(found), group, signal });
 }
 
+const ERROR_BAR = "± one standard error, where it is larger than the point";
 const unitsOf = (found) => found.attributes?.units || (found.quantization ? "real units" : "units as stored");
 
 function summary(found) {
@@ -62,7 +63,7 @@ function neighbours(id, name, layers) {
   const to = (other, label) => (other ? linkButton(label(other), layerAddress(id, other), "quiet") : null);
   return h(
     "nav",
-    { class: "row neighbours", "aria-label": "Layers before and after" },
+    { class: "neighbours", "aria-label": "Layers before and after" },
     to(names[at - 1], (other) => `← ${other}`),
     h("span", { class: "faint small" }, `layer ${whole(at + 1)} of ${whole(names.length)}`),
     to(names[at + 1], (other) => `${other} →`),
@@ -89,37 +90,28 @@ function channelPlots(name, found, group) {
   const flags = flagged.includes(true) ? [{ kind: "flags", color: "--bad", values: flagged }] : [];
   const errors = error && found.rows_are === "samples";
   const ends = (sign) => mean.map((value, channel) => (value === null || error[channel] === null ? null : value + sign * error[channel]));
-  const axis = `Channel (axis ${found.channel_axis})`;
-  const said = (channel) => sayChannel(found.per_channel, channel);
-  const marked = () => flags.length > 0 && key("bad", "▲", "has NaN or infinities, or no finite value");
+  const drawn = (label, y, marks, legend) =>
+    plot({
+      label: `${label} of each channel of ${name}`,
+      xs,
+      axes: { x: `Channel (axis ${found.channel_axis})`, y: `${y} (${unitsOf(found)})` },
+      said: (channel) => sayChannel(found.per_channel, channel),
+      group,
+      marks: [...marks, ...flags],
+      legend: [...legend, flags.length > 0 && key("bad", "▲", "has NaN or infinities, or no finite value")],
+    });
+  const zero = { kind: "level", color: "--grid", at: 0 };
+  const bars = errors ? [{ kind: "errors", color: "--error-bar", low: ends(-1), high: ends(1) }] : [];
+  const means = { kind: "points", color: "--accent", values: mean };
+  const barKey = errors && key("error-bar", "I", ERROR_BAR);
   return [
-    plot({
-      label: `Mean of each channel of ${name}`,
-      xs,
-      axes: { x: axis, y: `Mean (${unitsOf(found)})` },
-      said,
-      group,
-      marks: [
-        { kind: "level", color: "--grid", at: 0 },
-        ...(errors ? [{ kind: "errors", color: "--error-bar", low: ends(-1), high: ends(1) }] : []),
-        { kind: "points", color: "--accent", values: mean },
-        ...flags,
-      ],
-      legend: [
-        key("accent", "●", "mean"),
-        errors ? key("error-bar", "I", "± one standard error, where it is larger than the point") : null,
-        marked(),
-      ],
-    }),
-    plot({
-      label: `Range of each channel of ${name}`,
-      xs,
-      axes: { x: axis, y: `Values (${unitsOf(found)})` },
-      said,
-      group,
-      marks: [{ kind: "ranges", color: "--range", low: minimum, high: maximum }, ...flags],
-      legend: [key("range", "▮", "least to greatest value"), marked()],
-    }),
+    drawn("Mean", "Mean", [zero, ...bars, means], [key("accent", "●", "mean"), barKey]),
+    drawn(
+      "Range",
+      "Values",
+      [{ kind: "ranges", color: "--range", low: minimum, high: maximum }],
+      [key("range", "▮", "least to greatest value")],
+    ),
   ];
 }
 
@@ -188,24 +180,7 @@ function listed(layer, name, { columns, rows }) {
   );
 }
 
-// The table is made when it is opened: a layer may have thousands of channels.
-function channelTable(name, lists) {
-  const channels = lists.mean.map((_, channel) => channel);
-  const columns = [
-    { title: "Channel", number: true, key: (channel) => channel, cell: (channel) => String(channel) },
-    ...Object.entries(lists).map(([figure, values]) => column(figure, values)),
-  ];
-  const place = h("div");
-  const fill = () =>
-    details.open && !place.firstChild && place.append(sortable(columns, channels, { label: `Channels of ${name}`, cards: false }).element);
-  const details = h("details", { ontoggle: fill }, h("summary", {}, `All ${counted(channels.length, "channel")} as a table`), place);
-  return details;
-}
-
-function column(figure, values) {
-  const shown = values.every(Number.isInteger) ? whole : number;
-  return { title: figure.replaceAll("_", " "), number: true, key: (channel) => values[channel], cell: (channel) => shown(values[channel]) };
-}
+const figuresOf = (lists) => Object.entries(lists).map(([figure, values]) => [titleOf(figure), (channel) => values[channel]]);
 
 // How the layer developed while the job followed its store: the chosen channel, and all channels together.
 async function showDevelopment(section, { id, name, units, group, signal }) {
@@ -253,13 +228,13 @@ function developmentOf(name, { channel, points }, units) {
       ],
       legend: [
         key("accent", "●", "mean; choose another channel in the plots above"),
-        key("error-bar", "I", "± one standard error, where it is larger than the point"),
+        key("error-bar", "I", ERROR_BAR),
       ],
     }),
     plot({
-      label: `Greatest change of a mean of ${name} since then`,
+      label: `Greatest change of a mean of ${name} up to the newest result set`,
       xs,
-      axes: { x: "Rows counted", y: "Change (% of the layer's range)" },
+      axes: { x: "Rows counted", y: "Change (% of range)" },
       said,
       group,
       marks: [

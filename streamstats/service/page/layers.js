@@ -1,7 +1,7 @@
 // The layers of a job's results: those that need attention first, then all of them in the network's order.
 
 import { h, svg } from "./elements.js";
-import { byName, counted, number, percent, whole } from "./formats.js";
+import { byName, counted, number, percent, rowsIn, titleOf, whole } from "./formats.js";
 import { downloadButton } from "./ways.js";
 import { sortable } from "./tables.js";
 
@@ -15,7 +15,7 @@ export function inOrder(layers) {
     .sort((a, b) => (place(a) === place(b) ? byName(a.name, b.name) : place(a) - place(b)));
 }
 
-export const missingRows = (layer) => layer.missing.reduce((sum, gap) => sum + gap.rows[1] - gap.rows[0], 0);
+export const missingRows = (layer) => rowsIn(layer.missing.map((gap) => gap.rows));
 
 // Why a layer needs attention: a sentence for each reason, the worst first.
 export function concerns(layer) {
@@ -115,9 +115,15 @@ export function layerTable(id, layers, before = { search: "", all: false }) {
   );
 }
 
+// A number of rows and, if any are, how many of its layer do not count.
+export const rowsLess = (rows, ranges, what) => [
+  whole(rows),
+  rowsIn(ranges) ? h("span", { class: "faint small" }, `${whole(rowsIn(ranges))} ${what}`) : null,
+];
+
 const columnsOf = (id) => [
   { title: "Layer", name: true, key: (layer) => layer.name, cell: (layer) => layerLink(id, layer.name) },
-  { title: "Rows", number: true, key: (layer) => layer.rows, cell: (layer) => whole(layer.rows) },
+  { title: "Rows", number: true, key: (layer) => layer.rows, cell: (layer) => rowsLess(layer.rows, layer.excluded, "taken back") },
   { title: "Coverage", key: missingRows, cell: coverage, wide: true },
   { title: "Channels", number: true, key: (layer) => layer.channels, cell: (layer) => whole(layer.channels) },
   { title: "Stored as", key: (layer) => layer.dtype, cell: (layer) => layer.dtype + (layer.quantization ? " codes" : ""), wide: true },
@@ -173,13 +179,6 @@ const figureColumns = (layers) =>
     wide: true,
   }));
 
-const titleOf = (figure) =>
-  figure[0].toUpperCase() +
-  figure
-    .slice(1)
-    .replaceAll("_", " ")
-    .replace(/(\d) (\d)/, "$1.$2");
-
 const figureCell = (value) =>
   value === undefined
     ? ""
@@ -191,7 +190,12 @@ const figureCell = (value) =>
 
 function coverage(layer) {
   const missing = missingRows(layer);
-  const label = missing ? `${counted(missing, "row")} missing` : "all rows are counted";
+  const taken = rowsIn(layer.excluded);
+  const label = missing
+    ? `${counted(missing, "row")} missing`
+    : taken
+      ? `all rows are counted except ${whole(taken)} that were taken back`
+      : "all rows are counted";
   return [coveragePicture(layer, label), h("span", { class: missing ? "error small" : "faint small" }, missing ? label : "complete")];
 }
 

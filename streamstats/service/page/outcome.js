@@ -19,7 +19,7 @@ export function countedOf(job, layers, results) {
   const verdict = missing
     ? `${counted(missing, "row")} missing`
     : troubled
-      ? `${counted(troubled, "layer")} to look at`
+      ? `${counted(troubled, "layer")} ${troubled === 1 ? "needs" : "need"} attention`
       : "nothing needs attention";
   return h(
     "section",

@@ -2,7 +2,7 @@
 // x axis, and what is at the chosen place is said in words.
 
 import { button, h } from "./elements.js";
-import { known, number } from "./formats.js";
+import { known, number, whole } from "./formats.js";
 
 const HEIGHT = { wide: 300, phone: 240 };
 const KEYS = "Arrow keys, Page Up, Page Down, Home and End move; + and − zoom; 0 shows all. Drag with the pointer to zoom.";
@@ -30,7 +30,7 @@ export function plot({ label, xs, axes, marks, said, legend = [], group = null, 
   const element = h(
     "figure",
     { class: "plot", "aria-label": label },
-    h("div", { class: "row" }, h("figcaption", { class: "grow strong" }, label), ...zoomButtons(chart, xs)),
+    h("div", { class: "row" }, h("figcaption", { class: "grow strong" }, label), h("span", { class: "zoom" }, zoomButtons(chart, xs))),
     frame,
     readout,
     h("p", { class: "legend small faint" }, legend),
@@ -101,7 +101,11 @@ function options({ axes, marks, xs, range, logarithmic, view, width }) {
 }
 
 const widthOf = (_, labels) => 20 + 7.2 * Math.max(3, ...(labels ?? []).map((each) => String(each ?? "").length));
-const shortly = (value) => (Math.abs(value) >= 1e5 ? value.toExponential(0).replace("e+", "e") : number(value));
+const shortly = (value) => {
+  const size = Math.abs(value);
+  if (size >= 1e5) return value.toExponential(0).replace("e+", "e");
+  return size >= 1e3 ? whole(value).replace("-", "−") : number(value);
+};
 
 // Colours are those of the page, so that a theme that changes changes the plot.
 const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim() && resolved(name);

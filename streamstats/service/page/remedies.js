@@ -5,6 +5,7 @@ import { submitAddress } from "./describe.js";
 import { h, linkButton } from "./elements.js";
 
 const KEY = /`([a-z_]+): ([a-z_0-9]+)`/g;
+const AT_FAULT = 2; // the exit status of the command line for a request that cannot be met as it stands
 const FILES = {
   model: "float model",
   quantized: "quantised model",
@@ -17,8 +18,8 @@ export function nextSteps(job) {
   const steps = [...stepsOf(job)];
   return h(
     "section",
-    { class: "panel bad", "aria-label": "Next steps" },
-    h("p", { class: "error", role: "alert" }, job.message),
+    { class: `panel ${job.state === "failed" ? "bad" : "warn"}`, "aria-label": "Next steps" },
+    h("p", { class: job.state === "failed" ? "error" : "warn-text", role: "alert" }, job.message),
     h("h2", {}, "Next steps"),
     h(
       "ul",
@@ -52,7 +53,9 @@ function* stepsOf(job) {
     yield ["Give the job more memory.", linkButton("Submit again with more memory", again({ memory: 2 * job.request.memory }))];
   if (/process ended|tried \d+ times/.test(job.message))
     yield [`Ask whoever runs the service: its log has the details under job ${job.id}.`];
-  if (job.state === "failed") yield ["If the cause is gone, run the same job again.", linkButton("Submit again", again({}))];
+  if (job.exit_status === AT_FAULT)
+    yield ["Correct the request as the message says.", linkButton("Change the configuration", again({}))];
+  else if (job.state === "failed") yield ["If the cause is gone, run the same job again.", linkButton("Submit again", again({}))];
   else yield ["The layers that are complete can be used as they are."];
 }
 

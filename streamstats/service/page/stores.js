@@ -3,7 +3,8 @@
 import { get } from "./api.js";
 import { submitAddress } from "./describe.js";
 import { h, linkButton, title } from "./elements.js";
-import { counted, whole } from "./formats.js";
+import { counted, rowsIn, whole } from "./formats.js";
+import { rowsLess } from "./layers.js";
 import { Age, keepCurrent } from "./lists.js";
 import { sortable } from "./tables.js";
 
@@ -63,14 +64,27 @@ class StorePanel {
   }
 
   update(store) {
-    this.table.update(Object.entries(store.layers));
-    const owner = store.owner ? `, of ${store.owner}` : "";
-    const said = `${counted(Object.keys(store.layers).length, "layer")}, ${counted(store.rows, "row")}${owner}`;
+    const layers = Object.entries(store.layers).map(([name, rows]) => ({ name, rows, withdrawn: store.withdrawn[name] ?? [] }));
+    this.table.update(layers);
+    const withdrawn = rowsIn(layers.flatMap((layer) => layer.withdrawn));
+    const said = [
+      counted(layers.length, "layer"),
+      counted(store.rows, "row"),
+      withdrawn && `${whole(withdrawn)} of them withdrawn`,
+      store.owner && `owner: ${store.owner}`,
+    ]
+      .filter(Boolean)
+      .join(", ");
     if (this.rows.textContent !== said) this.rows.textContent = said;
   }
 }
 
 const COLUMNS = [
-  { title: "Layer", name: true, key: ([name]) => name, cell: ([name]) => name },
-  { title: "Rows", number: true, key: ([, rows]) => rows, cell: ([, rows]) => whole(rows) },
+  { title: "Layer", name: true, key: (layer) => layer.name, cell: (layer) => layer.name },
+  {
+    title: "Rows",
+    number: true,
+    key: (layer) => layer.rows,
+    cell: (layer) => rowsLess(layer.rows, layer.withdrawn, "withdrawn"),
+  },
 ];

@@ -143,7 +143,8 @@ class SubmitView {
     for (const each of this.element.querySelectorAll("[name=kind]")) each.checked = each.value === request.kind;
     const rules = request.layers?.length ?? 0;
     this.rules.hidden = rules > 1;
-    this.several.textContent = rules > 1 ? `There are ${rules} rules for layers; they are in the configuration below.` : "";
+    this.several.hidden = rules < 2;
+    this.several.textContent = `There are ${rules} rules for layers; they are in the configuration below.`;
   }
 
   async send(event) {

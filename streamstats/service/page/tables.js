@@ -2,7 +2,7 @@
 // `name` or `time` for its style, and `wide` if phones leave it out.
 
 import { button, h } from "./elements.js";
-import { byName, known, whole } from "./formats.js";
+import { byName, counted, known, number, whole } from "./formats.js";
 
 const PHONE = matchMedia("(max-width: 640px)");
 const ROWS = { wide: 50, phone: 12 };
@@ -83,6 +83,20 @@ export function sortable(columns, rows, { label, sorted = null, cards = true, id
   }
 
   return { element: shown, table, update };
+}
+
+// A table of a layer's channels by figure, [title, value(channel)] each, made when it is opened: there may be thousands.
+export function channelTable(label, channels, figures) {
+  const columns = figures.map(([title, value]) => {
+    const shown = channels.every((channel) => Number.isInteger(value(channel))) ? whole : number;
+    return { title, number: true, key: value, cell: (channel) => shown(value(channel)) };
+  });
+  const channel = { title: "Channel", number: true, key: (each) => each, cell: String };
+  const place = h("div");
+  const fill = () =>
+    details.open && !place.firstChild && place.append(sortable([channel, ...columns], channels, { label, cards: false }).element);
+  const details = h("details", { ontoggle: fill }, h("summary", {}, `All ${counted(channels.length, "channel")} as a table`), place);
+  return details;
 }
 
 const styleOf = (column) =>

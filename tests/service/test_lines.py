@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 
 from streamstats.progress import Progress, Stage
-from streamstats.service import runner
+from streamstats.service import lines as reporting
+from streamstats.service.lines import Lines
 from streamstats.service.processes import parsed
-from streamstats.service.runner import Lines
 
 
 @pytest.fixture
-def lines(monkeypatch: pytest.MonkeyPatch) -> Progress:
-    monkeypatch.setattr(runner, "REPORT_SECONDS", 0.0)
+def lines(monkeypatch: pytest.MonkeyPatch) -> Lines:
+    monkeypatch.setattr(reporting, "REPORT_SECONDS", 0.0)
     return Lines()
 
 
@@ -37,6 +37,11 @@ def test_a_reduction_reports_its_plan_its_rows_and_its_repeats(
         assert content.pop("speed") > 0
         assert content == {"rows": 30, "bytes": 400, "repeats": repeats}
     assert saving == ("saving", 0.5)
+
+
+def test_rows_that_are_counted_and_missing_ones_are_all_rows(lines: Lines, capfd: pytest.CaptureFixture[str]) -> None:
+    lines.settled(16, missing=4)
+    assert reported(capfd) == [("plan", {"rows": 20, "before": 16, "bytes": 0})]
 
 
 def test_other_stages_are_messages_and_count_no_rows(lines: Progress, capfd: pytest.CaptureFixture[str]) -> None:
