@@ -189,9 +189,9 @@ def python() -> Iterator[str]:
         "channels."
     )
     for package in ("", "models.torch"):
-        names = _public(package)
+        names = public(package)
         yield f"## {f'streamstats.{package}'.rstrip('.')}"
-        found = {name: _definition(package, name) for name in names}
+        found = {name: definition(package, name) for name in names}
         known = {name: each for name, each in found.items() if each is not None}
         yield _table(
             ["name", "meaning"],
@@ -213,7 +213,7 @@ def _tree(module: str) -> ast.Module:
     )
 
 
-def _public(package: str) -> list[str]:
+def public(package: str) -> list[str]:
     """What `__all__` of a package names."""
     lists = (each.value for each in _tree(package).body if isinstance(each, ast.Assign) and _is_all(each.targets[0]))
     return list(ast.literal_eval(next(lists)))
@@ -223,7 +223,7 @@ def _is_all(target: ast.expr) -> bool:
     return isinstance(target, ast.Name) and target.id == "__all__"
 
 
-def _definition(module: str, name: str) -> tuple[str, Defined] | None:
+def definition(module: str, name: str) -> tuple[str, Defined] | None:
     """The module that defines what `module` calls `name`, and the definition; None if it comes from elsewhere."""
     for each in ast.walk(_tree(module)):
         if isinstance(each, ast.ClassDef | ast.FunctionDef) and each.name == name:
@@ -232,7 +232,7 @@ def _definition(module: str, name: str) -> tuple[str, Defined] | None:
             is_package = (ROOT / "streamstats" / module.replace(".", "/")).is_dir()
             parts = module.split(".") if module else []
             above = parts[: len(parts) - each.level + is_package]
-            return _definition(".".join([*above, *(each.module or "").split(".")]).strip("."), name)
+            return definition(".".join([*above, *(each.module or "").split(".")]).strip("."), name)
     return None
 
 
@@ -261,7 +261,7 @@ def _methods(module: str, node: ast.ClassDef) -> dict[str, ast.FunctionDef]:
 
 def _bases(module: str, node: ast.ClassDef) -> Iterator[tuple[str, ast.ClassDef]]:
     for each in node.bases:
-        found = _definition(module, each.id) if isinstance(each, ast.Name) else None
+        found = definition(module, each.id) if isinstance(each, ast.Name) else None
         if found is not None and isinstance(found[1], ast.ClassDef):
             yield found[0], found[1]
 
