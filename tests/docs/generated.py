@@ -206,7 +206,7 @@ Defined = ast.ClassDef | ast.FunctionDef
 
 
 @cache
-def _tree(module: str) -> ast.Module:
+def tree(module: str) -> ast.Module:
     path = ROOT / "streamstats" / module.replace(".", "/")
     return ast.parse(
         (path.with_suffix(".py") if path.with_suffix(".py").is_file() else path / "__init__.py").read_text()
@@ -215,7 +215,7 @@ def _tree(module: str) -> ast.Module:
 
 def public(package: str) -> list[str]:
     """What `__all__` of a package names."""
-    lists = (each.value for each in _tree(package).body if isinstance(each, ast.Assign) and _is_all(each.targets[0]))
+    lists = (each.value for each in tree(package).body if isinstance(each, ast.Assign) and _is_all(each.targets[0]))
     return list(ast.literal_eval(next(lists)))
 
 
@@ -225,7 +225,7 @@ def _is_all(target: ast.expr) -> bool:
 
 def definition(module: str, name: str) -> tuple[str, Defined] | None:
     """The module that defines what `module` calls `name`, and the definition; None if it comes from elsewhere."""
-    for each in ast.walk(_tree(module)):
+    for each in ast.walk(tree(module)):
         if isinstance(each, ast.ClassDef | ast.FunctionDef) and each.name == name:
             return module, each
         if isinstance(each, ast.ImportFrom) and each.level and name in {alias.name for alias in each.names}:

@@ -9,12 +9,13 @@ import ast
 import re
 import shlex
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from generated import definition, public
+from generated import definition, public, tree
 from pages import PAGES, README, ROOT, Block, blocks, name_of, prose
 from pydantic import ValidationError
 
@@ -152,4 +153,11 @@ def exists(module: str, name: str) -> bool:
     path = ROOT / module.replace(".", "/")
     if any(each.exists() for each in (path / name, path / f"{name}.py")):
         return True
-    return name in public("") if not inside else definition(inside, name) is not None
+    return name in (public("") if not inside else assigned(inside)) or definition(inside, name) is not None
+
+
+def assigned(module: str) -> set[str]:
+    """The variables of a module."""
+    targets = (node.targets for node in tree(module).body if isinstance(node, ast.Assign))
+    annotated = (node.target for node in tree(module).body if isinstance(node, ast.AnnAssign))
+    return {each.id for each in [*chain(*targets), *annotated] if isinstance(each, ast.Name)}

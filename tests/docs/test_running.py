@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from _pytest.mark import ParameterSet
 from pages import DOCS, IN_THE_DEMO, README, ROOT, Block, blocks, name_of
 
 SECONDS = 300
@@ -30,11 +29,11 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "demo"
 
 
-def marked(page: Path) -> ParameterSet:
+def marked(page: Path) -> Any:
     return pytest.param(page, id=name_of(page), marks=[] if name_of(page) in QUICK else pytest.mark.soak)
 
 
-@pytest.mark.parametrize("page", map(marked, RUNNING))
+@pytest.mark.parametrize("page", [*map(marked, RUNNING)])
 def test_a_page_runs_and_prints_what_it_says(
     page: Path, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
