@@ -1,10 +1,10 @@
 """The pages that people read, and the blocks in them: what is between fences, with its language.
 
-Blocks in `bash`, `console` and `python` run, page by page, in a folder of the page that is empty at first. A comment
-says what does not run, or starts elsewhere:
+Blocks in `bash`, `console` and `python` run, page by page, in a folder of the page: an empty one or, for pages that say
+how to do something with what a reader has, one as `streamstats demo` leaves it. What cannot run has a comment before it,
+which holds for the next block or, if other text follows, for the rest of the page:
 
-    <!-- not run: WHY -->       before a block: this block; elsewhere: the page from here on
-    <!-- run in: the demo -->   the folder is the one that `streamstats demo` leaves
+    <!-- not run: WHY -->
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
+HOW_TO = DOCS / "how-to"
 README = ROOT / "README.md"
 PAGES = [README, *sorted(DOCS.rglob("*.md")), *sorted((ROOT / "benchmarks").glob("*.md"))]
 RUNNABLE = ("bash", "console", "python")
-IN_THE_DEMO = "<!-- run in: the demo -->"
 NOT_RUN = re.compile(r"<!-- not run: .+ -->")
 
 
