@@ -1,8 +1,8 @@
 """The pages that people read, and the blocks in them: what is between fences, with its language.
 
 Blocks in `bash`, `console` and `python` run, page by page, in a folder of the page: an empty one or, for pages that
-say how to do something with what a reader has, one as `streamstats demo` leaves it. What cannot run has a comment before
-it, which holds for the next block or, if other text follows, for the rest of the page:
+say how to do something with what a reader has, one as `streamstats demo` leaves it. What cannot run has a comment
+before it, which holds for the next block or, if other text follows, for the rest of the page:
 
     <!-- not run: WHY -->
 """

@@ -16,9 +16,8 @@ from typing import Any
 import pytest
 from pages import DOCS, HOW_TO, README, ROOT, Block, blocks, name_of
 
-SECONDS = 300
-QUICK = ("docs/tutorials/own-activations.md",)
-"""Pages that take seconds; the others run in `make soak`."""
+pytestmark = pytest.mark.soak
+SECONDS = 600
 RUNNING = [page for page in [README, *sorted(DOCS.rglob("*.md"))] if any(block.runs for block in blocks(page))]
 
 
@@ -29,11 +28,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "demo"
 
 
-def marked(page: Path) -> Any:
-    return pytest.param(page, id=name_of(page), marks=[] if name_of(page) in QUICK else pytest.mark.soak)
-
-
-@pytest.mark.parametrize("page", [*map(marked, RUNNING)])
+@pytest.mark.parametrize("page", RUNNING, ids=name_of)
 def test_a_page_runs_and_prints_what_it_says(
     page: Path, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
