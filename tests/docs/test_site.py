@@ -61,12 +61,12 @@ def test_no_built_page_takes_anything_from_another_host(site: Path) -> None:
 
 
 def test_the_search_works_from_disk(site: Path) -> None:
+    asked: list[str] = []
     for browser in started():
         page = new_context(browser).new_page()
-        asked: list[str] = []
         page.on("request", lambda request: asked.append(request.url))
         page.goto(f"{site.as_uri()}/index.html")
         page.get_by_role("button", name="Search").first.click()
         page.keyboard.type("reciprocal")
         expect(page.get_by_role("link", name=re.compile("Configuration")).first).to_be_visible()
-        assert [url for url in asked if not url.startswith(("file:", "data:", "blob:"))] == []
+    assert [url for url in asked if not url.startswith(("file:", "data:", "blob:"))] == []
