@@ -35,9 +35,10 @@ browser: $(VENV)/test.installed
 	$(BIN)/python -m playwright install chromium
 
 # The documentation as pages, which the service shows at /manual/: fails for a link that leads nowhere.
-docs: $(VENV)/test.installed
+docs: $(VENV)/test.installed browser
 	$(BIN)/python tests/docs/generated.py
 	$(BIN)/zensical build --clean --strict
+	$(BIN)/pytest -m 'soak or not soak' tests/docs/test_site.py
 
 # The tests with the lowest versions that pyproject.toml allows; `make test` takes the newest.
 lowest: $(LOWEST)/test.installed browser

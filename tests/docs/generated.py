@@ -453,8 +453,8 @@ def http() -> Iterator[str]:
     yield (
         "This page is made of `/api/v1/openapi.json`, from which clients can be generated; a service shows the same "
         "at `/api/v1/docs`. Requests need `Authorization: Bearer TOKEN`, with a token of the role that is named, or of "
-        "a higher one: `read`, `submit`, `admin`. `HEAD` is answered wherever `GET` is. Below `/manual/`, a service that has it shows this manual, to "
-        "everybody."
+        "a higher one: `read`, `submit`, `admin`. `HEAD` is answered wherever `GET` is. A service that has this manual "
+        "shows it below `/manual/`, to everybody."
     )
     operations = [
         (f"{method.upper()} {path}", each)

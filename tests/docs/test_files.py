@@ -45,9 +45,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder, random = tmp_path_factory.mktemp("files"), np.random.default_rng(5)
     kernel = ss.Kernel((3, 3), ss.Geometry(pads=(1, 1, 1, 1)))
     with ss.Recorder(folder / "in.zarr") as recorder:
-        conv = random.normal(size=(400, 3, 8, 8)).astype(np.float32)
+        conv = random.normal(size=(60, 3, 8, 8)).astype(np.float32)
         recorder.append("block 1/conv", conv, channel_axis=1, kernel=kernel)
-        recorder.append("fc", random.integers(-128, 128, (400, 4)).astype(np.int8), quantization=CODES)
+        recorder.append("fc", random.integers(-128, 128, (60, 4)).astype(np.int8), quantization=CODES)
     rules = (
         ss.LayerRule("fc", statistics=("histogram",), quantization=CODES),
         ss.LayerRule("*", statistics=("taps", "squares", "histogram")),
@@ -95,8 +95,8 @@ def test_a_state_says_what_was_counted_and_which_rows(state: File) -> None:
     assert json.loads(metadata["statistics"]) == ["mean", "extrema", "histogram", "squares", "taps"]
     assert json.loads(metadata["kernel"])["pads"] == [1, 1, 1, 1]
     ((_, rows, mask, settled, recorded),) = json.loads(metadata["sources"])
-    assert (rows, mask, settled, recorded) == (400, "", 400, True)
-    assert tensors["source.0.covered"].tolist() == [[0, 400]]
+    assert (rows, mask, settled, recorded) == (60, "", 60, True)
+    assert tensors["source.0.covered"].tolist() == [[0, 60]]
     for name in ("excluded", "filled", "accepted", "tail"):
         assert tensors[f"source.0.{name}"].shape == (0, 2)
 
@@ -111,7 +111,7 @@ def test_digits_are_exact_sums_in_the_units_of_the_table(state: File, values: np
             digits = state.tensors[f"{name}.digits"][:, channel].tolist()
             assert all(0 <= digit < 2**32 for digit in digits[:-1])
             assert sum(digit * 2 ** (32 * place) for place, digit in enumerate(digits)) * unit == wanted
-    assert state.tensors["mean.count"].tolist() == [400 * 64] * 3
+    assert state.tensors["mean.count"].tolist() == [60 * 64] * 3
 
 
 def test_bins_of_a_histogram_are_the_upper_halves_in_the_order_of_the_values(
@@ -161,7 +161,7 @@ def test_a_corrector_has_the_means_in_real_units(state: File, folder: Path) -> N
     assert (found.metadata["format"], found.metadata["kind"]) == ("streamstats.corrector/1", "mean")
     codes = taken_apart(folder / "out" / "state" / "fc.safetensors").tensors
     sums = [low + high * 2**32 for low, high in codes["mean.digits"].T.tolist()]
-    real = [(total + 3 * 400) * Fraction(1, 2) / 400 for total in sums]
+    real = [(total + 3 * 60) * Fraction(1, 2) / 60 for total in sums]
     assert found.tensors["input_mean"].tolist() == [float(each) for each in real]
     taps = taken_apart(folder / "out" / "correctors" / "block%201" / "conv.safetensors")
     assert taps.metadata["kind"] == "taps"
@@ -187,7 +187,7 @@ def test_a_recorder_says_how_its_arrays_are_stored_and_what_is_committed(folder:
     assert found["attributes"]["streamstats"] == {
         "channel_axis": 1,
         "recorded": True,
-        "rows": 400,
+        "rows": 60,
         "order": 1,
         "quantization": {"step": 0.5, "zero_point": -3},
     }

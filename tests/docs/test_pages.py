@@ -9,6 +9,7 @@ import ast
 import re
 import shlex
 from collections.abc import Iterator
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from streamstats.config import JobConfig
 from streamstats.service.settings import ServiceConfig
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=name_of)
+PARSER = make_parser()
 OTHERS = {"apiVersion", "groups", "scrape_configs", "services"}
 """Keys of what other programs read: Kubernetes, Prometheus, Compose."""
 
@@ -36,6 +38,7 @@ def test_every_link_leads_to_a_file_and_to_a_section_of_it(page: Path) -> None:
         assert not anchor or anchor in sections(target), f"{link}#{anchor}"
 
 
+@cache
 def sections(page: Path) -> set[str]:
     titles = re.findall(r"^#+ (.+)$", prose(page), re.M)
     return {re.sub(r"[-\s]+", "-", re.sub(r"[^\w\- ]", "", title.lower())) for title in titles}
@@ -73,7 +76,7 @@ def test_every_command_is_one(page: Path, capsys: pytest.CaptureFixture[str]) ->
 def refusal(command: list[str], capsys: pytest.CaptureFixture[str]) -> str | None:
     """What the parser says against the arguments of a command; None if it takes them."""
     try:
-        make_parser().parse_args(command)
+        PARSER.parse_args(command)
     except SystemExit as end:
         return capsys.readouterr().err if end.code else None
     return None

@@ -33,6 +33,10 @@ def test_every_page_is_in_the_navigation_once() -> None:
     assert sorted(pages_in(navigation)) == sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
 
 
+built = pytest.mark.soak
+"""For tests of the built pages, which `make docs` runs, too."""
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The built pages; building them fails for a link to a page or a section that does not exist."""
@@ -46,6 +50,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "streamstats" / "service" / "manual"
 
 
+@built
 def test_every_link_of_a_built_page_stays_in_the_site(site: Path) -> None:
     for page in site.rglob("*.html"):
         if page.name != "404.html":
@@ -54,12 +59,14 @@ def test_every_link_of_a_built_page_stays_in_the_site(site: Path) -> None:
             assert {each for each in targets if not each.exists() or not each.is_relative_to(site)} == set(), page.name
 
 
+@built
 def test_no_built_page_takes_anything_from_another_host(site: Path) -> None:
     for page in site.rglob("*.html"):
         text = page.read_text(encoding="utf-8")
         assert not re.search(r'\bsrc="?(?:https?:)?//|<link[^>]*href="?(?:https?:)?//|@import', text), page.name
 
 
+@built
 def test_the_search_works_from_disk(site: Path) -> None:
     asked: list[str] = []
     for browser in started():
