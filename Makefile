@@ -5,7 +5,7 @@ VENV ?= .venv
 LOWEST ?= .venv-lowest
 BIN = $(VENV)/bin
 
-.PHONY: demo test lint types unit browser lowest models package soak benchmark clean
+.PHONY: demo test lint types unit browser docs lowest models package soak benchmark clean
 
 demo: $(VENV)/demo.installed
 	$(BIN)/streamstats demo streamstats-demo
@@ -34,6 +34,12 @@ browser: $(VENV)/test.installed
 	($$as_root apt-get update -qq && $$as_root apt-get install -y -qq chromium) >/dev/null || \
 	$(BIN)/python -m playwright install chromium
 
+# The documentation as pages, which the service shows at /manual/: fails for a link that leads nowhere.
+docs: $(VENV)/test.installed browser
+	$(BIN)/python tests/docs/generated.py
+	$(BIN)/zensical build --clean --strict
+	$(BIN)/pytest -m 'soak or not soak' tests/docs/test_site.py
+
 # The tests with the lowest versions that pyproject.toml allows; `make test` takes the newest.
 lowest: $(LOWEST)/test.installed browser
 	$(LOWEST)/bin/pytest -n auto --dist worksteal
@@ -54,7 +60,7 @@ models: $(VENV)/test.installed
 	$(BIN)/python -m pip uninstall --quiet --yes aimet-onnx onnx2torch torchvision
 
 # The wheel and the sdist: their contents, and the demo from each of them in a fresh environment (some 3 minutes).
-package: $(VENV)/test.installed
+package: $(VENV)/test.installed docs
 	$(BIN)/pytest -m soak tests/test_package.py
 
 # Every long test, those of `make package` among them.
@@ -66,7 +72,7 @@ benchmark: $(VENV)/test.installed
 	$(BIN)/python benchmarks/throughput.py
 
 clean:
-	rm -rf $(VENV) $(LOWEST) streamstats-demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LOWEST) streamstats-demo streamstats/service/manual build dist .cache *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(VENV)/%.installed: pyproject.toml | $(VENV)
 	$(BIN)/python -m pip install --quiet --editable '.[$*]'

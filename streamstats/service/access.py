@@ -30,7 +30,8 @@ KNOWN = "streamstats.known"
 """The key, in the scope of a request, of whether it came with a token."""
 OPEN = ("/healthz", "/readyz", "/api/v1/openapi.json", DOCS)
 """Paths that need no token: they reveal nothing about the data."""
-PAGE = ("/", "/static/")
+MANUAL = "/manual/"
+PAGE = ("/", "/static/", MANUAL)
 LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
 LINKED = Caller("(link)", "read")
 """Who follows a link that is signed."""
@@ -171,7 +172,7 @@ def changes(method: str, path: str) -> bool:
 
 def _is_open(path: str) -> bool:
     """Whether `path` needs no token."""
-    return path in (PAGE[0], *OPEN) or path.startswith(PAGE[1])
+    return path in (PAGE[0], *OPEN) or path.startswith(PAGE[1:])
 
 
 def host_name(header: str) -> str:

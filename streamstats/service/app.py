@@ -7,14 +7,12 @@ have the same form, whatever raised them.
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, Response
-from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
@@ -22,13 +20,14 @@ from starlette.types import ASGIApp
 from .. import __version__
 from ..config import explain, model_in
 from ..errors import StreamstatsError
-from .access import DOCS, Guard, named_hosts
+from .access import DOCS, MANUAL, Guard, named_hosts
 from .admin_routes import AdminRoutes
 from .answers import problem, refused
 from .audit import Audited
 from .comparison_routes import ComparisonRoutes
 from .description import describe, operation_id
 from .job_routes import JobRoutes
+from .manual import manual
 from .messages import V1, OnnxRequest
 from .middleware import UNFORESEEN, SmallBodies, Watched
 from .operation_routes import PAGE, OperationRoutes
@@ -36,6 +35,7 @@ from .paths import allowed
 from .reference import reference
 from .result_routes import ResultRoutes
 from .service import Service
+from .static import Files
 from .store_routes import StoreRoutes
 from .upload_routes import UploadRoutes
 
@@ -67,7 +67,8 @@ def make_app(service: Service) -> ASGIApp:
     app.openapi = lambda: document  # type: ignore[method-assign]
     page = HTMLResponse(reference(document))
     app.add_route(DOCS, lambda _: page, include_in_schema=False)
-    app.mount("/static", _Files(directory=str(PAGE)))
+    app.mount("/static", Files(directory=str(PAGE)))
+    app.mount(MANUAL.rstrip("/"), manual())
     _answer_errors(app, service)
     return _protected(app, service)
 
@@ -124,11 +125,3 @@ def _body_of(request: Request) -> type[BaseModel]:
 def _place(location: tuple[int | str, ...]) -> tuple[int | str, ...]:
     """Where in the request: without the part of HTTP that it was in, and without the kind of job."""
     return tuple(part for part in location[1:] if part not in ("run", "onnx")) or location
-
-
-class _Files(StaticFiles):
-    """Files below a folder. A path with a NUL is that of none: older versions of starlette fail there."""
-
-    def lookup_path(self, path: str) -> tuple[str, os.stat_result | None]:
-        """As `StaticFiles.lookup_path`."""
-        return ("", None) if "\0" in path else super().lookup_path(path)

@@ -6,12 +6,14 @@ from dataclasses import replace
 from importlib.resources import files
 from shutil import disk_usage
 
-from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi.responses import HTMLResponse, JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from .. import __version__
 from ..errors import StreamstatsError
 from ..statistics.kinds import optional
+from . import manual
+from .access import MANUAL
 from .answers import problem
 from .messages import OWN, V1, AliveView, CallerView, ReadyView, ServiceView, StatisticView
 from .metrics import Moment
@@ -20,6 +22,8 @@ from .paths import Paths
 from .service import Service
 
 PAGE = files(__package__).joinpath("page")
+TO_THE_MANUAL = f'    <a href="{MANUAL}">Manual</a>\n'
+"""A line of the page."""
 
 
 class OperationRoutes:
@@ -40,8 +44,9 @@ class OperationRoutes:
         return routes
 
     def page(self) -> Response:
-        """The page for a browser."""
-        return FileResponse(str(PAGE.joinpath("index.html")))
+        """The page for a browser; it leads to the manual if the package has it."""
+        text = PAGE.joinpath("index.html").read_text(encoding="utf-8")
+        return HTMLResponse(text if manual.is_built() else text.replace(TO_THE_MANUAL, ""))
 
     async def alive(self) -> AliveView:
         """The process responds: in the event loop, so that it needs no thread."""
