@@ -44,10 +44,10 @@ $(LOWEST)/test.installed: pyproject.toml tests/lowest.py
 	$(LOWEST)/bin/python -m pip install --quiet --editable '.[test]' --constraint $(LOWEST)/lowest.txt
 	touch $@
 
-# The tests that need torch, NNCF, llm-compressor and other tools, and those of models that take long.
+# The tests that need torch, NNCF, llm-compressor, Prefect and other tools, and those of models that take long.
 models: $(VENV)/test.installed
-	$(BIN)/python -m pip install --quiet torch==2.13.0 torchao onnxscript brevitas nncf compressed-tensors llmcompressor
-	$(BIN)/pytest -m 'soak or not soak' tests/models tests/exports tests/ranges/test_against_*.py tests/statistics/test_products.py
+	$(BIN)/python -m pip install --quiet torch==2.13.0 torchao onnxscript brevitas nncf compressed-tensors llmcompressor prefect
+	$(BIN)/pytest -m 'soak or not soak' tests/models tests/exports tests/test_examples.py tests/ranges/test_against_*.py tests/statistics/test_products.py
 	# aimet-onnx comes with a torchvision that fits no CPU build of torch, so it is there for its own test alone
 	$(BIN)/python -m pip install --quiet aimet-onnx
 	$(BIN)/pytest -m 'soak or not soak' tests/exports/test_aimet_encodings.py
