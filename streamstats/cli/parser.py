@@ -75,6 +75,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_correct(_command(commands, "correct", descriptions.CORRECT, CORRECTING))
     _add_report(_command(commands, "report", descriptions.REPORT, CORRECTING))
     _add_demo(_command(commands, "demo", descriptions.DEMO, ON_MODELS))
+    _add_warm(_command(commands, "warm", descriptions.WARM))
     _add_serve(_command(commands, "serve", descriptions.SERVE, WITH_SERVICE))
     _add_backup(_command(commands, "backup", descriptions.BACKUP, WITH_SERVICE))
     _add_submit(_command(commands, "submit", descriptions.SUBMIT, WITH_SERVICE))
@@ -527,6 +528,12 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
 def _add_demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "folder", type=_local, metavar="DIR", nargs="?", default="streamstats-demo", help="the folder for its files"
+    )
+
+
+def _add_warm(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "dtypes", metavar="DTYPE", nargs="*", help="the dtypes of the stores, such as bfloat16; default: float32 int8"
     )
 
 
