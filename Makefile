@@ -53,7 +53,8 @@ models: $(VENV)/test.installed
 	$(BIN)/pytest -m 'soak or not soak' tests/exports/test_aimet_encodings.py
 	$(BIN)/python -m pip uninstall --quiet --yes aimet-onnx onnx2torch torchvision
 
-# The wheel and the sdist: their contents, and the demo from each of them in a fresh environment (some 3 minutes).
+# The wheel and the sdist: their contents, the demo from each of them in a fresh environment (some 3 minutes), and the
+# wheel under every Python from 3.11 to 3.14 that is installed.
 package: $(VENV)/test.installed
 	$(BIN)/pytest -m soak tests/test_package.py
 
