@@ -53,7 +53,7 @@ def warm(options: Namespace) -> None:
     dtypes = options.dtypes or DTYPES
     shown = Shown(quiet=options.quiet)
     if not options.quiet:
-        shown.say(f"compiling the loops for {' and '.join(dtypes)}: up to a minute")
+        shown.say(f"compiling the loops for {' and '.join(dtypes)}: about a minute")
     found = warm(dtypes, (lambda _: None) if options.quiet else shown.say)
     if options.json:
         print_json({"loops": found.loops, "seconds": found.seconds, "folder": str(found.folder)})

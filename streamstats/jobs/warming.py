@@ -1,7 +1,8 @@
 """Warming: jobs over a few samples made for it, which compile the loops that jobs over such values use.
 
 A loop is compiled when it is first used on a machine, and cached in a folder of the user. These jobs go the usual way,
-so they find the loops that others will: for each dtype, they count every statistic, alone and with all others.
+so they find the loops that others will: for each dtype, they count every statistic, alone and with all others. The
+loops that decode chunks and read files are used on nothing.
 """
 
 from __future__ import annotations
@@ -9,16 +10,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
+from ..calibration.encoding import fused
 from ..calibration.recorder import Recorder
 from ..calibration.selection import LayerRule, select_layers
+from ..calibration.sources.gathering import can_gather, gather
 from ..compiled import cache
-from ..errors import OutputError, UsageError
+from ..errors import OutputError, UsageError, counted
 from ..layouts import Geometry, Kernel
 from ..statistics.kinds import kinds_of, optional, refusals
 from .run import reduce
@@ -44,7 +48,7 @@ class Warmed:
 
 
 def warm(dtypes: Sequence[str] = DTYPES, say: Callable[[str], None] = lambda _: None) -> Warmed:
-    """Compile what counting values of these `dtypes` needs; `say` is told of each when it is done.
+    """Compile what counting values of these `dtypes` needs; `say` is told what each took.
 
     Raises `UsageError` for a dtype that a layer cannot have, and `OutputError` if the cache cannot be written.
     """
@@ -56,10 +60,11 @@ def warm(dtypes: Sequence[str] = DTYPES, say: Callable[[str], None] = lambda _: 
             f"the cache of compiled loops cannot be written: {error}; set XDG_CACHE_HOME to a folder that can"
         ) from error
     begun, before = time.monotonic(), cache.kept(folder)
-    for dtype in chosen:
+    parts = {"chunks and files": _read, **{dtype.name: partial(_count, dtype) for dtype in chosen}}
+    for name, use in parts.items():
         since, had = time.monotonic(), cache.kept(folder)
-        _count(dtype)
-        say(f"{dtype.name}: {len(cache.kept(folder) - had)} loops compiled in {time.monotonic() - since:.1f} s")
+        use()
+        say(f"{name}: {counted(len(cache.kept(folder) - had), 'loop')} compiled in {time.monotonic() - since:.1f} s")
     return Warmed(len(cache.kept(folder) - before), time.monotonic() - begun, folder)
 
 
@@ -68,6 +73,15 @@ def _dtype(name: str) -> np.dtype[Any]:
         return np.dtype(name)
     except TypeError as error:
         raise UsageError(f"there is no dtype {name!r}; expected one such as {' or '.join(DTYPES)}") from error
+
+
+def _read() -> None:
+    """Use the loops that decode chunks and read many small files: on nothing."""
+    nothing = np.zeros(1, np.uint8)
+    for compressor in fused.DEFINITIONS:
+        fused.decode(compressor, nothing, nothing)
+    if can_gather():
+        gather(-1, [], nothing, 0)
 
 
 def _count(dtype: np.dtype[Any]) -> None:
