@@ -60,7 +60,8 @@ def warm(dtypes: Sequence[str] = DTYPES, say: Callable[[str], None] = lambda _: 
             f"the cache of compiled loops cannot be written: {error}; set XDG_CACHE_HOME to a folder that can"
         ) from error
     begun, before = time.monotonic(), cache.kept(folder)
-    parts = {"chunks and files": _read, **{dtype.name: partial(_count, dtype) for dtype in chosen}}
+    parts: dict[str, Callable[[], None]] = {"chunks and files": _read}
+    parts |= {dtype.name: partial(_count, dtype) for dtype in chosen}
     for name, use in parts.items():
         since, had = time.monotonic(), cache.kept(folder)
         use()
