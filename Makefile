@@ -50,16 +50,17 @@ $(LOWEST)/test.installed: pyproject.toml tests/lowest.py
 	$(LOWEST)/bin/python -m pip install --quiet --editable '.[test]' --constraint $(LOWEST)/lowest.txt
 	touch $@
 
-# The tests that need torch, NNCF, llm-compressor and other tools, and those of models that take long.
+# The tests that need torch, NNCF, llm-compressor, Prefect and other tools, and those of models that take long.
 models: $(VENV)/test.installed
-	$(BIN)/python -m pip install --quiet torch==2.13.0 torchao onnxscript brevitas nncf compressed-tensors llmcompressor
-	$(BIN)/pytest -m 'soak or not soak' tests/models tests/exports tests/ranges/test_against_*.py tests/statistics/test_products.py
+	$(BIN)/python -m pip install --quiet torch==2.13.0 torchao onnxscript brevitas nncf compressed-tensors llmcompressor prefect
+	$(BIN)/pytest -m 'soak or not soak' tests/models tests/exports tests/test_examples.py tests/ranges/test_against_*.py tests/statistics/test_products.py
 	# aimet-onnx comes with a torchvision that fits no CPU build of torch, so it is there for its own test alone
 	$(BIN)/python -m pip install --quiet aimet-onnx
 	$(BIN)/pytest -m 'soak or not soak' tests/exports/test_aimet_encodings.py
 	$(BIN)/python -m pip uninstall --quiet --yes aimet-onnx onnx2torch torchvision
 
-# The wheel and the sdist: their contents, and the demo from each of them in a fresh environment (some 3 minutes).
+# The wheel and the sdist: their contents, the demo from each of them in a fresh environment (some 3 minutes), and the
+# wheel under every Python from 3.11 to 3.14 that is installed.
 package: $(VENV)/test.installed docs
 	$(BIN)/pytest -m soak tests/test_package.py
 

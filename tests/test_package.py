@@ -14,9 +14,24 @@ from typing import NamedTuple
 
 import pytest
 
+import streamstats
+
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("streamstats", "tests", "configs", "benchmarks", "docs", ".ci")
-FILES = ("README.md", "pyproject.toml", "zensical.toml", "MANIFEST.in", "Makefile")
+FOLDERS = ("streamstats", "tests", "configs", "benchmarks", "docs", "examples", "recipe", ".ci")
+FILES = (
+    *("README.md", "pyproject.toml", "zensical.toml", "MANIFEST.in", "Makefile", "Containerfile"),
+    *("CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "SECURITY.md"),
+)
+MINOR_VERSIONS = (11, 12, 13, 14)
+"""Of Python 3, those that the package is tried with, where they are installed."""
+TRY = """
+import numpy as np
+import streamstats as ss
+
+with ss.Recorder("small.zarr") as recorder:
+    recorder.append("fc", np.arange(600, dtype=np.int8).reshape(6, 100) % 7)
+print(ss.reduce("small.zarr")["fc"].rows, "rows")
+"""
 MADE_BY_USE = shutil.ignore_patterns("__pycache__", "*.egg-info", ".*_cache", ".hypothesis")
 
 pytestmark = pytest.mark.soak
@@ -33,6 +48,17 @@ class Built(NamedTuple):
     def files(self, *folders: str) -> set[str]:
         found = (path for folder in folders for path in (self.tree / folder).rglob("*"))
         return {path.relative_to(self.tree).as_posix() for path in found if path.is_file()}
+
+
+def python(minor: int) -> Path | None:
+    """Python 3.`minor`: that of this test, one on the path, or one of pyenv."""
+    if sys.version_info[1] == minor:
+        return Path(sys.executable)
+    found = shutil.which(f"python3.{minor}")  # pyenv's own, which may say that it has no such version, is not it
+    if found and "shims" not in Path(found).parts:
+        return Path(found)
+    versions = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
+    return next(iter(sorted(versions.glob(f"3.{minor}.*/bin/python"))), None)
 
 
 def run(*command: str | Path, folder: Path) -> str:
@@ -97,3 +123,16 @@ def test_the_demo_runs_in_a_fresh_environment_without_a_warning(built: Built, ki
         assert_no_warning(printed)
         assert "layer by layer" in printed
     assert (tmp_path / "demo" / "corrected.report.html").is_file()
+
+
+@pytest.mark.parametrize("minor", MINOR_VERSIONS)
+def test_it_installs_as_from_an_index_and_counts_under_each_python(built: Built, minor: int, tmp_path: Path) -> None:
+    found = python(minor)
+    if found is None:
+        pytest.skip(f"Python 3.{minor} is not installed")
+    run(found, "-m", "venv", tmp_path / "venv", folder=tmp_path)
+    programs, links = tmp_path / "venv" / "bin", built.wheel.parent
+    install = ("install", "--quiet", "--find-links", links, f"streamstats-calibration=={streamstats.__version__}")
+    run(programs / "python", "-m", "pip", *install, folder=tmp_path)
+    assert run(programs / "python", "-W", "error", "-c", TRY, folder=tmp_path) == "6 rows\n"
+    assert streamstats.__version__ in run(programs / "streamstats", "--version", folder=tmp_path)

@@ -54,6 +54,8 @@ LOOK = {
     "svg.fonttype": "none",  # text that can be searched
     "svg.hashsalt": "streamstats",  # without it, ids are random
 }
+ON_A_PAGE = {INK: "--ink", GREY: "--faint", FAINT: "--line", ORANGE: "--before", BLUE: "--after"}
+"""The variables of a page's style that stand for our colours, so that pictures follow its scheme, light or dark."""
 METADATA: dict[str, dict[str, Any]] = {"png": {"Software": None}, "svg": {"Date": None}}
 """For each format, the metadata to leave out because it differs from day to day or from place to place."""
 
@@ -96,12 +98,14 @@ def terminal_figure(width: int, height: int) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def picture_on(size: tuple[float, float]) -> Iterator[tuple[Axes, io.StringIO]]:
-    """Axes to draw on, `size` in inches, and a text that holds the SVG element afterwards."""
+    """Axes to draw on, `size` in inches, and a text that holds the SVG element afterwards, in the colours of a page."""
     text, content = io.StringIO(), io.BytesIO()
     with new_figure(size) as figure:
         yield figure.add_subplot(), text
-        figure.savefig(content, format="svg", metadata=METADATA["svg"])
+        figure.savefig(content, format="svg", metadata=METADATA["svg"], transparent=True)
     svg = content.getvalue().decode()
+    for color, variable in ON_A_PAGE.items():
+        svg = svg.replace(color.lower(), f"var({variable}, {color})")
     text.write(svg[svg.index("<svg") :])
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import __version__
-from ..errors import counted, require
+from ..errors import require
 from ..models.judgement import ADVICE, BY_MOMENTS, CORRECTED, ONE_PASS, UNCORRECTED, Judgement
 from ..models.linear import WEIGHTLESS, LayerCorrection
 from ..models.precision import Precision
@@ -23,16 +23,38 @@ from ..outputs.layer_statistics import LayerStatistics
 from ..outputs.manifest import MANIFEST
 from ..outputs.results import open_results
 from ..storage.files import write_bytes, write_json
-from . import pictures
+from . import pictures, verdict
+from .axis import Axis
+from .verdict import HALF, NAMED, figure, or_nan
 
 Float64Array = npt.NDArray[np.float64]
 FORMAT = "streamstats.report/1"
 MOST_RANKED, MOST_DRAWN = 60, 24
 """How many layers a ranking has, and how many have their channels drawn, at most: those with the largest shift."""
-NAMED = 20
-"""How many channels, or layers, a sentence names at most."""
-HALF = 0.5
-"""Of a step: rounding to steps discards that much anyway."""
+MODELS = (UNCORRECTED, BY_MOMENTS, ONE_PASS, CORRECTED)
+"""What is compared with the float model, in this order."""
+TERMS = {
+    "quantised": "the model with rounded weights, before its biases are corrected",
+    "by moments": "the model whose weights are rounded or scaled by the second moments of their inputs, not corrected",
+    "one pass": "all layers corrected at once, from the means of the float model",
+    "corrected": "the model that was written, or would be",
+    "shift": (
+        "how far the mean of a layer's outputs is from the float model's, in the whole network: the root of the mean "
+        "square over its channels"
+    ),
+    "SQNR": (
+        "signal-to-quantisation-noise ratio: the mean square of the float model's outputs, divided by that of the "
+        "error, in decibels; with 10 dB more, the squared error is a tenth"
+    ),
+    "correction": "what is added to the bias of a channel; figures are those of the channel where they are largest",
+    "step": "what one code of the bias is worth; for a bias of floats, what 8-bit inputs would make it",
+    "standard error": (
+        "how far the correction may be off because only these samples were counted, in steps of the bias; known if the "
+        "run counted statistics: [spread]"
+    ),
+    "never active": "channels of the layer's input that are zero in every sample",
+}
+"""The words of the page, explained at its end and over the headings of the table."""
 REPORT = ".report.html"
 """The suffix of a report, in place of the corrected model's own."""
 
@@ -130,7 +152,7 @@ def write(path: Path, report: Mapping[str, Any]) -> Path:
 def page(report: Mapping[str, Any]) -> str:
     """The page of HTML. Raises `MissingDependencyError`."""
     environment = require("jinja2", "plot").Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"number": _number, "percent": _percent, "channels": _channels}
+    environment.filters |= {"number": figure, "percent": _percent, "channels": _channels}
     judged = report["judgement"]
     template = environment.from_string(files(__package__).joinpath("page.html").read_text())
     return str(
@@ -139,8 +161,11 @@ def page(report: Mapping[str, Any]) -> str:
             judged=judged,
             models=_models(judged),
             layers=_rows(report),
-            verdicts=_verdicts(report),
+            headline=verdict.headline(report),
+            warnings=verdict.warnings(report),
+            verdicts=verdict.sentences(report),
             pictures=_pictures(judged) if judged and any(judged["layers"].values()) else {},
+            terms=TERMS,
             skipped=_skipped(report["correction"] or {}),
             before=UNCORRECTED,
             after=CORRECTED,
@@ -159,8 +184,7 @@ def _skipped(corrections: Mapping[str, Any]) -> dict[tuple[str, str], list[str]]
 
 
 def _models(judged: Mapping[str, Any] | None) -> list[str]:
-    names = (UNCORRECTED, BY_MOMENTS, ONE_PASS, CORRECTED)
-    return [] if judged is None else [name for name in names if name in judged["outputs"]]
+    return [] if judged is None else [name for name in MODELS if name in judged["outputs"]]
 
 
 def _rows(report: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -181,76 +205,17 @@ def _rows(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _verdicts(report: Mapping[str, Any]) -> list[str]:
-    """The sentences at the top: what a person wants to know first."""
-    judged, advice, found = report["judgement"], report["advice"], list[str]()
-    worse = (judged or {}).get("worse", {}).get(CORRECTED, [])
-    if worse:
-        found.append(f"The corrected model is worse than the quantised one: {', '.join(worse)}; {advice['worse']}.")
-    if judged:
-        found += [_of_outputs(judged), _of_harm(judged["harmful"], advice["harm"])]
-    unjudged = (judged or {}).get("unjudged", {})
-    found += [f"Not judged: {layer}. {reason[0].upper()}{reason[1:]}." for layer, reason in unjudged.items()]
-    found.append(_of_samples(report))
-    idle = sum(len(each["never_active"]) for each in report["layers"].values())
-    if idle:
-        found.append(f"{counted(idle, 'channel')} {'is' if idle == 1 else 'are'} never active: zero in every sample.")
-    return found
-
-
-def _of_outputs(judged: Mapping[str, Any]) -> str:
-    before, after = (judged["outputs"][name]["sqnr_db"] for name in (UNCORRECTED, CORRECTED))
-    gain, error = (judged["network"].get(CORRECTED, {}).get(key) for key in ("gain_db", "standard_error_db"))
-    known = "" if gain is None or error is None else f" ({gain:+.2f} ± {error:.2f} dB, paired over samples)"
-    shifted, corrected = (_median_shift(judged, name) for name in (UNCORRECTED, CORRECTED))
-    return (
-        f"On {judged['samples']:,} held-out samples, the signal-to-quantisation-noise ratio of the outputs changes "
-        f"from {_number(before)} to {_number(after)} dB{known}, and the mean shift of the median layer from "
-        f"{_number(shifted)} to {_number(corrected)}."
-    )
-
-
-def _median_shift(judged: Mapping[str, Any], model: str) -> float:
-    found = [_nan(models[model]["rms_shift"]) for models in judged["layers"].values() if model in models]
-    return float(np.median(found or [np.nan]))
-
-
-def _of_harm(harmful: Sequence[str], advice: str) -> str:
-    if not harmful:
-        return "No layer's own outputs would be closer to the float model without its correction."
-    names = ", ".join(harmful[:NAMED]) + (", …" if len(harmful) > NAMED else "")
-    return (
-        f"Their own outputs would be closer to the float model without their correction: {names}. {advice} tries what "
-        "that does to the network."
-    )
-
-
-def _of_samples(report: Mapping[str, Any]) -> str:
-    known = {name: each for name, each in report["precision"].items() if each["error_in_steps"] is not None}
-    if not known:
-        return f"The precision of the corrections is unknown{report['advice']['precision']}."
-    name, worst = max(known.items(), key=lambda each: float(each[1]["error_in_steps"]))
-    steps = _number(worst["error_in_steps"])
-    known_to = (
-        f"From {worst['rows']:,} samples, the corrections are known to {steps} steps of the bias (standard error of "
-        f"the worst layer, {name}, with its input channels treated as independent)"
-    )
-    if worst["error_in_steps"] <= HALF:
-        return f"{known_to}; more samples would change next to nothing."
-    needed = f"{worst['rows_for_half_a_step']:,}"
-    return f"{known_to}; more samples would still change biases, and about {needed} would reduce it to half a step."
-
-
 Ranked = list[tuple[str, Mapping[str, Mapping[str, Any]]]]
 """(layer, model → quality), the layer with the largest shift first."""
 
 
 def _pictures(judged: Mapping[str, Any]) -> dict[str, Any]:
     ranked = _ranked(judged)
-    shifts, ratios = (_values(ranked[:MOST_RANKED], quality) for quality in ("rms_shift", "sqnr_db"))
     return {
-        "shift": pictures.plot_ranking(shifts, "mean shift (root mean square)", logarithmic=True),
-        "sqnr": pictures.plot_ranking(ratios, "signal-to-quantisation-noise ratio (dB)"),
+        "rankings": {
+            "shift": _ranking(ranked[:MOST_RANKED], "rms_shift", logarithmic=True),
+            "SQNR": _ranking(ranked[:MOST_RANKED], "sqnr_db"),
+        },
         "channels": {name: _drawn(found) for name, found in ranked[:MOST_DRAWN] if found},
         "left_out": max(0, len(ranked) - MOST_RANKED),
         "not_drawn": max(0, len(ranked) - MOST_DRAWN),
@@ -259,25 +224,31 @@ def _pictures(judged: Mapping[str, Any]) -> dict[str, Any]:
 
 def _ranked(judged: Mapping[str, Any]) -> Ranked:
     def shift(layer: tuple[str, Mapping[str, Mapping[str, Any]]]) -> float:
-        return _nan(layer[1].get(UNCORRECTED, {}).get("rms_shift"), 0.0)
+        return or_nan(layer[1].get(UNCORRECTED, {}).get("rms_shift"), 0.0)
 
     return sorted(judged["layers"].items(), key=shift, reverse=True)
 
 
-def _values(ranked: Ranked, quality: str) -> list[tuple[str, dict[str, float]]]:
-    return [(name, {model: _nan(each[quality]) for model, each in found.items()}) for name, found in ranked]
+def _ranking(ranked: Ranked, quality: str, *, logarithmic: bool = False) -> dict[str, Any]:
+    """An axis with a line for each layer, in the order of `ranked`, and on it a dot for each model that has a place."""
+    rows = [(name, {model: or_nan(each[quality]) for model, each in _in_order(found)}) for name, found in ranked]
+    axis = Axis.over((value for _, values in rows for value in values.values()), logarithmic=logarithmic)
+    lines = []
+    for name, values in rows:
+        places = {model: place for model, value in values.items() if (place := axis.place(value)) is not None}
+        low, high = min(places.values(), default=0.0), max(places.values(), default=0.0)
+        dots = [(model, place, values[model]) for model, place in places.items()]
+        lines.append({"layer": name, "dots": dots, "low": low, "extent": high - low})
+    return {"ticks": axis.ticks, "lines": lines}
 
 
 def _drawn(found: Mapping[str, Mapping[str, Any]]) -> str:
-    return pictures.plot_shifts({model: np.array(list(map(_nan, each["shift"]))) for model, each in found.items()})
+    return pictures.plot_shifts({model: np.array(list(map(or_nan, each["shift"]))) for model, each in _in_order(found)})
 
 
-def _nan(value: float | None, instead: float = math.nan) -> float:
-    return instead if value is None else value
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None or value != value else f"{value:.3g}"
+def _in_order(found: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, Mapping[str, Any]]]:
+    """(model, quality), from the quantised to the corrected one: the latter is drawn last, so on top."""
+    return [(model, found[model]) for model in MODELS if model in found]
 
 
 def _percent(value: float) -> str:

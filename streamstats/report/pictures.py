@@ -23,7 +23,6 @@ from ..ranges.finding import LayerRange
 from .drawing import (
     BAND_BLUE,
     BLUE,
-    FAINT,
     GREEN,
     GREY,
     INK,
@@ -305,40 +304,6 @@ def _draw_bars(axes: Axes, rows: Sequence[tuple[str, float]]) -> None:
     axes.set_xticks(places, [name for name, _ in rows], parse_math=False)
 
 
-def plot_ranking(rows: Sequence[tuple[str, Mapping[str, float]]], label: str, *, logarithmic: bool = False) -> str:
-    """An SVG with a line for each (layer, value by model) of `rows`, in that order, and a dot for each model.
-
-    Values that are not finite, or not positive where the axis is `logarithmic`, have no dot.
-    """
-    models = list(dict.fromkeys(model for _, values in rows for model in values))
-    logarithmic &= any(_shown(values, logarithmic=True) for _, values in rows)
-    with picture_on((10, 1.2 + 0.26 * len(rows))) as (axes, picture):
-        shown = [_shown(values, logarithmic=logarithmic) for _, values in rows]
-        _draw_spans(axes, shown)
-        for model, color in zip(models, _model_colors(models), strict=True):
-            dots = [(values[model], place) for place, values in enumerate(shown) if model in values]
-            axes.scatter([x for x, _ in dots], [y for _, y in dots], s=36, color=color, label=model, zorder=2)
-        axes.set_yticks(range(len(rows)), [shortened(name, 40) for name, _ in rows], parse_math=False)
-        axes.set_ylim(len(rows) - 0.5, -0.5)
-        axes.set_xscale("log" if logarithmic else "linear")
-        axes.set_xlabel(label)
-        axes.grid(False, axis="y")
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(models), frameon=False, borderpad=0)
-    return picture.getvalue()
-
-
-def _shown(values: Mapping[str, float], *, logarithmic: bool) -> dict[str, float]:
-    """Those of `values` that have a place on the axis."""
-    return {model: value for model, value in values.items() if math.isfinite(value) and (value > 0 or not logarithmic)}
-
-
-def _draw_spans(axes: Axes, shown: Sequence[Mapping[str, float]]) -> None:
-    """A faint line from the least to the greatest value of each layer."""
-    for place, values in enumerate(shown):
-        if values:
-            axes.plot([min(values.values()), max(values.values())], [place, place], color=FAINT, lw=3, zorder=1)
-
-
 def _model_colors(models: Sequence[str]) -> list[str]:
     """Orange for the first, blue for the last, grey for those between."""
     return [ORANGE, *[GREY] * (len(models) - 2), BLUE] if len(models) > 1 else [ORANGE]
@@ -346,7 +311,7 @@ def _model_colors(models: Sequence[str]) -> list[str]:
 
 def plot_shifts(shifts: Mapping[str, Values]) -> str:
     """An SVG with the shift of every output channel of a layer, float64[C], by model."""
-    with picture_on((10, 2.6)) as (axes, picture):
+    with picture_on((7, 2.6)) as (axes, picture):
         for (model, values), color in zip(shifts.items(), _model_colors(list(shifts)), strict=True):
             edges = np.arange(len(values) + 1) - 0.5
             axes.stairs(values, edges, baseline=None, color=color, lw=1.2, label=model)

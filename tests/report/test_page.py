@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from browsing import PHONE, started
 from networks import model_of, quantized, values
 from onnx import helper
 from stores import build_store
@@ -80,13 +81,80 @@ def test_the_page_needs_nothing_but_itself_and_shows_names_as_they_are(folder: P
     assert not {"link", "iframe", "img", "object"} & set(page.tags)
     assert ODD in page.text
     assert "b" not in page.tags
-    assert page.tags.count("svg") == 2 + 2
+    assert page.tags.count("svg") == 2  # the channels of each layer
     written = json.loads((folder / "fixed.report.json").read_text())
     text = " ".join(page.text)
     assert f"{written['judgement']['accuracy']['quantised']:.2%}" in text
     for layer in (ODD, "two"):
         for model in ("quantised", "corrected"):
             assert f"{written['judgement']['layers'][layer][model]['sqnr_db']:.3g}" in text
+
+
+def judged(folder: Path) -> dict[str, Any]:
+    """The report on models that were judged on labelled samples."""
+    assert call(folder, "--held-out", f"{folder}/held.npy", "--labels", f"{folder}/labels.npy") == 0
+    found: dict[str, Any] = json.loads((folder / "fixed.report.json").read_text())
+    return found
+
+
+def body(report: dict[str, Any]) -> str:
+    content = pages.page(report)
+    return " ".join(" ".join(Page(content[content.index("<body>") :]).text).split())
+
+
+def test_the_figure_that_matters_comes_first(folder: Path) -> None:
+    report = judged(folder)
+    report["judgement"]["accuracy"] = {"float": 0.99, "quantised": 0.267, "one pass": 0.9, "corrected": 0.987}
+    start = f"Bias correction of {folder}/quantized.onnx 26.7 → 98.7 % accuracy on 30 held-out samples; "
+    assert body(report).startswith(start + "the float model has 99.0 %")
+    report["judgement"]["accuracy"] = {}
+    assert re.match(r"Bias correction of \S+ [-\d.]+ → [-\d.]+ dB signal-to-quantisation-noise ratio", body(report))
+    report["judgement"] = None
+    assert "2 of 2 layers corrected not judged on held-out samples" in body(report)
+    assert "2 layers counted, with 64 rows each" in body(report | {"correction": None})
+
+
+def test_what_is_worse_than_doing_nothing_is_a_warning_that_says_what_to_do(folder: Path) -> None:
+    report = judged(folder)
+    report["judgement"]["worse"] = {"one pass": ["-3.00 dB"], "corrected": []}
+    assert "Warning: One pass would make the network worse than the quantised one: -3.00 dB; correct it" in body(report)
+    report["judgement"]["worse"] = {"one pass": ["-3.00 dB"], "corrected": ["-1.00 dB"], "by moments": ["-2.00 dB"]}
+    assert "Warning: The corrected model is worse than the quantised one: -1.00 dB; correct layer by" in body(report)
+    assert "rounding by second moments is worse than rounding to nearest: -2.00 dB; use these" in body(report)
+    report["judgement"]["worse"] = {"one pass": [], "corrected": []}
+    assert "Warning" not in body(report)
+
+
+def test_dots_lie_where_their_values_are_and_the_corrected_model_is_drawn_last(folder: Path) -> None:
+    report = judged(folder)
+    shifts = {"corrected": 0.001, "quantised": 0.1}  # in another order than they are drawn
+    for name, factor in ((ODD, 1), ("two", 10)):
+        for model, shift in shifts.items():
+            report["judgement"]["layers"][name][model]["rms_shift"] = shift * factor
+    dots = re.findall(r'<i class="dot (\w+)" style="left:([\d.]+)%" title="(\w+): ([^"]+)">', pages.page(report))
+    first = [("before", "100.0", "quantised", "1"), ("after", "33.333", "corrected", "0.01")]
+    assert dots[:4] == [*first, ("before", "66.667", "quantised", "0.1"), ("after", "0.0", "corrected", "0.001")]
+
+
+def test_every_word_of_the_table_is_explained(folder: Path) -> None:
+    report = judged(folder)
+    content = pages.page(report)
+    for word in ("quantised", "corrected", "shift", "SQNR", "step", "standard error", "never active"):
+        assert f"<dt>{word}</dt>" in content
+    assert "<dt>by moments</dt>" not in content
+    assert content.count("title=") > len(pages.TERMS)
+
+
+def test_it_fits_a_phone_and_follows_the_dark_scheme(folder: Path) -> None:
+    judged(folder)
+    colors = []
+    for browser in started():
+        for scheme in ("light", "dark"):
+            tab = browser.new_page(viewport=PHONE, color_scheme=scheme)
+            tab.goto(f"file://{folder}/fixed.report.html")
+            assert tab.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
+            colors.append(tab.evaluate("getComputedStyle(document.querySelector('svg text')).fill"))
+    assert colors == ["rgb(34, 34, 34)", "rgb(230, 230, 230)"]
 
 
 def test_it_names_channels_that_are_never_active(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,127 @@
+"""The verdict of a report: the figure that matters most, warnings of what is worse than doing nothing, sentences."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..errors import counted
+from ..models.judgement import BY_MOMENTS, CORRECTED, FLOAT, ONE_PASS, UNCORRECTED
+
+NAMED = 20
+"""How many channels, or layers, a sentence names at most."""
+HALF = 0.5
+"""Of a step: rounding to steps discards that much anyway."""
+
+
+def headline(report: Mapping[str, Any]) -> tuple[str, str, str]:
+    """(what it is about, the figure that matters most, what the figure is): the first thing that a person reads."""
+    judged, corrections, layers = report["judgement"], report["correction"], report["layers"]
+    if corrections is None:
+        rows = [each["rows"] for each in layers.values()]
+        return str(report["output"]), counted(len(layers), "layer"), f"counted, with {_from_to(rows)} rows each"
+    about = str(report["about"]["quantized"])
+    if judged is None:
+        done = sum(each["corrected"] for each in corrections.values())
+        return about, f"{done:,} of {counted(len(corrections), 'layer')} corrected", "not judged on held-out samples"
+    samples = counted(judged["samples"], "held-out sample")
+    if judged["accuracy"]:
+        float_model, before, after = (100 * judged["accuracy"][name] for name in (FLOAT, UNCORRECTED, CORRECTED))
+        return about, f"{before:.1f} → {after:.1f} %", f"accuracy on {samples}; the float model has {float_model:.1f} %"
+    before, after = (figure(judged["outputs"][name]["sqnr_db"]) for name in (UNCORRECTED, CORRECTED))
+    return about, f"{before} → {after} dB", f"signal-to-quantisation-noise ratio of the outputs on {samples}"
+
+
+def _from_to(numbers: Sequence[int]) -> str:
+    low, high = min(numbers, default=0), max(numbers, default=0)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def warnings(report: Mapping[str, Any]) -> list[str]:
+    """What is worse than doing nothing, and what to do instead."""
+    worse, found = (report["judgement"] or {}).get("worse", {}), list[str]()
+    of = {model: ", ".join(reasons) for model, reasons in worse.items() if reasons}
+    if CORRECTED in of:
+        advice = report["advice"]["worse"]
+        found.append(f"The corrected model is worse than the quantised one: {of[CORRECTED]}; {advice}.")
+    elif ONE_PASS in of:
+        found.append(
+            f"One pass would make the network worse than the quantised one: {of[ONE_PASS]}; correct it layer by layer, "
+            "as here."
+        )
+    if BY_MOMENTS in of:
+        found.append(
+            "Without corrected biases, rounding by second moments is worse than rounding to nearest: "
+            f"{of[BY_MOMENTS]}; use these weights with their correction only."
+        )
+    return found
+
+
+def sentences(report: Mapping[str, Any]) -> list[str]:
+    """The sentences below the headline."""
+    judged, advice, found = report["judgement"], report["advice"], list[str]()
+    if judged:
+        found += [_of_outputs(judged), _of_harm(judged["harmful"], advice["harm"])]
+    unjudged = (judged or {}).get("unjudged", {})
+    found += [f"Not judged: {layer}. {reason[0].upper()}{reason[1:]}." for layer, reason in unjudged.items()]
+    found.append(_of_samples(report))
+    idle = sum(len(each["never_active"]) for each in report["layers"].values())
+    if idle:
+        found.append(f"{counted(idle, 'channel')} {'is' if idle == 1 else 'are'} never active: zero in every sample.")
+    return found
+
+
+def _of_outputs(judged: Mapping[str, Any]) -> str:
+    before, after = (judged["outputs"][name]["sqnr_db"] for name in (UNCORRECTED, CORRECTED))
+    gain, error = (judged["network"].get(CORRECTED, {}).get(key) for key in ("gain_db", "standard_error_db"))
+    known = "" if gain is None or error is None else f" ({gain:+.2f} ± {error:.2f} dB, paired over samples)"
+    shifted, corrected = (_median_shift(judged, name) for name in (UNCORRECTED, CORRECTED))
+    return (
+        f"On {judged['samples']:,} held-out samples, the signal-to-quantisation-noise ratio of the outputs changes "
+        f"from {figure(before)} to {figure(after)} dB{known}, and the mean shift of the median layer from "
+        f"{figure(shifted)} to {figure(corrected)}."
+    )
+
+
+def _median_shift(judged: Mapping[str, Any], model: str) -> float:
+    found = [or_nan(models[model]["rms_shift"]) for models in judged["layers"].values() if model in models]
+    return float(np.median(found or [np.nan]))
+
+
+def _of_harm(harmful: Sequence[str], advice: str) -> str:
+    if not harmful:
+        return "No layer's own outputs would be closer to the float model without its correction."
+    names = ", ".join(harmful[:NAMED]) + (", …" if len(harmful) > NAMED else "")
+    return (
+        f"Their own outputs would be closer to the float model without their correction: {names}. {advice} tries what "
+        "that does to the network."
+    )
+
+
+def _of_samples(report: Mapping[str, Any]) -> str:
+    known = {name: each for name, each in report["precision"].items() if each["error_in_steps"] is not None}
+    if not known:
+        return f"The precision of the corrections is unknown{report['advice']['precision']}."
+    name, worst = max(known.items(), key=lambda each: float(each[1]["error_in_steps"]))
+    steps = figure(worst["error_in_steps"])
+    known_to = (
+        f"From {worst['rows']:,} samples, the corrections are known to {steps} steps of the bias (standard error of "
+        f"the worst layer, {name}, with its input channels treated as independent)"
+    )
+    if worst["error_in_steps"] <= HALF:
+        return f"{known_to}; more samples would change next to nothing."
+    needed = f"{worst['rows_for_half_a_step']:,}"
+    return f"{known_to}; more samples would still change biases, and about {needed} would reduce it to half a step."
+
+
+def figure(value: float | None) -> str:
+    """Three significant digits; a dash for a value that is unknown."""
+    return "–" if value is None or value != value else f"{value:.3g}"
+
+
+def or_nan(value: float | None, instead: float = math.nan) -> float:
+    """`value`, or `instead` if it is unknown."""
+    return instead if value is None else value
