@@ -1,4 +1,4 @@
-"""The README's promise for the networks that people have: after the correction, each layer has the float model's mean
+"""The promise of the documentation for the networks that people have: after the correction, each layer has the float model's mean
 outputs, to half a step of its bias, or the reason is given why it was left alone."""
 
 from __future__ import annotations
