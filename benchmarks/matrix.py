@@ -1,4 +1,4 @@
-"""Which layers of fifteen small networks are corrected, and why the others are not: the table of docs/explanation/bias-correction.md.
+"""Which layers of fifteen small networks are corrected, and why the others are not: a table of the documentation.
 
     python benchmarks/matrix.py --networks MobileNetV2 ViT
 
