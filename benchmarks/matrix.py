@@ -1,4 +1,4 @@
-"""Which layers of fifteen small networks are corrected, and why the others are not: the README's matrix.
+"""Which layers of fifteen small networks are corrected, and why the others are not: a table of the documentation.
 
     python benchmarks/matrix.py --networks MobileNetV2 ViT
 

@@ -1,7 +1,7 @@
 """Slices of activations: how many integer slices exact products cut them into, how full these are, what other grids and
 other exact ways to multiply integers would cost, and how far apart float32 sums are.
 
-The slices are cut here as docs/gram.md describes, in numpy, from the first 2,048 rows.
+The slices are cut here as docs/explanation/exact-products.md describes, in numpy, from the first 2,048 rows.
 """
 
 from __future__ import annotations

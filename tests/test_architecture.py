@@ -259,7 +259,7 @@ def test_every_place_in_the_order_exists() -> None:
 
 
 def test_the_page_on_the_architecture_names_every_folder_of_the_package() -> None:
-    page = (PACKAGE.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
+    page = (PACKAGE.parent / "docs" / "explanation" / "architecture.md").read_text(encoding="utf-8")
     folders = {path.parent for path in PACKAGE.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
     built = {folder for folder in folders if folder.is_relative_to(PACKAGE / "service" / "manual")}
     names = {folder.relative_to(PACKAGE.parent).as_posix() for folder in folders - {PACKAGE} - built}

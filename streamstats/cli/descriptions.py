@@ -66,7 +66,7 @@ was not full.
 chunks exist and have not changed from one poll to the next and, for a last chunk that is not full, the array has not
 grown. Rows that are not settled wait until nothing has changed for 10 polls, or until --idle ends the run.
 
-A configuration needs two lines; the README and configs/local.yaml explain all other keys:
+A configuration needs two lines; docs/reference/configuration.md and configs/local.yaml explain all other keys:
 
   source: calibration.zarr
   output: out
@@ -329,8 +329,8 @@ Serve jobs over HTTP, with a page to watch them: one process, with its database 
   streamstats serve service.yaml
 
 The service listens on 127.0.0.1. At its first start it creates a token, which every client must send. On a signal it
-saves the running jobs; it resumes them at the next start, even after a kill. A configuration needs two lines; the
-README and configs/service.yaml explain all other keys:
+saves the running jobs; it resumes them at the next start, even after a kill. A configuration needs two lines;
+docs/how-to/service-run.md and configs/service.yaml explain the other keys:
 
   data: service-data
   roots: [calibration]

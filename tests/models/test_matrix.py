@@ -1,5 +1,5 @@
-"""The README's promise for the networks that people have: after the correction, each layer has the float model's mean
-outputs, to half a step of its bias, or the reason is given why it was left alone."""
+"""The promise for the networks that people have: after the correction, each layer has the float model's mean outputs,
+to half a step of its bias, or the reason is given why it was left alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A client that openapi-python-client generates from the description does what the README tells, with typed results."""
+"""A client that openapi-python-client generates from the description does what the pages tell, with typed results."""
 
 from __future__ import annotations
 
