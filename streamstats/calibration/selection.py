@@ -84,9 +84,19 @@ ALL = "*"
 """The rule for all other layers: it chooses none, so that one that cannot be read does not stop the others."""
 
 
+def rules_of(layers: str | Sequence[str | LayerRule]) -> tuple[LayerRule, ...]:
+    """The rules that `layers` are: a glob, or several, each of which is a rule that only chooses, and rules."""
+    each_of = [layers] if isinstance(layers, str) else layers
+    return tuple(LayerRule(each) if isinstance(each, str) else each for each in each_of)
+
+
 def also_counting(rules: Sequence[LayerRule], statistics: Sequence[str]) -> tuple[LayerRule, ...]:
-    """`rules`, or that for all layers if there are none, which also count `statistics`."""
-    return tuple(replace(each, statistics=(*each.statistics, *statistics)) for each in rules or [LayerRule(ALL)])
+    """`rules`, or that for all layers if there are none, which also count `statistics`.
+
+    Raises `UsageError` for statistics that are one text.
+    """
+    added = checked_names(statistics)
+    return tuple(replace(each, statistics=(*each.statistics, *added)) for each in rules or [LayerRule(ALL)])
 
 
 def select_layers(

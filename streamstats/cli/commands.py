@@ -291,9 +291,9 @@ def forget(options: Namespace) -> None:
 
 def merge(options: Namespace) -> None:
     """`streamstats merge OUT… -o OUT`."""
-    from ..jobs.merge import merge_outputs
+    from ..jobs.merge import merge
 
-    merged = merge_outputs([Path(each) for each in options.outputs], Path(options.output))
+    merged = merge(options.outputs, options.output)
     print_layers(merged, options.json)
     say_notes({layer: found.notes for layer, found in merged.items()})
     say(f"wrote {options.output}; view it with: streamstats inspect {options.output}")

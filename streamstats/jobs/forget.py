@@ -11,7 +11,7 @@ from ..calibration.layer import Layer, arrays_of
 from ..coverage import EMPTY, Coverage, Rows
 from ..errors import DataError, NonFiniteError, UsageError, listed
 from ..outputs.layer_statistics import LayerStatistics
-from ..outputs.ledger import CountedSource, Measured, no_files
+from ..outputs.ledger import CountedSource, Measured, no_files, with_source
 from ..outputs.manifest import read_manifest
 from ..outputs.results import still_missing
 from ..outputs.resuming import files_without, uncounted_tails
@@ -146,7 +146,7 @@ def _forgotten(
             whole_again = {each: others[each] | tails[each] for each in others}
             rest, read = _begun_anew(layer, whole), sum(map(len, whole_again.values()))
             again |= whole_again
-        ledgers[name] = rest.with_source(_excluding(layer, rest.at(layer.address), rows))
+        ledgers[name] = with_source(rest, _excluding(layer, rest.at(layer.address), rows))
         gone = len(before.at(layer.address).covered & rows)
         forgotten += [Forgotten(reader, name, gone, read) for reader in layer.names]
     if any(again.values()):

@@ -15,7 +15,7 @@ from ..coverage import Coverage, Rows
 from ..errors import StreamstatsError, UsageError
 from ..outputs.changes import Change, check_unchanged
 from ..outputs.layer_statistics import LayerStatistics
-from ..outputs.ledger import CountedSource
+from ..outputs.ledger import CountedSource, count
 from ..outputs.manifest import GapsOf, joined
 from ..outputs.results import check_no_store, check_paths, remove_leftovers, write_results
 from ..outputs.resuming import load, restarted
@@ -248,7 +248,7 @@ def _take(outcome: Outcome, layer: Layer, found: Found, saver: Saver | None) -> 
         return
     before = outcome.statistics[layer.counted_as]
     check_unchanged(layer, before.at(layer.address), found)
-    outcome.statistics[layer.counted_as] = before.count(found, layer.address)
+    outcome.statistics[layer.counted_as] = count(before, found, layer.address)
     if saver:
         saver.changed(outcome.statistics[layer.counted_as])
 

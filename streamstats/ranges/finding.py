@@ -17,6 +17,7 @@ from ..outputs.documents import json_value
 from ..outputs.layer_statistics import LayerStatistics
 from ..outputs.results import open_results
 from ..quantization import Quantization
+from ..statistics.squares import ChannelSquares
 from .codes import Codes
 from .distortion import Bound, Distortion, distortion, unclipped_bound
 from .distribution import Distribution, extrema, why_unknown
@@ -193,9 +194,10 @@ def _bound(statistics: LayerStatistics, channel: int | None, quantization: Quant
     counts = statistics.sums.count[chosen]
     if not counts.sum():
         return None
-    rms = statistics.rms
-    squares = None if rms is None else np.where(counts, rms[chosen], 0.0) ** 2
-    return unclipped_bound(quantization, None if squares is None else float(squares @ counts / counts.sum()))
+    if ChannelSquares.name not in statistics.statistics:
+        return unclipped_bound(quantization, None)
+    squares = np.where(counts, statistics.rms[chosen], 0.0) ** 2
+    return unclipped_bound(quantization, float(squares @ counts / counts.sum()))
 
 
 def _range(values: Distribution, method: str, codes: Codes, percentile: float) -> Range:

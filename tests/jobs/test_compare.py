@@ -15,7 +15,7 @@ import streamstats as ss
 from streamstats.config import JobConfig
 from streamstats.errors import DataError, UsageError
 from streamstats.jobs.compare import Comparison, LayerComparison, compare
-from streamstats.jobs.merge import merge_outputs
+from streamstats.jobs.merge import merge
 from streamstats.jobs.run import run
 from streamstats.statistics.kinds import optional
 
@@ -160,7 +160,7 @@ def test_merged_parts_are_equal_to_one_run(tmp_path: Path) -> None:
     for rows in ("0:10", "10:24"):
         store = str(tmp_path / "whole" / "s.zarr")
         run(JobConfig(source=store, output=str(tmp_path / rows), rows=rows, statistics=ALL).job())
-    merge_outputs([tmp_path / "0:10", tmp_path / "10:24"], tmp_path / "merged")
+    merge([tmp_path / "0:10", tmp_path / "10:24"], tmp_path / "merged")
     found = compare(whole, tmp_path / "merged")
     assert (found.equal, found.same_rows) == (True, True)
 
@@ -168,8 +168,8 @@ def test_merged_parts_are_equal_to_one_run(tmp_path: Path) -> None:
 def test_merged_stores_are_equal_in_any_order_and_say_that_the_rows_are_of_two(tmp_path: Path) -> None:
     whole = reduced(tmp_path / "whole", {"b": LAYERS["b"]})
     parts = [reduced(tmp_path / "1", {"b": LAYERS["b"][:10]}), reduced(tmp_path / "2", {"b": LAYERS["b"][10:]})]
-    merge_outputs(parts, tmp_path / "merged")
-    merge_outputs(parts[::-1], tmp_path / "again")
+    merge(parts, tmp_path / "merged")
+    merge(parts[::-1], tmp_path / "again")
     found = compare(whole, tmp_path / "merged")
     assert (found.equal, found.same_rows) == (True, False)
     again = compare(tmp_path / "merged", tmp_path / "again")

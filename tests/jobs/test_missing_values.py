@@ -16,7 +16,7 @@ from zarr.codecs import BloscCodec, ZstdCodec
 from streamstats.config import JobConfig
 from streamstats.errors import MismatchError, UsageError
 from streamstats.jobs.forget import forget
-from streamstats.jobs.merge import merge_outputs
+from streamstats.jobs.merge import merge
 from streamstats.jobs.quantiles import exact_quantiles
 from streamstats.jobs.run import run
 from streamstats.jobs.verify import verify
@@ -197,14 +197,14 @@ def test_outputs_with_other_missing_values_are_not_merged(tmp_path: Path) -> Non
     for name, attributes in (("a", {"missing_value": 7}), ("b", {"missing_value": 8})):
         run(job(tmp_path / name, values_of("float32"), attributes))
     with pytest.raises(MismatchError, match="missing values 7 and 8; expected the same in both"):
-        merge_outputs([tmp_path / "a/out", tmp_path / "b/out"], tmp_path / "both")
+        merge([tmp_path / "a/out", tmp_path / "b/out"], tmp_path / "both")
 
 
 def test_that_nan_are_called_missing_refuses_neither_resuming_nor_merging(tmp_path: Path) -> None:
     values = values_of("float32")
     for name, said in (("a", {}), ("b", {"missing_value": "NaN"})):
         run(job(tmp_path / name, values + (name == "b"), said))
-    merge_outputs([tmp_path / "a/out", tmp_path / "b/out"], tmp_path / "both")
+    merge([tmp_path / "a/out", tmp_path / "b/out"], tmp_path / "both")
     zarr.open_array(tmp_path / "a/s.zarr/x", mode="r+").attrs["missing_value"] = "NaN"
     run(job(tmp_path / "a", values))
     assert found(tmp_path / "a").sums.nan.tolist() == [0] * 6

@@ -23,7 +23,7 @@ from streamstats.jobs import run as running
 from streamstats.jobs.compare import compare
 from streamstats.jobs.forget import forget
 from streamstats.jobs.job import Job
-from streamstats.jobs.merge import merge_outputs
+from streamstats.jobs.merge import merge
 from streamstats.jobs.run import Follow, reduce, run
 from streamstats.jobs.status import status
 from streamstats.jobs.verify import verify
@@ -248,10 +248,10 @@ def test_outputs_of_several_sources_are_merged_and_compared(tmp_path: Path, stor
     more = record(tmp_path / "c.zarr", X[17:30]), record(tmp_path / "d.zarr", X[30:])
     for name, sources in (("left", stores), ("right", more), ("all", (*stores, *more))):
         run(Job(sources, str(tmp_path / name)))
-    merge_outputs([tmp_path / "left", tmp_path / "right"], tmp_path / "merged")
+    merge([tmp_path / "left", tmp_path / "right"], tmp_path / "merged")
     assert compare(tmp_path / "merged", tmp_path / "all").equal
     with pytest.raises(MismatchError, match="counted in both"):
-        merge_outputs([tmp_path / "left", tmp_path / "all"], tmp_path / "twice")
+        merge([tmp_path / "left", tmp_path / "all"], tmp_path / "twice")
 
 
 def test_a_merged_output_of_stores_with_one_name_says_that_it_is_merged(
@@ -264,7 +264,7 @@ def test_a_merged_output_of_stores_with_one_name_says_that_it_is_merged(
         for seed, name in enumerate(names):
             record(name, samples(5, 3, seed=10 * len(site) + seed))
         run(Job(names, "out"))
-    merge_outputs([tmp_path / site / "out" for site in sites], tmp_path / "merged")
+    merge([tmp_path / site / "out" for site in sites], tmp_path / "merged")
     with pytest.raises(UsageError, match="merged holds merged results; run in the outputs that were merged"):
         run(Job(("c.zarr", "a.zarr"), str(tmp_path / "merged")))
 

@@ -86,7 +86,6 @@ def test_rows_counted_in_any_order_and_parts_give_the_same_bytes(data):
     assert statistics.covered == ((0, 12),)
     assert statistics.rows == 12
     assert state_bytes(statistics) == state_bytes(counted(block, 1))
-    assert statistics.sums_digest() == counted(block, 1).sums_digest()
 
 
 @given(st.data())
