@@ -151,6 +151,9 @@ class Geometry:
 
     Strides and dilations default to 1, `pads` and `output_padding` to 0. `pads` are the zeros before each axis, then
     those after each axis, as in ONNX. `output_padding` is what a transposed convolution adds at the end of each axis.
+
+    >>> ss.Geometry(strides=(2, 2), pads=(1, 1, 0, 0)).axes(2)
+    [(2, 1, 0, 1, 0), (2, 1, 0, 1, 0)]
     """
 
     strides: tuple[int, ...] = ()

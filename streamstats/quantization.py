@@ -35,6 +35,9 @@ class Quantization:
     Raises `UsageError` for a step that is zero, negative or not finite, for a zero point that is not an integer or is
     beyond ±2^53, for an offset that is not finite, and for both a zero point and an offset; `MismatchError` for
     different numbers of steps and zero points.
+
+    >>> ss.Quantization(0.5, 1).dequantize(np.array([1, 2, 5], np.int8))
+    array([0. , 0.5, 2. ])
     """
 
     step: Float64Array
@@ -128,6 +131,9 @@ class Quantization:
 
         Raises `UsageError` for NaN and for a `dtype` that is not an integer of at most 32 bits;
         `MismatchError` as `dequantize`.
+
+        >>> ss.Quantization(0.5, 1).quantize(np.array([0.0, 0.6, 99.0]), "int8")
+        array([  1,   2, 127], dtype=int8)
         """
         limits = _code_limits(np.dtype(dtype))
         step, zero_point = self._along(real.shape, channel_axis)
@@ -236,6 +242,9 @@ def fake_quantize(
 
     Raises `UsageError` for bits outside 2…16, an unknown `weight_range`, weights that are not floating-point or not
     finite, and rounded values that overflow the dtype; `MismatchError` for axes that do not exist.
+
+    >>> ss.fake_quantize(np.array([-1.0, 0.1, 0.8]), bits=2)
+    array([-1.2,  0. ,  0.6])
     """
     check_bits(bits)
     _check_weights(weights)

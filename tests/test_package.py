@@ -16,7 +16,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("streamstats", "tests", "configs", "benchmarks", "docs", ".ci")
-FILES = ("README.md", "pyproject.toml", "MANIFEST.in", "Makefile")
+FILES = ("README.md", "pyproject.toml", "MANIFEST.in", "Makefile", "conftest.py")
 MADE_BY_USE = shutil.ignore_patterns("__pycache__", "*.egg-info", ".*_cache", ".hypothesis")
 
 pytestmark = pytest.mark.soak

@@ -43,6 +43,10 @@ class LayerRule:
     says which positions count; where it is None, the attributes of the store decide. `attributes` says what to do
     about attributes of CF, such as `scale_factor` and `_FillValue`: "apply" them, or "ignore" them.
     Raises `UsageError` for statistics that are one text.
+
+    >>> rule = ss.LayerRule("f*", channel_axis=1, statistics=("squares",))
+    >>> ss.reduce("calibration.zarr", layers=[rule])["fc"].variance
+    array([ 5., 14.])
     """
 
     match: str

@@ -114,6 +114,10 @@ def compare(first: str | Path, second: str | Path, *, match: str = "*") -> Compa
 
     Raises `UsageError` for a folder that is not an output, and a glob that matches nothing; `DataError` for a damaged
     file.
+
+    >>> found = ss.compare("out", "out")
+    >>> found.equal, found.layers[0].shift
+    (True, 0.0)
     """
     outputs = open_results(first), open_results(second)
     names = sorted({*outputs[0].layers, *outputs[1].layers})

@@ -53,7 +53,14 @@ def forget(
     read once more and subtracted; those of a chunk with room for more are counted again without them. If a statistic
     cannot tell what is left, such as an extremum that one of them may hold, other rows are read again until it can. If
     one of the rows can no longer be read, or has changed since it was counted, all others are counted anew. Raises as
-    `run` does.
+    `run` does, and `UsageError` for rows or layers that the job does not have.
+
+    >>> job = ss.Job("calibration.zarr", "shorter")
+    >>> outcome = ss.run(job)
+    >>> ss.forget(job, (3, 4))
+    [Forgotten(layer='fc', array='fc', rows=1, others=3)]
+    >>> ss.load("shorter")["fc"].mean
+    array([3., 4.])
     """
     if not rows:
         raise UsageError("no rows to forget are given; expected one range or several")

@@ -25,7 +25,12 @@ class Job:
     `rules` choose and describe layers (default: every array, as its attributes describe it). `memory` is the limit in
     bytes per process. `nonfinite` is the policy for NaN and infinities, `missing` that for chunks that are missing or
     damaged. If `rows` is given, only these are counted, of each array.
+    `cluster` says who does the work, by default a thread of this process for each core.
     Without `follow_links`, nothing is read behind links in the stores, or on the way to them.
+
+    >>> job = ss.Job("calibration.zarr", "first-rows", rows=(0, 3)).counting("histogram")
+    >>> ss.run(job).statistics["fc"].mean
+    array([3., 4.])
     """
 
     source: str | tuple[str, ...]

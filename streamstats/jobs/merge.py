@@ -26,8 +26,12 @@ def merge(outputs: Sequence[str | Path], output: str | Path) -> dict[str, LayerS
     `UsageError` for an output without states, `MismatchError` if outputs do not fit together or have counted the same
     row, `DataError` for a damaged file, `OutputError` if a file cannot be written.
 
-    >>> merge([output("monday", [[1.0], [2.0]]), output("tuesday", [[6.0]])], "both")["fc"].mean
-    array([3.])
+    >>> for day, value in [("monday", 1.0), ("tuesday", 3.0)]:
+    ...     meter = ss.Meter(name=day)
+    ...     meter.append("fc", np.full((2, 1), value))
+    ...     meter.save(day)
+    >>> ss.merge(["monday", "tuesday"], "both")["fc"].mean
+    array([2.])
     """
     folders, target = [Path(each) for each in outputs], Path(output)
     if target.resolve() in {each.resolve() for each in folders}:

@@ -91,7 +91,12 @@ class Status:
 
 
 def status(output: str | Path) -> Status:
-    """What is counted in `output`. Raises `UsageError` if it is no output folder, `DataError` for damaged files."""
+    """What is counted in `output`. Raises `UsageError` if it is no output folder, `DataError` for damaged files.
+
+    >>> found = ss.status("out")
+    >>> found.complete, found.layers[0].counted
+    (True, 4)
+    """
     folder = Path(output)
     planned, manifest = _planned(folder), read_manifest(folder)
     states = states_in(folder, manifest)

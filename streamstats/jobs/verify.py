@@ -39,7 +39,11 @@ def verify(job: Job, *, progress: Progress = QUIET) -> list[Problem]:
     """Read everything that `job` counts, once, and return the problems found; nothing is written.
 
     Chunks must exist, decode to their size and match their stored checksums. What was counted must be unchanged: the
-    same files, and the same statistics to the bit. Raises `UsageError`, and `DataError` for a damaged state.
+    same files, and the same statistics to the bit. Raises `UsageError` for an impossible job, and `DataError` for a
+    damaged state.
+
+    >>> ss.verify(ss.Job("calibration.zarr", "out").counting("histogram", "spread"))
+    []
     """
     selected = job.selected()
     tell_selected(selected, progress)

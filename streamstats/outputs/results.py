@@ -105,6 +105,9 @@ def load(output: str | Path) -> dict[str, LayerStatistics]:
     """The statistics of every layer in the output folder of a run, by name, as `reduce` returns them.
 
     Raises `UsageError` if it is no output of a finished run, and `DataError` for a damaged file.
+
+    >>> ss.load("out")["fc"].mean
+    array([4., 6.])
     """
     results = open_results(output)
     return {layer: results.statistics(layer) for layer in results.layers}
