@@ -329,7 +329,7 @@ class JobConfig(ReductionConfig):
         return Job(
             source=self.source if isinstance(self.source, str) else tuple(self.source),
             output=self.output,
-            rules=tuple(self.rules()),
+            layers=tuple(self.rules()),
             memory=self.memory,
             nonfinite=self.nonfinite,
             missing=self.missing,

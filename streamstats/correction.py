@@ -88,7 +88,7 @@ class BiasCorrector(ABC):
         if kind == NullBiasCorrector.kind and not tensors:
             return NullBiasCorrector()
         for made in (MeanBiasCorrector, TapBiasCorrector):
-            if kind == made.kind and set(tensors) == {*made.tensors}:
+            if kind == made.kind and set(tensors) == {*made._tensors}:
                 return _stored(Path(path), made, tensors, metadata)
         raise DataError(
             f"{path} holds a corrector of kind {kind!r} with the tensors {sorted(tensors)}; expected kind 'null' "
@@ -137,7 +137,7 @@ class MeanBiasCorrector(BiasCorrector):
     """
 
     kind = "mean"
-    tensors: ClassVar[tuple[str, ...]] = ("input_mean",)
+    _tensors: ClassVar[tuple[str, ...]] = ("input_mean",)
 
     input_mean: Float64Array
     provenance: Mapping[str, str] = field(default_factory=dict)
@@ -203,7 +203,7 @@ class TapBiasCorrector(BiasCorrector):
     """
 
     kind = "taps"
-    tensors: ClassVar[tuple[str, ...]] = ("input_mean", "tap_mean")
+    _tensors: ClassVar[tuple[str, ...]] = ("input_mean", "tap_mean")
 
     input_mean: Float64Array
     tap_mean: Float64Array
@@ -276,7 +276,7 @@ class TapBiasCorrector(BiasCorrector):
         """The file that `save` writes: the means, the kernel and their provenance."""
         kernel = json.dumps(self.kernel.to_metadata(), sort_keys=True)
         metadata = {**self.provenance, "format": FORMAT, "kind": self.kind, KERNEL_KEY: kernel}
-        return tensors_bytes({name: getattr(self, name) for name in self.tensors}, metadata)
+        return tensors_bytes({name: getattr(self, name) for name in self._tensors}, metadata)
 
 
 def correction_error(

@@ -92,31 +92,6 @@ class Quantization:
         sizes = [array.size for array in (self.step, self.zero_point) if array.ndim]
         return sizes[0] if sizes else None
 
-    def check_channels(self, channels: int) -> None:
-        """Raise `MismatchError` unless the map is per tensor or has exactly `channels` channels."""
-        if self.channels not in (None, channels):
-            raise MismatchError(f"the quantisation has {self.channels} channels, the layer has {channels}")
-
-    def channel_maps(self, channels: int) -> list[tuple[Fraction, Fraction]]:
-        """The exact (step, code of zero) per channel, for `channels` channels: real = (code − zero) · step.
-
-        With an offset, zero is −offset / step, a fraction of codes.
-        """
-        self.check_channels(channels)
-        if self.step.ndim == self.zero_point.ndim == 0:
-            return [self._exact(self.step.item(), self.zero_point.item())] * channels
-        steps = np.broadcast_to(self.step, (channels,)).tolist()
-        zero_points = np.broadcast_to(self.zero_point, (channels,)).tolist()
-        return [self._exact(step, zero_point) for step, zero_point in zip(steps, zero_points, strict=True)]
-
-    def _exact(self, step: float, zero_point: int) -> tuple[Fraction, Fraction]:
-        return Fraction(step), zero_point - Fraction(self.offset) / Fraction(step)
-
-    @property
-    def moves_zero(self) -> bool:
-        """Whether the real value 0 is not stored as 0."""
-        return bool(self.offset or self.zero_point.any())
-
     def dequantize(self, codes: npt.NDArray[Any], channel_axis: int = -1) -> Float64Array:
         """The real values (float64) of `codes`, any shape, channels on `channel_axis`.
 
@@ -160,7 +135,7 @@ class Quantization:
             index = normalize_axis_index(axis, len(shape))
         except ValueError as error:
             raise MismatchError(f"there is no channel axis {axis} in an array of shape {shape}") from error
-        self.check_channels(shape[index])
+        check_channels(self, shape[index])
         trailing = (1,) * (len(shape) - index - 1)
         return maps[0].reshape(-1, *trailing), maps[1].reshape(-1, *trailing)
 
@@ -169,6 +144,37 @@ class Quantization:
 
     def __hash__(self) -> int:
         return hash((self.step.tobytes(), self.zero_point.tobytes(), self.offset))
+
+
+def check_channels(quantization: Quantization, channels: int) -> None:
+    """Raise `MismatchError` unless the map is per tensor or has exactly `channels` channels."""
+    if quantization.channels not in (None, channels):
+        raise MismatchError(f"the quantisation has {quantization.channels} channels, the layer has {channels}")
+
+
+def channel_maps(quantization: Quantization | None, channels: int) -> list[tuple[Fraction, Fraction]]:
+    """The exact (step, code of zero) per channel, for `channels` channels: real = (code − zero) · step.
+
+    With an offset, zero is −offset / step, a fraction of codes. Without a quantisation, codes are real values. Raises
+    as `check_channels`.
+    """
+    if quantization is None:
+        return [(Fraction(1), Fraction(0))] * channels
+    check_channels(quantization, channels)
+    offset, step, zero_point = quantization.offset, quantization.step, quantization.zero_point
+    if step.ndim == zero_point.ndim == 0:
+        return [_exact(step.item(), zero_point.item(), offset)] * channels
+    steps, zero_points = (np.broadcast_to(each, (channels,)).tolist() for each in (step, zero_point))
+    return [_exact(step, zero_point, offset) for step, zero_point in zip(steps, zero_points, strict=True)]
+
+
+def _exact(step: float, zero_point: int, offset: float) -> tuple[Fraction, Fraction]:
+    return Fraction(step), zero_point - Fraction(offset) / Fraction(step)
+
+
+def moves_zero(quantization: Quantization) -> bool:
+    """Whether the real value 0 is not stored as 0."""
+    return bool(quantization.offset or quantization.zero_point.any())
 
 
 def _checked_positive(name: str, value: npt.ArrayLike) -> Float64Array:

@@ -275,7 +275,7 @@ def forget(options: Namespace) -> None:
         forgotten = forget(
             job,
             *map(parse_rows, options.rows),
-            match=options.layers,
+            layers=options.layers,
             source=options.source,
             part=options.part,
             progress=progress,
@@ -306,7 +306,7 @@ def compare(options: Namespace) -> int:
     threshold: float | None = options.threshold
     if threshold is not None and not 0 <= threshold < math.inf:
         raise UsageError(f"--threshold is {threshold:g}; expected a number of standard errors, 0 or more")
-    found = compare(options.first, options.second, match=options.layer)
+    found = compare(options.first, options.second, layers=options.layer)
     drifted = [] if threshold is None else found.beyond(threshold)
     if options.json:
         verdict = {"threshold": threshold, "beyond_threshold": [each.layer for each in drifted]}

@@ -40,12 +40,12 @@ class Forgotten:
 def forget(
     job: Job,
     *rows: Rows,
-    match: str = "*",
+    layers: str = "*",
     source: str | None = None,
     part: str | None = None,
     progress: Progress = QUIET,
 ) -> list[Forgotten]:
-    """Remove `rows`, one or several (start, stop), from the layers of `job` whose names match the glob `match`, and
+    """Remove `rows`, one or several (start, stop), from the layers of `job` whose names match the glob `layers`, and
     never count them again.
 
     Each array numbers its own rows: of layers that have several, `source`, the store as the job names it, and `part`
@@ -65,8 +65,8 @@ def forget(
     if not rows:
         raise UsageError("no rows to forget are given; expected one range or several")
     with open_session(job, progress=progress) as session, _all_or_nothing():
-        matching = [layer for layer in session.layers if layer.matches(match)]
-        _check_matched(session, matching, match)
+        matching = [layer for layer in session.layers if layer.matches(layers)]
+        _check_matched(session, matching, layers)
         chosen = _arrays(matching, source, part)
         for each in rows:
             _check_rows(chosen, each)

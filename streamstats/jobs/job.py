@@ -22,7 +22,8 @@ class Job:
     """Count statistics of the layers of the calibration store `source`, and write them to the folder `output`.
 
     If `source` names several stores, the rows of a layer in them follow each other.
-    `rules` choose and describe layers (default: every array, as its attributes describe it). `memory` is the limit in
+    `layers` chooses and describes layers: a glob for their names, or several globs and rules (default: every array, as
+    its attributes describe it). `memory` is the limit in
     bytes per process. `nonfinite` is the policy for NaN and infinities, `missing` that for chunks that are missing or
     damaged. If `rows` is given, only these are counted, of each array.
     `cluster` says who does the work, by default a thread of this process for each core.
@@ -35,7 +36,7 @@ class Job:
 
     source: str | tuple[str, ...]
     output: str
-    rules: tuple[LayerRule, ...] = ()
+    layers: str | tuple[str | LayerRule, ...] = ()
     memory: int = DEFAULT_MEMORY
     nonfinite: Nonfinite = "error"
     missing: Missing = "error"
@@ -50,11 +51,11 @@ class Job:
 
     def selected(self) -> Selected:
         """The layers of its stores, as they are now. Raises as `select_layers`."""
-        return select_layers(self.source, self.rules, follow_links=self.follow_links)
+        return select_layers(self.source, self.layers, follow_links=self.follow_links)
 
     def counting(self, *statistics: str) -> Self:
         """The same job, which also counts `statistics` for all layers."""
-        return replace(self, rules=also_counting(self.rules, statistics))
+        return replace(self, layers=also_counting(self.layers, statistics))
 
     def wanted(self, rows: int) -> Coverage:
         """Those of the first `rows` rows that the job wants."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ..calibration.layer import Layer, arrays_of
-from ..calibration.selection import LayerRule, also_counting, rules_of, select_layers
+from ..calibration.selection import LayerRule, also_counting, select_layers
 from ..coverage import Coverage
 from ..errors import ChangedError, DataError, UsageError, listed
 from ..outputs.layer_statistics import LayerStatistics
@@ -89,8 +89,7 @@ def reduce(
     _check_one_of("missing", missing, ("error", "fill"))
     cluster = Cluster(threads=available_cores() if threads is None else threads)
     budget = _budget(memory)
-    rules = rules_of(layers)
-    selected = select_layers(source, also_counting(rules, statistics) if statistics else rules)
+    selected = select_layers(source, also_counting(layers, statistics) if statistics else layers)
     where = source if isinstance(source, str | Path) else listed(map(str, source))
     for name, reason in selected.unreadable.items():
         raise DataError(f"{where}: array {name} cannot be read: {reason}; repair it, or choose others by `layers`")

@@ -173,7 +173,8 @@ class Ledger:
     It has one source for each of its arrays, in the order in which their rows follow each other; or those of several
     outputs that were merged.
 
-    The statistics describe the stored values; `quantization` maps them to real units. `readers` are the layers of the
+    The statistics describe the stored values, with channels on `channel_axis` of the array; `quantization` maps them to
+    real units. `readers` are the layers of the
     model that read what was counted; None means the layer of its own name, `layer`. `tensor` is the model's name of it,
     empty if unknown. `array` is the name under which it was counted, empty if that is `layer`. `rows_are` says what
     rows are if they are no samples; `order` is its place among the layers, as they were recorded, None if unknown.

@@ -51,7 +51,7 @@ def test_outputs_are_equal_whatever_the_chunks_codecs_and_workers(tmp_path: Path
     found = ss.compare(first, second)
     assert (found.equal, found.same_rows) == (True, True)
     assert [each.layer for each in found.layers] == ["a/conv", "b"]
-    other = only(compare(first, third, match="b"))
+    other = only(compare(first, third, layers="b"))
     assert (other.equal, other.same_rows, other.differing, dict(other.described)) == (True, True, (), {})
     assert other.rows == (24, 24)
     assert other.values == (24 * 6, 24 * 6)
@@ -128,7 +128,7 @@ def test_other_dtypes_axes_and_statistics_are_named_and_no_error(tmp_path: Path)
 def test_statistics_that_both_have_are_compared_beside_others(tmp_path: Path) -> None:
     first = reduced(tmp_path / "1", LAYERS, statistics=[])
     second = reduced(tmp_path / "2", LAYERS, statistics=["histogram"])
-    found = only(compare(first, second, match="b"))
+    found = only(compare(first, second, layers="b"))
     assert (found.differing, found.equal) == ((), False)
     assert found.described == {"statistics": (["mean", "extrema"], ["mean", "extrema", "histogram"])}
 
@@ -195,7 +195,7 @@ def test_a_folder_that_is_no_output_is_refused_by_name(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=f"{folder} has no manifest.json; expected the output folder"):
             compare(first, folder)
     with pytest.raises(UsageError, match="no layer matches 'c'; the outputs have b"):
-        compare(first, first, match="c")
+        compare(first, first, layers="c")
 
 
 def test_a_damaged_state_is_never_compared(tmp_path: Path) -> None:

@@ -367,7 +367,7 @@ def test_layers_of_which_a_job_takes_other_statistics_keep_their_tails_apart(tmp
     store = build_store(tmp_path / "s.zarr", {"a": values, "b": values + 1}, chunks=(8, 3))
     job = config(store, tmp_path / "out")
     run(job)
-    run(replace(job, rules=(LayerRule("a"),)))
+    run(replace(job, layers=(LayerRule("a"),)))
     array = zarr.open_group(store)["b"]
     array[8:13] = values[8:13] + 2  # type: ignore[index]
     run(job)

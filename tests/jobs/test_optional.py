@@ -160,7 +160,7 @@ def test_outputs_that_counted_what_other_kernels_see_are_not_merged(store: Path,
 
 
 def test_the_plan_has_room_for_them(store: Path, tmp_path: Path) -> None:
-    layers = select_layers(store, config(store, tmp_path).rules).layers
+    layers = select_layers(store, config(store, tmp_path).layers).layers
     without = [replace(layer, kinds=kinds_of(())) for layer in layers]
     peaks = [make_plan(each, {}, memory=2**31, threads=2).peak_bytes for each in (without, layers)]
     assert peaks[1] - peaks[0] > sum(KINDS[name].state_bytes(layer.space) for layer in layers for name in BOTH)

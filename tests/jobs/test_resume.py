@@ -172,7 +172,7 @@ def test_what_was_counted_of_a_layer_that_a_job_leaves_out_for_a_while_is_kept(t
     store = build_store(tmp_path / "s.zarr", {"a": samples(20, 8), "b": samples(20, 8)})
     run(config(store))
     before = results(tmp_path / "out")
-    run(replace(config(store), rules=(LayerRule("a"),)))
+    run(replace(config(store), layers=(LayerRule("a"),)))
     assert open_results(tmp_path / "out").layers == ["a"]
     told = Told()
     run(config(store), progress=told)
@@ -274,8 +274,8 @@ def test_forgotten_rows_leave_the_bytes_of_never_having_been_counted(
     store = build_store(tmp_path / "s.zarr", {"conv": samples(20, 8, 4), "other": samples(20, 8, 4)}, **layout)
     run(config(store))
     taken = tuple(map(int, rows.split(":")))
-    forget(config(store), taken, match="conv")  # type: ignore[arg-type]
-    forget(config(store, tmp_path / "never"), taken, match="conv")  # type: ignore[arg-type]
+    forget(config(store), taken, layers="conv")  # type: ignore[arg-type]
+    forget(config(store, tmp_path / "never"), taken, layers="conv")  # type: ignore[arg-type]
     run(config(store, tmp_path / "never"))
     assert results(tmp_path / "out") == results(tmp_path / "never")
     assert run(config(store)).statistics["conv"].excluded == (taken,)
@@ -350,7 +350,7 @@ def test_rows_that_are_not_there_cannot_be_forgotten(tmp_path: Path, rows: tuple
     with pytest.raises(UsageError, match=match):
         forget(config(store), rows)
     with pytest.raises(UsageError, match=r"no layer matches 'dense'; the job has conv"):
-        forget(config(store), (0, 1), match="dense")
+        forget(config(store), (0, 1), layers="dense")
 
 
 def test_the_reasons_of_what_is_missing_outlive_forgetting_and_merging(tmp_path: Path) -> None:

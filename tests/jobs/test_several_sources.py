@@ -41,7 +41,7 @@ def record(store: Path | str, values: Array, part: str = "") -> str:
 
 def job(tmp_path: Path, *sources: str, **options: Any) -> Job:
     source = sources if len(sources) > 1 else sources[0]
-    return Job(source, str(tmp_path / "out"), rules=(LayerRule("*", statistics=KINDS),), **options)
+    return Job(source, str(tmp_path / "out"), layers=(LayerRule("*", statistics=KINDS),), **options)
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def test_sources_are_added_and_reordered_and_grow_and_each_row_counts_once(
     kept = state(tmp_path / "out"), corrector(tmp_path / "out")
     run(job(tmp_path, b, a), restart=True)
     assert kept == (state(tmp_path / "out"), corrector(tmp_path / "out"))
-    whole = Job(record(tmp_path / "w.zarr", X), str(tmp_path / "w"), rules=job(tmp_path, a).rules)
+    whole = Job(record(tmp_path / "w.zarr", X), str(tmp_path / "w"), layers=job(tmp_path, a).layers)
     assert outcome.statistics["fc"].statistics == run(whole).statistics["fc"].statistics
     assert kept[1] == corrector(tmp_path / "w")
     assert verify(job(tmp_path, b, a)) == []
@@ -155,7 +155,7 @@ def test_rows_of_one_source_are_forgotten_for_good(tmp_path: Path, stores: tuple
     rest = record(tmp_path / "rest.zarr", np.concatenate([X[:12], X[15:17]]))
     for restart in (False, True):
         found = run(job(tmp_path, a, b), restart=restart).statistics["fc"]
-        assert found.statistics == reduce(rest, layers=job(tmp_path, a).rules)["fc"].statistics
+        assert found.statistics == reduce(rest, layers=job(tmp_path, a).layers)["fc"].statistics
         assert covered(tmp_path / "out") == [("a.zarr", "0:10"), ("b.zarr", "0:2, 5:7")]
     run(job(tmp_path, b, a), restart=True)
     assert covered(tmp_path / "out") == [("b.zarr", "0:2, 5:7"), ("a.zarr", "0:10")]
@@ -283,7 +283,7 @@ def test_a_run_that_follows_counts_parts_that_appear(tmp_path: Path, monkeypatch
 
     outcome = run(job(tmp_path, store), follow=Follow(rows=40), on_written=grow)
     assert covered(tmp_path / "out") == [("", "0:10"), ("part rank0", "0:10"), ("part rank1", "0:20")]
-    expected = reduce(record(tmp_path / "w.zarr", X), layers=job(tmp_path, store).rules)
+    expected = reduce(record(tmp_path / "w.zarr", X), layers=job(tmp_path, store).layers)
     assert outcome.statistics["fc"].statistics == expected["fc"].statistics
 
 
@@ -330,12 +330,12 @@ def test_padding_that_others_write_first_is_counted_again_in_whichever_source(tm
     expected = np.concatenate([whole[:6], X[20:26], whole[:6], X[20:25]])
     for restart in (False, True):
         found = run(job(tmp_path, *stores), restart=restart).statistics["fc"]
-        reference = reduce(record(tmp_path / f"w{restart}.zarr", expected), layers=job(tmp_path, "").rules)["fc"]
+        reference = reduce(record(tmp_path / f"w{restart}.zarr", expected), layers=job(tmp_path, "").layers)["fc"]
         assert found.statistics == reference.statistics
     forget(job(tmp_path, *stores), (9, 10), source=stores[0])
     left = record(tmp_path / "left.zarr", np.delete(expected, 9, axis=0))
     found = run(job(tmp_path, *stores)).statistics["fc"]
-    assert found.statistics == reduce(left, layers=job(tmp_path, "").rules)["fc"].statistics
+    assert found.statistics == reduce(left, layers=job(tmp_path, "").layers)["fc"].statistics
     assert verify(job(tmp_path, *stores)) == []
 
 

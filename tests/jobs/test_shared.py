@@ -140,8 +140,8 @@ def test_appending_forgetting_and_verifying_go_on_with_the_shared_array(tmp_path
     assert correctors(tmp_path / "out") == correctors(counted(tmp_path / "whole"))
     assert verify(asked) == []
     with pytest.raises(UsageError, match="no layer matches 'fc'; the job has block/conv, block/down, tensors/y"):
-        forget(asked, (4, 9), match="fc")
-    forgotten = forget(asked, (4, 9), match="block/down")
+        forget(asked, (4, 9), layers="fc")
+    forgotten = forget(asked, (4, 9), layers="block/down")
     assert [(each.layer, each.array, each.rows) for each in forgotten] == [
         ("block/conv", "block/conv", 5),
         ("block/down", "block/conv", 5),
