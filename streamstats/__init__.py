@@ -1,5 +1,6 @@
 """streamstats: exact calibration statistics, out of core, and the bias corrections that follow from them.
 
+`streamstats.models.onnx` and `streamstats.models.torch` record, measure and correct models.
 Names are imported when first used, so that correctors load with numpy and safetensors alone.
 """
 

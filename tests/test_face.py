@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +96,17 @@ def test_statistics_given_as_one_text_are_refused_as_such(tmp_path: Path) -> Non
         ss.reduce(tmp_path, statistics="squares")
 
 
-def test_a_run_without_a_job_says_how_to_get_one() -> None:
+@pytest.mark.parametrize("function", [ss.run, ss.verify, lambda job: ss.forget(job, (0, 1))])
+def test_what_takes_a_job_says_how_to_get_one(function: Callable[[object], object]) -> None:
     with pytest.raises(UsageError, match=r"^the job is 'run.yaml'; expected a Job: .*load_job\(path\)"):
-        ss.run("run.yaml")  # type: ignore[arg-type]
+        function("run.yaml")
+
+
+def test_a_job_with_memory_as_text_says_what_to_give() -> None:
+    with pytest.raises(UsageError, match=r"^memory is '1GiB'; expected a number of bytes, such as 2147483648"):
+        ss.Job("calibration.zarr", "out", memory="1GiB")  # type: ignore[arg-type]
+
+
+def test_one_output_is_not_merged_letter_by_letter(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"^the outputs to merge are out; expected a list of folders"):
+        ss.merge("out", tmp_path / "both")

@@ -15,7 +15,7 @@ def statistics() -> Float64Array:
     low, high = layer.quantile(0.999)
     rows = layer.rows + sum(stop - start for start, stop in layer.covered)
     scale: Float64Array = (layer.mean - layer.minimum) / layer.rms * (high - low) / rows
-    return scale * layer.gram.matrix().sum() / layer.standard_deviation
+    return scale * float(layer.gram.matrix().sum()) / layer.standard_deviation
 
 
 def runs() -> dict[str, Float64Array]:

@@ -33,6 +33,8 @@ def merge(outputs: Sequence[str | Path], output: str | Path) -> dict[str, LayerS
     >>> ss.merge(["monday", "tuesday"], "both")["fc"].mean
     array([2.])
     """
+    if isinstance(outputs, str | Path):
+        raise UsageError(f"the outputs to merge are {outputs!s}; expected a list of folders")
     folders, target = [Path(each) for each in outputs], Path(output)
     if target.resolve() in {each.resolve() for each in folders}:
         raise UsageError(f"{output} is one of the outputs to merge; choose another folder")

@@ -139,8 +139,6 @@ def run(
     >>> outcome.complete, outcome.statistics["fc"].mean
     (True, array([4., 6.]))
     """
-    if not isinstance(job, Job):
-        raise UsageError(f"the job is {job!r}; expected a Job: give Job(source, output), or load_job(path)")
     options = {"restart": restart, "accept_changes": accept_changes}
     with open_session(job, **options, client=client, progress=progress) as session:
         _check_wanted_rows(session, follow)

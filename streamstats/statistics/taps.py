@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import MismatchError, UsageError
-from ..layouts import Kernel, Kernels, Partition, joint_kernel, labels_of
+from ..layouts import Kernel, Kernels, Partition, joint_kernel, labels_of, misses
 from ..quantization import Quantization, channel_maps
 from .classes import ClassSums, ClassSumsOf
 from .exact import carried, unit_exponent
@@ -138,7 +138,7 @@ def _missing(space: Space) -> list[Kernel]:
     """The kernels that move over samples of `space` and miss positions."""
     kernel, extents = space.kernel, _extents(space)
     members = kernel.members if isinstance(kernel, Kernels) else () if kernel is None else (kernel,)
-    return [each for each in members if each.misses(extents)]
+    return [each for each in members if misses(each, extents)]
 
 
 def _extents(space: Space) -> list[int]:
