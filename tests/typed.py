@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import numpy as np
 import numpy.typing as npt
 
 import streamstats as ss
 
 Float64Array = npt.NDArray[np.float64]
+
+
+class Tensor(Protocol):
+    """What can be an array, as a tensor of torch can."""
+
+    def __array__(self) -> Float64Array: ...
 
 
 def statistics() -> Float64Array:
@@ -42,7 +50,7 @@ def corrected(bias: Float64Array, weight: Float64Array) -> Float64Array:
     return bias + corrector.calculate(weight, ss.fake_quantize(weight, bits=4), layout="OI")
 
 
-def recorded(batches: list[Float64Array]) -> Float64Array:
+def recorded(batches: list[Tensor]) -> Float64Array:
     meter = ss.Meter(["squares"])
     with ss.Recorder("calibration.zarr") as recorder:
         for batch in batches:

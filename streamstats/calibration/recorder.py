@@ -95,7 +95,7 @@ class Recorder:
     def append(
         self,
         layer: str,
-        samples: npt.NDArray[Any],
+        samples: npt.ArrayLike,
         *,
         channel_axis: int = -1,
         quantization: Quantization | None = None,
@@ -130,7 +130,7 @@ class Recorder:
     def next_row(
         self,
         layer: str,
-        samples: npt.NDArray[Any],
+        samples: npt.ArrayLike,
         *,
         channel_axis: int = -1,
         quantization: Quantization | None = None,

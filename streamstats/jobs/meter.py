@@ -54,7 +54,7 @@ class Meter:
     def append(
         self,
         layer: str,
-        samples: npt.NDArray[Any],
+        samples: npt.ArrayLike,
         *,
         channel_axis: int = -1,
         quantization: Quantization | None = None,
