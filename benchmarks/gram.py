@@ -153,7 +153,6 @@ def wide_layer(path: Path) -> dict[str, str]:
     gram = reduce(path, statistics=["gram"], memory="20GiB", threads=2)["layer"].gram
     seconds = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT
-    assert gram is not None
     array.resize((WIDE_PLANNED, WIDE))
     (layer,) = select_layers(str(path), [LayerRule("*", statistics=["gram"])]).layers
     plan = make_plan([layer], {"layer": Coverage.first(WIDE_PLANNED)}, memory=20 * 2**30, threads=4, processes=32)

@@ -100,7 +100,6 @@ def errors(source: Source, threads: int) -> list[str]:
     exact = (float(np.partition(flat, place)[place]) - zero_point) * step
     dask_squares, dask_quantiles, digest = computed(source, threads, "squares", "percentile", "tdigest")
     found = reduce(source.path, layers=[_rule(layer)], threads=threads)[layer.name]
-    assert found.rms is not None
     quantiles = [dask_quantiles[-1], digest[-1], found.quantile(QUANTILE)[1]]
     below = [float((flat <= each / step + zero_point).mean()) for each in quantiles]
     return [

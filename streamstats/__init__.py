@@ -1,10 +1,12 @@
 """streamstats: exact calibration statistics, out of core, and the bias corrections that follow from them.
 
+`streamstats.models.onnx` and `streamstats.models.torch` record, measure and correct models.
 Names are imported when first used, so that correctors load with numpy and safetensors alone.
 """
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +17,15 @@ if TYPE_CHECKING:
     from .correction import BiasCorrector, MeanBiasCorrector, NullBiasCorrector, TapBiasCorrector
     from .errors import StreamstatsError
     from .exports.choice import RangeChoice
-    from .exports.exporting import Exported, export
+    from .exports.exporting import export
     from .jobs.compare import compare
+    from .jobs.forget import forget
     from .jobs.job import Job
+    from .jobs.merge import merge
     from .jobs.meter import Meter
-    from .jobs.run import reduce, run
+    from .jobs.run import Follow, reduce, run
+    from .jobs.status import status
+    from .jobs.verify import verify
     from .layouts import Geometry, Kernel
     from .outputs.layer_statistics import LayerStatistics
     from .outputs.results import load
@@ -36,7 +42,7 @@ _HOMES = {
     "BiasCorrector": "correction",
     "Client": "service.client",
     "Codes": "ranges.codes",
-    "Exported": "exports.exporting",
+    "Follow": "jobs.run",
     "Geometry": "layouts",
     "Job": "jobs.job",
     "Kernel": "layouts",
@@ -56,18 +62,22 @@ _HOMES = {
     "export": "exports.exporting",
     "fake_quantize": "quantization",
     "find_ranges": "ranges.finding",
+    "forget": "jobs.forget",
     "load": "outputs.results",
     "load_job": "config",
+    "merge": "jobs.merge",
     "prepare_input_mean": "statistics.mean",
     "reduce": "jobs.run",
     "run": "jobs.run",
+    "status": "jobs.status",
+    "verify": "jobs.verify",
 }
 
 __all__ = [
     "BiasCorrector",
     "Client",
     "Codes",
-    "Exported",
+    "Follow",
     "Geometry",
     "Job",
     "Kernel",
@@ -88,17 +98,23 @@ __all__ = [
     "export",
     "fake_quantize",
     "find_ranges",
+    "forget",
     "load",
     "load_job",
+    "merge",
     "prepare_input_mean",
     "reduce",
     "run",
+    "status",
+    "verify",
 ]
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        names = {each.lower(): each for each in _HOMES}
+        hint = "".join(f"; did you mean {names[each]}?" for each in get_close_matches(name.lower(), names, n=1))
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")
     return getattr(import_module(f".{_HOMES[name]}", __name__), name)
 
 

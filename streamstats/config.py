@@ -356,7 +356,7 @@ class JobConfig(ReductionConfig):
         return Job(
             source=self.source if isinstance(self.source, str) else tuple(self.source),
             output=self.output,
-            rules=tuple(self.rules()),
+            layers=tuple(self.rules()),
             memory=self.memory,
             nonfinite=self.nonfinite,
             missing=self.missing,
@@ -409,7 +409,15 @@ def load_config(path: str | Path, settings: Sequence[str] = ()) -> JobConfig:
 
 
 def load_job(path: str | Path, settings: Sequence[str] = ()) -> Job:
-    """The job that the YAML file at `path` describes, with `settings` such as `memory=4GiB`. Raises `UsageError`."""
+    """The job that the YAML file at `path` describes, with `settings` such as `memory=4GiB`.
+
+    Raises `UsageError`, naming the file, the key, what was found and expected.
+
+    >>> characters = Path("run.yaml").write_text("{source: calibration.zarr, output: out}")
+    >>> job = ss.load_job("run.yaml", ["memory=4GiB"])
+    >>> job.source, job.memory
+    ('calibration.zarr', 4294967296)
+    """
     return load_config(path, settings).job()
 
 

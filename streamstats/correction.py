@@ -33,11 +33,16 @@ RESERVED_METADATA = ("format", "kind", KERNEL_KEY, DIGEST_KEY)
 class BiasCorrector(ABC):
     """Corrects the bias of one layer: `calculate` gives the term to add, `save` and `load` use a file.
 
-    A subclass needs `calculate`; `to_bytes` as well if it is to be saved.
+    `run` saves one for each layer. A subclass needs `calculate`; `to_bytes` as well if it is to be saved.
+
+    >>> ss.BiasCorrector.load("out/correctors/fc.safetensors").calculate([[0.5, 0.8]], [[0.5, 1.0]], layout="OI")
+    array([-1.2])
     """
 
     kind: ClassVar[str]
+    """What its file calls it: "mean", "taps" or "null"."""
     provenance: Mapping[str, str] = MappingProxyType({})
+    """What the mean is of, string → string."""
 
     @abstractmethod
     def calculate(
@@ -49,7 +54,10 @@ class BiasCorrector(ABC):
         groups: int | None = None,
         geometry: Geometry | None = None,
     ) -> Float64Array | None:
-        """The term to add to the bias, float64[output channels], or None if there is nothing to add."""
+        """The term to add to the bias, float64[output channels], or None if there is nothing to add.
+
+        Arguments and errors as in `MeanBiasCorrector.calculate`.
+        """
 
     def to_bytes(self) -> bytes:
         """The content of the safetensors file that `save` writes: equal correctors have equal bytes.
@@ -59,19 +67,28 @@ class BiasCorrector(ABC):
         raise UsageError(f"{type(self).__name__} has no file; define to_bytes to save it")
 
     def save(self, path: str | Path) -> None:
-        """Write the corrector to `path` as safetensors, atomically. Raises `OutputError`."""
+        """Write the corrector to `path` as safetensors, atomically.
+
+        Raises `UsageError` for a kind of corrector that has no file, `OutputError` if it cannot be written.
+
+        >>> ss.MeanBiasCorrector(np.array([4.0, 6.0])).save("fc.safetensors")
+        """
         write_bytes(Path(path), self.to_bytes())
 
     @staticmethod
     def load(path: str | Path) -> BiasCorrector:
-        """Read a corrector of any kind. Raises `DataError` for a file that is damaged or not a corrector."""
+        """Read a corrector of any kind. Raises `DataError` for a file that is damaged or not a corrector.
+
+        >>> type(ss.BiasCorrector.load("out/correctors/fc.safetensors")).__name__
+        'MeanBiasCorrector'
+        """
         tensors, metadata = read_tensors(Path(path), FORMAT)
         kind = metadata.pop("kind", None)
         del metadata["format"]
         if kind == NullBiasCorrector.kind and not tensors:
             return NullBiasCorrector()
         for made in (MeanBiasCorrector, TapBiasCorrector):
-            if kind == made.kind and set(tensors) == {*made.tensors}:
+            if kind == made.kind and set(tensors) == {*made._tensors}:
                 return _stored(Path(path), made, tensors, metadata)
         raise DataError(
             f"{path} holds a corrector of kind {kind!r} with the tensors {sorted(tensors)}; expected kind 'null' "
@@ -81,7 +98,11 @@ class BiasCorrector(ABC):
 
 
 class NullBiasCorrector(BiasCorrector):
-    """Leaves the bias as it is."""
+    """Leaves the bias as it is.
+
+    >>> print(ss.NullBiasCorrector().calculate([[0.5]], [[0.75]], layout="OI"))
+    None
+    """
 
     kind = "null"
 
@@ -108,11 +129,15 @@ class MeanBiasCorrector(BiasCorrector):
 
     `provenance` (string → string) goes into the file: layer, rows, count, dtype, quantisation, digest. Raises
     `MismatchError` for a mean that is not one-dimensional or not of real numbers, `UsageError` for a mean that is not
-    finite and for provenance under the keys that the file needs itself: `format`, `kind`, `sha256`.
+    finite and for provenance under the keys that the file needs itself: `format`, `kind`, `kernel`, `sha256`.
+
+    >>> corrector = ss.MeanBiasCorrector(ss.load("out")["fc"].mean)
+    >>> corrector.input_mean
+    array([4., 6.])
     """
 
     kind = "mean"
-    tensors: ClassVar[tuple[str, ...]] = ("input_mean",)
+    _tensors: ClassVar[tuple[str, ...]] = ("input_mean",)
 
     input_mean: Float64Array
     provenance: Mapping[str, str] = field(default_factory=dict)
@@ -146,6 +171,11 @@ class MeanBiasCorrector(BiasCorrector):
         The rest of `geometry` changes nothing here: every tap has the same mean. Raises `MismatchError` for shapes that
         do not fit each other, the layout or the mean, and for a geometry of other axes; `UsageError` for an unknown
         layout and for weights that are not finite.
+
+        >>> weight = np.array([[0.5, -0.25], [1.0, 0.75]])
+        >>> rounded = np.array([[0.5, -0.5], [1.0, 1.0]])
+        >>> ss.MeanBiasCorrector(np.array([4.0, 6.0])).calculate(weight, rounded, layout="OI")
+        array([ 1.5, -1.5])
         """
         change = _weight_change(np.asarray(weights), np.asarray(fake_quantized_weights))
         taps = tap_sums(change, layout, groups, geometry)
@@ -165,10 +195,15 @@ class TapBiasCorrector(BiasCorrector):
     not that of the channel. `tap_mean` is the mean of what each tap sees over all outputs, with zeros for padding. The
     correction therefore undoes the whole shift of the mean output. Both means are in real units. `provenance` and
     errors as in `MeanBiasCorrector`; `MismatchError` also for means that do not fit each other or the kernel.
+
+    >>> kernel = ss.Kernel((3,), ss.Geometry(pads=(1, 1)))
+    >>> corrector = ss.TapBiasCorrector(np.array([3.0]), np.array([[2.0, 3.0, 2.0]]), kernel)
+    >>> corrector.calculate(np.ones((1, 1, 3)), np.full((1, 1, 3), 0.5), layout="OIW")
+    array([3.5])
     """
 
     kind = "taps"
-    tensors: ClassVar[tuple[str, ...]] = ("input_mean", "tap_mean")
+    _tensors: ClassVar[tuple[str, ...]] = ("input_mean", "tap_mean")
 
     input_mean: Float64Array
     tap_mean: Float64Array
@@ -241,7 +276,7 @@ class TapBiasCorrector(BiasCorrector):
         """The file that `save` writes: the means, the kernel and their provenance."""
         kernel = json.dumps(self.kernel.to_metadata(), sort_keys=True)
         metadata = {**self.provenance, "format": FORMAT, "kind": self.kind, KERNEL_KEY: kernel}
-        return tensors_bytes({name: getattr(self, name) for name in self.tensors}, metadata)
+        return tensors_bytes({name: getattr(self, name) for name in self._tensors}, metadata)
 
 
 def correction_error(

@@ -18,9 +18,17 @@ DISTRIBUTION = "streamstats-calibration"
 
 
 class StreamstatsError(Exception):
-    """The root of all errors: a failure that a retry on a healthy machine may cure."""
+    """The root of all errors: a failure that a retry on a healthy machine may cure.
+
+    >>> try:
+    ...     ss.load("calibration.zarr")
+    ... except ss.StreamstatsError as error:
+    ...     print(error)
+    calibration.zarr has no manifest.json; expected the output folder of a finished `streamstats run`
+    """
 
     exit_status = FAILURE
+    """The exit status of the command line after such an error."""
 
 
 class UsageError(StreamstatsError, ValueError):

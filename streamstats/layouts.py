@@ -151,6 +151,9 @@ class Geometry:
 
     Strides and dilations default to 1, `pads` and `output_padding` to 0. `pads` are the zeros before each axis, then
     those after each axis, as in ONNX. `output_padding` is what a transposed convolution adds at the end of each axis.
+
+    >>> ss.Geometry(strides=(2, 2), pads=(1, 1, 0, 0)).axes(2)
+    [(2, 1, 0, 1, 0), (2, 1, 0, 1, 0)]
     """
 
     strides: tuple[int, ...] = ()
@@ -253,22 +256,6 @@ class Kernel:
             return [_one_class(extent) for extent in extents]
         return [_classes(*numbers) for numbers in self._along(extents)]
 
-    def misses(self, extents: Sequence[int]) -> bool:
-        """Whether the mean over samples with these spatial `extents` is not that of what the kernel reads, although a
-        few classes of positions would tell it.
-
-        So it is if strides skip positions that no tap sees, and if the kernel has one tap, which does not see every
-        position for one output. Larger kernels that pad are not meant: their taps see nearly the same.
-
-        >>> Kernel((1, 1), Geometry((2, 2))).misses((8, 8)), Kernel((3, 3), Geometry((2, 2))).misses((8, 8))
-        (True, False)
-        """
-        axes = self._along(extents)
-        if math.prod(self.taps) == 1:
-            return not all(_is_even(*numbers) for numbers in axes)
-        steps = [(extent, taps, stride, dilation) for extent, taps, stride, _, _, dilation, *_ in axes]
-        return not self.transposed and any(_skips(*numbers) for numbers in steps)
-
     def _along(self, extents: Sequence[int]) -> list[AxisNumbers]:
         """Extent, taps, the numbers of `Geometry.axes` and `transposed` of each axis with taps."""
         if self.taps and len(extents) != len(self.taps):
@@ -278,6 +265,23 @@ class Kernel:
             )
         axes = zip(extents, self.taps, self.geometry.axes(len(self.taps)), strict=False)
         return [(extent, taps, *numbers, self.transposed) for extent, taps, numbers in axes]
+
+
+def misses(kernel: Kernel, extents: Sequence[int]) -> bool:
+    """Whether the mean over samples with these spatial `extents` is not that of what the kernel reads, although a few
+    classes of positions would tell it.
+
+    So it is if strides skip positions that no tap sees, and if the kernel has one tap, which does not see every
+    position for one output. Larger kernels that pad are not meant: their taps see nearly the same.
+
+    >>> misses(Kernel((1, 1), Geometry((2, 2))), (8, 8)), misses(Kernel((3, 3), Geometry((2, 2))), (8, 8))
+    (True, False)
+    """
+    axes = kernel._along(extents)
+    if math.prod(kernel.taps) == 1:
+        return not all(_is_even(*numbers) for numbers in axes)
+    steps = [(extent, taps, stride, dilation) for extent, taps, stride, _, _, dilation, *_ in axes]
+    return not kernel.transposed and any(_skips(*numbers) for numbers in steps)
 
 
 @dataclass(frozen=True)

@@ -134,10 +134,9 @@ class Lines(Quiet):
 class LogProgress(Lines):
     """A `Progress` for programs: each line becomes a record of the logger `streamstats`, at the level INFO.
 
-    >>> logging.getLogger("streamstats").addHandler(logging.NullHandler())
-    >>> with LogProgress() as progress:
-    ...     progress.begin(Stage("counting", rows=10))
-    ...     progress.advance(10)
+    >>> logging.getLogger("streamstats").setLevel(logging.INFO)
+    >>> with ss.LogProgress() as progress:
+    ...     found = ss.reduce("calibration.zarr", progress=progress)
     """
 
     def say(self, message: str) -> None:

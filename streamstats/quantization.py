@@ -35,6 +35,9 @@ class Quantization:
     Raises `UsageError` for a step that is zero, negative or not finite, for a zero point that is not an integer or is
     beyond ±2^53, for an offset that is not finite, and for both a zero point and an offset; `MismatchError` for
     different numbers of steps and zero points.
+
+    >>> ss.Quantization(0.5, 1).dequantize(np.array([1, 2, 5], np.int8))
+    array([0. , 0.5, 2. ])
     """
 
     step: Float64Array
@@ -89,31 +92,6 @@ class Quantization:
         sizes = [array.size for array in (self.step, self.zero_point) if array.ndim]
         return sizes[0] if sizes else None
 
-    def check_channels(self, channels: int) -> None:
-        """Raise `MismatchError` unless the map is per tensor or has exactly `channels` channels."""
-        if self.channels not in (None, channels):
-            raise MismatchError(f"the quantisation has {self.channels} channels, the layer has {channels}")
-
-    def channel_maps(self, channels: int) -> list[tuple[Fraction, Fraction]]:
-        """The exact (step, code of zero) per channel, for `channels` channels: real = (code − zero) · step.
-
-        With an offset, zero is −offset / step, a fraction of codes.
-        """
-        self.check_channels(channels)
-        if self.step.ndim == self.zero_point.ndim == 0:
-            return [self._exact(self.step.item(), self.zero_point.item())] * channels
-        steps = np.broadcast_to(self.step, (channels,)).tolist()
-        zero_points = np.broadcast_to(self.zero_point, (channels,)).tolist()
-        return [self._exact(step, zero_point) for step, zero_point in zip(steps, zero_points, strict=True)]
-
-    def _exact(self, step: float, zero_point: int) -> tuple[Fraction, Fraction]:
-        return Fraction(step), zero_point - Fraction(self.offset) / Fraction(step)
-
-    @property
-    def moves_zero(self) -> bool:
-        """Whether the real value 0 is not stored as 0."""
-        return bool(self.offset or self.zero_point.any())
-
     def dequantize(self, codes: npt.NDArray[Any], channel_axis: int = -1) -> Float64Array:
         """The real values (float64) of `codes`, any shape, channels on `channel_axis`.
 
@@ -128,6 +106,9 @@ class Quantization:
 
         Raises `UsageError` for NaN and for a `dtype` that is not an integer of at most 32 bits;
         `MismatchError` as `dequantize`.
+
+        >>> ss.Quantization(0.5, 1).quantize(np.array([0.0, 0.6, 99.0]), "int8")
+        array([  1,   2, 127], dtype=int8)
         """
         limits = _code_limits(np.dtype(dtype))
         step, zero_point = self._along(real.shape, channel_axis)
@@ -154,7 +135,7 @@ class Quantization:
             index = normalize_axis_index(axis, len(shape))
         except ValueError as error:
             raise MismatchError(f"there is no channel axis {axis} in an array of shape {shape}") from error
-        self.check_channels(shape[index])
+        check_channels(self, shape[index])
         trailing = (1,) * (len(shape) - index - 1)
         return maps[0].reshape(-1, *trailing), maps[1].reshape(-1, *trailing)
 
@@ -163,6 +144,37 @@ class Quantization:
 
     def __hash__(self) -> int:
         return hash((self.step.tobytes(), self.zero_point.tobytes(), self.offset))
+
+
+def check_channels(quantization: Quantization, channels: int) -> None:
+    """Raise `MismatchError` unless the map is per tensor or has exactly `channels` channels."""
+    if quantization.channels not in (None, channels):
+        raise MismatchError(f"the quantisation has {quantization.channels} channels, the layer has {channels}")
+
+
+def channel_maps(quantization: Quantization | None, channels: int) -> list[tuple[Fraction, Fraction]]:
+    """The exact (step, code of zero) per channel, for `channels` channels: real = (code − zero) · step.
+
+    With an offset, zero is −offset / step, a fraction of codes. Without a quantisation, codes are real values. Raises
+    as `check_channels`.
+    """
+    if quantization is None:
+        return [(Fraction(1), Fraction(0))] * channels
+    check_channels(quantization, channels)
+    offset, step, zero_point = quantization.offset, quantization.step, quantization.zero_point
+    if step.ndim == zero_point.ndim == 0:
+        return [_exact(step.item(), zero_point.item(), offset)] * channels
+    steps, zero_points = (np.broadcast_to(each, (channels,)).tolist() for each in (step, zero_point))
+    return [_exact(step, zero_point, offset) for step, zero_point in zip(steps, zero_points, strict=True)]
+
+
+def _exact(step: float, zero_point: int, offset: float) -> tuple[Fraction, Fraction]:
+    return Fraction(step), zero_point - Fraction(offset) / Fraction(step)
+
+
+def moves_zero(quantization: Quantization) -> bool:
+    """Whether the real value 0 is not stored as 0."""
+    return bool(quantization.offset or quantization.zero_point.any())
 
 
 def _checked_positive(name: str, value: npt.ArrayLike) -> Float64Array:
@@ -236,6 +248,9 @@ def fake_quantize(
 
     Raises `UsageError` for bits outside 2…16, an unknown `weight_range`, weights that are not floating-point or not
     finite, and rounded values that overflow the dtype; `MismatchError` for axes that do not exist.
+
+    >>> ss.fake_quantize(np.array([-1.0, 0.1, 0.8]), bits=2)
+    array([-1.2,  0. ,  0.6])
     """
     check_bits(bits)
     _check_weights(weights)

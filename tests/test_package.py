@@ -19,7 +19,7 @@ import streamstats
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("streamstats", "tests", "configs", "benchmarks", "docs", "examples", "recipe", ".ci")
 FILES = (
-    *("README.md", "pyproject.toml", "zensical.toml", "MANIFEST.in", "Makefile", "Containerfile"),
+    *("README.md", "pyproject.toml", "zensical.toml", "MANIFEST.in", "Makefile", "conftest.py", "Containerfile"),
     *("CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "SECURITY.md"),
 )
 MINOR_VERSIONS = (11, 12, 13, 14)

@@ -14,7 +14,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 
 from streamstats import Quantization, fake_quantize
 from streamstats.errors import MismatchError, UsageError
-from streamstats.quantization import WEIGHT_RANGES, quantization_step, weight_codes
+from streamstats.quantization import WEIGHT_RANGES, channel_maps, check_channels, quantization_step, weight_codes
 
 steps = st.floats(1e-30, 1e30)
 zero_points = st.integers(-(2**31), 2**31)
@@ -103,11 +103,11 @@ def test_steps_and_zero_points_come_in_equal_numbers_or_one_for_all():
 
 def test_a_wrong_number_of_channels_is_refused_and_both_are_printed():
     per_channel = Quantization([1.0, 2.0, 3.0])
-    per_channel.check_channels(3)
-    Quantization(1.0).check_channels(17)
+    check_channels(per_channel, 3)
+    check_channels(Quantization(1.0), 17)
     for attempt in (
-        lambda: per_channel.check_channels(4),
-        lambda: per_channel.channel_maps(4),
+        lambda: check_channels(per_channel, 4),
+        lambda: channel_maps(per_channel, 4),
         lambda: per_channel.dequantize(np.zeros((3, 4))),
         lambda: per_channel.quantize(np.zeros((4, 3)), np.int8, channel_axis=0),
     ):
@@ -129,9 +129,9 @@ def test_a_channel_axis_that_is_not_there_is_refused(shape, axis):
 
 
 def test_channel_maps_are_exact_and_one_a_channel():
-    assert Quantization(0.1, 3).channel_maps(2) == [(Fraction(0.1), 3)] * 2
-    assert Quantization([0.1, 5e-324], -1).channel_maps(2) == [(Fraction(0.1), -1), (Fraction(5e-324), -1)]
-    assert Quantization(0.5, [2**53, 0]).channel_maps(2) == [(Fraction(1, 2), 2**53), (Fraction(1, 2), 0)]
+    assert channel_maps(Quantization(0.1, 3), 2) == [(Fraction(0.1), 3)] * 2
+    assert channel_maps(Quantization([0.1, 5e-324], -1), 2) == [(Fraction(0.1), -1), (Fraction(5e-324), -1)]
+    assert channel_maps(Quantization(0.5, [2**53, 0]), 2) == [(Fraction(1, 2), 2**53), (Fraction(1, 2), 0)]
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2, -1, -2, -3])

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from ..errors import MismatchError, UsageError, in_words
 from ..layouts import Kernel, Kernels
-from ..quantization import Quantization
+from ..quantization import Quantization, check_channels
 from ..statistics.kinds import Kind, kinds_of
 from ..statistics.meaning import Meaning
 from ..statistics.statistic import SUPPORTED_DTYPES, Space, is_supported
@@ -198,7 +198,7 @@ class Layer:
                 "leave the quantisation out"
             )
         try:
-            quantization.check_channels(self.channels)
+            check_channels(quantization, self.channels)
         except MismatchError as error:
             raise MismatchError(f"layer {self.name}: {error}") from error
         return replace(self, quantization=quantization)

@@ -56,6 +56,12 @@ class Recorder:
 
     With `buffered=False` nothing waits in memory: when `append` returns, its rows are on disk and committed, all at
     once: even if the process is killed or the power fails, the store and its readers have all of them or none.
+
+    >>> with ss.Recorder("recorded.zarr") as recorder:
+    ...     for batch in np.ones((3, 8, 5, 5, 4), np.float32):
+    ...         recorder.append("block1/conv", batch)
+    >>> ss.reduce("recorded.zarr")["block1/conv"].rows
+    24
     """
 
     def __init__(
@@ -89,7 +95,7 @@ class Recorder:
     def append(
         self,
         layer: str,
-        samples: npt.NDArray[Any],
+        samples: npt.ArrayLike,
         *,
         channel_axis: int = -1,
         quantization: Quantization | None = None,
@@ -124,7 +130,7 @@ class Recorder:
     def next_row(
         self,
         layer: str,
-        samples: npt.NDArray[Any],
+        samples: npt.ArrayLike,
         *,
         channel_axis: int = -1,
         quantization: Quantization | None = None,

@@ -43,6 +43,10 @@ class LayerRule:
     says which positions count; where it is None, the attributes of the store decide. `attributes` says what to do
     about attributes of CF, such as `scale_factor` and `_FillValue`: "apply" them, or "ignore" them.
     Raises `UsageError` for statistics that are one text.
+
+    >>> rule = ss.LayerRule("f*", channel_axis=1, statistics=("squares",))
+    >>> ss.reduce("calibration.zarr", layers=[rule])["fc"].variance
+    array([ 5., 14.])
     """
 
     match: str
@@ -84,15 +88,28 @@ ALL = "*"
 """The rule for all other layers: it chooses none, so that one that cannot be read does not stop the others."""
 
 
-def also_counting(rules: Sequence[LayerRule], statistics: Sequence[str]) -> tuple[LayerRule, ...]:
-    """`rules`, or that for all layers if there are none, which also count `statistics`."""
-    return tuple(replace(each, statistics=(*each.statistics, *statistics)) for each in rules or [LayerRule(ALL)])
+def rules_of(layers: str | Sequence[str | LayerRule]) -> tuple[LayerRule, ...]:
+    """The rules that `layers` are: a glob, or several, each of which is a rule that only chooses, and rules."""
+    each_of = [layers] if isinstance(layers, str) else layers
+    return tuple(LayerRule(each) if isinstance(each, str) else each for each in each_of)
+
+
+def also_counting(layers: str | Sequence[str | LayerRule], statistics: Sequence[str]) -> tuple[LayerRule, ...]:
+    """The rules of `layers`, or that for all layers if there are none, which also count `statistics`.
+
+    Raises `UsageError` for statistics that are one text.
+    """
+    added = checked_names(statistics)
+    return tuple(replace(each, statistics=(*each.statistics, *added)) for each in rules_of(layers) or [LayerRule(ALL)])
 
 
 def select_layers(
-    source: str | Path | Sequence[str | Path], rules: Sequence[LayerRule] = (), *, follow_links: bool = True
+    source: str | Path | Sequence[str | Path],
+    layers: str | Sequence[str | LayerRule] = (),
+    *,
+    follow_links: bool = True,
 ) -> Selected:
-    """The layers that `rules` choose in the calibration store at `source`, or in several, one after the other.
+    """What `layers`, globs and rules, choose in the calibration store at `source`, or in several, one after the other.
 
     Without `follow_links`, arrays behind links of this machine cannot be read.
 
@@ -101,6 +118,7 @@ def select_layers(
     for an unreadable array that a rule matches, or if there are no others; `MismatchError` for arrays of one layer that
     do not fit together; `StoreError`.
     """
+    rules = rules_of(layers)
     found = [_without_coordinates(place, rules) for place in places_of(source, follow_links=follow_links)]
     places = [place for place, _ in found]
     aside = {place.naming(name): reason for place, those in found for name, reason in those.items()}
@@ -113,7 +131,7 @@ def select_layers(
     _check_not_only_unfit(candidates)
     only = sum(len(each.rules) for each in candidates) == 1
     described = [_described(each, strict=each.rules if only else each.chosen) for each in candidates]
-    layers = in_order([layer for layers, _ in described for layer in layers])
+    chosen = in_order([layer for those, _ in described for layer in those])
     takes_all = not rules or any(rule.match == ALL for rule in rules)
     left_out = {name for each in candidates for name in each.left_out}
     unreadable = {name: reason for _, wrong in described for name, reason in wrong.items()}
@@ -128,7 +146,7 @@ def select_layers(
             left_out.update(unread)
     unfit = {each.place.naming(name): reason for each in candidates for name, reason in each.unfit.items()}
     notes = dict.fromkeys(place.note for place in places if place.note)
-    return Selected(tuple(layers), tuple(sorted(left_out)), unfit, unreadable, "; ".join(notes), aside)
+    return Selected(tuple(chosen), tuple(sorted(left_out)), unfit, unreadable, "; ".join(notes), aside)
 
 
 @dataclass(frozen=True)

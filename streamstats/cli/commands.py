@@ -293,7 +293,7 @@ def forget(options: Namespace) -> None:
         forgotten = forget(
             job,
             *map(parse_rows, options.rows),
-            match=options.layers,
+            layers=options.layers,
             source=options.source,
             part=options.part,
             progress=progress,
@@ -309,9 +309,9 @@ def forget(options: Namespace) -> None:
 
 def merge(options: Namespace) -> None:
     """`streamstats merge OUT… -o OUT`."""
-    from ..jobs.merge import merge_outputs
+    from ..jobs.merge import merge
 
-    merged = merge_outputs([Path(each) for each in options.outputs], Path(options.output))
+    merged = merge(options.outputs, options.output)
     print_layers(merged, options.json)
     say_notes({layer: found.notes for layer, found in merged.items()})
     say(f"wrote {options.output}; view it with: streamstats inspect {options.output}")
@@ -324,7 +324,7 @@ def compare(options: Namespace) -> int:
     threshold: float | None = options.threshold
     if threshold is not None and not 0 <= threshold < math.inf:
         raise UsageError(f"--threshold is {threshold:g}; expected a number of standard errors, 0 or more")
-    found = compare(options.first, options.second, match=options.layer)
+    found = compare(options.first, options.second, layers=options.layer)
     drifted = [] if threshold is None else found.beyond(threshold)
     if options.json:
         verdict = {"threshold": threshold, "beyond_threshold": [each.layer for each in drifted]}

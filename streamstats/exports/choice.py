@@ -12,7 +12,13 @@ from ..ranges.percentile import PERCENTILE
 
 @dataclass(frozen=True)
 class RangeChoice:
-    """How the range of each layer is chosen, and for which codes; the arguments are those of `find_ranges`."""
+    """How the range of each layer is chosen, and for which codes.
+
+    `method`, `bits`, `symmetric`, `signed` and `percentile` are those of `find_ranges`.
+
+    >>> ss.RangeChoice("mse", bits=4).of(ss.load("out")["fc"]).codes.highest
+    15
+    """
 
     method: str
     bits: int = 8

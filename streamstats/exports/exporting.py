@@ -77,6 +77,10 @@ def export(
 
     Raises `UsageError`, with the reason, if the request cannot be met; `MissingDependencyError` without the library
     that a format needs; `DataError` for damaged files; `OutputError` if the file cannot be written.
+
+    >>> exported = ss.export("out", "aimet", "fc.encodings", ranges=ss.RangeChoice("minmax"))
+    >>> exported.path.name, exported.layers, exported.notes
+    ('fc.encodings', {'fc': 'fc'}, ())
     """
     _check_options(file_format, ranges, encoding_version, merge)
     _check_hessians(file_format, dtype, damp)

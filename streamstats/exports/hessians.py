@@ -42,7 +42,7 @@ def check_dtype(dtype: str) -> None:
 
 def with_gram(layers: Layers) -> dict[str, LayerStatistics]:
     """Those of `layers` for which `gram` was counted. Raises `UsageError` if there is none."""
-    found = {name: each for name, each in layers.items() if each.gram is not None}
+    found = {name: each for name, each in layers.items() if Gram.name in each.statistics}
     if not found:
         raise UsageError(uncounted(Gram, [*layers.values()]))
     return found
@@ -50,7 +50,7 @@ def with_gram(layers: Layers) -> dict[str, LayerStatistics]:
 
 def with_zeros(layers: Layers) -> list[str]:
     """Those of `layers` whose products have zeros in place of values that are not finite."""
-    return sorted(name for name, each in layers.items() if each.gram is not None and each.gram.left_out.any())
+    return sorted(name for name, each in layers.items() if Gram.name in each.statistics and each.gram.left_out.any())
 
 
 def content(layers: Layers, dtype: str = DTYPES[0], damp: float = 0.0) -> bytes:
@@ -67,7 +67,6 @@ def content(layers: Layers, dtype: str = DTYPES[0], damp: float = 0.0) -> bytes:
 
 
 def _hessian(found: LayerStatistics, dtype: str, damp: float) -> npt.NDArray[Any]:
-    assert found.gram is not None
     if not found.gram.rows:
         raise UsageError(f"layer {found.layer} has no position that counts; leave it out with --layer or --names")
     try:
@@ -108,7 +107,6 @@ _REMEDIES = {
 
 
 def _described(found: LayerStatistics) -> dict[str, Any]:
-    assert found.gram is not None
     kernel = found.space.kernel
     taps = kernel.taps if isinstance(kernel, Kernel) else ()
     return {

@@ -109,19 +109,23 @@ class Comparison:
         return {"equal": self.equal, **same, "layers": layers}
 
 
-def compare(first: str | Path, second: str | Path, *, match: str = "*") -> Comparison:
-    """Compare the layers whose names match the glob `match` in two outputs of runs or merges.
+def compare(first: str | Path, second: str | Path, *, layers: str = "*") -> Comparison:
+    """Compare the layers whose names match the glob `layers` in two outputs of runs or merges.
 
     Raises `UsageError` for a folder that is not an output, and a glob that matches nothing; `DataError` for a damaged
     file.
+
+    >>> found = ss.compare("out", "out")
+    >>> found.equal, found.layers[0].shift
+    (True, 0.0)
     """
     outputs = open_results(first), open_results(second)
     names = sorted({*outputs[0].layers, *outputs[1].layers})
-    chosen = [name for name in names if fnmatchcase(name, match)]
+    chosen = [name for name in names if fnmatchcase(name, layers)]
     if not chosen:
-        raise UsageError(f"no layer matches {match!r}; the outputs have {listed(names)}")
-    layers = [_layer_comparison(name, *outputs) for name in chosen]
-    return Comparison(tuple(sorted(layers, key=_order)))
+        raise UsageError(f"no layer matches {layers!r}; the outputs have {listed(names)}")
+    found = [_layer_comparison(name, *outputs) for name in chosen]
+    return Comparison(tuple(sorted(found, key=_order)))
 
 
 def _order(found: LayerComparison) -> tuple[object, ...]:

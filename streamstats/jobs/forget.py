@@ -11,7 +11,7 @@ from ..calibration.layer import Layer, arrays_of
 from ..coverage import EMPTY, Coverage, Rows
 from ..errors import DataError, NonFiniteError, UsageError, listed
 from ..outputs.layer_statistics import LayerStatistics
-from ..outputs.ledger import CountedSource, Measured, no_files
+from ..outputs.ledger import CountedSource, Measured, no_files, with_source
 from ..outputs.manifest import read_manifest
 from ..outputs.results import still_missing
 from ..outputs.resuming import files_without, uncounted_tails
@@ -40,12 +40,12 @@ class Forgotten:
 def forget(
     job: Job,
     *rows: Rows,
-    match: str = "*",
+    layers: str = "*",
     source: str | None = None,
     part: str | None = None,
     progress: Progress = QUIET,
 ) -> list[Forgotten]:
-    """Remove `rows`, one or several (start, stop), from the layers of `job` whose names match the glob `match`, and
+    """Remove `rows`, one or several (start, stop), from the layers of `job` whose names match the glob `layers`, and
     never count them again.
 
     Each array numbers its own rows: of layers that have several, `source`, the store as the job names it, and `part`
@@ -53,13 +53,20 @@ def forget(
     read once more and subtracted; those of a chunk with room for more are counted again without them. If a statistic
     cannot tell what is left, such as an extremum that one of them may hold, other rows are read again until it can. If
     one of the rows can no longer be read, or has changed since it was counted, all others are counted anew. Raises as
-    `run` does.
+    `run` does, and `UsageError` for rows or layers that the job does not have.
+
+    >>> job = ss.Job("calibration.zarr", "shorter")
+    >>> outcome = ss.run(job)
+    >>> ss.forget(job, (3, 4))
+    [Forgotten(layer='fc', array='fc', rows=1, others=3)]
+    >>> ss.load("shorter")["fc"].mean
+    array([3., 4.])
     """
     if not rows:
         raise UsageError("no rows to forget are given; expected one range or several")
     with open_session(job, progress=progress) as session, _all_or_nothing():
-        matching = [layer for layer in session.layers if layer.matches(match)]
-        _check_matched(session, matching, match)
+        matching = [layer for layer in session.layers if layer.matches(layers)]
+        _check_matched(session, matching, layers)
         chosen = _arrays(matching, source, part)
         for each in rows:
             _check_rows(chosen, each)
@@ -146,7 +153,7 @@ def _forgotten(
             whole_again = {each: others[each] | tails[each] for each in others}
             rest, read = _begun_anew(layer, whole), sum(map(len, whole_again.values()))
             again |= whole_again
-        ledgers[name] = rest.with_source(_excluding(layer, rest.at(layer.address), rows))
+        ledgers[name] = with_source(rest, _excluding(layer, rest.at(layer.address), rows))
         gone = len(before.at(layer.address).covered & rows)
         forgotten += [Forgotten(reader, name, gone, read) for reader in layer.names]
     if any(again.values()):

@@ -7,6 +7,7 @@ from typing import Literal, Self
 
 from ..calibration.selection import LayerRule, Selected, also_counting, select_layers
 from ..coverage import Coverage, Rows
+from ..errors import UsageError
 from .workers import Cluster, available_cores
 
 DEFAULT_MEMORY = 2 * 2**30
@@ -22,21 +23,32 @@ class Job:
     """Count statistics of the layers of the calibration store `source`, and write them to the folder `output`.
 
     If `source` names several stores, the rows of a layer in them follow each other.
-    `rules` choose and describe layers (default: every array, as its attributes describe it). `memory` is the limit in
+    `layers` chooses and describes layers: a glob for their names, or several globs and rules (default: every array, as
+    its attributes describe it). `memory` is the limit in
     bytes per process. `nonfinite` is the policy for NaN and infinities, `missing` that for chunks that are missing or
     damaged. If `rows` is given, only these are counted, of each array.
-    Without `follow_links`, nothing is read behind links in the stores, or on the way to them.
+    `cluster` says who does the work, by default a thread of this process for each core.
+    Without `follow_links`, nothing is read behind links in the stores, or on the way to them. Raises `UsageError` for
+    memory that is not a number.
+
+    >>> job = ss.Job("calibration.zarr", "first-rows", rows=(0, 3)).counting("histogram")
+    >>> ss.run(job).statistics["fc"].mean
+    array([3., 4.])
     """
 
     source: str | tuple[str, ...]
     output: str
-    rules: tuple[LayerRule, ...] = ()
+    layers: str | tuple[str | LayerRule, ...] = ()
     memory: int = DEFAULT_MEMORY
     nonfinite: Nonfinite = "error"
     missing: Missing = "error"
     rows: Rows | None = None
     cluster: Cluster = LOCAL
     follow_links: bool = True
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.memory, int):
+            raise UsageError(f"memory is {self.memory!r}; expected a number of bytes, such as {DEFAULT_MEMORY}")
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -45,12 +57,20 @@ class Job:
 
     def selected(self) -> Selected:
         """The layers of its stores, as they are now. Raises as `select_layers`."""
-        return select_layers(self.source, self.rules, follow_links=self.follow_links)
+        return select_layers(self.source, self.layers, follow_links=self.follow_links)
 
     def counting(self, *statistics: str) -> Self:
         """The same job, which also counts `statistics` for all layers."""
-        return replace(self, rules=also_counting(self.rules, statistics))
+        return replace(self, layers=also_counting(self.layers, statistics))
 
-    def wanted(self, rows: int) -> Coverage:
-        """Those of the first `rows` rows that the job wants."""
-        return Coverage.first(rows) & Coverage.of([self.rows or (0, rows)])
+
+def wanted_rows(job: Job, rows: int) -> Coverage:
+    """Those of the first `rows` rows of an array that the job wants."""
+    return Coverage.first(rows) & Coverage.of([job.rows or (0, rows)])
+
+
+def checked_job(job: object) -> Job:
+    """`job`. Raises `UsageError` for anything else than a job, such as the path of a configuration."""
+    if isinstance(job, Job):
+        return job
+    raise UsageError(f"the job is {job!r}; expected a Job: give Job(source, output), or load_job(path)")

@@ -11,27 +11,38 @@ from ..calibration.addresses import Address
 from ..errors import MismatchError, UsageError
 from ..outputs.copies import counted_twice
 from ..outputs.layer_statistics import LayerStatistics
-from ..outputs.ledger import by_layer, merge
+from ..outputs.ledger import by_layer, for_kernel
+from ..outputs.ledger import merge as merge_ledgers
 from ..outputs.manifest import Gaps, LayerEntry, Manifest, read_manifest
 from ..outputs.results import check_no_store, check_paths, states_in, still_missing, write_results
 from ..outputs.saving import held
 from ..outputs.staleness import fingerprints
 
 
-def merge_outputs(outputs: Sequence[Path], output: Path) -> dict[str, LayerStatistics]:
+def merge(outputs: Sequence[str | Path], output: str | Path) -> dict[str, LayerStatistics]:
     """Write the statistics over the rows of all `outputs` to `output`, another folder, and return those of each layer.
 
     Layers that only one output has are copied; of several `min_rows` for a layer, the greatest applies. Raises
     `UsageError` for an output without states, `MismatchError` if outputs do not fit together or have counted the same
-    row, `DataError`, `OutputError`.
+    row, `DataError` for a damaged file, `OutputError` if a file cannot be written.
+
+    >>> for day, value in [("monday", 1.0), ("tuesday", 3.0)]:
+    ...     meter = ss.Meter(name=day)
+    ...     meter.append("fc", np.full((2, 1), value))
+    ...     meter.save(day)
+    >>> ss.merge(["monday", "tuesday"], "both")["fc"].mean
+    array([2.])
     """
-    if output.resolve() in {each.resolve() for each in outputs}:
+    if isinstance(outputs, str | Path):
+        raise UsageError(f"the outputs to merge are {outputs!s}; expected a list of folders")
+    folders, target = [Path(each) for each in outputs], Path(output)
+    if target.resolve() in {each.resolve() for each in folders}:
         raise UsageError(f"{output} is one of the outputs to merge; choose another folder")
-    merged = _merged(outputs)
-    check_paths(output, merged)
-    check_no_store(output)
-    _check_not_of_a_run(output)
-    manifests = [manifest for each in outputs if (manifest := read_manifest(each)) is not None]
+    merged = _merged(folders)
+    check_paths(target, merged)
+    check_no_store(target)
+    _check_not_of_a_run(target)
+    manifests = [manifest for each in folders if (manifest := read_manifest(each)) is not None]
     asked: dict[str, int] = {}
     told: dict[str, dict[Address, Gaps]] = {}
     for name, entry in _entries(manifests, merged):
@@ -40,15 +51,15 @@ def merge_outputs(outputs: Sequence[Path], output: Path) -> dict[str, LayerStati
             known[address] = tuple(sorted([*known.get(address, ()), *gaps]))
         asked[name] = max(entry.min_rows, asked.get(name, 0))
     left = {layer: still_missing(merged[layer], told.get(layer, {})) for layer in merged}
-    with held(output, "merge", {layer: statistics.rows for layer, statistics in merged.items()}):
+    with held(target, "merge", {layer: statistics.rows for layer, statistics in merged.items()}):
         write_results(
-            output,
+            target,
             _sources(manifests),
             merged,
             left,
             merged=True,
             min_rows=asked,
-            merged_from=fingerprints(outputs),
+            merged_from=fingerprints(folders),
         )
     return by_layer(merged)
 
@@ -106,7 +117,7 @@ def _joined(left: Mapping[str, LayerStatistics], right: Mapping[str, LayerStatis
         name = parts[0].layer if whole else layers[0]
         if name in found:
             raise MismatchError(f"layer {name}: the outputs name their arrays differently; record them alike")
-        found[name] = reduce(merge, [part if whole else _part(part, name, layers) for part in parts])
+        found[name] = reduce(merge_ledgers, [part if whole else _part(part, name, layers) for part in parts])
     return found
 
 
@@ -117,7 +128,7 @@ def _names(found: LayerStatistics) -> tuple[str, ...]:
 def _part(found: LayerStatistics, name: str, layers: Sequence[str]) -> LayerStatistics:
     """What `layers` read of `found`, under the `name` of another array."""
     readers = found.read_by.among(layers)
-    part = found.with_kernel(readers.kernel)
+    part = for_kernel(found, readers.kernel)
     return replace(part, layer=name, readers=None if readers.is_only(name) else readers)
 
 

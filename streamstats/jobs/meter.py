@@ -39,7 +39,7 @@ class Meter:
     counts a row twice: give different samples different names. With `nonfinite="skip"`, NaN and infinities are only
     counted. Raises `UsageError` for an unknown statistic, and for another value of `nonfinite`.
 
-    >>> meter = Meter(["squares"])
+    >>> meter = ss.Meter(["squares"])
     >>> meter.append("fc", np.array([[1.0, 2.0], [3.0, 4.0]]))
     >>> meter.statistics["fc"].mean.tolist(), meter.statistics["fc"].standard_deviation.tolist()
     ([2.0, 3.0], [1.0, 1.0])
@@ -54,7 +54,7 @@ class Meter:
     def append(
         self,
         layer: str,
-        samples: npt.NDArray[Any],
+        samples: npt.ArrayLike,
         *,
         channel_axis: int = -1,
         quantization: Quantization | None = None,

@@ -45,7 +45,12 @@ POLL_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Follow:
-    """When to stop following a store: once every layer has `rows`, or no rows were appended for `idle` seconds."""
+    """When to stop following a store: once every layer has `rows`, or no rows were appended for `idle` seconds.
+
+    >>> outcome = ss.run(ss.Job("calibration.zarr", "followed"), follow=ss.Follow(rows=4))
+    >>> outcome.statistics["fc"].rows
+    4
+    """
 
     rows: int | None = None
     idle: float | None = None
@@ -54,7 +59,7 @@ class Follow:
 def reduce(
     source: str | Path | Sequence[str | Path],
     *,
-    layers: Sequence[LayerRule] = (),
+    layers: str | Sequence[str | LayerRule] = (),
     statistics: Sequence[str] = (),
     memory: str | int = DEFAULT_MEMORY,
     nonfinite: Literal["error", "skip"] = "error",
@@ -65,8 +70,9 @@ def reduce(
 ) -> dict[str, LayerStatistics]:
     """The exact statistics of every layer of the calibration store at `source`, or of several stores, by name.
 
-    `layers` chooses and describes layers (default: every array, as its attributes describe it). `statistics`, named as
-    in a configuration ("squares"), are counted in addition to sums and extrema. `memory` limits the process.
+    `layers` chooses and describes layers: a glob for their names, or several globs and rules (default: every array, as
+    its attributes describe it). `statistics`, named as in a configuration ("squares"), are counted in addition to sums
+    and extrema. `memory`, in bytes or as in "2GiB", limits the process.
     `nonfinite="skip"` excludes NaN and infinities from sums and counts, and counts them separately; `missing="fill"`
     counts the fill value for chunks that are missing or cannot be read. `threads` defaults to the number of cores. If
     `client`, a `distributed.Client`, is given, its workers do the work: they must see the store, and `memory` limits
@@ -74,6 +80,10 @@ def reduce(
 
     Raises `UsageError` if the request cannot be met, `DataError` if the store cannot be read, `NonFiniteError` for NaN
     or infinities under "error", `ClusterError` for workers that are unfit or lost.
+
+    >>> found = ss.reduce("calibration.zarr", layers="fc", statistics=["squares"])
+    >>> found["fc"].mean, found["fc"].rms.round(2)
+    (array([4., 6.]), array([4.58, 7.07]))
     """
     _check_one_of("nonfinite", nonfinite, ("error", "skip"))
     _check_one_of("missing", missing, ("error", "fill"))
@@ -120,8 +130,14 @@ def run(
     store as it is now. `follow` counts rows as they are appended. `until` makes the run count the first rows of all
     layers, in growing rounds, and end after the first round for which it is true. If a dask `client` is given, its
     workers do the work, whatever the job says. `on_written` receives the outcome each time results are written. What
-    was counted is saved every few seconds and at the end, also after an error or an interruption. Raises as `reduce`
-    and `open_session` do, and `OutputError`.
+    was counted is saved every few seconds and at the end, also after an error or an interruption.
+
+    Raises as `reduce` does, and `DataError` for a damaged state or a store that has changed since it was counted,
+    `OutputError` if results cannot be written or another process holds the output.
+
+    >>> outcome = ss.run(ss.Job("calibration.zarr", "results"))
+    >>> outcome.complete, outcome.statistics["fc"].mean
+    (True, array([4., 6.]))
     """
     options = {"restart": restart, "accept_changes": accept_changes}
     with open_session(job, **options, client=client, progress=progress) as session:

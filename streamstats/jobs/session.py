@@ -15,7 +15,7 @@ from ..coverage import Coverage, Rows
 from ..errors import StreamstatsError, UsageError
 from ..outputs.changes import Change, check_unchanged
 from ..outputs.layer_statistics import LayerStatistics
-from ..outputs.ledger import CountedSource
+from ..outputs.ledger import CountedSource, count
 from ..outputs.manifest import GapsOf, joined
 from ..outputs.results import check_no_store, check_paths, remove_leftovers, write_results
 from ..outputs.resuming import load, restarted
@@ -24,7 +24,7 @@ from ..outputs.several import stores_before
 from ..outputs.shortfalls import Shortfall, shortfalls
 from ..progress import QUIET, Progress
 from ..storage.files import remove_if_empty
-from .job import Job
+from .job import Job, checked_job, wanted_rows
 from .joining import join_cuts
 from .measuring import Found, Policy, Unreadable
 from .opening import open_workers
@@ -158,7 +158,7 @@ def open_session(
     Raises `UsageError` for an impossible job, `OutputError` if another process holds the output, `DataError` for a
     damaged state or a store that has changed since it was counted, `ClusterError` for unfit workers.
     """
-    output = local_path(job.output)
+    output = local_path(checked_job(job).output)
     selected = job.selected()
     for source in job.sources:
         _check_apart(source, output)
@@ -234,7 +234,7 @@ def missing_rows(layers: Sequence[Layer], ledgers: Ledgers, job: Job | None = No
     missing = {layer.name: source_of(layer, ledgers).missing(layer.rows) for layer in layers}
     if job is None:
         return missing
-    return {layer.name: missing[layer.name] & job.wanted(layer.rows) for layer in layers}
+    return {layer.name: missing[layer.name] & wanted_rows(job, layer.rows) for layer in layers}
 
 
 def source_of(layer: Layer, ledgers: Ledgers) -> CountedSource:
@@ -248,7 +248,7 @@ def _take(outcome: Outcome, layer: Layer, found: Found, saver: Saver | None) -> 
         return
     before = outcome.statistics[layer.counted_as]
     check_unchanged(layer, before.at(layer.address), found)
-    outcome.statistics[layer.counted_as] = before.count(found, layer.address)
+    outcome.statistics[layer.counted_as] = count(before, found, layer.address)
     if saver:
         saver.changed(outcome.statistics[layer.counted_as])
 

@@ -90,10 +90,16 @@ class Status:
         )
 
 
-def status(output: Path) -> Status:
-    """What is counted in `output`. Raises `UsageError` if it is no output folder, `DataError` for damaged files."""
-    planned, manifest = _planned(output), read_manifest(output)
-    states = states_in(output, manifest)
+def status(output: str | Path) -> Status:
+    """What is counted in `output`. Raises `UsageError` if it is no output folder, `DataError` for damaged files.
+
+    >>> found = ss.status("out")
+    >>> found.complete, found.layers[0].counted
+    (True, 4)
+    """
+    folder = Path(output)
+    planned, manifest = _planned(folder), read_manifest(folder)
+    states = states_in(folder, manifest)
     if not (states or planned or manifest):
         raise UsageError(f"{output} has no states; expected the output folder of `streamstats run`")
     said = manifest or NOTHING
@@ -105,10 +111,10 @@ def status(output: Path) -> Status:
         for name in sorted({*planned, *states, *said.arrays})
     }
     arrays = (_with_shortfall(each, states.get(name), min_rows.get(name, 0)) for name, each in found.items())
-    readers = _readers(states, said, output)
+    readers = _readers(states, said, folder)
     layers = [replace(each, layer=layer) for each in arrays for layer in readers.get(each.array, [each.array])]
     layers.sort(key=lambda each: network_order(_order(each.array, states, said), each.layer))
-    running, stale = is_locked(output / LOCK), stale_outputs(said.merged_from)
+    running, stale = is_locked(folder / LOCK), stale_outputs(said.merged_from)
     return Status(tuple(layers), running, said.unreadable, said.coordinates, stale, said.merged)
 
 

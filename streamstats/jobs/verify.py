@@ -19,7 +19,7 @@ from ..outputs.results import read_states
 from ..outputs.resuming import check_same_job
 from ..outputs.several import stores_before, with_arrays
 from ..progress import QUIET, Progress
-from .job import Job
+from .job import Job, checked_job, wanted_rows
 from .measuring import Policy, Unreadable
 from .opening import open_workers
 from .session import Outcome, reduce_layers, source_of
@@ -39,9 +39,13 @@ def verify(job: Job, *, progress: Progress = QUIET) -> list[Problem]:
     """Read everything that `job` counts, once, and return the problems found; nothing is written.
 
     Chunks must exist, decode to their size and match their stored checksums. What was counted must be unchanged: the
-    same files, and the same statistics to the bit. Raises `UsageError`, and `DataError` for a damaged state.
+    same files, and the same statistics to the bit. Raises `UsageError` for an impossible job, and `DataError` for a
+    damaged state.
+
+    >>> ss.verify(ss.Job("calibration.zarr", "out").counting("histogram", "spread"))
+    []
     """
-    selected = job.selected()
+    selected = checked_job(job).selected()
     tell_selected(selected, progress)
     output, arrays = Path(job.output), arrays_of(selected.layers)
     before = stores_before(output)
@@ -69,7 +73,7 @@ def _read_again(
         source = source_of(layer, states) if layer.counted_as in states else None
         covered = source.covered if source else EMPTY
         counted[layer.name] = covered & Coverage.first(layer.rows)
-        others[layer.name] = job.wanted(layer.rows) - covered - (source.excluded if source else EMPTY)
+        others[layer.name] = wanted_rows(job, layer.rows) - covered - (source.excluded if source else EMPTY)
     with_filled = {name for name, state in states.items() if any(source.filled for source in state.sources)}
     filled = [layer for layer in layers if layer.counted_as in with_filled]
     with open_workers(job.cluster, layers, tell=progress.say) as workers:

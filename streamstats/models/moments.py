@@ -38,8 +38,8 @@ class InputMoments:
     @classmethod
     def of(cls, statistics: LayerStatistics) -> InputMoments | None:
         """Those of a layer that counted `gram`; None if it did not, or counted no values. Raises `UsageError`."""
-        gram = statistics.gram
-        if gram is None or not gram.rows:
+        gram = statistics.statistics.get(Gram.name)
+        if not isinstance(gram, Gram) or not gram.rows:
             return None
         found, central = _matrices(statistics, gram)
         return cls(found, gram.rows, central, _independent(statistics, found) if central else None)

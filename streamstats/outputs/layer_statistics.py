@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import UsageError, listed, to_count
+from ..errors import UsageError, counted, listed, to_count
 from ..layouts import Kernels
 from ..statistics.extrema import ChannelExtrema
 from ..statistics.gram import Gram
@@ -18,35 +19,51 @@ from ..statistics.magnitude import ChannelMagnitude
 from ..statistics.mean import ChannelMean
 from ..statistics.spread import SampleSpread
 from ..statistics.squares import ChannelSquares
+from ..statistics.statistic import Statistic
 from ..statistics.taps import ReadSums, TapSums
-from ..storage.tensors import content_digest
 from .ledger import Ledger
 
 Float64Array = npt.NDArray[np.float64]
+S = TypeVar("S", bound=Statistic)
 
 
 class LayerStatistics(Ledger):
     """The statistics of a layer over the rows of its `sources`: one array, or several merged ones.
 
-    `statistics`, by name, describes the stored values; so do `sums` and `extrema`. The other properties here are in
-    real units.
+    `reduce`, `run`, `load`, `merge` and `Meter` return one for each layer. `statistics`, by name, describes the stored
+    values; so do `sums` and `extrema`. The other properties here are in real units. C is the number of channels.
+
+    Raises `UsageError` for figures of a statistic that was not counted.
+
+    >>> found = ss.load("out")["fc"]
+    >>> found
+    <LayerStatistics of fc: 4 rows, 2 channels; mean, extrema, histogram, spread>
+    >>> found.mean, found.minimum, found.maximum
+    (array([4., 6.]), array([1., 2.]), array([ 7., 12.]))
+    >>> found.rows, found.covered
+    (4, ((0, 4),))
     """
+
+    def __repr__(self) -> str:
+        amount = f"{counted(self.rows, 'row')}, {counted(self.channels, 'channel')}"
+        return f"<LayerStatistics of {self.layer}: {amount}; {', '.join(self.statistics)}>"
 
     @property
     def sums(self) -> ChannelMean:
-        """The exact sums and counts per channel, of the stored values."""
-        found: ChannelMean = self.statistics[ChannelMean.name]
-        return found
+        """The exact sums and counts per channel, of the stored values: `count`, `nan`, `infinite` are int64[C]."""
+        return self._counted(ChannelMean)
 
     @property
     def extrema(self) -> ChannelExtrema:
-        """The extrema per channel, of the stored values."""
-        found: ChannelExtrema = self.statistics[ChannelExtrema.name]
-        return found
+        """The extrema per channel, of the stored values: `minimum` and `maximum` have their dtype, [C]."""
+        return self._counted(ChannelExtrema)
 
     @cached_property
     def mean(self) -> Float64Array:
-        """float64[C]: the float64 nearest to the exact mean; NaN for channels without finite values."""
+        """float64[C]: the float64 nearest to the exact mean; NaN for channels without finite values.
+
+        Raises `UsageError` for a mean that float64 cannot represent.
+        """
         try:
             return self.sums.mean(self.quantization)
         except UsageError as error:
@@ -68,42 +85,51 @@ class LayerStatistics(Ledger):
         return np.maximum(np.abs(self.minimum), np.abs(self.maximum))
 
     @cached_property
-    def mean_magnitude(self) -> Float64Array | None:
-        """float64[C]: the mean of |x|, rounded once; None if `magnitude` was not counted."""
-        found = self.statistics.get(ChannelMagnitude.name)
-        return found.mean_magnitude(self.sums, self.quantization) if isinstance(found, ChannelMagnitude) else None
+    def mean_magnitude(self) -> Float64Array:
+        """float64[C]: the mean of |x|, rounded once. Raises `UsageError` if `magnitude` was not counted."""
+        return self._counted(ChannelMagnitude).mean_magnitude(self.sums, self.quantization)
 
     @cached_property
-    def rms(self) -> Float64Array | None:
-        """float64[C]: the root mean square; None if `squares` was not counted."""
-        found = self.statistics.get(ChannelSquares.name)
-        return found.rms(self.sums, self.quantization) if isinstance(found, ChannelSquares) else None
+    def rms(self) -> Float64Array:
+        """float64[C]: the root mean square. Raises `UsageError` if `squares` was not counted."""
+        return self._counted(ChannelSquares).rms(self.sums, self.quantization)
 
     @cached_property
-    def variance(self) -> Float64Array | None:
-        """float64[C]: the mean of (x − E[x])², rounded once; None if `squares` was not counted."""
-        found = self.statistics.get(ChannelSquares.name)
-        return found.variance(self.sums, self.quantization) if isinstance(found, ChannelSquares) else None
+    def variance(self) -> Float64Array:
+        """float64[C]: the mean of (x − E[x])², rounded once. Raises `UsageError` if `squares` was not counted."""
+        return self._counted(ChannelSquares).variance(self.sums, self.quantization)
 
     @cached_property
-    def standard_deviation(self) -> Float64Array | None:
-        """float64[C]: the root of the variance; None if `squares` was not counted."""
-        found = self.statistics.get(ChannelSquares.name)
-        return found.standard_deviation(self.sums, self.quantization) if isinstance(found, ChannelSquares) else None
+    def standard_deviation(self) -> Float64Array:
+        """float64[C]: the root of the variance. Raises `UsageError` if `squares` was not counted.
+
+        >>> ss.reduce("calibration.zarr", statistics=["squares"])["fc"].standard_deviation.round(2)
+        array([2.24, 3.74])
+        """
+        return self._counted(ChannelSquares).standard_deviation(self.sums, self.quantization)
 
     @property
-    def gram(self) -> Gram | None:
-        """The exact second moments of what the layer multiplies by its weights; None if `gram` was not counted."""
-        found = self.statistics.get(Gram.name)
-        return found if isinstance(found, Gram) else None
+    def gram(self) -> Gram:
+        """The exact second moments of what the layer multiplies by its weights: `matrix()` is float64[groups, n, n].
 
-    def quantile(self, q: float, channel: int | None = None) -> tuple[float, float] | None:
-        """(low, high) of the bin with the `q`-quantile, as `Histogram.quantile`; None if `histogram` was not counted.
+        Raises `UsageError` if `gram` was not counted.
 
-        Raises `UsageError` for a `q` outside 0 to 1, and for a `channel` of values that are not counted per channel.
+        >>> ss.reduce("calibration.zarr", statistics=["gram"])["fc"].gram.matrix().tolist()
+        [[[84.0, 128.0], [128.0, 200.0]]]
         """
-        found = self.statistics.get(Histogram.name)
-        return found.quantile(q, self.quantization, channel) if isinstance(found, Histogram) else None
+        return self._counted(Gram)
+
+    def quantile(self, q: float, channel: int | None = None) -> tuple[float, float]:
+        """(low, high) of the bin with the `q`-quantile of all values, or of those of a `channel`, as
+        `Histogram.quantile` finds it, in real units.
+
+        Raises `UsageError` if `histogram` was not counted, for a `q` outside 0 to 1, and for a `channel` of values that
+        are not counted per channel.
+
+        >>> ss.load("out")["fc"].quantile(0.5)
+        (4.0, 4.03124...)
+        """
+        return self._counted(Histogram).quantile(q, self.quantization, channel)
 
     @cached_property
     def standard_error(self) -> Float64Array | None:
@@ -126,9 +152,11 @@ class LayerStatistics(Ledger):
         several = isinstance(self.space.kernel, Kernels)
         return taps.mean(self.quantization) if isinstance(taps, TapSums) and not several else None
 
-    def sums_digest(self) -> str:
-        """SHA-256 (hex) of the exact sums and counts."""
-        return content_digest(self.sums.arrays(), {"dtype": str(self.space.dtype)})
+    def _counted(self, kind: type[S]) -> S:
+        found = self.statistics.get(kind.name)
+        if not isinstance(found, kind):
+            raise UsageError(uncounted(kind, [self]))
+        return found
 
 
 def uncounted(kind: Kind, layers: Sequence[LayerStatistics]) -> str:

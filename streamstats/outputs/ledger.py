@@ -173,7 +173,8 @@ class Ledger:
     It has one source for each of its arrays, in the order in which their rows follow each other; or those of several
     outputs that were merged.
 
-    The statistics describe the stored values; `quantization` maps them to real units. `readers` are the layers of the
+    The statistics describe the stored values, with channels on `channel_axis` of the array; `quantization` maps them to
+    real units. `readers` are the layers of the
     model that read what was counted; None means the layer of its own name, `layer`. `tensor` is the model's name of it,
     empty if unknown. `array` is the name under which it was counted, empty if that is `layer`. `rows_are` says what
     rows are if they are no samples; `order` is its place among the layers, as they were recorded, None if unknown.
@@ -213,39 +214,12 @@ class Ledger:
             attributes=layer.attributes,
         )
 
-    def count(self, measured: Measured, address: Address = ONLY) -> Self:
-        """With the rows and statistics of `measured` counted, which were read from the array at `address`.
-
-        Raises `MismatchError` if any of its rows is already counted, or its statistics are not those of the ledger.
-        """
-        settled = self.settled
-        if measured.in_tail:
-            settled = self.statistics if settled is None else settled
-        elif settled is not None:
-            settled = settled.merge(measured.statistics)
-        found = self.with_source(self.at(address).count(measured))
-        return replace(found, statistics=self.statistics.merge(measured.statistics), settled=settled)
-
-    def with_settled(self) -> Self:
-        """The same, with the rows of tails counted like all others."""
-        return replace(self, settled=None, sources=tuple(replace(each, tail=EMPTY) for each in self.sources))
-
-    def with_kernel(self, kernel: Kernel | Kernels | None) -> Self:
-        """With the statistics that a layer with `kernel` has of the same samples. Raises `MismatchError`."""
-        settled = None if self.settled is None else self.settled.with_kernel(kernel)
-        return replace(self, statistics=self.statistics.with_kernel(kernel), settled=settled)
-
     def at(self, address: Address) -> CountedSource:
         """The source at `address`. Raises `MismatchError` unless there is one, as in a merged layer."""
         found = [source for source in self.sources if source.address == address]
         if len(found) != 1:
-            raise self.merged_error()
+            raise merged_error(self)
         return found[0]
-
-    def with_source(self, source: CountedSource) -> Self:
-        """With `source` in the place of the one at the same address."""
-        sources = (source if each.address == source.address else each for each in self.sources)
-        return replace(self, sources=tuple(sources))
 
     @property
     def is_merged(self) -> bool:
@@ -261,26 +235,12 @@ class Ledger:
         assert not isinstance(kernel, Kernels)
         return Readers.of({self.layer: kernel})
 
-    def read_as(self, layer: str) -> Self:
-        """The ledger of `layer`, one of those that read it: what is counted if its input is stored for it alone."""
-        if self.readers is None:
-            return self
-        found = self.with_kernel(self.readers.kernel_of(layer))
-        return replace(found, layer=layer, readers=None, array=self.layer)
-
     @property
     def source(self) -> CountedSource:
         """The only source. Raises `MismatchError` for a merged layer."""
         if len(self.sources) != 1:
-            raise self.merged_error()
+            raise merged_error(self)
         return self.sources[0]
-
-    def merged_error(self) -> MismatchError:
-        """The error for an output that cannot be counted further, because it is merged from those of several stores."""
-        return MismatchError(
-            f"layer {self.layer} is merged from {len(self.sources)} stores; expected an output of one run: run in "
-            "the outputs that were merged, then merge them again"
-        )
 
     @property
     def _has_addresses(self) -> bool:
@@ -376,6 +336,59 @@ class Ledger:
         }
 
 
+# Counting
+
+
+L = TypeVar("L", bound=Ledger)
+
+
+def count(ledger: L, measured: Measured, address: Address = ONLY) -> L:
+    """`ledger` with the rows and statistics of `measured` counted, which were read from the array at `address`.
+
+    Raises `MismatchError` if any of its rows is already counted, or its statistics are not those of the ledger.
+    """
+    settled = ledger.settled
+    if measured.in_tail:
+        settled = ledger.statistics if settled is None else settled
+    elif settled is not None:
+        settled = settled.merge(measured.statistics)
+    found = with_source(ledger, ledger.at(address).count(measured))
+    return replace(found, statistics=ledger.statistics.merge(measured.statistics), settled=settled)
+
+
+def with_source(ledger: L, source: CountedSource) -> L:
+    """`ledger` with `source` in the place of the one at the same address."""
+    sources = (source if each.address == source.address else each for each in ledger.sources)
+    return replace(ledger, sources=tuple(sources))
+
+
+def without_tail(ledger: L) -> L:
+    """`ledger` with the rows of tails counted like all others."""
+    return replace(ledger, settled=None, sources=tuple(replace(each, tail=EMPTY) for each in ledger.sources))
+
+
+def for_kernel(ledger: L, kernel: Kernel | Kernels | None) -> L:
+    """`ledger` with the statistics that a layer with `kernel` has of the same samples. Raises `MismatchError`."""
+    settled = None if ledger.settled is None else ledger.settled.with_kernel(kernel)
+    return replace(ledger, statistics=ledger.statistics.with_kernel(kernel), settled=settled)
+
+
+def read_as(ledger: L, layer: str) -> L:
+    """The ledger of `layer`, one of those that read it: what is counted if its input is stored for it alone."""
+    if ledger.readers is None:
+        return ledger
+    found = for_kernel(ledger, ledger.readers.kernel_of(layer))
+    return replace(found, layer=layer, readers=None, array=ledger.layer)
+
+
+def merged_error(ledger: Ledger) -> MismatchError:
+    """The error for an output that cannot be counted further, because it is merged from those of several stores."""
+    return MismatchError(
+        f"layer {ledger.layer} is merged from {len(ledger.sources)} stores; expected an output of one run: run in "
+        "the outputs that were merged, then merge them again"
+    )
+
+
 def _put(files: Files, first: int, added: Files) -> Files:
     """`files` with those numbered from `first` replaced by `added`; any gap before them is uncounted."""
     if not len(added):
@@ -397,9 +410,6 @@ def _without(files: Files, uncounted: list[int]) -> Files:
 # Merging
 
 
-L = TypeVar("L", bound=Ledger)
-
-
 def merge(left: L, right: L) -> L:
     """The ledger over the rows of both. Raises `MismatchError`, naming both sides, if they do not fit together.
 
@@ -416,7 +426,7 @@ def merge(left: L, right: L) -> L:
         else:
             sources[same] = _union(left.layer, sources[same], added)
     readers = left.read_by.union(right.read_by)
-    found = replace(
+    joined = replace(
         left,
         sources=tuple(sorted(sources, key=_order)),
         statistics=left.statistics.merge(right.statistics),
@@ -426,7 +436,7 @@ def merge(left: L, right: L) -> L:
         rows_are=left.rows_are or right.rows_are,
         order=max((each for each in (left.order, right.order) if each is not None), default=None),
     )
-    return (found if found.settled is not None else found.with_settled()).with_kernel(readers.kernel)
+    return for_kernel(joined if joined.settled is not None else without_tail(joined), readers.kernel)
 
 
 def _settled(left: Ledger, right: Ledger, sources: Sequence[CountedSource]) -> Statistics | None:
@@ -456,7 +466,7 @@ def by_layer(ledgers: Mapping[str, L]) -> dict[str, L]:
     """
     found: dict[str, L] = {}
     for ledger in ledgers.values():
-        found |= {name: ledger.read_as(name) for name in ledger.read_by.names} or {ledger.layer: ledger}
+        found |= {name: read_as(ledger, name) for name in ledger.read_by.names} or {ledger.layer: ledger}
     return {name: found[name] for name in sorted(found, key=lambda name: network_order(found[name].order, name))}
 
 

@@ -26,9 +26,10 @@ from ..interrupts import Deferred
 from ..layouts import Kernel
 from ..storage.files import file_digest, holds, make_folders, remove, temporaries, write_bytes
 from ..storage.names import layer_of, layer_path, network_order
+from ..storage.tensors import content_digest
 from .documents import counted_document
 from .layer_statistics import LayerStatistics
-from .ledger import Ledger, by_layer
+from .ledger import Ledger, by_layer, read_as
 from .manifest import MANIFEST, NOT_YET, FileEntry, GapsOf, LayerEntry, Manifest, explained, read_manifest
 from .shortfalls import Shortfall
 from .state import read_excluded, read_state, state_bytes
@@ -62,7 +63,7 @@ class Results:
         entry = self._entry(layer)
         path = self._checked(STATE, entry.array, entry.state)
         found = _of_layer(read_state(path), entry.array, path)
-        return found.read_as(layer) if layer in found.read_by.names else found
+        return read_as(found, layer) if layer in found.read_by.names else found
 
     def corrector_path(self, layer: str) -> Path | None:
         """The corrector's file, or None if the layer has none. Raises as `statistics` does."""
@@ -104,6 +105,9 @@ def load(output: str | Path) -> dict[str, LayerStatistics]:
     """The statistics of every layer in the output folder of a run, by name, as `reduce` returns them.
 
     Raises `UsageError` if it is no output of a finished run, and `DataError` for a damaged file.
+
+    >>> ss.load("out")["fc"].mean
+    array([4., 6.])
     """
     results = open_results(output)
     return {layer: results.statistics(layer) for layer in results.layers}
@@ -286,5 +290,5 @@ def _provenance(statistics: LayerStatistics) -> dict[str, str]:
         "count": json.dumps(counts.item() if counts.size == 1 else statistics.sums.count.tolist()),
         "dtype": document["dtype"],
         "quantization": json.dumps(document["quantization"], sort_keys=True),
-        "sums_sha256": statistics.sums_digest(),
+        "sums_sha256": content_digest(statistics.sums.arrays(), {"dtype": document["dtype"]}),
     }

@@ -14,7 +14,7 @@ from ..statistics.statistic import Space
 from ..statistics.statistics import Statistics
 from .changes import ELSEWHERE, WAYS_OUT, Change, are_known, change_error, compared, compared_mask, rows_of
 from .layer_statistics import LayerStatistics
-from .ledger import CountedSource, Ledger, Measured, source_of
+from .ledger import CountedSource, Ledger, Measured, for_kernel, source_of, with_source, without_tail
 from .manifest import check_not_newer
 from .results import excluded_rows, read_states
 from .several import check_not_merged, excluded_of, stores_before, with_arrays
@@ -81,7 +81,7 @@ class Resuming:
                 state = self._stored_anew(layer, state)
         state, changed = compared_with_store(arrays, state)
         for layer in arrays:
-            state = state.with_source(self._checked(layer, state.at(layer.address), changed[layer.name]))
+            state = with_source(state, self._checked(layer, state.at(layer.address), changed[layer.name]))
         return state
 
     def _checked(self, layer: Layer, source: CountedSource, changed: Sequence[Change]) -> CountedSource:
@@ -124,7 +124,7 @@ class Resuming:
         found = replace(found, excluded=before.excluded, filled=before.filled, accepted=before.covered)
         for start, stop in before.covered.ranges:
             found = found.count(_unmeasured(layer, (start, stop)))
-        return state.with_settled().with_source(found)
+        return with_source(without_tail(state), found)
 
 
 def compared_with_store(
@@ -147,7 +147,7 @@ def compared_with_store(
         again |= bool(before.tail) and not stays
         rows = min(before.settled_rows, layer.settled_rows) if stays else layer.settled_rows
         source = replace(before, files=files, mask_files=mask_files, recorded=layer.commits, settled_rows=rows)
-        state = state.with_source(source)
+        state = with_source(state, source)
     if again:
         state = uncounted_tails(arrays, state)
     for layer in arrays:
@@ -165,7 +165,7 @@ def uncounted_tails(arrays: Sequence[Layer], state: LayerStatistics) -> LayerSta
         source = state.at(layer.address)
         left = source.covered - source.tail
         masks = [] if layer.mask is None else files_without(layer.mask, source.tail, left)
-        state = state.with_source(source.uncount(source.tail, files_without(layer, source.tail, left), masks))
+        state = with_source(state, source.uncount(source.tail, files_without(layer, source.tail, left), masks))
     return replace(state, statistics=settled, settled=None)
 
 
@@ -181,7 +181,7 @@ def _described(layer: Layer, state: LayerStatistics) -> LayerStatistics:
     The quantisation may change: it applies only to the final sums; the kernel, where no statistic depends on it.
     """
     return replace(
-        state.with_kernel(layer.kernel),
+        for_kernel(state, layer.kernel),
         quantization=layer.quantization,
         readers=layer.readers,
         tensor=layer.tensor,

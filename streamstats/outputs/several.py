@@ -18,7 +18,7 @@ from ..calibration.sources.identities import copied, differing, has_identity
 from ..coverage import EMPTY, Coverage
 from ..errors import DataError, UsageError
 from .layer_statistics import LayerStatistics
-from .ledger import CountedSource, source_of
+from .ledger import CountedSource, merged_error, source_of
 from .manifest import read_manifest
 
 
@@ -45,7 +45,7 @@ def with_arrays(state: LayerStatistics, arrays: Sequence[Layer], before: Sequenc
     which is not among `arrays`, `MismatchError` for a merged layer.
     """
     if state.is_merged:
-        raise state.merged_error()
+        raise merged_error(state)
     found = [_same(source, arrays, before) for source in state.sources]
     for source, array in zip(state.sources, found, strict=True):
         if array is None and (source.covered or source.excluded):

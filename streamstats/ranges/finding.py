@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ..errors import UsageError, listed
 from ..outputs.documents import json_value
 from ..outputs.layer_statistics import LayerStatistics
 from ..outputs.results import open_results
 from ..quantization import Quantization
+from ..statistics.squares import ChannelSquares
 from .codes import Codes
 from .distortion import Bound, Distortion, distortion, unclipped_bound
 from .distribution import Distribution, extrema, why_unknown
@@ -24,6 +26,7 @@ from .entropy import entropy_range
 from .least_squares import least_squares_range
 from .percentile import PERCENTILE, percentile_range
 
+Float64Array = npt.NDArray[np.float64]
 MINMAX = "minmax"
 METHODS = (MINMAX, "percentile", "mse", "entropy")
 
@@ -48,6 +51,10 @@ class LayerRange:
     """The ranges of a layer in `codes`, by one method: one for all channels or, if `per_channel`, one for each.
 
     `unknown` says why only the bounds of the errors are known, if so.
+
+    >>> found = ss.find_ranges("out", "minmax")["fc"]
+    >>> found.low, found.high, found.quantization.zero_point
+    (array(0.), array(12.), array(0))
     """
 
     layer: str
@@ -61,11 +68,23 @@ class LayerRange:
         """The method that chose them."""
         return self.ranges[0].method
 
+    @property
+    def low(self) -> Float64Array:
+        """float64, a scalar or, if `per_channel`, [C]: the lower ends, in real units, none above zero."""
+        return self._shaped([each.low for each in self.ranges])
+
+    @property
+    def high(self) -> Float64Array:
+        """float64, a scalar or, if `per_channel`, [C]: the upper ends, in real units, none below zero."""
+        return self._shaped([each.high for each in self.ranges])
+
+    def _shaped(self, values: Sequence[float]) -> Float64Array:
+        return np.asarray(values if self.per_channel else values[0], np.float64)
+
     @cached_property
     def quantization(self) -> Quantization:
-        """The steps and zero points, as `Codes.quantization` finds them: scalars, or one for each channel."""
-        low, high = [each.low for each in self.ranges], [each.high for each in self.ranges]
-        return self.codes.quantization(low, high) if self.per_channel else self.codes.quantization(low[0], high[0])
+        """The steps and zero points, as `Codes.quantization` finds them: scalars or, if `per_channel`, [C]."""
+        return self.codes.quantization(self.low, self.high)
 
     def document(self) -> dict[str, Any]:
         """JSON-ready: lists if `per_channel`; None for unknown figures, and for an infinite SQNR."""
@@ -133,6 +152,10 @@ def find_ranges(
     values and of a single channel. `percentile`, in %, is for the method of that name.
 
     Raises `UsageError`, with the reason, if the request cannot be met; `DataError` for damaged files.
+
+    >>> found = ss.find_ranges("out", "minmax", bits=4, per_channel=True)["fc"]
+    >>> found.high, found.quantization.step
+    (array([ 7., 12.]), array([0.46666667, 0.8       ]))
     """
     codes = Codes(bits, symmetric, signed)
     chosen = matching_layers(output, layers)
@@ -193,9 +216,10 @@ def _bound(statistics: LayerStatistics, channel: int | None, quantization: Quant
     counts = statistics.sums.count[chosen]
     if not counts.sum():
         return None
-    rms = statistics.rms
-    squares = None if rms is None else np.where(counts, rms[chosen], 0.0) ** 2
-    return unclipped_bound(quantization, None if squares is None else float(squares @ counts / counts.sum()))
+    if ChannelSquares.name not in statistics.statistics:
+        return unclipped_bound(quantization, None)
+    squares = np.where(counts, statistics.rms[chosen], 0.0) ** 2
+    return unclipped_bound(quantization, float(squares @ counts / counts.sum()))
 
 
 def _range(values: Distribution, method: str, codes: Codes, percentile: float) -> Range:

@@ -64,7 +64,18 @@ class Client:
     request for events; `say` is told when that begins.
 
     Every method raises `RefusedError` with the service's reason if the service refuses the request, and `ServiceError`
-    if the service fails, has no capacity or does not respond.
+    if the service fails, has no capacity or does not respond. Raises `UsageError` for an invalid address and for a
+    certificate that cannot be read, `MissingDependencyError` without httpx.
+
+    >>> with ss.Client("http://127.0.0.1:8765", "the token") as client:
+    ...     client.url
+    'http://127.0.0.1:8765'
+
+    With a service at that address, in the same block:
+
+    >>> job = client.submit({"kind": "run", "source": "calibration.zarr"})  # doctest: +SKIP
+    >>> client.wait(job.id).state, client.fetch(job.id, "out")  # doctest: +SKIP
+    ('done', 1)
     """
 
     def __init__(
@@ -110,7 +121,8 @@ class Client:
     def submit(self, request: Mapping[str, Any], *, key: str | None = None) -> SubmittedView:
         """Submit a job: `{"kind": "run", "source": …}` and the keys of a configuration, or `{"kind": "onnx", …}`.
 
-        A repeated `key` gives the same job, `repeated`.
+        Requests with the same `key` (default: a new one) are one job; the answer says whether it is `repeated`, and has
+        the `id` for the other methods.
         """
         headers = {"Idempotency-Key": key or uuid.uuid4().hex}
         return SubmittedView.model_validate(self._json("POST", "/jobs", adds=True, json=dict(request), headers=headers))

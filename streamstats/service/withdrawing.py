@@ -26,7 +26,7 @@ def forget_withdrawn(job: Job, withdrawn: Mapping[str, Sequence[Rows]], progress
         rows = Coverage.of(map(tuple, withdrawn[layer])) - known  # type: ignore[arg-type]  # JSON has lists
         if rows:
             progress.say(f"forgetting rows {rows} of layer {layer}, which were withdrawn")
-            forgotten += sum(each.rows for each in forget(job, *rows.ranges, match=_escaped(layer), progress=progress))
+            forgotten += sum(each.rows for each in forget(job, *rows.ranges, layers=_escaped(layer), progress=progress))
     return forgotten
 
 

@@ -17,9 +17,8 @@ import numpy.typing as npt
 
 from ..errors import UsageError
 from ..layouts import Kernel
-from ..outputs.layer_statistics import LayerStatistics, uncounted
+from ..outputs.layer_statistics import LayerStatistics
 from ..outputs.results import open_results
-from ..statistics.gram import Gram
 from .group import Duplicate, GroupSpectrum
 
 COVARIANCE, SECOND_MOMENTS = "covariance", "second moments"
@@ -86,7 +85,6 @@ class LayerSpectrum:
         """The spectrum of a layer. Raises `UsageError` if `gram` was not counted, or no position was."""
         matrices, matrix, reason = _moments(statistics)
         groups = [GroupSpectrum.of(each, group) for group, each in enumerate(matrices)]
-        assert statistics.gram is not None
         return cls(
             statistics.layer,
             matrix,
@@ -145,8 +143,6 @@ def find_spectrum(output: str | Path, layer: str) -> LayerSpectrum:
 def _moments(statistics: LayerStatistics) -> tuple[npt.NDArray[np.float64], str, str | None]:
     """(float64[G, n, n], what it is, why it is not the covariance)."""
     gram = statistics.gram
-    if gram is None:
-        raise UsageError(uncounted(Gram, [statistics]))
     if not gram.rows:
         raise UsageError(f"layer {statistics.layer} has no position that counts; check its rows and its mask")
     try:

@@ -20,14 +20,13 @@ import numpy.typing as npt
 from ..errors import DataError, MismatchError, UsageError, counted
 from ..floats import BFLOAT16, FLOAT8_E4M3FN, FLOAT8_E5M2, is_float
 from ..layouts import Kernel, Kernels
-from ..quantization import Quantization
+from ..quantization import Quantization, channel_maps, moves_zero
 from .exact import unit_exponent
 from .gram_pieces import Part, Piece, assembled, digits_of, kernels_of, parts, pieces, unfoldings
 from .masks import Mask
 from .moved import MovedMoments
 from .riders import Where
 from .statistic import MASKED, Array, Cut, Document, Space, Statistic, Tensors, subtracted_too_much
-from .sums import real_maps
 from .triangles import place_in_triangle
 from .unfolding import PIECE_VALUES
 from .wide import Digits, Wide
@@ -164,7 +163,7 @@ class Gram(Statistic):
                 return TRANSPOSED
             if space.channels % kernel.groups:
                 return f"its {space.channels} channels do not divide into {kernel.groups} groups"
-        if quantization is not None and quantization.moves_zero and not all(each.ones for each in unfoldings(space)):
+        if quantization is not None and moves_zero(quantization) and not all(each.ones for each in unfoldings(space)):
             return UNMOVED
         if space.masked and not all(each.is_plain for each in unfoldings(space)):
             return MASKED
@@ -302,7 +301,7 @@ class Gram(Statistic):
 
     def _maps(self, quantization: Quantization | None) -> list[tuple[Fraction, Fraction]]:
         """The exact (step, stored value of zero) per channel. Raises `UsageError`."""
-        maps = real_maps(quantization, self.space.channels)
+        maps = channel_maps(quantization, self.space.channels)
         if any(zero for _, zero in maps):
             if not self._only().unfolding.ones:
                 raise UsageError(UNMOVED)

@@ -14,14 +14,14 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import numpy.typing as npt
 
-from ..quantization import Quantization
+from ..quantization import Quantization, channel_maps, moves_zero
 from .counts import Counting, code_units, is_counted_by_channel
 from .exact import ExactSum, carried, digit_count, unit_exponent
 from .moments import Moments
 from .riders import RiderKind
 from .running import Measures
 from .statistic import Document, Space, Statistic, Tensors
-from .sums import AddedArrays, Float64Array, exact_mean, real_maps
+from .sums import AddedArrays, Float64Array, exact_mean
 
 Array = npt.NDArray[Any]
 
@@ -49,7 +49,7 @@ class ChannelMagnitude(AddedArrays):
     @classmethod
     def refuses(cls, space: Space, quantization: Quantization | None) -> str | None:
         """As `Statistic.refuses`: |q| is summed for wider codes, which does not give the sum of |q − zero|."""
-        if is_counted_by_channel(space.dtype) or quantization is None or not quantization.moves_zero:
+        if is_counted_by_channel(space.dtype) or quantization is None or not moves_zero(quantization):
             return None
         return (
             f"magnitudes of {space.dtype} codes are exact only with the zero point 0 and without an offset; request "
@@ -84,7 +84,7 @@ class ChannelMagnitude(AddedArrays):
         `sums` is the `ChannelMean` of the same values. NaN for channels without finite values, and for codes of more
         than 8 bits whose 0 is not the real 0. Raises `UsageError` if the step takes a mean beyond float64.
         """
-        maps, shift = real_maps(quantization, self.space.channels), -unit_exponent(self.space.dtype)
+        maps, shift = channel_maps(quantization, self.space.channels), -unit_exponent(self.space.dtype)
         if not is_counted_by_channel(self.space.dtype):
             units: Sequence[Fraction | int] = ExactSum(self.space.dtype, self.digits).units()
             known = [zero == 0 for _, zero in maps]

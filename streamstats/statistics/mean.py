@@ -15,11 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import MismatchError, NonFiniteError, UsageError, counted
-from ..quantization import Quantization
+from ..quantization import Quantization, channel_maps
 from .exact import ExactSum, unit_exponent
 from .running import Measures
 from .statistic import Document, Space, Statistic, Tensors
-from .sums import CountedSums, Float64Array, exact_means, real_maps, sum_tensors
+from .sums import CountedSums, Float64Array, exact_means, sum_tensors
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +59,7 @@ class ChannelMean(CountedSums):
 
     def totals(self, quantization: Quantization | None = None) -> list[Fraction]:
         """Σx = (Σq − n·zero)·step of each channel, exact, in real units. Raises as `mean` for a wrong quantisation."""
-        maps = real_maps(quantization, self.space.channels)
+        maps = channel_maps(quantization, self.space.channels)
         unit = Fraction(2) ** unit_exponent(self.space.dtype)
         return [
             (total * unit - count * zero) * step

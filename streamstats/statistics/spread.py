@@ -16,7 +16,7 @@ from typing import ClassVar, Self
 import numpy as np
 import numpy.typing as npt
 
-from ..quantization import Quantization
+from ..quantization import Quantization, channel_maps
 from .exact import ExactSum, carried, unit_exponent
 from .mean import ChannelMean
 from .riders import RiderKind
@@ -85,7 +85,7 @@ class SampleSpread(AddedArrays):
         `sums` are the sums of the same samples. NaN where it is unknown: for channels with values in fewer than two
         samples. Masked values, NaN and infinities make samples of unequal weights.
         """
-        steps = [step for step, _ in (quantization or Quantization(1.0)).channel_maps(self.space.channels)]
+        steps = [step for step, _ in channel_maps(quantization, self.space.channels)]
         totals = sums.total.units()
         squares, products, counts = (
             ExactSum(self.space.dtype, digits).units() for digits in (self.squares, self.products, self.counts)

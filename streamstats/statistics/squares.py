@@ -13,14 +13,14 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from ..quantization import Quantization
+from ..quantization import Quantization, channel_maps
 from .counts import Counting, code_units, is_counted_by_channel
 from .exact import ExactSum, carried, digit_count, unit_exponent
 from .moments import SQUARE, Moments
 from .riders import RiderKind
 from .running import Measures
 from .statistic import Document, Space, Statistic, Tensors
-from .sums import AddedArrays, Counts, Float64Array, real_maps, square_root
+from .sums import AddedArrays, Counts, Float64Array, square_root
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +106,7 @@ class ChannelSquares(AddedArrays):
 
     def _channels(self, sums: Any, quantization: Quantization | None) -> Any:
         """(sum of squares, sum, both in units, count, (step, stored value of zero)) of each channel."""
-        maps = real_maps(quantization, self.space.channels)
+        maps = channel_maps(quantization, self.space.channels)
         squares = ExactSum(self.space.dtype, self.digits).units()
         return zip(squares, sums.total.units(), sums.count.tolist(), maps, strict=True)
 

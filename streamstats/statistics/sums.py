@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import DataError, UsageError
-from ..quantization import Quantization
+from ..quantization import Quantization, channel_maps
 from .exact import ExactSum, carried, digit_count, is_canonical, unit_exponent
 from .statistic import Tensors, ValueStatistic, subtracted_too_much
 
@@ -99,15 +99,10 @@ def exact_means(total: ExactSum, count: Counts, quantization: Quantization | Non
     Raises `MismatchError` for a quantisation with another number of channels; `UsageError` if its step takes the mean
     beyond float64.
     """
-    maps = real_maps(quantization, len(count))
+    maps = channel_maps(quantization, len(count))
     shift = -unit_exponent(total.dtype)
     sums = zip(total.units(), count.tolist(), maps, strict=True)
     return np.array([exact_mean(units, shift, values, *affine) for units, values, affine in sums], dtype=np.float64)
-
-
-def real_maps(quantization: Quantization | None, channels: int) -> list[tuple[Fraction, Fraction]]:
-    """The exact (step, stored value of zero) per channel; raises as `exact_means`."""
-    return (quantization or Quantization(1.0)).channel_maps(channels)
 
 
 def exact_mean(units: int, shift: int, count: int, step: Fraction, zero: Fraction) -> float:

@@ -22,14 +22,14 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import MismatchError, UsageError
-from ..layouts import Kernel, Kernels, Partition, joint_kernel, labels_of
-from ..quantization import Quantization
+from ..layouts import Kernel, Kernels, Partition, joint_kernel, labels_of, misses
+from ..quantization import Quantization, channel_maps
 from .classes import ClassSums, ClassSumsOf
 from .exact import carried, unit_exponent
 from .riders import RiderKind
 from .running import Measures
 from .statistic import Document, Space, Statistic, Tensors, known_kernel
-from .sums import CountedSums, Float64Array, exact_mean, real_maps, sum_tensors
+from .sums import CountedSums, Float64Array, exact_mean, sum_tensors
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +100,7 @@ class TapSums(CountedSums):
         seen = reduce(np.kron, [axis.seen for axis in axes], np.ones((1, 1), bool))
         outputs = prod(axis.outputs for axis in axes)
         sums = np.array(self.total.units(), object).reshape(self.count.shape)
-        maps = real_maps(quantization, self.space.channels)
+        maps = channel_maps(quantization, self.space.channels)
         means = [
             _tap_means(sums[:, channel], self.count[:, channel], sizes, seen, outputs, self.space.dtype, *affine)
             for channel, affine in enumerate(maps)
@@ -138,7 +138,7 @@ def _missing(space: Space) -> list[Kernel]:
     """The kernels that move over samples of `space` and miss positions."""
     kernel, extents = space.kernel, _extents(space)
     members = kernel.members if isinstance(kernel, Kernels) else () if kernel is None else (kernel,)
-    return [each for each in members if each.misses(extents)]
+    return [each for each in members if misses(each, extents)]
 
 
 def _extents(space: Space) -> list[int]:

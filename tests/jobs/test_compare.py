@@ -15,7 +15,7 @@ import streamstats as ss
 from streamstats.config import JobConfig
 from streamstats.errors import DataError, UsageError
 from streamstats.jobs.compare import Comparison, LayerComparison, compare
-from streamstats.jobs.merge import merge_outputs
+from streamstats.jobs.merge import merge
 from streamstats.jobs.run import run
 from streamstats.statistics.kinds import optional
 
@@ -51,7 +51,7 @@ def test_outputs_are_equal_whatever_the_chunks_codecs_and_workers(tmp_path: Path
     found = ss.compare(first, second)
     assert (found.equal, found.same_rows) == (True, True)
     assert [each.layer for each in found.layers] == ["a/conv", "b"]
-    other = only(compare(first, third, match="b"))
+    other = only(compare(first, third, layers="b"))
     assert (other.equal, other.same_rows, other.differing, dict(other.described)) == (True, True, (), {})
     assert other.rows == (24, 24)
     assert other.values == (24 * 6, 24 * 6)
@@ -128,7 +128,7 @@ def test_other_dtypes_axes_and_statistics_are_named_and_no_error(tmp_path: Path)
 def test_statistics_that_both_have_are_compared_beside_others(tmp_path: Path) -> None:
     first = reduced(tmp_path / "1", LAYERS, statistics=[])
     second = reduced(tmp_path / "2", LAYERS, statistics=["histogram"])
-    found = only(compare(first, second, match="b"))
+    found = only(compare(first, second, layers="b"))
     assert (found.differing, found.equal) == ((), False)
     assert found.described == {"statistics": (["mean", "extrema"], ["mean", "extrema", "histogram"])}
 
@@ -160,7 +160,7 @@ def test_merged_parts_are_equal_to_one_run(tmp_path: Path) -> None:
     for rows in ("0:10", "10:24"):
         store = str(tmp_path / "whole" / "s.zarr")
         run(JobConfig(source=store, output=str(tmp_path / rows), rows=rows, statistics=ALL).job())
-    merge_outputs([tmp_path / "0:10", tmp_path / "10:24"], tmp_path / "merged")
+    merge([tmp_path / "0:10", tmp_path / "10:24"], tmp_path / "merged")
     found = compare(whole, tmp_path / "merged")
     assert (found.equal, found.same_rows) == (True, True)
 
@@ -168,8 +168,8 @@ def test_merged_parts_are_equal_to_one_run(tmp_path: Path) -> None:
 def test_merged_stores_are_equal_in_any_order_and_say_that_the_rows_are_of_two(tmp_path: Path) -> None:
     whole = reduced(tmp_path / "whole", {"b": LAYERS["b"]})
     parts = [reduced(tmp_path / "1", {"b": LAYERS["b"][:10]}), reduced(tmp_path / "2", {"b": LAYERS["b"][10:]})]
-    merge_outputs(parts, tmp_path / "merged")
-    merge_outputs(parts[::-1], tmp_path / "again")
+    merge(parts, tmp_path / "merged")
+    merge(parts[::-1], tmp_path / "again")
     found = compare(whole, tmp_path / "merged")
     assert (found.equal, found.same_rows) == (True, False)
     again = compare(tmp_path / "merged", tmp_path / "again")
@@ -195,7 +195,7 @@ def test_a_folder_that_is_no_output_is_refused_by_name(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=f"{folder} has no manifest.json; expected the output folder"):
             compare(first, folder)
     with pytest.raises(UsageError, match="no layer matches 'c'; the outputs have b"):
-        compare(first, first, match="c")
+        compare(first, first, layers="c")
 
 
 def test_a_damaged_state_is_never_compared(tmp_path: Path) -> None:

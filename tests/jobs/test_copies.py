@@ -18,7 +18,7 @@ from streamstats.calibration.recorder import Recorder
 from streamstats.config import JobConfig
 from streamstats.errors import DataError, MismatchError, UsageError
 from streamstats.jobs.job import Job
-from streamstats.jobs.merge import merge_outputs
+from streamstats.jobs.merge import merge
 from streamstats.jobs.meter import Meter
 from streamstats.jobs.run import run
 from streamstats.jobs.verify import verify
@@ -124,9 +124,9 @@ def test_a_copy_is_not_merged_with_the_original(tmp_path: Path, layout: dict[str
         rf"other: layer conv: rows 4:8 are counted in .*out, too, from .* copy of it: {chunks} of {chunks} chunks"
     )
     with pytest.raises(MismatchError, match=expected):
-        merge_outputs([tmp_path / "out", tmp_path / "other"], tmp_path / "all")
+        merge([tmp_path / "out", tmp_path / "other"], tmp_path / "all")
     run(config(store, tmp_path / "out", rows="0:4"), restart=True)
-    assert merge_outputs([tmp_path / "out", tmp_path / "other"], tmp_path / "all")["conv"].rows == 8
+    assert merge([tmp_path / "out", tmp_path / "other"], tmp_path / "all")["conv"].rows == 8
 
 
 def test_an_archive_of_a_store_is_a_copy(tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_an_archive_of_a_store_is_a_copy(tmp_path: Path) -> None:
     run(config(store, tmp_path / "out"))
     run(config(tmp_path / "s.zip", tmp_path / "other"))
     with pytest.raises(MismatchError, match=r"rows 0:8 are counted in .*2 of 2 chunks have the same size and content"):
-        merge_outputs([tmp_path / "out", tmp_path / "other"], tmp_path / "all")
+        merge([tmp_path / "out", tmp_path / "other"], tmp_path / "all")
 
 
 def test_a_copy_in_other_chunks_is_known_by_its_statistics(tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_a_copy_in_other_chunks_is_known_by_its_statistics(tmp_path: Path) -> No
         build_store(tmp_path / f"{name}.zarr", {"conv": samples(8, 3)}, chunks=(rows, 3))
         run(config(tmp_path / f"{name}.zarr", tmp_path / name))
     with pytest.raises(MismatchError, match=r"rows 0:8 are counted in .*: rows and statistics are the same"):
-        merge_outputs([tmp_path / "a", tmp_path / "b"], tmp_path / "all")
+        merge([tmp_path / "a", tmp_path / "b"], tmp_path / "all")
 
 
 def test_a_copy_that_has_grown_since_is_still_one(tmp_path: Path) -> None:
@@ -154,17 +154,17 @@ def test_a_copy_that_has_grown_since_is_still_one(tmp_path: Path) -> None:
     recorded(store, conv=samples(9, 3, seed=1))
     run(config(store, tmp_path / "other"))
     with pytest.raises(MismatchError, match=r"rows 0:14 are counted in .*3 of 4 chunks have the same size and content"):
-        merge_outputs([tmp_path / "out", tmp_path / "other"], tmp_path / "all")
+        merge([tmp_path / "out", tmp_path / "other"], tmp_path / "all")
 
 
 def test_a_copy_is_found_in_what_was_merged_before(tmp_path: Path) -> None:
     for seed in (1, 2):
         store = recorded(tmp_path / f"{seed}.zarr", conv=samples(8, 3, seed=seed))
         run(config(store, tmp_path / str(seed)))
-    merge_outputs([tmp_path / "1", tmp_path / "2"], tmp_path / "both")
+    merge([tmp_path / "1", tmp_path / "2"], tmp_path / "both")
     run(config(copy(tmp_path / "2.zarr", tmp_path / "copy.zarr"), tmp_path / "3"))
     with pytest.raises(MismatchError, match=r"3: layer conv: rows 0:8 are counted in .*both, too"):
-        merge_outputs([tmp_path / "both", tmp_path / "3"], tmp_path / "all")
+        merge([tmp_path / "both", tmp_path / "3"], tmp_path / "all")
 
 
 def test_arrays_that_are_the_same_in_two_stores_do_not_make_one_a_copy(tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ def test_arrays_that_are_the_same_in_two_stores_do_not_make_one_a_copy(tmp_path:
     for seed in (1, 2):
         store = recorded(tmp_path / f"{seed}.zarr", **same, conv=samples(40, 3, seed=seed))
         run(config(store, tmp_path / str(seed)))
-    merged = merge_outputs([tmp_path / "1", tmp_path / "2"], tmp_path / "all")
+    merged = merge([tmp_path / "1", tmp_path / "2"], tmp_path / "all")
     assert {name: found.rows for name, found in merged.items()} == {"table": 2, "dead": 16, "conv": 80}
 
 

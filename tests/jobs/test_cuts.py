@@ -21,7 +21,7 @@ from streamstats.errors import ChangedError, DataError
 from streamstats.jobs import measuring, plan, session
 from streamstats.jobs.forget import forget
 from streamstats.jobs.joining import join_cuts
-from streamstats.jobs.merge import merge_outputs
+from streamstats.jobs.merge import merge
 from streamstats.jobs.plan import Plan, Task, make_plan
 from streamstats.jobs.run import reduce, run
 from streamstats.jobs.verify import verify
@@ -161,7 +161,7 @@ def test_rows_are_appended_forgotten_verified_and_merged(store: Path, values: Ar
     assert verify(job) == []
     other = build_store(tmp_path / "t.zarr", {"wide": values + 1, "codes": np.ones((5, 3, 3), "i1")})
     run(config(other, tmp_path / "other", layers=LAYERS))
-    merge_outputs([tmp_path / "out", tmp_path / "other"], tmp_path / "both")
+    merge([tmp_path / "out", tmp_path / "other"], tmp_path / "both")
     both = np.concatenate([counted, values + np.float16(1)])
     assert open_results(tmp_path / "both").statistics("wide").gram == Gram.measure(both, -1)
 

@@ -24,7 +24,7 @@ from streamstats.config import JobConfig
 from streamstats.errors import DataError, MismatchError
 from streamstats.jobs.forget import forget
 from streamstats.jobs.job import Job
-from streamstats.jobs.merge import merge_outputs
+from streamstats.jobs.merge import merge
 from streamstats.jobs.run import run
 from streamstats.jobs.verify import verify
 from streamstats.outputs.results import open_results
@@ -240,7 +240,7 @@ def test_parts_of_a_store_whose_last_chunk_has_room_merge_to_the_bytes_of_one_ru
     for part in parts:
         run(config(tmp_path / "s.zarr", part, rows=part.name))
     for number, order in enumerate((parts, parts[::-1])):
-        merge_outputs(order, tmp_path / f"merged{number}")
+        merge(order, tmp_path / f"merged{number}")
         assert results(tmp_path / f"merged{number}") == undisturbed(tmp_path / "s.zarr", tmp_path / "once")
 
 
@@ -256,9 +256,9 @@ def test_parts_of_a_store_between_which_a_chunk_changed_are_not_merged(tmp_path:
     with pytest.raises(
         MismatchError, match=r"5:9: layer conv: 1 chunk of the store changed between the runs .*; run ag"
     ):
-        merge_outputs(parts, tmp_path / "merged")
+        merge(parts, tmp_path / "merged")
     run(config(tmp_path / "s.zarr", parts[1], rows="9:13"))
-    merge_outputs(parts, tmp_path / "merged")
+    merge(parts, tmp_path / "merged")
     assert results(tmp_path / "merged") == undisturbed(tmp_path / "s.zarr", tmp_path / "once")
 
 
@@ -269,7 +269,7 @@ def test_outputs_of_several_stores_have_no_tail_in_any_order(tmp_path: Path) -> 
     for part, (store, rows) in parts.items():
         run(config(tmp_path / f"{store}.zarr", tmp_path / part, rows=rows))
     for number, order in enumerate((("a0", "a1", "b"), ("a0", "b", "a1"), ("b", "a1", "a0"))):
-        merge_outputs([tmp_path / part for part in order], tmp_path / f"merged{number}")
+        merge([tmp_path / part for part in order], tmp_path / f"merged{number}")
         assert results(tmp_path / f"merged{number}") == results(tmp_path / "merged0")
     assert read_state(tmp_path / "merged0/state/conv.safetensors").settled is None
 
@@ -367,7 +367,7 @@ def test_layers_of_which_a_job_takes_other_statistics_keep_their_tails_apart(tmp
     store = build_store(tmp_path / "s.zarr", {"a": values, "b": values + 1}, chunks=(8, 3))
     job = config(store, tmp_path / "out")
     run(job)
-    run(replace(job, rules=(LayerRule("a"),)))
+    run(replace(job, layers=(LayerRule("a"),)))
     array = zarr.open_group(store)["b"]
     array[8:13] = values[8:13] + 2  # type: ignore[index]
     run(job)

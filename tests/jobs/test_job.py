@@ -27,6 +27,7 @@ from streamstats.jobs.opening import open_workers
 from streamstats.jobs.run import reduce, run
 from streamstats.jobs.workers import Cluster
 from streamstats.outputs import results
+from streamstats.quantization import channel_maps
 from streamstats.statistics.kinds import optional
 
 SHAPE = (23, 6, 5, 12)
@@ -215,7 +216,7 @@ def test_a_quantisation_per_channel_is_applied_along_the_channel_axis(tmp_path: 
     quantization = ss.Quantization([0.1, 0.2, 0.3, 0.4, 0.5, 0.6], [1, 2, 3, 4, 5, 6])
     found = ss.reduce(store, layers=[LayerRule("*", channel_axis=1, quantization=quantization)])["layer"]
     expected = []
-    for channel, (step, zero_point) in enumerate(quantization.channel_maps(6)):
+    for channel, (step, zero_point) in enumerate(channel_maps(quantization, 6)):
         values = codes[:, channel].ravel().tolist()
         expected.append(float(sum((value - zero_point) * step for value in values) / len(values)))
     assert found.mean.tolist() == expected

@@ -22,7 +22,7 @@ from streamstats.errors import DataError
 from streamstats.jobs import plan
 from streamstats.jobs.forget import forget
 from streamstats.jobs.job import Job
-from streamstats.jobs.merge import merge_outputs
+from streamstats.jobs.merge import merge
 from streamstats.jobs.run import run
 from streamstats.outputs import saving
 from streamstats.outputs.results import open_results, read_states
@@ -180,7 +180,7 @@ class Machine(RuleBasedStateMachine):
         border = data.draw(st.integers(1, len(self.model.rows) - 1))
         for name, rows in (("left", f"0:{border}"), ("right", f"{border}:{len(self.model.rows)}")):
             run(self.config(name, rows=rows), restart=True)
-        merge_outputs([self.folder / "left", self.folder / "right"], self.folder / "both")
+        merge([self.folder / "left", self.folder / "right"], self.folder / "both")
         everything = Model()
         everything.rows, everything.counted = self.model.rows, set(range(len(self.model.rows)))
         assert open_results(self.folder / "both").statistics("conv").mean.tolist() == everything.means()

@@ -15,7 +15,7 @@ import streamstats as ss
 from streamstats.config import JobConfig
 from streamstats.errors import DataError, MismatchError, NonFiniteError, UsageError
 from streamstats.jobs.forget import forget
-from streamstats.jobs.merge import merge_outputs
+from streamstats.jobs.merge import merge
 from streamstats.jobs.run import run
 from streamstats.jobs.verify import verify
 from streamstats.outputs.layer_statistics import LayerStatistics
@@ -126,7 +126,7 @@ def test_appending_resuming_forgetting_and_merging_keep_what_is_left_out(tmp_pat
     assert found(tmp_path).statistics == found(tmp_path / "rest").statistics
     append(tmp_path / "first", slice(0, 30))
     run(job(tmp_path / "first", statistics=["spread"]))
-    merge_outputs([tmp_path / "rest" / "out", tmp_path / "first" / "out"], tmp_path / "all")
+    merge([tmp_path / "rest" / "out", tmp_path / "first" / "out"], tmp_path / "all")
     append(tmp_path / "at once", slice(0, 41))
     run(job(tmp_path / "at once", statistics=["spread"]))
     assert found(tmp_path, "all").statistics == found(tmp_path / "at once").statistics
@@ -136,7 +136,7 @@ def test_outputs_with_and_without_a_mask_are_not_merged(tmp_path: Path) -> None:
     run(masked(tmp_path, "tokens"))
     run(job(tmp_path, "plain", layers=[{"match": "x"}], statistics=[*KINDS, "spread"]))
     with pytest.raises(MismatchError, match="layer x cannot be merged: mask one and none"):
-        merge_outputs([tmp_path / "out", tmp_path / "plain"], tmp_path / "all")
+        merge([tmp_path / "out", tmp_path / "plain"], tmp_path / "all")
 
 
 def rewritten(tmp_path: Path, values: Array, name: str = "deep/mask") -> None:
@@ -198,7 +198,7 @@ def test_one_store_counted_with_two_masks_is_not_merged(tmp_path: Path) -> None:
         ("m 0:4", "copy 4:8"): "rows of one store were counted with the masks m and copy",
     }.items():
         with pytest.raises(MismatchError, match=said):
-            merge_outputs([tmp_path / each for each in outputs], tmp_path / "all")
+            merge([tmp_path / each for each in outputs], tmp_path / "all")
 
 
 @pytest.mark.parametrize(

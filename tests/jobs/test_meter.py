@@ -13,7 +13,7 @@ import streamstats as ss
 from streamstats.correction import BiasCorrector
 from streamstats.errors import MismatchError, NonFiniteError, UsageError
 from streamstats.jobs.compare import compare
-from streamstats.jobs.merge import merge_outputs
+from streamstats.jobs.merge import merge
 from streamstats.jobs.meter import Meter
 from streamstats.outputs.results import open_results
 
@@ -62,7 +62,7 @@ def test_what_it_saves_is_an_output_that_other_commands_take(tmp_path: Path) -> 
     whole = Meter(STATISTICS)
     whole.append("conv", values)
     whole.save(tmp_path / "whole")
-    merge_outputs([tmp_path / str(number) for number in range(3)], tmp_path / "merged")
+    merge([tmp_path / str(number) for number in range(3)], tmp_path / "merged")
     merged = open_results(tmp_path / "merged").statistics("conv")
     assert merged.statistics == whole.statistics["conv"].statistics
     assert all(layer.equal for layer in compare(tmp_path / "whole", tmp_path / "whole").layers)
@@ -76,7 +76,7 @@ def test_the_same_samples_are_not_merged_twice(tmp_path: Path) -> None:
     meter.save(tmp_path / "one")
     meter.save(tmp_path / "two")
     with pytest.raises(MismatchError, match="rows 0:4 are counted in both"):
-        merge_outputs([tmp_path / "one", tmp_path / "two"], tmp_path / "merged")
+        merge([tmp_path / "one", tmp_path / "two"], tmp_path / "merged")
 
 
 def test_a_call_that_raises_has_measured_nothing(tmp_path: Path) -> None:

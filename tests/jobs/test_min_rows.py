@@ -17,7 +17,7 @@ from streamstats.calibration.recorder import Recorder
 from streamstats.cli import main
 from streamstats.config import JobConfig
 from streamstats.jobs.forget import forget
-from streamstats.jobs.merge import merge_outputs
+from streamstats.jobs.merge import merge
 from streamstats.jobs.run import Follow, run
 from streamstats.jobs.status import status
 from streamstats.outputs.manifest import read_manifest
@@ -162,7 +162,7 @@ def test_parts_that_have_too_little_may_have_enough_together(tmp_path: Path) -> 
     build_store(tmp_path / "s.zarr", {"a": samples(20, 3)})
     for name, rows, min_rows in (("one", "0:10", 15), ("two", "10:20", 12)):
         assert not run(config(tmp_path, name, rows=rows, min_rows=min_rows).job()).complete
-    merge_outputs([tmp_path / "one", tmp_path / "two"], tmp_path / "both")
+    merge([tmp_path / "one", tmp_path / "two"], tmp_path / "both")
     found = status(tmp_path / "both")
     assert found.complete
     assert found.layers[0].min_rows == 15

@@ -17,7 +17,7 @@ from streamstats.config import ClusterConfig, JobConfig
 from streamstats.errors import MismatchError
 from streamstats.jobs.forget import forget
 from streamstats.jobs.job import Job
-from streamstats.jobs.merge import merge_outputs
+from streamstats.jobs.merge import merge
 from streamstats.jobs.plan import make_plan
 from streamstats.jobs.run import run
 from streamstats.layouts import Geometry, Kernel
@@ -92,7 +92,7 @@ def test_a_stopped_run_goes_on_and_forgetting_and_merging_are_exact(store: Path,
     for number, rows in enumerate(("0:20", "20:41")):
         run(config(store, tmp_path / f"part{number}", rows=rows))
     run(config(store, tmp_path / "whole"))
-    merge_outputs([tmp_path / "part0", tmp_path / "part1"], tmp_path / "merged")
+    merge([tmp_path / "part0", tmp_path / "part1"], tmp_path / "merged")
     assert files(tmp_path / "merged") == files(tmp_path / "whole")
     forget(config(store, tmp_path / "whole"), (20, 41))
     for name, part in statistics(tmp_path / "part0").items():
@@ -144,7 +144,7 @@ def test_another_choice_than_was_counted_with_is_refused(store: Path, tmp_path: 
         run(config(store, tmp_path / "out"))
     run(config(store, tmp_path / "other"))
     with pytest.raises(MismatchError, match="statistics"):
-        merge_outputs([tmp_path / "out", tmp_path / "other"], tmp_path / "merged")
+        merge([tmp_path / "out", tmp_path / "other"], tmp_path / "merged")
 
 
 def test_outputs_that_counted_what_other_kernels_see_are_not_merged(store: Path, tmp_path: Path) -> None:
@@ -154,13 +154,13 @@ def test_outputs_that_counted_what_other_kernels_see_are_not_merged(store: Path,
             output = tmp_path / f"{'-'.join(kinds)}{number}"
             run(config(store, output, rows=f"{20 * number}:{20 * number + 20}", layers=layers, statistics=kinds))
     with pytest.raises(MismatchError, match=r"layer last .* merged: kernel .*\[1, 1, 1, 1\].* and .*\[2, 2, 2, 2\]"):
-        merge_outputs([tmp_path / "taps0", tmp_path / "taps1"], tmp_path / "merged")
-    merge_outputs([tmp_path / "0", tmp_path / "1"], tmp_path / "merged")
+        merge([tmp_path / "taps0", tmp_path / "taps1"], tmp_path / "merged")
+    merge([tmp_path / "0", tmp_path / "1"], tmp_path / "merged")
     assert statistics(tmp_path / "merged")["last"].space.kernel is None
 
 
 def test_the_plan_has_room_for_them(store: Path, tmp_path: Path) -> None:
-    layers = select_layers(store, config(store, tmp_path).rules).layers
+    layers = select_layers(store, config(store, tmp_path).layers).layers
     without = [replace(layer, kinds=kinds_of(())) for layer in layers]
     peaks = [make_plan(each, {}, memory=2**31, threads=2).peak_bytes for each in (without, layers)]
     assert peaks[1] - peaks[0] > sum(KINDS[name].state_bytes(layer.space) for layer in layers for name in BOTH)

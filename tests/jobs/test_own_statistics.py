@@ -25,7 +25,7 @@ from streamstats.cli import main
 from streamstats.config import ClusterConfig, JobConfig
 from streamstats.jobs.forget import forget
 from streamstats.jobs.job import Job
-from streamstats.jobs.merge import merge_outputs
+from streamstats.jobs.merge import merge
 from streamstats.jobs.run import run
 from streamstats.jobs.verify import verify
 from streamstats.outputs.results import open_results
@@ -172,7 +172,7 @@ def test_merged_parts_have_the_bytes_of_one_run(tmp_path: Path) -> None:
     store = build_store(tmp_path / "s.zarr", {"conv": values()}, chunks=(7, 4, 3, 6))
     for name, rows in (("a", "0:23"), ("b", "23:60")):
         run(config(store, tmp_path / name, rows=rows))
-    merge_outputs([tmp_path / "a", tmp_path / "b"], tmp_path / "both")
+    merge([tmp_path / "a", tmp_path / "b"], tmp_path / "both")
     run(config(store))
     assert written(tmp_path / "both") == written(tmp_path / "out")
 

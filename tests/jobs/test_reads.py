@@ -15,7 +15,7 @@ import streamstats as ss
 from streamstats.calibration.selection import select_layers
 from streamstats.config import JobConfig
 from streamstats.errors import MismatchError, UsageError
-from streamstats.jobs.merge import merge_outputs
+from streamstats.jobs.merge import merge
 from streamstats.jobs.run import run
 from streamstats.layouts import Geometry, Kernel
 from streamstats.outputs.results import open_results
@@ -99,7 +99,7 @@ def test_they_are_counted_by_a_meter_too_and_merge(tmp_path: Path) -> None:
     for name, kernel in kernels.items():
         apart.append(name, VALUES[5:], channel_axis=1, kernel=kernel)
     apart.save(tmp_path / "apart.out")
-    merge_outputs([together, tmp_path / "apart.out"], tmp_path / "merged")
+    merge([together, tmp_path / "apart.out"], tmp_path / "merged")
     for path in ("correctors/down.safetensors", "correctors/conv.safetensors"):
         assert (tmp_path / "merged" / path).read_bytes() == (whole / path).read_bytes()
 

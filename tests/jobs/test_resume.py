@@ -30,7 +30,7 @@ from streamstats.errors import DataError, MismatchError, OutputError, UsageError
 from streamstats.jobs import measuring, plan
 from streamstats.jobs.forget import forget
 from streamstats.jobs.job import Job
-from streamstats.jobs.merge import merge_outputs
+from streamstats.jobs.merge import merge
 from streamstats.jobs.run import Follow, reduce, run
 from streamstats.jobs.status import status
 from streamstats.jobs.verify import verify
@@ -172,7 +172,7 @@ def test_what_was_counted_of_a_layer_that_a_job_leaves_out_for_a_while_is_kept(t
     store = build_store(tmp_path / "s.zarr", {"a": samples(20, 8), "b": samples(20, 8)})
     run(config(store))
     before = results(tmp_path / "out")
-    run(replace(config(store), rules=(LayerRule("a"),)))
+    run(replace(config(store), layers=(LayerRule("a"),)))
     assert open_results(tmp_path / "out").layers == ["a"]
     told = Told()
     run(config(store), progress=told)
@@ -274,8 +274,8 @@ def test_forgotten_rows_leave_the_bytes_of_never_having_been_counted(
     store = build_store(tmp_path / "s.zarr", {"conv": samples(20, 8, 4), "other": samples(20, 8, 4)}, **layout)
     run(config(store))
     taken = tuple(map(int, rows.split(":")))
-    forget(config(store), taken, match="conv")  # type: ignore[arg-type]
-    forget(config(store, tmp_path / "never"), taken, match="conv")  # type: ignore[arg-type]
+    forget(config(store), taken, layers="conv")  # type: ignore[arg-type]
+    forget(config(store, tmp_path / "never"), taken, layers="conv")  # type: ignore[arg-type]
     run(config(store, tmp_path / "never"))
     assert results(tmp_path / "out") == results(tmp_path / "never")
     assert run(config(store)).statistics["conv"].excluded == (taken,)
@@ -350,7 +350,7 @@ def test_rows_that_are_not_there_cannot_be_forgotten(tmp_path: Path, rows: tuple
     with pytest.raises(UsageError, match=match):
         forget(config(store), rows)
     with pytest.raises(UsageError, match=r"no layer matches 'dense'; the job has conv"):
-        forget(config(store), (0, 1), match="dense")
+        forget(config(store), (0, 1), layers="dense")
 
 
 def test_the_reasons_of_what_is_missing_outlive_forgetting_and_merging(tmp_path: Path) -> None:
@@ -361,7 +361,7 @@ def test_the_reasons_of_what_is_missing_outlive_forgetting_and_merging(tmp_path:
         run(config(store, tmp_path / name, rows=wanted, missing="report"))
     forget(config(store, tmp_path / "one", rows="0:8", missing="report"), (7, 8))
     for output in ("one", "merged"):
-        merge_outputs([tmp_path / each for each in rows], tmp_path / "merged")
+        merge([tmp_path / each for each in rows], tmp_path / "merged")
         first = status(tmp_path / output).layers[0].missing[0]
         assert first[0] == (6, 7)
         assert "chunk c/3/0 (rows 6:8) is missing" in first[1]
@@ -378,7 +378,7 @@ def test_two_parts_of_one_store_merge_to_the_bytes_of_one_run(tmp_path: Path) ->
         run(config(store, part, rows=rows))
     for order in (parts, parts[::-1]):
         output = tmp_path / f"merged-{order[0].name}"
-        merge_outputs(order, output)
+        merge(order, output)
         assert results(output) == undisturbed(store, tmp_path)
         assert status(output).complete
         assert open_results(output).statistics("a/b").covered == ((0, 20),)
@@ -389,10 +389,10 @@ def test_two_stores_merge_to_the_sums_of_all_their_rows(tmp_path: Path) -> None:
     for number, values in enumerate(both):
         store = build_store(tmp_path / f"{number}.zarr", {"conv": values})
         run(config(store, tmp_path / f"out{number}"))
-    merged = merge_outputs([tmp_path / "out0", tmp_path / "out1"], tmp_path / "all")["conv"]
+    merged = merge([tmp_path / "out0", tmp_path / "out1"], tmp_path / "all")["conv"]
     assert merged.mean.tolist() == np.concatenate(both).mean(axis=0, dtype=np.float64).tolist()
     assert (merged.rows, len(merged.sources)) == (26, 2)
-    merge_outputs([tmp_path / "out1", tmp_path / "out0"], tmp_path / "all2")
+    merge([tmp_path / "out1", tmp_path / "out0"], tmp_path / "all2")
     assert results(tmp_path / "all") == results(tmp_path / "all2")
     with pytest.raises(UsageError, match="all holds merged results; run in the outputs that were merged"):
         run(config(tmp_path / "0.zarr", tmp_path / "all"))
@@ -403,7 +403,7 @@ def test_the_same_rows_twice_are_refused_with_their_numbers(tmp_path: Path) -> N
     for name, rows in (("one", "0:12"), ("two", "8:20")):
         run(config(store, tmp_path / name, rows=rows))
     with pytest.raises(MismatchError, match="layer conv: rows 8:12 are counted in both; expected each row once"):
-        merge_outputs([tmp_path / "one", tmp_path / "two"], tmp_path / "all")
+        merge([tmp_path / "one", tmp_path / "two"], tmp_path / "all")
     assert not (tmp_path / "all").exists()
 
 
@@ -427,17 +427,17 @@ def test_what_does_not_fit_together_is_refused_with_both(
     other = build_store(tmp_path / "b.zarr", {"conv": values})
     run(JobConfig.model_validate({"source": str(other), "output": str(tmp_path / "b"), **options}).job())
     if values.ndim == 3:
-        merge_outputs([tmp_path / "a", tmp_path / "b"], tmp_path / "all")
+        merge([tmp_path / "a", tmp_path / "b"], tmp_path / "all")
         return
     with pytest.raises(MismatchError, match=match):
-        merge_outputs([tmp_path / "a", tmp_path / "b"], tmp_path / "all")
+        merge([tmp_path / "a", tmp_path / "b"], tmp_path / "all")
 
 
 def test_an_output_without_states_cannot_be_merged(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="has no states"):
-        merge_outputs([tmp_path], tmp_path / "all")
+        merge([tmp_path], tmp_path / "all")
     with pytest.raises(UsageError, match="is one of the outputs"):
-        merge_outputs([tmp_path], tmp_path)
+        merge([tmp_path], tmp_path)
 
 
 # A source that has changed
@@ -565,10 +565,10 @@ def test_changes_are_not_accepted_of_another_store(tmp_path: Path) -> None:
 def test_a_run_leaves_merged_results_alone(tmp_path: Path) -> None:
     for name in "ab":
         run(config(build_store(tmp_path / f"{name}.zarr", {name: samples(20, 3)}), tmp_path / name))
-    merge_outputs([tmp_path / "a", tmp_path / "b"], tmp_path / "all")
+    merge([tmp_path / "a", tmp_path / "b"], tmp_path / "all")
     with pytest.raises(UsageError, match="all holds merged results; run in the outputs that were merged"):
         run(config(tmp_path / "a.zarr", tmp_path / "all"))
-    merge_outputs([tmp_path / "a", tmp_path / "b"], tmp_path / "all")
+    merge([tmp_path / "a", tmp_path / "b"], tmp_path / "all")
 
 
 def test_results_are_not_merged_into_a_store_or_over_a_run(tmp_path: Path) -> None:
@@ -576,12 +576,12 @@ def test_results_are_not_merged_into_a_store_or_over_a_run(tmp_path: Path) -> No
         run(config(build_store(tmp_path / f"{name}.zarr", {name: samples(20, 3)}), tmp_path / name))
     outputs = [tmp_path / "a", tmp_path / "b"]
     with pytest.raises(UsageError, match=r"is a zarr store \(it holds zarr.json\)"):
-        merge_outputs(outputs, tmp_path / "a.zarr")
+        merge(outputs, tmp_path / "a.zarr")
     run(config(tmp_path / "a.zarr", tmp_path / "c"))
     with pytest.raises(UsageError, match="holds the results of a run; choose another folder"):
-        merge_outputs(outputs, tmp_path / "c")
-    merge_outputs(outputs, tmp_path / "all")
-    merge_outputs(outputs, tmp_path / "all")  # again, as one does when there is more
+        merge(outputs, tmp_path / "c")
+    merge(outputs, tmp_path / "all")
+    merge(outputs, tmp_path / "all")  # again, as one does when there is more
 
 
 def test_status_notices_that_the_state_of_a_counted_layer_is_gone(tmp_path: Path) -> None:
@@ -710,7 +710,7 @@ def test_an_output_of_an_older_version_is_refused_and_the_remedy_works(tmp_path:
         lambda: verify(config(store)),
         lambda: status(tmp_path / "out"),
         lambda: open_results(tmp_path / "out"),
-        lambda: merge_outputs([tmp_path / "out"], tmp_path / "merged"),
+        lambda: merge([tmp_path / "out"], tmp_path / "merged"),
     ]
     for attempt in attempts:
         with pytest.raises(DataError, match=r"was written by an older version: .*`streamstats run --restart`"):

@@ -23,7 +23,7 @@ from streamstats.jobs import run as running
 from streamstats.jobs.compare import compare
 from streamstats.jobs.forget import forget
 from streamstats.jobs.job import Job
-from streamstats.jobs.merge import merge_outputs
+from streamstats.jobs.merge import merge
 from streamstats.jobs.run import Follow, reduce, run
 from streamstats.jobs.status import status
 from streamstats.jobs.verify import verify
@@ -41,7 +41,7 @@ def record(store: Path | str, values: Array, part: str = "") -> str:
 
 def job(tmp_path: Path, *sources: str, **options: Any) -> Job:
     source = sources if len(sources) > 1 else sources[0]
-    return Job(source, str(tmp_path / "out"), rules=(LayerRule("*", statistics=KINDS),), **options)
+    return Job(source, str(tmp_path / "out"), layers=(LayerRule("*", statistics=KINDS),), **options)
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def test_sources_are_added_and_reordered_and_grow_and_each_row_counts_once(
     kept = state(tmp_path / "out"), corrector(tmp_path / "out")
     run(job(tmp_path, b, a), restart=True)
     assert kept == (state(tmp_path / "out"), corrector(tmp_path / "out"))
-    whole = Job(record(tmp_path / "w.zarr", X), str(tmp_path / "w"), rules=job(tmp_path, a).rules)
+    whole = Job(record(tmp_path / "w.zarr", X), str(tmp_path / "w"), layers=job(tmp_path, a).layers)
     assert outcome.statistics["fc"].statistics == run(whole).statistics["fc"].statistics
     assert kept[1] == corrector(tmp_path / "w")
     assert verify(job(tmp_path, b, a)) == []
@@ -155,7 +155,7 @@ def test_rows_of_one_source_are_forgotten_for_good(tmp_path: Path, stores: tuple
     rest = record(tmp_path / "rest.zarr", np.concatenate([X[:12], X[15:17]]))
     for restart in (False, True):
         found = run(job(tmp_path, a, b), restart=restart).statistics["fc"]
-        assert found.statistics == reduce(rest, layers=job(tmp_path, a).rules)["fc"].statistics
+        assert found.statistics == reduce(rest, layers=job(tmp_path, a).layers)["fc"].statistics
         assert covered(tmp_path / "out") == [("a.zarr", "0:10"), ("b.zarr", "0:2, 5:7")]
     run(job(tmp_path, b, a), restart=True)
     assert covered(tmp_path / "out") == [("b.zarr", "0:2, 5:7"), ("a.zarr", "0:10")]
@@ -248,10 +248,10 @@ def test_outputs_of_several_sources_are_merged_and_compared(tmp_path: Path, stor
     more = record(tmp_path / "c.zarr", X[17:30]), record(tmp_path / "d.zarr", X[30:])
     for name, sources in (("left", stores), ("right", more), ("all", (*stores, *more))):
         run(Job(sources, str(tmp_path / name)))
-    merge_outputs([tmp_path / "left", tmp_path / "right"], tmp_path / "merged")
+    merge([tmp_path / "left", tmp_path / "right"], tmp_path / "merged")
     assert compare(tmp_path / "merged", tmp_path / "all").equal
     with pytest.raises(MismatchError, match="counted in both"):
-        merge_outputs([tmp_path / "left", tmp_path / "all"], tmp_path / "twice")
+        merge([tmp_path / "left", tmp_path / "all"], tmp_path / "twice")
 
 
 def test_a_merged_output_of_stores_with_one_name_says_that_it_is_merged(
@@ -264,7 +264,7 @@ def test_a_merged_output_of_stores_with_one_name_says_that_it_is_merged(
         for seed, name in enumerate(names):
             record(name, samples(5, 3, seed=10 * len(site) + seed))
         run(Job(names, "out"))
-    merge_outputs([tmp_path / site / "out" for site in sites], tmp_path / "merged")
+    merge([tmp_path / site / "out" for site in sites], tmp_path / "merged")
     with pytest.raises(UsageError, match="merged holds merged results; run in the outputs that were merged"):
         run(Job(("c.zarr", "a.zarr"), str(tmp_path / "merged")))
 
@@ -283,7 +283,7 @@ def test_a_run_that_follows_counts_parts_that_appear(tmp_path: Path, monkeypatch
 
     outcome = run(job(tmp_path, store), follow=Follow(rows=40), on_written=grow)
     assert covered(tmp_path / "out") == [("", "0:10"), ("part rank0", "0:10"), ("part rank1", "0:20")]
-    expected = reduce(record(tmp_path / "w.zarr", X), layers=job(tmp_path, store).rules)
+    expected = reduce(record(tmp_path / "w.zarr", X), layers=job(tmp_path, store).layers)
     assert outcome.statistics["fc"].statistics == expected["fc"].statistics
 
 
@@ -330,12 +330,12 @@ def test_padding_that_others_write_first_is_counted_again_in_whichever_source(tm
     expected = np.concatenate([whole[:6], X[20:26], whole[:6], X[20:25]])
     for restart in (False, True):
         found = run(job(tmp_path, *stores), restart=restart).statistics["fc"]
-        reference = reduce(record(tmp_path / f"w{restart}.zarr", expected), layers=job(tmp_path, "").rules)["fc"]
+        reference = reduce(record(tmp_path / f"w{restart}.zarr", expected), layers=job(tmp_path, "").layers)["fc"]
         assert found.statistics == reference.statistics
     forget(job(tmp_path, *stores), (9, 10), source=stores[0])
     left = record(tmp_path / "left.zarr", np.delete(expected, 9, axis=0))
     found = run(job(tmp_path, *stores)).statistics["fc"]
-    assert found.statistics == reduce(left, layers=job(tmp_path, "").rules)["fc"].statistics
+    assert found.statistics == reduce(left, layers=job(tmp_path, "").layers)["fc"].statistics
     assert verify(job(tmp_path, *stores)) == []
 
 

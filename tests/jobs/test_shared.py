@@ -19,7 +19,7 @@ from streamstats.errors import DataError, MismatchError, UsageError
 from streamstats.jobs.compare import compare
 from streamstats.jobs.forget import forget
 from streamstats.jobs.job import Job
-from streamstats.jobs.merge import merge_outputs
+from streamstats.jobs.merge import merge
 from streamstats.jobs.quantiles import exact_quantiles
 from streamstats.jobs.run import run
 from streamstats.jobs.status import status
@@ -140,8 +140,8 @@ def test_appending_forgetting_and_verifying_go_on_with_the_shared_array(tmp_path
     assert correctors(tmp_path / "out") == correctors(counted(tmp_path / "whole"))
     assert verify(asked) == []
     with pytest.raises(UsageError, match="no layer matches 'fc'; the job has block/conv, block/down, tensors/y"):
-        forget(asked, (4, 9), match="fc")
-    forgotten = forget(asked, (4, 9), match="block/down")
+        forget(asked, (4, 9), layers="fc")
+    forgotten = forget(asked, (4, 9), layers="block/down")
     assert [(each.layer, each.array, each.rows) for each in forgotten] == [
         ("block/conv", "block/conv", 5),
         ("block/down", "block/conv", 5),
@@ -165,16 +165,16 @@ def test_outputs_that_share_arrays_merge_with_those_that_do_not(tmp_path: Path, 
     for name, (values, shared) in parts.items():
         run(job(recorded(tmp_path / f"{name}.zarr", values, shared=shared), tmp_path / name, statistics=kinds))
     run(job(recorded(tmp_path / "whole.zarr"), tmp_path / "whole", statistics=kinds))
-    merge_outputs([tmp_path / "a", tmp_path / "c"], tmp_path / "shared")
+    merge([tmp_path / "a", tmp_path / "c"], tmp_path / "shared")
     assert read_manifest(tmp_path / "shared").layers["block/down"].array == "block/conv"  # type: ignore[union-attr]
     for order in ("abc", "bca", "cab"):
-        merged = merge_outputs([tmp_path / name for name in order], tmp_path / order)
+        merged = merge([tmp_path / name for name in order], tmp_path / order)
         assert sorted(merged) == ["block/conv", "block/down", "tensors/y"]
         assert correctors(tmp_path / order) == correctors(tmp_path / "whole")
         assert compare(tmp_path / order, tmp_path / "whole").equal
         assert correctors(tmp_path / order) == correctors(tmp_path / "abc")
     with pytest.raises(MismatchError, match="are counted in both"):
-        merge_outputs([tmp_path / "shared", tmp_path / "a"], tmp_path / "twice")
+        merge([tmp_path / "shared", tmp_path / "a"], tmp_path / "twice")
 
 
 def test_rules_describe_the_layers_that_read_an_array(tmp_path: Path) -> None:
@@ -302,6 +302,6 @@ def test_parts_that_share_an_array_with_a_tail_merge_with_those_that_do_not(tmp_
     run(job(store, tmp_path / "a", rows="8:13", statistics=["taps"]))
     run(job(store, tmp_path / "b", rows="0:8", statistics=["taps"], layers=only))
     run(job(store, tmp_path / "whole", statistics=["taps"], layers=only))
-    merged = merge_outputs([tmp_path / name for name in order], tmp_path / "merged")["block/down"]
+    merged = merge([tmp_path / name for name in order], tmp_path / "merged")["block/down"]
     whole = open_results(tmp_path / "whole").statistics("block/down")
     assert (merged.statistics, merged.settled) == (whole.statistics, whole.settled)

@@ -83,7 +83,7 @@ def test_without_links_it_counts_what_it_counts_when_it_follows_them(
     store = stored(tmp_path / name, **KINDS[kind])
     rules = [replace(rule, statistics=() if rule.mask else ("squares", "histogram")) for rule in MASKED]
     assert set(rules[1].statistics) < set(optional())
-    strict = job(store, tmp_path / "strict", rules=tuple(rules))
+    strict = job(store, tmp_path / "strict", layers=tuple(rules))
     assert readers(strict) == {ZarrReader if kind == "read by zarr" else FileReader}
     found, expected = run(strict), run(replace(strict, follow_links=True, output=str(tmp_path / "followed")))
     assert found.complete
@@ -120,7 +120,7 @@ PLACES = {
 def test_a_link_in_a_store_is_named_and_nothing_behind_it_is_read(tmp_path: Path, place: str, inside: bool) -> None:
     store = stored(tmp_path / "root/s.zarr", **RAW)
     linked(store / PLACES[place], tmp_path / "root/within" if inside else tmp_path / "outside")
-    strict = job(store, tmp_path / "out", rules=MASKED)
+    strict = job(store, tmp_path / "out", layers=MASKED)
     with pytest.raises((UsageError, DataError), match=r"is a link, or lies behind one; .*replace the link with"):
         run(strict)
     followed = run(replace(strict, follow_links=True, output=str(tmp_path / "followed")))
@@ -163,7 +163,7 @@ def test_a_pipe_in_a_store_is_refused_and_not_waited_for(tmp_path: Path, place: 
     (store / place).unlink()
     os.mkfifo(store / place)
     with pytest.raises(DataError, match="is not a file"):
-        run(job(store, tmp_path / "out", rules=MASKED))
+        run(job(store, tmp_path / "out", layers=MASKED))
 
 
 @pytest.mark.parametrize("follow_links", [False, True])

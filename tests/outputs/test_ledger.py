@@ -18,6 +18,7 @@ from streamstats import Quantization
 from streamstats.calibration.addresses import ONLY
 from streamstats.calibration.layer import Layer
 from streamstats.errors import DataError, MismatchError
+from streamstats.outputs import ledger
 from streamstats.outputs.layer_statistics import LayerStatistics
 from streamstats.outputs.ledger import Measured
 from streamstats.outputs.resuming import uncounted_tails
@@ -49,7 +50,7 @@ def count(statistics, block, start, stop, in_tail=False):
     members = {kind.name: kind.measure(part, axis) for kind in statistics.statistics.kinds}
     found = Statistics(Space.of(part, axis), members)
     measured = Measured(statistics.layer, (start, stop), found, 0, np.empty((0, 3), np.int64), in_tail=in_tail)
-    return statistics.count(measured)
+    return ledger.count(statistics, measured)
 
 
 def counted(block, axis=-1, quantization=None):
@@ -86,7 +87,6 @@ def test_rows_counted_in_any_order_and_parts_give_the_same_bytes(data):
     assert statistics.covered == ((0, 12),)
     assert statistics.rows == 12
     assert state_bytes(statistics) == state_bytes(counted(block, 1))
-    assert statistics.sums_digest() == counted(block, 1).sums_digest()
 
 
 @given(st.data())

@@ -10,7 +10,7 @@ from stores import build_store
 
 import streamstats as ss
 from streamstats.cli import main
-from streamstats.jobs.merge import merge_outputs
+from streamstats.jobs.merge import merge
 from streamstats.jobs.status import status
 
 NETWORK = ["stem", "block2", "block10", "head"]
@@ -39,7 +39,7 @@ def test_the_order_survives_appending_and_merging(tmp_path: Path) -> None:
     recorded(tmp_path / "b.zarr", NETWORK[1:])
     for name in "ab":
         ss.run(ss.Job(str(tmp_path / f"{name}.zarr"), str(tmp_path / name)))
-    merged = merge_outputs([tmp_path / "b", tmp_path / "a"], tmp_path / "both")
+    merged = merge([tmp_path / "b", tmp_path / "a"], tmp_path / "both")
     assert [*merged] == NETWORK
     assert [*ss.load(tmp_path / "both")] == NETWORK
 

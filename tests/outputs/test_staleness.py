@@ -13,7 +13,7 @@ from stores import build_store, samples
 import streamstats as ss
 from streamstats.cli import main
 from streamstats.jobs.forget import forget
-from streamstats.jobs.merge import merge_outputs
+from streamstats.jobs.merge import merge
 from streamstats.jobs.status import status
 
 READERS = [["inspect"], ["ranges", "--method", "minmax"], ["report"]]
@@ -35,7 +35,7 @@ def test_what_merged_results_lack_comes_from_another_merge(
     ranges = [replace(jobs[0], rows=rows, output=str(tmp_path / f"{rows[0]}")) for rows in ((0, 5), (10, 15))]
     for job in ranges:
         ss.run(job)
-    merge_outputs([Path(job.output) for job in ranges], tmp_path / "merged")
+    merge([Path(job.output) for job in ranges], tmp_path / "merged")
     assert main(["status", str(tmp_path / "merged")]) == 3
     assert "then run in the outputs that were merged, and merge them again" in capsys.readouterr().err
 
@@ -44,7 +44,7 @@ def test_it_is_stale_once_rows_of_a_part_are_forgotten(
     jobs: list[ss.Job], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     merged = tmp_path / "merged"
-    merge_outputs([Path(job.output) for job in jobs], merged)
+    merge([Path(job.output) for job in jobs], merged)
     ss.run(jobs[0])  # counts nothing new
     assert status(merged).complete
     forget(jobs[0], (3, 5))
@@ -56,11 +56,11 @@ def test_it_is_stale_once_rows_of_a_part_are_forgotten(
     for command, *options in READERS:
         assert main([command, str(merged), *options]) == 0
         assert "stale: " in capsys.readouterr().err, command
-    merge_outputs([Path(job.output) for job in jobs], merged)
+    merge([Path(job.output) for job in jobs], merged)
     assert status(merged).complete
 
 
 def test_a_part_that_is_gone_tells_nothing(jobs: list[ss.Job], tmp_path: Path) -> None:
-    merge_outputs([Path(job.output) for job in jobs], tmp_path / "merged")
+    merge([Path(job.output) for job in jobs], tmp_path / "merged")
     shutil.rmtree(jobs[0].output)
     assert status(tmp_path / "merged").complete

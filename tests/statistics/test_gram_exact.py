@@ -19,7 +19,7 @@ from threadpoolctl import threadpool_limits
 from streamstats.errors import DataError, UsageError
 from streamstats.floats import is_finite
 from streamstats.layouts import Geometry, Kernel, joint_kernel
-from streamstats.quantization import Quantization
+from streamstats.quantization import Quantization, channel_maps
 from streamstats.statistics import gram_pieces, products, unfolding, wide
 from streamstats.statistics.gram import Gram
 from streamstats.statistics.statistic import Space
@@ -40,7 +40,7 @@ PRODUCT = Kernel()
 def real(values: Array, quantization: Quantization | None = None) -> Array:
     """The fractions that `values` (samples, channels, …) stand for; zeros for those that are not finite."""
     found = np.full(values.shape, ZERO, object)
-    maps = (quantization or Quantization(1.0)).channel_maps(values.shape[1])
+    maps = channel_maps(quantization, values.shape[1])
     for place in np.ndindex(*values.shape):
         value = values[place].item()
         if math.isfinite(value):

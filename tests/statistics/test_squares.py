@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from laws import NARROW, contents, space_of
 
 from streamstats.errors import MismatchError
-from streamstats.quantization import Quantization
+from streamstats.quantization import Quantization, channel_maps
 from streamstats.statistics.magnitude import ChannelMagnitude
 from streamstats.statistics.mean import ChannelMean
 from streamstats.statistics.squares import ChannelSquares
@@ -26,7 +26,7 @@ def real_values(block: Array, channel: int, quantization: Quantization | None) -
     values = [Fraction(value) for value in block[:, channel].tolist() if math.isfinite(value)]
     if quantization is None:
         return values
-    step, zero_point = quantization.channel_maps(block.shape[1])[channel]
+    step, zero_point = channel_maps(quantization, block.shape[1])[channel]
     return [(value - zero_point) * step for value in values]
 
 

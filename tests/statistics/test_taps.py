@@ -14,7 +14,7 @@ from taps import exact_tap_means, kernels, several_kernels
 
 from streamstats.errors import DataError, MismatchError, UsageError
 from streamstats.layouts import Geometry, Kernel, joint_kernel
-from streamstats.quantization import Quantization
+from streamstats.quantization import Quantization, channel_maps
 from streamstats.statistics.mean import ChannelMean
 from streamstats.statistics.statistic import Space
 from streamstats.statistics.taps import TapSums
@@ -33,7 +33,7 @@ def test_the_means_are_the_nearest_to_what_the_taps_see(data: st.DataObject) -> 
     if dtype.kind in "iu":
         steps, zero_points = st.floats(1e-3, 1e3), st.integers(-200, 200)
         quantization = Quantization(data.draw(st.lists(steps, min_size=2, max_size=2)), data.draw(zero_points))
-    maps = (quantization or Quantization(1.0)).channel_maps(2)
+    maps = channel_maps(quantization, 2)
     real = np.empty(values.shape, object)
     for place in np.ndindex(*values.shape):
         step, zero_point = maps[place[1]]

@@ -59,7 +59,7 @@ class ByMoments:
         """The results. Raises `UsageError` if none of `layers` was counted with `gram`."""
         results = open_results(self.output)
         known = [layer.name for layer in layers if layer.name in results.layers]
-        if not any(results.statistics(name).gram for name in known):
+        if not any(Gram.name in results.statistics(name).statistics for name in known):
             raise UsageError(
                 f"{self.output} has second moments of no layer of the model; {to_count(Gram.name)}, or "
                 "leave out --rounding gram and --scale"

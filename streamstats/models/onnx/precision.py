@@ -12,6 +12,7 @@ import numpy.typing as npt
 from ...correction import correction_error
 from ...errors import UsageError
 from ...outputs.layer_statistics import LayerStatistics
+from ...quantization import channel_maps
 from ..linear import LayerCorrection
 from ..precision import Precision
 from .biases import add_to_biases
@@ -36,7 +37,7 @@ def precision(pair: Pair, statistics: LayerStatistics, step: Float64Array | None
     known, layer = statistics.standard_error, pair.recorded_layer
     if step is None and pair.weight_step is not None:
         low, high = np.nanmin(statistics.minimum, initial=0.0), np.nanmax(statistics.maximum, initial=0.0)
-        (input_step, _), *_ = tensor_quantization(float(low), float(high)).channel_maps(1)
+        (input_step, _), *_ = channel_maps(tensor_quantization(float(low), float(high)), 1)
         step = pair.weight_step * float(input_step)
     if step is None:
         return None

@@ -30,7 +30,7 @@ from streamstats.calibration.sources.identities import Identity
 from streamstats.config import JobConfig
 from streamstats.errors import DataError, MismatchError, OutputError, StoreError, UsageError
 from streamstats.jobs.job import Job
-from streamstats.jobs.merge import merge_outputs
+from streamstats.jobs.merge import merge
 from streamstats.jobs.run import reduce, run
 
 SECRET = "do-not-print-this"
@@ -147,7 +147,7 @@ def test_a_store_that_was_uploaded_is_not_merged_with_the_original(
     with pytest.raises(
         MismatchError, match=r"rows 0:40 are counted in .*40 of 40 chunks have the same size and content"
     ):
-        merge_outputs([tmp_path / "out", tmp_path / "other"], tmp_path / "all")
+        merge([tmp_path / "out", tmp_path / "other"], tmp_path / "all")
 
 
 def test_objects_that_stand_for_folders_are_no_arrays_and_hide_none(

@@ -13,7 +13,7 @@ from streamstats.cli import main
 from streamstats.config import JobConfig
 from streamstats.errors import MismatchError, NonFiniteError, UsageError
 from streamstats.jobs.compare import compare
-from streamstats.jobs.merge import merge_outputs
+from streamstats.jobs.merge import merge
 from streamstats.jobs.run import run
 from streamstats.models.onnx import record as recording
 from streamstats.models.onnx.correct import correct
@@ -77,6 +77,6 @@ def test_the_same_samples_are_merged_once_whatever_their_name(network: Network, 
         np.save(tmp_path / f"{name}.npy", x)
         measure(network.path, tmp_path / f"{name}.npy", tmp_path / name)
     with pytest.raises(MismatchError, match="are counted in both"):
-        merge_outputs([tmp_path / "a", tmp_path / "b"], tmp_path / "merged")
-    merged = merge_outputs([tmp_path / "a", tmp_path / "c"], tmp_path / "merged")
+        merge([tmp_path / "a", tmp_path / "b"], tmp_path / "merged")
+    merged = merge([tmp_path / "a", tmp_path / "c"], tmp_path / "merged")
     assert {found.rows for found in merged.values()} == {2 * len(network.x)}

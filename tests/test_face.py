@@ -1,0 +1,112 @@
+"""The face of the package, as an editor and a type checker see it: names, docstrings, examples, types, hints."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import streamstats as ss
+from streamstats.errors import UsageError
+
+NAMES = [name for name in ss.__all__ if name != "__version__"]
+CLASSES = [name for name in NAMES if inspect.isclass(getattr(ss, name))]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_name_has_a_docstring_with_an_example(name: str) -> None:
+    found = getattr(ss, name)
+    examples = [found.__doc__, *(each.__doc__ for each in vars(found).values())] if name in CLASSES else [found.__doc__]
+    assert any(">>> " in (text or "") for text in examples)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_everything_that_an_object_shows_is_described(name: str) -> None:
+    found = getattr(ss, name)
+    fields = {each.name for each in dataclasses.fields(found)} if dataclasses.is_dataclass(found) else set()
+    text = " ".join(inspect.getdoc(each) or "" for each in inspect.getmro(found)[:-1])
+    assert {each for each in fields if each not in text} == set()
+    shown = {each for each in dir(found) if not each.startswith("_")} - fields
+    members = {each: inspect.getattr_static(found, each) for each in shown}
+    described = (staticmethod, classmethod, property)
+    methods = {each: member for each, member in members.items() if callable(member) or isinstance(member, described)}
+    assert {each for each, member in methods.items() if not inspect.getdoc(member)} == set()
+
+
+def test_the_names_that_tab_shows_are_the_public_ones() -> None:
+    assert dir(ss) == sorted(ss.__all__)
+    assert all(hasattr(ss, name) for name in ss.__all__)
+
+
+@pytest.mark.parametrize(
+    ("guess", "meant"),
+    [
+        ("fakequantize", "fake_quantize"),
+        ("record", "Recorder"),
+        ("find_range", "find_ranges"),
+        ("job", "Job"),
+        ("nothing_like_it", None),
+    ],
+)
+def test_a_name_that_does_not_exist_leads_to_the_nearest_one(guess: str, meant: str | None) -> None:
+    with pytest.raises(AttributeError) as raised:
+        getattr(ss, guess)
+    hint = f"; did you mean {meant}?" if meant else ""
+    assert str(raised.value) == f"module 'streamstats' has no attribute {guess!r}{hint}"
+
+
+def test_layers_are_chosen_by_their_names_alone_wherever_a_function_asks_for_them(tmp_path: Path) -> None:
+    store, out = tmp_path / "s.zarr", str(tmp_path / "out")
+    with ss.Recorder(store) as recorder:
+        for name in ("block/a", "block/b", "head"):
+            recorder.append(name, np.ones((3, 2), np.float32))
+    blocks = ["block/a", "block/b"]
+    assert [*ss.reduce(store, layers="block/*")] == [*ss.reduce(store, layers=blocks)] == blocks
+    assert [*ss.run(ss.Job(str(store), out, layers="block/*")).statistics] == blocks
+    assert [*ss.find_ranges(out, "minmax", layers="*/a")] == ["block/a"]
+    assert [each.layer for each in ss.compare(out, out, layers="*/b").layers] == ["block/b"]
+    assert [each.layer for each in ss.forget(ss.Job(str(store), out, layers=tuple(blocks)), (0, 1), layers="*/a")] == [
+        "block/a"
+    ]
+
+
+def test_figures_that_were_not_counted_are_refused_with_what_to_do() -> None:
+    meter = ss.Meter()
+    meter.append("fc", np.ones((3, 2), np.float32))
+    found = meter.statistics["fc"]
+    assert repr(found) == "<LayerStatistics of fc: 3 rows, 2 channels; mean, extrema>"
+    for figure, kind in [
+        ("rms", "squares"),
+        ("variance", "squares"),
+        ("mean_magnitude", "magnitude"),
+        ("gram", "gram"),
+    ]:
+        with pytest.raises(UsageError, match=rf"^`{kind}` was not counted for fc; add `statistics: \[{kind}\]`"):
+            getattr(found, figure)
+    with pytest.raises(UsageError, match=r"^`histogram` was not counted for fc; add"):
+        found.quantile(0.5)
+
+
+def test_statistics_given_as_one_text_are_refused_as_such(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"^statistics is the text 'squares'; expected a list of names"):
+        ss.reduce(tmp_path, statistics="squares")
+
+
+@pytest.mark.parametrize("function", [ss.run, ss.verify, lambda job: ss.forget(job, (0, 1))])
+def test_what_takes_a_job_says_how_to_get_one(function: Callable[[object], object]) -> None:
+    with pytest.raises(UsageError, match=r"^the job is 'run.yaml'; expected a Job: .*load_job\(path\)"):
+        function("run.yaml")
+
+
+def test_a_job_with_memory_as_text_says_what_to_give() -> None:
+    with pytest.raises(UsageError, match=r"^memory is '1GiB'; expected a number of bytes, such as 2147483648"):
+        ss.Job("calibration.zarr", "out", memory="1GiB")  # type: ignore[arg-type]
+
+
+def test_one_output_is_not_merged_letter_by_letter(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"^the outputs to merge are out; expected a list of folders"):
+        ss.merge("out", tmp_path / "both")
