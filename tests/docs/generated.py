@@ -225,15 +225,24 @@ def _is_all(target: ast.expr) -> bool:
 
 def definition(module: str, name: str) -> tuple[str, Defined] | None:
     """The module that defines what `module` calls `name`, and the definition; None if it comes from elsewhere."""
-    for each in ast.walk(tree(module)):
+    body = tree(module).body
+    body = [*body, *(inner for each in body if isinstance(each, ast.If) for inner in each.body)]
+    for each in body:
         if isinstance(each, ast.ClassDef | ast.FunctionDef) and each.name == name:
             return module, each
-        if isinstance(each, ast.ImportFrom) and each.level and name in {alias.name for alias in each.names}:
-            is_package = (ROOT / "streamstats" / module.replace(".", "/")).is_dir()
-            parts = module.split(".") if module else []
-            above = parts[: len(parts) - each.level + is_package]
-            return definition(".".join([*above, *(each.module or "").split(".")]).strip("."), name)
+    for each in body:
+        for alias in each.names if isinstance(each, ast.ImportFrom) and each.level else ():
+            if (alias.asname or alias.name) == name:
+                return definition(_imported(module, each), alias.name)
     return None
+
+
+def _imported(module: str, line: ast.ImportFrom) -> str:
+    """The module that a relative import in `module` names."""
+    is_package = (ROOT / "streamstats" / module.replace(".", "/")).is_dir()
+    parts = module.split(".") if module else []
+    above = parts[: len(parts) - line.level + is_package]
+    return ".".join([*above, *(line.module or "").split(".")]).strip(".")
 
 
 def _summary(node: Defined) -> str:

@@ -52,7 +52,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ss.LayerRule("fc", statistics=("histogram",), quantization=CODES),
         ss.LayerRule("*", statistics=("taps", "squares", "histogram")),
     )
-    ss.run(ss.Job(str(folder / "in.zarr"), str(folder / "out"), rules=rules))
+    ss.run(ss.Job(str(folder / "in.zarr"), str(folder / "out"), layers=rules))
     return folder
 
 
@@ -193,11 +193,14 @@ def test_a_recorder_says_how_its_arrays_are_stored_and_what_is_committed(folder:
     }
 
 
-def test_a_journal_has_a_line_for_each_request(tmp_path: Path) -> None:
-    Journal(tmp_path, "block 1/conv").note([Noted("a", "digest", 0, 8, "ann"), Noted("b", "digest", 8, 9)])
+def test_a_journal_has_a_line_for_each_request_and_says_which_were_withdrawn(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, "block 1/conv")
+    journal.note([Noted("a", "digest", 0, 8, "ann"), Noted("b", "digest", 8, 9)])
+    journal.withdraw("b", 12.5)
     name = hashlib.sha256(b"block 1/conv").hexdigest()
     lines = (tmp_path / ".keys" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line) for line in lines] == [
         {"key": "a", "digest": "digest", "start": 0, "stop": 8, "sender": "ann"},
         {"key": "b", "digest": "digest", "start": 8, "stop": 9, "sender": ""},
     ]
+    assert json.loads((tmp_path / ".keys" / f"{name}.withdrawn.json").read_text(encoding="utf-8")) == {"b": 12.5}
