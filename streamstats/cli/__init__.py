@@ -37,6 +37,7 @@ INTERRUPTION = {
     "measure": "nothing was written; run the command again",
     "correct": "if no model was written, run the command again; with --iterative or --outputs it resumes",
     "report": "no report was written",
+    "warm": "what was compiled is cached; run the command again for the rest",
     "demo": "its folder is incomplete; run the command again",
     "serve": "running jobs resume at the next start",
     "backup": "no backup was written",
@@ -71,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.timestamps:
         sys.stderr = Stamped(sys.stderr)
     _catch_signals()
-    if not options.quiet:
+    if not options.quiet and options.command != "warm":
         announce_compiling()
     with nothing_printed_by_others(wanted=options.command == "serve"):
         try:

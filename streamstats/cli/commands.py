@@ -43,6 +43,24 @@ LONGEST_CELL = 60
 """Characters of a description in a table."""
 
 
+# warm
+
+
+def warm(options: Namespace) -> None:
+    """`streamstats warm [DTYPE…]`."""
+    from ..jobs.warming import DTYPES, warm
+
+    dtypes = options.dtypes or DTYPES
+    shown = Shown(quiet=options.quiet)
+    if not options.quiet:
+        shown.say(f"compiling the loops for {' and '.join(dtypes)}: up to a minute")
+    found = warm(dtypes, (lambda _: None) if options.quiet else shown.say)
+    if options.json:
+        print_json({"loops": found.loops, "seconds": found.seconds, "folder": str(found.folder)})
+    else:
+        print(f"{counted(found.loops, 'loop')} compiled in {found.seconds:.1f} s; {found.folder} caches them")
+
+
 # run and inspect
 
 

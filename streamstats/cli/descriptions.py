@@ -20,6 +20,7 @@ Exact calibration statistics, out of core, and the bias corrections that follow 
   correct   correct the biases of a quantised model
   report    write a page on what the corrections do
   demo      do all of this with a small real network
+  warm      compile the loops now that runs would compile when they first need them
 
 Jobs of a team, on a service:
 
@@ -309,6 +310,17 @@ Record, reduce and correct a small network trained on handwritten digits, and sh
 quantised and the corrected network. The files stay in DIR, to look at and to try the commands on.
 
   streamstats demo
+"""
+
+WARM = """\
+Compile the loops now that count values of these dtypes, with every statistic, and cache them in ~/.cache/streamstats.
+Without it, the first run on a machine compiles those that it needs, and says so. Loops that are cached already are not
+compiled again; a new version of streamstats or of a library has other loops.
+
+  streamstats warm                 float32 and int8
+  streamstats warm bfloat16 uint8
+
+Loops that few stores need, such as those for masks and missing values, are left to the first run that needs them.
 """
 
 SERVE = """\

@@ -51,7 +51,7 @@ def load(
             file = f"{name}-{_fingerprint(key[1])}.o"
             code = _read(file)
             if code is None:
-                log.info("compiling native code: some seconds, once on this machine")
+                log.info("compiling native code: some seconds, once on this machine; or before, by streamstats warm")
                 with _usual_numba():
                     code = _compile(name, arguments, define())
                 _keep(file, code)
@@ -112,6 +112,21 @@ def _folder() -> Path:
     """The folder of the cache. Raises `RuntimeError` if the user has no home folder."""
     said = Path(os.environ.get("XDG_CACHE_HOME", ""))  # code is loaded from it, so a relative path is ignored
     return (said if said.is_absolute() else Path.home() / ".cache") / "streamstats"
+
+
+def writable_folder() -> Path:
+    """The folder of the cache, made if it is missing. Raises `OSError`, `RuntimeError` if nothing can be kept there."""
+    folder = _folder()
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    probe = folder / f".{uuid.uuid4().hex}.tmp"
+    probe.touch()
+    probe.unlink()
+    return folder
+
+
+def kept(folder: Path) -> set[str]:
+    """The files in `folder` that hold compiled functions."""
+    return {path.name for path in folder.glob("*.o")}
 
 
 def _read(file: str) -> bytes | None:
