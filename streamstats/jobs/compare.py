@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..coverage import Rows
-from ..errors import UsageError, listed
+from ..errors import UsageError, listed, suggestion
 from ..outputs.distances import Distances, distances
 from ..outputs.layer_statistics import LayerStatistics
 from ..outputs.ledger import same_stores
@@ -119,7 +119,7 @@ def compare(first: str | Path, second: str | Path, *, match: str = "*") -> Compa
     names = sorted({*outputs[0].layers, *outputs[1].layers})
     chosen = [name for name in names if fnmatchcase(name, match)]
     if not chosen:
-        raise UsageError(f"no layer matches {match!r}; the outputs have {listed(names)}")
+        raise UsageError(f"no layer matches {match!r}; the outputs have {listed(names)}{suggestion(match, names)}")
     layers = [_layer_comparison(name, *outputs) for name in chosen]
     return Comparison(tuple(sorted(layers, key=_order)))
 
