@@ -39,6 +39,7 @@ ORDER = (
     "report",
     "service",
     "demo",
+    "doctor",
     "cli",
 )
 """A module imports from those before it, or from its own package."""
@@ -77,6 +78,7 @@ IMPORTERS = {
     "onnx": ("models.onnx", "demo.train"),  # which exports the small network that is shipped
     "obstore": ("calibration.sources",),
     "onnxruntime": ("models.onnx",),
+    "shtab": ("cli.completion_command",),
     "sklearn": ("demo",),
     "torch": ("demo.train", "models.torch", "compiled.accelerator"),
     "fastapi": ("service",),
