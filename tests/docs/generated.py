@@ -441,7 +441,8 @@ def _answered(kind: type[errors.StreamstatsError]) -> int:
 
 
 def _said(kind: type) -> str:
-    return " ".join((kind.__doc__ or "").split())
+    """The docstring of an error, without its example."""
+    return " ".join((kind.__doc__ or "").partition(">>>")[0].split())
 
 
 # The HTTP API
