@@ -48,11 +48,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         conv = random.normal(size=(60, 3, 8, 8)).astype(np.float32)
         recorder.append("block 1/conv", conv, channel_axis=1, kernel=kernel)
         recorder.append("fc", random.integers(-128, 128, (60, 4)).astype(np.int8), quantization=CODES)
-    rules = (
+    layers = (
         ss.LayerRule("fc", statistics=("histogram",), quantization=CODES),
         ss.LayerRule("*", statistics=("taps", "squares", "histogram")),
     )
-    ss.run(ss.Job(str(folder / "in.zarr"), str(folder / "out"), rules=rules))
+    ss.run(ss.Job(str(folder / "in.zarr"), str(folder / "out"), layers=layers))
     return folder
 
 
