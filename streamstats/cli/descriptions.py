@@ -395,7 +395,7 @@ STREAMSTATS_TOKEN_FILE or STREAMSTATS_TOKEN.
 SUBMIT = f"""\
 Submit a job to a service: the configuration of a run. The service chooses `output` and `cluster`; leave them out.
 With `kind: onnx`, it names a model to record and correct, and the command uploads its files; see
-configs/service/README.md.
+docs/how-to/service-use.md.
 
   streamstats submit job.yaml --watch                  waits for the job; exit status as for `run`
   streamstats submit job.yaml --follow                 counts what is sent to a store, until the job is cancelled

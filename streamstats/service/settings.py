@@ -74,7 +74,7 @@ def parse_age(age: object) -> object:
 
 AGE = Annotated[str, Field(pattern=r"^[0-9]{1,6}(\.[0-9]{1,6})?\s?[smhd]$")]
 """How an age is written."""
-Age = Annotated[float, BeforeValidator(parse_age, json_schema_input_type=AGE), Field(gt=0, le=1e10)]
+Age = Annotated[float, Field(gt=0, le=1e10), BeforeValidator(parse_age, json_schema_input_type=AGE)]
 
 
 class Retained(Settings):
@@ -100,7 +100,9 @@ class RetentionConfig(Settings):
     keep_tags: Annotated[
         list[str], Field(default_factory=lambda: ["keep"], description="Jobs with one of these tags are kept.")
     ]
-    every: Annotated[Age, Field(description="The time between two removals, as in 1h.")] = 3600.0
+    every: Annotated[
+        Age, Field(description="The time between two removals, as in 1h.", json_schema_extra={"default": "1h"})
+    ] = 3600.0
 
 
 class HookConfig(Settings):

@@ -144,7 +144,7 @@ def _default(schema: Json) -> str:
     if isinstance(default, bool):
         return _code(str(default).lower())
     for unit, bits in (("GiB", 30), ("MiB", 20)):
-        if isinstance(default, int) and default and default % 2**bits == 0:
+        if isinstance(default, int) and 0 < default < 2**53 and default % 2**bits == 0:  # 2^53 stands for the newest
             return _code(f"{default >> bits}{unit}")
     return _code(f"{default:g}" if isinstance(default, float) else str(default))
 
@@ -450,7 +450,8 @@ def _answered(kind: type[errors.StreamstatsError]) -> int:
 
 
 def _said(kind: type) -> str:
-    return " ".join((kind.__doc__ or "").split())
+    """The docstring of an error, without its example."""
+    return " ".join((kind.__doc__ or "").partition(">>>")[0].split())
 
 
 # The HTTP API

@@ -22,6 +22,7 @@ from pydantic import ValidationError
 
 from streamstats.cli.parser import make_parser
 from streamstats.config import JobConfig
+from streamstats.service.messages import UPLOADS, OnnxRequest
 from streamstats.service.settings import ServiceConfig
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=name_of)
@@ -119,10 +120,15 @@ def assert_valid(document: Any, where: str) -> None:
     if isinstance(document, dict) and OTHERS & document.keys():
         return
     keys = {"layers": document} if isinstance(document, list) else document
+    ids = {name: "0" * 64 for name in UPLOADS if name in keys}  # `submit` uploads the files and puts their ids here
     wrong = []
-    for model, needed in ((JobConfig, {"source": "in", "output": "out"}), (ServiceConfig, {"data": "data"})):
+    for model, request in (
+        (JobConfig, {"source": "in", "output": "out"} | keys),
+        (ServiceConfig, {"data": "data"} | keys),
+        (OnnxRequest, keys | ids),
+    ):
         try:
-            model.model_validate({**needed, **keys})
+            model.model_validate(request)
         except ValidationError as error:
             wrong.append(str(error))
         else:
