@@ -32,7 +32,7 @@ from pydantic import (
 
 from .address import SERVICE_URL
 from .calibration.selection import LayerRule
-from .errors import UsageError
+from .errors import UsageError, one_of, suggestion
 from .jobs.job import DEFAULT_MEMORY, Job
 from .jobs.sizes import parse_bytes
 from .jobs.workers import Cluster, available_cores
@@ -115,7 +115,7 @@ ZeroPoint = Annotated[Annotated[int, Tag(_ONE)] | Annotated[list[int], Tag(_EACH
 
 def _known(name: str) -> str:
     if name not in asked():
-        raise ValueError(f"expected one of {', '.join(asked())}")
+        raise ValueError(one_of(name, asked()))
     return name
 
 
@@ -523,15 +523,21 @@ def _explain(problem: Any, model: type[BaseModel]) -> str:
     place = _clipped(" ".join(place.split()))
     kind = problem["type"]
     if kind in ("extra_forbidden", "invalid_key"):
-        return f"unknown key `{place}`; expected one of {', '.join(_keys_beside(location, model))}"
+        return f"unknown key `{place}`; {one_of(location[-1], _keys_beside(location, model))}"
     if kind == "missing":
         return f"the key `{place}` is missing"
     if kind in ("model_type", "model_attributes_type"):
         return (
             f"`{place}` is {_shown(problem['input'])}; expected keys: {', '.join(_keys_beside([*location, ''], model))}"
         )
+    near = suggestion(str(problem["input"]), _choices(problem["ctx"]["expected"])) if kind == "literal_error" else ""
     message = re.sub("^(Value error, |(Input|String) (?=should))", "", problem["msg"])
-    return f"`{place}` is {_shown(problem['input'])}; {'it ' * message.startswith('should')}{message}"
+    return f"`{place}` is {_shown(problem['input'])}; {'it ' * message.startswith('should')}{message}{near}"
+
+
+def _choices(expected: str) -> list[str]:
+    """Those of pydantic's text "'error', 'skip' or 'fill'"."""
+    return expected.split("'")[1::2]
 
 
 def _shown(value: object) -> str:

@@ -7,6 +7,7 @@ command line, so a batch system can tell a job that needs correcting (2) from da
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from importlib import import_module
 from types import ModuleType
 
@@ -130,6 +131,26 @@ def listed(names: Iterable[str], most: int = 8) -> str:
     every = [*names]
     more = f" and {len(every) - most:,} more" if len(every) > most else ""
     return (", ".join(every[:most]) or "none") + more
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """What to append to a message about the unknown `word`: which of the `known` it may stand for; "" if none is near.
+
+    >>> suggestion("pecentile", ("minmax", "percentile")), suggestion("7", ("minmax", "percentile"))
+    ('; did you mean percentile?', '')
+    """
+    found = get_close_matches(word, [*known], n=1)
+    return f"; did you mean {found[0]}?" if found else ""
+
+
+def one_of(word: object, known: Iterable[str]) -> str:
+    """What is expected in place of the unknown `word`, for a message.
+
+    >>> one_of("rowz", ("rows", "layers"))
+    'expected one of rows, layers; did you mean rows?'
+    """
+    names = [*known]
+    return f"expected one of {', '.join(names)}{suggestion(str(word), names)}"
 
 
 def in_words(value: object, most: int = 8) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .errors import MismatchError, UsageError, counted
+from .errors import MismatchError, UsageError, counted, one_of
 
 Float64Array = npt.NDArray[np.float64]
 
@@ -43,7 +43,7 @@ def input_channels(shape: tuple[int, ...], layout: str) -> int:
 def check_layout(shape: tuple[int, ...], layout: str) -> None:
     """Raise `UsageError` for an unknown `layout`, `MismatchError` for a `shape` that does not fit it."""
     if layout not in BY_GROUP:
-        raise UsageError(f"layout {layout!r} is unknown; expected one of {', '.join(BY_GROUP)}")
+        raise UsageError(f"layout {layout!r} is unknown; {one_of(layout, BY_GROUP)}")
     if layout == "native" and len(shape) < 3:
         raise MismatchError(
             f"weights have the shape {shape}; layout 'native' expects (*spatial, in/groups, groups, out/groups)"

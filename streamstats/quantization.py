@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib.array_utils import normalize_axis_index, normalize_axis_tuple
 
-from .errors import MismatchError, UsageError
+from .errors import MismatchError, UsageError, one_of
 
 Float64Array = npt.NDArray[np.float64]
 SCALE_CONVENTIONS = ("step", "reciprocal")
@@ -71,7 +71,7 @@ class Quantization:
         0.25
         """
         if scale_is not in SCALE_CONVENTIONS:
-            raise UsageError(f"scale_is is {scale_is!r}; expected one of {', '.join(SCALE_CONVENTIONS)}")
+            raise UsageError(f"scale_is is {scale_is!r}; {one_of(scale_is, SCALE_CONVENTIONS)}")
         if scale_is == "step":
             return cls(scale, zero_point, offset)
         with np.errstate(over="ignore"):  # an infinite step is refused by name
@@ -341,7 +341,7 @@ def _ranges(
     The scaling keeps steps from underflowing and ranges from overflowing.
     """
     if weight_range not in WEIGHT_RANGES:
-        raise UsageError(f"weight_range is {weight_range!r}; expected one of {', '.join(WEIGHT_RANGES)}")
+        raise UsageError(f"weight_range is {weight_range!r}; {one_of(weight_range, WEIGHT_RANGES)}")
     reduced = _reduced_axes(weights.shape, axis)
     wide = weights.astype(np.float64)
     _, exponent = np.frexp(np.abs(wide).max(axis=reduced, keepdims=True))

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import zarr
 
-from ..errors import DataError, MismatchError, UsageError, listed
+from ..errors import DataError, MismatchError, UsageError, listed, suggestion
 from ..layouts import Kernel
 from ..quantization import Quantization
 from ..statistics.kinds import ALWAYS, checked_names, kinds_for, kinds_of, refusal, refusals
@@ -283,7 +283,8 @@ def _check_matched(
                 "give its name in full under `match`"
             )
         if not any(_matches(rule, array, names, name) for array, names in readers.items() for name in names):
-            raise UsageError(f"no layer of {source} matches {rule.match!r}; the store has {listed(readers)}")
+            has = f"{listed(readers)}{suggestion(rule.match, readers)}"
+            raise UsageError(f"no layer of {source} matches {rule.match!r}; the store has {has}")
 
 
 def _skipped(readers: Mapping[str, Sequence[str]], matches: Mapping[str, Mapping[str, LayerRule]]) -> tuple[str, ...]:

@@ -324,7 +324,7 @@ def compare(options: Namespace) -> int:
     threshold: float | None = options.threshold
     if threshold is not None and not 0 <= threshold < math.inf:
         raise UsageError(f"--threshold is {threshold:g}; expected a number of standard errors, 0 or more")
-    found = compare(options.first, options.second, layers=options.layer)
+    found = compare(options.first, options.second, layers=options.layers)
     drifted = [] if threshold is None else found.beyond(threshold)
     if options.json:
         verdict = {"threshold": threshold, "beyond_threshold": [each.layer for each in drifted]}
@@ -449,7 +449,7 @@ def ranges(options: Namespace) -> None:
     methods = METHODS if options.compare else (options.method,)
     check_percentile(options, methods)
     percentile = PERCENTILE if options.percentile is None else options.percentile
-    matching = matching_layers(options.output, options.layer)
+    matching = matching_layers(options.output, options.layers)
     say_if_stale(options.output)
     chosen = {layer: statistics for layer, statistics in matching.items() if statistics.sums.count.any()}
     if len(chosen) < len(matching):
@@ -457,7 +457,7 @@ def ranges(options: Namespace) -> None:
     if not chosen:
         raise UsageError("no layer has a finite value, so none has a range; check what was counted with `inspect`")
     if options.plot and (options.per_channel or len(chosen) > 1):
-        raise UsageError("--plot shows one layer without --per-channel; name the layer with --layer")
+        raise UsageError("--plot shows one layer without --per-channel; name the layer with --layers")
     found = {
         layer: layer_ranges(statistics, methods, codes, per_channel=options.per_channel, percentile=percentile)
         for layer, statistics in chosen.items()

@@ -89,7 +89,7 @@ again, so another method or bit width takes seconds.
   streamstats ranges out --method mse --bits 4         one range per layer
   streamstats ranges out --method minmax --per-channel --symmetric
   streamstats ranges out --compare --bits 8            all methods side by side, with the error of each
-  streamstats ranges out --compare --layer block1/project --plot p.svg
+  streamstats ranges out --compare --layers block1/project --plot p.svg
 
   minmax       from the least to the greatest value
   percentile   cuts the same share off each end: with --percentile 99.99, at most 0.01 % of the values lie beyond each
@@ -199,7 +199,7 @@ differ most come first.
 
   streamstats compare yesterday/out today/out
   streamstats compare yesterday/out today/out --threshold 5      exit status 3 if the means of a layer have drifted
-  streamstats compare yesterday/out today/out --layer 'block1/*'
+  streamstats compare yesterday/out today/out --layers 'block1/*'
 
   rows       the number of rows of each; "(others)" if the numbers are equal, but not the rows
   means      the difference of the means for the worst channel: in standard errors, |m1 - m2| / sqrt(se1² + se2²), if
@@ -307,7 +307,7 @@ means are known. Given the models, it also shows what the corrections would do t
 
 DEMO = """\
 Record, reduce and correct a small network trained on handwritten digits, and show the accuracy of the float, the
-quantised and the corrected network. The files stay in DIR, to look at and to try the commands on.
+quantised and the corrected network. The files stay in FOLDER, to look at and to try the commands on.
 
   streamstats demo
 """

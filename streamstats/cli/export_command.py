@@ -28,7 +28,7 @@ def export(options: Namespace) -> int:
         options.output,
         options.format,
         options.file,
-        layers=options.layer,
+        layers=options.layers,
         names=_names(options),
         ranges=_ranges(options),
         encoding_version=options.encoding_version,
@@ -100,7 +100,7 @@ def _names(options: Namespace) -> Names | None:
     from ..outputs.results import open_results
 
     entries = open_results(options.output).manifest.layers
-    layers = [layer for layer in sorted(entries) if fnmatchcase(layer, options.layer) and not entries[layer].tensor]
+    layers = [layer for layer in sorted(entries) if fnmatchcase(layer, options.layers) and not entries[layer].tensor]
     return tensor_names(options.model, layers)
 
 

@@ -185,7 +185,7 @@ def _add_how(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     how.add_argument(
         "--work",
         type=local,
-        metavar="DIR",
+        metavar="FOLDER",
         help="the folder for intermediate results, to resume from; default: FIXED with .work",
     )
     judging = parser.add_argument_group("judge the result")
@@ -239,5 +239,5 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
 
 def _add_demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "folder", type=local, metavar="DIR", nargs="?", default="streamstats-demo", help="the folder for its files"
+        "folder", type=local, metavar="FOLDER", nargs="?", default="streamstats-demo", help="the folder for its files"
     )

@@ -5,16 +5,16 @@ from __future__ import annotations
 import argparse
 
 from . import descriptions, model_options, run_options, service_options
-from .shared_options import Help
+from .shared_options import CommandParser, Help, Parser
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of the whole command line. `module` and `command` name the function that does the work."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="streamstats", description=descriptions.DESCRIPTION, epilog=descriptions.EPILOG, formatter_class=Help
     )
     parser.add_argument("--version", action="version", version=_version())
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=CommandParser)
     for options in (run_options, model_options, service_options):
         options.add_commands(commands)
     return parser

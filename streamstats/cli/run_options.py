@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from . import descriptions
-from .shared_options import add_config, add_levels, command, local
+from .shared_options import add_config, add_layers, add_levels, command, local
 
 EXPORTING = "export_command"
 ON_GRAM = "gram_command"
@@ -83,7 +83,7 @@ def _add_ranges(parser: argparse.ArgumentParser) -> None:
         type=float,
         help="with --method percentile or --compare: the share of values within each end, in %%; default: 99.99",
     )
-    parser.add_argument("--layer", metavar="GLOB", default="*", help="only layers whose names match")
+    add_layers(parser)
     parser.add_argument(
         "--plot",
         type=local,
@@ -124,8 +124,10 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
         "parquet",
     )
     parser.add_argument("--format", choices=formats, required=True, help="the format of the file")
-    parser.add_argument("-o", "--file", type=local, metavar="FILE", required=True, help="the file to write")
-    parser.add_argument("--layer", metavar="GLOB", default="*", help="only layers whose names match")
+    parser.add_argument(
+        "-o", "--output", dest="file", type=local, metavar="FILE", required=True, help="the file to write"
+    )
+    add_layers(parser)
     naming = parser.add_mutually_exclusive_group()
     naming.add_argument("--names", metavar="FILE", help="a YAML or JSON file with names for layers")
     naming.add_argument(
@@ -165,7 +167,7 @@ def _add_forget(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rows", metavar="A:B", required=True, action="append", help="rows A to B - 1; the first row is 0; repeatable"
     )
-    parser.add_argument("--layers", metavar="GLOB", default="*", help="only layers whose names match")
+    add_layers(parser)
     parser.add_argument("--source", metavar="STORE", help="rows of this store, one of several that the job names")
     parser.add_argument(
         "--part", metavar="PART", help="rows of this part of a recording; '' for those outside its parts"
@@ -189,7 +191,7 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
         help="exit with status 3 if the means of a layer differ by more than X standard errors (or, without standard "
         "errors, X %% of its range)",
     )
-    parser.add_argument("--layer", metavar="GLOB", default="*", help="only layers whose names match")
+    add_layers(parser)
 
 
 def _add_inspect(parser: argparse.ArgumentParser) -> None:

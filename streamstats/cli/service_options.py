@@ -68,7 +68,7 @@ def _add_submit(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--key", help="submitting again with the same key gives the same job, not a new one")
     parser.add_argument("--name", help="what to call the job")
-    parser.add_argument("--tag", action="append", help="a word to find the job by; may be repeated")
+    parser.add_argument("--tag", action="append", help="a word to find the job by; repeatable")
     parser.add_argument("--note", metavar="TEXT", help="a note about the job")
     parser.add_argument("--notify", metavar="HOOK", action="append", help="a hook of the service to tell of the end")
     _add_service(parser)
@@ -78,7 +78,7 @@ def _add_jobs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("job", metavar="JOB", nargs="?", help="show this job")
     parser.add_argument("--state", action="append", help="only jobs in this state: queued, running, done, …")
     parser.add_argument("--submitter", metavar="NAME", help="only jobs of this submitter")
-    parser.add_argument("--source", help="only jobs that read this source")
+    parser.add_argument("--source", metavar="STORE", help="only jobs that read this source")
     parser.add_argument("--tag", action="append", help="only jobs with this tag; repeated: with all of them")
     parser.add_argument("--text", help="only jobs in whose name, note, source, … this text occurs")
     parser.add_argument("--limit", metavar="N", type=int, default=20, help="show the newest N jobs")
@@ -104,7 +104,7 @@ def _add_fetch(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_send(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("store", metavar="STORE", help="a store of the service; created if it does not exist")
+    parser.add_argument("store", metavar="NAME", help="a store of the service; created if it does not exist")
     parser.add_argument("layer", metavar="LAYER", help="the layer's name")
     parser.add_argument("files", metavar="FILE", nargs="+", help=".npy, or safetensors with one tensor")
     parser.add_argument("--channel-axis", metavar="N", type=int, default=-1, help="the axis of the channels")
@@ -121,7 +121,7 @@ def _add_send(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_withdraw(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("store", metavar="STORE", help="a store of the service")
+    parser.add_argument("store", metavar="NAME", help="a store of the service")
     parser.add_argument("layer", metavar="LAYER", help="the layer's name")
     parser.add_argument("files", metavar="FILE", nargs="*", help="files that were sent without --key")
     parser.add_argument("--key", help="the key that the activations were sent with")

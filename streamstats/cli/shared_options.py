@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from itertools import takewhile
 from typing import Any
 
 from ..address import local_path
-from ..errors import UsageError
+from ..errors import UsageError, one_of, suggestion
 
 
 class Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
@@ -16,6 +17,33 @@ class Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFo
         if action.default in (None, False, [], argparse.SUPPRESS):
             return action.help
         return super()._get_help_string(action)
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that names the command, the option or the choice that may have been meant, if there is one."""
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is None or value in action.choices:
+            return
+        if isinstance(action, argparse._SubParsersAction):
+            self.error(f"there is no command {value}{suggestion(value, action.choices)}; see: {self.prog} --help")
+        raise argparse.ArgumentError(action, f"{value!r} is unknown; {one_of(value, map(str, action.choices))}")
+
+
+class CommandParser(Parser):
+    """The parser of one command. It refuses unknown options before it misses required ones."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As that of argparse, but nothing is left that is unknown."""
+        known = self._option_string_actions
+        for word in takewhile(lambda each: each != "--", args):
+            option = word.partition("=")[0]
+            if option.startswith("--") and " " not in option and not any(each.startswith(option) for each in known):
+                self.error(f"there is no option {option}{suggestion(option, known)}; see: {self.prog} --help")
+        found, rest = super().parse_known_args(args, namespace)
+        if rest:
+            self.error(f"unexpected: {' '.join(rest)}; see: {self.prog} --help")
+        return found, rest
 
 
 class _Once(argparse.Action):
@@ -64,8 +92,13 @@ def add_config(parser: argparse.ArgumentParser, what: str) -> None:
         metavar="KEY=VALUE",
         action="append",
         default=[],
-        help="use this value in place of the configuration's, as in memory=4GiB or cluster.threads=2; may be repeated",
+        help="use this value in place of the configuration's, as in memory=4GiB or cluster.threads=2; repeatable",
     )
+
+
+def add_layers(parser: argparse.ArgumentParser) -> None:
+    """Take which layers of an output are meant."""
+    parser.add_argument("--layers", metavar="GLOB", default="*", help="only layers whose names match")
 
 
 def add_levels(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:

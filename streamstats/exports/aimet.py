@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..errors import UsageError
+from ..errors import UsageError, one_of
 from ..ranges.finding import LayerRange
 from ..storage.files import json_bytes
 
@@ -28,7 +28,7 @@ def content(ranges: Mapping[str, LayerRange], version: str = DEFAULT_VERSION) ->
     if version == "2.0.0":
         entries = [{"name": name, **_entry_2_0_0(found)} for name, found in ranges.items()]
         return json_bytes({"version": version, "encodings": entries})
-    raise UsageError(f"the version of the encodings is {version!r}; expected one of {', '.join(VERSIONS)}")
+    raise UsageError(f"the version of the encodings is {version!r}; {one_of(version, VERSIONS)}")
 
 
 def _entry_0_6_1(found: LayerRange) -> dict[str, Any]:

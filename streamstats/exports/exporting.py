@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import UsageError, listed
+from ..errors import UsageError, listed, one_of
 from ..outputs.layer_statistics import LayerStatistics
 from ..outputs.manifest import MANIFEST
 from ..outputs.results import CORRECTORS, STATE, open_results
@@ -109,7 +109,7 @@ def _check_options(
     file_format: str, ranges: RangeChoice | None, encoding_version: str | None, merge: str | Path | None
 ) -> None:
     if file_format not in FORMATS:
-        raise UsageError(f"the format is {file_format!r}; expected one of {', '.join(FORMATS)}")
+        raise UsageError(f"the format is {file_format!r}; {one_of(file_format, FORMATS)}")
     if file_format in OF_RANGES and ranges is None:
         raise UsageError(
             f"{_called(file_format)} holds a range for each layer; choose how to find it: with --method, or in Python "

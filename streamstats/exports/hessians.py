@@ -68,11 +68,11 @@ def content(layers: Layers, dtype: str = DTYPES[0], damp: float = 0.0) -> bytes:
 
 def _hessian(found: LayerStatistics, dtype: str, damp: float) -> npt.NDArray[Any]:
     if not found.gram.rows:
-        raise UsageError(f"layer {found.layer} has no position that counts; leave it out with --layer or --names")
+        raise UsageError(f"layer {found.layer} has no position that counts; leave it out with --layers or --names")
     try:
         hessian = 2 * found.gram.matrix(found.quantization)
     except UsageError as error:
-        raise UsageError(f"layer {found.layer}: {error}; or leave it out with --layer or --names") from error
+        raise UsageError(f"layer {found.layer}: {error}; or leave it out with --layers or --names") from error
     hessian /= found.gram.rows
     for each in hessian:
         _damp(each, damp)
@@ -101,8 +101,8 @@ def _narrowed(hessian: Float64Array, dtype: str, layer: str) -> npt.NDArray[Any]
 
 
 _REMEDIES = {
-    "float32": "write float64 (--dtype float64), or leave the layer out with --layer or --names",
-    "float64": "leave the layer out with --layer or --names",
+    "float32": "write float64 (--dtype float64), or leave the layer out with --layers or --names",
+    "float64": "leave the layer out with --layers or --names",
 }
 
 

@@ -12,7 +12,7 @@ from ..errors import UsageError
 
 Float32Array = npt.NDArray[np.float32]
 
-BEYOND = "beyond float32, which the format holds; leave the layer out with --layer or --names"
+BEYOND = "beyond float32, which the format holds; leave the layer out with --layers or --names"
 
 
 def rounded(values: Sequence[Fraction], layer: str) -> Float32Array:

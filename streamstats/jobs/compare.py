@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..coverage import Rows
-from ..errors import UsageError, listed
+from ..errors import UsageError, listed, suggestion
 from ..outputs.distances import Distances, distances
 from ..outputs.layer_statistics import LayerStatistics
 from ..outputs.ledger import same_stores
@@ -123,7 +123,7 @@ def compare(first: str | Path, second: str | Path, *, layers: str = "*") -> Comp
     names = sorted({*outputs[0].layers, *outputs[1].layers})
     chosen = [name for name in names if fnmatchcase(name, layers)]
     if not chosen:
-        raise UsageError(f"no layer matches {layers!r}; the outputs have {listed(names)}")
+        raise UsageError(f"no layer matches {layers!r}; the outputs have {listed(names)}{suggestion(layers, names)}")
     found = [_layer_comparison(name, *outputs) for name in chosen]
     return Comparison(tuple(sorted(found, key=_order)))
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..calibration.layer import Layer, arrays_of
 from ..coverage import EMPTY, Coverage, Rows
-from ..errors import DataError, NonFiniteError, UsageError, listed
+from ..errors import DataError, NonFiniteError, UsageError, listed, suggestion
 from ..outputs.layer_statistics import LayerStatistics
 from ..outputs.ledger import CountedSource, Measured, no_files, with_source
 from ..outputs.manifest import read_manifest
@@ -94,8 +94,8 @@ def _all_or_nothing() -> Iterator[None]:
 
 def _check_matched(session: Session, matching: Sequence[Layer], match: str) -> None:
     if not matching:
-        names = listed(dict.fromkeys(name for layer in session.layers for name in layer.names))
-        raise UsageError(f"no layer matches {match!r}; the job has {names}")
+        names = dict.fromkeys(name for layer in session.layers for name in layer.names)
+        raise UsageError(f"no layer matches {match!r}; the job has {listed(names)}{suggestion(match, names)}")
 
 
 def _arrays(matching: Sequence[Layer], source: str | None, part: str | None) -> list[Layer]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy.typing as npt
 
 from ..correction import BiasCorrector, MeanBiasCorrector, TapBiasCorrector
-from ..errors import UsageError, listed
+from ..errors import UsageError, listed, one_of, suggestion
 from ..floats import widen
 from ..layouts import BY_GROUP, TRANSPOSED, input_channels
 from ..outputs.results import Results, open_results
@@ -103,7 +103,7 @@ class _Rule:
         """From `GLOB=LAYOUT` or `LAYOUT`. Raises `UsageError`."""
         glob, separator, layout = text.rpartition("=")
         if layout not in LAYOUTS:
-            raise UsageError(f"layout {layout!r} is not known; expected one of {', '.join(LAYOUTS)}, or GLOB=LAYOUT")
+            raise UsageError(f"layout {layout!r} is not known; {one_of(layout, LAYOUTS)}")
         return cls(glob if separator else "*", layout)
 
     def fits(self, layer: str, axes: int) -> bool:
@@ -115,7 +115,8 @@ def _rules(layouts: Sequence[str], layers: Iterable[str]) -> list[_Rule]:
     rules = [_Rule.parsed(each) for each in layouts]
     for rule in rules:
         if not any(fnmatchcase(layer, rule.glob) for layer in layers):
-            raise UsageError(f"--layout {rule.glob}={rule.layout} matches no layer; the layers are {', '.join(layers)}")
+            has = f"the layers are {listed(layers)}{suggestion(rule.glob, layers)}"
+            raise UsageError(f"--layout {rule.glob}={rule.layout} matches no layer; {has}")
     return rules
 
 

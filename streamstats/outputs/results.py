@@ -21,7 +21,7 @@ from ..address import local_path
 from ..calibration.addresses import Address
 from ..correction import BiasCorrector, MeanBiasCorrector, TapBiasCorrector
 from ..coverage import Coverage, Rows
-from ..errors import DataError, UsageError
+from ..errors import DataError, UsageError, listed, suggestion
 from ..interrupts import Deferred
 from ..layouts import Kernel
 from ..storage.files import file_digest, holds, make_folders, remove, temporaries, write_bytes
@@ -80,7 +80,8 @@ class Results:
 
     def _entry(self, layer: str) -> LayerEntry:
         if layer not in self.manifest.layers:
-            raise UsageError(f"{self.output} has no layer {layer!r}; it has {', '.join(self.layers)}")
+            has = f"{listed(self.layers)}{suggestion(layer, self.layers)}"
+            raise UsageError(f"{self.output} has no layer {layer!r}; it has {has}")
         return self.manifest.layers[layer]
 
     def _checked(self, kind: str, layer: str, entry: FileEntry) -> Path:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import UsageError, listed
+from ..errors import UsageError, listed, one_of, suggestion
 from ..outputs.documents import json_value
 from ..outputs.layer_statistics import LayerStatistics
 from ..outputs.results import open_results
@@ -170,7 +170,8 @@ def matching_layers(output: str | Path, glob: str) -> dict[str, LayerStatistics]
     results = open_results(output)
     names = [name for name in results.layers if fnmatchcase(name, glob)]
     if not names:
-        raise UsageError(f"{output} has no layer that matches {glob!r}; it has {listed(results.layers)}")
+        has = f"{listed(results.layers)}{suggestion(glob, results.layers)}"
+        raise UsageError(f"{output} has no layer that matches {glob!r}; it has {has}")
     return {name: results.statistics(name) for name in names}
 
 
@@ -185,7 +186,7 @@ def layer_ranges(
     """The ranges of one layer, or of each of its channels, by each method. Raises `UsageError` as `find_ranges`."""
     for method in methods:
         if method not in METHODS:
-            raise UsageError(f"the method is {method!r}; expected one of {', '.join(METHODS)}")
+            raise UsageError(f"the method is {method!r}; {one_of(method, METHODS)}")
     needed = [method for method in methods if method != MINMAX]
     unknown = why_unknown(statistics, by_channel=per_channel and statistics.channels > 1)
     if needed and unknown:

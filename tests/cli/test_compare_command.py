@@ -97,7 +97,7 @@ def test_the_threshold_decides_the_exit_status(
 
 
 def test_json_is_complete(outputs: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["compare", outputs["first"], outputs["moved"], "--json", "--threshold", "5", "--layer", "b"]
+    arguments = ["compare", outputs["first"], outputs["moved"], "--json", "--threshold", "5", "--layers", "b"]
     assert main(arguments) == 3
     document = json.loads(capsys.readouterr().out)
     assert (document["threshold"], document["beyond_threshold"]) == (5, ["b"])
@@ -110,5 +110,5 @@ def test_json_is_complete(outputs: dict[str, str], capsys: pytest.CaptureFixture
 def test_what_describes_a_layer_differently_is_shown(
     outputs: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["compare", outputs["first"], outputs["plain"], "--layer", "a"]) == 0
+    assert main(["compare", outputs["first"], outputs["plain"], "--layers", "a"]) == 0
     assert "statistics mean + extrema + histogram + spread and mean + extrema" in capsys.readouterr().out

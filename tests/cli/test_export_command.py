@@ -37,7 +37,7 @@ def test_the_file_is_that_of_python_and_a_table_shows_the_names(tmp_path: Path, 
 
 
 def test_json_says_what_was_written(tmp_path: Path, out: Path) -> None:
-    done = streamstats("export", out, "--format", "csv", "-o", "f.csv", "--layer", "a", "--json", folder=tmp_path)
+    done = streamstats("export", out, "--format", "csv", "-o", "f.csv", "--layers", "a", "--json", folder=tmp_path)
     assert json.loads(done.stdout) == {"file": "f.csv", "layers": {"a": "a"}, "notes": [], "missing": []}
 
 

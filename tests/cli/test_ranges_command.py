@@ -39,7 +39,7 @@ def test_a_table_has_a_line_for_each_layer(out: Path) -> None:
 
 
 def test_methods_are_compared_side_by_side(out: Path) -> None:
-    done = streamstats("ranges", out, "--compare", "--layer", "*/floats", "--codes", "signed")
+    done = streamstats("ranges", out, "--compare", "--layers", "*/floats", "--codes", "signed")
     assert [line.split()[:2] for line in done.stdout.splitlines()[1:]] == [["block/floats", each] for each in METHODS]
     assert "codes -128 to 127" in done.stderr
 
@@ -77,7 +77,7 @@ def test_json_has_every_number(out: Path) -> None:
 def test_a_picture_is_written(tmp_path: Path, out: Path) -> None:
     for picture, start in (("p.png", b"\x89PNG"), ("p.svg", b"<?xml")):
         layer = "*/floats" if picture == "p.png" else "*/codes"
-        done = streamstats("ranges", out, "--compare", "--layer", layer, "--plot", tmp_path / picture)
+        done = streamstats("ranges", out, "--compare", "--layers", layer, "--plot", tmp_path / picture)
         assert done.returncode == 0, done.stderr
         assert (tmp_path / picture).read_bytes().startswith(start)
 
@@ -91,14 +91,14 @@ BAD = {
         ["--method", "mse", "--percentile", "99"],
         "--percentile is 99, but --method is mse",
     ),
-    "layer": (["--compare", "--layer", "conv"], "no layer that matches 'conv'; it has block/codes, block/floats"),
+    "layer": (["--compare", "--layers", "conv"], "no layer that matches 'conv'; it has block/codes, block/floats"),
     "floats per channel": (["--compare", "--per-channel"], "layer block/floats: percentile, mse, entropy: the histo"),
     "a picture of two layers": (["--compare", "--plot", "p.svg"], "--plot shows one layer"),
     "a picture of channels": (
-        ["--compare", "--plot", "p.svg", "--per-channel", "--layer", "*/codes"],
+        ["--compare", "--plot", "p.svg", "--per-channel", "--layers", "*/codes"],
         "--plot shows one layer without --per-channel",
     ),
-    "a picture of another kind": (["--compare", "--plot", "p.gif", "--layer", "*/codes"], "expected '.png' or '.svg'"),
+    "a picture of another kind": (["--compare", "--plot", "p.gif", "--layers", "*/codes"], "expected '.png' or '.svg'"),
 }
 
 

@@ -179,7 +179,7 @@ def test_missing_values_of_a_layer_with_an_offset_leave_nothing_to_export_or_sho
     job = {"source": str(tmp_path / "s.zarr"), "output": str(tmp_path / "out"), "statistics": ["gram"]}
     run(JobConfig.model_validate({**job, "nonfinite": "skip"}).job())
     message = r"layer a: NaN, infinities and missing values \(1 value\) were left out, so XᵀX is unknown"
-    with pytest.raises(UsageError, match=f"{message}.*; or leave it out with --layer or --names"):
+    with pytest.raises(UsageError, match=f"{message}.*; or leave it out with --layers or --names"):
         exported(tmp_path / "out")
     with pytest.raises(UsageError, match=message):
         find_spectrum(tmp_path / "out", "a")

@@ -119,7 +119,7 @@ def test_the_command_names_tensors_and_lists_those_that_onnxruntime_misses(
     assert main([*command, str(tmp_path / "all.json")]) == 0
     assert ["/h", "h"] in [line.split() for line in capsys.readouterr().out.splitlines()]
     assert set(json.loads((tmp_path / "all.json").read_text())["data"]) == {"/x", "/h", "/s", *"capfy"}
-    assert main([*command, str(tmp_path / "part.json"), "--layer", "[!hs]", "--json"]) == 3
+    assert main([*command, str(tmp_path / "part.json"), "--layers", "[!hs]", "--json"]) == 3
     printed = capsys.readouterr()
     assert json.loads(printed.out)["missing"] == ["/h", "/s"]
     assert "onnxruntime also needs 2 tensors: /h, /s" in printed.err

@@ -252,7 +252,7 @@ def test_quantiles_tables_and_json_name_every_layer(tmp_path: Path, capsys: pyte
         ["block/conv", "block/conv", "24"],
         ["block/down", "block/conv", "24"],
     ]
-    assert main(["ranges", str(out), "--method", "mse", "--layer", "block/*", "--json"]) == 0
+    assert main(["ranges", str(out), "--method", "mse", "--layers", "block/*", "--json"]) == 0
     ranges = json.loads(capsys.readouterr().out)["layers"]
     assert list(ranges) == ["block/conv", "block/down"]
     assert ranges["block/conv"] == ranges["block/down"]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ...errors import UsageError, listed
+from ...errors import UsageError, listed, one_of
 from ...outputs.results import open_results
 from ...quantization import check_bits
 from ...ranges.codes import Codes
@@ -45,7 +45,7 @@ class Activations:
     def __post_init__(self) -> None:
         check_bits(self.bits)
         if self.method not in METHODS:
-            raise UsageError(f"activation_range is {self.method!r}; expected one of {', '.join(METHODS)}")
+            raise UsageError(f"activation_range is {self.method!r}; {one_of(self.method, METHODS)}")
 
     def ranges(self, layers: Sequence[OnnxLayer]) -> dict[str, InputRange]:
         """The range of each layer's input.

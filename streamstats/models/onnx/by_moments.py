@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ...errors import UsageError, to_count
+from ...errors import UsageError, one_of, to_count
 from ...layouts import TRANSPOSED, matrix_places
 from ...outputs.results import Results, open_results
 from ...statistics.gram import Gram
@@ -53,7 +53,7 @@ class ByMoments:
 
     def __post_init__(self) -> None:
         if self.rounding not in ROUNDINGS:
-            raise UsageError(f"rounding is {self.rounding!r}; expected one of {', '.join(ROUNDINGS)}")
+            raise UsageError(f"rounding is {self.rounding!r}; {one_of(self.rounding, ROUNDINGS)}")
 
     def opened(self, layers: Sequence[OnnxLayer]) -> Results:
         """The results. Raises `UsageError` if none of `layers` was counted with `gram`."""

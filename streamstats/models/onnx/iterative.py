@@ -19,7 +19,7 @@ import numpy as np
 
 from ...calibration.selection import LayerRule
 from ...correction import BiasCorrector, MeanBiasCorrector, TapBiasCorrector
-from ...errors import UsageError
+from ...errors import UsageError, one_of
 from ...jobs.job import Job
 from ...jobs.run import run as run_job
 from ...outputs.results import open_results
@@ -84,7 +84,7 @@ class Iterative:
 
     def __post_init__(self) -> None:
         if self.form not in FORMS:
-            raise UsageError(f"the form is {self.form!r}; expected one of {', '.join(FORMS)}")
+            raise UsageError(f"the form is {self.form!r}; {one_of(self.form, FORMS)}")
 
 
 def iterative_corrections(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ...errors import UsageError
+from ...errors import UsageError, one_of
 from ...quantization import WEIGHT_RANGES, check_bits
 from .by_moments import GRAM, ByMoments, Rounded
 from .edit import GraphEdit
@@ -38,7 +38,7 @@ class Levels:
     def __post_init__(self) -> None:
         check_bits(self.bits)
         if self.weight_range not in WEIGHT_RANGES:
-            raise UsageError(f"weight_range is {self.weight_range!r}; expected one of {', '.join(WEIGHT_RANGES)}")
+            raise UsageError(f"weight_range is {self.weight_range!r}; {one_of(self.weight_range, WEIGHT_RANGES)}")
         if self.by_moments and self.by_moments.scale and not self.per_channel:
             raise UsageError(
                 "scaling needs a step for each output channel, but the weights have one per tensor; choose levels per "

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...calibration.recorder import Recorder, recorded_at
-from ...errors import UsageError, counted, listed, require
+from ...errors import UsageError, counted, listed, one_of, require
 from ...jobs.meter import Meter, check_output
 from ...outputs.layer_statistics import LayerStatistics
 from ...progress import QUIET, Progress, Stage
@@ -128,7 +128,7 @@ def record(
     store cannot be written.
     """
     if storage not in STORAGES:
-        raise UsageError(f"storage is {storage!r}; expected one of {', '.join(STORAGES)}")
+        raise UsageError(f"storage is {storage!r}; {one_of(storage, STORAGES)}")
     if storage == "int8" and part:
         raise UsageError(
             "int8 storage finds its ranges in the samples of one process, so parts would have different steps; record "

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
 
-from ...errors import UsageError, listed
+from ...errors import UsageError, listed, one_of, suggestion
 from ..account import NOT_CHOSEN
 from .accounts import nothing_found
 from .constants import constant_names
@@ -40,7 +40,7 @@ class Wanted(NamedTuple):
 def wanted_of(path: str | Path, globs: Sequence[str] | None, tensors: str) -> tuple[Wanted, list[LeftOut]]:
     """(what to record of the model at `path`, the linear operators that cannot be). Raises `UsageError`."""
     if tensors not in TENSORS:
-        raise UsageError(f"tensors is {tensors!r}; expected one of {', '.join(TENSORS)}")
+        raise UsageError(f"tensors is {tensors!r}; {one_of(tensors, TENSORS)}")
     model = load_model(path)
     check_opset(model, path)
     layers, skipped = survey(model)
@@ -68,8 +68,9 @@ def _chosen(
         return list(layers), list(skipped)
     chosen = [layer for layer in layers if any(fnmatchcase(layer.name, glob) for glob in globs)]
     if not chosen:
-        names = listed(layer.name for layer in layers)
-        raise UsageError(f"no layers of {path} match {', '.join(globs)}; its layers are: {names}")
+        names = [layer.name for layer in layers]
+        near = suggestion(globs[0], names)
+        raise UsageError(f"no layers of {path} match {', '.join(globs)}; its layers are: {listed(names)}{near}")
     others = [LeftOut(layer.name, layer.op, NOT_CHOSEN, multiplies=False) for layer in layers if layer not in chosen]
     asked = [
         each if any(fnmatchcase(each.name, glob) for glob in globs) else replace(each, multiplies=False)

@@ -17,7 +17,7 @@ import numpy as np
 
 from ...calibration.masking import USUAL
 from ...correction import BiasCorrector, TapBiasCorrector
-from ...errors import UsageError
+from ...errors import UsageError, one_of
 from ...jobs.meter import Meter
 from ...layouts import Kernel
 from ...outputs.results import open_results
@@ -54,7 +54,7 @@ class Iterative:
 
     def __post_init__(self) -> None:
         if self.form not in FORMS:
-            raise UsageError(f"the form is {self.form!r}; expected one of {', '.join(FORMS)}")
+            raise UsageError(f"the form is {self.form!r}; {one_of(self.form, FORMS)}")
 
 
 def iterative_corrections(own: Twin, how: Iterative, progress: Progress) -> list[LayerCorrection]:
