@@ -77,6 +77,7 @@ IMPORTERS = {
     "onnx": ("models.onnx", "demo.train"),  # which exports the small network that is shipped
     "obstore": ("calibration.sources",),
     "onnxruntime": ("models.onnx",),
+    "shtab": ("cli.completion_command",),
     "sklearn": ("demo",),
     "torch": ("demo.train", "models.torch", "compiled.accelerator"),
     "fastapi": ("service",),

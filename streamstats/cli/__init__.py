@@ -37,6 +37,8 @@ INTERRUPTION = {
     "measure": "nothing was written; run the command again",
     "correct": "if no model was written, run the command again; with --iterative or --outputs it resumes",
     "report": "no report was written",
+    "doctor": "nothing was changed",
+    "completion": "no script was printed",
     "warm": "what was compiled is cached; run the command again for the rest",
     "demo": "its folder is incomplete; run the command again",
     "serve": "running jobs resume at the next start",

@@ -2,43 +2,62 @@
 
 from __future__ import annotations
 
-DESCRIPTION = """\
-Exact calibration statistics, out of core, and the bias corrections that follow from them.
-
-  record    run a model over samples, and store the input of each layer in a zarr store
-  run       reduce a store to exact statistics, and to a corrector for each layer
-  measure   compute the same statistics while the model runs, without a store
-  inspect   show the results of a run
-  ranges    compute quantisation ranges, with steps (scales) and zero points, from the output of a run
-  gram      show the spectrum of a layer's inputs, and its dead and duplicate channels
-  export    write statistics or ranges as a file that another tool loads
-  status    show how far a run has come: what is counted, what is missing and why
-  verify    read a store once, and report what is wrong with it
-  forget    subtract rows from the results, for good
-  merge     add up the results of several stores or sites
-  compare   compare two outputs: equal to the bit, or how far apart
-  correct   correct the biases of a quantised model
-  report    write a page on what the corrections do
-  demo      do all of this with a small real network
-  warm      compile the loops now that runs would compile when they first need them
-
-Jobs of a team, on a service:
-
-  serve     start the service: jobs over HTTP, and a page to watch them
-  backup    copy the data of a service, while it runs
-  submit    submit a job to a service
-  jobs      list the jobs of a service, or show one of them
-  watch     follow a job until it ends
-  cancel    cancel a job
-  fetch     download the results of a job
-  send      append activations to a store of the service
-  withdraw  take back activations that were sent
-  token     make, list, rotate and revoke the tokens of a service
-  audit     show who changed what on a service
-  prune     remove what a service does not keep, or show what that is
-
-Each command explains itself: streamstats COMMAND --help
-"""
+COMMANDS = {
+    "Getting statistics": {
+        "record": "run a model over samples, and store the input of each layer in a zarr store",
+        "run": "reduce a store to exact statistics, and to a corrector for each layer",
+        "measure": "compute the same statistics while the model runs, without a store",
+        "status": "show how far a run has come: what is counted, what is missing and why",
+        "verify": "read a store once, and report what is wrong with it",
+    },
+    "Looking at results": {
+        "inspect": "show the results of a run",
+        "ranges": "compute quantisation ranges, with steps (scales) and zero points, from the output of a run",
+        "gram": "show the spectrum of a layer's inputs, and its dead and duplicate channels",
+        "compare": "compare two outputs: equal to the bit, or how far apart",
+        "export": "write statistics or ranges as a file that another tool loads",
+    },
+    "Changing results": {
+        "forget": "subtract rows from the results, for good",
+        "merge": "add up the results of several stores or sites",
+    },
+    "Correcting models": {
+        "correct": "correct the biases of a quantised model",
+        "report": "write a page on what the corrections do",
+        "demo": "record, reduce and correct a small real network, and show its accuracy",
+    },
+    "Jobs of a team, on a service": {
+        "serve": "start the service: jobs over HTTP, and a page to watch them",
+        "backup": "copy the data of a service, while it runs",
+        "submit": "submit a job to a service",
+        "jobs": "list the jobs of a service, or show one of them",
+        "watch": "follow a job until it ends",
+        "cancel": "cancel a job",
+        "fetch": "download the results of a job",
+        "send": "append activations to a store of the service",
+        "withdraw": "take back activations that were sent",
+        "token": "make, list, rotate and revoke the tokens of a service",
+        "audit": "show who changed what on a service",
+        "prune": "remove what a service does not keep, or show what that is",
+    },
+    "This machine": {
+        "doctor": "report what streamstats finds here, what is slow or broken, and what to do about it",
+        "warm": "compile the loops now that runs would compile when they first need them",
+        "completion": "print a script with which a shell completes commands, options and files",
+    },
+}
+"""Group → command → what it does in a line."""
+SUMMARIES = {name: summary for group in COMMANDS.values() for name, summary in group.items()}
+DESCRIPTION = "\n\n".join(
+    (
+        "Exact calibration statistics, out of core, and the bias corrections that follow from them.",
+        *(
+            "\n".join([f"{group}:", *(f"  {name:10}  {summary}" for name, summary in commands.items())])
+            for group, commands in COMMANDS.items()
+        ),
+        "Each command explains itself: streamstats COMMAND --help",
+    )
+)
 
 EPILOG = """\
 Exit status: 0 done, 1 failure, 2 usage or configuration, 3 incomplete, 4 corrupt or missing data, 130 interrupted.
@@ -321,6 +340,29 @@ compiled again; a new version of streamstats or of a library has other loops.
   streamstats warm bfloat16 uint8
 
 Loops that few stores need, such as those for masks and missing values, are left to the first run that needs them.
+"""
+
+DOCTOR = """\
+Report what streamstats finds on this machine, and then what is slow or broken and what to do about it: versions,
+extras, cores, memory, compiled loops, folders, and how fast it decodes and counts 64 MB of float32, compressed and not.
+It takes some seconds, and changes nothing except the cache of compiled loops.
+
+  streamstats doctor                 exit status 0: everything works, 1: something is broken
+  streamstats doctor --json
+
+Rates are those of a store in the temporary folder, read from memory: what the processor can do, not the disk. Limits of
+containers (cgroups) are read on Linux.
+"""
+
+COMPLETION = """\
+Print a script with which a shell completes commands, options, choices, files and folders.
+
+  streamstats completion bash > ~/.local/share/bash-completion/completions/streamstats
+  streamstats completion zsh > ~/.zfunc/_streamstats
+  streamstats completion fish > ~/.config/fish/completions/streamstats.fish
+
+zsh needs `fpath+=~/.zfunc` before `compinit` in ~/.zshrc. Shells that start afterwards complete; write the script again
+after an update of streamstats.
 """
 
 SERVE = """\

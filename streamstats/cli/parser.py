@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from . import descriptions, model_options, run_options, service_options
+from . import descriptions, machine_options, model_options, run_options, service_options
 from .shared_options import CommandParser, Help, Parser
 
 
@@ -15,7 +15,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=_version())
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=CommandParser)
-    for options in (run_options, model_options, service_options):
+    for options in (run_options, model_options, service_options, machine_options):
         options.add_commands(commands)
     return parser
 

@@ -24,7 +24,6 @@ def add_commands(commands: Any) -> None:
     _add_forget(command(commands, "forget", descriptions.FORGET))
     _add_merge(command(commands, "merge", descriptions.MERGE))
     _add_compare(command(commands, "compare", descriptions.COMPARE))
-    _add_warm(command(commands, "warm", descriptions.WARM))
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
@@ -198,9 +197,3 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("output", type=local, metavar="OUT", help="the output folder of a run")
     parser.add_argument("layer", metavar="LAYER", nargs="?", help="show the channels of this layer")
     _add_plot(parser, "the channels")
-
-
-def _add_warm(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "dtypes", metavar="DTYPE", nargs="*", help="the dtypes of the stores, such as bfloat16; default: float32 int8"
-    )

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from itertools import takewhile
 from typing import Any
 
 from ..address import local_path
 from ..errors import UsageError, one_of, suggestion
+from .descriptions import SUMMARIES
 
 
 class Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
     """Descriptions keep their lines; a default is shown only if it has a meaning."""
+
+    def _iter_indented_subactions(self, action: argparse.Action) -> Iterator[argparse.Action]:
+        """Not the commands: the description has them, in groups."""
+        if not isinstance(action, argparse._SubParsersAction):
+            yield from super()._iter_indented_subactions(action)
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         if action.default in (None, False, [], argparse.SUPPRESS):
@@ -26,7 +33,7 @@ class Parser(argparse.ArgumentParser):
         if action.choices is None or value in action.choices:
             return
         if isinstance(action, argparse._SubParsersAction):
-            self.error(f"there is no command {value}{suggestion(value, action.choices)}; see: {self.prog} --help")
+            self.error(f"there is no command {value}; see: {self.prog} --help{suggestion(value, action.choices)}")
         raise argparse.ArgumentError(action, f"{value!r} is unknown; {one_of(value, map(str, action.choices))}")
 
 
@@ -39,7 +46,7 @@ class CommandParser(Parser):
         for word in takewhile(lambda each: each != "--", args):
             option = word.partition("=")[0]
             if option.startswith("--") and " " not in option and not any(each.startswith(option) for each in known):
-                self.error(f"there is no option {option}{suggestion(option, known)}; see: {self.prog} --help")
+                self.error(f"there is no option {option}; see: {self.prog} --help{suggestion(option, known)}")
         found, rest = super().parse_known_args(args, namespace)
         if rest:
             self.error(f"unexpected: {' '.join(rest)}; see: {self.prog} --help")
@@ -65,7 +72,9 @@ class _Once(argparse.Action):
 
 def command(commands: Any, name: str, description: str, module: str = "commands") -> argparse.ArgumentParser:
     """The parser of the command that the function `name` of `module` carries out."""
-    parser: argparse.ArgumentParser = commands.add_parser(name, description=description, formatter_class=Help)
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, description=description, help=SUMMARIES[name], formatter_class=Help
+    )
     for action in (None, "store"):
         parser.register("action", action, _Once)
     parser.add_argument("--json", action="store_true", help="print the result as JSON")

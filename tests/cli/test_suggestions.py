@@ -11,14 +11,18 @@ from streamstats.cli import main
 
 CONFIG = "source: calibration.zarr\noutput: out\n"
 MISTYPED = {
-    "a command": ("rnu c.yaml", "", "there is no command rnu; did you mean run?; see: streamstats --help"),
-    "an option": ("run c.yaml --restrat", "", "there is no option --restrat; did you mean --restart?"),
+    "a command": ("rnu c.yaml", "", "there is no command rnu; see: streamstats --help; did you mean run?"),
+    "an option": (
+        "run c.yaml --restrat",
+        "",
+        "see: streamstats run --help; did you mean --restart?",
+    ),
     "an option before a required one": (
         "ranges out --metod mse",
         "",
         "there is no option --metod; did you mean --method?",
     ),
-    "an option with a value": ("run c.yaml --sett=memory=1GiB", "", "there is no option --sett; did you mean --set?"),
+    "an option with a value": ("run c.yaml --sett=memory=1GiB", "", "; did you mean --set?"),
     "a format": ("export out --format onxruntime -o f", "", "did you mean onnxruntime?"),
     "a method": ("ranges out --method pecentile", "", "did you mean percentile?"),
     "an argument too many": ("status out more", "", "unexpected: more; see: streamstats status --help"),
@@ -29,7 +33,7 @@ MISTYPED = {
     "a layer": (
         "run c.yaml",
         "layers: [{match: block1/cnov}]\n",
-        "the store has block1/conv; did you mean block1/conv?",
+        "has block1/conv; did you mean block1/conv?",
     ),
     "a layer of an output": ("inspect out block1/cnov", "", "it has block1/conv; did you mean block1/conv?"),
     "a layer of ranges": ("ranges out --method minmax --layers block1/cnov", "", "; did you mean block1/conv?"),
