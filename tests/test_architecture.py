@@ -39,6 +39,7 @@ ORDER = (
     "report",
     "service",
     "demo",
+    "doctor",
     "cli",
 )
 """A module imports from those before it, or from its own package."""

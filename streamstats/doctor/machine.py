@@ -1,0 +1,121 @@
+"""What a process may use of this machine: cores, memory, folders. Limits of containers are read on Linux.
+
+Files of the system are looked for below `root`, which is another folder only in tests.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from shutil import disk_usage
+
+from ..jobs.workers import available_cores
+
+ROOT = Path("/")
+
+
+@dataclass(frozen=True)
+class Cores:
+    """The cores of the machine; those that this process may run on; how many of them it may keep busy, by its cgroup,
+    if that is limited; and how many are busy on average over the last minute, where the system says so.
+    """
+
+    machine: int
+    allowed: int
+    quota: float | None
+    load: float | None
+
+    @property
+    def usable(self) -> int:
+        """How many threads can run at once."""
+        return self.allowed if self.quota is None else max(1, min(self.allowed, int(self.quota)))
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The bytes of the machine, and those that the cgroup of this process may use, if that is fewer."""
+
+    machine: int | None
+    limit: int | None
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder: why it cannot be written, or "" if it can; its free bytes; its file system, or "" if unknown."""
+
+    path: str
+    refused: str
+    free: int | None
+    file_system: str
+
+
+def cores(root: Path = ROOT) -> Cores:
+    """The cores of this machine and of this process."""
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    return Cores(os.cpu_count() or 1, available_cores(), _quota(root), load)
+
+
+def memory(root: Path = ROOT) -> Memory:
+    """The memory of this machine and of this process."""
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else None
+    texts = (_text(folder / name) for folder in _cgroups(root, "memory") for name in MEMORY_LIMITS)
+    least = min((int(text) for text in texts if text.isdigit()), default=None)
+    return Memory(machine, None if least is None or (machine and least >= machine) else least)
+
+
+MEMORY_LIMITS = ("memory.max", "memory.limit_in_bytes")
+"""Files of cgroups, versions 2 and 1."""
+
+
+def _quota(root: Path) -> float | None:
+    """The least number of cores that a cgroup of this process may keep busy."""
+    found = []
+    for folder in _cgroups(root, "cpu"):
+        share = _text(folder / "cpu.max").split()  # version 2
+        share = share or [_text(folder / f"cpu.cfs_{name}_us") for name in ("quota", "period")]
+        if share[0].isdigit():  # not "max", -1, or missing
+            found.append(int(share[0]) / int(share[1]))
+    return min(found, default=None)
+
+
+def _cgroups(root: Path, controller: str) -> Iterator[Path]:
+    """The folders of the cgroups that this process is in, each with those above it."""
+    for line in _text(root / "proc/self/cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers in ("", controller) or controller in controllers.split(","):
+            top = root / "sys/fs/cgroup" / (controllers and controller)
+            folder = top / path.lstrip("/")
+            yield from (each for each in (folder, *folder.parents) if each.is_relative_to(top))
+
+
+def place(path: Path, root: Path = ROOT) -> Place:
+    """What is known of the folder at `path`."""
+    try:
+        with tempfile.TemporaryFile(dir=path):
+            refused = ""
+        free = disk_usage(path).free
+    except OSError as error:
+        return Place(str(path), str(error), None, _file_system(path, root))
+    return Place(str(path), refused, free, _file_system(path, root))
+
+
+def _file_system(path: Path, root: Path) -> str:
+    """The type of the file system that holds `path`: that of the longest mount point above it."""
+    found = {}
+    for line in _text(root / "proc/self/mountinfo").splitlines():
+        mounted, _, kind = line.partition(" - ")
+        found[Path(mounted.split()[4].replace("\\040", " "))] = kind.split()[0]
+    resolved = path.resolve()
+    above = [point for point in found if resolved.is_relative_to(point)]
+    return found[max(above, key=lambda point: len(point.parts))] if above else ""
+
+
+def _text(path: Path) -> str:
+    """The content of a file, or "" if there is none to read."""
+    try:
+        return path.read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
