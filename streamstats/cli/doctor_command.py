@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 
-from ..doctor.examination import Facts, examine, install, megabytes, problems
+from ..doctor.examination import Facts, examine, install
 from ..doctor.machine import Place
+from ..doctor.problems import Problem, megabytes, problems
 from ..errors import DONE, FAILURE, counted
 from .tables import print_json, print_table, say
 
@@ -16,12 +18,13 @@ def doctor(options: Namespace) -> int:
     if not options.quiet:
         say("examining this machine: some seconds")
     facts = examine()
+    found = problems(facts)
     if options.json:
-        print_json(facts.document())
+        print_json(facts.document() | {"problems": [asdict(each) for each in found]})
     else:
         print_table(["what", "found"], list(_rows(facts)), left=2)
-        _print_problems(facts)
-    return FAILURE if any(each.broken for each in problems(facts)) else DONE
+        _print_problems(found)
+    return FAILURE if any(each.broken for each in found) else DONE
 
 
 def _rows(facts: Facts) -> Iterator[list[str]]:
@@ -55,8 +58,7 @@ def _size(size: int | None) -> str:
     return "none" if size is None else f"{size / 1e9:,.1f} GB"
 
 
-def _print_problems(facts: Facts) -> None:
-    found = problems(facts)
+def _print_problems(found: Sequence[Problem]) -> None:
     print()
     for each in found:
         print(f"{'broken' if each.broken else 'slow'}: {each.what}\n  {each.remedy}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Generator
 from itertools import takewhile
 from typing import Any
 
@@ -15,7 +15,7 @@ from .descriptions import SUMMARIES
 class Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
     """Descriptions keep their lines; a default is shown only if it has a meaning."""
 
-    def _iter_indented_subactions(self, action: argparse.Action) -> Iterator[argparse.Action]:
+    def _iter_indented_subactions(self, action: argparse.Action) -> Generator[argparse.Action, None, None]:
         """Not the commands: the description has them, in groups."""
         if not isinstance(action, argparse._SubParsersAction):
             yield from super()._iter_indented_subactions(action)

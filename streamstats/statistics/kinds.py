@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ..errors import UsageError, one_of
+from ..errors import UsageError, suggestion
 from ..quantization import Quantization
 from .extrema import ChannelExtrema
 from .gram import Gram
@@ -41,7 +41,8 @@ def kinds_of(names: Iterable[str]) -> tuple[Kind, ...]:
     wanted = {*ALWAYS, *checked_names(names)}
     unknown = sorted(wanted.difference(asked()))
     if unknown:
-        raise UsageError(f"statistics {', '.join(unknown)} are unknown; {one_of(unknown[0], asked())}")
+        known = f"{', '.join(asked())}{suggestion(unknown[0], asked())}"
+        raise UsageError(f"statistics {', '.join(unknown)} are unknown; expected some of {known}")
     return _ordered(wanted)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 
@@ -45,3 +46,22 @@ def test_a_missing_extra_is_named_with_what_installs_it(
     shown = capsys.readouterr().out
     assert "lacks gguf: pip install 'streamstats-calibration[gguf]'" in shown
     assert shown.count("lacks") == 1
+
+
+def test_a_machine_on_which_nothing_can_be_written_is_status_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.chdir("/proc")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "file"))
+    monkeypatch.setattr("tempfile.gettempdir", _no_folder)
+    assert main(["doctor", "--quiet"]) == 1
+    shown = capsys.readouterr().out
+    assert "broken: the output folder /proc cannot be written" in shown
+    assert f"broken: the temporary folder {tmp_path}/file cannot be written" in shown
+    assert "slow: compiled loops cannot be cached" in shown
+
+
+def _no_folder() -> str:
+    raise FileNotFoundError("no usable temporary directory found")

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from streamstats.doctor.examination import Facts, Loops, problems
+from streamstats.doctor.examination import Facts, Loops
 from streamstats.doctor.machine import Cores, Memory, Place
+from streamstats.doctor.problems import problems
 from streamstats.doctor.trial import IN_MEMORY, Rate
 
 GOOD_PLACE = Place("/data", "", 10**12, "ext4")
