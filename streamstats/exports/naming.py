@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from ..errors import UsageError, listed
+from ..errors import UsageError, listed, suggestion
 from ..outputs.layer_statistics import LayerStatistics
 
 Names = Mapping[str, str | Sequence[str] | None]
@@ -48,11 +48,11 @@ def named(
     `by_kernel` says that the content depends on the kernel of a layer. Raises `UsageError` for a name without a layer,
     for an empty name, and for layers that get the same name though their statistics differ.
     """
-    unknown = (names or {}).keys() - layers.keys()
+    unknown = sorted((names or {}).keys() - layers.keys())
     if unknown:
         raise UsageError(
-            f"there are names for layers that are not exported: {listed(sorted(unknown))}; expected some of "
-            f"{listed(layers)}"
+            f"there are names for layers that are not exported: {listed(unknown)}; expected some of "
+            f"{listed(layers)}{suggestion(unknown[0], layers)}"
         )
     found: dict[str, LayerStatistics] = {}
     origins: dict[str, str] = {}

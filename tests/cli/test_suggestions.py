@@ -8,20 +8,13 @@ import pytest
 import zarr
 
 from streamstats.cli import main
+from streamstats.cli.parser import make_parser
 
 CONFIG = "source: calibration.zarr\noutput: out\n"
 MISTYPED = {
     "a command": ("rnu c.yaml", "", "there is no command rnu; see: streamstats --help; did you mean run?"),
-    "an option": (
-        "run c.yaml --restrat",
-        "",
-        "see: streamstats run --help; did you mean --restart?",
-    ),
-    "an option before a required one": (
-        "ranges out --metod mse",
-        "",
-        "there is no option --metod; did you mean --method?",
-    ),
+    "an option": ("run c.yaml --restrat", "", "see: streamstats run --help; did you mean --restart?"),
+    "an option before a required one": ("ranges out --metod mse", "", "did you mean --method?"),
     "an option with a value": ("run c.yaml --sett=memory=1GiB", "", "; did you mean --set?"),
     "a format": ("export out --format onxruntime -o f", "", "did you mean onnxruntime?"),
     "a method": ("ranges out --method pecentile", "", "did you mean percentile?"),
@@ -80,8 +73,13 @@ def test_a_word_that_is_near_to_none_gets_no_suggestion(command: str, capsys: py
     assert len(error) < 100
 
 
-def test_what_follows_two_dashes_and_values_with_spaces_are_no_options() -> None:
-    from streamstats.cli.parser import make_parser
+def test_a_layer_of_an_export_gets_the_nearest_one(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "names.yaml").write_text("block1/cnov: conv\n")
+    names = str(folder / "names.yaml")
+    assert main(["export", str(folder / "out"), "--format", "json", "-o", str(folder / "f"), "--names", names]) == 2
+    assert "expected some of block1/conv; did you mean block1/conv?" in capsys.readouterr().err
 
+
+def test_what_follows_two_dashes_and_values_with_spaces_are_no_options() -> None:
     assert make_parser().parse_args(["inspect", "--", "--out"]).output == "--out"
     assert make_parser().parse_args(["correct", "m", "-o", "o", "--score", "--a b"]).score == "--a b"

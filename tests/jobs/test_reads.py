@@ -127,5 +127,7 @@ def test_what_was_counted_without_them_is_counted_again(tmp_path: Path) -> None:
 
 
 def test_they_cannot_be_asked_for() -> None:
-    with pytest.raises(UsageError, match=r"statistics reads are unknown; expected some of mean, .*taps, gram; did you mean spread"):
+    with pytest.raises(
+        UsageError, match=r"statistics reads are unknown; expected some of mean, .*taps, gram; did you mean spread"
+    ):
         ss.Meter(["reads"])
