@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import yaml
 from generated import definition, public, tree
-from pages import PAGES, README, ROOT, Block, blocks, name_of, prose
+from pages import DOCS, PAGES, README, ROOT, Block, blocks, name_of, prose
 from pydantic import ValidationError
 
 from streamstats.cli.parser import make_parser
@@ -36,6 +36,7 @@ def test_every_link_leads_to_a_file_and_to_a_section_of_it(page: Path) -> None:
     for link, anchor in re.findall(r"\]\((?!https?:)([^)#\s]*)#?([^)\s]*)\)", prose(page)):
         target = (page.parent / link) if link else page
         assert target.exists(), link
+        assert not page.is_relative_to(DOCS) or target.resolve().is_relative_to(DOCS), f"{link} is not in the site"
         assert not anchor or anchor in sections(target), f"{link}#{anchor}"
 
 

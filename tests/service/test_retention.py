@@ -55,6 +55,11 @@ def test_ages_are_read(text: str, seconds: float) -> None:
     assert RetentionConfig.model_validate({"jobs": {"age": text}}).jobs.age == seconds
 
 
+def test_the_default_that_the_schema_shows_is_the_default() -> None:
+    shown = RetentionConfig.model_json_schema()["properties"]["every"]["default"]
+    assert RetentionConfig.model_validate({"every": shown}) == RetentionConfig()
+
+
 @pytest.mark.parametrize("wrong", [{"age": "3 weeks"}, {"age": "0s"}, {"age": 90}, {"number": -1}, {"count": 3}])
 def test_wrong_limits_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
