@@ -48,7 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (("export", "out", "--format", "i"), {"imatrix"}),
         (("token", "ro"), {"rotate"}),
     ],
-    ids=str,
+    ids=lambda given: " ".join(sorted(given) if isinstance(given, set) else given),
 )
 def test_bash_completes_commands_options_choices_and_paths(
     folder: Path, words: tuple[str, ...], expected: set[str]
