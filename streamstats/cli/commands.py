@@ -337,7 +337,15 @@ def compare(options: Namespace) -> int:
         say(f"layer {each.layer} has drifted: {_how_far(each)}; --threshold is {threshold:g}")
     if len(drifted) > NAMED:
         say(f"and {counted(len(drifted) - NAMED, 'more layer')}; see --json")
+    if threshold is not None and not drifted:
+        say(f"no layer has drifted: the means differ by at most {_most_of(found)}; --threshold is {threshold:g}")
     return INCOMPLETE if drifted else DONE
+
+
+def _most_of(found: Comparison) -> str:
+    """The largest difference of means, with its unit."""
+    worst = found.layers[0].apart
+    return "0" if worst is None else _mean_cells(worst)[0]
 
 
 def _verdict(found: Comparison) -> str:
@@ -410,6 +418,9 @@ def _how_far(found: LayerComparison) -> str:
     if found.apart.one_sided:
         return f"channel {found.apart.one_sided[0]} has values in one output only"
     means, channel = _mean_cells(found.apart)
+    if found.spread_only_in:
+        which = 1 if found.spread_only_in == "first" else 2
+        return f"only OUT{which} counted `spread`, and without standard errors the means differ by {means}"
     return f"the means of channel {channel} differ by {means}"
 
 

@@ -235,7 +235,8 @@ is too small, because the shared rows cannot differ.
 
 --threshold X: the exit status is 3 if a layer has drifted. That is, the means of a channel differ by more than X
 standard errors or, without standard errors, by more than X % of the layer's range. Layers that cannot be compared have
-drifted, too: only one output has the layer, the numbers of channels differ, or a channel has values in only one output.
+drifted, too: only one output has the layer, or counted `spread`; the numbers of channels differ; or a channel has
+values in only one output.
 Without --threshold, the exit status is 0 whether or not the outputs differ.
 """
 

@@ -19,6 +19,7 @@ from ..outputs.distances import Distances, distances
 from ..outputs.layer_statistics import LayerStatistics
 from ..outputs.ledger import same_stores
 from ..outputs.results import Results, open_results
+from ..statistics.spread import SampleSpread
 from ..statistics.statistics import Statistics
 
 DESCRIPTION = ("dtype", "channels", "channel_axis", "quantization", "statistics")
@@ -56,6 +57,14 @@ class LayerComparison:
     def shift(self) -> float:
         """The difference of the means, as `Distances.shift`; infinite for a layer that only one output has."""
         return math.inf if self.apart is None else self.apart.shift
+
+    @property
+    def spread_only_in(self) -> Literal["first", "second"] | None:
+        """The output that alone counted `spread`, without which there are no standard errors; None without one."""
+        mine, theirs = (SampleSpread.name in each for each in self.described.get("statistics", ((), ())))
+        if mine == theirs:
+            return None
+        return "first" if mine else "second"
 
     def document(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -97,10 +106,10 @@ class Comparison:
     def beyond(self, threshold: float) -> list[LayerComparison]:
         """The layers whose `shift` is above `threshold`: in standard errors, or hundredths of the layer's range.
 
-        They include the layers that cannot be compared: only one output has the layer, the numbers of channels differ,
-        or a channel has values in only one output.
+        They include the layers that cannot be compared: only one output has the layer, or counted `spread`, the numbers
+        of channels differ, or a channel has values in only one output.
         """
-        return [each for each in self.layers if each.shift > threshold]
+        return [each for each in self.layers if each.shift > threshold or each.spread_only_in]
 
     def document(self) -> dict[str, Any]:
         """JSON-ready; the layers are a list, in order."""

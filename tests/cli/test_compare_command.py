@@ -76,10 +76,21 @@ def test_quantisations_are_shown_as_text(tmp_path: Path, capsys: pytest.CaptureF
 
 CASES = {
     "drift": ("first", "moved", "5", 3, r"layer b has drifted: the means of channel 2 differ by [\d.]+ std\. errors"),
-    "less than the threshold": ("first", "moved", "100", 0, "1 of 2 layers differs"),
+    "less than the threshold": (
+        *("first", "moved", "100", 0),
+        r"no layer has drifted: the means differ by at most [\d.]+ std\. errors; --threshold is 100",
+    ),
     "by the range": ("plain", "plain moved", "20", 3, r"the means of channel 2 differ by [\d.]+% of range"),
-    "less than that of the range": ("plain", "plain moved", "60", 0, "1 of 2 layers differs"),
-    "one has no spread": ("plain", "moved", "20", 3, "% of range"),
+    "less than that of the range": ("plain", "plain moved", "60", 0, r"at most [\d.]+% of range"),
+    "one has no spread": ("plain", "moved", "99", 3, r"only OUT2 counted `spread`, and .* by [\d.]+% of range"),
+    "one has no spread, which is not a small drift": (
+        "first",
+        "plain",
+        "99",
+        3,
+        "layer a .*: only OUT1 counted `spread`",
+    ),
+    "no drift at all": ("first", "again", "5", 0, "no layer has drifted: the means differ by at most 0;"),
     "a layer is gone": ("first", "fewer", "5", 3, "layer b has drifted: it is only in OUT1; --threshold is 5"),
     "a negative threshold": ("first", "again", "-1", 2, "--threshold is -1; expected"),
     "no number": ("first", "again", "nan", 2, "--threshold is nan; expected"),
