@@ -127,6 +127,7 @@ MIGRATIONS: Sequence[str] = (
     DROP TABLE notices_before;
     CREATE INDEX notices_by_hook ON notices (hook, number);
     """,
+    "ALTER TABLE stores ADD COLUMN identity TEXT NOT NULL DEFAULT ''",
     "ALTER TABLE jobs ADD COLUMN exit_status INTEGER;",
 )
 """The first n scripts make version n of the database."""

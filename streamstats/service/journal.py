@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from sqlite3 import Row
@@ -21,6 +21,8 @@ from .database import Database
 from .errors import ConflictError
 
 FOLDER = ".keys"
+IDENTITY = "identity"
+"""The file, in that folder, with what tells a store from others that had or will have its name."""
 LONGEST_LINE = 2**16
 """More than the longest line, whose digest has the description of a layer: 17 KiB, or twice that with its escapes."""
 
@@ -85,6 +87,14 @@ class Journal:
         """Note that `key` was withdrawn; it is on the disk when this returns. Raises `OutputError`, `DataError`."""
         write_bytes(self._withdrawn, json.dumps({key: at} | self.withdrawn()).encode())
 
+    def keep_withdrawn(self, keys: Collection[str]) -> dict[str, float]:
+        """Drop all withdrawn keys but these `keys`; when those were withdrawn. Raises as `withdraw`."""
+        found = self.withdrawn()
+        kept = {key: at for key, at in found.items() if key in keys}
+        if kept != found:
+            write_bytes(self._withdrawn, json.dumps(kept).encode())
+        return kept
+
     def remove(self) -> None:
         """Remove the files."""
         remove(self.path)
@@ -116,13 +126,24 @@ class Keys:
             raise ConflictError(f"the batch with the key {key} was withdrawn; to send it again, use a new key")
         return None if row is None else _noted(row)
 
-    def claim(self, owner: str) -> None:
-        """Note whose store it is, before it is made."""
+    def claim(self, owner: str, identity: str) -> None:
+        """Note whose store it is, and its own `identity`. Keys of an earlier store are removed."""
         with self._database.writing() as connection:
+            connection.execute("DELETE FROM ingests WHERE store = ?", (self._store,))
             connection.execute(
-                "INSERT OR REPLACE INTO stores (name, owner, appended) VALUES (?, ?, ?)",
-                (self._store, owner, time.time()),
+                "INSERT OR REPLACE INTO stores (name, owner, appended, identity) VALUES (?, ?, ?, ?)",
+                (self._store, owner, time.time(), identity),
             )
+
+    def identity(self) -> str:
+        """The identity of the store that the keys are of, "" if it is not known."""
+        row = self._database.one("SELECT identity FROM stores WHERE name = ?", (self._store,))
+        return "" if row is None else str(row["identity"])
+
+    def layers(self) -> set[str]:
+        """The layers that have keys."""
+        rows = self._database.query("SELECT DISTINCT layer FROM ingests WHERE store = ?", (self._store,))
+        return {row["layer"] for row in rows}
 
     def add(self, layer: str, requests: Sequence[Noted]) -> None:
         """Note which rows each key stands for."""
@@ -178,6 +199,20 @@ class Keys:
 
 def _noted(row: Row) -> Noted:
     return Noted(row["idempotency_key"], row["digest"], row["start"], row["stop"], row["sender"])
+
+
+def identify(keys: Keys, store: Path) -> None:
+    """Make the database know this store; keys of an earlier or later store of its name are removed from it.
+
+    As when an older database is put back. Raises `OutputError`.
+    """
+    path, known = store / FOLDER / IDENTITY, keys.identity()
+    if path.exists():
+        found = read_bytes(path).decode()
+        if found != known:
+            keys.claim("", found)
+    elif known:
+        write_bytes(path, known.encode())
 
 
 def settle(keys: Keys, journal: Journal, layer: str, rows: int) -> int:

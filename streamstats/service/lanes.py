@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
@@ -31,7 +32,7 @@ from ..storage.files import remove_folder
 from ..storage.names import V3_METADATA
 from .errors import ConflictError, FullError, NotFoundError
 from .faults import Faults
-from .journal import Journal, Keys, Noted, settle
+from .journal import Journal, Keys, Noted, identify, settle
 from .messages import IngestView
 from .metrics import Metrics
 
@@ -186,12 +187,14 @@ class Lane:
         self._sure.discard(layer)
         self._layers.discard(layer)
         try:
-            if layer not in stored_layers(self._path):
+            stored = layer in stored_layers(self._path)
+            if not stored and layer not in self._keys.layers():  # a deletion that failed halfway can be repeated
                 raise NotFoundError(f"store {self.store} has no layer {layer}")
-            gone = move_layer_away(self._path, layer, self._path.parent)
+            gone = move_layer_away(self._path, layer, self._path.parent) if stored else None
             self._keys.remove(layer)
             Journal(self._path, layer).remove()
-            remove_folder(gone)
+            if gone is not None:
+                remove_folder(gone)
         except StreamstatsError as error:
             removal.answer.set_exception(error)
         else:
@@ -273,8 +276,9 @@ class Lane:
         """
         if self._recorder is None:
             if not (self._path / V3_METADATA).exists():
-                self._keys.claim(sender)
+                self._keys.claim(sender, uuid.uuid4().hex)
             self._recorder = Recorder(self._path, buffered=False)
+            identify(self._keys, self._path)
             self._layers |= stored_layers(self._path)
         if layer not in self._sure:
             if layer not in self._layers and len(self._layers) >= self._most_layers:
@@ -297,10 +301,13 @@ def settle_layer(store: Path, keys: Keys, layer: str, recorder: Recorder | None 
     stored = stored_layer(store, layer)
     rows = 0 if stored is None else stored.rows
     journal = Journal(store, layer)
+    if not rows:  # it was deleted, or never written
+        keys.remove(layer)
+        journal.remove()
+        return
     settled = settle(keys, journal, layer, rows)
-    withdrawn = journal.withdrawn()
-    if withdrawn:
-        keys.withdraw(layer, withdrawn)
+    if journal.withdrawn():
+        keys.withdraw(layer, journal.keep_withdrawn({each.key for each in keys.since(layer, 0)}))
     if settled == rows:
         return
     said = {"store": store.name, "layer": layer}

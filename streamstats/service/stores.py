@@ -20,7 +20,7 @@ from .batches import Batches
 from .database import Database
 from .errors import BusyError, ConflictError, DamagedError, FullError, NotFoundError
 from .faults import RETRY_SECONDS, Faults
-from .journal import Journal, Keys
+from .journal import Journal, Keys, identify
 from .lanes import Activations, Lane, Removal, Waiting, settle_layer, stored_layers
 from .messages import OWN, STORE_NAME, BatchView, IngestView, StoreView
 from .metrics import Metrics
@@ -69,9 +69,11 @@ class Stores:
             remove_folder(each)
         for name in self.names():
             with _logged(name):
-                for layer in sorted(stored_layers(self.folder / name)):
+                path, keys = self.folder / name, Keys(self._database, name)
+                identify(keys, path)
+                for layer in sorted(stored_layers(path) | keys.layers()):
                     with _logged(name, layer):
-                        settle_layer(self.folder / name, Keys(self._database, name), layer)
+                        settle_layer(path, keys, layer)
         self._settled = True
 
     def append(self, store: str, activations: Activations) -> Future[IngestView]:

@@ -20,9 +20,9 @@ import streamstats as ss
 from streamstats.outputs.manifest import MANIFEST
 from streamstats.service import published
 from streamstats.service.database import Database
-from streamstats.service.errors import ConflictError, FullError
+from streamstats.service.errors import BusyError, ConflictError, FullError
 from streamstats.service.faults import Faults
-from streamstats.service.journal import Journal, Noted
+from streamstats.service.journal import Journal, Keys, Noted
 from streamstats.service.lanes import Activations
 from streamstats.service.messages import IngestView
 from streamstats.service.metrics import Metrics
@@ -183,10 +183,50 @@ def test_a_batch_that_was_withdrawn_stays_withdrawn(sent: Path, database: str) -
         assert stores.batches.withdrawn("s") == {}
 
 
+def test_keys_of_an_earlier_store_are_not_those_of_the_store_with_its_name(tmp_path: Path) -> None:
+    with opened(tmp_path) as stores:
+        for key in ("one", "two"):
+            send(stores, key).result(60)
+        stores.withdraw("s", stores.batches.get("s", LAYER, "two"))
+    shutil.copy(tmp_path / "service.sqlite", tmp_path / "earlier.sqlite")
+    with opened(tmp_path) as stores:
+        stores.delete("s", lambda: None)
+        stores.append("s", Activations(LAYER, "other", "other", block("one"))).result(60)
+        send(stores, "two").result(60)
+    with opened(with_database(tmp_path, tmp_path / "earlier.sqlite")) as stores:
+        assert stores.batches.withdrawn("s") == {}
+        assert stores.append("s", Activations(LAYER, "other", "other", block("one"))).result(60).repeated
+        assert send(stores, "two").result(60).repeated
+        assert not send(stores, "one").result(60).repeated
+
+
+@pytest.mark.parametrize("then", ["repeated", "restarted", "remade"])
+def test_a_layer_whose_deletion_failed_halfway_leaves_nothing_to_the_next(
+    sent: Path, monkeypatch: pytest.MonkeyPatch, then: str
+) -> None:
+    def locked(*_: Any) -> None:
+        raise BusyError("locked")
+
+    with opened(sent) as stores:
+        stores.withdraw("s", stores.batches.get("s", LAYER, "one"))
+        with monkeypatch.context() as patch:
+            patch.setattr(Keys, "remove", locked)
+            with pytest.raises(BusyError):
+                stores.delete_layer("s", LAYER, lambda: None)
+        if then == "repeated":
+            stores.delete_layer("s", LAYER, lambda: None)
+        if then == "remade":
+            assert not send(stores, "one").result(60).repeated
+    with opened(sent) as stores:
+        assert stores.batches.withdrawn("s") == {}
+        assert bool(stores.batches.listed("s", LAYER, start=0, limit=9)) == (then == "remade")
+        assert send(stores, "one").result(60).repeated == (then == "remade")
+
+
 def test_rows_that_no_key_stands_for_are_taken_back_and_sent_again(sent: Path) -> None:
     """As in a copy, file by file, whose journal and database are older than the rows."""
     with_database(sent, sent.parent / "older.sqlite")
-    journal = next((sent / "stores/s/.keys").iterdir())
+    journal = next((sent / "stores/s/.keys").glob("*.jsonl"))
     journal.write_text("".join(journal.read_text().splitlines(keepends=True)[:2]))
     with opened(sent) as stores:
         assert stores.view("s").rows == ROWS["one"] + ROWS["two"]
@@ -195,7 +235,7 @@ def test_rows_that_no_key_stands_for_are_taken_back_and_sent_again(sent: Path) -
 
 def test_a_line_that_was_cut_off_is_no_key(sent: Path) -> None:
     with_database(sent, sent.parent / "older.sqlite")
-    journal = next((sent / "stores/s/.keys").iterdir())
+    journal = next((sent / "stores/s/.keys").glob("*.jsonl"))
     with journal.open("ab") as file:
         file.write(b'{"key": "four", "dig')
     check_resent(sent, set(ROWS))
