@@ -16,7 +16,7 @@ from .tables import print_json, print_table, say
 def doctor(options: Namespace) -> int:
     """`streamstats doctor`."""
     if not options.quiet:
-        say("examining this machine: some seconds")
+        say("examining this machine: a few seconds")
     facts = examine()
     found = problems(facts)
     if options.json:
