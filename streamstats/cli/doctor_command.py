@@ -34,7 +34,7 @@ def _rows(facts: Facts) -> Iterator[list[str]]:
     yield ["cores", _cores(facts)]
     yield ["memory", f"{_size(facts.memory.machine)}; limit of the cgroup: {_size(facts.memory.limit)}"]
     loops = facts.loops
-    cached = counted(loops.cached + loops.compiled, "file") + f" in {loops.folder}" if loops.folder else "no cache"
+    cached = counted(loops.cached + loops.compiled, "loop") + f" in {loops.folder}" if loops.folder else "no cache"
     yield ["compiled loops", f"{cached}; {loops.compiled:,} compiled for this report"]
     yield from ([f"{name} folder", _place(each)] for name, each in facts.places.items())
     for name, rate in facts.rates.items():
