@@ -29,7 +29,7 @@ def write_store(path: Path) -> None:
 
 
 def files(output: Path) -> dict[Path, bytes]:
-    """What a run left, but for the manifest, which names the output."""
+    """What a run left, except the manifest, which names the output."""
     return {path.relative_to(output): path.read_bytes() for path in output.rglob("*.safetensors")}
 
 

@@ -108,7 +108,7 @@ def _catch_signals() -> None:
 
 
 def announce_compiling() -> None:
-    """Say on stderr, once, that compiling begins: the first job on a machine takes some seconds longer."""
+    """Say on stderr, once, that compiling begins: the first job on a machine takes a few seconds longer."""
     log, announcer = logging.getLogger("streamstats.compiled"), logging.StreamHandler()
     announcer.setFormatter(logging.Formatter("streamstats: %(message)s"))
     announcer.addFilter(_first())

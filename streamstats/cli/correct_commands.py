@@ -52,7 +52,7 @@ def correct(options: Namespace) -> None:
         _print_correction(correction)
     refused = any(each.quantized and not (each.corrected or each.kept) for each in correction.layers)
     if refused and options.quantized and not options.outputs:
-        say("if a layer was left out because of its weight, --outputs can correct it from mean outputs")
+        say("if a layer was skipped because of its weight, --outputs can correct it from mean outputs")
     written = _reported(page, options.correctors and Path(options.correctors), correction)
     if options.json:
         layers = {each.layer: each.document() for each in correction.layers}

@@ -346,7 +346,7 @@ Loops that few stores need, such as those for masks and missing values, are left
 DOCTOR = """\
 Report what streamstats finds on this machine, and then what is slow or broken and what to do about it: versions,
 extras, cores, memory, compiled loops, folders, and how fast it decodes and counts 64 MB of float32, compressed and not.
-It takes some seconds, and changes nothing except the cache of compiled loops.
+It takes a few seconds, and changes nothing except the cache of compiled loops.
 
   streamstats doctor                 exit status 0: everything works, 1: something is broken
   streamstats doctor --json

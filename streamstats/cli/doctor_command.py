@@ -16,7 +16,7 @@ from .tables import print_json, print_table, say
 def doctor(options: Namespace) -> int:
     """`streamstats doctor`."""
     if not options.quiet:
-        say("examining this machine: some seconds")
+        say("examining this machine: a few seconds")
     facts = examine()
     found = problems(facts)
     if options.json:
@@ -34,7 +34,7 @@ def _rows(facts: Facts) -> Iterator[list[str]]:
     yield ["cores", _cores(facts)]
     yield ["memory", f"{_size(facts.memory.machine)}; limit of the cgroup: {_size(facts.memory.limit)}"]
     loops = facts.loops
-    cached = counted(loops.cached + loops.compiled, "file") + f" in {loops.folder}" if loops.folder else "no cache"
+    cached = counted(loops.cached + loops.compiled, "loop") + f" in {loops.folder}" if loops.folder else "no cache"
     yield ["compiled loops", f"{cached}; {loops.compiled:,} compiled for this report"]
     yield from ([f"{name} folder", _place(each)] for name, each in facts.places.items())
     for name, rate in facts.rates.items():

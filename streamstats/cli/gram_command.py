@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 SHOWN = 8
 """How many groups, and how many of their dead and duplicate columns, are shown at most."""
 LONG = 2048**3
-"""Groups · columns³ from which the eigenvalues take some seconds, so that the command says what it is doing."""
+"""Groups · columns³ from which the eigenvalues take a few seconds, so that the command says what it is doing."""
 SHARE = 0.99
 """Of the sum of all eigenvalues: how many hold it is shown."""
 

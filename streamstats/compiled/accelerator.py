@@ -1,7 +1,7 @@
 """Matrix products on a GPU, where there is one, by cupy or torch; else by numpy.
 
 The products are those of integers that float64 holds exactly, so they have the same bits wherever they are computed.
-Copies to the GPU and back take some of its advantage: it pays from some hundred columns on.
+Copies to the GPU and back take some of its advantage: it pays from a few hundred columns on.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ def load(
             file = f"{name}-{_fingerprint(key[1])}.o"
             code = _read(file)
             if code is None:
-                log.info("compiling native code: some seconds, once on this machine; or before, by streamstats warm")
+                log.info("compiling native code: a few seconds, once on this machine; or before, by streamstats warm")
                 with _usual_numba():
                     code = _compile(name, arguments, define())
                 _keep(file, code)

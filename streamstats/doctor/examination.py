@@ -56,7 +56,7 @@ class Facts:
 
 
 def examine() -> Facts:
-    """Find the facts, in some seconds."""
+    """Find the facts, in a few seconds."""
     found_cores = cores()
     places = {"output": place(Path.cwd()), "temporary": place(_temporary_folder())}
     folder, refused = _cache_folder()

@@ -98,7 +98,7 @@ def _of_memory(found: Memory) -> Iterator[Problem]:
 def _of_loops(found: Loops) -> Iterator[Problem]:
     if found.folder is None:
         yield Problem(
-            f"compiled loops cannot be cached: {found.refused}; every process compiles them again, for some seconds",
+            f"compiled loops cannot be cached: {found.refused}; every process compiles them again, for a few seconds",
             "set XDG_CACHE_HOME to a folder that can be written",
         )
     elif found.compiled:

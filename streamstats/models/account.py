@@ -1,6 +1,6 @@
 """An account as a person reads it: why weights were left as they are, each reason once, with the names it holds for.
 
-ONNX and torch use the same words. An operator is recorded or passed over; a layer is corrected, unchanged, never
+ONNX and torch use the same words. An operator is recorded or skipped; a layer is corrected, unchanged, never
 quantised, or refused.
 """
 

@@ -140,7 +140,7 @@ def test_record_gives_what_it_stored_as_json(tmp_path: Path) -> None:
     options = ["--samples", "samples.npy", "-o", "s.zarr", "--storage", "int8", "--layers", "block1/*", "--json"]
     done = streamstats("record", MODEL, *options, folder=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "recorded 2, passed over 0\n" in done.stderr
+    assert "recorded 2, skipped 0\n" in done.stderr
     layers = json.loads(done.stdout)["layers"]
     recorded = {name: layer for name, layer in layers.items() if layer["recorded"]}
     assert list(recorded) == ["block1/depthwise", "block1/project"]

@@ -49,7 +49,7 @@ def test_after_it_a_run_compiles_nothing_and_without_it_a_run_says_so_in_one_lin
     config.write_text(f"source: {tmp_path}/s.zarr\noutput: {tmp_path}/out\nstatistics: [{wanted}]\n")
     cold = streamstats(tmp_path / "cold", "run", config)
     assert [line for line in cold.splitlines() if "compiling" in line] == [
-        "streamstats: compiling native code: some seconds, once on this machine; or before, by streamstats warm"
+        "streamstats: compiling native code: a few seconds, once on this machine; or before, by streamstats warm"
     ]
     streamstats(tmp_path / "warm", "warm", "uint8")
     assert "compiling" not in streamstats(tmp_path / "warm", "run", config, "--restart")

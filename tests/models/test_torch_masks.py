@@ -182,7 +182,7 @@ def test_layers_that_saw_nothing_say_how() -> None:
             return self.padded(x) @ torch.mul(self.taken.weight, 2)
 
     with (
-        pytest.warns(UserWarning, match="4 weights of the model passed over"),
+        pytest.warns(UserWarning, match="4 weights of the model skipped"),
         measuring(network := Calls().eval()) as meter,
     ):
         network(torch.ones(3, T, C), torch.zeros(3, T, dtype=torch.int64))
@@ -241,7 +241,7 @@ def test_what_is_no_mask_is_refused(encoder: Any, tmp_path: Path) -> None:
         "of zeros": (torch.zeros(N, T), "the mask attention_mask is of floats and all 0, which may stand for"),
         "of other numbers": (mask.long() * 3, "attention_mask holds 3; expected 1"),
     }.values():
-        nothing = pytest.warns(UserWarning, match="2 weights of the model passed over: tokens, head")
+        nothing = pytest.warns(UserWarning, match="2 weights of the model skipped: tokens, head")
         with nothing, recording(encoder, tmp_path / "s.zarr"), pytest.raises(UsageError, match=said):
             encoder(x, attention_mask=wrong)
     with (

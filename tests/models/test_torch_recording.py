@@ -1,4 +1,4 @@
-"""torch: products that no module of its own makes are recorded, the loop computes what it would, nothing is passed over
+"""torch: products that no module of its own makes are recorded, the loop computes what it would, nothing is skipped
 in silence."""
 
 from __future__ import annotations
@@ -253,7 +253,7 @@ def test_conv1d_is_recorded_with_its_samples(tmp_path: Path) -> None:
 @pytest.mark.parametrize("inference", [True, False])
 def test_parameters_that_functions_multiply_by_are_layers(tmp_path: Path, inference: bool) -> None:
     network, x = Loose(), torch.randn(2, 7, 4)
-    expected = "1 weight of the model passed over: experts/1 .never called"
+    expected = "1 weight of the model skipped: experts/1 .never called"
     with (
         torch.inference_mode(inference),
         pytest.warns(UserWarning, match=expected),
@@ -292,7 +292,7 @@ class Experts(nn.Module):  # type: ignore[misc]
 def test_each_expert_of_a_stack_is_a_layer(tmp_path: Path) -> None:
     network, x = Experts(grouped=True), torch.randn(10, 16).bfloat16()
     ends = torch.tensor([3, 4, 4, 10], dtype=torch.int32)
-    said = "1 weight of the model passed over: stack/2 .called with empty inputs only"
+    said = "1 weight of the model skipped: stack/2 .called with empty inputs only"
     with torch.no_grad(), pytest.warns(UserWarning, match=said), recording(network, tmp_path / "s.zarr") as account:
         network(x, ends)
     assert {name: each.rows for name, each in account.items()} == {
@@ -372,7 +372,7 @@ class Everything(nn.Module):  # type: ignore[misc]
 def test_every_weight_is_in_the_account_and_what_was_passed_over_in_a_warning(tmp_path: Path) -> None:
     network = Everything()
     said = (
-        r"5 weights of the model passed over: experts/1 \(called with empty inputs only\); "
+        r"5 weights of the model skipped: experts/1 \(called with empty inputs only\); "
         r"experts/2 \(never called\); "
         r"mixed \(the parameter \[6, 6\] of a Everything, which is no linear module; seen only in einsum\); "
         r"lstm/weight_ih_l0, lstm/weight_hh_l0 \(recurrent: "

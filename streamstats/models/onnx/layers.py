@@ -1,7 +1,7 @@
 """The linear layers of an ONNX graph: the input, the weight and the output channels of each, and its name.
 
 Recording and correcting both start here, so a layer has one name in the store, in the correctors and in the model.
-Every linear operator is either a layer or left out with a reason; none is passed over in silence.
+Every linear operator is either a layer or left out with a reason.
 """
 
 from __future__ import annotations

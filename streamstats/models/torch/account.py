@@ -1,7 +1,7 @@
 """The account of a recording: every weight of the model, and whether what it multiplies was recorded, or why not.
 
 A layer that no call reached, a module whose products stay inside torch, and a parameter of an unknown module are named,
-so that nothing is passed over in silence.
+so that nothing is skipped silently.
 """
 
 from __future__ import annotations
@@ -94,9 +94,9 @@ class Account(Mapping[str, LayerRecord]):
         return [each.document() for each in self.values()]
 
     def warn(self) -> None:
-        """Warn of what was passed over, if anything was; the reason of each is in its record."""
+        """Warn of what was skipped, if anything was; the reason of each is in its record."""
         left = self.passed_over
         if not left:
             return
         reasons = told((each.layer, each.reason) for each in left)
-        warnings.warn(f"{counted(len(left), 'weight')} of the model passed over: {reasons}", stacklevel=6)
+        warnings.warn(f"{counted(len(left), 'weight')} of the model skipped: {reasons}", stacklevel=6)

@@ -340,10 +340,10 @@ def test_the_commands_group_by_reason_and_json_has_all(tmp_path: Path, capsys: p
     assert main(["record", *files, "-o", str(tmp_path / "a.zarr"), "--json"]) == 0
     said = capsys.readouterr()
     assert {*json.loads(said.out)["layers"]} == {"fc", *names}
-    assert "recorded 1, passed over 11\n" in said.err
-    assert f"passed over: {reason}" in said.err
+    assert "recorded 1, skipped 11\n" in said.err
+    assert f"skipped: {reason}" in said.err
     assert main(["measure", *files, "-o", str(tmp_path / "out")]) == 0
-    assert f"passed over: {reason}" in capsys.readouterr().err
+    assert f"skipped: {reason}" in capsys.readouterr().err
     given = [str(source), "--bits", "3", "--correctors", str(tmp_path / "out"), "-o", str(tmp_path / "fixed.onnx")]
     assert main(["correct", *given]) == 0
     assert f"never quantised: {reason}" in capsys.readouterr().err
