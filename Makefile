@@ -34,7 +34,8 @@ browser: $(VENV)/test.installed
 	($$as_root apt-get update -qq && $$as_root apt-get install -y -qq chromium) >/dev/null || \
 	$(BIN)/python -m playwright install chromium
 
-# The documentation as pages, which the service shows at /manual/: fails for a link that leads nowhere.
+# Writes docs/reference anew, and the documentation as pages, which the service shows at /manual/: fails for a link that
+# leads nowhere.
 docs: $(VENV)/test.installed browser
 	$(BIN)/python tests/docs/generated.py
 	$(BIN)/zensical build --clean --strict

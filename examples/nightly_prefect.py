@@ -35,14 +35,13 @@ def check(before: Path, after: Path, threshold: float) -> None:
 
 @flow
 def nightly(store: Path, output: Path, threshold: float = 5.0) -> dict[str, int]:
-    """Count what was appended since last night, and compare with the results of that night."""
+    """Count what was appended since the last good night, and compare with the results of that night."""
     last = output.with_name("last-night")
-    shutil.rmtree(last, ignore_errors=True)
-    if output.exists():
-        shutil.copytree(output, last)
     rows = count(store, output)
     if last.exists():
         check(last, output, threshold)
+        shutil.rmtree(last)
+    shutil.copytree(output, last)
     return rows
 
 

@@ -6,9 +6,10 @@ Names are imported when first used, so that correctors load with numpy and safet
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from .errors import suggestion
 
 if TYPE_CHECKING:
     from .calibration.recorder import Recorder
@@ -112,9 +113,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
-        names = {each.lower(): each for each in _HOMES}
-        hint = "".join(f"; did you mean {names[each]}?" for each in get_close_matches(name.lower(), names, n=1))
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{suggestion(name, _HOMES)}")
     return getattr(import_module(f".{_HOMES[name]}", __name__), name)
 
 

@@ -49,23 +49,23 @@ ROWS = r"^[0-9]{1,18}:[0-9]{1,18}$"
 
 @dataclass(frozen=True)
 class Pattern:
-    """Which text is valid: schemas show `regular`, a regular expression, and errors say it in `words`.
+    """Which text is valid: schemas show the regular expression `regex`, and errors say it in `words`.
 
-    In an annotation it stands after limits of the length, whose errors would not speak of characters otherwise.
+    In an annotation, put limits of the length before it; otherwise, their errors do not speak of characters.
     """
 
-    regular: str
+    regex: str
     words: str
 
     def fits(self, text: str) -> bool:
         """Whether `text` is valid."""
-        return re.fullmatch(self.regular, text) is not None
+        return re.fullmatch(self.regex, text) is not None
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> Any:
         return AfterValidator(self._checked).__get_pydantic_core_schema__(source, handler)
 
     def __get_pydantic_json_schema__(self, schema: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        return {**handler(schema), "pattern": self.regular}
+        return {**handler(schema), "pattern": self.regex}
 
     def _checked(self, text: str) -> str:
         if not self.fits(text):

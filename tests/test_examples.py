@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from types import ModuleType, SimpleNamespace
+from typing import Any, cast
 
+import numpy as np
 import pytest
+
+import streamstats as ss
 
 FOLDER = Path(__file__).parents[1] / "examples"
 PROGRAMS = sorted(path.name for path in FOLDER.glob("*.py"))
@@ -73,6 +78,25 @@ def test_each_runs_without_a_warning_of_ours(name: str, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert SHOWN[name] in done.stdout
+
+
+def test_the_nightly_job_fails_every_night_until_the_drift_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefect = SimpleNamespace(flow=lambda each: each, task=lambda each=None, **_: each or (lambda found: found))
+    monkeypatch.setitem(sys.modules, "prefect", cast(ModuleType, prefect))
+    nightly = runpy.run_path(str(FOLDER / "nightly_prefect.py"))["nightly"]
+    store, output = tmp_path / "s.zarr", tmp_path / "out"
+    for sign in (1, 1, -1, -1):
+        with ss.Recorder(store) as recorder:
+            recorder.append("fc", np.full((10, 2), sign, np.float32))
+        if sign > 0:
+            nightly(store, output)
+        else:
+            with pytest.raises(RuntimeError, match="drifted: fc"):
+                nightly(store, output)
+            with pytest.raises(RuntimeError, match="drifted: fc"):  # though it adds nothing
+                nightly(store, output)
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)

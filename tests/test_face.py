@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,8 +23,8 @@ CLASSES = [name for name in NAMES if inspect.isclass(getattr(ss, name))]
 @pytest.mark.parametrize("name", NAMES)
 def test_every_name_has_a_docstring_with_an_example(name: str) -> None:
     found = getattr(ss, name)
-    examples = [found.__doc__, *(each.__doc__ for each in vars(found).values())] if name in CLASSES else [found.__doc__]
-    assert any(">>> " in (text or "") for text in examples)
+    shown = [found, *filter(is_method, vars(found).values())] if name in CLASSES else [found]
+    assert any(">>> " in (each.__doc__ or "") for each in shown)
 
 
 @pytest.mark.parametrize("name", CLASSES)
@@ -29,12 +32,15 @@ def test_everything_that_an_object_shows_is_described(name: str) -> None:
     found = getattr(ss, name)
     fields = {each.name for each in dataclasses.fields(found)} if dataclasses.is_dataclass(found) else set()
     text = " ".join(inspect.getdoc(each) or "" for each in inspect.getmro(found)[:-1])
-    assert {each for each in fields if each not in text} == set()
+    assert {each for each in fields if not re.search(rf"\b{each}\b", text)} == set()
     shown = {each for each in dir(found) if not each.startswith("_")} - fields
     members = {each: inspect.getattr_static(found, each) for each in shown}
-    described = (staticmethod, classmethod, property)
-    methods = {each: member for each, member in members.items() if callable(member) or isinstance(member, described)}
+    methods = {each: member for each, member in members.items() if is_method(member)}
     assert {each for each, member in methods.items() if not inspect.getdoc(member)} == set()
+
+
+def is_method(member: object) -> bool:
+    return callable(member) or isinstance(member, staticmethod | classmethod | property | cached_property)
 
 
 def test_the_names_that_tab_shows_are_the_public_ones() -> None:
@@ -102,9 +108,19 @@ def test_what_takes_a_job_says_how_to_get_one(function: Callable[[object], objec
         function("run.yaml")
 
 
-def test_a_job_with_memory_as_text_says_what_to_give() -> None:
-    with pytest.raises(UsageError, match=r"^memory is '1GiB'; expected a number of bytes, such as 2147483648"):
-        ss.Job("calibration.zarr", "out", memory="1GiB")  # type: ignore[arg-type]
+def test_job_takes_memory_as_reduce_does(tmp_path: Path) -> None:
+    with ss.Recorder(tmp_path / "s.zarr") as recorder:
+        recorder.append("fc", np.ones((3, 2), np.float32))
+    source, out = str(tmp_path / "s.zarr"), str(tmp_path / "out")
+    memories: list[Any] = ["2GiB", 2**31, np.int64(2**31)]
+    for memory in memories:
+        assert ss.run(ss.Job(source, out, memory=memory)).statistics["fc"].rows == 3
+        assert ss.reduce(source, memory=memory)["fc"].rows == 3
+    for memory in ("much", True):
+        with pytest.raises(UsageError, match=f"^memory is {memory!r}; expected a size such as 2GiB"):
+            ss.Job(source, out, memory=memory)
+        with pytest.raises(UsageError, match=f"^memory is {memory!r}; expected a size such as 2GiB"):
+            ss.reduce(source, memory=memory)
 
 
 def test_one_output_is_not_merged_letter_by_letter(tmp_path: Path) -> None:

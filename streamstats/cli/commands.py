@@ -50,11 +50,7 @@ def warm(options: Namespace) -> None:
     """`streamstats warm [DTYPE…]`."""
     from ..jobs.warming import DTYPES, warm
 
-    dtypes = options.dtypes or DTYPES
-    shown = Shown(quiet=options.quiet)
-    if not options.quiet:
-        shown.say(f"compiling the loops for {' and '.join(dtypes)}: about a minute")
-    found = warm(dtypes, (lambda _: None) if options.quiet else shown.say)
+    found = warm(options.dtypes or DTYPES, (lambda _: None) if options.quiet else say)
     if options.json:
         print_json({"loops": found.loops, "seconds": found.seconds, "folder": str(found.folder)})
     else:

@@ -1,4 +1,4 @@
-"""`streamstats completion`: a script for a shell, made from the parser, which asks nothing when it completes."""
+"""`streamstats completion`: a script for a shell, made from the parser, that completes without starting Python."""
 
 from __future__ import annotations
 

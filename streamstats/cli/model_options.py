@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from . import descriptions
-from .shared_options import add_levels, command, local
+from .shared_options import METHODS, add_levels, add_output, command, local
 
 ON_MODELS = "model_commands"
 CORRECTING = "correct_commands"
@@ -162,7 +162,7 @@ def _add_activations(levels: argparse._ArgumentGroup) -> None:
     )
     levels.add_argument(
         "--activation-range",
-        choices=("minmax", "percentile", "mse", "entropy"),
+        choices=METHODS,
         help="how `ranges` finds the range of each input in OUT (default: minmax)",
     )
 
@@ -226,7 +226,7 @@ def _add_how(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
 
 
 def _add_report(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("correctors", type=local, metavar="OUT", help="the output folder of a run")
+    add_output(parser, "correctors")
     parser.add_argument(
         "-o", "--output", type=local, metavar="FILE.html", help="the file for the report; default: OUT/report.html"
     )

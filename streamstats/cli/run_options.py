@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from . import descriptions
-from .shared_options import add_config, add_layers, add_levels, command, local
+from .shared_options import METHODS, add_codes, add_config, add_layers, add_levels, add_output, command, local
 
 EXPORTING = "export_command"
 ON_GRAM = "gram_command"
@@ -46,7 +46,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         action="extend",
         type=float,
         help="print these exact quantiles, such as 0.5 0.999, of each layer with `statistics: [histogram]`, and name "
-        "the others; reads layers of 32-bit values once more",
+        "the layers without one; reads layers of 32-bit values once more",
     )
     stable = parser.add_argument_group("stop once there are enough samples")
     stable.add_argument(
@@ -64,17 +64,13 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_ranges(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("output", type=local, metavar="OUT", help="the output folder of a run")
+    add_output(parser)
     how = parser.add_mutually_exclusive_group(required=True)
-    how.add_argument("--method", choices=("minmax", "percentile", "mse", "entropy"), help="how to choose the ranges")
+    how.add_argument("--method", choices=METHODS, help="how to choose the ranges")
     how.add_argument("--compare", action="store_true", help="show the ranges and errors of all methods")
     parser.add_argument("--bits", metavar="N", type=int, default=8, help="bits of the codes, 2 to 16")
     parser.add_argument("--symmetric", action="store_true", help="ranges that are symmetric about zero")
-    parser.add_argument(
-        "--codes",
-        choices=("signed", "unsigned"),
-        help="whether codes may be negative; default: signed if --symmetric, else unsigned",
-    )
+    add_codes(parser)
     parser.add_argument("--per-channel", action="store_true", help="one range per channel, not per layer")
     parser.add_argument(
         "--percentile",
@@ -103,13 +99,13 @@ def _add_plot(parser: argparse.ArgumentParser, what: str) -> None:
 
 
 def _add_gram(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("output", type=local, metavar="OUT", help="the output folder of a run")
+    add_output(parser)
     parser.add_argument("layer", metavar="LAYER", help="a layer with `statistics: [gram]`")
     _add_plot(parser, "the spectrum and the correlations")
 
 
 def _add_export(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("output", type=local, metavar="OUT", help="the output folder of a run")
+    add_output(parser)
     formats = (
         "onnxruntime",
         "tensorrt",
@@ -133,14 +129,10 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
         "--model", metavar="MODEL.onnx", help="the model that was recorded, to find the tensor that each layer reads"
     )
     ranges = parser.add_argument_group("ranges")
-    ranges.add_argument("--method", choices=("minmax", "percentile", "mse", "entropy"), help="how to choose the ranges")
+    ranges.add_argument("--method", choices=METHODS, help="how to choose the ranges")
     ranges.add_argument("--bits", metavar="N", type=int, help="bits of the codes, 2 to 16; default: 8")
     ranges.add_argument("--symmetric", action="store_true", help="ranges that are symmetric about zero")
-    ranges.add_argument(
-        "--codes",
-        choices=("signed", "unsigned"),
-        help="whether codes may be negative; default: signed if --symmetric, else unsigned",
-    )
+    add_codes(ranges)
     ranges.add_argument("--percentile", metavar="P", type=float, help="with --method percentile, in %%; default: 99.99")
     ranges.add_argument("--encoding-version", metavar="V", help="for aimet: 0.6.1, 1.0.0 or 2.0.0; default: 1.0.0")
     parser.add_argument("--merge", metavar="FILE", help="for imatrix: an earlier file, whose sums are added")
@@ -154,7 +146,7 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_status(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("output", type=local, metavar="OUT", help="the output folder of a run")
+    add_output(parser)
 
 
 def _add_verify(parser: argparse.ArgumentParser) -> None:
@@ -194,6 +186,6 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_inspect(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("output", type=local, metavar="OUT", help="the output folder of a run")
+    add_output(parser)
     parser.add_argument("layer", metavar="LAYER", nargs="?", help="show the channels of this layer")
     _add_plot(parser, "the channels")

@@ -11,6 +11,9 @@ from ..address import local_path
 from ..errors import UsageError, one_of, suggestion
 from .descriptions import SUMMARIES
 
+METHODS = ("minmax", "percentile", "mse", "entropy")
+"""How ranges are found."""
+
 
 class Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
     """Descriptions keep their lines; a default is shown only if it has a meaning."""
@@ -38,7 +41,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class CommandParser(Parser):
-    """The parser of one command. It refuses unknown options before it misses required ones."""
+    """The parser of one command. It reports unknown options before missing ones."""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As that of argparse, but nothing is left that is unknown."""
@@ -91,6 +94,20 @@ def local(text: str) -> str:
     except UsageError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
     return text
+
+
+def add_output(parser: argparse.ArgumentParser, name: str = "output") -> None:
+    """Take the output of a run."""
+    parser.add_argument(name, type=local, metavar="OUT", help="the output folder of a run")
+
+
+def add_codes(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """Take whether codes are signed."""
+    parser.add_argument(
+        "--codes",
+        choices=("signed", "unsigned"),
+        help="whether codes may be negative; default: signed if --symmetric, else unsigned",
+    )
 
 
 def add_config(parser: argparse.ArgumentParser, what: str) -> None:

@@ -76,7 +76,7 @@ def _quota(root: Path) -> float | None:
     for folder in _cgroups(root, "cpu"):
         share = _text(folder / "cpu.max").split()  # version 2
         share = share or [_text(folder / f"cpu.cfs_{name}_us") for name in ("quota", "period")]
-        if share[0].isdigit():  # not "max", -1, or missing
+        if all(each.isdigit() for each in share):  # not "max", -1, or missing
             found.append(int(share[0]) / int(share[1]))
     return min(found, default=None)
 
@@ -95,11 +95,10 @@ def place(path: Path, root: Path = ROOT) -> Place:
     """What is known of the folder at `path`."""
     try:
         with tempfile.TemporaryFile(dir=path):
-            refused = ""
-        free = disk_usage(path).free
+            free = disk_usage(path).free
     except OSError as error:
         return Place(str(path), str(error), None, _file_system(path, root))
-    return Place(str(path), refused, free, _file_system(path, root))
+    return Place(str(path), "", free, _file_system(path, root))
 
 
 def _file_system(path: Path, root: Path) -> str:

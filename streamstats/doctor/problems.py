@@ -117,7 +117,8 @@ def _of_rates(facts: Facts) -> Iterator[Problem]:
         yield Problem(
             f"one thread reads and counts {megabytes(read)} of uncompressed values from "
             f"{facts.places['temporary'].path}, but {megabytes(counting)} in memory",
-            "check the disk of that folder, and virus scanners; set TMPDIR to try another",
+            "the file system of that folder is slow even for cached files (network, FUSE, virus scanner); set "
+            "TMPDIR to try another",
         )
 
 

@@ -207,7 +207,7 @@ def _rest(
     plan = planned(
         session.layers,
         {name: rows - accepted[name] for name, rows in others.items()},
-        session.job.memory,
+        session.job.memory_bytes,
         session.workers,
     )
     described = {each.name: each for each in session.layers}

@@ -8,6 +8,7 @@ from typing import Literal, Self
 from ..calibration.selection import LayerRule, Selected, also_counting, select_layers
 from ..coverage import Coverage, Rows
 from ..errors import UsageError
+from .sizes import parse_bytes
 from .workers import Cluster, available_cores
 
 DEFAULT_MEMORY = 2 * 2**30
@@ -24,12 +25,12 @@ class Job:
 
     If `source` names several stores, the rows of a layer in them follow each other.
     `layers` chooses and describes layers: a glob for their names, or several globs and rules (default: every array, as
-    its attributes describe it). `memory` is the limit in
-    bytes per process. `nonfinite` is the policy for NaN and infinities, `missing` that for chunks that are missing or
-    damaged. If `rows` is given, only these are counted, of each array.
+    its attributes describe it). `memory`, in bytes or as in "2GiB", limits each process. `nonfinite` is the policy for
+    NaN and infinities, `missing` that for chunks that are missing or damaged. If `rows` is given, only these are
+    counted, of each array.
     `cluster` says who does the work, by default a thread of this process for each core.
     Without `follow_links`, nothing is read behind links in the stores, or on the way to them. Raises `UsageError` for
-    memory that is not a number.
+    memory that is not a size.
 
     >>> job = ss.Job("calibration.zarr", "first-rows", rows=(0, 3)).counting("histogram")
     >>> ss.run(job).statistics["fc"].mean
@@ -39,7 +40,7 @@ class Job:
     source: str | tuple[str, ...]
     output: str
     layers: str | tuple[str | LayerRule, ...] = ()
-    memory: int = DEFAULT_MEMORY
+    memory: str | int = DEFAULT_MEMORY
     nonfinite: Nonfinite = "error"
     missing: Missing = "error"
     rows: Rows | None = None
@@ -47,13 +48,17 @@ class Job:
     follow_links: bool = True
 
     def __post_init__(self) -> None:
-        if not isinstance(self.memory, int):
-            raise UsageError(f"memory is {self.memory!r}; expected a number of bytes, such as {DEFAULT_MEMORY}")
+        parse_memory(self.memory)
 
     @property
     def sources(self) -> tuple[str, ...]:
         """The stores, in order."""
         return (self.source,) if isinstance(self.source, str) else tuple(self.source)
+
+    @property
+    def memory_bytes(self) -> int:
+        """The limit for each process in bytes."""
+        return parse_memory(self.memory)
 
     def selected(self) -> Selected:
         """The layers of its stores, as they are now. Raises as `select_layers`."""
@@ -62,6 +67,14 @@ class Job:
     def counting(self, *statistics: str) -> Self:
         """The same job, which also counts `statistics` for all layers."""
         return replace(self, layers=also_counting(self.layers, statistics))
+
+
+def parse_memory(memory: str | int) -> int:
+    """The bytes that the limit `memory` stands for. Raises `UsageError`."""
+    try:
+        return parse_bytes(memory)
+    except ValueError as error:
+        raise UsageError(f"memory is {memory!r}; {error}") from error
 
 
 def wanted_rows(job: Job, rows: int) -> Coverage:

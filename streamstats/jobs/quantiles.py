@@ -138,7 +138,9 @@ def _refined(session: Session, places: Mapping[str, Places]) -> dict[str, BinCon
     wanted = {layer.name: source_of(layer, session.ledgers).covered for layer in layers}
     missing = "fill" if any(source_of(layer, session.ledgers).filled for layer in layers) else "error"
     policy = Policy("skip", missing)
-    outcome = reduce_layers(layers, ledgers, wanted, session.job.memory, session.workers, policy, session.progress)
+    outcome = reduce_layers(
+        layers, ledgers, wanted, session.job.memory_bytes, session.workers, policy, session.progress
+    )
     found = {name: ledger.statistics[BinContents.name] for name, ledger in outcome.statistics.items()}
     for name, arrays in arrays_of(layers).items():
         _check_same(arrays[0], session.ledgers[name].statistics[Histogram.name], found[name])

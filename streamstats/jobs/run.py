@@ -22,11 +22,10 @@ from ..outputs.ledger import by_layer
 from ..outputs.resuming import continued, load
 from ..progress import QUIET, Progress
 from .following import Watch
-from .job import DEFAULT_MEMORY, Job
+from .job import DEFAULT_MEMORY, Job, parse_memory
 from .measuring import Policy
 from .opening import open_workers
 from .session import Outcome, Session, missing_rows, open_session, reduce_layers, source_of
-from .sizes import parse_bytes
 from .workers import Cluster, available_cores
 
 if TYPE_CHECKING:
@@ -88,7 +87,7 @@ def reduce(
     _check_one_of("nonfinite", nonfinite, ("error", "skip"))
     _check_one_of("missing", missing, ("error", "fill"))
     cluster = Cluster(threads=available_cores() if threads is None else threads)
-    budget = _budget(memory)
+    budget = parse_memory(memory)
     selected = select_layers(source, also_counting(layers, statistics) if statistics else layers)
     where = source if isinstance(source, str | Path) else listed(map(str, source))
     for name, reason in selected.unreadable.items():
@@ -99,13 +98,6 @@ def reduce(
         wanted = missing_rows(chosen, ledgers)
         outcome = reduce_layers(chosen, ledgers, wanted, budget, workers, Policy(nonfinite, missing), progress)
         return by_layer(outcome.statistics)
-
-
-def _budget(memory: str | int) -> int:
-    try:
-        return parse_bytes(memory)
-    except ValueError as error:
-        raise UsageError(f"memory is {memory!r}; {error}") from error
 
 
 def _check_one_of(name: str, value: str, expected: tuple[str, ...]) -> None:

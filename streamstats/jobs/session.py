@@ -102,7 +102,7 @@ class Session:
 
     def count(self, ledgers: Ledgers, wanted: Mapping[str, Coverage], policy: Policy) -> Outcome:
         """`ledgers` with the `wanted` rows counted, too; it saves nothing."""
-        return reduce_layers(self.layers, ledgers, wanted, self.job.memory, self.workers, policy, self.progress)
+        return reduce_layers(self.layers, ledgers, wanted, self.job.memory_bytes, self.workers, policy, self.progress)
 
     def count_and_save(self, wanted: Mapping[str, Coverage]) -> Outcome:
         """Count the `wanted` rows on top of what is counted so far; save every few seconds, write at the end."""
@@ -110,7 +110,7 @@ class Session:
         policy = Policy(self.job.nonfinite, self.job.missing)
         try:
             outcome = reduce_layers(
-                self.layers, self.ledgers, wanted, self.job.memory, self.workers, policy, self.progress, saver
+                self.layers, self.ledgers, wanted, self.job.memory_bytes, self.workers, policy, self.progress, saver
             )
             tell_twins(outcome.statistics, self.progress)
             self.write(outcome.statistics, outcome.gaps(self.layers))

@@ -79,7 +79,7 @@ def _read_again(
     with open_workers(job.cluster, layers, tell=progress.say) as workers:
 
         def read(chosen: Sequence[Layer], wanted: Mapping[str, Coverage], policy: Policy) -> Outcome:
-            return reduce_layers(chosen, empty, wanted, job.memory, workers, policy, progress)
+            return reduce_layers(chosen, empty, wanted, job.memory_bytes, workers, policy, progress)
 
         outcomes = [read(layers, counted, Policy("skip", "report"))]
         if any(others.values()):

@@ -22,9 +22,10 @@ from ..calibration.recorder import Recorder
 from ..calibration.selection import LayerRule, select_layers
 from ..calibration.sources.gathering import can_gather, gather
 from ..compiled import cache
-from ..errors import OutputError, UsageError, counted
+from ..errors import MismatchError, OutputError, UsageError, counted, one_of
 from ..layouts import Geometry, Kernel
 from ..statistics.kinds import kinds_of, optional, refusals
+from ..statistics.statistic import SUPPORTED_DTYPES, checked_dtype
 from .run import reduce
 
 DTYPES = ("float32", "int8")
@@ -59,8 +60,9 @@ def warm(dtypes: Sequence[str] = DTYPES, say: Callable[[str], None] = lambda _: 
         raise OutputError(
             f"the cache of compiled loops cannot be written: {error}; set XDG_CACHE_HOME to a folder that can"
         ) from error
+    say(f"compiling the loops for {' and '.join(dtype.name for dtype in chosen)}: about a minute")
     begun, before = time.monotonic(), cache.kept(folder)
-    parts: dict[str, Callable[[], None]] = {"chunks and files": _read}
+    parts: dict[str, Callable[[], None]] = {"chunks and files": _use_decoders}
     parts |= {dtype.name: partial(_count, dtype) for dtype in chosen}
     for name, use in parts.items():
         since, had = time.monotonic(), cache.kept(folder)
@@ -71,12 +73,12 @@ def warm(dtypes: Sequence[str] = DTYPES, say: Callable[[str], None] = lambda _: 
 
 def _dtype(name: str) -> np.dtype[Any]:
     try:
-        return np.dtype(name)
-    except TypeError as error:
-        raise UsageError(f"there is no dtype {name!r}; expected one such as {' or '.join(DTYPES)}") from error
+        return checked_dtype(name)
+    except (MismatchError, TypeError, ValueError, SyntaxError) as error:  # numpy evaluates lists such as f4,i1
+        raise UsageError(f"no layer has the dtype {name!r}; {one_of(name, map(str, SUPPORTED_DTYPES))}") from error
 
 
-def _read() -> None:
+def _use_decoders() -> None:
     """Use the loops that decode chunks and read many small files: on nothing."""
     nothing = np.zeros(1, np.uint8)
     for compressor in fused.DEFINITIONS:

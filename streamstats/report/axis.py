@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 MOST_TICKS = 6
+SMALLEST, LARGEST = sys.float_info.min, sys.float_info.max
+"""Of the normal floats."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +35,11 @@ class Axis:
         finite = [value for value in values if math.isfinite(value)]
         positive = [math.log10(value) for value in finite if value > 0] if logarithmic else []
         scaled = positive or finite or [0.0]
-        step = _step(max(scaled) - min(scaled), whole=bool(positive))
+        step = _step(min(scaled), max(scaled), whole=bool(positive))
         first, last = math.floor(min(scaled) / step), math.ceil(max(scaled) / step)
         last = max(last, first + 1)
-        marks = [number * step for number in range(first, last + 1)]
-        shown = [(_share(mark, marks[0], marks[-1]), f"{10.0**mark if positive else mark:.6g}") for mark in marks]
+        marks = [min(max(number * step, -LARGEST), LARGEST) for number in range(first, last + 1)]
+        shown = [(_share(mark, marks[0], marks[-1]), _label(mark, power=bool(positive))) for mark in marks]
         return cls(marks[0], marks[-1], bool(positive), shown)
 
     def place(self, value: float) -> float | None:
@@ -46,13 +49,22 @@ class Axis:
         return _share(math.log10(value) if self.logarithmic else value, self.low, self.high)
 
 
-def _step(extent: float, *, whole: bool) -> float:
-    """The least round number by which `extent` has few ticks: 1, 2 or 5 times a power of ten, `whole` or not."""
-    least = extent / (MOST_TICKS - 2)
-    power = 10.0 ** math.floor(math.log10(least)) if least > 0 else 1.0
+def _step(low: float, high: float, *, whole: bool) -> float:
+    """The least round number by which there are few ticks from `low` to `high`: 1, 2 or 5 times a power of ten, `whole`
+    or not.
+    """
+    least = high / (MOST_TICKS - 2) - low / (MOST_TICKS - 2)  # each divided, because the difference may overflow
+    power = 10.0 ** math.floor(math.log10(least)) if least >= SMALLEST else 1.0
     step = next((factor * power for factor in (1, 2, 5) if factor * power >= least), 10 * power)
     return max(step, 1.0) if whole else step
 
 
 def _share(value: float, low: float, high: float) -> float:
-    return round(100 * (value - low) / (high - low), 3)
+    return round(100 * ((value / 2 - low / 2) / (high / 2 - low / 2)), 3)  # halves, because differences may overflow
+
+
+def _label(mark: float, *, power: bool) -> str:
+    """`mark`, or the `power` of ten, which may lie beyond the floats."""
+    if power:
+        return f"{10.0**mark:.6g}" if abs(mark) < 300 else f"1e{mark:+.0f}"
+    return f"{mark:.6g}"

@@ -114,7 +114,9 @@ def _of_samples(report: Mapping[str, Any]) -> str:
     if worst["error_in_steps"] <= HALF:
         return f"{known_to}; more samples would change next to nothing."
     needed = f"{worst['rows_for_half_a_step']:,}"
-    return f"{known_to}; more samples would still change biases, and about {needed} would reduce it to half a step."
+    return (
+        f"{known_to}; more samples would still change biases, and about {needed} would bring the error to half a step."
+    )
 
 
 def figure(value: float | None) -> str:

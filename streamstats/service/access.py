@@ -31,7 +31,7 @@ KNOWN = "streamstats.known"
 OPEN = ("/healthz", "/readyz", "/api/v1/openapi.json", DOCS)
 """Paths that need no token: they reveal nothing about the data."""
 MANUAL = "/manual/"
-PAGE = ("/", "/static/", MANUAL)
+PAGE_PATHS = ("/", "/static/", MANUAL)
 LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
 LINKED = Caller("(link)", "read")
 """Who follows a link that is signed."""
@@ -172,7 +172,7 @@ def changes(method: str, path: str) -> bool:
 
 def _is_open(path: str) -> bool:
     """Whether `path` needs no token."""
-    return path in (PAGE[0], *OPEN) or path.startswith(PAGE[1:])
+    return path in (PAGE_PATHS[0], *OPEN) or path.startswith(PAGE_PATHS[1:])
 
 
 def host_name(header: str) -> str:

@@ -30,7 +30,7 @@ from .job_routes import JobRoutes
 from .manual import manual
 from .messages import V1, OnnxRequest
 from .middleware import UNFORESEEN, SmallBodies, Watched
-from .operation_routes import PAGE, OperationRoutes
+from .operation_routes import PAGE_FILES, OperationRoutes
 from .paths import allowed
 from .reference import reference
 from .result_routes import ResultRoutes
@@ -67,7 +67,7 @@ def make_app(service: Service) -> ASGIApp:
     app.openapi = lambda: document  # type: ignore[method-assign]
     page = HTMLResponse(reference(document))
     app.add_route(DOCS, lambda _: page, include_in_schema=False)
-    app.mount("/static", Files(directory=str(PAGE)))
+    app.mount("/static", Files(directory=str(PAGE_FILES)))
     app.mount(MANUAL.rstrip("/"), manual())
     _answer_errors(app, service)
     return _protected(app, service)

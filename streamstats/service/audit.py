@@ -63,7 +63,7 @@ class Audited:
         async def send_audited(message: Message) -> None:
             if message["type"] == "http.response.start" and CALLER in scope:
                 status = message["status"]
-                left_out = self._refusals.left_out(scope[CALLER].name) if status == 403 else 0
+                left_out = self._refusals.noted(scope[CALLER].name) if status == 403 else 0
                 if left_out is not None and (status == 403 or changes(scope["method"], scope["path"])):
                     await asyncio.to_thread(self._record, scope, status, Headers(raw=message["headers"]), left_out)
             await send(message)
@@ -99,8 +99,8 @@ class Refusals:
         self._noted: Counter[str] = Counter()
         self._left_out: Counter[str] = Counter()
 
-    def left_out(self, who: str) -> int | None:
-        """How many refusals of `who` had no entry before this one; None if this one has none, either."""
+    def noted(self, who: str) -> int | None:
+        """How many refusals of `who` had no entry since the last one with an entry; None if this one gets none."""
         now = self._monotonic()
         if now - self._since.get(who, -REFUSED_SECONDS) >= REFUSED_SECONDS:
             self._since[who], self._noted[who] = now, 0

@@ -168,7 +168,7 @@ class Client:
 
     def delete(self, job: str) -> None:
         """Delete a job that has ended, and its results."""
-        self._asked("DELETE", f"/jobs/{quote(job, safe='')}")
+        self._delete(f"/jobs/{quote(job, safe='')}")
 
     def events(self, job: str) -> Iterator[tuple[str, dict[str, Any]]]:
         """(kind, content) of each event until the job ends: `job`, `message`, `end`. A lost connection is resumed."""
@@ -304,17 +304,17 @@ class Client:
 
     def delete_store(self, name: str) -> None:
         """Delete a store that the service owns."""
-        self._asked("DELETE", f"/stores/{quote(name, safe='')}")
+        self._delete(f"/stores/{quote(name, safe='')}")
 
     def delete_layer(self, store: str, layer: str) -> None:
         """Delete a layer of a store that the service owns."""
-        self._asked("DELETE", f"/stores/{quote(store, safe='')}/layers/{quote(layer)}")
+        self._delete(f"/stores/{quote(store, safe='')}/layers/{quote(layer)}")
 
     def upload(self, path: str | Path) -> UploadView:
         """Upload a model or samples for a job of the kind `onnx`. Raises `UsageError` if the file cannot be read."""
         try:
             with open(path, "rb") as file:
-                answer = self._answered(lambda: self._upload(file), adds=True, twice=True)
+                answer, _ = self._answered(lambda: self._upload(file), adds=True, twice=True)
         except OSError as error:
             raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
         return UploadView.model_validate(checked(answer).json())
@@ -336,7 +336,7 @@ class Client:
 
     def revoke_token(self, name: str) -> None:
         """End a token at once."""
-        self._asked("DELETE", f"/tokens/{quote(name, safe='')}")
+        self._delete(f"/tokens/{quote(name, safe='')}")
 
     def audit(self, *, who: str | None = None, limit: int = 100, before: int | None = None) -> AuditPage:
         """A page of the audit log, newest first. `before`, the `next` of one page, asks for the page after it."""
@@ -366,14 +366,22 @@ class Client:
     def _asked(self, method: str, path: str, *, adds: bool = False, **options: Any) -> httpx.Response:
         """The answer; a request that `adds` something, with a key, is repeated for long."""
         twice = adds or method in IDEMPOTENT
-        return checked(self._answered(lambda: self._http.request(method, V1 + path, **options), adds=adds, twice=twice))
+        answer, _ = self._answered(lambda: self._http.request(method, V1 + path, **options), adds=adds, twice=twice)
+        return checked(answer)
 
-    def _answered(self, send: Callable[[], httpx.Response], *, adds: bool, twice: bool) -> httpx.Response:
-        """What `send` returns, which is called until the service answers or the time is over.
+    def _delete(self, path: str) -> None:
+        """Delete what `path` names; once an answer was lost, a 404 says that the first request has deleted it."""
+        answer, lost = self._answered(lambda: self._http.delete(V1 + path), adds=False, twice=True)
+        if not (lost and answer.status_code == 404):
+            checked(answer)
+
+    def _answered(self, send: Callable[[], httpx.Response], *, adds: bool, twice: bool) -> tuple[httpx.Response, bool]:
+        """What `send` returns, which is called until the service answers or the time is over; and whether an answer
+        was lost: an earlier request may have been carried out.
 
         A request that must not be carried out `twice` is sent again only if it was not carried out.
         """
-        trial = self._trial(adds=adds)
+        trial, lost = self._trial(adds=adds), False
         while True:
             try:
                 answer = send()
@@ -383,11 +391,13 @@ class Client:
                     raise ServiceError(f"{failure}, and whether it carried out the request") from error
                 if not trial.again(first_line(failure)):
                     raise failure from error
+                lost = lost or not isinstance(error, self._unsent)
                 continue
             after = retry_after(answer.headers.get("retry-after"))
             again = may_answer_later(answer.status_code, after, twice=twice)
             if not again or not trial.again(first_line(failure_of(answer)), after):
-                return answer
+                return answer, lost
+            lost = lost or not may_answer_later(answer.status_code, after, twice=False)
 
     def _trial(self, *, adds: bool) -> Trial:
         return Trial(self._patience, self._say) if adds else Trial(min(self._patience, QUICK_SECONDS))

@@ -21,7 +21,7 @@ from .parameters import Whose, errors, text
 from .paths import Paths
 from .service import Service
 
-PAGE = files(__package__).joinpath("page")
+PAGE_FILES = files(__package__).joinpath("page")
 TO_THE_MANUAL = f'    <a href="{MANUAL}">Manual</a>\n'
 """A line of the page."""
 
@@ -45,7 +45,7 @@ class OperationRoutes:
 
     def page(self) -> Response:
         """The page for a browser; it leads to the manual if the package has it."""
-        text = PAGE.joinpath("index.html").read_text(encoding="utf-8")
+        text = PAGE_FILES.joinpath("index.html").read_text(encoding="utf-8")
         return HTMLResponse(text if manual.is_built() else text.replace(TO_THE_MANUAL, ""))
 
     async def alive(self) -> AliveView:

@@ -27,6 +27,9 @@ from streamstats.service.settings import ServiceConfig
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=name_of)
 PARSER = make_parser()
+SHELL = r"([^#]*[\s(])?"
+BEFORE = {"bash": SHELL, "sh": SHELL, "console": rf"\$ {SHELL}", "": r"(\$ |\w+=\S+ )*"}
+"""Language of a block → what may stand in a line before a command of ours, such as other programs that start it."""
 OTHERS = {"apiVersion", "groups", "scrape_configs", "services"}
 """Keys of what other programs read: Kubernetes, Prometheus, Compose."""
 
@@ -86,16 +89,16 @@ def refusal(command: list[str], capsys: pytest.CaptureFixture[str]) -> str | Non
 
 def commands(block: Block) -> Iterator[list[str]]:
     """The arguments of each `streamstats` of a block."""
-    if block.language not in ("bash", "console", "sh", ""):
+    if block.language not in BEFORE:
         return
     text = re.sub(r"<<-? ?'?(\w+)'?(.*?)\n.*?^\1$", r"\2", block.text, flags=re.M | re.S)
     for line in text.replace("\\\n", " ").splitlines():
-        if not re.match(r"(\$ |\w+=\S+ )*streamstats [a-z]", line):
+        found = re.match(rf"{BEFORE[block.language]}streamstats (?=[a-z])", line)
+        if found is None:
             continue
-        parts = shlex.shlex(line, posix=True, punctuation_chars=True)
+        parts = shlex.shlex(line[found.end() :], posix=True, punctuation_chars=True)
         parts.whitespace_split, parts.commenters = True, "#"
         words = [*parts]
-        words = words[words.index("streamstats") + 1 :]
         end = next((at for at, word in enumerate(words) if set(word) <= set("|&;<>()")), len(words))
         yield [word for word in words[:end] if word != "…"]
 
@@ -146,18 +149,22 @@ def test_every_python_block_can_be_compiled_and_uses_names_that_exist(page: Path
 
 
 def used(tree: ast.Module) -> Iterator[tuple[str, str]]:
-    """(module, name) of what a program takes from the package; the name is "" for a module."""
+    """(module, name) of what a program takes from the package; the name is "" for a module, and the module is "ss" for
+    an attribute of that name.
+    """
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "streamstats":
             yield from ((node.module or "", alias.name) for alias in node.names)
         elif isinstance(node, ast.Import):
             yield from ((alias.name, "") for alias in node.names if alias.name.split(".")[0] == "streamstats")
         elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "ss":
-            yield "streamstats", node.attr
+            yield "ss", node.attr
 
 
 def exists(module: str, name: str) -> bool:
     """Whether the package has it; sources are read, so that what needs torch needs no torch."""
+    if module == "ss":
+        return name in public("")
     inside = module.partition(".")[2]
     path = ROOT / module.replace(".", "/")
     if any(each.exists() for each in (path / name, path / f"{name}.py")):

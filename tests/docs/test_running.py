@@ -1,4 +1,6 @@
-"""What the pages show runs, block by block, and prints what they say; numbers, times and sizes may differ."""
+"""What the pages show runs, block by block, and prints what they say: signs, SQNR and accuracy exactly; other numbers,
+times and sizes may differ.
+"""
 
 from __future__ import annotations
 
@@ -81,9 +83,12 @@ def shell(commands: str, folder: Path) -> str:
 
 
 def shown(text: str) -> Iterator[str]:
-    """The lines of `text` without what differs from run to run: numbers, units, the width of columns."""
+    """The lines of `text` without what differs from run to run: numbers but for their signs, units, the width of
+    columns. Lines with SQNR or accuracy keep their numbers: these must be what a reader gets.
+    """
     for line in text.splitlines():
-        line = re.sub(r"-?\d[\d.,]*(e[-+]?\d+)?", "0", line)
-        line = re.sub(r"\b([kMG]i?)?B\b|\bm?s\b", "", line)
+        if not re.search(r"SQNR|accuracy", line):
+            line = re.sub(r"\d[\d.,]*(e[-+]?\d+)?", "0", line)
+            line = re.sub(r"\b([kMG]i?)?B\b|\bm?s\b", "", line)
         if "…" not in line and line.strip():
             yield " ".join(line.split())

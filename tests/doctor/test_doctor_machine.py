@@ -17,6 +17,7 @@ QUOTAS: dict[str, tuple[dict[str, str], float | None]] = {
     "version 2, above": ({**V2, "sys/fs/cgroup/job/cpu.max": "200000 100000"}, 2),
     "version 2, in a namespace": ({"proc/self/cgroup": "0::/", "sys/fs/cgroup/cpu.max": "400000 100000"}, 4),
     "version 1, unlimited": ({**V1, "sys/fs/cgroup/cpu/job/cpu.cfs_quota_us": "-1"}, None),
+    "version 1, without a period": ({**V1, "sys/fs/cgroup/cpu/job/cpu.cfs_quota_us": "50000"}, None),
     "version 1": (
         {
             **V1,

@@ -32,8 +32,11 @@ def streamstats(cache: Path, *arguments: str | Path) -> str:
 def test_an_unknown_dtype_and_a_cache_that_cannot_be_written_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(UsageError, match="no dtype 'float33'; expected one such as float32 or int8"):
-        warm(["float33"])
+    for name in ("float33", "f4,,x", "f4,i1", "complex64", ""):
+        said: list[str] = []
+        with pytest.raises(UsageError, match=f"^no layer has the dtype '{name}'; expected one of bool, int8, "):
+            warm(["int8", name], said.append)
+        assert said == []
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with pytest.raises(OutputError, match=r"cache of compiled loops cannot be written: .*set XDG_CACHE_HOME"):

@@ -190,7 +190,7 @@ def test_it_says_whether_more_samples_would_change_anything(folder: Path) -> Non
     assert worst > 0.5
     needed = max(each["rows_for_half_a_step"] for each in written["precision"].values())
     assert needed == pytest.approx(64 * (worst / 0.5) ** 2, abs=1)
-    assert f"about {needed:,} would reduce it" in pages.page(written)
+    assert f"about {needed:,} would bring the error to half a step" in pages.page(written)
     known = {name: each | {"error_in_steps": 0.01} for name, each in written["precision"].items()}
     assert "next to nothing" in pages.page(written | {"precision": known})
 

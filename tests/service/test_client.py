@@ -213,6 +213,19 @@ def test_a_client_does_not_wait_for_what_comes_after_its_time(sleeper: Sleeper) 
     assert not sleeper.slept
 
 
+@pytest.mark.usefixtures("sleeper")
+@pytest.mark.parametrize("first", [None, (504, {})])
+def test_what_the_first_request_deleted_is_deleted_though_its_answer_was_lost(
+    first: tuple[int, dict[str, str]] | None,
+) -> None:
+    with scripted(first, (404, {}), (404, {}), (429, {}), (404, {})) as (url, seen), Client(url, "x") as client:
+        client.delete_store("s")
+        for _ in ("at once", "after a request that was not carried out"):
+            with pytest.raises(RefusedError):
+                client.delete_store("s")
+    assert len(seen) == 5
+
+
 def test_what_is_refused_is_not_sent_again(sleeper: Sleeper) -> None:
     for status, error in ((422, RefusedError), (507, ServiceError), (500, ServiceError)):
         with scripted((status, {})) as (url, seen), Client(url, "x") as client, pytest.raises(error):

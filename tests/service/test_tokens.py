@@ -180,8 +180,10 @@ def test_who_follows_a_job_is_told_no_more_once_their_token_is_revoked(people: d
         assert next(events)[0] == "job"
         admin.revoke_token("guest")
         admin.describe(job.id, note="not for guests")
+        notes: list[str] = []
         with refused(401):
-            assert "not for guests" not in [view.note for kind, view in events if kind == "job"]
+            notes.extend(view["note"] for kind, view in events if kind == "job")
+        assert "not for guests" not in notes
     admin.cancel(job.id)
     admin.wait(job.id)
 
@@ -255,19 +257,20 @@ def test_what_was_done_and_refused_is_in_the_audit_log(people: dict[str, ss.Clie
 
 
 def test_a_reader_cannot_fill_the_audit_log(people: dict[str, ss.Client]) -> None:
-    rita, olga = people["rita"], people["olga"]
-    for _ in range(3):
-        with refused(403):
-            rita._asked("DELETE", f"/jobs/{'0' * 16}?{'x' * 5000}")
-    assert {len(each.path) for each in olga.audit(who="rita", limit=3).entries} == {1000}
+    admin = people["admin"]
+    with ss.Client(admin.url, admin.new_token("rolf", "read")) as rolf:
+        for _ in range(61):
+            with refused(403):
+                rolf._asked("DELETE", f"/jobs/{'0' * 16}?{'x' * 5000}")
+    assert [len(each.path) for each in admin.audit(who="rolf", limit=100).entries] == [1000] * 60
 
 
 def test_of_many_refusals_of_one_token_some_are_only_counted() -> None:
     now = 0.0
     refusals = Refusals(lambda: now)
-    assert [refusals.left_out("rita") for _ in range(100)] == [0] * 60 + [None] * 40
-    assert refusals.left_out("ben") == 0
+    assert [refusals.noted("rita") for _ in range(100)] == [0] * 60 + [None] * 40
+    assert refusals.noted("ben") == 0
     now = 59.0
-    assert refusals.left_out("rita") is None
+    assert refusals.noted("rita") is None
     now = 60.0
-    assert [refusals.left_out("rita") for _ in range(2)] == [41, 0]
+    assert [refusals.noted("rita") for _ in range(2)] == [41, 0]
