@@ -57,11 +57,11 @@ class DataError(StreamstatsError):
 
 
 class DamageError(DataError):
-    """The bytes of a chunk are there, and are not what they should be: a policy may skip or fill it."""
+    """The bytes of a chunk are there, and are not what they should be: a policy may skip it."""
 
 
 class LostError(DamageError):
-    """A chunk is missing: it was lost, or never written because it would hold only the fill value."""
+    """A chunk is missing: it was lost, or never written because it would hold only the fill value: a policy may also fill it."""
 
 
 class UnstreamedError(DataError):

@@ -26,7 +26,7 @@ class Job:
     `layers` chooses and describes layers: a glob for their names, or several globs and rules (default: every array, as
     its attributes describe it). `memory` is the limit in
     bytes per process. `nonfinite` is the policy for NaN and infinities, `missing` that for chunks that are missing or
-    damaged. If `rows` is given, only these are counted, of each array.
+    damaged; "fill" counts the fill value only for missing ones. If `rows` is given, only these are counted, of each array.
     `cluster` says who does the work, by default a thread of this process for each core.
     Without `follow_links`, nothing is read behind links in the stores, or on the way to them. Raises `UsageError` for
     memory that is not a number.

@@ -74,7 +74,7 @@ def reduce(
     its attributes describe it). `statistics`, named as in a configuration ("squares"), are counted in addition to sums
     and extrema. `memory`, in bytes or as in "2GiB", limits the process.
     `nonfinite="skip"` excludes NaN and infinities from sums and counts, and counts them separately; `missing="fill"`
-    counts the fill value for chunks that are missing or cannot be read. `threads` defaults to the number of cores. If
+    counts the fill value for chunks that are missing, but not for damaged ones. `threads` defaults to the number of cores. If
     `client`, a `distributed.Client`, is given, its workers do the work: they must see the store, and `memory` limits
     each of them. `progress` receives a report for each finished task.
 
@@ -97,7 +97,7 @@ def reduce(
     ledgers = {name: LayerStatistics.empty(*arrays) for name, arrays in arrays_of(chosen).items()}
     with open_workers(cluster, chosen, client, progress.say) as workers:
         wanted = missing_rows(chosen, ledgers)
-        outcome = reduce_layers(chosen, ledgers, wanted, budget, workers, Policy(nonfinite, missing), progress)
+        outcome = reduce_layers(chosen, ledgers, wanted, budget, workers, Policy.of(nonfinite, missing), progress)
         return by_layer(outcome.statistics)
 
 
