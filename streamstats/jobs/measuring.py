@@ -101,7 +101,8 @@ def measure_part(
 ) -> Measured:
     """Measure the rows of `part`, block by block; unless `while_decoding`, a block is read whole before it is measured.
 
-    If the layer is measured in several cuts, `cut` says which one. Raises `DataError`, `NonFiniteError`, `UnstreamedError`.
+    If the layer is measured in several cuts, `cut` says which one. Raises `DataError`, `NonFiniteError`,
+    `UnstreamedError`.
     """
     files = file_range(layer, part.start, part.stop)
     before = sampled(layer, files) if layer.encoding is None else None  # before reading, so no change is missed

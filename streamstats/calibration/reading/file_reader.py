@@ -90,7 +90,7 @@ class FileReader:
 
     @contextmanager
     def _or_filled(self, inside: Selection, key: str, target: npt.NDArray[Any]) -> Iterator[None]:
-        """Turn an error into a `DataError`, or fill `target`, the part `inside`, with the fill value if it is not stored."""
+        """Turn an error into a `DataError`, or fill `target`, the part `inside`, if it is not stored."""
         try:
             yield
         except (StoreError, ChangedError):

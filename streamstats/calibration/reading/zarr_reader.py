@@ -167,12 +167,12 @@ def _is_local(store: Any) -> bool:
 
 
 def _size_of(array: zarr.Array[Any], key: str) -> int:
-    """Bytes of the file `key`. Raises `FileNotFoundError` if it does not exist or is not a regular file."""
+    """Bytes of the file `key`. Raises `FileNotFoundError` if it does not exist, `ValueError` if it is no file."""
     store = array.store_path.store
     path = f"{array.store_path.path}/{key}"
     if isinstance(store, LocalStore):
         found = os.stat(store.root / path)
         if not S_ISREG(found.st_mode):
-            raise FileNotFoundError(path)
+            raise ValueError("it is not a file")
         return found.st_size
     return int(sync(store.getsize(path)))
