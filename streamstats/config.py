@@ -272,7 +272,7 @@ class ReductionConfig(Settings):
         Literal["error", "report", "fill"],
         Field(
             description="Chunks that are missing or damaged: refuse them; skip their rows and exit with status 3; or "
-            "count the fill value in their place."
+            "count the fill value in place of missing ones, and refuse damaged ones."
         ),
     ] = "error"
     statistics: Annotated[

@@ -57,11 +57,11 @@ class DataError(StreamstatsError):
 
 
 class DamageError(DataError):
-    """The bytes of a chunk are there, and are not what they should be: a policy may skip or fill it."""
+    """The bytes of a chunk are there, and are not what they should be: a policy may skip it."""
 
 
 class LostError(DamageError):
-    """A chunk is missing: it was lost, or never written because it would hold only the fill value."""
+    """A chunk is missing: lost, or never written because it would hold only the fill value, which a policy counts."""
 
 
 class UnstreamedError(DataError):
@@ -175,7 +175,10 @@ def in_words(value: object, most: int = 8) -> str:
 
 def to_count(kind: str) -> str:
     """What to do where a run did not count this kind of statistic, for a message."""
-    return f"add `statistics: [{kind}]` to the configuration, and run again with --restart"
+    return (
+        f"add `statistics: [{kind}]` to the configuration, and run again with --restart; or, in Python, "
+        f'`reduce(…, statistics=["{kind}"])`'
+    )
 
 
 def counted(number: int, what: str, plural: str = "") -> str:

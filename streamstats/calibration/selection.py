@@ -42,7 +42,7 @@ class LayerRule:
     of a layer, or fewer finite values in one of its channels, is incomplete. `mask` names the array of the store that
     says which positions count; where it is None, the attributes of the store decide. `attributes` says what to do
     about attributes of CF, such as `scale_factor` and `_FillValue`: "apply" them, or "ignore" them.
-    Raises `UsageError` for statistics that are one text.
+    Raises `UsageError` for statistics that are one text, and a mask that is no name.
 
     >>> rule = ss.LayerRule("f*", channel_axis=1, statistics=("squares",))
     >>> ss.reduce("calibration.zarr", layers=[rule])["fc"].variance
@@ -60,6 +60,11 @@ class LayerRule:
 
     def __post_init__(self) -> None:
         checked_names(self.statistics)
+        if self.mask is not None and not (isinstance(self.mask, str) and self.mask):
+            found = "empty" if isinstance(self.mask, str) else f"of type {type(self.mask).__name__}"
+            raise UsageError(
+                f"the mask of {self.match!r} is {found}; expected the name of an array in the store, such as 'words'"
+            )
         if self.attributes not in USES:
             raise UsageError(f"attributes is {self.attributes!r}; expected {' or '.join(map(repr, USES))}")
 
@@ -88,13 +93,24 @@ ALL = "*"
 """The rule for all other layers: it chooses none, so that one that cannot be read does not stop the others."""
 
 
-def rules_of(layers: str | Sequence[str | LayerRule]) -> tuple[LayerRule, ...]:
-    """The rules that `layers` are: a glob, or several, each of which is a rule that only chooses, and rules."""
-    each_of = [layers] if isinstance(layers, str) else layers
+def rules_of(layers: str | LayerRule | Sequence[str | LayerRule]) -> tuple[LayerRule, ...]:
+    """The rules that `layers` are: a rule or a glob, which is a rule that only chooses, or several of them.
+
+    Raises `UsageError` for anything else.
+    """
+    each_of = layers if isinstance(layers, Sequence) and not isinstance(layers, str) else [layers]
+    for each in each_of:
+        if not isinstance(each, str | LayerRule):
+            raise UsageError(
+                f"`layers` is or holds the {type(each).__name__} {each!r}; expected names and rules, as in "
+                '[ss.LayerRule("enc/*", mask="words")]'
+            )
     return tuple(LayerRule(each) if isinstance(each, str) else each for each in each_of)
 
 
-def also_counting(layers: str | Sequence[str | LayerRule], statistics: Sequence[str]) -> tuple[LayerRule, ...]:
+def also_counting(
+    layers: str | LayerRule | Sequence[str | LayerRule], statistics: Sequence[str]
+) -> tuple[LayerRule, ...]:
     """The rules of `layers`, or that for all layers if there are none, which also count `statistics`.
 
     Raises `UsageError` for statistics that are one text.
@@ -105,7 +121,7 @@ def also_counting(layers: str | Sequence[str | LayerRule], statistics: Sequence[
 
 def select_layers(
     source: str | Path | Sequence[str | Path],
-    layers: str | Sequence[str | LayerRule] = (),
+    layers: str | LayerRule | Sequence[str | LayerRule] = (),
     *,
     follow_links: bool = True,
 ) -> Selected:

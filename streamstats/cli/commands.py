@@ -140,7 +140,7 @@ def _say_filled(statistics: Mapping[str, Ledger]) -> None:
         for source in found.sources:
             if source.filled:
                 say(
-                    f"note: layer {source.address.naming(layer)}: the fill value was counted for unreadable chunks in "
+                    f"note: layer {source.address.naming(layer)}: the fill value was counted for missing chunks in "
                     f"rows {row_ranges(source.filled.ranges[:NAMED])}"
                 )
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ..outputs.layer_statistics import LayerStatistics
 from ..ranges.codes import Codes
-from ..ranges.finding import LayerRange, layer_ranges
+from ..ranges.finding import LayerRange, check_method, layer_ranges
 from ..ranges.percentile import PERCENTILE
 
 
@@ -14,7 +14,8 @@ from ..ranges.percentile import PERCENTILE
 class RangeChoice:
     """How the range of each layer is chosen, and for which codes.
 
-    `method`, `bits`, `symmetric`, `signed` and `percentile` are those of `find_ranges`.
+    `method`, `bits`, `symmetric`, `signed` and `percentile` are those of `find_ranges`. Raises `UsageError` for an
+    unknown method, and bit widths that have no codes.
 
     >>> ss.RangeChoice("mse", bits=4).of(ss.load("out")["fc"]).codes.highest
     15
@@ -26,9 +27,13 @@ class RangeChoice:
     signed: bool | None = None
     percentile: float = PERCENTILE
 
+    def __post_init__(self) -> None:
+        check_method(self.method)
+        _ = self.codes
+
     @property
     def codes(self) -> Codes:
-        """The codes. Raises `UsageError` for bit widths that have none."""
+        """The codes."""
         return Codes(self.bits, self.symmetric, self.signed)
 
     def of(self, statistics: LayerStatistics) -> LayerRange:

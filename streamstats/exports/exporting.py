@@ -60,7 +60,7 @@ def export(
     *,
     layers: str = "*",
     names: Names | None = None,
-    ranges: RangeChoice | None = None,
+    ranges: RangeChoice | str | None = None,
     encoding_version: str | None = None,
     merge: str | Path | None = None,
     dtype: str | None = None,
@@ -69,8 +69,8 @@ def export(
     """Write the statistics of the layers of `output` that match the glob `layers` to the file at `path`.
 
     `file_format` is one of `FORMATS`. Those that hold ranges ("onnxruntime", "tensorrt", "aimet", "compressed-tensors")
-    need to know which, `ranges`; the data is not read. `names` gives the names of layers in the file; the format's
-    rule names the others. `encoding_version`, "1.0.0" by default, is for "aimet".
+    need to know which, `ranges`: a choice, or its method; the data is not read. `names` gives the names of layers in
+    the file; the format's rule names the others. `encoding_version`, "1.0.0" by default, is for "aimet".
     `merge` is for "imatrix": an earlier file, whose sums are added to those of `output`. `dtype` ("float32" by default,
     or "float64") and `damp` (0 by default), the share of the mean of its diagonal that is added to it, are for
     "hessians". Layers without a finite value, or without what the format holds, are left out, and listed in the notes.
@@ -82,6 +82,7 @@ def export(
     >>> exported.path.name, exported.layers, exported.notes
     ('fc.encodings', {'fc': 'fc'}, ())
     """
+    ranges = RangeChoice(ranges) if isinstance(ranges, str) else ranges
     _check_options(file_format, ranges, encoding_version, merge)
     _check_hessians(file_format, dtype, damp)
     _check_target(Path(output), Path(path), merge)

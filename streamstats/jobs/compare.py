@@ -22,7 +22,7 @@ from ..outputs.results import Results, open_results
 from ..statistics.spread import SampleSpread
 from ..statistics.statistics import Statistics
 
-DESCRIPTION = ("dtype", "channels", "channel_axis", "quantization", "statistics")
+DESCRIPTION = ("dtype", "channels", "channel_axis", "quantization", "mask", "statistics")
 """The parts of a layer's description that are compared: keys of `LayerStatistics.document`."""
 NAMED = 8
 """How many layers an error names at most."""

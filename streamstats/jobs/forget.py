@@ -186,7 +186,7 @@ def _counted(
 
 
 def _policy(session: Session, unreadable: str) -> Policy:
-    return Policy(session.job.nonfinite, "fill" if session.job.missing == "fill" else unreadable)
+    return Policy(session.job.nonfinite, unreadable, fill=session.job.missing == "fill")
 
 
 def _rest(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
-from ..calibration.selection import LayerRule, Selected, also_counting, select_layers
+from ..calibration.selection import LayerRule, Selected, also_counting, rules_of, select_layers
 from ..coverage import Coverage, Rows
 from ..errors import UsageError
 from .sizes import parse_bytes
@@ -24,13 +24,13 @@ class Job:
     """Count statistics of the layers of the calibration store `source`, and write them to the folder `output`.
 
     If `source` names several stores, the rows of a layer in them follow each other.
-    `layers` chooses and describes layers: a glob for their names, or several globs and rules (default: every array, as
+    `layers` chooses and describes layers: a glob for their names, a rule, or several of these (default: every array, as
     its attributes describe it). `memory`, in bytes or as in "2GiB", limits each process. `nonfinite` is the policy for
-    NaN and infinities, `missing` that for chunks that are missing or damaged. If `rows` is given, only these are
-    counted, of each array.
+    NaN and infinities, `missing` that for chunks that are missing or damaged ("fill" is for missing ones alone). If
+    `rows` is given, only these are counted, of each array.
     `cluster` says who does the work, by default a thread of this process for each core.
     Without `follow_links`, nothing is read behind links in the stores, or on the way to them. Raises `UsageError` for
-    memory that is not a size.
+    memory that is not a size, an unknown policy, and layers that are no globs and rules.
 
     >>> job = ss.Job("calibration.zarr", "first-rows", rows=(0, 3)).counting("histogram")
     >>> ss.run(job).statistics["fc"].mean
@@ -39,7 +39,7 @@ class Job:
 
     source: str | tuple[str, ...]
     output: str
-    layers: str | tuple[str | LayerRule, ...] = ()
+    layers: str | LayerRule | tuple[str | LayerRule, ...] = ()
     memory: str | int = DEFAULT_MEMORY
     nonfinite: Nonfinite = "error"
     missing: Missing = "error"
@@ -49,6 +49,9 @@ class Job:
 
     def __post_init__(self) -> None:
         parse_memory(self.memory)
+        check_one_of("nonfinite", self.nonfinite, get_args(Nonfinite))
+        check_one_of("missing", self.missing, get_args(Missing))
+        rules_of(self.layers)
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -80,6 +83,12 @@ def parse_memory(memory: str | int) -> int:
 def wanted_rows(job: Job, rows: int) -> Coverage:
     """Those of the first `rows` rows of an array that the job wants."""
     return Coverage.first(rows) & Coverage.of([job.rows or (0, rows)])
+
+
+def check_one_of(name: str, value: str, expected: tuple[str, ...]) -> None:
+    """Raise `UsageError` if `value`, the argument called `name`, is not one of the `expected`."""
+    if value not in expected:
+        raise UsageError(f"{name} is {value!r}; expected {' or '.join(map(repr, expected))}")
 
 
 def checked_job(job: object) -> Job:

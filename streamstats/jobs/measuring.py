@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -39,10 +39,19 @@ class Unreadable:
 
 @dataclass(frozen=True)
 class Policy:
-    """What to do about NaN and infinities (error, skip) and about unreadable rows (error, report, fill)."""
+    """What to do about NaN and infinities (error, skip) and about rows that cannot be read (error, report).
+
+    With `fill`, chunks that do not exist can be read: they hold the fill value. Damaged ones never do.
+    """
 
     nonfinite: str = "error"
-    missing: str = "error"
+    unreadable: str = "error"
+    fill: bool = False
+
+    @classmethod
+    def of(cls, nonfinite: str, missing: str) -> Self:
+        """That of a job, which says of `missing` chunks error, report or fill."""
+        return cls(nonfinite, "report" if missing == "report" else "error", missing == "fill")
 
 
 STRICT = Policy()
@@ -69,17 +78,17 @@ def _measure_under(policy: Policy, layer: Layer, part: Part, cut: int | None) ->
     try:
         return [_measured(layer, part, policy, cut)]
     except DamageError:
-        if policy.missing == "error":
+        if policy.unreadable == "error":
             raise
         return [*_measure_what_can_be_read(layer, part, policy, cut)]
 
 
-def _measured(layer: Layer, part: Part, policy: Policy, cut: int | None, *, fill: bool = False) -> Measured:
+def _measured(layer: Layer, part: Part, policy: Policy, cut: int | None) -> Measured:
     """As `measure_part`; chunks that cannot be measured while they are decoded are decoded first."""
     try:
-        return measure_part(layer, part, policy, cut, fill=fill, while_decoding=not fill)
+        return measure_part(layer, part, policy, cut, while_decoding=True)
     except UnstreamedError:
-        return measure_part(layer, part, policy, cut, fill=fill, while_decoding=False)
+        return measure_part(layer, part, policy, cut)
 
 
 def measure_part(
@@ -88,18 +97,17 @@ def measure_part(
     policy: Policy,
     cut: int | None = None,
     *,
-    fill: bool = False,
     while_decoding: bool = False,
 ) -> Measured:
     """Measure the rows of `part`, block by block; unless `while_decoding`, a block is read whole before it is measured.
 
-    If the layer is measured in several cuts, `cut` says which one. With `fill`, the fill value stands in for unreadable
-    chunks. Raises `DataError`, `NonFiniteError`, `UnstreamedError`.
+    If the layer is measured in several cuts, `cut` says which one. Raises `DataError`, `NonFiniteError`,
+    `UnstreamedError`.
     """
-    files, fills = file_range(layer, part.start, part.stop), fill or policy.missing == "fill"
+    files = file_range(layer, part.start, part.stop)
     before = sampled(layer, files) if layer.encoding is None else None  # before reading, so no change is missed
     masks_before = mask_identities(layer, (part.start, part.stop))
-    with MaskReader(layer, fill=fills) as masks, open_reader(layer, fill=fills) as reader:
+    with MaskReader(layer, fill=policy.fill) as masks, open_reader(layer, fill=policy.fill) as reader:
         masks.expect(blocks(layer, part))
         reader.expect(blocks(layer, part))
         accumulator = StatisticsAccumulator(layer.kinds, layer.space, layer.meaning, cut)
@@ -119,7 +127,7 @@ def _measure_what_can_be_read(layer: Layer, part: Part, policy: Policy, cut: int
         check_wanted()
         rows = replace(part, start=max(start, part.start), stop=min(start + height, part.stop))
         try:
-            yield _measured(layer, rows, policy, cut, fill=policy.missing == "fill")
+            yield _measured(layer, rows, policy, cut)
         except DamageError as error:
             yield Unreadable(layer.name, (rows.start, rows.stop), str(error), isinstance(error, LostError))
 

@@ -136,8 +136,7 @@ def _refined(session: Session, places: Mapping[str, Places]) -> dict[str, BinCon
         return {}
     ledgers = {name: LayerStatistics.empty(*arrays) for name, arrays in arrays_of(layers).items()}
     wanted = {layer.name: source_of(layer, session.ledgers).covered for layer in layers}
-    missing = "fill" if any(source_of(layer, session.ledgers).filled for layer in layers) else "error"
-    policy = Policy("skip", missing)
+    policy = Policy("skip", fill=any(source_of(layer, session.ledgers).filled for layer in layers))
     outcome = reduce_layers(
         layers, ledgers, wanted, session.job.memory_bytes, session.workers, policy, session.progress
     )

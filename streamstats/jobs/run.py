@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,10 +23,11 @@ from ..outputs.ledger import by_layer
 from ..outputs.resuming import continued, load
 from ..progress import QUIET, Progress
 from .following import Watch
-from .job import DEFAULT_MEMORY, Job, parse_memory
+from .job import DEFAULT_MEMORY, Job, check_one_of, parse_memory
 from .measuring import Policy
 from .opening import open_workers
 from .session import Outcome, Session, missing_rows, open_session, reduce_layers, source_of
+from .telling import unused_masks
 from .workers import Cluster, available_cores
 
 if TYPE_CHECKING:
@@ -58,7 +60,7 @@ class Follow:
 def reduce(
     source: str | Path | Sequence[str | Path],
     *,
-    layers: str | Sequence[str | LayerRule] = (),
+    layers: str | LayerRule | Sequence[str | LayerRule] = (),
     statistics: Sequence[str] = (),
     memory: str | int = DEFAULT_MEMORY,
     nonfinite: Literal["error", "skip"] = "error",
@@ -69,13 +71,14 @@ def reduce(
 ) -> dict[str, LayerStatistics]:
     """The exact statistics of every layer of the calibration store at `source`, or of several stores, by name.
 
-    `layers` chooses and describes layers: a glob for their names, or several globs and rules (default: every array, as
+    `layers` chooses and describes layers: a glob for their names, a rule, or several of these (default: every array, as
     its attributes describe it). `statistics`, named as in a configuration ("squares"), are counted in addition to sums
     and extrema. `memory`, in bytes or as in "2GiB", limits the process.
     `nonfinite="skip"` excludes NaN and infinities from sums and counts, and counts them separately; `missing="fill"`
-    counts the fill value for chunks that are missing or cannot be read. `threads` defaults to the number of cores. If
+    counts the fill value for missing chunks, not for damaged ones. `threads` defaults to the number of cores. If
     `client`, a `distributed.Client`, is given, its workers do the work: they must see the store, and `memory` limits
     each of them. `progress` receives a report for each finished task.
+    A boolean array that may be the mask of another is counted, with a warning.
 
     Raises `UsageError` if the request cannot be met, `DataError` if the store cannot be read, `NonFiniteError` for NaN
     or infinities under "error", `ClusterError` for workers that are unfit or lost.
@@ -84,8 +87,8 @@ def reduce(
     >>> found["fc"].mean, found["fc"].rms.round(2)
     (array([4., 6.]), array([4.58, 7.07]))
     """
-    _check_one_of("nonfinite", nonfinite, ("error", "skip"))
-    _check_one_of("missing", missing, ("error", "fill"))
+    check_one_of("nonfinite", nonfinite, ("error", "skip"))
+    check_one_of("missing", missing, ("error", "fill"))
     cluster = Cluster(threads=available_cores() if threads is None else threads)
     budget = parse_memory(memory)
     selected = select_layers(source, also_counting(layers, statistics) if statistics else layers)
@@ -93,16 +96,13 @@ def reduce(
     for name, reason in selected.unreadable.items():
         raise DataError(f"{where}: array {name} cannot be read: {reason}; repair it, or choose others by `layers`")
     chosen = selected.layers
+    for message in unused_masks(chosen):
+        warnings.warn(message, stacklevel=2)
     ledgers = {name: LayerStatistics.empty(*arrays) for name, arrays in arrays_of(chosen).items()}
     with open_workers(cluster, chosen, client, progress.say) as workers:
         wanted = missing_rows(chosen, ledgers)
-        outcome = reduce_layers(chosen, ledgers, wanted, budget, workers, Policy(nonfinite, missing), progress)
+        outcome = reduce_layers(chosen, ledgers, wanted, budget, workers, Policy.of(nonfinite, missing), progress)
         return by_layer(outcome.statistics)
-
-
-def _check_one_of(name: str, value: str, expected: tuple[str, ...]) -> None:
-    if value not in expected:
-        raise UsageError(f"{name} is {value!r}; expected {' or '.join(map(repr, expected))}")
 
 
 def run(

@@ -107,7 +107,7 @@ class Session:
     def count_and_save(self, wanted: Mapping[str, Coverage]) -> Outcome:
         """Count the `wanted` rows on top of what is counted so far; save every few seconds, write at the end."""
         saver = Saver(self.output, self.ledgers.values(), self.progress, together=self.restarted)
-        policy = Policy(self.job.nonfinite, self.job.missing)
+        policy = Policy.of(self.job.nonfinite, self.job.missing)
         try:
             outcome = reduce_layers(
                 self.layers, self.ledgers, wanted, self.job.memory_bytes, self.workers, policy, self.progress, saver

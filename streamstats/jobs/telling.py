@@ -9,6 +9,7 @@ import numpy as np
 from rich.filesize import decimal
 
 from ..calibration.layer import Layer, arrays_of
+from ..calibration.masking import positions_of
 from ..calibration.selection import Selected
 from ..errors import counted, listed
 from ..outputs.changes import Change
@@ -30,6 +31,8 @@ def tell_selected(selected: Selected, progress: Progress) -> None:
     layers = selected.layers
     for message in (*_of_arrays(selected), *_of_sources(layers), *_of_codes(layers), *_of_rows(layers)):
         progress.say(message)
+    for message in unused_masks(layers):
+        progress.say(f"note: {message}")
 
 
 def _of_arrays(selected: Selected) -> Iterator[str]:
@@ -85,6 +88,20 @@ def _of_rows(layers: Sequence[Layer]) -> Iterator[str]:
             f"note: the layers have different numbers of rows, {min(rows):,} to {max(rows):,}; check that no "
             "recording was interrupted"
         )
+
+
+def unused_masks(layers: Sequence[Layer]) -> Iterator[str]:
+    """Which boolean arrays are counted that have the positions of layers without a mask."""
+    unmasked = [layer for layer in layers if layer.mask is None and layer.dtype.kind != "b"]
+    positions = [(layer, positions_of(layer, layer.shape)) for layer in unmasked]
+    for array in (layer for layer in layers if layer.dtype.kind == "b"):
+        alike = [
+            layer.name
+            for layer, extents in positions
+            if layer.address == array.address and extents[: len(array.shape)] == array.shape
+        ]
+        if alike:
+            yield f"{array.name} is boolean and has the positions of {listed(alike)}: is it their `mask`?"
 
 
 def _meanings(layers: Sequence[Layer]) -> dict[str, list[str]]:

@@ -86,7 +86,7 @@ def _read_again(
             outcomes.append(read(layers, others, Policy("skip", "report")))
         found = outcomes[0].statistics
         if filled:  # fill values were counted for some of their chunks; compare like with like
-            refilled = read(filled, counted, Policy("skip", "fill")).statistics
+            refilled = read(filled, counted, Policy("skip", "report", fill=True)).statistics
             found |= {name: refilled[name] for name in with_filled}
     return found, [each for outcome in outcomes for each in outcome.unreadable]
 

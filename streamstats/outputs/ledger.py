@@ -298,8 +298,10 @@ class Ledger:
 
     @property
     def notes(self) -> list[str]:
-        """What attributes say of the values, a line for each thing."""
-        return [] if self.attributes is None else self.attributes.in_words(self.quantization)
+        """What attributes say of the values, a line for each thing, and how many rows were filled."""
+        said = [] if self.attributes is None else self.attributes.in_words(self.quantization)
+        filled = sum(len(source.filled) for source in self.sources)
+        return [*said, f"the fill value was counted for missing chunks in {counted(filled, 'row')}"] if filled else said
 
     @property
     def units(self) -> str:

@@ -175,6 +175,12 @@ def matching_layers(output: str | Path, glob: str) -> dict[str, LayerStatistics]
     return {name: results.statistics(name) for name in names}
 
 
+def check_method(method: str) -> None:
+    """Raise `UsageError` if `method` is unknown."""
+    if method not in METHODS:
+        raise UsageError(f"the method is {method!r}; {one_of(method, METHODS)}")
+
+
 def layer_ranges(
     statistics: LayerStatistics,
     methods: Sequence[str],
@@ -185,8 +191,7 @@ def layer_ranges(
 ) -> list[LayerRange]:
     """The ranges of one layer, or of each of its channels, by each method. Raises `UsageError` as `find_ranges`."""
     for method in methods:
-        if method not in METHODS:
-            raise UsageError(f"the method is {method!r}; {one_of(method, METHODS)}")
+        check_method(method)
     needed = [method for method in methods if method != MINMAX]
     unknown = why_unknown(statistics, by_channel=per_channel and statistics.channels > 1)
     if needed and unknown:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from stores import build_store, samples
 
 from streamstats.calibration.selection import LayerRule, select_layers
 from streamstats.errors import DataError, MismatchError, UsageError
+from streamstats.jobs.job import Job
+from streamstats.jobs.run import reduce
 from streamstats.quantization import Quantization
 
 NAMES = ("block/a/conv", "block/b/conv", "head", "stem")
@@ -41,6 +44,29 @@ def test_layers_come_in_the_order_of_their_names_whatever_that_of_the_rules(stor
 
 def test_what_no_rule_matches_is_left_out_by_name(store: Path) -> None:
     assert select_layers(store, [LayerRule("block/*")]).left_out == ("head", "stem")
+
+
+@pytest.mark.parametrize("layers", [{"stem": None}, [{"match": "stem"}], None, 3], ids=str)
+def test_what_is_no_rule_is_refused(store: Path, layers: Any) -> None:
+    said = re.escape('expected names and rules, as in [ss.LayerRule("enc/*", mask="words")]')
+    with pytest.raises(UsageError, match=said):
+        select_layers(store, layers)
+    with pytest.raises(UsageError, match=said):
+        reduce(store, layers=layers, statistics=["squares"])
+    with pytest.raises(UsageError, match=said):
+        Job(str(store), "out", layers=layers)
+
+
+def test_a_single_rule_needs_no_list(store: Path) -> None:
+    assert [layer.name for layer in select_layers(store, LayerRule("stem")).layers] == ["stem"]
+
+
+@pytest.mark.parametrize(
+    ("mask", "found"), [(np.ones(3, bool), "of type ndarray"), (True, "of type bool"), ("", "empty")], ids=str
+)
+def test_a_mask_that_is_no_name_is_refused(mask: Any, found: str) -> None:
+    with pytest.raises(UsageError, match=f"the mask of 'enc' is {found}; expected the name of an array in the store"):
+        LayerRule("enc", mask=mask)
 
 
 @pytest.mark.parametrize(

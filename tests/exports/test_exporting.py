@@ -83,9 +83,8 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "ranges": ({"file_format": "csv", "ranges": MINMAX}, "the csv file holds no ranges; leave out the method, or"),
     "version": ({"file_format": "csv", "encoding_version": "1.0.0"}, "goes with aimet, not with csv"),
     "merge": ({"file_format": "csv", "merge": "x"}, "merging a file goes with imatrix, not with csv"),
-    "method": ({"ranges": ss.RangeChoice("best")}, "the method is 'best'; expected one of minmax"),
+    "method": ({"ranges": "best"}, "the method is 'best'; expected one of minmax"),
     "histogram": ({"ranges": ss.RangeChoice("mse")}, "no histogram was counted; add `statistics: [histogram]`"),
-    "bits": ({"ranges": ss.RangeChoice("minmax", 17)}, "bits is 17; expected an integer from 2 to 16"),
     "layer": ({"ranges": MINMAX, "layers": "z*"}, "has no layer that matches 'z*'"),
     "name": ({"ranges": MINMAX, "names": {"z": "y"}}, "names for layers that are not exported: z"),
     "empty name": ({"ranges": MINMAX, "names": {"b": ""}}, "layer b has an empty name; expected text"),
@@ -98,6 +97,19 @@ def test_a_request_that_cannot_be_met_gets_the_reason(tmp_path: Path, out: Path,
     with pytest.raises(UsageError, match=re.escape(message)):
         ss.export(out, **({"file_format": "onnxruntime", "path": tmp_path / "file"} | options))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_choice_of_ranges_is_checked_at_once() -> None:
+    with pytest.raises(UsageError, match=r"the method is 'msee'; expected one of .*; did you mean mse"):
+        ss.RangeChoice("msee")
+    with pytest.raises(UsageError, match="bits is 17; expected an integer from 2 to 16"):
+        ss.RangeChoice("minmax", 17)
+
+
+def test_a_method_is_a_choice_of_ranges(tmp_path: Path, out: Path) -> None:
+    ss.export(out, "aimet", tmp_path / "1", ranges="minmax")
+    ss.export(out, "aimet", tmp_path / "2", ranges=ss.RangeChoice("minmax"))
+    assert (tmp_path / "1").read_bytes() == (tmp_path / "2").read_bytes()
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "state/b.safetensors", "correctors/new"])

@@ -205,3 +205,12 @@ def test_a_damaged_state_is_never_compared(tmp_path: Path) -> None:
     state.write_bytes(state.read_bytes()[:-1] + b"?")
     with pytest.raises(DataError, match="does not match its SHA-256"):
         compare(first, second)
+
+
+def test_a_mask_in_one_output_only_is_named(tmp_path: Path) -> None:
+    layers = {"a": normal(8, 5, 4), "words": np.arange(40).reshape(8, 5) % 3 > 0}
+    outputs = [
+        reduced(tmp_path / str(mask), layers, statistics=[], layers=[{"match": "a", "mask": mask}])
+        for mask in (None, "words")
+    ]
+    assert only(compare(*outputs)).described == {"mask": (False, True)}

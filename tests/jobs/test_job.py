@@ -511,3 +511,10 @@ def test_a_flipped_bit_in_a_recorded_store_is_an_error(tmp_path: Path) -> None:
     chunk.write_bytes(content)
     with pytest.raises(DataError, match=r"layer layer: chunk c/2/0/0/0 \(rows \d+:\d+\) cannot be read: the checksum"):
         ss.reduce(tmp_path / "s.zarr")
+
+
+def test_the_policies_of_a_job_are_checked_at_once() -> None:
+    with pytest.raises(UsageError, match="nonfinite is 'ignore'; expected 'error' or 'skip'"):
+        Job("s.zarr", "out", nonfinite="ignore")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="missing is 'skip'; expected 'error' or 'report' or 'fill'"):
+        Job("s.zarr", "out", missing="skip")  # type: ignore[arg-type]

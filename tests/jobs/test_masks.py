@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import zarr
 from stores import build_store, samples
+from told import Told
 
 import streamstats as ss
 from streamstats.config import JobConfig
@@ -356,3 +358,16 @@ def test_a_recorder_that_was_interrupted_before_it_made_the_layer_starts_again(t
         recorder.append("x", values, mask=mask)
         with pytest.raises(UsageError, match=r"x\.mask is the mask of layer x"):
             recorder.append("x.mask", mask)
+
+
+def test_a_boolean_array_with_the_positions_of_a_layer_is_pointed_out(tmp_path: Path) -> None:
+    store = build_store(tmp_path / "s.zarr", {"enc": samples(8, 5, 3), "other": samples(8, 4)})
+    build_store(store, {"words": np.ones((8, 5), bool)})
+    said = Told()
+    run(job(tmp_path), progress=said)
+    asked = "words is boolean and has the positions of enc: is it their `mask`?"
+    assert f"note: {asked}" in said.messages
+    with pytest.warns(UserWarning, match=re.escape(asked)):
+        ss.reduce(store)
+    ss.reduce(store, layers=["enc", "other"])
+    ss.reduce(store, layers=[ss.LayerRule("enc", mask="words"), "other"])

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...coverage import Rows
-from ...errors import ChangedError, StoreError, StreamstatsError, UnstreamedError, first_line
+from ...errors import ChangedError, LostError, StoreError, StreamstatsError, UnstreamedError, first_line
 from ...statistics.statistics import StatisticsAccumulator
 from ..encoding.chunks import ChunkKeys, Encoding, is_stored
 from ..encoding.content import contents_in
@@ -24,7 +24,7 @@ from ..encoding.decoders import Bytes
 from ..layer import Layer, Selection
 from ..sources.identities import MISSING, Identity
 from ..sources.source import File, Folder
-from .parts import failure, is_damage, kept, lost, new_block, overlap, relative, touched
+from .parts import failure, kept, lost, new_block, overlap, relative, touched
 from .streaming import Stream
 from .zarr_reader import ZarrReader
 
@@ -90,7 +90,7 @@ class FileReader:
 
     @contextmanager
     def _or_filled(self, inside: Selection, key: str, target: npt.NDArray[Any]) -> Iterator[None]:
-        """Turn an error into a `DataError`, or fill `target`, the part `inside` of the array, with the fill value."""
+        """Turn an error into a `DataError`, or fill `target`, the part `inside`, if it is not stored."""
         try:
             yield
         except (StoreError, ChangedError):
@@ -98,7 +98,7 @@ class FileReader:
         except Exception as error:
             if self._zarr_reads(inside, error, target):
                 return
-            if self._fill and is_damage(error):
+            if self._fill and isinstance(error, LostError):
                 target[...] = self._encoding.fill
                 self.filled.append((inside[0].start, inside[0].stop))
             elif isinstance(error, StreamstatsError):

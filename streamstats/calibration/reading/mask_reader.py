@@ -35,7 +35,7 @@ class MaskReader:
 
     @property
     def filled(self) -> list[Rows]:
-        """The rows whose mask could not be read and got the fill value."""
+        """The rows whose mask is not stored and got the fill value."""
         return [] if self._reader is None else self._reader.filled
 
     def expect(self, selections: Iterable[Selection]) -> None:

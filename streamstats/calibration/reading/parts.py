@@ -86,7 +86,8 @@ def failure(layer: Layer, inside: Selection, error: Exception, key: str) -> Stre
         return UsageError(f"{where} is not read: {said}")
     if is_damage(error):
         return DamageError(
-            f"{where} cannot be read: {said}; repair the store, or set `missing: report` to skip these rows"
+            f"{where} cannot be read: {said}; repair the store, or run a job with `missing: report`, which skips "
+            "these rows"
         )
     kind = type(error).__name__
     if isinstance(error, MISSING_CODEC):
@@ -110,9 +111,9 @@ def lost(layer: Layer, inside: Selection, key: str) -> LostError:
     if layer.recorded:
         return LostError(
             f"layer {layer.name}: chunk {key} ({rows}) was recorded and is missing; restore it, record the layer "
-            "again, or set `missing: report` to skip these rows"
+            "again, or run a job with `missing: report`, which skips these rows"
         )
     return LostError(
         f"layer {layer.name}: chunk {key} ({rows}) is missing; restore it, or set `missing: fill` if the store omits "
-        "chunks that hold only the fill value, or `missing: report` to skip these rows"
+        "chunks that hold only the fill value, or run a job with `missing: report`, which skips these rows"
     )

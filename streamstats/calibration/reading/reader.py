@@ -22,7 +22,7 @@ from .zarr_reader import ZarrReader
 class Reader(Protocol):
     """Reads blocks of one layer, for one thread.
 
-    `filled` lists the rows of parts that could not be read and got the fill value, in the order they were read.
+    `filled` lists the rows of parts that are not stored and got the fill value, in the order they were read.
     `identified` (key → identity) and `contents` (key → content) have the files that were opened, if the reader opens
     files itself.
     """
@@ -48,7 +48,7 @@ class Reader(Protocol):
 
 
 def opened_reader(layer: Layer, *, fill: bool = False) -> Reader:
-    """A reader of `layer`; with `fill`, parts that cannot be read get the fill value. Raises `DataError`."""
+    """A reader of `layer`; with `fill`, parts that are not stored get the fill value. Raises `DataError`."""
     encoding, keys = layer.encoding, layer.keys
     folder = layer.source.folder(layer.path, encoding.most_file_bytes) if encoding else None
     if encoding is None or keys is None or folder is None:

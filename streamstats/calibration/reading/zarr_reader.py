@@ -17,7 +17,7 @@ from zarr.core.sync import sync
 from zarr.storage import LocalStore, ZipStore
 
 from ...coverage import Rows
-from ...errors import DamageError, DataError, StoreError, StreamstatsError, UsageError, first_line
+from ...errors import DataError, LostError, StoreError, StreamstatsError, UsageError, first_line
 from ...statistics.statistics import StatisticsAccumulator
 from ..encoding.chunks import ends_in_blosc
 from ..encoding.decoders import BLOSC_HEADER_BYTES, MISSING_CODEC
@@ -56,14 +56,14 @@ class ZarrReader:
         block = new_block(self._layer, selection)
         for shard in product(*touched(selection, self._layer.shards)):
             inside = overlap(selection, shard, self._layer.shards)
+            target = block[relative(inside, selection)]
             try:
-                self.read_into(inside, block[relative(inside, selection)])
-            except DamageError:
+                self.read_into(inside, target)
+            except LostError:
                 if not self._fill:
                     raise
-                for chunk in product(*touched(inside, self._layer.chunks)):
-                    part = overlap(inside, chunk, self._layer.chunks)
-                    self._read_or_fill(part, block[relative(part, selection)])
+                target[...] = 0 if self._array.fill_value is None else self._array.fill_value
+                self.filled.append((inside[0].start, inside[0].stop))
         return block
 
     def read_into(self, inside: Selection, target: npt.NDArray[Any]) -> None:
@@ -87,13 +87,6 @@ class ZarrReader:
 
     def _decode(self, inside: Selection, target: npt.NDArray[Any]) -> None:
         self._array.get_basic_selection(inside, out=default_buffer_prototype().nd_buffer.from_numpy_array(target))
-
-    def _read_or_fill(self, part: Selection, target: npt.NDArray[Any]) -> None:
-        try:
-            self.read_into(part, target)
-        except DamageError:
-            target[...] = 0 if self._array.fill_value is None else self._array.fill_value
-            self.filled.append((part[0].start, part[0].stop))
 
     def _stored_size(self, key: str, inside: Selection) -> int:
         """The bytes of the file `key`; −1 if a server does not tell. Raises `LostError` for a missing file and
@@ -174,12 +167,12 @@ def _is_local(store: Any) -> bool:
 
 
 def _size_of(array: zarr.Array[Any], key: str) -> int:
-    """Bytes of the file `key`. Raises `FileNotFoundError` if it does not exist or is not a regular file."""
+    """Bytes of the file `key`. Raises `FileNotFoundError` if it does not exist, `ValueError` if it is no file."""
     store = array.store_path.store
     path = f"{array.store_path.path}/{key}"
     if isinstance(store, LocalStore):
         found = os.stat(store.root / path)
         if not S_ISREG(found.st_mode):
-            raise FileNotFoundError(path)
+            raise ValueError("it is not a file")
         return found.st_size
     return int(sync(store.getsize(path)))
