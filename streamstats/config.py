@@ -526,6 +526,11 @@ def _explain(problem: Any, model: type[BaseModel]) -> str:
         return f"unknown key `{place}`; {one_of(location[-1], _keys_beside(location, model))}"
     if kind == "missing":
         return f"the key `{place}` is missing"
+    if kind == "union_tag_not_found":
+        return f"the key `{_tag(problem)}` is missing"
+    if kind == "union_tag_invalid":
+        expected = one_of(problem["ctx"]["tag"], _choices(problem["ctx"]["expected_tags"]))
+        return f"`{_tag(problem)}` is {_shown(problem['ctx']['tag'])}; {expected}"
     if kind in ("model_type", "model_attributes_type"):
         return (
             f"`{place}` is {_shown(problem['input'])}; expected keys: {', '.join(_keys_beside([*location, ''], model))}"
@@ -533,6 +538,11 @@ def _explain(problem: Any, model: type[BaseModel]) -> str:
     near = suggestion(str(problem["input"]), _choices(problem["ctx"]["expected"])) if kind == "literal_error" else ""
     message = re.sub("^(Value error, |(Input|String) (?=should))", "", problem["msg"])
     return f"`{place}` is {_shown(problem['input'])}; {'it ' * message.startswith('should')}{message}{near}"
+
+
+def _tag(problem: Any) -> str:
+    """The key that says which of several models is meant."""
+    return str(problem["ctx"]["discriminator"]).strip("'")
 
 
 def _choices(expected: str) -> list[str]:

@@ -124,4 +124,5 @@ def _body_of(request: Request) -> type[BaseModel]:
 
 def _place(location: tuple[int | str, ...]) -> tuple[int | str, ...]:
     """Where in the request: without the part of HTTP that it was in, and without the kind of job."""
-    return tuple(part for part in location[1:] if part not in ("run", "onnx")) or location
+    _, *inside = location
+    return tuple(inside[1:] if inside[:1] in (["run"], ["onnx"]) else inside) or location

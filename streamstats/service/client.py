@@ -15,6 +15,7 @@ import ssl
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from stat import S_ISREG
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Self
 from urllib.parse import quote
@@ -42,7 +43,7 @@ from .messages import (
 )
 from .retrying import PATIENCE_SECONDS, QUICK_SECONDS, UNAVAILABLE, Trial, may_answer_later, retry_after
 from .tokens import Role
-from .transfer import RefusedError, checked, events_of, failure_of, file_of, inside
+from .transfer import RefusedError, checked, content_of, events_of, failure_of, file_of, inside
 
 __all__ = ["Client", "RefusedError"]
 
@@ -294,7 +295,7 @@ class Client:
     def batches(self, store: str, layer: str, *, start: int = 0, limit: int = 100) -> list[BatchView]:
         """What each request appended to a layer, from row `start` on; the next page starts at the last `stop`."""
         query = {"layer": layer, "start": start, "limit": limit}
-        found = self._asked("GET", f"/stores/{quote(store, safe='')}/batches", params=query).json()
+        found = content_of(self._asked("GET", f"/stores/{quote(store, safe='')}/batches", params=query))
         return [BatchView.model_validate(each) for each in found]
 
     def withdraw(self, store: str, layer: str, key: str) -> WithdrawnView:
@@ -313,17 +314,19 @@ class Client:
     def upload(self, path: str | Path) -> UploadView:
         """Upload a model or samples for a job of the kind `onnx`. Raises `UsageError` if the file cannot be read."""
         try:
+            if not S_ISREG(os.stat(path).st_mode):
+                raise UsageError(f"{path} is not a file; name a file with a model or samples")
             with open(path, "rb") as file:
                 answer, _ = self._answered(lambda: self._upload(file), adds=True, twice=True)
         except OSError as error:
             raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
-        return UploadView.model_validate(checked(answer).json())
+        return UploadView.model_validate(content_of(checked(answer)))
 
     # For admins
 
     def tokens(self) -> list[TokenView]:
         """The tokens, without their secrets."""
-        return [TokenView.model_validate(each) for each in self._asked("GET", "/tokens").json()]
+        return [TokenView.model_validate(each) for each in content_of(self._asked("GET", "/tokens"))]
 
     def new_token(self, name: str, role: Role = "submit") -> str:
         """Make a token; its secret, which cannot be asked for again."""
@@ -349,7 +352,7 @@ class Client:
         A dry run only tells what that is.
         """
         body = None if config is None else dict(config)
-        found = self._asked("POST", "/prune", params={"dry_run": dry_run}, timeout=None, json=body).json()
+        found = content_of(self._asked("POST", "/prune", params={"dry_run": dry_run}, timeout=None, json=body))
         return [PrunedView.model_validate(each) for each in found]
 
     def _upload(self, file: IO[bytes]) -> httpx.Response:
@@ -360,7 +363,7 @@ class Client:
         return self._http.post(f"{V1}/uploads", content=file, headers=headers, timeout=times)
 
     def _json(self, method: str, path: str, *, adds: bool = False, **options: Any) -> dict[str, Any]:
-        found: dict[str, Any] = self._asked(method, path, adds=adds, **options).json()
+        found: dict[str, Any] = content_of(self._asked(method, path, adds=adds, **options))
         return found
 
     def _asked(self, method: str, path: str, *, adds: bool = False, **options: Any) -> httpx.Response:

@@ -67,6 +67,16 @@ def checked(answer: httpx.Response) -> httpx.Response:
     return answer
 
 
+def content_of(answer: httpx.Response) -> Any:
+    """The JSON of `answer`. Raises `ServiceError` for anything else, which is not one of our answers."""
+    try:
+        return answer.json()
+    except ValueError as error:
+        raise ServiceError(
+            f"{answer.url} answered with something else than JSON; check that this is the address of a service"
+        ) from error
+
+
 def failure_of(answer: httpx.Response) -> StreamstatsError:
     """What an answer without success means for the caller: `ServiceError` from 500 on, else `RefusedError`."""
     try:

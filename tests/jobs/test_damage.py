@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -217,6 +218,14 @@ def test_a_job_that_would_skip_rows_is_what_the_message_proposes(tmp_path: Path)
         store, _, _ = damaged_store(tmp_path / damage, "zstd", damage)
         with pytest.raises(DataError, match="or run a job with `missing: report`, which skips these rows"):
             reduce(store)
+
+
+@pytest.mark.usefixtures("reader")
+@pytest.mark.parametrize("follow_links", [True, False])
+def test_a_folder_in_place_of_a_chunk_is_not_filled(tmp_path: Path, follow_links: bool) -> None:
+    store, _, _ = damaged_store(tmp_path, "raw", "a folder in its place")
+    with pytest.raises(DataError, match=r"c/1/0/0 .* it is not a file"):
+        run(replace(config(store, missing="fill"), follow_links=follow_links))
 
 
 def assert_counted(outcome: Outcome, values: Array) -> None:

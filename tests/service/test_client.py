@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -53,6 +54,19 @@ def test_a_service_that_fails_is_a_service_error(status: int) -> None:
                 ask()
             assert not isinstance(caught.value, OutputError)  # which is about this machine's disk
             assert caught.value.exit_status == FAILURE
+
+
+def test_a_success_that_is_not_ours_is_a_service_error() -> None:
+    with answering(200, b"<h1>Welcome</h1>") as url, Client(url, "x") as client:
+        for ask in (client.jobs, client.tokens, lambda: client.job("0" * 16)):
+            with pytest.raises(ServiceError, match=f"{url}.* something else than JSON"):
+                ask()
+
+
+def test_only_a_file_is_uploaded(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")  # to open it would wait for ever
+    with Client("http://127.0.0.1:9", "x") as client, pytest.raises(UsageError, match="pipe is not a file"):
+        client.upload(tmp_path / "pipe")
 
 
 def test_an_answer_that_is_not_ours_is_shown() -> None:

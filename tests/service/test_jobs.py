@@ -141,7 +141,8 @@ def test_submissions_at_the_same_moment_with_one_key_are_one_job(service: Served
         ({"submitter": "\ud800"}, "characters"),
         ({"layers": [{"match": "\ud800"}]}, "characters"),
         ({"priority": 10**9}, "priority"),
-        ({"kind": "unknown"}, "kind"),
+        ({"kind": "rnu"}, "`kind` is 'rnu'; expected one of run, onnx; did you mean run?"),
+        ({"run": 3}, "unknown key `run`"),
         ({"follow": {"rows": -1}}, "follow"),
     ],
 )

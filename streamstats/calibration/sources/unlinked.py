@@ -101,18 +101,18 @@ class UnlinkedStore(Store):
         """As `zarr.abc.store.Store.exists`."""
         try:
             await self.getsize(key)
-        except FileNotFoundError:
+        except (FileNotFoundError, ValueError):
             return False
         return True
 
     async def getsize(self, key: str) -> int:
-        """As `zarr.abc.store.Store.getsize`. Raises `FileNotFoundError`, also for what is not a regular file."""
+        """As `zarr.abc.store.Store.getsize`. Raises `FileNotFoundError`, and `ValueError` for what is no file."""
         try:
             found = status_of(f"{self._root}/{key}", follow_links=False)
         except NotADirectoryError as error:
             raise FileNotFoundError(key) from error
         if not S_ISREG(found.st_mode):
-            raise FileNotFoundError(key)
+            raise ValueError("it is not a file")
         return found.st_size
 
     async def set(self, key: str, value: Buffer) -> None:
