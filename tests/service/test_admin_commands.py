@@ -142,7 +142,7 @@ def test_a_dry_run_removes_nothing(run: Run, client: ss.Client) -> None:
         (("token", "revoke", "nobody"), "there is no token nobody"),
         (("jobs", "--token-file", "/dev/null"), "the token file /dev/null is empty"),
         (("prune", "--keep", "x"), "--keep is not JSON"),
-        (("prune", "--keep", '{"jobs": {"age": "soon"}}'), "expected a time such as 90d"),
+        (("prune", "--keep", '{"jobs": {"age": "soon"}}'), "expected a time with its unit, such as 90d"),
         (("withdraw", "s", "l"), "by its files or by --key"),
         (("withdraw", "s", "l", "nowhere.npy"), "cannot read"),
         (("withdraw", "s", "l", "--key", "k"), "there is no store s"),

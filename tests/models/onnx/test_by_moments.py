@@ -161,7 +161,7 @@ def test_layers_without_second_moments_are_rounded_to_nearest_and_say_so(tmp_pat
     assert told["a"].startswith("rounded by second moments")
     assert told["b"] == (
         "rounded to nearest: its second moments were not counted; add `statistics: [gram]` to the configuration, and "
-        "run again with --restart"
+        'run again with --restart; or, in Python, `reduce(…, statistics=["gram"])`'
     )
     assert told["t"] == "rounded to nearest: second moments of a transposed convolution are not counted"
     _, plain = corrected(tmp_path, rounding="nearest")

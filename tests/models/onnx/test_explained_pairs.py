@@ -250,7 +250,7 @@ def equalised(folder: Path, form: str, spread: float) -> tuple[Path, list[Array]
 
     changed = [w * i[:, None, None] / o[:, None, None, None] for w, i, o in zip(weights, before, after, strict=True)]
     scaled_biases = [b / o for b, o in zip(biases, after, strict=True)]
-    path = quantized(network_of(changed, scaled_biases), folder, x, form)
+    path = quantized(network_of(changed, scaled_biases), folder, x, form, reduce_range=True)
     onnx.save(network_of(weights, biases), folder / "float.onnx")
     return path, weights, before, x
 
