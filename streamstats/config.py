@@ -161,6 +161,12 @@ class GeometryConfig(Settings):
         return Kernel(tuple(self.kernel), Geometry(*map(tuple, numbers)), self.transposed, self.groups)
 
 
+def _checked_mask(value: object) -> object:
+    if value is not None and value is not False and not (isinstance(value, str) and value):
+        raise ValueError("it should be the name of an array, false, or null")
+    return value
+
+
 class LayerConfig(Settings):
     """How the job describes layers whose name matches; keys left out come from the store's attributes."""
 
@@ -171,12 +177,14 @@ class LayerConfig(Settings):
         GeometryConfig | None, Field(description="The kernel, for stores that streamstats did not record.")
     ] = None
     mask: Annotated[
-        str | None,
+        str | Literal[False] | None,
+        PlainValidator(
+            _checked_mask, json_schema_input_type=Annotated[str, Field(min_length=1)] | Literal[False] | None
+        ),
         Field(
-            min_length=1,
             description="The name of the array in the store that says which positions count (1) and which do not (0). "
             "It has the shape of the layer without its channel axis. null, the default, leaves it to the store's "
-            "attributes.",
+            "attributes; with false, every position counts.",
         ),
     ] = None
     attributes: Annotated[

@@ -21,13 +21,17 @@ USUAL = "attention_mask"
 """What transformers call the input that tells tokens from padding."""
 MASK_SUFFIX = ".mask"
 """What a recorder appends to the name of a layer to name its mask."""
+EXPECTED = "expected 1 for positions that count, 0 for others"
+EITHER = (
+    "is of floats and all 0, which may stand for positions that count, as added to scores of attention, or for others"
+)
 
 
 def given_mask(layer: Layer, extents: Sequence[int], mask: npt.ArrayLike | None) -> tuple[Layer, Mask | None]:
     """(`layer`, without rows, with an empty mask like `mask`; `mask` as booleans), for samples of shape `extents`.
 
     Without a mask, `layer` as it is, and None. Raises `MismatchError` for another shape than that of the samples'
-    positions, `UsageError` for values other than 0 and 1.
+    positions, `UsageError` for values other than 0 and 1, and for floats that may mean either.
     """
     if mask is None:
         return layer, None
@@ -37,6 +41,8 @@ def given_mask(layer: Layer, extents: Sequence[int], mask: npt.ArrayLike | None)
             f"layer {layer.name}: its mask has the shape {array.shape}; expected {positions}, the shape of the samples "
             "without the channel axis, or 1 in place of an extent after the first"
         )
+    if array.dtype.kind == "f" and array.size and not array.any():
+        raise UsageError(f"layer {layer.name}: its mask {EITHER}; give a mask of booleans or integers")
     values = mask_values(f"layer {layer.name}: its mask", array)
     name, shape = f"{layer.name}{MASK_SUFFIX}", (0, *values.shape[1:])
     return replace(layer, mask=Layer(layer.store, name, shape, values.dtype, (), (), len(shape) - 1)), values
@@ -47,9 +53,32 @@ def mask_values(what: str, array: npt.NDArray[Any]) -> Mask:
     _check_dtype(what, array.dtype)
     other = array[(array != 0) & (array != 1)]
     if other.size:
-        raise UsageError(f"{what} holds {other[0]}; expected 1 for positions that count, 0 for others")
+        raise UsageError(f"{what} holds {other[0]}; {EXPECTED}{mistaken_for(other[0])}")
     counts: Mask = array != 0
     return counts
+
+
+def mistaken_for(value: float) -> str:
+    """What a mask that holds `value` may be, and what to do, to append to a message; "" if nothing is known."""
+    if value < 0:
+        return "; if it is added to scores of attention, 0 for positions that count, store `mask == 0` instead"
+    return "; if it holds probabilities, store `mask > 0.5` or the like instead" if 0 < value < 1 else ""
+
+
+def may_be_mask(name: str, dtype: np.dtype[Any], shape: Sequence[int], layer: Layer) -> bool:
+    """Whether the array `name` looks like a mask of `layer`: boolean or called one, with the positions of the layer.
+
+    It may have the first of these positions, as one value per sample, and axes of extent 1 between them, as scores.
+    """
+    if name == layer.name or not (dtype.kind == "b" or "mask" in name.rpartition("/")[2].lower()):
+        return False
+    positions = positions_of(layer, layer.shape)
+    return tuple(shape) == positions[: len(shape)] or _long(shape) == _long(positions)
+
+
+def _long(shape: Sequence[int]) -> list[int]:
+    """`shape` without the extents of 1 after the first."""
+    return [*shape[:1], *(extent for extent in shape[1:] if extent != 1)]
 
 
 def with_mask(layer: Layer, mask: Layer) -> Layer:

@@ -78,7 +78,7 @@ def reduce(
     counts the fill value for missing chunks, not for damaged ones. `threads` defaults to the number of cores. If
     `client`, a `distributed.Client`, is given, its workers do the work: they must see the store, and `memory` limits
     each of them. `progress` receives a report for each finished task.
-    A boolean array that may be the mask of another is counted, with a warning.
+    A warning names arrays that look like masks of layers that have none.
 
     Raises `UsageError` if the request cannot be met, `DataError` if the store cannot be read, `NonFiniteError` for NaN
     or infinities under "error", `ClusterError` for workers that are unfit or lost.
@@ -96,7 +96,7 @@ def reduce(
     for name, reason in selected.unreadable.items():
         raise DataError(f"{where}: array {name} cannot be read: {reason}; repair it, or choose others by `layers`")
     chosen = selected.layers
-    for message in unused_masks(chosen):
+    for message in unused_masks(selected):
         warnings.warn(message, stacklevel=2)
     ledgers = {name: LayerStatistics.empty(*arrays) for name, arrays in arrays_of(chosen).items()}
     with open_workers(cluster, chosen, client, progress.say) as workers:
