@@ -44,7 +44,7 @@ from .statistics.kinds import ALWAYS, asked, optional
 LONGEST_CONFIG = 2**20
 LONGEST_SHOWN = 80
 MOST_PROCESSES = 1024
-ROWS = r"^[0-9]{1,18}:[0-9]{1,18}$"
+ROWS = r"^[0-9]{1,18}:[0-9]{0,18}$"
 
 
 @dataclass(frozen=True)
@@ -82,22 +82,28 @@ def parse_rows(text: str) -> tuple[int, int]:
     >>> parse_rows("64:128")
     (64, 128)
     """
-    if not re.fullmatch(ROWS, text):
+    start, stop = _parsed_rows(text) or (0, None)
+    if stop is None:
         raise UsageError(f"rows are {text!r}; expected START:STOP, as in 64:128")
-    start, stop = map(int, text.split(":"))
     if start >= stop:
         raise UsageError(f"rows are {text!r}; expected START less than STOP")
     return start, stop
 
 
+def _parsed_rows(text: object) -> tuple[int, int | None] | None:
+    """(start, stop) from text such as "0:1000" or "1000:", which has no stop; None for anything else."""
+    if not (isinstance(text, str) and re.fullmatch(ROWS, text)):
+        return None
+    start, stop = text.split(":")
+    return int(start), int(stop) if stop else None
+
+
 def _checked_rows(rows: object) -> object:
-    if rows is not None and not (isinstance(rows, str) and re.fullmatch(ROWS, rows)):
-        raise ValueError("expected START:STOP, as in 0:1000")
-    if rows is not None:
-        try:
-            parse_rows(str(rows))
-        except UsageError as error:
-            raise ValueError(str(error)) from error
+    found = _parsed_rows(rows)
+    if rows is not None and found is None:
+        raise ValueError('expected START:STOP, as in 0:1000, or in quotes "START:" for all rows from START on')
+    if found is not None and found[1] is not None and found[0] >= found[1]:
+        raise ValueError("expected START less than STOP")
     return rows
 
 
@@ -293,7 +299,7 @@ class ReductionConfig(Settings):
     rows: Annotated[
         str | None,
         BeforeValidator(_checked_rows),
-        Field(description="Count only these rows, as in 0:1000; default: all."),
+        Field(description='Count only these rows, as in 0:1000, or "1000:" for all from 1000 on; default: all.'),
     ] = None
     min_rows: Annotated[
         int,
@@ -314,9 +320,9 @@ class ReductionConfig(Settings):
     ] = "apply"
 
     @property
-    def wanted_rows(self) -> tuple[int, int] | None:
-        """`rows` as (start, stop)."""
-        return None if self.rows is None else parse_rows(self.rows)
+    def wanted_rows(self) -> tuple[int, int | None] | None:
+        """`rows` as (start, stop); the stop is None if they have none."""
+        return _parsed_rows(self.rows)
 
     def rules(self) -> list[LayerRule]:
         """The rules of `layers`, in order; empty if the store alone describes its layers.
@@ -484,7 +490,10 @@ def load_yaml(path: Path) -> Any:
     except RecursionError as error:
         raise UsageError(f"{path} is nested too deeply; expected a few levels") from error
     except Exception as error:  # YAML's constructors of dates, numbers and tags let any error through
-        raise UsageError(f"{path} is not valid YAML: {_one_line(error)}") from error
+        told = _one_line(error)
+        if "mapping values" in told:
+            told += "; put text in which a colon is last, or comes before a blank, in quotes"
+        raise UsageError(f"{path} is not valid YAML: {told}") from error
 
 
 class _PlainLoader(yaml.SafeLoader):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 from ..calibration.layer import Layer, arrays_of
 from ..calibration.selection import LayerRule, also_counting, select_layers
-from ..coverage import Coverage
+from ..coverage import Coverage, in_slice
 from ..errors import ChangedError, DataError, UsageError, listed
 from ..outputs.layer_statistics import LayerStatistics
 from ..outputs.ledger import by_layer
@@ -264,17 +264,17 @@ def _whole(rows: int, together: int) -> int:
 
 def _check_wanted_rows(session: Session, follow: Follow | None) -> None:
     """Refuse rows that no layer has, and an output in which rows outside the job's are counted."""
-    rows = session.job.rows
+    rows = session.job.limit
     if rows is None:
         return
     most = max(layer.rows for layer in session.layers)
     if rows[0] >= most and follow is None:
-        raise UsageError(f"`rows` is {rows[0]}:{rows[1]}, but no layer has more than {most} rows; correct `rows`")
+        raise UsageError(f"`rows` is {in_slice(rows)}, but no layer has more than {most} rows; correct `rows`")
     for layer in session.layers:
         others = source_of(layer, session.ledgers).covered - Coverage.of([rows])
         if others:
             start, stop = others.ranges[0]
             raise UsageError(
-                f"`rows` is {rows[0]}:{rows[1]}, but rows {start}:{stop} of layer {layer.name} are counted in "
+                f"`rows` is {in_slice(rows)}, but rows {start}:{stop} of layer {layer.name} are counted in "
                 f"{session.output}; choose another output, or count again with --restart"
             )

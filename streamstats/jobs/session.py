@@ -137,7 +137,7 @@ class Session:
             self.job.sources,
             statistics,
             gaps,
-            rows=self.job.rows,
+            rows=self.job.limit,
             min_rows=self.min_rows,
             unreadable=self.selected.unreadable,
             coordinates=self.selected.coordinates,
