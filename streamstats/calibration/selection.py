@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
@@ -58,6 +58,11 @@ class LayerRule:
     min_rows: int = 0
     mask: str | Literal[False] | None = None
     attributes: str = "apply"
+
+    def __repr__(self) -> str:
+        """What it chooses, and what differs from the defaults."""
+        given = [each for each in fields(self)[1:] if getattr(self, each.name) != each.default]
+        return f"LayerRule({', '.join([repr(self.match), *(f'{g.name}={getattr(self, g.name)!r}' for g in given)])})"
 
     def __post_init__(self) -> None:
         checked_names(self.statistics)
