@@ -33,9 +33,10 @@ from pydantic import (
 from .address import SERVICE_URL
 from .calibration.selection import LayerRule
 from .errors import UsageError, one_of, suggestion
+from .jobs.cores import available_cores
 from .jobs.job import DEFAULT_MEMORY, Job
 from .jobs.sizes import parse_bytes
-from .jobs.workers import Cluster, available_cores
+from .jobs.workers import Cluster
 from .layouts import Geometry, Kernel
 from .overrides import paths_and_values, substituted, with_settings
 from .quantization import Quantization
@@ -247,7 +248,12 @@ class ClusterConfig(Settings):
         Field(description="The address of a dask scheduler whose workers do the work."),
     ] = None
     threads: Annotated[
-        int | None, Field(ge=1, description="Threads per process; default: one per core, divided among processes.")
+        int | None,
+        Field(
+            ge=1,
+            description="Threads per process; default: one for each core that may be kept busy, by the affinity of the "
+            "process and the quota of its container, divided among processes.",
+        ),
     ] = None
     task_timeout: Annotated[
         float, Field(gt=0, description="Seconds after which a task is also submitted to another worker.")

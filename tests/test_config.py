@@ -13,11 +13,11 @@ from streamstats.config import (
     LONGEST_CONFIG,
     ClusterConfig,
     JobConfig,
-    available_cores,
     load_config,
     parse_bytes,
 )
 from streamstats.errors import UsageError
+from streamstats.jobs.cores import available_cores
 from streamstats.layouts import Geometry, Kernel
 from streamstats.quantization import Quantization
 

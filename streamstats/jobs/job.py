@@ -8,15 +8,16 @@ from typing import Literal, Self, get_args
 from ..calibration.selection import LayerRule, Selected, also_counting, rules_of, select_layers
 from ..coverage import OPEN, Coverage, Rows
 from ..errors import UsageError
+from .cores import available_cores
 from .sizes import parse_bytes
-from .workers import Cluster, available_cores
+from .workers import Cluster
 
 DEFAULT_MEMORY = 2 * 2**30
 """Bytes."""
 Nonfinite = Literal["error", "skip"]
 Missing = Literal["error", "report", "fill"]
 LOCAL = Cluster(threads=available_cores())
-"""Threads of this process, one per core."""
+"""Threads of this process, one for each core that it may keep busy."""
 
 
 @dataclass(frozen=True)

@@ -22,13 +22,14 @@ from ..outputs.layer_statistics import LayerStatistics
 from ..outputs.ledger import by_layer
 from ..outputs.resuming import continued, load
 from ..progress import QUIET, Progress
+from .cores import available_cores
 from .following import Watch
 from .job import DEFAULT_MEMORY, Job, check_one_of, parse_memory
 from .measuring import Policy
 from .opening import open_workers
 from .session import Outcome, Session, missing_rows, open_session, reduce_layers, source_of
 from .telling import unused_masks
-from .workers import Cluster, available_cores
+from .workers import Cluster
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -75,9 +76,9 @@ def reduce(
     its attributes describe it). `statistics`, named as in a configuration ("squares"), are counted in addition to sums
     and extrema. `memory`, in bytes or as in "2GiB", limits the process.
     `nonfinite="skip"` excludes NaN and infinities from sums and counts, and counts them separately; `missing="fill"`
-    counts the fill value for missing chunks, not for damaged ones. `threads` defaults to the number of cores. If
-    `client`, a `distributed.Client`, is given, its workers do the work: they must see the store, and `memory` limits
-    each of them. `progress` receives a report for each finished task.
+    counts the fill value for missing chunks, not for damaged ones. `threads` defaults to one for each core that the
+    process may keep busy. If `client`, a `distributed.Client`, is given, its workers do the work: they must see the
+    store, and `memory` limits each of them. `progress` receives a report for each finished task.
     A warning names arrays that look like masks of layers that have none.
 
     Raises `UsageError` if the request cannot be met, `DataError` if the store cannot be read, `NonFiniteError` for NaN
