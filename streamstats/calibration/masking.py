@@ -59,19 +59,22 @@ def mask_values(what: str, array: npt.NDArray[Any]) -> Mask:
 
 
 def mistaken_for(value: float) -> str:
-    """What a mask that holds `value` may be, and what to do, to append to a message; "" if nothing is known."""
+    """What a mask that holds `value` may be, to append to a message; "" if nothing is known."""
     if value < 0:
-        return "; if it is added to scores of attention, 0 for positions that count, store `mask == 0` instead"
-    return "; if it holds probabilities, store `mask > 0.5` or the like instead" if 0 < value < 1 else ""
+        return " (added to scores of attention? then `mask == 0` says which positions count)"
+    return " (probabilities? then `mask > 0.5`, or the like, says which positions count)" if 0 < value < 1 else ""
 
 
-def may_be_mask(name: str, dtype: np.dtype[Any], shape: Sequence[int], layer: Layer) -> bool:
-    """Whether the array `name` looks like a mask of `layer`: boolean or called one, with the positions of the layer.
+def looks_like_mask(name: str, dtype: np.dtype[Any]) -> bool:
+    """Whether the array `name` may be a mask: its values are boolean, or it is called one."""
+    return dtype.kind == "b" or "mask" in name.rpartition("/")[2].lower()
 
-    It may have the first of these positions, as one value per sample, and axes of extent 1 between them, as scores.
+
+def has_positions(shape: Sequence[int], layer: Layer) -> bool:
+    """Whether an array of `shape` has the positions of `layer`, or the first of them, as one value per sample.
+
+    Axes of extent 1 may come between, as in masks of scores.
     """
-    if name == layer.name or not (dtype.kind == "b" or "mask" in name.rpartition("/")[2].lower()):
-        return False
     positions = positions_of(layer, layer.shape)
     return tuple(shape) == positions[: len(shape)] or _long(shape) == _long(positions)
 

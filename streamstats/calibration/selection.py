@@ -9,7 +9,7 @@ what any of these asks for is counted.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -26,7 +26,7 @@ from .addresses import placed
 from .attributes import USES
 from .describing import describe, describe_array, mask_name, masked_layer
 from .layer import Layer, unfit_values
-from .masking import may_be_mask, with_mask
+from .masking import has_positions, looks_like_mask, with_mask
 from .places import Place, in_order, places_of
 from .readers import Readers
 
@@ -95,7 +95,7 @@ class Selected:
     unreadable: Mapping[str, str] = field(default_factory=dict)
     note: str = ""
     coordinates: Mapping[str, str] = field(default_factory=dict)
-    maybe_masks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    maybe_masks: Mapping[str, Collection[str]] = field(default_factory=dict)
 
 
 ALL = "*"
@@ -171,9 +171,10 @@ def select_layers(
             left_out.update(unread)
     unfit = {each.place.naming(name): reason for each in candidates for name, reason in each.unfit.items()}
     notes = dict.fromkeys(place.note for place in places if place.note)
-    maybe: dict[str, tuple[str, ...]] = {}
+    maybe: dict[str, dict[str, None]] = {}
     for each, (those, _) in zip(candidates, described, strict=True):
-        maybe |= _maybe_masks(each, those)
+        for name, masked in _maybe_masks(each, those):
+            maybe.setdefault(name, {})[masked] = None
     return Selected(tuple(chosen), tuple(sorted(left_out)), unfit, unreadable, "; ".join(notes), aside, maybe)
 
 
@@ -253,9 +254,8 @@ def _described(candidates: _Candidates, strict: Collection[str]) -> tuple[list[L
     return layers, wrong
 
 
-def _maybe_masks(candidates: _Candidates, layers: Sequence[Layer]) -> dict[str, tuple[str, ...]]:
-    """The arrays that look like masks of those of `layers` that have none, and of which no rule says so."""
-    place, found = candidates.place, {}
+def _maybe_masks(candidates: _Candidates, layers: Sequence[Layer]) -> Iterator[tuple[str, str]]:
+    """(an array, one of `layers` whose mask it looks like), by name; not of layers of which a rule says something."""
     unmasked = [
         layer
         for layer in layers
@@ -263,12 +263,12 @@ def _maybe_masks(candidates: _Candidates, layers: Sequence[Layer]) -> dict[str, 
         and layer.dtype.kind != "b"
         and _asked(layer.name, "mask", candidates.rules[layer.name]) is None
     ]
-    for name in place.arrays.keys() - candidates.masks:
-        array = place.arrays[name]
-        fit = [each for each in unmasked if may_be_mask(name, np.dtype(array.dtype), array.shape, each)]
-        if fit:
-            found[place.naming(name)] = tuple(place.naming(each.name) for each in fit)
-    return dict(sorted(found.items()))
+    for name, array in sorted(candidates.place.arrays.items()):
+        if name in candidates.masks or not looks_like_mask(name, np.dtype(array.dtype)):
+            continue
+        for layer in unmasked:
+            if layer.name != name and has_positions(array.shape, layer):
+                yield name, layer.name
 
 
 def _check_readable(places: Sequence[Place], rules: Sequence[LayerRule]) -> None:

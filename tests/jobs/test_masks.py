@@ -389,6 +389,18 @@ def test_an_array_that_looks_like_the_mask_of_a_layer_is_pointed_out_whether_or_
     assert not [each for each in said.messages if "looks like" in each]
 
 
+def test_the_mask_that_is_pointed_out_can_be_named_in_a_store_with_parts(tmp_path: Path) -> None:
+    values, _, mask = CASES["tokens"]
+    for part in ("r0", "r1"):
+        with ss.Recorder(tmp_path / "s.zarr", part=part) as recorder:
+            recorder.append("enc", values)
+            recorder.append("attention_mask", mask.astype("int64"))
+    with pytest.warns(UserWarning, match="^attention_mask looks like the mask of enc, .* `mask: attention_mask` "):
+        ss.reduce(tmp_path / "s.zarr", layers="enc")
+    found = ss.reduce(tmp_path / "s.zarr", layers=ss.LayerRule("enc", mask="attention_mask"))["enc"]
+    assert found.masked == (2 * (~mask).sum(), 2 * mask.size)
+
+
 def test_a_recorded_mask_applies_unless_the_job_says_that_every_position_counts(tmp_path: Path) -> None:
     values, axis, mask = CASES["tokens"]
     with ss.Recorder(tmp_path / "s.zarr") as recorder:
@@ -411,7 +423,7 @@ def test_masks_of_scores_and_of_padding_are_refused_or_pointed_out(tmp_path: Pat
         "zeros": np.zeros(mask.shape, "float32"),
     }
     store = build_store(tmp_path / "s.zarr", {"x": values, **masks}, config=EVERY_CHUNK)
-    for name, remedy in {"scores": "store `mask == 0`", "chances": "store `mask > 0.5`"}.items():
+    for name, remedy in {"scores": "`mask == 0` says", "chances": "`mask > 0.5`, or the like, says"}.items():
         with pytest.raises(DataError, match=remedy):
             ss.reduce(store, layers=ss.LayerRule("x", mask=name))
         with pytest.raises(UsageError, match=remedy):
