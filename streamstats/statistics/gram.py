@@ -53,7 +53,7 @@ UNFOLDED_BYTES = 12
 """Bytes for each value that is unfolded: in float32, with copies, on both sides of a pair."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Gram(Statistic):
     """The second moments XᵀX of a layer's input, under all taps of its kernel: rounding by GPTQ, covariance.
 
