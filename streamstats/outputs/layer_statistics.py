@@ -51,7 +51,8 @@ class LayerStatistics(Ledger):
     """The statistics of a layer over the rows of its `sources`: one array, or several merged ones.
 
     `reduce`, `run`, `load`, `merge` and `Meter` return one for each layer. `statistics`, by name, describes the stored
-    values; so do `sums` and `extrema`. The other properties here are in real units. C is the number of channels.
+    values; so do `sums`, `extrema` and `gram`, whose methods take the quantisation. The other properties here are in
+    real units. C is the number of channels.
 
     Raises `UsageError` for figures of a statistic that was not counted.
 
@@ -144,6 +145,8 @@ class LayerStatistics(Ledger):
     @property
     def gram(self) -> Gram:
         """The exact second moments of what the layer multiplies by its weights: `matrix()` is float64[groups, n, n].
+
+        Those of quantised layers are of the stored codes; `matrix(found.quantization)` is in real units.
 
         Raises `UsageError` if `gram` was not counted.
 
