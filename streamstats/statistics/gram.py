@@ -253,10 +253,10 @@ class Gram(Statistic):
     def matrix(self, quantization: Quantization | None = None) -> Float64Array:
         """XᵀX of each group, float64[G, n, n]: each entry is the float64 nearest to the exact value.
 
-        It is in real units with the layer's `quantization`, and of the stored codes without. The n columns are (input channel of the group, *taps), as weights (outputs, inputs, *taps) have them; padding is
-        zero, and so are values that were left out. Raises `UsageError` if several kernels read the layer (see
-        `with_kernel`), and for an offset that cannot be applied: of floats under several taps, or of which some were
-        left out.
+        It is in real units with the layer's `quantization`, and of the stored codes without. The n columns are (input
+        channel of the group, *taps), as weights (outputs, inputs, *taps) have them; padding is zero, and so are values
+        that were left out. Raises `UsageError` if several kernels read the layer (see `with_kernel`), and for an offset
+        that cannot be applied: of floats under several taps, or of which some were left out.
         """
         part = self._only()
         maps = self._maps(quantization)
