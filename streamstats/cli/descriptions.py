@@ -412,7 +412,8 @@ List the jobs of a service, newest first, or show one of them.
 {SERVICE_ENVIRONMENT}"""
 
 WATCH = f"""\
-Show the progress of a job until it ends. Exit status: 0 done, 3 incomplete, 1 failed or cancelled.
+Show the progress of a job until it ends. The exit status is that of `streamstats run` with the same outcome: 0 done, 3
+incomplete, 2 a request at fault, 4 damaged data, 1 another failure; and 1 if the job was cancelled.
 
   streamstats watch 0123456789abcdef
 {SERVICE_ENVIRONMENT}"""

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ..service.messages import IngestView, JobSummary
 
 STATUS_OF = {"done": DONE, "incomplete": INCOMPLETE, "failed": FAILURE, "cancelled": FAILURE}
-"""The exit status that follows from the state of a job that has ended."""
+"""The exit status that follows from the state of a job that has ended; of a failed one, unless the service knows it."""
 DESCRIBED = {
     "quantization": '{"scale": …, "scale_is": "step", "zero_point": …}',
     "geometry": '{"kernel": […], "strides": […], "pads": […]}',
@@ -158,7 +158,7 @@ def _watched(client: Client, name: str, options: Namespace) -> int:
         print_table(["job", "state", "rows", "read"], [row], left=2)
     if job.results is not None:
         say(f"fetch its results with: streamstats fetch {job.id} -o OUT")
-    return STATUS_OF.get(job.state, FAILURE)  # or the service ended while the job did not
+    return job.exit_status or STATUS_OF.get(job.state, FAILURE)  # or the service ended while the job did not
 
 
 class _Followed:

@@ -53,6 +53,9 @@ if TYPE_CHECKING:
 SECONDS = 60.0
 UPLOAD_SECONDS = 600.0
 """How long the service may take to store an upload that has arrived."""
+UNTRUSTED = (
+    "the client does not trust its certificate: set SSL_CERT_FILE to a PEM file with it, or, in Python, `certificate`"
+)
 IDEMPOTENT = ("GET", "HEAD", "PUT", "DELETE")
 """Methods of requests that change nothing more if they are carried out twice."""
 
@@ -406,7 +409,9 @@ class Client:
         return Trial(self._patience, self._say) if adds else Trial(min(self._patience, QUICK_SECONDS))
 
     def _silent(self, error: Exception) -> ServiceError:
-        return ServiceError(f"{self.url} does not respond: {first_line(error)}; check that the service is running")
+        said = first_line(error)
+        remedy = UNTRUSTED if "CERTIFICATE_VERIFY_FAILED" in said else "check that the service is running"
+        return ServiceError(f"{self.url} does not respond: {said}; {remedy}")
 
 
 class _UnavailableError(Exception):

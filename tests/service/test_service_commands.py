@@ -81,6 +81,30 @@ def test_a_job_without_all_its_rows_ends_with_3(run: Run, service: Served, tmp_p
     assert "incomplete" in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("text", "status"),
+    [
+        ("source: wrong.zarr\nlayers: [{match: fc, statistics: [taps]}]\n", 2),
+        ("source: wrong.zarr\n", 4),
+    ],
+    ids=["a layer without a kernel", "a chunk that is lost"],
+)
+def test_a_failed_job_ends_with_the_status_that_the_same_run_ends_with(
+    run: Run, service: Served, tmp_path: Path, text: str, status: int
+) -> None:
+    from served import small_store
+
+    store = service.roots / "wrong.zarr"
+    if not store.exists():
+        (small_store(store) / "fc" / "c" / "0" / "0").unlink()
+    text = text.replace("wrong.zarr", str(store))
+    ran = run("run", config(tmp_path, f"{text}output: out\n"), status=status)
+    watched = run("submit", config(tmp_path, text), "--watch", status=status)
+    assert "failed" in watched.stdout
+    reason = ran.stderr.strip().splitlines()[-1].removeprefix("streamstats: ")[:20]
+    assert reason in watched.stderr
+
+
 def test_send_counts_each_file_once(run: Run, tmp_path: Path, client: ss.Client) -> None:
     for number in range(3):
         (tmp_path / f"{number}.npy").write_bytes(npy(np.full((4, 2), number, np.int8)))
