@@ -14,7 +14,7 @@ COMMANDS = {
         "inspect": "show the results of a run",
         "ranges": "compute quantisation ranges, with steps (scales) and zero points, from the output of a run",
         "gram": "show the spectrum of a layer's inputs, and its dead and duplicate channels",
-        "compare": "compare two outputs: equal to the bit, or how far apart",
+        "compare": "compare two outputs, or jobs of a service: equal to the bit, or how far apart",
         "export": "write statistics or ranges as a file that another tool loads",
     },
     "Changing results": {
@@ -212,13 +212,19 @@ the same row are refused, even if one of them read it from a copy of the store.
   streamstats merge site1/out site2/out -o out
 """
 
-COMPARE = """\
+SERVICE_ENVIRONMENT = """
+--url and --token-file name the service and its token. By default, the environment does: STREAMSTATS_URL, and
+STREAMSTATS_TOKEN_FILE or STREAMSTATS_TOKEN.
+"""
+
+COMPARE = f"""\
 Compare the outputs of two runs or merges: whether they are equal to the bit and, if not, what differs. The layers that
 differ most come first.
 
   streamstats compare yesterday/out today/out
   streamstats compare yesterday/out today/out --threshold 5      exit status 3 if the means of a layer have drifted
   streamstats compare yesterday/out today/out --layers 'block1/*'
+  streamstats compare 0123456789abcdef fedcba9876543210          two jobs of a service, or a job and an output
 
   rows       the number of rows of each; "(others)" if the numbers are equal, but not the rows
   means      the difference of the means for the worst channel: in standard errors, |m1 - m2| / sqrt(se1² + se2²), if
@@ -238,7 +244,8 @@ standard errors or, without standard errors, by more than X % of the layer's ran
 drifted, too: only one output has the layer, or counted `spread`; the numbers of channels differ; or a channel has
 values in only one output.
 Without --threshold, the exit status is 0 whether or not the outputs differ.
-"""
+
+The results of jobs are downloaded to a temporary folder first.{SERVICE_ENVIRONMENT}"""
 
 RECORD = """\
 Run an ONNX model over samples, batch by batch, and append the input of every Conv, ConvTranspose, Gemm and MatMul with
@@ -386,11 +393,6 @@ Copy the data of a service to a new folder, while the service runs: its database
 
 To restore it, stop the service, put the folder in place of its `data`, and start the service. Activations that were
 acknowledged before the backup began are in it; those that are sent again with their keys count once. Jobs resume.
-"""
-
-SERVICE_ENVIRONMENT = """
---url and --token-file name the service and its token. By default, the environment does: STREAMSTATS_URL, and
-STREAMSTATS_TOKEN_FILE or STREAMSTATS_TOKEN.
 """
 
 SUBMIT = f"""\

@@ -105,6 +105,23 @@ def test_a_failed_job_ends_with_the_status_that_the_same_run_ends_with(
     assert reason in watched.stderr
 
 
+def test_jobs_are_compared_with_each_other_and_with_outputs(run: Run, service: Served, tmp_path: Path) -> None:
+    whole, part = (
+        run("submit", config(tmp_path, text), "--watch", "--json").stdout
+        for text in (f"source: {STORE}\n", f"source: {STORE}\nrows: 0:16\n")
+    )
+    one, other = json.loads(whole)["id"], json.loads(part)["id"]
+    assert "equal to the bit" in run("compare", one, one).stderr
+    differing = json.loads(run("compare", one, other, "--json", "--threshold", "0", status=3).stdout)
+    assert (differing["first"], differing["second"], differing["equal"]) == (one, other, False)
+    run("run", config(tmp_path, f"source: {service.roots / STORE}\noutput: out\n"))
+    assert "2 layers: equal to the bit" in run("compare", "out", one).stderr
+    assert [each.name for each in tmp_path.iterdir() if each.is_dir()] == ["out"]
+    assert "there is no job" in run("compare", "0" * 16, one, status=2).stderr
+    run("fetch", one, "-o", other)
+    assert "equal to the bit" in run("compare", one, other).stderr  # a folder of that name is an output
+
+
 def test_send_counts_each_file_once(run: Run, tmp_path: Path, client: ss.Client) -> None:
     for number in range(3):
         (tmp_path / f"{number}.npy").write_bytes(npy(np.full((4, 2), number, np.int8)))
