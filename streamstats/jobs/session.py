@@ -30,7 +30,7 @@ from .measuring import Found, Policy, Unreadable
 from .opening import open_workers
 from .plan import Plan, least_memory, make_plan
 from .reduction import reduce_tasks
-from .telling import Ledgers, tell_copies, tell_plan, tell_selected, tell_twins
+from .telling import Ledgers, tell_changed, tell_copies, tell_left_out, tell_plan, tell_selected, tell_twins
 from .workers import Workers
 
 if TYPE_CHECKING:
@@ -172,14 +172,31 @@ def open_session(
             if restart:
                 ledgers = restarted(output, selected.layers)
             else:
-                copies: list[Change] = []
-                moved = _has_moved(output, job)
-                ledgers = load(output, selected.layers, accept_changes=accept_changes, moved=moved, tell=copies.extend)
-                tell_copies(copies, progress)
+                ledgers = _loaded(job, selected.layers, progress, accept_changes=accept_changes)
             with open_workers(job.cluster, selected.layers, client, progress.say) as workers:
                 yield Session(job, settled(selected, ledgers), ledgers, restart, workers, progress)
     finally:
         remove_if_empty(output)
+
+
+def _loaded(
+    job: Job, layers: Sequence[Layer], progress: Progress, *, accept_changes: bool
+) -> dict[str, LayerStatistics]:
+    """The statistics to resume from; tells what is taken for a copy, and what now means something else."""
+    output, copies, changed = Path(job.output), list[Change](), list[tuple[str, str]]()
+    ledgers = load(
+        output,
+        layers,
+        accept_changes=accept_changes,
+        moved=_has_moved(output, job),
+        tell=copies.extend,
+        tell_changed=lambda layer, said: changed.append((layer, said)),
+    )
+    tell_copies(copies, progress)
+    tell_changed(changed, progress)
+    if job.nonfinite == "error":
+        tell_left_out(ledgers, progress)
+    return ledgers
 
 
 def settled(selected: Selected, ledgers: Ledgers) -> Selected:

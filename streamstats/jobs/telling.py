@@ -161,6 +161,27 @@ def tell_copies(copies: Sequence[Change], progress: Progress) -> None:
             )
 
 
+def tell_changed(changed: Sequence[tuple[str, str]], progress: Progress) -> None:
+    """Report (layer, what its job says of it otherwise than before): the same counts then have other results."""
+    found: dict[str, list[str]] = {}
+    for layer, said in changed:
+        found.setdefault(said, []).append(layer)
+    for said, names in islice(found.items(), NAMED):
+        progress.say(f"note: {said}, so results are computed anew from the same counts: {listed(names)}")
+    if len(found) > NAMED:
+        progress.say(f"note: so they are after {len(found) - NAMED:,} more such changes")
+
+
+def tell_left_out(ledgers: Ledgers, progress: Progress) -> None:
+    """Report layers of which NaN or infinities were left out before, although the job now refuses them."""
+    names = [name for name, found in ledgers.items() if found.attributes is None and found.sums.nonfinite.any()]
+    if names:
+        progress.say(
+            "note: `nonfinite` is error, but an earlier run with `nonfinite: skip` left out values that are NaN or "
+            f"infinite; what it counted stays, and --restart refuses them: {listed(names)}"
+        )
+
+
 def tell_twins(ledgers: Ledgers, progress: Progress) -> None:
     """Report sources or parts that hold what another one holds: as copies, their rows would count twice."""
     for first, second, same, chunks in islice(copies_among(ledgers), NAMED):

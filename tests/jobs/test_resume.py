@@ -26,7 +26,7 @@ from streamstats.calibration.reading.file_reader import FileReader
 from streamstats.calibration.recorder import Recorder
 from streamstats.calibration.selection import LayerRule
 from streamstats.config import ClusterConfig, JobConfig
-from streamstats.errors import DataError, MismatchError, OutputError, UsageError
+from streamstats.errors import DataError, MismatchError, NonFiniteError, OutputError, UsageError
 from streamstats.jobs import measuring, plan
 from streamstats.jobs.forget import forget
 from streamstats.jobs.job import Job
@@ -532,11 +532,32 @@ def test_another_description_of_a_layer_is_an_error_and_another_quantisation_is_
     with pytest.raises(MismatchError, match="it was counted with channel axis 2, but the job now has 1"):
         run(JobConfig.model_validate({"source": str(store), "output": str(tmp_path / "out"), "layers": [rule]}).job())
     rule = {"match": "*", "quantization": {"scale": 0.5, "scale_is": "step"}}
-    run(JobConfig.model_validate({"source": str(store), "output": str(tmp_path / "out"), "layers": [rule]}).job())
+    document = {"source": str(store), "output": str(tmp_path / "out"), "layers": [rule]}
+    first, again = Told(), Told()
+    run(JobConfig.model_validate(document).job(), progress=first)
+    run(JobConfig.model_validate(document).job(), progress=again)
+    assert [each for each in (*first.messages, *again.messages) if "changed" in each] == [
+        "note: the quantisation has changed from none to step 0.5, zero point 0, so results are computed anew from the "
+        "same counts: conv"
+    ]
     before = results(tmp_path / "out")
     document = {"source": str(store), "output": str(tmp_path / "new"), "layers": [rule]}
     run(JobConfig.model_validate(document).job())
     assert results(tmp_path / "new") == before
+
+
+def test_values_that_were_left_out_are_named_once_the_job_refuses_them(tmp_path: Path) -> None:
+    values = samples(8, 3)
+    values[2, 1] = np.nan
+    store = build_store(tmp_path / "s.zarr", {"conv": values, "fc": samples(8, 3)})
+    told = {policy: Told() for policy in ("skip", "error")}
+    for policy, progress in told.items():
+        run(config(store, nonfinite=policy), progress=progress)
+    assert not any("nonfinite" in each for each in told["skip"].messages)
+    (said,) = (each for each in told["error"].messages if "nonfinite" in each)
+    assert said.endswith("--restart refuses them: conv")
+    with pytest.raises(NonFiniteError):
+        run(config(store, nonfinite="error"), restart=True)
 
 
 def test_another_range_of_rows_needs_another_output(tmp_path: Path) -> None:
