@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from rich.filesize import decimal
 
 from ..errors import DONE, FAILURE, INCOMPLETE, UsageError, require
-from ..progress import Stage
+from ..progress import OF_ALL_LAYERS, Stage
 from .commands import check_follow
 from .progress import Shown
 from .tables import print_json, print_table, say
@@ -123,7 +123,9 @@ def jobs(options: Namespace) -> None:
     rows = [
         [job.id, job.name, job.state, job.submitter, job.source or job.kind, _rows(job), job.message] for job in found
     ]
-    print_table(["job", "name", "state", "submitter", "source", "rows", "message"], rows, left=5, ends_in_text=True)
+    print_table(
+        ["job", "name", "state", "submitter", "source", OF_ALL_LAYERS, "message"], rows, left=5, ends_in_text=True
+    )
 
 
 def _rows(job: JobSummary) -> str:
@@ -155,7 +157,7 @@ def _watched(client: Client, name: str, options: Namespace) -> int:
         print_json(job.model_dump())
     else:
         row = [job.id, job.state, f"{job.rows:,}", decimal(job.bytes)]
-        print_table(["job", "state", "rows", "read"], [row], left=2)
+        print_table(["job", "state", OF_ALL_LAYERS, "read"], [row], left=2)
     if job.results is not None:
         say(f"fetch its results with: streamstats fetch {job.id} -o OUT")
     return job.exit_status or STATUS_OF.get(job.state, FAILURE)  # or the service ended while the job did not
@@ -174,7 +176,7 @@ class _Followed:
         total = job["total_rows"], job["total_bytes"]
         if total != self._total:
             self._total, self._rows, self._bytes = total, 0, 0
-            self._shown.begin(Stage("", *total))
+            self._shown.begin(Stage("", *total, unit=OF_ALL_LAYERS))
         self._shown.advance(job["rows"] - self._rows, job["bytes"] - self._bytes)
         self._rows, self._bytes = job["rows"], job["bytes"]
 

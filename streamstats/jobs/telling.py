@@ -15,7 +15,7 @@ from ..errors import counted, listed
 from ..outputs.changes import Change
 from ..outputs.copies import copies_among
 from ..outputs.layer_statistics import LayerStatistics
-from ..progress import Progress, Stage
+from ..progress import OF_ALL_LAYERS, Progress, Stage
 from .blas import multiplications_per_second
 from .plan import Plan
 from .sizes import in_mib
@@ -129,13 +129,13 @@ def tell_plan(
     arrays = arrays_of(layers)
     before = sum(ledgers[name].rows for name in arrays)
     beside = f" in addition to {before:,} already counted" if before else ""
-    sizes = f"{counted(len(arrays), 'layer')}, {counted(plan.rows, 'row')}{beside}, {decimal(plan.bytes)}"
+    sizes = f"{counted(plan.rows, 'row')} of {counted(len(arrays), 'layer')}{beside}, {decimal(plan.bytes)}"
     tasks = f"{counted(len(plan.tasks), 'task')} on {workers.description()}"
     peak = f"at most {in_mib(plan.peak_bytes)} of {in_mib(memory)} of memory"
     what = f"plan: {sizes} decoded, in {tasks}; blocks of at most {in_mib(plan.block_bytes)}, {peak}"
     if plan.operations:
         progress.say(_of_cost(plan, workers))
-    progress.begin(Stage(what, plan.rows, plan.bytes, before, len(arrays), workers.description()))
+    progress.begin(Stage(what, plan.rows, plan.bytes, before, len(arrays), workers.description(), unit=OF_ALL_LAYERS))
 
 
 def _of_cost(plan: Plan, workers: Workers) -> str:
