@@ -193,9 +193,11 @@ class JobTable:
         return None if row is None else row["forgets"]
 
     def ended(self) -> list[dict[str, Any]]:
-        """id, end and tags of each job that has ended."""
-        rows = self._database.query(f"SELECT id, ended, tags FROM jobs WHERE {HAS_ENDED}")
-        return [{"id": row["id"], "ended": row["ended"] or 0.0, "tags": json.loads(row["tags"])} for row in rows]
+        """id, end and tags of each job that has ended, and whether it has results."""
+        rows = self._database.query(
+            f"SELECT id, ended, tags, results IS NOT NULL AS has_results FROM jobs WHERE {HAS_ENDED}"
+        )
+        return [{**dict(row), "ended": row["ended"] or 0.0, "tags": json.loads(row["tags"])} for row in rows]
 
     def delete_events(self, last: int) -> None:
         """Delete all messages up to that number."""
