@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -316,6 +317,20 @@ def test_forgotten_rows_stay_forgotten_when_everything_is_counted_again(tmp_path
     forget(config(store), (3, 5))
     before = run(config(store)).statistics["conv"]
     assert run(config(store), restart=True).statistics["conv"] == before
+
+
+def test_what_was_forgotten_comes_back_from_another_output_a_copy_or_appended_rows(tmp_path: Path) -> None:
+    values = samples(20, 3)
+    record(tmp_path / "s.zarr", values)
+    job = config(tmp_path / "s.zarr", tmp_path / "out")
+    whole = run(job).statistics["conv"].mean
+    shutil.copytree(tmp_path / "out", tmp_path / "copy")
+    forget(job, (3, 5))
+    assert run(job).statistics["conv"].rows == 18
+    for output in ("another", "copy"):
+        assert run(replace(job, output=str(tmp_path / output))).statistics["conv"].mean.tolist() == whole.tolist()
+    record(tmp_path / "s.zarr", values[3:5])
+    assert run(job).statistics["conv"].mean.tolist() == whole.tolist()
 
 
 def test_rows_that_cannot_be_read_any_more_can_be_forgotten(tmp_path: Path) -> None:
