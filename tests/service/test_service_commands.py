@@ -132,6 +132,29 @@ def test_send_counts_each_file_once(run: Run, tmp_path: Path, client: ss.Client)
     assert client.store("sent").layers == {"a/b": 12}
 
 
+@pytest.mark.parametrize(
+    ("shape", "options", "said"),
+    [
+        ((4, 3), (), "the sample shape is (3,); the store holds (2,); append to another store"),
+        ((4, 2), ("--quantization", '{"scale": 1, "scale_is": "step"}'), "leave the quantisation out"),
+        ((4, 2), ("--geometry", '{"kernel": [3]}'), "correct its `channel_axis` or `geometry`"),
+    ],
+    ids=["another shape", "codes that are floats", "a kernel that does not fit"],
+)
+def test_a_file_that_cannot_be_appended_is_refused_in_the_words_of_sending(
+    run: Run, tmp_path: Path, shape: tuple[int, ...], options: tuple[str, ...], said: str
+) -> None:
+    for name, extent in (("first", (4, 2)), ("second", shape)):
+        (tmp_path / f"{name}.npy").write_bytes(npy(np.zeros(extent, np.float32)))
+    run("send", "unfit", "l", "first.npy")
+    done = run(
+        "send", "unfit", "l", "second.npy", *options, "--key", f"{shape}{len(options)}".replace(" ", ""), status=2
+    )
+    assert said in done.stderr
+    assert "record" not in done.stderr
+    assert str(tmp_path) not in done.stderr
+
+
 def test_send_describes_the_kernel(run: Run, service: Served, tmp_path: Path) -> None:
     (tmp_path / "x.npy").write_bytes(npy(np.ones((4, 2, 5, 5), np.float32)))
     geometry = '{"kernel": [3, 3], "strides": [2, 2]}'
