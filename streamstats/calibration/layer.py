@@ -216,7 +216,7 @@ class Layer:
                     reader.kernel.check_fits(extents)
             except MismatchError as error:
                 raise MismatchError(
-                    f"layer {reader.layer}: {error}; correct its `channel_axis` or `geometry`, here or where it is stored"
+                    f"layer {reader.layer}: {error}; correct its `channel_axis` or `geometry`, or those in its store"
                 ) from error
         own = readers.is_only(self.counted_as)
         return replace(self, readers=None if own else readers, kernel=readers.kernel)
