@@ -129,6 +129,7 @@ MIGRATIONS: Sequence[str] = (
     """,
     "ALTER TABLE stores ADD COLUMN identity TEXT NOT NULL DEFAULT ''",
     "ALTER TABLE jobs ADD COLUMN exit_status INTEGER;",
+    "ALTER TABLE jobs ADD COLUMN store_identity TEXT;",
 )
 """The first n scripts make version n of the database."""
 
