@@ -60,7 +60,7 @@ def submit(options: Namespace) -> int:
     """`streamstats submit CONFIG`."""
     request = _request(options)
     with client_of(options) as client:
-        job = client.submit(_uploaded(client, request), key=options.key)
+        job = client.submit(_uploaded(client, request, options.config), key=options.key)
         done = f"job {job.id} was submitted before, with this key" if job.repeated else f"submitted job {job.id}"
         say(done if options.watch else f"{done}; follow it with: streamstats watch {job.id}")
         if options.watch:
@@ -77,6 +77,7 @@ def _request(options: Namespace) -> dict[str, Any]:
     from ..config import load_document
 
     document = load_document(options.config, options.set)
+    _check_kind(document, options.config)
     check_follow(options)
     if options.follow and document.get("kind") == "onnx":
         raise UsageError("--follow is for jobs that read a store, not for those of the kind `onnx`; leave it out")
@@ -88,12 +89,24 @@ def _request(options: Namespace) -> dict[str, Any]:
     return {"kind": "run", **document, **follow, **whose, **_about(options)}
 
 
-def _uploaded(client: Client, request: Mapping[str, Any]) -> dict[str, Any]:
+def _check_kind(document: Mapping[str, Any], config: str) -> None:
+    """Raise `UsageError` for a job that names a model, or other files, but not its kind."""
+    from ..service.messages import UPLOADS
+
+    named = [name for name in UPLOADS if name in document]
+    if named and "kind" not in document:
+        raise UsageError(f"{config}: it has `{named[0]}`, a key of jobs of the kind `onnx`; add `kind: onnx`")
+
+
+def _uploaded(client: Client, request: Mapping[str, Any], config: str) -> dict[str, Any]:
     """`request`; one of the kind `onnx` with its files uploaded, and their ids in place of their paths."""
     from ..service.messages import UPLOADS
 
     named = [name for name in UPLOADS if request.get(name) is not None] if request["kind"] == "onnx" else []
-    return {**request, **{name: client.upload(str(request[name])).id for name in named}}
+    for name in named:
+        if not isinstance(request[name], str):
+            raise UsageError(f"{config}: `{name}` is {request[name]!r}; expected the path of a file, as text")
+    return {**request, **{name: client.upload(request[name]).id for name in named}}
 
 
 def _about(options: Namespace) -> dict[str, Any]:

@@ -35,7 +35,17 @@ from .errors import ConflictError, ForbiddenError, GoneError, NotFoundError
 from .faults import Faults, Repeated
 from .job_table import JobTable
 from .jobs import Jobs
-from .messages import MOST_RULES, OWN, About, OnnxRequest, RunRequest, SubmittedView, UploadView, WithdrawnView
+from .messages import (
+    MOST_RULES,
+    OWN,
+    STORE_NAME,
+    About,
+    OnnxRequest,
+    RunRequest,
+    SubmittedView,
+    UploadView,
+    WithdrawnView,
+)
 from .metrics import Metrics
 from .notices import Notices
 from .processes import INPUTS, ProcessLimits
@@ -211,6 +221,8 @@ class Service:
         if not source.startswith(OWN):
             return self.sources.resolved(source)
         name = source.removeprefix(OWN)
+        if not STORE_NAME.fits(name):
+            raise UsageError(f"the source is {source[:80]!r}; expected `{OWN}NAME`, with a NAME of {STORE_NAME.words}")
         try:
             return str(self.stores.path(name))
         except NotFoundError as error:

@@ -172,6 +172,11 @@ def test_send_describes_the_kernel(run: Run, service: Served, tmp_path: Path) ->
         (("submit", "list.yaml"), 2, "expected keys"),
         (("submit", "wrong.yaml"), 2, "unknown key `sauce`"),
         (("submit", "job.yaml", "--idle", "3"), 2, "--follow"),
+        (("submit", "number.yaml"), 2, "number.yaml: `model` is 3; expected the path of a file, as text"),
+        (("submit", "kindless.yaml"), 2, "kindless.yaml: it has `model`, a key of jobs of the kind `onnx`; add `kind"),
+        (("submit", "own.yaml", "--set", "source='store:'"), 2, "the source is 'store:'; expected `store:NAME`"),
+        (("submit", "own.yaml", "--set", "source=store:../x"), 2, "the source is 'store:../x'; expected `store:NAME`"),
+        (("submit", "own.yaml"), 2, "there is no store none; send activations to"),
         (("fetch", "0000000000000000", "-o", "x"), 2, "there is no job"),
         (("send", "s", "l", "nowhere.npy"), 2, "cannot read"),
         (("send", "s", "l", "job.yaml"), 2, "neither .npy nor safetensors"),
@@ -190,6 +195,9 @@ def test_a_mistake_is_one_clear_line(
     config(tmp_path)
     (tmp_path / "list.yaml").write_text("[]")
     (tmp_path / "wrong.yaml").write_text("sauce: x")
+    (tmp_path / "own.yaml").write_text("source: store:none")
+    (tmp_path / "number.yaml").write_text("kind: onnx\nmodel: 3\nsamples: x.npy")
+    (tmp_path / "kindless.yaml").write_text("model: model.onnx\nsamples: x.npy")
     done = run(*arguments, status=status)
     assert said in done.stderr
     assert len([line for line in done.stderr.splitlines() if line]) == 1
