@@ -30,7 +30,16 @@ from .measuring import Found, Policy, Unreadable
 from .opening import open_workers
 from .plan import Plan, least_memory, make_plan
 from .reduction import reduce_tasks
-from .telling import Ledgers, tell_changed, tell_copies, tell_left_out, tell_plan, tell_selected, tell_twins
+from .telling import (
+    Ledgers,
+    tell_changed,
+    tell_copies,
+    tell_growth,
+    tell_left_out,
+    tell_plan,
+    tell_selected,
+    tell_twins,
+)
 from .workers import Workers
 
 if TYPE_CHECKING:
@@ -68,7 +77,10 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Session:
-    """A job that holds the lock on its output: its layers, and what is counted of them."""
+    """A job that holds the lock on its output: its layers, and what is counted of them.
+
+    `follows_on` says that it counts rows like those before them, whose plan was told.
+    """
 
     job: Job
     selected: Selected
@@ -76,6 +88,7 @@ class Session:
     restarted: bool
     workers: Workers
     progress: Progress = QUIET
+    follows_on: bool = False
 
     @property
     def output(self) -> Path:
@@ -110,7 +123,15 @@ class Session:
         policy = Policy.of(self.job.nonfinite, self.job.missing)
         try:
             outcome = reduce_layers(
-                self.layers, self.ledgers, wanted, self.job.memory_bytes, self.workers, policy, self.progress, saver
+                self.layers,
+                self.ledgers,
+                wanted,
+                self.job.memory_bytes,
+                self.workers,
+                policy,
+                self.progress,
+                saver,
+                follows_on=self.follows_on,
             )
             tell_twins(outcome.statistics, self.progress)
             self.write(outcome.statistics, outcome.gaps(self.layers))
@@ -215,14 +236,19 @@ def reduce_layers(
     policy: Policy,
     progress: Progress = QUIET,
     saver: Saver | None = None,
+    *,
+    follows_on: bool = False,
 ) -> Outcome:
     """Plan the `wanted` rows of `layers`, have `workers` measure them, and count them into `ledgers`.
 
-    `saver` receives each ledger that has changed. Raises `UsageError` if `memory` does not suffice, and what
-    `reduce_tasks` raises.
+    `saver` receives each ledger that has changed. What `follows_on` is told without its plan. Raises `UsageError` if
+    `memory` does not suffice, and what `reduce_tasks` raises.
     """
     plan = planned(layers, wanted, memory, workers)
-    tell_plan(plan, layers, ledgers, memory, workers, progress)
+    if follows_on:
+        tell_growth(plan, layers, ledgers, workers, progress)
+    else:
+        tell_plan(plan, layers, ledgers, memory, workers, progress)
     described = {layer.name: layer for layer in layers}
     outcome = Outcome(dict(ledgers))
     for finished in join_cuts(reduce_tasks(plan, described, workers, policy, progress), described):

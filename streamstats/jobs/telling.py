@@ -122,6 +122,14 @@ def _zero_point_outside(layer: Layer) -> int | None:
     return int(outside[0]) if outside.size else None
 
 
+def tell_growth(plan: Plan, layers: Sequence[Layer], ledgers: Ledgers, workers: Workers, progress: Progress) -> None:
+    """Begin a stage like the one before it, whose plan was told: rows that were appended since."""
+    arrays = arrays_of(layers)
+    before = sum(ledgers[name].rows for name in arrays)
+    unit = f"{OF_ALL_LAYERS} in addition to {before:,}"
+    progress.begin(Stage("", plan.rows, plan.bytes, before, len(arrays), workers.description(), unit=unit))
+
+
 def tell_plan(
     plan: Plan, layers: Sequence[Layer], ledgers: Ledgers, memory: int, workers: Workers, progress: Progress
 ) -> None:

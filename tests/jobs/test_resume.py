@@ -224,6 +224,23 @@ def test_a_followed_store_is_counted_as_it_grows(tmp_path: Path, monkeypatch: py
     assert run(config(tmp_path / "s.zarr"), follow=Follow(idle=0.05)).statistics["conv"].rows == 40
 
 
+def test_the_plan_is_told_once_however_often_a_followed_store_grows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streamstats.jobs.run.POLL_SECONDS", 0.01)
+    record(tmp_path / "s.zarr", samples(10, 8))
+    told, left = Told(), [5, 5, 20]
+
+    def grow(_: object) -> None:
+        if left:
+            record(tmp_path / "s.zarr", samples(left.pop(0), 8))
+
+    run(config(tmp_path / "s.zarr"), follow=Follow(rows=40), progress=told, on_written=grow)
+    assert [each.what.partition(":")[0] for each in told.stages] == ["plan", "", "", ""]
+    assert [each.rows for each in told.stages] == [10, 5, 5, 20]
+    assert [each.unit for each in told.stages[1:]] == [f"rows of all layers in addition to {n}" for n in (10, 15, 20)]
+
+
 def test_following_ends_with_a_signal_after_saving(tmp_path: Path) -> None:
     record(tmp_path / "s.zarr", samples(10, 8))
     process = start("run", write_job(tmp_path), "--follow")
