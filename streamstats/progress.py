@@ -18,6 +18,8 @@ from .errors import counted
 
 LINE_SECONDS = 5.0
 """Time between two lines about one stage."""
+OF_ALL_LAYERS = "rows of all layers"
+"""What a reduction counts on its way: the sum over the layers, unlike the rows of a table, which are those of one."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Stage:
     """A stage of long-running work: `what` it does, its `rows` (samples), and their `size` in decoded bytes.
 
     `size` is 0 if unknown. `before` counts rows of the same job that were finished earlier. `layers`, if given, is the
-    number of layers, and `workers` describes who does the work, as in `4 threads`.
+    number of layers, and `workers` describes who does the work, as in `4 threads`. `unit` says what rows are.
     """
 
     what: str
@@ -34,6 +36,7 @@ class Stage:
     before: int = 0
     layers: int = 0
     workers: str = ""
+    unit: str = "rows"
 
 
 class Progress(Protocol):
@@ -153,6 +156,12 @@ class Meter:
     size: int = 0
     started: float = field(default_factory=time.monotonic)
     last_line: float = field(default_factory=time.monotonic)
+    ended: float | None = None
+
+    @property
+    def elapsed(self) -> float:
+        """The seconds since it began; of a stage that is done, until it was: what follows may have to be waited for."""
+        return (time.monotonic() if self.ended is None else self.ended) - self.started
 
     @property
     def total(self) -> int:
@@ -168,18 +177,20 @@ class Meter:
         """Add finished `rows` of `size` bytes."""
         self.rows += rows
         self.size += size
+        if self.ended is None and self.done >= self.total:
+            self.ended = time.monotonic()
 
     def text(self) -> str:
         """The finished rows, and, if the stage has a size, the bytes and their rate once there is one."""
-        parts = [f"{self.rows:,}/{self.stage.rows:,} rows"]
+        parts = [f"{self.rows:,}/{self.stage.rows:,} {self.stage.unit}"]
         if self.stage.size:
             parts.append(f"{decimal(self.size)} of {decimal(self.stage.size)}")
-            rate = int(self.size / max(time.monotonic() - self.started, 1e-9))
+            rate = int(self.size / max(self.elapsed, 1e-9))
             parts += [f"{decimal(rate)}/s"] if rate else []
         return ", ".join(parts)
 
     def time(self) -> str:
         """The estimated time left, or the time the finished stage took."""
         share = self.done / max(1, self.total)
-        elapsed = time.monotonic() - self.started
+        elapsed = self.elapsed
         return f", {elapsed / share - elapsed:.0f} s left" if 0 < share < 1 else f", {elapsed:.1f} s"

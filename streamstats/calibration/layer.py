@@ -216,7 +216,7 @@ class Layer:
                     reader.kernel.check_fits(extents)
             except MismatchError as error:
                 raise MismatchError(
-                    f"layer {reader.layer}: {error}; correct its `channel_axis` or `geometry`, or record it again"
+                    f"layer {reader.layer}: {error}; correct its `channel_axis` or `geometry`, or those in its store"
                 ) from error
         own = readers.is_only(self.counted_as)
         return replace(self, readers=None if own else readers, kernel=readers.kernel)
@@ -242,7 +242,7 @@ class Layer:
         }
         for name, (found, expected) in differences.items():
             if found != expected and name == "sample shape":
-                remedy = f"{remedy}, or append every position as a row (`positions_as_rows` of torch's recording)"
+                remedy = f"{remedy}, or append every position as a row (in torch, `positions_as_rows`)"
             if found != expected:
                 ways = f"{_mask_remedy(self, earlier)}{remedy}" if name == "mask" else remedy
                 said = f"the {name} is {in_words(found)}; {place} {in_words(expected)}"

@@ -168,7 +168,7 @@ class Recorder:
         if name not in self._open:
             self._open[name] = self._open_layer(appended)
         opened = self._open[name]
-        appended.check_continues(opened.layer, "the store holds", "record into another store")
+        appended.check_continues(opened.layer, "the store holds", "append to another store")
         return opened
 
     def close(self) -> None:
@@ -235,7 +235,7 @@ class Recorder:
             if array != appended.name:
                 raise UsageError(
                     f"layer {layer} reads the array {array} of {self._store} already; expected one array for it: "
-                    f"append its samples to {array}, or record into another store"
+                    f"append its samples to {array}, or to another store"
                 )
         self._array_of |= dict.fromkeys(appended.names, appended.name)
 
@@ -343,7 +343,7 @@ def stored_readers(store: str | Path, part: str = "") -> dict[str, str]:
     own = {name: array for name, array in found.arrays.items() if not placed(name)[0]}
     for name, reason in found.unreadable.items():
         if not placed(name)[0]:
-            raise DataError(f"{store}: array {name} cannot be read: {reason}; repair it, or record into another store")
+            raise DataError(f"{store}: array {name} cannot be read: {reason}; repair it, or append to another store")
     return {layer: name for name, array in own.items() for layer in names_in(name, array)}
 
 
@@ -372,11 +372,11 @@ def _existing_array(group: zarr.Group, store: str, name: str) -> zarr.Array[Any]
     for path in accumulate(above, "{}/{}".format):
         if isinstance(_member(group, store, path), zarr.Array):
             raise UsageError(
-                f"{store}: {path} is a layer, so {name} cannot be one: rename it, or record into another store"
+                f"{store}: {path} is a layer, so {name} cannot be one: rename it, or append to another store"
             )
     found = _member(group, store, name)
     if isinstance(found, zarr.Group):
-        raise UsageError(f"{store}: {name} is a group of layers; rename the layer, or record into another store")
+        raise UsageError(f"{store}: {name} is a group of layers; rename the layer, or append to another store")
     return found
 
 

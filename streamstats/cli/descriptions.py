@@ -14,7 +14,7 @@ COMMANDS = {
         "inspect": "show the results of a run",
         "ranges": "compute quantisation ranges, with steps (scales) and zero points, from the output of a run",
         "gram": "show the spectrum of a layer's inputs, and its dead and duplicate channels",
-        "compare": "compare two outputs: equal to the bit, or how far apart",
+        "compare": "compare two outputs, or jobs of a service: equal to the bit, or how far apart",
         "export": "write statistics or ranges as a file that another tool loads",
     },
     "Changing results": {
@@ -203,6 +203,9 @@ there. This reads the rows once more. If it ends with an error, nothing has chan
   streamstats forget run.yaml --rows 0:8 --part rank3            rows of this part of the store
 
 Layers that read the same array forget together, even if only one of their names matches; all of them are listed.
+
+It cannot be undone in this output, not even with `run --restart`. To get the rows back, run into another output, which
+counts all rows of the store, or append them to the store again, as new rows. If in doubt, copy the output first.
 """
 
 MERGE = """\
@@ -212,13 +215,19 @@ the same row are refused, even if one of them read it from a copy of the store.
   streamstats merge site1/out site2/out -o out
 """
 
-COMPARE = """\
+SERVICE_ENVIRONMENT = """
+--url and --token-file name the service and its token. By default, the environment does: STREAMSTATS_URL, and
+STREAMSTATS_TOKEN_FILE or STREAMSTATS_TOKEN.
+"""
+
+COMPARE = f"""\
 Compare the outputs of two runs or merges: whether they are equal to the bit and, if not, what differs. The layers that
 differ most come first.
 
   streamstats compare yesterday/out today/out
   streamstats compare yesterday/out today/out --threshold 5      exit status 3 if the means of a layer have drifted
   streamstats compare yesterday/out today/out --layers 'block1/*'
+  streamstats compare 0123456789abcdef fedcba9876543210          two jobs of a service, or a job and an output
 
   rows       the number of rows of each; "(others)" if the numbers are equal, but not the rows
   means      the difference of the means for the worst channel: in standard errors, |m1 - m2| / sqrt(se1² + se2²), if
@@ -238,7 +247,8 @@ standard errors or, without standard errors, by more than X % of the layer's ran
 drifted, too: only one output has the layer, or counted `spread`; the numbers of channels differ; or a channel has
 values in only one output.
 Without --threshold, the exit status is 0 whether or not the outputs differ.
-"""
+
+The results of jobs are downloaded to a temporary folder first.{SERVICE_ENVIRONMENT}"""
 
 RECORD = """\
 Run an ONNX model over samples, batch by batch, and append the input of every Conv, ConvTranspose, Gemm and MatMul with
@@ -388,11 +398,6 @@ To restore it, stop the service, put the folder in place of its `data`, and star
 acknowledged before the backup began are in it; those that are sent again with their keys count once. Jobs resume.
 """
 
-SERVICE_ENVIRONMENT = """
---url and --token-file name the service and its token. By default, the environment does: STREAMSTATS_URL, and
-STREAMSTATS_TOKEN_FILE or STREAMSTATS_TOKEN.
-"""
-
 SUBMIT = f"""\
 Submit a job to a service: the configuration of a run. The service chooses `output` and `cluster`; leave them out.
 With `kind: onnx`, it names a model to record and correct, and the command uploads its files; see
@@ -412,7 +417,8 @@ List the jobs of a service, newest first, or show one of them.
 {SERVICE_ENVIRONMENT}"""
 
 WATCH = f"""\
-Show the progress of a job until it ends. Exit status: 0 done, 3 incomplete, 1 failed or cancelled.
+Show the progress of a job until it ends. The exit status is that of `streamstats run` with the same outcome: 0 done, 3
+incomplete, 2 a request at fault, 4 damaged data, 1 another failure; and 1 if the job was cancelled.
 
   streamstats watch 0123456789abcdef
 {SERVICE_ENVIRONMENT}"""
@@ -445,7 +451,8 @@ Jobs that have ended keep what they counted; with --forget, those that are yours
   streamstats withdraw team-a block1/project activations.npy
   streamstats withdraw team-a block1/project --key batch-17 --forget
 
-Name what was sent by the files, unchanged, or by its key. The rows stay in the store, which can be deleted.
+Name what was sent by the files, unchanged, or by its key. The rows stay in the store, which can be deleted. It cannot
+be undone: to have the activations counted after all, send them again with a new --key.
 {SERVICE_ENVIRONMENT}"""
 
 TOKEN = f"""\

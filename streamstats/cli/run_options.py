@@ -6,10 +6,21 @@ import argparse
 from typing import Any
 
 from . import descriptions
-from .shared_options import METHODS, add_codes, add_config, add_layers, add_levels, add_output, command, local
+from .shared_options import (
+    METHODS,
+    add_codes,
+    add_config,
+    add_layers,
+    add_levels,
+    add_output,
+    add_service,
+    command,
+    local,
+)
 
 EXPORTING = "export_command"
 ON_GRAM = "gram_command"
+COMPARING = "compare_command"
 
 
 def add_commands(commands: Any) -> None:
@@ -23,7 +34,7 @@ def add_commands(commands: Any) -> None:
     _add_verify(command(commands, "verify", descriptions.VERIFY))
     _add_forget(command(commands, "forget", descriptions.FORGET))
     _add_merge(command(commands, "merge", descriptions.MERGE))
-    _add_compare(command(commands, "compare", descriptions.COMPARE))
+    _add_compare(command(commands, "compare", descriptions.COMPARE, COMPARING))
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
@@ -173,8 +184,8 @@ def _add_merge(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_compare(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("first", type=local, metavar="OUT1", help="the output folder of a run or a merge")
-    parser.add_argument("second", type=local, metavar="OUT2", help="the output folder to compare with it")
+    parser.add_argument("first", type=local, metavar="OUT1", help="the output folder of a run or a merge, or a job")
+    parser.add_argument("second", type=local, metavar="OUT2", help="the output folder, or the job, to compare with it")
     parser.add_argument(
         "--threshold",
         metavar="X",
@@ -183,6 +194,7 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
         "errors, X %% of its range)",
     )
     add_layers(parser)
+    add_service(parser)
 
 
 def _add_inspect(parser: argparse.ArgumentParser) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from rich.filesize import decimal
 
 from ..errors import DONE, FAILURE, INCOMPLETE, UsageError, require
-from ..progress import Stage
+from ..progress import OF_ALL_LAYERS, Stage
 from .commands import check_follow
 from .progress import Shown
 from .tables import print_json, print_table, say
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ..service.messages import IngestView, JobSummary
 
 STATUS_OF = {"done": DONE, "incomplete": INCOMPLETE, "failed": FAILURE, "cancelled": FAILURE}
-"""The exit status that follows from the state of a job that has ended."""
+"""The exit status that follows from the state of a job that has ended; of a failed one, unless the service knows it."""
 DESCRIBED = {
     "quantization": '{"scale": …, "scale_is": "step", "zero_point": …}',
     "geometry": '{"kernel": […], "strides": […], "pads": […]}',
@@ -60,7 +60,7 @@ def submit(options: Namespace) -> int:
     """`streamstats submit CONFIG`."""
     request = _request(options)
     with client_of(options) as client:
-        job = client.submit(_uploaded(client, request), key=options.key)
+        job = client.submit(_uploaded(client, request, options.config), key=options.key)
         done = f"job {job.id} was submitted before, with this key" if job.repeated else f"submitted job {job.id}"
         say(done if options.watch else f"{done}; follow it with: streamstats watch {job.id}")
         if options.watch:
@@ -77,6 +77,7 @@ def _request(options: Namespace) -> dict[str, Any]:
     from ..config import load_document
 
     document = load_document(options.config, options.set)
+    _check_kind(document, options.config)
     check_follow(options)
     if options.follow and document.get("kind") == "onnx":
         raise UsageError("--follow is for jobs that read a store, not for those of the kind `onnx`; leave it out")
@@ -88,12 +89,24 @@ def _request(options: Namespace) -> dict[str, Any]:
     return {"kind": "run", **document, **follow, **whose, **_about(options)}
 
 
-def _uploaded(client: Client, request: Mapping[str, Any]) -> dict[str, Any]:
+def _check_kind(document: Mapping[str, Any], config: str) -> None:
+    """Raise `UsageError` for a job that names a model, or other files, but not its kind."""
+    from ..service.messages import UPLOADS
+
+    named = [name for name in UPLOADS if name in document]
+    if named and "kind" not in document:
+        raise UsageError(f"{config}: it has `{named[0]}`, a key of jobs of the kind `onnx`; add `kind: onnx`")
+
+
+def _uploaded(client: Client, request: Mapping[str, Any], config: str) -> dict[str, Any]:
     """`request`; one of the kind `onnx` with its files uploaded, and their ids in place of their paths."""
     from ..service.messages import UPLOADS
 
     named = [name for name in UPLOADS if request.get(name) is not None] if request["kind"] == "onnx" else []
-    return {**request, **{name: client.upload(str(request[name])).id for name in named}}
+    for name in named:
+        if not isinstance(request[name], str):
+            raise UsageError(f"{config}: `{name}` is {request[name]!r}; expected the path of a file, as text")
+    return {**request, **{name: client.upload(request[name]).id for name in named}}
 
 
 def _about(options: Namespace) -> dict[str, Any]:
@@ -123,7 +136,9 @@ def jobs(options: Namespace) -> None:
     rows = [
         [job.id, job.name, job.state, job.submitter, job.source or job.kind, _rows(job), job.message] for job in found
     ]
-    print_table(["job", "name", "state", "submitter", "source", "rows", "message"], rows, left=5, ends_in_text=True)
+    print_table(
+        ["job", "name", "state", "submitter", "source", OF_ALL_LAYERS, "message"], rows, left=5, ends_in_text=True
+    )
 
 
 def _rows(job: JobSummary) -> str:
@@ -155,10 +170,10 @@ def _watched(client: Client, name: str, options: Namespace) -> int:
         print_json(job.model_dump())
     else:
         row = [job.id, job.state, f"{job.rows:,}", decimal(job.bytes)]
-        print_table(["job", "state", "rows", "read"], [row], left=2)
+        print_table(["job", "state", OF_ALL_LAYERS, "read"], [row], left=2)
     if job.results is not None:
         say(f"fetch its results with: streamstats fetch {job.id} -o OUT")
-    return STATUS_OF.get(job.state, FAILURE)  # or the service ended while the job did not
+    return job.exit_status or STATUS_OF.get(job.state, FAILURE)  # or the service ended while the job did not
 
 
 class _Followed:
@@ -174,7 +189,7 @@ class _Followed:
         total = job["total_rows"], job["total_bytes"]
         if total != self._total:
             self._total, self._rows, self._bytes = total, 0, 0
-            self._shown.begin(Stage("", *total))
+            self._shown.begin(Stage("", *total, unit=OF_ALL_LAYERS))
         self._shown.advance(job["rows"] - self._rows, job["bytes"] - self._bytes)
         self._rows, self._bytes = job["rows"], job["bytes"]
 

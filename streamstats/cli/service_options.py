@@ -5,10 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ..address import SERVICE_URL
-from ..service.retrying import PATIENCE_SECONDS
 from . import descriptions
-from .shared_options import add_config, command, local
+from .shared_options import add_config, add_service, command, local
 
 WITH_SERVICE = "service_commands"
 FOR_ADMINS = "admin_commands"
@@ -39,19 +37,6 @@ def _add_backup(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=local, metavar="FOLDER", help="a new folder, best on another disk")
 
 
-def _add_service(parser: argparse.ArgumentParser) -> None:
-    where = parser.add_argument_group("the service")
-    where.add_argument("--url", help=f"default: STREAMSTATS_URL, or {SERVICE_URL}")
-    where.add_argument("--token-file", metavar="FILE", help="default: STREAMSTATS_TOKEN_FILE, or STREAMSTATS_TOKEN")
-    where.add_argument(
-        "--patience",
-        metavar="SECONDS",
-        type=float,
-        default=PATIENCE_SECONDS,
-        help="how long to try again if the service does not respond, for submit, send and watch; default: %(default)s",
-    )
-
-
 def _add_submit(parser: argparse.ArgumentParser) -> None:
     add_config(parser, "the YAML file of a job")
     parser.add_argument("--watch", action="store_true", help="show the progress until the job ends")
@@ -71,7 +56,7 @@ def _add_submit(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tag", action="append", help="a word to find the job by; repeatable")
     parser.add_argument("--note", metavar="TEXT", help="a note about the job")
     parser.add_argument("--notify", metavar="HOOK", action="append", help="a hook of the service to tell of the end")
-    _add_service(parser)
+    add_service(parser)
 
 
 def _add_jobs(parser: argparse.ArgumentParser) -> None:
@@ -82,17 +67,17 @@ def _add_jobs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tag", action="append", help="only jobs with this tag; repeated: with all of them")
     parser.add_argument("--text", help="only jobs in whose name, note, source, … this text occurs")
     parser.add_argument("--limit", metavar="N", type=int, default=20, help="show the newest N jobs")
-    _add_service(parser)
+    add_service(parser)
 
 
 def _add_watch(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("job", metavar="JOB", help="the job's identifier, as submit printed it")
-    _add_service(parser)
+    add_service(parser)
 
 
 def _add_cancel(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("job", metavar="JOB", help="the job's identifier, as submit printed it")
-    _add_service(parser)
+    add_service(parser)
 
 
 def _add_fetch(parser: argparse.ArgumentParser) -> None:
@@ -100,7 +85,7 @@ def _add_fetch(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", type=local, metavar="OUT", required=True, help="a folder that is new or empty"
     )
-    _add_service(parser)
+    add_service(parser)
 
 
 def _add_send(parser: argparse.ArgumentParser) -> None:
@@ -117,7 +102,7 @@ def _add_send(parser: argparse.ArgumentParser) -> None:
         help='the layer\'s kernel, for `taps`: \'{"kernel": [3, 3], "pads": [1, 1, 1, 1]}\'',
     )
     parser.add_argument("--key", help="with a single file: its key; default: the SHA-256 of its content")
-    _add_service(parser)
+    add_service(parser)
 
 
 def _add_withdraw(parser: argparse.ArgumentParser) -> None:
@@ -126,7 +111,7 @@ def _add_withdraw(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", metavar="FILE", nargs="*", help="files that were sent without --key")
     parser.add_argument("--key", help="the key that the activations were sent with")
     parser.add_argument("--forget", action="store_true", help="have jobs that have ended subtract them, too")
-    _add_service(parser)
+    add_service(parser)
 
 
 def _add_token(parser: argparse.ArgumentParser) -> None:
@@ -139,13 +124,13 @@ def _add_token(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--overlap", metavar="SECONDS", type=float, default=0.0, help="with rotate: how long the old secret stays valid"
     )
-    _add_service(parser)
+    add_service(parser)
 
 
 def _add_audit(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--who", metavar="NAME", help="only what this token did")
     parser.add_argument("--limit", metavar="N", type=int, default=100, help="show the newest N entries")
-    _add_service(parser)
+    add_service(parser)
 
 
 def _add_prune(parser: argparse.ArgumentParser) -> None:
@@ -153,4 +138,4 @@ def _add_prune(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--keep", metavar="JSON", help='in place of the service\'s `retention`: \'{"jobs": {"age": "90d"}}\''
     )
-    _add_service(parser)
+    add_service(parser)

@@ -7,8 +7,9 @@ from collections.abc import Generator
 from itertools import takewhile
 from typing import Any
 
-from ..address import local_path
+from ..address import SERVICE_URL, local_path
 from ..errors import UsageError, one_of, suggestion
+from ..service.retrying import PATIENCE_SECONDS
 from .descriptions import SUMMARIES
 
 METHODS = ("minmax", "percentile", "mse", "entropy")
@@ -125,6 +126,20 @@ def add_config(parser: argparse.ArgumentParser, what: str) -> None:
 def add_layers(parser: argparse.ArgumentParser) -> None:
     """Take which layers of an output are meant."""
     parser.add_argument("--layers", metavar="GLOB", default="*", help="only layers whose names match")
+
+
+def add_service(parser: argparse.ArgumentParser) -> None:
+    """Take which service is asked, and the token."""
+    where = parser.add_argument_group("the service")
+    where.add_argument("--url", help=f"default: STREAMSTATS_URL, or {SERVICE_URL}")
+    where.add_argument("--token-file", metavar="FILE", help="default: STREAMSTATS_TOKEN_FILE, or STREAMSTATS_TOKEN")
+    where.add_argument(
+        "--patience",
+        metavar="SECONDS",
+        type=float,
+        default=PATIENCE_SECONDS,
+        help="how long to try again if the service does not respond, for submit, send and watch; default: %(default)s",
+    )
 
 
 def add_levels(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:

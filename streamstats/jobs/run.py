@@ -171,6 +171,7 @@ def _run_while_followed(session: Session, follow: Follow, on_written: OnWritten)
         if _are_new(watch.ready, outcome) or (_rows_of(session) != rows and _may_be_written(session)):
             rows, since = _rows_of(session), time.monotonic()
             session, outcome = _run_ready(session, watch.ready, outcome, on_written)
+            session = replace(session, follows_on=True)
         elif not watch.quiet:
             since = time.monotonic()
         if follow.rows is not None and watch.fewest_rows(session.layers, waiting) >= follow.rows:

@@ -30,7 +30,17 @@ from .measuring import Found, Policy, Unreadable
 from .opening import open_workers
 from .plan import Plan, least_memory, make_plan
 from .reduction import reduce_tasks
-from .telling import Ledgers, tell_copies, tell_masked, tell_plan, tell_selected, tell_twins
+from .telling import (
+    Ledgers,
+    tell_changed,
+    tell_copies,
+    tell_growth,
+    tell_left_out,
+    tell_masked,
+    tell_plan,
+    tell_selected,
+    tell_twins,
+)
 from .workers import Workers
 
 if TYPE_CHECKING:
@@ -68,7 +78,10 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Session:
-    """A job that holds the lock on its output: its layers, and what is counted of them."""
+    """A job that holds the lock on its output: its layers, and what is counted of them.
+
+    `follows_on` says that it counts rows like those before them, whose plan was told.
+    """
 
     job: Job
     selected: Selected
@@ -76,6 +89,7 @@ class Session:
     restarted: bool
     workers: Workers
     progress: Progress = QUIET
+    follows_on: bool = False
 
     @property
     def output(self) -> Path:
@@ -110,7 +124,15 @@ class Session:
         policy = Policy.of(self.job.nonfinite, self.job.missing)
         try:
             outcome = reduce_layers(
-                self.layers, self.ledgers, wanted, self.job.memory_bytes, self.workers, policy, self.progress, saver
+                self.layers,
+                self.ledgers,
+                wanted,
+                self.job.memory_bytes,
+                self.workers,
+                policy,
+                self.progress,
+                saver,
+                follows_on=self.follows_on,
             )
             tell_twins(outcome.statistics, self.progress)
             tell_masked(outcome.statistics, self.progress)
@@ -173,14 +195,31 @@ def open_session(
             if restart:
                 ledgers = restarted(output, selected.layers)
             else:
-                copies: list[Change] = []
-                moved = _has_moved(output, job)
-                ledgers = load(output, selected.layers, accept_changes=accept_changes, moved=moved, tell=copies.extend)
-                tell_copies(copies, progress)
+                ledgers = _loaded(job, selected.layers, progress, accept_changes=accept_changes)
             with open_workers(job.cluster, selected.layers, client, progress.say) as workers:
                 yield Session(job, settled(selected, ledgers), ledgers, restart, workers, progress)
     finally:
         remove_if_empty(output)
+
+
+def _loaded(
+    job: Job, layers: Sequence[Layer], progress: Progress, *, accept_changes: bool
+) -> dict[str, LayerStatistics]:
+    """The statistics to resume from; tells what is taken for a copy, and what now means something else."""
+    output, copies, changed = Path(job.output), list[Change](), list[tuple[str, str]]()
+    ledgers = load(
+        output,
+        layers,
+        accept_changes=accept_changes,
+        moved=_has_moved(output, job),
+        tell=copies.extend,
+        tell_changed=lambda layer, said: changed.append((layer, said)),
+    )
+    tell_copies(copies, progress)
+    tell_changed(changed, progress)
+    if job.nonfinite == "error":
+        tell_left_out(ledgers, progress)
+    return ledgers
 
 
 def settled(selected: Selected, ledgers: Ledgers) -> Selected:
@@ -199,14 +238,19 @@ def reduce_layers(
     policy: Policy,
     progress: Progress = QUIET,
     saver: Saver | None = None,
+    *,
+    follows_on: bool = False,
 ) -> Outcome:
     """Plan the `wanted` rows of `layers`, have `workers` measure them, and count them into `ledgers`.
 
-    `saver` receives each ledger that has changed. Raises `UsageError` if `memory` does not suffice, and what
-    `reduce_tasks` raises.
+    `saver` receives each ledger that has changed. What `follows_on` is told without its plan. Raises `UsageError` if
+    `memory` does not suffice, and what `reduce_tasks` raises.
     """
     plan = planned(layers, wanted, memory, workers)
-    tell_plan(plan, layers, ledgers, memory, workers, progress)
+    if follows_on:
+        tell_growth(plan, layers, ledgers, workers, progress)
+    else:
+        tell_plan(plan, layers, ledgers, memory, workers, progress)
     described = {layer.name: layer for layer in layers}
     outcome = Outcome(dict(ledgers))
     for finished in join_cuts(reduce_tasks(plan, described, workers, policy, progress), described):

@@ -14,7 +14,7 @@ from ..errors import counted, listed
 from ..outputs.changes import Change
 from ..outputs.copies import copies_among
 from ..outputs.layer_statistics import LayerStatistics
-from ..progress import Progress, Stage
+from ..progress import OF_ALL_LAYERS, Progress, Stage
 from .blas import multiplications_per_second
 from .plan import Plan
 from .sizes import in_mib
@@ -136,6 +136,14 @@ def _zero_point_outside(layer: Layer) -> int | None:
     return int(outside[0]) if outside.size else None
 
 
+def tell_growth(plan: Plan, layers: Sequence[Layer], ledgers: Ledgers, workers: Workers, progress: Progress) -> None:
+    """Begin a stage like the one before it, whose plan was told: rows that were appended since."""
+    arrays = arrays_of(layers)
+    before = sum(ledgers[name].rows for name in arrays)
+    unit = f"{OF_ALL_LAYERS} in addition to {before:,}"
+    progress.begin(Stage("", plan.rows, plan.bytes, before, len(arrays), workers.description(), unit=unit))
+
+
 def tell_plan(
     plan: Plan, layers: Sequence[Layer], ledgers: Ledgers, memory: int, workers: Workers, progress: Progress
 ) -> None:
@@ -143,13 +151,13 @@ def tell_plan(
     arrays = arrays_of(layers)
     before = sum(ledgers[name].rows for name in arrays)
     beside = f" in addition to {before:,} already counted" if before else ""
-    sizes = f"{counted(len(arrays), 'layer')}, {counted(plan.rows, 'row')}{beside}, {decimal(plan.bytes)}"
+    sizes = f"{counted(plan.rows, 'row')} of {counted(len(arrays), 'layer')}{beside}, {decimal(plan.bytes)}"
     tasks = f"{counted(len(plan.tasks), 'task')} on {workers.description()}"
     peak = f"at most {in_mib(plan.peak_bytes)} of {in_mib(memory)} of memory"
     what = f"plan: {sizes} decoded, in {tasks}; blocks of at most {in_mib(plan.block_bytes)}, {peak}"
     if plan.operations:
         progress.say(_of_cost(plan, workers))
-    progress.begin(Stage(what, plan.rows, plan.bytes, before, len(arrays), workers.description()))
+    progress.begin(Stage(what, plan.rows, plan.bytes, before, len(arrays), workers.description(), unit=OF_ALL_LAYERS))
 
 
 def _of_cost(plan: Plan, workers: Workers) -> str:
@@ -173,6 +181,27 @@ def tell_copies(copies: Sequence[Change], progress: Progress) -> None:
                 f"note: {counted(len(those), 'chunk')} of {layers} written again since the last run: taken for copies, "
                 f"because sizes and {why} are the same"
             )
+
+
+def tell_changed(changed: Sequence[tuple[str, str]], progress: Progress) -> None:
+    """Report (layer, what its job says of it otherwise than before): the same counts then have other results."""
+    found: dict[str, list[str]] = {}
+    for layer, said in changed:
+        found.setdefault(said, []).append(layer)
+    for said, names in islice(found.items(), NAMED):
+        progress.say(f"note: {said}, so results are computed anew from the same counts: {listed(names)}")
+    if len(found) > NAMED:
+        progress.say(f"note: so they are after {len(found) - NAMED:,} more such changes")
+
+
+def tell_left_out(ledgers: Ledgers, progress: Progress) -> None:
+    """Report layers of which NaN or infinities were left out before, although the job now refuses them."""
+    names = [name for name, found in ledgers.items() if found.attributes is None and found.sums.nonfinite.any()]
+    if names:
+        progress.say(
+            "note: `nonfinite` is error, but an earlier run with `nonfinite: skip` left out values that are NaN or "
+            f"infinite; what it counted stays, and --restart refuses them: {listed(names)}"
+        )
 
 
 def tell_twins(ledgers: Ledgers, progress: Progress) -> None:

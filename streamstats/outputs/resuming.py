@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from ..calibration.identity import file_range, mask_identities, rows_of_file, sampled
 from ..calibration.layer import Layer, arrays_of
 from ..coverage import EMPTY, Coverage, Rows
 from ..errors import DataError, MismatchError, UsageError, in_words, listed
+from ..quantization import Quantization
 from ..statistics.statistic import Space
 from ..statistics.statistics import Statistics
 from .changes import ELSEWHERE, WAYS_OUT, Change, are_known, change_error, compared, compared_mask, rows_of
@@ -21,6 +23,8 @@ from .several import check_not_merged, excluded_of, stores_before, with_arrays
 
 Tell = Callable[[Sequence[Change]], None]
 """Called with the files that are taken for copies of those that were counted."""
+TellChanged = Callable[[str, str], None]
+"""Called with the name of a layer, and what of its description has changed since its results were written."""
 NO_COPY = (
     "--accept-changes needs the same store, or a copy of it; count everything again with --restart, or choose another "
     "output"
@@ -31,20 +35,31 @@ def ignore(_copies: Sequence[Change]) -> None:
     """Tell nobody."""
 
 
+def say_nothing(_layer: str, _changed: str) -> None:
+    """Tell nobody."""
+
+
 def load(
-    output: Path, layers: Sequence[Layer], *, accept_changes: bool = False, moved: bool = False, tell: Tell = ignore
+    output: Path,
+    layers: Sequence[Layer],
+    *,
+    accept_changes: bool = False,
+    moved: bool = False,
+    tell: Tell = ignore,
+    tell_changed: TellChanged = say_nothing,
 ) -> dict[str, LayerStatistics]:
     """The statistics of `layers` to resume from, by name. With `accept_changes`, the store may have changed since.
 
-    Rows of files that had room for more and have changed are not counted in them any more. `tell` is told of copies. A
-    store that has `moved` must be a copy. Raises `DataError` for a damaged state, and for a store that has changed
-    since it was counted, naming the chunk; `MismatchError` if the job now describes a layer differently; `UsageError`
-    for merged results.
+    Rows of files that had room for more and have changed are not counted in them any more. `tell` is told of copies,
+    `tell_changed` of descriptions that give the same counts another meaning. A store that has `moved` must be a copy.
+    Raises `DataError` for a damaged state, and for a store that has changed since it was counted, naming the chunk;
+    `MismatchError` if the job now describes a layer so that it would be counted differently; `UsageError` for merged
+    results.
     """
     arrays, before = arrays_of(layers), stores_before(output)
     check_not_merged(output)
     states = read_states(output, arrays)
-    resuming = Resuming(accept_changes, moved, tell)
+    resuming = Resuming(accept_changes, moved, tell, tell_changed)
     return {
         name: resuming.continued(each, with_arrays(states[name], each, before))
         if name in states
@@ -65,16 +80,19 @@ def continued(arrays: Sequence[Layer], state: LayerStatistics | None) -> LayerSt
 
 @dataclass(frozen=True)
 class Resuming:
-    """How to resume: whether changes are accepted, whether the store has moved, and who is told of copies."""
+    """How to resume: whether changes are accepted, whether the store has moved, and who is told of what."""
 
     accept_changes: bool = False
     moved: bool = False
     tell: Tell = ignore
+    tell_changed: TellChanged = say_nothing
 
     def continued(self, arrays: Sequence[Layer], state: LayerStatistics) -> LayerStatistics:
         """The statistics of a layer to resume from: `state`, checked against its `arrays`. Raises as `load`."""
         for layer in arrays:
             check_same_job(layer, state)
+        for said in redescribed(arrays[0], state):
+            self.tell_changed(state.layer, said)
         state = _described(arrays[0], state)
         for layer in arrays:
             if state.at(layer.address).fingerprint != layer.fingerprint:
@@ -189,6 +207,24 @@ def _described(layer: Layer, state: LayerStatistics) -> LayerStatistics:
         order=layer.order,
         attributes=layer.attributes,
     )
+
+
+def redescribed(layer: Layer, state: Ledger) -> list[str]:
+    """What `_described` changes of `state` so that its results change, in words: from what, and to what."""
+    pairs: dict[str, tuple[object, object]] = {
+        "quantisation": (_metadata(state.quantization), _metadata(layer.quantization)),
+        "meaning of a row": (state.rows_are or "samples", layer.rows_are or "samples"),
+        "list of layers that read it": (", ".join(state.read_by.names), ", ".join(layer.read_by.names)),
+    }
+    return [
+        f"the {what} has changed from {in_words(before)} to {in_words(now)}"
+        for what, (before, now) in pairs.items()
+        if before != now
+    ]
+
+
+def _metadata(found: Quantization | None) -> dict[str, Any] | None:
+    return None if found is None else found.to_metadata()
 
 
 def restarted(output: Path, layers: Sequence[Layer]) -> dict[str, LayerStatistics]:

@@ -172,7 +172,7 @@ def changes(method: str, path: str) -> bool:
 
 def _is_open(path: str) -> bool:
     """Whether `path` needs no token."""
-    return path in (PAGE_PATHS[0], *OPEN) or path.startswith(PAGE_PATHS[1:])
+    return path in (PAGE_PATHS[0], MANUAL.rstrip("/"), *OPEN) or path.startswith(PAGE_PATHS[1:])
 
 
 def host_name(header: str) -> str:

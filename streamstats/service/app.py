@@ -12,7 +12,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, Response
+from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
@@ -68,6 +68,7 @@ def make_app(service: Service) -> ASGIApp:
     page = HTMLResponse(reference(document))
     app.add_route(DOCS, lambda _: page, include_in_schema=False)
     app.mount("/static", Files(directory=str(PAGE_FILES)))
+    app.add_route(MANUAL.rstrip("/"), lambda _: RedirectResponse(MANUAL), include_in_schema=False)
     app.mount(MANUAL.rstrip("/"), manual())
     _answer_errors(app, service)
     return _protected(app, service)

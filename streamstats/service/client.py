@@ -35,15 +35,17 @@ from .messages import (
     JobPage,
     JobView,
     PrunedView,
+    SecretView,
     StoreView,
     SubmittedView,
     TokenView,
     UploadView,
     WithdrawnView,
 )
+from .result_messages import FilesView
 from .retrying import PATIENCE_SECONDS, QUICK_SECONDS, UNAVAILABLE, Trial, may_answer_later, retry_after
 from .tokens import Role
-from .transfer import RefusedError, checked, content_of, events_of, failure_of, file_of, inside
+from .transfer import Model, RefusedError, checked, events_of, failure_of, file_of, inside, object_of, view_of, views_of
 
 __all__ = ["Client", "RefusedError"]
 
@@ -53,6 +55,9 @@ if TYPE_CHECKING:
 SECONDS = 60.0
 UPLOAD_SECONDS = 600.0
 """How long the service may take to store an upload that has arrived."""
+UNTRUSTED = (
+    "the client does not trust its certificate: set SSL_CERT_FILE to a PEM file with it, or, in Python, `certificate`"
+)
 IDEMPOTENT = ("GET", "HEAD", "PUT", "DELETE")
 """Methods of requests that change nothing more if they are carried out twice."""
 
@@ -129,7 +134,7 @@ class Client:
         the `id` for the other methods.
         """
         headers = {"Idempotency-Key": key or uuid.uuid4().hex}
-        return SubmittedView.model_validate(self._json("POST", "/jobs", adds=True, json=dict(request), headers=headers))
+        return self._viewed(SubmittedView, "POST", "/jobs", adds=True, json=dict(request), headers=headers)
 
     def jobs(
         self,
@@ -149,26 +154,26 @@ class Client:
         """
         query: dict[str, Any] = {"submitter": submitter, "source": source, "text": text, "limit": limit}
         query |= {"state": state, "tag": tag, "before": before}
-        return JobPage.model_validate(self._json("GET", "/jobs", params=_given(query)))
+        return self._viewed(JobPage, "GET", "/jobs", params=_given(query))
 
     def describe(
         self, job: str, *, name: str | None = None, tags: Sequence[str] | None = None, note: str | None = None
     ) -> JobView:
         """Change the name, the tags or the note of a job; what is None stays as it is."""
         about = {"name": name, "tags": None if tags is None else list(tags), "note": note}
-        return JobView.model_validate(self._json("PATCH", f"/jobs/{quote(job, safe='')}", json=_given(about)))
+        return self._viewed(JobView, "PATCH", f"/jobs/{quote(job, safe='')}", json=_given(about))
 
     def job(self, job: str) -> JobView:
         """The state and progress of a job."""
-        return JobView.model_validate(self._json("GET", f"/jobs/{quote(job, safe='')}"))
+        return self._viewed(JobView, "GET", f"/jobs/{quote(job, safe='')}")
 
     def cancel(self, job: str) -> JobView:
         """Cancel a job; its results so far are retained."""
-        return JobView.model_validate(self._json("POST", f"/jobs/{quote(job, safe='')}/cancel"))
+        return self._viewed(JobView, "POST", f"/jobs/{quote(job, safe='')}/cancel")
 
     def forget(self, job: str) -> JobView:
         """Subtract the batches that were withdrawn from the results of a job that has ended."""
-        return JobView.model_validate(self._json("POST", f"/jobs/{quote(job, safe='')}/forget"))
+        return self._viewed(JobView, "POST", f"/jobs/{quote(job, safe='')}/forget")
 
     def delete(self, job: str) -> None:
         """Delete a job that has ended, and its results."""
@@ -230,12 +235,11 @@ class Client:
         target = Path(folder)
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise UsageError(f"{folder} exists and is not an empty folder; name a new one")
-        found = self._json("GET", f"/jobs/{quote(job, safe='')}/files")
-        number = int(found["results"])
-        for name, digest in found["files"].items():
+        found = self._viewed(FilesView, "GET", f"/jobs/{quote(job, safe='')}/files")
+        for name, digest in found.files.items():
             path = inside(target, name)
-            write_bytes(path, self._file(job, number, name, digest))
-        return number
+            write_bytes(path, self._file(job, found.results, name, digest))
+        return found.results
 
     def _file(self, job: str, number: int, name: str, digest: str) -> bytes:
         path = f"/jobs/{quote(job, safe='')}/files/{quote(name)}"
@@ -288,23 +292,21 @@ class Client:
             query["geometry"] = json.dumps(geometry)
         path = f"/stores/{quote(store, safe='')}/layers/{quote(layer)}"
         headers = {"Idempotency-Key": key or uuid.uuid4().hex}
-        found = self._json("POST", path, adds=True, params=query, headers=headers, content=content)
-        return IngestView.model_validate(found)
+        return self._viewed(IngestView, "POST", path, adds=True, params=query, headers=headers, content=content)
 
     def store(self, name: str) -> StoreView:
         """The rows of each layer of a store that the service owns."""
-        return StoreView.model_validate(self._json("GET", f"/stores/{quote(name, safe='')}"))
+        return self._viewed(StoreView, "GET", f"/stores/{quote(name, safe='')}")
 
     def batches(self, store: str, layer: str, *, start: int = 0, limit: int = 100) -> list[BatchView]:
         """What each request appended to a layer, from row `start` on; the next page starts at the last `stop`."""
         query = {"layer": layer, "start": start, "limit": limit}
-        found = content_of(self._asked("GET", f"/stores/{quote(store, safe='')}/batches", params=query))
-        return [BatchView.model_validate(each) for each in found]
+        return views_of(BatchView, self._asked("GET", f"/stores/{quote(store, safe='')}/batches", params=query))
 
     def withdraw(self, store: str, layer: str, key: str) -> WithdrawnView:
         """Withdraw what was appended with `key`: running and later jobs do not count it, ended ones after `forget`."""
         path = f"/stores/{quote(store, safe='')}/batches"
-        return WithdrawnView.model_validate(self._json("DELETE", path, params={"layer": layer, "key": key}))
+        return self._viewed(WithdrawnView, "DELETE", path, params={"layer": layer, "key": key})
 
     def delete_store(self, name: str) -> None:
         """Delete a store that the service owns."""
@@ -323,22 +325,22 @@ class Client:
                 answer, _ = self._answered(lambda: self._upload(file), adds=True, twice=True)
         except OSError as error:
             raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
-        return UploadView.model_validate(content_of(checked(answer)))
+        return view_of(UploadView, checked(answer))
 
     # For admins
 
     def tokens(self) -> list[TokenView]:
         """The tokens, without their secrets."""
-        return [TokenView.model_validate(each) for each in content_of(self._asked("GET", "/tokens"))]
+        return views_of(TokenView, self._asked("GET", "/tokens"))
 
     def new_token(self, name: str, role: Role = "submit") -> str:
         """Make a token; its secret, which cannot be asked for again."""
-        return str(self._json("POST", "/tokens", json={"name": name, "role": role})["token"])
+        return self._viewed(SecretView, "POST", "/tokens", json={"name": name, "role": role}).token
 
     def rotate_token(self, name: str, *, overlap: float = 0.0) -> str:
         """Give a token a new secret, and return it; the old one is valid for `overlap` seconds more."""
         path = f"/tokens/{quote(name, safe='')}/rotate"
-        return str(self._json("POST", path, params={"overlap": overlap})["token"])
+        return self._viewed(SecretView, "POST", path, params={"overlap": overlap}).token
 
     def revoke_token(self, name: str) -> None:
         """End a token at once."""
@@ -347,7 +349,7 @@ class Client:
     def audit(self, *, who: str | None = None, limit: int = 100, before: int | None = None) -> AuditPage:
         """A page of the audit log, newest first. `before`, the `next` of one page, asks for the page after it."""
         query = {"who": who, "limit": limit, "before": before}
-        return AuditPage.model_validate(self._json("GET", "/audit", params=_given(query)))
+        return self._viewed(AuditPage, "GET", "/audit", params=_given(query))
 
     def prune(self, config: Mapping[str, Any] | None = None, *, dry_run: bool = False) -> list[PrunedView]:
         """Remove what `config`, as `retention` in a service's configuration, does not keep; by default, the service's.
@@ -355,8 +357,7 @@ class Client:
         A dry run only tells what that is.
         """
         body = None if config is None else dict(config)
-        found = content_of(self._asked("POST", "/prune", params={"dry_run": dry_run}, timeout=None, json=body))
-        return [PrunedView.model_validate(each) for each in found]
+        return views_of(PrunedView, self._asked("POST", "/prune", params={"dry_run": dry_run}, timeout=None, json=body))
 
     def _upload(self, file: IO[bytes]) -> httpx.Response:
         """Send the file, from its beginning: what it is called follows from its content, so it is stored once."""
@@ -365,9 +366,11 @@ class Client:
         times = (SECONDS, UPLOAD_SECONDS, SECONDS, SECONDS)  # to connect, read, write, and for a connection
         return self._http.post(f"{V1}/uploads", content=file, headers=headers, timeout=times)
 
-    def _json(self, method: str, path: str, *, adds: bool = False, **options: Any) -> dict[str, Any]:
-        found: dict[str, Any] = content_of(self._asked(method, path, adds=adds, **options))
-        return found
+    def _json(self, method: str, path: str) -> dict[str, Any]:
+        return object_of(self._asked(method, path))
+
+    def _viewed(self, model: type[Model], method: str, path: str, *, adds: bool = False, **options: Any) -> Model:
+        return view_of(model, self._asked(method, path, adds=adds, **options))
 
     def _asked(self, method: str, path: str, *, adds: bool = False, **options: Any) -> httpx.Response:
         """The answer; a request that `adds` something, with a key, is repeated for long."""
@@ -409,7 +412,9 @@ class Client:
         return Trial(self._patience, self._say) if adds else Trial(min(self._patience, QUICK_SECONDS))
 
     def _silent(self, error: Exception) -> ServiceError:
-        return ServiceError(f"{self.url} does not respond: {first_line(error)}; check that the service is running")
+        said = first_line(error)
+        remedy = UNTRUSTED if "CERTIFICATE_VERIFY_FAILED" in said else "check that the service is running"
+        return ServiceError(f"{self.url} does not respond: {said}; {remedy}")
 
 
 class _UnavailableError(Exception):

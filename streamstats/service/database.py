@@ -129,6 +129,7 @@ MIGRATIONS: Sequence[str] = (
     """,
     "ALTER TABLE stores ADD COLUMN identity TEXT NOT NULL DEFAULT ''",
     "ALTER TABLE jobs ADD COLUMN exit_status INTEGER;",
+    "ALTER TABLE jobs ADD COLUMN store_identity TEXT;",
 )
 """The first n scripts make version n of the database."""
 
@@ -141,6 +142,8 @@ THOROUGH = 60
 """Of so many checks, one reads the whole file."""
 LOCK_SECONDS = 10.0
 """How long a transaction waits for one of another process."""
+STILL_LOCKED_SECONDS = 0.2
+"""How long it waits if an earlier one has waited in vain, and none has succeeded since: a request may need several."""
 DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
 """SQLITE_ERROR: a statement of ours names a table that the file lacks."""
 LOCKED = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
@@ -155,7 +158,7 @@ class Database:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._local = threading.local()
-        self._damaged = self._frozen = False
+        self._damaged = self._frozen = self._locked = False
         self._generation = self._checks = 0
         try:
             self._check_content(CREATE)
@@ -207,6 +210,7 @@ class Database:
             raise DamagedError(f"{self._path} was removed or replaced while the service runs; restart the service")
         with self._explained(), closing(self._opened(WRITE)) as connection:
             connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")  # writes what it is already
+        self._locked = False
         if self._frozen:
             self._frozen = False
             self._generation += 1
@@ -239,19 +243,26 @@ class Database:
     def _opened(self, mode: str) -> sqlite3.Connection:
         """A new connection."""
         address = f"{self._path.resolve().as_uri()}?{mode}"
-        connection = sqlite3.connect(address, uri=True, timeout=LOCK_SECONDS, isolation_level=None)
+        connection = sqlite3.connect(address, uri=True, timeout=self._patience, isolation_level=None)
         connection.row_factory = sqlite3.Row
         for pragma in () if mode == FROZEN else ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
             connection.execute(f"PRAGMA {pragma}")
         return connection
+
+    @property
+    def _patience(self) -> float:
+        """How long to wait for another process."""
+        return STILL_LOCKED_SECONDS if self._locked else LOCK_SECONDS
 
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
         """A transaction: all of it is on the disk when the block ends, or none of it."""
         with self._explained():
             connection = self._connection()
+            connection.execute(f"PRAGMA busy_timeout = {1000 * self._patience:.0f}")
             try:
                 connection.execute("BEGIN IMMEDIATE")
+                self._locked = False
                 yield connection
                 connection.execute("COMMIT")
             except BaseException:
@@ -287,6 +298,7 @@ class Database:
         if code in DAMAGED:
             return self._damage(str(error))
         if code in LOCKED:
+            self._locked = True
             return BusyError(f"{self._path} is locked by another process; end that process, or wait for it")
         if code == sqlite3.SQLITE_FULL or self._frozen:
             return OutputError(f"cannot write {self._path}: the disk is full; make room")

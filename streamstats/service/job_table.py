@@ -178,12 +178,15 @@ class JobTable:
         if reading:
             raise ConflictError(f"job {reading[0]} reads the store {store}; cancel it first")
 
-    def counted(self, source: str) -> list[str]:
-        """The jobs that have ended with results and whose request names `source`."""
+    def counted(self, source: str, identity: str) -> list[str]:
+        """The jobs that have ended with results and whose request names the store `source`.
+
+        Those of another `identity` counted an earlier store of its name; older services did not note it.
+        """
         rows = self._database.query(
             f"SELECT id FROM jobs WHERE {HAS_ENDED} AND results IS NOT NULL "
-            "AND json_extract(request, '$.source') = ? ORDER BY number",
-            (source,),
+            "AND json_extract(request, '$.source') = ? AND coalesce(store_identity, ?) = ? ORDER BY number",
+            (source, identity, identity),
         )
         return [row["id"] for row in rows]
 
@@ -193,9 +196,11 @@ class JobTable:
         return None if row is None else row["forgets"]
 
     def ended(self) -> list[dict[str, Any]]:
-        """id, end and tags of each job that has ended."""
-        rows = self._database.query(f"SELECT id, ended, tags FROM jobs WHERE {HAS_ENDED}")
-        return [{"id": row["id"], "ended": row["ended"] or 0.0, "tags": json.loads(row["tags"])} for row in rows]
+        """id, end and tags of each job that has ended, and whether it has results."""
+        rows = self._database.query(
+            f"SELECT id, ended, tags, results IS NOT NULL AS has_results FROM jobs WHERE {HAS_ENDED}"
+        )
+        return [{**dict(row), "ended": row["ended"] or 0.0, "tags": json.loads(row["tags"])} for row in rows]
 
     def delete_events(self, last: int) -> None:
         """Delete all messages up to that number."""
@@ -214,13 +219,13 @@ class JobTable:
         rows = self._database.query("SELECT submitter, max(turn) AS latest FROM jobs GROUP BY submitter")
         return {row["submitter"]: row["latest"] for row in rows}
 
-    def begin(self, name: str, attempt: int) -> None:
-        """The job starts, and takes the next turn."""
+    def begin(self, name: str, attempt: int, store_identity: str | None) -> None:
+        """The job starts on the store of that identity, if it reads one of the service, and takes the next turn."""
         with self._database.writing() as connection:
             connection.execute(
                 "UPDATE jobs SET message = 'starts', state = ?, started = ?, attempts = ?, speed = 0, stage = '', "
-                "turn = 1 + (SELECT max(turn) FROM jobs) WHERE id = ?",
-                (RUNNING, self.clock.now(), attempt, name),
+                "store_identity = coalesce(store_identity, ?), turn = 1 + (SELECT max(turn) FROM jobs) WHERE id = ?",
+                (RUNNING, self.clock.now(), attempt, store_identity, name),
             )
 
     def end(self, name: str, state: str, message: str, **values: Any) -> None:

@@ -294,7 +294,8 @@ class Jobs:
         try:
             make_folders([folder])
             forgets = self._table.forgets(job.id) is not None
-            write_json(folder / REQUEST, self._complete(folder, job.request, forgets))
+            document = self._complete(folder, job.request, forgets)
+            write_json(folder / REQUEST, document)
         except NOT_THE_JOB:
             raise
         except StreamstatsError as error:
@@ -302,7 +303,7 @@ class Jobs:
             self._changed(job.id, reordered=True)
             return
         attempt = job.attempts + 1
-        self._table.begin(job.id, attempt)
+        self._table.begin(job.id, attempt, document.get("store_identity"))
         try:
             running = JobProcess(job, folder, self._limits, self._clock)
         except OSError as error:  # no processes, memory or files are left

@@ -231,7 +231,9 @@ def settle(keys: Keys, journal: Journal, layer: str, rows: int) -> int:
     end = _stop(stored[-1] if stored else None)
     known = keys.since(layer, 0)
     there = {*stored}
-    keys.take_back(layer, [each for each in known if each.stop > rows or (each.start < end and each not in there)])
+    wrong = [each for each in known if each.stop > rows or (each.start < end and each not in there)]
+    if wrong:  # a transaction waits for its turn and the disk
+        keys.take_back(layer, wrong)
     lacking = there.difference(known)
     if lacking:  # adding says that activations were appended
         keys.add(layer, [*lacking])

@@ -167,9 +167,9 @@ class JobSummary(BaseModel):
     """A job as lists show it: its state, its progress, and the number of its current result set, if it has one.
 
     Times are seconds since 1970; `seconds` is how long it has run, whatever the clock says; `bytes` counts decoded
-    bytes. While it is queued, `place` is its place in the queue, 1 for the next; `waits_for` says what it waits for. If
-    it failed, `exit_status` is what the command line would have returned, as far as that is known: 2 if its request is
-    at fault.
+    bytes; `rows` and `total_rows` are those of all layers together. While it is queued, `place` is its place in the
+    queue, 1 for the next; `waits_for` says what it waits for. If it failed, `exit_status` is what the command line
+    would have returned, as far as that is known: 2 if its request is at fault.
     """
 
     id: str
@@ -241,7 +241,8 @@ class UploadView(BaseModel):
 
 
 class StoreView(BaseModel):
-    """A store that the service owns: the rows of each layer; `source` is the store's name in a job request.
+    """A store that the service owns: the rows of each layer, and `rows` of all of them; `source` is the
+    store's name in a job request.
 
     `withdrawn` are the rows of batches that no job counts any more, as [start, stop], by layer.
     """

@@ -91,7 +91,7 @@ class Retention:
             yield expired.view()
 
     def _expired(self, config: RetentionConfig, now: float) -> Iterator[Expired]:
-        jobs = [*self._of("jobs", config.jobs.keep(), self._ended(config.keep_tags), self._remove_job, now)]
+        jobs = [*self._jobs_of(config, now)]
         yield from jobs
         yield from self._sets(config.sets.keep(), now, {each.thing.name for each in jobs})
         yield from self._of("stores", config.stores.keep(), self._unread(), self._remove_store, now)
@@ -105,10 +105,25 @@ class Retention:
             for thing, why in keep.expired(list(things), now):
                 yield Expired(kind, thing, why, partial(remove, thing))
 
-    def _ended(self, keep_tags: Iterable[str]) -> Iterator[Thing]:
-        """The jobs that have ended, except those with one of the `keep_tags`."""
+    def _jobs_of(self, config: RetentionConfig, now: float) -> Iterator[Expired]:
+        """The jobs that are not kept. Those without results push out none that have some: their numbers are apart, and
+        they take only the bytes that those leave.
+        """
+        keep = config.jobs.keep()
+        if keep == Keep():
+            return
+        for with_results in (True, False):
+            things = [*self._ended(config.keep_tags, with_results=with_results)]
+            gone = [*self._of("jobs", keep, things, self._remove_job, now)]
+            yield from gone
+            if keep.bytes is not None:
+                taken = sum(each.bytes for each in things) - sum(each.thing.bytes for each in gone)
+                keep = replace(keep, bytes=keep.bytes - taken)
+
+    def _ended(self, keep_tags: Iterable[str], *, with_results: bool) -> Iterator[Thing]:
+        """The jobs that have ended with results, or without, except those with one of the `keep_tags`."""
         for job in self._table.ended():
-            if not set(keep_tags) & set(job["tags"]):
+            if job["has_results"] == with_results and not set(keep_tags) & set(job["tags"]):
                 yield Thing(job["id"], job["ended"], folder_bytes(self._jobs.folder(job["id"])))
 
     def _sets(self, keep: Keep, now: float, gone: Collection[str]) -> Iterator[Expired]:

@@ -35,7 +35,17 @@ from .errors import ConflictError, ForbiddenError, GoneError, NotFoundError
 from .faults import Faults, Repeated
 from .job_table import JobTable
 from .jobs import Jobs
-from .messages import MOST_RULES, OWN, About, OnnxRequest, RunRequest, SubmittedView, UploadView, WithdrawnView
+from .messages import (
+    MOST_RULES,
+    OWN,
+    STORE_NAME,
+    About,
+    OnnxRequest,
+    RunRequest,
+    SubmittedView,
+    UploadView,
+    WithdrawnView,
+)
 from .metrics import Metrics
 from .notices import Notices
 from .processes import INPUTS, ProcessLimits
@@ -211,6 +221,8 @@ class Service:
         if not source.startswith(OWN):
             return self.sources.resolved(source)
         name = source.removeprefix(OWN)
+        if not STORE_NAME.fits(name):
+            raise UsageError(f"the source is {source[:80]!r}; expected `{OWN}NAME`, with a NAME of {STORE_NAME.words}")
         try:
             return str(self.stores.path(name))
         except NotFoundError as error:
@@ -222,8 +234,11 @@ class Service:
         completed["sets"] = asdict(self.config.retention.sets.keep())
         if request["kind"] == "run":
             source = request["source"]
-            withdrawn = self.stores.batches.withdrawn(source.removeprefix(OWN)) if source.startswith(OWN) else {}
-            completed["withdrawn"] = {layer: rows.ranges for layer, rows in withdrawn.items()}
+            if source.startswith(OWN):
+                store = source.removeprefix(OWN)
+                withdrawn = self.stores.batches.withdrawn(store)
+                completed["withdrawn"] = {layer: rows.ranges for layer, rows in withdrawn.items()}
+                completed["store_identity"] = self.stores.identity(store) or None
             completed["source"] = self._resolved(source)
         else:
             completed["inputs"] = {path.stem: path.name for path in (folder / INPUTS).iterdir()}
@@ -269,7 +284,7 @@ class Service:
         if stored is None or stored.rows < batch.stop:
             raise ConflictError(f"the batch with the key {key} is still being written; withdraw it again later")
         self.stores.withdraw(name, batch)
-        counted = self.table.counted(OWN + name)
+        counted = self.table.counted(OWN + name, self.stores.identity(name))
         for job in self.table.reading(OWN + name):
             self.jobs.interrupt(job)
         return WithdrawnView(batch=self.stores.batches.get(name, layer, key), jobs=counted)

@@ -92,7 +92,13 @@ class Retained(Settings):
 class RetentionConfig(Settings):
     """What the service keeps of what piles up. By default it keeps everything but replaced result sets."""
 
-    jobs: Annotated[Retained, Field(description="Jobs that have ended, with their results.")] = Retained()
+    jobs: Annotated[
+        Retained,
+        Field(
+            description="Jobs that have ended, with their results. Those without results, as most that failed, are "
+            "counted apart, and take only the bytes that the others leave."
+        ),
+    ] = Retained()
     sets: Annotated[Retained, Field(description="Of each job: result sets that were replaced.")] = Retained(number=0)
     stores: Annotated[Retained, Field(description="Stores of the service that no job reads.")] = Retained()
     uploads: Annotated[Retained, Field(description="Models and samples.")] = Retained()

@@ -146,6 +146,10 @@ class Stores:
             return "", max(each.stat().st_mtime for each in self.path(name).rglob(V3_METADATA))
         return row["owner"], row["appended"]
 
+    def identity(self, name: str) -> str:
+        """What tells a store from others that had or will have its name, "" if it is not known."""
+        return Keys(self._database, name).identity()
+
     def withdraw(self, name: str, batch: BatchView) -> None:
         """Note that `batch` does not count, in the store and then in the database.
 

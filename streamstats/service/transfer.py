@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import io
-import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from .. import __version__
 from ..errors import DataError, ServiceError, StreamstatsError, UsageError
 from ..floats import NARROW
 from ..storage.plain_tensors import plain_tensor_bytes
@@ -18,6 +19,8 @@ from ..storage.plain_tensors import plain_tensor_bytes
 if TYPE_CHECKING:
     import httpx
 
+Model = TypeVar("Model", bound=BaseModel)
+Validated = TypeVar("Validated")
 LONGEST_SHOWN = 200
 """Characters of an answer that is not ours."""
 
@@ -47,8 +50,18 @@ def events_of(lines: Iterator[str]) -> Iterator[tuple[str, dict[str, Any], str]]
             fields[name] = value
         elif fields:
             if "data" in fields:
-                yield fields.get("event", "message"), json.loads(fields["data"]), fields.get("id", "")
+                yield fields.get("event", "message"), _data_of(fields["data"]), fields.get("id", "")
             fields = {}
+
+
+def _data_of(text: str) -> dict[str, Any]:
+    """What an event says. Raises `ServiceError` for anything but a JSON object."""
+    try:
+        return TypeAdapter(dict[str, Any]).validate_json(text)
+    except ValidationError as error:
+        raise ServiceError(
+            f"an event is {text[:LONGEST_SHOWN]!r}; expected a JSON object; check that this is the address of a service"
+        ) from error
 
 
 def file_of(array: npt.NDArray[Any]) -> bytes:
@@ -67,8 +80,35 @@ def checked(answer: httpx.Response) -> httpx.Response:
     return answer
 
 
-def content_of(answer: httpx.Response) -> Any:
-    """The JSON of `answer`. Raises `ServiceError` for anything else, which is not one of our answers."""
+def view_of(model: type[Model], answer: httpx.Response) -> Model:
+    """What `answer` says, as a `model`. Raises `ServiceError` for anything else, which is not one of our answers."""
+    return _validated(model.model_validate, answer)
+
+
+def views_of(model: type[Model], answer: httpx.Response) -> list[Model]:
+    """The same of a list."""
+    return _validated(TypeAdapter(list[model]).validate_python, answer)  # type: ignore[valid-type]
+
+
+def object_of(answer: httpx.Response) -> dict[str, Any]:
+    """The same without a model."""
+    return _validated(TypeAdapter(dict[str, Any]).validate_python, answer)
+
+
+def _validated(validate: Callable[[Any], Validated], answer: httpx.Response) -> Validated:
+    try:
+        return validate(_content_of(answer))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise ServiceError(
+            f"{answer.url} answered with JSON that is none of this version ({__version__}): "
+            f"{f'{place}: ' if place else ''}{first['msg']}; check that this is the address of a service, and that it "
+            "has the version of the client"
+        ) from error
+
+
+def _content_of(answer: httpx.Response) -> Any:
     try:
         return answer.json()
     except ValueError as error:

@@ -71,9 +71,9 @@ def test_run_prints_the_layers_to_stdout_and_the_plan_and_progress_to_stderr(tmp
     assert done.returncode == 0, done.stderr
     assert [line.split()[0] for line in done.stdout.splitlines()] == ["layer", "block1/conv", "block2/conv"]
     plan, *progress, wrote = done.stderr.splitlines()
-    assert re.search(r"plan: 2 layers, 20 rows, 10\.2 kB decoded, in \d+ tasks? on \d+ threads?", plan)
+    assert re.search(r"plan: 20 rows of 2 layers, 10\.2 kB decoded, in \d+ tasks? on \d+ threads?", plan)
     assert re.search(r"at most \d+ MiB of 2048 MiB of memory", plan)
-    assert "20/20 rows" in progress[-1]
+    assert "20/20 rows of all layers" in progress[-1]
     assert str(tmp_path / "out") in wrote
     assert "\x1b" not in done.stdout + done.stderr
 
@@ -193,7 +193,7 @@ def test_a_reader_that_stops_early_is_no_error(job: Path, tmp_path: Path) -> Non
 def test_a_terminal_gets_a_bar_with_rows_bytes_and_rate(job: Path) -> None:
     screen = run_in_terminal(["run", str(job)])
     assert "━" in screen
-    assert re.search(r"20/20 rows, 10\.2 kB of 10\.2 kB, .*B/s", screen)
+    assert re.search(r"20/20 rows of all layers, 10\.2 kB of 10\.2 kB, .*B/s", screen)
 
 
 def test_no_color_is_honoured_on_a_terminal(job: Path) -> None:

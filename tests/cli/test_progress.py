@@ -103,6 +103,16 @@ def test_a_rate_is_said_only_once_there_is_one() -> None:
     assert meter.text().endswith("/s")
 
 
+def test_the_time_of_a_stage_that_is_done_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("streamstats.progress.time.monotonic", lambda: now[0])
+    meter = Meter(Stage("", 10, 1000), started=now[0], last_line=now[0])
+    now[0] += 2
+    meter.add(10, 1000)
+    now[0] += 60  # as when a followed store does not grow
+    assert meter.text() + meter.time() == "10/10 rows, 1.0 kB of 1.0 kB, 500 bytes/s, 2.0 s"
+
+
 def test_stamped_lines_begin_with_the_time() -> None:
     written = io.StringIO()
     stream = Stamped(written)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from streamstats.calibration.reading.file_reader import FileReader
 from streamstats.calibration.recorder import Recorder
 from streamstats.calibration.selection import LayerRule
 from streamstats.config import ClusterConfig, JobConfig
-from streamstats.errors import DataError, MismatchError, OutputError, UsageError
+from streamstats.errors import DataError, MismatchError, NonFiniteError, OutputError, UsageError
 from streamstats.jobs import measuring, plan
 from streamstats.jobs.forget import forget
 from streamstats.jobs.job import Job
@@ -223,6 +224,23 @@ def test_a_followed_store_is_counted_as_it_grows(tmp_path: Path, monkeypatch: py
     assert run(config(tmp_path / "s.zarr"), follow=Follow(idle=0.05)).statistics["conv"].rows == 40
 
 
+def test_the_plan_is_told_once_however_often_a_followed_store_grows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streamstats.jobs.run.POLL_SECONDS", 0.01)
+    record(tmp_path / "s.zarr", samples(10, 8))
+    told, left = Told(), [5, 5, 20]
+
+    def grow(_: object) -> None:
+        if left:
+            record(tmp_path / "s.zarr", samples(left.pop(0), 8))
+
+    run(config(tmp_path / "s.zarr"), follow=Follow(rows=40), progress=told, on_written=grow)
+    assert [each.what.partition(":")[0] for each in told.stages] == ["plan", "", "", ""]
+    assert [each.rows for each in told.stages] == [10, 5, 5, 20]
+    assert [each.unit for each in told.stages[1:]] == [f"rows of all layers in addition to {n}" for n in (10, 15, 20)]
+
+
 def test_following_ends_with_a_signal_after_saving(tmp_path: Path) -> None:
     record(tmp_path / "s.zarr", samples(10, 8))
     process = start("run", write_job(tmp_path), "--follow")
@@ -316,6 +334,20 @@ def test_forgotten_rows_stay_forgotten_when_everything_is_counted_again(tmp_path
     forget(config(store), (3, 5))
     before = run(config(store)).statistics["conv"]
     assert run(config(store), restart=True).statistics["conv"] == before
+
+
+def test_what_was_forgotten_comes_back_from_another_output_a_copy_or_appended_rows(tmp_path: Path) -> None:
+    values = samples(20, 3)
+    record(tmp_path / "s.zarr", values)
+    job = config(tmp_path / "s.zarr", tmp_path / "out")
+    whole = run(job).statistics["conv"].mean
+    shutil.copytree(tmp_path / "out", tmp_path / "copy")
+    forget(job, (3, 5))
+    assert run(job).statistics["conv"].rows == 18
+    for output in ("another", "copy"):
+        assert run(replace(job, output=str(tmp_path / output))).statistics["conv"].mean.tolist() == whole.tolist()
+    record(tmp_path / "s.zarr", values[3:5])
+    assert run(job).statistics["conv"].mean.tolist() == whole.tolist()
 
 
 def test_rows_that_cannot_be_read_any_more_can_be_forgotten(tmp_path: Path) -> None:
@@ -532,11 +564,32 @@ def test_another_description_of_a_layer_is_an_error_and_another_quantisation_is_
     with pytest.raises(MismatchError, match="it was counted with channel axis 2, but the job now has 1"):
         run(JobConfig.model_validate({"source": str(store), "output": str(tmp_path / "out"), "layers": [rule]}).job())
     rule = {"match": "*", "quantization": {"scale": 0.5, "scale_is": "step"}}
-    run(JobConfig.model_validate({"source": str(store), "output": str(tmp_path / "out"), "layers": [rule]}).job())
+    document = {"source": str(store), "output": str(tmp_path / "out"), "layers": [rule]}
+    first, again = Told(), Told()
+    run(JobConfig.model_validate(document).job(), progress=first)
+    run(JobConfig.model_validate(document).job(), progress=again)
+    assert [each for each in (*first.messages, *again.messages) if "changed" in each] == [
+        "note: the quantisation has changed from none to step 0.5, zero point 0, so results are computed anew from the "
+        "same counts: conv"
+    ]
     before = results(tmp_path / "out")
     document = {"source": str(store), "output": str(tmp_path / "new"), "layers": [rule]}
     run(JobConfig.model_validate(document).job())
     assert results(tmp_path / "new") == before
+
+
+def test_values_that_were_left_out_are_named_once_the_job_refuses_them(tmp_path: Path) -> None:
+    values = samples(8, 3)
+    values[2, 1] = np.nan
+    store = build_store(tmp_path / "s.zarr", {"conv": values, "fc": samples(8, 3)})
+    told = {policy: Told() for policy in ("skip", "error")}
+    for policy, progress in told.items():
+        run(config(store, nonfinite=policy), progress=progress)
+    assert not any("nonfinite" in each for each in told["skip"].messages)
+    (said,) = (each for each in told["error"].messages if "nonfinite" in each)
+    assert said.endswith("--restart refuses them: conv")
+    with pytest.raises(NonFiniteError):
+        run(config(store, nonfinite="error"), restart=True)
 
 
 def test_another_range_of_rows_needs_another_output(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import pytest
 from served import STORE, Served, npy, served
 
 import streamstats as ss
-from streamstats.errors import UsageError
+from streamstats.errors import ServiceError, UsageError
 from streamstats.service.access import LINK_SECONDS, Links, host_name
 from streamstats.service.client import RefusedError
 from streamstats.service.tokens import TokenFile
@@ -308,7 +308,7 @@ def test_a_second_service_on_the_same_folder_is_refused(service: Served) -> None
     assert "Traceback" not in done.stderr
 
 
-def test_with_tls_it_speaks_nothing_else(tmp_path: Path) -> None:
+def test_with_tls_it_speaks_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost"]
     files = ["-keyout", str(tmp_path / "key"), "-out", str(tmp_path / "crt"), "-addext", "subjectAltName=IP:127.0.0.1"]
     subprocess.run([*command, *files], check=True, capture_output=True)
@@ -318,6 +318,12 @@ def test_with_tls_it_speaks_nothing_else(tmp_path: Path) -> None:
         with socket.create_connection(("127.0.0.1", int(service.url.rpartition(":")[2])), 60) as silent:
             assert silent.recv(1) == b""  # it is not waited for until it begins to speak TLS
         with ss.Client(service.url, service.token, certificate=tmp_path / "crt") as client:
+            assert client.jobs().jobs == []
+        with ss.Client(service.url, service.token, patience=0) as client:
+            with pytest.raises(ServiceError, match="set SSL_CERT_FILE"):
+                client.jobs()
+            monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "crt"))
+        with service.client() as client:  # the remedy works
             assert client.jobs().jobs == []
         with pytest.raises(httpx.TransportError):
             httpx.get(service.url.replace("https", "http"))

@@ -78,7 +78,9 @@ def test_watch_shows_all_rows_before_the_message_that_ends_the_job(
     told = run("watch", job.id)
     assert "32/64" not in told.stderr
     assert (
-        told.stderr.index("64/64 rows") < told.stderr.index("done; 2 layers") < told.stderr.index("fetch its results")
+        told.stderr.index("64/64 rows of all layers")
+        < told.stderr.index("done; 2 layers")
+        < told.stderr.index("fetch its results")
     )
 
 

@@ -14,6 +14,7 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
+from pydantic import BaseModel
 from served import STORE
 
 import streamstats as ss
@@ -29,10 +30,13 @@ def answering(status: int, body: bytes) -> Iterator[str]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"] or 0))
             self.send_response(status)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
+
+        do_POST = do_GET  # noqa: N815
 
         def log_message(self, *_: object) -> None:
             pass
@@ -40,9 +44,11 @@ def answering(status: int, body: bytes) -> Iterator[str]:
     with HTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.05,))
         thread.start()
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
-        thread.join()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 @pytest.mark.parametrize("status", [500, 502, 503, 507])
@@ -63,6 +69,38 @@ def test_a_success_that_is_not_ours_is_a_service_error() -> None:
                 ask()
 
 
+ASKED: dict[str, Callable[[Client], object]] = {
+    "submit": lambda client: client.submit({}),
+    "jobs": lambda client: client.jobs(),
+    "job": lambda client: client.job("0" * 16),
+    "layers": lambda client: client.layers("0" * 16),
+    "fetch": lambda client: client.fetch("0" * 16, "new"),
+    "ingest": lambda client: client.ingest("s", "l", b""),
+    "batches": lambda client: client.batches("s", "l"),
+    "tokens": lambda client: client.tokens(),
+    "new token": lambda client: client.new_token("ann"),
+    "rotate": lambda client: client.rotate_token("ann"),
+    "prune": lambda client: client.prune(),
+}
+
+
+@pytest.mark.parametrize("body", [b'[{"id": 3}]', b'"yes"', b"null"], ids=["a list", "a text", "null"])
+@pytest.mark.parametrize("ask", ASKED.values(), ids=ASKED)
+def test_json_that_is_no_answer_of_this_version_is_a_service_error(
+    ask: Callable[[Client], object], body: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = "JSON that is none of this version .*the version of the client"
+    with answering(200, body) as url, Client(url, "x") as client, pytest.raises(ServiceError, match=f"{url}.* {said}"):
+        ask(client)
+
+
+def test_an_event_that_is_no_object_is_a_service_error() -> None:
+    body = b"data: [1]\n\n"
+    with answering(200, body) as url, Client(url, "x") as client, pytest.raises(ServiceError, match="a JSON object"):
+        next(client.events("0" * 16))
+
+
 def test_only_a_file_is_uploaded(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")  # to open it would wait for ever
     with Client("http://127.0.0.1:9", "x") as client, pytest.raises(UsageError, match="pipe is not a file"):
@@ -80,15 +118,13 @@ def test_a_client_trusts_no_file_that_is_not_what_it_says(
     client: ss.Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = client.wait(client.submit({"kind": "run", "source": STORE}).id)
-    asked = Client._json
+    asked = Client._viewed
 
-    def lying(self: Client, method: str, path: str, **options: object) -> dict[str, object]:
-        found = asked(self, method, path, **options)  # type: ignore[arg-type]
-        if path.endswith("/files"):
-            found["files"] = changed
-        return found
+    def lying(self: Client, model: type[BaseModel], method: str, path: str) -> BaseModel:
+        found = asked(self, model, method, path)
+        return found.model_copy(update={"files": changed}) if path.endswith("/files") else found
 
-    monkeypatch.setattr(Client, "_json", lying)
+    monkeypatch.setattr(Client, "_viewed", lying)
     changed = {"manifest.json": "0" * 64}
     with pytest.raises(DataError, match="does not match its SHA-256"):
         client.fetch(job.id, tmp_path / "a")

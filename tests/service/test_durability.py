@@ -22,7 +22,7 @@ from streamstats.service import published
 from streamstats.service.database import Database
 from streamstats.service.errors import BusyError, ConflictError, FullError
 from streamstats.service.faults import Faults
-from streamstats.service.journal import Journal, Keys, Noted
+from streamstats.service.journal import Journal, Keys, Noted, settle
 from streamstats.service.lanes import Activations
 from streamstats.service.messages import IngestView
 from streamstats.service.metrics import Metrics
@@ -198,6 +198,18 @@ def test_keys_of_an_earlier_store_are_not_those_of_the_store_with_its_name(tmp_p
         assert stores.append("s", Activations(LAYER, "other", "other", block("one"))).result(60).repeated
         assert send(stores, "two").result(60).repeated
         assert not send(stores, "one").result(60).repeated
+
+
+def test_keys_that_are_right_need_no_transaction_to_take_any_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys, journal = Keys(Database(tmp_path / "db"), "s"), Journal(tmp_path / "s", LAYER)
+    journal.note([Noted("one", "digest", 0, 2), Noted("two", "digest", 2, 3)])
+    writing, transactions = Database.writing, []
+    monkeypatch.setattr(Database, "writing", lambda found: transactions.append(found) or writing(found))
+    assert settle(keys, journal, LAYER, 3) == 3
+    assert [each.key for each in keys.since(LAYER, 0)] == ["one", "two"]
+    assert len(transactions) == 1  # which adds them
 
 
 @pytest.mark.parametrize("then", ["repeated", "restarted", "remade"])

@@ -237,7 +237,7 @@ def test_a_clock_that_is_set_back_changes_no_turn(tmp_path: Path, hands: Hands) 
     for number, who in enumerate(("ann", "ben")):
         request = {"submitter": who, "kind": "run", "priority": 0}
         assert table.add(str(number), Submitted(request, None))
-        table.begin(str(number), 1)
+        table.begin(str(number), 1, None)
         hands.wall -= 3600
     assert table.get("0").started > table.get("1").started  # type: ignore[operator]
     found = next_job([Waiting(3, "ben"), Waiting(4, "ann")], [], table.turns())

@@ -45,10 +45,11 @@ def built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_it_needs_no_token_and_the_page_of_the_service_leads_to_it(built: Path) -> None:
-    page, start, first, inner, none = answers(
-        built, "/", "/manual/", "/manual/index.html", "/manual/how-to/s3.html", "/manual/nowhere.html"
+    page, bare, start, first, inner, none = answers(
+        built, "/", "/manual", "/manual/", "/manual/index.html", "/manual/how-to/s3.html", "/manual/nowhere.html"
     )
     assert 'href="/manual/"' in page.text
+    assert (bare.status_code, bare.headers["location"]) == (307, "/manual/")
     assert (start.status_code, start.headers["location"]) == (307, "/manual/index.html")
     assert first.text.endswith("start")
     assert inner.status_code == 200

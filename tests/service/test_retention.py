@@ -26,6 +26,7 @@ from streamstats.service.retaining import Keep, Thing
 from streamstats.service.service import Service
 from streamstats.service.settings import RetentionConfig, ServiceConfig
 from streamstats.service.tokens import Caller
+from streamstats.storage.files import folder_bytes
 
 LIMIT = st.none() | st.integers(0, 30)
 DAY = 86400.0
@@ -107,6 +108,26 @@ def test_jobs_go_with_their_files_but_for_those_that_run_or_are_tagged(service: 
     assert client.prune(keep) == []
     who = {(each.who, each.path.removeprefix("/api/v1")) for each in client.audit().entries}
     assert {("admin", f"/jobs/{old}"), ("admin", "/stores/read"), ("admin", "/prune?dry_run=true")} <= who
+
+
+def test_jobs_without_results_push_out_none_that_have_some(bare: Service) -> None:
+    names = [f"{number:016}" for number in range(6)]
+    for number, name in enumerate(names):
+        ends = {"state": "failed"} if number >= 2 else {"state": "done", "results": 1}
+        bare.table.add(name, Submitted(RunRequest(kind="run", source="x").model_dump() | {"submitter": "a"}, None))
+        bare.table.update(name, "ended", ended=float(number), **ends)
+        (bare.jobs.folder(name) / "out").mkdir(parents=True)
+        (bare.jobs.folder(name) / "out" / "file").write_bytes(bytes(10_000))
+
+    def gone(**jobs: int) -> list[str]:
+        config = RetentionConfig.model_validate({"jobs": jobs})
+        return sorted(each.name for each in bare.retention.prune("a", config, dry_run=True))
+
+    assert gone(number=2) == names[2:4]  # the older ones of the four that failed
+    assert gone(number=0) == names
+    size = folder_bytes(bare.jobs.folder(names[0]))
+    assert gone(bytes=3 * size) == names[2:5]
+    assert gone(bytes=size) == [names[0], *names[2:]]
 
 
 def test_uploads_and_messages_go_by_number_and_bytes(service: Served, client: ss.Client, tmp_path: Path) -> None:

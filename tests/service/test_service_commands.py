@@ -81,6 +81,47 @@ def test_a_job_without_all_its_rows_ends_with_3(run: Run, service: Served, tmp_p
     assert "incomplete" in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("text", "status"),
+    [
+        ("source: wrong.zarr\nlayers: [{match: fc, statistics: [taps]}]\n", 2),
+        ("source: wrong.zarr\n", 4),
+    ],
+    ids=["a layer without a kernel", "a chunk that is lost"],
+)
+def test_a_failed_job_ends_with_the_status_that_the_same_run_ends_with(
+    run: Run, service: Served, tmp_path: Path, text: str, status: int
+) -> None:
+    from served import small_store
+
+    store = service.roots / "wrong.zarr"
+    if not store.exists():
+        (small_store(store) / "fc" / "c" / "0" / "0").unlink()
+    text = text.replace("wrong.zarr", str(store))
+    ran = run("run", config(tmp_path, f"{text}output: out\n"), status=status)
+    watched = run("submit", config(tmp_path, text), "--watch", status=status)
+    assert "failed" in watched.stdout
+    reason = ran.stderr.strip().splitlines()[-1].removeprefix("streamstats: ")[:20]
+    assert reason in watched.stderr
+
+
+def test_jobs_are_compared_with_each_other_and_with_outputs(run: Run, service: Served, tmp_path: Path) -> None:
+    whole, part = (
+        run("submit", config(tmp_path, text), "--watch", "--json").stdout
+        for text in (f"source: {STORE}\n", f"source: {STORE}\nrows: 0:16\n")
+    )
+    one, other = json.loads(whole)["id"], json.loads(part)["id"]
+    assert "equal to the bit" in run("compare", one, one).stderr
+    differing = json.loads(run("compare", one, other, "--json", "--threshold", "0", status=3).stdout)
+    assert (differing["first"], differing["second"], differing["equal"]) == (one, other, False)
+    run("run", config(tmp_path, f"source: {service.roots / STORE}\noutput: out\n"))
+    assert "2 layers: equal to the bit" in run("compare", "out", one).stderr
+    assert [each.name for each in tmp_path.iterdir() if each.is_dir()] == ["out"]
+    assert "there is no job" in run("compare", "0" * 16, one, status=2).stderr
+    run("fetch", one, "-o", other)
+    assert "equal to the bit" in run("compare", one, other).stderr  # a folder of that name is an output
+
+
 def test_send_counts_each_file_once(run: Run, tmp_path: Path, client: ss.Client) -> None:
     for number in range(3):
         (tmp_path / f"{number}.npy").write_bytes(npy(np.full((4, 2), number, np.int8)))
@@ -89,6 +130,29 @@ def test_send_counts_each_file_once(run: Run, tmp_path: Path, client: ss.Client)
     again = run("send", "sent", "a/b", "0.npy", "2.npy", *options, "--json")
     assert [each["repeated"] for each in json.loads(again.stdout)["sent"]] == [True, False]
     assert client.store("sent").layers == {"a/b": 12}
+
+
+@pytest.mark.parametrize(
+    ("shape", "options", "said"),
+    [
+        ((4, 3), (), "the sample shape is (3,); the store holds (2,); append to another store"),
+        ((4, 2), ("--quantization", '{"scale": 1, "scale_is": "step"}'), "leave the quantisation out"),
+        ((4, 2), ("--geometry", '{"kernel": [3]}'), "correct its `channel_axis` or `geometry`"),
+    ],
+    ids=["another shape", "codes that are floats", "a kernel that does not fit"],
+)
+def test_a_file_that_cannot_be_appended_is_refused_in_the_words_of_sending(
+    run: Run, tmp_path: Path, shape: tuple[int, ...], options: tuple[str, ...], said: str
+) -> None:
+    for name, extent in (("first", (4, 2)), ("second", shape)):
+        (tmp_path / f"{name}.npy").write_bytes(npy(np.zeros(extent, np.float32)))
+    run("send", "unfit", "l", "first.npy")
+    done = run(
+        "send", "unfit", "l", "second.npy", *options, "--key", f"{shape}{len(options)}".replace(" ", ""), status=2
+    )
+    assert said in done.stderr
+    assert "record" not in done.stderr
+    assert str(tmp_path) not in done.stderr
 
 
 def test_send_describes_the_kernel(run: Run, service: Served, tmp_path: Path) -> None:
@@ -108,6 +172,11 @@ def test_send_describes_the_kernel(run: Run, service: Served, tmp_path: Path) ->
         (("submit", "list.yaml"), 2, "expected keys"),
         (("submit", "wrong.yaml"), 2, "unknown key `sauce`"),
         (("submit", "job.yaml", "--idle", "3"), 2, "--follow"),
+        (("submit", "number.yaml"), 2, "number.yaml: `model` is 3; expected the path of a file, as text"),
+        (("submit", "kindless.yaml"), 2, "kindless.yaml: it has `model`, a key of jobs of the kind `onnx`; add `kind"),
+        (("submit", "own.yaml", "--set", "source='store:'"), 2, "the source is 'store:'; expected `store:NAME`"),
+        (("submit", "own.yaml", "--set", "source=store:../x"), 2, "the source is 'store:../x'; expected `store:NAME`"),
+        (("submit", "own.yaml"), 2, "there is no store none; send activations to"),
         (("fetch", "0000000000000000", "-o", "x"), 2, "there is no job"),
         (("send", "s", "l", "nowhere.npy"), 2, "cannot read"),
         (("send", "s", "l", "job.yaml"), 2, "neither .npy nor safetensors"),
@@ -126,6 +195,9 @@ def test_a_mistake_is_one_clear_line(
     config(tmp_path)
     (tmp_path / "list.yaml").write_text("[]")
     (tmp_path / "wrong.yaml").write_text("sauce: x")
+    (tmp_path / "own.yaml").write_text("source: store:none")
+    (tmp_path / "number.yaml").write_text("kind: onnx\nmodel: 3\nsamples: x.npy")
+    (tmp_path / "kindless.yaml").write_text("model: model.onnx\nsamples: x.npy")
     done = run(*arguments, status=status)
     assert said in done.stderr
     assert len([line for line in done.stderr.splitlines() if line]) == 1

@@ -211,6 +211,24 @@ def test_a_locked_database_is_not_called_a_full_disk(tmp_path: Path, monkeypatch
     found.check()
 
 
+def test_only_the_first_of_several_transactions_waits_long_for_a_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "LOCK_SECONDS", 0.3)
+    monkeypatch.setattr(database, "STILL_LOCKED_SECONDS", 0.005)
+    found, waited = Database(tmp_path / "db"), []
+    with closing(sqlite3.connect(tmp_path / "db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        for _ in range(3):
+            with pytest.raises(BusyError), found.writing():
+                pass
+            waited += [row[0] for row in found.query("PRAGMA busy_timeout")]
+    for _ in range(2):
+        with found.writing():
+            waited += [row[0] for row in found.query("PRAGMA busy_timeout")]
+    assert waited == [300, 5, 5, 5, 300]
+
+
 @pytest.mark.parametrize("page", [0, 3])
 def test_a_database_that_is_damaged_while_it_is_used_is_said_to_be(tmp_path: Path, page: int) -> None:
     path = tmp_path / "db"

@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-from served import STORE, Served, served
+from served import STORE, Served, npy, served
 
 import streamstats as ss
 from streamstats.service.audit import Refusals
@@ -186,6 +186,25 @@ def test_who_follows_a_job_is_told_no_more_once_their_token_is_revoked(people: d
         assert "not for guests" not in notes
     admin.cancel(job.id)
     admin.wait(job.id)
+
+
+def test_a_request_that_began_before_its_token_was_revoked_is_completed(people: dict[str, ss.Client]) -> None:
+    admin, content = people["admin"], npy(BLOCK)
+    headers = {"Idempotency-Key": "late", "Content-Type": "application/octet-stream"}
+
+    def slowly() -> Iterator[bytes]:
+        yield content[:10]
+        while "streamstats_ingests 1.0" not in admin._http.get("/metrics").text:
+            pass  # until the service has let the request in
+        admin.revoke_token("leaving")
+        yield content[10:]
+
+    with ss.Client(admin.url, admin.new_token("leaving", "submit")) as leaving:
+        answer = leaving._http.post("/api/v1/stores/left/layers/l", content=slowly(), headers=headers)
+        assert answer.status_code == 201, answer.text
+        with refused(401):
+            leaving.jobs()
+    assert admin.store("left").owner == "leaving"
 
 
 def test_the_first_token_is_rotated_in_its_file(tmp_path: Path) -> None:

@@ -229,7 +229,7 @@ def test_rows_that_do_not_count_are_said_with_the_layers_and_the_store(page: Pag
     expect(page.get_by_role("img", name="all rows are counted except 8 that were taken back")).to_be_visible()
     to(page, "/stores")
     store = page.locator("section", has=page.get_by_role("heading", name="partly"))
-    expect(store).to_contain_text("2 layers, 20 rows, 8 of them withdrawn")
+    expect(store).to_contain_text("20 rows of 2 layers, 8 of them withdrawn")
     expect(store.locator("td.number")).to_have_text(["168 withdrawn", "4"])
 
 

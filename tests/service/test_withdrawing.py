@@ -73,6 +73,16 @@ def test_a_job_that_has_ended_forgets_to_the_byte(client: ss.Client, tmp_path: P
     assert [each.read_bytes() for each in forgot] == [each.read_bytes() for each in never] != []
 
 
+def test_jobs_on_an_earlier_store_of_the_name_are_not_said_to_have_counted_a_batch(client: ss.Client) -> None:
+    jobs = []
+    for _ in range(2):
+        client.ingest("renewed", "l", BATCHES["a"], key="a")
+        jobs.append(client.wait(client.submit({"kind": "run", "source": "store:renewed"}).id).id)
+        withdrawn = client.withdraw("renewed", "l", "a").jobs
+        assert withdrawn == jobs[-1:]
+        client.delete_store("renewed")
+
+
 @pytest.mark.soak
 def test_a_job_that_cannot_forget_is_what_it_was(service: Served, client: ss.Client) -> None:
     (service.roots / "no-layers").mkdir(exist_ok=True)

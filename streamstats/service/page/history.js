@@ -20,7 +20,7 @@ export async function showHistory({ main, signal, fail }, source) {
     { title: "State", key: (job) => job.state, cell: (job) => badge(job.state) },
     { title: "Submitted", time: true, key: (job) => job.submitted, cell: (job) => time(job.submitted) },
     { title: "Submitter", name: true, key: (job) => job.submitter, cell: (job) => job.submitter, wide: true },
-    { title: "Rows", number: true, key: (job) => job.rows, cell: (job) => whole(job.rows) },
+    { title: "Rows of all layers", number: true, key: (job) => job.rows, cell: (job) => whole(job.rows) },
     {
       title: "Means, against the job before",
       key: () => null,

@@ -116,6 +116,6 @@ const COLUMNS = [
   { title: "Source", name: true, key: sourceOf, cell: (job) => sourceOf(job) },
   { title: "Submitter", name: true, key: (job) => job.submitter, cell: (job) => job.submitter },
   { title: "Progress", key: share, cell: (job) => (ENDED.includes(job.state) || job.follows ? "" : bar(job, "thin")), wide: true },
-  { title: "Rows", number: true, key: (job) => job.rows, cell: rowsOf, wide: true },
+  { title: "Rows of all layers", number: true, key: (job) => job.rows, cell: rowsOf, wide: true },
   { title: "Submitted", time: true, key: (job) => job.submitted, cell: (job) => time(job.submitted) },
 ];

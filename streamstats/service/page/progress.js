@@ -37,7 +37,7 @@ function steps({ step, steps: names }) {
 
 function figuresOf(job) {
   if (job.stage) return stageFigures(job.stage);
-  const figures = [["Rows", rowsOf(job)]];
+  const figures = [["Rows of all layers", rowsOf(job)]];
   if (job.follows) return [...figures, ["Follows the store", "counts rows as they arrive"]];
   return [
     ...figures,

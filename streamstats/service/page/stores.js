@@ -68,8 +68,7 @@ class StorePanel {
     this.table.update(layers);
     const withdrawn = rowsIn(layers.flatMap((layer) => layer.withdrawn));
     const said = [
-      counted(layers.length, "layer"),
-      counted(store.rows, "row"),
+      `${counted(store.rows, "row")} of ${counted(layers.length, "layer")}`,
       withdrawn && `${whole(withdrawn)} of them withdrawn`,
       store.owner && `owner: ${store.owner}`,
     ]
