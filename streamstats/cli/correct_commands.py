@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 OF_MODELS = (
     *("bits", "per_channel", "symmetric", "weight_range", "rounding", "scale", "activation_bits", "activation_range"),
     *("iterative", "outputs", "samples", "work", "held_out", "labels", "score", "do_no_harm", "trials"),
-    *("fail_if_worse", "mask", "batch_axis", "positions_as_rows"),
+    *("fail_if_worse", "other_weights", "mask", "batch_axis", "positions_as_rows"),
 )
 """Options that say how a model is quantised, corrected and judged."""
 
@@ -213,7 +213,7 @@ def _how(options: Namespace, output: Path | None) -> How:
     if options.held_out is not None:
         held_out = HeldOut(options.held_out, options.labels, options.score, mask=options.mask, batch_axes=axes)
     trials = TRIALS if options.trials is None else options.trials
-    return How(iterative, held_out, options.do_no_harm, options.fail_if_worse, trials, outputs)
+    return How(iterative, held_out, options.do_no_harm, options.fail_if_worse, trials, outputs, options.other_weights)
 
 
 def _check_how(options: Namespace) -> None:
@@ -223,6 +223,8 @@ def _check_how(options: Namespace) -> None:
         raise UsageError("--outputs corrects layer by layer already; leave out --iterative")
     if options.iterative is not None and options.samples is None:
         raise UsageError("--iterative runs the quantised model on the recorded samples; give them with --samples")
+    if options.outputs and options.other_weights:
+        raise UsageError("--other-weights goes with --correctors, but --outputs uses nothing recorded; leave it out")
     if options.outputs and options.samples is None:
         raise UsageError("--outputs runs both models on samples; give them with --samples")
     if options.samples is not None and not staged:

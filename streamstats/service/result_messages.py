@@ -70,6 +70,7 @@ class CountedView(Open):
     array: str | None = None
     tensor: str | None = None
     rows_are: str | None = None
+    models: list[str] = []
     order: int | None = None
     attributes: dict[str, Any] | None = None
 

@@ -29,6 +29,7 @@ from .by_outputs import FORM, OutputCorrection, Outputs
 from .correctors import check_masks, find_correctors, one_pass, strays
 from .doubts import unsure
 from .files import check_targets, write_models
+from .fingerprint import check_recorded
 from .graph import copied
 from .iterative import Iterative, iterative_corrections
 from .judge import HeldOut, Judge
@@ -52,8 +53,9 @@ class How:
     judges the models on samples that were not recorded. `do_no_harm` leaves out the corrections without which the
     network's outputs are nearer to the float model's on these samples, of which at most `trials` are tried one by one;
     those for which too few samples were counted, unless they clearly help; and all of them if the network is worse with
-    them. `fail_if_worse` raises `HarmError` instead of writing a model that is worse than the quantised one. Raises
-    `UsageError` for options that cannot be combined.
+    them. `fail_if_worse` raises `HarmError` instead of writing a model that is worse than the quantised one. With
+    `other_weights`, correctors count although they were recorded from a model with other weights. Raises `UsageError`
+    for options that cannot be combined.
     """
 
     iterative: Iterative | None = None
@@ -62,6 +64,7 @@ class How:
     fail_if_worse: bool = False
     trials: int = TRIALS
     outputs: Outputs | None = None
+    other_weights: bool = False
 
     def __post_init__(self) -> None:
         recorded = self.layer_by_layer and self.layer_by_layer.samples
@@ -156,8 +159,8 @@ def correct(
     2 GB go into a second file, whose name has `.data` appended.
 
     Raises `UsageError` for bits outside 2…16, an unusable model or folder, and activations without a range;
-    `MismatchError` for a corrector whose channels are not the layer's; `DataError` for a corrector that is damaged or
-    differs from the manifest; `OutputError`.
+    `MismatchError` for correctors recorded from another model, or of other channels than the layer's; `DataError` for a
+    corrector that is damaged or differs from the manifest; `OutputError`.
     """
     by_moments = ByMoments(correctors, rounding, scale) if scale or rounding != NEAREST else None
     levels = Levels(bits, per_channel, symmetric, weight_range, by_moments)
@@ -384,6 +387,9 @@ def _with_means(
     subject: Subject, correctors: str | Path, how: How, progress: Progress, plainer: Sequence[Subject] = ()
 ) -> _Correcting:
     """The correction of `subject`; each that is plainer has those after it as plainer ones."""
+    if not how.other_weights:
+        names = [layer.name for layer in subject.layers]
+        check_recorded(Path(correctors), subject.original, subject.name, names)
     others: list[_Correcting] = []
     for each in (*reversed(plainer), subject):
         method = _from_means(each, Path(correctors), how, progress)

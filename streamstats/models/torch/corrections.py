@@ -68,6 +68,7 @@ def correct(
     *,
     iterative: Iterative | None = None,
     account: Account | None = None,
+    other_weights: bool = False,
     do_no_harm: bool = False,
     fail_if_worse: bool = False,
     trials: int = TRIALS,
@@ -75,7 +76,8 @@ def correct(
 ) -> Correction:
     """Correct the biases of `quantized`, in place, as `apply_correctors` does, and judge it on `held_out` batches.
 
-    Without `held_out`, nothing is judged. `iterative` corrects layer by layer instead of in one pass.
+    Without `held_out`, nothing is judged. `iterative` corrects layer by layer instead of in one pass, `account` and
+    `other_weights` are those of `apply_correctors`.
 
     `do_no_harm` leaves out the corrections without which the network's outputs are nearer to the float model's on these
     batches, of which at most `trials` are tried one by one; those for which too few samples were counted, unless they
@@ -86,7 +88,7 @@ def correct(
     copied, and `MismatchError` if the two models return other outputs.
     """
     _check(held_out, iterative, trials, judges=do_no_harm or fail_if_worse)
-    own = planned(model, quantized, correctors, account)
+    own = planned(model, quantized, correctors, account, other_weights=other_weights)
     judge = None if held_out is None else Judge(model, own.plan, held_out, progress)
     once = [each.correction for each in own.plan]
     plan = once if iterative is None else iterative_corrections(own, iterative, progress)
