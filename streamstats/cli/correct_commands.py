@@ -289,13 +289,17 @@ def _say_judgement(judged: Judgement) -> None:
         effect = judged.effects.get(model)
         gain = f" ({gains[model]})" if model in gains else ""
         ratio = quality.sqnr if effect is None else effect.sqnr
-        accuracy = f", accuracy {judged.accuracy[model]:.2%}" if model in judged.accuracy else ""
+        accuracy = f", accuracy {_accuracy(judged, model)}" if model in judged.right else ""
         score = f", score {judged.scores[model]:g}" if model in judged.scores else ""
         say(f"{model}: SQNR of the outputs {ratio:.2f} dB{gain}, shift {quality.size:.4g}{accuracy}{score}")
         for output, each in judged.gains_by_output(model).items() if gain else ():
             say(f"{model}: output {output}: {each}")
     if judged.accuracy:
-        say(f"float: accuracy {judged.accuracy['float']:.2%} on {judged.samples:,} samples")
+        say(f"float: accuracy {_accuracy(judged, 'float')} on {judged.samples:,} samples; intervals are those of 95 %")
+    for model, found in judged.accuracy_gains.items():
+        say(f"{model}: accuracy {found}: {found.words}")
+    if judged.caveat:
+        say(f"note: {judged.caveat}")
     for layer, reason in judged.unjudged.items():
         say(f"layer {layer} is not judged by its own outputs: {reason}")
     if judged.harmful:
@@ -304,6 +308,11 @@ def _say_judgement(judged: Judgement) -> None:
             f"without their correction, the outputs of these layers themselves would be closer to the float model's: "
             f"{layers}; --do-no-harm tests what leaving each out does to the network"
         )
+
+
+def _accuracy(judged: Judgement, model: str) -> str:
+    low, high = judged.accuracy_intervals[model]
+    return f"{judged.accuracy[model]:.2%} ({low:.2%} to {high:.2%})"
 
 
 def _correct_tensors(options: Namespace) -> None:

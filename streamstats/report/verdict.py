@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import counted
+from ..models.accuracy import AccuracyGain
 from ..models.judgement import BY_MOMENTS, CORRECTED, FLOAT, ONE_PASS, UNCORRECTED
 
 NAMED = 20
@@ -64,7 +65,7 @@ def sentences(report: Mapping[str, Any]) -> list[str]:
     """The sentences below the headline."""
     judged, advice, found = report["judgement"], report["advice"], list[str]()
     if judged:
-        found += [_of_outputs(judged), _of_harm(judged["harmful"], advice["harm"])]
+        found += [_of_outputs(judged), *_of_accuracy(judged), _of_harm(judged["harmful"], advice["harm"])]
     unjudged = (judged or {}).get("unjudged", {})
     found += [f"Not judged: {layer}. {reason[0].upper()}{reason[1:]}." for layer, reason in unjudged.items()]
     found.append(_of_samples(report))
@@ -84,6 +85,19 @@ def _of_outputs(judged: Mapping[str, Any]) -> str:
         f"from {figure(before)} to {figure(after)} dB{known}, and the mean shift of the median layer from "
         f"{figure(shifted)} to {figure(corrected)}."
     )
+
+
+def _of_accuracy(judged: Mapping[str, Any]) -> list[str]:
+    """Whether the accuracy gained or lost is more than chance, and what to know of the figures."""
+    found, gain = list[str](), judged["accuracy_gain"].get(CORRECTED)
+    if gain is not None:
+        low, high = (f"{end:.1%}" for end in judged["accuracy_interval"][CORRECTED])
+        known = AccuracyGain(gain["gained"], gain["lost"], judged["samples"])
+        found.append(
+            f"The accuracy of the corrected model is between {low} and {high} (interval of 95 %): "
+            f"{known}, {known.words}."
+        )
+    return [*found, f"{judged['caveat'][0].upper()}{judged['caveat'][1:]}."] if judged["caveat"] else found
 
 
 def _median_shift(judged: Mapping[str, Any], model: str) -> float:

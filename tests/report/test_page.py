@@ -104,7 +104,8 @@ def body(report: dict[str, Any]) -> str:
 
 def test_the_figure_that_matters_comes_first(folder: Path) -> None:
     report = judged(folder)
-    report["judgement"]["accuracy"] = {"float": 0.99, "quantised": 0.267, "one pass": 0.9, "corrected": 0.987}
+    accuracy = {"float": 0.99, "quantised": 0.267, "one pass": 0.9, "corrected": 0.987}
+    report["judgement"] |= {"accuracy": accuracy, "accuracy_interval": {name: [0.2, 1.0] for name in accuracy}}
     start = f"Bias correction of {folder}/quantized.onnx 26.7 → 98.7 % accuracy on 30 held-out samples; "
     assert body(report).startswith(start + "the float model has 99.0 %")
     report["judgement"]["accuracy"] = {}
@@ -112,6 +113,21 @@ def test_the_figure_that_matters_comes_first(folder: Path) -> None:
     report["judgement"] = None
     assert "2 of 2 layers corrected not judged on held-out samples" in body(report)
     assert "2 layers counted, with 64 rows each" in body(report | {"correction": None})
+
+
+def test_figures_come_with_what_is_known_of_chance_and_of_kernels(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = judged(folder)
+    said = capsys.readouterr().err
+    gain = report["judgement"]["accuracy_gain"]["corrected"]
+    low, high = report["judgement"]["accuracy_interval"]["corrected"]
+    assert f"({low:.2%} to {high:.2%})" in said
+    assert f"points, {'beyond chance' if gain['chance'] < 0.05 else 'which may be chance'}: {gain['gained']}" in said
+    assert "quantise with reduce_range=True" in said
+    text = body(report)
+    assert f"is between {low:.1%} and {high:.1%} (interval of 95 %): {100 * gain['difference']:+.2f} ±" in text
+    assert "These figures are those of products computed in floats" in text
 
 
 def test_what_is_worse_than_doing_nothing_is_a_warning_that_says_what_to_do(folder: Path) -> None:

@@ -119,6 +119,22 @@ def test_labels_give_the_accuracy_of_every_model(folder: Path) -> None:
         assert 0 < done.judgement.accuracy[name] < 1
 
 
+@pytest.mark.parametrize("reduced", [False, True])
+@pytest.mark.parametrize("form", ["qdq", "codes"])
+def test_figures_of_a_model_on_codes_say_that_kernels_may_give_others(form: str, reduced: bool, folder: Path) -> None:
+    path = quantized(onnx.load(folder / "float.onnx"), folder, values(64, 4), form, reduce_range=reduced)
+    held_out = HeldOut(folder / "held.npy")
+    models = folder / "float.onnx", path
+    done = correct_quantized(*models, folder / "out", None, how=How(held_out=held_out))
+    assert ("reduce_range" in done.judgement.caveat) != reduced
+    command = shlex.join([sys.executable, "-c", "print(1)", "{model}"])
+    scored = correct_quantized(
+        *models, folder / "out", None, how=How(held_out=HeldOut(folder / "held.npy", score=command))
+    )
+    assert scored.judgement.caveat == ""
+    assert judged(folder).judgement.caveat == ""  # weights on levels, multiplied in floats
+
+
 @pytest.mark.parametrize(
     "labels", [np.zeros(7, np.int64), np.zeros((50, 1), np.int64), np.zeros(50, np.float32), None, "text"]
 )
