@@ -35,12 +35,18 @@ from .iterative import Iterative, iterative_corrections
 from .judge import HeldOut, Judge
 from .layers import LeftOut
 from .levels import Levels
+from .pairs import kept_factors
 from .precision import bias_steps, precision
 from .subject import Subject, check_rounded, fake_quantized, marked, quantized_by_others, two_models
 
 if TYPE_CHECKING:
     import onnx
 
+KEPT_FACTOR = (
+    "the weight of layer {} is {:.3g} times that of the float model, and no layer that is corrected undoes this factor; "
+    "unless something else does, the outputs are wrong by it, and no bias corrects that: compare the models "
+    "(--held-out), or quantise the float model again"
+)
 TERMS = ".terms.safetensors"
 """The suffix of the file of terms, in place of the corrected model's own."""
 
@@ -190,6 +196,8 @@ def correct_quantized(
     check_targets([original, quantized], [output])
     subject = quantized_by_others(original, quantized)
     check_rounded(subject)
+    for layer, factor in kept_factors(subject.pairs).items():
+        progress.say(f"warning: {KEPT_FACTOR.format(layer, factor)}")
     return _with_means(subject, correctors, how or How(), progress).written(output)
 
 
