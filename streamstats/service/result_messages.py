@@ -144,7 +144,7 @@ class CorrectionView(Open):
 
     layer: str
     corrected: bool
-    outcome: Literal["corrected", "unchanged", "never quantised", "nothing to correct", "refused"]
+    outcome: Literal["corrected", "unchanged", "never quantised", "nothing to correct", "left out", "refused"]
 
 
 class CorrectionsView(BaseModel):

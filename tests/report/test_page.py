@@ -141,6 +141,33 @@ def test_what_is_worse_than_doing_nothing_is_a_warning_that_says_what_to_do(fold
     assert "Warning" not in body(report)
 
 
+def test_the_sentences_fit_what_was_left_out(folder: Path) -> None:
+    """None with --do-no-harm, some, or all: then nothing is said of corrections that were not made."""
+    report = judged(folder)
+    assert "left out" not in body(report)
+    report["about"]["do_no_harm"] = True
+    assert "No correction was left out: none did harm" in body(report)
+    done = report["correction"]
+    left = {"corrected": False, "outcome": "left out", "reason": "without it, it is better"}
+    done["two"] |= left
+    assert "Left out, for the reasons under “Not corrected”: two." in body(report)
+    assert "left out: two (Gemm): without it, it is better" in body(report)
+    for each in done.values():
+        each |= left
+    said = body(report)
+    assert "None of 2 corrections was made; 2 were left out, because they do harm or may: the model is the" in said
+    for sentence in (
+        "changes from",
+        "accuracy of the corrected model is between",
+        "No layer's own outputs",
+        "precision",
+    ):
+        assert sentence not in said
+    for each in done.values():
+        each |= {"outcome": "refused"}
+    assert "None of 2 corrections was made: the model is the quantised one" in body(report)
+
+
 def test_dots_lie_where_their_values_are_and_the_corrected_model_is_drawn_last(folder: Path) -> None:
     report = judged(folder)
     shifts = {"corrected": 0.001, "quantised": 0.1}  # in another order than they are drawn

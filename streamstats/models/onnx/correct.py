@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     import onnx
 
 KEPT_FACTOR = (
-    "the weight of layer {} is {:.3g} times that of the float model, and no layer that is corrected undoes this factor; "
+    "the weight of layer {} is {:.3g} times that of the float model, and no corrected layer undoes this factor; "
     "unless something else does, the outputs are wrong by it, and no bias corrects that: compare the models "
     "(--held-out), or quantise the float model again"
 )
