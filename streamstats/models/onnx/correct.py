@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...errors import UsageError, listed
+from ...errors import UsageError, counted, listed
 from ...outputs.layer_statistics import LayerStatistics
 from ...progress import QUIET, Progress, Stage
 from ...ranges.finding import MINMAX
@@ -35,6 +35,7 @@ from .iterative import Iterative, iterative_corrections
 from .judge import HeldOut, Judge
 from .layers import LeftOut
 from .levels import Levels
+from .overlap import SAY_NOTHING, counted_as
 from .pairs import kept_factors
 from .precision import bias_steps, precision
 from .subject import Subject, check_rounded, fake_quantized, marked, quantized_by_others, two_models
@@ -233,8 +234,9 @@ def correct_outputs(
 class _Method:
     """How terms are found, and added to a copy of the quantised model.
 
-    `work` is the folder to remove in the end. `once` are terms to compare those `planned` with. `reasons` tell the
-    layers for which too few samples were counted, and `strays` what else is left out.
+    `work` is the folder to remove in the end, `out` that of what was counted. `once` are terms to compare those
+    `planned` with. `reasons` tell the layers for which too few samples were counted, and `strays` what else is left
+    out.
     """
 
     planned: Callable[[], Sequence[LayerCorrection]]
@@ -243,6 +245,7 @@ class _Method:
     once: Sequence[LayerCorrection] | None = None
     reasons: Callable[[Sequence[LayerCorrection]], Mapping[str, str]] = lambda _: {}
     strays: Sequence[LeftOut] = ()
+    out: Path | None = None
 
 
 def _from_means(subject: Subject, out: Path, how: How, progress: Progress) -> _Method:
@@ -266,6 +269,7 @@ def _from_means(subject: Subject, out: Path, how: How, progress: Progress) -> _M
         None if iterative is None else once,
         lambda terms: unsure(out, subject.pairs, terms),
         list(strays(out, subject.layers)),
+        out,
     )
 
 
@@ -292,10 +296,24 @@ class _Correcting:
         if self.how.held_out is None:
             return self._written(*self._corrected(self._planned()), None, output, uncorrected)
         with Judge(self.subject.original, self.subject.pairs, self.how.held_out, self.progress) as judge:
+            self._tell_repeated(judge, self.how.held_out)
             chosen = self._chosen(judge)
             model, outcomes, judgement = chosen._judged(judge)
         tell(judgement, CORRECTED, self.progress, fail=self.how.fail_if_worse)
         return chosen._written(model, outcomes, judgement, output, uncorrected)
+
+    def _tell_repeated(self, judge: Judge, held_out: HeldOut) -> None:
+        """Warn of held-out samples that calibrated."""
+        staged = self.how.layer_by_layer
+        number = 0 if staged is None else judge.shared_with(staged.samples, staged.batch_axes)
+        if staged is not None and number:
+            of = f"{number:,} of {counted(judge.samples, 'held-out sample')}"
+            self.progress.say(f"warning: {of} are among those of {staged.samples}; {SAY_NOTHING}")
+        elif self.method.out is not None and (layer := counted_as(judge.given, self.method.out, self.subject.layers)):
+            self.progress.say(
+                f"warning: the samples of {held_out.samples} are those that {self.method.out} has counted: layer "
+                f"{layer} has as many rows with the same means; {SAY_NOTHING}"
+            )
 
     def _written(
         self,

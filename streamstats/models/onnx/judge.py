@@ -24,6 +24,7 @@ from .comparing import Places
 from .files import write_models
 from .graph import copied
 from .masking import check_mask, mask_rows
+from .overlap import shared
 from .pairs import SCALED, Pair
 from .plain import PlainModel, only, plainly
 from .quantized import multiplies_codes
@@ -91,8 +92,8 @@ class Judge(Findings):
         names = [pair.output for pair in self._pairs if pair.output]
         self._ends = [output.name for output in self._original.graph.output]
         session = self._session(copied(self._original), [*self._ends, *names], FLOAT)
-        self._given = load_samples(self._held_out.samples, session, self._held_out.batch_axes)
-        self._float = ModelRun.prepare(session, self._given, self._held_out.batch_size, str(self._held_out.samples))
+        self.given = load_samples(self._held_out.samples, session, self._held_out.batch_axes)
+        self._float = ModelRun.prepare(session, self.given, self._held_out.batch_size, str(self._held_out.samples))
         check_mask(self._float, self._held_out.mask)
         self._samples = self._float.samples
         matrices = [pair.output for pair in self._pairs if pair.output and pair.quantized.weight.ndim <= 2]
@@ -123,7 +124,7 @@ class Judge(Findings):
         Progress advances by the samples. Raises as `add`, and `UsageError` if no output is of floats.
         """
         session = self._session(plainly(model).model, self._ends, CANDIDATE)
-        run = ModelRun.prepare(session, self._given, self._held_out.batch_size, str(self._held_out.samples))
+        run = ModelRun.prepare(session, self.given, self._held_out.batch_size, str(self._held_out.samples))
         sums = EffectSums()
         for rows in run.batches():
             if trial and rows.start >= TRIAL_SAMPLES:
@@ -138,6 +139,10 @@ class Judge(Findings):
         if found is None:
             raise UsageError(NO_FLOATS)
         return found
+
+    def shared_with(self, samples: str | Path, axes: Axes | None) -> int:
+        """How many held-out samples are among the `samples` with these `axes`."""
+        return shared(self.given, load_samples(samples, self._float.session, axes))
 
     @property
     def samples(self) -> int:
@@ -177,7 +182,7 @@ class Judge(Findings):
         mine_wanted = _unique([*self._ends, *(tensor for _, tensor in judged)])
         theirs_wanted = _unique([*self._ends, *(pair.output for pair, _ in judged)])
         session = self._session(plain.model, mine_wanted, name)
-        run = ModelRun.prepare(session, self._given, self._held_out.batch_size, str(self._held_out.samples))
+        run = ModelRun.prepare(session, self.given, self._held_out.batch_size, str(self._held_out.samples))
         sums = ({pair.name: Sums() for pair, _ in judged}, {end: Sums() for end in self._ends})
         found = _Measured(*sums, ends=self._ends, places=self._places)
         what = f"judging the {name.replace(' ', '-')} model{note}"
@@ -228,9 +233,9 @@ class Judge(Findings):
             raise UsageError(f"the {name} model: {error}") from error
 
     def _check_finite(self) -> None:
-        for name, axis in self._given.axes.items():
+        for name, axis in self.given.axes.items():
             for rows in self._float.batches():
-                part = self._given.part(name, rows)
+                part = self.given.part(name, rows)
                 first = part[np.newaxis] if axis is None else np.moveaxis(part, axis, 0)
                 wrong = np.flatnonzero(~np.isfinite(first).reshape(len(first), -1).all(axis=1))
                 if wrong.size:
