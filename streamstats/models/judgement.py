@@ -18,9 +18,15 @@ BY_MOMENTS = "by moments"
 """The quantised model with weights rounded or scaled by second moments, before its biases are corrected."""
 ONE_PASS, CORRECTED = "one pass", "corrected"
 """The models that are compared with them."""
+SAMPLES = (
+    "check the calibration samples: they need the preprocessing that the model gets in use (scale, mean, order of "
+    "channels), inputs of the same kind as the held-out ones, and enough of them"
+)
+"""What to ask first if corrections do not help."""
+CHECK_SAMPLES = "; if nothing helps, check the calibration samples: preprocessing, kind and number"
 IF_WORSE = (
     "correct layer by layer (--iterative), leave out what does harm (--do-no-harm), or round less coarsely "
-    "(--weight-range mse, --rounding gram, --per-channel, more bits)"
+    "(--weight-range mse, --rounding gram, --per-channel, more bits)" + CHECK_SAMPLES
 )
 """What to do about a corrected model that is worse than the quantised one."""
 TRIAL_SAMPLES = 256
@@ -45,13 +51,16 @@ IN_FLOATS = (
 
 ADVICE = {
     "worse": IF_WORSE,
+    "samples": SAMPLES,
     "harm": "--do-no-harm",
     "precision": (
         ". To estimate it, set `statistics: [spread]` in the configuration of the run, count two samples or more, and "
         "give the models"
     ),
 }
-"""What a report says to do about a worse model, to try what harms, and to know the precision of corrections."""
+"""What a report says to do about a worse model, about corrections that few samples decide, to try what harms, and to
+know the precision of corrections.
+"""
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,8 @@ from ..models.linear import LEFT_OUT, WEIGHTLESS
 
 NAMED = 20
 """How many channels, or layers, a sentence names at most."""
+DOUBTFUL = 2.0
+"""How many times its standard error a correction is, at least, that single samples do not decide."""
 HALF = 0.5
 """Of a step: rounding to steps discards that much anyway."""
 
@@ -76,7 +78,7 @@ def sentences(report: Mapping[str, Any]) -> list[str]:
     unjudged = (judged or {}).get("unjudged", {})
     found += [f"Not judged: {layer}. {reason[0].upper()}{reason[1:]}." for layer, reason in unjudged.items()]
     if not nothing_done:
-        found.append(_of_samples(report))
+        found += [_of_samples(report), *_of_few(report)]
     idle = sum(len(each["never_active"]) for each in report["layers"].values())
     if idle:
         found.append(f"{counted(idle, 'channel')} {'is' if idle == 1 else 'are'} never active: zero in every sample.")
@@ -158,6 +160,21 @@ def _of_samples(report: Mapping[str, Any]) -> str:
     return (
         f"{known_to}; more samples would still change biases, and about {needed} would bring the error to half a step."
     )
+
+
+def _of_few(report: Mapping[str, Any]) -> list[str]:
+    """What to ask if corrections are not much larger than their standard errors: few samples decide them."""
+    doubtful = [
+        name
+        for name, each in report["precision"].items()
+        if each["error_in_steps"] is not None and (each["correction_in_steps"] or 0) < DOUBTFUL * each["error_in_steps"]
+    ]
+    if not doubtful:
+        return []
+    return [
+        f"Few samples decide the corrections of {_named(doubtful)}, which are less than twice their standard errors; "
+        f"{report['advice']['samples']}."
+    ]
 
 
 def figure(value: float | None) -> str:

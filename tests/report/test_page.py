@@ -168,6 +168,20 @@ def test_the_sentences_fit_what_was_left_out(folder: Path) -> None:
     assert "None of 2 corrections was made: the model is the quantised one" in body(report)
 
 
+def test_corrections_that_few_samples_decide_raise_the_question_of_the_samples(folder: Path) -> None:
+    report = judged(folder)
+    precision = report["precision"]
+    for each in precision.values():
+        each |= {"correction_in_steps": 9.0, "error_in_steps": 1.0, "rows_for_half_a_step": 4}
+    assert "check the calibration samples" not in body(report)
+    precision["two"]["error_in_steps"] = 5.0
+    assert "Few samples decide the corrections of two, which are less than twice their standard errors" in body(report)
+    assert "the preprocessing that the model gets in use" in body(report)
+    precision["two"]["error_in_steps"] = 1.0
+    report["judgement"]["worse"] = {"one pass": [], "corrected": ["-1.00 dB"]}
+    assert "if nothing helps, check the calibration samples: preprocessing, kind and number." in body(report)
+
+
 def test_dots_lie_where_their_values_are_and_the_corrected_model_is_drawn_last(folder: Path) -> None:
     report = judged(folder)
     shifts = {"corrected": 0.001, "quantised": 0.1}  # in another order than they are drawn

@@ -50,8 +50,8 @@ FARTHEST = 1.0
 """How large the variance of the difference may be, as a share of the variance of the float outputs: that of unrelated
 outputs is twice as large."""
 UNLIKE = (
-    "its outputs are too far from those of {} in the float model: in the first batch, the variance of the difference is "
-    "{:.3g} times that of the outputs (expected less than 1; unrelated outputs have 2); round the layer less coarsely "
+    "its outputs are too far from those of {} in the float model: in the first batch, the variance of the difference "
+    "is {:.3g} times that of the outputs (expected less than 1; unrelated outputs have 2); round it less coarsely "
     "(more bits, or a step per channel), or, if this is another layer, correct by weights (--correctors)"
 )
 SCALED = (

@@ -17,7 +17,7 @@ from ...outputs.manifest import MANIFEST
 from ...outputs.results import open_results
 from ...progress import QUIET, Progress
 from ..harm import TRIALS, WORSE, Trials, doubt, tell, without
-from ..judgement import CORRECTED, ONE_PASS, UNCORRECTED, Judgement
+from ..judgement import CHECK_SAMPLES, CORRECTED, ONE_PASS, SAMPLES, UNCORRECTED, Judgement
 from ..linear import LayerCorrection
 from ..precision import Precision
 from .account import Account
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 REMEDY = (
     "correct layer by layer (`iterative`), leave out what does harm (`do_no_harm`), or round less coarsely (steps per "
-    "channel, more bits)"
+    "channel, more bits)" + CHECK_SAMPLES
 )
 """What to do about a corrected torch model that is worse than the quantised one."""
 KEPT = "the quantised model was not changed"
@@ -49,7 +49,12 @@ class Correction:
     @property
     def advice(self) -> Mapping[str, str]:
         """What a report says to do, in the words of Python."""
-        return {"worse": REMEDY, "harm": "`do_no_harm`", "precision": ": that of torch models is not estimated"}
+        return {
+            "worse": REMEDY,
+            "samples": SAMPLES,
+            "harm": "`do_no_harm`",
+            "precision": ": that of torch models is not estimated",
+        }
 
     def precisions(self, statistics: Mapping[str, LayerStatistics]) -> dict[str, Precision]:  # noqa: ARG002
         """None: the steps of biases are those of the engine that will run the model."""

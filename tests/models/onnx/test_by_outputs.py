@@ -218,7 +218,7 @@ def test_outputs_that_do_not_follow_those_of_the_float_model_are_refused(tmp_pat
     first = next(each for each in done.layers if each.layer == "a0")
     assert not first.corrected
     assert first.reason.startswith("its outputs are too far from those of a0 in the float model")
-    assert "(expected less than 1; unrelated outputs have 2); round the layer less coarsely" in first.reason
+    assert "(expected less than 1; unrelated outputs have 2); round it less coarsely" in first.reason
 
 
 def test_nothing_to_match_is_an_error(tmp_path: Path) -> None:
