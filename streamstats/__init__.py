@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from .ranges.codes import Codes
     from .ranges.finding import LayerRange, find_ranges
     from .service.client import Client
+    from .spectra.group import GroupSpectrum
+    from .spectra.spectrum import LayerSpectrum
     from .statistics.mean import prepare_input_mean
 
 __version__ = "0.1.0"
@@ -45,10 +47,12 @@ _HOMES = {
     "Codes": "ranges.codes",
     "Follow": "jobs.run",
     "Geometry": "layouts",
+    "GroupSpectrum": "spectra.group",
     "Job": "jobs.job",
     "Kernel": "layouts",
     "LayerRange": "ranges.finding",
     "LayerRule": "calibration.selection",
+    "LayerSpectrum": "spectra.spectrum",
     "LayerStatistics": "outputs.layer_statistics",
     "LogProgress": "progress",
     "MeanBiasCorrector": "correction",
@@ -80,10 +84,12 @@ __all__ = [
     "Codes",
     "Follow",
     "Geometry",
+    "GroupSpectrum",
     "Job",
     "Kernel",
     "LayerRange",
     "LayerRule",
+    "LayerSpectrum",
     "LayerStatistics",
     "LogProgress",
     "MeanBiasCorrector",

@@ -33,9 +33,10 @@ from pydantic import (
 from .address import SERVICE_URL
 from .calibration.selection import LayerRule
 from .errors import UsageError, one_of, suggestion
+from .jobs.cores import available_cores
 from .jobs.job import DEFAULT_MEMORY, Job
 from .jobs.sizes import parse_bytes
-from .jobs.workers import Cluster, available_cores
+from .jobs.workers import Cluster
 from .layouts import Geometry, Kernel
 from .overrides import paths_and_values, substituted, with_settings
 from .quantization import Quantization
@@ -44,7 +45,7 @@ from .statistics.kinds import ALWAYS, asked, optional
 LONGEST_CONFIG = 2**20
 LONGEST_SHOWN = 80
 MOST_PROCESSES = 1024
-ROWS = r"^[0-9]{1,18}:[0-9]{1,18}$"
+ROWS = r"^[0-9]{1,18}:[0-9]{0,18}$"
 
 
 @dataclass(frozen=True)
@@ -82,22 +83,28 @@ def parse_rows(text: str) -> tuple[int, int]:
     >>> parse_rows("64:128")
     (64, 128)
     """
-    if not re.fullmatch(ROWS, text):
+    start, stop = _parsed_rows(text) or (0, None)
+    if stop is None:
         raise UsageError(f"rows are {text!r}; expected START:STOP, as in 64:128")
-    start, stop = map(int, text.split(":"))
     if start >= stop:
         raise UsageError(f"rows are {text!r}; expected START less than STOP")
     return start, stop
 
 
+def _parsed_rows(text: object) -> tuple[int, int | None] | None:
+    """(start, stop) from text such as "0:1000" or "1000:", which has no stop; None for anything else."""
+    if not (isinstance(text, str) and re.fullmatch(ROWS, text)):
+        return None
+    start, stop = text.split(":")
+    return int(start), int(stop) if stop else None
+
+
 def _checked_rows(rows: object) -> object:
-    if rows is not None and not (isinstance(rows, str) and re.fullmatch(ROWS, rows)):
-        raise ValueError("expected START:STOP, as in 0:1000")
-    if rows is not None:
-        try:
-            parse_rows(str(rows))
-        except UsageError as error:
-            raise ValueError(str(error)) from error
+    found = _parsed_rows(rows)
+    if rows is not None and found is None:
+        raise ValueError('expected START:STOP, as in 0:1000, or in quotes "START:" for all rows from START on')
+    if found is not None and found[1] is not None and found[0] >= found[1]:
+        raise ValueError("expected START less than STOP")
     return rows
 
 
@@ -161,6 +168,12 @@ class GeometryConfig(Settings):
         return Kernel(tuple(self.kernel), Geometry(*map(tuple, numbers)), self.transposed, self.groups)
 
 
+def _checked_mask(value: object) -> object:
+    if value is not None and value is not False and not (isinstance(value, str) and value):
+        raise ValueError("it should be the name of an array, false, or null")
+    return value
+
+
 class LayerConfig(Settings):
     """How the job describes layers whose name matches; keys left out come from the store's attributes."""
 
@@ -171,12 +184,14 @@ class LayerConfig(Settings):
         GeometryConfig | None, Field(description="The kernel, for stores that streamstats did not record.")
     ] = None
     mask: Annotated[
-        str | None,
+        str | Literal[False] | None,
+        PlainValidator(
+            _checked_mask, json_schema_input_type=Annotated[str, Field(min_length=1)] | Literal[False] | None
+        ),
         Field(
-            min_length=1,
             description="The name of the array in the store that says which positions count (1) and which do not (0). "
             "It has the shape of the layer without its channel axis. null, the default, leaves it to the store's "
-            "attributes.",
+            "attributes; with false, every position counts.",
         ),
     ] = None
     attributes: Annotated[
@@ -233,7 +248,12 @@ class ClusterConfig(Settings):
         Field(description="The address of a dask scheduler whose workers do the work."),
     ] = None
     threads: Annotated[
-        int | None, Field(ge=1, description="Threads per process; default: one per core, divided among processes.")
+        int | None,
+        Field(
+            ge=1,
+            description="Threads per process; default: one for each core that may be kept busy, by the affinity of the "
+            "process and the quota of its container, divided among processes.",
+        ),
     ] = None
     task_timeout: Annotated[
         float, Field(gt=0, description="Seconds after which a task is also submitted to another worker.")
@@ -285,7 +305,7 @@ class ReductionConfig(Settings):
     rows: Annotated[
         str | None,
         BeforeValidator(_checked_rows),
-        Field(description="Count only these rows, as in 0:1000; default: all."),
+        Field(description='Count only these rows, as in 0:1000, or "1000:" for all from 1000 on; default: all.'),
     ] = None
     min_rows: Annotated[
         int,
@@ -306,9 +326,9 @@ class ReductionConfig(Settings):
     ] = "apply"
 
     @property
-    def wanted_rows(self) -> tuple[int, int] | None:
-        """`rows` as (start, stop)."""
-        return None if self.rows is None else parse_rows(self.rows)
+    def wanted_rows(self) -> tuple[int, int | None] | None:
+        """`rows` as (start, stop); the stop is None if they have none."""
+        return _parsed_rows(self.rows)
 
     def rules(self) -> list[LayerRule]:
         """The rules of `layers`, in order; empty if the store alone describes its layers.
@@ -476,7 +496,10 @@ def load_yaml(path: Path) -> Any:
     except RecursionError as error:
         raise UsageError(f"{path} is nested too deeply; expected a few levels") from error
     except Exception as error:  # YAML's constructors of dates, numbers and tags let any error through
-        raise UsageError(f"{path} is not valid YAML: {_one_line(error)}") from error
+        told = _one_line(error)
+        if "mapping values" in told:
+            told += "; put text in which a colon is last, or comes before a blank, in quotes"
+        raise UsageError(f"{path} is not valid YAML: {told}") from error
 
 
 class _PlainLoader(yaml.SafeLoader):

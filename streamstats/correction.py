@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from .errors import DataError, MismatchError, UsageError
+from .errors import DataError, MismatchError, UsageError, counted
 from .layouts import BY_GROUP, TRANSPOSED, Geometry, Kernel, check_layout, spatial_axes, tap_sums
 from .storage.files import write_bytes
 from .storage.tensors import DIGEST_KEY, read_tensors, tensors_bytes
@@ -106,6 +106,9 @@ class NullBiasCorrector(BiasCorrector):
 
     kind = "null"
 
+    def __repr__(self) -> str:
+        return "NullBiasCorrector()"
+
     def calculate(
         self,
         weights: npt.ArrayLike,  # noqa: ARG002 - the contract's arguments
@@ -145,6 +148,9 @@ class MeanBiasCorrector(BiasCorrector):
     def __post_init__(self) -> None:
         object.__setattr__(self, "input_mean", _checked_mean(self.input_mean))
         object.__setattr__(self, "provenance", _checked_provenance(self.provenance))
+
+    def __repr__(self) -> str:
+        return f"<MeanBiasCorrector{_of_layer(self)}: {counted(len(self.input_mean), 'channel')}>"
 
     def calculate(
         self,
@@ -220,6 +226,10 @@ class TapBiasCorrector(BiasCorrector):
                 f"tap_mean has the shape {self.tap_mean.shape}; expected {expected}: the channels of input_mean, and "
                 "the taps of the kernel"
             )
+
+    def __repr__(self) -> str:
+        channels = counted(len(self.input_mean), "channel")
+        return f"<TapBiasCorrector{_of_layer(self)}: {channels} under taps {self.kernel.taps}>"
 
     def calculate(
         self,
@@ -313,6 +323,11 @@ def _multiplied(
         )
     term: Float64Array = np.einsum("igo,gi->go", taps, mean.reshape(groups, inputs))
     return term.reshape(-1)
+
+
+def _of_layer(corrector: BiasCorrector) -> str:
+    layer = corrector.provenance.get("layer")
+    return f" of {layer}" if layer else ""
 
 
 def _checked_mean(values: npt.ArrayLike, name: str = "input_mean", axes: int | None = 1) -> Float64Array:

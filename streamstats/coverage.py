@@ -13,6 +13,18 @@ from .errors import MismatchError
 
 Rows = tuple[int, int]
 """A range of rows: the first, and the one after the last."""
+OPEN = 2**53 - 1
+"""The stop of a range that has none: the greatest integer that every reader of JSON holds exactly."""
+
+
+def in_slice(rows: Rows) -> str:
+    """`rows` as configurations have them.
+
+    >>> in_slice((4, 6)), in_slice((4, OPEN))
+    ('4:6', '4:')
+    """
+    start, stop = rows
+    return f"{start}:" if stop == OPEN else f"{start}:{stop}"
 
 
 @dataclass(frozen=True)

@@ -158,11 +158,15 @@ def in_words(value: object, most: int = 8) -> str:
 
     >>> in_words({"step": 0.5, "zero_point": -128}), in_words(["mean", "spread"]), in_words(None)
     ('step 0.5, zero point -128', 'mean + spread', 'none')
+    >>> in_words({"mask": True}), in_words(False)
+    ('mask yes', 'no')
     >>> in_words(list(range(100)), most=2)
     '[0, 1, … 98 more]'
     """
     if value is None:
         return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, Mapping):
         return ", ".join(f"{key.replace('_', ' ')} {in_words(each, most)}" for key, each in value.items())
     if not isinstance(value, list):

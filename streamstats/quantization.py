@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib.array_utils import normalize_axis_index, normalize_axis_tuple
 
-from .errors import MismatchError, UsageError, one_of
+from .errors import MismatchError, UsageError, in_words, one_of
 
 Float64Array = npt.NDArray[np.float64]
 SCALE_CONVENTIONS = ("step", "reciprocal")
@@ -43,6 +43,10 @@ class Quantization:
     step: Float64Array
     zero_point: npt.NDArray[np.int64]
     offset: float = 0.0
+
+    def __repr__(self) -> str:
+        step, zero_point = (in_words(each.tolist(), most=3) for each in (self.step, self.zero_point))
+        return f"Quantization(step={step}, zero_point={zero_point}, offset={self.offset})"
 
     def __init__(self, step: npt.ArrayLike, zero_point: npt.ArrayLike = 0, offset: float = 0.0) -> None:
         object.__setattr__(self, "step", _checked_positive("step", step))

@@ -13,11 +13,11 @@ from streamstats.config import (
     LONGEST_CONFIG,
     ClusterConfig,
     JobConfig,
-    available_cores,
     load_config,
     parse_bytes,
 )
 from streamstats.errors import UsageError
+from streamstats.jobs.cores import available_cores
 from streamstats.layouts import Geometry, Kernel
 from streamstats.quantization import Quantization
 
@@ -174,6 +174,8 @@ REFUSED = {
         NEEDED + "cluster: {cores: 1}",
         "`cluster.cores`; expected one of workers, scheduler, threads, task_timeout",
     ),
+    "rows without quotes": (NEEDED + "rows: 950:", "not valid YAML: mapping values are not allowed here"),
+    "rows that end with a key": (NEEDED + "rows: {950: }", 'expected START:STOP, as in 0:1000, or in quotes "START:"'),
     "a negative number of rows": (NEEDED + "min_rows: -1", "`min_rows` is -1; it should be greater than or equal to 0"),
     "a number of rows in words": (NEEDED + "layers: [{match: a, min_rows: many}]", "`layers[0].min_rows` is 'many'"),
     "a key that is a number": (NEEDED + "1: 2", "unknown key `[1]`; " + JOB_KEYS),

@@ -15,6 +15,8 @@ import pytest
 
 import streamstats as ss
 from streamstats.errors import UsageError
+from streamstats.outputs.layer_statistics import MEANT
+from streamstats.statistics.kinds import ALWAYS, optional
 
 NAMES = [name for name in ss.__all__ if name != "__version__"]
 CLASSES = [name for name in NAMES if inspect.isclass(getattr(ss, name))]
@@ -95,6 +97,33 @@ def test_figures_that_were_not_counted_are_refused_with_what_to_do() -> None:
             getattr(found, figure)
     with pytest.raises(UsageError, match=r"^`histogram` was not counted for fc; add"):
         found.quantile(0.5)
+
+
+@pytest.mark.parametrize("guess", MEANT)
+def test_a_figure_by_another_name_leads_to_its_own_and_to_what_must_be_counted(guess: str) -> None:
+    meant, kind = MEANT[guess]
+    without, beside = ss.Meter(), ss.Meter([*optional()])
+    for meter in (without, beside):
+        meter.append("fc", np.ones((3, 2), np.float32), kernel=ss.Kernel(()))
+    hint = f"LayerStatistics has no attribute {guess!r}; did you mean {meant}?"
+    missing = f": `{kind.name}` was not counted for fc; add `statistics: [{kind.name}]` to the configuration"
+    said = hint if kind.name in ALWAYS else hint + missing
+    with pytest.raises(AttributeError, match=f"^{re.escape(said)}"):
+        getattr(without.statistics["fc"], guess)
+    found = beside.statistics["fc"]
+    with pytest.raises(AttributeError, match=f"^{re.escape(hint)}$"):
+        getattr(found, guess)
+    code = meant.partition(", ")[0]
+    names = {"found": found, "statistics": found, "ss": ss, "q": 0.5, "quantization": found.quantization}
+    assert eval(f"ss.{code}" if hasattr(ss, code.partition(".")[0]) else f"found.{code}", names) is not None
+
+
+def test_a_mistyped_figure_leads_to_the_nearest_one() -> None:
+    meter = ss.Meter()
+    meter.append("fc", np.ones((3, 2), np.float32))
+    with pytest.raises(AttributeError, match=r"no attribute 'varianc'; did you mean variance\?$"):
+        _ = meter.statistics["fc"].varianc
+    assert not hasattr(meter.statistics["fc"], "nothing_like_it")
 
 
 def test_statistics_given_as_one_text_are_refused_as_such(tmp_path: Path) -> None:

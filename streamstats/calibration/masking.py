@@ -21,13 +21,17 @@ USUAL = "attention_mask"
 """What transformers call the input that tells tokens from padding."""
 MASK_SUFFIX = ".mask"
 """What a recorder appends to the name of a layer to name its mask."""
+EXPECTED = "expected 1 for positions that count, 0 for others"
+EITHER = (
+    "is of floats and all 0, which may stand for positions that count, as added to scores of attention, or for others"
+)
 
 
 def given_mask(layer: Layer, extents: Sequence[int], mask: npt.ArrayLike | None) -> tuple[Layer, Mask | None]:
     """(`layer`, without rows, with an empty mask like `mask`; `mask` as booleans), for samples of shape `extents`.
 
     Without a mask, `layer` as it is, and None. Raises `MismatchError` for another shape than that of the samples'
-    positions, `UsageError` for values other than 0 and 1.
+    positions, `UsageError` for values other than 0 and 1, and for floats that may mean either.
     """
     if mask is None:
         return layer, None
@@ -37,6 +41,8 @@ def given_mask(layer: Layer, extents: Sequence[int], mask: npt.ArrayLike | None)
             f"layer {layer.name}: its mask has the shape {array.shape}; expected {positions}, the shape of the samples "
             "without the channel axis, or 1 in place of an extent after the first"
         )
+    if array.dtype.kind == "f" and array.size and not array.any():
+        raise UsageError(f"layer {layer.name}: its mask {EITHER}; give a mask of booleans or integers")
     values = mask_values(f"layer {layer.name}: its mask", array)
     name, shape = f"{layer.name}{MASK_SUFFIX}", (0, *values.shape[1:])
     return replace(layer, mask=Layer(layer.store, name, shape, values.dtype, (), (), len(shape) - 1)), values
@@ -47,9 +53,35 @@ def mask_values(what: str, array: npt.NDArray[Any]) -> Mask:
     _check_dtype(what, array.dtype)
     other = array[(array != 0) & (array != 1)]
     if other.size:
-        raise UsageError(f"{what} holds {other[0]}; expected 1 for positions that count, 0 for others")
+        raise UsageError(f"{what} holds {other[0]}; {EXPECTED}{mistaken_for(other[0])}")
     counts: Mask = array != 0
     return counts
+
+
+def mistaken_for(value: float) -> str:
+    """What a mask that holds `value` may be, to append to a message; "" if nothing is known."""
+    if value < 0:
+        return " (added to scores of attention? then `mask == 0` says which positions count)"
+    return " (probabilities? then `mask > 0.5`, or the like, says which positions count)" if 0 < value < 1 else ""
+
+
+def looks_like_mask(name: str, dtype: np.dtype[Any]) -> bool:
+    """Whether the array `name` may be a mask: its values are boolean, or it is called one."""
+    return dtype.kind == "b" or "mask" in name.rpartition("/")[2].lower()
+
+
+def has_positions(shape: Sequence[int], layer: Layer) -> bool:
+    """Whether an array of `shape` has the positions of `layer`, or the first of them, as one value per sample.
+
+    Axes of extent 1 may come between, as in masks of scores.
+    """
+    positions = positions_of(layer, layer.shape)
+    return tuple(shape) == positions[: len(shape)] or _long(shape) == _long(positions)
+
+
+def _long(shape: Sequence[int]) -> list[int]:
+    """`shape` without the extents of 1 after the first."""
+    return [*shape[:1], *(extent for extent in shape[1:] if extent != 1)]
 
 
 def with_mask(layer: Layer, mask: Layer) -> Layer:

@@ -25,7 +25,7 @@ from zarr.abc.store import Store
 from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.errors import ContainsGroupError
 
-from ..errors import DataError, OutputError, StreamstatsError, UsageError, first_line
+from ..errors import DataError, OutputError, StreamstatsError, UsageError, counted, first_line
 from ..layouts import Kernel
 from ..quantization import Quantization
 from ..storage.names import METADATA_NAMES, V2_METADATA, V3_METADATA, check_layer_name
@@ -91,6 +91,10 @@ class Recorder:
         held = ExitStack()
         self._is_own: IsOwn = held.enter_context(self._target.claimed())
         self._release = weakref.finalize(self, held.close)  # also without `close`, when the recorder is dropped
+
+    def __repr__(self) -> str:
+        closed = ", closed" if self._closed else ""
+        return f"<Recorder into {self._store}: {counted(len(self._open), 'layer')} appended to{closed}>"
 
     def append(
         self,

@@ -9,11 +9,11 @@ what any of these asks for is counted.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import zarr
@@ -26,7 +26,7 @@ from .addresses import placed
 from .attributes import USES
 from .describing import describe, describe_array, mask_name, masked_layer
 from .layer import Layer, unfit_values
-from .masking import with_mask
+from .masking import has_positions, looks_like_mask, with_mask
 from .places import Place, in_order, places_of
 from .readers import Readers
 
@@ -40,8 +40,9 @@ class LayerRule:
     Where `channel_axis`, `quantization` or `kernel` is None, the attributes of the store decide. `statistics` names the
     kinds in `KINDS` to count in addition to those that are always counted. A job that counts fewer than `min_rows` rows
     of a layer, or fewer finite values in one of its channels, is incomplete. `mask` names the array of the store that
-    says which positions count; where it is None, the attributes of the store decide. `attributes` says what to do
-    about attributes of CF, such as `scale_factor` and `_FillValue`: "apply" them, or "ignore" them.
+    says which positions count; where it is None, the attributes of the store decide; with False, every position counts.
+    `attributes` says what to do about attributes of CF, such as `scale_factor` and `_FillValue`: "apply" them, or
+    "ignore" them.
     Raises `UsageError` for statistics that are one text, and a mask that is no name.
 
     >>> rule = ss.LayerRule("f*", channel_axis=1, statistics=("squares",))
@@ -55,15 +56,21 @@ class LayerRule:
     statistics: tuple[str, ...] = ()
     kernel: Kernel | None = None
     min_rows: int = 0
-    mask: str | None = None
+    mask: str | Literal[False] | None = None
     attributes: str = "apply"
+
+    def __repr__(self) -> str:
+        """What it chooses, and what differs from the defaults."""
+        given = [each for each in fields(self)[1:] if getattr(self, each.name) != each.default]
+        return f"LayerRule({', '.join([repr(self.match), *(f'{g.name}={getattr(self, g.name)!r}' for g in given)])})"
 
     def __post_init__(self) -> None:
         checked_names(self.statistics)
-        if self.mask is not None and not (isinstance(self.mask, str) and self.mask):
+        if self.mask is not None and self.mask is not False and not (isinstance(self.mask, str) and self.mask):
             found = "empty" if isinstance(self.mask, str) else f"of type {type(self.mask).__name__}"
             raise UsageError(
-                f"the mask of {self.match!r} is {found}; expected the name of an array in the store, such as 'words'"
+                f"the mask of {self.match!r} is {found}; expected the name of an array in the store, such as 'words', "
+                "or False to count every position"
             )
         if self.attributes not in USES:
             raise UsageError(f"attributes is {self.attributes!r}; expected {' or '.join(map(repr, USES))}")
@@ -78,7 +85,8 @@ class Selected:
 
     Of the arrays that no rule chooses, or only that for all, `unfit` are those that cannot be layers, and `unreadable`
     those that nobody can read, with the reasons. `coordinates` say where the values of others lie: no entry names them.
-    Arrays that are masks of others are none of these. `note` is that of `Found`.
+    Arrays that are masks of others are none of these. `maybe_masks` are arrays, counted or not, that look like masks
+    of layers that have none, with the names of these. `note` is that of `Found`.
     """
 
     layers: tuple[Layer, ...]
@@ -87,6 +95,7 @@ class Selected:
     unreadable: Mapping[str, str] = field(default_factory=dict)
     note: str = ""
     coordinates: Mapping[str, str] = field(default_factory=dict)
+    maybe_masks: Mapping[str, Collection[str]] = field(default_factory=dict)
 
 
 ALL = "*"
@@ -162,7 +171,11 @@ def select_layers(
             left_out.update(unread)
     unfit = {each.place.naming(name): reason for each in candidates for name, reason in each.unfit.items()}
     notes = dict.fromkeys(place.note for place in places if place.note)
-    return Selected(tuple(chosen), tuple(sorted(left_out)), unfit, unreadable, "; ".join(notes), aside)
+    maybe: dict[str, dict[str, None]] = {}
+    for each, (those, _) in zip(candidates, described, strict=True):
+        for name, masked in _maybe_masks(each, those):
+            maybe.setdefault(name, {})[masked] = None
+    return Selected(tuple(chosen), tuple(sorted(left_out)), unfit, unreadable, "; ".join(notes), aside, maybe)
 
 
 @dataclass(frozen=True)
@@ -189,9 +202,12 @@ def _candidates(place: Place, rules: Sequence[LayerRule]) -> _Candidates:
     """What `rules` say of the arrays of `place`."""
     arrays = place.arrays
     matches = {array: _first_matches(array, names, rules) for array, names in place.readers.items()}
-    mask_of = {array: _asked(array, "mask", by) or mask_name(arrays[array]) for array, by in matches.items()}
+    recorded = {array: mask_name(arrays[array]) for array in arrays}
+    asked = {array: _asked(array, "mask", by) for array, by in matches.items()}
+    mask_of = {array: recorded[array] if name is None else name or None for array, name in asked.items()}
     _check_not_own_mask(mask_of)
-    masks = {array for array in arrays if array in mask_of.values() or masked_layer(arrays[array])}
+    named = {*mask_of.values(), *recorded.values()}
+    masks = {array for array in arrays if array in named or masked_layer(arrays[array])}
     chosen = {array for array, by in matches.items() if any(rule.match != ALL for rule in by.values())}
     unfit = _unfit({array: arrays[array] for array, by in matches.items() if by and array not in masks | chosen})
     candidates = {array: by for array, by in matches.items() if array not in masks and array not in unfit}
@@ -236,6 +252,23 @@ def _described(candidates: _Candidates, strict: Collection[str]) -> tuple[list[L
     _check_once(layers)
     _check_refusals(layers)
     return layers, wrong
+
+
+def _maybe_masks(candidates: _Candidates, layers: Sequence[Layer]) -> Iterator[tuple[str, str]]:
+    """(an array, one of `layers` whose mask it looks like), by name; not of layers of which a rule says something."""
+    unmasked = [
+        layer
+        for layer in layers
+        if layer.mask is None
+        and layer.dtype.kind != "b"
+        and _asked(layer.name, "mask", candidates.rules[layer.name]) is None
+    ]
+    for name, array in sorted(candidates.place.arrays.items()):
+        if name in candidates.masks or not looks_like_mask(name, np.dtype(array.dtype)):
+            continue
+        for layer in unmasked:
+            if layer.name != name and has_positions(array.shape, layer):
+                yield name, layer.name
 
 
 def _check_readable(places: Sequence[Place], rules: Sequence[LayerRule]) -> None:

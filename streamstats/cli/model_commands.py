@@ -72,11 +72,11 @@ def _print_recorded(recorded: Sequence[RecordedLayer]) -> None:
 
 def _say_account(done: str, every: Sequence[RecordedLayer]) -> None:
     """Say how many inputs are `done`, and why those of other operators with weights are not, by reason."""
-    passed_over = [one for one in every if one.passed_over]
-    say(f"{done} {sum(one.recorded for one in every):,}, skipped {len(passed_over):,}")
-    for reason, names in by_reason((one.layer, one.reason) for one in passed_over).items():
+    skipped = [one for one in every if one.skipped]
+    say(f"{done} {sum(one.recorded for one in every):,}, skipped {len(skipped):,}")
+    for reason, names in by_reason((one.layer, one.reason) for one in skipped).items():
         say(f"skipped: {listed(names)}: {reason}")
-    others = [one for one in every if not one.recorded and not one.passed_over and one.reason != NOT_CHOSEN]
+    others = [one for one in every if not one.recorded and not one.skipped and one.reason != NOT_CHOSEN]
     for reason, names in by_reason((one.layer, one.reason) for one in others).items():
         say(f"nothing to record: {listed(names)}: {reason}")
 

@@ -7,14 +7,11 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import disk_usage
 
-from ..jobs.workers import available_cores
-
-ROOT = Path("/")
+from ..jobs.cores import ROOT, allowed_cores, cgroups, content, cpu_quota, usable_cores
 
 
 @dataclass(frozen=True)
@@ -31,7 +28,7 @@ class Cores:
     @property
     def usable(self) -> int:
         """How many threads can run at once."""
-        return self.allowed if self.quota is None else max(1, min(self.allowed, int(self.quota)))
+        return usable_cores(self.allowed, self.quota)
 
 
 @dataclass(frozen=True)
@@ -55,40 +52,19 @@ class Place:
 def cores(root: Path = ROOT) -> Cores:
     """The cores of this machine and of this process."""
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    return Cores(os.cpu_count() or 1, available_cores(), _quota(root), load)
+    return Cores(os.cpu_count() or 1, allowed_cores(), cpu_quota(root), load)
 
 
 def memory(root: Path = ROOT) -> Memory:
     """The memory of this machine and of this process."""
     machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else None
-    texts = (_text(folder / name) for folder in _cgroups(root, "memory") for name in MEMORY_LIMITS)
+    texts = (content(folder / name) for folder in cgroups(root, "memory") for name in MEMORY_LIMITS)
     least = min((int(text) for text in texts if text.isdigit()), default=None)
     return Memory(machine, None if least is None or (machine and least >= machine) else least)
 
 
 MEMORY_LIMITS = ("memory.max", "memory.limit_in_bytes")
 """Files of cgroups, versions 2 and 1."""
-
-
-def _quota(root: Path) -> float | None:
-    """The least number of cores that a cgroup of this process may keep busy."""
-    found = []
-    for folder in _cgroups(root, "cpu"):
-        share = _text(folder / "cpu.max").split()  # version 2
-        share = share or [_text(folder / f"cpu.cfs_{name}_us") for name in ("quota", "period")]
-        if all(each.isdigit() for each in share):  # not "max", -1, or missing
-            found.append(int(share[0]) / int(share[1]))
-    return min(found, default=None)
-
-
-def _cgroups(root: Path, controller: str) -> Iterator[Path]:
-    """The folders of the cgroups that this process is in, each with those above it."""
-    for line in _text(root / "proc/self/cgroup").splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers in ("", controller) or controller in controllers.split(","):
-            top = root / "sys/fs/cgroup" / (controllers and controller)
-            folder = top / path.lstrip("/")
-            yield from (each for each in (folder, *folder.parents) if each.is_relative_to(top))
 
 
 def place(path: Path, root: Path = ROOT) -> Place:
@@ -104,17 +80,9 @@ def place(path: Path, root: Path = ROOT) -> Place:
 def _file_system(path: Path, root: Path) -> str:
     """The type of the file system that holds `path`: that of the longest mount point above it."""
     found = {}
-    for line in _text(root / "proc/self/mountinfo").splitlines():
+    for line in content(root / "proc/self/mountinfo").splitlines():
         mounted, _, kind = line.partition(" - ")
         found[Path(mounted.split()[4].replace("\\040", " "))] = kind.split()[0]
     resolved = path.resolve()
     above = [point for point in found if resolved.is_relative_to(point)]
     return found[max(above, key=lambda point: len(point.parts))] if above else ""
-
-
-def _text(path: Path) -> str:
-    """The content of a file, or "" if there is none to read."""
-    try:
-        return path.read_text().strip()
-    except (OSError, UnicodeDecodeError):
-        return ""

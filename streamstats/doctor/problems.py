@@ -70,9 +70,9 @@ REMEDIES = {
 def _of_cores(found: Cores) -> Iterator[Problem]:
     if found.usable < found.allowed:
         yield Problem(
-            f"the cgroup of this process lets it keep {found.quota:g} cores busy; runs see {found.allowed}, and "
-            "start as many threads",
-            f"set `cluster: {{threads: {found.usable}}}`, or raise the limit of the container",
+            f"the cgroup of this process lets it keep {found.quota:g} of {found.allowed} cores busy, so runs start "
+            f"{counted(found.usable, 'thread')}",
+            "raise the limit of the container, if more are yours",
         )
     if found.allowed < found.machine:
         yield Problem(

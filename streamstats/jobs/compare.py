@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..coverage import Rows
-from ..errors import UsageError, listed, suggestion
+from ..errors import UsageError, counted, listed, suggestion
 from ..outputs.distances import Distances, distances
 from ..outputs.layer_statistics import LayerStatistics
 from ..outputs.ledger import same_stores
@@ -87,6 +87,10 @@ class Comparison:
     """What differs between two outputs: all layers, those with the largest difference of means first."""
 
     layers: tuple[LayerComparison, ...]
+
+    def __repr__(self) -> str:
+        differ = sum(not each.equal for each in self.layers)
+        return f"<Comparison of {counted(len(self.layers), 'layer')}: {differ} differ>"
 
     @property
     def equal(self) -> bool:

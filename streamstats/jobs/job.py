@@ -6,17 +6,18 @@ from dataclasses import dataclass, replace
 from typing import Literal, Self, get_args
 
 from ..calibration.selection import LayerRule, Selected, also_counting, rules_of, select_layers
-from ..coverage import Coverage, Rows
+from ..coverage import OPEN, Coverage, Rows
 from ..errors import UsageError
+from .cores import available_cores
 from .sizes import parse_bytes
-from .workers import Cluster, available_cores
+from .workers import Cluster
 
 DEFAULT_MEMORY = 2 * 2**30
 """Bytes."""
 Nonfinite = Literal["error", "skip"]
 Missing = Literal["error", "report", "fill"]
 LOCAL = Cluster(threads=available_cores())
-"""Threads of this process, one per core."""
+"""Threads of this process, one for each core that it may keep busy."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +28,10 @@ class Job:
     `layers` chooses and describes layers: a glob for their names, a rule, or several of these (default: every array, as
     its attributes describe it). `memory`, in bytes or as in "2GiB", limits each process. `nonfinite` is the policy for
     NaN and infinities, `missing` that for chunks that are missing or damaged ("fill" is for missing ones alone). If
-    `rows` is given, only these are counted, of each array.
+    `rows`, (start, stop), is given, only these are counted, of each array; (start, None) has all rows from `start` on.
     `cluster` says who does the work, by default a thread of this process for each core.
     Without `follow_links`, nothing is read behind links in the stores, or on the way to them. Raises `UsageError` for
-    memory that is not a size, an unknown policy, and layers that are no globs and rules.
+    memory that is not a size, an unknown policy, rows that are no range, and layers that are no globs and rules.
 
     >>> job = ss.Job("calibration.zarr", "first-rows", rows=(0, 3)).counting("histogram")
     >>> ss.run(job).statistics["fc"].mean
@@ -43,7 +44,7 @@ class Job:
     memory: str | int = DEFAULT_MEMORY
     nonfinite: Nonfinite = "error"
     missing: Missing = "error"
-    rows: Rows | None = None
+    rows: tuple[int, int | None] | None = None
     cluster: Cluster = LOCAL
     follow_links: bool = True
 
@@ -52,6 +53,13 @@ class Job:
         check_one_of("nonfinite", self.nonfinite, get_args(Nonfinite))
         check_one_of("missing", self.missing, get_args(Missing))
         rules_of(self.layers)
+        if self.rows is not None:
+            _check_range(self.rows)
+
+    @property
+    def limit(self) -> Rows | None:
+        """`rows` as a range, which ends with `OPEN` if they have no end."""
+        return None if self.rows is None else (self.rows[0], OPEN if self.rows[1] is None else self.rows[1])
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -82,7 +90,16 @@ def parse_memory(memory: str | int) -> int:
 
 def wanted_rows(job: Job, rows: int) -> Coverage:
     """Those of the first `rows` rows of an array that the job wants."""
-    return Coverage.first(rows) & Coverage.of([job.rows or (0, rows)])
+    return Coverage.first(rows) & Coverage.of([job.limit or (0, rows)])
+
+
+def _check_range(rows: object) -> None:
+    match rows:
+        case (int(start), int(stop)) if 0 <= start < stop:
+            return
+        case (int(start), None) if start >= 0:
+            return
+    raise UsageError(f"rows are {rows!r}; expected (start, stop), or (start, None) for all rows from `start` on")
 
 
 def check_one_of(name: str, value: str, expected: tuple[str, ...]) -> None:

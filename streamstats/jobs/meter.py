@@ -18,7 +18,7 @@ from ..calibration.masking import given_mask, positions_of
 from ..calibration.readers import readers_of
 from ..calibration.tensors import array_of
 from ..coverage import Coverage
-from ..errors import NonFiniteError, UsageError
+from ..errors import NonFiniteError, UsageError, counted
 from ..floats import is_float
 from ..layouts import Kernel
 from ..outputs.layer_statistics import LayerStatistics
@@ -50,6 +50,10 @@ class Meter:
             raise UsageError(f"nonfinite is {nonfinite!r}; expected error or skip")
         self._kinds, self._name, self._skips = kinds_of(statistics), name, nonfinite == "skip"
         self._layers: dict[str, _Metered] = {}
+
+    def __repr__(self) -> str:
+        kinds = ", ".join(kind.name for kind in self._kinds)
+        return f"<Meter {self._name} of {counted(len(self._layers), 'layer')}: {kinds}>"
 
     def append(
         self,

@@ -16,19 +16,20 @@ from typing import TYPE_CHECKING, Literal
 
 from ..calibration.layer import Layer, arrays_of
 from ..calibration.selection import LayerRule, also_counting, select_layers
-from ..coverage import Coverage
+from ..coverage import Coverage, in_slice
 from ..errors import ChangedError, DataError, UsageError, listed
 from ..outputs.layer_statistics import LayerStatistics
 from ..outputs.ledger import by_layer
 from ..outputs.resuming import continued, load
 from ..progress import QUIET, Progress
+from .cores import available_cores
 from .following import Watch
 from .job import DEFAULT_MEMORY, Job, check_one_of, parse_memory
 from .measuring import Policy
 from .opening import open_workers
 from .session import Outcome, Session, missing_rows, open_session, reduce_layers, source_of
 from .telling import unused_masks
-from .workers import Cluster, available_cores
+from .workers import Cluster
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -75,10 +76,10 @@ def reduce(
     its attributes describe it). `statistics`, named as in a configuration ("squares"), are counted in addition to sums
     and extrema. `memory`, in bytes or as in "2GiB", limits the process.
     `nonfinite="skip"` excludes NaN and infinities from sums and counts, and counts them separately; `missing="fill"`
-    counts the fill value for missing chunks, not for damaged ones. `threads` defaults to the number of cores. If
-    `client`, a `distributed.Client`, is given, its workers do the work: they must see the store, and `memory` limits
-    each of them. `progress` receives a report for each finished task.
-    A boolean array that may be the mask of another is counted, with a warning.
+    counts the fill value for missing chunks, not for damaged ones. `threads` defaults to one for each core that the
+    process may keep busy. If `client`, a `distributed.Client`, is given, its workers do the work: they must see the
+    store, and `memory` limits each of them. `progress` receives a report for each finished task.
+    A warning names arrays that look like masks of layers that have none.
 
     Raises `UsageError` if the request cannot be met, `DataError` if the store cannot be read, `NonFiniteError` for NaN
     or infinities under "error", `ClusterError` for workers that are unfit or lost.
@@ -96,7 +97,7 @@ def reduce(
     for name, reason in selected.unreadable.items():
         raise DataError(f"{where}: array {name} cannot be read: {reason}; repair it, or choose others by `layers`")
     chosen = selected.layers
-    for message in unused_masks(chosen):
+    for message in unused_masks(selected):
         warnings.warn(message, stacklevel=2)
     ledgers = {name: LayerStatistics.empty(*arrays) for name, arrays in arrays_of(chosen).items()}
     with open_workers(cluster, chosen, client, progress.say) as workers:
@@ -264,17 +265,17 @@ def _whole(rows: int, together: int) -> int:
 
 def _check_wanted_rows(session: Session, follow: Follow | None) -> None:
     """Refuse rows that no layer has, and an output in which rows outside the job's are counted."""
-    rows = session.job.rows
+    rows = session.job.limit
     if rows is None:
         return
     most = max(layer.rows for layer in session.layers)
     if rows[0] >= most and follow is None:
-        raise UsageError(f"`rows` is {rows[0]}:{rows[1]}, but no layer has more than {most} rows; correct `rows`")
+        raise UsageError(f"`rows` is {in_slice(rows)}, but no layer has more than {most} rows; correct `rows`")
     for layer in session.layers:
         others = source_of(layer, session.ledgers).covered - Coverage.of([rows])
         if others:
             start, stop = others.ranges[0]
             raise UsageError(
-                f"`rows` is {rows[0]}:{rows[1]}, but rows {start}:{stop} of layer {layer.name} are counted in "
+                f"`rows` is {in_slice(rows)}, but rows {start}:{stop} of layer {layer.name} are counted in "
                 f"{session.output}; choose another output, or count again with --restart"
             )

@@ -30,7 +30,7 @@ from .measuring import Found, Policy, Unreadable
 from .opening import open_workers
 from .plan import Plan, least_memory, make_plan
 from .reduction import reduce_tasks
-from .telling import Ledgers, tell_copies, tell_plan, tell_selected, tell_twins
+from .telling import Ledgers, tell_copies, tell_masked, tell_plan, tell_selected, tell_twins
 from .workers import Workers
 
 if TYPE_CHECKING:
@@ -113,6 +113,7 @@ class Session:
                 self.layers, self.ledgers, wanted, self.job.memory_bytes, self.workers, policy, self.progress, saver
             )
             tell_twins(outcome.statistics, self.progress)
+            tell_masked(outcome.statistics, self.progress)
             self.write(outcome.statistics, outcome.gaps(self.layers))
         except UsageError:
             saver.save()
@@ -136,7 +137,7 @@ class Session:
             self.job.sources,
             statistics,
             gaps,
-            rows=self.job.rows,
+            rows=self.job.limit,
             min_rows=self.min_rows,
             unreadable=self.selected.unreadable,
             coordinates=self.selected.coordinates,

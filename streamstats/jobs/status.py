@@ -10,7 +10,7 @@ from typing import Any
 
 from ..calibration.addresses import ONLY, Address
 from ..coverage import EMPTY, Coverage
-from ..errors import DataError, UsageError
+from ..errors import DataError, UsageError, counted
 from ..outputs.layer_statistics import LayerStatistics
 from ..outputs.ledger import CountedSource
 from ..outputs.manifest import NOTHING, Gaps, GapsOf, LayerEntry, Manifest, explained, missing_document, read_manifest
@@ -77,6 +77,11 @@ class Status:
     coordinates: Mapping[str, str] = field(default_factory=dict)
     stale: Sequence[str] = ()
     merged: bool = False
+
+    def __repr__(self) -> str:
+        rows = sum(layer.counted for layer in self.layers)
+        state = "running" if self.running else "complete" if self.complete else "incomplete"
+        return f"<Status of {counted(len(self.layers), 'layer')}: {counted(rows, 'row')} counted, {state}>"
 
     @property
     def complete(self) -> bool:

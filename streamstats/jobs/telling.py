@@ -9,7 +9,6 @@ import numpy as np
 from rich.filesize import decimal
 
 from ..calibration.layer import Layer, arrays_of
-from ..calibration.masking import positions_of
 from ..calibration.selection import Selected
 from ..errors import counted, listed
 from ..outputs.changes import Change
@@ -31,7 +30,7 @@ def tell_selected(selected: Selected, progress: Progress) -> None:
     layers = selected.layers
     for message in (*_of_arrays(selected), *_of_sources(layers), *_of_codes(layers), *_of_rows(layers)):
         progress.say(message)
-    for message in unused_masks(layers):
+    for message in (*unused_masks(selected), *_of_padding(layers)):
         progress.say(f"note: {message}")
 
 
@@ -90,18 +89,33 @@ def _of_rows(layers: Sequence[Layer]) -> Iterator[str]:
         )
 
 
-def unused_masks(layers: Sequence[Layer]) -> Iterator[str]:
-    """Which boolean arrays are counted that have the positions of layers without a mask."""
-    unmasked = [layer for layer in layers if layer.mask is None and layer.dtype.kind != "b"]
-    positions = [(layer, positions_of(layer, layer.shape)) for layer in unmasked]
-    for array in (layer for layer in layers if layer.dtype.kind == "b"):
-        alike = [
-            layer.name
-            for layer, extents in positions
-            if layer.address == array.address and extents[: len(array.shape)] == array.shape
-        ]
-        if alike:
-            yield f"{array.name} is boolean and has the positions of {listed(alike)}: is it their `mask`?"
+def unused_masks(selected: Selected) -> Iterator[str]:
+    """Which arrays look like masks of layers that have none, all of whose positions count."""
+    for array, layers in selected.maybe_masks.items():
+        yield (
+            f"{array} looks like the mask of {listed(layers)}, but every position counts: to leave out what it masks, "
+            f"give these layers `mask: {array}` (in Python, a `LayerRule`); `mask: false` if all of them count"
+        )
+
+
+def _of_padding(layers: Sequence[Layer]) -> Iterator[str]:
+    """Which masks may be true where there is padding, as their names say."""
+    masked: dict[str, list[str]] = {}
+    for layer in layers:
+        if layer.mask is not None and "pad" in layer.mask.name.rpartition("/")[2].lower():
+            masked.setdefault(layer.mask.name, []).append(layer.name)
+    for mask, those in masked.items():
+        yield (
+            f"the mask {mask} of {listed(those)} is 1 or true for positions that count; if it is true for padding, as "
+            "torch's `key_padding_mask`, store its inverse"
+        )
+
+
+def tell_masked(ledgers: Ledgers, progress: Progress) -> None:
+    """Report layers of which nothing is counted, because their masks leave every position out."""
+    empty = [name for name, each in ledgers.items() if each.masked and 0 < each.masked[1] == each.masked[0]]
+    if empty:
+        progress.say(f"warning: the mask of {listed(empty)} is 0 everywhere, so no position counts; check the mask")
 
 
 def _meanings(layers: Sequence[Layer]) -> dict[str, list[str]]:

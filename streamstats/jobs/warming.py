@@ -8,7 +8,7 @@ loops that decode chunks and read files are used on nothing.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from ..calibration.sources.gathering import can_gather, gather
 from ..compiled import cache
 from ..errors import MismatchError, OutputError, UsageError, counted, one_of
 from ..layouts import Geometry, Kernel
-from ..statistics.kinds import kinds_of, optional, refusals
+from ..statistics.kinds import ALWAYS, kinds_of, optional, refusals
 from ..statistics.statistic import SUPPORTED_DTYPES, checked_dtype
 from .run import reduce
 
@@ -49,7 +49,7 @@ class Warmed:
 
 
 def warm(dtypes: Sequence[str] = DTYPES, say: Callable[[str], None] = lambda _: None) -> Warmed:
-    """Compile what counting values of these `dtypes` needs; `say` is told what each took.
+    """Compile what counting values of these `dtypes` needs; `say` is told what each statistic took.
 
     Raises `UsageError` for a dtype that a layer cannot have, and `OutputError` if the cache cannot be written.
     """
@@ -60,14 +60,14 @@ def warm(dtypes: Sequence[str] = DTYPES, say: Callable[[str], None] = lambda _: 
         raise OutputError(
             f"the cache of compiled loops cannot be written: {error}; set XDG_CACHE_HOME to a folder that can"
         ) from error
-    say(f"compiling the loops for {' and '.join(dtype.name for dtype in chosen)}: about a minute")
+    say(f"compiling the loops for {' and '.join(dtype.name for dtype in chosen)} that {folder} does not hold")
     begun, before = time.monotonic(), cache.kept(folder)
-    parts: dict[str, Callable[[], None]] = {"chunks and files": _use_decoders}
-    parts |= {dtype.name: partial(_count, dtype) for dtype in chosen}
-    for name, use in parts.items():
+    for what, use in _uses(chosen):
         since, had = time.monotonic(), cache.kept(folder)
         use()
-        say(f"{name}: {counted(len(cache.kept(folder) - had), 'loop')} compiled in {time.monotonic() - since:.1f} s")
+        compiled = len(cache.kept(folder) - had)
+        if compiled:
+            say(f"{what}: {counted(compiled, 'loop')} compiled in {time.monotonic() - since:.1f} s")
     return Warmed(len(cache.kept(folder) - before), time.monotonic() - begun, folder)
 
 
@@ -76,6 +76,14 @@ def _dtype(name: str) -> np.dtype[Any]:
         return checked_dtype(name)
     except (MismatchError, TypeError, ValueError, SyntaxError) as error:  # numpy evaluates lists such as f4,i1
         raise UsageError(f"no layer has the dtype {name!r}; {one_of(name, map(str, SUPPORTED_DTYPES))}") from error
+
+
+def _uses(dtypes: Sequence[np.dtype[Any]]) -> Iterator[tuple[str, Callable[[], object]]]:
+    """(what uses loops, a call that uses them) for chunks and files, and for each dtype and statistic."""
+    yield "chunks and files", _use_decoders
+    for dtype in dtypes:
+        with TemporaryDirectory(prefix="streamstats-") as folder:
+            yield from _counts(Path(folder) / "store.zarr", dtype)
 
 
 def _use_decoders() -> None:
@@ -87,17 +95,17 @@ def _use_decoders() -> None:
         gather(-1, [], nothing, 0)
 
 
-def _count(dtype: np.dtype[Any]) -> None:
-    with TemporaryDirectory(prefix="streamstats-") as folder:
-        store = Path(folder) / "store.zarr"
-        with Recorder(store) as recorder:
-            for name, (shape, axis, kernel) in LAYERS.items():
-                values = (np.arange(np.prod(shape)) % 7).reshape(shape).astype(dtype)
-                recorder.append(name, values, channel_axis=axis, kernel=kernel)
-        spaces = {layer.name: (layer.space, layer.quantization) for layer in select_layers(store, ()).layers}
-        for wanted in ([], *([name] for name in optional()), list(optional())):
-            rules = []
-            for layer, of in spaces.items():
-                refused = refusals(kinds_of(wanted), *of)
-                rules.append(LayerRule(layer, statistics=tuple(name for name in wanted if name not in refused)))
-            reduce(store, layers=rules)
+def _counts(store: Path, dtype: np.dtype[Any]) -> Iterator[tuple[str, Callable[[], object]]]:
+    """(what is counted, a call that counts it) of a new `store` of `dtype`: each statistic alone, then all."""
+    with Recorder(store) as recorder:
+        for name, (shape, axis, kernel) in LAYERS.items():
+            values = (np.arange(np.prod(shape)) % 7).reshape(shape).astype(dtype)
+            recorder.append(name, values, channel_axis=axis, kernel=kernel)
+    spaces = {layer.name: (layer.space, layer.quantization) for layer in select_layers(store, ()).layers}
+    asked = {" and ".join(ALWAYS): [], **{name: [name] for name in optional()}, "all statistics": list(optional())}
+    for what, wanted in asked.items():
+        rules = []
+        for layer, of in spaces.items():
+            refused = refusals(kinds_of(wanted), *of)
+            rules.append(LayerRule(layer, statistics=tuple(name for name in wanted if name not in refused)))
+        yield f"{dtype.name}, {what}", partial(reduce, store, layers=rules)

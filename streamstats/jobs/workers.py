@@ -8,7 +8,6 @@ number may then be ignored. Here are the interface and the threads; `dask_worker
 from __future__ import annotations
 
 import itertools
-import os
 import threading
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
@@ -36,11 +35,6 @@ class Cluster:
     threads: int = 1
     task_timeout: float = 600.0
     worker_timeout: float = 300.0
-
-
-def available_cores() -> int:
-    """The number of cores this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import UsageError, counted, listed, to_count
+from ..errors import UsageError, counted, listed, suggestion, to_count
 from ..layouts import Kernels
 from ..statistics.extrema import ChannelExtrema
 from ..statistics.gram import Gram
@@ -26,12 +26,33 @@ from .ledger import Ledger
 Float64Array = npt.NDArray[np.float64]
 S = TypeVar("S", bound=Statistic)
 
+MEANT: dict[str, tuple[str, Kind]] = {
+    **dict.fromkeys(("avg", "average"), ("mean", ChannelMean)),
+    **dict.fromkeys(("count", "counts", "sum"), ("sums", ChannelMean)),
+    **dict.fromkeys(("min", "amin", "low"), ("minimum", ChannelExtrema)),
+    **dict.fromkeys(("max", "amax", "high"), ("maximum", ChannelExtrema)),
+    **dict.fromkeys(("abs_max", "max_abs"), ("absmax", ChannelExtrema)),
+    **dict.fromkeys(("abs_mean", "mean_abs", "magnitude"), ("mean_magnitude", ChannelMagnitude)),
+    **dict.fromkeys(("std", "stdev", "stddev", "sigma"), ("standard_deviation", ChannelSquares)),
+    "var": ("variance", ChannelSquares),
+    "squares": ("rms", ChannelSquares),
+    **dict.fromkeys(("sem", "stderr", "std_error"), ("standard_error", SampleSpread)),
+    **dict.fromkeys(("percentile", "percentiles", "quantiles"), ("quantile(q), q from 0 to 1", Histogram)),
+    "median": ("quantile(0.5)", Histogram),
+    **dict.fromkeys(("hist", "histogram", "bins"), ('statistics["histogram"].bins(quantization)', Histogram)),
+    **dict.fromkeys(("cov", "covariance"), ("gram.covariance(quantization)", Gram)),
+    "hessian": ("gram.matrix(quantization)", Gram),
+    **dict.fromkeys(("spectrum", "eigenvalues", "condition"), ("LayerSpectrum.of(statistics)", Gram)),
+}
+"""What people type → (what it is called here, the statistic that must be counted)."""
+
 
 class LayerStatistics(Ledger):
     """The statistics of a layer over the rows of its `sources`: one array, or several merged ones.
 
     `reduce`, `run`, `load`, `merge` and `Meter` return one for each layer. `statistics`, by name, describes the stored
-    values; so do `sums` and `extrema`. The other properties here are in real units. C is the number of channels.
+    values; so do `sums`, `extrema` and `gram`, whose methods take the quantisation. The other properties here are in
+    real units. C is the number of channels.
 
     Raises `UsageError` for figures of a statistic that was not counted.
 
@@ -47,6 +68,19 @@ class LayerStatistics(Ledger):
     def __repr__(self) -> str:
         amount = f"{counted(self.rows, 'row')}, {counted(self.channels, 'channel')}"
         return f"<LayerStatistics of {self.layer}: {amount}; {', '.join(self.statistics)}>"
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> None:
+            """Raise `AttributeError` that says what is meant and, if it was not counted, how to count it."""
+            raise AttributeError(f"LayerStatistics has no attribute {name!r}{self._hint(name)}", name=name, obj=self)
+
+    def _hint(self, name: str) -> str:
+        if name not in MEANT:
+            return suggestion(name, (each for each in dir(type(self)) if not each.startswith("_")))
+        meant, kind = MEANT[name]
+        missing = "" if kind.name in self.statistics else f": {uncounted(kind, [self])}"
+        return f"; did you mean {meant}?{missing}"
 
     @property
     def sums(self) -> ChannelMean:
@@ -111,6 +145,8 @@ class LayerStatistics(Ledger):
     @property
     def gram(self) -> Gram:
         """The exact second moments of what the layer multiplies by its weights: `matrix()` is float64[groups, n, n].
+
+        Those of quantised layers are of the stored codes; `matrix(found.quantization)` is in real units.
 
         Raises `UsageError` if `gram` was not counted.
 

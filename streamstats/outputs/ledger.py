@@ -91,6 +91,11 @@ class CountedSource:
     recorded: bool = False
     address: Address = ONLY
 
+    def __repr__(self) -> str:
+        """Where its rows are, and which of them are counted."""
+        where = f" of {self.address}" if self.address != ONLY else ""
+        return f"<CountedSource{where}: rows {self.covered or 'none'} of {self.rows}>"
+
     def count(self, measured: Measured) -> CountedSource:
         """With the rows and files of `measured` counted.
 

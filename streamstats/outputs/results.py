@@ -21,7 +21,7 @@ from ..address import local_path
 from ..calibration.addresses import Address
 from ..correction import BiasCorrector, MeanBiasCorrector, TapBiasCorrector
 from ..coverage import Coverage, Rows
-from ..errors import DataError, UsageError, listed, suggestion
+from ..errors import DataError, UsageError, counted, listed, suggestion
 from ..interrupts import Deferred
 from ..layouts import Kernel
 from ..storage.files import file_digest, holds, make_folders, remove, temporaries, write_bytes
@@ -46,6 +46,9 @@ class Results:
 
     output: Path
     manifest: Manifest
+
+    def __repr__(self) -> str:
+        return f"<Results in {self.output}: {counted(len(self.layers), 'layer')}>"
 
     @property
     def layers(self) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import UsageError, listed, one_of, suggestion
+from ..errors import UsageError, counted, listed, one_of, suggestion
 from ..outputs.documents import json_value
 from ..outputs.layer_statistics import LayerStatistics
 from ..outputs.results import open_results
@@ -62,6 +62,12 @@ class LayerRange:
     per_channel: bool
     ranges: tuple[Range, ...]
     unknown: str | None = None
+
+    def __repr__(self) -> str:
+        """The ends, or the least and the greatest of all channels."""
+        each = f"{counted(len(self.ranges), 'channel')} within " if self.per_channel else ""
+        ends = f"{min(found.low for found in self.ranges):.6g} to {max(found.high for found in self.ranges):.6g}"
+        return f"<LayerRange of {self.layer}: {each}{ends}, by {self.method}; {self.codes.bits} bits>"
 
     @property
     def method(self) -> str:

@@ -79,6 +79,9 @@ class Client:
     ('done', 1)
     """
 
+    def __repr__(self) -> str:
+        return f"<Client of {self.url}>"
+
     def __init__(
         self,
         url: str = SERVICE_URL,

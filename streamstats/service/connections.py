@@ -249,7 +249,7 @@ def check_descriptors(limits: Connections) -> None:
         if hard != resource.RLIM_INFINITY and hard < needed:
             raise UsageError(
                 f"the service may have {hard:,} files open, too few for `connections.most: {limits.most}` and "
-                f"{RESERVED} others; raise the limit (LimitNOFILE= in a systemd unit, or ulimit -Hn {needed}), or set "
-                f"`connections.most` to {max(1, hard - RESERVED)} or less"
+                f"{RESERVED} others; raise the limit (LimitNOFILE= in a systemd unit, --ulimit nofile={needed} for a "
+                f"container, or ulimit -Hn {needed}), or set `connections.most` to {max(1, hard - RESERVED)} or less"
             )
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))

@@ -5,6 +5,7 @@ It shows what the document says and nothing else, so it is as true as the descri
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from html import escape
@@ -112,7 +113,9 @@ def _type(schema: Json) -> str:
         if choice in schema:
             return " or ".join(map(_type, schema[choice]))
     if "enum" in schema or "const" in schema:
-        return " or ".join(f"<code>{escape(str(each))}</code>" for each in schema.get("enum", [schema.get("const")]))
+        values = schema.get("enum", [schema.get("const")])
+        shown = (each if isinstance(each, str) else json.dumps(each) for each in values)
+        return " or ".join(f"<code>{escape(each)}</code>" for each in shown)
     kind = schema.get("type", "any")
     if kind == "array":
         return f"list of {_type(schema.get('items', {}))}"

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from ..calibration.recorder import stored_layer
 from ..config import ClusterConfig, LayerConfig
 from ..errors import OutputError, UsageError, counted, listed
-from ..jobs.workers import available_cores
+from ..jobs.cores import available_cores
 from ..outputs import documents
 from ..outputs.manifest import MANIFEST, LayerEntry
 from ..outputs.results import open_results

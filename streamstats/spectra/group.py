@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import UsageError
+from ..errors import UsageError, counted
 
 Float64Array = npt.NDArray[np.float64]
 
@@ -38,7 +38,14 @@ class GroupSpectrum:
     """What `matrix`, float64[n, n], symmetric, says of the columns of a `group`.
 
     `eigenvalues` float64[n] descend; those that cannot be told from zero are zero. `dead` columns have a diagonal of
-    zero, which is exact.
+    zero, which is exact. Each of the `duplicates` has the numbers of its `column` and of the earlier one, `of`, and the
+    `sign` of their correlation.
+
+    >>> found = ss.GroupSpectrum.of(np.array([[1.0, -1.0, 0.0], [-1.0, 1.0, 0.0], [0.0, 0.0, 0.0]]))
+    >>> found
+    <GroupSpectrum of group 0: 3 columns, rank 1, condition inf, 1 dead, 1 duplicate>
+    >>> found.eigenvalues, found.duplicates
+    (array([2., 0., 0.]), (Duplicate(column=1, of=0, sign=-1),))
     """
 
     group: int
@@ -54,6 +61,11 @@ class GroupSpectrum:
             raise UsageError("a sum of products is beyond float64; check the scale of the layer's quantisation")
         dead = np.flatnonzero(np.diagonal(matrix) == 0)
         return cls(group, matrix, _eigenvalues(matrix), tuple(dead.tolist()), _duplicates(correlations(matrix)))
+
+    def __repr__(self) -> str:
+        figures = f"{counted(self.columns, 'column')}, rank {self.rank}, condition {self.condition:.6g}"
+        also = f"{len(self.dead)} dead, {counted(len(self.duplicates), 'duplicate')}"
+        return f"<GroupSpectrum of group {self.group}: {figures}, {also}>"
 
     @property
     def columns(self) -> int:
@@ -95,7 +107,7 @@ class GroupSpectrum:
 
         n if all are equal, 1 if one has all; 0 for a matrix of zeros.
 
-        >>> round(GroupSpectrum.of(np.eye(3)).effective_rank, 12)
+        >>> round(ss.GroupSpectrum.of(np.eye(3)).effective_rank, 12)
         3.0
         """
         values = self.eigenvalues[: self.rank]
@@ -107,7 +119,7 @@ class GroupSpectrum:
     def directions(self, share: float) -> int:
         """How many of the greatest eigenvalues hold this `share` of the sum of all.
 
-        >>> GroupSpectrum.of(np.diag([1.0, 8.0, 1.0])).directions(0.85)
+        >>> ss.GroupSpectrum.of(np.diag([1.0, 8.0, 1.0])).directions(0.85)
         2
         """
         if not self.rank:

@@ -9,16 +9,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import groupby
 from math import prod
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import UsageError
+from ..errors import UsageError, counted
 from ..layouts import Kernel
 from ..outputs.layer_statistics import LayerStatistics
-from ..outputs.results import open_results
 from .group import Duplicate, GroupSpectrum
 
 COVARIANCE, SECOND_MOMENTS = "covariance", "second moments"
@@ -69,8 +67,16 @@ class Columns:
 class LayerSpectrum:
     """The spectra of the `groups` of a `layer`, worst first: those that lack most of their rank, then by condition.
 
-    They are those of the `matrix` that is named; `reason` says why it is not the covariance, if so. `positions` are
-    the rows of the layer's input, as its kernel reads it, over which it is a mean.
+    `LayerSpectrum.of` computes it from statistics that have `gram`; `streamstats gram` shows it. The spectra are those
+    of the `matrix` that is named; `reason` says why it is not the covariance, if so. `positions` are the rows of the
+    layer's input, as its kernel reads it, over which it is a mean. `columns` say what the columns of the matrix are.
+
+    >>> found = ss.LayerSpectrum.of(ss.reduce("calibration.zarr", statistics=["gram"])["fc"])
+    >>> found
+    <LayerSpectrum of fc: covariance over 4 positions; 1 group>
+    >>> worst = found.groups[0]
+    >>> worst.eigenvalues.round(2), round(worst.condition), found.dead(worst), found.duplicates(worst)
+    (array([18.68,  0.32]), 58, [], [])
     """
 
     layer: str
@@ -79,6 +85,10 @@ class LayerSpectrum:
     positions: int
     columns: Columns
     groups: tuple[GroupSpectrum, ...]
+
+    def __repr__(self) -> str:
+        amount = f"{self.matrix} over {counted(self.positions, 'position')}; {counted(len(self.groups), 'group')}"
+        return f"<LayerSpectrum of {self.layer}: {amount}>"
 
     @classmethod
     def of(cls, statistics: LayerStatistics) -> LayerSpectrum:
@@ -130,14 +140,6 @@ def size_of_matrices(statistics: LayerStatistics) -> tuple[int, int]:
     kernel = statistics.space.kernel
     groups, taps = (kernel.groups, prod(kernel.taps)) if isinstance(kernel, Kernel) else (1, 1)
     return groups, statistics.channels // groups * taps
-
-
-def find_spectrum(output: str | Path, layer: str) -> LayerSpectrum:
-    """The spectrum of a `layer` of `output`, without reading the data.
-
-    Raises `UsageError` for an unknown layer, and as `LayerSpectrum.of`; `DataError` for damaged files.
-    """
-    return LayerSpectrum.of(open_results(output).statistics(layer))
 
 
 def _moments(statistics: LayerStatistics) -> tuple[npt.NDArray[np.float64], str, str | None]:

@@ -28,7 +28,7 @@ Array = npt.NDArray[Any]
 WITHIN_MODULES = (f"{__package__}.count_kernels", __name__)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class BinContents(AddedArrays):
     """How often each value in the bins of `Space.within` occurs: `counts` int64[bins, 65536], ascending in each bin."""
 

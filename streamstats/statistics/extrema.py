@@ -19,7 +19,7 @@ from .running import Measures
 from .statistic import Document, Space, Statistic, Tensors, ValueStatistic
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ChannelExtrema(ValueStatistic):
     """The least and greatest finite value per channel.
 

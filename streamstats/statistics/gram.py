@@ -53,7 +53,7 @@ UNFOLDED_BYTES = 12
 """Bytes for each value that is unfolded: in float32, with copies, on both sides of a pair."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Gram(Statistic):
     """The second moments XᵀX of a layer's input, under all taps of its kernel: rounding by GPTQ, covariance.
 
@@ -251,12 +251,12 @@ class Gram(Statistic):
         return int(self.positions[0])
 
     def matrix(self, quantization: Quantization | None = None) -> Float64Array:
-        """XᵀX of each group, float64[G, n, n], in real units: each entry is the float64 nearest to the exact value.
+        """XᵀX of each group, float64[G, n, n]: each entry is the float64 nearest to the exact value.
 
-        The n columns are (input channel of the group, *taps), as weights (outputs, inputs, *taps) have them; padding is
-        zero, and so are values that were left out. Raises `UsageError` if several kernels read the layer (see
-        `with_kernel`), and for an offset that cannot be applied: of floats under several taps, or of which some were
-        left out.
+        It is in real units with the layer's `quantization`, and of the stored codes without. The n columns are (input
+        channel of the group, *taps), as weights (outputs, inputs, *taps) have them; padding is zero, and so are values
+        that were left out. Raises `UsageError` if several kernels read the layer (see `with_kernel`), and for an offset
+        that cannot be applied: of floats under several taps, or of which some were left out.
         """
         part = self._only()
         maps = self._maps(quantization)

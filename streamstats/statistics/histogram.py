@@ -35,7 +35,7 @@ DRAWN = 64
 """Bars, of equal width, of the histogram in documents."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Histogram(AddedArrays):
     """How often each value occurs: percentiles and quantisation ranges follow without reading the data again.
 

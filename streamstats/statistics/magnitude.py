@@ -26,7 +26,7 @@ from .sums import AddedArrays, Float64Array, exact_mean
 Array = npt.NDArray[Any]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ChannelMagnitude(AddedArrays):
     """The mean magnitude per channel: it shows which channels matter most, as AWQ weighs them.
 

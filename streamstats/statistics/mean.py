@@ -22,7 +22,7 @@ from .statistic import Document, Space, Statistic, Tensors
 from .sums import CountedSums, Float64Array, exact_means, sum_tensors
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ChannelMean(CountedSums):
     """The sum of the finite values per channel, as the digits of an `ExactSum`, and the counts of values.
 

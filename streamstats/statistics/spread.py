@@ -27,7 +27,7 @@ from .statistic import Document, Space, Statistic, Tensors
 from .sums import AddedArrays, Counts, square_root
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class SampleSpread(AddedArrays):
     """How much the means of samples differ: it shows how precise the mean is, and how many samples are enough.
 

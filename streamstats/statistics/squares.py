@@ -23,7 +23,7 @@ from .statistic import Document, Space, Statistic, Tensors
 from .sums import AddedArrays, Counts, Float64Array, square_root
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ChannelSquares(AddedArrays):
     """The standard deviation and root mean square per channel: importance matrices are made from them.
 

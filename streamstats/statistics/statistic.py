@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Protocol, Self, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import DataError, MismatchError, UsageError
+from ..errors import DataError, MismatchError, UsageError, counted
 from ..floats import NARROW
 from ..layouts import Kernel, Kernels
 from ..quantization import Quantization
@@ -148,6 +148,11 @@ class Statistic(ABC):
     """The memory, in multiples of a block, that its accumulator needs to add one; the plan includes it."""
 
     space: Space = field(repr=False)
+
+    def __repr__(self) -> str:
+        """Its name, and the dtype and shape of each of its arrays."""
+        arrays = (f"{name} {array.dtype}{list(array.shape)}" for name, array in self.arrays().items())
+        return f"<{type(self).__name__} of {counted(self.space.channels, 'channel')}: {', '.join(arrays)}>"
 
     @classmethod
     @abstractmethod

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import numpy.typing as npt
 
-from ..errors import DataError, MismatchError
+from ..errors import DataError, MismatchError, counted
 from ..layouts import Kernel, Kernels
 from ..quantization import Quantization
 from .masks import Mask, chosen_bytes
@@ -32,6 +32,9 @@ class Statistics(Mapping[str, Statistic]):
 
     space: Space
     members: Mapping[str, Statistic]
+
+    def __repr__(self) -> str:
+        return f"<Statistics of {counted(self.space.channels, 'channel')} of {self.space.dtype}: {', '.join(self)}>"
 
     @classmethod
     def empty(cls, kinds: Iterable[Kind], space: Space) -> Self:

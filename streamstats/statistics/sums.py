@@ -61,7 +61,7 @@ class AddedArrays(ValueStatistic):
         return any((top < 0).any() for name, top in tops.items() if name not in self.signed)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class CountedSums(AddedArrays):
     """Sums of finite values, as the digits of an `ExactSum`, and the counts of values.
 

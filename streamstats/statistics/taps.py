@@ -32,7 +32,7 @@ from .statistic import Document, Space, Statistic, Tensors, known_kernel
 from .sums import CountedSums, Float64Array, exact_mean, sum_tensors
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class TapSums(CountedSums):
     """What each tap of the layer's kernel sees: it makes corrections exact with padding, strides and dilation.
 
@@ -108,7 +108,7 @@ class TapSums(CountedSums):
         return np.array(means, np.float64).reshape(self.space.channels, *kernel.taps)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ReadSums(TapSums):
     """What a layer reads whose kernel misses positions, such as a strided 1×1. It is counted where it is needed.
 

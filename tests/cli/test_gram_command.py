@@ -10,9 +10,9 @@ import pytest
 from quantizing import output_of
 from test_cli import one_line, streamstats
 
+import streamstats as ss
 from streamstats.cli import main
 from streamstats.exports.exporting import export
-from streamstats.spectra.spectrum import find_spectrum
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def test_a_table_names_dead_and_duplicate_channels(out: Path) -> None:
 def test_json_has_every_group_and_a_table_the_worst_first(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["gram", str(out), "depthwise", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
-    assert document == json.loads(json.dumps(find_spectrum(out, "depthwise").document()))
+    assert document == json.loads(json.dumps(ss.LayerSpectrum.of(ss.load(out)["depthwise"]).document()))
     assert sorted(each["group"] for each in document["groups"]) == [*range(12)]
     assert main(["gram", str(out), "depthwise"]) == 0
     printed = capsys.readouterr()

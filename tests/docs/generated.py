@@ -10,6 +10,7 @@ import argparse
 import ast
 import asyncio
 import inspect
+import json
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -168,7 +169,10 @@ def _kind(schema: Json) -> str:
             kinds = [_kind(each) for each in schema[choice]]
             return " or ".join(dict.fromkeys(each for each in kinds if each != "null" or "default" not in schema))
     if "enum" in schema or "const" in schema:
-        return ", ".join(_code(str(each)) for each in schema.get("enum", [schema.get("const")]))
+        return ", ".join(
+            _code(each if isinstance(each, str) else json.dumps(each))
+            for each in schema.get("enum", [schema.get("const")])
+        )
     kind = str(schema.get("format") or schema.get("type", "any"))
     if kind == "array":
         kind = f"list of {_kind(schema.get('items', {}))}"

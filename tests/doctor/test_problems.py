@@ -25,7 +25,11 @@ GOOD = Facts(
     rates={"zstd": Rate(5e8, 2e10), "uncompressed": Rate(3e9, 4e10), IN_MEMORY: Rate(4e9, None)},
 )
 SLOW: dict[str, tuple[dict[str, Any], str, str]] = {
-    "a quota": ({"cores": Cores(64, 64, 2.5, 1.0)}, "keep 2.5 cores busy", "`cluster: {threads: 2}`"),
+    "a quota": (
+        {"cores": Cores(64, 64, 2.5, 1.0)},
+        "2.5 of 64 cores busy, so runs start 2 threads",
+        "raise the limit",
+    ),
     "an affinity": ({"cores": Cores(64, 4, None, 1.0)}, "4 of 64 cores", "taskset"),
     "a busy machine": ({"cores": Cores(8, 8, None, 30.0)}, "a load of 30.0 on 8 cores", "wait"),
     "little memory": ({"memory": Memory(64 * 10**9, 2**30)}, "1024 MiB, less than the 2048 MiB", "`memory: 512MiB`"),

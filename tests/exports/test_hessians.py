@@ -20,7 +20,7 @@ import streamstats as ss
 from streamstats.config import JobConfig
 from streamstats.errors import UsageError
 from streamstats.jobs.run import run
-from streamstats.spectra.spectrum import find_spectrum
+from streamstats.spectra.spectrum import LayerSpectrum
 
 Array = np.ndarray[Any, Any]
 MOST = 7
@@ -182,7 +182,7 @@ def test_missing_values_of_a_layer_with_an_offset_leave_nothing_to_export_or_sho
     with pytest.raises(UsageError, match=f"{message}.*; or leave it out with --layers or --names"):
         exported(tmp_path / "out")
     with pytest.raises(UsageError, match=message):
-        find_spectrum(tmp_path / "out", "a")
+        LayerSpectrum.of(ss.load(tmp_path / "out")["a"])
 
 
 def test_layers_with_different_kernels_on_one_tensor_are_two_hessians(tmp_path: Path) -> None:

@@ -21,11 +21,12 @@ from told import Told
 from streamstats.calibration.recorder import Recorder
 from streamstats.calibration.selection import LayerRule
 from streamstats.config import JobConfig
-from streamstats.errors import DataError, MismatchError
+from streamstats.errors import DataError, MismatchError, UsageError
 from streamstats.jobs.forget import forget
 from streamstats.jobs.job import Job
 from streamstats.jobs.merge import merge
 from streamstats.jobs.run import run
+from streamstats.jobs.status import status
 from streamstats.jobs.verify import verify
 from streamstats.outputs.results import open_results
 from streamstats.outputs.state import FORMAT, OLDER, read_state
@@ -242,6 +243,28 @@ def test_parts_of_a_store_whose_last_chunk_has_room_merge_to_the_bytes_of_one_ru
     for number, order in enumerate((parts, parts[::-1])):
         merge(order, tmp_path / f"merged{number}")
         assert results(tmp_path / f"merged{number}") == undisturbed(tmp_path / "s.zarr", tmp_path / "once")
+
+
+def test_rows_without_an_end_are_those_that_a_store_gains_and_never_those_before(tmp_path: Path) -> None:
+    writer = Writer(tmp_path / "s.zarr", samples(20, 3), chunks=(8, 3))
+    writer.grow(13)
+    writer.write(0, 13)
+    job = config(tmp_path / "s.zarr", tmp_path / "tonight", rows="9:")
+    run(job)
+    assert run(job).complete
+    assert status(tmp_path / "tonight").complete
+    writer.grow(20)
+    writer.write(13, 20)
+    run(job)
+    whole = undisturbed(tmp_path / "s.zarr", tmp_path / "once", rows="9:20")
+    assert results(tmp_path / "tonight") == whole
+    with pytest.raises(UsageError, match="`rows` is 10:, but rows 9:10 of layer conv are counted"):
+        run(replace(job, rows=(10, None)))
+    run(config(tmp_path / "s.zarr", tmp_path / "before", rows="0:9"))
+    merge([tmp_path / "before", tmp_path / "tonight"], tmp_path / "merged")
+    assert results(tmp_path / "merged") == undisturbed(tmp_path / "s.zarr", tmp_path / "once")
+    with pytest.raises(UsageError, match=r"rows are \(3, 2\); expected \(start, stop\)"):
+        replace(job, rows=(3, 2))
 
 
 def test_parts_of_a_store_between_which_a_chunk_changed_are_not_merged(tmp_path: Path) -> None:

@@ -360,14 +360,77 @@ def test_a_recorder_that_was_interrupted_before_it_made_the_layer_starts_again(t
             recorder.append("x.mask", mask)
 
 
-def test_a_boolean_array_with_the_positions_of_a_layer_is_pointed_out(tmp_path: Path) -> None:
-    store = build_store(tmp_path / "s.zarr", {"enc": samples(8, 5, 3), "other": samples(8, 4)})
-    build_store(store, {"words": np.ones((8, 5), bool)})
+@pytest.mark.parametrize(
+    ("name", "mask"),
+    {
+        "words": np.ones((8, 5), bool),
+        "words/whole": np.ones(8, bool),
+        "attention_mask": np.ones((8, 5), "int64"),
+        "in/MASK": np.ones((8, 1, 1, 5), "float32"),
+    }.items(),
+)
+@pytest.mark.parametrize("layers", [["enc", "images"], ["*"]])
+def test_an_array_that_looks_like_the_mask_of_a_layer_is_pointed_out_whether_or_not_it_is_counted(
+    tmp_path: Path, name: str, mask: Array, layers: list[str]
+) -> None:
+    values = {"enc": samples(8, 5, 3), "images": samples(8, 2, 3, 4), "other": samples(8, 4)}
+    store = build_store(tmp_path / "s.zarr", {**values, "ids": np.ones((8, 5), "int64")})
+    build_store(store, {name: mask})
     said = Told()
-    run(job(tmp_path), progress=said)
-    asked = "words is boolean and has the positions of enc: is it their `mask`?"
-    assert f"note: {asked}" in said.messages
+    run(job(tmp_path, layers=[{"match": each} for each in layers]), progress=said)
+    asked = f"{name} looks like the mask of enc, "
+    assert [each for each in said.messages if each.startswith(f"note: {asked}")]
     with pytest.warns(UserWarning, match=re.escape(asked)):
-        ss.reduce(store)
-    ss.reduce(store, layers=["enc", "other"])
-    ss.reduce(store, layers=[ss.LayerRule("enc", mask="words"), "other"])
+        ss.reduce(store, layers=layers)
+    every = [ss.LayerRule(each, mask=False) for each in layers]
+    assert ss.reduce(store, layers=every)["enc"].masked is None
+    declared = [{"match": each, "mask": False} for each in layers]
+    run(job(tmp_path, "declared", layers=declared), progress=(said := Told()))
+    assert not [each for each in said.messages if "looks like" in each]
+
+
+def test_the_mask_that_is_pointed_out_can_be_named_in_a_store_with_parts(tmp_path: Path) -> None:
+    values, _, mask = CASES["tokens"]
+    for part in ("r0", "r1"):
+        with ss.Recorder(tmp_path / "s.zarr", part=part) as recorder:
+            recorder.append("enc", values)
+            recorder.append("attention_mask", mask.astype("int64"))
+    with pytest.warns(UserWarning, match="^attention_mask looks like the mask of enc, .* `mask: attention_mask` "):
+        ss.reduce(tmp_path / "s.zarr", layers="enc")
+    found = ss.reduce(tmp_path / "s.zarr", layers=ss.LayerRule("enc", mask="attention_mask"))["enc"]
+    assert found.masked == (2 * (~mask).sum(), 2 * mask.size)
+
+
+def test_a_recorded_mask_applies_unless_the_job_says_that_every_position_counts(tmp_path: Path) -> None:
+    values, axis, mask = CASES["tokens"]
+    with ss.Recorder(tmp_path / "s.zarr") as recorder:
+        recorder.append("x", values, channel_axis=axis, mask=mask)
+    assert ss.reduce(tmp_path / "s.zarr")["x"].masked == ((~mask).sum(), mask.size)
+    found = ss.reduce(tmp_path / "s.zarr", layers=ss.LayerRule("x", mask=False))
+    assert [*found] == ["x"]
+    np.testing.assert_array_equal(found["x"].sums.count, mask.size)
+    run(job(tmp_path))
+    with pytest.raises(UsageError, match="mask"):
+        run(job(tmp_path, layers=[{"match": "x", "mask": False}]))
+
+
+def test_masks_of_scores_and_of_padding_are_refused_or_pointed_out(tmp_path: Path) -> None:
+    values, _, mask = CASES["tokens"]
+    masks = {
+        "scores": np.where(mask, 0, -1e9).astype("float32"),
+        "chances": np.where(mask, 0.75, 0).astype("float32"),
+        "key_padding_mask": ~mask,
+        "zeros": np.zeros(mask.shape, "float32"),
+    }
+    store = build_store(tmp_path / "s.zarr", {"x": values, **masks}, config=EVERY_CHUNK)
+    for name, remedy in {"scores": "`mask == 0` says", "chances": "`mask > 0.5`, or the like, says"}.items():
+        with pytest.raises(DataError, match=remedy):
+            ss.reduce(store, layers=ss.LayerRule("x", mask=name))
+        with pytest.raises(UsageError, match=remedy):
+            ss.Meter().append("x", values, mask=masks[name])
+    with pytest.raises(UsageError, match="floats and all 0, which may stand for"):
+        ss.Meter().append("x", values, mask=masks["zeros"])
+    notes = {"key_padding_mask": "if it is true for padding", "zeros": "the mask of x is 0 everywhere"}
+    for name, note in notes.items():
+        run(job(tmp_path, name, layers=[{"match": "x", "mask": name}]), progress=(said := Told()))
+        assert [each for each in said.messages if note in each]

@@ -369,7 +369,7 @@ class Everything(nn.Module):  # type: ignore[misc]
         return torch.einsum("nti,oi->nto", y, self.mixed)
 
 
-def test_every_weight_is_in_the_account_and_what_was_passed_over_in_a_warning(tmp_path: Path) -> None:
+def test_every_weight_is_in_the_account_and_what_was_skipped_in_a_warning(tmp_path: Path) -> None:
     network = Everything()
     said = (
         r"5 weights of the model skipped: experts/1 \(called with empty inputs only\); "
@@ -390,7 +390,7 @@ def test_every_weight_is_in_the_account_and_what_was_passed_over_in_a_warning(tm
         "recorded": False,
         "rows": 0,
         "reason": "a table of rows to look up; it multiplies nothing",
-        "passed_over": False,
+        "skipped": False,
     }
 
 

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from quantizing import output_of
 
+import streamstats as ss
 from streamstats.errors import UsageError
-from streamstats.spectra.spectrum import LayerSpectrum, find_spectrum
+from streamstats.spectra.spectrum import LayerSpectrum
 
 Array = np.ndarray[Any, Any]
 random = np.random.default_rng(0)
@@ -54,7 +55,7 @@ def check(found: LayerSpectrum, expected: list[Array]) -> None:
 
 
 def test_a_matrix_product_has_the_spectrum_of_its_covariance(out: Path) -> None:
-    found = find_spectrum(out, "plain")
+    found = LayerSpectrum.of(ss.load(out)["plain"])
     check(found, [np.cov(PLAIN.astype("f8").T, bias=True)])
     assert (found.matrix, found.reason, found.positions) == ("covariance", None, 300)
     (group,) = found.groups
@@ -64,7 +65,7 @@ def test_a_matrix_product_has_the_spectrum_of_its_covariance(out: Path) -> None:
 
 
 def test_codes_under_several_taps_have_a_covariance_in_real_units(out: Path) -> None:
-    found = find_spectrum(out, "conv/codes")
+    found = LayerSpectrum.of(ss.load(out)["conv/codes"])
     check(found, [np.cov(rows.T, bias=True) for rows in unfolded((CODES.astype("f8") - 3) * 0.5, 2)])
     assert (found.matrix, found.positions) == ("covariance", 40 * 3 * 3)
     assert [each.group for each in found.groups] == [0, 1]  # channel 1 has no rank
@@ -72,7 +73,7 @@ def test_codes_under_several_taps_have_a_covariance_in_real_units(out: Path) -> 
 
 
 def test_floats_under_several_taps_have_the_spectrum_of_their_products(out: Path) -> None:
-    found = find_spectrum(out, "conv/halves")
+    found = LayerSpectrum.of(ss.load(out)["conv/halves"])
     check(found, [rows.T @ rows / len(rows) for rows in unfolded(HALVES, 4)])
     assert found.matrix == "second moments"
     assert found.reason is not None
@@ -82,14 +83,14 @@ def test_floats_under_several_taps_have_the_spectrum_of_their_products(out: Path
 
 
 def test_values_that_are_not_finite_leave_the_products_of_zeros(out: Path) -> None:
-    found = find_spectrum(out, "gaps")
+    found = LayerSpectrum.of(ss.load(out)["gaps"])
     rows = np.nan_to_num(GAPS.astype("f8"))
     check(found, [rows.T @ rows / len(rows)])
     assert found.reason == "NaN, infinities and missing values (1 value) were left out, so the covariance is unknown"
 
 
 def test_a_layer_of_zeros_is_dead(out: Path) -> None:
-    found = find_spectrum(out, "zeros")
+    found = LayerSpectrum.of(ss.load(out)["zeros"])
     assert found.dead(found.groups[0]) == ["channel 0", "channel 1"]
     assert found.document()["groups"][0]["condition"] is None
 
@@ -98,9 +99,8 @@ def test_taps_are_named_and_a_channel_whose_taps_are_all_dead_is_named_once(tmp_
     values = random.integers(1, 100, (30, 1, 1, 2)).astype("i1")  # one position: eight taps see padding alone
     values[..., 1] = 4
     kernel = {**CONV, "strides": [1, 1], "transposed": False, "groups": 1}
-    found = find_spectrum(
-        output_of(tmp_path, {"c": values}, attributes={"c": {"kernel": kernel}}, statistics=("gram",)), "c"
-    )
+    out = output_of(tmp_path, {"c": values}, attributes={"c": {"kernel": kernel}}, statistics=("gram",))
+    found = LayerSpectrum.of(ss.load(out)["c"])
     names = found.dead(found.groups[0])
     assert names[-1] == "channel 1"
     assert names[:-1] == [f"channel 0 tap ({y}, {x})" for y in range(3) for x in range(3) if (y, x) != (1, 1)]
@@ -109,10 +109,10 @@ def test_taps_are_named_and_a_channel_whose_taps_are_all_dead_is_named_once(tmp_
 def test_a_layer_without_products_says_how_to_count_them(tmp_path: Path) -> None:
     out = output_of(tmp_path, {"a": PLAIN}, statistics=())
     with pytest.raises(UsageError, match=r"`gram` was not counted for a; add `statistics: \[gram\]`"):
-        find_spectrum(out, "a")
+        LayerSpectrum.of(ss.load(out)["a"])
     wide = output_of(tmp_path / "w", {"a": PLAIN.astype("i4")}, statistics=())
     with pytest.raises(UsageError, match="layer a: `gram` cannot be counted, because its values are int32"):
-        find_spectrum(wide, "a")
+        LayerSpectrum.of(ss.load(wide)["a"])
     empty = output_of(tmp_path / "e", {"a": PLAIN[:0]}, statistics=("gram",))
     with pytest.raises(UsageError, match="layer a has no position that counts"):
-        find_spectrum(empty, "a")
+        LayerSpectrum.of(ss.load(empty)["a"])

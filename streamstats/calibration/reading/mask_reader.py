@@ -13,7 +13,7 @@ from ...coverage import Rows
 from ...errors import DataError
 from ...statistics.masks import Mask
 from ..layer import Layer, Selection
-from ..masking import mask_selection, positions_of
+from ..masking import EXPECTED, mask_selection, mistaken_for, positions_of
 from .reader import opened_reader
 
 
@@ -75,6 +75,6 @@ class MaskReader:
         at = tuple(start.start + n for start, n in zip(part, place, strict=True))
         assert self._layer.mask is not None
         raise DataError(
-            f"layer {self._layer.name}: its mask {self._layer.mask.name} holds {values[place]} at {at}; expected 1 for "
-            "positions that count, 0 for others; repair the mask, or name another one under `mask`"
+            f"layer {self._layer.name}: its mask {self._layer.mask.name} holds {values[place]} at {at}; "
+            f"{EXPECTED}{mistaken_for(values[place])}; repair the mask, or name another one under `mask`"
         )

@@ -44,7 +44,7 @@ class RecordedLayer:
     `array` is what the store calls the samples, `tensor` what the model calls them; layers may share them. `shape` and
     `dtype` are those of one stored sample, `channel_axis` counts the sample axis too, and `quantization` maps the
     stored codes to reals (None for reals). `mask` is the input of the model that says which positions count, if any.
-    `passed_over` says that it multiplies something that was asked for and not recorded. `rows_are` says what is stored
+    `skipped` says that it multiplies something that was asked for and not recorded. `rows_are` says what is stored
     on axis 0: "samples", or "positions" or "parts" of them; then `samples` counts these.
     """
 
@@ -59,7 +59,7 @@ class RecordedLayer:
     array: str = ""
     tensor: str = ""
     mask: str = ""
-    passed_over: bool = False
+    skipped: bool = False
     rows_are: str = SAMPLES
 
     @property
@@ -73,7 +73,7 @@ class RecordedLayer:
             "layer": self.layer,
             "operator": self.op,
             "recorded": self.recorded,
-            "passed_over": self.passed_over,
+            "skipped": self.skipped,
             "samples": self.samples,
             "shape": list(self.shape),
             "dtype": self.dtype,
@@ -247,7 +247,7 @@ def _stage(what: str, run: ModelRun, targets: Sequence[Target]) -> Stage:
 
 def _outcomes(targets: Sequence[Target], rows: Mapping[str, int], left_out: Sequence[LeftOut]) -> list[RecordedLayer]:
     recorded = [each for target in targets for each in _recorded(target, rows[target.name])]
-    passed = [RecordedLayer(left.name, left.op, reason=left.reason, passed_over=left.multiplies) for left in left_out]
+    passed = [RecordedLayer(left.name, left.op, reason=left.reason, skipped=left.multiplies) for left in left_out]
     return [*recorded, *passed]
 
 

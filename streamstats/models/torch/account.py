@@ -24,7 +24,7 @@ ONLY_PADDING = "called with positions that the mask leaves out only"
 class LayerRecord:
     """What became of one weight: `rows` of its input recorded in this block, or the `reason` why none were.
 
-    `op` is the class of its module. `passed_over` says that it multiplies something that was asked for and not
+    `op` is the class of its module. `skipped` says that it multiplies something that was asked for and not
     recorded. `use` says how the model multiplies by a parameter of no linear module, if it always does so in one way.
     """
 
@@ -32,7 +32,7 @@ class LayerRecord:
     op: str
     rows: int = 0
     reason: str = ""
-    passed_over: bool = False
+    skipped: bool = False
     use: Use | None = None
 
     @property
@@ -48,7 +48,7 @@ class LayerRecord:
             "recorded": self.recorded,
             "rows": self.rows,
             "reason": self.reason,
-            "passed_over": self.passed_over,
+            "skipped": self.skipped,
         }
 
 
@@ -85,9 +85,9 @@ class Account(Mapping[str, LayerRecord]):
         return [each for each in self.values() if each.recorded]
 
     @property
-    def passed_over(self) -> list[LayerRecord]:
+    def skipped(self) -> list[LayerRecord]:
         """The weights that multiply something that was not recorded, though it was asked for."""
-        return [each for each in self.values() if each.passed_over]
+        return [each for each in self.values() if each.skipped]
 
     def document(self) -> list[dict[str, Any]]:
         """Its records, JSON-ready."""
@@ -95,7 +95,7 @@ class Account(Mapping[str, LayerRecord]):
 
     def warn(self) -> None:
         """Warn of what was skipped, if anything was; the reason of each is in its record."""
-        left = self.passed_over
+        left = self.skipped
         if not left:
             return
         reasons = told((each.layer, each.reason) for each in left)

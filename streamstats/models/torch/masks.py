@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ...calibration.masking import USUAL, broadcasts_to, mask_values, positions_of_axis
+from ...calibration.masking import EITHER, USUAL, broadcasts_to, mask_values, positions_of_axis
 from ...errors import UsageError, counted, listed
 from ...statistics.masks import Mask
 
@@ -31,10 +31,6 @@ LEAST_ADDED = -1e4
 NO_MASK = (
     "attention left whole positions of its samples out, but the model's call had no mask that is known, so padding was "
     "counted like data; give a function of the model's arguments as `mask`, or None if these positions count"
-)
-EITHER = (
-    "is of floats and all 0, which may stand for positions that count, as added to scores, or for padding: give a "
-    "function of the model's arguments as `mask`, or a mask of booleans or integers"
 )
 MaskOf = str | Callable[..., Any] | None
 """The name of an argument of the model, or a function of all its arguments, or None for no mask."""
@@ -165,7 +161,9 @@ def _as_counting(what: str, array: npt.NDArray[Any], *, padding: bool) -> npt.ND
     if array.dtype.kind not in "bui":
         real = np.asarray(array, np.float64)
         if not real.any() and not padding:
-            raise UsageError(f"{what} {EITHER}")
+            raise UsageError(
+                f"{what} {EITHER}; give a mask of booleans or integers, or a function of the arguments as `mask`"
+            )
         if padding or (real < 0).any():
             added = (real == 0) | (real <= LEAST_ADDED)
             if added.all():

@@ -238,7 +238,7 @@ def _record(name: str, op: str, session: Session, otherwise: str) -> LayerRecord
     if session.positions[name]:
         return LayerRecord(name, op, rows)
     reason = otherwise if calls is None else ONLY_PADDING if calls else ONLY_EMPTY
-    return LayerRecord(name, op, rows, reason, passed_over=True)
+    return LayerRecord(name, op, rows, reason, skipped=True)
 
 
 def _loose_records(loose: LooseParameter, index: ParameterIndex, session: Session) -> Iterator[LayerRecord]:

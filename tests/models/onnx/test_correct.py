@@ -351,7 +351,7 @@ def test_what_was_recorded_and_corrected_is_told_in_json_with_the_same_keys(netw
         "layer": "conv",
         "operator": "Conv",
         "recorded": True,
-        "passed_over": False,
+        "skipped": False,
         "samples": 11,
         "shape": [3, 5, 6],
         "dtype": "int8",

@@ -130,7 +130,7 @@ def test_layers_are_chosen_by_globs(network: Network, tmp_path: Path) -> None:
     recorded = record(network.path, tmp_path / "x.npy", tmp_path / "store", layers=["head/*", "co?v"])
     assert [layer.layer for layer in recorded if layer.recorded] == ["conv", "head/fc"]
     (other,) = [layer for layer in recorded if not layer.recorded]
-    assert (other.layer, other.reason, other.passed_over) == ("rows", "not among the `layers` to record", False)
+    assert (other.layer, other.reason, other.skipped) == ("rows", "not among the `layers` to record", False)
     assert sorted(stored_layers(tmp_path / "store")) == ["conv", "head/fc"]
 
 
