@@ -23,6 +23,8 @@ SAMPLES = (
     "channels), inputs of the same kind as the held-out ones, and enough of them"
 )
 """What to ask first if corrections do not help."""
+SAY_NOTHING = "what they show holds for no other samples: judge with samples that were not recorded"
+"""What is wrong with held-out samples that calibrated."""
 CHECK_SAMPLES = "; if nothing helps, check the calibration samples: preprocessing, kind and number"
 IF_WORSE = (
     "correct layer by layer (--iterative), leave out what does harm (--do-no-harm), or round less coarsely "

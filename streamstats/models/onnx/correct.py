@@ -17,7 +17,7 @@ from ...progress import QUIET, Progress, Stage
 from ...ranges.finding import MINMAX
 from ...storage.files import remove_folder, write_bytes
 from ..harm import TRIALS, WORSE, Trials, tell, without
-from ..judgement import ADVICE, BY_MOMENTS, CORRECTED, ONE_PASS, UNCORRECTED, Judgement
+from ..judgement import ADVICE, BY_MOMENTS, CORRECTED, ONE_PASS, SAY_NOTHING, UNCORRECTED, Judgement
 from ..linear import LayerCorrection
 from ..precision import Precision
 from ..tensors import terms_bytes
@@ -35,7 +35,7 @@ from .iterative import Iterative, iterative_corrections
 from .judge import HeldOut, Judge
 from .layers import LeftOut
 from .levels import Levels
-from .overlap import SAY_NOTHING, counted_as
+from .overlap import counted_as
 from .pairs import kept_factors
 from .precision import bias_steps, precision
 from .subject import Subject, check_rounded, fake_quantized, marked, quantized_by_others, two_models

@@ -19,7 +19,6 @@ from .samples import Samples
 Float64Array = npt.NDArray[np.float64]
 BATCH = 64
 """How many samples are read at a time."""
-SAY_NOTHING = "what they show holds for no other samples: judge with samples that were not recorded"
 
 
 def shared(held_out: Samples, calibration: Samples) -> int:

@@ -11,17 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...correction import correction_error
-from ...errors import UsageError, listed
+from ...errors import UsageError, counted, listed
 from ...outputs.layer_statistics import LayerStatistics
 from ...outputs.manifest import MANIFEST
 from ...outputs.results import open_results
 from ...progress import QUIET, Progress
 from ..harm import TRIALS, WORSE, Trials, doubt, tell, without
-from ..judgement import CHECK_SAMPLES, CORRECTED, ONE_PASS, SAMPLES, UNCORRECTED, Judgement
+from ..judgement import CHECK_SAMPLES, CORRECTED, ONE_PASS, SAMPLES, SAY_NOTHING, UNCORRECTED, Judgement
 from ..linear import LayerCorrection
 from ..precision import Precision
 from .account import Account
-from .batches import HeldOut
+from .batches import Batches, HeldOut
 from .correcting import mark, planned
 from .iterating import Iterative, iterative_corrections
 from .judging import Judge
@@ -95,6 +95,8 @@ def correct(
     _check(held_out, iterative, trials, judges=do_no_harm or fail_if_worse)
     own = planned(model, quantized, correctors, account, other_weights=other_weights)
     judge = None if held_out is None else Judge(model, own.plan, held_out, progress)
+    if judge is not None and iterative is not None:
+        _tell_repeated(judge, iterative, progress)
     once = [each.correction for each in own.plan]
     plan = once if iterative is None else iterative_corrections(own, iterative, progress)
     judgement = None
@@ -126,6 +128,15 @@ def _check(held_out: HeldOut | None, iterative: Iterative | None, trials: int, *
         raise UsageError("do_no_harm and fail_if_worse judge on samples that were not recorded; give them, `held_out`")
     if held_out is not None and iterative is not None and held_out.batches is iterative.batches:
         raise UsageError("the held-out batches are the recorded ones; judge with samples that were not recorded")
+
+
+def _tell_repeated(judge: Judge, iterative: Iterative, progress: Progress) -> None:
+    """Warn of held-out batches that are among the recorded ones."""
+    recorded = set(Batches.of(iterative.batches, "recorded").digests)
+    number = sum(digest in recorded for digest in judge.digests)
+    if number:
+        of = f"{number:,} of {counted(len(judge.digests), 'held-out batch', 'held-out batches')}"
+        progress.say(f"warning: {of} are among the recorded ones; {SAY_NOTHING}")
 
 
 @dataclass(frozen=True, eq=False)

@@ -99,6 +99,11 @@ class Judge(Findings):
         return found
 
     @property
+    def digests(self) -> list[bytes]:
+        """The SHA-256 of each held-out batch."""
+        return self._batches.digests
+
+    @property
     def samples(self) -> int:
         """The number of held-out samples."""
         return self._batches.samples
