@@ -162,7 +162,8 @@ def _read_attributes(layer: Layer, attributes: object) -> Layer:
     layer = layer.with_channel_axis(_integer(attributes, "channel_axis", -1))
     if attributes.get("quantization") is not None:
         layer = layer.with_quantization(Quantization.from_metadata(attributes["quantization"]))
-    layer = replace(layer, tensor=str(attributes.get("tensor", "")), rows_are=str(attributes.get("rows_are", "")))
+    tensor, rows_are, model = (str(attributes.get(key, "")) for key in ("tensor", "rows_are", "model"))
+    layer = replace(layer, tensor=tensor, rows_are=rows_are, model=model)
     layer = replace(layer, order=_integer(attributes, "order", 0) if "order" in attributes else None)
     if "layers" in attributes:
         return layer.with_readers(Readers.from_metadata(attributes["layers"]))

@@ -54,8 +54,9 @@ class Layer:
     `readers` are the layers of the model that read the array; None means the layer of its own name. `tensor` is the
     model's name of what was recorded, empty if unknown. `within` are the bins of its histogram whose values are told
     apart. `min_rows` is the number of rows below which the job is incomplete.
-    `rows_are` says what a row is if it is no sample: "positions" or "parts" of samples. `order` is its place among the
-    layers in the order of their first samples, None if unknown.
+    `rows_are` says what a row is if it is no sample: "positions" or "parts" of samples. `model` is the fingerprint of
+    the weights of the model that was recorded, empty if unknown. `order` is its place among the layers in the order of
+    their first samples, None if unknown.
     From the row `unwritten_from` on, if known, a file had room for more when it was counted, and has not been written
     since, although the array has grown.
     `mask`, itself such an array but without channels, has ones where values count and zeros where they do not.
@@ -84,6 +85,7 @@ class Layer:
     tensor: str = ""
     mask: Layer | None = None
     rows_are: str = ""
+    model: str = ""
     order: int | None = None
     attributes: Attributes | None = None
     unwritten_from: int | None = None
@@ -224,7 +226,8 @@ class Layer:
     def check_continues(self, earlier: Layer, place: str, remedy: str) -> None:
         """Raise `MismatchError`, ending in `remedy`, unless samples of this layer can follow those of `earlier`.
 
-        `place` says who holds those, as in "the store holds". A kernel that is unknown on one side fits any.
+        `place` says who holds those, as in "the store holds". What is unknown on one side, a kernel or the model, fits
+        any.
         """
         mine, theirs = self.read_by.filled_from(earlier.read_by), earlier.read_by.filled_from(self.read_by)
         differences: dict[str, tuple[object, object]] = {
@@ -239,6 +242,7 @@ class Layer:
                 if name in theirs.names
             },
             "mask": (_mask_of(self), _mask_of(earlier)),
+            "model that was recorded": (self.model or earlier.model, earlier.model or self.model),
         }
         for name, (found, expected) in differences.items():
             if found != expected and name == "sample shape":
@@ -286,6 +290,7 @@ def described(
     readers: Readers,
     tensor: str = "",
     rows_are: str = "",
+    model: str = "",
 ) -> Layer:
     """The layer `name` of `store` that `samples`, whose axis 0 is that of the samples, could begin; it has no rows.
 
@@ -294,7 +299,7 @@ def described(
     """
     check_layer_name(name)
     check_values(name, samples.dtype, samples.shape, "convert or reshape the samples")
-    whole = Layer(store, name, samples.shape, samples.dtype, (), (), 0, tensor=tensor, rows_are=rows_are)
+    whole = Layer(store, name, samples.shape, samples.dtype, (), (), 0, tensor=tensor, rows_are=rows_are, model=model)
     found = whole.with_channel_axis(channel_axis).with_quantization(quantization).with_readers(readers)
     return replace(found, shape=(0, *found.sample_shape))
 

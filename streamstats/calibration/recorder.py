@@ -108,6 +108,7 @@ class Recorder:
         tensor: str = "",
         mask: npt.ArrayLike | None = None,
         rows_are: str = "",
+        model: str = "",
     ) -> None:
         """Append `samples` (samples on axis 0) to `layer`, which the first call creates.
 
@@ -117,16 +118,18 @@ class Recorder:
         be any. An empty `layers` describes a tensor that no layer reads. `tensor` is the model's name for the samples.
         `mask` says which positions count: booleans, or 1 and 0, in the shape of `samples` without the channel axis, or
         with 1 in place of an extent after the first. Either every call gives a mask, or none does. If rows are no
-        samples, `rows_are` says what they are, such as "positions".
+        samples, `rows_are` says what they are, such as "positions". `model` identifies the weights of the model that
+        is recorded, empty if unknown.
 
-        Raises `MismatchError` if shape, dtype, channel axis, quantisation, layers, a known kernel or the shape of the
-        mask differ from those of the layer, `UsageError` for a name, values or a mask that a layer cannot have, and for
-        a layer that reads another array, `OutputError` if writing fails. A call that raises has appended nothing.
+        Raises `MismatchError` if shape, dtype, channel axis, quantisation, layers, a known kernel or model or the shape
+        of the mask differ from those of the layer, `UsageError` for a name, values or a mask that a layer cannot have,
+        and for a layer that reads another array, `OutputError` if writing fails. A call that raises has appended
+        nothing.
         """
         samples = array_of(samples)
         readers = readers_of(layer, kernel, layers)
         appended = described(
-            self._source.location, layer, samples, channel_axis, quantization, readers, tensor, rows_are
+            self._source.location, layer, samples, channel_axis, quantization, readers, tensor, rows_are, model
         )
         appended, given = given_mask(appended, samples.shape, mask)
         self._opened(appended).append([samples] if given is None else [samples, given], self._buffered)
@@ -263,6 +266,8 @@ class Recorder:
             attributes["tensor"] = layer.tensor
         if layer.rows_are:
             attributes["rows_are"] = layer.rows_are
+        if layer.model:
+            attributes["model"] = layer.model
         self._create_array(layer, rows, attributes)
 
     def _create_mask(self, mask: Layer, layer: str, rows: int) -> None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 OF_MODELS = (
     *("bits", "per_channel", "symmetric", "weight_range", "rounding", "scale", "activation_bits", "activation_range"),
     *("iterative", "outputs", "samples", "work", "held_out", "labels", "score", "do_no_harm", "trials"),
-    *("fail_if_worse", "mask", "batch_axis", "positions_as_rows"),
+    *("fail_if_worse", "other_weights", "mask", "batch_axis", "positions_as_rows"),
 )
 """Options that say how a model is quantised, corrected and judged."""
 
@@ -213,7 +213,7 @@ def _how(options: Namespace, output: Path | None) -> How:
     if options.held_out is not None:
         held_out = HeldOut(options.held_out, options.labels, options.score, mask=options.mask, batch_axes=axes)
     trials = TRIALS if options.trials is None else options.trials
-    return How(iterative, held_out, options.do_no_harm, options.fail_if_worse, trials, outputs)
+    return How(iterative, held_out, options.do_no_harm, options.fail_if_worse, trials, outputs, options.other_weights)
 
 
 def _check_how(options: Namespace) -> None:
@@ -223,6 +223,8 @@ def _check_how(options: Namespace) -> None:
         raise UsageError("--outputs corrects layer by layer already; leave out --iterative")
     if options.iterative is not None and options.samples is None:
         raise UsageError("--iterative runs the quantised model on the recorded samples; give them with --samples")
+    if options.outputs and options.other_weights:
+        raise UsageError("--other-weights goes with --correctors, but --outputs uses nothing recorded; leave it out")
     if options.outputs and options.samples is None:
         raise UsageError("--outputs runs both models on samples; give them with --samples")
     if options.samples is not None and not staged:
@@ -287,13 +289,17 @@ def _say_judgement(judged: Judgement) -> None:
         effect = judged.effects.get(model)
         gain = f" ({gains[model]})" if model in gains else ""
         ratio = quality.sqnr if effect is None else effect.sqnr
-        accuracy = f", accuracy {judged.accuracy[model]:.2%}" if model in judged.accuracy else ""
+        accuracy = f", accuracy {_accuracy(judged, model)}" if model in judged.right else ""
         score = f", score {judged.scores[model]:g}" if model in judged.scores else ""
         say(f"{model}: SQNR of the outputs {ratio:.2f} dB{gain}, shift {quality.size:.4g}{accuracy}{score}")
         for output, each in judged.gains_by_output(model).items() if gain else ():
             say(f"{model}: output {output}: {each}")
     if judged.accuracy:
-        say(f"float: accuracy {judged.accuracy['float']:.2%} on {judged.samples:,} samples")
+        say(f"float: accuracy {_accuracy(judged, 'float')} on {judged.samples:,} samples; intervals are those of 95 %")
+    for model, found in judged.accuracy_gains.items():
+        say(f"{model}: accuracy {found}: {found.words}")
+    if judged.caveat:
+        say(f"note: {judged.caveat}")
     for layer, reason in judged.unjudged.items():
         say(f"layer {layer} is not judged by its own outputs: {reason}")
     if judged.harmful:
@@ -302,6 +308,11 @@ def _say_judgement(judged: Judgement) -> None:
             f"without their correction, the outputs of these layers themselves would be closer to the float model's: "
             f"{layers}; --do-no-harm tests what leaving each out does to the network"
         )
+
+
+def _accuracy(judged: Judgement, model: str) -> str:
+    low, high = judged.accuracy_intervals[model]
+    return f"{judged.accuracy[model]:.2%} ({low:.2%} to {high:.2%})"
 
 
 def _correct_tensors(options: Namespace) -> None:

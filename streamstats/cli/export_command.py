@@ -5,6 +5,7 @@ from __future__ import annotations
 from argparse import Namespace
 from collections.abc import Collection, Sequence
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import DONE, INCOMPLETE, UsageError, counted, listed
@@ -96,10 +97,14 @@ def _names(options: Namespace) -> Names | None:
         return load_names(options.names)
     if options.model is None:
         return None
+    from ..models.onnx.fingerprint import check_recorded
+    from ..models.onnx.graph import load_model
     from ..models.onnx.tensor_names import tensor_names
     from ..outputs.results import open_results
 
     entries = open_results(options.output).manifest.layers
+    model, otherwise = load_model(options.model), "name the tensors with --names instead of --model"
+    check_recorded(Path(options.output), model, options.model, entries, otherwise)
     layers = [layer for layer in sorted(entries) if fnmatchcase(layer, options.layers) and not entries[layer].tensor]
     return tensor_names(options.model, layers)
 

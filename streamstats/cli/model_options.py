@@ -219,6 +219,11 @@ def _add_how(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
         action="store_true",
         help="exit with status 1, and write nothing, if the corrected model is worse than the quantised one",
     )
+    how.add_argument(
+        "--other-weights",
+        action="store_true",
+        help="use what was recorded although the float model's weights have another fingerprint than those recorded",
+    )
     both = parser.add_argument_group("how samples were recorded, for layer by layer and --held-out")
     both.add_argument("--mask", metavar="INPUT", help="the input of the model that is the mask")
     _add_axes(both)

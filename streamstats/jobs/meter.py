@@ -67,19 +67,20 @@ class Meter:
         tensor: str = "",
         mask: npt.ArrayLike | None = None,
         rows_are: str = "",
+        model: str = "",
     ) -> None:
         """Measure `samples` of `layer`: integers or floats, samples on axis 0, channels on `channel_axis`.
 
         `quantization` maps integer codes to real values; `kernel` is the kernel that the layer moves over its samples,
-        None if unknown. `layers`, `tensor`, `rows_are` and `mask`, which says which positions count, are those of
-        `Recorder.append`. Raises `MismatchError` if shape, dtype, channel axis, quantisation, layers, a known kernel
-        or the shape of the mask differ from those of earlier calls, `UsageError` for a name, values or a mask that a
-        layer cannot have, or a statistic that it cannot have, and `NonFiniteError` for NaN or infinities, unless they
-        are skipped. A call that raises has measured nothing.
+        None if unknown. `layers`, `tensor`, `rows_are`, `model` and `mask`, which says which positions count, are those
+        of `Recorder.append`. Raises `MismatchError` if shape, dtype, channel axis, quantisation, layers, a known kernel
+        or model or the shape of the mask differ from those of earlier calls, `UsageError` for a name, values or a mask
+        that a layer cannot have, or a statistic that it cannot have, and `NonFiniteError` for NaN or infinities, unless
+        they are skipped. A call that raises has measured nothing.
         """
         native = np.require(array_of(samples), requirements=["C", "A"])
         readers = readers_of(layer, kernel, layers)
-        appended = described("", layer, native, channel_axis, quantization, readers, tensor, rows_are)
+        appended = described("", layer, native, channel_axis, quantization, readers, tensor, rows_are, model)
         appended, given = given_mask(appended, native.shape, mask)
         counts = None if given is None else np.broadcast_to(given, positions_of(appended, native.shape))
         if layer not in self._layers:

@@ -38,6 +38,8 @@ BOTH_SIDES = (
     "both are known only up to a number that its biases do not tell; give the float model that was quantised, after "
     "equalisation"
 )
+AS_IT_IS = "no steps found in its values, so its difference from the float one is taken as it is"
+"""What a difference is called that is only small: rounding, or noise."""
 NOISE = 4.0
 """How many units in the last place a weight may be off by arithmetic, of folding for example."""
 NEGLIGIBLE = 2.0**-14
@@ -70,7 +72,8 @@ class Explanation:
 
     `outputs` and `inputs` are factors that the quantised weight has and the version has not, float64[channels]; None
     for none. Those of outputs may be `off` by this share; if one is off by its whole, the weight is off by `weighs`,
-    where 1 in all is too much. `clipped` elements of `elements` lie beyond the codes.
+    where 1 in all is too much. `clipped` elements of `elements` lie beyond the codes. The difference is `as_it_is`
+    if no steps are known, and it is only small and has nothing of the weight in it.
     """
 
     version: int = 0
@@ -79,6 +82,7 @@ class Explanation:
     clipped: int = 0
     elements: int = 0
     reason: str = ""
+    as_it_is: bool = False
     off: Float64Array | float = 0.0
     weighs: Float64Array | float = 0.0
 
@@ -99,6 +103,14 @@ class Explanation:
         return float(np.linalg.norm(self.weighs * off)) > 1
 
     @property
+    def lone_factor(self) -> float | None:
+        """The number by which the whole weight is multiplied; None if there is none, or if it differs by channel."""
+        if self.outputs is not None and self.inputs is not None:
+            return None
+        factors = self.outputs if self.inputs is None else self.inputs
+        return None if factors is None or not uniform(factors, UNIFORM) else float(factors.mean())
+
+    @property
     def words(self) -> str:
         """What explains the difference, in a line."""
         scaled = [
@@ -107,7 +119,7 @@ class Explanation:
             if factors is not None
         ]
         clipped = [f"{self.clipped} of {self.elements} elements clipped"] if self.clipped else []
-        return ", ".join([ROUNDING, *scaled, *clipped])
+        return ", ".join([AS_IT_IS if self.as_it_is else ROUNDING, *scaled, *clipped])
 
 
 def explain(
@@ -174,8 +186,9 @@ def _as_chance(
     narrow = narrowest_precision(quantized) > precision_of(quantized.dtype)
     tried: Sequence[Grid | None] = [*grids, None] if narrow or not grids else grids
     for place, version in enumerate(versions):
-        if any(_unsystematic(version, quantized, grid, channels) for grid in tried):
-            return Explanation(place, elements=quantized.size)
+        for grid in tried:
+            if _unsystematic(version, quantized, grid, channels):
+                return Explanation(place, elements=quantized.size, as_it_is=grid is None)
     return None
 
 

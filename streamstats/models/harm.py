@@ -21,7 +21,7 @@ from ..errors import HarmError, counted, listed
 from ..progress import Progress, Stage
 from .effects import Effect, Gain
 from .judgement import IF_WORSE, Judgement
-from .linear import LayerCorrection
+from .linear import LEFT_OUT, LayerCorrection
 from .quality import Quality
 
 Model = TypeVar("Model")
@@ -141,7 +141,9 @@ def _clearly_helps(gain_without: Gain | None) -> bool:
 def without(planned: Sequence[LayerCorrection], reasons: Mapping[str, str]) -> list[LayerCorrection]:
     """What is `planned`, without the terms of the layers in `reasons`, which says why each is left out."""
     return [
-        each if each.term is None or each.layer not in reasons else replace(each, term=None, reason=reasons[each.layer])
+        each
+        if each.term is None or each.layer not in reasons
+        else replace(each, term=None, reason=reasons[each.layer], kept=LEFT_OUT)
         for each in planned
     ]
 

@@ -7,18 +7,28 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .effects import CLEAR, Effect, Gain
+from .accuracy import AccuracyGain, BoolArray, interval
+from .effects import Effect, Gain
 from .quality import Quality
 
 FLOAT, UNCORRECTED = "float", "quantised"
+REFERENCES = (FLOAT, UNCORRECTED)
 """The models that others are compared with."""
 BY_MOMENTS = "by moments"
 """The quantised model with weights rounded or scaled by second moments, before its biases are corrected."""
 ONE_PASS, CORRECTED = "one pass", "corrected"
 """The models that are compared with them."""
+SAMPLES = (
+    "check the calibration samples: they need the preprocessing that the model gets in use (scale, mean, order of "
+    "channels), inputs of the same kind as the held-out ones, and enough of them"
+)
+"""What to ask first if corrections do not help."""
+SAY_NOTHING = "what they show holds for no other samples: judge with samples that were not recorded"
+"""What is wrong with held-out samples that calibrated."""
+CHECK_SAMPLES = "; if nothing helps, check the calibration samples: preprocessing, kind and number"
 IF_WORSE = (
     "correct layer by layer (--iterative), leave out what does harm (--do-no-harm), or round less coarsely "
-    "(--weight-range mse, --rounding gram, --per-channel, more bits)"
+    "(--weight-range mse, --rounding gram, --per-channel, more bits)" + CHECK_SAMPLES
 )
 """What to do about a corrected model that is worse than the quantised one."""
 TRIAL_SAMPLES = 256
@@ -34,33 +44,64 @@ NO_FLOATS = (
     "computed, or leave out --do-no-harm"
 )
 
+IN_FLOATS = (
+    "these figures are those of products computed in floats; onnxruntime's kernels for 8-bit codes saturate on x86 "
+    "processors without VNNI, which costs accuracy there and which no bias undoes: judge the model as you run it, with "
+    "--score, and if it is worse, quantise with reduce_range=True"
+)
+"""What to know of the figures of a model on codes."""
+
 ADVICE = {
     "worse": IF_WORSE,
+    "samples": SAMPLES,
     "harm": "--do-no-harm",
     "precision": (
         ". To estimate it, set `statistics: [spread]` in the configuration of the run, count two samples or more, and "
         "give the models"
     ),
 }
-"""What a report says to do about a worse model, to try what harms, and to know the precision of corrections."""
+"""What a report says to do about a worse model, about corrections that few samples decide, to try what harms, and to
+know the precision of corrections.
+"""
 
 
 @dataclass(frozen=True)
 class Judgement:
     """What judging on `samples` samples gave, by model name: the quality of each layer and of all outputs together, the
-    accuracy and the score. `effects` are those on the network's outputs, `gains` by how much each model is better than
-    the quantised one there. `harmful` are the layers whose own outputs would be closer to the float model's without
-    their correction, `unjudged` those whose outputs stand for no tensor of the float model, and why.
+    samples that a classifier got `right`, bool[samples], and the score. `effects` are those on the network's outputs,
+    `gains` by how much each model is better than the quantised one there. `harmful` are the layers whose own outputs
+    would be closer to the float model's without their correction, `unjudged` those whose outputs stand for no tensor of
+    the float model, and why. `caveat` is what to know of all figures.
     """
 
     samples: int
     layers: Mapping[str, Mapping[str, Quality]]
     outputs: Mapping[str, Quality]
-    accuracy: Mapping[str, float] = field(default_factory=dict)
+    right: Mapping[str, BoolArray] = field(default_factory=dict)
     scores: Mapping[str, float] = field(default_factory=dict)
     harmful: Sequence[str] = ()
     unjudged: Mapping[str, str] = field(default_factory=dict)
     effects: Mapping[str, Effect] = field(default_factory=dict)
+    caveat: str = ""
+
+    @property
+    def accuracy(self) -> dict[str, float]:
+        """Model → the share of samples that it classifies correctly, if there are labels."""
+        return {name: float(each.mean()) for name, each in self.right.items()}
+
+    @property
+    def accuracy_intervals(self) -> dict[str, tuple[float, float]]:
+        """Model → the interval of 95 % of its accuracy."""
+        return {name: interval(int(each.sum()), len(each)) for name, each in self.right.items()}
+
+    @property
+    def accuracy_gains(self) -> dict[str, AccuracyGain]:
+        """Model → by how much it is more accurate than the quantised model."""
+        before = self.right.get(UNCORRECTED)
+        if before is None:
+            return {}
+        others = {name: each for name, each in self.right.items() if name not in REFERENCES}
+        return {name: AccuracyGain.between(before, each) for name, each in others.items()}
 
     @property
     def gains(self) -> dict[str, Gain]:
@@ -81,10 +122,9 @@ class Judgement:
         """In what `model` is worse than the quantised one: its outputs, or its accuracy by more than chance."""
         gain = self.gains.get(model)
         reasons = [str(gain)] if gain is not None and gain.is_worse else []
-        if model in self.accuracy and UNCORRECTED in self.accuracy:
-            before, after = self.accuracy[UNCORRECTED], self.accuracy[model]
-            error = math.sqrt((before * (1 - before) + after * (1 - after)) / max(1, self.samples))
-            reasons += [f"accuracy {before:.1%} → {after:.1%}"] if before - after > CLEAR * error else []
+        found = self.accuracy_gains.get(model)
+        if found is not None and found.difference < 0 and found.is_clear:
+            reasons.append(f"accuracy {self.accuracy[UNCORRECTED]:.1%} → {self.accuracy[model]:.1%}")
         return reasons
 
     def document(self) -> dict[str, Any]:
@@ -96,11 +136,14 @@ class Judgement:
                 for layer, models in self.layers.items()
             },
             "outputs": {model: found.document() for model, found in self.outputs.items()},
-            "accuracy": dict(self.accuracy),
+            "accuracy": self.accuracy,
+            "accuracy_interval": {name: [*each] for name, each in self.accuracy_intervals.items()},
+            "accuracy_gain": {name: each.document() for name, each in self.accuracy_gains.items()},
             "scores": dict(self.scores),
             "harmful": list(self.harmful),
             "unjudged": dict(self.unjudged),
-            "worse": {model: self.worse(model) for model in self.outputs if model not in (FLOAT, UNCORRECTED)},
+            "worse": {model: self.worse(model) for model in self.outputs if model not in REFERENCES},
+            "caveat": self.caveat,
             "network": {name: self._network(name) for name in self.effects},
         }
 

@@ -28,6 +28,8 @@ NO_CORRECTOR = "no corrector: the run left none for it"
 NULL_CORRECTOR = "its corrector is null"
 UNCHANGED, NEVER_QUANTISED, WEIGHTLESS = "unchanged", "never quantised", "nothing to correct"
 """Outcomes without a correction: the quantised weight is exact, it is the float one, or nothing is multiplied by it."""
+LEFT_OUT = "left out"
+"""The outcome where a correction does harm, or may."""
 SAME_WEIGHT = "the quantiser left its weight in float: there is nothing to correct"
 EXACT = "the quantised weight equals its own: nothing to correct"
 FARTHEST = 1.0
@@ -65,7 +67,7 @@ class LayerCorrection:
 
     `term`, float64[outputs], undoes the shift of its mean outputs. `corrected` says whether the term was added;
     `change` then says what changed in the model, and otherwise `reason` says why nothing did; `kept` is one of the
-    outcomes with nothing to correct, or empty. `op` is the operator, `quantized` says whether the model at hand stores
+    outcomes without a correction, or empty. `op` is the operator, `quantized` says whether the model at hand stores
     a quantised weight for the layer. `step`, float64[outputs], is the step of a bias of codes, None for floats.
     `difference` says what explains the difference between the weights, if that was checked.
     """
@@ -90,7 +92,7 @@ class LayerCorrection:
 
     @property
     def outcome(self) -> str:
-        """What became of the layer: corrected, unchanged, never quantised, nothing to correct, or refused."""
+        """What became of the layer: corrected, unchanged, never quantised, nothing to correct, left out, or refused."""
         return "corrected" if self.corrected else self.kept or "refused"
 
     @property

@@ -6,7 +6,7 @@ rows that are already counted are refused.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from operator import or_
@@ -171,6 +171,11 @@ def source_of(layer: Layer, rows: int | None = None) -> CountedSource:
     )
 
 
+def models_of(arrays: Iterable[Layer], known: Iterable[str] = ()) -> tuple[str, ...]:
+    """The fingerprints of the models that `arrays` were recorded from, and those that are `known`, sorted."""
+    return tuple(sorted({*known, *(array.model for array in arrays if array.model)}))
+
+
 @dataclass(frozen=True)
 class Ledger:
     """What is counted of a layer: its `statistics` over the rows of its `sources`.
@@ -182,7 +187,8 @@ class Ledger:
     real units. `readers` are the layers of the
     model that read what was counted; None means the layer of its own name, `layer`. `tensor` is the model's name of it,
     empty if unknown. `array` is the name under which it was counted, empty if that is `layer`. `rows_are` says what
-    rows are if they are no samples; `order` is its place among the layers, as they were recorded, None if unknown.
+    rows are if they are no samples; `models` are the fingerprints of the models that were recorded, as far as they are
+    known; `order` is its place among the layers, as they were recorded, None if unknown.
     `attributes` is what attributes of CF said of the values, if anything.
 
     Rows of the tail of the source lie in a file that may be written again. `settled` are the statistics of all other
@@ -198,6 +204,7 @@ class Ledger:
     tensor: str = ""
     array: str = ""
     rows_are: str = ""
+    models: tuple[str, ...] = ()
     order: int | None = None
     attributes: Attributes | None = None
     settled: Statistics | None = None
@@ -215,6 +222,7 @@ class Ledger:
             readers=layer.readers,
             tensor=layer.tensor,
             rows_are=layer.rows_are,
+            models=models_of(arrays),
             order=layer.order,
             attributes=layer.attributes,
         )
@@ -338,6 +346,7 @@ class Ledger:
             "array": self.array or self.layer,
             "tensor": self.tensor or None,
             "rows_are": self.rows_are or "samples",
+            "models": [*self.models],
             "order": self.order,
             "attributes": None if self.attributes is None else self.attributes.to_metadata(),
         }
@@ -441,6 +450,7 @@ def merge(left: L, right: L) -> L:
         readers=None if readers.is_only(left.layer) else readers,
         tensor=left.tensor if left.tensor == right.tensor else "",
         rows_are=left.rows_are or right.rows_are,
+        models=models_of((), (*left.models, *right.models)),
         order=max((each for each in (left.order, right.order) if each is not None), default=None),
     )
     return for_kernel(joined if joined.settled is not None else without_tail(joined), readers.kernel)

@@ -97,6 +97,11 @@ class LayerEntry:
         return str(self.counted.get("tensor") or "")
 
     @property
+    def models(self) -> list[str]:
+        """The fingerprints of the models that were recorded, as far as they are known."""
+        return list(map(str, self.counted.get("models", ())))
+
+    @property
     def order(self) -> int | None:
         """Its place among the layers as they were recorded, None if unknown."""
         order = self.counted.get("order")

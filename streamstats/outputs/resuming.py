@@ -16,7 +16,7 @@ from ..statistics.statistic import Space
 from ..statistics.statistics import Statistics
 from .changes import ELSEWHERE, WAYS_OUT, Change, are_known, change_error, compared, compared_mask, rows_of
 from .layer_statistics import LayerStatistics
-from .ledger import CountedSource, Ledger, Measured, for_kernel, source_of, with_source, without_tail
+from .ledger import CountedSource, Ledger, Measured, for_kernel, models_of, source_of, with_source, without_tail
 from .manifest import check_not_newer
 from .results import excluded_rows, read_states
 from .several import check_not_merged, excluded_of, stores_before, with_arrays
@@ -93,7 +93,7 @@ class Resuming:
             check_same_job(layer, state)
         for said in redescribed(arrays[0], state):
             self.tell_changed(state.layer, said)
-        state = _described(arrays[0], state)
+        state = _described(arrays, state)
         for layer in arrays:
             if state.at(layer.address).fingerprint != layer.fingerprint:
                 state = self._stored_anew(layer, state)
@@ -193,17 +193,19 @@ def files_without(array: Layer, rows: Coverage, left: Coverage) -> list[int]:
     return [number for number in touched if not left & Coverage.of([rows_of_file(array, number)])]
 
 
-def _described(layer: Layer, state: LayerStatistics) -> LayerStatistics:
-    """`state` as `layer` is described now.
+def _described(arrays: Sequence[Layer], state: LayerStatistics) -> LayerStatistics:
+    """`state` as `arrays`, those of its layer, are described now.
 
     The quantisation may change: it applies only to the final sums; the kernel, where no statistic depends on it.
     """
+    layer = arrays[0]
     return replace(
         for_kernel(state, layer.kernel),
         quantization=layer.quantization,
         readers=layer.readers,
         tensor=layer.tensor,
         rows_are=layer.rows_are,
+        models=models_of(arrays, state.models),
         order=layer.order,
         attributes=layer.attributes,
     )

@@ -62,7 +62,8 @@ REPORT = ".report.html"
 class Correction(Protocol):
     """What the report needs of a correction, in any format of models.
 
-    `advice` says what to do about a worse model (`worse`) and about harmful corrections (`harm`), and how to know the
+    `advice` says what to do about a worse model (`worse`), about corrections that few samples decide
+    (`samples`) and about harmful ones (`harm`), and how to know the
     precision of corrections (`precision`).
     """
 

@@ -9,10 +9,14 @@ from typing import Any
 import numpy as np
 
 from ..errors import counted
+from ..models.accuracy import AccuracyGain
 from ..models.judgement import BY_MOMENTS, CORRECTED, FLOAT, ONE_PASS, UNCORRECTED
+from ..models.linear import LEFT_OUT, WEIGHTLESS
 
 NAMED = 20
 """How many channels, or layers, a sentence names at most."""
+DOUBTFUL = 2.0
+"""How many times its standard error a correction is, at least, that single samples do not decide."""
 HALF = 0.5
 """Of a step: rounding to steps discards that much anyway."""
 
@@ -63,15 +67,42 @@ def warnings(report: Mapping[str, Any]) -> list[str]:
 def sentences(report: Mapping[str, Any]) -> list[str]:
     """The sentences below the headline."""
     judged, advice, found = report["judgement"], report["advice"], list[str]()
-    if judged:
-        found += [_of_outputs(judged), _of_harm(judged["harmful"], advice["harm"])]
+    corrections = [each for each in (report["correction"] or {}).values() if each["outcome"] != WEIGHTLESS]
+    nothing_done = bool(corrections) and not any(each["corrected"] for each in corrections)
+    if nothing_done:
+        found.append(_of_nothing(corrections))
+    elif report["about"] and report["about"]["do_no_harm"]:
+        found.append(_of_left_out(corrections))
+    if judged and not nothing_done:
+        found += [_of_outputs(judged), *_of_accuracy(judged), _of_harm(judged["harmful"], advice["harm"])]
     unjudged = (judged or {}).get("unjudged", {})
     found += [f"Not judged: {layer}. {reason[0].upper()}{reason[1:]}." for layer, reason in unjudged.items()]
-    found.append(_of_samples(report))
+    if not nothing_done:
+        found += [_of_samples(report), *_of_few(report)]
     idle = sum(len(each["never_active"]) for each in report["layers"].values())
     if idle:
         found.append(f"{counted(idle, 'channel')} {'is' if idle == 1 else 'are'} never active: zero in every sample.")
     return found
+
+
+def _of_nothing(corrections: Sequence[Mapping[str, Any]]) -> str:
+    left = sum(each["outcome"] == LEFT_OUT for each in corrections)
+    why = f"; {left:,} were left out, because they do harm or may" if left else ""
+    return (
+        f"None of {counted(len(corrections), 'correction')} was made{why}: the model is the quantised one, and the "
+        "list “Not corrected” gives the reasons."
+    )
+
+
+def _of_left_out(corrections: Sequence[Mapping[str, Any]]) -> str:
+    left = [each["layer"] for each in corrections if each["outcome"] == LEFT_OUT]
+    if not left:
+        return "No correction was left out: none did harm to the outputs of the network by more than chance."
+    return f"Left out, for the reasons under “Not corrected”: {_named(left)}."
+
+
+def _named(layers: Sequence[str]) -> str:
+    return ", ".join(layers[:NAMED]) + (", …" if len(layers) > NAMED else "")
 
 
 def _of_outputs(judged: Mapping[str, Any]) -> str:
@@ -86,6 +117,19 @@ def _of_outputs(judged: Mapping[str, Any]) -> str:
     )
 
 
+def _of_accuracy(judged: Mapping[str, Any]) -> list[str]:
+    """Whether the accuracy gained or lost is more than chance, and what to know of the figures."""
+    found, gain = list[str](), judged["accuracy_gain"].get(CORRECTED)
+    if gain is not None:
+        low, high = (f"{end:.1%}" for end in judged["accuracy_interval"][CORRECTED])
+        known = AccuracyGain(gain["gained"], gain["lost"], judged["samples"])
+        found.append(
+            f"The accuracy of the corrected model is between {low} and {high} (interval of 95 %): "
+            f"{known}, {known.words}."
+        )
+    return [*found, f"{judged['caveat'][0].upper()}{judged['caveat'][1:]}."] if judged["caveat"] else found
+
+
 def _median_shift(judged: Mapping[str, Any], model: str) -> float:
     found = [or_nan(models[model]["rms_shift"]) for models in judged["layers"].values() if model in models]
     return float(np.median(found or [np.nan]))
@@ -94,10 +138,9 @@ def _median_shift(judged: Mapping[str, Any], model: str) -> float:
 def _of_harm(harmful: Sequence[str], advice: str) -> str:
     if not harmful:
         return "No layer's own outputs would be closer to the float model without its correction."
-    names = ", ".join(harmful[:NAMED]) + (", …" if len(harmful) > NAMED else "")
     return (
-        f"Their own outputs would be closer to the float model without their correction: {names}. {advice} tries what "
-        "that does to the network."
+        f"Their own outputs would be closer to the float model without their correction: {_named(harmful)}. {advice} "
+        "tries what that does to the network."
     )
 
 
@@ -117,6 +160,21 @@ def _of_samples(report: Mapping[str, Any]) -> str:
     return (
         f"{known_to}; more samples would still change biases, and about {needed} would bring the error to half a step."
     )
+
+
+def _of_few(report: Mapping[str, Any]) -> list[str]:
+    """What to ask if corrections are not much larger than their standard errors: few samples decide them."""
+    doubtful = [
+        name
+        for name, each in report["precision"].items()
+        if each["error_in_steps"] is not None and (each["correction_in_steps"] or 0) < DOUBTFUL * each["error_in_steps"]
+    ]
+    if not doubtful:
+        return []
+    return [
+        f"Few samples decide the corrections of {_named(doubtful)}, which are less than twice their standard errors; "
+        f"{report['advice']['samples']}."
+    ]
 
 
 def figure(value: float | None) -> str:

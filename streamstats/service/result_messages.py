@@ -70,6 +70,7 @@ class CountedView(Open):
     array: str | None = None
     tensor: str | None = None
     rows_are: str | None = None
+    models: list[str] = []
     order: int | None = None
     attributes: dict[str, Any] | None = None
 
@@ -143,7 +144,7 @@ class CorrectionView(Open):
 
     layer: str
     corrected: bool
-    outcome: Literal["corrected", "unchanged", "never quantised", "nothing to correct", "refused"]
+    outcome: Literal["corrected", "unchanged", "never quantised", "nothing to correct", "left out", "refused"]
 
 
 class CorrectionsView(BaseModel):

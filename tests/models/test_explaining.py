@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 
 from streamstats.layouts import BY_GROUP, tap_sums
-from streamstats.models.explaining import explain, likeness
+from streamstats.models.explaining import AS_IT_IS, explain, likeness
 from streamstats.models.grids import Grid, channels_of, inferred_grids
 from streamstats.models.sides import Biases
 
@@ -239,8 +239,20 @@ def test_floats_of_few_bits_have_no_step_and_are_explained_by_what_they_are_near
     narrow = original.astype(getattr(ml_dtypes, dtype)).astype(np.float32)
     channels = channels_of(SHAPE, "OIHW", 1)
     assert not [*inferred_grids(narrow, channels)]
-    assert not explain([original], narrow, None, channels).reason
+    found = explain([original], narrow, None, channels)
+    assert (found.reason, found.words) == ("", AS_IT_IS)
     assert explain([original], (narrow * np.float32(0.9)), None, channels).reason
+
+
+@pytest.mark.parametrize(("bits", "per_channel"), [(8, False), (4, True)])
+def test_noise_is_taken_as_it_is_and_not_called_rounding(bits: int, per_channel: bool) -> None:
+    """Floats in which quantised values were moved by noise lie on no grid, and nothing tells that they were rounded."""
+    original = weight()
+    noise = np.random.default_rng(9).normal(size=SHAPE) * 0.02
+    noisy = (rounded(original, bits, per_channel)[0] + noise).astype(np.float32)
+    channels = channels_of(SHAPE, "OIHW", 1)
+    assert explain([original], noisy, None, channels).words == AS_IT_IS
+    assert explained(original, original, bits, per_channel, known=False).words == "rounding"
 
 
 def test_a_grid_is_inferred_to_its_step_and_ends() -> None:

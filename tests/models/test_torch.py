@@ -242,7 +242,7 @@ def test_modules_of_torch_ao_are_corrected(network: Any, tmp_path: Path) -> None
         trained = torch.ao.nn.qat.Conv2d(3, 8, 3, padding=1, stride=2, qconfig=ao.get_default_qat_qconfig())
         trained.load_state_dict(network.stem[0].state_dict(), strict=False)
     single = nn.ModuleDict({"stem": layer})
-    (outcome,) = apply_correctors(single, nn.ModuleDict({"stem": nn.Sequential(packed)}), out)
+    (outcome,) = apply_correctors(single, nn.ModuleDict({"stem": nn.Sequential(packed)}), out, other_weights=True)
     assert outcome.corrected
     inputs = torch.cat(inputs_of(network, x)["stem/0"]).double()
     conv = copy.deepcopy(layer[0]).double()
@@ -251,7 +251,7 @@ def test_modules_of_torch_ao_are_corrected(network: Any, tmp_path: Path) -> None
         conv.weight.copy_(packed.weight().dequantize())
         conv.bias.copy_(packed.bias())
         np.testing.assert_allclose(conv(inputs).mean(dim=(0, 2, 3)).numpy(), wanted.numpy(), atol=2e-6)
-    (outcome,) = apply_correctors(single, nn.ModuleDict({"stem": nn.Sequential(trained)}), out)
+    (outcome,) = apply_correctors(single, nn.ModuleDict({"stem": nn.Sequential(trained)}), out, other_weights=True)
     assert outcome.corrected
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from told import Told
 
 import streamstats as ss
 from streamstats.errors import HarmError, MismatchError, UsageError
@@ -124,7 +125,7 @@ def test_a_correction_that_does_harm_is_left_out(network: Any, tmp_path: Path) -
     before = quantized.fc.bias.clone()
     found = correct(network, quantized, correctors, HeldOut(batches(2)), do_no_harm=True)
     outcomes = {each.layer: (each.outcome, each.reason) for each in found.layers}
-    assert outcomes["shared"] == ("refused", HARMFUL)
+    assert outcomes["shared"] == ("left out", HARMFUL)
     assert outcomes["fc"] == ("corrected", "")
     assert quantized.shared.bias is None
     assert not torch.equal(quantized.fc.bias, before)
@@ -213,6 +214,17 @@ def test_batches_that_were_not_recorded_are_refused(network: Any, tmp_path: Path
     with pytest.raises(UsageError, match="judge on samples that were not recorded; give them, `held_out`"):
         correct(network, quantized, correctors, do_no_harm=True)
     assert quantized.shared.bias is None
+
+
+@pytest.mark.parametrize(("repeated", "said"), [(0, []), (1, ["warning: 1 of 4 held-out batches are among the"])])
+def test_held_out_batches_that_were_recorded_are_warned_of(
+    network: Any, repeated: int, said: list[str], tmp_path: Path
+) -> None:
+    correctors, quantized = out(network, tmp_path), folded_and_rounded(network)
+    held_out = [*batches(2), *batches(1)[:1]] if repeated else batches(2)
+    told = Told()
+    correct(network, quantized, correctors, HeldOut(held_out), iterative=Iterative(batches(1)), progress=told)
+    assert [each.partition(" recorded ones")[0] for each in told.messages if "held-out batches are" in each] == said
 
 
 class Expert(nn.Module):  # type: ignore[misc]

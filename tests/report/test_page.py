@@ -104,7 +104,8 @@ def body(report: dict[str, Any]) -> str:
 
 def test_the_figure_that_matters_comes_first(folder: Path) -> None:
     report = judged(folder)
-    report["judgement"]["accuracy"] = {"float": 0.99, "quantised": 0.267, "one pass": 0.9, "corrected": 0.987}
+    accuracy = {"float": 0.99, "quantised": 0.267, "one pass": 0.9, "corrected": 0.987}
+    report["judgement"] |= {"accuracy": accuracy, "accuracy_interval": {name: [0.2, 1.0] for name in accuracy}}
     start = f"Bias correction of {folder}/quantized.onnx 26.7 → 98.7 % accuracy on 30 held-out samples; "
     assert body(report).startswith(start + "the float model has 99.0 %")
     report["judgement"]["accuracy"] = {}
@@ -112,6 +113,21 @@ def test_the_figure_that_matters_comes_first(folder: Path) -> None:
     report["judgement"] = None
     assert "2 of 2 layers corrected not judged on held-out samples" in body(report)
     assert "2 layers counted, with 64 rows each" in body(report | {"correction": None})
+
+
+def test_figures_come_with_what_is_known_of_chance_and_of_kernels(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = judged(folder)
+    said = capsys.readouterr().err
+    gain = report["judgement"]["accuracy_gain"]["corrected"]
+    low, high = report["judgement"]["accuracy_interval"]["corrected"]
+    assert f"({low:.2%} to {high:.2%})" in said
+    assert f"points, {'beyond chance' if gain['chance'] < 0.05 else 'which may be chance'}: {gain['gained']}" in said
+    assert "quantise with reduce_range=True" in said
+    text = body(report)
+    assert f"is between {low:.1%} and {high:.1%} (interval of 95 %): {100 * gain['difference']:+.2f} ±" in text
+    assert "These figures are those of products computed in floats" in text
 
 
 def test_what_is_worse_than_doing_nothing_is_a_warning_that_says_what_to_do(folder: Path) -> None:
@@ -123,6 +139,47 @@ def test_what_is_worse_than_doing_nothing_is_a_warning_that_says_what_to_do(fold
     assert "rounding by second moments is worse than rounding to nearest: -2.00 dB; use these" in body(report)
     report["judgement"]["worse"] = {"one pass": [], "corrected": []}
     assert "Warning" not in body(report)
+
+
+def test_the_sentences_fit_what_was_left_out(folder: Path) -> None:
+    """None with --do-no-harm, some, or all: then nothing is said of corrections that were not made."""
+    report = judged(folder)
+    assert "left out" not in body(report)
+    report["about"]["do_no_harm"] = True
+    assert "No correction was left out: none did harm" in body(report)
+    done = report["correction"]
+    left = {"corrected": False, "outcome": "left out", "reason": "without it, it is better"}
+    done["two"] |= left
+    assert "Left out, for the reasons under “Not corrected”: two." in body(report)
+    assert "left out: two (Gemm): without it, it is better" in body(report)
+    for each in done.values():
+        each |= left
+    said = body(report)
+    assert "None of 2 corrections was made; 2 were left out, because they do harm or may: the model is the" in said
+    for sentence in (
+        "changes from",
+        "accuracy of the corrected model is between",
+        "No layer's own outputs",
+        "precision",
+    ):
+        assert sentence not in said
+    for each in done.values():
+        each |= {"outcome": "refused"}
+    assert "None of 2 corrections was made: the model is the quantised one" in body(report)
+
+
+def test_corrections_that_few_samples_decide_raise_the_question_of_the_samples(folder: Path) -> None:
+    report = judged(folder)
+    precision = report["precision"]
+    for each in precision.values():
+        each |= {"correction_in_steps": 9.0, "error_in_steps": 1.0, "rows_for_half_a_step": 4}
+    assert "check the calibration samples" not in body(report)
+    precision["two"]["error_in_steps"] = 5.0
+    assert "Few samples decide the corrections of two, which are less than twice their standard errors" in body(report)
+    assert "the preprocessing that the model gets in use" in body(report)
+    precision["two"]["error_in_steps"] = 1.0
+    report["judgement"]["worse"] = {"one pass": [], "corrected": ["-1.00 dB"]}
+    assert "if nothing helps, check the calibration samples: preprocessing, kind and number." in body(report)
 
 
 def test_dots_lie_where_their_values_are_and_the_corrected_model_is_drawn_last(folder: Path) -> None:

@@ -87,7 +87,7 @@ class _Addition:
             quantized=not pair.same_weight,
             outputs=self.layer.outputs,
             difference=pair.explained,
-            kept=KEPT.get(planned.reason, ""),
+            kept=KEPT.get(planned.reason, planned.kept),
         )
 
     def done(self) -> LayerCorrection:

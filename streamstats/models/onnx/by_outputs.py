@@ -49,6 +49,11 @@ FORM = "outputs"
 FARTHEST = 1.0
 """How large the variance of the difference may be, as a share of the variance of the float outputs: that of unrelated
 outputs is twice as large."""
+UNLIKE = (
+    "its outputs are too far from those of {} in the float model: in the first batch, the variance of the difference "
+    "is {:.3g} times that of the outputs (expected less than 1; unrelated outputs have 2); round it less coarsely "
+    "(more bits, or a step per channel), or, if this is another layer, correct by weights (--correctors)"
+)
 SCALED = (
     "its outputs are nearly those of {} in the float model times {}; if the quantised model undoes this scale behind "
     "it, as after equalisation, mean outputs would take it for a shift: give the float model with this scale in it, or "
@@ -220,10 +225,7 @@ class OutputCorrection:
             floats = each.values(wanted[each.wanted], samples, mask)
             apart = distance(found, floats, -1)
             if not apart < FARTHEST:
-                unlike[each.name] = (
-                    f"its outputs do not follow those of {each.wanted} in the float model: the variance of the "
-                    f"difference is {apart:.3g} times theirs, where unrelated outputs have 2; it may be another layer"
-                )
+                unlike[each.name] = UNLIKE.format(each.wanted, apart)
             elif (times := factors(found, floats, -1)) is not None and each.site.original.weight.size > times.size:
                 unlike[each.name] = SCALED.format(each.wanted, f"{times.min():.2g} to {times.max():.2g}")
         return unlike

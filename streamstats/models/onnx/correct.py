@@ -11,13 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...errors import UsageError, listed
+from ...errors import UsageError, counted, listed
 from ...outputs.layer_statistics import LayerStatistics
 from ...progress import QUIET, Progress, Stage
 from ...ranges.finding import MINMAX
 from ...storage.files import remove_folder, write_bytes
 from ..harm import TRIALS, WORSE, Trials, tell, without
-from ..judgement import ADVICE, BY_MOMENTS, CORRECTED, ONE_PASS, UNCORRECTED, Judgement
+from ..judgement import ADVICE, BY_MOMENTS, CORRECTED, ONE_PASS, SAY_NOTHING, UNCORRECTED, Judgement
 from ..linear import LayerCorrection
 from ..precision import Precision
 from ..tensors import terms_bytes
@@ -29,17 +29,25 @@ from .by_outputs import FORM, OutputCorrection, Outputs
 from .correctors import check_masks, find_correctors, one_pass, strays
 from .doubts import unsure
 from .files import check_targets, write_models
+from .fingerprint import check_recorded
 from .graph import copied
 from .iterative import Iterative, iterative_corrections
 from .judge import HeldOut, Judge
 from .layers import LeftOut
 from .levels import Levels
+from .overlap import counted_as
+from .pairs import kept_factors
 from .precision import bias_steps, precision
 from .subject import Subject, check_rounded, fake_quantized, marked, quantized_by_others, two_models
 
 if TYPE_CHECKING:
     import onnx
 
+KEPT_FACTOR = (
+    "the weight of layer {} is {:.3g} times that of the float model, and no corrected layer undoes this factor; "
+    "unless something else does, the outputs are wrong by it, and no bias corrects that: compare the models "
+    "(--held-out), or quantise the float model again"
+)
 TERMS = ".terms.safetensors"
 """The suffix of the file of terms, in place of the corrected model's own."""
 
@@ -52,8 +60,9 @@ class How:
     judges the models on samples that were not recorded. `do_no_harm` leaves out the corrections without which the
     network's outputs are nearer to the float model's on these samples, of which at most `trials` are tried one by one;
     those for which too few samples were counted, unless they clearly help; and all of them if the network is worse with
-    them. `fail_if_worse` raises `HarmError` instead of writing a model that is worse than the quantised one. Raises
-    `UsageError` for options that cannot be combined.
+    them. `fail_if_worse` raises `HarmError` instead of writing a model that is worse than the quantised one. With
+    `other_weights`, correctors count although they were recorded from a model with other weights. Raises `UsageError`
+    for options that cannot be combined.
     """
 
     iterative: Iterative | None = None
@@ -62,6 +71,7 @@ class How:
     fail_if_worse: bool = False
     trials: int = TRIALS
     outputs: Outputs | None = None
+    other_weights: bool = False
 
     def __post_init__(self) -> None:
         recorded = self.layer_by_layer and self.layer_by_layer.samples
@@ -156,8 +166,8 @@ def correct(
     2 GB go into a second file, whose name has `.data` appended.
 
     Raises `UsageError` for bits outside 2…16, an unusable model or folder, and activations without a range;
-    `MismatchError` for a corrector whose channels are not the layer's; `DataError` for a corrector that is damaged or
-    differs from the manifest; `OutputError`.
+    `MismatchError` for correctors recorded from another model, or of other channels than the layer's; `DataError` for a
+    corrector that is damaged or differs from the manifest; `OutputError`.
     """
     by_moments = ByMoments(correctors, rounding, scale) if scale or rounding != NEAREST else None
     levels = Levels(bits, per_channel, symmetric, weight_range, by_moments)
@@ -187,6 +197,8 @@ def correct_quantized(
     check_targets([original, quantized], [output])
     subject = quantized_by_others(original, quantized)
     check_rounded(subject)
+    for layer, factor in kept_factors(subject.pairs).items():
+        progress.say(f"warning: {KEPT_FACTOR.format(layer, factor)}")
     return _with_means(subject, correctors, how or How(), progress).written(output)
 
 
@@ -222,8 +234,9 @@ def correct_outputs(
 class _Method:
     """How terms are found, and added to a copy of the quantised model.
 
-    `work` is the folder to remove in the end. `once` are terms to compare those `planned` with. `reasons` tell the
-    layers for which too few samples were counted, and `strays` what else is left out.
+    `work` is the folder to remove in the end, `out` that of what was counted. `once` are terms to compare those
+    `planned` with. `reasons` tell the layers for which too few samples were counted, and `strays` what else is left
+    out.
     """
 
     planned: Callable[[], Sequence[LayerCorrection]]
@@ -232,6 +245,7 @@ class _Method:
     once: Sequence[LayerCorrection] | None = None
     reasons: Callable[[Sequence[LayerCorrection]], Mapping[str, str]] = lambda _: {}
     strays: Sequence[LeftOut] = ()
+    out: Path | None = None
 
 
 def _from_means(subject: Subject, out: Path, how: How, progress: Progress) -> _Method:
@@ -255,6 +269,7 @@ def _from_means(subject: Subject, out: Path, how: How, progress: Progress) -> _M
         None if iterative is None else once,
         lambda terms: unsure(out, subject.pairs, terms),
         list(strays(out, subject.layers)),
+        out,
     )
 
 
@@ -281,10 +296,24 @@ class _Correcting:
         if self.how.held_out is None:
             return self._written(*self._corrected(self._planned()), None, output, uncorrected)
         with Judge(self.subject.original, self.subject.pairs, self.how.held_out, self.progress) as judge:
+            self._tell_repeated(judge, self.how.held_out)
             chosen = self._chosen(judge)
             model, outcomes, judgement = chosen._judged(judge)
         tell(judgement, CORRECTED, self.progress, fail=self.how.fail_if_worse)
         return chosen._written(model, outcomes, judgement, output, uncorrected)
+
+    def _tell_repeated(self, judge: Judge, held_out: HeldOut) -> None:
+        """Warn of held-out samples that calibrated."""
+        staged = self.how.layer_by_layer
+        number = 0 if staged is None else judge.shared_with(staged.samples, staged.batch_axes)
+        if staged is not None and number:
+            of = f"{number:,} of {counted(judge.samples, 'held-out sample')}"
+            self.progress.say(f"warning: {of} are among those of {staged.samples}; {SAY_NOTHING}")
+        elif self.method.out is not None and (layer := counted_as(judge.given, self.method.out, self.subject.layers)):
+            self.progress.say(
+                f"warning: the samples of {held_out.samples} are those that {self.method.out} has counted: layer "
+                f"{layer} has as many rows with the same means; {SAY_NOTHING}"
+            )
 
     def _written(
         self,
@@ -384,6 +413,9 @@ def _with_means(
     subject: Subject, correctors: str | Path, how: How, progress: Progress, plainer: Sequence[Subject] = ()
 ) -> _Correcting:
     """The correction of `subject`; each that is plainer has those after it as plainer ones."""
+    if not how.other_weights:
+        names = [layer.name for layer in subject.layers]
+        check_recorded(Path(correctors), subject.original, subject.name, names)
     others: list[_Correcting] = []
     for each in (*reversed(plainer), subject):
         method = _from_means(each, Path(correctors), how, progress)

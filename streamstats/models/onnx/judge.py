@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -18,14 +18,16 @@ from ...progress import QUIET, Progress, Stage
 from ...statistics.masks import Mask
 from ..effects import Effect, EffectSums
 from ..findings import Findings, Measured
-from ..judgement import FLOAT, KEPT_BYTES, NO_FLOATS, ROUTED, TRIAL_SAMPLES, Judgement
+from ..judgement import FLOAT, IN_FLOATS, KEPT_BYTES, NO_FLOATS, ROUTED, TRIAL_SAMPLES, Judgement
 from ..quality import Sums
 from .comparing import Places
 from .files import write_models
 from .graph import copied
 from .masking import check_mask, mask_rows
+from .overlap import shared
 from .pairs import SCALED, Pair
 from .plain import PlainModel, only, plainly
+from .quantized import multiplies_codes
 from .run import ModelRun, open_session
 from .samples import Array, Axes, load_samples
 from .scoring import Labels, check_command, scored
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
     import onnx
 
 Float64Array = npt.NDArray[np.float64]
+REDUCED = 64
+"""The largest code of weights of a reduced range: 2·255·64 < 2^15."""
 CANDIDATE = "candidate"
 """What a model on trial is called in messages and files."""
 
@@ -74,6 +78,7 @@ class Judge(Findings):
         self._kept_bytes = 0
         self._samples = 0
         self._routed = set[str]()
+        self._on_codes = False
 
     def __enter__(self) -> Self:
         """Open the float model. Raises `UsageError`, `MismatchError` for samples that do not fit it."""
@@ -87,8 +92,8 @@ class Judge(Findings):
         names = [pair.output for pair in self._pairs if pair.output]
         self._ends = [output.name for output in self._original.graph.output]
         session = self._session(copied(self._original), [*self._ends, *names], FLOAT)
-        self._given = load_samples(self._held_out.samples, session, self._held_out.batch_axes)
-        self._float = ModelRun.prepare(session, self._given, self._held_out.batch_size, str(self._held_out.samples))
+        self.given = load_samples(self._held_out.samples, session, self._held_out.batch_axes)
+        self._float = ModelRun.prepare(session, self.given, self._held_out.batch_size, str(self._held_out.samples))
         check_mask(self._float, self._held_out.mask)
         self._samples = self._float.samples
         matrices = [pair.output for pair in self._pairs if pair.output and pair.quantized.weight.ndim <= 2]
@@ -111,7 +116,7 @@ class Judge(Findings):
         `note` follows the name of the model in the progress. A second model of the same name replaces the first. Raises
         `MismatchError` for a model of another network, `UsageError` for a model that onnxruntime does not run.
         """
-        return self._take(name, self._measured(name, model, note), self._samples, terms)
+        return self._take(name, self._measured(name, model, note), terms)
 
     def effect(self, model: onnx.ModelProto, *, trial: bool = False) -> Effect:
         """What `model` does to the outputs of the network; a `trial` runs the first samples only, at least a batch.
@@ -119,7 +124,7 @@ class Judge(Findings):
         Progress advances by the samples. Raises as `add`, and `UsageError` if no output is of floats.
         """
         session = self._session(plainly(model).model, self._ends, CANDIDATE)
-        run = ModelRun.prepare(session, self._given, self._held_out.batch_size, str(self._held_out.samples))
+        run = ModelRun.prepare(session, self.given, self._held_out.batch_size, str(self._held_out.samples))
         sums = EffectSums()
         for rows in run.batches():
             if trial and rows.start >= TRIAL_SAMPLES:
@@ -134,6 +139,10 @@ class Judge(Findings):
         if found is None:
             raise UsageError(NO_FLOATS)
         return found
+
+    def shared_with(self, samples: str | Path, axes: Axes | None) -> int:
+        """How many held-out samples are among the `samples` with these `axes`."""
+        return shared(self.given, load_samples(samples, self._float.session, axes))
 
     @property
     def samples(self) -> int:
@@ -167,12 +176,13 @@ class Judge(Findings):
     def _measured(self, name: str, model: onnx.ModelProto, note: str) -> _Measured:
         """Run `model` beside the float model, and sum up their errors."""
         self._check_outputs(name, [output.name for output in model.graph.output])
+        self._on_codes |= multiplies_codes(model)
         plain = plainly(model)
         judged = self._judged(plain)
         mine_wanted = _unique([*self._ends, *(tensor for _, tensor in judged)])
         theirs_wanted = _unique([*self._ends, *(pair.output for pair, _ in judged)])
         session = self._session(plain.model, mine_wanted, name)
-        run = ModelRun.prepare(session, self._given, self._held_out.batch_size, str(self._held_out.samples))
+        run = ModelRun.prepare(session, self.given, self._held_out.batch_size, str(self._held_out.samples))
         sums = ({pair.name: Sums() for pair, _ in judged}, {end: Sums() for end in self._ends})
         found = _Measured(*sums, ends=self._ends, places=self._places)
         what = f"judging the {name.replace(' ', '-')} model{note}"
@@ -182,8 +192,8 @@ class Judge(Findings):
             mask = mask_rows(self._float, self._held_out.mask, rows)
             found.add(judged, mine, theirs, rows.stop - rows.start, mask)
             if self._labels is not None:
-                found.right[name] += self._labels.right(mine[self._ends[0]], rows)
-                found.right[FLOAT] += self._labels.right(theirs[self._ends[0]], rows)
+                for model_name, outputs in ((name, mine), (FLOAT, theirs)):
+                    found.add_right(model_name, self._labels.right(outputs[self._ends[0]], rows))
             self._progress.advance(rows.stop - rows.start)
         self._routed |= found.routed
         found.layers = {layer: sums for layer, sums in found.layers.items() if layer not in self._routed}
@@ -210,7 +220,9 @@ class Judge(Findings):
 
     def finish(self) -> Judgement:
         """The judgement on all models."""
-        return self._judgement(self._samples, self.unjudged, self._scores)
+        found = self._judgement(self._samples, self.unjudged, self._scores)
+        doubtful = self._on_codes and not self._scores and any(map(_may_saturate, self._pairs))
+        return replace(found, caveat=IN_FLOATS) if doubtful else found
 
     def _session(self, model: onnx.ModelProto, tensors: Sequence[str], name: str) -> Any:
         path = self._folder / f"{name} judged.onnx"
@@ -221,9 +233,9 @@ class Judge(Findings):
             raise UsageError(f"the {name} model: {error}") from error
 
     def _check_finite(self) -> None:
-        for name, axis in self._given.axes.items():
+        for name, axis in self.given.axes.items():
             for rows in self._float.batches():
-                part = self._given.part(name, rows)
+                part = self.given.part(name, rows)
                 first = part[np.newaxis] if axis is None else np.moveaxis(part, axis, 0)
                 wrong = np.flatnonzero(~np.isfinite(first).reshape(len(first), -1).all(axis=1))
                 if wrong.size:
@@ -270,6 +282,14 @@ class _Measured(Measured):
 def unjudged(pairs: Sequence[Pair]) -> dict[str, str]:
     """The layers that cannot be judged → why."""
     return {pair.name: SCALED for pair in pairs if not pair.output}
+
+
+def _may_saturate(pair: Pair) -> bool:
+    """Whether products of the weight's codes and codes of 8 bits may not fit into 16 bits, two at a time."""
+    if pair.weight_step is None:
+        return False
+    step = pair.weight_step[pair.quantized.channels().output]
+    return bool((np.abs(pair.quantized.weight) > (REDUCED + 0.5) * step).any())
 
 
 def _alike(mine: Array, theirs: Array, axis: int) -> Array:

@@ -36,6 +36,8 @@ CORNER, UNLIKE = 64, 0.97
 """The extent of the corners that are compared first; how far they are apart, at least, if they are unrelated."""
 SUSPICIOUS = 0.5
 """The distance of weights, as a share of their norm, from which there may be a scale between them."""
+UNDONE = 0.05
+"""How far from 1 the product of two factors may be that undo each other."""
 NEAR = 1e-6
 """The distance of a weight that was only copied, or folded in float32, as a share of its norm."""
 
@@ -49,7 +51,8 @@ class Pair:
     layer stand for: behind what was folded in; empty if there is none. `bias`, float64[outputs], is what the layer adds
     before its bias is rounded, `weight_step`, float64[outputs], the step of the stored weight; None if not known.
     `input_factors`, float64[channels], are those of the weight's input channels, by which the inputs of the quantised
-    layer were divided; None for none. `explained` says how the weights differ.
+    layer were divided; None for none. `explained` says how the weights differ; `lone_factor` is a number by which the
+    whole weight is multiplied, None for none.
     """
 
     quantized: OnnxLayer
@@ -60,6 +63,7 @@ class Pair:
     bias: Float64Array | None = None
     input_factors: Float64Array | None = None
     explained: str = ""
+    lone_factor: float | None = None
 
     @property
     def name(self) -> str:
@@ -142,7 +146,21 @@ def _pair(
         None if scaled else fold.bias,
         explanation.inputs,
         explanation.words,
+        explanation.lone_factor,
     )
+
+
+def kept_factors(found: Sequence[Pair]) -> dict[str, float]:
+    """Layer → the number by which its whole weight is multiplied, where no other layer undoes it.
+
+    A factor is undone by one of another layer with which its product is 1.
+    """
+    every = {pair.name: pair.lone_factor for pair in found if pair.lone_factor is not None}
+    return {
+        name: factor
+        for name, factor in every.items()
+        if not any(abs(factor * other - 1) <= UNDONE for layer, other in every.items() if layer != name)
+    }
 
 
 def _biases(fold: Fold, stored: Stored) -> Biases | None:

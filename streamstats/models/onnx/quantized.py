@@ -30,6 +30,8 @@ Array = npt.NDArray[Any]
 Float64Array = npt.NDArray[np.float64]
 ON_CODES = {"QLinearConv": "Conv", "QLinearMatMul": "MatMul", "QGemm": "Gemm"}
 """Operator on codes → its operator on reals. All of them read codes, scale, zero point; those of the weight; …"""
+ROUNDING = ("QuantizeLinear", "DynamicQuantizeLinear", "DynamicQuantizeMatMul")
+"""Operators that round activations to codes."""
 WEIGHT, WEIGHT_SCALE, WEIGHT_ZERO_POINT = 3, 4, 5
 BIAS = {"QLinearConv": 8, "QGemm": 6, "Conv": 2, "ConvTranspose": 2, "Gemm": 2}
 """Operator → which of its inputs is the bias."""
@@ -73,6 +75,11 @@ def _along(axis: int, values: Array, ndim: int) -> Array:
 def is_quantized(model: onnx.ModelProto) -> bool:
     """Whether an operator of `model` multiplies by a weight that is stored as codes."""
     return any(each.is_quantized and not each.is_lookup for each in operators(model))
+
+
+def multiplies_codes(model: onnx.ModelProto) -> bool:
+    """Whether a runtime may multiply codes by codes in `model`: weights and activations are rounded to them."""
+    return is_quantized(model) and any(node.op_type in (*ROUNDING, *ON_CODES) for node in model.graph.node)
 
 
 @dataclass(frozen=True, eq=False)

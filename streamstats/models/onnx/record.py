@@ -142,7 +142,7 @@ def record(
         progress.begin(_stage("measuring the ranges of", run, targets))
         targets = with_quantization(run, targets, progress)
     progress.begin(_stage("recording", run, targets))
-    rows = _write_samples(run, targets, store, progress, part)
+    rows = _write_samples(run, targets, store, progress, part, wanted.model)
     return _outcomes(targets, rows, [*unfit, *skipped])
 
 
@@ -174,7 +174,7 @@ def measure(
     targets, unfit = _found(run, wanted, mask, progress, positions_as_rows=positions_as_rows)
     meter, rows = Meter(statistics, name=f"sha256:{samples_digest(samples)}", nonfinite=nonfinite), Counter[str]()
     progress.begin(_stage("measuring", run, targets))
-    visit_rows(run, targets, partial(_append, meter, rows), progress)
+    visit_rows(run, targets, partial(_append, meter, rows, wanted.model), progress)
     meter.save(output)
     return _outcomes(targets, rows, [*unfit, *skipped]), meter.statistics
 
@@ -252,7 +252,7 @@ def _outcomes(targets: Sequence[Target], rows: Mapping[str, int], left_out: Sequ
 
 
 def _write_samples(
-    run: ModelRun, targets: Sequence[Target], store: str | Path, progress: Progress, part: str = ""
+    run: ModelRun, targets: Sequence[Target], store: str | Path, progress: Progress, part: str = "", model: str = ""
 ) -> Counter[str]:
     """Run the model and append its activations; a new store, or part, is removed if it cannot be finished.
 
@@ -263,7 +263,7 @@ def _write_samples(
     recorder = Recorder(store, part=part)
     try:
         with recorder:
-            visit_rows(run, targets, partial(_append, recorder, rows), progress)
+            visit_rows(run, targets, partial(_append, recorder, rows, model), progress)
     except BaseException:
         if is_new:
             place.remove()
@@ -274,6 +274,7 @@ def _write_samples(
 def _append(
     recorder: Recorder | Meter,
     rows: Counter[str],
+    model: str,
     target: Target,
     block: npt.NDArray[Any],
     mask: Mask | None,
@@ -292,6 +293,7 @@ def _append(
         tensor=target.tensor,
         mask=mask,
         rows_are="" if target.rows_are == SAMPLES else target.rows_are,
+        model=model,
     )
     rows[target.name] += len(block)
 

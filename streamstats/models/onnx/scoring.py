@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ...errors import MismatchError, UsageError, first_line
+from ..accuracy import BoolArray
 from .samples import Array
 
 NUMBER = re.compile(r"[-+]?\d*\.?\d+(?:[eE][-+]?\d+)?")
@@ -37,8 +38,8 @@ class Labels:
             raise MismatchError(f"the labels {path} are {found}; expected {samples} integers, one per sample")
         return cls(path, labels)
 
-    def right(self, logits: Array, rows: slice) -> int:
-        """How many of the samples `rows` the greatest of the `logits` classifies correctly. Raises `MismatchError`."""
+    def right(self, logits: Array, rows: slice) -> BoolArray:
+        """Which of the samples `rows` the greatest of the `logits` classifies correctly. Raises `MismatchError`."""
         if logits.ndim != 2 or len(logits) != rows.stop - rows.start:
             raise MismatchError(
                 f"the model's first output has the shape {logits.shape}; expected (samples, classes) for labels"
@@ -49,7 +50,8 @@ class Labels:
                 f"the labels {self.path} range from {self.values.min()} to {self.values.max()}; expected 0 to "
                 f"{logits.shape[1] - 1}, the classes of the model"
             )
-        return int((logits.argmax(axis=1) == labels).sum())
+        found: BoolArray = logits.argmax(axis=1) == labels
+        return found
 
 
 def check_command(command: str) -> None:

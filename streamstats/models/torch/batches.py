@@ -11,6 +11,7 @@ import numpy as np
 
 from ...calibration.masking import USUAL
 from ...errors import MismatchError, UsageError
+from ..accuracy import BoolArray
 from .library import Array, library, reals, to_numpy
 from .masks import MaskOf
 
@@ -136,8 +137,8 @@ def _named(name: str, returned: Any) -> Iterator[tuple[str, Any]]:
         yield from _named(f"{name}.{place}" if name else str(place), each)
 
 
-def right(outputs: Mapping[str, Array], labels: Any) -> int:
-    """How many samples the greatest value of the first of `outputs` is at the label of. Raises `MismatchError`."""
+def right(outputs: Mapping[str, Array], labels: Any) -> BoolArray:
+    """Which samples the greatest value of the first of `outputs` is at the label of. Raises `MismatchError`."""
     classes = to_numpy(labels) if isinstance(labels, library().Tensor) else np.asarray(labels)
     logits = next(iter(outputs.values()))
     if logits.ndim != 2 or classes.shape != logits.shape[:1] or classes.dtype.kind not in "iu":
@@ -150,4 +151,5 @@ def right(outputs: Mapping[str, Array], labels: Any) -> int:
             f"the labels range from {classes.min()} to {classes.max()}; expected 0 to {logits.shape[1] - 1}, the "
             "classes of the model"
         )
-    return int((logits.argmax(axis=1) == classes).sum())
+    found: BoolArray = logits.argmax(axis=1) == classes
+    return found

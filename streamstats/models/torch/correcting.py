@@ -29,6 +29,7 @@ from ..linear import (
     planned_correction,
 )
 from .account import Account
+from .fingerprint import check_recorded
 from .folding import Folded, folded_weight
 from .layers import MATRICES, ModelLayer, geometry_of, layers_of
 from .library import Array, reals
@@ -56,7 +57,12 @@ IN_PARTS = "it multiplied one input in some calls and several in others, recorde
 
 
 def apply_correctors(
-    model: torch.nn.Module, quantized: torch.nn.Module, correctors: str | Path, *, account: Account | None = None
+    model: torch.nn.Module,
+    quantized: torch.nn.Module,
+    correctors: str | Path,
+    *,
+    account: Account | None = None,
+    other_weights: bool = False,
 ) -> list[LayerCorrection]:
     """Add to the biases of `quantized`, in place, the terms that undo the shift of each layer's mean output.
 
@@ -64,21 +70,26 @@ def apply_correctors(
     of `torch.ao` (prepared, trained with quantisation, or converted), of torchao, or with modules that quantise while
     they run. Modules have the same names in both, or those that fusing gives them; batch normalisation may have been
     folded. `correctors` is the folder that `streamstats run` left. A module without a bias gets one. `account`, what
-    the recording yielded, knows the biases of parameters that belong to no linear module. A model can be corrected only
-    once.
+    the recording yielded, knows the biases of parameters that belong to no linear module. With `other_weights`,
+    correctors count although they were recorded from a model with other parameters. A model can be corrected only once.
 
     Returns what was done for each layer: its `outcome` is corrected, unchanged, never quantised, or refused. Raises
-    `UsageError` if no layer has a corrector, `MismatchError` for a corrector of other channels or if all layers are
-    refused or were never quantised, `DataError` for a damaged corrector.
+    `UsageError` if no layer has a corrector, `MismatchError` for correctors of another model or of other channels, and
+    if all layers are refused or were never quantised, `DataError` for a damaged corrector.
     """
-    twin = planned(model, quantized, correctors, account)
+    twin = planned(model, quantized, correctors, account, other_weights=other_weights)
     done = twin.add({})
     mark(quantized, done)
     return done
 
 
 def planned(
-    model: torch.nn.Module, quantized: torch.nn.Module, correctors: str | Path, account: Account | None
+    model: torch.nn.Module,
+    quantized: torch.nn.Module,
+    correctors: str | Path,
+    account: Account | None,
+    *,
+    other_weights: bool,
 ) -> Twin:
     """`quantized`, not changed yet, and what is planned for each layer. Arguments, errors as `apply_correctors`."""
     if not callable(getattr(quantized, "named_modules", None)):
@@ -93,6 +104,8 @@ def planned(
     if not {*(each.name for each in layers), *(each.name for each in loose)} & set(results.layers):
         names = [layer.name for layer in layers]
         raise UsageError(f"{correctors} holds no layer of the model; its layers are: {listed(names)}")
+    if not other_weights:
+        check_recorded(Path(correctors), model, results.layers)
     correcting = _Correcting(model, Copy(quantized), layers, results)
     plan = [correcting.planned(layer) for layer in _wanted(layers, results)]
     plan += LooseParameters(model, quantized, loose, layers, account).planned(results)

@@ -11,17 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...correction import correction_error
-from ...errors import UsageError, listed
+from ...errors import UsageError, counted, listed
 from ...outputs.layer_statistics import LayerStatistics
 from ...outputs.manifest import MANIFEST
 from ...outputs.results import open_results
 from ...progress import QUIET, Progress
 from ..harm import TRIALS, WORSE, Trials, doubt, tell, without
-from ..judgement import CORRECTED, ONE_PASS, UNCORRECTED, Judgement
+from ..judgement import CHECK_SAMPLES, CORRECTED, ONE_PASS, SAMPLES, SAY_NOTHING, UNCORRECTED, Judgement
 from ..linear import LayerCorrection
 from ..precision import Precision
 from .account import Account
-from .batches import HeldOut
+from .batches import Batches, HeldOut
 from .correcting import mark, planned
 from .iterating import Iterative, iterative_corrections
 from .judging import Judge
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 REMEDY = (
     "correct layer by layer (`iterative`), leave out what does harm (`do_no_harm`), or round less coarsely (steps per "
-    "channel, more bits)"
+    "channel, more bits)" + CHECK_SAMPLES
 )
 """What to do about a corrected torch model that is worse than the quantised one."""
 KEPT = "the quantised model was not changed"
@@ -49,7 +49,12 @@ class Correction:
     @property
     def advice(self) -> Mapping[str, str]:
         """What a report says to do, in the words of Python."""
-        return {"worse": REMEDY, "harm": "`do_no_harm`", "precision": ": that of torch models is not estimated"}
+        return {
+            "worse": REMEDY,
+            "samples": SAMPLES,
+            "harm": "`do_no_harm`",
+            "precision": ": that of torch models is not estimated",
+        }
 
     def precisions(self, statistics: Mapping[str, LayerStatistics]) -> dict[str, Precision]:  # noqa: ARG002
         """None: the steps of biases are those of the engine that will run the model."""
@@ -68,6 +73,7 @@ def correct(
     *,
     iterative: Iterative | None = None,
     account: Account | None = None,
+    other_weights: bool = False,
     do_no_harm: bool = False,
     fail_if_worse: bool = False,
     trials: int = TRIALS,
@@ -75,7 +81,8 @@ def correct(
 ) -> Correction:
     """Correct the biases of `quantized`, in place, as `apply_correctors` does, and judge it on `held_out` batches.
 
-    Without `held_out`, nothing is judged. `iterative` corrects layer by layer instead of in one pass.
+    Without `held_out`, nothing is judged. `iterative` corrects layer by layer instead of in one pass, `account` and
+    `other_weights` are those of `apply_correctors`.
 
     `do_no_harm` leaves out the corrections without which the network's outputs are nearer to the float model's on these
     batches, of which at most `trials` are tried one by one; those for which too few samples were counted, unless they
@@ -86,8 +93,10 @@ def correct(
     copied, and `MismatchError` if the two models return other outputs.
     """
     _check(held_out, iterative, trials, judges=do_no_harm or fail_if_worse)
-    own = planned(model, quantized, correctors, account)
+    own = planned(model, quantized, correctors, account, other_weights=other_weights)
     judge = None if held_out is None else Judge(model, own.plan, held_out, progress)
+    if judge is not None and iterative is not None:
+        _tell_repeated(judge, iterative, progress)
     once = [each.correction for each in own.plan]
     plan = once if iterative is None else iterative_corrections(own, iterative, progress)
     judgement = None
@@ -119,6 +128,15 @@ def _check(held_out: HeldOut | None, iterative: Iterative | None, trials: int, *
         raise UsageError("do_no_harm and fail_if_worse judge on samples that were not recorded; give them, `held_out`")
     if held_out is not None and iterative is not None and held_out.batches is iterative.batches:
         raise UsageError("the held-out batches are the recorded ones; judge with samples that were not recorded")
+
+
+def _tell_repeated(judge: Judge, iterative: Iterative, progress: Progress) -> None:
+    """Warn of held-out batches that are among the recorded ones."""
+    recorded = set(Batches.of(iterative.batches, "recorded").digests)
+    number = sum(digest in recorded for digest in judge.digests)
+    if number:
+        of = f"{number:,} of {counted(len(judge.digests), 'held-out batch', 'held-out batches')}"
+        progress.say(f"warning: {of} are among the recorded ones; {SAY_NOTHING}")
 
 
 @dataclass(frozen=True, eq=False)

@@ -78,7 +78,7 @@ class Judge(Findings):
         """
         found = self._measured(name, twin, note)
         found.layers = {layer: sums for layer, sums in found.layers.items() if layer not in self._unjudged}
-        return self._take(name, found, self.samples, terms)
+        return self._take(name, found, terms)
 
     def effect(self, model: Twin, *, trial: bool = False) -> Effect:
         """What `model` does to the outputs of the network; a `trial` runs the first samples only, at least a batch.
@@ -97,6 +97,11 @@ class Judge(Findings):
         if found is None:
             raise UsageError(NO_FLOATS)
         return found
+
+    @property
+    def digests(self) -> list[bytes]:
+        """The SHA-256 of each held-out batch."""
+        return self._batches.digests
 
     @property
     def samples(self) -> int:
@@ -129,7 +134,8 @@ class Judge(Findings):
                 found.add_outputs(own, wanted, samples, mask)
                 if self._held_out.labels is not None:
                     labels = self._held_out.labels(batch)
-                    found.right.update({name: right(own, labels), FLOAT: right(wanted, labels)})
+                    found.add_right(name, right(own, labels))
+                    found.add_right(FLOAT, right(wanted, labels))
                 self._progress.advance(samples)
         return found
 

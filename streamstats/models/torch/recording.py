@@ -19,6 +19,7 @@ from ...jobs.meter import Meter
 from ...layouts import Kernel
 from ..account import NOT_CHOSEN
 from .account import NEVER_CALLED, ONLY_EMPTY, ONLY_PADDING, Account, LayerRecord
+from .fingerprint import fingerprint
 from .layers import MATRICES, ModelLayer, kernel_of, layers_of
 from .library import library, to_numpy
 from .masks import BatchMask, MaskOf
@@ -138,7 +139,7 @@ class _Watch:
         """While the block runs, each call of a layer appends its input to `recorder`; then `account` is filled."""
         from .calls import FastPaths, ParameterCalls
 
-        session = self.session(recorder)
+        session = replace(self.session(recorder), model=fingerprint(self.model))
         calls = ParameterCalls(session, self.index)
         paths = FastPaths(self.model, self.layers, session, calls)
         try:

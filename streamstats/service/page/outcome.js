@@ -77,7 +77,7 @@ function effectOf(judged) {
       ? figure(
           "Accuracy",
           `${percent(accuracy[BEFORE])} → ${percent(accuracy[AFTER])}`,
-          "float" in accuracy ? `float: ${percent(accuracy.float)}` : null,
+          ["float" in accuracy ? `float: ${percent(accuracy.float)}` : null, pointsGained(judged)].filter(Boolean).join("; "),
         )
       : null;
   return [
@@ -94,6 +94,14 @@ function effectOf(judged) {
     ),
     models(judged),
   ];
+}
+
+/** The gain of the corrected model in accuracy, and whether it may be chance; reports of older versions do not say. */
+function pointsGained({ accuracy_gain: gains }) {
+  const gain = gains?.[AFTER];
+  if (!gain) return null;
+  const [points, error] = [gain.difference, gain.standard_error].map((share) => (100 * share).toFixed(1).replace("-", "−"));
+  return `gain ${points} ± ${error} points, ${gain.chance < 0.05 ? "beyond chance" : "which may be chance"}`;
 }
 
 const decibels = (value) => (!known(value) ? "–" : `${value.toFixed(1).replace("-", "−")} dB`);

@@ -217,7 +217,8 @@ def test_outputs_that_do_not_follow_those_of_the_float_model_are_refused(tmp_pat
     done = correct_outputs(tmp_path / "float.onnx", path, tmp_path / "fixed.onnx", how=how(tmp_path))
     first = next(each for each in done.layers if each.layer == "a0")
     assert not first.corrected
-    assert first.reason.startswith("its outputs do not follow those of a0 in the float model")
+    assert first.reason.startswith("its outputs are too far from those of a0 in the float model")
+    assert "(expected less than 1; unrelated outputs have 2); round it less coarsely" in first.reason
 
 
 def test_nothing_to_match_is_an_error(tmp_path: Path) -> None:

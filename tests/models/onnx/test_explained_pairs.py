@@ -15,6 +15,7 @@ import pytest
 from networks import FORMS, model_of, quantized, run_out, values
 from onnx import helper, numpy_helper
 from onnxruntime import InferenceSession
+from told import Told
 
 from streamstats import MeanBiasCorrector
 from streamstats.models.harm import HARMFUL, WORSE
@@ -273,15 +274,52 @@ def test_equalised_layers_are_found_and_have_the_mean_outputs_of_the_float_netwo
     assert np.abs(after - wanted).max() < 0.1 * np.abs(before - wanted).max()
 
 
+@pytest.mark.parametrize(
+    ("factors", "kept"),
+    [
+        ({"w0": 0.5, "b0": 0.5, "w1": 2.0}, []),
+        ({"w0": 0.5, "b0": 0.5}, ["l0"]),
+        ({"w0": 0.5}, ["l0"]),
+        ({"w0": 0.5, "w1": 0.5}, ["l0", "l1"]),
+    ],
+)
+def test_a_factor_is_warned_of_unless_another_layer_undoes_it(
+    factors: dict[str, float], kept: list[str], tmp_path: Path
+) -> None:
+    """The weights, and the biases, of both layers are multiplied by these factors; the float model has none."""
+    x = values(64, 8) + np.float32(0.5)
+    own = {
+        **{"w0": values(8, 24, seed=1), "b0": values(24, seed=3)},
+        **{"w1": values(24, 12, seed=2), "b1": values(12, seed=4)},
+    }
+
+    def network_of(factors: dict[str, float]) -> Any:
+        nodes = [
+            helper.make_node("Gemm", ["x", "w0", "b0"], ["c"], name="l0"),
+            helper.make_node("Relu", ["c"], ["r"]),
+            helper.make_node("Gemm", ["r", "w1", "b1"], ["y"], name="l1"),
+        ]
+        return model_of(nodes, {name: each * np.float32(factors.get(name, 1)) for name, each in own.items()}, x)
+
+    path = quantized(network_of(factors), tmp_path, x, "qdq")
+    onnx.save(network_of({}), tmp_path / "float.onnx")
+    told = Told()
+    correct_quantized(tmp_path / "float.onnx", path, run_out(tmp_path, x), None, progress=told)
+    warned = [each.split()[5] for each in told.messages if each.startswith("warning: the weight of layer")]
+    assert warned == kept
+
+
 @pytest.mark.parametrize("form", ["qdq", "codes"])
 def test_biases_tell_that_one_factor_without_a_node_is_one_of_the_outputs(tmp_path: Path, form: str) -> None:
     x, last = values(64, CHANNELS, 4, 4) + np.float32(0.5), values(3, OUTPUTS, 1, 1, seed=6)
     weight, bias = values(OUTPUTS, CHANNELS, 3, 3, seed=1), values(OUTPUTS, seed=2)
     path = quantized(network(weight * np.float32(0.1), bias * np.float32(0.1), [], x, last), tmp_path, x, form)
     onnx.save(network(weight, bias, [], x, last), tmp_path / "float.onnx")
-    done = correct_quantized(tmp_path / "float.onnx", path, run_out(tmp_path, x), tmp_path / "fixed.onnx")
+    told, models = Told(), (tmp_path / "float.onnx", path)
+    done = correct_quantized(*models, run_out(tmp_path, x), tmp_path / "fixed.onnx", progress=told)
     first = next(each for each in done.layers if each.layer == "first")
     assert first.corrected, first.reason
+    assert any("warning: the weight of layer first is 0.1 times that" in each for each in told.messages)
     mean = np.stack([x[:, :, i : i + 2, j : j + 2].mean(axis=(0, 2, 3)) for i in range(3) for j in range(3)], axis=-1)
     expected = np.einsum("oit,it->o", (weight * 0.1 - stored_weight(path)).reshape(OUTPUTS, CHANNELS, 9), mean)
     assert np.linalg.norm(first.term - expected) < 0.1 * np.linalg.norm(expected)

@@ -176,10 +176,10 @@ def test_corrections_smaller_than_their_errors_are_told_and_left_out(
     assert one.reason.startswith(UNSURE) == doubtful
 
 
-@pytest.mark.parametrize(("after", "worse"), [(0.11, ["accuracy 20.3% → 11.0%"]), (0.20, []), (0.6, [])])
-def test_a_lower_accuracy_is_worse_if_it_is_no_chance(after: float, worse: list[str]) -> None:
-    accuracy = {"float": 0.99, "quantised": 0.203, "corrected": after}
-    judged = Judgement(600, {}, {}, accuracy)
+@pytest.mark.parametrize(("after", "worse"), [(66, ["accuracy 20.3% → 11.0%"]), (120, []), (360, [])])
+def test_a_lower_accuracy_is_worse_if_it_is_no_chance(after: int, worse: list[str]) -> None:
+    right = {name: np.arange(600) < number for name, number in {"quantised": 122, "corrected": after}.items()}
+    judged = Judgement(600, {}, {}, right)
     assert judged.worse("corrected") == worse
     told = Told()
     tell(judged, "corrected", told, fail=False)

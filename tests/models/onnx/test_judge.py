@@ -119,6 +119,44 @@ def test_labels_give_the_accuracy_of_every_model(folder: Path) -> None:
         assert 0 < done.judgement.accuracy[name] < 1
 
 
+@pytest.mark.parametrize("reduced", [False, True])
+@pytest.mark.parametrize("form", ["qdq", "codes"])
+def test_figures_of_a_model_on_codes_say_that_kernels_may_give_others(form: str, reduced: bool, folder: Path) -> None:
+    path = quantized(onnx.load(folder / "float.onnx"), folder, values(64, 4), form, reduce_range=reduced)
+    held_out = HeldOut(folder / "held.npy")
+    models = folder / "float.onnx", path
+    done = correct_quantized(*models, folder / "out", None, how=How(held_out=held_out))
+    assert ("reduce_range" in done.judgement.caveat) != reduced
+    command = shlex.join([sys.executable, "-c", "print(1)", "{model}"])
+    scored = correct_quantized(
+        *models, folder / "out", None, how=How(held_out=HeldOut(folder / "held.npy", score=command))
+    )
+    assert scored.judgement.caveat == ""
+    assert judged(folder).judgement.caveat == ""  # weights on levels, multiplied in floats
+
+
+def test_held_out_samples_that_were_counted_are_warned_of(folder: Path) -> None:
+    counted, held = np.load(folder / "x.npy"), np.load(folder / "held.npy")
+    cases = {
+        "same": (counted, True),
+        "shuffled": (counted[::-1], True),
+        "as many others": (np.random.default_rng(0).permuted(counted, axis=0) + np.float32(0.5), False),
+        "some": (np.concatenate([counted[:9], held]), False),
+        "others": (held, False),
+    }
+    for name, (samples, warned) in cases.items():
+        np.save(folder / "held.npy", samples)
+        told = Told()
+        judged(folder, progress=told)
+        assert any("layer one has as many rows with the same means" in each for each in told.messages) == warned, name
+    for samples, number in ((counted[::-1], 64), (np.concatenate([counted[:9], held]), 9), (held, 0)):
+        np.save(folder / "held.npy", samples)
+        told, how = Told(), How(Iterative(folder / "x.npy", folder / "work"), HeldOut(folder / "held.npy"))
+        correct(folder / "float.onnx", folder / "out", None, bits=3, how=how, progress=told)
+        found = [each for each in told.messages if "are among those of" in each]
+        assert [each.split()[1] for each in found] == ([str(number)] if number else [])
+
+
 @pytest.mark.parametrize(
     "labels", [np.zeros(7, np.int64), np.zeros((50, 1), np.int64), np.zeros(50, np.float32), None, "text"]
 )

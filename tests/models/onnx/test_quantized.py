@@ -18,7 +18,7 @@ from onnx.reference import ReferenceEvaluator
 
 from streamstats.cli import main
 from streamstats.errors import DataError, UsageError
-from streamstats.models.onnx.correct import correct_quantized
+from streamstats.models.onnx.correct import How, correct_quantized
 from streamstats.models.onnx.graph import load_model
 from streamstats.models.onnx.layers import survey
 from streamstats.models.onnx.pairs import pairs
@@ -151,9 +151,8 @@ def test_a_layer_without_a_counterpart_and_one_without_a_corrector_are_left_and_
     path = quantized(model_of(nodes, constants, x), tmp_path, x, "qdq")
     out = run_out(tmp_path, x)
     onnx.save(model_of(nodes, constants | {"w": values(4, 3, 3, 3, seed=99)}, x), tmp_path / "other.onnx")
-    outcomes = {
-        each.layer: each for each in correct_quantized(tmp_path / "other.onnx", path, out, tmp_path / "f.onnx").layers
-    }
+    done = correct_quantized(tmp_path / "other.onnx", path, out, tmp_path / "f.onnx", how=How(other_weights=True))
+    outcomes = {each.layer: each for each in done.layers}
     assert outcomes["first"].reason == "no layer of the float model has a weight that is close to its own"
     for name in ("manifest.json", "correctors/second.safetensors"):
         (out / name).unlink()

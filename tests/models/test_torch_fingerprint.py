@@ -1,0 +1,78 @@
+"""torch: what was recorded of one version of a model is not used for another."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+from graphs import one_line
+
+from streamstats.errors import MismatchError
+
+torch = pytest.importorskip("torch", reason="`make models` tests with it")
+
+from streamstats.models.torch import apply_correctors, measuring, recording  # noqa: E402
+from streamstats.models.torch.correcting import MARK  # noqa: E402
+from streamstats.models.torch.fingerprint import fingerprint  # noqa: E402
+
+nn: Any = torch.nn
+
+
+def network() -> Any:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)).eval()
+
+
+def rounded(model: Any) -> Any:
+    quantized = copy.deepcopy(model)
+    with torch.no_grad():
+        for each in (quantized[0], quantized[2]):
+            each.weight.copy_((each.weight * 8).round() / 8)
+    return quantized
+
+
+def retrained(model: Any) -> Any:
+    """The model after a step of training."""
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other[0].weight.mul_(1.01)
+    return other
+
+
+def test_correctors_of_another_version_of_the_model_are_refused(tmp_path: Path) -> None:
+    model = network()
+    with torch.no_grad(), measuring(model) as meter:
+        model(torch.randn(16, 4))
+    meter.save(tmp_path / "out")
+    assert meter.statistics["0"].models == (fingerprint(model),)
+    later, quantized = retrained(model), rounded(retrained(model))
+    one_line(
+        lambda: apply_correctors(later, quantized, tmp_path / "out"),
+        MismatchError,
+        *("layer 0", "the Sequential that is given", fingerprint(model)[:18], fingerprint(later)[:18]),
+        "`other_weights=True`",
+    )
+    assert not getattr(quantized, MARK, False)
+    done = apply_correctors(later, quantized, tmp_path / "out", other_weights=True)
+    assert all(each.corrected for each in done)
+    assert all(each.corrected for each in apply_correctors(model, rounded(model), tmp_path / "out"))
+
+
+def test_rows_of_another_version_of_the_model_are_not_appended(tmp_path: Path) -> None:
+    model, x = network(), torch.randn(16, 4)
+    later = retrained(model)
+    with torch.no_grad(), recording(model, tmp_path / "s.zarr"):
+        model(x)
+    with (
+        pytest.raises(MismatchError, match=r"the model that was recorded is torch:"),
+        torch.no_grad(),
+        recording(later, tmp_path / "s.zarr"),
+    ):
+        later(x)
+
+
+def test_a_model_without_all_its_parameters_has_no_fingerprint() -> None:
+    assert fingerprint(nn.Linear(4, 6, device="meta")) == ""
+    assert fingerprint(nn.LazyLinear(3)) == ""
