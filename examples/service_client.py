@@ -45,10 +45,10 @@ def use(client: ss.Client, folder: Path) -> None:
     print(f"the store has {client.store('examples').layers['fc']} rows")
 
     job = client.submit({"kind": "run", "source": "store:examples", "statistics": ["spread"], "name": "example"})
-    for kind, event in client.events(job.id):  # until it ends; `client.wait` does the same in silence
+    for kind, event in client.events(job):  # until it ends; `client.wait` does the same in silence
         if kind == "message":
             print(f"  {event['text']}")
-    print(f"job {job.id}: {client.job(job.id).state}")
+    print(f"job {job.id}: {client.job(job).state}")
     client.fetch(job.id, folder / "out")  # the files that `streamstats run` leaves
 
     weights = generator.normal(size=(4, 8)).astype(np.float32)

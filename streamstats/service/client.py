@@ -33,6 +33,7 @@ from .messages import (
     BatchView,
     IngestView,
     JobPage,
+    JobSummary,
     JobView,
     PrunedView,
     SecretView,
@@ -52,6 +53,8 @@ __all__ = ["Client", "RefusedError"]
 if TYPE_CHECKING:
     import httpx
 
+JobOrId = str | JobSummary
+"""A job as `submit`, `job` and `jobs` give it, or its id."""
 SECONDS = 60.0
 UPLOAD_SECONDS = 600.0
 """How long the service may take to store an upload that has arrived."""
@@ -69,6 +72,8 @@ class Client:
     uploads and submissions that get no answer are sent again, each with its key, for `patience` seconds, and so is the
     request for events; `say` is told when that begins.
 
+    A `job` is what `submit` and `jobs` give, or its id.
+
     Every method raises `RefusedError` with the service's reason if the service refuses the request, and `ServiceError`
     if the service fails, has no capacity or does not respond. Raises `UsageError` for an invalid address and for a
     certificate that cannot be read, `MissingDependencyError` without httpx.
@@ -80,7 +85,7 @@ class Client:
     With a service at that address, in the same block:
 
     >>> job = client.submit({"kind": "run", "source": "calibration.zarr"})  # doctest: +SKIP
-    >>> client.wait(job.id).state, client.fetch(job.id, "out")  # doctest: +SKIP
+    >>> client.wait(job).state, client.fetch(job, "out")  # doctest: +SKIP
     ('done', 1)
     """
 
@@ -130,8 +135,8 @@ class Client:
     def submit(self, request: Mapping[str, Any], *, key: str | None = None) -> SubmittedView:
         """Submit a job: `{"kind": "run", "source": …}` and the keys of a configuration, or `{"kind": "onnx", …}`.
 
-        Requests with the same `key` (default: a new one) are one job; the answer says whether it is `repeated`, and has
-        the `id` for the other methods.
+        Requests with the same `key` (default: a new one) are one job; the answer says whether it is `repeated`, and is
+        what the other methods take as `job`.
         """
         headers = {"Idempotency-Key": key or uuid.uuid4().hex}
         return self._viewed(SubmittedView, "POST", "/jobs", adds=True, json=dict(request), headers=headers)
@@ -157,33 +162,33 @@ class Client:
         return self._viewed(JobPage, "GET", "/jobs", params=_given(query))
 
     def describe(
-        self, job: str, *, name: str | None = None, tags: Sequence[str] | None = None, note: str | None = None
+        self, job: JobOrId, *, name: str | None = None, tags: Sequence[str] | None = None, note: str | None = None
     ) -> JobView:
         """Change the name, the tags or the note of a job; what is None stays as it is."""
         about = {"name": name, "tags": None if tags is None else list(tags), "note": note}
-        return self._viewed(JobView, "PATCH", f"/jobs/{quote(job, safe='')}", json=_given(about))
+        return self._viewed(JobView, "PATCH", _path(job), json=_given(about))
 
-    def job(self, job: str) -> JobView:
+    def job(self, job: JobOrId) -> JobView:
         """The state and progress of a job."""
-        return self._viewed(JobView, "GET", f"/jobs/{quote(job, safe='')}")
+        return self._viewed(JobView, "GET", _path(job))
 
-    def cancel(self, job: str) -> JobView:
+    def cancel(self, job: JobOrId) -> JobView:
         """Cancel a job; its results so far are retained."""
-        return self._viewed(JobView, "POST", f"/jobs/{quote(job, safe='')}/cancel")
+        return self._viewed(JobView, "POST", f"{_path(job)}/cancel")
 
-    def forget(self, job: str) -> JobView:
+    def forget(self, job: JobOrId) -> JobView:
         """Subtract the batches that were withdrawn from the results of a job that has ended."""
-        return self._viewed(JobView, "POST", f"/jobs/{quote(job, safe='')}/forget")
+        return self._viewed(JobView, "POST", f"{_path(job)}/forget")
 
-    def delete(self, job: str) -> None:
+    def delete(self, job: JobOrId) -> None:
         """Delete a job that has ended, and its results."""
-        self._delete(f"/jobs/{quote(job, safe='')}")
+        self._delete(_path(job))
 
-    def events(self, job: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    def events(self, job: JobOrId) -> Iterator[tuple[str, dict[str, Any]]]:
         """(kind, content) of each event until the job ends: `job`, `message`, `end`. A lost connection is resumed."""
         last, trial = "0", self._trial(adds=True)
         while True:
-            failure: Exception = ServiceError(f"{self.url} ends the stream of events of job {job} again and again")
+            failure: Exception = ServiceError(f"{self.url} ends the stream of events of job {_id(job)} again and again")
             after = None
             try:
                 for kind, content, number in self._streamed(job, last):
@@ -199,9 +204,9 @@ class Client:
             if not trial.again(first_line(failure), after):
                 raise failure
 
-    def _streamed(self, job: str, after: str) -> Iterator[tuple[str, dict[str, Any], str]]:
+    def _streamed(self, job: JobOrId, after: str) -> Iterator[tuple[str, dict[str, Any], str]]:
         """(kind, content, number) of the events after the one numbered `after`, from one connection."""
-        path = f"{V1}/jobs/{quote(job, safe='')}/events"
+        path = f"{V1}{_path(job)}/events"
         headers = {"Last-Event-ID": after, "Accept": "text/event-stream"}
         with self._http.stream("GET", path, headers=headers) as answer:
             if not answer.is_success:
@@ -211,7 +216,7 @@ class Client:
                 raise failure_of(answer)
             yield from events_of(answer.iter_lines())
 
-    def wait(self, job: str) -> JobView:
+    def wait(self, job: JobOrId) -> JobView:
         """The job when it has ended."""
         for _ in self.events(job):
             pass
@@ -219,15 +224,15 @@ class Client:
 
     # Results
 
-    def layers(self, job: str) -> dict[str, Any]:
+    def layers(self, job: JobOrId) -> dict[str, Any]:
         """`layers`: the statistics of each layer; `results`: the number of the result set that holds them."""
-        return self._json("GET", f"/jobs/{quote(job, safe='')}/layers")
+        return self._json("GET", f"{_path(job)}/layers")
 
-    def channels(self, job: str, layer: str) -> dict[str, Any]:
+    def channels(self, job: JobOrId, layer: str) -> dict[str, Any]:
         """The statistics of a layer, with the lists `per_channel`."""
-        return self._json("GET", f"/jobs/{quote(job, safe='')}/layers/{quote(layer)}")
+        return self._json("GET", f"{_path(job)}/layers/{quote(layer)}")
 
-    def fetch(self, job: str, folder: str | Path) -> int:
+    def fetch(self, job: JobOrId, folder: str | Path) -> int:
         """Write the files of the current result set to `folder` and return the number of the set.
 
         Raises `UsageError` if the folder holds anything, `DataError` if a file differs from its SHA-256, `OutputError`.
@@ -235,22 +240,22 @@ class Client:
         target = Path(folder)
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise UsageError(f"{folder} exists and is not an empty folder; name a new one")
-        found = self._viewed(FilesView, "GET", f"/jobs/{quote(job, safe='')}/files")
+        found = self._viewed(FilesView, "GET", f"{_path(job)}/files")
         for name, digest in found.files.items():
             path = inside(target, name)
             write_bytes(path, self._file(job, found.results, name, digest))
         return found.results
 
-    def _file(self, job: str, number: int, name: str, digest: str) -> bytes:
-        path = f"/jobs/{quote(job, safe='')}/files/{quote(name)}"
+    def _file(self, job: JobOrId, number: int, name: str, digest: str) -> bytes:
+        path = f"{_path(job)}/files/{quote(name)}"
         content = self._asked("GET", path, params={"results": number}).content
         if hashlib.sha256(content).hexdigest() != digest:
-            raise DataError(f"{name} of job {job} does not match its SHA-256; fetch the job again")
+            raise DataError(f"{name} of job {_id(job)} does not match its SHA-256; fetch the job again")
         return content
 
     def corrections(
         self,
-        job: str,
+        job: JobOrId,
         weights: Mapping[str, npt.NDArray[Any]],
         fake_quantized: Mapping[str, npt.NDArray[Any]],
         layouts: Sequence[str],
@@ -261,7 +266,7 @@ class Client:
         """
         tensors = {f"{layer}.weight": array for layer, array in weights.items()}
         tensors |= {f"{layer}.fake_quantized": array for layer, array in fake_quantized.items()}
-        path = f"/jobs/{quote(job, safe='')}/corrections"
+        path = f"{_path(job)}/corrections"
         answer = self._asked("POST", path, params={"layout": list(layouts)}, content=tensors_bytes(tensors, {}))
         return tensors_of(answer.content)
 
@@ -422,6 +427,18 @@ class _UnavailableError(Exception):
 
     def __init__(self, answer: httpx.Response) -> None:
         self.failure, self.after = failure_of(answer), retry_after(answer.headers.get("retry-after"))
+
+
+def _id(job: JobOrId) -> str:
+    """The id of a job. Raises `UsageError` for what is neither a job nor an id."""
+    found = getattr(job, "id", job)
+    if not isinstance(found, str):
+        raise UsageError(f"expected a job, or its id, but found {job!r:.80}")
+    return found
+
+
+def _path(job: JobOrId) -> str:
+    return f"/jobs/{quote(_id(job), safe='')}"
 
 
 def _given(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -101,6 +101,13 @@ def test_an_event_that_is_no_object_is_a_service_error() -> None:
         next(client.events("0" * 16))
 
 
+def test_what_is_neither_a_job_nor_its_id_is_refused() -> None:
+    with Client("http://127.0.0.1:9", "x") as client:
+        for job in (3, None, {"id": "0" * 16}):
+            with pytest.raises(UsageError, match=r"^expected a job, or its id, but found "):
+                client.wait(job)  # type: ignore[arg-type]
+
+
 def test_only_a_file_is_uploaded(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")  # to open it would wait for ever
     with Client("http://127.0.0.1:9", "x") as client, pytest.raises(UsageError, match="pipe is not a file"):
@@ -117,7 +124,7 @@ def test_an_answer_that_is_not_ours_is_shown() -> None:
 def test_a_client_trusts_no_file_that_is_not_what_it_says(
     client: ss.Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = client.wait(client.submit({"kind": "run", "source": STORE}).id)
+    job = client.wait(client.submit({"kind": "run", "source": STORE}))
     asked = Client._viewed
 
     def lying(self: Client, model: type[BaseModel], method: str, path: str) -> BaseModel:
@@ -127,7 +134,7 @@ def test_a_client_trusts_no_file_that_is_not_what_it_says(
     monkeypatch.setattr(Client, "_viewed", lying)
     changed = {"manifest.json": "0" * 64}
     with pytest.raises(DataError, match="does not match its SHA-256"):
-        client.fetch(job.id, tmp_path / "a")
+        client.fetch(job, tmp_path / "a")
     changed = {"../outside": "0" * 64}
     with pytest.raises(DataError, match="outside"):
         client.fetch(job.id, tmp_path / "b")
