@@ -103,7 +103,7 @@ def test_activations_sent_on_a_wrong_axis_go_to_another_store(run: Run, client: 
     run("send", "axis", "l", "x.npy")
     right = ("l", "x.npy", "--channel-axis", "1")
     assert "or with another channel axis" in run("send", "axis", *right, status=2).stderr
-    assert "into another store" in run("send", "axis", *right, "--key", "new", status=2).stderr
+    assert "append to another store" in run("send", "axis", *right, "--key", "new", status=2).stderr
     run("send", "axis-1", *right)
     assert client.store("axis-1").layers == {"l": 4}
 

@@ -50,7 +50,7 @@ def config(folder: Path, text: str = f"source: {STORE}\noutput: out\n") -> str:
 def test_submit_watch_and_fetch(run: Run, tmp_path: Path) -> None:
     done = run("submit", config(tmp_path), "--watch", "--submitter", "ann")
     assert "job.yaml: ignoring output, which the service chooses" in done.stderr
-    name = done.stdout.split()[4]
+    name = done.stdout.splitlines()[1].split()[0]
     assert "done" in done.stdout
     run("fetch", name, "-o", "fetched")
     inspected = run("inspect", "fetched", "--json")
