@@ -177,6 +177,26 @@ def in_words(value: object, most: int = 8) -> str:
     return f"[{', '.join(map(str, value[:most]))}{more}]"
 
 
+def contrasted(first: object, second: object) -> tuple[str, str]:
+    """Two values that describe a layer, as `in_words`; of lists that begin alike, what follows.
+
+    >>> contrasted({"step": [1] * 20 + [2]}, {"step": [1] * 20 + [3]})
+    ('step [… 20 alike, 2]', 'step [… 20 alike, 3]')
+    >>> contrasted({"step": 1}, None)
+    ('step 1', 'none')
+    """
+    if isinstance(first, Mapping) and isinstance(second, Mapping):
+        both = {key: contrasted(first.get(key), second.get(key)) for key in {**first, **second}}
+        mine = in_words({key: words for key, (words, _) in both.items()})
+        return mine, in_words({key: words for key, (_, words) in both.items()})
+    if isinstance(first, list) and isinstance(second, list) and in_words(first) == in_words(second):
+        alike = next((at for at, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), 0)
+        if alike:
+            rest, others = (in_words(each[alike:]).removeprefix("[") for each in (first, second))
+            return f"[… {alike:,} alike, {rest}", f"[… {alike:,} alike, {others}"
+    return in_words(first), in_words(second)
+
+
 def to_count(kind: str) -> str:
     """What to do where a run did not count this kind of statistic, for a message."""
     return (

@@ -260,11 +260,16 @@ class Kernel:
         """Extent, taps, the numbers of `Geometry.axes` and `transposed` of each axis with taps."""
         if self.taps and len(extents) != len(self.taps):
             raise MismatchError(
-                f"a kernel of {len(self.taps)} spatial axes does not fit samples of {len(extents)}, with the extents "
-                f"{tuple(extents)}; expected as many axes, or a kernel without taps for a matrix product"
+                f"a kernel of {_axes(len(self.taps))} does not fit samples of {_axes(len(extents))}"
+                f"{f', with the extents {tuple(extents)}' if extents else ''}; expected as many axes, or a kernel "
+                "without taps for a matrix product"
             )
         axes = zip(extents, self.taps, self.geometry.axes(len(self.taps)), strict=False)
         return [(extent, taps, *numbers, self.transposed) for extent, taps, numbers in axes]
+
+
+def _axes(number: int) -> str:
+    return f"{number or 'no'} spatial {'axis' if number == 1 else 'axes'}"
 
 
 def misses(kernel: Kernel, extents: Sequence[int]) -> bool:

@@ -65,7 +65,7 @@ def test_a_kernel_that_fits_no_output_or_is_beyond_all_measure_is_refused() -> N
         Kernel((4,), Geometry(pads=(1, 0), dilations=(2,))).check_fits((5,))
     with pytest.raises(MismatchError, match="does not fit into"):
         Kernel((2**30,), Geometry(pads=(2**30, 2**30))).check_fits((224,))
-    with pytest.raises(MismatchError, match="kernel of 2 spatial axes does not fit samples of 1"):
+    with pytest.raises(MismatchError, match="kernel of 2 spatial axes does not fit samples of 1 spatial axis"):
         Kernel((3, 3)).check_fits((9,))
     Kernel().check_fits((3, 4, 5))
 

@@ -216,7 +216,7 @@ def test_what_the_recorder_knows_of_a_kernel_is_used_and_the_configuration_overr
         recorder.append("tokens", values, kernel=ss.Kernel())
         with pytest.raises(MismatchError, match=r"layer conv: the kernel is .*; the store holds .*another store"):
             recorder.append("conv", values, kernel=ss.Kernel((3, 3)))
-        with pytest.raises(MismatchError, match=r"layer new: a kernel of 1 spatial axes does not fit samples of 2"):
+        with pytest.raises(MismatchError, match=r"layer new: a kernel of 1 spatial axis does not fit samples of 2"):
             recorder.append("new", values, kernel=ss.Kernel((3,)))
         recorder.append("conv", values)  # nothing is said, nothing is compared
     config = {"source": str(tmp_path / "s.zarr"), "output": str(tmp_path / "out"), "statistics": ["taps"]}
@@ -238,7 +238,7 @@ def test_a_store_that_knows_no_kernel_counts_everything_but_taps(tmp_path: Path)
     store = build_store(tmp_path / "s.zarr", {"conv": samples(6, 4, 5, 3)})
     with pytest.raises(UsageError, match=r"layer conv: `taps` cannot be counted, because the kernel .*`geometry`"):
         ss.reduce(store, layers=[LayerRule("*", statistics=("taps",))])
-    with pytest.raises(UsageError, match=r"layer conv: a kernel of 1 spatial axes does not fit samples of 2"):
+    with pytest.raises(UsageError, match=r"layer conv: a kernel of 1 spatial axis does not fit samples of 2"):
         ss.reduce(store, layers=[LayerRule("*", kernel=ss.Kernel((3,)))])
     with pytest.raises(UsageError, match=r"layer conv: a kernel of 9 taps .*does not fit into 4 .*`geometry`"):
         ss.reduce(store, layers=[LayerRule("*", kernel=ss.Kernel((9, 1)))])

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import MismatchError, UsageError, in_words
+from ..errors import MismatchError, UsageError, contrasted
 from ..layouts import Kernel, Kernels
 from ..quantization import Quantization, check_channels
 from ..statistics.kinds import Kind, kinds_of
@@ -249,8 +249,8 @@ class Layer:
                 remedy = f"{remedy}, or append every position as a row (in torch, `positions_as_rows`)"
             if found != expected:
                 ways = f"{_mask_remedy(self, earlier)}{remedy}" if name == "mask" else remedy
-                said = f"the {name} is {in_words(found)}; {place} {in_words(expected)}"
-                raise MismatchError(f"layer {self.name}: {said}; {ways}")
+                here, there = contrasted(found, expected)
+                raise MismatchError(f"layer {self.name}: the {name} is {here}; {place} {there}; {ways}")
 
 
 def arrays_of(layers: Iterable[Layer]) -> dict[str, list[Layer]]:

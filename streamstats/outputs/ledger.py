@@ -28,7 +28,7 @@ from ..calibration.sources.identities import (
     is_counted,
 )
 from ..coverage import EMPTY, Coverage, Rows
-from ..errors import MismatchError, counted, in_words
+from ..errors import MismatchError, contrasted, counted
 from ..layouts import Kernel, Kernels
 from ..quantization import Quantization
 from ..statistics.mean import ChannelMean
@@ -509,7 +509,8 @@ def _check_alike(left: Ledger, right: Ledger) -> None:
     )
     differing = [key for key in mine if mine[key] != theirs[key]]
     if differing:
-        said = "; ".join(f"{key} {in_words(mine[key])} and {in_words(theirs[key])}" for key in differing)
+        both = {key: contrasted(mine[key], theirs[key]) for key in differing}
+        said = "; ".join(f"{key} {words} and {others}" for key, (words, others) in both.items())
         raise MismatchError(
             f"layer {left.layer} cannot be merged: {said}; expected the same in both; merge outputs of jobs that "
             "describe the layer alike"

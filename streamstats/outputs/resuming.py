@@ -10,7 +10,7 @@ from typing import Any
 from ..calibration.identity import file_range, mask_identities, rows_of_file, sampled
 from ..calibration.layer import Layer, arrays_of
 from ..coverage import EMPTY, Coverage, Rows
-from ..errors import DataError, MismatchError, UsageError, in_words, listed
+from ..errors import DataError, MismatchError, UsageError, contrasted, in_words, listed
 from ..quantization import Quantization
 from ..statistics.statistic import Space
 from ..statistics.statistics import Statistics
@@ -218,11 +218,8 @@ def redescribed(layer: Layer, state: Ledger) -> list[str]:
         "meaning of a row": (state.rows_are or "samples", layer.rows_are or "samples"),
         "list of layers that read it": (", ".join(state.read_by.names), ", ".join(layer.read_by.names)),
     }
-    return [
-        f"the {what} has changed from {in_words(before)} to {in_words(now)}"
-        for what, (before, now) in pairs.items()
-        if before != now
-    ]
+    both = {what: contrasted(*pair) for what, pair in pairs.items() if pair[0] != pair[1]}
+    return [f"the {what} has changed from {before} to {now}" for what, (before, now) in both.items()]
 
 
 def _metadata(found: Quantization | None) -> dict[str, Any] | None:

@@ -79,7 +79,7 @@ def test_what_has_no_kernel_or_another_is_refused() -> None:
     with pytest.raises(UsageError, match=r"kernel of the layer is unknown; record .* set `geometry` for the layer"):
         TapSums.measure(block)
     with pytest.raises(
-        MismatchError, match=r"kernel of 1 spatial axes does not fit samples of 2, with the extents \(4"
+        MismatchError, match=r"kernel of 1 spatial axis does not fit samples of 2 spatial axes, with the extents \(4"
     ):
         TapSums.measure(block, 3, Kernel((3,)))
     with pytest.raises(MismatchError, match=r"kernel of 5 taps with dilation 1 does not fit into 4 positions"):
