@@ -24,7 +24,7 @@ from ..outputs.resuming import continued, load
 from ..progress import QUIET, Progress
 from .cores import available_cores
 from .following import Watch
-from .job import DEFAULT_MEMORY, Job, check_one_of, parse_memory
+from .job import DEFAULT_MEMORY, Job, check_one_of, parse_memory, wanted_rows
 from .measuring import Policy
 from .opening import open_workers
 from .session import Outcome, Session, missing_rows, open_session, reduce_layers, source_of
@@ -266,14 +266,15 @@ def _whole(rows: int, together: int) -> int:
 
 def _check_wanted_rows(session: Session, follow: Follow | None) -> None:
     """Refuse rows that no layer has, and an output in which rows outside the job's are counted."""
-    rows = session.job.limit
+    rows = session.job.rows
     if rows is None:
         return
     most = max(layer.rows for layer in session.layers)
     if rows[0] >= most and follow is None:
         raise UsageError(f"`rows` is {in_slice(rows)}, but no layer has more than {most} rows; correct `rows`")
     for layer in session.layers:
-        others = source_of(layer, session.ledgers).covered - Coverage.of([rows])
+        covered = source_of(layer, session.ledgers).covered
+        others = covered - wanted_rows(session.job, covered.stop)
         if others:
             start, stop = others.ranges[0]
             raise UsageError(

@@ -159,7 +159,7 @@ class Session:
             self.job.sources,
             statistics,
             gaps,
-            rows=self.job.limit,
+            rows=self.job.rows,
             min_rows=self.min_rows,
             unreadable=self.selected.unreadable,
             coordinates=self.selected.coordinates,
