@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from operator import index
 from typing import Literal, Self, SupportsIndex, get_args
 
@@ -17,8 +17,11 @@ DEFAULT_MEMORY = 2 * 2**30
 """Bytes."""
 Nonfinite = Literal["error", "skip"]
 Missing = Literal["error", "report", "fill"]
-LOCAL = Cluster(threads=available_cores())
-"""Threads of this process, one for each core that it may keep busy."""
+
+
+def this_process() -> Cluster:
+    """Threads of this process, one for each core that it may keep busy."""
+    return Cluster(threads=available_cores())
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class Job:
     nonfinite: Nonfinite = "error"
     missing: Missing = "error"
     rows: tuple[int, int | None] | None = None
-    cluster: Cluster = LOCAL
+    cluster: Cluster = field(default_factory=this_process)
     follow_links: bool = True
 
     def __post_init__(self) -> None:

@@ -28,7 +28,7 @@ from .job import DEFAULT_MEMORY, Job, check_one_of, parse_memory, wanted_rows
 from .measuring import Policy
 from .opening import open_workers
 from .session import Outcome, Session, missing_rows, open_session, reduce_layers, source_of
-from .telling import unused_masks
+from .telling import tell_growth, unused_masks
 from .workers import Cluster
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ def _run_while_followed(session: Session, follow: Follow, on_written: OnWritten)
         if _are_new(watch.ready, outcome) or (_rows_of(session) != rows and _may_be_written(session)):
             rows, since = _rows_of(session), time.monotonic()
             session, outcome = _run_ready(session, watch.ready, outcome, on_written)
-            session = replace(session, follows_on=True)
+            session = replace(session, tell=tell_growth)
         elif not watch.quiet:
             since = time.monotonic()
         if follow.rows is not None and watch.fewest_rows(session.layers, waiting) >= follow.rows:
