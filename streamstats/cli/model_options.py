@@ -200,7 +200,8 @@ def _add_how(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     judging.add_argument(
         "--score",
         metavar="COMMAND",
-        help="a program that prints the score of the model file {model}, such as 'python score.py {model}'",
+        help="a program that scores the model file {model}, such as 'python score.py {model}': the score is the last "
+        "number on the last line that it prints",
     )
     judging.add_argument(
         "--do-no-harm",

@@ -48,8 +48,9 @@ class HeldOut:
 
     `labels`, a `.npy` of integers, one per sample, give the accuracy of a classifier: how often the greatest value of
     its first output is at the label. `score` is a command in which `{model}` stands for a model's file; the last number
-    that it prints is the model's score. `batch_size` samples are run at a time. `mask` is an input of the model;
-    positions where it is 0 are not judged. `batch_axes` names the axis of the samples of the inputs where it is not 0.
+    on the last line that it prints is the model's score. `batch_size` samples are run at a time. `mask` is an input of
+    the model; positions where it is 0 are not judged. `batch_axes` names the axis of the samples of the inputs where it
+    is not 0.
     """
 
     samples: str | Path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 import subprocess
@@ -14,7 +15,12 @@ from ...errors import MismatchError, UsageError, first_line
 from ..accuracy import BoolArray
 from .samples import Array
 
-NUMBER = re.compile(r"[-+]?\d*\.?\d+(?:[eE][-+]?\d+)?")
+SCORE = re.compile(r"[-+]?(?:(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?|nan|inf(?:inity)?|none|null|n/a)", re.IGNORECASE)
+"""A word that is a score, or that stands for one that is unknown."""
+AROUND = "()[]:,;"
+"""What may stand at the ends of a word."""
+LAST_LINES = 3
+"""How many lines of a program's output are quoted."""
 PLACE = "{model}"
 """What stands for the model's file in a command."""
 
@@ -65,16 +71,33 @@ def check_command(command: str) -> None:
 
 
 def scored(command: str, model: Path) -> float:
-    """The last number that `command` prints for `model`. Raises `UsageError`."""
+    """The score that `command` prints for `model`: the last number on its last line. Raises `UsageError`.
+
+    Digits within other words, such as those in the names of files, are no numbers.
+    """
     words = [word.replace(PLACE, str(model)) for word in shlex.split(command)]
     try:
-        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        done = subprocess.run(words, capture_output=True, text=True, errors="replace", check=False)
     except OSError as error:
         raise UsageError(f"cannot run {words[0]}: {error.strerror or first_line(error)}") from error
     if done.returncode:
         said = (done.stderr.strip() or done.stdout.strip() or "nothing").splitlines()[-1]
         raise UsageError(f"{words[0]} exited with status {done.returncode} and said: {said}")
-    numbers = NUMBER.findall(done.stdout)
-    if not numbers:
-        raise UsageError(f"{words[0]} printed no number; expected the model's score as its last number")
-    return float(numbers[-1])
+    printed = [line.rstrip() for line in done.stdout.splitlines() if line.strip()]
+    score = _score(printed[-1]) if printed else math.nan
+    if not math.isfinite(score):
+        ends = "; it printed nothing" if not printed else "; its output ends with:\n" + "\n".join(printed[-LAST_LINES:])
+        raise UsageError(
+            f"{words[0]} printed no score; expected a finite number as a word of its own on the last line, such as "
+            f"“accuracy: 0.93”{ends}"
+        )
+    return score
+
+
+def _score(line: str) -> float:
+    """The last word of `line` that is a number; NaN if none is, or if it stands for an unknown one."""
+    found = [word for each in line.split() if SCORE.fullmatch(word := each.rstrip(".").strip(AROUND))]
+    try:
+        return float(found[-1])
+    except (IndexError, ValueError):
+        return math.nan

@@ -23,6 +23,7 @@ from streamstats.models.onnx.correct import How, correct, correct_quantized
 from streamstats.models.onnx.iterative import Iterative
 from streamstats.models.onnx.judge import HeldOut
 from streamstats.models.onnx.plain import plainly
+from streamstats.models.onnx.scoring import scored
 from streamstats.models.quality import Quality
 from streamstats.progress import QUIET, Progress
 
@@ -180,7 +181,7 @@ def test_a_command_scores_the_models(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("code", "said"),
-    [("import sys; sys.exit('no such data set')", "no such data set"), ("print('well done')", "no number")],
+    [("import sys; sys.exit('no such data set')", "no such data set"), ("print('well done')", "no score")],
 )
 def test_a_command_that_does_not_score_is_named(folder: Path, code: str, said: str) -> None:
     with pytest.raises(UsageError, match=said):
@@ -191,6 +192,36 @@ def test_a_command_that_does_not_score_is_named(folder: Path, code: str, said: s
         HeldOut(folder / "held.npy", score="python 'score.py {model}")
     with pytest.raises(UsageError, match="no-such-program"):
         judged(folder, score="no-such-program {model}")
+
+
+@pytest.mark.parametrize(
+    ("printed", "score"),
+    [
+        ("0.5 {}", 0.5),
+        ("0.5 epoch7b {} done", 0.5),
+        ("mAP: 12 -3.5e-1;", -0.35),
+        ("loss (.25).", 0.25),
+        ("3 files\\n\\nscore: 7\\n", 7),
+        ("score: nan {} done", None),
+        ("epoch 3, score: None", None),
+        ("score 3 inf", None),
+        ("0.5\\n{}", None),
+        ("f1=0.5 93% v2", None),
+        ("", None),
+    ],
+)
+def test_only_a_number_that_is_a_word_of_the_last_line_is_a_score(
+    printed: str, score: float | None, tmp_path: Path
+) -> None:
+    code = f"import sys; print('{printed}'.format(sys.argv[1]))"
+    command = f"{shlex.quote(sys.executable)} -c {shlex.quote(code)} {{model}}"
+    path = tmp_path / "a1b2.onnx"
+    if score is not None:
+        assert scored(command, path) == score
+        return
+    with pytest.raises(UsageError, match="printed no score; expected a finite number") as refused:
+        scored(command, path)
+    assert printed.split("\\n")[-1].format(path) in str(refused.value)
 
 
 @pytest.mark.parametrize("form", [form for form in FORMS if form.startswith("codes")])
