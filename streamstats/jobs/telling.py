@@ -115,7 +115,7 @@ def _of_padding(layers: Sequence[Layer]) -> Iterator[str]:
 
 def tell_masked(ledgers: Ledgers, progress: Progress) -> None:
     """Report layers of which nothing is counted, because their masks leave every position out."""
-    empty = [name for name, each in ledgers.items() if each.masked and 0 < each.masked[1] == each.masked[0]]
+    empty = [name for name, each in ledgers.items() if each.masked_out]
     if empty:
         progress.say(f"warning: the mask of {listed(empty)} is 0 everywhere, so no position counts; check the mask")
 

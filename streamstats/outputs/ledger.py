@@ -302,6 +302,12 @@ class Ledger:
         return positions - int((sums.count + sums.nonfinite)[0]), positions
 
     @property
+    def masked_out(self) -> bool:
+        """Whether the mask leaves out every position of the counted rows, of which there is one at least."""
+        left_out, positions = self.masked or (0, 0)
+        return 0 < positions == left_out
+
+    @property
     def missing_values(self) -> str:
         """Which stored values did not count, as text; "none" if all did.
 

@@ -73,6 +73,11 @@ class Results:
         corrector = self._entry(layer).corrector
         return None if isinstance(corrector, str) else self._checked(CORRECTORS, layer, corrector)
 
+    def without_corrector(self, layers: Iterable[str]) -> dict[str, str]:
+        """Those of `layers` that were counted and have no corrector → why."""
+        entries = {layer: self.manifest.layers[layer] for layer in layers if layer in self.manifest.layers}
+        return {layer: each.corrector for layer, each in entries.items() if isinstance(each.corrector, str)}
+
     def masked(self, layers: Iterable[str]) -> list[str]:
         """Those of `layers` that were counted with a mask."""
         return [layer for layer in layers if layer in self.manifest.layers and self._entry(layer).has_mask]
@@ -267,6 +272,8 @@ def _entries(
 
 def _corrector(statistics: LayerStatistics) -> BiasCorrector | str:
     """The corrector of a layer, or the reason why it has none."""
+    if statistics.masked_out:
+        return "its mask is 0 everywhere, so there is no mean"
     without = np.flatnonzero(statistics.sums.count == 0)
     if len(without) == statistics.channels:
         return "no channel has a finite value, so there is no mean"

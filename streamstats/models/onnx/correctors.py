@@ -11,6 +11,7 @@ from ...errors import UsageError, listed
 from ...outputs.manifest import MANIFEST
 from ...outputs.results import CORRECTORS, open_results
 from ...storage.names import layer_of, layer_path
+from ..account import told
 from ..linear import EXACT, SAME_WEIGHT, LayerCorrection, load_corrector, planned_correction
 from .layers import LeftOut, OnnxLayer
 from .pairs import Pair
@@ -20,16 +21,21 @@ SUFFIX = ".safetensors"
 
 def find_correctors(out: Path, layers: Sequence[OnnxLayer]) -> dict[str, Path]:
     """The corrector of each layer that has one. Raises `UsageError` if no layer has one."""
-    if not (out / CORRECTORS).is_dir():
-        raise UsageError(f"{out} has no folder {CORRECTORS}; expected what `streamstats run` leaves")
-    names = [layer.name for layer in layers]
-    found = _of_manifest(out, names) if (out / MANIFEST).exists() else _of_folder(out, names)
-    if not found:
+    names, of_a_run = [layer.name for layer in layers], (out / MANIFEST).exists()
+    if not of_a_run and not (out / CORRECTORS).is_dir():
+        found_instead = f"has neither {MANIFEST} nor a folder {CORRECTORS}" if out.exists() else "does not exist"
+        raise UsageError(f"{out} {found_instead}; expected the output folder of `streamstats run` or `measure`")
+    found = _of_manifest(out, names) if of_a_run else _of_folder(out, names)
+    if found:
+        return found
+    if of_a_run and (reasons := open_results(out).without_corrector(names)):
         raise UsageError(
-            f"{out / CORRECTORS} holds no corrector for a layer of the model; its layers are: {listed(names)}; "
-            "expected the output of a run over what was recorded of this model"
+            f"{out} has no corrector for a layer of the model: {told(reasons.items())}; count samples that give one"
         )
-    return found
+    raise UsageError(
+        f"{out} holds no corrector for a layer of the model; its layers are: {listed(names)}; expected the output of a "
+        "run over what was recorded of this model"
+    )
 
 
 def _of_manifest(out: Path, names: Sequence[str]) -> dict[str, Path]:

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from ...calibration.recorder import Recorder, recorded_at
 from ...errors import UsageError, counted, listed, one_of, require
 from ...jobs.meter import Meter, check_output
+from ...jobs.telling import tell_masked
 from ...outputs.layer_statistics import LayerStatistics
 from ...progress import QUIET, Progress, Stage
 from ...quantization import Quantization
@@ -176,6 +177,7 @@ def measure(
     meter = Meter(statistics, name=name, nonfinite=nonfinite, model_fingerprint=wanted.fingerprint)
     progress.begin(_stage("measuring", run, targets))
     visit_rows(run, targets, partial(_append, meter, rows), progress)
+    tell_masked(meter.statistics, progress)
     meter.save(output)
     return _outcomes(targets, rows, [*unfit, *skipped]), meter.statistics
 

@@ -12,6 +12,7 @@ import pytest
 from graphs import make_model, node, saved, values
 from onnx import TensorProto, helper
 from onnxruntime.quantization import quantize_dynamic
+from told import Told
 
 from streamstats.cli import main
 from streamstats.config import JobConfig
@@ -193,6 +194,23 @@ def test_the_same_positions_must_count_everywhere(folder: Path) -> None:
     how = How(held_out=HeldOut(folder / "held.npz", mask="attention_mask"))
     with pytest.raises(UsageError, match="no layer was counted with a mask"):
         correct(model, folder / "plain", None, bits=3, how=how)
+
+
+def test_a_mask_that_leaves_everything_out_is_told_by_measuring_and_correcting(folder: Path) -> None:
+    np.savez(folder / "x.npz", x=X, attention_mask=np.zeros_like(MASK))
+    of_all, told = "the mask of first, second is 0 everywhere", Told()
+    measure(folder / "model.onnx", folder / "x.npz", folder / "whole", mask="attention_mask", progress=told)
+    assert [of_all in each for each in told.messages if "everywhere" in each] == [True]
+    alone = {"layers": ["first", "second"], "mask": "attention_mask"}
+    measure(folder / "model.onnx", folder / "x.npz", folder / "out", **alone)
+    correcting = {"bits": 4, "output": folder / "fixed.onnx"}
+    with pytest.raises(UsageError, match=r"no corrector .*: first, second \(its mask is 0 everywhere"):
+        correct(folder / "model.onnx", folder / "out", **correcting)
+    with pytest.raises(UsageError, match=r"no-such-folder does not exist; expected the output folder"):
+        correct(folder / "model.onnx", folder / "no-such-folder", **correcting)
+    (folder / "empty").mkdir()
+    with pytest.raises(UsageError, match=r"has neither manifest\.json nor a folder correctors"):
+        correct(folder / "model.onnx", folder / "empty", **correcting)
 
 
 def test_what_is_no_mask_is_refused_before_anything_is_written(folder: Path) -> None:
