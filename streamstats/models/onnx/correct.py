@@ -32,11 +32,11 @@ from .doubts import unsure
 from .files import check_targets, write_models
 from .fingerprint import check_recorded
 from .graph import copied
-from .iterative import Iterative, iterative_corrections
+from .iterative import Iterative, by_depth, iterative_corrections
 from .judge import HeldOut, Judge
 from .layers import LeftOut
 from .levels import Levels
-from .overlap import counted_as
+from .overlap import counted_as, counted_inputs, farthest_apart, shared
 from .pairs import kept_factors
 from .precision import bias_steps, precision
 from .subject import Subject, check_rounded, fake_quantized, marked, quantized_by_others, two_models
@@ -307,6 +307,7 @@ class _Correcting:
             return self._written(*self._corrected(self._planned()), None, output, uncorrected)
         with Judge(self.subject.original, self.subject.pairs, self.how.held_out, self.progress) as judge:
             self._tell_repeated(judge, self.how.held_out)
+            self._tell_apart(judge, self.how.held_out)
             chosen = self._chosen(judge)
             model, outcomes, judgement = chosen._judged(judge)
         tell(judgement, CORRECTED, self.progress, fail=self.how.fail_if_worse, remedy=self.how.advice.worse)
@@ -315,7 +316,7 @@ class _Correcting:
     def _tell_repeated(self, judge: Judge, held_out: HeldOut) -> None:
         """Warn of held-out samples that calibrated."""
         staged = self.how.layer_by_layer
-        number = 0 if staged is None else judge.shared_with(staged.samples, staged.batch_axes)
+        number = 0 if staged is None else shared(judge.given, judge.loaded(staged.samples, staged.batch_axes))
         if staged is not None and number:
             of = f"{number:,} of {counted(judge.samples, 'held-out sample')}"
             self.progress.say(f"warning: {of} are among those of {staged.samples}; {CALIBRATED}")
@@ -323,6 +324,26 @@ class _Correcting:
             self.progress.say(
                 f"warning: the samples of {held_out.samples} are those that {self.method.out} has counted: layer "
                 f"{layer} has as many rows with the same means; {CALIBRATED}"
+            )
+
+    def _tell_apart(self, judge: Judge, held_out: HeldOut) -> None:
+        """Warn if held-out samples are far larger or smaller than those that calibrated.
+
+        The inputs of the layers that no other one precedes show it best.
+        """
+        outputs, by_output = self.how.outputs, {each.node.output[0]: each for each in self.subject.layers}
+        layers = by_depth(self.subject.original, by_output)[0]
+        if outputs is not None:
+            calibrated = judge.inputs_of(layers, judge.loaded(outputs.samples, outputs.batch_axes))
+        else:
+            calibrated = counted_inputs(self.method.out, layers)
+        found = farthest_apart(calibrated, judge.inputs_of([each for each in layers if each.name in calibrated]))
+        if found is not None:
+            source = self.method.out if outputs is None else outputs.samples
+            self.progress.say(
+                f"warning: the inputs of layer {found.layer} differ in size: the largest mean of a channel is "
+                f"{found.calibrated:.3g} over {source}, but {found.held_out:.3g} over {held_out.samples}; check the "
+                "preprocessing: both need the one that the model gets in use"
             )
 
     def _written(

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import MismatchError, NonFiniteError, UsageError
+from ...outputs.layer_statistics import LayerStatistics
 from ...progress import QUIET, Progress, Stage
 from ...statistics.masks import Mask
 from ..effects import Effect, EffectSums
@@ -23,13 +24,14 @@ from ..quality import Sums
 from .comparing import Places
 from .files import write_models
 from .graph import copied
+from .layers import OnnxLayer
 from .masking import check_mask, mask_rows
-from .overlap import shared
 from .pairs import SCALED, Pair
 from .plain import PlainModel, only, plainly
 from .quantized import multiplies_codes
+from .record import measure_layers
 from .run import ModelRun, open_session
-from .samples import Array, Axes, load_samples
+from .samples import Array, Axes, Samples, load_samples
 from .scoring import Labels, check_command, scored
 
 if TYPE_CHECKING:
@@ -141,9 +143,18 @@ class Judge(Findings):
             raise UsageError(NO_FLOATS)
         return found
 
-    def shared_with(self, samples: str | Path, axes: Axes | None) -> int:
-        """How many held-out samples are among the `samples` with these `axes`."""
-        return shared(self.given, load_samples(samples, self._float.session, axes))
+    def loaded(self, samples: str | Path, axes: Axes | None) -> Samples:
+        """Other `samples` of the float model, with these `axes`."""
+        return load_samples(samples, self._float.session, axes)
+
+    def inputs_of(self, layers: Sequence[OnnxLayer], given: Samples | None = None) -> dict[str, LayerStatistics]:
+        """The statistics of the inputs of these `layers` of the float model, over the samples `given`, or held out."""
+        if not layers:
+            return {}
+        session = self._session(copied(self._original), [each.input for each in layers], "float, cut")
+        source = str(self._held_out.samples)
+        run = ModelRun.prepare(session, self.given if given is None else given, self._held_out.batch_size, source)
+        return measure_layers(run, layers, self._held_out.mask)
 
     @property
     def samples(self) -> int:

@@ -1,8 +1,14 @@
-"""Whether held-out samples were calibrated with: then what they say holds for no other samples."""
+"""How held-out samples relate to those that calibrated.
+
+If they are the same, what they say holds for no other samples. If their values are of another size, the preprocessing
+of one of them is wrong, and corrections from the others mean nothing for them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import reduce
 from hashlib import sha256
 from pathlib import Path
@@ -10,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from ...outputs.layer_statistics import LayerStatistics
 from ...outputs.manifest import MANIFEST
 from ...outputs.results import open_results
 from ...statistics.mean import ChannelMean
@@ -19,6 +26,9 @@ from .samples import Samples
 Float64Array = npt.NDArray[np.float64]
 BATCH = 64
 """How many samples are read at a time."""
+FARTHEST = 3.0
+"""How many times the largest value of some samples the mean of a channel may be in others. In samples of one kind, it
+exceeds 1 only if there are hardly any values; a missing division by 255 makes it tens."""
 
 
 def shared(held_out: Samples, calibration: Samples) -> int:
@@ -68,3 +78,50 @@ def _mean(samples: Samples, name: str, channel_axis: int) -> Float64Array | None
     if len({each.space.channels for each in found}) != 1:
         return None
     return reduce(ChannelMean.merge, found).mean()
+
+
+@dataclass(frozen=True)
+class Apart:
+    """The inputs of a `layer`, with the largest means of a channel, `calibrated` and `held_out`, by magnitude.
+
+    The larger of them is `times` the largest value that the other samples have.
+    """
+
+    layer: str
+    calibrated: float
+    held_out: float
+    times: float
+
+    @classmethod
+    def of(cls, layer: str, calibrated: LayerStatistics, held_out: LayerStatistics) -> Apart:
+        """How far apart the inputs of `layer` are in both."""
+        (mine, most), (theirs, farthest) = _largest(calibrated), _largest(held_out)
+        return cls(layer, mine, theirs, max(_ratio(mine, farthest), _ratio(theirs, most)))
+
+
+def counted_inputs(out: Path | None, layers: Iterable[OnnxLayer]) -> dict[str, LayerStatistics]:
+    """What `out` has counted of the inputs of those of `layers` that it has; a folder of correctors has nothing."""
+    if out is None or not (out / MANIFEST).exists():
+        return {}
+    results = open_results(out)
+    return {each.name: results.statistics(each.name) for each in layers if each.name in results.manifest.layers}
+
+
+def farthest_apart(calibrated: Mapping[str, LayerStatistics], held_out: Mapping[str, LayerStatistics]) -> Apart | None:
+    """The layer whose inputs differ most in size, if by more than samples of one kind do."""
+    both = [Apart.of(layer, calibrated[layer], found) for layer, found in held_out.items() if layer in calibrated]
+    farthest = max(both, key=lambda each: each.times, default=None)
+    return farthest if farthest is not None and farthest.times > FARTHEST else None
+
+
+def _largest(statistics: LayerStatistics) -> tuple[float, float]:
+    """(the largest mean of a channel, the largest value), by magnitude; 0 without finite values."""
+    return _magnitude(statistics.mean), _magnitude(statistics.absmax)
+
+
+def _magnitude(channels: Float64Array) -> float:
+    return float(np.nanmax(np.abs(channels), initial=0.0))
+
+
+def _ratio(mean: float, value: float) -> float:
+    return mean / value if value else math.inf if mean else 0.0

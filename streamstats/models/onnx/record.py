@@ -215,6 +215,19 @@ def record_layers(
     return _outcomes(targets, rows, unfit)
 
 
+def measure_layers(run: ModelRun, layers: Sequence[OnnxLayer], mask: str | None) -> dict[str, LayerStatistics]:
+    """The statistics of the inputs of `layers`, tensors of the model in `run`; none if samples are mixed in all of
+    them. NaN and infinities are skipped.
+    """
+    try:
+        found, _ = find_targets(run, Wanted(layers, {layer.name: layer.input for layer in layers}))
+    except UsageError:
+        return {}
+    meter = Meter(nonfinite="skip")
+    visit_rows(run, masked_targets(run, found, mask, any_fits=False), partial(_append, meter, Counter[str]()), QUIET)
+    return meter.statistics
+
+
 def _found(
     run: ModelRun, wanted: Wanted, mask: str | None, progress: Progress, *, positions_as_rows: bool
 ) -> tuple[list[Target], list[LeftOut]]:

@@ -19,7 +19,8 @@ from told import Told
 from streamstats import MeanBiasCorrector
 from streamstats.errors import MismatchError, NonFiniteError, UsageError
 from streamstats.models.harm import HARMFUL
-from streamstats.models.onnx.correct import How, correct, correct_quantized
+from streamstats.models.onnx.by_outputs import Outputs
+from streamstats.models.onnx.correct import How, correct, correct_outputs, correct_quantized
 from streamstats.models.onnx.iterative import Iterative
 from streamstats.models.onnx.judge import HeldOut
 from streamstats.models.onnx.plain import plainly
@@ -156,6 +157,23 @@ def test_held_out_samples_that_were_counted_are_warned_of(folder: Path) -> None:
         correct(folder / "float.onnx", folder / "out", None, bits=3, how=how, progress=told)
         found = [each for each in told.messages if "are among those of" in each]
         assert [each.split()[1] for each in found] == ([str(number)] if number else [])
+
+
+@pytest.mark.parametrize("method", ["one pass", "outputs"])
+@pytest.mark.parametrize(("scale", "warned"), [(1.0, False), (0.3, False), (255.0, True), (1 / 255, True)])
+def test_held_out_samples_of_another_size_are_warned_of(method: str, scale: float, warned: bool, folder: Path) -> None:
+    for number in (1, 4, 50):
+        np.save(folder / "held.npy", values(number, 4, seed=number) * np.float32(scale))
+        told, model = Told(), folder / "float.onnx"
+        if method == "outputs":
+            path = quantized(onnx.load(model), folder, values(64, 4), "qdq")
+            how = How(held_out=HeldOut(folder / "held.npy"), outputs=Outputs(folder / "x.npy", folder / "work"))
+            correct_outputs(model, path, None, how=how, progress=told)
+        else:
+            judged(folder, progress=told)
+        found = [each for each in told.messages if "check the preprocessing" in each]
+        assert len(found) == warned
+        assert all(each.startswith("warning: the inputs of layer one differ in size") for each in found)
 
 
 @pytest.mark.parametrize(
