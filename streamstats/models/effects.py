@@ -56,10 +56,14 @@ class Gain:
 
     @property
     def samples_needed(self) -> int | None:
-        """About how many samples would make this difference clear; None if no number is known to."""
-        if not (math.isfinite(self.decibels) and math.isfinite(self.error)) or self.decibels == 0:
+        """About how many samples would make this difference clear; None if no number is known to.
+
+        It is never less than the number from which standard errors are trusted.
+        """
+        if not math.isfinite(self.decibels) or self.decibels == 0:
             return None
-        return math.ceil(self.samples * (CLEAR * self.error / self.decibels) ** 2)
+        error = self.error if math.isfinite(self.error) else 0.0
+        return max(FEWEST, math.ceil(self.samples * (CLEAR * error / self.decibels) ** 2))
 
     def exceeds(self, errors: float) -> bool:
         """Whether the difference is more than this many standard `errors`, known from enough samples."""

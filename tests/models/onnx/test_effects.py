@@ -109,6 +109,9 @@ def test_few_samples_tell_nothing_and_the_number_that_would_is_estimated() -> No
     assert not Gain(3.0, 0.1, 7).is_clear
     assert Gain(3.0, 0.1, 8).is_better
     assert Gain(0.5, 0.5, 100).samples_needed == 400
+    for samples, error in ((4, 0.38), (1, math.nan)):  # standard errors are trusted from 8 samples on
+        assert Gain(2.74, error, samples).samples_needed == 8
+    assert Gain(0.0, 0.5, 100).samples_needed is None
     assert str(Gain(-0.5, 0.25, 100)) == "-0.50 ± 0.25 dB"
     wanted, first, second = outputs(5, samples=1)
     gain = effect_of([({"y": second}, {"y": wanted})]).gain_over(effect_of([({"y": first}, {"y": wanted})]))
