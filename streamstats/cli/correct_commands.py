@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import MissingDependencyError, UsageError, counted, listed
+from ..errors import DONE, INCOMPLETE, MissingDependencyError, UsageError, counted, listed
 from ..models.account import by_reason
 from .model_commands import batch_axes
 from .progress import Shown
@@ -32,14 +32,15 @@ OF_MODELS = (
 """Options that say how a model is quantised, corrected and judged."""
 
 
-def correct(options: Namespace) -> None:
+def correct(options: Namespace) -> int:
     """`streamstats correct MODEL.onnx [QUANTIZED.onnx | --bits N] --correctors OUT -o FIXED.onnx`, or `--weights …`."""
     _check_correctors(options)
     if options.correctors is not None:
         say_if_stale(options.correctors)
     if options.weights or options.fake_quantized or options.layout:
         _correct_tensors(options)
-        return
+        return DONE
+    from ..models.linear import all_in_vain
     from ..models.onnx.correct import TERMS
     from ..report.page import REPORT
 
@@ -58,6 +59,10 @@ def correct(options: Namespace) -> None:
     if options.json:
         layers = {each.layer: each.document() for each in correction.layers}
         print_json({"layers": layers, "judgement": written["judgement"], "precision": written["precision"]})
+    if not all_in_vain(correction.layers):
+        return DONE
+    say(f"warning: no layer was corrected, for the reasons given; {output} is the quantised model without corrections")
+    return INCOMPLETE
 
 
 def report(options: Namespace) -> None:

@@ -315,6 +315,9 @@ errors, is left out; one that is smaller than its own standard error (of calibra
 stays only if the outputs are clearly nearer to the float model's with it; and nothing is corrected if the network would
 still be worse. Weights are rounded and scaled by second moments only if that brings the outputs nearer, too.
 
+If no layer could be corrected, or every correction was left out, the exit status is 3, and FIXED.onnx is the quantised
+model without corrections.
+
 If the weights do not tell (trained further, compensated, unknown operators), correct from mean outputs. This needs no
 recording; layers are matched by name, or by order:
 

@@ -8,6 +8,7 @@ inputs over samples, and a way to add a term to a bias: `survey`, `record` and `
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ UNCHANGED, NEVER_QUANTISED, WEIGHTLESS = "unchanged", "never quantised", "nothin
 """Outcomes without a correction: the quantised weight is exact, it is the float one, or nothing is multiplied by it."""
 LEFT_OUT = "left out"
 """The outcome where a correction does harm, or may."""
+CORRECTED, REFUSED = "corrected", "refused"
+"""The outcomes of all other layers."""
 SAME_WEIGHT = "the quantiser left its weight in float: there is nothing to correct"
 EXACT = "the quantised weight equals its own: nothing to correct"
 FARTHEST = 1.0
@@ -93,7 +96,7 @@ class LayerCorrection:
     @property
     def outcome(self) -> str:
         """What became of the layer: corrected, unchanged, never quantised, nothing to correct, left out, or refused."""
-        return "corrected" if self.corrected else self.kept or "refused"
+        return CORRECTED if self.corrected else self.kept or REFUSED
 
     @property
     def largest(self) -> float:
@@ -115,6 +118,12 @@ class LayerCorrection:
             "outputs": self.outputs,
             "largest_bias_step": None if self.step is None else float(self.step.max(initial=0.0)),
         }
+
+
+def all_in_vain(layers: Iterable[LayerCorrection]) -> bool:
+    """Whether no layer was corrected although one was to be: each was refused or left out."""
+    outcomes = {each.outcome for each in layers}
+    return CORRECTED not in outcomes and not outcomes.isdisjoint((REFUSED, LEFT_OUT))
 
 
 def load_corrector(path: Path | None, layer: str) -> BiasCorrector | None:

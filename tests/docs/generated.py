@@ -412,7 +412,7 @@ MEANINGS = {
     "DONE": "done",
     "FAILURE": "a failure that a retry on a healthy machine may cure",
     "USAGE": "the request cannot be met as it stands: correct the call, the arguments or the configuration",
-    "INCOMPLETE": "done, but rows are missing, or a threshold was not met",
+    "INCOMPLETE": "done, but rows are missing, a threshold was not met, or no layer could be corrected",
     "CORRUPT": "the data is missing, damaged or not what it claims to be",
     "INTERRUPTED": "interrupted by a signal, after saving; run the command again to resume",
 }

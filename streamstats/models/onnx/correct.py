@@ -437,7 +437,7 @@ class _Correcting:
         """A copy of the quantised model with the `planned` terms in its biases, and what was done for each layer."""
         model = copied(self.subject.quantized)
         outcomes = self.method.added(model, planned)
-        return marked(model), outcomes
+        return marked(model) if any(each.corrected for each in outcomes) else model, outcomes
 
 
 def _with_means(

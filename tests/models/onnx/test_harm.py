@@ -12,6 +12,7 @@ from networks import model_of, run_out, values
 from onnx import helper
 from told import Told
 
+from streamstats.cli import main
 from streamstats.config import JobConfig
 from streamstats.errors import HarmError, UsageError
 from streamstats.jobs.run import run
@@ -81,6 +82,19 @@ def test_a_correction_that_helps_its_layer_and_harms_the_network_is_left_out(fol
     assert "warning:" not in " ".join(told.messages)
     fixed, quantized = onnx.load(folder / "fixed.onnx"), onnx.load(folder / "quantized.onnx")
     assert [node.op_type for node in fixed.graph.node] == [node.op_type for node in quantized.graph.node]
+
+
+def test_if_nothing_was_corrected_the_status_says_so_and_the_model_is_not_marked_as_corrected(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ends = ["--correctors", f"{folder}/out", "--held-out", f"{folder}/held.npy", "-o"]
+    first, again = f"{folder}/first.onnx", f"{folder}/again.onnx"
+    left_out = ["correct", f"{folder}/float.onnx", f"{folder}/quantized.onnx", *ends, first, "--do-no-harm"]
+    assert main([*left_out, "--fail-if-worse"]) == 3
+    assert f"no layer was corrected, for the reasons given; {first} is the quantised model" in capsys.readouterr().err
+    assert main(["correct", f"{folder}/float.onnx", first, *ends, again]) == 0
+    assert main(["correct", f"{folder}/float.onnx", again, *ends, first]) == 2
+    assert "has already been corrected" in capsys.readouterr().err
 
 
 def test_the_gain_is_that_of_the_outputs_and_a_worse_model_is_told_before_it_is_written(folder: Path) -> None:
