@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 OF_MODELS = (
     *("bits", "per_channel", "symmetric", "weight_range", "rounding", "scale", "activation_bits", "activation_range"),
     *("iterative", "outputs", "samples", "work", "held_out", "labels", "score", "do_no_harm", "trials"),
-    *("fail_if_worse", "other_weights", "mask", "batch_axis", "positions_as_rows"),
+    *("fail_if_worse", "batch_size", "other_weights", "mask", "batch_axis", "positions_as_rows"),
 )
 """Options that say how a model is quantised, corrected and judged."""
 
@@ -203,10 +203,11 @@ def _how(options: Namespace, output: Path | None) -> How:
     _check_how(options)
     iterative = outputs = held_out = None
     axes = batch_axes(options.batch_axis)
+    batches = {} if options.batch_size is None else {"batch_size": options.batch_size}
     if options.iterative is not None or options.outputs:
         work = options.work or (output or Path(options.correctors) / "report").with_suffix(".work")
         if options.outputs:
-            outputs = Outputs(options.samples, work, mask=options.mask, batch_axes=axes)
+            outputs = Outputs(options.samples, work, mask=options.mask, batch_axes=axes, **batches)
         else:
             iterative = Iterative(
                 options.samples,
@@ -215,9 +216,12 @@ def _how(options: Namespace, output: Path | None) -> How:
                 mask=options.mask,
                 batch_axes=axes,
                 positions_as_rows=options.positions_as_rows,
+                **batches,
             )
     if options.held_out is not None:
-        held_out = HeldOut(options.held_out, options.labels, options.score, mask=options.mask, batch_axes=axes)
+        held_out = HeldOut(
+            options.held_out, options.labels, options.score, mask=options.mask, batch_axes=axes, **batches
+        )
     trials = TRIALS if options.trials is None else options.trials
     return How(iterative, held_out, options.do_no_harm, options.fail_if_worse, trials, outputs, options.other_weights)
 
@@ -243,6 +247,8 @@ def _check_how(options: Namespace) -> None:
         raise UsageError("--mask goes with --iterative, --outputs or --held-out; one pass takes it from the statistics")
     if options.batch_axis and not staged and options.held_out is None:
         raise UsageError("--batch-axis goes with --iterative, --outputs or --held-out; leave it out")
+    if options.batch_size is not None and not staged and options.held_out is None:
+        raise UsageError("--batch-size goes with --iterative, --outputs or --held-out; leave it out")
     if options.positions_as_rows and options.iterative is None:
         raise UsageError("--positions-as-rows goes with --iterative, which records; leave it out")
     if (options.do_no_harm or options.fail_if_worse) and options.held_out is None:
@@ -307,8 +313,10 @@ def _say_judgement(judged: Judgement, advice: Advice) -> None:
         say(f"{model}: accuracy {found.points} over the quantised model, which {found.verdict}: {found.counts}")
     if judged.caveat:
         say(f"note: {judged.caveat}: {advice.caveat}")
-    for layer, reason in judged.unjudged.items():
-        say(f"layer {layer} is not judged by its own outputs: {reason}")
+    if judged.batches:
+        say(f"note: {judged.batches}; choose them with --batch-size")
+    for reason, names in by_reason(judged.unjudged.items()).items():
+        say(f"not judged by its own outputs: {listed(names)}: {reason}")
     if judged.harmful:
         layers = ", ".join(judged.harmful)
         say(

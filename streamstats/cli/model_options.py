@@ -225,8 +225,15 @@ def _add_how(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
         action="store_true",
         help="use what was recorded although the float model's weights have another fingerprint than those recorded",
     )
-    both = parser.add_argument_group("how samples were recorded, for layer by layer and --held-out")
+    both = parser.add_argument_group("how samples are run, for layer by layer and --held-out")
     both.add_argument("--mask", metavar="INPUT", help="the input of the model that is the mask")
+    both.add_argument(
+        "--batch-size",
+        metavar="N",
+        type=int,
+        help="samples per run of the model (default: 16, and 8 for --held-out); figures depend on it only if the "
+        "quantised model finds steps in each batch, as those of quantize_dynamic",
+    )
     _add_axes(both)
     return how
 

@@ -38,6 +38,12 @@ IN_FLOATS = (
     "processors without VNNI, which costs accuracy there and which no bias undoes"
 )
 """The caveat on the figures of a model on codes."""
+BY_BATCH = (
+    "the quantised model finds the steps of its activations in each batch, so figures depend on the batch size: these "
+    "are those of batches of {}"
+)
+UNKNOWN = "the operators that compute it in the quantised model are not known as a layer, so only the network is judged"
+"""Why a corrected layer is not judged by its own outputs."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,8 @@ class Judgement:
     samples that a classifier got `right`, bool[samples], and the score. `effects` are those on the network's outputs,
     `gains` by how much each model is better than the quantised one there. `harmful` are the layers whose own outputs
     would be closer to the float model's without their correction, `unjudged` those whose outputs stand for no tensor of
-    the float model, and why. `caveat` is what to know of all figures, if anything.
+    the float model, and why. `caveat` is what to know of all figures, if anything; `batches` of which batches they are,
+    if that matters.
     """
 
     samples: int
@@ -58,6 +65,7 @@ class Judgement:
     unjudged: Mapping[str, str] = field(default_factory=dict)
     effects: Mapping[str, Effect] = field(default_factory=dict)
     caveat: str = ""
+    batches: str = ""
 
     @property
     def accuracy(self) -> dict[str, float]:
@@ -119,6 +127,7 @@ class Judgement:
             "unjudged": dict(self.unjudged),
             "worse": {model: self.worse(model) for model in self.outputs if model not in REFERENCES},
             "caveat": self.caveat,
+            "batches": self.batches,
             "network": {name: self._network(name) for name in self.effects},
         }
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import counted
+from ..models.account import by_reason
 from ..models.accuracy import AccuracyGain
 from ..models.judgement import BY_MOMENTS, CORRECTED, FLOAT, ONE_PASS, UNCORRECTED
 from ..models.linear import LEFT_OUT, WEIGHTLESS
@@ -78,10 +79,11 @@ def sentences(report: Mapping[str, Any]) -> list[str]:
             _of_outputs(judged),
             *_of_accuracy(judged),
             *_of_caveat(judged["caveat"], advice["caveat"]),
+            *([f"{_capital(judged['batches'])}."] if judged["batches"] else []),
             _of_harm(judged["harmful"], advice["harm"]),
         ]
-    unjudged = (judged or {}).get("unjudged", {})
-    found += [f"Not judged: {layer}. {reason[0].upper()}{reason[1:]}." for layer, reason in unjudged.items()]
+    unjudged = by_reason((judged or {}).get("unjudged", {}).items())
+    found += [f"Not judged: {_named(layers)}. {_capital(reason)}." for reason, layers in unjudged.items()]
     if not nothing_done:
         found += [_of_samples(report), *_of_few(report)]
     idle = sum(len(each["never_active"]) for each in report["layers"].values())
@@ -138,7 +140,11 @@ def _of_accuracy(judged: Mapping[str, Any]) -> list[str]:
 
 def _of_caveat(caveat: str, advice: str) -> list[str]:
     """What to know of all figures, and what to do about it."""
-    return [f"{caveat[0].upper()}{caveat[1:]}: {advice}."] if caveat else []
+    return [f"{_capital(caveat)}: {advice}."] if caveat else []
+
+
+def _capital(sentence: str) -> str:
+    return sentence[0].upper() + sentence[1:]
 
 
 def _median_shift(judged: Mapping[str, Any], model: str) -> float:

@@ -260,6 +260,7 @@ class OutputCorrection:
         return {
             "models": digest.hexdigest(),
             "samples": samples_digest(self._how.samples),
+            "batch_size": self._how.batch_size,
             "axes": dict(self._how.batch_axes or {}),
             "form": FORM,
             "mask": self._how.mask,

@@ -396,7 +396,7 @@ class _Correcting:
             judge.score(ONE_PASS, in_one_pass)
         model, outcomes = self._helpful(planned, judge)
         judge.score(CORRECTED, model)
-        return model, outcomes, judge.finish()
+        return model, outcomes, judge.finish(each.layer for each in outcomes if each.corrected)
 
     def _planned(self) -> Sequence[LayerCorrection]:
         """The terms, once those for which too few samples were counted are told."""

@@ -299,6 +299,7 @@ def _plan(
     return {
         "models": digest.hexdigest(),
         "samples": samples_digest(how.samples),
+        "batch_size": how.batch_size,
         "axes": dict(how.batch_axes or {}),
         "form": how.form,
         "mask": how.mask,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from ...errors import MismatchError, NonFiniteError, UsageError
+from ...errors import MismatchError, NonFiniteError, UsageError, counted
 from ...outputs.layer_statistics import LayerStatistics
 from ...progress import QUIET, Progress, Stage
 from ...statistics.masks import Mask
 from ..effects import Effect, EffectSums
 from ..findings import Findings, Measured
-from ..judgement import FLOAT, IN_FLOATS, KEPT_BYTES, NO_FLOATS, ROUTED, TRIAL_SAMPLES, Judgement
+from ..judgement import BY_BATCH, FLOAT, IN_FLOATS, KEPT_BYTES, NO_FLOATS, ROUTED, TRIAL_SAMPLES, UNKNOWN, Judgement
 from ..quality import Sums
 from .comparing import Places
 from .files import write_models
@@ -28,7 +28,7 @@ from .layers import OnnxLayer
 from .masking import check_mask, mask_rows
 from .pairs import SCALED, Pair
 from .plain import PlainModel, only, plainly
-from .quantized import multiplies_codes
+from .quantized import multiplies_codes, rounds_by_batch
 from .record import measure_layers
 from .run import ModelRun, open_session
 from .samples import Array, Axes, Samples, load_samples
@@ -81,7 +81,7 @@ class Judge(Findings):
         self._kept_bytes = 0
         self._samples = 0
         self._routed = set[str]()
-        self._on_codes = False
+        self._on_codes = self._by_batch = False
 
     def __enter__(self) -> Self:
         """Open the float model. Raises `UsageError`, `MismatchError` for samples that do not fit it."""
@@ -189,6 +189,7 @@ class Judge(Findings):
         """Run `model` beside the float model, and sum up their errors."""
         self._check_outputs(name, [output.name for output in model.graph.output])
         self._on_codes |= multiplies_codes(model)
+        self._by_batch |= rounds_by_batch(model)
         plain = plainly(model)
         judged = self._judged(plain)
         mine_wanted = _unique([*self._ends, *(tensor for _, tensor in judged)])
@@ -230,11 +231,23 @@ class Judge(Findings):
         """The layers that cannot be judged, as far as models that were added show it → why."""
         return {**unjudged(self._pairs), **dict.fromkeys(sorted(self._routed), ROUTED)}
 
-    def finish(self) -> Judgement:
-        """The judgement on all models."""
+    def finish(self, corrected: Iterable[str] = ()) -> Judgement:
+        """The judgement on all models; `corrected` layers that no model shows are among those that are not judged."""
         found = self._judgement(self._samples, self.unjudged, self._scores)
+        unseen = {layer: UNKNOWN for layer in corrected if layer not in found.layers}
         doubtful = self._on_codes and not self._scores and any(map(_may_saturate, self._pairs))
-        return replace(found, caveat=IN_FLOATS) if doubtful else found
+        return replace(
+            found,
+            unjudged={**unseen, **found.unjudged},
+            caveat=IN_FLOATS if doubtful else "",
+            batches=BY_BATCH.format(self._batch) if self._by_batch else "",
+        )
+
+    @property
+    def _batch(self) -> str:
+        """How many samples are run at once, as text."""
+        size = self._float.batch
+        return "one file of samples" if size is None else counted(min(size, self._samples), "sample")
 
     def _session(self, model: onnx.ModelProto, tensors: Sequence[str], name: str) -> Any:
         path = self._folder / f"{name} judged.onnx"

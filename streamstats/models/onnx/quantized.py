@@ -18,7 +18,7 @@ import numpy.typing as npt
 from ...storage.names import layer_names
 from ..grids import Grid
 from .constants import computed_constants
-from .graph import attributes, label, producers
+from .graph import attributes, label, producers, subgraphs
 from .layers import LeftOut, OnnxLayer, build_layer, survey
 from .operators import operators
 from .unsupported import PRODUCT, is_channels_last
@@ -32,6 +32,8 @@ ON_CODES = {"QLinearConv": "Conv", "QLinearMatMul": "MatMul", "QGemm": "Gemm"}
 """Operator on codes → its operator on reals. All of them read codes, scale, zero point; those of the weight; …"""
 ROUNDING = ("QuantizeLinear", "DynamicQuantizeLinear", "DynamicQuantizeMatMul")
 """Operators that round activations to codes."""
+ON_THE_FLY = "DynamicQuantize"
+"""How the names of operators begin that find the step of activations in the batch at hand."""
 WEIGHT, WEIGHT_SCALE, WEIGHT_ZERO_POINT = 3, 4, 5
 BIAS = {"QLinearConv": 8, "QGemm": 6, "Conv": 2, "ConvTranspose": 2, "Gemm": 2}
 """Operator → which of its inputs is the bias."""
@@ -80,6 +82,12 @@ def is_quantized(model: onnx.ModelProto) -> bool:
 def multiplies_codes(model: onnx.ModelProto) -> bool:
     """Whether a runtime may multiply codes by codes in `model`: weights and activations are rounded to them."""
     return is_quantized(model) and any(node.op_type in (*ROUNDING, *ON_CODES) for node in model.graph.node)
+
+
+def rounds_by_batch(model: onnx.ModelProto) -> bool:
+    """Whether `model` finds steps of activations in what it is run on, so that its outputs depend on the batch."""
+    found = [*model.graph.node, *(node for _, inner in subgraphs(model.graph.node) for node in inner.node)]
+    return any(node.op_type.startswith(ON_THE_FLY) for node in found)
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 from pathlib import Path
@@ -14,11 +15,14 @@ import pytest
 from networks import FORMS, chain, model_of, quantized, run_out, values
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
+from onnxruntime.quantization import quantize_dynamic
 from told import Told
 
 from streamstats import MeanBiasCorrector
+from streamstats.cli import main
 from streamstats.errors import MismatchError, NonFiniteError, UsageError
 from streamstats.models.harm import HARMFUL
+from streamstats.models.judgement import UNKNOWN
 from streamstats.models.onnx.by_outputs import Outputs
 from streamstats.models.onnx.correct import How, correct, correct_outputs, correct_quantized
 from streamstats.models.onnx.iterative import Iterative
@@ -135,6 +139,30 @@ def test_figures_of_a_model_on_codes_say_that_kernels_may_give_others(form: str,
     )
     assert scored.judgement.caveat == ""
     assert judged(folder).judgement.caveat == ""  # weights on levels, multiplied in floats
+
+
+def test_figures_of_a_model_that_rounds_on_the_fly_say_of_which_batches_they_are(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quantize_dynamic(folder / "float.onnx", folder / "dynamic.onnx")
+    models = ["correct", f"{folder}/float.onnx", f"{folder}/dynamic.onnx", "-o", f"{folder}/fixed.onnx"]
+    given = [*models, "--outputs", "--samples", f"{folder}/x.npy", "--held-out", f"{folder}/held.npy"]
+    found = {}
+    for size, samples in ((1, "1 sample"), (7, "7 samples"), (64, "50 samples")):
+        assert main([*given, "--json", "--batch-size", str(size)]) == 0
+        judgement = json.loads(capsys.readouterr().out)["judgement"]
+        assert judgement["batches"].endswith(f"batches of {samples}")
+        assert judgement["unjudged"] == {"one": UNKNOWN, "two": UNKNOWN}
+        found[size] = judgement["network"]["quantised"]["sqnr_db"]
+    assert len({*found.values()}) == 3
+    assert main(given) == 0
+    said = capsys.readouterr().err
+    assert "batches of 8 samples; choose them with --batch-size\n" in said
+    assert f"not judged by its own outputs: one, two: {UNKNOWN}\n" in said
+    assert f"Not judged: one, two. T{UNKNOWN[1:]}." in (folder / "fixed.report.html").read_text()
+    assert judged(folder).judgement.batches == ""
+    assert main([*models, "--correctors", f"{folder}/out", "--batch-size", "4"]) == 2
+    assert "--batch-size goes with" in capsys.readouterr().err
 
 
 def test_held_out_samples_that_were_counted_are_warned_of(folder: Path) -> None:
