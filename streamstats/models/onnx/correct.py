@@ -17,6 +17,7 @@ from ...progress import QUIET, Progress, Stage
 from ...ranges.finding import MINMAX
 from ...storage.files import remove_folder, write_bytes
 from ..advice import ON_COMMAND_LINE, Advice
+from ..fingerprints import check_recorded
 from ..harm import TRIALS, WORSE, Trials, tell, without
 from ..judgement import BY_MOMENTS, CALIBRATED, CORRECTED, ONE_PASS, UNCORRECTED, Judgement
 from ..linear import LayerCorrection
@@ -30,7 +31,7 @@ from .by_outputs import FORM, OutputCorrection, Outputs
 from .correctors import check_masks, find_correctors, one_pass, strays
 from .doubts import unsure
 from .files import check_targets, write_models
-from .fingerprint import check_recorded
+from .fingerprint import fingerprint
 from .graph import copied
 from .iterative import Iterative, iterative_corrections
 from .judge import HeldOut, Judge
@@ -425,7 +426,7 @@ def _with_means(
     """The correction of `subject`; each that is plainer has those after it as plainer ones."""
     if not how.other_weights:
         names = [layer.name for layer in subject.layers]
-        check_recorded(Path(correctors), subject.original, subject.name, names)
+        check_recorded(Path(correctors), names, fingerprint(subject.original), subject.name)
     others: list[_Correcting] = []
     for each in (*reversed(plainer), subject):
         method = _from_means(each, Path(correctors), how, progress)
