@@ -201,18 +201,6 @@ def correct_quantized(
     return correcting.written(output)
 
 
-def _tell_kept_factors(subject: Subject, advice: Advice, progress: Progress) -> None:
-    """Warn of weights that are multiples of the float model's, if no layer undoes that."""
-    found = kept_factors(subject.pairs)
-    if found:
-        factors = listed(f"{layer} ({factor:.3g} times)" for layer, factor in found.items())
-        progress.say(
-            "warning: weights are multiples of the float model's, and no corrected layer undoes that: "
-            f"{factors}; unless something else does, the outputs are wrong, and no bias corrects them; compare the "
-            f"models ({advice.judge}), or quantise the float model again"
-        )
-
-
 def correct_outputs(
     original: str | Path,
     quantized: str | Path,
@@ -432,6 +420,18 @@ def _with_means(
         method = _from_means(each, Path(correctors), how, progress)
         others.insert(0, _Correcting(each, method, how, progress, tuple(others)))
     return others[0]
+
+
+def _tell_kept_factors(subject: Subject, advice: Advice, progress: Progress) -> None:
+    """Warn of weights that are multiples of the float model's, if no layer undoes that."""
+    found = kept_factors(subject.pairs)
+    if found:
+        factors = listed(f"{layer} ({factor:.3g} times)" for layer, factor in found.items())
+        progress.say(
+            f"warning: weights of {subject.quantized_name} are multiples of the float model's, and no corrected layer "
+            f"undoes that: {factors}; unless something else does, the outputs are wrong, and no bias corrects them; "
+            f"compare the models ({advice.judge}), or quantise the float model again"
+        )
 
 
 def _added_terms(outcomes: Sequence[LayerCorrection]) -> Mapping[str, Any]:
