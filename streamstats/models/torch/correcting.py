@@ -113,7 +113,7 @@ def planned(
     plan = [correcting.planned(layer) for layer in _wanted(layers, results)]
     plan += LooseParameters(model, quantized, loose, layers, account).planned(results)
     found = [each.correction for each in plan]
-    if not any(each.term is not None or each.kept == UNCHANGED for each in found):
+    if not any(each.term is not None or each.uncorrected == UNCHANGED for each in found):
         raise MismatchError(f"no module was corrected; the first, {found[0].layer}: {found[0].reason}")
     return Twin(quantized, plan)
 
@@ -170,8 +170,9 @@ class _Correcting:
         except MismatchError as error:
             raise _RefusedError(str(error)) from error
         if _is_same(own, folded.weight, found.values):
-            kept = UNCHANGED if found.quantises else NEVER_QUANTISED
-            return Planned(LayerCorrection(layer.name, quantized=found.quantises, kept=kept, reason=REASONS[kept]))
+            outcome = UNCHANGED if found.quantises else NEVER_QUANTISED
+            reason = REASONS[outcome]
+            return Planned(LayerCorrection(layer.name, quantized=found.quantises, uncorrected=outcome, reason=reason))
         linear = _linear(layer, folded.weight, corrector)
         rounding = Rounding(layer, linear, found.values, corrector, folded.norm)
         return Planned(planned_correction(linear, corrector, folded.weight, found.values), place, rounding)
