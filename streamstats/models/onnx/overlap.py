@@ -1,6 +1,6 @@
 """How held-out samples relate to those that calibrated.
 
-If they are the same, what they say holds for no other samples. If their values are of another size, the preprocessing
+If they are the same, their figures do not hold for new samples. If their values are of another size, the preprocessing
 of one of them is wrong, and corrections from the others mean nothing for them.
 """
 
