@@ -307,7 +307,7 @@ def _say_judgement(judged: Judgement, advice: Advice) -> None:
         for output, each in judged.gains_by_output(model).items() if gain else ():
             say(f"{model}: output {output}: {each}")
     if judged.accuracy:
-        on = f"{judged.samples:,} samples, with 95 % confidence intervals"
+        on = f"{judged.samples:,} samples, with 95 % confidence intervals; ± is a standard error"
         say(f"float: accuracy {_accuracy(judged, 'float')} on {on}")
     for model, found in judged.accuracy_gains.items():
         say(f"{model}: accuracy {found.points} over the quantised model, which {found.verdict}: {found.counts}")

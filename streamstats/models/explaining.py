@@ -114,7 +114,7 @@ class Explanation:
     def words(self) -> str:
         """What explains the difference, in a line."""
         scaled = [
-            f"a scale per {side} channel of {factors.min():.3g} to {factors.max():.3g}"
+            f"a scale per {side} channel of {_span(factors)}"
             for side, factors in (("output", self.outputs), ("input", self.inputs))
             if factors is not None
         ]
@@ -410,6 +410,12 @@ def _difference(weight: Array, quantized: Array, grid: Grid | None) -> str:
         f"its weight differs from that of the float model {size}; expected rounding to nearest, after at most scales "
         f"of output and input channels; {ways}{WAYS_OUT}"
     )
+
+
+def _span(factors: Float64Array) -> str:
+    """The least and the greatest of `factors`; one figure if they look the same."""
+    least, greatest = f"{factors.min():.3g}", f"{factors.max():.3g}"
+    return least if least == greatest else f"{least} to {greatest}"
 
 
 def likeness(weight: Array, quantized: Array, channels: Channels) -> float:

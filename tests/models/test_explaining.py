@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 
 from streamstats.layouts import BY_GROUP, tap_sums
-from streamstats.models.explaining import AS_IT_IS, explain, likeness
+from streamstats.models.explaining import AS_IT_IS, Explanation, explain, likeness
 from streamstats.models.grids import Grid, channels_of, inferred_grids
 from streamstats.models.sides import Biases
 
@@ -271,3 +271,8 @@ def test_unrelated_weights_are_far_apart_even_after_a_scale_and_scaled_ones_are_
     one, other = weight((16, 1, 3, 3)), weight((16, 1, 3, 3), seed=9)
     assert likeness(one, other, channels) > 0.8
     assert likeness(one, one * scales(16).astype(np.float32).reshape(-1, 1, 1, 1), channels) < 1e-3
+
+
+def test_scales_that_look_the_same_are_one_figure() -> None:
+    words = [Explanation(inputs=np.array(each)).words for each in ([2.0, 2.001], [0.5, 2.0])]
+    assert words == ["rounding, a scale per input channel of 2", "rounding, a scale per input channel of 0.5 to 2"]

@@ -188,7 +188,7 @@ class _Staged:
         """`model` in a session, with the samples that were recorded."""
         path, samples = work / "stage.onnx", self.how.samples
         write_models([(model, path)])
-        session = open_session(str(path), work, optimized=False)
+        session = open_session(str(path), work, optimized=False, name="the quantised model")
         return ModelRun.prepare(
             session, load_samples(samples, session, self.how.batch_axes), self.how.batch_size, str(samples)
         )

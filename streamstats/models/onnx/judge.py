@@ -151,7 +151,7 @@ class Judge(Findings):
         """The statistics of the inputs of these `layers` of the float model, over the samples `given`, or held out."""
         if not layers:
             return {}
-        session = self._session(copied(self._original), [each.input for each in layers], "float, cut")
+        session = self._session(copied(self._original), [each.input for each in layers], "cut float")
         source = str(self._held_out.samples)
         run = ModelRun.prepare(session, self.given if given is None else given, self._held_out.batch_size, source)
         return measure_layers(run, layers, self._held_out.mask)
@@ -252,10 +252,7 @@ class Judge(Findings):
     def _session(self, model: onnx.ModelProto, tensors: Sequence[str], name: str) -> Any:
         path = self._folder / f"{name} judged.onnx"
         write_models([(only(model, tensors), path)])
-        try:
-            return open_session(str(path), self._folder, optimized=name == FLOAT)
-        except UsageError as error:
-            raise UsageError(f"the {name} model: {error}") from error
+        return open_session(str(path), self._folder, optimized=name == FLOAT, name=f"the {name} model")
 
     def _check_finite(self) -> None:
         for name, axis in self.given.axes.items():

@@ -183,7 +183,7 @@ def measure(
 
 
 def _opened(path: str | Path, samples: SampleSource, batch_size: int, wanted: Wanted, axes: Axes | None) -> ModelRun:
-    session = open_session(*_with_outputs(Path(path), wanted.all_tensors))
+    session = open_session(*_with_outputs(Path(path), wanted.all_tensors), name=str(path))
     given = load_samples(samples, session, axes)
     return ModelRun.prepare(session, given, batch_size, given.source)
 

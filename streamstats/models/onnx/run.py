@@ -6,6 +6,7 @@ for the next.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -15,10 +16,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...errors import UsageError, first_line, require
+from ...errors import UsageError, counted, first_line, require
 from .samples import Samples, fixed_batch
 
 SILENT = 4
+LOADED = re.compile(r"Load model from .* failed: ?")
 EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
@@ -80,9 +82,11 @@ class ModelRun:
         try:
             values = self.session.run(list(names), feeds)
         except Exception as error:
+            number, shapes = rows.stop - rows.start, "; ".join(f"{name} {fed.shape}" for name, fed in feeds.items())
+            several = ", and that its batch axis is dynamic, or choose another batch size" if number > 1 else ""
             raise UsageError(
-                f"the model fails on {rows.stop - rows.start} samples at once: {first_line(error)}; check that its "
-                "batch axis is dynamic, or choose another batch size"
+                f"the model fails on {counted(number, 'sample')} at once: {first_line(error)}; its inputs have the "
+                f"shapes {shapes}; check that they fit the model and one another{several}"
             ) from error
         return dict(zip(names, values, strict=True))
 
@@ -91,10 +95,10 @@ class ModelRun:
         return np.asarray(np.flip(part, axis) if reverse and axis is not None else part, order="C")
 
 
-def open_session(model: str | bytes, external_data: Path, *, optimized: bool = True) -> Any:
+def open_session(model: str | bytes, external_data: Path, *, optimized: bool = True, name: str = "the model") -> Any:
     """An onnxruntime session on the CPU for a file or its bytes, with external data in the folder `external_data`.
 
-    Unless `optimized`, it computes the graph as it is, node by node.
+    Unless `optimized`, it computes the graph as it is, node by node. `name` is what errors call the model.
 
     Raises `UsageError` for a model that onnxruntime cannot run, `MissingDependencyError`.
     """
@@ -107,4 +111,5 @@ def open_session(model: str | bytes, external_data: Path, *, optimized: bool = T
     try:
         return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:
-        raise UsageError(f"onnxruntime cannot run the model: {first_line(error)}") from error
+        said = LOADED.sub("", first_line(error))  # the file may be a temporary one
+        raise UsageError(f"onnxruntime cannot run {name}: {said}") from error

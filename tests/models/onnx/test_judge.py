@@ -270,6 +270,22 @@ def test_only_a_number_that_is_a_word_of_the_last_line_is_a_score(
     assert printed.split("\\n")[-1].format(path) in str(refused.value)
 
 
+@pytest.mark.parametrize("where", ["float", "quantised"])
+def test_a_model_with_an_unknown_operator_is_named_without_the_temporary_file(where: str, folder: Path) -> None:
+    path = quantized(onnx.load(folder / "float.onnx"), folder, values(64, 4), "qdq")
+    custom = folder / "float.onnx" if where == "float" else path
+    model = onnx.load(custom)
+    last = next(node for node in model.graph.node if "y" in node.output)
+    last.output[0] = "before"
+    model.graph.node.append(helper.make_node("Foo", ["before"], ["y"], domain="my.ops"))
+    model.opset_import.append(helper.make_opsetid("my.ops", 1))
+    onnx.save(model, custom)
+    how = How(held_out=HeldOut(folder / "held.npy"))
+    with pytest.raises(UsageError, match=f"cannot run the {where} model: .*my.ops:Foo") as refused:
+        correct_quantized(folder / "float.onnx", path, folder / "out", None, how=how)
+    assert "judged.onnx" not in str(refused.value)
+
+
 @pytest.mark.parametrize("form", [form for form in FORMS if form.startswith("codes")])
 def test_a_model_in_plain_arithmetic_gives_the_codes_of_the_one_it_stands_for(tmp_path: Path, form: str) -> None:
     nodes = [

@@ -28,6 +28,7 @@ from graphs import (
     stored_layers,
     values,
 )
+from onnx import TensorProto, helper
 
 from streamstats.calibration.recorder import Recorder
 from streamstats.calibration.sources.choose import source_of
@@ -339,7 +340,15 @@ def test_a_model_that_cannot_be_run_is_refused_in_one_line(tmp_path: Path) -> No
     constants = {"w": values(3, 2), "shape": np.array([1, 3], np.int64)}
     path = saved(make_model(reshape, constants, {"x": ("N", 3)}), tmp_path)
     np.save(tmp_path / "x.npy", values(4, 3))
-    one_line(lambda: record(path, tmp_path / "x.npy", tmp_path / "s"), UsageError, "2 samples at once", "dynamic")
+    told = "2 samples at once", "x (2, 3)", "dynamic"
+    one_line(lambda: record(path, tmp_path / "x.npy", tmp_path / "s"), UsageError, *told)
+    nodes = [node("Mul", ["x", "z"], "h"), node("MatMul", ["h", "w"])]
+    pair = make_model(nodes, {"w": values(3, 2)}, {"x": ("N", 3)})
+    pair.graph.input.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, ["N", "T"]))
+    np.savez(tmp_path / "x.npz", x=values(4, 3), z=values(4, 2))
+    with pytest.raises(UsageError, match=r"fails on 1 sample at once: .* 2 by 3") as refused:
+        record(saved(pair, tmp_path), tmp_path / "x.npz", tmp_path / "s")
+    assert str(refused.value).endswith("x (1, 3); z (1, 2); check that they fit the model and one another")
     assert not (tmp_path / "s").exists()
 
 
