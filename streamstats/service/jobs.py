@@ -174,7 +174,7 @@ class Jobs:
                 running.terminate(CANCEL_SECONDS)
         log.info("cancelled", extra={"job": name})
         self._changed(name, reordered=True)
-        return self._table.get(name)
+        return self.get(name)
 
     def forget(self, name: str) -> JobView:
         """Queue a job that has ended, to subtract withdrawn batches. Raises `NotFoundError`, `ConflictError`."""
