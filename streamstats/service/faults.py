@@ -57,7 +57,7 @@ class Faults:
 
 
 class Repeated:
-    """A thread that calls `work` every `seconds`, whatever it raises, until it is ended; if `once`, until it succeeds."""
+    """A thread that calls `work` every `seconds`, whatever it raises, until it is ended or, if `once`, succeeds."""
 
     def __init__(
         self,

@@ -141,6 +141,14 @@ def test_a_client_trusts_no_file_that_is_not_what_it_says(
     assert not (tmp_path / "outside").exists()
 
 
+def test_a_client_fetches_the_files_that_it_is_asked_for(client: ss.Client, tmp_path: Path) -> None:
+    job = client.wait(client.submit({"kind": "run", "source": STORE}))
+    client.fetch(job, tmp_path / "one", files="state/*")
+    client.fetch(job, tmp_path / "several", files=["manifest.json", "state/*"])
+    assert [each.name for each in (tmp_path / "one").iterdir()] == ["state"]
+    assert sorted(each.name for each in (tmp_path / "several").iterdir()) == ["manifest.json", "state"]
+
+
 def test_a_client_says_what_is_wrong_with_its_address() -> None:
     with pytest.raises(UsageError, match="certificate"):
         Client("https://127.0.0.1:1", "x", certificate="nowhere")
