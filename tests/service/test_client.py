@@ -65,7 +65,7 @@ def test_a_service_that_fails_is_a_service_error(status: int) -> None:
 def test_a_success_that_is_not_ours_is_a_service_error() -> None:
     with answering(200, b"<h1>Welcome</h1>") as url, Client(url, "x") as client:
         for ask in (client.jobs, client.tokens, lambda: client.job("0" * 16)):
-            with pytest.raises(ServiceError, match=f"{url}.* something else than JSON"):
+            with pytest.raises(ServiceError, match=f"{url}.* something other than JSON"):
                 ask()
 
 
@@ -90,7 +90,7 @@ def test_json_that_is_no_answer_of_this_version_is_a_service_error(
     ask: Callable[[Client], object], body: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    said = "JSON that is none of this version .*the version of the client"
+    said = "JSON that version .* does not know: .*the version of the client"
     with answering(200, body) as url, Client(url, "x") as client, pytest.raises(ServiceError, match=f"{url}.* {said}"):
         ask(client)
 
