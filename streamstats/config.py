@@ -496,10 +496,7 @@ def load_yaml(path: Path) -> Any:
     except RecursionError as error:
         raise UsageError(f"{path} is nested too deeply; expected a few levels") from error
     except Exception as error:  # YAML's constructors of dates, numbers and tags let any error through
-        told = _one_line(error)
-        if "mapping values" in told:
-            told += "; put text in which a colon is last, or comes before a blank, in quotes"
-        raise UsageError(f"{path} is not valid YAML: {told}") from error
+        raise UsageError(f"{path} is not valid YAML: {_yaml_problem(error, text)}") from error
 
 
 class _PlainLoader(yaml.SafeLoader):
@@ -583,6 +580,21 @@ def _shown(value: object) -> str:
 
 def _clipped(text: str) -> str:
     return text if len(text) <= LONGEST_SHOWN else text[:LONGEST_SHOWN] + "…"
+
+
+def _yaml_problem(error: Exception, text: bytes) -> str:
+    """What is wrong in `text`, where, and what to do if a colon is taken for that of a key."""
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return _one_line(error)
+    mark = error.problem_mark
+    problem = " ".join(each for each in (error.context, error.problem) if each)
+    said = f"line {mark.line + 1}, column {mark.column + 1}: {problem}"
+    if "mapping values" not in said:
+        return said
+    line = text.decode(errors="replace").splitlines()[mark.line]
+    if ":" in line[: mark.column]:
+        return f"{said}; put text in which a colon is last, or comes before a blank, in quotes"
+    return f"{said}; indent the keys of one mapping alike"
 
 
 def _one_line(error: Exception) -> str:

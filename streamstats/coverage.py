@@ -13,18 +13,28 @@ from .errors import MismatchError
 
 Rows = tuple[int, int]
 """A range of rows: the first, and the one after the last."""
-OPEN = 2**53 - 1
-"""The stop of a range that has none: the greatest integer that every reader of JSON holds exactly."""
+OpenRows = tuple[int, int | None]
+"""A range of rows that may go on without an end."""
 
 
-def in_slice(rows: Rows) -> str:
+def in_slice(rows: OpenRows) -> str:
     """`rows` as configurations have them.
 
-    >>> in_slice((4, 6)), in_slice((4, OPEN))
+    >>> in_slice((4, 6)), in_slice((4, None))
     ('4:6', '4:')
     """
     start, stop = rows
-    return f"{start}:" if stop == OPEN else f"{start}:{stop}"
+    return f"{start}:" if stop is None else f"{start}:{stop}"
+
+
+def before(end: int, rows: OpenRows | None) -> Coverage:
+    """Those of `rows`, or of all, that come before the row `end`.
+
+    >>> str(before(9, (4, 6))), str(before(9, (4, None))), str(before(9, None)), str(before(3, (4, None)))
+    ('4:6', '4:9', '0:9', '')
+    """
+    start, stop = rows or (0, None)
+    return Coverage.first(end) & Coverage.of([(start, max(start, end) if stop is None else stop)])
 
 
 @dataclass(frozen=True)

@@ -174,7 +174,11 @@ REFUSED = {
         NEEDED + "cluster: {cores: 1}",
         "`cluster.cores`; expected one of workers, scheduler, threads, task_timeout",
     ),
-    "rows without quotes": (NEEDED + "rows: 950:", "not valid YAML: mapping values are not allowed here"),
+    "rows without quotes": (
+        NEEDED + "rows: 950:",
+        "column 10: mapping values are not allowed here; put text in",
+    ),
+    "a key that is indented": (NEEDED + " memory: 1GiB", "mapping values are not allowed here; indent the keys of one"),
     "rows that end with a key": (NEEDED + "rows: {950: }", 'expected START:STOP, as in 0:1000, or in quotes "START:"'),
     "a negative number of rows": (NEEDED + "min_rows: -1", "`min_rows` is -1; it should be greater than or equal to 0"),
     "a number of rows in words": (NEEDED + "layers: [{match: a, min_rows: many}]", "`layers[0].min_rows` is 'many'"),

@@ -99,6 +99,12 @@ def test_figures_that_were_not_counted_are_refused_with_what_to_do() -> None:
         found.quantile(0.5)
 
 
+def test_common_names_of_figures_are_among_those_that_lead_to_one() -> None:
+    typed = {"std": "standard_deviation", "var": "variance", "min": "minimum", "max": "maximum", "median": "quantile"}
+    typed |= {"histogram": "bins", "cov": "covariance", "percentile": "quantile", "eigenvalues": "LayerSpectrum"}
+    assert [name for name, meant in typed.items() if meant not in MEANT[name][0]] == []
+
+
 @pytest.mark.parametrize("guess", MEANT)
 def test_a_figure_by_another_name_leads_to_its_own_and_to_what_must_be_counted(guess: str) -> None:
     meant, kind = MEANT[guess]
@@ -106,7 +112,7 @@ def test_a_figure_by_another_name_leads_to_its_own_and_to_what_must_be_counted(g
     for meter in (without, beside):
         meter.append("fc", np.ones((3, 2), np.float32), kernel=ss.Kernel(()))
     hint = f"LayerStatistics has no attribute {guess!r}; did you mean {meant}?"
-    missing = f": `{kind.name}` was not counted for fc; add `statistics: [{kind.name}]` to the configuration"
+    missing = f" `{kind.name}` was not counted for fc; add `statistics: [{kind.name}]` to the configuration"
     said = hint if kind.name in ALWAYS else hint + missing
     with pytest.raises(AttributeError, match=f"^{re.escape(said)}"):
         getattr(without.statistics["fc"], guess)

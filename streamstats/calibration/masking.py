@@ -22,8 +22,9 @@ USUAL = "attention_mask"
 MASK_SUFFIX = ".mask"
 """What a recorder appends to the name of a layer to name its mask."""
 EXPECTED = "expected 1 for positions that count, 0 for others"
-EITHER = (
-    "is of floats and all 0, which may stand for positions that count, as added to scores of attention, or for others"
+AMBIGUOUS_ZEROS = (
+    "holds floats that are all 0: it may be an additive mask, in which 0 counts, or a mask of 0 and 1, in which 0 does "
+    "not; give a mask of booleans or integers"
 )
 
 
@@ -42,7 +43,7 @@ def given_mask(layer: Layer, extents: Sequence[int], mask: npt.ArrayLike | None)
             "without the channel axis, or 1 in place of an extent after the first"
         )
     if array.dtype.kind == "f" and array.size and not array.any():
-        raise UsageError(f"layer {layer.name}: its mask {EITHER}; give a mask of booleans or integers")
+        raise UsageError(f"layer {layer.name}: its mask {AMBIGUOUS_ZEROS}")
     values = mask_values(f"layer {layer.name}: its mask", array)
     name, shape = f"{layer.name}{MASK_SUFFIX}", (0, *values.shape[1:])
     return replace(layer, mask=Layer(layer.store, name, shape, values.dtype, (), (), len(shape) - 1)), values

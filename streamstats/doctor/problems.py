@@ -72,7 +72,7 @@ def _of_cores(found: Cores) -> Iterator[Problem]:
         yield Problem(
             f"the cgroup of this process lets it keep {found.quota:g} of {found.allowed} cores busy, so runs start "
             f"{counted(found.usable, 'thread')}",
-            "raise the limit of the container, if more are yours",
+            "raise the container's CPU limit, if you can",
         )
     if found.allowed < found.machine:
         yield Problem(

@@ -1,7 +1,7 @@
 """How many cores this process may keep busy: those that it may run on, or fewer by the quota of its cgroup.
 
-A container with a quota of two cores sees all those of its host. Threads beyond the quota take turns, and each waits
-where another one stopped.
+A container with a quota of two cores sees all those of its host. More threads than that use up the quota early in each
+period, and the kernel suspends all of them until the next one.
 
 Files of the system are looked for below `root`, which is another folder only in tests.
 """
@@ -15,9 +15,9 @@ from pathlib import Path
 ROOT = Path("/")
 
 
-def available_cores(root: Path = ROOT) -> int:
+def available_cores() -> int:
     """How many threads of this process can run at once."""
-    return usable_cores(allowed_cores(), cpu_quota(root))
+    return usable_cores(allowed_cores(), cpu_quota(ROOT))
 
 
 def usable_cores(allowed: int, quota: float | None) -> int:
@@ -34,7 +34,7 @@ def allowed_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def cpu_quota(root: Path = ROOT) -> float | None:
+def cpu_quota(root: Path) -> float | None:
     """The least number of cores that a cgroup of this process may keep busy; None without a limit."""
     found = []
     for folder in cgroups(root, "cpu"):
@@ -48,7 +48,10 @@ def cpu_quota(root: Path = ROOT) -> float | None:
 def cgroups(root: Path, controller: str) -> Iterator[Path]:
     """The folders of the cgroups that this process is in, each with those above it."""
     for line in content(root / "proc/self/cgroup").splitlines():
-        _, controllers, path = line.split(":", 2)
+        _, _, rest = line.partition(":")
+        controllers, colon, path = rest.partition(":")
+        if not colon:
+            continue
         if controllers in ("", controller) or controller in controllers.split(","):
             top = root / "sys/fs/cgroup" / (controllers and controller)
             folder = top / path.lstrip("/")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Literal, Self, get_args
+from dataclasses import dataclass, field, replace
+from operator import index
+from typing import Literal, Self, SupportsIndex, get_args
 
 from ..calibration.selection import LayerRule, Selected, also_counting, rules_of, select_layers
-from ..coverage import OPEN, Coverage, Rows
+from ..coverage import Coverage, OpenRows, before
 from ..errors import UsageError
 from .cores import available_cores
 from .sizes import parse_bytes
@@ -16,8 +17,11 @@ DEFAULT_MEMORY = 2 * 2**30
 """Bytes."""
 Nonfinite = Literal["error", "skip"]
 Missing = Literal["error", "report", "fill"]
-LOCAL = Cluster(threads=available_cores())
-"""Threads of this process, one for each core that it may keep busy."""
+
+
+def this_process() -> Cluster:
+    """Threads of this process, one for each core that it may keep busy."""
+    return Cluster(threads=available_cores())
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ class Job:
     nonfinite: Nonfinite = "error"
     missing: Missing = "error"
     rows: tuple[int, int | None] | None = None
-    cluster: Cluster = LOCAL
+    cluster: Cluster = field(default_factory=this_process)
     follow_links: bool = True
 
     def __post_init__(self) -> None:
@@ -54,12 +58,7 @@ class Job:
         check_one_of("missing", self.missing, get_args(Missing))
         rules_of(self.layers)
         if self.rows is not None:
-            _check_range(self.rows)
-
-    @property
-    def limit(self) -> Rows | None:
-        """`rows` as a range, which ends with `OPEN` if they have no end."""
-        return None if self.rows is None else (self.rows[0], OPEN if self.rows[1] is None else self.rows[1])
+            object.__setattr__(self, "rows", checked_rows(self.rows))
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -90,16 +89,20 @@ def parse_memory(memory: str | int) -> int:
 
 def wanted_rows(job: Job, rows: int) -> Coverage:
     """Those of the first `rows` rows of an array that the job wants."""
-    return Coverage.first(rows) & Coverage.of([job.limit or (0, rows)])
+    return before(rows, job.rows)
 
 
-def _check_range(rows: object) -> None:
+def checked_rows(rows: object) -> OpenRows:
+    """`rows` as a range of Python's integers. Raises `UsageError` for anything else than one that holds a row."""
     match rows:
-        case (int(start), int(stop)) if 0 <= start < stop:
-            return
-        case (int(start), None) if start >= 0:
-            return
-    raise UsageError(f"rows are {rows!r}; expected (start, stop), or (start, None) for all rows from `start` on")
+        case (SupportsIndex() as first, SupportsIndex() | None as last) if bool not in map(type, rows):
+            start, stop = index(first), None if last is None else index(last)
+            if start >= 0 and (stop is None or start < stop):
+                return start, stop
+    raise UsageError(
+        f"rows are {rows!r}; expected (start, stop), integers with 0 ≤ start < stop, or (start, None) for all from "
+        "`start` on"
+    )
 
 
 def check_one_of(name: str, value: str, expected: tuple[str, ...]) -> None:

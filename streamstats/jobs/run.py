@@ -24,11 +24,11 @@ from ..outputs.resuming import continued, load
 from ..progress import QUIET, Progress
 from .cores import available_cores
 from .following import Watch
-from .job import DEFAULT_MEMORY, Job, check_one_of, parse_memory
+from .job import DEFAULT_MEMORY, Job, check_one_of, parse_memory, wanted_rows
 from .measuring import Policy
 from .opening import open_workers
 from .session import Outcome, Session, missing_rows, open_session, reduce_layers, source_of
-from .telling import unused_masks
+from .telling import tell_growth, unused_masks
 from .workers import Cluster
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ def _run_while_followed(session: Session, follow: Follow, on_written: OnWritten)
         if _are_new(watch.ready, outcome) or (_rows_of(session) != rows and _may_be_written(session)):
             rows, since = _rows_of(session), time.monotonic()
             session, outcome = _run_ready(session, watch.ready, outcome, on_written)
-            session = replace(session, follows_on=True)
+            session = replace(session, tell=tell_growth)
         elif not watch.quiet:
             since = time.monotonic()
         if follow.rows is not None and watch.fewest_rows(session.layers, waiting) >= follow.rows:
@@ -266,14 +266,15 @@ def _whole(rows: int, together: int) -> int:
 
 def _check_wanted_rows(session: Session, follow: Follow | None) -> None:
     """Refuse rows that no layer has, and an output in which rows outside the job's are counted."""
-    rows = session.job.limit
+    rows = session.job.rows
     if rows is None:
         return
     most = max(layer.rows for layer in session.layers)
     if rows[0] >= most and follow is None:
         raise UsageError(f"`rows` is {in_slice(rows)}, but no layer has more than {most} rows; correct `rows`")
     for layer in session.layers:
-        others = source_of(layer, session.ledgers).covered - Coverage.of([rows])
+        covered = source_of(layer, session.ledgers).covered
+        others = covered - wanted_rows(session.job, covered.stop)
         if others:
             start, stop = others.ranges[0]
             raise UsageError(

@@ -13,12 +13,12 @@ from ..calibration.layer import Layer, arrays_of
 from ..calibration.selection import Selected
 from ..coverage import Coverage, Rows
 from ..errors import StreamstatsError, UsageError
-from ..outputs.changes import Change, check_unchanged
+from ..outputs.changes import check_unchanged
 from ..outputs.layer_statistics import LayerStatistics
 from ..outputs.ledger import CountedSource, count
 from ..outputs.manifest import GapsOf, joined
 from ..outputs.results import check_no_store, check_paths, remove_leftovers, write_results
-from ..outputs.resuming import load, restarted
+from ..outputs.resuming import Noticed, load, restarted
 from ..outputs.saving import Saver, held
 from ..outputs.several import stores_before
 from ..outputs.shortfalls import Shortfall, shortfalls
@@ -32,9 +32,9 @@ from .plan import Plan, least_memory, make_plan
 from .reduction import reduce_tasks
 from .telling import (
     Ledgers,
+    Tell,
     tell_changed,
     tell_copies,
-    tell_growth,
     tell_left_out,
     tell_masked,
     tell_plan,
@@ -78,10 +78,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Session:
-    """A job that holds the lock on its output: its layers, and what is counted of them.
-
-    `follows_on` says that it counts rows like those before them, whose plan was told.
-    """
+    """A job that holds the lock on its output: its layers, and what is counted of them. `tell` begins a stage."""
 
     job: Job
     selected: Selected
@@ -89,7 +86,7 @@ class Session:
     restarted: bool
     workers: Workers
     progress: Progress = QUIET
-    follows_on: bool = False
+    tell: Tell = tell_plan
 
     @property
     def output(self) -> Path:
@@ -132,7 +129,7 @@ class Session:
                 policy,
                 self.progress,
                 saver,
-                follows_on=self.follows_on,
+                self.tell,
             )
             tell_twins(outcome.statistics, self.progress)
             tell_masked(outcome.statistics, self.progress)
@@ -159,7 +156,7 @@ class Session:
             self.job.sources,
             statistics,
             gaps,
-            rows=self.job.limit,
+            rows=self.job.rows,
             min_rows=self.min_rows,
             unreadable=self.selected.unreadable,
             coordinates=self.selected.coordinates,
@@ -206,17 +203,11 @@ def _loaded(
     job: Job, layers: Sequence[Layer], progress: Progress, *, accept_changes: bool
 ) -> dict[str, LayerStatistics]:
     """The statistics to resume from; tells what is taken for a copy, and what now means something else."""
-    output, copies, changed = Path(job.output), list[Change](), list[tuple[str, str]]()
-    ledgers = load(
-        output,
-        layers,
-        accept_changes=accept_changes,
-        moved=_has_moved(output, job),
-        tell=copies.extend,
-        tell_changed=lambda layer, said: changed.append((layer, said)),
-    )
-    tell_copies(copies, progress)
-    tell_changed(changed, progress)
+    output, noticed = Path(job.output), Noticed()
+    moved = _has_moved(output, job)
+    ledgers = load(output, layers, accept_changes=accept_changes, moved=moved, noticed=noticed)
+    tell_copies(noticed.copies, progress)
+    tell_changed(noticed.redescribed, progress)
     if job.nonfinite == "error":
         tell_left_out(ledgers, progress)
     return ledgers
@@ -238,19 +229,15 @@ def reduce_layers(
     policy: Policy,
     progress: Progress = QUIET,
     saver: Saver | None = None,
-    *,
-    follows_on: bool = False,
+    tell: Tell = tell_plan,
 ) -> Outcome:
     """Plan the `wanted` rows of `layers`, have `workers` measure them, and count them into `ledgers`.
 
-    `saver` receives each ledger that has changed. What `follows_on` is told without its plan. Raises `UsageError` if
-    `memory` does not suffice, and what `reduce_tasks` raises.
+    `saver` receives each ledger that has changed; `tell` begins the stage. Raises `UsageError` if `memory` does not
+    suffice, and what `reduce_tasks` raises.
     """
     plan = planned(layers, wanted, memory, workers)
-    if follows_on:
-        tell_growth(plan, layers, ledgers, workers, progress)
-    else:
-        tell_plan(plan, layers, ledgers, memory, workers, progress)
+    tell(plan, layers, ledgers, memory, workers, progress)
     described = {layer.name: layer for layer in layers}
     outcome = Outcome(dict(ledgers))
     for finished in join_cuts(reduce_tasks(plan, described, workers, policy, progress), described):

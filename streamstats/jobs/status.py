@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..calibration.addresses import ONLY, Address
-from ..coverage import EMPTY, Coverage
+from ..coverage import EMPTY, Coverage, before
 from ..errors import DataError, UsageError, counted
 from ..outputs.layer_statistics import LayerStatistics
 from ..outputs.ledger import CountedSource
@@ -108,7 +108,7 @@ def status(output: str | Path) -> Status:
     if not (states or planned or manifest):
         raise UsageError(f"{output} has no states; expected the output folder of `streamstats run`")
     said = manifest or NOTHING
-    limit, gaps, min_rows = Coverage.of([said.rows or (0, sys.maxsize)]), said.gaps(), said.min_rows()
+    limit, gaps, min_rows = before(sys.maxsize, said.rows), said.gaps(), said.min_rows()
     found = {
         name: _layer_status(name, states[name], planned.get(name, 0), gaps.get(name, {}), limit)
         if name in states

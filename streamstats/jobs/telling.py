@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 
 import numpy as np
@@ -21,6 +21,8 @@ from .sizes import in_mib
 from .workers import Workers
 
 Ledgers = Mapping[str, LayerStatistics]
+Tell = Callable[[Plan, Sequence[Layer], Ledgers, int, Workers, Progress], None]
+"""Begins the stage that measures the rows of a plan, with this limit of memory in bytes."""
 NAMED = 8
 """How many arrays get a line each."""
 
@@ -93,8 +95,8 @@ def unused_masks(selected: Selected) -> Iterator[str]:
     """Which arrays look like masks of layers that have none, all of whose positions count."""
     for array, layers in selected.maybe_masks.items():
         yield (
-            f"{array} looks like the mask of {listed(layers)}, but every position counts: to leave out what it masks, "
-            f"give these layers `mask: {array}` (in Python, a `LayerRule`); `mask: false` if all of them count"
+            f"{array} looks like a mask of {listed(layers)}, but the job does not use it: set `mask: {array}` for "
+            "these layers (in Python, a `LayerRule`), or `mask: false` to count every position"
         )
 
 
@@ -136,7 +138,9 @@ def _zero_point_outside(layer: Layer) -> int | None:
     return int(outside[0]) if outside.size else None
 
 
-def tell_growth(plan: Plan, layers: Sequence[Layer], ledgers: Ledgers, workers: Workers, progress: Progress) -> None:
+def tell_growth(
+    plan: Plan, layers: Sequence[Layer], ledgers: Ledgers, _memory: int, workers: Workers, progress: Progress
+) -> None:
     """Begin a stage like the one before it, whose plan was told: rows that were appended since."""
     arrays = arrays_of(layers)
     before = sum(ledgers[name].rows for name in arrays)
@@ -191,7 +195,7 @@ def tell_changed(changed: Sequence[tuple[str, str]], progress: Progress) -> None
     for said, names in islice(found.items(), NAMED):
         progress.say(f"note: {said}, so results are computed anew from the same counts: {listed(names)}")
     if len(found) > NAMED:
-        progress.say(f"note: so they are after {len(found) - NAMED:,} more such changes")
+        progress.say(f"note: and {counted(len(found) - NAMED, 'more such change')}")
 
 
 def tell_left_out(ledgers: Ledgers, progress: Progress) -> None:
@@ -200,7 +204,7 @@ def tell_left_out(ledgers: Ledgers, progress: Progress) -> None:
     if names:
         progress.say(
             "note: `nonfinite` is error, but an earlier run with `nonfinite: skip` left out values that are NaN or "
-            f"infinite; what it counted stays, and --restart refuses them: {listed(names)}"
+            f"infinite; what it counted stays; to refuse these values, count again with --restart: {listed(names)}"
         )
 
 

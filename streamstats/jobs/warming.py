@@ -60,7 +60,7 @@ def warm(dtypes: Sequence[str] = DTYPES, say: Callable[[str], None] = lambda _: 
         raise OutputError(
             f"the cache of compiled loops cannot be written: {error}; set XDG_CACHE_HOME to a folder that can"
         ) from error
-    say(f"compiling the loops for {' and '.join(dtype.name for dtype in chosen)} that {folder} does not hold")
+    say(f"compiling the loops for {' and '.join(dtype.name for dtype in chosen)} that are not yet in {folder}")
     begun, before = time.monotonic(), cache.kept(folder)
     for what, use in _uses(chosen):
         since, had = time.monotonic(), cache.kept(folder)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -71,7 +71,7 @@ class LayerStatistics(Ledger):
 
     if not TYPE_CHECKING:
 
-        def __getattr__(self, name: str) -> None:
+        def __getattr__(self, name: str) -> NoReturn:
             """Raise `AttributeError` that says what is meant and, if it was not counted, how to count it."""
             raise AttributeError(f"LayerStatistics has no attribute {name!r}{self._hint(name)}", name=name, obj=self)
 
@@ -79,7 +79,7 @@ class LayerStatistics(Ledger):
         if name not in MEANT:
             return suggestion(name, (each for each in dir(type(self)) if not each.startswith("_")))
         meant, kind = MEANT[name]
-        missing = "" if kind.name in self.statistics else f": {uncounted(kind, [self])}"
+        missing = "" if kind.name in self.statistics else f" {uncounted(kind, [self])}"
         return f"; did you mean {meant}?{missing}"
 
     @property

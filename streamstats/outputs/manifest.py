@@ -15,7 +15,7 @@ import numpy as np
 
 from .. import __version__
 from ..calibration.addresses import ONLY, Address
-from ..coverage import Coverage, Rows
+from ..coverage import Coverage, OpenRows, Rows
 from ..errors import DataError
 from ..storage.files import read_json, write_json
 from ..storage.names import check_layer_name
@@ -161,7 +161,7 @@ class Manifest:
     layers: Mapping[str, LayerEntry]
     sources: tuple[str, ...]
     merged: bool = False
-    rows: Rows | None = None
+    rows: OpenRows | None = None
     unreadable: Mapping[str, str] = field(default_factory=dict)
     coordinates: Mapping[str, str] = field(default_factory=dict)
     merged_from: Mapping[str, str] = field(default_factory=dict)
@@ -236,7 +236,7 @@ def _parsed(document: Mapping[str, Any]) -> Manifest:
         raise ValueError("it names no source")
     rows = document["rows"]
     said = [_texts(document.get(key, {})) for key in ("unreadable", "coordinates", "merged_from")]
-    return Manifest(layers, sources, merged, None if rows is None else _rows(rows), *said)
+    return Manifest(layers, sources, merged, None if rows is None else _open_rows(rows), *said)
 
 
 def _texts(stored: Mapping[str, Any]) -> dict[str, str]:
@@ -285,6 +285,11 @@ def _rows(value: Any) -> Rows:
     if start > stop:
         raise ValueError(f"found rows {start}:{stop}, expected a range")
     return start, stop
+
+
+def _open_rows(value: Any) -> OpenRows:
+    start, stop = value
+    return (_number(start), None) if stop is None else _rows(value)
 
 
 def explained(missing: Coverage, gaps: Gaps) -> Gaps:

@@ -20,7 +20,7 @@ import numpy as np
 from ..address import local_path
 from ..calibration.addresses import Address
 from ..correction import BiasCorrector, MeanBiasCorrector, TapBiasCorrector
-from ..coverage import Coverage, Rows
+from ..coverage import Coverage, OpenRows
 from ..errors import DataError, UsageError, counted, listed, suggestion
 from ..interrupts import Deferred
 from ..layouts import Kernel
@@ -137,7 +137,7 @@ def write_results(
     gaps: Mapping[str, GapsOf] | None = None,
     *,
     merged: bool = False,
-    rows: Rows | None = None,
+    rows: OpenRows | None = None,
     min_rows: Mapping[str, int] | None = None,
     unreadable: Mapping[str, str] | None = None,
     merged_from: Mapping[str, str] | None = None,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,22 +21,20 @@ from .manifest import check_not_newer
 from .results import excluded_rows, read_states
 from .several import check_not_merged, excluded_of, stores_before, with_arrays
 
-Tell = Callable[[Sequence[Change]], None]
-"""Called with the files that are taken for copies of those that were counted."""
-TellChanged = Callable[[str, str], None]
-"""Called with the name of a layer, and what of its description has changed since its results were written."""
 NO_COPY = (
     "--accept-changes needs the same store, or a copy of it; count everything again with --restart, or choose another "
     "output"
 )
 
 
-def ignore(_copies: Sequence[Change]) -> None:
-    """Tell nobody."""
+@dataclass(frozen=True)
+class Noticed:
+    """What is noticed while results are resumed: `copies` are files that are taken for copies of those that were
+    counted, `redescribed` the names of layers, each with what of its description now gives its counts other results.
+    """
 
-
-def say_nothing(_layer: str, _changed: str) -> None:
-    """Tell nobody."""
+    copies: list[Change] = field(default_factory=list)
+    redescribed: list[tuple[str, str]] = field(default_factory=list)
 
 
 def load(
@@ -45,21 +43,19 @@ def load(
     *,
     accept_changes: bool = False,
     moved: bool = False,
-    tell: Tell = ignore,
-    tell_changed: TellChanged = say_nothing,
+    noticed: Noticed | None = None,
 ) -> dict[str, LayerStatistics]:
     """The statistics of `layers` to resume from, by name. With `accept_changes`, the store may have changed since.
 
-    Rows of files that had room for more and have changed are not counted in them any more. `tell` is told of copies,
-    `tell_changed` of descriptions that give the same counts another meaning. A store that has `moved` must be a copy.
-    Raises `DataError` for a damaged state, and for a store that has changed since it was counted, naming the chunk;
-    `MismatchError` if the job now describes a layer so that it would be counted differently; `UsageError` for merged
-    results.
+    Rows of files that had room for more and have changed are not counted in them any more. A store that has `moved`
+    must be a copy. `noticed` receives what the user should know. Raises `DataError` for a damaged state, and for a
+    store that has changed since it was counted, naming the chunk; `MismatchError` if the job now describes a layer so
+    that it would be counted differently; `UsageError` for merged results.
     """
     arrays, before = arrays_of(layers), stores_before(output)
     check_not_merged(output)
     states = read_states(output, arrays)
-    resuming = Resuming(accept_changes, moved, tell, tell_changed)
+    resuming = Resuming(accept_changes, moved, noticed or Noticed())
     return {
         name: resuming.continued(each, with_arrays(states[name], each, before))
         if name in states
@@ -80,19 +76,17 @@ def continued(arrays: Sequence[Layer], state: LayerStatistics | None) -> LayerSt
 
 @dataclass(frozen=True)
 class Resuming:
-    """How to resume: whether changes are accepted, whether the store has moved, and who is told of what."""
+    """How to resume: whether changes are accepted, and whether the store has moved; and what has been noticed."""
 
     accept_changes: bool = False
     moved: bool = False
-    tell: Tell = ignore
-    tell_changed: TellChanged = say_nothing
+    noticed: Noticed = field(default_factory=Noticed)
 
     def continued(self, arrays: Sequence[Layer], state: LayerStatistics) -> LayerStatistics:
         """The statistics of a layer to resume from: `state`, checked against its `arrays`. Raises as `load`."""
         for layer in arrays:
             check_same_job(layer, state)
-        for said in redescribed(arrays[0], state):
-            self.tell_changed(state.layer, said)
+        self.noticed.redescribed.extend((state.layer, said) for said in redescribed(arrays[0], state))
         state = _described(arrays, state)
         for layer in arrays:
             if state.at(layer.address).fingerprint != layer.fingerprint:
@@ -125,7 +119,7 @@ class Resuming:
             raise UsageError(f"layer {layer.name}: {others[0]} of {layer.store} is not what was counted; {NO_COPY}")
         if others and not self.accept_changes:
             raise change_error(layer, others, moved=self.moved)
-        self.tell(copies)
+        self.noticed.copies.extend(copies)
         return rows_of(others)
 
     def _stored_anew(self, layer: Layer, state: LayerStatistics) -> LayerStatistics:

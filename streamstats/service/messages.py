@@ -30,6 +30,10 @@ OWN = "store:"
 """As the source of a job, the name of a store that the service owns begins with this."""
 
 Rows = Annotated[list[int], Field(min_length=2, max_length=2, description="From the first row to before the second.")]
+OpenRows = Annotated[
+    list[int | None],
+    Field(min_length=2, max_length=2, description="From the first row to before the second, or to the end."),
+]
 Upload = Annotated[str, UPLOAD_ID, Field(description="The `id` of an upload.")]
 Name = Annotated[str, Field(min_length=1, max_length=64), PRINTABLE]
 Tag = Annotated[str, Field(min_length=1, max_length=64), TAG]

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from .messages import Rows
+from .messages import OpenRows, Rows
 
 Cell = str | float | bool | list[Any] | None
 
@@ -125,7 +125,7 @@ class ManifestView(Open):
 
     format: str
     layers: dict[str, EntryView]
-    rows: Rows | None
+    rows: OpenRows | None
     source: str | list[str]
     unreadable: dict[str, str] = {}
     coordinates: dict[str, str] = {}

@@ -28,7 +28,7 @@ SLOW: dict[str, tuple[dict[str, Any], str, str]] = {
     "a quota": (
         {"cores": Cores(64, 64, 2.5, 1.0)},
         "2.5 of 64 cores busy, so runs start 2 threads",
-        "raise the limit",
+        "raise the container",
     ),
     "an affinity": ({"cores": Cores(64, 4, None, 1.0)}, "4 of 64 cores", "taskset"),
     "a busy machine": ({"cores": Cores(8, 8, None, 30.0)}, "a load of 30.0 on 8 cores", "wait"),

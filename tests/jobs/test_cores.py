@@ -19,6 +19,7 @@ FILES = {
     },
     "no quota": {"proc/self/cgroup": "0::/job", "sys/fs/cgroup/job/cpu.max": "max 100000"},
     "no cgroup": {},
+    "something else": {"proc/self/cgroup": "no colons here\n0::"},
 }
 
 
@@ -30,7 +31,7 @@ def test_a_run_starts_as_many_threads_as_its_quota_lets_run(
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text + "\n")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
-    monkeypatch.setattr(cores.available_cores, "__defaults__", (tmp_path,))
+    monkeypatch.setattr(cores, "ROOT", tmp_path)
     expected = 2 if case.startswith("version") else 64
     assert ClusterConfig().chosen().threads == expected
     assert ClusterConfig(workers=2).chosen().threads == max(1, expected // 2)

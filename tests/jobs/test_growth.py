@@ -263,8 +263,15 @@ def test_rows_without_an_end_are_those_that_a_store_gains_and_never_those_before
     run(config(tmp_path / "s.zarr", tmp_path / "before", rows="0:9"))
     merge([tmp_path / "before", tmp_path / "tonight"], tmp_path / "merged")
     assert results(tmp_path / "merged") == undisturbed(tmp_path / "s.zarr", tmp_path / "once")
-    with pytest.raises(UsageError, match=r"rows are \(3, 2\); expected \(start, stop\)"):
-        replace(job, rows=(3, 2))
+    assert json.loads((tmp_path / "tonight" / "manifest.json").read_text())["rows"] == [9, None]
+
+
+def test_rows_are_integers_of_a_range_that_holds_one() -> None:
+    for rows in ((3, 2), (2, 2), (-1, 2), (True, None), (0, True), (0.0, 2), (1,), "0:2"):
+        with pytest.raises(UsageError, match=r"expected \(start, stop\), integers with 0 ≤ start < stop, or"):
+            Job("in.zarr", "out", rows=rows)  # type: ignore[arg-type]
+    found = Job("in.zarr", "out", rows=(np.int64(2), np.uint8(5))).rows  # type: ignore[arg-type]
+    assert repr(found) == "(2, 5)"
 
 
 def test_parts_of_a_store_between_which_a_chunk_changed_are_not_merged(tmp_path: Path) -> None:

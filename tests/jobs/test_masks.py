@@ -378,7 +378,7 @@ def test_an_array_that_looks_like_the_mask_of_a_layer_is_pointed_out_whether_or_
     build_store(store, {name: mask})
     said = Told()
     run(job(tmp_path, layers=[{"match": each} for each in layers]), progress=said)
-    asked = f"{name} looks like the mask of enc, "
+    asked = f"{name} looks like a mask of enc, "
     assert [each for each in said.messages if each.startswith(f"note: {asked}")]
     with pytest.warns(UserWarning, match=re.escape(asked)):
         ss.reduce(store, layers=layers)
@@ -395,7 +395,7 @@ def test_the_mask_that_is_pointed_out_can_be_named_in_a_store_with_parts(tmp_pat
         with ss.Recorder(tmp_path / "s.zarr", part=part) as recorder:
             recorder.append("enc", values)
             recorder.append("attention_mask", mask.astype("int64"))
-    with pytest.warns(UserWarning, match="^attention_mask looks like the mask of enc, .* `mask: attention_mask` "):
+    with pytest.warns(UserWarning, match="^attention_mask looks like a mask of enc, .* `mask: attention_mask` "):
         ss.reduce(tmp_path / "s.zarr", layers="enc")
     found = ss.reduce(tmp_path / "s.zarr", layers=ss.LayerRule("enc", mask="attention_mask"))["enc"]
     assert found.masked == (2 * (~mask).sum(), 2 * mask.size)
@@ -428,7 +428,7 @@ def test_masks_of_scores_and_of_padding_are_refused_or_pointed_out(tmp_path: Pat
             ss.reduce(store, layers=ss.LayerRule("x", mask=name))
         with pytest.raises(UsageError, match=remedy):
             ss.Meter().append("x", values, mask=masks[name])
-    with pytest.raises(UsageError, match="floats and all 0, which may stand for"):
+    with pytest.raises(UsageError, match="floats that are all 0: it may be an additive mask"):
         ss.Meter().append("x", values, mask=masks["zeros"])
     notes = {"key_padding_mask": "if it is true for padding", "zeros": "the mask of x is 0 everywhere"}
     for name, note in notes.items():

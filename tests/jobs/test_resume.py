@@ -587,7 +587,7 @@ def test_values_that_were_left_out_are_named_once_the_job_refuses_them(tmp_path:
         run(config(store, nonfinite=policy), progress=progress)
     assert not any("nonfinite" in each for each in told["skip"].messages)
     (said,) = (each for each in told["error"].messages if "nonfinite" in each)
-    assert said.endswith("--restart refuses them: conv")
+    assert said.endswith("count again with --restart: conv")
     with pytest.raises(NonFiniteError):
         run(config(store, nonfinite="error"), restart=True)
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ...calibration.masking import EITHER, USUAL, broadcasts_to, mask_values, positions_of_axis
+from ...calibration.masking import AMBIGUOUS_ZEROS, USUAL, broadcasts_to, mask_values, positions_of_axis
 from ...errors import UsageError, counted, listed
 from ...statistics.masks import Mask
 
@@ -161,9 +161,7 @@ def _as_counting(what: str, array: npt.NDArray[Any], *, padding: bool) -> npt.ND
     if array.dtype.kind not in "bui":
         real = np.asarray(array, np.float64)
         if not real.any() and not padding:
-            raise UsageError(
-                f"{what} {EITHER}; give a mask of booleans or integers, or a function of the arguments as `mask`"
-            )
+            raise UsageError(f"{what} {AMBIGUOUS_ZEROS}, or a function of the arguments as `mask`")
         if padding or (real < 0).any():
             added = (real == 0) | (real <= LEAST_ADDED)
             if added.all():
