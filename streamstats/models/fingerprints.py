@@ -6,7 +6,7 @@ are used for the model that was recorded, unless they do not say which it was.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..calibration.recorded_model import short_fingerprint
 from ..errors import MismatchError
 from ..outputs.manifest import MANIFEST
 from ..outputs.results import open_results
 
 OTHERWISE = "add --other-weights"
 """What the command line says to do about a difference that is meant."""
-SHOWN = 12
-"""How many digits of a fingerprint a message shows."""
 
 
 def weight_digest(dtype: str, shape: Sequence[int], values: npt.NDArray[Any] | bytes) -> bytes:
@@ -36,29 +35,20 @@ def fingerprint_of(kind: str, digests: Iterable[bytes]) -> str:
     return f"{kind}:{sha256(b''.join(sorted(digests))).hexdigest()}"
 
 
-def check_recorded(
-    out: Path, layers: Iterable[str], kind: str, found: Callable[[], str], name: str, otherwise: str = OTHERWISE
-) -> None:
+def check_recorded(out: Path, layers: Iterable[str], given: str, name: str, otherwise: str = OTHERWISE) -> None:
     """Raise `MismatchError` if `out` says that one of the `layers` was recorded from another model than is given.
 
-    `found` gives the fingerprint of that model, of this `kind`; it is called only if there is one to compare. `name` is
-    what the model is called, `otherwise` what to do if the difference is meant.
+    `given` is the fingerprint of that model, empty if unknown; those of other kinds are not compared. `name` is what
+    the model is called, `otherwise` what to do if the difference is meant.
     """
-    if not (out / MANIFEST).exists():
+    if not given or not (out / MANIFEST).exists():
         return
-    entries = open_results(out).manifest.layers
-    known = {layer: entries[layer].models for layer in layers if layer in entries}
-    recorded = [(layer, each) for layer, models in known.items() for each in models if each.startswith(f"{kind}:")]
-    given = found() if recorded else ""
-    for layer, model in recorded:
-        if given and model != given:
+    entries, (kind, _, _) = open_results(out).manifest.layers, given.partition(":")
+    known = [(layer, model) for layer in layers if layer in entries for model in entries[layer].models]
+    for layer, model in known:
+        if model != given and model.startswith(f"{kind}:"):
             raise MismatchError(
                 f"{out}: layer {layer} was recorded from a model with other weights than {name}: their fingerprints "
-                f"are {_short(model)} and {_short(given)}; give the model that was recorded, or record {name} and run "
-                f"again; if the inputs of its layers are the same, as after folding, {otherwise}"
+                f"are {short_fingerprint(model)} and {short_fingerprint(given)}; give the model that was recorded, or "
+                f"record {name} and run again; if the inputs of its layers are the same, as after folding, {otherwise}"
             )
-
-
-def _short(fingerprint: str) -> str:
-    kind, _, digits = fingerprint.partition(":")
-    return f"{kind}:{digits[:SHOWN]}…"

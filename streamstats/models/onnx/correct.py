@@ -17,6 +17,7 @@ from ...progress import QUIET, Progress, Stage
 from ...ranges.finding import MINMAX
 from ...storage.files import remove_folder, write_bytes
 from ..advice import ON_COMMAND_LINE, Advice
+from ..fingerprints import check_recorded
 from ..harm import TRIALS, WORSE, Trials, tell, without
 from ..judgement import BY_MOMENTS, CALIBRATED, CORRECTED, ONE_PASS, UNCORRECTED, Judgement
 from ..linear import LayerCorrection
@@ -30,7 +31,7 @@ from .by_outputs import FORM, OutputCorrection, Outputs
 from .correctors import check_masks, find_correctors, one_pass, strays
 from .doubts import unsure
 from .files import check_targets, write_models
-from .fingerprint import check_recorded
+from .fingerprint import fingerprint
 from .graph import copied
 from .iterative import Iterative, iterative_corrections
 from .judge import HeldOut, Judge
@@ -198,18 +199,6 @@ def correct_quantized(
     correcting = _with_means(subject, correctors, how, progress)
     _tell_kept_factors(subject, how.advice, progress)
     return correcting.written(output)
-
-
-def _tell_kept_factors(subject: Subject, advice: Advice, progress: Progress) -> None:
-    """Warn of weights that are multiples of the float model's, if no layer undoes that."""
-    found = kept_factors(subject.pairs)
-    if found:
-        factors = listed(f"{layer} ({factor:.3g} times)" for layer, factor in found.items())
-        progress.say(
-            "warning: weights are multiples of the float model's, and no corrected layer undoes that: "
-            f"{factors}; unless something else does, the outputs are wrong, and no bias corrects them; compare the "
-            f"models ({advice.judge}), or quantise the float model again"
-        )
 
 
 def correct_outputs(
@@ -425,12 +414,24 @@ def _with_means(
     """The correction of `subject`; each that is plainer has those after it as plainer ones."""
     if not how.other_weights:
         names = [layer.name for layer in subject.layers]
-        check_recorded(Path(correctors), subject.original, subject.name, names)
+        check_recorded(Path(correctors), names, fingerprint(subject.original), subject.name)
     others: list[_Correcting] = []
     for each in (*reversed(plainer), subject):
         method = _from_means(each, Path(correctors), how, progress)
         others.insert(0, _Correcting(each, method, how, progress, tuple(others)))
     return others[0]
+
+
+def _tell_kept_factors(subject: Subject, advice: Advice, progress: Progress) -> None:
+    """Warn of weights that are multiples of the float model's, if no layer undoes that."""
+    found = kept_factors(subject.pairs)
+    if found:
+        factors = listed(f"{layer} ({factor:.3g} times)" for layer, factor in found.items())
+        progress.say(
+            f"warning: weights of {subject.quantized_name} are multiples of the float model's, and no corrected layer "
+            f"undoes that: {factors}; unless something else does, the outputs are wrong, and no bias corrects them; "
+            f"compare the models ({advice.judge}), or quantise the float model again"
+        )
 
 
 def _added_terms(outcomes: Sequence[LayerCorrection]) -> Mapping[str, Any]:

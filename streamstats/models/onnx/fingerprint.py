@@ -5,14 +5,12 @@ A model that is exported again with equal weights keeps it; one that is trained 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from math import prod
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...errors import require
-from ..fingerprints import OTHERWISE, fingerprint_of, weight_digest
-from ..fingerprints import check_recorded as check
+from ..fingerprints import fingerprint_of, weight_digest
 from .graph import subgraphs
 
 if TYPE_CHECKING:
@@ -40,13 +38,3 @@ def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
         yield from each.initializer
         constant = (node for node in each.node if node.op_type == "Constant")
         yield from (entry.t for node in constant for entry in node.attribute if entry.name == "value")
-
-
-def check_recorded(
-    out: Path, model: onnx.ModelProto, name: str, layers: Iterable[str], otherwise: str = OTHERWISE
-) -> None:
-    """Raise `MismatchError` if `out` says that one of the `layers` was recorded from another model than `model`.
-
-    `name` and `otherwise` are those of `fingerprints.check_recorded`.
-    """
-    check(out, layers, KIND, lambda: fingerprint(model), name, otherwise)

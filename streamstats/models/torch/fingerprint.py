@@ -1,15 +1,14 @@
-"""The fingerprint of a torch model: that of its parameters.
+"""The fingerprint of a torch model: that of its parameters, and of the buffers that its outputs depend on.
 
-It is unknown where a process has only a part of them, or none yet: ranks would disagree about the model.
+Running statistics of normalisations are such buffers: re-estimated, they change the inputs of all later layers. It is
+unknown where a process has only a part of the model, or none yet: ranks would disagree about it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ..fingerprints import check_recorded as check
 from ..fingerprints import fingerprint_of, weight_digest
 from .library import library, to_numpy
 from .ranks import is_one_of_several
@@ -18,17 +17,27 @@ if TYPE_CHECKING:
     import torch
 
 KIND = "torch"
+QUANTISERS = ("torch.ao.", "torchao.")
+"""Where the observers and fake quantisers are defined that a copy of the model may have in addition."""
 
 
 def fingerprint(model: torch.nn.Module) -> str:
     """The fingerprint of `model`, empty if unknown."""
-    parameters = [*model.parameters()]
-    if is_one_of_several() or any(type(each) is not library().nn.Parameter or each.is_meta for each in parameters):
+    torch = library()
+    weights = [*model.parameters(), *_buffers(model)]
+    whole = all(type(each) in (torch.nn.Parameter, torch.Tensor) and not each.is_meta for each in weights)
+    if is_one_of_several() or not whole:
         return ""
-    return fingerprint_of(KIND, (weight_digest(str(each.dtype), each.shape, to_numpy(each)) for each in parameters))
+    return fingerprint_of(KIND, (weight_digest(str(each.dtype), each.shape, to_numpy(each)) for each in weights))
 
 
-def check_recorded(out: Path, model: torch.nn.Module, layers: Iterable[str]) -> None:
-    """Raise `MismatchError` if `out` says that one of the `layers` was recorded from another model than `model`."""
-    name, otherwise = f"the {type(model).__name__} that is given", "give `other_weights=True`"
-    check(out, layers, KIND, lambda: fingerprint(model), name, otherwise)
+def _buffers(model: torch.nn.Module) -> Iterator[torch.Tensor]:
+    """The buffers of floats that are saved with `model`, without those of what observes or quantises it.
+
+    Integers count batches, or hold indices; buffers that are not saved follow from the others.
+    """
+    for module in model.modules():
+        if not type(module).__module__.startswith(QUANTISERS):
+            for name, buffer in module.named_buffers(recurse=False):
+                if buffer.is_floating_point() and name not in module._non_persistent_buffers_set:
+                    yield buffer
