@@ -29,6 +29,7 @@ from ..errors import DataError, ServiceError, UsageError, first_line, require
 from ..storage.files import write_bytes
 from ..storage.tensors import tensors_bytes, tensors_of
 from .messages import (
+    KEY,
     V1,
     AuditPage,
     BatchView,
@@ -69,17 +70,17 @@ IDEMPOTENT = ("GET", "HEAD", "PUT", "DELETE")
 class Client:
     """The service at `url`, which accepts `token`. Use the client as a context manager, or `close` it.
 
-    `certificate` is a PEM file to trust, for a service whose certificate no known authority has signed. Activations,
-    uploads and submissions that get no answer are sent again, each with its key, for `patience` seconds, and so is the
-    request for events; `say` is told when that begins.
+    White space around the two is ignored. `certificate` is a PEM file to trust, for a service whose certificate no
+    known authority has signed. Activations, uploads and submissions that get no answer are sent again, each with its
+    key, for `patience` seconds, and so is the request for events; `say` is told when that begins.
 
     A `job` is what `submit` and `jobs` give, or its id.
 
     Every method raises `RefusedError` with the service's reason if the service refuses the request, and `ServiceError`
-    if the service fails, has no capacity or does not respond. Raises `UsageError` for an invalid address and for a
-    certificate that cannot be read, `MissingDependencyError` without httpx.
+    if the service fails, has no capacity or does not respond. Raises `UsageError` for an invalid address or token and
+    for a certificate that cannot be read, `MissingDependencyError` without httpx.
 
-    >>> with ss.Client("http://127.0.0.1:8765", "the token") as client:
+    >>> with ss.Client("http://127.0.0.1:8765", "TOKEN") as client:
     ...     client.url
     'http://127.0.0.1:8765'
 
@@ -103,8 +104,7 @@ class Client:
         say: Callable[[str], None] = lambda _: None,
     ) -> None:
         library = require("httpx", "client")
-        if not re.match(r"https?://[^/?#]", url):
-            raise UsageError(f"the service is {url!r}; expected an address such as {SERVICE_URL}")
+        url, token = _address(url), _secret(token)
         try:
             trusted = ssl.create_default_context(cafile=certificate)
         except OSError as error:
@@ -139,7 +139,7 @@ class Client:
         Requests with the same `key` (default: a new one) are one job; the answer says whether it is `repeated`, and is
         what the other methods take as `job`.
         """
-        headers = {"Idempotency-Key": key or uuid.uuid4().hex}
+        headers = {"Idempotency-Key": _key(key)}
         return self._viewed(SubmittedView, "POST", "/jobs", adds=True, json=dict(request), headers=headers)
 
     def jobs(
@@ -300,7 +300,7 @@ class Client:
         if geometry is not None:
             query["geometry"] = json.dumps(geometry)
         path = f"/stores/{quote(store, safe='')}/layers/{quote(layer)}"
-        headers = {"Idempotency-Key": key or uuid.uuid4().hex}
+        headers = {"Idempotency-Key": _key(key)}
         return self._viewed(IngestView, "POST", path, adds=True, params=query, headers=headers, content=content)
 
     def store(self, name: str) -> StoreView:
@@ -431,6 +431,36 @@ class _UnavailableError(Exception):
 
     def __init__(self, answer: httpx.Response) -> None:
         self.failure, self.after = failure_of(answer), retry_after(answer.headers.get("retry-after"))
+
+
+def _address(url: str) -> str:
+    """The address of a service in `url`, which may name its API. Raises `UsageError`, whose message has no secret."""
+    found = re.fullmatch(rf"(https?://[^/?#@\s]+(/[^?#@\s]*?)??)({V1})?/*", url.strip())
+    if found is None:
+        shown = re.sub("(?s)[?#].*", "…", re.sub("(?s).*@", "…@", url))
+        raise UsageError(f"the service is {shown!r}; expected an address such as {SERVICE_URL}")
+    return found[1]
+
+
+def _secret(token: str) -> str:
+    """The secret in `token`. Raises `UsageError`, whose message does not have it."""
+    secret = token.strip()
+    if not secret:
+        raise UsageError("the token is empty; expected the token that you were given, as text")
+    wrong = re.search("[^!-~]", secret)
+    if wrong is not None:
+        raise UsageError(
+            f"character {wrong.start() + 1} of the token is {wrong[0]!a}, which no token has; expected ASCII "
+            "characters without spaces: copy the token again, or read it from its file"
+        )
+    return secret
+
+
+def _key(key: str | None) -> str:
+    """`key`, or a new one. Raises `UsageError` for what cannot be one."""
+    if key is not None and not KEY.fits(key):
+        raise UsageError(f"the key is {key!a:.200}; expected {KEY.words}")
+    return key or uuid.uuid4().hex
 
 
 def _id(job: JobOrId) -> str:
