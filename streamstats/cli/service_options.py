@@ -117,12 +117,16 @@ def _add_withdraw(parser: argparse.ArgumentParser) -> None:
 def _add_token(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", choices=["new", "list", "rotate", "revoke"], help="what to do")
     parser.add_argument("name", metavar="NAME", nargs="?", help="whose token")
-    parser.add_argument("--role", choices=["read", "submit", "admin"], default="submit", help="of a new token")
+    parser.add_argument("--role", choices=["read", "submit", "admin"], help="of a new token; default: submit")
     parser.add_argument(
-        "-o", "--output", type=local, metavar="FILE", help="write the secret to a new file that only you can read"
+        "-o",
+        "--output",
+        type=local,
+        metavar="FILE",
+        help="write the secret to a file that only you can read: a new one or, with rotate, one with an older secret",
     )
     parser.add_argument(
-        "--overlap", metavar="SECONDS", type=float, default=0.0, help="with rotate: how long the old secret stays valid"
+        "--overlap", metavar="SECONDS", type=float, help="with rotate: how long the old secret stays valid; default: 0"
     )
     add_service(parser)
 

@@ -305,6 +305,7 @@ def test_a_second_service_on_the_same_folder_is_refused(service: Served) -> None
     )
     assert done.returncode == 1
     assert "in use by process" in done.stderr
+    assert "stop that service, or choose another folder as `data`" in done.stderr
     assert "Traceback" not in done.stderr
 
 

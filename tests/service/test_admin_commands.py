@@ -119,6 +119,14 @@ def test_tokens_are_made_used_rotated_and_revoked(run: Run, tmp_path: Path) -> N
     listed = run("token", "list").stdout
     assert "cli-ann" in listed
     assert "cli-ben" not in listed  # its secret could not have been kept
+    old = (tmp_path / "ann.token").read_text()
+    run("token", "rotate", "cli-ann", "-o", "ann.token")
+    assert (tmp_path / "ann.token").read_text() != old
+    assert (tmp_path / "ann.token").stat().st_mode & 0o077 == 0
+    run("jobs", *mine)
+    refused = run("token", "rotate", "cli-ann", "-o", "job.yaml", status=2)
+    assert "job.yaml exists, and does not hold a token" in refused.stderr
+    run("jobs", *mine)  # the secret was not changed
     secret = run("token", "rotate", "cli-ann").stdout.strip()
     assert "token is missing or wrong" in run("jobs", *mine, status=2).stderr
     (tmp_path / "new.token").write_text(secret)
@@ -141,6 +149,13 @@ def test_a_dry_run_removes_nothing(run: Run, client: ss.Client) -> None:
     [
         (("token", "new"), "give the name"),
         (("token", "list", "ann"), "leave out the name"),
+        (
+            ("token", "rotate", "admin", "--role", "read"),
+            "token rotate takes no --role, which is for new; leave it out",
+        ),
+        (("token", "new", "x", "--overlap", "5"), "token new takes no --overlap, which is for rotate"),
+        (("token", "revoke", "x", "-o", "foo"), "token revoke takes no --output, which is for new and rotate"),
+        (("token", "list", "--role", "read"), "token list takes no --role"),
         (("token", "revoke", "nobody"), "there is no token nobody"),
         (("jobs", "--token-file", "/dev/null"), "the token file /dev/null is empty"),
         (("prune", "--keep", "x"), "--keep is not JSON"),
