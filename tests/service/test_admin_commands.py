@@ -168,7 +168,7 @@ def test_a_dry_run_removes_nothing(run: Run, client: ss.Client) -> None:
         (("prune", "--keep", '{"jobs": {"ago": "1d"}}'), "unknown key `jobs.ago`; expected one of age, number, bytes"),
         (("prune", "--keep", '{"jobs": 3}'), "`jobs` is 3; expected keys: age, number, bytes"),
         (("token", "new", "a b"), "`name` is 'a b'; expected 1 to 64 ASCII letters, digits or . _ @ -, the first"),
-        (("cancel", "xyz"), "`job` is 'xyz'; expected the id of a job, 16 hexadecimal digits"),
+        (("cancel", "xyz"), "`job` is 'xyz'; expected the id of a job, 16 lower-case hexadecimal digits"),
         (("jobs", "--state", "lost"), "`state[0]` is 'lost'; expected one of queued, running,"),
         (("submit", "job.yaml", "--key", "a b"), "expected 1 to 128 ASCII characters without spaces"),
         (("submit", "job.yaml", "--name", "a\nb"), "expected one line"),
