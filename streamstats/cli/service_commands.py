@@ -188,8 +188,11 @@ class _Followed:
         """Show the rows and bytes that `job` has read."""
         total = job["total_rows"], job["total_bytes"]
         if total != self._total:
+            is_first = self._shown.meter is None
             self._total, self._rows, self._bytes = total, 0, 0
             self._shown.begin(Stage("", *total, unit=OF_ALL_LAYERS))
+            if is_first and self._shown.meter is not None:  # the job may have run for long before it was watched
+                self._shown.meter.started -= job["seconds"]
         self._shown.advance(job["rows"] - self._rows, job["bytes"] - self._bytes)
         self._rows, self._bytes = job["rows"], job["bytes"]
 
