@@ -190,14 +190,18 @@ class Client:
         last, trial = "0", self._trial(adds=True)
         while True:
             failure: Exception = ServiceError(f"{self.url} ends the stream of events of job {_id(job)} again and again")
-            after = None
+            after, is_silent = None, True
             try:
                 for kind, content, number in self._streamed(job, last):
                     trial.renew()
+                    is_silent = False
                     last = number or last
                     yield kind, content
                     if kind == "end":
                         return
+                if not is_silent:  # the token was revoked, the service stops, or a proxy limits the time: see which
+                    trial.pause()
+                    continue
             except self._errors as error:
                 failure = self._silent(error)
             except _UnavailableError as error:
