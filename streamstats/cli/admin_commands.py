@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from argparse import Namespace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +12,7 @@ from rich.filesize import decimal
 from ..errors import UsageError
 from ..storage.files import replace_secret
 from .service_commands import client_of, parsed
-from .tables import print_json, print_table, say
+from .tables import print_json, print_table, say, when
 
 if TYPE_CHECKING:
     from ..service.client import Client
@@ -81,7 +80,7 @@ def _list_tokens(client: Client, options: Namespace) -> None:
     if options.json:
         print_json({"tokens": [each.model_dump() for each in found]})
         return
-    rows = [[each.name, each.role, _time(each.made), each.maker, _time(each.until)] for each in found]
+    rows = [[each.name, each.role, when(each.made), each.maker, when(each.until)] for each in found]
     print_table(["token", "role", "made", "by", "valid until"], rows, left=5)
 
 
@@ -92,7 +91,7 @@ def audit(options: Namespace) -> None:
     if options.json:
         print_json({"entries": [each.model_dump() for each in found]})
         return
-    rows = [[_time(each.at), each.who, each.method, each.path, str(each.status), each.made or ""] for each in found]
+    rows = [[when(each.at), each.who, each.method, each.path, str(each.status), each.made or ""] for each in found]
     print_table(["at", "who", "did", "to", "status", "made"], rows, left=6)
 
 
@@ -104,11 +103,7 @@ def prune(options: Namespace) -> None:
     if options.json:
         print_json({"dry_run": options.dry_run, "removed": [each.model_dump() for each in found]})
         return
-    rows = [[each.kind, each.name, _time(each.at), each.why, decimal(each.bytes)] for each in found]
+    rows = [[each.kind, each.name, when(each.at), each.why, decimal(each.bytes)] for each in found]
     print_table(["kind", "name", "last used", "beyond", "bytes"], rows, left=4)
     total = decimal(sum(each.bytes for each in found))
     say(f"{'would remove' if options.dry_run else 'removed'} {len(found):,}, {total}")
-
-
-def _time(seconds: float | None) -> str:
-    return "" if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat(sep=" ", timespec="seconds")[:19]

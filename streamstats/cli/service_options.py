@@ -23,6 +23,8 @@ def add_commands(commands: Any) -> None:
     _add_fetch(command(commands, "fetch", descriptions.FETCH, WITH_SERVICE))
     _add_send(command(commands, "send", descriptions.SEND, WITH_SERVICE))
     _add_withdraw(command(commands, "withdraw", descriptions.WITHDRAW, WITH_SERVICE))
+    _add_stores(command(commands, "stores", descriptions.STORES, WITH_SERVICE))
+    _add_delete(command(commands, "delete", descriptions.DELETE, WITH_SERVICE))
     _add_token(command(commands, "token", descriptions.TOKEN, FOR_ADMINS))
     _add_audit(command(commands, "audit", descriptions.AUDIT, FOR_ADMINS))
     _add_prune(command(commands, "prune", descriptions.PRUNE, FOR_ADMINS))
@@ -111,6 +113,18 @@ def _add_withdraw(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", metavar="FILE", nargs="*", help="files that were sent without --key")
     parser.add_argument("--key", help="the key that the activations were sent with")
     parser.add_argument("--forget", action="store_true", help="have jobs that have ended subtract them, too")
+    add_service(parser)
+
+
+def _add_stores(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("store", metavar="NAME", nargs="?", help="show the layers of this store")
+    add_service(parser)
+
+
+def _add_delete(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("jobs", metavar="JOB", nargs="*", help="a job's identifier, as submit printed it")
+    parser.add_argument("--store", metavar="NAME", help="in place of jobs: a store of the service")
+    parser.add_argument("--layer", metavar="LAYER", help="of the store, only this layer")
     add_service(parser)
 
 

@@ -48,7 +48,7 @@ from .messages import (
 from .result_messages import FilesView
 from .retrying import PATIENCE_SECONDS, QUICK_SECONDS, UNAVAILABLE, Trial, may_answer_later, retry_after
 from .tokens import Role
-from .transfer import Model, RefusedError, checked, events_of, failure_of, file_of, inside, object_of, view_of, views_of
+from .transfer import Model, RefusedError, checked, events_of, failure_of, file_of, inside, list_of, object_of, view_of
 
 __all__ = ["Client", "RefusedError"]
 
@@ -86,7 +86,7 @@ class Client:
 
     With a service at that address, in the same block:
 
-    >>> job = client.submit({"kind": "run", "source": "calibration.zarr"})  # doctest: +SKIP
+    >>> job = client.submit({"source": "calibration.zarr"})  # doctest: +SKIP
     >>> client.wait(job).state, client.fetch(job, "out")  # doctest: +SKIP
     ('done', 1)
     """
@@ -134,13 +134,13 @@ class Client:
     # Jobs
 
     def submit(self, request: Mapping[str, Any], *, key: str | None = None) -> SubmittedView:
-        """Submit a job: `{"kind": "run", "source": …}` and the keys of a configuration, or `{"kind": "onnx", …}`.
+        """Submit a job: `{"source": …}` and the other keys of a configuration, or `{"kind": "onnx", …}`.
 
         Requests with the same `key` (default: a new one) are one job; the answer says whether it is `repeated`, and is
         what the other methods take as `job`.
         """
         headers = {"Idempotency-Key": _key(key)}
-        return self._viewed(SubmittedView, "POST", "/jobs", adds=True, json=dict(request), headers=headers)
+        return self._viewed(SubmittedView, "POST", "/jobs", adds=True, json={"kind": "run", **request}, headers=headers)
 
     def jobs(
         self,
@@ -307,14 +307,18 @@ class Client:
         headers = {"Idempotency-Key": _key(key)}
         return self._viewed(IngestView, "POST", path, adds=True, params=query, headers=headers, content=content)
 
+    def stores(self) -> list[str]:
+        """The names of the stores that the service owns."""
+        return list_of(str, self._asked("GET", "/stores"))
+
     def store(self, name: str) -> StoreView:
-        """The rows of each layer of a store that the service owns."""
+        """Whose a store of the service is, and the rows of each layer."""
         return self._viewed(StoreView, "GET", f"/stores/{quote(name, safe='')}")
 
     def batches(self, store: str, layer: str, *, start: int = 0, limit: int = 100) -> list[BatchView]:
         """What each request appended to a layer, from row `start` on; the next page starts at the last `stop`."""
         query = {"layer": layer, "start": start, "limit": limit}
-        return views_of(BatchView, self._asked("GET", f"/stores/{quote(store, safe='')}/batches", params=query))
+        return list_of(BatchView, self._asked("GET", f"/stores/{quote(store, safe='')}/batches", params=query))
 
     def withdraw(self, store: str, layer: str, key: str) -> WithdrawnView:
         """Withdraw what was appended with `key`: running and later jobs do not count it, ended ones after `forget`."""
@@ -344,7 +348,7 @@ class Client:
 
     def tokens(self) -> list[TokenView]:
         """The tokens, without their secrets."""
-        return views_of(TokenView, self._asked("GET", "/tokens"))
+        return list_of(TokenView, self._asked("GET", "/tokens"))
 
     def new_token(self, name: str, role: Role = "submit") -> str:
         """Make a token; its secret, which cannot be asked for again."""
@@ -370,7 +374,7 @@ class Client:
         A dry run only tells what that is.
         """
         body = None if config is None else dict(config)
-        return views_of(PrunedView, self._asked("POST", "/prune", params={"dry_run": dry_run}, timeout=None, json=body))
+        return list_of(PrunedView, self._asked("POST", "/prune", params={"dry_run": dry_run}, timeout=None, json=body))
 
     def _upload(self, file: IO[bytes]) -> httpx.Response:
         """Send the file, from its beginning: what it is called follows from its content, so it is stored once."""

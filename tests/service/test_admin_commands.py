@@ -108,6 +108,35 @@ def test_activations_sent_on_a_wrong_axis_go_to_another_store(run: Run, client: 
     assert client.store("axis-1").layers == {"l": 4}
 
 
+def test_stores_are_listed_shown_and_deleted(run: Run, client: ss.Client, tmp_path: Path) -> None:
+    (tmp_path / "x.npy").write_bytes(npy(np.ones((4, 2), np.float32)))
+    for layer in ("a", "b/c"):
+        run("send", "cli-listed", layer, "x.npy")
+    run("withdraw", "cli-listed", "a", "x.npy")
+    assert "cli-listed" in client.stores()
+    (line,) = (each for each in run("stores").stdout.splitlines() if each.startswith("cli-listed "))
+    assert [line.split()[column] for column in (1, 4, 5)] == ["admin", "2", "8"]
+    assert [each.split() for each in run("stores", "cli-listed").stdout.splitlines()] == [
+        ["layer", "rows", "withdrawn"],
+        ["a", "4", "4"],
+        ["b/c", "4", "0"],
+    ]
+    shown = json.loads(run("stores", "cli-listed", "--json").stdout)
+    assert shown in json.loads(run("stores", "--json").stdout)["stores"]
+    assert "deleted layer a of store cli-listed" in run("delete", "--store", "cli-listed", "--layer", "a").stderr
+    assert client.store("cli-listed").layers == {"b/c": 4}
+    assert "deleted store cli-listed" in run("delete", "--store", "cli-listed").stderr
+    assert "cli-listed" not in client.stores()
+
+
+def test_jobs_are_deleted_up_to_one_that_cannot_be(run: Run, client: ss.Client) -> None:
+    one, two = (client.wait(client.submit({"source": STORE})).id for _ in range(2))
+    assert json.loads(run("delete", one, "--json").stdout)["jobs"] == [one]
+    done = run("delete", two, one, status=2)
+    assert f"deleted job {two}" in done.stderr
+    assert f"there is no job {one}" in done.stderr
+
+
 def test_tokens_are_made_used_rotated_and_revoked(run: Run, tmp_path: Path) -> None:
     run("token", "new", "cli-ann", "-o", "ann.token")
     assert (tmp_path / "ann.token").stat().st_mode & 0o077 == 0
@@ -160,6 +189,11 @@ def test_a_dry_run_removes_nothing(run: Run, client: ss.Client) -> None:
         (("jobs", "--token-file", "/dev/null"), "the token file /dev/null is empty"),
         (("prune", "--keep", "x"), "--keep is not JSON"),
         (("prune", "--keep", '{"jobs": {"age": "soon"}}'), "expected a time with its unit, such as 90d"),
+        (("delete",), "name what to delete: jobs, or a store with --store"),
+        (("delete", "0123456789abcdef", "--store", "s"), "name what to delete: jobs, or a store"),
+        (("delete", "0123456789abcdef", "--layer", "l"), "name the store with --store"),
+        (("delete", "--store", "nowhere"), "there is no store nowhere"),
+        (("stores", "nowhere"), "there is no store nowhere"),
         (("withdraw", "s", "l"), "by its files or by --key"),
         (("withdraw", "s", "l", "nowhere.npy"), "cannot read"),
         (("withdraw", "s", "l", "--key", "k"), "there is no store s"),

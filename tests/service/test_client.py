@@ -79,6 +79,7 @@ ASKED: dict[str, Callable[[Client], object]] = {
     "fetch": lambda client: client.fetch("0" * 16, "new"),
     "ingest": lambda client: client.ingest("s", "l", b""),
     "batches": lambda client: client.batches("s", "l"),
+    "stores": lambda client: client.stores(),
     "tokens": lambda client: client.tokens(),
     "new token": lambda client: client.new_token("ann"),
     "rotate": lambda client: client.rotate_token("ann"),
