@@ -335,7 +335,9 @@ class AuditPage(BaseModel):
 
 
 class PrunedView(BaseModel):
-    """Something that is not kept: which of `age`, `number` and `bytes` is why, and when it was last used."""
+    """Something that is not kept: which of `age`, `number` and `bytes` is why (of `events`, all that are limited),
+    and when it was last used.
+    """
 
     kind: str
     name: str
