@@ -222,19 +222,21 @@ class Lane:
         self._fail_all(batch, error)
 
     def _leave_nothing(self, layer: str) -> None:
-        """Remove what requests that stored nothing have made: the layer, if it has no rows, and a new store."""
+        """Remove what requests that stored nothing have made: a new store, or else the layer, if it has no rows."""
         self._let_go(layer)
         try:
-            stored = stored_layer(self._path, layer)
-            if stored is not None and not stored.rows:
-                self._delete_layer(layer)
             if self._is_new:
-                gone = move_away(self._path) if self._path.exists() else None
-                self._keys.remove()
-                if gone is not None:
-                    remove_folder(gone)
+                self._delete_store()
+            elif (stored := stored_layer(self._path, layer)) is not None and not stored.rows:
+                self._delete_layer(layer)
         except (StreamstatsError, OSError) as error:  # the requests fail for a reason that matters more
             log.warning("%s", error, extra={"store": self.store, "layer": layer})
+
+    def _delete_store(self) -> None:
+        gone = move_away(self._path) if self._path.exists() else None
+        self._keys.remove()
+        if gone is not None:
+            remove_folder(gone)
 
     def _let_go(self, layer: str) -> None:
         """Of the store, in which others may now change the layer: it is read again before the next append."""
