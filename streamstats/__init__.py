@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .calibration.selection import LayerRule
     from .config import load_job
     from .correction import BiasCorrector, MeanBiasCorrector, NullBiasCorrector, TapBiasCorrector
-    from .errors import StreamstatsError
+    from .errors import ServiceError, StreamstatsError
     from .exports.choice import RangeChoice
     from .exports.exporting import export
     from .jobs.compare import compare
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from .ranges.codes import Codes
     from .ranges.finding import LayerRange, find_ranges
     from .service.client import Client
+    from .service.transfer import RefusedError
     from .spectra.group import GroupSpectrum
     from .spectra.spectrum import LayerSpectrum
     from .statistics.mean import prepare_input_mean
@@ -61,6 +62,8 @@ _HOMES = {
     "Quantization": "quantization",
     "RangeChoice": "exports.choice",
     "Recorder": "calibration.recorder",
+    "RefusedError": "service.transfer",
+    "ServiceError": "errors",
     "StreamstatsError": "errors",
     "TapBiasCorrector": "correction",
     "compare": "jobs.compare",
@@ -98,6 +101,8 @@ __all__ = [
     "Quantization",
     "RangeChoice",
     "Recorder",
+    "RefusedError",
+    "ServiceError",
     "StreamstatsError",
     "TapBiasCorrector",
     "__version__",

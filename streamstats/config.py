@@ -396,16 +396,16 @@ def service_address(url: str | None, token_file: str | None) -> tuple[str, str]:
     token = _token_in(path) if path else os.environ.get("STREAMSTATS_TOKEN", "").strip()
     if not token:
         raise UsageError("there is no token; set --token-file, STREAMSTATS_TOKEN_FILE or STREAMSTATS_TOKEN")
-    if not re.fullmatch(r"[!-~]+", token):
-        raise UsageError("the token has invalid characters; expected the token that `serve` wrote to its file")
     return url, token
 
 
 def _token_in(path: str) -> str:
     try:
-        token = Path(path).read_text(encoding="ascii").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read the token in {path}: {error}") from error
+        token = Path(path).read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise UsageError(f"cannot read the token in {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not text; expected a token, as `token new -o FILE` writes it") from error
     if not token:
         raise UsageError(f"the token file {path} is empty; expected a token, as `token new -o FILE` writes it")
     return token

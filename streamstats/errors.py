@@ -90,7 +90,15 @@ class HarmError(StreamstatsError):
 
 
 class ServiceError(StreamstatsError):
-    """A service fails or does not respond: retry, and read the service's log if it fails again."""
+    """A service fails or does not respond: retry, and read the service's log if it fails again.
+
+    >>> with ss.Client("http://127.0.0.1:1", "TOKEN", patience=0) as client:  # doctest: +ELLIPSIS
+    ...     try:
+    ...         client.jobs()
+    ...     except ss.ServiceError as error:
+    ...         print(error)
+    http://127.0.0.1:1 does not respond: [Errno ...] Connection refused; check that the service is running
+    """
 
 
 class OutputError(StreamstatsError):

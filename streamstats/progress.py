@@ -18,6 +18,8 @@ from .errors import counted
 
 LINE_SECONDS = 5.0
 """Time between two lines about one stage."""
+RATE_SECONDS = 0.5
+"""The shortest time from which a rate follows."""
 OF_ALL_LAYERS = "rows of all layers"
 """What a reduction counts on its way: the sum over the layers, unlike the rows of a table, which are those of one."""
 
@@ -194,7 +196,7 @@ class Meter:
         parts = [f"{self.rows:,}/{self.stage.rows:,} {self.stage.unit}"]
         if self.stage.size:
             parts.append(f"{decimal(self.size)} of {decimal(self.stage.size)}")
-            rate = int(self.size / max(self.elapsed, 1e-9))
+            rate = int(self.size / self.elapsed) if self.elapsed >= RATE_SECONDS else 0
             parts += [f"{decimal(rate)}/s"] if rate else []
         return ", ".join(parts)
 

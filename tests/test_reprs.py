@@ -69,5 +69,5 @@ def test_short_forms_name_the_kind_the_shape_and_the_counts(out: Path, tmp_path:
 
 def test_a_client_does_not_show_its_token() -> None:
     pytest.importorskip("httpx")
-    with ss.Client("http://127.0.0.1:8765", "the token") as client:
+    with ss.Client("http://127.0.0.1:8765", "TOKEN") as client:
         assert repr(client) == "<Client of http://127.0.0.1:8765>"

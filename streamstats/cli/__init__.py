@@ -47,6 +47,8 @@ INTERRUPTION = {
     "jobs": "nothing was changed",
     "watch": "the job continues",
     "cancel": "the job may or may not be cancelled; see: streamstats jobs",
+    "stores": "nothing was changed",
+    "delete": "some may have been deleted; see: streamstats jobs, streamstats stores",
     "fetch": "the download is incomplete; remove its folder and fetch again",
     "send": "send the files again that were not acknowledged: each is counted once",
     "withdraw": "run the command again; withdrawing twice changes nothing more",

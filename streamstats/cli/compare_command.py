@@ -52,13 +52,19 @@ def compare(options: Namespace) -> int:
 
 @contextmanager
 def _folders(options: Namespace) -> Iterator[list[Path]]:
-    """The two outputs; in place of a job's id, a folder with its statistics for as long as they are compared."""
+    """The two outputs; in place of a job's id, a folder with its statistics for as long as they are compared.
+
+    Raises `UsageError` for what is neither.
+    """
     from ..outputs.manifest import MANIFEST
     from ..outputs.results import STATE
     from ..service.messages import JOB_ID
 
     named = [options.first, options.second]
-    jobs = [each for each in named if JOB_ID.fits(each) and not Path(each).exists()]
+    jobs = [each for each in named if not Path(each).exists()]
+    for each in jobs:
+        if not JOB_ID.fits(each):
+            raise UsageError(f"there is no {each}; expected the output folder of a run, or {JOB_ID.words}")
     with TemporaryDirectory(prefix="streamstats-compare-") as folder:
         fetched = {job: Path(folder) / job for job in dict.fromkeys(jobs)}
         if fetched:

@@ -36,6 +36,8 @@ COMMANDS = {
         "fetch": "download the results of a job",
         "send": "append activations to a store of the service",
         "withdraw": "take back activations that were sent",
+        "stores": "list the stores of a service, or show the layers of one",
+        "delete": "delete jobs with their results, or a store or layer of a service",
         "token": "make, list, rotate and revoke the tokens of a service",
         "audit": "show who changed what on a service",
         "prune": "remove what a service does not keep, or show what that is",
@@ -457,6 +459,26 @@ Jobs that have ended keep what they counted; with --forget, those that are yours
 
 Name what was sent by the files, unchanged, or by its key. The rows stay in the store, which can be deleted. A
 withdrawal cannot be undone: to have the activations counted after all, send them again with a new --key.
+{SERVICE_ENVIRONMENT}"""
+
+STORES = f"""\
+List the stores that a service owns, or show the layers of one of them. A store belongs to whoever was the first to send
+to it.
+
+  streamstats stores
+  streamstats stores team-a
+{SERVICE_ENVIRONMENT}"""
+
+DELETE = f"""\
+Delete jobs that have ended, with their results, or a store of the service, or one of its layers. Only their owners and
+admins may. Deleting cannot be undone.
+
+  streamstats delete 0123456789abcdef 123456789abcdef0
+  streamstats delete --store team-a
+  streamstats delete --store team-a --layer block1/project
+
+A store that a job reads is not deleted: wait for the job, or cancel it first. Jobs that have ended keep what they
+counted of a store.
 {SERVICE_ENVIRONMENT}"""
 
 TOKEN = f"""\

@@ -19,11 +19,11 @@ from ..errors import DONE, FAILURE, INCOMPLETE, UsageError, require
 from ..progress import OF_ALL_LAYERS, Stage
 from .commands import check_follow
 from .progress import Shown
-from .tables import print_json, print_table, say
+from .tables import print_json, print_table, say, when
 
 if TYPE_CHECKING:
     from ..service.client import Client
-    from ..service.messages import IngestView, JobSummary
+    from ..service.messages import IngestView, JobSummary, StoreView
 
 STATUS_OF = {"done": DONE, "incomplete": INCOMPLETE, "failed": FAILURE, "cancelled": FAILURE}
 """The exit status that follows from the state of a job that has ended; of a failed one, unless the service knows it."""
@@ -188,8 +188,11 @@ class _Followed:
         """Show the rows and bytes that `job` has read."""
         total = job["total_rows"], job["total_bytes"]
         if total != self._total:
+            is_first = self._shown.meter is None
             self._total, self._rows, self._bytes = total, 0, 0
             self._shown.begin(Stage("", *total, unit=OF_ALL_LAYERS))
+            if is_first and self._shown.meter is not None:  # the job may have run for long before it was watched
+                self._shown.meter.started -= job["seconds"]
         self._shown.advance(job["rows"] - self._rows, job["bytes"] - self._bytes)
         self._rows, self._bytes = job["rows"], job["bytes"]
 
@@ -276,6 +279,48 @@ def _forgets(client: Client, job: str) -> str:
     except RefusedError as error:  # it is somebody else's
         return f"does not subtract them: {error}"
     return "subtracts them"
+
+
+def stores(options: Namespace) -> None:
+    """`streamstats stores [NAME]`."""
+    with client_of(options) as client:
+        names = client.stores() if options.store is None else [options.store]
+        found = [client.store(name) for name in names]
+    if options.json:
+        documents = [store.model_dump() for store in found]
+        print_json({"stores": documents} if options.store is None else documents[0])
+        return
+    if options.store is None:
+        columns = ["store", "owner", "appended", "layers", OF_ALL_LAYERS]
+        print_table(columns, [_store_cells(each) for each in found], left=3)
+        return
+    withdrawn = {layer: sum(stop - start for start, stop in rows) for layer, rows in found[0].withdrawn.items()}
+    rows = [[layer, f"{count:,}", f"{withdrawn.get(layer, 0):,}"] for layer, count in found[0].layers.items()]
+    print_table(["layer", "rows", "withdrawn"], rows)
+
+
+def _store_cells(store: StoreView) -> list[str]:
+    return [store.name, store.owner, when(store.appended), f"{len(store.layers):,}", f"{store.rows:,}"]
+
+
+def delete(options: Namespace) -> None:
+    """`streamstats delete JOB…`, or a store, or a layer of it."""
+    if bool(options.jobs) == (options.store is not None):
+        raise UsageError("name what to delete: jobs, or a store with --store")
+    if options.layer is not None and options.store is None:
+        raise UsageError("--layer is of a store; name the store with --store")
+    with client_of(options) as client:
+        for job in options.jobs:
+            client.delete(job)
+            say(f"deleted job {job}")
+        if options.layer is not None:
+            client.delete_layer(options.store, options.layer)
+            say(f"deleted layer {options.layer} of store {options.store}")
+        elif options.store is not None:
+            client.delete_store(options.store)
+            say(f"deleted store {options.store}")
+    if options.json:
+        print_json({"jobs": options.jobs, "store": options.store, "layer": options.layer})
 
 
 def _key_of(name: str) -> str:

@@ -23,6 +23,8 @@ def add_commands(commands: Any) -> None:
     _add_fetch(command(commands, "fetch", descriptions.FETCH, WITH_SERVICE))
     _add_send(command(commands, "send", descriptions.SEND, WITH_SERVICE))
     _add_withdraw(command(commands, "withdraw", descriptions.WITHDRAW, WITH_SERVICE))
+    _add_stores(command(commands, "stores", descriptions.STORES, WITH_SERVICE))
+    _add_delete(command(commands, "delete", descriptions.DELETE, WITH_SERVICE))
     _add_token(command(commands, "token", descriptions.TOKEN, FOR_ADMINS))
     _add_audit(command(commands, "audit", descriptions.AUDIT, FOR_ADMINS))
     _add_prune(command(commands, "prune", descriptions.PRUNE, FOR_ADMINS))
@@ -114,15 +116,31 @@ def _add_withdraw(parser: argparse.ArgumentParser) -> None:
     add_service(parser)
 
 
+def _add_stores(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("store", metavar="NAME", nargs="?", help="show the layers of this store")
+    add_service(parser)
+
+
+def _add_delete(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("jobs", metavar="JOB", nargs="*", help="a job's identifier, as submit printed it")
+    parser.add_argument("--store", metavar="NAME", help="in place of jobs: a store of the service")
+    parser.add_argument("--layer", metavar="LAYER", help="of the store, only this layer")
+    add_service(parser)
+
+
 def _add_token(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", choices=["new", "list", "rotate", "revoke"], help="what to do")
     parser.add_argument("name", metavar="NAME", nargs="?", help="whose token")
-    parser.add_argument("--role", choices=["read", "submit", "admin"], default="submit", help="of a new token")
+    parser.add_argument("--role", choices=["read", "submit", "admin"], help="of a new token; default: submit")
     parser.add_argument(
-        "-o", "--output", type=local, metavar="FILE", help="write the secret to a new file that only you can read"
+        "-o",
+        "--output",
+        type=local,
+        metavar="FILE",
+        help="write the secret to a file that only you can read: a new one or, with rotate, one with an older secret",
     )
     parser.add_argument(
-        "--overlap", metavar="SECONDS", type=float, default=0.0, help="with rotate: how long the old secret stays valid"
+        "--overlap", metavar="SECONDS", type=float, help="with rotate: how long the old secret stays valid; default: 0"
     )
     add_service(parser)
 

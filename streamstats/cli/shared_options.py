@@ -14,6 +14,8 @@ from .descriptions import SUMMARIES
 
 METHODS = ("minmax", "percentile", "mse", "entropy")
 """How ranges are found."""
+MEANT = {"create": "new", "add": "new", "make": "new", "delete": "revoke", "remove": "revoke", "show": "list"}
+"""Other words for some choices, whose nearest one may be another choice."""
 
 
 class Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
@@ -38,7 +40,9 @@ class Parser(argparse.ArgumentParser):
             return
         if isinstance(action, argparse._SubParsersAction):
             self.error(f"there is no command {value}; see: {self.prog} --help{suggestion(value, action.choices)}")
-        raise argparse.ArgumentError(action, f"{value!r} is unknown; {one_of(value, map(str, action.choices))}")
+        meant = MEANT.get(value)
+        near = one_of(meant if meant in action.choices else value, map(str, action.choices))
+        raise argparse.ArgumentError(action, f"{value!r} is unknown; {near}")
 
 
 class CommandParser(Parser):

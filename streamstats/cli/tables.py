@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Collection, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from rich.cells import cell_len
@@ -56,6 +57,11 @@ def print_json(document: Any) -> None:
 def number(value: float) -> str:
     """A number with six significant digits; "-" for NaN."""
     return "-" if value != value else f"{value:.6g}"
+
+
+def when(seconds: float | None) -> str:
+    """A time, in seconds since 1970, as text in UTC; "" for None."""
+    return "" if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat(sep=" ", timespec="seconds")[:19]
 
 
 def row_ranges(covered: Sequence[tuple[int, int]]) -> str:

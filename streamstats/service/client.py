@@ -29,6 +29,7 @@ from ..errors import DataError, ServiceError, UsageError, first_line, require
 from ..storage.files import write_bytes
 from ..storage.tensors import tensors_bytes, tensors_of
 from .messages import (
+    KEY,
     V1,
     AuditPage,
     BatchView,
@@ -47,7 +48,7 @@ from .messages import (
 from .result_messages import FilesView
 from .retrying import PATIENCE_SECONDS, QUICK_SECONDS, UNAVAILABLE, Trial, may_answer_later, retry_after
 from .tokens import Role
-from .transfer import Model, RefusedError, checked, events_of, failure_of, file_of, inside, object_of, view_of, views_of
+from .transfer import Model, RefusedError, checked, events_of, failure_of, file_of, inside, list_of, object_of, view_of
 
 __all__ = ["Client", "RefusedError"]
 
@@ -69,23 +70,23 @@ IDEMPOTENT = ("GET", "HEAD", "PUT", "DELETE")
 class Client:
     """The service at `url`, which accepts `token`. Use the client as a context manager, or `close` it.
 
-    `certificate` is a PEM file to trust, for a service whose certificate no known authority has signed. Activations,
-    uploads and submissions that get no answer are sent again, each with its key, for `patience` seconds, and so is the
-    request for events; `say` is told when that begins.
+    White space around the two is ignored. `certificate` is a PEM file to trust, for a service whose certificate no
+    known authority has signed. Activations, uploads and submissions that get no answer are sent again, each with its
+    key, for `patience` seconds, and so is the request for events; `say` is told when that begins.
 
     A `job` is what `submit` and `jobs` give, or its id.
 
     Every method raises `RefusedError` with the service's reason if the service refuses the request, and `ServiceError`
-    if the service fails, has no capacity or does not respond. Raises `UsageError` for an invalid address and for a
-    certificate that cannot be read, `MissingDependencyError` without httpx.
+    if the service fails, has no capacity or does not respond. Raises `UsageError` for an invalid address or token and
+    for a certificate that cannot be read, `MissingDependencyError` without httpx.
 
-    >>> with ss.Client("http://127.0.0.1:8765", "the token") as client:
+    >>> with ss.Client("http://127.0.0.1:8765", "TOKEN") as client:
     ...     client.url
     'http://127.0.0.1:8765'
 
     With a service at that address, in the same block:
 
-    >>> job = client.submit({"kind": "run", "source": "calibration.zarr"})  # doctest: +SKIP
+    >>> job = client.submit({"source": "calibration.zarr"})  # doctest: +SKIP
     >>> client.wait(job).state, client.fetch(job, "out")  # doctest: +SKIP
     ('done', 1)
     """
@@ -103,8 +104,7 @@ class Client:
         say: Callable[[str], None] = lambda _: None,
     ) -> None:
         library = require("httpx", "client")
-        if not re.match(r"https?://[^/?#]", url):
-            raise UsageError(f"the service is {url!r}; expected an address such as {SERVICE_URL}")
+        url, token = _address(url), _secret(token)
         try:
             trusted = ssl.create_default_context(cafile=certificate)
         except OSError as error:
@@ -134,13 +134,13 @@ class Client:
     # Jobs
 
     def submit(self, request: Mapping[str, Any], *, key: str | None = None) -> SubmittedView:
-        """Submit a job: `{"kind": "run", "source": …}` and the keys of a configuration, or `{"kind": "onnx", …}`.
+        """Submit a job: `{"source": …}` and the other keys of a configuration, or `{"kind": "onnx", …}`.
 
         Requests with the same `key` (default: a new one) are one job; the answer says whether it is `repeated`, and is
         what the other methods take as `job`.
         """
-        headers = {"Idempotency-Key": key or uuid.uuid4().hex}
-        return self._viewed(SubmittedView, "POST", "/jobs", adds=True, json=dict(request), headers=headers)
+        headers = {"Idempotency-Key": _key(key)}
+        return self._viewed(SubmittedView, "POST", "/jobs", adds=True, json={"kind": "run", **request}, headers=headers)
 
     def jobs(
         self,
@@ -190,14 +190,18 @@ class Client:
         last, trial = "0", self._trial(adds=True)
         while True:
             failure: Exception = ServiceError(f"{self.url} ends the stream of events of job {_id(job)} again and again")
-            after = None
+            after, is_silent = None, True
             try:
                 for kind, content, number in self._streamed(job, last):
                     trial.renew()
+                    is_silent = False
                     last = number or last
                     yield kind, content
                     if kind == "end":
                         return
+                if not is_silent:  # the token was revoked, the service stops, or a proxy limits the time: see which
+                    trial.pause()
+                    continue
             except self._errors as error:
                 failure = self._silent(error)
             except _UnavailableError as error:
@@ -300,17 +304,21 @@ class Client:
         if geometry is not None:
             query["geometry"] = json.dumps(geometry)
         path = f"/stores/{quote(store, safe='')}/layers/{quote(layer)}"
-        headers = {"Idempotency-Key": key or uuid.uuid4().hex}
+        headers = {"Idempotency-Key": _key(key)}
         return self._viewed(IngestView, "POST", path, adds=True, params=query, headers=headers, content=content)
 
+    def stores(self) -> list[str]:
+        """The names of the stores that the service owns."""
+        return list_of(str, self._asked("GET", "/stores"))
+
     def store(self, name: str) -> StoreView:
-        """The rows of each layer of a store that the service owns."""
+        """Whose a store of the service is, and the rows of each layer."""
         return self._viewed(StoreView, "GET", f"/stores/{quote(name, safe='')}")
 
     def batches(self, store: str, layer: str, *, start: int = 0, limit: int = 100) -> list[BatchView]:
         """What each request appended to a layer, from row `start` on; the next page starts at the last `stop`."""
         query = {"layer": layer, "start": start, "limit": limit}
-        return views_of(BatchView, self._asked("GET", f"/stores/{quote(store, safe='')}/batches", params=query))
+        return list_of(BatchView, self._asked("GET", f"/stores/{quote(store, safe='')}/batches", params=query))
 
     def withdraw(self, store: str, layer: str, key: str) -> WithdrawnView:
         """Withdraw what was appended with `key`: running and later jobs do not count it, ended ones after `forget`."""
@@ -340,7 +348,7 @@ class Client:
 
     def tokens(self) -> list[TokenView]:
         """The tokens, without their secrets."""
-        return views_of(TokenView, self._asked("GET", "/tokens"))
+        return list_of(TokenView, self._asked("GET", "/tokens"))
 
     def new_token(self, name: str, role: Role = "submit") -> str:
         """Make a token; its secret, which cannot be asked for again."""
@@ -366,7 +374,7 @@ class Client:
         A dry run only tells what that is.
         """
         body = None if config is None else dict(config)
-        return views_of(PrunedView, self._asked("POST", "/prune", params={"dry_run": dry_run}, timeout=None, json=body))
+        return list_of(PrunedView, self._asked("POST", "/prune", params={"dry_run": dry_run}, timeout=None, json=body))
 
     def _upload(self, file: IO[bytes]) -> httpx.Response:
         """Send the file, from its beginning: what it is called follows from its content, so it is stored once."""
@@ -431,6 +439,36 @@ class _UnavailableError(Exception):
 
     def __init__(self, answer: httpx.Response) -> None:
         self.failure, self.after = failure_of(answer), retry_after(answer.headers.get("retry-after"))
+
+
+def _address(url: str) -> str:
+    """The address of a service in `url`, which may name its API. Raises `UsageError`, whose message has no secret."""
+    found = re.fullmatch(rf"(https?://[^/?#@\s]+(/[^?#@\s]*?)??)({V1})?/*", url.strip())
+    if found is None:
+        shown = re.sub("(?s)[?#].*", "…", re.sub("(?s).*@", "…@", url))
+        raise UsageError(f"the service is {shown!r}; expected an address such as {SERVICE_URL}")
+    return found[1]
+
+
+def _secret(token: str) -> str:
+    """The secret in `token`. Raises `UsageError`, whose message does not have it."""
+    secret = token.strip()
+    if not secret:
+        raise UsageError("the token is empty; expected the token that you were given, as text")
+    wrong = re.search("[^!-~]", secret)
+    if wrong is not None:
+        raise UsageError(
+            f"character {wrong.start() + 1} of the token is {wrong[0]!a}, which no token has; expected ASCII "
+            "characters without spaces: copy the token again, or read it from its file"
+        )
+    return secret
+
+
+def _key(key: str | None) -> str:
+    """`key`, or a new one. Raises `UsageError` for what cannot be one."""
+    if key is not None and not KEY.fits(key):
+        raise UsageError(f"the key is {key!a:.200}; expected {KEY.words}")
+    return key or uuid.uuid4().hex
 
 
 def _id(job: JobOrId) -> str:

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from sqlite3 import Connection, IntegrityError, Row
 from typing import Any
 
+from ..errors import counted
 from .clock import Clock
 from .database import Database
 from .errors import ConflictError, NotFoundError
@@ -40,6 +41,8 @@ COMPUTED = {
 """What clients see of a job that is no column. The queue knows places, and what jobs wait for."""
 SUMMARY = ", ".join(f"{COMPUTED.get(name, name)} AS {name}" for name in JobSummary.model_fields)
 VIEW = f"{SUMMARY}, request"
+SHOWN = 3
+"""How many keys of requests that differ are named."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,16 @@ class Submitted:
     def text(self) -> str:
         """The request as JSON with sorted keys."""
         return json.dumps(self.request, sort_keys=True)
+
+    def differs(self, earlier: str) -> str:
+        """Where the request differs from an `earlier` one, given as its text."""
+        before = json.loads(earlier)
+        keys = [key for key in {**before, **self.request} if before.get(key) != self.request.get(key)]
+        shown = [
+            f"`{key}` was {json.dumps(before.get(key)):.60} and is {json.dumps(self.request.get(key)):.60}"
+            for key in keys[:SHOWN]
+        ]
+        return ", ".join([*shown, *([f"and {counted(len(keys) - SHOWN, 'more key')}"] if len(keys) > SHOWN else [])])
 
     @property
     def submitter(self) -> str:
@@ -112,8 +125,10 @@ class JobTable:
         where = "submitter = ? AND idempotency_key = ?"
         row = self._database.one(f"SELECT {VIEW} FROM jobs WHERE {where}", (submitted.submitter, submitted.key))
         if row is not None and row["request"] != submitted.text:
+            differs = submitted.differs(row["request"])
             raise ConflictError(
-                f"the idempotency key {submitted.key} was used with another request; use a new key for this one"
+                f"the idempotency key {submitted.key} was used with another request: {differs}; use a new key for this "
+                "one"
             )
         return None if row is None else _view(row)
 

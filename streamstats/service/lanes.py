@@ -4,6 +4,8 @@ The law: an idempotency key counts if, and only if, the store has its rows. A jo
 rows each key stands for; then all waiting rows of a layer are written and committed together; then the database, where
 keys are looked up, gets them; only then are the requests acknowledged. After a kill or a failure, and in a copy of the
 store, `journal.settle` makes the three agree.
+
+A request that is refused, or fails, leaves no layer without rows, and no store without layers, which it would own.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from ..calibration.sources.choose import source_of
 from ..errors import MismatchError, OutputError, StreamstatsError, UsageError, counted
 from ..layouts import Kernel
 from ..quantization import Quantization
-from ..storage.files import remove_folder
+from ..storage.files import move_away, remove_folder
 from ..storage.names import V3_METADATA
 from .errors import ConflictError, FullError, NotFoundError
 from .faults import Faults
@@ -122,6 +124,7 @@ class Lane:
         self._waiting: queue.SimpleQueue[Waiting | Removal | None] = queue.SimpleQueue()
         self._ends = False
         self._recorder: Recorder | None = None
+        self._is_new = False  # the store, of which no request has stored rows yet
         self._layers: set[str] = set()
         self._sure: set[str] = set()
         self._thread = threading.Thread(target=self._work, name=f"store {self.store}", daemon=True)
@@ -162,13 +165,25 @@ class Lane:
         removals = [each for each in together if isinstance(each, Removal)]
         try:
             for batch in _batches(requests):
-                self._take(batch)
+                self._take_all(batch)
             for removal in removals:
                 self._remove(removal)
         except Exception as error:
             failed = OutputError(f"cannot change store {self.store}: {type(error).__name__}")
             self._fail_all([*requests, *removals], failed)
             raise
+
+    def _take_all(self, batch: Sequence[Waiting]) -> None:
+        """Append `batch` together, once there is a store: it belongs to whoever's activations are the first in it."""
+        while batch and not self._exists:
+            self._take(batch[:1])
+            batch = batch[1:]
+        if batch:
+            self._take(batch)
+
+    @property
+    def _exists(self) -> bool:
+        return (self._path / V3_METADATA).exists()
 
     def _take(self, batch: Sequence[Waiting]) -> None:
         layer = batch[0].activations.layer
@@ -183,28 +198,51 @@ class Lane:
     def _remove(self, removal: Removal) -> None:
         """Remove a layer: first its rows, because keys without rows are taken back, then its keys."""
         layer = removal.layer
-        self._drop_recorder()
-        self._sure.discard(layer)
-        self._layers.discard(layer)
+        self._let_go(layer)
         try:
             stored = layer in stored_layers(self._path)
             if not stored and layer not in self._keys.layers():  # a deletion that failed halfway can be repeated
                 raise NotFoundError(f"store {self.store} has no layer {layer}")
-            gone = move_layer_away(self._path, layer, self._path.parent) if stored else None
-            self._keys.remove(layer)
-            Journal(self._path, layer).remove()
-            if gone is not None:
-                remove_folder(gone)
+            self._delete_layer(layer, stored=stored)
         except StreamstatsError as error:
             removal.answer.set_exception(error)
         else:
             removal.answer.set_result(None)
 
+    def _delete_layer(self, layer: str, *, stored: bool = True) -> None:
+        gone = move_layer_away(self._path, layer, self._path.parent) if stored else None
+        self._keys.remove(layer)
+        Journal(self._path, layer).remove()
+        if gone is not None:
+            remove_folder(gone)
+
     def _fail(self, layer: str, batch: Sequence[Waiting], error: StreamstatsError) -> None:
-        """Answer with `error`. What the layer holds is no longer certain: it is read again before the next append."""
+        """Answer with `error`."""
+        self._leave_nothing(layer)
         self._fail_all(batch, error)
-        self._sure.discard(layer)
+
+    def _leave_nothing(self, layer: str) -> None:
+        """Remove what requests that stored nothing have made: a new store, or else the layer, if it has no rows."""
+        self._let_go(layer)
+        try:
+            if self._is_new:
+                self._delete_store()
+            elif (stored := stored_layer(self._path, layer)) is not None and not stored.rows:
+                self._delete_layer(layer)
+        except (StreamstatsError, OSError) as error:  # the requests fail for a reason that matters more
+            log.warning("%s", error, extra={"store": self.store, "layer": layer})
+
+    def _delete_store(self) -> None:
+        gone = move_away(self._path) if self._path.exists() else None
+        self._keys.remove()
+        if gone is not None:
+            remove_folder(gone)
+
+    def _let_go(self, layer: str) -> None:
+        """Of the store, in which others may now change the layer: it is read again before the next append."""
         self._drop_recorder()
+        self._sure.discard(layer)
+        self._layers.discard(layer)
 
     @staticmethod
     def _fail_all(requests: Sequence[Waiting | Removal], error: StreamstatsError) -> None:
@@ -222,11 +260,16 @@ class Lane:
     def _append(self, layer: str, batch: Sequence[Waiting]) -> None:
         recorder = self._opened(layer, batch[0].activations.sender)
         fresh: dict[str, _Fresh] = {}
+        refused: list[tuple[Waiting, StreamstatsError]] = []
         for waiting in batch:
             try:
                 self._place(recorder, waiting, fresh)
             except (MismatchError, UsageError, ConflictError) as error:
-                waiting.answer.set_exception(error)
+                refused.append((waiting, error))
+        if refused and not fresh:
+            self._leave_nothing(layer)
+        for waiting, reason in refused:
+            waiting.answer.set_exception(reason)
         if fresh:
             self._write(recorder, list(fresh.values()))
 
@@ -263,6 +306,7 @@ class Lane:
             quantization=first.quantization,
             kernel=first.kernel,
         )
+        self._is_new = False
         self._keys.add(first.layer, noted)
         self._metrics.ingested_rows.inc(len(samples))
         self._metrics.ingested_bytes.inc(samples.nbytes)
@@ -275,7 +319,8 @@ class Lane:
         A store that does not exist becomes that of `sender`.
         """
         if self._recorder is None:
-            if not (self._path / V3_METADATA).exists():
+            if not self._exists:
+                self._is_new = True
                 self._keys.claim(sender, uuid.uuid4().hex)
             self._recorder = Recorder(self._path, buffered=False)
             identify(self._keys, self._path)

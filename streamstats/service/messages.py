@@ -16,7 +16,7 @@ V1 = "/api/v1"
 """Before every path that is described by OpenAPI."""
 STORE_NAME = Pattern(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", f"1 to 64 {LETTERS} . _ -, {FIRST}")
 TOKEN_NAME = Pattern(r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$", f"1 to 64 {LETTERS} . _ @ -, {FIRST}")
-JOB_ID = Pattern(r"^[0-9a-f]{16}$", "the id of a job, 16 hexadecimal digits")
+JOB_ID = Pattern(r"^[0-9a-f]{16}$", "the id of a job, 16 lower-case hexadecimal digits")
 KEY = Pattern(r"^[!-~]{1,128}$", "1 to 128 ASCII characters without spaces")
 """Of idempotency keys."""
 UPLOAD_ID = Pattern(r"^[0-9a-f]{64}$", "the id of an upload, 64 hexadecimal digits")
@@ -335,7 +335,9 @@ class AuditPage(BaseModel):
 
 
 class PrunedView(BaseModel):
-    """Something that is not kept: which of `age`, `number` and `bytes` is why, and when it was last used."""
+    """Something that is not kept: which of `age`, `number` and `bytes` is why (of `events`, all that are limited),
+    and when it was last used.
+    """
 
     kind: str
     name: str

@@ -54,7 +54,7 @@ ERRORS: Responses = {
 
 def errors(*statuses: int, opened: bool = False) -> Responses:
     """The errors that every path can give (one that is `opened` needs no token), and those of `statuses`."""
-    usual = {400, 403, 421, 500} if opened else {400, 401, 403, 421, 500, 503}
+    usual = {400, 403, 421, 500} if opened else {400, 401, 403, 421, 422, 500, 503}
     return {status: ERRORS[status] for status in sorted({*usual, *statuses})}
 
 

@@ -14,11 +14,15 @@ from fastapi.routing import APIRoute
 from starlette.routing import BaseRoute, Match, Mount
 from starlette.types import Scope
 
-from ..errors import UsageError
+from ..errors import UsageError, one_of
+from .access import LINK_PARAMETERS
 from .answers import BINARY
 from .errors import UnsupportedTypeError
+from .messages import V1
 
 JSON = "application/json"
+LONGEST_NAME = 80
+"""Characters of an unknown parameter that are shown."""
 METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
 BINARY_BODY = {
     "requestBody": {"required": True, "content": {BINARY: {"schema": {"type": "string", "format": "binary"}}}}
@@ -30,19 +34,20 @@ Handle = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
 class Path(APIRoute):
-    """A path that refuses, before it reads anything, a body of another type than it describes, and a parameter that is
-    given twice but has one value.
+    """A path that refuses, before it reads anything, a body of another type than it describes, a parameter that is
+    given twice but has one value and, below V1, one that it does not have: probes and scrapers may add some of theirs.
     """
 
     def get_route_handler(self) -> Handle:
         """As `APIRoute.get_route_handler`."""
         handle, kinds = super().get_route_handler(), self._kinds()
-        single = {
-            each.alias for each in self.dependant.query_params if get_origin(each.field_info.annotation) is not list
-        }
+        known = {each.alias: get_origin(each.field_info.annotation) is list for each in self.dependant.query_params}
+        single = {name for name, is_list in known.items() if not is_list}
 
         async def checked(request: Request) -> Response:
             _check_type(request, kinds)
+            if self.path.startswith(V1):
+                _check_known(request, [*known])
             for name in single & set(request.query_params):
                 if len(request.query_params.getlist(name)) > 1:
                     raise UsageError(f"the parameter {name} is given more than once; expected one value")
@@ -65,6 +70,14 @@ def _check_type(request: Request, kinds: Sequence[str]) -> None:
         raise UnsupportedTypeError(
             f"the Content-Type of the body is {given or 'missing'}; send it with `Content-Type: {kinds[0]}`"
         )
+
+
+def _check_known(request: Request, known: Sequence[str]) -> None:
+    """Raise `UsageError` for a parameter that is none of the `known` ones, nor part of a signed link."""
+    for name in request.query_params:
+        if name not in known and not (request.method in ("GET", "HEAD") and name in LINK_PARAMETERS):
+            expected = one_of(name, known) if known else "this path has no parameters"
+            raise UsageError(f"unknown parameter `{name[:LONGEST_NAME]}`; {expected}")
 
 
 class Paths(APIRouter):

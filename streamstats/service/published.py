@@ -39,7 +39,7 @@ class Published:
         make_current(self._job, number)
         now = self._clock.monotonic()
         in_use = {old for old in known if now - self._replaced.setdefault(old, now) <= RETAINED_SECONDS}
-        for old in superseded(self._job, self._keep, self._clock.now()):
+        for old, _ in superseded(self._job, self._keep, self._clock.now()):
             if int(old.name) not in in_use:
                 discard(self._job, int(old.name))
         return number
@@ -50,8 +50,8 @@ def make_current(job: Path, number: int) -> None:
     write_json(job / CURRENT, {"number": number})
 
 
-def superseded(job: Path, keep: Keep, now: float, *, measured: bool = False) -> list[Thing]:
-    """The sets that are not current and that `keep` does not keep, named by their numbers.
+def superseded(job: Path, keep: Keep, now: float, *, measured: bool = False) -> list[tuple[Thing, str]]:
+    """The sets that are not current and that `keep` does not keep, named by their numbers, each with the reason.
 
     They have their bytes if they are `measured`.
     """
@@ -59,7 +59,7 @@ def superseded(job: Path, keep: Keep, now: float, *, measured: bool = False) -> 
     folders = [job / RESULTS / str(number) for number in numbers(job) if number < newest]
     sized = measured or keep.bytes is not None
     sets = [Thing(each.name, each.stat().st_mtime, folder_bytes(each) if sized else 0) for each in folders]
-    return [each for each, _ in keep.expired(sets, now)]
+    return [*keep.expired(sets, now)]
 
 
 def discard(job: Path, number: int) -> None:

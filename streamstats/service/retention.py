@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -132,11 +132,11 @@ class Retention:
             if job["id"] in gone:
                 continue
             folder = self._jobs.folder(job["id"])
-            for each in published.superseded(folder, keep, now, measured=True):
+            for each, why in published.superseded(folder, keep, now, measured=True):
                 if now - max(each.at, job["ended"]) <= published.RETAINED_SECONDS:
                     continue
                 thing = replace(each, name=f"{job['id']}/{each.name}")
-                yield Expired("sets", thing, "age, number or bytes", partial(published.discard, folder, int(each.name)))
+                yield Expired("sets", thing, why, partial(published.discard, folder, int(each.name)))
 
     def _unread(self) -> Iterator[Thing]:
         """The stores that no job reads that has not ended."""
@@ -177,7 +177,8 @@ class Retention:
         if row is not None and row["n"]:
             last = row["last"]
             thing = Thing(f"{row['n']:,} messages, up to number {last}", row["at"], row["bytes"])
-            yield Expired("events", thing, "age, number or bytes", partial(self._table.delete_events, last))
+            why = " or ".join(limit for limit, most in asdict(keep).items() if most is not None)
+            yield Expired("events", thing, why, partial(self._table.delete_events, last))
 
 
 def _or_all(most: int | None) -> int:

@@ -45,6 +45,10 @@ class Trial:
         self._pause = min(2 * self._pause, MOST_SECONDS)
         return True
 
+    def pause(self) -> None:
+        """Wait before another attempt although none has failed."""
+        self.sleep(FIRST_SECONDS)
+
     def renew(self) -> None:
         """An attempt has succeeded: the next failure begins anew."""
         self._pause, self._until = FIRST_SECONDS, None

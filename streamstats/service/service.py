@@ -60,6 +60,7 @@ from .uploads import Uploads
 T = TypeVar("T")
 
 LOCK = "service.lock"
+OTHER_DATA = "stop that service, or choose another folder as `data`"
 CACHED = 64
 """Documents about results that are kept in memory."""
 LONGEST_GLOB = 4096
@@ -105,7 +106,7 @@ class Service:
         """Make the folder, lock it, and remove what an earlier service was receiving when it ended."""
         make_folders([self.data, self.data / "jobs", self.incoming])
         who = {"host": socket.gethostname(), "process": os.getpid(), "since": datetime.now(UTC).isoformat()}
-        self._held.enter_context(locked(self.data / LOCK, who, keep=lambda: False, needs_room=False))
+        self._held.enter_context(locked(self.data / LOCK, who, keep=lambda: False, remedy=OTHER_DATA, needs_room=False))
         for path in temporaries(self.incoming):
             remove(path)
 

@@ -133,7 +133,10 @@ class HookConfig(Settings):
         if (self.url is None) == (self.command is None):
             raise UsageError(f"hooks.{name}: give either `url` or `command`")
         if self.url is not None and not _is_plain_url(self.url):
-            raise UsageError(f"hooks.{name}.url is {self.url}; expected http(s)://HOST/PATH, without a user")
+            raise UsageError(  # many webhooks have a secret in their address
+                f"hooks.{name}.url is no address of a webhook; it is not shown, because it may hold a secret; expected "
+                "http(s)://HOST/PATH, without a user"
+            )
         if self.command is not None:
             _check_program(f"hooks.{name}.command", self.command[0])
 

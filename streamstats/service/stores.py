@@ -214,11 +214,12 @@ class Stores:
         Raises `NotFoundError`, `ConflictError`, and what `check` raises.
         """
         with self._alone(name):
-            path = self.path(name)
+            self.path(name)
             with self._lock:
                 lane = self._lanes.pop(name, None)
             if lane is not None:
                 lane.close()
+            path = self.path(name)  # again: a store without rows is removed when its first request fails
             check()
             gone = move_away(path)  # first: keys without rows are taken back, rows without keys would count again
             Keys(self._database, name).remove()

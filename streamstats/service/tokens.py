@@ -74,7 +74,7 @@ class Token:
 class TokenFile:
     """The secret of the token `admin`, in the file at `path`, which is made if it is missing.
 
-    Raises `UsageError` for a file that other users can read, and for a secret that is too short.
+    Raises `UsageError` for a file that other users can read, and for what cannot be a secret.
     """
 
     def __init__(self, path: Path) -> None:
@@ -92,8 +92,13 @@ class TokenFile:
 
     @property
     def text(self) -> str:
-        """The secret."""
-        return self.path.read_text(encoding="ascii").strip()
+        """The secret. Raises `UsageError`."""
+        try:
+            return self.path.read_text(encoding="ascii").strip()
+        except UnicodeDecodeError as error:
+            raise UsageError(
+                f"{self.path} has characters that no token has; remove the file, and the service makes a new token"
+            ) from error
 
     def token(self) -> Token:
         """The token."""

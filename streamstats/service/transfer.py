@@ -26,7 +26,11 @@ LONGEST_SHOWN = 200
 
 
 class RefusedError(UsageError):
-    """The service refuses the request; `status` is the HTTP status."""
+    """The service refuses the request; `status` is the HTTP status.
+
+    >>> ss.RefusedError("the service refuses the request (status 404): there is no job 00000000000000ff", 404).status
+    404
+    """
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
@@ -85,9 +89,9 @@ def view_of(model: type[Model], answer: httpx.Response) -> Model:
     return _validated(model.model_validate, answer)
 
 
-def views_of(model: type[Model], answer: httpx.Response) -> list[Model]:
-    """What `answer` says, as a list of `model`. Raises `ServiceError` for anything else."""
-    return _validated(TypeAdapter(list[model]).validate_python, answer)  # type: ignore[valid-type]
+def list_of(kind: type[Validated], answer: httpx.Response) -> list[Validated]:
+    """What `answer` says, as a list of `kind`. Raises `ServiceError` for anything else."""
+    return _validated(TypeAdapter(list[kind]).validate_python, answer)  # type: ignore[valid-type]
 
 
 def object_of(answer: httpx.Response) -> dict[str, Any]:

@@ -184,10 +184,10 @@ def test_a_reader_that_stops_early_is_no_error(job: Path, tmp_path: Path) -> Non
     assert done.stderr == ""
 
 
-def test_a_terminal_gets_a_bar_with_rows_bytes_and_rate(job: Path) -> None:
+def test_a_terminal_gets_a_bar_with_rows_and_bytes(job: Path) -> None:
     screen = run_in_terminal(["run", str(job)])
     assert "━" in screen
-    assert re.search(r"20/20 rows of all layers, 10\.2 kB of 10\.2 kB, .*B/s", screen)
+    assert re.search(r"20/20 rows of all layers, 10\.2 kB of 10\.2 kB", screen)
 
 
 def test_no_color_is_honoured_on_a_terminal(job: Path) -> None:

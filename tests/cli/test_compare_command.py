@@ -122,6 +122,15 @@ def test_json_is_complete(outputs: dict[str, str], capsys: pytest.CaptureFixture
     assert layer["apart"]["worst_mean"]["channel"] == 2
 
 
+@pytest.mark.parametrize("name", ["first", "0123456789abcde", "0123456789ABCDEF", "nowhere/out"])
+def test_what_is_neither_an_output_nor_a_job_is_said(
+    outputs: dict[str, str], capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    assert main(["compare", outputs["first"], name]) == 2
+    expected = "expected the output folder of a run, or the id of a job, 16 lower-case hexadecimal digits"
+    assert f"there is no {name}; {expected}" in capsys.readouterr().err
+
+
 def test_of_jobs_only_what_is_compared_is_downloaded(
     outputs: dict[str, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -52,4 +52,5 @@ def test_an_option_has_one_meaning_and_one_name_in_all_commands() -> None:
                 options.setdefault(name, set()).add(str(action.metavar or action.nargs == 0))
     several = {name: metavars for name, metavars in options.items() if len(metavars) > 1}
     assert set(several) == {"--output"}  # a folder, a store or a file
-    assert {name for name in options if f"{name}s" in options} == {"--name", "--output"}  # --names, --outputs: others
+    twins = {name for name in options if f"{name}s" in options}
+    assert twins == {"--name", "--output", "--layer"}  # --names, --outputs: others; --layers: a glob

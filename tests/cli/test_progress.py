@@ -6,6 +6,7 @@ import io
 import logging
 import re
 import sys
+import time
 from datetime import UTC, datetime
 
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from streamstats import progress
 from streamstats.cli import announce_compiling
 from streamstats.cli.progress import Shown
+from streamstats.cli.service_commands import _Followed
 from streamstats.cli.stamps import Stamped
 from streamstats.progress import LogProgress, Meter, Stage
 
@@ -109,11 +111,30 @@ def test_a_program_gets_the_same_lines_as_log_records(caplog: pytest.LogCaptureF
     assert rows.message.startswith("10/10 rows, 0.")
 
 
-def test_a_rate_is_said_only_once_there_is_one() -> None:
-    meter = Meter(Stage("", 10, 1000))
+def test_a_rate_is_said_only_once_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("streamstats.progress.time.monotonic", lambda: now[0])
+    meter = Meter(Stage("", 10, 1000), started=now[0], last_line=now[0])
     assert meter.text() == "0/10 rows, 0 bytes of 1.0 kB"
+    now[0] += 0.01
     meter.add(1, 100)
-    assert meter.text().endswith("/s")
+    assert meter.text() == "1/10 rows, 100 bytes of 1.0 kB"
+    now[0] += 0.49
+    assert meter.text() == "1/10 rows, 100 bytes of 1.0 kB, 200 bytes/s"
+
+
+def test_a_job_that_is_watched_late_has_the_rate_of_the_whole_job(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = [time.monotonic()]
+    monkeypatch.setattr("streamstats.progress.time.monotonic", lambda: now[0])
+    job = {"rows": 8, "total_rows": 10, "bytes": 8000, "total_bytes": 10_000, "seconds": 8.0}
+    with Shown() as shown:
+        followed = _Followed(shown)
+        followed.advance_to(job)
+        now[0] += 2
+        followed.advance_to(job | {"rows": 10, "bytes": 10_000})
+    assert capsys.readouterr().err == "streamstats: 10/10 rows of all layers, 10.0 kB of 10.0 kB, 1.0 kB/s, 10.0 s\n"
 
 
 def test_the_time_of_a_stage_that_is_done_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,8 @@ MISTYPED = {
     "an option with a value": ("run c.yaml --sett=memory=1GiB", "", "; did you mean --set?"),
     "a format": ("export out --format onxruntime -o f", "", "did you mean onnxruntime?"),
     "a method": ("ranges out --method pecentile", "", "did you mean percentile?"),
+    "another word for a choice": ("token create ann", "", "of new, list, rotate, revoke; did you mean new?"),
+    "another word for another choice": ("token delete ann", "", "; did you mean revoke?"),
     "an argument too many": ("status out more", "", "unexpected: more; see: streamstats status --help"),
     "a key": ("run c.yaml", "memry: 1GiB\n", "unknown key `memry`; expected one of source, "),
     "a key of --set": ("run c.yaml --set cluster.thread=2", "", "; did you mean threads?"),

@@ -20,15 +20,14 @@ def test_the_page_for_who_gets_a_token_runs(tmp_path: Path) -> None:
         printed = ran(tmp_path, script().replace(ADDRESS, service.url))
         assert "fc" in printed.splitlines()[-1], printed
         assert admin.jobs().jobs == []
+        assert admin.stores() == []
         assert {entry.who for entry in admin.audit().entries} == {"ann", "admin"}
     assert (tmp_path / ".config" / "streamstats" / "token").stat().st_mode & 0o777 == 0o600
 
 
 def script() -> str:
-    """The blocks of the page in one shell, without the installation; the Python block last, after what it deletes."""
-    shell = [each.text for each in blocks(PAGE) if each.language == "bash" and "pip install" not in each.text]
-    (python,) = (each.text for each in blocks(PAGE) if each.language == "python")
-    return "\n".join([*shell, f"python - <<'END'\n{python}END"])
+    """The blocks of the page in one shell, without the installation."""
+    return "\n".join(each.text for each in blocks(PAGE) if each.language == "bash" and "pip install" not in each.text)
 
 
 def ran(folder: Path, commands: str) -> str:

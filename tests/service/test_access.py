@@ -64,11 +64,15 @@ def test_a_token_that_others_can_read_is_refused(tmp_path: Path) -> None:
         TokenFile(tmp_path / "token")
 
 
-def test_a_token_that_is_too_short_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "token").write_text("secret")
+@pytest.mark.parametrize(
+    ("text", "said"), [("short", "too few"), (f"\ufeff{'s' * 43}\n", "characters that no token has; remove the file")]
+)
+def test_a_token_that_cannot_be_one_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "token").write_text(text, encoding="utf-8")
     (tmp_path / "token").chmod(0o600)
-    with pytest.raises(UsageError, match="too few"):
+    with pytest.raises(UsageError, match=said) as caught:
         TokenFile(tmp_path / "token")
+    assert text.strip() not in str(caught.value)
 
 
 @pytest.mark.parametrize("path", SECRET_PATHS)
@@ -305,6 +309,7 @@ def test_a_second_service_on_the_same_folder_is_refused(service: Served) -> None
     )
     assert done.returncode == 1
     assert "in use by process" in done.stderr
+    assert "stop that service, or choose another folder as `data`" in done.stderr
     assert "Traceback" not in done.stderr
 
 

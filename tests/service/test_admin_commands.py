@@ -108,6 +108,35 @@ def test_activations_sent_on_a_wrong_axis_go_to_another_store(run: Run, client: 
     assert client.store("axis-1").layers == {"l": 4}
 
 
+def test_stores_are_listed_shown_and_deleted(run: Run, client: ss.Client, tmp_path: Path) -> None:
+    (tmp_path / "x.npy").write_bytes(npy(np.ones((4, 2), np.float32)))
+    for layer in ("a", "b/c"):
+        run("send", "cli-listed", layer, "x.npy")
+    run("withdraw", "cli-listed", "a", "x.npy")
+    assert "cli-listed" in client.stores()
+    (line,) = (each for each in run("stores").stdout.splitlines() if each.startswith("cli-listed "))
+    assert [line.split()[column] for column in (1, 4, 5)] == ["admin", "2", "8"]
+    assert [each.split() for each in run("stores", "cli-listed").stdout.splitlines()] == [
+        ["layer", "rows", "withdrawn"],
+        ["a", "4", "4"],
+        ["b/c", "4", "0"],
+    ]
+    shown = json.loads(run("stores", "cli-listed", "--json").stdout)
+    assert shown in json.loads(run("stores", "--json").stdout)["stores"]
+    assert "deleted layer a of store cli-listed" in run("delete", "--store", "cli-listed", "--layer", "a").stderr
+    assert client.store("cli-listed").layers == {"b/c": 4}
+    assert "deleted store cli-listed" in run("delete", "--store", "cli-listed").stderr
+    assert "cli-listed" not in client.stores()
+
+
+def test_jobs_are_deleted_up_to_one_that_cannot_be(run: Run, client: ss.Client) -> None:
+    one, two = (client.wait(client.submit({"source": STORE})).id for _ in range(2))
+    assert json.loads(run("delete", one, "--json").stdout)["jobs"] == [one]
+    done = run("delete", two, one, status=2)
+    assert f"deleted job {two}" in done.stderr
+    assert f"there is no job {one}" in done.stderr
+
+
 def test_tokens_are_made_used_rotated_and_revoked(run: Run, tmp_path: Path) -> None:
     run("token", "new", "cli-ann", "-o", "ann.token")
     assert (tmp_path / "ann.token").stat().st_mode & 0o077 == 0
@@ -119,6 +148,14 @@ def test_tokens_are_made_used_rotated_and_revoked(run: Run, tmp_path: Path) -> N
     listed = run("token", "list").stdout
     assert "cli-ann" in listed
     assert "cli-ben" not in listed  # its secret could not have been kept
+    old = (tmp_path / "ann.token").read_text()
+    run("token", "rotate", "cli-ann", "-o", "ann.token")
+    assert (tmp_path / "ann.token").read_text() != old
+    assert (tmp_path / "ann.token").stat().st_mode & 0o077 == 0
+    run("jobs", *mine)
+    refused = run("token", "rotate", "cli-ann", "-o", "job.yaml", status=2)
+    assert "job.yaml exists, and does not hold a token" in refused.stderr
+    run("jobs", *mine)  # the secret was not changed
     secret = run("token", "rotate", "cli-ann").stdout.strip()
     assert "token is missing or wrong" in run("jobs", *mine, status=2).stderr
     (tmp_path / "new.token").write_text(secret)
@@ -141,10 +178,22 @@ def test_a_dry_run_removes_nothing(run: Run, client: ss.Client) -> None:
     [
         (("token", "new"), "give the name"),
         (("token", "list", "ann"), "leave out the name"),
+        (
+            ("token", "rotate", "admin", "--role", "read"),
+            "token rotate takes no --role, which is for new; leave it out",
+        ),
+        (("token", "new", "x", "--overlap", "5"), "token new takes no --overlap, which is for rotate"),
+        (("token", "revoke", "x", "-o", "foo"), "token revoke takes no --output, which is for new and rotate"),
+        (("token", "list", "--role", "read"), "token list takes no --role"),
         (("token", "revoke", "nobody"), "there is no token nobody"),
         (("jobs", "--token-file", "/dev/null"), "the token file /dev/null is empty"),
         (("prune", "--keep", "x"), "--keep is not JSON"),
         (("prune", "--keep", '{"jobs": {"age": "soon"}}'), "expected a time with its unit, such as 90d"),
+        (("delete",), "name what to delete: jobs, or a store with --store"),
+        (("delete", "0123456789abcdef", "--store", "s"), "name what to delete: jobs, or a store"),
+        (("delete", "0123456789abcdef", "--layer", "l"), "name the store with --store"),
+        (("delete", "--store", "nowhere"), "there is no store nowhere"),
+        (("stores", "nowhere"), "there is no store nowhere"),
         (("withdraw", "s", "l"), "by its files or by --key"),
         (("withdraw", "s", "l", "nowhere.npy"), "cannot read"),
         (("withdraw", "s", "l", "--key", "k"), "there is no store s"),
@@ -153,7 +202,7 @@ def test_a_dry_run_removes_nothing(run: Run, client: ss.Client) -> None:
         (("prune", "--keep", '{"jobs": {"ago": "1d"}}'), "unknown key `jobs.ago`; expected one of age, number, bytes"),
         (("prune", "--keep", '{"jobs": 3}'), "`jobs` is 3; expected keys: age, number, bytes"),
         (("token", "new", "a b"), "`name` is 'a b'; expected 1 to 64 ASCII letters, digits or . _ @ -, the first"),
-        (("cancel", "xyz"), "`job` is 'xyz'; expected the id of a job, 16 hexadecimal digits"),
+        (("cancel", "xyz"), "`job` is 'xyz'; expected the id of a job, 16 lower-case hexadecimal digits"),
         (("jobs", "--state", "lost"), "`state[0]` is 'lost'; expected one of queued, running,"),
         (("submit", "job.yaml", "--key", "a b"), "expected 1 to 128 ASCII characters without spaces"),
         (("submit", "job.yaml", "--name", "a\nb"), "expected one line"),

@@ -15,13 +15,15 @@ from typing import ClassVar
 import numpy as np
 import pytest
 from pydantic import BaseModel
-from served import STORE
+from served import STORE, Served
 
 import streamstats as ss
 from streamstats.errors import FAILURE, DataError, OutputError, ServiceError, UsageError
 from streamstats.service import client as clients
 from streamstats.service.client import Client, RefusedError
 from streamstats.service.retrying import Trial
+
+SECRET = "aB3-" * 10
 
 
 @contextmanager
@@ -77,6 +79,7 @@ ASKED: dict[str, Callable[[Client], object]] = {
     "fetch": lambda client: client.fetch("0" * 16, "new"),
     "ingest": lambda client: client.ingest("s", "l", b""),
     "batches": lambda client: client.batches("s", "l"),
+    "stores": lambda client: client.stores(),
     "tokens": lambda client: client.tokens(),
     "new token": lambda client: client.new_token("ann"),
     "rotate": lambda client: client.rotate_token("ann"),
@@ -154,6 +157,58 @@ def test_a_client_says_what_is_wrong_with_its_address() -> None:
         Client("https://127.0.0.1:1", "x", certificate="nowhere")
     with Client("http://127.0.0.1:1", "x", patience=0) as client, pytest.raises(ServiceError, match="does not respond"):
         client.jobs()
+
+
+def test_white_space_around_the_address_and_the_token_does_not_matter(service: Served) -> None:
+    for url in (f" {service.url}\n", f"{service.url}/", f"{service.url}/api/v1", f"{service.url}/api/v1/"):
+        with Client(url, f"\t{service.token}\r\n") as client:
+            assert client.url == service.url
+            client.jobs(limit=1)
+
+
+WRONG_TOKENS = {
+    "empty": "",
+    "white space": " \n",
+    "two words": "{} {}",
+    "two lines": "{}\n{}",
+    "a byte order mark": "\ufeff{}",
+    "a letter outside ASCII": "{}é",
+    "a null": "{}\0",
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_TOKENS.values(), ids=WRONG_TOKENS)
+def test_a_token_that_cannot_be_one_is_refused_at_once_and_not_shown(wrong: str) -> None:
+    with pytest.raises(UsageError, match="the token") as caught:
+        Client("http://127.0.0.1:1", wrong.format(SECRET, SECRET))
+    assert SECRET[:4] not in f"{caught.value}{caught.value.__cause__}{caught.value.__context__}"
+    assert "127.0.0.1" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://x/#token={}",
+        "http://x?{}",
+        "http://{}@x",
+        "http://ann:{}@x/api",
+        "x/#token={}",
+        "ann:{}@x",
+        "http://a:{}/#b@x",
+    ],
+)
+def test_an_address_with_a_secret_is_refused_and_the_secret_not_shown(url: str) -> None:
+    with pytest.raises(UsageError, match="expected an address such as") as caught:
+        Client(url.format(SECRET), "x")
+    assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["", "a b", "a\n", "é", "k" * 129])
+def test_a_key_that_cannot_be_one_is_refused_at_once(key: str) -> None:
+    with Client("http://127.0.0.1:1", "x") as client:
+        for ask in (lambda: client.submit({}, key=key), lambda: client.ingest("s", "l", b"", key=key)):
+            with pytest.raises(UsageError, match=r"the key is .* expected 1 to 128 ASCII characters"):
+                ask()
 
 
 # Repeating

@@ -279,8 +279,9 @@ def test_a_command_tells_by_its_status(words: tuple[str, ...], said: str) -> Non
     ],
 )
 def test_hooks_that_cannot_be_told_are_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match=r"hooks\.chat"):
+    with pytest.raises(UsageError, match=r"hooks\.chat") as caught:
         HookConfig.model_validate(wrong).check("chat")
+    assert "password" not in str(caught.value)
 
 
 def test_a_command_that_cannot_be_started_is_refused_with_the_reason(tmp_path: Path) -> None:

@@ -78,15 +78,27 @@ def test_layers_and_channels_are_those_of_inspect(service: Served, done: JobView
         assert layers[name]["greatest_mean"] == found.mean.max()
 
 
+def test_a_mask_that_was_recorded_below_the_roots_leaves_out_positions(service: Served, client: ss.Client) -> None:
+    values, counts = np.ones((4, 3, 2), np.float32), np.tile([True, True, False], (4, 1))
+    values[:, 2] = 100
+    with ss.Recorder(service.roots / "masked.zarr") as recorder:
+        recorder.append("l", values, mask=counts)
+    job = client.wait(client.submit({"source": "masked.zarr"}))
+    assert client.channels(job, "l")["per_channel"]["mean"] == [1.0, 1.0]
+
+
 def test_a_submission_repeated_with_its_key_is_the_same_job(client: ss.Client) -> None:
     first = client.submit({**REQUEST, "submitter": "twice"}, key="the-key")
     again = client.submit({**REQUEST, "submitter": "twice"}, key="the-key")
     other = client.submit({**REQUEST, "submitter": "somebody else"}, key="the-key")
     assert first.id == again.id != other.id
     assert [first.repeated, again.repeated, other.repeated] == [False, True, False]
-    with pytest.raises(RefusedError, match="another request") as caught:
-        client.submit({**REQUEST, "submitter": "twice", "rows": "0:4"}, key="the-key")
+    with pytest.raises(RefusedError, match="another request: `priority` was 0 and is 5; use a new key") as caught:
+        client.submit({**REQUEST, "submitter": "twice", "priority": 5}, key="the-key")
     assert caught.value.status == 409
+    more = {"priority": 5, "rows": "0:4", "min_rows": 3, "nonfinite": "skip", "missing": "report"}
+    with pytest.raises(RefusedError, match=r'`missing` was "error" and is "report", .* and 2 more keys;'):
+        client.submit({**REQUEST, "submitter": "twice", **more}, key="the-key")
 
 
 def test_a_submission_repeated_after_its_source_is_gone_is_the_same_job(service: Served, client: ss.Client) -> None:

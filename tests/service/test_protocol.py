@@ -51,6 +51,26 @@ def test_every_get_answers_head_with_the_same_headers_and_no_body(
                 ], path
 
 
+def test_a_parameter_that_a_path_does_not_have_is_refused(
+    service: Served, described: dict[str, Any], done: JobView
+) -> None:
+    paths = [(each, filled(each, done)) for each, methods in described["paths"].items() if "get" in methods]
+    with service.http() as http:
+        for described_as, path in paths:
+            known = [each["name"] for each in described["paths"][described_as]["get"].get("parameters", [])]
+            found = http.get(path, params={"sorted": "x"})
+            if described_as.startswith(V1):
+                assert found.status_code == 422, path
+                said = found.json()["detail"]
+                assert said.startswith("unknown parameter `sorted`; "), path
+                assert "limit" not in known or "expected one of" in said
+            else:
+                assert found.status_code in (200, 503), path  # /readyz may not be ready
+        meant = http.get(f"{V1}/jobs", params={"status": "done"}).json()["detail"]
+        assert "expected one of state, submitter, source, tag, text, before, limit; did you mean state?" in meant
+        assert http.post(f"{V1}/jobs?until=1", json={}).status_code == 422
+
+
 def test_another_method_is_answered_with_those_that_the_path_has(
     service: Served, described: dict[str, Any], done: JobView
 ) -> None:

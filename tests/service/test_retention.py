@@ -164,7 +164,9 @@ def test_replaced_sets_go_and_the_current_one_stays(service: Served, client: ss.
     assert client.prune({"sets": {"number": 0}}) == []  # it was replaced just now
     changed(service, "UPDATE jobs SET ended = ended - 3000 WHERE id = ?", job)
     assert names(client.prune({"sets": {"age": "2h"}}), "sets") == []
-    assert names(client.prune({"sets": {"number": 0}}), "sets") == [f"{job}/1"]
+    pruned = client.prune({"sets": {"number": 0}})
+    assert names(pruned, "sets") == [f"{job}/1"]
+    assert {each.why for each in pruned} == {"number"}
     assert sorted(each.name for each in folder.iterdir()) == ["2"]
     assert client.layers(job)["results"] == 2
     with service.http() as http:

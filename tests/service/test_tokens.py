@@ -175,7 +175,8 @@ def test_who_follows_a_job_is_told_no_more_once_their_token_is_revoked(people: d
     admin = people["admin"]
     admin.ingest("followed", "l", BLOCK)
     job = admin.submit({"kind": "run", "source": "store:followed", "follow": {}})
-    with ss.Client(admin.url, admin.new_token("guest", "read")) as guest:
+    said: list[str] = []
+    with ss.Client(admin.url, admin.new_token("guest", "read"), say=said.append) as guest:
         events = guest.events(job.id)
         assert next(events)[0] == "job"
         admin.revoke_token("guest")
@@ -184,6 +185,7 @@ def test_who_follows_a_job_is_told_no_more_once_their_token_is_revoked(people: d
         with refused(401):
             notes.extend(view["note"] for kind, view in events if kind == "job")
         assert "not for guests" not in notes
+    assert said == []  # such as that it is tried again
     admin.cancel(job.id)
     admin.wait(job.id)
 
