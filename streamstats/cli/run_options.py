@@ -181,6 +181,11 @@ def _add_merge(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", type=local, metavar="OUT", required=True, help="the folder for the merged results"
     )
+    parser.add_argument(
+        "--different-stores",
+        action="store_true",
+        help="the outputs are of different stores, even if these have one name and nothing proves it",
+    )
 
 
 def _add_compare(parser: argparse.ArgumentParser) -> None:
