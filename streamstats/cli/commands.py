@@ -291,12 +291,30 @@ def forget(options: Namespace) -> None:
             progress=progress,
         )
     if options.json:
-        layers = {each.layer: {"array": each.array, "rows": each.rows, "others": each.others} for each in forgotten}
+        layers = {
+            each.layer: {
+                "array": each.array,
+                "rows": each.rows,
+                "others": each.others,
+                "excluded": [list(rows) for rows in each.excluded],
+            }
+            for each in forgotten
+        }
         print_json({"layers": layers})
         return
     array = ["array"] if any(each.array != each.layer for each in forgotten) else []
-    rows = [[each.layer, *([each.array] if array else []), f"{each.rows:,}", f"{each.others:,}"] for each in forgotten]
-    print_table(["layer", *array, "rows forgotten", "other rows read again"], rows, left=1 + len(array))
+    rows = [
+        [
+            each.layer,
+            *([each.array] if array else []),
+            row_ranges(each.excluded),
+            f"{each.rows:,}",
+            f"{each.others:,}",
+        ]
+        for each in forgotten
+    ]
+    columns = ["layer", *array, "rows forgotten", "had been counted", "other rows read again"]
+    print_table(columns, rows, left=1 + len(array))
 
 
 def merge(options: Namespace) -> None:

@@ -198,6 +198,7 @@ there. This reads the rows once more. If it ends with an error, nothing has chan
 
   streamstats forget run.yaml --rows 128:192           from all layers
   streamstats forget run.yaml --rows 0:8 --rows 64:72
+  streamstats forget run.yaml --rows 990:              row 990 and all after it that the job counts now
   streamstats forget run.yaml --rows 0:8 --layers 'block1/*'
   streamstats forget run.yaml --rows 0:8 --source tuesday.zarr   rows of one of several stores
   streamstats forget run.yaml --rows 0:8 --part rank3            rows of this part of the store

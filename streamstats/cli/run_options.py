@@ -167,7 +167,11 @@ def _add_verify(parser: argparse.ArgumentParser) -> None:
 def _add_forget(parser: argparse.ArgumentParser) -> None:
     add_config(parser, "the YAML file of the job")
     parser.add_argument(
-        "--rows", metavar="A:B", required=True, action="append", help="rows A to B - 1; the first row is 0; repeatable"
+        "--rows",
+        metavar="A:B",
+        required=True,
+        action="append",
+        help="rows A to B - 1; the first row is 0; A: has row A and all after it, as of now; repeatable",
     )
     add_layers(parser)
     parser.add_argument("--source", metavar="STORE", help="rows of this store, one of several that the job names")
