@@ -459,7 +459,9 @@ def load_document(path: str | Path, settings: Sequence[str] = ()) -> dict[str, A
 
 
 def _parsed(text: str) -> Any:
-    """What YAML reads `text` as. Raises `UsageError`."""
+    """What YAML reads `text` as; but rows such as 950: are text, not a key. Raises `UsageError`."""
+    if re.fullmatch(r"\s*[0-9]*:[0-9]*\s*", text):
+        return text.strip()
     try:
         return yaml.load(text, Loader=_PlainLoader)
     except Exception as error:
