@@ -77,18 +77,21 @@ class Pattern:
 NO_NUL = Pattern(r"^[^\x00]*$", "text without NUL characters")
 
 
-def parse_rows(text: str) -> tuple[int, int]:
-    """(start, stop) from text such as "0:1000". Raises `UsageError`.
+def parse_rows(text: str) -> tuple[int, int | None]:
+    """(start, stop) from text such as "0:1000", or (start, None) from "1000:". Raises `UsageError`.
 
-    >>> parse_rows("64:128")
-    (64, 128)
+    >>> parse_rows("64:128"), parse_rows("64:")
+    ((64, 128), (64, None))
     """
-    start, stop = _parsed_rows(text) or (0, None)
-    if stop is None:
-        raise UsageError(f"rows are {text!r}; expected START:STOP, as in 64:128")
-    if start >= stop:
-        raise UsageError(f"rows are {text!r}; expected START less than STOP")
-    return start, stop
+    found = _parsed_rows(text)
+    if found is None:
+        raise UsageError(
+            f"--rows is {text!r}; expected START:STOP, as in 64:128, or START: for all rows from START on; for several "
+            "ranges, repeat --rows"
+        )
+    if found[1] is not None and found[0] >= found[1]:
+        raise UsageError(f"--rows is {text!r}; expected START less than STOP")
+    return found
 
 
 def _parsed_rows(text: object) -> tuple[int, int | None] | None:
@@ -456,7 +459,9 @@ def load_document(path: str | Path, settings: Sequence[str] = ()) -> dict[str, A
 
 
 def _parsed(text: str) -> Any:
-    """What YAML reads `text` as. Raises `UsageError`."""
+    """What YAML reads `text` as; but rows such as 950: are text, not a key. Raises `UsageError`."""
+    if re.fullmatch(r"\s*[0-9]*:[0-9]*\s*", text):
+        return text.strip()
     try:
         return yaml.load(text, Loader=_PlainLoader)
     except Exception as error:

@@ -20,7 +20,8 @@ def substituted(
     """`document` with `${NAME}` in its texts replaced by what `environment` has; `$${` stands for `${`.
 
     A text that is one variable and nothing else is read as YAML, so that it may be a number. Keys are left as they are,
-    and so is what is at the paths `replaced`. Raises `UsageError`, naming the key, for a name that is not set.
+    and so is what is at the paths `replaced`. Raises `UsageError`, naming the key, for a name that is not set,
+    and for an empty value that would be all there is.
     """
     if place in replaced:
         return document
@@ -38,7 +39,13 @@ def substituted(
         return document
     whole = VARIABLE.fullmatch(document)
     text = VARIABLE.sub(lambda found: _value(found, environment, place), document)
-    return parse(text) if whole and not whole[1] else text
+    if not whole or whole[1]:
+        return text
+    if not text.strip():
+        raise UsageError(
+            f"`{place}` needs the environment variable {whole[2]}, which is empty; set it or correct the key"
+        )
+    return parse(text)
 
 
 def _value(found: re.Match[str], environment: Mapping[str, str], place: str) -> str:
@@ -57,7 +64,7 @@ def _value(found: re.Match[str], environment: Mapping[str, str], place: str) -> 
 def paths_and_values(settings: Sequence[str]) -> dict[str, str]:
     """Path → text of the `settings`, each `key=value`, where a key may be a path, `cluster.threads`.
 
-    Raises `UsageError` for anything else, and for a path that is given twice.
+    Raises `UsageError` for anything else, and for a path that is given twice, or no value.
     """
     found: dict[str, str] = {}
     for setting in settings:
@@ -65,6 +72,8 @@ def paths_and_values(settings: Sequence[str]) -> dict[str, str]:
         path = path.strip()
         if not equals or not all(path.split(".")):
             raise UsageError(f"--set is {setting!r}; expected KEY=VALUE, such as memory=4GiB or cluster.threads=2")
+        if not value.strip():
+            raise UsageError(f"--set gives `{path}` no value; expected KEY=VALUE, such as memory=4GiB, or {path}=null")
         if path in found:
             raise UsageError(f"--set gives `{path}` more than once; it takes one value, so give it once")
         found[path] = value

@@ -60,6 +60,29 @@ def test_a_key_that_is_replaced_needs_no_variable(tmp_path: Path) -> None:
         load_config(path, ["source=s.zarr"])
 
 
+def test_rows_without_an_end_need_no_quotes_and_rows_without_a_number_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = written(tmp_path, "source: s.zarr\noutput: out")
+    assert load_config(path, ["rows=950:"]).wanted_rows == (950, None)
+    assert load_config(path, ["rows='950:'"]).wanted_rows == (950, None)
+    assert load_config(path, ["rows=null"]).wanted_rows is None
+    with pytest.raises(UsageError, match="`rows` is ':'; expected START:STOP, as in 0:1000"):
+        load_config(path, ["rows=:"])
+    monkeypatch.setenv("FROM", "950:")
+    assert load_config(written(tmp_path, "source: s.zarr\noutput: out\nrows: ${FROM}")).wanted_rows == (950, None)
+
+
+@pytest.mark.parametrize("nothing", ["", "  "])
+def test_no_value_is_not_taken_for_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nothing: str) -> None:
+    path = written(tmp_path, "source: s.zarr\noutput: out\nrows: ${FROM}")
+    with pytest.raises(UsageError, match=r"--set gives `rows` no value; expected KEY=VALUE, such as .*, or rows=null"):
+        load_config(path, [f"rows={nothing}"])
+    monkeypatch.setenv("FROM", nothing)
+    with pytest.raises(UsageError, match="`rows` needs the environment variable FROM, which is empty; set it or"):
+        load_config(path)
+
+
 def test_a_key_that_is_set_twice_is_refused(tmp_path: Path) -> None:
     path = written(tmp_path, "source: s.zarr\noutput: out")
     with pytest.raises(UsageError, match="--set gives `memory` more than once; it takes one value"):

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..coverage import in_slice
 from ..errors import CORRUPT, DONE, INCOMPLETE, UsageError, counted, listed
 from ..outputs.documents import channel_columns, channels_document
 from ..outputs.ledger import Ledger, by_layer
@@ -23,12 +24,14 @@ from .tables import print_json, print_table, row_ranges, say
 
 if TYPE_CHECKING:
     from ..calibration.addresses import Address
+    from ..coverage import OpenRows
     from ..jobs.job import Job
     from ..jobs.session import Outcome
-    from ..jobs.status import LayerStatus
+    from ..jobs.status import LayerStatus, Status
     from ..models.onnx.precision import KnownTo
     from ..models.precision import Precision
     from ..outputs.layer_statistics import LayerStatistics
+    from ..outputs.ledger import CountedSource
     from ..ranges.finding import LayerRange
 
 NAMED = 8
@@ -206,19 +209,18 @@ def status(options: Namespace) -> int:
     if options.json:
         layers = {layer.layer: layer.document() for layer in found.layers}
         said = {"unreadable": dict(found.unreadable), "coordinates": dict(found.coordinates), "stale": [*found.stale]}
-        print_json({"complete": found.complete, "running": found.running, "layers": layers, **said})
+        print_json({"complete": found.complete, "running": found.running, "rows": found.rows, "layers": layers, **said})
     else:
         array = any(layer.array != layer.layer for layer in found.layers)
-        rows = [[*_status_cells(layer, array), span, why] for layer in found.layers for span, why in _gaps(layer)]
+        rows = [
+            [*_status_cells(layer, array, found.rows), span, why]
+            for layer in found.layers
+            for span, why in _gaps(layer)
+        ]
         columns = ["layer", *(["array"] if array else []), "counted", "of rows", "excluded", "missing", "reason"]
         print_table(columns, rows, left=1 + array)
-    for layer in found.layers:
-        if layer.sources and not options.json:
-            each = (
-                f"{str(source.address) or 'outside the parts'} {row_ranges(source.covered.ranges)} of {source.rows:,}"
-                for source in layer.sources
-            )
-            say(f"{layer.layer}: counted rows: {listed(each)}")
+    if not options.json:
+        _say_rows(found)
     say_notes({layer.layer: layer.notes for layer in found.layers})
     if found.coordinates:
         say(f"note: not counted, because they are coordinates: {listed(found.coordinates)}")
@@ -236,9 +238,27 @@ def status(options: Namespace) -> int:
     return DONE if found.complete else INCOMPLETE
 
 
-def _status_cells(layer: LayerStatus, array: bool) -> list[str]:
-    """The first cells of a layer, with the array that it reads if `array`."""
-    rows = [f"{layer.counted:,}", f"{layer.rows:,}", row_ranges(layer.excluded.ranges)]
+def _say_rows(found: Status) -> None:
+    """Say which rows of each source were counted, and to which the job is limited."""
+    for layer in found.layers:
+        if layer.sources:
+            each = (_of_source(source, merged=found.merged) for source in layer.sources)
+            say(f"{layer.layer}: counted rows: {listed(each)}")
+    if found.rows is not None:
+        say(f"note: `rows` limits the job to rows {in_slice(found.rows)}; others are neither counted nor missing")
+
+
+def _of_source(source: CountedSource, *, merged: bool) -> str:
+    """Which rows of a source were counted; merged results do not know the names of their stores."""
+    name = str(source.address) or ("one store" if merged else "outside the parts")
+    excluded = f" ({row_ranges(source.excluded.ranges)} excluded)" if source.excluded else ""
+    return f"{name} {row_ranges(source.covered.ranges)} of {source.rows:,}{excluded}"
+
+
+def _status_cells(layer: LayerStatus, array: bool, limit: OpenRows | None) -> list[str]:
+    """The first cells of a layer, with the array that it reads if `array`; the job is limited to the rows `limit`."""
+    of_rows = f"{layer.rows:,}" if limit is None else in_slice(limit)
+    rows = [f"{layer.counted:,}", of_rows, row_ranges(layer.excluded.ranges)]
     return [layer.layer, *([layer.array] if array else []), *rows]
 
 
@@ -291,19 +311,37 @@ def forget(options: Namespace) -> None:
             progress=progress,
         )
     if options.json:
-        layers = {each.layer: {"array": each.array, "rows": each.rows, "others": each.others} for each in forgotten}
+        layers = {
+            each.layer: {
+                "array": each.array,
+                "rows": each.rows,
+                "others": each.others,
+                "excluded": [list(rows) for rows in each.excluded],
+            }
+            for each in forgotten
+        }
         print_json({"layers": layers})
         return
     array = ["array"] if any(each.array != each.layer for each in forgotten) else []
-    rows = [[each.layer, *([each.array] if array else []), f"{each.rows:,}", f"{each.others:,}"] for each in forgotten]
-    print_table(["layer", *array, "rows forgotten", "other rows read again"], rows, left=1 + len(array))
+    rows = [
+        [
+            each.layer,
+            *([each.array] if array else []),
+            row_ranges(each.excluded),
+            f"{each.rows:,}",
+            f"{each.others:,}",
+        ]
+        for each in forgotten
+    ]
+    columns = ["layer", *array, "rows forgotten", "had been counted", "other rows read again"]
+    print_table(columns, rows, left=1 + len(array))
 
 
 def merge(options: Namespace) -> None:
     """`streamstats merge OUT… -o OUT`."""
     from ..jobs.merge import merge
 
-    merged = merge(options.outputs, options.output)
+    merged = merge(options.outputs, options.output, different_stores=options.different_stores)
     print_layers(merged, options.json)
     say_notes({layer: found.notes for layer, found in merged.items()})
     say(f"wrote {options.output}; view it with: streamstats inspect {options.output}")

@@ -200,6 +200,7 @@ there. This reads the rows once more. If it ends with an error, nothing has chan
 
   streamstats forget run.yaml --rows 128:192           from all layers
   streamstats forget run.yaml --rows 0:8 --rows 64:72
+  streamstats forget run.yaml --rows 990:              row 990 and all after it that the job counts now
   streamstats forget run.yaml --rows 0:8 --layers 'block1/*'
   streamstats forget run.yaml --rows 0:8 --source tuesday.zarr   rows of one of several stores
   streamstats forget run.yaml --rows 0:8 --part rank3            rows of this part of the store
@@ -213,9 +214,12 @@ first.
 
 MERGE = """\
 Add up the outputs of several sites: of different stores, or of different rows of one store. Outputs that have counted
-the same row are refused, even if one of them read it from a copy of the store.
+the same row are refused, even if one of them read it from a copy of the store. So are outputs with rows of the same
+numbers if nothing proves whether one store has grown or two have the same name; say that there are two with
+--different-stores.
 
   streamstats merge site1/out site2/out -o out
+  streamstats merge site1/out site2/out -o out --different-stores
 """
 
 SERVICE_ENVIRONMENT = """

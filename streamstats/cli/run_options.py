@@ -167,7 +167,11 @@ def _add_verify(parser: argparse.ArgumentParser) -> None:
 def _add_forget(parser: argparse.ArgumentParser) -> None:
     add_config(parser, "the YAML file of the job")
     parser.add_argument(
-        "--rows", metavar="A:B", required=True, action="append", help="rows A to B - 1; the first row is 0; repeatable"
+        "--rows",
+        metavar="A:B",
+        required=True,
+        action="append",
+        help="rows A to B - 1; the first row is 0; A: has row A and all after it, as of now; repeatable",
     )
     add_layers(parser)
     parser.add_argument("--source", metavar="STORE", help="rows of this store, one of several that the job names")
@@ -180,6 +184,11 @@ def _add_merge(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("outputs", type=local, metavar="OUT", nargs="+", help="the output folders of the runs to merge")
     parser.add_argument(
         "-o", "--output", type=local, metavar="OUT", required=True, help="the folder for the merged results"
+    )
+    parser.add_argument(
+        "--different-stores",
+        action="store_true",
+        help="the outputs are of different stores, even if these have one name and nothing proves it",
     )
 
 

@@ -17,8 +17,8 @@ from ..coverage import Rows
 from ..errors import UsageError, counted, listed, suggestion
 from ..outputs.distances import Distances, distances
 from ..outputs.layer_statistics import LayerStatistics
-from ..outputs.ledger import same_stores
 from ..outputs.results import Results, open_results
+from ..outputs.stores import located, same_stores
 from ..statistics.spread import SampleSpread
 from ..statistics.statistics import Statistics
 
@@ -104,7 +104,7 @@ class Comparison:
 
     @property
     def same_stores(self) -> bool:
-        """Whether every layer was counted from the same stores, as far as their chunks and files tell."""
+        """Whether every layer was counted from the same stores, as far as their files and locations tell."""
         return all(each.same_stores for each in self.layers)
 
     def beyond(self, threshold: float) -> list[LayerComparison]:
@@ -149,7 +149,10 @@ def _order(found: LayerComparison) -> tuple[object, ...]:
 
 
 def _layer_comparison(name: str, first: Results, second: Results) -> LayerComparison:
-    mine, theirs = (each.statistics(name) if name in each.manifest.layers else None for each in (first, second))
+    mine, theirs = (
+        located(each.statistics(name), each.manifest) if name in each.manifest.layers else None
+        for each in (first, second)
+    )
     if mine is not None and theirs is not None:
         return _compared(mine, theirs)
     return LayerComparison(name, *_numbers(mine, theirs), only_in="second" if mine is None else "first")

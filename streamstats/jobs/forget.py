@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..calibration.layer import Layer, arrays_of
-from ..coverage import EMPTY, Coverage, Rows
+from ..coverage import EMPTY, Coverage, OpenRows, Rows, in_slice
 from ..errors import DataError, NonFiniteError, UsageError, listed, suggestion
 from ..outputs.layer_statistics import LayerStatistics
 from ..outputs.ledger import CountedSource, Measured, no_files, with_source
@@ -17,7 +17,7 @@ from ..outputs.results import still_missing
 from ..outputs.resuming import files_without, uncounted_tails
 from ..progress import QUIET, Progress
 from ..statistics.statistics import Statistics
-from .job import Job
+from .job import Job, checked_rows, wanted_rows
 from .joining import join_cuts
 from .measuring import Policy
 from .reduction import reduce_tasks
@@ -29,48 +29,50 @@ class Forgotten:
     """What was forgotten of a layer: `rows` had been counted; `others` is how many other rows were read again.
 
     `array` is the one that it reads; layers that read the same array forget together, and its rows are read once.
+    `excluded` are the rows, counted or not, that the call excluded for good.
     """
 
     layer: str
     array: str
     rows: int
     others: int
+    excluded: tuple[Rows, ...]
 
 
 def forget(
     job: Job,
-    *rows: Rows,
+    *rows: OpenRows,
     layers: str = "*",
     source: str | None = None,
     part: str | None = None,
     progress: Progress = QUIET,
 ) -> list[Forgotten]:
     """Remove `rows`, one or several (start, stop), from the layers of `job` whose names match the glob `layers`, and
-    never count them again.
+    never count them again. (start, None) has all rows from `start` to the last that the job counts now.
 
     Each array numbers its own rows: of layers that have several, `source`, the store as the job names it, and `part`
     name one. Layers that read the same array forget together, even if only one of their names matches. The rows are
     read once more and subtracted; those of a chunk with room for more are counted again without them. If a statistic
     cannot tell what is left, such as an extremum that one of them may hold, other rows are read again until it can. If
     one of the rows can no longer be read, or has changed since it was counted, all others are counted anew. Raises as
-    `run` does, and `UsageError` for rows or layers that the job does not have.
+    `run` does, and `UsageError` for layers that the job does not have, and rows that the store does not have or the job
+    does not count.
 
     >>> job = ss.Job("calibration.zarr", "shorter")
     >>> outcome = ss.run(job)
     >>> ss.forget(job, (3, 4))
-    [Forgotten(layer='fc', array='fc', rows=1, others=3)]
+    [Forgotten(layer='fc', array='fc', rows=1, others=3, excluded=((3, 4),))]
     >>> ss.load("shorter")["fc"].mean
     array([3., 4.])
     """
     if not rows:
         raise UsageError("no rows to forget are given; expected one range or several")
+    asked = [checked_rows(each) for each in rows]
     with open_session(job, progress=progress) as session, _all_or_nothing():
         matching = [layer for layer in session.layers if layer.matches(layers)]
         _check_matched(session, matching, layers)
         chosen = _arrays(matching, source, part)
-        for each in rows:
-            _check_rows(chosen, each)
-        ledgers, forgotten = _forgotten(session, chosen, Coverage.of(rows))
+        ledgers, forgotten = _forgotten(session, chosen, {layer.name: _rows(job, layer, asked) for layer in chosen})
         manifest = read_manifest(session.output)
         gaps = {} if manifest is None else manifest.gaps()
         session.write(ledgers, {layer: still_missing(ledgers[layer], gaps.get(layer, {})) for layer in ledgers})
@@ -120,30 +122,38 @@ def _where(array: Layer) -> str:
     return str(array.address) or f"{array.store}, outside its parts"
 
 
-def _check_rows(chosen: Sequence[Layer], rows: Rows) -> None:
-    for layer in chosen:
-        if not 0 <= rows[0] < rows[1] <= layer.rows:
+def _rows(job: Job, layer: Layer, asked: Sequence[OpenRows]) -> Coverage:
+    """The rows of `layer` that are `asked` for. Raises `UsageError` for those that it lacks or `job` does not count."""
+    counted = wanted_rows(job, layer.rows)
+    found = EMPTY
+    for each in asked:
+        start, stop = each
+        rows = Coverage.of([(start, max(start, counted.stop) if stop is None else stop)])
+        if not rows or rows - counted:
+            limit = "" if job.rows is None else f", and `rows` of the job is {in_slice(job.rows)}"
             raise UsageError(
-                f"cannot forget rows {rows[0]}:{rows[1]}: layer {layer.name} has {layer.rows} rows; expected a range "
-                f"within 0:{layer.rows}"
+                f"layer {layer.name}: rows {in_slice(each)} cannot be forgotten; it has {layer.rows} rows{limit}; "
+                + (f"expected a range within {counted}" if counted else "no row is counted")
             )
+        found |= rows
+    return found
 
 
 def _forgotten(
-    session: Session, chosen: Sequence[Layer], rows: Coverage
+    session: Session, chosen: Sequence[Layer], asked: Mapping[str, Coverage]
 ) -> tuple[dict[str, LayerStatistics], list[Forgotten]]:
-    """The ledgers without `rows`, and what was forgotten of each chosen layer."""
+    """The ledgers without the rows `asked` for, by array, and what was forgotten of each chosen layer."""
     arrays = arrays_of(session.layers)
     settled = {name: uncounted_tails(each, session.ledgers[name]) for name, each in arrays.items()}
-    taken = {layer.name: source_of(layer, settled).covered & rows for layer in chosen}
+    taken = {layer.name: source_of(layer, settled).covered & asked[layer.name] for layer in chosen}
     parts = _counted(session, _empty(session), taken, unreadable="report")
     ledgers, forgotten = dict(session.ledgers), []
     again: dict[str, Coverage] = {}
     for layer in chosen:
-        name, mine = layer.counted_as, taken[layer.name]
-        before, whole, part = session.ledgers[name], settled[name], parts[name]
+        name, mine, rows = layer.counted_as, taken[layer.name], asked[layer.name]
+        ledger, whole, part = session.ledgers[name], settled[name], parts[name]
         others = _without(layer, rows, {each.name: whole.at(each.address).covered for each in arrays[name]})
-        tails = _without(layer, rows, {each.name: before.at(each.address).tail for each in arrays[name]})
+        tails = _without(layer, rows, {each.name: ledger.at(each.address).tail for each in arrays[name]})
         as_counted = part.at(layer.address).covered == mine and not mine & whole.at(layer.address).accepted
         statistics, read = _rest(session, layer, whole, part.statistics, others) if as_counted else (None, 0)
         if statistics is not None:
@@ -154,8 +164,8 @@ def _forgotten(
             rest, read = _begun_anew(layer, whole), sum(map(len, whole_again.values()))
             again |= whole_again
         ledgers[name] = with_source(rest, _excluding(layer, rest.at(layer.address), rows))
-        gone = len(before.at(layer.address).covered & rows)
-        forgotten += [Forgotten(reader, name, gone, read) for reader in layer.names]
+        gone = len(ledger.at(layer.address).covered & rows)
+        forgotten += [Forgotten(reader, name, gone, read, rows.ranges) for reader in layer.names]
     if any(again.values()):
         ledgers = _counted(session, ledgers, again, unreadable="error")
     return ledgers, forgotten

@@ -9,22 +9,27 @@ from pathlib import Path
 
 from ..calibration.addresses import Address
 from ..errors import MismatchError, UsageError
-from ..outputs.copies import counted_twice
+from ..outputs.copies import counted_twice, in_doubt
 from ..outputs.layer_statistics import LayerStatistics
 from ..outputs.ledger import by_layer, for_kernel
-from ..outputs.ledger import merge as merge_ledgers
 from ..outputs.manifest import Gaps, LayerEntry, Manifest, read_manifest
+from ..outputs.merging import merge as merge_ledgers
 from ..outputs.results import check_no_store, check_paths, states_in, still_missing, write_results
 from ..outputs.saving import held
 from ..outputs.staleness import fingerprints
+from ..outputs.stores import located
 
 
-def merge(outputs: Sequence[str | Path], output: str | Path) -> dict[str, LayerStatistics]:
+def merge(
+    outputs: Sequence[str | Path], output: str | Path, *, different_stores: bool = False
+) -> dict[str, LayerStatistics]:
     """Write the statistics over the rows of all `outputs` to `output`, another folder, and return those of each layer.
 
-    Layers that only one output has are copied; of several `min_rows` for a layer, the greatest applies. Raises
-    `UsageError` for an output without states, `MismatchError` if outputs do not fit together or have counted the same
-    row, `DataError` for a damaged file, `OutputError` if a file cannot be written.
+    Layers that only one output has are copied; of several `min_rows` for a layer, the greatest applies. With
+    `different_stores`, outputs are taken for those of different stores where nothing proves the contrary, as of stores
+    of one name at two sites. Raises `UsageError` for an output without states, `MismatchError` if outputs do not fit
+    together, or have counted the same row, or may have, `DataError` for a damaged file, `OutputError` if a file cannot
+    be written.
 
     >>> for day, value in [("monday", 1.0), ("tuesday", 3.0)]:
     ...     meter = ss.Meter(name=day)
@@ -38,7 +43,7 @@ def merge(outputs: Sequence[str | Path], output: str | Path) -> dict[str, LayerS
     folders, target = [Path(each) for each in outputs], Path(output)
     if target.resolve() in {each.resolve() for each in folders}:
         raise UsageError(f"{output} is one of the outputs to merge; choose another folder")
-    merged = _merged(folders)
+    merged = _merged(folders, different_stores=different_stores)
     check_paths(target, merged)
     check_no_store(target)
     _check_not_of_a_run(target)
@@ -72,11 +77,12 @@ def _entries(manifests: Sequence[Manifest], merged: Mapping[str, LayerStatistics
         yield from ((name, entry) for (name, _), entry in found.items())
 
 
-def _merged(outputs: Sequence[Path]) -> dict[str, LayerStatistics]:
+def _merged(outputs: Sequence[Path], *, different_stores: bool) -> dict[str, LayerStatistics]:
     merged: dict[str, LayerStatistics] = {}
     before: dict[Path, dict[str, LayerStatistics]] = {}
     for each in outputs:
-        states = states_in(each, read_manifest(each))
+        manifest = read_manifest(each)
+        states = {name: located(found, manifest) for name, found in states_in(each, manifest).items()}
         if not states:
             raise UsageError(f"{each} has no states; expected the output folder of `streamstats run`")
         try:
@@ -85,6 +91,8 @@ def _merged(outputs: Sequence[Path]) -> dict[str, LayerStatistics]:
             raise MismatchError(f"{each}: {error}") from error
         for other, theirs in before.items():
             _check_no_copy(each, states, other, theirs)
+            if not different_stores:
+                _check_no_doubt(each, states, other, theirs)
         before[each] = states
     return merged
 
@@ -99,6 +107,25 @@ def _check_no_copy(
             f"{output}: layer {twice.layer}: rows {twice.rows} are counted in {other}, too, from the same store or a "
             f"copy of it: {twice.how}; expected each row once; merge outputs of different stores or of different rows"
         )
+
+
+def _check_no_doubt(
+    output: Path, states: Mapping[str, LayerStatistics], other: Path, theirs: Mapping[str, LayerStatistics]
+) -> None:
+    """Raise `MismatchError` if `output` may have counted rows of the `other` one, but nothing proves it."""
+    twice = in_doubt(_by_name(theirs), _by_name(states))
+    if twice is not None:
+        raise MismatchError(
+            f"{output}: layer {twice.layer}: rows {twice.rows} are counted in {other}, too, and {twice.how}; expected "
+            "each row once; if it is one store, count only the rows added since, with "
+            f'`rows: "{twice.rows.stop}:"` in an output of their own, and merge that; if they are two, merge with '
+            "--different-stores"
+        )
+
+
+def _by_name(states: Mapping[str, LayerStatistics]) -> dict[str, LayerStatistics]:
+    """What each layer reads, by its name."""
+    return {layer: found for found in states.values() for layer in _names(found)}
 
 
 def _joined(left: Mapping[str, LayerStatistics], right: Mapping[str, LayerStatistics]) -> dict[str, LayerStatistics]:

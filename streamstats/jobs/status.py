@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..calibration.addresses import ONLY, Address
-from ..coverage import EMPTY, Coverage, before
+from ..coverage import EMPTY, Coverage, OpenRows, before
 from ..errors import DataError, UsageError, counted
 from ..outputs.layer_statistics import LayerStatistics
 from ..outputs.ledger import CountedSource
@@ -28,8 +28,8 @@ class LayerStatus:
     """How far a layer has come: `counted` of `rows`; the `gaps` are the missing ranges, each with the reason.
 
     `array` is the one that it reads; layers that read the same array share the rest. `shortfall` is what was counted if
-    that is less than the `min_rows` of the job. If it has several arrays, `sources` is what was counted of each.
-    `notes` is what attributes say of the values.
+    that is less than the `min_rows` of the job. If it has several arrays, or is merged from several, `sources` is what
+    was counted of each. `notes` is what attributes say of the values.
     """
 
     layer: str
@@ -68,7 +68,8 @@ class Status:
     """How far the job of an output has come; `running` says whether a process is working on it now.
 
     `unreadable` are arrays of the store that nobody could read, `coordinates` those that say where values lie, with the
-    reasons; `stale` are merged outputs that have changed since. `merged`: nothing resumes it but another merge.
+    reasons; `stale` are merged outputs that have changed since. `merged`: nothing resumes it but another merge. `rows`
+    is the range to which the job is limited, if any.
     """
 
     layers: tuple[LayerStatus, ...]
@@ -77,6 +78,7 @@ class Status:
     coordinates: Mapping[str, str] = field(default_factory=dict)
     stale: Sequence[str] = ()
     merged: bool = False
+    rows: OpenRows | None = None
 
     def __repr__(self) -> str:
         rows = sum(layer.counted for layer in self.layers)
@@ -120,7 +122,7 @@ def status(output: str | Path) -> Status:
     layers = [replace(each, layer=layer) for each in arrays for layer in readers.get(each.array, [each.array])]
     layers.sort(key=lambda each: network_order(_order(each.array, states, said), each.layer))
     running, stale = is_locked(folder / LOCK), stale_outputs(said.merged_from)
-    return Status(tuple(layers), running, said.unreadable, said.coordinates, stale, said.merged)
+    return Status(tuple(layers), running, said.unreadable, said.coordinates, stale, said.merged, said.rows)
 
 
 def _order(array: str, states: Mapping[str, LayerStatistics], said: Manifest) -> int | None:
@@ -182,6 +184,6 @@ def _layer_status(layer: str, state: LayerStatistics, planned: int, told: GapsOf
             missing[source.address] = tuple(sorted([*missing.get(source.address, ()), *gaps]))
     rows = max(sum(source.rows for source in state.sources), planned)
     excluded = Coverage.of(rows for source in state.sources for rows in source.excluded.ranges)
-    sources = () if {source.address for source in state.sources} == {ONLY} else state.sources
+    sources = () if len(state.sources) == 1 and state.sources[0].address == ONLY else state.sources
     notes = tuple(state.notes)
     return LayerStatus(layer, layer, rows, state.rows, missing, excluded, sources=sources, notes=notes)

@@ -1,25 +1,30 @@
-"""Copies: whether two outputs were counted from one store and a copy of it, so that merging would count rows twice.
+"""Copies: whether two outputs were counted from one store, or a copy of it, so that merging would count rows twice.
 
 A single array may be the same in two stores, such as a tensor that does not depend on the samples. So stores are
 compared as a whole: they are copies if most of the chunks that both outputs have counted have the same size and
 content, or if all layers have the same rows and the same statistics, to the bit.
+
+Where a store may have grown, `stores` tells one from two for each layer; what one layer proves holds for all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations, islice
+from itertools import combinations, islice, product
 
 from ..calibration.addresses import Address
 from ..calibration.encoding.content import UNSAMPLED
 from ..calibration.sources.identities import copied, has_identity
 from ..coverage import Coverage
 from .ledger import CountedSource, Ledger, in_both
+from .stores import from_one
 
 Ledgers = Mapping[str, Ledger]
 MOST_PAIRS = 1000
 """Pairs of arrays that are compared; only those whose first chunks are the same are."""
+
+DOUBT = "nothing proves whether from one store that has grown since or from two of one name"
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,40 @@ def counted_twice(left: Ledgers, right: Ledgers) -> Twice | None:
         first = next(each for each in shared if each.same)
         return Twice(first.layer, first.rows, f"{same:,} of {chunks:,} chunks have the same size and content")
     return _same_statistics(left, right)
+
+
+def in_doubt(left: Ledgers, right: Ledgers) -> Twice | None:
+    """The first rows that both have counted where nothing proves whether of one store; None if there are none.
+
+    The sources are `located`.
+    """
+    both = [(left[name], right[name]) for name in sorted({*left} & {*right})]
+    for mine, theirs in both:
+        for one, other in product(mine.sources, theirs.sources):
+            rows = one.covered & other.covered
+            if rows and from_one(one, other) is None and not _are_apart(both, one.address, other.address):
+                return Twice(mine.layer, rows, DOUBT)
+    return None
+
+
+def _are_apart(layers: Sequence[tuple[Ledger, Ledger]], mine: Address, theirs: Address) -> bool:
+    """Whether some layer proves that the arrays at the addresses `mine` and `theirs` lie in other stores, and none the
+    contrary. Of merged outputs, several stores have one address: a layer must be in all of them to tell.
+    """
+    found = [(_at(left, mine), _at(right, theirs)) for left, right in layers]
+    most = tuple(max(len(each[side]) for each in found) for side in (0, 1))
+    told = [(len(ones), len(others)) == most and _verdicts(ones, others) == {False} for ones, others in found]
+    return any(told) and not any(True in _verdicts(*each) for each in found)
+
+
+def _at(ledger: Ledger, address: Address) -> list[CountedSource]:
+    return [source for source in ledger.sources if source.address == address]
+
+
+def _verdicts(left: Sequence[CountedSource], right: Sequence[CountedSource]) -> set[bool | None]:
+    """What files tell of each pair. A layer that is stored in another way tells nothing: it may have been replaced."""
+    pairs = product(left, right)
+    return {from_one(one, other) if one.fingerprint == other.fingerprint else None for one, other in pairs}
 
 
 def copies_among(ledgers: Ledgers) -> Iterator[tuple[Address, Address, int, int]]:

@@ -6,10 +6,8 @@ rows that are already counted are refused.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import reduce
-from operator import or_
 from typing import Any, Self, TypeVar
 
 import numpy as np
@@ -22,13 +20,10 @@ from ..calibration.sources.identities import (
     FILE_COLUMNS,
     UNCOUNTED_FILE,
     Files,
-    copied,
-    differing,
-    has_identity,
     is_counted,
 )
 from ..coverage import EMPTY, Coverage, Rows
-from ..errors import MismatchError, contrasted, counted
+from ..errors import MismatchError, counted
 from ..layouts import Kernel, Kernels
 from ..quantization import Quantization
 from ..statistics.mean import ChannelMean
@@ -74,7 +69,9 @@ class CountedSource:
     `files` int64[n, 3] identifies the counted files, as `calibration.identity` numbers them; `mask_files` those of the
     array called `mask`, which says which positions count, if there is one. The rows from `settled_rows` on lie in a
     file with room for more; those of them that were counted apart are the `tail`. `recorded` says that its
-    writer commits rows, as our recorder does: a file that has changed has grown.
+    writer commits rows, as our recorder does: a file that has changed has grown. A file has room for `file_rows`, 0 if
+    that is unknown, as in older states. `stores` are the locations of which one was its store, if `stores.located` has
+    found them; its state does not have them.
     """
 
     fingerprint: str
@@ -90,6 +87,8 @@ class CountedSource:
     settled_rows: int = 0
     recorded: bool = False
     address: Address = ONLY
+    file_rows: int = 0
+    stores: frozenset[str] = frozenset()
 
     def __repr__(self) -> str:
         """Where its rows are, and which of them are counted."""
@@ -154,7 +153,7 @@ class CountedSource:
     def _key(self) -> tuple[object, ...]:
         rows = self.covered, self.excluded, self.filled, self.accepted, self.tail, self.settled_rows
         files = self.files.tobytes(), self.mask_files.tobytes()
-        return self.fingerprint, self.rows, rows, files, self.mask, self.recorded, self.address
+        return self.fingerprint, self.rows, rows, files, self.file_rows, self.mask, self.recorded, self.address
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -168,6 +167,7 @@ def source_of(layer: Layer, rows: int | None = None) -> CountedSource:
         settled_rows=layer.settled_rows,
         recorded=layer.commits,
         address=layer.address,
+        file_rows=layer.shards[0] if layer.shards else 0,
     )
 
 
@@ -429,59 +429,6 @@ def _without(files: Files, uncounted: list[int]) -> Files:
     return files[: counted[-1] + 1 if len(counted) else 0]
 
 
-# Merging
-
-
-def merge(left: L, right: L) -> L:
-    """The ledger over the rows of both. Raises `MismatchError`, naming both sides, if they do not fit together.
-
-    Sources with equal fingerprints are the same store, unless every file that both have counted differs. A row of the
-    same store that both have counted is refused.
-    """
-    _check_alike(left, right)
-    sources = list(left.sources)
-    for added in right.sources:
-        alike = [place for place, known in enumerate(sources) if is_same_store(known, added)]
-        same = min(alike, key=lambda place: sources[place].address != added.address, default=None)
-        if same is None:
-            sources.append(added)
-        else:
-            sources[same] = _union(left.layer, sources[same], added)
-    readers = left.read_by.union(right.read_by)
-    joined = replace(
-        left,
-        sources=tuple(sorted(sources, key=_order)),
-        statistics=left.statistics.merge(right.statistics),
-        settled=_settled(left, right, sources),
-        readers=None if readers.is_only(left.layer) else readers,
-        tensor=left.tensor if left.tensor == right.tensor else "",
-        rows_are=left.rows_are or right.rows_are,
-        models=models_of((), (*left.models, *right.models)),
-        order=max((each for each in (left.order, right.order) if each is not None), default=None),
-    )
-    return for_kernel(joined if joined.settled is not None else without_tail(joined), readers.kernel)
-
-
-def _settled(left: Ledger, right: Ledger, sources: Sequence[CountedSource]) -> Statistics | None:
-    """What is settled if `left` and `right` are merged to `sources`: several cannot be counted further, so they have
-    no tail."""
-    if len(sources) > 1 or not sources[0].tail:
-        return None
-    mine, theirs = (_before(each, sources[0].settled_rows) for each in (left, right))
-    return mine.merge(theirs)
-
-
-def _before(ledger: Ledger, settled_rows: int) -> Statistics:
-    """The statistics of `ledger` without its tail, or with it if some of its rows are now settled."""
-    if ledger.settled is None or not _is_tail(ledger.source.tail, settled_rows):
-        return ledger.statistics
-    return ledger.settled
-
-
-def _is_tail(tail: Coverage, settled_rows: int) -> bool:
-    return not tail & Coverage.first(settled_rows)
-
-
 def by_layer(ledgers: Mapping[str, L]) -> dict[str, L]:
     """The ledger of each layer, by name, from those that were counted; what no layer reads has its own name.
 
@@ -493,116 +440,7 @@ def by_layer(ledgers: Mapping[str, L]) -> dict[str, L]:
     return {name: found[name] for name in sorted(found, key=lambda name: network_order(found[name].order, name))}
 
 
-def _order(source: CountedSource) -> tuple[object, ...]:
-    return source.fingerprint, source.rows, source.covered.ranges, source.files.tobytes(), source.address
-
-
-def _check_alike(left: Ledger, right: Ledger) -> None:
-    mine, theirs = (
-        {
-            "layer": each.layer,
-            "dtype": str(each.space.dtype),
-            "channels": each.channels,
-            "channel axis": each.channel_axis,
-            "quantisation": each.quantization.to_metadata() if each.quantization else None,
-            "statistics": [*each.statistics],
-            "kernel": each.kernel if each.statistics.uses_kernel else None,
-            "sample shape": each.space.sample if each.statistics.uses_kernel else None,
-            "mask": "one" if each.space.masked else "none",
-            "missing values": each.missing_values,
-        }
-        for each in (left, right)
-    )
-    differing = [key for key in mine if mine[key] != theirs[key]]
-    if differing:
-        both = {key: contrasted(mine[key], theirs[key]) for key in differing}
-        said = "; ".join(f"{key} {words} and {others}" for key, (words, others) in both.items())
-        raise MismatchError(
-            f"layer {left.layer} cannot be merged: {said}; expected the same in both; merge outputs of jobs that "
-            "describe the layer alike"
-        )
-
-
-def is_same_store(left: CountedSource, right: CountedSource) -> bool:
-    """Whether both were counted from one store: equal fingerprints, and not every file that both counted differs."""
-    if left.fingerprint != right.fingerprint:
-        return False
-    mine, theirs = in_both(left.files, right.files)
-    both = has_identity(mine) & has_identity(theirs)
-    equal = ~differing(mine, theirs)
-    return bool(equal[both].any() or not both.any())  # one equal file suffices: an unfilled one may be rewritten
-
-
-def same_stores(left: Ledger, right: Ledger) -> bool:
-    """Whether both were counted from the same stores, as far as their chunks and files tell."""
-
-    def all_in(some: Ledger, others: Ledger) -> bool:
-        return all(any(is_same_store(each, other) for other in others.sources) for each in some.sources)
-
-    return all_in(left, right) and all_in(right, left)
-
-
-def _union(layer: str, left: CountedSource, right: CountedSource) -> CountedSource:
-    twice = left.covered & right.covered
-    if twice:
-        known = has_identity(left.files).any() and has_identity(right.files).any()
-        why = "" if known else " (the stores cannot be told apart, so equal layouts count as the same store)"
-        raise MismatchError(
-            f"layer {layer}: rows {twice} are counted in both{why}; expected each row once; merge outputs of "
-            "different stores or of different rows"
-        )
-    if left.mask != right.mask:
-        raise MismatchError(
-            f"layer {layer}: rows of one store were counted with the masks {left.mask} and {right.mask}; expected the "
-            "same mask; count one of them again"
-        )
-    if not (left.recorded and right.recorded):
-        _check_unchanged(layer, left.files, right.files)
-        _check_unchanged(layer, left.mask_files, right.mask_files)
-    covered = left.covered | right.covered
-    excluded = (left.excluded | right.excluded) - covered
-    filled, accepted = left.filled | right.filled, left.accepted | right.accepted
-    files, mask_files = _both(left.files, right.files), _both(left.mask_files, right.mask_files)
-    settled_rows = max(left.settled_rows, right.settled_rows)
-    tails = [each.tail for each in (left, right) if _is_tail(each.tail, settled_rows)]
-    return CountedSource(
-        fingerprint=left.fingerprint,
-        rows=max(left.rows, right.rows),
-        covered=covered,
-        excluded=excluded,
-        filled=filled,
-        accepted=accepted,
-        files=files,
-        mask=left.mask,
-        mask_files=mask_files,
-        tail=reduce(or_, tails, EMPTY),
-        settled_rows=settled_rows,
-        recorded=left.recorded and right.recorded,
-        address=left.address if left.address == right.address else ONLY,
-    )
-
-
 def in_both(left: Files, right: Files) -> tuple[Files, Files]:
     """The first of the files on each side, as many as both have."""
     number = min(len(left), len(right))
     return left[:number], right[:number]
-
-
-def _check_unchanged(layer: str, left: Files, right: Files) -> None:
-    """Raise `MismatchError` if a file of one store changed between the runs that counted it."""
-    mine, theirs = in_both(left, right)
-    changed = int((differing(mine, theirs) & ~copied(mine, theirs)).sum())
-    if changed:
-        raise MismatchError(
-            f"layer {layer}: {counted(changed, 'chunk')} of the store changed between the runs that counted the two "
-            "outputs; expected the same chunks; run again in each of them, then merge"
-        )
-
-
-def _both(left: Files, right: Files) -> Files:
-    """The identities of the files that either side has counted; where both have, those of `right`."""
-    files = np.full((max(len(left), len(right)), FILE_COLUMNS), UNCOUNTED_FILE, np.int64)
-    files[: len(left)] = left
-    those = np.flatnonzero(is_counted(right))
-    files[those] = right[those]
-    return files

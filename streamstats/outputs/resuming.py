@@ -158,8 +158,9 @@ def compared_with_store(
         stays = bool(before.tail) and not rewritten and are_known(layer, before, before.tail)
         again |= bool(before.tail) and not stays
         rows = min(before.settled_rows, layer.settled_rows) if stays else layer.settled_rows
-        source = replace(before, files=files, mask_files=mask_files, recorded=layer.commits, settled_rows=rows)
-        state = with_source(state, source)
+        said = source_of(layer)
+        source = replace(before, recorded=said.recorded, file_rows=said.file_rows, settled_rows=rows)
+        state = with_source(state, replace(source, files=files, mask_files=mask_files))
     if again:
         state = uncounted_tails(arrays, state)
     for layer in arrays:

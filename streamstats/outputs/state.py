@@ -64,6 +64,7 @@ def state_bytes(ledger: Ledger) -> bytes:
         **_attributes_metadata(ledger),
         "masked": json.dumps(space.masked),
         "sources": json.dumps([_described(source) for source in ledger.sources]),
+        **_file_rows_metadata(ledger),
         **_addresses_metadata(ledger),
     }
     return tensors_bytes(tensors, metadata)
@@ -95,6 +96,20 @@ def _attributes(metadata: Mapping[str, str]) -> Attributes | None:
         return None
     document = json.loads(metadata["attributes"])
     return Attributes.from_metadata(document, Quantization.from_metadata(document["quantization"]))
+
+
+def _file_rows_metadata(ledger: Ledger) -> dict[str, str]:
+    """How many rows a file of each source has room for; nothing if no source has files."""
+    heights = [source.file_rows for source in ledger.sources]
+    return {"file_rows": json.dumps(heights)} if any(heights) else {}
+
+
+def _file_rows(metadata: Mapping[str, str], number: int) -> list[int]:
+    """Of the sources, as many as that `number`; 0 where older states do not say. Raises `ValueError`."""
+    found = json.loads(metadata.get("file_rows", "[]")) or [0] * number
+    if not isinstance(found, list) or len(found) != number or any(type(each) is not int or each < 0 for each in found):
+        raise ValueError(f"its {number} sources have files of {found!r} rows")
+    return found
 
 
 def _addresses_metadata(ledger: Ledger) -> dict[str, str]:
@@ -176,8 +191,8 @@ def _from_file(tensors: Arrays, metadata: Mapping[str, str]) -> LayerStatistics:
         raise ValueError("it names no source")
     if any(source.tail for source in sources) != bool(settled):
         raise ValueError("it has a tail without the statistics of all other rows, or these without a tail")
-    addresses = _addresses(metadata, len(sources))
-    sources = [replace(source, address=each) for source, each in zip(sources, addresses, strict=True)]
+    told = zip(_addresses(metadata, len(sources)), _file_rows(metadata, len(sources)), strict=True)
+    sources = [replace(each, address=said, file_rows=rows) for each, (said, rows) in zip(sources, told, strict=True)]
     return LayerStatistics(
         layer=metadata["layer"],
         channel_axis=axis,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ..coverage import EMPTY, Coverage, Rows
+from ..coverage import EMPTY, Coverage, Rows, before
 from ..jobs.forget import forget
 from ..jobs.job import Job
 from ..outputs.results import excluded_rows
@@ -15,7 +16,7 @@ from ..progress import Progress
 def forget_withdrawn(job: Job, withdrawn: Mapping[str, Sequence[Rows]], progress: Progress) -> int:
     """Subtract `withdrawn` rows, by layer, from what `job` has counted, and never count them; how many it had counted.
 
-    What it has forgotten before costs nothing. Raises as `forget` does.
+    What it has forgotten before, or does not count (`rows`), costs nothing. Raises as `forget` does.
     """
     if not withdrawn:
         return 0
@@ -23,7 +24,8 @@ def forget_withdrawn(job: Job, withdrawn: Mapping[str, Sequence[Rows]], progress
     forgotten = 0
     for layer in sorted(withdrawn.keys() & arrays.keys()):
         known = excluded_rows(Path(job.output), layer).get(arrays[layer], EMPTY)
-        rows = Coverage.of(map(tuple, withdrawn[layer])) - known  # type: ignore[arg-type]  # JSON has lists
+        gone = Coverage.of(map(tuple, withdrawn[layer]))  # type: ignore[arg-type]  # JSON has lists
+        rows = (gone & before(sys.maxsize, job.rows)) - known
         if rows:
             progress.say(f"forgetting rows {rows} of layer {layer}, which were withdrawn")
             forgotten += sum(each.rows for each in forget(job, *rows.ranges, layers=_escaped(layer), progress=progress))

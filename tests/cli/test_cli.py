@@ -412,6 +412,17 @@ def test_forget_takes_several_ranges(tmp_path: Path, store: Path, job: Path) -> 
     np.testing.assert_allclose(mean, kept.mean((0, 1, 2), dtype=np.float64))
 
 
+def test_forget_takes_rows_without_an_end_and_says_which_they_are(job: Path) -> None:
+    assert streamstats("run", job).returncode == 0
+    done = streamstats("forget", job, "--rows", "5:", "--layers", "block1/conv")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"block1/conv +5:[0-9]+ ", done.stdout)
+    done = streamstats("forget", job, "--rows", "0:2,6:7")
+    assert done.returncode == 2
+    assert "--rows is '0:2,6:7'; expected START:STOP, as in 64:128, or START: for all rows" in one_line(done.stderr)
+    assert one_line(done.stderr).endswith("for several ranges, repeat --rows")
+
+
 def test_options_of_several_values_add_up() -> None:
     given = "measure m.onnx --samples s.npy -o out --statistics squares --statistics spread taps"
     assert make_parser().parse_args(given.split()).statistics == ["squares", "spread", "taps"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -27,6 +28,7 @@ from streamstats.calibration.reading.file_reader import FileReader
 from streamstats.calibration.recorder import Recorder
 from streamstats.calibration.selection import LayerRule
 from streamstats.config import ClusterConfig, JobConfig
+from streamstats.coverage import in_slice
 from streamstats.errors import DataError, MismatchError, NonFiniteError, OutputError, UsageError
 from streamstats.jobs import measuring, plan
 from streamstats.jobs.forget import forget
@@ -383,6 +385,33 @@ def test_rows_that_are_not_there_cannot_be_forgotten(tmp_path: Path, rows: tuple
         forget(config(store), rows)
     with pytest.raises(UsageError, match=r"no layer matches 'dense'; the job has conv"):
         forget(config(store), (0, 1), layers="dense")
+
+
+@pytest.mark.parametrize("rows", [(0, 2), (4, 6), (7, 9), (3, None), (8, None)], ids=str)
+def test_rows_that_the_job_does_not_count_cannot_be_forgotten(tmp_path: Path, rows: tuple[int, int | None]) -> None:
+    store = build_store(tmp_path / "s.zarr", {"conv": samples(8, 3)})
+    run(config(store, rows="5:"))
+    said = (
+        f"layer conv: rows {in_slice(rows)} cannot be forgotten; it has 8 rows, and `rows` of the job is 5:; "
+        "expected a range within 5:8"
+    )
+    with pytest.raises(UsageError, match=re.escape(said)):
+        forget(config(store, rows="5:"), rows)
+    assert run(config(store, rows="5:")).statistics["conv"].excluded == ()
+
+
+def test_rows_without_an_end_are_forgotten_up_to_the_last_that_the_store_has(tmp_path: Path) -> None:
+    store = build_store(tmp_path / "s.zarr", {"conv": samples(8, 3)})
+    limited = config(store, tmp_path / "limited", rows="0:6")
+    run(limited)
+    assert forget(limited, (4, None))[0].excluded == ((4, 6),)
+    with pytest.raises(UsageError, match=r"rows 4:8 cannot be forgotten; .* a range within 0:6"):
+        forget(limited, (4, 8))
+    run(config(store))
+    found = forget(config(store), (6, None), (0, 1))[0]
+    assert (found.rows, found.excluded) == (3, ((0, 1), (6, 8)))
+    zarr.open_array(str(store), path="conv").append(samples(2, 3))
+    assert run(config(store)).statistics["conv"].covered == ((1, 6), (8, 10))
 
 
 def test_the_reasons_of_what_is_missing_outlive_forgetting_and_merging(tmp_path: Path) -> None:

@@ -264,7 +264,7 @@ def test_a_merged_output_of_stores_with_one_name_says_that_it_is_merged(
         for seed, name in enumerate(names):
             record(name, samples(5, 3, seed=10 * len(site) + seed))
         run(Job(names, "out"))
-    merge([tmp_path / site / "out" for site in sites], tmp_path / "merged")
+    merge([tmp_path / site / "out" for site in sites], tmp_path / "merged", different_stores=True)
     with pytest.raises(UsageError, match="merged holds merged results; run in the outputs that were merged"):
         run(Job(("c.zarr", "a.zarr"), str(tmp_path / "merged")))
 

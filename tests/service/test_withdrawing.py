@@ -50,6 +50,21 @@ def test_a_withdrawn_batch_is_counted_by_no_job_to_come(client: ss.Client) -> No
     assert client.store("later").withdrawn == {"a/[l]": [[8, 16]]}
 
 
+def test_of_a_withdrawn_batch_a_job_forgets_the_rows_that_it_counts(client: ss.Client) -> None:
+    send(client, "limited")
+    jobs = [
+        client.wait(client.submit({"kind": "run", "source": "store:limited", "rows": rows}).id).id
+        for rows in ("4:12", "16:")
+    ]
+    client.withdraw("limited", "a/[l]", "b")
+    rest = {"4:12": {"a": BATCHES["a"][4:]}, "16:": {key: BATCHES[key] for key in "cd"}}
+    for job, expected in zip(jobs, rest.values(), strict=True):
+        client.forget(job)
+        after = client.wait(job)
+        assert (after.state, "nothing was forgotten" in after.message) == ("done", False)
+        assert counted(client, job) == exact(expected)
+
+
 def test_a_job_that_has_ended_forgets_to_the_byte(client: ss.Client, tmp_path: Path) -> None:
     send(client, "ended")
     before = client.wait(client.submit({"kind": "run", "source": "store:ended"}).id)

@@ -49,7 +49,7 @@ function verdictOf(found) {
   const beside = [
     "Standard errors treat the samples of the two as independent.",
     found.same_rows ? "Both counted the same rows." : "They did not count the same rows.",
-    found.same_stores ? "" : "They did not read the same stores, as far as chunks and files tell.",
+    found.same_stores ? "" : "They did not read the same stores, as far as files and locations tell.",
   ];
   return h(
     "section",

@@ -1,0 +1,180 @@
+"""Stores that have grown between two outputs: merging counts none of their rows twice, and asks where nothing tells one
+store that has grown from two of one name.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import zarr
+from stores import Array, build_store, samples
+
+from streamstats.calibration.recorder import Recorder
+from streamstats.errors import MismatchError
+from streamstats.jobs.compare import compare
+from streamstats.jobs.job import Job
+from streamstats.jobs.merge import merge
+from streamstats.jobs.run import run
+from streamstats.outputs.manifest import Manifest, read_manifest
+from streamstats.outputs.results import read_states, write_results
+from streamstats.outputs.stores import from_one, located
+
+VALUES = samples(100, 8)
+
+
+def recorded(store: Path, values: Array) -> None:
+    with Recorder(store) as recorder:
+        recorder.append("fc", values)
+
+
+def written(store: Path, values: Array) -> None:
+    """As zarr's `append` does, into one chunk that has room for more."""
+    if not store.exists():
+        build_store(store, {"fc": values[:0]}, chunks=(500, 8))
+    zarr.open_array(str(store), path="fc").append(values)
+
+
+def grown(folder: Path, write: Callable[[Path, Array], None] = recorded) -> Path:
+    """A store of 100 rows in a single chunk, of which `last` counted 95 before the others were appended."""
+    store = folder / "a.zarr"
+    write(store, VALUES[:95])
+    run(Job(str(store), str(folder / "last")))
+    write(store, VALUES[95:])
+    return store
+
+
+def state(output: Path) -> bytes:
+    return (output / "state/fc.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("write", [recorded, written])
+@pytest.mark.parametrize(("rows", "twice"), [((90, None), "90:95"), (None, "0:95")], ids=str)
+def test_rows_that_a_store_had_before_it_grew_are_not_counted_twice(
+    tmp_path: Path, write: Callable[[Path, Array], None], rows: tuple[int, None] | None, twice: str
+) -> None:
+    store = grown(tmp_path, write)
+    run(Job(str(store), str(tmp_path / "tonight"), rows=rows))
+    for order in (("last", "tonight"), ("tonight", "last")):
+        with pytest.raises(MismatchError, match=rf"rows {twice} are counted in .*{order[0]}, too, and nothing proves"):
+            merge([tmp_path / each for each in order], tmp_path / "both")
+    assert not (tmp_path / "both").exists()
+
+
+def test_the_error_names_outputs_rows_and_store_and_what_it_tells_to_do_works(tmp_path: Path) -> None:
+    store = grown(tmp_path)
+    outputs = [tmp_path / "last", tmp_path / "tonight"]
+    job = Job(str(store), str(outputs[1]), rows=(90, None))
+    run(job)
+    said = r"tonight: layer fc: rows 90:95 are counted in .*last, too, .*`rows: \"95:\"`.*merge with --different-stores"
+    with pytest.raises(MismatchError, match=said):
+        merge(outputs, tmp_path / "both")
+    assert merge(outputs, tmp_path / "of-two", different_stores=True)["fc"].rows == 105
+    run(replace(job, rows=(95, None)), restart=True)
+    run(replace(job, rows=None, output=str(tmp_path / "once")))
+    for number, order in enumerate((outputs, outputs[::-1])):
+        found = merge(order, tmp_path / str(number))["fc"]
+        assert (found.covered, len(found.sources)) == (((0, 100),), 1)
+        assert state(tmp_path / str(number)) == state(tmp_path / "once")
+
+
+def test_rows_that_others_append_are_merged_if_no_row_is_in_both(tmp_path: Path) -> None:
+    store = grown(tmp_path, written)
+    run(Job(str(store), str(tmp_path / "tonight"), rows=(95, None)))
+    assert merge([tmp_path / "last", tmp_path / "tonight"], tmp_path / "both")["fc"].rows == 100
+
+
+def test_a_store_that_has_grown_is_refused_beside_what_was_merged_from_it(tmp_path: Path) -> None:
+    store = grown(tmp_path)
+    recorded(tmp_path / "b.zarr", samples(40, 8, seed=1))
+    run(Job(str(tmp_path / "b.zarr"), str(tmp_path / "b")))
+    merge([tmp_path / "last", tmp_path / "b"], tmp_path / "before")
+    for output, rows in (("tonight", (90, None)), ("later", (95, None))):
+        run(Job(str(store), str(tmp_path / output), rows=rows))
+    with pytest.raises(MismatchError, match=r"rows 90:95 are counted in .*before, too, and nothing proves"):
+        merge([tmp_path / "before", tmp_path / "tonight"], tmp_path / "all")
+    assert merge([tmp_path / "before", tmp_path / "later"], tmp_path / "all")["fc"].rows == 140
+
+
+def of_two_sites(folder: Path, *layers: str) -> list[Path]:
+    """The outputs of two stores of one name: `conv` fills chunks of 4 rows, `fc` has room for more in its only one."""
+    store = folder / "calibration.zarr"
+    sizes = {"conv": (12, 3), "fc": (10, 1)}
+    for site in ("site1", "site2"):
+        with Recorder(store, chunk_bytes=4 * 3 * 4) as recorder:
+            for layer in layers:
+                recorder.append(layer, samples(*sizes[layer], seed=len(site + layer) + int(site[-1])))
+        run(Job(str(store), str(folder / site)))
+        shutil.rmtree(store)
+    return [folder / "site1", folder / "site2"]
+
+
+def test_a_full_chunk_that_differs_proves_two_stores_of_one_name_for_all_of_their_layers(tmp_path: Path) -> None:
+    outputs = of_two_sites(tmp_path, "conv", "fc")
+    merged = merge(outputs, tmp_path / "all")
+    assert {name: found.rows for name, found in merged.items()} == {"conv": 24, "fc": 20}
+    assert not compare(*outputs).same_stores
+
+
+def test_without_a_full_chunk_the_user_says_that_there_are_two_stores(tmp_path: Path) -> None:
+    outputs = of_two_sites(tmp_path, "fc")
+    with pytest.raises(MismatchError, match=r"rows 0:10 are counted in .*site1, too, and nothing proves"):
+        merge(outputs, tmp_path / "all")
+    assert merge(outputs, tmp_path / "all", different_stores=True)["fc"].rows == 20
+
+
+def test_what_an_older_state_does_not_say_is_not_taken_for_a_proof(tmp_path: Path) -> None:
+    outputs = of_two_sites(tmp_path, "conv")
+    merge(outputs, tmp_path / "all")
+    for output in outputs:
+        manifest, found = read_manifest(output), read_states(output, ["conv"])["conv"]
+        assert manifest is not None
+        older = replace(found, sources=(replace(found.source, file_rows=0),))
+        write_results(output, manifest.sources, {"conv": older})
+    with pytest.raises(MismatchError, match=r"rows 0:12 are counted in .*site1, too, and nothing proves"):
+        merge(outputs, tmp_path / "again")
+
+
+def test_stores_at_two_places_are_two(tmp_path: Path) -> None:
+    for name, seed in (("a", 1), ("b", 2)):
+        recorded(tmp_path / f"{name}.zarr", samples(9, 8, seed=seed))
+        run(Job(str(tmp_path / f"{name}.zarr"), str(tmp_path / name)))
+    assert merge([tmp_path / "a", tmp_path / "b"], tmp_path / "all")["fc"].rows == 18
+
+
+def test_a_store_is_compared_with_itself_after_it_has_grown(tmp_path: Path) -> None:
+    store = grown(tmp_path)
+    run(Job(str(store), str(tmp_path / "tonight"), rows=(95, None)))
+    found = compare(tmp_path / "last", tmp_path / "tonight")
+    assert (found.same_stores, found.same_rows) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs", "may"),
+    [
+        ("a.zarr", "./a.zarr", True),
+        ("a.zarr", "{}/a.zarr", True),
+        ("../nights/a.zarr", "a.zarr", True),
+        ("site1/a.zarr", "site2/a.zarr", False),
+        ("{}/site1/a.zarr", "{}/a.zarr", False),
+        ("{}/link/a.zarr", "{}/a.zarr", True),
+        ("s3://site1/a.zarr", "s3://site2/a.zarr", False),
+        ("s3://site1/a.zarr", "s3://site1/a.zarr", True),
+        ("a.zarr", "ba.zarr", False),
+        ("..a.zarr", "a.zarr", False),
+        (".", "{}/a.zarr", True),
+    ],
+)
+def test_locations_may_be_one_although_they_are_named_differently(
+    tmp_path: Path, mine: str, theirs: str, *, may: bool
+) -> None:
+    (tmp_path / "link").symlink_to(tmp_path)
+    grown(tmp_path)
+    found = read_states(tmp_path / "last", ["fc"])["fc"]
+    later = replace(found, sources=(replace(found.source, files=found.source.files + 1),))
+    named = [Manifest({}, (name.format(tmp_path),)) for name in (mine, theirs)]
+    outputs = [located(each, manifest).source for each, manifest in zip((found, later), named, strict=True)]
+    assert from_one(*outputs) is (None if may else False)
