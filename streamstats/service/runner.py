@@ -128,8 +128,9 @@ def _run(request: dict[str, Any], lines: Lines) -> tuple[int, str]:
     follow, keep = request["follow"], Keep(**request["sets"])
     if follow is not None:
         wait_for_layers(str(request["source"]), follow["idle"], lines)
-    forgotten = forget_withdrawn(replace(config.job(), follow_links=False), request.get("withdrawn", {}), lines)
-    if request.get("only_forget"):
+    job, ends = replace(config.job(), follow_links=False), bool(request.get("only_forget"))
+    forgotten = forget_withdrawn(job, request.get("withdrawn", {}), lines, again=not ends)
+    if ends:
         lines.write("results", Published(Path(), keep=keep).publish(result_files(Path(OUTPUT))))
         lines.settled(*_rows_left(Path(OUTPUT)))
         return DONE, f"done; {counted(forgotten, 'row')} forgotten"

@@ -181,3 +181,31 @@ def test_a_layer_that_a_job_reads_is_not_deleted(client: ss.Client) -> None:
     assert client.store("read").layers == {}
     send(client, "read")
     assert client.store("read").layers == {"a/[l]": 32}
+
+
+def test_a_job_forgets_what_was_withdrawn_and_keeps_all_else_that_it_counted(client: ss.Client, tmp_path: Path) -> None:
+    send(client, "apart", "a")
+    send(client, "apart", "b")
+    named = {"layers": [{"match": "a", "statistics": ["squares"]}, {"match": "b"}]}
+    jobs = [client.wait(client.submit({"kind": "run", "source": "store:apart", **more})).id for more in ({}, named)]
+    for job in jobs:
+        client.fetch(job, tmp_path / job)
+    client.delete_layer("apart", "b")
+    client.ingest("apart", "b", BATCHES["a"], key="a")
+    client.ingest("apart", "c", BATCHES["a"], key="a")
+    client.withdraw("apart", "a", "b")
+    for job in jobs:
+        client.forget(job)
+        after = client.wait(job)
+        assert (after.message, after.results) == ("done; 8 rows forgotten", 2)
+        client.fetch(job, tmp_path / f"{job}-after")
+        assert counted(client, job, "a") == exact(WITHOUT_B)
+        assert counted(client, job, "b") == exact(BATCHES)
+        before, now = (files_in(tmp_path / name) for name in (job, f"{job}-after"))
+        assert before.keys() == now.keys()
+        changed = [name for name in before if before[name] != now[name]]
+        assert sorted(changed) == ["correctors/a.safetensors", "manifest.json", "state/a.safetensors"]
+
+
+def files_in(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
