@@ -139,6 +139,7 @@ class Keys:
         """Note whose store it is, and its own `identity`. Keys of an earlier store are removed."""
         with self._database.writing() as connection:
             connection.execute("DELETE FROM ingests WHERE store = ?", (self._store,))
+            connection.execute("DELETE FROM removed_layers WHERE store = ?", (self._store,))
             connection.execute(
                 "INSERT OR REPLACE INTO stores (name, owner, appended, identity) VALUES (?, ?, ?, ?)",
                 (self._store, owner, time.time(), identity),
@@ -212,13 +213,26 @@ class Keys:
             )
 
     def remove(self, layer: str | None = None) -> None:
-        """Remove all keys of `layer`, or of the store, and whose it is."""
+        """Remove all keys of `layer`, and note that no job has counted the next one of its name; or those of the store,
+        and whose it is.
+        """
         with self._database.writing() as connection:
-            if layer is not None:
-                connection.execute("DELETE FROM ingests WHERE store = ? AND layer = ?", (self._store, layer))
-                return
-            connection.execute("DELETE FROM ingests WHERE store = ?", (self._store,))
-            connection.execute("DELETE FROM stores WHERE name = ?", (self._store,))
+            if layer is None:
+                for table, column in (("ingests", "store"), ("removed_layers", "store"), ("stores", "name")):
+                    connection.execute(f"DELETE FROM {table} WHERE {column} = ?", (self._store,))
+            elif connection.execute("DELETE FROM ingests WHERE store = ? AND layer = ?", (self._store, layer)).rowcount:
+                connection.execute(
+                    "INSERT OR REPLACE INTO removed_layers SELECT ?, ?, coalesce(max(number), 0) FROM jobs",
+                    (self._store, layer),
+                )
+
+    def last_jobs(self) -> dict[str, int]:
+        """The number of the last job that may have counted an earlier layer of the name, by layer.
+
+        No job that has not ended reads a layer that is deleted, so all later ones have counted the layer that is there.
+        """
+        rows = self._database.query("SELECT layer, last_job FROM removed_layers WHERE store = ?", (self._store,))
+        return {row["layer"]: row["last_job"] for row in rows}
 
 
 def _noted(row: Row) -> Noted:

@@ -61,8 +61,9 @@ class Reports:
     def _hear_saving(self, _name: str, _running: JobProcess, seconds: float) -> None:
         self._metrics.save_seconds.observe(seconds)
 
-    def _hear_results(self, name: str, _running: JobProcess, number: int) -> None:
+    def _hear_results(self, name: str, running: JobProcess, number: int) -> None:
         self._table.update(name, results=number)
+        running.has_published = True
 
     def _hear_message(self, name: str, _running: JobProcess, message: str) -> None:
         text = self.shown(message)

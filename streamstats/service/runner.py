@@ -136,7 +136,7 @@ def _run(request: dict[str, Any], lines: Lines) -> tuple[int, str]:
         return DONE, f"done; {counted(forgotten, 'row')} forgotten"
     outcome = _reduced(config.job(), lines, Follow(**follow) if follow is not None else None, keep)
     if outcome.complete:
-        return DONE, f"done; {counted(len(outcome.statistics), 'layer')}"
+        return DONE, f"done; {counted(len(outcome.statistics), 'layer')}{_without_rows(outcome)}"
     return INCOMPLETE, "; ".join(_incomplete(outcome))
 
 
@@ -145,6 +145,12 @@ def _rows_left(output: Path) -> tuple[int, int]:
     layers = open_results(output).manifest.layers.values()
     missing = (rows for each in layers for rows, _ in each.missing)
     return sum(each.rows for each in layers), sum(stop - start for start, stop in missing)
+
+
+def _without_rows(outcome: Outcome) -> str:
+    """Which layers have no rows, if some have none: all their batches may have been withdrawn."""
+    empty = [name for name, found in outcome.statistics.items() if not found.rows]
+    return f"; no rows of {listed(empty)}: all their batches were withdrawn, or none has arrived" if empty else ""
 
 
 def _incomplete(outcome: Outcome) -> Iterator[str]:

@@ -150,6 +150,10 @@ class Stores:
         """What tells a store from others that had or will have its name, "" if it is not known."""
         return Keys(self._database, name).identity()
 
+    def last_jobs(self, name: str) -> dict[str, int]:
+        """The number of the last job that may have counted an earlier layer of the name, by layer."""
+        return Keys(self._database, name).last_jobs()
+
     def withdraw(self, name: str, batch: BatchView) -> None:
         """Note that `batch` does not count, in the store and then in the database.
 

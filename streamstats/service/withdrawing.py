@@ -10,11 +10,13 @@ from pathlib import Path
 from ..calibration.addresses import ONLY
 from ..calibration.selection import ALL, LayerRule, rules_of
 from ..coverage import EMPTY, Coverage, Rows
+from ..errors import DataError
 from ..jobs.forget import forget
 from ..jobs.job import Job
 from ..outputs.manifest import NOTHING, read_manifest
 from ..outputs.results import excluded_rows
 from ..progress import Progress
+from .published import current, folder_of
 
 
 def forget_withdrawn(job: Job, withdrawn: Mapping[str, Sequence[Rows]], progress: Progress, *, again: bool) -> int:
@@ -35,6 +37,20 @@ def forget_withdrawn(job: Job, withdrawn: Mapping[str, Sequence[Rows]], progress
             progress.say(f"forgetting rows {rows} of layer {layer}, which were withdrawn")
             forgotten += sum(each.rows for each in forget(_alone(job, layer), *rows.ranges, progress=progress))
     return forgotten
+
+
+def counts(job: Path, withdrawn: Mapping[str, Coverage]) -> bool:
+    """Whether the current result set of the job in the folder `job` counts rows that are `withdrawn`, by layer.
+
+    Not if it is damaged: it cannot forget them either.
+    """
+    try:
+        number = current(job)
+        found = None if number is None else folder_of(job, number)
+        layers = (NOTHING if found is None else read_manifest(found) or NOTHING).layers
+    except DataError:
+        return False
+    return any(layers[name].covered & rows for name, rows in withdrawn.items() if name in layers)
 
 
 def _alone(job: Job, layer: str) -> Job:
