@@ -254,6 +254,10 @@ class Jobs:
         log.info("deleted", extra={"job": name})
         self._changed(name)
 
+    def since_published(self, name: str) -> float:
+        """How many seconds ago, at least, a job published its latest results."""
+        return self._reports.since_published(name)
+
     def listen(self, listener: Callable[[str], None]) -> Callable[[], None]:
         """Call `listener`, from any thread, with the id of each job that changes; the result ends that."""
         self._listeners.add(listener)
