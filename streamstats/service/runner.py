@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import sys
@@ -60,6 +61,8 @@ from .withdrawing import forget_withdrawn
 if TYPE_CHECKING:
     from ..models.onnx.correct import Correction, How
 
+COMMAND, ANEW = re.compile("--restart|--accept-changes|another output|`streamstats run"), "submit the job again"
+"""What names a remedy that only the command line has, and that of a job."""
 LOCK_SECONDS = 60.0
 """How long a job waits for an earlier process of the same job."""
 REQUEST, OUTPUT, LOCK = "request.json", "out", "job.lock"
@@ -96,9 +99,19 @@ def _failed(error: Exception, memory: int) -> tuple[int, str]:
     if is_no_memory(error):
         return StreamstatsError.exit_status, f"{no_memory(memory)} ({first_line(error)})"
     if isinstance(error, StreamstatsError):
-        return error.exit_status, " ".join(str(error).split())
+        return error.exit_status, in_a_job(" ".join(str(error).split()))
     traceback.print_exc()
     return StreamstatsError.exit_status, f"{type(error).__name__}: {first_line(error)}"
+
+
+def in_a_job(text: str) -> str:
+    """The message `text` with the remedy of a job, whose output nobody chooses or counts again, for that of a command.
+
+    >>> in_a_job("layer a: chunk c/0 has changed; count again with `run --restart`, or choose another output; look")
+    'layer a: chunk c/0 has changed; submit the job again; look'
+    """
+    clauses = (ANEW if COMMAND.search(each) else each for each in text.split("; "))
+    return "; ".join(dict.fromkeys(clauses))
 
 
 @contextlib.contextmanager

@@ -266,3 +266,18 @@ def test_a_job_that_counted_an_earlier_layer_of_the_name_neither_forgets_nor_is_
     assert client.wait(later).message == "done; 16 rows forgotten"
     assert counted(client, earlier.id) == exact(BATCHES)
     assert counted(client, later.id) == counted(client, earlier.id, "other") == exact(WITHOUT_B)
+
+
+def test_a_job_that_cannot_forget_says_what_its_client_can_do(service: Served, client: ss.Client) -> None:
+    send(client, "altered")
+    job = client.wait(client.submit({"kind": "run", "source": "store:altered"}))
+    client.withdraw("altered", "a/[l]", "b")
+    for chunk in (service.data / "stores/altered/a/[l]/c").rglob("*"):
+        if chunk.is_file():
+            chunk.write_bytes(chunk.read_bytes()[::-1])
+    client.forget(job)
+    after = client.wait(job)
+    assert (after.state, after.results) == ("done", 1)
+    assert after.message.startswith("nothing was forgotten: ")
+    assert "; submit the job again" in after.message
+    assert "--" not in after.message
